@@ -1,0 +1,67 @@
+"""Every derived name, label, annotation and key of the operator, in one place.
+
+Place in the flow: used by all other modules, imports none of them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+GROUP: Final = "workqueue.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "WorkQueue"
+PLURAL: Final = "workqueues"
+SINGULAR: Final = "workqueue"
+SHORT_NAME: Final = "wq"
+
+MAX_NAME_LENGTH: Final = 52
+"""Of a WorkQueue: what we derive from it must fit into label values, which end at 63 characters."""
+
+FIELD_MANAGER: Final = "workqueue-operator"
+REPLICAS_FIELD_MANAGER: Final = "workqueue-operator-replicas"
+"""Holds only the initial `replicas: 0`, so that applying the rest again never resets the count."""
+
+STATUS_FIELD_MANAGER: Final = "workqueue-operator-status"
+EVENT_REPORTER: Final = "workqueue-operator"
+
+LABEL_WORKQUEUE: Final = f"{GROUP}/workqueue"
+"""On Deployments and pods: the name of the WorkQueue they belong to; the pods' selector."""
+
+ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
+"""On pods: which template made them (the canary of a new template goes by it)."""
+
+ANNOTATION_ABANDON: Final = f"{GROUP}/abandon-queue"
+ANNOTATION_DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
+RETIRED_DELETION_COST: Final = "-1000"
+
+FINALIZER: Final = f"{GROUP}/queue"
+"""Only on WorkQueues whose queue is to be deleted with them."""
+
+WORKER_CONTAINER: Final = "worker"
+HANDLER_CONTAINER: Final = "handler"
+ENDPOINT_PORT: Final = 8090
+ENDPOINT_PORT_NAME: Final = "workqueue"
+BINDING_ROOT: Final = "/bindings"
+BINDING_NAME: Final = "rabbitmq"
+
+
+def workload_name(workqueue: str) -> str:
+    """The Deployment, PodDisruptionBudget and NetworkPolicy of a WorkQueue."""
+    return f"{workqueue}-worker"
+
+
+def pod_labels(workqueue: str) -> dict[str, str]:
+    """The labels of everything that belongs to a WorkQueue."""
+    return {
+        LABEL_WORKQUEUE: workqueue,
+        "app.kubernetes.io/name": "workqueue-worker",
+        "app.kubernetes.io/instance": workqueue,
+        "app.kubernetes.io/component": "worker",
+        "app.kubernetes.io/managed-by": "workqueue-operator",
+    }
+
+
+def pod_selector(workqueue: str) -> dict[str, str]:
+    """The one label that selects a WorkQueue's pods."""
+    return {LABEL_WORKQUEUE: workqueue}

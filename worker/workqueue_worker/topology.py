@@ -1,0 +1,214 @@
+"""What operator, worker and publisher agree on: the queues of a work queue, their names and arguments.
+
+Place in the flow: the operator declares the plan before a WorkQueue says Ready, the worker declares delay
+queues when a retry needs one, the command line declares for `--declare`. Pure: no I/O.
+
+A work queue `jobs` has
+
+    jobs              the work itself
+    jobs.dead         messages that were given up, with the reason in their headers
+    jobs.retry.10s    messages that wait ten seconds before they come back; one queue for each delay,
+                      since only the head of a queue can expire
+
+Only arguments that differ from RabbitMQ's defaults are sent: an argument that merely repeats a default
+still makes the declaration differ from that of somebody who left it out (406 PRECONDITION_FAILED).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, TypeAlias
+
+ArgumentValue: TypeAlias = str | int | bool
+Arguments: TypeAlias = Mapping[str, ArgumentValue]
+
+WAKE_ALLOWANCE: Final = 20
+"""Deliveries that waking up may cost a message, on top of the limit that a person asks for.
+
+Before RabbitMQ 4.3 each nack of the wake-up consumer counts as a delivery. The same number is declared on
+every version, so that an upgrade of the broker does not make the declaration differ.
+"""
+
+DEFAULT_DELIVERY_LIMIT: Final = 10
+"""How often a message may come back because its worker died, unless a person says otherwise."""
+
+
+class QueueType(StrEnum):
+    """The queue types that can hold work."""
+
+    QUORUM = "Quorum"
+    CLASSIC = "Classic"
+
+
+class ExchangeType(StrEnum):
+    """The exchange types that a WorkQueue can declare."""
+
+    DIRECT = "Direct"
+    TOPIC = "Topic"
+    FANOUT = "Fanout"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BrokerVersion:
+    """The version that RabbitMQ names in its server properties, as far as behaviour depends on it."""
+
+    major: int
+    minor: int
+
+    @classmethod
+    def parse(cls, text: str) -> BrokerVersion:
+        """Read `4.0.5`, `3.10.8` or `4.3.0-rc.1`; what cannot be read counts as the oldest supported."""
+        found = re.match(r"(\d+)\.(\d+)", text)
+        return cls(int(found[1]), int(found[2])) if found else cls(3, 10)
+
+    @property
+    def nack_counts_as_delivery(self) -> bool:
+        """Whether nack(requeue) moves a message towards its delivery limit (tried: through 4.2)."""
+        return self < BrokerVersion(4, 3)
+
+    @property
+    def consumer_timeout_as_consumer_argument(self) -> bool:
+        """Whether a consumer of a quorum queue may bring its own timeout (tried: from 4.3)."""
+        return self >= BrokerVersion(4, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A durable exchange to declare, and the keys with which the work queue is bound to it."""
+
+    name: str
+    type: ExchangeType = ExchangeType.DIRECT
+    routing_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """What a person can say about a work queue. `None` means: leave it to RabbitMQ.
+
+    Units: seconds where the name says so, bytes for `max_length_bytes`, messages for `max_length`.
+    """
+
+    name: str
+    type: QueueType = QueueType.QUORUM
+    exchange: Exchange | None = None
+    max_length: int | None = None
+    max_length_bytes: int | None = None
+    message_ttl_seconds: int | None = None
+    delivery_limit: int | None = None
+    single_active_consumer: bool = False
+    consumer_timeout_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One durable queue: its name and exactly the arguments to declare it with."""
+
+    name: str
+    arguments: Arguments = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A binding of a queue to an exchange."""
+
+    exchange: str
+    queue: str
+    routing_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything to declare for one work queue; `queues` is in the order of declaring.
+
+    The dead-letter queue comes first: dead-lettering into a queue that is missing stalls unseen.
+    """
+
+    queues: tuple[Queue, ...]
+    exchange: Exchange | None
+    bindings: tuple[Binding, ...]
+
+
+def dead_letter_queue_name(queue: str) -> str:
+    """The dead-letter queue of a work queue."""
+    return f"{queue}.dead"
+
+
+def delay_queue_name(queue: str, seconds: int) -> str:
+    """The delay queue of a work queue for one delay in whole seconds."""
+    return f"{queue}.retry.{seconds}s"
+
+
+def is_delay_queue(name: str, queue: str) -> bool:
+    """Whether `name` is a delay queue of the work queue `queue`."""
+    return re.fullmatch(re.escape(queue) + r"\.retry\.\d+s", name) is not None
+
+
+def dead_letter_queue(queue: str) -> Queue:
+    """The declaration of the dead-letter queue: quorum, without limits, nothing ever leaves it by itself."""
+    return Queue(dead_letter_queue_name(queue), {"x-queue-type": "quorum"})
+
+
+def delay_queue(queue: str, seconds: int) -> Queue:
+    """The declaration of a delay queue, whose messages return to `queue` after `seconds`.
+
+    Always quorum with at-least-once dead-lettering, also for a classic work queue: a classic delay queue
+    loses every message whose target is missing at expiry (tried on 3.10, 4.0 and 4.3).
+    """
+    return Queue(
+        delay_queue_name(queue, seconds),
+        {
+            "x-queue-type": "quorum",
+            "x-message-ttl": seconds * 1000,
+            **_dead_letter_to(queue),
+            **_AT_LEAST_ONCE,
+        },
+    )
+
+
+def work_queue(settings: QueueSettings) -> Queue:
+    """The declaration of the work queue itself."""
+    return Queue(settings.name, dict(_work_queue_arguments(settings)))
+
+
+def plan(settings: QueueSettings) -> Plan:
+    """Everything that must exist before anybody may publish to the work queue."""
+    exchange = settings.exchange
+    bindings: tuple[Binding, ...] = ()
+    if exchange is not None:
+        keys = exchange.routing_keys or ("" if exchange.type is ExchangeType.FANOUT else settings.name,)
+        bindings = tuple(Binding(exchange.name, settings.name, key) for key in keys)
+    return Plan((dead_letter_queue(settings.name), work_queue(settings)), exchange, bindings)
+
+
+_AT_LEAST_ONCE: Final[Arguments] = {
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",
+}
+
+
+def _dead_letter_to(queue: str) -> Arguments:
+    return {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue}
+
+
+def _work_queue_arguments(settings: QueueSettings) -> Iterator[tuple[str, ArgumentValue]]:
+    yield from _dead_letter_to(dead_letter_queue_name(settings.name)).items()
+    if settings.type is QueueType.QUORUM:
+        yield "x-queue-type", "quorum"
+        yield from _AT_LEAST_ONCE.items()
+        yield "x-delivery-limit", (settings.delivery_limit or DEFAULT_DELIVERY_LIMIT) + WAKE_ALLOWANCE
+    elif settings.max_length is not None or settings.max_length_bytes is not None:
+        # The default, drop-head, throws away messages that were already confirmed to their publisher.
+        yield "x-overflow", "reject-publish"
+    if settings.max_length is not None:
+        yield "x-max-length", settings.max_length
+    if settings.max_length_bytes is not None:
+        yield "x-max-length-bytes", settings.max_length_bytes
+    if settings.message_ttl_seconds is not None:
+        yield "x-message-ttl", settings.message_ttl_seconds * 1000
+    if settings.single_active_consumer:
+        yield "x-single-active-consumer", True
+    if settings.consumer_timeout_seconds is not None:
+        yield "x-consumer-timeout", settings.consumer_timeout_seconds * 1000
