@@ -1,0 +1,560 @@
+"""Real RabbitMQ servers for tests, benchmarks and people: 3.10, 4.0 and 4.3, side by side on loopback.
+
+Each runs from a Debian root file system (hack/rootfs.py) in mount and process namespaces of its own, so
+that nothing stays mounted and no process stays behind, however this process ends. By hand:
+
+    python -m tests.support.rabbitmq 4.0        runs one until Ctrl-C and prints its URL
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+import pika
+import pika.exceptions
+import pytest
+
+from hack.rootfs import RootfsError, rootfs
+from tests.support.certificates import Certificates, make_certificates
+
+RELEASES: Final = {"3.10": "bookworm", "4.0": "trixie", "4.3": "sid"}
+"""The RabbitMQ series under test, and the Debian release that has it."""
+
+DEFAULT: Final = "4.0"
+START_SECONDS: Final = 120.0
+STOP_SECONDS: Final = 30.0
+
+_HOME: Final = "/var/lib/rabbitmq"
+_NODE: Final = "rabbit@localhost"
+
+# Process 1 of the namespaces. It ends, and the kernel then kills all the others, when the server ends or
+# when standard input reaches its end: the other end of that pipe dies with the process that started us.
+_FIRST_PROCESS: Final = """
+set -e
+root=$1 data=$2
+shift 2
+mount --bind "$data" "$root/var/lib/rabbitmq"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs tmpfs "$root/tmp"
+mount -t tmpfs tmpfs "$root/run"
+mount -t proc proc "$root/proc"
+exec 3<&0
+chroot "$root" "$@" </dev/null &
+server=$!
+cat <&3 >/dev/null &
+wait -n "$server" "$!"
+"""
+
+
+class BrokerError(AssertionError):
+    """RabbitMQ did not do what the test needs; the message ends with the tail of its log."""
+
+
+class Depth(NamedTuple):
+    """How many messages a queue holds."""
+
+    ready: int
+    unacknowledged: int
+
+
+class _Ports(NamedTuple):
+    amqp: int
+    amqps: int
+    management: int
+    distribution: int
+    epmd: int
+
+    @classmethod
+    def free(cls) -> _Ports:
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in cls._fields]
+            for one in sockets:
+                one.bind(("127.0.0.1", 0))
+            return cls(*(one.getsockname()[1] for one in sockets))
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualHost:
+    """A virtual host made for one test."""
+
+    broker: Broker
+    name: str
+
+    @property
+    def url(self) -> str:
+        """The AMQP URL, as guest."""
+        return self.broker.url_of(self.name)
+
+    def connect(self) -> pika.BlockingConnection:
+        """A plain connection for the test's own use."""
+        return pika.BlockingConnection(pika.URLParameters(self.url))
+
+    def depth(self, queue: str) -> Depth:
+        """Messages that are ready, and messages that are delivered but not acknowledged."""
+        return self.broker.depth(queue, self.name)
+
+    def exists(self, queue: str) -> bool:
+        """Whether the queue is declared."""
+        return self.broker.exists(queue, self.name)
+
+
+class Broker:
+    """One RabbitMQ server. Its ports and its data survive `stop`, `kill` and `restart`.
+
+    Attributes:
+        series: `3.10`, `4.0` or `4.3`.
+        version: what the server says, such as `4.0.5`; empty before the first start.
+        port, tls_port, management_port: on 127.0.0.1.
+        certificates: of the TLS listener, and a client certificate for the user guest (EXTERNAL works).
+        log: the server's log file.
+    """
+
+    def __init__(self, series: str, folder: Path, *, management: bool = True) -> None:
+        self.series = series
+        self.version = ""
+        self.folder = folder
+        self.log = folder / "server.log"
+        self._ports = _Ports.free()
+        self.port, self.tls_port, self.management_port = self._ports[:3]
+        self._root = rootfs(RELEASES[series], ["rabbitmq-server"])
+        self._data = folder / "data"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._data.mkdir(parents=True)
+        self.certificates: Certificates = make_certificates(self._data / "tls")
+        self._write_configuration(management=management)
+
+    def __repr__(self) -> str:
+        return f"<RabbitMQ {self.version or self.series} on port {self.port}>"
+
+    # -- addresses
+
+    @property
+    def url(self) -> str:
+        """The AMQP URL of the virtual host `/`, as guest."""
+        return self.url_of("/")
+
+    @property
+    def management_url(self) -> str:
+        """The base URL of the management API, with guest's credentials."""
+        return f"http://guest:guest@127.0.0.1:{self.management_port}"
+
+    def url_of(
+        self, vhost: str, username: str = "guest", password: str = "guest", *, tls: bool = False
+    ) -> str:
+        """The AMQP URL of a virtual host for a user."""
+        place = f"localhost:{self.tls_port}" if tls else f"127.0.0.1:{self.port}"
+        who = f"{quote(username, safe='')}:{quote(password, safe='')}"
+        return f"{'amqps' if tls else 'amqp'}://{who}@{place}/{quote(vhost, safe='')}"
+
+    # -- life
+
+    def start(self) -> None:
+        """Start the server and wait until it takes connections."""
+        self.spawn()
+        self.wait_until_ready()
+
+    def spawn(self) -> None:
+        """Start the server without waiting; `wait_until_ready` must follow."""
+        assert self._process is None, f"{self!r} is running already."
+        command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", _FIRST_PROCESS]
+        command += ["rabbitmq", str(self._root), str(self._data)]
+        command += [*self._in_chroot(), "/usr/lib/rabbitmq/bin/rabbitmq-server"]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+
+    def wait_until_ready(self) -> None:
+        """Wait until a connection can be opened."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            assert self._process is not None, f"{self!r} was not started."
+            if self._process.poll() is not None:
+                raise BrokerError(f"{self!r} ended while it started:\n{self.log_tail()}")
+            with suppress(pika.exceptions.AMQPError, OSError), self.connect() as connection:
+                self.version = connection._impl.server_properties["version"]
+                return
+            if time.monotonic() > deadline:
+                raise BrokerError(f"{self!r} is not ready after {START_SECONDS} s:\n{self.log_tail()}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Shut down in order, as for an upgrade. Does nothing when it is not running."""
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(self._server_process(), signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill it at once (SIGKILL), as a machine dies. Does nothing when it is not running."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with suppress(ProcessLookupError, IndexError):
+            os.kill(_children(process.pid)[0], signal.SIGKILL)
+        process.communicate()
+
+    def restart(self, *, kill: bool = False) -> None:
+        """Stop (or kill) it and start it again on the same ports with the same data."""
+        if kill:
+            self.kill()
+        else:
+            self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Kill it and remove its data."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The server answers nothing while its sockets stay open, as behind a network that drops packets."""
+        server = self._server_process()
+        os.kill(server, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(server, signal.SIGCONT)
+
+    # -- what a test asks of it
+
+    def connect(self, vhost: str = "/") -> pika.BlockingConnection:
+        """A plain connection for the test's own use."""
+        return pika.BlockingConnection(pika.URLParameters(self.url_of(vhost)))
+
+    def ctl(self, *arguments: str) -> str:
+        """Run rabbitmqctl (takes a second or two) and return what it prints."""
+        return self._run("/usr/lib/rabbitmq/bin/rabbitmqctl", "--quiet", "--node", _NODE, *arguments)
+
+    def evaluate(self, expression: str) -> str:
+        """Evaluate Erlang expressions on the server (takes some milliseconds) and return the printed term."""
+        cookie = (self._data / ".erlang.cookie").read_text()
+        printed = self._run("erl_call", "-sname", _NODE, "-c", cookie, "-e", input=f"{expression}.\n")
+        found = re.fullmatch(r"\{ok, (.*)\}\s*", printed, re.DOTALL)
+        if not found:
+            raise BrokerError(f"{self!r} answered {printed!r} to {expression!r}.")
+        return found[1]
+
+    @contextmanager
+    def new_vhost(self, name: str | None = None) -> Iterator[VirtualHost]:
+        """A virtual host of its own, in which guest may do everything; deleted at the end."""
+        name = name or f"test-{uuid.uuid4().hex[:12]}"
+        self.evaluate(f"rabbit_vhost:add({_binary(name)}, {_binary('test')})")
+        self.allow("guest", name)
+        try:
+            yield VirtualHost(self, name)
+        finally:
+            if self._process is not None:
+                self.evaluate(f"rabbit_vhost:delete({_binary(name)}, {_binary('test')})")
+
+    def allow(
+        self, username: str, vhost: str = "/", configure: str = ".*", write: str = ".*", read: str = ".*"
+    ) -> None:
+        """Set a user's permissions in a virtual host."""
+        patterns = ", ".join(map(_binary, (username, vhost, configure, write, read, "test")))
+        self.evaluate(f"rabbit_auth_backend_internal:set_permissions({patterns})")
+
+    def add_user(
+        self,
+        username: str,
+        password: str,
+        vhost: str = "/",
+        *,
+        configure: str = ".*",
+        write: str = ".*",
+        read: str = ".*",
+    ) -> None:
+        """Add a user with these permissions (regular expressions) in a virtual host."""
+        who = ", ".join(map(_binary, (username, password, "test")))
+        self.evaluate(f"rabbit_auth_backend_internal:add_user({who})")
+        self.allow(username, vhost, configure, write, read)
+
+    def change_password(self, username: str, password: str) -> None:
+        """Give a user another password."""
+        who = ", ".join(map(_binary, (username, password, "test")))
+        self.evaluate(f"rabbit_auth_backend_internal:change_password({who})")
+
+    def delete_user(self, username: str) -> None:
+        """Delete a user; connections that are open stay open."""
+        self.evaluate(f"rabbit_auth_backend_internal:delete_user({_binary(username)}, {_binary('test')})")
+
+    def depth(self, queue: str, vhost: str = "/") -> Depth:
+        """Messages that are ready, and messages that are delivered but not acknowledged; both live."""
+        printed = self.evaluate(
+            f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}),"
+            "case amqqueue:get_type(Q) of"
+            "  rabbit_quorum_queue ->"
+            "    {ok, {_, All}, _} ="
+            "      ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1),"
+            "    {ok, {_, Ready}, _} ="
+            "      ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_ready/1),"
+            "    {Ready, All - Ready};"
+            "  _ ->"
+            "    [{_, Ready}, {_, Unacked}] ="
+            "      rabbit_amqqueue:info(Q, [messages_ready, messages_unacknowledged]),"
+            "    {Ready, Unacked} "
+            "end"
+        )
+        return Depth(*map(int, re.findall(r"\d+", printed)))
+
+    def exists(self, queue: str, vhost: str = "/") -> bool:
+        """Whether the queue is declared."""
+        return self.evaluate(f"rabbit_amqqueue:exists({_resource(vhost, queue)})") == "true"
+
+    def close_connections(self, reason: str = "closed by a test") -> None:
+        """Close every client connection from the server's side (320 CONNECTION_FORCED)."""
+        self.evaluate(f'rabbit_networking:close_connections(rabbit_networking:connections(), "{reason}")')
+
+    @contextmanager
+    def memory_alarm(self) -> Iterator[None]:
+        """The server's memory alarm is on: connections that publish are blocked."""
+        before = self.evaluate("vm_memory_monitor:get_vm_memory_high_watermark()")
+        self.evaluate("vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1})")
+        try:
+            yield
+        finally:
+            self.evaluate(f"vm_memory_monitor:set_vm_memory_high_watermark({before})")
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The last lines of the server's log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    # -- inside
+
+    def _run(self, *command: str, input: str = "") -> str:  # noqa: A002 - as subprocess.run names it
+        assert self._process is not None, f"{self!r} is not running."
+        first = _children(self._process.pid)[0]
+        enter = ["nsenter", "--mount", "--pid", f"--target={first}"]
+        done = subprocess.run(
+            [*enter, "chroot", str(self._root), *self._in_chroot(), *command],
+            capture_output=True,
+            text=True,
+            input=input,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise BrokerError(f"{self!r}: {command[0]} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def _in_chroot(self) -> Sequence[str]:
+        erlang = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
+        environment = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": _HOME,
+            "LANG": "C.UTF-8",
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._ports.epmd),
+            "RABBITMQ_NODENAME": _NODE,
+            "RABBITMQ_DIST_PORT": str(self._ports.distribution),
+            "RABBITMQ_CONFIG_FILE": f"{_HOME}/rabbitmq.conf",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{_HOME}/enabled_plugins",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": erlang,
+        }
+        return ("env", "--ignore-environment", *(f"{key}={value}" for key, value in environment.items()))
+
+    def _write_configuration(self, *, management: bool) -> None:
+        tls = f"{_HOME}/tls"
+        lines = [
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}",
+            f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}",
+            f"ssl_options.cacertfile = {tls}/{self.certificates.authority.name}",
+            f"ssl_options.certfile = {tls}/{self.certificates.server_certificate.name}",
+            f"ssl_options.keyfile = {tls}/{self.certificates.server_key.name}",
+            "ssl_options.verify = verify_peer",
+            "ssl_options.fail_if_no_peer_cert = false",
+            "ssl_cert_login_from = common_name",
+            "auth_mechanisms.1 = PLAIN",
+            "auth_mechanisms.2 = EXTERNAL",
+            "loopback_users = none",
+            "log.console = true",
+            "log.file = false",
+        ]
+        plugins = ["rabbitmq_auth_mechanism_ssl"]
+        if management:
+            plugins.append("rabbitmq_management")
+            lines += ["management.tcp.ip = 127.0.0.1", f"management.tcp.port = {self.management_port}"]
+        (self._data / "rabbitmq.conf").write_text("\n".join([*lines, ""]))
+        (self._data / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
+        cookie = self._data / ".erlang.cookie"
+        cookie.write_text(uuid.uuid4().hex)
+        cookie.chmod(0o400)
+
+    def _server_process(self) -> int:
+        """The Erlang machine, seen from outside its namespace."""
+        assert self._process is not None, f"{self!r} is not running."
+        waiting = [self._process.pid]
+        while waiting:
+            process = waiting.pop()
+            with suppress(FileNotFoundError):
+                if Path(f"/proc/{process}/comm").read_text().strip() == "beam.smp":
+                    return process
+            waiting += _children(process)
+        raise ProcessLookupError(f"{self!r} has no Erlang process yet.")
+
+
+def _children(process: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def _binary(text: str) -> str:
+    return f"<<{','.join(map(str, text.encode()))}>>"
+
+
+def _resource(vhost: str, queue: str) -> str:
+    return f"rabbit_misc:r({_binary(vhost)}, queue, {_binary(queue)})"
+
+
+@contextmanager
+def running(series: str = DEFAULT, *, management: bool = True) -> Iterator[Broker]:
+    """One RabbitMQ that runs until the context ends; its data go to the temporary folder and away again."""
+    broker = Broker(series, Path(tempfile.mkdtemp(prefix="rabbitmq-")), management=management)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.close()
+
+
+# -- fixtures
+
+
+class _Brokers:
+    """The servers of one test session. The first use of any starts all that the session will need."""
+
+    def __init__(self, needed: Sequence[str], folder: Path) -> None:
+        self._needed = needed
+        self._folder = folder
+        self._spawned: dict[str, Broker] = {}
+        self._ready: set[str] = set()
+
+    def get(self, series: str) -> Broker:
+        for one in {series: None, **dict.fromkeys(self._needed)}:
+            if one not in self._spawned:
+                self._spawned[one] = broker = Broker(one, self._folder / one)
+                broker.spawn()
+        if series not in self._ready:
+            self._spawned[series].wait_until_ready()
+            self._ready.add(series)
+        return self._spawned[series]
+
+    def close(self) -> None:
+        for broker in self._spawned.values():
+            broker.close()
+
+
+def _needed(session: pytest.Session) -> list[str]:
+    names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if "every_rabbitmq" in names:
+        return list(RELEASES)
+    return [series for series in RELEASES if f"rabbitmq_{series.replace('.', '')}" in names]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Make the root file systems here, where it is no test's time and people can see what is going on."""
+    if session.config.option.collectonly:
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else ExitStack():
+        for series in _needed(session):
+            rootfs(RELEASES[series], ["rabbitmq-server"])
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_servers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[_Brokers]:
+    """All servers of the session; tests ask for one of the fixtures below."""
+    brokers = _Brokers(_needed(request.session), tmp_path_factory.mktemp("rabbitmq"))
+    yield brokers
+    brokers.close()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_310(rabbitmq_servers: _Brokers) -> Broker:
+    """RabbitMQ 3.10."""
+    return rabbitmq_servers.get("3.10")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_40(rabbitmq_servers: _Brokers) -> Broker:
+    """RabbitMQ 4.0."""
+    return rabbitmq_servers.get("4.0")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_43(rabbitmq_servers: _Brokers) -> Broker:
+    """RabbitMQ 4.3."""
+    return rabbitmq_servers.get("4.3")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(rabbitmq_40: Broker) -> Broker:
+    """The RabbitMQ for tests that do not depend on the version."""
+    return rabbitmq_40
+
+
+@pytest.fixture(scope="session", params=list(RELEASES), ids=lambda series: f"RabbitMQ {series}")
+def every_rabbitmq(request: pytest.FixtureRequest, rabbitmq_servers: _Brokers) -> Broker:
+    """Each supported RabbitMQ in turn."""
+    return rabbitmq_servers.get(request.param)
+
+
+@pytest.fixture
+def vhost(rabbitmq: Broker) -> Iterator[VirtualHost]:
+    """A virtual host of the test's own, on the RabbitMQ for tests that do not depend on the version."""
+    with rabbitmq.new_vhost() as made:
+        yield made
+
+
+@pytest.fixture
+def every_vhost(every_rabbitmq: Broker) -> Iterator[VirtualHost]:
+    """A virtual host of the test's own, on each supported RabbitMQ in turn."""
+    with every_rabbitmq.new_vhost() as made:
+        yield made
+
+
+def main() -> int:
+    """Run one RabbitMQ in the foreground until Ctrl-C or SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m tests.support.rabbitmq", description=main.__doc__)
+    parser.add_argument("series", nargs="?", default=DEFAULT, choices=list(RELEASES))
+    parser.add_argument("--no-management", action="store_true", help="without the management plug-in")
+    arguments = parser.parse_args()
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    try:
+        with running(arguments.series, management=not arguments.no_management) as broker:
+            print(f"RabbitMQ {broker.version} is ready: {broker.url}", flush=True)
+            if not arguments.no_management:
+                print(f"Management: {broker.management_url}", flush=True)
+            ended.wait()
+    except (RootfsError, BrokerError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
