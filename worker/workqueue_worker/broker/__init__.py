@@ -1,0 +1,1 @@
+"""What knows RabbitMQ: connections, deliveries, publishing. The only part of the worker that imports pika."""

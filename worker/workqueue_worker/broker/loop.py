@@ -1,0 +1,249 @@
+"""The I/O loop under a connection: pika's selector interface, made so that several threads may share it.
+
+Place in the flow: `connection` runs pika on it; `crew` and `tasks` let the threads that run handlers turn
+it. pika's own loop belongs to one thread, so that each acknowledgement from another thread costs a wake-up
+and a switch. Here everything that touches pika happens under `lock`, by whichever thread, and only the wait
+for the socket happens outside it. What was written is sent when the lock is let go, without asking the
+selector first: an open connection can nearly always be written to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final
+
+from pika.adapters.utils.selector_ioloop_adapter import AbstractSelectorIOLoop
+
+MAX_WAIT_SECONDS: Final = 5.0
+"""A turn never waits longer, so that the age of the last turn tells whether the loop is alive."""
+
+EventHandler = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class _Watch:
+    handler: EventHandler
+    interest: int
+    registered: int = 0
+
+
+@dataclass(slots=True, order=True)
+class Timer:
+    """A callback to come; order is by time, then by age."""
+
+    deadline: float
+    number: int
+    callback: Callable[[], None] | None = field(compare=False)
+
+
+class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
+    """One selector, its timers and callbacks, and the lock that guards all of it and all of pika above it.
+
+    `with loop:` takes the lock; at its end everything that was written meanwhile is sent.
+
+    Args:
+        on_error: told of an exception that a callback let through; the loop itself goes on.
+    """
+
+    READ: Final = selectors.EVENT_READ
+    WRITE: Final = selectors.EVENT_WRITE
+    ERROR: Final = 4
+
+    def __init__(self, on_error: Callable[[Exception], None]) -> None:
+        self.lock = threading.RLock()
+        self.last_turn = time.monotonic()
+        self.send_at_once = False
+        """True while a connection is open. Before, a socket that can be written to means: connected."""
+        self._on_error = on_error
+        self._selector = selectors.DefaultSelector()
+        self._watches: dict[int, _Watch] = {}
+        self._to_send: list[int] = []
+        self._timers: list[Timer] = []
+        self._timer_numbers = itertools.count()
+        self._callbacks: deque[Callable[[], None]] = deque()
+        self._waits_until = 0.0
+        self._stopped = False
+        self._woken = False
+        self._alarm, self._alarm_sender = socket.socketpair()
+        self._alarm_fd = self._alarm.fileno()
+        self._alarm.setblocking(False)
+        self._alarm_sender.setblocking(False)
+        self._selector.register(self._alarm, selectors.EVENT_READ)
+
+    # Turning the loop -------------------------------------------------------------------------------------
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._to_send:
+                self._send()
+        finally:
+            self.lock.release()
+
+    def turn(self, max_wait: float = MAX_WAIT_SECONDS) -> None:
+        """Wait for something to happen, at most `max_wait` seconds, and handle it. For any thread."""
+        with self.lock:
+            wait = self.seconds_to_next(max_wait)
+            self._waits_until = time.monotonic() + wait
+        ready = self._selector.select(wait)
+        with self:
+            self._waits_until = 0.0
+            self.last_turn = time.monotonic()
+            for key, events in ready:
+                self._dispatch(key.fd, events)
+            self._run_callbacks()
+            self._run_timers()
+
+    def start(self) -> None:
+        """Turn until `stop()`."""
+        while not self._stopped:
+            self.turn()
+
+    def stop(self) -> None:
+        """End `start()`. Thread-safe."""
+        self._stopped = True
+        self.wake()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop()` was called."""
+        return self._stopped
+
+    def close(self) -> None:
+        """Release the selector. Nothing may turn the loop afterwards."""
+        with self.lock:
+            self._callbacks.clear()
+            self._timers.clear()
+            self._selector.close()
+            self._alarm.close()
+            self._alarm_sender.close()
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when a turn would find something to do (epoll, kqueue)."""
+        return self._selector.fileno()
+
+    def seconds_to_next(self, max_wait: float) -> float:
+        """How long a turn may wait. Call it under the lock."""
+        if self._callbacks:
+            return 0.0
+        if not self._timers:
+            return max_wait
+        return min(max_wait, max(0.0, self._timers[0].deadline - time.monotonic()))
+
+    def wake(self) -> None:
+        """Make the turn that waits return now. Thread-safe, and safe in a signal handler."""
+        if self._woken:
+            return
+        self._woken = True
+        with contextlib.suppress(OSError):  # full, so that it rings already; or closed: nobody waits
+            self._alarm_sender.send(b"\0")
+
+    # pika's interface ------------------------------------------------------------------------------------
+
+    def add_callback(self, callback: Callable[[], None]) -> None:
+        """Run `callback` in the next turn. Thread-safe."""
+        self._callbacks.append(callback)
+        self.wake()
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
+        """Run `callback` after `delay` seconds. Call it under the lock."""
+        timer = Timer(time.monotonic() + max(0.0, delay), next(self._timer_numbers), callback)
+        heapq.heappush(self._timers, timer)
+        if timer.deadline < self._waits_until:
+            self.wake()
+        return timer
+
+    def remove_timeout(self, timeout_handle: Timer) -> None:
+        """Forget a timer; harmless when it has run."""
+        timeout_handle.callback = None
+        # The heap keeps what was cancelled until its time comes, unless that becomes most of it.
+        if len(self._timers) > 64 and sum(t.callback is None for t in self._timers) * 2 > len(self._timers):  # noqa: PLR2004
+            self._timers = [timer for timer in self._timers if timer.callback is not None]
+            heapq.heapify(self._timers)
+
+    def add_handler(self, fd: int, handler: EventHandler, events: int) -> None:
+        """Watch a descriptor."""
+        self._watches[fd] = _Watch(handler, 0)
+        self.update_handler(fd, events)
+
+    def update_handler(self, fd: int, events: int) -> None:
+        """Change what a descriptor is watched for."""
+        watch = self._watches[fd]
+        starts_to_write = events & self.WRITE & ~watch.interest
+        watch.interest = events & (self.READ | self.WRITE)
+        if starts_to_write and self.send_at_once:
+            self._to_send.append(fd)
+        else:
+            self._register(fd, watch)
+
+    def remove_handler(self, fd: int) -> None:
+        """Stop watching a descriptor."""
+        watch = self._watches.pop(fd)
+        if watch.registered:
+            self._selector.unregister(fd)
+
+    # Inside ----------------------------------------------------------------------------------------------
+
+    def _register(self, fd: int, watch: _Watch) -> None:
+        if watch.interest == watch.registered:
+            return
+        if not watch.registered:
+            self._selector.register(fd, watch.interest)
+        elif not watch.interest:
+            self._selector.unregister(fd)
+        else:
+            self._selector.modify(fd, watch.interest)
+        watch.registered = watch.interest
+
+    def _send(self) -> None:
+        while self._to_send:
+            fd = self._to_send.pop()
+            watch = self._watches.get(fd)
+            if watch is None or not watch.interest & self.WRITE:
+                continue
+            self._guard(watch.handler, fd, self.WRITE)
+            watch = self._watches.get(fd)
+            if watch is not None:  # what the socket did not take is left to the selector
+                self._register(fd, watch)
+
+    def _dispatch(self, fd: int, events: int) -> None:
+        if fd == self._alarm_fd:
+            with contextlib.suppress(BlockingIOError):  # another thread has read it
+                self._alarm.recv(64)
+            self._woken = False
+            return
+        watch = self._watches.get(fd)
+        # Another thread may have changed the interest since the selector returned.
+        if watch is not None and events & watch.interest:
+            self._guard(watch.handler, fd, events & watch.interest)
+
+    def _run_callbacks(self) -> None:
+        for _ in range(len(self._callbacks)):  # what they add is left to the next turn
+            self._guard(self._callbacks.popleft())
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0].deadline <= now:
+            callback = heapq.heappop(self._timers).callback
+            if callback is not None:
+                self._guard(callback)
+
+    def _guard(self, callback: Callable[..., None], *arguments: int) -> None:
+        try:
+            callback(*arguments)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the loop and its timers must go on
+            self._on_error(error)

@@ -1,0 +1,74 @@
+"""Logging of worker and operator: a constant sentence with key/values, as JSON or for people.
+
+Place in the flow: configured once at start, used everywhere as `logger.info("Sentence.", extra={...})`. In
+the cluster one JSON object a line, on a terminal one readable line. Bodies and passwords are never logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any, Final, TextIO
+
+FORMATS: Final = ("json", "text")
+
+_OWN_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object: time (UTC, RFC 3339), level, logger, message, then the key/values."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write the record as one line."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        entry: dict[str, Any] = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **key_values(record),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """Time of day, level, sentence, then `key=value` for each."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write the record as one line, and an exception below it."""
+        stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
+        pairs = "".join(f"  {key}={_quoted(value)}" for key, value in key_values(record).items())
+        line = f"{stamp} {record.levelname:<7} {record.getMessage()}{pairs}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def key_values(record: logging.LogRecord) -> dict[str, Any]:
+    """What was given as `extra`."""
+    return {key: value for key, value in vars(record).items() if key not in _OWN_FIELDS}
+
+
+def configure(
+    log_format: str | None = None, level: int | str = logging.INFO, stream: TextIO | None = None
+) -> None:
+    """Send all logging of the process to `stream` (default: standard error).
+
+    Args:
+        log_format: `json` or `text`; None: text on a terminal, else JSON.
+        level: as the logging module names it.
+    """
+    stream = stream or sys.stderr
+    chosen = log_format or ("text" if stream.isatty() else "json")
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JSONFormatter() if chosen == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if not text or " " in text or '"' in text else text
