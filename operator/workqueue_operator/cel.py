@@ -39,4 +39,5 @@ def rules(*stated: JsonSchema) -> JsonSchema:
 
 def unchanged(field: str) -> str:
     """The expression that an optional property of `self` is what it was, set or unset."""
-    return f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
+    now, before = f"self.{field}", f"oldSelf.{field}"
+    return f"has({now}) == has({before}) && (!has({now}) || {now} == {before})"

@@ -163,6 +163,7 @@ class Queue(_Model):
                 rule(
                     f"!self.declare || !oldSelf.declare || ({unchanged(argument)})",
                     f"queue.{argument} cannot be changed: {IMMUTABLE_ADVICE}",
+                    argument,
                 )
                 for argument in _ARGUMENTS
             ),
