@@ -57,7 +57,7 @@ class Generated:
 
 
 def chart_crd() -> str:
-    """The CRD as a template: people choose whether the chart brings it and whether it outlives the release."""
+    """The CRD as a template: people choose whether the chart brings it, and whether it stays behind."""
     head, metadata, rest = crd.text().partition(f"  name: {crd.crd()['metadata']['name']}\n")
     return (
         "{{- if .Values.crds.enabled }}\n"

@@ -1,0 +1,43 @@
+# One image serves the operator and the workers. It is built by docker, and by buildah with --isolation chroot.
+# The base needs python3 (3.11 or later) with venv, and nothing else.
+ARG BASE_IMAGE=python:3.13-slim
+
+FROM ${BASE_IMAGE} AS dependencies
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off PIP_ROOT_USER_ACTION=ignore
+RUN python3 -m venv /opt/venv
+COPY requirements.lock /src/
+RUN /opt/venv/bin/pip install --require-hashes --no-deps --no-compile --requirement /src/requirements.lock
+# Compiled once here: the root file system is read-only where the image runs, and each start is faster.
+# Unchecked, since whatever copies layers may change the time stamps that a check would go by.
+RUN /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
+
+FROM dependencies AS project
+COPY requirements-dev.lock /src/
+RUN python3 -m venv /opt/build \
+    && /opt/build/bin/pip install --constraint /src/requirements-dev.lock hatchling
+COPY pyproject.toml README.md LICENSE /src/
+COPY operator /src/operator
+COPY worker /src/worker
+# A tree of its own, so that a change of the project changes only a small layer of the image.
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /src/dist /src \
+    && /opt/venv/bin/pip install --no-deps --no-compile --prefix /opt/project /src/dist/*.whl \
+    && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash \
+        -s /opt/project -p /opt/venv /opt/project/lib
+
+FROM ${BASE_IMAGE}
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="workqueue-operator" \
+      org.opencontainers.image.description="Job queues on Kubernetes: durable RabbitMQ queues, workers scaled by queue depth, no job lost." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=project /opt/project /opt/venv
+# Where an image built from this one puts its handlers.
+WORKDIR /app
+USER 65532:65532
+CMD ["workqueue", "--help"]
