@@ -12,9 +12,9 @@ RUN /opt/venv/bin/pip install --require-hashes --no-deps --no-compile --requirem
 RUN /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
 
 FROM dependencies AS project
-COPY requirements-dev.lock /src/
+COPY requirements-build.lock /src/
 RUN python3 -m venv /opt/build \
-    && /opt/build/bin/pip install --constraint /src/requirements-dev.lock hatchling
+    && /opt/build/bin/pip install --require-hashes --no-deps --requirement /src/requirements-build.lock
 COPY pyproject.toml README.md LICENSE /src/
 COPY operator /src/operator
 COPY worker /src/worker
