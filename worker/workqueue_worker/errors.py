@@ -33,5 +33,65 @@ class HandlerLoadError(WorkerError):
     """The handler cannot be loaded or reached, so that no message may be taken."""
 
 
+class DeclareError(BrokerError):
+    """RabbitMQ refused to declare or bind something.
+
+    Attributes:
+        name: the queue or exchange.
+        code: RabbitMQ's reply code: 406 when it exists with other arguments, 403 when we may not.
+    """
+
+    def __init__(self, name: str, code: int, reason: str) -> None:
+        super().__init__(f"{name} cannot be declared: {code} {reason}")
+        self.name = name
+        self.code = code
+
+
 class PublishError(BrokerError):
-    """A message was not accepted: it was returned as unroutable, refused, or never confirmed."""
+    """A message was not accepted: it was returned as unroutable, refused, or never confirmed.
+
+    Attributes:
+        exchange, routing_key: where it was to go.
+        message_id: its id, also when the publisher gave it one.
+        reason: why, as a clause.
+    """
+
+    _WHAT = "was not published"
+
+    def __init__(self, exchange: str, routing_key: str, message_id: str, reason: str) -> None:
+        place = (
+            f"exchange {exchange!r} with routing key {routing_key!r}" if exchange else f"queue {routing_key}"
+        )
+        super().__init__(f"Message {message_id} to {place} {self._WHAT}: {reason}.")
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.message_id = message_id
+        self.reason = reason
+
+
+class Returned(PublishError):
+    """No queue took the message: the queue does not exist, or nothing is bound with its routing key."""
+
+    _WHAT = "was returned"
+
+
+class Nacked(PublishError):
+    """RabbitMQ refused the message: a queue that would have got it is full, or failed."""
+
+    _WHAT = "was refused"
+
+
+class Unconfirmed(PublishError):
+    """Nobody knows whether RabbitMQ has the message. A retry with the same message id is recognisable."""
+
+    _WHAT = "was not confirmed and may be there or not"
+
+
+class NotSent(PublishError):
+    """The message never left this process: it was not connected, or RabbitMQ takes no messages for now."""
+
+    _WHAT = "was not sent"
+
+
+class UndecodableError(WorkerError, ValueError):
+    """The body of a message is not what the handler tried to read it as."""

@@ -1,0 +1,52 @@
+"""A message on the wire, without pika: its properties, and what is to be published.
+
+Place in the flow: handlers see `Properties`; the runtime and the command line make `Outgoing` messages;
+only `broker/` turns them into pika's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+Headers = Mapping[str, Any]
+
+PERSISTENT: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """The properties of AMQP 0-9-1, but for the headers; None where the publisher set nothing.
+
+    Units: `expiration` is text with milliseconds, `timestamp` Unix seconds, `delivery_mode` 2 for persistent.
+    """
+
+    content_type: str | None = None
+    content_encoding: str | None = None
+    delivery_mode: int | None = None
+    priority: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration: str | None = None
+    message_id: str | None = None
+    timestamp: int | None = None
+    type: str | None = None
+    user_id: str | None = None
+    app_id: str | None = None
+
+    @classmethod
+    def of(cls, raw: object) -> Properties:
+        """Read them from an object that has them as attributes, such as pika's."""
+        return cls(**{one.name: getattr(raw, one.name, None) for one in fields(cls)})
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message to publish: mandatory and confirmed, whoever publishes it."""
+
+    body: bytes
+    routing_key: str
+    exchange: str = ""
+    properties: Properties = field(default_factory=lambda: Properties(delivery_mode=PERSISTENT))
+    headers: Headers = field(default_factory=dict)

@@ -1,0 +1,93 @@
+"""The headers that we add to a message when it is retried or given up, and how they come off again.
+
+Place in the flow: `settlement` writes them, handlers and `workqueue dead` read them, a replay takes them off.
+Pure. The attempt header is our own, since `x-death` does not add up across republishing on RabbitMQ 4.x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from .envelope import Headers, Properties
+
+ATTEMPT: Final = "x-workqueue-attempt"
+"""How many attempts were made before this copy was published; missing means none."""
+
+FAILURE_REASON: Final = "x-workqueue-failure-reason"
+"""Why the last attempt failed: a value of `FailureReason`."""
+
+FAILURE_MESSAGE: Final = "x-workqueue-failure-message"
+FAILURE_TRACEBACK: Final = "x-workqueue-failure-traceback"
+FAILED_AT: Final = "x-workqueue-failed-at"
+"""When, as RFC 3339 text in UTC."""
+
+WORKER: Final = "x-workqueue-worker"
+"""The pod, or the host and process, that made the last attempt."""
+
+ORIGINAL_EXPIRATION: Final = "x-workqueue-original-expiration"
+ORIGINAL_USER_ID: Final = "x-workqueue-original-user-id"
+ORIGINAL_CC: Final = "x-workqueue-original-cc"
+ORIGINAL_BCC: Final = "x-workqueue-original-bcc"
+
+OURS: Final = frozenset({ATTEMPT, FAILURE_REASON, FAILURE_MESSAGE, FAILURE_TRACEBACK, FAILED_AT, WORKER})
+
+_SET_ASIDE_HEADERS: Final = {"CC": ORIGINAL_CC, "BCC": ORIGINAL_BCC}
+_BROKERS_OWN: Final = frozenset(
+    {
+        "x-delivery-count",
+        "x-acquired-count",
+        "x-death",
+        "x-first-death-exchange",
+        "x-first-death-queue",
+        "x-first-death-reason",
+        "x-last-death-exchange",
+        "x-last-death-queue",
+        "x-last-death-reason",
+    }
+)
+
+
+def attempts_made(headers: Headers) -> int:
+    """How many attempts a message has behind it. What cannot be read counts as none."""
+    value = headers.get(ATTEMPT)
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def set_aside(properties: Properties, headers: Headers) -> tuple[Properties, dict[str, Any]]:
+    """What a copy may carry: all of the original, but for what would act a second time.
+
+    `expiration` would cut a delay short or empty the dead-letter queue, CC and BCC would send copies, and
+    RabbitMQ refuses a `user_id` that is not that of the connection. These move into headers of ours. The
+    broker's own bookkeeping goes: of an earlier round it would count as a cycle and the message be dropped.
+    """
+    kept = {key: value for key, value in headers.items() if key not in _BROKERS_OWN}
+    for name, place in _SET_ASIDE_HEADERS.items():
+        if name in kept:
+            kept[place] = kept.pop(name)
+    if properties.expiration is not None:
+        kept[ORIGINAL_EXPIRATION] = properties.expiration
+    if properties.user_id is not None:
+        kept[ORIGINAL_USER_ID] = properties.user_id
+    return replace(properties, expiration=None, user_id=None), kept
+
+
+def restore(properties: Properties, headers: Headers) -> tuple[Properties, dict[str, Any]]:
+    """The message as its publisher made it, without anything of ours: what a handler or a replay sees."""
+    restored = {key: value for key, value in headers.items() if key not in OURS}
+    changed: dict[str, Any] = {}
+    for field, place in (("expiration", ORIGINAL_EXPIRATION), ("user_id", ORIGINAL_USER_ID)):
+        if place in restored:
+            changed[field] = restored.pop(place)
+    for name, place in _SET_ASIDE_HEADERS.items():
+        if place in restored:
+            restored[name] = restored.pop(place)
+    return (replace(properties, **changed) if changed else properties), restored
+
+
+def has_set_aside(headers: Mapping[str, Any]) -> bool:
+    """Whether `restore` would change more than take off our bookkeeping. Cheap: asked for each message."""
+    return bool(headers) and any(
+        place in headers for place in (ORIGINAL_EXPIRATION, ORIGINAL_USER_ID, ORIGINAL_CC, ORIGINAL_BCC)
+    )
