@@ -69,25 +69,25 @@ class PublishError(BrokerError):
         self.reason = reason
 
 
-class Returned(PublishError):
+class Returned(PublishError):  # noqa: N818 - the protocol's own word
     """No queue took the message: the queue does not exist, or nothing is bound with its routing key."""
 
     _WHAT = "was returned"
 
 
-class Nacked(PublishError):
+class Nacked(PublishError):  # noqa: N818 - the protocol's own word
     """RabbitMQ refused the message: a queue that would have got it is full, or failed."""
 
     _WHAT = "was refused"
 
 
-class Unconfirmed(PublishError):
+class Unconfirmed(PublishError):  # noqa: N818 - as its siblings
     """Nobody knows whether RabbitMQ has the message. A retry with the same message id is recognisable."""
 
     _WHAT = "was not confirmed and may be there or not"
 
 
-class NotSent(PublishError):
+class NotSent(PublishError):  # noqa: N818 - as its siblings
     """The message never left this process: it was not connected, or RabbitMQ takes no messages for now."""
 
     _WHAT = "was not sent"

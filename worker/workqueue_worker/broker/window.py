@@ -1,0 +1,113 @@
+"""How much may be on its way without a confirmation: a bound that publishers wait at, threads or tasks.
+
+Place in the flow: `publisher` takes a place before it queues a message and gives it back when the message's
+fate is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+
+class Window:
+    """A number of places and a number of bytes.
+
+    Whoever had to wait goes on when a quarter is free, not when one place is: waking a thread for each
+    confirmation would cost more than the message itself. A single message that is larger than all the bytes
+    passes when nothing else is on its way.
+    """
+
+    def __init__(self, places: int, size: int) -> None:
+        self._places = places
+        self._size = size
+        self._used = 0
+        self._used_bytes = 0
+        self._condition = threading.Condition()
+        self._tasks: deque[Callable[[], None]] = deque()
+        self._waiting = 0
+
+    @property
+    def used(self) -> int:
+        """How many places are taken."""
+        return self._used
+
+    def try_take(self, size: int) -> bool:
+        """Take a place for `size` bytes if that is possible now."""
+        with self._condition:
+            return self._take(size)
+
+    def take(self, size: int, timeout: float) -> bool:
+        """Wait for a place, at most `timeout` seconds. Returns whether it was taken."""
+        deadline = time.monotonic() + timeout
+        with self._condition:
+            while not self._take(size):
+                self._waiting += 1
+                try:
+                    if not self._condition.wait(deadline - time.monotonic()):
+                        return self._take(size)
+                finally:
+                    self._waiting -= 1
+        return True
+
+    async def take_async(self, size: int, timeout: float) -> bool:
+        """Like `take`, for a task."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    turn = loop.create_future()
+                    with self._condition:
+                        if self._take(size):
+                            return True
+                        self._tasks.append(partial(_wake, loop, turn))
+                    await turn
+        except TimeoutError:
+            return self.try_take(size)
+
+    def give(self, places: int, size: int) -> None:
+        """Give places back, with the bytes of their messages together."""
+        tasks: list[Callable[[], None]] = []
+        with self._condition:
+            self._used -= places
+            self._used_bytes -= size
+            if (self._waiting or self._tasks) and self._is_roomy():
+                self._condition.notify_all()
+                tasks = list(self._tasks)
+                self._tasks.clear()
+        for wake in tasks:
+            wake()
+
+    def wait_empty(self, timeout: float) -> bool:
+        """Wait until every place is free, at most `timeout` seconds. Returns whether that came about."""
+        with self._condition:
+            self._waiting += 1
+            try:
+                return self._condition.wait_for(lambda: self._used == 0, timeout)
+            finally:
+                self._waiting -= 1
+
+    def _take(self, size: int) -> bool:
+        if self._used >= self._places or (self._used and self._used_bytes + size > self._size):
+            return False
+        self._used += 1
+        self._used_bytes += size
+        return True
+
+    def _is_roomy(self) -> bool:
+        return self._used * 4 <= self._places * 3 and self._used_bytes * 4 <= self._size * 3
+
+
+def _wake(loop: asyncio.AbstractEventLoop, turn: asyncio.Future[None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(_go_on, turn)
+
+
+def _go_on(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_result(None)
