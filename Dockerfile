@@ -25,6 +25,15 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /src/dis
         -s /opt/project -p /opt/venv /opt/project/lib
 
 FROM ${BASE_IMAGE}
+ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=project /opt/project /opt/venv
+# Where an image built from this one puts its handlers.
+RUN mkdir /app
+WORKDIR /app
+USER 65532:65532
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="workqueue-operator" \
@@ -32,12 +41,4 @@ LABEL org.opencontainers.image.title="workqueue-operator" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1
-COPY --from=dependencies /opt/venv /opt/venv
-COPY --from=project /opt/project /opt/venv
-# Where an image built from this one puts its handlers.
-WORKDIR /app
-USER 65532:65532
 CMD ["workqueue", "--help"]
