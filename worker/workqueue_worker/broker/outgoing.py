@@ -1,34 +1,42 @@
 """A message on its way to RabbitMQ, and how it is written on the wire.
 
 Place in the flow: made by whoever publishes (a retry, a dead letter, the command line), encoded by
-`publisher` when its turn has come. The frames are pika's; what is ours is that the frames of one message are
-one piece of bytes, so that many messages can be sent with one write.
+`publisher` when its turn has come. The frames of one message are one piece of bytes, so that many messages
+are sent with one write; and since this is where a publisher spends its time, what pika would do through
+four objects is done here by hand. A test compares the two byte for byte.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
-from pika import BasicProperties, frame, spec
+from pika import data, frame, spec
 
-PERSISTENT: Final = 2
-TRANSIENT: Final = 1
+PERSISTENT: Final = b"\x02"
+TRANSIENT: Final = b"\x01"
+
 _FRAME_OVERHEAD: Final = 8
+_FRAME_END: Final = b"\xce"
+_LONGEST_SHORT_STRING: Final = 255
+_CLASS_BASIC: Final = 60
+_CONTENT_HEADER: Final = struct.Struct(">BHIHHQH")
+_CONTENT_BODY: Final = struct.Struct(">BHI")
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """One message. All but the place and the body are optional properties of AMQP 0-9-1.
 
     Attributes:
         exchange: empty for the default exchange, which takes a queue's name as routing key.
         headers: values may be None, bool, int, float, str, bytes, datetime, Decimal, lists and mappings.
         message_id: kept as it is; without one the publisher gives one, so that a retry is recognisable.
+        priority: 0 to 255.
         expiration: milliseconds, as text.
         timestamp: Unix seconds; without one the publisher sets the present.
-        persistent: whether it survives a restart of RabbitMQ; only False in a test of exactly that.
+        persistent: whether it survives a restart of RabbitMQ; False only to repeat a message that was not.
     """
 
     routing_key: str
@@ -54,33 +62,70 @@ class Outgoing:
         Args:
             channel: number of the channel.
             frame_max: the largest frame that the connection may send, in bytes.
-            message_id: used when the message has none, as is `now` (Unix seconds) for the timestamp.
+            message_id: used instead of the message's own.
+            now: Unix seconds, for a message without a timestamp.
 
         Raises:
-            AMQPError, TypeError, AssertionError, struct.error: a header or property cannot be encoded.
+            ValueError, TypeError, AttributeError, struct.error, AMQPError: a header or property cannot be
+                encoded.
         """
-        properties = BasicProperties(
-            headers=self.headers,
-            message_id=self.message_id or message_id,
-            content_type=self.content_type,
-            content_encoding=self.content_encoding,
-            priority=self.priority,
-            correlation_id=self.correlation_id,
-            reply_to=self.reply_to,
-            expiration=self.expiration,
-            timestamp=now if self.timestamp is None else self.timestamp,
-            type=self.type,
-            user_id=self.user_id,
-            app_id=self.app_id,
-            delivery_mode=PERSISTENT if self.persistent else TRANSIENT,
-        )
-        publish = spec.Basic.Publish(exchange=self.exchange, routing_key=self.routing_key, mandatory=True)
-        body, most = self.body, frame_max - _FRAME_OVERHEAD
-        pieces = [
-            frame.Method(channel, publish).marshal(),
-            frame.Header(channel, len(body), properties).marshal(),
-        ]
-        pieces += [
-            frame.Body(channel, body[start : start + most]).marshal() for start in range(0, len(body), most)
-        ]
-        return b"".join(pieces)
+        # In the order of the flags' bits, as the protocol has it.
+        flags, pieces = 0x10C0, []
+        if self.content_type is not None:
+            flags |= 0x8000
+            pieces.append(_short_string(self.content_type))
+        if self.content_encoding is not None:
+            flags |= 0x4000
+            pieces.append(_short_string(self.content_encoding))
+        if self.headers is not None:
+            flags |= 0x2000
+            data.encode_table(pieces, self.headers)
+        pieces.append(PERSISTENT if self.persistent else TRANSIENT)
+        if self.priority is not None:
+            flags |= 0x0800
+            pieces.append(struct.pack("B", self.priority))
+        if self.correlation_id is not None:
+            flags |= 0x0400
+            pieces.append(_short_string(self.correlation_id))
+        if self.reply_to is not None:
+            flags |= 0x0200
+            pieces.append(_short_string(self.reply_to))
+        if self.expiration is not None:
+            flags |= 0x0100
+            pieces.append(_short_string(self.expiration))
+        pieces.append(_short_string(message_id))
+        pieces.append(struct.pack(">Q", now if self.timestamp is None else self.timestamp))
+        if self.type is not None:
+            flags |= 0x0020
+            pieces.append(_short_string(self.type))
+        if self.user_id is not None:
+            flags |= 0x0010
+            pieces.append(_short_string(self.user_id))
+        if self.app_id is not None:
+            flags |= 0x0008
+            pieces.append(_short_string(self.app_id))
+        properties = b"".join(pieces)
+        body = self.body
+        size = len(body)
+        header = _CONTENT_HEADER.pack(2, channel, 14 + len(properties), _CLASS_BASIC, 0, size, flags)
+        frames = [_publish(channel, self.exchange, self.routing_key), header, properties, _FRAME_END]
+        most = frame_max - _FRAME_OVERHEAD
+        for start in range(0, size, most):
+            part = body if size <= most else body[start : start + most]
+            frames += (_CONTENT_BODY.pack(3, channel, len(part)), part, _FRAME_END)
+        return b"".join(frames)
+
+
+def _short_string(text: str) -> bytes:
+    encoded = text.encode()
+    size = len(encoded)
+    if size > _LONGEST_SHORT_STRING:
+        raise ValueError(f"{text[:20]!r}... is longer than {_LONGEST_SHORT_STRING} bytes")
+    return b"%c%b" % (size, encoded)
+
+
+@lru_cache(maxsize=1024)
+def _publish(channel: int, exchange: str, routing_key: str) -> bytes:
+    method = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
+    marshalled: bytes = frame.Method(channel, method).marshal()
+    return marshalled

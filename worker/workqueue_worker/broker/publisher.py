@@ -56,21 +56,25 @@ _WRITE_BYTES: Final = 64 * 1024
 """Messages are joined into writes of about this size: one system call for hundreds of small messages."""
 
 _CLOSED: Final = "the publisher was closed"
-_UNENCODABLE: Final = (pika.exceptions.AMQPError, TypeError, ValueError, AssertionError, struct.error)
+_UNENCODABLE: Final = (pika.exceptions.AMQPError, AttributeError, TypeError, ValueError, struct.error)
 
 logger = logging.getLogger(__name__)
 
 
-class _Pending:
-    """A message whose fate is not known yet."""
+_Fate = tuple["asyncio.Future[None]", PublishError | None]
 
-    __slots__ = ("deadline", "future", "message_id", "outgoing")
+
+class _Pending:
+    """A message whose fate is not known yet, and who is told: a thread's future, or a task's."""
+
+    __slots__ = ("deadline", "future", "message_id", "outgoing", "task_future")
 
     def __init__(self, outgoing: Outgoing, message_id: str, deadline: float) -> None:
         self.outgoing = outgoing
         self.message_id = message_id
         self.deadline = deadline
-        self.future: Future[None] = Future()
+        self.future: Future[None] | None = None
+        self.task_future: asyncio.Future[None] | None = None
 
     def error(self, kind: type[PublishError], reason: str) -> PublishError:
         return kind(self.outgoing.exchange, self.outgoing.routing_key, self.message_id, reason)
@@ -176,7 +180,10 @@ class Publisher:
         pending = self._pending(outgoing)
         if not self._window.take(len(outgoing.body), self._timeout_seconds):
             raise pending.error(NotSent, self._why_full())
-        return self._enqueue(pending)
+        future: Future[None] = Future()
+        pending.future = future
+        self._enqueue(pending)
+        return future
 
     def publish_and_wait(self, outgoing: Outgoing) -> None:
         """Publish one message and wait for its confirmation.
@@ -197,7 +204,9 @@ class Publisher:
         pending = self._pending(outgoing)
         if not await self._window.take_async(len(outgoing.body), self._timeout_seconds):
             raise pending.error(NotSent, self._why_full())
-        await asyncio.wrap_future(self._enqueue(pending))
+        pending.task_future = asyncio.get_running_loop().create_future()
+        self._enqueue(pending)
+        await pending.task_future
 
     def _pending(self, outgoing: Outgoing) -> _Pending:
         if self._closed:
@@ -205,14 +214,13 @@ class Publisher:
         message_id = outgoing.message_id or f"{self._id_prefix}-{next(self._id_numbers)}"
         return _Pending(outgoing, message_id, time.monotonic() + self._timeout_seconds)
 
-    def _enqueue(self, pending: _Pending) -> Future[None]:
+    def _enqueue(self, pending: _Pending) -> None:
         self._outbox.append(pending)
         if not self._flush_is_due:
             self._flush_is_due = True
             self.connection.call(self._flush)
         if self._closed:  # meanwhile
             self._fail_all(_CLOSED)
-        return pending.future
 
     def _why_full(self) -> str:
         return f"{self._window.used} messages are waiting for their confirmation; {self._why_late()}"
@@ -343,13 +351,21 @@ class Publisher:
     ) -> None:
         if not settled:
             return
+        size = 0
+        tasks: dict[asyncio.AbstractEventLoop, list[_Fate]] = {}
         for pending in settled:
-            with contextlib.suppress(InvalidStateError):  # cancelled by whoever waited
-                if kind is None:
-                    pending.future.set_result(None)
-                else:
-                    pending.future.set_exception(pending.error(kind, reason))
-        self._window.give(len(settled), sum(len(pending.outgoing.body) for pending in settled))
+            size += len(pending.outgoing.body)
+            error = None if kind is None else pending.error(kind, reason)
+            if pending.future is not None:
+                _tell(pending.future, error)
+            elif pending.task_future is not None:
+                fates = tasks.setdefault(pending.task_future.get_loop(), [])
+                fates.append((pending.task_future, error))
+        # A loop is woken once for all its tasks: that costs more than all the rest.
+        for loop, fates in tasks.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_tell_all, fates)
+        self._window.give(len(settled), size)
 
     def _on_channel_closed(self, channel: Any, error: BaseException) -> None:
         if channel is not self._channel:
@@ -398,3 +414,18 @@ class Publisher:
             if declaration.deadline <= now:
                 declaration.fail(BrokerError(f"Nothing was declared: {self._why_late()}."))
         self._watch_time()
+
+
+def _tell(future: Future[None] | asyncio.Future[None], error: PublishError | None) -> None:
+    try:
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+    except (InvalidStateError, asyncio.InvalidStateError):  # cancelled by whoever waited
+        return
+
+
+def _tell_all(fates: list[_Fate]) -> None:
+    for future, error in fates:
+        _tell(future, error)

@@ -57,6 +57,8 @@ class Window:
 
     async def take_async(self, size: int, timeout: float) -> bool:
         """Like `take`, for a task."""
+        if self.try_take(size):
+            return True
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout):
