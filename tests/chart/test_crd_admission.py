@@ -1,0 +1,463 @@
+"""What the API server lets in, and what it says to the rest: every rule of the definition, one row each."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.support.admission import BASE, Admission, RefusedError, merged
+
+Spec = dict[str, Any]
+
+
+class Row(NamedTuple):
+    """A spec, as a change of the shortest valid one, and the sentence that comes back."""
+
+    case: str
+    change: Spec
+    sentence: str
+
+
+def worker(**parts: Any) -> Spec:
+    return {"worker": parts}
+
+
+def queue(**parts: Any) -> Spec:
+    return {"queue": parts}
+
+
+def scaling(**parts: Any) -> Spec:
+    return {"scaling": parts}
+
+
+def handler(**given: Any) -> Spec:
+    return {"worker": {"handler": {"python": None, **given}}}
+
+
+EXCHANGE = {"name": "images", "type": "Topic", "routingKeys": ["thumb.#", "icon.#"]}
+REF = {"worker": None, "workloadRef": {"name": "celery"}}
+SPAN = {"start": "0 8 * * 1-5", "end": "0 18 * * 1-5", "timeZone": "Europe/Berlin", "minReplicas": 5}
+
+VALID = {
+    "the shortest WorkQueue": {},
+    "a Classic queue": queue(type="Classic"),
+    "a queue with every argument": queue(
+        name="images/thumbs äöü",
+        exchange=EXCHANGE,
+        maxLength=1000,
+        maxLengthBytes=10**10,
+        messageTTLSeconds=3600,
+        deliveryLimit=3,
+        singleActiveConsumer=True,
+        consumerTimeoutSeconds=3600,
+        deletionPolicy="DeleteIfEmpty",
+    ),
+    "a queue of somebody else": queue(name="theirs", declare=False),
+    "an exec handler": handler(exec={"command": ["./resize", "--fast"]}),
+    "an http handler without an image of ours": {
+        "worker": {
+            "image": None,
+            "handler": {"python": None, "http": {"image": "thumbs-go:1", "path": "/jobs"}},
+        }
+    },
+    "a method of a class as handler": handler(python="shop.mail:Mailer.send"),
+    "a Deployment of the user's": REF,
+    "a drain time": scaling(targetDrainSeconds=60),
+    "a schedule": scaling(schedules=[SPAN]),
+    "a pinned count": {"replicas": 0},
+    "environment from everywhere": worker(
+        env=[
+            {"name": "A", "value": "1"},
+            {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k", "optional": True}}},
+            {"name": "WORKQUEUE_LOG_FORMAT", "value": "text"},
+        ],
+        envFrom=[{"prefix": "X_", "configMapRef": {"name": "c"}}, {"secretRef": {"name": "s"}}],
+    ),
+    "resources as numbers and texts": worker(
+        resources={"requests": {"cpu": 1, "memory": "64Mi"}, "limits": {"example.com/gpu": "1"}}
+    ),
+    "volumes of any kind but hostPath": worker(
+        volumes=[
+            {"name": "scratch", "emptyDir": {"sizeLimit": "1Gi"}},
+            {"name": "data", "persistentVolumeClaim": {"claimName": "data"}},
+        ],
+        volumeMounts=[{"name": "scratch", "mountPath": "/scratch", "subPathExpr": "$(A)"}],
+    ),
+    "a sidecar and every scheduling wish": worker(
+        containers=[{"name": "proxy", "image": "proxy:1", "ports": [{"containerPort": 3128}]}],
+        serviceAccountName="thumbs",
+        imagePullSecrets=[{"name": "registry"}],
+        imagePullPolicy="Always",
+        nodeSelector={"disk": "ssd"},
+        tolerations=[{"key": "gpu", "operator": "Exists"}],
+        affinity={"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+        topologySpreadConstraints=[
+            {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+        ],
+        priorityClassName="batch",
+        podLabels={"team": "images"},
+        podAnnotations={"example.com/note": "a long text, with spaces"},
+        securityContext={"runAsUser": 1000, "readOnlyRootFilesystem": False},
+        podSecurityContext={"fsGroup": 1000},
+    ),
+}
+
+INVALID = [
+    Row(
+        "no connection",
+        {"connectionSecretRef": None},
+        "spec.connectionSecretRef: Required value",
+    ),
+    Row(
+        "a Secret that cannot exist",
+        {"connectionSecretRef": {"name": "Rabbit_MQ"}},
+        "must be the name of a Kubernetes object: lower case letters, digits, '-' and '.'",
+    ),
+    Row(
+        "neither worker nor workloadRef",
+        {"worker": None},
+        "give exactly one of spec.worker (the operator runs the workers) and spec.workloadRef "
+        "(it scales a Deployment of yours)",
+    ),
+    Row(
+        "both worker and workloadRef",
+        {"workloadRef": {"name": "celery"}},
+        "give exactly one of spec.worker (the operator runs the workers) and spec.workloadRef "
+        "(it scales a Deployment of yours)",
+    ),
+    Row(
+        "no handler",
+        handler(),
+        "give exactly one of worker.handler.python, worker.handler.exec and worker.handler.http",
+    ),
+    Row(
+        "two handlers",
+        handler(python="thumbs:resize", exec={"command": ["./resize"]}),
+        "give exactly one of worker.handler.python, worker.handler.exec and worker.handler.http",
+    ),
+    Row(
+        "a handler that is only a module",
+        handler(python="thumbs"),
+        "must be MODULE:FUNCTION, such as thumbs:resize",
+    ),
+    Row(
+        "a handler that is a file",
+        handler(python="./thumbs.py:f"),
+        "must be MODULE:FUNCTION, such as thumbs:resize",
+    ),
+    Row(
+        "an empty command",
+        handler(exec={"command": []}),
+        "spec.worker.handler.exec.command in body should have at",
+    ),
+    Row(
+        "a path without slash",
+        handler(http={"image": "x", "path": "jobs"}),
+        "must begin with '/', such as /jobs",
+    ),
+    Row(
+        "a handler without an image",
+        worker(image=None),
+        "worker.image is missing: name the image that holds the worker and the handler",
+    ),
+    Row("an image with spaces", worker(image="thumbs: 1"), "must be an image reference without spaces"),
+    Row(
+        "no time for a message",
+        worker(timeoutSeconds=0),
+        "spec.worker.timeoutSeconds in body should be greater than",
+    ),
+    Row(
+        "no slot",
+        worker(concurrency=0),
+        "spec.worker.concurrency in body should be greater than or equal to 1",
+    ),
+    Row(
+        "an unknown queue type",
+        queue(type="Stream"),
+        'spec.queue.type: Unsupported value: "Stream": supported values: "Quorum", "Classic"',
+    ),
+    Row(
+        "a queue name of RabbitMQ's own",
+        queue(name="amq.jobs"),
+        "names that begin with amq. belong to RabbitMQ: choose another",
+    ),
+    Row("a queue name that is too long in bytes", queue(name="ä" * 121), "must not be longer than 240 bytes"),
+    Row(
+        "a delivery limit on a Classic queue",
+        queue(type="Classic", deliveryLimit=3),
+        "a Classic queue has no delivery limit: remove queue.deliveryLimit, or make a Quorum queue",
+    ),
+    Row(
+        "an exchange of RabbitMQ's own",
+        queue(exchange={"name": "amq.topic"}),
+        "names that begin with amq. belong to RabbitMQ: choose another",
+    ),
+    *(
+        Row(
+            f"{argument} on a queue that somebody else declares",
+            queue(declare=False, **{argument: value}),
+            f"queue.declare is false, so the queue is used as it is: remove queue.{argument}",
+        )
+        for argument, value in (
+            ("exchange", EXCHANGE),
+            ("maxLength", 1),
+            ("maxLengthBytes", 1),
+            ("messageTTLSeconds", 1),
+            ("deliveryLimit", 1),
+            ("singleActiveConsumer", True),
+            ("consumerTimeoutSeconds", 60),
+        )
+    ),
+    Row(
+        "deleting a queue that somebody else declares",
+        queue(declare=False, deletionPolicy="Delete"),
+        "queue.declare is false, so the queue belongs to somebody else and is not deleted: set "
+        "queue.deletionPolicy to Retain",
+    ),
+    Row(
+        "no attempt",
+        {"retry": {"maxAttempts": 0}},
+        "spec.retry.maxAttempts in body should be greater than or equal",
+    ),
+    Row(
+        "no delays",
+        {"retry": {"delaysSeconds": []}},
+        "spec.retry.delaysSeconds in body should have at least 1 items",
+    ),
+    Row(
+        "a minimum above the maximum",
+        scaling(minReplicas=20),
+        "scaling.minReplicas is above scaling.maxReplicas: lower the one or raise the other",
+    ),
+    Row(
+        "two targets",
+        scaling(messagesPerReplica=10, targetDrainSeconds=60),
+        "give either scaling.messagesPerReplica or scaling.targetDrainSeconds, not both",
+    ),
+    Row(
+        "a drain time for workers that are not ours",
+        {**REF, **scaling(targetDrainSeconds=60)},
+        "scaling.targetDrainSeconds needs the handler time that our own workers measure: use "
+        "scaling.messagesPerReplica with workloadRef",
+    ),
+    Row(
+        "a schedule above the maximum",
+        scaling(schedules=[{**SPAN, "minReplicas": 11}]),
+        "a schedule's minReplicas is above scaling.maxReplicas: lower the one or raise the other",
+    ),
+    Row(
+        "a schedule with seconds",
+        scaling(schedules=[{**SPAN, "start": "0 0 8 * * 1-5"}]),
+        "must be a cron expression of five fields (minute, hour, day, month, weekday), such as 0 8 * * 1-5",
+    ),
+    Row("an unknown way to wake", scaling(wake="Pull"), 'supported values: "Push", "Poll"'),
+    Row(
+        "a pinned count below zero",
+        {"replicas": -1},
+        "spec.replicas in body should be greater than or equal to 0",
+    ),
+    Row(
+        "a StatefulSet as workload",
+        {**REF, "workloadRef": {"name": "x", "kind": "StatefulSet"}},
+        'spec.workloadRef.kind: Unsupported value: "StatefulSet": supported values: "Deployment"',
+    ),
+    Row(
+        "the node's files",
+        worker(volumes=[{"name": "etc", "hostPath": {"path": "/etc"}}]),
+        "hostPath would give the worker the node's files: use a persistentVolumeClaim, emptyDir, configMap "
+        "or another volume type",
+    ),
+    Row(
+        "a volume name of ours",
+        worker(volumes=[{"name": "workqueue-binding", "emptyDir": {}}]),
+        "volume names that begin with workqueue- belong to the operator: choose another name",
+    ),
+    Row(
+        "a mount over the connection data",
+        worker(volumeMounts=[{"name": "x", "mountPath": "/bindings/rabbitmq"}]),
+        "/bindings holds the connection data of RabbitMQ: mount the volume elsewhere",
+    ),
+    Row(
+        "a variable of ours",
+        worker(env=[{"name": "WORKQUEUE_QUEUE", "value": "other"}]),
+        "names that begin with WORKQUEUE_ belong to the worker (but for WORKQUEUE_LOG_*): choose another "
+        "name",
+    ),
+    Row(
+        "the place of the connection data",
+        worker(env=[{"name": "SERVICE_BINDING_ROOT", "value": "/"}]),
+        "SERVICE_BINDING_ROOT is set by the operator: choose another name",
+    ),
+    Row(
+        "a variable with two sources",
+        worker(env=[{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]),
+        "give either value or valueFrom, not both",
+    ),
+    Row(
+        "a variable given twice",
+        worker(env=[{"name": "A"}, {"name": "A"}]),
+        "spec.worker.env[1]: Duplicate value",
+    ),
+    Row(
+        "variables from nothing",
+        worker(envFrom=[{"prefix": "X_"}]),
+        "give exactly one of configMapRef and secretRef",
+    ),
+    Row(
+        "a privileged worker",
+        worker(securityContext={"privileged": True}),
+        "a worker cannot be privileged: remove securityContext.privileged",
+    ),
+    Row(
+        "a privileged sidecar",
+        worker(containers=[{"name": "x", "image": "x", "securityContext": {"privileged": True}}]),
+        "a worker cannot be privileged: remove securityContext.privileged",
+    ),
+    Row(
+        "a host process",
+        worker(podSecurityContext={"windowsOptions": {"hostProcess": True}}),
+        "a worker cannot be a host process: remove windowsOptions.hostProcess",
+    ),
+    Row(
+        "a port of the node",
+        worker(containers=[{"name": "x", "image": "x", "ports": [{"containerPort": 1, "hostPort": 1}]}]),
+        "hostPort would take a port of the node: remove it",
+    ),
+    Row(
+        "a sidecar with the worker's name",
+        worker(containers=[{"name": "worker", "image": "x"}]),
+        "the names worker and handler belong to the operator: choose another name",
+    ),
+    Row(
+        "a label of ours",
+        worker(podLabels={"workqueue.dev/workqueue": "other"}),
+        "keys that begin with workqueue.dev/ belong to the operator: remove them",
+    ),
+    Row("the node's network", worker(hostNetwork=True), 'unknown field "spec.worker.hostNetwork"'),
+    Row(
+        "a field that does not exist",
+        scaling(cooldownPeriod=30),
+        'unknown field "spec.scaling.cooldownPeriod"',
+    ),
+    Row(
+        "a quantity that is none",
+        worker(resources={"limits": {"cpu": "a lot"}}),
+        "spec.worker.resources.limits.cpu",
+    ),
+]
+
+
+class Change(NamedTuple):
+    """Two specs, as changes of the shortest one, and the sentence that comes back; None: it is allowed."""
+
+    case: str
+    before: Spec
+    after: Spec
+    sentence: str | None
+
+
+FIXED = (
+    " cannot be changed: RabbitMQ fixes it when the queue is declared: keep the old value, or create another "
+    "WorkQueue with another queue.name"
+)
+ARGUMENTS: dict[str, tuple[Any, Any]] = {
+    "maxLength": (1, 2),
+    "maxLengthBytes": (1, 2),
+    "messageTTLSeconds": (1, 2),
+    "deliveryLimit": (1, 2),
+    "singleActiveConsumer": (True, False),
+    "consumerTimeoutSeconds": (60, 61),
+}
+CHANGES = [
+    *(
+        Change(f"the queue's name, {how}", before, after, "queue.name cannot be changed later")
+        for how, before, after in (
+            ("to another", queue(name="a"), queue(name="b")),
+            ("set later", {}, queue(name="a")),
+            ("removed later", queue(name="a"), {}),
+        )
+    ),
+    Change("the queue's type", {}, queue(type="Classic"), f"queue.type{FIXED}"),
+    *(
+        Change(f"{argument}, {how}", before, after, f"queue.{argument}{FIXED}")
+        for argument, (one, other) in ARGUMENTS.items()
+        for how, before, after in (
+            ("to another", queue(**{argument: one}), queue(**{argument: other})),
+            ("set later", {}, queue(**{argument: one})),
+            ("removed later", queue(**{argument: one}), {}),
+        )
+    ),
+    Change(
+        "an exchange's type",
+        queue(exchange=EXCHANGE),
+        queue(exchange={**EXCHANGE, "type": "Direct"}),
+        "queue.exchange.type cannot be changed: RabbitMQ fixes it for an exchange of this name; keep the old "
+        "type, or name another exchange",
+    ),
+    Change(
+        "an exchange, together with its type",
+        queue(exchange=EXCHANGE),
+        queue(exchange={"name": "other"}),
+        None,
+    ),
+    Change("an exchange, later", {}, queue(exchange=EXCHANGE), None),
+    Change("arguments, once we declare the queue", queue(declare=False), queue(maxLength=1), None),
+    Change("arguments, once we no longer declare it", queue(maxLength=1), queue(declare=False), None),
+    Change(
+        "everything that is not the queue", {}, {**scaling(maxReplicas=50), **worker(concurrency=4)}, None
+    ),
+    Change("the policy of deletion", {}, queue(deletionPolicy="Delete"), None),
+    Change("a pinned count, released", {"replicas": 3}, {}, None),
+]
+
+
+@pytest.mark.parametrize("change", VALID.values(), ids=VALID)
+def test_is_let_in(admission: Admission, change: Spec) -> None:
+    admission.create(merged(BASE, change))
+
+
+@pytest.mark.parametrize("row", INVALID, ids=lambda row: row.case)
+def test_is_refused_with_a_sentence(admission: Admission, row: Row) -> None:
+    with pytest.raises(RefusedError) as refused:
+        admission.create(merged(BASE, row.change))
+    assert row.sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.case)
+def test_a_change_is_allowed_or_refused_with_a_sentence(admission: Admission, change: Change) -> None:
+    with admission.stored(merged(BASE, change.before)) as stored:
+        if change.sentence is None:
+            admission.update(stored, merged(BASE, change.after))
+            return
+        with pytest.raises(RefusedError) as refused:
+            admission.update(stored, merged(BASE, change.after))
+        assert change.sentence in str(refused.value)
+
+
+def test_a_name_has_at_most_52_characters(admission: Admission) -> None:
+    admission.create(BASE, name="x" * 52)
+    with pytest.raises(RefusedError, match="the name of a WorkQueue has at most 52 characters"):
+        admission.create(BASE, name="x" * 53)
+
+
+def test_every_default_is_written_out(admission: Admission) -> None:
+    assert admission.create(BASE)["spec"] == {
+        "connectionSecretRef": {"name": "rabbitmq"},
+        "suspend": False,
+        "queue": {"type": "Quorum", "declare": True, "deletionPolicy": "Retain"},
+        "retry": {"maxAttempts": 5, "delaysSeconds": [1, 10, 60]},
+        "worker": {
+            "image": "thumbs:1",
+            "handler": {"python": "thumbs:resize"},
+            "concurrency": 1,
+            "timeoutSeconds": 300,
+        },
+        "scaling": {"minReplicas": 0, "maxReplicas": 10, "scaleInDelaySeconds": 60},
+    }
+
+
+def test_what_belongs_to_kubernetes_is_kept_as_it_is(admission: Admission) -> None:
+    given = merged(BASE, VALID["a sidecar and every scheduling wish"])
+    kept = admission.create(given)["spec"]["worker"]
+    assert {key: kept[key] for key in given["worker"]} == given["worker"]

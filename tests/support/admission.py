@@ -1,0 +1,135 @@
+"""What a real API server says to a WorkQueue.
+
+The definition is installed under a group of its own and removed afterwards, so that an operator that runs in
+the cluster, and a chart that brings the real definition, are not concerned.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kubernetes import client, config
+
+from workqueue_operator import crd, names
+
+Object = dict[str, Any]
+
+BASE: Object = {
+    "connectionSecretRef": {"name": "rabbitmq"},
+    "worker": {"image": "thumbs:1", "handler": {"python": "thumbs:resize"}},
+}
+"""The shortest valid spec."""
+
+
+def merged(base: Object, change: Mapping[str, Any]) -> Object:
+    """A copy of `base` with `change` laid over it; None removes a key."""
+    result = copy.deepcopy(base)
+    for key, value in change.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+@dataclass(frozen=True)
+class Admission:
+    """An API server that knows the definition. Nothing is stored but by `stored`."""
+
+    api: Any
+    group: str
+    namespace: str = "default"
+
+    def create(self, spec: Object, name: str = "thumbs") -> Object:
+        """What creating would store.
+
+        Raises:
+            RefusedError: with the API server's sentences.
+        """
+        return self._ask(self.api.create_namespaced_custom_object, body=self._body(spec, name), dry_run="All")
+
+    @contextmanager
+    def stored(self, spec: Object) -> Iterator[Object]:
+        """A WorkQueue that exists."""
+        made = self._ask(
+            self.api.create_namespaced_custom_object, body=self._body(spec, f"thumbs-{uuid.uuid4().hex[:8]}")
+        )
+        try:
+            yield made
+        finally:
+            self._ask(self.api.delete_namespaced_custom_object, name=made["metadata"]["name"])
+
+    def update(self, stored: Object, spec: Object) -> Object:
+        """What replacing the spec of a stored one would store.
+
+        Raises:
+            RefusedError: with the API server's sentences.
+        """
+        body = {**stored, "spec": spec}
+        return self._ask(
+            self.api.replace_namespaced_custom_object,
+            name=stored["metadata"]["name"],
+            body=body,
+            dry_run="All",
+        )
+
+    def _body(self, spec: Object, name: str) -> Object:
+        api_version = f"{self.group}/{names.VERSION}"
+        return {"apiVersion": api_version, "kind": names.KIND, "metadata": {"name": name}, "spec": spec}
+
+    def _ask(self, call: Any, **arguments: Any) -> Object:
+        if "body" in arguments:
+            arguments["field_validation"] = "Strict"
+        where = (self.group, names.VERSION, self.namespace, names.PLURAL)
+        try:
+            answer: Object = call(*where, **arguments)
+        except client.ApiException as error:
+            raise RefusedError(json.loads(error.body)["message"]) from error
+        return answer
+
+
+class RefusedError(Exception):
+    """The API server refused; the text is its message."""
+
+
+@contextmanager
+def installed(kubeconfig: Path) -> Iterator[Admission]:
+    """The definition, under a group of its own."""
+    group = f"t{uuid.uuid4().hex[:8]}.test.{names.GROUP}"
+    definition = crd.crd()
+    definition["metadata"]["name"] = f"{names.PLURAL}.{group}"
+    definition["spec"]["group"] = group
+    # Two short names in one cluster are a conflict.
+    definition["spec"]["names"]["shortNames"] = []
+    with config.new_client_from_config(str(kubeconfig)) as connection:
+        extensions = client.ApiextensionsV1Api(connection)
+        extensions.create_custom_resource_definition(definition)
+        try:
+            admission = Admission(client.CustomObjectsApi(connection), group)
+            _wait_until_served(admission)
+            yield admission
+        finally:
+            extensions.delete_custom_resource_definition(definition["metadata"]["name"])
+
+
+def _wait_until_served(admission: Admission) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            admission.create(BASE)
+        except (RefusedError, ValueError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
