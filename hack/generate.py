@@ -7,17 +7,29 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import yaml
+
+from hack import reference, values
+from hack.cluster import toolchain
 from workqueue_operator import crd
+from workqueue_worker import __version__
 
 ROOT: Final = Path(__file__).parent.parent
 CHART: Final = ROOT / "charts" / "workqueue-operator"
 COMMAND: Final = "python -m hack.generate"
+NAMESPACE: Final = "workqueue-system"
+"""Where the plain install puts the operator."""
+
+_TABLE: Final = re.compile(r"(?<=<!-- values: generated -->\n).*(?=<!-- end of values -->)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +51,23 @@ class Generated:
 
     def write(self) -> None:
         """Bring the file up to date."""
+        text = self.text()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(self.text())
+        self.path.write_text(text)
 
     def difference(self) -> str:
         """What would change; empty when the file is up to date."""
-        lines = difflib.unified_diff(
-            self.current.splitlines(),
-            self.text().splitlines(),
-            self.name,
-            f"{self.name} (generated)",
-            "",
-            "",
-            1,
+        before, after = self.current.splitlines(), self.text().splitlines()
+        return "\n".join(
+            difflib.unified_diff(before, after, self.name, f"{self.name} (generated)", n=1, lineterm="")
         )
-        return "\n".join(lines)
+
+
+def chart_yaml() -> str:
+    """Chart.yaml with the version of the project, which stands in one place only."""
+    text = (CHART / "Chart.yaml").read_text()
+    text = re.sub(r"(?m)^version: .*$", f"version: {__version__}", text)
+    return re.sub(r"(?m)^appVersion: .*$", f'appVersion: "{__version__}"', text)
 
 
 def chart_crd() -> str:
@@ -73,9 +87,74 @@ def chart_crd() -> str:
     )
 
 
+def chart_values() -> tuple[values.Value, ...]:
+    """The values of the chart."""
+    return values.read((CHART / "values.yaml").read_text())
+
+
+def values_schema() -> str:
+    """What helm checks values against."""
+    return json.dumps(values.schema(chart_values()), indent=2) + "\n"
+
+
+def chart_readme() -> str:
+    """The chart's README with its table of values."""
+    text = (CHART / "README.md").read_text()
+    return _TABLE.sub(lambda _: f"\n{values.table(chart_values())}\n", text)
+
+
+def install() -> str:
+    """Everything in one file, for people who do not use helm."""
+    rendered = subprocess.run(
+        [
+            toolchain.helm(),
+            "template",
+            "workqueue-operator",
+            CHART,
+            "-n",
+            NAMESPACE,
+            "--set",
+            "crds.keep=false",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    objects = [loaded for loaded in yaml.safe_load_all(rendered) if loaded]
+    # helm's own order and comments differ from version to version.
+    objects.sort(
+        key=lambda made: (made["kind"] != "CustomResourceDefinition", made["kind"], made["metadata"]["name"])
+    )
+    for made in objects:
+        for labels in (made["metadata"]["labels"], _pod_labels(made)):
+            for of_helm in ("helm.sh/chart", "app.kubernetes.io/managed-by"):
+                labels.pop(of_helm, None)
+    namespace = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+    }
+    head = f"# Generated from charts/workqueue-operator by `{COMMAND}`: do not edit.\n"
+    return head + "---\n".join(crd.to_yaml(made) for made in (namespace, *objects))
+
+
+def _place(made: dict[str, Any]) -> tuple[bool, str, str]:
+    return made["kind"] != "CustomResourceDefinition", made["kind"], made["metadata"]["name"]
+
+
+def _pod_labels(made: dict[str, Any]) -> dict[str, str]:
+    labels: dict[str, str] = made.get("spec", {}).get("template", {}).get("metadata", {}).get("labels", {})
+    return labels
+
+
 FILES: Final = (
     Generated(ROOT / "manifests" / "crd" / "workqueues.yaml", crd.text),
+    Generated(ROOT / "docs" / "reference.md", reference.page),
+    Generated(CHART / "Chart.yaml", chart_yaml),
+    Generated(CHART / "values.schema.json", values_schema),
+    Generated(CHART / "README.md", chart_readme),
     Generated(CHART / "templates" / "crd.yaml", chart_crd),
+    Generated(ROOT / "manifests" / "install.yaml", install),
 )
 """In the order of making: later ones are made from earlier ones."""
 

@@ -13,8 +13,8 @@ JsonSchema: TypeAlias = dict[str, Any]
 VALIDATIONS: Final = "x-kubernetes-validations"
 
 IMMUTABLE_ADVICE: Final = (
-    "RabbitMQ fixes it when the queue is declared: keep the old value, or create another WorkQueue with "
-    "another queue.name"
+    "since RabbitMQ fixes it when the queue is declared: keep the old value, or create another WorkQueue "
+    "with another queue.name"
 )
 
 

@@ -151,18 +151,18 @@ class Queue(_Model):
         json_schema_extra=rules(
             rule(
                 unchanged("name"),
-                "queue.name cannot be changed later: create another WorkQueue for another queue",
+                "queue.name cannot be changed later: keep the old one, or create another WorkQueue",
                 "name",
             ),
             rule(
                 unchanged("type"),
-                f"queue.type cannot be changed: {IMMUTABLE_ADVICE}",
+                f"queue.type cannot be changed, {IMMUTABLE_ADVICE}",
                 "type",
             ),
             *(
                 rule(
                     f"!self.declare || !oldSelf.declare || ({unchanged(argument)})",
-                    f"queue.{argument} cannot be changed: {IMMUTABLE_ADVICE}",
+                    f"queue.{argument} cannot be changed, {IMMUTABLE_ADVICE}",
                     argument,
                 )
                 for argument in _ARGUMENTS
@@ -170,8 +170,8 @@ class Queue(_Model):
             rule(
                 "!has(self.exchange) || !has(oldSelf.exchange) || self.exchange.name != oldSelf.exchange.name"
                 " || self.exchange.type == oldSelf.exchange.type",
-                "queue.exchange.type cannot be changed: RabbitMQ fixes it for an exchange of this name; "
-                "keep the old type, or name another exchange",
+                "queue.exchange.type cannot be changed, since RabbitMQ fixes it for an exchange of this "
+                "name: keep the old type, or name another exchange",
                 "exchange",
             ),
             rule(
@@ -217,10 +217,10 @@ class Queue(_Model):
     exchange: Exchange | None = None
     """An exchange to declare and to bind the queue to."""
 
-    max_length: int | None = Field(default=None, ge=1, le=2**53)
+    max_length: int | None = Field(default=None, ge=1)
     """The most messages that may wait; publishers are refused beyond it. Cannot be changed."""
 
-    max_length_bytes: int | None = Field(default=None, ge=1, le=2**53)
+    max_length_bytes: int | None = Field(default=None, ge=1)
     """The most bytes that may wait; publishers are refused beyond it. Cannot be changed."""
 
     message_ttl_seconds: int | None = Field(default=None, ge=1, le=4_294_967)

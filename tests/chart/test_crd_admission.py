@@ -358,8 +358,8 @@ class Change(NamedTuple):
 
 
 FIXED = (
-    " cannot be changed: RabbitMQ fixes it when the queue is declared: keep the old value, or create another "
-    "WorkQueue with another queue.name"
+    " cannot be changed, since RabbitMQ fixes it when the queue is declared: keep the old value, or create "
+    "another WorkQueue with another queue.name"
 )
 ARGUMENTS: dict[str, tuple[Any, Any]] = {
     "maxLength": (1, 2),
@@ -392,8 +392,8 @@ CHANGES = [
         "an exchange's type",
         queue(exchange=EXCHANGE),
         queue(exchange={**EXCHANGE, "type": "Direct"}),
-        "queue.exchange.type cannot be changed: RabbitMQ fixes it for an exchange of this name; keep the old "
-        "type, or name another exchange",
+        "queue.exchange.type cannot be changed, since RabbitMQ fixes it for an exchange of this name: keep "
+        "the old type, or name another exchange",
     ),
     Change(
         "an exchange, together with its type",

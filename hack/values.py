@@ -1,0 +1,136 @@
+"""What a chart's values.yaml says about itself: each value with the comment above it.
+
+Place in the flow: `hack.generate` makes the chart's values.schema.json and the table of its README from this.
+
+A value is a leaf (a scalar, a list, an empty map, or a map whose `@schema` names a type) or a group of
+values. The comment lines above a key are its description; a line `@schema {...}` adds to its JSON schema.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import yaml
+
+MARK: Final = "@schema "
+_TYPES: Final = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One key of values.yaml.
+
+    Attributes:
+        path: the keys that lead to it.
+        default: what it is when nobody sets it.
+        description: for people; empty for a group.
+        extra: what `@schema` adds to its JSON schema.
+        group: the values below it; empty for a leaf.
+    """
+
+    path: tuple[str, ...]
+    default: Any
+    description: str
+    extra: dict[str, Any]
+    group: tuple[Value, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As `helm --set` spells it."""
+        return ".".join(self.path)
+
+    def leaves(self) -> Iterator[Value]:
+        """This value, or all below it."""
+        if not self.group:
+            yield self
+        for value in self.group:
+            yield from value.leaves()
+
+
+def read(text: str) -> tuple[Value, ...]:
+    """The values of a values.yaml.
+
+    Raises:
+        TypeError: the text is no map.
+        ValueError: a leaf has no description.
+    """
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        raise TypeError("values.yaml is not a map")
+    return _group(root, (), text.splitlines(), yaml.safe_load(text))
+
+
+def schema(values: tuple[Value, ...]) -> dict[str, Any]:
+    """The JSON schema of a chart's values. What is not known is refused, so that a typing error shows."""
+    top = _object(values)
+    top["properties"]["global"] = {"type": "object", "description": "Helm's own; not used."}
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **top}
+
+
+def table(values: tuple[Value, ...]) -> str:
+    """The values as a Markdown table."""
+    rows = ["| Value | Default | Description |", "|---|---|---|"]
+    for value in (leaf for top in values for leaf in top.leaves()):
+        default = json.dumps(value.default).replace("|", "\\|")
+        rows.append(f"| `{value.name}` | `{default}` | {value.description.replace('|', chr(92) + '|')} |")
+    return "\n".join(rows) + "\n"
+
+
+def _group(
+    node: yaml.MappingNode, path: tuple[str, ...], lines: list[str], defaults: dict[str, Any]
+) -> tuple[Value, ...]:
+    made = []
+    for key, below in node.value:
+        here = (*path, key.value)
+        description, extra = _comment(lines, key.start_mark.line)
+        default = defaults[key.value]
+        group: tuple[Value, ...] = ()
+        if isinstance(below, yaml.MappingNode) and below.value and "type" not in extra:
+            group = _group(below, here, lines, default)
+        elif not description:
+            raise ValueError(
+                f"values.yaml: {'.'.join(here)} has no comment above it that says what it is for"
+            )
+        made.append(Value(here, default, description, extra, group))
+    return tuple(made)
+
+
+def _comment(lines: list[str], at: int) -> tuple[str, dict[str, Any]]:
+    text: list[str] = []
+    extra: dict[str, Any] = {}
+    first = at
+    while first > 0 and lines[first - 1].lstrip().startswith("#"):
+        first -= 1
+    for line in lines[first:at]:
+        said = line.strip().removeprefix("#").strip()
+        if said.startswith(MARK):
+            extra.update(yaml.safe_load(said.removeprefix(MARK)))
+        else:
+            text.append(said)
+    return " ".join(text), extra
+
+
+def _object(values: tuple[Value, ...]) -> dict[str, Any]:
+    properties = {value.path[-1]: _schema(value) for value in values}
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _schema(value: Value) -> dict[str, Any]:
+    if value.group:
+        return _object(value.group)
+    return {
+        "type": _TYPES[type(value.default)],
+        "description": value.description,
+        "default": value.default,
+        **value.extra,
+    }
