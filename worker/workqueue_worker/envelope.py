@@ -1,18 +1,15 @@
-"""A message on the wire, without pika: its properties, and what is to be published.
+"""The properties of a message, without pika.
 
-Place in the flow: handlers see `Properties`; the runtime and the command line make `Outgoing` messages;
-only `broker/` turns them into pika's own.
+Place in the flow: handlers see them as `message.properties`; `headers` sets some of them aside on a retry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from dataclasses import dataclass, fields
+from typing import Any
 
 Headers = Mapping[str, Any]
-
-PERSISTENT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +36,3 @@ class Properties:
     def of(cls, raw: object) -> Properties:
         """Read them from an object that has them as attributes, such as pika's."""
         return cls(**{one.name: getattr(raw, one.name, None) for one in fields(cls)})
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message to publish: mandatory and confirmed, whoever publishes it."""
-
-    body: bytes
-    routing_key: str
-    exchange: str = ""
-    properties: Properties = field(default_factory=lambda: Properties(delivery_mode=PERSISTENT))
-    headers: Headers = field(default_factory=dict)

@@ -32,7 +32,7 @@ from workqueue_worker.errors import BindingError, BrokerError
 from workqueue_worker.topology import BrokerVersion
 
 from .backoff import Backoff
-from .loop import MAX_WAIT_SECONDS, Loop, Timer
+from .loop import Loop, Timer
 
 HEARTBEAT_SECONDS: Final = 10
 """A dead peer is noticed after 15 s at most (pika adds 5 s), for one frame of 8 bytes every 5 s."""
@@ -138,19 +138,20 @@ class Connection:
         return time.monotonic() - self.loop.last_turn
 
     def close(self, timeout: float = 3.0) -> None:
-        """Close it for good, politely if the broker answers in `timeout` seconds. Not in an I/O callback."""
+        """Close it for good, politely if the broker answers in `timeout` seconds. Not in an I/O callback.
+
+        After `begin()` the loop stays usable, for those who turn it; they call `loop.close()` in the end.
+        """
         self.loop.add_callback(self._close)
-        if self._thread is not None:
-            self._done.wait(timeout)
-            self.loop.stop()
-            self._thread.join(timeout)
-            if not self._thread.is_alive():
-                self.loop.close()
-        else:
+        if self._thread is None:
             deadline = time.monotonic() + timeout
             while not self._done.is_set() and time.monotonic() < deadline:
-                self.loop.turn(min(MAX_WAIT_SECONDS, 0.1))
-            self.loop.stop()
+                self.loop.turn(0.05)
+            return
+        self._done.wait(timeout)
+        self.loop.stop()
+        self._thread.join(timeout)
+        if not self._thread.is_alive():
             self.loop.close()
 
     # Where pika may be touched ---------------------------------------------------------------------------

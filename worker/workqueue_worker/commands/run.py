@@ -1,0 +1,118 @@
+"""`workqueue run`: take messages from a queue and handle them until SIGTERM.
+
+Place in the flow: configuration, handler, runtime, endpoint, and then the main thread waits for a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+from workqueue_worker import __version__, logs
+from workqueue_worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
+from workqueue_worker.drain import Signals, drain
+from workqueue_worker.errors import ConfigurationError, HandlerLoadError, WorkerError
+from workqueue_worker.handlers.handler import Handler
+
+EXIT_CONFIGURATION = 2
+EXIT_HANDLER = 3
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags. Each has an environment variable beside it; the flag wins."""
+    parser.add_argument(
+        "handler", nargs="?", metavar="MODULE:FUNCTION", help="Python function that takes a message"
+    )
+    add = parser.add_argument
+    add("--exec", nargs=argparse.REMAINDER, metavar="COMMAND", help="a command for each message (last flag)")
+    add("--http", metavar="URL", help="POST each message to this URL")
+    add("--queue", help="work queue [WORKQUEUE_QUEUE]")
+    add("--queue-type", metavar="TYPE", help="Quorum (default) or Classic [WORKQUEUE_QUEUE_TYPE]")
+    add("--declare", action="store_const", const="true", help="declare the queue and its dead-letter queue")
+    add("--exchange", help="with --declare: declare this exchange and bind the queue to it")
+    add("--max-attempts", metavar="N", help="attempts before the dead-letter queue (5)")
+    add("--delays", metavar="SECONDS", help="delays before retries (1,10,60); the last repeats")
+    add("--timeout", metavar="SECONDS", help="for one message (300)")
+    add("--concurrency", metavar="N", help="messages handled at once (1)")
+    add("--grace", metavar="SECONDS", help="how long handlers may finish after SIGTERM (the timeout)")
+    add("--port", metavar="PORT", help="of the HTTP endpoint (8090); 0 for none")
+    add("--url", help="amqp://user:password@host:port/vhost [WORKQUEUE_URL]")
+    add("--binding", metavar="FOLDER", help="Service Binding folder [WORKQUEUE_BINDING]")
+    add("--log-format", metavar="FORMAT", help="json or text (text on a terminal)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the worker; returns the exit code."""
+    signals = Signals()
+    termination_log = Path(os.environ.get("WORKQUEUE_TERMINATION_LOG") or "/dev/termination-log")
+    try:
+        config = parse(arguments, os.environ)
+    except ConfigurationError as error:
+        return _fail(EXIT_CONFIGURATION, error, termination_log)
+    logs.configure(config.log_format)
+    try:
+        handler = load_handler(config, signals)
+    except HandlerLoadError as error:
+        return _fail(EXIT_HANDLER, error, termination_log)
+    try:
+        return _work(config, handler, signals)
+    except OSError as error:
+        return _fail(
+            1, WorkerError(f"The endpoint's port {config.port} cannot be used: {error}."), termination_log
+        )
+
+
+def load_handler(config: RunConfig, signals: Signals) -> Handler:
+    """Load or reach the configured handler.
+
+    Raises:
+        HandlerLoadError: it cannot be loaded or reached.
+    """
+    match config.handler:
+        case PythonHandler(name):
+            from workqueue_worker.handlers import python
+
+            return python.load(name)
+        case ExecHandler(command):
+            from workqueue_worker.handlers import exec as exec_handlers
+
+            return exec_handlers.load(command)
+        case HTTPHandler(url):
+            from workqueue_worker.handlers import http
+
+            return http.load(url, signals.wait)
+
+
+def _work(config: RunConfig, handler: Handler, signals: Signals) -> int:
+    from workqueue_worker.runtime import Runtime
+
+    logger.info("Starting.", extra={"version": __version__, "queue": config.queue, "handler": handler.name})
+    runtime = Runtime(config, config.read_binding, handler)
+    runtime.start()
+    endpoint = None
+    if config.port:
+        # Only now: importing an HTTP server takes as long as connecting to RabbitMQ.
+        from workqueue_worker.endpoint import Endpoint
+
+        endpoint = Endpoint(runtime, config.port, any_port_will_do=config.port_is_default)
+        endpoint.start()
+    signals.wait()
+    drain(runtime, signals, config.grace_seconds)
+    if endpoint is not None:
+        endpoint.close()
+    return 0
+
+
+def _fail(code: int, error: WorkerError, termination_log: Path) -> int:
+    """Say why there is no worker, to a person and to the pod's status."""
+    print(f"workqueue run: {error}", file=sys.stderr)  # noqa: T201 - a command line talks
+    with contextlib.suppress(OSError):
+        if termination_log.exists() or termination_log.parent != Path("/dev"):
+            termination_log.write_text(f"{error}\n", encoding="utf-8")
+    return code

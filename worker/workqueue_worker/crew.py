@@ -1,0 +1,90 @@
+"""Threads that run handlers, and take turns at the I/O loop: the leader/followers pattern.
+
+Place in the flow: the runtime submits work; a thread of the crew runs its handler and reports the end. One
+thread leads: it turns the I/O loop. The one that receives a message makes another one the leader and runs
+the handler itself, so that a message changes no thread between the socket and its acknowledgement, while
+somebody always answers the broker's heartbeats, however long handlers take.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from .broker.loop import Loop
+from .broker.slot import Work
+
+
+class Crew:
+    """One thread more than there are slots, so that one is always free to lead.
+
+    Args:
+        loop: of the consuming connection.
+        run: runs the handler of some work and reports its end; called in a thread of the crew.
+        slots: how many handlers may run at once.
+    """
+
+    def __init__(self, loop: Loop, run: Callable[[Work], None], slots: int) -> None:
+        self._loop = loop
+        self._run = run
+        self._waiting: deque[Work] = deque()
+        self._condition = threading.Condition(threading.Lock())
+        self._has_leader = False
+        self._stopped = False
+        self._threads = [
+            threading.Thread(target=self._live, name=f"handler-{number}", daemon=True)
+            for number in range(slots + 1)
+        ]
+
+    def start(self) -> None:
+        """Start the threads, and with them the I/O loop."""
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Work) -> None:
+        """Have the handler run. Called by whoever turns the loop."""
+        self._waiting.append(work)
+
+    def cancel(self, work: Work) -> None:
+        """Nothing more than what the message's token has said: a thread cannot be interrupted."""
+
+    def stop(self, timeout: float) -> bool:
+        """Let the loop rest and the threads end. Returns whether all did; a handler may still run in one."""
+        with self._condition:
+            self._stopped = True
+            self._condition.notify_all()
+        self._loop.wake()
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _live(self) -> None:
+        while True:
+            work = self._next()
+            if work is None:
+                return
+            self._run(work)
+
+    def _next(self) -> Work | None:
+        with self._condition:
+            while self._has_leader and not self._waiting and not self._stopped:
+                self._condition.wait()
+            if self._stopped:
+                return None
+            if self._waiting:
+                return self._waiting.popleft()
+            self._has_leader = True
+        return self._lead()
+
+    def _lead(self) -> Work | None:
+        while not self._waiting and not self._stopped:
+            self._loop.turn()
+        with self._condition:
+            self._has_leader = False
+            work = self._waiting.popleft() if self._waiting else None
+            # For each message that waits one thread, and one to lead.
+            self._condition.notify(len(self._waiting) + 1)
+        return None if self._stopped else work

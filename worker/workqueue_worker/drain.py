@@ -1,0 +1,81 @@
+"""From a signal to the end of the process: take nothing more, let handlers finish, hand back the rest.
+
+Place in the flow: the main thread waits here while the others work. The first SIGTERM (or Ctrl-C) begins,
+the second one ends the grace at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from .runtime import Runtime
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+LONGEST_CANCEL_SECONDS: Final = 2.0
+"""How much of the grace is kept for handlers to end after they were told to."""
+
+logger = logging.getLogger(__name__)
+
+
+class Signals:
+    """Receives the signals that end the worker. Make it in the main thread, before anything else starts."""
+
+    def __init__(self) -> None:
+        # The only queue that a signal handler may put into while the main thread waits in it.
+        self._received: SimpleQueue[int | None] = SimpleQueue()
+        for number in SIGNALS:
+            signal.signal(number, lambda received, _frame: self._received.put(received))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for a signal or for `interrupt()`; returns whether it was a signal."""
+        try:
+            return self._received.get(timeout=timeout) is not None
+        except Empty:
+            return False
+
+    def interrupt(self) -> None:
+        """End the wait of the main thread."""
+        self._received.put(None)
+
+
+def drain(runtime: Runtime, signals: Signals, grace_seconds: float) -> None:
+    """Shut down in order. Returns when every message is settled or handed back and we are disconnected."""
+    begun = time.monotonic()
+    deadline = begun + grace_seconds
+    runtime.stop_taking()
+    logger.info("Shutting down; handlers may finish.", extra={"busy": runtime.busy(), "grace": grace_seconds})
+    quiet = _wait_quiet(runtime, signals, deadline - min(LONGEST_CANCEL_SECONDS, grace_seconds / 10))
+    handed_back = 0
+    if not quiet:
+        logger.warning("Handlers did not finish in time; cancelling them.", extra={"busy": runtime.busy()})
+        runtime.cancel_handlers()
+        _wait_quiet(runtime, signals, min(deadline, time.monotonic() + LONGEST_CANCEL_SECONDS))
+        handed_back = runtime.hand_back()
+    runtime.close()
+    logger.info(
+        "Shut down.",
+        extra={"handed_back": handed_back, "seconds": round(time.monotonic() - begun, 3)},
+    )
+
+
+def _wait_quiet(runtime: Runtime, signals: Signals, deadline: float) -> bool:
+    """Wait until all is settled (returns True), the time is over, or a signal comes."""
+    result: list[bool] = []
+
+    def wait() -> None:
+        result.append(runtime.wait_quiet(deadline))
+        signals.interrupt()
+
+    threading.Thread(target=wait, name="drain", daemon=True).start()
+    while not result:
+        # The other thread keeps the time; the margin only bounds the wait on a machine that is overloaded.
+        left = deadline - time.monotonic() + 1.0
+        if left <= 0 or signals.wait(left):
+            return False
+    return result[0]

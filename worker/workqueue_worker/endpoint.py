@@ -1,0 +1,192 @@
+"""The worker's HTTP endpoint: /metrics, /livez, /readyz, /status and /retire on one port.
+
+Place in the flow: asked by the kubelet, by Prometheus and by the operator. It runs in threads of its own, so
+that it answers whatever the handlers do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+
+from . import __version__, signing
+from .errors import BindingError
+from .metrics import Exposition
+from .retirement import LEASE_SECONDS, Retirement
+from .runtime import Runtime
+from .signing import Purpose
+
+LIVE_SECONDS: Final = 30.0
+"""The I/O loop turns every 5 s at least; one that has not turned for so long will not turn again."""
+
+IDLE_SECONDS: Final = 75.0
+"""How long a connection may be kept open between two requests."""
+
+logger = logging.getLogger(__name__)
+
+
+class Endpoint:
+    """The HTTP server.
+
+    Args:
+        runtime: what it tells about.
+        port: to listen on, all addresses.
+        any_port_will_do: take a free one when `port` is taken.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    def __init__(self, runtime: Runtime, port: int, *, any_port_will_do: bool) -> None:
+        self.runtime = runtime
+        pod_uid = runtime.config.pod_uid
+        self.retirement = Retirement(runtime, pod_uid) if pod_uid else None
+        self._exposition: Exposition | None = None
+        self._lock = threading.Lock()
+        try:
+            self._server = _Server(("", port), _Request)
+        except OSError:
+            if not any_port_will_do:
+                raise
+            self._server = _Server(("", 0), _Request)
+        self._server.endpoint = self
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="endpoint", daemon=True)
+
+    def start(self) -> None:
+        """Answer, in a thread."""
+        self._thread.start()
+        logger.info("The endpoint is up.", extra={"port": self.port})
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        if self._exposition is not None:
+            self._exposition.close()
+
+    @property
+    def exposition(self) -> Exposition:
+        """Made when it is first asked for."""
+        with self._lock:
+            if self._exposition is None:
+                self._exposition = Exposition(self.runtime)
+            return self._exposition
+
+    def dead_because(self) -> str | None:
+        """Why only a restart would help, or None. Never the broker's absence: no restart cures that."""
+        age = self.runtime.connection.tick_age
+        if age > LIVE_SECONDS:
+            return f"the I/O loop has not turned for {age:.0f} s"
+        if self.runtime.slots and self.runtime.stuck == len(self.runtime.slots):
+            return "every slot is held by a handler that ignores its cancellation"
+        return None
+
+    def status(self) -> dict[str, Any]:
+        """What /status answers."""
+        runtime, now = self.runtime, time.monotonic()
+        with runtime.connection.loop.lock:
+            return {
+                "queue": runtime.config.queue,
+                "slots": len(runtime.slots),
+                "busy": runtime.busy(),
+                "consuming": runtime.consuming,
+                "retired": self.retirement is not None and self.retirement.active,
+                "handled": runtime.recent.total_count,
+                "meanHandlerSeconds": runtime.recent.mean_seconds(),
+                "recentHandlerSeconds": runtime.recent.recent_seconds(now),
+                "arrivalPerSecond": runtime.recent.arrivals_per_second(now),
+                "connected": runtime.connection.is_open,
+                "lastError": runtime.last_error,
+                "uptimeSeconds": round(now - runtime.started, 3),
+                "version": __version__,
+            }
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    endpoint: Endpoint
+
+
+class _Request(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    server_version = f"workqueue-worker/{__version__}"
+    sys_version = ""
+    timeout = IDLE_SECONDS
+    # Headers and body are two writes; without this the second waits for the peer's delayed acknowledgement.
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        endpoint = self.server.endpoint
+        match self.path.partition("?")[0]:
+            case "/livez":
+                reason = endpoint.dead_because()
+                code = HTTPStatus.OK if reason is None else HTTPStatus.SERVICE_UNAVAILABLE
+                self._answer(code, {"live": reason is None, "reason": reason})
+            case "/readyz":
+                self._answer(HTTPStatus.OK, {"ready": True})
+            case "/status":
+                self._answer(HTTPStatus.OK, endpoint.status())
+            case "/metrics":
+                self._send(HTTPStatus.OK, endpoint.exposition.content_type, endpoint.exposition.render())
+            case _:
+                self._not_found()
+
+    def do_POST(self) -> None:
+        self._retire(Purpose.RETIRE)
+
+    def do_DELETE(self) -> None:
+        self._retire(Purpose.RESUME)
+
+    def _retire(self, purpose: Purpose) -> None:
+        self.close_connection = True  # a body, which nobody needs, would be read as the next request
+        retirement = self.server.endpoint.retirement
+        if self.path != "/retire" or retirement is None:
+            self._not_found()
+            return
+        try:
+            wrong = retirement.verify(self.headers.get(signing.HEADER), purpose, time.time())
+        except BindingError as error:
+            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error)})
+            return
+        if wrong is not None:
+            self._answer(HTTPStatus.UNAUTHORIZED, {"error": wrong})
+            return
+        if purpose is Purpose.RESUME:
+            retirement.end()
+            self._answer(HTTPStatus.OK, {})
+            return
+        try:
+            busy = retirement.begin()
+        except TimeoutError as error:
+            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error)})
+            return
+        if busy:
+            self._answer(HTTPStatus.CONFLICT, {"busy": busy})
+        else:
+            self._answer(HTTPStatus.OK, {"leaseSeconds": LEASE_SECONDS})
+
+    def _not_found(self) -> None:
+        self._answer(HTTPStatus.NOT_FOUND, {"error": "NotFound"})
+
+    def _answer(self, code: HTTPStatus, content: dict[str, Any]) -> None:
+        self._send(code, "application/json", json.dumps(content).encode())
+
+    def _send(self, code: HTTPStatus, content_type: str, body: bytes) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+        logger.debug("Request.", extra={"request": format % args})

@@ -1,0 +1,96 @@
+"""The operator's question before it removes a worker: are you idle? then stop taking messages.
+
+Place in the flow: asked over the endpoint. A worker that says yes has cancelled its consumers and holds
+itself out for a lease of 30 seconds; if it is still there then, it consumes again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Final
+
+from . import signing
+from .runtime import Runtime
+from .signing import Purpose, Verdict
+
+LEASE_SECONDS: Final = 30.0
+CANCEL_SECONDS: Final = 2.0
+"""How long the broker may take to confirm that it will send nothing more."""
+
+logger = logging.getLogger(__name__)
+
+
+class Retirement:
+    """Whether this worker holds itself out for removal.
+
+    Args:
+        runtime: whose consumers are cancelled and started again.
+        pod_uid: signatures are made for it.
+    """
+
+    def __init__(self, runtime: Runtime, pod_uid: str) -> None:
+        self._runtime = runtime
+        self._pod_uid = pod_uid
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._seen: dict[str, float] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether the lease runs."""
+        return self._timer is not None
+
+    def verify(self, header: str | None, purpose: Purpose, now: float) -> str | None:
+        """Check a signature; a good one is good once. Returns what is wrong with it, or None.
+
+        Args:
+            now: Unix seconds.
+        """
+        key = self._runtime.config.read_binding().signing_key
+        verdict = signing.verify(header, purpose, self._pod_uid, key, now)
+        if verdict is not Verdict.GOOD or header is None:
+            return str(verdict)
+        with self._lock:
+            # Only good ones are kept, and only for as long as they would be good, so that nobody can fill it.
+            self._seen = {
+                seen: at for seen, at in self._seen.items() if now - at <= 2 * signing.TOLERANCE_SECONDS
+            }
+            if header in self._seen:
+                return "Replayed"
+            self._seen[header] = now
+        return None
+
+    def begin(self) -> int:
+        """Retire, or renew the lease. Returns how many slots are busy: 0 when it is done.
+
+        Raises:
+            TimeoutError: the broker did not confirm that the consumers are cancelled; they start again.
+        """
+        with self._lock:
+            busy = self._runtime.pause_if_idle()
+            if busy:
+                return busy
+            if not self._runtime.wait_quiet(time.monotonic() + CANCEL_SECONDS):
+                self._runtime.resume()
+                raise TimeoutError("RabbitMQ has not confirmed that the consumers are cancelled.")
+            renewed = self._timer is not None
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = threading.Timer(LEASE_SECONDS, self.end)
+            self._timer.daemon = True
+            self._timer.start()
+        if not renewed:
+            logger.info("Retired: idle, and the consumers are cancelled.", extra={"lease": LEASE_SECONDS})
+        return 0
+
+    def end(self) -> None:
+        """Consume again."""
+        with self._lock:
+            if self._timer is None:
+                return
+            self._timer.cancel()
+            self._timer = None
+            self._runtime.resume()
+        logger.info("No longer retired; consuming again.")

@@ -1,0 +1,206 @@
+"""Carry out a verdict: acknowledge, or publish a copy, wait for its confirmation, and then acknowledge.
+
+Place in the flow: `runtime` hands over work whose handler has ended or timed out. The original stays
+unacknowledged until RabbitMQ has confirmed the copy, so that a crash at any moment leaves at least one of
+them. What fails is tried again for as long as the delivery is ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, Final, Protocol
+
+from . import headers, topology
+from .broker.backoff import Backoff
+from .broker.outgoing import Outgoing
+from .broker.slot import Work
+from .envelope import Properties
+from .errors import BrokerError
+from .handlers.outcome import Ack, Failure, FailureReason, GiveUp, Outcome, RetryLater, Verdict
+
+FIRST_WAIT_SECONDS: Final = 0.1
+LONGEST_WAIT_SECONDS: Final = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class Republisher(Protocol):
+    """What settling needs of the publisher. Both calls return at once and may be made from any thread."""
+
+    def publish(self, outgoing: Outgoing) -> Future[None]:
+        """Publish mandatory and confirmed."""
+
+    def declare(self, queue: topology.Queue) -> Future[None]:
+        """Declare a queue."""
+
+
+class Port(Protocol):
+    """What settling needs of the consuming connection."""
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run a function where pika may be touched."""
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Any:
+        """The same, later."""
+
+
+class Settler:
+    """Settles the deliveries of one queue. Use it only where pika may be touched.
+
+    Args:
+        queue: the work queue.
+        worker: who we are, for the header.
+        port: the consuming connection.
+        republisher: makes (or returns) the publisher when the first copy is needed: most workers never do.
+        on_settled: called with the work and how it ended. Not called when the delivery was lost or handed
+            back meanwhile: whoever did that knows.
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        worker: str,
+        port: Port,
+        republisher: Callable[[], Republisher],
+        on_settled: Callable[[Work, Outcome], None],
+    ) -> None:
+        self.queue = queue
+        self.port = port
+        self.republisher = republisher
+        self.known_queues = {topology.dead_letter_queue_name(queue)}
+        self._worker = worker
+        self._on_settled = on_settled
+
+    def settle(self, work: Work, verdict: Verdict) -> None:
+        """Begin to carry out the verdict."""
+        if isinstance(verdict, Ack):
+            self.end(work, Outcome.ACKED)
+            return
+        target, copy = make_copy(work, verdict, self.queue, self._worker, time.time())
+        retried = isinstance(verdict, RetryLater)
+        logger.info(
+            "Message failed; trying again later." if retried else "Message given up.",
+            extra={
+                "queue": self.queue,
+                "to": target.name,
+                "attempt": work.message.attempt,
+                "reason": str(verdict.failure.reason),
+                "error": verdict.failure.message,
+                "message_id": work.properties.message_id,
+            },
+        )
+        outcome = Outcome.RETRIED if retried else Outcome.DEAD_LETTERED
+        if verdict.failure.reason is FailureReason.TIMED_OUT:
+            outcome = Outcome.TIMED_OUT
+        _Republishing(self, work, target, copy, outcome).start()
+
+    def end(self, work: Work, outcome: Outcome) -> None:
+        """Acknowledge."""
+        if work.lease.held:
+            self._on_settled(work, outcome if work.lease.ack() else Outcome.LOST)
+
+
+class _Republishing:
+    """One copy on its way: declare its queue unless that is known to exist, publish, acknowledge."""
+
+    def __init__(
+        self, settler: Settler, work: Work, target: topology.Queue, copy: Outgoing, outcome: Outcome
+    ) -> None:
+        self._settler = settler
+        self._work = work
+        self._target = target
+        self._copy = copy
+        self._outcome = outcome
+        self._backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
+        self._told = False
+
+    def start(self) -> None:
+        if self._target.name in self._settler.known_queues:
+            self._publish()
+        else:
+            self._declare()
+
+    def _declare(self) -> None:
+        self._step(lambda: self._settler.republisher().declare(self._target), self._declared)
+
+    def _declared(self) -> None:
+        self._settler.known_queues.add(self._target.name)
+        self._publish()
+
+    def _publish(self) -> None:
+        self._step(
+            lambda: self._settler.republisher().publish(self._copy),
+            lambda: self._settler.end(self._work, self._outcome),
+        )
+
+    def _step(self, begin: Callable[[], Future[None]], then: Callable[[], None]) -> None:
+        def finished(done: Future[None]) -> None:
+            # We are in the publisher's thread, which must not wait for the consuming connection.
+            error = done.exception()
+            self._settler.port.call(then if error is None else lambda: self._failed(error))
+
+        if not self._work.lease.held:
+            return
+        try:
+            begin().add_done_callback(finished)
+        except BrokerError as error:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "A copy could not be published; the message stays unacknowledged, trying again.",
+                extra={"queue": self._settler.queue, "to": self._target.name, "reason": str(error)},
+            )
+        # Whatever it was, the queue may be gone: to declare it again is harmless and heals that.
+        self._settler.known_queues.discard(self._target.name)
+        self._settler.port.call_later(self._backoff.next(), self._declare)
+
+
+def make_copy(
+    work: Work, verdict: RetryLater | GiveUp, queue: str, worker: str, now: float
+) -> tuple[topology.Queue, Outgoing]:
+    """The queue that the copy goes to, and the copy.
+
+    Args:
+        now: Unix seconds.
+    """
+    properties, kept = headers.set_aside(Properties.of(work.properties), work.properties.headers or {})
+    if isinstance(verdict, RetryLater):
+        target = topology.delay_queue(queue, verdict.queue_seconds)
+        properties = replace(properties, expiration=str(max(1, round(verdict.seconds * 1000))))
+    else:
+        target = topology.dead_letter_queue(queue)
+    kept |= _failure_headers(verdict.failure, work.message.attempt, worker, now)
+    return target, Outgoing(
+        routing_key=target.name,
+        body=work.body,
+        headers=kept,
+        message_id=properties.message_id,
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        priority=properties.priority,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        expiration=properties.expiration,
+        timestamp=properties.timestamp,
+        type=properties.type,
+        app_id=properties.app_id,
+    )
+
+
+def _failure_headers(failure: Failure, attempt: int, worker: str, now: float) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        headers.ATTEMPT: attempt,
+        headers.FAILURE_REASON: str(failure.reason),
+        headers.FAILURE_MESSAGE: failure.message,
+        headers.FAILURE_TRACEBACK: failure.traceback,
+        headers.FAILED_AT: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+        headers.WORKER: worker,
+    }
+    return {key: value for key, value in made.items() if value != ""}
