@@ -1,0 +1,189 @@
+"""Container images without a registry: made from root file systems, kept as archives in the cache folder.
+
+Where a registry can be reached, RabbitMQ's own image is taken instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hack.cluster.commands import run
+from hack.cluster.console import step
+from hack.cluster.daemons import PAUSE_IMAGE
+from hack.cluster.errors import ClusterError
+from hack.cluster.locks import locked
+from hack.cluster.mounts import overlays_stack_on
+from hack.rootfs import RootfsError, cache_folder, rootfs
+
+RABBITMQ_IMAGE: Final = "docker.io/library/rabbitmq:4-management"
+BASE_IMAGE: Final = "localhost/workqueue-base:trixie"
+RELEASE: Final = "trixie"
+RABBITMQ_PACKAGES: Final = ("rabbitmq-server", "ca-certificates")
+BASE_PACKAGES: Final = ("python3", "python3-venv", "ca-certificates")
+PULL_SECONDS: Final = 300
+
+SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+RABBITMQ_PROGRAMS: Final = "/usr/lib/rabbitmq/bin"
+RABBITMQ_HOME: Final = "/var/lib/rabbitmq"
+# The number that RabbitMQ's own image uses: manifests name it in runAsUser and fsGroup.
+RABBITMQ_USER: Final = "999"
+RABBITMQ_FILES: Final = {
+    "enabled_plugins": "[rabbitmq_management,rabbitmq_prometheus].\n",
+    "rabbitmq.conf": (
+        "loopback_users = none\nlisteners.tcp.default = 5672\nlog.console = true\nlog.file = false\n"
+    ),
+}
+BASE_CONFIG: Final = ("--env", f"PATH={SYSTEM_PATH}", "--env", "LANG=C.UTF-8", "--cmd", "python3")
+RABBITMQ_SCRIPT: Final = f"""\
+set -e
+usermod --uid {RABBITMQ_USER} rabbitmq
+groupmod --gid {RABBITMQ_USER} rabbitmq
+rm -f {RABBITMQ_HOME}/.erlang.cookie
+chown -R rabbitmq:rabbitmq {RABBITMQ_HOME} /var/log/rabbitmq /etc/rabbitmq
+"""
+RABBITMQ_CONFIG: Final = (
+    *("--env", f"PATH={RABBITMQ_PROGRAMS}:{SYSTEM_PATH}", "--env", f"HOME={RABBITMQ_HOME}"),
+    *("--env", "LANG=C.UTF-8", "--user", f"{RABBITMQ_USER}:{RABBITMQ_USER}", "--volume", RABBITMQ_HOME),
+    *("--port", "5672", "--port", "15672", "--port", "15692"),
+    *("--entrypoint", f'["{RABBITMQ_PROGRAMS}/rabbitmq-server"]'),
+)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An image in a file, as `docker save` writes it."""
+
+    name: str
+    file: Path
+
+
+def buildah(*arguments: str | Path, doing: str, timeout: float | None = None) -> str:
+    """Run buildah on a store of our own, in a mount namespace so that it leaves no mounts behind.
+
+    Raises:
+        ClusterError: it failed.
+    """
+    return run([*buildah_command(), *arguments], doing=doing, timeout=timeout).strip()
+
+
+def buildah_command() -> list[str | Path]:
+    """The beginning of every buildah command."""
+    store = cache_folder() / "containers"
+    return [
+        *("unshare", "--mount", "buildah", "--root", store / "storage", "--runroot", store / "run"),
+        *("--storage-driver", "overlay" if overlays_stack_on(cache_folder()) else "vfs"),
+    ]
+
+
+def pause(binaries: Path) -> Archive:
+    """The image of a pod's sandbox."""
+    program = binaries / "pause"
+
+    def make() -> None:
+        with _container() as container:
+            buildah("copy", "--quiet", container, program, "/pause", doing="Making the pause image")
+            _commit(container, PAUSE_IMAGE, "--entrypoint", '["/pause"]')
+
+    return _archive(PAUSE_IMAGE, str(program), make, "a few seconds, once")
+
+
+def rabbitmq() -> Archive:
+    """RabbitMQ 4 with the management and prometheus plugins, under the name that a real cluster pulls."""
+
+    def make() -> None:
+        if _pull(RABBITMQ_IMAGE):
+            return
+        root = _rootfs(RABBITMQ_PACKAGES)
+        with _container(root) as container:
+            doing = "Making the RabbitMQ image"
+            for name, text in RABBITMQ_FILES.items():
+                with tempfile.NamedTemporaryFile("w") as file:
+                    file.write(text)
+                    file.flush()
+                    target = f"/etc/rabbitmq/{name}"
+                    buildah("copy", "--quiet", "--chmod", "644", container, file.name, target, doing=doing)
+            buildah(
+                *("run", "--isolation", "chroot", container, "--", "sh", "-c", RABBITMQ_SCRIPT), doing=doing
+            )
+            _commit(container, RABBITMQ_IMAGE, *RABBITMQ_CONFIG)
+
+    recipe = (RELEASE, *RABBITMQ_PACKAGES, *RABBITMQ_FILES.values(), RABBITMQ_SCRIPT, *RABBITMQ_CONFIG)
+    return _archive(RABBITMQ_IMAGE, repr(recipe), make, "about 1 minute, once")
+
+
+def base() -> Archive:
+    """What our own image is built on where no registry can be reached: Debian with Python."""
+
+    def make() -> None:
+        with _container(_rootfs(BASE_PACKAGES)) as container:
+            _commit(container, BASE_IMAGE, *BASE_CONFIG)
+
+    return _archive(BASE_IMAGE, repr((RELEASE, *BASE_PACKAGES, *BASE_CONFIG)), make, "about 1 minute, once")
+
+
+def _archive(name: str, recipe: str, make: Callable[[], None], expected: str) -> Archive:
+    """The cached archive of this recipe, or a new one of the image that `make` leaves in buildah's store."""
+    folder = cache_folder() / "images"
+    key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
+    file = folder / f"{re.sub('[^a-z0-9]+', '-', name)}-{key}.tar"
+    if not file.exists():
+        with locked(file.with_suffix(".lock"), f"Another process makes the image {name}; waiting for it."):
+            if not file.exists():
+                with step(f"making the image {name}", expected):
+                    make()
+                    save(name, file)
+    return Archive(name, file)
+
+
+def save(name: str, file: Path) -> None:
+    """Write an image of buildah's store to a file, which appears when it is whole."""
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.unlink(missing_ok=True)
+    buildah("push", "--quiet", name, f"docker-archive:{unfinished}:{name}", doing=f"Saving the image {name}")
+    unfinished.rename(file)
+
+
+def _rootfs(packages: Sequence[str]) -> Path:
+    try:
+        return rootfs(RELEASE, packages)
+    except RootfsError as error:
+        raise ClusterError(str(error)) from error
+
+
+def _pull(name: str) -> bool:
+    """Whether a registry gave us the image."""
+    try:
+        buildah("pull", "--quiet", name, doing=f"Pulling {name}", timeout=PULL_SECONDS)
+    except ClusterError:
+        return False
+    return True
+
+
+@contextmanager
+def _container(root: Path | None = None) -> Iterator[str]:
+    """A new container with nothing in it but a root file system."""
+    container = buildah("from", "scratch", doing="Making an image")
+    try:
+        if root:
+            # From a tar file the owners of files are kept; copied from a folder, everything belongs to root.
+            with tempfile.NamedTemporaryFile(suffix=".tar", dir=cache_folder()) as file:
+                run(
+                    ["tar", "--directory", root, "--create", "--file", file.name, "."],
+                    doing="Making an image",
+                )
+                buildah("add", "--quiet", container, file.name, "/", doing="Making an image")
+        yield container
+    finally:
+        buildah("rm", container, doing="Making an image")
+
+
+def _commit(container: str, name: str, *configuration: str) -> None:
+    buildah("config", *configuration, container, doing=f"Making the image {name}")
+    buildah("commit", "--quiet", container, name, doing=f"Making the image {name}")

@@ -1,0 +1,211 @@
+"""What the user asks for: a cluster that is up, or gone, or looked at. Only here the order is known."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+from hack.cluster import checkout, daemons, images, namespaces, packages, pki, processes, toolchain
+from hack.cluster.commands import run
+from hack.cluster.console import say, step
+from hack.cluster.errors import ClusterError
+from hack.cluster.images import Archive
+from hack.cluster.instance import Instance, Record
+from hack.cluster.locks import locked
+
+READY_SECONDS: Final = 120.0
+ANSWER_SECONDS: Final = 15.0
+DISK_NEEDED: Final = 2 * 2**30
+POLL_SECONDS: Final = 0.2
+
+
+def up(instance: Instance) -> None:
+    """Have a cluster that is ready, and write this checkout's .cluster.
+
+    Raises:
+        ClusterError: it cannot be had.
+    """
+    _require_linux_root()
+    with _exclusive(instance):
+        record = instance.record()
+        if record and _answers(instance, ANSWER_SECONDS):
+            say(f"The cluster {instance.name} is already up.")
+            if record.build != toolchain.build():
+                say(f"It was made by another version of this tool ({record.build}); down and up renew it.")
+        else:
+            if namespaces.end(instance):
+                say("Removed what was left of a cluster that had died; the new one starts empty.")
+            record = _start(instance)
+        _load_missing(record, [images.rabbitmq()])
+        checkout.write(instance.kubeconfig.read_text())
+    say(f"Ready: export KUBECONFIG={checkout.KUBECONFIG} PATH={checkout.FOLDER / 'bin'}:$PATH")
+
+
+def down(instance: Instance) -> None:
+    """Take the cluster and this checkout's .cluster away.
+
+    Raises:
+        ClusterError: something would not go away.
+    """
+    _require_linux_root()
+    with _exclusive(instance):
+        existed = namespaces.end(instance)
+        checkout.remove()
+    say(f"The cluster {instance.name} is gone." if existed else f"There is no cluster {instance.name}.")
+
+
+def status(instance: Instance) -> bool:
+    """Print what there is; whether the cluster is up and answers."""
+    record = instance.record()
+    if record is None:
+        state = "died" if instance.state.exists() else "down"
+        print(f"{instance.name}: {state}")
+        return False
+    answers = _answers(instance, 0.0)
+    print(f"{instance.name}: {'up' if answers else 'not ready'}, {record.build}")
+    print(f"API server: https://127.0.0.1:{record.port}, process 1: {record.node.pid}, logs: {instance.logs}")
+    running = {processes.program(pid) for pid in processes.children(record.node.pid)}
+    for name in daemons.NAMES:
+        print(f"  {name:24} {'running' if name in running else 'not running'}")
+    if answers:
+        print(_output(_kubectl(instance, "get", "nodes", "--output=wide")) or "", end="")
+    return answers
+
+
+def load(instance: Instance, archive: Path) -> str:
+    """Bring the images of a `docker save` or OCI archive into the cluster; what was imported.
+
+    Raises:
+        ClusterError: there is no cluster, or the archive cannot be read.
+    """
+    record = _running(instance)
+    with _opened(archive) as file:
+        return run(_ctr(record, "images", "import", "-"), doing=f"Loading {archive}", stdin=file)
+
+
+def inside(instance: Instance, command: Sequence[str]) -> list[str]:
+    """A command that runs `command` in the cluster's network, where pod and service addresses are reachable.
+
+    Raises:
+        ClusterError: there is no cluster.
+    """
+    return [*namespaces.enter(_running(instance).node, "net"), *command]
+
+
+def _start(instance: Instance) -> Record:
+    packages.install()
+    binaries = toolchain.binaries()
+    pause = images.pause(binaries)
+    images.rabbitmq()
+    instance.state.mkdir(parents=True, mode=0o700)
+    if shutil.disk_usage(instance.state).free < DISK_NEEDED:
+        raise ClusterError(f"The disk of {instance.state} is full: a cluster needs 2 GiB; free some space.")
+    with step("starting Kubernetes", "about 15 s"), namespaces.listen() as listener:
+        daemons.configure(instance)
+        port = listener.getsockname()[1]
+        server = f"https://127.0.0.1:{port}"
+        access = pki.kubeconfig(instance.configuration / "pki", "admin", server, instance.name)
+        instance.kubeconfig.write_text(access)
+        record = Record(namespaces.start(instance, binaries, listener), port, toolchain.build())
+        instance.remember(record)
+        _await(lambda: _succeeds(_ctr(record, "version")), "containerd", instance)
+        _load_missing(record, [pause])
+        _await(lambda: _node_is_ready(instance), "the node", instance)
+    return record
+
+
+def _load_missing(record: Record, archives: Sequence[Archive]) -> None:
+    loaded = run(_ctr(record, "images", "list", "--quiet"), doing="Listing images").splitlines()
+    for archive in archives:
+        if archive.name not in loaded:
+            with step(f"loading the image {archive.name}", "a few seconds"), _opened(archive.file) as file:
+                run(_ctr(record, "images", "import", "-"), doing=f"Loading {archive.file}", stdin=file)
+
+
+def _ctr(record: Record, *arguments: str) -> list[str]:
+    return [*namespaces.enter(record.node, "mount"), "ctr", "--namespace", "k8s.io", *arguments]
+
+
+def _answers(instance: Instance, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not _succeeds(_kubectl(instance, "get", "--raw", "/readyz", "--request-timeout=5s")):
+        if time.monotonic() >= deadline or instance.record() is None:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _node_is_ready(instance: Instance) -> bool:
+    """The node is Ready, and the default namespace has the account without which it takes no pod."""
+    ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
+    return _output(
+        _kubectl(instance, "get", "node", daemons.NODE, "--output", ready)
+    ) == "True" and _succeeds(_kubectl(instance, "get", "serviceaccount", "default"))
+
+
+def _kubectl(instance: Instance, *arguments: str) -> list[str]:
+    return [str(toolchain.kubectl()), f"--kubeconfig={instance.kubeconfig}", *arguments]
+
+
+def _output(command: Sequence[str]) -> str | None:
+    """What a command prints; None if it fails."""
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
+    )
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+
+
+def _succeeds(command: Sequence[str]) -> bool:
+    return _output(command) is not None
+
+
+def _await(condition: Callable[[], bool], what: str, instance: Instance) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not condition():
+        if instance.record() is None:
+            raise ClusterError(
+                f"The cluster died while it started: {instance.logs} says why; then run this again."
+            )
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"After {READY_SECONDS:.0f} s {what} is not ready: {instance.logs} says why. Running this "
+                "again starts a new cluster."
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _running(instance: Instance) -> Record:
+    record = instance.record()
+    if record is None:
+        raise ClusterError(f"There is no cluster {instance.name}: start it with `python -m hack.cluster up`.")
+    return record
+
+
+def _require_linux_root() -> None:
+    if platform.system() != "Linux":
+        raise ClusterError(
+            f"A local cluster needs Linux, and this is {platform.system()}: set CLUSTER=current to use the "
+            "cluster of your current kubectl context."
+        )
+    if os.geteuid() != 0:
+        raise ClusterError("A local cluster needs root: run this with sudo, or as root.")
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[IO[bytes]]:
+    try:
+        with archive.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise ClusterError(f"The image archive {archive} cannot be read: {error.strerror}.") from error
+
+
+def _exclusive(instance: Instance) -> AbstractContextManager[None]:
+    return locked(instance.lock, f"Another up or down of {instance.name} is running; waiting for it.")

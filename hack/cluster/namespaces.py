@@ -1,0 +1,174 @@
+"""The namespaces of a cluster from outside: start its process 1, enter them, end them and what they leave."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from hack.cluster import processes
+from hack.cluster.console import say
+from hack.cluster.errors import ClusterError
+from hack.cluster.instance import Instance
+from hack.cluster.mounts import mounts
+from hack.cluster.processes import Process
+
+MODULE: Final = "hack.cluster.node"
+CHECKOUT: Final = Path(__file__).parents[2]
+PREFERRED_PORT: Final = 16443
+CPUSET_FILES: Final = ("cpuset.cpus", "cpuset.mems")
+CONTROLLERS: Final = frozenset({"cpu", "cpuset", "hugetlb", "io", "memory", "pids"})
+REMOVAL_SECONDS: Final = 10.0
+
+
+def listen() -> socket.socket:
+    """A socket on the host's loopback, on the usual port if that is free."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", PREFERRED_PORT))
+    except OSError:
+        listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
+    return listener
+
+
+def start(instance: Instance, binaries: Path, listener: socket.socket) -> Process:
+    """Start process 1 of a configured cluster.
+
+    Returns:
+        Process 1 as the host sees it.
+
+    Raises:
+        ClusterError: the kernel or the surrounding container does not allow the namespaces.
+    """
+    instance.logs.mkdir(parents=True)
+    _make_cgroups(instance.cgroup)
+    log = instance.logs / "node.log"
+    with log.open("wb") as output:
+        unshare = subprocess.Popen(
+            [
+                *("unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"),
+                *(sys.executable, "-m", MODULE, instance.name),
+                *(str(instance.state), str(binaries), str(listener.fileno())),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            cwd=CHECKOUT,
+            start_new_session=True,
+            pass_fds=[listener.fileno()],
+        )
+    assert unshare.stdout is not None
+    with unshare.stdout:
+        said = unshare.stdout.readline()
+    node = Process.of(int(said)) if said else None
+    if node is None:
+        lines = log.read_text(errors="replace").strip().splitlines()
+        raise ClusterError(
+            "The cluster's namespaces could not be made; this needs a machine (or a container) that lets "
+            f"root mount and make network namespaces. The last line of {log}: {lines[-1] if lines else 'nothing'}"
+        )
+    return node
+
+
+def enter(node: Process, *kinds: str) -> list[str]:
+    """The beginning of a command that runs in namespaces of the cluster.
+
+    Args:
+        kinds: of `net`, `mount` and `pid`.
+    """
+    return ["nsenter", f"--target={node.pid}", *(f"--{kind}" for kind in kinds), "--"]
+
+
+def end(instance: Instance) -> bool:
+    """End a cluster in whatever state it is: its processes, control groups and state folder.
+
+    Returns:
+        Whether there was anything to end.
+
+    Raises:
+        ClusterError: something would not go away.
+    """
+    found = processes.with_arguments(MODULE, instance.name)
+    groups = list(_cgroups(instance.cgroup))
+    if not found and not groups and not instance.state.exists():
+        return False
+    if not processes.kill(found):
+        numbers = ", ".join(str(process.pid) for process in found)
+        raise ClusterError(
+            f"The processes {numbers} of the cluster do not die: look at them with ps, then run this again."
+        )
+    for group in groups:
+        _remove_cgroup(group)
+    _remove_folder(instance.state)
+    return True
+
+
+def _remove_folder(state: Path) -> None:
+    shutil.rmtree(state, ignore_errors=True)
+    if state.exists():
+        shutil.rmtree(state)
+    if state.parent.is_dir() and not any(state.parent.iterdir()):
+        state.parent.rmdir()
+
+
+def _hierarchies() -> Iterator[tuple[Path, str]]:
+    """Mount point and type of each control group hierarchy."""
+    for mount in mounts():
+        if mount.kind in {"cgroup", "cgroup2"}:
+            yield mount.point, mount.kind
+
+
+def _cgroups(name: str) -> Iterator[Path]:
+    for point, _ in _hierarchies():
+        if (point / name).is_dir():
+            yield point / name
+
+
+def _make_cgroups(name: str) -> None:
+    """Make the group that holds the pods; the kubelet insists that it is there, in every hierarchy."""
+    for point, kind in _hierarchies():
+        if kind == "cgroup2":
+            _delegate(point)
+        group = point / name
+        group.mkdir(exist_ok=True)
+        for file in CPUSET_FILES:
+            # In version 1 a new group has no processor and no memory until it is given some.
+            if kind == "cgroup" and (group / file).exists():
+                (group / file).write_text((point / file).read_text())
+
+
+def _delegate(point: Path) -> None:
+    available = set((point / "cgroup.controllers").read_text().split())
+    delegated = set((point / "cgroup.subtree_control").read_text().split())
+    for controller in sorted((available - delegated) & CONTROLLERS):
+        try:
+            (point / "cgroup.subtree_control").write_text(f"+{controller}")
+        except OSError as error:
+            say(f"The control group controller {controller} cannot be used here: {error.strerror}.")
+
+
+def _remove_cgroup(group: Path) -> None:
+    deadline = time.monotonic() + REMOVAL_SECONDS
+    while True:
+        folders = [Path(folder) for folder, _, _ in os.walk(group, topdown=False)]
+        try:
+            for folder in folders:
+                folder.rmdir()
+        except OSError as error:
+            # The kernel takes a moment to let go of the last process.
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"The control group {group} is still in use ({error.strerror}): end the processes that "
+                    "are in it, then run this again."
+                ) from error
+            time.sleep(0.1)
+        else:
+            return
