@@ -1,0 +1,294 @@
+"""The operator's process: configuration, endpoint, election, then kopf and the passes, and an orderly end.
+
+Place in the flow: the outermost layer; makes every part once and hands each what it needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+import kopf
+
+from workqueue_worker import logs
+
+from . import handlers, render
+from .act.retire import Retirement
+from .act.workload import Workload
+from .cluster import Cluster, connect, connect_by_kubeconfig
+from .config import Config, from_environment
+from .discovery import usable_namespaces, wait_for_resource
+from .endpoint import Endpoint
+from .errors import ClusterError, ConfigurationError, LeadershipLostError
+from .finalize import Finalizer
+from .leader import Leadership
+from .metrics import Metrics
+from .observe.brokers import Brokers
+from .observe.secrets import Secrets
+from .observe.store import Store
+from .observe.workers import Workers
+from .reconcile import Parts, Reconciler
+from .relist import Relist
+from .report import Reporter
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED: Final = 1
+EXIT_CONFIGURATION: Final = 2
+EXIT_LEADERSHIP_LOST: Final = 3
+
+
+def main() -> None:
+    """The console script `workqueue-operator`."""
+    try:
+        config = from_environment()
+    except ConfigurationError as error:
+        sys.stderr.write(f"The operator's configuration is wrong:\n{error}\n")
+        sys.exit(EXIT_CONFIGURATION)
+    logs.configure(config.log_format, config.log_level)
+    for noisy in ("kopf", "aiohttp.access", "pika", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    sys.exit(asyncio.run(Operator(config).run()))
+
+
+class Operator:
+    """One operator process."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._metrics = Metrics()
+        self._stop = asyncio.Event()
+        self._exit_code = 0
+        self._leadership: Leadership | None = None
+        self._relist: Relist | None = None
+        self._brokers: Brokers | None = None
+        self._cluster: Cluster | None = None
+        self._ticked = time.monotonic()
+        self._serving = False
+
+    async def run(self) -> int:
+        """Serve until a signal, or until something makes it impossible.
+
+        Returns:
+            The process' exit code.
+        """
+        self._listen_to_signals()
+        endpoint = Endpoint(
+            self._config.port, self._metrics, self._problem, lambda: self._serving, self._refresh_metrics
+        )
+        await endpoint.start()
+        ticking = asyncio.create_task(self._tick(), name="tick")
+        try:
+            await self._lead()
+        except (ClusterError, LeadershipLostError) as error:
+            logger.error("The operator cannot go on.", extra={"detail": str(error)})  # noqa: TRY400
+            self._exit_code = self._exit_code or EXIT_FAILED
+        finally:
+            ticking.cancel()
+            await endpoint.stop()
+        return self._exit_code
+
+    # -- the stages ----------------------------------------------------------------------------------
+
+    async def _lead(self) -> None:
+        cluster = self._cluster = await self._connect()
+        try:
+            if self._config.leader_election:
+                election = await self._connect()
+                self._leadership = Leadership(
+                    election.api, self._config.lease_name, self._config.pod_namespace, self._config.pod_name
+                )
+                # A standby is Ready: it does its part by waiting.
+                self._serving = True
+                if not await self._unless_stopped(self._leadership.win()):
+                    await self._leadership.release()
+                    return
+                logger.info("This process leads.", extra={"identity": self._config.pod_name})
+            self._metrics.leader.set(1)
+            if await self._unless_stopped(wait_for_resource(cluster)):
+                await self._serve(cluster)
+        finally:
+            await cluster.close()
+
+    async def _serve(self, cluster: Cluster) -> None:
+        config = self._config
+        reconciler = Reconciler(self._fail)
+        store = Store(reconciler.wake)
+        brokers = self._brokers = Brokers(
+            reconciler.wake, reconciler.rang, config.sweep_seconds, config.idle_sweep_seconds
+        )
+        workers = Workers()
+        secrets = Secrets(cluster)
+        reporter = Reporter(cluster, config.pod_name)
+        defaults = render.Defaults(
+            config.worker_image,
+            config.worker_network_policy,
+            config.metrics_from,
+            {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": config.pod_namespace}},
+                "podSelector": {"matchLabels": {"app.kubernetes.io/name": "workqueue-operator"}},
+            },
+        )
+        namespaces, left_out = await usable_namespaces(cluster, config.namespaces)
+        self._metrics.namespaces_left_out.set(len(left_out))
+        relist = self._relist = Relist(cluster, store, namespaces, config.relist_seconds)
+        reconciler.start(
+            Parts(
+                store=store,
+                cluster=cluster,
+                secrets=secrets,
+                brokers=brokers,
+                workers=workers,
+                workload=Workload(cluster, defaults),
+                retirement=Retirement(cluster, workers),
+                reporter=reporter,
+                finalizer=Finalizer(cluster, store, secrets, brokers, reporter),
+                metrics=self._metrics,
+            )
+        )
+        await relist.once()
+        self._serving = True
+        background = [asyncio.create_task(relist.run(), name="relist")]
+        if left_out:
+            background.append(
+                asyncio.create_task(
+                    self._watch_for(cluster, config.namespaces, namespaces), name="namespaces"
+                )
+            )
+        watching = asyncio.create_task(self._watch(store, namespaces), name="kopf")
+        watching.add_done_callback(self._on_watch_end)
+        # kopf has put its own signal handlers in place once it runs.
+        self._listen_to_signals()
+        try:
+            await self._until_stopped_or_lost()
+        finally:
+            await reconciler.stop()
+            await brokers.close()
+            await workers.close()
+            # Everything that writes has ended: the successor may begin while kopf, which only reads, winds down.
+            if self._leadership is not None:
+                await self._leadership.release()
+            for task in (*background, watching):
+                task.cancel()
+            await asyncio.gather(*background, watching, return_exceptions=True)
+
+    async def _watch(self, store: Store, namespaces: tuple[str, ...]) -> None:
+        ready = asyncio.Event()
+        task = asyncio.create_task(
+            kopf.operator(
+                registry=handlers.registry(store),
+                settings=handlers.settings(),
+                standalone=True,
+                clusterwide=not self._config.namespaces,
+                namespaces=namespaces,
+                ready_flag=ready,
+            ),
+            name="kopf operator",
+        )
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        self._listen_to_signals()
+        await task
+
+    async def _watch_for(self, cluster: Cluster, wanted: tuple[str, ...], usable: tuple[str, ...]) -> None:
+        """A listed namespace that becomes usable later: kopf cannot be told, so the process begins anew."""
+        while True:
+            await asyncio.sleep(30)
+            now_usable, _ = await usable_namespaces(cluster, wanted)
+            if set(now_usable) != set(usable):
+                logger.info(
+                    "The usable namespaces changed: starting again.", extra={"namespaces": now_usable}
+                )
+                self._stop.set()
+                return
+
+    # -- the end -------------------------------------------------------------------------------------
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+
+    def _fail(self, error: BaseException) -> None:
+        logger.error("This process must not write any more.", extra={"detail": str(error)})
+        self._exit_code = EXIT_LEADERSHIP_LOST
+        self._stop.set()
+
+    def _on_watch_end(self, task: asyncio.Task[None]) -> None:
+        if not self._stop.is_set():
+            error = None if task.cancelled() else task.exception()
+            logger.error("The watch has ended: the process ends with it.", extra={"detail": repr(error)})
+            self._exit_code = EXIT_FAILED
+            self._stop.set()
+
+    async def _unless_stopped(self, work) -> bool:  # type: ignore[no-untyped-def]
+        """Whether the work ended before the process was told to stop."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            return False
+        task.result()
+        return True
+
+    async def _until_stopped_or_lost(self) -> None:
+        stop = asyncio.create_task(self._stop.wait())
+        waits = {stop}
+        if self._leadership is not None:
+            waits.add(asyncio.create_task(self._leadership.lost.wait()))
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.done():
+            self._fail(LeadershipLostError("the Lease could not be renewed"))
+        for task in waits:
+            task.cancel()
+
+    # -- health --------------------------------------------------------------------------------------
+
+    async def _connect(self) -> Cluster:
+        fence: Callable[[], None] = self._fence
+        if self._config.kubeconfig:
+            return await connect_by_kubeconfig(self._config.kubeconfig, fence)
+        return connect(fence)
+
+    def _fence(self) -> None:
+        if self._leadership is not None:
+            self._leadership.require()
+
+    async def _tick(self) -> None:
+        while True:
+            self._ticked = time.monotonic()
+            await asyncio.sleep(1)
+
+    def _problem(self) -> str | None:
+        """Deep liveness: only what a restart would mend."""
+        if self._relist is not None and self._relist.blind:
+            return "LISTs show changes that the watch has not brought"
+        return None
+
+    def _refresh_metrics(self) -> None:
+        if self._cluster is not None:
+            self._metrics.api_requests.set(self._cluster.requests)
+        if self._leadership is not None:
+            self._metrics.leader.set(self._leadership.leads)
+        for link in self._brokers or ():
+            name = link.broker.binding.display
+            self._metrics.broker_up.labels(name).set(link.broker.connected)
+            self._metrics.bells.labels(name).set(link.broker.bells)
+            age = link.sweep.age()
+            if age is not None:
+                self._metrics.depth_age_seconds.labels(name).set(age)
+
+
+if __name__ == "__main__":
+    main()

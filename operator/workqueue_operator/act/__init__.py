@@ -1,0 +1,1 @@
+"""What is done: queues declared, Deployments applied, workers retired. Each act is safe to repeat."""

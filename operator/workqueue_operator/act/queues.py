@@ -1,0 +1,131 @@
+"""The queues of a WorkQueue: declared before it says Ready, declared again when they vanish, deleted on demand.
+
+Place in the flow: the first act of a pass, before the workload; deletion is the last thing that is done for
+a WorkQueue. The topology itself is the worker package's, so that operator, worker and publisher agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from workqueue_worker import topology
+
+from ..broker.connection import Broker, QueueCounts, QueueMissingError
+from ..errors import Trouble
+from ..model import DeletionPolicy, WorkQueue
+from ..reasons import Finding, Reason
+
+EMPTY_LOOKS: Final = 3
+EMPTY_PAUSE: Final = 0.5
+"""A quorum queue without a leader answers zero for about half a second: one zero is no proof."""
+
+DEFAULT_CONSUMER_TIMEOUT: Final = 1800
+"""Seconds that RabbitMQ lets a consumer hold a message unless told otherwise."""
+
+
+async def declare(workqueue: WorkQueue, broker: Broker) -> Finding:
+    """Make sure that the queues exist as the WorkQueue asks. Idempotent.
+
+    Raises:
+        Trouble: refused, with the name of what is in the way; nothing was changed then.
+    """
+    queue = workqueue.queue_name
+    if not workqueue.spec.queue.declare:
+        try:
+            await broker.counts(queue)
+        except QueueMissingError:
+            raise Trouble(
+                Reason.QUEUE_NOT_FOUND,
+                f"The queue {queue!r} does not exist and queue.declare is false. Create it, or leave "
+                "queue.declare out.",
+            ) from None
+        # Rejected messages need somewhere to go, also where the work queue is somebody else's.
+        await broker.declare_queue(topology.dead_letter_queue(queue))
+        return Finding("True", Reason.USED_AS_IT_IS, f"The queue {queue!r} exists and is used as it is.")
+    try:
+        await broker.declare(topology.plan(workqueue.queue_settings))
+    except QueueMissingError as error:
+        raise Trouble(
+            Reason.QUEUE_REFUSED, f"{error} vanished while it was being declared; it is tried again."
+        ) from None
+    return Finding("True", Reason.DECLARED, f"The queue {queue!r} and its dead-letter queue exist.")
+
+
+def consumer_timeout_trouble(workqueue: WorkQueue, broker: Broker) -> Finding | None:
+    """Why a long handler will lose its message, or None.
+
+    From RabbitMQ 4.3 a consumer of a quorum queue brings its own timeout; before, the queue's argument or a
+    policy must allow for worker.timeoutSeconds.
+    """
+    worker, settings = workqueue.spec.worker, workqueue.queue_settings
+    if worker is None:
+        return None
+    allowed = settings.consumer_timeout_seconds or DEFAULT_CONSUMER_TIMEOUT
+    own = settings.type is topology.QueueType.QUORUM and broker.version.consumer_timeout_as_consumer_argument
+    if own or worker.timeout_seconds < allowed:
+        return None
+    return Finding(
+        "True",
+        Reason.CONSUMER_TIMEOUT_TOO_SHORT,
+        f"worker.timeoutSeconds is {worker.timeout_seconds}, but the broker takes a message back after "
+        f"{allowed} s unless a policy with consumer-timeout says otherwise. Set queue.consumerTimeoutSeconds "
+        "on a new queue, or such a policy.",
+    )
+
+
+async def require_no_messages(workqueue: WorkQueue, broker: Broker) -> None:
+    """DeleteIfEmpty, first look: nothing may wait in any of the queues, though workers may still consume.
+
+    Raises:
+        Trouble: something waits.
+    """
+    for name in _all_queues(workqueue):
+        counts = await _counts(broker, name)
+        if counts is not None and counts.ready:
+            raise _not_empty(name, counts)
+
+
+async def delete(workqueue: WorkQueue, broker: Broker) -> None:
+    """Delete the queues as the deletion policy says. Idempotent.
+
+    Raises:
+        Trouble: DeleteIfEmpty and something is left, or the broker refused.
+    """
+    names = _all_queues(workqueue)
+    if workqueue.spec.queue.deletion_policy is DeletionPolicy.DELETE_IF_EMPTY:
+        for look in range(EMPTY_LOOKS):
+            if look:
+                await asyncio.sleep(EMPTY_PAUSE)
+            for name in names:
+                counts = await _counts(broker, name)
+                if counts is not None and (counts.ready or counts.consumers):
+                    raise _not_empty(name, counts)
+    for name in names:
+        await broker.delete_queue(name)
+
+
+def _all_queues(workqueue: WorkQueue) -> list[str]:
+    queue = workqueue.queue_name
+    delays = sorted(set(workqueue.spec.retry.delays_seconds))
+    return [
+        *(topology.delay_queue_name(queue, delay) for delay in delays),
+        queue,
+        topology.dead_letter_queue_name(queue),
+    ]
+
+
+async def _counts(broker: Broker, queue: str) -> QueueCounts | None:
+    try:
+        return await broker.counts(queue)
+    except QueueMissingError:
+        return None
+
+
+def _not_empty(queue: str, counts: QueueCounts) -> Trouble:
+    return Trouble(
+        Reason.QUEUE_NOT_EMPTY,
+        f"The queue {queue!r} has {counts.ready} messages and {counts.consumers} consumers, and the deletion "
+        "policy is DeleteIfEmpty: it is not deleted before both are 0. Drain it, or release the WorkQueue "
+        'with the annotation workqueue.dev/abandon-queue: "true", which leaves the queue behind.',
+    )

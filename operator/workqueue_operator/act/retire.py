@@ -1,0 +1,158 @@
+"""Scale-in asks first: no worker is removed that has not agreed to go.
+
+Place in the flow: what is done about a Retire decision. The order is what matters:
+
+1. idle workers are asked to stop consuming (POST /retire); a busy one says no and is left alone;
+2. to zero: the bell is hung, so that a message that comes now is noticed, and the queue must be seen empty;
+3. exactly the workers that agreed are marked, and the count is lowered by their number, in one patch that
+   tests the count that was observed.
+
+Whatever fails on the way, the marks go and the workers consume again, at the latest when their lease ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..cluster import Cluster, Object, pod_path
+from ..errors import ClusterError
+from ..names import ANNOTATION_DELETION_COST, RETIRED_DELETION_COST
+from ..observe.workers import Address, Answer, Workers, WorkerStatus
+from ..views import PodView
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a scale-in.
+
+    Attributes:
+        removed: by how many the count was lowered.
+        deployment: the Deployment after it, None when nothing was lowered.
+        answers: what each asked worker said.
+        awaited: the queue was not empty after all, so that the last workers stay.
+        doorbell_failed: the bell could not be hung, so that the last workers stay.
+    """
+
+    removed: int
+    deployment: Object | None
+    answers: Mapping[str, Answer]
+    awaited: bool = False
+    doorbell_failed: bool = False
+
+    @property
+    def unreachable(self) -> list[str]:
+        """The pods that did not answer, or refused the signature."""
+        return [pod for pod, answer in self.answers.items() if answer in {Answer.UNREACHABLE, Answer.REFUSED}]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Whom to ask. Pods whose worker does not run need not be asked and go first."""
+
+    dead: tuple[PodView, ...]
+    ask: tuple[PodView, ...]
+
+
+def plan(pods: Sequence[PodView], statuses: Mapping[str, WorkerStatus], surplus: int) -> Plan:
+    """Choose whom to ask: workers that do not run, then idle ones, then those whose state is not known.
+
+    Pure. Busy workers are not asked at all. Pods that are not Ready but run come before Ready ones, since
+    Kubernetes removes them first whatever the marks say.
+    """
+    alive = [pod for pod in pods if not pod.terminating]
+    dead = [pod for pod in alive if not pod.running][:surplus]
+    idle = sorted(
+        (pod for pod in alive if pod.running and not _busy(pod, statuses)),
+        key=lambda pod: (pod.ready, pod.name not in statuses, pod.name),
+    )
+    return Plan(tuple(dead), tuple(idle[: surplus - len(dead)]))
+
+
+def _busy(pod: PodView, statuses: Mapping[str, WorkerStatus]) -> bool:
+    return pod.name in statuses and statuses[pod.name].busy > 0
+
+
+class Retirement:
+    """Carries out scale-ins."""
+
+    def __init__(self, cluster: Cluster, workers: Workers) -> None:
+        self._cluster = cluster
+        self._workers = workers
+
+    async def carry_out(
+        self,
+        namespace: str,
+        chosen: Plan,
+        pods: Sequence[PodView],
+        key: bytes,
+        lower: Callable[[int], Awaitable[Object | None]],
+        confirm_empty: Callable[[], Awaitable[bool | None]] | None,
+    ) -> Outcome:
+        """Ask, mark, lower.
+
+        Args:
+            key: what the calls are signed with.
+            lower: lowers the count by a number in one guarded write; None when the guard failed.
+            confirm_empty: for the step to zero: hangs the bell and looks; True when the queue is empty, None
+                when the bell does not hang. None instead of a function: this step is not to zero.
+        """
+        answers = await self._workers.retire(map(_address, chosen.ask), key)
+        agreed = [pod for pod in chosen.ask if answers[pod.name] is Answer.RETIRED]
+        leaving = [*chosen.dead, *agreed]
+        stays_unready = any(not pod.ready and not pod.terminating and pod not in leaving for pod in pods)
+        if not leaving or stays_unready:
+            await self._call_off(agreed, [], namespace, key)
+            return Outcome(0, None, answers)
+        to_zero = len(leaving) == sum(not pod.terminating for pod in pods)
+        if to_zero and confirm_empty is not None:
+            empty = await confirm_empty()
+            if not empty:
+                await self._call_off(agreed, [], namespace, key)
+                return Outcome(0, None, answers, awaited=empty is False, doorbell_failed=empty is None)
+        try:
+            await self._mark(namespace, leaving, RETIRED_DELETION_COST)
+            lowered = await lower(len(leaving))
+        except ClusterError:
+            await self._call_off(agreed, leaving, namespace, key)
+            raise
+        if lowered is None:
+            await self._call_off(agreed, leaving, namespace, key)
+            return Outcome(0, None, answers)
+        return Outcome(len(leaving), lowered, answers)
+
+    async def clear_marks(self, namespace: str, pods: Sequence[PodView]) -> None:
+        """Take the marks off pods that are to stay."""
+        await self._mark(namespace, pods, None)
+
+    async def _call_off(
+        self, agreed: Sequence[PodView], marked: Sequence[PodView], namespace: str, key: bytes
+    ) -> None:
+        await self._workers.resume(map(_address, agreed), key)
+        try:
+            await self._mark(namespace, marked, None)
+        except ClusterError as error:
+            # A pass that finds a mark on a pod that stays clears it.
+            logger.warning(
+                "A mark could not be cleared.", extra={"namespace": namespace, "detail": error.message}
+            )
+
+    async def _mark(self, namespace: str, pods: Sequence[PodView], cost: str | None) -> None:
+        body: Object = {"metadata": {"annotations": {ANNOTATION_DELETION_COST: cost}}}
+
+        async def mark(pod: PodView) -> None:
+            try:
+                await self._cluster.merge(pod_path(namespace, pod.name), body)
+            except ClusterError as error:
+                if not error.not_found:
+                    raise
+
+        await asyncio.gather(*(mark(pod) for pod in pods))
+
+
+def _address(pod: PodView) -> Address:
+    return Address(pod.name, pod.uid, pod.ip)

@@ -1,0 +1,117 @@
+"""One AMQP channel whose calls can be awaited.
+
+Place in the flow: `connection` hands out channels for calls (declare, delete, bind); `doorbell` uses raw
+channels, since consuming is not a call with an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.channel import Channel as PikaChannel
+from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError, ConnectionWrongStateError
+
+CALL_TIMEOUT: Final = 5.0
+"""Seconds for one answer of the broker. Past it the channel is thrown away: its answers can no longer be matched."""
+
+Send: TypeAlias = Callable[[PikaChannel, Callable[[Any], None]], object]
+
+
+class ChannelRefusedError(Exception):
+    """The broker closed the channel because of the call: code and text as it gave them.
+
+    Attributes:
+        code: the AMQP reply code, such as 404.
+        text: the broker's sentence.
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code} {text}")
+        self.code = code
+        self.text = text
+
+
+class ChannelLostError(Exception):
+    """The channel or its connection went away before the answer came, or no answer came in time."""
+
+
+class CallChannel:
+    """Opens when it is first needed, and again after the broker closed it; one call at a time.
+
+    Args:
+        connection: the open connection; a CallChannel lives no longer than it.
+    """
+
+    def __init__(self, connection: AsyncioConnection) -> None:
+        self._connection = connection
+        self._channel: PikaChannel | None = None
+        self._pending: asyncio.Future[Any] | None = None
+        self._turn = asyncio.Lock()
+        self.waiting = 0
+
+    async def call(self, send: Send) -> Any:
+        """Make one call and wait for its answer.
+
+        Args:
+            send: gets the channel and the callback for the answer's frame.
+
+        Raises:
+            ChannelRefusedError: the broker refused; the next call uses a new channel.
+            ChannelLostError: no answer.
+        """
+        self.waiting += 1
+        try:
+            async with self._turn:
+                try:
+                    async with asyncio.timeout(CALL_TIMEOUT):
+                        return await self._exchange(send)
+                except TimeoutError as error:
+                    self._discard()
+                    raise ChannelLostError(f"no answer within {CALL_TIMEOUT:.0f} s") from error
+                except asyncio.CancelledError:
+                    self._discard()
+                    raise
+        finally:
+            self.waiting -= 1
+
+    async def _exchange(self, send: Send) -> Any:
+        try:
+            channel = self._channel or await self._open()
+            answer = self._expect()
+            send(channel, lambda frame: None if answer.done() else answer.set_result(frame))
+        except (ChannelWrongStateError, ConnectionWrongStateError) as error:
+            self._channel = None
+            raise ChannelLostError(repr(error)) from error
+        return await answer
+
+    async def _open(self) -> PikaChannel:
+        opened = self._expect()
+        channel = self._connection.channel(
+            on_open_callback=lambda channel: None if opened.done() else opened.set_result(channel)
+        )
+        channel.add_on_close_callback(self._on_close)
+        self._channel = channel
+        await opened
+        return channel
+
+    def _expect(self) -> asyncio.Future[Any]:
+        self._pending = asyncio.get_running_loop().create_future()
+        return self._pending
+
+    def _on_close(self, channel: PikaChannel, reason: Exception) -> None:
+        if channel is not self._channel:
+            return
+        self._channel = None
+        if self._pending is not None and not self._pending.done():
+            if isinstance(reason, ChannelClosedByBroker):
+                self._pending.set_exception(ChannelRefusedError(reason.reply_code, reason.reply_text))
+            else:
+                self._pending.set_exception(ChannelLostError(repr(reason)))
+
+    def _discard(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None and channel.is_open:
+            channel.close()

@@ -1,0 +1,436 @@
+"""One connection to one broker, whatever the number of queues, and what is asked of the broker over it.
+
+Place in the flow: `observe.brokers` keeps one for each distinct connection Secret content; `act.queues`
+declares and deletes through it, `observe.sweep` asks depths, `reconcile` hangs bells. It never publishes:
+a broker under memory alarm blocks connections that do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import ssl
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pika
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.utils.connection_workflow import (
+    AMQPConnectionWorkflowFailed,
+    AMQPConnectorAMQPHandshakeError,
+    AMQPConnectorException,
+)
+from pika.connection import ConnectionParameters
+from pika.exceptions import (
+    AuthenticationError,
+    ConnectionClosedByBroker,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
+
+from workqueue_worker.binding import Binding
+from workqueue_worker.topology import BrokerVersion, Plan, Queue
+
+from ..errors import Trouble
+from ..reasons import Reason
+from .channel import CallChannel, ChannelLostError, ChannelRefusedError
+from .doorbell import Doorbell
+
+logger = logging.getLogger(__name__)
+
+LANES: Final = 8
+"""Channels for depth questions: one channel has one question outstanding (8 were cheaper than one, tried)."""
+
+HEARTBEAT_SECONDS: Final = 5
+"""A frozen operator keeps one message for each rung queue until the broker misses its heartbeat."""
+
+CONNECT_TIMEOUT: Final = 5.0
+RECONNECT_SECONDS: Final = (0.2, 5.0)
+"""The first and the longest pause between two attempts; each is drawn at random below it (full jitter)."""
+
+_NOT_FOUND: Final = 404
+_ACCESS_REFUSED: Final = 403
+_PRECONDITION_FAILED: Final = 406
+_NOT_ALLOWED: Final = 530
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCounts:
+    """What a passive declare answers.
+
+    Attributes:
+        ready: messages that wait.
+        consumers: all consumers, our bell included.
+        at: when, on the loop's clock (seconds).
+    """
+
+    ready: int
+    consumers: int
+    at: float
+
+
+class QueueMissingError(Exception):
+    """The queue does not exist."""
+
+
+class Broker:
+    """Connects, and connects again for as long as it lives.
+
+    Args:
+        binding: where, and who we are there.
+        on_ring: called with the name of a queue whose bell rang.
+        on_fall: called with the name of a queue whose bell fell, and the refusal or None.
+        on_state: called when the connection opened or was lost.
+    """
+
+    def __init__(
+        self,
+        binding: Binding,
+        on_ring: Callable[[str], None],
+        on_fall: Callable[[str, tuple[int, str] | None], None],
+        on_state: Callable[[], None],
+    ) -> None:
+        self.binding = binding
+        self.generation = 0
+        self.version = BrokerVersion(0, 0)
+        self.trouble: Trouble | None = None
+        self._on_ring = on_ring
+        self._on_fall = on_fall
+        self._on_state = on_state
+        self._connection: AsyncioConnection | None = None
+        self._bells: Doorbell | None = None
+        self._lanes: list[CallChannel] = []
+        self._admin: CallChannel | None = None
+        self._settled = asyncio.Event()
+        self._closed: asyncio.Future[BaseException] | None = None
+        self._task = asyncio.create_task(self._run(), name=f"broker {binding.display}")
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is open right now."""
+        return self._connection is not None
+
+    async def close(self) -> None:
+        """Close the connection; every bell falls silently."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def ready(self) -> None:
+        """Return when connected.
+
+        Raises:
+            Trouble: the last attempt failed, and why; or no attempt has ended within the time for one.
+        """
+        if self._connection is not None:
+            return
+        if self.trouble is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CONNECT_TIMEOUT + 1):
+                    await self._settled.wait()
+        if self._connection is None:
+            raise self.trouble or Trouble(
+                Reason.BROKER_TIMEOUT,
+                f"The broker {self.binding.display} accepts connections but does not answer. Look at the broker.",
+            )
+
+    # -- bells ---------------------------------------------------------------------------------------
+
+    async def hang_bell(self, queue: str, timeout: float = 2.0) -> bool:
+        """Hang a bell and wait for the broker's word; False when it does not hang (see Doorbell.hang)."""
+        return self._bells is not None and await self._bells.hang(queue, timeout)
+
+    def take_down_bell(self, queue: str) -> None:
+        """Cancel the bell of a queue, if there is one."""
+        if self._bells is not None:
+            self._bells.take_down(queue)
+
+    def bell_is_up(self, queue: str) -> bool:
+        """Whether a bell of ours counts among the queue's consumers."""
+        return self._bells is not None and self._bells.is_up(queue)
+
+    @property
+    def bells(self) -> int:
+        """How many bells hang."""
+        return len(self._bells) if self._bells is not None else 0
+
+    # -- questions -----------------------------------------------------------------------------------
+
+    async def counts(self, queue: str) -> QueueCounts:
+        """Ask for ready messages and consumers by passive declare.
+
+        Raises:
+            QueueMissingError: there is no such queue.
+            Trouble: no connection, no answer, or no permission.
+        """
+        lane = min(self._lanes, key=lambda lane: lane.waiting, default=None)
+        frame = await self._call(
+            lane,
+            lambda channel, done: channel.queue_declare(queue, passive=True, callback=done),
+            f"queue {queue!r}",
+        )
+        return QueueCounts(
+            frame.method.message_count, frame.method.consumer_count, asyncio.get_running_loop().time()
+        )
+
+    # -- declarations --------------------------------------------------------------------------------
+
+    async def declare(self, plan: Plan) -> None:
+        """Declare everything of a plan in its order. Idempotent.
+
+        Raises:
+            Trouble: refused (with the argument's name when the queue exists otherwise), or no answer.
+        """
+        if plan.exchange is not None:
+            exchange = plan.exchange
+            await self._call(
+                self._admin,
+                lambda channel, done: channel.exchange_declare(
+                    exchange.name, exchange_type=exchange.type.value.lower(), durable=True, callback=done
+                ),
+                f"exchange {exchange.name!r}",
+            )
+        for queue in plan.queues:
+            await self.declare_queue(queue)
+        for binding in plan.bindings:
+            await self._call(
+                self._admin,
+                lambda channel, done, binding=binding: channel.queue_bind(
+                    binding.queue, binding.exchange, binding.routing_key, callback=done
+                ),
+                f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
+            )
+
+    async def declare_queue(self, queue: Queue) -> None:
+        """Declare one durable queue. Idempotent."""
+        await self._call(
+            self._admin,
+            lambda channel, done: channel.queue_declare(
+                queue.name, durable=True, arguments=dict(queue.arguments), callback=done
+            ),
+            f"queue {queue.name!r}",
+        )
+
+    async def delete_queue(self, queue: str) -> None:
+        """Delete a queue with all that is in it; a queue that is not there is fine.
+
+        `if-empty` is never used: on a quorum queue it closes the whole connection (540, tried).
+        """
+        with contextlib.suppress(QueueMissingError):
+            await self._call(
+                self._admin,
+                lambda channel, done: channel.queue_delete(queue, callback=done),
+                f"queue {queue!r}",
+            )
+
+    def mark_vanished(self, queue: str) -> None:
+        """Remember that the queue was gone (see Doorbell.mark_vanished)."""
+        if self._bells is not None:
+            self._bells.mark_vanished(queue)
+
+    async def _call(self, channel: CallChannel | None, send: Any, what: str) -> Any:
+        if channel is None:
+            await self.ready()
+            raise Trouble(Reason.BROKER_UNREACHABLE, self._lost("the connection was just opened again"))
+        try:
+            return await channel.call(send)
+        except ChannelLostError as error:
+            reason = Reason.BROKER_TIMEOUT if self.connected else Reason.BROKER_UNREACHABLE
+            raise Trouble(reason, self._lost(f"no answer about {what} ({error})")) from error
+        except ChannelRefusedError as error:
+            raise self._refusal(error, what) from error
+
+    def _lost(self, detail: str) -> str:
+        return f"The broker {self.binding.display} gave no answer: {detail}. Replicas stay as they are."
+
+    def _refusal(self, error: ChannelRefusedError, what: str) -> Exception:
+        if error.code == _NOT_FOUND:
+            return QueueMissingError(what)
+        if error.code == _PRECONDITION_FAILED:
+            return Trouble(
+                Reason.QUEUE_CONFLICT,
+                f"The {what} exists with other settings and was not touched. RabbitMQ says: {error.text}",
+            )
+        if error.code == _ACCESS_REFUSED:
+            return Trouble(
+                Reason.PERMISSION_DENIED,
+                f"The user {self.binding.username!r} may not do this with {what}. RabbitMQ says: {error.text}",
+            )
+        return Trouble(Reason.QUEUE_REFUSED, f"RabbitMQ refused {what}: {error.code} {error.text}")
+
+    # -- the connection ------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        first, longest = RECONNECT_SECONDS
+        pause = first
+        try:
+            while True:
+                try:
+                    connection = await self._open()
+                except Trouble as trouble:
+                    self._note(trouble)
+                    await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - jitter
+                    pause = min(pause * 2, longest)
+                    continue
+                pause = first
+                reason = await self._serve(connection)
+                self._note(
+                    Trouble(
+                        Reason.BROKER_UNREACHABLE,
+                        f"The connection to the broker {self.binding.display} was lost ({reason!r}). "
+                        "Replicas stay as they are until it is back.",
+                    )
+                )
+        finally:
+            self._drop()
+
+    async def _serve(self, connection: AsyncioConnection) -> BaseException:
+        self._closed = asyncio.get_running_loop().create_future()
+        self._connection = connection
+        self.generation += 1
+        self.version = BrokerVersion.parse(str((connection.server_properties or {}).get("version", "")))
+        self._bells = Doorbell(connection, self._on_ring, self._on_fall)
+        self._lanes = [CallChannel(connection) for _ in range(LANES)]
+        self._admin = CallChannel(connection)
+        self.trouble = None
+        self._settled.set()
+        logger.info(
+            "Connected to the broker.", extra={"broker": self.binding.display, "version": self.version}
+        )
+        self._on_state()
+        return await self._closed
+
+    def _note(self, trouble: Trouble) -> None:
+        changed = self.trouble is None or self.trouble.message != trouble.message
+        self._connection = self._bells = self._admin = None
+        self._lanes = []
+        self.trouble = trouble
+        self._settled.set()
+        if changed:
+            logger.warning(
+                "The broker cannot be used.",
+                extra={"broker": self.binding.display, "reason": trouble.reason, "detail": trouble.message},
+            )
+            self._on_state()
+
+    async def _open(self) -> AsyncioConnection:
+        """Connect to the first address that answers.
+
+        Raises:
+            Trouble: none did; the reason is that of the last address.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Any] = loop.create_future()
+        try:
+            parameters = [self._parameters(host, port) for host, port in self.binding.addresses]
+        except ssl.SSLError as error:
+            raise Trouble(
+                Reason.SECRET_INVALID,
+                f"A certificate or key for {self.binding.display} cannot be read ({error}). "
+                "Correct ca.crt, tls.crt and tls.key in the Secret: each must be PEM.",
+            ) from error
+        workflow = AsyncioConnection.create_connection(
+            parameters,
+            on_done=lambda result: None if done.done() else done.set_result(result),
+            custom_ioloop=loop,
+        )
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT * len(self.binding.addresses)):
+                result = await done
+        except TimeoutError as error:
+            workflow.abort()
+            raise Trouble(
+                Reason.BROKER_UNREACHABLE,
+                f"The broker {self.binding.display} did not answer within {CONNECT_TIMEOUT:.0f} s. "
+                "Check host and port in the Secret, NetworkPolicies and the broker.",
+            ) from error
+        if isinstance(result, AMQPConnectorException):
+            raise _connect_trouble(result, self.binding) from None
+        result.add_on_close_callback(self._on_close)
+        connection: AsyncioConnection = result
+        return connection
+
+    def _parameters(self, host: str, port: int) -> ConnectionParameters:
+        return ConnectionParameters(
+            host=host,
+            port=port,
+            virtual_host=self.binding.virtual_host,
+            credentials=pika.PlainCredentials(self.binding.username, self.binding.password)
+            if self.binding.username
+            else pika.credentials.ExternalCredentials(),
+            heartbeat=HEARTBEAT_SECONDS,
+            socket_timeout=CONNECT_TIMEOUT,
+            stack_timeout=CONNECT_TIMEOUT,
+            connection_attempts=1,
+            client_properties={"connection_name": "workqueue-operator"},
+            ssl_options=_ssl_options(self.binding, host),
+        )
+
+    def _on_close(self, _: Any, reason: BaseException) -> None:
+        if self._closed is not None and not self._closed.done():
+            self._closed.set_result(reason)
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        self._bells = self._admin = None
+        self._lanes = []
+        if connection is not None and connection.is_open:
+            connection.close()
+
+
+def _ssl_options(binding: Binding, host: str) -> pika.SSLOptions | None:
+    if binding.tls is None:
+        return None
+    context = ssl.create_default_context(cadata=binding.tls.authority or None)
+    if binding.tls.certificate:
+        # The ssl module reads certificates from files only.
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write(f"{binding.tls.certificate}\n{binding.tls.private_key}\n")
+            file.flush()
+            context.load_cert_chain(file.name)
+    return pika.SSLOptions(context, host)
+
+
+def _connect_trouble(error: AMQPConnectorException, binding: Binding) -> Trouble:
+    """Name the reason of a failed attempt; `str()` of pika's errors is often empty."""
+    cause: BaseException = error
+    if isinstance(error, AMQPConnectionWorkflowFailed) and error.exceptions:
+        cause = error.exceptions[-1]
+    if isinstance(cause, AMQPConnectorAMQPHandshakeError):
+        cause = cause.exception
+    if isinstance(cause, (ProbableAuthenticationError, AuthenticationError)):
+        return Trouble(
+            Reason.AUTHENTICATION_FAILED,
+            f"The broker {binding.display} refuses the user {binding.username!r} with this password. "
+            "Correct username and password in the Secret; it is read again by itself.",
+        )
+    if isinstance(cause, ConnectionClosedByBroker) and cause.reply_code == _NOT_ALLOWED:
+        missing = "not found" in cause.reply_text
+        return Trouble(
+            Reason.VIRTUAL_HOST_NOT_FOUND if missing else Reason.PERMISSION_DENIED,
+            f"The broker refuses the virtual host {binding.virtual_host!r} to the user {binding.username!r}: "
+            f"{cause.reply_text}. "
+            + ("Create it, or correct it in the Secret." if missing else "Give the user access to it."),
+        )
+    if isinstance(cause, ProbableAccessDeniedError):
+        return Trouble(
+            Reason.VIRTUAL_HOST_NOT_FOUND,
+            f"The broker {binding.display} closed the connection when the virtual host "
+            f"{binding.virtual_host!r} was opened: it does not exist, or the user {binding.username!r} may "
+            "not use it. Create it, or give the user access.",
+        )
+    if isinstance(cause, ConnectionClosedByBroker) and cause.reply_code == _ACCESS_REFUSED:
+        return Trouble(
+            Reason.AUTHENTICATION_FAILED,
+            f"The broker {binding.display} refuses the user {binding.username!r}: {cause.reply_text}.",
+        )
+    inner = getattr(cause, "exception", None) or cause
+    return Trouble(
+        Reason.BROKER_UNREACHABLE,
+        f"The broker {binding.display} cannot be reached ({inner!r}). Check host and port in the Secret, DNS, "
+        "NetworkPolicies and the broker. Replicas stay as they are.",
+    )

@@ -1,0 +1,190 @@
+"""The one place that talks to the Kubernetes API server.
+
+Place in the flow: below `act`, `observe` and `leader`. Objects are plain dictionaries as the API server
+gives them; each request has a timeout; each write first asks the fence whether it may still happen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+
+from .errors import ClusterError
+from .names import FIELD_MANAGER
+
+Object: TypeAlias = dict[str, Any]
+
+REQUEST_TIMEOUT: Final = 8.0
+"""Seconds for one request; below the renew deadline of the Lease, so that a black hole cannot keep a leader."""
+
+_SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+
+class Cluster:
+    """Requests to the API server.
+
+    Args:
+        api: an ApiClient of `kubernetes.aio`.
+        fence: called before each write; raises when this process must not write any more.
+    """
+
+    def __init__(self, api: client.ApiClient, fence: Callable[[], None] = lambda: None) -> None:
+        self.api = api
+        self._fence = fence
+        self.requests = 0
+
+    async def get(self, path: str, **query: str) -> Object:
+        """GET one object, or a list.
+
+        Raises:
+            ClusterError: the server refused or did not answer.
+        """
+        return await self._request("GET", path, query)
+
+    async def create(self, path: str, body: Object) -> Object:
+        """POST an object to a collection."""
+        return await self._request("POST", path, {}, body)
+
+    async def replace(self, path: str, body: Object) -> Object:
+        """PUT an object; its resourceVersion, when given, must be the current one."""
+        return await self._request("PUT", path, {}, body)
+
+    async def delete(self, path: str, uid: str | None = None) -> Object:
+        """DELETE an object, when `uid` is given only that very one."""
+        return await self._request("DELETE", path, {}, {"preconditions": {"uid": uid}} if uid else None)
+
+    async def apply(self, path: str, body: Object, manager: str = FIELD_MANAGER) -> Object:
+        """Server-side apply; fields that others own are taken over."""
+        return await self._request(
+            "PATCH", path, {"fieldManager": manager, "force": "true"}, body, "application/apply-patch+yaml"
+        )
+
+    async def merge(self, path: str, body: Object) -> Object:
+        """A merge patch."""
+        return await self._request(
+            "PATCH", path, {"fieldManager": FIELD_MANAGER}, body, "application/merge-patch+json"
+        )
+
+    async def json_patch(self, path: str, operations: list[Object]) -> Object:
+        """A JSON patch; a failed `test` operation answers 422."""
+        return await self._request(
+            "PATCH", path, {"fieldManager": FIELD_MANAGER}, operations, "application/json-patch+json"
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.api.close()
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Object | list[Object] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        if method != "GET":
+            self._fence()
+        self.requests += 1
+        try:
+            # Authentication is asked for each time: a service account's token is renewed under way.
+            request = await self.api.param_serialize(
+                method,
+                path,
+                query_params=list(query.items()),
+                header_params={"Accept": "application/json", "Content-Type": content_type},
+                body=body,
+                auth_settings=["BearerToken"],
+            )
+            response = await self.api.call_api(*request, _request_timeout=REQUEST_TIMEOUT)
+            text = await response.read()
+        except ApiException as error:
+            raise ClusterError(error.status or 0, str(error.reason)) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ClusterError(0, f"the API server did not answer: {error!r}") from error
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            raise _refusal(response.status, text, response.headers.get("Retry-After"))
+        answer: Object = json.loads(text)
+        return answer
+
+
+def connect(fence: Callable[[], None] = lambda: None) -> Cluster:
+    """A client for the cluster that this process runs in, else for the current kubeconfig.
+
+    Must be called inside a running event loop.
+    """
+    configuration = client.Configuration()
+    # A pass of every WorkQueue may wait for the server at once after a restart; the server has its own
+    # priority and fairness, which is better placed than a limit here.
+    configuration.connection_pool_maxsize = 64
+    if _SERVICE_ACCOUNT.exists():
+        config.load_incluster_config(client_configuration=configuration)
+        return Cluster(client.ApiClient(configuration), fence)
+    msg = "no service account is mounted"
+    raise ClusterError(0, msg)
+
+
+async def connect_by_kubeconfig(path: str | None, fence: Callable[[], None] = lambda: None) -> Cluster:
+    """A client by a kubeconfig file, for a run outside of a cluster.
+
+    Args:
+        path: the file, or None for the usual places.
+    """
+    configuration = client.Configuration()
+    configuration.connection_pool_maxsize = 64
+    await config.load_kube_config(config_file=path, client_configuration=configuration)
+    return Cluster(client.ApiClient(configuration), fence)
+
+
+def _refusal(status: int, text: bytes | str, retry_after: str | None) -> ClusterError:
+    try:
+        message = json.loads(text).get("message") or HTTPStatus(status).phrase
+    except (ValueError, AttributeError):
+        message = f"HTTP {status}"
+    seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
+    return ClusterError(status, message, retry_after=seconds)
+
+
+def workqueues_path(namespace: str | None) -> str:
+    """The collection of WorkQueues of one namespace, or of all."""
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"/apis/workqueue.dev/v1alpha1{scope}/workqueues"
+
+
+def workqueue_path(namespace: str, name: str) -> str:
+    """One WorkQueue."""
+    return f"{workqueues_path(namespace)}/{name}"
+
+
+def deployments_path(namespace: str | None) -> str:
+    """The collection of Deployments of one namespace, or of all."""
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"/apis/apps/v1{scope}/deployments"
+
+
+def deployment_path(namespace: str, name: str) -> str:
+    """One Deployment."""
+    return f"{deployments_path(namespace)}/{name}"
+
+
+def pods_path(namespace: str | None) -> str:
+    """The collection of pods of one namespace, or of all."""
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"/api/v1{scope}/pods"
+
+
+def pod_path(namespace: str, name: str) -> str:
+    """One pod."""
+    return f"{pods_path(namespace)}/{name}"
+
+
+def secret_path(namespace: str, name: str) -> str:
+    """One Secret."""
+    return f"/api/v1/namespaces/{namespace}/secrets/{name}"

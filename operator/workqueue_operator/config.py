@@ -1,0 +1,139 @@
+"""The operator's configuration, read once at start from the environment; all mistakes are told together.
+
+Place in the flow: `__main__` reads it, everything else gets the values it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from .errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What can be set.
+
+    Attributes:
+        namespaces: those to serve; empty: all of the cluster.
+        worker_image: for WorkQueues with an http handler and no worker.image.
+        pod_name: this process in Leases and Events.
+        pod_namespace: where the Lease is.
+        port: of /metrics, /livez and /readyz.
+        sweep_seconds: pause between two looks at a queue with workers.
+        idle_sweep_seconds: the same for idle queues and dead-letter queues.
+        relist_seconds: pause between two LISTs that correct the store.
+    """
+
+    namespaces: tuple[str, ...] = ()
+    worker_image: str = ""
+    pod_name: str = field(default_factory=socket.gethostname)
+    pod_namespace: str = "default"
+    leader_election: bool = True
+    lease_name: str = "workqueue-operator"
+    port: int = 8080
+    sweep_seconds: float = 0.5
+    idle_sweep_seconds: float = 30.0
+    relist_seconds: float = 300.0
+    log_format: str = "json"
+    log_level: str = "INFO"
+    worker_network_policy: bool = False
+    metrics_from: tuple[dict[str, Any], ...] = ()
+    kubeconfig: str | None = None
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
+    """Read `WORKQUEUE_*`.
+
+    Raises:
+        ConfigurationError: with one sentence for each mistake.
+    """
+    mistakes: list[str] = []
+
+    def read(name: str, parse: Callable[[str], T], default: T) -> T:
+        text = environment.get(name, "").strip()
+        if not text:
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            mistakes.append(f"{name} is {text!r}: {error}.")
+            return default
+
+    default = Config()
+    config = Config(
+        namespaces=read("WORKQUEUE_WATCH_NAMESPACES", _names, ()),
+        worker_image=read("WORKQUEUE_WORKER_IMAGE", str, default.worker_image),
+        pod_name=read("WORKQUEUE_POD_NAME", str, default.pod_name),
+        pod_namespace=read("WORKQUEUE_POD_NAMESPACE", str, default.pod_namespace),
+        leader_election=read("WORKQUEUE_LEADER_ELECTION", _switch, default.leader_election),
+        lease_name=read("WORKQUEUE_LEASE_NAME", str, default.lease_name),
+        port=read("WORKQUEUE_PORT", _port, default.port),
+        sweep_seconds=read("WORKQUEUE_SWEEP_SECONDS", _seconds, default.sweep_seconds),
+        idle_sweep_seconds=read("WORKQUEUE_IDLE_SWEEP_SECONDS", _seconds, default.idle_sweep_seconds),
+        relist_seconds=read("WORKQUEUE_RELIST_SECONDS", _seconds, default.relist_seconds),
+        log_format=read("WORKQUEUE_LOG_FORMAT", _one_of("json", "text"), default.log_format),
+        log_level=read("WORKQUEUE_LOG_LEVEL", _level, default.log_level),
+        worker_network_policy=read("WORKQUEUE_WORKER_NETWORK_POLICY", _switch, default.worker_network_policy),
+        metrics_from=read("WORKQUEUE_METRICS_FROM", _peers, ()),
+        kubeconfig=environment.get("KUBECONFIG") or None,
+    )
+    if mistakes:
+        raise ConfigurationError(mistakes)
+    return config
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in {"true", "false"}:
+        raise ValueError("it must be true or false")
+    return text.lower() == "true"
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 <= int(text) <= 65535:  # noqa: PLR2004 - the range of TCP ports
+        raise ValueError("it must be a number from 0 to 65535")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError("it must be a number of seconds") from None
+    if not 0 < seconds < float("inf"):
+        raise ValueError("it must be a number of seconds above 0")
+    return seconds
+
+
+def _level(text: str) -> str:
+    return _one_of("DEBUG", "INFO", "WARNING", "ERROR")(text.upper())
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"it must be one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _peers(text: str) -> tuple[dict[str, Any], ...]:
+    try:
+        peers = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it must be a JSON list of NetworkPolicy peers ({error})") from None
+    if not isinstance(peers, list) or not all(isinstance(peer, dict) for peer in peers):
+        raise ValueError("it must be a JSON list of NetworkPolicy peers")
+    return tuple(peers)

@@ -1,0 +1,273 @@
+"""How many replicas, and what to do about it. PURE: no I/O, and the clock is an argument.
+
+Place in the flow: after `observe`, before `act`. One of Hold, ScaleOut and Retire, each with the reason and
+the message that the condition, the Event and the log line will carry.
+
+The laws, each held by a property test: an unknown depth holds; a suspended WorkQueue holds and a pinned one
+goes to its pin; outward in one step; inward only to the highest count wanted in the window, never below the
+busy workers; never outside of minimum and maximum; the same input gives the same output.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from .model import WorkQueueSpec
+from .reasons import Reason, Unknown
+
+ESTIMATED_HANDLER_SECONDS: Final = 1.0
+"""Taken for the mean handler time until the workers have measured one."""
+
+CANARY_REPLICAS: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What is in front of the workers.
+
+    Attributes:
+        ready: messages that wait.
+        in_handlers: messages that a worker has in a handler.
+        consumers: consumers without our bell.
+    """
+
+    ready: int
+    in_handlers: int
+    consumers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the workers measured lately; None where they have not yet.
+
+    Attributes:
+        handler_seconds: mean time of one message.
+        arrivals_per_second: messages that came to the queue.
+    """
+
+    handler_seconds: float | None = None
+    arrivals_per_second: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The Deployment as far as the count goes.
+
+    Attributes:
+        replicas: what it is set to.
+        proven: whether a pod of the current template was Ready once.
+        unsettled: why the count must not shrink just now, or None.
+        concurrency: messages that one pod handles at a time.
+    """
+
+    replicas: int
+    proven: bool = True
+    unsettled: Unknown | None = None
+    concurrency: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Everything that a decision depends on.
+
+    Attributes:
+        minimum: the fewest replicas at this time (scaling.minReplicas, or a schedule's).
+    """
+
+    workload: Workload | Unknown
+    depth: Depth | Unknown
+    minimum: int = 0
+    load: Load = Load()
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Leave the count as it is. `wanted` is the count that the backlog asks for, None when not known."""
+
+    wanted: int | None
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleOut:
+    """Raise the count to `replicas` in one write."""
+
+    replicas: int
+    wanted: int
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Ask idle workers to leave until `replicas` are left.
+
+    Attributes:
+        only_when_empty: to zero only on a queue that is seen to be empty; not so for a person's pin.
+    """
+
+    replicas: int
+    wanted: int
+    only_when_empty: bool
+    reason: Reason
+    message: str
+
+
+Decision: TypeAlias = Hold | ScaleOut | Retire
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The counts that were wanted lately, as far as they can still matter.
+
+    Attributes:
+        since: when the window was begun (seconds, any clock that only goes forward).
+        peaks: (time, wanted), newest last, each higher than all that follow it.
+    """
+
+    since: float
+    peaks: tuple[tuple[float, int], ...] = ()
+
+    def record(self, now: float, wanted: int, seconds: float) -> Window:
+        """The window after `wanted` was seen at `now`; what is older than `seconds` is forgotten."""
+        kept = tuple((at, count) for at, count in self.peaks if count > wanted and now - at < seconds)
+        return Window(self.since, (*kept, (now, wanted)))
+
+    def is_full(self, now: float, seconds: float) -> bool:
+        """Whether the window covers the whole time."""
+        return now - self.since >= seconds
+
+    @property
+    def highest(self) -> int:
+        """The highest count in it."""
+        return self.peaks[0][1] if self.peaks else 0
+
+
+def wanted_replicas(spec: WorkQueueSpec, depth: Depth, load: Load, concurrency: int) -> int:
+    """The count that the backlog asks for, before minimum and maximum.
+
+    With `messagesPerReplica` m: ceil((ready + in handlers) / m). With `targetDrainSeconds` T, handler
+    seconds s and arrivals r: ceil((ready * s / T + r * s) / concurrency); the second term is Little's law,
+    enough workers to keep up, so that a steady load does not make the count bounce.
+    """
+    scaling = spec.scaling
+    if scaling.target_drain_seconds is None:
+        return math.ceil((depth.ready + depth.in_handlers) / (scaling.messages_per_replica or 1))
+    seconds = load.handler_seconds if load.handler_seconds is not None else ESTIMATED_HANDLER_SECONDS
+    slots = depth.ready * seconds / scaling.target_drain_seconds + load.arrivals_per_second * seconds
+    some = 1 if depth.ready or depth.in_handlers else 0
+    return max(math.ceil(slots / concurrency), some)
+
+
+def decide(spec: WorkQueueSpec, seen: Observation, window: Window, now: float) -> tuple[Decision, Window]:
+    """Decide one step.
+
+    Args:
+        now: seconds on the clock of `window`.
+
+    Returns:
+        The decision, and the window to pass in next time.
+    """
+    if spec.suspend:
+        return Hold(
+            None, Reason.SUSPENDED, "spec.suspend is true: scaling and declaring are stopped."
+        ), Window(now)
+    if isinstance(seen.workload, Unknown):
+        return Hold(None, seen.workload.reason, seen.workload.message), window
+    if spec.replicas is not None:
+        return _pinned(spec.replicas, seen.workload), Window(now)
+    if isinstance(seen.depth, Unknown):
+        # Time in which nothing was known must not let the count shrink afterwards.
+        unknown = window.record(now, seen.workload.replicas, spec.scaling.scale_in_delay_seconds)
+        return Hold(None, seen.depth.reason, seen.depth.message), unknown
+    minimum = min(max(spec.scaling.min_replicas, seen.minimum), spec.scaling.max_replicas)
+    need = wanted_replicas(spec, seen.depth, seen.load, seen.workload.concurrency)
+    wanted = min(max(need, minimum), spec.scaling.max_replicas)
+    window = window.record(now, wanted, spec.scaling.scale_in_delay_seconds)
+    return _step(spec, seen.workload, seen.depth, window, now, need, wanted, minimum), window
+
+
+def _pinned(pin: int, workload: Workload) -> Decision:
+    message = f"spec.replicas pins the count to {pin}; a merge patch that sets it to null releases it."
+    if pin > workload.replicas:
+        return _outward(pin, workload, Reason.PINNED, message)
+    if pin < workload.replicas:
+        if workload.unsettled is not None:
+            return Hold(pin, workload.unsettled.reason, workload.unsettled.message)
+        return Retire(pin, pin, only_when_empty=False, reason=Reason.PINNED, message=message)
+    return Hold(pin, Reason.PINNED, message)
+
+
+def _step(
+    spec: WorkQueueSpec,
+    workload: Workload,
+    depth: Depth,
+    window: Window,
+    now: float,
+    need: int,
+    wanted: int,
+    minimum: int,
+) -> Decision:
+    backlog = f"{depth.ready} waiting and {depth.in_handlers} in handlers"
+    if wanted > workload.replicas:
+        reason = Reason.BELOW_MINIMUM if need < minimum else Reason.BACKLOG
+        return _outward(wanted, workload, reason, f"{backlog} ask for {_replicas(wanted)}.")
+    if wanted < workload.replicas:
+        return _inward(spec, workload, depth, window, now, wanted, backlog)
+    if need > spec.scaling.max_replicas:
+        limit = (
+            f"{backlog} ask for {_replicas(need)}, but scaling.maxReplicas is {spec.scaling.max_replicas}."
+        )
+        return Hold(wanted, Reason.AT_MAXIMUM, limit)
+    if depth.ready == depth.in_handlers == 0:
+        return Hold(wanted, Reason.IDLE, f"Nothing is waiting or in a handler: {_replicas(wanted)}.")
+    return Hold(wanted, Reason.WITHIN_BOUNDS, f"{backlog} ask for {_replicas(wanted)}.")
+
+
+def _outward(wanted: int, workload: Workload, reason: Reason, message: str) -> Decision:
+    if workload.proven or wanted <= CANARY_REPLICAS:
+        return ScaleOut(wanted, wanted, reason, message)
+    waiting = (
+        f"{_replicas(wanted)} are wanted, but no pod of this template has been Ready yet: one goes first."
+    )
+    if workload.replicas >= CANARY_REPLICAS:
+        return Hold(wanted, Reason.CANARY, waiting)
+    return ScaleOut(CANARY_REPLICAS, wanted, Reason.CANARY, waiting)
+
+
+def _inward(
+    spec: WorkQueueSpec,
+    workload: Workload,
+    depth: Depth,
+    window: Window,
+    now: float,
+    wanted: int,
+    backlog: str,
+) -> Decision:
+    delay = spec.scaling.scale_in_delay_seconds
+    highest = min(window.highest, spec.scaling.max_replicas)
+    if highest >= workload.replicas or not window.is_full(now, delay):
+        return Hold(
+            wanted,
+            Reason.SCALE_IN_DELAYED,
+            f"{backlog} ask for {_replicas(wanted)}; more were wanted in the last {delay} s.",
+        )
+    busy = math.ceil(depth.in_handlers / workload.concurrency)
+    target = max(highest, busy)
+    if target >= workload.replicas:
+        return Hold(
+            wanted, Reason.WORKERS_BUSY, f"{_replicas(wanted)} are wanted, but {busy} are in a handler."
+        )
+    if workload.unsettled is not None:
+        return Hold(wanted, workload.unsettled.reason, workload.unsettled.message)
+    reason = Reason.IDLE if target == 0 else Reason.SURPLUS
+    return Retire(
+        target, wanted, only_when_empty=True, reason=reason, message=f"{backlog} ask for {_replicas(target)}."
+    )
+
+
+def _replicas(count: int) -> str:
+    return "1 replica" if count == 1 else f"{count} replicas"

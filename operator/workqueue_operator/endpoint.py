@@ -1,0 +1,68 @@
+"""/livez, /readyz and /metrics of the operator.
+
+Place in the flow: started first and stopped last by `__main__`; reads what `health` and `metrics` say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from .metrics import Metrics
+
+
+class Endpoint:
+    """A small HTTP server.
+
+    Args:
+        port: 0 for any free one.
+        problem: what is wrong with this process, or None (deep liveness).
+        ready: whether this process does its part, be it as a standby.
+        refresh: called before each scrape, to set the gauges that are only worth reading then.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        metrics: Metrics,
+        problem: Callable[[], str | None],
+        ready: Callable[[], bool],
+        refresh: Callable[[], None],
+    ) -> None:
+        self._port = port
+        self._metrics = metrics
+        self._problem = problem
+        self._ready = ready
+        self._refresh = refresh
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Listen."""
+        app = web.Application()
+        app.router.add_get("/livez", self._livez)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._serve_metrics)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, port=self._port).start()
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _livez(self, _: web.Request) -> web.Response:
+        problem = self._problem()
+        return web.Response(text=problem or "ok", status=503 if problem else 200)
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        ready = self._ready()
+        return web.Response(text="ok" if ready else "starting", status=200 if ready else 503)
+
+    async def _serve_metrics(self, _: web.Request) -> web.Response:
+        self._refresh()
+        return web.Response(
+            body=generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )

@@ -1,0 +1,70 @@
+"""The operator's error tree, and the translation of what the API server answers into it.
+
+Place in the flow: raised at the edges (`cluster`, `observe`, `act`), caught in `reconcile`, where an error
+becomes a condition. An error carries the reason that the condition, the Event and the log line will use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .reasons import Reason
+
+
+class OperatorError(Exception):
+    """The root of the tree."""
+
+
+class ConfigurationError(OperatorError):
+    """The operator's own configuration is wrong; carries every mistake that was found.
+
+    Args:
+        mistakes: one sentence each.
+    """
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = tuple(mistakes)
+
+
+class LeadershipLostError(OperatorError):
+    """A write was about to happen without a valid Lease. The process has to end."""
+
+
+class Trouble(OperatorError):  # noqa: N818 - the word for what a person has to look at
+    """Something stands in the way of a WorkQueue and a person may have to act.
+
+    Args:
+        reason: for the condition, the Event and the log line.
+        message: what is wrong, where, and what to do.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class ClusterError(OperatorError):
+    """The API server refused a request or did not answer it.
+
+    Attributes:
+        status: the HTTP status, 0 when there was no answer.
+    """
+
+    def __init__(self, status: int, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.retry_after = retry_after
+
+    @property
+    def not_found(self) -> bool:
+        """The object, or its kind, is not there."""
+        return self.status == 404  # noqa: PLR2004 - HTTP
+
+    @property
+    def conflict(self) -> bool:
+        """Somebody else was faster, or a tested precondition did not hold."""
+        return self.status in {409, 422}

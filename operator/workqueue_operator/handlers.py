@@ -1,0 +1,61 @@
+"""kopf's decorators: a shell without logic. Each event goes into the store, which wakes who it concerns.
+
+Place in the flow: the top layer. `on.event` handlers return None and keep nothing in the object, so kopf
+writes nothing and sets no finalizer. Every handler names its group: without it kopf discovers all API groups
+at start, and one broken aggregated API would keep the operator from starting.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import kopf
+
+from .names import EVENT_REPORTER, GROUP, LABEL_WORKQUEUE, PLURAL, VERSION
+from .observe.store import Store
+
+INACTIVITY_SECONDS: Final = 70.0
+
+
+def settings() -> kopf.OperatorSettings:
+    """kopf's settings: nothing of kopf's own in the cluster."""
+    made = kopf.OperatorSettings()
+    # Discovery of new resources and namespaces would need cluster-wide rights; what is needed is waited for
+    # before kopf starts.
+    made.scanning.disabled = True
+    made.posting.enabled = False
+    made.posting.reporting_component = EVENT_REPORTER
+    made.peering.standalone = True
+    made.persistence.finalizer = f"{GROUP}/kopf"
+    made.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"kopf.{GROUP}")
+    made.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=f"kopf.{GROUP}")
+    made.watching.inactivity_timeout = INACTIVITY_SECONDS
+    made.watching.label_selectors["pods"] = LABEL_WORKQUEUE
+    return made
+
+
+def registry(store: Store) -> kopf.OperatorRegistry:
+    """The handlers, bound to a store."""
+    made = kopf.OperatorRegistry()
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=made)
+    async def workqueue_event(event: Any, **_: Any) -> None:
+        _feed(store, "workqueues", event, store.put_workqueue)
+
+    @kopf.on.event("apps", "v1", "deployments", registry=made)
+    async def deployment_event(event: Any, **_: Any) -> None:
+        _feed(store, "deployments", event, store.put_deployment)
+
+    @kopf.on.event("", "v1", "pods", registry=made)
+    async def pod_event(event: Any, **_: Any) -> None:
+        _feed(store, "pods", event, store.put_pod)
+
+    return made
+
+
+def _feed(store: Store, kind: str, event: Any, put: Any) -> None:
+    store.saw_event(kind)
+    if event["type"] == "DELETED":
+        store.drop(kind, event["object"])
+    else:
+        put(event["object"])

@@ -1,0 +1,94 @@
+"""What the operator measures of itself and of the queues, for Prometheus.
+
+Place in the flow: set by `reconcile` and its helpers, served by `endpoint`. Base units, and names as the
+docs list them; series of a WorkQueue that is gone are removed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_LABELS: Final = ("namespace", "workqueue")
+
+WAKE_BUCKETS: Final = (0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+"""Around the promise of 15 ms at the median and 50 ms at the 99th percentile."""
+
+
+class Metrics:
+    """All metrics of one operator process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.messages_ready = Gauge(
+            "workqueue_messages_ready", "Messages that wait.", _LABELS, registry=registry
+        )
+        self.dead_letters = Gauge(
+            "workqueue_dead_letters", "Messages in the dead-letter queue.", _LABELS, registry=registry
+        )
+        self.consumers = Gauge(
+            "workqueue_consumers", "Consumers without the operator's own.", _LABELS, registry=registry
+        )
+        self.replicas = Gauge(
+            "workqueue_replicas",
+            "Replicas of the workers: desired, current, ready and busy.",
+            (*_LABELS, "state"),
+            registry=registry,
+        )
+        self.depth_age_seconds = Gauge(
+            "workqueue_depth_age_seconds",
+            "Age of the oldest depth of a queue with workers.",
+            ("broker",),
+            registry=registry,
+        )
+        self.reconcile_seconds = Histogram(
+            "workqueue_reconcile_seconds", "Duration of one pass.", registry=registry
+        )
+        self.reconcile_errors = Counter(
+            "workqueue_reconcile_errors", "Passes that failed, by reason.", ("reason",), registry=registry
+        )
+        self.scale = Counter(
+            "workqueue_scale", "Writes of the replica count.", ("direction", "reason"), registry=registry
+        )
+        self.retire = Counter(
+            "workqueue_retire", "Answers of workers that were asked to leave.", ("answer",), registry=registry
+        )
+        self.wake_seconds = Histogram(
+            "workqueue_wake_seconds",
+            "From a bell's ring to replicas written.",
+            buckets=WAKE_BUCKETS,
+            registry=registry,
+        )
+        self.broker_up = Gauge(
+            "workqueue_broker_up",
+            "Whether the connection to a broker is open.",
+            ("broker",),
+            registry=registry,
+        )
+        self.bells = Gauge("workqueue_bells", "Bells that hang.", ("broker",), registry=registry)
+        self.leader = Gauge("workqueue_leader", "Whether this process is the leader.", registry=registry)
+        self.namespaces_left_out = Gauge(
+            "workqueue_namespaces_left_out",
+            "Listed namespaces that are missing or forbidden.",
+            registry=registry,
+        )
+        self.api_requests = Gauge(
+            "workqueue_api_requests",
+            "Requests to the API server beside watches, since start.",
+            registry=registry,
+        )
+
+    def forget(self, namespace: str, workqueue: str) -> None:
+        """Remove the series of a WorkQueue that is gone."""
+        for gauge in (self.messages_ready, self.dead_letters, self.consumers):
+            _remove(gauge, namespace, workqueue)
+        for state in ("desired", "current", "ready", "busy"):
+            _remove(self.replicas, namespace, workqueue, state)
+
+
+def _remove(gauge: Gauge, *labels: str) -> None:
+    try:
+        gauge.remove(*labels)
+    except KeyError:
+        return

@@ -1,0 +1,121 @@
+"""The brokers in use: one connection for each distinct address, virtual host and identity.
+
+Place in the flow: a pass asks for the broker of its WorkQueue; two WorkQueues with the same connection data
+share one. A broker that nobody used for a while is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from workqueue_worker.binding import Binding
+
+from ..broker.connection import Broker
+from .store import Key
+from .sweep import Sweep
+
+
+@dataclass(eq=False)
+class Link:
+    """A broker, its sweep and who uses it."""
+
+    broker: Broker
+    sweep: Sweep
+    users: set[Key] = field(default_factory=set)
+
+
+class Brokers:
+    """All links of this operator.
+
+    Args:
+        wake: called with the key of a WorkQueue whose queue has news.
+        rang: called with the key of a WorkQueue whose bell rang.
+        sweep_seconds: pause between two questions about an active queue.
+        idle_sweep_seconds: the same for idle queues and dead-letter queues.
+    """
+
+    def __init__(
+        self,
+        wake: Callable[[Key], None],
+        rang: Callable[[Key], None],
+        sweep_seconds: float,
+        idle_sweep_seconds: float,
+    ) -> None:
+        self._wake = wake
+        self._rang = rang
+        self._sweep_seconds = sweep_seconds
+        self._idle_sweep_seconds = idle_sweep_seconds
+        self._links: dict[str, Link] = {}
+        self._link_of: dict[Key, Link] = {}
+
+    def __iter__(self) -> Iterator[Link]:
+        return iter(list(self._links.values()))
+
+    async def link(self, key: Key, binding: Binding) -> Link:
+        """The link for these connection data; a WorkQueue whose data changed leaves its old one."""
+        link = self._links.get(binding.identity)
+        known = self._link_of.get(key)
+        if known is not None and known is not link:
+            await self.leave(key)
+        if link is None:
+            link = self._links[binding.identity] = self._make(binding)
+        link.users.add(key)
+        self._link_of[key] = link
+        return link
+
+    def known(self, key: Key) -> Link | None:
+        """The link that a WorkQueue has used last, while it is open."""
+        return self._link_of.get(key)
+
+    async def leave(self, key: Key) -> None:
+        """A WorkQueue needs its broker no more: bell down, no more sweeps; the last one closes the link."""
+        link = self._link_of.pop(key, None)
+        if link is None:
+            return
+        for queue in link.sweep.queues_of(key):
+            link.broker.take_down_bell(queue)
+        link.sweep.forget(key)
+        link.users.discard(key)
+        if not link.users:
+            self._links.pop(link.broker.binding.identity, None)
+            await self._close(link)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        links, self._links, self._link_of = list(self._links.values()), {}, {}
+        for link in links:
+            await self._close(link)
+
+    @staticmethod
+    async def _close(link: Link) -> None:
+        await link.sweep.close()
+        await link.broker.close()
+
+    def _make(self, binding: Binding) -> Link:
+        identity = binding.identity
+        broker = Broker(
+            binding,
+            on_ring=partial(self._on_ring, identity),
+            on_fall=partial(self._on_fall, identity),
+            on_state=partial(self._on_state, identity),
+        )
+        sweep = Sweep(broker, self._wake, self._sweep_seconds, self._idle_sweep_seconds)
+        return Link(broker, sweep)
+
+    def _on_ring(self, identity: str, queue: str) -> None:
+        if (link := self._links.get(identity)) is not None:
+            for key in link.sweep.keys_of(queue):
+                self._rang(key)
+
+    def _on_fall(self, identity: str, queue: str, refusal: tuple[int, str] | None) -> None:
+        if (link := self._links.get(identity)) is not None:
+            link.sweep.bell_fell(queue, refusal)
+            for key in link.sweep.keys_of(queue):
+                self._wake(key)
+
+    def _on_state(self, identity: str) -> None:
+        if (link := self._links.get(identity)) is not None:
+            for key in list(link.users):
+                self._wake(key)

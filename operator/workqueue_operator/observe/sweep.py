@@ -1,0 +1,169 @@
+"""The sweep: how deep the queues of one broker are, asked by passive declare over its one connection.
+
+Place in the flow: a pass says how closely a queue is to be watched and reads the last answer; changed
+numbers wake the WorkQueue. A round never starts before the one before it has ended, and each broker has a
+sweep of its own, so that a dead one delays nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from ..broker.connection import Broker, QueueCounts, QueueMissingError
+from ..errors import Trouble
+from .store import Key
+
+logger = logging.getLogger(__name__)
+
+IDLE_CHUNK: Final = 64
+"""Idle queues asked at once: few enough that an active queue never waits long behind them."""
+
+
+_NOT_FOUND: Final = 404
+
+
+class Missing:
+    """The answer for a queue that does not exist."""
+
+
+MISSING: Final = Missing()
+
+
+@dataclass(eq=False, slots=True)
+class Watched:
+    """One queue that is looked at.
+
+    Attributes:
+        key: the WorkQueue it belongs to.
+        active: asked each round; otherwise in the slow rounds only.
+        last: the last answer; None before the first.
+        refusal: code and text when a bell on this queue was refused.
+    """
+
+    key: Key
+    queue: str
+    active: bool = False
+    last: QueueCounts | Missing | Trouble | None = None
+    refusal: tuple[int, str] | None = None
+
+
+class Sweep:
+    """All looked-at queues of one broker.
+
+    Args:
+        broker: whose connection is used.
+        wake: called with the key of a WorkQueue whose numbers changed.
+        seconds: pause between two rounds over the active queues.
+        idle_seconds: pause between two rounds over all others.
+    """
+
+    def __init__(
+        self, broker: Broker, wake: Callable[[Key], None], seconds: float, idle_seconds: float
+    ) -> None:
+        self._broker = broker
+        self._wake = wake
+        self._watched: dict[tuple[Key, str], Watched] = {}
+        self._by_queue: dict[str, set[Key]] = {}
+        self.last_round: float | None = None
+        self._tasks = [
+            asyncio.create_task(self._rounds(seconds, active=True), name=f"sweep {broker.binding.display}"),
+            asyncio.create_task(
+                self._rounds(idle_seconds, active=False), name=f"idle sweep {broker.binding.display}"
+            ),
+        ]
+
+    def watch(self, key: Key, queue: str) -> Watched:
+        """Look at a queue from now on; in the slow rounds until the caller sets `active`."""
+        watched = self._watched.get((key, queue))
+        if watched is None:
+            watched = self._watched[key, queue] = Watched(key, queue)
+            self._by_queue.setdefault(queue, set()).add(key)
+        return watched
+
+    def forget(self, key: Key) -> None:
+        """Look at no queue of this WorkQueue any more."""
+        for queue in self.queues_of(key):
+            del self._watched[key, queue]
+            self._by_queue[queue].discard(key)
+            if not self._by_queue[queue]:
+                del self._by_queue[queue]
+
+    def queues_of(self, key: Key) -> list[str]:
+        """The queues that are looked at for a WorkQueue."""
+        return [queue for owner, queue in self._watched if owner == key]
+
+    def keys_of(self, queue: str) -> list[Key]:
+        """The WorkQueues that look at a queue."""
+        return list(self._by_queue.get(queue, ()))
+
+    def bell_fell(self, queue: str, refusal: tuple[int, str] | None) -> None:
+        """Note that a bell was refused, or fell because the queue went away (no refusal, or 404)."""
+        for key in self.keys_of(queue):
+            watched = self._watched[key, queue]
+            if refusal is None or refusal[0] == _NOT_FOUND:
+                watched.last = MISSING
+            else:
+                watched.refusal = refusal
+
+    def age(self) -> float | None:
+        """Seconds since the oldest answer about an active queue; None when none is active."""
+        now = asyncio.get_running_loop().time()
+        ages = [
+            now - entry.last.at
+            for entry in self._watched.values()
+            if entry.active and isinstance(entry.last, QueueCounts)
+        ]
+        return max(ages, default=None)
+
+    async def ask(self, watched: Watched) -> QueueCounts | Missing | Trouble:
+        """Ask the broker now, and remember the answer without waking anybody."""
+        try:
+            watched.last = await self._broker.counts(watched.queue)
+        except QueueMissingError:
+            watched.last = MISSING
+        except Trouble as trouble:
+            watched.last = trouble
+        return watched.last
+
+    async def close(self) -> None:
+        """Stop."""
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _rounds(self, seconds: float, *, active: bool) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            if not self._broker.connected:
+                continue
+            try:
+                await self._round([entry for entry in self._watched.values() if entry.active is active])
+            except Exception:
+                # One round that fails for a reason nobody thought of must not end all rounds.
+                logger.exception("A sweep failed.", extra={"broker": self._broker.binding.display})
+            if active:
+                self.last_round = asyncio.get_running_loop().time()
+
+    async def _round(self, entries: list[Watched]) -> None:
+        for start in range(0, len(entries), IDLE_CHUNK):
+            await asyncio.gather(*(self._look(entry) for entry in entries[start : start + IDLE_CHUNK]))
+
+    async def _look(self, watched: Watched) -> None:
+        before = _numbers(watched.last)
+        await self.ask(watched)
+        if _numbers(watched.last) != before:
+            self._wake(watched.key)
+
+
+def _numbers(answer: QueueCounts | Missing | Trouble | None) -> object:
+    if isinstance(answer, QueueCounts):
+        return answer.ready, answer.consumers
+    if isinstance(answer, Trouble):
+        return answer.reason
+    return answer

@@ -1,0 +1,138 @@
+"""What the workers say of themselves: GET /status, and the signed calls of the retire protocol.
+
+Place in the flow: a pass asks when the queue is empty and the question is who is still in a handler;
+`act.retire` asks workers to leave, or to stay after all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+import aiohttp
+
+from workqueue_worker import signing
+
+from ..names import ENDPOINT_PORT
+
+TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0, sock_connect=1.0)
+AT_ONCE: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker's answer.
+
+    Attributes:
+        busy: slots in a handler.
+        consuming: whether it takes messages (false while retired or cut off from the broker).
+        handler_seconds: mean time of recent handlers, None before the first.
+        deliveries_per_second: what it has received lately.
+    """
+
+    slots: int
+    busy: int
+    consuming: bool
+    handler_seconds: float | None
+    deliveries_per_second: float
+
+
+class Answer(Enum):
+    """A worker's answer to being asked to leave. The values are those of the metric's label."""
+
+    RETIRED = "retired"
+    BUSY = "busy"
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a worker's endpoint is, and the uid that its signature is for."""
+
+    pod: str
+    uid: str
+    ip: str
+
+
+class Workers:
+    """Calls to the workers' endpoints. Must be made inside the running loop."""
+
+    def __init__(self, port: int = ENDPOINT_PORT) -> None:
+        self._port = port
+        self._session = aiohttp.ClientSession(
+            timeout=TIMEOUT, connector=aiohttp.TCPConnector(limit=AT_ONCE, limit_per_host=2)
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def statuses(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
+        """Ask all of them at once.
+
+        Returns:
+            The answers by pod name; who did not answer is not in it.
+        """
+        answers = await asyncio.gather(*(self._status(address) for address in addresses))
+        return {
+            address.pod: answer
+            for address, answer in zip(addresses, answers, strict=True)
+            if answer is not None
+        }
+
+    async def retire(self, addresses: Iterable[Address], key: bytes) -> dict[str, Answer]:
+        """Ask workers to stop consuming and to hold themselves out for a lease.
+
+        Returns:
+            The answer by pod name. Only RETIRED means that it takes no message any more.
+        """
+        asked = list(addresses)
+        answers = await asyncio.gather(
+            *(self._signed("POST", address, signing.Purpose.RETIRE, key) for address in asked)
+        )
+        return {address.pod: answer for address, answer in zip(asked, answers, strict=True)}
+
+    async def resume(self, addresses: Iterable[Address], key: bytes) -> None:
+        """Let retired workers consume again at once; one that cannot be reached does so when its lease ends."""
+        await asyncio.gather(
+            *(self._signed("DELETE", address, signing.Purpose.RESUME, key) for address in addresses)
+        )
+
+    def _url(self, address: Address, path: str) -> str:
+        host = f"[{address.ip}]" if ":" in address.ip else address.ip
+        return f"http://{host}:{self._port}{path}"
+
+    async def _status(self, address: Address) -> WorkerStatus | None:
+        try:
+            async with self._session.get(self._url(address, "/status")) as response:
+                response.raise_for_status()
+                return _parse(await response.json(content_type=None))
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+            return None
+
+    async def _signed(self, method: str, address: Address, purpose: signing.Purpose, key: bytes) -> Answer:
+        headers = {signing.HEADER: signing.sign(purpose, address.uid, key, time.time())}
+        try:
+            async with self._session.request(
+                method, self._url(address, "/retire"), headers=headers
+            ) as response:
+                await response.read()
+                return {200: Answer.RETIRED, 409: Answer.BUSY}.get(response.status, Answer.REFUSED)
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return Answer.UNREACHABLE
+
+
+def _parse(body: dict[str, Any]) -> WorkerStatus:
+    recent = body.get("recentHandlerSeconds")
+    return WorkerStatus(
+        slots=int(body["slots"]),
+        busy=int(body["busy"]),
+        consuming=bool(body["consuming"]),
+        handler_seconds=float(recent) if recent is not None else body.get("meanHandlerSeconds"),
+        deliveries_per_second=float(body.get("arrivalPerSecond") or 0.0),
+    )

@@ -1,0 +1,190 @@
+"""Every reason that a condition, an Event or a log line of the operator can carry, and what to do about it.
+
+Place in the flow: the one vocabulary of `decide`, `act`, `status` and the metrics; docs/conditions.md is
+generated from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Literal
+
+
+class ConditionType(StrEnum):
+    """The conditions of a WorkQueue, in the order in which they depend on each other."""
+
+    QUEUE_DECLARED = "QueueDeclared"
+    DEPTH_KNOWN = "DepthKnown"
+    WORKERS_AVAILABLE = "WorkersAvailable"
+    SCALING_ACTIVE = "ScalingActive"
+    READY = "Ready"
+
+
+class Reason(StrEnum):
+    """Why something is as it is. The comment of each is its entry in docs/conditions.md."""
+
+    # all is well
+    AS_EXPECTED = "AsExpected"
+    DECLARED = "Declared"
+    DECLARED_AGAIN = "DeclaredAgain"
+    USED_AS_IT_IS = "UsedAsItIs"
+    DEPTH_OBSERVED = "DepthObserved"
+    SCALED_TO_ZERO = "ScaledToZero"
+    WORKERS_READY = "WorkersReady"
+    # scaling
+    BACKLOG = "Backlog"
+    WITHIN_BOUNDS = "WithinBounds"
+    AT_MAXIMUM = "AtMaximum"
+    BELOW_MINIMUM = "BelowMinimum"
+    IDLE = "Idle"
+    SURPLUS = "Surplus"
+    SCALE_IN_DELAYED = "ScaleInDelayed"
+    WORKERS_BUSY = "WorkersBusy"
+    MESSAGES_WAITING = "MessagesWaiting"
+    PINNED = "Pinned"
+    SUSPENDED = "Suspended"
+    CANARY = "Canary"
+    ROLLOUT_UNDER_WAY = "RolloutUnderWay"
+    PODS_SETTLING = "PodsSettling"
+    RETIRE_UNREACHABLE = "RetireUnreachable"
+    DOORBELL_UNAVAILABLE = "DoorbellUnavailable"
+    DELETING = "Deleting"
+    # the connection
+    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
+    SECRET_FORBIDDEN = "SecretForbidden"  # noqa: S105 - a reason
+    SECRET_INVALID = "SecretInvalid"  # noqa: S105 - a reason
+    BROKER_UNREACHABLE = "BrokerUnreachable"
+    BROKER_TIMEOUT = "BrokerTimeout"
+    AUTHENTICATION_FAILED = "AuthenticationFailed"
+    VIRTUAL_HOST_NOT_FOUND = "VirtualHostNotFound"
+    PERMISSION_DENIED = "PermissionDenied"
+    # the queue
+    QUEUE_CONFLICT = "QueueConflict"
+    QUEUE_NOT_FOUND = "QueueNotFound"
+    QUEUE_CLAIMED = "QueueClaimed"
+    QUEUE_REFUSED = "QueueRefused"
+    QUEUE_NOT_EMPTY = "QueueNotEmpty"
+    DEPTH_IMPLAUSIBLE = "DepthImplausible"
+    DEPTH_PENDING = "DepthPending"
+    CONSUMER_TIMEOUT_TOO_SHORT = "ConsumerTimeoutTooShort"
+    # the workers
+    NAME_CONFLICT = "NameConflict"
+    WORKERS_STARTING = "WorkersStarting"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    HANDLER_FAILED = "HandlerFailed"
+    WORKER_CRASHING = "WorkerCrashing"
+    POD_UNSCHEDULABLE = "PodUnschedulable"
+    POD_REFUSED = "PodRefused"
+    WORKLOAD_REFUSED = "WorkloadRefused"
+    WORKLOAD_NOT_FOUND = "WorkloadNotFound"
+    WORKLOAD_CONTESTED = "WorkloadContested"
+    # the resource and the cluster
+    SPEC_INVALID = "SpecInvalid"
+    NOT_YET_SUPPORTED = "NotYetSupported"
+    API_FORBIDDEN = "APIForbidden"
+    API_UNAVAILABLE = "APIUnavailable"
+    INTERNAL_ERROR = "InternalError"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One condition's worth of truth: what holds, why, and the sentence for a person."""
+
+    status: Literal["True", "False", "Unknown"]
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A value that could not be found out. Never read as zero, never as false."""
+
+    reason: Reason
+    message: str
+
+
+ADVICE: Final[dict[Reason, str]] = {
+    Reason.AS_EXPECTED: "Nothing to do.",
+    Reason.DECLARED: "Nothing to do: the queue and its dead-letter queue exist as the WorkQueue asks.",
+    Reason.DECLARED_AGAIN: (
+        "The queue had been deleted by somebody and was declared again. Its messages are gone with the old "
+        "queue; find out who deletes it."
+    ),
+    Reason.USED_AS_IT_IS: "Nothing to do: `queue.declare` is false and the queue exists.",
+    Reason.DEPTH_OBSERVED: "Nothing to do.",
+    Reason.SCALED_TO_ZERO: "Nothing to do: the queue is empty and a message will start a worker.",
+    Reason.WORKERS_READY: "Nothing to do.",
+    Reason.BACKLOG: "Nothing to do: replicas follow the backlog.",
+    Reason.WITHIN_BOUNDS: "Nothing to do.",
+    Reason.AT_MAXIMUM: "The backlog asks for more replicas than `scaling.maxReplicas`. Raise it, or wait.",
+    Reason.BELOW_MINIMUM: "Nothing to do: replicas are brought up to the minimum.",
+    Reason.IDLE: "Nothing to do: no message is waiting or in a handler.",
+    Reason.SURPLUS: "Nothing to do: idle workers are being asked to leave.",
+    Reason.SCALE_IN_DELAYED: "Nothing to do: replicas shrink after `scaling.scaleInDelaySeconds`.",
+    Reason.WORKERS_BUSY: "Nothing to do: surplus workers are in a handler and are left alone until it returns.",
+    Reason.MESSAGES_WAITING: "Nothing to do: a message came while the last worker was leaving; it stays.",
+    Reason.PINNED: "`spec.replicas` fixes the count. Release it with a merge patch that sets it to null.",
+    Reason.SUSPENDED: "`spec.suspend` is true: set it to false to go on.",
+    Reason.CANARY: (
+        "The pod template has never had a Ready pod, so one pod goes first. If it does not become Ready, see "
+        "WorkersAvailable."
+    ),
+    Reason.ROLLOUT_UNDER_WAY: "Nothing to do: replicas do not shrink while the Deployment rolls out.",
+    Reason.PODS_SETTLING: "Nothing to do: replicas do not shrink while pods come or go.",
+    Reason.RETIRE_UNREACHABLE: (
+        "A worker does not answer the operator on its port, so it cannot be asked whether it is busy and "
+        "stays. Look for a NetworkPolicy between them, and at the pod's log."
+    ),
+    Reason.DOORBELL_UNAVAILABLE: (
+        "The operator cannot consume from the queue, so an idle queue is noticed by polling. Give its user "
+        "read permission on the queue, or set `scaling.wake: Poll` to say that polling is meant."
+    ),
+    Reason.DELETING: "Nothing to do: the WorkQueue is being deleted.",
+    Reason.SECRET_NOT_FOUND: "Create the Secret that `spec.connectionSecretRef` names, in the same namespace.",
+    Reason.SECRET_FORBIDDEN: "Let the operator's service account get that Secret (see the chart's RBAC).",
+    Reason.SECRET_INVALID: "Correct the keys of the Secret as the message says.",
+    Reason.BROKER_UNREACHABLE: (
+        "Replicas stay as they are. Check host and port in the Secret, DNS, NetworkPolicies and the broker."
+    ),
+    Reason.BROKER_TIMEOUT: "Replicas stay as they are. The broker is connected but does not answer; look at it.",
+    Reason.AUTHENTICATION_FAILED: "Correct username and password in the Secret; it is read again by itself.",
+    Reason.VIRTUAL_HOST_NOT_FOUND: "Create the virtual host, or correct it in the Secret.",
+    Reason.PERMISSION_DENIED: "Give the user the permission that the message names (`rabbitmqctl set_permissions`).",
+    Reason.QUEUE_CONFLICT: (
+        "The queue exists with other arguments and was not touched. Change the WorkQueue to match, set "
+        "`queue.declare: false`, or delete the queue when it is empty."
+    ),
+    Reason.QUEUE_NOT_FOUND: "`queue.declare` is false and the queue does not exist: create it, or let us declare it.",
+    Reason.QUEUE_CLAIMED: "Another, older WorkQueue has this queue. Delete one of the two or rename the queue.",
+    Reason.QUEUE_REFUSED: "RabbitMQ refused the declaration; the message has its words.",
+    Reason.QUEUE_NOT_EMPTY: (
+        "`deletionPolicy: DeleteIfEmpty` and the queue still has messages or consumers: drain it, or release "
+        "the WorkQueue with the annotation workqueue.dev/abandon-queue=true."
+    ),
+    Reason.DEPTH_IMPLAUSIBLE: (
+        "RabbitMQ answers zero although workers are connected, as it does for a quorum queue without a "
+        "leader. Replicas stay as they are; look at the cluster's majority."
+    ),
+    Reason.DEPTH_PENDING: "Nothing to do: the queue is about to be asked.",
+    Reason.CONSUMER_TIMEOUT_TOO_SHORT: (
+        "A handler may run longer than the broker lets a consumer hold a message. Set "
+        "`queue.consumerTimeoutSeconds` on a new queue, or a policy with consumer-timeout."
+    ),
+    Reason.NAME_CONFLICT: "An object of that name belongs to somebody else and is not touched: rename one of them.",
+    Reason.WORKERS_STARTING: "Nothing to do: the first pod is starting.",
+    Reason.IMAGE_PULL_FAILED: "Correct `worker.image` or `worker.imagePullSecrets`.",
+    Reason.HANDLER_FAILED: "The handler cannot be loaded or reached; the message has the worker's own words.",
+    Reason.WORKER_CRASHING: "Look at the log of the pod that the message names.",
+    Reason.POD_UNSCHEDULABLE: "No node takes the pod; the message has the scheduler's words.",
+    Reason.POD_REFUSED: "The API server refuses the pods (quota, Pod Security, missing ServiceAccount ...).",
+    Reason.WORKLOAD_REFUSED: "The API server refuses the Deployment; the message has its words.",
+    Reason.WORKLOAD_NOT_FOUND: "Create the Deployment that `spec.workloadRef` names, or correct the name.",
+    Reason.WORKLOAD_CONTESTED: "Something else scales the same Deployment: remove one of the two.",
+    Reason.SPEC_INVALID: "The resource does not fit the schema: apply the current CRD and correct the resource.",
+    Reason.NOT_YET_SUPPORTED: "This field is in the schema, but this version does nothing with it: leave it out.",
+    Reason.API_FORBIDDEN: "The operator may not do this: compare its roles with those of the chart.",
+    Reason.API_UNAVAILABLE: "Nothing to do: the API server did not answer; it is tried again.",
+    Reason.INTERNAL_ERROR: "A mistake of the operator: please report it with the log line of the same reason.",
+}
+"""What a person does about each reason; the text of docs/conditions.md."""

@@ -1,0 +1,104 @@
+"""LISTs that correct the store every few minutes, and what is known of the health of the watch.
+
+Place in the flow: beside kopf's watch. kopf lists again after a gap but never says what was deleted in it,
+so that ghosts would stay; and with a black-holed API server kopf only reconnects: our own LIST notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from .cluster import Cluster, deployments_path, pods_path, workqueues_path
+from .errors import ClusterError
+from .names import LABEL_WORKQUEUE
+from .observe.store import Store
+
+logger = logging.getLogger(__name__)
+
+BLIND_AFTER: Final = 180.0
+"""Seconds for which the watch may have brought nothing although a LIST showed changes."""
+
+PAGE: Final = "500"
+
+_PATHS: Final[dict[str, Callable[[str | None], str]]] = {
+    "workqueues": workqueues_path,
+    "deployments": deployments_path,
+    "pods": pods_path,
+}
+
+
+class Relist:
+    """Lists all kinds again and again.
+
+    Args:
+        namespaces: those to list; empty: all at once.
+        seconds: pause between two rounds.
+    """
+
+    def __init__(self, cluster: Cluster, store: Store, namespaces: Sequence[str], seconds: float) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._scopes: list[str | None] = list(namespaces) or [None]
+        self._seconds = seconds
+        self.last_good: float | None = None
+        self.blind_since: float | None = None
+
+    async def run(self) -> None:
+        """List for ever."""
+        while True:
+            await asyncio.sleep(self._seconds)
+            try:
+                await self.once()
+            except ClusterError as error:
+                logger.warning("A LIST failed.", extra={"status": error.status, "detail": error.message})
+
+    async def once(self) -> None:
+        """List everything once.
+
+        Raises:
+            ClusterError: the API server refused or did not answer; the store stays as it is.
+        """
+        surprises = 0
+        for kind, path in _PATHS.items():
+            for namespace in self._scopes:
+                surprises += await self._list(kind, path(namespace), namespace)
+        now = time.monotonic()
+        self.last_good = now
+        watched = [fresh.event for fresh in self._store.freshness.values() if fresh.event is not None]
+        seen_lately = bool(watched) and now - max(watched) < self._seconds
+        self.blind_since = None if seen_lately or not surprises else self.blind_since or now
+
+    @property
+    def blind(self) -> bool:
+        """Whether LISTs have shown changes for a while that the watch did not bring."""
+        return self.blind_since is not None and time.monotonic() - self.blind_since > BLIND_AFTER
+
+    async def _list(self, kind: str, path: str, namespace: str | None) -> int:
+        """Returns how many objects the store did not have in that version."""
+        taken_at = time.monotonic()
+        query = {"limit": PAGE}
+        if kind == "pods":
+            query["labelSelector"] = LABEL_WORKQUEUE
+        listed = []
+        while True:
+            page = await self._cluster.get(path, **query)
+            listed += page["items"]
+            query["continue"] = page["metadata"].get("continue", "")
+            if not query["continue"]:
+                break
+        known = getattr(self._store, kind)
+        surprises = 0
+        if kind == "workqueues":
+            for body in listed:
+                before = known.get((body["metadata"]["namespace"], body["metadata"]["name"]))
+                if (
+                    before is None
+                    or before["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]
+                ):
+                    surprises += 1
+        self._store.correct(kind, listed, namespace, taken_at)
+        return surprises

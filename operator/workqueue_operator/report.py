@@ -1,0 +1,160 @@
+"""The status and the Events of a WorkQueue, written.
+
+Place in the flow: the end of a pass. Status goes by server-side apply under a field manager of its own, so
+that other people's conditions survive; it is written only when it changed, and at most once in five seconds
+when only numbers did.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from .cluster import Cluster, workqueue_path
+from .errors import ClusterError
+from .model import WorkQueue
+from .names import API_VERSION, EVENT_REPORTER, KIND, STATUS_FIELD_MANAGER
+from .reasons import ConditionType, Finding, Reason
+
+logger = logging.getLogger(__name__)
+
+NUMBERS_EVERY: Final = 5.0
+"""Seconds between two writes of the status when only its numbers changed."""
+
+EVENT_AGAIN_AFTER: Final = 600.0
+"""Seconds within which the same Event about the same WorkQueue is not sent twice."""
+
+_NUMBERS: Final = frozenset(
+    {"messages", "deadLetters", "consumers", "busyReplicas", "readyReplicas", "replicas", "workers"}
+)
+
+
+@dataclass(slots=True)
+class Written:
+    """What was last written for one WorkQueue."""
+
+    status: Mapping[str, Any]
+    at: float
+
+
+class Reporter:
+    """Writes status and Events.
+
+    Args:
+        instance: this operator's pod name, for the Events.
+    """
+
+    def __init__(self, cluster: Cluster, instance: str) -> None:
+        self._cluster = cluster
+        self._instance = instance
+        self._written: dict[str, Written] = {}
+        self._sent: dict[tuple[str, str, str], float] = {}
+
+    def forget(self, uid: str) -> None:
+        """The WorkQueue is gone."""
+        self._written.pop(uid, None)
+        self._sent = {sent: at for sent, at in self._sent.items() if sent[0] != uid}
+
+    async def status(self, workqueue: WorkQueue, status: Mapping[str, Any], now: float) -> float | None:
+        """Write a status, unless nothing changed.
+
+        Args:
+            now: seconds on the monotonic clock.
+
+        Returns:
+            In how many seconds it should be tried again, when it was put off; None otherwise.
+        """
+        uid = workqueue.metadata.uid
+        written = self._written.get(uid)
+        if written is not None:
+            if written.status == status:
+                return None
+            if (
+                _without_numbers(written.status) == _without_numbers(status)
+                and now - written.at < NUMBERS_EVERY
+            ):
+                return NUMBERS_EVERY - (now - written.at)
+        namespace, name = workqueue.key
+        await self._cluster.apply(
+            f"{workqueue_path(namespace, name)}/status",
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                # With the uid the API server refuses when another object of this name has taken its place.
+                "metadata": {"name": name, "namespace": namespace, "uid": uid},
+                "status": dict(status),
+            },
+            manager=STATUS_FIELD_MANAGER,
+        )
+        self._written[uid] = Written(status, now)
+        return None
+
+    async def transitions(
+        self, workqueue: WorkQueue, findings: Mapping[ConditionType, Finding], now: float
+    ) -> None:
+        """One Event and one log line for each condition whose status or reason has changed."""
+        for kind, finding in findings.items():
+            before = workqueue.status.condition(kind)
+            if before is not None and (before.status.value, before.reason) == (
+                finding.status,
+                finding.reason.value,
+            ):
+                continue
+            if kind is ConditionType.READY or finding.status == "Unknown":
+                # Ready repeats another condition's reason, and Unknown passes by itself.
+                continue
+            if before is None and finding.status == "True" and kind is not ConditionType.QUEUE_DECLARED:
+                continue
+            await self.event(workqueue, finding.status == "False", finding.reason, finding.message, kind, now)
+
+    async def event(
+        self, workqueue: WorkQueue, warning: bool, reason: Reason, message: str, action: str, now: float
+    ) -> None:
+        """Send one Event and write one log line; a failure to send is only logged."""
+        namespace, name = workqueue.key
+        logger.log(
+            logging.WARNING if warning else logging.INFO,
+            "A WorkQueue changed.",
+            extra={
+                "namespace": namespace,
+                "workqueue": name,
+                "action": str(action),
+                "reason": reason.value,
+                "detail": message,
+            },
+        )
+        sent = (workqueue.metadata.uid, reason.value, message)
+        if now - self._sent.get(sent, -EVENT_AGAIN_AFTER) < EVENT_AGAIN_AFTER:
+            return
+        self._sent[sent] = now
+        moment = datetime.now(UTC)
+        body = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{name}.", "namespace": namespace},
+            "eventTime": moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "type": "Warning" if warning else "Normal",
+            "reason": reason.value,
+            "action": str(action),
+            "note": message[:1024],
+            "reportingController": EVENT_REPORTER,
+            "reportingInstance": self._instance,
+            "regarding": {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "namespace": namespace,
+                "name": name,
+                "uid": workqueue.metadata.uid,
+            },
+        }
+        try:
+            await self._cluster.create(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
+        except ClusterError as error:
+            logger.debug("An Event could not be sent.", extra={"workqueue": name, "detail": error.message})
+
+
+def _without_numbers(status: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in status.items() if name not in _NUMBERS}

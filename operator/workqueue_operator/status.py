@@ -1,0 +1,207 @@
+"""From what was seen, decided and done to the status of a WorkQueue. PURE.
+
+Place in the flow: the last step of a pass; `report` writes what is made here. Numbers stand in fields of
+their own, rounded, and never in a condition's message, so that a busy queue does not rewrite its conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .decide import Decision, Depth, Hold
+from .model import WorkQueue
+from .names import pod_selector
+from .reasons import ConditionType, Finding, Reason, Unknown
+from .views import DeploymentView, PodView
+
+PENDING: Final = frozenset({Reason.DEPTH_PENDING, Reason.WORKERS_STARTING})
+"""Reasons that pass by themselves within moments: neither true nor false."""
+
+_STANDING_STILL: Final = frozenset({Reason.SUSPENDED, Reason.PINNED, Reason.DELETING})
+_WORTH_SAYING: Final = frozenset({Reason.AT_MAXIMUM, Reason.CANARY, Reason.RETIRE_UNREACHABLE})
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a pass came to know and did.
+
+    Attributes:
+        queue: the QueueDeclared finding.
+        depth: None when the pass ended before it was asked.
+        doorbell: why an idle queue is polled although Push is wanted, or None.
+        busy: pods in a handler, None when not known.
+    """
+
+    queue: Finding
+    depth: Depth | Unknown | None = None
+    deployment: DeploymentView | Unknown | None = None
+    pods: Sequence[PodView] = ()
+    decision: Decision | None = None
+    trouble: Unknown | None = None
+    doorbell: Unknown | None = None
+    dead_letters: int | None = None
+    busy: int | None = None
+    last_scale: Mapping[str, str] = field(default_factory=dict)
+    proven_hash: str | None = None
+
+
+def rounded(count: int) -> int:
+    """Two significant digits above 100: 1,234 becomes 1,200."""
+    if count <= 100:  # noqa: PLR2004 - the bound that the field's description names
+        return count
+    return int(float(f"{count:.1e}"))
+
+
+def conditions(workqueue: WorkQueue, seen: Seen) -> dict[ConditionType, Finding]:
+    """The findings of all conditions, in the order of ConditionType."""
+    found = {
+        ConditionType.QUEUE_DECLARED: seen.queue,
+        ConditionType.DEPTH_KNOWN: _depth_known(seen),
+        ConditionType.WORKERS_AVAILABLE: _workers_available(seen),
+        ConditionType.SCALING_ACTIVE: _scaling_active(seen),
+    }
+    return {**found, ConditionType.READY: _ready(workqueue, found)}
+
+
+def status(
+    workqueue: WorkQueue, seen: Seen, findings: Mapping[ConditionType, Finding], now: str
+) -> dict[str, Any]:
+    """The whole status as the API server takes it.
+
+    Args:
+        now: RFC 3339; becomes the lastTransitionTime of conditions whose status has changed.
+    """
+    known = {condition.type: condition for condition in workqueue.status.conditions}
+    fields: dict[str, Any] = {
+        "observedGeneration": workqueue.metadata.generation,
+        "queueName": workqueue.queue_name,
+        "selector": ",".join(
+            f"{key}={value}" for key, value in pod_selector(workqueue.metadata.name).items()
+        ),
+        **seen.last_scale,
+        **_counts(workqueue, seen),
+    }
+    if proven := seen.proven_hash or workqueue.status.proven_template_hash:
+        fields["provenTemplateHash"] = proven
+    fields["conditions"] = []
+    for kind, finding in findings.items():
+        before = known.get(kind)
+        same = before is not None and before.status.value == finding.status and before.last_transition_time
+        fields["conditions"].append(
+            {
+                "type": kind.value,
+                "status": finding.status,
+                "reason": finding.reason.value,
+                "message": finding.message,
+                "lastTransitionTime": before.last_transition_time.strftime("%Y-%m-%dT%H:%M:%SZ")
+                if same and before is not None and before.last_transition_time is not None
+                else now,
+                "observedGeneration": workqueue.metadata.generation,
+            }
+        )
+    return fields
+
+
+def _counts(workqueue: WorkQueue, seen: Seen) -> dict[str, Any]:
+    """What is not known just now keeps the last known value."""
+    before = workqueue.status
+    counts: dict[str, Any] = {
+        "messages": before.messages,
+        "consumers": before.consumers,
+        "busyReplicas": before.busy_replicas,
+        "deadLetters": before.dead_letters,
+        "replicas": before.replicas,
+        "readyReplicas": before.ready_replicas,
+        "desiredReplicas": before.desired_replicas,
+    }
+    if isinstance(seen.depth, Depth):
+        counts |= {"messages": rounded(seen.depth.ready), "consumers": rounded(seen.depth.consumers)}
+    if seen.busy is not None:
+        counts["busyReplicas"] = seen.busy
+    if seen.dead_letters is not None:
+        counts["deadLetters"] = rounded(seen.dead_letters)
+    if isinstance(seen.deployment, DeploymentView):
+        counts |= {
+            "replicas": seen.deployment.current,
+            "readyReplicas": seen.deployment.ready,
+            "desiredReplicas": seen.deployment.replicas,
+        }
+    counts = {name: count for name, count in counts.items() if count is not None}
+    if "desiredReplicas" in counts:
+        counts["workers"] = f"{counts.get('readyReplicas', 0)}/{counts['desiredReplicas']}"
+    return counts
+
+
+def _negative(unknown: Unknown) -> Finding:
+    return Finding("Unknown" if unknown.reason in PENDING else "False", unknown.reason, unknown.message)
+
+
+def _depth_known(seen: Seen) -> Finding:
+    if isinstance(seen.depth, Unknown):
+        return _negative(seen.depth)
+    if seen.depth is None:
+        cause = seen.trouble or Unknown(Reason.DEPTH_PENDING, "The queue has not been asked yet.")
+        return _negative(cause)
+    if seen.doorbell is not None:
+        return Finding("True", seen.doorbell.reason, seen.doorbell.message)
+    return Finding("True", Reason.DEPTH_OBSERVED, "The queue's depth is known.")
+
+
+def _workers_available(seen: Seen) -> Finding:  # noqa: PLR0911 - one return a case reads best
+    deployment = seen.deployment
+    if deployment is None:
+        cause = seen.trouble or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
+        return Finding("Unknown", cause.reason, cause.message)
+    if isinstance(deployment, Unknown):
+        return _negative(deployment)
+    if deployment.refusal is not None:
+        return _negative(deployment.refusal)
+    failures = [
+        pod.failure for pod in seen.pods if pod.failure is not None and not pod.ready and not pod.terminating
+    ]
+    if failures:
+        return _negative(failures[0])
+    if deployment.replicas == 0:
+        return Finding("True", Reason.SCALED_TO_ZERO, "No worker runs; a message on the queue starts one.")
+    if deployment.ready == 0:
+        return Finding(
+            "Unknown", Reason.WORKERS_STARTING, "No worker is Ready yet; the first pod is starting."
+        )
+    return Finding("True", Reason.WORKERS_READY, "Workers are Ready.")
+
+
+def _scaling_active(seen: Seen) -> Finding:
+    decision = seen.decision
+    if decision is None:
+        cause = seen.trouble or Unknown(Reason.DEPTH_PENDING, "Nothing has been decided yet.")
+        return _negative(cause)
+    if decision.reason in _STANDING_STILL or decision.reason is Reason.RETIRE_UNREACHABLE:
+        return Finding("False", decision.reason, decision.message)
+    if isinstance(decision, Hold) and decision.wanted is None:
+        return _negative(Unknown(decision.reason, decision.message))
+    if decision.reason in _WORTH_SAYING:
+        return Finding("True", decision.reason, _WITHOUT_NUMBERS[decision.reason])
+    return Finding("True", Reason.AS_EXPECTED, "Replicas follow the depth of the queue.")
+
+
+_WITHOUT_NUMBERS: Final = {
+    Reason.AT_MAXIMUM: "The backlog asks for more than scaling.maxReplicas.",
+    Reason.CANARY: "No pod of this template has been Ready yet, so that one goes first.",
+}
+
+
+def _ready(workqueue: WorkQueue, found: Mapping[ConditionType, Finding]) -> Finding:
+    scaling = found[ConditionType.SCALING_ACTIVE]
+    if workqueue.spec.suspend:
+        return Finding("False", Reason.SUSPENDED, scaling.message)
+    # Workers that are starting do not make a WorkQueue unready: that happens at each wake-up.
+    decisive = [found[kind] for kind in (ConditionType.QUEUE_DECLARED, ConditionType.DEPTH_KNOWN)]
+    if found[ConditionType.WORKERS_AVAILABLE].status == "False":
+        decisive.append(found[ConditionType.WORKERS_AVAILABLE])
+    for status_ in ("False", "Unknown"):
+        for finding in decisive:
+            if finding.status == status_:
+                return finding
+    return Finding("True", Reason.AS_EXPECTED, "The queue exists and its workers follow its depth.")
