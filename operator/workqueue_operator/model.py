@@ -583,10 +583,10 @@ class Condition(_Model):
     status: ConditionStatus
     """True, False or Unknown."""
 
-    reason: str = Field(default="", max_length=1024)
+    reason: str = Field(min_length=1, max_length=1024)
     """The cause in one CamelCase word."""
 
-    message: str = Field(default="", max_length=32768)
+    message: str = Field(max_length=32768)
     """The cause in a sentence that says what to do."""
 
     last_transition_time: datetime | None = None

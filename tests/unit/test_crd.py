@@ -1,0 +1,132 @@
+"""The definition has the form that Kubernetes accepts. What it lets in is asked of a real API server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from workqueue_operator import crd, names
+from workqueue_operator.cel import VALIDATIONS
+
+Schema = dict[str, Any]
+
+CLIENT_SIDE_APPLY_LIMIT = 262_144
+
+
+def nodes(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
+    yield path, schema
+    for name, below in schema.get("properties", {}).items():
+        yield from nodes(below, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            yield from nodes(schema[key], f"{path}.{key}")
+
+
+ALL = dict(nodes(crd.schema()))
+SPEC = {path: node for path, node in ALL.items() if path.startswith(".spec")}
+
+
+def test_it_is_a_valid_definition() -> None:
+    kubernetes_validate.validate(crd.crd(), "1.29", strict=True)
+
+
+def test_it_stays_far_below_the_limit_of_client_side_apply() -> None:
+    assert len(crd.text()) < CLIENT_SIDE_APPLY_LIMIT / 3
+
+
+def test_the_module_prints_it() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "workqueue_operator.crd"], capture_output=True, text=True, check=True
+    ).stdout
+    assert yaml.safe_load(printed) == crd.crd()
+
+
+@pytest.mark.parametrize("node", ALL.values(), ids=ALL)
+def test_the_schema_is_structural(node: Schema) -> None:
+    assert not {"$ref", "$defs", "const", "examples", "exclusiveMinimum", "exclusiveMaximum", "title"} & set(
+        node
+    )
+    assert node.get("nullable") is None
+    assert node.get("default", 0) is not None
+    assert "type" in node or node.get("x-kubernetes-int-or-string")
+    assert node.get("additionalProperties") is not False
+    if "anyOf" in node:
+        assert node["x-kubernetes-int-or-string"]
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if path and not path.endswith(("s", "metadata"))])
+def test_every_field_is_described_in_a_sentence(path: str) -> None:
+    node = ALL[path]
+    if path.endswith((".items", ".additionalProperties")) and "description" not in node:
+        assert "properties" not in node
+        return
+    assert node["description"].endswith(".")
+    assert "\n" not in node["description"]
+
+
+@pytest.mark.parametrize("path", [path for path, node in SPEC.items() if node.get("type") == "array"])
+def test_every_list_is_bounded_and_says_how_it_is_merged(path: str) -> None:
+    node = SPEC[path]
+    assert node["maxItems"] <= 200
+    assert node["x-kubernetes-list-type"] in {"atomic", "map", "set"}
+    for key in node.get("x-kubernetes-list-map-keys", ()):
+        assert key in node["items"]["properties"]
+        assert key in node["items"]["required"]
+
+
+@pytest.mark.parametrize("path", [path for path, node in ALL.items() if VALIDATIONS in node])
+def test_every_rule_speaks_in_a_sentence_about_a_field_that_exists(path: str) -> None:
+    node = ALL[path]
+    for rule in node[VALIDATIONS]:
+        assert len(rule["message"].split()) > 4
+        assert not rule["message"].endswith(".")
+        if "fieldPath" in rule:
+            assert rule["fieldPath"].removeprefix(".") in node["properties"]
+
+
+def test_defaults_of_objects_repeat_the_defaults_inside() -> None:
+    queue = ALL[".spec.queue"]
+    assert queue["default"] == {"type": "Quorum", "declare": True, "deletionPolicy": "Retain"}
+    assert "messagesPerReplica" not in ALL[".spec.scaling"]["default"]
+    assert "default" not in ALL[".spec.replicas"]
+
+
+def test_a_status_has_no_defaults() -> None:
+    assert not [path for path, node in ALL.items() if path.startswith(".status") and "default" in node]
+
+
+def test_the_printer_columns() -> None:
+    (version,) = crd.crd()["spec"]["versions"]
+    columns = version["additionalPrinterColumns"]
+    assert [column["name"] for column in columns if "priority" not in column] == [
+        "Ready",
+        "Messages",
+        "Workers",
+        "Busy",
+        "Dead",
+        "Age",
+    ]
+    assert [column["name"] for column in columns if column.get("priority") == 1] == [
+        "Queue",
+        "Type",
+        "Reason",
+    ]
+    for path in (column["jsonPath"].split("[")[0] for column in columns):
+        assert path in ALL or path == ".metadata.creationTimestamp"
+
+
+def test_the_scale_subresource_points_at_fields_that_exist() -> None:
+    (version,) = crd.crd()["spec"]["versions"]
+    assert {ALL[path]["type"] for path in version["subresources"]["scale"].values()} == {"integer", "string"}
+
+
+def test_names_agree_with_the_operator() -> None:
+    definition = crd.crd()
+    assert definition["metadata"]["name"] == f"{names.PLURAL}.{names.GROUP}"
+    assert definition["spec"]["names"]["shortNames"] == [names.SHORT_NAME]

@@ -1,0 +1,223 @@
+"""The model reads what the API server holds, and says what the code may rely on."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from workqueue_operator import names
+from workqueue_operator.model import (
+    ConditionStatus,
+    DeletionPolicy,
+    Scaling,
+    Wake,
+    WorkQueue,
+    WorkQueueSpec,
+    WorkQueueStatus,
+)
+from workqueue_worker import topology
+from workqueue_worker.topology import ExchangeType, QueueType
+
+Body = dict[str, Any]
+
+SHORTEST: Body = {
+    "metadata": {"name": "thumbs", "namespace": "shop"},
+    "spec": {
+        "connectionSecretRef": {"name": "rabbitmq"},
+        "worker": {"image": "thumbs:1", "handler": {"python": "thumbs:resize"}},
+    },
+}
+WORKLOAD: Body = {"connectionSecretRef": {"name": "rabbitmq"}, "workloadRef": {"name": "celery"}}
+
+
+def parsed(**spec: Any) -> WorkQueue:
+    return WorkQueue.model_validate({**SHORTEST, "spec": {**SHORTEST["spec"], **spec}})
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    workqueue = parsed()
+    spec = workqueue.spec
+    assert workqueue.key == ("shop", "thumbs")
+    assert workqueue.queue_name == "thumbs"
+    assert workqueue.queue_settings == topology.QueueSettings("thumbs")
+    assert (spec.suspend, spec.replicas) == (False, None)
+    assert (spec.queue.type, spec.queue.declare) == (QueueType.QUORUM, True)
+    assert spec.queue.deletion_policy is DeletionPolicy.RETAIN
+    assert (spec.retry.max_attempts, spec.retry.delays_seconds) == (5, (1, 10, 60))
+    assert spec.worker is not None
+    assert (spec.worker.concurrency, spec.worker.timeout_seconds) == (1, 300)
+    assert (spec.scaling.min_replicas, spec.scaling.max_replicas) == (0, 10)
+    assert workqueue.status.conditions == ()
+    assert not workqueue.deleting
+
+
+def test_the_whole_queue_reaches_the_topology() -> None:
+    workqueue = parsed(
+        queue={
+            "name": "images/thumbs",
+            "type": "Classic",
+            "exchange": {"name": "images", "type": "Topic", "routingKeys": ["a", "b"]},
+            "maxLength": 1,
+            "maxLengthBytes": 2,
+            "messageTTLSeconds": 3,
+            "deliveryLimit": 4,
+            "singleActiveConsumer": True,
+            "consumerTimeoutSeconds": 60,
+        }
+    )
+    assert workqueue.queue_settings == topology.QueueSettings(
+        name="images/thumbs",
+        type=QueueType.CLASSIC,
+        exchange=topology.Exchange("images", ExchangeType.TOPIC, ("a", "b")),
+        max_length=1,
+        max_length_bytes=2,
+        message_ttl_seconds=3,
+        delivery_limit=4,
+        single_active_consumer=True,
+        consumer_timeout_seconds=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "messages", "drain"),
+    [
+        pytest.param({}, 10, None, id="neither target given means ten messages"),
+        pytest.param({"messagesPerReplica": 3}, 3, None, id="messages given"),
+        pytest.param({"targetDrainSeconds": 60}, None, 60, id="a drain time given leaves messages unset"),
+        pytest.param({"targetDrainSeconds": None}, 10, None, id="null is as good as nothing"),
+    ],
+)
+def test_there_is_always_exactly_one_scaling_target(
+    given: Body, messages: int | None, drain: int | None
+) -> None:
+    scaling = parsed(scaling=given).spec.scaling
+    assert (scaling.messages_per_replica, scaling.target_drain_seconds) == (messages, drain)
+
+
+def test_scaling_made_in_code_has_a_target_too() -> None:
+    assert Scaling().messages_per_replica == 10
+    assert Scaling(target_drain_seconds=5).messages_per_replica is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "wake"),
+    [
+        pytest.param(SHORTEST["spec"], Wake.PUSH, id="our own workers are woken at once"),
+        pytest.param(WORKLOAD, Wake.POLL, id="a Deployment of the user's is polled for"),
+        pytest.param({**WORKLOAD, "scaling": {"wake": "Push"}}, Wake.PUSH, id="unless it is asked for"),
+        pytest.param({**SHORTEST["spec"], "scaling": {"wake": "Poll"}}, Wake.POLL, id="or asked not to"),
+    ],
+)
+def test_how_an_idle_queue_is_noticed(spec: Body, wake: Wake) -> None:
+    assert WorkQueue.model_validate({**SHORTEST, "spec": spec}).wake is wake
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        pytest.param(
+            {**SHORTEST["spec"], **WORKLOAD},
+            "exactly one of worker and workloadRef",
+            id="worker and workloadRef",
+        ),
+        pytest.param(
+            {"connectionSecretRef": {"name": "r"}},
+            "exactly one of worker and workloadRef",
+            id="nothing that works",
+        ),
+        pytest.param(
+            {**SHORTEST["spec"], "worker": {"image": "x", "handler": {}}},
+            "exactly one of python, exec and http",
+            id="no handler",
+        ),
+        pytest.param(
+            {**SHORTEST["spec"], "scaling": {"minReplicas": 11}},
+            "minReplicas 11 is above maxReplicas 10",
+            id="bounds",
+        ),
+        pytest.param(
+            {**SHORTEST["spec"], "scaling": {"messagesPerReplica": 1, "targetDrainSeconds": 1}},
+            "either messagesPerReplica or targetDrainSeconds",
+            id="two targets",
+        ),
+        pytest.param(
+            {**SHORTEST["spec"], "queue": {"type": "Stream"}}, "'Quorum' or 'Classic'", id="a stream"
+        ),
+    ],
+)
+def test_what_an_older_definition_let_in_is_refused_here(spec: Body, sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        WorkQueueSpec.model_validate(spec)
+
+
+def test_fields_of_a_newer_definition_are_passed_over() -> None:
+    body = json.loads(json.dumps(SHORTEST))
+    body["spec"]["fromTheFuture"] = body["spec"]["worker"]["handler"]["wasm"] = {"a": 1}
+    body["status"] = {"messages": 3, "fromTheFuture": True}
+    assert WorkQueue.model_validate(body).status.messages == 3
+
+
+def test_parts_of_the_pod_stay_as_kubernetes_spells_them() -> None:
+    toleration = {"key": "gpu", "operator": "Exists", "tolerationSeconds": 3}
+    affinity = {"nodeAffinity": {"fromTheFuture": [1]}}
+    given = {**SHORTEST["spec"]["worker"], "tolerations": [toleration], "affinity": affinity}
+    worker = parsed(worker=given).spec.worker
+    assert worker is not None
+    assert (worker.tolerations, worker.affinity) == ((toleration,), affinity)
+
+
+def test_it_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        parsed().spec.replicas = 3  # type: ignore[misc]
+
+
+def test_a_status_survives_the_way_to_the_api_server_and_back() -> None:
+    wire = {
+        "observedGeneration": 3,
+        "workers": "2/5",
+        "messages": 0,
+        "lastScaleTime": "2026-11-24T08:00:00Z",
+        "conditions": [
+            {
+                "type": "Ready",
+                "status": "True",
+                "reason": "AsExpected",
+                "message": "Everything works.",
+                "lastTransitionTime": "2026-11-24T08:00:00Z",
+                "observedGeneration": 3,
+            }
+        ],
+    }
+    status = WorkQueueStatus.model_validate(wire)
+    ready = status.condition("Ready")
+    assert ready is not None
+    assert ready.status is ConditionStatus.TRUE
+    assert status.condition("DepthKnown") is None
+    assert status.to_wire() == wire
+
+
+def test_an_empty_status_is_no_status() -> None:
+    assert WorkQueue.model_validate({**SHORTEST, "status": None}).status == WorkQueueStatus()
+
+
+def test_other_peoples_annotations_are_not_kept() -> None:
+    annotations = {
+        names.ANNOTATION_ABANDON: "true",
+        "kubectl.kubernetes.io/last-applied-configuration": "x" * 9999,
+    }
+    body = {**SHORTEST, "metadata": {**SHORTEST["metadata"], "annotations": annotations}}
+    assert WorkQueue.model_validate(body).metadata.annotations == {names.ANNOTATION_ABANDON: "true"}
+
+
+def test_a_thousand_of_them_fit_into_ten_mebibytes() -> None:
+    text = json.dumps(SHORTEST)
+    tracemalloc.start()
+    held = [WorkQueue.model_validate(json.loads(text)) for _ in range(1000)]
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(held) == 1000
+    assert size < 10 * 2**20
