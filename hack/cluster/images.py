@@ -98,7 +98,7 @@ def rabbitmq() -> Archive:
     """RabbitMQ 4 with the management and prometheus plugins, under the name that a real cluster pulls."""
 
     def make() -> None:
-        if _pull(RABBITMQ_IMAGE):
+        if pull(RABBITMQ_IMAGE):
             return
         root = _rootfs(RABBITMQ_PACKAGES)
         with _container(root) as container:
@@ -157,13 +157,18 @@ def _rootfs(packages: Sequence[str]) -> Path:
         raise ClusterError(str(error)) from error
 
 
-def _pull(name: str) -> bool:
+def pull(name: str) -> bool:
     """Whether a registry gave us the image."""
     try:
         buildah("pull", "--quiet", name, doing=f"Pulling {name}", timeout=PULL_SECONDS)
     except ClusterError:
         return False
     return True
+
+
+def is_in_store(name: str) -> bool:
+    """Whether buildah has the image."""
+    return bool(buildah("images", "--quiet", "--filter", f"reference={name}", doing="Listing images"))
 
 
 @contextmanager

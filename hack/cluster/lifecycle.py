@@ -22,6 +22,7 @@ from hack.cluster.locks import locked
 
 READY_SECONDS: Final = 120.0
 ANSWER_SECONDS: Final = 15.0
+SOURCE_LABEL: Final = "workqueue.dev/archive"
 DISK_NEEDED: Final = 2 * 2**30
 POLL_SECONDS: Final = 0.2
 
@@ -43,7 +44,7 @@ def up(instance: Instance) -> None:
             if namespaces.end(instance):
                 say("Removed what was left of a cluster that had died; the new one starts empty.")
             record = _start(instance)
-        _load_missing(record, [images.rabbitmq()])
+        load_once(instance, images.rabbitmq())
         checkout.write(instance.kubeconfig.read_text())
     say(f"Ready: export KUBECONFIG={checkout.KUBECONFIG} PATH={checkout.FOLDER / 'bin'}:$PATH")
 
@@ -90,6 +91,22 @@ def load(instance: Instance, archive: Path) -> str:
         return run(_ctr(record, "images", "import", "-"), doing=f"Loading {archive}", stdin=file)
 
 
+def load_once(instance: Instance, archive: Archive) -> None:
+    """Bring an image into the cluster, unless it came from this very archive the last time.
+
+    Raises:
+        ClusterError: there is no cluster, or the archive cannot be read.
+    """
+    record = _running(instance)
+    wanted = f'name=={archive.name},labels."{SOURCE_LABEL}"=={archive.file.stem}'
+    if run(_ctr(record, "images", "list", "--quiet", wanted), doing="Listing images").strip():
+        return
+    with step(f"loading the image {archive.name}", "a few seconds"), _opened(archive.file) as file:
+        run(_ctr(record, "images", "import", "-"), doing=f"Loading {archive.file}", stdin=file)
+        label = f"{SOURCE_LABEL}={archive.file.stem}"
+        run(_ctr(record, "images", "label", archive.name, label), doing=f"Loading {archive.file}")
+
+
 def inside(instance: Instance, command: Sequence[str]) -> list[str]:
     """A command that runs `command` in the cluster's network, where pod and service addresses are reachable.
 
@@ -116,17 +133,9 @@ def _start(instance: Instance) -> Record:
         record = Record(namespaces.start(instance, binaries, listener), port, toolchain.build())
         instance.remember(record)
         _await(lambda: _succeeds(_ctr(record, "version")), "containerd", instance)
-        _load_missing(record, [pause])
+        load_once(instance, pause)
         _await(lambda: _node_is_ready(instance), "the node", instance)
     return record
-
-
-def _load_missing(record: Record, archives: Sequence[Archive]) -> None:
-    loaded = run(_ctr(record, "images", "list", "--quiet"), doing="Listing images").splitlines()
-    for archive in archives:
-        if archive.name not in loaded:
-            with step(f"loading the image {archive.name}", "a few seconds"), _opened(archive.file) as file:
-                run(_ctr(record, "images", "import", "-"), doing=f"Loading {archive.file}", stdin=file)
 
 
 def _ctr(record: Record, *arguments: str) -> list[str]:
