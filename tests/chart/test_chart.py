@@ -1,0 +1,318 @@
+"""What the chart makes of its values: valid objects, no right too many, pods for the strictest standard."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from syrupy.assertion import SnapshotAssertion
+
+from hack.generate import CHART, chart_values
+from tests.support import helm, podsecurity
+from tests.support.helm import HelmError, of_kind, only, template
+from workqueue_operator import crd
+
+Object = dict[str, Any]
+
+EVERYTHING: Object = {
+    "replicaCount": 3,
+    "image": {"repository": "registry.example/workqueue-operator", "digest": f"sha256:{'0' * 64}"},
+    "imagePullSecrets": [{"name": "registry"}],
+    "fullnameOverride": "jobs",
+    "watchNamespaces": ["shop", "mail"],
+    "workerImage": "registry.example/worker:1",
+    "workerNetworkPolicy": {"enabled": True, "metricsFrom": [{"namespaceSelector": {}}]},
+    "logFormat": "text",
+    "leaderElection": {"leaseName": "jobs-leader"},
+    "serviceAccount": {"name": "jobs-operator", "annotations": {"example.com/role": "jobs"}},
+    "metrics": {
+        "service": {"annotations": {"a": "b"}},
+        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "podMonitor": {"enabled": True},
+        "prometheusRule": {"enabled": True},
+    },
+    "networkPolicy": {
+        "enabled": True,
+        "metricsFrom": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}],
+    },
+    "extraEnv": [{"name": "SSL_CERT_DIR", "value": "/etc/ssl/certs"}],
+    "podLabels": {"team": "platform"},
+    "podAnnotations": {"example.com/note": "yes"},
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "tolerations": [{"key": "infra", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+    "topologySpreadConstraints": [
+        {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule"}
+    ],
+    "priorityClassName": "system-cluster-critical",
+}
+VALUES: dict[str, Object] = {
+    "the defaults": {},
+    "listed namespaces": {"watchNamespaces": ["shop", "mail"]},
+    "one replica without an election": {"replicaCount": 1, "leaderElection": {"enabled": False}},
+    "nothing that can be left out": {
+        "crds": {"enabled": False},
+        "rbac": {"create": False, "aggregate": False},
+        "serviceAccount": {"create": False},
+        "podDisruptionBudget": {"enabled": False},
+        "metrics": {"service": {"enabled": False}},
+        "resources": {},
+    },
+    "everything at once": EVERYTHING,
+}
+
+OPERATOR_RULES = {
+    ("workqueue.dev", "workqueues"): {"get", "list", "watch", "patch"},
+    ("workqueue.dev", "workqueues/status"): {"patch", "update"},
+    ("workqueue.dev", "workqueues/finalizers"): {"update"},
+    ("apps", "deployments"): {"get", "list", "watch", "create", "patch"},
+    ("", "pods"): {"get", "list", "watch", "patch"},
+    ("policy", "poddisruptionbudgets"): {"get", "create", "patch"},
+    ("networking.k8s.io", "networkpolicies"): {"get", "create", "patch"},
+    ("", "secrets"): {"get"},
+    ("", "events"): {"create", "patch"},
+    ("events.k8s.io", "events"): {"create", "patch"},
+    ("", "namespaces"): {"get"},
+}
+"""Everything that the operator may do where WorkQueues are."""
+
+
+def rules(role: Object) -> dict[tuple[str, str], set[str]]:
+    granted: dict[tuple[str, str], set[str]] = {}
+    for rule in role["rules"]:
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                granted.setdefault((group, resource), set()).update(rule["verbs"])
+    return granted
+
+
+def pod(objects: list[Object]) -> Object:
+    found: Object = only(objects, "Deployment")["spec"]["template"]["spec"]
+    return found
+
+
+def environment(objects: list[Object]) -> dict[str, str | None]:
+    (container,) = pod(objects)["containers"]
+    return {variable["name"]: variable.get("value") for variable in container["env"]}
+
+
+def test_lint_finds_nothing() -> None:
+    said = helm.run("lint", "--strict", CHART)
+    assert "0 chart(s) failed" in said
+    assert "[WARNING]" not in said
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_every_object_is_valid_where_it_says_it_runs(values: Object) -> None:
+    for made in template(values, tests=True):
+        if "monitoring.coreos.com" not in made["apiVersion"]:
+            for version in ("1.29", "1.35"):
+                kubernetes_validate.validate(made, version, strict=True)
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_every_pod_meets_the_restricted_standard(values: Object) -> None:
+    objects = template(values, tests=True)
+    pods = [pod(objects), *(made["spec"] for made in of_kind(objects, "Pod"))]
+    assert [podsecurity.violations(spec) for spec in pods] == [[]] * len(pods)
+    for container in (container for spec in pods for container in spec["containers"]):
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_everything_carries_the_recommended_labels(values: Object) -> None:
+    for made in template(values, tests=True):
+        labels = made["metadata"]["labels"]
+        assert labels["app.kubernetes.io/name"] == "workqueue-operator"
+        assert labels["app.kubernetes.io/instance"] == helm.RELEASE
+        assert {"app.kubernetes.io/version", "app.kubernetes.io/managed-by", "helm.sh/chart"} <= set(labels)
+
+
+def test_the_defaults_make_what_they_made_before(snapshot: SnapshotAssertion) -> None:
+    objects = template({"crds": {"enabled": False}})
+    assert [f"{made['kind']}/{made['metadata']['name']}" for made in objects] == snapshot
+    assert yaml.safe_dump_all(objects, sort_keys=False) == snapshot
+
+
+def test_over_the_whole_cluster_the_operator_may_do_only_what_it_does() -> None:
+    roles = {role["metadata"]["name"]: rules(role) for role in of_kind(template({}), "ClusterRole")}
+    assert roles["workqueue-operator"] == OPERATOR_RULES
+    (binding,) = of_kind(template({}), "ClusterRoleBinding")
+    assert binding["roleRef"]["name"] == "workqueue-operator"
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": "workqueue-operator", "namespace": helm.NAMESPACE}
+    ]
+
+
+def test_with_listed_namespaces_the_operator_has_no_right_elsewhere() -> None:
+    objects = template({"watchNamespaces": ["shop", "mail"]})
+    assert not of_kind(objects, "ClusterRoleBinding")
+    roles = {
+        (role["metadata"]["namespace"], role["metadata"]["name"]): rules(role)
+        for role in of_kind(objects, "Role")
+    }
+    assert roles.pop((helm.NAMESPACE, "workqueue-operator-leader")) == {
+        ("coordination.k8s.io", "leases"): {"create", "get", "update", "patch"}
+    }
+    assert roles == {(place, "workqueue-operator"): OPERATOR_RULES for place in ("shop", "mail")}
+    for binding in of_kind(objects, "RoleBinding"):
+        key = binding["metadata"]["namespace"], binding["roleRef"]["name"]
+        assert key in {*roles, (helm.NAMESPACE, "workqueue-operator-leader")}
+        assert binding["subjects"][0]["namespace"] == helm.NAMESPACE
+
+
+def test_only_the_operators_own_lease_can_be_read_or_written() -> None:
+    role = next(
+        role for role in of_kind(template(EVERYTHING), "Role") if role["metadata"]["name"] == "jobs-leader"
+    )
+    assert [rule.get("resourceNames") for rule in role["rules"]] == [None, ["jobs-leader"]]
+    assert role["rules"][0]["verbs"] == ["create"]
+
+
+def test_people_who_may_edit_may_write_workqueues_and_people_who_may_view_may_not() -> None:
+    roles = {role["metadata"]["name"]: role for role in of_kind(template({}), "ClusterRole")}
+    edit, view = roles["workqueue-operator-edit"], roles["workqueue-operator-view"]
+    aggregated = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {label for label in edit["metadata"]["labels"] if label.startswith(aggregated)} == {
+        f"{aggregated}edit",
+        f"{aggregated}admin",
+    }
+    assert {label for label in view["metadata"]["labels"] if label.startswith(aggregated)} == {
+        f"{aggregated}view"
+    }
+    assert "create" in rules(edit)["workqueue.dev", "workqueues"]
+    assert set().union(*rules(view).values()) == {"get", "list", "watch"}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param(
+            {},
+            {
+                "WORKQUEUE_WATCH_NAMESPACES": "",
+                "WORKQUEUE_WORKER_IMAGE": "workqueue-operator:{version}",
+                "WORKQUEUE_LEADER_ELECTION": "true",
+                "WORKQUEUE_LEASE_NAME": "workqueue-operator",
+                "WORKQUEUE_PORT": "8080",
+                "WORKQUEUE_SWEEP_SECONDS": "0.5",
+                "WORKQUEUE_IDLE_SWEEP_SECONDS": "30",
+                "WORKQUEUE_LOG_FORMAT": "json",
+                "WORKQUEUE_LOG_LEVEL": "info",
+                "WORKQUEUE_WORKER_NETWORK_POLICY": "false",
+                "WORKQUEUE_POD_NAME": None,
+                "WORKQUEUE_POD_NAMESPACE": None,
+            },
+            id="the defaults",
+        ),
+        pytest.param(
+            EVERYTHING,
+            {
+                "WORKQUEUE_WATCH_NAMESPACES": "shop,mail",
+                "WORKQUEUE_WORKER_IMAGE": "registry.example/worker:1",
+                "WORKQUEUE_LEADER_ELECTION": "true",
+                "WORKQUEUE_LEASE_NAME": "jobs-leader",
+                "WORKQUEUE_LOG_FORMAT": "text",
+                "WORKQUEUE_WORKER_NETWORK_POLICY": "true",
+                "WORKQUEUE_METRICS_FROM": '[{"namespaceSelector":{}}]',
+                "SSL_CERT_DIR": "/etc/ssl/certs",
+            },
+            id="everything at once",
+        ),
+    ],
+)
+def test_values_reach_the_operator_by_its_environment(
+    values: Object, expected: dict[str, str | None]
+) -> None:
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    given = environment(template(values))
+    for name, value in expected.items():
+        assert given[name] == (value and value.replace("{version}", version))
+
+
+def test_a_digest_wins_over_the_tag() -> None:
+    image = pod(template({"image": {"tag": "2", "digest": f"sha256:{'a' * 64}"}}))["containers"][0]["image"]
+    assert image == f"workqueue-operator@sha256:{'a' * 64}"
+
+
+def test_the_definition_is_the_models_and_outlives_the_release() -> None:
+    definition = only(template({}), "CustomResourceDefinition")
+    assert definition["spec"] == crd.crd()["spec"]
+    assert definition["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    removed = only(template({"crds": {"keep": False}}), "CustomResourceDefinition")
+    assert "annotations" not in removed["metadata"]
+    assert not of_kind(template({"crds": {"enabled": False}}), "CustomResourceDefinition")
+
+
+def test_a_single_replica_has_no_disruption_budget_that_would_block_a_drain() -> None:
+    assert only(template({}), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    assert not of_kind(template({"replicaCount": 1}), "PodDisruptionBudget")
+
+
+def test_monitors_select_what_there_is() -> None:
+    objects = template(EVERYTHING)
+    service, monitor = only(objects, "Service"), only(objects, "ServiceMonitor")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    workers = only(objects, "PodMonitor")
+    assert workers["spec"]["namespaceSelector"] == {"matchNames": ["shop", "mail"]}
+
+
+def test_alerts_say_what_to_do() -> None:
+    (group,) = only(template(EVERYTHING), "PrometheusRule")["spec"]["groups"]
+    for alert in group["rules"]:
+        assert alert["expr"].startswith(("workqueue_", "sum(workqueue_"))
+        assert alert["labels"]["severity"] in {"warning", "critical"}
+        assert alert["annotations"]["summary"].endswith(".")
+        assert len(alert["annotations"]["description"]) > 40
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        pytest.param(
+            {"replicas": 3}, "additional properties 'replicas' not allowed", id="a name that is not there"
+        ),
+        pytest.param(
+            {"image": {"name": "x"}}, "additional properties 'name' not allowed", id="one below a group"
+        ),
+        pytest.param({"replicaCount": "two"}, "got string, want integer", id="a word for a number"),
+        pytest.param({"replicaCount": -1}, "minimum: got -1, want 0", id="a negative count"),
+        pytest.param(
+            {"watchNamespaces": "shop"}, "got string, want array", id="one namespace without a list"
+        ),
+        pytest.param(
+            {"watchNamespaces": ["Shop"]}, "does not match pattern", id="a namespace that cannot exist"
+        ),
+        pytest.param(
+            {"watchNamespaces": ["shop", "shop"]}, "items at 0 and 1 are equal", id="a namespace twice"
+        ),
+        pytest.param({"logLevel": "loud"}, "value must be one of 'debug', 'info'", id="an unknown level"),
+        pytest.param({"sweepSeconds": 0}, "exclusiveMinimum: got 0, want 0", id="a sweep without pause"),
+        pytest.param({"image": {"digest": "sha256:1"}}, "does not match pattern", id="half a digest"),
+        pytest.param(
+            {"metrics": {"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}},
+            "metrics.serviceMonitor needs the Service: set metrics.service.enabled to true",
+            id="a monitor of nothing",
+        ),
+    ],
+)
+def test_nonsense_is_refused(values: Object, sentence: str) -> None:
+    with pytest.raises(HelmError) as refused:
+        template(values)
+    assert sentence in str(refused.value)
+
+
+def test_the_schema_knows_every_value_and_its_default() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    for value in (leaf for top in chart_values() for leaf in top.leaves()):
+        node = schema
+        for key in value.path:
+            node = node["properties"][key]
+        assert node["default"] == value.default
+        assert node["description"] == value.description
+        assert value.description.endswith(".")

@@ -1,0 +1,46 @@
+"""The image is made from pinned parts only. That it runs is shown by the end-to-end tests."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from hack.generate import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SHIPPED = [
+    *PROJECT["dependencies"],
+    *PROJECT["optional-dependencies"]["operator"],
+    *PROJECT["optional-dependencies"]["cli"],
+]
+
+
+def pinned(lock: Path) -> dict[str, str]:
+    return dict(re.findall(r"(?m)^([a-z0-9._-]+)==([^ ;]+)", lock.read_text()))
+
+
+@pytest.mark.parametrize("requirement", SHIPPED)
+def test_what_the_project_needs_is_pinned_in_a_version_that_will_do(requirement: str) -> None:
+    needed = Requirement(requirement)
+    version = pinned(ROOT / "requirements.lock")[needed.name.lower()]
+    assert needed.specifier.contains(version), "Run the command at the top of requirements.lock."
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-build.lock"])
+def test_what_ships_is_what_was_tested(name: str) -> None:
+    lock = ROOT / name
+    tested = pinned(ROOT / "requirements-dev.lock")
+    assert pinned(lock).items() <= tested.items(), f"Run the command at the top of {name}."
+    assert lock.read_text().count("--hash=sha256:") >= len(pinned(lock))
+
+
+def test_the_context_of_the_build_holds_all_that_is_copied() -> None:
+    copied = re.findall(r"(?m)^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text())
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for name in " ".join(copied).split():
+        assert any(path == name or path.startswith(f"{name}/") for path in sent), name
+        assert (ROOT / name).exists()

@@ -1,0 +1,60 @@
+"""helm, as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hack.cluster import toolchain
+from hack.generate import CHART
+
+Object = dict[str, Any]
+
+RELEASE = "workqueue-operator"
+NAMESPACE = "workqueue-system"
+
+
+class HelmError(Exception):
+    """helm refused; the text is what it says."""
+
+
+def run(*arguments: str | Path, stdin: str = "") -> str:
+    """What helm prints.
+
+    Raises:
+        HelmError: it failed.
+    """
+    done = subprocess.run(
+        [toolchain.helm(), *arguments], input=stdin, capture_output=True, text=True, check=False, timeout=120
+    )
+    if done.returncode:
+        raise HelmError(done.stderr)
+    return done.stdout
+
+
+def template(values: Mapping[str, Any], *, release: str = RELEASE, tests: bool = False) -> list[Object]:
+    """What the chart makes of these values, without the pods of `helm test`.
+
+    Raises:
+        HelmError: the values are refused.
+    """
+    skipping = () if tests else ("--skip-tests",)
+    options = ("--namespace", NAMESPACE, "--kube-version", "1.35.0", "--values", "-", *skipping)
+    rendered = run("template", release, CHART, *options, stdin=json.dumps(values))
+    return [made for made in yaml.safe_load_all(rendered) if made]
+
+
+def of_kind(objects: list[Object], kind: str) -> list[Object]:
+    """Those of one kind."""
+    return [made for made in objects if made["kind"] == kind]
+
+
+def only(objects: list[Object], kind: str) -> Object:
+    """The only one of its kind."""
+    (found,) = of_kind(objects, kind)
+    return found
