@@ -233,6 +233,10 @@ class Publisher:
             return f"not connected for {seconds}: {self.connection.last_error or 'still connecting'}"
         return f"RabbitMQ gave no confirmation for {seconds}"
 
+    def wait(self, timeout: float) -> bool:
+        """Wait until the fate of every message is known, at most `timeout` seconds; returns whether it is."""
+        return self._window.wait_empty(timeout)
+
     # Declaring -------------------------------------------------------------------------------------------
 
     def declare(self, queue: topology.Queue) -> Future[None]:

@@ -70,6 +70,7 @@ class Session:
         self._timeout_seconds = timeout_seconds
         self._connection = Connection(binding_source, name, on_lost=self._on_lost)
         self._channel: Any = None
+        self._lost = ""
         self._asked: set[Future[Any]] = set()
         self._got: Future[Received | None] = Future()
 
@@ -145,18 +146,10 @@ class Session:
             channel.basic_nack(0, multiple=True, requeue=True)
             channel.basic_qos(prefetch_count=0, callback=lambda _: _tell(answer, None))
 
+        if self._lost:
+            raise BrokerError(self._lost)
         if self._channel is not None:
             self._ask(give_back, keep_channel=True)
-
-    def sync(self) -> None:
-        """Wait until RabbitMQ has handled all acknowledgements that were sent before."""
-        if self._channel is not None:
-            self._ask(
-                lambda channel, answer: channel.basic_qos(
-                    prefetch_count=0, callback=lambda _: _tell(answer, None)
-                ),
-                keep_channel=True,
-            )
 
     def _settle(self, settle: Callable[[Any], None]) -> None:
         if self._channel is not None and self._channel.is_open:
@@ -177,12 +170,13 @@ class Session:
             ask(channel, answer)
 
         def on_closed(channel: Any, error: BaseException) -> None:
-            if channel is self._channel:
-                self._channel = None
             code = getattr(error, "reply_code", 0)
             if code == NOT_FOUND and missing:
                 _tell(answer, missing["if_missing"])
-            self._fail(f"RabbitMQ refused: {describe(error)}.")
+            sentence = f"RabbitMQ refused: {describe(error)}."
+            if channel is self._channel:
+                self._lose(sentence)
+            _fail(answer, sentence)
 
         def begin() -> None:
             try:
@@ -190,9 +184,10 @@ class Session:
                     ask(self._channel, answer)
                 else:
                     self._connection.channel(on_open)
-            except (BrokerError, pika.exceptions.AMQPError) as error:
-                with suppress(InvalidStateError):
-                    answer.set_exception(BrokerError(str(error) or repr(error)))
+            except BrokerError as error:
+                _fail(answer, str(error))
+            except pika.exceptions.AMQPError as error:
+                _fail(answer, f"RabbitMQ refused: {describe(error)}.")
 
         self._connection.call(begin)
         try:
@@ -215,13 +210,14 @@ class Session:
         _tell(self._got, received)
 
     def _on_lost(self, reason: str) -> None:
-        self._channel = None
-        self._fail(f"The connection to RabbitMQ was lost: {reason}.")
+        self._lose(f"The connection to RabbitMQ was lost: {reason}.")
 
-    def _fail(self, sentence: str) -> None:
+    def _lose(self, sentence: str) -> None:
+        """What was taken and is not settled yet is in its queue again."""
+        self._channel = None
+        self._lost = sentence
         for answer in list(self._asked):
-            with suppress(InvalidStateError):
-                answer.set_exception(BrokerError(sentence))
+            _fail(answer, sentence)
 
 
 def wait_until_open(
@@ -247,3 +243,8 @@ def wait_until_open(
 def _tell(answer: Future[T], value: T) -> None:
     with suppress(InvalidStateError):
         answer.set_result(value)
+
+
+def _fail(answer: Future[T], sentence: str) -> None:
+    with suppress(InvalidStateError):
+        answer.set_exception(BrokerError(sentence))
