@@ -1,0 +1,46 @@
+"""The examples are what the API server takes, and what the operator reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hack.generate import ROOT
+from workqueue_operator import names
+from workqueue_operator.model import WorkQueue
+from workqueue_worker import __version__, binding
+
+from tests.support.admission import Admission
+
+FOLDER = ROOT / "manifests" / "examples"
+
+
+def loaded(file: Path) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(file.read_text())
+    return document
+
+
+WORKQUEUES = sorted(file for file in FOLDER.glob("*.yaml") if loaded(file)["kind"] == names.KIND)
+
+
+@pytest.mark.parametrize("file", WORKQUEUES, ids=lambda file: file.stem)
+def test_an_example_is_taken(admission: Admission, file: Path) -> None:
+    example = loaded(file)
+    assert example["apiVersion"] == names.API_VERSION
+    stored = admission.create(example["spec"], name=example["metadata"]["name"])
+    read = WorkQueue.model_validate(stored)
+    assert read.spec.connection_secret_ref.name == "rabbitmq"
+    image = read.spec.worker and read.spec.worker.image
+    assert not image or not image.startswith("workqueue-operator:") or image.endswith(f":{__version__}")
+
+
+def test_the_example_connection_can_be_read() -> None:
+    secret = loaded(FOLDER / "connection.yaml")
+    read = binding.from_mapping(secret["stringData"], 'Secret "rabbitmq"')
+    assert read.display == "amqp://rabbitmq.default.svc:5672/"
+
+
+def test_kustomize_finds_what_it_names() -> None:
+    assert all((FOLDER / name).exists() for name in loaded(FOLDER / "kustomization.yaml")["resources"])
