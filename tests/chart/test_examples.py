@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+
 from hack.generate import ROOT
+from tests.support.admission import Admission
 from workqueue_operator import names
 from workqueue_operator.model import WorkQueue
 from workqueue_worker import __version__, binding
-
-from tests.support.admission import Admission
 
 FOLDER = ROOT / "manifests" / "examples"
 
