@@ -86,6 +86,11 @@ def from_url(url: str, tls: TLS | None = None) -> Binding:
         raise BindingError(
             f"The broker's URL has the scheme {parts.scheme!r}; it must start with amqp:// or amqps://."
         )
+    if "@" not in parts.netloc and "@" in url:
+        raise BindingError(
+            "The broker's URL has an @ behind its host; in user, password and virtual host write / as %2F,"
+            " ? as %3F, # as %23 and @ as %40."
+        )
     secure = parts.scheme == "amqps"
     credentials, at, places = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":") if at else ("guest", "", "guest")
@@ -173,8 +178,12 @@ def from_folder(folder: Path) -> Binding:
 def _split(url: str) -> SplitResult:
     try:
         return urlsplit(url.strip())
-    except ValueError as error:
-        raise BindingError(f"The broker's URL cannot be read: {error}.") from error
+    except ValueError:
+        # What Python says here may quote the password.
+        raise BindingError(
+            "The broker's URL cannot be read; put an IPv6 address into brackets, and percent-encode special"
+            " characters in user and password."
+        ) from None
 
 
 def _addresses(places: str, default_port: int) -> tuple[tuple[str, int], ...]:
@@ -183,10 +192,12 @@ def _addresses(places: str, default_port: int) -> tuple[tuple[str, int], ...]:
         parts = _split(f"//{place}")
         try:
             host, port = parts.hostname, parts.port
-        except ValueError as error:
+        except ValueError:
+            # Not shown: in `amqp://user:password`, where the host was forgotten, it would be the password.
             raise BindingError(
-                f"The address {place!r} has a port that is no number from 1 to 65535."
-            ) from error
+                f"The address that begins with {place.partition(':')[0]!r} has a port that is no number from"
+                " 1 to 65535."
+            ) from None
         if not host:
             raise BindingError(f"The address {place!r} has no host.")
         found.append((host, port or default_port))

@@ -1,0 +1,97 @@
+"""Signed calls: good only for one purpose, one pod and one minute, and only with the key."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workqueue_worker.signing import TOLERANCE_SECONDS, Purpose, Verdict, sign, verify
+
+NOW = 1_800_000_000.25
+KEY = b"secret"
+GOOD = sign(Purpose.RETIRE, "pod-1", KEY, NOW)
+
+
+def check(header, *, purpose=Purpose.RETIRE, pod_uid="pod-1", key=KEY, now=NOW):
+    return verify(header, purpose, pod_uid, key, now)
+
+
+def test_what_was_signed_is_good():
+    assert check(GOOD) is Verdict.GOOD
+
+
+def signed_at(stamp):
+    """A header whose signature is right for a time stamp of any text."""
+    from workqueue_worker.signing import _digest
+
+    return f"{stamp}:{_digest(Purpose.RETIRE, 'pod-1', stamp, KEY)}"
+
+
+HEADERS = [
+    ("no header", None, Verdict.MISSING),
+    ("an empty header", "", Verdict.MISSING),
+    ("no time", "abc", Verdict.MALFORMED),
+    ("a time that is no number", f"soon:{GOOD.partition(':')[2]}", Verdict.MALFORMED),
+    ("no signature", "1800000000.25", Verdict.MALFORMED),
+    ("a signature that is no ASCII", "1800000000.25:é", Verdict.MALFORMED),
+    ("an empty signature", "1800000000.25:", Verdict.WRONG),
+    ("another signature", f"1800000000.250000:{'0' * 64}", Verdict.WRONG),
+    ("a signature for another time", f"1800000001.250000:{GOOD.partition(':')[2]}", Verdict.WRONG),
+    ("a signature that goes on", f"{GOOD}0", Verdict.WRONG),
+    ("a signature in upper case", GOOD.upper(), Verdict.WRONG),
+    ("not-a-number as time, rightly signed", signed_at("nan"), Verdict.EXPIRED),
+    ("infinity as time, rightly signed", signed_at("inf"), Verdict.EXPIRED),
+]
+
+
+@pytest.mark.parametrize(("header", "verdict"), [row[1:] for row in HEADERS], ids=[row[0] for row in HEADERS])
+def test_a_header_that_was_not_signed_for_this_call_is_refused(header, verdict):
+    assert check(header) is verdict
+
+
+OTHERS = [
+    ("another purpose", {"purpose": Purpose.RESUME}),
+    ("another pod", {"pod_uid": "pod-2"}),
+    ("another key", {"key": b"other"}),
+    ("no key, as of a binding without a password", {"key": b""}),
+]
+
+
+@pytest.mark.parametrize("other", [row[1] for row in OTHERS], ids=[row[0] for row in OTHERS])
+def test_a_signature_is_worth_nothing_elsewhere(other):
+    assert check(GOOD, **other) is Verdict.WRONG
+
+
+def test_an_empty_key_never_verifies_even_what_it_signed():
+    assert check(sign(Purpose.RETIRE, "pod-1", b"", NOW), key=b"") is Verdict.WRONG
+
+
+AGES = [
+    ("at the end of the tolerance", TOLERANCE_SECONDS - 0.001, Verdict.GOOD),
+    ("after the tolerance", TOLERANCE_SECONDS + 0.001, Verdict.EXPIRED),
+    ("from the future, within the tolerance", -TOLERANCE_SECONDS + 0.001, Verdict.GOOD),
+    ("from the future, beyond the tolerance", -TOLERANCE_SECONDS - 0.001, Verdict.EXPIRED),
+    ("an hour old", 3600.0, Verdict.EXPIRED),
+    ("checked with a clock that is no number", math.nan, Verdict.EXPIRED),
+]
+
+
+@pytest.mark.parametrize(("age", "verdict"), [row[1:] for row in AGES], ids=[row[0] for row in AGES])
+def test_a_signature_expires(age, verdict):
+    assert check(GOOD, now=NOW + age) is verdict
+
+
+@given(
+    purpose=st.sampled_from(Purpose),
+    pod_uid=st.text(max_size=40),
+    key=st.binary(min_size=1),
+    now=st.floats(min_value=0, max_value=1e11),
+)
+def test_every_signature_verifies_for_its_own_call(purpose, pod_uid, key, now):
+    assert verify(sign(purpose, pod_uid, key, now), purpose, pod_uid, key, now) is Verdict.GOOD
+
+
+@given(header=st.text())
+def test_no_text_makes_it_fail_otherwise_than_by_a_verdict(header):
+    assert check(header) in set(Verdict) - {Verdict.GOOD}

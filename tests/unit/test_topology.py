@@ -1,0 +1,170 @@
+"""The queues of a work queue: their names and exactly the arguments they are declared with."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workqueue_worker.topology import (
+    DEFAULT_DELIVERY_LIMIT,
+    UNLIMITED_DELIVERIES,
+    WAKE_ALLOWANCE,
+    Binding,
+    BrokerVersion,
+    Exchange,
+    ExchangeType,
+    QueueSettings,
+    QueueType,
+    dead_letter_queue,
+    delay_queue,
+    delay_queue_name,
+    is_delay_queue,
+    plan,
+    work_queue,
+)
+
+DEAD_LETTERING = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs.dead"}
+QUORUM = DEAD_LETTERING | {
+    "x-queue-type": "quorum",
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",
+    "x-delivery-limit": DEFAULT_DELIVERY_LIMIT + WAKE_ALLOWANCE,
+}
+
+WORK_QUEUES = [
+    ("a quorum queue dead-letters at least once and refuses when full", QueueSettings("jobs"), QUORUM),
+    (
+        "a delivery limit has room for waking up",
+        QueueSettings("jobs", delivery_limit=3),
+        QUORUM | {"x-delivery-limit": 3 + WAKE_ALLOWANCE},
+    ),
+    (
+        "limits, time to live, single active consumer and consumer timeout are said when asked for",
+        QueueSettings(
+            "jobs",
+            max_length=5,
+            max_length_bytes=6,
+            message_ttl_seconds=7,
+            single_active_consumer=True,
+            consumer_timeout_seconds=8,
+        ),
+        QUORUM
+        | {
+            "x-max-length": 5,
+            "x-max-length-bytes": 6,
+            "x-message-ttl": 7000,
+            "x-single-active-consumer": True,
+            "x-consumer-timeout": 8000,
+        },
+    ),
+    (
+        "a classic queue has only what classic queues know",
+        QueueSettings("jobs", type=QueueType.CLASSIC, delivery_limit=3),
+        DEAD_LETTERING,
+    ),
+    (
+        "a classic queue with a length refuses when full instead of dropping what was confirmed",
+        QueueSettings("jobs", type=QueueType.CLASSIC, max_length=5),
+        DEAD_LETTERING | {"x-overflow": "reject-publish", "x-max-length": 5},
+    ),
+    (
+        "a classic queue with a size refuses when full too",
+        QueueSettings("jobs", type=QueueType.CLASSIC, max_length_bytes=5),
+        DEAD_LETTERING | {"x-overflow": "reject-publish", "x-max-length-bytes": 5},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments"), [row[1:] for row in WORK_QUEUES], ids=[row[0] for row in WORK_QUEUES]
+)
+def test_a_work_queue_is_declared_with_exactly_these_arguments(settings, arguments):
+    assert dict(work_queue(settings).arguments) == arguments
+
+
+def test_the_dead_letter_queue_is_declared_before_the_work_queue():
+    assert [queue.name for queue in plan(QueueSettings("jobs")).queues] == ["jobs.dead", "jobs"]
+
+
+def test_a_dead_letter_is_never_dropped_for_having_been_looked_at():
+    assert dict(dead_letter_queue("jobs").arguments) == {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": UNLIMITED_DELIVERIES,
+    }
+
+
+def test_a_delay_queue_returns_its_messages_to_the_work_queue_at_least_once():
+    queue = delay_queue("jobs", 10)
+    assert queue.name == "jobs.retry.10s"
+    assert dict(queue.arguments) == {
+        "x-queue-type": "quorum",
+        "x-message-ttl": 10_000,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": "jobs",
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
+BINDINGS = [
+    ("no exchange, no binding", None, ()),
+    ("every routing key is bound", Exchange("e", routing_keys=("a", "b")), ("a", "b")),
+    ("a direct exchange without a key is bound with the queue's name", Exchange("e"), ("jobs",)),
+    ("a topic exchange likewise", Exchange("e", ExchangeType.TOPIC), ("jobs",)),
+    ("a fanout exchange needs no key", Exchange("e", ExchangeType.FANOUT), ("",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("exchange", "keys"), [row[1:] for row in BINDINGS], ids=[row[0] for row in BINDINGS]
+)
+def test_the_work_queue_is_bound(exchange, keys):
+    made = plan(QueueSettings("jobs", exchange=exchange))
+    assert made.exchange is exchange
+    assert made.bindings == tuple(Binding("e", "jobs", key) for key in keys)
+
+
+@given(queue=st.text(min_size=1), seconds=st.integers(min_value=1, max_value=10**6))
+def test_a_delay_queue_is_recognised_by_its_name(queue, seconds):
+    assert is_delay_queue(delay_queue_name(queue, seconds), queue)
+
+
+NOT_DELAY_QUEUES = [
+    ("the work queue", "jobs"),
+    ("the dead-letter queue", "jobs.dead"),
+    ("a delay queue of another queue", "other.retry.10s"),
+    ("a delay queue of a queue whose name matches as a pattern", "jobsXretry.10s"),
+    ("a name that goes on", "jobs.retry.10s.dead"),
+    ("no number", "jobs.retry.s"),
+]
+
+
+@pytest.mark.parametrize(
+    "name", [row[1] for row in NOT_DELAY_QUEUES], ids=[row[0] for row in NOT_DELAY_QUEUES]
+)
+def test_other_names_are_no_delay_queues(name):
+    assert not is_delay_queue(name, "jobs")
+
+
+def test_a_queue_name_is_no_pattern():
+    assert not is_delay_queue("jobs.retry.10s", "j..s")
+
+
+VERSIONS = [
+    ("3.10.8", (3, 10), True, False),
+    ("3.13.7", (3, 13), True, False),
+    ("4.0.5", (4, 0), True, False),
+    ("4.2.0", (4, 2), True, False),
+    ("4.3.0-rc.1", (4, 3), False, True),
+    ("4.10.0", (4, 10), False, True),
+    ("unknown", (3, 10), True, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "version", "nack_counts", "timeout_as_argument"), VERSIONS, ids=[row[0] for row in VERSIONS]
+)
+def test_behaviour_follows_from_the_version(text, version, nack_counts, timeout_as_argument):
+    parsed = BrokerVersion.parse(text)
+    assert parsed == BrokerVersion(*version)
+    assert parsed.nack_counts_as_delivery is nack_counts
+    assert parsed.consumer_timeout_as_consumer_argument is timeout_as_argument
