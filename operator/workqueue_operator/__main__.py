@@ -82,7 +82,14 @@ class Operator:
         endpoint = Endpoint(
             self._config.port, self._metrics, self._problem, lambda: self._serving, self._refresh_metrics
         )
-        await endpoint.start()
+        try:
+            await endpoint.start()
+        except OSError as error:
+            logger.error(  # noqa: TRY400 - the sentence says it all
+                "The port cannot be opened: set WORKQUEUE_PORT to a free one.",
+                extra={"port": self._config.port, "detail": str(error)},
+            )
+            return EXIT_FAILED
         ticking = asyncio.create_task(self._tick(), name="tick")
         try:
             await self._lead()
@@ -146,7 +153,7 @@ class Operator:
                 brokers=brokers,
                 workers=workers,
                 workload=Workload(cluster, defaults),
-                retirement=Retirement(cluster, workers),
+                retirement=Retirement(cluster, workers, store),
                 reporter=reporter,
                 finalizer=Finalizer(cluster, store, secrets, brokers, reporter),
                 metrics=self._metrics,

@@ -38,6 +38,11 @@ def registry(store: Store) -> kopf.OperatorRegistry:
     """The handlers, bound to a store."""
     made = kopf.OperatorRegistry()
 
+    @kopf.on.login(registry=made)
+    def login(**context: Any) -> kopf.ConnectionInfo | None:
+        """Again after each 401, so that a renewed service account token is picked up."""
+        return kopf.login_with_service_account(**context) or kopf.login_with_kubeconfig(**context)
+
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=made)
     async def workqueue_event(event: Any, **_: Any) -> None:
         _feed(store, "workqueues", event, store.put_workqueue)

@@ -35,7 +35,7 @@ from .metrics import Metrics
 from .model import Wake, WorkQueue
 from .names import workload_name
 from .observe.brokers import Brokers, Link
-from .observe.depth import Answers, judge, load, workers_decide
+from .observe.depth import Answers, is_implausible, judge, load, workers_decide
 from .observe.secrets import Secrets
 from .observe.store import Key, Store
 from .observe.sweep import MISSING, Missing, Watched
@@ -51,6 +51,10 @@ RING_AGREES_WITHIN: Final = 0.2
 
 RING_PAUSE: Final = 0.004
 """Seconds between two looks at a queue that has just rung."""
+
+CONSUMERS_SHOW_WITHIN: Final = 0.5
+CONSUMERS_PAUSE: Final = 0.05
+"""A passive declare may lag behind a consumer that has just come, too; a leaderless queue goes on lying."""
 
 UNREACHABLE_AFTER: Final = 120.0
 """Seconds after which a worker that cannot be asked is worth a person's attention."""
@@ -369,7 +373,8 @@ class Reconciler:
             )
         finding = queues.consumer_timeout_trouble(workqueue, link.broker) or finding
         memory.declared, memory.queue = state, finding
-        watched.last = dead.last = None
+        watched.last = None
+        await link.sweep.ask(dead)
         return finding
 
     def _require_first_claim(self, workqueue: WorkQueue, link: Link, queue: str) -> None:
@@ -402,6 +407,7 @@ class Reconciler:
         decision, deployment = await self._act(
             workqueue, memory, link, decision, deployment, pods, answers.statuses, parts
         )
+        pods = pod_views(parts.store.pods_of(workqueue.key))
         doorbell = await self._mind_bell(workqueue, link, watched, deployment, pods, depth, decision)
         rang = memory.rung_at is not None and not isinstance(decision, ScaleOut)
         memory.rung_at = None
@@ -465,8 +471,7 @@ class Reconciler:
     ) -> Answers:
         """Ask the broker, and where only they know, the workers."""
         broker, queue = link.broker, workqueue.queue_name
-        bell = broker.bell_is_up(queue)
-        running = [pod for pod in pods if pod.running and not pod.terminating]
+        running = [pod for pod in pods if pod.running and not pod.terminating and not pod.marked]
         counts: QueueCounts | Missing | Trouble | None
         if memory.rung_at is not None:
             counts = await self._ask_after_ring(link, watched)
@@ -475,20 +480,24 @@ class Reconciler:
         else:
             counts = await link.sweep.ask(watched)
         statuses: Mapping[str, WorkerStatus] = {}
-        if running and (
-            workers_decide(counts, bell) or workqueue.spec.scaling.target_drain_seconds is not None
-        ):
+        if running and (workers_decide(counts) or workqueue.spec.scaling.target_drain_seconds is not None):
             statuses = await parts.workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in running])
         if isinstance(counts, QueueCounts):
             self._follow_growth(memory, counts)
         worker = workqueue.spec.worker
-        return Answers(
+        answers = Answers(
             counts=counts,
-            bell=bell and broker.bell_is_up(queue),
+            bell_hung_at=broker.bell_hung_at(queue),
+            ours=worker is not None,
             pods=running,
             statuses=statuses,
             concurrency=worker.concurrency if worker is not None else 1,
         )
+        deadline = time.monotonic() + CONSUMERS_SHOW_WITHIN
+        while is_implausible(answers) and time.monotonic() < deadline:
+            await asyncio.sleep(CONSUMERS_PAUSE)
+            answers = replace(answers, counts=await link.sweep.ask(watched))
+        return answers
 
     async def _ask_after_ring(self, link: Link, watched: Watched) -> QueueCounts | Missing | Trouble:
         """A ring means at least one message, though the count may lag; while it grows, a burst is coming in."""
@@ -676,8 +685,7 @@ class Reconciler:
             counts = await link.sweep.ask(watched)
             return False if isinstance(counts, QueueCounts) and counts.ready else None
         counts = await link.sweep.ask(watched)
-        believable = isinstance(counts, QueueCounts) and counts.consumers >= (1 if push else 0)
-        if believable and isinstance(counts, QueueCounts) and counts.ready == 0:
+        if isinstance(counts, QueueCounts) and counts.ready == 0 and (counts.bell or not push):
             return True
         link.broker.take_down_bell(queue)
         return False
@@ -725,14 +733,17 @@ class Reconciler:
         asleep = (
             isinstance(deployment, DeploymentView)
             and deployment.replicas == 0
-            and not any(not pod.terminating for pod in pods)
+            and all(pod.terminating or pod.marked for pod in pods)
             and isinstance(depth, Depth)
             and depth.ready == 0
             and not isinstance(decision, ScaleOut)
             and decision.wanted == 0
             and decision.reason is not Reason.PINNED
         )
-        if not asleep or wake is Wake.POLL:
+        if isinstance(depth, Unknown) and link.broker.bell_is_up(queue):
+            # It does no harm while nothing is known, and it is the first to know.
+            watched.active = True
+        elif not asleep or wake is Wake.POLL:
             link.broker.take_down_bell(queue)
             idle_pin = (
                 isinstance(deployment, DeploymentView)

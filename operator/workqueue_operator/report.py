@@ -51,11 +51,13 @@ class Reporter:
         self._cluster = cluster
         self._instance = instance
         self._written: dict[str, Written] = {}
+        self._told: dict[str, dict[str, tuple[str, str]]] = {}
         self._sent: dict[tuple[str, str, str], float] = {}
 
     def forget(self, uid: str) -> None:
         """The WorkQueue is gone."""
         self._written.pop(uid, None)
+        self._told.pop(uid, None)
         self._sent = {sent: at for sent, at in self._sent.items() if sent[0] != uid}
 
     async def status(self, workqueue: WorkQueue, status: Mapping[str, Any], now: float) -> float | None:
@@ -96,12 +98,11 @@ class Reporter:
         self, workqueue: WorkQueue, findings: Mapping[ConditionType, Finding], now: float
     ) -> None:
         """One Event and one log line for each condition whose status or reason has changed."""
+        uid, known = workqueue.metadata.uid, workqueue.status.conditions
+        told = self._told.setdefault(uid, {c.type: (c.status.value, c.reason) for c in known})
         for kind, finding in findings.items():
-            before = workqueue.status.condition(kind)
-            if before is not None and (before.status.value, before.reason) == (
-                finding.status,
-                finding.reason.value,
-            ):
+            before, told[kind] = told.get(kind), (finding.status, finding.reason.value)
+            if before == told[kind]:
                 continue
             if kind is ConditionType.READY or finding.status == "Unknown":
                 # Ready repeats another condition's reason, and Unknown passes by itself.
@@ -134,7 +135,7 @@ class Reporter:
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{name}.", "namespace": namespace},
+            "metadata": {"generateName": f"{name}-", "namespace": namespace},
             "eventTime": moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "type": "Warning" if warning else "Normal",
             "reason": reason.value,
@@ -153,7 +154,7 @@ class Reporter:
         try:
             await self._cluster.create(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
         except ClusterError as error:
-            logger.debug("An Event could not be sent.", extra={"workqueue": name, "detail": error.message})
+            logger.info("An Event could not be sent.", extra={"workqueue": name, "detail": error.message})
 
 
 def _without_numbers(status: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from ..cluster import Cluster, Object, pod_path
 from ..errors import ClusterError
 from ..names import ANNOTATION_DELETION_COST, RETIRED_DELETION_COST
+from ..observe.store import Store
 from ..observe.workers import Address, Answer, Workers, WorkerStatus
 from ..views import PodView
 
@@ -80,8 +81,9 @@ def _busy(pod: PodView, statuses: Mapping[str, WorkerStatus]) -> bool:
 class Retirement:
     """Carries out scale-ins."""
 
-    def __init__(self, cluster: Cluster, workers: Workers) -> None:
+    def __init__(self, cluster: Cluster, workers: Workers, store: Store) -> None:
         self._cluster = cluster
+        self._store = store
         self._workers = workers
 
     async def carry_out(
@@ -146,7 +148,8 @@ class Retirement:
 
         async def mark(pod: PodView) -> None:
             try:
-                await self._cluster.merge(pod_path(namespace, pod.name), body)
+                # Told to the store at once: a marked pod must not be asked again before it goes.
+                self._store.put_pod(await self._cluster.merge(pod_path(namespace, pod.name), body))
             except ClusterError as error:
                 if not error.not_found:
                     raise

@@ -64,13 +64,15 @@ class QueueCounts:
 
     Attributes:
         ready: messages that wait.
-        consumers: all consumers, our bell included.
+        consumers: consumers other than our bell.
+        bell: whether our bell hung, and was among the consumers that the broker counted.
         at: when, on the loop's clock (seconds).
     """
 
     ready: int
     consumers: int
     at: float
+    bell: bool = False
 
 
 class QueueMissingError(Exception):
@@ -153,6 +155,10 @@ class Broker:
         """Whether a bell of ours counts among the queue's consumers."""
         return self._bells is not None and self._bells.is_up(queue)
 
+    def bell_hung_at(self, queue: str) -> float | None:
+        """When the broker confirmed the bell of this queue, on the loop's clock; None while none hangs."""
+        return self._bells.hung_at(queue) if self._bells is not None else None
+
     @property
     def bells(self) -> int:
         """How many bells hang."""
@@ -173,8 +179,12 @@ class Broker:
             lambda channel, done: channel.queue_declare(queue, passive=True, callback=done),
             f"queue {queue!r}",
         )
+        bell = self.bell_is_up(queue)
         return QueueCounts(
-            frame.method.message_count, frame.method.consumer_count, asyncio.get_running_loop().time()
+            ready=frame.method.message_count,
+            consumers=max(frame.method.consumer_count - bell, 0),
+            at=asyncio.get_running_loop().time(),
+            bell=bell and frame.method.consumer_count > 0,
         )
 
     # -- declarations --------------------------------------------------------------------------------

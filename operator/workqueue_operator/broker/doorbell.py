@@ -43,6 +43,7 @@ class _Bell:
     rack: _Rack
     tag: str = ""
     state: _State = _State.HANGING
+    hung_at: float | None = None
     settled: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """True once consume-ok has come, False when the bell fell before."""
 
@@ -85,6 +86,11 @@ class Doorbell:
     def is_up(self, queue: str) -> bool:
         """Whether a bell of this queue counts as a consumer at the broker, as far as we know."""
         return queue in self._bells
+
+    def hung_at(self, queue: str) -> float | None:
+        """When the broker confirmed the bell of this queue, on the loop's clock; None while it has not."""
+        bell = self._bells.get(queue)
+        return bell.hung_at if bell is not None else None
 
     def mark_vanished(self, queue: str) -> None:
         """Remember that the queue was gone: its next bell gets a channel of its own."""
@@ -148,6 +154,7 @@ class Doorbell:
         def confirmed(_: Any) -> None:
             if bell.state is _State.HANGING:
                 bell.state = _State.HUNG
+                bell.hung_at = asyncio.get_running_loop().time()
             if not bell.settled.done():
                 bell.settled.set_result(True)
 

@@ -6,7 +6,8 @@ Place in the flow: `reconcile` gathers the answers, this module judges them, `de
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from ..broker.connection import QueueCounts
 from ..decide import Depth, Load
@@ -16,6 +17,9 @@ from ..views import PodView
 from .sweep import Missing
 from .workers import WorkerStatus
 
+BELL_SHOWS_AFTER: Final = 2.0
+"""Seconds after which a confirmed consumer surely counts in a passive declare (seen: it lags a little)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:
@@ -23,27 +27,29 @@ class Answers:
 
     Attributes:
         counts: the broker's answer, None before the first.
-        bell: whether our bell counts among the consumers.
-        pods: pods whose worker runs and which are not on their way out.
+        bell_hung_at: when the broker confirmed our bell, on the clock of `counts.at`; None while none hangs.
+        ours: whether the workers are ours, so that they can be asked.
+        pods: pods whose worker runs, not retired and not on their way out.
         statuses: the workers' own answers by pod name; who did not answer is not in it.
         unacknowledged: the exact count from the management API, where there is one.
     """
 
     counts: QueueCounts | Missing | Trouble | None
-    bell: bool
-    pods: Sequence[PodView]
-    statuses: Mapping[str, WorkerStatus]
+    bell_hung_at: float | None = None
+    ours: bool = True
+    pods: Sequence[PodView] = ()
+    statuses: Mapping[str, WorkerStatus] = field(default_factory=dict)
     concurrency: int = 1
     unacknowledged: int | None = None
 
 
-def workers_decide(counts: QueueCounts | Missing | Trouble | None, bell: bool) -> bool:
+def workers_decide(counts: QueueCounts | Missing | Trouble | None) -> bool:
     """Whether only the workers can say how many messages are in handlers.
 
     While more messages wait than there are consumers, every consumer has one (prefetch 1). Otherwise some
     may be idle, and the broker does not say which.
     """
-    return isinstance(counts, QueueCounts) and counts.ready <= counts.consumers - bell
+    return isinstance(counts, QueueCounts) and counts.ready <= counts.consumers
 
 
 def judge(answers: Answers, queue: str) -> Depth | Unknown:
@@ -55,14 +61,29 @@ def judge(answers: Answers, queue: str) -> Depth | Unknown:
         return Unknown(Reason.QUEUE_NOT_FOUND, f"The queue {queue!r} does not exist.")
     if isinstance(counts, Trouble):
         return Unknown(counts.reason, counts.message)
-    if counts.ready == 0 and counts.consumers == 0 and _somebody_consumes(answers):
+    if is_implausible(answers):
         return Unknown(
             Reason.DEPTH_IMPLAUSIBLE,
             f"RabbitMQ answers zero messages and zero consumers for queue {queue!r} although there are consumers, "
             "as it does while a quorum queue has no leader. Replicas stay as they are.",
         )
-    consumers = max(counts.consumers - answers.bell, 0)
-    return Depth(counts.ready, _in_handlers(answers, counts.ready, consumers), consumers)
+    return Depth(counts.ready, _in_handlers(answers, counts), counts.consumers)
+
+
+def is_implausible(answers: Answers) -> bool:
+    """Whether RabbitMQ says zero and zero although somebody consumes, as a leaderless quorum queue does.
+
+    A Ready worker that does not answer may well consume, so it speaks against a zero too.
+    """
+    counts = answers.counts
+    if not isinstance(counts, QueueCounts) or counts.ready or counts.consumers or counts.bell:
+        return False
+    hung_at = answers.bell_hung_at
+    bell = hung_at is not None and counts.at - hung_at > BELL_SHOWS_AFTER
+    return bell or any(
+        pod.ready and (pod.name not in answers.statuses or answers.statuses[pod.name].consuming)
+        for pod in answers.pods
+    )
 
 
 def load(statuses: Mapping[str, WorkerStatus], growth_per_second: float) -> Load:
@@ -82,19 +103,12 @@ def load(statuses: Mapping[str, WorkerStatus], growth_per_second: float) -> Load
     return Load(seconds, max(weight + growth_per_second, 0.0))
 
 
-def _somebody_consumes(answers: Answers) -> bool:
-    """A Ready worker that does not answer may well consume, so it speaks against a zero too."""
-    return answers.bell or any(
-        pod.ready and (pod.name not in answers.statuses or answers.statuses[pod.name].consuming)
-        for pod in answers.pods
-    )
-
-
-def _in_handlers(answers: Answers, ready: int, consumers: int) -> int:
+def _in_handlers(answers: Answers, counts: QueueCounts) -> int:
     if answers.unacknowledged is not None:
         return answers.unacknowledged
-    if ready > consumers or (not answers.pods and consumers):
-        return consumers
+    if not answers.ours or counts.ready > counts.consumers:
+        # Of workers that cannot be asked, each may be busy.
+        return counts.consumers
     return sum(
         answers.statuses[pod.name].busy if pod.name in answers.statuses else answers.concurrency
         for pod in answers.pods

@@ -73,7 +73,8 @@ class Store:
         if known is None or not _is_older(body, known):
             self.workqueues[key] = _lean(body)
             self._touch("workqueues", key)
-            self.wake(key)
+            if known is None or _asks_for(body) != _asks_for(known):
+                self.wake(key)
 
     def put_deployment(self, body: Object) -> None:
         """A Deployment as it is now, from an event, a LIST or the answer to our own write."""
@@ -177,6 +178,14 @@ def _key(body: Object) -> Key:
 def _owner(body: Object) -> Key | None:
     name = body["metadata"].get("labels", {}).get(LABEL_WORKQUEUE)
     return (body["metadata"]["namespace"], name) if name else None
+
+
+def _asks_for(workqueue: Object) -> object:
+    """What of a WorkQueue concerns a pass: not the status, which we write ourselves."""
+    metadata = workqueue["metadata"]
+    return [
+        metadata.get(name) for name in ("uid", "generation", "deletionTimestamp", "finalizers", "annotations")
+    ]
 
 
 def _is_older(body: Object, known: Object) -> bool:
