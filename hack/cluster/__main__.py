@@ -10,7 +10,7 @@ from pathlib import Path
 from hack.cluster import checkout, lifecycle
 from hack.cluster.console import say
 from hack.cluster.errors import ClusterError
-from hack.cluster.instance import NAME_VARIABLE, Instance
+from hack.cluster.instance import DEFAULT_NAME, NAME_VARIABLE, Instance
 
 
 def main() -> int:
@@ -44,6 +44,7 @@ def main() -> int:
 
 
 def _with_local_cluster(arguments: argparse.Namespace, instance: Instance) -> int:
+    lifecycle.require_linux_root()
     match arguments.command:
         case "up":
             lifecycle.up(instance)
@@ -65,9 +66,10 @@ def _with_local_cluster(arguments: argparse.Namespace, instance: Instance) -> in
 def _with_current_context(arguments: argparse.Namespace) -> int:
     match arguments.command:
         case "up":
-            say(f"Ready: {checkout.KUBECONFIG} is for the context {checkout.use_current_context()}.")
+            context, folder = checkout.use_current_context()
+            say(f"Ready: {folder / 'kubeconfig'} is for the context {context}.")
         case "down":
-            checkout.remove()
+            checkout.remove(DEFAULT_NAME)
             say("Removed .cluster; the cluster of the current context is as it was.")
         case command:
             raise ClusterError(f"`{command}` is for the local cluster: unset CLUSTER, or ask kubectl.")

@@ -10,10 +10,10 @@ from typing import Final
 from hack.cluster import toolchain
 from hack.cluster.commands import run
 from hack.cluster.errors import ClusterError
+from hack.cluster.instance import DEFAULT_NAME
 
 CHECKOUT: Final = Path(__file__).parents[2]
 FOLDER: Final = CHECKOUT / ".cluster"
-KUBECONFIG: Final = FOLDER / "kubeconfig"
 CHOICE_VARIABLE: Final = "CLUSTER"
 
 
@@ -32,24 +32,44 @@ def wants_current_context() -> bool:
     return choice == "current"
 
 
-def write(kubeconfig: str) -> None:
-    """Write the kubeconfig, and links to kubectl and helm in .cluster/bin."""
-    (FOLDER / "bin").mkdir(parents=True, exist_ok=True)
-    KUBECONFIG.touch(mode=0o600)
-    KUBECONFIG.write_text(kubeconfig)
+def folder(cluster: str) -> Path:
+    """Where this checkout keeps the access to a cluster: .cluster, and below it for one with another name."""
+    return FOLDER if cluster == DEFAULT_NAME else FOLDER / cluster
+
+
+def write(cluster: str, kubeconfig: str) -> Path:
+    """Write the kubeconfig, and links to kubectl and helm in a folder bin beside it; the folder of both."""
+    target = folder(cluster)
+    programs = target / "bin"
+    programs.mkdir(parents=True, exist_ok=True)
+    file = target / "kubeconfig"
+    file.touch(mode=0o600)
+    file.write_text(kubeconfig)
     for program, path in (("kubectl", toolchain.kubectl()), ("helm", toolchain.helm())):
-        link = FOLDER / "bin" / program
+        link = programs / program
         link.unlink(missing_ok=True)
         link.symlink_to(path)
+    # Under sudo, what is written here is for the user who called it.
+    for path in (FOLDER, target, file, programs):
+        os.chown(path, int(os.environ.get("SUDO_UID", "-1")), int(os.environ.get("SUDO_GID", "-1")))
+    return target
 
 
-def remove() -> None:
-    """Remove .cluster."""
-    shutil.rmtree(FOLDER, ignore_errors=True)
+def remove(cluster: str) -> None:
+    """Remove what `write` wrote."""
+    target = folder(cluster)
+    (target / "kubeconfig").unlink(missing_ok=True)
+    shutil.rmtree(target / "bin", ignore_errors=True)
+    for emptied in (target, FOLDER):
+        if emptied.is_dir() and not any(emptied.iterdir()):
+            emptied.rmdir()
 
 
-def use_current_context() -> str:
-    """Write .cluster for the cluster of the current kubectl context, once that answers; its name.
+def use_current_context() -> tuple[str, Path]:
+    """Write .cluster for the cluster of the current kubectl context, once that answers.
+
+    Returns:
+        The name of the context, and the folder.
 
     Raises:
         ClusterError: there is no current context, or its cluster does not answer.
@@ -58,5 +78,5 @@ def use_current_context() -> str:
     kubectl = toolchain.kubectl()
     context = run([kubectl, "config", "current-context"], doing=doing).strip()
     run([kubectl, "get", "--raw", "/readyz", "--request-timeout=10s"], doing=doing)
-    write(run([kubectl, "config", "view", "--minify", "--flatten", "--raw"], doing=doing))
-    return context
+    flattened = run([kubectl, "config", "view", "--minify", "--flatten", "--raw"], doing=doing)
+    return context, write(DEFAULT_NAME, flattened)

@@ -6,7 +6,9 @@ Where a registry can be reached, RabbitMQ's own image is taken instead.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +64,14 @@ class Archive:
 
     name: str
     file: Path
+
+    def image_id(self) -> str:
+        """The digest of the image's configuration, in hexadecimal."""
+        with tarfile.open(self.file) as archive:
+            manifest = archive.extractfile("manifest.json")
+            assert manifest is not None
+            configuration: str = json.load(manifest)[0]["Config"]
+        return Path(configuration).name.removesuffix(".json")
 
 
 def buildah(*arguments: str | Path, doing: str, timeout: float | None = None) -> str:

@@ -22,7 +22,6 @@ from hack.cluster.locks import locked
 
 READY_SECONDS: Final = 120.0
 ANSWER_SECONDS: Final = 15.0
-SOURCE_LABEL: Final = "workqueue.dev/archive"
 DISK_NEEDED: Final = 2 * 2**30
 POLL_SECONDS: Final = 0.2
 
@@ -33,8 +32,10 @@ def up(instance: Instance) -> None:
     Raises:
         ClusterError: it cannot be had.
     """
-    _require_linux_root()
     with _exclusive(instance):
+        packages.install()
+        binaries = toolchain.binaries()
+        archives = [images.pause(binaries), images.rabbitmq()]
         record = instance.record()
         if record and _answers(instance, ANSWER_SECONDS):
             say(f"The cluster {instance.name} is already up.")
@@ -43,10 +44,13 @@ def up(instance: Instance) -> None:
         else:
             if namespaces.end(instance):
                 say("Removed what was left of a cluster that had died; the new one starts empty.")
-            record = _start(instance)
-        load_once(instance, images.rabbitmq())
-        checkout.write(instance.kubeconfig.read_text())
-    say(f"Ready: export KUBECONFIG={checkout.KUBECONFIG} PATH={checkout.FOLDER / 'bin'}:$PATH")
+            _start(instance, binaries)
+        # An `up` that was interrupted may have left these to us.
+        _wait_for_node(instance)
+        for archive in archives:
+            load_once(instance, archive)
+        folder = checkout.write(instance.name, instance.kubeconfig.read_text())
+    say(f"Ready: export KUBECONFIG={folder / 'kubeconfig'} PATH={folder / 'bin'}:$PATH")
 
 
 def down(instance: Instance) -> None:
@@ -55,11 +59,25 @@ def down(instance: Instance) -> None:
     Raises:
         ClusterError: something would not go away.
     """
-    _require_linux_root()
     with _exclusive(instance):
         existed = namespaces.end(instance)
-        checkout.remove()
+        checkout.remove(instance.name)
     say(f"The cluster {instance.name} is gone." if existed else f"There is no cluster {instance.name}.")
+
+
+def require_linux_root() -> None:
+    """Say early what everything here needs.
+
+    Raises:
+        ClusterError: this is not Linux, or we are not root.
+    """
+    if platform.system() != "Linux":
+        raise ClusterError(
+            f"A local cluster needs Linux, and this is {platform.system()}: set CLUSTER=current to use the "
+            "cluster of your current kubectl context."
+        )
+    if os.geteuid() != 0:
+        raise ClusterError("A local cluster needs root: run this with sudo, or as root.")
 
 
 def status(instance: Instance) -> bool:
@@ -92,19 +110,19 @@ def load(instance: Instance, archive: Path) -> str:
 
 
 def load_once(instance: Instance, archive: Archive) -> None:
-    """Bring an image into the cluster, unless it came from this very archive the last time.
+    """Bring an image into the cluster, unless it has this very image under this name.
 
     Raises:
         ClusterError: there is no cluster, or the archive cannot be read.
     """
     record = _running(instance)
-    wanted = f'name=={archive.name},labels."{SOURCE_LABEL}"=={archive.file.stem}'
-    if run(_ctr(record, "images", "list", "--quiet", wanted), doing="Listing images").strip():
+    # The second name is the one by which the kubelet knows an image: the digest of its configuration.
+    digests = {line.split()[0]: line.split()[2] for line in _images(record)}
+    loaded, wanted = (digests.get(name) for name in (archive.name, f"sha256:{archive.image_id()}"))
+    if loaded is not None and loaded == wanted:
         return
     with step(f"loading the image {archive.name}", "a few seconds"), _opened(archive.file) as file:
         run(_ctr(record, "images", "import", "-"), doing=f"Loading {archive.file}", stdin=file)
-        label = f"{SOURCE_LABEL}={archive.file.stem}"
-        run(_ctr(record, "images", "label", archive.name, label), doing=f"Loading {archive.file}")
 
 
 def inside(instance: Instance, command: Sequence[str]) -> list[str]:
@@ -116,15 +134,11 @@ def inside(instance: Instance, command: Sequence[str]) -> list[str]:
     return [*namespaces.enter(_running(instance).node, "net"), *command]
 
 
-def _start(instance: Instance) -> Record:
-    packages.install()
-    binaries = toolchain.binaries()
-    pause = images.pause(binaries)
-    images.rabbitmq()
+def _start(instance: Instance, binaries: Path) -> None:
     instance.state.mkdir(parents=True, mode=0o700)
     if shutil.disk_usage(instance.state).free < DISK_NEEDED:
         raise ClusterError(f"The disk of {instance.state} is full: a cluster needs 2 GiB; free some space.")
-    with step("starting Kubernetes", "about 15 s"), namespaces.listen() as listener:
+    with namespaces.listen() as listener:
         daemons.configure(instance)
         port = listener.getsockname()[1]
         server = f"https://127.0.0.1:{port}"
@@ -132,10 +146,20 @@ def _start(instance: Instance) -> Record:
         instance.kubeconfig.write_text(access)
         record = Record(namespaces.start(instance, binaries, listener), port, toolchain.build())
         instance.remember(record)
+
+
+def _wait_for_node(instance: Instance) -> None:
+    record = _running(instance)
+    if _node_is_ready(instance):
+        return
+    with step("starting Kubernetes", "about 10 s"):
         _await(lambda: _succeeds(_ctr(record, "version")), "containerd", instance)
-        load_once(instance, pause)
         _await(lambda: _node_is_ready(instance), "the node", instance)
-    return record
+
+
+def _images(record: Record) -> list[str]:
+    """A line for each image: name, type, digest, ..."""
+    return run(_ctr(record, "images", "list"), doing="Listing images").splitlines()[1:]
 
 
 def _ctr(record: Record, *arguments: str) -> list[str]:
@@ -195,16 +219,6 @@ def _running(instance: Instance) -> Record:
     if record is None:
         raise ClusterError(f"There is no cluster {instance.name}: start it with `python -m hack.cluster up`.")
     return record
-
-
-def _require_linux_root() -> None:
-    if platform.system() != "Linux":
-        raise ClusterError(
-            f"A local cluster needs Linux, and this is {platform.system()}: set CLUSTER=current to use the "
-            "cluster of your current kubectl context."
-        )
-    if os.geteuid() != 0:
-        raise ClusterError("A local cluster needs root: run this with sudo, or as root.")
 
 
 @contextmanager

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -67,6 +69,7 @@ def binaries() -> Path:
     return folder
 
 
+@cache
 def kubectl() -> Path:
     """The kubectl on PATH if it is young enough, else our own."""
     return _installed("kubectl", ["version", "--client", "--output=json"], OLDEST_KUBECTL) or (
@@ -74,13 +77,16 @@ def kubectl() -> Path:
     )
 
 
+@cache
 def helm() -> Path:
     """The helm on PATH if it is young enough, else our own."""
     return _installed("helm", ["version", "--short"], OLDEST_HELM) or binaries() / "helm"
 
 
 def _installed(program: str, ask: list[str], oldest: tuple[int, int]) -> Path | None:
-    path = shutil.which(program)
+    # Not our own link to it, in the .cluster/bin of some checkout.
+    folders = [folder for folder in os.get_exec_path() if not Path(folder).match(".cluster/bin")]
+    path = shutil.which(program, path=os.pathsep.join(folders))
     if path is None:
         return None
     found = re.search(r"v(\d+)\.(\d+)\.", run([path, *ask], doing=f"Asking {program} for its version"))

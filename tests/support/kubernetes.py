@@ -1,0 +1,109 @@
+"""kubectl for the tests, with the .cluster/kubeconfig of this checkout that `python -m hack.cluster up` writes.
+
+Tests ask for a namespace of their own with `temporary_namespace` and wait with `wait_until`, never with a sleep.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+CHECKOUT: Final = Path(__file__).parents[2]
+KUBECONFIG: Final = CHECKOUT / ".cluster/kubeconfig"
+PROGRAMS: Final = CHECKOUT / ".cluster/bin"
+KUBECTL_SECONDS: Final = 120
+POLL_SECONDS: Final = 0.1
+
+PodSecurity = Literal["privileged", "baseline", "restricted"]
+Answer = TypeVar("Answer")
+
+
+class KubectlError(Exception):
+    """kubectl failed; the message is what it said."""
+
+
+def kubeconfig() -> Path:
+    """The kubeconfig of the cluster under test.
+
+    Raises:
+        FileNotFoundError: no cluster was started from this checkout.
+    """
+    if not KUBECONFIG.exists():
+        raise FileNotFoundError(f"{KUBECONFIG} is not there: run `python -m hack.cluster up` first.")
+    return KUBECONFIG
+
+
+def kubectl(*arguments: str, input: str | None = None) -> str:  # noqa: A002 (as subprocess calls it)
+    """Run kubectl and return what it prints.
+
+    Args:
+        input: given to it on standard input, for `apply --filename=-`.
+
+    Raises:
+        KubectlError: it failed, or did not end within two minutes.
+    """
+    command = [str(PROGRAMS / "kubectl"), f"--kubeconfig={kubeconfig()}", *arguments]
+    try:
+        done = subprocess.run(
+            command, input=input, capture_output=True, text=True, timeout=KUBECTL_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KubectlError(f"kubectl {' '.join(arguments)} did not end in {KUBECTL_SECONDS} s") from error
+    if done.returncode != 0:
+        raise KubectlError(f"kubectl {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def kubectl_json(*arguments: str) -> Any:
+    """What kubectl prints with `--output=json`, parsed."""
+    return json.loads(kubectl(*arguments, "--output=json"))
+
+
+def apply(*manifests: dict[str, Any], namespace: str | None = None) -> None:
+    """Server-side apply of objects."""
+    objects = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
+    where = [f"--namespace={namespace}"] if namespace else []
+    kubectl("apply", "--server-side", "--filename=-", *where, input=json.dumps(objects))
+
+
+def wait_until(condition: Callable[[], Answer | None], timeout: float, what: str) -> Answer:
+    """Ask until the answer is true, and return that answer.
+
+    Args:
+        timeout: seconds.
+        what: what is waited for, for the message.
+
+    Raises:
+        TimeoutError: it did not come true; the message has the last answer.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {timeout:g} s: {what} (last answer: {answer!r})")
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def temporary_namespace(prefix: str = "test", *, pod_security: PodSecurity | None = None) -> Iterator[str]:
+    """A namespace of its own for a test, deleted afterwards without waiting for it to be gone.
+
+    Args:
+        pod_security: the Pod Security standard that the API server enforces in it.
+    """
+    name = f"{prefix}-{secrets.token_hex(4)}"
+    labels = {"pod-security.kubernetes.io/enforce": pod_security} if pod_security else {}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    kubectl("create", "--filename=-", input=json.dumps(namespace))
+    try:
+        yield name
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
