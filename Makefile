@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
+IMAGE ?= workqueue-operator:dev
 
 .PHONY: help
 help: ## list the commands
@@ -19,3 +20,47 @@ help: ## list the commands
 
 .PHONY: venv
 venv: .venv/.ready ## the pinned development environment in .venv
+
+.PHONY: cluster
+cluster: venv ## a local Kubernetes with RabbitMQ's image, built once (about 12 minutes), then up in seconds
+	@$(BIN)/python -m hack.cluster up
+
+.PHONY: cluster-down
+cluster-down: venv ## take the local cluster away, with everything that belongs to it
+	@$(BIN)/python -m hack.cluster down
+
+.PHONY: image
+image: cluster ## build the image and load it into the local cluster
+	@$(BIN)/python -m hack.image --tag $(IMAGE) --load
+
+.PHONY: demo
+demo: image ## the main job, start to end: cluster, RabbitMQ, operator, a WorkQueue, real documents counted
+	@$(BIN)/python -m hack.demo
+
+.PHONY: generate
+generate: image ## write every generated file anew
+	@$(BIN)/python -m hack.generate
+
+.PHONY: format
+format: venv ## format the code
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+.PHONY: lint
+lint: venv ## style, types and layers
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: unit
+unit: venv ## the tests that need nothing running
+	@$(BIN)/pytest tests/unit
+
+.PHONY: e2e
+e2e: image ## the end-to-end tests; TEST=name picks some
+	@$(BIN)/pytest tests/e2e $(if $(TEST),-k '$(TEST)')
+
+.PHONY: test
+test: lint image ## everything: style, types, layers, generated files, unit, worker, operator, chart, cluster, e2e
+	@$(BIN)/pytest tests
