@@ -317,3 +317,11 @@ def test_the_schema_knows_every_value_and_its_default() -> None:
         assert node["default"] == value.default
         assert node["description"] == value.description
         assert value.description.endswith(".")
+
+
+def test_the_pod_of_helm_test_is_none_of_the_operators() -> None:
+    objects = template({"watchNamespaces": ["shop"]}, tests=True)
+    tester = only(objects, "Pod")
+    assert tester["metadata"]["namespace"] == "shop"
+    selector = only(objects, "Service")["spec"]["selector"]
+    assert not selector.items() <= tester["metadata"]["labels"].items()

@@ -23,6 +23,17 @@ class HelmError(Exception):
     """helm refused; the text is what it says."""
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a map, as the API server does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Object:
+        made = super().construct_mapping(node, deep)
+        if len(made) != len(node.value):
+            keys = [key.value for key, _ in node.value]
+            raise HelmError(f"A key stands twice in {keys}")
+        return made
+
+
 def run(*arguments: str | Path, stdin: str = "") -> str:
     """What helm prints.
 
@@ -46,7 +57,7 @@ def template(values: Mapping[str, Any], *, release: str = RELEASE, tests: bool =
     skipping = () if tests else ("--skip-tests",)
     options = ("--namespace", NAMESPACE, "--kube-version", "1.35.0", "--values", "-", *skipping)
     rendered = run("template", release, CHART, *options, stdin=json.dumps(values))
-    return [made for made in yaml.safe_load_all(rendered) if made]
+    return [made for made in yaml.load_all(rendered, Loader=_StrictLoader) if made]
 
 
 def of_kind(objects: list[Object], kind: str) -> list[Object]:

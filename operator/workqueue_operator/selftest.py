@@ -1,0 +1,159 @@
+"""`python -m workqueue_operator.selftest`: sends one message through a WorkQueue of its own. `helm test` runs it.
+
+Place in the flow: beside the operator, in a pod of its own with few rights. It sees what a user sees: it makes
+a WorkQueue, waits until it is Ready, publishes, asks the worker that was started whether it handled the
+message, and deletes the WorkQueue together with its queues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import aiohttp
+
+from . import cluster
+from .cluster import Cluster, Object
+from .errors import ClusterError
+from .model import ConditionStatus, WorkQueue
+from .names import API_VERSION, BINDING_NAME, BINDING_ROOT, ENDPOINT_PORT, KIND, LABEL_WORKQUEUE
+
+PAUSE: Final = 0.5
+READY_SECONDS: Final = 60.0
+HANDLED_SECONDS: Final = 120.0
+"""Long enough for an image that has to be pulled."""
+
+T = TypeVar("T")
+
+
+class SelftestError(Exception):
+    """What did not work, and what to do."""
+
+
+async def main() -> None:
+    """Run it once.
+
+    Raises:
+        SelftestError: something did not work.
+    """
+    namespace, secret = os.environ["WORKQUEUE_POD_NAMESPACE"], os.environ["WORKQUEUE_TEST_SECRET"]
+    if not any((Path(BINDING_ROOT) / BINDING_NAME).iterdir()):
+        raise SelftestError(
+            f"The Secret {secret} is not in the namespace {namespace}: create it there with the key uri, or name "
+            "another one in the value test.connectionSecret."
+        )
+    name = f"helm-test-{secrets.token_hex(3)}"
+    path = cluster.workqueue_path(namespace, name)
+    api = cluster.connect()
+    try:
+        await api.create(cluster.workqueues_path(namespace), _workqueue(name, secret))
+        try:
+            await _until(READY_SECONDS, lambda: _ready(api, path), f"WorkQueue {name} is not Ready")
+            _say(f"WorkQueue {name} is Ready: its queue exists.")
+            await asyncio.to_thread(_send, name)
+            _say("RabbitMQ confirmed a message; no worker runs yet.")
+            await _until(
+                HANDLED_SECONDS, lambda: _handled(api, namespace, name), "no worker has handled the message"
+            )
+            _say("A worker was started and has handled it.")
+        except SelftestError as error:
+            raise SelftestError(f"{error}. The WorkQueue says: {await _conditions(api, path)}") from error
+        finally:
+            await api.delete(path)
+        await _until(READY_SECONDS, lambda: _gone(api, path), f"WorkQueue {name} is not deleted")
+        _say("The WorkQueue and its queues are deleted. All is well.")
+    finally:
+        await api.close()
+
+
+def _workqueue(name: str, secret: str) -> Object:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name},
+        "spec": {
+            "connectionSecretRef": {"name": secret},
+            "queue": {"deletionPolicy": "Delete"},
+            "worker": {
+                "image": os.environ["WORKQUEUE_WORKER_IMAGE"],
+                "imagePullPolicy": os.environ["WORKQUEUE_TEST_PULL_POLICY"],
+                "handler": {"exec": {"command": ["true"]}},
+            },
+            "scaling": {"maxReplicas": 1},
+        },
+    }
+
+
+def _send(queue: str) -> None:
+    sent = subprocess.run(  # noqa: S603 - no part of it comes from outside
+        ["workqueue", "send", "--queue", queue, "hello"],  # noqa: S607 - the image's PATH is ours
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if sent.returncode:
+        raise SelftestError(f"the message was not confirmed: {sent.stderr.strip()}")
+
+
+async def _ready(api: Cluster, path: str) -> bool:
+    ready = WorkQueue.model_validate(await api.get(path)).status.condition("Ready")
+    return ready is not None and ready.status is ConditionStatus.TRUE
+
+
+async def _handled(api: Cluster, namespace: str, name: str) -> bool:
+    pods = await api.get(cluster.pods_path(namespace), labelSelector=f"{LABEL_WORKQUEUE}={name}")
+    for pod in pods["items"]:
+        if address := pod.get("status", {}).get("podIP"):
+            host = f"[{address}]" if ":" in address else address
+            try:
+                async with (
+                    aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session,
+                    session.get(f"http://{host}:{ENDPOINT_PORT}/status") as response,
+                ):
+                    if (await response.json())["handled"] > 0:
+                        return True
+            except (aiohttp.ClientError, TimeoutError):
+                continue
+    return False
+
+
+async def _gone(api: Cluster, path: str) -> bool:
+    try:
+        await api.get(path)
+    except ClusterError as error:
+        return error.status == 404  # noqa: PLR2004 - Not Found
+    return False
+
+
+async def _conditions(api: Cluster, path: str) -> str:
+    conditions = WorkQueue.model_validate(await api.get(path)).status.conditions
+    said = "; ".join(f"{condition.type}: {condition.message}" for condition in conditions)
+    return said or "nothing. Does the operator run, and does it watch this namespace?"
+
+
+async def _until(seconds: float, condition: Callable[[], Awaitable[T]], otherwise: str) -> T:
+    deadline = time.monotonic() + seconds
+    while not (answer := await condition()):
+        if time.monotonic() > deadline:
+            raise SelftestError(f"After {seconds:.0f} seconds {otherwise}")
+        await asyncio.sleep(PAUSE)
+    return answer
+
+
+def _say(sentence: str) -> None:
+    sys.stdout.write(f"{sentence}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main())
+    except (SelftestError, ClusterError) as problem:
+        sys.exit(str(problem))
