@@ -105,21 +105,9 @@ def chart_readme() -> str:
 
 def install() -> str:
     """Everything in one file, for people who do not use helm."""
-    rendered = subprocess.run(
-        [
-            toolchain.helm(),
-            "template",
-            "workqueue-operator",
-            CHART,
-            "-n",
-            NAMESPACE,
-            "--set",
-            "crds.keep=false",
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    options = ("--namespace", NAMESPACE, "--set", "crds.keep=false", "--skip-tests")
+    command = [toolchain.helm(), "template", "workqueue-operator", CHART, *options]
+    rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     objects = [loaded for loaded in yaml.safe_load_all(rendered) if loaded]
     # helm's own order and comments differ from version to version.
     objects.sort(
