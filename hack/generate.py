@@ -106,7 +106,7 @@ def chart_readme() -> str:
 def install() -> str:
     """Everything in one file, for people who do not use helm."""
     options = ("--namespace", NAMESPACE, "--set", "crds.keep=false", "--skip-tests")
-    command = [toolchain.helm(), "template", "workqueue-operator", CHART, *options]
+    command: list[str | Path] = [toolchain.helm(), "template", "workqueue-operator", CHART, *options]
     rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     objects = [loaded for loaded in yaml.safe_load_all(rendered) if loaded]
     # helm's own order and comments differ from version to version.
