@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from .broker.loop import Loop
 from .broker.slot import Work
+from .message import Message
 
 
 class Crew:
@@ -22,13 +23,21 @@ class Crew:
 
     Args:
         loop: of the consuming connection.
-        run: runs the handler of some work and reports its end; called in a thread of the crew.
+        call: the handler.
+        handled: told of each end, with the exception if there was one; called in the handler's thread.
         slots: how many handlers may run at once.
     """
 
-    def __init__(self, loop: Loop, run: Callable[[Work], None], slots: int) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        call: Callable[[Message], object],
+        handled: Callable[[Work, BaseException | None], None],
+        slots: int,
+    ) -> None:
         self._loop = loop
-        self._run = run
+        self._call = call
+        self._handled = handled
         self._waiting: deque[Work] = deque()
         self._condition = threading.Condition(threading.Lock())
         self._has_leader = False
@@ -62,11 +71,13 @@ class Crew:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _live(self) -> None:
-        while True:
-            work = self._next()
-            if work is None:
-                return
-            self._run(work)
+        while (work := self._next()) is not None:
+            error: BaseException | None = None
+            try:
+                self._call(work.message)
+            except BaseException as raised:  # noqa: BLE001 - SystemExit is a failure like others
+                error = raised
+            self._handled(work, error)
 
     def _next(self) -> Work | None:
         with self._condition:

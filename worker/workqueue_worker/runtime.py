@@ -68,7 +68,6 @@ class Runtime:
             binding_source, f"{config.queue} consumer", on_open=self._opened, on_lost=self._lost
         )
         self._binding_source = binding_source
-        self._handler = handler
         self._trouble: str | None = None
         self._publisher: Publisher | None = None
         self._declared = not config.declare
@@ -92,9 +91,9 @@ class Runtime:
         ]
         self._runner: Crew | Tasks
         if handler.is_async:
-            self._runner = Tasks(self.connection.loop, self._run_async)
+            self._runner = Tasks(self.connection.loop, handler.call, self._handled)
         else:
-            self._runner = Crew(self.connection.loop, self._run, config.concurrency)
+            self._runner = Crew(self.connection.loop, handler.call, self._handled, config.concurrency)
 
     # Life ------------------------------------------------------------------------------------------------
 
@@ -288,22 +287,6 @@ class Runtime:
             self._check_later(work.message.deadline - now)
         self._runner.submit(work)
 
-    def _run(self, work: Work) -> None:
-        error: BaseException | None = None
-        try:
-            self._handler.call(work.message)
-        except BaseException as raised:  # noqa: BLE001 - SystemExit of a handler is a failure like others
-            error = raised
-        self._handled(work, error)
-
-    async def _run_async(self, work: Work) -> None:
-        error: BaseException | None = None
-        try:
-            await self._handler.call(work.message)
-        except BaseException as raised:  # noqa: BLE001 - a cancelled task ends here as well
-            error = raised
-        self._handled(work, error)
-
     def _handled(self, work: Work, error: BaseException | None) -> None:
         now = time.monotonic()
         seconds = now - work.started
@@ -320,6 +303,9 @@ class Runtime:
                 self._free(work)
             elif not work.decided:
                 work.decided = True
+                if error is None:
+                    self._settler.end(work, Outcome.ACKED)
+                    return
                 attempt = work.message.attempt
                 self._settler.settle(work, verdict(error, attempt, self.config.retry, random.random()))  # noqa: S311
 

@@ -1,25 +1,43 @@
 """One asyncio loop that runs async handlers and, when nothing holds it up, the I/O of the broker too.
 
-Place in the flow: like `crew`, for coroutine functions. The asyncio loop watches the selector of the I/O
-loop and turns it, so that a message changes no thread between the socket and its acknowledgement. A handler
-that blocks the asyncio loop would silence the heartbeat; a keeper thread notices that within seconds and
-turns the I/O loop in its place until the asyncio loop is back.
+Place in the flow: like `crew`, for coroutine functions. asyncio waits in a selector of ours, which turns the
+I/O loop on the way, so that a message changes no thread between the socket and its acknowledgement and its
+task runs in the round in which it came. A handler that blocks the asyncio loop would silence the heartbeat; a
+keeper thread notices that within seconds and turns the I/O loop in its place until the asyncio loop is back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import selectors
 import threading
-from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 from .broker.loop import MAX_WAIT_SECONDS, Loop
 from .broker.slot import Work
+from .message import Message
 
 KEEPER_SECONDS: Final = 2.0
 """How often the keeper looks. A heartbeat is due every 5 s and is missed after 10."""
+
+
+class _Selector(selectors.DefaultSelector):
+    """asyncio's selector, which looks after the I/O loop as well."""
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for asyncio's descriptors or the I/O loop's; the latter are handled here."""
+        loop = self._loop
+        wait = loop.prepare(MAX_WAIT_SECONDS if timeout is None else min(timeout, MAX_WAIT_SECONDS))
+        ready: list[tuple[selectors.SelectorKey, int]] = super().select(wait)
+        loop.handle([pair for pair in ready if pair[0].data is loop])
+        return [pair for pair in ready if pair[0].data is not loop]
 
 
 class Tasks:
@@ -27,16 +45,21 @@ class Tasks:
 
     Args:
         loop: of the consuming connection.
-        run: the coroutine function that runs the handler of some work and reports its end.
+        call: the handler, a coroutine function.
+        handled: told of each end, with the exception if there was one; called in the asyncio thread.
     """
 
-    def __init__(self, loop: Loop, run: Callable[[Work], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        call: Callable[[Message], Awaitable[object]],
+        handled: Callable[[Work, BaseException | None], None],
+    ) -> None:
         self._loop = loop
-        self._run = run
-        self._waiting: deque[Work] = deque()
-        self._tasks: dict[Work, asyncio.Task[None]] = {}
-        self._asyncio = asyncio.new_event_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._call = call
+        self._handled = handled
+        self._selector = _Selector(loop)
+        self._asyncio = asyncio.SelectorEventLoop(self._selector)
         self._answered = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._live, name="asyncio", daemon=True)
@@ -49,17 +72,21 @@ class Tasks:
 
     def submit(self, work: Work) -> None:
         """Have the handler run. Called by whoever turns the loop."""
-        self._waiting.append(work)
-        if threading.current_thread() is not self._thread:
-            self._asyncio.call_soon_threadsafe(self._begin)
+        if threading.current_thread() is self._thread:
+            self._begin(work)
+        else:
+            self._asyncio.call_soon_threadsafe(self._begin, work)
 
     def cancel(self, work: Work) -> None:
         """Cancel the handler's task. Thread-safe."""
 
         def cancel() -> None:
-            task = self._tasks.get(work)
-            if task is not None:
-                task.cancel()
+            work.task.add_done_callback(ended)
+            work.task.cancel()
+
+        def ended(_task: object) -> None:
+            if not work.returned:  # a task that is cancelled before its first step never runs
+                self._handled(work, asyncio.CancelledError())
 
         with contextlib.suppress(RuntimeError):  # the loop is closed, its tasks are cancelled
             self._asyncio.call_soon_threadsafe(cancel)
@@ -70,40 +97,33 @@ class Tasks:
         self._asyncio.call_soon_threadsafe(self._asyncio.stop)
         self._answered.set()
         self._loop.wake()
+        deadline = time.monotonic() + timeout
         self._thread.join(timeout)
-        self._keeper.join(timeout)
+        self._keeper.join(max(0.0, deadline - time.monotonic()))
         return not self._thread.is_alive() and not self._keeper.is_alive()
+
+    def _begin(self, work: Work) -> None:
+        work.task = self._asyncio.create_task(self._handle(work))
+
+    async def _handle(self, work: Work) -> None:
+        error: BaseException | None = None
+        try:
+            await self._call(work.message)
+        except BaseException as raised:  # noqa: BLE001 - a cancelled task ends here as well
+            error = raised
+        self._handled(work, error)
 
     def _live(self) -> None:
         asyncio.set_event_loop(self._asyncio)
-        self._asyncio.add_reader(self._loop.fileno(), self._turn)
-        self._asyncio.call_soon(self._turn)
+        self._loop.lend(self._selector)
         self._asyncio.run_forever()
-        self._asyncio.remove_reader(self._loop.fileno())
-        for task in self._tasks.values():
+        left = asyncio.all_tasks(self._asyncio)
+        for task in left:
             task.cancel()
-        self._asyncio.run_until_complete(asyncio.gather(*self._tasks.values(), return_exceptions=True))
+        self._asyncio.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         self._asyncio.run_until_complete(self._asyncio.shutdown_asyncgens())
+        self._loop.take_back(self._selector)
         self._asyncio.close()
-
-    def _turn(self) -> None:
-        self._loop.turn(0.0)
-        if self._waiting:
-            self._begin()
-        with self._loop.lock:
-            due = self._asyncio.time() + self._loop.seconds_to_next(MAX_WAIT_SECONDS)
-        # A timer that comes too early costs one turn; only one that comes too late would do harm.
-        if self._timer is None or due < self._timer.when() or self._timer.when() <= self._asyncio.time():
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._asyncio.call_at(due, self._turn)
-
-    def _begin(self) -> None:
-        while self._waiting:
-            work = self._waiting.popleft()
-            task = self._asyncio.create_task(self._run(work))
-            self._tasks[work] = task
-            task.add_done_callback(lambda _done, work=work: self._tasks.pop(work, None))  # type: ignore[misc]
 
     def _keep(self) -> None:
         while not self._stopped.wait(KEEPER_SECONDS):

@@ -43,6 +43,8 @@ BLOCKED_TIMEOUT_SECONDS: Final = 300.0
 Heartbeats go on while it is blocked, so that nothing else would ever tell whoever waits for a confirm.
 """
 
+RECEIVE_BYTES: Final = 128 * 1024
+
 CONNECT_TIMEOUT_SECONDS: Final = 5.0
 HANDSHAKE_TIMEOUT_SECONDS: Final = 10.0
 FIRST_WAIT_SECONDS: Final = 0.2
@@ -236,6 +238,11 @@ class Connection:
         self._is_open = True
         self._opened_at = time.monotonic()
         self.loop.send_at_once = True
+        if binding.tls is None:
+            # pika asks the socket again and again until it has nothing more, which for single messages is
+            # one vain system call and one exception each. The selector tells when there is more.
+            opened._transport._MAX_RECV_BYTES = RECEIVE_BYTES  # noqa: SLF001
+            opened._transport._MAX_CONSUME_BYTES = 1  # noqa: SLF001
         if self._closing:
             opened.close()
         opened.add_on_connection_blocked_callback(lambda _, frame: self._set_blocked(frame.method.reason))

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final
@@ -66,6 +66,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         """True while a connection is open. Before, a socket that can be written to means: connected."""
         self._on_error = on_error
         self._selector = selectors.DefaultSelector()
+        self._selectors: list[selectors.BaseSelector] = [self._selector]
         self._watches: dict[int, _Watch] = {}
         self._to_send: list[int] = []
         self._timers: list[Timer] = []
@@ -75,10 +76,9 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         self._stopped = False
         self._woken = False
         self._alarm, self._alarm_sender = socket.socketpair()
-        self._alarm_fd = self._alarm.fileno()
         self._alarm.setblocking(False)
         self._alarm_sender.setblocking(False)
-        self._selector.register(self._alarm, selectors.EVENT_READ)
+        self.add_handler(self._alarm.fileno(), self._alarm_rings, self.READ)
 
     # Turning the loop -------------------------------------------------------------------------------------
 
@@ -96,17 +96,38 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
 
     def turn(self, max_wait: float = MAX_WAIT_SECONDS) -> None:
         """Wait for something to happen, at most `max_wait` seconds, and handle it. For any thread."""
-        with self.lock:
-            wait = self.seconds_to_next(max_wait)
-            self._waits_until = time.monotonic() + wait
-        ready = self._selector.select(wait)
-        with self:
+        self.handle(self._selector.select(self.prepare(max_wait)))
+
+    def prepare(self, max_wait: float) -> float:
+        """How many seconds may be waited before the next `handle`, at most `max_wait`."""
+        # Without the lock, in this order: who adds a timer after we looked sees that we are about to wait.
+        self._waits_until = float("inf")
+        wait = 0.0 if self._callbacks else max_wait
+        now = time.monotonic()
+        with contextlib.suppress(IndexError):  # no timers, or another thread has just run the last
+            wait = min(wait, max(0.0, self._timers[0].deadline - now))
+        self._waits_until = now + wait
+        return wait
+
+    def handle(self, ready: Iterable[tuple[selectors.SelectorKey, int]]) -> None:
+        """Handle what a selector has found, and the callbacks and timers that are due."""
+        self.lock.acquire()
+        try:
             self._waits_until = 0.0
-            self.last_turn = time.monotonic()
+            self.last_turn = now = time.monotonic()
             for key, events in ready:
-                self._dispatch(key.fd, events)
-            self._run_callbacks()
-            self._run_timers()
+                watch = self._watches.get(key.fd)
+                # Another thread may have changed the interest since the selector returned.
+                if watch is not None and events & watch.interest:
+                    self._guard(watch.handler, key.fd, events & watch.interest)
+            if self._callbacks:
+                self._run_callbacks()
+            if self._timers and self._timers[0].deadline <= now:
+                self._run_timers(now)
+            if self._to_send:
+                self._send()
+        finally:
+            self.lock.release()
 
     def start(self) -> None:
         """Turn until `stop()`."""
@@ -132,17 +153,19 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
             self._alarm.close()
             self._alarm_sender.close()
 
-    def fileno(self) -> int:
-        """A descriptor that is readable when a turn would find something to do (epoll, kqueue)."""
-        return self._selector.fileno()
+    def lend(self, selector: selectors.BaseSelector) -> None:
+        """Have `selector` watch our descriptors too, so that its owner can `handle` what it finds."""
+        with self.lock:
+            self._selectors.append(selector)
+            for fd, watch in self._watches.items():
+                selector.register(fd, watch.registered, self)
 
-    def seconds_to_next(self, max_wait: float) -> float:
-        """How long a turn may wait. Call it under the lock."""
-        if self._callbacks:
-            return 0.0
-        if not self._timers:
-            return max_wait
-        return min(max_wait, max(0.0, self._timers[0].deadline - time.monotonic()))
+    def take_back(self, selector: selectors.BaseSelector) -> None:
+        """End what `lend` began."""
+        with self.lock:
+            self._selectors.remove(selector)
+            for fd in self._watches:
+                selector.unregister(fd)
 
     def wake(self) -> None:
         """Make the turn that waits return now. Thread-safe, and safe in a signal handler."""
@@ -193,21 +216,22 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
     def remove_handler(self, fd: int) -> None:
         """Stop watching a descriptor."""
         watch = self._watches.pop(fd)
-        if watch.registered:
-            self._selector.unregister(fd)
+        watch.interest = 0
+        self._register(fd, watch)
 
     # Inside ----------------------------------------------------------------------------------------------
 
     def _register(self, fd: int, watch: _Watch) -> None:
-        if watch.interest == watch.registered:
+        before, watch.registered = watch.registered, watch.interest
+        if watch.interest == before:
             return
-        if not watch.registered:
-            self._selector.register(fd, watch.interest)
-        elif not watch.interest:
-            self._selector.unregister(fd)
-        else:
-            self._selector.modify(fd, watch.interest)
-        watch.registered = watch.interest
+        for selector in self._selectors:
+            if not before:
+                selector.register(fd, watch.interest, self)
+            elif watch.interest:
+                selector.modify(fd, watch.interest, self)
+            else:
+                selector.unregister(fd)
 
     def _send(self) -> None:
         while self._to_send:
@@ -220,23 +244,16 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
             if watch is not None:  # what the socket did not take is left to the selector
                 self._register(fd, watch)
 
-    def _dispatch(self, fd: int, events: int) -> None:
-        if fd == self._alarm_fd:
-            with contextlib.suppress(BlockingIOError):  # another thread has read it
-                self._alarm.recv(64)
-            self._woken = False
-            return
-        watch = self._watches.get(fd)
-        # Another thread may have changed the interest since the selector returned.
-        if watch is not None and events & watch.interest:
-            self._guard(watch.handler, fd, events & watch.interest)
+    def _alarm_rings(self, _fd: int, _events: int) -> None:
+        with contextlib.suppress(BlockingIOError):  # another thread has read it
+            self._alarm.recv(64)
+        self._woken = False
 
     def _run_callbacks(self) -> None:
         for _ in range(len(self._callbacks)):  # what they add is left to the next turn
             self._guard(self._callbacks.popleft())
 
-    def _run_timers(self) -> None:
-        now = time.monotonic()
+    def _run_timers(self, now: float) -> None:
         while self._timers and self._timers[0].deadline <= now:
             callback = heapq.heappop(self._timers).callback
             if callback is not None:

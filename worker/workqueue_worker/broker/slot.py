@@ -58,6 +58,7 @@ class Work:
         returned: whether the handler has returned.
         decided: whether it is known what to do with the message; at the latest when the handler returns.
         abandoned: whether the message is to be handed back whatever the handler says, since we shut down.
+        task: of an async handler.
     """
 
     __slots__ = (
@@ -71,6 +72,7 @@ class Work:
         "returned",
         "slot",
         "started",
+        "task",
     )
 
     def __init__(self, slot: Slot, lease: Lease, method: Any, properties: Any, body: bytes) -> None:
@@ -84,6 +86,7 @@ class Work:
         self.returned = False
         self.decided = False
         self.abandoned = False
+        self.task: Any = None
 
 
 class Slot:
