@@ -153,6 +153,9 @@ def _containerd(snapshotter: str) -> str:
     return f"""\
 version = 2
 
+[plugins."io.containerd.internal.v1.opt"]
+  path = "/var/lib/containerd/opt"
+
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{PAUSE_IMAGE}"
   restrict_oom_score_adj = true
@@ -217,6 +220,7 @@ def _kubelet(cgroup: str) -> dict[str, object]:
         "failCgroupV1": False,
         "failSwapOn": False,
         "makeIPTablesUtilChains": False,
+        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         "resolvConf": "",
         "clusterDNS": [ADDRESS],
         "clusterDomain": CLUSTER_DOMAIN,

@@ -80,16 +80,21 @@ def buildah(*arguments: str | Path, doing: str, timeout: float | None = None) ->
     Raises:
         ClusterError: it failed.
     """
-    return run([*buildah_command(), *arguments], doing=doing, timeout=timeout).strip()
-
-
-def buildah_command() -> list[str | Path]:
-    """The beginning of every buildah command."""
     store = cache_folder() / "containers"
-    return [
+    store.mkdir(parents=True, exist_ok=True)
+    # Without this, buildah makes a folder for networks, which it is not asked to use, in /etc.
+    configuration = store / "containers.conf"
+    configuration.write_text(f'[network]\nnetwork_config_dir = "{store / "networks"}"\n')
+    command = [
         *("unshare", "--mount", "buildah", "--root", store / "storage", "--runroot", store / "run"),
-        *("--storage-driver", "overlay" if overlays_stack_on(cache_folder()) else "vfs"),
+        *("--storage-driver", "overlay" if overlays_stack_on(store) else "vfs"),
     ]
+    return run(
+        [*command, *arguments],
+        doing=doing,
+        environment={"CONTAINERS_CONF": str(configuration)},
+        timeout=timeout,
+    ).strip()
 
 
 def pause(binaries: Path) -> Archive:

@@ -184,7 +184,9 @@ def _node_is_ready(instance: Instance) -> bool:
 
 
 def _kubectl(instance: Instance, *arguments: str) -> list[str]:
-    return [str(toolchain.kubectl()), f"--kubeconfig={instance.kubeconfig}", *arguments]
+    cache = instance.state / "kubectl"
+    kubectl = toolchain.kubectl()
+    return [str(kubectl), f"--kubeconfig={instance.kubeconfig}", f"--cache-dir={cache}", *arguments]
 
 
 def _output(command: Sequence[str]) -> str | None:

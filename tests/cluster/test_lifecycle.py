@@ -1,0 +1,101 @@
+"""A cluster of another name beside the usual one: interrupted, killed, renewed, and gone without a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hack.cluster.instance import Instance
+from hack.cluster.processes import Process
+from tests.support.cluster import CHECKOUT, cluster, command, environment
+from tests.support.kubernetes import wait_until
+from tests.support.machine import process_namespace, processes_in, snapshot
+
+NAME = "test"
+GONE_SECONDS = 20
+
+
+@pytest.fixture(scope="module")
+def machine() -> dict[str, list[str]]:
+    """The machine before this module started anything."""
+    cluster("down", name=NAME)
+    return snapshot()
+
+
+@pytest.fixture(scope="module")
+def instance(machine: dict[str, list[str]]) -> Iterator[Instance]:
+    """The name of a cluster that is not up; the tests of this module build on one another, in their order."""
+    yield Instance(NAME)
+    cluster("down", name=NAME)
+
+
+def node(instance: Instance) -> Process:
+    record = instance.record()
+    assert record is not None
+    return record.node
+
+
+def start_up() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command("up"), env=environment(NAME), cwd=CHECKOUT, stderr=subprocess.DEVNULL)
+
+
+def test_an_up_that_was_killed_half_way_is_finished_by_the_next(instance: Instance) -> None:
+    with start_up() as up:
+        wait_until(instance.record, 120, "process 1 was started")
+        up.kill()
+    half_way = node(instance)
+    cluster("up", name=NAME)
+    assert node(instance) == half_way
+    cluster("status", name=NAME)
+
+
+def test_when_everything_was_killed_up_says_so_and_starts_an_empty_cluster(instance: Instance) -> None:
+    dead = node(instance)
+    namespace = process_namespace(dead.pid)
+    os.kill(dead.pid, signal.SIGKILL)
+    wait_until(lambda: not processes_in(namespace), GONE_SECONDS, "the kernel ended the daemons")
+    assert "test: died" in cluster("status", name=NAME, codes=[1]).stdout
+
+    with start_up() as first:
+        said = cluster("up", name=NAME).stderr
+    assert first.returncode == 0
+    assert node(instance) != dead
+    assert "already up" in said or "starts empty" in said
+
+
+def test_a_daemon_that_ends_is_started_again(instance: Instance) -> None:
+    namespace = process_namespace(node(instance).pid)
+    scheduler = [pid for pid in processes_in(namespace) if b"kube-scheduler\0" in command_line(pid)]
+    assert len(scheduler) == 1
+    os.kill(scheduler[0], signal.SIGKILL)
+    wait_until(
+        lambda: cluster("status", name=NAME).stdout.count(" running") == 9, 30, "all nine daemons are running"
+    )
+
+
+def test_down_leaves_nothing_behind(instance: Instance, machine: dict[str, list[str]]) -> None:
+    namespace = process_namespace(node(instance).pid)
+    # A pod is a process, an interface, mounts, control groups and firewall rules more.
+    spec = {"containers": [{"name": "rabbitmq", "image": "rabbitmq:4-management"}]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}
+    kubectl = [str(CHECKOUT / ".cluster" / NAME / "bin/kubectl"), f"--kubeconfig={instance.kubeconfig}"]
+    subprocess.run([*kubectl, "create", "--filename=-"], input=json.dumps(pod).encode(), check=True)
+    subprocess.run([*kubectl, "wait", "--for=condition=Ready", "pod/pod", "--timeout=60s"], check=True)
+    assert snapshot()["settings"] == machine["settings"]
+
+    cluster("down", name=NAME)
+
+    assert processes_in(namespace) == []
+    assert snapshot() == machine
+    assert not (CHECKOUT / ".cluster" / NAME).exists()
+    assert "test: down" in cluster("status", name=NAME, codes=[1]).stdout
+
+
+def command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -1,0 +1,239 @@
+"""The parts of the tool that need no cluster."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hack import image
+from hack.cluster import __main__ as command_line
+from hack.cluster import checkout, commands, packages, toolchain
+from hack.cluster.console import step
+from hack.cluster.errors import ClusterError
+from hack.cluster.instance import DEFAULT_NAME, NAME_VARIABLE, Instance
+from hack.cluster.locks import locked
+from hack.cluster.processes import Process, with_arguments
+
+
+def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
+    own = Process.of(os.getpid())
+    assert own is not None
+    assert own.is_alive()
+    assert not replace(own, started=own.started + 1).is_alive()
+    assert not replace(own, boot="another").is_alive()
+
+
+def test_a_process_that_ended_but_was_not_waited_for_is_not_alive() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        process = Process.of(child.pid)
+        assert process is not None
+        assert child.stdin is not None
+        child.stdin.close()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not process.is_alive()
+
+
+def test_processes_are_found_by_neighbouring_arguments_only() -> None:
+    script = "import sys; sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", script, "mark-a", "mark-b"], stdin=subprocess.PIPE) as child:
+        assert [process.pid for process in with_arguments("mark-a", "mark-b")] == [child.pid]
+        assert with_arguments("mark-b", "mark-a") == []
+        assert with_arguments("mark-a", "mark-") == []
+        assert child.stdin is not None
+        child.stdin.close()
+
+
+def test_a_lock_keeps_others_out_and_leaves_no_file(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    inside: list[int] = []
+    most: list[int] = []
+
+    def hold() -> None:
+        for turn in range(50):
+            with locked(file, "Waiting."):
+                inside.append(turn)
+                most.append(len(inside))
+                inside.pop()
+
+    holders = [threading.Thread(target=hold) for _ in range(4)]
+    for holder in holders:
+        holder.start()
+    for holder in holders:
+        holder.join()
+    assert max(most) == 1
+    assert len(most) == 200
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("tag", "name"),
+    [
+        pytest.param("a:1", "docker.io/library/a:1", id="a bare name is in the library"),
+        pytest.param("a/b:1", "docker.io/a/b:1", id="an owner is one of the usual registry"),
+        pytest.param("localhost/a:1", "localhost/a:1", id="localhost is a registry"),
+        pytest.param("registry.test/a:1", "registry.test/a:1", id="a dot makes it a registry"),
+        pytest.param("registry:5000/a", "registry:5000/a", id="a port makes it a registry"),
+    ],
+)
+def test_image_names_are_completed_as_kubernetes_does(tag: str, name: str) -> None:
+    assert image.full_name(tag) == name
+
+
+def test_the_image_is_named_by_what_is_copied_into_it() -> None:
+    names = {str(path.relative_to(image.CHECKOUT)) for path in image.sources()}
+    assert {"Dockerfile", ".dockerignore", "pyproject.toml", "requirements.lock"} <= names
+    assert "worker/workqueue_worker/topology.py" in names
+    assert not [name for name in names if name.startswith(("tests", "hack", "docs")) or "__pycache__" in name]
+    assert re.fullmatch("[0-9a-f]{16}", image.source_digest())
+
+
+def test_pip_in_the_image_is_configured_as_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "pip.conf"
+    file.write_text("[global]\ntimeout = 7\nretries = 3\n[install]\nprefer-binary = true\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
+    monkeypatch.setenv("PIP_TIMEOUT", "9")
+    settings = image._pip_settings()
+    assert settings["global"]["timeout"] == "9"
+    assert settings["global"]["retries"] == "3"
+    assert settings["install"]["prefer-binary"] == "true"
+
+
+@pytest.mark.parametrize("name", ["Upper", "-dash", "dash-", "a/b", "a" * 33, "..", "a b"])
+def test_a_name_that_is_no_path_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NAME_VARIABLE, name)
+    with pytest.raises(ClusterError, match="lower-case letters"):
+        Instance.from_environment()
+
+
+def test_without_a_name_it_is_the_usual_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(NAME_VARIABLE, raising=False)
+    assert Instance.from_environment() == Instance(DEFAULT_NAME)
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["cluster", *arguments])
+    return command_line.main()
+
+
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names a cluster that does not exist."""
+    monkeypatch.setenv(NAME_VARIABLE, "does-not-exist")
+    monkeypatch.delenv("CLUSTER", raising=False)
+
+
+def test_without_root_it_says_to_use_sudo(
+    monkeypatch: pytest.MonkeyPatch, no_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert run_main(monkeypatch, "up") == 1
+    assert capsys.readouterr().err == "A local cluster needs root: run this with sudo, or as root.\n"
+
+
+def test_elsewhere_than_on_linux_it_names_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, no_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    assert run_main(monkeypatch, "up") == 1
+    assert "CLUSTER=current" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [("load", "x.tar"), ("exec", "--", "true")])
+def test_without_a_cluster_it_says_how_to_start_one(
+    arguments: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    no_cluster: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_main(monkeypatch, *arguments) == 1
+    assert "start it with `python -m hack.cluster up`" in capsys.readouterr().err
+
+
+def test_down_without_a_cluster_is_no_error(monkeypatch: pytest.MonkeyPatch, no_cluster: None) -> None:
+    assert run_main(monkeypatch, "down") == 0
+
+
+def test_another_choice_than_the_current_context_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLUSTER", "production")
+    with pytest.raises(ClusterError, match="'current'"):
+        checkout.wants_current_context()
+
+
+def test_with_the_current_context_only_dot_cluster_is_written_and_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kubectl = tmp_path / "programs/kubectl"
+    kubectl.parent.mkdir()
+    kubectl.write_text(
+        '#!/bin/sh\necho "$@" >>"$CALLS"\ncase "$*" in *current-context) echo mine;; *) echo "{}";; esac\n'
+    )
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("CLUSTER", "current")
+    monkeypatch.setattr(checkout, "FOLDER", tmp_path / ".cluster")
+    monkeypatch.setattr(toolchain, "kubectl", lambda: kubectl)
+    monkeypatch.setattr(toolchain, "helm", lambda: kubectl)
+
+    assert run_main(monkeypatch, "up") == 0
+    assert "for the context mine" in capsys.readouterr().err
+    assert (tmp_path / ".cluster/kubeconfig").read_text() == "{}\n"
+    assert run_main(monkeypatch, "down") == 0
+    assert not (tmp_path / ".cluster").exists()
+    assert run_main(monkeypatch, "load", "x.tar") == 1
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        "config current-context",
+        "get --raw /readyz --request-timeout=10s",
+        "config view --minify --flatten --raw",
+    ]
+
+
+def test_missing_programs_are_named_by_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    assert {"buildah", "containerd", "iproute2"} <= set(packages.missing())
+    with pytest.raises(ClusterError, match="there is no apt-get"):
+        packages.install()
+
+
+def test_a_full_disk_is_told_from_other_failures() -> None:
+    with pytest.raises(ClusterError, match="Copying failed because the disk is full"):
+        commands.run(["sh", "-c", "echo write: No space left on device >&2; exit 1"], doing="Copying")
+    with pytest.raises(ClusterError, match="Copying failed: sh ended with exit code 3 and said:\n  why"):
+        commands.run(["sh", "-c", "echo why >&2; exit 3"], doing="Copying")
+
+
+def test_a_program_that_is_not_there_is_named() -> None:
+    with pytest.raises(ClusterError, match="Copying needs the program no-such-program"):
+        commands.run(["no-such-program"], doing="Copying")
+
+
+def test_a_build_needs_room_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(toolchain, "DISK_NEEDED", 2**60)
+    with pytest.raises(ClusterError, match="make room, or name another folder with XDG_CACHE_HOME"):
+        toolchain.binaries()
+
+
+def test_our_own_link_to_kubectl_is_not_taken_for_the_machines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    programs = tmp_path / ".cluster/bin"
+    programs.mkdir(parents=True)
+    (programs / "kubectl").write_text("#!/bin/sh\necho v1.99.0\n")
+    (programs / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}")
+    assert toolchain._installed("kubectl", [], (1, 29)) is None
+
+
+def test_without_a_terminal_a_step_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with step("making tea", "about 3 minutes"):
+        pass
+    assert capsys.readouterr().err == "making tea: about 3 minutes\n"

@@ -1,0 +1,81 @@
+"""What a cluster could leave on this machine, looked at from outside, to compare before and after."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from hack.cluster.processes import Process
+
+FOLDERS: Final = (
+    "/etc/cni",
+    "/opt/cni",
+    "/opt/containerd",
+    "/run/containerd",
+    "/run/flannel",
+    "/run/netns",
+    "/usr/libexec/kubernetes",
+    "/var/lib/cni",
+    "/var/lib/containerd",
+    "/var/lib/etcd",
+    "/var/lib/kubelet",
+    "/var/lib/kubernetes",
+    "/var/lib/workqueue-cluster",
+    "/var/log/cluster",
+    "/var/log/containers",
+    "/var/log/pods",
+)
+SETTINGS: Final = (
+    "kernel/keys/root_maxbytes",
+    "kernel/keys/root_maxkeys",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "net/ipv4/ip_forward",
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+)
+
+
+def snapshot() -> dict[str, list[str]]:
+    """Folders, locks, mounts, interfaces, firewall rules, control groups and kernel settings, by kind."""
+    return {
+        "folders": sorted(_entries(FOLDERS)),
+        "locks": sorted(str(path) for path in Path("/run").glob("workqueue-cluster-*")),
+        "mounts": sorted(Path("/proc/mounts").read_text().splitlines()),
+        "interfaces": sorted(path.name for path in Path("/sys/class/net").iterdir()),
+        "firewall": [line for line in _said("iptables-save") if not line.startswith(("#", ":"))],
+        "control groups": sorted(str(path) for path in Path("/sys/fs/cgroup").glob("**/workqueue-cluster-*")),
+        "settings": [f"{name} {Path('/proc/sys', name).read_text().strip()}" for name in SETTINGS],
+    }
+
+
+def processes_in(namespace: str) -> list[int]:
+    """The living processes in a process namespace, given as /proc/PID/ns/pid names it."""
+    numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    return [pid for pid in numbers if _is_in(Path(f"/proc/{pid}"), namespace) and Process.of(pid)]
+
+
+def process_namespace(pid: int) -> str:
+    """The process namespace of a process."""
+    return str(Path(f"/proc/{pid}/ns/pid").readlink())
+
+
+def _is_in(process: Path, namespace: str) -> bool:
+    try:
+        return str((process / "ns/pid").readlink()) == namespace
+    except OSError:
+        return False
+
+
+def _entries(folders: Iterable[str]) -> Iterable[str]:
+    for folder in map(Path, folders):
+        if folder.is_dir():
+            yield str(folder)
+            yield from map(str, folder.iterdir())
+
+
+def _said(*command: str) -> list[str]:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
