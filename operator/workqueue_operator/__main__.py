@@ -20,6 +20,8 @@ from workqueue_worker import logs
 
 from . import handlers, render
 from .act.retire import Retirement
+from .act.scale import Scaler
+from .act.target import Targets
 from .act.workload import Workload
 from .cluster import Cluster, connect, connect_by_kubeconfig
 from .config import Config, from_environment
@@ -30,6 +32,8 @@ from .finalize import Finalizer
 from .leader import Leadership
 from .metrics import Metrics
 from .observe.brokers import Brokers
+from .observe.gather import Gatherer
+from .observe.management import Management
 from .observe.secrets import Secrets
 from .observe.store import Store
 from .observe.workers import Workers
@@ -38,6 +42,9 @@ from .relist import Relist
 from .report import Reporter
 
 logger = logging.getLogger(__name__)
+
+PATIENCE: Final = 5.0
+"""Seconds that passes under way get to end when the process does."""
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIGURATION: Final = 2
@@ -131,6 +138,7 @@ class Operator:
             reconciler.wake, reconciler.rang, config.sweep_seconds, config.idle_sweep_seconds
         )
         workers = Workers()
+        management = Management()
         secrets = Secrets(cluster)
         reporter = Reporter(cluster, config.pod_name)
         defaults = render.Defaults(
@@ -142,18 +150,18 @@ class Operator:
                 "podSelector": {"matchLabels": {"app.kubernetes.io/name": "workqueue-operator"}},
             },
         )
+        workload = Workload(cluster, defaults)
         namespaces, left_out = await usable_namespaces(cluster, config.namespaces)
         self._metrics.namespaces_left_out.set(len(left_out))
         relist = self._relist = Relist(cluster, store, namespaces, config.relist_seconds)
         reconciler.start(
             Parts(
                 store=store,
-                cluster=cluster,
                 secrets=secrets,
                 brokers=brokers,
-                workers=workers,
-                workload=Workload(cluster, defaults),
-                retirement=Retirement(cluster, workers, store),
+                gatherer=Gatherer(workers, management),
+                targets=Targets(cluster, store, workload),
+                scaler=Scaler(store, workload, Retirement(cluster, workers, store), reporter, self._metrics),
                 reporter=reporter,
                 finalizer=Finalizer(cluster, store, secrets, brokers, reporter),
                 metrics=self._metrics,
@@ -175,9 +183,10 @@ class Operator:
         try:
             await self._until_stopped_or_lost()
         finally:
-            await reconciler.stop()
+            await reconciler.keys.stop(PATIENCE)
             await brokers.close()
             await workers.close()
+            await management.close()
             # Everything that writes has ended: the successor may begin while kopf, which only reads, winds down.
             if self._leadership is not None:
                 await self._leadership.release()

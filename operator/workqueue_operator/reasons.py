@@ -79,6 +79,7 @@ class Reason(StrEnum):
     WORKLOAD_REFUSED = "WorkloadRefused"
     WORKLOAD_NOT_FOUND = "WorkloadNotFound"
     WORKLOAD_CONTESTED = "WorkloadContested"
+    UNACKNOWLEDGED_UNKNOWN = "UnacknowledgedUnknown"
     # the resource and the cluster
     SPEC_INVALID = "SpecInvalid"
     NOT_YET_SUPPORTED = "NotYetSupported"
@@ -181,6 +182,10 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.WORKLOAD_REFUSED: "The API server refuses the Deployment; the message has its words.",
     Reason.WORKLOAD_NOT_FOUND: "Create the Deployment that `spec.workloadRef` names, or correct the name.",
     Reason.WORKLOAD_CONTESTED: "Something else scales the same Deployment: remove one of the two.",
+    Reason.UNACKNOWLEDGED_UNKNOWN: (
+        "Put the key `management-uri` into the connection Secret: with `workloadRef` the workers cannot be asked "
+        "what they have in hand, so that the count only grows without it."
+    ),
     Reason.SPEC_INVALID: "The resource does not fit the schema: apply the current CRD and correct the resource.",
     Reason.NOT_YET_SUPPORTED: "This field is in the schema, but this version does nothing with it: leave it out.",
     Reason.API_FORBIDDEN: "The operator may not do this: compare its roles with those of the chart.",

@@ -120,6 +120,22 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
     )
 
 
+def scaled_by_autoscaler(deployment: Mapping[str, Any]) -> str | None:
+    """The field manager through which a HorizontalPodAutoscaler sets the replicas, or None.
+
+    Seen in managedFields, for which no right on HPAs is needed: kube-controller-manager owns replicas by the
+    scale subresource.
+    """
+    for entry in deployment["metadata"].get("managedFields") or ():
+        fields = (entry.get("fieldsV1") or {}).get("f:spec") or {}
+        by_controller = (
+            entry.get("manager") == "kube-controller-manager" and entry.get("subresource") == "scale"
+        )
+        if by_controller and "f:replicas" in fields:
+            return str(entry["manager"])
+    return None
+
+
 def unsettled(deployment: DeploymentView, pods: Sequence[PodView]) -> Unknown | None:
     """Why the count must not shrink just now, or None.
 

@@ -7,9 +7,12 @@ a WorkQueue. The topology itself is the worker package's, so that operator, work
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 from workqueue_worker import topology
+from workqueue_worker.topology import dead_letter_queue_name
 
 from ..broker.connection import Broker, QueueCounts, QueueMissingError
 from ..errors import Trouble
@@ -50,6 +53,16 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> Finding:
             Reason.QUEUE_REFUSED, f"{error} vanished while it was being declared; it is tried again."
         ) from None
     return Finding("True", Reason.DECLARED, f"The queue {queue!r} and its dead-letter queue exist.")
+
+
+def declared_again(names: Sequence[str], when: datetime) -> Finding:
+    """The finding for queues that had vanished and exist again."""
+    return Finding(
+        "True",
+        Reason.DECLARED_AGAIN,
+        f"{' and '.join(map(repr, names))} had been deleted and was declared again at {when:%Y-%m-%d %H:%M:%S} UTC; "
+        "what was in it is gone.",
+    )
 
 
 def consumer_timeout_trouble(workqueue: WorkQueue, broker: Broker) -> Finding | None:
@@ -111,7 +124,7 @@ def _all_queues(workqueue: WorkQueue) -> list[str]:
     return [
         *(topology.delay_queue_name(queue, delay) for delay in delays),
         queue,
-        topology.dead_letter_queue_name(queue),
+        dead_letter_queue_name(queue),
     ]
 
 

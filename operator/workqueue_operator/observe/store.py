@@ -64,6 +64,29 @@ class Store:
         """Wake `key` when that Deployment changes, although it does not carry our label."""
         self._followers[namespace, deployment].add(key)
 
+    def unfollow(self, key: Key) -> None:
+        """Undo every `follow` of this WorkQueue."""
+        for target in [target for target, keys in self._followers.items() if key in keys]:
+            self._followers[target].discard(key)
+            if not self._followers[target]:
+                del self._followers[target]
+
+    def followers_of(self, namespace: str, deployment: str) -> frozenset[Key]:
+        """The WorkQueues that follow that Deployment."""
+        return frozenset(self._followers.get((namespace, deployment), ()))
+
+    def age(self, key: Key) -> tuple[str, str]:
+        """What orders WorkQueues by age: of two that want the same thing, the lower has it."""
+        metadata = self.workqueues[key]["metadata"]
+        return metadata["creationTimestamp"], metadata["uid"]
+
+    def is_older(self, one: Key, other: Key) -> bool:
+        """Whether `one` is there, is not being deleted, and is older than `other`."""
+        body = self.workqueues.get(one)
+        if body is None or other not in self.workqueues or body["metadata"].get("deletionTimestamp"):
+            return False
+        return self.age(one) < self.age(other)
+
     # -- what the events and the LISTs write ---------------------------------------------------------
 
     def put_workqueue(self, body: Object) -> None:
@@ -147,8 +170,6 @@ class Store:
         body = self._objects(kind).pop(key)
         self._touched.pop((kind, key), None)
         if kind == "workqueues":
-            for followers in self._followers.values():
-                followers.discard(key)
             self.wake(key)
         elif kind == "deployments":
             for owner in self._owners(body):

@@ -1,0 +1,166 @@
+"""A decision carried out: replicas raised in one write, or workers asked to leave.
+
+Place in the flow: after `decide`. Every write of a count goes through here, with its metric, its Event and
+its note for the status.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final
+
+from ..cluster import Object
+from ..decide import Decision, Hold, Retire, ScaleOut
+from ..memory import Memory
+from ..metrics import Metrics
+from ..model import WorkQueue
+from ..observe.brokers import Link
+from ..observe.store import Store
+from ..observe.workers import WorkerStatus
+from ..reasons import Reason, Unknown
+from ..report import Reporter
+from ..views import DeploymentView, PodView, deployment_view, unsettled
+from . import bell
+from .retire import Outcome, Retirement, plan
+from .workload import Workload
+
+UNREACHABLE_AFTER: Final = 120.0
+"""Seconds after which a worker that cannot be asked is worth a person's attention."""
+
+
+class Scaler:
+    """Changes counts."""
+
+    def __init__(
+        self, store: Store, workload: Workload, retirement: Retirement, reporter: Reporter, metrics: Metrics
+    ) -> None:
+        self._store = store
+        self._workload = workload
+        self._retirement = retirement
+        self._reporter = reporter
+        self._metrics = metrics
+
+    async def carry_out(
+        self,
+        workqueue: WorkQueue,
+        memory: Memory,
+        link: Link,
+        decision: Decision,
+        deployment: DeploymentView | Unknown,
+        pods: Sequence[PodView],
+        statuses: Mapping[str, WorkerStatus],
+    ) -> tuple[Decision, DeploymentView | Unknown]:
+        """Do what was decided.
+
+        Returns:
+            The decision, or a Hold that says why it could not be carried out; and the Deployment after it.
+        """
+        if isinstance(deployment, Unknown):
+            return decision, deployment
+        match decision:
+            case Hold():
+                await self._clear_stale_marks(workqueue, deployment, pods)
+                return decision, deployment
+            case ScaleOut():
+                # A bell that still hung would get the message on a queue with a single active consumer.
+                link.broker.take_down_bell(workqueue.queue_name)
+                live = await self._write(workqueue, memory, decision, deployment, decision.replicas)
+            case Retire() if workqueue.spec.worker is None:
+                live = await self._write(workqueue, memory, decision, deployment, decision.replicas)
+            case Retire():
+                return await self._retire(workqueue, memory, link, decision, deployment, pods, statuses)
+        return decision, deployment if live is None else deployment_view(live)
+
+    async def raise_pinned(
+        self, workqueue: WorkQueue, memory: Memory, decision: ScaleOut, deployment: DeploymentView
+    ) -> None:
+        """Raise a count that a person has pinned; it needs no broker."""
+        await self._write(workqueue, memory, decision, deployment, decision.replicas)
+
+    async def _write(
+        self,
+        workqueue: WorkQueue,
+        memory: Memory,
+        decision: ScaleOut | Retire,
+        deployment: DeploymentView,
+        replicas: int,
+    ) -> Object | None:
+        live = await self._workload.scale(workqueue, deployment.name, deployment.replicas, replicas)
+        if live is None:
+            return None
+        now = time.monotonic()
+        if memory.rung_at is not None:
+            self._metrics.wake_seconds.observe(now - memory.rung_at)
+        direction = "out" if replicas > deployment.replicas else "in"
+        self._metrics.scale.labels(direction, decision.reason.value).inc()
+        memory.last_scale = {
+            "lastScaleTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "lastScaleReason": f"{decision.reason.value}: {decision.message}",
+        }
+        self._store.put_deployment(live)
+        message = f"Scaled {direction} from {deployment.replicas} to {replicas}: {decision.message}"
+        await self._reporter.event(workqueue, False, decision.reason, message, "Scale", now)
+        return live
+
+    async def _retire(
+        self,
+        workqueue: WorkQueue,
+        memory: Memory,
+        link: Link,
+        decision: Retire,
+        deployment: DeploymentView,
+        pods: Sequence[PodView],
+        statuses: Mapping[str, WorkerStatus],
+    ) -> tuple[Decision, DeploymentView]:
+        async def lower(number: int) -> Object | None:
+            return await self._write(workqueue, memory, decision, deployment, deployment.replicas - number)
+
+        outcome = await self._retirement.carry_out(
+            workqueue.metadata.namespace,
+            plan(pods, statuses, deployment.replicas - decision.replicas),
+            pods,
+            link.broker.binding.signing_key,
+            lower,
+            partial(bell.confirm_empty, workqueue, link) if decision.only_when_empty else None,
+        )
+        for answer in outcome.answers.values():
+            self._metrics.retire.labels(answer.value).inc()
+        if outcome.deployment is not None:
+            memory.unreachable_since = None
+            return decision, deployment_view(outcome.deployment)
+        return _why_not(memory, decision, outcome), deployment
+
+    async def _clear_stale_marks(
+        self, workqueue: WorkQueue, deployment: DeploymentView, pods: Sequence[PodView]
+    ) -> None:
+        """A scale-in that was broken off half-way may have left marks on pods that stay."""
+        if workqueue.spec.worker is not None and unsettled(deployment, pods) is None:
+            marked = [pod for pod in pods if pod.marked and not pod.terminating]
+            await self._retirement.clear_marks(workqueue.metadata.namespace, marked)
+
+
+def _why_not(memory: Memory, decision: Retire, outcome: Outcome) -> Hold:
+    """Why nobody was removed."""
+    now = time.monotonic()
+    memory.unreachable_since = (memory.unreachable_since or now) if outcome.unreachable else None
+    if memory.unreachable_since is not None and now - memory.unreachable_since >= UNREACHABLE_AFTER:
+        return Hold(
+            decision.wanted,
+            Reason.RETIRE_UNREACHABLE,
+            f"Worker {outcome.unreachable[0]} does not answer the operator, so that it cannot be asked whether it "
+            "is busy, and stays. Look for a NetworkPolicy between them, and at its log.",
+        )
+    if outcome.awaited:
+        return Hold(decision.wanted, Reason.MESSAGES_WAITING, "A message came; the last workers stay.")
+    if outcome.doorbell_failed:
+        return Hold(
+            decision.wanted,
+            Reason.DOORBELL_UNAVAILABLE,
+            "The bell cannot be hung just now; the last workers stay until it can.",
+        )
+    return Hold(
+        decision.wanted, Reason.WORKERS_BUSY, "Surplus workers are busy and stay until they are idle."
+    )

@@ -1,0 +1,79 @@
+"""The queue of WorkQueues that want a pass: one pass a key at a time, and once more when it came again.
+
+Place in the flow: everything that changes calls `wake`; `reconcile` is what is run. There is no limit on how
+many keys run at once: a pass that waits for a dead broker must not hold up one for a healthy broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from .observe.store import Key
+
+
+class Keys:
+    """Runs a coroutine for each key that was woken.
+
+    Args:
+        run: one pass; returns after how many seconds the next is due, None when only a change is. It must
+            not raise.
+    """
+
+    def __init__(self, run: Callable[[Key], Awaitable[float | None]]) -> None:
+        self._run = run
+        self._running: dict[Key, tuple[asyncio.Task[None], float]] = {}
+        self._again: set[Key] = set()
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._stopped = False
+
+    def wake(self, key: Key) -> None:
+        """Run for this key soon; once more when it is running."""
+        if self._stopped:
+            return
+        if key in self._running:
+            self._again.add(key)
+            return
+        self._cancel_timer(key)
+        task = asyncio.create_task(self._go(key), name=f"pass {key[0]}/{key[1]}")
+        self._running[key] = (task, time.monotonic())
+
+    @property
+    def longest(self) -> float:
+        """Seconds for which the oldest run has been going on; 0 when none is."""
+        begun = min((begun for _, begun in self._running.values()), default=None)
+        return 0.0 if begun is None else time.monotonic() - begun
+
+    async def stop(self, patience: float) -> None:
+        """Begin no run any more, wait for those that are under way, and cancel what takes longer."""
+        self._stopped = True
+        for timer in self._timers.values():
+            timer.cancel()
+        tasks = [task for task, _ in self._running.values()]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=patience)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _go(self, key: Key) -> None:
+        delay: float | None = None
+        try:
+            delay = await self._run(key)
+        finally:
+            del self._running[key]
+            if key in self._again:
+                self._again.discard(key)
+                self.wake(key)
+            elif delay is not None and not self._stopped:
+                self._timers[key] = asyncio.get_running_loop().call_later(delay, self._on_timer, key)
+
+    def _on_timer(self, key: Key) -> None:
+        del self._timers[key]
+        self.wake(key)
+
+    def _cancel_timer(self, key: Key) -> None:
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()

@@ -1,0 +1,42 @@
+"""What is kept about one WorkQueue between its passes: it saves work, and a restart may lose all of it.
+
+Place in the flow: `reconcile` owns one for each WorkQueue; `observe.gather` and `act.scale` note things in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .decide import Window
+from .reasons import Finding
+
+
+@dataclass(eq=False, slots=True)
+class Memory:
+    """Notes about one WorkQueue. Times are seconds on the monotonic clock.
+
+    Attributes:
+        uid: of the WorkQueue; another one of the same name begins with another memory.
+        window: the counts that were wanted lately.
+        declared: for which connection and which spec the queues were last declared.
+        queue: what came of it.
+        rung_at: when the bell rang, until a pass has looked.
+        unreachable_since: since when a worker that should be asked to leave does not answer.
+        proven_hash: the template hash of which a pod was seen Ready.
+        last_scale: the status fields about the last change of the count.
+        ready_before: when the queue was last looked at, and how many messages waited.
+        growth: by how many messages a second the queue has grown lately.
+        failures: passes in a row that failed.
+    """
+
+    uid: str
+    window: Window
+    declared: tuple[int, object] | None = None
+    queue: Finding | None = None
+    rung_at: float | None = None
+    unreachable_since: float | None = None
+    proven_hash: str | None = None
+    last_scale: dict[str, str] = field(default_factory=dict)
+    ready_before: tuple[float, int] | None = None
+    growth: float = 0.0
+    failures: int = 0

@@ -1,0 +1,108 @@
+"""One look at a queue: the broker's answer, and where only they know, the workers' or the management API's.
+
+Place in the flow: the first step of a pass that has a connection; `depth.judge` says what the answers mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from ..broker.connection import QueueCounts
+from ..errors import Trouble
+from ..memory import Memory
+from ..model import WorkQueue
+from ..views import PodView
+from .brokers import Link
+from .depth import Answers, is_implausible, workers_decide
+from .management import Management
+from .sweep import Missing, Watched
+from .workers import Address, Workers, WorkerStatus
+
+FRESH: Final = 1.0
+"""Seconds for which a sweep's answer counts as now; the sweep of active queues is faster."""
+
+RING_AGREES_WITHIN: Final = 0.2
+RING_PAUSE: Final = 0.004
+"""A passive declare may lag behind a ring by some milliseconds (tried)."""
+
+CONSUMERS_SHOW_WITHIN: Final = 0.5
+CONSUMERS_PAUSE: Final = 0.05
+"""It may lag behind a consumer that has just come, too; a leaderless queue goes on lying."""
+
+GROWTH_SECONDS: Final = 60.0
+"""Time over which the growth of the waiting messages is averaged."""
+
+
+class Gatherer:
+    """Asks whoever knows."""
+
+    def __init__(self, workers: Workers, management: Management) -> None:
+        self._workers = workers
+        self._management = management
+
+    async def ask(self, workqueue: WorkQueue, memory: Memory, link: Link, pods: Sequence[PodView]) -> Answers:
+        """Everything that can be known about the queue of a WorkQueue now."""
+        watched = link.sweep.watch(workqueue.key, workqueue.queue_name)
+        counts = await self._counts(link, watched, rung=memory.rung_at is not None)
+        answers = Answers(
+            counts=counts,
+            bell_hung_at=link.broker.bell_hung_at(workqueue.queue_name),
+            ours=workqueue.spec.worker is not None,
+            concurrency=workqueue.spec.worker.concurrency if workqueue.spec.worker is not None else 1,
+        )
+        if workqueue.spec.worker is None:
+            unacknowledged = await self._management.unacknowledged(link.broker.binding, workqueue.queue_name)
+            return replace(answers, unacknowledged=unacknowledged)
+        running = [pod for pod in pods if pod.running and not pod.terminating and not pod.marked]
+        answers = replace(answers, pods=running, statuses=await self._statuses(workqueue, counts, running))
+        if isinstance(counts, QueueCounts):
+            _follow_growth(memory, counts)
+        deadline = time.monotonic() + CONSUMERS_SHOW_WITHIN
+        while is_implausible(answers) and time.monotonic() < deadline:
+            await asyncio.sleep(CONSUMERS_PAUSE)
+            answers = replace(answers, counts=await link.sweep.ask(watched))
+        return answers
+
+    async def _counts(self, link: Link, watched: Watched, *, rung: bool) -> QueueCounts | Missing | Trouble:
+        if rung:
+            return await self._counts_after_ring(link, watched)
+        last = watched.last
+        if isinstance(last, QueueCounts) and asyncio.get_running_loop().time() - last.at < FRESH:
+            return last
+        return await link.sweep.ask(watched)
+
+    async def _counts_after_ring(self, link: Link, watched: Watched) -> QueueCounts | Missing | Trouble:
+        """A ring means at least one message; while the count grows, a burst is coming in."""
+        deadline = time.monotonic() + RING_AGREES_WITHIN
+        before = -1
+        while True:
+            counts = await link.sweep.ask(watched)
+            if not isinstance(counts, QueueCounts) or counts.ready == 1 or 0 < counts.ready == before:
+                return counts
+            if time.monotonic() >= deadline:
+                return counts
+            before = counts.ready
+            await asyncio.sleep(RING_PAUSE)
+
+    async def _statuses(
+        self, workqueue: WorkQueue, counts: QueueCounts | Missing | Trouble, running: Sequence[PodView]
+    ) -> Mapping[str, WorkerStatus]:
+        measured = workqueue.spec.scaling.target_drain_seconds is not None
+        if not running or not (measured or workers_decide(counts)):
+            return {}
+        return await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in running])
+
+
+def _follow_growth(memory: Memory, counts: QueueCounts) -> None:
+    if memory.ready_before is not None:
+        at, ready = memory.ready_before
+        span = counts.at - at
+        if span <= 0:
+            return
+        weight = min(span / GROWTH_SECONDS, 1.0)
+        memory.growth += weight * ((counts.ready - ready) / span - memory.growth)
+    memory.ready_before = (counts.at, counts.ready)
