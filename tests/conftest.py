@@ -1,3 +1,3 @@
 """Fixtures for all tests."""
 
-pytest_plugins = ["tests.support.rabbitmq"]
+pytest_plugins = ["tests.support.rabbitmq", "tests.support.worker"]

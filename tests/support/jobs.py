@@ -1,0 +1,92 @@
+"""Handlers for tests: the message says what is to happen, and what happened is written to a file.
+
+Runs inside worker processes: `workqueue run tests.support.jobs:handle`. The body is JSON such as
+`{"id": 1, "do": "sleep", "seconds": 2}`; EVENTS in the environment names the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from typing import Any
+
+from workqueue_worker import Message, Reject, Retry
+
+
+def record(event: str, message: Message, job: dict[str, Any]) -> None:
+    """Append one event; a line this short is written whole, whatever else dies."""
+    line = json.dumps(
+        {
+            "event": event,
+            "id": job.get("id"),
+            "attempt": message.attempt,
+            "pid": os.getpid(),
+            "redelivered": message.redelivered,
+            "headers": {name: str(value) for name, value in message.headers.items()},
+            "expiration": message.properties.expiration,
+            "priority": message.properties.priority,
+            "correlation_id": message.properties.correlation_id,
+            "at": time.time(),
+        }
+    )
+    descriptor = os.open(os.environ["EVENTS"], os.O_APPEND | os.O_CREAT | os.O_WRONLY)
+    try:
+        os.write(descriptor, f"{line}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+def handle(message: Message) -> None:
+    """Do what the job says, in a thread."""
+    if message.body.startswith(b"not json"):
+        message.json()
+    job = message.json()
+    record("start", message, job)
+    match job.get("do", "ok"):
+        case "sleep":
+            if message.cancelled.wait(job["seconds"]):
+                record("cancelled", message, job)
+                return
+        case "ignore":  # its cancellation
+            time.sleep(job["seconds"])
+        case other:
+            _misbehave(other, job, message)
+    record("end", message, job)
+
+
+async def handle_async(message: Message) -> None:
+    """The same as a coroutine; `block` holds up the whole loop."""
+    job = message.json()
+    record("start", message, job)
+    match job.get("do", "ok"):
+        case "sleep":
+            try:
+                await asyncio.sleep(job["seconds"])
+            except asyncio.CancelledError:
+                record("cancelled", message, job)
+                raise
+        case "block":
+            time.sleep(job["seconds"])  # noqa: ASYNC251 - that is what is being tested
+        case other:
+            _misbehave(other, job, message)
+    record("end", message, job)
+
+
+def _misbehave(what: str, job: dict[str, Any], message: Message) -> None:
+    match what:
+        case "fail":
+            raise ValueError(job.get("why", "it went wrong"))
+        case "fail once":
+            if message.attempt == 1:
+                raise ValueError("the first time")
+        case "retry":
+            if message.attempt == 1:
+                raise Retry(after=job.get("after"), reason=job.get("why", ""))
+        case "reject":
+            raise Reject(job.get("why", ""))
+        case "exit":
+            raise SystemExit(9)
+        case "die":
+            os._exit(70)

@@ -1,0 +1,204 @@
+"""What becomes of a message, by how its handler ends: on a real RabbitMQ, with real worker processes."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+import pytest
+
+from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import eventually
+from tests.support.worker import ASYNC, THREADS, Workers, is_empty, publish, take_all
+
+BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", "as a coroutine"])
+
+
+@BOTH
+def test_messages_are_handled_retried_and_given_up_on_every_version(
+    every_vhost: VirtualHost, workers: Workers, handler: str
+) -> None:
+    worker = workers.start(every_vhost.url, "--max-attempts", "2", handler=handler).wait_consuming()
+    publish(
+        every_vhost,
+        {"id": "good"},
+        {"id": "at the second attempt", "do": "fail once"},
+        {"id": "never", "do": "fail", "why": "no such file"},
+        {"id": "rejected", "do": "reject", "why": "no image"},
+    )
+    eventually(lambda: worker.outcomes() == {"acked": 2, "retried": 2, "dead_lettered": 2})
+    assert sorted(worker.events_of("end")) == ["at the second attempt", "good"]
+    assert is_empty(every_vhost)
+    assert is_empty(every_vhost, "jobs.retry.1s")
+    reasons = {
+        properties.headers["x-workqueue-failure-message"]: (
+            properties.headers["x-workqueue-failure-reason"],
+            properties.headers["x-workqueue-attempt"],
+        )
+        for properties, _ in take_all(every_vhost, "jobs.dead")
+    }
+    assert reasons == {"ValueError: no such file": ("Exception", 2), "no image": ("Rejected", 1)}
+    assert worker.stop() == 0
+
+
+def test_a_classic_work_queue_has_the_same_outcomes(every_vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(every_vhost.url, "--queue-type", "Classic", "--max-attempts", "2").wait_consuming()
+    publish(every_vhost, {"id": 1, "do": "fail once"}, {"id": 2, "do": "fail"})
+    eventually(lambda: worker.outcomes() == {"acked": 1, "retried": 2, "dead_lettered": 1})
+    assert every_vhost.depth("jobs.dead").ready == 1
+
+
+def test_a_retry_keeps_what_the_publisher_set_and_says_what_happened(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url, "--max-attempts", "2").wait_consuming()
+    publish(
+        vhost,
+        {"id": 1, "do": "fail", "why": "disk full"},
+        headers={"tenant": "blue", "CC": ["elsewhere"]},
+        priority=4,
+        correlation_id="c-1",
+        message_id="m-1",
+        content_type="application/json",
+        expiration="600000",
+        timestamp=1_700_000_000,
+        reply_to="answers",
+        type="thumbnail",
+        app_id="web",
+        user_id="guest",
+    )
+    eventually(lambda: worker.outcomes() == {"retried": 1, "dead_lettered": 1})
+    first, second = worker.events
+    assert (first["attempt"], second["attempt"]) == (1, 2)
+    for event in (first, second):
+        assert event["headers"]["tenant"] == "blue"
+        assert event["headers"]["CC"] == "['elsewhere']"
+        assert (event["expiration"], event["priority"], event["correlation_id"]) == ("600000", 4, "c-1")
+    assert second["headers"]["x-workqueue-failure-reason"] == "Exception"
+    assert second["headers"]["x-workqueue-worker"] == "pod-0"
+    assert 0.85 < second["at"] - first["at"] < 5
+    [(properties, body)] = take_all(vhost, "jobs.dead")
+    headers = properties.headers
+    assert body == b'{"id": 1, "do": "fail", "why": "disk full"}'
+    assert (properties.message_id, properties.correlation_id, properties.priority) == ("m-1", "c-1", 4)
+    assert (properties.reply_to, properties.type, properties.app_id) == ("answers", "thumbnail", "web")
+    assert properties.timestamp == 1_700_000_000
+    assert properties.expiration is None, "it would empty the dead-letter queue"
+    assert properties.user_id is None, "RabbitMQ refuses the name of another user"
+    assert headers["x-workqueue-original-expiration"] == "600000"
+    assert headers["x-workqueue-original-cc"] == ["elsewhere"]
+    assert headers["x-workqueue-original-user-id"] == "guest"
+    assert "CC" not in headers
+    assert headers["x-workqueue-attempt"] == 2
+    assert headers["x-workqueue-failure-message"] == "ValueError: disk full"
+    assert "_misbehave" in headers["x-workqueue-failure-traceback"]
+    assert headers["x-workqueue-failed-at"].endswith("Z")
+    assert "x-death" not in headers
+
+
+def test_a_body_that_cannot_be_decoded_is_dead_lettered_at_once(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    publish(vhost, b"not json \xff")
+    eventually(lambda: worker.outcomes() == {"dead_lettered": 1})
+    [(properties, body)] = take_all(vhost, "jobs.dead")
+    assert body == b"not json \xff"
+    assert properties.headers["x-workqueue-failure-reason"] == "Undecodable"
+    assert properties.headers["x-workqueue-attempt"] == 1
+
+
+def test_a_handler_may_ask_for_its_own_delay(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, "--delays", "60").wait_consuming()
+    publish(vhost, {"id": 1, "do": "retry", "after": 1.2, "why": "busy"})
+    eventually(lambda: worker.events_of("end") == [1])
+    first, second = worker.events[:2]
+    assert 1.1 < second["at"] - first["at"] < 6
+    assert second["headers"]["x-workqueue-failure-reason"] == "RetryRequested"
+    assert vhost.exists("jobs.retry.2s"), "the next delay for which there is a queue"
+
+
+def test_delays_follow_the_configuration_and_the_last_one_repeats(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url, "--delays", "1,2", "--max-attempts", "4").wait_consuming()
+    publish(vhost, {"id": 1, "do": "fail"})
+    eventually(lambda: worker.outcomes() == {"retried": 3, "dead_lettered": 1})
+    times = [event["at"] for event in worker.events]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert [round(gap) for gap in gaps] == [1, 2, 2]
+
+
+@BOTH
+def test_a_handler_that_runs_too_long_is_cancelled_and_its_message_retried(
+    vhost: VirtualHost, workers: Workers, handler: str
+) -> None:
+    worker = workers.start(
+        vhost.url, "--timeout", "1", "--max-attempts", "2", handler=handler
+    ).wait_consuming()
+    publish(vhost, {"id": 1, "do": "sleep", "seconds": 30})
+    eventually(lambda: worker.outcomes() == {"timed_out": 2})
+    eventually(lambda: worker.events_of("cancelled") == [1, 1])
+    [(properties, _)] = take_all(vhost, "jobs.dead")
+    assert properties.headers["x-workqueue-failure-reason"] == "TimedOut"
+    publish(vhost, {"id": 2})
+    eventually(lambda: worker.events_of("end") == [2])
+
+
+def test_a_handler_that_ignores_its_cancellation_gets_no_second_message_beside_it(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url, "--timeout", "1", "--max-attempts", "1").wait_consuming()
+    publish(vhost, {"id": "deaf", "do": "ignore", "seconds": 3}, {"id": "next"})
+    eventually(lambda: worker.outcomes()["timed_out"] == 1)
+    assert worker.status()["busy"] == 1
+    assert not worker.status()["consuming"]
+    eventually(lambda: worker.events_of("end") == ["deaf", "next"])
+    assert worker.events[-1]["at"] - worker.events[0]["at"] >= 3
+    assert worker.outcomes() == {"timed_out": 1, "acked": 1}
+
+
+def test_a_handler_that_calls_exit_fails_like_any_other(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, "--max-attempts", "1").wait_consuming()
+    publish(vhost, {"id": 1, "do": "exit"}, {"id": 2})
+    eventually(lambda: worker.outcomes() == {"dead_lettered": 1, "acked": 1})
+
+
+@BOTH
+def test_slots_work_beside_each_other_and_each_holds_one_message(
+    vhost: VirtualHost, workers: Workers, handler: str
+) -> None:
+    worker = workers.start(vhost.url, "--concurrency", "3", handler=handler).wait_consuming()
+    eventually(lambda: _consumers(vhost) == 3)
+    publish(vhost, *({"id": number, "do": "sleep", "seconds": 1.5} for number in range(5)))
+    eventually(lambda: worker.status()["busy"] == 3)
+    assert vhost.depth("jobs") == (2, 3)
+    eventually(lambda: len(worker.events_of("end")) == 5)
+    assert max(event["at"] for event in worker.events) - worker.events[0]["at"] < 4.5
+
+
+def test_figures_of_the_last_minute_are_told(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    publish(vhost, *({"id": number, "do": "sleep", "seconds": 0.2} for number in range(3)))
+    eventually(lambda: worker.status()["handled"] == 3)
+    status: dict[str, Any] = worker.status()
+    assert status["queue"] == "jobs"
+    assert status["slots"] == 1
+    assert status["meanHandlerSeconds"] == pytest.approx(0.2, abs=0.15)
+    assert status["recentHandlerSeconds"] == status["meanHandlerSeconds"]
+    assert (status["connected"], status["lastError"], status["retired"]) == (True, None, False)
+    assert eventually(lambda: worker.status()["arrivalPerSecond"]) <= 3 / 5
+
+
+def test_the_age_of_messages_is_measured_from_their_timestamp(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    publish(vhost, {"id": 1}, timestamp=int(time.time()) - 100)
+    eventually(lambda: worker.outcomes() == {"acked": 1})
+    metrics = worker.request("/metrics")[1]
+    assert 'workqueue_worker_message_age_seconds_bucket{le="60.0",queue="jobs"} 0.0' in metrics
+    assert 'workqueue_worker_message_age_seconds_bucket{le="300.0",queue="jobs"} 1.0' in metrics
+
+
+def _consumers(vhost: VirtualHost) -> int:
+    with vhost.connect() as connection:
+        count: int = connection.channel().queue_declare("jobs", passive=True).method.consumer_count
+        return count
