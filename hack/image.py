@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,7 @@ from hack.cluster.locks import locked
 from hack.rootfs import cache_folder
 
 CHECKOUT: Final = Path(__file__).parents[1]
+DIGITS: Final = 16
 DEFAULT_TAG: Final = "workqueue-operator:dev"
 PUBLIC_BASE: Final = "docker.io/library/python:3.13-slim"
 CERTIFICATES: Final = Path("/etc/ssl/certs")
@@ -46,13 +48,17 @@ def build(tag: str = DEFAULT_TAG) -> Archive:
     name = full_name(tag)
     folder = cache_folder() / "images"
     slug = re.sub("[^a-z0-9]+", "-", name)
-    file = folder / f"{slug}-{source_digest()}.tar"
-    with locked(folder / f".{slug}.lock", f"Another process builds {tag}; waiting for it."):
+    with (
+        locked(folder / f".{slug}.lock", f"Another process builds {tag}; waiting for it."),
+        tempfile.TemporaryDirectory(prefix="workqueue-image-") as context,
+    ):
+        # A copy, so that what is edited meanwhile is not built under the name of what was there before.
+        file = folder / f"{slug}-{copy_sources(Path(context))}.tar"
         if file.exists():
             say(f"The image {tag} is already built from these sources.")
         else:
-            _build(name, file)
-            for older in folder.glob(f"{slug}-{'?' * 16}.tar"):
+            _build(name, Path(context), file)
+            for older in folder.glob(f"{slug}-{'?' * DIGITS}.tar"):
                 if older != file:
                     older.unlink()
     return Archive(name, file)
@@ -66,14 +72,19 @@ def full_name(tag: str) -> str:
     return f"docker.io/{tag}" if slash else f"docker.io/library/{tag}"
 
 
-def source_digest() -> str:
-    """Names all that goes into the image: 16 hexadecimal digits."""
+def copy_sources(context: Path) -> str:
+    """Copy all that goes into the image to a folder; the name of that content, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for file in sources():
+        name = file.relative_to(CHECKOUT)
         content = file.read_bytes()
-        digest.update(f"{file.relative_to(CHECKOUT)}\0{len(content)}\0".encode())
+        digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
-    return digest.hexdigest()[:16]
+        copy = context / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content)
+        shutil.copystat(file, copy)
+    return digest.hexdigest()[:DIGITS]
 
 
 def sources() -> Iterator[Path]:
@@ -88,7 +99,7 @@ def sources() -> Iterator[Path]:
             yield from (file for file in files if file.is_file() and "__pycache__" not in file.parts)
 
 
-def _build(name: str, file: Path) -> None:
+def _build(name: str, context: Path, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     if _docker_answers():
         with step(f"building {name} with docker", "about 1 minute, later less") as current:
@@ -96,7 +107,7 @@ def _build(name: str, file: Path) -> None:
             def show(line: str) -> None:
                 current.detail = line[:60]
 
-            command = ["docker", "build", "--network=host", *_arguments(), "--tag", name, str(CHECKOUT)]
+            command = ["docker", "build", "--network=host", *_arguments(), "--tag", name, str(context)]
             run_with_lines(command, doing=f"Building {name}", on_line=show)
             unfinished = file.with_suffix(".unfinished")
             run(["docker", "save", "--output", unfinished, name], doing=f"Saving {name}")
@@ -110,7 +121,7 @@ def _build(name: str, file: Path) -> None:
         images.buildah(
             *("build", "--isolation=chroot", "--network=host", "--layers", "--quiet"),
             *(f"--build-arg=BASE_IMAGE={base}", *_arguments(), *_volumes()),
-            *("--tag", name, CHECKOUT),
+            *("--tag", name, context),
             doing=f"Building {name}",
         )
         images.save(name, file)

@@ -88,12 +88,14 @@ def test_image_names_are_completed_as_kubernetes_does(tag: str, name: str) -> No
     assert image.full_name(tag) == name
 
 
-def test_the_image_is_named_by_what_is_copied_into_it() -> None:
+def test_the_image_is_made_of_and_named_by_a_copy_of_its_sources(tmp_path: Path) -> None:
     names = {str(path.relative_to(image.CHECKOUT)) for path in image.sources()}
     assert {"Dockerfile", ".dockerignore", "pyproject.toml", "requirements.lock"} <= names
     assert "worker/workqueue_worker/topology.py" in names
     assert not [name for name in names if name.startswith(("tests", "hack", "docs")) or "__pycache__" in name]
-    assert re.fullmatch("[0-9a-f]{16}", image.source_digest())
+    digest = image.copy_sources(tmp_path)
+    assert re.fullmatch("[0-9a-f]{16}", digest)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == names
 
 
 def test_pip_in_the_image_is_configured_as_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
