@@ -25,7 +25,10 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /src/dis
         -s /opt/project -p /opt/venv /opt/project/lib
 
 FROM ${BASE_IMAGE}
+# The name, since libraries ask for it and the user id may be any: it need not stand in /etc/passwd.
 ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    LOGNAME=workqueue \
+    HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 COPY --from=dependencies /opt/venv /opt/venv
