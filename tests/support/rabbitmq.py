@@ -43,13 +43,17 @@ STOP_SECONDS: Final = 30.0
 
 _HOME: Final = "/var/lib/rabbitmq"
 _NODE: Final = "rabbit@localhost"
+_NAMESPACES: Final = ("--mount", "--pid", "--uts")
 
 # Process 1 of the namespaces. It ends, and the kernel then kills all the others, when the server ends or
 # when standard input reaches its end: the other end of that pipe dies with the process that started us.
+# The host is called localhost in there: RabbitMQ looks up its host's name for each connection, and one that
+# stands in no hosts file makes it wait 5 s for a name server at times.
 _FIRST_PROCESS: Final = """
 set -e
 root=$1 data=$2
 shift 2
+echo localhost >/proc/sys/kernel/hostname
 mount --bind "$data" "$root/var/lib/rabbitmq"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/tmp"
@@ -173,7 +177,7 @@ class Broker:
     def spawn(self) -> None:
         """Start the server without waiting; `wait_until_ready` must follow."""
         assert self._process is None, f"{self!r} is running already."
-        command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", _FIRST_PROCESS]
+        command = ["unshare", *_NAMESPACES, "--fork", "--kill-child", "bash", "-c", _FIRST_PROCESS]
         command += ["rabbitmq", str(self._root), str(self._data)]
         command += [*self._in_chroot(), "/usr/lib/rabbitmq/bin/rabbitmq-server"]
         with self.log.open("ab") as log:
@@ -343,7 +347,7 @@ class Broker:
     def _run(self, *command: str, input: str = "") -> str:  # noqa: A002 - as subprocess.run names it
         assert self._process is not None, f"{self!r} is not running."
         first = _children(self._process.pid)[0]
-        enter = ["nsenter", "--mount", "--pid", f"--target={first}"]
+        enter = ["nsenter", *_NAMESPACES, f"--target={first}"]
         done = subprocess.run(
             [*enter, "chroot", str(self._root), *self._in_chroot(), *command],
             capture_output=True,
