@@ -1,0 +1,102 @@
+"""The command line: `python -m hack.demo`. Exit code 0 only when everything was as promised."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from hack.cluster import checkout
+from hack.cluster.errors import ClusterError
+from hack.demo import documents, install, scenario
+from hack.demo.board import Screen
+from hack.demo.errors import DemoError
+from hack.demo.forward import Forward
+from hack.image import DEFAULT_TAG
+from workqueue_operator.model import WorkQueueSpec
+
+DOCUMENTS: Final = 400
+INTERRUPTED: Final = 130
+PAUSE_VARIABLE: Final = "WORDCOUNT_SECONDS"
+
+
+def main() -> int:
+    """Do it, and turn what went wrong into one sentence and exit code 1."""
+    parser = argparse.ArgumentParser(prog="python -m hack.demo", description=__doc__)
+    parser.add_argument("--image", default=DEFAULT_TAG, help="image of operator and worker (%(default)s)")
+    parser.add_argument("--documents", type=int, default=DOCUMENTS, help="how many are sent (%(default)s)")
+    parser.add_argument(
+        *("--documents-from", type=Path, nargs="+", metavar="FOLDER", default=list(documents.FOLDERS)),
+        help="folders with texts, instead of this system's licences and package documentation",
+    )
+    arguments = parser.parse_args()
+    if arguments.documents < 2:  # noqa: PLR2004 - one to wake a worker, and some to need more than one
+        parser.error("--documents: at least 2")
+    screen = Screen()
+    try:
+        _run(screen, arguments.image, arguments.documents, arguments.documents_from)
+    except (DemoError, ClusterError) as error:
+        screen.say(f"\n{error}", style="bold red")
+        return 1
+    except KeyboardInterrupt:
+        screen.say("\nInterrupted; the same command starts afresh.")
+        return INTERRUPTED
+    return 0
+
+
+def _run(screen: Screen, image: str, most: int, folders: list[Path]) -> None:
+    cluster = install.Cluster()
+    with screen.step("Documents of this machine") as step:
+        found = documents.find(most, folders)
+        size = sum(len(document.body) for document in found) / 1e6
+        names = " and ".join(map(str, folders))
+        step.title = f"{len(found)} documents, {size:.1f} MB, from {names}"
+    with screen.step(
+        f"Namespaces {install.OPERATOR_NAMESPACE}, {install.NAMESPACE}, {install.RABBITMQ_NAMESPACE}"
+    ):
+        install.namespaces(cluster)
+    with screen.step("RabbitMQ applied"):
+        binding = install.rabbitmq(cluster)
+    with screen.step(f"Operator installed with helm, from the image {image}"):
+        install.operator(cluster, image)
+    with screen.step("RabbitMQ is Ready"):
+        install.wait_for_rabbitmq(cluster)
+    with screen.step("WorkQueue wordcount applied and Ready: its queues exist"):
+        spec = install.workqueue(cluster, image)
+    kubectl = cluster.kubectl(install.RABBITMQ_NAMESPACE)
+    with Forward(kubectl, "service/rabbitmq", binding) as forward:
+        run = scenario.Scenario(screen, cluster, spec, found)
+        figures = run.run(forward)
+    scenario.report(screen, figures, spec, len(found), _pause(spec))
+    _hints(screen, cluster)
+
+
+def _pause(spec: WorkQueueSpec) -> float:
+    """Seconds that the handler pauses for each document."""
+    assert spec.worker is not None
+    return float(next(one["value"] for one in spec.worker.env if one["name"] == PAUSE_VARIABLE))
+
+
+def _hints(screen: Screen, cluster: install.Cluster) -> None:
+    here = f"kubectl -n {install.NAMESPACE}"
+    lines = [
+        f"{here} get workqueue wordcount --watch      # and `make demo` again in another terminal",
+        f"{here} describe workqueue wordcount         # its conditions and events",
+        f"{here} scale workqueue wordcount --replicas=2",
+        f"""{here} patch workqueue wordcount --type=merge --patch='{{"spec":{{"replicas":null}}}}'   # scales again""",
+        f"kubectl -n {install.OPERATOR_NAMESPACE} logs deployment/workqueue-operator --follow",
+    ]
+    screen.say("\nThe cluster goes on running. To try next:\n")
+    if not checkout.wants_current_context():
+        kubeconfig, programs = (os.path.relpath(path) for path in (cluster.kubeconfig, cluster.programs))
+        screen.say(f'  export KUBECONFIG="$PWD/{kubeconfig}" PATH="$PWD/{programs}:$PATH"')
+    for line in lines:
+        screen.say(f"  {line}")
+    if not checkout.wants_current_context():
+        screen.say("  make cluster-down                                                    # takes everything away")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The demo's own look into RabbitMQ: takes the results, sees how many messages wait, empties queues.
+
+The one place of the demo that knows pika. Publishing is done with the project's own publisher.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Final, Self
+
+import pika
+from pika.exceptions import AMQPError, ChannelClosedByBroker
+
+from hack.demo.errors import DemoError
+from workqueue_worker.binding import Binding
+
+LOOK_SECONDS: Final = 0.2
+AGAIN_SECONDS: Final = 0.3
+PREFETCH: Final = 100
+NOT_FOUND: Final = 404
+CLOSE_SECONDS: Final = 5.0
+
+
+def empty(binding: Binding, queues: Iterable[str]) -> int:
+    """Remove every waiting message from those of the queues that exist; how many there were.
+
+    Raises:
+        DemoError: RabbitMQ cannot be reached or refused.
+    """
+    removed = 0
+    try:
+        with _connected(binding) as connection:
+            for queue in queues:
+                channel = connection.channel()
+                try:
+                    removed += channel.queue_purge(queue).method.message_count
+                except ChannelClosedByBroker as error:
+                    if error.reply_code != NOT_FOUND:
+                        raise
+    except AMQPError as error:
+        raise DemoError(f"RabbitMQ's queues could not be emptied: {error!r}.") from error
+    return removed
+
+
+class Inbox:
+    """Takes the results as they come, and looks at queues, in a thread, until the context ends.
+
+    Args:
+        binding: where RabbitMQ is; asked at each attempt to connect.
+        results: the queue of the results.
+        looked_at: queues whose waiting messages are counted.
+        on_result: called in the thread with message id, correlation id and body; twice for one message where
+            a connection was lost.
+    """
+
+    def __init__(
+        self,
+        binding: Callable[[], Binding],
+        results: str,
+        looked_at: Iterable[str],
+        on_result: Callable[[str, str | None, bytes], None],
+    ) -> None:
+        self._binding = binding
+        self._results = results
+        self._looked_at = tuple(looked_at)
+        self._on_result = on_result
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
+        self.waiting: dict[str, int | None] = dict.fromkeys(self._looked_at)
+        """By queue, the messages that wait; None while that is not known."""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                with _connected(self._binding()) as connection:
+                    self._serve(connection)
+            except (AMQPError, OSError):
+                # The port-forward comes back by itself; results that are not acknowledged come again.
+                self.waiting = dict.fromkeys(self._looked_at)
+                self._ended.wait(AGAIN_SECONDS)
+
+    def _serve(self, connection: Any) -> None:
+        incoming, looking = connection.channel(), connection.channel()
+        incoming.basic_qos(prefetch_count=PREFETCH)
+        incoming.basic_consume(self._results, self._take)
+        while not self._ended.is_set():
+            self._look(looking)
+            until = time.monotonic() + LOOK_SECONDS
+            while (left := until - time.monotonic()) > 0:
+                connection.process_data_events(time_limit=left)
+
+    def _take(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        self._on_result(properties.message_id, properties.correlation_id, body)
+        channel.basic_ack(method.delivery_tag)
+
+    def _look(self, channel: Any) -> None:
+        self.waiting = {
+            queue: channel.queue_declare(queue, passive=True).method.message_count
+            for queue in self._looked_at
+        }
+
+
+@contextmanager
+def _connected(binding: Binding) -> Iterator[Any]:
+    host, port = binding.addresses[0]
+    connection = pika.BlockingConnection(
+        pika.ConnectionParameters(
+            host=host,
+            port=port,
+            virtual_host=binding.virtual_host,
+            credentials=pika.PlainCredentials(binding.username, binding.password),
+            client_properties={"connection_name": "workqueue demo"},
+            blocked_connection_timeout=60,
+        )
+    )
+    try:
+        yield connection
+    finally:
+        if connection.is_open:
+            connection.close()

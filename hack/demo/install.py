@@ -1,0 +1,168 @@
+"""RabbitMQ, the operator and the WorkQueue, brought into the cluster with kubectl and helm as a user does it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from hack.cluster import checkout
+from hack.cluster.checkout import CHECKOUT
+from hack.cluster.commands import run
+from hack.cluster.errors import ClusterError
+from hack.cluster.instance import Instance
+from hack.demo.errors import DemoError
+
+Object: TypeAlias = dict[str, Any]
+
+OPERATOR_NAMESPACE: Final = "workqueue-system"
+NAMESPACE: Final = "workqueue-demo"
+RABBITMQ_NAMESPACE: Final = "workqueue-demo-rabbitmq"
+RELEASE: Final = "workqueue-operator"
+CHART: Final = CHECKOUT / "charts/workqueue-operator"
+RABBITMQ: Final = CHECKOUT / "examples/rabbitmq.yaml"
+EXAMPLE: Final = CHECKOUT / "examples/wordcount"
+USER_SECRET: Final = "rabbitmq-user"
+BINDING_SECRET: Final = "rabbitmq"
+WORKQUEUE: Final = "wordcount"
+ANNOTATION_SOURCES: Final = "image-sources"
+POD_SECURITY: Final = {"pod-security.kubernetes.io/enforce": "restricted"}
+WAIT: Final = "--timeout=180s"
+
+_CONDITIONS: Final = '{range .status.conditions[?(@.status!="True")]}{.type}: {.message} {end}'
+
+
+class Cluster:
+    """The cluster that this checkout has access to.
+
+    Raises:
+        DemoError: it has access to none.
+    """
+
+    def __init__(self) -> None:
+        folder = checkout.folder(Instance.from_environment().name)
+        self.kubeconfig: Final = folder / "kubeconfig"
+        self.programs: Final = folder / "bin"
+        if not self.kubeconfig.exists():
+            raise DemoError("There is no cluster yet: `make demo` starts one, and so does `make cluster`.")
+
+    def kubectl(self, namespace: str = NAMESPACE) -> list[str | Path]:
+        """The beginning of a kubectl command."""
+        return [self.programs / "kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={namespace}"]
+
+    def run(self, *arguments: str | Path, doing: str, namespace: str = NAMESPACE) -> str:
+        """What kubectl prints.
+
+        Raises:
+            ClusterError: it failed.
+        """
+        return run([*self.kubectl(namespace), *arguments], doing=doing)
+
+    def apply(self, *objects: Object, doing: str, namespace: str = NAMESPACE) -> None:
+        """kubectl apply.
+
+        Raises:
+            ClusterError: it failed.
+        """
+        bundle = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        # In a file that has no name: what is applied may be a Secret.
+        with tempfile.TemporaryFile() as file:
+            file.write(json.dumps(bundle).encode())
+            file.seek(0)
+            run([*self.kubectl(namespace), "apply", "--filename=-"], doing=doing, stdin=file)
+
+
+def namespaces(cluster: Cluster) -> None:
+    """Make the three namespaces, in which nothing may run that is not restricted."""
+    made = [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": POD_SECURITY}}
+        for name in (OPERATOR_NAMESPACE, NAMESPACE, RABBITMQ_NAMESPACE)
+    ]
+    cluster.apply(*made, doing="Making the namespaces")
+
+
+def rabbitmq(cluster: Cluster) -> Binding:
+    """Apply RabbitMQ, with a user whose password is made up the first time; how it is reached in the cluster."""
+    keys = {
+        "type": "rabbitmq",
+        "host": f"rabbitmq.{RABBITMQ_NAMESPACE}.svc",
+        "port": str(bindings.AMQP_PORT),
+        "virtual-host": "/",
+        **_user(cluster),
+    }
+    doing = "Installing RabbitMQ"
+    cluster.apply(_secret(BINDING_SECRET, keys, "servicebinding.io/rabbitmq"), doing=doing)
+    cluster.run("apply", "--filename", RABBITMQ, doing=doing, namespace=RABBITMQ_NAMESPACE)
+    return bindings.from_mapping(keys, f"Secret {BINDING_SECRET}")
+
+
+def wait_for_rabbitmq(cluster: Cluster) -> None:
+    """Wait until RabbitMQ is Ready.
+
+    Raises:
+        ClusterError: it is not, in three minutes.
+    """
+    cluster.run(
+        *("rollout", "status", "deployment/rabbitmq", WAIT),
+        doing="Waiting for RabbitMQ",
+        namespace=RABBITMQ_NAMESPACE,
+    )
+
+
+def operator(cluster: Cluster, image: str) -> None:
+    """helm upgrade --install, and wait until the operator is Ready."""
+    repository, _, tag = image.rpartition(":")
+    run(
+        [
+            *(cluster.programs / "helm", "upgrade", "--install", RELEASE, CHART),
+            *(f"--namespace={OPERATOR_NAMESPACE}", "--create-namespace"),
+            *("--set-string", f"image.repository={repository}", "--set-string", f"image.tag={tag}"),
+            # Without it nothing would change for Kubernetes when an image of the same name does.
+            *("--set-string", f"podAnnotations.{ANNOTATION_SOURCES}={source_digest()}"),
+            *("--wait", WAIT, f"--kubeconfig={cluster.kubeconfig}"),
+        ],
+        doing="Installing the operator",
+    )
+
+
+def workqueue(cluster: Cluster, image: str) -> WorkQueueSpec:
+    """Apply the example with this image, and wait until its WorkQueue is Ready; its spec.
+
+    Raises:
+        DemoError: it does not become Ready; the text is what it says of itself.
+    """
+    doing = "Applying the WorkQueue"
+    objects = list(yaml.safe_load_all(cluster.run("kustomize", EXAMPLE, doing=doing)))
+    (made,) = (one for one in objects if one["kind"] == names.KIND)
+    made["spec"]["worker"]["image"] = image
+    made["spec"]["worker"]["podAnnotations"] = {ANNOTATION_SOURCES: source_digest()}
+    cluster.apply(*objects, doing=doing)
+    try:
+        cluster.run("wait", "--for=condition=Ready", f"workqueue/{WORKQUEUE}", WAIT, doing=doing)
+    except ClusterError as error:
+        said = cluster.run("get", "workqueue", WORKQUEUE, f"--output=jsonpath={_CONDITIONS}", doing=doing)
+        raise DemoError(f"The WorkQueue does not become Ready: {said or 'it says nothing'}") from error
+    return WorkQueueSpec.model_validate(made["spec"])
+
+
+def _user(cluster: Cluster) -> dict[str, str]:
+    """The user of an earlier run, which RabbitMQ knows, or a new one."""
+    doing = "Making RabbitMQ's user"
+    where = {"doing": doing, "namespace": RABBITMQ_NAMESPACE}
+    found = cluster.run("get", "secret", USER_SECRET, "--ignore-not-found", "--output=json", **where)
+    if found:
+        data = json.loads(found)["data"]
+        return {key: base64.b64decode(data[key]).decode() for key in ("username", "password")}
+    keys = {"username": "workqueue", "password": secrets.token_hex(24)}
+    cluster.apply(_secret(USER_SECRET, keys, "kubernetes.io/basic-auth"), **where)
+    return keys
+
+
+def _secret(name: str, keys: dict[str, str], kind: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name},
+        "type": kind,
+        "stringData": keys,
+    }

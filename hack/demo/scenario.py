@@ -1,0 +1,236 @@
+"""What happens: one document wakes one worker; all the others at once bring as many workers as they need; and
+each time the workers go away again. Then every result is compared.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from examples.wordcount.wordcount import count
+from hack.demo import install
+from hack.demo.board import Board, Row, Screen
+from hack.demo.broker import Inbox, empty
+from hack.demo.documents import Document
+from hack.demo.errors import DemoError
+from hack.demo.forward import Forward
+from hack.demo.install import Cluster
+from hack.demo.ledger import Ledger
+from hack.demo.watch import Watch, Write
+from workqueue_operator.model import WorkQueueSpec
+from workqueue_worker import topology
+from workqueue_worker.binding import Binding
+from workqueue_worker.broker.outgoing import Outgoing
+from workqueue_worker.broker.publisher import Publisher
+from workqueue_worker.errors import BrokerError
+
+QUEUE: Final = install.WORKQUEUE
+DEAD: Final = topology.dead_letter_queue_name(QUEUE)
+RESULTS: Final = f"{QUEUE}.results"
+
+LOOK_SECONDS: Final = 0.1
+WAKE_SECONDS: Final = 60.0
+RESULT_SECONDS: Final = 180.0
+"""How long no result may come, before the demo gives up. Long enough for an image that has to be pulled."""
+
+ZERO_SECONDS: Final = 60.0
+"""How long the workers may take to go away, on top of scaleInDelaySeconds."""
+
+SETTLE_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was measured, in seconds."""
+
+    wake: float
+    first_result: float
+    scale_out: Sequence[Write]
+    published: float
+    last_result: float
+    zero: float
+
+
+class Scenario:
+    """One run. Its documents are told from those of another run by their message ids."""
+
+    def __init__(
+        self, screen: Screen, cluster: Cluster, spec: WorkQueueSpec, documents: Sequence[Document]
+    ) -> None:
+        self._screen = screen
+        self._spec = spec
+        self._documents = documents
+        run = secrets.token_hex(4)
+        self._ids = [f"{run}-{number}" for number in range(len(documents))]
+        self.ledger = Ledger(
+            {key: count(document.body) for key, document in zip(self._ids, documents, strict=True)},
+            {key: str(document.path) for key, document in zip(self._ids, documents, strict=True)},
+        )
+        self._watch = Watch(cluster.kubeconfig, install.NAMESPACE, QUEUE)
+
+    def run(self, forward: Forward) -> Figures:
+        """Do it.
+
+        Raises:
+            DemoError: something is not as promised.
+        """
+        with Publisher(forward.binding, "workqueue demo") as publisher, _named_errors():
+            self._start_from_nothing(publisher, forward.binding())
+            with Inbox(forward.binding, RESULTS, (QUEUE, DEAD, RESULTS), self.ledger.record) as inbox:
+                wake, first_result = self._one(publisher)
+                published, scale_out = self._all_others(publisher, inbox)
+                zero = time.monotonic()
+                self._check(inbox)
+        last_result = max(self.ledger.seen_at.values())
+        return Figures(wake, first_result, scale_out, published, last_result - published, zero - last_result)
+
+    def _start_from_nothing(self, publisher: Publisher, binding: Binding) -> None:
+        with self._screen.step(f"Queue {RESULTS} for the results") as step:
+            publisher.declare(topology.Queue(RESULTS, {"x-queue-type": "quorum"})).result()
+            delayed = (
+                topology.delay_queue_name(QUEUE, seconds) for seconds in self._spec.retry.delays_seconds
+            )
+            removed = empty(binding, (QUEUE, *delayed, DEAD, RESULTS))
+            if removed:
+                step.title += f"; removed {removed} messages of an earlier run"
+        with self._screen.step("No worker runs"):
+            self._wait_for_zero()
+
+    def _one(self, publisher: Publisher) -> tuple[float, float]:
+        """Send the first document; seconds until the replicas were written, and until its result was there."""
+        with self._screen.step("The first document") as step:
+            before, began = len(self._watch.writes), time.monotonic()
+            publisher.publish(self._message(0)).result()
+            self._wait(lambda: len(self._watch.writes) > before, WAKE_SECONDS, "no worker was asked for")
+            self._wait(lambda: self.ledger.done > 0, RESULT_SECONDS, "the first document has no result")
+            wake = self._watch.writes[before].at - began
+            result = self.ledger.seen_at[self._ids[0]] - began
+            step.title = f"One document: 1 replica written {wake * 1000:.0f} ms after its publish, result after {result:.2f} s"
+        with self._screen.step("Its worker is gone again"):
+            self._wait_for_zero()
+        return wake, result
+
+    def _all_others(self, publisher: Publisher, inbox: Inbox) -> tuple[float, list[Write]]:
+        """Send the rest; when that began, and the changes of the replicas on the way out."""
+        rest = range(1, len(self._documents))
+        self._screen.say(f"          {len(rest)} documents at once")
+        before, began = len(self._watch.writes), time.monotonic()
+        sent = [publisher.publish(self._message(number)) for number in rest]
+        with Board(self._screen, self.ledger.total) as board:
+            progress, done = began, self.ledger.done
+            while not (self.ledger.done == self.ledger.total and self._is_zero()):
+                _raise_for(sent)
+                board.show(Row(inbox.waiting[QUEUE], self._watch.workers(), self.ledger.done))
+                if self.ledger.done > done:
+                    progress, done = time.monotonic(), self.ledger.done
+                limit = RESULT_SECONDS if done < self.ledger.total else self._zero_seconds()
+                if time.monotonic() - progress > limit:
+                    raise DemoError(self._what_is_missing(limit))
+                time.sleep(LOOK_SECONDS)
+            board.show(Row(inbox.waiting[QUEUE], self._watch.workers(), self.ledger.done))
+        for future in sent:
+            future.result()
+        return began, [write for write in self._watch.writes[before:] if write.after > write.before]
+
+    def _check(self, inbox: Inbox) -> None:
+        """Nobody works any more: look whether everything is there, once, and nothing else."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while any(inbox.waiting.values()) or None in inbox.waiting.values():
+            if time.monotonic() > deadline:
+                break
+            time.sleep(LOOK_SECONDS)
+        complaints = self.ledger.complaints()
+        complaints += [
+            f"{'an unknown number of' if left is None else left} messages are left in the queue {queue}"
+            for queue, left in inbox.waiting.items()
+            if left != 0
+        ]
+        if complaints:
+            raise DemoError(f"Not as promised: {'; '.join(complaints)}.")
+
+    def _message(self, number: int) -> Outgoing:
+        exchange = self._spec.queue.exchange
+        assert exchange is not None
+        return Outgoing(
+            exchange.routing_keys[0],
+            self._documents[number].body,
+            exchange=exchange.name,
+            message_id=self._ids[number],
+            reply_to=RESULTS,
+            content_type="text/plain",
+        )
+
+    def _is_zero(self) -> bool:
+        workers = self._watch.workers()
+        return self._watch.is_known() and workers.desired == workers.existing == 0
+
+    def _zero_seconds(self) -> float:
+        return self._spec.scaling.scale_in_delay_seconds + ZERO_SECONDS
+
+    def _wait_for_zero(self) -> None:
+        self._wait(self._is_zero, self._zero_seconds(), "workers are still there")
+
+    def _wait(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+        if not self._watch.wait(condition, seconds):
+            raise DemoError(
+                f"After {seconds:.0f} s {otherwise}. The WorkQueue says: {self._watch.conditions()}"
+            )
+
+    def _what_is_missing(self, seconds: float) -> str:
+        what = (
+            "workers are still there"
+            if self.ledger.done == self.ledger.total
+            else f"no further result has come, and {'; '.join(self.ledger.complaints())}"
+        )
+        return f"For {seconds:.0f} s {what}. The WorkQueue says: {self._watch.conditions()}"
+
+
+def _raise_for(sent: Sequence[Future[None]]) -> None:
+    for future in sent:
+        if future.done():
+            future.result()
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokerError as error:
+        raise DemoError(str(error)) from error
+
+
+def report(screen: Screen, figures: Figures, spec: WorkQueueSpec, total: int, pause: float) -> None:
+    """Say what came of it."""
+    steps = " → ".join(str(count) for count in (0, *(write.after for write in figures.scale_out)))
+    written = (figures.scale_out[0].at - figures.published) * 1000 if figures.scale_out else math.nan
+    writes = len(figures.scale_out)
+    screen.say()
+    screen.say(f"All {total} results correct, no message lost.", style="bold green")
+    screen.say()
+    for what, value, remark in (
+        ("wake", f"{figures.wake * 1000:.0f} ms", "publish of one message at 0 replicas to replicas written"),
+        ("first result", f"{figures.first_result:.2f} s", "from the same publish; a pod had to start"),
+        (
+            "scale-out",
+            f"{written:.0f} ms",
+            f"publish of {total - 1} messages to replicas written: {steps} in {writes} "
+            f"{'write' if writes == 1 else 'writes'}",
+        ),
+        (
+            "work",
+            f"{figures.last_result:.1f} s",
+            f"one worker would need {(total - 1) * pause:.0f} s for the pause of {pause:g} s that stands for work",
+        ),
+        (
+            "back to 0",
+            f"{figures.zero:.1f} s",
+            f"from the last result to no pod; scaleInDelaySeconds is {spec.scaling.scale_in_delay_seconds}",
+        ),
+    ):
+        screen.say(f"  {what:<13}{value:>8}   {remark}")
