@@ -28,7 +28,11 @@ def main() -> int:
     parser.add_argument("--image", default=DEFAULT_TAG, help="image of operator and worker (%(default)s)")
     parser.add_argument("--documents", type=int, default=DOCUMENTS, help="how many are sent (%(default)s)")
     parser.add_argument(
-        *("--documents-from", type=Path, nargs="+", metavar="FOLDER", default=list(documents.FOLDERS)),
+        "--documents-from",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        default=list(documents.FOLDERS),
         help="folders with texts, instead of this system's licences and package documentation",
     )
     arguments = parser.parse_args()
@@ -81,21 +85,25 @@ def _pause(spec: WorkQueueSpec) -> float:
 
 def _hints(screen: Screen, cluster: install.Cluster) -> None:
     here = f"kubectl -n {install.NAMESPACE}"
-    lines = [
-        f"{here} get workqueue wordcount --watch      # and `make demo` again in another terminal",
-        f"{here} describe workqueue wordcount         # its conditions and events",
-        f"{here} scale workqueue wordcount --replicas=2",
-        f"""{here} patch workqueue wordcount --type=merge --patch='{{"spec":{{"replicas":null}}}}'   # scales again""",
-        f"kubectl -n {install.OPERATOR_NAMESPACE} logs deployment/workqueue-operator --follow",
+    release = """--type=merge --patch='{"spec":{"replicas":null}}'"""
+    hints = [
+        ("watch it, and send again with `make demo` elsewhere", f"{here} get workqueue wordcount --watch"),
+        ("its conditions and events", f"{here} describe workqueue wordcount"),
+        ("two workers, whatever the backlog", f"{here} scale workqueue wordcount --replicas=2"),
+        ("and by the backlog again", f"{here} patch workqueue wordcount {release}"),
+        (
+            "what the operator says",
+            f"kubectl -n {install.OPERATOR_NAMESPACE} logs --selector=app.kubernetes.io/name={install.RELEASE}",
+        ),
     ]
-    screen.say("\nThe cluster goes on running. To try next:\n")
     if not checkout.wants_current_context():
         kubeconfig, programs = (os.path.relpath(path) for path in (cluster.kubeconfig, cluster.programs))
-        screen.say(f'  export KUBECONFIG="$PWD/{kubeconfig}" PATH="$PWD/{programs}:$PATH"')
-    for line in lines:
-        screen.say(f"  {line}")
-    if not checkout.wants_current_context():
-        screen.say("  make cluster-down                                                    # takes everything away")
+        access = f'export KUBECONFIG="$PWD/{kubeconfig}" PATH="$PWD/{programs}:$PATH"'
+        hints = [("access", access), *hints, ("take everything away", "make cluster-down")]
+    screen.say("\nThe cluster goes on running. To try next:")
+    for what, command in hints:
+        screen.say(f"  # {what}", style="dim")
+        screen.say(f"  {command}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import secrets
+import tempfile
 from pathlib import Path
 from typing import Any, Final, TypeAlias
+
+import yaml
 
 from hack.cluster import checkout
 from hack.cluster.checkout import CHECKOUT
@@ -12,6 +17,11 @@ from hack.cluster.commands import run
 from hack.cluster.errors import ClusterError
 from hack.cluster.instance import Instance
 from hack.demo.errors import DemoError
+from hack.image import source_digest
+from workqueue_operator import names
+from workqueue_operator.model import WorkQueueSpec
+from workqueue_worker import binding as bindings
+from workqueue_worker.binding import Binding
 
 Object: TypeAlias = dict[str, Any]
 

@@ -111,7 +111,10 @@ class Scenario:
             self._wait(lambda: self.ledger.done > 0, RESULT_SECONDS, "the first document has no result")
             wake = self._watch.writes[before].at - began
             result = self.ledger.seen_at[self._ids[0]] - began
-            step.title = f"One document: 1 replica written {wake * 1000:.0f} ms after its publish, result after {result:.2f} s"
+            step.title = (
+                f"One document: a replica written {wake * 1000:.0f} ms after its publish, "
+                f"its result there after {result:.2f} s"
+            )
         with self._screen.step("Its worker is gone again"):
             self._wait_for_zero()
         return wake, result
@@ -209,7 +212,7 @@ def report(screen: Screen, figures: Figures, spec: WorkQueueSpec, total: int, pa
     """Say what came of it."""
     steps = " → ".join(str(count) for count in (0, *(write.after for write in figures.scale_out)))
     written = (figures.scale_out[0].at - figures.published) * 1000 if figures.scale_out else math.nan
-    writes = len(figures.scale_out)
+    writes = "1 write" if len(figures.scale_out) == 1 else f"{len(figures.scale_out)} writes"
     screen.say()
     screen.say(f"All {total} results correct, no message lost.", style="bold green")
     screen.say()
@@ -219,8 +222,7 @@ def report(screen: Screen, figures: Figures, spec: WorkQueueSpec, total: int, pa
         (
             "scale-out",
             f"{written:.0f} ms",
-            f"publish of {total - 1} messages to replicas written: {steps} in {writes} "
-            f"{'write' if writes == 1 else 'writes'}",
+            f"publish of {total - 1} messages to replicas written: {steps} in {writes}",
         ),
         (
             "work",
