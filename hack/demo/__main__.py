@@ -36,7 +36,7 @@ def main() -> int:
         help="folders with texts, instead of this system's licences and package documentation",
     )
     arguments = parser.parse_args()
-    if arguments.documents < 2:  # noqa: PLR2004 - one to wake a worker, and some to need more than one
+    if arguments.documents < 2:
         parser.error("--documents: at least 2")
     screen = Screen()
     try:

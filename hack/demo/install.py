@@ -17,7 +17,7 @@ from hack.cluster.commands import run
 from hack.cluster.errors import ClusterError
 from hack.cluster.instance import Instance
 from hack.demo.errors import DemoError
-from hack.image import source_digest
+from hack.image import copy_sources
 from workqueue_operator import names
 from workqueue_operator.model import WorkQueueSpec
 from workqueue_worker import binding as bindings
@@ -127,8 +127,7 @@ def operator(cluster: Cluster, image: str) -> None:
             *(cluster.programs / "helm", "upgrade", "--install", RELEASE, CHART),
             *(f"--namespace={OPERATOR_NAMESPACE}", "--create-namespace"),
             *("--set-string", f"image.repository={repository}", "--set-string", f"image.tag={tag}"),
-            # Without it nothing would change for Kubernetes when an image of the same name does.
-            *("--set-string", f"podAnnotations.{ANNOTATION_SOURCES}={source_digest()}"),
+            *("--set-string", f"podAnnotations.{ANNOTATION_SOURCES}={sources()}"),
             *("--wait", WAIT, f"--kubeconfig={cluster.kubeconfig}"),
         ],
         doing="Installing the operator",
@@ -145,7 +144,7 @@ def workqueue(cluster: Cluster, image: str) -> WorkQueueSpec:
     objects = list(yaml.safe_load_all(cluster.run("kustomize", EXAMPLE, doing=doing)))
     (made,) = (one for one in objects if one["kind"] == names.KIND)
     made["spec"]["worker"]["image"] = image
-    made["spec"]["worker"]["podAnnotations"] = {ANNOTATION_SOURCES: source_digest()}
+    made["spec"]["worker"]["podAnnotations"] = {ANNOTATION_SOURCES: sources()}
     cluster.apply(*objects, doing=doing)
     try:
         cluster.run("wait", "--for=condition=Ready", f"workqueue/{WORKQUEUE}", WAIT, doing=doing)
@@ -153,6 +152,13 @@ def workqueue(cluster: Cluster, image: str) -> WorkQueueSpec:
         said = cluster.run("get", "workqueue", WORKQUEUE, f"--output=jsonpath={_CONDITIONS}", doing=doing)
         raise DemoError(f"The WorkQueue does not become Ready: {said or 'it says nothing'}") from error
     return WorkQueueSpec.model_validate(made["spec"])
+
+
+def sources() -> str:
+    """What the image is made from. As an annotation it makes Kubernetes start new pods of an image whose name
+    is the same as before."""
+    with tempfile.TemporaryDirectory() as folder:
+        return copy_sources(Path(folder))
 
 
 def _user(cluster: Cluster) -> dict[str, str]:
