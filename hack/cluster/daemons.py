@@ -27,6 +27,7 @@ CONFIGURATION: Final = "/var/lib/kubernetes"
 PKI: Final = f"{CONFIGURATION}/pki"
 CONTAINERD: Final = "/run/containerd/containerd.sock"
 BINARIES: Final = "/run/bin"
+BRIDGE_SETTINGS: Final = Path("/proc/sys/net/bridge")
 CNI_PLUGINS: Final = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 ETCD: Final = "http://127.0.0.1:2379"
 # In the order in which they are started.
@@ -150,6 +151,7 @@ def _commands() -> dict[str, list[str]]:
 
 def _containerd(snapshotter: str) -> str:
     # restrict_oom_score_adj: without CAP_SYS_RESOURCE (many sandboxes) no score can be lowered.
+    # disable_apparmor: profiles belong to the whole machine, and would stay.
     return f"""\
 version = 2
 
@@ -159,6 +161,7 @@ version = 2
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{PAUSE_IMAGE}"
   restrict_oom_score_adj = true
+  disable_apparmor = true
 
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{_cni_plugins()}"
@@ -247,6 +250,8 @@ def _kube_proxy() -> dict[str, object]:
         "mode": "iptables",
         "clusterCIDR": POD_NETWORK,
         "hostnameOverride": NODE,
+        # Where bridged traffic does not pass the firewall, a pod's answer to its neighbour would miss the rules.
+        "iptables": {"masqueradeAll": not BRIDGE_SETTINGS.exists()},
         # The size of the connection table is the host's.
         "conntrack": {"maxPerCore": 0, "min": 0},
     }

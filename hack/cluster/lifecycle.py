@@ -84,8 +84,8 @@ def status(instance: Instance) -> bool:
     """Print what there is; whether the cluster is up and answers."""
     record = instance.record()
     if record is None:
-        state = "died" if instance.state.exists() else "down"
-        print(f"{instance.name}: {state}")
+        died = "died (or an `up` is just starting it)"
+        print(f"{instance.name}: {died if instance.state.exists() else 'down'}")
         return False
     answers = _answers(instance, 0.0)
     print(f"{instance.name}: {'up' if answers else 'not ready'}, {record.build}")

@@ -24,6 +24,11 @@ CHECKOUT: Final = Path(__file__).parents[2]
 PREFERRED_PORT: Final = 16443
 CPUSET_FILES: Final = ("cpuset.cpus", "cpuset.mems")
 CONTROLLERS: Final = frozenset({"cpu", "cpuset", "hugetlb", "io", "memory", "pids"})
+# Nothing else of the caller's: a proxy for the internet would come between the daemons.
+ENVIRONMENT: Final = {
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
 REMOVAL_SECONDS: Final = 10.0
 
 
@@ -62,6 +67,7 @@ def start(instance: Instance, binaries: Path, listener: socket.socket) -> Proces
             stdout=subprocess.PIPE,
             stderr=output,
             cwd=CHECKOUT,
+            env=ENVIRONMENT,
             start_new_session=True,
             pass_fds=[listener.fileno()],
         )

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from hack.cluster.daemons import ADDRESS, NODE
+from hack.cluster.daemons import ADDRESS, BRIDGE_SETTINGS, NODE
 
 RESTART_SECONDS: Final = 0.5
 FORWARDED: Final = 3
@@ -31,7 +31,6 @@ KERNEL_SETTINGS: Final = {
     "kernel/keys/root_maxkeys": "1000000",
     "kernel/keys/root_maxbytes": "25000000",
 }
-NETWORK_SETTINGS: Final = {"ipv4/ip_forward": "1", "bridge/bridge-nf-call-iptables": "1"}
 
 
 def main() -> None:
@@ -76,8 +75,9 @@ def prepare_network() -> None:
     _call("ip", "address", "add", f"{ADDRESS}/24", "dev", NODE)
     _call("ip", "link", "set", NODE, "up")
     _call("ip", "route", "add", "default", "dev", NODE)
-    for setting, value in NETWORK_SETTINGS.items():
-        Path("/proc/sys/net", setting).write_text(value)
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    if BRIDGE_SETTINGS.exists():
+        (BRIDGE_SETTINGS / "bridge-nf-call-iptables").write_text("1")
 
 
 def supervise(commands: dict[str, list[str]], listener: int) -> None:

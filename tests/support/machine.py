@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,6 @@ FOLDERS: Final = (
     "/var/lib/etcd",
     "/var/lib/kubelet",
     "/var/lib/kubernetes",
-    "/var/lib/workqueue-cluster",
     "/var/log/cluster",
     "/var/log/containers",
     "/var/log/pods",
@@ -38,17 +37,25 @@ SETTINGS: Final = (
 )
 
 
-def snapshot() -> dict[str, list[str]]:
-    """Folders, locks, mounts, interfaces, firewall rules, control groups and kernel settings, by kind."""
-    return {
-        "folders": sorted(_entries(FOLDERS)),
-        "locks": sorted(str(path) for path in Path("/run").glob("workqueue-cluster-*")),
-        "mounts": sorted(Path("/proc/mounts").read_text().splitlines()),
-        "interfaces": sorted(path.name for path in Path("/sys/class/net").iterdir()),
-        "firewall": [line for line in _said("iptables-save") if not line.startswith(("#", ":"))],
-        "control groups": sorted(str(path) for path in Path("/sys/fs/cgroup").glob("**/workqueue-cluster-*")),
-        "settings": [f"{name} {Path('/proc/sys', name).read_text().strip()}" for name in SETTINGS],
-    }
+def snapshot(cluster: str) -> frozenset[str]:
+    """What there is: folders, the cluster's lock, mounts, interfaces, firewall rules and control groups."""
+    control_groups = Path("/sys/fs/cgroup").glob(f"**/workqueue-cluster-{cluster}")
+    return frozenset(
+        [
+            *(str(path) for path in _entries(FOLDERS)),
+            *(str(path) for path in Path("/run").glob(f"workqueue-cluster-{cluster}.*")),
+            *(str(path) for path in Path("/var/lib/workqueue-cluster").glob(cluster)),
+            *(f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines()),
+            *(f"interface {path.name}" for path in Path("/sys/class/net").iterdir()),
+            *(f"firewall {line}" for line in _firewall() if not line.startswith(("#", ":"))),
+            *(str(path) for path in control_groups),
+        ]
+    )
+
+
+def settings() -> dict[str, str]:
+    """The kernel's settings that Kubernetes would like to be different."""
+    return {name: Path("/proc/sys", name).read_text().strip() for name in SETTINGS}
 
 
 def processes_in(namespace: str) -> list[int]:
@@ -69,13 +76,13 @@ def _is_in(process: Path, namespace: str) -> bool:
         return False
 
 
-def _entries(folders: Iterable[str]) -> Iterable[str]:
+def _entries(folders: Iterable[str]) -> Iterator[Path]:
     for folder in map(Path, folders):
         if folder.is_dir():
-            yield str(folder)
-            yield from map(str, folder.iterdir())
+            yield folder
+            yield from folder.iterdir()
 
 
-def _said(*command: str) -> list[str]:
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def _firewall() -> list[str]:
+    done = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
