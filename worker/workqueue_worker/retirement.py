@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import Final
 
 from . import signing
@@ -69,18 +68,13 @@ class Retirement:
             TimeoutError: the broker did not confirm that the consumers are cancelled; they start again.
         """
         with self._lock:
-            busy = self._runtime.pause_if_idle()
+            renewed = self._end_lease()
+            busy = self._runtime.withdraw(CANCEL_SECONDS)
             if busy:
                 return busy
-            if not self._runtime.wait_quiet(time.monotonic() + CANCEL_SECONDS):
-                self._runtime.resume()
-                raise TimeoutError("RabbitMQ has not confirmed that the consumers are cancelled.")
-            renewed = self._timer is not None
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = threading.Timer(LEASE_SECONDS, self.end)
-            self._timer.daemon = True
-            self._timer.start()
+            self._timer = timer = threading.Timer(LEASE_SECONDS, lambda: self._expire(timer))
+            timer.daemon = True
+            timer.start()
         if not renewed:
             logger.info("Retired: idle, and the consumers are cancelled.", extra={"lease": LEASE_SECONDS})
         return 0
@@ -88,9 +82,20 @@ class Retirement:
     def end(self) -> None:
         """Consume again."""
         with self._lock:
-            if self._timer is None:
-                return
-            self._timer.cancel()
-            self._timer = None
+            self._resume()
+
+    def _expire(self, timer: threading.Timer) -> None:
+        with self._lock:
+            if timer is self._timer:  # else the lease was renewed while this one waited for the lock
+                self._resume()
+
+    def _resume(self) -> None:
+        if self._end_lease():
             self._runtime.resume()
-        logger.info("No longer retired; consuming again.")
+            logger.info("No longer retired; consuming again.")
+
+    def _end_lease(self) -> bool:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        return timer is not None

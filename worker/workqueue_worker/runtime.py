@@ -107,17 +107,13 @@ class Runtime:
         with self.connection.exclusive():
             self.draining = True
             for slot in self.slots:
-                slot.pause()
+                slot.pause(take_late=False)
 
     def wait_quiet(self, deadline: float) -> bool:
         """Wait until no slot has a message or could get one. Returns whether that came about in time."""
-        with self._changed:
-            while not all(slot.quiet for slot in self.slots):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                self._changed.wait(min(left, 0.5))
-        return True
+        return self._wait_until(
+            lambda: all(slot.closed and slot.work is None for slot in self.slots), deadline
+        )
 
     def cancel_handlers(self) -> None:
         """Tell every running handler that its result will not count; it is handed back when it returns."""
@@ -151,14 +147,25 @@ class Runtime:
         """How many slots have a message in hand."""
         return sum(slot.work is not None for slot in self.slots)
 
-    def pause_if_idle(self) -> int:
-        """Stop taking messages, unless some slot is busy; returns how many are."""
+    def withdraw(self, timeout: float) -> int:
+        """Stop taking messages if no slot is busy, then or until that is confirmed; returns how many are.
+
+        Raises:
+            TimeoutError: the broker did not confirm it in `timeout` seconds. We take messages again.
+        """
         with self.connection.exclusive():
             busy = self.busy()
-            if not busy:
-                for slot in self.slots:
-                    slot.pause()
-            return busy
+            if busy:
+                return busy
+            for slot in self.slots:
+                slot.pause(take_late=True)
+        if not self._wait_until(lambda: all(slot.closed for slot in self.slots), time.monotonic() + timeout):
+            self.resume()
+            raise TimeoutError("RabbitMQ has not confirmed that the consumers are cancelled.")
+        busy = self.busy()
+        if busy:
+            self.resume()
+        return busy
 
     def resume(self) -> None:
         """Take messages again, unless we are shutting down."""
@@ -336,6 +343,15 @@ class Runtime:
 
     def _count(self, outcome: Outcome) -> None:
         self.outcomes[outcome] += 1
+
+    def _wait_until(self, condition: Callable[[], bool], deadline: float) -> bool:
+        with self._changed:
+            while not condition():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(left)
+        return True
 
     # Time ------------------------------------------------------------------------------------------------
 

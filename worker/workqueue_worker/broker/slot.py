@@ -130,14 +130,15 @@ class Slot:
         self._channel_is_open = False
         self._tag = ""
         self._wanted = True
+        self._takes_late = False
         self._held = False
         self._backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
         self._reopening = False
 
     @property
-    def quiet(self) -> bool:
-        """Whether no message is in hand and none can come."""
-        return self.work is None and self.consumer is Consumer.NONE
+    def closed(self) -> bool:
+        """Whether no message can come: there is no consumer, not even one that is being cancelled."""
+        return self.consumer is Consumer.NONE
 
     @property
     def consuming(self) -> bool:
@@ -156,9 +157,15 @@ class Slot:
         """The connection is lost, and with it the channel, whatever it was doing."""
         self._drop()
 
-    def pause(self) -> None:
-        """Take no more messages; one that is on its way goes back. Ask `quiet` when it is so."""
+    def pause(self, *, take_late: bool) -> None:
+        """Cancel the consumer; `on_change` is called when the broker has confirmed it.
+
+        Args:
+            take_late: take a message that was on its way already, instead of handing it back, which before
+                RabbitMQ 4.3 counts towards its delivery limit.
+        """
         self._wanted = False
+        self._takes_late = take_late
         self._adjust()
 
     def resume(self) -> None:
@@ -226,7 +233,8 @@ class Slot:
 
     def _delivered(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         lease = Lease(self._port.generation, channel, method.delivery_tag)
-        if channel is not self._channel or not self._wanted or self._held or self.work is not None:
+        takes = (self._wanted or self._takes_late) and not self._held
+        if channel is not self._channel or not takes or self.work is not None:
             lease.hand_back()
             return
         self.work = Work(self, lease, method, properties, body)

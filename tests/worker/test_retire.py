@@ -1,0 +1,106 @@
+"""The operator asks a worker whether it may be removed. Only an idle one says yes, and then takes nothing."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import eventually
+from tests.support.worker import POD_UID, Workers, is_empty, publish
+from workqueue_worker.signing import Purpose, sign
+
+
+def test_an_idle_worker_retires_and_comes_back_when_it_is_called_off(
+    every_vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(every_vhost.url, "--concurrency", "2").wait_consuming()
+    assert worker.retire() == (200, {"leaseSeconds": 30.0})
+    assert (worker.status()["retired"], worker.status()["consuming"]) == (True, False)
+    publish(every_vhost, {"id": 1})
+    assert worker.retire() == (200, {"leaseSeconds": 30.0}), "asking again renews the lease"
+    assert every_vhost.depth("jobs") == (1, 0)
+    assert worker.retire(Purpose.RESUME) == (200, {})
+    eventually(lambda: worker.events_of("end") == [1])
+    assert (worker.status()["retired"], worker.status()["consuming"]) == (False, True)
+
+
+def test_a_busy_worker_refuses(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, "--concurrency", "3").wait_consuming()
+    publish(vhost, *({"id": number, "do": "sleep", "seconds": 1} for number in range(2)))
+    eventually(lambda: worker.status()["busy"] == 2)
+    assert worker.retire() == (409, {"busy": 2})
+    assert worker.status()["consuming"]
+    eventually(lambda: len(worker.events_of("end")) == 2)
+    eventually(lambda: worker.retire()[0] == 200)
+
+
+def test_a_worker_whose_broker_is_away_retires_and_stays_so(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start("amqp://127.0.0.1:1")
+    eventually(lambda: worker.request("/readyz")[0] == 200)
+    assert worker.retire()[0] == 200
+
+
+def test_a_retired_worker_does_not_consume_after_a_reconnect(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    assert worker.retire()[0] == 200
+    vhost.broker.close_connections()
+    eventually(lambda: worker.count_log("Connected to RabbitMQ.") == 2)
+    publish(vhost, {"id": 1})
+    time.sleep(0.3)  # that nothing happens cannot be waited for
+    assert worker.events == []
+    worker.retire(Purpose.RESUME)
+    eventually(lambda: worker.events_of("end") == [1])
+
+
+def test_only_a_fresh_signature_for_this_pod_and_purpose_is_good(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    now = time.time()
+    assert worker.request("/retire", "POST") == (401, {"error": "Missing"})
+    assert worker.retire(header="nonsense") == (401, {"error": "Malformed"})
+    assert worker.retire(key=b"another") == (401, {"error": "Wrong"})
+    assert worker.retire(now=now - 61) == (401, {"error": "Expired"})
+    assert worker.retire(header=sign(Purpose.RESUME, POD_UID, b"guest", now)) == (401, {"error": "Wrong"})
+    assert worker.retire(header=sign(Purpose.RETIRE, "other", b"guest", now)) == (401, {"error": "Wrong"})
+    assert worker.status()["consuming"]
+    good = sign(Purpose.RETIRE, POD_UID, b"guest", now)
+    assert worker.retire(header=good)[0] == 200
+    assert worker.retire(header=good) == (401, {"error": "Replayed"})
+
+
+def test_outside_a_cluster_nobody_can_retire_it(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, environment={"WORKQUEUE_POD_UID": ""}).wait_consuming()
+    assert worker.retire()[0] == 404
+
+
+def test_a_retirement_that_races_with_deliveries_loses_and_doubles_nothing(
+    every_vhost: VirtualHost, workers: Workers
+) -> None:
+    """While messages trickle in, the worker is retired and called back as fast as it answers."""
+    worker = workers.start(every_vhost.url, "--concurrency", "2").wait_consuming()
+    count = 500
+    done = threading.Event()
+
+    def trickle() -> None:
+        with every_vhost.connect() as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            for number in range(count):
+                channel.basic_publish("", "jobs", json.dumps({"id": number}).encode(), mandatory=True)
+        done.set()
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    answers = set()
+    while not done.is_set():
+        answers.add(worker.retire()[0])
+        worker.retire(Purpose.RESUME)
+    thread.join()
+    eventually(lambda: is_empty(every_vhost))
+    assert every_vhost.depth("jobs.dead") == (0, 0)
+    assert worker.outcomes() == {"acked": count}
+    assert sorted(worker.events_of("end")) == list(range(count))
+    assert 200 in answers

@@ -1,0 +1,125 @@
+"""The end of a worker process: what finishes, what is handed back, what is lost (nothing)."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import eventually
+from tests.support.worker import ASYNC, THREADS, Workers, is_empty, publish
+
+BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", "as a coroutine"])
+
+
+@BOTH
+def test_after_sigterm_a_running_handler_finishes_and_nothing_more_is_taken(
+    vhost: VirtualHost, workers: Workers, handler: str
+) -> None:
+    worker = workers.start(vhost.url, handler=handler).wait_consuming()
+    publish(vhost, {"id": 1, "do": "sleep", "seconds": 1.5}, {"id": 2})
+    eventually(lambda: worker.events_of("start") == [1])
+    assert worker.stop() == 0
+    assert worker.events_of("end") == [1]
+    assert vhost.depth("jobs") == (1, 0)
+    assert worker.log_entries[-1]["message"] == "Shut down."
+
+
+@BOTH
+def test_what_does_not_finish_within_the_grace_is_cancelled_and_handed_back(
+    vhost: VirtualHost, workers: Workers, handler: str
+) -> None:
+    worker = workers.start(vhost.url, "--grace", "1", handler=handler).wait_consuming()
+    publish(vhost, {"id": 1, "do": "sleep", "seconds": 60})
+    eventually(lambda: worker.events_of("start") == [1])
+    begun = time.monotonic()
+    assert worker.stop() == 0
+    assert 0.8 < time.monotonic() - begun < 4
+    assert worker.events_of("cancelled") == [1]
+    assert vhost.depth("jobs") == (1, 0), "the message is on the queue again"
+    with vhost.connect() as connection:
+        method, properties, _ = connection.channel().basic_get("jobs")
+        assert method.redelivered
+        assert "x-workqueue-attempt" not in (properties.headers or {}), "it was no attempt"
+
+
+def test_a_handler_that_ignores_its_cancellation_keeps_no_process_alive(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url, "--grace", "0.5").wait_consuming()
+    publish(vhost, {"id": 1, "do": "ignore", "seconds": 60})
+    eventually(lambda: worker.events_of("start") == [1])
+    assert worker.stop(8) == 0
+    assert vhost.depth("jobs") == (1, 0)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_grace(vhost: VirtualHost, workers: Workers, second: signal.Signals) -> None:
+    worker = workers.start(vhost.url, "--grace", "60").wait_consuming()
+    publish(vhost, {"id": 1, "do": "sleep", "seconds": 60})
+    eventually(lambda: worker.events_of("start") == [1])
+    worker.signal()
+    eventually(lambda: worker.count_log("Shutting down; handlers may finish."))
+    worker.signal(second)
+    assert worker.wait(5) == 0
+    assert vhost.depth("jobs") == (1, 0)
+
+
+def test_a_retry_that_is_under_way_is_finished_first(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, "--delays", "30").wait_consuming()
+    publish(vhost, {"id": 1, "do": "fail"})
+    eventually(lambda: worker.events_of("start") == [1])
+    assert worker.stop() == 0
+    assert is_empty(vhost)
+    assert vhost.depth("jobs.retry.30s").ready == 1
+
+
+def test_an_idle_worker_ends_at_once(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    begun = time.monotonic()
+    assert worker.stop() == 0
+    assert time.monotonic() - begun < 2
+
+
+def test_a_worker_that_never_reached_its_broker_ends_too(workers: Workers) -> None:
+    worker = workers.start("amqp://127.0.0.1:1")
+    eventually(lambda: worker.request("/readyz")[0] == 200)
+    assert worker.stop() == 0
+
+
+def test_a_killed_worker_loses_nothing(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    publish(vhost, {"id": 1, "do": "sleep", "seconds": 2})
+    eventually(lambda: worker.events_of("start") == [1])
+    worker.kill()
+    second = workers.start(vhost.url).wait_consuming()
+    eventually(lambda: second.events_of("end") == [1])
+    assert [event["redelivered"] for event in second.events if event["event"] == "start"] == [False, True]
+
+
+def test_a_message_that_kills_its_workers_ends_in_the_dead_letter_queue(
+    every_vhost: VirtualHost, workers: Workers
+) -> None:
+    with every_vhost.connect() as connection:  # a small limit, so that the test is short
+        channel = connection.channel()
+        channel.queue_declare("poison.dead", durable=True, arguments={"x-queue-type": "quorum"})
+        channel.queue_declare(
+            "poison",
+            durable=True,
+            arguments={
+                "x-queue-type": "quorum",
+                "x-delivery-limit": 2,
+                "x-dead-letter-exchange": "",
+                "x-dead-letter-routing-key": "poison.dead",
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",
+            },
+        )
+    publish(every_vhost, {"id": 1, "do": "die"}, queue="poison")
+    for _ in range(3):
+        worker = workers.start(every_vhost.url, queue="poison", declare=False)
+        assert worker.wait() == 70
+    eventually(lambda: every_vhost.depth("poison.dead").ready == 1)
+    assert is_empty(every_vhost, "poison")
