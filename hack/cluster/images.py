@@ -106,7 +106,7 @@ def pause(binaries: Path) -> Archive:
             buildah("copy", "--quiet", container, program, "/pause", doing="Making the pause image")
             _commit(container, PAUSE_IMAGE, "--entrypoint", '["/pause"]')
 
-    return _archive(PAUSE_IMAGE, str(program), make, "a few seconds, once")
+    return _archive(PAUSE_IMAGE, program.read_bytes().hex(), make, "a few seconds, once")
 
 
 def rabbitmq() -> Archive:

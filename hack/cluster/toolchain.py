@@ -46,27 +46,19 @@ DISK_NEEDED: Final = 6 * 1024 * MEBIBYTE
 
 def build() -> str:
     """Names what the programs are built from; another build is another cluster."""
-    digest = hashlib.sha256("\0".join((KUBERNETES, ETCD, COREDNS, HELM)).encode())
+    digest = hashlib.sha256("\0".join((KUBERNETES, ETCD, COREDNS)).encode())
     for source in ("kube/main.go", "pause/main.go", "forward/main.go"):
         digest.update((SOURCES / source).read_bytes())
     return f"kubernetes-{KUBERNETES}-{digest.hexdigest()[:12]}"
 
 
 def binaries() -> Path:
-    """The folder with all programs, built if this version is not in the cache.
+    """The folder with the cluster's programs, built if this version is not in the cache.
 
     Raises:
         ClusterError: Go cannot be had, a module cannot be downloaded, or the disk is full.
     """
-    folder = cache_folder() / "bin" / build()
-    if folder.is_dir():
-        return folder
-    with locked(
-        folder.with_name(f".{folder.name}.lock"), "Another process builds Kubernetes; waiting for it."
-    ):
-        if not folder.is_dir():
-            _build_all(folder)
-    return folder
+    return _cached(build(), _build_cluster)
 
 
 @cache
@@ -80,7 +72,9 @@ def kubectl() -> Path:
 @cache
 def helm() -> Path:
     """The helm on PATH if it is young enough, else our own."""
-    return _installed("helm", ["version", "--short"], OLDEST_HELM) or binaries() / "helm"
+    return _installed("helm", ["version", "--short"], OLDEST_HELM) or (
+        _cached(f"helm-{HELM}", _build_helm) / "helm"
+    )
 
 
 def _installed(program: str, ask: list[str], oldest: tuple[int, int]) -> Path | None:
@@ -93,33 +87,46 @@ def _installed(program: str, ask: list[str], oldest: tuple[int, int]) -> Path | 
     return Path(path) if found and (int(found[1]), int(found[2])) >= oldest else None
 
 
-def _build_all(folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if free < DISK_NEEDED:
-        raise ClusterError(
-            f"Building Kubernetes needs about {DISK_NEEDED // MEBIBYTE} MiB in {folder.parent}, and only "
-            f"{free // MEBIBYTE} MiB are free: make room, or name another folder with XDG_CACHE_HOME."
-        )
-    # We hold the lock, so what is unfinished was left by somebody who was killed.
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    go = _go()
+def _cached(name: str, make: Callable[[Path, Path], None]) -> Path:
+    """A folder of the cache, which `make` fills (given Go and the folder) if it is not there."""
+    folder = cache_folder() / "bin" / name
+    if folder.is_dir():
+        return folder
+    with locked(folder.with_name(f".{name}.lock"), f"Another process builds {name}; waiting for it."):
+        if folder.is_dir():
+            return folder
+        free = shutil.disk_usage(folder.parent).free
+        if free < DISK_NEEDED:
+            raise ClusterError(
+                f"Building {name} needs up to {DISK_NEEDED // MEBIBYTE} MiB in {folder.parent}, and only "
+                f"{free // MEBIBYTE} MiB are free: make room, or name another folder with XDG_CACHE_HOME."
+            )
+        # We hold the lock, so what is unfinished was left by somebody who was killed.
+        unfinished = folder.with_name(f".{name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        make(_go(), unfinished)
+        unfinished.rename(folder)
+    return folder
+
+
+def _build_cluster(go: Path, folder: Path) -> None:
     with step(f"building Kubernetes {KUBERNETES} from source", "about 6 minutes, once") as current:
-        _build_kubernetes(go, unfinished, current)
+        _build_kubernetes(go, folder, current)
     with step(f"building CoreDNS {COREDNS} from source", "about 2 minutes, once") as current:
-        _install(go, unfinished, f"github.com/coredns/coredns@{COREDNS}", current)
-    with step(f"building helm {HELM} from source", "about 2 minutes, once") as current:
-        _install(go, unfinished, f"helm.sh/helm/v4/cmd/helm@{HELM}", current)
+        _install(go, folder, f"github.com/coredns/coredns@{COREDNS}", current)
     for program in ("forward", "pause"):
         run(
-            [go, "build", "-trimpath", "-ldflags", SMALLER, "-o", unfinished / program, "main.go"],
+            [go, "build", "-trimpath", "-ldflags", SMALLER, "-o", folder / program, "main.go"],
             doing=f"Building {program}",
             environment=ENVIRONMENT,
             folder=SOURCES / program,
         )
-    unfinished.rename(folder)
+
+
+def _build_helm(go: Path, folder: Path) -> None:
+    with step(f"building helm {HELM} from source", "about 2 minutes, once") as current:
+        _install(go, folder, f"helm.sh/helm/v4/cmd/helm@{HELM}", current)
 
 
 def _build_kubernetes(go: Path, folder: Path, current: Step) -> None:
