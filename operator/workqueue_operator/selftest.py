@@ -51,7 +51,7 @@ async def main() -> None:
         )
     name = f"helm-test-{secrets.token_hex(3)}"
     path = cluster.workqueue_path(namespace, name)
-    api = cluster.connect()
+    api = await cluster.connect()
     try:
         await api.create(cluster.workqueues_path(namespace), _workqueue(name, secret))
         try:
