@@ -55,6 +55,9 @@ class Relist:
                 await self.once()
             except ClusterError as error:
                 logger.warning("A LIST failed.", extra={"status": error.status, "detail": error.message})
+            except Exception:
+                # One LIST that fails for a reason nobody thought of must not end all of them.
+                logger.exception("A LIST could not be read.")
 
     async def once(self) -> None:
         """List everything once.
@@ -68,14 +71,22 @@ class Relist:
                 surprises += await self._list(kind, path(namespace), namespace)
         now = time.monotonic()
         self.last_good = now
-        watched = [fresh.event for fresh in self._store.freshness.values() if fresh.event is not None]
-        seen_lately = bool(watched) and now - max(watched) < self._seconds
-        self.blind_since = None if seen_lately or not surprises else self.blind_since or now
+        if surprises:
+            self.blind_since = self.blind_since or now
+        if self._event_since(now - self._seconds):
+            self.blind_since = None
 
     @property
     def blind(self) -> bool:
-        """Whether LISTs have shown changes for a while that the watch did not bring."""
-        return self.blind_since is not None and time.monotonic() - self.blind_since > BLIND_AFTER
+        """Whether a LIST has shown changes and the watch has brought nothing at all for a while since."""
+        since = self.blind_since
+        return since is not None and not self._event_since(since) and time.monotonic() - since > BLIND_AFTER
+
+    def _event_since(self, moment: float) -> bool:
+        """Whether the watch has brought anything at or after this monotonic time."""
+        return any(
+            fresh.event is not None and fresh.event >= moment for fresh in self._store.freshness.values()
+        )
 
     async def _list(self, kind: str, path: str, namespace: str | None) -> int:
         """Returns how many objects the store did not have in that version."""

@@ -113,5 +113,6 @@ class CallChannel:
 
     def _discard(self) -> None:
         channel, self._channel = self._channel, None
-        if channel is not None and channel.is_open:
+        # One that is still opening is closed as well, else it would stay open at the broker for good.
+        if channel is not None and (channel.is_open or channel.is_opening):
             channel.close()

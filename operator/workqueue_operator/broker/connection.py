@@ -23,11 +23,11 @@ from pika.adapters.utils.connection_workflow import (
     AMQPConnectionWorkflowFailed,
     AMQPConnectorAMQPHandshakeError,
     AMQPConnectorException,
+    AMQPConnectorWrongState,
 )
 from pika.connection import ConnectionParameters
 from pika.exceptions import (
     AuthenticationError,
-    ConnectionClosedByBroker,
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
 )
@@ -49,13 +49,13 @@ HEARTBEAT_SECONDS: Final = 5
 """A frozen operator keeps one message for each rung queue until the broker misses its heartbeat."""
 
 CONNECT_TIMEOUT: Final = 5.0
+CLOSE_TIMEOUT: Final = 1.0
 RECONNECT_SECONDS: Final = (0.2, 5.0)
 """The first and the longest pause between two attempts; each is drawn at random below it (full jitter)."""
 
 _NOT_FOUND: Final = 404
 _ACCESS_REFUSED: Final = 403
 _PRECONDITION_FAILED: Final = 406
-_NOT_ALLOWED: Final = 530
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +114,16 @@ class Broker:
     @property
     def connected(self) -> bool:
         """Whether the connection is open right now."""
-        return self._connection is not None
+        return self._connection is not None and self._connection.is_open
 
     async def close(self) -> None:
         """Close the connection; every bell falls silently."""
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
+        if self._closed is not None:
+            # So that the broker hears of it before the process ends; one that does not answer is not waited for.
+            await asyncio.wait([self._closed], timeout=CLOSE_TIMEOUT)
 
     async def ready(self) -> None:
         """Return when connected.
@@ -128,13 +131,13 @@ class Broker:
         Raises:
             Trouble: the last attempt failed, and why; or no attempt has ended within the time for one.
         """
-        if self._connection is not None:
+        if self.connected:
             return
         if self.trouble is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONNECT_TIMEOUT + 1):
                     await self._settled.wait()
-        if self._connection is None:
+        if not self.connected:
             raise self.trouble or Trouble(
                 Reason.BROKER_TIMEOUT,
                 f"The broker {self.binding.display} accepts connections but does not answer. Look at the broker.",
@@ -281,25 +284,29 @@ class Broker:
             while True:
                 try:
                     connection = await self._open()
-                except Trouble as trouble:
-                    self._note(trouble)
-                    await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - jitter
-                    pause = min(pause * 2, longest)
-                    continue
-                pause = first
-                reason = await self._serve(connection)
-                self._note(
-                    Trouble(
+                    pause = first
+                    reason = await self._serve(connection)
+                    trouble = Trouble(
                         Reason.BROKER_UNREACHABLE,
                         f"The connection to the broker {self.binding.display} was lost ({reason!r}). "
                         "Replicas stay as they are until it is back.",
                     )
-                )
+                except Trouble as why:
+                    trouble = why
+                except Exception as error:
+                    # Whatever nobody thought of must not end the attempts.
+                    logger.exception("Connecting failed.", extra={"broker": self.binding.display})
+                    trouble = Trouble(
+                        Reason.INTERNAL_ERROR,
+                        f"Connecting to the broker {self.binding.display} failed ({error!r}). Please report it.",
+                    )
+                self._note(trouble)
+                await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - jitter
+                pause = min(pause * 2, longest)
         finally:
             self._drop()
 
     async def _serve(self, connection: AsyncioConnection) -> BaseException:
-        self._closed = asyncio.get_running_loop().create_future()
         self._connection = connection
         self.generation += 1
         self.version = BrokerVersion.parse(str((connection.server_properties or {}).get("version", "")))
@@ -312,7 +319,9 @@ class Broker:
             "Connected to the broker.", extra={"broker": self.binding.display, "version": self.version}
         )
         self._on_state()
-        return await self._closed
+        assert self._closed is not None  # noqa: S101 - `_open` has made it
+        # Shielded: `close` waits for it after this task was cancelled.
+        return await asyncio.shield(self._closed)
 
     def _note(self, trouble: Trouble) -> None:
         changed = self.trouble is None or self.trouble.message != trouble.message
@@ -334,35 +343,51 @@ class Broker:
             Trouble: none did; the reason is that of the last address.
         """
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[Any] = loop.create_future()
+        done: asyncio.Future[AsyncioConnection | AMQPConnectorException] = loop.create_future()
+        closed: asyncio.Future[BaseException] = loop.create_future()
+
+        def on_done(result: AsyncioConnection | AMQPConnectorException) -> None:
+            if isinstance(result, AMQPConnectorException):
+                if not done.done():
+                    done.set_result(result)
+            elif done.done():
+                # Connected after all, when nobody waits for it any more.
+                result.close()
+            else:
+                # At once: it may be lost again before the waiting task runs.
+                result.add_on_close_callback(
+                    lambda _, reason: None if closed.done() else closed.set_result(reason)
+                )
+                done.set_result(result)
+
+        # Each address has pika's own time limits.
+        workflow = AsyncioConnection.create_connection(
+            self._all_parameters(), on_done=on_done, custom_ioloop=loop
+        )
         try:
-            parameters = [self._parameters(host, port) for host, port in self.binding.addresses]
-        except ssl.SSLError as error:
+            result = await done
+        except asyncio.CancelledError:
+            if done.cancelled():
+                # It raises when it is just coming to its end by itself.
+                with contextlib.suppress(AMQPConnectorWrongState, AssertionError):
+                    workflow.abort()
+            elif isinstance(result := done.result(), AsyncioConnection):
+                result.close()
+            raise
+        if isinstance(result, AMQPConnectorException):
+            raise _connect_trouble(result, self.binding)
+        self._closed = closed
+        return result
+
+    def _all_parameters(self) -> list[ConnectionParameters]:
+        try:
+            return [self._parameters(host, port) for host, port in self.binding.addresses]
+        except (ssl.SSLError, ValueError, TypeError) as error:
             raise Trouble(
                 Reason.SECRET_INVALID,
                 f"A certificate or key for {self.binding.display} cannot be read ({error}). "
-                "Correct ca.crt, tls.crt and tls.key in the Secret: each must be PEM.",
+                "Correct ca.crt, tls.crt and tls.key in the Secret: each must be PEM, the key without passphrase.",
             ) from error
-        workflow = AsyncioConnection.create_connection(
-            parameters,
-            on_done=lambda result: None if done.done() else done.set_result(result),
-            custom_ioloop=loop,
-        )
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT * len(self.binding.addresses)):
-                result = await done
-        except TimeoutError as error:
-            workflow.abort()
-            raise Trouble(
-                Reason.BROKER_UNREACHABLE,
-                f"The broker {self.binding.display} did not answer within {CONNECT_TIMEOUT:.0f} s. "
-                "Check host and port in the Secret, NetworkPolicies and the broker.",
-            ) from error
-        if isinstance(result, AMQPConnectorException):
-            raise _connect_trouble(result, self.binding) from None
-        result.add_on_close_callback(self._on_close)
-        connection: AsyncioConnection = result
-        return connection
 
     def _parameters(self, host: str, port: int) -> ConnectionParameters:
         return ConnectionParameters(
@@ -379,10 +404,6 @@ class Broker:
             client_properties={"connection_name": "workqueue-operator"},
             ssl_options=_ssl_options(self.binding, host),
         )
-
-    def _on_close(self, _: Any, reason: BaseException) -> None:
-        if self._closed is not None and not self._closed.done():
-            self._closed.set_result(reason)
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -401,7 +422,8 @@ def _ssl_options(binding: Binding, host: str) -> pika.SSLOptions | None:
         with tempfile.NamedTemporaryFile("w") as file:
             file.write(f"{binding.tls.certificate}\n{binding.tls.private_key}\n")
             file.flush()
-            context.load_cert_chain(file.name)
+            # A key with a passphrase is refused; without this it would be asked for on the terminal.
+            context.load_cert_chain(file.name, password="")
     return pika.SSLOptions(context, host)
 
 
@@ -412,31 +434,27 @@ def _connect_trouble(error: AMQPConnectorException, binding: Binding) -> Trouble
         cause = error.exceptions[-1]
     if isinstance(cause, AMQPConnectorAMQPHandshakeError):
         cause = cause.exception
-    if isinstance(cause, (ProbableAuthenticationError, AuthenticationError)):
+    # pika guesses from the state of the handshake; a broker that is going down closes it there, too.
+    said = " ".join(map(str, cause.args))
+    if isinstance(cause, AuthenticationError) or (
+        isinstance(cause, ProbableAuthenticationError) and "ACCESS_REFUSED" in said
+    ):
         return Trouble(
             Reason.AUTHENTICATION_FAILED,
             f"The broker {binding.display} refuses the user {binding.username!r} with this password. "
             "Correct username and password in the Secret; it is read again by itself.",
         )
-    if isinstance(cause, ConnectionClosedByBroker) and cause.reply_code == _NOT_ALLOWED:
-        missing = "not found" in cause.reply_text
+    if isinstance(cause, ProbableAccessDeniedError) and "NOT_ALLOWED" in said:
+        missing = "not found" in said
         return Trouble(
             Reason.VIRTUAL_HOST_NOT_FOUND if missing else Reason.PERMISSION_DENIED,
-            f"The broker refuses the virtual host {binding.virtual_host!r} to the user {binding.username!r}: "
-            f"{cause.reply_text}. "
-            + ("Create it, or correct it in the Secret." if missing else "Give the user access to it."),
-        )
-    if isinstance(cause, ProbableAccessDeniedError):
-        return Trouble(
-            Reason.VIRTUAL_HOST_NOT_FOUND,
-            f"The broker {binding.display} closed the connection when the virtual host "
-            f"{binding.virtual_host!r} was opened: it does not exist, or the user {binding.username!r} may "
-            "not use it. Create it, or give the user access.",
-        )
-    if isinstance(cause, ConnectionClosedByBroker) and cause.reply_code == _ACCESS_REFUSED:
-        return Trouble(
-            Reason.AUTHENTICATION_FAILED,
-            f"The broker {binding.display} refuses the user {binding.username!r}: {cause.reply_text}.",
+            f"The broker {binding.display} refuses the virtual host {binding.virtual_host!r} to the user "
+            f"{binding.username!r}: "
+            + (
+                "it does not exist. Create it, or correct it in the Secret."
+                if missing
+                else f"{said}. Give the user access to it (rabbitmqctl set_permissions)."
+            ),
         )
     inner = getattr(cause, "exception", None) or cause
     return Trouble(

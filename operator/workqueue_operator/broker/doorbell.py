@@ -1,34 +1,37 @@
 """Bells: consumers on idle queues that wake a WorkQueue when its first message arrives.
 
 Place in the flow: `reconcile` hangs a bell when a WorkQueue has no worker and may have one, and takes it
-down before it starts any. A ring is told to `on_ring`; the message goes straight back to the queue.
+down before it starts any. A ring is told to `on_ring` when the message is on its way back to the queue.
 
-The rules, each from an experiment: the bell cancels before it hands the message back, on the same channel
-and with nack (reject and closing the channel count as failures); its priority is below any worker's; a
-queue that had vanished gets its next bell on a fresh channel, because a channel that consumed from a quorum
-queue and then consumes from a classic one of the same name kills the whole connection (541).
+The rules, each from an experiment: a bell is cancelled before it hands the message back, on the same channel
+and with nack (reject and closing the channel count as failures); its priority is below any worker's; a queue
+that had vanished gets its bells on channels of their own, because a channel that consumed from a quorum queue
+and then consumes from a classic one of the same name kills the whole connection (541).
+
+A channel has one call outstanding, and pika would queue a cancel behind other bells' consumes while a nack
+goes out at once: the message would come back to the same bell. So the calls wait their turn here, cancels
+before consumes, and the nack waits for its cancel to be confirmed. It also says who is to blame when the
+broker closes the channel: the bell whose call was outstanding.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
+from pika import spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
-from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
-
-logger = logging.getLogger(__name__)
+from pika.exceptions import ChannelClosedByBroker
 
 BELLS_PER_CHANNEL: Final = 128
 PRIORITY: Final = -1000
 
-_NAMED_QUEUE: Final = re.compile(r"queue '([^']*)' in vhost")
+_NOT_FOUND: Final = 404
 
 
 class _State(Enum):
@@ -39,22 +42,40 @@ class _State(Enum):
 
 @dataclass(eq=False)
 class _Bell:
+    """One consumer.
+
+    Attributes:
+        tag: of the consumer, empty until it was asked for.
+        hung_at: when consume-ok came, on the loop's clock.
+        settled: True once consume-ok has come, False when the bell fell before.
+        held: delivery tag of the message that goes back once the cancel is confirmed.
+        rang: whether `on_ring` is to be told then.
+    """
+
     queue: str
     rack: _Rack
     tag: str = ""
     state: _State = _State.HANGING
     hung_at: float | None = None
     settled: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    """True once consume-ok has come, False when the bell fell before."""
+    held: int | None = None
+    rang: bool = False
 
 
 @dataclass(eq=False)
 class _Rack:
-    """One channel with bells on it."""
+    """One channel with bells on it.
+
+    Attributes:
+        calls: bells that wait to be consumed or cancelled, as their state says.
+        calling: the one whose call is outstanding.
+    """
 
     capacity: int
     channel: Channel | None = None
-    bells: dict[str, _Bell] = field(default_factory=dict)
+    bells: set[_Bell] = field(default_factory=set)
+    calls: deque[_Bell] = field(default_factory=deque)
+    calling: _Bell | None = None
 
 
 class Doorbell:
@@ -93,7 +114,7 @@ class Doorbell:
         return bell.hung_at if bell is not None else None
 
     def mark_vanished(self, queue: str) -> None:
-        """Remember that the queue was gone: its next bell gets a channel of its own."""
+        """Remember that the queue was gone: its bells get channels of their own from now on."""
         self._vanished.add(queue)
 
     async def hang(self, queue: str, timeout: float) -> bool:
@@ -102,9 +123,9 @@ class Doorbell:
         Returns:
             Whether the bell hangs now. False: it rang at once, was refused, or was not confirmed in time.
         """
-        bell = self._bells.get(queue)
-        if bell is None or bell.state is _State.CANCELLING:
-            bell = self._hang(queue)
+        if not self._connection.is_open:
+            return False
+        bell = self._bells.get(queue) or self._hang(queue)
         try:
             async with asyncio.timeout(timeout):
                 return await asyncio.shield(bell.settled) and self._bells.get(queue) is bell
@@ -112,129 +133,140 @@ class Doorbell:
             return False
 
     def take_down(self, queue: str) -> None:
-        """Cancel the bell of this queue, if there is one.
-
-        The broker sees the cancel before anything that is sent later on the same connection reaches it
-        through that channel; a message that it had already handed to the bell goes back.
-        """
+        """Cancel the bell of this queue, if there is one; a message that it was just given goes back."""
         bell = self._bells.pop(queue, None)
         if bell is not None:
             self._cancel(bell)
 
+    # -- one bell ------------------------------------------------------------------------------------
+
     def _hang(self, queue: str) -> _Bell:
-        fresh = queue in self._vanished
-        self._vanished.discard(queue)
-        rack = self._rack(fresh)
-        bell = _Bell(queue, rack)
-        self._bells[queue] = bell
-        rack.bells[queue] = bell
-        if rack.channel is not None and rack.channel.is_open:
-            self._consume(rack.channel, bell)
+        rack = self._rack(alone=queue in self._vanished)
+        bell = self._bells[queue] = _Bell(queue, rack)
+        rack.bells.add(bell)
+        rack.calls.append(bell)
+        self._next_call(rack)
         return bell
 
-    def _rack(self, fresh: bool) -> _Rack:
-        if not fresh:
-            for rack in self._racks:
-                if len(rack.bells) < rack.capacity:
-                    return rack
-        rack = _Rack(capacity=1 if fresh else BELLS_PER_CHANNEL)
-        self._racks.append(rack)
-
-        def opened(channel: Channel) -> None:
-            channel.basic_qos(prefetch_count=1)
-            for bell in list(rack.bells.values()):
-                self._consume(channel, bell)
-
-        rack.channel = self._connection.channel(on_open_callback=opened)
-        rack.channel.add_on_close_callback(lambda _, reason: self._on_close(rack, reason))
-        rack.channel.add_on_cancel_callback(lambda frame: self._on_cancelled(rack, frame.method.consumer_tag))
-        return rack
-
-    def _consume(self, channel: Channel, bell: _Bell) -> None:
-        def confirmed(_: Any) -> None:
-            if bell.state is _State.HANGING:
-                bell.state = _State.HUNG
-                bell.hung_at = asyncio.get_running_loop().time()
-            if not bell.settled.done():
-                bell.settled.set_result(True)
-
-        try:
-            bell.tag = channel.basic_consume(
-                bell.queue,
-                on_message_callback=lambda channel, method, *_: self._ring(
-                    channel, bell, method.delivery_tag
-                ),
-                arguments={"x-priority": PRIORITY},
-                callback=confirmed,
-            )
-        except ChannelWrongStateError:
-            self._forget(bell)
-
-    def _ring(self, channel: Channel, bell: _Bell, delivery_tag: int) -> None:
-        wanted = self._bells.get(bell.queue) is bell
-        if wanted:
-            del self._bells[bell.queue]
-        self._cancel(bell)
-        channel.basic_nack(delivery_tag, requeue=True)
-        if wanted:
-            self._on_ring(bell.queue)
-
-    def _cancel(self, bell: _Bell) -> None:
-        if bell.state is _State.CANCELLING:
-            return
-        hanging, bell.state = bell.state is _State.HANGING and not bell.tag, _State.CANCELLING
-        self._settle(bell)
-        channel = bell.rack.channel
-        if hanging or channel is None or not channel.is_open:
-            self._unrack(bell)
-            return
-        channel.basic_cancel(bell.tag, callback=lambda _: self._unrack(bell))
-
-    def _unrack(self, bell: _Bell) -> None:
-        rack = bell.rack
-        if rack.bells.get(bell.queue) is bell:
-            del rack.bells[bell.queue]
-        if rack.capacity == 1 and not rack.bells and rack in self._racks:
-            self._racks.remove(rack)
-            if rack.channel is not None and rack.channel.is_open:
-                rack.channel.close()
-
-    def _forget(self, bell: _Bell) -> None:
+    def _on_delivery(self, bell: _Bell, delivery_tag: int) -> None:
+        bell.held = delivery_tag
         if self._bells.get(bell.queue) is bell:
             del self._bells[bell.queue]
-        self._settle(bell)
-        self._unrack(bell)
+            bell.rang = True
+            self._cancel(bell)
 
-    @staticmethod
-    def _settle(bell: _Bell) -> None:
+    def _cancel(self, bell: _Bell) -> None:
+        waiting = bell.state is _State.HANGING and not bell.tag
+        bell.state = _State.CANCELLING
+        if waiting:
+            self._finish(bell)
+        else:
+            bell.rack.calls.appendleft(bell)
+            self._next_call(bell.rack)
+
+    def _finish(self, bell: _Bell) -> None:
+        """The bell is no consumer any more: hand back what it holds, and tell if it rang."""
+        rack = bell.rack
+        rack.bells.discard(bell)
+        if bell in rack.calls:
+            rack.calls.remove(bell)
         if not bell.settled.done():
             bell.settled.set_result(False)
+        channel = rack.channel
+        usable = channel is not None and channel.is_open
+        if channel is not None and usable and bell.held is not None:
+            channel.basic_nack(bell.held, requeue=True)
+        if channel is not None and usable and rack.capacity == 1 and rack in self._racks and not rack.bells:
+            self._racks.remove(rack)
+            channel.close()
+        if bell.rang:
+            self._on_ring(bell.queue)
+
+    # -- one channel ---------------------------------------------------------------------------------
+
+    def _rack(self, *, alone: bool) -> _Rack:
+        for rack in self._racks if not alone else ():
+            if len(rack.bells) < rack.capacity:
+                return rack
+        rack = _Rack(capacity=1 if alone else BELLS_PER_CHANNEL)
+        rack.channel = self._connection.channel(on_open_callback=lambda channel: self._on_open(rack, channel))
+        rack.channel.add_on_close_callback(lambda _, reason: self._on_close(rack, reason))
+        self._racks.append(rack)
+        return rack
+
+    def _on_open(self, rack: _Rack, channel: Channel) -> None:
+        channel.add_on_cancel_callback(lambda frame: self._on_cancelled(rack, frame.method.consumer_tag))
+        # The callback of basic_cancel would be called for whichever cancel-ok comes first.
+        channel.add_callback(
+            lambda frame: self._on_cancel_ok(rack, frame.method.consumer_tag),
+            [spec.Basic.CancelOk],
+            one_shot=False,
+        )
+        channel.basic_qos(prefetch_count=1, callback=lambda _: self._next_call(rack))
+
+    def _next_call(self, rack: _Rack) -> None:
+        channel = rack.channel
+        if rack.calling is not None or not rack.calls or channel is None or not channel.is_open:
+            return
+        bell = rack.calling = rack.calls.popleft()
+        if bell.state is _State.CANCELLING:
+            channel.basic_cancel(bell.tag, callback=lambda _: None)
+        else:
+            bell.tag = channel.basic_consume(
+                bell.queue,
+                on_message_callback=lambda _, method, *__: self._on_delivery(bell, method.delivery_tag),
+                arguments={"x-priority": PRIORITY},
+                callback=lambda _: self._on_consume_ok(bell),
+            )
+
+    def _on_consume_ok(self, bell: _Bell) -> None:
+        if bell.state is _State.HANGING:
+            bell.state = _State.HUNG
+            bell.hung_at = asyncio.get_running_loop().time()
+        if not bell.settled.done():
+            bell.settled.set_result(True)
+        bell.rack.calling = None
+        self._next_call(bell.rack)
+
+    def _on_cancel_ok(self, rack: _Rack, tag: str) -> None:
+        bell = rack.calling
+        if bell is None or bell.tag != tag:
+            return
+        rack.calling = None
+        self._finish(bell)
+        self._next_call(rack)
 
     def _on_cancelled(self, rack: _Rack, tag: str) -> None:
-        for bell in list(rack.bells.values()):
-            if bell.tag == tag:
-                known = self._bells.get(bell.queue) is bell
-                self._vanished.add(bell.queue)
-                self._forget(bell)
-                if known:
-                    self._on_fall(bell.queue, None)
+        """The broker cancelled a consumer: its queue is gone."""
+        bell = next((bell for bell in rack.bells if bell.tag == tag), None)
+        if bell is None or bell is rack.calling:
+            # Our own cancel crossed it, and is still confirmed.
+            return
+        self._vanished.add(bell.queue)
+        known = self._bells.get(bell.queue) is bell
+        if known:
+            del self._bells[bell.queue]
+        self._finish(bell)
+        if known:
+            self._on_fall(bell.queue, None)
 
     def _on_close(self, rack: _Rack, reason: Exception) -> None:
-        """The broker closed the channel: its text names the offender, all others hang again at once."""
+        """The channel is gone: with its connection, or because the broker refused the outstanding call."""
         if rack in self._racks:
             self._racks.remove(rack)
-        bells = [bell for bell in rack.bells.values() if self._bells.get(bell.queue) is bell]
-        rack.bells.clear()
-        for bell in bells:
+        offender, bells = rack.calling, list(rack.bells)
+        wanted = [bell for bell in bells if self._bells.get(bell.queue) is bell]
+        for bell in wanted:
             del self._bells[bell.queue]
-            self._settle(bell)
+        for bell in bells:
+            self._finish(bell)
         if not isinstance(reason, ChannelClosedByBroker):
             return
-        named = _NAMED_QUEUE.search(reason.reply_text)
-        offender = named[1] if named else None
-        for bell in bells:
-            if offender in {None, bell.queue}:
+        for bell in wanted:
+            if bell is not offender:
+                if self._connection.is_open:
+                    self._hang(bell.queue)
+                continue
+            if reason.reply_code == _NOT_FOUND:
                 self._vanished.add(bell.queue)
-                self._on_fall(bell.queue, (reason.reply_code, reason.reply_text))
-            else:
-                self._hang(bell.queue)
+            self._on_fall(bell.queue, (reason.reply_code, reason.reply_text))

@@ -1,0 +1,320 @@
+"""The operator's connection to RabbitMQ: it connects, says why it cannot, and comes back by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from tests.support.brokers import Probe, channel_of, probe, put, trouble_of, until
+from tests.support.rabbitmq import Broker as Server
+from tests.support.rabbitmq import VirtualHost, running
+from workqueue_operator.broker import connection
+from workqueue_operator.errors import Trouble
+from workqueue_operator.reasons import Reason
+from workqueue_worker.binding import TLS, Binding, from_url
+from workqueue_worker.topology import BrokerVersion, QueueSettings, plan
+
+
+@pytest.fixture
+def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 1.0)
+
+
+@contextmanager
+def black_hole() -> Iterator[int]:
+    """A port that accepts connections and never says a word."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(16)
+        yield listening.getsockname()[1]
+
+
+def refused_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
+
+
+async def test_it_connects_and_knows_the_version(every_rabbitmq: Server) -> None:
+    async with probe(every_rabbitmq.url) as broker:
+        await broker.ready()
+        assert broker.connected
+        assert broker.version == BrokerVersion.parse(every_rabbitmq.version)
+        assert broker.told.states == 1
+
+
+async def test_a_wrong_password_is_named_without_being_shown(every_rabbitmq: Server) -> None:
+    trouble = await trouble_of(every_rabbitmq.url_of("/", password="wrong-secret"))
+    assert trouble.reason is Reason.AUTHENTICATION_FAILED
+    assert "'guest'" in trouble.message
+    assert "wrong-secret" not in trouble.message
+
+
+async def test_a_missing_virtual_host_is_named(every_rabbitmq: Server) -> None:
+    trouble = await trouble_of(every_rabbitmq.url_of("nowhere"))
+    assert trouble.reason is Reason.VIRTUAL_HOST_NOT_FOUND
+    assert "'nowhere'" in trouble.message
+
+
+async def test_no_access_to_the_virtual_host_is_told_apart_from_a_missing_one(
+    every_rabbitmq: Server, every_vhost: VirtualHost
+) -> None:
+    every_rabbitmq.add_user("stranger", "secret", "/")
+    try:
+        trouble = await trouble_of(every_rabbitmq.url_of(every_vhost.name, "stranger", "secret"))
+    finally:
+        every_rabbitmq.delete_user("stranger")
+    assert trouble.reason is Reason.PERMISSION_DENIED
+    assert "'stranger'" in trouble.message
+
+
+async def test_a_refused_port_is_unreachable() -> None:
+    trouble = await trouble_of(f"amqp://guest:guest@127.0.0.1:{refused_port()}/")
+    assert trouble.reason is Reason.BROKER_UNREACHABLE
+    assert "Connection refused" in trouble.message or "ConnectionRefused" in trouble.message
+
+
+async def test_an_unknown_host_is_unreachable() -> None:
+    trouble = await trouble_of("amqp://guest:guest@no-such-host.invalid/")
+    assert trouble.reason is Reason.BROKER_UNREACHABLE
+    assert "no-such-host.invalid" in trouble.message
+
+
+@pytest.mark.usefixtures("quick_limits")
+async def test_a_black_hole_is_given_up_in_time() -> None:
+    with black_hole() as port:
+        async with probe(f"amqp://guest:guest@127.0.0.1:{port}/") as broker:
+            for _ in range(2):  # the first attempt, and what is known of it later
+                async with asyncio.timeout(5):
+                    with pytest.raises(Trouble) as caught:
+                        await broker.ready()
+                assert caught.value.reason in {Reason.BROKER_UNREACHABLE, Reason.BROKER_TIMEOUT}
+                assert f"127.0.0.1:{port}" in caught.value.message
+
+
+async def test_it_closes_at_once_while_it_is_connecting() -> None:
+    with black_hole() as port:
+        async with asyncio.timeout(3):
+            async with probe(f"amqp://guest:guest@127.0.0.1:{port}/"):
+                await asyncio.sleep(0)
+
+
+async def test_a_broker_that_goes_down_in_the_handshake_is_not_a_wrong_password(rabbitmq: Server) -> None:
+    """It lets the server's greeting through, and hangs up on the answer."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, to_server = await asyncio.open_connection("127.0.0.1", rabbitmq.port)
+        to_server.write(await reader.read(8))
+        writer.write(await upstream.read(4096))
+        await reader.read(4096)
+        to_server.close()
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        trouble = await trouble_of(f"amqp://guest:guest@127.0.0.1:{port}/")
+    assert trouble.reason is Reason.BROKER_UNREACHABLE
+
+
+async def test_a_server_that_speaks_something_else_is_unreachable() -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        trouble = await trouble_of(f"amqp://guest:guest@127.0.0.1:{port}/")
+    assert trouble.reason is Reason.BROKER_UNREACHABLE
+
+
+@pytest.mark.usefixtures("quick_limits")
+async def test_of_several_addresses_the_first_that_answers_is_taken(rabbitmq: Server) -> None:
+    with black_hole() as port:
+        where = f"127.0.0.1:{refused_port()},127.0.0.1:{port},127.0.0.1:{rabbitmq.port}"
+        async with probe(f"amqp://guest:guest@{where}/") as broker:
+            await until(lambda: broker.connected)
+
+
+async def test_special_characters_in_password_and_virtual_host(every_rabbitmq: Server) -> None:
+    user, password, vhost = "jürgen@team:a", "p/ä%s:w@rd?#&+ ", "team/jobs %2F+ü"
+    with every_rabbitmq.new_vhost(vhost) as made:
+        every_rabbitmq.add_user(user, password, vhost)
+        try:
+            async with probe(every_rabbitmq.url_of(vhost, user, password)) as broker:
+                await broker.ready()
+                await broker.declare(plan(QueueSettings("jobs")))
+                assert made.exists("jobs")
+        finally:
+            every_rabbitmq.delete_user(user)
+
+
+# -- TLS
+
+
+def tls_binding(server: Server, authority: str, **changes: str) -> Binding:
+    return replace(from_url(server.url_of("/", tls=True)), tls=TLS(authority=authority, **changes))
+
+
+async def test_tls_with_a_private_authority(every_rabbitmq: Server) -> None:
+    async with probe(
+        tls_binding(every_rabbitmq, every_rabbitmq.certificates.authority.read_text())
+    ) as broker:
+        await broker.ready()
+
+
+async def test_tls_with_a_client_certificate_instead_of_a_password(every_rabbitmq: Server) -> None:
+    certificates = every_rabbitmq.certificates
+    binding = tls_binding(
+        every_rabbitmq,
+        certificates.authority.read_text(),
+        certificate=certificates.client_certificate.read_text(),
+        private_key=certificates.client_key.read_text(),
+    )
+    async with probe(replace(binding, username="", password="")) as broker:
+        await broker.ready()
+
+
+async def test_a_server_certificate_of_an_unknown_authority_is_refused(rabbitmq: Server) -> None:
+    trouble = await trouble_of(tls_binding(rabbitmq, ""))
+    assert trouble.reason is Reason.BROKER_UNREACHABLE
+    assert "certificate" in trouble.message.lower()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"authority": "no certificate"},
+        {"authority": "kein Zertifikat: ä"},
+        {"certificate": "no certificate", "private_key": "no key"},
+    ],
+    ids=[
+        "an authority that is no PEM",
+        "an authority that is not even ASCII",
+        "a certificate that is no PEM",
+    ],
+)
+async def test_a_certificate_that_cannot_be_read_is_the_secrets_fault(
+    rabbitmq: Server, changes: dict[str, str]
+) -> None:
+    trouble = await trouble_of(tls_binding(rabbitmq, **{"authority": "", **changes}))
+    assert trouble.reason is Reason.SECRET_INVALID
+    assert "ca.crt" in trouble.message
+
+
+# -- losing and finding it again
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    """A server that a test may stop and kill."""
+    with running() as server:
+        yield server
+
+
+async def lost(broker: Probe) -> Trouble:
+    await until(lambda: not broker.connected and broker.trouble is not None)
+    with pytest.raises(Trouble) as caught:
+        await broker.ready()
+    return caught.value
+
+
+async def test_it_comes_back_after_a_restart_and_after_a_kill_and_bells_work_again(
+    own_server: Server,
+) -> None:
+    async with probe(own_server.url) as broker:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("jobs")))
+        for round_, kill in enumerate((False, True), start=1):
+            assert await broker.hang_bell("jobs")
+            await asyncio.to_thread(own_server.kill if kill else own_server.stop)
+            trouble = await lost(broker)
+            assert trouble.reason is Reason.BROKER_UNREACHABLE
+            assert broker.bells == 0
+            assert not await broker.hang_bell("jobs")
+            with pytest.raises(Trouble):
+                await broker.counts("jobs")
+            await asyncio.to_thread(own_server.start)
+            await until(lambda: broker.connected)
+            assert broker.generation == round_ + 1
+            await until(lambda: broker.hang_bell("jobs"))
+            with own_server.connect() as plain:
+                put(plain.channel(), "jobs", b"x")
+            await until(lambda count=round_: len(broker.told.rings) == count)
+            with own_server.connect() as plain:
+                await until(lambda: plain.channel().queue_purge("jobs").method.message_count == 1)
+
+
+async def test_a_frozen_server_answers_with_a_timeout_and_its_late_answers_harm_nobody(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workqueue_operator.broker.channel.CALL_TIMEOUT", 0.3)
+    async with probe(own_server.url) as broker:
+        await broker.ready()
+        for name in ("one", "two"):
+            await broker.declare(plan(QueueSettings(name)))
+        with own_server.connect() as plain:
+            put(plain.channel(), "two", b"a", b"b")
+        with own_server.frozen():
+            answers = await asyncio.gather(
+                *(broker.counts("one") for _ in range(3 * connection.LANES)), return_exceptions=True
+            )
+        assert {type(answer) for answer in answers} == {Trouble}
+        assert {answer.reason for answer in answers if isinstance(answer, Trouble)} == {Reason.BROKER_TIMEOUT}
+        for _ in range(2 * connection.LANES):
+            assert (await broker.counts("one")).ready == 0
+            assert (await broker.counts("two")).ready == 2
+        # The channels that were given up are closed, not left behind.
+        wanted = connection.LANES + 1
+        await until(lambda: int(own_server.evaluate("length(rabbit_channel:list())")) <= wanted)
+
+
+async def test_a_cancelled_question_leaves_nothing_behind(vhost: VirtualHost) -> None:
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("one")))
+        await broker.declare(plan(QueueSettings("two")))
+        async with channel_of(vhost) as channel:
+            put(channel, "two", b"a", b"b")
+        for _ in range(50):
+            asking = [asyncio.create_task(broker.counts("one")) for _ in range(12)]
+            await asyncio.sleep(0)
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+            assert (await broker.counts("two")).ready == 2
+
+
+async def test_what_nobody_thought_of_does_not_end_the_attempts(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Probe, "_parameters", fail)
+        async with probe(vhost.url) as broker:
+            with pytest.raises(Trouble) as caught:
+                await broker.ready()
+            assert caught.value.reason is Reason.INTERNAL_ERROR
+            broken.undo()
+            await until(lambda: broker.connected)
+
+
+async def test_one_connection_whatever_the_number_of_queues(own_server: Server) -> None:
+    async with probe(own_server.url) as broker:
+        await broker.ready()
+        names = [f"jobs-{number}" for number in range(40)]
+        await asyncio.gather(*(broker.declare(plan(QueueSettings(name))) for name in names))
+        assert all(await asyncio.gather(*(broker.hang_bell(name) for name in names)))
+        await asyncio.gather(*(broker.counts(name) for name in names))
+        listed = own_server.ctl("list_connections", "--no-table-headers", "client_properties")
+        assert listed.count("workqueue-operator") == 1
+        assert len(listed.splitlines()) == 1
+    await until(lambda: own_server.evaluate("length(rabbit_networking:connections())") == "0")

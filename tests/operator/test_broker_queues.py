@@ -1,0 +1,156 @@
+"""Declarations, questions and refusals over the operator's connection, on each supported RabbitMQ."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from tests.support.brokers import channel_of, probe, put, take_all, until
+from tests.support.rabbitmq import VirtualHost
+from workqueue_operator.broker.connection import QueueMissingError
+from workqueue_operator.errors import Trouble
+from workqueue_operator.reasons import Reason
+from workqueue_worker.topology import Exchange, ExchangeType, QueueSettings, QueueType, plan
+
+TYPES = pytest.mark.parametrize("queue_type", list(QueueType), ids=lambda kind: kind.value)
+
+
+@pytest.fixture
+def limited(every_vhost: VirtualHost) -> Iterator[str]:
+    """A user who may see the virtual host but do nothing in it: the URL."""
+    every_vhost.broker.add_user("limited", "secret", every_vhost.name, configure="", write="", read="")
+    yield every_vhost.broker.url_of(every_vhost.name, "limited", "secret")
+    every_vhost.broker.delete_user("limited")
+
+
+@TYPES
+async def test_declaring_twice_changes_nothing(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+    exchange = Exchange("images", ExchangeType.TOPIC, ("thumb.*", "icon"))
+    wanted = plan(QueueSettings("jobs", queue_type, exchange=exchange, max_length=10))
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        await broker.declare(wanted)
+        for key in ("thumb.small", "icon"):
+            channel.basic_publish("images", key, key.encode(), mandatory=True)
+        await broker.declare(wanted)
+        assert [body for body, _ in take_all(channel, "jobs")] == [b"thumb.small", b"icon"]
+        assert every_vhost.exists("jobs.dead")
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"type": QueueType.CLASSIC}, "x-"),
+        ({"max_length": 5}, "x-max-length"),
+        ({"message_ttl_seconds": 9}, "x-message-ttl"),
+        ({"single_active_consumer": True}, "x-single-active-consumer"),
+    ],
+    ids=["another type", "another length", "another time to live", "a single active consumer"],
+)
+async def test_a_conflict_names_the_argument_and_touches_nothing(
+    every_vhost: VirtualHost, changes: dict[str, object], argument: str
+) -> None:
+    first = QueueSettings("jobs")
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        await broker.declare(plan(first))
+        put(channel, "jobs", b"kept")
+        with pytest.raises(Trouble) as caught:
+            await broker.declare(plan(replace(first, **changes)))  # type: ignore[arg-type]
+        assert caught.value.reason is Reason.QUEUE_CONFLICT
+        assert f"'{argument}" in caught.value.message
+        assert "'jobs'" in caught.value.message
+        await broker.declare(plan(first))
+        assert take_all(channel, "jobs") == [(b"kept", 0)]
+
+
+async def test_an_exchange_of_another_type_is_a_conflict(every_vhost: VirtualHost) -> None:
+    async with probe(every_vhost.url) as broker:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("jobs", exchange=Exchange("images", ExchangeType.DIRECT))))
+        with pytest.raises(Trouble, match="'images'") as caught:
+            await broker.declare(
+                plan(QueueSettings("jobs", exchange=Exchange("images", ExchangeType.FANOUT)))
+            )
+        assert caught.value.reason is Reason.QUEUE_CONFLICT
+        assert "type" in caught.value.message
+
+
+@TYPES
+async def test_counts_are_live_and_leave_the_bell_out(
+    every_vhost: VirtualHost, queue_type: QueueType
+) -> None:
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("jobs", queue_type)))
+        empty = await broker.counts("jobs")
+        assert (empty.ready, empty.consumers, empty.bell) == (0, 0, False)
+        assert await broker.hang_bell("jobs")
+        await until(lambda: counted(broker, "jobs", (0, 0, True)))
+        broker.take_down_bell("jobs")
+        channel.basic_qos(prefetch_count=1)
+        channel.basic_consume("jobs", lambda *_: None)
+        put(channel, "jobs", b"1", b"2", b"3")
+        await until(lambda: counted(broker, "jobs", (2, 1, False)))
+
+
+async def counted(broker, queue: str, wanted: tuple[int, int, bool]) -> bool:  # type: ignore[no-untyped-def]
+    seen = await broker.counts(queue)
+    return (seen.ready, seen.consumers, seen.bell) == wanted
+
+
+async def test_a_missing_queue_is_missing_and_does_not_disturb_other_questions(
+    every_vhost: VirtualHost,
+) -> None:
+    async with probe(every_vhost.url) as broker:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("jobs")))
+        answers = await asyncio.gather(
+            *(broker.counts("jobs" if number % 2 else "nothing") for number in range(40)),
+            return_exceptions=True,
+        )
+        assert {type(answer).__name__ for answer in answers[::2]} == {"QueueMissingError"}
+        assert {type(answer).__name__ for answer in answers[1::2]} == {"QueueCounts"}
+        await broker.delete_queue("nothing")
+        await broker.delete_queue("jobs")
+        with pytest.raises(QueueMissingError):
+            await broker.counts("jobs")
+
+
+async def test_no_permission_says_whose_and_for_what(every_vhost: VirtualHost, limited: str) -> None:
+    async with probe(limited) as broker:
+        await broker.ready()
+        with pytest.raises(Trouble) as caught:
+            await broker.declare(plan(QueueSettings("jobs")))
+        assert caught.value.reason is Reason.PERMISSION_DENIED
+        assert "'limited'" in caught.value.message
+        assert "'jobs.dead'" in caught.value.message
+
+
+async def test_an_exclusive_queue_of_somebody_else_is_refused_with_the_brokers_words(
+    every_vhost: VirtualHost,
+) -> None:
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        channel.queue_declare("jobs", exclusive=True)
+        with pytest.raises(Trouble, match="RESOURCE_LOCKED") as caught:
+            await broker.declare(plan(QueueSettings("jobs")))
+        assert caught.value.reason is Reason.QUEUE_REFUSED
+
+
+async def test_during_a_memory_alarm_everything_works(every_vhost: VirtualHost) -> None:
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("one")))
+        put(channel, "one", b"x")
+        with every_vhost.broker.memory_alarm():
+            await broker.declare(plan(QueueSettings("two")))
+            assert (await broker.counts("one")).ready == 1
+            assert await broker.hang_bell("two")
+            await broker.hang_bell("one")
+            await until(lambda: broker.told.rings == ["one"])
+            await broker.delete_queue("two")
+        assert broker.generation == 1

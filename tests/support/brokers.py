@@ -1,0 +1,107 @@
+"""The operator's Broker under test: what it told, and waiting for conditions inside a running loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+
+from tests.support.rabbitmq import VirtualHost
+from workqueue_operator.broker.connection import Broker
+from workqueue_operator.errors import Trouble
+from workqueue_worker.binding import Binding, from_url
+
+T = TypeVar("T")
+
+SECONDS: Final = 20.0
+
+
+@dataclass
+class Told:
+    """What a Broker has called back."""
+
+    rings: list[str] = field(default_factory=list)
+    falls: list[tuple[str, tuple[int, str] | None]] = field(default_factory=list)
+    states: int = 0
+
+
+class Probe(Broker):
+    """A Broker that keeps what it tells."""
+
+    def __init__(self, binding: Binding | str) -> None:
+        self.told = told = Told()
+
+        def count() -> None:
+            told.states += 1
+
+        super().__init__(
+            from_url(binding) if isinstance(binding, str) else binding,
+            told.rings.append,
+            lambda queue, refusal: told.falls.append((queue, refusal)),
+            count,
+        )
+
+
+@asynccontextmanager
+async def probe(binding: Binding | str) -> AsyncIterator[Probe]:
+    """A Broker that is connected, or tries to be."""
+    made = Probe(binding)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def trouble_of(binding: Binding | str) -> Trouble:
+    """Why a Broker cannot connect."""
+    async with probe(binding) as broker:
+        try:
+            await broker.ready()
+        except Trouble as trouble:
+            return trouble
+    raise AssertionError("it is connected")
+
+
+async def until(condition: Callable[[], T | Awaitable[T]], seconds: float = SECONDS) -> T:
+    """Ask until the answer is true, and return it; the loop runs meanwhile."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        answer = condition()
+        if isinstance(answer, Awaitable):
+            answer = await answer
+        if answer:
+            return answer
+        now = asyncio.get_running_loop().time()
+        assert now < deadline, f"not within {seconds:g} s; at the end it was {answer!r}"
+        await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def channel_of(vhost: VirtualHost) -> AsyncIterator[BlockingChannel]:
+    """A plain channel with confirms, for the test's own use."""
+    with vhost.connect() as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        yield channel
+
+
+def put(channel: BlockingChannel, queue: str, *bodies: bytes) -> None:
+    """Publish persistent messages; each is confirmed when this returns."""
+    for body in bodies:
+        channel.basic_publish("", queue, body, pika.BasicProperties(delivery_mode=2), mandatory=True)
+
+
+def take_all(channel: BlockingChannel, queue: str) -> list[tuple[bytes, int]]:
+    """Take (and acknowledge) what waits: each body, and how often it was delivered before."""
+    taken = []
+    while (got := channel.basic_get(queue))[0] is not None:
+        method, properties, body = got
+        count = (properties.headers or {}).get("x-delivery-count", int(method.redelivered))
+        taken.append((body, count))
+        channel.basic_ack(method.delivery_tag)
+    return taken
