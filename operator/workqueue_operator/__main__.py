@@ -11,7 +11,6 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
 from typing import Final
 
 import kopf
@@ -23,7 +22,7 @@ from .act.retire import Retirement
 from .act.scale import Scaler
 from .act.target import Targets
 from .act.workload import Workload
-from .cluster import Cluster, connect, connect_by_kubeconfig
+from .cluster import Cluster, connect
 from .config import Config, from_environment
 from .discovery import usable_namespaces, wait_for_resource
 from .endpoint import Endpoint
@@ -201,6 +200,8 @@ class Operator:
                 registry=handlers.registry(store),
                 settings=handlers.settings(),
                 standalone=True,
+                # kopf would ask for the name of a user that the image does not have.
+                identity=self._config.pod_name,
                 clusterwide=not self._config.namespaces,
                 namespaces=namespaces,
                 ready_flag=ready,
@@ -272,10 +273,7 @@ class Operator:
     # -- health --------------------------------------------------------------------------------------
 
     async def _connect(self) -> Cluster:
-        fence: Callable[[], None] = self._fence
-        if self._config.kubeconfig:
-            return await connect_by_kubeconfig(self._config.kubeconfig, fence)
-        return connect(fence)
+        return await connect(self._config.kubeconfig, self._fence)
 
     def _fence(self) -> None:
         if self._leadership is not None:

@@ -12,9 +12,11 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Awaitable
 from typing import Final
 
 import aiohttp
+from kubernetes.aio import client
 from kubernetes.aio.client import ApiClient
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.leaderelection import electionconfig, leaderelection
@@ -50,12 +52,24 @@ class _Lock(LeaseLock):
             return False, ApiException(status=0, reason=repr(error))
 
     async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
-        return await self._keep(super().create(name, namespace, election_record))
+        # Not the library's own: it asks for `pretty=True`, which its own client refuses (37.0.2).
+        lease = client.V1Lease(
+            metadata=client.V1ObjectMeta(name=name), spec=self.update_lease(election_record)
+        )
+        return await self._keep(self._create(namespace, lease))
+
+    async def _create(self, namespace: str, lease: client.V1Lease) -> bool:
+        try:
+            await self.api_instance.create_namespaced_lease(namespace, lease)
+        except ApiException as error:
+            logger.warning("The Lease could not be created.", extra={"detail": str(error.reason)})
+            return False
+        return True
 
     async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
         return await self._keep(super().update(name, namespace, updated_record))
 
-    async def _keep(self, write) -> bool:  # type: ignore[no-untyped-def]
+    async def _keep(self, write: Awaitable[bool]) -> bool:
         # Counted from before the request: the Lease runs from when the server took it, not from the answer.
         begun = time.monotonic()
         try:

@@ -248,9 +248,16 @@ def _add_own_parts(container: Object, wire: Object) -> None:
     """What a person gave for the container that runs the handler."""
     container["env"] += wire.get("env", [])
     container["volumeMounts"] += wire.get("volumeMounts", [])
+    container["env"] = _last_of_each(container["env"], "name")
+    container["volumeMounts"] = _last_of_each(container["volumeMounts"], "mountPath")
     for part in ("envFrom", "resources"):
         if wire.get(part):
             container[part] = wire[part]
+
+
+def _last_of_each(entries: list[Object], key: str) -> list[Object]:
+    """A person's entry replaces ours of the same key; server-side apply refuses a key twice."""
+    return list({entry[key]: entry for entry in entries}.values())
 
 
 def _security_context(wire: Object) -> Object:

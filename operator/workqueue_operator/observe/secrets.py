@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from workqueue_worker.binding import Binding, from_mapping
@@ -29,6 +29,16 @@ MAX_AGE_OF_TROUBLE: Final = 5.0
 class _Entry:
     at: float
     result: Binding | Trouble
+
+
+def _seen_from_elsewhere(binding: Binding, namespace: str) -> Binding:
+    """A short host name means a Service in the Secret's namespace, as the workers there resolve it."""
+    addresses: list[tuple[str, int]] = []
+    for host, port in binding.addresses:
+        if "." not in host and ":" not in host and host != "localhost":
+            addresses.append((f"{host}.{namespace}.svc", port))
+        addresses.append((host, port))
+    return replace(binding, addresses=tuple(addresses))
 
 
 class Secrets:
@@ -82,6 +92,6 @@ class Secrets:
             raise
         try:
             keys = {key: base64.b64decode(text).decode() for key, text in (secret.get("data") or {}).items()}
-            return from_mapping(keys, f'Secret "{name}"')
+            return _seen_from_elsewhere(from_mapping(keys, f'Secret "{name}"'), namespace)
         except (BindingError, binascii.Error, UnicodeDecodeError) as error:
             return Trouble(Reason.SECRET_INVALID, str(error))

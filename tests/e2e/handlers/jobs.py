@@ -1,0 +1,55 @@
+"""The handlers of the end-to-end tests, mounted into the workers from a ConfigMap.
+
+Each message is a JSON object with an id; what was done with it is told to the results queue, confirmed, so
+that the test has a ledger outside of the system under test.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+from workqueue_worker import Message, Reject
+from workqueue_worker.binding import from_folder
+from workqueue_worker.broker.outgoing import Outgoing
+from workqueue_worker.broker.publisher import Publisher
+
+RESULTS = os.environ["RESULTS_QUEUE"]
+
+
+@functools.cache
+def publisher() -> Publisher:
+    return Publisher(lambda: from_folder(Path(os.environ["WORKQUEUE_BINDING"])), "results")
+
+
+def tell(**result: object) -> None:
+    result["pod"] = os.environ["WORKQUEUE_POD_NAME"]
+    publisher().publish(Outgoing(RESULTS, json.dumps(result).encode())).result(30)
+
+
+def record(message: Message) -> None:
+    """Take as long as the message says, then say that it was done."""
+    job = message.json()
+    begun = time.time()
+    deadline = time.monotonic() + job.get("seconds", 0)
+    while (left := deadline - time.monotonic()) > 0:
+        if message.cancelled.wait(left):
+            tell(id=job["id"], event="interrupted")
+            return
+    tell(id=job["id"], event="done", begun=begun, attempt=message.attempt)
+
+
+def moody(message: Message) -> None:
+    """Fail as the message asks for."""
+    job = message.json()
+    if job.get("reject"):
+        raise Reject("the test asked for it")
+    if message.attempt <= job.get("failures", 0):
+        raise RuntimeError("not yet")
+    if job.get("die") and message.attempt == 1 and not message.redelivered:
+        os.kill(os.getpid(), signal.SIGKILL)
+    tell(id=job["id"], event="done", attempt=message.attempt)

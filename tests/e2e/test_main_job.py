@@ -1,0 +1,62 @@
+"""The main job: messages come, workers come, every message is done, workers go."""
+
+from __future__ import annotations
+
+import time
+
+from tests.support.kubernetes import kubectl, wait_until
+from tests.support.operators import OperatorRelease
+from tests.support.workqueues import Lab, watching_replicas
+
+
+def test_from_zero_to_many_and_back_with_every_result_accounted_for(lab: Lab) -> None:
+    workqueue = lab.workqueue("ladder").apply().wait_ready()
+    assert workqueue.replicas() == 0
+    # A template that never had a Ready pod sends one ahead; this is the one.
+    workqueue.publish([{"id": "first"}])
+    assert [result["id"] for result in workqueue.results(1)] == ["first"]
+    wait_until(lambda: workqueue.replicas() == 0, 60, "the first worker has gone")
+    with watching_replicas(workqueue) as watch:
+        jobs = [{"id": number, "seconds": 0.4} for number in range(60)]
+        published = time.monotonic()
+        workqueue.publish(jobs)
+        results = workqueue.results(60)
+        wait_until(lambda: workqueue.replicas() == 0, 60, "the workers have gone")
+        wait_until(lambda: watch.counts[-1] == 0, 10, "the watch has seen it")
+    assert sorted(result["id"] for result in results) == list(range(60)), "each once, none lost"
+    assert {result["event"] for result in results} == {"done"}
+    assert len({result["pod"] for result in results}) == 5, "all workers had their share"
+    assert max(watch.counts) == 5
+    up = watch.counts[: watch.counts.index(5) + 1]
+    assert up == sorted(up), "outward without stepping back"
+    first = watch.first(lambda count: count > 0)
+    assert first is not None
+    assert first - published < 5, "the wake-up does not wait for a poll"
+    queues = lab.queues()
+    assert queues["ladder"]["messages"] == 0
+    assert queues["ladder.dead"]["messages"] == 0
+    assert "ladder.retry.1s" not in queues, "delay queues are made on first need"
+
+
+def test_retries_and_dead_letters_are_all_accounted_for(lab: Lab) -> None:
+    workqueue = lab.workqueue("moody", worker={"handler": {"python": "jobs:moody"}}).apply().wait_ready()
+    workqueue.publish(
+        [{"id": number, "failures": number % 3} for number in range(6)]
+        + [{"id": 6, "failures": 9}, {"id": 7, "reject": True}, {"id": 8, "die": True}]
+    )
+    results = {result["id"]: result["attempt"] for result in workqueue.results(7)}
+    assert results == {**{number: number % 3 + 1 for number in range(6)}, 8: 1}
+    wait_until(lambda: lab.queues()["moody.dead"]["messages"] == 2, 30, "two messages were given up")
+    wait_until(lambda: workqueue.get()["status"].get("deadLetters") == 2, 60, "the status says so")
+
+
+def test_an_operator_that_is_killed_and_restarted_does_no_harm(lab: Lab, operator: OperatorRelease) -> None:
+    workqueue = lab.workqueue("steady").apply().wait_ready()
+    workqueue.publish([{"id": number, "seconds": 0.5} for number in range(40)])
+    wait_until(lambda: workqueue.get()["status"].get("readyReplicas", 0) > 0, 60, "a worker is Ready")
+    pods = [pod["metadata"]["name"] for pod in operator.pods()]
+    kubectl("delete", "pod", *pods, "--force", "--grace-period=0", f"--namespace={operator.namespace}")
+    results = workqueue.results(40)
+    assert sorted(result["id"] for result in results) == list(range(40))
+    assert {result["event"] for result in results} == {"done"}
+    wait_until(lambda: workqueue.replicas() == 0, 120, "the new operator has brought the workers home")

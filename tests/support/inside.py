@@ -1,0 +1,191 @@
+"""RabbitMQ inside the cluster under test, and the way to it from the test.
+
+`Cluster RabbitMQ` is a Deployment from the image that a real cluster would pull; the test reaches it through
+`kubectl port-forward`, the workers and the operator by its Service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pika
+
+from tests.support.kubernetes import PROGRAMS, apply, kubeconfig, kubectl, wait_until
+
+IMAGE: Final = "docker.io/library/rabbitmq:4-management"
+Object = dict[str, Any]
+
+
+def manifests(namespace: str, name: str = "rabbitmq") -> list[Object]:
+    """A broker without persistence: its pod is its life."""
+    labels = {"app": name}
+    container = {
+        "name": "rabbitmq",
+        "image": IMAGE,
+        "imagePullPolicy": "IfNotPresent",
+        "readinessProbe": {"tcpSocket": {"port": 5672}, "periodSeconds": 1},
+    }
+    return [
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {
+                "strategy": {"type": "Recreate"},
+                "selector": {"matchLabels": labels},
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {
+                        "enableServiceLinks": False,
+                        "terminationGracePeriodSeconds": 1,
+                        "containers": [container],
+                    },
+                },
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {
+                "selector": labels,
+                "ports": [{"name": "amqp", "port": 5672}, {"name": "http", "port": 15672}],
+            },
+        },
+    ]
+
+
+class Rabbit:
+    """The broker of the end-to-end tests."""
+
+    def __init__(self, namespace: str, name: str = "rabbitmq") -> None:
+        self.namespace = namespace
+        self.name = name
+        self.host = f"{name}.{namespace}.svc"
+        self._forward: subprocess.Popen[str] | None = None
+        self._port = 0
+        self._connection: Any = None
+
+    def start(self) -> None:
+        """Deploy it and wait until it serves."""
+        apply(*manifests(self.namespace, self.name))
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until it answers."""
+        kubectl(
+            "rollout", "status", f"deployment/{self.name}", f"--namespace={self.namespace}", "--timeout=90s"
+        )
+        wait_until(lambda: self._try_ctl("await_startup"), 60, "RabbitMQ has started")
+
+    def ctl(self, *arguments: str) -> str:
+        """rabbitmqctl in its pod."""
+        where = f"--namespace={self.namespace}"
+        return kubectl("exec", where, f"deployment/{self.name}", "--", "rabbitmqctl", "--quiet", *arguments)
+
+    def _try_ctl(self, *arguments: str) -> bool:
+        try:
+            self.ctl(*arguments)
+        except Exception:  # noqa: BLE001 - whatever it is, it is asked again
+            return False
+        return True
+
+    def add_vhost(self, name: str, user: str, password: str) -> None:
+        """A virtual host with a user of its own who may do everything in it."""
+        self.ctl("add_vhost", name)
+        self.ctl("add_user", user, password)
+        self.ctl("set_permissions", "--vhost", name, user, ".*", ".*", ".*")
+
+    def queues(self, vhost: str = "/") -> dict[str, Object]:
+        """All queues of a virtual host by name, with messages, consumers, type and arguments."""
+        columns = [
+            "name",
+            "messages",
+            "messages_ready",
+            "messages_unacknowledged",
+            "consumers",
+            "type",
+            "arguments",
+        ]
+        listed = json.loads(self.ctl("list_queues", "--vhost", vhost, "--formatter=json", *columns))
+        return {queue["name"]: queue for queue in listed}
+
+    # -- as a client ---------------------------------------------------------------------------------
+
+    def channel(self, vhost: str = "/", username: str = "guest", password: str = "guest") -> Any:
+        """A channel with confirmations, on a connection of its own."""
+        parameters = pika.ConnectionParameters(
+            "127.0.0.1",
+            self._forwarded(),
+            vhost,
+            pika.PlainCredentials(username, password),
+            heartbeat=0,
+            socket_timeout=10,
+            blocked_connection_timeout=30,
+        )
+        channel = pika.BlockingConnection(parameters).channel()
+        channel.confirm_delivery()
+        return channel
+
+    def publish(self, channel: Any, queue: str, jobs: list[Object]) -> None:
+        """Publish JSON jobs, persistent, mandatory, each confirmed."""
+        properties = pika.BasicProperties(delivery_mode=2, timestamp=int(time.time()))
+        for job in jobs:
+            channel.basic_publish("", queue, json.dumps(job).encode(), properties, mandatory=True)
+
+    def _forwarded(self) -> int:
+        if self._forward is None or self._forward.poll() is not None:
+            self._forward = subprocess.Popen(
+                [
+                    str(PROGRAMS / "kubectl"),
+                    f"--kubeconfig={kubeconfig()}",
+                    f"--namespace={self.namespace}",
+                    "port-forward",
+                    "--address=127.0.0.1",
+                    f"deployment/{self.name}",
+                    ":5672",
+                ],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            assert self._forward.stdout is not None
+            line = self._forward.stdout.readline()
+            found = re.search(r":(\d+) ->", line)
+            assert found, f"kubectl port-forward said {line!r}"
+            self._port = int(found[1])
+        return self._port
+
+    def close(self) -> None:
+        """End the port-forward."""
+        if self._forward is not None:
+            self._forward.terminate()
+            self._forward.wait(10)
+            if self._forward.stdout is not None:
+                self._forward.stdout.close()
+
+
+def drain(channel: Any, queue: str) -> Iterator[Object]:
+    """Every message that is in a queue now, taken out of it."""
+    while True:
+        method, _, body = channel.basic_get(queue, auto_ack=True)
+        if method is None:
+            return
+        yield json.loads(body)
+
+
+@contextlib.contextmanager
+def rabbit_in(namespace: str) -> Iterator[Rabbit]:
+    """A broker in a namespace, reachable from the test while the context lasts."""
+    rabbit = Rabbit(namespace)
+    try:
+        rabbit.start()
+        yield rabbit
+    finally:
+        rabbit.close()

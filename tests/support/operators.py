@@ -1,0 +1,76 @@
+"""An installation of the chart in the cluster under test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+from tests.support.kubernetes import CHECKOUT, KUBECONFIG, kubectl, kubectl_json, wait_until
+
+CHART: Final = CHECKOUT / "charts/workqueue-operator"
+
+
+class OperatorRelease:
+    """One helm release.
+
+    Args:
+        helm: runs helm with arguments and returns what it prints.
+    """
+
+    def __init__(self, name: str, namespace: str, helm: Callable[..., str]) -> None:
+        self.name = name
+        self.namespace = namespace
+        self._helm = helm
+
+    def install(self, **values: Any) -> None:
+        """helm upgrade --install, and wait until it serves."""
+        settings = {
+            "image": {"repository": "workqueue-operator", "tag": "dev"},
+            "crds": {"enabled": False},
+            "fullnameOverride": self.name,
+            "rbac": {"aggregate": False},
+            **values,
+        }
+        self._helm(
+            "upgrade",
+            "--install",
+            self.name,
+            str(CHART),
+            *self._where,
+            "--values=-",
+            "--wait",
+            "--timeout=120s",
+            stdin=json.dumps(settings),
+        )
+
+    def uninstall(self) -> None:
+        """helm uninstall."""
+        self._helm("uninstall", self.name, *self._where, "--wait", "--timeout=60s")
+
+    @property
+    def _where(self) -> list[str]:
+        return [f"--namespace={self.namespace}", f"--kubeconfig={KUBECONFIG}"]
+
+    def pods(self) -> list[dict[str, Any]]:
+        """The operator's pods."""
+        selector = f"--selector=app.kubernetes.io/instance={self.name}"
+        return list(kubectl_json("get", "pods", selector, f"--namespace={self.namespace}")["items"])
+
+    def leader(self) -> str:
+        """The pod that holds the Lease; empty while nobody does."""
+        lease = kubectl_json("get", "lease", self.name, f"--namespace={self.namespace}")
+        return str(lease["spec"].get("holderIdentity") or "")
+
+    def wait_leader(self, other_than: str = "", seconds: float = 60) -> str:
+        """Wait for a leader, and return its pod."""
+        return wait_until(
+            lambda: (leader := self.leader()) and leader != other_than and leader,
+            seconds,
+            "there is a leader",
+        )
+
+    def logs(self) -> str:
+        """What all its pods have logged."""
+        selector = f"--selector=app.kubernetes.io/instance={self.name}"
+        return kubectl("logs", selector, f"--namespace={self.namespace}", "--tail=-1", "--prefix")

@@ -1,0 +1,288 @@
+"""WorkQueues in the cluster under test, as a person works with them: applied, watched, deleted with kubectl."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import secrets
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.support.inside import Rabbit, drain
+from tests.support.kubernetes import PROGRAMS, KubectlError, kubeconfig, kubectl, kubectl_json, wait_until
+
+Object = dict[str, Any]
+
+IMAGE: Final = "workqueue-operator:dev"
+HANDLERS: Final = Path(__file__).parents[1] / "e2e/handlers/jobs.py"
+CONDITIONS: Final = 60.0
+
+
+@dataclass
+class Lab:
+    """A namespace with a connection Secret, a virtual host of its own, and the tests' handlers."""
+
+    namespace: str
+    rabbit: Rabbit
+    vhost: str = field(default_factory=lambda: f"lab-{secrets.token_hex(4)}")
+    password: str = field(default_factory=lambda: secrets.token_urlsafe(9) + "@:/%#?")
+    _channel: Any = None
+
+    def prepare(self) -> None:
+        """The Secret (its password has every character that a URL would have to escape) and the handlers."""
+        self.rabbit.add_vhost(self.vhost, self.vhost, self.password)
+        self.secret("rabbitmq")
+        kubectl(
+            "create",
+            "configmap",
+            "handlers",
+            f"--from-file=jobs.py={HANDLERS}",
+            f"--namespace={self.namespace}",
+        )
+
+    def secret(self, name: str, **changes: str) -> None:
+        """Write a connection Secret; `changes` replaces keys, an empty text leaves the key out."""
+        keys = {
+            "host": self.rabbit.host,
+            "port": "5672",
+            "username": self.vhost,
+            "password": self.password,
+            "virtual-host": self.vhost,
+            **{key.replace("_", "-"): value for key, value in changes.items()},
+        }
+        body = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "stringData": {key: value for key, value in keys.items() if value},
+        }
+        kubectl("delete", "secret", name, "--ignore-not-found", f"--namespace={self.namespace}")
+        kubectl("create", "--filename=-", input=json.dumps(body))
+
+    @property
+    def channel(self) -> Any:
+        """A channel in this lab's virtual host."""
+        if self._channel is None or not self._channel.is_open:
+            self._channel = self.rabbit.channel(self.vhost, self.vhost, self.password)
+        return self._channel
+
+    def reconnect(self) -> None:
+        """Begin with a new connection, after the broker was away."""
+        self._channel = None
+
+    def queues(self) -> dict[str, Object]:
+        """The queues of this lab's virtual host."""
+        return self.rabbit.queues(self.vhost)
+
+    def workqueue(self, name: str, **changes: Any) -> WorkQueueUnderTest:
+        """A WorkQueue whose workers tell the results queue `<name>.results`, not applied yet."""
+        results = f"{name}.results"
+        self.channel.queue_declare(results, durable=True, arguments={"x-queue-type": "quorum"})
+        body: Object = {
+            "apiVersion": "workqueue.dev/v1alpha1",
+            "kind": "WorkQueue",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": {
+                "connectionSecretRef": {"name": "rabbitmq"},
+                "retry": {"maxAttempts": 3, "delaysSeconds": [1]},
+                "worker": {
+                    "image": IMAGE,
+                    "imagePullPolicy": "IfNotPresent",
+                    "handler": {"python": "jobs:record"},
+                    "timeoutSeconds": 60,
+                    "env": [
+                        {"name": "PYTHONPATH", "value": "/handlers"},
+                        {"name": "RESULTS_QUEUE", "value": results},
+                    ],
+                    "volumes": [{"name": "handlers", "configMap": {"name": "handlers"}}],
+                    "volumeMounts": [{"name": "handlers", "mountPath": "/handlers", "readOnly": True}],
+                },
+                "scaling": {"maxReplicas": 5, "messagesPerReplica": 2, "scaleInDelaySeconds": 2},
+            },
+        }
+        return WorkQueueUnderTest(self, name, merged(body, {"spec": changes}))
+
+
+@dataclass
+class WorkQueueUnderTest:
+    """One WorkQueue."""
+
+    lab: Lab
+    name: str
+    body: Object
+
+    @property
+    def _where(self) -> str:
+        return f"--namespace={self.lab.namespace}"
+
+    def apply(self) -> WorkQueueUnderTest:
+        """kubectl apply."""
+        kubectl("apply", "--filename=-", input=json.dumps(self.body))
+        return self
+
+    def change(self, **spec: Any) -> WorkQueueUnderTest:
+        """Change parts of the spec and apply again."""
+        self.body = merged(self.body, {"spec": spec})
+        return self.apply()
+
+    def get(self) -> Object:
+        """The WorkQueue as it is now."""
+        return dict(kubectl_json("get", "wq", self.name, self._where))
+
+    def exists(self) -> bool:
+        """Whether it is there at all."""
+        return bool(kubectl("get", "wq", self.name, self._where, "--ignore-not-found", "--output=name"))
+
+    def condition(self, kind: str) -> Object:
+        """A condition; empty while it is not there."""
+        found = [c for c in self.get().get("status", {}).get("conditions", []) if c["type"] == kind]
+        return dict(found[0]) if found else {}
+
+    def wait_condition(
+        self, kind: str, status: str, reason: str | None = None, seconds: float = CONDITIONS
+    ) -> Object:
+        """Wait for a condition, and return it."""
+
+        def holds() -> Object | None:
+            found = self.condition(kind)
+            good = found.get("status") == status and reason in {None, found.get("reason")}
+            return found if good else None
+
+        try:
+            return wait_until(holds, seconds, f"{self.name}: {kind} is {status} ({reason or 'any reason'})")
+        except TimeoutError as error:
+            raise AssertionError(f"{error}\n{json.dumps(self.get().get('status'), indent=1)}") from None
+
+    def wait_ready(self) -> WorkQueueUnderTest:
+        """Wait until it says Ready, as `kubectl wait` would."""
+        self.wait_condition("Ready", "True")
+        return self
+
+    def event_reasons(self) -> set[str]:
+        """The reasons of all Events about it."""
+        selector = f"--field-selector=involvedObject.kind=WorkQueue,involvedObject.name={self.name}"
+        return {event["reason"] for event in kubectl_json("get", "events", selector, self._where)["items"]}
+
+    def deployment(self) -> Object:
+        """The workers' Deployment."""
+        return dict(kubectl_json("get", "deployment", f"{self.name}-worker", self._where))
+
+    def replicas(self) -> int:
+        """spec.replicas of the Deployment."""
+        return int(self.deployment()["spec"]["replicas"])
+
+    def pods(self) -> list[Object]:
+        """The workers' pods."""
+        return list(
+            kubectl_json("get", "pods", f"--selector=workqueue.dev/workqueue={self.name}", self._where)[
+                "items"
+            ]
+        )
+
+    def publish(self, jobs: list[Object]) -> None:
+        """Publish jobs to the queue, each confirmed."""
+        self.lab.rabbit.publish(self.lab.channel, self.name, jobs)
+
+    def results(self, count: int, seconds: float = 120) -> list[Object]:
+        """Wait for so many results, and take them."""
+        taken: list[Object] = []
+
+        def enough() -> bool:
+            taken.extend(drain(self.lab.channel, f"{self.name}.results"))
+            return len(taken) >= count
+
+        try:
+            wait_until(enough, seconds, f"{count} results of {self.name}")
+        except TimeoutError as error:
+            ids = sorted(str(result["id"]) for result in taken)
+            raise AssertionError(f"{error}; {len(taken)} came: {ids}; {self.lab.queues()}") from None
+        return taken
+
+    def delete(self, *, wait: bool = True, seconds: float = 60) -> None:
+        """kubectl delete."""
+        kubectl("delete", "wq", self.name, self._where, "--wait=false", "--ignore-not-found")
+        if wait:
+            wait_until(lambda: not self.exists(), seconds, f"{self.name} is gone")
+
+
+@dataclass
+class ReplicaWatch:
+    """Every value that spec.replicas of a Deployment takes, with the time at which it was seen."""
+
+    seen: list[tuple[float, int]] = field(default_factory=list)
+
+    @property
+    def counts(self) -> list[int]:
+        """The values without repetitions."""
+        counts: list[int] = []
+        for _, count in self.seen:
+            if not counts or counts[-1] != count:
+                counts.append(count)
+        return counts
+
+    def first(self, condition: Callable[[int], bool]) -> float | None:
+        """When the first such value was seen, on time.monotonic()."""
+        return next((at for at, count in self.seen if condition(count)), None)
+
+
+@contextlib.contextmanager
+def watching_replicas(workqueue: WorkQueueUnderTest) -> Iterator[ReplicaWatch]:
+    """Follow the Deployment by `kubectl get --watch` while the context lasts."""
+    watch = ReplicaWatch()
+    command = [
+        str(PROGRAMS / "kubectl"),
+        f"--kubeconfig={kubeconfig()}",
+        f"--namespace={workqueue.lab.namespace}",
+        "get",
+        "deployment",
+        f"{workqueue.name}-worker",
+        "--watch",
+        "--output=jsonpath={.spec.replicas}{'\\n'}",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def follow() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip():
+                watch.seen.append((time.monotonic(), int(line)))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: watch.seen, 20, "the Deployment is being watched")
+        yield watch
+    finally:
+        process.terminate()
+        process.wait(10)
+        thread.join(10)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def merged(base: Object, change: Object) -> Object:
+    """A copy of `base` with `change` laid over it; None removes a key."""
+    result = copy.deepcopy(base)
+    for key, value in change.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+def refusal(body: Object) -> str:
+    """What kubectl apply says to a resource that must be refused."""
+    try:
+        kubectl("apply", "--filename=-", input=json.dumps(body))
+    except KubectlError as error:
+        return str(error)
+    raise AssertionError("kubectl apply took it")
