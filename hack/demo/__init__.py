@@ -3,6 +3,7 @@
 The flow:
 
     install     RabbitMQ, the operator and a WorkQueue, as a user installs them: with kubectl and helm
+    following   kubectl commands that go on
     forward     RabbitMQ's port on this machine, through kubectl
     documents   the texts that are sent
     watch       what the cluster shows of the workers, and when the count of replicas was written

@@ -13,7 +13,7 @@ from hack.cluster.errors import ClusterError
 from hack.demo import documents, install, scenario
 from hack.demo.board import Screen
 from hack.demo.errors import DemoError
-from hack.demo.forward import Forward
+from hack.demo.forward import forwarded
 from hack.image import DEFAULT_TAG
 from workqueue_operator.model import WorkQueueSpec
 
@@ -70,9 +70,8 @@ def _run(screen: Screen, image: str, most: int, folders: list[Path]) -> None:
     with screen.step("WorkQueue wordcount applied and Ready: its queues exist"):
         spec = install.workqueue(cluster, image)
     kubectl = cluster.kubectl(install.RABBITMQ_NAMESPACE)
-    with Forward(kubectl, "service/rabbitmq", binding) as forward:
-        run = scenario.Scenario(screen, cluster, spec, found)
-        figures = run.run(forward)
+    with forwarded(kubectl, "service/rabbitmq", binding) as binding_here:
+        figures = scenario.Scenario(screen, cluster, spec, found).run(binding_here)
     scenario.report(screen, figures, spec, len(found), _pause(spec))
     _hints(screen, cluster)
 

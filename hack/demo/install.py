@@ -128,6 +128,8 @@ def operator(cluster: Cluster, image: str) -> None:
             *(f"--namespace={OPERATOR_NAMESPACE}", "--create-namespace"),
             *("--set-string", f"image.repository={repository}", "--set-string", f"image.tag={tag}"),
             *("--set-string", f"podAnnotations.{ANNOTATION_SOURCES}={sources()}"),
+            # A CustomResourceDefinition that kubectl applied before becomes helm's.
+            *("--take-ownership", "--force-conflicts"),
             *("--wait", WAIT, f"--kubeconfig={cluster.kubeconfig}"),
         ],
         doing="Installing the operator",

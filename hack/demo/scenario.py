@@ -19,7 +19,6 @@ from hack.demo.board import Board, Row, Screen
 from hack.demo.broker import Inbox, empty
 from hack.demo.documents import Document
 from hack.demo.errors import DemoError
-from hack.demo.forward import Forward
 from hack.demo.install import Cluster
 from hack.demo.ledger import Ledger
 from hack.demo.watch import Watch, Write
@@ -72,17 +71,20 @@ class Scenario:
             {key: count(document.body) for key, document in zip(self._ids, documents, strict=True)},
             {key: str(document.path) for key, document in zip(self._ids, documents, strict=True)},
         )
-        self._watch = Watch(cluster.kubeconfig, install.NAMESPACE, QUEUE)
+        self._watch = Watch(cluster.kubectl(), QUEUE)
 
-    def run(self, forward: Forward) -> Figures:
+    def run(self, binding: Callable[[], Binding]) -> Figures:
         """Do it.
+
+        Args:
+            binding: how RabbitMQ is reached from this machine.
 
         Raises:
             DemoError: something is not as promised.
         """
-        with Publisher(forward.binding, "workqueue demo") as publisher, _named_errors():
-            self._start_from_nothing(publisher, forward.binding())
-            with Inbox(forward.binding, RESULTS, (QUEUE, DEAD, RESULTS), self.ledger.record) as inbox:
+        with self._watch, Publisher(binding, "workqueue demo") as publisher, _named_errors():
+            self._start_from_nothing(publisher, binding())
+            with Inbox(binding, RESULTS, (QUEUE, DEAD, RESULTS), self.ledger.record) as inbox:
                 wake, first_result = self._one(publisher)
                 published, scale_out = self._all_others(publisher, inbox)
                 zero = time.monotonic()

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Self
 
-from kubernetes import client, config, watch
-from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
-
+from hack.demo.following import Following
 from workqueue_operator import names
-
-AGAIN_SECONDS: Final = 0.2
-SECONDS_OF_ONE_WATCH: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +36,32 @@ class Write:
 
 
 class Watch:
-    """Follows a WorkQueue and its Deployment in threads, which end with the process."""
+    """Follows a WorkQueue and its Deployment for as long as the context lasts.
 
-    def __init__(self, kubeconfig: Path, namespace: str, workqueue: str) -> None:
-        api = config.new_client_from_config(str(kubeconfig))
-        self._namespace = namespace
+    Args:
+        kubectl: the command, up to and including the namespace.
+        workqueue: its name.
+    """
+
+    def __init__(self, kubectl: Sequence[str | Path], workqueue: str) -> None:
+        self._kubectl = kubectl
+        self._name = workqueue
+        self._open = ExitStack()
         self._changed = threading.Condition()
         self._deployment: Mapping[str, Any] | None = None
         self._workqueue: Mapping[str, Any] | None = None
         self.writes: list[Write] = []
         """Every change of the count since the watch began."""
-        self._follow(
-            client.AppsV1Api(api).list_namespaced_deployment,
-            names.workload_name(workqueue),
-            self._on_deployment,
-        )
-        self._follow(
-            client.CustomObjectsApi(api).list_namespaced_custom_object,
-            workqueue,
-            self._on_workqueue,
-            group=names.GROUP,
-            version=names.VERSION,
-            plural=names.PLURAL,
-        )
+
+    def __enter__(self) -> Self:
+        self._follow("deployments.apps", names.workload_name(self._name), self._on_deployment)
+        self._follow(f"{names.PLURAL}.{names.GROUP}", self._name, self._on_workqueue)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
 
     def workers(self) -> Workers:
         """The workers as seen last."""
@@ -102,25 +102,13 @@ class Watch:
     def _on_workqueue(self, seen: Mapping[str, Any]) -> None:
         self._workqueue = seen
 
-    def _follow(
-        self, listing: Any, name: str, on_change: Callable[[Mapping[str, Any]], None], **where: str
-    ) -> None:
-        def run() -> None:
-            while True:
-                try:
-                    for event in watch.Watch().stream(
-                        listing,
-                        namespace=self._namespace,
-                        field_selector=f"metadata.name={name}",
-                        timeout_seconds=SECONDS_OF_ONE_WATCH,
-                        deserialize=False,
-                        **where,
-                    ):
-                        if event["type"] in {"ADDED", "MODIFIED"}:
-                            with self._changed:
-                                on_change(event["object"])
-                                self._changed.notify_all()
-                except (ApiException, HTTPError):
-                    time.sleep(AGAIN_SECONDS)
+    def _follow(self, kind: str, name: str, on_change: Callable[[Mapping[str, Any]], None]) -> None:
+        def on_line(line: str) -> None:
+            if line.startswith("{"):  # everything else is an error, and then kubectl ends
+                with self._changed:
+                    on_change(json.loads(line))
+                    self._changed.notify_all()
 
-        threading.Thread(target=run, name=f"watch {name}", daemon=True).start()
+        where = f"--field-selector=metadata.name={name}"
+        command = [*self._kubectl, "get", kind, where, "--watch", '--output=jsonpath={@}{"\\n"}']
+        self._open.enter_context(Following(command, on_line))

@@ -1,0 +1,68 @@
+"""kubectl commands that go on, such as `get --watch` and `port-forward`: their lines, as they come.
+
+kubectl knows how to sign in to any cluster that a kubeconfig names; it is started again when it ends.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+PAUSE_SECONDS: Final = 0.5
+STOP_SECONDS: Final = 5.0
+LINES_KEPT: Final = 3
+
+
+class Following:
+    """Runs one command for as long as the context lasts.
+
+    Args:
+        on_line: called with each line, in a thread.
+    """
+
+    def __init__(self, command: Sequence[str | Path], on_line: Callable[[str], None]) -> None:
+        self._command = [str(part) for part in command]
+        self._on_line = on_line
+        self._process: subprocess.Popen[str] | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kubectl", daemon=True)
+        self.said: list[str] = []
+        """The last lines, for an error."""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.terminate()
+        self._thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            # In a session of its own: an interrupt at the terminal is for us, who still need it then.
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            if self._ended.is_set():  # meanwhile: whoever set it may not have seen this process
+                self._process.terminate()
+            with self._process as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    self.said = [*self.said, line.strip()][-LINES_KEPT:]
+                    self._on_line(line)
+            self._ended.wait(PAUSE_SECONDS)
