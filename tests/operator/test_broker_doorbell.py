@@ -1,0 +1,315 @@
+"""The rules of the bell, each against every supported RabbitMQ, on quorum and classic queues."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from tests.support.brokers import Probe, channel_of, probe, put, take_all, until
+from tests.support.rabbitmq import VirtualHost
+from workqueue_operator.broker import doorbell
+from workqueue_worker.topology import Queue, QueueSettings, QueueType, plan
+
+TYPES = pytest.mark.parametrize("queue_type", list(QueueType), ids=lambda kind: kind.value)
+
+
+async def declared(broker: Probe, *names: str, queue_type: QueueType = QueueType.QUORUM) -> None:
+    await broker.ready()
+    for name in names:
+        await broker.declare(plan(QueueSettings(name, queue_type)))
+
+
+def consumers(vhost: VirtualHost) -> int:
+    """Consumers of all queues of a virtual host, as the server itself counts them."""
+    name = ",".join(map(str, vhost.name.encode()))
+    return int(
+        vhost.broker.evaluate(
+            "length([1 || Q <- rabbit_amqqueue:list(<<"
+            + name
+            + ">>), _ <- rabbit_amqqueue:consumers(Q)])"
+        )
+    )
+
+
+@TYPES
+async def test_a_ring_puts_the_messages_back_in_their_order_and_the_bell_is_gone(
+    every_vhost: VirtualHost, queue_type: QueueType
+) -> None:
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await declared(broker, "jobs", queue_type=queue_type)
+        assert await broker.hang_bell("jobs")
+        bodies = [f"{number}".encode() for number in range(20)]
+        put(channel, "jobs", *bodies)
+        await until(lambda: broker.told.rings)
+        assert broker.bells == 0
+        await until(lambda: ready(broker, "jobs", 20))
+        await until(lambda: consumers(every_vhost) == 0)
+        assert broker.told.rings == ["jobs"]
+        taken = take_all(channel, "jobs")
+        assert [body for body, _ in taken] == bodies
+        # Handed back once, and none of the others was touched.
+        assert taken[0][1] <= 1
+        assert {count for _, count in taken[1:]} == {0}
+
+
+async def ready(broker: Probe, queue: str, count: int) -> bool:
+    return (await broker.counts(queue)).ready == count
+
+
+@TYPES
+async def test_soon_after_a_ring_the_count_agrees(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+    """A ring means at least one message, but a passive declare may lag: by less than 200 ms."""
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await declared(broker, "jobs", queue_type=queue_type)
+        for count in range(1, 21):
+            # The bell rings again at once when messages are left, so each round begins with an empty queue.
+            assert await broker.hang_bell("jobs")
+            put(channel, "jobs", *[b"x"] * 3)
+            await until(lambda wanted=count: len(broker.told.rings) == wanted)
+            await until(lambda: ready(broker, "jobs", 3), seconds=0.2)
+            channel.queue_purge("jobs")
+            await until(lambda: ready(broker, "jobs", 0))
+
+
+@TYPES
+async def test_to_zero_no_message_is_lost_from_sight(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+    """Cancel the worker, hang the bell, look; a message published at any moment of it is seen or rings."""
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await declared(broker, "jobs", queue_type=queue_type)
+        with every_vhost.connect() as publishing:
+            publisher = publishing.channel()
+            publisher.confirm_delivery()
+            for round_ in range(40):
+                worker = channel.basic_consume("jobs", lambda *_: None)
+                rings = len(broker.told.rings)
+                go = threading.Event()
+
+                def publish(wait: float = round_ * 0.0001, go: threading.Event = go) -> None:
+                    go.wait()
+                    threading.Event().wait(wait)
+                    put(publisher, "jobs", b"x")
+
+                publishing_thread = asyncio.create_task(asyncio.to_thread(publish))
+                go.set()
+                # What came while the worker consumed is handed back, as a worker does when it retires.
+                for method, _, _ in channel.basic_cancel(worker) or ():
+                    channel.basic_nack(method.delivery_tag)
+                hung = await broker.hang_bell("jobs")
+                seen = (await broker.counts("jobs")).ready
+                await publishing_thread
+                await until(lambda before=rings: len(broker.told.rings) > before or not hung or seen)
+                broker.take_down_bell("jobs")
+                await until(lambda: ready(broker, "jobs", 1))
+                channel.queue_purge("jobs")
+
+
+@TYPES
+async def test_one_ring_of_many_disturbs_no_other(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        names = [f"jobs-{number}" for number in range(300 if queue_type is QueueType.CLASSIC else 150)]
+        await broker.ready()
+        await asyncio.gather(
+            *(broker.declare_queue(Queue(name, {"x-queue-type": queue_type.value.lower()})) for name in names)
+        )
+        assert all(await asyncio.gather(*(broker.hang_bell(name) for name in names)))
+        assert broker.bells == len(names)
+        channels = -(-len(names) // doorbell.BELLS_PER_CHANNEL)
+        assert len(broker._bells._racks) == channels  # type: ignore[union-attr]
+        put(channel, names[7], b"x")
+        await until(lambda: broker.told.rings)
+        await until(lambda: consumers(every_vhost) == len(names) - 1)
+        assert (broker.told.rings, broker.told.falls) == ([names[7]], [])
+        put(channel, names[-1], b"x")
+        await until(lambda: broker.told.rings == [names[7], names[-1]])
+
+
+@TYPES
+async def test_a_bell_that_rings_while_many_are_being_hung_gets_its_message_once(
+    every_vhost: VirtualHost, queue_type: QueueType
+) -> None:
+    """A cancel that waited behind the others' consumes would let the message come back again and again."""
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        names = [f"jobs-{number}" for number in range(doorbell.BELLS_PER_CHANNEL)]
+        await broker.ready()
+        await asyncio.gather(
+            *(broker.declare_queue(Queue(name, {"x-queue-type": queue_type.value.lower()})) for name in names)
+        )
+        waiting = names[::4]
+        for name in waiting:
+            put(channel, name, b"first", b"second")
+        await asyncio.gather(*(broker.hang_bell(name) for name in names))
+        await until(lambda: sorted(broker.told.rings) == sorted(waiting))
+        for name in waiting:
+            await until(lambda name=name: ready(broker, name, 2))
+            taken = take_all(channel, name)
+            assert {body for body, _ in taken} == {b"first", b"second"}
+            assert max(count for _, count in taken) <= 1
+        assert broker.bells == len(names) - len(waiting)
+
+
+@TYPES
+async def test_bells_hung_and_taken_down_while_messages_come_lose_nothing(
+    every_vhost: VirtualHost, queue_type: QueueType
+) -> None:
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        names = [f"jobs-{number}" for number in range(10)]
+        await declared(broker, *names, queue_type=queue_type)
+        publishing = asyncio.create_task(
+            asyncio.to_thread(lambda: [put(channel, name, b"x") for _ in range(5) for name in names])
+        )
+        while not publishing.done():
+            hanging = [asyncio.create_task(broker.hang_bell(name)) for name in names]
+            await asyncio.sleep(0)
+            for name in names[::2]:
+                broker.take_down_bell(name)
+            await asyncio.gather(*hanging)
+            for name in names:
+                broker.take_down_bell(name)
+        await publishing
+        await until(lambda: consumers(every_vhost) == 0)
+        for name in names:
+            await until(lambda name=name: ready(broker, name, 5))
+        assert broker.bells == 0
+
+
+@TYPES
+async def test_take_down_leaves_no_consumer(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await declared(broker, "jobs", queue_type=queue_type)
+        for _ in range(10):
+            assert await broker.hang_bell("jobs")
+            broker.take_down_bell("jobs")
+        await until(lambda: consumers(every_vhost) == 0)
+        hanging = asyncio.create_task(broker.hang_bell("jobs"))
+        await asyncio.sleep(0)
+        broker.take_down_bell("jobs")
+        assert not await hanging
+        put(channel, "jobs", b"x")
+        await until(lambda: ready(broker, "jobs", 1))
+        assert consumers(every_vhost) == 0
+        assert (broker.told.rings, broker.told.falls) == ([], [])
+
+
+async def test_a_worker_comes_before_the_bell(every_vhost: VirtualHost) -> None:
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await declared(broker, "jobs")
+        assert await broker.hang_bell("jobs")
+        taken: list[bytes] = []
+        channel.basic_consume("jobs", lambda _, __, ___, body: taken.append(body), auto_ack=True)
+        with every_vhost.connect() as publishing:
+            put(publishing.channel(), "jobs", *[b"x"] * 10)
+        channel.connection.process_data_events(0)
+        await until(lambda: channel.connection.process_data_events(0.01) or len(taken) == 10)
+        assert broker.told.rings == []
+
+
+@TYPES
+async def test_a_refused_bell_falls_alone(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+    server = every_vhost.broker
+    server.add_user("bell", "secret", every_vhost.name, read="^open-")
+    try:
+        async with probe(server.url_of(every_vhost.name, "bell", "secret")) as broker:
+            async with channel_of(every_vhost) as channel:
+                names = ["open-1", "closed 'to' us", "open-2", "open-3"]
+                await broker.ready()
+                for name in names:
+                    channel.queue_declare(
+                        name, durable=True, arguments={"x-queue-type": queue_type.value.lower()}
+                    )
+                hung = await asyncio.gather(*(broker.hang_bell(name) for name in names))
+                assert not hung[1]
+                ((queue, refusal),) = broker.told.falls
+                assert queue == names[1]
+                assert refusal is not None
+                assert refusal[0] == 403
+                await until(lambda: consumers(every_vhost) == 3)
+                assert broker.bells == 3
+                put(channel, "open-1", b"x")
+                await until(lambda: broker.told.rings == ["open-1"])
+                assert broker.generation == 1
+    finally:
+        server.delete_user("bell")
+
+
+async def test_beside_an_exclusive_consumer_the_bell_falls_alone(every_vhost: VirtualHost) -> None:
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        for name in ("jobs", "other"):
+            channel.queue_declare(name, durable=True)
+        channel.basic_consume("jobs", lambda *_: None, exclusive=True)
+        assert await broker.hang_bell("other")
+        assert not await broker.hang_bell("jobs")
+        ((queue, refusal),) = broker.told.falls
+        assert queue == "jobs"
+        assert refusal is not None
+        assert refusal[0] == 403
+        await until(lambda: broker.bells == 1)
+
+
+@TYPES
+async def test_a_bell_on_a_missing_queue_falls(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+    async with probe(every_vhost.url) as broker:
+        await declared(broker, "other", queue_type=queue_type)
+        assert await broker.hang_bell("other")
+        assert not await broker.hang_bell("jobs")
+        ((queue, refusal),) = broker.told.falls
+        assert queue == "jobs"
+        assert refusal is not None
+        assert refusal[0] == 404
+        await until(lambda: consumers(every_vhost) == 1)
+
+
+@TYPES
+@pytest.mark.parametrize("same_type", [True, False], ids=["of the same type", "of another type"])
+async def test_a_queue_deleted_under_a_bell_and_made_again(
+    every_vhost: VirtualHost, queue_type: QueueType, *, same_type: bool
+) -> None:
+    """The next bells work, and the connection with all the other bells lives on."""
+    other_type = QueueType.CLASSIC if queue_type is QueueType.QUORUM else QueueType.QUORUM
+    next_type = queue_type if same_type else other_type
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await declared(broker, "jobs", "other", queue_type=queue_type)
+        assert await broker.hang_bell("other")
+        for round_ in range(3):
+            now, then = (queue_type, next_type) if round_ % 2 == 0 else (next_type, queue_type)
+            assert await broker.hang_bell("jobs")
+            # Rung and taken down before, so that the channel has seen this queue in every way.
+            put(channel, "jobs", b"x")
+            await until(lambda before=round_: len(broker.told.rings) == 3 * before + 1)
+            channel.queue_purge("jobs")
+            assert await broker.hang_bell("jobs")
+            falls = len(broker.told.falls)
+            channel.queue_delete("jobs")
+            await until(lambda before=falls: len(broker.told.falls) > before)
+            assert broker.told.falls[-1] == ("jobs", None)
+            await broker.declare(plan(QueueSettings("jobs", then)))
+            for again in range(2):
+                assert await broker.hang_bell("jobs"), (now, then)
+                put(channel, "jobs", b"x")
+                await until(lambda rings=3 * round_ + 2 + again: len(broker.told.rings) == rings)
+                await until(lambda: ready(broker, "jobs", 1))
+                channel.queue_purge("jobs")
+                await until(lambda: ready(broker, "jobs", 0))
+        assert broker.generation == 1
+        assert broker.bell_is_up("other")
+
+
+async def test_a_lost_connection_drops_all_bells_and_the_next_one_works(every_vhost: VirtualHost) -> None:
+    async with probe(every_vhost.url) as broker:
+        names = [f"jobs-{number}" for number in range(5)]
+        await declared(broker, *names)
+        await asyncio.gather(*(broker.hang_bell(name) for name in names))
+        server = every_vhost.broker
+        hanging = [asyncio.create_task(broker.hang_bell(name)) for name in names]
+        server.close_connections()
+        await asyncio.gather(*hanging)
+        await until(lambda: broker.generation == 2)
+        assert broker.bells == 0
+        assert broker.told.falls == []
+        assert await broker.hang_bell("jobs-3")
+        async with channel_of(every_vhost) as channel:
+            put(channel, "jobs-3", b"x")
+        await until(lambda: broker.told.rings == ["jobs-3"])
+    await until(lambda: consumers(every_vhost) == 0)
