@@ -302,22 +302,31 @@ class Broker:
         self.evaluate(f"rabbit_auth_backend_internal:delete_user({_binary(username)}, {_binary('test')})")
 
     def depth(self, queue: str, vhost: str = "/") -> Depth:
-        """Messages that are ready, and messages that are delivered but not acknowledged; both live."""
-        printed = self.evaluate(
+        """Messages that are ready, and messages that are held but not ready; both live.
+
+        Held: delivered and not acknowledged, or on their way from a quorum queue to a dead-letter target.
+        """
+        expression = (
             f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}),"
             "case amqqueue:get_type(Q) of"
             "  rabbit_quorum_queue ->"
-            "    {ok, {_, All}, _} ="
-            "      ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1),"
-            "    {ok, {_, Ready}, _} ="
-            "      ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_ready/1),"
-            "    {Ready, All - Ready};"
+            "    All = ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1),"
+            "    Ready = ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_ready/1),"
+            "    case {Ready, All} of"
+            "      {{ok, {_, R}, _}, {ok, {_, A}, _}} -> {R, A - R};"
+            "      _ -> recovering "
+            "    end;"
             "  _ ->"
-            "    [{_, Ready}, {_, Unacked}] ="
+            "    [{_, Ready}, {_, Held}] ="
             "      rabbit_amqqueue:info(Q, [messages_ready, messages_unacknowledged]),"
-            "    {Ready, Unacked} "
+            "    {Ready, Held} "
             "end"
         )
+        deadline = time.monotonic() + START_SECONDS
+        while (printed := self.evaluate(expression)) == "recovering":
+            if time.monotonic() > deadline:
+                raise BrokerError(f"{self!r}: the queue {queue} does not recover.")
+            time.sleep(0.05)
         return Depth(*map(int, re.findall(r"\d+", printed)))
 
     def exists(self, queue: str, vhost: str = "/") -> bool:

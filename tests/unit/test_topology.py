@@ -58,7 +58,7 @@ WORK_QUEUES = [
     ),
     (
         "a classic queue has only what classic queues know",
-        QueueSettings("jobs", type=QueueType.CLASSIC, delivery_limit=3),
+        QueueSettings("jobs", type=QueueType.CLASSIC, delivery_limit=3, consumer_timeout_seconds=8),
         DEAD_LETTERING,
     ),
     (

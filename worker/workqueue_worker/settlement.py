@@ -34,8 +34,8 @@ class Republisher(Protocol):
     def publish(self, outgoing: Outgoing) -> Future[None]:
         """Publish mandatory and confirmed."""
 
-    def declare(self, queue: topology.Queue) -> Future[None]:
-        """Declare a queue."""
+    def declare(self, queue: topology.Queue) -> Future[bool]:
+        """Declare a queue; tells whether it was created."""
 
 
 class Port(Protocol):
@@ -137,8 +137,8 @@ class _Republishing:
             lambda: self._settler.end(self._work, self._outcome),
         )
 
-    def _step(self, begin: Callable[[], Future[None]], then: Callable[[], None]) -> None:
-        def finished(done: Future[None]) -> None:
+    def _step(self, begin: Callable[[], Future[Any]], then: Callable[[], None]) -> None:
+        def finished(done: Future[Any]) -> None:
             # We are in the publisher's thread, which must not wait for the consuming connection.
             error = done.exception()
             self._settler.port.call(then if error is None else lambda: self._failed(error))

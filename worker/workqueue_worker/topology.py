@@ -211,6 +211,9 @@ def _work_queue_arguments(settings: QueueSettings) -> Iterator[tuple[str, Argume
         yield "x-queue-type", "quorum"
         yield from _AT_LEAST_ONCE.items()
         yield "x-delivery-limit", (settings.delivery_limit or DEFAULT_DELIVERY_LIMIT) + WAKE_ALLOWANCE
+        if settings.consumer_timeout_seconds is not None:
+            # RabbitMQ 4.3 refuses it on a classic queue (406), where it has no consumer timeout any more.
+            yield "x-consumer-timeout", settings.consumer_timeout_seconds * 1000
     elif settings.max_length is not None or settings.max_length_bytes is not None:
         # The default, drop-head, throws away messages that were already confirmed to their publisher.
         yield "x-overflow", "reject-publish"
@@ -222,5 +225,3 @@ def _work_queue_arguments(settings: QueueSettings) -> Iterator[tuple[str, Argume
         yield "x-message-ttl", settings.message_ttl_seconds * 1000
     if settings.single_active_consumer:
         yield "x-single-active-consumer", True
-    if settings.consumer_timeout_seconds is not None:
-        yield "x-consumer-timeout", settings.consumer_timeout_seconds * 1000

@@ -239,8 +239,11 @@ class Publisher:
 
     # Declaring -------------------------------------------------------------------------------------------
 
-    def declare(self, queue: topology.Queue) -> Future[None]:
+    def declare(self, queue: topology.Queue) -> Future[bool]:
         """Declare a queue as soon as the connection is open; harmless when it exists like this already.
+
+        The future tells whether it was created. Whoever publishes to a new queue should first wait
+        `SAFE_AFTER_SECONDS`: see `declaration`.
 
         The future raises:
             DeclareError: RabbitMQ refused.
@@ -248,10 +251,10 @@ class Publisher:
         """
         return self.declare_plan(topology.Plan((queue,), None, ()))
 
-    def declare_plan(self, plan: topology.Plan) -> Future[None]:
+    def declare_plan(self, plan: topology.Plan) -> Future[bool]:
         """Declare everything for a work queue: the queues in their order, the exchange, the bindings.
 
-        The future raises: as for `declare`.
+        The future tells whether a queue was created, and raises as that of `declare`.
         """
         if self._closed:
             raise BrokerError("The publisher is closed.")

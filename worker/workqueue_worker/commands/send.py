@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from workqueue_worker import topology
+from workqueue_worker.broker.declaration import SAFE_AFTER_SECONDS
 from workqueue_worker.broker.outgoing import Outgoing
 from workqueue_worker.broker.publisher import DEFAULT_TIMEOUT_SECONDS, Publisher
 from workqueue_worker.broker.session import wait_until_open
@@ -223,11 +225,15 @@ def _template(arguments: argparse.Namespace) -> Outgoing:
 
 
 def _declare(publisher: Publisher, arguments: argparse.Namespace) -> None:
+    asked = []
     if arguments.declare:
         settings = topology.QueueSettings(arguments.queue, topology.QueueType(arguments.queue_type))
-        publisher.declare_plan(topology.plan(settings)).result()
+        asked.append(publisher.declare_plan(topology.plan(settings)))
     if arguments.delay is not None:
-        publisher.declare(topology.delay_queue(arguments.queue, rung(arguments.delay))).result()
+        asked.append(publisher.declare(topology.delay_queue(arguments.queue, rung(arguments.delay))))
+    created = [future.result() for future in asked]
+    if any(created):
+        time.sleep(SAFE_AFTER_SECONDS)
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,223 @@
+"""What the topology promises, on each supported RabbitMQ: declarations are accepted and nothing is lost."""
+
+import time
+from contextlib import contextmanager
+
+import pika
+import pika.exceptions
+import pytest
+
+from tests.support.wait import eventually
+from workqueue_worker import topology
+from workqueue_worker.binding import from_url
+from workqueue_worker.broker.declaration import SAFE_AFTER_SECONDS
+from workqueue_worker.broker.outgoing import Outgoing
+from workqueue_worker.broker.publisher import Publisher
+from workqueue_worker.errors import DeclareError
+from workqueue_worker.topology import Exchange, ExchangeType, QueueSettings, QueueType
+
+SETTINGS = [
+    ("quorum", QueueSettings("jobs")),
+    ("classic", QueueSettings("jobs", QueueType.CLASSIC)),
+    (
+        "quorum with everything",
+        QueueSettings(
+            "jobs",
+            max_length=100,
+            max_length_bytes=10_000,
+            message_ttl_seconds=60,
+            delivery_limit=3,
+            single_active_consumer=True,
+            consumer_timeout_seconds=3600,
+            exchange=Exchange("images", ExchangeType.TOPIC, ("thumb.*", "icon")),
+        ),
+    ),
+    (
+        "classic with everything",
+        QueueSettings(
+            "jobs",
+            QueueType.CLASSIC,
+            max_length=100,
+            max_length_bytes=10_000,
+            message_ttl_seconds=60,
+            delivery_limit=3,
+            single_active_consumer=True,
+            consumer_timeout_seconds=3600,
+            exchange=Exchange("images", ExchangeType.FANOUT),
+        ),
+    ),
+]
+
+
+@pytest.fixture
+def publisher(every_vhost):
+    with Publisher(lambda: from_url(every_vhost.url), "test") as made:
+        yield made
+
+
+@contextmanager
+def channel_of(vhost):
+    with vhost.connect() as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        yield channel
+
+
+def put(channel, queue, body=b"x", **properties):
+    channel.basic_publish(
+        "", queue, body, pika.BasicProperties(delivery_mode=2, **properties), mandatory=True
+    )
+
+
+def take(channel, queue):
+    """The next message, when it is there."""
+    return eventually(lambda: (got := channel.basic_get(queue))[0] and got)
+
+
+@pytest.mark.parametrize("settings", [row[1] for row in SETTINGS], ids=[row[0] for row in SETTINGS])
+def test_a_plan_is_accepted_and_declaring_it_again_changes_nothing(every_vhost, publisher, settings):
+    plan = topology.plan(settings)
+    assert publisher.declare_plan(plan).result(), "created"
+    assert not publisher.declare_plan(plan).result(), "there already"
+    assert every_vhost.exists("jobs")
+    assert every_vhost.exists("jobs.dead")
+    assert publisher.declare(topology.delay_queue("jobs", 10)).result()
+    assert not publisher.declare(topology.delay_queue("jobs", 10)).result()
+    assert every_vhost.exists("jobs.retry.10s")
+
+
+def test_the_exchange_routes_with_its_keys(every_vhost, publisher):
+    exchange = Exchange("images", ExchangeType.DIRECT, ("thumb", "icon"))
+    publisher.declare_plan(topology.plan(QueueSettings("jobs", exchange=exchange))).result()
+    with channel_of(every_vhost) as channel:
+        channel.basic_publish("images", "thumb", b"1", mandatory=True)
+        channel.basic_publish("images", "icon", b"2", mandatory=True)
+        with pytest.raises(pika.exceptions.UnroutableError):
+            channel.basic_publish("images", "jobs", b"3", mandatory=True)
+    assert every_vhost.depth("jobs").ready == 2
+
+
+def test_a_queue_with_other_arguments_is_not_changed_but_named(every_vhost, publisher):
+    with channel_of(every_vhost) as channel:
+        channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum"})
+    with pytest.raises(
+        DeclareError, match=r"^The queue jobs cannot be declared: 406 PRECONDITION_FAILED"
+    ) as caught:
+        publisher.declare_plan(topology.plan(QueueSettings("jobs"))).result()
+    assert caught.value.code == 406
+    publisher.declare(topology.delay_queue("jobs", 1)).result()  # what was refused harms nobody else
+
+
+@pytest.mark.parametrize("kind", QueueType)
+def test_a_full_queue_refuses_and_keeps_what_it_confirmed(every_vhost, publisher, kind):
+    publisher.declare_plan(topology.plan(QueueSettings("jobs", kind, max_length=3))).result()
+    confirmed = refused = 0
+    with channel_of(every_vhost) as channel:
+        for _ in range(20):
+            try:
+                put(channel, "jobs")
+                confirmed += 1
+            except pika.exceptions.NackError:
+                refused += 1
+    assert refused > 0
+    assert every_vhost.depth("jobs").ready == confirmed
+
+
+@pytest.mark.parametrize("kind", QueueType)
+def test_a_delayed_message_returns_to_the_work_queue(every_vhost, publisher, kind):
+    publisher.declare_plan(topology.plan(QueueSettings("jobs", kind))).result()
+    publisher.declare(topology.delay_queue("jobs", 1)).result()
+    with channel_of(every_vhost) as channel:
+        begun = time.monotonic()
+        put(channel, "jobs.retry.1s", b"later", headers={"a": 1})
+        method, properties, body = take(channel, "jobs")
+        assert time.monotonic() - begun >= 1.0
+        assert body == b"later"
+        assert properties.headers["a"] == 1
+        channel.basic_ack(method.delivery_tag)
+
+
+def test_a_delay_queue_keeps_a_message_whose_work_queue_is_missing(every_vhost, publisher):
+    publisher.declare(topology.delay_queue("jobs", 1)).result()
+    with channel_of(every_vhost) as channel:
+        put(channel, "jobs.retry.1s")
+        eventually(lambda: channel.queue_declare("jobs.retry.1s", passive=True).method.message_count == 0)
+    # It has expired and does not count as ready, but the queue holds it until its target takes it.
+    assert every_vhost.depth("jobs.retry.1s") == (0, 1)
+
+
+@pytest.mark.parametrize("kind", QueueType)
+def test_a_rejected_message_becomes_a_dead_letter(every_vhost, publisher, kind):
+    publisher.declare_plan(topology.plan(QueueSettings("jobs", kind))).result()
+    with channel_of(every_vhost) as channel:
+        put(channel, "jobs", b"bad")
+        method, _, _ = take(channel, "jobs")
+        channel.basic_reject(method.delivery_tag, requeue=False)
+        _, properties, body = take(channel, "jobs.dead")
+        assert body == b"bad"
+        assert properties.headers["x-death"][0]["reason"] == "rejected"
+
+
+def test_a_message_whose_workers_die_becomes_a_dead_letter_after_the_limit(every_vhost, publisher):
+    settings = QueueSettings("jobs", delivery_limit=1)
+    publisher.declare_plan(topology.plan(settings)).result()
+    with channel_of(every_vhost) as channel:
+        put(channel, "jobs", b"bad")
+    deaths = 0
+    while every_vhost.depth("jobs").ready:
+        with every_vhost.connect() as connection:
+            eventually(lambda: connection.channel().basic_get("jobs")[0])
+        deaths += 1
+        eventually(lambda: every_vhost.depth("jobs").unacknowledged == 0)
+    assert deaths == 1 + topology.WAKE_ALLOWANCE + 1
+    with channel_of(every_vhost) as channel:
+        _, properties, _ = take(channel, "jobs.dead")
+        assert properties.headers["x-death"][0]["reason"] == "delivery_limit"
+
+
+def test_a_dead_letter_survives_being_looked_at_any_number_of_times(every_vhost, publisher):
+    publisher.declare(topology.dead_letter_queue("jobs")).result()
+    with channel_of(every_vhost) as channel:
+        put(channel, "jobs.dead", b"bad")
+        for _ in range(30):
+            method, _, _ = take(channel, "jobs.dead")
+            channel.basic_nack(method.delivery_tag, requeue=True)
+    for _ in range(10):
+        with channel_of(every_vhost) as channel:
+            take(channel, "jobs.dead")
+    eventually(lambda: every_vhost.depth("jobs.dead") == (1, 0))
+
+
+def test_messages_survive_the_death_of_the_broker(rabbitmq):
+    queues = ("quorum", "quorum.dead", "quorum.retry.3600s", "classic", "classic.dead")
+    with rabbitmq.new_vhost() as vhost:
+        with Publisher(lambda: from_url(vhost.url), "test") as publisher:
+            publisher.declare_plan(topology.plan(QueueSettings("quorum"))).result()
+            publisher.declare_plan(topology.plan(QueueSettings("classic", QueueType.CLASSIC))).result()
+            assert publisher.declare(topology.delay_queue("quorum", 3600)).result()
+            time.sleep(SAFE_AFTER_SECONDS)  # what is tested: from then on it is safe
+            for queue in queues:
+                publisher.publish_and_wait(Outgoing(queue, b"x"))
+        rabbitmq.restart(kill=True)
+        eventually(lambda: [vhost.depth(queue).ready for queue in queues] == [1, 1, 1, 1, 1])
+
+
+PERMISSIONS = [
+    (
+        "the operator declares with configure and read, and write on its queues and the default exchange",
+        {"configure": r"^jobs(\..*)?$", "write": r"^(jobs(\..*)?|amq\.default)$", "read": r"^jobs(\..*)?$"},
+    ),
+]
+
+
+@pytest.mark.parametrize("permissions", [row[1] for row in PERMISSIONS], ids=[row[0] for row in PERMISSIONS])
+def test_these_permissions_are_enough_to_declare(every_vhost, permissions):
+    broker, vhost = every_vhost.broker, every_vhost.name
+    broker.add_user(f"user-{vhost}", "pw", vhost, **permissions)
+    try:
+        url = broker.url_of(vhost, f"user-{vhost}", "pw")
+        with Publisher(lambda: from_url(url), "test") as publisher:
+            publisher.declare_plan(topology.plan(QueueSettings("jobs"))).result()
+            publisher.declare(topology.delay_queue("jobs", 1)).result()
+    finally:
+        broker.delete_user(f"user-{vhost}")
