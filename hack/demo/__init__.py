@@ -10,7 +10,8 @@ The flow:
     broker      takes the results from their queue, and looks how many messages wait
     ledger      compares results with what they ought to be
     board       shows all of it, live
-    scenario    sends one document, then all the others, and says what came of it
+    scenario    sends one document, then all the others, and compares
+    report      says what came of it
 
 Only access to a cluster is needed (`python -m hack.cluster up`, also with CLUSTER=current) that has, or can
 pull, the images.

@@ -14,6 +14,7 @@ from hack.demo import documents, install, scenario
 from hack.demo.board import Screen
 from hack.demo.errors import DemoError
 from hack.demo.forward import forwarded
+from hack.demo.report import report
 from hack.image import DEFAULT_TAG
 from workqueue_operator.model import WorkQueueSpec
 
@@ -72,7 +73,7 @@ def _run(screen: Screen, image: str, most: int, folders: list[Path]) -> None:
     kubectl = cluster.kubectl(install.RABBITMQ_NAMESPACE)
     with forwarded(kubectl, "service/rabbitmq", binding) as binding_here:
         figures = scenario.Scenario(screen, cluster, spec, found).run(binding_here)
-    scenario.report(screen, figures, spec, len(found), _pause(spec))
+    report(screen, figures, spec, len(found), _pause(spec))
     _hints(screen, cluster)
 
 

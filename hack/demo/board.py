@@ -6,7 +6,7 @@ Where there is no terminal, the rows of the table are plain lines: one on a chan
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,6 +19,7 @@ from rich.table import Table
 from hack.demo.watch import Workers
 
 SECONDS_BETWEEN_ROWS: Final = 1.0
+PLAIN_WIDTH: Final = 160
 WIDE: Final = 76
 BAR: Final = 24
 LINES_AROUND_ROWS: Final = 6
@@ -51,10 +52,22 @@ class Screen:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = PLAIN_WIDTH
 
     def say(self, text: str = "", style: str = "") -> None:
         """One line."""
         self.console.print(text, style=style, markup=False, soft_wrap=True)
+
+    def figures(self, rows: Iterable[tuple[str, str, str]]) -> None:
+        """Name, value and remark of each figure."""
+        table = Table(box=None, padding=(0, 2), show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, justify="right", style="bold")
+        table.add_column()
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
 
     @contextmanager
     def step(self, title: str) -> Iterator[Step]:
@@ -77,7 +90,6 @@ class Board:
 
     Args:
         total: how many documents there are.
-        most_waiting: the length of a full bar, in messages.
     """
 
     def __init__(self, screen: Screen, total: int) -> None:
@@ -114,16 +126,20 @@ class Board:
             self._keep(row)
         if self._live is not None:
             room = max(self._console.height - LINES_AROUND_ROWS, 1)
-            rows = [*self._rows, (now - self._started, row)]
+            rows = self._rows if self._is_last(row) else [*self._rows, (now - self._started, row)]
             self._live.update(self._table(rows[-room:]))
 
     def _keep(self, row: Row) -> None:
-        if self._rows and self._rows[-1][1] == row:
+        if self._is_last(row):
             return
         self._written = time.monotonic()
         self._rows.append((self._written - self._started, row))
         if self._live is None:
             self._screen.say(self._line(*self._rows[-1]))
+
+    def _is_last(self, row: Row) -> bool:
+        """Whether it would look like the last row that was kept."""
+        return bool(self._rows) and self._line(0, self._rows[-1][1]) == self._line(0, row)
 
     def _line(self, elapsed: float, row: Row) -> str:
         workers = row.workers

@@ -39,6 +39,7 @@ ANNOTATION_SOURCES: Final = "image-sources"
 POD_SECURITY: Final = {"pod-security.kubernetes.io/enforce": "restricted"}
 WAIT: Final = "--timeout=180s"
 
+_AS_APPLIED: Final = json.dumps({"spec": {"replicas": None, "suspend": False}})
 _CONDITIONS: Final = '{range .status.conditions[?(@.status!="True")]}{.type}: {.message} {end}'
 
 
@@ -148,6 +149,8 @@ def workqueue(cluster: Cluster, image: str) -> WorkQueueSpec:
     made["spec"]["worker"]["image"] = image
     made["spec"]["worker"]["podAnnotations"] = {ANNOTATION_SOURCES: sources()}
     cluster.apply(*objects, doing=doing)
+    # What somebody tried after an earlier run (kubectl scale) is no part of what is applied, and would stay.
+    cluster.run("patch", f"workqueue/{WORKQUEUE}", "--type=merge", f"--patch={_AS_APPLIED}", doing=doing)
     try:
         cluster.run("wait", "--for=condition=Ready", f"workqueue/{WORKQUEUE}", WAIT, doing=doing)
     except ClusterError as error:

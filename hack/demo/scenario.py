@@ -4,13 +4,11 @@ each time the workers go away again. Then every result is compared.
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final
 
 from examples.wordcount.wordcount import count
@@ -21,6 +19,7 @@ from hack.demo.documents import Document
 from hack.demo.errors import DemoError
 from hack.demo.install import Cluster
 from hack.demo.ledger import Ledger
+from hack.demo.report import Figures
 from hack.demo.watch import Watch, Write
 from workqueue_operator.model import WorkQueueSpec
 from workqueue_worker import topology
@@ -42,18 +41,6 @@ ZERO_SECONDS: Final = 60.0
 """How long the workers may take to go away, on top of scaleInDelaySeconds."""
 
 SETTLE_SECONDS: Final = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What was measured, in seconds."""
-
-    wake: float
-    first_result: float
-    scale_out: Sequence[Write]
-    published: float
-    last_result: float
-    zero: float
 
 
 class Scenario:
@@ -85,12 +72,12 @@ class Scenario:
         with self._watch, Publisher(binding, "workqueue demo") as publisher, _named_errors():
             self._start_from_nothing(publisher, binding())
             with Inbox(binding, RESULTS, (QUEUE, DEAD, RESULTS), self.ledger.record) as inbox:
-                wake, first_result = self._one(publisher)
+                confirmed, wake, first_result = self._one(publisher)
                 published, scale_out = self._all_others(publisher, inbox)
                 zero = time.monotonic()
                 self._check(inbox)
-        last_result = max(self.ledger.seen_at.values())
-        return Figures(wake, first_result, scale_out, published, last_result - published, zero - last_result)
+        last = max(self.ledger.seen_at.values())
+        return Figures(confirmed, wake, first_result, published, scale_out, last - published, zero - last)
 
     def _start_from_nothing(self, publisher: Publisher, binding: Binding) -> None:
         with self._screen.step(f"Queue {RESULTS} for the results") as step:
@@ -104,11 +91,17 @@ class Scenario:
         with self._screen.step("No worker runs"):
             self._wait_for_zero()
 
-    def _one(self, publisher: Publisher) -> tuple[float, float]:
-        """Send the first document; seconds until the replicas were written, and until its result was there."""
+    def _one(self, publisher: Publisher) -> tuple[float, float, float]:
+        """Send the first document.
+
+        Returns:
+            Seconds from its publish until RabbitMQ confirmed it, until the replicas were written, and until its
+            result was there.
+        """
         with self._screen.step("The first document") as step:
             before, began = len(self._watch.writes), time.monotonic()
             publisher.publish(self._message(0)).result()
+            confirmed = time.monotonic() - began
             self._wait(lambda: len(self._watch.writes) > before, WAKE_SECONDS, "no worker was asked for")
             self._wait(lambda: self.ledger.done > 0, RESULT_SECONDS, "the first document has no result")
             wake = self._watch.writes[before].at - began
@@ -119,7 +112,7 @@ class Scenario:
             )
         with self._screen.step("Its worker is gone again"):
             self._wait_for_zero()
-        return wake, result
+        return confirmed, wake, result
 
     def _all_others(self, publisher: Publisher, inbox: Inbox) -> tuple[float, list[Write]]:
         """Send the rest; when that began, and the changes of the replicas on the way out."""
@@ -208,33 +201,3 @@ def _named_errors() -> Iterator[None]:
         yield
     except BrokerError as error:
         raise DemoError(str(error)) from error
-
-
-def report(screen: Screen, figures: Figures, spec: WorkQueueSpec, total: int, pause: float) -> None:
-    """Say what came of it."""
-    steps = " → ".join(str(count) for count in (0, *(write.after for write in figures.scale_out)))
-    written = (figures.scale_out[0].at - figures.published) * 1000 if figures.scale_out else math.nan
-    writes = "1 write" if len(figures.scale_out) == 1 else f"{len(figures.scale_out)} writes"
-    screen.say()
-    screen.say(f"All {total} results correct, no message lost.", style="bold green")
-    screen.say()
-    for what, value, remark in (
-        ("wake", f"{figures.wake * 1000:.0f} ms", "publish of one message at 0 replicas to replicas written"),
-        ("first result", f"{figures.first_result:.2f} s", "from the same publish; a pod had to start"),
-        (
-            "scale-out",
-            f"{written:.0f} ms",
-            f"publish of {total - 1} messages to replicas written: {steps} in {writes}",
-        ),
-        (
-            "work",
-            f"{figures.last_result:.1f} s",
-            f"one worker would need {(total - 1) * pause:.0f} s for the pause of {pause:g} s that stands for work",
-        ),
-        (
-            "back to 0",
-            f"{figures.zero:.1f} s",
-            f"from the last result to no pod; scaleInDelaySeconds is {spec.scaling.scale_in_delay_seconds}",
-        ),
-    ):
-        screen.say(f"  {what:<13}{value:>8}   {remark}")

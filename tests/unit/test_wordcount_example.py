@@ -1,0 +1,41 @@
+"""The example handler, as far as it needs no RabbitMQ; the rest is what `make demo` shows."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from examples.wordcount.wordcount import count, handle
+from workqueue_worker import Message
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        pytest.param(
+            "The cat and the dog.\nThe end\n",
+            {"lines": 2, "words": 7, "different": 5, "bytes": 29, "top": "the"},
+            id="upper and lower case are one word",
+        ),
+        pytest.param(
+            "b a",
+            {"lines": 0, "words": 2, "different": 2, "bytes": 3, "top": "a"},
+            id="a tie goes by alphabet",
+        ),
+        pytest.param(
+            "Grüße", {"lines": 0, "words": 1, "different": 1, "bytes": 7, "top": "grüße"}, id="not only ASCII"
+        ),
+        pytest.param(
+            "...", {"lines": 0, "words": 0, "different": 0, "bytes": 3, "top": None}, id="no word at all"
+        ),
+    ],
+)
+def test_count(text: str, result: dict[str, object]) -> None:
+    assert count(text.encode()) == result
+
+
+def test_a_message_that_wants_no_reply_is_counted_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        handle(Message(b"one two"))
+    assert [record.message for record in caplog.records] == ["Counted a document."]
