@@ -64,7 +64,7 @@ def _run(screen: Screen, image: str, most: int, folders: list[Path]) -> None:
         install.namespaces(cluster)
     with screen.step("RabbitMQ applied"):
         binding = install.rabbitmq(cluster)
-    with screen.step(f"Operator installed with helm, from the image {image}"):
+    with screen.step(f"Operator installed with helm, image {image}"):
         install.operator(cluster, image)
     with screen.step("RabbitMQ is Ready"):
         install.wait_for_rabbitmq(cluster)
@@ -103,7 +103,7 @@ def _hints(screen: Screen, cluster: install.Cluster) -> None:
     screen.say("\nThe cluster goes on running. To try next:")
     for what, command in hints:
         screen.say(f"  # {what}", style="dim")
-        screen.say(f"  {command}")
+        screen.say(f"  {command}", as_it_is=True)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,11 @@ class Screen:
         if not self.console.is_terminal:
             self.console.width = PLAIN_WIDTH
 
-    def say(self, text: str = "", style: str = "") -> None:
-        """One line."""
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
+    def say(self, text: str = "", style: str = "", *, as_it_is: bool = False) -> None:
+        """One line; on a narrow terminal it is broken between words, unless it is to be copied as it is."""
+        self.console.print(
+            text, style=style, markup=False, soft_wrap=as_it_is or not self.console.is_terminal
+        )
 
     def figures(self, rows: Iterable[tuple[str, str, str]]) -> None:
         """Name, value and remark of each figure."""
