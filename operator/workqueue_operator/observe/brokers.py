@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 from workqueue_worker.binding import Binding
 
@@ -55,10 +54,11 @@ class Brokers:
 
     async def link(self, key: Key, binding: Binding) -> Link:
         """The link for these connection data; a WorkQueue whose data changed leaves its old one."""
-        link = self._links.get(binding.identity)
         known = self._link_of.get(key)
-        if known is not None and known is not link:
+        if known is not None and known is not self._links.get(binding.identity):
             await self.leave(key)
+        # Looked up only now: while the old link was closing, another WorkQueue may have made the new one.
+        link = self._links.get(binding.identity)
         if link is None:
             link = self._links[binding.identity] = self._make(binding)
         link.users.add(key)
@@ -75,7 +75,8 @@ class Brokers:
         if link is None:
             return
         for queue in link.sweep.queues_of(key):
-            link.broker.take_down_bell(queue)
+            if link.sweep.keys_of(queue) == [key]:
+                link.broker.take_down_bell(queue)
         link.sweep.forget(key)
         link.users.discard(key)
         if not link.users:
@@ -94,28 +95,20 @@ class Brokers:
         await link.broker.close()
 
     def _make(self, binding: Binding) -> Link:
-        identity = binding.identity
-        broker = Broker(
-            binding,
-            on_ring=partial(self._on_ring, identity),
-            on_fall=partial(self._on_fall, identity),
-            on_state=partial(self._on_state, identity),
-        )
-        sweep = Sweep(broker, self._wake, self._sweep_seconds, self._idle_sweep_seconds)
-        return Link(broker, sweep)
-
-    def _on_ring(self, identity: str, queue: str) -> None:
-        if (link := self._links.get(identity)) is not None:
+        def on_ring(queue: str) -> None:
             for key in link.sweep.keys_of(queue):
                 self._rang(key)
 
-    def _on_fall(self, identity: str, queue: str, refusal: tuple[int, str] | None) -> None:
-        if (link := self._links.get(identity)) is not None:
+        def on_fall(queue: str, refusal: tuple[int, str] | None) -> None:
             link.sweep.bell_fell(queue, refusal)
             for key in link.sweep.keys_of(queue):
                 self._wake(key)
 
-    def _on_state(self, identity: str) -> None:
-        if (link := self._links.get(identity)) is not None:
+        def on_state() -> None:
             for key in list(link.users):
                 self._wake(key)
+
+        # The broker calls none of them before this function has returned.
+        broker = Broker(binding, on_ring, on_fall, on_state)
+        link = Link(broker, Sweep(broker, self._wake, self._sweep_seconds, self._idle_sweep_seconds))
+        return link

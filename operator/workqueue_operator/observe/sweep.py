@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 IDLE_CHUNK: Final = 64
 """Idle queues asked at once: few enough that an active queue never waits long behind them."""
 
+REFUSAL_STANDS: Final = 300.0
+"""Seconds after which a refused bell may be tried again: somebody may have given the permission meanwhile."""
 
 _NOT_FOUND: Final = 404
 
@@ -42,14 +44,23 @@ class Watched:
         key: the WorkQueue it belongs to.
         active: asked each round; otherwise in the slow rounds only.
         last: the last answer; None before the first.
-        refusal: code and text when a bell on this queue was refused.
+        answered_at: when the last answer with numbers came, on the loop's clock.
+        refused: code and text when a bell on this queue was refused, and when that was.
     """
 
     key: Key
     queue: str
     active: bool = False
     last: QueueCounts | Missing | Trouble | None = None
-    refusal: tuple[int, str] | None = None
+    answered_at: float | None = None
+    refused: tuple[tuple[int, str], float] | None = None
+
+    @property
+    def refusal(self) -> tuple[int, str] | None:
+        """Why a bell was refused lately, or None."""
+        if self.refused is None or asyncio.get_running_loop().time() - self.refused[1] > REFUSAL_STANDS:
+            return None
+        return self.refused[0]
 
 
 class Sweep:
@@ -108,22 +119,25 @@ class Sweep:
             if refusal is None or refusal[0] == _NOT_FOUND:
                 watched.last = MISSING
             else:
-                watched.refusal = refusal
+                watched.refused = (refusal, asyncio.get_running_loop().time())
 
     def age(self) -> float | None:
         """Seconds since the oldest answer about an active queue; None when none is active."""
         now = asyncio.get_running_loop().time()
-        ages = [
-            now - entry.last.at
-            for entry in self._watched.values()
-            if entry.active and isinstance(entry.last, QueueCounts)
-        ]
-        return max(ages, default=None)
+        return max(
+            (
+                now - entry.answered_at
+                for entry in self._watched.values()
+                if entry.active and entry.answered_at is not None
+            ),
+            default=None,
+        )
 
     async def ask(self, watched: Watched) -> QueueCounts | Missing | Trouble:
         """Ask the broker now, and remember the answer without waking anybody."""
         try:
-            watched.last = await self._broker.counts(watched.queue)
+            counts = watched.last = await self._broker.counts(watched.queue)
+            watched.answered_at = counts.at
         except QueueMissingError:
             watched.last = MISSING
         except Trouble as trouble:

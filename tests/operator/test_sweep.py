@@ -1,0 +1,285 @@
+"""The sweep and the links: changed numbers wake, nothing piles up, one broker's trouble is no other's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from tests.support.brokers import channel_of, put, until
+from tests.support.rabbitmq import Broker as Server
+from tests.support.rabbitmq import VirtualHost
+from workqueue_operator.broker.connection import QueueCounts
+from workqueue_operator.errors import Trouble
+from workqueue_operator.observe import sweep as sweeping
+from workqueue_operator.observe.brokers import Brokers, Link
+from workqueue_operator.observe.store import Key
+from workqueue_operator.observe.sweep import MISSING
+from workqueue_operator.reasons import Reason
+from workqueue_worker.binding import from_url
+from workqueue_worker.topology import QueueSettings, plan
+
+JOBS: Key = ("team", "jobs")
+OTHER: Key = ("team", "other")
+
+
+class Told:
+    """Who was woken, and who rang."""
+
+    def __init__(self) -> None:
+        self.woken: list[Key] = []
+        self.rang: list[Key] = []
+
+
+@asynccontextmanager
+async def operators(seconds: float = 0.02, idle: float = 0.05) -> AsyncIterator[tuple[Brokers, Told]]:
+    told = Told()
+    brokers = Brokers(told.woken.append, told.rang.append, seconds, idle)
+    try:
+        yield brokers, told
+    finally:
+        await brokers.close()
+
+
+async def linked(brokers: Brokers, url: str, *names: str, key: Key = JOBS) -> Link:
+    link = await brokers.link(key, from_url(url))
+    await link.broker.ready()
+    for name in names:
+        await link.broker.declare(plan(QueueSettings(name)))
+    return link
+
+
+def rounds(link: Link) -> float | None:
+    return link.sweep.last_round
+
+
+async def a_round(link: Link) -> None:
+    """Wait until a round over the active queues that begins from now on has ended."""
+    for _ in range(2):
+        before = rounds(link)
+        await until(lambda before=before: rounds(link) != before)
+
+
+@pytest.mark.parametrize("active", [True, False], ids=["an active queue", "an idle queue"])
+async def test_changed_numbers_wake_and_unchanged_do_not(vhost: VirtualHost, *, active: bool) -> None:
+    async with operators() as (brokers, told), channel_of(vhost) as channel:
+        link = await linked(brokers, vhost.url, "jobs")
+        watched = link.sweep.watch(JOBS, "jobs")
+        watched.active = active
+        await until(lambda: isinstance(watched.last, QueueCounts))
+        told.woken.clear()
+        answered = watched.answered_at
+        await until(lambda: watched.answered_at != answered)
+        assert told.woken == []
+        put(channel, "jobs", b"1", b"2")
+        await until(lambda: JOBS in told.woken)
+        await until(lambda: isinstance(watched.last, QueueCounts) and watched.last.ready == 2)
+
+
+async def test_a_queue_that_goes_away_is_reported_and_so_is_its_return(vhost: VirtualHost) -> None:
+    async with operators() as (brokers, told):
+        link = await linked(brokers, vhost.url, "jobs")
+        watched = link.sweep.watch(JOBS, "jobs")
+        await until(lambda: isinstance(watched.last, QueueCounts))
+        told.woken.clear()
+        await link.broker.delete_queue("jobs")
+        await until(lambda: watched.last is MISSING and told.woken)
+        told.woken.clear()
+        await link.broker.declare(plan(QueueSettings("jobs")))
+        await until(lambda: isinstance(watched.last, QueueCounts) and told.woken)
+
+
+async def test_what_was_forgotten_is_asked_no_more(vhost: VirtualHost) -> None:
+    async with operators() as (brokers, _):
+        link = await linked(brokers, vhost.url, "jobs")
+        watched = link.sweep.watch(JOBS, "jobs")
+        link.sweep.watch(OTHER, "jobs").active = True
+        watched.active = True
+        assert sorted(link.sweep.keys_of("jobs")) == [JOBS, OTHER]
+        link.sweep.forget(JOBS)
+        assert (link.sweep.queues_of(JOBS), link.sweep.keys_of("jobs")) == ([], [OTHER])
+        answered = watched.answered_at
+        await a_round(link)
+        assert watched.answered_at == answered
+
+
+async def test_a_slow_broker_gets_no_second_round_before_the_first_has_ended(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with operators(seconds=0.001) as (brokers, _):
+        link = await linked(brokers, vhost.url)
+        asked: list[str] = []
+        answer = asyncio.Event()
+
+        async def counts(queue: str) -> QueueCounts:
+            asked.append(queue)
+            await answer.wait()
+            return QueueCounts(0, 0, 0.0)
+
+        monkeypatch.setattr(link.broker, "counts", counts)
+        for name in ("one", "two"):
+            link.sweep.watch(JOBS, name).active = True
+        await until(lambda: len(asked) == 2)
+        # Time for many rounds, by the clock that the rounds go by.
+        deadline = asyncio.get_running_loop().time() + 0.05
+        await until(lambda: asyncio.get_running_loop().time() > deadline)
+        assert sorted(asked) == ["one", "two"]
+        answer.set()
+        await until(lambda: len(asked) >= 4)
+
+
+async def test_a_round_that_fails_is_not_the_last(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with operators() as (brokers, _):
+        link = await linked(brokers, vhost.url, "jobs")
+        watched = link.sweep.watch(JOBS, "jobs")
+        watched.active = True
+        with monkeypatch.context() as broken:
+            failed: list[str] = []
+
+            async def counts(queue: str) -> QueueCounts:
+                failed.append(queue)
+                raise RuntimeError("nobody thought of this")
+
+            broken.setattr(link.broker, "counts", counts)
+            await until(lambda: failed)
+        await until(lambda: isinstance(watched.last, QueueCounts))
+
+
+async def test_a_frozen_broker_delays_no_other(
+    vhost: VirtualHost, rabbitmq_43: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workqueue_operator.broker.channel.CALL_TIMEOUT", 0.5)
+    with rabbitmq_43.new_vhost() as frozen_vhost:
+        async with operators() as (brokers, _), channel_of(vhost) as channel:
+            alive = await linked(brokers, vhost.url, "jobs")
+            stuck = await linked(brokers, frozen_vhost.url, "other", key=OTHER)
+            watched, silent = alive.sweep.watch(JOBS, "jobs"), stuck.sweep.watch(OTHER, "other")
+            watched.active = silent.active = True
+            await until(lambda: isinstance(silent.last, QueueCounts))
+            with rabbitmq_43.frozen():
+                for count in range(1, 6):
+                    put(channel, "jobs", b"x")
+                    await until(
+                        lambda count=count: (
+                            isinstance(watched.last, QueueCounts) and watched.last.ready == count
+                        ),
+                        seconds=0.4,
+                    )
+                await until(lambda: isinstance(silent.last, Trouble))
+                assert isinstance(silent.last, Trouble)
+                assert silent.last.reason is Reason.BROKER_TIMEOUT
+                # The metric goes on growing while there is no answer.
+                age = stuck.sweep.age()
+                assert age is not None
+                await until(lambda: (stuck.sweep.age() or 0) > age)
+            await until(lambda: isinstance(silent.last, QueueCounts))
+
+
+async def test_a_closed_broker_is_asked_without_waiting(vhost: VirtualHost) -> None:
+    async with operators() as (brokers, told):
+        link = await linked(brokers, vhost.url, "jobs")
+        watched = link.sweep.watch(JOBS, "jobs")
+        await brokers.leave(JOBS)
+        told.woken.clear()
+        async with asyncio.timeout(1):
+            assert isinstance(await link.sweep.ask(watched), Trouble)
+            assert not await link.broker.hang_bell("jobs")
+        assert told.woken == []
+        assert list(brokers) == []
+
+
+# -- links
+
+
+async def test_the_same_connection_data_share_a_link_and_the_last_user_closes_it(vhost: VirtualHost) -> None:
+    async with operators() as (brokers, _):
+        one, two = await linked(brokers, vhost.url), await linked(brokers, vhost.url, key=OTHER)
+        assert one is two
+        assert brokers.known(OTHER) is one
+        await brokers.leave(JOBS)
+        assert one.broker.connected
+        await brokers.leave(OTHER)
+        assert not one.broker.connected
+        assert brokers.known(OTHER) is None
+        await brokers.leave(OTHER)
+
+
+async def test_a_rotated_password_moves_all_users_to_one_new_link(vhost: VirtualHost) -> None:
+    vhost.broker.add_user("rotating", "old", vhost.name)
+    try:
+        async with operators() as (brokers, told):
+            keys: list[Key] = [("team", f"jobs-{number}") for number in range(20)]
+            old = from_url(vhost.broker.url_of(vhost.name, "rotating", "old"))
+            first = {id(await brokers.link(key, old)) for key in keys}
+            vhost.broker.change_password("rotating", "new")
+            links = await asyncio.gather(*(brokers.link(key, replace(old, password="new")) for key in keys))
+            assert len(first) == len({id(link) for link in links}) == 1
+            assert list(brokers) == [links[0]]
+            await links[0].broker.ready()
+            await links[0].broker.declare(plan(QueueSettings("jobs")))
+            links[0].sweep.watch(keys[3], "jobs")
+            assert await links[0].broker.hang_bell("jobs")
+            async with channel_of(vhost) as channel:
+                put(channel, "jobs", b"x")
+            await until(lambda: told.rang == [keys[3]])
+    finally:
+        vhost.broker.delete_user("rotating")
+
+
+async def test_who_leaves_does_not_take_down_the_bell_of_who_stays(vhost: VirtualHost) -> None:
+    async with operators() as (brokers, _):
+        link = await linked(brokers, vhost.url, "jobs", "mine")
+        await linked(brokers, vhost.url, key=OTHER)
+        link.sweep.watch(JOBS, "jobs")
+        link.sweep.watch(OTHER, "jobs")
+        link.sweep.watch(OTHER, "mine")
+        assert await link.broker.hang_bell("jobs")
+        assert await link.broker.hang_bell("mine")
+        await brokers.leave(OTHER)
+        assert link.broker.bell_is_up("jobs")
+        assert not link.broker.bell_is_up("mine")
+
+
+async def test_a_lost_connection_wakes_every_user_and_so_does_its_return(vhost: VirtualHost) -> None:
+    async with operators() as (brokers, told):
+        link = await linked(brokers, vhost.url)
+        await linked(brokers, vhost.url, key=OTHER)
+        told.woken.clear()
+        vhost.broker.close_connections()
+        await until(lambda: link.broker.generation == 2)
+        assert sorted(told.woken) == [JOBS, JOBS, OTHER, OTHER]
+
+
+async def test_a_refused_bell_is_remembered_for_a_while_only(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vhost.broker.add_user("bell", "secret", vhost.name, read="")
+    try:
+        async with operators() as (brokers, told):
+            link = await linked(brokers, vhost.broker.url_of(vhost.name, "bell", "secret"))
+            async with channel_of(vhost) as channel:
+                channel.queue_declare("jobs", durable=True)
+            watched = link.sweep.watch(JOBS, "jobs")
+            assert not await link.broker.hang_bell("jobs")
+            assert watched.refusal is not None
+            assert watched.refusal[0] == 403
+            assert JOBS in told.woken
+            monkeypatch.setattr(sweeping, "REFUSAL_STANDS", 0.0)
+            await until(lambda: watched.refusal is None)
+    finally:
+        vhost.broker.delete_user("bell")
+
+
+async def test_a_bell_that_fell_says_that_the_queue_is_missing(vhost: VirtualHost) -> None:
+    async with operators(idle=60) as (brokers, told):
+        link = await linked(brokers, vhost.url, "jobs")
+        watched = link.sweep.watch(JOBS, "jobs")
+        assert await link.broker.hang_bell("jobs")
+        await link.broker.delete_queue("jobs")
+        await until(lambda: watched.last is MISSING)
+        assert JOBS in told.woken
