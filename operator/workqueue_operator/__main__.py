@@ -11,7 +11,7 @@ import logging
 import signal
 import sys
 import time
-from typing import Final
+from typing import Any, Final, cast
 
 import kopf
 
@@ -58,8 +58,9 @@ def main() -> None:
         sys.stderr.write(f"The operator's configuration is wrong:\n{error}\n")
         sys.exit(EXIT_CONFIGURATION)
     logs.configure(config.log_format, config.log_level)
-    for noisy in ("kopf", "aiohttp.access", "pika", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # kopf logs each event at INFO. pika logs each failed attempt several times; we say it once, with a reason.
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
     sys.exit(asyncio.run(Operator(config).run()))
 
 
@@ -201,7 +202,7 @@ class Operator:
                 settings=handlers.settings(),
                 standalone=True,
                 # kopf would ask for the name of a user that the image does not have.
-                identity=self._config.pod_name,
+                identity=cast(Any, self._config.pod_name),
                 clusterwide=not self._config.namespaces,
                 namespaces=namespaces,
                 ready_flag=ready,

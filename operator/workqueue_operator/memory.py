@@ -20,7 +20,8 @@ class Memory:
         window: the counts that were wanted lately.
         declared: for which connection and which spec the queues were last declared.
         queue: what came of it.
-        rung_at: when the bell rang, until a pass has looked.
+        rung_at: when the bell rang, until a pass takes it up.
+        waking_since: when the bell rang that the pass under way answers.
         unreachable_since: since when a worker that should be asked to leave does not answer.
         proven_hash: the template hash of which a pod was seen Ready.
         last_scale: the status fields about the last change of the count.
@@ -34,6 +35,7 @@ class Memory:
     declared: tuple[int, object] | None = None
     queue: Finding | None = None
     rung_at: float | None = None
+    waking_since: float | None = None
     unreachable_since: float | None = None
     proven_hash: str | None = None
     last_scale: dict[str, str] = field(default_factory=dict)

@@ -211,7 +211,8 @@ class Reconciler:
             queue = await self._declare(workqueue, memory, link, parts)
         except Trouble as trouble:
             memory.queue = None
-            link.broker.take_down_bell(workqueue.queue_name)
+            if trouble.reason is not Reason.QUEUE_CLAIMED:
+                link.broker.take_down_bell(workqueue.queue_name)
             return await self._blind(workqueue, memory, trouble, None, parts)
         memory.failures = 0
         return await self._scale(workqueue, memory, link, queue, parts)
@@ -288,6 +289,8 @@ class Reconciler:
     async def _scale(
         self, workqueue: WorkQueue, memory: Memory, link: Link, queue: Finding, parts: Parts
     ) -> tuple[status.Seen, float | None]:
+        # Taken up here and not at the end: a ring that comes during the pass is for the next one.
+        memory.waking_since, memory.rung_at = memory.rung_at, None
         live = await parts.targets.ensure(workqueue)
         deployment = live if isinstance(live, Unknown) else deployment_view(live)
         pods = pod_views(parts.store.pods_of(workqueue.key))
@@ -300,8 +303,7 @@ class Reconciler:
         )
         pods = pod_views(parts.store.pods_of(workqueue.key))
         doorbell = await bell.mind(workqueue, link, deployment, pods, depth, decision)
-        fruitless_ring = memory.rung_at is not None and not isinstance(decision, ScaleOut)
-        memory.rung_at = None
+        fruitless_ring = memory.waking_since is not None and not isinstance(decision, ScaleOut)
         dead = link.sweep.watch(workqueue.key, dead_letter_queue_name(workqueue.queue_name)).last
         seen = status.Seen(
             queue,

@@ -53,11 +53,12 @@ def operator(request: pytest.FixtureRequest, crd: None, session_namespace: str) 
 
 
 @pytest.fixture(scope="session")
-def lab(session_namespace: str, rabbit: Rabbit, operator: OperatorRelease) -> Lab:
+def lab(session_namespace: str, rabbit: Rabbit, operator: OperatorRelease) -> Iterator[Lab]:
     """The session's namespace with its connection Secret and handlers."""
     made = Lab(session_namespace, rabbit)
     made.prepare()
-    return made
+    yield made
+    made.close()
 
 
 @pytest.hookimpl(hookwrapper=True)

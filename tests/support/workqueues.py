@@ -72,6 +72,11 @@ class Lab:
             self._channel = self.rabbit.channel(self.vhost, self.vhost, self.password)
         return self._channel
 
+    def close(self) -> None:
+        """Close the connection."""
+        if self._channel is not None and self._channel.connection.is_open:
+            self._channel.connection.close()
+
     def reconnect(self) -> None:
         """Begin with a new connection, after the broker was away."""
         self._channel = None
@@ -135,13 +140,17 @@ class WorkQueueUnderTest:
         """The WorkQueue as it is now."""
         return dict(kubectl_json("get", "wq", self.name, self._where))
 
+    def status(self) -> Object:
+        """Its status; empty while there is none."""
+        return dict(self.get().get("status", {}))
+
     def exists(self) -> bool:
         """Whether it is there at all."""
         return bool(kubectl("get", "wq", self.name, self._where, "--ignore-not-found", "--output=name"))
 
     def condition(self, kind: str) -> Object:
         """A condition; empty while it is not there."""
-        found = [c for c in self.get().get("status", {}).get("conditions", []) if c["type"] == kind]
+        found = [c for c in self.status().get("conditions", []) if c["type"] == kind]
         return dict(found[0]) if found else {}
 
     def wait_condition(
@@ -157,7 +166,7 @@ class WorkQueueUnderTest:
         try:
             return wait_until(holds, seconds, f"{self.name}: {kind} is {status} ({reason or 'any reason'})")
         except TimeoutError as error:
-            raise AssertionError(f"{error}\n{json.dumps(self.get().get('status'), indent=1)}") from None
+            raise AssertionError(f"{error}\n{json.dumps(self.status(), indent=1)}") from None
 
     def wait_ready(self) -> WorkQueueUnderTest:
         """Wait until it says Ready, as `kubectl wait` would."""

@@ -52,8 +52,10 @@ async def mind(
         link.broker.take_down_bell(queue)
         watched.active = not (workqueue.spec.replicas == 0 and _has_none(deployment))
     else:
-        # A bell that does not hang rang at once or was refused: either way another pass is on its way.
         watched.active = not await link.broker.hang_bell(queue)
+        if watched.active:
+            # It rang at once or was refused: another pass is on its way, and the last answer is out of date.
+            watched.last = None
     if watched.refusal is None or workqueue.wake is Wake.POLL:
         return None
     return Unknown(

@@ -92,8 +92,8 @@ class Scaler:
         if live is None:
             return None
         now = time.monotonic()
-        if memory.rung_at is not None:
-            self._metrics.wake_seconds.observe(now - memory.rung_at)
+        if memory.waking_since is not None:
+            self._metrics.wake_seconds.observe(now - memory.waking_since)
         direction = "out" if replicas > deployment.replicas else "in"
         self._metrics.scale.labels(direction, decision.reason.value).inc()
         memory.last_scale = {

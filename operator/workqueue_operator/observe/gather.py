@@ -47,7 +47,7 @@ class Gatherer:
     async def ask(self, workqueue: WorkQueue, memory: Memory, link: Link, pods: Sequence[PodView]) -> Answers:
         """Everything that can be known about the queue of a WorkQueue now."""
         watched = link.sweep.watch(workqueue.key, workqueue.queue_name)
-        counts = await self._counts(link, watched, rung=memory.rung_at is not None)
+        counts = await self._counts(link, watched, rung=memory.waking_since is not None)
         answers = Answers(
             counts=counts,
             bell_hung_at=link.broker.bell_hung_at(workqueue.queue_name),

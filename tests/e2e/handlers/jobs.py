@@ -23,7 +23,7 @@ RESULTS = os.environ["RESULTS_QUEUE"]
 
 @functools.cache
 def publisher() -> Publisher:
-    return Publisher(lambda: from_folder(Path(os.environ["WORKQUEUE_BINDING"])), "results")
+    return Publisher(lambda: from_folder(Path(os.environ["WORKQUEUE_BINDING"])), "results").start()
 
 
 def tell(**result: object) -> None:

@@ -1,0 +1,54 @@
+"""Two operators, one leader: takeovers, and an uninstall that leaves nothing stuck."""
+
+from __future__ import annotations
+
+import time
+
+from tests.support import helm
+from tests.support.kubernetes import kubectl, temporary_namespace, wait_until
+from tests.support.operators import OperatorRelease
+from tests.support.workqueues import Lab
+
+
+def test_a_standby_takes_over_when_the_leader_stops_or_dies(lab: Lab, operator: OperatorRelease) -> None:
+    for grace, bound in (("--grace-period=30", 8.0), ("--grace-period=0", 20.0)):
+        leader = operator.wait_leader()
+        force = ["--force"] if bound > 10 else []
+        begun = time.monotonic()
+        kubectl("delete", "pod", leader, grace, *force, "--wait=false", f"--namespace={operator.namespace}")
+        operator.wait_leader(other_than=leader, seconds=bound)
+        print(f"takeover after {time.monotonic() - begun:.1f} s, bound {bound} s")
+        kubectl("rollout", "status", f"deployment/{operator.name}", f"--namespace={operator.namespace}")
+    workqueue = lab.workqueue("after").apply().wait_ready()
+    workqueue.publish([{"id": 1}])
+    assert len(workqueue.results(1)) == 1
+    workqueue.delete()
+
+
+def test_two_leaders_at_once_do_no_harm(lab: Lab, operator: OperatorRelease) -> None:
+    """The election off and two processes at work: the writes' own guards have to do."""
+    with temporary_namespace("e2e-second", pod_security="restricted") as system:
+        second = OperatorRelease("e2e-second", system, helm.run)
+        second.install(watchNamespaces=[lab.namespace], replicaCount=2, leaderElection={"enabled": False})
+        workqueue = lab.workqueue("twins").apply().wait_ready()
+        for _ in range(2):
+            workqueue.publish([{"id": number, "seconds": 0.2} for number in range(30)])
+            results = workqueue.results(30)
+            assert sorted(result["id"] for result in results) == list(range(30))
+            assert {result["event"] for result in results} == {"done"}
+            wait_until(lambda: workqueue.replicas() == 0, 90, "the workers have gone")
+        assert lab.queues()["twins.dead"]["messages"] == 0
+        workqueue.delete()
+        second.uninstall()
+
+
+def test_helm_uninstall_leaves_no_finalizer_stuck_and_no_queue_deleted(
+    lab: Lab, operator: OperatorRelease
+) -> None:
+    workqueue = lab.workqueue("orphan").apply().wait_ready()
+    operator.uninstall()
+    try:
+        workqueue.delete(seconds=20)
+        assert {"orphan", "orphan.dead"} <= set(lab.queues())
+    finally:
+        operator.install(watchNamespaces=[lab.namespace])

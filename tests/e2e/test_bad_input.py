@@ -1,0 +1,173 @@
+"""Whatever a person gets wrong: a reason of its own, a sentence that says what to do, and recovery by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tests.support.kubernetes import wait_until
+from tests.support.workqueues import Lab, WorkQueueUnderTest, refusal
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One mistake.
+
+    Attributes:
+        spec: laid over the usual spec.
+        secret: the keys that make the connection Secret wrong; None: the Secret does not exist.
+        condition: which one says so.
+        says: what the message must contain.
+        mend: puts it right.
+    """
+
+    condition: str
+    reason: str
+    says: str
+    mend: Callable[[Lab, WorkQueueUnderTest, str], object]
+    spec: Object | None = None
+    secret: dict[str, str] | None = None
+    before: Callable[[Lab, str], object] = lambda lab, name: None
+    seconds: float = 60
+
+
+def mend_secret(lab: Lab, _: WorkQueueUnderTest, name: str) -> None:
+    lab.secret(f"{name}-secret")
+
+
+def mend_spec(_: Lab, workqueue: WorkQueueUnderTest, __: str) -> None:
+    workqueue.change(worker={"image": "workqueue-operator:dev", "handler": {"python": "jobs:record"}})
+
+
+def declare_otherwise(lab: Lab, name: str) -> None:
+    lab.channel.queue_declare(name, durable=True, arguments={"x-queue-type": "quorum", "x-max-length": 7})
+
+
+def delete_queue(lab: Lab, _: WorkQueueUnderTest, name: str) -> None:
+    lab.channel.queue_delete(name)
+
+
+CASES = {
+    "the Secret is missing": Case(
+        "QueueDeclared", "SecretNotFound", "does not exist", mend_secret, secret=None
+    ),
+    "the Secret has no host": Case(
+        "QueueDeclared",
+        "SecretInvalid",
+        "neither the key uri nor the key host",
+        mend_secret,
+        secret={"host": ""},
+    ),
+    "the password is wrong": Case(
+        "QueueDeclared", "AuthenticationFailed", "password", mend_secret, secret={"password": "wrong"}
+    ),
+    "the virtual host does not exist": Case(
+        "QueueDeclared", "VirtualHostNotFound", "no-such", mend_secret, secret={"virtual_host": "no-such"}
+    ),
+    "nobody listens at the port": Case(
+        "QueueDeclared", "BrokerUnreachable", "cannot be reached", mend_secret, secret={"port": "5999"}
+    ),
+    "the handler cannot be imported": Case(
+        "WorkersAvailable",
+        "HandlerFailed",
+        "no_such_module",
+        mend_spec,
+        spec={"worker": {"handler": {"python": "no_such_module:handle"}}, "scaling": {"minReplicas": 1}},
+        secret={},
+    ),
+    "the image cannot be pulled": Case(
+        "WorkersAvailable",
+        "ImagePullFailed",
+        "workqueue-operator:no-such-tag",
+        mend_spec,
+        spec={
+            "worker": {"image": "workqueue-operator:no-such-tag", "imagePullPolicy": "Never"},
+            "scaling": {"minReplicas": 1},
+        },
+        secret={},
+    ),
+    "the queue exists with other arguments": Case(
+        "QueueDeclared",
+        "QueueConflict",
+        "inequivalent arg",
+        delete_queue,
+        secret={},
+        before=declare_otherwise,
+    ),
+}
+
+
+@pytest.mark.parametrize("title", CASES)
+def test_a_mistake_is_named_and_recovered_from(title: str, lab: Lab) -> None:
+    case = CASES[title]
+    name = f"bad-{list(CASES).index(title)}"
+    case.before(lab, name)
+    if case.secret is not None:
+        lab.secret(f"{name}-secret", **case.secret)
+    workqueue = lab.workqueue(
+        name, connectionSecretRef={"name": f"{name}-secret"}, **(case.spec or {})
+    ).apply()
+    condition = workqueue.wait_condition(case.condition, "False", case.reason, case.seconds)
+    assert case.says in condition["message"]
+    assert workqueue.condition("Ready")["reason"] == case.reason
+    assert lab.password not in str(workqueue.get()["status"])
+    wait_until(lambda: case.reason in workqueue.event_reasons(), 20, f"an Event says {case.reason}")
+    if case.reason == "QueueConflict":
+        assert {"x-max-length": 7}.items() <= arguments_of(lab, name).items(), "it was not touched"
+    case.mend(lab, workqueue, name)
+    workqueue.wait_condition("Ready", "True", seconds=90)
+    workqueue.wait_condition("WorkersAvailable", "True", seconds=90)
+    workqueue.publish([{"id": title}])
+    assert [result["id"] for result in workqueue.results(1)] == [title]
+    workqueue.delete()
+
+
+def arguments_of(lab: Lab, queue: str) -> Object:
+    """The arguments of a queue, whichever way rabbitmqctl writes them."""
+    arguments = lab.queues()[queue]["arguments"]
+    if isinstance(arguments, dict):
+        return arguments
+    return {argument[0]: argument[-1] for argument in arguments}
+
+
+REFUSED = {
+    "no handler": ({"worker": {"handler": {"python": None}}}, "exactly one of"),
+    "two targets": ({"scaling": {"targetDrainSeconds": 30}}, "not both"),
+    "minimum above maximum": (
+        {"scaling": {"minReplicas": 9}},
+        "scaling.minReplicas is above scaling.maxReplicas",
+    ),
+    "unknown queue type": ({"queue": {"type": "Stream"}}, "Quorum"),
+    "a host path": (
+        {"worker": {"volumes": [{"name": "x", "hostPath": {"path": "/"}}]}},
+        "hostPath",
+    ),
+}
+
+
+@pytest.mark.parametrize("title", REFUSED)
+def test_kubectl_apply_refuses_with_a_sentence(title: str, lab: Lab) -> None:
+    change, sentence = REFUSED[title]
+    assert sentence in refusal(lab.workqueue("refused", **change).body)
+
+
+def test_of_two_workqueues_on_one_queue_the_older_has_it(lab: Lab) -> None:
+    older = lab.workqueue("claim-a", queue={"name": "claimed"}).apply().wait_ready()
+    wait_until(lambda: older.get()["metadata"]["creationTimestamp"] < now(), 5, "a second has passed")
+    younger = lab.workqueue("claim-b", queue={"name": "claimed"}).apply()
+    condition = younger.wait_condition("QueueDeclared", "False", "QueueClaimed")
+    assert f"{lab.namespace}/claim-a" in condition["message"]
+    assert older.condition("Ready")["status"] == "True"
+    older.delete()
+    younger.wait_ready()
+    younger.delete()
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

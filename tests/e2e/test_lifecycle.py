@@ -1,0 +1,192 @@
+"""Drift, change, pins, deletion: what happens to a WorkQueue in its life."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.support.kubernetes import kubectl, kubectl_json, temporary_namespace, wait_until
+from tests.support.operators import OperatorRelease
+from tests.support.workqueues import Lab, watching_replicas
+
+
+def test_a_queue_that_somebody_deletes_is_declared_again_and_said_so(lab: Lab) -> None:
+    workqueue = lab.workqueue("drift").apply().wait_ready()
+    lab.channel.queue_delete("drift")
+    workqueue.wait_condition("QueueDeclared", "True", "DeclaredAgain")
+    workqueue.publish([{"id": 1}])
+    assert len(workqueue.results(1)) == 1
+    workqueue.delete()
+
+
+def test_a_deployment_that_somebody_edits_or_deletes_is_put_right_without_losing_its_count(lab: Lab) -> None:
+    workqueue = lab.workqueue("edited", scaling={"minReplicas": 1}).apply()
+    workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
+    where = f"--namespace={lab.namespace}"
+    edit = {
+        "metadata": {"labels": {"theirs": "kept"}},
+        "spec": {"template": {"spec": {"enableServiceLinks": True}}},
+    }
+    kubectl("patch", "deployment", "edited-worker", where, "--type=merge", f"--patch={json.dumps(edit)}")
+
+    def put_right() -> bool:
+        live = workqueue.deployment()
+        return live["spec"]["template"]["spec"]["enableServiceLinks"] is False
+
+    wait_until(put_right, 30, "our field is put right")
+    live = workqueue.deployment()
+    assert live["metadata"]["labels"]["theirs"] == "kept"
+    assert live["spec"]["replicas"] == 1
+    kubectl("delete", "deployment", "edited-worker", where)
+    wait_until(
+        lambda: any(p["status"].get("phase") == "Running" for p in workqueue.pods()), 60, "it is made again"
+    )
+    workqueue.delete()
+
+
+def test_kubectl_scale_pins_and_a_merge_patch_releases(lab: Lab) -> None:
+    workqueue = lab.workqueue("pinned").apply().wait_ready()
+    where = f"--namespace={lab.namespace}"
+    kubectl("scale", "wq/pinned", "--replicas=2", where)
+    wait_until(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two workers are Ready")
+    assert workqueue.condition("ScalingActive")["reason"] == "Pinned"
+    kubectl("patch", "wq", "pinned", "--type=merge", '--patch={"spec":{"replicas":null}}', where)
+    wait_until(lambda: workqueue.replicas() == 0, 60, "nothing is to do, so nobody stays")
+    workqueue.delete()
+
+
+def test_suspend_leaves_all_as_it_is(lab: Lab) -> None:
+    workqueue = lab.workqueue("suspended").apply().wait_ready()
+    workqueue.change(suspend=True).wait_condition("ScalingActive", "False", "Suspended")
+    workqueue.publish([{"id": 1}])
+    wait_until(lambda: lab.queues()["suspended"]["consumers"] == 0, 30, "nobody listens")
+    wait_until(lambda: lab.queues()["suspended"]["messages"] == 1, 30, "it waits")
+    assert workqueue.replicas() == 0
+    workqueue.change(suspend=False)
+    assert len(workqueue.results(1)) == 1
+    workqueue.delete()
+
+
+def test_a_changed_template_rolls_out_without_interrupting_a_handler(lab: Lab) -> None:
+    workqueue = lab.workqueue("rolling", scaling={"minReplicas": 2}).apply()
+    wait_until(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two workers are Ready")
+    before = {pod["metadata"]["name"] for pod in workqueue.pods()}
+    workqueue.publish([{"id": number, "seconds": 4} for number in range(4)])
+    wait_until(lambda: workqueue.status().get("busyReplicas") == 2, 30, "both are busy")
+    workqueue.change(worker={"podAnnotations": {"example.com/version": "2"}})
+    results = workqueue.results(4)
+    assert {result["event"] for result in results} == {"done"}
+    assert all(result["attempt"] == 1 for result in results)
+
+    def replaced() -> bool:
+        names = {pod["metadata"]["name"] for pod in workqueue.pods()}
+        return len(names) == 2 and not names & before
+
+    wait_until(replaced, 90, "both pods are of the new template")
+    workqueue.delete()
+
+
+def test_a_deleted_workqueue_leaves_its_queue_unless_asked_otherwise(lab: Lab) -> None:
+    workqueue = lab.workqueue("retained").apply().wait_ready()
+    assert not workqueue.get()["metadata"].get("finalizers")
+    workqueue.delete(seconds=20)
+    assert {"retained", "retained.dead"} <= set(lab.queues())
+
+
+def test_delete_takes_the_queues_along(lab: Lab) -> None:
+    workqueue = (
+        lab.workqueue("deleted", queue={"deletionPolicy": "Delete"}, suspend=False).apply().wait_ready()
+    )
+    wait_until(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+    workqueue.delete()
+    assert not {"deleted", "deleted.dead"} & set(lab.queues())
+
+
+def test_delete_if_empty_waits_and_says_why(lab: Lab) -> None:
+    workqueue = (
+        lab.workqueue("kept", queue={"deletionPolicy": "DeleteIfEmpty"}, replicas=0).apply().wait_ready()
+    )
+    wait_until(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+    workqueue.publish([{"id": 1}])
+    workqueue.delete(wait=False)
+    condition = workqueue.wait_condition("Ready", "False", "QueueNotEmpty")
+    assert "abandon-queue" in condition["message"]
+    lab.channel.queue_purge("kept")
+    wait_until(lambda: not workqueue.exists(), 60, "it goes once the queue is empty")
+    assert not {"kept", "kept.dead"} & set(lab.queues())
+
+
+def test_an_annotation_releases_a_stuck_one_and_leaves_the_queue(lab: Lab) -> None:
+    workqueue = (
+        lab.workqueue("stuck", queue={"deletionPolicy": "DeleteIfEmpty"}, replicas=0).apply().wait_ready()
+    )
+    wait_until(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+    workqueue.publish([{"id": 1}])
+    workqueue.delete(wait=False)
+    workqueue.wait_condition("Ready", "False", "QueueNotEmpty")
+    kubectl("annotate", "wq", "stuck", "workqueue.dev/abandon-queue=true", f"--namespace={lab.namespace}")
+    wait_until(lambda: not workqueue.exists(), 30, "it goes")
+    wait_until(lambda: lab.queues()["stuck"]["messages"] == 1, 30, "it still waits in the queue")
+
+
+def test_a_foreign_deployment_of_our_name_is_not_touched(lab: Lab) -> None:
+    where = f"--namespace={lab.namespace}"
+    image = "--image=workqueue-operator:dev"
+    kubectl("create", "deployment", "taken-worker", image, "--replicas=0", where)
+    workqueue = lab.workqueue("taken").apply()
+    workqueue.wait_condition("WorkersAvailable", "False", "NameConflict")
+    theirs = workqueue.deployment()
+    assert "ownerReferences" not in theirs["metadata"]
+    kubectl("delete", "deployment", "taken-worker", where)
+    workqueue.wait_condition("WorkersAvailable", "True")
+    workqueue.delete()
+
+
+def test_a_foreign_workload_is_scaled_unless_somebody_else_does(lab: Lab) -> None:
+    where = f"--namespace={lab.namespace}"
+    kubectl("create", "deployment", "theirs", "--image=workqueue-operator:dev", "--replicas=0", where)
+    workqueue = lab.workqueue("foreign", worker=None, workloadRef={"name": "theirs"}).apply().wait_ready()
+    workqueue.publish([{"id": number} for number in range(6)])
+
+    def replicas() -> int:
+        return int(kubectl_json("get", "deployment", "theirs", where)["spec"]["replicas"])
+
+    wait_until(lambda: replicas() == 3, 30, "six messages, two for each replica")
+    second = lab.workqueue("contest", worker=None, workloadRef={"name": "theirs"}).apply()
+    second.wait_condition("WorkersAvailable", "False", "WorkloadContested")
+    second.delete()
+    workqueue.delete()
+    assert replicas() == 3, "it is left as it is"
+    kubectl("delete", "deployment", "theirs", where)
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_namespace_can_be_deleted_with_everything_in_it(lab: Lab, operator: OperatorRelease) -> None:
+    """The Secret may be gone before the WorkQueue's finalizer is looked at."""
+    with temporary_namespace("e2e-gone", pod_security="restricted") as namespace:
+        operator.install(watchNamespaces=[lab.namespace, namespace])
+        other = Lab(namespace, lab.rabbit)
+        other.prepare()
+        workqueue = other.workqueue("doomed", queue={"deletionPolicy": "Delete"}).apply().wait_ready()
+        wait_until(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+        kubectl("delete", "namespace", namespace, "--wait=false")
+        gone = "--ignore-not-found"
+        wait_until(lambda: not kubectl("get", "namespace", namespace, gone), 150, "the namespace is gone")
+        other.close()
+    operator.install(watchNamespaces=[lab.namespace])
+
+
+def test_a_message_on_an_idle_queue_is_one_step_from_its_worker(lab: Lab) -> None:
+    """Twenty wake-ups in a row: each message done, none dead-lettered, each scale-out a single write."""
+    workqueue = lab.workqueue("sleeper", scaling={"scaleInDelaySeconds": 0}).apply().wait_ready()
+    workqueue.publish([{"id": "canary"}])
+    workqueue.results(1)
+    with watching_replicas(workqueue) as watch:
+        for number in range(20):
+            wait_until(lambda: watch.counts[-1] == 0, 60, "it sleeps")
+            workqueue.publish([{"id": number}])
+            assert [result["id"] for result in workqueue.results(1)] == [number]
+    assert set(watch.counts) == {0, 1}
+    assert lab.queues()["sleeper.dead"]["messages"] == 0
+    workqueue.delete()
