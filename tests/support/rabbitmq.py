@@ -71,6 +71,10 @@ class BrokerError(AssertionError):
     """RabbitMQ did not do what the test needs; the message ends with the tail of its log."""
 
 
+class _NotConnectedError(BrokerError):
+    """The tool found no way to the server."""
+
+
 class Depth(NamedTuple):
     """How many messages a queue holds."""
 
@@ -252,7 +256,11 @@ class Broker:
     def evaluate(self, expression: str) -> str:
         """Evaluate Erlang expressions on the server (takes some milliseconds) and return the printed term."""
         cookie = (self._data / ".erlang.cookie").read_text()
-        printed = self._run("erl_call", "-sname", _NODE, "-c", cookie, "-e", input=f"{expression}.\n")
+        command = ("erl_call", "-sname", _NODE, "-c", cookie, "-e")
+        try:
+            printed = self._run(*command, input=f"{expression}.\n")
+        except _NotConnectedError:  # now and then, on a busy machine; nothing was evaluated
+            printed = self._run(*command, input=f"{expression}.\n")
         found = re.fullmatch(r"\{ok, (.*)\}\s*", printed, re.DOTALL)
         if not found:
             raise BrokerError(f"{self!r} answered {printed!r} to {expression!r}.")
@@ -364,6 +372,8 @@ class Broker:
             input=input,
             check=False,
         )
+        if "failed to connect to node" in done.stderr:
+            raise _NotConnectedError(f"{self!r}: {done.stderr}")
         if done.returncode != 0:
             raise BrokerError(f"{self!r}: {command[0]} failed:\n{done.stdout}{done.stderr}")
         return done.stdout

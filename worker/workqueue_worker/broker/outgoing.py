@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from pika import data, frame, spec
+from pika import frame, spec
+
+from .fieldtable import short_string, table
 
 PERSISTENT: Final = b"\x02"
 TRANSIENT: Final = b"\x01"
 
 _FRAME_OVERHEAD: Final = 8
 _FRAME_END: Final = b"\xce"
-_LONGEST_SHORT_STRING: Final = 255
 _CLASS_BASIC: Final = 60
 _CONTENT_HEADER: Final = struct.Struct(">BHIHHQH")
 _CONTENT_BODY: Final = struct.Struct(">BHI")
@@ -73,37 +74,37 @@ class Outgoing(NamedTuple):
         flags, pieces = 0x10C0, []
         if self.content_type is not None:
             flags |= 0x8000
-            pieces.append(_short_string(self.content_type))
+            pieces.append(short_string(self.content_type))
         if self.content_encoding is not None:
             flags |= 0x4000
-            pieces.append(_short_string(self.content_encoding))
+            pieces.append(short_string(self.content_encoding))
         if self.headers is not None:
             flags |= 0x2000
-            data.encode_table(pieces, self.headers)
+            pieces.append(table(self.headers))
         pieces.append(PERSISTENT if self.persistent else TRANSIENT)
         if self.priority is not None:
             flags |= 0x0800
             pieces.append(struct.pack("B", self.priority))
         if self.correlation_id is not None:
             flags |= 0x0400
-            pieces.append(_short_string(self.correlation_id))
+            pieces.append(short_string(self.correlation_id))
         if self.reply_to is not None:
             flags |= 0x0200
-            pieces.append(_short_string(self.reply_to))
+            pieces.append(short_string(self.reply_to))
         if self.expiration is not None:
             flags |= 0x0100
-            pieces.append(_short_string(self.expiration))
-        pieces.append(_short_string(message_id))
+            pieces.append(short_string(self.expiration))
+        pieces.append(short_string(message_id))
         pieces.append(struct.pack(">Q", now if self.timestamp is None else self.timestamp))
         if self.type is not None:
             flags |= 0x0020
-            pieces.append(_short_string(self.type))
+            pieces.append(short_string(self.type))
         if self.user_id is not None:
             flags |= 0x0010
-            pieces.append(_short_string(self.user_id))
+            pieces.append(short_string(self.user_id))
         if self.app_id is not None:
             flags |= 0x0008
-            pieces.append(_short_string(self.app_id))
+            pieces.append(short_string(self.app_id))
         properties = b"".join(pieces)
         body = self.body
         size = len(body)
@@ -114,14 +115,6 @@ class Outgoing(NamedTuple):
             part = body if size <= most else body[start : start + most]
             frames += (_CONTENT_BODY.pack(3, channel, len(part)), part, _FRAME_END)
         return b"".join(frames)
-
-
-def _short_string(text: str) -> bytes:
-    encoded = text.encode()
-    size = len(encoded)
-    if size > _LONGEST_SHORT_STRING:
-        raise ValueError(f"{text[:20]!r}... is longer than {_LONGEST_SHORT_STRING} bytes")
-    return b"%c%b" % (size, encoded)
 
 
 @lru_cache(maxsize=1024)

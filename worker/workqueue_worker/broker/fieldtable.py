@@ -1,0 +1,93 @@
+"""Message headers on the wire.
+
+Place in the flow: used by `outgoing`. pika writes no floating point numbers, and reads them as whole ones (or
+not at all: infinity ends the connection, so that one message could stop a worker for good). A message with
+one in its headers must come through a retry unharmed; hence both directions are set right here. Everything
+else is written and read as pika does it.
+"""
+
+from __future__ import annotations
+
+import calendar
+import struct
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from pika import data
+from pika.compat import long
+
+LONGEST_SHORT_STRING: Final = 255
+_FLOATS: Final = {b"d": struct.Struct(">d"), b"f": struct.Struct(">f")}
+
+
+def short_string(text: str | bytes) -> bytes:
+    """A string of at most 255 bytes. Bytes are what pika makes of a received string that is no UTF-8.
+
+    Raises:
+        ValueError: it is longer.
+    """
+    encoded = text if isinstance(text, bytes) else text.encode()
+    size = len(encoded)
+    if size > LONGEST_SHORT_STRING:
+        raise ValueError(f"{text[:20]!r}... is longer than {LONGEST_SHORT_STRING} bytes")
+    return b"%c%b" % (size, encoded)
+
+
+def table(values: Mapping[str, Any]) -> bytes:
+    """Headers, or a mapping within them.
+
+    Raises:
+        ValueError: a name is too long.
+        TypeError: a value is of a type that AMQP does not have.
+        struct.error: a number is too large.
+    """
+    encoded = b"".join(short_string(name) + _value(value) for name, value in values.items())
+    return struct.pack(">I", len(encoded)) + encoded
+
+
+def _value(value: Any) -> bytes:  # noqa: PLR0911 - one line for each type
+    if value is None:
+        return b"V"
+    if isinstance(value, str):
+        return _sized(b"S", value.encode())
+    if isinstance(value, bytes):
+        return _sized(b"x", value)
+    if isinstance(value, bool):
+        return struct.pack(">c?", b"t", value)
+    if isinstance(value, int):
+        fits = -(2**31) <= value < 2**31 and not isinstance(value, long)
+        return struct.pack(">ci", b"I", value) if fits else struct.pack(">cq", b"l", value)
+    if isinstance(value, float):
+        return struct.pack(">cd", b"d", value)
+    if isinstance(value, datetime):
+        return struct.pack(">cQ", b"T", calendar.timegm(value.utctimetuple()))
+    if isinstance(value, Mapping):
+        return b"F" + table(value)
+    if isinstance(value, (list, tuple)):
+        return _sized(b"A", b"".join(map(_value, value)))
+    if isinstance(value, Decimal):
+        pieces: list[bytes] = []
+        data.encode_value(pieces, value)
+        joined: bytes = b"".join(pieces)
+        return joined
+    raise TypeError(f"a header cannot hold a {type(value).__name__}")
+
+
+def _sized(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">cI", kind, len(content)) + content
+
+
+_pikas_own_decode_value = data.decode_value
+
+
+def _decode_value(encoded: bytes, offset: int) -> tuple[Any, int]:
+    form = _FLOATS.get(encoded[offset : offset + 1])
+    if form is None:
+        found: tuple[Any, int] = _pikas_own_decode_value(encoded, offset)
+        return found
+    return form.unpack_from(encoded, offset + 1)[0], offset + 1 + form.size
+
+
+data.decode_value = _decode_value
