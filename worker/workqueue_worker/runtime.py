@@ -37,6 +37,8 @@ DEFAULT_CONSUMER_TIMEOUT_SECONDS: Final = 1_800
 SETTLING_SECONDS: Final = 300
 """What the consumer timeout leaves after the handler's time, to publish a copy and settle."""
 
+CONSUMER_TIMEOUT: Final = "x-consumer-timeout"
+
 STUCK_SECONDS: Final = 60.0
 """So long after its deadline a handler that ignores its cancellation counts as stuck."""
 
@@ -69,6 +71,7 @@ class Runtime:
         )
         self._binding_source = binding_source
         self._trouble: str | None = None
+        self._is_classic = False
         self._publisher: Publisher | None = None
         self._declared = not config.declare
         self._next_check = float("inf")
@@ -248,6 +251,10 @@ class Runtime:
             slot.detach()
 
     def _slot_trouble(self, sentence: str | None, reason: str | None) -> None:
+        if reason is not None and CONSUMER_TIMEOUT in reason:
+            # Only quorum queues take it: so this queue, which somebody else declared, is a classic one.
+            self._is_classic = True
+            return
         # All slots have the same trouble at the same time: it is told once, until it is over.
         if reason is not None and reason != self._trouble:
             logger.warning(sentence, extra={"queue": self.config.queue, "reason": reason})
@@ -258,10 +265,10 @@ class Runtime:
 
     def _consumer_arguments(self) -> dict[str, Any]:
         version = self.connection.version
-        quorum = self.config.queue_settings.type is topology.QueueType.QUORUM
+        quorum = self.config.queue_settings.type is topology.QueueType.QUORUM and not self._is_classic
         if quorum and version is not None and version.consumer_timeout_as_consumer_argument:
             seconds = max(DEFAULT_CONSUMER_TIMEOUT_SECONDS, self.config.timeout_seconds + SETTLING_SECONDS)
-            return {"x-consumer-timeout": int(seconds * 1000)}
+            return {CONSUMER_TIMEOUT: int(seconds * 1000)}
         return {}
 
     def _get_publisher(self) -> Publisher:

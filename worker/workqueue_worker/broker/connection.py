@@ -35,7 +35,7 @@ from .backoff import Backoff
 from .loop import Loop, Timer
 
 HEARTBEAT_SECONDS: Final = 10
-"""A dead peer is noticed after 15 s at most (pika adds 5 s), for one frame of 8 bytes every 5 s."""
+"""A dead peer is noticed after 15 to 30 s (pika looks every 15 s), for one frame of 8 bytes every 5 s."""
 
 BLOCKED_TIMEOUT_SECONDS: Final = 300.0
 """A connection that the broker's memory or disk alarm blocks for so long is given up and opened anew.

@@ -20,6 +20,9 @@ FIRST_WAIT_SECONDS: Final = 0.2
 LONGEST_WAIT_SECONDS: Final = 5.0
 """The operator declares a missing queue again within seconds, so that waiting longer gains nothing."""
 
+ANSWER_SECONDS: Final = 30.0
+"""A quorum queue without a leader leaves basic.consume unanswered, on a channel that then stays so."""
+
 NOT_FOUND: Final = 404
 
 
@@ -211,6 +214,7 @@ class Slot:
                 arguments=self._arguments(),
                 callback=lambda _frame: self._started(channel),
             )
+            self._port.call_later(ANSWER_SECONDS, lambda: self._give_up_on(channel))
         elif not wanted and self.consumer is Consumer.ACTIVE:
             self.consumer = Consumer.CANCELLING
             channel.basic_cancel(self._tag, callback=lambda _frame: self._stopped(channel))
@@ -224,6 +228,13 @@ class Slot:
             self._backoff.reset()
             self._on_trouble(None, None)
             self._adjust()
+
+    def _give_up_on(self, channel: Any) -> None:
+        if channel is self._channel and self.consumer is Consumer.STARTING:
+            self._on_trouble("The queue does not answer; trying again.", "no answer to basic.consume")
+            self._drop()
+            channel.close()
+            self._reopen()
 
     def _stopped(self, channel: Any) -> None:
         if channel is self._channel:

@@ -1,0 +1,324 @@
+"""What a broker can do to a worker: the worker comes back by itself, loses nothing, and says it once."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support.rabbitmq import Broker, VirtualHost
+from tests.support.wait import eventually
+from tests.support.worker import ASYNC, THREADS, Workers, is_empty, publish
+from workqueue_worker.binding import from_url
+from workqueue_worker.broker.connection import Connection
+from workqueue_worker.topology import (
+    QueueSettings,
+    QueueType,
+    dead_letter_queue,
+    delay_queue,
+    work_queue,
+)
+
+SAFE_AFTER_SECONDS = 2.5
+"""A quorum queue that was declared just before RabbitMQ crashes may not recover."""
+
+BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", "as a coroutine"])
+
+
+@BOTH
+def test_a_delivery_whose_connection_is_lost_is_cancelled_and_comes_again(
+    every_vhost: VirtualHost, workers: Workers, handler: str
+) -> None:
+    worker = workers.start(every_vhost.url, handler=handler).wait_consuming()
+    publish(every_vhost, {"id": 1, "do": "sleep", "seconds": 1.5})
+    eventually(lambda: worker.events_of("start") == [1])
+    every_vhost.broker.close_connections()
+    eventually(lambda: worker.events_of("end") == [1])
+    assert worker.events_of("start") == [1, 1]
+    assert worker.events_of("cancelled") == [1]
+    eventually(lambda: worker.outcomes() == {"lost": 1, "acked": 1})
+    eventually(lambda: is_empty(every_vhost))
+    assert worker.count_log("Connection to RabbitMQ lost; connecting again.") == 1
+    assert "Traceback" not in worker.log
+    assert "workqueue_worker_reconnects_total" in worker.request("/metrics")[1]
+
+
+def test_the_slot_stays_closed_until_the_handler_of_a_lost_delivery_has_returned(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    publish(vhost, {"id": "deaf", "do": "ignore", "seconds": 2})
+    eventually(lambda: worker.events_of("start") == ["deaf"])
+    vhost.broker.close_connections()
+    eventually(lambda: worker.count_log("Connected to RabbitMQ.") == 2)
+    eventually(lambda: worker.events_of("end") == ["deaf", "deaf"])
+    moments = [event["at"] for event in worker.events]
+    kinds = [event["event"] for event in worker.events]
+    assert kinds == ["start", "end", "start", "end"]
+    assert moments == sorted(moments)
+
+
+def test_a_queue_that_is_deleted_and_comes_back_as_another_type_is_consumed_again(
+    every_vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(every_vhost.url).wait_consuming()
+    with every_vhost.connect() as connection:
+        channel = connection.channel()
+        channel.queue_delete("jobs")
+        eventually(lambda: not worker.status()["consuming"])
+        eventually(lambda: worker.status()["lastError"] and "404" in worker.status()["lastError"])
+        queue = work_queue(QueueSettings("jobs", QueueType.CLASSIC))
+        channel.queue_declare("jobs", durable=True, arguments=dict(queue.arguments))
+    publish(every_vhost, {"id": 1})
+    eventually(lambda: worker.events_of("end") == [1])
+    assert worker.status()["lastError"] is None
+    assert worker.status()["connected"]
+    assert worker.count_log("Connected to RabbitMQ.") == 1
+    assert worker.count_log("The queue does not exist; trying again.") == 1
+
+
+def test_a_missing_queue_is_waited_for(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, declare=False)
+    eventually(lambda: worker.status()["lastError"])
+    assert worker.request("/readyz")[0] == 200
+    with vhost.connect() as connection:
+        connection.channel().queue_declare("jobs", durable=True)
+    publish(vhost, {"id": 1})
+    eventually(lambda: worker.events_of("end") == [1])
+
+
+def test_a_classic_queue_that_somebody_else_declared_is_consumed_on_every_version(
+    every_vhost: VirtualHost, workers: Workers
+) -> None:
+    with every_vhost.connect() as connection:
+        connection.channel().queue_declare("jobs", durable=True)
+    worker = workers.start(every_vhost.url, declare=False).wait_consuming()
+    publish(every_vhost, {"id": 1})
+    eventually(lambda: worker.events_of("end") == [1])
+    assert not [entry for entry in worker.log_entries if entry["level"] == "warning"]
+
+
+def test_a_queue_declared_otherwise_is_told_and_tried_again(vhost: VirtualHost, workers: Workers) -> None:
+    with vhost.connect() as connection:
+        channel = connection.channel()
+        channel.queue_declare("jobs", durable=True, arguments={"x-max-length": 5})
+        worker = workers.start(vhost.url)
+        eventually(lambda: worker.status()["lastError"] and "406" in worker.status()["lastError"])
+        channel.queue_delete("jobs")
+    eventually(lambda: worker.status()["consuming"])
+
+
+def test_a_message_held_longer_than_the_consumer_timeout_comes_again(
+    every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers
+) -> None:
+    """RabbitMQ closes the channel before 4.3, and cancels the consumer since."""
+    if every_rabbitmq.series == "4.0":
+        return  # as 3.10
+    worker_arguments = []
+    arguments = {**work_queue(QueueSettings("jobs")).arguments}
+    if every_rabbitmq.series == "4.3":
+        arguments["x-consumer-timeout"] = 2000
+        worker_arguments = ["--queue-type", "Classic"]  # so that it brings no timeout of its own
+    with _short_consumer_timeout(every_rabbitmq):
+        with every_vhost.connect() as connection:
+            connection.channel().queue_declare("jobs", durable=True, arguments=arguments)
+        worker = workers.start(every_vhost.url, *worker_arguments, declare=False).wait_consuming()
+        publish(every_vhost, {"id": 1, "do": "sleep", "seconds": 8})
+        eventually(lambda: worker.outcomes()["lost"] == 1, 30)
+    assert worker.status()["connected"]
+    assert worker.count_log("Connected to RabbitMQ.") == 1
+    eventually(lambda: len(worker.events_of("start")) >= 2)
+
+
+@contextmanager
+def _short_consumer_timeout(broker: Broker) -> Iterator[None]:
+    before = broker.evaluate("{ok, T} = application:get_env(rabbit, consumer_timeout), T")
+    broker.evaluate("application:set_env(rabbit, consumer_timeout, 2000)")
+    broker.evaluate("application:set_env(rabbit, channel_tick_interval, 500)")
+    try:
+        yield
+    finally:
+        broker.evaluate(f"application:set_env(rabbit, consumer_timeout, {before})")
+        broker.evaluate("application:set_env(rabbit, channel_tick_interval, 60000)")
+
+
+def test_acknowledgements_pass_and_retries_wait_while_the_memory_alarm_blocks_publishing(
+    every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(every_vhost.url, "--concurrency", "2").wait_consuming()
+    publish(every_vhost, {"id": 0, "do": "fail once"})  # so that the publishing connection exists
+    eventually(lambda: worker.outcomes() == {"retried": 1, "acked": 1})
+    jobs = [{"id": number, "do": "sleep", "seconds": 0.3} for number in range(1, 4)]
+    publish(every_vhost, *jobs, {"id": 4, "do": "fail once"}, {"id": 5})
+    with every_rabbitmq.memory_alarm():
+        eventually(lambda: worker.outcomes()["acked"] == 5)
+        eventually(lambda: every_vhost.depth("jobs") == (0, 1))
+        assert worker.outcomes()["retried"] == 1, "its copy cannot be published, so that it is kept"
+        assert worker.status()["busy"] == 1
+    eventually(lambda: worker.outcomes() == {"retried": 2, "acked": 6})
+    assert is_empty(every_vhost)
+
+
+def test_a_delay_queue_that_vanished_is_declared_again(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    publish(vhost, {"id": 1, "do": "fail once"})
+    eventually(lambda: worker.events_of("end") == [1])
+    with vhost.connect() as connection:
+        connection.channel().queue_delete(delay_queue("jobs", 1).name)
+        connection.channel().queue_delete(dead_letter_queue("jobs").name)
+    publish(vhost, {"id": 2, "do": "fail once"}, {"id": 3, "do": "reject"})
+    eventually(lambda: worker.events_of("end") == [1, 2])
+    eventually(lambda: vhost.depth("jobs.dead").ready == 1)
+    assert worker.count_log("A copy could not be published; the message stays unacknowledged, trying again.")
+    assert worker.outcomes() == {"acked": 2, "retried": 2, "dead_lettered": 1}
+
+
+def test_a_copy_that_is_refused_leaves_the_message_unacknowledged(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    """The dead-letter queue was declared by somebody else, and is full."""
+    with vhost.connect() as connection:
+        channel = connection.channel()
+        full = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
+        channel.queue_declare("jobs.dead", durable=True, arguments=full)
+        queue = work_queue(QueueSettings("jobs"))
+        channel.queue_declare("jobs", durable=True, arguments=dict(queue.arguments))
+        publish(vhost, b"in the way", b"in the way too", queue="jobs.dead")
+        worker = workers.start(vhost.url, declare=False).wait_consuming()
+        publish(vhost, {"id": 1, "do": "reject"})
+        eventually(
+            lambda: worker.count_log(
+                "A copy could not be published; the message stays unacknowledged, trying again."
+            )
+        )
+        assert vhost.depth("jobs") == (0, 1)
+        assert worker.outcomes() == {}
+        channel.queue_delete("jobs.dead")
+    eventually(lambda: vhost.exists("jobs.dead") and vhost.depth("jobs.dead").ready == 1)
+    eventually(lambda: worker.outcomes() == {"dead_lettered": 1})
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["in order", "by a crash"])
+def test_a_broker_that_restarts_loses_nothing(
+    rabbitmq: Broker, vhost: VirtualHost, workers: Workers, kill: bool
+) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    time.sleep(SAFE_AFTER_SECONDS)
+    publish(vhost, {"id": 1, "do": "sleep", "seconds": 60}, {"id": 2}, {"id": 3})
+    eventually(lambda: worker.events_of("start") == [1])
+    rabbitmq.restart(kill=kill)
+    eventually(lambda: worker.status()["connected"], 30)
+    eventually(lambda: "cancelled" in {event["event"] for event in worker.events})
+    assert worker.request("/livez")[0] == 200
+    eventually(lambda: worker.events_of("start").count(1) == 2)
+    losses = [entry for entry in worker.log_entries if "lost; connecting" in entry["message"]]
+    assert len(losses) == 1
+    assert "Traceback" not in worker.log
+
+
+def test_a_half_open_connection_is_noticed_by_its_heartbeat(rabbitmq: Broker, vhost: VirtualHost) -> None:
+    connection = Connection(lambda: from_url(vhost.url), "test", heartbeat_seconds=1)
+    connection.start()
+    try:
+        eventually(lambda: connection.is_open)
+        with rabbitmq.frozen():
+            eventually(lambda: not connection.is_open)
+            assert "heartbeat" in (connection.last_error or "")
+            assert connection.tick_age < 6
+        eventually(lambda: connection.is_open)
+        assert connection.generation == 2
+    finally:
+        connection.close()
+
+
+def test_rotated_credentials_are_read_at_the_next_connect(
+    rabbitmq: Broker, vhost: VirtualHost, workers: Workers, tmp_path: Path
+) -> None:
+    folder = tmp_path / "binding"
+    folder.mkdir()
+    rabbitmq.add_user("rotating", "old", vhost.name)
+    for key, value in {
+        "type": "rabbitmq",
+        "host": "127.0.0.1",
+        "port": str(rabbitmq.port),
+        "username": "rotating",
+        "password": "old\n",
+        "virtual-host": vhost.name,
+    }.items():
+        (folder / key).write_text(value)
+    worker = workers.start(None, environment={"WORKQUEUE_BINDING": str(folder)}).wait_consuming()
+    rabbitmq.change_password("rotating", "new")
+    rabbitmq.close_connections()
+    eventually(lambda: "ACCESS_REFUSED" in (worker.status()["lastError"] or ""))
+    (folder / "password").write_text("new")
+    eventually(lambda: worker.status()["consuming"])
+    assert worker.retire(key=b"old")[0] == 401
+    assert worker.retire(key=b"new")[0] == 200
+    assert worker.count_log("RabbitMQ cannot be reached; trying again.") == 1
+    rabbitmq.delete_user("rotating")
+
+
+def test_tls_with_a_private_authority_and_a_client_certificate_instead_of_a_password(
+    rabbitmq: Broker, vhost: VirtualHost, workers: Workers, tmp_path: Path
+) -> None:
+    folder = tmp_path / "binding"
+    folder.mkdir()
+    files = rabbitmq.certificates
+    (folder / "uri").write_text(f"amqps://localhost:{rabbitmq.tls_port}/{vhost.name}".replace("//", "//:@"))
+    (folder / "ca.crt").write_text(files.authority.read_text())
+    (folder / "tls.crt").write_text(files.client_certificate.read_text())
+    (folder / "tls.key").write_text(files.client_key.read_text())
+    worker = workers.start(None, "--binding", str(folder)).wait_consuming()
+    publish(vhost, {"id": 1, "do": "fail once"}, {"id": "x" * 300_000})
+    eventually(lambda: worker.outcomes() == {"acked": 2, "retried": 1})
+
+
+def test_an_unknown_authority_is_refused(rabbitmq: Broker, vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(rabbitmq.url_of(vhost.name, tls=True))
+    eventually(lambda: "certificate verify failed" in (worker.status()["lastError"] or ""))
+    assert "Traceback" not in worker.log
+
+
+def test_several_addresses_are_tried_in_turn(rabbitmq: Broker, vhost: VirtualHost, workers: Workers) -> None:
+    url = vhost.url.replace("@127.0.0.1", "@127.0.0.1:1,127.0.0.1:2,127.0.0.1")
+    worker = workers.start(url).wait_consuming()
+    assert worker.count_log("RabbitMQ cannot be reached; trying again.") == 2
+
+
+def test_an_outage_is_told_once_and_ends_by_itself(workers: Workers, vhost: VirtualHost) -> None:
+    """Nothing listens at first; then a proxy to the real broker does."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        url = vhost.url.replace(f":{vhost.broker.port}/", f":{port}/")
+        worker = workers.start(url)
+        eventually(lambda: worker.status()["lastError"])
+        time.sleep(1.0)  # several attempts
+        assert worker.count_log("RabbitMQ cannot be reached; trying again.") == 1
+        assert worker.request("/readyz")[0] == worker.request("/livez")[0] == 200
+        listener.listen()
+        threading.Thread(target=_proxy, args=(listener, vhost.broker.port), daemon=True).start()
+        eventually(lambda: worker.status()["consuming"])
+        worker.stop()
+
+
+def _proxy(listener: socket.socket, port: int) -> None:
+    with suppress(OSError):
+        while True:
+            client, _ = listener.accept()
+            server = socket.create_connection(("127.0.0.1", port))
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(target=_pump, args=(source, target), daemon=True).start()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    for one in (source, target):
+        one.close()
