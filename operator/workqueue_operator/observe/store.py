@@ -20,6 +20,9 @@ Key: TypeAlias = tuple[str, str]
 
 _UNREAD: Final = ("managedFields",)
 
+_GONE_MATTERS: Final = 60.0
+"""Seconds before a LIST during which it, or the answer to a write of ours, may still have shown what is gone."""
+
 
 @dataclass(slots=True)
 class Freshness:
@@ -27,6 +30,14 @@ class Freshness:
 
     event: float | None = None
     listed: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """A deletion: in which version, and when it was told."""
+
+    version: int
+    at: float
 
 
 @dataclass(eq=False)
@@ -43,6 +54,7 @@ class Store:
     pods: dict[Key, Object] = field(default_factory=dict)
     freshness: dict[str, Freshness] = field(default_factory=lambda: defaultdict(Freshness))
     _touched: dict[tuple[str, Key], float] = field(default_factory=dict)
+    _gone: dict[tuple[str, Key], _Gone] = field(default_factory=dict)
     _pods_of: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
     _followers: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
 
@@ -61,8 +73,10 @@ class Store:
         return (self.pods[pod] for pod in self._pods_of.get(key, ()) if pod in self.pods)
 
     def follow(self, key: Key, namespace: str, deployment: str) -> None:
-        """Wake `key` when that Deployment changes, although it does not carry our label."""
-        self._followers[namespace, deployment].add(key)
+        """Wake `key` when that Deployment changes, although it does not carry our label; that one alone."""
+        if key not in self._followers.get((namespace, deployment), ()):
+            self.unfollow(key)
+            self._followers[namespace, deployment].add(key)
 
     def unfollow(self, key: Key) -> None:
         """Undo every `follow` of this WorkQueue."""
@@ -70,6 +84,9 @@ class Store:
             self._followers[target].discard(key)
             if not self._followers[target]:
                 del self._followers[target]
+                body = self.deployments.get(target)
+                if body is not None and not self._owners(body):
+                    self._remove("deployments", target)
 
     def followers_of(self, namespace: str, deployment: str) -> frozenset[Key]:
         """The WorkQueues that follow that Deployment."""
@@ -90,48 +107,46 @@ class Store:
     # -- what the events and the LISTs write ---------------------------------------------------------
 
     def put_workqueue(self, body: Object) -> None:
-        """A WorkQueue as it is now; an older version than the known one is ignored."""
+        """A WorkQueue as it is now; what is older than what is known is ignored, here and below."""
         key = _key(body)
         known = self.workqueues.get(key)
-        if known is None or not _is_older(body, known):
+        if self._is_news("workqueues", key, body):
             self.workqueues[key] = _lean(body)
-            self._touch("workqueues", key)
             if known is None or _asks_for(body) != _asks_for(known):
                 self.wake(key)
 
     def put_deployment(self, body: Object) -> None:
         """A Deployment as it is now, from an event, a LIST or the answer to our own write."""
         key = _key(body)
-        known = self.deployments.get(key)
         owners = self._owners(body)
         if not owners:
-            self.deployments.pop(key, None)
-            return
-        if known is None or not _is_older(body, known):
+            if key in self.deployments:
+                self._remove("deployments", key)
+        elif self._is_news("deployments", key, body):
             self.deployments[key] = body
-            self._touch("deployments", key)
             for owner in owners:
                 self.wake(owner)
 
     def put_pod(self, body: Object) -> None:
         """A pod as it is now."""
-        owner = _owner(body)
-        key = _key(body)
-        if owner is None:
+        key, owner, known = _key(body), _owner(body), self.pods.get(_key(body))
+        if owner is None or not self._is_news("pods", key, body):
             return
-        known = self.pods.get(key)
-        if known is None or not _is_older(body, known):
-            self.pods[key] = _lean(body)
-            self._touch("pods", key)
-            self._pods_of[owner].add(key)
-            self.wake(owner)
+        if known is not None and _owner(known) != owner:
+            self._remove("pods", key)
+        self.pods[key] = _lean(body)
+        self._touched["pods", key] = time.monotonic()
+        self._pods_of[owner].add(key)
+        self.wake(owner)
 
     def drop(self, kind: str, body: Object) -> None:
         """Something was deleted; an object of the same name that came since stays."""
-        objects = self._objects(kind)
-        key = _key(body)
-        known = objects.get(key)
-        if known is not None and known["metadata"]["uid"] == body["metadata"]["uid"]:
+        key, version = _key(body), _version(body)
+        self._gone[kind, key] = _Gone(version, time.monotonic())
+        known = self._objects(kind).get(key)
+        if known is not None and (
+            _version(known) <= version or known["metadata"]["uid"] == body["metadata"]["uid"]
+        ):
             self._remove(kind, key)
 
     def correct(self, kind: str, listed: Iterable[Object], namespace: str | None, taken_at: float) -> None:
@@ -153,14 +168,24 @@ class Store:
         for key in [key for key in objects if key not in seen and namespace in {None, key[0]}]:
             if self._touched.get((kind, key), 0.0) < taken_at:
                 self._remove(kind, key)
+        for gone in [gone for gone in self._gone if gone[0] == kind]:
+            if self._gone[gone].at < taken_at - _GONE_MATTERS:
+                del self._gone[gone]
         self.freshness[kind].listed = time.monotonic()
 
     def saw_event(self, kind: str) -> None:
         """Note that the watch of this kind is alive."""
         self.freshness[kind].event = time.monotonic()
 
-    def _touch(self, kind: str, key: Key) -> None:
+    def _is_news(self, kind: str, key: Key, body: Object) -> bool:
+        """Whether this version is not older than what is known, a deletion included; then it is noted as known."""
+        version, known, gone = _version(body), self._objects(kind).get(key), self._gone.get((kind, key))
+        if (known is not None and version < _version(known)) or (
+            gone is not None and version <= gone.version
+        ):
+            return False
         self._touched[kind, key] = time.monotonic()
+        return True
 
     def _objects(self, kind: str) -> dict[Key, Object]:
         objects: dict[Key, Object] = getattr(self, kind)
@@ -209,18 +234,9 @@ def _asks_for(workqueue: Object) -> object:
     ]
 
 
-def _is_older(body: Object, known: Object) -> bool:
-    """Whether `body` is a version of the known object that came before it.
-
-    Resource versions of one kind can be compared as numbers (promised since Kubernetes 1.35, true before).
-    """
-    new, old = body["metadata"], known["metadata"]
-    if new["uid"] != old["uid"]:
-        return bool(new["creationTimestamp"] < old["creationTimestamp"])
-    try:
-        return int(new["resourceVersion"]) < int(old["resourceVersion"])
-    except ValueError:
-        return False
+def _version(body: Object) -> int:
+    """Of one kind, later versions are higher numbers (promised since Kubernetes 1.35, true before)."""
+    return int(body["metadata"]["resourceVersion"])
 
 
 def _lean(body: Object) -> Object:

@@ -1,0 +1,271 @@
+"""The store: no ghosts, nothing newer overwritten, nobody woken in vain and nobody forgotten."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from workqueue_operator.names import LABEL_WORKQUEUE
+from workqueue_operator.observe.store import Key, Store
+
+JOBS: Key = ("team", "jobs")
+OTHER: Key = ("team", "other")
+
+
+@pytest.fixture
+def woken() -> list[Key]:
+    return []
+
+
+@pytest.fixture
+def store(woken: list[Key]) -> Store:
+    return Store(woken.append)
+
+
+def thing(name: str, version: int, uid: str = "u1", namespace: str = "team", **metadata: Any) -> dict[str, Any]:
+    return {
+        "metadata": {
+            "namespace": namespace,
+            "name": name,
+            "uid": uid,
+            "resourceVersion": str(version),
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            **metadata,
+        }
+    }
+
+
+def pod(name: str, version: int, uid: str = "p1", owner: str = "jobs", **metadata: Any) -> dict[str, Any]:
+    return thing(name, version, uid, labels={LABEL_WORKQUEUE: owner}, **metadata)
+
+
+def names(store: Store, key: Key = JOBS) -> list[str]:
+    return sorted(body["metadata"]["name"] for body in store.pods_of(key))
+
+
+# -- order
+
+
+def test_an_older_version_never_replaces_a_newer_one(store: Store, woken: list[Key]) -> None:
+    store.put_workqueue(thing("jobs", 10, generation=2))
+    woken.clear()
+    store.put_workqueue(thing("jobs", 9, generation=1))
+    assert store.workqueues[JOBS]["metadata"]["generation"] == 2
+    assert woken == []
+
+
+def test_an_older_list_does_not_undo_our_own_write(store: Store) -> None:
+    taken_at = time.monotonic()
+    store.put_deployment({**thing("jobs-worker", 12), "spec": {"replicas": 5}})
+    store.correct("deployments", [{**thing("jobs-worker", 11), "spec": {"replicas": 0}}], None, taken_at)
+    seen = store.deployment("team", "jobs-worker")
+    assert seen is not None
+    assert seen["spec"]["replicas"] == 5
+
+
+def test_an_older_answer_to_our_own_write_does_not_undo_an_event(store: Store) -> None:
+    store.put_pod(pod("a", 20, annotations={"new": "1"}))
+    store.put_pod(pod("a", 19))
+    assert store.pods["team", "a"]["metadata"]["annotations"] == {"new": "1"}
+
+
+def test_versions_are_compared_as_numbers(store: Store) -> None:
+    store.put_workqueue(thing("jobs", 999, generation=1))
+    store.put_workqueue(thing("jobs", 1000, generation=2))
+    assert store.workqueues[JOBS]["metadata"]["generation"] == 2
+
+
+# -- the same name again
+
+
+def test_an_object_made_anew_in_the_same_second_is_kept(store: Store) -> None:
+    store.put_workqueue(thing("jobs", 10, "old"))
+    store.put_workqueue(thing("jobs", 20, "new"))
+    store.put_workqueue(thing("jobs", 11, "old"))
+    assert store.workqueues[JOBS]["metadata"]["uid"] == "new"
+
+
+def test_the_late_deletion_of_the_old_object_does_not_take_the_new_one(store: Store) -> None:
+    store.put_workqueue(thing("jobs", 10, "old"))
+    store.put_workqueue(thing("jobs", 20, "new"))
+    store.drop("workqueues", thing("jobs", 15, "old"))
+    assert store.workqueues[JOBS]["metadata"]["uid"] == "new"
+
+
+def test_a_deleted_object_does_not_come_back_by_a_list_that_is_older(store: Store, woken: list[Key]) -> None:
+    store.put_workqueue(thing("jobs", 10))
+    taken_at = time.monotonic()
+    store.drop("workqueues", thing("jobs", 12))
+    woken.clear()
+    store.correct("workqueues", [thing("jobs", 10)], None, taken_at)
+    assert store.workqueue(JOBS) is None
+    assert woken == []
+
+
+def test_a_deleted_pod_does_not_come_back_by_the_answer_to_our_own_write(store: Store) -> None:
+    store.put_pod(pod("a", 10))
+    store.drop("pods", pod("a", 12))
+    store.put_pod(pod("a", 11))
+    assert names(store) == []
+
+
+def test_a_name_that_was_deleted_can_be_used_again(store: Store) -> None:
+    store.put_workqueue(thing("jobs", 10))
+    store.drop("workqueues", thing("jobs", 12))
+    store.put_workqueue(thing("jobs", 13, "new"))
+    assert store.workqueue(JOBS) is not None
+
+
+# -- lists
+
+
+def test_a_list_drops_ghosts_and_wakes_who_is_concerned(store: Store, woken: list[Key]) -> None:
+    store.put_workqueue(thing("jobs", 1))
+    store.put_workqueue(thing("other", 2))
+    store.put_pod(pod("a", 3))
+    store.put_deployment(thing("jobs-worker", 4, labels={LABEL_WORKQUEUE: "jobs"}))
+    woken.clear()
+    now = time.monotonic() + 1
+    store.correct("workqueues", [thing("other", 2)], None, now)
+    store.correct("pods", [], None, now)
+    store.correct("deployments", [], None, now)
+    assert (list(store.workqueues), names(store), store.deployments) == ([OTHER], [], {})
+    assert woken == [JOBS, JOBS, JOBS]
+
+
+def test_a_list_brings_what_the_watch_missed(store: Store, woken: list[Key]) -> None:
+    store.correct("workqueues", [thing("jobs", 1)], None, time.monotonic())
+    assert woken == [JOBS]
+
+
+def test_a_list_that_brings_nothing_new_wakes_nobody(store: Store, woken: list[Key]) -> None:
+    store.put_workqueue(thing("jobs", 1))
+    woken.clear()
+    store.correct("workqueues", [thing("jobs", 1)], None, time.monotonic())
+    assert woken == []
+
+
+def test_a_list_does_not_drop_what_came_after_it_was_taken(store: Store) -> None:
+    taken_at = time.monotonic() - 1
+    store.put_workqueue(thing("jobs", 5))
+    store.correct("workqueues", [], None, taken_at)
+    assert store.workqueue(JOBS) is not None
+
+
+def test_a_list_of_one_namespace_leaves_the_others_alone(store: Store) -> None:
+    store.put_workqueue(thing("jobs", 5, namespace="elsewhere"))
+    store.correct("workqueues", [], "team", time.monotonic() + 1)
+    assert store.workqueue(("elsewhere", "jobs")) is not None
+
+
+# -- who is woken
+
+
+def test_our_own_status_wakes_nobody(store: Store, woken: list[Key]) -> None:
+    store.put_workqueue({**thing("jobs", 1, generation=1), "status": {}})
+    woken.clear()
+    store.put_workqueue({**thing("jobs", 2, generation=1), "status": {"messages": 3}})
+    assert woken == []
+    assert store.workqueues[JOBS]["status"] == {"messages": 3}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"generation": 2},
+        {"deletionTimestamp": "2026-01-02T00:00:00Z"},
+        {"finalizers": ["x"]},
+        {"annotations": {"workqueue.dev/abandon-queue": "true"}},
+        {"uid": "u2"},
+    ],
+    ids=["the spec", "its deletion", "a finalizer", "an annotation", "another object of that name"],
+)
+def test_what_concerns_a_pass_wakes(store: Store, woken: list[Key], change: dict[str, Any]) -> None:
+    store.put_workqueue(thing("jobs", 1, generation=1))
+    woken.clear()
+    store.put_workqueue(thing("jobs", 2, **{"generation": 1, **change}))
+    assert woken == [JOBS]
+
+
+def test_a_foreign_deployment_under_our_name_concerns_the_workqueue(store: Store, woken: list[Key]) -> None:
+    store.put_deployment(thing("jobs-worker", 1))
+    assert woken == [JOBS]
+
+
+def test_other_peoples_deployments_and_pods_are_not_kept(store: Store, woken: list[Key]) -> None:
+    store.put_deployment(thing("website", 1))
+    store.put_pod(thing("website-1", 1))
+    assert (store.deployments, store.pods, woken) == ({}, {}, [])
+
+
+def test_a_pod_that_gets_another_label_moves(store: Store, woken: list[Key]) -> None:
+    store.put_pod(pod("a", 1))
+    woken.clear()
+    store.put_pod(pod("a", 2, owner="other"))
+    assert (names(store), names(store, OTHER)) == ([], ["a"])
+    assert woken == [JOBS, OTHER]
+
+
+def test_a_deployment_that_loses_our_label_is_let_go(store: Store) -> None:
+    store.put_deployment(thing("workers", 1, labels={LABEL_WORKQUEUE: "jobs"}))
+    store.put_deployment(thing("workers", 2))
+    assert store.deployments == {}
+
+
+# -- followers
+
+
+def test_a_followed_deployment_wakes_its_followers(store: Store, woken: list[Key]) -> None:
+    store.follow(JOBS, "team", "celery")
+    store.follow(OTHER, "team", "celery")
+    store.put_deployment(thing("celery", 1))
+    assert sorted(woken) == [JOBS, OTHER]
+    assert store.followers_of("team", "celery") == {JOBS, OTHER}
+
+
+def test_who_follows_another_deployment_lets_go_of_the_first(store: Store) -> None:
+    store.follow(JOBS, "team", "celery")
+    store.put_deployment(thing("celery", 1))
+    store.follow(JOBS, "team", "dramatiq")
+    assert store.followers_of("team", "celery") == frozenset()
+    assert store.deployment("team", "celery") is None
+
+
+def test_a_deployment_that_nobody_follows_any_more_is_not_kept(store: Store) -> None:
+    store.follow(JOBS, "team", "celery")
+    store.put_deployment(thing("celery", 1))
+    store.unfollow(JOBS)
+    assert store.deployments == {}
+    store.follow(JOBS, "team", "celery")
+    store.put_deployment(thing("celery", 1))
+    assert store.deployment("team", "celery") is not None
+
+
+# -- memory
+
+
+def test_nothing_is_left_of_what_has_gone(store: Store) -> None:
+    for number in range(50):
+        name = f"jobs-{number}"
+        store.put_workqueue(thing(name, 1))
+        store.follow(("team", name), "team", f"celery-{number}")
+        store.put_deployment(thing(f"celery-{number}", 2))
+        store.put_pod(pod(f"pod-{number}", 3, owner=name))
+        store.drop("pods", pod(f"pod-{number}", 4, owner=name))
+        store.drop("deployments", thing(f"celery-{number}", 5))
+        store.drop("workqueues", thing(name, 6))
+        store.unfollow(("team", name))
+    later = time.monotonic() + 3600
+    for kind in ("workqueues", "deployments", "pods"):
+        store.correct(kind, [], None, later)
+    left = [store.workqueues, store.deployments, store.pods]
+    assert not any([*left, store._touched, store._pods_of, store._followers, store._gone])
+
+
+def test_managed_fields_of_workqueues_and_pods_are_not_kept(store: Store) -> None:
+    store.put_workqueue(thing("jobs", 1, managedFields=[{}]))
+    store.put_pod(pod("a", 1, managedFields=[{}]))
+    assert "managedFields" not in store.workqueues[JOBS]["metadata"]
+    assert "managedFields" not in store.pods["team", "a"]["metadata"]
