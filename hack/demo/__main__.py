@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -39,6 +40,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.documents < 2:
         parser.error("--documents: at least 2")
+    # What the connections have to say reaches the person as one sentence of ours, if at all.
+    for name in ("pika", "workqueue_worker"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
     screen = Screen()
     try:
         _run(screen, arguments.image, arguments.documents, arguments.documents_from)

@@ -127,9 +127,12 @@ class Scenario:
                 board.show(Row(inbox.waiting[QUEUE], self._watch.workers(), self.ledger.done))
                 if self.ledger.done > done:
                     progress, done = time.monotonic(), self.ledger.done
-                limit = RESULT_SECONDS if done < self.ledger.total else self._zero_seconds()
-                if time.monotonic() - progress > limit:
-                    raise DemoError(self._what_is_missing(limit))
+                waited = time.monotonic() - progress
+                if done < self.ledger.total and waited > RESULT_SECONDS:
+                    complaints = "; ".join(self.ledger.complaints())
+                    raise self._late(RESULT_SECONDS, f"no further result has come: {complaints}")
+                if done == self.ledger.total and waited > self._zero_seconds():
+                    raise self._late(self._zero_seconds(), self._pods_left())
                 time.sleep(LOOK_SECONDS)
             board.show(Row(inbox.waiting[QUEUE], self._watch.workers(), self.ledger.done))
         for future in sent:
@@ -172,21 +175,19 @@ class Scenario:
         return self._spec.scaling.scale_in_delay_seconds + ZERO_SECONDS
 
     def _wait_for_zero(self) -> None:
-        self._wait(self._is_zero, self._zero_seconds(), "workers are still there")
+        seconds = self._zero_seconds()
+        if not self._watch.wait(self._is_zero, seconds):
+            raise self._late(seconds, self._pods_left())
 
     def _wait(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
         if not self._watch.wait(condition, seconds):
-            raise DemoError(
-                f"After {seconds:.0f} s {otherwise}. The WorkQueue says: {self._watch.conditions()}"
-            )
+            raise self._late(seconds, otherwise)
 
-    def _what_is_missing(self, seconds: float) -> str:
-        what = (
-            "workers are still there"
-            if self.ledger.done == self.ledger.total
-            else f"no further result has come, and {'; '.join(self.ledger.complaints())}"
-        )
-        return f"For {seconds:.0f} s {what}. The WorkQueue says: {self._watch.conditions()}"
+    def _pods_left(self) -> str:
+        return f"pods of workers are still there: {self._watch.workers().existing}, with those that terminate"
+
+    def _late(self, seconds: float, what: str) -> DemoError:
+        return DemoError(f"After {seconds:.0f} s {what}. The WorkQueue says: {self._watch.conditions()}")
 
 
 def _raise_for(sent: Sequence[Future[None]]) -> None:

@@ -74,7 +74,7 @@ class Watch:
     def conditions(self) -> str:
         """What the WorkQueue says of itself."""
         conditions = (self._workqueue or {}).get("status", {}).get("conditions", [])
-        bad = [one for one in conditions if one["status"] != "True"] or conditions
+        bad = [one for one in conditions if one["status"] != "True"] or conditions[-1:]
         return " ".join(f"{one['type']} is {one['status']}: {one['message']}" for one in bad) or "nothing"
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
