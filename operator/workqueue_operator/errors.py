@@ -65,6 +65,11 @@ class ClusterError(OperatorError):
         return self.status == 404  # noqa: PLR2004 - HTTP
 
     @property
+    def refused(self) -> bool:
+        """The server said no, so that nothing was changed; otherwise it may have been."""
+        return 400 <= self.status < 500  # noqa: PLR2004 - HTTP
+
+    @property
     def conflict(self) -> bool:
         """Somebody else was faster, or a tested precondition did not hold."""
         return self.status in {409, 422}

@@ -130,6 +130,7 @@ class Reporter:
         sent = (workqueue.metadata.uid, reason.value, message)
         if now - self._sent.get(sent, -EVENT_AGAIN_AFTER) < EVENT_AGAIN_AFTER:
             return
+        self._sent = {known: at for known, at in self._sent.items() if now - at < EVENT_AGAIN_AFTER}
         self._sent[sent] = now
         moment = datetime.now(UTC)
         body = {

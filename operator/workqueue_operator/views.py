@@ -22,6 +22,8 @@ _PULL_ERRORS: Final = frozenset(
 )
 _CONFIG_ERRORS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
+_OWN: Final = {WORKER_CONTAINER: 0, HANDLER_CONTAINER: 1}
+
 EXIT_CONFIGURATION: Final = 2
 EXIT_HANDLER: Final = 3
 """Exit codes of the worker: see the worker's command line."""
@@ -165,11 +167,10 @@ def _failure(
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
         return Unknown(Reason.POD_UNSCHEDULABLE, f"No node takes pod {pod}: {scheduled.get('message', '')}")
-    for container in (
-        _container(status.get("containerStatuses"), WORKER_CONTAINER),
-        _container(status.get("initContainerStatuses"), HANDLER_CONTAINER),
-    ):
-        if container and (failure := _container_failure(pod, container)) is not None:
+    containers = [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]
+    # A person's sidecar that fails keeps the pod from being Ready as well; ours are told first.
+    for container in sorted(containers, key=lambda one: _OWN.get(one["name"], len(_OWN))):
+        if (failure := _container_failure(pod, container)) is not None:
             return failure
     return None
 

@@ -7,7 +7,9 @@ Place in the flow: what is done about a Retire decision. The order is what matte
 3. exactly the workers that agreed are marked, and the count is lowered by their number, in one patch that
    tests the count that was observed.
 
-Whatever fails on the way, the marks go and the workers consume again, at the latest when their lease ends.
+Whatever fails on the way, the marks go and the workers consume again, at the latest when their lease ends. The
+one exception: a patch of which nobody knows whether it was carried out. Then marks and leases stay, since without
+them Kubernetes would choose whom to remove; the next pass sees what became of it.
 """
 
 from __future__ import annotations
@@ -117,10 +119,16 @@ class Retirement:
                 await self._call_off(agreed, [], namespace, key)
                 return Outcome(0, None, answers, awaited=empty is False, doorbell_failed=empty is None)
         try:
-            await self._mark(namespace, leaving, RETIRED_DELETION_COST)
-            lowered = await lower(len(leaving))
+            marked = await self._mark(namespace, leaving, RETIRED_DELETION_COST)
         except ClusterError:
             await self._call_off(agreed, leaving, namespace, key)
+            raise
+        try:
+            # A pod that vanished meanwhile gets a successor, and the count would be lowered by one too many.
+            lowered = await lower(len(leaving)) if marked == len(leaving) else None
+        except ClusterError as error:
+            if error.refused:
+                await self._call_off(agreed, leaving, namespace, key)
             raise
         if lowered is None:
             await self._call_off(agreed, leaving, namespace, key)
@@ -143,18 +151,32 @@ class Retirement:
                 "A mark could not be cleared.", extra={"namespace": namespace, "detail": error.message}
             )
 
-    async def _mark(self, namespace: str, pods: Sequence[PodView], cost: str | None) -> None:
+    async def _mark(self, namespace: str, pods: Sequence[PodView], cost: str | None) -> int:
+        """Set or clear the marks.
+
+        Returns:
+            On how many pods; one that is gone is passed over.
+
+        Raises:
+            ClusterError: one of them failed; by then every other request has ended, too.
+        """
         body: Object = {"metadata": {"annotations": {ANNOTATION_DELETION_COST: cost}}}
 
-        async def mark(pod: PodView) -> None:
+        async def mark(pod: PodView) -> bool:
             try:
                 # Told to the store at once: a marked pod must not be asked again before it goes.
                 self._store.put_pod(await self._cluster.merge(pod_path(namespace, pod.name), body))
             except ClusterError as error:
                 if not error.not_found:
                     raise
+                return False
+            return True
 
-        await asyncio.gather(*(mark(pod) for pod in pods))
+        results = await asyncio.gather(*(mark(pod) for pod in pods), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return sum(result is True for result in results)
 
 
 def _address(pod: PodView) -> Address:

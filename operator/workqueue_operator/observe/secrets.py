@@ -6,9 +6,12 @@ list or watch, so that the operator's role need not see Secrets that nobody name
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,12 +26,18 @@ MAX_AGE: Final = 60.0
 """Seconds after which a Secret is read again. A refused login reads it again at once."""
 
 MAX_AGE_OF_TROUBLE: Final = 5.0
+KEPT: Final = 3600.0
+"""Seconds after which a Secret that nobody asked for is not kept in memory any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
     at: float
     result: Binding | Trouble
+
+    @property
+    def max_age(self) -> float:
+        return MAX_AGE_OF_TROUBLE if isinstance(self.result, Trouble) else MAX_AGE
 
 
 def _seen_from_elsewhere(binding: Binding, namespace: str) -> Binding:
@@ -47,6 +56,7 @@ class Secrets:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._entries: dict[tuple[str, str], _Entry] = {}
+        self._reading: dict[tuple[str, str], asyncio.Task[_Entry]] = {}
 
     async def binding(self, namespace: str, name: str) -> Binding:
         """The connection data in a Secret.
@@ -55,17 +65,14 @@ class Secrets:
             Trouble: it is missing, forbidden or unusable; the message says what to do.
             ClusterError: the API server did not answer and nothing is known from before.
         """
-        entry = self._entries.get((namespace, name))
-        now = time.monotonic()
-        limit = MAX_AGE_OF_TROUBLE if entry is not None and isinstance(entry.result, Trouble) else MAX_AGE
-        if entry is None or now - entry.at > limit:
-            try:
-                result = await self._read(namespace, name)
-            except ClusterError:
-                if entry is None:
-                    raise
-                result = entry.result
-            entry = self._entries[namespace, name] = _Entry(now, result)
+        where = namespace, name
+        entry = self._entries.get(where)
+        if entry is None or time.monotonic() - entry.at > entry.max_age:
+            # A thousand WorkQueues may share a Secret and ask at once: it is read once.
+            if where not in self._reading:
+                reading = self._reading[where] = asyncio.create_task(self._read_again(where))
+                reading.add_done_callback(lambda _: self._reading.pop(where, None))
+            entry = await asyncio.shield(self._reading[where])
         if isinstance(entry.result, Trouble):
             raise entry.result
         return entry.result
@@ -73,6 +80,19 @@ class Secrets:
     def forget(self, namespace: str, name: str) -> None:
         """Read the Secret again the next time it is needed."""
         self._entries.pop((namespace, name), None)
+
+    async def _read_again(self, where: tuple[str, str]) -> _Entry:
+        now = time.monotonic()
+        known = self._entries.get(where)
+        try:
+            result = await self._read(*where)
+        except ClusterError:
+            if known is None:
+                raise
+            result = known.result
+        self._entries = {place: entry for place, entry in self._entries.items() if now - entry.at < KEPT}
+        entry = self._entries[where] = _Entry(now, result)
+        return entry
 
     async def _read(self, namespace: str, name: str) -> Binding | Trouble:
         try:
@@ -91,7 +111,16 @@ class Secrets:
                 )
             raise
         try:
-            keys = {key: base64.b64decode(text).decode() for key, text in (secret.get("data") or {}).items()}
+            keys = _decoded(secret.get("data") or {})
             return _seen_from_elsewhere(from_mapping(keys, f'Secret "{name}"'), namespace)
-        except (BindingError, binascii.Error, UnicodeDecodeError) as error:
+        except BindingError as error:
             return Trouble(Reason.SECRET_INVALID, str(error))
+
+
+def _decoded(data: Mapping[str, str]) -> dict[str, str]:
+    """The keys that are text; a Secret may hold others beside them, such as a key store."""
+    keys = {}
+    for key, value in data.items():
+        with contextlib.suppress(binascii.Error, UnicodeDecodeError):
+            keys[key] = base64.b64decode(value).decode()
+    return keys
