@@ -1,48 +1,60 @@
-"""The local cluster's command line as the tests call it: from any checkout, for a cluster of any name."""
+"""A Kubernetes API server in memory, behind the interface of the operator's Cluster: what was asked, and answers."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
-from hack.cluster.instance import NAME_VARIABLE
-
-CHECKOUT: Final = Path(__file__).parents[2]
-UP_SECONDS: Final = 240
+from workqueue_operator.cluster import Cluster, Object
+from workqueue_operator.errors import ClusterError
 
 
-def environment(name: str | None = None) -> dict[str, str]:
-    """The environment that chooses the cluster `name`, or the usual one."""
-    inherited = {key: value for key, value in os.environ.items() if key not in {NAME_VARIABLE, "CLUSTER"}}
-    return {**inherited, NAME_VARIABLE: name} if name else inherited
+@dataclass(frozen=True)
+class Request:
+    """One request."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    body: Any
+    content_type: str
 
 
-def command(*arguments: str) -> list[str]:
-    """The command line."""
-    return [sys.executable, "-m", "hack.cluster", *arguments]
+class FakeCluster(Cluster):
+    """Answers each request by the first rule that fits: an object, an error, or a function of the request."""
 
+    def __init__(self) -> None:
+        super().__init__(cast("Any", None))
+        self.asked: list[Request] = []
+        self._rules: list[tuple[str, str, Any]] = []
 
-def cluster(
-    *arguments: str, name: str | None = None, checkout: Path = CHECKOUT, codes: Sequence[int] = (0,)
-) -> subprocess.CompletedProcess[str]:
-    """Run the tool to its end.
+    def answer(
+        self, method: str, path: str, answer: Object | ClusterError | Callable[[Request], Any]
+    ) -> None:
+        """Answer requests whose path contains `path`; the newest rule comes first."""
+        self._rules.insert(0, (method, path, answer))
 
-    Raises:
-        AssertionError: it ended with another exit code than those of `codes`.
-    """
-    done = subprocess.run(
-        command(*arguments),
-        env=environment(name),
-        cwd=checkout,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=UP_SECONDS,
-        check=False,
-    )
-    assert done.returncode in codes, f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stderr}"
-    return done
+    def paths(self, method: str) -> list[str]:
+        """The paths of all requests with this method."""
+        return [request.path for request in self.asked if request.method == method]
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Object | list[Object] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        request = Request(method, path, dict(query), body, content_type)
+        self.asked.append(request)
+        for wanted, part, answer in self._rules:
+            if wanted == method and part in path:
+                found = answer(request) if callable(answer) else answer
+                if hasattr(found, "__await__"):
+                    found = await found
+                if isinstance(found, ClusterError):
+                    raise found
+                return cast("Object", found)
+        raise ClusterError(404, f"{path} not found")

@@ -1,0 +1,26 @@
+"""WorkQueues for unit tests, as the API server would give them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workqueue_operator.model import WorkQueue
+
+
+def workqueue(
+    *,
+    name: str = "jobs",
+    metadata: dict[str, Any] | None = None,
+    status: dict[str, Any] | None = None,
+    worker: dict[str, Any] | None = None,
+    **spec: Any,
+) -> WorkQueue:
+    """A WorkQueue with a python handler; `worker` and `spec` are laid over it."""
+    body: dict[str, Any] = {
+        "metadata": {"name": name, "namespace": "team", "uid": "uid-1", "generation": 3, **(metadata or {})},
+        "spec": {"connectionSecretRef": {"name": "rabbitmq"}, **spec},
+        "status": status or {},
+    }
+    if "workloadRef" not in spec:
+        body["spec"]["worker"] = {"image": "jobs:1", "handler": {"python": "jobs:handle"}, **(worker or {})}
+    return WorkQueue.model_validate(body)

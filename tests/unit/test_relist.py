@@ -1,0 +1,169 @@
+"""The LISTs that correct the store, and when a watch counts as blind."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.support.brokers import until
+from tests.support.cluster import FakeCluster, Request
+from workqueue_operator import relist as module
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.names import LABEL_WORKQUEUE
+from workqueue_operator.observe.store import Store
+from workqueue_operator.relist import Relist
+
+
+def thing(name: str, version: int) -> dict[str, Any]:
+    return {
+        "metadata": {"namespace": "team", "name": name, "uid": name, "resourceVersion": str(version)},
+    }
+
+
+def listed(*items: dict[str, Any], further: str = "") -> dict[str, Any]:
+    return {"metadata": {"continue": further}, "items": list(items)}
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    made = FakeCluster()
+    for kind in ("workqueues", "deployments", "pods"):
+        made.answer("GET", f"/{kind}", listed())
+    return made
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store(lambda _: None)
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock of both modules; set its only element."""
+    clock = [1000.0]
+    monkeypatch.setattr("workqueue_operator.relist.time.monotonic", lambda: clock[0])
+    return clock
+
+
+async def test_all_kinds_are_listed_page_by_page(cluster: FakeCluster, store: Store) -> None:
+    def pages(request: Request) -> dict[str, Any]:
+        return (
+            listed(thing("two", 2))
+            if request.query.get("continue")
+            else listed(thing("one", 1), further="next")
+        )
+
+    cluster.answer("GET", "/workqueues", pages)
+    await Relist(cluster, store, (), 300).once()
+    assert sorted(name for _, name in store.workqueues) == ["one", "two"]
+    assert cluster.paths("GET") == [
+        "/apis/workqueue.dev/v1alpha1/workqueues",
+        "/apis/workqueue.dev/v1alpha1/workqueues",
+        "/apis/apps/v1/deployments",
+        "/api/v1/pods",
+    ]
+    assert cluster.asked[-1].query["labelSelector"] == LABEL_WORKQUEUE
+
+
+async def test_listed_namespaces_are_asked_one_by_one(cluster: FakeCluster, store: Store) -> None:
+    await Relist(cluster, store, ("one", "two"), 300).once()
+    assert [path for path in cluster.paths("GET") if path.endswith("pods")] == [
+        "/api/v1/namespaces/one/pods",
+        "/api/v1/namespaces/two/pods",
+    ]
+
+
+async def test_a_list_that_fails_half_way_drops_nothing_of_that_kind(
+    cluster: FakeCluster, store: Store
+) -> None:
+    def half(request: Request) -> object:
+        if request.query.get("continue"):
+            return ClusterError(410, "the continue token is too old")
+        return listed(thing("one", 1), further="next")
+
+    store.put_workqueue(thing("two", 1))
+    cluster.answer("GET", "/workqueues", half)
+    with pytest.raises(ClusterError):
+        await Relist(cluster, store, (), 300).once()
+    assert ("team", "two") in store.workqueues
+
+
+async def test_whatever_fails_the_next_list_comes(cluster: FakeCluster, store: Store) -> None:
+    relist = Relist(cluster, store, (), 0.001)
+    cluster.answer("GET", "/workqueues", ClusterError(0, "no answer"))
+    running = asyncio.create_task(relist.run())
+    await until(lambda: len(cluster.asked) > 2)
+    cluster.answer("GET", "/workqueues", {"nobody": "thought of this"})
+    seen = len(cluster.asked)
+    await until(lambda: len(cluster.asked) > seen + 2)
+    cluster.answer("GET", "/workqueues", listed(thing("one", 1)))
+    await until(lambda: store.workqueues)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+# -- blind
+
+
+async def test_the_first_list_of_a_start_is_no_sign_of_a_blind_watch(
+    cluster: FakeCluster, store: Store, now: list[float]
+) -> None:
+    relist = Relist(cluster, store, (), 300)
+    cluster.answer("GET", "/workqueues", listed(thing("one", 1)))
+    await relist.once()
+    store.freshness["workqueues"].event = now[0] + 1
+    for later in (1, module.BLIND_AFTER + 1, 299):
+        now[0] = 1000.0 + later
+        assert not relist.blind
+
+
+async def test_one_change_that_a_list_saw_first_is_no_sign_when_the_watch_brings_it_later(
+    cluster: FakeCluster, store: Store, now: list[float]
+) -> None:
+    relist = Relist(cluster, store, (), 300)
+    store.freshness["workqueues"].event = now[0]
+    now[0] += 1000
+    cluster.answer("GET", "/workqueues", listed(thing("one", 2)))
+    await relist.once()
+    store.freshness["pods"].event = now[0] + 0.1
+    now[0] += module.BLIND_AFTER + 1
+    assert not relist.blind
+
+
+async def test_a_watch_that_brings_nothing_while_lists_show_changes_is_blind(
+    cluster: FakeCluster, store: Store, now: list[float]
+) -> None:
+    relist = Relist(cluster, store, (), 300)
+    store.freshness["workqueues"].event = now[0]
+    now[0] += 301
+    cluster.answer("GET", "/workqueues", listed(thing("one", 2)))
+    await relist.once()
+    assert not relist.blind
+    now[0] += module.BLIND_AFTER + 1
+    assert relist.blind
+    store.freshness["workqueues"].event = now[0]
+    assert not relist.blind
+
+
+async def test_a_quiet_cluster_is_not_blind(cluster: FakeCluster, store: Store, now: list[float]) -> None:
+    relist = Relist(cluster, store, (), 300)
+    cluster.answer("GET", "/workqueues", listed(thing("one", 1)))
+    store.put_workqueue(thing("one", 1))
+    for _ in range(10):
+        now[0] += 300
+        await relist.once()
+        assert not relist.blind
+
+
+async def test_an_api_server_that_is_away_makes_nobody_blind(
+    cluster: FakeCluster, store: Store, now: list[float]
+) -> None:
+    relist = Relist(cluster, store, (), 300)
+    cluster.answer("GET", "/workqueues", ClusterError(0, "no answer"))
+    for _ in range(10):
+        now[0] += 300
+        with pytest.raises(ClusterError):
+            await relist.once()
+        assert not relist.blind

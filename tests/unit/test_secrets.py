@@ -1,0 +1,160 @@
+"""Connection Secrets: read once, kept for a while, and each mistake a sentence without a password."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+import pytest
+
+from tests.support.cluster import FakeCluster, Request
+from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.observe import secrets as module
+from workqueue_operator.observe.secrets import Secrets
+from workqueue_operator.reasons import Reason
+
+
+def secret(**keys: str | bytes) -> dict[str, object]:
+    return {
+        "data": {
+            key.replace("_", "-"): base64.b64encode(
+                value.encode() if isinstance(value, str) else value
+            ).decode()
+            for key, value in keys.items()
+        }
+    }
+
+
+GOOD = secret(uri="amqp://user:secret@rabbit.example/jobs")
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster()
+
+
+@pytest.fixture
+def secrets(cluster: FakeCluster) -> Secrets:
+    return Secrets(cluster)
+
+
+async def trouble(secrets: Secrets) -> Trouble:
+    with pytest.raises(Trouble) as caught:
+        await secrets.binding("team", "rabbitmq")
+    return caught.value
+
+
+async def test_a_secret_is_read_by_its_name_and_kept(cluster: FakeCluster, secrets: Secrets) -> None:
+    cluster.answer("GET", "/namespaces/team/secrets/rabbitmq", GOOD)
+    for _ in range(3):
+        binding = await secrets.binding("team", "rabbitmq")
+    assert (binding.username, binding.virtual_host) == ("user", "jobs")
+    assert cluster.paths("GET") == ["/api/v1/namespaces/team/secrets/rabbitmq"]
+
+
+async def test_many_that_ask_at_once_cause_one_read(cluster: FakeCluster, secrets: Secrets) -> None:
+    go = asyncio.Event()
+
+    async def slowly(_: Request) -> object:
+        await go.wait()
+        return GOOD
+
+    cluster.answer("GET", "rabbitmq", slowly)
+    asking = [asyncio.create_task(secrets.binding("team", "rabbitmq")) for _ in range(50)]
+    await asyncio.sleep(0)
+    asking[0].cancel()
+    go.set()
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert len(set(map(repr, answers[1:]))) == 1
+    assert len(cluster.asked) == 1
+
+
+async def test_it_is_read_again_when_it_is_old_and_when_it_was_forgotten(
+    cluster: FakeCluster, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.answer("GET", "rabbitmq", GOOD)
+    await secrets.binding("team", "rabbitmq")
+    secrets.forget("team", "rabbitmq")
+    await secrets.binding("team", "rabbitmq")
+    monkeypatch.setattr(module, "MAX_AGE", -1.0)
+    cluster.answer("GET", "rabbitmq", secret(uri="amqp://user:rotated@rabbit.example/jobs"))
+    assert (await secrets.binding("team", "rabbitmq")).password == "rotated"
+    assert len(cluster.asked) == 3
+
+
+async def test_while_the_api_server_is_away_what_is_known_goes_on(
+    cluster: FakeCluster, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.answer("GET", "rabbitmq", ClusterError(0, "no answer"))
+    with pytest.raises(ClusterError):
+        await secrets.binding("team", "rabbitmq")
+    cluster.answer("GET", "rabbitmq", GOOD)
+    await secrets.binding("team", "rabbitmq")
+    monkeypatch.setattr(module, "MAX_AGE", -1.0)
+    cluster.answer("GET", "rabbitmq", ClusterError(503, "busy"))
+    assert (await secrets.binding("team", "rabbitmq")).password == "secret"
+
+
+async def test_what_nobody_asks_for_is_not_kept_for_ever(
+    cluster: FakeCluster, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.answer("GET", "secrets", GOOD)
+    await secrets.binding("team", "old")
+    monkeypatch.setattr(module, "KEPT", -1.0)
+    await secrets.binding("team", "new")
+    assert list(secrets._entries) == [("team", "new")]
+    assert secrets._reading == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "words"),
+    [
+        (ClusterError(404, "not found"), Reason.SECRET_NOT_FOUND, ['"rabbitmq"', '"team"', "Create it"]),
+        (ClusterError(403, "forbidden: no"), Reason.SECRET_FORBIDDEN, ['"rabbitmq"', "forbidden: no"]),
+        ({}, Reason.SECRET_INVALID, ['Secret "rabbitmq"', "uri", "host"]),
+        (secret(uri="http://user:hidden@x/"), Reason.SECRET_INVALID, ['Secret "rabbitmq"', "amqp"]),
+        (
+            secret(host="x", port="many", username="u", password="hidden"),
+            Reason.SECRET_INVALID,
+            ["port", "'many'"],
+        ),
+    ],
+    ids=["missing", "forbidden", "empty", "a URL of another kind", "a port that is no number"],
+)
+async def test_trouble_says_where_and_what(
+    cluster: FakeCluster, secrets: Secrets, answer: object, reason: Reason, words: list[str]
+) -> None:
+    cluster.answer("GET", "rabbitmq", answer)  # type: ignore[arg-type]
+    found = await trouble(secrets)
+    assert found.reason is reason
+    for word in words:
+        assert word in found.message
+    assert "hidden" not in found.message
+
+
+async def test_a_corrected_secret_is_noticed_soon(
+    cluster: FakeCluster, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.answer("GET", "rabbitmq", {})
+    await trouble(secrets)
+    await trouble(secrets)
+    assert len(cluster.asked) == 1
+    cluster.answer("GET", "rabbitmq", GOOD)
+    monkeypatch.setattr(module, "MAX_AGE_OF_TROUBLE", -1.0)
+    assert (await secrets.binding("team", "rabbitmq")).username == "user"
+
+
+async def test_keys_that_are_no_text_do_no_harm(cluster: FakeCluster, secrets: Secrets) -> None:
+    cluster.answer(
+        "GET", "rabbitmq", secret(uri="amqp://user:secret@rabbit.example/jobs", keystore=b"\xff\xfe\x00")
+    )
+    assert (await secrets.binding("team", "rabbitmq")).username == "user"
+
+
+async def test_a_short_host_name_is_looked_for_in_the_namespace_of_the_secret(
+    cluster: FakeCluster, secrets: Secrets
+) -> None:
+    cluster.answer("GET", "rabbitmq", secret(uri="amqp://user:secret@rabbit:5673/jobs"))
+    binding = await secrets.binding("team", "rabbitmq")
+    assert binding.addresses == (("rabbit.team.svc", 5673), ("rabbit", 5673))
