@@ -1,0 +1,177 @@
+"""What is written: a status only when it changed, numbers not too often, each Event once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.cluster import FakeCluster, Request
+from tests.support.workqueue import workqueue
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.names import STATUS_FIELD_MANAGER
+from workqueue_operator.reasons import ConditionType, Finding, Reason
+from workqueue_operator.report import EVENT_AGAIN_AFTER, NUMBERS_EVERY, Reporter
+
+NOW = 1000.0
+ALL_WELL = Finding("True", Reason.DECLARED, "The queue exists.")
+CONFLICT = Finding("False", Reason.QUEUE_CONFLICT, "The queue exists with other arguments.")
+
+
+def status(**changes: Any) -> dict[str, Any]:
+    return {"observedGeneration": 3, "messages": 5, "workers": "1/1", "conditions": [], **changes}
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    made = FakeCluster()
+    made.answer("PATCH", "/status", {})
+    made.answer("POST", "/events", {})
+    return made
+
+
+@pytest.fixture
+def reporter(cluster: FakeCluster) -> Reporter:
+    return Reporter(cluster, "operator-1")
+
+
+def events(cluster: FakeCluster) -> list[Any]:
+    return [request.body for request in cluster.asked if request.method == "POST"]
+
+
+# -- status
+
+
+async def test_a_status_goes_by_server_side_apply_for_this_very_object(
+    cluster: FakeCluster, reporter: Reporter
+) -> None:
+    await reporter.status(workqueue(), status(), NOW)
+    (request,) = cluster.asked
+    assert request == Request(
+        "PATCH",
+        "/apis/workqueue.dev/v1alpha1/namespaces/team/workqueues/jobs/status",
+        {"fieldManager": STATUS_FIELD_MANAGER, "force": "true"},
+        {
+            "apiVersion": "workqueue.dev/v1alpha1",
+            "kind": "WorkQueue",
+            "metadata": {"name": "jobs", "namespace": "team", "uid": "uid-1"},
+            "status": status(),
+        },
+        "application/apply-patch+yaml",
+    )
+
+
+async def test_an_unchanged_status_is_not_written(cluster: FakeCluster, reporter: Reporter) -> None:
+    for later in (0, 1, 100):
+        assert await reporter.status(workqueue(), status(), NOW + later) is None
+    assert len(cluster.asked) == 1
+
+
+async def test_numbers_alone_wait_their_time(cluster: FakeCluster, reporter: Reporter) -> None:
+    await reporter.status(workqueue(), status(), NOW)
+    wait = await reporter.status(workqueue(), status(messages=6, workers="2/2"), NOW + 2)
+    assert wait == NUMBERS_EVERY - 2
+    assert len(cluster.asked) == 1
+    assert await reporter.status(workqueue(), status(messages=7), NOW + NUMBERS_EVERY) is None
+    assert cluster.asked[-1].body["status"]["messages"] == 7
+
+
+async def test_what_is_no_number_is_written_at_once(cluster: FakeCluster, reporter: Reporter) -> None:
+    await reporter.status(workqueue(), status(), NOW)
+    changed = status(messages=6, conditions=[{"type": "Ready", "status": "False"}])
+    assert await reporter.status(workqueue(), changed, NOW + 0.1) is None
+    assert len(cluster.asked) == 2
+
+
+async def test_a_write_that_failed_is_tried_again(cluster: FakeCluster, reporter: Reporter) -> None:
+    cluster.answer("PATCH", "/status", ClusterError(503, "busy"))
+    with pytest.raises(ClusterError):
+        await reporter.status(workqueue(), status(), NOW)
+    cluster.answer("PATCH", "/status", {})
+    await reporter.status(workqueue(), status(), NOW)
+    assert len(cluster.asked) == 2
+
+
+async def test_another_object_of_the_name_starts_anew(cluster: FakeCluster, reporter: Reporter) -> None:
+    await reporter.status(workqueue(), status(), NOW)
+    await reporter.status(workqueue(metadata={"uid": "uid-2"}), status(), NOW)
+    assert len(cluster.asked) == 2
+
+
+# -- Events
+
+
+async def test_a_transition_is_told_once(cluster: FakeCluster, reporter: Reporter) -> None:
+    for finding in (ALL_WELL, ALL_WELL, CONFLICT, CONFLICT):
+        await reporter.transitions(workqueue(), {ConditionType.QUEUE_DECLARED: finding}, NOW)
+    assert [(event["type"], event["reason"], event["note"]) for event in events(cluster)] == [
+        ("Normal", "Declared", "The queue exists."),
+        ("Warning", "QueueConflict", "The queue exists with other arguments."),
+    ]
+    regarding = events(cluster)[0]["regarding"]
+    assert (regarding["namespace"], regarding["name"], regarding["uid"]) == ("team", "jobs", "uid-1")
+
+
+async def test_after_a_restart_what_the_status_says_already_is_not_told_again(
+    cluster: FakeCluster, reporter: Reporter
+) -> None:
+    known = {
+        "conditions": [
+            {"type": "QueueDeclared", "status": "False", "reason": "QueueConflict", "message": "as before"}
+        ]
+    }
+    await reporter.transitions(workqueue(status=known), {ConditionType.QUEUE_DECLARED: CONFLICT}, NOW)
+    assert events(cluster) == []
+    await reporter.transitions(workqueue(status=known), {ConditionType.QUEUE_DECLARED: ALL_WELL}, NOW)
+    assert [event["reason"] for event in events(cluster)] == ["Declared"]
+
+
+async def test_ready_and_what_passes_by_itself_are_not_told(cluster: FakeCluster, reporter: Reporter) -> None:
+    await reporter.transitions(
+        workqueue(),
+        {
+            ConditionType.READY: CONFLICT,
+            ConditionType.DEPTH_KNOWN: Finding("Unknown", Reason.DEPTH_PENDING, "not yet"),
+            ConditionType.WORKERS_AVAILABLE: Finding("True", Reason.SCALED_TO_ZERO, "none"),
+        },
+        NOW,
+    )
+    assert events(cluster) == []
+
+
+async def test_the_same_event_comes_again_only_after_a_while(
+    cluster: FakeCluster, reporter: Reporter
+) -> None:
+    for later in (0, 1, EVENT_AGAIN_AFTER - 1, EVENT_AGAIN_AFTER + 1):
+        await reporter.event(workqueue(), True, Reason.QUEUE_CONFLICT, "a", "QueueDeclared", NOW + later)
+    assert len(events(cluster)) == 2
+
+
+async def test_an_event_that_cannot_be_sent_stops_nothing(cluster: FakeCluster, reporter: Reporter) -> None:
+    cluster.answer("POST", "/events", ClusterError(403, "forbidden"))
+    await reporter.event(workqueue(), True, Reason.QUEUE_CONFLICT, "a", "QueueDeclared", NOW)
+
+
+async def test_a_long_note_is_cut_to_what_the_api_server_takes(
+    cluster: FakeCluster, reporter: Reporter
+) -> None:
+    await reporter.event(workqueue(), True, Reason.QUEUE_CONFLICT, "a" * 5000, "QueueDeclared", NOW)
+    assert len(events(cluster)[0]["note"]) == 1024
+
+
+# -- memory
+
+
+async def test_the_memory_of_events_ends(cluster: FakeCluster, reporter: Reporter) -> None:
+    for number in range(1000):
+        await reporter.event(
+            workqueue(), False, Reason.BACKLOG, f"{number} waiting", "Scale", NOW + number * 10
+        )
+    assert len(reporter._sent) <= EVENT_AGAIN_AFTER / 10 + 1
+
+
+async def test_nothing_is_kept_of_a_workqueue_that_is_gone(cluster: FakeCluster, reporter: Reporter) -> None:
+    await reporter.status(workqueue(), status(), NOW)
+    await reporter.transitions(workqueue(), {ConditionType.QUEUE_DECLARED: CONFLICT}, NOW)
+    reporter.forget("uid-1")
+    assert [reporter._written, reporter._told, reporter._sent] == [{}, {}, {}]

@@ -1,0 +1,304 @@
+"""Scale-in asks first: who is asked, and in which order things happen when one of them fails."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.support.cluster import FakeCluster, Request
+from workqueue_operator.act.retire import Outcome, Plan, Retirement, plan
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_WORKQUEUE
+from workqueue_operator.observe.store import Store
+from workqueue_operator.observe.workers import Address, Answer, Workers, WorkerStatus
+from workqueue_operator.views import PodView
+
+
+def pod(name: str, **changes: Any) -> PodView:
+    fields: dict[str, Any] = {
+        "name": name,
+        "uid": f"uid-{name}",
+        "ip": "10.0.0.1",
+        "ready": True,
+        "running": True,
+        "terminating": False,
+        "template_hash": "h",
+        "marked": False,
+        "failure": None,
+    }
+    return PodView(**{**fields, **changes})
+
+
+def worker(busy: int = 0) -> WorkerStatus:
+    return WorkerStatus(1, busy, True, None, 0.0)
+
+
+def asked(made: Plan) -> tuple[list[str], list[str]]:
+    return [one.name for one in made.dead], [one.name for one in made.ask]
+
+
+A, B, C = pod("a"), pod("b"), pod("c")
+
+
+@pytest.mark.parametrize(
+    ("pods", "statuses", "surplus", "dead", "ask"),
+    [
+        ([A, B, C], {"a": worker(), "b": worker(), "c": worker()}, 2, [], ["a", "b"]),
+        ([A, B, C], {"a": worker(1), "b": worker(), "c": worker(1)}, 2, [], ["b"]),
+        ([A, B, C], {"a": worker(1), "b": worker(1), "c": worker(1)}, 2, [], []),
+        ([A, B, C], {"b": worker()}, 2, [], ["b", "a"]),
+        ([A, pod("b", running=False, ready=False), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
+        ([A, pod("b", running=False, ready=False), C], {"a": worker(), "c": worker()}, 2, ["b"], ["a"]),
+        ([A, pod("b", ready=False), C], {"a": worker(), "c": worker()}, 1, [], ["b"]),
+        (
+            [A, pod("b", terminating=True), C],
+            {"a": worker(), "b": worker(), "c": worker()},
+            2,
+            [],
+            ["a", "c"],
+        ),
+        ([pod(name, running=False) for name in "abc"], {}, 2, ["a", "b"], []),
+    ],
+    ids=[
+        "idle ones, as many as are too many",
+        "busy ones are not even asked",
+        "nobody when all are busy",
+        "one that did not answer comes after one that says it is idle",
+        "one whose worker does not run goes first and unasked",
+        "then the idle ones",
+        "one that runs and is not Ready comes first, since Kubernetes removes it first",
+        "one on its way out does not count",
+        "no more than are too many",
+    ],
+)
+def test_whom_to_ask(
+    pods: list[PodView], statuses: dict[str, WorkerStatus], surplus: int, dead: list[str], ask: list[str]
+) -> None:
+    assert asked(plan(pods, statuses, surplus)) == (dead, ask)
+
+
+# -- carrying it out
+
+
+class FakeWorkers(Workers):
+    """Workers that answer as told."""
+
+    def __init__(self, **answers: Answer) -> None:
+        self.answers = answers
+        self.resumed: list[str] = []
+
+    async def retire(self, addresses: Any, key: bytes) -> dict[str, Answer]:
+        assert key == b"key"
+        return {address.pod: self.answers[address.pod] for address in addresses}
+
+    async def resume(self, addresses: Any, key: bytes) -> None:
+        asked_: list[Address] = list(addresses)
+        self.resumed += [address.pod for address in asked_]
+
+
+class Scene:
+    """A scale-in with everything around it."""
+
+    def __init__(self, **answers: Answer) -> None:
+        self.cluster = FakeCluster()
+        self.workers = FakeWorkers(**answers)
+        self.store = Store(lambda _: None)
+        self.version = 0
+        self.lowered: list[int] = []
+        self.happened: list[str] = []
+        self.lower_answer: Any = {"spec": {"replicas": 1}}
+        self.empty: bool | None = True
+        self.cluster.answer("PATCH", "/pods/", self.mark)
+
+    def mark(self, request: Request) -> dict[str, Any]:
+        cost = request.body["metadata"]["annotations"][ANNOTATION_DELETION_COST]
+        name = request.path.rpartition("/")[2]
+        self.happened.append(f"{'mark' if cost else 'clear'} {name}")
+        self.version += 1
+        annotations = {ANNOTATION_DELETION_COST: cost} if cost else {}
+        return {
+            "metadata": {
+                "namespace": "team",
+                "name": name,
+                "uid": name,
+                "resourceVersion": str(self.version),
+                "labels": {LABEL_WORKQUEUE: "jobs"},
+                "annotations": annotations,
+            }
+        }
+
+    async def lower(self, number: int) -> Any:
+        self.happened.append(f"lower {number}")
+        self.lowered.append(number)
+        if isinstance(self.lower_answer, Exception):
+            raise self.lower_answer
+        return self.lower_answer
+
+    async def confirm_empty(self) -> bool | None:
+        self.happened.append("look")
+        return self.empty
+
+    async def carry_out(self, chosen: Plan, pods: list[PodView], *, guarded: bool = True) -> Outcome:
+        retirement = Retirement(self.cluster, self.workers, self.store)
+        return await retirement.carry_out(
+            "team", chosen, pods, b"key", self.lower, self.confirm_empty if guarded else None
+        )
+
+    @property
+    def marks(self) -> list[str]:
+        """The pods that are marked at the end, as the store has been told."""
+        return sorted(
+            name
+            for (_, name), body in self.store.pods.items()
+            if ANNOTATION_DELETION_COST in body["metadata"]["annotations"]
+        )
+
+
+RETIRED, BUSY = Answer.RETIRED, Answer.BUSY
+
+
+async def test_exactly_those_that_agreed_are_marked_and_the_count_goes_down_by_their_number() -> None:
+    scene = Scene(a=RETIRED, b=BUSY)
+    outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C])
+    assert scene.happened == ["mark a", "lower 1"]
+    assert (outcome.removed, outcome.deployment) == (1, scene.lower_answer)
+    assert outcome.answers == {"a": RETIRED, "b": BUSY}
+    assert scene.workers.resumed == []
+
+
+async def test_nothing_happens_when_nobody_agrees() -> None:
+    scene = Scene(a=BUSY, b=Answer.UNREACHABLE, c=Answer.REFUSED)
+    outcome = await scene.carry_out(Plan((), (A, B, C)), [A, B, C])
+    assert scene.happened == []
+    assert (outcome.removed, outcome.deployment) == (0, None)
+    assert outcome.unreachable == ["b", "c"]
+
+
+async def test_one_whose_worker_does_not_run_goes_unasked() -> None:
+    dead = pod("d", running=False, ready=False)
+    scene = Scene()
+    outcome = await scene.carry_out(Plan((dead,), ()), [A, dead])
+    assert scene.happened == ["mark d", "lower 1"]
+    assert outcome.removed == 1
+
+
+async def test_nobody_is_removed_while_one_that_stays_is_not_ready() -> None:
+    """Kubernetes would remove that one first, whatever the marks say."""
+    unready = pod("u", ready=False)
+    scene = Scene(a=RETIRED)
+    outcome = await scene.carry_out(Plan((), (A,)), [A, B, unready])
+    assert scene.happened == []
+    assert scene.workers.resumed == ["a"]
+    assert outcome.removed == 0
+
+
+async def test_to_zero_is_looked_first_and_marked_after() -> None:
+    scene = Scene(a=RETIRED, b=RETIRED)
+    await scene.carry_out(Plan((), (A, B)), [A, B, pod("gone", terminating=True)])
+    assert scene.happened[0] == "look"
+    assert scene.happened[-1] == "lower 2"
+
+
+async def test_not_to_zero_needs_no_look() -> None:
+    scene = Scene(a=RETIRED)
+    await scene.carry_out(Plan((), (A,)), [A, B])
+    assert "look" not in scene.happened
+
+
+async def test_a_pinned_zero_needs_no_look() -> None:
+    scene = Scene(a=RETIRED)
+    await scene.carry_out(Plan((), (A,)), [A], guarded=False)
+    assert scene.happened == ["mark a", "lower 1"]
+
+
+@pytest.mark.parametrize(
+    ("empty", "awaited", "failed"),
+    [(False, True, False), (None, False, True)],
+    ids=["a message came", "the bell does not hang"],
+)
+async def test_to_zero_nobody_goes_unless_the_queue_is_seen_empty(
+    empty: bool | None, awaited: bool, failed: bool
+) -> None:
+    scene = Scene(a=RETIRED, b=RETIRED)
+    scene.empty = empty
+    outcome = await scene.carry_out(Plan((), (A, B)), [A, B])
+    assert scene.happened == ["look"]
+    assert sorted(scene.workers.resumed) == ["a", "b"]
+    assert (outcome.removed, outcome.awaited, outcome.doorbell_failed) == (0, awaited, failed)
+
+
+async def test_a_guard_that_did_not_hold_clears_the_marks_and_resumes() -> None:
+    scene = Scene(a=RETIRED, b=RETIRED)
+    scene.lower_answer = None
+    outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C])
+    assert (outcome.removed, scene.marks, sorted(scene.workers.resumed)) == (0, [], ["a", "b"])
+
+
+async def test_a_refused_patch_clears_the_marks_and_resumes() -> None:
+    scene = Scene(a=RETIRED)
+    scene.lower_answer = ClusterError(403, "forbidden")
+    with pytest.raises(ClusterError):
+        await scene.carry_out(Plan((), (A,)), [A, B])
+    assert scene.happened == ["mark a", "lower 1", "clear a"]
+    assert (scene.marks, scene.workers.resumed) == ([], ["a"])
+
+
+@pytest.mark.parametrize(
+    "status", [0, 500, 504], ids=["no answer", "a mistake of the server", "a timeout there"]
+)
+async def test_marks_and_leases_stay_when_the_patch_may_have_been_carried_out(status: int) -> None:
+    """The count may be lower by now: without marks Kubernetes would choose whom to remove."""
+    scene = Scene(a=RETIRED)
+    scene.lower_answer = ClusterError(status, "no answer")
+    with pytest.raises(ClusterError):
+        await scene.carry_out(Plan((), (A,)), [A, B])
+    assert (scene.marks, scene.workers.resumed) == (["a"], [])
+
+
+async def test_a_mark_that_fails_clears_all_of_them_after_the_others_have_ended() -> None:
+    scene = Scene(a=RETIRED, b=RETIRED, c=RETIRED)
+    late = asyncio.Event()
+
+    async def late_mark(request: Request) -> dict[str, Any]:
+        if request.body["metadata"]["annotations"][ANNOTATION_DELETION_COST]:
+            await late.wait()
+        return scene.mark(request)
+
+    def failing(request: Request) -> Any:
+        late.set()
+        if request.body["metadata"]["annotations"][ANNOTATION_DELETION_COST]:
+            return ClusterError(503, "busy")
+        return scene.mark(request)
+
+    scene.cluster.answer("PATCH", "/pods/a", late_mark)
+    scene.cluster.answer("PATCH", "/pods/b", failing)
+    with pytest.raises(ClusterError):
+        await scene.carry_out(Plan((), (A, B, C)), [A, B, C, pod("d")])
+    assert scene.lowered == []
+    assert scene.marks == []
+    assert sorted(scene.workers.resumed) == ["a", "b", "c"]
+
+
+async def test_a_pod_that_vanished_while_it_was_marked_calls_it_off() -> None:
+    """It gets a successor, so that the count would be lowered by one too many."""
+    scene = Scene(a=RETIRED, b=RETIRED)
+    scene.cluster.answer("PATCH", "/pods/b", ClusterError(404, "not found"))
+    outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C])
+    assert (outcome.removed, scene.lowered, scene.marks) == (0, [], [])
+    assert sorted(scene.workers.resumed) == ["a", "b"]
+
+
+async def test_marks_that_cannot_be_cleared_hide_nothing() -> None:
+    scene = Scene(a=RETIRED)
+    scene.lower_answer = ClusterError(403, "forbidden")
+
+    def only_once(request: Request) -> Any:
+        cost = request.body["metadata"]["annotations"][ANNOTATION_DELETION_COST]
+        return scene.mark(request) if cost else ClusterError(503, "busy")
+
+    scene.cluster.answer("PATCH", "/pods/a", only_once)
+    with pytest.raises(ClusterError, match="forbidden"):
+        await scene.carry_out(Plan((), (A,)), [A, B])
+    assert scene.workers.resumed == ["a"]
