@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 _LABELS: Final = ("namespace", "workqueue")
 
@@ -21,6 +21,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        # Memory, processor time and start of the process, under the names that every exporter has.
+        ProcessCollector(registry=registry)
         self.messages_ready = Gauge(
             "workqueue_messages_ready", "Messages that wait.", _LABELS, registry=registry
         )
