@@ -30,12 +30,14 @@ cluster-down: venv ## take the local cluster away, with everything that belongs 
 	@$(BIN)/python -m hack.cluster down
 
 .PHONY: image
-image: cluster ## build the image and load it into the local cluster
+image: cluster ## build the image and load it into the local cluster (with CLUSTER=current: push IMAGE yourself)
+ifneq ($(CLUSTER),current)
 	@$(BIN)/python -m hack.image --tag $(IMAGE) --load
+endif
 
 .PHONY: demo
 demo: image ## the main job, start to end: cluster, RabbitMQ, operator, a WorkQueue, real documents counted
-	@$(BIN)/python -m hack.demo
+	@$(BIN)/python -m hack.demo --image $(IMAGE)
 
 .PHONY: generate
 generate: image ## write every generated file anew

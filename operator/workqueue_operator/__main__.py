@@ -10,7 +10,6 @@ import contextlib
 import logging
 import signal
 import sys
-import time
 from typing import Any, Final, cast
 
 import kopf
@@ -28,6 +27,7 @@ from .discovery import usable_namespaces, wait_for_resource
 from .endpoint import Endpoint
 from .errors import ClusterError, ConfigurationError, LeadershipLostError
 from .finalize import Finalizer
+from .health import Health
 from .leader import Leadership
 from .metrics import Metrics
 from .observe.brokers import Brokers
@@ -73,10 +73,9 @@ class Operator:
         self._stop = asyncio.Event()
         self._exit_code = 0
         self._leadership: Leadership | None = None
-        self._relist: Relist | None = None
+        self._health: Health | None = None
         self._brokers: Brokers | None = None
         self._cluster: Cluster | None = None
-        self._ticked = time.monotonic()
         self._serving = False
 
     async def run(self) -> int:
@@ -97,14 +96,12 @@ class Operator:
                 extra={"port": self._config.port, "detail": str(error)},
             )
             return EXIT_FAILED
-        ticking = asyncio.create_task(self._tick(), name="tick")
         try:
             await self._lead()
         except (ClusterError, LeadershipLostError) as error:
             logger.error("The operator cannot go on.", extra={"detail": str(error)})  # noqa: TRY400
             self._exit_code = self._exit_code or EXIT_FAILED
         finally:
-            ticking.cancel()
             await endpoint.stop()
         return self._exit_code
 
@@ -153,7 +150,7 @@ class Operator:
         workload = Workload(cluster, defaults)
         namespaces, left_out = await usable_namespaces(cluster, config.namespaces)
         self._metrics.namespaces_left_out.set(len(left_out))
-        relist = self._relist = Relist(cluster, store, namespaces, config.relist_seconds)
+        relist = Relist(cluster, store, namespaces, config.relist_seconds)
         reconciler.start(
             Parts(
                 store=store,
@@ -167,6 +164,7 @@ class Operator:
                 metrics=self._metrics,
             )
         )
+        self._health = Health(relist, reconciler.keys, brokers)
         await relist.once()
         self._serving = True
         background = [asyncio.create_task(relist.run(), name="relist")]
@@ -280,16 +278,8 @@ class Operator:
         if self._leadership is not None:
             self._leadership.require()
 
-    async def _tick(self) -> None:
-        while True:
-            self._ticked = time.monotonic()
-            await asyncio.sleep(1)
-
     def _problem(self) -> str | None:
-        """Deep liveness: only what a restart would mend."""
-        if self._relist is not None and self._relist.blind:
-            return "LISTs show changes that the watch has not brought"
-        return None
+        return self._health.problem() if self._health is not None else None
 
     def _refresh_metrics(self) -> None:
         if self._cluster is not None:

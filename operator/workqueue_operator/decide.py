@@ -264,9 +264,8 @@ def _inward(
     if workload.unsettled is not None:
         return Hold(wanted, workload.unsettled.reason, workload.unsettled.message)
     reason = Reason.IDLE if target == 0 else Reason.SURPLUS
-    return Retire(
-        target, wanted, only_when_empty=True, reason=reason, message=f"{backlog} ask for {_replicas(target)}."
-    )
+    message = f"{backlog}, and no more than {_replicas(target)} wanted in the last {delay} s."
+    return Retire(target, wanted, only_when_empty=True, reason=reason, message=message)
 
 
 def _replicas(count: int) -> str:

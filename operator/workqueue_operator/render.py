@@ -162,6 +162,9 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
     spec: Object = {
         "automountServiceAccountToken": worker.service_account_name is not None,
         "enableServiceLinks": False,
+        # A process 1 ignores SIGTERM until it has set a handler: a worker that is told to go in its first
+        # moments would stay, consume, and be killed in a handler when its grace ends. So it is not process 1.
+        "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": worker.timeout_seconds + GRACE_MARGIN_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,

@@ -80,7 +80,7 @@ class Sweep:
         self._wake = wake
         self._watched: dict[tuple[Key, str], Watched] = {}
         self._by_queue: dict[str, set[Key]] = {}
-        self.last_round: float | None = None
+        self.last_round = asyncio.get_running_loop().time()
         self._tasks = [
             asyncio.create_task(self._rounds(seconds, active=True), name=f"sweep {broker.binding.display}"),
             asyncio.create_task(
@@ -154,10 +154,9 @@ class Sweep:
     async def _rounds(self, seconds: float, *, active: bool) -> None:
         while True:
             await asyncio.sleep(seconds)
-            if not self._broker.connected:
-                continue
             try:
-                await self._round([entry for entry in self._watched.values() if entry.active is active])
+                if self._broker.connected:
+                    await self._round([entry for entry in self._watched.values() if entry.active is active])
             except Exception:
                 # One round that fails for a reason nobody thought of must not end all rounds.
                 logger.exception("A sweep failed.", extra={"broker": self._broker.binding.display})

@@ -40,7 +40,7 @@ def record(message: Message) -> None:
         if message.cancelled.wait(left):
             tell(id=job["id"], event="interrupted")
             return
-    tell(id=job["id"], event="done", begun=begun, attempt=message.attempt)
+    tell(id=job["id"], event="done", begun=begun, ended=time.time(), attempt=message.attempt)
 
 
 def moody(message: Message) -> None:

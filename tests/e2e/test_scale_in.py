@@ -1,0 +1,96 @@
+"""Scale-in asks first: workers leave while messages keep coming, and none is taken from its handler."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.kubernetes import PROGRAMS, kubeconfig, wait_until
+from tests.support.workqueues import Lab, WorkQueueUnderTest
+
+REMOVALS = int(os.environ.get("SCALE_INS", "60"))
+"""How many workers must have left; a node takes about one pod a second."""
+
+MOST_SECONDS = 60 + 3 * REMOVALS
+WORKERS = 12
+SEEN_LATE = 0.25
+"""Seconds by which the test may see a deletion later than the worker's SIGTERM."""
+
+
+@pytest.mark.timeout(MOST_SECONDS + 180)
+def test_scale_ins_under_load_interrupt_no_handler(lab: Lab) -> None:
+    workqueue = (
+        lab.workqueue(
+            "bounce", scaling={"maxReplicas": WORKERS, "messagesPerReplica": 1, "scaleInDelaySeconds": 0}
+        )
+        .apply()
+        .wait_ready()
+    )
+    chance, sent, results = random.Random(7), 0, []
+    with watching_deletions(workqueue) as deletions:
+        deadline = time.monotonic() + MOST_SECONDS
+        while len(deletions) < REMOVALS:
+            assert time.monotonic() < deadline, f"only {len(deletions)} scale-ins in {MOST_SECONDS} s"
+            burst = chance.randint(1, WORKERS)
+            jobs = [{"id": sent + n, "seconds": chance.choice([0.05, 0.1, 0.3, 1.5])} for n in range(burst)]
+            workqueue.publish(jobs)
+            sent += burst
+            results += workqueue.results(chance.randint(0, burst // 2)) if burst > 1 else []
+            busy_until = time.monotonic() + chance.uniform(0.2, 1.2)
+            wait_until(lambda moment=busy_until: time.monotonic() > moment, 5, "the load breathes")
+        results += workqueue.results(sent - len(results))
+        wait_until(lambda: workqueue.replicas() == 0, 90, "the last workers have gone")
+    assert sorted(result["id"] for result in results) == list(range(sent)), "each once, none lost"
+    assert {result["event"] for result in results} == {"done"}
+    assert {result["attempt"] for result in results} == {1}
+    interrupted = [
+        result
+        for result in results
+        if result["begun"] < deletions.get(result["pod"], float("inf")) - SEEN_LATE
+        and deletions.get(result["pod"], float("inf")) < result["ended"] - SEEN_LATE
+    ]
+    print(
+        f"{len(deletions)} workers left while {sent} messages were handled; {len(interrupted)} in a handler"
+    )
+    assert not interrupted, "no SIGTERM to a busy worker"
+    assert lab.queues()["bounce.dead"]["messages"] == 0
+    workqueue.delete()
+
+
+@contextlib.contextmanager
+def watching_deletions(workqueue: WorkQueueUnderTest) -> Iterator[dict[str, float]]:
+    """When each of the WorkQueue's pods was first seen to be on its way out (time.time()), by name."""
+    deletions: dict[str, float] = {}
+    columns = "custom-columns=NAME:.metadata.name,GONE:.metadata.deletionTimestamp"
+    command: list[Any] = [
+        *(PROGRAMS / "kubectl", f"--kubeconfig={kubeconfig()}", f"--namespace={workqueue.lab.namespace}"),
+        *("get", "pods", f"--selector=workqueue.dev/workqueue={workqueue.name}"),
+        *("--watch", "--no-headers", f"--output={columns}"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def follow() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            name, gone = line.split()
+            if gone != "<none>":
+                deletions.setdefault(name, time.time())
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield deletions
+    finally:
+        process.terminate()
+        process.wait(10)
+        thread.join(10)
+        if process.stdout is not None:
+            process.stdout.close()
