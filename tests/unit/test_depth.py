@@ -1,0 +1,161 @@
+"""What answers mean: a depth that can be acted on, or unknown, and never a zero that was not seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from workqueue_operator.broker.connection import QueueCounts
+from workqueue_operator.decide import Depth, Load
+from workqueue_operator.errors import Trouble
+from workqueue_operator.observe.depth import Answers, is_implausible, judge, load, workers_decide
+from workqueue_operator.observe.sweep import MISSING
+from workqueue_operator.observe.workers import WorkerStatus
+from workqueue_operator.reasons import Reason, Unknown
+from workqueue_operator.views import PodView
+
+NOW = 100.0
+
+
+def counts(ready: int = 0, consumers: int = 0, *, bell: bool = False) -> QueueCounts:
+    return QueueCounts(ready, consumers, NOW, bell)
+
+
+def pod(name: str, *, ready: bool = True) -> PodView:
+    return PodView(name, f"uid-{name}", "10.0.0.1", ready, True, False, "h", False, None)
+
+
+def worker(
+    busy: int = 0, *, consuming: bool = True, seconds: float | None = None, rate: float = 0.0
+) -> WorkerStatus:
+    return WorkerStatus(1, busy, consuming, seconds, rate)
+
+
+A, B = pod("a"), pod("b")
+
+KNOWN: list[tuple[str, dict[str, Any], Depth]] = [
+    ("an idle queue with our bell", {"counts": counts(bell=True), "bell_hung_at": NOW - 60}, Depth(0, 0, 0)),
+    ("an idle queue without bell or workers", {"counts": counts()}, Depth(0, 0, 0)),
+    ("a backlog without workers", {"counts": counts(7)}, Depth(7, 0, 0)),
+    (
+        "more waits than there are consumers: all are busy",
+        {"counts": counts(9, 2), "pods": [A, B]},
+        Depth(9, 2, 2),
+    ),
+    (
+        "fewer wait: the workers say who is busy",
+        {"counts": counts(0, 2), "pods": [A, B], "statuses": {"a": worker(1), "b": worker(0)}},
+        Depth(0, 1, 2),
+    ),
+    (
+        "a worker that does not answer counts as busy",
+        {"counts": counts(0, 2), "pods": [A, B], "statuses": {"a": worker(0)}},
+        Depth(0, 1, 2),
+    ),
+    (
+        "with all its slots",
+        {"counts": counts(0, 8), "pods": [A, B], "statuses": {"a": worker(2)}, "concurrency": 4},
+        Depth(0, 6, 8),
+    ),
+    ("workers that are not ours may all be busy", {"counts": counts(0, 3), "ours": False}, Depth(0, 3, 3)),
+    (
+        "unless the management API knows better",
+        {"counts": counts(0, 3), "ours": False, "unacknowledged": 1},
+        Depth(0, 1, 3),
+    ),
+    (
+        "a zero of retired workers is believed",
+        {"counts": counts(), "pods": [A], "statuses": {"a": worker(0, consuming=False)}},
+        Depth(0, 0, 0),
+    ),
+    (
+        "a worker that is not Ready yet need not consume",
+        {"counts": counts(), "pods": [pod("a", ready=False)], "statuses": {"a": worker(0, consuming=False)}},
+        Depth(0, 0, 0),
+    ),
+    (
+        "a bell that has just been hung may not show yet",
+        {"counts": counts(), "bell_hung_at": NOW - 1},
+        Depth(0, 0, 0),
+    ),
+    ("messages are believed whatever the consumers", {"counts": counts(3), "pods": [A]}, Depth(3, 0, 0)),
+]
+
+
+@pytest.mark.parametrize(("given", "depth"), [row[1:] for row in KNOWN], ids=[row[0] for row in KNOWN])
+def test_what_is_known(given: dict[str, Any], depth: Depth) -> None:
+    assert judge(Answers(**given), "jobs") == depth
+
+
+UNKNOWN: list[tuple[str, dict[str, Any], Reason]] = [
+    ("nobody has asked yet", {"counts": None}, Reason.DEPTH_PENDING),
+    ("the queue is missing", {"counts": MISSING}, Reason.QUEUE_NOT_FOUND),
+    ("the broker is away", {"counts": Trouble(Reason.BROKER_UNREACHABLE, "away")}, Reason.BROKER_UNREACHABLE),
+    (
+        "zero and zero while a worker consumes",
+        {"counts": counts(), "pods": [A], "statuses": {"a": worker(0)}},
+        Reason.DEPTH_IMPLAUSIBLE,
+    ),
+    (
+        "zero and zero while a Ready worker does not answer",
+        {"counts": counts(), "pods": [A, B], "statuses": {"a": worker(0, consuming=False)}},
+        Reason.DEPTH_IMPLAUSIBLE,
+    ),
+    (
+        "zero and zero while our bell hangs",
+        {"counts": counts(), "bell_hung_at": NOW - 3},
+        Reason.DEPTH_IMPLAUSIBLE,
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "reason"), [row[1:] for row in UNKNOWN], ids=[row[0] for row in UNKNOWN])
+def test_what_is_unknown(given: dict[str, Any], reason: Reason) -> None:
+    found = judge(Answers(**given), "jobs")
+    assert isinstance(found, Unknown)
+    assert found.reason is reason
+    if reason is not Reason.BROKER_UNREACHABLE:
+        assert "'jobs'" in found.message
+
+
+def test_only_counts_can_be_implausible() -> None:
+    assert not is_implausible(Answers(counts=None, pods=[A]))
+    assert not is_implausible(Answers(counts=MISSING, pods=[A]))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(counts(0, 2), True), (counts(2, 2), True), (counts(3, 2), False), (None, False), (MISSING, False)],
+    ids=["nothing waits", "some may be idle", "all are busy", "not asked", "missing"],
+)
+def test_when_the_workers_must_be_asked(given: Any, expected: bool) -> None:
+    assert workers_decide(given) is expected
+
+
+# -- load
+
+
+@pytest.mark.parametrize(
+    ("statuses", "growth", "expected"),
+    [
+        ({}, 2.0, Load(None, 2.0)),
+        ({}, -2.0, Load(None, 0.0)),
+        ({"a": worker(seconds=2.0, rate=3.0)}, 0.0, Load(2.0, 3.0)),
+        ({"a": worker(seconds=1.0, rate=3.0), "b": worker(seconds=5.0, rate=1.0)}, 0.0, Load(2.0, 4.0)),
+        ({"a": worker(seconds=1.0), "b": worker(seconds=3.0)}, 1.0, Load(2.0, 1.0)),
+        ({"a": worker(), "b": worker(seconds=3.0, rate=1.0)}, 0.0, Load(3.0, 1.0)),
+        ({"a": worker(seconds=1.0, rate=3.0)}, -5.0, Load(1.0, 0.0)),
+    ],
+    ids=[
+        "nobody has measured: only the growth is known",
+        "a shrinking queue says nothing of arrivals",
+        "one worker",
+        "weighted by what each has handled",
+        "nobody had anything to do lately",
+        "one that has not measured yet is left out",
+        "never below zero",
+    ],
+)
+def test_load(statuses: dict[str, WorkerStatus], growth: float, expected: Load) -> None:
+    assert load(statuses, growth) == expected

@@ -1,0 +1,349 @@
+"""From the API server's pods and Deployments to what the operator says about them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from workqueue_operator.names import ANNOTATION_DELETION_COST, ANNOTATION_TEMPLATE_HASH
+from workqueue_operator.reasons import Reason
+from workqueue_operator.views import (
+    PodView,
+    deployment_view,
+    pod_view,
+    pod_views,
+    scaled_by_autoscaler,
+    unsettled,
+)
+
+
+def body(name: str = "jobs-worker-1", phase: str = "Running", **status: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "uid": f"uid-{name}", "annotations": {ANNOTATION_TEMPLATE_HASH: "h1"}},
+        "status": {"phase": phase, "podIP": "10.0.0.7", **status},
+    }
+
+
+def container(name: str = "worker", *, ready: bool = False, last: Any = None, **state: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "image": "jobs:1",
+        "ready": ready,
+        "state": state,
+        "lastState": {"terminated": last} if last else {},
+    }
+
+
+def seen(raw: dict[str, Any]) -> PodView:
+    view = pod_view(raw)
+    assert view is not None
+    return view
+
+
+BACK_OFF = {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}
+PULL = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "jobs:1"'}
+
+
+FAILURES: list[tuple[str, dict[str, Any], Reason, list[str]]] = [
+    (
+        "an image that cannot be pulled",
+        {"containerStatuses": [container(waiting=PULL)]},
+        Reason.IMAGE_PULL_FAILED,
+        ["'jobs:1'", "Back-off pulling", "jobs-worker-1"],
+    ),
+    (
+        "an image name that is none",
+        {"containerStatuses": [container(waiting={"reason": "InvalidImageName"})]},
+        Reason.IMAGE_PULL_FAILED,
+        ["InvalidImageName"],
+    ),
+    (
+        "a Secret of an environment variable that is missing",
+        {
+            "containerStatuses": [
+                container(waiting={"reason": "CreateContainerConfigError", "message": 'secret "x" not found'})
+            ]
+        },
+        Reason.WORKER_CRASHING,
+        ['secret "x" not found', "worker"],
+    ),
+    (
+        "a handler that cannot be imported, while the pod backs off",
+        {
+            "containerStatuses": [
+                container(waiting=BACK_OFF, last={"exitCode": 3, "message": "No module named 'jobs'.\n"})
+            ]
+        },
+        Reason.HANDLER_FAILED,
+        ["No module named 'jobs'."],
+    ),
+    (
+        "a bad configuration, just ended",
+        {
+            "containerStatuses": [
+                container(terminated={"exitCode": 2, "message": "Name exactly one handler."})
+            ]
+        },
+        Reason.HANDLER_FAILED,
+        ["Name exactly one handler."],
+    ),
+    (
+        "exit code 3 without a word",
+        {"containerStatuses": [container(waiting=BACK_OFF, last={"exitCode": 3})]},
+        Reason.HANDLER_FAILED,
+        ["the handler cannot be loaded"],
+    ),
+    (
+        "a crash with its last words",
+        {
+            "containerStatuses": [
+                container(waiting=BACK_OFF, last={"exitCode": 1, "reason": "Error", "message": "boom"})
+            ]
+        },
+        Reason.WORKER_CRASHING,
+        ["exit code 1", "boom", "kubectl logs jobs-worker-1 --previous"],
+    ),
+    (
+        "out of memory",
+        {"containerStatuses": [container(waiting=BACK_OFF, last={"exitCode": 137, "reason": "OOMKilled"})]},
+        Reason.WORKER_CRASHING,
+        ["137", "OOMKilled"],
+    ),
+    (
+        "no node for it",
+        {
+            "phase": "Pending",
+            "conditions": [
+                {
+                    "type": "PodScheduled",
+                    "status": "False",
+                    "reason": "Unschedulable",
+                    "message": "0/3 nodes are available: 3 Insufficient memory.",
+                }
+            ],
+        },
+        Reason.POD_UNSCHEDULABLE,
+        ["Insufficient memory"],
+    ),
+    (
+        "the http handler's image cannot be pulled",
+        {
+            "phase": "Pending",
+            "containerStatuses": [container(waiting={"reason": "PodInitializing"})],
+            "initContainerStatuses": [container("handler", waiting=PULL)],
+        },
+        Reason.IMAGE_PULL_FAILED,
+        ["'jobs:1'"],
+    ),
+    (
+        "the http handler crashes, whatever its exit code means to a worker",
+        {
+            "phase": "Pending",
+            "containerStatuses": [container(waiting={"reason": "PodInitializing"})],
+            "initContainerStatuses": [container("handler", waiting=BACK_OFF, last={"exitCode": 3})],
+        },
+        Reason.WORKER_CRASHING,
+        ["handler", "exit code 3"],
+    ),
+    (
+        "a person's sidecar crashes",
+        {
+            "containerStatuses": [
+                container("proxy", waiting=BACK_OFF, last={"exitCode": 1}),
+                container(ready=True, running={}),
+            ]
+        },
+        Reason.WORKER_CRASHING,
+        ["proxy"],
+    ),
+    (
+        "the worker's failure before the sidecar's",
+        {
+            "containerStatuses": [
+                container("proxy", waiting=BACK_OFF, last={"exitCode": 1}),
+                container(waiting=BACK_OFF, last={"exitCode": 3, "message": "no handler"}),
+            ]
+        },
+        Reason.HANDLER_FAILED,
+        ["no handler"],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "words"), [row[1:] for row in FAILURES], ids=[r[0] for r in FAILURES]
+)
+def test_what_keeps_a_pod_from_being_ready(status: dict[str, Any], reason: Reason, words: list[str]) -> None:
+    failure = seen(body(**status)).failure
+    assert failure is not None
+    assert failure.reason is reason
+    for word in words:
+        assert word in failure.message
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"phase": "Pending"},
+        {"phase": "Pending", "containerStatuses": [container(waiting={"reason": "ContainerCreating"})]},
+        {"containerStatuses": [container(running={})]},
+        {
+            "containerStatuses": [
+                container(ready=True, running={}, last={"exitCode": 1, "message": "long ago"})
+            ]
+        },
+        {"containerStatuses": [container(terminated={"exitCode": 0, "reason": "Completed"})]},
+    ],
+    ids=["just made", "being created", "starting", "recovered from a crash", "drained"],
+)
+def test_what_is_no_failure(status: dict[str, Any]) -> None:
+    assert seen(body(**status)).failure is None
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_pods_that_have_ended_are_not_seen(phase: str) -> None:
+    """Evicted pods stay for hours, and a Deployment has replaced them long since."""
+    assert pod_view(body(phase=phase, reason="Evicted")) is None
+    assert pod_views([body("b"), body("a"), body("c", phase=phase)]) == [seen(body("a")), seen(body("b"))]
+
+
+def test_a_pods_view() -> None:
+    raw = body(
+        conditions=[{"type": "Ready", "status": "True"}],
+        containerStatuses=[container("proxy"), container(ready=True, running={"startedAt": "now"})],
+    )
+    raw["metadata"]["annotations"][ANNOTATION_DELETION_COST] = "-1000"
+    raw["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert seen(raw) == PodView(
+        "jobs-worker-1", "uid-jobs-worker-1", "10.0.0.7", True, True, True, "h1", True, None
+    )
+
+
+def test_a_pod_of_which_nothing_is_known_yet() -> None:
+    bare = {"metadata": {"name": "a", "uid": "u"}}
+    assert pod_view(bare) == PodView("a", "u", "", False, False, False, "", False, None)
+
+
+# -- the Deployment
+
+
+def deployment(wanted: int | None = 2, /, **status: Any) -> dict[str, Any]:
+    settled = {
+        "observedGeneration": 4,
+        "replicas": wanted or 0,
+        "updatedReplicas": wanted or 0,
+        "readyReplicas": wanted or 0,
+    }
+    spec: dict[str, Any] = {"template": {"metadata": {"annotations": {ANNOTATION_TEMPLATE_HASH: "h1"}}}}
+    if wanted is not None:
+        spec["replicas"] = wanted
+    return {
+        "metadata": {"name": "jobs-worker", "uid": "d", "generation": 4},
+        "spec": spec,
+        "status": {**settled, **status},
+    }
+
+
+def test_a_deployment_that_has_rolled_out() -> None:
+    view = deployment_view(deployment())
+    assert (view.replicas, view.current, view.ready, view.template_hash) == (2, 2, 2, "h1")
+    assert view.rolled_out
+    assert view.refusal is None
+
+
+@pytest.mark.parametrize(
+    "status",
+    [{"observedGeneration": 3}, {"updatedReplicas": 1}],
+    ids=["the controller has not seen the last spec", "old pods are left"],
+)
+def test_a_rollout_under_way(status: dict[str, Any]) -> None:
+    assert not deployment_view(deployment(**status)).rolled_out
+
+
+def test_pods_that_the_api_server_refuses() -> None:
+    refusal = deployment_view(
+        deployment(conditions=[{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}])
+    ).refusal
+    assert refusal is not None
+    assert refusal.reason is Reason.POD_REFUSED
+    assert "exceeded quota" in refusal.message
+
+
+def test_replicas_left_out_mean_one_and_no_status_means_none() -> None:
+    raw = deployment(None)
+    del raw["status"]
+    view = deployment_view(raw)
+    assert (view.replicas, view.current, view.rolled_out) == (1, 0, False)
+
+
+# -- unsettled
+
+
+def pods(count: int, **changes: Any) -> list[PodView]:
+    made = []
+    for number in range(count):
+        raw = body(f"p{number}")
+        raw["metadata"]["annotations"][ANNOTATION_TEMPLATE_HASH] = changes.get("template_hash", "h1")
+        if changes.get("terminating"):
+            raw["metadata"]["deletionTimestamp"] = "now"
+        made.append(seen(raw))
+    return made
+
+
+def test_a_settled_deployment_may_shrink() -> None:
+    assert unsettled(deployment_view(deployment(2)), pods(2)) is None
+
+
+def test_pods_on_their_way_out_do_not_matter() -> None:
+    old = pods(1, terminating=True, template_hash="old")
+    assert unsettled(deployment_view(deployment(2)), [*pods(2), *old]) is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "there", "reason"),
+    [
+        (deployment(2, observedGeneration=3), pods(2), Reason.ROLLOUT_UNDER_WAY),
+        (deployment(2), [*pods(1), *pods(1, template_hash="old")], Reason.ROLLOUT_UNDER_WAY),
+        (deployment(2, replicas=3, updatedReplicas=3), pods(2), Reason.PODS_SETTLING),
+        (deployment(2), pods(1), Reason.PODS_SETTLING),
+        (deployment(2), pods(3), Reason.PODS_SETTLING),
+    ],
+    ids=[
+        "the controller has not seen the last spec",
+        "a pod of another template",
+        "the controller is not there yet",
+        "the store has seen too few pods",
+        "the store has seen too many pods",
+    ],
+)
+def test_what_must_settle_first(raw: dict[str, Any], there: list[PodView], reason: Reason) -> None:
+    found = unsettled(deployment_view(raw), there)
+    assert found is not None
+    assert found.reason is reason
+
+
+# -- an autoscaler
+
+
+def managed(manager: str, subresource: str | None, fields: dict[str, Any]) -> dict[str, Any]:
+    raw = deployment()
+    raw["metadata"]["managedFields"] = [
+        {"manager": manager, "subresource": subresource, "fieldsV1": {"f:spec": fields}}
+    ]
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "found"),
+    [
+        (managed("kube-controller-manager", "scale", {"f:replicas": {}}), True),
+        (managed("kubectl", "scale", {"f:replicas": {}}), False),
+        (managed("kube-controller-manager", None, {"f:replicas": {}}), False),
+        (managed("kube-controller-manager", "scale", {"f:paused": {}}), False),
+        (deployment(), False),
+    ],
+    ids=["an HPA", "a person", "the controller itself", "another field", "nobody"],
+)
+def test_an_autoscaler_shows_in_the_managed_fields(raw: dict[str, Any], found: bool) -> None:
+    assert (scaled_by_autoscaler(raw) is not None) is found
