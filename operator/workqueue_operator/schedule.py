@@ -32,7 +32,8 @@ def is_active(schedule: Schedule, now: datetime) -> bool:
         local = now.astimezone(ZoneInfo(schedule.time_zone))
         start = _last(schedule.start, local)
         end = _last(schedule.end, local)
-    except (CronSimError, ZoneInfoNotFoundError, ValueError) as error:
+    except (CronSimError, ZoneInfoNotFoundError, ValueError, OSError) as error:
+        # OSError: "Europe" is a folder of the zone database.
         name = f" {schedule.name!r}" if schedule.name else ""
         raise Trouble(
             Reason.SPEC_INVALID,

@@ -1,0 +1,201 @@
+"""Scheduled minimums: zones, daylight saving, the minutes at the edges."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from workqueue_operator.errors import Trouble
+from workqueue_operator.model import Schedule, WorkQueueSpec
+from workqueue_operator.reasons import Reason
+from workqueue_operator.schedule import is_active, minimum_replicas
+
+BERLIN, NEW_YORK = "Europe/Berlin", "America/New_York"
+
+
+def schedule(
+    start: str, end: str, zone: str = "Etc/UTC", replicas: int = 3, name: str | None = None
+) -> Schedule:
+    return Schedule(name=name, start=start, end=end, time_zone=zone, min_replicas=replicas)
+
+
+def at(text: str, zone: str = "UTC", fold: int = 0) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone), fold=fold)
+
+
+OFFICE = ("0 8 * * 1-5", "0 18 * * 1-5")
+NIGHT = ("0 22 * * *", "0 6 * * *")
+
+
+@pytest.mark.parametrize(
+    ("span", "zone", "moment", "expected"),
+    [
+        (OFFICE, "Etc/UTC", at("2026-03-04T07:59:59"), False),
+        (OFFICE, "Etc/UTC", at("2026-03-04T08:00:00"), True),
+        (OFFICE, "Etc/UTC", at("2026-03-04T08:00:30"), True),
+        (OFFICE, "Etc/UTC", at("2026-03-04T17:59:59.999"), True),
+        (OFFICE, "Etc/UTC", at("2026-03-04T18:00:00"), False),
+        (OFFICE, "Etc/UTC", at("2026-03-07T12:00:00"), False),
+        (OFFICE, BERLIN, at("2026-01-05T07:00:00"), True),
+        (OFFICE, BERLIN, at("2026-07-06T06:00:00"), True),
+        (OFFICE, BERLIN, at("2026-07-06T05:59:00"), False),
+        (OFFICE, NEW_YORK, at("2026-01-05T13:00:00"), True),
+        (OFFICE, NEW_YORK, at("2026-01-05T12:59:00"), False),
+        (NIGHT, "Etc/UTC", at("2026-03-04T23:59:59"), True),
+        (NIGHT, "Etc/UTC", at("2026-03-05T00:00:00"), True),
+        (NIGHT, "Etc/UTC", at("2026-03-05T05:59:00"), True),
+        (NIGHT, "Etc/UTC", at("2026-03-05T06:00:00"), False),
+        (NIGHT, "Etc/UTC", at("2026-03-05T21:59:00"), False),
+        (("0 0 1 12 *", "0 0 1 1 *"), "Etc/UTC", at("2026-12-24T12:00:00"), True),
+        (("0 0 1 12 *", "0 0 1 1 *"), "Etc/UTC", at("2026-11-30T23:59:00"), False),
+        (("0 0 29 2 *", "0 0 1 3 *"), "Etc/UTC", at("2026-06-01T00:00:00"), False),
+        (("0 0 29 2 *", "0 0 1 3 *"), "Etc/UTC", at("2028-02-29T12:00:00"), True),
+        (("*/5 * * * *", "*/5 * * * *"), "Etc/UTC", at("2026-03-04T08:01:00"), False),
+    ],
+    ids=[
+        "the second before the start",
+        "the start",
+        "within its first minute",
+        "the last moment",
+        "the end",
+        "the weekend",
+        "Berlin in winter",
+        "Berlin in summer",
+        "Berlin in summer, too early",
+        "New York in winter",
+        "New York in winter, too early",
+        "before midnight",
+        "at midnight",
+        "in the morning",
+        "when the night is over",
+        "before the night",
+        "a month in the year",
+        "before that month",
+        "a leap day, long past",
+        "a leap day",
+        "start and end in the same minute",
+    ],
+)
+def test_whether_a_schedule_applies(
+    span: tuple[str, str], zone: str, moment: datetime, expected: bool
+) -> None:
+    assert is_active(schedule(*span, zone), moment) is expected
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"),
+    [(BERLIN, "2026-03-29"), (BERLIN, "2026-10-25"), (NEW_YORK, "2026-03-08"), (NEW_YORK, "2026-11-01")],
+    ids=["Berlin springs forward", "Berlin falls back", "New York springs forward", "New York falls back"],
+)
+def test_office_hours_on_the_day_that_the_clocks_change(zone: str, day: str) -> None:
+    """By the clock on the wall, whatever the offset is."""
+    every_day = schedule("0 8 * * *", "0 18 * * *", zone)
+    for wall, expected in (("07:59", False), ("08:00", True), ("17:59", True), ("18:00", False)):
+        assert is_active(every_day, at(f"{day}T{wall}", zone)) is expected
+        assert is_active(every_day, at(f"{day}T{wall}", zone).astimezone(UTC)) is expected
+
+
+@pytest.mark.parametrize(
+    ("zone", "start", "hours"),
+    [
+        (BERLIN, "2026-03-28T22:00", 7),
+        (BERLIN, "2026-10-24T22:00", 9),
+        (NEW_YORK, "2026-03-07T22:00", 7),
+        (NEW_YORK, "2026-10-31T22:00", 9),
+    ],
+    ids=[
+        "Berlin, an hour is missing",
+        "Berlin, an hour comes twice",
+        "New York, an hour is missing",
+        "New York, an hour comes twice",
+    ],
+)
+def test_a_night_in_which_the_clocks_change_is_one_span(zone: str, start: str, hours: int) -> None:
+    """Active from 22:00 to 06:00 without a gap, for as long as the night really lasts."""
+    night = schedule(*NIGHT, zone)
+    begin = at(start, zone).astimezone(UTC)
+    active = [is_active(night, begin + timedelta(minutes=minute)) for minute in range(-1, hours * 60 + 1)]
+    assert active == [False, *[True] * (hours * 60), False]
+
+
+@pytest.mark.parametrize(
+    ("zone", "before"),
+    [(BERLIN, "2026-03-29T00:59"), (NEW_YORK, "2026-03-08T06:59")],
+    ids=["Berlin", "New York"],
+)
+def test_a_start_in_the_hour_that_is_missing_is_not_lost(zone: str, before: str) -> None:
+    """02:30 does not exist on that day."""
+    early = schedule("30 2 * * *", "0 5 * * *", zone)
+    moment = at(before)
+    assert not is_active(early, moment)
+    assert is_active(early, moment + timedelta(minutes=32))
+
+
+def test_in_the_hour_that_comes_twice_the_clock_on_the_wall_decides() -> None:
+    early = schedule("30 2 * * *", "45 2 * * *", BERLIN)
+    midnight = at("2026-10-25T00:00", BERLIN).astimezone(UTC)
+    active = [
+        f"{moment.astimezone(ZoneInfo(BERLIN)):%H:%M}"
+        for moment in (midnight + timedelta(minutes=minute) for minute in range(6 * 60))
+        if is_active(early, moment)
+    ]
+    assert active == 2 * [f"02:{minute}" for minute in range(30, 45)]
+
+
+# -- the minimum
+
+
+def spec(*schedules: Schedule, minimum: int = 1) -> WorkQueueSpec:
+    return WorkQueueSpec.model_validate(
+        {
+            "connectionSecretRef": {"name": "rabbitmq"},
+            "worker": {"image": "i", "handler": {"python": "m:f"}},
+            "scaling": {"minReplicas": minimum, "schedules": [one.to_wire() for one in schedules]},
+        }
+    )
+
+
+NOON = at("2026-03-04T12:00:00")
+ALWAYS = ("0 0 * * *", "59 23 * * *")
+
+
+@pytest.mark.parametrize(
+    ("schedules", "expected"),
+    [
+        ([], 1),
+        ([schedule(*NIGHT, replicas=9)], 1),
+        ([schedule(*ALWAYS, replicas=5)], 5),
+        ([schedule(*ALWAYS, replicas=0)], 1),
+        ([schedule(*ALWAYS, replicas=5), schedule(*OFFICE, replicas=7), schedule(*NIGHT, replicas=9)], 7),
+    ],
+    ids=[
+        "none",
+        "one that does not apply",
+        "one that applies",
+        "never below minReplicas",
+        "the highest applies",
+    ],
+)
+def test_the_minimum(schedules: list[Schedule], expected: int) -> None:
+    assert minimum_replicas(spec(*schedules), NOON) == expected
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (schedule("0 25 * * *", "0 18 * * *", name="office"), ["'office'", "'0 25 * * *'"]),
+        (schedule("0 8 * * *", "0 18 * * 9"), ["'0 18 * * 9'"]),
+        (schedule("0 8 * * *", "0 18 * * *", "Europe/Atlantis"), ["'Europe/Atlantis'"]),
+        (schedule("0 8 * * *", "0 18 * * *", "../../etc/passwd"), ["timeZone"]),
+        (schedule("0 8 * * *", "0 18 * * *", "Europe"), ["'Europe'"]),
+    ],
+    ids=["an hour that is none", "a weekday that is none", "a zone that is none", "a path", "half a zone"],
+)
+def test_what_cannot_be_read_is_said(broken: Schedule, words: list[str]) -> None:
+    with pytest.raises(Trouble) as caught:
+        minimum_replicas(spec(broken), NOON)
+    assert caught.value.reason is Reason.SPEC_INVALID
+    for word in words:
+        assert word in caught.value.message
