@@ -24,7 +24,9 @@ def store(woken: list[Key]) -> Store:
     return Store(woken.append)
 
 
-def thing(name: str, version: int, uid: str = "u1", namespace: str = "team", **metadata: Any) -> dict[str, Any]:
+def thing(
+    name: str, version: int, uid: str = "u1", namespace: str = "team", **metadata: Any
+) -> dict[str, Any]:
     return {
         "metadata": {
             "namespace": namespace,
