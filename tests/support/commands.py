@@ -1,0 +1,55 @@
+"""The command line `workqueue`, run as people run it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+SECONDS: Final = 60.0
+COMMAND: Final = (sys.executable, "-m", "workqueue_worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The document on standard output."""
+        return json.loads(self.out)
+
+
+def environment(url: str | None = None, **more: str) -> dict[str, str]:
+    """An environment in which nothing of the machine's own settings is left."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("WORKQUEUE_", "SERVICE_"))
+    }
+    paths = os.pathsep.join(sys.path)
+    return kept | {"PYTHONPATH": paths} | ({"WORKQUEUE_URL": url} if url else {}) | more
+
+
+def workqueue(*arguments: str, url: str | None = None, stdin: str | bytes = "", **more: str) -> Done:
+    """Run a command to its end."""
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
+        capture_output=True,
+        env=environment(url, **more),
+        timeout=SECONDS,
+        check=False,
+    )
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def started(arguments: Sequence[str], url: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a command; whoever asks for it ends it."""
+    return subprocess.Popen([*COMMAND, *arguments], env=environment(url), **options)
