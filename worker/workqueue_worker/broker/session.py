@@ -173,7 +173,9 @@ class Session:
             code = getattr(error, "reply_code", 0)
             if code == NOT_FOUND and missing:
                 _tell(answer, missing["if_missing"])
-            sentence = f"RabbitMQ refused: {describe(error)}."
+            refused = isinstance(error, pika.exceptions.ChannelClosedByBroker)
+            what = "RabbitMQ refused" if refused else "The connection to RabbitMQ was lost"
+            sentence = f"{what}: {describe(error)}."
             if channel is self._channel:
                 self._lose(sentence)
             _fail(answer, sentence)

@@ -1,0 +1,385 @@
+"""`workqueue dead`, `peek` and `stats`, as people run them."""
+
+# ruff: noqa: E501 - a table reads best with a row a line
+
+import os
+import signal
+import subprocess
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.support.commands import started, workqueue
+from tests.support.wait import eventually
+from workqueue_worker import topology
+from workqueue_worker.binding import from_url
+from workqueue_worker.broker.outgoing import Outgoing
+from workqueue_worker.broker.publisher import Publisher
+from workqueue_worker.broker.session import Received
+from workqueue_worker.commands import letters
+from workqueue_worker.envelope import Properties
+from workqueue_worker.topology import QueueSettings
+
+
+def fill(vhost, *outgoings, settings=None):
+    """Declare the work queue jobs, and publish."""
+    with Publisher(lambda: from_url(vhost.url), "test") as publisher:
+        publisher.declare_plan(topology.plan(settings or QueueSettings("jobs"))).result()
+        for future in [publisher.publish(outgoing) for outgoing in outgoings]:
+            future.result()
+
+
+def letter(name, reason="Exception", age=0, **properties):
+    """A dead letter as the worker makes it."""
+    headers = {
+        "mine": name,
+        "x-workqueue-attempt": 5,
+        "x-workqueue-failure-reason": reason,
+        "x-workqueue-failure-message": f"{name} failed\nbadly",
+        "x-workqueue-failure-traceback": "Traceback ...",
+        "x-workqueue-failed-at": (datetime.now(UTC) - timedelta(seconds=age)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "x-workqueue-worker": "pod-1",
+        **properties.pop("headers", {}),
+    }
+    return Outgoing("jobs.dead", name.encode(), headers=headers, message_id=name, **properties)
+
+
+def taken(vhost, queue):
+    """All messages of a queue, by id."""
+    with vhost.connect() as connection:
+        arriving = connection.channel().consume(queue, auto_ack=True)
+        found = [next(arriving)[1:] for _ in range(vhost.depth(queue).ready)]
+    return {properties.message_id: (properties, body) for properties, body in found}
+
+
+def dead(vhost, action, *arguments, queue="jobs"):
+    return workqueue("dead", action, "--queue", queue, *arguments, url=vhost.url)
+
+
+def test_list_shows_why_and_when_and_takes_nothing(every_vhost):
+    fill(every_vhost, letter("a", "Rejected"), letter("b", "TimedOut", age=7200))
+    done = dead(every_vhost, "list")
+    assert (done.code, done.err) == (0, "")
+    first, second, third, last = done.out.splitlines()
+    assert first.split() == ["ID", "FAILED", "AT", "(UTC)", "ATTEMPTS", "REASON", "MESSAGE"]
+    assert second.split()[0] == "a"
+    assert second.split()[3:] == ["5", "Rejected", "a", "failed"]
+    assert third.split()[4] == "TimedOut"
+    assert last == "2 of 2 dead letters of jobs."
+    assert every_vhost.depth("jobs.dead") == (2, 0)
+    document = dead(every_vhost, "list", "--json", "--reason", "timedout").json
+    assert (document["queue"], document["total"], [one["id"] for one in document["messages"]]) == (
+        "jobs",
+        2,
+        ["b"],
+    )
+    assert document["messages"][0] | {"failedAt": ""} == {
+        "id": "b",
+        "reason": "TimedOut",
+        "message": "b failed\nbadly",
+        "attempts": 5,
+        "failedAt": "",
+        "worker": "pod-1",
+        "size": 1,
+    }
+
+
+def test_a_message_that_rabbitmq_gave_up_says_why(every_vhost):
+    fill(
+        every_vhost,
+        Outgoing("jobs", b"x", message_id="a", headers={"x-workqueue-failure-reason": "Exception"}),
+    )
+    with every_vhost.connect() as connection:
+        channel = connection.channel()
+        tag = eventually(lambda: (got := channel.basic_get("jobs"))[0] and got[0].delivery_tag)
+        channel.basic_reject(tag, requeue=False)
+    eventually(lambda: every_vhost.depth("jobs.dead").ready == 1)
+    [one] = dead(every_vhost, "list", "--json").json["messages"]
+    assert (one["reason"], one["message"]) == ("Rejected", "")
+    assert abs(datetime.fromisoformat(one["failedAt"]) - datetime.now(UTC)) < timedelta(minutes=2)
+
+
+def test_show_shows_everything_and_takes_nothing(vhost):
+    fill(vhost, letter("a"), letter("b", headers={"n": 7}))
+    done = dead(vhost, "show", "b")
+    assert done.code == 0
+    for line in (
+        "id: b",
+        "reason: Exception",
+        "  n: 7",
+        "  x-workqueue-failure-traceback: Traceback ...",
+        "body (1 byte):",
+    ):
+        assert line in done.out.splitlines()
+    assert dead(vhost, "show").out.startswith("id: a\n")
+    document = dead(vhost, "show", "b", "--json").json
+    assert (document["body"], document["traceback"], document["headers"]["mine"]) == (
+        "b",
+        "Traceback ...",
+        "b",
+    )
+    missing = dead(vhost, "show", "c")
+    assert (missing.code, missing.err) == (1, "workqueue dead: jobs.dead holds no message with the id c.\n")
+    assert vhost.depth("jobs.dead") == (2, 0)
+
+
+def test_replay_puts_the_message_back_as_its_publisher_made_it(every_vhost):
+    original = {
+        "priority": 3,
+        "correlation_id": "c",
+        "content_type": "text/x",
+        "timestamp": 1_700_000_000,
+        "headers": {
+            "x-workqueue-original-expiration": "3600000",
+            "x-workqueue-original-cc": ["other"],
+            "x-death": [{"queue": "jobs.retry.1s", "reason": "expired"}],
+        },
+    }
+    fill(every_vhost, letter("a", **original))
+    done = dead(every_vhost, "replay")
+    assert (done.code, done.out, done.err) == (0, "1 message put back to work on jobs.\n", "")
+    assert every_vhost.depth("jobs.dead") == (0, 0)
+    properties, body = taken(every_vhost, "jobs")["a"]
+    assert body == b"a"
+    # CC stays set aside: it would send copies to other queues a second time. The handler sees it restored.
+    assert properties.headers == {"mine": "a", "x-workqueue-original-cc": ["other"]}
+    assert (properties.priority, properties.correlation_id, properties.content_type) == (3, "c", "text/x")
+    assert (properties.expiration, properties.timestamp, properties.delivery_mode) == (
+        "3600000",
+        1_700_000_000,
+        2,
+    )
+
+
+def test_replay_can_keep_the_attempts(vhost):
+    fill(vhost, letter("a"))
+    assert dead(vhost, "replay", "--keep-attempts").code == 0
+    assert taken(vhost, "jobs")["a"][0].headers == {"mine": "a", "x-workqueue-attempt": 5}
+
+
+FILTERS = [
+    ("by reason", ["--reason", "Rejected"], {"b", "c"}),
+    ("by two reasons", ["--reason", "rejected", "--reason", "timedout"], {"b", "c", "d"}),
+    ("by age", ["--older-than", "1h"], {"c"}),
+    ("by both", ["--reason", "Exception", "--older-than", "1h"], set()),
+    ("by id", ["--id", "a", "--id", "d"], {"a", "d"}),
+    ("by number", ["-n", "2"], {"a", "b"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"), [row[1:] for row in FILTERS], ids=[row[0] for row in FILTERS]
+)
+def test_replay_takes_what_is_asked_for_and_leaves_the_rest(vhost, arguments, chosen):
+    fill(
+        vhost,
+        letter("a"),
+        letter("b", "Rejected"),
+        letter("c", "Rejected", age=7200),
+        letter("d", "TimedOut", age=60),
+    )
+    done = dead(vhost, "replay", "--json", *arguments)
+    assert (done.code, done.json) == (0, {"queue": "jobs", "replayed": len(chosen), "errors": []})
+    assert set(taken(vhost, "jobs")) == chosen
+    assert set(taken(vhost, "jobs.dead")) == {"a", "b", "c", "d"} - chosen
+
+
+def test_replay_to_a_queue_that_is_full_moves_what_fits_and_keeps_the_rest(every_vhost):
+    names = [f"m{number}" for number in range(50)]
+    fill(every_vhost, *map(letter, names), settings=QueueSettings("jobs", max_length=3))
+    done = dead(every_vhost, "replay", "--json")
+    assert done.code == 1
+    assert done.json["errors"]
+    assert "What was not moved is still in the dead-letter queue." in done.err
+    moved, kept = taken(every_vhost, "jobs"), taken(every_vhost, "jobs.dead")
+    assert len(moved) == done.json["replayed"] < 50
+    assert sorted([*moved, *kept]) == sorted(names)
+
+
+def test_replay_to_a_queue_that_does_not_exist_moves_nothing(vhost):
+    fill(vhost, letter("a"))
+    with vhost.connect() as connection:
+        connection.channel().queue_delete("jobs")
+    done = dead(vhost, "replay")
+    assert (done.code, done.err) == (
+        1,
+        "workqueue dead: The queue jobs does not exist: apply its WorkQueue first. Nothing was moved.\n",
+    )
+    assert vhost.depth("jobs.dead") == (1, 0)
+
+
+def test_a_replay_that_is_killed_loses_nothing(every_vhost):
+    names = {f"m{number}" for number in range(3000)}
+    fill(every_vhost, *map(letter, names))
+    with started(
+        ("dead", "replay", "--queue", "jobs"), every_vhost.url, stdout=subprocess.DEVNULL
+    ) as command:
+        eventually(lambda: every_vhost.depth("jobs").ready > 50 or command.poll() is not None)
+        os.kill(command.pid, signal.SIGKILL)
+    eventually(lambda: every_vhost.depth("jobs.dead").unacknowledged == 0)
+    moved, kept = taken(every_vhost, "jobs"), taken(every_vhost, "jobs.dead")
+    assert moved
+    assert set(moved) | set(kept) == names
+    assert every_vhost.depth("jobs") == every_vhost.depth("jobs.dead") == (0, 0)
+
+
+def test_a_replay_takes_only_what_was_there_at_the_start(vhost):
+    """A handler that rejects at once does not keep it going for ever."""
+    fill(vhost, *(letter(f"m{number}") for number in range(300)))
+    with started(("dead", "replay", "--queue", "jobs"), vhost.url, stdout=subprocess.PIPE) as command:
+        with vhost.connect() as connection:
+            channel = connection.channel()
+            while command.poll() is None:
+                method, _, _ = channel.basic_get("jobs")
+                if method:
+                    channel.basic_reject(method.delivery_tag, requeue=False)
+        assert command.stdout.read() == b"300 messages put back to work on jobs.\n"
+
+
+def test_purge_asks_and_drops_what_was_asked_for(vhost):
+    fill(vhost, letter("a"), letter("b", "Rejected"))
+    done = dead(vhost, "purge")
+    assert (done.code, done.err) == (2, "Nothing was dropped; --yes drops without asking.\n")
+    assert vhost.depth("jobs.dead").ready == 2
+    assert dead(vhost, "purge", "--yes", "--reason", "Rejected").out == "1 dead letter of jobs dropped.\n"
+    assert vhost.depth("jobs.dead") == (1, 0)
+    assert dead(vhost, "purge", "--yes", "--json").json == {"queue": "jobs", "dropped": 1}
+    assert vhost.depth("jobs.dead") == (0, 0)
+    assert dead(vhost, "list").out == "0 of 0 dead letters of jobs.\n"
+
+
+@pytest.mark.parametrize("action", ["list", "show", "replay", "purge"])
+def test_a_queue_without_a_dead_letter_queue_is_said(vhost, action):
+    done = dead(vhost, action, *(["--yes"] if action == "purge" else []), queue="nope")
+    assert (done.code, done.err) == (
+        1,
+        "workqueue dead: The queue nope.dead does not exist: is nope the name of the work queue?\n",
+    )
+
+
+def test_peek_shows_the_first_messages_and_loses_none(every_vhost):
+    fill(every_vhost, *(Outgoing("jobs", b"%d" % n, message_id=f"m{n}", headers={"n": n}) for n in range(5)))
+    done = workqueue("peek", "--queue", "jobs", "-n", "2", url=every_vhost.url)
+    assert done.code == 0
+    assert done.out.splitlines()[0] == "message 1 of 5, id: m0"
+    assert "message 2 of 5, id: m1" in done.out
+    counts = every_vhost.broker.series != "4.3"
+    assert ("counts as one delivery" in done.err) is counts
+    document = workqueue("peek", "--queue", "jobs", "-n", "9", "--json", url=every_vhost.url).json
+    assert document["ready"] == 5
+    assert sorted(one["body"] for one in document["messages"]) == ["0", "1", "2", "3", "4"]
+    assert every_vhost.depth("jobs") == (5, 0)
+    for _ in range(3):
+        workqueue("peek", "--queue", "jobs", "-n", "5", url=every_vhost.url)
+    assert every_vhost.depth("jobs") == (5, 0)
+
+
+def test_peek_at_a_body_that_is_no_text(vhost):
+    fill(vhost, Outgoing("jobs", b"\xff\x00"))
+    assert "(2 bytes, no text)" in workqueue("peek", "--queue", "jobs", url=vhost.url).out
+    assert (
+        workqueue("peek", "--queue", "jobs", "--json", url=vhost.url).json["messages"][0]["bodyBase64"]
+        == "/wA="
+    )
+
+
+def test_peek_at_nothing(vhost):
+    fill(vhost)
+    assert workqueue("peek", "--queue", "jobs", url=vhost.url).out == "jobs has no message that is ready.\n"
+    missing = workqueue("peek", "--queue", "nope", url=vhost.url)
+    assert (missing.code, missing.err) == (1, "workqueue peek: The queue nope does not exist.\n")
+
+
+def test_stats_counts_the_queue_and_those_around_it(every_vhost):
+    fill(every_vhost, Outgoing("jobs", b""), Outgoing("jobs", b""), letter("a"))
+    with Publisher(lambda: from_url(every_vhost.url), "test") as publisher:
+        for seconds in (60, 77):
+            publisher.declare(topology.delay_queue("jobs", seconds)).result()
+        publisher.publish_and_wait(Outgoing("jobs.retry.77s", b""))
+    with every_vhost.connect() as connection:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=1)
+        channel.basic_consume("jobs", lambda *_: None)
+        done = workqueue("stats", "--queue", "jobs", "--delays", "77", "--json", url=every_vhost.url)
+    assert done.json == {
+        "queue": "jobs",
+        "exists": True,
+        "queues": [
+            {"name": "jobs", "ready": 1, "consumers": 1},
+            {"name": "jobs.dead", "ready": 1, "consumers": 0},
+            {"name": "jobs.retry.60s", "ready": 0, "consumers": 0},
+            {"name": "jobs.retry.77s", "ready": 1, "consumers": 0},
+        ],
+    }
+    lines = workqueue("stats", "--queue", "jobs", url=every_vhost.url).out.splitlines()
+    assert lines[0].split() == ["QUEUE", "READY", "CONSUMERS"]
+    assert lines[1].split() == ["jobs", "2", "0"]
+
+
+def test_stats_of_a_queue_that_does_not_exist(vhost):
+    done = workqueue("stats", "--queue", "nope", "--json", url=vhost.url)
+    assert (done.code, done.json["exists"], done.err) == (1, False, "The queue nope does not exist.\n")
+
+
+def test_a_lost_connection_is_said(vhost):
+    fill(vhost, *(letter(f"m{number}") for number in range(2000)))
+    with started(
+        ("dead", "list", "--queue", "jobs", "-n", "5000"),
+        vhost.url,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as command:
+        eventually(lambda: vhost.depth("jobs.dead").unacknowledged > 0)
+        vhost.broker.close_connections()
+        assert command.wait(20) == 1
+        assert b"The connection to RabbitMQ was lost" in command.stderr.read()
+    eventually(lambda: vhost.depth("jobs.dead") == (2000, 0))
+
+
+DURATIONS = [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("7d", 604800)]
+
+
+@pytest.mark.parametrize(("text", "seconds"), DURATIONS, ids=[row[0] for row in DURATIONS])
+def test_a_duration_is_read(text, seconds):
+    assert letters.duration(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "h", "1w", "-1s", "1.5h", "1 h", "9" * 10])
+def test_other_texts_are_no_duration(text):
+    with pytest.raises(ValueError, match="is no time such as"):
+        letters.duration(text)
+
+
+def received(**headers):
+    return Received(1, False, "", "jobs.dead", Properties(), headers, b"")
+
+
+ODD_LETTERS = [
+    ("no headers", {}, ("Unknown", None, 0)),
+    ("a time that is none", {"x-workqueue-failed-at": "soon"}, ("Unknown", None, 0)),
+    ("attempts that are no number", {"x-workqueue-attempt": "x"}, ("Unknown", None, 0)),
+    ("a record of RabbitMQ's that is none", {"x-death": "x"}, ("Unknown", None, 0)),
+    (
+        "a death in another queue",
+        {"x-death": [{"queue": "other", "reason": "expired"}]},
+        ("Unknown", None, 0),
+    ),
+    (
+        "a death in the work queue, after a failure that was retried",
+        {
+            "x-workqueue-failure-reason": "Exception",
+            "x-workqueue-attempt": 2,
+            "x-death": [{"queue": "jobs", "reason": "delivery_limit", "time": datetime(2026, 1, 1)}],  # noqa: DTZ001 - as pika has it
+        },
+        ("DeliveryLimit", datetime(2026, 1, 1, tzinfo=UTC), 2),
+    ),
+    ("a reason of a RabbitMQ to come", {"x-death": [{"queue": "jobs", "reason": "new"}]}, ("new", None, 0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("headers", "read"), [row[1:] for row in ODD_LETTERS], ids=[row[0] for row in ODD_LETTERS]
+)
+def test_whatever_the_headers_are_a_letter_can_be_read(headers, read):
+    found = letters.read(received(**headers), "jobs")
+    assert (found.reason, found.failed_at, found.attempts) == read
