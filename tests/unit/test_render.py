@@ -1,0 +1,299 @@
+"""The rendered objects: what the worker is told, what the cluster admits, what a hash depends on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.podsecurity import violations
+from tests.support.workqueue import workqueue
+from workqueue_operator import render
+from workqueue_operator.model import WorkQueue
+from workqueue_operator.names import ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE
+from workqueue_operator.render import Defaults
+from workqueue_worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
+from workqueue_worker.topology import QueueType
+
+DEFAULTS = Defaults(worker_image="worker:1")
+
+PYTHON = {"handler": {"python": "thumbs:resize"}}
+EXEC = {"handler": {"exec": {"command": ["./resize", "--size=3 x 4", 'say "hi"']}}}
+HTTP = {"image": None, "handler": {"http": {"image": "thumbs-go:1", "port": 9000, "path": "/jobs"}}}
+
+HANDLERS = pytest.mark.parametrize("worker", [PYTHON, EXEC, HTTP], ids=["python", "exec", "http"])
+
+
+def deployment(
+    made: WorkQueue, *, proven: str | None = None, defaults: Defaults = DEFAULTS
+) -> dict[str, Any]:
+    assert made.spec.worker is not None
+    return render.deployment(made, made.spec.worker, defaults, proven_hash=proven)
+
+
+def pod(made: WorkQueue) -> dict[str, Any]:
+    spec: dict[str, Any] = deployment(made)["spec"]["template"]["spec"]
+    return spec
+
+
+def hashed(made: WorkQueue, defaults: Defaults = DEFAULTS) -> str:
+    template = deployment(made, defaults=defaults)["spec"]["template"]
+    found: str = template["metadata"]["annotations"][ANNOTATION_TEMPLATE_HASH]
+    return found
+
+
+# -- what the worker is told, read by the worker's own parser
+
+
+def as_the_worker_reads_it(made: WorkQueue, folder: Path) -> RunConfig:
+    """The environment of the container, in a pod `jobs-worker-1` with the Secret mounted in `folder`."""
+    (folder / "uri").write_text("amqp://user:secret@rabbit/")
+    container = next(one for one in pod(made)["containers"] if one["name"] == "worker")
+    pod_fields = {"metadata.name": "jobs-worker-1", "metadata.uid": "pod-uid"}
+    environment = {
+        entry["name"]: entry.get("value") or pod_fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+        for entry in container["env"]
+    }
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert environment["WORKQUEUE_BINDING"] in mounts
+    assert environment["WORKQUEUE_BINDING"].startswith(environment["SERVICE_BINDING_ROOT"])
+    assert container["command"] == ["workqueue", "run"]
+    assert "args" not in container
+    return parse(Namespace(), {**environment, "WORKQUEUE_BINDING": str(folder)})
+
+
+@pytest.mark.parametrize(
+    ("worker", "handler"),
+    [
+        (PYTHON, PythonHandler("thumbs:resize")),
+        (EXEC, ExecHandler(("./resize", "--size=3 x 4", 'say "hi"'))),
+        (HTTP, HTTPHandler("http://127.0.0.1:9000/jobs")),
+    ],
+    ids=["python", "exec", "http"],
+)
+def test_the_worker_understands_what_it_is_told(
+    tmp_path: Path, worker: dict[str, Any], handler: object
+) -> None:
+    made = workqueue(
+        worker={**worker, "concurrency": 4, "timeoutSeconds": 120},
+        queue={"name": "thumbs.v2", "type": "Classic"},
+        retry={"maxAttempts": 7, "delaysSeconds": [2, 30]},
+    )
+    config = as_the_worker_reads_it(made, tmp_path)
+    assert config.handler == handler
+    assert (config.queue, config.queue_settings.type) == ("thumbs.v2", QueueType.CLASSIC)
+    assert (config.retry.max_attempts, config.retry.delays_seconds) == (7, (2, 30))
+    assert (config.concurrency, config.timeout_seconds, config.grace_seconds) == (4, 120.0, 120.0)
+    assert (config.port, config.port_is_default, config.declare) == (8090, False, False)
+    assert (config.pod_uid, config.worker_name) == ("pod-uid", "jobs-worker-1")
+    assert config.log_format == "json"
+    assert config.read_binding().username == "user"
+
+
+def test_defaults_reach_the_worker(tmp_path: Path) -> None:
+    config = as_the_worker_reads_it(workqueue(), tmp_path)
+    assert (config.queue, config.queue_settings.type) == ("jobs", QueueType.QUORUM)
+    assert (config.retry.max_attempts, config.retry.delays_seconds) == (5, (1, 10, 60))
+
+
+def test_the_grace_of_the_pod_is_longer_than_the_handlers_time() -> None:
+    assert pod(workqueue(worker={"timeoutSeconds": 120}))["terminationGracePeriodSeconds"] > 120
+
+
+# -- what the cluster admits
+
+
+@HANDLERS
+def test_the_pods_satisfy_the_restricted_standard(worker: dict[str, Any]) -> None:
+    assert violations(pod(workqueue(worker=worker))) == []
+
+
+@HANDLERS
+def test_names_are_unique_where_the_api_server_wants_them_to_be(worker: dict[str, Any]) -> None:
+    parts = {
+        "env": [{"name": "WORKQUEUE_LOG_FORMAT", "value": "text"}, {"name": "MINE", "value": "1"}],
+        "volumes": [{"name": "scratch", "emptyDir": {}}],
+        "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}],
+        "containers": [{"name": "proxy", "image": "proxy:1"}],
+    }
+    spec = pod(workqueue(worker={**worker, **parts}))
+    everybody = [*spec.get("initContainers", []), *spec["containers"]]
+    for names in (
+        [one["name"] for one in everybody],
+        [one["name"] for one in spec["volumes"]],
+        *([entry["name"] for entry in one.get("env", [])] for one in everybody),
+        *([mount["mountPath"] for mount in one.get("volumeMounts", [])] for one in everybody),
+    ):
+        assert len(names) == len(set(names))
+    handler = next(one for one in everybody if one["name"] == ("handler" if worker is HTTP else "worker"))
+    assert {"name": "scratch", "mountPath": "/tmp"} in handler["volumeMounts"]
+    assert {"name": "MINE", "value": "1"} in handler["env"]
+
+
+def test_a_persons_parts_belong_to_the_container_with_the_handler() -> None:
+    parts = {"env": [{"name": "MINE", "value": "1"}], "resources": {"limits": {"memory": "1Gi"}}}
+    spec = pod(workqueue(worker={**HTTP, **parts}))
+    (worker,), (handler,) = spec["containers"], spec["initContainers"]
+    assert "resources" not in worker
+    assert all(entry["name"] != "MINE" for entry in worker["env"])
+    assert handler["resources"] == {"limits": {"memory": "1Gi"}}
+    assert handler["restartPolicy"] == "Always"
+    assert (handler["image"], worker["image"]) == ("thumbs-go:1", "worker:1")
+
+
+def test_parts_of_the_pod_are_passed_on() -> None:
+    given: dict[str, Any] = {
+        "serviceAccountName": "thumbs",
+        "imagePullSecrets": [{"name": "registry"}],
+        "imagePullPolicy": "Always",
+        "nodeSelector": {"disk": "ssd"},
+        "tolerations": [{"key": "jobs", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "topologySpreadConstraints": [
+            {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+        ],
+        "priorityClassName": "low",
+    }
+    spec = pod(workqueue(worker=given))
+    assert spec["containers"][0]["imagePullPolicy"] == given.pop("imagePullPolicy")
+    assert {key: spec[key] for key in given} == given
+    assert spec["automountServiceAccountToken"] is True
+    assert pod(workqueue())["automountServiceAccountToken"] is False
+
+
+def test_labels_of_ours_win() -> None:
+    made = workqueue(
+        worker={"podLabels": {LABEL_WORKQUEUE: "other", "team": "a"}, "podAnnotations": {"x": "y"}}
+    )
+    metadata = deployment(made)["spec"]["template"]["metadata"]
+    assert metadata["labels"] == {**metadata["labels"], LABEL_WORKQUEUE: "jobs", "team": "a"}
+    assert metadata["annotations"]["x"] == "y"
+    selector = deployment(made)["spec"]["selector"]["matchLabels"]
+    assert selector.items() <= metadata["labels"].items()
+
+
+def test_replicas_are_never_mentioned() -> None:
+    assert "replicas" not in deployment(workqueue(replicas=3))["spec"]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        render.disruption_budget(workqueue()),
+        render.network_policy(workqueue(), DEFAULTS),
+        deployment(workqueue()),
+    ],
+)
+def test_everything_goes_with_its_workqueue(made: dict[str, Any]) -> None:
+    (owner,) = made["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["uid"], owner["controller"]) == (
+        "WorkQueue",
+        "jobs",
+        "uid-1",
+        True,
+    )
+    assert (made["metadata"]["name"], made["metadata"]["namespace"]) == ("jobs-worker", "team")
+
+
+# -- the hash
+
+
+def test_the_hash_is_the_same_in_another_process() -> None:
+    """Not so if it came from a set or from hash()."""
+    made = workqueue(worker={"podLabels": {"b": "1", "a": "2"}, "nodeSelector": {"d": "1", "c": "2"}})
+    script = (
+        "import json, sys\n"
+        "from workqueue_operator import render\n"
+        "from workqueue_operator.model import WorkQueue\n"
+        "made = WorkQueue.model_validate(json.load(sys.stdin))\n"
+        "template = render.deployment(made, made.spec.worker, render.Defaults('worker:1'), proven_hash=None)"
+        "['spec']['template']\n"
+        f"print(template['metadata']['annotations']['{ANNOTATION_TEMPLATE_HASH}'])\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        input=json.dumps(made.to_wire()),
+        env={"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == hashed(made)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        workqueue(scaling={"maxReplicas": 50}),
+        workqueue(replicas=2),
+        workqueue(metadata={"generation": 9, "annotations": {"workqueue.dev/x": "y"}}),
+        workqueue(status={"messages": 7}),
+        workqueue(queue={"maxLength": 10}),
+        workqueue(worker={"env": []}),
+    ],
+    ids=["scaling", "a pin", "metadata", "status", "the queue's arguments", "a default spelled out"],
+)
+def test_what_does_not_concern_the_pods_changes_no_hash(other: WorkQueue) -> None:
+    assert hashed(other) == hashed(workqueue())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        workqueue(worker={"image": "jobs:2"}),
+        workqueue(worker={"env": [{"name": "A", "value": "1"}]}),
+        workqueue(worker={"concurrency": 2}),
+        workqueue(retry={"maxAttempts": 2}),
+        workqueue(queue={"name": "other"}),
+        workqueue(connectionSecretRef={"name": "other"}),
+    ],
+    ids=["the image", "the environment", "concurrency", "retries", "another queue", "another Secret"],
+)
+def test_what_concerns_the_pods_changes_the_hash(other: WorkQueue) -> None:
+    assert hashed(other) != hashed(workqueue())
+
+
+def test_the_operators_own_image_counts_only_where_it_is_used() -> None:
+    newer = Defaults(worker_image="worker:2")
+    assert hashed(workqueue(), newer) == hashed(workqueue())
+    assert hashed(workqueue(worker=HTTP), newer) != hashed(workqueue(worker=HTTP))
+
+
+def test_a_template_that_was_never_ready_replaces_the_old_pods_one_at_a_time() -> None:
+    made = workqueue()
+
+    def surge(proven: str | None) -> object:
+        rolling = deployment(made, proven=proven)["spec"]["strategy"]["rollingUpdate"]
+        assert rolling["maxUnavailable"] == 0
+        return rolling["maxSurge"]
+
+    assert (surge(None), surge("another"), surge(hashed(made))) == (1, 1, "25%")
+
+
+# -- the NetworkPolicy
+
+
+def test_the_endpoint_is_for_the_operator_and_for_metrics_and_other_ports_stay_open() -> None:
+    operator = {"podSelector": {"matchLabels": {"app": "operator"}}}
+    metrics = {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
+    policy = render.network_policy(workqueue(), Defaults(metrics_from=(metrics,), operator_peer=operator))
+    endpoint, others = policy["spec"]["ingress"]
+    assert endpoint["ports"] == [{"port": 8090, "protocol": "TCP"}]
+    assert endpoint["from"] == [operator, metrics]
+    covered = [
+        (entry["port"], entry.get("endPort", entry["port"]))
+        for entry in others["ports"]
+        if entry["protocol"] == "TCP"
+    ]
+    assert covered == [(1, 8089), (8091, 65535)]
+    assert "from" not in others
+
+
+def test_without_a_word_on_metrics_everybody_may_scrape() -> None:
+    policy = render.network_policy(workqueue(), Defaults(operator_peer={"podSelector": {}}))
+    assert "from" not in policy["spec"]["ingress"][0]
