@@ -7,10 +7,12 @@ Place in the flow: a pass asks when the queue is empty and the question is who i
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from http import HTTPStatus
 from typing import Any, Final
 
 import aiohttp
@@ -109,8 +111,9 @@ class Workers:
 
     async def _status(self, address: Address) -> WorkerStatus | None:
         try:
-            async with self._session.get(self._url(address, "/status")) as response:
-                response.raise_for_status()
+            async with self._session.get(self._url(address, "/status"), allow_redirects=False) as response:
+                if response.status != HTTPStatus.OK:
+                    return None
                 return _parse(await response.json(content_type=None))
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
             return None
@@ -119,7 +122,7 @@ class Workers:
         headers = {signing.HEADER: signing.sign(purpose, address.uid, key, time.time())}
         try:
             async with self._session.request(
-                method, self._url(address, "/retire"), headers=headers
+                method, self._url(address, "/retire"), headers=headers, allow_redirects=False
             ) as response:
                 await response.read()
                 return {200: Answer.RETIRED, 409: Answer.BUSY}.get(response.status, Answer.REFUSED)
@@ -127,12 +130,27 @@ class Workers:
             return Answer.UNREACHABLE
 
 
-def _parse(body: dict[str, Any]) -> WorkerStatus:
+def _parse(body: Any) -> WorkerStatus:
+    """Read an answer; whoever sits at a pod's address may answer anything.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not what a worker says.
+    """
+    if not isinstance(body, dict):
+        raise TypeError("the answer is no object")
     recent = body.get("recentHandlerSeconds")
+    seconds = recent if recent is not None else body.get("meanHandlerSeconds")
     return WorkerStatus(
-        slots=int(body["slots"]),
-        busy=int(body["busy"]),
+        slots=int(_number(body["slots"])),
+        busy=int(_number(body["busy"])),
         consuming=bool(body["consuming"]),
-        handler_seconds=float(recent) if recent is not None else body.get("meanHandlerSeconds"),
-        deliveries_per_second=float(body.get("arrivalPerSecond") or 0.0),
+        handler_seconds=None if seconds is None else _number(seconds),
+        deliveries_per_second=_number(body.get("arrivalPerSecond") or 0.0),
     )
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError("the number is not finite, or below zero")
+    return number

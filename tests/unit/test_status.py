@@ -1,0 +1,314 @@
+"""Conditions and numbers: a table of what people see for what was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.workqueue import workqueue
+from workqueue_operator.decide import Depth, Hold, Retire, ScaleOut
+from workqueue_operator.model import WorkQueueStatus
+from workqueue_operator.reasons import ConditionType, Finding, Reason, Unknown
+from workqueue_operator.status import Seen, conditions, rounded, status
+from workqueue_operator.views import DeploymentView, PodView
+
+NOW = "2026-03-04T12:00:00Z"
+DECLARED = Finding("True", Reason.DECLARED, "The queue exists.")
+IDLE = Hold(0, Reason.IDLE, "Nothing is waiting.")
+
+
+def deployment(replicas: int = 2, ready: int | None = None, refusal: Unknown | None = None) -> DeploymentView:
+    return DeploymentView(
+        "jobs-worker", "d", 1, replicas, replicas, replicas if ready is None else ready, True, "h", refusal
+    )
+
+
+def pod(failure: Unknown | None = None, *, ready: bool = False, terminating: bool = False) -> PodView:
+    return PodView("p", "u", "10.0.0.1", ready, True, terminating, "h", False, failure)
+
+
+def seen(**changes: Any) -> Seen:
+    fields: dict[str, Any] = {
+        "queue": DECLARED,
+        "depth": Depth(0, 0, 0),
+        "deployment": deployment(0),
+        "decision": IDLE,
+    }
+    return Seen(**{**fields, **changes})
+
+
+AWAY = Unknown(Reason.BROKER_UNREACHABLE, "The broker is away.")
+PENDING = Unknown(Reason.DEPTH_PENDING, "not yet")
+PULL = Unknown(Reason.IMAGE_PULL_FAILED, "no such image")
+REFUSED = Unknown(Reason.POD_REFUSED, "quota")
+CONFLICT = Finding("False", Reason.QUEUE_CONFLICT, "other arguments")
+TAKEN = Unknown(Reason.NAME_CONFLICT, "somebody else's")
+
+TABLE: list[tuple[str, Seen, dict[str, tuple[str, Reason]]]] = [
+    (
+        "asleep",
+        seen(),
+        {
+            "QueueDeclared": ("True", Reason.DECLARED),
+            "DepthKnown": ("True", Reason.DEPTH_OBSERVED),
+            "WorkersAvailable": ("True", Reason.SCALED_TO_ZERO),
+            "ScalingActive": ("True", Reason.AS_EXPECTED),
+            "Ready": ("True", Reason.AS_EXPECTED),
+        },
+    ),
+    (
+        "workers starting do not make it unready",
+        seen(deployment=deployment(2, 0), decision=ScaleOut(2, 2, Reason.BACKLOG, "")),
+        {"WorkersAvailable": ("Unknown", Reason.WORKERS_STARTING), "Ready": ("True", Reason.AS_EXPECTED)},
+    ),
+    (
+        "workers ready",
+        seen(deployment=deployment(2)),
+        {"WorkersAvailable": ("True", Reason.WORKERS_READY), "Ready": ("True", Reason.AS_EXPECTED)},
+    ),
+    (
+        "the broker is away, the queue was declared before",
+        seen(depth=AWAY, decision=Hold(None, AWAY.reason, AWAY.message)),
+        {
+            "QueueDeclared": ("True", Reason.DECLARED),
+            "DepthKnown": ("False", Reason.BROKER_UNREACHABLE),
+            "ScalingActive": ("False", Reason.BROKER_UNREACHABLE),
+            "Ready": ("False", Reason.BROKER_UNREACHABLE),
+        },
+    ),
+    (
+        "the depth is about to be asked",
+        seen(depth=PENDING, decision=Hold(None, PENDING.reason, PENDING.message)),
+        {
+            "DepthKnown": ("Unknown", Reason.DEPTH_PENDING),
+            "ScalingActive": ("Unknown", Reason.DEPTH_PENDING),
+            "Ready": ("Unknown", Reason.DEPTH_PENDING),
+        },
+    ),
+    (
+        "the queue's conflict is the cause, whatever follows from it",
+        seen(queue=CONFLICT, depth=Unknown(Reason.QUEUE_CONFLICT, "other arguments"), decision=None),
+        {"QueueDeclared": ("False", Reason.QUEUE_CONFLICT), "Ready": ("False", Reason.QUEUE_CONFLICT)},
+    ),
+    (
+        "an image that cannot be pulled",
+        seen(deployment=deployment(1, 0), pods=[pod(PULL)]),
+        {
+            "WorkersAvailable": ("False", Reason.IMAGE_PULL_FAILED),
+            "Ready": ("False", Reason.IMAGE_PULL_FAILED),
+        },
+    ),
+    (
+        "one bad pod beside good ones is told as well",
+        seen(deployment=deployment(2, 1), pods=[pod(PULL), pod(ready=True)]),
+        {"WorkersAvailable": ("False", Reason.IMAGE_PULL_FAILED)},
+    ),
+    (
+        "the failure of a pod on its way out is not",
+        seen(deployment=deployment(1), pods=[pod(PULL, terminating=True), pod(ready=True)]),
+        {"WorkersAvailable": ("True", Reason.WORKERS_READY)},
+    ),
+    (
+        "pods that are refused",
+        seen(deployment=deployment(1, 0, REFUSED)),
+        {"WorkersAvailable": ("False", Reason.POD_REFUSED), "Ready": ("False", Reason.POD_REFUSED)},
+    ),
+    (
+        "a Deployment that is somebody else's",
+        seen(deployment=TAKEN, decision=Hold(None, TAKEN.reason, TAKEN.message)),
+        {
+            "WorkersAvailable": ("False", Reason.NAME_CONFLICT),
+            "ScalingActive": ("False", Reason.NAME_CONFLICT),
+            "Ready": ("False", Reason.NAME_CONFLICT),
+        },
+    ),
+    (
+        "pinned",
+        seen(decision=Hold(2, Reason.PINNED, "spec.replicas pins")),
+        {"ScalingActive": ("False", Reason.PINNED), "Ready": ("True", Reason.AS_EXPECTED)},
+    ),
+    (
+        "at the maximum",
+        seen(decision=Hold(10, Reason.AT_MAXIMUM, "97 waiting ask for 10")),
+        {"ScalingActive": ("True", Reason.AT_MAXIMUM), "Ready": ("True", Reason.AS_EXPECTED)},
+    ),
+    (
+        "a canary",
+        seen(decision=ScaleOut(1, 9, Reason.CANARY, "9 wanted")),
+        {"ScalingActive": ("True", Reason.CANARY)},
+    ),
+    (
+        "a worker that cannot be asked",
+        seen(decision=Hold(0, Reason.RETIRE_UNREACHABLE, "p does not answer")),
+        {"ScalingActive": ("False", Reason.RETIRE_UNREACHABLE), "Ready": ("True", Reason.AS_EXPECTED)},
+    ),
+    (
+        "polled although Push is wanted",
+        seen(doorbell=Unknown(Reason.DOORBELL_UNAVAILABLE, "no read permission")),
+        {"DepthKnown": ("True", Reason.DOORBELL_UNAVAILABLE), "Ready": ("True", Reason.AS_EXPECTED)},
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_conditions(given: Seen, expected: dict[str, tuple[str, Reason]]) -> None:
+    found = conditions(workqueue(), given)
+    assert list(found) == list(ConditionType)
+    assert {
+        kind: (found[ConditionType(kind)].status, found[ConditionType(kind)].reason) for kind in expected
+    } == (expected)
+    assert all(finding.message for finding in found.values())
+
+
+def test_suspended() -> None:
+    suspended = seen(depth=None, decision=Hold(None, Reason.SUSPENDED, "spec.suspend is true."))
+    found = conditions(workqueue(suspend=True), suspended)
+    assert found[ConditionType.READY].reason is Reason.SUSPENDED
+    assert found[ConditionType.SCALING_ACTIVE].status == "False"
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (Hold(10, Reason.AT_MAXIMUM, "97 waiting"), Hold(10, Reason.AT_MAXIMUM, "98 waiting")),
+        (Hold(3, Reason.WITHIN_BOUNDS, "3 waiting"), Hold(4, Reason.WITHIN_BOUNDS, "4 waiting")),
+        (Retire(1, 1, True, Reason.SURPLUS, "1 in handlers"), ScaleOut(5, 5, Reason.BACKLOG, "50 waiting")),
+    ],
+    ids=["at the maximum", "within bounds", "in and out"],
+)
+def test_a_busy_queue_does_not_rewrite_its_conditions(one: Any, two: Any) -> None:
+    """Numbers stand in fields of their own."""
+    first, second = (
+        conditions(workqueue(), seen(depth=Depth(depth, depth, 1), decision=decision))
+        for depth, decision in ((3, one), (4, two))
+    )
+    assert first == second
+
+
+# -- numbers
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, 0),
+        (99, 99),
+        (100, 100),
+        (101, 100),
+        (149, 150),
+        (1234, 1200),
+        (1250, 1200),
+        (99_499, 99_000),
+        (99_500, 100_000),
+        (1_000_000, 1_000_000),
+        (123_456_789_012_345_678, 120_000_000_000_000_000),
+    ],
+)
+def test_rounded(count: int, expected: int) -> None:
+    assert rounded(count) == expected
+
+
+def fields(given: Seen, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    made = workqueue(status=before, queue={"name": "jobs.v2"})
+    return status(made, given, conditions(made, given), NOW)
+
+
+def test_numbers_of_a_working_queue() -> None:
+    found = fields(
+        seen(
+            depth=Depth(1234, 3, 4),
+            deployment=deployment(5, 2),
+            dead_letters=7,
+            busy=2,
+            last_scale={"lastScaleTime": NOW, "lastScaleReason": "Backlog: x"},
+            proven_hash="h",
+        )
+    )
+    found.pop("conditions")
+    assert found == {
+        "observedGeneration": 3,
+        "queueName": "jobs.v2",
+        "selector": "workqueue.dev/workqueue=jobs",
+        "lastScaleTime": NOW,
+        "lastScaleReason": "Backlog: x",
+        "messages": 1200,
+        "consumers": 4,
+        "busyReplicas": 2,
+        "deadLetters": 7,
+        "replicas": 5,
+        "readyReplicas": 2,
+        "desiredReplicas": 5,
+        "workers": "2/5",
+        "provenTemplateHash": "h",
+    }
+
+
+def test_what_is_not_known_keeps_the_last_known_value_and_is_never_zero() -> None:
+    before = {
+        "messages": 40,
+        "consumers": 2,
+        "busyReplicas": 1,
+        "deadLetters": 3,
+        "replicas": 2,
+        "readyReplicas": 2,
+        "desiredReplicas": 2,
+        "provenTemplateHash": "h",
+    }
+    found = fields(seen(depth=AWAY, deployment=TAKEN, busy=None, dead_letters=None), before)
+    assert {key: found[key] for key in before} == before
+    assert found["workers"] == "2/2"
+
+
+def test_what_was_never_known_is_left_out() -> None:
+    found = fields(seen(depth=AWAY, deployment=None))
+    assert not {"messages", "consumers", "busyReplicas", "replicas", "workers"} & found.keys()
+
+
+def test_the_status_fits_the_model() -> None:
+    parsed = WorkQueueStatus.model_validate(fields(seen(depth=Depth(1, 0, 0), deployment=deployment(1))))
+    assert parsed.workers == "1/1"
+    assert [condition.type for condition in parsed.conditions] == [kind.value for kind in ConditionType]
+
+
+# -- times
+
+
+def ready(found: dict[str, Any]) -> dict[str, Any]:
+    return next(condition for condition in found["conditions"] if condition["type"] == "Ready")
+
+
+def known_as(status_: str, reason: str) -> dict[str, Any]:
+    return {
+        "conditions": [
+            {
+                "type": "Ready",
+                "status": status_,
+                "reason": reason,
+                "message": "before",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }
+        ]
+    }
+
+
+def test_a_condition_that_stays_keeps_its_time() -> None:
+    assert (
+        ready(fields(seen(), known_as("True", "AsExpected")))["lastTransitionTime"] == "2026-01-01T00:00:00Z"
+    )
+
+
+def test_another_reason_is_no_transition() -> None:
+    found = ready(fields(seen(depth=AWAY), known_as("False", "QueueConflict")))
+    assert found["lastTransitionTime"] == "2026-01-01T00:00:00Z"
+    assert found["reason"] == "BrokerUnreachable"
+
+
+def test_another_status_is() -> None:
+    assert ready(fields(seen(depth=AWAY), known_as("True", "AsExpected")))["lastTransitionTime"] == NOW
+
+
+def test_a_new_condition_gets_the_time_of_now() -> None:
+    found = fields(seen())
+    assert {condition["lastTransitionTime"] for condition in found["conditions"]} == {NOW}
+    assert {condition["observedGeneration"] for condition in found["conditions"]} == {3}

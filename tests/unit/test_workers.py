@@ -1,0 +1,207 @@
+"""What the workers' endpoints are asked, and what each answer, or none, means."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from workqueue_operator.observe import workers as module
+from workqueue_operator.observe.workers import Address, Answer, Workers, WorkerStatus
+from workqueue_worker import signing
+from workqueue_worker.signing import Purpose, Verdict
+
+KEY = b"password"
+STATUS = {
+    "slots": 4,
+    "busy": 1,
+    "consuming": True,
+    "retired": False,
+    "handled": 10,
+    "meanHandlerSeconds": 2.0,
+    "recentHandlerSeconds": 1.5,
+    "arrivalPerSecond": 0.5,
+    "connected": True,
+    "lastError": None,
+    "uptimeSeconds": 60.0,
+    "version": "1",
+}
+
+
+class Endpoint:
+    """The worker's side of the contract, for a pod with the uid `uid-a`."""
+
+    def __init__(self) -> None:
+        self.status: Any = STATUS
+        self.retire_status = 200
+        self.verdicts: list[Verdict] = []
+        self.port = 0
+        self.hang = asyncio.Event()
+        self.hang.set()
+
+    async def on_status(self, _: web.Request) -> web.Response:
+        await self.hang.wait()
+        if isinstance(self.status, int):
+            return web.Response(status=self.status, headers={"Location": "/retire"})
+        return web.json_response(self.status)
+
+    async def on_retire(self, request: web.Request) -> web.Response:
+        purpose = Purpose.RETIRE if request.method == "POST" else Purpose.RESUME
+        verdict = signing.verify(request.headers.get(signing.HEADER), purpose, "uid-a", KEY, time.time())
+        self.verdicts.append(verdict)
+        status = self.retire_status if verdict is Verdict.GOOD else 401
+        return web.json_response({}, status=status)
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[Endpoint]:
+    made = Endpoint()
+    app = web.Application()
+    app.router.add_get("/status", made.on_status)
+    app.router.add_post("/retire", made.on_retire)
+    app.router.add_delete("/retire", made.on_retire)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    made.port = runner.addresses[0][1]
+    yield made
+    made.hang.set()
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def workers(endpoint: Endpoint) -> AsyncIterator[Workers]:
+    made = Workers(endpoint.port)
+    yield made
+    await made.close()
+
+
+A = Address("a", "uid-a", "127.0.0.1")
+NOBODY = Address("nobody", "uid-n", "127.0.0.2")
+
+
+async def test_a_worker_tells_its_state(workers: Workers) -> None:
+    assert await workers.statuses([A]) == {"a": WorkerStatus(4, 1, True, 1.5, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"recentHandlerSeconds": None}, WorkerStatus(4, 1, True, 2.0, 0.5)),
+        (
+            {"recentHandlerSeconds": None, "meanHandlerSeconds": None, "arrivalPerSecond": None},
+            WorkerStatus(4, 1, True, None, 0.0),
+        ),
+        ({"recentHandlerSeconds": 0.0}, WorkerStatus(4, 1, True, 0.0, 0.5)),
+    ],
+    ids=["nothing lately: the mean of all", "nothing at all yet", "a handler that takes no time"],
+)
+async def test_what_is_not_measured_yet(
+    endpoint: Endpoint, workers: Workers, changes: dict[str, Any], expected: WorkerStatus
+) -> None:
+    endpoint.status = {**STATUS, **changes}
+    assert await workers.statuses([A]) == {"a": expected}
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        503,
+        302,
+        [],
+        "busy",
+        {},
+        {**STATUS, "busy": None},
+        {**STATUS, "busy": -1},
+        {**STATUS, "arrivalPerSecond": float("inf")},
+        {**STATUS, "recentHandlerSeconds": float("nan")},
+        {**STATUS, "recentHandlerSeconds": "long"},
+    ],
+    ids=[
+        "an error",
+        "a redirect, which is not followed",
+        "a list",
+        "a string",
+        "an empty object",
+        "a number that is none",
+        "a number below zero",
+        "a number without end",
+        "a number that is not one",
+        "a time that is none",
+    ],
+)
+async def test_an_answer_that_cannot_be_read_is_none(
+    endpoint: Endpoint, workers: Workers, status: Any
+) -> None:
+    endpoint.status = status
+    assert await workers.statuses([A]) == {}
+
+
+async def test_who_does_not_answer_is_left_out_and_delays_nobody_for_long(
+    endpoint: Endpoint, workers: Workers
+) -> None:
+    no_address = Address("new", "uid-new", "")
+    assert list(await workers.statuses([A, NOBODY, no_address])) == ["a"]
+
+
+async def test_a_worker_that_hangs_is_given_up(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT", aiohttp.ClientTimeout(total=0.1))
+    made = Workers(endpoint.port)
+    endpoint.hang.clear()
+    async with asyncio.timeout(2):
+        assert await made.statuses([A]) == {}
+    await made.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (200, Answer.RETIRED),
+        (409, Answer.BUSY),
+        (401, Answer.REFUSED),
+        (404, Answer.REFUSED),
+        (500, Answer.REFUSED),
+    ],
+)
+async def test_only_a_plain_yes_means_retired(
+    endpoint: Endpoint, workers: Workers, status: int, answer: Answer
+) -> None:
+    endpoint.retire_status = status
+    assert await workers.retire([A], KEY) == {"a": answer}
+    assert endpoint.verdicts == [Verdict.GOOD]
+
+
+async def test_a_signature_for_another_pod_or_with_another_key_is_refused(
+    endpoint: Endpoint, workers: Workers
+) -> None:
+    """As when a pod's address has been given to another one meanwhile, or a password is being rotated."""
+    assert await workers.retire([Address("a", "uid-b", "127.0.0.1")], KEY) == {"a": Answer.REFUSED}
+    assert await workers.retire([A], b"other") == {"a": Answer.REFUSED}
+    assert endpoint.verdicts == [Verdict.WRONG, Verdict.WRONG]
+
+
+async def test_who_cannot_be_asked_is_unreachable(workers: Workers) -> None:
+    assert await workers.retire([A, NOBODY], KEY) == {"a": Answer.RETIRED, "nobody": Answer.UNREACHABLE}
+
+
+async def test_resuming_is_signed_for_its_own_purpose_and_never_fails(
+    endpoint: Endpoint, workers: Workers
+) -> None:
+    await workers.resume([A, NOBODY], KEY)
+    assert endpoint.verdicts == [Verdict.GOOD]
+
+
+async def test_an_ipv6_address() -> None:
+    made = Workers(8090)
+    assert made._url(Address("a", "u", "fd00::1"), "/status") == "http://[fd00::1]:8090/status"
+    await made.close()
+
+
+async def test_many_workers_are_asked_over_few_connections(workers: Workers, endpoint: Endpoint) -> None:
+    addresses = [Address(f"w{number}", "uid-a", "127.0.0.1") for number in range(100)]
+    assert len(await workers.statuses(addresses)) == 100
