@@ -1,7 +1,5 @@
 """`workqueue dead`, `peek` and `stats`, as people run them."""
 
-# ruff: noqa: E501 - a table reads best with a row a line
-
 import os
 import signal
 import subprocess

@@ -181,6 +181,10 @@ class Session:
             _fail(answer, sentence)
 
         def begin() -> None:
+            # Never on a new channel: what was taken on the old one is not ours any more.
+            if self._lost:
+                _fail(answer, self._lost)
+                return
             try:
                 if keep_channel and self._channel is not None:
                     ask(self._channel, answer)
