@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import yaml
 
-from hack import reference, values
+from hack import conditions, reference, values
 from hack.cluster import toolchain
 from workqueue_operator import crd
 from workqueue_worker import __version__
@@ -138,6 +138,7 @@ def _pod_labels(made: dict[str, Any]) -> dict[str, str]:
 FILES: Final = (
     Generated(ROOT / "manifests" / "crd" / "workqueues.yaml", crd.text),
     Generated(ROOT / "docs" / "reference.md", reference.page),
+    Generated(ROOT / "docs" / "conditions.md", conditions.page),
     Generated(CHART / "Chart.yaml", chart_yaml),
     Generated(CHART / "values.schema.json", values_schema),
     Generated(CHART / "README.md", chart_readme),
