@@ -242,12 +242,5 @@ def page() -> str:
     for title, group in _GROUPS:
         lines += ["", f"## {title}"]
         for reason, (shows, meaning) in group.items():
-            lines += [
-                "",
-                f"### {reason}",
-                "",
-                f"*{shows}.* {meaning}",
-                "",
-                f"To do: {_lowered(ADVICE[reason])}",
-            ]
+            lines += ["", f"### {reason}", "", f"*{shows}.* {meaning}", "", ADVICE[reason]]
     return "\n".join(lines) + "\n"
