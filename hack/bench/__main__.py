@@ -1,0 +1,82 @@
+"""The command line: `python -m hack.bench`. Exit code 0 when everything was measured, goals met or not."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Final
+
+from hack.bench import figures, report
+from hack.bench.errors import BenchError
+from hack.bench.figures import Extent, Row
+from hack.bench.probe import Probe
+from hack.bench.site import Site
+from hack.cluster.checkout import CHECKOUT
+from hack.cluster.console import say, step
+from hack.cluster.errors import ClusterError
+from hack.image import DEFAULT_TAG
+
+FULL: Final = Extent()
+QUICK: Final = Extent(wakes=20, acks=5, ladders=1, rest_seconds=20.0)
+FIGURES: Final = ("wake", "rest", "restart", "ack", "ladder")
+INTERRUPTED: Final = 130
+
+
+def main() -> int:
+    """Measure, show and write."""
+    parser = argparse.ArgumentParser(prog="python -m hack.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer samples and 200 WorkQueues at most")
+    parser.add_argument("--counts", type=_counts, help="numbers of WorkQueues (1,100,1000)")
+    parser.add_argument("--only", type=_figures, default=FIGURES, help=f"of {','.join(FIGURES)}")
+    parser.add_argument("--image", default=DEFAULT_TAG, help="image of operator and worker (%(default)s)")
+    parser.add_argument("--output", type=Path, default=CHECKOUT / "docs/benchmarks", metavar="FOLDER")
+    parser.add_argument("--name", help="of the files (operator, or operator-quick)")
+    arguments = parser.parse_args()
+    counts = arguments.counts or ([1, 200] if arguments.quick else [1, 100, 1000])
+    rows: list[Row] = []
+    try:
+        place = Site(arguments.image)
+        with place.made():
+            where = report.surroundings(place)
+            _measure(place, QUICK if arguments.quick else FULL, counts, arguments.only, rows)
+    except (BenchError, ClusterError) as error:
+        say(str(error))
+        report.show(rows)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    report.show(rows)
+    name = arguments.name or ("operator-quick" if arguments.quick else "operator")
+    report.write(arguments.output, name, where, rows)
+    return 0
+
+
+def _measure(place: Site, extent: Extent, counts: list[int], only: tuple[str, ...], rows: list[Row]) -> None:
+    with Probe(place) as probe:
+        for name, figure in (("ack", figures.first_ack), ("ladder", figures.ladder)):
+            if name in only:
+                with step(f"Measuring: {name}"):
+                    rows += figure(probe, place, extent)
+        for count in counts:
+            if set(only) & {"wake", "rest", "restart"}:
+                with step(f"Measuring: {count:,} WorkQueues"):
+                    rows += figures.storm(probe, place, count, only.__contains__, extent)
+
+
+def _counts(text: str) -> list[int]:
+    counts = [int(number) for number in text.split(",")]
+    if min(counts) < 1:
+        raise ValueError
+    return counts
+
+
+def _figures(text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    if not set(chosen) <= set(FIGURES):
+        raise argparse.ArgumentTypeError(f"choose of {','.join(FIGURES)}")
+    return chosen
+
+
+if __name__ == "__main__":
+    sys.exit(main())

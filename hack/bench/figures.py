@@ -1,0 +1,354 @@
+"""The figures: how each is measured, what its goal is, and what it is compared with.
+
+Place in the flow: each function asks the probe for samples and makes rows of them. Between its samples a
+figure gives the cluster time to come to rest; no sample is left out.
+
+Queues that are only woken have workers that no node takes (a node selector that matches nothing): the count
+is written and pods are made, but no container starts, so that 1,000 of them fit on a laptop and what starting
+containers costs does not get into the time that the operator needs. The figures with running workers have one
+WorkQueue with a handler that does nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from hack.bench import site
+from hack.bench.probe import Probe
+from hack.bench.site import Site
+
+Object = dict[str, Any]
+
+BACKLOG: Final = 20
+RUNNING: Final = 2
+HANDLER_SECONDS: Final = 4.0
+MIB: Final = 2**20
+TICKS: Final = 100
+STEPS: Final = ("written", "created", "scheduled", "process", "loaded", "connected", "handled", "acked")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        figure: what was measured.
+        goal: what it should be, in words; empty where there is no goal.
+        result: what it was, in words.
+        met: whether the goal was met, None where there is none.
+        peer: the best-known peer's figure, as measured on the same kind of machine.
+        raw: the samples and numbers, for the machine-readable results.
+        load: the machine's load average over one minute, at the end.
+    """
+
+    figure: str
+    result: str
+    goal: str = ""
+    met: bool | None = None
+    peer: str = ""
+    raw: Object = field(default_factory=dict)
+    load: float = field(default_factory=lambda: float(Path("/proc/loadavg").read_text().split()[0]))
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured.
+
+    Attributes:
+        wakes: samples of the wake for each number of WorkQueues.
+        acks: samples with a real worker.
+        ladders: samples of a backlog from 0 and on running workers.
+        rest_seconds: length of the window at rest.
+    """
+
+    wakes: int = 100
+    acks: int = 20
+    ladders: int = 8
+    rest_seconds: float = 60.0
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """The smallest sample that at least this share of all samples does not exceed."""
+    ordered = sorted(samples)
+    return ordered[max(0, -(-len(ordered) * round(share * 1000) // 1000) - 1)]
+
+
+def names(count: int) -> list[str]:
+    """The names of so many WorkQueues."""
+    return [f"bench-{number:05d}" for number in range(count)]
+
+
+def asleep_spec(image: str) -> Object:
+    """A WorkQueue whose pods no node takes."""
+    return {
+        "connectionSecretRef": {"name": site.SECRET},
+        "worker": {
+            "image": image,
+            "handler": {"python": "handlers:noop"},
+            "nodeSelector": {"workqueue.dev/bench": "nowhere"},
+        },
+        "scaling": {"scaleInDelaySeconds": 0},
+    }
+
+
+def running_spec(image: str, handler: str) -> Object:
+    """A WorkQueue whose workers run."""
+    return {
+        "connectionSecretRef": {"name": site.SECRET},
+        "worker": {
+            "image": image,
+            "imagePullPolicy": "IfNotPresent",
+            "handler": {"python": f"handlers:{handler}"},
+            "env": [{"name": "PYTHONPATH", "value": "/bench"}],
+            "volumes": [{"name": "sources", "configMap": {"name": "sources"}}],
+            "volumeMounts": [{"name": "sources", "mountPath": "/bench", "readOnly": True}],
+            "timeoutSeconds": 30,
+        },
+        "scaling": {"maxReplicas": BACKLOG, "messagesPerReplica": 1, "scaleInDelaySeconds": 0},
+    }
+
+
+# -- the figures -------------------------------------------------------------------------------------
+
+
+def wake(probe: Probe, count: int, extent: Extent) -> list[Row]:
+    """Publish of one message at 0 replicas to replicas written."""
+    if count == 1:
+        chosen, again = names(1) * extent.wakes, True
+    else:
+        chosen, again = random.sample(names(count), min(extent.wakes, count)), False
+    before = probe.ask("metrics")
+    samples = probe.ask("wake", names=chosen, pause=[0.05, 0.3], again=again)
+    after = probe.ask("metrics")
+    p50, p99 = percentile(samples, 0.5), percentile(samples, 0.99)
+    own = _difference(before, after, "workqueue_wake_seconds")
+    if again:
+        probe.ask("wait_asleep", names=names(1), seconds=60)
+    return [
+        Row(
+            f"wake, {_workqueues(count)}: publish of one message at 0 replicas to replicas written",
+            f"min {_ms(min(samples))}, p50 {_ms(p50)}, p99 {_ms(p99)} (n={len(samples)}); "
+            f"of it ring to written, mean {_ms(own)}",
+            "p50 <= 15 ms, p99 <= 50 ms",
+            p50 <= 0.015 and p99 <= 0.050,
+            _PEER_WAKE.get(count, ""),
+            {"seconds": samples, "ring_to_written_mean_seconds": own},
+        )
+    ]
+
+
+_PEER_WAKE: Final = {
+    1: "KEDA, defaults: mean 12.8 s, max 29.9 s; polling each second: median 0.60 s, max 0.91 s",
+    100: "KEDA, polling each second: median 0.82 s, max 0.99 s",
+    1000: "KEDA, polling each second: median 0.61 s, max 1.0 s",
+}
+
+
+def first_ack(probe: Probe, place: Site, extent: Extent) -> list[Row]:
+    """Publish of one message at 0 replicas to its ack, by a real worker."""
+    with _WorkQueues(probe, ["bench-noop"], running_spec(place.image, "noop")):
+        samples = [probe.ask("first_ack", name="bench-noop") for _ in range(extent.acks)]
+    acked = [sample["acked"] for sample in samples]
+    medians = {step: statistics.median(sample[step] for sample in samples) for step in STEPS}
+    p50 = percentile(acked, 0.5)
+    return [
+        Row(
+            "publish of one message at 0 replicas to its ack, image present, handler that does nothing",
+            f"min {_ms(min(acked))}, p50 {_ms(p50)}, max {_ms(max(acked))} (n={len(acked)}); medians: "
+            + ", ".join(f"{step} {_ms(medians[step])}" for step in STEPS),
+            "p50 <= 0.75 s",
+            p50 <= 0.75,
+            "KEDA's wake, and the same start of a pod",
+            {"samples": samples},
+        )
+    ]
+
+
+def ladder(probe: Probe, place: Site, extent: Extent) -> list[Row]:
+    """A backlog that needs 20 workers, from 0 and on 2 that run."""
+    name, body = "bench-ladder", str(HANDLER_SECONDS)
+    from_zero, running = [], []
+    with _WorkQueues(probe, [name], running_spec(place.image, "slow")):
+        # A template that never had a Ready pod is tried with one pod first.
+        probe.ask("burst", name=name, count=1, body="0", target=1, seconds=30)
+        probe.ask("wait_ready_pods", name=name, count=1, seconds=60)
+        for _ in range(extent.ladders):
+            probe.ask("wait_asleep", names=[name], seconds=180)
+            from_zero.append(
+                probe.ask("burst", name=name, count=BACKLOG, body=body, target=BACKLOG, seconds=60)
+            )
+            probe.ask("purge", name=name)
+            probe.ask("wait_asleep", names=[name], seconds=180)
+            probe.ask("burst", name=name, count=RUNNING, body=body, target=RUNNING, seconds=60)
+            probe.ask("wait_ready_pods", name=name, count=RUNNING, seconds=60)
+            time.sleep(random.uniform(0.5, 1.5))
+            more = BACKLOG - RUNNING
+            running.append(probe.ask("burst", name=name, count=more, body=body, target=BACKLOG, seconds=60))
+            probe.ask("purge", name=name)
+        probe.ask("wait_asleep", names=[name], seconds=180)
+    first, second = ([sample["writes"][-1][0] for sample in found] for found in (from_zero, running))
+    writes = [[count for _, count in sample["writes"]] for sample in from_zero]
+    one_write = all(len(found) == 1 for found in writes)
+    steps = [[count for _, count in sample["writes"]] for sample in running]
+    return [
+        Row(
+            f"backlog at 0 replicas that needs {BACKLOG}, to that count written",
+            f"{_spread(first)}; writes {writes[0] if one_write else writes}",
+            "one write; p99 <= 0.3 s",
+            one_write and max(first) <= 0.3,
+            "KEDA and HPA, polling each second: 48 s, five steps",
+            {"samples": from_zero},
+        ),
+        Row(
+            f"backlog on {RUNNING} running workers that needs {BACKLOG}, to that count written",
+            f"{_spread(second)}; most writes {max(map(len, steps))}",
+            "p99 <= 0.7 s",
+            max(second) <= 0.7,
+            "HPA: looks each 15 s",
+            {"samples": running},
+        ),
+    ]
+
+
+def rest(probe: Probe, place: Site, count: int, extent: Extent) -> list[Row]:
+    """What it costs that nothing happens."""
+    time.sleep(10)
+    before, requests, begun = probe.ask("metrics"), _api_requests(probe), time.monotonic()
+    time.sleep(extent.rest_seconds)
+    after, requests_after, seconds = probe.ask("metrics"), _api_requests(probe), time.monotonic() - begun
+    memory = after["process_resident_memory_bytes"] / MIB
+    cores = (after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]) / seconds
+    own = (after["workqueue_api_requests"] - before["workqueue_api_requests"]) * 60 / seconds
+    served = (requests_after - requests) * 60 / seconds
+    listed = place.rabbitmq("list_connections", "client_properties")
+    connections = sum("workqueue-operator" in line for line in listed.splitlines())
+    raw = {
+        "resident_mib": memory,
+        "cores": cores,
+        "connections": connections,
+        "api_requests_per_minute": own,
+        "api_requests_per_minute_seen_by_the_server": served,
+        "seconds": seconds,
+        "operator": {key: value for key, value in after.items() if "workqueue=" not in key},
+    }
+    return [
+        Row(
+            f"at rest, {_workqueues(count)}, {seconds:.0f} s",
+            f"{memory:.0f} MiB, {cores:.3f} core, {connections} connection, {served:.0f} API requests a minute "
+            "(counted by the server, Lease and new watches included)",
+            "<= 100 MiB, <= 0.02 core, 1 connection, < 30 requests",
+            memory <= 100 and cores <= 0.02 and connections == 1 and served < 30,
+            "KEDA, polling each second: 263 MiB and a second process with 100 MiB, at most 0.26 core, 1,000 "
+            "connections"
+            if count == 1000
+            else "",
+            raw,
+        )
+    ]
+
+
+def created(probe: Probe, count: int, answer: Object) -> list[Row]:
+    """WorkQueues created at once, to all Ready."""
+    bells = probe.ask("wait_bells", bells=count, seconds=120)
+    after = probe.ask("metrics")
+    cost = {
+        metric: after[name] - answer["before"][name]
+        for metric, name in (("cpu", "process_cpu_seconds_total"), ("requests", "workqueue_api_requests"))
+    }
+    return [
+        Row(
+            f"{_workqueues(count)} created at once, to all Ready",
+            f"{answer['all']:.1f} s (the API server had taken the last after {answer['posted']:.1f} s; half were "
+            f"Ready after {answer['half']:.1f} s; all bells hung {bells:.1f} s after that); for each of them "
+            f"{cost['requests'] / count:.1f} API requests and {_ms(cost['cpu'] / count)} of the operator's processor time",
+            "<= 60 s" if count == 1000 else "",
+            answer["all"] <= 60 if count == 1000 else None,
+            "KEDA: about 500 s" if count == 1000 else "",
+            {**answer, "bells": bells, "cost": cost, "before": None},
+        )
+    ]
+
+
+def restart(probe: Probe, place: Site, count: int) -> list[Row]:
+    """The operator's pod is deleted; until its successor has hung all bells."""
+    answer = probe.ask("restart", bells=count, seconds=120)
+    stat = place.operator_pod(answer["pod"], "cat", "/proc/1/stat")
+    process = int(stat.rpartition(")")[2].split()[19]) / TICKS - answer["begun_at"]
+    after_start = answer["hung"] - process
+    return [
+        Row(
+            f"operator restarted with {_workqueues(count)}, to all bells hung",
+            f"{after_start:.1f} s after its process began; {answer['hung']:.1f} s after the old pod was told to go",
+            "<= 5 s",
+            after_start <= 5,
+            "KEDA: 3 of 10 queues woke within 160 s" if count == 1000 else "",
+            {**answer, "process": process},
+        )
+    ]
+
+
+def storm(probe: Probe, place: Site, count: int, wanted: Callable[[str], bool], extent: Extent) -> list[Row]:
+    """All figures of one number of WorkQueues, which are made for it and deleted afterwards."""
+    rows: list[Row] = []
+    spec, chosen = asleep_spec(place.image), names(count)
+    before = probe.ask("metrics")
+    work = _WorkQueues(probe, chosen, spec)
+    with work:
+        rows += created(probe, count, {**work.answer, "before": before})
+        if wanted("wake"):
+            rows += wake(probe, count, extent)
+        if wanted("rest"):
+            rows += rest(probe, place, count, extent)
+        if wanted("restart"):
+            rows += restart(probe, place, count)
+    return rows
+
+
+class _WorkQueues:
+    """WorkQueues that are there within the context."""
+
+    def __init__(self, probe: Probe, chosen: list[str], spec: Object) -> None:
+        self._probe = probe
+        self._names = chosen
+        self._spec = spec
+        self.answer: Object = {}
+
+    def __enter__(self) -> None:
+        self.answer = self._probe.ask("create", names=self._names, spec=self._spec, seconds=600)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._probe.ask("delete", names=self._names, seconds=600)
+
+
+def _api_requests(probe: Probe) -> float:
+    return float(probe.ask("api_requests", schema=site.FLOW_SCHEMA))
+
+
+def _difference(before: Object, after: Object, histogram: str) -> float:
+    """The mean of what a histogram got between two looks; not a number when it got nothing."""
+    total, count = (
+        after[f"{histogram}_{part}"] - before.get(f"{histogram}_{part}", 0.0) for part in ("sum", "count")
+    )
+    return total / count if count else float("nan")
+
+
+def _workqueues(count: int) -> str:
+    return "1 WorkQueue" if count == 1 else f"{count:,} WorkQueues"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.0995 else f"{seconds * 1000:.1f} ms"
+
+
+def _spread(samples: Sequence[float]) -> str:
+    return (
+        f"min {_ms(min(samples))}, p50 {_ms(percentile(samples, 0.5))}, max {_ms(max(samples))} "
+        f"(n={len(samples)})"
+    )

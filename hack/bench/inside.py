@@ -1,0 +1,450 @@
+"""The probe: runs in a pod of the cluster, publishes, and watches what comes of it, all on one clock.
+
+Place in the flow: `probe` starts it with `kubectl exec` and sends it one JSON command a line; it answers with
+one JSON line each. It needs only what the project's image has: pika and the standard library. Times are
+seconds on the monotonic clock of the boot (the same in every pod of a node), durations are in seconds.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import ssl
+import sys
+import threading
+import time
+import traceback
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pika
+
+Object = dict[str, Any]
+
+ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+HOST: Final = "kubernetes.default.svc"
+WORKQUEUES: Final = "/apis/workqueue.dev/v1alpha1/namespaces/{}/workqueues"
+DEPLOYMENTS: Final = "/apis/apps/v1/namespaces/{}/deployments"
+PODS: Final = "/api/v1/namespaces/{}/pods"
+THREADS: Final = 8
+LOOK_SECONDS: Final = 0.02
+
+
+def now() -> float:
+    """The clock of every figure."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Api:
+    """The API server, over one connection for each thread."""
+
+    def __init__(self) -> None:
+        self._context = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
+        self._context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        self._local = threading.local()
+
+    def connect(self, timeout: float) -> http.client.HTTPSConnection:
+        """A connection of its own."""
+        return http.client.HTTPSConnection(HOST, timeout=timeout, context=self._context)
+
+    def call(self, method: str, path: str, body: Object | None = None) -> Object:
+        """One request; raises RuntimeError with the answer when it was refused."""
+        if not hasattr(self._local, "connection"):
+            self._local.connection = self.connect(60)
+        connection = self._local.connection
+        connection.request(method, path, json.dumps(body) if body is not None else None, self.headers())
+        response = connection.getresponse()
+        text = response.read()
+        if response.status >= http.HTTPStatus.BAD_REQUEST:
+            raise RuntimeError(f"{method} {path}: {response.status} {text[:500]!r}")
+        answer: Object = json.loads(text)
+        return answer
+
+    def text(self, path: str) -> str:
+        """GET something that is not JSON."""
+        connection = self.connect(30)
+        connection.request("GET", path, headers=self.headers())
+        text = connection.getresponse().read().decode()
+        connection.close()
+        return text
+
+    @staticmethod
+    def headers() -> dict[str, str]:
+        """With the token as it is now."""
+        return {
+            "Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}",
+            "Content-Type": "application/json",
+        }
+
+
+class Watch:
+    """Follows one kind of object in a thread: the latest of each name, and what `take` keeps of each event."""
+
+    def __init__(self, api: Api, path: str, take: Callable[[float, str, Object], None]) -> None:
+        self._api = api
+        self._path = path
+        self._take = take
+        self.objects: dict[str, Object] = {}
+        threading.Thread(target=self._run, name=path, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            connection = self._api.connect(3600)
+            connection.request(
+                "GET", f"{self._path}?watch=1&timeoutSeconds=3600", headers=self._api.headers()
+            )
+            response = connection.getresponse()
+            while line := response.readline():
+                at = now()
+                self._event(at, json.loads(line))
+            connection.close()
+
+    def _event(self, at: float, event: Object) -> None:
+        if event["type"] not in {"ADDED", "MODIFIED", "DELETED"}:
+            return
+        body = event["object"]
+        name = body["metadata"]["name"]
+        self._take(at, event["type"], body)
+        if event["type"] == "DELETED":
+            self.objects.pop(name, None)
+        else:
+            self.objects[name] = body
+
+
+class Probe:
+    """The commands, each a method whose name starts with `do_`."""
+
+    def __init__(self, namespace: str, system: str, amqp: Object) -> None:
+        self._namespace = namespace
+        self._system = system
+        self._api = Api()
+        self._writes: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        self._ready: dict[str, float] = {}
+        self._pods: dict[str, list[Object]] = defaultdict(list)
+        self._deployments = Watch(self._api, DEPLOYMENTS.format(namespace), self._on_deployment)
+        self._workqueues = Watch(self._api, WORKQUEUES.format(namespace), self._on_workqueue)
+        self._pod_watch = Watch(self._api, PODS.format(namespace), self._on_pod)
+        credentials = pika.PlainCredentials(amqp["username"], amqp["password"])
+        parameters = pika.ConnectionParameters(amqp["host"], credentials=credentials, heartbeat=0)
+        self._channel = pika.BlockingConnection(parameters).channel()
+        self._channel.confirm_delivery()
+
+    # -- what the watches keep -----------------------------------------------------------------------
+
+    def _on_deployment(self, at: float, event: str, body: Object) -> None:
+        name = body["metadata"]["name"]
+        if event == "DELETED":
+            self._writes.pop(name, None)
+            return
+        replicas, known = body["spec"].get("replicas", 1), self._writes[name]
+        if not known or known[-1][1] != replicas:
+            known.append((at, replicas))
+
+    def _on_workqueue(self, at: float, event: str, body: Object) -> None:
+        name = body["metadata"]["name"]
+        conditions = {c["type"]: c["status"] for c in body.get("status", {}).get("conditions", [])}
+        if event == "DELETED" or conditions.get("Ready") != "True":
+            self._ready.pop(name, None)
+        else:
+            self._ready.setdefault(name, at)
+
+    def _on_pod(self, at: float, event: str, body: Object) -> None:
+        workqueue = body["metadata"].get("labels", {}).get("workqueue.dev/workqueue")
+        if workqueue:
+            status = body.get("status", {})
+            conditions = {c["type"]: c["status"] for c in status.get("conditions", [])}
+            step = {
+                "at": at,
+                "event": event,
+                "pod": body["metadata"]["name"],
+                "scheduled": bool(body["spec"].get("nodeName")),
+                "ready": conditions.get("Ready") == "True",
+            }
+            self._pods[workqueue].append(step)
+
+    # -- helpers -------------------------------------------------------------------------------------
+
+    def _replicas(self, queue: str) -> int:
+        body = self._deployments.objects.get(f"{queue}-worker")
+        return -1 if body is None else int(body["spec"].get("replicas", 1))
+
+    def _asleep(self, queue: str) -> bool:
+        """No replica, no pod, and the operator listens."""
+        pods = any(
+            body["metadata"].get("labels", {}).get("workqueue.dev/workqueue") == queue
+            for body in list(self._pod_watch.objects.values())
+        )
+        if self._replicas(queue) != 0 or pods:
+            return False
+        answer = self._channel.queue_declare(queue, passive=True).method
+        return bool(answer.consumer_count == 1 and answer.message_count == 0)
+
+    def _wait_asleep(self, queue: str, seconds: float) -> None:
+        _until(lambda: self._asleep(queue), seconds, f"{queue} is asleep")
+
+    def _publish(self, queue: str, count: int = 1, body: bytes = b"x" * 100) -> tuple[float, float]:
+        """Publish persistent, confirmed messages; when it began and when the last was confirmed."""
+        begun = now()
+        for _ in range(count):
+            self._channel.basic_publish(
+                "", queue, body, pika.BasicProperties(delivery_mode=2), mandatory=True
+            )
+        return begun, now()
+
+    def _changes(self, queue: str, since: float) -> list[tuple[float, int]]:
+        known = self._writes.get(f"{queue}-worker", [])
+        return [(at - since, replicas) for at, replicas in list(known) if at >= since]
+
+    def _wait_replicas(self, queue: str, since: float, least: int, seconds: float) -> float:
+        def reached() -> float | None:
+            return next((after for after, count in self._changes(queue, since) if count >= least), None)
+
+        return float(_until(reached, seconds, f"{queue} has {least} replicas", pause=0.002))
+
+    # -- commands ------------------------------------------------------------------------------------
+
+    def do_create(self, names: list[str], spec: Object, seconds: float) -> Object:
+        """Create WorkQueues as fast as the API server takes them, and wait until all say Ready."""
+        path = WORKQUEUES.format(self._namespace)
+        bodies = [
+            {
+                "apiVersion": "workqueue.dev/v1alpha1",
+                "kind": "WorkQueue",
+                "metadata": {"name": name},
+                "spec": spec,
+            }
+            for name in names
+        ]
+        begun = now()
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda body: self._api.call("POST", path, body), bodies))
+        posted = now() - begun
+
+        def all_ready() -> bool:
+            return all(name in self._ready for name in names)
+
+        _until(all_ready, seconds, f"all {len(names)} WorkQueues are Ready", pause=0.1)
+        ready = sorted(self._ready[name] - begun for name in names)
+        return {"posted": posted, "first": ready[0], "half": ready[len(ready) // 2], "all": ready[-1]}
+
+    def do_delete(self, names: list[str], seconds: float) -> float:
+        """Delete WorkQueues, and wait until they and their Deployments are gone."""
+        path, begun = WORKQUEUES.format(self._namespace), now()
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda name: self._api.call("DELETE", f"{path}/{name}"), names))
+        gone = {f"{name}-worker" for name in names}
+        _until(lambda: not gone & self._deployments.objects.keys(), seconds, "the Deployments are gone")
+        for name in names:
+            for queue in (name, f"{name}.dead"):
+                self._channel.queue_delete(queue)
+        return now() - begun
+
+    def do_wait_asleep(self, names: list[str], seconds: float) -> float:
+        """Wait until every one of these has no replica and is listened to."""
+        begun = now()
+        for name in names:
+            self._wait_asleep(name, seconds)
+        return now() - begun
+
+    def do_wake(self, names: list[str], pause: list[float], again: bool) -> list[float]:
+        """One message on each of these idle queues in turn: from before the publish to replicas seen written.
+
+        Args:
+            pause: shortest and longest pause before a sample.
+            again: the same queue comes again, so that it must be asleep again first.
+        """
+        samples = []
+        for name in names:
+            self._wait_asleep(name, 60)
+            time.sleep(random.uniform(*pause))
+            begun, _ = self._publish(name)
+            samples.append(self._wait_replicas(name, begun, 1, 60))
+            self._channel.queue_purge(name)
+        if not again:
+            self.do_wait_asleep(names, 120)
+        return samples
+
+    def do_first_ack(self, name: str) -> Object:
+        """Two messages on an idle queue with one slot: the second comes when the broker has the first one's ack."""
+        self._wait_asleep(name, 90)
+        self._pods[name].clear()
+        wall = time.time() - now()
+        begun, _ = self._publish(name, 2)
+        written = self._wait_replicas(name, begun, 1, 60)
+        _until(lambda: any(step["ready"] for step in self._pods[name]), 60, f"a pod of {name} is Ready")
+        steps = list(self._pods[name])
+        pod = steps[0]["pod"]
+        said: dict[str, list[float]] = {}
+
+        def handled() -> bool:
+            said.clear()
+            said.update(self._said(pod, wall))
+            return len(said.get("handled", ())) >= 2
+
+        _until(handled, 60, f"{pod} has handled both", pause=0.2)
+        at = {
+            "written": begun + written,
+            "created": steps[0]["at"],
+            "scheduled": next(step["at"] for step in steps if step["scheduled"]),
+            "process": said["process"][0],
+            "loaded": said["loaded"][0],
+            "connected": said["connected"][0],
+            "handled": said["handled"][0],
+            "acked": said["handled"][1],
+        }
+        return {step: moment - begun for step, moment in at.items()}
+
+    def _said(self, pod: str, wall: float) -> dict[str, list[float]]:
+        """What the worker's log tells, by event; its own log lines have the wall clock."""
+        said: dict[str, list[float]] = defaultdict(list)
+        text = self._api.text(f"{PODS.format(self._namespace)}/{pod}/log?container=worker")
+        for line in text.splitlines():
+            entry = json.loads(line) if line.startswith("{") else {}
+            if "bench" in entry:
+                said[entry["bench"]].append(entry["at"])
+            elif entry.get("message") == "Connected to RabbitMQ.":
+                stamp = datetime.fromisoformat(entry["time"]).timestamp()
+                said["connected"].append(stamp - wall)
+        return said
+
+    def do_burst(self, name: str, count: int, body: str, target: int, seconds: float) -> Object:
+        """A backlog at once: when it was confirmed, and every count that was written until the target."""
+        begun, confirmed = self._publish(name, count, body.encode())
+        self._wait_replicas(name, begun, target, seconds)
+        return {"confirmed": confirmed - begun, "writes": self._changes(name, begun)}
+
+    def do_wait_ready_pods(self, name: str, count: int, seconds: float) -> float:
+        """Wait until so many pods are Ready."""
+        begun = now()
+
+        def ready() -> bool:
+            body = self._deployments.objects.get(f"{name}-worker", {})
+            return int(body.get("status", {}).get("readyReplicas", 0)) >= count
+
+        _until(ready, seconds, f"{count} pods of {name} are Ready")
+        return now() - begun
+
+    def do_counts(self, name: str) -> Object:
+        """What the broker says of a queue."""
+        answer = self._channel.queue_declare(name, passive=True).method
+        return {"messages": answer.message_count, "consumers": answer.consumer_count}
+
+    def do_purge(self, name: str) -> None:
+        """Remove the messages that wait."""
+        self._channel.queue_purge(name)
+
+    def do_metrics(self, pod: str | None = None) -> dict[str, float]:
+        """The operator's metrics, by name with labels."""
+        return _metrics(self._operator_address(pod))
+
+    def do_wait_bells(self, bells: int, seconds: float) -> float:
+        """Wait until so many bells hang."""
+        begun = now()
+        address = self._operator_address(None)
+        _until(lambda: _sum(_metrics(address), "workqueue_bells") >= bells, seconds, f"{bells} bells", 0.1)
+        return now() - begun
+
+    def do_api_requests(self, schema: str) -> float:
+        """What the API server counts as requests under a flow schema, watches beginning included."""
+        wanted = f'flow_schema="{schema}"'
+        lines = self._api.text("/metrics").splitlines()
+        counts = (
+            line for line in lines if line.startswith("apiserver_flowcontrol_dispatched_requests_total")
+        )
+        return sum(float(line.rsplit(" ", 1)[1]) for line in counts if wanted in line)
+
+    def do_restart(self, bells: int, seconds: float) -> Object:
+        """Delete the operator's pod, and wait until its successor has hung all bells."""
+        path = PODS.format(self._system)
+        (old,) = self._operators()
+        begun = now()
+        self._api.call("DELETE", f"{path}/{old['metadata']['name']}")
+
+        def successor() -> Object | None:
+            found = [
+                pod
+                for pod in self._operators()
+                if pod["metadata"]["uid"] != old["metadata"]["uid"] and pod.get("status", {}).get("podIP")
+            ]
+            return found[0] if found else None
+
+        new = _until(successor, seconds, "there is a new operator pod", pause=0.05)
+        seen = now() - begun
+        address = f"{new['status']['podIP']}:8080"
+        served: list[float] = []
+
+        def hung() -> bool:
+            try:
+                found = _metrics(address)
+            except OSError:
+                return False
+            served.append(now() - begun)
+            return _sum(found, "workqueue_bells") >= bells
+
+        _until(hung, seconds, f"{bells} bells hang", pause=0.05)
+        return {
+            "pod": new["metadata"]["name"],
+            "seen": seen,
+            "served": served[0],
+            "hung": served[-1],
+            "begun_at": begun,
+        }
+
+    def _operators(self) -> list[Object]:
+        path = PODS.format(self._system)
+        selector = "labelSelector=app.kubernetes.io/name%3Dworkqueue-operator"
+        pods: list[Object] = self._api.call("GET", f"{path}?{selector}")["items"]
+        return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+
+    def _operator_address(self, name: str | None) -> str:
+        pods = [pod for pod in self._operators() if name in {None, pod["metadata"]["name"]}]
+        return f"{pods[0]['status']['podIP']}:8080"
+
+
+def _metrics(address: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as response:
+        lines = response.read().decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+def _sum(metrics: dict[str, float], name: str) -> float:
+    return sum(value for key, value in metrics.items() if key.split("{", 1)[0] == name)
+
+
+def _until(condition: Callable[[], Any], seconds: float, what: str, pause: float = LOOK_SECONDS) -> Any:
+    """Ask until the answer is neither None nor False, and return it."""
+    deadline = now() + seconds
+    while (answer := condition()) is None or answer is False:
+        if now() > deadline:
+            raise TimeoutError(f"not within {seconds:g} s: {what}")
+        time.sleep(pause)
+    return answer
+
+
+def _commands() -> Iterator[Object]:
+    for line in sys.stdin:
+        yield json.loads(line)
+
+
+def main() -> None:
+    """Serve commands until standard input ends."""
+    probe = Probe(**json.loads(sys.stdin.readline()))
+    print(json.dumps({"ok": True, "answer": None}), flush=True)
+    for command in _commands():
+        try:
+            answer = {"ok": True, "answer": getattr(probe, f"do_{command['do']}")(**command["with"])}
+        except Exception as error:  # noqa: BLE001 - it is told to whoever asked
+            trace = traceback.format_exc(limit=3)
+            answer = {"ok": False, "error": f"{command['do']}: {error!r}", "trace": trace}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

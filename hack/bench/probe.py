@@ -1,0 +1,63 @@
+"""This side of the probe: starts `inside` in its pod and hands it commands.
+
+Place in the flow: `figures` asks it for samples.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from types import TracebackType
+from typing import Any, Final, Self
+
+from hack.bench import site
+from hack.bench.errors import BenchError
+from hack.bench.site import Site
+
+CLOSE_SECONDS: Final = 10
+
+
+class Probe:
+    """Runs as long as the context."""
+
+    def __init__(self, place: Site) -> None:
+        where = ("exec", "--stdin", f"--namespace={site.NAMESPACE}", f"deployment/{site.PROBE}")
+        self._command = place.kubectl(*where, "--", "python3", "/bench/inside.py")
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._exchange({"namespace": site.NAMESPACE, "system": site.SYSTEM, "amqp": site.amqp()})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """One command, by the name of a `do_` method of `inside.Probe`.
+
+        Raises:
+            BenchError: it failed, or the probe has ended.
+        """
+        return self._exchange({"do": command, "with": arguments})
+
+    def _exchange(self, request: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise BenchError("The probe's process has ended; what it said stands above.")
+        answer = json.loads(line)
+        if not answer["ok"]:
+            raise BenchError(f"{answer['error']}\n{answer.get('trace', '')}")
+        return answer["answer"]
