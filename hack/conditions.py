@@ -90,6 +90,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
             Reason.MESSAGES_WAITING: (_DECISION, "The step to zero was called off by a message."),
             Reason.ROLLOUT_UNDER_WAY: (_DECISION, "Pods of two templates exist."),
             Reason.PODS_SETTLING: (_DECISION, "The pods that exist are not yet as many as were asked for."),
+            Reason.CONFLICTING_WRITE: (
+                _DECISION,
+                "The count was not what it had been when this was decided.",
+            ),
             Reason.DELETING: (
                 f"{_D} and {_R} `False`, Event",
                 "Workers finish, then the queues are deleted.",
