@@ -55,9 +55,16 @@ class Runtime:
         config: as parsed.
         binding_source: where RabbitMQ is, read at each attempt to connect.
         handler: loaded and checked.
+        connect: makes the consuming connection; another one for tests.
     """
 
-    def __init__(self, config: RunConfig, binding_source: Callable[[], Binding], handler: Handler) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        binding_source: Callable[[], Binding],
+        handler: Handler,
+        connect: Callable[..., Connection] = Connection,
+    ) -> None:
         self.config = config
         self.started = time.monotonic()
         self.recent = Recent(self.started)
@@ -66,7 +73,7 @@ class Runtime:
         self.message_age_seconds = Histogram.of_message_age_seconds()
         self.reconnects = 0
         self.draining = False
-        self.connection = Connection(
+        self.connection = connect(
             binding_source, f"{config.queue} consumer", on_open=self._opened, on_lost=self._lost
         )
         self._binding_source = binding_source
@@ -131,9 +138,12 @@ class Runtime:
         count = 0
         with self.connection.exclusive():
             for slot in self.slots:
-                if slot.work is not None and slot.work.lease.hand_back():
+                work = slot.work
+                if work is not None and work.lease.hand_back():
                     self._count(Outcome.REQUEUED)
                     count += 1
+                    if work.returned:
+                        self._free(work)
         return count
 
     def close(self) -> None:

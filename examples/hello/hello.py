@@ -1,0 +1,17 @@
+"""The classic: two workers share a queue.
+
+workqueue run hello:handle --queue hello --declare        in one terminal, and again in another
+workqueue send --queue hello 'Hello World!' 'Bonjour !' 'Ciao mondo!'
+"""
+
+import time
+
+from workqueue_worker import Message
+
+
+def handle(message: Message) -> None:
+    """Each character of the text is a tenth of a second of work."""
+    text = message.text()
+    print(f" [x] Received {text}", flush=True)
+    time.sleep(len(text) / 10)
+    print(f" [x] Done {text}", flush=True)

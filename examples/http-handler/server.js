@@ -1,0 +1,32 @@
+// An HTTP handler: a server in any language, beside the worker in the same pod.
+//
+//     PORT=8080 node server.js
+//     workqueue run --http http://localhost:8080/jobs --queue letters --declare
+//     workqueue send --queue letters 'turn me round'
+//
+// The status code is the outcome: 2xx done, 429 or 503 try again later (Retry-After is honoured), any other
+// 4xx never try again (dead letter), 5xx try again later.
+'use strict';
+
+const http = require('node:http');
+
+const server = http.createServer((request, response) => {
+  const pieces = [];
+  request.on('data', (piece) => pieces.push(piece));
+  request.on('end', () => {
+    const text = Buffer.concat(pieces).toString('utf8');
+    const attempt = Number(request.headers['workqueue-attempt']);
+    if (text === '') {
+      response.writeHead(422).end('the message is empty');
+    } else if (text === 'busy' && attempt === 1) {
+      response.writeHead(503, { 'Retry-After': '1' }).end('busy');
+    } else {
+      console.log([...text].reverse().join(''));
+      response.writeHead(204).end();
+    }
+  });
+});
+
+server.listen(Number(process.env.PORT || 8080), '127.0.0.1');
+// The worker is stopped first and still needs us for what it is handling: end when that is done.
+process.on('SIGTERM', () => server.close());

@@ -1,0 +1,91 @@
+"""Each example runs, as its own head says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+
+import pytest
+
+from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import eventually
+from tests.support.worker import ROOT, Workers, publish, take_all
+
+EXAMPLES = ROOT / "examples"
+
+
+def test_hello_two_workers_share_a_queue(vhost: VirtualHost, workers: Workers) -> None:
+    environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{EXAMPLES / 'hello'}"}
+    pair = [
+        workers.start(vhost.url, handler="hello:handle", queue="hello", environment=environment)
+        for _ in range(2)
+    ]
+    for worker in pair:
+        worker.wait_consuming()
+    for text in (b"Hello World!", b"Bonjour !", b"Ciao mondo!", b"Hallo"):
+        publish(vhost, text, queue="hello")
+    eventually(lambda: sum(worker.log.count(" [x] Done ") for worker in pair) == 4)
+    assert all(worker.log.count(" [x] Received ") >= 1 for worker in pair), "work is shared out"
+
+
+def test_the_async_handler_fetches_pages(vhost: VirtualHost, workers: Workers) -> None:
+    environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{EXAMPLES / 'async-handler'}"}
+    worker = workers.start(
+        vhost.url, "--concurrency", "50", handler="pages:fetch", environment=environment
+    ).wait_consuming()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        publish(
+            vhost,
+            {"host": "127.0.0.1", "port": listener.getsockname()[1]},
+            {"no": "host"},
+            {"host": "127.0.0.1", "port": 1},
+            b"no json",
+        )
+        client, _ = listener.accept()
+        with client:
+            client.recv(1000)
+            client.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+    eventually(lambda: worker.outcomes() == {"acked": 1, "dead_lettered": 2, "retried": 1})
+    assert "127.0.0.1: HTTP/1.0 200 OK" in worker.log
+
+
+def test_the_exec_handler_counts_words(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(
+        vhost.url, "--exec", str(EXAMPLES / "exec-handler/count-words.sh"), handler=None
+    ).wait_consuming()
+    publish(vhost, b"how many words are these")
+    publish(vhost, b"one two", headers={"not-yet": "yes"})
+    publish(vhost, b"")
+    eventually(lambda: worker.outcomes() == {"acked": 2, "dead_lettered": 1, "retried": 1})
+    assert "5 words in attempt 1" in worker.log
+    assert "2 words in attempt 2" in worker.log
+
+
+@pytest.mark.parametrize("size", [1, 100_000], ids=["a small message", "a large message"])
+def test_the_http_handler_in_node_turns_letters_round(
+    vhost: VirtualHost, workers: Workers, size: int
+) -> None:
+    node = shutil.which("node")
+    assert node, "this test needs Node.js on the PATH"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [node, str(EXAMPLES / "http-handler/server.js")],
+        env={**os.environ, "PORT": str(port)},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        worker = workers.start(
+            vhost.url, "--http", f"http://localhost:{port}/jobs", handler=None
+        ).wait_consuming()
+        publish(vhost, b"stressed" * size, b"busy", b"")
+        eventually(lambda: worker.outcomes() == {"acked": 2, "retried": 1, "dead_lettered": 1})
+        worker.stop()
+    finally:
+        server.terminate()
+        output = server.communicate(timeout=10)[0].decode()
+    assert sorted(output.splitlines()) == ["desserts" * size, "ysub"]
+    assert take_all(vhost, "jobs.dead")[0][0].headers["x-workqueue-failure-reason"] == "Rejected"

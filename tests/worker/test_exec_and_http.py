@@ -1,0 +1,283 @@
+"""Handlers in other languages: a command for each message, or a POST to a server."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import eventually
+from tests.support.worker import Worker, Workers, publish, take_all
+
+
+def exec_worker(workers: Workers, vhost: VirtualHost, script: str, *arguments: str) -> Worker:
+    return workers.start(vhost.url, *arguments, "--exec", "sh", "-c", script, handler=None).wait_consuming()
+
+
+EXIT_CODES = {
+    "0 is done": ("exit 0", {"acked": 1}, None),
+    "65 is rejected, with the end of standard error": (
+        "echo no image >&2; exit 65",
+        {"dead_lettered": 1},
+        ("Rejected", "exit code 65: no image"),
+    ),
+    "75 is tried again": (
+        'test "$WORKQUEUE_MESSAGE_ATTEMPT" = 2 || exit 75',
+        {"acked": 1, "retried": 1},
+        None,
+    ),
+    "any other is tried again": (
+        "echo oops >&2; exit 3",
+        {"retried": 1, "dead_lettered": 1},
+        ("Exception", "exit code 3: oops"),
+    ),
+    "a signal is tried again": (
+        "kill -9 $$",
+        {"retried": 1, "dead_lettered": 1},
+        ("Exception", "ended by SIGKILL"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("script", "outcomes", "failure"), EXIT_CODES.values(), ids=EXIT_CODES.keys())
+def test_the_exit_code_is_the_outcome(
+    vhost: VirtualHost,
+    workers: Workers,
+    script: str,
+    outcomes: dict[str, int],
+    failure: tuple[str, str] | None,
+) -> None:
+    worker = exec_worker(workers, vhost, script, "--max-attempts", "2")
+    publish(vhost, b"body")
+    eventually(lambda: worker.outcomes() == outcomes)
+    dead = [
+        (
+            properties.headers["x-workqueue-failure-reason"],
+            properties.headers["x-workqueue-failure-message"],
+        )
+        for properties, _ in take_all(vhost, "jobs.dead")
+    ]
+    assert dead == ([failure] if failure else [])
+
+
+def test_a_command_gets_body_headers_and_properties(
+    vhost: VirtualHost, workers: Workers, tmp_path: Path
+) -> None:
+    script = f"cat > {tmp_path}/body; env | grep ^WORKQUEUE_ > {tmp_path}/env"
+    worker = exec_worker(workers, vhost, script)
+    body = b"\0\xff" * 200_000
+    publish(vhost, body, headers={"Tenant-Name": "blue", "n": 7}, message_id="m-1", content_type="a/b")
+    eventually(lambda: worker.outcomes() == {"acked": 1})
+    assert (tmp_path / "body").read_bytes() == body
+    environment = (tmp_path / "env").read_text().splitlines()
+    for line in (
+        "WORKQUEUE_HEADER_TENANT_NAME=blue",
+        "WORKQUEUE_HEADER_N=7",
+        "WORKQUEUE_MESSAGE_MESSAGE_ID=m-1",
+        "WORKQUEUE_MESSAGE_CONTENT_TYPE=a/b",
+        "WORKQUEUE_MESSAGE_ATTEMPT=1",
+        "WORKQUEUE_MESSAGE_QUEUE=jobs",
+    ):
+        assert line in environment
+
+
+def test_a_command_need_not_read_its_input(vhost: VirtualHost, workers: Workers) -> None:
+    worker = exec_worker(workers, vhost, "exit 0")
+    publish(vhost, b"x" * 1_000_000)
+    eventually(lambda: worker.outcomes() == {"acked": 1})
+
+
+def test_when_its_time_is_up_the_whole_process_group_is_ended(
+    vhost: VirtualHost, workers: Workers, tmp_path: Path
+) -> None:
+    script = f"trap '' TERM; sleep 300 & echo $! > {tmp_path}/child; echo $$ > {tmp_path}/parent; sleep 300"
+    worker = exec_worker(workers, vhost, script, "--timeout", "1", "--max-attempts", "1")
+    publish(vhost, b"body")
+    eventually(lambda: worker.outcomes() == {"timed_out": 1})
+    pids = [int((tmp_path / name).read_text()) for name in ("child", "parent")]
+    eventually(lambda: not any(_alive(pid) for pid in pids))
+    eventually(lambda: worker.status()["consuming"])
+
+
+def test_what_a_command_leaves_behind_is_ended_with_it(
+    vhost: VirtualHost, workers: Workers, tmp_path: Path
+) -> None:
+    worker = exec_worker(workers, vhost, f"sleep 300 & echo $! > {tmp_path}/child")
+    publish(vhost, b"body")
+    eventually(lambda: worker.outcomes() == {"acked": 1})
+    eventually(lambda: not _alive(int((tmp_path / "child").read_text())))
+
+
+def test_a_shutdown_that_cannot_wait_ends_the_command_and_hands_the_message_back(
+    vhost: VirtualHost, workers: Workers, tmp_path: Path
+) -> None:
+    worker = exec_worker(workers, vhost, f"echo $$ > {tmp_path}/parent; sleep 300", "--grace", "1")
+    publish(vhost, b"body")
+    eventually((tmp_path / "parent").exists)
+    assert worker.stop() == 0
+    assert vhost.depth("jobs") == (1, 0)
+    assert not _alive(int((tmp_path / "parent").read_text()))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class Requests:
+    """What an HTTP handler was asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[dict[str, str], bytes]] = []
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/jobs?x=1"
+
+
+@contextmanager
+def server(answer: Callable[[BaseHTTPRequestHandler, int], None], port: int = 0) -> Iterator[Requests]:
+    """An HTTP server; `answer` gets the request and its number from 1."""
+    requests = Requests()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/jobs?x=1"
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            requests.seen.append(({**self.headers}, body))
+            answer(self, len(requests.seen))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    http.daemon_threads = True
+    requests.port = http.server_address[1]
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield requests
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
+
+
+def say(code: int, text: str = "", **headers: str) -> Callable[[BaseHTTPRequestHandler, int], None]:
+    def answer(request: BaseHTTPRequestHandler, _number: int) -> None:
+        request.send_response(code)
+        for name, value in headers.items():
+            request.send_header(name.replace("_", "-"), value)
+        request.end_headers()
+        request.wfile.write(text.encode())
+
+    return answer
+
+
+STATUS_CODES = {
+    "2xx is done": (say(204), {"acked": 1}, None),
+    "4xx is rejected": (say(422, "no image"), {"dead_lettered": 1}, ("Rejected", "422", "no image")),
+    "5xx is tried again": (
+        say(500, "oops"),
+        {"retried": 1, "dead_lettered": 1},
+        ("Exception", "500", "oops"),
+    ),
+    "429 is tried again": (
+        say(429, Retry_After="1"),
+        {"retried": 1, "dead_lettered": 1},
+        ("RetryRequested", "429", ""),
+    ),
+    "3xx is a failure": (
+        say(302, Location="/"),
+        {"retried": 1, "dead_lettered": 1},
+        ("Exception", "302", ""),
+    ),
+}
+
+
+@pytest.mark.parametrize(("answer", "outcomes", "failure"), STATUS_CODES.values(), ids=STATUS_CODES.keys())
+def test_the_status_code_is_the_outcome(
+    vhost: VirtualHost,
+    workers: Workers,
+    answer: Callable[[BaseHTTPRequestHandler, int], None],
+    outcomes: dict[str, int],
+    failure: tuple[str, str, str] | None,
+) -> None:
+    with server(answer) as requests:
+        worker = workers.start(vhost.url, "--http", requests.url, "--max-attempts", "2", handler=None)
+        worker.wait_consuming()
+        publish(vhost, b"body")
+        eventually(lambda: worker.outcomes() == outcomes)
+    dead = take_all(vhost, "jobs.dead")
+    assert len(dead) == (failure is not None)
+    if failure:
+        headers = dead[0][0].headers
+        reason, *parts = failure
+        assert headers["x-workqueue-failure-reason"] == reason
+        assert all(part in headers["x-workqueue-failure-message"] for part in parts)
+
+
+def test_retry_after_is_honoured(vhost: VirtualHost, workers: Workers) -> None:
+    def answer(request: BaseHTTPRequestHandler, number: int) -> None:
+        times.append(time.monotonic())
+        (say(503, Retry_After="2") if number == 1 else say(200))(request, number)
+
+    times: list[float] = []
+    with server(answer) as requests:
+        worker = workers.start(vhost.url, "--http", requests.url, "--delays", "60", handler=None)
+        worker.wait_consuming()
+        publish(vhost, b"body")
+        eventually(lambda: worker.outcomes() == {"acked": 1, "retried": 1})
+    assert 1.9 < times[1] - times[0] < 6
+
+
+def test_a_server_gets_body_headers_and_properties(vhost: VirtualHost, workers: Workers) -> None:
+    with server(say(200)) as requests:
+        worker = workers.start(vhost.url, "--http", requests.url, handler=None).wait_consuming()
+        publish(vhost, b"\0body", headers={"Tenant": "blüe\r\n"}, message_id="m-1", content_type="a/b")
+        eventually(lambda: worker.outcomes() == {"acked": 1})
+    [(headers, body)] = requests.seen
+    assert body == b"\0body"
+    assert headers["Content-Type"] == "a/b"
+    assert (headers["Workqueue-Attempt"], headers["Workqueue-Queue"]) == ("1", "jobs")
+    assert headers["Workqueue-Message-Id"] == "m-1"
+    assert json.loads(headers["Workqueue-Headers"]) == {"Tenant": "blüe\r\n"}
+
+
+def test_a_server_that_takes_too_long_is_hung_up_on(vhost: VirtualHost, workers: Workers) -> None:
+    ended = threading.Event()
+    with server(lambda request, number: ended.wait(10) and None) as requests:
+        worker = workers.start(
+            vhost.url, "--http", requests.url, "--timeout", "1", "--max-attempts", "1", handler=None
+        ).wait_consuming()
+        publish(vhost, b"body")
+        eventually(lambda: worker.outcomes() == {"timed_out": 1})
+        eventually(lambda: worker.status()["consuming"])
+        ended.set()
+
+
+def test_a_server_that_starts_late_is_waited_for_and_its_crash_costs_an_attempt(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    with server(say(200)) as first:
+        url = first.url
+    worker = workers.start(vhost.url, "--http", url, "--max-attempts", "2", handler=None)
+    time.sleep(0.5)  # it must still be waiting
+    assert worker.process.poll() is None
+    assert "The endpoint is up." not in worker.log
+    with server(say(200), first.port):
+        worker.wait_consuming()
+    publish(vhost, b"body")
+    eventually(lambda: worker.outcomes() == {"retried": 1})
+    with server(say(200), first.port):
+        eventually(lambda: worker.outcomes() == {"retried": 1, "acked": 1})

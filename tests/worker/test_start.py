@@ -1,0 +1,139 @@
+"""The start of a worker: what is wrong is said at once, in one place, with an exit code of its own."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import eventually
+from tests.support.worker import THREADS, Workers
+
+
+def test_all_mistakes_of_the_configuration_are_told_together(workers: Workers) -> None:
+    worker = workers.start(
+        "http://nowhere",
+        *("--concurrency", "0", "--timeout", "soon", "--delays", "1,x"),
+        handler="no colon",
+        queue=None,
+        environment={"WORKQUEUE_MAX_ATTEMPTS": "-1"},
+    )
+    assert worker.wait() == 2
+    said = worker.termination_log.read_text()
+    assert said in worker.log
+    for part in (
+        "MODULE:FUNCTION",
+        "No queue is named",
+        "--concurrency is '0'",
+        "--timeout is 'soon'",
+        "--delays is '1,x'",
+        "WORKQUEUE_MAX_ATTEMPTS is '-1'",
+        "amqp:// or amqps://",
+    ):
+        assert part in said
+    assert len(said.splitlines()) == 7
+
+
+BROKEN = {
+    "a module that does not exist": ("", "broken.nothing:handle", "No module named"),
+    "a function that does not exist": ("", "broken:handle", "broken has no 'handle'"),
+    "an import that fails": ("import nothing_like_this", "broken:handle", "broken.py, line 1"),
+    "a syntax error": ("def handle(", "broken:handle", "line 1"),
+    "something that cannot be called": ("handle = 3", "broken:handle", "cannot be called; it is a int"),
+    "a function of two arguments": ("def handle(a, b): ...", "broken:handle", "must take one argument"),
+}
+
+
+@pytest.mark.parametrize(("source", "name", "expected"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_handler_that_cannot_be_loaded_ends_the_process_with_one_sentence(
+    workers: Workers, tmp_path: Path, source: str, name: str, expected: str
+) -> None:
+    (tmp_path / "broken.py").write_text(source)
+    worker = workers.start(None, handler=name, environment={"PYTHONPATH": f"{tmp_path}:worker"})
+    assert worker.wait() == 3
+    said = worker.termination_log.read_text()
+    assert expected in said
+    assert len(said.splitlines()) == 1
+    assert said.strip() in worker.log
+    assert "Traceback" not in worker.log
+
+
+def test_an_exec_handler_that_does_not_exist_ends_the_process(workers: Workers) -> None:
+    worker = workers.start(None, "--exec", "./no-such-command", handler=None)
+    assert worker.wait() == 3
+    assert "'./no-such-command' is no executable file" in worker.termination_log.read_text()
+
+
+def test_two_workers_on_one_machine_need_no_ports_chosen(vhost: VirtualHost, workers: Workers) -> None:
+    first = workers.start(vhost.url).wait_consuming()
+    second = workers.start(vhost.url).wait_consuming()
+    assert first.port != second.port
+
+
+def test_a_port_that_was_asked_for_and_is_taken_is_told(workers: Workers) -> None:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        worker = workers.start("amqp://127.0.0.1:1", "--port", str(port))
+        assert worker.wait() == 1
+        assert f"port {port} cannot be used" in worker.log
+
+
+def test_the_environment_alone_configures_a_worker_as_in_a_pod(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(
+        None,
+        handler=None,
+        queue=None,
+        declare=False,
+        environment={
+            "WORKQUEUE_HANDLER_PYTHON": THREADS,
+            "WORKQUEUE_QUEUE": "from-environment",
+            "WORKQUEUE_DECLARE": "true",
+            "WORKQUEUE_URL": vhost.url,
+            "WORKQUEUE_CONCURRENCY": "2",
+        },
+    ).wait_consuming()
+    status = worker.status()
+    assert (status["queue"], status["slots"]) == ("from-environment", 2)
+    assert vhost.exists("from-environment.dead")
+
+
+def test_declare_makes_and_binds_an_exchange(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, "--exchange", "images").wait_consuming()
+    with vhost.connect() as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.basic_publish("images", "jobs", b'{"id": 1}', mandatory=True)
+    eventually(lambda: worker.events_of("end") == [1])
+
+
+def test_the_endpoint_answers_what_the_kubelet_and_prometheus_ask(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    assert worker.request("/livez")[0] == worker.request("/readyz")[0] == 200
+    assert worker.request("/nothing")[0] == 404
+    code, metrics = worker.request("/metrics")
+    assert code == 200
+    for line in (
+        'workqueue_worker_slots{queue="jobs"} 1.0',
+        'workqueue_worker_busy_slots{queue="jobs"} 0.0',
+        'workqueue_worker_connected{queue="jobs"} 1.0',
+        'workqueue_worker_messages_total{outcome="acked",queue="jobs"} 0.0',
+        'workqueue_worker_handler_seconds_count{queue="jobs"} 0.0',
+    ):
+        assert line in metrics
+    assert "process_resident_memory_bytes" in metrics
+
+
+def test_a_worker_at_rest_is_small_and_quick_to_start(vhost: VirtualHost, workers: Workers) -> None:
+    """Loose bounds, against regressions; the figures themselves are measured by the benchmark."""
+    begun = time.monotonic()
+    worker = workers.start(vhost.url).wait_consuming()
+    assert time.monotonic() - begun < 5
+    resident = int(Path(f"/proc/{worker.process.pid}/statm").read_text().split()[1]) * 4096
+    assert resident < 48 * 1024 * 1024
