@@ -107,7 +107,7 @@ async def test_to_zero_no_message_is_lost_from_sight(every_vhost: VirtualHost, q
 @TYPES
 async def test_one_ring_of_many_disturbs_no_other(every_vhost: VirtualHost, queue_type: QueueType) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
-        names = [f"jobs-{number}" for number in range(300 if queue_type is QueueType.CLASSIC else 150)]
+        names = [f"jobs-{number}" for number in range(300 if queue_type is QueueType.CLASSIC else 130)]
         await broker.ready()
         await asyncio.gather(
             *(broker.declare_queue(Queue(name, {"x-queue-type": queue_type.value.lower()})) for name in names)
@@ -135,7 +135,7 @@ async def test_a_bell_that_rings_while_many_are_being_hung_gets_its_message_once
         await asyncio.gather(
             *(broker.declare_queue(Queue(name, {"x-queue-type": queue_type.value.lower()})) for name in names)
         )
-        waiting = names[::4]
+        waiting = names[::8]
         for name in waiting:
             put(channel, name, b"first", b"second")
         await asyncio.gather(*(broker.hang_bell(name) for name in names))
@@ -280,6 +280,7 @@ async def test_a_queue_deleted_under_a_bell_and_made_again(
             # Rung and taken down before, so that the channel has seen this queue in every way.
             put(channel, "jobs", b"x")
             await until(lambda before=round_: len(broker.told.rings) == 3 * before + 1)
+            await until(lambda: ready(broker, "jobs", 1))
             channel.queue_purge("jobs")
             assert await broker.hang_bell("jobs")
             falls = len(broker.told.falls)
