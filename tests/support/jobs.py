@@ -90,3 +90,8 @@ def _misbehave(what: str, job: dict[str, Any], message: Message) -> None:
             raise SystemExit(9)
         case "die":
             os._exit(70)
+        case "die once":
+            mark = f"{os.environ['EVENTS']}-died-{job['id']}"
+            if not os.path.exists(mark):  # noqa: PTH110 - a handler needs no more
+                open(mark, "w").close()  # noqa: SIM115, PTH123
+                os._exit(70)

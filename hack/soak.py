@@ -1,0 +1,258 @@
+"""The soak: messages flow while connections, channels, workers and the broker die at random.
+
+In the end the ledger must balance exactly: every message that was confirmed to its publisher is done or in
+the dead-letter queue, none is missing, none is there that nobody sent. A message that was handled twice is
+counted, and must be explained: by a delivery that was lost (its worker or its broker died, its channel or
+connection was closed), or by a copy that was published although its confirmation never came.
+
+    python -m hack.soak --seconds 600
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.support.rabbitmq import Broker, BrokerError, VirtualHost, running
+from tests.support.worker import ASYNC, THREADS, Worker, Workers, take_all
+from workqueue_worker.binding import from_url
+from workqueue_worker.broker.outgoing import Outgoing
+from workqueue_worker.broker.publisher import Publisher
+from workqueue_worker.errors import BrokerError as RefusedError
+from workqueue_worker.topology import QueueSettings, QueueType, plan
+
+QUEUE: Final = "jobs"
+WORKERS: Final = 3
+SAFE_AFTER_SECONDS: Final = 3.0
+SETTLE_SECONDS: Final = 150.0
+
+
+@dataclass
+class Ledger:
+    """What happened to every message."""
+
+    sent: int = 0
+    confirmed: set[int] = field(default_factory=set)
+    unconfirmed: set[int] = field(default_factory=set)
+    done: Counter[int] = field(default_factory=Counter)
+    started: Counter[int] = field(default_factory=Counter)
+    dead: Counter[int] = field(default_factory=Counter)
+    waiting: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+
+    def problems(self) -> list[str]:
+        """Everything that does not balance; empty when all is well."""
+        found = []
+        ends = set(self.done) | set(self.dead)
+        missing = self.confirmed - ends
+        if missing:
+            found.append(f"{len(missing)} confirmed messages are lost: {sorted(missing)[:10]}")
+        unknown = ends - self.confirmed - self.unconfirmed
+        if unknown:
+            found.append(f"{len(unknown)} messages were never sent: {sorted(unknown)[:10]}")
+        if self.waiting:
+            found.append(f"{self.waiting} messages are still waiting")
+        duplicates = self.duplicates()
+        if duplicates and not self.faults:
+            found.append(f"{duplicates} messages were done twice although nothing failed")
+        return found
+
+    def duplicates(self) -> int:
+        """How often a message was done or given up once more than once."""
+        ends = self.done + self.dead
+        return sum(count - 1 for count in ends.values())
+
+    def __str__(self) -> str:
+        rows = {
+            "sent": self.sent,
+            "confirmed": len(self.confirmed),
+            "fate unknown to the publisher": len(self.unconfirmed),
+            "done": len(self.done),
+            "dead-lettered": len(self.dead),
+            "still waiting": self.waiting,
+            "ended more than once": self.duplicates(),
+            **{f"fault: {name}": count for name, count in sorted(self.faults.items())},
+        }
+        return "\n".join(f"  {name:<32}{value:>8}" for name, value in rows.items())
+
+
+class Soak:
+    """One run.
+
+    Args:
+        broker: running; it will be restarted.
+        folder: for logs and events.
+        seed: of the faults, so that a run can be made again.
+        rate: messages a second.
+    """
+
+    def __init__(
+        self, broker: Broker, vhost: VirtualHost, folder: Path, *, seed: int, rate: float, restarts: bool
+    ) -> None:
+        self.ledger = Ledger()
+        self._broker = broker
+        self._vhost = vhost
+        self._random = random.Random(seed)
+        self._rate = rate
+        self._factory = Workers(folder)
+        self._workers: list[Worker] = []
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._faults: dict[str, tuple[float, Callable[[], None]]] = {
+            "connections closed": (4, lambda: self._broker.close_connections("soak")),
+            "worker killed": (4, self._kill_worker),
+            "worker stopped": (2, self._stop_worker),
+            "channel killed": (4, self._kill_channel),
+            "memory alarm": (1, self._alarm),
+        }
+        if restarts:
+            self._faults |= {
+                "broker restarted": (0.7, self._broker.restart),
+                "broker crashed": (0.7, lambda: self._broker.restart(kill=True)),
+            }
+
+    def run(self, seconds: float) -> Ledger:
+        """Publish and break things for so long, then let everything settle and count."""
+        source = from_url(self._vhost.url)
+        with Publisher(lambda: source, "soak", timeout_seconds=60) as publisher:
+            publisher.declare_plan(plan(QueueSettings(QUEUE, QueueType.QUORUM, delivery_limit=1000))).result()
+            time.sleep(SAFE_AFTER_SECONDS)  # a queue declared just before a crash may not recover
+            for number in range(WORKERS):
+                self._start_worker(number)
+            flow = threading.Thread(target=self._flow, args=(publisher,))
+            flow.start()
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                time.sleep(self._random.uniform(0.3, 2.0))
+                self._break_something()
+            self._stop.set()
+            flow.join()
+            publisher.close(60)
+        self._settle()
+        return self.ledger
+
+    def close(self) -> None:
+        """End the workers."""
+        self._factory.close()
+
+    def _flow(self, publisher: Publisher) -> None:
+        while not self._stop.wait(self._random.expovariate(self._rate)):
+            number = self.ledger.sent
+            self.ledger.sent += 1
+            what = self._random.choices(
+                ["ok", "sleep", "fail once", "retry", "reject", "fail", "die"], [60, 20, 8, 4, 3, 2, 0.5]
+            )[0]
+            job = {"id": number, "do": what, "seconds": self._random.choice([0.01, 0.1, 1.0]), "after": 1}
+            if what == "die":  # kills its worker the first time only: the file remembers
+                job["do"] = "die once"
+            try:
+                future = publisher.publish(Outgoing(QUEUE, json.dumps(job).encode()))
+            except RefusedError:
+                continue
+            future.add_done_callback(lambda done, number=number: self._confirmed(done, number))  # type: ignore[misc]
+
+    def _confirmed(self, done: Any, number: int) -> None:
+        error = done.exception()
+        with self._lock:
+            if error is None:
+                self.ledger.confirmed.add(number)
+            else:
+                self.ledger.unconfirmed.add(number)
+
+    def _break_something(self) -> None:
+        name = self._random.choices(list(self._faults), [weight for weight, _ in self._faults.values()])[0]
+        self.ledger.faults[name] += 1
+        with suppress(BrokerError):  # the broker was busy with the fault before
+            self._faults[name][1]()
+        for index, worker in enumerate(self._workers):
+            if worker.process.poll() is not None:
+                self._start_worker(index)
+
+    def _start_worker(self, index: int) -> None:
+        worker = self._factory.start(
+            self._vhost.url,
+            *("--concurrency", "3", "--max-attempts", "3", "--delays", "1,2", "--timeout", "20"),
+            handler=self._random.choice([THREADS, ASYNC]),
+            declare=False,
+        )
+        self._workers[index : index + 1] = [worker]
+
+    def _kill_worker(self) -> None:
+        self._random.choice(self._workers).kill()
+
+    def _stop_worker(self) -> None:
+        worker = self._random.choice(self._workers)
+        worker.signal()
+        worker.wait(60)
+
+    def _kill_channel(self) -> None:
+        self._broker.evaluate(
+            "case rabbit_channel:list_local() of [] -> none; Channels ->"
+            " exit(lists:nth(rand:uniform(length(Channels)), Channels), kill) end"
+        )
+
+    def _alarm(self) -> None:
+        with self._broker.memory_alarm():
+            time.sleep(1.0)
+
+    def _settle(self) -> None:
+        """Wait until nothing is on its way, then read the dead-letter queue and the workers' own notes."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        queues = [QUEUE, *(f"{QUEUE}.retry.{seconds}s" for seconds in (1, 2))]
+        quiet_since = time.monotonic()
+        while time.monotonic() < deadline:
+            self.ledger.waiting = sum(
+                sum(self._vhost.depth(queue)) for queue in queues if self._vhost.exists(queue)
+            )
+            if self.ledger.waiting:
+                quiet_since = time.monotonic()
+            elif time.monotonic() - quiet_since > 2.0:  # a message may be between two queues
+                break
+            time.sleep(0.2)
+        for properties, body in take_all(self._vhost, f"{QUEUE}.dead"):
+            del properties
+            self.ledger.dead[json.loads(body)["id"]] += 1
+        for event in self._workers[0].events:
+            counter = {"start": self.ledger.started, "end": self.ledger.done}.get(event["event"])
+            if counter is not None:
+                counter[event["id"]] += 1
+
+
+def main() -> int:
+    """Run it against a RabbitMQ of its own; exit code 1 when the ledger does not balance."""
+    parser = argparse.ArgumentParser(prog="python -m hack.soak", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--series", default="4.0", help="of RabbitMQ: 3.10, 4.0 or 4.3")
+    parser.add_argument("--rate", type=float, default=60, help="messages a second")
+    parser.add_argument("--seed", type=int, default=random.randrange(10_000))
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    logging.basicConfig(filename=folder / "soak.log")
+    print(f"seed {arguments.seed}, logs in {folder}", flush=True)
+    with running(arguments.series, management=False) as broker, broker.new_vhost() as vhost:
+        soak = Soak(broker, vhost, folder, seed=arguments.seed, rate=arguments.rate, restarts=True)
+        try:
+            ledger = soak.run(arguments.seconds)
+        finally:
+            soak.close()
+    print(ledger)
+    problems = ledger.problems()
+    for problem in problems:
+        print(f"PROBLEM: {problem}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

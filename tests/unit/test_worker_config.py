@@ -1,0 +1,119 @@
+"""The configuration of `workqueue run`: flags, environment, and every mistake at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from workqueue_worker.commands.run import add_arguments
+from workqueue_worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
+from workqueue_worker.errors import ConfigurationError
+from workqueue_worker.topology import QueueType
+
+GOOD = ["thumbs:resize", "--queue", "q"]
+
+
+def read(*flags: str, environment: Mapping[str, str] | None = None) -> RunConfig:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parse(parser.parse_args(flags), environment or {})
+
+
+def mistakes(*flags: str, environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    with pytest.raises(ConfigurationError) as caught:
+        read(*flags, environment=environment)
+    return caught.value.mistakes
+
+
+def test_defaults() -> None:
+    config = read(*GOOD)
+    assert config.handler == PythonHandler("thumbs:resize")
+    assert config.queue_settings.type is QueueType.QUORUM
+    assert (config.retry.max_attempts, tuple(config.retry.delays_seconds)) == (5, (1, 10, 60))
+    assert (config.timeout_seconds, config.grace_seconds, config.concurrency) == (300, 300, 1)
+    assert (config.port, config.port_is_default, config.declare) == (8090, True, False)
+    assert config.read_binding().addresses == (("localhost", 5672),)
+    assert config.pod_uid is None
+
+
+def test_a_flag_wins_over_the_environment() -> None:
+    environment = {
+        "WORKQUEUE_QUEUE": "other",
+        "WORKQUEUE_CONCURRENCY": "7",
+        "WORKQUEUE_TIMEOUT_SECONDS": "60",
+        "WORKQUEUE_HANDLER_EXEC": '["x"]',
+    }
+    config = read(*GOOD, "--concurrency", "2", environment=environment)
+    assert (config.queue, config.concurrency, config.timeout_seconds) == ("q", 2, 60)
+    assert config.handler == PythonHandler("thumbs:resize")
+    assert config.grace_seconds == 60, "the grace follows the timeout"
+
+
+def test_the_kinds_of_handlers() -> None:
+    assert read("--queue", "q", "--exec", "sh", "-c", "x").handler == ExecHandler(("sh", "-c", "x"))
+    assert read("--queue", "q", "--http", "http://localhost:1/x").handler == HTTPHandler(
+        "http://localhost:1/x"
+    )
+    for variable, value, expected in (
+        ("WORKQUEUE_HANDLER_PYTHON", "a.b:c.d", PythonHandler("a.b:c.d")),
+        ("WORKQUEUE_HANDLER_EXEC", '["./resize", "--fast"]', ExecHandler(("./resize", "--fast"))),
+        ("WORKQUEUE_HANDLER_HTTP", "https://h/", HTTPHandler("https://h/")),
+    ):
+        assert read("--queue", "q", environment={variable: value}).handler == expected
+
+
+WRONG = {
+    "no handler": ([], {}, "Name exactly one handler"),
+    "two handlers": (["a:b", "--http", "http://x"], {}, "2 are named"),
+    "two handlers in the environment": (
+        [],
+        {"WORKQUEUE_HANDLER_PYTHON": "a:b", "WORKQUEUE_HANDLER_HTTP": "http://x"},
+        "2 are named",
+    ),
+    "a handler without a function": (["thumbs"], {}, "MODULE:FUNCTION"),
+    "a command that is no list": ([], {"WORKQUEUE_HANDLER_EXEC": "ls"}, "JSON list of strings"),
+    "an empty command": ([], {"WORKQUEUE_HANDLER_EXEC": "[]"}, "JSON list of strings"),
+    "a URL without a scheme": (["--http", "localhost:80"], {}, "it must be like http://"),
+    "an unknown queue type": (["a:b", "--queue-type", "Stream"], {}, "Quorum or Classic"),
+    "no attempts": (["a:b", "--max-attempts", "0"], {}, "--max-attempts is '0'"),
+    "a delay of nothing": (["a:b"], {"WORKQUEUE_DELAYS_SECONDS": "0"}, "WORKQUEUE_DELAYS_SECONDS is '0'"),
+    "a delay beyond a day": (["a:b", "--delays", "86401"], {}, "from 1 to 86400"),
+    "no time": (["a:b", "--timeout", "0"], {}, "above 0"),
+    "a time that is no number": (["a:b", "--timeout", "nan"], {}, "from 0 to 2592000"),
+    "too many slots": (["a:b", "--concurrency", "1001"], {}, "from 1 to 1000"),
+    "a port that is none": (["a:b", "--port", "65536"], {}, "a port from 1 to 65535"),
+    "a broker of another kind": (["a:b", "--url", "redis://x"], {}, "amqp://"),
+    "a folder that is missing": (["a:b", "--binding", "/nowhere"], {}, "/nowhere cannot be read"),
+    "two places": (["a:b", "--binding", "/", "--url", "amqp://x"], {}, "not both"),
+    "a log format": (["a:b", "--log-format", "xml"], {}, "json or text"),
+    "a truth value": (["a:b"], {"WORKQUEUE_DECLARE": "maybe"}, "true or false"),
+    "a name that is too long": (["a:b", "--queue", "ä" * 128], {}, "longer than 255 bytes"),
+}
+
+
+@pytest.mark.parametrize(("flags", "environment", "expected"), WRONG.values(), ids=WRONG.keys())
+def test_one_mistake_is_one_sentence(flags: list[str], environment: dict[str, str], expected: str) -> None:
+    words = flags if "--queue" in flags else [*flags, "--queue", "q"]
+    found = mistakes(*words, environment=environment)
+    assert len(found) >= 1
+    assert any(expected in sentence for sentence in found)
+
+
+def test_mistakes_are_collected() -> None:
+    assert len(mistakes("a", "--concurrency", "x", "--timeout", "y")) == 4
+
+
+def test_a_service_binding_is_found_by_its_type(tmp_path: Path) -> None:
+    for name, kind in (("db", "postgresql"), ("broker", "rabbitmq")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "type").write_text(f"{kind}\n")
+        (tmp_path / name / "uri").write_text("amqp://u:p@broker/v")
+    config = read(*GOOD, environment={"SERVICE_BINDING_ROOT": str(tmp_path)})
+    assert config.read_binding().virtual_host == "v"
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "type").write_text("rabbitmq")
+    (said,) = mistakes(*GOOD, environment={"SERVICE_BINDING_ROOT": str(tmp_path)})
+    assert "2 RabbitMQ bindings" in said

@@ -1,0 +1,88 @@
+"""The message that a handler sees, its cancellation, and the headers of a copy."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workqueue_worker import Message, headers
+from workqueue_worker.envelope import Properties
+from workqueue_worker.errors import UndecodableError
+from workqueue_worker.message import Cancellation
+
+TEXT = st.text(max_size=8)
+OTHER_HEADERS = st.dictionaries(TEXT.filter(lambda name: not name.startswith("x-")), st.integers() | TEXT)
+
+
+@given(OTHER_HEADERS, st.none() | st.integers(1, 10**9).map(str), st.none() | TEXT, st.lists(TEXT))
+def test_what_is_set_aside_comes_back_as_it_was(
+    others: dict[str, object], expiration: str | None, user: str | None, copies: list[str]
+) -> None:
+    original = Properties(expiration=expiration, user_id=user, priority=3)
+    with_copies = {**others, "CC": copies, "BCC": copies}
+    properties, kept = headers.set_aside(original, with_copies)
+    assert (properties.expiration, properties.user_id, properties.priority) == (None, None, 3)
+    assert not {"CC", "BCC"} & set(kept)
+    again, kept_again = headers.set_aside(properties, kept)
+    assert (again, kept_again) == (properties, kept), "a second failure changes nothing more"
+    marked = {**kept, headers.ATTEMPT: 2, headers.FAILURE_REASON: "Exception"}
+    assert headers.restore(properties, marked) == (original, with_copies)
+
+
+def test_the_brokers_bookkeeping_does_not_travel_with_a_copy() -> None:
+    kept = headers.set_aside(Properties(), {"x-death": [], "x-delivery-count": 3, "x-mine": 1})[1]
+    assert kept == {"x-mine": 1}
+
+
+@pytest.mark.parametrize(("value", "attempt"), [(None, 1), (1, 2), (4, 5), ("4", 1), (-1, 1)], ids=repr)
+def test_the_attempt_is_counted_from_our_own_header(value: object, attempt: int) -> None:
+    message = Message(b"", headers={} if value is None else {headers.ATTEMPT: value})
+    assert message.attempt == attempt
+
+
+def test_a_body_is_read_as_text_or_json() -> None:
+    assert Message("grüße".encode()).text() == "grüße"
+    assert Message(b'{"a": [1]}').json() == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff\xfe", b"[" * 100_000], ids=["nothing", "half", "bytes", "deep"]
+)
+def test_a_body_that_is_no_json_says_so(body: bytes) -> None:
+    with pytest.raises(UndecodableError, match="The body is no JSON"):
+        Message(body).json()
+
+
+def test_a_body_that_is_no_text_says_so() -> None:
+    with pytest.raises(UndecodableError, match="no UTF-8 text"):
+        Message(b"\xff").text()
+
+
+def test_a_thread_can_wait_for_its_cancellation() -> None:
+    cancelled = Cancellation()
+    assert not cancelled.wait(0.001)
+    threading.Timer(0.05, cancelled.set).start()
+    assert cancelled.wait(5)
+    assert cancelled.is_set()
+    assert cancelled.wait(0)
+
+
+async def test_a_task_can_wait_for_its_cancellation() -> None:
+    cancelled = Cancellation()
+    threading.Timer(0.05, cancelled.set).start()
+    async with asyncio.timeout(5):
+        await cancelled
+        await cancelled
+
+
+def test_callbacks_of_a_cancellation_run_once_also_when_it_is_set_already() -> None:
+    cancelled, seen = Cancellation(), []
+    cancelled.on_set(lambda: seen.append(1))
+    cancelled.set()
+    cancelled.set()
+    cancelled.on_set(lambda: seen.append(2))
+    assert seen == [1, 2]

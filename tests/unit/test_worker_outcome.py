@@ -1,0 +1,102 @@
+"""What the end of a handler means, which delay follows, and what goes into the headers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workqueue_worker import Reject, Retry
+from workqueue_worker.errors import UndecodableError
+from workqueue_worker.handlers.outcome import (
+    ACK,
+    LONGEST_DELAY_SECONDS,
+    MESSAGE_CHARACTERS,
+    TRACEBACK_CHARACTERS,
+    FailureReason,
+    GiveUp,
+    HandlerFailed,
+    HandlerTimeout,
+    RetryLater,
+    RetryPolicy,
+    failure_of,
+    rung,
+    verdict,
+)
+
+POLICY = RetryPolicy(3, (1, 10))
+
+CASES = {
+    "returning is done": (None, 1, ACK),
+    "an exception is tried again after the first delay": (ValueError("x"), 1, 1),
+    "the second failure waits for the second delay": (ValueError("x"), 2, 10),
+    "the last attempt gives up": (ValueError("x"), 3, FailureReason.EXCEPTION),
+    "a message that came with more attempts than allowed gives up": (
+        ValueError("x"),
+        9,
+        FailureReason.EXCEPTION,
+    ),
+    "a rejection gives up at once": (Reject("no"), 1, FailureReason.REJECTED),
+    "an undecodable body gives up at once": (UndecodableError("no"), 1, FailureReason.UNDECODABLE),
+    "a timeout is tried again": (HandlerTimeout("late"), 1, 1),
+    "a failed command is tried again": (HandlerFailed("exit code 1"), 1, 1),
+    "a retry without a delay has the queue's own": (Retry(), 2, 10),
+    "a retry asks for its delay, rounded up": (Retry(after=37), 1, 60),
+    "a retry at once waits for the shortest delay": (Retry(after=0), 1, 1),
+    "a retry cannot ask for more attempts": (Retry(after=5), 3, FailureReason.RETRY_REQUESTED),
+    "a negative delay counts as none": (Retry(after=-1), 1, 1),
+    "a delay that is no number counts as none": (Retry(after=math.nan), 1, 1),
+    "an endless delay counts as none": (Retry(after=math.inf), 1, 1),
+    "no delay is longer than a day": (Retry(after=10_000_000), 1, LONGEST_DELAY_SECONDS),
+}
+
+
+@pytest.mark.parametrize(("error", "attempt", "expected"), CASES.values(), ids=CASES.keys())
+def test_the_verdict(error: BaseException | None, attempt: int, expected: object) -> None:
+    found = verdict(error, attempt, POLICY, 0.0)
+    match found:
+        case RetryLater(queue_seconds=seconds):
+            assert seconds == expected
+        case GiveUp(failure=failure):
+            assert failure.reason == expected
+        case _:
+            assert found is expected
+
+
+@given(st.floats(0, 1), st.integers(1, 2))
+def test_chance_spreads_retries_by_a_tenth_and_never_past_the_queue(chance: float, attempt: int) -> None:
+    found = verdict(ValueError(), attempt, POLICY, chance)
+    assert isinstance(found, RetryLater)
+    assert 0.9 * found.queue_seconds - 1e-9 <= found.seconds <= found.queue_seconds
+
+
+@given(st.floats(0, LONGEST_DELAY_SECONDS))
+def test_a_delay_that_was_asked_for_is_at_least_kept_and_at_most_doubled(after: float) -> None:
+    found = verdict(Retry(after=after), 1, POLICY, 0.5)
+    assert isinstance(found, RetryLater)
+    assert found.queue_seconds >= after
+    assert found.queue_seconds <= max(1, 2.5 * after)
+    assert found.seconds == max(after, 0.001)
+    assert found.queue_seconds == rung(after)
+
+
+def test_long_texts_are_cut_so_that_the_headers_fit_into_a_frame() -> None:
+    def deep(depth: int) -> None:
+        if depth:
+            deep(depth - 1)
+        raise ValueError("x" * 100_000)
+
+    with pytest.raises(ValueError, match="x") as caught:
+        deep(50)
+    failure = failure_of(caught.value)
+    assert len(failure.message) <= MESSAGE_CHARACTERS + 3
+    assert len(failure.traceback) <= TRACEBACK_CHARACTERS
+
+
+def test_what_a_handler_raised_on_purpose_has_no_traceback() -> None:
+    assert failure_of(Reject("no image")).traceback == ""
+    assert failure_of(Retry()).message == "the handler asked for a retry"
+    assert failure_of(KeyError("a")).message == "KeyError: 'a'"
+    assert failure_of(ValueError()).message == "ValueError"

@@ -1,0 +1,20 @@
+"""The short form of the soak (hack/soak.py): faults at random, and a ledger that balances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hack.soak import Soak
+from tests.support.rabbitmq import Broker
+
+
+def test_the_ledger_balances_whatever_dies(rabbitmq: Broker, tmp_path: Path) -> None:
+    with rabbitmq.new_vhost() as vhost:
+        soak = Soak(rabbitmq, vhost, tmp_path, seed=7, rate=60, restarts=False)
+        try:
+            ledger = soak.run(12)
+        finally:
+            soak.close()
+    assert ledger.problems() == [], str(ledger)
+    assert len(ledger.confirmed) > 100
+    assert sum(ledger.faults.values()) >= 4
