@@ -10,6 +10,7 @@ import contextlib
 import logging
 import signal
 import sys
+from collections.abc import Awaitable
 from typing import Any, Final, cast
 
 import kopf
@@ -123,11 +124,13 @@ class Operator:
                 logger.info("This process leads.", extra={"identity": self._config.pod_name})
             self._metrics.leader.set(1)
             if await self._unless_stopped(wait_for_resource(cluster)):
-                await self._serve(cluster)
+                found = asyncio.ensure_future(usable_namespaces(cluster, self._config.namespaces))
+                if await self._unless_stopped(found):
+                    await self._serve(cluster, *found.result())
         finally:
             await cluster.close()
 
-    async def _serve(self, cluster: Cluster) -> None:
+    async def _serve(self, cluster: Cluster, namespaces: tuple[str, ...], left_out: dict[str, str]) -> None:
         config = self._config
         reconciler = Reconciler(self._fail)
         store = Store(reconciler.wake)
@@ -148,7 +151,6 @@ class Operator:
             },
         )
         workload = Workload(cluster, defaults)
-        namespaces, left_out = await usable_namespaces(cluster, config.namespaces)
         self._metrics.namespaces_left_out.set(len(left_out))
         relist = Relist(cluster, store, namespaces, config.relist_seconds)
         reconciler.start(
@@ -244,7 +246,7 @@ class Operator:
             self._exit_code = EXIT_FAILED
             self._stop.set()
 
-    async def _unless_stopped(self, work) -> bool:  # type: ignore[no-untyped-def]
+    async def _unless_stopped(self, work: Awaitable[Any]) -> bool:
         """Whether the work ended before the process was told to stop."""
         task = asyncio.ensure_future(work)
         stop = asyncio.create_task(self._stop.wait())
@@ -286,13 +288,16 @@ class Operator:
             self._metrics.api_requests.set(self._cluster.requests)
         if self._leadership is not None:
             self._metrics.leader.set(self._leadership.leads)
+        for gauge in (self._metrics.broker_up, self._metrics.bells, self._metrics.depth_age_seconds):
+            gauge.clear()
         for link in self._brokers or ():
             name = link.broker.binding.display
-            self._metrics.broker_up.labels(name).set(link.broker.connected)
-            self._metrics.bells.labels(name).set(link.broker.bells)
+            user = link.broker.binding.username
+            self._metrics.broker_up.labels(name, user).set(link.broker.connected)
+            self._metrics.bells.labels(name, user).set(link.broker.bells)
             age = link.sweep.age()
             if age is not None:
-                self._metrics.depth_age_seconds.labels(name).set(age)
+                self._metrics.depth_age_seconds.labels(name, user).set(age)
 
 
 if __name__ == "__main__":

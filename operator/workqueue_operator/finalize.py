@@ -34,6 +34,9 @@ WITHOUT_SECRET: Final = 60.0
 In a namespace that is being deleted the Secret goes first and does not come back."""
 
 
+_SECRET_IS_GONE: Final = frozenset({Reason.SECRET_NOT_FOUND, Reason.SECRET_FORBIDDEN})
+
+
 class Finalizer:
     """Sets, keeps and fulfils the finalizer."""
 
@@ -69,18 +72,31 @@ class Finalizer:
             return None
         if not await self._is_current(workqueue):
             return AGAIN
-        if workqueue.metadata.annotations.get(ANNOTATION_ABANDON) == "true":
-            await self._let_go(
-                workqueue, f"The queue {workqueue.queue_name!r} was left behind, as annotated."
-            )
-            return None
         try:
-            if workqueue.spec.queue.deletion_policy is not DeletionPolicy.RETAIN:
-                await self._delete_queues(workqueue)
+            message = await self._settle_queues(workqueue)
         except Trouble as trouble:
             return await self._in_the_way(workqueue, trouble)
-        await self._let_go(workqueue, f"The queue {workqueue.queue_name!r} was deleted with its WorkQueue.")
+        await self._let_go(workqueue, message)
         return None
+
+    async def _settle_queues(self, workqueue: WorkQueue) -> str:
+        """Delete the queues, or know why not to.
+
+        Returns:
+            What became of them, in a sentence.
+
+        Raises:
+            Trouble: something is in the way.
+        """
+        queue = f"The queue {workqueue.queue_name!r}"
+        if workqueue.metadata.annotations.get(ANNOTATION_ABANDON) == "true":
+            return f"{queue} was left behind, as annotated."
+        if workqueue.spec.queue.deletion_policy is DeletionPolicy.RETAIN:
+            return f"{queue} is retained."
+        if (other := await self._other_claim(workqueue)) is not None:
+            return f"{queue} was left behind: the WorkQueue {other} has it, too."
+        await self._delete_queues(workqueue)
+        return f"{queue} was deleted with its WorkQueue."
 
     async def _is_current(self, workqueue: WorkQueue) -> bool:
         """Ask the API server itself before anything is destroyed: the store may lag."""
@@ -93,6 +109,39 @@ class Finalizer:
             raise
         same: bool = live["metadata"]["uid"] == workqueue.metadata.uid
         return same and bool(live["metadata"].get("deletionTimestamp"))
+
+    async def _other_claim(self, workqueue: WorkQueue) -> str | None:
+        """Another WorkQueue that has the same queue on the same broker, or may have: its Secret is unreadable.
+
+        Asked of the store, since after a restart nobody else has announced the queue yet.
+        """
+        mine = await self._own_place(workqueue)
+        for key, body in self._store.workqueues.items():
+            if key == workqueue.key or body["metadata"].get("deletionTimestamp"):
+                continue
+            spec = body["spec"]
+            if (spec.get("queue", {}).get("name") or key[1]) != workqueue.queue_name:
+                continue
+            try:
+                theirs = await self._place(key[0], spec["connectionSecretRef"]["name"])
+            except Trouble:
+                theirs = mine
+            if theirs == mine:
+                return f"{key[0]}/{key[1]}"
+        return None
+
+    async def _own_place(self, workqueue: WorkQueue) -> str:
+        try:
+            return await self._place(workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name)
+        except Trouble:
+            known = self._brokers.known(workqueue.key)
+            if known is None:
+                raise
+            return known.broker.binding.display
+
+    async def _place(self, namespace: str, secret: str) -> str:
+        """The broker and virtual host that a Secret names."""
+        return (await self._secrets.binding(namespace, secret)).display
 
     async def _delete_queues(self, workqueue: WorkQueue) -> None:
         namespace, secret = workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
@@ -132,11 +181,11 @@ class Finalizer:
         deleted = workqueue.metadata.deletion_timestamp
         assert deleted is not None  # noqa: S101 - only deleted WorkQueues come here
         waited = (datetime.now(UTC) - deleted).total_seconds()
-        if trouble.reason is Reason.SECRET_NOT_FOUND and waited > WITHOUT_SECRET:
+        if trouble.reason in _SECRET_IS_GONE and waited > WITHOUT_SECRET:
             await self._let_go(
                 workqueue,
-                f"The queue {workqueue.queue_name!r} was left behind: its connection Secret is gone, so that it "
-                "could not be deleted. Delete it by hand if it is not needed.",
+                f"The queue {workqueue.queue_name!r} was left behind: its connection Secret cannot be read any "
+                "more, so that it could not be deleted. Delete it by hand if it is not needed.",
                 warning=True,
             )
             return None

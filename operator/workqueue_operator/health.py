@@ -35,6 +35,6 @@ class Health:
             return f"a pass has been running for {self._keys.longest:.0f} s"
         now = asyncio.get_running_loop().time()
         for link in self._brokers:
-            if now - link.sweep.last_round > STUCK_SWEEP_SECONDS:
+            if now - link.sweep.last_round > max(STUCK_SWEEP_SECONDS, 3 * link.sweep.seconds):
                 return f"the sweep of {link.broker.binding.display} has stood still"
         return None

@@ -9,19 +9,33 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from .observe.store import Key
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """When the next run is due.
+
+    Attributes:
+        after: in so many seconds; None: only when something changes.
+        failed: the run did not do its work. What it woke itself by then waits for the pause, too; otherwise
+            a run that changes something and fails would begin again at once, for ever.
+    """
+
+    after: float | None = None
+    failed: bool = False
 
 
 class Keys:
     """Runs a coroutine for each key that was woken.
 
     Args:
-        run: one pass; returns after how many seconds the next is due, None when only a change is. It must
-            not raise.
+        run: one pass. It must not raise.
     """
 
-    def __init__(self, run: Callable[[Key], Awaitable[float | None]]) -> None:
+    def __init__(self, run: Callable[[Key], Awaitable[Next]]) -> None:
         self._run = run
         self._running: dict[Key, tuple[asyncio.Task[None], float]] = {}
         self._again: set[Key] = set()
@@ -58,16 +72,17 @@ class Keys:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def _go(self, key: Key) -> None:
-        delay: float | None = None
+        due = Next()
         try:
-            delay = await self._run(key)
+            due = await self._run(key)
         finally:
             del self._running[key]
-            if key in self._again:
-                self._again.discard(key)
+            again = key in self._again
+            self._again.discard(key)
+            if again and not due.failed:
                 self.wake(key)
-            elif delay is not None and not self._stopped:
-                self._timers[key] = asyncio.get_running_loop().call_later(delay, self._on_timer, key)
+            elif due.after is not None and not self._stopped:
+                self._timers[key] = asyncio.get_running_loop().call_later(due.after, self._on_timer, key)
 
     def _on_timer(self, key: Key) -> None:
         del self._timers[key]

@@ -41,7 +41,7 @@ class Metrics:
         self.depth_age_seconds = Gauge(
             "workqueue_depth_age_seconds",
             "Age of the oldest depth of a queue with workers.",
-            ("broker",),
+            ("broker", "user"),
             registry=registry,
         )
         self.reconcile_seconds = Histogram(
@@ -65,10 +65,10 @@ class Metrics:
         self.broker_up = Gauge(
             "workqueue_broker_up",
             "Whether the connection to a broker is open.",
-            ("broker",),
+            ("broker", "user"),
             registry=registry,
         )
-        self.bells = Gauge("workqueue_bells", "Bells that hang.", ("broker",), registry=registry)
+        self.bells = Gauge("workqueue_bells", "Bells that hang.", ("broker", "user"), registry=registry)
         self.leader = Gauge("workqueue_leader", "Whether this process is the leader.", registry=registry)
         self.namespaces_left_out = Gauge(
             "workqueue_namespaces_left_out",

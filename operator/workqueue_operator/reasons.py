@@ -48,6 +48,7 @@ class Reason(StrEnum):
     ROLLOUT_UNDER_WAY = "RolloutUnderWay"
     PODS_SETTLING = "PodsSettling"
     RETIRE_UNREACHABLE = "RetireUnreachable"
+    CONFLICTING_WRITE = "ConflictingWrite"
     DOORBELL_UNAVAILABLE = "DoorbellUnavailable"
     DELETING = "Deleting"
     # the connection
@@ -137,6 +138,7 @@ ADVICE: Final[dict[Reason, str]] = {
         "A worker does not answer the operator on its port, so it cannot be asked whether it is busy and "
         "stays. Look for a NetworkPolicy between them, and at the pod's log."
     ),
+    Reason.CONFLICTING_WRITE: "Nothing to do: somebody else changed the count meanwhile; it is decided anew.",
     Reason.DOORBELL_UNAVAILABLE: (
         "The operator cannot consume from the queue, so an idle queue is noticed by polling. Give its user "
         "read permission on the queue, or set `scaling.wake: Poll` to say that polling is meant."

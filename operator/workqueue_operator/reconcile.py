@@ -24,20 +24,21 @@ from .act import bell, queues
 from .act.scale import Scaler
 from .act.target import Targets
 from .broker.connection import QueueCounts
+from .cluster import Object
 from .decide import Decision, Depth, Observation, ScaleOut, Window, Workload, decide
 from .errors import ClusterError, LeadershipLostError, Trouble
 from .finalize import Finalizer
-from .keys import Keys
+from .keys import Keys, Next
 from .memory import Memory
 from .metrics import Metrics
-from .model import WorkQueue
+from .model import Metadata, WorkQueue, WorkQueueStatus
 from .observe.brokers import Brokers, Link
 from .observe.depth import Answers, judge, load
 from .observe.gather import Gatherer
 from .observe.secrets import Secrets
 from .observe.store import Key, Store
 from .observe.sweep import MISSING
-from .reasons import Finding, Reason, Unknown
+from .reasons import ConditionType, Finding, Reason, Unknown
 from .report import Reporter
 from .views import DeploymentView, PodView, deployment_view, pod_views, unsettled
 
@@ -105,31 +106,30 @@ class Reconciler:
 
     # -- what goes wrong -----------------------------------------------------------------------------
 
-    async def _guarded(self, key: Key) -> float | None:
-        """A pass, with whatever it raises turned into a delay."""
+    async def _guarded(self, key: Key) -> Next:
+        """A pass, with whatever it raises turned into a pause."""
         assert self._parts is not None  # noqa: S101 - `wake` has looked
         metrics, begun = self._parts.metrics, time.monotonic()
         about = {"namespace": key[0], "workqueue": key[1]}
         try:
-            delay = await self._pass(key, self._parts)
+            return Next(await self._pass(key, self._parts))
         except LeadershipLostError as error:
             self._on_fatal(error)
-            return None
+            return Next()
         except ClusterError as error:
             metrics.reconcile_errors.labels(Reason.API_UNAVAILABLE.value).inc()
             logger.warning(
                 "A pass failed at the API server.",
                 extra={**about, "status": error.status, "detail": error.message},
             )
-            return error.retry_after or self._backoff(key)
+            return Next(error.retry_after or self._backoff(key), failed=True)
         except Exception:
             # Whatever nobody thought of must not end the operator, which serves a thousand other queues.
             metrics.reconcile_errors.labels(Reason.INTERNAL_ERROR.value).inc()
             logger.exception("A pass failed.", extra={**about, "reason": Reason.INTERNAL_ERROR.value})
-            return self._backoff(key)
+            return Next(self._backoff(key), failed=True)
         finally:
             metrics.reconcile_seconds.observe(time.monotonic() - begun)
-        return delay
 
     def _backoff(self, key: Key) -> float:
         memory = self._memories.get(key)
@@ -150,10 +150,7 @@ class Reconciler:
         try:
             workqueue = WorkQueue.model_validate(body)
         except ValidationError as error:
-            logger.warning(
-                "A WorkQueue does not fit the schema: apply the current CRD and correct it.",
-                extra={"namespace": key[0], "workqueue": key[1], "detail": str(error)},
-            )
+            await self._report_unreadable(body, error, parts.reporter)
             return None
         if workqueue.deleting:
             return await parts.finalizer.finalize(workqueue)
@@ -167,6 +164,21 @@ class Reconciler:
             workqueue, status.status(workqueue, seen, findings, moment), now
         )
         return min((wait for wait in (delay, put_off) if wait is not None), default=None)
+
+    @staticmethod
+    async def _report_unreadable(body: Object, error: ValidationError, reporter: Reporter) -> None:
+        """The CRD is older than this operator, or was bypassed: nothing is done but said."""
+        named = WorkQueue.model_construct(
+            metadata=Metadata.model_validate(body["metadata"]), status=WorkQueueStatus()
+        )
+        mistakes = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        message = (
+            f"The resource cannot be read ({'; '.join(mistakes)}). Apply the current CRD, and correct it."
+        )
+        finding = Finding("False", Reason.SPEC_INVALID, message)
+        moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        await reporter.event(named, True, finding.reason, message, ConditionType.READY, time.monotonic())
+        await reporter.status(named, status.unreadable(named, finding, moment), time.monotonic())
 
     def _memory(self, key: Key, uid: str, parts: Parts) -> Memory:
         memory = self._memories.get(key)
@@ -318,7 +330,7 @@ class Reconciler:
             proven_hash=memory.proven_hash,
         )
         # Whoever took the message of a ring that led to nothing may hand it back.
-        soon = LOOK_AGAIN if fruitless_ring else None
+        soon = LOOK_AGAIN if fruitless_ring or decision.reason is Reason.CONFLICTING_WRITE else None
         delays = [soon, _next_look(workqueue, deployment, pods, decision)]
         return seen, min((delay for delay in delays if delay is not None), default=None)
 
@@ -354,7 +366,7 @@ def _observation(
     if isinstance(deployment, Unknown):
         return Observation(deployment, depth, minimum)
     if workqueue.spec.worker is None:
-        unknown = None if answers.unacknowledged is not None else _UNACKNOWLEDGED_UNKNOWN
+        unknown = answers.unacknowledged if isinstance(answers.unacknowledged, Unknown) else None
         return Observation(Workload(deployment.replicas, unsettled=unknown), depth, minimum)
     if any(pod.ready and pod.template_hash == deployment.template_hash for pod in pods):
         memory.proven_hash = deployment.template_hash
@@ -366,13 +378,6 @@ def _observation(
         concurrency=answers.concurrency,
     )
     return Observation(workload, depth, minimum, load(answers.statuses, memory.growth))
-
-
-_UNACKNOWLEDGED_UNKNOWN: Final = Unknown(
-    Reason.UNACKNOWLEDGED_UNKNOWN,
-    "These workers are not ours and cannot be asked, so that the count does not shrink without the exact number "
-    "of unacknowledged messages. Put the key management-uri into the connection Secret.",
-)
 
 
 def _next_look(

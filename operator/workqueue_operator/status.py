@@ -73,7 +73,6 @@ def status(
     Args:
         now: RFC 3339; becomes the lastTransitionTime of conditions whose status has changed.
     """
-    known = {condition.type: condition for condition in workqueue.status.conditions}
     fields: dict[str, Any] = {
         "observedGeneration": workqueue.metadata.generation,
         "queueName": workqueue.queue_name,
@@ -85,23 +84,29 @@ def status(
     }
     if proven := seen.proven_hash or workqueue.status.proven_template_hash:
         fields["provenTemplateHash"] = proven
-    fields["conditions"] = []
-    for kind, finding in findings.items():
-        before = known.get(kind)
-        same = before is not None and before.status.value == finding.status and before.last_transition_time
-        fields["conditions"].append(
-            {
-                "type": kind.value,
-                "status": finding.status,
-                "reason": finding.reason.value,
-                "message": finding.message,
-                "lastTransitionTime": before.last_transition_time.strftime("%Y-%m-%dT%H:%M:%SZ")
-                if same and before is not None and before.last_transition_time is not None
-                else now,
-                "observedGeneration": workqueue.metadata.generation,
-            }
-        )
+    fields["conditions"] = [_condition(workqueue, kind, finding, now) for kind, finding in findings.items()]
     return fields
+
+
+def unreadable(workqueue: WorkQueue, finding: Finding, now: str) -> dict[str, Any]:
+    """The status of a WorkQueue whose spec cannot be read: only its metadata is looked at."""
+    return {
+        "observedGeneration": workqueue.metadata.generation,
+        "conditions": [_condition(workqueue, ConditionType.READY, finding, now)],
+    }
+
+
+def _condition(workqueue: WorkQueue, kind: ConditionType, finding: Finding, now: str) -> dict[str, Any]:
+    before = workqueue.status.condition(kind)
+    since = before.last_transition_time if before and before.status.value == finding.status else None
+    return {
+        "type": kind.value,
+        "status": finding.status,
+        "reason": finding.reason.value,
+        "message": finding.message,
+        "lastTransitionTime": since.strftime("%Y-%m-%dT%H:%M:%SZ") if since else now,
+        "observedGeneration": workqueue.metadata.generation,
+    }
 
 
 def _counts(workqueue: WorkQueue, seen: Seen) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from .names import (
@@ -35,6 +36,8 @@ class PodView:
 
     Attributes:
         running: whether the worker's container runs, so that it may have a message.
+        created: when the pod was made, in Unix seconds.
+        scheduled: whether a node has it, so that its worker may start at any moment.
         failure: what keeps it from becoming Ready, as far as a person can do something about it.
     """
 
@@ -47,6 +50,8 @@ class PodView:
     template_hash: str
     marked: bool
     failure: Unknown | None
+    created: float = 0.0
+    scheduled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,8 @@ def pod_view(body: Mapping[str, Any]) -> PodView | None:
         template_hash=annotations.get(ANNOTATION_TEMPLATE_HASH, ""),
         marked=ANNOTATION_DELETION_COST in annotations,
         failure=_failure(metadata["name"], status, conditions),
+        created=datetime.fromisoformat(metadata["creationTimestamp"]).timestamp(),
+        scheduled=bool((body.get("spec") or {}).get("nodeName")),
     )
 
 

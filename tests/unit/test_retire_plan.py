@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,14 @@ from workqueue_operator.errors import ClusterError
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_WORKQUEUE
 from workqueue_operator.observe.store import Store
 from workqueue_operator.observe.workers import Address, Answer, Workers, WorkerStatus
+from workqueue_operator.reasons import Reason, Unknown
+from workqueue_operator.reasons import Reason, Unknown
 from workqueue_operator.views import PodView
+
+
+NOW = 1000.0
+NEW = NOW - 5
+PULL = Unknown(Reason.IMAGE_PULL_FAILED, "no such image")
 
 
 def pod(name: str, **changes: Any) -> PodView:
@@ -27,6 +35,8 @@ def pod(name: str, **changes: Any) -> PodView:
         "template_hash": "h",
         "marked": False,
         "failure": None,
+        "created": NOW - 600,
+        "scheduled": True,
     }
     return PodView(**{**fields, **changes})
 
@@ -39,7 +49,10 @@ def asked(made: Plan) -> tuple[list[str], list[str]]:
     return [one.name for one in made.dead], [one.name for one in made.ask]
 
 
+NOW = 1_800_000_000.0
 A, B, C = pod("a"), pod("b"), pod("c")
+BROKEN = Unknown(Reason.IMAGE_PULL_FAILED, "no such image")
+STARTING = pod("b", running=False, ready=False, created=NOW - 5)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +73,13 @@ A, B, C = pod("a"), pod("b"), pod("c")
             ["a", "c"],
         ),
         ([pod(name, running=False) for name in "abc"], {}, 2, ["a", "b"], []),
+        ([A, pod("b", running=False, created=NEW)], {"a": worker(1)}, 1, [], []),
+        ([A, pod("b", running=False, created=NEW, failure=PULL)], {"a": worker(1)}, 1, ["b"], []),
+        ([A, pod("b", running=False, created=NEW, scheduled=False)], {"a": worker(1)}, 1, ["b"], []),
+        ([A, STARTING, C], {"a": worker(), "c": worker()}, 2, [], ["a", "c"]),
+        ([A, replace(STARTING, scheduled=False), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
+        ([A, replace(STARTING, failure=BROKEN), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
+        ([A, replace(STARTING, created=NOW - 90), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
     ],
     ids=[
         "idle ones, as many as are too many",
@@ -71,12 +91,19 @@ A, B, C = pod("a"), pod("b"), pod("c")
         "one that runs and is not Ready comes first, since Kubernetes removes it first",
         "one on its way out does not count",
         "no more than are too many",
+        "one that is being started may have a message before the kubelet tells that it runs",
+        "unless it cannot start",
+        "or no node has it",
+        "one that may be starting this moment is not taken for dead",
+        "but one that no node has is",
+        "and one that cannot start",
+        "and one that has been starting for long",
     ],
 )
 def test_whom_to_ask(
     pods: list[PodView], statuses: dict[str, WorkerStatus], surplus: int, dead: list[str], ask: list[str]
 ) -> None:
-    assert asked(plan(pods, statuses, surplus)) == (dead, ask)
+    assert asked(plan(pods, statuses, surplus, NOW)) == (dead, ask)
 
 
 # -- carrying it out

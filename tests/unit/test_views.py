@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -20,9 +21,17 @@ from workqueue_operator.views import (
 
 def body(name: str = "jobs-worker-1", phase: str = "Running", **status: Any) -> dict[str, Any]:
     return {
-        "metadata": {"name": name, "uid": f"uid-{name}", "annotations": {ANNOTATION_TEMPLATE_HASH: "h1"}},
+        "metadata": {
+            "name": name,
+            "uid": f"uid-{name}",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "annotations": {ANNOTATION_TEMPLATE_HASH: "h1"},
+        },
         "status": {"phase": phase, "podIP": "10.0.0.7", **status},
     }
+
+
+CREATED = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
 
 def container(name: str = "worker", *, ready: bool = False, last: Any = None, **state: Any) -> dict[str, Any]:
@@ -216,13 +225,25 @@ def test_a_pods_view() -> None:
     raw["metadata"]["annotations"][ANNOTATION_DELETION_COST] = "-1000"
     raw["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert seen(raw) == PodView(
-        "jobs-worker-1", "uid-jobs-worker-1", "10.0.0.7", True, True, True, "h1", True, None
+        name="jobs-worker-1",
+        uid="uid-jobs-worker-1",
+        ip="10.0.0.7",
+        ready=True,
+        running=True,
+        terminating=True,
+        template_hash="h1",
+        marked=True,
+        failure=None,
+        created=CREATED,
+        scheduled=True,
     )
 
 
 def test_a_pod_of_which_nothing_is_known_yet() -> None:
-    bare = {"metadata": {"name": "a", "uid": "u"}}
-    assert pod_view(bare) == PodView("a", "u", "", False, False, False, "", False, None)
+    bare = {"metadata": {"name": "a", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}}
+    assert pod_view(bare) == PodView(
+        "a", "u", "", False, False, False, "", False, None, CREATED, scheduled=False
+    )
 
 
 # -- the Deployment

@@ -18,6 +18,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from ..cluster import Cluster, Object, pod_path
 from ..errors import ClusterError
@@ -39,6 +40,7 @@ class Outcome:
         answers: what each asked worker said.
         awaited: the queue was not empty after all, so that the last workers stay.
         doorbell_failed: the bell could not be hung, so that the last workers stay.
+        conflict: pods or count changed under way, so that nothing was lowered.
     """
 
     removed: int
@@ -46,6 +48,7 @@ class Outcome:
     answers: Mapping[str, Answer]
     awaited: bool = False
     doorbell_failed: bool = False
+    conflict: bool = False
 
     @property
     def unreachable(self) -> list[str]:
@@ -61,19 +64,30 @@ class Plan:
     ask: tuple[PodView, ...]
 
 
-def plan(pods: Sequence[PodView], statuses: Mapping[str, WorkerStatus], surplus: int) -> Plan:
+START_SECONDS: Final = 60.0
+"""For so long a pod that a node has may have a running worker that the kubelet has not told of yet."""
+
+
+def plan(pods: Sequence[PodView], statuses: Mapping[str, WorkerStatus], surplus: int, now: float) -> Plan:
     """Choose whom to ask: workers that do not run, then idle ones, then those whose state is not known.
 
     Pure. Busy workers are not asked at all. Pods that are not Ready but run come before Ready ones, since
     Kubernetes removes them first whatever the marks say.
+
+    Args:
+        now: Unix seconds.
     """
     alive = [pod for pod in pods if not pod.terminating]
-    dead = [pod for pod in alive if not pod.running][:surplus]
+    dead = [pod for pod in alive if not pod.running and not _may_be_starting(pod, now)][:surplus]
     idle = sorted(
         (pod for pod in alive if pod.running and not _busy(pod, statuses)),
         key=lambda pod: (pod.ready, pod.name not in statuses, pod.name),
     )
     return Plan(tuple(dead), tuple(idle[: surplus - len(dead)]))
+
+
+def _may_be_starting(pod: PodView, now: float) -> bool:
+    return pod.scheduled and pod.failure is None and now - pod.created < START_SECONDS
 
 
 def _busy(pod: PodView, statuses: Mapping[str, WorkerStatus]) -> bool:
@@ -132,7 +146,7 @@ class Retirement:
             raise
         if lowered is None:
             await self._call_off(agreed, leaving, namespace, key)
-            return Outcome(0, None, answers)
+            return Outcome(0, None, answers, conflict=True)
         return Outcome(len(leaving), lowered, answers)
 
     async def clear_marks(self, namespace: str, pods: Sequence[PodView]) -> None:

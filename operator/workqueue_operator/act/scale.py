@@ -67,18 +67,25 @@ class Scaler:
             case ScaleOut():
                 # A bell that still hung would get the message on a queue with a single active consumer.
                 link.broker.take_down_bell(workqueue.queue_name)
-                live = await self._write(workqueue, memory, decision, deployment, decision.replicas)
+                return await self._set(workqueue, memory, decision, deployment)
             case Retire() if workqueue.spec.worker is None:
-                live = await self._write(workqueue, memory, decision, deployment, decision.replicas)
+                return await self._set(workqueue, memory, decision, deployment)
             case Retire():
                 return await self._retire(workqueue, memory, link, decision, deployment, pods, statuses)
-        return decision, deployment if live is None else deployment_view(live)
 
     async def raise_pinned(
         self, workqueue: WorkQueue, memory: Memory, decision: ScaleOut, deployment: DeploymentView
     ) -> None:
         """Raise a count that a person has pinned; it needs no broker."""
         await self._write(workqueue, memory, decision, deployment, decision.replicas)
+
+    async def _set(
+        self, workqueue: WorkQueue, memory: Memory, decision: ScaleOut | Retire, deployment: DeploymentView
+    ) -> tuple[Decision, DeploymentView]:
+        live = await self._write(workqueue, memory, decision, deployment, decision.replicas)
+        if live is not None:
+            return decision, deployment_view(live)
+        return Hold(decision.wanted, Reason.CONFLICTING_WRITE, _CONFLICT), deployment
 
     async def _write(
         self,
@@ -90,6 +97,9 @@ class Scaler:
     ) -> Object | None:
         live = await self._workload.scale(workqueue, deployment.name, deployment.replicas, replicas)
         if live is None:
+            # The store was behind: what made the guard fail must be seen before the next decision.
+            if (current := await self._workload.read(workqueue, deployment.name)) is not None:
+                self._store.put_deployment(current)
             return None
         now = time.monotonic()
         if memory.waking_since is not None:
@@ -120,7 +130,7 @@ class Scaler:
 
         outcome = await self._retirement.carry_out(
             workqueue.metadata.namespace,
-            plan(pods, statuses, deployment.replicas - decision.replicas),
+            plan(pods, statuses, deployment.replicas - decision.replicas, time.time()),
             pods,
             link.broker.binding.signing_key,
             lower,
@@ -142,6 +152,9 @@ class Scaler:
             await self._retirement.clear_marks(workqueue.metadata.namespace, marked)
 
 
+_CONFLICT: Final = "Somebody else changed the count at the same moment; it is decided anew."
+
+
 def _why_not(memory: Memory, decision: Retire, outcome: Outcome) -> Hold:
     """Why nobody was removed."""
     now = time.monotonic()
@@ -153,6 +166,8 @@ def _why_not(memory: Memory, decision: Retire, outcome: Outcome) -> Hold:
             f"Worker {outcome.unreachable[0]} does not answer the operator, so that it cannot be asked whether it "
             "is busy, and stays. Look for a NetworkPolicy between them, and at its log.",
         )
+    if outcome.conflict:
+        return Hold(decision.wanted, Reason.CONFLICTING_WRITE, _CONFLICT)
     if outcome.awaited:
         return Hold(decision.wanted, Reason.MESSAGES_WAITING, "A message came; the last workers stay.")
     if outcome.doorbell_failed:

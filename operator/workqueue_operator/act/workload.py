@@ -113,6 +113,15 @@ class Workload:
             applied.generation += 1
         return live
 
+    async def read(self, workqueue: WorkQueue, name: str) -> Object | None:
+        """A Deployment as the API server has it now; None when it is gone."""
+        try:
+            return await self._cluster.get(deployment_path(workqueue.metadata.namespace, name))
+        except ClusterError as error:
+            if error.not_found:
+                return None
+            raise
+
     async def _apply_deployment(self, workqueue: WorkQueue, wanted: Object, *, exists: bool) -> Object:
         name = workload_name(workqueue.metadata.name)
         path = deployment_path(workqueue.metadata.namespace, name)

@@ -31,7 +31,7 @@ class Answers:
         ours: whether the workers are ours, so that they can be asked.
         pods: pods whose worker runs, not retired and not on their way out.
         statuses: the workers' own answers by pod name; who did not answer is not in it.
-        unacknowledged: the exact count from the management API, where there is one.
+        unacknowledged: for workers that are not ours, the exact count from the management API.
     """
 
     counts: QueueCounts | Missing | Trouble | None
@@ -40,7 +40,7 @@ class Answers:
     pods: Sequence[PodView] = ()
     statuses: Mapping[str, WorkerStatus] = field(default_factory=dict)
     concurrency: int = 1
-    unacknowledged: int | None = None
+    unacknowledged: int | Unknown | None = None
 
 
 def workers_decide(counts: QueueCounts | Missing | Trouble | None) -> bool:
@@ -104,7 +104,7 @@ def load(statuses: Mapping[str, WorkerStatus], growth_per_second: float) -> Load
 
 
 def _in_handlers(answers: Answers, counts: QueueCounts) -> int:
-    if answers.unacknowledged is not None:
+    if isinstance(answers.unacknowledged, int):
         return answers.unacknowledged
     if not answers.ours or counts.ready > counts.consumers:
         # Of workers that cannot be asked, each may be busy.

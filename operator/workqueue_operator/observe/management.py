@@ -9,16 +9,27 @@ from __future__ import annotations
 import ssl
 import time
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import aiohttp
+from aiohttp import encode_basic_auth
+from yarl import URL
 
 from workqueue_worker.binding import Binding
+
+from ..reasons import Reason, Unknown
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
 
 FRESH: Final = 2.0
 """Seconds for which an answer is used again: the plug-in itself counts every five."""
+
+
+_NO_URI: Final = Unknown(
+    Reason.UNACKNOWLEDGED_UNKNOWN,
+    "These workers are not ours and cannot be asked, so that the count does not shrink without the exact number "
+    "of unacknowledged messages. Put the key management-uri into the connection Secret.",
+)
 
 
 class Management:
@@ -32,30 +43,42 @@ class Management:
         """Close the connections."""
         await self._session.close()
 
-    async def unacknowledged(self, binding: Binding, queue: str) -> int | None:
-        """Messages that some consumer holds; None when there is no API, no answer, or no such number."""
+    async def unacknowledged(self, binding: Binding, queue: str) -> int | Unknown:
+        """Messages that some consumer holds, or why that is not known."""
         if binding.management_uri is None:
-            return None
+            return _NO_URI
         known = self._last.get((binding.identity, queue))
         if known is not None and time.monotonic() - known[0] < FRESH:
             return known[1]
         self._last.pop((binding.identity, queue), None)
-        url = f"{binding.management_uri.rstrip('/')}/api/queues/{quote(binding.virtual_host, safe='')}/"
         try:
-            async with self._session.get(
-                f"{url}{quote(queue, safe='')}?columns=messages_unacknowledged",
-                auth=aiohttp.BasicAuth(binding.username, binding.password, encoding="utf-8"),
-                ssl=_context(binding),
-            ) as response:
-                response.raise_for_status()
-                count = (await response.json()).get("messages_unacknowledged")
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, AttributeError):
-            return None
+            count = await self._ask(binding, queue)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, AttributeError) as error:
+            return Unknown(
+                Reason.UNACKNOWLEDGED_UNKNOWN,
+                f"The management API does not say how many messages are unacknowledged ({error!r}), so that the "
+                "count does not shrink. Check management-uri and the user's tags (monitoring is enough).",
+            )
         if not isinstance(count, int):
             # The plug-in leaves the field out until it has counted: that is not zero.
-            return None
+            return Unknown(
+                Reason.UNACKNOWLEDGED_UNKNOWN, "The management API has not counted this queue's messages yet."
+            )
         self._last[binding.identity, queue] = (time.monotonic(), count)
         return count
+
+    async def _ask(self, binding: Binding, queue: str) -> object:
+        parts = urlsplit(binding.management_uri or "")
+        # Credentials in the URL would be sent beside ours.
+        base = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+        where = f"{quote(binding.virtual_host, safe='')}/{quote(queue, safe='')}"
+        async with self._session.get(
+            URL(f"{base}/api/queues/{where}?columns=messages_unacknowledged", encoded=True),
+            headers={"Authorization": encode_basic_auth(binding.username, binding.password)},
+            ssl=_context(binding),
+        ) as response:
+            response.raise_for_status()
+            return (await response.json()).get("messages_unacknowledged")
 
 
 def _context(binding: Binding) -> ssl.SSLContext | bool:

@@ -78,6 +78,7 @@ class Sweep:
     ) -> None:
         self._broker = broker
         self._wake = wake
+        self.seconds = seconds
         self._watched: dict[tuple[Key, str], Watched] = {}
         self._by_queue: dict[str, set[Key]] = {}
         self.last_round = asyncio.get_running_loop().time()

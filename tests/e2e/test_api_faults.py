@@ -1,0 +1,183 @@
+"""The operator between a real API server that is made to misbehave and a real RabbitMQ.
+
+It runs as a process of the test, so that the proxy and the broker are within its reach on loopback. Its
+WorkQueues never get a pod (no node matches), since only the operator's own behaviour is looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.apiproxy import ApiProxy, Fault, Request, api_proxy
+from tests.support.kubernetes import CHECKOUT, kubectl, kubectl_json, temporary_namespace, wait_until
+from tests.support.rabbitmq import Broker
+
+LEASE_LOST = 3
+
+
+@dataclass
+class Bench:
+    """An operator process behind a proxy, a namespace, and a broker on loopback."""
+
+    proxy: ApiProxy
+    namespace: str
+    broker: Broker
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    def create(self, name: str) -> str:
+        """A WorkQueue that is Ready; returns the queue's name."""
+        queue = f"{name}-{secrets.token_hex(3)}"
+        body = {
+            "apiVersion": "workqueue.dev/v1alpha1",
+            "kind": "WorkQueue",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": {
+                "connectionSecretRef": {"name": "rabbitmq"},
+                "queue": {"name": queue},
+                "worker": {
+                    "image": "nothing:1",
+                    "handler": {"python": "a:b"},
+                    "nodeSelector": {"no-node": "has-this"},
+                },
+            },
+        }
+        kubectl("apply", "--filename=-", input=json.dumps(body))
+        where = f"--namespace={self.namespace}"
+        kubectl("wait", "--for=condition=Ready", f"wq/{name}", where, "--timeout=30s")
+        wait_until(lambda: self.consumers(queue) == 1, 10, "the bell hangs")
+        return queue
+
+    def consumers(self, queue: str) -> int:
+        """Consumers of a queue: the bell."""
+        with self.broker.connect() as connection:
+            return int(connection.channel().queue_declare(queue, passive=True).method.consumer_count)
+
+    def publish(self, queue: str) -> None:
+        """One message."""
+        with self.broker.connect() as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            channel.basic_publish("", queue, b"x", mandatory=True)
+
+    def replicas(self, name: str) -> int:
+        """spec.replicas of its Deployment."""
+        where = f"--namespace={self.namespace}"
+        return int(kubectl_json("get", "deployment", f"{name}-worker", where)["spec"]["replicas"])
+
+    def get(self, path: str) -> str:
+        """A page of the operator's endpoint."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
+            return str(response.read().decode())
+
+
+@contextlib.contextmanager
+def bench(broker: Broker, folder: Path, *, relist: float = 300, election: bool = False) -> Iterator[Bench]:
+    with temporary_namespace("e2e-api") as namespace, api_proxy() as proxy:
+        keys = {"uri": base64.b64encode(broker.url.encode()).decode()}
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "rabbitmq"}, "data": keys}
+        kubectl("create", "--filename=-", f"--namespace={namespace}", input=json.dumps(secret))
+        port = 20_000 + secrets.randbelow(20_000)
+        log = folder / "operator.log"
+        environment = os.environ | {
+            "KUBECONFIG": str(proxy.write_kubeconfig(folder / "kubeconfig")),
+            "WORKQUEUE_WATCH_NAMESPACES": namespace,
+            "WORKQUEUE_LEADER_ELECTION": str(election).lower(),
+            "WORKQUEUE_POD_NAMESPACE": namespace,
+            "WORKQUEUE_PORT": str(port),
+            "WORKQUEUE_RELIST_SECONDS": str(relist),
+            "WORKQUEUE_LOG_FORMAT": "text",
+            "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "operator"), str(CHECKOUT / "worker")]),
+        }
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "workqueue_operator"], env=environment, stderr=file, stdout=file
+            )
+        try:
+            yield Bench(proxy, namespace, broker, process, port, log)
+        finally:
+            process.terminate()
+            process.wait(20)
+            print(log.read_text()[-4000:])
+
+
+def is_write(request: Request) -> bool:
+    return request.method != "GET"
+
+
+def is_watch(request: Request) -> bool:
+    return request.watch
+
+
+@pytest.mark.usefixtures("crd")
+def test_what_was_deleted_while_the_watch_was_blind_is_forgotten(rabbitmq: Broker, tmp_path: Path) -> None:
+    """kopf lists again after a 410 and never says what was deleted in the gap: our own LIST does."""
+    with bench(rabbitmq, tmp_path, relist=3) as under_test:
+        queue = under_test.create("ghost")
+        with under_test.proxy.fault(Fault(is_watch, status=410)):
+            under_test.proxy.cut_watches()
+            kubectl("delete", "wq", "ghost", f"--namespace={under_test.namespace}")
+            wait_until(lambda: under_test.consumers(queue) == 0, 20, "its bell is taken down")
+        assert 'workqueue="ghost"' not in under_test.get("/metrics")
+
+
+@pytest.mark.usefixtures("crd")
+@pytest.mark.parametrize("status", [409, 429, 500, 503])
+def test_refused_writes_are_tried_again(status: int, rabbitmq: Broker, tmp_path: Path) -> None:
+    headers = (("Retry-After", "1"),) if status == 429 else ()
+    with bench(rabbitmq, tmp_path) as under_test:
+        queue = under_test.create("refused")
+        with under_test.proxy.fault(Fault(is_write, status=status, headers=headers)):
+            before = len(under_test.proxy.seen)
+            under_test.publish(queue)
+            refused = lambda: sum(map(is_write, under_test.proxy.seen[before:]))  # noqa: E731
+            wait_until(lambda: refused() >= 2, 20, "it was tried twice")
+            assert under_test.replicas("refused") == 0
+        wait_until(lambda: under_test.replicas("refused") == 1, 30, "it goes through once it may")
+
+
+@pytest.mark.usefixtures("crd")
+def test_a_slow_api_server_delays_and_breaks_nothing(rabbitmq: Broker, tmp_path: Path) -> None:
+    with bench(rabbitmq, tmp_path) as under_test, under_test.proxy.fault(Fault(lambda _: True, delay=1.0)):
+        queue = under_test.create("slow")
+        under_test.publish(queue)
+        wait_until(lambda: under_test.replicas("slow") == 1, 30, "it wakes")
+
+
+@pytest.mark.usefixtures("crd")
+def test_a_leader_that_cannot_renew_ends_and_writes_nothing_after_its_lease(
+    rabbitmq: Broker, tmp_path: Path
+) -> None:
+    """A request that hangs must not keep a dead leader: every one has a timeout below the renew deadline."""
+    with bench(rabbitmq, tmp_path, election=True) as under_test:
+        queue = under_test.create("fenced")
+        with under_test.proxy.fault(Fault(lambda _: True, status=0)):
+            begun = time.monotonic()
+            under_test.publish(queue)
+            assert under_test.process.wait(30) == LEASE_LOST
+            print(f"ended {time.monotonic() - begun:.1f} s after the API server fell silent")
+        assert under_test.replicas("fenced") == 0
+
+
+@pytest.mark.usefixtures("crd")
+def test_liveness_does_not_depend_on_the_api_server(rabbitmq: Broker, tmp_path: Path) -> None:
+    with bench(rabbitmq, tmp_path, relist=1) as under_test:
+        under_test.create("alive")
+        with under_test.proxy.fault(Fault(lambda _: True, status=503)):
+            before = len(under_test.proxy.seen)
+            wait_until(lambda: len(under_test.proxy.seen) > before + 3, 20, "it has noticed")
+            assert under_test.get("/livez") == "ok"
