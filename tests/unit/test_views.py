@@ -27,6 +27,7 @@ def body(name: str = "jobs-worker-1", phase: str = "Running", **status: Any) -> 
             "creationTimestamp": "2026-01-01T00:00:00Z",
             "annotations": {ANNOTATION_TEMPLATE_HASH: "h1"},
         },
+        "spec": {"nodeName": "node-1"},
         "status": {"phase": phase, "podIP": "10.0.0.7", **status},
     }
 
