@@ -115,6 +115,13 @@ def bench(broker: Broker, folder: Path, *, relist: float = 300, election: bool =
             print(log.read_text()[-4000:])
 
 
+EXPIRED = {
+    "type": "ERROR",
+    "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410},
+}
+"""How an API server says that a watch asked for a version that is too old."""
+
+
 def is_write(request: Request) -> bool:
     return request.method != "GET"
 
@@ -128,7 +135,7 @@ def test_what_was_deleted_while_the_watch_was_blind_is_forgotten(rabbitmq: Broke
     """kopf lists again after a 410 and never says what was deleted in the gap: our own LIST does."""
     with bench(rabbitmq, tmp_path, relist=3) as under_test:
         queue = under_test.create("ghost")
-        with under_test.proxy.fault(Fault(is_watch, status=410)):
+        with under_test.proxy.fault(Fault(is_watch, event=EXPIRED)):
             under_test.proxy.cut_watches()
             kubectl("delete", "wq", "ghost", f"--namespace={under_test.namespace}")
             wait_until(lambda: under_test.consumers(queue) == 0, 20, "its bell is taken down")

@@ -156,9 +156,70 @@ def test_a_foreign_workload_is_scaled_unless_somebody_else_does(lab: Lab) -> Non
     second = lab.workqueue("contest", worker=None, workloadRef={"name": "theirs"}).apply()
     second.wait_condition("WorkersAvailable", "False", "WorkloadContested")
     second.delete()
+    lab.channel.queue_purge("foreign")
+    workqueue.wait_condition("ScalingActive", "False", "UnacknowledgedUnknown")
+    assert replicas() == 3, "what these workers have in hand is not known"
+    lab.rabbit.ctl("set_user_tags", lab.vhost, "monitoring")
+    lab.secret("rabbitmq-management", management_uri=f"http://{lab.rabbit.host}:15672")
+    workqueue.change(connectionSecretRef={"name": "rabbitmq-management"})
+    wait_until(lambda: replicas() == 0, 60, "nothing is waiting and nothing is unacknowledged")
     workqueue.delete()
-    assert replicas() == 3, "it is left as it is"
+    assert kubectl_json("get", "deployment", "theirs", where)["spec"]["replicas"] == 0, (
+        "it is theirs and stays"
+    )
     kubectl("delete", "deployment", "theirs", where)
+
+
+def test_an_autoscaler_on_the_same_deployment_is_reported_and_not_fought(lab: Lab) -> None:
+    where = f"--namespace={lab.namespace}"
+    kubectl("create", "deployment", "contested", "--image=workqueue-operator:dev", "--replicas=1", where)
+    kubectl("autoscale", "deployment", "contested", "--min=3", "--max=4", "--cpu=50%", where)
+
+    def replicas() -> int:
+        return int(kubectl_json("get", "deployment", "contested", where)["spec"]["replicas"])
+
+    wait_until(lambda: replicas() == 3, 60, "the HorizontalPodAutoscaler has set its minimum")
+    workqueue = lab.workqueue("against-hpa", worker=None, workloadRef={"name": "contested"}).apply()
+    condition = workqueue.wait_condition("WorkersAvailable", "False", "WorkloadContested")
+    assert "HorizontalPodAutoscaler" in condition["message"]
+    assert replicas() == 3
+    workqueue.delete()
+    kubectl("delete", "hpa,deployment", "contested", where)
+
+
+def test_a_scheduled_minimum_is_kept(lab: Lab) -> None:
+    always = {"start": "* * * * *", "end": "0 0 1 1 *", "timeZone": "Europe/Berlin", "minReplicas": 1}
+    workqueue = lab.workqueue("scheduled", scaling={"schedules": [always]}).apply()
+    wait_until(lambda: workqueue.status().get("readyReplicas") == 1, 60, "the minimum of the schedule runs")
+    workqueue.change(scaling={"schedules": []})
+    wait_until(lambda: workqueue.replicas() == 0, 60, "without it none does")
+    workqueue.change(scaling={"schedules": [{**always, "timeZone": "Mars/Olympus"}]})
+    assert "Mars/Olympus" in workqueue.wait_condition("WorkersAvailable", "False", "SpecInvalid")["message"]
+    workqueue.delete()
+
+
+def test_rotated_credentials_need_no_restart(lab: Lab) -> None:
+    """The password changes at the broker and in the Secret while messages are handled."""
+    user, old, new = "rotating", "the-old-password", "the-new-password"
+    lab.rabbit.ctl("add_user", user, old)
+    lab.rabbit.ctl("set_permissions", "--vhost", lab.vhost, user, ".*", ".*", ".*")
+    lab.secret("rotating", username=user, password=old)
+    workqueue = lab.workqueue(
+        "rotated", connectionSecretRef={"name": "rotating"}, scaling={"minReplicas": 1}
+    ).apply()
+    workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
+    before = {pod["metadata"]["uid"] for pod in workqueue.pods()}
+    lab.rabbit.ctl("change_password", user, new)
+    change = {"stringData": {"password": new}}
+    where = f"--namespace={lab.namespace}"
+    kubectl("patch", "secret", "rotating", f"--patch={json.dumps(change)}", where)
+    lab.rabbit.ctl("close_all_user_connections", user, "rotated")
+    workqueue.publish([{"id": 1}])
+    # The kubelet brings a changed Secret into a pod within about a minute.
+    assert [result["id"] for result in workqueue.results(1, seconds=150)] == [1]
+    workqueue.wait_condition("Ready", "True")
+    assert {pod["metadata"]["uid"] for pod in workqueue.pods()} == before, "no pod was restarted"
+    workqueue.delete()
 
 
 @pytest.mark.usefixtures("operator")

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests.support.kubernetes import PROGRAMS, kubeconfig, wait_until
+from tests.support.kubernetes import wait_until, watching
 from tests.support.workqueues import Lab, WorkQueueUnderTest
 
 REMOVALS = int(os.environ.get("SCALE_INS", "60"))
@@ -69,28 +66,16 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab) -> None:
 def watching_deletions(workqueue: WorkQueueUnderTest) -> Iterator[dict[str, float]]:
     """When each of the WorkQueue's pods was first seen to be on its way out (time.time()), by name."""
     deletions: dict[str, float] = {}
-    columns = "custom-columns=NAME:.metadata.name,GONE:.metadata.deletionTimestamp"
-    command: list[Any] = [
-        *(PROGRAMS / "kubectl", f"--kubeconfig={kubeconfig()}", f"--namespace={workqueue.lab.namespace}"),
-        *("get", "pods", f"--selector=workqueue.dev/workqueue={workqueue.name}"),
-        *("--watch", "--no-headers", f"--output={columns}"),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
-    def follow() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            name, gone = line.split()
-            if gone != "<none>":
-                deletions.setdefault(name, time.time())
+    def note(line: str) -> None:
+        name, gone = line.split()
+        if gone != "<none>":
+            deletions.setdefault(name, time.time())
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with watching(
+        *("pods", f"--selector=workqueue.dev/workqueue={workqueue.name}"),
+        *(f"--namespace={workqueue.lab.namespace}", "--no-headers"),
+        "--output=custom-columns=NAME:.metadata.name,GONE:.metadata.deletionTimestamp",
+        each=note,
+    ):
         yield deletions
-    finally:
-        process.terminate()
-        process.wait(10)
-        thread.join(10)
-        if process.stdout is not None:
-            process.stdout.close()

@@ -41,11 +41,13 @@ class Fault:
     Attributes:
         applies: to which.
         status: the answer; 0: none at all, until the fault is lifted (a black hole).
+        event: instead of an answer, the one line that a watch brings before it ends.
         delay: seconds before the request is passed on, when there is no status.
     """
 
     applies: Callable[[Request], bool]
     status: int | None = None
+    event: dict[str, Any] | None = None
     delay: float = 0.0
     headers: tuple[tuple[str, str], ...] = ()
 
@@ -156,6 +158,8 @@ class ApiProxy:
                 if fault.status == 0:
                     await self._lifted.wait()
                     raise web.HTTPGatewayTimeout
+                if fault.event is not None:
+                    return web.json_response(fault.event)
                 if fault.status is not None:
                     answer = {
                         "kind": "Status",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,6 +91,30 @@ def wait_until(condition: Callable[[], Answer | None], timeout: float, what: str
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {timeout:g} s: {what} (last answer: {answer!r})")
         time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def watching(*arguments: str, each: Callable[[str], None]) -> Iterator[None]:
+    """Run `kubectl get --watch` while the context lasts, and call `each` with every line, in a thread."""
+    command = [str(PROGRAMS / "kubectl"), f"--kubeconfig={kubeconfig()}", "get", "--watch", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def follow() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip():
+                each(line)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+        thread.join(10)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 @contextmanager

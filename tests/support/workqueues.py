@@ -6,8 +6,6 @@ import contextlib
 import copy
 import json
 import secrets
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.support.inside import Rabbit, drain
-from tests.support.kubernetes import PROGRAMS, KubectlError, kubeconfig, kubectl, kubectl_json, wait_until
+from tests.support.kubernetes import KubectlError, kubectl, kubectl_json, wait_until, watching
 
 Object = dict[str, Any]
 
@@ -244,35 +242,13 @@ class ReplicaWatch:
 def watching_replicas(workqueue: WorkQueueUnderTest) -> Iterator[ReplicaWatch]:
     """Follow the Deployment by `kubectl get --watch` while the context lasts."""
     watch = ReplicaWatch()
-    command = [
-        str(PROGRAMS / "kubectl"),
-        f"--kubeconfig={kubeconfig()}",
-        f"--namespace={workqueue.lab.namespace}",
-        "get",
-        "deployment",
-        f"{workqueue.name}-worker",
-        "--watch",
+    with watching(
+        *("deployment", f"{workqueue.name}-worker", f"--namespace={workqueue.lab.namespace}"),
         "--output=jsonpath={.spec.replicas}{'\\n'}",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-    def follow() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip():
-                watch.seen.append((time.monotonic(), int(line)))
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+        each=lambda line: watch.seen.append((time.monotonic(), int(line))),
+    ):
         wait_until(lambda: watch.seen, 20, "the Deployment is being watched")
         yield watch
-    finally:
-        process.terminate()
-        process.wait(10)
-        thread.join(10)
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def merged(base: Object, change: Object) -> Object:

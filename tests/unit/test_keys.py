@@ -1,0 +1,110 @@
+"""One run a key at a time, once more when it was woken meanwhile, and pauses that are kept."""
+
+from __future__ import annotations
+
+import asyncio
+
+from workqueue_operator.keys import Keys, Next
+
+KEY = ("team", "jobs")
+
+
+class Runs:
+    """Runs that end when the test says so."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.running = 0
+        self.most = 0
+        self.results: asyncio.Queue[Next] = asyncio.Queue()
+        self.changed = asyncio.Condition()
+        self.idle = asyncio.Event()
+
+    async def __call__(self, _: tuple[str, str]) -> Next:
+        self.begun += 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await self._tell()
+        try:
+            return await self.results.get()
+        finally:
+            self.running -= 1
+            self.idle.set()
+
+    async def _tell(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def wait_idle(self) -> None:
+        async with asyncio.timeout(5):
+            await self.idle.wait()
+        # The task of the run ends in the turn of the loop after this one.
+        await asyncio.sleep(0)
+
+    async def wait_begun(self, count: int) -> None:
+        async with asyncio.timeout(5), self.changed:
+            await self.changed.wait_for(lambda: self.begun >= count)
+
+
+async def test_a_key_that_is_woken_while_it_runs_runs_exactly_once_more() -> None:
+    runs = Runs()
+    keys = Keys(runs)
+    keys.wake(KEY)
+    await runs.wait_begun(1)
+    for _ in range(5):
+        keys.wake(KEY)
+    runs.results.put_nowait(Next())
+    await runs.wait_begun(2)
+    runs.results.put_nowait(Next())
+    keys_idle = asyncio.create_task(keys.stop(5))
+    await keys_idle
+    assert (runs.begun, runs.most) == (2, 1)
+
+
+async def test_a_run_that_failed_keeps_its_pause_although_it_woke_itself() -> None:
+    runs = Runs()
+    keys = Keys(runs)
+    keys.wake(KEY)
+    await runs.wait_begun(1)
+    keys.wake(KEY)
+    begun = asyncio.get_running_loop().time()
+    runs.results.put_nowait(Next(after=0.2, failed=True))
+    await runs.wait_begun(2)
+    assert asyncio.get_running_loop().time() - begun >= 0.19
+    runs.results.put_nowait(Next())
+    await keys.stop(5)
+
+
+async def test_a_change_from_outside_does_not_wait_for_the_pause() -> None:
+    runs = Runs()
+    keys = Keys(runs)
+    keys.wake(KEY)
+    await runs.wait_begun(1)
+    runs.results.put_nowait(Next(after=60, failed=True))
+    await runs.wait_idle()
+    keys.wake(KEY)
+    await runs.wait_begun(2)
+    runs.results.put_nowait(Next())
+    await keys.stop(5)
+
+
+async def test_different_keys_run_beside_each_other() -> None:
+    runs = Runs()
+    keys = Keys(runs)
+    for name in ("a", "b", "c"):
+        keys.wake(("team", name))
+    await runs.wait_begun(3)
+    assert runs.most == 3
+    for _ in range(3):
+        runs.results.put_nowait(Next())
+    await keys.stop(5)
+
+
+async def test_stopping_ends_what_takes_too_long_and_begins_nothing_more() -> None:
+    runs = Runs()
+    keys = Keys(runs)
+    keys.wake(KEY)
+    await runs.wait_begun(1)
+    await keys.stop(0.05)
+    keys.wake(KEY)
+    assert (runs.begun, runs.running) == (1, 0)
