@@ -2,8 +2,8 @@
 
 In the end the ledger must balance exactly: every message that was confirmed to its publisher is done or in
 the dead-letter queue, none is missing, none is there that nobody sent. A message that was handled twice is
-counted, and must be explained: by a delivery that was lost (its worker or its broker died, its channel or
-connection was closed), or by a copy that was published although its confirmation never came.
+counted, and must be explained: RabbitMQ delivered it again, because its worker, broker, connection or channel
+died before it could be acknowledged.
 
     python -m hack.soak --seconds 600
 """
@@ -47,7 +47,7 @@ class Ledger:
     confirmed: set[int] = field(default_factory=set)
     unconfirmed: set[int] = field(default_factory=set)
     done: Counter[int] = field(default_factory=Counter)
-    started: Counter[int] = field(default_factory=Counter)
+    redelivered: set[int] = field(default_factory=set)
     dead: Counter[int] = field(default_factory=Counter)
     waiting: int = 0
     faults: Counter[str] = field(default_factory=Counter)
@@ -64,15 +64,14 @@ class Ledger:
             found.append(f"{len(unknown)} messages were never sent: {sorted(unknown)[:10]}")
         if self.waiting:
             found.append(f"{self.waiting} messages are still waiting")
-        duplicates = self.duplicates()
-        if duplicates and not self.faults:
-            found.append(f"{duplicates} messages were done twice although nothing failed")
+        unexplained = {number for number in self.duplicates() if number not in self.redelivered}
+        if unexplained:
+            found.append(f"{len(unexplained)} messages ended twice without cause: {sorted(unexplained)[:10]}")
         return found
 
-    def duplicates(self) -> int:
-        """How often a message was done or given up once more than once."""
-        ends = self.done + self.dead
-        return sum(count - 1 for count in ends.values())
+    def duplicates(self) -> dict[int, int]:
+        """Messages that were done or given up more than once, and how often too much."""
+        return {number: count - 1 for number, count in (self.done + self.dead).items() if count > 1}
 
     def __str__(self) -> str:
         rows = {
@@ -82,7 +81,8 @@ class Ledger:
             "done": len(self.done),
             "dead-lettered": len(self.dead),
             "still waiting": self.waiting,
-            "ended more than once": self.duplicates(),
+            "delivered again": len(self.redelivered),
+            "ended more than once": len(self.duplicates()),
             **{f"fault: {name}": count for name, count in sorted(self.faults.items())},
         }
         return "\n".join(f"  {name:<32}{value:>8}" for name, value in rows.items())
@@ -176,6 +176,9 @@ class Soak:
         self.ledger.faults[name] += 1
         with suppress(BrokerError):  # the broker was busy with the fault before
             self._faults[name][1]()
+        self._replace_dead_workers()
+
+    def _replace_dead_workers(self) -> None:
         for index, worker in enumerate(self._workers):
             if worker.process.poll() is not None:
                 self._start_worker(index)
@@ -213,6 +216,7 @@ class Soak:
         queues = [QUEUE, *(f"{QUEUE}.retry.{seconds}s" for seconds in (1, 2))]
         quiet_since = time.monotonic()
         while time.monotonic() < deadline:
+            self._replace_dead_workers()  # some messages kill theirs
             self.ledger.waiting = sum(
                 sum(self._vhost.depth(queue)) for queue in queues if self._vhost.exists(queue)
             )
@@ -225,9 +229,10 @@ class Soak:
             del properties
             self.ledger.dead[json.loads(body)["id"]] += 1
         for event in self._workers[0].events:
-            counter = {"start": self.ledger.started, "end": self.ledger.done}.get(event["event"])
-            if counter is not None:
-                counter[event["id"]] += 1
+            if event["event"] == "end":
+                self.ledger.done[event["id"]] += 1
+            elif event["redelivered"]:
+                self.ledger.redelivered.add(event["id"])
 
 
 def main() -> int:

@@ -80,9 +80,9 @@ class Endpoint:
 
     def dead_because(self) -> str | None:
         """Why only a restart would help, or None. Never the broker's absence: no restart cures that."""
-        age = self.runtime.connection.tick_age
+        age = self.runtime.tick_age
         if age > LIVE_SECONDS:
-            return f"the I/O loop has not turned for {age:.0f} s"
+            return f"an I/O loop has not turned for {age:.0f} s"
         if self.runtime.slots and self.runtime.stuck == len(self.runtime.slots):
             return "every slot is held by a handler that ignores its cancellation"
         return None

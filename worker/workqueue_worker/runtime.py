@@ -200,6 +200,14 @@ class Runtime:
         return self.connection.last_error or self._trouble
 
     @property
+    def tick_age(self) -> float:
+        """Seconds since the slower of our I/O loops last turned."""
+        ages = [self.connection.tick_age]
+        if self._publisher is not None:
+            ages.append(self._publisher.connection.tick_age)
+        return max(ages)
+
+    @property
     def stuck(self) -> int:
         """How many handlers run on although their time was up some while ago."""
         now = time.monotonic()
@@ -312,26 +320,33 @@ class Runtime:
         self._runner.submit(work)
 
     def _handled(self, work: Work, error: BaseException | None) -> None:
+        with self.connection.loop:
+            try:
+                self._end(work, error)
+            except Exception as failure:
+                # Whatever it was, the message must not stay in hand for ever: the broker gives it out again.
+                logger.exception("A message could not be settled; connecting again.")
+                self.connection.abort(f"a message could not be settled: {failure!r}")
+
+    def _end(self, work: Work, error: BaseException | None) -> None:
         now = time.monotonic()
         seconds = now - work.started
-        loop = self.connection.loop
-        with loop:
-            work.returned = True
-            self.recent.handled(now, seconds)
-            self.handler_seconds.observe(seconds)
-            if not work.lease.held:
-                self._free(work)
-            elif work.abandoned:
-                work.lease.hand_back()
-                self._count(Outcome.REQUEUED)
-                self._free(work)
-            elif not work.decided:
-                work.decided = True
-                if error is None:
-                    self._settler.end(work, Outcome.ACKED)
-                    return
-                attempt = work.message.attempt
-                self._settler.settle(work, verdict(error, attempt, self.config.retry, random.random()))  # noqa: S311
+        work.returned = True
+        self.recent.handled(now, seconds)
+        self.handler_seconds.observe(seconds)
+        if not work.lease.held:
+            self._free(work)
+        elif work.abandoned:
+            work.lease.hand_back()
+            self._count(Outcome.REQUEUED)
+            self._free(work)
+        elif not work.decided:
+            work.decided = True
+            if error is None:
+                self._settler.end(work, Outcome.ACKED)
+            else:
+                spread = random.random()  # noqa: S311 - no secret
+                self._settler.settle(work, verdict(error, work.message.attempt, self.config.retry, spread))
 
     def _settled(self, work: Work, outcome: Outcome) -> None:
         self._count(outcome)

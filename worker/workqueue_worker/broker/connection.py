@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import ssl
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -350,6 +349,8 @@ def _as_file(text: str) -> Iterator[str]:
         finally:
             os.close(descriptor)
     else:
+        import tempfile
+
         with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
             file.write(text)
             file.flush()
