@@ -93,5 +93,5 @@ def _misbehave(what: str, job: dict[str, Any], message: Message) -> None:
         case "die once":
             mark = f"{os.environ['EVENTS']}-died-{job['id']}"
             if not os.path.exists(mark):  # noqa: PTH110 - a handler needs no more
-                open(mark, "w").close()  # noqa: SIM115, PTH123
+                open(mark, "w").close()  # noqa: PTH123
                 os._exit(70)
