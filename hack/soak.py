@@ -2,8 +2,9 @@
 
 In the end the ledger must balance exactly: every message that was confirmed to its publisher is done or in
 the dead-letter queue, none is missing, none is there that nobody sent. A message that was handled twice is
-counted, and must be explained: RabbitMQ delivered it again, because its worker, broker, connection or channel
-died before it could be acknowledged.
+counted, and must be explained: either RabbitMQ delivered it again, because its worker, connection or channel
+died before it could be acknowledged; or there were two copies of a retry, because a confirmation was lost
+with its connection, or because RabbitMQ crashed while it moved the copy out of its delay queue.
 
     python -m hack.soak --seconds 600
 """
@@ -48,6 +49,7 @@ class Ledger:
     unconfirmed: set[int] = field(default_factory=set)
     done: Counter[int] = field(default_factory=Counter)
     redelivered: set[int] = field(default_factory=set)
+    copied_twice: set[int] = field(default_factory=set)
     dead: Counter[int] = field(default_factory=Counter)
     waiting: int = 0
     faults: Counter[str] = field(default_factory=Counter)
@@ -64,7 +66,7 @@ class Ledger:
             found.append(f"{len(unknown)} messages were never sent: {sorted(unknown)[:10]}")
         if self.waiting:
             found.append(f"{self.waiting} messages are still waiting")
-        unexplained = {number for number in self.duplicates() if number not in self.redelivered}
+        unexplained = set(self.duplicates()) - self.redelivered - self.copied_twice
         if unexplained:
             found.append(f"{len(unexplained)} messages ended twice without cause: {sorted(unexplained)[:10]}")
         return found
@@ -82,6 +84,7 @@ class Ledger:
             "dead-lettered": len(self.dead),
             "still waiting": self.waiting,
             "delivered again": len(self.redelivered),
+            "retried with two copies": len(self.copied_twice),
             "ended more than once": len(self.duplicates()),
             **{f"fault: {name}": count for name, count in sorted(self.faults.items())},
         }
@@ -228,11 +231,17 @@ class Soak:
         for properties, body in take_all(self._vhost, f"{QUEUE}.dead"):
             del properties
             self.ledger.dead[json.loads(body)["id"]] += 1
+        seen: set[tuple[int, int]] = set()
         for event in self._workers[0].events:
+            number = event["id"]
             if event["event"] == "end":
-                self.ledger.done[event["id"]] += 1
+                self.ledger.done[number] += 1
             elif event["redelivered"]:
-                self.ledger.redelivered.add(event["id"])
+                self.ledger.redelivered.add(number)
+            elif event["event"] == "start" and event["attempt"] > 1:
+                if (number, event["attempt"]) in seen:
+                    self.ledger.copied_twice.add(number)
+                seen.add((number, event["attempt"]))
 
 
 def main() -> int:
