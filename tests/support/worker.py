@@ -211,7 +211,7 @@ def publish(
 
 def take_all(vhost: VirtualHost, queue: str) -> list[tuple[Any, bytes]]:
     """Take every message of a queue; returns (properties, body)."""
-    found = []
+    found: list[tuple[Any, bytes]] = []
     with vhost.connect() as connection:
         channel = connection.channel()
         while True:
