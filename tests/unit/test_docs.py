@@ -1,0 +1,248 @@
+"""The documentation against what it speaks about: links, commands, resources, metrics, reasons and tests."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import jsonschema
+import pytest
+import yaml
+
+from hack import metrics
+from workqueue_operator import crd, names
+from workqueue_operator.model import WorkQueue
+from workqueue_operator.reasons import Reason
+from workqueue_worker import cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "examples").rglob("*.md"),
+        ROOT / "charts/workqueue-operator/README.md",
+    ]
+)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)", re.DOTALL)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+INDENTED = re.compile(r"^ {4}\S.*$", re.MULTILINE)
+INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+
+Schema = dict[str, Any]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+# -- links -----------------------------------------------------------------------------------------
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets where Markdown is shown."""
+    text = LINK.sub(lambda link: link[0].partition("]")[0][1:], heading).strip().lower()
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+
+
+def anchors(page: Path) -> set[str]:
+    prose = FENCE.sub("", page.read_text())
+    return {slug(heading) for heading in re.findall(r"^#+ (.+)$", prose, re.MULTILINE)}
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    dead = []
+    for target in LINK.findall(INDENTED.sub("", FENCE.sub("", page.read_text()))):
+        if re.match(r"\w+:", target):
+            assert target.startswith("https://"), target
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            dead.append(target)
+    assert not dead
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached: set[Path] = set()
+    todo = [ROOT / "README.md"]
+    while todo:
+        page = todo.pop()
+        if page.is_dir():
+            todo += page.glob("*.md")
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        targets = (target.partition("#")[0] for target in LINK.findall(page.read_text()))
+        todo += [(page.parent / path).resolve() for path in targets if path and "://" not in path]
+    assert not {name_of(page) for page in PAGES if page not in reached and page.is_relative_to(ROOT / "docs")}
+
+
+@pages
+def test_files_that_are_named_exist(page: Path) -> None:
+    folders = "|".join(("tests", "hack", "examples", "charts", "manifests", "operator", "worker"))
+    named = (
+        text for text in INLINE.findall(page.read_text()) if re.fullmatch(rf"({folders})/[\w./-]+", text)
+    )
+    assert not [text for text in named if not (ROOT / text).exists()]
+
+
+@pages
+def test_tests_that_are_named_exist_where_the_link_leads(page: Path) -> None:
+    links = re.findall(r"\[`(test_\w+)`\]\(([^)]+)\)", page.read_text())
+    assert not [
+        (test, path)
+        for test, path in links
+        if not re.search(rf"^(async )?def {test}\(", (page.parent / path).read_text(), re.MULTILINE)
+    ]
+
+
+def test_pictures_are_well_formed() -> None:
+    for picture in (ROOT / "docs/images").glob("*.svg"):
+        ET.fromstring(picture.read_text())
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+def blocks(page: Path) -> list[str]:
+    """The lines of a page that are meant to be typed."""
+    text = page.read_text()
+    lines = INDENTED.findall(FENCE.sub("", text))
+    for language, block in FENCE.findall(text):
+        if language in {"", "sh"}:
+            lines += block.splitlines()
+    return lines
+
+
+def prose(page: Path) -> list[str]:
+    """What a page mentions in passing, which need not be complete."""
+    return INLINE.findall(FENCE.sub("", page.read_text()))
+
+
+def commands(lines: list[str], program: str) -> Iterator[list[str]]:
+    """The words behind `program` wherever it is run."""
+    for part in (part for line in lines for part in re.split(r"\||&&|;", line)):
+        if found := re.match(rf"\s*{program}(?: (.+))?$", part):
+            words = shlex.split(found[1] or "", comments=True)
+            yield words[: next((n for n, word in enumerate(words) if word in set("<>&")), len(words))]
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pages
+def test_make_targets_exist(page: Path) -> None:
+    run = commands([*blocks(page), *prose(page)], r"(?:CLUSTER=current )?make")
+    assert {word for words in run for word in words if "=" not in word} <= targets()
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"workqueue {command}", exit_on_error=False)
+    import_module(f"workqueue_worker.commands.{command}").add_arguments(parser)
+    return parser
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    """The flags of a command and of those below it."""
+    known: set[str] = set()
+    for action in parser._actions:
+        known |= set(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            known.update(*(options(below) for below in action.choices.values()), action.choices)
+    return known
+
+
+@pages
+def test_workqueue_commands_to_type_are_understood(page: Path) -> None:
+    for command, *words in commands(blocks(page), "workqueue"):
+        parser_of(command).parse_args(words)
+
+
+@pages
+def test_workqueue_commands_that_are_mentioned_exist(page: Path) -> None:
+    for words in commands(prose(page), "workqueue"):
+        if words:
+            assert words[0] in cli.COMMANDS
+            assert {word for word in words[1:] if word.startswith("-")} <= options(parser_of(words[0]))
+
+
+def test_every_command_is_documented() -> None:
+    lines = [line for page in PAGES for line in (*blocks(page), *prose(page))]
+    assert set(cli.COMMANDS) <= {words[0] for words in commands(lines, "workqueue") if words}
+
+
+# -- resources -------------------------------------------------------------------------------------
+
+
+def workqueues() -> list[Any]:
+    found = []
+    for page in PAGES:
+        for language, block in FENCE.findall(page.read_text()):
+            if language == "yaml":
+                found += [
+                    pytest.param(made, id=f"{name_of(page)}: {made['metadata']['name']}")
+                    for made in yaml.safe_load_all(block)
+                    if made["kind"] == names.KIND
+                ]
+    return found
+
+
+def unknown_fields(value: Any, schema: Schema, path: str = "") -> Iterator[str]:
+    """Fields that the API server would drop."""
+    if isinstance(value, list):
+        for item in value:
+            yield from unknown_fields(item, schema.get("items", {}), f"{path}[]")
+    if not isinstance(value, dict) or "properties" not in schema:
+        return
+    for key, below in value.items():
+        if key in schema["properties"]:
+            yield from unknown_fields(below, schema["properties"][key], f"{path}.{key}")
+        elif not schema.get("x-kubernetes-preserve-unknown-fields"):
+            yield f"{path}.{key}"
+
+
+@pytest.mark.parametrize("made", workqueues())
+def test_a_workqueue_to_copy_is_valid(made: dict[str, Any]) -> None:
+    schema = crd.schema()
+    spec = schema["properties"]["spec"]
+    assert made["apiVersion"] == names.API_VERSION
+    assert not list(unknown_fields(made["spec"], spec))
+    jsonschema.validate(made["spec"], spec)
+    WorkQueue.model_validate(made)
+
+
+# -- the vocabulary --------------------------------------------------------------------------------
+
+
+def test_every_reason_is_explained() -> None:
+    page = anchors(ROOT / "docs/conditions.md")
+    assert not {reason for reason in Reason if reason.lower() not in page}
+
+
+def test_every_metric_is_explained_and_every_metric_that_is_named_exists() -> None:
+    known = set(re.findall(r"^\| `(workqueue_\w+)`", metrics.page(), re.MULTILINE))
+    packages = {"workqueue_operator", "workqueue_worker"}
+    alerts = ROOT / "charts/workqueue-operator/alerts.yaml"
+    for place in (*PAGES, alerts):
+        named = {
+            re.sub(r"_(bucket|count|sum)$", "", name)
+            for name in re.findall(r"\bworkqueue_[a-z_]*[a-z]\b", place.read_text())
+        }
+        assert named - packages <= known, place.name
+
+
+@pages
+def test_the_project_speaks_of_itself_alone(page: Path) -> None:
+    assert not re.findall(r"/work/|/farm|/tmp/|pypi\.org|docker\.io|ghcr\.io|quay\.io", page.read_text())
