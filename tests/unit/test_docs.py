@@ -32,7 +32,7 @@ PAGES = sorted(
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)", re.DOTALL)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-INDENTED = re.compile(r"^ {4}\S.*$", re.MULTILINE)
+INDENTED = re.compile(r"^ {4}.*\S.*$", re.MULTILINE)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
 Schema = dict[str, Any]
@@ -117,7 +117,7 @@ def test_pictures_are_well_formed() -> None:
 
 def blocks(page: Path) -> list[str]:
     """The lines of a page that are meant to be typed."""
-    text = page.read_text()
+    text = page.read_text().replace("\\\n", " ")
     lines = INDENTED.findall(FENCE.sub("", text))
     for language, block in FENCE.findall(text):
         if language in {"", "sh"}:
