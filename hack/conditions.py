@@ -185,7 +185,7 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
                 "An autoscaler or an older WorkQueue scales the Deployment. Nobody is fought: nothing is scaled.",
             ),
             Reason.UNACKNOWLEDGED_UNKNOWN: (
-                _DECISION,
+                f"{_S} `False`, Event",
                 "Nobody says how many messages the workers of a `workloadRef` have in hand.",
             ),
         },
