@@ -17,6 +17,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from workqueue_worker.binding import Binding
 from workqueue_worker.topology import dead_letter_queue_name
 
 from . import schedule, status
@@ -215,7 +216,10 @@ class Reconciler:
                 workqueue, parts, status.Seen(memory.queue or _NOT_YET, decision=decision)
             ), None
         try:
-            link = await self._connect(workqueue, parts)
+            binding = await parts.secrets.binding(
+                workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
+            )
+            link = await self._connect(workqueue, binding, parts)
         except Trouble as trouble:
             keeps = memory.queue is not None and trouble.reason not in _SECRET_TROUBLES
             return await self._blind(workqueue, memory, trouble, memory.queue if keeps else None, parts)
@@ -227,7 +231,7 @@ class Reconciler:
                 link.broker.take_down_bell(workqueue.queue_name)
             return await self._blind(workqueue, memory, trouble, None, parts)
         memory.failures = 0
-        return await self._scale(workqueue, memory, link, queue, parts)
+        return await self._scale(workqueue, memory, link, binding, queue, parts)
 
     async def _blind(
         self, workqueue: WorkQueue, memory: Memory, trouble: Trouble, queue: Finding | None, parts: Parts
@@ -263,15 +267,14 @@ class Reconciler:
 
     # -- the connection and the queue ----------------------------------------------------------------
 
-    async def _connect(self, workqueue: WorkQueue, parts: Parts) -> Link:
-        namespace, secret = workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
-        link = await parts.brokers.link(workqueue.key, await parts.secrets.binding(namespace, secret))
+    async def _connect(self, workqueue: WorkQueue, binding: Binding, parts: Parts) -> Link:
+        link = await parts.brokers.link(workqueue.key, binding)
         try:
             await link.broker.ready()
         except Trouble as trouble:
             if trouble.reason is Reason.AUTHENTICATION_FAILED:
                 # A rotated password shows first as a refused login.
-                parts.secrets.forget(namespace, secret)
+                parts.secrets.forget(workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name)
             raise
         return link
 
@@ -299,14 +302,20 @@ class Reconciler:
     # -- the count -----------------------------------------------------------------------------------
 
     async def _scale(
-        self, workqueue: WorkQueue, memory: Memory, link: Link, queue: Finding, parts: Parts
+        self,
+        workqueue: WorkQueue,
+        memory: Memory,
+        link: Link,
+        binding: Binding,
+        queue: Finding,
+        parts: Parts,
     ) -> tuple[status.Seen, float | None]:
         # Taken up here and not at the end: a ring that comes during the pass is for the next one.
         memory.waking_since, memory.rung_at = memory.rung_at, None
         live = await parts.targets.ensure(workqueue)
         deployment = live if isinstance(live, Unknown) else deployment_view(live)
         pods = pod_views(parts.store.pods_of(workqueue.key))
-        answers = await parts.gatherer.ask(workqueue, memory, link, pods)
+        answers = await parts.gatherer.ask(workqueue, memory, link, binding, pods)
         depth = judge(answers, workqueue.queue_name)
         observation = _observation(workqueue, memory, deployment, pods, depth, answers)
         decision, memory.window = decide(workqueue.spec, observation, memory.window, time.monotonic())

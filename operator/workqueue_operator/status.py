@@ -20,7 +20,8 @@ PENDING: Final = frozenset({Reason.DEPTH_PENDING, Reason.WORKERS_STARTING})
 """Reasons that pass by themselves within moments: neither true nor false."""
 
 _STANDING_STILL: Final = frozenset({Reason.SUSPENDED, Reason.PINNED, Reason.DELETING})
-_WORTH_SAYING: Final = frozenset({Reason.AT_MAXIMUM, Reason.CANARY, Reason.RETIRE_UNREACHABLE})
+_CANNOT_SHRINK: Final = frozenset({Reason.RETIRE_UNREACHABLE, Reason.UNACKNOWLEDGED_UNKNOWN})
+_WORTH_SAYING: Final = frozenset({Reason.AT_MAXIMUM, Reason.CANARY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ def _scaling_active(seen: Seen) -> Finding:
     if decision is None:
         cause = seen.trouble or Unknown(Reason.DEPTH_PENDING, "Nothing has been decided yet.")
         return _negative(cause)
-    if decision.reason in _STANDING_STILL or decision.reason is Reason.RETIRE_UNREACHABLE:
+    if decision.reason in _STANDING_STILL or decision.reason in _CANNOT_SHRINK:
         return Finding("False", decision.reason, decision.message)
     if isinstance(decision, Hold) and decision.wanted is None:
         return _negative(Unknown(decision.reason, decision.message))
@@ -205,6 +206,8 @@ def _ready(workqueue: WorkQueue, found: Mapping[ConditionType, Finding]) -> Find
     decisive = [found[kind] for kind in (ConditionType.QUEUE_DECLARED, ConditionType.DEPTH_KNOWN)]
     if found[ConditionType.WORKERS_AVAILABLE].status == "False":
         decisive.append(found[ConditionType.WORKERS_AVAILABLE])
+    if scaling.reason is Reason.SPEC_INVALID:
+        decisive.append(scaling)
     for status_ in ("False", "Unknown"):
         for finding in decisive:
             if finding.status == status_:

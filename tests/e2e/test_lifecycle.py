@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 
-import pytest
-
+from tests.support import helm
 from tests.support.kubernetes import kubectl, kubectl_json, temporary_namespace, wait_until
 from tests.support.operators import OperatorRelease
 from tests.support.workqueues import Lab, watching_replicas
@@ -173,7 +173,17 @@ def test_a_foreign_workload_is_scaled_unless_somebody_else_does(lab: Lab) -> Non
 def test_an_autoscaler_on_the_same_deployment_is_reported_and_not_fought(lab: Lab) -> None:
     where = f"--namespace={lab.namespace}"
     kubectl("create", "deployment", "contested", "--image=workqueue-operator:dev", "--replicas=1", where)
-    kubectl("autoscale", "deployment", "contested", "--min=3", "--max=4", "--cpu=50%", where)
+    autoscaler = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "contested"},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "contested"},
+            "minReplicas": 3,
+            "maxReplicas": 4,
+        },
+    }
+    kubectl("create", "--filename=-", where, input=json.dumps(autoscaler))
 
     def replicas() -> int:
         return int(kubectl_json("get", "deployment", "contested", where)["spec"]["replicas"])
@@ -194,7 +204,7 @@ def test_a_scheduled_minimum_is_kept(lab: Lab) -> None:
     workqueue.change(scaling={"schedules": []})
     wait_until(lambda: workqueue.replicas() == 0, 60, "without it none does")
     workqueue.change(scaling={"schedules": [{**always, "timeZone": "Mars/Olympus"}]})
-    assert "Mars/Olympus" in workqueue.wait_condition("WorkersAvailable", "False", "SpecInvalid")["message"]
+    assert "Mars/Olympus" in workqueue.wait_condition("Ready", "False", "SpecInvalid")["message"]
     workqueue.delete()
 
 
@@ -222,20 +232,22 @@ def test_rotated_credentials_need_no_restart(lab: Lab) -> None:
     workqueue.delete()
 
 
-@pytest.mark.usefixtures("operator")
-def test_a_namespace_can_be_deleted_with_everything_in_it(lab: Lab, operator: OperatorRelease) -> None:
-    """The Secret may be gone before the WorkQueue's finalizer is looked at."""
-    with temporary_namespace("e2e-gone", pod_security="restricted") as namespace:
-        operator.install(watchNamespaces=[lab.namespace, namespace])
-        other = Lab(namespace, lab.rabbit)
-        other.prepare()
-        workqueue = other.workqueue("doomed", queue={"deletionPolicy": "Delete"}).apply().wait_ready()
-        wait_until(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
-        kubectl("delete", "namespace", namespace, "--wait=false")
-        gone = "--ignore-not-found"
-        wait_until(lambda: not kubectl("get", "namespace", namespace, gone), 150, "the namespace is gone")
-        other.close()
-    operator.install(watchNamespaces=[lab.namespace])
+def test_a_namespace_can_be_deleted_with_everything_in_it(lab: Lab) -> None:
+    """The Secret is gone before the WorkQueue's finalizer is looked at. With an operator of the whole cluster:
+    the rights that one has in listed namespaces go with them."""
+    with temporary_namespace("e2e-wide", pod_security="restricted") as system:
+        wide = OperatorRelease(f"wide-{secrets.token_hex(3)}", system, helm.run)
+        wide.install(replicaCount=1)
+        with temporary_namespace("e2e-gone", pod_security="restricted") as namespace:
+            other = Lab(namespace, lab.rabbit)
+            other.prepare()
+            workqueue = other.workqueue("doomed", queue={"deletionPolicy": "Delete"}).apply().wait_ready()
+            wait_until(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+            kubectl("delete", "namespace", namespace, "--wait=false")
+            gone = "--ignore-not-found"
+            wait_until(lambda: not kubectl("get", "namespace", namespace, gone), 150, "the namespace is gone")
+            other.close()
+        wide.uninstall()
 
 
 def test_a_message_on_an_idle_queue_is_one_step_from_its_worker(lab: Lab) -> None:

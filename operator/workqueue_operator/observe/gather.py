@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from workqueue_worker.binding import Binding
+
 from ..broker.connection import QueueCounts
 from ..errors import Trouble
 from ..memory import Memory
@@ -44,8 +46,14 @@ class Gatherer:
         self._workers = workers
         self._management = management
 
-    async def ask(self, workqueue: WorkQueue, memory: Memory, link: Link, pods: Sequence[PodView]) -> Answers:
-        """Everything that can be known about the queue of a WorkQueue now."""
+    async def ask(
+        self, workqueue: WorkQueue, memory: Memory, link: Link, binding: Binding, pods: Sequence[PodView]
+    ) -> Answers:
+        """Everything that can be known about the queue of a WorkQueue now.
+
+        Args:
+            binding: this WorkQueue's own; the link may have been made for another one of the same identity.
+        """
         watched = link.sweep.watch(workqueue.key, workqueue.queue_name)
         counts = await self._counts(link, watched, rung=memory.waking_since is not None)
         answers = Answers(
@@ -55,7 +63,7 @@ class Gatherer:
             concurrency=workqueue.spec.worker.concurrency if workqueue.spec.worker is not None else 1,
         )
         if workqueue.spec.worker is None:
-            unacknowledged = await self._management.unacknowledged(link.broker.binding, workqueue.queue_name)
+            unacknowledged = await self._management.unacknowledged(binding, workqueue.queue_name)
             return replace(answers, unacknowledged=unacknowledged)
         running = [pod for pod in pods if pod.running and not pod.terminating and not pod.marked]
         answers = replace(answers, pods=running, statuses=await self._statuses(workqueue, counts, running))
