@@ -29,7 +29,7 @@ _D, _K, _W, _S, _R = "QueueDeclared", "DepthKnown", "WorkersAvailable", "Scaling
 _ALL_OF_IT: Final = f"{_D}, {_K} and {_S} `False`"
 _NO_ANSWER: Final = f"{_K} and {_S} `False`, {_D} too if the queue was never declared"
 _EVENT: Final = "Event, `status.lastScaleReason`"
-_DECISION: Final = "Decision only: the count stays, and `ScalingActive` says `AsExpected`"
+_DECISION: Final = f"{_S} `True`: the count stays"
 
 _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
     (
@@ -84,7 +84,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
                 f"{_K} `True`, Event",
                 "The operator may not consume, so it looks at the idle queue twice a second.",
             ),
-            Reason.WITHIN_BOUNDS: (_DECISION, "The workers that run are the ones that are needed."),
+            Reason.WITHIN_BOUNDS: (
+                "Decision only: `ScalingActive` says `AsExpected`",
+                "The workers that run are the ones that are needed.",
+            ),
             Reason.SCALE_IN_DELAYED: (_DECISION, "Fewer would do now, but more were wanted a moment ago."),
             Reason.WORKERS_BUSY: (_DECISION, "Fewer would do, but the others have a message in hand."),
             Reason.MESSAGES_WAITING: (_DECISION, "The step to zero was called off by a message."),
@@ -196,10 +199,6 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
             Reason.SPEC_INVALID: (
                 f"{_S} `False`",
                 "A schedule has a cron expression or time zone that cannot be read.",
-            ),
-            Reason.NOT_YET_SUPPORTED: (
-                "Nowhere in this version",
-                "Kept for fields whose behaviour comes later.",
             ),
             Reason.API_FORBIDDEN: (
                 f"{_W} `False`, Event",

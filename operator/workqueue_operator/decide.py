@@ -255,14 +255,14 @@ def _inward(
             Reason.SCALE_IN_DELAYED,
             f"{backlog} ask for {_replicas(wanted)}; more were wanted in the last {delay} s.",
         )
+    if workload.unsettled is not None:
+        return Hold(wanted, workload.unsettled.reason, workload.unsettled.message)
     busy = math.ceil(depth.in_handlers / workload.concurrency)
     target = max(highest, busy)
     if target >= workload.replicas:
         return Hold(
             wanted, Reason.WORKERS_BUSY, f"{_replicas(wanted)} are wanted, but {busy} are in a handler."
         )
-    if workload.unsettled is not None:
-        return Hold(wanted, workload.unsettled.reason, workload.unsettled.message)
     reason = Reason.IDLE if target == 0 else Reason.SURPLUS
     message = f"{backlog}, and no more than {_replicas(target)} wanted in the last {delay} s."
     return Retire(target, wanted, only_when_empty=True, reason=reason, message=message)

@@ -248,7 +248,7 @@ class Retry(_Model):
     max_attempts: int = Field(default=5, ge=1, le=100)
     """How often a message is tried before it goes to the dead-letter queue; 1 means no second try."""
 
-    delays_seconds: tuple[Annotated[int, Field(ge=1, le=_WEEK)], ...] = Field(
+    delays_seconds: tuple[Annotated[int, Field(ge=1, le=_DAY)], ...] = Field(
         default=(1, 10, 60),
         min_length=1,
         max_length=20,
@@ -489,7 +489,7 @@ class Scaling(_Model):
     """Replicas shrink only to the highest count that was wanted in this time."""
 
     wake: Wake | None = None
-    """How a message on an idle queue is noticed: Push (at once) or Poll (within 30 seconds). When left out,
+    """How a message on an idle queue is noticed: Push (at once) or Poll (by looking twice a second). When left out,
     Push for worker and Poll for workloadRef."""
 
     schedules: tuple[Schedule, ...] = Field(

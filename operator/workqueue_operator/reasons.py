@@ -83,7 +83,6 @@ class Reason(StrEnum):
     UNACKNOWLEDGED_UNKNOWN = "UnacknowledgedUnknown"
     # the resource and the cluster
     SPEC_INVALID = "SpecInvalid"
-    NOT_YET_SUPPORTED = "NotYetSupported"
     API_FORBIDDEN = "APIForbidden"
     API_UNAVAILABLE = "APIUnavailable"
     INTERNAL_ERROR = "InternalError"
@@ -189,7 +188,6 @@ ADVICE: Final[dict[Reason, str]] = {
         "what they have in hand, so that the count only grows without it."
     ),
     Reason.SPEC_INVALID: "The resource does not fit the schema: apply the current CRD and correct the resource.",
-    Reason.NOT_YET_SUPPORTED: "This field is in the schema, but this version does nothing with it: leave it out.",
     Reason.API_FORBIDDEN: "The operator may not do this: compare its roles with those of the chart.",
     Reason.API_UNAVAILABLE: "Nothing to do: the API server did not answer; it is tried again.",
     Reason.INTERNAL_ERROR: "A mistake of the operator: please report it with the log line of the same reason.",

@@ -214,7 +214,8 @@ def _worker_container(workqueue: WorkQueue, worker: Worker, wire: Object, defaul
         "env": _environment(workqueue, worker),
         "ports": [{"name": ENDPOINT_PORT_NAME, "containerPort": ENDPOINT_PORT, "protocol": "TCP"}],
         "readinessProbe": _probe("/readyz", period=2, failures=3),
-        "livenessProbe": _probe("/livez", period=10, failures=6),
+        # The endpoint comes up once the handler is loaded, and an http handler may take a minute.
+        "livenessProbe": {**_probe("/livez", period=10, failures=6), "initialDelaySeconds": 60},
         "securityContext": _security_context(wire if worker.handler.http is None else {}),
         "volumeMounts": [
             {"name": _BINDING_VOLUME, "mountPath": f"{BINDING_ROOT}/{BINDING_NAME}", "readOnly": True},

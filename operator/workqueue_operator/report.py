@@ -104,6 +104,13 @@ class Reporter:
             before, told[kind] = told.get(kind), (finding.status, finding.reason.value)
             if before == told[kind]:
                 continue
+            if (
+                kind is ConditionType.SCALING_ACTIVE
+                and before is not None
+                and {before[0], finding.status} == {"True"}
+            ):
+                # Why the count is as it is changes all the time; each change of the count has its own Event.
+                continue
             if kind is ConditionType.READY or finding.status == "Unknown":
                 # Ready repeats another condition's reason, and Unknown passes by itself.
                 continue
@@ -159,4 +166,12 @@ class Reporter:
 
 
 def _without_numbers(status: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in status.items() if name not in _NUMBERS}
+    """What is worth an immediate write. Why an active scaling stands where it stands changes like a number."""
+    rest = {name: value for name, value in status.items() if name not in _NUMBERS}
+    rest["conditions"] = [
+        (one["type"], one["status"])
+        if (one["type"], one["status"]) == (ConditionType.SCALING_ACTIVE.value, "True")
+        else one
+        for one in status.get("conditions", ())
+    ]
+    return rest

@@ -13,7 +13,7 @@ from typing import Any, Final
 from .decide import Decision, Depth, Hold
 from .model import WorkQueue
 from .names import pod_selector
-from .reasons import ConditionType, Finding, Reason, Unknown
+from .reasons import ADVICE, ConditionType, Finding, Reason, Unknown
 from .views import DeploymentView, PodView
 
 PENDING: Final = frozenset({Reason.DEPTH_PENDING, Reason.WORKERS_STARTING})
@@ -21,7 +21,20 @@ PENDING: Final = frozenset({Reason.DEPTH_PENDING, Reason.WORKERS_STARTING})
 
 _STANDING_STILL: Final = frozenset({Reason.SUSPENDED, Reason.PINNED, Reason.DELETING})
 _CANNOT_SHRINK: Final = frozenset({Reason.RETIRE_UNREACHABLE, Reason.UNACKNOWLEDGED_UNKNOWN})
-_WORTH_SAYING: Final = frozenset({Reason.AT_MAXIMUM, Reason.CANARY})
+_WORTH_SAYING: Final = frozenset(
+    {
+        Reason.AT_MAXIMUM,
+        Reason.CANARY,
+        Reason.SCALE_IN_DELAYED,
+        Reason.WORKERS_BUSY,
+        Reason.MESSAGES_WAITING,
+        Reason.ROLLOUT_UNDER_WAY,
+        Reason.PODS_SETTLING,
+        Reason.CONFLICTING_WRITE,
+        Reason.DOORBELL_UNAVAILABLE,
+    }
+)
+"""Why the count is not what the backlog alone would make it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +201,8 @@ def _scaling_active(seen: Seen) -> Finding:
     if isinstance(decision, Hold) and decision.wanted is None:
         return _negative(Unknown(decision.reason, decision.message))
     if decision.reason in _WORTH_SAYING:
-        return Finding("True", decision.reason, _WITHOUT_NUMBERS[decision.reason])
+        return Finding("True", decision.reason, ADVICE[decision.reason])
     return Finding("True", Reason.AS_EXPECTED, "Replicas follow the depth of the queue.")
-
-
-_WITHOUT_NUMBERS: Final = {
-    Reason.AT_MAXIMUM: "The backlog asks for more than scaling.maxReplicas.",
-    Reason.CANARY: "No pod of this template has been Ready yet, so that one goes first.",
-}
 
 
 def _ready(workqueue: WorkQueue, found: Mapping[ConditionType, Finding]) -> Finding:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import re
 import shutil
 import signal
@@ -91,11 +92,19 @@ class _Ports(NamedTuple):
 
     @classmethod
     def free(cls) -> _Ports:
+        """Free ports below those that the kernel gives to outgoing connections, which could take one of them
+        before the server does."""
         with ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in cls._fields]
-            for one in sockets:
-                one.bind(("127.0.0.1", 0))
-            return cls(*(one.getsockname()[1] for one in sockets))
+            return cls(*(_free_port(stack.enter_context(socket.socket())) for _ in cls._fields))
+
+
+def _free_port(held: socket.socket) -> int:
+    for _ in range(100):
+        port = random.randrange(20_000, 32_000)
+        with suppress(OSError):
+            held.bind(("127.0.0.1", port))
+            return port
+    raise BrokerError("No port between 20000 and 32000 is free on loopback.")
 
 
 @dataclass(frozen=True, slots=True)
