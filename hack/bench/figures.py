@@ -266,7 +266,7 @@ def created(probe: Probe, count: int, answer: Object) -> list[Row]:
             f"{_workqueues(count)} created at once, to all Ready",
             f"{answer['all']:.1f} s (the API server had taken the last after {answer['posted']:.1f} s; half were "
             f"Ready after {answer['half']:.1f} s; all bells hung {bells:.1f} s after that); for each of them "
-            f"{cost['requests'] / count:.1f} API requests and {_ms(cost['cpu'] / count)} of the operator's processor time",
+            f"{cost['requests'] / count:.1f} API requests and {_ms(cost['cpu'] / count)} of processor time",
             "<= 60 s" if count == 1000 else "",
             answer["all"] <= 60 if count == 1000 else None,
             "KEDA: about 500 s" if count == 1000 else "",
