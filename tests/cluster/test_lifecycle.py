@@ -13,8 +13,8 @@ import pytest
 
 from hack.cluster.instance import Instance
 from hack.cluster.processes import Process
-from tests.support.cluster import CHECKOUT, cluster, command, environment
 from tests.support.kubernetes import wait_until
+from tests.support.localcluster import CHECKOUT, cluster, command, environment
 from tests.support.machine import process_namespace, processes_in, settings, snapshot
 
 NAME = "test"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from hack.cluster.instance import DEFAULT_NAME, Instance
-from tests.support.cluster import CHECKOUT, cluster
 from tests.support.kubernetes import apply, kubectl, kubectl_json, temporary_namespace, wait_until
+from tests.support.localcluster import CHECKOUT, cluster
 
 UP_AGAIN_SECONDS = 30
 

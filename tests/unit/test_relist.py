@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.brokers import until
-from tests.support.cluster import FakeCluster, Request
+from tests.support.fakecluster import FakeCluster, Request
 from workqueue_operator import relist as module
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.names import LABEL_WORKQUEUE

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.cluster import FakeCluster, Request
+from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.names import STATUS_FIELD_MANAGER

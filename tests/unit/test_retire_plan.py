@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.cluster import FakeCluster, Request
+from tests.support.fakecluster import FakeCluster, Request
 from workqueue_operator.act.retire import Outcome, Plan, Retirement, plan
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_WORKQUEUE

@@ -7,7 +7,7 @@ import base64
 
 import pytest
 
-from tests.support.cluster import FakeCluster, Request
+from tests.support.fakecluster import FakeCluster, Request
 from workqueue_operator.errors import ClusterError, Trouble
 from workqueue_operator.observe import secrets as module
 from workqueue_operator.observe.secrets import Secrets

@@ -322,3 +322,22 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
             target.sendall(data)
     for one in (source, target):
         one.close()
+
+
+def test_a_handler_that_blocks_for_three_heartbeats_keeps_its_connection(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    """In a thread, and as a coroutine that holds up its whole loop: the two at the same time."""
+    blocked_seconds = 32
+    jobs = {THREADS: {"id": "thread", "do": "ignore"}, ASYNC: {"id": "loop", "do": "block"}}
+    busy = []
+    for handler, job in jobs.items():
+        worker = workers.start(vhost.url, handler=handler).wait_consuming()
+        publish(vhost, {**job, "seconds": blocked_seconds})
+        eventually(lambda worker=worker, job=job: worker.events_of("start") == [job["id"]])
+        busy.append((worker, job["id"]))
+    for worker, name in busy:
+        eventually(lambda worker=worker, name=name: worker.events_of("end") == [name], blocked_seconds + 15)
+        eventually(lambda worker=worker: worker.outcomes() == {"acked": 1})
+        assert worker.count_log("Connected to RabbitMQ.") == 1
+    assert is_empty(vhost)

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from . import headers, topology
 from .broker.backoff import Backoff
+from .broker.declaration import SAFE_AFTER_SECONDS
 from .broker.outgoing import Outgoing
 from .broker.slot import Work
 from .envelope import Properties
@@ -128,6 +129,10 @@ class _Republishing:
         self._step(lambda: self._settler.republisher().declare(self._target), self._declared)
 
     def _declared(self) -> None:
+        # It may be new, be it that another worker made it a moment ago: see the constant.
+        self._settler.port.call_later(SAFE_AFTER_SECONDS, self._safe)
+
+    def _safe(self) -> None:
         self._settler.known_queues.add(self._target.name)
         self._publish()
 
