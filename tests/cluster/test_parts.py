@@ -22,6 +22,7 @@ from hack.cluster.errors import ClusterError
 from hack.cluster.instance import DEFAULT_NAME, NAME_VARIABLE, Instance
 from hack.cluster.locks import locked
 from hack.cluster.processes import Process, with_arguments
+from tests.support.wait import eventually
 
 
 def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
@@ -45,7 +46,7 @@ def test_a_process_that_ended_but_was_not_waited_for_is_not_alive() -> None:
 def test_processes_are_found_by_neighbouring_arguments_only() -> None:
     script = "import sys; sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", script, "mark-a", "mark-b"], stdin=subprocess.PIPE) as child:
-        assert [process.pid for process in with_arguments("mark-a", "mark-b")] == [child.pid]
+        eventually(lambda: [process.pid for process in with_arguments("mark-a", "mark-b")] == [child.pid])
         assert with_arguments("mark-b", "mark-a") == []
         assert with_arguments("mark-a", "mark-") == []
         assert child.stdin is not None
