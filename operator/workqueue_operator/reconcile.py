@@ -58,6 +58,9 @@ BACKOFF_OF_TROUBLE: Final = (1.0, 15.0)
 """Seconds: the first and the longest pause after a pass that failed, and after one that met a trouble."""
 
 _SECRET_TROUBLES: Final = frozenset({Reason.SECRET_NOT_FOUND, Reason.SECRET_INVALID, Reason.SECRET_FORBIDDEN})
+_REFUSALS: Final = frozenset(
+    {Reason.AUTHENTICATION_FAILED, Reason.VIRTUAL_HOST_NOT_FOUND, Reason.PERMISSION_DENIED}
+)
 _NOT_YET: Final = Finding("Unknown", Reason.DEPTH_PENDING, "The queue has not been declared yet.")
 
 
@@ -216,8 +219,11 @@ class Reconciler:
                 workqueue, parts, status.Seen(memory.queue or _NOT_YET, decision=decision)
             ), None
         try:
+            known = parts.brokers.known(workqueue.key)
             binding = await parts.secrets.binding(
-                workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
+                workqueue.metadata.namespace,
+                workqueue.spec.connection_secret_ref.name,
+                suspect=known is not None and known.broker.trouble is not None,
             )
             link = await self._connect(workqueue, binding, parts)
         except Trouble as trouble:
@@ -272,7 +278,7 @@ class Reconciler:
         try:
             await link.broker.ready()
         except Trouble as trouble:
-            if trouble.reason is Reason.AUTHENTICATION_FAILED:
+            if trouble.reason in _REFUSALS:
                 # A rotated password shows first as a refused login.
                 parts.secrets.forget(workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name)
             raise
@@ -290,9 +296,10 @@ class Reconciler:
             return memory.queue
         for entry in vanished:
             link.broker.mark_vanished(entry.queue)
-        finding = await queues.declare(workqueue, link.broker)
         if vanished and memory.queue is not None and workqueue.spec.queue.declare:
-            finding = queues.declared_again([entry.queue for entry in vanished], datetime.now(UTC))
+            finding = await queues.declare_again(workqueue, link.broker, [entry.queue for entry in vanished])
+        else:
+            finding = await queues.declare(workqueue, link.broker)
         finding = queues.consumer_timeout_trouble(workqueue, link.broker) or finding
         memory.declared, memory.queue = state, finding
         watched.last = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from workqueue_worker import topology
@@ -22,6 +22,9 @@ from ..reasons import Finding, Reason
 EMPTY_LOOKS: Final = 3
 EMPTY_PAUSE: Final = 0.5
 """A quorum queue without a leader answers zero for about half a second: one zero is no proof."""
+
+STAYS_LOOKS: Final = 5
+STAYS_PAUSE: Final = 0.2
 
 DEFAULT_CONSUMER_TIMEOUT: Final = 1800
 """Seconds that RabbitMQ lets a consumer hold a message unless told otherwise."""
@@ -55,8 +58,20 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> Finding:
     return Finding("True", Reason.DECLARED, f"The queue {queue!r} and its dead-letter queue exist.")
 
 
-def declared_again(names: Sequence[str], when: datetime) -> Finding:
-    """The finding for queues that had vanished and exist again."""
+async def declare_again(workqueue: WorkQueue, broker: Broker, names: Sequence[str]) -> Finding:
+    """Declare queues that have vanished, and see that they stay.
+
+    A bell is cancelled a moment before its queue is gone: what is declared by then goes with it.
+
+    Raises:
+        Trouble: as `declare`.
+    """
+    for _ in range(STAYS_LOOKS):
+        await declare(workqueue, broker)
+        await asyncio.sleep(STAYS_PAUSE)
+        if all([await _counts(broker, name) for name in names]):
+            break
+    when = datetime.now(UTC)
     return Finding(
         "True",
         Reason.DECLARED_AGAIN,

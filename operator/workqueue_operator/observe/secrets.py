@@ -25,6 +25,9 @@ from ..reasons import Reason
 MAX_AGE: Final = 60.0
 """Seconds after which a Secret is read again. A refused login reads it again at once."""
 
+MAX_AGE_OF_SUSPECT: Final = 15.0
+"""The same while the broker that the Secret names cannot be used: perhaps it is the Secret that is wrong."""
+
 MAX_AGE_OF_TROUBLE: Final = 5.0
 KEPT: Final = 3600.0
 """Seconds after which a Secret that nobody asked for is not kept in memory any more."""
@@ -35,9 +38,10 @@ class _Entry:
     at: float
     result: Binding | Trouble
 
-    @property
-    def max_age(self) -> float:
-        return MAX_AGE_OF_TROUBLE if isinstance(self.result, Trouble) else MAX_AGE
+    def max_age(self, *, suspect: bool) -> float:
+        if isinstance(self.result, Trouble):
+            return MAX_AGE_OF_TROUBLE
+        return MAX_AGE_OF_SUSPECT if suspect else MAX_AGE
 
 
 def _seen_from_elsewhere(binding: Binding, namespace: str) -> Binding:
@@ -58,8 +62,11 @@ class Secrets:
         self._entries: dict[tuple[str, str], _Entry] = {}
         self._reading: dict[tuple[str, str], asyncio.Task[_Entry]] = {}
 
-    async def binding(self, namespace: str, name: str) -> Binding:
+    async def binding(self, namespace: str, name: str, *, suspect: bool = False) -> Binding:
         """The connection data in a Secret.
+
+        Args:
+            suspect: whether they have led nowhere so far.
 
         Raises:
             Trouble: it is missing, forbidden or unusable; the message says what to do.
@@ -67,7 +74,7 @@ class Secrets:
         """
         where = namespace, name
         entry = self._entries.get(where)
-        if entry is None or time.monotonic() - entry.at > entry.max_age:
+        if entry is None or time.monotonic() - entry.at > entry.max_age(suspect=suspect):
             # A thousand WorkQueues may share a Secret and ask at once: it is read once.
             if where not in self._reading:
                 reading = self._reading[where] = asyncio.create_task(self._read_again(where))
