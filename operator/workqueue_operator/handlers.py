@@ -16,6 +16,8 @@ from .names import EVENT_REPORTER, GROUP, LABEL_WORKQUEUE, PLURAL, VERSION
 from .observe.store import Store
 
 INACTIVITY_SECONDS: Final = 70.0
+CHUNK: Final = 100
+IDLE_SECONDS: Final = 0.1
 
 
 class _Connection(kopf.ConnectionInfo):
@@ -25,6 +27,20 @@ class _Connection(kopf.ConnectionInfo):
         context = super().as_ssl_context()
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         return context
+
+
+class _NoDifferences(kopf.DiffBaseStorage):
+    """No handler asks what changed in an object; kopf would copy every one twice to be able to tell."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Nothing of an object is compared."""
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        """Nothing is known from before."""
+
+    def store(self, **_: Any) -> None:
+        """Nothing is kept."""
 
 
 def settings() -> kopf.OperatorSettings:
@@ -38,8 +54,12 @@ def settings() -> kopf.OperatorSettings:
     made.peering.standalone = True
     made.persistence.finalizer = f"{GROUP}/kopf"
     made.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"kopf.{GROUP}")
-    made.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=f"kopf.{GROUP}")
+    made.persistence.diffbase_storage = _NoDifferences()
     made.watching.inactivity_timeout = INACTIVITY_SECONDS
+    # What a LIST brings is handled before its next chunk comes, so that it is never in memory as a whole.
+    made.watching.chunk_size = CHUNK
+    # Until then kopf holds the last event of each object.
+    made.queueing.idle_timeout = IDLE_SECONDS
     made.watching.label_selectors["pods"] = LABEL_WORKQUEUE
     return made
 

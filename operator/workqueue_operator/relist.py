@@ -15,14 +15,14 @@ from typing import Final
 from .cluster import Cluster, deployments_path, pods_path, workqueues_path
 from .errors import ClusterError
 from .names import LABEL_WORKQUEUE
-from .observe.store import Store
+from .observe.store import Store, lean
 
 logger = logging.getLogger(__name__)
 
 BLIND_AFTER: Final = 180.0
 """Seconds for which the watch may have brought nothing although a LIST showed changes."""
 
-PAGE: Final = "500"
+PAGE: Final = "100"
 
 _PATHS: Final[dict[str, Callable[[str | None], str]]] = {
     "workqueues": workqueues_path,
@@ -97,7 +97,8 @@ class Relist:
         listed = []
         while True:
             page = await self._cluster.get(path, **query)
-            listed += page["items"]
+            # Of a page as it comes only that part is kept; whole, the list would be the most of the memory.
+            listed += [lean(kind, body) for body in page["items"]]
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
                 break

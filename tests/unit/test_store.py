@@ -271,3 +271,26 @@ def test_managed_fields_of_workqueues_and_pods_are_not_kept(store: Store) -> Non
     store.put_pod(pod("a", 1, managedFields=[{}]))
     assert "managedFields" not in store.workqueues[JOBS]["metadata"]
     assert "managedFields" not in store.pods["team", "a"]["metadata"]
+
+
+def test_of_a_deployment_only_what_a_pass_reads_is_kept(store: Store) -> None:
+    scaled = {"manager": "kube-controller-manager", "subresource": "scale"}
+    body = thing("jobs-worker", 1, labels={LABEL_WORKQUEUE: "jobs"}, managedFields=[{"manager": "x"}, scaled])
+    annotated = {"annotations": {"a": "b"}}
+    body["spec"] = {
+        "replicas": 3,
+        "selector": {},
+        "template": {"metadata": annotated, "spec": {"containers": []}},
+    }
+    body["status"] = {"readyReplicas": 1}
+    store.put_deployment(body)
+    kept = store.deployments["team", "jobs-worker"]
+    assert kept["spec"] == {"replicas": 3, "template": {"metadata": annotated}}
+    assert kept["status"] == body["status"]
+    assert kept["metadata"] == {**body["metadata"], "managedFields": [scaled]}
+
+
+def test_of_a_pod_only_what_a_pass_reads_is_kept(store: Store) -> None:
+    store.put_pod({**pod("a", 1), "spec": {"nodeName": "n", "volumes": []}, "status": {"phase": "Running"}})
+    kept = store.pods["team", "a"]
+    assert (kept["spec"], kept["status"]) == ({"nodeName": "n"}, {"phase": "Running"})

@@ -6,6 +6,7 @@ after a gap in its watch but never says what was deleted in the gap); a pass rea
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,12 @@ Object: TypeAlias = dict[str, Any]
 Key: TypeAlias = tuple[str, str]
 """(namespace, name) of a WorkQueue."""
 
-_UNREAD: Final = ("managedFields",)
+_READ: Final[dict[str, dict[str, Any]]] = {
+    "workqueues": {"apiVersion": ..., "kind": ..., "spec": ..., "status": ...},
+    "deployments": {"spec": {"replicas": ..., "template": {"metadata": ...}}, "status": ...},
+    "pods": {"spec": {"nodeName": ...}, "status": ...},
+}
+"""What a pass reads of an object, beside its metadata. Held whole, they would be most of the process' memory."""
 
 _GONE_MATTERS: Final = 60.0
 """Seconds before a LIST during which it, or the answer to a write of ours, may still have shown what is gone."""
@@ -111,7 +117,7 @@ class Store:
         key = _key(body)
         known = self.workqueues.get(key)
         if self._is_news("workqueues", key, body):
-            self.workqueues[key] = _lean(body)
+            self.workqueues[key] = lean("workqueues", body)
             if known is None or _asks_for(body) != _asks_for(known):
                 self.wake(key)
 
@@ -123,7 +129,7 @@ class Store:
             if key in self.deployments:
                 self._remove("deployments", key)
         elif self._is_news("deployments", key, body):
-            self.deployments[key] = body
+            self.deployments[key] = lean("deployments", body)
             for owner in owners:
                 self.wake(owner)
 
@@ -134,7 +140,7 @@ class Store:
             return
         if known is not None and _owner(known) != owner:
             self._remove("pods", key)
-        self.pods[key] = _lean(body)
+        self.pods[key] = lean("pods", body)
         self._touched["pods", key] = time.monotonic()
         self._pods_of[owner].add(key)
         self.wake(owner)
@@ -239,7 +245,24 @@ def _version(body: Object) -> int:
     return int(body["metadata"]["resourceVersion"])
 
 
-def _lean(body: Object) -> Object:
-    """The object without what a pass never reads; 1,000 WorkQueues are held at once."""
-    metadata = {name: value for name, value in body["metadata"].items() if name not in _UNREAD}
-    return {**body, "metadata": metadata}
+def lean(kind: str, body: Object) -> Object:
+    """The object without what a pass never reads; thousands are held at once."""
+    kept: Object = _part(body, _READ[kind])
+    kept["metadata"] = _part(
+        {name: part for name, part in body["metadata"].items() if name != "managedFields"}, ...
+    )
+    # In a Deployment, who scales it shows there.
+    managers = [one for one in body["metadata"].get("managedFields", ()) if one.get("subresource") == "scale"]
+    if managers:
+        kept["metadata"]["managedFields"] = managers
+    return kept
+
+
+def _part(value: Any, wanted: Any) -> Any:
+    """A copy of what is wanted; equal names of fields are one object, which parsing does not make them."""
+    if isinstance(value, dict):
+        names = value if wanted is ... else wanted.keys() & value.keys()
+        return {
+            sys.intern(name): _part(value[name], ... if wanted is ... else wanted[name]) for name in names
+        }
+    return [_part(item, ...) for item in value] if isinstance(value, list) else value
