@@ -150,7 +150,7 @@ class Operator:
                 "podSelector": {"matchLabels": {"app.kubernetes.io/name": "workqueue-operator"}},
             },
         )
-        workload = Workload(cluster, defaults)
+        workload = Workload(cluster, defaults, reconciler.wake)
         self._metrics.namespaces_left_out.set(len(left_out))
         relist = Relist(cluster, store, namespaces, config.relist_seconds)
         reconciler.start(

@@ -6,6 +6,7 @@ gives them; each request has a timeout; each write first asks the fence whether 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -24,6 +25,12 @@ Object: TypeAlias = dict[str, Any]
 REQUEST_TIMEOUT: Final = 8.0
 """Seconds for one request; below the renew deadline of the Lease, so that a black hole cannot keep a leader."""
 
+CONNECTIONS: Final = 16
+"""To the API server; each costs a quarter of a megabyte, and more do not make the server faster."""
+
+CONNECTIONS_FOR_SCALING: Final = 4
+"""Of them so many are kept free for changes of a count, which thousands of other requests must not hold up."""
+
 _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
@@ -38,6 +45,7 @@ class Cluster:
     def __init__(self, api: client.ApiClient, fence: Callable[[], None] = lambda: None) -> None:
         self.api = api
         self._fence = fence
+        self._ordinary = asyncio.Semaphore(CONNECTIONS - CONNECTIONS_FOR_SCALING)
         self.requests = 0
 
     async def get(self, path: str, **query: str) -> Object:
@@ -60,11 +68,16 @@ class Cluster:
         """DELETE an object, when `uid` is given only that very one."""
         return await self._request("DELETE", path, {}, {"preconditions": {"uid": uid}} if uid else None)
 
-    async def apply(self, path: str, body: Object, manager: str = FIELD_MANAGER) -> Object:
-        """Server-side apply; fields that others own are taken over."""
-        return await self._request(
-            "PATCH", path, {"fieldManager": manager, "force": "true"}, body, "application/apply-patch+yaml"
-        )
+    async def apply(
+        self, path: str, body: Object, manager: str = FIELD_MANAGER, *, force: bool = True
+    ) -> Object:
+        """Server-side apply.
+
+        Args:
+            force: whether fields that others own are taken over; else they are a conflict, and nothing changes.
+        """
+        query = {"fieldManager": manager, "force": str(force).lower()}
+        return await self._request("PATCH", path, query, body, "application/apply-patch+yaml")
 
     async def merge(self, path: str, body: Object) -> Object:
         """A merge patch."""
@@ -73,8 +86,8 @@ class Cluster:
         )
 
     async def json_patch(self, path: str, operations: list[Object]) -> Object:
-        """A JSON patch; a failed `test` operation answers 422."""
-        return await self._request(
+        """A JSON patch, which waits for no other request; a failed `test` operation answers 422."""
+        return await self._request_now(
             "PATCH", path, {"fieldManager": FIELD_MANAGER}, operations, "application/json-patch+json"
         )
 
@@ -87,8 +100,19 @@ class Cluster:
         method: str,
         path: str,
         query: Mapping[str, str],
-        body: Object | list[Object] | None = None,
+        body: Object | None = None,
         content_type: str = "application/json",
+    ) -> Object:
+        async with self._ordinary:
+            return await self._request_now(method, path, query, body, content_type)
+
+    async def _request_now(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Object | list[Object] | None,
+        content_type: str,
     ) -> Object:
         if method != "GET":
             self._fence()
@@ -122,9 +146,9 @@ async def connect(kubeconfig: str | None = None, fence: Callable[[], None] = lam
         kubeconfig: a file to use in any case.
     """
     configuration = client.Configuration()
-    # A pass of every WorkQueue may wait for the server at once after a restart; the server has its own
-    # priority and fairness, which is better placed than a limit here.
-    configuration.connection_pool_maxsize = 64
+    configuration.connection_pool_maxsize = CONNECTIONS
+    # Without this, aiohttp looks for a netrc file, in a thread, before each request.
+    configuration.client_session_kwargs = {"trust_env": False}
     # Verified as Go does: the certificates of many clusters lack what Python asks for since 3.13.
     configuration.disable_strict_ssl_verification = True
     if kubeconfig is None and _SERVICE_ACCOUNT.exists():

@@ -39,13 +39,13 @@ class FakeCluster(Cluster):
         """The paths of all requests with this method."""
         return [request.path for request in self.asked if request.method == method]
 
-    async def _request(
+    async def _request_now(
         self,
         method: str,
         path: str,
         query: Mapping[str, str],
-        body: Object | list[Object] | None = None,
-        content_type: str = "application/json",
+        body: Object | list[Object] | None,
+        content_type: str,
     ) -> Object:
         request = Request(method, path, dict(query), body, content_type)
         self.asked.append(request)

@@ -7,20 +7,29 @@ the decision was made from.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import json
 import logging
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from .. import render
 from ..cluster import Cluster, Object, deployment_path
 from ..errors import ClusterError, Trouble
 from ..model import WorkQueue
-from ..names import REPLICAS_FIELD_MANAGER, workload_name
+from ..names import ANNOTATION_TEMPLATE_HASH, REPLICAS_FIELD_MANAGER, workload_name
 from ..reasons import Reason
 
 logger = logging.getLogger(__name__)
 
+VERIFY_EVERY: Final = 0.2
+"""Seconds between two Deployments that are applied after a restart only to be sure."""
+
 _FORBIDDEN: Final = 403
+_CONFLICT: Final = 409
 _REFUSED: Final = frozenset({400, 403, 422})
 
 
@@ -30,24 +39,31 @@ class Applied:
 
     Attributes:
         generation: of the Deployment after our apply, or after our last scaling.
+        digest: of the Deployment that was wanted.
     """
 
     uid: str
     generation: int
-    objects: dict[str, Object] = field(default_factory=dict)
+    digest: bytes
 
 
 class Workload:
     """Applies and scales Deployments."""
 
-    def __init__(self, cluster: Cluster, defaults: render.Defaults) -> None:
+    def __init__(
+        self, cluster: Cluster, defaults: render.Defaults, wake: Callable[[tuple[str, str]], None]
+    ) -> None:
         self._cluster = cluster
         self._defaults = defaults
+        self._wake = wake
         self._applied: dict[str, Applied] = {}
+        self._turns: dict[str, float] = {}
+        self._last_turn = 0.0
 
     def forget(self, uid: str) -> None:
         """The WorkQueue is gone; Kubernetes deletes what it owns."""
         self._applied.pop(uid, None)
+        self._turns.pop(uid, None)
 
     async def ensure(self, workqueue: WorkQueue, seen: Object | None) -> Object:
         """Make the Deployment and what goes with it as they should be.
@@ -75,14 +91,17 @@ class Workload:
             and applied is not None
             and applied.uid == seen["metadata"]["uid"]
             and applied.generation >= seen["metadata"]["generation"]
-            and applied.objects.get("Deployment") == wanted
+            and applied.digest == _digest(wanted)
             and _contains(seen["metadata"], wanted["metadata"])
         ):
             return seen
-        live = await self._apply_deployment(workqueue, wanted, exists=seen is not None)
-        applied = Applied(live["metadata"]["uid"], live["metadata"]["generation"], {"Deployment": wanted})
-        await self._apply_others(workqueue, applied)
-        self._applied[workqueue.metadata.uid] = applied
+        if seen is not None and applied is None and _is_of(seen, wanted) and not self._has_turn(workqueue):
+            return seen
+        live = await self._apply_deployment(workqueue, wanted, seen)
+        await self._apply_others(workqueue)
+        self._applied[workqueue.metadata.uid] = Applied(
+            live["metadata"]["uid"], live["metadata"]["generation"], _digest(wanted)
+        )
         return live
 
     async def scale(self, workqueue: WorkQueue, name: str, observed: int, replicas: int) -> Object | None:
@@ -122,34 +141,61 @@ class Workload:
                 return None
             raise
 
-    async def _apply_deployment(self, workqueue: WorkQueue, wanted: Object, *, exists: bool) -> Object:
+    def _has_turn(self, workqueue: WorkQueue) -> bool:
+        """Whether this Deployment of an earlier process may be applied now; else its pass is woken in its turn.
+
+        After a restart all of them look as they should, and very likely are: what is urgent goes first.
+        """
+        uid, now = workqueue.metadata.uid, time.monotonic()
+        turn = self._turns.get(uid)
+        if turn is None:
+            turn = self._turns[uid] = self._last_turn = max(self._last_turn, now) + VERIFY_EVERY
+            asyncio.get_running_loop().call_later(turn - now, self._wake, workqueue.key)
+        return now >= turn
+
+    async def _apply_deployment(self, workqueue: WorkQueue, wanted: Object, seen: Object | None) -> Object:
         name = workload_name(workqueue.metadata.name)
         path = deployment_path(workqueue.metadata.namespace, name)
         try:
-            if exists:
-                return await self._cluster.apply(path, wanted)
-            await self._require_free(path, workqueue)
-            # Left out, replicas would be 1 for a moment; kept among our fields, a later apply would reset
-            # them. So they go in with the creation and are held by a second manager; the next apply of
-            # ours leaves them out.
-            with_none = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
-            live = await self._cluster.apply(path, with_none)
-            _require_ours(live, workqueue)
-            return await self._cluster.apply(
-                path, _only_replicas(wanted, live), manager=REPLICAS_FIELD_MANAGER
-            )
+            if seen is None:
+                return await self._create_deployment(path, workqueue, wanted)
+            if not seen["spec"].get("replicas"):
+                await self._let_go_of_replicas(path, wanted, seen)
+            return await self._cluster.apply(path, wanted)
         except ClusterError as error:
             raise _refused(error, f"Deployment {name!r}") from error
 
-    async def _require_free(self, path: str, workqueue: WorkQueue) -> None:
-        """Server-side apply would take over what is already there, and the store may lag."""
+    async def _create_deployment(self, path: str, workqueue: WorkQueue, wanted: Object) -> Object:
+        """Create it with no replicas: left out, they would be 1 for a moment.
+
+        Without force, since the store may lag: a Deployment of somebody else that stands here has another
+        selector, which is a conflict.
+        """
+        with_none = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
         try:
-            _require_ours(await self._cluster.get(path), workqueue)
+            live = await self._cluster.apply(path, with_none, force=False)
         except ClusterError as error:
-            if not error.not_found:
+            if not error.conflict:
+                raise
+            live = await self._cluster.get(path)
+            _require_ours(live, workqueue)
+            return await self._apply_deployment(workqueue, wanted, live)
+        _require_ours(live, workqueue)
+        return live
+
+    async def _let_go_of_replicas(self, path: str, wanted: Object, seen: Object) -> None:
+        """Before the second apply: give the count of the creation to another manager, or it would become 1.
+
+        A field that nobody applies any more goes back to its default. Once the count was scaled it has an
+        owner, who is a conflict here and keeps it.
+        """
+        try:
+            await self._cluster.apply(path, _only_replicas(wanted, seen), REPLICAS_FIELD_MANAGER, force=False)
+        except ClusterError as error:
+            if error.status != _CONFLICT:
                 raise
 
-    async def _apply_others(self, workqueue: WorkQueue, applied: Applied) -> None:
+    async def _apply_others(self, workqueue: WorkQueue) -> None:
         namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
         objects = {
             f"/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets/{name}": render.disruption_budget(
@@ -164,7 +210,6 @@ class Workload:
                 await self._cluster.apply(path, body)
             except ClusterError as error:
                 raise _refused(error, f"{body['kind']} {name!r}") from error
-            applied.objects[body["kind"]] = body
 
 
 def _only_replicas(wanted: Object, live: Object) -> Object:
@@ -178,6 +223,18 @@ def _only_replicas(wanted: Object, live: Object) -> Object:
         },
         "spec": {"replicas": live["spec"].get("replicas", 0)},
     }
+
+
+def _digest(wanted: Object) -> bytes:
+    return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).digest()
+
+
+def _is_of(live: Object, wanted: Object) -> bool:
+    """Whether the last apply was of this very template, as its hash says."""
+    annotations = [
+        body["spec"]["template"].get("metadata", {}).get("annotations", {}) for body in (live, wanted)
+    ]
+    return bool(annotations[0].get(ANNOTATION_TEMPLATE_HASH) == annotations[1][ANNOTATION_TEMPLATE_HASH])
 
 
 def _require_ours(seen: Object, workqueue: WorkQueue) -> None:

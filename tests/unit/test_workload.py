@@ -1,0 +1,141 @@
+"""The workers' Deployment: how it is created, applied again, and left alone after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.support.brokers import until
+from tests.support.fakecluster import FakeCluster, Request
+from tests.support.workqueue import workqueue
+from workqueue_operator import render
+from workqueue_operator.act import workload as module
+from workqueue_operator.act.workload import Workload
+from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.names import FIELD_MANAGER, REPLICAS_FIELD_MANAGER
+from workqueue_operator.reasons import Reason
+
+DEFAULTS = render.Defaults("workqueue:1", False, (), {})
+DEPLOYMENT = "/deployments/jobs-worker"
+
+
+def live(body: dict[str, Any], generation: int = 1, **metadata: Any) -> dict[str, Any]:
+    """What the API server makes of an apply."""
+    spec = {"replicas": 0, **body.get("spec", {})}
+    return {"metadata": {**body["metadata"], "uid": "d1", "generation": generation, **metadata}, "spec": spec}
+
+
+def wanted() -> dict[str, Any]:
+    made = workqueue()
+    assert made.spec.worker is not None
+    return render.deployment(made, made.spec.worker, DEFAULTS, proven_hash=None)
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    made = FakeCluster()
+    made.answer("PATCH", DEPLOYMENT, lambda request: live(request.body))
+    made.answer("PATCH", "/poddisruptionbudgets/jobs-worker", {})
+    return made
+
+
+@pytest.fixture
+def woken() -> list[tuple[str, str]]:
+    return []
+
+
+@pytest.fixture
+def workload(cluster: FakeCluster, woken: list[tuple[str, str]]) -> Workload:
+    return Workload(cluster, DEFAULTS, woken.append)
+
+
+def applies(cluster: FakeCluster) -> list[Request]:
+    return [request for request in cluster.asked if request.path.endswith(DEPLOYMENT)]
+
+
+async def test_it_is_created_with_no_replicas_and_without_force(
+    cluster: FakeCluster, workload: Workload
+) -> None:
+    made = await workload.ensure(workqueue(), None)
+    (request,) = applies(cluster)
+    assert request.body["spec"]["replicas"] == 0
+    assert request.query == {"fieldManager": FIELD_MANAGER, "force": "false"}
+    assert await workload.ensure(workqueue(), made) is made
+    assert len(applies(cluster)) == 1
+
+
+async def test_somebody_elses_deployment_is_a_name_conflict(cluster: FakeCluster, workload: Workload) -> None:
+    theirs = {"metadata": {"name": "jobs-worker", "uid": "d9"}, "spec": {"replicas": 7}}
+    cluster.answer("PATCH", DEPLOYMENT, ClusterError(409, "conflict with kubectl"))
+    cluster.answer("GET", DEPLOYMENT, theirs)
+    with pytest.raises(Trouble) as caught:
+        await workload.ensure(workqueue(), None)
+    assert caught.value.reason is Reason.NAME_CONFLICT
+    assert [request.method for request in applies(cluster)] == ["PATCH", "GET"]
+
+
+async def test_one_of_ours_that_the_store_did_not_show_is_applied_again(
+    cluster: FakeCluster, workload: Workload
+) -> None:
+    def answer(request: Request) -> Any:
+        forced = request.query["force"] == "true"
+        return live(request.body) if forced else ClusterError(409, "conflict")
+
+    cluster.answer("PATCH", DEPLOYMENT, answer)
+    cluster.answer("GET", DEPLOYMENT, live({**wanted(), "spec": {"replicas": 2}}))
+    await workload.ensure(workqueue(), None)
+    assert "replicas" not in applies(cluster)[-1].body["spec"]
+
+
+@pytest.mark.parametrize("owned", [False, True], ids=["never scaled", "scaled before, which is a conflict"])
+async def test_before_it_is_applied_again_its_count_gets_an_owner(
+    cluster: FakeCluster, workload: Workload, owned: bool
+) -> None:
+    made = await workload.ensure(workqueue(), None)
+    cluster.asked.clear()
+
+    def answer(request: Request) -> Any:
+        conflict = owned and request.query["force"] == "false"
+        return ClusterError(409, "conflict") if conflict else live(request.body, 2)
+
+    cluster.answer("PATCH", DEPLOYMENT, answer)
+    await workload.ensure(workqueue(worker={"image": "jobs:2"}), made)
+    count, template = applies(cluster)
+    assert count.query == {"fieldManager": REPLICAS_FIELD_MANAGER, "force": "false"}
+    assert count.body["spec"] == {"replicas": 0}
+    assert count.body["metadata"]["uid"] == "d1"
+    assert "replicas" not in template.body["spec"]
+    assert template.query["force"] == "true"
+
+
+async def test_a_count_above_zero_was_written_by_its_owner(cluster: FakeCluster, workload: Workload) -> None:
+    made = await workload.ensure(workqueue(), None)
+    made["spec"]["replicas"] = 3
+    cluster.asked.clear()
+    await workload.ensure(workqueue(worker={"image": "jobs:2"}), made)
+    assert len(applies(cluster)) == 1
+
+
+async def test_after_a_restart_what_looks_as_it_should_is_applied_in_its_turn(
+    cluster: FakeCluster,
+    workload: Workload,
+    woken: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "VERIFY_EVERY", 0.01)
+    seen = live(wanted())
+    assert await workload.ensure(workqueue(), seen) is seen
+    assert not cluster.asked
+    await until(lambda: woken == [("team", "jobs")])
+    await asyncio.sleep(0)
+    await workload.ensure(workqueue(), seen)
+    assert applies(cluster)
+
+
+async def test_after_a_restart_another_template_is_applied_at_once(
+    cluster: FakeCluster, workload: Workload
+) -> None:
+    await workload.ensure(workqueue(worker={"image": "jobs:2"}), live(wanted()))
+    assert applies(cluster)
