@@ -165,7 +165,7 @@ class Reconciler:
         now, moment = time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         await parts.reporter.transitions(workqueue, findings, now)
         put_off = await parts.reporter.status(
-            workqueue, status.status(workqueue, seen, findings, moment), now
+            workqueue, status.status(workqueue, seen, findings, moment), now, body.get("status")
         )
         return min((wait for wait in (delay, put_off) if wait is not None), default=None)
 
@@ -224,6 +224,8 @@ class Reconciler:
                 workqueue.metadata.namespace,
                 workqueue.spec.connection_secret_ref.name,
                 suspect=known is not None and known.broker.trouble is not None,
+                # The bell has just rung over this connection, and an answer to it must not wait for a read.
+                proven=memory.rung_at is not None,
             )
             link = await self._connect(workqueue, binding, parts)
         except Trouble as trouble:

@@ -60,17 +60,27 @@ class Reporter:
         self._told.pop(uid, None)
         self._sent = {sent: at for sent, at in self._sent.items() if sent[0] != uid}
 
-    async def status(self, workqueue: WorkQueue, status: Mapping[str, Any], now: float) -> float | None:
+    async def status(
+        self,
+        workqueue: WorkQueue,
+        status: Mapping[str, Any],
+        now: float,
+        shown: Mapping[str, Any] | None = None,
+    ) -> float | None:
         """Write a status, unless nothing changed.
 
         Args:
             now: seconds on the monotonic clock.
+            shown: what the WorkQueue says already, perhaps from an earlier process.
 
         Returns:
             In how many seconds it should be tried again, when it was put off; None otherwise.
         """
         uid = workqueue.metadata.uid
         written = self._written.get(uid)
+        if written is None and shown == status:
+            self._written[uid] = Written(status, now)
+            return None
         if written is not None:
             if written.status == status:
                 return None

@@ -67,6 +67,15 @@ async def test_an_unchanged_status_is_not_written(cluster: FakeCluster, reporter
     assert len(cluster.asked) == 1
 
 
+async def test_a_status_that_an_earlier_process_wrote_is_not_written_again(
+    cluster: FakeCluster, reporter: Reporter
+) -> None:
+    await reporter.status(workqueue(), status(), NOW, shown=status())
+    assert not cluster.asked
+    await reporter.status(workqueue(), status(workers="0/1", queueName="q"), NOW, shown=status())
+    assert len(cluster.asked) == 1
+
+
 async def test_numbers_alone_wait_their_time(cluster: FakeCluster, reporter: Reporter) -> None:
     await reporter.status(workqueue(), status(), NOW)
     wait = await reporter.status(workqueue(), status(messages=6, workers="2/2"), NOW + 2)

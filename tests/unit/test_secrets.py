@@ -83,6 +83,16 @@ async def test_it_is_read_again_when_it_is_old_and_when_it_was_forgotten(
     assert len(cluster.asked) == 3
 
 
+async def test_who_is_in_a_hurry_takes_what_is_known(
+    cluster: FakeCluster, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_AGE", -1.0)
+    cluster.answer("GET", "rabbitmq", GOOD)
+    for _ in range(3):
+        assert (await secrets.binding("team", "rabbitmq", proven=True)).password == "secret"
+    assert len(cluster.asked) == 1
+
+
 async def test_while_the_api_server_is_away_what_is_known_goes_on(
     cluster: FakeCluster, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import logging
 import random
 import ssl
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 LANES: Final = 8
 """Channels for depth questions: one channel has one question outstanding (8 were cheaper than one, tried)."""
+
+DECLARING: Final = 4
+"""Channels for declarations and deletions, so that they never hold up a question."""
 
 HEARTBEAT_SECONDS: Final = 5
 """A frozen operator keeps one message for each rung queue until the broker misses its heartbeat."""
@@ -106,7 +109,7 @@ class Broker:
         self._connection: AsyncioConnection | None = None
         self._bells: Doorbell | None = None
         self._lanes: list[CallChannel] = []
-        self._admin: CallChannel | None = None
+        self._admins: list[CallChannel] = []
         self._settled = asyncio.Event()
         self._closed: asyncio.Future[BaseException] | None = None
         self._task = asyncio.create_task(self._run(), name=f"broker {binding.display}")
@@ -138,9 +141,13 @@ class Broker:
                 async with asyncio.timeout(CONNECT_TIMEOUT + 1):
                     await self._settled.wait()
         if not self.connected:
-            raise self.trouble or Trouble(
-                Reason.BROKER_TIMEOUT,
-                f"The broker {self.binding.display} accepts connections but does not answer. Look at the broker.",
+            raise (
+                self.trouble.with_traceback(None)
+                if self.trouble
+                else Trouble(
+                    Reason.BROKER_TIMEOUT,
+                    f"The broker {self.binding.display} accepts connections but does not answer. Look at the broker.",
+                )
             )
 
     # -- bells ---------------------------------------------------------------------------------------
@@ -176,9 +183,8 @@ class Broker:
             QueueMissingError: there is no such queue.
             Trouble: no connection, no answer, or no permission.
         """
-        lane = min(self._lanes, key=lambda lane: lane.waiting, default=None)
         frame = await self._call(
-            lane,
+            _freest(self._lanes),
             lambda channel, done: channel.queue_declare(queue, passive=True, callback=done),
             f"queue {queue!r}",
         )
@@ -201,7 +207,7 @@ class Broker:
         if plan.exchange is not None:
             exchange = plan.exchange
             await self._call(
-                self._admin,
+                _freest(self._admins),
                 lambda channel, done: channel.exchange_declare(
                     exchange.name, exchange_type=exchange.type.value.lower(), durable=True, callback=done
                 ),
@@ -211,7 +217,7 @@ class Broker:
             await self.declare_queue(queue)
         for binding in plan.bindings:
             await self._call(
-                self._admin,
+                _freest(self._admins),
                 lambda channel, done, binding=binding: channel.queue_bind(
                     binding.queue, binding.exchange, binding.routing_key, callback=done
                 ),
@@ -221,7 +227,7 @@ class Broker:
     async def declare_queue(self, queue: Queue) -> None:
         """Declare one durable queue. Idempotent."""
         await self._call(
-            self._admin,
+            _freest(self._admins),
             lambda channel, done: channel.queue_declare(
                 queue.name, durable=True, arguments=dict(queue.arguments), callback=done
             ),
@@ -235,7 +241,7 @@ class Broker:
         """
         with contextlib.suppress(QueueMissingError):
             await self._call(
-                self._admin,
+                _freest(self._admins),
                 lambda channel, done: channel.queue_delete(queue, callback=done),
                 f"queue {queue!r}",
             )
@@ -312,7 +318,7 @@ class Broker:
         self.version = BrokerVersion.parse(str((connection.server_properties or {}).get("version", "")))
         self._bells = Doorbell(connection, self._on_ring, self._on_fall)
         self._lanes = [CallChannel(connection) for _ in range(LANES)]
-        self._admin = CallChannel(connection)
+        self._admins = [CallChannel(connection) for _ in range(DECLARING)]
         self.trouble = None
         self._settled.set()
         logger.info(
@@ -325,8 +331,8 @@ class Broker:
 
     def _note(self, trouble: Trouble) -> None:
         changed = self.trouble is None or self.trouble.message != trouble.message
-        self._connection = self._bells = self._admin = None
-        self._lanes = []
+        self._connection = self._bells = None
+        self._lanes, self._admins = [], []
         self.trouble = trouble
         self._settled.set()
         if changed:
@@ -407,10 +413,14 @@ class Broker:
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        self._bells = self._admin = None
-        self._lanes = []
+        self._bells = None
+        self._lanes, self._admins = [], []
         if connection is not None and connection.is_open:
             connection.close()
+
+
+def _freest(channels: Sequence[CallChannel]) -> CallChannel | None:
+    return min(channels, key=lambda channel: channel.waiting, default=None)
 
 
 def _ssl_options(binding: Binding, host: str) -> pika.SSLOptions | None:

@@ -62,11 +62,14 @@ class Secrets:
         self._entries: dict[tuple[str, str], _Entry] = {}
         self._reading: dict[tuple[str, str], asyncio.Task[_Entry]] = {}
 
-    async def binding(self, namespace: str, name: str, *, suspect: bool = False) -> Binding:
+    async def binding(
+        self, namespace: str, name: str, *, suspect: bool = False, proven: bool = False
+    ) -> Binding:
         """The connection data in a Secret.
 
         Args:
             suspect: whether they have led nowhere so far.
+            proven: whether they lead somewhere at this moment, so that their age does not matter.
 
         Raises:
             Trouble: it is missing, forbidden or unusable; the message says what to do.
@@ -74,14 +77,14 @@ class Secrets:
         """
         where = namespace, name
         entry = self._entries.get(where)
-        if entry is None or time.monotonic() - entry.at > entry.max_age(suspect=suspect):
+        if entry is None or (not proven and time.monotonic() - entry.at > entry.max_age(suspect=suspect)):
             # A thousand WorkQueues may share a Secret and ask at once: it is read once.
             if where not in self._reading:
                 reading = self._reading[where] = asyncio.create_task(self._read_again(where))
                 reading.add_done_callback(lambda _: self._reading.pop(where, None))
             entry = await asyncio.shield(self._reading[where])
         if isinstance(entry.result, Trouble):
-            raise entry.result
+            raise entry.result.with_traceback(None)
         return entry.result
 
     def forget(self, namespace: str, name: str) -> None:
