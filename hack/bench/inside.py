@@ -387,7 +387,8 @@ class Probe:
             served.append(now() - begun)
             return _sum(found, "workqueue_bells") >= bells
 
-        _until(hung, seconds, f"{bells} bells hang", pause=0.05)
+        # A scrape costs the operator time, the more the more WorkQueues there are.
+        _until(hung, seconds, f"{bells} bells hang", pause=0.25)
         return {
             "pod": new["metadata"]["name"],
             "seen": seen,
