@@ -20,6 +20,8 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 LONGEST_CANCEL_SECONDS: Final = 2.0
 """How much of the grace is kept for handlers to end after they were told to."""
 
+LOOK_SECONDS: Final = 1.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -33,11 +35,19 @@ class Signals:
             signal.signal(number, lambda received, _frame: self._received.put(received))
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for a signal or for `interrupt()`; returns whether it was a signal."""
-        try:
-            return self._received.get(timeout=timeout) is not None
-        except Empty:
-            return False
+        """Wait for a signal or for `interrupt()`; returns whether it was a signal.
+
+        Never waits long in one piece: a signal that comes just before the wait begins does not interrupt it,
+        and Python calls the handler only when the wait is over.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = LOOK_SECONDS if deadline is None else min(LOOK_SECONDS, deadline - time.monotonic())
+            try:
+                return self._received.get(timeout=max(left, 0)) is not None
+            except Empty:
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
 
     def interrupt(self) -> None:
         """End the wait of the main thread."""

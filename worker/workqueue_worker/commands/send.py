@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -31,6 +33,7 @@ from .progress import Update, progress
 
 INTERRUPTED: Final = 130
 _CLOSE_SECONDS: Final = 2.0
+_NUDGE_SECONDS: Final = 0.3
 _LOOK_SECONDS: Final = 0.1
 
 
@@ -275,13 +278,33 @@ def _delay(text: str) -> float:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the command like Ctrl-C: with a report."""
+    """SIGTERM ends the command like Ctrl-C: with a report.
+
+    A signal that comes just before the main thread blocks in a read does not interrupt that read, and Python
+    calls the handler only afterwards. So a thread watches, and sends the signal once more where that happened.
+    """
+    seen = threading.Event()
+    main = threading.get_ident()
 
     def interrupt(*_: object) -> None:
+        seen.set()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def nudge() -> None:
+        while told.recv(1):
+            if not seen.wait(_NUDGE_SECONDS):
+                signal.pthread_kill(main, signal.SIGTERM)
+
+    told, tell = socket.socketpair()
+    tell.setblocking(False)
+    watcher = threading.Thread(target=nudge, name="signals", daemon=True)
+    watcher.start()
+    before, fd_before = signal.signal(signal.SIGTERM, interrupt), signal.set_wakeup_fd(tell.fileno())
     try:
         yield
     finally:
+        signal.set_wakeup_fd(fd_before)
         signal.signal(signal.SIGTERM, before)
+        tell.close()
+        watcher.join()
+        told.close()
