@@ -334,10 +334,37 @@ def test_a_handler_that_blocks_for_three_heartbeats_keeps_its_connection(
     for handler, job in jobs.items():
         worker = workers.start(vhost.url, handler=handler).wait_consuming()
         publish(vhost, {**job, "seconds": blocked_seconds})
-        eventually(lambda worker=worker, job=job: worker.events_of("start") == [job["id"]])
+        eventually(lambda worker=worker, job=job: job["id"] in worker.events_of("start"))
         busy.append((worker, job["id"]))
     for worker, name in busy:
-        eventually(lambda worker=worker, name=name: worker.events_of("end") == [name], blocked_seconds + 15)
+        eventually(lambda worker=worker, name=name: name in worker.events_of("end"), blocked_seconds + 15)
         eventually(lambda worker=worker: worker.outcomes() == {"acked": 1})
         assert worker.count_log("Connected to RabbitMQ.") == 1
     assert is_empty(vhost)
+
+
+def test_a_callback_that_fails_while_the_connection_is_lost_does_not_end_reconnecting(
+    vhost: VirtualHost,
+) -> None:
+    """pika stops calling back when one callback raises, so it never says that the connection is closed."""
+    opened: list[int] = []
+    connection = Connection(
+        lambda: from_url(vhost.url), "test", on_open=opened.append, on_lost=lambda _: None
+    )
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("on purpose")
+
+    def break_the_next_close() -> None:
+        connection.channel(lambda _: None).add_on_close_callback(fail)
+
+    connection.start()
+    try:
+        eventually(lambda: opened == [1])
+        connection.call(break_the_next_close)
+        eventually(lambda: vhost.broker.ctl("list_channels", "pid").strip() != "")
+        vhost.broker.close_connections()
+        eventually(lambda: opened == [1, 2])
+        assert connection.is_open
+    finally:
+        connection.close()

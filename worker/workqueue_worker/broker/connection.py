@@ -176,8 +176,13 @@ class Connection:
 
     def abort(self, reason: str) -> None:
         """Drop the connection without a goodbye and open it anew."""
-        if self._pika is not None and not self._pika.is_closed:
+        if self._pika is None:
+            return
+        if not self._pika.is_closed:
             self._pika._terminate_stream(pika.exceptions.StreamLostError(reason))  # noqa: SLF001
+        elif self._is_open:
+            # pika was about to say so when a callback failed, and will not say it any more.
+            self._lost(reason)
 
     # Connecting ------------------------------------------------------------------------------------------
 
@@ -199,7 +204,7 @@ class Connection:
             on_open_error_callback=lambda _, error: self._failed(
                 describe(error), addresses, f"{host}:{port}"
             ),
-            on_close_callback=lambda _, error: self._lost(describe(error)),
+            on_close_callback=self._closed,
             custom_ioloop=self.loop,
         )
 
@@ -265,6 +270,10 @@ class Connection:
             logger.warning(
                 "RabbitMQ takes no messages for now.", extra={"connection": self.name, "reason": str(reason)}
             )
+
+    def _closed(self, closed: SelectConnection, error: BaseException) -> None:
+        if closed is self._pika:
+            self._lost(describe(error))
 
     def _lost(self, reason: str) -> None:
         self._pika = None

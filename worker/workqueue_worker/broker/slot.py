@@ -13,6 +13,8 @@ from typing import Any, Final, Protocol
 
 from pika.exceptions import ChannelClosedByBroker
 
+from workqueue_worker.errors import BrokerError
+
 from .backoff import Backoff
 from .delivery import Lease
 
@@ -152,9 +154,15 @@ class Slot:
 
     def attach(self) -> None:
         """The connection is open: open a channel, unless the handler of an older delivery still runs."""
-        if self._channel is None and self._port.is_open and self.work is None:
-            self._channel = self._port.channel(self._opened)
-            self._channel.add_on_close_callback(self._closed)
+        if self._channel is not None or not self._port.is_open or self.work is not None:
+            return
+        try:
+            channel = self._port.channel(self._opened)
+        except BrokerError:
+            # The connection is just going, which it says itself in a moment; then this is called again.
+            return
+        self._channel = channel
+        channel.add_on_close_callback(self._closed)
 
     def detach(self) -> None:
         """The connection is lost, and with it the channel, whatever it was doing."""
