@@ -126,7 +126,7 @@ def test_delays_follow_the_configuration_and_the_last_one_repeats(
     eventually(lambda: worker.outcomes() == {"retried": 3, "dead_lettered": 1})
     times = [event["at"] for event in worker.events]
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    # A worker lets a delay queue stand for two seconds before it uses it for the first time.
+    # A worker lets a delay queue that it made stand for two seconds before it uses it.
     new = SAFE_AFTER_SECONDS
     assert [round(gap) for gap in gaps] == [1 + new, 2 + new, 2]
 

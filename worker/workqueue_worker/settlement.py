@@ -128,9 +128,11 @@ class _Republishing:
     def _declare(self) -> None:
         self._step(lambda: self._settler.republisher().declare(self._target), self._declared)
 
-    def _declared(self) -> None:
-        # It may be new, be it that another worker made it a moment ago: see the constant.
-        self._settler.port.call_later(SAFE_AFTER_SECONDS, self._safe)
+    def _declared(self, created: bool) -> None:
+        if created:
+            self._settler.port.call_later(SAFE_AFTER_SECONDS, self._safe)
+        else:
+            self._safe()
 
     def _safe(self) -> None:
         self._settler.known_queues.add(self._target.name)
@@ -139,14 +141,16 @@ class _Republishing:
     def _publish(self) -> None:
         self._step(
             lambda: self._settler.republisher().publish(self._copy),
-            lambda: self._settler.end(self._work, self._outcome),
+            lambda _: self._settler.end(self._work, self._outcome),
         )
 
-    def _step(self, begin: Callable[[], Future[Any]], then: Callable[[], None]) -> None:
+    def _step(self, begin: Callable[[], Future[Any]], then: Callable[[Any], None]) -> None:
         def finished(done: Future[Any]) -> None:
             # We are in the publisher's thread, which must not wait for the consuming connection.
             error = done.exception()
-            self._settler.port.call(then if error is None else lambda: self._failed(error))
+            self._settler.port.call(
+                (lambda: then(done.result())) if error is None else lambda: self._failed(error)
+            )
 
         if not self._work.lease.held:
             return
