@@ -22,6 +22,9 @@ from workqueue_operator import crd, names
 
 Object = dict[str, Any]
 
+PLURAL = "workqueuesundertest"
+SINGULAR = "workqueueundertest"
+
 BASE: Object = {
     "connectionSecretRef": {"name": "rabbitmq"},
     "worker": {"image": "thumbs:1", "handler": {"python": "thumbs:resize"}},
@@ -90,7 +93,7 @@ class Admission:
     def _ask(self, call: Any, **arguments: Any) -> Object:
         if "body" in arguments:
             arguments["field_validation"] = "Strict"
-        where = (self.group, names.VERSION, self.namespace, names.PLURAL)
+        where = (self.group, names.VERSION, self.namespace, PLURAL)
         try:
             answer: Object = call(*where, **arguments)
         except client.ApiException as error:
@@ -107,10 +110,10 @@ def installed(kubeconfig: Path) -> Iterator[Admission]:
     """The definition, under a group of its own."""
     group = f"t{uuid.uuid4().hex[:8]}.test.{names.GROUP}"
     definition = crd.crd()
-    definition["metadata"]["name"] = f"{names.PLURAL}.{group}"
+    definition["metadata"]["name"] = f"{PLURAL}.{group}"
     definition["spec"]["group"] = group
-    # Two short names in one cluster are a conflict.
-    definition["spec"]["names"]["shortNames"] = []
+    # `kubectl get workqueues`, `workqueue` and `wq` must go on to mean the real ones.
+    definition["spec"]["names"] |= {"plural": PLURAL, "singular": SINGULAR, "shortNames": []}
     with config.new_client_from_config(str(kubeconfig)) as connection:
         extensions = client.ApiextensionsV1Api(connection)
         extensions.create_custom_resource_definition(definition)
