@@ -29,6 +29,9 @@ OPERATOR_NAMESPACE: Final = "workqueue-system"
 NAMESPACE: Final = "workqueue-demo"
 RABBITMQ_NAMESPACE: Final = "workqueue-demo-rabbitmq"
 RELEASE: Final = "workqueue-operator"
+RESOURCE: Final = f"{names.PLURAL}.{names.GROUP}"
+"""The whole name: another definition in the cluster may have the same short one."""
+
 CHART: Final = CHECKOUT / "charts/workqueue-operator"
 RABBITMQ: Final = CHECKOUT / "examples/rabbitmq.yaml"
 EXAMPLE: Final = CHECKOUT / "examples/wordcount"
@@ -152,11 +155,11 @@ def workqueue(cluster: Cluster, image: str) -> WorkQueueSpec:
     made["spec"]["worker"]["podAnnotations"] = {ANNOTATION_SOURCES: sources()}
     cluster.apply(*objects, doing=doing)
     # What somebody tried after an earlier run (kubectl scale) is no part of what is applied, and would stay.
-    cluster.run("patch", f"workqueue/{WORKQUEUE}", "--type=merge", f"--patch={_AS_APPLIED}", doing=doing)
+    cluster.run("patch", f"{RESOURCE}/{WORKQUEUE}", "--type=merge", f"--patch={_AS_APPLIED}", doing=doing)
     try:
-        cluster.run("wait", "--for=condition=Ready", f"workqueue/{WORKQUEUE}", WAIT, doing=doing)
+        cluster.run("wait", "--for=condition=Ready", f"{RESOURCE}/{WORKQUEUE}", WAIT, doing=doing)
     except ClusterError as error:
-        said = cluster.run("get", "workqueue", WORKQUEUE, f"--output=jsonpath={_CONDITIONS}", doing=doing)
+        said = cluster.run("get", RESOURCE, WORKQUEUE, f"--output=jsonpath={_CONDITIONS}", doing=doing)
         raise DemoError(f"The WorkQueue does not become Ready: {said or 'it says nothing'}") from error
     return WorkQueueSpec.model_validate(made["spec"])
 
