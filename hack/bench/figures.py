@@ -97,7 +97,7 @@ def asleep_spec(image: str) -> Object:
     }
 
 
-def running_spec(image: str, handler: str) -> Object:
+def running_spec(image: str, handler: str, per_replica: int) -> Object:
     """A WorkQueue whose workers run."""
     return {
         "connectionSecretRef": {"name": site.SECRET},
@@ -110,7 +110,8 @@ def running_spec(image: str, handler: str) -> Object:
             "volumeMounts": [{"name": "sources", "mountPath": "/bench", "readOnly": True}],
             "timeoutSeconds": 30,
         },
-        "scaling": {"maxReplicas": BACKLOG, "messagesPerReplica": 1, "scaleInDelaySeconds": 0},
+        # The delay leaves time to read the log of a worker that has done its messages.
+        "scaling": {"maxReplicas": BACKLOG, "messagesPerReplica": per_replica, "scaleInDelaySeconds": 3},
     }
 
 
@@ -152,7 +153,7 @@ _PEER_WAKE: Final = {
 
 def first_ack(probe: Probe, place: Site, extent: Extent) -> list[Row]:
     """Publish of one message at 0 replicas to its ack, by a real worker."""
-    with _WorkQueues(probe, ["bench-noop"], running_spec(place.image, "noop")):
+    with _WorkQueues(probe, ["bench-noop"], running_spec(place.image, "noop", 2)):
         samples = [probe.ask("first_ack", name="bench-noop") for _ in range(extent.acks)]
     acked = [sample["acked"] for sample in samples]
     medians = {step: statistics.median(sample[step] for sample in samples) for step in STEPS}
@@ -174,7 +175,7 @@ def ladder(probe: Probe, place: Site, extent: Extent) -> list[Row]:
     """A backlog that needs 20 workers, from 0 and on 2 that run."""
     name, body = "bench-ladder", str(HANDLER_SECONDS)
     from_zero, running = [], []
-    with _WorkQueues(probe, [name], running_spec(place.image, "slow")):
+    with _WorkQueues(probe, [name], running_spec(place.image, "slow", 1)):
         # A template that never had a Ready pod is tried with one pod first.
         probe.ask("burst", name=name, count=1, body="0", target=1, seconds=30)
         probe.ask("wait_ready_pods", name=name, count=1, seconds=60)
