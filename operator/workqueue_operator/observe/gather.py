@@ -28,8 +28,11 @@ FRESH: Final = 1.0
 """Seconds for which a sweep's answer counts as now; the sweep of active queues is faster."""
 
 RING_AGREES_WITHIN: Final = 0.2
+RING_SHOWS_PAUSE: Final = 0.001
+"""A passive declare may lag behind a ring by some milliseconds (tried; mostly by less than two)."""
+
 RING_PAUSE: Final = 0.004
-"""A passive declare may lag behind a ring by some milliseconds (tried)."""
+"""Between two looks at a count that grows."""
 
 CONSUMERS_SHOW_WITHIN: Final = 0.5
 CONSUMERS_PAUSE: Final = 0.05
@@ -94,7 +97,7 @@ class Gatherer:
             if time.monotonic() >= deadline:
                 return counts
             before = counts.ready
-            await asyncio.sleep(RING_PAUSE)
+            await asyncio.sleep(RING_PAUSE if counts.ready else RING_SHOWS_PAUSE)
 
     async def _statuses(
         self, workqueue: WorkQueue, counts: QueueCounts | Missing | Trouble, running: Sequence[PodView]
