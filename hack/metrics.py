@@ -20,7 +20,11 @@ _MEANING: Final = {
     "workqueue_messages_ready": "Messages that wait. Not those in handlers, nor those that wait for a retry.",
     "workqueue_dead_letters": "Messages in the dead-letter queue.",
     "workqueue_consumers": "Consumers of the queue, without the operator's own.",
-    "workqueue_replicas": "`state` is `desired` (asked for), `current` (pods that exist), `ready` or `busy`.",
+    "workqueue_replicas": (
+        "`state` is `desired` (asked for), `current` (pods that exist), `ready`, `busy`, or `maximum`, which is "
+        "`scaling.maxReplicas`."
+    ),
+    "workqueue_condition": "1 for the `status` and the [reason](conditions.md) that each condition has.",
     "workqueue_depth_age_seconds": "Age of the oldest depth of a queue with workers. Above a few seconds: trouble.",
     "workqueue_reconcile_seconds": "How long one pass over one WorkQueue took.",
     "workqueue_reconcile_errors_total": "Passes that failed, by [reason](conditions.md). They are tried again.",

@@ -6,11 +6,13 @@ docs list them; series of a WorkQueue that is gone are removed.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 _LABELS: Final = ("namespace", "workqueue")
+_STATES: Final = ("desired", "current", "ready", "busy", "maximum")
 
 WAKE_BUCKETS: Final = (0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 """Around the promise of 15 ms at the median and 50 ms at the 99th percentile."""
@@ -34,10 +36,17 @@ class Metrics:
         )
         self.replicas = Gauge(
             "workqueue_replicas",
-            "Replicas of the workers: desired, current, ready and busy.",
+            f"Replicas of the workers: {', '.join(_STATES)}.",
             (*_LABELS, "state"),
             registry=registry,
         )
+        self.condition = Gauge(
+            "workqueue_condition",
+            "1 for the status and reason that a condition has.",
+            (*_LABELS, "condition", "status", "reason"),
+            registry=registry,
+        )
+        self._conditions: dict[tuple[str, str], set[tuple[str, str, str]]] = {}
         self.depth_age_seconds = Gauge(
             "workqueue_depth_age_seconds",
             "Age of the oldest depth of a queue with workers.",
@@ -81,12 +90,24 @@ class Metrics:
             registry=registry,
         )
 
+    def conditions(self, namespace: str, workqueue: str, conditions: Iterable[Mapping[str, Any]]) -> None:
+        """Show the conditions of a WorkQueue, as its status has them, instead of those it had before."""
+        shown = {(one["type"], one["status"], one["reason"]) for one in conditions}
+        before = self._conditions.get((namespace, workqueue), set())
+        for labels in before - shown:
+            _remove(self.condition, namespace, workqueue, *labels)
+        for labels in shown - before:
+            self.condition.labels(namespace, workqueue, *labels).set(1)
+        self._conditions[namespace, workqueue] = shown
+
     def forget(self, namespace: str, workqueue: str) -> None:
         """Remove the series of a WorkQueue that is gone."""
         for gauge in (self.messages_ready, self.dead_letters, self.consumers):
             _remove(gauge, namespace, workqueue)
-        for state in ("desired", "current", "ready", "busy"):
+        for state in _STATES:
             _remove(self.replicas, namespace, workqueue, state)
+        self.conditions(namespace, workqueue, ())
+        del self._conditions[namespace, workqueue]
 
 
 def _remove(gauge: Gauge, *labels: str) -> None:

@@ -432,7 +432,13 @@ def _measure(workqueue: WorkQueue, seen: status.Seen, metrics: Metrics) -> None:
         metrics.dead_letters.labels(*workqueue.key).set(seen.dead_letters)
     if isinstance(seen.deployment, DeploymentView):
         view = seen.deployment
-        for state, count in (("desired", view.replicas), ("current", view.current), ("ready", view.ready)):
+        counts = {
+            "desired": view.replicas,
+            "current": view.current,
+            "ready": view.ready,
+            "maximum": workqueue.spec.scaling.max_replicas,
+        }
+        for state, count in counts.items():
             metrics.replicas.labels(*workqueue.key, state).set(count)
     if seen.busy is not None:
         metrics.replicas.labels(*workqueue.key, "busy").set(seen.busy)

@@ -1,4 +1,4 @@
-"""The status and the Events of a WorkQueue, written.
+"""The status and the Events of a WorkQueue, written; its conditions also shown as a metric.
 
 Place in the flow: the end of a pass. Status goes by server-side apply under a field manager of its own, so
 that other people's conditions survive; it is written only when it changed, and at most once in five seconds
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from .cluster import Cluster, workqueue_path
 from .errors import ClusterError
+from .metrics import Metrics
 from .model import WorkQueue
 from .names import API_VERSION, EVENT_REPORTER, KIND, STATUS_FIELD_MANAGER
 from .reasons import ConditionType, Finding, Reason
@@ -47,8 +48,9 @@ class Reporter:
         instance: this operator's pod name, for the Events.
     """
 
-    def __init__(self, cluster: Cluster, instance: str) -> None:
+    def __init__(self, cluster: Cluster, instance: str, metrics: Metrics) -> None:
         self._cluster = cluster
+        self._metrics = metrics
         self._instance = instance
         self._written: dict[str, Written] = {}
         self._told: dict[str, dict[str, tuple[str, str]]] = {}
@@ -77,6 +79,7 @@ class Reporter:
             In how many seconds it should be tried again, when it was put off; None otherwise.
         """
         uid = workqueue.metadata.uid
+        self._metrics.conditions(*workqueue.key, status["conditions"])
         written = self._written.get(uid)
         if written is None and shown == status:
             self._written[uid] = Written(status, now)

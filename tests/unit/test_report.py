@@ -9,6 +9,7 @@ import pytest
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
 from workqueue_operator.errors import ClusterError
+from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import STATUS_FIELD_MANAGER
 from workqueue_operator.reasons import ConditionType, Finding, Reason
 from workqueue_operator.report import EVENT_AGAIN_AFTER, NUMBERS_EVERY, Reporter
@@ -31,8 +32,13 @@ def cluster() -> FakeCluster:
 
 
 @pytest.fixture
-def reporter(cluster: FakeCluster) -> Reporter:
-    return Reporter(cluster, "operator-1")
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def reporter(cluster: FakeCluster, metrics: Metrics) -> Reporter:
+    return Reporter(cluster, "operator-1", metrics)
 
 
 def events(cluster: FakeCluster) -> list[Any]:
@@ -61,6 +67,24 @@ async def test_a_status_goes_by_server_side_apply_for_this_very_object(
     )
 
 
+async def test_a_metric_shows_the_conditions_even_of_a_status_that_is_not_written(
+    reporter: Reporter, metrics: Metrics
+) -> None:
+    def shown() -> set[tuple[str, str, str]]:
+        samples = next(iter(metrics.condition.collect())).samples
+        assert all(sample.value == 1 for sample in samples)
+        return {tuple(sample.labels.values())[2:] for sample in samples}  # type: ignore[misc]
+
+    ready = status(conditions=[{"type": "Ready", "status": "True", "reason": "AsExpected"}])
+    blind = status(conditions=[{"type": "Ready", "status": "False", "reason": "BrokerUnreachable"}])
+    await reporter.status(workqueue(), ready, NOW, shown=ready)
+    assert shown() == {("Ready", "True", "AsExpected")}
+    await reporter.status(workqueue(), blind, NOW)
+    assert shown() == {("Ready", "False", "BrokerUnreachable")}
+    metrics.forget(*workqueue().key)
+    assert not shown()
+
+
 async def test_an_unchanged_status_is_not_written(cluster: FakeCluster, reporter: Reporter) -> None:
     for later in (0, 1, 100):
         assert await reporter.status(workqueue(), status(), NOW + later) is None
@@ -87,7 +111,8 @@ async def test_numbers_alone_wait_their_time(cluster: FakeCluster, reporter: Rep
 
 async def test_what_is_no_number_is_written_at_once(cluster: FakeCluster, reporter: Reporter) -> None:
     await reporter.status(workqueue(), status(), NOW)
-    changed = status(messages=6, conditions=[{"type": "Ready", "status": "False"}])
+    ready = {"type": "Ready", "status": "False", "reason": "BrokerUnreachable"}
+    changed = status(messages=6, conditions=[ready])
     assert await reporter.status(workqueue(), changed, NOW + 0.1) is None
     assert len(cluster.asked) == 2
 
