@@ -43,6 +43,11 @@ demo: image ## the main job, start to end: cluster, RabbitMQ, operator, a WorkQu
 generate: image ## write every generated file anew
 	@$(BIN)/python -m hack.generate
 
+.PHONY: docs
+docs: venv ## the documentation as a site with search, in build/site
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --conf-dir docs . build/site
+	@echo "build/site/index.html"
+
 .PHONY: format
 format: venv ## format the code
 	@$(BIN)/ruff format --quiet .
@@ -64,5 +69,9 @@ e2e: image ## the end-to-end tests; TEST=name picks some
 	@$(BIN)/pytest tests/e2e $(if $(TEST),-k '$(TEST)')
 
 .PHONY: test
-test: lint image ## everything: style, types, layers, generated files, unit, worker, operator, chart, cluster, e2e
-	@$(BIN)/pytest tests
+test: lint image ## everything: style, types, layers, generated files, unit, worker, operator, chart, cluster, e2e, faults
+	@$(BIN)/pytest tests -m 'not nightly'
+
+.PHONY: faults
+faults: image ## the fault matrix, whole (about 25 minutes); ARGS=--write puts its table into docs/guarantees.md
+	@$(BIN)/python -m hack.faults $(ARGS)

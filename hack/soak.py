@@ -24,8 +24,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from tests.support.ledger import COPIED_TWICE, DELIVERED_AGAIN, Ledger
 from tests.support.rabbitmq import Broker, BrokerError, VirtualHost, running
 from tests.support.worker import ASYNC, THREADS, Worker, Workers, take_all
 from workqueue_worker.binding import from_url
@@ -41,51 +42,32 @@ SETTLE_SECONDS: Final = 150.0
 
 
 @dataclass
-class Ledger:
-    """What happened to every message."""
+class SoakLedger(Ledger):
+    """What happened to every message, and what was done to the system.
 
-    sent: int = 0
-    confirmed: set[int] = field(default_factory=set)
-    unconfirmed: set[int] = field(default_factory=set)
-    done: Counter[int] = field(default_factory=Counter)
-    redelivered: set[int] = field(default_factory=set)
-    copied_twice: set[int] = field(default_factory=set)
-    dead: Counter[int] = field(default_factory=Counter)
-    waiting: int = 0
+    Attributes:
+        published: including those whose publisher heard nothing.
+        left: messages that are still somewhere on their way at the end.
+    """
+
+    published: int = 0
+    left: int = 0
     faults: Counter[str] = field(default_factory=Counter)
 
     def problems(self) -> list[str]:
         """Everything that does not balance; empty when all is well."""
-        found = []
-        ends = set(self.done) | set(self.dead)
-        missing = self.confirmed - ends
-        if missing:
-            found.append(f"{len(missing)} confirmed messages are lost: {sorted(missing)[:10]}")
-        unknown = ends - self.confirmed - self.unconfirmed
-        if unknown:
-            found.append(f"{len(unknown)} messages were never sent: {sorted(unknown)[:10]}")
-        if self.waiting:
-            found.append(f"{self.waiting} messages are still waiting")
-        unexplained = set(self.duplicates()) - self.redelivered - self.copied_twice
-        if unexplained:
-            found.append(f"{len(unexplained)} messages ended twice without cause: {sorted(unexplained)[:10]}")
-        return found
-
-    def duplicates(self) -> dict[int, int]:
-        """Messages that were done or given up more than once, and how often too much."""
-        return {number: count - 1 for number, count in (self.done + self.dead).items() if count > 1}
+        return super().problems() + ([f"{self.left} messages are still waiting"] if self.left else [])
 
     def __str__(self) -> str:
         rows = {
-            "sent": self.sent,
+            "sent": self.published,
             "confirmed": len(self.confirmed),
             "fate unknown to the publisher": len(self.unconfirmed),
             "done": len(self.done),
             "dead-lettered": len(self.dead),
-            "still waiting": self.waiting,
-            "delivered again": len(self.redelivered),
-            "retried with two copies": len(self.copied_twice),
-            "ended more than once": len(self.duplicates()),
+            "still waiting": self.left,
+            **{cause: len(self.causes[cause]) for cause in (DELIVERED_AGAIN, COPIED_TWICE)},
+            "ended more than once": len(self.duplicates),
             **{f"fault: {name}": count for name, count in sorted(self.faults.items())},
         }
         return "\n".join(f"  {name:<32}{value:>8}" for name, value in rows.items())
@@ -104,7 +86,7 @@ class Soak:
     def __init__(
         self, broker: Broker, vhost: VirtualHost, folder: Path, *, seed: int, rate: float, restarts: bool
     ) -> None:
-        self.ledger = Ledger()
+        self.ledger = SoakLedger()
         self._broker = broker
         self._vhost = vhost
         self._random = random.Random(seed)
@@ -112,7 +94,6 @@ class Soak:
         self._factory = Workers(folder)
         self._workers: list[Worker] = []
         self._stop = threading.Event()
-        self._lock = threading.Lock()
         self._faults: dict[str, tuple[float, Callable[[], None]]] = {
             "connections closed": (4, lambda: self._broker.close_connections("soak")),
             "worker killed": (4, self._kill_worker),
@@ -126,7 +107,7 @@ class Soak:
                 "broker crashed": (0.7, lambda: self._broker.restart(kill=True)),
             }
 
-    def run(self, seconds: float) -> Ledger:
+    def run(self, seconds: float) -> SoakLedger:
         """Publish and break things for so long, then let everything settle and count."""
         source = from_url(self._vhost.url)
         with Publisher(lambda: source, "soak", timeout_seconds=60) as publisher:
@@ -152,8 +133,8 @@ class Soak:
 
     def _flow(self, publisher: Publisher) -> None:
         while not self._stop.wait(self._random.expovariate(self._rate)):
-            number = self.ledger.sent
-            self.ledger.sent += 1
+            number = self.ledger.published
+            self.ledger.published += 1
             what = self._random.choices(
                 ["ok", "sleep", "fail once", "retry", "reject", "fail", "die"], [60, 20, 8, 4, 3, 2, 0.5]
             )[0]
@@ -164,15 +145,7 @@ class Soak:
                 future = publisher.publish(Outgoing(QUEUE, json.dumps(job).encode()))
             except RefusedError:
                 continue
-            future.add_done_callback(lambda done, number=number: self._confirmed(done, number))  # type: ignore[misc]
-
-    def _confirmed(self, done: Any, number: int) -> None:
-        error = done.exception()
-        with self._lock:
-            if error is None:
-                self.ledger.confirmed.add(number)
-            else:
-                self.ledger.unconfirmed.add(number)
+            future.add_done_callback(lambda done, number=number: self.ledger.sent(number, done.exception()))  # type: ignore[misc]
 
     def _break_something(self) -> None:
         name = self._random.choices(list(self._faults), [weight for weight, _ in self._faults.values()])[0]
@@ -220,28 +193,16 @@ class Soak:
         quiet_since = time.monotonic()
         while time.monotonic() < deadline:
             self._replace_dead_workers()  # some messages kill theirs
-            self.ledger.waiting = sum(
+            self.ledger.left = sum(
                 sum(self._vhost.depth(queue)) for queue in queues if self._vhost.exists(queue)
             )
-            if self.ledger.waiting:
+            if self.ledger.left:
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > 2.0:  # a message may be between two queues
                 break
             time.sleep(0.2)
-        for properties, body in take_all(self._vhost, f"{QUEUE}.dead"):
-            del properties
-            self.ledger.dead[json.loads(body)["id"]] += 1
-        seen: set[tuple[int, int]] = set()
-        for event in self._workers[0].events:
-            number = event["id"]
-            if event["event"] == "end":
-                self.ledger.done[number] += 1
-            elif event["redelivered"]:
-                self.ledger.redelivered.add(number)
-            elif event["event"] == "start" and event["attempt"] > 1:
-                if (number, event["attempt"]) in seen:
-                    self.ledger.copied_twice.add(number)
-                seen.add((number, event["attempt"]))
+        self.ledger.read_dead(json.loads(body) for _, body in take_all(self._vhost, f"{QUEUE}.dead"))
+        self.ledger.read_events(self._workers[0].events)
 
 
 def main() -> int:

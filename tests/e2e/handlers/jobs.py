@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from workqueue_worker import Message, Reject
 from workqueue_worker.binding import from_folder
@@ -31,6 +32,10 @@ def tell(**result: object) -> None:
     publisher().publish(Outgoing(RESULTS, json.dumps(result).encode())).result(30)
 
 
+def done(message: Message, job: dict[str, Any], **more: object) -> None:
+    tell(id=job["id"], event="done", attempt=message.attempt, redelivered=message.redelivered, **more)
+
+
 def record(message: Message) -> None:
     """Take as long as the message says, then say that it was done."""
     job = message.json()
@@ -40,7 +45,7 @@ def record(message: Message) -> None:
         if message.cancelled.wait(left):
             tell(id=job["id"], event="interrupted")
             return
-    tell(id=job["id"], event="done", begun=begun, ended=time.time(), attempt=message.attempt)
+    done(message, job, begun=begun, ended=time.time())
 
 
 def moody(message: Message) -> None:
@@ -52,4 +57,4 @@ def moody(message: Message) -> None:
         raise RuntimeError("not yet")
     if job.get("die") and message.attempt == 1 and not message.redelivered:
         os.kill(os.getpid(), signal.SIGKILL)
-    tell(id=job["id"], event="done", attempt=message.attempt)
+    done(message, job)

@@ -1,0 +1,114 @@
+"""What was sent and what became of it, written down outside of the system under test.
+
+Every message that was confirmed to its publisher must be done, dead-lettered or waiting in a queue. A message
+that ended more than once must have a cause: RabbitMQ delivered it again, or a retry had two copies.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+Id: TypeAlias = Hashable
+"""What tells messages apart: the `id` of the JSON bodies that tests publish."""
+
+DELIVERED_AGAIN: Final = "delivered again"
+COPIED_TWICE: Final = "retried with two copies"
+
+
+@dataclass
+class Ledger:
+    """The fate of every message, by id.
+
+    Attributes:
+        confirmed: the broker took them; they may not be lost.
+        unconfirmed: their publisher heard nothing, or a refusal; they may be there or not.
+        done: how often each was handled to its end.
+        dead: how often each is in the dead-letter queue.
+        waiting: how often each is in the work queue or a delay queue.
+        causes: the messages that may have ended more than once, by cause.
+    """
+
+    confirmed: set[Id] = field(default_factory=set)
+    unconfirmed: set[Id] = field(default_factory=set)
+    done: Counter[Id] = field(default_factory=Counter)
+    dead: Counter[Id] = field(default_factory=Counter)
+    waiting: Counter[Id] = field(default_factory=Counter)
+    causes: dict[str, set[Id]] = field(default_factory=lambda: defaultdict(set))
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _retried: set[tuple[Id, int]] = field(default_factory=set, repr=False)
+
+    # -- what is written into it
+
+    def sent(self, number: Id, error: BaseException | None = None) -> None:
+        """The publisher has heard of a message: confirmed, or why not. From any thread."""
+        with self._lock:
+            (self.confirmed if error is None else self.unconfirmed).add(number)
+
+    def read_events(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Take in what handlers wrote: `Worker.events` of tests/support/worker.py, or `Lab` results.
+
+        An event has `id` and `event` (`start`, `end` or `done`, others are passed over), and perhaps `attempt`
+        and `redelivered`.
+        """
+        for event in events:
+            number, kind, attempt = event["id"], event["event"], event.get("attempt", 1)
+            if kind in {"end", "done"}:
+                self.done[number] += 1
+            if kind in {"start", "done"}:
+                if event.get("redelivered"):
+                    self.causes[DELIVERED_AGAIN].add(number)
+                elif attempt > 1:
+                    if (number, attempt) in self._retried:
+                        self.causes[COPIED_TWICE].add(number)
+                    self._retried.add((number, attempt))
+
+    def read_dead(self, bodies: Iterable[Mapping[str, Any]]) -> None:
+        """Take in the JSON bodies of the dead-letter queue."""
+        self.dead.update(body["id"] for body in bodies)
+
+    def read_waiting(self, bodies: Iterable[Mapping[str, Any]]) -> None:
+        """Take in the JSON bodies that are still in the work queue or a delay queue."""
+        self.waiting.update(body["id"] for body in bodies)
+
+    # -- what it says
+
+    @property
+    def ends(self) -> Counter[Id]:
+        """How often each message is anywhere: done, dead or waiting."""
+        return self.done + self.dead + self.waiting
+
+    @property
+    def lost(self) -> set[Id]:
+        """Confirmed, and nowhere."""
+        return self.confirmed - set(self.ends)
+
+    @property
+    def duplicates(self) -> dict[Id, int]:
+        """Messages that ended more than once, and how often too much."""
+        return {number: count - 1 for number, count in self.ends.items() if count > 1}
+
+    @property
+    def unexplained(self) -> set[Id]:
+        """Messages that ended more than once without a cause, and such as nobody sent."""
+        strangers = set(self.ends) - self.confirmed - self.unconfirmed
+        return strangers | (set(self.duplicates) - set().union(*self.causes.values()))
+
+    def problems(self) -> list[str]:
+        """Everything that does not balance, in sentences; empty when all is well."""
+        found = []
+        if self.lost:
+            found.append(f"{len(self.lost)} confirmed messages are lost: {_some(self.lost)}")
+        if self.unexplained:
+            found.append(
+                f"{len(self.unexplained)} messages ended twice without cause, or were never sent: "
+                f"{_some(self.unexplained)}"
+            )
+        return found
+
+
+def _some(numbers: set[Id]) -> list[Id]:
+    return sorted(numbers, key=str)[:10]

@@ -1,0 +1,73 @@
+"""The ledger outside of the system: what it calls lost, twice, and explained; and the table of the fault matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hack import faults
+from tests.faults.report import Report
+from tests.support.ledger import Ledger
+
+
+def event(number: int, kind: str, attempt: int = 1, *, redelivered: bool = False) -> dict[str, object]:
+    return {"id": number, "event": kind, "attempt": attempt, "redelivered": redelivered}
+
+
+def ledger(*events: dict[str, object], confirmed: int = 2) -> Ledger:
+    made = Ledger()
+    for number in range(confirmed):
+        made.sent(number)
+    made.read_events(events)
+    return made
+
+
+BOTH_DONE = (event(0, "done"), event(1, "done"))
+
+
+@pytest.mark.parametrize(
+    ("made", "lost", "unexplained"),
+    [
+        pytest.param(ledger(*BOTH_DONE), set(), set(), id="all done"),
+        pytest.param(ledger(event(0, "done")), {1}, set(), id="one is nowhere"),
+        pytest.param(ledger(event(0, "start"), event(1, "end")), {0}, set(), id="begun is not done"),
+        pytest.param(ledger(*BOTH_DONE, event(1, "done")), set(), {1}, id="twice without a cause"),
+        pytest.param(
+            ledger(*BOTH_DONE, event(1, "done", redelivered=True)), set(), set(), id="delivered again"
+        ),
+        pytest.param(
+            ledger(*BOTH_DONE, event(1, "start", 2), event(1, "start", 2), event(1, "end", 2)),
+            set(),
+            set(),
+            id="a retry had two copies",
+        ),
+        pytest.param(ledger(*BOTH_DONE, event(7, "done")), set(), {7}, id="nobody sent it"),
+    ],
+)
+def test_what_is_lost_and_what_is_unexplained(made: Ledger, lost: set[int], unexplained: set[int]) -> None:
+    assert (made.lost, made.unexplained) == (lost, unexplained)
+    assert bool(made.problems()) == bool(lost or unexplained)
+
+
+def test_the_dead_and_the_waiting_are_not_lost_and_what_nobody_confirmed_may_be() -> None:
+    made = ledger()
+    made.read_dead([{"id": 0}])
+    made.read_waiting([{"id": 1}])
+    made.sent(2, TimeoutError())
+    assert not made.problems()
+
+
+def test_the_table_has_a_line_for_each_fault_and_the_row_of_a_loss_fails(tmp_path: Path) -> None:
+    file = tmp_path / "report"
+    report = Report(file)
+    report.ledger("cut", "4.0.5", ledger(*BOTH_DONE), 1.0)
+    report.ledger("cut", "4.0.5", ledger(*BOTH_DONE), 3.0)
+    report.row("said", "", 0, 0, 0, 0, None)
+    with pytest.raises(AssertionError, match=r"cut \(RabbitMQ 4.3.6\): 1 of 2 .* are lost: 1 .*: \[1\]"):
+        report.ledger("cut", "4.3.6", ledger(event(0, "done")), None)
+    assert faults.table(faults.read(file)) == [
+        ("cut", "4.0.5", "2", "4", "0", "0", "2.0", "3.0"),
+        ("said", "-", "1", "0", "0", "0", "-", "-"),
+        ("cut", "4.3.6", "1", "2", "1", "0", "-", "-"),
+    ]
