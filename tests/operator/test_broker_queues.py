@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from pika.exceptions import ChannelClosedByBroker
 
 from tests.support.brokers import channel_of, probe, put, take_all, until
 from tests.support.rabbitmq import VirtualHost
@@ -67,16 +68,32 @@ async def test_a_conflict_names_the_argument_and_touches_nothing(
         assert take_all(channel, "jobs") == [(b"kept", 0)]
 
 
-async def test_an_exchange_of_another_type_is_a_conflict(every_vhost: VirtualHost) -> None:
-    async with probe(every_vhost.url) as broker:
+@pytest.mark.parametrize("theirs", ["jobs", "jobs.dead"], ids=["the work queue", "the dead-letter queue"])
+async def test_a_conflict_makes_nothing(every_vhost: VirtualHost, theirs: str) -> None:
+    """Neither the exchange nor the other queue, which would stay behind when the name is corrected."""
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()
-        await broker.declare(plan(QueueSettings("jobs", exchange=Exchange("images", ExchangeType.DIRECT))))
+        channel.queue_declare(theirs, durable=True, arguments={"x-max-length": 7})
+        with pytest.raises(Trouble, match=theirs) as caught:
+            await broker.declare(plan(QueueSettings("jobs", exchange=Exchange("images"))))
+        assert caught.value.reason is Reason.QUEUE_CONFLICT
+        assert {name for name in ("jobs", "jobs.dead") if every_vhost.exists(name)} == {theirs}
+        with pytest.raises(ChannelClosedByBroker, match="no exchange 'images'"):
+            channel.exchange_declare("images", passive=True)
+
+
+async def test_an_exchange_of_another_type_is_a_conflict_and_makes_nothing(every_vhost: VirtualHost) -> None:
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        channel.exchange_declare("images", "direct", durable=True)
         with pytest.raises(Trouble, match="'images'") as caught:
             await broker.declare(
                 plan(QueueSettings("jobs", exchange=Exchange("images", ExchangeType.FANOUT)))
             )
         assert caught.value.reason is Reason.QUEUE_CONFLICT
         assert "type" in caught.value.message
+        assert not every_vhost.exists("jobs.dead")
+        assert not every_vhost.exists("jobs")
 
 
 @TYPES

@@ -201,9 +201,12 @@ class Broker:
     async def declare(self, plan: Plan) -> None:
         """Declare everything of a plan in its order. Idempotent.
 
+        What exists is compared first, and then the exchange, so that a conflict leaves nothing new behind.
+
         Raises:
             Trouble: refused (with the argument's name when the queue exists otherwise), or no answer.
         """
+        missing = [queue for queue in plan.queues if not await self._exists_as_planned(queue)]
         if plan.exchange is not None:
             exchange = plan.exchange
             await self._call(
@@ -213,7 +216,7 @@ class Broker:
                 ),
                 f"exchange {exchange.name!r}",
             )
-        for queue in plan.queues:
+        for queue in missing:
             await self.declare_queue(queue)
         for binding in plan.bindings:
             await self._call(
@@ -223,6 +226,14 @@ class Broker:
                 ),
                 f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
             )
+
+    async def _exists_as_planned(self, queue: Queue) -> bool:
+        try:
+            await self.counts(queue.name)
+        except QueueMissingError:
+            return False
+        await self.declare_queue(queue)
+        return True
 
     async def declare_queue(self, queue: Queue) -> None:
         """Declare one durable queue. Idempotent."""
