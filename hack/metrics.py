@@ -43,6 +43,7 @@ _MEANING: Final = {
     ),
     "workqueue_worker_slots": "Messages that this worker can handle at a time.",
     "workqueue_worker_busy_slots": "Messages that it has in hand.",
+    "workqueue_worker_stuck_slots": "Those of them whose handler runs on a minute after its time was up.",
     "workqueue_worker_connected": "1 while its connection to RabbitMQ is open.",
     "workqueue_worker_reconnects_total": "How often that connection came back.",
 }
@@ -157,7 +158,7 @@ class _Idle:
         self.queue = "hello"
         self.is_open = False
         self.slots: list[Any] = []
-        self.reconnects = 0
+        self.reconnects = self.stuck = 0
         self.outcomes = dict.fromkeys(Outcome, 0)
         self.handler_seconds = Histogram.of_handler_seconds()
         self.message_age_seconds = Histogram.of_message_age_seconds()

@@ -122,6 +122,7 @@ def test_the_endpoint_answers_what_the_kubelet_and_prometheus_ask(
     for line in (
         'workqueue_worker_slots{queue="jobs"} 1.0',
         'workqueue_worker_busy_slots{queue="jobs"} 0.0',
+        'workqueue_worker_stuck_slots{queue="jobs"} 0.0',
         'workqueue_worker_connected{queue="jobs"} 1.0',
         'workqueue_worker_messages_total{outcome="acked",queue="jobs"} 0.0',
         'workqueue_worker_handler_seconds_count{queue="jobs"} 0.0',

@@ -103,6 +103,7 @@ class Exposition:
         for name, text, value in (
             ("slots", "Messages that can be handled at once.", len(runtime.slots)),
             ("busy_slots", "Messages in hand.", runtime.busy()),
+            ("stuck_slots", "Handlers that run on although their time was up.", runtime.stuck),
             ("connected", "Whether the consuming connection is open.", int(runtime.connection.is_open)),
         ):
             gauge = core.GaugeMetricFamily(f"workqueue_worker_{name}", text, labels=labels)
