@@ -38,7 +38,7 @@ from .observe.depth import Answers, judge, load
 from .observe.gather import Gatherer
 from .observe.secrets import Secrets
 from .observe.store import Key, Store
-from .observe.sweep import MISSING
+from .observe.sweep import MISSING, Missing
 from .reasons import ConditionType, Finding, Reason, Unknown
 from .report import Reporter
 from .views import DeploymentView, PodView, deployment_view, pod_views, unsettled
@@ -292,6 +292,8 @@ class Reconciler:
         watched = link.sweep.watch(workqueue.key, queue)
         dead = link.sweep.watch(workqueue.key, dead_letter_queue_name(queue))
         _require_first_claim(workqueue, link, parts.store)
+        if watched.doubtful:
+            await link.sweep.ask(watched)
         vanished = [entry for entry in (watched, dead) if entry.last is MISSING]
         state = (link.broker.generation, (link.broker.binding.identity, workqueue.spec.queue))
         if memory.declared == state and memory.queue is not None and not vanished:
@@ -334,6 +336,8 @@ class Reconciler:
         pods = pod_views(parts.store.pods_of(workqueue.key))
         doorbell = await bell.mind(workqueue, link, deployment, pods, depth, decision)
         fruitless_ring = memory.waking_since is not None and not isinstance(decision, ScaleOut)
+        # Gone since the pass began: the next one declares it again.
+        vanished = isinstance(answers.counts, Missing)
         dead = link.sweep.watch(workqueue.key, dead_letter_queue_name(workqueue.queue_name)).last
         seen = status.Seen(
             queue,
@@ -348,7 +352,8 @@ class Reconciler:
             proven_hash=memory.proven_hash,
         )
         # Whoever took the message of a ring that led to nothing may hand it back.
-        soon = LOOK_AGAIN if fruitless_ring or decision.reason is Reason.CONFLICTING_WRITE else None
+        conflict = decision.reason is Reason.CONFLICTING_WRITE
+        soon = LOOK_AGAIN if fruitless_ring or vanished or conflict else None
         delays = [soon, _next_look(workqueue, deployment, pods, decision)]
         return seen, min((delay for delay in delays if delay is not None), default=None)
 

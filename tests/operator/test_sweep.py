@@ -17,7 +17,7 @@ from workqueue_operator.errors import Trouble
 from workqueue_operator.observe import sweep as sweeping
 from workqueue_operator.observe.brokers import Brokers, Link
 from workqueue_operator.observe.store import Key
-from workqueue_operator.observe.sweep import MISSING
+from workqueue_operator.observe.sweep import MISSING, Missing, Watched
 from workqueue_operator.reasons import Reason
 from workqueue_worker.binding import from_url
 from workqueue_worker.topology import QueueSettings, plan
@@ -275,11 +275,41 @@ async def test_a_refused_bell_is_remembered_for_a_while_only(
         vhost.broker.delete_user("bell")
 
 
-async def test_a_bell_that_fell_says_that_the_queue_is_missing(vhost: VirtualHost) -> None:
+@pytest.mark.parametrize("deleted", [True, False], ids=["the queue is deleted", "its leader moves"])
+async def test_a_bell_that_the_broker_cancels_makes_the_queue_doubtful_until_it_is_asked(
+    every_vhost: VirtualHost, *, deleted: bool
+) -> None:
+    """A cancel says that the queue is gone, or that its leader is: only a look tells which."""
     async with operators(idle=60) as (brokers, told):
-        link = await linked(brokers, vhost.url, "jobs")
+        link = await linked(brokers, every_vhost.url)
+        await link.broker.declare(plan(QueueSettings("jobs")))
         watched = link.sweep.watch(JOBS, "jobs")
         assert await link.broker.hang_bell("jobs")
-        await link.broker.delete_queue("jobs")
-        await until(lambda: watched.last is MISSING)
+        if deleted:
+            await link.broker.delete_queue("jobs")
+        else:
+            every_vhost.cancel_consumers("jobs")
+        await until(lambda: watched.doubtful)
+        assert not link.broker.bell_is_up("jobs")
+        assert JOBS in told.woken
+        assert watched.last is not MISSING
+        answer = await until(lambda: settled(link, watched, deleted=deleted))
+        assert not watched.doubtful
+        if not deleted:
+            assert isinstance(answer, QueueCounts)
+            assert await until(lambda: link.broker.hang_bell("jobs"))
+
+
+async def settled(link: Link, watched: Watched, *, deleted: bool) -> QueueCounts | Missing | Trouble | None:
+    """The answer about a queue once it is gone, or has its process again."""
+    answer = await link.sweep.ask(watched)
+    return answer if (answer is MISSING) is deleted and not isinstance(answer, Trouble) else None
+
+
+async def test_a_bell_on_a_queue_that_is_not_there_says_so(vhost: VirtualHost) -> None:
+    async with operators(idle=60) as (brokers, told):
+        link = await linked(brokers, vhost.url)
+        watched = link.sweep.watch(JOBS, "jobs")
+        assert not await link.broker.hang_bell("jobs")
+        assert watched.last is MISSING
         assert JOBS in told.woken

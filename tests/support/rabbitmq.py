@@ -46,6 +46,9 @@ _HOME: Final = "/var/lib/rabbitmq"
 _NODE: Final = "rabbit@localhost"
 _NAMESPACES: Final = ("--mount", "--pid", "--uts")
 
+# Asked of the consensus library: what the queue's own record says may be old after a failover.
+_LEADER: Final = "case ra:members({element(1, amqqueue:get_pid(Q)), node()}) of {ok, _, {_, Node}} -> Node; _ -> none end"
+
 # Process 1 of the namespaces. It ends, and the kernel then kills all the others, when the server ends or
 # when standard input reaches its end: the other end of that pipe dies with the process that started us.
 # The host is called localhost in there: RabbitMQ looks up its host's name for each connection, and one that
@@ -66,6 +69,23 @@ server=$!
 cat <&3 >/dev/null &
 wait -n "$server" "$!"
 """
+
+
+def in_namespaces(root: Path, data: Path, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Run a command in a root file system and namespaces of its own, until it ends or its stdin is closed.
+
+    Args:
+        data: mounted over `/var/lib/rabbitmq`.
+        log: takes what it prints.
+    """
+    outside = ["unshare", *_NAMESPACES, "--fork", "--kill-child", "bash", "-c", _FIRST_PROCESS]
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [*outside, "rabbitmq", str(root), str(data), *command],
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+        )
 
 
 class BrokerError(AssertionError):
@@ -96,6 +116,12 @@ class _Ports(NamedTuple):
         before the server does."""
         with ExitStack() as stack:
             return cls(*(_free_port(stack.enter_context(socket.socket())) for _ in cls._fields))
+
+
+def free_port() -> int:
+    """A port of loopback that is free, and that the kernel gives to no outgoing connection."""
+    with socket.socket() as held:
+        return _free_port(held)
 
 
 def _free_port(held: socket.socket) -> int:
@@ -131,6 +157,27 @@ class VirtualHost:
         """Whether the queue is declared."""
         return self.broker.exists(queue, self.name)
 
+    def cancel_consumers(self, queue: str) -> None:
+        """Tell the consumers of a queue that they are cancelled, as when its leader moves."""
+        self.broker.cancel_consumers(queue, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What makes a server one of a cluster; see tests/support/rabbitmq_cluster.py.
+
+    Attributes:
+        node: its name as an Erlang node.
+        epmd_port: of the name service that all nodes ask for each other.
+        cookie: what the nodes recognise each other by.
+        peers: all nodes of the cluster; empty for a server of its own.
+    """
+
+    node: str
+    epmd_port: int
+    cookie: str
+    peers: tuple[str, ...]
+
 
 class Broker:
     """One RabbitMQ server. Its ports and its data survive `stop`, `kill` and `restart`.
@@ -140,15 +187,20 @@ class Broker:
         version: what the server says, such as `4.0.5`; empty before the first start.
         port, tls_port, management_port: on 127.0.0.1.
         certificates: of the TLS listener, and a client certificate for the user guest (EXTERNAL works).
+        node: its name as an Erlang node.
         log: the server's log file.
     """
 
-    def __init__(self, series: str, folder: Path, *, management: bool = True) -> None:
+    def __init__(
+        self, series: str, folder: Path, *, management: bool = True, member: Member | None = None
+    ) -> None:
         self.series = series
         self.version = ""
         self.folder = folder
         self.log = folder / "server.log"
         self._ports = _Ports.free()
+        self._member = member or Member(_NODE, self._ports.epmd, uuid.uuid4().hex, ())
+        self.node = self._member.node
         self.port, self.tls_port, self.management_port = self._ports[:3]
         self._root = rootfs(RELEASES[series], ["rabbitmq-server"])
         self._data = folder / "data"
@@ -182,6 +234,11 @@ class Broker:
 
     # -- life
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped or killed since."""
+        return self._process is not None
+
     def start(self) -> None:
         """Start the server and wait until it takes connections."""
         self.spawn()
@@ -190,11 +247,8 @@ class Broker:
     def spawn(self) -> None:
         """Start the server without waiting; `wait_until_ready` must follow."""
         assert self._process is None, f"{self!r} is running already."
-        command = ["unshare", *_NAMESPACES, "--fork", "--kill-child", "bash", "-c", _FIRST_PROCESS]
-        command += ["rabbitmq", str(self._root), str(self._data)]
-        command += [*self._in_chroot(), "/usr/lib/rabbitmq/bin/rabbitmq-server"]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        command = [*self._in_chroot(), "/usr/lib/rabbitmq/bin/rabbitmq-server"]
+        self._process = in_namespaces(self._root, self._data, command, self.log)
 
     def wait_until_ready(self) -> None:
         """Wait until a connection can be opened."""
@@ -237,6 +291,12 @@ class Broker:
             self.stop()
         self.start()
 
+    def wipe(self) -> None:
+        """Kill it, and start it again without any of its data: an empty server on the same ports."""
+        self.kill()
+        shutil.rmtree(self._data / "mnesia")
+        self.start()
+
     def close(self) -> None:
         """Kill it and remove its data."""
         self.kill()
@@ -260,12 +320,11 @@ class Broker:
 
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl (takes a second or two) and return what it prints."""
-        return self._run("/usr/lib/rabbitmq/bin/rabbitmqctl", "--quiet", "--node", _NODE, *arguments)
+        return self._run("/usr/lib/rabbitmq/bin/rabbitmqctl", "--quiet", "--node", self.node, *arguments)
 
     def evaluate(self, expression: str) -> str:
         """Evaluate Erlang expressions on the server (takes some milliseconds) and return the printed term."""
-        cookie = (self._data / ".erlang.cookie").read_text()
-        command = ("erl_call", "-sname", _NODE, "-c", cookie, "-e")
+        command = ("erl_call", "-sname", self.node, "-c", self._member.cookie, "-e")
         try:
             printed = self._run(*command, input=f"{expression}.\n")
         except _NotConnectedError:  # now and then, on a busy machine; nothing was evaluated
@@ -350,9 +409,42 @@ class Broker:
         """Whether the queue is declared."""
         return self.evaluate(f"rabbit_amqqueue:exists({_resource(vhost, queue)})") == "true"
 
+    def cancel_consumers(self, queue: str, vhost: str = "/") -> None:
+        """Tell the consumers of a queue that they are cancelled, as when its leader moves; the queue stays.
+
+        A server of one node does so by itself only when the queue is deleted.
+        """
+        self.evaluate(
+            f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}),"
+            "[rabbit_channel:send_command(element(1, C), {'basic.cancel', element(2, C), true})"
+            " || C <- rabbit_amqqueue:consumers(Q)]"
+        )
+
     def close_connections(self, reason: str = "closed by a test") -> None:
         """Close every client connection from the server's side (320 CONNECTION_FORCED)."""
         self.evaluate(f'rabbit_networking:close_connections(rabbit_networking:connections(), "{reason}")')
+
+    def leader(self, queue: str, vhost: str = "/") -> str:
+        """The node that leads a quorum queue, as far as this one knows."""
+        found = self.evaluate(f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}), {_LEADER}")
+        return found.strip("'")
+
+    def kill_leader(self, queue: str, vhost: str = "/") -> None:
+        """Kill the process that leads a quorum queue on this node; another member is elected."""
+        self.evaluate(
+            f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}),"
+            "exit(whereis(element(1, amqqueue:get_pid(Q))), kill)"
+        )
+
+    @contextmanager
+    def disk_alarm(self) -> Iterator[None]:
+        """The server's disk alarm is on: connections that publish are blocked."""
+        before = self.evaluate("rabbit_disk_monitor:get_disk_free_limit()")
+        self.evaluate("rabbit_disk_monitor:set_disk_free_limit(1000000000000000)")
+        try:
+            yield
+        finally:
+            self.evaluate(f"rabbit_disk_monitor:set_disk_free_limit({before})")
 
     @contextmanager
     def memory_alarm(self) -> Iterator[None]:
@@ -394,8 +486,8 @@ class Broker:
             "HOME": _HOME,
             "LANG": "C.UTF-8",
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_EPMD_PORT": str(self._ports.epmd),
-            "RABBITMQ_NODENAME": _NODE,
+            "ERL_EPMD_PORT": str(self._member.epmd_port),
+            "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_DIST_PORT": str(self._ports.distribution),
             "RABBITMQ_CONFIG_FILE": f"{_HOME}/rabbitmq.conf",
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{_HOME}/enabled_plugins",
@@ -424,10 +516,14 @@ class Broker:
         if management:
             plugins.append("rabbitmq_management")
             lines += ["management.tcp.ip = 127.0.0.1", f"management.tcp.port = {self.management_port}"]
+        if self._member.peers:
+            lines.append("cluster_formation.peer_discovery_backend = classic_config")
+        for number, peer in enumerate(self._member.peers, 1):
+            lines.append(f"cluster_formation.classic_config.nodes.{number} = {peer}")
         (self._data / "rabbitmq.conf").write_text("\n".join([*lines, ""]))
         (self._data / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
         cookie = self._data / ".erlang.cookie"
-        cookie.write_text(uuid.uuid4().hex)
+        cookie.write_text(self._member.cookie)
         cookie.chmod(0o400)
 
     def _server_process(self) -> int:

@@ -45,6 +45,7 @@ class Watched:
         active: asked each round; otherwise in the slow rounds only.
         last: the last answer; None before the first.
         answered_at: when the last answer with numbers came, on the loop's clock.
+        doubtful: the broker has cancelled a bell since: the queue may be gone, or its leader moved.
         refused: code and text when a bell on this queue was refused, and when that was.
     """
 
@@ -53,6 +54,7 @@ class Watched:
     active: bool = False
     last: QueueCounts | Missing | Trouble | None = None
     answered_at: float | None = None
+    doubtful: bool = False
     refused: tuple[tuple[int, str], float] | None = None
 
     @property
@@ -114,10 +116,12 @@ class Sweep:
         return list(self._by_queue.get(queue, ()))
 
     def bell_fell(self, queue: str, refusal: tuple[int, str] | None) -> None:
-        """Note that a bell was refused, or fell because the queue went away (no refusal, or 404)."""
+        """Note that a bell was refused, or that the broker has cancelled it (no refusal)."""
         for key in self.keys_of(queue):
             watched = self._watched[key, queue]
-            if refusal is None or refusal[0] == _NOT_FOUND:
+            if refusal is None:
+                watched.doubtful = True
+            elif refusal[0] == _NOT_FOUND:
                 watched.last = MISSING
             else:
                 watched.refused = (refusal, asyncio.get_running_loop().time())
@@ -136,6 +140,7 @@ class Sweep:
 
     async def ask(self, watched: Watched) -> QueueCounts | Missing | Trouble:
         """Ask the broker now, and remember the answer without waking anybody."""
+        watched.doubtful = False
         try:
             counts = watched.last = await self._broker.counts(watched.queue)
             watched.answered_at = counts.at
