@@ -16,6 +16,7 @@ COPY requirements-build.lock /src/
 RUN python3 -m venv /opt/build \
     && /opt/build/bin/pip install --require-hashes --no-deps --requirement /src/requirements-build.lock
 COPY pyproject.toml README.md LICENSE /src/
+COPY kubectl /src/kubectl
 COPY operator /src/operator
 COPY worker /src/worker
 # A tree of its own, so that a change of the project changes only a small layer of the image.

@@ -23,11 +23,16 @@ AMQPS_PORT: Final = 5671
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """PEM texts; an empty one means: the system's certificate authorities, or no client certificate."""
+    """PEM texts; an empty one means: the system's certificate authorities, or no client certificate.
+
+    Attributes:
+        server_name: what the certificate must be for, where that is not the host that is connected to.
+    """
 
     authority: str = ""
     certificate: str = ""
     private_key: str = field(default="", repr=False)
+    server_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

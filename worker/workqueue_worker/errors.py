@@ -29,6 +29,10 @@ class BrokerError(WorkerError):
     """RabbitMQ refused something, or cannot be reached."""
 
 
+class UnreachableError(BrokerError):
+    """RabbitMQ cannot be reached, or does not let us in."""
+
+
 class HandlerLoadError(WorkerError):
     """The handler cannot be loaded or reached, so that no message may be taken."""
 
@@ -91,6 +95,12 @@ class NotSent(PublishError):  # noqa: N818 - as its siblings
     """The message never left this process: it was not connected, or RabbitMQ takes no messages for now."""
 
     _WHAT = "was not sent"
+
+
+class Unencodable(NotSent):
+    """The message cannot be written as AMQP: a property has no form there, or all of them are too much."""
+
+    _WHAT = "cannot be sent"
 
 
 class UndecodableError(WorkerError, ValueError):

@@ -30,7 +30,9 @@ from workqueue_worker.binding import TLS, Binding
 from workqueue_worker.errors import BindingError, BrokerError
 from workqueue_worker.topology import BrokerVersion
 
+from . import fieldtable as _fieldtable  # noqa: F401 - reads what pika alone cannot
 from .backoff import Backoff
+from .frames import BoundedFrames
 from .loop import Loop, Timer
 
 HEARTBEAT_SECONDS: Final = 10
@@ -56,6 +58,10 @@ CLOSED: Final = "closed by ourselves"
 logger = logging.getLogger(__name__)
 # pika tells one event in several lines, with tracebacks; we tell it once. Its critical ones are its own bugs.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+
+class _PikaConnection(BoundedFrames, SelectConnection):  # type: ignore[misc]
+    """pika's, but for nonsense that comes."""
 
 
 class Connection:
@@ -198,7 +204,7 @@ class Connection:
             self._failed(f"the connection data cannot be used: {error}", 1, None)
             return
         addresses = len(binding.addresses)
-        self._pika = SelectConnection(
+        self._pika = _PikaConnection(
             parameters,
             on_open_callback=lambda opened: self._opened(opened, binding),
             on_open_error_callback=lambda _, error: self._failed(
@@ -220,7 +226,7 @@ class Connection:
             port=port,
             virtual_host=binding.virtual_host,
             credentials=credentials,
-            ssl_options=pika.SSLOptions(tls_context(tls), host) if tls else None,
+            ssl_options=pika.SSLOptions(tls_context(tls), tls.server_name or host) if tls else None,
             heartbeat=self._heartbeat_seconds,
             blocked_connection_timeout=self._blocked_timeout_seconds,
             socket_timeout=CONNECT_TIMEOUT_SECONDS,

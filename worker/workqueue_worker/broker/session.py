@@ -17,7 +17,7 @@ import pika.exceptions
 
 from workqueue_worker.binding import Binding
 from workqueue_worker.envelope import Properties
-from workqueue_worker.errors import BrokerError
+from workqueue_worker.errors import BrokerError, UnreachableError
 from workqueue_worker.topology import BrokerVersion
 
 from .connection import Connection, describe
@@ -233,16 +233,16 @@ def wait_until_open(
 
     Raises:
         BindingError: the connection data cannot be used.
-        BrokerError: the only address failed, or none of several could be reached within `timeout` seconds.
+        UnreachableError: the only address failed, or none of several could be reached within `timeout` seconds.
     """
     binding = binding_source()
     deadline = time.monotonic() + timeout
     while not connection.is_open:
         failed = connection.last_error
         if failed and (len(binding.addresses) == 1 or time.monotonic() > deadline):
-            raise BrokerError(f"RabbitMQ at {binding.display} cannot be used: {failed}.")
+            raise UnreachableError(f"RabbitMQ at {binding.display} cannot be used: {failed}.")
         if time.monotonic() > deadline:
-            raise BrokerError(f"RabbitMQ at {binding.display} does not answer for {timeout:g} s.")
+            raise UnreachableError(f"RabbitMQ at {binding.display} does not answer for {timeout:g} s.")
         time.sleep(0.005)
 
 

@@ -1,6 +1,7 @@
 """Where the commands that people run find RabbitMQ: flags before environment, a URL before a folder.
 
-Place in the flow: used by `send`, `dead`, `peek` and `stats`.
+Place in the flow: used by `send`, `dead`, `peek` and `stats`. Whoever runs one of them with a way of its own
+to RabbitMQ (the kubectl plugin) sets `source` in the arguments.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def binding_source(
     Raises:
         SystemExit: they cannot be used; the sentence is on standard error.
     """
+    given: Callable[[], Binding] | None = getattr(arguments, "source", None)
+    if given is not None:
+        return given
     # What the connection has to say reaches the person as the command's own sentence.
     logging.getLogger("workqueue_worker").addHandler(logging.NullHandler())
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from functools import partial
@@ -29,23 +29,38 @@ DEFAULT_LIST_LIMIT: Final = 50
 _LOOK_SECONDS: Final = 0.1
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+def add_queue(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which queue is meant, and where."""
+    parser.add_argument("--queue", required=True, help="the work queue")
+    connecting.add_arguments(parser)
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    add_place: Callable[[argparse.ArgumentParser], None] = add_queue,
+    limit: Sequence[str] = ("-n", "--limit"),
+) -> None:
+    """Add the command's arguments.
+
+    Args:
+        add_place: adds those that say which queue is meant, and where.
+        limit: how the option is called that limits the number.
+    """
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    listing = _action(actions, "list", "list the dead letters", _list)
+    listing = _action(actions, add_place, "list", "list the dead letters", _list)
     _add_filters(listing)
-    listing.add_argument("-n", "--limit", type=_number, default=DEFAULT_LIST_LIMIT, help="(%(default)s)")
+    listing.add_argument(*limit, type=_number, default=DEFAULT_LIST_LIMIT, help="(%(default)s)")
 
-    show = _action(actions, "show", "show one dead letter with its headers and its body", _show)
+    show = _action(actions, add_place, "show", "show one dead letter with its headers and its body", _show)
     show.add_argument("id", nargs="?", help="a message id (default: the first)")
 
-    replay = _action(actions, "replay", "put dead letters back to work", _replay)
+    replay = _action(actions, add_place, "replay", "put dead letters back to work", _replay)
     _add_filters(replay)
-    replay.add_argument("-n", "--limit", type=_number, help="at most so many")
+    replay.add_argument(*limit, type=_number, help="at most so many")
     replay.add_argument("--keep-attempts", action="store_true", help="count on instead of from the start")
 
-    purge = _action(actions, "purge", "drop dead letters for good", _purge)
+    purge = _action(actions, add_place, "purge", "drop dead letters for good", _purge)
     _add_filters(purge)
     purge.add_argument("--yes", action="store_true", help="do not ask")
 
@@ -57,13 +72,14 @@ def run(arguments: argparse.Namespace) -> int:
         return code
 
 
-def _action(actions: Any, name: str, summary: str, act: Any) -> argparse.ArgumentParser:
+def _action(
+    actions: Any, add_place: Callable[[argparse.ArgumentParser], None], name: str, summary: str, act: Any
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(
         name, help=summary, description=f"{summary.capitalize()}."
     )
-    parser.add_argument("--queue", required=True, help="the work queue")
+    add_place(parser)
     parser.add_argument("--json", action="store_true", help="say the result as one JSON document")
-    connecting.add_arguments(parser)
     parser.set_defaults(act=act)
     return parser
 

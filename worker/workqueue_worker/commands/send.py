@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -37,8 +37,8 @@ _NUDGE_SECONDS: Final = 0.3
 _LOOK_SECONDS: Final = 0.1
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say where messages go."""
     where = parser.add_argument_group("where to").add_mutually_exclusive_group(required=True)
     where.add_argument("--queue", help="a work queue, through the default exchange")
     where.add_argument("--exchange", help="an exchange that exists; see --routing-key")
@@ -50,6 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=topology.QueueType.QUORUM.value,
         help="with --declare (default: %(default)s)",
     )
+    connecting.add_arguments(parser)
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, add_place: Callable[[argparse.ArgumentParser], None] = add_place
+) -> None:
+    """Add the command's arguments.
+
+    Args:
+        add_place: adds those that say where messages go.
+    """
+    add_place(parser)
     what = parser.add_argument_group("what")
     what.add_argument("messages", nargs="*", metavar="MESSAGE", help="a message; - for --stdin")
     what.add_argument("--stdin", action="store_true", help="one message a line from standard input")
@@ -75,7 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for the confirmation of one message (default: %(default)g)",
     )
     parser.add_argument("--json", action="store_true", help="say the result as one JSON document")
-    connecting.add_arguments(parser)
     parser.set_defaults(parser=parser)
 
 

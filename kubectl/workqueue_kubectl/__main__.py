@@ -1,0 +1,7 @@
+"""`python -m workqueue_kubectl`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of `kubectl workqueue`, one module each; `cli` imports only the one that is asked for."""

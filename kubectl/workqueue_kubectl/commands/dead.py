@@ -1,0 +1,28 @@
+"""`kubectl workqueue dead`: `workqueue dead` for a WorkQueue, with the credentials of its Secret."""
+
+from __future__ import annotations
+
+import argparse
+
+from workqueue_worker.commands import dead
+
+from .. import way
+from ..cluster import Cluster
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments. `-n` is the namespace here."""
+    dead.add_arguments(parser, _add_place, limit=("--limit",))
+
+
+def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    """Do what was asked for, with the exit codes of `workqueue dead`."""
+    workqueue = cluster.workqueue(arguments.name)
+    arguments.queue = workqueue.queue_name
+    with way.reached(cluster, workqueue, arguments) as arguments.source:
+        return dead.run(arguments)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the WorkQueue")
+    way.add_arguments(parser)

@@ -1,0 +1,29 @@
+"""`kubectl workqueue send`: `workqueue send` to the queue of a WorkQueue, with the credentials of its Secret."""
+
+from __future__ import annotations
+
+import argparse
+
+from workqueue_worker.commands import send
+
+from .. import way
+from ..cluster import Cluster
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    send.add_arguments(parser, _add_place)
+
+
+def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    """Send, with the exit codes of `workqueue send`."""
+    workqueue = cluster.workqueue(arguments.name)
+    arguments.queue, arguments.exchange, arguments.routing_key = workqueue.queue_name, None, ""
+    arguments.declare = False  # the operator does
+    with way.reached(cluster, workqueue, arguments) as arguments.source:
+        return send.run(arguments)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the WorkQueue")
+    way.add_arguments(parser)

@@ -1,0 +1,232 @@
+"""`kubectl workqueue status`: one WorkQueue, as whoever has to decide what to do about it wants to see it.
+
+Place in the flow: WorkQueue, pods and Events from the API server, each worker's own word, and what `explain`
+makes of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from workqueue_operator.model import WorkQueue
+from workqueue_operator.views import PodView, pod_views
+from workqueue_worker.commands import output
+
+from .. import explain
+from ..cluster import Cluster, told_at
+from ..errors import KubectlFailed
+from ..kubectl import Object
+
+SHOWN_EVENTS: Final = 8
+ASKED_PODS: Final = 50
+"""Each is a request of its own through the API server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Everything that is shown.
+
+    Attributes:
+        statuses: what workers say of themselves, by pod; who did not answer is not in it.
+        events: oldest first; None when they may not be listed.
+    """
+
+    workqueue: WorkQueue
+    pods: Sequence[PodView]
+    statuses: Mapping[str, Object]
+    events: Sequence[Object] | None
+    now: datetime
+
+    @property
+    def seen(self) -> explain.Seen:
+        """What of it decides about the count."""
+        statuses = self.statuses
+        running = {pod.name for pod in self.pods if pod.running}
+        times = [
+            found
+            for status in statuses.values()
+            if (found := status.get("recentHandlerSeconds") or status.get("meanHandlerSeconds"))
+        ]
+        return explain.Seen(
+            in_handlers=sum(int(status["busy"]) for status in statuses.values())
+            if running <= statuses.keys()
+            else None,
+            handler_seconds=sum(times) / len(times) if times else None,
+            arrivals_per_second=sum(status.get("arrivalPerSecond") or 0.0 for status in statuses.values()),
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("name", metavar="NAME", help="the WorkQueue")
+
+
+def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    """Show it; 0 whatever its state is."""
+    picture = _take(cluster, arguments.name)
+    if arguments.json:
+        output.say_json(_as_json(picture))
+    else:
+        output.say("\n".join(_lines(picture)))
+    return 0
+
+
+def _take(cluster: Cluster, name: str) -> Picture:
+    workqueue = cluster.workqueue(name)
+    pods = pod_views(cluster.pods(workqueue)) if workqueue.spec.worker is not None else []
+    running = [pod.name for pod in pods if pod.running][:ASKED_PODS]
+    statuses = cluster.worker_statuses(workqueue.metadata.namespace, running)
+    try:
+        events = cluster.events(workqueue)
+    except KubectlFailed:
+        events = None
+    return Picture(workqueue, pods, statuses, events, datetime.now(UTC))
+
+
+def _lines(picture: Picture) -> list[str]:
+    workqueue, now = picture.workqueue, picture.now
+    status, scaling = workqueue.status, workqueue.spec.scaling
+    lines = [
+        f"WorkQueue   {workqueue.metadata.namespace}/{workqueue.metadata.name}",
+        f"Queue       {workqueue.queue_name} ({workqueue.spec.queue.type.value})",
+        f"Connection  Secret {workqueue.spec.connection_secret_ref.name}",
+        f"Messages    {_known(status.messages)} waiting, {_known(status.dead_letters)} dead letters",
+        f"Workers     {status.workers or '?'} ready, {_known(status.busy_replicas)} busy",
+        f"Bounds      {scaling.min_replicas} to {scaling.max_replicas} replicas",
+    ]
+    if status.last_scale_time is not None:
+        lines.append(f"Last change {_ago(now - status.last_scale_time)} ago: {status.last_scale_reason}")
+    if status.conditions:
+        rows = [
+            (
+                condition.type,
+                condition.status.value,
+                condition.reason,
+                _ago(now - condition.last_transition_time) if condition.last_transition_time else "?",
+                condition.message,
+            )
+            for condition in status.conditions
+        ]
+        lines += ["", output.table(("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE"), rows)]
+    lines += ["", f"Why it is at {_known(status.desired_replicas)}"]
+    lines += [f"  {sentence}" for sentence in explain.why(workqueue, picture.seen, now)]
+    lines += ["", "What would change it"]
+    lines += [f"  {sentence}" for sentence in explain.what_would_change_it(workqueue, picture.seen, now)]
+    if (change := explain.next_change(workqueue, now)) is not None:
+        lines.append(f"  {change.sentence}")
+    return [*lines, *_pod_lines(picture), *_event_lines(picture)]
+
+
+def _pod_lines(picture: Picture) -> list[str]:
+    if picture.workqueue.spec.workload_ref is not None:
+        return []
+    if not picture.pods:
+        return ["", "No worker runs."]
+    rows = []
+    for pod in picture.pods:
+        status = picture.statuses.get(pod.name)
+        rows.append(
+            (
+                pod.name,
+                _state(pod, status),
+                f"{status['busy']}/{status['slots']}" if status else "?",
+                str(status["handled"]) if status else "?",
+                f"{status['recentHandlerSeconds']:.3g} s"
+                if status and status["recentHandlerSeconds"]
+                else "-",
+                _ago(picture.now - datetime.fromtimestamp(pod.created, UTC)),
+                (pod.failure.message if pod.failure and not pod.ready else (status or {}).get("lastError"))
+                or "",
+            )
+        )
+    lines = ["", output.table(("POD", "STATE", "BUSY", "HANDLED", "MEAN", "AGE", "TROUBLE"), rows)]
+    if any(pod.running and pod.name not in picture.statuses for pod in picture.pods):
+        lines.append("?: the worker could not be asked; that takes the right to get pods/proxy.")
+    return lines
+
+
+def _event_lines(picture: Picture) -> list[str]:
+    if picture.events is None:
+        return ["", "Recent Events may not be listed: that takes the right to list events."]
+    rows = [
+        (
+            f"{_ago(picture.now - datetime.fromisoformat(told_at(event)))} ago",
+            str(event.get("type", "")),
+            str(event.get("reason", "")),
+            str(event.get("message", "")),
+        )
+        for event in picture.events[-SHOWN_EVENTS:]
+    ]
+    if not rows:
+        return ["", "No recent Events."]
+    return ["", output.table(("EVENT", "TYPE", "REASON", "MESSAGE"), rows)]
+
+
+def _state(pod: PodView, status: Object | None) -> str:
+    if pod.terminating:
+        return "leaving"
+    if status is not None:
+        if status.get("retired"):
+            return "retired"
+        if not status.get("connected"):
+            return "disconnected"
+        return "busy" if status["busy"] else "idle"
+    if pod.running:
+        return "running"
+    return "failing" if pod.failure else "starting"
+
+
+def _known(count: int | None) -> str:
+    return "?" if count is None else str(count)
+
+
+def _ago(span: timedelta) -> str:
+    """The two largest units, as kubectl writes an age."""
+    seconds = max(0, int(span.total_seconds()))
+    for size, unit, below, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= size:
+            rest = seconds % size // below
+            return f"{seconds // size}{unit}{f'{rest}{small}' if rest else ''}"
+    return f"{seconds}s"
+
+
+def _as_json(picture: Picture) -> dict[str, Any]:
+    workqueue, seen, now = picture.workqueue, picture.seen, picture.now
+    change = explain.next_change(workqueue, now)
+    status = workqueue.status.to_wire()
+    return {
+        "namespace": workqueue.metadata.namespace,
+        "name": workqueue.metadata.name,
+        "queue": workqueue.queue_name,
+        "minReplicas": workqueue.spec.scaling.min_replicas,
+        "maxReplicas": workqueue.spec.scaling.max_replicas,
+        "status": status,
+        "inHandlers": seen.in_handlers,
+        "why": explain.why(workqueue, seen, now),
+        "whatWouldChangeIt": explain.what_would_change_it(workqueue, seen, now),
+        "nextScheduleChange": {"at": change.at.isoformat(), "sentence": change.sentence} if change else None,
+        "pods": [
+            {
+                "name": pod.name,
+                "ready": pod.ready,
+                "state": _state(pod, picture.statuses.get(pod.name)),
+                "worker": picture.statuses.get(pod.name),
+            }
+            for pod in picture.pods
+        ],
+        "events": None
+        if picture.events is None
+        else [
+            {
+                "at": told_at(event),
+                "type": event.get("type"),
+                "reason": event.get("reason"),
+                "message": event.get("message"),
+            }
+            for event in picture.events
+        ],
+    }

@@ -1,0 +1,197 @@
+"""Why a WorkQueue is at its count, what would change it, and what is next. PURE: the clock is an argument.
+
+Place in the flow: `status` shows these sentences. The count is worked out as the operator does it
+(`workqueue_operator.decide`), from what the WorkQueue's status and the workers say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim
+
+from workqueue_operator.decide import ESTIMATED_HANDLER_SECONDS, Depth, Load, wanted_replicas
+from workqueue_operator.errors import Trouble
+from workqueue_operator.model import ConditionStatus, Schedule, WorkQueue
+from workqueue_operator.reasons import ConditionType, Reason
+from workqueue_operator.schedule import is_active, minimum_replicas
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is known beside the WorkQueue itself.
+
+    Attributes:
+        in_handlers: messages that workers have in hand; None when not all of them could be asked.
+        handler_seconds: mean time of one message lately; None before the first.
+        arrivals_per_second: messages that the workers took lately.
+    """
+
+    in_handlers: int | None
+    handler_seconds: float | None = None
+    arrivals_per_second: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A schedule begins or ends.
+
+    Attributes:
+        at: in the schedule's own time zone.
+    """
+
+    at: datetime
+    sentence: str
+
+
+def why(workqueue: WorkQueue, seen: Seen, now: datetime) -> list[str]:
+    """Sentences that say why the count is what it is.
+
+    Args:
+        now: aware.
+    """
+    status, scaling = workqueue.status, workqueue.spec.scaling
+    active = status.condition(ConditionType.SCALING_ACTIVE.value)
+    sentences = []
+    if active is not None:
+        sentences.append(f"{active.reason}: {active.message}")
+    if active is None or active.status is not ConditionStatus.TRUE:
+        return sentences or ["The operator has not looked at it yet."]
+    if status.messages is None or seen.in_handlers is None:
+        unknown = "how many messages wait" if status.messages is None else "how many are in handlers"
+        return [*sentences, f"Just now it is not known {unknown}."]
+    wanted = _wanted(workqueue, status.messages, seen)
+    sentences.append(
+        f"{status.messages} waiting and {seen.in_handlers} in handlers ask for {_replicas(wanted)}"
+        f" ({_target(workqueue, seen)})."
+    )
+    low, high = _bounds(workqueue, now)
+    if wanted > high:
+        sentences.append(f"scaling.maxReplicas is {high}.")
+    elif wanted < low:
+        cause = "scaling.minReplicas" if low == scaling.min_replicas else "The schedule's minimum"
+        sentences.append(f"{cause} is {low}.")
+    return sentences
+
+
+def what_would_change_it(workqueue: WorkQueue, seen: Seen, now: datetime) -> list[str]:
+    """Sentences that say what makes the count go up and what makes it go down.
+
+    Args:
+        now: aware.
+    """
+    name, spec, status = workqueue.metadata.name, workqueue.spec, workqueue.status
+    if spec.suspend:
+        return [f"`kubectl workqueue resume {name}` lets it follow the queue again."]
+    if spec.replicas is not None:
+        return [f"`kubectl workqueue scale {name} --release` lets it follow the queue again."]
+    active = status.condition(ConditionType.SCALING_ACTIVE.value)
+    if active is None or status.desired_replicas is None:
+        return ["Nothing, until the operator has looked at it: see its conditions."]
+    if active.status is not ConditionStatus.TRUE and active.reason != Reason.RETIRE_UNREACHABLE:
+        return [f"Nothing, until {active.reason} is over."]
+    count, (low, high) = status.desired_replicas, _bounds(workqueue, now)
+    return [_upward(workqueue, seen, count, high), _downward(workqueue, seen, count, low)]
+
+
+def next_change(workqueue: WorkQueue, now: datetime) -> Change | None:
+    """The next start or end of a schedule; None when there is none, or one cannot be read.
+
+    Args:
+        now: aware.
+    """
+    try:
+        return min(_changes(workqueue, now), key=lambda change: change.at, default=None)
+    except (Trouble, ValueError, OSError):
+        return None  # the condition of the WorkQueue says so
+
+
+def _changes(workqueue: WorkQueue, now: datetime) -> Iterator[Change]:
+    for schedule in workqueue.spec.scaling.schedules:
+        at = _next(schedule, schedule.end if is_active(schedule, now) else schedule.start, now)
+        if at is None:
+            continue
+        minimum = minimum_replicas(workqueue.spec, at)
+        name = f"The schedule {schedule.name!r}" if schedule.name else "A schedule"
+        turn = "ends" if is_active(schedule, now) else "begins"
+        yield Change(
+            at,
+            f"{name} {turn} at {at:%a %d %b %H:%M} {schedule.time_zone}: then at least {_replicas(minimum)}.",
+        )
+
+
+def _next(schedule: Schedule, expression: str, now: datetime) -> datetime | None:
+    return next(CronSim(expression, now.astimezone(ZoneInfo(schedule.time_zone))), None)
+
+
+def _bounds(workqueue: WorkQueue, now: datetime) -> tuple[int, int]:
+    scaling = workqueue.spec.scaling
+    try:
+        low = minimum_replicas(workqueue.spec, now)
+    except Trouble:
+        low = scaling.min_replicas
+    return min(low, scaling.max_replicas), scaling.max_replicas
+
+
+def _wanted(workqueue: WorkQueue, ready: int, seen: Seen) -> int:
+    depth = Depth(ready, seen.in_handlers or 0, 0)
+    load = Load(seen.handler_seconds, seen.arrivals_per_second)
+    return wanted_replicas(workqueue.spec, depth, load, _concurrency(workqueue))
+
+
+def _target(workqueue: WorkQueue, seen: Seen) -> str:
+    scaling = workqueue.spec.scaling
+    if scaling.target_drain_seconds is None:
+        return f"{_messages(scaling.messages_per_replica or 1)} each"
+    return (
+        f"to be done within {scaling.target_drain_seconds} s, at {_seconds(seen):.3g} s a message and "
+        f"{seen.arrivals_per_second:.3g} messages a second that arrive"
+    )
+
+
+def _upward(workqueue: WorkQueue, seen: Seen, count: int, high: int) -> str:
+    scaling = workqueue.spec.scaling
+    if count >= high:
+        return f"Up: not any more, scaling.maxReplicas is {high}."
+    if scaling.target_drain_seconds is None:
+        least = count * (scaling.messages_per_replica or 1) + 1
+        return f"Up: from {_messages(least)} on, waiting and in handlers together; at once."
+    slots = count * _concurrency(workqueue) - seen.arrivals_per_second * _seconds(seen)
+    least = math.floor(max(slots, 0.0) * scaling.target_drain_seconds / _seconds(seen)) + 1
+    return f"Up: from {_messages(least)} on that wait, at the same speed and rate; at once."
+
+
+def _downward(workqueue: WorkQueue, seen: Seen, count: int, low: int) -> str:
+    scaling = workqueue.spec.scaling
+    if count == 0:
+        return "Down: it is at none."
+    if count <= low:
+        return f"Down: not any more, the minimum is {low}."
+    when = f"for {scaling.scale_in_delay_seconds} s; idle workers first, busy ones stay until they are done."
+    if count == 1:
+        return f"Down: when nothing waits and nothing is in a handler, {when}"
+    if scaling.target_drain_seconds is None:
+        return f"Down: at {_messages((count - 1) * (scaling.messages_per_replica or 1))} or fewer, {when}"
+    slots = (count - 1) * _concurrency(workqueue) - seen.arrivals_per_second * _seconds(seen)
+    most = math.floor(max(slots, 0.0) * scaling.target_drain_seconds / _seconds(seen))
+    return f"Down: at {_messages(most)} or fewer that wait, {when}"
+
+
+def _seconds(seen: Seen) -> float:
+    return seen.handler_seconds or ESTIMATED_HANDLER_SECONDS
+
+
+def _concurrency(workqueue: WorkQueue) -> int:
+    return workqueue.spec.worker.concurrency if workqueue.spec.worker is not None else 1
+
+
+def _replicas(count: int) -> str:
+    return "1 replica" if count == 1 else f"{count} replicas"
+
+
+def _messages(count: int) -> str:
+    return "1 message" if count == 1 else f"{count} messages"

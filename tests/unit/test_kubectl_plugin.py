@@ -1,0 +1,330 @@
+"""The pure parts of `kubectl workqueue`: options, sentences, ways to the broker, completion."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workqueue_kubectl import cli, completion, explain, way
+from workqueue_kubectl.commands.status import _ago
+from workqueue_kubectl.explain import Seen
+from workqueue_kubectl.kubectl import Kubectl
+from workqueue_kubectl.way import Inside
+from workqueue_operator.model import WorkQueue
+
+INWARD = "for 60 s; idle workers first, busy ones stay until they are done."
+DRAINING = (
+    "100 waiting and 3 in handlers ask for 3 replicas (to be done within 60 s, at 1.5 s a message and 0.2 messages a "
+    "second that arrive)."
+)
+MONDAY_MORNING = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
+
+
+def workqueue(desired: int | None = 2, messages: int | None = 14, **spec: Any) -> WorkQueue:
+    scaling = {
+        "maxReplicas": 10,
+        "messagesPerReplica": 10,
+        "scaleInDelaySeconds": 60,
+        **spec.pop("scaling", {}),
+    }
+    reason, status = spec.pop("scaled", ("AsExpected", "True"))
+    body = {
+        "metadata": {"name": "thumbs", "namespace": "shop"},
+        "spec": {
+            "connectionSecretRef": {"name": "rabbitmq"},
+            "worker": {"image": "thumbs:1", "handler": {"python": "a:b"}, **spec.pop("worker", {})},
+            "scaling": {name: value for name, value in scaling.items() if value is not None},
+            **spec,
+        },
+        "status": {
+            "desiredReplicas": desired,
+            "messages": messages,
+            "conditions": [
+                {"type": "ScalingActive", "status": status, "reason": reason, "message": "So it is."}
+            ],
+        },
+    }
+    return WorkQueue.model_validate(body)
+
+
+SENTENCES = [
+    pytest.param(
+        workqueue(),
+        Seen(2),
+        ["AsExpected: So it is.", "14 waiting and 2 in handlers ask for 2 replicas (10 messages each)."],
+        [
+            "Up: from 21 messages on, waiting and in handlers together; at once.",
+            f"Down: at 10 messages or fewer, {INWARD}",
+        ],
+        id="by messages per replica",
+    ),
+    pytest.param(
+        workqueue(desired=10, messages=400, scaled=("AtMaximum", "True")),
+        Seen(10),
+        [
+            "AtMaximum: So it is.",
+            "400 waiting and 10 in handlers ask for 41 replicas (10 messages each).",
+            "scaling.maxReplicas is 10.",
+        ],
+        [
+            "Up: not any more, scaling.maxReplicas is 10.",
+            f"Down: at 90 messages or fewer, {INWARD}",
+        ],
+        id="at the maximum",
+    ),
+    pytest.param(
+        workqueue(desired=1, messages=0, scaling={"minReplicas": 1}),
+        Seen(0),
+        [
+            "AsExpected: So it is.",
+            "0 waiting and 0 in handlers ask for 0 replicas (10 messages each).",
+            "scaling.minReplicas is 1.",
+        ],
+        [
+            "Up: from 11 messages on, waiting and in handlers together; at once.",
+            "Down: not any more, the minimum is 1.",
+        ],
+        id="at the minimum",
+    ),
+    pytest.param(
+        workqueue(desired=0, messages=0),
+        Seen(0),
+        ["AsExpected: So it is.", "0 waiting and 0 in handlers ask for 0 replicas (10 messages each)."],
+        ["Up: from 1 message on, waiting and in handlers together; at once.", "Down: it is at none."],
+        id="at none",
+    ),
+    pytest.param(
+        workqueue(desired=3, messages=100, scaling={"messagesPerReplica": None, "targetDrainSeconds": 60}),
+        Seen(3, handler_seconds=1.5, arrivals_per_second=0.2),
+        [
+            "AsExpected: So it is.",
+            DRAINING,
+        ],
+        [
+            "Up: from 109 messages on that wait, at the same speed and rate; at once.",
+            f"Down: at 68 messages or fewer that wait, {INWARD}",
+        ],
+        id="by the time to drain",
+    ),
+    pytest.param(
+        workqueue(),
+        Seen(None),
+        ["AsExpected: So it is.", "Just now it is not known how many are in handlers."],
+        [
+            "Up: from 21 messages on, waiting and in handlers together; at once.",
+            f"Down: at 10 messages or fewer, {INWARD}",
+        ],
+        id="a worker that could not be asked is no idle one",
+    ),
+    pytest.param(
+        workqueue(scaled=("BrokerUnreachable", "False")),
+        Seen(0),
+        ["BrokerUnreachable: So it is."],
+        ["Nothing, until BrokerUnreachable is over."],
+        id="the broker is away",
+    ),
+    pytest.param(
+        workqueue(replicas=7, scaled=("Pinned", "False")),
+        Seen(0),
+        ["Pinned: So it is."],
+        ["`kubectl workqueue scale thumbs --release` lets it follow the queue again."],
+        id="pinned",
+    ),
+    pytest.param(
+        workqueue(suspend=True, scaled=("Suspended", "False")),
+        Seen(0),
+        ["Suspended: So it is."],
+        ["`kubectl workqueue resume thumbs` lets it follow the queue again."],
+        id="paused",
+    ),
+]
+
+
+@pytest.mark.parametrize(("shown", "seen", "why", "changes"), SENTENCES)
+def test_why_it_is_at_its_count_and_what_would_change_it(
+    shown: WorkQueue, seen: Seen, why: list[str], changes: list[str]
+) -> None:
+    assert explain.why(shown, seen, MONDAY_MORNING) == why
+    assert explain.what_would_change_it(shown, seen, MONDAY_MORNING) == changes
+
+
+def test_the_bounds_that_are_named_are_those_at_which_the_operator_decides() -> None:
+    by_messages = workqueue(desired=4, messages=20)
+    by_time = workqueue(
+        desired=4, messages=200, scaling={"messagesPerReplica": None, "targetDrainSeconds": 60}
+    )
+    for shown, seen in (
+        (by_messages, Seen(0)),
+        (by_time, Seen(0, handler_seconds=0.7, arrivals_per_second=1.3)),
+    ):
+        up, down = explain.what_would_change_it(shown, seen, MONDAY_MORNING)
+        least, most = (int(next(word for word in line.split() if word.isdecimal())) for line in (up, down))
+        assert [explain._wanted(shown, count, seen) for count in (least - 1, least)] == [4, 5]
+        assert [explain._wanted(shown, count, seen) for count in (most, most + 1)] == [3, 4]
+
+
+def test_the_next_change_of_a_schedule_in_its_own_time_zone() -> None:
+    schedule = {
+        "name": "office hours",
+        "start": "45 7 * * 1-5",
+        "end": "0 18 * * 1-5",
+        "timeZone": "Europe/Berlin",
+        "minReplicas": 5,
+    }
+    shown = workqueue(scaling={"schedules": [schedule]})
+    begins = explain.next_change(shown, MONDAY_MORNING)
+    assert begins is not None
+    assert begins.sentence == (
+        "The schedule 'office hours' begins at Mon 23 Nov 07:45 Europe/Berlin: then at least 5 replicas."
+    )
+    ends = explain.next_change(shown, MONDAY_MORNING + timedelta(hours=3))
+    assert ends is not None
+    assert ends.sentence == (
+        "The schedule 'office hours' ends at Mon 23 Nov 18:00 Europe/Berlin: then at least 0 replicas."
+    )
+    assert "Down: not any more, the minimum is 5." in explain.what_would_change_it(
+        workqueue(desired=5, scaling={"schedules": [schedule]}), Seen(0), MONDAY_MORNING + timedelta(hours=3)
+    )
+    assert explain.next_change(workqueue(), MONDAY_MORNING) is None
+
+
+HOSTS = [
+    ("rabbitmq", Inside("shop", "service/rabbitmq")),
+    ("rabbitmq.queues", Inside("queues", "service/rabbitmq")),
+    ("rabbitmq.queues.svc", Inside("queues", "service/rabbitmq")),
+    ("rabbitmq.queues.svc.cluster.local.", Inside("queues", "service/rabbitmq")),
+    ("rabbit-0.nodes.queues.svc", Inside("queues", "pod/rabbit-0")),
+    ("rabbit-0.nodes.queues.svc.my.domain", Inside("queues", "pod/rabbit-0")),
+    ("rabbit.example.com", None),
+    ("10.0.0.7", None),
+    ("fd00::7", None),
+]
+
+
+@pytest.mark.parametrize(("host", "place"), HOSTS, ids=[host for host, _ in HOSTS])
+def test_what_a_host_name_is_in_the_cluster(host: str, place: Inside | None) -> None:
+    assert way.candidates(host, "shop") == place
+
+
+def test_options_of_kubectl_may_stand_anywhere_and_messages_are_left_alone() -> None:
+    ours, rest = cli.split(["send", "-n", "shop", "mail", "--context=x", "--header", "a=b", "--", "-n", "-A"])
+    assert (ours.namespace, ours.context, ours.all_namespaces) == ("shop", "x", False)
+    assert rest == ["send", "mail", "--header", "a=b", "--", "-n", "-A"]
+    assert cli.flags(ours) == ["--context=x"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["scale", "mail"], id="neither a number nor --release"),
+        pytest.param(["scale", "mail", "3", "--release"], id="both"),
+        pytest.param(["scale", "mail", "-1"], id="a negative number"),
+        pytest.param(["top", "--interval", "0"], id="an interval of zero"),
+        pytest.param(["dead", "list", "mail", "--direct", "--through", "pod"], id="two ways to the broker"),
+        pytest.param(["dead", "list", "mail", "--forward", "rabbitmq"], id="a Service without its namespace"),
+        pytest.param(["nothing"], id="no such command"),
+        pytest.param(["top", "-o", "yaml"], id="another output"),
+    ],
+)
+def test_wrong_arguments_end_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_without_kubectl_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert cli.main(["top"]) == 1
+    assert capsys.readouterr().err == (
+        "kubectl workqueue top: kubectl is not in the PATH: install it, or add its folder to PATH.\n"
+    )
+
+
+@pytest.fixture
+def fake_kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A kubectl that knows two WorkQueues in the namespace shop, and nothing else."""
+    program = tmp_path / "kubectl"
+    program.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in\n'
+        "  *namespaces/shop/workqueues)"
+        """ echo '{"items": [{"metadata": {"name": "mail"}}, {"metadata": {"name": "thumbs"}}]}' ;;\n"""
+        "  *minify*) printf shop ;;\n"
+        "  *) echo 'Error from server (Forbidden): you may not' >&2; exit 1 ;;\n"
+        "esac\n"
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    return program
+
+
+COMPLETIONS = [
+    (["s"], ["scale", "send", "status", ":4"]),
+    (["dead", ""], ["list", "purge", "replay", "show", ":4"]),
+    (["dead", "list", ""], ["mail", "thumbs", ":4"]),
+    (["status", "m"], ["mail", ":4"]),
+    (["status", "-n", "shop", "t"], ["thumbs", ":4"]),
+    (["status", "mail", ""], [":4"]),
+    (["status", "-n", "elsewhere", ""], [":4"]),
+    (["top", "--in"], ["--interval", ":4"]),
+    (["dead", "list", "mail", "--re"], ["--reason", "--request-timeout", ":4"]),
+    (["send", "mail", "--files", ""], [":0"]),
+    (["top", "-o", ""], ["json", ":4"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "proposals"), COMPLETIONS, ids=[" ".join(words) for words, _ in COMPLETIONS]
+)
+def test_completion(
+    words: list[str], proposals: list[str], fake_kubectl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert completion.main(words) == 0
+    assert capsys.readouterr().out.split() == proposals
+
+
+def test_kubectls_refusals_are_told_in_its_own_words(
+    fake_kubectl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["top", "-A"]) == 1
+    assert capsys.readouterr().err == "kubectl workqueue top: Error from server (Forbidden): you may not\n"
+
+
+def test_a_port_forward_that_fails_says_why_and_leaves_nothing_behind(fake_kubectl: Path) -> None:
+    with pytest.raises(Exception, match="you may not"), Kubectl().forwarded("shop", "service/x", 5672):
+        pytest.fail("it was not forwarded")
+
+
+AGES = [
+    (0, "0s"),
+    (59, "59s"),
+    (60, "1m"),
+    (61, "1m1s"),
+    (3600, "1h"),
+    (3725, "1h2m"),
+    (90_000, "1d1h"),
+    (-5, "0s"),
+]
+
+
+@pytest.mark.parametrize(("seconds", "text"), AGES, ids=[text for _, text in AGES])
+def test_ages(seconds: int, text: str) -> None:
+    assert _ago(timedelta(seconds=seconds)) == text
+
+
+def test_the_commands_are_listed_and_described() -> None:
+    parser = cli.build([])
+    assert set(completion._subcommands(parser) or ()) == set(cli.COMMANDS)
+    for command in cli.COMMANDS:
+        described = completion._subcommands(cli.build([command]))
+        assert described is not None
+        assert isinstance(described[command], argparse.ArgumentParser)
