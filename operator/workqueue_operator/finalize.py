@@ -11,16 +11,19 @@ import time
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from workqueue_worker.binding import Binding
+
 from . import status
 from .act import queues
 from .cluster import Cluster, deployment_path, workqueue_path
 from .errors import ClusterError, Trouble
 from .model import DeletionPolicy, WorkQueue
 from .names import ANNOTATION_ABANDON, FINALIZER, workload_name
-from .observe.brokers import Brokers
+from .observe.brokers import Brokers, Link
+from .observe.management import Management
 from .observe.secrets import Secrets
 from .observe.store import Store
-from .reasons import ConditionType, Finding, Reason
+from .reasons import ConditionType, Finding, Reason, Unknown
 from .report import Reporter
 from .views import pod_views
 
@@ -46,12 +49,14 @@ class Finalizer:
         store: Store,
         secrets: Secrets,
         brokers: Brokers,
+        management: Management,
         reporter: Reporter,
     ) -> None:
         self._cluster = cluster
         self._store = store
         self._secrets = secrets
         self._brokers = brokers
+        self._management = management
         self._reporter = reporter
 
     async def ensure(self, workqueue: WorkQueue) -> None:
@@ -95,8 +100,8 @@ class Finalizer:
             return f"{queue} is retained."
         if (other := await self._other_claim(workqueue)) is not None:
             return f"{queue} was left behind: the WorkQueue {other} has it, too."
-        await self._delete_queues(workqueue)
-        return f"{queue} was deleted with its WorkQueue."
+        left = await self._delete_queues(workqueue)
+        return f"{queue} was deleted with its WorkQueue.{left}"
 
     async def _is_current(self, workqueue: WorkQueue) -> bool:
         """Ask the API server itself before anything is destroyed: the store may lag."""
@@ -143,22 +148,37 @@ class Finalizer:
         """The broker and virtual host that a Secret names."""
         return (await self._secrets.binding(namespace, secret)).display
 
-    async def _delete_queues(self, workqueue: WorkQueue) -> None:
+    async def _delete_queues(self, workqueue: WorkQueue) -> str:
+        """Returns a sentence about what may be left, if anything."""
+        link, binding = await self._connection(workqueue)
+        await link.broker.ready()
+        link.broker.take_down_bell(workqueue.queue_name)
+        listed: list[str] | Unknown = []
+        if binding.management_uri is not None:
+            listed = await self._management.delay_queues(binding, workqueue.queue_name)
+        names = queues.names(workqueue, () if isinstance(listed, Unknown) else listed)
+        only_empty = workqueue.spec.queue.deletion_policy is DeletionPolicy.DELETE_IF_EMPTY
+        if only_empty:
+            await queues.require_no_messages(names, link.broker)
+        await self._stop_workers(workqueue)
+        if only_empty:
+            await queues.require_empty(names, link.broker)
+        await queues.delete(names, link.broker)
+        if isinstance(listed, Unknown):
+            return f" {listed.message} Delay queues of delays that spec.retry had earlier may be left."
+        return ""
+
+    async def _connection(self, workqueue: WorkQueue) -> tuple[Link, Binding]:
         namespace, secret = workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
         try:
-            link = await self._brokers.link(workqueue.key, await self._secrets.binding(namespace, secret))
+            binding = await self._secrets.binding(namespace, secret)
+            return await self._brokers.link(workqueue.key, binding), binding
         except Trouble:
             # In a namespace that is going the Secret may be gone first; a connection that is still open does.
             known = self._brokers.known(workqueue.key)
             if known is None or not known.broker.connected:
                 raise
-            link = known
-        await link.broker.ready()
-        link.broker.take_down_bell(workqueue.queue_name)
-        if workqueue.spec.queue.deletion_policy is DeletionPolicy.DELETE_IF_EMPTY:
-            await queues.require_no_messages(workqueue, link.broker)
-        await self._stop_workers(workqueue)
-        await queues.delete(workqueue, link.broker)
+            return known, known.broker.binding
 
     async def _stop_workers(self, workqueue: WorkQueue) -> None:
         """Let the workers finish what they have in hand; whatever they hand back is in the queue afterwards."""

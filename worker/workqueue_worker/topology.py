@@ -45,6 +45,13 @@ first return. This number is accepted by, and means the same on, every version (
 """
 
 
+_MINUTES: Final = tuple(60 * minutes for minutes in (1, 2, 5, 10, 20, 30))
+_HOURS: Final = tuple(3600 * hours for hours in (1, 2, 4, 8, 12, 24))
+
+DELAY_STEPS: Final = (1, 2, 5, 10, 20, 30, *_MINUTES, *_HOURS)
+"""Seconds of the delay queues that serve the delays which handlers and publishers ask for: few for all."""
+
+
 class QueueType(StrEnum):
     """The queue types that can hold work."""
 

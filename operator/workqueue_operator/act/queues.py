@@ -7,7 +7,7 @@ a WorkQueue. The topology itself is the worker package's, so that operator, work
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -16,7 +16,7 @@ from workqueue_worker.topology import dead_letter_queue_name
 
 from ..broker.connection import Broker, QueueCounts, QueueMissingError
 from ..errors import Trouble
-from ..model import DeletionPolicy, WorkQueue
+from ..model import WorkQueue
 from ..reasons import Finding, Reason
 
 EMPTY_LOOKS: Final = 3
@@ -102,45 +102,56 @@ def consumer_timeout_trouble(workqueue: WorkQueue, broker: Broker) -> Finding | 
     )
 
 
-async def require_no_messages(workqueue: WorkQueue, broker: Broker) -> None:
+def names(workqueue: WorkQueue, listed: Collection[str] = ()) -> list[str]:
+    """All queues of a WorkQueue, in the order of deleting.
+
+    A delay queue is made when it is first needed, and only its name tells whose it is: the delays of the spec
+    and those that handlers and publishers can ask for are known, those of an earlier spec are not.
+
+    Args:
+        listed: delay queues that are known to exist.
+    """
+    queue = workqueue.queue_name
+    delays = sorted({*topology.DELAY_STEPS, *workqueue.spec.retry.delays_seconds})
+    derived = [topology.delay_queue_name(queue, delay) for delay in delays]
+    return [*derived, *sorted(set(listed).difference(derived)), queue, dead_letter_queue_name(queue)]
+
+
+async def require_no_messages(queues: Sequence[str], broker: Broker) -> None:
     """DeleteIfEmpty, first look: nothing may wait in any of the queues, though workers may still consume.
 
     Raises:
         Trouble: something waits.
     """
-    for name in _all_queues(workqueue):
+    for name in queues:
         counts = await _counts(broker, name)
         if counts is not None and counts.ready:
             raise _not_empty(name, counts)
 
 
-async def delete(workqueue: WorkQueue, broker: Broker) -> None:
-    """Delete the queues as the deletion policy says. Idempotent.
+async def require_empty(queues: Sequence[str], broker: Broker) -> None:
+    """DeleteIfEmpty, last look, after the workers have gone.
 
     Raises:
-        Trouble: DeleteIfEmpty and something is left, or the broker refused.
+        Trouble: something waits, or somebody consumes.
     """
-    names = _all_queues(workqueue)
-    if workqueue.spec.queue.deletion_policy is DeletionPolicy.DELETE_IF_EMPTY:
-        for look in range(EMPTY_LOOKS):
-            if look:
-                await asyncio.sleep(EMPTY_PAUSE)
-            for name in names:
-                counts = await _counts(broker, name)
-                if counts is not None and (counts.ready or counts.consumers):
-                    raise _not_empty(name, counts)
-    for name in names:
+    for look in range(EMPTY_LOOKS):
+        if look:
+            await asyncio.sleep(EMPTY_PAUSE)
+        for name in queues:
+            counts = await _counts(broker, name)
+            if counts is not None and (counts.ready or counts.consumers):
+                raise _not_empty(name, counts)
+
+
+async def delete(queues: Sequence[str], broker: Broker) -> None:
+    """Delete queues with all that is in them. Idempotent.
+
+    Raises:
+        Trouble: the broker refused.
+    """
+    for name in queues:
         await broker.delete_queue(name)
-
-
-def _all_queues(workqueue: WorkQueue) -> list[str]:
-    queue = workqueue.queue_name
-    delays = sorted(set(workqueue.spec.retry.delays_seconds))
-    return [
-        *(topology.delay_queue_name(queue, delay) for delay in delays),
-        queue,
-        dead_letter_queue_name(queue),
-    ]
 
 
 async def _counts(broker: Broker, queue: str) -> QueueCounts | None:

@@ -1,14 +1,15 @@
-"""The exact count of unacknowledged messages, from RabbitMQ's management API where the Secret names it.
+"""What only RabbitMQ's management API knows, where the Secret names it: exact counts, and which queues exist.
 
-Place in the flow: only for workers that are not ours and so cannot be asked. The plug-in's numbers are up to
-five seconds old; that is why everything else is asked over AMQP.
+Place in the flow: `gather` asks for unacknowledged messages of workers that are not ours and so cannot be
+asked, `finalize` for delay queues. The plug-in's numbers are up to five seconds old; that is why everything
+else is asked over AMQP.
 """
 
 from __future__ import annotations
 
 import ssl
 import time
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 import aiohttp
@@ -16,6 +17,7 @@ from aiohttp import encode_basic_auth
 from yarl import URL
 
 from workqueue_worker.binding import Binding
+from workqueue_worker.topology import is_delay_queue
 
 from ..reasons import Reason, Unknown
 
@@ -24,6 +26,9 @@ TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
 FRESH: Final = 2.0
 """Seconds for which an answer is used again: the plug-in itself counts every five."""
 
+
+_FAILED: Final = (aiohttp.ClientError, TimeoutError, OSError, ValueError, TypeError, KeyError, AttributeError)
+"""What a server that is away, refuses, or is something else altogether makes of a question."""
 
 _NO_URI: Final = Unknown(
     Reason.UNACKNOWLEDGED_UNKNOWN,
@@ -52,8 +57,9 @@ class Management:
             return known[1]
         self._last.pop((binding.identity, queue), None)
         try:
-            count = await self._ask(binding, queue)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, AttributeError) as error:
+            found = await self._get(binding, f"/{quote(queue, safe='')}?columns=messages_unacknowledged")
+            count = found.get("messages_unacknowledged")
+        except _FAILED as error:
             return Unknown(
                 Reason.UNACKNOWLEDGED_UNKNOWN,
                 f"The management API does not say how many messages are unacknowledged ({error!r}), so that the "
@@ -67,18 +73,26 @@ class Management:
         self._last[binding.identity, queue] = (time.monotonic(), count)
         return count
 
-    async def _ask(self, binding: Binding, queue: str) -> object:
+    async def delay_queues(self, binding: Binding, queue: str) -> list[str] | Unknown:
+        """The delay queues of a work queue that exist, or why that is not known; the Secret must name the API."""
+        try:
+            found = await self._get(binding, "?columns=name&disable_stats=true&enable_queue_totals=true")
+            return [name for name in (one["name"] for one in found) if is_delay_queue(name, queue)]
+        except _FAILED as error:
+            return Unknown(Reason.BROKER_UNREACHABLE, f"The management API does not answer ({error!r}).")
+
+    async def _get(self, binding: Binding, of_queues: str) -> Any:
         parts = urlsplit(binding.management_uri or "")
         # Credentials in the URL would be sent beside ours.
         base = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
-        where = f"{quote(binding.virtual_host, safe='')}/{quote(queue, safe='')}"
+        where = f"{base}/api/queues/{quote(binding.virtual_host, safe='')}{of_queues}"
         async with self._session.get(
-            URL(f"{base}/api/queues/{where}?columns=messages_unacknowledged", encoded=True),
+            URL(where, encoded=True),
             headers={"Authorization": encode_basic_auth(binding.username, binding.password)},
             ssl=_context(binding),
         ) as response:
             response.raise_for_status()
-            return (await response.json()).get("messages_unacknowledged")
+            return await response.json()
 
 
 def _context(binding: Binding) -> ssl.SSLContext | bool:

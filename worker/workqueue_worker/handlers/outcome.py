@@ -16,13 +16,13 @@ from typing import Final, TypeAlias
 
 from workqueue_worker.errors import UndecodableError, WorkerError
 from workqueue_worker.message import Reject, Retry
+from workqueue_worker.topology import DELAY_STEPS
 
 MESSAGE_CHARACTERS: Final = 2_000
 TRACEBACK_CHARACTERS: Final = 4_000
 """Headers travel in one frame (128 KiB at most) together with those of the publisher."""
 
-LONGEST_DELAY_SECONDS: Final = 86_400
-_LADDER: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1_200, 1_800, 3_600, 7_200, 14_400, 28_800, 43_200)
+LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
 
 
 class Outcome(StrEnum):
@@ -124,7 +124,7 @@ def verdict(error: BaseException | None, attempt: int, policy: RetryPolicy, chan
 
 def rung(seconds: float) -> int:
     """The delay queue for a delay that a handler asked for: a few queues serve all delays."""
-    return next((step for step in _LADDER if step >= seconds), LONGEST_DELAY_SECONDS)
+    return next((step for step in DELAY_STEPS if step >= seconds), LONGEST_DELAY_SECONDS)
 
 
 def failure_of(error: BaseException) -> Failure:

@@ -1,0 +1,95 @@
+"""What is asked of RabbitMQ's management API, on each supported version."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+
+import pytest
+
+from tests.support.brokers import channel_of, put, until
+from tests.support.rabbitmq import Broker as Server
+from tests.support.rabbitmq import VirtualHost
+from workqueue_operator.observe import management as managing
+from workqueue_operator.observe.management import Management
+from workqueue_operator.reasons import Reason, Unknown
+from workqueue_worker.binding import Binding, from_url
+
+ODD = "a/b %2F?#"
+"""A name with everything that a URL would have to escape."""
+
+
+@pytest.fixture
+async def management() -> AsyncIterator[Management]:
+    made = Management()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def odd_vhost(every_rabbitmq: Server) -> Iterator[VirtualHost]:
+    with every_rabbitmq.new_vhost(ODD) as made:
+        yield made
+
+
+def binding_of(vhost: VirtualHost) -> Binding:
+    return replace(from_url(vhost.url), management_uri=vhost.broker.management_url)
+
+
+async def test_the_exact_number_of_unacknowledged_messages(
+    odd_vhost: VirtualHost, management: Management, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(managing, "FRESH", 0.0)
+    binding = binding_of(odd_vhost)
+    async with channel_of(odd_vhost) as channel:
+        channel.queue_declare(ODD, durable=True, arguments={"x-queue-type": "quorum"})
+        put(channel, ODD, b"1", b"2", b"3")
+        channel.basic_qos(prefetch_count=2)
+        channel.basic_consume(ODD, lambda *_: None)
+
+        async def counted() -> bool:
+            return await management.unacknowledged(binding, ODD) == 2
+
+        await until(counted)
+
+
+async def test_the_delay_queues_that_exist(odd_vhost: VirtualHost, management: Management) -> None:
+    async with channel_of(odd_vhost) as channel:
+        theirs = (f"{ODD}x.retry.1s", f"{ODD}.retry.1", f"{ODD}.retry.1s.dead", f"x{ODD}.retry.1s")
+        for name in (ODD, f"{ODD}.dead", f"{ODD}.retry.1s", f"{ODD}.retry.77s", *theirs):
+            channel.queue_declare(name, durable=True)
+    found = await management.delay_queues(binding_of(odd_vhost), ODD)
+    assert isinstance(found, list)
+    assert sorted(found) == [f"{ODD}.retry.1s", f"{ODD}.retry.77s"]
+
+
+def closed_port() -> str:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("mistake", ["nobody listens", "a wrong password", "not the API", "no such queue"])
+async def test_what_cannot_be_asked_is_unknown_and_never_zero(
+    vhost: VirtualHost, management: Management, mistake: str
+) -> None:
+    right = binding_of(vhost)
+    wrong = {
+        "nobody listens": replace(right, management_uri=closed_port()),
+        "a wrong password": replace(right, password="wrong"),
+        "not the API": replace(right, management_uri=f"http://127.0.0.1:{vhost.broker.port}"),
+        "no such queue": right,
+    }[mistake]
+    count = await management.unacknowledged(wrong, "jobs")
+    assert isinstance(count, Unknown)
+    assert count.reason is Reason.UNACKNOWLEDGED_UNKNOWN
+    assert "wrong" not in count.message
+    if mistake != "no such queue":
+        assert isinstance(await management.delay_queues(wrong, "jobs"), Unknown)
+
+
+async def test_without_its_address_the_number_is_unknown(vhost: VirtualHost, management: Management) -> None:
+    count = await management.unacknowledged(from_url(vhost.url), "jobs")
+    assert isinstance(count, Unknown)
+    assert "management-uri" in count.message
