@@ -47,7 +47,9 @@ _NODE: Final = "rabbit@localhost"
 _NAMESPACES: Final = ("--mount", "--pid", "--uts")
 
 # Asked of the consensus library: what the queue's own record says may be old after a failover.
-_LEADER: Final = "case ra:members({element(1, amqqueue:get_pid(Q)), node()}) of {ok, _, {_, Node}} -> Node; _ -> none end"
+_LEADER: Final = (
+    "case ra:members({element(1, amqqueue:get_pid(Q)), node()}) of {ok, _, {_, Node}} -> Node; _ -> none end"
+)
 
 # Process 1 of the namespaces. It ends, and the kernel then kills all the others, when the server ends or
 # when standard input reaches its end: the other end of that pipe dies with the process that started us.

@@ -1,0 +1,70 @@
+"""What can happen between workers and RabbitMQ: the network refuses, delays, swallows, cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.work import Work
+from tests.support.tcpproxy import ACKNOWLEDGEMENT, CONFIRMATION, COPY, DELIVERY, Cut, TcpProxy, tcp_proxy
+from tests.support.wait import eventually
+from tests.support.worker import ASYNC, THREADS
+
+
+@pytest.fixture
+def network(work: Work) -> Iterator[TcpProxy]:
+    """What the workers connect through."""
+    with tcp_proxy(work.broker.port) as proxy:
+        work.declare()
+        yield proxy
+
+
+@pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", "as a coroutine"])
+def test_connections_that_are_refused(work: Work, network: TcpProxy, handler: str) -> None:
+    work.start(2, port=network.port, handler=handler)
+    with work.through("connection refused", within=30), network.refusing():
+        eventually(lambda: work.connected == 0)
+        work.await_sent(40)
+
+
+def test_a_slow_network(work: Work, network: TcpProxy) -> None:
+    work.start(2, port=network.port)
+    with (
+        work.through("latency of 0.3 s in each direction", within=20, duplicates=False),
+        network.slow(0.3),
+    ):
+        work.await_done(40)
+
+
+def test_a_black_hole_that_ends_before_a_heartbeat_is_missed(work: Work, network: TcpProxy) -> None:
+    work.start(2, port=network.port)
+    with work.through("black hole for 2 s", within=20, duplicates=False), network.black_hole():
+        work.await_sent(80)
+    assert work.lost_leases() == 0
+
+
+@pytest.mark.nightly
+def test_a_black_hole_until_heartbeats_are_missed(work: Work, network: TcpProxy) -> None:
+    work.start(2, port=network.port)
+    with work.through("black hole until heartbeats are missed", within=60), network.black_hole():
+        eventually(lambda: work.connected == 0, 60)
+
+
+CUTS = {
+    "a delivery": DELIVERY,
+    "an acknowledgement": ACKNOWLEDGEMENT,
+    "a copy": COPY,
+    "the confirmation of a copy": CONFIRMATION,
+}
+
+
+@pytest.mark.parametrize("where", CUTS.values(), ids=CUTS.keys())
+def test_a_connection_that_is_reset_in_the_middle_of_a_frame(
+    work: Work, network: TcpProxy, where: Cut
+) -> None:
+    name = next(name for name, cut in CUTS.items() if cut is where)
+    work.start(2, port=network.port)
+    with work.through(f"connection reset in the middle of {name}", within=30):
+        for _ in range(3):
+            network.cut(where)

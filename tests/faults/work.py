@@ -1,0 +1,314 @@
+"""Work that goes on while something breaks: workers, messages that keep coming, and the ledger of both.
+
+Place in the flow: the tests of the broker and of the workers say what breaks, between two lines of `through`.
+The messages are published over a plain connection of the test's own, straight to RabbitMQ; what became of them
+is read from the file that the handlers write and from the queues, not from what the workers say of themselves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import pika
+import pika.exceptions
+
+from tests.faults.report import Report
+from tests.support.ledger import Ledger
+from tests.support.rabbitmq import Broker, BrokerError, VirtualHost
+from tests.support.wait import eventually
+from tests.support.worker import THREADS, Worker, Workers, take_all
+from workqueue_worker.broker.declaration import SAFE_AFTER_SECONDS
+from workqueue_worker.topology import QueueSettings, QueueType, delay_queue, plan
+
+QUEUE: Final = "jobs"
+DELAY_SECONDS: Final = 1
+DELAY_QUEUE: Final = delay_queue(QUEUE, DELAY_SECONDS).name
+DEAD: Final = f"{QUEUE}.dead"
+RATE: Final = 40.0
+"""Messages a second."""
+
+LOOK_SECONDS: Final = 0.1
+
+JOBS: Final = {
+    "ok": 60,
+    "sleep": 20,
+    "fail once": 12,
+    "retry": 3,
+    "reject": 5,
+}
+"""What a message asks of its handler, and how often: every way that a message can take is always in use."""
+
+Connect = Callable[[], pika.BlockingConnection]
+
+
+class Source:
+    """Publishes to the work queue, each message confirmed, over a connection that it opens again."""
+
+    def __init__(self, ledger: Ledger, connect: Connect) -> None:
+        self._ledger = ledger
+        self._connect = connect
+        self._random = random.Random(7)
+        self._numbers = itertools.count(1)
+        self._stop = threading.Event()
+        self._pause = threading.Event()
+        self._idle = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    @contextmanager
+    def flowing(self) -> Iterator[None]:
+        """Publish while the context lasts."""
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            self._thread.join(30)
+            assert not self._thread.is_alive(), "the test's own publisher hangs"
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Publish nothing for a while."""
+        self._idle.clear()
+        self._pause.set()
+        eventually(self._idle.is_set)
+        try:
+            yield
+        finally:
+            self._pause.clear()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with self._connect() as connection:
+                    channel = connection.channel()
+                    channel.confirm_delivery()
+                    while not self._stop.wait(1 / RATE):
+                        if self._pause.is_set():
+                            connection.process_data_events(0)
+                            self._idle.set()
+                        else:
+                            self._publish(channel)
+            except (pika.exceptions.AMQPError, OSError):
+                self._stop.wait(LOOK_SECONDS)
+
+    def _publish(self, channel: Any) -> None:
+        number = next(self._numbers)
+        [what] = self._random.choices(list(JOBS), list(JOBS.values()))
+        job = {"id": number, "do": what, "seconds": self._random.choice([0.01, 0.1, 0.3]), "after": 0.5}
+        if number % 30 == 0:
+            job["padding"] = "x" * 300_000  # several frames
+        properties = pika.BasicProperties(delivery_mode=2)
+        try:
+            channel.basic_publish("", QUEUE, json.dumps(job).encode(), properties, mandatory=True)
+        except (pika.exceptions.UnroutableError, pika.exceptions.NackError) as error:
+            self._ledger.sent(number, error)
+        except (pika.exceptions.AMQPError, OSError) as error:
+            self._ledger.sent(number, error)
+            raise
+        else:
+            self._ledger.sent(number)
+
+
+class Work:
+    """The work of one test.
+
+    Args:
+        vhost: has the queues.
+        workers: starts worker processes.
+        report: takes the row.
+        url: where workers connect, unless they are told otherwise.
+        connect: how the test connects to publish.
+
+    Attributes:
+        ledger: of all messages of `through`, and of those that a test writes into it.
+        workers: those that `start` has started.
+    """
+
+    def __init__(
+        self,
+        vhost: VirtualHost,
+        workers: Workers,
+        report: Report,
+        *,
+        url: str | None = None,
+        connect: Connect | None = None,
+    ) -> None:
+        self.vhost = vhost
+        self.ledger = Ledger()
+        self.workers: list[Worker] = []
+        self.url = url or vhost.url
+        self._connect = connect or vhost.connect
+        self._factory = workers
+        self._report = report
+        self._source = Source(self.ledger, self._connect)
+        self._events_read = 0
+
+    @property
+    def broker(self) -> Broker:
+        """The server that answers the test's own questions."""
+        return self.vhost.broker
+
+    # -- before
+
+    def declare(self, kind: QueueType = QueueType.QUORUM, **settings: Any) -> None:
+        """Declare the queues, as the operator does, and its delay queue, as a worker that retried did."""
+        queues = [*plan(QueueSettings(QUEUE, kind, **settings)).queues, delay_queue(QUEUE, DELAY_SECONDS)]
+        with self._connect() as connection:
+            channel = connection.channel()
+            for queue in queues:
+                channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+
+    def let_stand(self) -> None:
+        """A quorum queue survives the death of its broker only some time after it was declared."""
+        time.sleep(SAFE_AFTER_SECONDS)
+
+    def start(
+        self,
+        count: int = 2,
+        *arguments: str,
+        port: int | None = None,
+        handler: str = THREADS,
+        environment: dict[str, str] | None = None,
+    ) -> list[Worker]:
+        """Start workers that use the queue as it is, as those in pods do; returns them when they consume.
+
+        Args:
+            port: of a proxy that they connect to.
+        """
+        url = self.url.replace(f":{self.broker.port}/", f":{port}/") if port else self.url
+        started = [
+            self._factory.start(
+                url, "--concurrency", "4", *arguments, handler=handler, declare=False, environment=environment
+            )
+            for _ in range(count)
+        ]
+        for worker in started:
+            worker.wait_consuming()
+        self.workers += started
+        return started
+
+    # -- meanwhile
+
+    @contextmanager
+    def through(self, fault: str, *, within: float, duplicates: bool = True) -> Iterator[None]:
+        """Messages come before, during and after what is done in the context; then the ledger must balance.
+
+        Args:
+            fault: its name in the table.
+            within: seconds after the context until every message must have ended.
+            duplicates: whether the fault may make RabbitMQ deliver messages again.
+
+        Raises:
+            AssertionError: a message is lost or has ended twice without a cause, or some wait too long.
+        """
+        with self._source.flowing():
+            self.await_done(20)
+            yield
+            over = time.monotonic()
+            self.await_sent(10)
+        self.balance(fault, over, within, duplicates=duplicates)
+
+    def await_sent(self, count: int, seconds: float = 30) -> None:
+        """Wait until so many more messages are confirmed."""
+        before = len(self.ledger.confirmed)
+        eventually(lambda: len(self.ledger.confirmed) - before >= count, seconds)
+
+    def await_done(self, count: int, seconds: float = 30) -> None:
+        """Wait until so many more messages were handled to their end."""
+        before = self._read_done()
+        eventually(lambda: self._read_done() - before >= count, seconds)
+
+    @contextmanager
+    def quiet(self, seconds: float = 30) -> Iterator[None]:
+        """Nothing is published, and every message has ended: what is deleted now takes no message along."""
+        with self._source.paused():
+            eventually(self._settled, seconds)
+            yield
+
+    @property
+    def connected(self) -> int:
+        """How many workers have a connection."""
+        return sum(worker.status()["connected"] for worker in self.workers)
+
+    @property
+    def consuming(self) -> int:
+        """How many workers consume."""
+        return sum(worker.status()["consuming"] for worker in self.workers)
+
+    def lost_leases(self) -> int:
+        """How many deliveries the workers say they have lost."""
+        return sum(worker.outcomes()["lost"] for worker in self.workers)
+
+    # -- afterwards
+
+    def balance(self, fault: str, over: float, within: float, *, duplicates: bool = True) -> None:
+        """Wait until every message has ended and no queue holds any; write the row down.
+
+        Args:
+            over: when the fault was over, on the monotonic clock.
+
+        Raises:
+            AssertionError: as `through`.
+        """
+        deadline = over + within
+        while not (settled := self._settled()) and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+        seconds = round(time.monotonic() - over, 1) if settled else None
+        if not settled:
+            self.ledger.read_waiting(self._take_waiting())
+        self._report.ledger(fault, self.broker.version, self.ledger, seconds)
+        assert settled, (
+            f"{fault}: {sum(self.ledger.waiting.values())} messages still wait after {within:g} s: "
+            f"{sorted(self.ledger.waiting, key=str)[:10]}"
+        )
+        assert duplicates or not self.ledger.duplicates, (
+            f"{fault}: no lease should have been lost, and these ended twice: {self.ledger.duplicates}"
+        )
+
+    def _settled(self) -> bool:
+        """Whether every confirmed message has ended and nothing is on its way."""
+        self._read_done()
+        if self.ledger.lost:
+            self._read_dead()
+        if self.ledger.lost:
+            return False
+        try:
+            return all(
+                self.vhost.depth(queue) == (0, 0)
+                for queue in (QUEUE, DELAY_QUEUE)
+                if self.vhost.exists(queue)
+            )
+        except BrokerError:  # it is busy with the fault
+            return False
+
+    def _read_done(self) -> int:
+        """Take in what the handlers have written since the last time; returns how much ended in all."""
+        events = self.workers[0].events if self.workers else []
+        self.ledger.read_events(events[self._events_read :])
+        self._events_read = len(events)
+        return sum(self.ledger.done.values())
+
+    def _read_dead(self) -> None:
+        with ExitStack() as stack:
+            try:
+                channel = stack.enter_context(self._connect()).channel()
+                channel.queue_declare(DEAD, passive=True)
+            except (pika.exceptions.AMQPError, OSError):
+                return
+            while (got := channel.basic_get(DEAD))[0] is not None:
+                channel.basic_ack(got[0].delivery_tag)
+                self.ledger.read_dead([json.loads(got[2])])
+
+    def _take_waiting(self) -> list[dict[str, Any]]:
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.kill()
+        queues = [queue for queue in (QUEUE, DELAY_QUEUE) if self.vhost.exists(queue)]
+        return [json.loads(body) for queue in queues for _, body in take_all(self.vhost, queue)]

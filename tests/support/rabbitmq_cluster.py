@@ -1,0 +1,102 @@
+"""A RabbitMQ cluster of three nodes on loopback, whose nodes can be killed one by one.
+
+Each node is a `Broker` with a name and ports of its own. They find each other through one epmd, Erlang's name
+service, which belongs to the cluster: the one that a node starts for itself would die with that node.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from hack.rootfs import rootfs
+from tests.support.rabbitmq import RELEASES, Broker, Member, free_port, in_namespaces
+from tests.support.wait import eventually
+
+NODES: Final = 3
+JOIN_SECONDS: Final = 60.0
+
+# RabbitMQ 3.10 has only the second one.
+_RUNNING: Final = (
+    "length(try rabbit_nodes:list_running() catch error:undef -> rabbit_nodes:all_running() end)"
+)
+
+
+class RabbitCluster:
+    """Three nodes.
+
+    Attributes:
+        nodes: in no particular order; each can be killed and started again.
+    """
+
+    def __init__(self, series: str, folder: Path) -> None:
+        names = tuple(f"rabbit-{number}@localhost" for number in range(1, NODES + 1))
+        port, cookie = free_port(), uuid.uuid4().hex
+        self.nodes = [
+            Broker(series, folder / name, management=False, member=Member(name, port, cookie, names))
+            for name in names
+        ]
+        self._folder = folder
+        self._epmd_port = port
+        self._root = rootfs(RELEASES[series], ["rabbitmq-server"])
+        self._epmd: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start all nodes and wait until they are one cluster."""
+        home = self._folder / "epmd"
+        home.mkdir()
+        epmd = ("env", "--ignore-environment", "PATH=/usr/bin:/bin", "epmd", "-address", "127.0.0.1")
+        self._epmd = in_namespaces(
+            self._root, home, [*epmd, "-port", str(self._epmd_port)], self._folder / "epmd.log"
+        )
+        eventually(lambda: _answers(self._epmd_port))
+        for node in self.nodes:
+            node.spawn()
+        for node in self.nodes:
+            node.wait_until_ready()
+        eventually(lambda: all(self.members(node) == NODES for node in self.nodes), JOIN_SECONDS)
+
+    def members(self, node: Broker) -> int:
+        """How many running nodes a node sees, itself included."""
+        return int(node.evaluate(_RUNNING))
+
+    def url(self, vhost: str) -> str:
+        """The AMQP URL of a virtual host with the addresses of all nodes, as guest."""
+        places = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        return self.nodes[0].url_of(vhost).replace(f"127.0.0.1:{self.nodes[0].port}", places)
+
+    def leader_of(self, queue: str, vhost: str) -> Broker:
+        """The node that leads a quorum queue, asked of a node that is up."""
+        name = next(node for node in self.nodes if node.is_running).leader(queue, vhost)
+        return next(node for node in self.nodes if node.node == name)
+
+    def close(self) -> None:
+        """Kill everything and remove the data."""
+        for node in self.nodes:
+            node.close()
+        if self._epmd is not None:
+            self._epmd.communicate()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def rabbit_cluster(series: str) -> Iterator[RabbitCluster]:
+    """A cluster while the context lasts."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="rabbitmq-cluster-", ignore_cleanup_errors=True)
+        )
+        cluster = RabbitCluster(series, Path(folder))
+        stack.callback(cluster.close)
+        cluster.start()
+        yield cluster
