@@ -140,7 +140,7 @@ class Operator:
         workers = Workers()
         management = Management()
         secrets = Secrets(cluster)
-        reporter = Reporter(cluster, config.pod_name, self._metrics)
+        reporter = Reporter(cluster, store, config.pod_name, self._metrics)
         defaults = render.Defaults(
             config.worker_image,
             config.worker_network_policy,

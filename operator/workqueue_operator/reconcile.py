@@ -165,7 +165,7 @@ class Reconciler:
         now, moment = time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         await parts.reporter.transitions(workqueue, findings, now)
         put_off = await parts.reporter.status(
-            workqueue, status.status(workqueue, seen, findings, moment), now, body.get("status")
+            workqueue, status.status(workqueue, seen, findings, moment), now
         )
         return min((wait for wait in (delay, put_off) if wait is not None), default=None)
 

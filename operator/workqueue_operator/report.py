@@ -18,12 +18,13 @@ from .errors import ClusterError
 from .metrics import Metrics
 from .model import WorkQueue
 from .names import API_VERSION, EVENT_REPORTER, KIND, STATUS_FIELD_MANAGER
+from .observe.store import Store
 from .reasons import ConditionType, Finding, Reason
 
 logger = logging.getLogger(__name__)
 
 NUMBERS_EVERY: Final = 5.0
-"""Seconds between two writes of the status when only its numbers changed."""
+"""Seconds between two writes of the status when only its numbers changed, or only somebody else changed it."""
 
 EVENT_AGAIN_AFTER: Final = 600.0
 """Seconds within which the same Event about the same WorkQueue is not sent twice."""
@@ -45,11 +46,13 @@ class Reporter:
     """Writes status and Events.
 
     Args:
+        store: what each WorkQueue says at present.
         instance: this operator's pod name, for the Events.
     """
 
-    def __init__(self, cluster: Cluster, instance: str, metrics: Metrics) -> None:
+    def __init__(self, cluster: Cluster, store: Store, instance: str, metrics: Metrics) -> None:
         self._cluster = cluster
+        self._store = store
         self._metrics = metrics
         self._instance = instance
         self._written: dict[str, Written] = {}
@@ -62,30 +65,24 @@ class Reporter:
         self._told.pop(uid, None)
         self._sent = {sent: at for sent, at in self._sent.items() if sent[0] != uid}
 
-    async def status(
-        self,
-        workqueue: WorkQueue,
-        status: Mapping[str, Any],
-        now: float,
-        shown: Mapping[str, Any] | None = None,
-    ) -> float | None:
-        """Write a status, unless nothing changed.
+    async def status(self, workqueue: WorkQueue, status: Mapping[str, Any], now: float) -> float | None:
+        """Write a status, unless the WorkQueue says it already.
 
         Args:
             now: seconds on the monotonic clock.
-            shown: what the WorkQueue says already, perhaps from an earlier process.
 
         Returns:
             In how many seconds it should be tried again, when it was put off; None otherwise.
         """
         uid = workqueue.metadata.uid
         self._metrics.conditions(*workqueue.key, status["conditions"])
-        written = self._written.get(uid)
+        written, shown = self._written.get(uid), self._shown(workqueue)
         if written is None and shown == status:
+            # An earlier process wrote it.
             self._written[uid] = Written(status, now)
             return None
         if written is not None:
-            if written.status == status:
+            if written.status == status and _says_all_of(shown, status):
                 return None
             if (
                 _without_numbers(written.status) == _without_numbers(status)
@@ -93,7 +90,7 @@ class Reporter:
             ):
                 return NUMBERS_EVERY - (now - written.at)
         namespace, name = workqueue.key
-        await self._cluster.apply(
+        answer = await self._cluster.apply(
             f"{workqueue_path(namespace, name)}/status",
             {
                 "apiVersion": API_VERSION,
@@ -104,8 +101,16 @@ class Reporter:
             },
             manager=STATUS_FIELD_MANAGER,
         )
+        self._store.put_workqueue(answer, our_status=True)
         self._written[uid] = Written(status, now)
         return None
+
+    def _shown(self, workqueue: WorkQueue) -> Mapping[str, Any]:
+        body = self._store.workqueue(workqueue.key)
+        if body is None or body["metadata"]["uid"] != workqueue.metadata.uid:
+            return {}
+        shown: Mapping[str, Any] = body.get("status") or {}
+        return shown
 
     async def transitions(
         self, workqueue: WorkQueue, findings: Mapping[ConditionType, Finding], now: float
@@ -178,13 +183,25 @@ class Reporter:
             logger.info("An Event could not be sent.", extra={"workqueue": name, "detail": error.message})
 
 
+def _says_all_of(shown: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
+    """Whether a WorkQueue says a status, perhaps beside conditions of other people."""
+    conditions = {one["type"]: one for one in shown.get("conditions", ())}
+    return all(
+        all(conditions.get(one["type"]) == one for one in value)
+        if name == "conditions"
+        else shown.get(name) == value
+        for name, value in status.items()
+    )
+
+
 def _without_numbers(status: Mapping[str, Any]) -> dict[str, Any]:
     """What is worth an immediate write. Why an active scaling stands where it stands changes like a number."""
     rest = {name: value for name, value in status.items() if name not in _NUMBERS}
     rest["conditions"] = [
         (one["type"], one["status"])
         if (one["type"], one["status"]) == (ConditionType.SCALING_ACTIVE.value, "True")
-        else one
+        # A time that changes alone: somebody else had taken the condition away.
+        else {name: value for name, value in one.items() if name != "lastTransitionTime"}
         for one in status.get("conditions", ())
     ]
     return rest

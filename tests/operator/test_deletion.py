@@ -52,7 +52,7 @@ async def finalizer(vhost: VirtualHost, **secret: str) -> AsyncIterator[tuple[Fi
     store = Store(lambda _: None)
     brokers = Brokers(lambda _: None, lambda _: None, 60, 60)
     management = Management()
-    reporter = Reporter(cluster, "operator-1", Metrics())
+    reporter = Reporter(cluster, store, "operator-1", Metrics())
     try:
         yield Finalizer(cluster, store, Secrets(cluster), brokers, management, reporter), cluster
     finally:

@@ -11,6 +11,7 @@ from tests.support.workqueue import workqueue
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import STATUS_FIELD_MANAGER
+from workqueue_operator.observe.store import Key, Store
 from workqueue_operator.reasons import ConditionType, Finding, Reason
 from workqueue_operator.report import EVENT_AGAIN_AFTER, NUMBERS_EVERY, Reporter
 
@@ -23,11 +24,34 @@ def status(**changes: Any) -> dict[str, Any]:
     return {"observedGeneration": 3, "messages": 5, "workers": "1/1", "conditions": [], **changes}
 
 
+def body(version: int, said: dict[str, Any], uid: str = "uid-1") -> dict[str, Any]:
+    """The WorkQueue as the API server has it."""
+    metadata = {"namespace": "team", "name": "jobs", "uid": uid, "resourceVersion": str(version)}
+    return {"metadata": metadata, "spec": {}, "status": said}
+
+
 @pytest.fixture
 def cluster() -> FakeCluster:
     made = FakeCluster()
-    made.answer("PATCH", "/status", {})
+
+    def written(request: Request) -> dict[str, Any]:
+        return body(10 * len(made.asked), request.body["status"], request.body["metadata"]["uid"])
+
+    made.answer("PATCH", "/status", written)
     made.answer("POST", "/events", {})
+    return made
+
+
+@pytest.fixture
+def woken() -> list[Key]:
+    return []
+
+
+@pytest.fixture
+def store(woken: list[Key]) -> Store:
+    made = Store(woken.append)
+    made.put_workqueue(body(1, {}))
+    woken.clear()
     return made
 
 
@@ -37,8 +61,8 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def reporter(cluster: FakeCluster, metrics: Metrics) -> Reporter:
-    return Reporter(cluster, "operator-1", metrics)
+def reporter(cluster: FakeCluster, store: Store, metrics: Metrics) -> Reporter:
+    return Reporter(cluster, store, "operator-1", metrics)
 
 
 def events(cluster: FakeCluster) -> list[Any]:
@@ -68,7 +92,7 @@ async def test_a_status_goes_by_server_side_apply_for_this_very_object(
 
 
 async def test_a_metric_shows_the_conditions_even_of_a_status_that_is_not_written(
-    reporter: Reporter, metrics: Metrics
+    reporter: Reporter, store: Store, metrics: Metrics
 ) -> None:
     def shown() -> set[tuple[str, str, str]]:
         samples = next(iter(metrics.condition.collect())).samples
@@ -77,7 +101,8 @@ async def test_a_metric_shows_the_conditions_even_of_a_status_that_is_not_writte
 
     ready = status(conditions=[{"type": "Ready", "status": "True", "reason": "AsExpected"}])
     blind = status(conditions=[{"type": "Ready", "status": "False", "reason": "BrokerUnreachable"}])
-    await reporter.status(workqueue(), ready, NOW, shown=ready)
+    store.put_workqueue(body(2, ready))
+    await reporter.status(workqueue(), ready, NOW)
     assert shown() == {("Ready", "True", "AsExpected")}
     await reporter.status(workqueue(), blind, NOW)
     assert shown() == {("Ready", "False", "BrokerUnreachable")}
@@ -92,11 +117,52 @@ async def test_an_unchanged_status_is_not_written(cluster: FakeCluster, reporter
 
 
 async def test_a_status_that_an_earlier_process_wrote_is_not_written_again(
-    cluster: FakeCluster, reporter: Reporter
+    cluster: FakeCluster, store: Store, reporter: Reporter
 ) -> None:
-    await reporter.status(workqueue(), status(), NOW, shown=status())
+    store.put_workqueue(body(2, status()))
+    await reporter.status(workqueue(), status(), NOW)
     assert not cluster.asked
-    await reporter.status(workqueue(), status(workers="0/1", queueName="q"), NOW, shown=status())
+    await reporter.status(workqueue(), status(workers="0/1", queueName="q"), NOW)
+    assert len(cluster.asked) == 1
+
+
+def condition(since: str = "2026-01-01T00:00:00Z", **changes: str) -> dict[str, str]:
+    return {"type": "Ready", "status": "True", "reason": "AsExpected", "lastTransitionTime": since, **changes}
+
+
+WIPED: dict[str, dict[str, Any]] = {
+    "the whole status is gone": {},
+    "a condition is gone": status(),
+    "a condition says something else": status(conditions=[condition(reason="Nonsense")]),
+    "a number is gone": {"observedGeneration": 3, "workers": "1/1", "conditions": [condition()]},
+}
+
+
+@pytest.mark.parametrize("left", WIPED.values(), ids=WIPED)
+async def test_what_somebody_else_wiped_wakes_and_is_written_again(
+    cluster: FakeCluster, store: Store, reporter: Reporter, woken: list[Key], left: dict[str, Any]
+) -> None:
+    said = status(conditions=[condition()])
+    await reporter.status(workqueue(), said, NOW)
+    assert woken == [], "our own write is no news"
+    store.put_workqueue(body(99, left))
+    assert woken == [("team", "jobs")]
+    # A condition that is made anew gets another time; that alone must not make two operators race.
+    anew = status(conditions=[condition("2026-01-01T00:01:00Z")])
+    assert await reporter.status(workqueue(), anew, NOW + 1) == NUMBERS_EVERY - 1
+    assert len(cluster.asked) == 1
+    assert await reporter.status(workqueue(), said, NOW + NUMBERS_EVERY) is None
+    assert cluster.asked[-1].body["status"] == said
+    assert len(cluster.asked) == 2
+
+
+async def test_conditions_of_other_people_are_no_reason_to_write(
+    cluster: FakeCluster, store: Store, reporter: Reporter
+) -> None:
+    await reporter.status(workqueue(), status(conditions=[condition()]), NOW)
+    theirs = condition(type="example.com/Audited")
+    store.put_workqueue(body(99, status(conditions=[theirs, condition()])))
+    assert await reporter.status(workqueue(), status(conditions=[condition()]), NOW + 100) is None
     assert len(cluster.asked) == 1
 
 
@@ -121,7 +187,7 @@ async def test_a_write_that_failed_is_tried_again(cluster: FakeCluster, reporter
     cluster.answer("PATCH", "/status", ClusterError(503, "busy"))
     with pytest.raises(ClusterError):
         await reporter.status(workqueue(), status(), NOW)
-    cluster.answer("PATCH", "/status", {})
+    cluster.answer("PATCH", "/status", body(20, status()))
     await reporter.status(workqueue(), status(), NOW)
     assert len(cluster.asked) == 2
 

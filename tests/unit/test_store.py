@@ -168,9 +168,25 @@ def test_a_list_of_one_namespace_leaves_the_others_alone(store: Store) -> None:
 def test_our_own_status_wakes_nobody(store: Store, woken: list[Key]) -> None:
     store.put_workqueue({**thing("jobs", 1, generation=1), "status": {}})
     woken.clear()
-    store.put_workqueue({**thing("jobs", 2, generation=1), "status": {"messages": 3}})
+    ours = {**thing("jobs", 2, generation=1), "status": {"messages": 3}}
+    store.put_workqueue(ours, our_status=True)
+    store.put_workqueue(ours)
     assert woken == []
     assert store.workqueues[JOBS]["status"] == {"messages": 3}
+
+
+def test_a_status_that_somebody_else_changed_wakes(store: Store, woken: list[Key]) -> None:
+    store.put_workqueue({**thing("jobs", 1, generation=1), "status": {"messages": 3}})
+    woken.clear()
+    store.put_workqueue(thing("jobs", 2, generation=1))
+    assert woken == [JOBS]
+
+
+def test_a_spec_that_changed_with_our_status_wakes(store: Store, woken: list[Key]) -> None:
+    store.put_workqueue(thing("jobs", 1, generation=1))
+    woken.clear()
+    store.put_workqueue({**thing("jobs", 2, generation=2), "status": {"messages": 3}}, our_status=True)
+    assert woken == [JOBS]
 
 
 @pytest.mark.parametrize(

@@ -112,13 +112,18 @@ class Store:
 
     # -- what the events and the LISTs write ---------------------------------------------------------
 
-    def put_workqueue(self, body: Object) -> None:
-        """A WorkQueue as it is now; what is older than what is known is ignored, here and below."""
+    def put_workqueue(self, body: Object, *, our_status: bool = False) -> None:
+        """A WorkQueue as it is now; what is older than what is known is ignored, here and below.
+
+        Args:
+            our_status: the answer to our own write of its status, which is no news; anybody else's is.
+        """
         key = _key(body)
         known = self.workqueues.get(key)
         if self._is_news("workqueues", key, body):
             self.workqueues[key] = lean("workqueues", body)
-            if known is None or _asks_for(body) != _asks_for(known):
+            news = known is None or _asks_for(body) != _asks_for(known)
+            if news or (not our_status and body.get("status") != (known or {}).get("status")):
                 self.wake(key)
 
     def put_deployment(self, body: Object) -> None:
@@ -233,7 +238,7 @@ def _owner(body: Object) -> Key | None:
 
 
 def _asks_for(workqueue: Object) -> object:
-    """What of a WorkQueue concerns a pass: not the status, which we write ourselves."""
+    """What of a WorkQueue concerns a pass, beside its status."""
     metadata = workqueue["metadata"]
     return [
         metadata.get(name) for name in ("uid", "generation", "deletionTimestamp", "finalizers", "annotations")
