@@ -235,7 +235,7 @@ class Reconciler:
             queue = await self._declare(workqueue, memory, link, parts)
         except Trouble as trouble:
             memory.queue = None
-            if trouble.reason is not Reason.QUEUE_CLAIMED:
+            if not _leaves_bell_to_older(workqueue, link, parts.store):
                 link.broker.take_down_bell(workqueue.queue_name)
             return await self._blind(workqueue, memory, trouble, None, parts)
         memory.failures = 0
@@ -291,7 +291,8 @@ class Reconciler:
         queue = workqueue.queue_name
         watched = link.sweep.watch(workqueue.key, queue)
         dead = link.sweep.watch(workqueue.key, dead_letter_queue_name(queue))
-        _require_first_claim(workqueue, link, parts.store)
+        claimants = parts.brokers.claimants(queue, link)
+        _require_first_claim(workqueue, claimants, parts.store)
         if watched.doubtful:
             await link.sweep.ask(watched)
         vanished = [entry for entry in (watched, dead) if entry.last is MISSING]
@@ -308,6 +309,10 @@ class Reconciler:
         memory.declared, memory.queue = state, finding
         watched.last = None
         await link.sweep.ask(dead)
+        for other in claimants:
+            # A younger one may have come first, after a restart; its next pass finds out.
+            if other != workqueue.key:
+                self.wake(other)
         return finding
 
     # -- the count -----------------------------------------------------------------------------------
@@ -363,15 +368,20 @@ def _pause(failures: int, bounds: tuple[float, float]) -> float:
     return random.uniform(0.5, 1.0) * min(first * 2.0 ** min(failures, 10), longest)  # noqa: S311 - jitter
 
 
-def _require_first_claim(workqueue: WorkQueue, link: Link, store: Store) -> None:
-    """Of two WorkQueues on one queue the older has it."""
-    for other in link.sweep.keys_of(workqueue.queue_name):
+def _require_first_claim(workqueue: WorkQueue, claimants: Sequence[Key], store: Store) -> None:
+    """Of several WorkQueues on one queue the oldest has it."""
+    for other in claimants:
         if store.is_older(other, workqueue.key):
             raise Trouble(
                 Reason.QUEUE_CLAIMED,
                 f"The queue {workqueue.queue_name!r} belongs to the older WorkQueue {other[0]}/{other[1]} on the "
                 "same broker. Delete one of the two; for another queue make another WorkQueue.",
             )
+
+
+def _leaves_bell_to_older(workqueue: WorkQueue, link: Link, store: Store) -> bool:
+    """Whether the bell that hangs over this link is that of an older WorkQueue on the same queue."""
+    return any(store.is_older(other, workqueue.key) for other in link.sweep.keys_of(workqueue.queue_name))
 
 
 def _observation(

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.kubernetes import wait_until
+from tests.support.kubernetes import kubectl, wait_until
+from tests.support.operators import OperatorRelease
 from tests.support.workqueues import Lab, WorkQueueUnderTest, refusal
 
 Object = dict[str, Any]
@@ -120,6 +121,7 @@ def test_a_mistake_is_named_and_recovered_from(title: str, lab: Lab) -> None:
     wait_until(lambda: case.reason in workqueue.event_reasons(), 20, f"an Event says {case.reason}")
     if case.reason == "QueueConflict":
         assert {"x-max-length": 7}.items() <= arguments_of(lab, name).items(), "it was not touched"
+        assert f"{name}.dead" not in lab.queues(), "and nothing was made beside it"
     case.mend(lab, workqueue, name)
     workqueue.wait_condition("Ready", "True", seconds=90)
     workqueue.wait_condition("WorkersAvailable", "True", seconds=90)
@@ -157,13 +159,30 @@ def test_kubectl_apply_refuses_with_a_sentence(title: str, lab: Lab) -> None:
     assert sentence in refusal(lab.workqueue("refused", **change).body)
 
 
-def test_of_two_workqueues_on_one_queue_the_older_has_it(lab: Lab) -> None:
-    older = lab.workqueue("claim-a", queue={"name": "claimed"}).apply().wait_ready()
+@pytest.mark.parametrize("user", ["same", "another"])
+def test_of_two_workqueues_on_one_queue_the_older_has_it(
+    user: str, lab: Lab, operator: OperatorRelease
+) -> None:
+    """Also after a restart, when the younger may come first; two users of a virtual host have two connections."""
+    name = f"claimed-{user}"
+    if user == "another":
+        lab.rabbit.ctl("add_user", name, "their-password")
+        lab.rabbit.ctl("set_permissions", "--vhost", lab.vhost, name, ".*", ".*", ".*")
+        lab.secret(name, username=name, password="their-password")
+    secret = "rabbitmq" if user == "same" else name
+    older = lab.workqueue(f"{name}-b", queue={"name": name}).apply().wait_ready()
     wait_until(lambda: older.get()["metadata"]["creationTimestamp"] < now(), 5, "a second has passed")
-    younger = lab.workqueue("claim-b", queue={"name": "claimed"}).apply()
+    younger = lab.workqueue(f"{name}-a", queue={"name": name}, connectionSecretRef={"name": secret}).apply()
     condition = younger.wait_condition("QueueDeclared", "False", "QueueClaimed")
-    assert f"{lab.namespace}/claim-a" in condition["message"]
+    assert f"{lab.namespace}/{name}-b" in condition["message"]
+    leader = operator.wait_leader()
+    kubectl("delete", "pod", leader, "--wait=false", f"--namespace={operator.namespace}")
+    operator.wait_leader(other_than=leader)
+    wait_until(lambda: lab.queues()[name]["consumers"] == 1, 30, "one bell hangs, the older's")
+    younger.wait_condition("QueueDeclared", "False", "QueueClaimed")
     assert older.condition("Ready")["status"] == "True"
+    lab.rabbit.publish(lab.channel, name, [{"id": 1}])
+    assert len(older.results(1)) == 1
     older.delete()
     younger.wait_ready()
     younger.delete()

@@ -209,6 +209,30 @@ async def test_the_same_connection_data_share_a_link_and_the_last_user_closes_it
         await brokers.leave(OTHER)
 
 
+async def test_who_looks_at_a_queue_is_known_whatever_user_each_has(
+    vhost: VirtualHost, rabbitmq_43: Server
+) -> None:
+    vhost.broker.add_user("another", "secret", vhost.name)
+    try:
+        with vhost.broker.new_vhost() as elsewhere:
+            async with operators() as (brokers, _):
+                mine = await linked(brokers, vhost.url, "jobs")
+                url = vhost.broker.url_of(vhost.name, "another", "secret")
+                theirs = await linked(brokers, url, key=OTHER)
+                apart = await linked(brokers, elsewhere.url, "jobs", key=("team", "apart"))
+                abroad = await linked(brokers, rabbitmq_43.url, key=("team", "abroad"))
+                for link, key in ((mine, JOBS), (theirs, OTHER)):
+                    link.sweep.watch(key, "jobs")
+                apart.sweep.watch(("team", "apart"), "jobs")
+                abroad.sweep.watch(("team", "abroad"), "jobs")
+                assert mine is not theirs
+                for link in (mine, theirs):
+                    assert sorted(brokers.claimants("jobs", link)) == [JOBS, OTHER]
+                assert brokers.claimants("jobs", apart) == [("team", "apart")]
+    finally:
+        vhost.broker.delete_user("another")
+
+
 async def test_a_rotated_password_moves_all_users_to_one_new_link(vhost: VirtualHost) -> None:
     vhost.broker.add_user("rotating", "old", vhost.name)
     try:

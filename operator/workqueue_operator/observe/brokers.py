@@ -18,10 +18,15 @@ from .sweep import Sweep
 
 @dataclass(eq=False)
 class Link:
-    """A broker, its sweep and who uses it."""
+    """A broker, its sweep and who uses it.
+
+    Attributes:
+        place: the broker and virtual host, whoever the user is.
+    """
 
     broker: Broker
     sweep: Sweep
+    place: str
     users: set[Key] = field(default_factory=set)
 
 
@@ -69,6 +74,11 @@ class Brokers:
         """The link that a WorkQueue has used last, while it is open."""
         return self._link_of.get(key)
 
+    def claimants(self, queue: str, link: Link) -> list[Key]:
+        """The WorkQueues that look at a queue of this link's virtual host, whatever user each of them has there."""
+        links = (other for other in self._links.values() if other.place == link.place)
+        return [key for other in links for key in other.sweep.keys_of(queue)]
+
     async def leave(self, key: Key) -> None:
         """A WorkQueue needs its broker no more: bell down, no more sweeps; the last one closes the link."""
         link = self._link_of.pop(key, None)
@@ -110,5 +120,6 @@ class Brokers:
 
         # The broker calls none of them before this function has returned.
         broker = Broker(binding, on_ring, on_fall, on_state)
-        link = Link(broker, Sweep(broker, self._wake, self._sweep_seconds, self._idle_sweep_seconds))
+        sweep = Sweep(broker, self._wake, self._sweep_seconds, self._idle_sweep_seconds)
+        link = Link(broker, sweep, binding.display)
         return link
