@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import yaml
 
-from hack import conditions, metrics, reference, values
+from hack import conditions, dashboard, metrics, reference, values
 from hack.cluster import toolchain
 from workqueue_operator import crd
 from workqueue_worker import __version__
@@ -140,6 +140,7 @@ FILES: Final = (
     Generated(ROOT / "docs" / "reference.md", reference.page),
     Generated(ROOT / "docs" / "conditions.md", conditions.page),
     Generated(ROOT / "docs" / "metrics.md", metrics.page),
+    Generated(CHART / "files" / "dashboard.json", dashboard.text),
     Generated(CHART / "Chart.yaml", chart_yaml),
     Generated(CHART / "values.schema.json", values_schema),
     Generated(CHART / "README.md", chart_readme),

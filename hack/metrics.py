@@ -121,6 +121,15 @@ def page() -> str:
     )
 
 
+def series() -> frozenset[str]:
+    """The names of all series, as a query names them: a histogram has three."""
+    names = set()
+    for name, kind, _ in (*_operator(), *_worker()):
+        endings = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
+        names |= {f"{name}{ending}" for ending in endings}
+    return frozenset(names)
+
+
 def _table(metrics: list[tuple[str, str, tuple[str, ...]]]) -> Iterator[str]:
     yield "| Metric | Type | Labels | Meaning |"
     yield "|---|---|---|---|"

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from .reasons import Reason
+
 _LABELS: Final = ("namespace", "workqueue")
 _STATES: Final = ("desired", "current", "ready", "busy", "maximum")
 
@@ -59,6 +61,9 @@ class Metrics:
         self.reconcile_errors = Counter(
             "workqueue_reconcile_errors", "Passes that failed, by reason.", ("reason",), registry=registry
         )
+        for reason in (Reason.API_UNAVAILABLE, Reason.INTERNAL_ERROR):
+            # Shown from the start, so that the first failure is an increase and not a new series.
+            self.reconcile_errors.labels(reason.value)
         self.scale = Counter(
             "workqueue_scale", "Writes of the replica count.", ("direction", "reason"), registry=registry
         )

@@ -1,0 +1,112 @@
+"""Every alert fires when it should and is silent when it should be, and leads to a page that says what to do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hack import metrics
+from hack.generate import CHART, ROOT
+from hack.prometheus import promtool
+
+Object = dict[str, Any]
+
+FILE = CHART / "files/alerts.yaml"
+GROUPS: list[Object] = yaml.safe_load(FILE.read_text())["groups"]
+ALERTS: dict[str, Object] = {rule["alert"]: rule for group in GROUPS for rule in group["rules"]}
+TESTS = Path(__file__).parent / "alerts"
+RUNBOOKS = ROOT / "docs/runbooks"
+SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
+
+each_alert = pytest.mark.parametrize("name", ALERTS)
+
+
+def checked(*arguments: str | Path) -> None:
+    """promtool, which must be content."""
+    done = subprocess.run([promtool(), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def expectations(name: str) -> list[list[Object]]:
+    """What the promtool tests of an alert expect, one entry for each time at which they look."""
+    tests = yaml.safe_load((TESTS / f"{name}.yaml").read_text())["tests"]
+    looks = [look for test in tests for look in test["alert_rule_test"]]
+    assert {look["alertname"] for look in looks} == {name}
+    return [look.get("exp_alerts", []) for look in looks]
+
+
+def test_promtool_finds_no_mistake_in_the_rules() -> None:
+    checked("check", "rules", "--lint=all", "--lint-fatal", FILE)
+
+
+def test_every_alert_fires_and_stays_silent_as_its_tests_say(tmp_path: Path) -> None:
+    """The tests expect the summary alone; the rest would stand in two places."""
+    groups = [
+        {
+            **group,
+            "rules": [
+                {**rule, "annotations": {"summary": rule["annotations"]["summary"]}}
+                for rule in group["rules"]
+            ],
+        }
+        for group in GROUPS
+    ]
+    (tmp_path / "alerts.yaml").write_text(yaml.safe_dump({"groups": groups}))
+    copies = []
+    for test in sorted(TESTS.glob("*.yaml")):
+        copies.append(tmp_path / f"test-{test.name}")
+        copies[-1].write_text(test.read_text())
+    checked("test", "rules", *copies)
+
+
+@each_alert
+def test_an_alert_has_a_test_that_fires_it_and_one_that_shows_it_silent(name: str) -> None:
+    expected = expectations(name)
+    assert any(expected)
+    assert not all(expected)
+
+
+def test_every_test_belongs_to_an_alert() -> None:
+    assert {test.stem for test in TESTS.glob("*.yaml")} == set(ALERTS)
+
+
+@each_alert
+def test_an_alert_asks_only_for_what_is_measured(name: str) -> None:
+    used = set(re.findall(r"\bworkqueue_\w+", ALERTS[name]["expr"]))
+    assert used
+    assert used <= metrics.series()
+
+
+@each_alert
+def test_an_alert_says_what_is_wrong_and_where_to_read_on(name: str) -> None:
+    rule = ALERTS[name]
+    annotations = rule["annotations"]
+    assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+    assert annotations["summary"].endswith(".")
+    assert len(annotations["description"]) > 60
+    assert annotations["runbook_url"] == f"https://workqueue.dev/runbooks/{name}"
+
+
+@each_alert
+def test_an_alert_names_only_labels_that_it_has(name: str) -> None:
+    named = set(re.findall(r"\$labels\.(\w+)", " ".join(ALERTS[name]["annotations"].values())))
+    for alert in (alert for alerts in expectations(name) for alert in alerts):
+        assert named <= alert["exp_labels"].keys()
+
+
+@each_alert
+def test_an_alert_has_a_runbook_with_all_its_parts(name: str) -> None:
+    page = (RUNBOOKS / f"{name}.md").read_text()
+    assert page.startswith(f"# {name}\n")
+    assert re.findall(r"(?m)^## (.+)$", page) == SECTIONS
+    assert "kubectl" in page, "how to look, in words to copy"
+    assert f"({name}.md)" in (RUNBOOKS / "README.md").read_text()
+
+
+def test_every_runbook_belongs_to_an_alert() -> None:
+    assert {page.stem for page in RUNBOOKS.glob("*.md")} == {*ALERTS, "README"}

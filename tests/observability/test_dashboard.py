@@ -1,0 +1,76 @@
+"""The dashboard is well made. That its queries find something is shown in tests/e2e/test_observability.py."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hack import dashboard, metrics
+from hack.prometheus import promtool
+
+MADE: dict[str, Any] = json.loads(dashboard.text())
+OF_EVERY_PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
+
+
+def expressions() -> list[str]:
+    return [
+        dashboard.filled(query.expr, namespace=".*", workqueue=".*", rate_interval="1m")
+        for panel in dashboard.panels()
+        for query in panel.queries
+    ]
+
+
+def test_prometheus_understands_every_query(tmp_path: Path) -> None:
+    rules = [{"record": f"query:{place}", "expr": expr} for place, expr in enumerate(expressions())]
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    done = subprocess.run([promtool(), "check", "rules", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_query_asks_for_what_is_measured() -> None:
+    for expr in expressions():
+        used = set(re.findall(r"\b(?:workqueue|process)_\w+", expr))
+        assert used
+        assert used <= metrics.series() | OF_EVERY_PROCESS
+
+
+def test_every_metric_is_shown_somewhere() -> None:
+    shown = {name for expr in expressions() for name in re.findall(r"\bworkqueue_\w+", expr)}
+    shown |= {f"{name.removesuffix('_bucket')}{ending}" for name in shown for ending in ("_count", "_sum")}
+    assert metrics.series() - shown == {"workqueue_namespaces_left_out"}, "which has an alert"
+
+
+def test_no_variable_is_left_in_what_prometheus_gets() -> None:
+    assert not [expr for expr in expressions() if "$" in expr]
+
+
+def test_panels_lie_beside_each_other() -> None:
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in MADE["panels"])
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < dashboard.COLUMNS
+    assert [panel["id"] for panel in MADE["panels"]] == list(range(1, len(MADE["panels"]) + 1))
+
+
+def test_a_panel_says_what_its_values_mean() -> None:
+    for panel in dashboard.panels():
+        assert panel.description.endswith(".")
+
+
+def test_series_of_one_panel_have_names_of_their_own() -> None:
+    for panel in dashboard.panels():
+        if panel.kind != "stat":
+            assert all(query.legend for query in panel.queries), panel.title
+        for one, other in itertools.combinations(panel.queries, 2):
+            assert one.legend != other.legend
