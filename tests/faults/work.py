@@ -23,7 +23,7 @@ from tests.faults.report import Report
 from tests.support.ledger import Ledger
 from tests.support.rabbitmq import Broker, BrokerError, VirtualHost
 from tests.support.wait import eventually
-from tests.support.worker import THREADS, Worker, Workers, take_all
+from tests.support.worker import THREADS, Worker, Workers, publish, take_all
 from workqueue_worker.broker.declaration import SAFE_AFTER_SECONDS
 from workqueue_worker.topology import QueueSettings, QueueType, delay_queue, plan
 
@@ -35,6 +35,8 @@ RATE: Final = 40.0
 """Messages a second."""
 
 LOOK_SECONDS: Final = 0.1
+
+COPY_REFUSED: Final = "A copy could not be published; the message stays unacknowledged, trying again."
 
 JOBS: Final = {
     "ok": 60,
@@ -174,20 +176,21 @@ class Work:
         count: int = 2,
         *arguments: str,
         port: int | None = None,
+        url: str | None = None,
         handler: str = THREADS,
-        environment: dict[str, str] | None = None,
     ) -> list[Worker]:
         """Start workers that use the queue as it is, as those in pods do; returns them when they consume.
 
         Args:
             port: of a proxy that they connect to.
+            url: where they connect, instead of `url`; empty: the arguments say where.
         """
-        url = self.url.replace(f":{self.broker.port}/", f":{port}/") if port else self.url
+        where = self.url if url is None else url
+        if port is not None:
+            where = where.replace(f":{self.broker.port}/", f":{port}/")
+        words = ("--concurrency", "4", *arguments)
         started = [
-            self._factory.start(
-                url, "--concurrency", "4", *arguments, handler=handler, declare=False, environment=environment
-            )
-            for _ in range(count)
+            self._factory.start(where or None, *words, handler=handler, declare=False) for _ in range(count)
         ]
         for worker in started:
             worker.wait_consuming()
@@ -232,6 +235,48 @@ class Work:
             eventually(self._settled, seconds)
             yield
 
+    def publish(self, *jobs: dict[str, Any]) -> None:
+        """Publish jobs of the test's own, which are in the ledger, too."""
+        publish(self.vhost, *jobs)
+        for job in jobs:
+            self.ledger.sent(job["id"])
+
+    def delete(self, queue: str) -> None:
+        """Delete a queue with what is in it, as somebody does by mistake."""
+        with self._connect() as connection:
+            connection.channel().queue_delete(queue)
+
+    def declare_foreign(self, queue: str) -> None:
+        """Declare a queue otherwise than we do."""
+        with self._connect() as connection:
+            connection.channel().queue_declare(queue, durable=True)
+
+    def await_refused(self, count: int, seconds: float = 30) -> None:
+        """Wait until so many more messages were refused to their publisher, or got no confirmation."""
+        before = len(self.ledger.unconfirmed)
+        eventually(lambda: len(self.ledger.unconfirmed) - before >= count, seconds)
+
+    def await_blocked(self, seconds: float = 30) -> None:
+        """Wait until RabbitMQ takes no messages any more and only such as need a copy are left in hand."""
+        looks: list[tuple[int, int]] = []
+
+        def blocked() -> bool:
+            looks.append(self.vhost.depth(QUEUE))
+            ready, held = looks[-1]
+            return ready == 0 and held > 0 and looks[-5:] == [looks[-1]] * 5
+
+        eventually(blocked, seconds)
+
+    @property
+    def errors(self) -> list[str]:
+        """Why each worker does not consume, in its own words; empty where it does."""
+        return [worker.status()["lastError"] or "" for worker in self.workers]
+
+    @property
+    def copies_refused(self) -> int:
+        """How often workers have said that a copy was refused."""
+        return sum(worker.count_log(COPY_REFUSED) for worker in self.workers)
+
     @property
     def connected(self) -> int:
         """How many workers have a connection."""
@@ -242,9 +287,13 @@ class Work:
         """How many workers consume."""
         return sum(worker.status()["consuming"] for worker in self.workers)
 
+    def outcomes(self, outcome: str) -> int:
+        """How many messages the workers say have ended so."""
+        return sum(worker.outcomes()[outcome] for worker in self.workers)
+
     def lost_leases(self) -> int:
         """How many deliveries the workers say they have lost."""
-        return sum(worker.outcomes()["lost"] for worker in self.workers)
+        return self.outcomes("lost")
 
     # -- afterwards
 

@@ -340,13 +340,21 @@ class Broker:
     def new_vhost(self, name: str | None = None) -> Iterator[VirtualHost]:
         """A virtual host of its own, in which guest may do everything; deleted at the end."""
         name = name or f"test-{uuid.uuid4().hex[:12]}"
-        self.evaluate(f"rabbit_vhost:add({_binary(name)}, {_binary('test')})")
-        self.allow("guest", name)
+        self.add_vhost(name)
         try:
             yield VirtualHost(self, name)
         finally:
             if self._process is not None:
-                self.evaluate(f"rabbit_vhost:delete({_binary(name)}, {_binary('test')})")
+                self.delete_vhost(name)
+
+    def add_vhost(self, name: str) -> None:
+        """Add a virtual host in which guest may do everything."""
+        self.evaluate(f"rabbit_vhost:add({_binary(name)}, {_binary('test')})")
+        self.allow("guest", name)
+
+    def delete_vhost(self, name: str) -> None:
+        """Delete a virtual host with everything in it; its connections are closed."""
+        self.evaluate(f"rabbit_vhost:delete({_binary(name)}, {_binary('test')})")
 
     def allow(
         self, username: str, vhost: str = "/", configure: str = ".*", write: str = ".*", read: str = ".*"
@@ -354,6 +362,11 @@ class Broker:
         """Set a user's permissions in a virtual host."""
         patterns = ", ".join(map(_binary, (username, vhost, configure, write, read, "test")))
         self.evaluate(f"rabbit_auth_backend_internal:set_permissions({patterns})")
+
+    def forbid(self, username: str, vhost: str = "/") -> None:
+        """Withdraw all of a user's permissions in a virtual host; connections that are open stay open."""
+        who = ", ".join(map(_binary, (username, vhost, "test")))
+        self.evaluate(f"rabbit_auth_backend_internal:clear_permissions({who})")
 
     def add_user(
         self,
@@ -436,6 +449,27 @@ class Broker:
         self.evaluate(
             f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}),"
             "exit(whereis(element(1, amqqueue:get_pid(Q))), kill)"
+        )
+
+    @contextmanager
+    def consumer_timeout(self, seconds: float) -> Iterator[None]:
+        """The server takes back what a consumer holds for longer; its looks are as frequent."""
+        names = ("consumer_timeout", "channel_tick_interval")
+        before = [self.evaluate(f"{{ok, T}} = application:get_env(rabbit, {name}), T") for name in names]
+        for name, value in zip(names, (int(seconds * 1000), int(seconds * 250)), strict=True):
+            self.evaluate(f"application:set_env(rabbit, {name}, {value})")
+        try:
+            yield
+        finally:
+            for name, old in zip(names, before, strict=True):
+                self.evaluate(f"application:set_env(rabbit, {name}, {old})")
+
+    def kill_channel(self, vhost: str) -> None:
+        """Kill the process of one channel that has a consumer."""
+        self.evaluate(
+            "Has = fun(C) -> [{vhost, V}, {consumer_count, N}] ="
+            f" rabbit_channel:info(C, [vhost, consumer_count]), N > 0 andalso V == {_binary(vhost)} end,"
+            "[C | _] = lists:filter(Has, rabbit_channel:list_local()), exit(C, kill)"
         )
 
     @contextmanager

@@ -5,8 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,7 +123,7 @@ def test_a_message_held_longer_than_the_consumer_timeout_comes_again(
     if every_rabbitmq.series == "4.3":
         arguments["x-consumer-timeout"] = 2000
         worker_arguments = ["--queue-type", "Classic"]  # so that it brings no timeout of its own
-    with _short_consumer_timeout(every_rabbitmq):
+    with every_rabbitmq.consumer_timeout(2):
         with every_vhost.connect() as connection:
             connection.channel().queue_declare("jobs", durable=True, arguments=arguments)
         worker = workers.start(every_vhost.url, *worker_arguments, declare=False).wait_consuming()
@@ -133,18 +132,6 @@ def test_a_message_held_longer_than_the_consumer_timeout_comes_again(
     assert worker.status()["connected"]
     assert worker.count_log("Connected to RabbitMQ.") == 1
     eventually(lambda: len(worker.events_of("start")) >= 2)
-
-
-@contextmanager
-def _short_consumer_timeout(broker: Broker) -> Iterator[None]:
-    before = broker.evaluate("{ok, T} = application:get_env(rabbit, consumer_timeout), T")
-    broker.evaluate("application:set_env(rabbit, consumer_timeout, 2000)")
-    broker.evaluate("application:set_env(rabbit, channel_tick_interval, 500)")
-    try:
-        yield
-    finally:
-        broker.evaluate(f"application:set_env(rabbit, consumer_timeout, {before})")
-        broker.evaluate("application:set_env(rabbit, channel_tick_interval, 60000)")
 
 
 def test_acknowledgements_pass_and_retries_wait_while_the_memory_alarm_blocks_publishing(
