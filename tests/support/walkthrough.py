@@ -1,0 +1,109 @@
+"""A page of the documentation, done as it says: its files written, its commands run, their output compared.
+
+A page is written for people. What a person does by reading is said to the test in a comment before a block:
+
+    <!-- walkthrough: background -->    a command for a terminal of its own, which goes on
+    <!-- walkthrough: skip -->          what is true of this checkout already, or is not for this place
+
+A block `sh` is run, a block `text` is what the block before it prints, and a block that begins with a file's
+name in a comment is written to that file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_BLOCK: Final = re.compile(
+    r"(?:^<!-- walkthrough: (?P<mark>\w+) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+_FILE: Final = re.compile(r"# ([\w.-]+)\n")
+_HEADER: Final = re.compile(r"[A-Z]{2,}[A-Z() -]*(  |$)")
+_BACKGROUND: Final = """
+setsid bash -c {command} >{output} 2>&1 </dev/null & echo $! >>pids
+for _ in $(seq 200); do [ -s {output} ] && break; sleep 0.1; done
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a page, in its order."""
+
+    language: str
+    body: str
+    mark: str
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """Every fenced block of a page."""
+    for found in _BLOCK.finditer(page):
+        yield Block(found["language"], found["body"], found["mark"] or "")
+
+
+def walk(page: Path, folder: Path, environment: Mapping[str, str], seconds: float) -> None:
+    """Do in `folder` what a page says.
+
+    Raises:
+        AssertionError: a command failed, or its output is not what the page shows.
+    """
+    script, expected = ["set -euo pipefail"], {}
+    for number, block in enumerate(blocks(page.read_text())):
+        name = _FILE.match(block.body)
+        if block.mark == "skip":
+            continue
+        if block.language == "sh" and block.mark == "background":
+            script.append(_BACKGROUND.format(command=shlex.quote(block.body), output=f"output.{number}"))
+        elif block.language == "sh":
+            script.append(f"{{ echo '$ block {number}' >&2\n{block.body}}} > >(tee output.{number}) 2>&1")
+        elif block.language == "text":
+            expected[number] = block.body
+        elif name:
+            (folder / name[1]).write_text(block.body)
+    try:
+        done = subprocess.run(
+            ["bash", "-c", "\n".join(script)],
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        assert done.returncode == 0, f"{page.name}: exit code {done.returncode}\n{done.stdout[-3000:]}"
+        for number, text in expected.items():
+            _compare(text, (folder / f"output.{number - 1}").read_text())
+    finally:
+        _end(folder / "pids")
+
+
+def _compare(text: str, output: str) -> None:
+    """Tables by their headers, since ages and counts differ; everything else line by line."""
+    printed = [_squeezed(line) for line in output.splitlines()]
+    for line in text.splitlines():
+        if _HEADER.match(line):
+            assert _squeezed(line) in printed, f"no {line!r} in\n{output}"
+            return
+        assert _squeezed(line) in printed, f"no {line!r} in\n{output}"
+
+
+def _squeezed(line: str) -> str:
+    return " ".join(line.split())
+
+
+def _end(pids: Path) -> None:
+    if pids.exists():
+        for pid in map(int, pids.read_text().split()):
+            try:
+                os.killpg(pid, signal.SIGTERM)
+            except ProcessLookupError:
+                continue
