@@ -1,7 +1,8 @@
 """A proxy between an operator and the real API server that can misbehave on demand.
 
 It takes plain HTTP on loopback and passes each request on with the credentials of the cluster under test, so
-that an operator process of the test runs through it with an ordinary kubeconfig.
+that an operator process of the test runs through it with an ordinary kubeconfig. Each write is told to
+`CrashPoints`, if there are any.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,8 +22,14 @@ import aiohttp
 from aiohttp import web
 from kubernetes.aio import client, config
 
+from tests.support.crash import CrashPoints
 from tests.support.kubernetes import kubeconfig
 
+_PATCHES: Final = {
+    "application/apply-patch+yaml": "apply",
+    "application/merge-patch+json": "merge",
+    "application/json-patch+json": "patch",
+}
 _HOP_BY_HOP: Final = frozenset({"transfer-encoding", "connection", "content-length", "content-encoding"})
 
 
@@ -32,6 +40,24 @@ class Request:
     method: str
     path: str
     watch: bool
+    content_type: str = ""
+
+    @property
+    def write(self) -> str | None:
+        """The name of a write, such as `apply deployments` or `POST events`; None: it is none."""
+        if self.method == "GET":
+            return None
+        words = self.path.strip("/").split("/")
+        scoped = words[words.index("namespaces") + 2 :] if "namespaces" in words else words[-1:]
+        resource = "/".join(word for at, word in enumerate(scoped) if at != 1)
+        return f"{_PATCHES.get(self.content_type, self.method)} {resource}"
+
+    @property
+    def lists(self) -> bool:
+        """Whether it asks for a collection, once."""
+        words = self.path.strip("/").split("/")
+        named = words[words.index("namespaces") + 2 :] if "namespaces" in words else words[-1:]
+        return self.method == "GET" and not self.watch and len(named) == 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,9 @@ class Fault:
         status: the answer; 0: none at all, until the fault is lifted (a black hole).
         event: instead of an answer, the one line that a watch brings before it ends.
         delay: seconds before the request is passed on, when there is no status.
+        stale: LISTs are answered as they last were before the fault, and a watch brings nothing, as from a server
+            that has lost touch with its database; a GET of one object is always current, also there.
+        refused: the connection is closed without a word.
     """
 
     applies: Callable[[Request], bool]
@@ -50,14 +79,23 @@ class Fault:
     event: dict[str, Any] | None = None
     delay: float = 0.0
     headers: tuple[tuple[str, str], ...] = ()
+    stale: bool = False
+    refused: bool = False
 
 
 class ApiProxy:
-    """The proxy, in a thread with a loop of its own."""
+    """The proxy, in a thread with a loop of its own.
 
-    def __init__(self) -> None:
+    Args:
+        listener: where it listens; by default on a free port of loopback.
+    """
+
+    def __init__(self, listener: socket.socket | None = None, crash: CrashPoints | None = None) -> None:
         self.port = 0
         self.seen: list[Request] = []
+        self._listener = listener
+        self._crash = crash
+        self._lists: dict[str, bytes] = {}
         self._faults: list[Fault] = []
         self._watches: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
@@ -131,8 +169,10 @@ class ApiProxy:
             app.router.add_route("*", "/{path:.*}", handle)
             runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
             await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
+            if self._listener is None:
+                await web.TCPSite(runner, "127.0.0.1", 0).start()
+            else:
+                await web.SockSite(runner, self._listener).start()
             self.port = runner.addresses[0][1]
             self._up.set()
             await self._stop.wait()
@@ -151,31 +191,22 @@ class ApiProxy:
     async def _handle(
         self, session: aiohttp.ClientSession, server: str, request: web.Request
     ) -> web.StreamResponse:
-        asked = Request(request.method, request.path, "watch" in request.query)
+        asked = Request(request.method, request.path, "watch" in request.query, request.content_type)
         self.seen.append(asked)
         for fault in list(self._faults):
-            if fault.applies(asked):
-                if fault.status == 0:
-                    await self._lifted.wait()
-                    raise web.HTTPGatewayTimeout
-                if fault.event is not None:
-                    return web.json_response(fault.event)
-                if fault.status is not None:
-                    answer = {
-                        "kind": "Status",
-                        "apiVersion": "v1",
-                        "status": "Failure",
-                        "code": fault.status,
-                        "message": "the test wants it so",
-                        "reason": "Test",
-                    }
-                    return web.json_response(answer, status=fault.status, headers=dict(fault.headers))
-                await asyncio.sleep(fault.delay)
+            if fault.applies(asked) and (answer := await self._misbehave(fault, asked, request)) is not None:
+                return answer
+        number = None
+        if self._crash is not None and asked.write is not None:
+            number = self._crash.begins(asked.write)
+            if number is None:
+                raise _hang_up(request)
         headers = {
             name: value
             for name, value in request.headers.items()
-            if name.lower() not in {"host", "authorization", "content-length"}
+            if name.lower() not in {"host", "authorization", "content-length", "accept-encoding"}
         }
+        headers["Accept-Encoding"] = "identity"
         timeout = aiohttp.ClientTimeout(total=None)
         async with session.request(
             request.method,
@@ -190,15 +221,60 @@ class ApiProxy:
                     name: value for name, value in upstream.headers.items() if name.lower() not in _HOP_BY_HOP
                 },
             )
+            if asked.watch:
+                await response.prepare(request)
+                await self._pass_on(upstream, response)
+                return response
+            # Whole before a word of it goes out: a write that was answered is done.
+            body = await upstream.read()
+            if asked.lists and upstream.ok:
+                self._lists[request.path_qs] = body
+            if number is not None and self._crash is not None and asked.write is not None:
+                self._crash.ended(asked.write, number)
             await response.prepare(request)
-            await self._pass_on(upstream, response, asked)
+            await response.write(body)
+            await response.write_eof()
             return response
 
-    async def _pass_on(self, upstream: Any, response: web.StreamResponse, asked: Request) -> None:
+    async def _misbehave(
+        self, fault: Fault, asked: Request, request: web.Request
+    ) -> web.StreamResponse | None:
+        """What is answered instead; None: the request is passed on after all."""
+        if fault.refused:
+            raise _hang_up(request)
+        if fault.status == 0:
+            await self._lifted.wait()
+            raise web.HTTPGatewayTimeout
+        if fault.stale:
+            return await self._stale(asked, request)
+        if fault.event is not None:
+            return web.json_response(fault.event)
+        if fault.status is not None:
+            status = {
+                "kind": "Status",
+                "apiVersion": "v1",
+                "status": "Failure",
+                "code": fault.status,
+                "message": "the test wants it so",
+                "reason": "Test",
+            }
+            return web.json_response(status, status=fault.status, headers=dict(fault.headers))
+        await asyncio.sleep(fault.delay)
+        return None
+
+    async def _stale(self, asked: Request, request: web.Request) -> web.StreamResponse | None:
+        if asked.watch:
+            response = web.StreamResponse(headers={"Content-Type": "application/json"})
+            await response.prepare(request)
+            await self._lifted.wait()
+            return response
+        known = self._lists.get(request.path_qs) if asked.lists else None
+        return web.Response(body=known, content_type="application/json") if known is not None else None
+
+    async def _pass_on(self, upstream: Any, response: web.StreamResponse) -> None:
         task = asyncio.current_task()
         assert task is not None
-        if asked.watch:
-            self._watches.add(task)
+        self._watches.add(task)
         try:
             with contextlib.suppress(aiohttp.ClientError, ConnectionError):
                 async for chunk in upstream.content.iter_any():
@@ -208,10 +284,16 @@ class ApiProxy:
             self._watches.discard(task)
 
 
+def _hang_up(request: web.Request) -> Exception:
+    if request.transport is not None:
+        request.transport.abort()
+    return ConnectionResetError("the test wants it so")
+
+
 @contextmanager
-def api_proxy() -> Iterator[ApiProxy]:
+def api_proxy(listener: socket.socket | None = None, crash: CrashPoints | None = None) -> Iterator[ApiProxy]:
     """A proxy while the context lasts."""
-    proxy = ApiProxy()
+    proxy = ApiProxy(listener, crash)
     proxy.start()
     try:
         yield proxy

@@ -68,6 +68,7 @@ class Rabbit:
         self.namespace = namespace
         self.name = name
         self.host = f"{name}.{namespace}.svc"
+        self.port = 5672
         self._forward: subprocess.Popen[str] | None = None
         self._port = 0
         self._connection: Any = None

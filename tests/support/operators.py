@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from tests.support.kubernetes import CHECKOUT, KUBECONFIG, kubectl, kubectl_json, wait_until
@@ -23,7 +24,7 @@ class OperatorRelease:
         self.namespace = namespace
         self._helm = helm
 
-    def install(self, **values: Any) -> None:
+    def install(self, chart: Path = CHART, **values: Any) -> None:
         """helm upgrade --install, and wait until it serves."""
         settings = {
             "image": {"repository": "workqueue-operator", "tag": "dev"},
@@ -36,7 +37,7 @@ class OperatorRelease:
             "upgrade",
             "--install",
             self.name,
-            str(CHART),
+            str(chart),
             *self._where,
             "--values=-",
             "--wait",

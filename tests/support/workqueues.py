@@ -48,7 +48,7 @@ class Lab:
         """Write a connection Secret; `changes` replaces keys, an empty text leaves the key out."""
         keys = {
             "host": self.rabbit.host,
-            "port": "5672",
+            "port": str(self.rabbit.port),
             "username": self.vhost,
             "password": self.password,
             "virtual-host": self.vhost,
