@@ -90,8 +90,12 @@ def load_handler(config: RunConfig, signals: Signals) -> Handler:
 
 
 def _work(config: RunConfig, handler: Handler, signals: Signals) -> int:
+    from workqueue_worker import tracing
     from workqueue_worker.runtime import Runtime
 
+    traces = tracing.start(config.queue, os.environ) if tracing.wanted(os.environ) else None
+    if traces is not None:
+        handler = traces.handler(handler)
     logger.info("Starting.", extra={"version": __version__, "queue": config.queue, "handler": handler.name})
     runtime = Runtime(config, config.read_binding, handler)
     runtime.start()
@@ -106,6 +110,8 @@ def _work(config: RunConfig, handler: Handler, signals: Signals) -> int:
     drain(runtime, signals, config.grace_seconds)
     if endpoint is not None:
         endpoint.close()
+    if traces is not None:
+        traces.close()
     return 0
 
 

@@ -7,6 +7,7 @@ each failure named. Nothing is ever sent twice: who wants to try again knows wha
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import sys
@@ -19,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from workqueue_worker import topology
+from workqueue_worker import topology, tracing
 from workqueue_worker.broker.declaration import SAFE_AFTER_SECONDS
 from workqueue_worker.broker.outgoing import Outgoing
 from workqueue_worker.broker.publisher import DEFAULT_TIMEOUT_SECONDS, Publisher
@@ -99,7 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
         items, total = _items(arguments)
     except InputError as error:
         arguments.parser.error(f"{error} Nothing was sent.")
-    publisher = Publisher(source, "workqueue send", timeout_seconds=arguments.timeout)
+    traces = tracing.start("workqueue send", os.environ) if tracing.wanted(os.environ) else None
+    publisher = tracing.publisher(traces, source, "workqueue send", timeout_seconds=arguments.timeout)
     with _sigterm_as_interrupt(), publisher:
         wait_until_open(publisher.connection, source)
         _declare(publisher, arguments)
@@ -113,6 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             report.interrupted = True
             publisher.close(_CLOSE_SECONDS)
+    if traces is not None:
+        traces.close()
     return report.say()
 
 

@@ -91,7 +91,8 @@ def run(command: Sequence[str], message: Message) -> None:
 def environment(message: Message) -> dict[str, str]:
     """Our own environment, with what is to be known about the message.
 
-    Headers are `WORKQUEUE_HEADER_<NAME>`, in capitals and with `_` for all but letters and digits.
+    Headers are `WORKQUEUE_HEADER_<NAME>`, in capitals and with `_` for all but letters and digits. Those of W3C
+    Trace Context stand in TRACEPARENT and TRACESTATE as well, where OpenTelemetry looks for them.
     """
     properties = message.properties
     about: dict[str, object] = {
@@ -108,6 +109,9 @@ def environment(message: Message) -> dict[str, str]:
     for name, value in message.headers.items():
         text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
         added[f"WORKQUEUE_HEADER_{re.sub('[^A-Z0-9]', '_', name.upper())}"] = text.replace("\0", "")
+    for name in ("TRACEPARENT", "TRACESTATE"):
+        if (carried := added.get(f"WORKQUEUE_HEADER_{name}")) is not None:
+            added[name] = carried
     return {**os.environ, **added}
 
 

@@ -30,6 +30,9 @@ START_SECONDS: Final = 60.0
 """How long the server may take to listen after we have started."""
 
 ANSWER_CHARACTERS: Final = 500
+TRACE_HEADERS: Final = ("traceparent", "tracestate")
+"""W3C Trace Context, under its own names, so that the server's spans belong to the message's trace."""
+
 _ANSWER_BYTES: Final = 65_536
 _POLL_SECONDS: Final = 0.05
 
@@ -101,6 +104,7 @@ def request_headers(message: Message) -> dict[str, str]:
         "Workqueue-Correlation-Id": properties.correlation_id,
         "Workqueue-Type": properties.type,
         "Workqueue-Headers": json.dumps(dict(message.headers), default=_text),
+        **{name: str(message.headers[name]) for name in TRACE_HEADERS if name in message.headers},
     }
     return {
         name: value.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " ")
