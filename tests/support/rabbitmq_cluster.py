@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+import pika
+
 from hack.rootfs import rootfs
 from tests.support.rabbitmq import RELEASES, Broker, Member, free_port, in_namespaces
 from tests.support.wait import eventually
@@ -71,10 +73,33 @@ class RabbitCluster:
         places = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
         return self.nodes[0].url_of(vhost).replace(f"127.0.0.1:{self.nodes[0].port}", places)
 
+    @property
+    def running(self) -> list[Broker]:
+        """The nodes that run."""
+        return [node for node in self.nodes if node.is_running]
+
+    def start_missing(self) -> None:
+        """Start the nodes that were killed."""
+        missing = [node for node in self.nodes if not node.is_running]
+        for node in missing:
+            node.spawn()
+        for node in missing:
+            node.wait_until_ready()
+
+    def connect(self, vhost: str) -> pika.BlockingConnection:
+        """A plain connection to the first node that takes one."""
+        return pika.BlockingConnection([pika.URLParameters(node.url_of(vhost)) for node in self.nodes])
+
     def leader_of(self, queue: str, vhost: str) -> Broker:
-        """The node that leads a quorum queue, asked of a node that is up."""
-        name = next(node for node in self.nodes if node.is_running).leader(queue, vhost)
-        return next(node for node in self.nodes if node.node == name)
+        """The node that leads a quorum queue, as soon as there is one."""
+
+        def found() -> Broker | None:
+            name = self.running[0].leader(queue, vhost)
+            return next((node for node in self.running if node.node == name), None)
+
+        leader = eventually(found)
+        assert leader is not None
+        return leader
 
     def close(self) -> None:
         """Kill everything and remove the data."""

@@ -1,0 +1,69 @@
+"""What can happen to a cluster of three RabbitMQ nodes with quorum queues: leaders, nodes and the majority die."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.report import Report
+from tests.faults.work import QUEUE, Work
+from tests.support.rabbitmq import RELEASES, VirtualHost
+from tests.support.rabbitmq_cluster import RabbitCluster, rabbit_cluster
+from tests.support.wait import eventually
+from tests.support.worker import Workers
+
+pytestmark = pytest.mark.nightly
+
+
+@pytest.fixture(scope="module", params=list(RELEASES), ids=lambda series: f"RabbitMQ {series}")
+def cluster(request: pytest.FixtureRequest) -> Iterator[RabbitCluster]:
+    """Three nodes."""
+    with rabbit_cluster(request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def work(cluster: RabbitCluster, workers: Workers, report: Report) -> Iterator[Work]:
+    """Workers, and a publisher, that know the addresses of all nodes."""
+    with cluster.nodes[0].new_vhost() as vhost:
+        made = Work(
+            vhost,
+            workers,
+            report,
+            url=cluster.url(vhost.name),
+            connect=lambda: cluster.connect(vhost.name),
+        )
+        made.declare()
+        made.let_stand()
+        made.start(2)
+        yield made
+        cluster.start_missing()
+
+
+def test_the_leader_of_a_quorum_queue_is_lost(work: Work, cluster: RabbitCluster) -> None:
+    with work.through("leader of a quorum queue lost", within=30):
+        for _ in range(3):
+            cluster.leader_of(QUEUE, work.vhost.name).kill_leader(QUEUE, work.vhost.name)
+            work.await_done(20)
+
+
+def test_the_node_of_the_leader_is_killed(work: Work, cluster: RabbitCluster) -> None:
+    """The workers are connected to it, too. Work goes on without it."""
+    with work.through("leader's node of three killed (-9)", within=60):
+        node = cluster.leader_of(QUEUE, work.vhost.name)
+        node.kill()
+        work.vhost = VirtualHost(cluster.running[0], work.vhost.name)
+        work.await_done(40, 60)
+        node.start()
+
+
+def test_the_majority_is_killed(work: Work, cluster: RabbitCluster) -> None:
+    """Nothing is confirmed meanwhile, and nothing that was confirmed is lost."""
+    with work.through("two nodes of three killed (-9)", within=90):
+        *killed, left = cluster.nodes
+        work.vhost = VirtualHost(left, work.vhost.name)
+        for node in killed:
+            node.kill()
+        eventually(lambda: work.connected == len(work.workers), 60)
+        cluster.start_missing()
