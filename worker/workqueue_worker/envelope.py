@@ -6,7 +6,7 @@ Place in the flow: handlers see them as `message.properties`; `headers` sets som
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 Headers = Mapping[str, Any]
@@ -36,3 +36,12 @@ class Properties:
     def of(cls, raw: object) -> Properties:
         """Read them from an object that has them as attributes, such as pika's."""
         return cls(**{one.name: getattr(raw, one.name, None) for one in fields(cls)})
+
+    def readable(self) -> Properties:
+        """The same, all texts as text: a string that is no UTF-8 comes as bytes, and is shown with escapes."""
+        found: dict[str, Any] = {
+            one.name: value.decode(errors="backslashreplace")
+            for one in fields(self)
+            if isinstance(value := getattr(self, one.name), bytes)
+        }
+        return replace(self, **found) if found else self

@@ -31,7 +31,14 @@ ORIGINAL_USER_ID: Final = "x-workqueue-original-user-id"
 ORIGINAL_CC: Final = "x-workqueue-original-cc"
 ORIGINAL_BCC: Final = "x-workqueue-original-bcc"
 
-OURS: Final = frozenset({ATTEMPT, FAILURE_REASON, FAILURE_MESSAGE, FAILURE_TRACEBACK, FAILED_AT, WORKER})
+DROPPED: Final = "x-workqueue-dropped-headers"
+"""Names of headers that a copy of the message had no room for: all of them travel in one frame."""
+
+MOST_ATTEMPTS: Final = 1_000_000
+
+OURS: Final = frozenset(
+    {ATTEMPT, FAILURE_REASON, FAILURE_MESSAGE, FAILURE_TRACEBACK, FAILED_AT, WORKER, DROPPED}
+)
 
 _SET_ASIDE_HEADERS: Final = {"CC": ORIGINAL_CC, "BCC": ORIGINAL_BCC}
 _BROKERS_OWN: Final = frozenset(
@@ -52,7 +59,8 @@ _BROKERS_OWN: Final = frozenset(
 def attempts_made(headers: Headers) -> int:
     """How many attempts a message has behind it. What cannot be read counts as none."""
     value = headers.get(ATTEMPT)
-    return value if isinstance(value, int) and value >= 0 else 0
+    # The publisher may have written anything, and the next number must still fit into a header.
+    return min(value, MOST_ATTEMPTS) if isinstance(value, int) and value >= 0 else 0
 
 
 def set_aside(properties: Properties, headers: Headers) -> tuple[Properties, dict[str, Any]]:

@@ -151,13 +151,13 @@ class Message:
         self.headers: Headers = headers or {}
         self.attempt = own_headers.attempts_made(self.headers) + 1 if headers else 1
         if headers and own_headers.has_set_aside(headers):
-            self._properties, self.headers = _restored(Properties.of(properties), headers)
+            self._properties, self.headers = _restored(Properties.of(properties).readable(), headers)
 
     @property
     def properties(self) -> Properties:
         """The other properties, as published; also on a retry."""
         if self._properties is None:
-            self._properties = Properties.of(self._raw)
+            self._properties = Properties.of(self._raw).readable()
         return self._properties
 
     @property

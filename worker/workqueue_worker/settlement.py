@@ -9,22 +9,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from . import headers, topology
+from .broker import fieldtable
 from .broker.backoff import Backoff
 from .broker.declaration import SAFE_AFTER_SECONDS
 from .broker.outgoing import Outgoing
 from .broker.slot import Work
 from .envelope import Properties
-from .errors import BrokerError
+from .errors import BrokerError, Unencodable
 from .handlers.outcome import Ack, Failure, FailureReason, GiveUp, Outcome, RetryLater, Verdict
 
 FIRST_WAIT_SECONDS: Final = 0.1
 LONGEST_WAIT_SECONDS: Final = 5.0
+
+ROOM: Final = 124 * 1024
+"""Bytes for the headers of a copy. All properties travel in one frame, of 128 KiB where nobody made it smaller."""
+
+LEAST_ROOM: Final = 1024
+_NAMES_CHARACTERS: Final = 200
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +125,7 @@ class _Republishing:
         self._outcome = outcome
         self._backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
         self._told = False
+        self._room = ROOM
 
     def start(self) -> None:
         if self._target.name in self._settler.known_queues:
@@ -160,6 +168,17 @@ class _Republishing:
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
+        if isinstance(error, Unencodable) and self._room > LEAST_ROOM:
+            # A message must not stay in hand for ever because of what its publisher wrote into its headers.
+            self._room //= 2
+            kept = fitted(self._copy.headers or {}, self._room)
+            logger.warning(
+                "The headers of a copy have no room in a frame; it goes without the largest.",
+                extra={"queue": self._settler.queue, "to": self._target.name, "reason": str(error)},
+            )
+            self._copy = self._copy._replace(headers=kept)
+            self._publish()
+            return
         if not self._told:
             self._told = True
             logger.warning(
@@ -185,7 +204,7 @@ def make_copy(
         properties = replace(properties, expiration=str(max(1, round(verdict.seconds * 1000))))
     else:
         target = topology.dead_letter_queue(queue)
-    kept |= _failure_headers(verdict.failure, work.message.attempt, worker, now)
+    kept = fitted(kept | _failure_headers(verdict.failure, work.message.attempt, worker, now), ROOM)
     return target, Outgoing(
         routing_key=target.name,
         body=work.body,
@@ -201,6 +220,34 @@ def make_copy(
         type=properties.type,
         app_id=properties.app_id,
     )
+
+
+def fitted(wanted: Mapping[str, Any], room: int) -> dict[str, Any]:
+    """Headers without what has no room, and the names of what is missing.
+
+    The traceback goes first, then the largest of the publisher's, our own last. What cannot be written as
+    AMQP at all, such as an object that a handler has put there, goes in any case.
+    """
+    sizes = {name: fieldtable.size(name, value) for name, value in wanted.items()}
+    dropped = [name for name, size in sizes.items() if size is None]
+    known = {name: size for name, size in sizes.items() if size is not None}
+    left = sum(known.values())
+    if left > room:
+        order = sorted(
+            known.keys() - {headers.ATTEMPT},
+            key=lambda name: (name != headers.FAILURE_TRACEBACK, name in headers.OURS, -known[name]),
+        )
+        room -= 4 * _NAMES_CHARACTERS
+        for name in order:
+            if left <= room:
+                break
+            left -= known[name]
+            dropped.append(name)
+    if not dropped:
+        return dict(wanted)
+    kept = {name: value for name, value in wanted.items() if name not in dropped}
+    names = ", ".join(filter(None, [str(kept.get(headers.DROPPED, "")), *map(str, dropped)]))
+    return kept | {headers.DROPPED: names[:_NAMES_CHARACTERS]}
 
 
 def _failure_headers(failure: Failure, attempt: int, worker: str, now: float) -> dict[str, Any]:

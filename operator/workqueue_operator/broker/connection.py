@@ -33,6 +33,7 @@ from pika.exceptions import (
 )
 
 from workqueue_worker.binding import Binding
+from workqueue_worker.broker.frames import BoundedFrames
 from workqueue_worker.topology import BrokerVersion, Plan, Queue
 
 from ..errors import Trouble
@@ -80,6 +81,12 @@ class QueueCounts:
 
 class QueueMissingError(Exception):
     """The queue does not exist."""
+
+
+class _PikaConnection(BoundedFrames, AsyncioConnection):  # type: ignore[misc]
+    """pika's, but for nonsense that comes; a bell does not look at the message that rings it."""
+
+    reads_properties = False
 
 
 class Broker:
@@ -378,7 +385,7 @@ class Broker:
                 done.set_result(result)
 
         # Each address has pika's own time limits.
-        workflow = AsyncioConnection.create_connection(
+        workflow = _PikaConnection.create_connection(
             self._all_parameters(), on_done=on_done, custom_ioloop=loop
         )
         try:

@@ -1,9 +1,10 @@
 """Message headers on the wire.
 
-Place in the flow: used by `outgoing`. pika writes no floating point numbers, and reads them as whole ones (or
-not at all: infinity ends the connection, so that one message could stop a worker for good). A message with
-one in its headers must come through a retry unharmed; hence both directions are set right here. Everything
-else is written and read as pika does it.
+Place in the flow: used by `outgoing`, and by pika itself for what comes. pika writes no floating point
+numbers, and reads them as whole ones; and what it cannot read ends the connection, so that one message could
+stop a worker for good: infinity, a time after the year 9999, tables some hundred deep. All of them must come
+through a retry unharmed; hence both directions are set right here. Everything else is written and read as
+pika does it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from typing import Any, Final
 
 from pika import data
 from pika.compat import long
+from pika.exceptions import AMQPError
 
 LONGEST_SHORT_STRING: Final = 255
+DEEPEST: Final = 32
+"""Tables and lists within each other; what lies deeper is read as bytes."""
+
 _FLOATS: Final = {b"d": struct.Struct(">d"), b"f": struct.Struct(">f")}
 
 
@@ -45,6 +50,14 @@ def table(values: Mapping[str, Any]) -> bytes:
     """
     encoded = b"".join(short_string(name) + _value(value) for name, value in values.items())
     return struct.pack(">I", len(encoded)) + encoded
+
+
+def size(name: str, value: Any) -> int | None:
+    """How many bytes a header needs; None when it cannot be written at all."""
+    try:
+        return len(short_string(name)) + len(_value(value))
+    except (AMQPError, AttributeError, TypeError, ValueError, ArithmeticError, struct.error):
+        return None
 
 
 def _value(value: Any) -> bytes:  # noqa: PLR0911 - one line for each type
@@ -79,15 +92,55 @@ def _sized(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">cI", kind, len(content)) + content
 
 
+_SIZE: Final = struct.Struct(">I")
+_TIME: Final = struct.Struct(">Q")
+_LATEST: Final = 253_402_300_799
+"""Unix seconds. The last that Python has a date for."""
+
 _pikas_own_decode_value = data.decode_value
 
 
-def _decode_value(encoded: bytes, offset: int) -> tuple[Any, int]:
-    form = _FLOATS.get(encoded[offset : offset + 1])
-    if form is None:
-        found: tuple[Any, int] = _pikas_own_decode_value(encoded, offset)
-        return found
-    return form.unpack_from(encoded, offset + 1)[0], offset + 1 + form.size
+def _decode_table(encoded: bytes, offset: int, depth: int = 0) -> tuple[Any, int]:
+    start = offset + _SIZE.size
+    end = start + _SIZE.unpack_from(encoded, offset)[0]
+    if depth > DEEPEST:
+        return encoded[start:end], end
+    found: dict[str, Any] = {}
+    offset = start
+    while offset < end:
+        name, offset = data.decode_short_string(encoded, offset)
+        if isinstance(name, bytes):
+            name = name.decode(errors="backslashreplace")
+        found[name], offset = _decode_value(encoded, offset, depth)
+    return found, offset
+
+
+def _decode_list(encoded: bytes, offset: int, depth: int) -> tuple[Any, int]:
+    start = offset + _SIZE.size
+    end = start + _SIZE.unpack_from(encoded, offset)[0]
+    if depth > DEEPEST:
+        return encoded[start:end], end
+    found: list[Any] = []
+    offset = start
+    while offset < end:
+        value, offset = _decode_value(encoded, offset, depth)
+        found.append(value)
+    return found, offset
+
+
+def _decode_value(encoded: bytes, offset: int, depth: int = 0) -> tuple[Any, int]:
+    kind = encoded[offset : offset + 1]
+    if kind == b"F":
+        return _decode_table(encoded, offset + 1, depth + 1)
+    if kind == b"A":
+        return _decode_list(encoded, offset + 1, depth + 1)
+    if (form := _FLOATS.get(kind)) is not None:
+        return form.unpack_from(encoded, offset + 1)[0], offset + 1 + form.size
+    if kind == b"T" and (seconds := _TIME.unpack_from(encoded, offset + 1)[0]) > _LATEST:
+        return str(seconds), offset + 1 + _TIME.size
+    found: tuple[Any, int] = _pikas_own_decode_value(encoded, offset)
+    return found
 
 
 data.decode_value = _decode_value
+data.decode_table = _decode_table

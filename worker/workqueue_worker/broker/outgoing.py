@@ -21,6 +21,7 @@ PERSISTENT: Final = b"\x02"
 TRANSIENT: Final = b"\x01"
 
 _FRAME_OVERHEAD: Final = 8
+_PROPERTIES_OVERHEAD: Final = _FRAME_OVERHEAD + 14
 _FRAME_END: Final = b"\xce"
 _CLASS_BASIC: Final = 60
 _CONTENT_HEADER: Final = struct.Struct(">BHIHHQH")
@@ -106,6 +107,7 @@ class Outgoing(NamedTuple):
             flags |= 0x0008
             pieces.append(short_string(self.app_id))
         properties = b"".join(pieces)
+        _require_room(len(properties), frame_max - _PROPERTIES_OVERHEAD)
         body = self.body
         size = len(body)
         header = _CONTENT_HEADER.pack(2, channel, 14 + len(properties), _CLASS_BASIC, 0, size, flags)
@@ -115,6 +117,12 @@ class Outgoing(NamedTuple):
             part = body if size <= most else body[start : start + most]
             frames += (_CONTENT_BODY.pack(3, channel, len(part)), part, _FRAME_END)
         return b"".join(frames)
+
+
+def _require_room(size: int, room: int) -> None:
+    # Sent all the same, they would end the connection.
+    if size > room:
+        raise ValueError(f"headers and properties have {size} bytes, and a frame has room for {room}")
 
 
 @lru_cache(maxsize=1024)

@@ -38,6 +38,7 @@ from workqueue_worker.errors import (
     PublishError,
     Returned,
     Unconfirmed,
+    Unencodable,
 )
 
 from .connection import Connection, describe
@@ -171,7 +172,7 @@ class Publisher:
             Returned: no queue took it.
             Nacked: RabbitMQ refused it, such as for a full queue.
             Unconfirmed: the connection was lost, or the time was over, after it had been sent.
-            NotSent: the time was over before it could be sent, or it cannot be encoded.
+            NotSent: the time was over before it could be sent; Unencodable, a kind of it: it never can be.
 
         Raises:
             NotSent: the window stayed full for the whole time.
@@ -307,7 +308,7 @@ class Publisher:
                     self._channel.channel_number, self._frame_max, pending.message_id, now
                 )
             except _UNENCODABLE as error:
-                self._settle([pending], NotSent, f"it cannot be encoded: {describe(error)}")
+                self._settle([pending], Unencodable, str(error) or repr(error))
                 continue
             self._unconfirmed[self._next_tag] = pending
             self._next_tag += 1

@@ -75,7 +75,7 @@ def read(received: Received, queue: str) -> Letter:
         traceback = str(found.get(headers.FAILURE_TRACEBACK, ""))
         failed_at = _moment(found.get(headers.FAILED_AT))
     return Letter(
-        message_id=received.properties.message_id or "",
+        message_id=received.properties.readable().message_id or "",
         reason=reason,
         message=message,
         traceback=traceback,
