@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
 from hack.bench import figures, report
 from hack.bench.errors import BenchError
-from hack.bench.figures import Extent, Row
+from hack.bench.figures import Extent
 from hack.bench.probe import Probe
+from hack.bench.report import Report, Row
 from hack.bench.site import Site
 from hack.cluster.checkout import CHECKOUT
 from hack.cluster.console import say, step
@@ -19,7 +21,12 @@ from hack.image import DEFAULT_TAG
 
 FULL: Final = Extent()
 QUICK: Final = Extent(wakes=20, acks=5, ladders=1, rest_seconds=20.0)
-FIGURES: Final = ("wake", "rest", "restart", "ack", "ladder")
+OPERATOR: Final = ("wake", "rest", "restart", "ack", "ladder")
+OTHERS: Final = {
+    "worker": "hack.bench.worker.figures",
+    "publisher": "hack.bench.publisher.figures",
+}
+FIGURES: Final = (*OTHERS, *OPERATOR)
 INTERRUPTED: Final = 130
 
 
@@ -31,24 +38,47 @@ def main() -> int:
     parser.add_argument("--only", type=_figures, default=FIGURES, help=f"of {','.join(FIGURES)}")
     parser.add_argument("--image", default=DEFAULT_TAG, help="image of operator and worker (%(default)s)")
     parser.add_argument("--output", type=Path, default=CHECKOUT / "docs/benchmarks", metavar="FOLDER")
-    parser.add_argument("--name", help="of the files (operator, or operator-quick)")
+    parser.add_argument("--name", help="of the operator's files (operator, or operator-quick)")
     arguments = parser.parse_args()
+    try:
+        for name in arguments.only:
+            if name in OTHERS:
+                _finish(_other(name, arguments), arguments.output)
+        if set(arguments.only) & set(OPERATOR):
+            return _operator(arguments)
+    except (BenchError, ClusterError) as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _finish(found: Report, folder: Path) -> None:
+    report.show(found.rows)
+    report.write(folder, found)
+
+
+def _other(name: str, arguments: argparse.Namespace) -> Report:
+    """A family that needs no cluster."""
+    found: Report = import_module(OTHERS[name]).measure(quick=arguments.quick, folder=arguments.output)
+    return found
+
+
+def _operator(arguments: argparse.Namespace) -> int:
     counts = arguments.counts or ([1, 200] if arguments.quick else [1, 100, 1000])
     rows: list[Row] = []
     try:
         place = Site(arguments.image)
         with place.made():
-            where = report.surroundings(place)
+            where = report.surroundings(place.versions())
             _measure(place, QUICK if arguments.quick else FULL, counts, arguments.only, rows)
-    except (BenchError, ClusterError) as error:
-        say(str(error))
+    except BaseException:
         report.show(rows)
-        return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    report.show(rows)
+        raise
     name = arguments.name or ("operator-quick" if arguments.quick else "operator")
-    report.write(arguments.output, name, where, rows)
+    peers = "KEDA 2.20 on the same kind of machine"
+    _finish(Report(name, "The operator, measured", where, rows, peers), arguments.output)
     return 0
 
 

@@ -15,12 +15,12 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Final
 
 from hack.bench import site
 from hack.bench.probe import Probe
+from hack.bench.report import Row
 from hack.bench.site import Site
 
 Object = dict[str, Any]
@@ -31,29 +31,6 @@ HANDLER_SECONDS: Final = 4.0
 MIB: Final = 2**20
 TICKS: Final = 100
 STEPS: Final = ("written", "created", "scheduled", "process", "loaded", "connected", "handled", "acked")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-        figure: what was measured.
-        goal: what it should be, in words; empty where there is no goal.
-        result: what it was, in words.
-        met: whether the goal was met, None where there is none.
-        peer: the best-known peer's figure, as measured on the same kind of machine.
-        raw: the samples and numbers, for the machine-readable results.
-        load: the machine's load average over one minute, at the end.
-    """
-
-    figure: str
-    result: str
-    goal: str = ""
-    met: bool | None = None
-    peer: str = ""
-    raw: Object = field(default_factory=dict)
-    load: float = field(default_factory=lambda: float(Path("/proc/loadavg").read_text().split()[0]))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What is shown and kept: a table on the terminal, and the same as JSON and Markdown in a folder.
 
-Place in the flow: the end.
+Place in the flow: the end. Each family of benchmarks makes one `Report`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +17,6 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from hack.bench.figures import Row
-from hack.bench.site import Site
 from hack.cluster.checkout import CHECKOUT
 from hack.cluster.commands import run
 
@@ -27,9 +25,58 @@ Object = dict[str, Any]
 MARKS: Final = {True: "yes", False: "no", None: ""}
 
 
-def surroundings(place: Site) -> Object:
-    """Machine and versions."""
-    versions = json.loads(place.run("version", "--output=json"))
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        figure: what was measured.
+        result: what it was, in words.
+        goal: what it should be, in words; empty where there is no goal.
+        met: whether the goal was met, None where there is none.
+        peer: the best-known peer's figure.
+        raw: the samples and numbers, for the machine-readable results.
+        load: the machine's load average over one minute, at the end.
+    """
+
+    figure: str
+    result: str
+    goal: str = ""
+    met: bool | None = None
+    peer: str = ""
+    raw: Object = field(default_factory=dict)
+    load: float = field(default_factory=lambda: float(Path("/proc/loadavg").read_text().split()[0]))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one family of benchmarks found.
+
+    Attributes:
+        name: of the files.
+        title: of the page.
+        where: `surroundings()`.
+        rows: the table.
+        peers: whose figures stand in the column for peers.
+        more: Markdown that follows the table.
+        raw: what does not belong to one row, for the machine-readable results.
+    """
+
+    name: str
+    title: str
+    where: Object
+    rows: Sequence[Row]
+    peers: str
+    more: str = ""
+    raw: Object = field(default_factory=dict)
+
+
+def surroundings(versions: dict[str, str]) -> Object:
+    """Machine, versions and revision.
+
+    Args:
+        versions: of what takes part, by its name.
+    """
     model = next(
         (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
@@ -40,8 +87,7 @@ def surroundings(place: Site) -> Object:
         "processor": f"{os.cpu_count()} x {model}",
         "memory_gib": round(memory / 2**20, 1),
         "kernel": platform.release(),
-        "kubernetes": versions["serverVersion"]["gitVersion"],
-        "rabbitmq": place.rabbitmq("version").strip(),
+        "versions": {"Python": platform.python_version(), **versions},
         "revision": run(
             ["git", "describe", "--always", "--dirty"], doing="Asking git", folder=CHECKOUT
         ).strip(),
@@ -57,34 +103,45 @@ def show(rows: Sequence[Row]) -> None:
     Console(highlight=False).print(table)
 
 
-def write(folder: Path, name: str, where: Object, rows: Sequence[Row]) -> None:
+def write(folder: Path, report: Report) -> None:
     """NAME.json with every sample, and NAME.md with the table."""
     folder.mkdir(parents=True, exist_ok=True)
-    results = {"surroundings": where, "rows": [asdict(row) for row in rows]}
-    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (folder / f"{name}.md").write_text(markdown(where, rows))
+    rows = [asdict(row) for row in report.rows]
+    results = {"surroundings": report.where, "rows": rows, **report.raw}
+    (folder / f"{report.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / f"{report.name}.md").write_text(markdown(report))
 
 
-def markdown(where: Object, rows: Sequence[Row]) -> str:
-    """The table, with what it was measured on."""
+def markdown(report: Report) -> str:
+    """The page: what it was measured on, the table, and what follows it."""
+    where = report.where
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     introduction = (
-        f"{where['date']}; {where['processor']}, {where['memory_gib']} GiB, Linux {where['kernel']}; Kubernetes "
-        f"{where['kubernetes']} on this one node, RabbitMQ {where['rabbitmq']}; revision {where['revision']}. "
-        "Made by `python -m hack.bench`; every sample is in the JSON file beside this one. How each figure is "
-        "measured is said in README.md."
+        f"{where['date']}; {where['processor']}, {where['memory_gib']} GiB, Linux {where['kernel']}; {versions}; "
+        f"revision {where['revision']}. Made by `python -m hack.bench`; every sample is in "
+        f"[{report.name}.json]({report.name}.json). How each figure is measured is said in the "
+        "[overview](README.md)."
     )
     lines = [
-        "# The operator, measured",
+        f"# {report.title}",
         "",
         introduction,
         "",
-        "| figure | goal | result | met | KEDA 2.20 on the same kind of machine | load |",
+        f"| figure | goal | result | met | {report.peers} | load |",
         "|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in report.rows:
         cells = (row.figure, row.goal, row.result, MARKS[row.met], row.peer, f"{row.load:.1f}")
         lines.append(f"| {' | '.join(cells)} |")
+    if report.more:
+        lines += ["", report.more.strip()]
     return "\n".join(lines) + "\n"
+
+
+def grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _lines(file: str) -> list[str]:

@@ -81,6 +81,14 @@ class Site:
         where = ("exec", f"--namespace={RABBITMQ}", "deployment/rabbitmq", "--")
         return self.run(*where, "rabbitmqctl", "--quiet", *arguments, doing="Asking RabbitMQ")
 
+    def versions(self) -> dict[str, str]:
+        """Of Kubernetes and RabbitMQ."""
+        answer = json.loads(self.run("version", "--output=json", doing="Asking for the version"))
+        return {
+            "Kubernetes": answer["serverVersion"]["gitVersion"],
+            "RabbitMQ": self.rabbitmq("version").strip(),
+        }
+
     def operator_pod(self, pod: str, *command: str) -> str:
         """A command in the operator's container."""
         return self.run(

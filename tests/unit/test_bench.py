@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hack.bench import report
-from hack.bench.figures import Row, percentile
+from hack.bench.figures import percentile
+from hack.bench.report import Report, Row
 
 HUNDRED = [float(number) for number in range(1, 101)]
 
@@ -24,9 +25,8 @@ def test_a_percentile_is_a_sample(samples: list[float], share: float, wanted: fl
 
 
 def test_the_table_says_what_was_met_and_under_which_load() -> None:
-    where = dict.fromkeys(
-        ["date", "processor", "memory_gib", "kernel", "kubernetes", "rabbitmq", "revision"], "?"
-    )
+    where = dict.fromkeys(["date", "processor", "memory_gib", "kernel", "revision"], "?")
     rows = [Row("wake", "9 ms", "15 ms", True, "0.6 s", load=0.5), Row("size", "3", load=2.0)]
-    table = report.markdown(where, rows).splitlines()[-2:]
+    page = report.markdown(Report("operator", "The operator", {**where, "versions": {}}, rows, "KEDA"))
+    table = page.splitlines()[-2:]
     assert table == ["| wake | 15 ms | 9 ms | yes | 0.6 s | 0.5 |", "| size |  | 3 |  |  | 2.0 |"]

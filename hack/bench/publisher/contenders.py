@@ -1,25 +1,22 @@
-"""How fast the publisher is: against a bare pika pipeline, and against one confirmation at a time.
+"""Who publishes, and how: each a function from (URL, queue, number of messages) to messages a second.
 
-    python -m hack.bench_publish [amqp://...]      without a URL it runs a RabbitMQ of its own
-
-All contenders publish the same persistent, mandatory messages of 100 bytes with confirmations. They take
-turns, so that a machine that is busy for a while is busy for all; medians are reported.
+Place in the flow: `figures` lets them take turns.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import statistics
-import sys
+import json
+import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import pika
 
-from tests.support.rabbitmq import DEFAULT, RELEASES, running
+from hack.bench import environment
+from hack.cluster.checkout import CHECKOUT
+from hack.cluster.commands import run
 from workqueue_worker.binding import from_url
 from workqueue_worker.broker.outgoing import Outgoing
 from workqueue_worker.broker.publisher import DEFAULT_WINDOW, Publisher
@@ -27,6 +24,8 @@ from workqueue_worker.broker.publisher import DEFAULT_WINDOW, Publisher
 BODY: Final = bytes(100)
 ONE_BY_ONE_SHARE: Final = 20
 """One confirmation at a time is so slow that it gets a fraction of the messages."""
+
+Contender: TypeAlias = Callable[[str, str, int], float]
 
 
 class BarePipeline:
@@ -86,7 +85,18 @@ def blocking_one_by_one(url: str, queue: str, total: int) -> float:
         return total / (time.perf_counter() - begun)
 
 
-def our_threads(url: str, queue: str, total: int) -> float:
+def ours_one_by_one(url: str, queue: str, total: int) -> float:
+    """`publish_and_wait`, again and again."""
+    total //= ONE_BY_ONE_SHARE
+    with Publisher(lambda: from_url(url), "bench") as publisher:
+        publisher.publish_and_wait(Outgoing(queue, BODY))
+        begun = time.perf_counter()
+        for _ in range(total):
+            publisher.publish_and_wait(Outgoing(queue, BODY))
+        return total / (time.perf_counter() - begun)
+
+
+def ours_threads(url: str, queue: str, total: int) -> float:
     """`publish` from one thread, as fast as the window allows."""
     with Publisher(lambda: from_url(url), "bench") as publisher:
         publisher.publish_and_wait(Outgoing(queue, BODY))
@@ -97,7 +107,7 @@ def our_threads(url: str, queue: str, total: int) -> float:
         return total / (time.perf_counter() - begun)
 
 
-def our_tasks(url: str, queue: str, total: int) -> float:
+def ours_tasks(url: str, queue: str, total: int) -> float:
     """`await publish_async` in as many tasks as the window has places."""
 
     async def publish(publisher: Publisher) -> float:
@@ -114,46 +124,39 @@ def our_tasks(url: str, queue: str, total: int) -> float:
         return asyncio.run(publish(publisher))
 
 
-CONTENDERS: Final[dict[str, Callable[[str, str, int], float]]] = {
-    "bare pika pipeline": lambda url, queue, total: BarePipeline(url, queue, total).run(),
-    "publisher, threads": our_threads,
-    "publisher, tasks": our_tasks,
-    "bare pika, one by one": blocking_one_by_one,
+def aio_pika_tasks(url: str, queue: str, total: int) -> float:
+    """aio-pika, as many tasks as our window has places."""
+    return _aio_pika(url, queue, total, DEFAULT_WINDOW)
+
+
+def aio_pika_one_by_one(url: str, queue: str, total: int) -> float:
+    """aio-pika, awaiting each confirmation."""
+    return _aio_pika(url, queue, total // ONE_BY_ONE_SHARE, 1)
+
+
+def _aio_pika(url: str, queue: str, total: int, tasks: int) -> float:
+    module = "hack.bench.publisher.aio_pika_tasks"
+    asked = (url, queue, str(total), str(tasks), str(len(BODY)))
+    told = run(
+        [environment.python(), "-m", module, *asked],
+        doing="Publishing with aio-pika",
+        environment={"PYTHONPATH": str(CHECKOUT), "PATH": os.environ["PATH"]},
+        timeout=120,
+    )
+    return float(json.loads(told)["rate"])
+
+
+BASELINE: Final = "pika SelectConnection, pipelined"
+ONE_BY_ONE: Final = "pika BlockingConnection, one by one"
+THREADS: Final = "ours, threads, pipelined"
+TASKS: Final = "ours, tasks, pipelined"
+
+CONTENDERS: Final[dict[str, Contender]] = {
+    BASELINE: lambda url, queue, total: BarePipeline(url, queue, total).run(),
+    THREADS: ours_threads,
+    TASKS: ours_tasks,
+    "aio-pika, tasks, pipelined": aio_pika_tasks,
+    ONE_BY_ONE: blocking_one_by_one,
+    "ours, one by one": ours_one_by_one,
+    "aio-pika, one by one": aio_pika_one_by_one,
 }
-
-
-def measure(url: str, kind: str, total: int, rounds: int) -> dict[str, float]:
-    """The median of each contender, in messages a second."""
-    queue = f"bench-{kind}"
-    rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
-        channel = connection.channel()
-        for _ in range(rounds):
-            for name, contender in CONTENDERS.items():
-                channel.queue_delete(queue)
-                channel.queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
-                rates[name].append(contender(url, queue, total))
-        channel.queue_delete(queue)
-    return {name: statistics.median(found) for name, found in rates.items()}
-
-
-def main() -> int:
-    """Measure and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m hack.bench_publish", description=main.__doc__)
-    parser.add_argument("url", nargs="?", help="a RabbitMQ that runs already")
-    parser.add_argument("--series", choices=list(RELEASES), default=DEFAULT)
-    parser.add_argument("--messages", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    with ExitStack() as stack:
-        url = arguments.url or stack.enter_context(running(arguments.series, management=False)).url
-        for kind in ("quorum", "classic"):
-            found = measure(url, kind, arguments.messages, arguments.rounds)
-            best = found["bare pika pipeline"]
-            for name, rate in found.items():
-                print(f"{kind:8}{name:24}{rate:10,.0f}/s{rate / best:8.2f} x", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Rounds in which all publish in turn, and the rows, the table and the plot of the medians."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import pika
+
+from hack.bench import environment, report
+from hack.bench.plot import Panel, Plot, Series, draw
+from hack.bench.publisher.contenders import BASELINE, CONTENDERS, ONE_BY_ONE, TASKS, THREADS
+from hack.bench.report import Report, Row
+from hack.cluster.console import step
+from tests.support.rabbitmq import DEFAULT, running
+
+KINDS: Final = ("classic", "quorum")
+MESSAGES: Final = 20_000
+ROUNDS: Final = 7
+QUICK_ROUNDS: Final = 2
+PIPELINE_GOAL: Final = 0.9
+ONE_BY_ONE_GOAL: Final = 10
+
+Rates: TypeAlias = dict[str, list[float]]
+"""Messages a second of each contender, round by round."""
+
+
+def measure(*, quick: bool, folder: Path) -> Report:
+    """Measure everything, and draw the plot into the folder.
+
+    Raises:
+        BenchError: the environment of the benchmarks cannot be had.
+        ClusterError: aio-pika failed.
+    """
+    name = "publisher-quick" if quick else "publisher"
+    environment.python()
+    found: dict[str, Rates] = {}
+    with running(DEFAULT, management=False) as broker:
+        for kind in KINDS:
+            with step(f"Measuring the publisher: {kind}"):
+                found[kind] = _rounds(broker.url, kind, QUICK_ROUNDS if quick else ROUNDS)
+        where = report.surroundings({"RabbitMQ": broker.version, **environment.versions("pika", "aio-pika")})
+    _draw(found, folder / f"{name}.png")
+    rows = [_row(kind, found[kind], who) for kind in KINDS for who in (THREADS, TASKS)]
+    return Report(
+        name, "The publisher, measured", where, rows, "others", _table(found, name), {"publisher": found}
+    )
+
+
+def ratios(rates: Rates, name: str, base: str) -> list[float]:
+    """How a contender did in each round, as a multiple of another."""
+    return [one / other for one, other in zip(rates[name], rates[base], strict=True)]
+
+
+def _rounds(url: str, kind: str, rounds: int) -> Rates:
+    queue = f"bench-{kind}"
+    rates: Rates = {name: [] for name in CONTENDERS}
+    for _ in range(rounds):
+        for name, publish in CONTENDERS.items():
+            with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+                channel = connection.channel()
+                channel.queue_delete(queue)
+                channel.queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
+            rates[name].append(publish(url, queue, MESSAGES))
+    return rates
+
+
+def _row(kind: str, rates: Rates, name: str) -> Row:
+    bare, single = ratios(rates, name, BASELINE), ratios(rates, name, ONE_BY_ONE)
+    beside, times = statistics.median(bare), statistics.median(single)
+    others = [other for other in CONTENDERS if other.startswith("aio-pika")]
+    return Row(
+        f"{name}, {kind} queue, 100 B, persistent, mandatory, confirmed",
+        f"{beside:.2f} x the best bare pipeline ({_spread(bare)}), {times:.0f} x one confirmation at a time "
+        f"({min(single):.0f} to {max(single):.0f}); {statistics.median(rates[name]):,.0f} messages/s",
+        f">= {PIPELINE_GOAL} x the best bare pipeline, >= {ONE_BY_ONE_GOAL} x one at a time",
+        beside >= PIPELINE_GOAL and times >= ONE_BY_ONE_GOAL,
+        ", ".join(f"{other} {statistics.median(ratios(rates, other, BASELINE)):.2f} x" for other in others),
+        {"of_bare_pipeline": bare, "of_one_by_one": single},
+    )
+
+
+def _table(found: dict[str, Rates], name: str) -> str:
+    head = ["publisher"]
+    for kind in KINDS:
+        head += [f"{kind}, messages/s", "x bare pipeline"]
+    body = []
+    for who in CONTENDERS:
+        line = [who]
+        for kind in KINDS:
+            bare = ratios(found[kind], who, BASELINE)
+            line += [
+                f"{statistics.median(found[kind][who]):,.0f}",
+                f"{statistics.median(bare):.2f} ({_spread(bare)})",
+            ]
+        body.append(line)
+    return (
+        f"![Messages a second of each publisher]({name}.png)\n\n{report.grid(head, body)}\n\n"
+        "Medians over the rounds, in brackets the smallest and the largest. A ratio is taken within a round."
+    )
+
+
+def _draw(found: dict[str, Rates], file: Path) -> None:
+    panels = []
+    for kind, rates in found.items():
+        series = Series(
+            "",
+            x=list(rates),
+            y=[statistics.median(many) for many in rates.values()],
+            low=[min(many) for many in rates.values()],
+            high=[max(many) for many in rates.values()],
+            texts=[f"{statistics.median(ratios(rates, who, BASELINE)):.2f} x" for who in rates],
+            colors=[0 if who.startswith("ours") else 2 if who == BASELINE else 3 for who in rates],
+        )
+        panels.append(Panel(f"{kind} queue", "bars", [series], x_label="messages/s"))
+    caption = (
+        "Medians; whiskers from the smallest to the largest round; x: multiples of the best bare pipeline."
+    )
+    draw(Plot("Publishing with confirmation", panels, caption=caption), file)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"

@@ -1,0 +1,56 @@
+"""What is measured: a small number of cases around the one that says most, a message that costs nothing.
+
+Place in the flow: the beginning. The first case has the goals and gets the most rounds; each other one changes one
+thing, so that what it does can be seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+KINDS: Final = ("classic", "quorum")
+SMALL: Final = 100
+LARGE: Final = 100 * 1024
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the plots.
+
+    Attributes:
+        slots: messages in hand at once.
+        handler_seconds: how long the handler waits; 0 for one that returns at once.
+        body: bytes.
+        warm, count: messages before the measured ones, and at most so many measured.
+        rounds: how often all take turns.
+    """
+
+    slots: int
+    handler_seconds: float
+    body: int
+    warm: int
+    count: int
+    rounds: int
+
+    @property
+    def title(self) -> str:
+        """What it is, in words."""
+        slots = "1 slot" if self.slots == 1 else f"{self.slots} slots"
+        handler = f"{self.handler_seconds * 1000:.0f} ms" if self.handler_seconds else "no-op"
+        body = f"{self.body} B" if self.body < 1024 else f"{self.body // 1024} KiB"
+        return f"{slots}, {handler}, {body}"
+
+
+MAIN: Final = Case(slots=1, handler_seconds=0, body=SMALL, warm=300, count=4_000, rounds=7)
+
+FULL: Final = (
+    MAIN,
+    Case(slots=8, handler_seconds=0, body=SMALL, warm=500, count=8_000, rounds=3),
+    Case(slots=1, handler_seconds=0, body=LARGE, warm=50, count=800, rounds=3),
+    Case(slots=8, handler_seconds=0, body=LARGE, warm=50, count=800, rounds=3),
+    Case(slots=1, handler_seconds=0.01, body=SMALL, warm=5, count=100, rounds=3),
+    Case(slots=8, handler_seconds=0.01, body=SMALL, warm=40, count=700, rounds=3),
+)
+
+QUICK: Final = (Case(slots=1, handler_seconds=0, body=SMALL, warm=200, count=3_000, rounds=3),)

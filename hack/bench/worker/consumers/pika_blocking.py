@@ -1,0 +1,34 @@
+"""The loop of most tutorials: a BlockingConnection that handles each message in its callback.
+
+One channel with prefetch 1. Its handler stops the connection for as long as it runs, heartbeats included, so that
+it has one slot and no more.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pika
+
+from hack.bench.worker.consumers import arguments, tally
+
+
+def main() -> None:
+    """Consume until somebody ends the process."""
+    asked, tick = arguments.read(), tally.asked().tick
+
+    def handle(channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
+        tick()
+        if asked.seconds:
+            time.sleep(asked.seconds)
+        channel.basic_ack(method.delivery_tag)
+
+    channel = pika.BlockingConnection(pika.URLParameters(asked.url)).channel()
+    channel.basic_qos(prefetch_count=1)
+    channel.basic_consume(asked.queue, handle)
+    channel.start_consuming()
+
+
+if __name__ == "__main__":
+    main()

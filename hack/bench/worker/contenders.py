@@ -1,0 +1,116 @@
+"""Who takes part, what its messages look like, and how it is started.
+
+Place in the flow: `race` starts a contender with a queue that is full of its messages.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hack.bench import environment
+from hack.bench.worker.cases import Case
+from workqueue_worker.broker.outgoing import Outgoing
+
+CONSUMERS: Final = "hack.bench.worker.consumers"
+BASELINE: Final = "pika SelectConnection"
+ASYNC: Final = "ours, async"
+THREADS: Final = "ours, threads"
+
+Maker = Callable[[str, bytes], Outgoing]
+
+
+def plain(queue: str, body: bytes) -> Outgoing:
+    """The body as it is."""
+    return Outgoing(queue, body)
+
+
+def celery(queue: str, body: bytes) -> Outgoing:
+    """Celery's task message, protocol 2, whose argument is the body."""
+    task = str(uuid.uuid4())
+    content = json.dumps([[body.decode()], {}, {}])
+    headers = {
+        "lang": "py",
+        "task": "bench.handle",
+        "id": task,
+        "root_id": task,
+        "argsrepr": "",
+        "retries": 0,
+    }
+    return Outgoing(
+        queue,
+        content.encode(),
+        headers=headers,
+        content_type="application/json",
+        content_encoding="utf-8",
+        correlation_id=task,
+    )
+
+
+def dramatiq(queue: str, body: bytes) -> Outgoing:
+    """Dramatiq's message, whose argument is the body."""
+    content = {
+        "queue_name": queue,
+        "actor_name": "handle",
+        "args": [body.decode()],
+        "kwargs": {},
+        "options": {},
+        "message_id": str(uuid.uuid4()),
+        "message_timestamp": int(time.time() * 1000),
+    }
+    return Outgoing(queue, json.dumps(content).encode())
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Somebody who consumes.
+
+    Attributes:
+        module: its program, a module of `consumers`; for ours the function that `workqueue run` loads.
+        ours: whether it is our worker.
+        peer: whether it needs the environment of the benchmarks.
+        one_slot: whether it can have no more than one message in hand.
+        message: makes its messages.
+        extra: further arguments.
+    """
+
+    name: str
+    module: str
+    ours: bool = False
+    peer: bool = False
+    one_slot: bool = False
+    message: Maker = plain
+    extra: tuple[str, ...] = ()
+
+    def takes_part(self, case: Case) -> bool:
+        """Whether it can do what the case asks for."""
+        return case.slots == 1 or not self.one_slot
+
+    def command(self, url: str, queue: str, kind: str, case: Case) -> list[str | Path]:
+        """How it is started."""
+        if self.ours:
+            run = [sys.executable, "-m", "workqueue_worker", "run", f"{CONSUMERS}.ours:{self.module}"]
+            where = [f"--url={url}", f"--queue={queue}", f"--queue-type={kind}"]
+            return [*run, *where, f"--concurrency={case.slots}", "--port=0"]
+        interpreter = environment.python() if self.peer else sys.executable
+        asked = [url, queue, kind, str(case.slots), str(case.handler_seconds)]
+        return [interpreter, "-m", f"{CONSUMERS}.{self.module}", *asked, *self.extra]
+
+
+CONTENDERS: Final = (
+    Contender(BASELINE, "pika_select"),
+    Contender(ASYNC, "task", ours=True),
+    Contender(THREADS, "thread", ours=True),
+    Contender("pika BlockingConnection", "pika_blocking", one_slot=True),
+    Contender("pika, threads", "pika_threads"),
+    Contender("aio-pika", "aio_pika_tasks", peer=True),
+    Contender("Celery, solo", "celery_worker", peer=True, one_slot=True, message=celery, extra=("solo",)),
+    Contender("Celery, threads", "celery_worker", peer=True, message=celery, extra=("threads",)),
+    Contender("Dramatiq", "dramatiq_worker", peer=True, message=dramatiq),
+)

@@ -1,0 +1,158 @@
+"""One run of one contender: a queue full of its messages, a fresh process that takes them, and what it tells.
+
+Place in the flow: `figures` asks for one run after another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pika
+
+from hack.bench.errors import BenchError
+from hack.bench.worker.cases import Case
+from hack.bench.worker.consumers.tally import VARIABLE
+from hack.bench.worker.contenders import Contender
+from hack.cluster.checkout import CHECKOUT
+from workqueue_worker.binding import from_url
+from workqueue_worker.broker.publisher import Publisher
+
+SECONDS: Final = 1.0
+"""How long is measured at most."""
+
+PATIENCE_SECONDS: Final = 60.0
+"""How long a contender may take from its start to its result."""
+
+LAST_LINES: Final = 12
+
+ONE_MESSAGE: Final = Case(slots=1, handler_seconds=0, body=100, warm=0, count=1, rounds=1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run gave.
+
+    Attributes:
+        rate: messages a second.
+        processor_seconds: that the consumer used for each message.
+    """
+
+    rate: float
+    processor_seconds: float
+
+
+class Track:
+    """A RabbitMQ with a queue that is made anew for each run.
+
+    Args:
+        url: of the server.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._publisher = Publisher(lambda: from_url(url), "bench").start()
+        self._connection = pika.BlockingConnection(pika.URLParameters(url))
+        self._channel = self._connection.channel()
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._publisher.close()
+        self._connection.close()
+
+    def run(self, contender: Contender, kind: str, case: Case) -> Run:
+        """Measure one contender once.
+
+        Raises:
+            BenchError: it ended, or has told nothing for a minute.
+        """
+        with (
+            self._full(contender, kind, case) as queue,
+            _started(contender, self._url, queue, kind, case) as (pipe, process, log),
+        ):
+            result = _told(pipe, process, log, contender)
+        messages = result["messages"]
+        return Run(messages / result["seconds"], result["processor_seconds"] / messages)
+
+    def start(self, contender: Contender, kind: str) -> float:
+        """Seconds from before the process is made to the first message in its handler.
+
+        Raises:
+            BenchError: as for `run`.
+        """
+        with self._full(contender, kind, ONE_MESSAGE) as queue:
+            begun = time.perf_counter()
+            with _started(contender, self._url, queue, kind, ONE_MESSAGE) as (pipe, process, log):
+                _told(pipe, process, log, contender)
+                return time.perf_counter() - begun
+
+    @contextmanager
+    def _full(self, contender: Contender, kind: str, case: Case) -> Iterator[str]:
+        queue = f"bench-{kind}"
+        self._connection.process_data_events()  # the heartbeats of a connection that waits
+        self._channel.queue_delete(queue)
+        self._channel.queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
+        body = b"x" * case.body
+        for _ in range(case.warm + case.count + case.slots):
+            self._publisher.publish(contender.message(queue, body))
+        self._publisher.wait(PATIENCE_SECONDS)
+        yield queue
+        self._channel.queue_delete(queue)
+
+
+@contextmanager
+def _started(
+    contender: Contender, url: str, queue: str, kind: str, case: Case
+) -> Iterator[tuple[int, subprocess.Popen[bytes], Path]]:
+    reader, writer = os.pipe()
+    asked = {"pipe": writer, "warm": case.warm, "count": case.count, "seconds": SECONDS}
+    environment = {
+        **os.environ,
+        VARIABLE: json.dumps(asked),
+        "WORKQUEUE_BENCH_SECONDS": str(case.handler_seconds),
+        "PYTHONPATH": str(CHECKOUT),
+    }
+    with tempfile.NamedTemporaryFile() as log:
+        process = subprocess.Popen(
+            contender.command(url, queue, kind, case),
+            env=environment,
+            cwd=CHECKOUT,
+            pass_fds=[writer],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        os.close(writer)
+        try:
+            yield reader, process, Path(log.name)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            os.close(reader)
+
+
+def _told(pipe: int, process: subprocess.Popen[bytes], log: Path, contender: Contender) -> dict[str, float]:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    told = b""
+    while not told.endswith(b"\n"):
+        ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
+        part = os.read(pipe, 4096) if ready else b""
+        if not part:  # the time is over, or the process has ended and its end of the pipe with it
+            said = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+            raise BenchError(
+                f"{contender.name} told nothing in {PATIENCE_SECONDS:.0f} s (exit code {process.poll()}):\n{said}"
+            )
+        told += part
+    result: dict[str, float] = json.loads(told)
+    return result
