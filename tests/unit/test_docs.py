@@ -194,7 +194,7 @@ def workqueues() -> list[Any]:
                 found += [
                     pytest.param(made, id=f"{name_of(page)}: {made['metadata']['name']}")
                     for made in yaml.safe_load_all(block)
-                    if made["kind"] == names.KIND
+                    if made.get("kind") == names.KIND
                 ]
     return found
 
@@ -234,7 +234,7 @@ def test_every_reason_is_explained() -> None:
 def test_every_metric_is_explained_and_every_metric_that_is_named_exists() -> None:
     known = set(re.findall(r"^\| `(workqueue_\w+)`", metrics.page(), re.MULTILINE))
     packages = {"workqueue_operator", "workqueue_worker"}
-    alerts = ROOT / "charts/workqueue-operator/alerts.yaml"
+    alerts = ROOT / "charts/workqueue-operator/files/alerts.yaml"
     for place in (*PAGES, alerts):
         named = {
             re.sub(r"_(bucket|count|sum)$", "", name)
