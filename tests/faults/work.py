@@ -39,8 +39,8 @@ LOOK_SECONDS: Final = 0.1
 COPY_REFUSED: Final = "A copy could not be published; the message stays unacknowledged, trying again."
 
 JOBS: Final = {
-    "ok": 60,
-    "sleep": 20,
+    "ok": 40,
+    "sleep": 40,
     "fail once": 12,
     "retry": 3,
     "reject": 5,
@@ -103,7 +103,7 @@ class Source:
     def _publish(self, channel: Any) -> None:
         number = next(self._numbers)
         [what] = self._random.choices(list(JOBS), list(JOBS.values()))
-        job = {"id": number, "do": what, "seconds": self._random.choice([0.01, 0.1, 0.3]), "after": 0.5}
+        job = {"id": number, "do": what, "seconds": self._random.choice([0.05, 0.2, 0.5]), "after": 0.5}
         if number % 30 == 0:
             job["padding"] = "x" * 300_000  # several frames
         properties = pika.BasicProperties(delivery_mode=2)
@@ -159,13 +159,23 @@ class Work:
 
     # -- before
 
-    def declare(self, kind: QueueType = QueueType.QUORUM, **settings: Any) -> None:
-        """Declare the queues, as the operator does, and its delay queue, as a worker that retried did."""
+    def declare(
+        self, kind: QueueType = QueueType.QUORUM, *, limit: int | None = None, **settings: Any
+    ) -> None:
+        """Declare the queues, as the operator does, and the delay queue, as a worker that retried did.
+
+        Args:
+            limit: the delivery limit as RabbitMQ counts it, for tests that cannot wait for a larger one.
+            settings: of QueueSettings.
+        """
         queues = [*plan(QueueSettings(QUEUE, kind, **settings)).queues, delay_queue(QUEUE, DELAY_SECONDS)]
         with self._connect() as connection:
             channel = connection.channel()
             for queue in queues:
-                channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+                arguments = dict(queue.arguments)
+                if queue.name == QUEUE and limit is not None:
+                    arguments["x-delivery-limit"] = limit
+                channel.queue_declare(queue.name, durable=True, arguments=arguments)
 
     def let_stand(self) -> None:
         """A quorum queue survives the death of its broker only some time after it was declared."""
@@ -178,12 +188,14 @@ class Work:
         port: int | None = None,
         url: str | None = None,
         handler: str = THREADS,
+        wait: bool = True,
     ) -> list[Worker]:
-        """Start workers that use the queue as it is, as those in pods do; returns them when they consume.
+        """Start workers that use the queue as it is, as those in pods do.
 
         Args:
             port: of a proxy that they connect to.
             url: where they connect, instead of `url`; empty: the arguments say where.
+            wait: until they consume.
         """
         where = self.url if url is None else url
         if port is not None:
@@ -192,7 +204,7 @@ class Work:
         started = [
             self._factory.start(where or None, *words, handler=handler, declare=False) for _ in range(count)
         ]
-        for worker in started:
+        for worker in started if wait else ():
             worker.wait_consuming()
         self.workers += started
         return started
@@ -212,7 +224,7 @@ class Work:
             AssertionError: a message is lost or has ended twice without a cause, or some wait too long.
         """
         with self._source.flowing():
-            self.await_done(20)
+            self.await_done(40)
             yield
             over = time.monotonic()
             self.await_sent(10)
@@ -266,6 +278,24 @@ class Work:
             return ready == 0 and held > 0 and looks[-5:] == [looks[-1]] * 5
 
         eventually(blocked, seconds)
+
+    def replace_dead(self, handler: str = THREADS) -> list[Worker]:
+        """Start another worker for each one that has ended, as Kubernetes does; returns those that run."""
+        dead = [worker for worker in self.workers if worker.process.poll() is not None]
+        self.workers = [worker for worker in self.workers if worker not in dead]
+        if dead:
+            self.start(len(dead), handler=handler, wait=False)
+        return self.workers
+
+    def is_dead(self, number: Any) -> bool:
+        """Whether a message is a dead letter."""
+        self._read_dead()
+        return number in self.ledger.dead
+
+    @property
+    def reconnects(self) -> list[int]:
+        """How often each worker has connected again."""
+        return [worker.count_log("Connected to RabbitMQ.") - 1 for worker in self.workers]
 
     @property
     def errors(self) -> list[str]:

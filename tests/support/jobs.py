@@ -51,6 +51,8 @@ def handle(message: Message) -> None:
                 return
         case "ignore":  # its cancellation
             time.sleep(job["seconds"])
+        case "ignore once":
+            time.sleep(job["seconds"] if message.attempt == 1 else 0)
         case "linger":  # the first time, and ignore its cancellation
             time.sleep(0 if message.redelivered else job["seconds"])
         case other:
