@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
 import time
 from typing import Any, Final, TextIO
 
 FORMATS: Final = ("json", "text")
+NEWLINE: Final = "\n"
 
 _OWN_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -32,7 +34,7 @@ class JSONFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str, ensure_ascii=False)
+        return escaped(json.dumps(entry, default=str, ensure_ascii=False))
 
 
 class TextFormatter(logging.Formatter):
@@ -42,8 +44,13 @@ class TextFormatter(logging.Formatter):
         """Write the record as one line, and an exception below it."""
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
         pairs = "".join(f"  {key}={_quoted(value)}" for key, value in key_values(record).items())
-        line = f"{stamp} {record.levelname:<7} {record.getMessage()}{pairs}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = f"{stamp} {record.levelname:<7} {escaped(record.getMessage())}{pairs}"
+        if not record.exc_info:
+            return line
+        # Set in, so that what an exception says cannot pass for a line of its own.
+        return (
+            f"{line}\n{textwrap.indent(escaped(self.formatException(record.exc_info), keep=NEWLINE), '  ')}"
+        )
 
 
 def key_values(record: logging.LogRecord) -> dict[str, Any]:
@@ -71,4 +78,19 @@ def configure(
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return json.dumps(text, ensure_ascii=False) if not text or " " in text or '"' in text else text
+    if text and text.isprintable() and " " not in text and '"' not in text:
+        return text
+    return escaped(json.dumps(text, ensure_ascii=False))
+
+
+def escaped(text: str, keep: str = "") -> str:
+    """Text without control codes, line breaks and invisible characters: they stand as JSON would write them.
+
+    What a publisher or a broker wrote can then neither forge a line nor steer a terminal.
+
+    Args:
+        keep: characters that stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in keep else json.dumps(one)[1:-1] for one in text)

@@ -98,7 +98,7 @@ class Settler:
                 "attempt": work.message.attempt,
                 "reason": str(verdict.failure.reason),
                 "error": verdict.failure.message,
-                "message_id": work.properties.message_id,
+                "message_id": work.message.properties.message_id,
             },
         )
         outcome = Outcome.RETRIED if retried else Outcome.DEAD_LETTERED

@@ -14,13 +14,16 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from workqueue_worker.logs import escaped
+
 _NARROWEST: Final = 60
+_KEPT: Final = "\n\t"
 
 
 def say(text: str) -> None:
     """Write a line to standard output."""
     try:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{escaped(text, keep=_KEPT)}\n")
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -29,7 +32,7 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """Write a line to standard error."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{escaped(text, keep=_KEPT)}\n")
     sys.stderr.flush()
 
 
@@ -40,6 +43,7 @@ def say_json(document: object) -> None:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as they need to be; the last one ends where the terminal does."""
+    rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     width = max(shutil.get_terminal_size((120, 24)).columns, _NARROWEST)
     lines = (

@@ -105,7 +105,12 @@ def environment(message: Message) -> dict[str, str]:
         "CONTENT_TYPE": properties.content_type,
         "TYPE": properties.type,
     }
-    added = {f"WORKQUEUE_MESSAGE_{key}": str(value) for key, value in about.items() if value is not None}
+    # Nothing can be started with a NUL in its environment.
+    added = {
+        f"WORKQUEUE_MESSAGE_{key}": str(value).replace("\0", "")
+        for key, value in about.items()
+        if value is not None
+    }
     for name, value in message.headers.items():
         text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
         added[f"WORKQUEUE_HEADER_{re.sub('[^A-Z0-9]', '_', name.upper())}"] = text.replace("\0", "")
