@@ -7,8 +7,10 @@ else is asked over AMQP.
 
 from __future__ import annotations
 
+import json
 import ssl
 import time
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -20,14 +22,27 @@ from workqueue_worker.binding import Binding
 from workqueue_worker.topology import is_delay_queue
 
 from ..reasons import Reason, Unknown
+from .answers import PLAIN, body, described
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
+
+LARGEST_ANSWER: Final = 16 * 1024 * 1024
+"""Bytes: the names of some 100,000 queues."""
 
 FRESH: Final = 2.0
 """Seconds for which an answer is used again: the plug-in itself counts every five."""
 
 
-_FAILED: Final = (aiohttp.ClientError, TimeoutError, OSError, ValueError, TypeError, KeyError, AttributeError)
+_FAILED: Final = (
+    aiohttp.ClientError,
+    TimeoutError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RecursionError,
+)
 """What a server that is away, refuses, or is something else altogether makes of a question."""
 
 _NO_URI: Final = Unknown(
@@ -41,7 +56,7 @@ class Management:
     """Asks the management API. Must be made inside the running loop."""
 
     def __init__(self) -> None:
-        self._session = aiohttp.ClientSession(timeout=TIMEOUT)
+        self._session = aiohttp.ClientSession(timeout=TIMEOUT, **PLAIN)
         self._last: dict[tuple[str, str], tuple[float, int]] = {}
 
     async def close(self) -> None:
@@ -62,8 +77,8 @@ class Management:
         except _FAILED as error:
             return Unknown(
                 Reason.UNACKNOWLEDGED_UNKNOWN,
-                f"The management API does not say how many messages are unacknowledged ({error!r}), so that the "
-                "count does not shrink. Check management-uri and the user's tags (monitoring is enough).",
+                f"The management API does not say how many messages are unacknowledged ({described(error)}), so "
+                "that the count does not shrink. Check management-uri and the user's tags (monitoring is enough).",
             )
         if not isinstance(count, int):
             # The plug-in leaves the field out until it has counted: that is not zero.
@@ -79,20 +94,37 @@ class Management:
             found = await self._get(binding, "?columns=name&disable_stats=true&enable_queue_totals=true")
             return [name for name in (one["name"] for one in found) if is_delay_queue(name, queue)]
         except _FAILED as error:
-            return Unknown(Reason.BROKER_UNREACHABLE, f"The management API does not answer ({error!r}).")
+            return Unknown(
+                Reason.BROKER_UNREACHABLE, f"The management API does not answer ({described(error)})."
+            )
 
     async def _get(self, binding: Binding, of_queues: str) -> Any:
+        async with self._session.get(
+            _url(binding, of_queues),
+            headers={"Authorization": encode_basic_auth(binding.username, binding.password)},
+            ssl=_context(binding),
+            # Whoever answers must not choose whom we ask next.
+            allow_redirects=False,
+        ) as response:
+            response.raise_for_status()
+            if response.status != HTTPStatus.OK:
+                raise ValueError(f"HTTP {response.status}")
+            return json.loads(await body(response, LARGEST_ANSWER))
+
+
+def _url(binding: Binding, of_queues: str) -> URL:
+    wrong = ValueError("management-uri must be like http://rabbitmq:15672, with no credentials in it")
+    try:
         parts = urlsplit(binding.management_uri or "")
         # Credentials in the URL would be sent beside ours.
         base = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+        if "@" in base or not parts.hostname:
+            raise wrong
         where = f"{base}/api/queues/{quote(binding.virtual_host, safe='')}{of_queues}"
-        async with self._session.get(
-            URL(where, encoded=True),
-            headers={"Authorization": encode_basic_auth(binding.username, binding.password)},
-            ssl=_context(binding),
-        ) as response:
-            response.raise_for_status()
-            return await response.json()
+        return URL(where, encoded=True)
+    except ValueError:
+        # What Python says here may quote a password.
+        raise wrong from None
 
 
 def _context(binding: Binding) -> ssl.SSLContext | bool:

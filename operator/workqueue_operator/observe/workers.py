@@ -7,6 +7,7 @@ Place in the flow: a pass asks when the queue is empty and the question is who i
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -20,9 +21,12 @@ import aiohttp
 from workqueue_worker import signing
 
 from ..names import ENDPOINT_PORT
+from .answers import PLAIN, body
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0, sock_connect=1.0)
 AT_ONCE: Final = 32
+LARGEST_ANSWER: Final = 16 * 1024
+"""Bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class Workers:
     def __init__(self, port: int = ENDPOINT_PORT) -> None:
         self._port = port
         self._session = aiohttp.ClientSession(
-            timeout=TIMEOUT, connector=aiohttp.TCPConnector(limit=AT_ONCE, limit_per_host=2)
+            timeout=TIMEOUT, connector=aiohttp.TCPConnector(limit=AT_ONCE, limit_per_host=2), **PLAIN
         )
 
     async def close(self) -> None:
@@ -114,8 +118,8 @@ class Workers:
             async with self._session.get(self._url(address, "/status"), allow_redirects=False) as response:
                 if response.status != HTTPStatus.OK:
                     return None
-                return _parse(await response.json(content_type=None))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+                return _parse(json.loads(await body(response, LARGEST_ANSWER)))
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     async def _signed(self, method: str, address: Address, purpose: signing.Purpose, key: bytes) -> Answer:
@@ -124,28 +128,28 @@ class Workers:
             async with self._session.request(
                 method, self._url(address, "/retire"), headers=headers, allow_redirects=False
             ) as response:
-                await response.read()
+                await body(response, LARGEST_ANSWER)
                 return {200: Answer.RETIRED, 409: Answer.BUSY}.get(response.status, Answer.REFUSED)
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return Answer.UNREACHABLE
 
 
-def _parse(body: Any) -> WorkerStatus:
+def _parse(said: Any) -> WorkerStatus:
     """Read an answer; whoever sits at a pod's address may answer anything.
 
     Raises:
         ValueError, KeyError, TypeError: it is not what a worker says.
     """
-    if not isinstance(body, dict):
+    if not isinstance(said, dict):
         raise TypeError("the answer is no object")
-    recent = body.get("recentHandlerSeconds")
-    seconds = recent if recent is not None else body.get("meanHandlerSeconds")
+    recent = said.get("recentHandlerSeconds")
+    seconds = recent if recent is not None else said.get("meanHandlerSeconds")
     return WorkerStatus(
-        slots=int(_number(body["slots"])),
-        busy=int(_number(body["busy"])),
-        consuming=bool(body["consuming"]),
+        slots=int(_number(said["slots"])),
+        busy=int(_number(said["busy"])),
+        consuming=bool(said["consuming"]),
         handler_seconds=None if seconds is None else _number(seconds),
-        deliveries_per_second=_number(body.get("arrivalPerSecond") or 0.0),
+        deliveries_per_second=_number(said.get("arrivalPerSecond") or 0.0),
     )
 
 

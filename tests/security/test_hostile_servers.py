@@ -1,0 +1,173 @@
+"""Whoever may write a Secret or run a pod decides what answers there: the operator reads it with care."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from workqueue_operator.observe.management import Management
+from workqueue_operator.observe.workers import Address, Answer, Workers
+from workqueue_operator.reasons import Reason, Unknown
+from workqueue_worker.binding import Binding
+
+PASSWORD = "p-Hx7!secret"
+BASIC = base64.b64encode(f"user:{PASSWORD}".encode()).decode()
+MOST_MEMORY = 64 * 1024 * 1024
+
+Answering = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def server(answer: Answering) -> AsyncIterator[tuple[int, list[str]]]:
+    """An HTTP server; gives its port and the paths that it was asked for."""
+    asked: list[str] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        return await answer(request)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield runner.addresses[0][1], asked
+    finally:
+        await runner.cleanup()
+
+
+def binding(management_uri: str) -> Binding:
+    return Binding((("rabbitmq", 5672),), "user", PASSWORD, management_uri=management_uri)
+
+
+def fixed(status: int, body: bytes = b"", **headers: str) -> Answering:
+    async def answer(_: web.Request) -> web.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return web.Response(status=status, body=body, headers={"Content-Type": "application/json"} | named)
+
+    return answer
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    try:
+        while True:
+            await response.write(b" " * 1024 * 1024)
+    except ConnectionError:
+        return response
+
+
+ANSWERS: dict[str, Answering] = {
+    "401": fixed(401),
+    "404 with our own header sent back": fixed(404, BASIC.encode()),
+    "500": fixed(500, b"[" * 1000),
+    "a redirect to somebody else": fixed(302, Location="http://169.254.169.254/latest/meta-data"),
+    "a redirect within": fixed(307, Location="/elsewhere"),
+    "an answer without end": endless,
+    "a compressed gigabyte": fixed(200, gzip.compress(b" " * 64_000_000), Content_Encoding="gzip"),
+    "JSON 100,000 deep": fixed(200, b"[" * 100_000),
+    "a list": fixed(200, b"[]"),
+    "text": fixed(200, b"no json"),
+    "numbers that are none": fixed(200, b'{"messages_unacknowledged": "7", "slots": 1e999, "busy": -1}'),
+}
+answers = pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
+
+
+@answers
+async def test_whatever_answers_for_the_management_api_no_password_is_shown_and_nobody_else_is_asked(
+    answer: Answering,
+) -> None:
+    management = Management()
+    try:
+        async with server(answer) as (port, asked):
+            tracemalloc.start()
+            said = await management.unacknowledged(binding(f"http://127.0.0.1:{port}"), "jobs")
+            peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        await management.close()
+    assert isinstance(said, Unknown)
+    assert said.reason is Reason.UNACKNOWLEDGED_UNKNOWN
+    assert PASSWORD not in said.message
+    assert BASIC not in said.message
+    assert "Authorization" not in said.message
+    assert len(said.message) < 600
+    assert len(asked) == 1
+    assert peak < MOST_MEMORY
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://user:{PASSWORD}/x@127.0.0.1:1",
+        f"http://[user:{PASSWORD}@127.0.0.1:1",
+        f"http://user:{PASSWORD}@127.0.0.1:{PASSWORD}",
+        f"http://127.0.0.1:1{PASSWORD}",
+        f"user:{PASSWORD}@127.0.0.1",
+        PASSWORD,
+        f"http://user:{PASSWORD}@127.0.0.1:1",
+    ],
+)
+async def test_an_address_that_cannot_be_read_is_not_quoted(address: str) -> None:
+    management = Management()
+    try:
+        said = await management.unacknowledged(binding(address), "jobs")
+        also = await management.delay_queues(binding(address), "jobs")
+    finally:
+        await management.close()
+    for one in (said, also):
+        assert isinstance(one, Unknown)
+        assert PASSWORD not in one.message
+
+
+@answers
+async def test_whatever_answers_at_the_address_of_a_worker_counts_as_no_answer(answer: Answering) -> None:
+    async with server(answer) as (port, asked):
+        workers = Workers(port)
+        try:
+            address = Address("pod", "uid", "127.0.0.1")
+            tracemalloc.start()
+            assert await workers.statuses([address]) == {}
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            await workers.close()
+    assert asked == ["/status"]
+    assert peak < MOST_MEMORY
+
+
+async def test_a_worker_that_agrees_without_end_has_not_agreed() -> None:
+    async with server(endless) as (port, _):
+        workers = Workers(port)
+        try:
+            said = await workers.retire([Address("pod", "uid", "127.0.0.1")], b"key")
+        finally:
+            await workers.close()
+    assert said == {"pod": Answer.UNREACHABLE}
+
+
+async def test_a_signature_says_nothing_of_the_password() -> None:
+    """Whoever sits at the address of a pod is given one: for that pod alone, and worth nothing to guess from."""
+    seen: list[Any] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(dict(request.headers))
+        return web.Response(status=200)
+
+    async with server(answer) as (port, _):
+        workers = Workers(port)
+        try:
+            await workers.retire([Address("pod", "uid", "127.0.0.1")], PASSWORD.encode())
+        finally:
+            await workers.close()
+    assert len(seen) == 1
+    assert PASSWORD not in str(seen)
