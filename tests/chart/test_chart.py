@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import kubernetes_validate
@@ -15,7 +14,6 @@ from hack.generate import CHART, chart_values
 from tests.support import helm, podsecurity
 from tests.support.helm import HelmError, of_kind, only, template
 from workqueue_operator import crd
-from workqueue_operator.metrics import Metrics
 
 Object = dict[str, Any]
 
@@ -34,7 +32,8 @@ EVERYTHING: Object = {
         "service": {"annotations": {"a": "b"}},
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
         "podMonitor": {"enabled": True},
-        "prometheusRule": {"enabled": True},
+        "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+        "dashboard": {"enabled": True, "namespace": "grafana", "annotations": {"grafana_folder": "Jobs"}},
     },
     "networkPolicy": {
         "enabled": True,
@@ -262,14 +261,43 @@ def test_monitors_select_what_there_is() -> None:
     assert workers["spec"]["namespaceSelector"] == {"matchNames": ["shop", "mail"]}
 
 
-def test_alerts_say_what_to_do() -> None:
-    (group,) = only(template(EVERYTHING), "PrometheusRule")["spec"]["groups"]
-    measured = {family.name for family in Metrics().registry.collect()}
-    for alert in group["rules"]:
-        assert set(re.findall(r"workqueue_\w+", alert["expr"])) <= measured
-        assert alert["labels"]["severity"] in {"warning", "critical"}
-        assert alert["annotations"]["summary"].endswith(".")
-        assert len(alert["annotations"]["description"]) > 40
+def rules_of(values: Object) -> dict[str, Object]:
+    made = template({"metrics": {"prometheusRule": {"enabled": True, **values}}})
+    return {
+        rule["alert"]: rule
+        for group in only(made, "PrometheusRule")["spec"]["groups"]
+        for rule in group["rules"]
+    }
+
+
+def test_the_alerts_are_those_of_the_file() -> None:
+    file = yaml.safe_load((CHART / "files/alerts.yaml").read_text())
+    made = only(template(EVERYTHING), "PrometheusRule")
+    assert made["spec"] == file
+    assert made["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_alerts_can_be_left_out_routed_and_led_to_pages_of_yours() -> None:
+    names = set(rules_of({}))
+    changed = rules_of(
+        {
+            "disabled": ["WorkQueueDeadLetters"],
+            "alertLabels": {"team": "jobs", "severity": "page"},
+            "runbookUrl": "https://wiki.example/jobs/",
+        }
+    )
+    assert names - set(changed) == {"WorkQueueDeadLetters"}
+    for name, rule in changed.items():
+        assert rule["labels"] == {"team": "jobs", "severity": "page"}
+        assert rule["annotations"]["runbook_url"] == f"https://wiki.example/jobs/{name}"
+
+
+def test_grafana_finds_the_dashboard() -> None:
+    made = only(template(EVERYTHING), "ConfigMap")
+    assert made["metadata"]["namespace"] == "grafana"
+    assert made["metadata"]["labels"]["grafana_dashboard"] == "1"
+    (text,) = made["data"].values()
+    assert json.loads(text) == json.loads((CHART / "files/dashboard.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -295,6 +323,11 @@ def test_alerts_say_what_to_do() -> None:
         pytest.param({"logLevel": "loud"}, "value must be one of 'debug', 'info'", id="an unknown level"),
         pytest.param({"sweepSeconds": 0}, "exclusiveMinimum: got 0, want 0", id="a sweep without pause"),
         pytest.param({"image": {"digest": "sha256:1"}}, "does not match pattern", id="half a digest"),
+        pytest.param(
+            {"metrics": {"prometheusRule": {"alertLabels": {"team": 1}}}},
+            "got number, want string",
+            id="a label that is a number",
+        ),
         pytest.param(
             {"metrics": {"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}},
             "metrics.serviceMonitor needs the Service: set metrics.service.enabled to true",
