@@ -6,8 +6,12 @@ that it answers whatever the handlers do.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
+import socket
+import sys
 import threading
 import time
 from http import HTTPStatus
@@ -24,8 +28,17 @@ from .signing import Purpose
 LIVE_SECONDS: Final = 30.0
 """The I/O loop turns every 5 s at least; one that has not turned for so long will not turn again."""
 
+CONNECTIONS: Final = 64
+"""At once. Of more, the one that has kept us waiting for the longest is closed."""
+
 IDLE_SECONDS: Final = 75.0
 """How long a connection may be kept open between two requests."""
+
+REQUEST_SECONDS: Final = 5.0
+"""How long a request may take to come, from its first byte on, and its answer to be taken."""
+
+REQUEST_BYTES: Final = 16 * 1024
+"""Of a request with all its headers. Ours have some hundred."""
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +122,81 @@ class Endpoint:
 
 
 class _Server(ThreadingHTTPServer):
+    """A thread for each connection, of which there are never many."""
+
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128
     endpoint: Endpoint
+
+    def __init__(self, address: tuple[str, int], handler: type[_Request]) -> None:
+        self._lock = threading.Lock()
+        self._waits: dict[socket.socket, float] = {}
+        self._all: set[socket.socket] = set()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin with a connection. Whoever opens many must not keep the kubelet's questions out."""
+        with self._lock:
+            if len(self._all) >= CONNECTIONS:
+                # One that is being answered goes on: there is one soon that waits.
+                longest = min(self._waits, key=self._waits.__getitem__, default=request)
+                with contextlib.suppress(OSError):
+                    longest.shutdown(socket.SHUT_RDWR)
+                self._waits.pop(longest, None)
+            self._all.add(request)
+            self._waits[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The end of a connection."""
+        with self._lock:
+            self._all.discard(request)
+            self._waits.pop(request, None)
+        super().shutdown_request(request)
+
+    def waits(self, request: socket.socket, *, waiting: bool) -> None:
+        """Note whether a connection keeps us waiting for a request, or we it for an answer."""
+        with self._lock:
+            if not waiting:
+                self._waits.pop(request, None)
+            elif request in self._all:
+                self._waits[request] = time.monotonic()
+
+    def handle_error(self, _request: Any, client_address: Any) -> None:
+        """A connection that broke; the base class would write a traceback past the log."""
+        logger.debug("A request failed.", exc_info=sys.exception(), extra={"client": str(client_address)})
+
+
+class _Requests(io.RawIOBase):
+    """What comes over a connection, with a bound in time and in bytes for each request."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._deadline = 0.0
+        self._bytes_left = 0
+        self._begun = False
+
+    def readable(self) -> bool:
+        return True
+
+    def expect(self, seconds: float) -> None:
+        """The next request has to begin within so many seconds."""
+        self._deadline = time.monotonic() + seconds
+        self._bytes_left = REQUEST_BYTES
+        self._begun = False
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0 or not self._bytes_left:
+            raise TimeoutError("the request took too long or was too large")
+        self._connection.settimeout(left)
+        count = self._connection.recv_into(memoryview(buffer)[: self._bytes_left])
+        self._bytes_left -= count
+        if not self._begun:
+            self._begun = True
+            self._deadline = time.monotonic() + REQUEST_SECONDS
+        return count
 
 
 class _Request(BaseHTTPRequestHandler):
@@ -119,9 +204,26 @@ class _Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = f"workqueue-worker/{__version__}"
     sys_version = ""
-    timeout = IDLE_SECONDS
     # Headers and body are two writes; without this the second waits for the peer's delayed acknowledgement.
     disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        self._requests = _Requests(self.connection)
+        self._patience = REQUEST_SECONDS
+        self.rfile = io.BufferedReader(self._requests)
+
+    def handle_one_request(self) -> None:
+        self._requests.expect(self._patience)
+        self._patience = IDLE_SECONDS
+        self.server.waits(self.request, waiting=True)
+        super().handle_one_request()
+
+    def parse_request(self) -> bool:
+        good = super().parse_request()
+        self.server.waits(self.request, waiting=False)
+        self.connection.settimeout(REQUEST_SECONDS)
+        return good
 
     def do_GET(self) -> None:
         endpoint = self.server.endpoint
