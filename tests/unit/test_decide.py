@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workqueue_operator.decide import (
@@ -191,6 +191,42 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, Window, tuple[type, int, Reas
         Window(0),
         (Retire, 2, Reason.SURPLUS),
     ),
+    "a lowered maximum caps what was wanted before, too": (
+        spec(maxReplicas=2),
+        seen(5, Depth(0, 0, 5)),
+        Window(0).record(NOW - 30, 5, 60),
+        (Retire, 2, Reason.SURPLUS),
+    ),
+    "as many as were wanted lately stay": (
+        spec(),
+        seen(4, Depth(0, 0, 4)),
+        Window(0).record(NOW - 30, 4, 60),
+        (Hold, 4, Reason.SCALE_IN_DELAYED),
+    ),
+    "the window is full to the second": (
+        spec(),
+        seen(3, Depth(0, 0, 3)),
+        Window(NOW - 60).record(NOW - 1, 0, 60),
+        (Retire, 0, Reason.IDLE),
+    ),
+    "a scheduled minimum is capped by the maximum": (
+        spec(maxReplicas=2),
+        replace(seen(0, Depth(0, 0, 0)), minimum=3),
+        Window(NOW),
+        (ScaleOut, 2, Reason.BELOW_MINIMUM),
+    ),
+    "one worker of an unproven template needs no canary": (
+        spec(),
+        seen(0, Depth(1, 0, 0), proven=False),
+        Window(NOW),
+        (ScaleOut, 1, Reason.BACKLOG),
+    ),
+    "a pin waits for a rollout before it lowers": (
+        spec(replicas=1),
+        seen(4, Depth(0, 0, 4), unsettled=Unknown(Reason.ROLLOUT_UNDER_WAY, "…")),
+        Window(NOW),
+        (Hold, 4, Reason.ROLLOUT_UNDER_WAY),
+    ),
 }
 
 
@@ -211,8 +247,9 @@ DRAIN_CASES = {
     "the backlog within the time": (Depth(600, 0, 0), Load(2.0, 0.0), 1, 20),
     "Little's law keeps up with a steady load": (Depth(0, 5, 10), Load(2.0, 5.0), 1, 10),
     "slots of one pod share the work": (Depth(600, 0, 0), Load(2.0, 0.0), 4, 5),
-    "an estimate until a time was measured": (Depth(60, 0, 0), Load(None, 0.0), 1, 1),
-    "at least one while there is anything": (Depth(1, 0, 0), Load(0.001, 0.0), 1, 1),
+    "an estimate of one second until a time was measured": (Depth(600, 0, 0), Load(None, 0.0), 1, 10),
+    "at least one while a message waits, however fast": (Depth(1, 0, 0), Load(0.0, 0.0), 1, 1),
+    "at least one while a message is in a handler": (Depth(0, 1, 1), Load(2.0, 0.0), 1, 1),
     "none when there is nothing": (Depth(0, 0, 0), Load(2.0, 0.0), 1, 0),
 }
 
@@ -221,6 +258,12 @@ DRAIN_CASES = {
 def test_a_target_drain_time(case: str) -> None:
     depth, load, concurrency, replicas = DRAIN_CASES[case]
     assert wanted_replicas(spec(targetDrainSeconds=60), depth, load, concurrency) == replicas
+
+
+def test_a_target_drain_time_reckons_with_the_slots_of_a_pod() -> None:
+    observation = replace(seen(0, Depth(600, 0, 0), concurrency=5), load=Load(2.0, 0.0))
+    decision, _ = decide(spec(targetDrainSeconds=60), observation, Window(NOW), NOW)
+    assert target(decision, 0) == 4
 
 
 # -- the laws ----------------------------------------------------------------------------------------
@@ -270,6 +313,141 @@ specs = st.builds(
     st.one_of(st.none(), st.none(), st.integers(0, 60)),
     st.sampled_from([False, False, False, True]),
 )
+
+
+# Small numbers, so that counts often meet each other and the bounds.
+close_specs = st.builds(
+    lambda low, extra, per, delay, pin, suspend: spec(
+        minReplicas=low,
+        maxReplicas=max(low + extra, 1),
+        messagesPerReplica=per,
+        scaleInDelaySeconds=delay,
+        **({"replicas": pin} if pin is not None else {}),
+        suspend=suspend,
+    ),
+    st.integers(0, 2),
+    st.integers(0, 4),
+    st.integers(1, 3),
+    st.sampled_from([0, 10]),
+    st.one_of(st.none(), st.none(), st.integers(0, 5)),
+    st.sampled_from([False] * 7 + [True]),
+)
+close_observations = st.builds(
+    Observation,
+    workload=st.builds(
+        Workload,
+        replicas=st.integers(0, 6),
+        proven=st.sampled_from([True, True, False]),
+        unsettled=st.sampled_from([None, None, Unknown(Reason.PODS_SETTLING, "…")]),
+        concurrency=st.integers(1, 2),
+    ),
+    depth=st.one_of(
+        *[st.builds(Depth, st.integers(0, 6), st.integers(0, 5), st.integers(0, 5))] * 5, st.just(OUTAGE)
+    ),
+    minimum=st.integers(0, 8),
+)
+close_windows = st.builds(
+    lambda age, samples: _window(age, [(float(ago), wanted) for ago, wanted in samples]),
+    st.sampled_from([0.0, 9.0, 10.0, 30.0]),
+    st.lists(st.tuples(st.sampled_from([1, 9, 10, 11]), st.integers(0, 6)), max_size=3),
+)
+
+
+Step = tuple[type, int, Reason]
+
+
+def lawful(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> Step:
+    """The laws once more, flat: the first that applies has the answer."""
+    workload, depth, scaling = seen_.workload, seen_.depth, a_spec.scaling
+    assert isinstance(workload, Workload)
+    now = workload.replicas
+    if a_spec.suspend:
+        return Hold, now, Reason.SUSPENDED
+    if a_spec.replicas is not None:
+        return lawful_pin(a_spec.replicas, workload)
+    if isinstance(depth, Unknown):
+        return Hold, now, depth.reason
+    backlog = -(-(depth.ready + depth.in_handlers) // (scaling.messages_per_replica or 1))
+    most = scaling.max_replicas
+    fewest = min(most, max(scaling.min_replicas, seen_.minimum))
+    _, wanted, _ = sorted([fewest, backlog, most])
+    if wanted > now:
+        return lawful_outward(wanted, workload, Reason.BELOW_MINIMUM if backlog < fewest else Reason.BACKLOG)
+    if wanted < now:
+        return lawful_inward(a_spec, workload, depth, window, wanted)
+    idle = Reason.WITHIN_BOUNDS if depth.ready or depth.in_handlers else Reason.IDLE
+    return Hold, now, Reason.AT_MAXIMUM if backlog > most else idle
+
+
+def lawful_pin(pin: int, workload: Workload) -> Step:
+    if pin > workload.replicas:
+        return lawful_outward(pin, workload, Reason.PINNED)
+    if pin < workload.replicas and workload.unsettled is not None:
+        return Hold, workload.replicas, workload.unsettled.reason
+    return Hold if pin == workload.replicas else Retire, pin, Reason.PINNED
+
+
+def lawful_outward(count: int, workload: Workload, reason: Reason) -> Step:
+    if workload.proven or count == 1:
+        return ScaleOut, count, reason
+    return ScaleOut if workload.replicas == 0 else Hold, max(workload.replicas, 1), Reason.CANARY
+
+
+def lawful_inward(
+    a_spec: WorkQueueSpec, workload: Workload, depth: Depth, window: Window, wanted: int
+) -> Step:
+    now, delay, most = workload.replicas, a_spec.scaling.scale_in_delay_seconds, a_spec.scaling.max_replicas
+    lately = max(wanted, *(min(count, most) for at, count in window.peaks if NOW - at < delay), 0)
+    if lately >= now or NOW - window.since < delay:
+        return Hold, now, Reason.SCALE_IN_DELAYED
+    if workload.unsettled is not None:
+        return Hold, now, workload.unsettled.reason
+    stay = max(lately, -(-depth.in_handlers // workload.concurrency))
+    if stay >= now:
+        return Hold, now, Reason.WORKERS_BUSY
+    return Retire, stay, Reason.SURPLUS if stay else Reason.IDLE
+
+
+@settings(max_examples=1_500)
+@given(close_specs, close_observations, close_windows)
+def test_the_step_is_the_one_that_the_laws_ask_for(
+    a_spec: WorkQueueSpec, seen_: Observation, window: Window
+) -> None:
+    decision, _ = decide(a_spec, seen_, window, NOW)
+    assert isinstance(seen_.workload, Workload)
+    found = type(decision), target(decision, seen_.workload.replicas), decision.reason
+    assert found == lawful(a_spec, seen_, window)
+    if isinstance(decision, Retire):
+        # A person's pin may leave messages without a worker; nothing else may.
+        assert decision.only_when_empty is (a_spec.replicas is None)
+
+
+@settings(max_examples=300)
+@given(close_specs, close_observations, close_windows)
+def test_what_is_remembered_of_a_step(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> None:
+    decision, after = decide(a_spec, seen_, window, NOW)
+    delay = a_spec.scaling.scale_in_delay_seconds
+    if a_spec.suspend or a_spec.replicas is not None:
+        # What was wanted before says nothing about the time after.
+        assert after == Window(NOW)
+    elif isinstance(seen_.depth, Unknown):
+        assert isinstance(seen_.workload, Workload)
+        assert after == window.record(NOW, seen_.workload.replicas, delay)
+    else:
+        assert decision.wanted is not None
+        assert after == window.record(NOW, decision.wanted, delay)
+
+
+@given(close_specs, close_observations, close_windows)
+def test_without_a_workload_nothing_happens_and_nothing_is_forgotten(
+    a_spec: WorkQueueSpec, seen_: Observation, window: Window
+) -> None:
+    missing = Unknown(Reason.WORKLOAD_NOT_FOUND, "…")
+    decision, after = decide(a_spec, replace(seen_, workload=missing), window, NOW)
+    if a_spec.suspend:
+        assert decision.reason is Reason.SUSPENDED
+    else:
+        assert (decision, after) == (Hold(None, missing.reason, missing.message), window)
 
 
 @given(specs, observations, windows)
@@ -340,11 +518,14 @@ def test_a_pin_is_where_it_goes(a_spec: WorkQueueSpec, seen_: Observation, windo
     assert decision.wanted == a_spec.replicas
 
 
-@given(st.lists(st.tuples(st.floats(0, 10), st.integers(0, 30)), min_size=1, max_size=40))
-def test_the_window_remembers_exactly_the_highest_of_its_time(steps: list[tuple[float, int]]) -> None:
+@given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 30)), min_size=1, max_size=40))
+def test_the_window_remembers_exactly_the_highest_of_its_time(steps: list[tuple[int, int]]) -> None:
     window, now, history = Window(0.0), 0.0, []
     for pause, wanted in steps:
         now += pause
         history.append((now, wanted))
         window = window.record(now, wanted, 20.0)
-        assert window.highest == max(count for at, count in history if now - at < 20.0 or at == now)
+        assert window.highest == max(count for at, count in history if now - at < 20.0)
+        # No more is kept than can still matter, however often it is asked.
+        kept = [count for _, count in window.peaks]
+        assert kept == sorted(set(kept), reverse=True)
