@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,8 @@ KUBERNETES: Final = "v1.35.4"
 ETCD: Final = "v3.6.5"
 COREDNS: Final = "v1.12.4"
 HELM: Final = "v4.3.1"
+HELM_3: Final = "v3.22.0"
+"""For the tests of the chart alone."""
 OLDEST_GO: Final = (1, 26)
 OLDEST_KUBECTL: Final = (1, 29)
 OLDEST_HELM: Final = (4, 0)
@@ -72,9 +74,17 @@ def kubectl() -> Path:
 @cache
 def helm() -> Path:
     """The helm on PATH if it is young enough, else our own."""
-    return _installed("helm", ["version", "--short"], OLDEST_HELM) or (
-        _cached(f"helm-{HELM}", _build_helm) / "helm"
-    )
+    return _installed("helm", ["version", "--short"], OLDEST_HELM) or _helm(HELM)
+
+
+@cache
+def helm_3() -> Path:
+    """The last helm of the major version before, our own."""
+    return _helm(HELM_3)
+
+
+def _helm(version: str) -> Path:
+    return _cached(f"helm-{version}", partial(_build_helm, version)) / "helm"
 
 
 def _installed(program: str, ask: list[str], oldest: tuple[int, int]) -> Path | None:
@@ -124,9 +134,10 @@ def _build_cluster(go: Path, folder: Path) -> None:
         )
 
 
-def _build_helm(go: Path, folder: Path) -> None:
-    with step(f"building helm {HELM} from source", "about 2 minutes, once") as current:
-        _install(go, folder, f"helm.sh/helm/v4/cmd/helm@{HELM}", current)
+def _build_helm(version: str, go: Path, folder: Path) -> None:
+    major = version.partition(".")[0]
+    with step(f"building helm {version} from source", "about 2 minutes, once") as current:
+        _install(go, folder, f"helm.sh/helm/{major}/cmd/helm@{version}", current)
 
 
 def _build_kubernetes(go: Path, folder: Path, current: Step) -> None:

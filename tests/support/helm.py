@@ -34,21 +34,31 @@ class _StrictLoader(yaml.SafeLoader):
         return made
 
 
-def run(*arguments: str | Path, stdin: str = "") -> str:
+def run(*arguments: str | Path, stdin: str = "", program: Path | None = None) -> str:
     """What helm prints.
+
+    Args:
+        program: another helm than the toolchain's.
 
     Raises:
         HelmError: it failed.
     """
     done = subprocess.run(
-        [toolchain.helm(), *arguments], input=stdin, capture_output=True, text=True, check=False, timeout=120
+        [program or toolchain.helm(), *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     if done.returncode:
         raise HelmError(done.stderr)
     return done.stdout
 
 
-def template(values: Mapping[str, Any], *, release: str = RELEASE, tests: bool = False) -> list[Object]:
+def template(
+    values: Mapping[str, Any], *, release: str = RELEASE, tests: bool = False, program: Path | None = None
+) -> list[Object]:
     """What the chart makes of these values, without the pods of `helm test`.
 
     Raises:
@@ -56,7 +66,7 @@ def template(values: Mapping[str, Any], *, release: str = RELEASE, tests: bool =
     """
     skipping = () if tests else ("--skip-tests",)
     options = ("--namespace", NAMESPACE, "--kube-version", "1.35.0", "--values", "-", *skipping)
-    rendered = run("template", release, CHART, *options, stdin=json.dumps(values))
+    rendered = run("template", release, CHART, *options, stdin=json.dumps(values), program=program)
     return [made for made in yaml.load_all(rendered, Loader=_StrictLoader) if made]
 
 

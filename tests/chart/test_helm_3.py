@@ -1,0 +1,35 @@
+"""helm 3 makes of the chart what helm 4 makes of it, so that all other tests hold for both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hack.cluster import toolchain
+from hack.generate import CHART
+from tests.chart.test_chart import VALUES
+from tests.support import helm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _these_are_two_versions() -> None:
+    versions = [helm.run("version", "--short", program=of()) for of in (toolchain.helm, toolchain.helm_3)]
+    assert [version[:3] for version in versions] == ["v4.", "v3."]
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_helm_3_makes_the_same_objects(values: dict[str, Any]) -> None:
+    made = helm.template(values, tests=True, program=toolchain.helm_3())
+    assert made == helm.template(values, tests=True)
+
+
+def test_helm_3_finds_nothing_to_complain_about() -> None:
+    said = helm.run("lint", "--strict", CHART, program=toolchain.helm_3())
+    assert "0 chart(s) failed" in said
+    assert "[WARNING]" not in said
+
+
+def test_helm_3_refuses_a_name_that_is_not_there() -> None:
+    with pytest.raises(helm.HelmError, match="additional properties 'replicas' not allowed"):
+        helm.template({"replicas": 3}, program=toolchain.helm_3())
