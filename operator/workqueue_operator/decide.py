@@ -263,8 +263,11 @@ def _inward(
         return Hold(
             wanted, Reason.WORKERS_BUSY, f"{_replicas(wanted)} are wanted, but {busy} are in a handler."
         )
-    reason = Reason.IDLE if target == 0 else Reason.SURPLUS
-    message = f"{backlog}, and no more than {_replicas(target)} wanted in the last {delay} s."
+    if target == 0:
+        reason, message = Reason.IDLE, f"Nothing has waited or been in a handler for {delay} s."
+    else:
+        reason = Reason.SURPLUS
+        message = f"{backlog}; no more than {_replicas(target)} wanted in the last {delay} s."
     return Retire(target, wanted, only_when_empty=True, reason=reason, message=message)
 
 
