@@ -51,6 +51,8 @@ class Finalizer:
         brokers: Brokers,
         management: Management,
         reporter: Reporter,
+        *,
+        hidden_seconds: float = queues.HIDES_SECONDS,
     ) -> None:
         self._cluster = cluster
         self._store = store
@@ -58,6 +60,8 @@ class Finalizer:
         self._brokers = brokers
         self._management = management
         self._reporter = reporter
+        self._hidden_seconds = hidden_seconds
+        self._empty_since: dict[str, float] = {}
 
     async def ensure(self, workqueue: WorkQueue) -> None:
         """Have the finalizer exactly when the deletion policy needs it."""
@@ -159,7 +163,7 @@ class Finalizer:
         names = queues.names(workqueue, () if isinstance(listed, Unknown) else listed)
         only_empty = workqueue.spec.queue.deletion_policy is DeletionPolicy.DELETE_IF_EMPTY
         if only_empty:
-            await queues.require_no_messages(names, link.broker)
+            await self._require_no_messages(workqueue, names, link)
         await self._stop_workers(workqueue)
         if only_empty:
             await queues.require_empty(names, link.broker)
@@ -167,6 +171,19 @@ class Finalizer:
         if isinstance(listed, Unknown):
             return f" {listed.message} Delay queues of delays that spec.retry had earlier may be left."
         return ""
+
+    async def _require_no_messages(self, workqueue: WorkQueue, names: list[str], link: Link) -> None:
+        """No queue shows a message, and none has for so long that none can be hidden. Workers may still run."""
+        uid = workqueue.metadata.uid
+        try:
+            await queues.require_no_messages(names, link.broker)
+        except Trouble:
+            self._empty_since.pop(uid, None)
+            raise
+        now = time.monotonic()
+        looked = now - self._empty_since.setdefault(uid, now)
+        if looked < self._hidden_seconds:
+            await queues.require_nothing_hidden(workqueue, names, link.broker)
 
     async def _connection(self, workqueue: WorkQueue) -> tuple[Link, Binding]:
         namespace, secret = workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
@@ -226,6 +243,7 @@ class Finalizer:
         return AGAIN
 
     async def _let_go(self, workqueue: WorkQueue, message: str, *, warning: bool = False) -> None:
+        self._empty_since.pop(workqueue.metadata.uid, None)
         await self._reporter.event(workqueue, warning, Reason.DELETING, message, "Delete", time.monotonic())
         await self._write(workqueue, [name for name in workqueue.metadata.finalizers if name != FINALIZER])
         await self._brokers.leave(workqueue.key)

@@ -1,0 +1,88 @@
+"""The deletion of a WorkQueue on a real RabbitMQ, with an API server that only takes notes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from tests.support.fakecluster import FakeCluster
+from tests.support.rabbitmq import VirtualHost
+from tests.support.workqueue import workqueue
+from workqueue_operator.act.queues import HIDES_SECONDS
+from workqueue_operator.finalize import Finalizer
+from workqueue_operator.metrics import Metrics
+from workqueue_operator.model import WorkQueue
+from workqueue_operator.names import FINALIZER
+from workqueue_operator.observe.brokers import Brokers
+from workqueue_operator.observe.management import Management
+from workqueue_operator.observe.secrets import Secrets
+from workqueue_operator.observe.store import Store
+from workqueue_operator.report import Reporter
+
+SPEC = 3
+"""A delay of the spec alone, one that a handler may ask for, and one that an earlier spec had."""
+ASKED = 7200
+EARLIER = 77
+QUEUES = ["jobs", "jobs.dead", *(f"jobs.retry.{seconds}s" for seconds in (SPEC, ASKED, EARLIER))]
+
+
+def deleted(policy: str) -> WorkQueue:
+    """A WorkQueue that somebody has deleted."""
+    return workqueue(
+        queue={"deletionPolicy": policy},
+        retry={"delaysSeconds": [SPEC]},
+        metadata={"deletionTimestamp": "2026-11-24T12:00:00Z", "finalizers": [FINALIZER, "theirs"]},
+    )
+
+
+@asynccontextmanager
+async def finalizer(
+    vhost: VirtualHost, *, hidden_seconds: float = HIDES_SECONDS, **secret: str
+) -> AsyncIterator[tuple[Finalizer, FakeCluster]]:
+    """A Finalizer, and the API server as it sees it.
+
+    Args:
+        hidden_seconds: for how long queues must look empty before that is believed.
+        secret: more keys of the connection Secret.
+    """
+    cluster = FakeCluster()
+    keys = {"uri": vhost.url, **secret}
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in keys.items()}
+    cluster.answer("GET", "/secrets/rabbitmq", {"data": data})
+    cluster.answer("GET", "/workqueues/jobs", deleted("Delete").model_dump(mode="json", by_alias=True))
+    cluster.answer("PATCH", "/workqueues/jobs", lambda request: _stored(request.body))
+    cluster.answer("POST", "/events", {})
+    store = Store(lambda _: None)
+    brokers = Brokers(lambda _: None, lambda _: None, 60, 60)
+    management = Management()
+    reporter = Reporter(cluster, store, "operator-1", Metrics())
+    try:
+        secrets = Secrets(cluster)
+        made = Finalizer(
+            cluster, store, secrets, brokers, management, reporter, hidden_seconds=hidden_seconds
+        )
+        yield made, cluster
+    finally:
+        await brokers.close()
+        await management.close()
+
+
+def _stored(patch: dict[str, Any]) -> dict[str, Any]:
+    body = deleted("Delete").model_dump(mode="json", by_alias=True)
+    body["metadata"] |= patch["metadata"] | {"resourceVersion": "2"}
+    return body
+
+
+def let_go(cluster: FakeCluster) -> bool:
+    """Whether our finalizer was removed, and no other."""
+    return any(
+        request.method == "PATCH" and request.body.get("metadata", {}).get("finalizers") == ["theirs"]
+        for request in cluster.asked
+    )
+
+
+def told(cluster: FakeCluster) -> str:
+    """What all Events say."""
+    return " ".join(request.body["note"] for request in cluster.asked if request.path.endswith("/events"))
