@@ -32,8 +32,12 @@ def test_an_alarm(work: Work, alarm: str) -> None:
     work.declare()
     work.start(2)
     raised = work.broker.memory_alarm if alarm == "memory" else work.broker.disk_alarm
-    with work.through(f"{alarm} alarm", within=20, duplicates=False), raised():
-        work.await_blocked()
+    with work.through(f"{alarm} alarm", within=20, duplicates=False):
+        # Some work that lasts until the alarm is on, and then messages that fail.
+        work.publish(*({"id": f"long {n}", "do": "sleep", "seconds": 0.3} for n in range(60)))
+        work.publish(*({"id": f"fails {n}", "do": "fail once"} for n in range(4)))
+        with raised():
+            work.await_blocked()
     assert work.lost_leases() == 0
 
 

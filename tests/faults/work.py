@@ -247,11 +247,19 @@ class Work:
             eventually(self._settled, seconds)
             yield
 
-    def publish(self, *jobs: dict[str, Any]) -> None:
+    def publish(self, *jobs: dict[str, Any], queue: str = QUEUE) -> None:
         """Publish jobs of the test's own, which are in the ledger, too."""
-        publish(self.vhost, *jobs)
+        publish(self.vhost, *jobs, queue=queue)
         for job in jobs:
             self.ledger.sent(job["id"])
+
+    def publish_until_refused(self) -> None:
+        """Publish until the queue takes no more."""
+        for number in itertools.count(1):
+            try:
+                self.publish({"id": number})
+            except pika.exceptions.NackError:
+                return
 
     def delete(self, queue: str) -> None:
         """Delete a queue with what is in it, as somebody does by mistake."""
