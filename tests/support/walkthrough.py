@@ -62,28 +62,36 @@ def walk(page: Path, folder: Path, environment: Mapping[str, str], seconds: floa
         if block.language == "sh" and block.mark == "background":
             script.append(_BACKGROUND.format(command=shlex.quote(block.body), output=f"output.{number}"))
         elif block.language == "sh":
-            script.append(f"{{ echo '$ block {number}' >&2\n{block.body}}} > >(tee output.{number}) 2>&1")
+            script.append(f"{{\n{block.body}}} >output.{number} 2>&1")
         elif block.language == "text":
             expected[number] = block.body
         elif name:
             (folder / name[1]).write_text(block.body)
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["bash", "-c", "\n".join(script)],
             cwd=folder,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=seconds,
-            check=False,
+            start_new_session=True,
         )
-        assert done.returncode == 0, f"{page.name}: exit code {done.returncode}\n{done.stdout[-3000:]}"
+        (folder / "pids").write_text(f"{process.pid}\n")
+        try:
+            code: int | None = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        said = "not at its end" if code is None else f"exit code {code}"
+        assert code == 0, f"{page.name}: {said} after {seconds:.0f} s at most\n{_last_output(folder)}"
         for number, text in expected.items():
             _compare(text, (folder / f"output.{number - 1}").read_text())
     finally:
         _end(folder / "pids")
+
+
+def _last_output(folder: Path) -> str:
+    """What the command that was running last has printed."""
+    outputs = sorted(folder.glob("output.*"), key=lambda path: path.stat().st_ctime)
+    return outputs[-1].read_text()[-3000:] if outputs else "nothing was run"
 
 
 def _compare(text: str, output: str) -> None:
