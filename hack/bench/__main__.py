@@ -25,8 +25,9 @@ OPERATOR: Final = ("wake", "rest", "restart", "ack", "ladder")
 OTHERS: Final = {
     "worker": "hack.bench.worker.figures",
     "publisher": "hack.bench.publisher.figures",
+    "simulation": "hack.simulate.figures",
 }
-FIGURES: Final = (*OTHERS, *OPERATOR)
+FIGURES: Final = ("worker", "publisher", *OPERATOR, "simulation")
 INTERRUPTED: Final = 130
 
 
@@ -41,11 +42,13 @@ def main() -> int:
     parser.add_argument("--name", help="of the operator's files (operator, or operator-quick)")
     arguments = parser.parse_args()
     try:
-        for name in arguments.only:
-            if name in OTHERS:
+        for name in ("worker", "publisher"):
+            if name in arguments.only:
                 _finish(_other(name, arguments), arguments.output)
         if set(arguments.only) & set(OPERATOR):
-            return _operator(arguments)
+            _operator(arguments)
+        if "simulation" in arguments.only:  # it begins with what the operator was measured to cost
+            _finish(_other("simulation", arguments), arguments.output)
     except (BenchError, ClusterError) as error:
         say(str(error))
         return 1
@@ -65,7 +68,7 @@ def _other(name: str, arguments: argparse.Namespace) -> Report:
     return found
 
 
-def _operator(arguments: argparse.Namespace) -> int:
+def _operator(arguments: argparse.Namespace) -> None:
     counts = arguments.counts or ([1, 200] if arguments.quick else [1, 100, 1000])
     rows: list[Row] = []
     try:
@@ -79,7 +82,6 @@ def _operator(arguments: argparse.Namespace) -> int:
     name = arguments.name or ("operator-quick" if arguments.quick else "operator")
     peers = "KEDA 2.20 on the same kind of machine"
     _finish(Report(name, "The operator, measured", where, rows, peers), arguments.output)
-    return 0
 
 
 def _measure(place: Site, extent: Extent, counts: list[int], only: tuple[str, ...], rows: list[Row]) -> None:

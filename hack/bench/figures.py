@@ -106,6 +106,7 @@ def wake(probe: Probe, count: int, extent: Extent) -> list[Row]:
     after = probe.ask("metrics")
     p50, p99 = percentile(samples, 0.5), percentile(samples, 0.99)
     own = _difference(before, after, "workqueue_wake_seconds")
+    processor = after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]
     if again:
         probe.ask("wait_asleep", names=names(1), seconds=60)
     return [
@@ -116,7 +117,11 @@ def wake(probe: Probe, count: int, extent: Extent) -> list[Row]:
             "p50 <= 15 ms, p99 <= 50 ms",
             p50 <= 0.015 and p99 <= 0.050,
             _PEER_WAKE.get(count, ""),
-            {"seconds": samples, "ring_to_written_mean_seconds": own},
+            {
+                "seconds": samples,
+                "ring_to_written_mean_seconds": own,
+                "processor_seconds_each": processor / len(samples),
+            },
         )
     ]
 

@@ -1,0 +1,122 @@
+"""Jobs: when each message is published, and how long its handler takes. Seeded, so that all get the same.
+
+Place in the flow: the input of a simulation.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+HOUR: Final = 3600.0
+COMMITS: Final = Path(__file__).with_name("commits.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One message.
+
+    Attributes:
+        published: seconds from the beginning.
+        seconds: that its handler takes.
+    """
+
+    published: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What comes to one queue, and how it is scaled.
+
+    Attributes:
+        jobs: by their time.
+        seconds: how long it is watched; the last jobs come before.
+        messages_per_replica: the target, the same for all autoscalers.
+    """
+
+    name: str
+    what: str
+    jobs: tuple[Job, ...]
+    seconds: float
+    messages_per_replica: int
+    max_replicas: int
+
+
+def sparse() -> Workload:
+    """A message now and then."""
+    chance = random.Random(1)
+    jobs = tuple(Job(at, 2.0) for at in _poisson(chance, 4 * HOUR, lambda _: 1 / 600))
+    return Workload("sparse", "one message each 10 minutes on average, 2 s each", jobs, 5 * HOUR, 10, 10)
+
+
+def bursts() -> Workload:
+    """Much at once, then nothing."""
+    chance = random.Random(2)
+    starts = _poisson(chance, 4 * HOUR, lambda _: 1 / 900)
+    jobs = tuple(Job(at + 0.002 * number, 2.0) for at in starts for number in range(200))
+    what = "200 messages at once, each 15 minutes on average, 2 s each"
+    return Workload("bursts", what, _in_order(jobs), 5 * HOUR, 10, 20)
+
+
+def steady() -> Workload:
+    """A load that does not change: replicas that do are for nothing."""
+    chance = random.Random(3)
+    jobs = tuple(Job(at, chance.expovariate(1.0)) for at in _poisson(chance, HOUR, lambda _: 5.0))
+    return Workload("steady", "5 messages a second for an hour, 1 s each on average", jobs, 1.5 * HOUR, 2, 20)
+
+
+def diurnal() -> Workload:
+    """Day and night."""
+    chance = random.Random(4)
+
+    def rate(now: float) -> float:
+        return max(0.0, 1.5 * math.sin(math.pi * (now / HOUR - 6) / 12))  # from 6 h to 18 h
+
+    jobs = tuple(
+        Job(at, chance.lognormvariate(0.0, 0.8)) for at in _poisson(chance, 24 * HOUR, rate, most=1.5)
+    )
+    what = "a day: up to 1.5 messages a second at noon, none at night; log-normal, 1.4 s each on average"
+    return Workload("diurnal", what, jobs, 25 * HOUR, 2, 20)
+
+
+def heavy() -> Workload:
+    """Most handlers are short, a few are very long."""
+    chance = random.Random(5)
+    jobs = tuple(
+        Job(at, min(2.0 * chance.paretovariate(1.2), HOUR))
+        for at in _poisson(chance, 4 * HOUR, lambda _: 0.3)
+    )
+    what = "0.3 messages a second; Pareto, half of them below 4 s, the longest an hour at most"
+    return Workload("heavy tail", what, jobs, 6 * HOUR, 2, 30)
+
+
+def recorded() -> Workload:
+    """Pushes to a busy project in one week, each of which starts 20 jobs of continuous integration."""
+    chance = random.Random(6)
+    commits = [float(line) for line in COMMITS.read_text().splitlines() if not line.startswith("#")]
+    jobs = tuple(Job(at, chance.lognormvariate(3.5, 0.8)) for at in commits for _ in range(20))
+    what = "133 commits of a real week, 20 jobs each; log-normal, 46 s each on average"
+    return Workload("recorded", what, _in_order(jobs), 7 * 24 * HOUR + HOUR, 1, 40)
+
+
+WORKLOADS: Final[tuple[Callable[[], Workload], ...]] = (sparse, bursts, steady, diurnal, heavy, recorded)
+
+
+def _poisson(
+    chance: random.Random, end: float, rate: Callable[[float], float], most: float | None = None
+) -> Iterator[float]:
+    """Times of a Poisson process whose rate (a second) may change but never exceeds `most`."""
+    highest = rate(0.0) if most is None else most
+    now = 0.0
+    while (now := now + chance.expovariate(highest)) < end:
+        if chance.random() * highest < rate(now):
+            yield now
+
+
+def _in_order(jobs: tuple[Job, ...]) -> tuple[Job, ...]:
+    return tuple(sorted(jobs, key=lambda job: job.published))

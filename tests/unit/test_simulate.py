@@ -1,0 +1,157 @@
+"""The simulation against what is known: the steps of a real KEDA, and laws that hold for any workload."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hack.simulate import shards
+from hack.simulate.jobs import Job, Workload, bursts, heavy, recorded, sparse
+from hack.simulate.keda import Keda
+from hack.simulate.operator import RING_TO_WRITTEN_SECONDS, Operator
+from hack.simulate.outcome import simulate
+from hack.simulate.world import START_SECONDS, Autoscaler, World
+
+
+def workload(
+    *jobs: tuple[float, float], per_replica: int = 1, most: int = 20, seconds: float = 2_000
+) -> Workload:
+    return Workload("a test", "", tuple(Job(*job) for job in jobs), seconds, per_replica, most)
+
+
+def counts(load: Workload, autoscaler: Autoscaler) -> list[tuple[float, int]]:
+    return World(load, autoscaler).run().counts[1:]
+
+
+def test_the_model_of_keda_climbs_as_a_real_one_did() -> None:
+    # Measured with KEDA 2.20, polling each second, 20 long messages from 0: 0.5 s, 2.5 s, then each 15 s.
+    load = workload(*[(0.0, 500.0)] * 20, seconds=100)
+    steps = counts(load, Keda(load, polling_seconds=1.0, phase=2.5))
+    assert [count for _, count in steps] == [1, 4, 8, 16, 20]
+    assert [at for at, _ in steps[1:]] == pytest.approx([2.5, 17.5, 32.5, 47.5])
+
+
+def test_the_model_of_keda_goes_to_zero_after_its_cooldown() -> None:
+    load = workload((10.0, 1.0))
+    (at_one, one), (at_zero, zero) = counts(load, Keda(load))
+    assert (one, zero) == (1, 0)
+    assert at_one == 30.0
+    # It is active for the last time at 30 s, and looks each 30 s.
+    assert at_zero == 330.0
+
+
+def test_the_model_of_keda_stays_within_its_tolerance() -> None:
+    # 40 messages ask for 4 replicas of 10 each. 5 % more are too few to change that, 15 % are not.
+    few, more = ([(0.0, 1_500.0)] * 40 + [(100.0, 1_500.0)] * extra for extra in (2, 6))
+    for jobs, wanted in ((few, [1, 4]), (more, [1, 4, 5])):
+        load = workload(*jobs, per_replica=10, seconds=1_000)
+        assert [count for _, count in counts(load, Keda(load))] == wanted
+
+
+def test_the_operator_climbs_in_one_step_as_soon_as_a_message_comes() -> None:
+    load = workload(*[(5.0, 500.0)] * 20, seconds=100)
+    assert counts(load, Operator(load)) == [(5.0 + RING_TO_WRITTEN_SECONDS, 20)]
+
+
+def test_a_message_on_an_idle_queue_waits_for_one_start() -> None:
+    load = workload((5.0, 1.0))
+    _, outcome = simulate(load, Operator(load))
+    assert outcome.waits == [pytest.approx(RING_TO_WRITTEN_SECONDS + START_SECONDS)]
+    assert outcome.counts[-1][1] == 0
+
+
+@pytest.mark.parametrize("make", [sparse, bursts, heavy, recorded])
+def test_the_operator_never_stops_a_busy_worker(make: Any) -> None:
+    load = make()
+    found, outcome = simulate(load, Operator(load))
+    assert (found.interrupted, found.repeated) == (0, 0)
+    assert len(outcome.waits) == len(load.jobs)
+
+
+def test_who_is_killed_in_a_handler_begins_again() -> None:
+    load = workload(*[(0.0, 60.0)] * 4, (0.0, 1_000.0), seconds=6_000)
+    found, outcome = simulate(load, Keda(load, cooldown_seconds=0.0))
+    assert found.interrupted > 0
+    assert found.repeated == sum(wait > 100 for wait in outcome.waits)
+    assert len(outcome.waits) == len(load.jobs)
+
+
+some_jobs = st.lists(st.tuples(st.floats(0, 300), st.floats(0.01, 60)), min_size=1, max_size=40)
+
+
+@given(some_jobs, st.sampled_from(["ours", "keda"]))
+def test_every_job_is_done_and_no_time_is_lost(chosen: list[tuple[float, float]], who: str) -> None:
+    load = workload(*sorted(chosen), seconds=20_000)
+    autoscaler: Autoscaler = Operator(load) if who == "ours" else Keda(load)
+    world = World(load, autoscaler, grace_seconds=math.inf)
+    outcome = world.run()
+    assert len(outcome.waits) == len(chosen)
+    assert min(outcome.waits) > -1e-6
+    assert not world.pods
+    assert outcome.replica_seconds >= sum(seconds for _, seconds in chosen) - 1e-6
+    assert all(0 <= count <= load.max_replicas for _, count in outcome.counts)
+
+
+def test_the_same_seed_gives_the_same_jobs() -> None:
+    assert heavy() == heavy()
+
+
+# -- very many queues ----------------------------------------------------------------------------------
+
+COSTS = shards.UnitCosts(
+    base_mib=70,
+    queue_kib=25,
+    base_cores=0.005,
+    queue_cores=5e-6,
+    restart_seconds=0.005,
+    wake_seconds=0.01,
+    wake_processor_seconds=0.02,
+)
+
+
+def test_more_operators_bear_less_each() -> None:
+    few, many = (shards.plan(COSTS, number, 10.0) for number in (2, 20))
+    assert (few.queues, many.queues) == (50_000, 5_000)
+    assert many.memory_mib < few.memory_mib
+    assert many.restart_seconds == pytest.approx(few.restart_seconds / 10)
+    assert COSTS.wake_seconds <= many.wake_p99 < few.wake_p99
+    assert many.fits
+    assert not few.fits
+
+
+def test_wakes_that_come_faster_than_they_are_served_wait_for_ever() -> None:
+    assert shards.wake_waits(60.0, 0.02) == [math.inf]
+
+
+def test_wakes_wait_as_the_theory_of_queues_says() -> None:
+    # One server, fixed service: mean wait = load / (2 * (1 - load)) services.
+    waits = shards.wake_waits(25.0, 0.02, count=200_000)
+    assert sum(waits) / len(waits) == pytest.approx(0.5 / (2 * 0.5) * 0.02, rel=0.05)
+
+
+def test_unit_costs_come_from_the_operators_results(tmp_path: Path) -> None:
+    def rest(figure: str, **raw: Any) -> dict[str, Any]:
+        return {"figure": figure, "raw": raw}
+
+    file = tmp_path / "operator.json"
+    assert shards.from_results(file) is None
+    rows = [
+        rest("at rest, 1 WorkQueue, 60 s", resident_mib=70.0, cores=0.005),
+        rest("at rest, 1,001 WorkQueues, 60 s", resident_mib=95.0, cores=0.015),
+        rest("wake, 1,001 WorkQueues: publish", seconds=[0.02, 0.009, 0.01], processor_seconds_each=0.03),
+        rest("operator restarted with 1 WorkQueue, to all", hung=1.5, process=0.5),
+        rest("operator restarted with 1,001 WorkQueues, to all", hung=5.5, process=0.5),
+    ]
+    file.write_text(json.dumps({"rows": rows}))
+    costs = shards.from_results(file)
+    assert costs is not None
+    assert costs.queue_kib == pytest.approx(25.6)
+    assert costs.queue_cores == pytest.approx(1e-5)
+    assert costs.restart_seconds == pytest.approx(0.004)
+    assert (costs.wake_seconds, costs.wake_processor_seconds) == (0.01, 0.03)
