@@ -55,6 +55,10 @@ def moody(message: Message) -> None:
         raise Reject("the test asked for it")
     if message.attempt <= job.get("failures", 0):
         raise RuntimeError("not yet")
+    if job.get("eat") and not message.redelivered:
+        eaten = []
+        while True:  # until the kernel ends it
+            eaten.append(b"x" * 2**20)
     if job.get("die") and message.attempt == 1 and not message.redelivered:
         os.kill(os.getpid(), signal.SIGKILL)
     done(message, job)
