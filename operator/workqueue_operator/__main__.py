@@ -37,6 +37,12 @@ from .observe.management import Management
 from .observe.secrets import Secrets
 from .observe.store import Store
 from .observe.workers import Workers
+from .page.access import Access
+from .page.letters import DeadLetters
+from .page.relay import Relay, leader_address
+from .page.server import Page
+from .page.server import Parts as Shown
+from .page.watch import Watch
 from .reconcile import Parts, Reconciler
 from .relist import Relist
 from .report import Reporter
@@ -77,6 +83,7 @@ class Operator:
         self._health: Health | None = None
         self._brokers: Brokers | None = None
         self._cluster: Cluster | None = None
+        self._page: Page | None = None
         self._serving = False
 
     async def run(self) -> int:
@@ -89,12 +96,16 @@ class Operator:
         endpoint = Endpoint(
             self._config.port, self._metrics, self._problem, lambda: self._serving, self._refresh_metrics
         )
+        if self._config.page_port is not None:
+            self._page = Page(self._config.page_port, Relay(self._leading_page))
         try:
             await endpoint.start()
+            if self._page is not None:
+                await self._page.start()
         except OSError as error:
             logger.error(  # noqa: TRY400 - the sentence says it all
-                "The port cannot be opened: set WORKQUEUE_PORT to a free one.",
-                extra={"port": self._config.port, "detail": str(error)},
+                "The port cannot be opened: set WORKQUEUE_PORT or WORKQUEUE_PAGE_PORT to a free one.",
+                extra={"port": self._config.port, "page": self._config.page_port, "detail": str(error)},
             )
             return EXIT_FAILED
         try:
@@ -103,6 +114,8 @@ class Operator:
             logger.error("The operator cannot go on.", extra={"detail": str(error)})  # noqa: TRY400
             self._exit_code = self._exit_code or EXIT_FAILED
         finally:
+            if self._page is not None:
+                await self._page.stop()
             await endpoint.stop()
         return self._exit_code
 
@@ -140,7 +153,8 @@ class Operator:
         workers = Workers()
         management = Management()
         secrets = Secrets(cluster)
-        reporter = Reporter(cluster, store, config.pod_name, self._metrics)
+        watch = Watch(store, workers) if self._page is not None else None
+        reporter = Reporter(cluster, store, config.pod_name, self._metrics, watch.decided if watch else None)
         defaults = render.Defaults(
             config.worker_image,
             config.worker_network_policy,
@@ -169,6 +183,9 @@ class Operator:
         self._health = Health(relist, reconciler.keys, brokers)
         await relist.once()
         self._serving = True
+        if self._page is not None and watch is not None:
+            watch.start()
+            self._page.lead(Shown(store, watch, Access(cluster), DeadLetters(secrets)))
         background = [asyncio.create_task(relist.run(), name="relist")]
         if left_out:
             background.append(
@@ -185,6 +202,8 @@ class Operator:
         finally:
             await reconciler.keys.stop(PATIENCE)
             await brokers.close()
+            if watch is not None:
+                await watch.stop()
             await workers.close()
             await management.close()
             # Everything that writes has ended: the successor may begin while kopf, which only reads, winds down.
@@ -193,6 +212,15 @@ class Operator:
             for task in (*background, watching):
                 task.cancel()
             await asyncio.gather(*background, watching, return_exceptions=True)
+
+    async def _leading_page(self) -> str | None:
+        """Where the page of the leader is, for a standby that is asked for it."""
+        if self._cluster is None or self._config.page_port is None:
+            return None
+        config = self._config
+        return await leader_address(
+            self._cluster, config.pod_namespace, config.lease_name, config.pod_name, self._config.page_port
+        )
 
     async def _watch(self, store: Store, namespaces: tuple[str, ...]) -> None:
         ready = asyncio.Event()

@@ -31,6 +31,7 @@ class Config:
         sweep_seconds: pause between two looks at a queue with workers.
         idle_sweep_seconds: the same for idle queues and dead-letter queues.
         relist_seconds: pause between two LISTs that correct the store.
+        page_port: of the web page; None for none.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class Config:
     sweep_seconds: float = 0.5
     idle_sweep_seconds: float = 30.0
     relist_seconds: float = 300.0
+    page_port: int | None = None
     log_format: str = "json"
     log_level: str = "INFO"
     worker_network_policy: bool = False
@@ -80,6 +82,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
         sweep_seconds=read("WORKQUEUE_SWEEP_SECONDS", _seconds, default.sweep_seconds),
         idle_sweep_seconds=read("WORKQUEUE_IDLE_SWEEP_SECONDS", _seconds, default.idle_sweep_seconds),
         relist_seconds=read("WORKQUEUE_RELIST_SECONDS", _seconds, default.relist_seconds),
+        page_port=read("WORKQUEUE_PAGE_PORT", _port, None),
         log_format=read("WORKQUEUE_LOG_FORMAT", _one_of("json", "text"), default.log_format),
         log_level=read("WORKQUEUE_LOG_LEVEL", _level, default.log_level),
         worker_network_policy=read("WORKQUEUE_WORKER_NETWORK_POLICY", _switch, default.worker_network_policy),

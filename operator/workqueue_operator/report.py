@@ -8,7 +8,7 @@ when only numbers did.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -48,10 +48,19 @@ class Reporter:
     Args:
         store: what each WorkQueue says at present.
         instance: this operator's pod name, for the Events.
+        heard: told of each Event as well: uid of the WorkQueue, whether it is a warning, action, reason, message.
     """
 
-    def __init__(self, cluster: Cluster, store: Store, instance: str, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        store: Store,
+        instance: str,
+        metrics: Metrics,
+        heard: Callable[[str, bool, str, str, str], None] | None = None,
+    ) -> None:
         self._cluster = cluster
+        self._heard = heard
         self._store = store
         self._metrics = metrics
         self._instance = instance
@@ -157,6 +166,8 @@ class Reporter:
             return
         self._sent = {known: at for known, at in self._sent.items() if now - at < EVENT_AGAIN_AFTER}
         self._sent[sent] = now
+        if self._heard is not None:
+            self._heard(workqueue.metadata.uid, warning, str(action), reason.value, message)
         moment = datetime.now(UTC)
         body = {
             "apiVersion": "events.k8s.io/v1",

@@ -1,0 +1,524 @@
+"""The web page in a real Chromium: what is shown to whom, live, by keyboard too, and what a browser refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import expect
+
+from tests.support.browser import Seen, chromium, looking
+from tests.support.fakecluster import FakeCluster, Request
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.observe.store import Store
+from workqueue_operator.observe.workers import Workers
+from workqueue_operator.page import access, server
+from workqueue_operator.page.access import Access
+from workqueue_operator.page.history import BYTES_PER_WORKQUEUE, DECISIONS, SAMPLES, Decision, History
+from workqueue_operator.page.letters import Reasons
+from workqueue_operator.page.relay import Relay, leader_address
+from workqueue_operator.page.server import HEADERS, Page, Parts
+from workqueue_operator.page.watch import Watch
+
+LOOPBACK = "127.0.0.1"
+EVIL = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
+TOKENS = {"admins": "admin", "shops": "shop-reader", "nobodys": "nobody"}
+
+
+def workqueue(name: str, namespace: str = "shop", version: int = 1, **status: Any) -> dict[str, Any]:
+    said = {"Ready": "True", "DepthKnown": "True", "ScalingActive": "True"} | status.pop("conditions", {})
+    message = status.pop("message", "So it is.")
+    reason = status.pop("reason", "AsExpected")
+    return {
+        "apiVersion": "workqueue.dev/v1alpha1",
+        "kind": "WorkQueue",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "uid": f"uid-{namespace}-{name}",
+            "resourceVersion": str(version),
+            "creationTimestamp": "2026-11-24T00:00:00Z",
+        },
+        "spec": {
+            "connectionSecretRef": {"name": "rabbitmq"},
+            "worker": {"image": "x:1", "handler": {"python": "a:b"}},
+            "scaling": {"maxReplicas": 8},
+        },
+        "status": {
+            "messages": 0,
+            "deadLetters": 0,
+            "readyReplicas": 1,
+            "desiredReplicas": 2,
+            "busyReplicas": 1,
+            **status,
+            "conditions": [
+                {"type": kind, "status": holds, "reason": reason, "message": message}
+                for kind, holds in said.items()
+            ],
+        },
+    }
+
+
+def pod(name: str, workqueue: str, ip: str, namespace: str = "shop") -> dict[str, Any]:
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "uid": f"uid-{namespace}-{name}",
+            "resourceVersion": "1",
+            "creationTimestamp": "2026-11-24T00:00:00Z",
+            "labels": {"workqueue.dev/workqueue": workqueue},
+        },
+        "spec": {"nodeName": "node"},
+        "status": {
+            "podIP": ip,
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [{"name": "worker", "state": {"running": {}}, "ready": True}],
+        },
+    }
+
+
+class Letters:
+    """In place of RabbitMQ: tests/e2e/test_page.py has the real one."""
+
+    def __init__(self) -> None:
+        self.found = Reasons((("Rejected", 3), ("TimedOut", 1)), 4, 9)
+
+    async def reasons(self, _: object) -> Reasons:
+        return self.found
+
+
+class Site:
+    """A page with its parts.
+
+    Attributes:
+        rights: (user, namespace) that may list; an empty namespace is all.
+        now: the clock of what `access` remembers.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self.cluster = FakeCluster()
+        self.cluster.answer("POST", "tokenreviews", self._token_review)
+        self.cluster.answer("POST", "subjectaccessreviews", self._access_review)
+        self.rights = {("admin", ""), ("shop-reader", "shop")}
+        self.tokens = dict(TOKENS)
+        self.now = 1000.0
+        self.store = Store(lambda _: None)
+        self.watch = Watch(self.store, workers)
+        self.letters = Letters()
+        self.page = Page(0, host=LOOPBACK)
+        self.parts = Parts(self.store, self.watch, Access(self.cluster, lambda: self.now), self.letters)  # type: ignore[arg-type]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.page.port}"
+
+    def put(self, *bodies: dict[str, Any]) -> None:
+        for body in bodies:
+            self.store.put_workqueue(body)
+
+    def _token_review(self, request: Request) -> dict[str, Any]:
+        user = self.tokens.get(request.body["spec"]["token"])
+        if user is None:
+            return {"status": {"authenticated": False, "error": "unknown"}}
+        return {"status": {"authenticated": True, "user": {"username": user, "groups": ["people"]}}}
+
+    def _access_review(self, request: Request) -> dict[str, Any]:
+        spec = request.body["spec"]
+        assert spec["groups"] == ["people"]
+        attributes = spec["resourceAttributes"]
+        assert (attributes["group"], attributes["resource"], attributes["verb"]) == (
+            "workqueue.dev",
+            "workqueues",
+            "list",
+        )
+        return {"status": {"allowed": (spec["user"], attributes.get("namespace", "")) in self.rights}}
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    """A page that leads, with workers that answer on the loopback."""
+
+    async def status(_: web.Request) -> web.Response:
+        return web.json_response(
+            {"slots": 2, "busy": 1, "consuming": True, "recentHandlerSeconds": 0.25, "arrivalPerSecond": 3.5}
+        )
+
+    app = web.Application()
+    app.router.add_get("/status", status)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    workers = Workers(runner.addresses[0][1])
+    made = Site(workers)
+    await made.page.start()
+    made.page.lead(made.parts)
+    made.watch.start()
+    yield made
+    await made.watch.stop()
+    await made.page.stop()
+    await workers.close()
+    await runner.cleanup()
+
+
+@asynccontextmanager
+async def logged_in(site: Site, token: str = "admins", url: str = "", **options: Any) -> AsyncIterator[Seen]:
+    async with chromium() as browser, looking(browser, **options) as seen:
+        await seen.page.goto(url or site.url)
+        await seen.page.get_by_label("Token").fill(token)
+        await seen.page.get_by_role("button", name="Log in").click()
+        yield seen
+
+
+async def test_a_token_that_the_cluster_does_not_know_is_told_so_and_a_good_one_shows_everything(
+    site: Site,
+) -> None:
+    site.put(
+        workqueue("calm"),
+        workqueue("deep", messages=1200, deadLetters=4),
+        workqueue("broken", "mail", conditions={"Ready": "False"}, reason="BrokerUnreachable"),
+    )
+    async with logged_in(site, "wrong") as seen:
+        page = seen.page
+        await expect(page.get_by_role("alert")).to_contain_text("The cluster does not know this token")
+        await page.get_by_label("Token").fill("admins")
+        await page.keyboard.press("Enter")
+        rows = page.locator("tbody tr")
+        await expect(rows).to_have_count(3)
+        names = await rows.locator("th").all_inner_texts()
+        assert names == ["mail/broken", "shop/deep", "shop/calm"], "what needs a look comes first"
+        await expect(rows.nth(0)).to_contain_text("No, BrokerUnreachable")
+        assert (await rows.nth(1).locator("td").all_inner_texts())[1] == "1200"
+        await expect(page.locator("#state")).to_have_text("live")
+        (cookie,) = await page.context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.get_by_label("Token")).to_be_visible()
+        await page.goto(f"{site.url}/queues/shop/calm")
+        await expect(page.get_by_label("Token")).to_be_visible()
+    # The wrong token's answer is a 401, which a browser notes; nothing else was complained about.
+    assert [text for text in seen.complaints if "401" not in text] == []
+
+
+async def test_what_changes_is_shown_without_loading_and_the_keyboard_stays_where_it_was(site: Site) -> None:
+    site.put(workqueue("calm"), workqueue("other"))
+    async with logged_in(site) as seen:
+        page = seen.page
+        await expect(page.locator("#state")).to_have_text("live")
+        await page.get_by_role("link", name="shop/other").focus()
+        site.put(workqueue("calm", version=2, messages=77), workqueue("third", version=3))
+        await expect(page.get_by_role("row", name="shop/calm")).to_contain_text("77")
+        await expect(page.locator("tbody tr")).to_have_count(3)
+        assert await page.evaluate("document.activeElement.innerText") == "shop/other"
+        site.store.drop("workqueues", workqueue("third", version=4))
+        await expect(page.locator("tbody tr")).to_have_count(2)
+    assert seen.complaints == []
+
+
+async def test_one_workqueue_shows_conditions_decisions_pods_and_dead_letters(site: Site) -> None:
+    site.put(
+        workqueue(
+            "thumbs",
+            conditions={"Ready": "False"},
+            reason="AuthenticationFailed",
+            message="The broker refused the login.",
+            deadLetters=9,
+        )
+    )
+    site.store.put_pod(pod("thumbs-1", "thumbs", "127.0.0.1"))
+    site.store.put_pod(pod("thumbs-2", "thumbs", "127.0.0.9"))
+    for number in range(DECISIONS + 5):
+        site.watch.decided("uid-shop-thumbs", number % 2 == 0, "ScaleOut", "Backlog", f"Decision {number}.")
+    async with logged_in(site) as seen:
+        page = seen.page
+        await page.get_by_role("link", name="shop/thumbs").click()
+        ready = page.get_by_role("row", name="Ready", exact=False).filter(has_text="The broker refused")
+        await expect(ready.first).to_contain_text("Correct username and password in the Secret")
+        decisions = page.locator(".decisions li")
+        await expect(decisions).to_have_count(DECISIONS)
+        await expect(decisions.first).to_contain_text(f"Decision {DECISIONS + 4}.")
+        first = page.get_by_role("row", name="thumbs-1")
+        await expect(first).to_contain_text("busy")
+        await expect(first).to_contain_text("0.25 s")
+        await expect(page.locator(".reasons div")).to_have_count(2)
+        await expect(page.locator(".reasons")).to_contain_text("Rejected")
+        await expect(page.get_by_text("The first 4 of 9 were looked at.")).to_be_visible()
+    assert seen.complaints == []
+
+
+async def test_text_from_anywhere_is_text(site: Site) -> None:
+    site.put(workqueue("thumbs", message=EVIL, deadLetters=1, conditions={"Ready": "False"}))
+    site.watch.decided("uid-shop-thumbs", True, EVIL, EVIL, EVIL)
+    site.letters.found = Reasons(((EVIL, 1),), 1, 1)
+    async with logged_in(site) as seen:
+        page = seen.page
+        await expect(page.locator("#state")).to_have_text("live")
+        await page.goto(f"{site.url}/queues/shop/thumbs")
+        await expect(page.locator(".reasons")).to_contain_text(EVIL)
+        await expect(page.locator(".decisions")).to_contain_text(EVIL)
+        await page.get_by_role("link", name="All WorkQueues").click()
+        await page.get_by_label("Namespace or name contains").fill(f'"{EVIL}')
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_text("No WorkQueue matches.")).to_be_visible()
+        await expect(page.locator("img, main script")).to_have_count(0)
+        assert await page.get_by_label("Namespace or name contains").input_value() == f'"{EVIL}'
+    assert seen.complaints == []
+
+
+async def test_a_browser_runs_nothing_that_the_page_did_not_bring(site: Site) -> None:
+    async with logged_in(site) as seen:
+        await expect(seen.page.locator("#state")).to_have_text("live")
+        assert seen.complaints == []
+        await seen.page.evaluate(
+            """() => {
+              const script = document.createElement("script");
+              script.textContent = "window.ran = true";
+              document.body.append(script);
+              document.body.setAttribute("style", "display: none");
+            }"""
+        )
+        assert await seen.page.evaluate("window.ran") is None
+    assert len([text for text in seen.complaints if "Content Security Policy" in text]) == 2
+
+
+@pytest.mark.parametrize("path", ["/", "/login", "/static/page.js", "/queues/a/b", "/nowhere", "/events"])
+async def test_every_answer_has_the_headers_that_keep_browsers_in_bounds(site: Site, path: str) -> None:
+    headers = {"Authorization": "Bearer admins"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.get(f"{site.url}{path}", allow_redirects=False) as answer,
+    ):
+        for name, value in HEADERS.items():
+            if (path, name) != ("/static/page.js", "Cache-Control"):
+                assert answer.headers[name] == value, name
+
+
+async def test_each_sees_what_kubectl_would_show_them(site: Site) -> None:
+    site.put(workqueue("thumbs"), workqueue("letters", "mail"))
+    async with logged_in(site, "shops") as seen:
+        await expect(seen.page.locator("tbody tr")).to_have_count(1)
+        await expect(seen.page.locator("tbody")).to_contain_text("shop/thumbs")
+        await expect(seen.page.locator(".sums div").first).to_contain_text("1")
+    async with logged_in(site, "nobodys") as seen:
+        await expect(seen.page.get_by_text("nobody may not list WorkQueues")).to_be_visible()
+    async with aiohttp.ClientSession(headers={"Authorization": "Bearer shops"}) as session:
+        for name, status in (("shop/thumbs", 200), ("mail/letters", 404), ("mail/none", 404)):
+            async with session.get(f"{site.url}/queues/{name}") as answer:
+                assert answer.status == status
+                text = await answer.text()
+                assert status == 200 or f"There is no WorkQueue {name}, or you may not see it." in text
+
+
+async def test_a_token_that_is_withdrawn_ends_what_is_open_within_a_minute(site: Site) -> None:
+    site.put(workqueue("thumbs"))
+    async with logged_in(site) as seen:
+        await expect(seen.page.locator("#state")).to_have_text("live")
+        asked = len(site.cluster.asked)
+        site.put(workqueue("thumbs", version=2, messages=5))
+        await expect(seen.page.locator("tbody")).to_contain_text("5")
+        assert len(site.cluster.asked) == asked, "an answer is good for a while"
+        site.tokens.clear()
+        site.now += access.KEPT_SECONDS
+        await expect(seen.page.locator("#state")).to_have_text("no longer live: load the page again")
+        await seen.page.reload()
+        await expect(seen.page.get_by_label("Token")).to_be_visible()
+
+
+async def test_without_scripts_everything_is_there_as_of_the_last_load(site: Site) -> None:
+    site.put(workqueue("thumbs", messages=3))
+    async with logged_in(site, scripts=False) as seen:
+        await expect(seen.page.get_by_role("row", name="shop/thumbs")).to_contain_text("3")
+        await expect(seen.page.locator("#state")).to_have_text("as of the last load")
+        await seen.page.get_by_role("link", name="shop/thumbs").click()
+        await expect(seen.page.get_by_role("heading", name="Recent decisions")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_nothing_keeps_people_from_reading_it(site: Site, scheme: str) -> None:
+    site.put(
+        workqueue("thumbs", messages=7, deadLetters=4),
+        workqueue("broken", conditions={"Ready": "False"}, reason="BrokerUnreachable"),
+        workqueue("unsure", conditions={"Ready": "Unknown"}, reason="DepthPending", messages=None),
+    )
+    site.store.put_pod(pod("thumbs-1", "thumbs", "127.0.0.1"))
+    site.watch.decided("uid-shop-thumbs", True, "ScaleOut", "Backlog", "7 waiting ask for 1 replica.")
+    for _ in range(3):
+        await site.watch._sample()
+    async with logged_in(site, scheme=scheme) as seen:
+        await expect(seen.page.locator("#state")).to_have_text("live")
+        await expect(seen.page.locator("svg.spark").first).to_be_visible()
+        ground = await seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(13, 17, 23)"}[scheme]
+        for path in ("/", "/queues/shop/thumbs", "/login", "/queues/shop/none"):
+            await seen.page.goto(f"{site.url}{path}")
+            if path.endswith("thumbs"):
+                await expect(seen.page.locator(".reasons")).to_be_visible()
+            found = await Axe().run(seen.page)
+            assert found.violations_count == 0, found.generate_report()
+
+
+async def test_on_a_narrow_screen_only_the_tables_scroll_sideways(site: Site) -> None:
+    site.put(
+        workqueue(
+            "a-name-that-is-as-long-as-names-of-workqueues-may-be-52", "a-namespace-with-a-long-name-too"
+        )
+    )
+    async with logged_in(site, width=360, height=700) as seen:
+        await expect(seen.page.locator("tbody tr")).to_have_count(1)
+        assert await seen.page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+async def test_many_workqueues_are_cut_off_and_found_by_a_filter(site: Site) -> None:
+    site.put(*(workqueue(f"queue-{number:03}") for number in range(250)))
+    async with logged_in(site) as seen:
+        page = seen.page
+        await expect(page.locator("tbody tr")).to_have_count(200)
+        await expect(page.get_by_text("50 more are not shown")).to_be_visible()
+        await expect(page.locator(".sums div").first).to_contain_text("250")
+        await page.get_by_label("Namespace or name contains").fill("SHOP 249")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("tbody tr")).to_have_count(1)
+
+
+async def test_a_form_of_another_site_logs_nobody_in(site: Site) -> None:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"{site.url}/login", data={"token": "admins"}, headers={"Origin": "https://evil.example"}
+        ) as answer,
+    ):
+        assert answer.status == 403
+        assert "Set-Cookie" not in answer.headers
+
+
+async def test_where_the_cluster_gives_no_answer_nobody_is_let_in(site: Site) -> None:
+    site.cluster.answer("POST", "tokenreviews", ClusterError(0, "the API server did not answer"))
+    headers = {"Authorization": "Bearer admins"}
+    async with aiohttp.ClientSession(headers=headers) as session, session.get(site.url) as answer:
+        assert answer.status == 503
+        assert "the API server did not answer" in await answer.text()
+
+
+async def test_guessing_tokens_leaves_the_operators_own_requests_room(site: Site) -> None:
+    held = asyncio.Event()
+    asked = 0
+
+    async def slow(_: Request) -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        await held.wait()
+        return {"status": {"authenticated": False}}
+
+    site.cluster.answer("POST", "tokenreviews", slow)
+
+    async def guess(number: int) -> int:
+        async with session.get(site.url, headers={"Authorization": f"Bearer guess{number}"}) as answer:
+            return answer.status
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        guesses = [asyncio.create_task(guess(number)) for number in range(access.WAITING + 10)]
+        done, waiting = await asyncio.wait(guesses, return_when=asyncio.FIRST_COMPLETED)
+        while len(done) < 10:
+            more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            done |= more
+        assert {task.result() for task in done} == {503}
+        assert asked == access.AT_ONCE
+        held.set()
+        await asyncio.gather(*guesses)
+
+
+async def test_only_so_many_browsers_are_kept_up_to_date(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MOST_LIVE", 1)
+    headers = {"Authorization": "Bearer admins"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        async with session.get(f"{site.url}/events") as first:
+            assert first.status == 200
+            await first.content.readline()
+            async with session.get(f"{site.url}/events") as second:
+                assert second.status == 503
+        async with asyncio.timeout(10):
+            while True:
+                async with session.get(f"{site.url}/events") as next_one:
+                    if next_one.status == 200:  # who has gone makes room
+                        break
+
+
+async def test_a_standby_sends_browsers_on_to_the_leader(site: Site) -> None:
+    site.put(workqueue("thumbs", messages=3))
+
+    async def address() -> str | None:
+        return site.url
+
+    standby = Page(0, Relay(address), LOOPBACK)
+    await standby.start()
+    try:
+        async with logged_in(site, url=f"http://127.0.0.1:{standby.port}") as seen:
+            await expect(seen.page.locator("#state")).to_have_text("live")
+            site.put(workqueue("thumbs", version=2, messages=44))
+            await expect(seen.page.locator("tbody")).to_contain_text("44")
+        assert seen.complaints == []
+    finally:
+        await standby.stop()
+
+
+async def test_without_a_leader_it_says_so_and_requests_do_not_go_round_in_circles() -> None:
+    async def ourselves() -> str | None:
+        return f"http://127.0.0.1:{page.port}"
+
+    page = Page(0, Relay(ourselves), LOOPBACK)
+    await page.start()
+    try:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{page.port}/") as answer,
+        ):
+            assert answer.status == 503
+            assert "No operator leads at this moment" in await answer.text()
+    finally:
+        await page.stop()
+
+
+LEASES = [
+    pytest.param("op-1", "10.0.0.7", "http://10.0.0.7:8081", id="another pod leads"),
+    pytest.param("op-1", "fd00::7", "http://[fd00::7]:8081", id="with an address of IPv6"),
+    pytest.param("op-1", "", None, id="a pod without an address yet"),
+    pytest.param("me", "10.0.0.7", None, id="we hold it ourselves and do not serve yet"),
+    pytest.param("", "10.0.0.7", None, id="nobody holds it"),
+]
+
+
+@pytest.mark.parametrize(("holder", "ip", "address"), LEASES)
+async def test_the_leader_is_found_by_its_lease(holder: str, ip: str, address: str | None) -> None:
+    cluster = FakeCluster()
+    cluster.answer("GET", "/namespaces/system/leases/lease", {"spec": {"holderIdentity": holder}})
+    cluster.answer("GET", f"/namespaces/system/pods/{holder}", {"status": {"podIP": ip}})
+    assert await leader_address(cluster, "system", "lease", "me", 8081) == address
+
+
+def test_memory_is_bounded_by_what_is_said() -> None:
+    history, count = History(), 200
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        uids = [f"uid-{number}" for number in range(count)]
+        for round_ in range(SAMPLES + 10):
+            history.record((uid, round_) for uid in uids)
+        for uid in uids:
+            for number in range(DECISIONS + 5):
+                history.decided(uid, Decision(1.0, False, "ScaleOut", "Backlog", f"{number:300}"))
+        used = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert used / count < BYTES_PER_WORKQUEUE
+    assert len(history.depths("uid-1")) == SAMPLES
+    assert len(history.decisions("uid-1")) == DECISIONS
+    history.record([])
+    assert history.depths("uid-1") == history.decisions("uid-1") == []

@@ -1,0 +1,84 @@
+"""A headless Chromium for tests: Debian's own, driven by Playwright."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, Literal
+
+from playwright.async_api import Browser, Page, async_playwright
+
+PROGRAM: Final = "chromium"
+PACKAGES: Final = ("chromium", "fonts-dejavu-core")
+SECONDS: Final = 15_000.0
+
+Scheme = Literal["light", "dark"]
+
+
+def program() -> str:
+    """Chromium's path; installed where it is missing, as root.
+
+    Raises:
+        AssertionError: it cannot be installed.
+    """
+    found = shutil.which(PROGRAM)
+    if found is None:
+        for words in (["update"], ["install", "--no-install-recommends", *PACKAGES]):
+            done = subprocess.run(
+                ["apt-get", "--quiet", "--yes", *words],
+                env={"DEBIAN_FRONTEND": "noninteractive", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, f"apt-get {words[0]}: {done.stderr[-500:]}"
+        found = shutil.which(PROGRAM)
+    assert found is not None
+    return found
+
+
+class Seen:
+    """A page, and everything that its console complained about: scripts and styles that the policy stopped, too."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        page.on("console", lambda message: self._note(message.type, message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def _note(self, kind: str, text: str) -> None:
+        if kind in {"error", "warning"}:
+            self.complaints.append(text)
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """A browser."""
+    # Root has no sandbox; without a GPU and with little shared memory it is told so.
+    options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=program(), args=options)
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@asynccontextmanager
+async def looking(
+    browser: Browser, scheme: Scheme = "light", *, scripts: bool = True, width: int = 1280, height: int = 800
+) -> AsyncIterator[Seen]:
+    """A page in a context of its own: no cookies, no cache."""
+    context = await browser.new_context(
+        color_scheme=scheme,
+        java_script_enabled=scripts,
+        viewport={"width": width, "height": height},
+        device_scale_factor=1,
+    )
+    context.set_default_timeout(SECONDS)
+    try:
+        yield Seen(await context.new_page())
+    finally:
+        await context.close()
