@@ -1,0 +1,77 @@
+"""`helm test`: the chart's own test, as a person runs it after an installation."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import helm
+from tests.support.inside import Rabbit
+from tests.support.kubernetes import KUBECONFIG, kubectl, kubectl_json, temporary_namespace
+from tests.support.operators import OperatorRelease
+from tests.support.workqueues import Lab
+
+
+@pytest.fixture(scope="module")
+def place(crd: None, rabbit: Rabbit) -> Iterator[Lab]:
+    """A namespace with a connection Secret, in which the release is as well."""
+    with temporary_namespace("e2e-helm-test", pod_security="restricted") as namespace:
+        made = Lab(namespace, rabbit)
+        made.prepare()
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def release(place: Lab) -> Iterator[OperatorRelease]:
+    """An operator that serves the namespace in which it is itself."""
+    made = OperatorRelease(f"e2e-{secrets.token_hex(3)}", place.namespace, helm.run)
+    made.install(watchNamespaces=[place.namespace], replicaCount=1)
+    yield made
+    made.uninstall()
+
+
+def helm_test(release: OperatorRelease) -> str:
+    """What it prints, the log of its pod included.
+
+    Raises:
+        helm.HelmError: it failed.
+    """
+    where = f"--namespace={release.namespace}", f"--kubeconfig={KUBECONFIG}"
+    return helm.run("test", release.name, *where, "--logs", "--timeout=110s")
+
+
+def test_it_sends_a_message_through_a_workqueue_and_leaves_nothing(
+    place: Lab, release: OperatorRelease
+) -> None:
+    said = helm_test(release)
+    assert "A worker was started and has handled it." in said
+    assert "All is well." in said
+    assert not place.queues()
+    where = f"--namespace={place.namespace}"
+    assert not kubectl_json("get", "wq", where)["items"]
+    assert not kubectl("get", "pod,role,serviceaccount", f"{release.name}-test", where, "--ignore-not-found")
+
+
+MISTAKES: dict[str, tuple[dict[str, str] | None, str, str]] = {
+    "the Secret is missing": (None, "is not in the namespace", "test.connectionSecret"),
+    "the password is wrong": ({"password": "wrong"}, "refuses the user", "Correct username and password"),
+}
+
+
+@pytest.mark.parametrize("title", MISTAKES)
+def test_it_fails_and_says_what_to_do(title: str, place: Lab, release: OperatorRelease) -> None:
+    secret, wrong, advice = MISTAKES[title]
+    if secret is not None:
+        place.secret("mistaken", **secret)
+    release.install(watchNamespaces=[place.namespace], replicaCount=1, test={"connectionSecret": "mistaken"})
+    with pytest.raises(helm.HelmError, match=f"{release.name}-test failed"):
+        helm_test(release)
+    # The pod that failed stays, for its log to be read.
+    said = kubectl("logs", f"{release.name}-test", f"--namespace={place.namespace}")
+    assert wrong in said
+    assert advice in said
+    assert place.password not in said
+    assert not kubectl_json("get", "wq", f"--namespace={place.namespace}")["items"]
