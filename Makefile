@@ -68,9 +68,14 @@ unit: venv ## the tests that need nothing running
 e2e: image ## the end-to-end tests; TEST=name picks some
 	@$(BIN)/pytest tests/e2e $(if $(TEST),-k '$(TEST)')
 
+# These change or compare what the whole machine or cluster has; the others mostly wait, so they share it.
+ALONE := tests/cluster tests/walkthrough
+JOBS ?= 3
+
 .PHONY: test
-test: lint image ## everything: style, types, layers, generated files, unit, worker, operator, chart, cluster, e2e, faults
-	@$(BIN)/pytest tests -m 'not nightly'
+test: lint image ## everything: style, types, layers, generated files, all tests but the nightly (JOBS=3 files at once)
+	@$(BIN)/pytest $(ALONE) -m 'not nightly'
+	@$(BIN)/pytest tests $(addprefix --ignore=,$(ALONE)) -m 'not nightly' --numprocesses $(JOBS) --dist loadfile
 
 .PHONY: faults
 faults: image ## the fault matrix, whole (about 25 minutes); ARGS=--write puts its table into docs/guarantees.md
