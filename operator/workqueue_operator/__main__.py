@@ -11,7 +11,7 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import kopf
 
@@ -37,15 +37,12 @@ from .observe.management import Management
 from .observe.secrets import Secrets
 from .observe.store import Store
 from .observe.workers import Workers
-from .page.access import Access
-from .page.letters import DeadLetters
-from .page.relay import Relay, leader_address
-from .page.server import Page
-from .page.server import Parts as Shown
-from .page.watch import Watch
 from .reconcile import Parts, Reconciler
 from .relist import Relist
 from .report import Reporter
+
+if TYPE_CHECKING:
+    from .page.opening import WebPage
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +80,7 @@ class Operator:
         self._health: Health | None = None
         self._brokers: Brokers | None = None
         self._cluster: Cluster | None = None
-        self._page: Page | None = None
+        self._page: WebPage | None = None
         self._serving = False
 
     async def run(self) -> int:
@@ -97,7 +94,9 @@ class Operator:
             self._config.port, self._metrics, self._problem, lambda: self._serving, self._refresh_metrics
         )
         if self._config.page_port is not None:
-            self._page = Page(self._config.page_port, Relay(self._leading_page))
+            from .page.opening import WebPage
+
+            self._page = WebPage(self._config.page_port, self._leading_page)
         try:
             await endpoint.start()
             if self._page is not None:
@@ -153,8 +152,8 @@ class Operator:
         workers = Workers()
         management = Management()
         secrets = Secrets(cluster)
-        watch = Watch(store, workers) if self._page is not None else None
-        reporter = Reporter(cluster, store, config.pod_name, self._metrics, watch.decided if watch else None)
+        heard = self._page.lead(cluster, store, workers, secrets) if self._page is not None else None
+        reporter = Reporter(cluster, store, config.pod_name, self._metrics, heard)
         defaults = render.Defaults(
             config.worker_image,
             config.worker_network_policy,
@@ -183,9 +182,6 @@ class Operator:
         self._health = Health(relist, reconciler.keys, brokers)
         await relist.once()
         self._serving = True
-        if self._page is not None and watch is not None:
-            watch.start()
-            self._page.lead(Shown(store, watch, Access(cluster), DeadLetters(secrets)))
         background = [asyncio.create_task(relist.run(), name="relist")]
         if left_out:
             background.append(
@@ -202,8 +198,8 @@ class Operator:
         finally:
             await reconciler.keys.stop(PATIENCE)
             await brokers.close()
-            if watch is not None:
-                await watch.stop()
+            if self._page is not None:
+                await self._page.stop_looking()
             await workers.close()
             await management.close()
             # Everything that writes has ended: the successor may begin while kopf, which only reads, winds down.
@@ -215,6 +211,8 @@ class Operator:
 
     async def _leading_page(self) -> str | None:
         """Where the page of the leader is, for a standby that is asked for it."""
+        from .page.relay import leader_address
+
         if self._cluster is None or self._config.page_port is None:
             return None
         config = self._config

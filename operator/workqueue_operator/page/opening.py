@@ -1,0 +1,61 @@
+"""The page as `__main__` sees it: made and started early, filled with what there is to show once this process leads.
+
+Place in the flow: imported only when the page is asked for, since it brings three megabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from ..cluster import Cluster
+from ..observe.secrets import Secrets
+from ..observe.store import Store
+from ..observe.workers import Workers
+from .access import Access
+from .letters import DeadLetters
+from .relay import Relay
+from .server import Page, Parts
+from .watch import Watch
+
+
+class WebPage:
+    """The page with all its parts.
+
+    Args:
+        port: to listen on.
+        leader: where the leader's page is, for a standby.
+    """
+
+    def __init__(self, port: int, leader: Callable[[], Awaitable[str | None]]) -> None:
+        self._server = Page(port, Relay(leader))
+        self._watch: Watch | None = None
+
+    async def start(self) -> None:
+        """Listen; browsers are sent on to the leader.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        await self._server.start()
+
+    def lead(
+        self, cluster: Cluster, store: Store, workers: Workers, secrets: Secrets
+    ) -> Callable[[str, bool, str, str, str], None]:
+        """From now on browsers are answered here.
+
+        Returns:
+            What is to be told of each decision, as `report.Reporter` does.
+        """
+        self._watch = watch = Watch(store, workers)
+        watch.start()
+        self._server.lead(Parts(store, watch, Access(cluster), DeadLetters(secrets)))
+        return watch.decided
+
+    async def stop_looking(self) -> None:
+        """Ask nobody any more."""
+        if self._watch is not None:
+            await self._watch.stop()
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        await self._server.stop()
