@@ -264,7 +264,9 @@ def _inward(
             wanted, Reason.WORKERS_BUSY, f"{_replicas(wanted)} are wanted, but {busy} are in a handler."
         )
     if target == 0:
-        reason, message = Reason.IDLE, f"Nothing has waited or been in a handler for {delay} s."
+        reason, message = Reason.IDLE, "Nothing waits or is in a handler."
+        if delay:
+            message = f"Nothing has waited or been in a handler for {delay} s."
     else:
         reason = Reason.SURPLUS
         message = f"{backlog}; no more than {_replicas(target)} wanted in the last {delay} s."

@@ -1,0 +1,124 @@
+"""What operator and workers say of themselves: to Prometheus, to Grafana, and to somebody with a runbook."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hack import dashboard
+from hack.generate import CHART, ROOT
+from tests.support.kubernetes import kubectl, wait_until
+from tests.support.operators import OperatorRelease
+from tests.support.prometheus import Prometheus, scraping
+from tests.support.workqueues import Lab
+
+OPERATIONS = ROOT / "docs/operations.md"
+RUNBOOKS = ROOT / "docs/runbooks"
+
+
+@pytest.fixture
+def prometheus(lab: Lab, operator: OperatorRelease, tmp_path: Path) -> Iterator[Prometheus]:
+    """A Prometheus that is configured as the documentation says, with the alerts of the chart."""
+    (config,) = re.findall(r"(?ms)^```yaml\n(scrape_configs:\n.+?)^```", OPERATIONS.read_text())
+    alerts = CHART / "files/alerts.yaml"
+    namespaces, begun = [lab.namespace, operator.namespace], time.time()
+    with scraping(yaml.safe_load(config)["scrape_configs"], alerts, namespaces, tmp_path) as made:
+        wait_until(
+            lambda: made.over_time("workqueue_leader", begun, time.time()), 30, "the operator is scraped"
+        )
+        yield made
+
+
+def test_every_panel_of_the_dashboard_finds_what_it_shows(lab: Lab, prometheus: Prometheus) -> None:
+    begun = time.time()
+    steady = lab.workqueue("shown", scaling={"messagesPerReplica": 1, "maxReplicas": 3}).apply()
+    moody = lab.workqueue("shown-moody", worker={"handler": {"python": "jobs:moody"}}).apply()
+    steady.wait_ready()
+    moody.wait_ready()
+    moody.publish([{"id": 1}, {"id": 2, "failures": 1}, {"id": 3, "reject": True}])
+    steady.publish([{"id": number, "seconds": 3} for number in range(4)])
+    steady.results(4)
+    moody.results(2)
+    for workqueue in (steady, moody):
+        wait_until(lambda asked=workqueue: asked.replicas() == 0, 60, f"{workqueue.name} has no worker")
+
+    def silent() -> list[str]:
+        return [
+            f"{panel.title}: {expr}"
+            for panel in dashboard.panels()
+            for query in panel.queries
+            if not prometheus.over_time(expr := filled(query.expr), begun, time.time())
+        ]
+
+    def filled(expr: str) -> str:
+        return dashboard.filled(expr, namespace=lab.namespace, workqueue="shown.*", rate_interval="10s")
+
+    try:
+        wait_until(lambda: not silent(), 30, "every query has found something")
+    except TimeoutError:
+        assert silent() == []
+    alerts = wait_until(
+        lambda: (rules := prometheus.alerts())["WorkQueueDeadLetters"]["state"] == "pending" and rules,
+        60,
+        "the dead letter is seen: idle queues are looked at twice a minute",
+    )
+    assert {rule["health"] for rule in alerts.values()} == {"ok"}, alerts
+    steady.delete()
+    moody.delete()
+
+
+def commands(section: str, *programs: str) -> Iterator[list[str]]:
+    """The commands that a section of any runbook has, each once."""
+    seen = set()
+    for page in RUNBOOKS.glob("WorkQueue*.md"):
+        (text,) = re.findall(rf"(?ms)^## {section}\n(.+?)(?=^## |\Z)", page.read_text())
+        seen.update(re.findall(rf"(?m)^    ((?:{'|'.join(programs)}) .+)$", text))
+    assert seen
+    return map(shlex.split, sorted(seen))
+
+
+def test_the_commands_of_the_runbooks_work(lab: Lab, operator: OperatorRelease) -> None:
+    """Those that look are run as they stand, those that change something with --dry-run where kubectl has it."""
+    workqueue = lab.workqueue(
+        "sick", worker={"handler": {"python": "jobs:moody"}}, scaling={"minReplicas": 1}
+    )
+    workqueue.apply().wait_ready()
+    workqueue.publish([{"id": 1, "reject": True}])
+    wait_until(
+        lambda: lab.channel.queue_declare("sick.dead", passive=True).method.message_count,
+        60,
+        "there is a dead letter",
+    )
+    names = {
+        "NAMESPACE": lab.namespace,
+        "NAME": workqueue.name,
+        "workqueue-system": operator.namespace,
+        "workqueue-operator": operator.name,
+    }
+
+    def told(words: list[str]) -> list[str]:
+        pods = operator.pods() if "workqueue-system" in words else workqueue.pods()
+        here = names | {"POD": pods[0]["metadata"]["name"]}
+        # A label's value is no name: app.kubernetes.io/name=workqueue-operator stays.
+        return [
+            word
+            if "kubernetes.io/name=" in word
+            else re.sub("|".join(here), lambda found: here[found[0]], word)
+            for word in words
+        ]
+
+    for _, *words in commands("Diagnosis", "kubectl"):
+        kubectl(*told(words))
+    broker = ["exec", f"--namespace={lab.rabbit.namespace}", f"deployment/{lab.rabbit.name}", "--"]
+    for words in commands("Diagnosis", "rabbitmqctl", "rabbitmq-diagnostics", "rabbitmq-queues"):
+        where = ["--vhost", lab.vhost] if {"list_consumers", "quorum_status"} & set(words) else []
+        kubectl(*broker, *told(words), *where)
+    for _, *words in commands("Mitigation", "kubectl"):
+        kubectl(*told(words), *([] if "exec" in words else ["--dry-run=server"]))
+    workqueue.delete()
