@@ -1,253 +1,57 @@
-"""Slots, leases and settling, over random interleavings with a broker that is as mean as RabbitMQ can be.
+"""Slots, leases, settling, retirement and drain, over random interleavings with a broker as mean as RabbitMQ.
 
-The real Runtime, slots and settler run against a model of a broker: frames travel in both directions at
-their own pace, channels and connections die at any moment, confirmations come late or never. After every
-step nothing may be lost, settled twice, or settled on another channel than its own.
+The real Runtime, slots, settler, Retirement and drain run against a model of the world
+(tests/support/brokermodel.py): frames travel in both directions at their own pace, channels and connections
+die at any moment, confirmations come late or never, handlers ignore their cancellation. Each step of the
+worker towards the broker is judged when it is made, and after every step nothing may be lost, settled twice,
+or counted wrongly. When the world comes to rest, every slot that should take messages does.
 """
 
 from __future__ import annotations
 
-import itertools
-import threading
-from collections import deque
+import sys
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import pika.exceptions
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from workqueue_worker import Reject, Retry, topology
-from workqueue_worker.broker.slot import Work
+from tests.support.brokermodel import (
+    QUEUE,
+    Changed,
+    Clock,
+    Connection,
+    Copy,
+    Delivery,
+    LeaseTimer,
+    NotWaitedForError,
+    Publisher,
+    Thread,
+    UnexpectedError,
+)
+from workqueue_worker import Reject, Retry, drain, retirement, runtime, settlement
+from workqueue_worker.broker.delivery import LeaseState
+from workqueue_worker.broker.slot import ANSWER_SECONDS, LONGEST_WAIT_SECONDS, Work
 from workqueue_worker.config import PythonHandler, RunConfig
-from workqueue_worker.errors import NotSent, Returned, Unconfirmed
+from workqueue_worker.errors import BrokerError
 from workqueue_worker.handlers.handler import Handler
-from workqueue_worker.handlers.outcome import RetryPolicy
-from workqueue_worker.runtime import Runtime
-from workqueue_worker.topology import BrokerVersion, QueueSettings
+from workqueue_worker.handlers.outcome import Outcome, RetryPolicy
+from workqueue_worker.topology import QueueSettings
 
-Frame = Callable[[], None]
+TIMEOUT: Final = 100.0
+GRACE: Final = 32.0
+DRAIN_MARGIN: Final = drain.LONGEST_CANCEL_SECONDS
+WAIT_MOVES: Final = 12
 
-
-class FakeChannel:
-    """A pika channel and the broker's end of it, with frames on their way in between."""
-
-    def __init__(self, broker: FakeBroker, on_open: Callable[[FakeChannel], None]) -> None:
-        self.broker = broker
-        self.is_open = False
-        self.to_broker: deque[Frame] = deque()
-        self.to_client: deque[Frame] = deque()
-        self.unsettled: dict[int, int] = {}  # as the broker sees it: tag -> message
-        self.settled: set[int] = set()  # as the client asked for it
-        self.tags = itertools.count(1)
-        self.consumer: Callable[..., None] | None = None
-        self._cancelled: set[str] = set()
-        self._on_close: Any = None
-        self._on_cancel: Any = None
-        self.to_client.append(lambda: self._open(on_open))
-
-    # pika's methods
-
-    def add_on_close_callback(self, callback: Any) -> None:
-        self._on_close = callback
-
-    def add_on_cancel_callback(self, callback: Any) -> None:
-        self._on_cancel = callback
-
-    def basic_qos(self, prefetch_count: int) -> None:
-        assert prefetch_count == 1
-
-    def basic_consume(
-        self, queue: str, on_message_callback: Any, arguments: dict[str, Any], callback: Any
-    ) -> str:
-        self._check_open()
-
-        def begin() -> None:
-            assert self.consumer is None, "two consumers on one channel"
-            self.consumer = on_message_callback
-            self.to_client.append(lambda: callback(None))
-            self.broker.deliver()
-
-        self.to_broker.append(begin)
-        return "tag"
-
-    def basic_cancel(self, consumer_tag: str, callback: Any) -> None:
-        self._check_open()
-        self._cancelled.add(consumer_tag)
-
-        def cancel() -> None:
-            self.consumer = None
-            self.to_client.append(lambda: callback(None))
-
-        self.to_broker.append(cancel)
-
-    def basic_ack(self, delivery_tag: int) -> None:
-        self._settle(delivery_tag, self.broker.acked.append)
-
-    def basic_nack(self, delivery_tag: int, *, requeue: bool) -> None:
-        assert requeue
-        self._settle(delivery_tag, self.broker.ready.append)
-
-    def close(self) -> None:
-        if self.is_open:
-            self.die(None)
-
-    # the broker's end
-
-    def _settle(self, tag: int, then: Callable[[int], None]) -> None:
-        self._check_open()
-        assert tag not in self.settled, "settled twice"
-        self.settled.add(tag)
-
-        def settle() -> None:
-            if tag in self.unsettled:  # else it was taken back meanwhile, and the broker ignores this
-                then(self.unsettled.pop(tag))
-                self.broker.deliver()
-
-        self.to_broker.append(settle)
-
-    def _open(self, on_open: Callable[[FakeChannel], None]) -> None:
-        self.is_open = True
-        on_open(self)
-
-    def _check_open(self) -> None:
-        if not self.is_open:
-            raise pika.exceptions.ChannelWrongStateError
-
-    def deliver(self, message: int) -> None:
-        tag = next(self.tags)
-        self.unsettled[tag] = message
-        consumer = self.consumer
-        assert consumer is not None
-        method = SimpleNamespace(delivery_tag=tag, exchange="", routing_key="q", redelivered=False)
-        properties = pika.BasicProperties(message_id=str(message))
-        self.to_client.append(lambda: consumer(self, method, properties, b""))
-
-    def cancel_by_broker(self) -> None:
-        """The consumer is cancelled and what it held is given back."""
-        self.consumer = None
-        self.broker.ready.extend(self.unsettled.values())
-        self.unsettled.clear()
-        self.to_broker.clear()
-        self.to_client.append(lambda: self._on_cancel(None))
-
-    def die(self, error: Exception | None) -> None:
-        """The channel is closed. Frames that were on their way never arrive."""
-        was_open, self.is_open = self.is_open, False
-        self.consumer = None
-        self.to_broker.clear()
-        self.to_client.clear()
-        self.broker.ready.extend(self.unsettled.values())
-        self.unsettled.clear()
-        self.broker.channels.remove(self)
-        if error is not None and (was_open or self._on_close):
-            self._on_close(self, error)
-        self.broker.deliver()
-
-
-class FakeBroker:
-    """One queue, its consumers, and everything that was published elsewhere."""
-
-    def __init__(self) -> None:
-        self.ready: deque[int] = deque()
-        self.acked: list[int] = []
-        self.copies: list[int] = []
-        self.channels: list[FakeChannel] = []
-
-    def deliver(self) -> None:
-        for channel in self.channels:
-            if self.ready and channel.consumer is not None and not channel.unsettled:
-                channel.deliver(self.ready.popleft())
-
-
-class FakeLoop:
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self.lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
-
-
-class FakeConnection:
-    """What the runtime sees of a Connection."""
-
-    def __init__(self, _source: Any, _name: str, *, on_open: Any, on_lost: Any) -> None:
-        self.loop = FakeLoop()
-        self.generation = 0
-        self.version = BrokerVersion(4, 3)
-        self.last_error = None
-        self.is_open = False
-        self.broker = FakeBroker()
-        self.calls: deque[Frame] = deque()
-        self._on_open = on_open
-        self._on_lost = on_lost
-
-    @contextmanager
-    def exclusive(self) -> Any:
-        with self.loop:
-            yield
-
-    def channel(self, on_open: Any) -> FakeChannel:
-        assert self.is_open
-        channel = FakeChannel(self.broker, on_open)
-        self.broker.channels.append(channel)
-        return channel
-
-    def call(self, function: Frame) -> None:
-        self.calls.append(function)
-
-    def call_later(self, seconds: float, function: Frame) -> None:
-        if seconds < 25:  # the wait for an answer to basic.consume never ends in vain here
-            self.calls.append(function)
-
-    def open(self) -> None:
-        self.generation += 1
-        self.is_open = True
-        self._on_open(self.generation)
-
-    def lose(self) -> None:
-        # As pika does it: first every channel hears of it, then the connection's owner.
-        for channel in list(self.broker.channels):
-            channel.die(pika.exceptions.StreamLostError("lost"))
-        self.is_open = False
-        self._on_lost("lost")
-
-
-class FakePublisher:
-    def __init__(self, broker: FakeBroker) -> None:
-        self.broker = broker
-        self.waiting: list[tuple[Future[None], int | None]] = []
-
-    def publish(self, outgoing: Any) -> Future[None]:
-        future: Future[None] = Future()
-        self.waiting.append((future, int(outgoing.message_id)))
-        return future
-
-    def declare(self, queue: topology.Queue) -> Future[None]:
-        future: Future[None] = Future()
-        self.waiting.append((future, None))
-        return future
-
-
-class FakeRunner:
-    def __init__(self) -> None:
-        self.running: list[Work] = []
-
-    def submit(self, work: Work) -> None:
-        self.running.append(work)
-
-    def cancel(self, work: Work) -> None:
-        assert work.message.cancelled.is_set()
-
-
-ENDS: dict[str, BaseException | None] = {
+ENDS: Final[dict[str, BaseException | None]] = {
     "returns": None,
     "fails": ValueError("no"),
     "retries": Retry(after=3),
@@ -255,19 +59,70 @@ ENDS: dict[str, BaseException | None] = {
 }
 
 
-class WorkerMachine(RuleBasedStateMachine):
-    """Random steps of the broker, the network, the handlers and the operator."""
+class Verdict(Enum):
+    """What may be done with a message, as far as its handler is concerned."""
 
-    @initialize(slots=st.integers(1, 3))
-    def start(self, slots: int) -> None:
+    OPEN = "the handler runs"
+    ACK = "it returned in time"
+    COPY = "it failed or its time was up"
+    NOTHING = "its result does not count"
+
+
+@dataclass(eq=False)
+class Attempt:
+    """A delivery that was given to a handler."""
+
+    delivery: Delivery
+    work: Work
+    verdict: Verdict = Verdict.OPEN
+    timed_out: bool = False
+    target: str = ""
+    cancelled_at: float | None = None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What must have been counted."""
+        match self.work.lease.state:
+            case LeaseState.HELD:
+                return None
+            case LeaseState.LOST:
+                return Outcome.LOST
+        if self.delivery.settled == "nack":
+            return Outcome.REQUEUED
+        if self.verdict is Verdict.ACK:
+            return Outcome.ACKED
+        if self.timed_out:
+            return Outcome.TIMED_OUT
+        return Outcome.DEAD_LETTERED if self.target.endswith(".dead") else Outcome.RETRIED
+
+
+class WorkerMachine(RuleBasedStateMachine):
+    """Random steps of the broker, the network, the handlers, the operator and the kubelet."""
+
+    @initialize(slots=st.integers(1, 3), classic=st.booleans())
+    def start(self, slots: int, classic: bool) -> None:
+        self.clock = Clock()
+        self.patches = pytest.MonkeyPatch()
+        for module in (runtime, settlement, drain):
+            self.patches.setattr(module, "time", self.clock)
+        self.old_leases: list[LeaseTimer] = []
+        threads = SimpleNamespace(
+            Condition=lambda lock: Changed(lock, self._while_somebody_waits),
+            Lock=lambda: SimpleNamespace(__enter__=None),
+            Thread=Thread,
+            Timer=partial(LeaseTimer, self.clock, self.old_leases),
+        )
+        self.patches.setattr(runtime, "threading", threads)
+        self.patches.setattr(drain, "threading", threads)
+        self.patches.setattr(f"{retirement.__name__}.threading.Timer", threads.Timer)
         config = RunConfig(
             handler=PythonHandler("m:f"),
-            queue_settings=QueueSettings("q"),
+            queue_settings=QueueSettings(QUEUE),
             declare=False,
             retry=RetryPolicy(2, (1,)),
-            timeout_seconds=1000,
+            timeout_seconds=TIMEOUT,
             concurrency=slots,
-            grace_seconds=1,
+            grace_seconds=GRACE,
             port=0,
             port_is_default=False,
             url=None,
@@ -277,24 +132,180 @@ class WorkerMachine(RuleBasedStateMachine):
             log_format=None,
             termination_log=None,  # type: ignore[arg-type]
         )
-        handler = Handler("m:f", lambda _message: None)
-        self.runtime = Runtime(config, config.read_binding, handler, connect=FakeConnection)  # type: ignore[arg-type]
-        self.connection: FakeConnection = self.runtime.connection  # type: ignore[assignment]
+        self.worker = runtime.Runtime(
+            config,
+            config.read_binding,
+            Handler("m:f", lambda _message: None),
+            connect=lambda _source, _name, **callbacks: Connection(self.clock, **callbacks),  # type: ignore[arg-type,return-value]
+        )
+        self.connection: Connection = self.worker.connection  # type: ignore[assignment]
         self.broker = self.connection.broker
-        self.runner = self.runtime._runner = FakeRunner()  # type: ignore[assignment]
-        self.publisher = self.runtime._publisher = FakePublisher(self.broker)  # type: ignore[assignment]
+        self.broker.is_classic = classic
+        self.broker.on_consume = self._judge_consume
+        self.broker.on_settle = self._judge_settling
+        self.connection.on_close = self._judge_close
+        self.worker._runner = self  # type: ignore[assignment]
+        self.publisher = Publisher(self.clock, self.connection.lock, self._judge_copy)
+        self.worker._publisher = self.publisher  # type: ignore[assignment]
+        self.retirement = retirement.Retirement(self.worker, "uid")
         self.published = 0
-        self.succeeded: set[int] = set()
-        self.withdrawn = False
-        self.ended = False
-        self.connection.open()
-        self.the_network_is_quick()
+        self.attempts: list[Attempt] = []
+        self.running: list[Attempt] = []
+        self.retired_until: float | None = None
+        self.is_asked_to_retire = False
+        self.drain_deadline: float | None = None
+        self.signals = 0
+        self.is_handing_back = False
+        self.is_over = False
+        self.data: Any = None
+        self.connection.run(self.connection.open)
+        self._the_network_is_quick()
 
-    def locked(self, function: Callable[[], None]) -> None:
-        with self.connection.loop:
-            function()
+    # What the worker does, and whether it may ------------------------------------------------------------
 
-    # -- the world
+    def submit(self, work: Work) -> None:
+        """A message is given to a handler."""
+        delivery = work.lease.channel.deliveries[work.lease.tag]  # type: ignore[attr-defined]
+        assert not self._is_retired or self.is_asked_to_retire
+        assert not self.worker.draining
+        assert all(attempt.work.slot is not work.slot for attempt in self.running), "two handlers in one slot"
+        attempt = Attempt(delivery, work)
+        self.attempts.append(attempt)
+        self.running.append(attempt)
+
+    def cancel(self, work: Work) -> None:
+        """A handler is told to stop."""
+        [attempt] = [one for one in self.running if one.work is work]
+        assert work.message.cancelled.is_set()
+        if attempt.cancelled_at is None:
+            attempt.cancelled_at = self.clock.now
+        if not attempt.timed_out and work.lease.held:
+            assert work.abandoned
+            assert self.drain_deadline is not None
+            on_time = self.clock.now == self.drain_deadline - DRAIN_MARGIN
+            assert self.signals or on_time, "cancelled although it might have finished"
+
+    def stop(self, _timeout: float) -> bool:
+        """The threads of the handlers are to end."""
+        return not self.running
+
+    def _judge_consume(self) -> None:
+        assert not self._is_retired
+        assert not self.worker.draining
+        free = sum(slot.work is None for slot in self.worker.slots)
+        assert free > 0, "a consumer for a slot that has a message"
+
+    def _judge_settling(self, delivery: Delivery, how: str) -> None:
+        attempt = next((one for one in self.attempts if one.delivery is delivery), None)
+        if attempt is None:  # it came too late
+            assert how == "nack"
+            assert delivery.channel.cancel_was_asked, "taken, and then not wanted"
+        elif how == "ack":
+            assert attempt.verdict is Verdict.ACK or delivery.copy is Copy.CONFIRMED
+        else:
+            assert self.worker.draining
+            assert delivery.copy is not Copy.CONFIRMED or self.broker.calls, (
+                "its copy is there, and that is known"
+            )
+            if not self.is_handing_back:
+                assert attempt.verdict is Verdict.NOTHING, "handed back although it was being settled"
+
+    def _judge_copy(self, outgoing: Any) -> Delivery:
+        [attempt] = [one for one in self.attempts if one.delivery.body == outgoing.body]
+        assert attempt.verdict is Verdict.COPY, "a copy of a message whose handler has not failed"
+        assert attempt.work.lease.held, "a copy of a message that somebody else has"
+        attempt.target = outgoing.routing_key
+        return attempt.delivery
+
+    def _judge_close(self) -> None:
+        if not self.broker.is_cut_off:
+            assert not any(attempt.work.lease.held for attempt in self.attempts), "not handed back"
+
+    @property
+    def _is_retired(self) -> bool:
+        return self.retired_until is not None and self.clock.now < self.retired_until
+
+    # The world -------------------------------------------------------------------------------------------
+
+    def _the_network_is_quick(self) -> None:
+        for _ in range(10_000):
+            if self.broker.calls:
+                self.connection.run(self.broker.calls.popleft())
+            elif frames := self.broker.frames():
+                self.connection.run(frames[0].popleft())
+            else:
+                return
+        pytest.fail("the worker and the broker never come to rest")
+
+    def _pass(self, seconds: float) -> None:
+        self.clock.advance(self.clock.now + seconds, self._mark_whose_time_is_up)
+        for attempt in self.running:
+            told = attempt.work.message.cancelled.is_set() or self.broker.is_cut_off  # and soon told of that
+            assert told or not attempt.timed_out
+
+    def _mark_whose_time_is_up(self) -> None:
+        for attempt in self.running:
+            work = attempt.work
+            is_late = work.message.deadline <= self.clock.now
+            if is_late and attempt.verdict is Verdict.OPEN and work.lease.held and not work.abandoned:
+                attempt.verdict = Verdict.COPY
+                attempt.timed_out = True
+
+    def _end(self, attempt: Attempt, how: str) -> None:
+        self.running.remove(attempt)
+        if attempt.verdict is Verdict.OPEN:
+            if attempt.work.message.cancelled.is_set():
+                attempt.verdict = Verdict.NOTHING
+            else:
+                attempt.verdict = Verdict.ACK if how == "returns" else Verdict.COPY
+        self.worker._handled(attempt.work, ENDS[how])
+
+    def _while_somebody_waits(self, seconds: float) -> None:
+        """Things happen until the worker tells the one who waits, or its time is over."""
+        changed: Changed = self.worker._changed  # type: ignore[assignment]
+        until = self.clock.now + seconds
+        for _ in range(self._draw(range(WAIT_MOVES))):
+            if moves := self._moves():
+                self._draw(moves)()
+            if changed.was_told:
+                return
+        if self._draw([True, False]):
+            self._the_network_is_quick()
+            if not changed.was_told and not any(channel.is_stuck for channel in self.broker.channels):
+                assert all(slot.closed for slot in self.worker.slots), "a consumer is not cancelled"
+        while not changed.was_told and self.clock.now < until:
+            self._pass(min(0.25, until - self.clock.now))
+        if not changed.was_told:
+            quiet = all(slot.closed for slot in self.worker.slots)
+            if self.drain_deadline is not None:
+                quiet = quiet and not self.worker.busy()
+            assert not quiet, "nobody told the one who waits"
+
+    def _moves(self) -> list[Callable[[], Any]]:
+        moves: list[Callable[[], Any]] = []
+        if frames := self.broker.frames():
+            moves += [lambda: self.connection.run(self._draw(frames).popleft())] * 3
+        if self.broker.calls:
+            moves += [lambda: self.connection.run(self.broker.calls.popleft())]
+        if self.running:
+            moves += [lambda: self._end(self._draw(self.running), self._draw(sorted(ENDS)))] * 2
+        if self.publisher.under_way:
+            moves += [lambda: self.publisher.answer(self._draw(self.publisher.under_way), well=True)]
+        if self.connection.is_open:
+            moves += [lambda: self.connection.run(self.connection.lose)]
+        if self.drain_deadline is not None:
+            moves += [self._second_signal]
+        return moves
+
+    def _draw(self, options: Any) -> Any:
+        return self.data.draw(st.sampled_from(options))
+
+    def _second_signal(self) -> None:
+        self.signals += 1
+        self.drain_ends_by = self.clock.now + DRAIN_MARGIN
+        raise NotWaitedForError
+
+    # -- steps
 
     @rule(count=st.integers(1, 4), quick=st.booleans())
     def publish(self, count: int, quick: bool) -> None:
@@ -302,198 +313,232 @@ class WorkerMachine(RuleBasedStateMachine):
         self.published += count
         self.broker.deliver()
         if quick:
-            self.the_network_is_quick()
+            self._the_network_is_quick()
 
+    @precondition(lambda self: self.broker.frames())
     @rule(data=st.data(), count=st.integers(1, 6))
     def frames_arrive(self, data: st.DataObject, count: int) -> None:
         for _ in range(count):
-            waiting = self._frames()
-            if waiting:
-                self.locked(data.draw(st.sampled_from(waiting)).popleft())
+            if waiting := self.broker.frames():
+                self.connection.run(data.draw(st.sampled_from(waiting)).popleft())
 
+    @precondition(lambda self: self.broker.calls)
     @rule()
-    def time_passes(self) -> None:
-        """Whatever is on its way arrives, and waits are over."""
-        self.callbacks_run()
-        self.the_network_is_quick()
+    def the_loop_turns(self) -> None:
+        self.connection.run(self.broker.calls.popleft())
 
-    def the_network_is_quick(self) -> None:
-        while waiting := self._frames():
-            self.locked(waiting[0].popleft())
-
-    def _frames(self) -> list[deque[Frame]]:
-        return [
-            frames
-            for channel in self.broker.channels
-            for frames in (channel.to_broker, channel.to_client)
-            if frames
-        ]
-
-    @rule()
-    def callbacks_run(self) -> None:
-        for _ in range(len(self.connection.calls)):
-            self.locked(self.connection.calls.popleft())
+    @rule(seconds=st.sampled_from([0.25, 2, 8, 32, TIMEOUT]), quick=st.booleans())
+    def time_passes(self, seconds: float, quick: bool) -> None:
+        if quick:
+            self._the_network_is_quick()
+        self._pass(seconds)
 
     @precondition(lambda self: self.connection.is_open)
     @rule()
     def the_connection_is_lost(self) -> None:
-        self.locked(self.connection.lose)
+        self.connection.run(self.connection.lose)
 
-    @precondition(lambda self: not self.connection.is_open)
+    @precondition(lambda self: not self.connection.is_open and not self.is_over)
     @rule()
     def the_connection_comes_back(self) -> None:
-        self.locked(self.connection.open)
-        self.the_network_is_quick()
+        self.connection.run(self.connection.open)
+        self._the_network_is_quick()
 
     @precondition(lambda self: any(channel.is_open for channel in self.broker.channels))
     @rule(data=st.data())
     def the_broker_closes_a_channel(self, data: st.DataObject) -> None:
         channel = data.draw(st.sampled_from([one for one in self.broker.channels if one.is_open]))
         error = pika.exceptions.ChannelClosedByBroker(406, "PRECONDITION_FAILED")
-        self.locked(lambda: channel.die(error))
+        self.connection.run(lambda: channel.die(error))
 
     @precondition(lambda self: any(channel.consumer for channel in self.broker.channels))
     @rule(data=st.data())
     def the_broker_cancels_a_consumer(self, data: st.DataObject) -> None:
         channel = data.draw(st.sampled_from([one for one in self.broker.channels if one.consumer]))
-        self.locked(channel.cancel_by_broker)
+        self.connection.run(channel.cancel_by_broker)
 
     # -- handlers
 
-    @precondition(lambda self: self.runner.running)
+    @precondition(lambda self: self.running)
     @rule(data=st.data(), how=st.sampled_from(sorted(ENDS)), quick=st.booleans())
     def a_handler_ends(self, data: st.DataObject, how: str, quick: bool) -> None:
-        work = data.draw(st.sampled_from(self.runner.running))
-        self.runner.running.remove(work)
-        if how == "returns" and not work.message.cancelled.is_set():
-            self.succeeded.add(int(work.properties.message_id))
-        self.runtime._handled(work, ENDS[how])
+        self._end(data.draw(st.sampled_from(self.running)), how)
         if quick:
-            self.time_passes()
-
-    @precondition(lambda self: self.runner.running)
-    @rule(data=st.data())
-    def the_time_of_a_handler_is_up(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.runner.running)).message.deadline = 0.0
-        self.locked(self.runtime._check_time)
-        self.time_passes()
+            self._the_network_is_quick()
 
     # -- the publishing connection
 
-    @precondition(lambda self: self.publisher.waiting)
+    @precondition(lambda self: self.publisher.under_way)
+    @rule(data=st.data(), well=st.booleans(), quick=st.booleans())
+    def an_answer_to_the_publisher_comes_or_never_will(
+        self, data: st.DataObject, well: bool, quick: bool
+    ) -> None:
+        self.publisher.answer(data.draw(st.sampled_from(self.publisher.under_way)), well=well)
+        if quick:
+            self._the_network_is_quick()
+
+    @precondition(lambda self: not self.is_over)
     @rule(
-        data=st.data(),
-        end=st.sampled_from(["confirmed", "returned", "not sent", "there but unconfirmed", "lost"]),
+        has_leader=st.sampled_from([True, True, False]),
+        has_queues=st.sampled_from([True, True, False]),
+        trouble=st.sampled_from([None, None, BrokerError("full"), UnexpectedError("a bug")]),
     )
-    def a_confirmation_comes_or_not(self, data: st.DataObject, end: str) -> None:
-        entry = data.draw(st.sampled_from(self.publisher.waiting))
-        self.publisher.waiting.remove(entry)
-        future, message = entry
-        if message is not None and end in {"confirmed", "there but unconfirmed"}:
-            self.broker.copies.append(message)
-        match end:
-            case "confirmed":
-                future.set_result(None)
-            case "returned":
-                future.set_exception(Returned("", "q", "1", "no queue"))
-            case "not sent":
-                future.set_exception(NotSent("", "q", "1", "blocked"))
-            case _:
-                future.set_exception(Unconfirmed("", "q", "1", "connection lost"))
+    def troubles_come_and_go(self, has_leader: bool, has_queues: bool, trouble: Exception | None) -> None:
+        self.broker.has_no_leader = not has_leader
+        self.publisher.trouble = trouble
+        if not has_queues:  # for the copies
+            self.publisher.queues.clear()
 
     # -- the operator and the kubelet
 
-    @precondition(lambda self: not self.ended)
+    @precondition(lambda self: not self.is_over)
+    @rule(data=st.data())
+    def the_operator_asks_to_retire(self, data: st.DataObject) -> None:
+        self.data = data
+        self.retired_until = None
+        self.is_asked_to_retire = True
+        busy = self.worker.busy()
+        try:
+            busy_in_the_end = self.retirement.begin()
+        except TimeoutError:
+            busy_in_the_end = 1
+        self.is_asked_to_retire = False
+        if busy:
+            assert busy_in_the_end == busy
+        if not busy_in_the_end:
+            self.retired_until = self.clock.now + retirement.LEASE_SECONDS
+            assert not self.running
+            assert not self.worker.busy()
+
+    @precondition(lambda self: self.retired_until is not None and not self.is_over)
     @rule()
-    def the_operator_asks_to_retire(self) -> None:
-        if self.runtime.busy():
-            return
-        with self.connection.loop:
-            for slot in self.runtime.slots:
-                slot.pause(take_late=True)
-        self.withdrawn = True
+    def the_operator_calls_it_off(self) -> None:
+        self.retired_until = None
+        self.retirement.end()
 
-    @precondition(lambda self: self.withdrawn)
+    @precondition(lambda self: self.old_leases)
     @rule()
-    def the_lease_ends(self) -> None:
-        self.runtime.resume()
-        self.withdrawn = False
+    def an_old_lease_ends_although_it_was_renewed(self) -> None:
+        """It had begun to when it was cancelled, and waited for the lock."""
+        self.old_leases.pop().function()
 
-    @precondition(lambda self: self.published >= 6)  # else most runs would end before they have begun
-    @rule()
-    def sigterm(self) -> None:
-        self.ended = True
-        self.runtime.stop_taking()
+    @precondition(lambda self: self.published >= 6 and not self.is_over)  # else most runs would end early
+    @rule(data=st.data())
+    def sigterm(self, data: st.DataObject) -> None:
+        self.data = data
+        self.drain_deadline = self.drain_ends_by = self.clock.now + GRACE
+        hand_back = self.worker.hand_back
 
-    @precondition(lambda self: self.ended)
-    @rule(hand_back=st.booleans())
-    def the_grace_is_over(self, hand_back: bool) -> None:
-        self.runtime.cancel_handlers()
-        if hand_back:
-            self.runtime.hand_back()
+        def judged_hand_back() -> int:
+            for attempt in self.running:
+                if attempt.work.lease.held:
+                    assert attempt.cancelled_at is not None
+                    had = self.clock.now - attempt.cancelled_at
+                    assert had >= DRAIN_MARGIN or self.signals, (
+                        "handed back although its handler might have ended"
+                    )
+            self.is_handing_back = True
+            return hand_back()
 
-    # -- what must always hold
+        self.patches.setattr(self.worker, "hand_back", judged_hand_back)
+        drain.drain(self.worker, self, GRACE)  # type: ignore[arg-type]
+        self.is_over = True
+        assert self.connection.is_closed
+        assert self.clock.now <= self.drain_ends_by
+        assert not any(attempt.work.lease.held for attempt in self.attempts)
+
+    def wait(self, timeout: float) -> bool:
+        """As Signals: whether another signal came."""
+        if self.signals:
+            return True
+        self._pass(timeout)
+        return False
+
+    def interrupt(self) -> None:
+        """As Signals."""
+
+    # What must always hold -------------------------------------------------------------------------------
 
     @invariant()
-    def nothing_is_lost(self) -> None:
-        if not hasattr(self, "broker"):
+    def every_message_is_in_one_place(self) -> None:
+        if not hasattr(self, "attempts"):
             return
         held = [message for channel in self.broker.channels for message in channel.unsettled.values()]
-        places = {*self.broker.ready, *held, *self.broker.acked}
-        assert places == set(range(self.published))
-        assert set(self.broker.acked) <= self.succeeded | set(self.broker.copies)
-        everywhere = [*self.broker.ready, *held, *self.broker.acked]
-        assert len(everywhere) == len(set(everywhere)), "one message in two places"
+        assert sorted([*self.broker.ready, *held, *self.broker.acked]) == list(range(self.published))
 
     @invariant()
-    def a_slot_runs_one_handler_at_a_time(self) -> None:
-        if not hasattr(self, "broker"):
+    def every_attempt_is_counted_once_and_for_what_it_was(self) -> None:
+        if not hasattr(self, "attempts"):
             return
-        slots = [work.slot for work in self.runner.running]
-        assert len(slots) == len(set(slots))
-        for work in self.runner.running:
-            assert work.slot.work is work
-            assert work.lease.held or work.decided or work.message.cancelled.is_set()
+        expected = Counter(attempt.outcome for attempt in self.attempts if attempt.outcome)
+        assert +self.worker.outcomes == expected
 
     @invariant()
-    def a_withdrawn_worker_takes_nothing_once_that_is_confirmed(self) -> None:
-        if not hasattr(self, "broker"):
+    def who_has_lost_its_message_is_told(self) -> None:
+        if not hasattr(self, "attempts"):
             return
-        if self.withdrawn and all(slot.closed for slot in self.runtime.slots):
-            assert not any(
-                channel.consumer and channel.is_open and not channel.to_broker
-                for channel in self.broker.channels
-            )
+        for attempt in self.running:
+            assert attempt.work.slot.work is attempt.work
+            assert attempt.work.lease.held or attempt.work.message.cancelled.is_set()
+
+    @invariant()
+    def a_retired_worker_has_no_consumer(self) -> None:
+        if not hasattr(self, "attempts"):
+            return
+        assert self.retirement.active == self._is_retired
+        if self._is_retired:
+            assert not any(channel.consumer for channel in self.broker.channels)
+            assert not self.running
+
+    @rule()
+    def the_world_comes_to_rest(self) -> None:
+        """Every slot that should take messages does; one that should not does not."""
+        self.broker.has_no_leader = False
+        self.publisher.trouble = None if not self.is_over else self.publisher.trouble
+        for _ in range(3):  # a channel, its consumer, and for classic queues once more
+            self._the_network_is_quick()
+            if not self.connection.is_open and not self.is_over:
+                self.connection.run(self.connection.open)
+            self._pass(ANSWER_SECONDS / 2 + LONGEST_WAIT_SECONDS)
+        self._the_network_is_quick()
+        consumers = sum(channel.consumer is not None for channel in self.broker.channels)
+        if self._is_retired or self.is_over:
+            assert consumers == 0
+        else:
+            slots = self.worker.slots
+            free = sum(slot.work is None for slot in slots)
+            closed = sum(slot.work is not None and slot.work.message.cancelled.is_set() for slot in slots)
+            assert free <= consumers <= len(slots) - closed
 
     def teardown(self) -> None:
         """Whatever happened, when trouble ends everything gets done."""
-        if not hasattr(self, "broker"):
+        if not hasattr(self, "attempts"):
             return
-        self.runtime.resume()
-        for _ in range(200):
-            if not self.connection.is_open:
-                self.locked(self.connection.open)
-            for channel in list(self.broker.channels):
-                while channel.to_broker:
-                    self.locked(channel.to_broker.popleft())
-                while channel.to_client:
-                    self.locked(channel.to_client.popleft())
-            while self.runner.running:
-                work = self.runner.running.pop()
-                if not work.message.cancelled.is_set():
-                    self.succeeded.add(int(work.properties.message_id))
-                self.runtime._handled(work, None)
-            while self.publisher.waiting:
-                future, message = self.publisher.waiting.pop()
-                if message is not None:
-                    self.broker.copies.append(message)
-                future.set_result(None)
-            self.callbacks_run()
-        self.nothing_is_lost()
-        assert self.runtime.busy() == 0
-        if self.ended:
-            assert not any(channel.consumer for channel in self.broker.channels)
-        else:
+        try:
+            if sys.exc_info()[0] is None:
+                self._finish()
+        finally:
+            self.patches.undo()
+
+    def _finish(self) -> None:
+        if not self.is_over:
+            self.retired_until = None
+            self.retirement.end()
+        for _ in range(self.published + 3):
+            self.the_world_comes_to_rest()
+            while self.running or self.publisher.under_way:
+                while self.running:
+                    self._end(self.running[0], "returns")
+                while self.publisher.under_way and not self.is_over:
+                    self.publisher.answer(self.publisher.under_way[0], well=True)
+                self._the_network_is_quick()
+                self._pass(2.0)
+                if self.is_over:
+                    break
+        self.every_message_is_in_one_place()
+        self.every_attempt_is_counted_once_and_for_what_it_was()
+        assert self.worker.busy() == 0
+        if not self.is_over:
             assert sorted(self.broker.acked) == list(range(self.published))
 
 

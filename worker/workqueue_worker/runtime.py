@@ -128,7 +128,8 @@ class Runtime:
     def cancel_handlers(self) -> None:
         """Tell every running handler that its result will not count; it is handed back when it returns."""
         with self.connection.exclusive():
-            works = [slot.work for slot in self.slots if slot.work is not None and not slot.work.returned]
+            # One whose time was up before was told then, and is being settled.
+            works = [slot.work for slot in self.slots if slot.work is not None and not slot.work.decided]
             for work in works:
                 work.abandoned = True
                 self._cancel(work)
@@ -139,11 +140,8 @@ class Runtime:
         with self.connection.exclusive():
             for slot in self.slots:
                 work = slot.work
-                if work is not None and work.lease.hand_back():
-                    self._count(Outcome.REQUEUED)
-                    count += 1
-                    if work.returned:
-                        self._free(work)
+                if work is not None and work.lease.held:
+                    count += self._hand_back(work)
         return count
 
     def close(self) -> None:
@@ -337,9 +335,7 @@ class Runtime:
         if not work.lease.held:
             self._free(work)
         elif work.abandoned:
-            work.lease.hand_back()
-            self._count(Outcome.REQUEUED)
-            self._free(work)
+            self._hand_back(work)
         elif not work.decided:
             work.decided = True
             if error is None:
@@ -352,6 +348,13 @@ class Runtime:
         self._count(outcome)
         if work.returned:
             self._free(work)
+
+    def _hand_back(self, work: Work) -> bool:
+        is_handed_back = work.lease.hand_back()
+        self._count(Outcome.REQUEUED if is_handed_back else Outcome.LOST)
+        if work.returned:
+            self._free(work)
+        return is_handed_back
 
     def _work_lost(self, work: Work) -> None:
         self._count(Outcome.LOST)

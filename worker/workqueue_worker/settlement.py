@@ -80,6 +80,7 @@ class Settler:
         self.port = port
         self.republisher = republisher
         self.known_queues = {topology.dead_letter_queue_name(queue)}
+        self.safe_from: dict[str, float] = {}
         self._worker = worker
         self._on_settled = on_settled
 
@@ -138,15 +139,16 @@ class _Republishing:
 
     def _declared(self, created: bool) -> None:
         if created:
-            self._settler.port.call_later(SAFE_AFTER_SECONDS, self._safe)
-        else:
-            self._safe()
-
-    def _safe(self) -> None:
+            self._settler.safe_from[self._target.name] = time.monotonic() + SAFE_AFTER_SECONDS
         self._settler.known_queues.add(self._target.name)
         self._publish()
 
     def _publish(self) -> None:
+        # Also when another slot has just made the queue.
+        wait = self._settler.safe_from.get(self._target.name, 0.0) - time.monotonic()
+        if wait > 0:
+            self._settler.port.call_later(wait, self._publish)
+            return
         self._step(
             lambda: self._settler.republisher().publish(self._copy),
             lambda _: self._settler.end(self._work, self._outcome),

@@ -153,8 +153,8 @@ class Slot:
     # What the runtime says -------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """The connection is open: open a channel, unless the handler of an older delivery still runs."""
-        if self._channel is not None or not self._port.is_open or self.work is not None:
+        """The connection is open: open a channel."""
+        if self._channel is not None or not self._port.is_open:
             return
         try:
             channel = self._port.channel(self._opened)
@@ -193,10 +193,7 @@ class Slot:
         """The message is settled and its handler has returned: the slot is free."""
         self.work = None
         self._held = False
-        if self._channel is None:
-            self.attach()
-        else:
-            self._adjust()
+        self._adjust()
 
     # What the broker says --------------------------------------------------------------------------------
 
@@ -209,7 +206,10 @@ class Slot:
         self._adjust()
 
     def _adjust(self) -> None:
-        """Start or cancel the consumer, if that is what is wanted and no answer is awaited."""
+        """Start or cancel the consumer, if that is what is wanted and no answer is awaited.
+
+        None is started while there is work: the handler of a delivery that was lost may still run.
+        """
         if not self._channel_is_open:
             return
         wanted = self._wanted and not self._held
