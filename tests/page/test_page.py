@@ -196,7 +196,7 @@ async def test_a_token_that_the_cluster_does_not_know_is_told_so_and_a_good_one_
         names = await rows.locator("th").all_inner_texts()
         assert names == ["mail/broken", "shop/deep", "shop/calm"], "what needs a look comes first"
         await expect(rows.nth(0)).to_contain_text("No, BrokerUnreachable")
-        assert (await rows.nth(1).locator("td").all_inner_texts())[1] == "1200"
+        assert (await rows.nth(1).locator("td").all_inner_texts())[1] == "1,200"
         await expect(page.locator("#state")).to_have_text("live")
         (cookie,) = await page.context.cookies()
         assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from ..errors import ClusterError
-from ..names import LABEL_WORKQUEUE
 from ..observe.store import Key, Store
 from ..observe.workers import Address, Workers, WorkerStatus
 from ..views import PodView, pod_views
@@ -23,7 +22,7 @@ from .history import SAMPLE_SECONDS, Decision, History
 
 ASK_SECONDS: Final = 5.0
 PODS_A_ROUND: Final = 200
-"""Workers asked in one round; with more of them, each is asked every so many rounds."""
+"""Pods looked at in one round; with more of them, each has its turn every so many rounds."""
 
 STALE_SECONDS: Final = 120.0
 
@@ -42,6 +41,7 @@ class Watch:
         self._store = store
         self._workers = workers
         self._statuses: dict[Key, tuple[float, WorkerStatus]] = {}
+        self._rates: dict[Key, tuple[float, float | None]] = {}
         self._next = 0
         self._lookers = 0
         self._looked_at = 0.0
@@ -89,6 +89,14 @@ class Watch:
 
     def rate(self, key: Key) -> float | None:
         """Messages that the workers of a WorkQueue took a second lately; None while not all of them have said."""
+        now = time.monotonic()
+        at, rate = self._rates.get(key, (-ASK_SECONDS, None))
+        if now - at >= ASK_SECONDS:
+            rate = self._rate(key)
+            self._rates[key] = (now, rate)
+        return rate
+
+    def _rate(self, key: Key) -> float | None:
         running = [pod for pod in self.pods(key) if pod.running and not pod.terminating]
         statuses = self.statuses(key[0], running)
         if len(statuses) < len(running):
@@ -110,17 +118,19 @@ class Watch:
     async def _ask(self) -> None:
         if not self._lookers and time.monotonic() - self._looked_at > ASK_SECONDS:
             self._statuses.clear()
+            self._rates.clear()
             return
-        running = [
-            ((body["metadata"]["namespace"]), pod)
-            for body in list(self._store.pods.values())
-            if LABEL_WORKQUEUE in body["metadata"].get("labels", {})
-            for pod in pod_views([body])
-            if pod.running and not pod.terminating
-        ]
-        start = self._next if self._next < len(running) else 0
+        bodies = list(self._store.pods.values())
+        start = self._next if self._next < len(bodies) else 0
         self._next = start + PODS_A_ROUND
-        await self._ask_pods(running[start : start + PODS_A_ROUND])
+        await self._ask_pods(
+            [
+                (body["metadata"]["namespace"], pod)
+                for body in bodies[start : start + PODS_A_ROUND]
+                for pod in pod_views([body])
+                if pod.running and not pod.terminating
+            ]
+        )
         oldest = time.monotonic() - STALE_SECONDS
         self._statuses = {pod: entry for pod, entry in self._statuses.items() if entry[0] > oldest}
 
@@ -133,6 +143,7 @@ class Watch:
         now = time.monotonic()
         for uid, status in answers.items():
             self._statuses[names[uid]] = (now, status)
+        self._rates.clear()
 
     async def _forever(self, seconds: float, step: Any) -> None:
         while True:

@@ -1,0 +1,166 @@
+"""The web page on the real cluster: tokens and rights are the API server's, what it shows is the operator's."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from playwright.async_api import expect
+
+from tests.support import helm
+from tests.support.browser import chromium, looking
+from tests.support.inside import Rabbit
+from tests.support.kubernetes import PROGRAMS, kubeconfig, kubectl, temporary_namespace, wait_until
+from tests.support.operators import OperatorRelease
+from tests.support.workqueues import Lab
+
+MINUTE = 60_000
+
+
+@pytest.fixture(scope="module")
+def page_lab(crd: None, rabbit: Rabbit) -> Iterator[Lab]:
+    """A namespace that only this module's operator serves."""
+    with temporary_namespace("e2e-page", pod_security="restricted") as namespace:
+        made = Lab(namespace, rabbit)
+        made.prepare()
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def release(page_lab: Lab) -> Iterator[OperatorRelease]:
+    """An operator with the page switched on."""
+    with temporary_namespace("e2e-page-system", pod_security="restricted") as system:
+        made = OperatorRelease(f"page-{secrets.token_hex(3)}", system, helm.run)
+        made.install(watchNamespaces=[page_lab.namespace], page={"enabled": True})
+        yield made
+        made.uninstall()
+
+
+@contextmanager
+def forwarded(namespace: str, pod: str) -> Iterator[str]:
+    """The page of one of the operator's pods, from here."""
+    process = subprocess.Popen(
+        [
+            *(str(PROGRAMS / "kubectl"), f"--kubeconfig={kubeconfig()}", f"--namespace={namespace}"),
+            *("port-forward", "--address=127.0.0.1", f"pod/{pod}", ":8081"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        found = re.search(r":(\d+) ->", process.stdout.readline())
+        assert found is not None
+        yield f"http://127.0.0.1:{found[1]}"
+    finally:
+        process.terminate()
+        process.wait(10)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def pages(release: OperatorRelease) -> Iterator[dict[str, str]]:
+    """The page at the leader and at the standby."""
+    leader = release.wait_leader()
+    (standby,) = [pod["metadata"]["name"] for pod in release.pods() if pod["metadata"]["name"] != leader]
+    with forwarded(release.namespace, leader) as first, forwarded(release.namespace, standby) as second:
+        yield {"leader": first, "standby": second}
+
+
+@pytest.fixture(scope="module")
+def tokens(page_lab: Lab, release: OperatorRelease) -> dict[str, str]:
+    """Of somebody who may list the WorkQueues of the namespace, and of somebody who may not."""
+    where = f"--namespace={page_lab.namespace}"
+    for name in ("looker", "stranger"):
+        kubectl("create", "serviceaccount", name, where)
+    kubectl("create", "role", "looker", "--verb=list", "--resource=workqueues.workqueue.dev", where)
+    kubectl(
+        "create",
+        "rolebinding",
+        "looker",
+        "--role=looker",
+        f"--serviceaccount={page_lab.namespace}:looker",
+        where,
+    )
+    return {name: kubectl("create", "token", name, where).strip() for name in ("looker", "stranger")}
+
+
+def text_of(url: str, token: str) -> tuple[int, str]:
+    """Status and text of a page, for whoever has this token."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+async def test_whoever_may_list_workqueues_watches_the_main_job_and_nobody_else(
+    page_lab: Lab, pages: dict[str, str], tokens: dict[str, str]
+) -> None:
+    workqueue = page_lab.workqueue("watched", worker={"handler": {"python": "jobs:moody"}})
+    await asyncio.to_thread(lambda: workqueue.apply().wait_ready())
+    code, said = await asyncio.to_thread(text_of, pages["leader"], tokens["stranger"])
+    assert (code, "may not list WorkQueues" in said) == (403, True)
+    async with chromium() as browser, looking(browser) as seen:
+        page = seen.page
+        await page.goto(pages["leader"])
+        await page.get_by_label("Token").fill(tokens["stranger"] + "x")
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.get_by_role("alert")).to_be_visible(timeout=MINUTE)
+        await page.get_by_label("Token").fill(tokens["looker"])
+        await page.get_by_role("button", name="Log in").click()
+        row = page.get_by_role("row", name=f"{page_lab.namespace}/watched")
+        await expect(row).to_contain_text("Yes", timeout=MINUTE)
+        jobs: list[dict[str, Any]] = [{"id": number, "reject": True} for number in range(3)]
+        await asyncio.to_thread(workqueue.publish, [*jobs, {"id": "good"}])
+        await page.get_by_role("link", name=f"{page_lab.namespace}/watched").click()
+        await expect(page.locator(".decisions")).to_contain_text("Backlog", timeout=MINUTE)
+        await expect(page.get_by_role("row", name="watched-worker")).to_contain_text("idle", timeout=MINUTE)
+        await expect(page.locator(".reasons")).to_contain_text("Rejected", timeout=2 * MINUTE)
+        await expect(page.get_by_text("The first 3 of 3 were looked at.")).to_be_visible()
+    assert [text for text in seen.complaints if "401" not in text] == []
+    queues = await asyncio.to_thread(
+        wait_until,
+        lambda: (found := page_lab.queues())["watched.dead"]["messages_ready"] == 3 and found,
+        60,
+        "all back",
+    )
+    assert queues["watched.dead"]["consumers"] == 0, "what was looked at was put back"
+
+
+async def test_a_standby_shows_what_the_leader_knows(
+    page_lab: Lab, pages: dict[str, str], tokens: dict[str, str]
+) -> None:
+    await asyncio.to_thread(lambda: page_lab.workqueue("relayed").apply().wait_ready())
+    async with chromium() as browser, looking(browser) as seen:
+        await seen.page.goto(pages["standby"])
+        await seen.page.get_by_label("Token").fill(tokens["looker"])
+        await seen.page.get_by_role("button", name="Log in").click()
+        row = seen.page.get_by_role("row", name=f"{page_lab.namespace}/relayed")
+        await expect(row).to_contain_text("Yes", timeout=MINUTE)
+        await expect(seen.page.locator("#state")).to_have_text("live")
+    assert seen.complaints == []
+
+
+def test_a_right_that_is_taken_away_is_gone_within_a_minute(
+    page_lab: Lab, pages: dict[str, str], tokens: dict[str, str]
+) -> None:
+    def status() -> int:
+        return text_of(pages["leader"], tokens["looker"])[0]
+
+    assert status() == 200
+    kubectl("delete", "rolebinding", "looker", f"--namespace={page_lab.namespace}")
+    wait_until(lambda: status() == 403, 100, "the page asks again")
