@@ -80,3 +80,9 @@ test: lint image ## everything: style, types, layers, generated files, all tests
 .PHONY: faults
 faults: image ## the fault matrix, whole (about 25 minutes); ARGS=--write puts its table into docs/guarantees.md
 	@$(BIN)/python -m hack.faults $(ARGS)
+
+SERIES ?= 3.10 4.0 4.3
+
+.PHONY: soak
+soak: venv ## ten minutes of random faults for each of SERIES="3.10 4.0 4.3" of RabbitMQ, and a ledger that must balance
+	@set -e; for series in $(SERIES); do $(BIN)/python -m hack.soak --series $$series $(ARGS); done
