@@ -21,7 +21,7 @@ from hack.image import DEFAULT_TAG
 
 FULL: Final = Extent()
 QUICK: Final = Extent(wakes=20, acks=5, ladders=1, rest_seconds=20.0)
-OPERATOR: Final = ("wake", "rest", "restart", "ack", "ladder")
+OPERATOR: Final = ("wake", "rest", "restart", "ack", "ladder", "tall")
 OTHERS: Final = {
     "worker": "hack.bench.worker.figures",
     "publisher": "hack.bench.publisher.figures",
@@ -86,7 +86,7 @@ def _operator(arguments: argparse.Namespace) -> None:
 
 def _measure(place: Site, extent: Extent, counts: list[int], only: tuple[str, ...], rows: list[Row]) -> None:
     with Probe(place) as probe:
-        for name, figure in (("ack", figures.first_ack), ("ladder", figures.ladder)):
+        for name, figure in (("ack", figures.first_ack), ("ladder", figures.ladder), ("tall", figures.tall)):
             if name in only:
                 with step(f"Measuring: {name}"):
                     rows += figure(probe, place, extent)

@@ -28,6 +28,11 @@ Object = dict[str, Any]
 BACKLOG: Final = 20
 RUNNING: Final = 2
 HANDLER_SECONDS: Final = 4.0
+TALL: Final = 50
+TALL_HANDLER_SECONDS: Final = 60.0
+"""So long that no worker is done before the last one is Ready."""
+TOGETHER: Final = 200
+POLLED: Final = 20
 MIB: Final = 2**20
 TICKS: Final = 100
 STEPS: Final = ("written", "created", "scheduled", "process", "loaded", "connected", "handled", "acked")
@@ -74,7 +79,7 @@ def asleep_spec(image: str) -> Object:
     }
 
 
-def running_spec(image: str, handler: str, per_replica: int) -> Object:
+def running_spec(image: str, handler: str, per_replica: int, most: int = BACKLOG) -> Object:
     """A WorkQueue whose workers run."""
     return {
         "connectionSecretRef": {"name": site.SECRET},
@@ -85,10 +90,10 @@ def running_spec(image: str, handler: str, per_replica: int) -> Object:
             "env": [{"name": "PYTHONPATH", "value": "/bench"}],
             "volumes": [{"name": "sources", "configMap": {"name": "sources"}}],
             "volumeMounts": [{"name": "sources", "mountPath": "/bench", "readOnly": True}],
-            "timeoutSeconds": 30,
+            "timeoutSeconds": 120,
         },
         # The delay leaves time to read the log of a worker that has done its messages.
-        "scaling": {"maxReplicas": BACKLOG, "messagesPerReplica": per_replica, "scaleInDelaySeconds": 3},
+        "scaling": {"maxReplicas": most, "messagesPerReplica": per_replica, "scaleInDelaySeconds": 3},
     }
 
 
@@ -131,6 +136,44 @@ _PEER_WAKE: Final = {
     100: "KEDA, polling each second: median 0.82 s, max 0.99 s",
     1000: "KEDA, polling each second: median 0.61 s, max 1.0 s",
 }
+
+
+def polled(probe: Probe, place: Site, extent: Extent) -> list[Row]:
+    """The same of a queue that is polled."""
+    name, spec = "bench-polled", asleep_spec(place.image)
+    spec["scaling"] = {**spec["scaling"], "wake": "Poll"}
+    with _WorkQueues(probe, [name], spec):
+        chosen = [name] * min(extent.wakes, POLLED)
+        samples = probe.ask("wake", names=chosen, pause=[0.0, 2.0], again=True, bell=False)
+        probe.ask("wait_asleep", names=[name], seconds=60, bell=False)
+    return [
+        Row(
+            "wake of a queue with scaling.wake: Poll, 1 WorkQueue",
+            _spread(samples),
+            "",
+            None,
+            "",
+            {"seconds": samples},
+        )
+    ]
+
+
+def together(probe: Probe, count: int) -> list[Row]:
+    """Many queues that get work in the same second."""
+    chosen = random.sample(names(count), min(TOGETHER, count))
+    answer = probe.ask("wake_together", names=chosen, seconds=120)
+    written = answer["written"]
+    return [
+        Row(
+            f"{len(chosen)} of {_workqueues(count)} that get a message within {_ms(answer['sent'])}, to replicas "
+            "written for each",
+            f"p50 {_ms(percentile(written, 0.5))}, p99 {_ms(percentile(written, 0.99))}, max {_ms(max(written))}",
+            "",
+            None,
+            "",
+            answer,
+        )
+    ]
 
 
 def first_ack(probe: Probe, place: Site, extent: Extent) -> list[Row]:
@@ -196,6 +239,31 @@ def ladder(probe: Probe, place: Site, extent: Extent) -> list[Row]:
             "HPA: looks each 15 s",
             {"samples": running},
         ),
+    ]
+
+
+def tall(probe: Probe, place: Site, _extent: Extent) -> list[Row]:
+    """A backlog that needs 50 workers: up from 0, all Ready, and back."""
+    name, body = "bench-tall", str(TALL_HANDLER_SECONDS)
+    with _WorkQueues(probe, [name], running_spec(place.image, "slow", 1, TALL)):
+        probe.ask("burst", name=name, count=1, body="0", target=1, seconds=30)
+        probe.ask("wait_ready_pods", name=name, count=1, seconds=60)
+        probe.ask("wait_asleep", names=[name], seconds=180)
+        up = probe.ask("burst", name=name, count=TALL, body=body, target=TALL, seconds=60)
+        ready = probe.ask("wait_ready_pods", name=name, count=TALL, seconds=240)
+        probe.ask("wait_asleep", names=[name], seconds=300)
+        down = probe.ask("writes", name=name, since=up["begun"])[len(up["writes"]) :]
+    written, back = up["writes"][-1][0], down[-1][0] - down[0][0]
+    return [
+        Row(
+            f"backlog at 0 replicas that needs {TALL}, and back",
+            f"written after {_ms(written)} in {len(up['writes'])} step; all {TALL} pods Ready {ready:.0f} s later; "
+            f"back to 0 in {len(down)} steps within {back:.1f} s, each worker asked first",
+            "one write; <= 0.3 s",
+            len(up["writes"]) == 1 and written <= 0.3,
+            "",
+            {"up": up, "ready": ready, "down": down},
+        )
     ]
 
 
@@ -286,6 +354,7 @@ def storm(probe: Probe, place: Site, count: int, wanted: Callable[[str], bool], 
         rows += created(probe, count, {**work.answer, "before": before})
         if wanted("wake"):
             rows += wake(probe, count, extent)
+            rows += together(probe, count) if count > 1 else polled(probe, place, extent)
         if wanted("rest"):
             rows += rest(probe, place, count, extent)
         if wanted("restart"):

@@ -55,16 +55,28 @@ class Api:
 
     def call(self, method: str, path: str, body: Object | None = None) -> Object:
         """One request; raises RuntimeError with the answer when it was refused."""
+        try:
+            response, text = self._exchange(method, path, body)
+        except ConnectionError:
+            # The server hangs up on a connection that was idle.
+            del self._local.connection
+            if method != "GET":
+                raise
+            response, text = self._exchange(method, path, body)
+        if response.status >= http.HTTPStatus.BAD_REQUEST:
+            raise RuntimeError(f"{method} {path}: {response.status} {text[:500]!r}")
+        answer: Object = json.loads(text)
+        return answer
+
+    def _exchange(
+        self, method: str, path: str, body: Object | None
+    ) -> tuple[http.client.HTTPResponse, bytes]:
         if not hasattr(self._local, "connection"):
             self._local.connection = self.connect(60)
         connection = self._local.connection
         connection.request(method, path, json.dumps(body) if body is not None else None, self.headers())
         response = connection.getresponse()
-        text = response.read()
-        if response.status >= http.HTTPStatus.BAD_REQUEST:
-            raise RuntimeError(f"{method} {path}: {response.status} {text[:500]!r}")
-        answer: Object = json.loads(text)
-        return answer
+        return response, response.read()
 
     def text(self, path: str) -> str:
         """GET something that is not JSON."""
@@ -175,8 +187,8 @@ class Probe:
         body = self._deployments.objects.get(f"{queue}-worker")
         return -1 if body is None else int(body["spec"].get("replicas", 1))
 
-    def _asleep(self, queue: str) -> bool:
-        """No replica, no pod, and the operator listens."""
+    def _asleep(self, queue: str, *, bell: bool = True) -> bool:
+        """No replica, no pod, no message, and the operator listens, if it is one that is listened to."""
         pods = any(
             body["metadata"].get("labels", {}).get("workqueue.dev/workqueue") == queue
             for body in list(self._pod_watch.objects.values())
@@ -184,10 +196,10 @@ class Probe:
         if self._replicas(queue) != 0 or pods:
             return False
         answer = self._channel.queue_declare(queue, passive=True).method
-        return bool(answer.consumer_count == 1 and answer.message_count == 0)
+        return bool(answer.consumer_count == int(bell) and answer.message_count == 0)
 
-    def _wait_asleep(self, queue: str, seconds: float) -> None:
-        _until(lambda: self._asleep(queue), seconds, f"{queue} is asleep")
+    def _wait_asleep(self, queue: str, seconds: float, *, bell: bool = True) -> None:
+        _until(lambda: self._asleep(queue, bell=bell), seconds, f"{queue} is asleep")
 
     def _publish(self, queue: str, count: int = 1, body: bytes = b"x" * 100) -> tuple[float, float]:
         """Publish persistent, confirmed messages; when it began and when the last was confirmed."""
@@ -246,23 +258,24 @@ class Probe:
                 self._channel.queue_delete(queue)
         return now() - begun
 
-    def do_wait_asleep(self, names: list[str], seconds: float) -> float:
+    def do_wait_asleep(self, names: list[str], seconds: float, bell: bool = True) -> float:
         """Wait until every one of these has no replica and is listened to."""
         begun = now()
         for name in names:
-            self._wait_asleep(name, seconds)
+            self._wait_asleep(name, seconds, bell=bell)
         return now() - begun
 
-    def do_wake(self, names: list[str], pause: list[float], again: bool) -> list[float]:
+    def do_wake(self, names: list[str], pause: list[float], again: bool, bell: bool = True) -> list[float]:
         """One message on each of these idle queues in turn: from before the publish to replicas seen written.
 
         Args:
             pause: shortest and longest pause before a sample.
             again: the same queue comes again, so that it must be asleep again first.
+            bell: the operator listens; else it polls.
         """
         samples = []
         for name in names:
-            self._wait_asleep(name, 60)
+            self._wait_asleep(name, 60, bell=bell)
             time.sleep(random.uniform(*pause))
             begun, _ = self._publish(name)
             samples.append(self._wait_replicas(name, begun, 1, 60))
@@ -270,6 +283,20 @@ class Probe:
         if not again:
             self.do_wait_asleep(names, 120)
         return samples
+
+    def do_wake_together(self, names: list[str], seconds: float) -> Object:
+        """One message on each of these idle queues, as fast as they can be sent: how long each takes to wake."""
+        self.do_wait_asleep(names, seconds)
+        begun, published = now(), {}
+        for name in names:
+            published[name] = now()
+            self._fast.basic_publish("", name, b"x" * 100, pika.BasicProperties(delivery_mode=2))
+        sent = now() - begun
+        written = [self._wait_replicas(name, at, 1, seconds) for name, at in published.items()]
+        for name in names:
+            self._channel.queue_purge(name)
+        self.do_wait_asleep(names, seconds)
+        return {"sent": sent, "written": written}
 
     def do_first_ack(self, name: str) -> Object:
         """Two messages on an idle queue with one slot: the second comes when the broker has the first one's ack."""
@@ -321,7 +348,11 @@ class Probe:
             self._fast.basic_publish("", name, body.encode(), pika.BasicProperties(delivery_mode=2))
         sent = now() - begun
         self._wait_replicas(name, begun, target, seconds)
-        return {"sent": sent, "writes": self._changes(name, begun)}
+        return {"begun": begun, "sent": sent, "writes": self._changes(name, begun)}
+
+    def do_writes(self, name: str, since: float) -> list[tuple[float, int]]:
+        """Every count that was written after a moment, with the seconds from then."""
+        return self._changes(name, since)
 
     def do_wait_ready_pods(self, name: str, count: int, seconds: float) -> float:
         """Wait until so many pods are Ready."""
