@@ -203,3 +203,8 @@ def pod_path(namespace: str, name: str) -> str:
 def secret_path(namespace: str, name: str) -> str:
     """One Secret."""
     return f"/api/v1/namespaces/{namespace}/secrets/{name}"
+
+
+def autoscalers_path(namespace: str) -> str:
+    """Where the HorizontalPodAutoscalers of a namespace are listed."""
+    return f"/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers"

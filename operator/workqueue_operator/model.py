@@ -239,7 +239,8 @@ class Queue(_Model):
 
     deletion_policy: DeletionPolicy = DeletionPolicy.RETAIN
     """What becomes of the queues when this WorkQueue is deleted: Retain keeps them, DeleteIfEmpty deletes
-    them once no message is left, Delete deletes them with their messages."""
+    them once no message is left, Delete deletes them with their messages. Delay queues go too; those of an
+    earlier retry.delaysSeconds only where the connection Secret has the key management-uri."""
 
 
 class Retry(_Model):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 
+import pytest
+
 from tests.support import helm
 from tests.support.kubernetes import kubectl, kubectl_json, temporary_namespace, wait_until
 from tests.support.operators import OperatorRelease
@@ -170,15 +172,17 @@ def test_a_foreign_workload_is_scaled_unless_somebody_else_does(lab: Lab) -> Non
     kubectl("delete", "deployment", "theirs", where)
 
 
-def test_an_autoscaler_on_the_same_deployment_is_reported_and_not_fought(lab: Lab) -> None:
-    where = f"--namespace={lab.namespace}"
-    kubectl("create", "deployment", "contested", "--image=workqueue-operator:dev", "--replicas=1", where)
+@pytest.mark.parametrize("by", ["hpa", "keda"])
+def test_an_autoscaler_on_the_same_deployment_is_reported_and_not_fought(by: str, lab: Lab) -> None:
+    """KEDA makes a HorizontalPodAutoscaler, but sets 0 and 1 itself, by the scale subresource."""
+    where, name = f"--namespace={lab.namespace}", f"contested-by-{by}"
+    kubectl("create", "deployment", name, "--image=workqueue-operator:dev", "--replicas=1", where)
     autoscaler = {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
-        "metadata": {"name": "contested"},
+        "metadata": {"name": name},
         "spec": {
-            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "contested"},
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
             "minReplicas": 3,
             "maxReplicas": 4,
         },
@@ -186,15 +190,25 @@ def test_an_autoscaler_on_the_same_deployment_is_reported_and_not_fought(lab: La
     kubectl("create", "--filename=-", where, input=json.dumps(autoscaler))
 
     def replicas() -> int:
-        return int(kubectl_json("get", "deployment", "contested", where)["spec"]["replicas"])
+        return int(kubectl_json("get", "deployment", name, where)["spec"]["replicas"])
 
     wait_until(lambda: replicas() == 3, 60, "the HorizontalPodAutoscaler has set its minimum")
-    workqueue = lab.workqueue("against-hpa", worker=None, workloadRef={"name": "contested"}).apply()
+    count = 3
+    if by == "keda":
+        count = 0
+        to_zero = ("--subresource=scale", "--type=merge", '--patch={"spec":{"replicas":0}}')
+        kubectl("patch", "deployment", name, *to_zero, "--field-manager=keda", where)
+    workqueue = lab.workqueue(f"against-{by}", worker=None, workloadRef={"name": name}).apply()
     condition = workqueue.wait_condition("WorkersAvailable", "False", "WorkloadContested")
-    assert "HorizontalPodAutoscaler" in condition["message"]
-    assert replicas() == 3
+    assert f"the HorizontalPodAutoscaler '{name}'" in condition["message"]
+    workqueue.publish([{"id": number} for number in range(8)])
+    wait_until(lambda: workqueue.status().get("messages") == 8, 30, "the messages are seen")
+    assert replicas() == count
+    kubectl("delete", "hpa", name, where)
+    wait_until(lambda: replicas() == 4, 60, "once it is gone the WorkQueue takes over")
+    workqueue.wait_condition("Ready", "True")
     workqueue.delete()
-    kubectl("delete", "hpa,deployment", "contested", where)
+    kubectl("delete", "deployment", name, where)
 
 
 def test_a_scheduled_minimum_is_kept(lab: Lab) -> None:

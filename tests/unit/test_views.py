@@ -360,12 +360,13 @@ def managed(manager: str, subresource: str | None, fields: dict[str, Any]) -> di
     ("raw", "found"),
     [
         (managed("kube-controller-manager", "scale", {"f:replicas": {}}), True),
+        (managed("keda", "scale", {"f:replicas": {}}), True),
         (managed("kubectl", "scale", {"f:replicas": {}}), False),
         (managed("kube-controller-manager", None, {"f:replicas": {}}), False),
         (managed("kube-controller-manager", "scale", {"f:paused": {}}), False),
         (deployment(), False),
     ],
-    ids=["an HPA", "a person", "the controller itself", "another field", "nobody"],
+    ids=["an HPA", "KEDA, from and to zero", "a person", "the controller itself", "another field", "nobody"],
 )
 def test_an_autoscaler_shows_in_the_managed_fields(raw: dict[str, Any], found: bool) -> None:
-    assert (scaled_by_autoscaler(raw) is not None) is found
+    assert scaled_by_autoscaler(raw) is found

@@ -6,7 +6,10 @@ else does: an HPA (also one that KEDA made) or an older WorkQueue on the same ta
 
 from __future__ import annotations
 
-from ..cluster import Cluster, Object, deployment_path
+import time
+from typing import Final
+
+from ..cluster import Cluster, Object, autoscalers_path, deployment_path
 from ..errors import ClusterError, Trouble
 from ..model import WorkloadRef, WorkQueue
 from ..names import workload_name
@@ -14,6 +17,9 @@ from ..observe.store import Store
 from ..reasons import Reason, Unknown
 from ..views import scaled_by_autoscaler
 from .workload import Workload
+
+AUTOSCALERS_FRESH: Final = 15.0
+"""Seconds for which the answer about the autoscalers of a namespace is used again."""
 
 
 class Targets:
@@ -23,6 +29,7 @@ class Targets:
         self._cluster = cluster
         self._store = store
         self._workload = workload
+        self._autoscalers: dict[tuple[str, str], tuple[float, str | None]] = {}
 
     def forget(self, uid: str) -> None:
         """The WorkQueue is gone."""
@@ -55,11 +62,11 @@ class Targets:
         namespace = workqueue.metadata.namespace
         self._store.follow(workqueue.key, namespace, ref.name)
         live = seen or await self._find(namespace, ref.name)
-        if (manager := scaled_by_autoscaler(live)) is not None:
+        if scaled_by_autoscaler(live) and (autoscaler := await self._autoscaler(namespace, ref.name)):
             raise Trouble(
                 Reason.WORKLOAD_CONTESTED,
-                f"The Deployment {ref.name!r} is scaled by a HorizontalPodAutoscaler ({manager}), perhaps one that "
-                "a KEDA ScaledObject made. Delete it, or this WorkQueue; until then nothing is scaled here.",
+                f"The Deployment {ref.name!r} is scaled by {autoscaler}. Delete it, or this WorkQueue; until then "
+                "nothing is scaled here.",
             )
         for other in self._store.followers_of(namespace, ref.name):
             if self._store.is_older(other, workqueue.key):
@@ -69,6 +76,33 @@ class Targets:
                     "of the two.",
                 )
         return live
+
+    async def _autoscaler(self, namespace: str, name: str) -> str | None:
+        """What scales that Deployment, in words; None when it has gone.
+
+        The Deployment remembers who has set its replicas until somebody else does, so that it must be asked.
+        """
+        where = namespace, name
+        known = self._autoscalers.get(where)
+        if known is None or time.monotonic() - known[0] > AUTOSCALERS_FRESH:
+            known = self._autoscalers[where] = time.monotonic(), await self._ask_for_autoscaler(*where)
+        return known[1]
+
+    async def _ask_for_autoscaler(self, namespace: str, name: str) -> str | None:
+        try:
+            listed = await self._cluster.get(autoscalers_path(namespace))
+        except ClusterError as error:
+            if error.status != 403:  # noqa: PLR2004 - Forbidden
+                raise
+            return f"a HorizontalPodAutoscaler, or was (the operator may not list them: {error.message})"
+        for body in listed["items"]:
+            target = body["spec"]["scaleTargetRef"]
+            if (target["kind"], target["name"]) == ("Deployment", name):
+                owners = [
+                    f" of the {o['kind']} {o['name']!r}" for o in body["metadata"].get("ownerReferences", ())
+                ]
+                return f"the HorizontalPodAutoscaler {body['metadata']['name']!r}{''.join(owners)}"
+        return None
 
     async def _find(self, namespace: str, name: str) -> Object:
         try:

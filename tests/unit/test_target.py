@@ -1,0 +1,105 @@
+"""The Deployment of a workloadRef: whose it is to scale, and when that is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.fakecluster import FakeCluster
+from tests.support.workqueue import workqueue
+from workqueue_operator.act import target
+from workqueue_operator.act.target import Targets
+from workqueue_operator.act.workload import Workload
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.observe.store import Store
+from workqueue_operator.reasons import Reason, Unknown
+from workqueue_operator.render import Defaults
+
+OURS = workqueue(workloadRef={"name": "theirs"})
+SCALED = {
+    "manager": "kube-controller-manager",
+    "subresource": "scale",
+    "fieldsV1": {"f:spec": {"f:replicas": {}}},
+}
+
+
+def deployment(*managers: dict[str, Any]) -> dict[str, Any]:
+    metadata = {"namespace": "team", "name": "theirs", "uid": "u", "resourceVersion": "1"}
+    return {"metadata": {**metadata, "managedFields": [*managers]}, "spec": {"replicas": 3}}
+
+
+def autoscaler(name: str, kind: str, of: str, *owners: dict[str, str]) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "ownerReferences": [*owners]},
+        "spec": {"scaleTargetRef": {"kind": kind, "name": of}},
+    }
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    made = FakeCluster()
+    made.answer("GET", "/deployments/theirs", deployment(SCALED))
+    made.answer("GET", "/horizontalpodautoscalers", {"items": []})
+    return made
+
+
+@pytest.fixture
+def targets(cluster: FakeCluster) -> Targets:
+    store = Store(lambda _: None)
+    return Targets(cluster, store, Workload(cluster, Defaults(), lambda _: None))
+
+
+async def trouble(targets: Targets) -> Unknown:
+    found = await targets.ensure(OURS)
+    assert isinstance(found, Unknown)
+    assert found.reason is Reason.WORKLOAD_CONTESTED
+    return found
+
+
+async def test_an_autoscaler_is_named_and_so_is_what_made_it(cluster: FakeCluster, targets: Targets) -> None:
+    keda = autoscaler("keda-hpa-x", "Deployment", "theirs", {"kind": "ScaledObject", "name": "x"})
+    others = [autoscaler("a", "StatefulSet", "theirs"), autoscaler("b", "Deployment", "another")]
+    cluster.answer("GET", "/horizontalpodautoscalers", {"items": [*others, keda]})
+    said = (await trouble(targets)).message
+    assert "the HorizontalPodAutoscaler 'keda-hpa-x' of the ScaledObject 'x'" in said
+
+
+async def test_one_that_has_gone_is_in_nobodys_way(targets: Targets) -> None:
+    """The Deployment goes on saying that an autoscaler has set its replicas."""
+    assert not isinstance(await targets.ensure(OURS), Unknown)
+
+
+async def test_nobody_is_asked_about_a_deployment_that_no_autoscaler_has_scaled(
+    cluster: FakeCluster, targets: Targets
+) -> None:
+    by_hand = {**SCALED, "manager": "kubectl"}
+    cluster.answer("GET", "/deployments/theirs", deployment(by_hand))
+    await targets.ensure(OURS)
+    assert not [path for path in cluster.paths("GET") if "horizontal" in path]
+
+
+async def test_it_is_asked_again_after_a_while_only(
+    cluster: FakeCluster, targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.answer("GET", "/horizontalpodautoscalers", {"items": [autoscaler("a", "Deployment", "theirs")]})
+    for _ in range(3):
+        await trouble(targets)
+    assert len([path for path in cluster.paths("GET") if "horizontal" in path]) == 1
+    cluster.answer("GET", "/horizontalpodautoscalers", {"items": []})
+    await trouble(targets)
+    monkeypatch.setattr(target, "AUTOSCALERS_FRESH", -1.0)
+    assert not isinstance(await targets.ensure(OURS), Unknown)
+
+
+async def test_without_the_right_to_see_it_nothing_is_fought_over(
+    cluster: FakeCluster, targets: Targets
+) -> None:
+    cluster.answer("GET", "/horizontalpodautoscalers", ClusterError(403, "no right in team"))
+    assert "no right in team" in (await trouble(targets)).message
+
+
+async def test_an_api_server_that_is_away_is_no_autoscaler(cluster: FakeCluster, targets: Targets) -> None:
+    cluster.answer("GET", "/horizontalpodautoscalers", ClusterError(0, "no answer"))
+    with pytest.raises(ClusterError):
+        await targets.ensure(OURS)
