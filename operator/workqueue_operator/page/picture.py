@@ -16,6 +16,7 @@ from ..reasons import ADVICE
 from ..views import PodView
 
 WIDTH: Final = 120
+POINTS: Final = 60
 HEIGHT: Final = 24
 
 _ADVICE: Final = {reason.value: advice for reason, advice in ADVICE.items()}
@@ -147,10 +148,12 @@ def sparkline(depths: Sequence[int | None]) -> Spark | None:
     if len(known) < 2:  # noqa: PLR2004 - one point is no line
         return None
     highest = max(known)
-    step = WIDTH / max(1, len(depths) - 1)
+    group = max(1, len(depths) // POINTS)
+    drawn = [_highest(depths[start : start + group]) for start in range(0, len(depths), group)]
+    step = WIDTH / max(1, len(drawn) - 1)
     lines: list[str] = []
     stretch: list[str] = []
-    for number, depth in enumerate([*depths, None]):
+    for number, depth in enumerate([*drawn, None]):
         if depth is not None:
             level = HEIGHT - 1 - (HEIGHT - 2) * depth / max(1, highest)
             stretch.append(f"{number * step:.1f},{level:.1f}")
@@ -161,6 +164,11 @@ def sparkline(depths: Sequence[int | None]) -> Spark | None:
         tuple(lines),
         f"Waiting messages in the last hour: highest {highest}, lowest {min(known)}, last {known[-1]}.",
     )
+
+
+def _highest(depths: Sequence[int | None]) -> int | None:
+    """A peak must not get lost between two points."""
+    return max((depth for depth in depths if depth is not None), default=None)
 
 
 def pods(views: Iterable[PodView], statuses: Mapping[str, WorkerStatus], now: datetime) -> list[Pod]:

@@ -35,8 +35,8 @@ KEEP_ALIVE_SECONDS: Final = 15.0
 MOST_LIVE: Final = 100
 """Browsers that are kept up to date at once; each costs a look at the store every two seconds."""
 
-ROWS_AT_ONCE: Final = 20
-"""Rendered without a pause. A row takes a fraction of a millisecond, and a bell must not wait for more."""
+ROWS_AT_ONCE: Final = 5
+"""Rendered without a pause: a row takes half a millisecond, and a bell must not wait long."""
 
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"

@@ -1,0 +1,125 @@
+"""What the page works out before it shows anything: rows, their order, the sparkline, ages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from workqueue_operator.page import picture
+from workqueue_operator.page.history import SAMPLES, History, Series
+from workqueue_operator.page.sessions import LASTS_SECONDS, MOST, Sessions
+
+
+def body(name: str, ready: str = "True", **status: Any) -> dict[str, Any]:
+    condition = {"type": "Ready", "status": ready, "reason": "BrokerUnreachable", "message": "Away."}
+    return {
+        "metadata": {"name": name, "namespace": "shop"},
+        "spec": {},
+        "status": {"conditions": [condition], **status},
+    }
+
+
+def test_what_needs_a_look_comes_first_then_the_deepest_queue() -> None:
+    bodies = [
+        body("b"),
+        body("a"),
+        body("deep", messages=9),
+        body("broken", "False"),
+        body("unsure", "Unknown"),
+    ]
+    assert [one["metadata"]["name"] for one in sorted(bodies, key=picture.order)] == [
+        "broken",
+        "unsure",
+        "deep",
+        "a",
+        "b",
+    ]
+
+
+def test_what_is_not_known_is_no_zero() -> None:
+    row = picture.row({**body("new"), "status": None}, [], None)
+    assert (row.messages, row.dead, row.busy, row.desired, row.rate, row.spark) == (None,) * 6
+    assert row.ready.status == "Unknown"
+    assert row.maximum == 10, "the default, where the API server did not fill it in"
+
+
+def test_advice_stands_beside_a_condition_that_does_not_hold_and_only_there() -> None:
+    assert "Check host and port" in picture.row(body("x", "False"), [], None).ready.advice
+    assert picture.row(body("x", "True"), [], None).ready.advice == ""
+
+
+LINES = [
+    pytest.param([], None, id="nothing yet"),
+    pytest.param([None, 4, None], None, id="a single value is no line"),
+    pytest.param([0, 10], ("0.0,23.0 120.0,1.0",), id="from the bottom to the top"),
+    pytest.param([0, 0], ("0.0,23.0 120.0,23.0",), id="nothing waits"),
+    pytest.param([5, 5, None, 5], ("0.0,1.0 40.0,1.0", "120.0,1.0"), id="a gap where it was not known"),
+]
+
+
+@pytest.mark.parametrize(("depths", "lines"), LINES)
+def test_a_sparkline(depths: list[int | None], lines: tuple[str, ...] | None) -> None:
+    spark = picture.sparkline(depths)
+    assert (spark.lines if spark is not None else None) == lines
+
+
+def test_a_peak_does_not_get_lost_when_an_hour_is_drawn() -> None:
+    depths: list[int | None] = [0] * SAMPLES
+    depths[101] = 70
+    spark = picture.sparkline(depths)
+    assert spark is not None
+    (line,) = spark.lines
+    assert len(line.split()) == picture.POINTS
+    assert any(point.endswith(",1.0") for point in line.split())
+    assert spark.sentence == "Waiting messages in the last hour: highest 70, lowest 0, last 0."
+
+
+def test_a_series_forgets_the_oldest_and_keeps_what_was_not_known() -> None:
+    series = Series()
+    for value in range(SAMPLES + 3):
+        series.add(None if value % 2 else value)
+    values = series.values()
+    assert len(values) == SAMPLES
+    assert values[:2] == [None, 4]
+    assert values[-1] == SAMPLES + 2
+    series.add(2**40)
+    assert series.values()[-1] == 0xFFFF_FFFE
+
+
+def test_who_is_gone_is_forgotten() -> None:
+    history = History()
+    history.record([("a", 1), ("b", 2)])
+    history.record([("b", 3)])
+    assert history.depths("a") == []
+    assert history.depths("b")[-2:] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("", True),
+        ("shop", True),
+        ("SHOP th", True),
+        ("shop/th", True),
+        ("mail", False),
+        ("th nails x", False),
+    ],
+)
+def test_a_filter(words: str, found: bool) -> None:
+    assert picture.matches(body("thumbnails"), words) is found
+
+
+def test_sessions_end_with_their_time_and_the_oldest_makes_room() -> None:
+    now = 0.0
+    sessions = Sessions(lambda: now)
+    first = sessions.begin("token")
+    assert sessions.token(first) == "token"
+    assert sessions.token("guess") is None
+    for _ in range(MOST):
+        sessions.begin("other")
+    assert sessions.token(first) is None, "pushed out"
+    last = sessions.begin("last")
+    sessions.end(sessions.begin("gone"))
+    now = LASTS_SECONDS
+    assert sessions.token(last) is None
