@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -15,6 +16,9 @@ from tests.support.httpserver import say, server
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import Worker, Workers, publish, take_all
+from workqueue_worker import Message
+from workqueue_worker.handlers.http import post
+from workqueue_worker.handlers.outcome import HandlerFailed, HandlerTimeout
 
 
 def exec_worker(workers: Workers, vhost: VirtualHost, script: str, *arguments: str) -> Worker:
@@ -213,6 +217,23 @@ def test_a_server_that_takes_too_long_is_hung_up_on(vhost: VirtualHost, workers:
         eventually(lambda: worker.outcomes() == {"timed_out": 1})
         eventually(lambda: worker.status()["consuming"])
         ended.set()
+
+
+def test_no_answer_before_the_deadline_is_a_timeout_whoever_notices_it_first() -> None:
+    """Nobody cancels here: the socket's own timeout is the first, as on a machine that is overloaded."""
+    ended = threading.Event()
+    with server(lambda request, number: ended.wait(10) and None) as requests:
+        with pytest.raises(HandlerTimeout, match="before the deadline"):
+            post(urlsplit(requests.url), Message(b"body", deadline=time.monotonic() + 0.2))
+        ended.set()
+
+
+def test_who_is_cancelled_before_it_is_connected_asks_nothing() -> None:
+    message = Message(b"body", deadline=time.monotonic() + 60)
+    message.cancelled.set()
+    with server(say(200)) as requests, pytest.raises(HandlerFailed, match="cancelled"):
+        post(urlsplit(requests.url), message)
+    assert requests.seen == []
 
 
 def test_a_server_that_starts_late_is_waited_for_and_its_crash_costs_an_attempt(

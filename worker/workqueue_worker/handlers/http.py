@@ -24,7 +24,7 @@ from workqueue_worker.errors import HandlerLoadError
 from workqueue_worker.message import Message, Reject, Retry
 
 from .handler import Handler
-from .outcome import HandlerFailed
+from .outcome import HandlerFailed, HandlerTimeout
 
 START_SECONDS: Final = 60.0
 """How long the server may take to listen after we have started."""
@@ -69,16 +69,23 @@ def post(target: SplitResult, message: Message) -> None:
     Raises:
         Retry: 429 or 503; Retry-After is honoured.
         Reject: any other 4xx.
+        HandlerTimeout: no answer before the deadline.
         HandlerFailed: any other status but 2xx, or no answer.
     """
     connection = _connection(target, max(0.001, message.remaining))
     message.cancelled.on_set(partial(_hang_up, connection))
     path = f"{target.path or '/'}{f'?{target.query}' if target.query else ''}"
     try:
+        connection.connect()
+        if message.cancelled:  # while there was nothing to hang up yet
+            raise HandlerFailed(f"cancelled before {target.geturl()} was asked")
         connection.request("POST", path, message.body, request_headers(message))
         answer = connection.getresponse()
         text = answer.read(_ANSWER_BYTES).decode(errors="replace").strip()[:ANSWER_CHARACTERS]
     except (OSError, http.client.HTTPException) as error:
+        # The runtime's timer and the socket's end at the same time; whichever is first, it means the same.
+        if message.remaining <= 0:
+            raise HandlerTimeout(f"no answer from {target.geturl()} before the deadline") from error
         raise HandlerFailed(f"no answer from {target.geturl()}: {error!r}") from error
     finally:
         connection.close()
