@@ -151,6 +151,12 @@ class OperatorProcess:
             return clusternet.get(self.port, "/readyz") != ""
         return False
 
+    def leads(self) -> bool:
+        """Whether it says that it does."""
+        with suppress(OSError):
+            return "workqueue_leader 1.0" in self.get("/metrics")
+        return False
+
     def get(self, path: str) -> str:
         """A page of its endpoint."""
         return clusternet.get(self.port, path)

@@ -66,7 +66,10 @@ class Lab:
     @property
     def channel(self) -> Any:
         """A channel in this lab's virtual host."""
-        if self._channel is None or not self._channel.is_open:
+        if self._channel is not None and not self._channel.is_open:
+            self.close()  # a refusal ends a channel, and leaves its connection open
+            self._channel = None
+        if self._channel is None:
             self._channel = self.rabbit.channel(self.vhost, self.vhost, self.password)
         return self._channel
 
