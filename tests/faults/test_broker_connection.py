@@ -20,7 +20,11 @@ def network(work: Work) -> Iterator[TcpProxy]:
         yield proxy
 
 
-@pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", "as a coroutine"])
+@pytest.mark.parametrize(
+    "handler",
+    [THREADS, pytest.param(ASYNC, marks=pytest.mark.nightly)],
+    ids=["in a thread", "as a coroutine"],
+)
 def test_connections_that_are_refused(work: Work, network: TcpProxy, handler: str) -> None:
     work.start(2, port=network.port, handler=handler)
     with work.through("connection refused", within=30), network.refusing():
@@ -28,6 +32,7 @@ def test_connections_that_are_refused(work: Work, network: TcpProxy, handler: st
         work.await_sent(40)
 
 
+@pytest.mark.nightly
 def test_a_slow_network(work: Work, network: TcpProxy) -> None:
     work.start(2, port=network.port)
     with (
@@ -37,6 +42,7 @@ def test_a_slow_network(work: Work, network: TcpProxy) -> None:
         work.await_done(40)
 
 
+@pytest.mark.nightly
 def test_a_black_hole_that_ends_before_a_heartbeat_is_missed(work: Work, network: TcpProxy) -> None:
     work.start(2, port=network.port)
     with work.through("black hole for 2 s", within=20, duplicates=False), network.black_hole():
@@ -51,19 +57,18 @@ def test_a_black_hole_until_heartbeats_are_missed(work: Work, network: TcpProxy)
         eventually(lambda: work.connected == 0, 60)
 
 
-CUTS = {
-    "a delivery": DELIVERY,
-    "an acknowledgement": ACKNOWLEDGEMENT,
-    "a copy": COPY,
-    "the confirmation of a copy": CONFIRMATION,
-}
+CUTS = [
+    pytest.param("a delivery", DELIVERY, marks=pytest.mark.nightly),
+    ("an acknowledgement", ACKNOWLEDGEMENT),
+    ("a copy", COPY),
+    pytest.param("the confirmation of a copy", CONFIRMATION, marks=pytest.mark.nightly),
+]
 
 
-@pytest.mark.parametrize("where", CUTS.values(), ids=CUTS.keys())
+@pytest.mark.parametrize(("name", "where"), CUTS)
 def test_a_connection_that_is_reset_in_the_middle_of_a_frame(
-    work: Work, network: TcpProxy, where: Cut
+    work: Work, network: TcpProxy, name: str, where: Cut
 ) -> None:
-    name = next(name for name, cut in CUTS.items() if cut is where)
     work.start(2, port=network.port)
     with work.through(f"connection reset in the middle of {name}", within=30):
         for _ in range(3):

@@ -12,12 +12,14 @@ from tests.faults.work import DELAY_QUEUE, QUEUE, Work
 from tests.support.wait import eventually
 from workqueue_worker.topology import QueueType
 
-KINDS = pytest.mark.parametrize("kind", list(QueueType), ids=lambda kind: kind.value)
+KINDS = [QueueType.QUORUM, pytest.param(QueueType.CLASSIC, marks=pytest.mark.nightly)]
+RESTARTS = [
+    pytest.param("broker restarted", False, marks=pytest.mark.nightly),
+    ("broker killed (-9) and started", True),
+]
 
 
-@pytest.mark.parametrize(
-    ("fault", "kill"), [("broker restarted", False), ("broker killed (-9) and started", True)]
-)
+@pytest.mark.parametrize(("fault", "kill"), RESTARTS)
 def test_a_broker_that_restarts(work: Work, fault: str, kill: bool) -> None:
     work.declare()
     work.let_stand()
@@ -26,7 +28,7 @@ def test_a_broker_that_restarts(work: Work, fault: str, kill: bool) -> None:
         work.broker.restart(kill=kill)
 
 
-@pytest.mark.parametrize("alarm", ["memory", "disk"])
+@pytest.mark.parametrize("alarm", ["memory", pytest.param("disk", marks=pytest.mark.nightly)])
 def test_an_alarm(work: Work, alarm: str) -> None:
     """Who publishes is blocked: acknowledgements pass, copies wait."""
     work.declare()
@@ -41,7 +43,7 @@ def test_an_alarm(work: Work, alarm: str) -> None:
     assert work.lost_leases() == 0
 
 
-@KINDS
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_queue_that_is_deleted_and_declared_again(work: Work, kind: QueueType) -> None:
     work.declare(kind)
     work.start(2)
@@ -64,6 +66,7 @@ def test_a_virtual_host_that_is_deleted_and_made_again(work: Work) -> None:
         work.declare()
 
 
+@pytest.mark.nightly
 def test_a_broker_that_lost_all_its_data(work: Work) -> None:
     work.declare()
     work.start(2)
@@ -99,6 +102,7 @@ def user_of(work: Work, password: str = "secret") -> Iterator[str]:
         work.broker.delete_user(name)
 
 
+@pytest.mark.nightly
 def test_access_to_the_virtual_host_is_withdrawn(work: Work) -> None:
     work.declare()
     with user_of(work) as name:
@@ -111,6 +115,7 @@ def test_access_to_the_virtual_host_is_withdrawn(work: Work) -> None:
             work.broker.allow(name, work.vhost.name)
 
 
+@pytest.mark.nightly
 def test_the_permission_to_consume_is_withdrawn(work: Work) -> None:
     work.declare()
     with user_of(work) as name:
@@ -135,6 +140,7 @@ def test_the_permission_to_publish_copies_is_withdrawn(work: Work) -> None:
             work.broker.allow(name, work.vhost.name)
 
 
+@pytest.mark.nightly
 def test_a_delay_queue_that_exists_with_other_arguments(work: Work) -> None:
     """It is in the way (406): whatever should be tried again waits until it is gone."""
     work.declare()

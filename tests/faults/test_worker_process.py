@@ -57,6 +57,7 @@ def test_handlers_that_hang(work: Work, handler: str) -> None:
     assert work.lost_leases() == 0
 
 
+@pytest.mark.nightly
 def test_a_handler_that_hangs_and_ignores_its_cancellation(work: Work) -> None:
     """Another worker takes the copy while it still runs: its end is no end of the message."""
     work.declare()

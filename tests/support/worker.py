@@ -79,7 +79,9 @@ class Worker:
     def events(self) -> list[dict[str, Any]]:
         if not self._events_file.exists():
             return []
-        return [json.loads(line) for line in self._events_file.read_text().splitlines()]
+        text = self._events_file.read_text()
+        # A line that is just being written may be seen in part.
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def events_of(self, kind: str) -> list[Any]:
         """The ids of all events of a kind, in order."""
