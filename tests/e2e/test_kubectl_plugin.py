@@ -1,0 +1,319 @@
+"""`kubectl workqueue` as people run it: by kubectl itself, against the real cluster and its RabbitMQ."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.support.kubernetes import PROGRAMS, kubeconfig, kubectl, wait_until
+from tests.support.workqueues import Lab, WorkQueueUnderTest
+
+SECONDS: Final = 90
+ATTENTIVE: Final = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])",
+)
+"""Hears Ctrl-C, also where the tests run in the background and were told not to."""
+
+PLUGINS: Final = Path(sysconfig.get_path("scripts"))
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The document on standard output."""
+        return json.loads(self.out)
+
+
+def environment() -> dict[str, str]:
+    """kubectl, the plugin beside it, and the cluster under test as the only one there is."""
+    path = os.pathsep.join([str(PROGRAMS), str(PLUGINS), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "KUBECONFIG": str(kubeconfig()), "COLUMNS": "250"}
+
+
+@pytest.fixture(scope="module")
+def run(lab: Lab) -> Any:
+    """Run `kubectl workqueue` in the lab's namespace."""
+
+    def run_plugin(*words: str, stdin: str = "", namespace: str = lab.namespace) -> Done:
+        done = subprocess.run(
+            ["kubectl", "workqueue", *words, f"--namespace={namespace}"]
+            if "--" not in words
+            else ["kubectl", "workqueue", f"--namespace={namespace}", *words],
+            input=stdin,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run_plugin
+
+
+@pytest.fixture(scope="module")
+def workqueue(lab: Lab) -> Iterator[WorkQueueUnderTest]:
+    """A WorkQueue that shrinks late, so that a worker is there to be looked at."""
+    made = lab.workqueue(
+        "plugin",
+        worker={"handler": {"python": "jobs:moody"}},
+        scaling={"scaleInDelaySeconds": 300},
+    )
+    yield made.apply().wait_ready()
+    made.delete()
+
+
+def test_send_reaches_the_broker_inside_of_the_cluster_with_the_secrets_credentials(
+    run: Any, workqueue: WorkQueueUnderTest
+) -> None:
+    sent = run("send", "plugin", '{"id": "a"}', "--header", "shop=1", "-o", "json")
+    assert (sent.code, sent.err) == (0, "")
+    assert sent.json == {"confirmed": 1, "failed": [], "complete": True}
+    lines = '{"id": "b"}\n{"id": "c"}\n'
+    assert run("send", "plugin", "--stdin", stdin=lines).out == "2 messages of 2 confirmed.\n"
+    assert sorted(result["id"] for result in workqueue.results(3)) == ["a", "b", "c"]
+
+
+def test_dead_letters_are_listed_shown_put_back_and_dropped(run: Any, workqueue: WorkQueueUnderTest) -> None:
+    workqueue.publish([{"id": number, "reject": True} for number in range(3)])
+    wait_until(
+        lambda: run("dead", "list", "plugin", "-o", "json").json["total"] == 3, 60, "three dead letters"
+    )
+    listed = run("dead", "list", "plugin", "--reason", "Rejected", "--limit", "2")
+    assert listed.out.splitlines()[-1] == "2 of 3 dead letters of plugin."
+    assert "the test asked for it" in listed.out
+    letter = run("dead", "list", "plugin", "-o", "json").json["messages"][0]["id"]
+    assert run("dead", "show", "plugin", letter, "-o", "json").json["reason"] == "Rejected"
+    assert run("dead", "replay", "plugin", "--id", letter).out == "1 message put back to work on plugin.\n"
+    # It is rejected again.
+    wait_until(lambda: run("dead", "list", "plugin", "-o", "json").json["total"] == 3, 60, "it came back")
+    refused = run("dead", "purge", "plugin")
+    assert (refused.code, "--yes" in refused.err) == (2, True)
+    assert run("dead", "purge", "plugin", "--yes", "-o", "json").json == {"queue": "plugin", "dropped": 3}
+
+
+def test_status_says_why_and_what_would_change_it(run: Any, workqueue: WorkQueueUnderTest) -> None:
+    workqueue.publish([{"id": "busy", "seconds": 1}])
+    wait_until(lambda: workqueue.status().get("readyReplicas", 0) >= 1, 60, "a worker is Ready")
+    document = wait_until(
+        lambda: (
+            (found := run("status", "plugin", "-o", "json").json)
+            and found["inHandlers"] == 0
+            and found["status"].get("messages") == 0
+            and found
+        ),
+        60,
+        "all is done",
+    )
+    replicas = document["status"]["desiredReplicas"]
+    assert document["why"][-1] == "0 waiting and 0 in handlers ask for 0 replicas (2 messages each)."
+    assert document["whatWouldChangeIt"][0] == (
+        f"Up: from {2 * replicas + 1} messages on, waiting and in handlers together; at once."
+    )
+    assert "300 s" in document["whatWouldChangeIt"][1]
+    assert len(document["pods"]) == replicas
+    assert {pod["state"] for pod in document["pods"]} == {"idle"}
+    assert all(pod["worker"]["queue"] == "plugin" for pod in document["pods"])
+    assert {"Declared", "Backlog"} <= {event["reason"] for event in document["events"]}
+    text = run("status", "plugin").out
+    for title in ("CONDITION", f"Why it is at {replicas}", "What would change it", "POD", "EVENT"):
+        assert title in text
+    assert re.search(r"plugin-worker-\S+ +idle +0/1", text)
+
+
+def test_top_shows_numbers_once_where_there_is_no_terminal(run: Any, workqueue: WorkQueueUnderTest) -> None:
+    done = run("top")
+    head, *rows = done.out.splitlines()
+    assert head.split() == [
+        "NAMESPACE", "NAME", "READY", "MESSAGES", "WORKERS", "BUSY", "MAX", "DEAD", "SCALING",
+    ]  # fmt: skip
+    mine = [row.split() for row in rows if row.split()[1] == "plugin"]
+    assert mine[0][:2] == [workqueue.lab.namespace, "plugin"]
+    document = {one["name"]: one for one in run("top", "-A", "-o", "json").json}
+    assert document["plugin"]["maxReplicas"] == 5
+
+
+def test_top_refreshes_on_a_terminal_until_ctrl_c(lab: Lab, workqueue: WorkQueueUnderTest) -> None:
+    primary, secondary = pty.openpty()
+    process = subprocess.Popen(
+        [*ATTENTIVE, "kubectl", "workqueue", "top", f"--namespace={lab.namespace}", "--interval=0.3"],
+        stdin=secondary,
+        stdout=secondary,
+        stderr=secondary,
+        env={**environment(), "TERM": "xterm", "LINES": "40"},
+        start_new_session=True,
+    )
+    os.close(secondary)
+    shown: list[str] = []
+
+    def follow() -> None:
+        with suppress(OSError):
+            while piece := os.read(primary, 65536):
+                shown.append(piece.decode(errors="replace"))
+
+    reading = threading.Thread(target=follow)
+    reading.start()
+    try:
+        wait_until(lambda: "".join(shown).count("MESSAGES") >= 3, 30, "the table has come three times")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        reading.join()
+        os.close(primary)
+    text = "".join(shown)
+    assert "plugin" in text
+    assert text.index("\x1b[?1049h") < text.index("MESSAGES"), "on a screen of its own"
+    assert "\x1b[?1049l" in text, "and what was there before comes back"
+
+
+def test_pause_resume_scale_and_release(run: Any, workqueue: WorkQueueUnderTest) -> None:
+    assert run("pause", "plugin").out.startswith("plugin is paused: ")
+    workqueue.wait_condition("Ready", "False", "Suspended")
+    assert run("status", "plugin", "-o", "json").json["whatWouldChangeIt"] == [
+        "`kubectl workqueue resume plugin` lets it follow the queue again."
+    ]
+    assert run("resume", "plugin").out == "plugin goes on.\n"
+    workqueue.wait_ready()
+    assert run("scale", "plugin", "2", "-o", "json").json["replicas"] == 2
+    workqueue.wait_condition("ScalingActive", "False", "Pinned")
+    wait_until(lambda: workqueue.replicas() == 2, 60, "two, as was asked for")
+    assert run("scale", "plugin", "--release").out == "plugin follows its queue again.\n"
+    workqueue.wait_condition("ScalingActive", "True")
+    assert "replicas" not in workqueue.get()["spec"]
+
+
+def test_a_broker_that_only_the_cluster_reaches_is_reached_through_a_worker(
+    run: Any, workqueue: WorkQueueUnderTest
+) -> None:
+    workqueue.publish([{"id": "through", "seconds": 0}])
+    pod = wait_until(
+        lambda: next(
+            (
+                pod["name"]
+                for pod in run("status", "plugin", "-o", "json").json["pods"]
+                if pod["state"] == "idle"
+            ),
+            "",
+        ),
+        60,
+        "a worker is idle",
+    )
+    through = run("send", "plugin", '{"id": "relayed"}', "--through", pod)
+    assert (through.code, through.out) == (0, "1 message of 1 confirmed.\n"), through.err
+    assert "relayed" in {result["id"] for result in workqueue.results(2)}
+
+
+def test_a_name_that_leads_nowhere_from_here_says_what_to_do(run: Any, workqueue: WorkQueueUnderTest) -> None:
+    done = run("send", "plugin", "x", "--direct")
+    assert (done.code, done.out) == (1, "")
+    assert "RabbitMQ at amqp://rabbitmq.e2e-rabbitmq" in done.err
+    assert "tried from here. If only the cluster can reach it, --through POD goes through a pod" in done.err
+
+
+def test_another_service_can_be_named(run: Any, lab: Lab, workqueue: WorkQueueUnderTest) -> None:
+    sent = run(
+        "dead", "list", "plugin", "--forward", f"{lab.rabbit.namespace}/{lab.rabbit.name}", "-o", "json"
+    )
+    assert (sent.code, sent.json["queue"]) == (0, "plugin")
+    done = run("dead", "list", "plugin", "--forward", f"{lab.rabbit.namespace}/nobody")
+    assert done.code == 1
+    assert "kubectl port-forward to service/nobody" in done.err
+    assert '"nobody" not found' in done.err
+
+
+WRONG = [
+    pytest.param(
+        ["status", "nobody"],
+        "has no WorkQueue 'nobody': `kubectl get wq -A` lists all, -n chooses a namespace.",
+        id="no such WorkQueue",
+    ),
+    pytest.param(["pause", "nobody"], "has no WorkQueue 'nobody'", id="nothing to pause"),
+    pytest.param(["send", "nobody", "x"], "has no WorkQueue 'nobody'", id="nothing to send to"),
+    pytest.param(["top", "--context=other"], 'context "other" does not exist', id="no such context"),
+    pytest.param(
+        ["top", "--as=stranger"], 'User "stranger" cannot list resource "workqueues"', id="no right"
+    ),
+    pytest.param(
+        ["send", "plugin", "x", "--as=system:serviceaccount:default:default"],
+        "cannot get resource",
+        id="no right to the credentials",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), WRONG)
+def test_what_goes_wrong_is_said_with_what_to_do(
+    run: Any, workqueue: WorkQueueUnderTest, words: list[str], sentence: str
+) -> None:
+    done = run(*words)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"kubectl workqueue {words[0]}: ")
+    assert sentence in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_who_may_read_workqueues_only_sees_workers_and_events_as_unknown(
+    run: Any, lab: Lab, workqueue: WorkQueueUnderTest
+) -> None:
+    where = f"--namespace={lab.namespace}"
+    kubectl("create", "role", "looker", "--verb=get,list", "--resource=workqueues.workqueue.dev,pods", where)
+    kubectl("create", "rolebinding", "looker", "--role=looker", "--user=looker", where)
+    workqueue.publish([{"id": "look"}])
+    wait_until(lambda: workqueue.status().get("readyReplicas", 0) >= 1, 60, "a worker is Ready")
+    done = run("status", "plugin", "--as=looker")
+    assert done.code == 0
+    assert "Just now it is not known how many are in handlers." in done.out
+    assert "?: the worker could not be asked; that takes the right to get pods/proxy." in done.out
+    assert "Recent Events may not be listed" in done.out
+    refused = run("dead", "list", "plugin", "--as=looker")
+    assert refused.code == 1
+    assert "The credentials are in the Secret 'rabbitmq'" in refused.err
+
+
+def test_kubectl_completes_names_by_the_plugins_own_word(lab: Lab, workqueue: WorkQueueUnderTest) -> None:
+    done = subprocess.run(
+        ["kubectl", "__complete", "workqueue", "status", f"--namespace={lab.namespace}", "plu"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    assert done.stdout.splitlines()[0] == "plugin"
+
+
+def test_the_plugin_is_what_is_installed() -> None:
+    listed = subprocess.run(
+        ["kubectl", "plugin", "list", "--name-only"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "kubectl-workqueue" in listed.stdout.split()
+    assert Path(sys.executable).parent == PLUGINS
