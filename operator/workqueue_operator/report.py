@@ -138,8 +138,13 @@ class Reporter:
             ):
                 # Why the count is as it is changes all the time; each change of the count has its own Event.
                 continue
-            if kind is ConditionType.READY or finding.status == "Unknown":
-                # Ready repeats another condition's reason, and Unknown passes by itself.
+            if (
+                kind is ConditionType.READY
+                or finding.status == "Unknown"
+                or finding.reason is Reason.SCALED_TO_ZERO
+            ):
+                # Ready repeats another condition's reason, Unknown passes by itself, and the step to zero has an
+                # Event that says why.
                 continue
             if before is None and finding.status == "True" and kind is not ConditionType.QUEUE_DECLARED:
                 continue

@@ -239,6 +239,19 @@ async def test_ready_and_what_passes_by_itself_are_not_told(cluster: FakeCluster
     assert events(cluster) == []
 
 
+async def test_the_step_to_zero_is_told_by_its_own_event_alone(
+    cluster: FakeCluster, reporter: Reporter
+) -> None:
+    for finding in (
+        Finding("True", Reason.WORKERS_READY, "Workers are Ready."),
+        Finding("True", Reason.SCALED_TO_ZERO, "No worker runs."),
+        Finding("Unknown", Reason.WORKERS_STARTING, "No worker is Ready yet."),
+        Finding("True", Reason.WORKERS_READY, "Workers are Ready once more."),
+    ):
+        await reporter.transitions(workqueue(), {ConditionType.WORKERS_AVAILABLE: finding}, NOW)
+    assert [event["note"] for event in events(cluster)] == ["Workers are Ready once more."]
+
+
 async def test_the_same_event_comes_again_only_after_a_while(
     cluster: FakeCluster, reporter: Reporter
 ) -> None:

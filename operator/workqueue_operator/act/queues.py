@@ -190,7 +190,7 @@ async def _counts(broker: Broker, queue: str) -> QueueCounts | None:
 def _not_empty(queue: str, counts: QueueCounts) -> Trouble:
     return Trouble(
         Reason.QUEUE_NOT_EMPTY,
-        f"The queue {queue!r} has {counts.ready} messages and {counts.consumers} consumers, and the deletion "
+        f"The queue {queue!r} is in use ({counts.ready} waiting, {counts.consumers} consuming), and the deletion "
         "policy is DeleteIfEmpty: it is not deleted before both are 0. Drain it, or release the WorkQueue "
         'with the annotation workqueue.dev/abandon-queue: "true", which leaves the queue behind.',
     )

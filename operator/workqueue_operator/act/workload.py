@@ -250,7 +250,10 @@ def _require_ours(seen: Object, workqueue: WorkQueue) -> None:
 
 def _refused(error: ClusterError, what: str) -> Exception:
     if error.status == _FORBIDDEN and "forbidden: User" in error.message:
-        return Trouble(Reason.API_FORBIDDEN, f"The operator may not write the {what}: {error.message}")
+        return Trouble(
+            Reason.API_FORBIDDEN,
+            f"The operator may not write the {what}: {error.message}. Compare its roles with those of the chart.",
+        )
     if error.status in _REFUSED:
         return Trouble(Reason.WORKLOAD_REFUSED, f"The API server refuses the {what}: {error.message}")
     return error

@@ -12,7 +12,12 @@ from typing import Any, Final, TypeAlias
 
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel as PikaChannel
-from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError, ConnectionWrongStateError
+from pika.exceptions import (
+    ChannelClosedByBroker,
+    ChannelWrongStateError,
+    ConnectionClosedByBroker,
+    ConnectionWrongStateError,
+)
 
 CALL_TIMEOUT: Final = 5.0
 """Seconds for one answer of the broker. Past it the channel is thrown away: its answers can no longer be matched."""
@@ -36,6 +41,15 @@ class ChannelRefusedError(Exception):
 
 class ChannelLostError(Exception):
     """The channel or its connection went away before the answer came, or no answer came in time."""
+
+
+def words_of(error: BaseException) -> str:
+    """What ended a connection, or kept it from being opened, in words for a person."""
+    if isinstance(error, ConnectionClosedByBroker):
+        return f"RabbitMQ closed it: {error.reply_code} {error.reply_text}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 class CallChannel:
@@ -84,7 +98,7 @@ class CallChannel:
             send(channel, lambda frame: None if answer.done() else answer.set_result(frame))
         except (ChannelWrongStateError, ConnectionWrongStateError) as error:
             self._channel = None
-            raise ChannelLostError(repr(error)) from error
+            raise ChannelLostError("the connection is closed") from error
         return await answer
 
     async def _open(self) -> PikaChannel:
@@ -109,7 +123,7 @@ class CallChannel:
             if isinstance(reason, ChannelClosedByBroker):
                 self._pending.set_exception(ChannelRefusedError(reason.reply_code, reason.reply_text))
             else:
-                self._pending.set_exception(ChannelLostError(repr(reason)))
+                self._pending.set_exception(ChannelLostError(words_of(reason)))
 
     def _discard(self) -> None:
         channel, self._channel = self._channel, None

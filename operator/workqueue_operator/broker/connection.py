@@ -38,7 +38,7 @@ from workqueue_worker.topology import BrokerVersion, Plan, Queue
 
 from ..errors import Trouble
 from ..reasons import Reason
-from .channel import CallChannel, ChannelLostError, ChannelRefusedError
+from .channel import CallChannel, ChannelLostError, ChannelRefusedError, words_of
 from .doorbell import Doorbell
 
 logger = logging.getLogger(__name__)
@@ -272,17 +272,19 @@ class Broker:
     async def _call(self, channel: CallChannel | None, send: Any, what: str) -> Any:
         if channel is None:
             await self.ready()
-            raise Trouble(Reason.BROKER_UNREACHABLE, self._lost("the connection was just opened again"))
+            raise Trouble(
+                Reason.BROKER_UNREACHABLE, self._silent(what, "the connection was just opened again")
+            )
         try:
             return await channel.call(send)
         except ChannelLostError as error:
             reason = Reason.BROKER_TIMEOUT if self.connected else Reason.BROKER_UNREACHABLE
-            raise Trouble(reason, self._lost(f"no answer about {what} ({error})")) from error
+            raise Trouble(reason, self._silent(what, str(error))) from error
         except ChannelRefusedError as error:
             raise self._refusal(error, what) from error
 
-    def _lost(self, detail: str) -> str:
-        return f"The broker {self.binding.display} gave no answer: {detail}. Replicas stay as they are."
+    def _silent(self, what: str, why: str) -> str:
+        return f"The broker {self.binding.display} gave no answer about {what}: {why}. Replicas stay as they are."
 
     def _refusal(self, error: ChannelRefusedError, what: str) -> Exception:
         if error.code == _NOT_FOUND:
@@ -312,7 +314,7 @@ class Broker:
                     reason = await self._serve(connection)
                     trouble = Trouble(
                         Reason.BROKER_UNREACHABLE,
-                        f"The connection to the broker {self.binding.display} was lost ({reason!r}). "
+                        f"The connection to the broker {self.binding.display} was lost ({words_of(reason)}). "
                         "Replicas stay as they are until it is back.",
                     )
                 except Trouble as why:
@@ -487,6 +489,6 @@ def _connect_trouble(error: AMQPConnectorException, binding: Binding) -> Trouble
     inner = getattr(cause, "exception", None) or cause
     return Trouble(
         Reason.BROKER_UNREACHABLE,
-        f"The broker {binding.display} cannot be reached ({inner!r}). Check host and port in the Secret, DNS, "
-        "NetworkPolicies and the broker. Replicas stay as they are.",
+        f"The broker {binding.display} cannot be reached ({words_of(inner)}). Check host and port in the Secret, "
+        "DNS, NetworkPolicies and the broker. Replicas stay as they are.",
     )

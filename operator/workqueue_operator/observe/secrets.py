@@ -117,7 +117,8 @@ class Secrets:
             if error.status == 403:  # noqa: PLR2004 - HTTP
                 return Trouble(
                     Reason.SECRET_FORBIDDEN,
-                    f'The operator may not read the Secret "{name}" in namespace "{namespace}": {error.message}',
+                    f'The operator may not read the Secret "{name}" in namespace "{namespace}": {error.message}. '
+                    "Compare its roles with those of the chart.",
                 )
             raise
         try:
