@@ -47,6 +47,10 @@ class OperatorRelease:
             stdin=json.dumps(settings),
         )
 
+    def rollback(self) -> None:
+        """helm rollback to the revision before, and wait until it serves."""
+        self._helm("rollback", self.name, *self._where, "--wait", "--timeout=110s")
+
     def uninstall(self) -> None:
         """helm uninstall."""
         self._helm("uninstall", self.name, *self._where, "--wait", "--timeout=60s")

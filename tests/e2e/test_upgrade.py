@@ -1,0 +1,51 @@
+"""The operator is upgraded and rolled back while people work with it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.support.kubernetes import wait_until
+from tests.support.operators import OperatorRelease
+from tests.support.workqueues import Lab
+
+BETWEEN = 0.7
+"""Seconds between two messages, each of which takes about twice as long: always some worker is busy."""
+
+
+def test_an_upgrade_and_a_rollback_interrupt_no_worker(lab: Lab, operator: OperatorRelease) -> None:
+    workqueue = lab.workqueue("through", scaling={"messagesPerReplica": 1, "maxReplicas": 3}).apply()
+    workqueue.wait_ready()
+    template = workqueue.deployment()["spec"]["template"]
+
+    def operators() -> set[str]:
+        return {
+            pod["metadata"]["uid"] for pod in operator.pods() if "deletionTimestamp" not in pod["metadata"]
+        }
+
+    def change() -> list[set[str]]:
+        revisions = [operators()]
+        operator.install(watchNamespaces=[lab.namespace], logLevel="debug", idleSweepSeconds=20)
+        revisions.append(operators())
+        operator.rollback()
+        operator.wait_leader()
+        return [*revisions, operators()]
+
+    with ThreadPoolExecutor(1) as pool:
+        changing = pool.submit(change)
+        for number in itertools.count():
+            workqueue.publish([{"id": number, "seconds": 1.5}])
+            moment = time.monotonic() + BETWEEN
+            wait_until(lambda until=moment: time.monotonic() > until, 5, "the next message is due")
+            if changing.done():
+                break
+    first, upgraded, rolled_back = changing.result()
+    assert not first & upgraded
+    assert not rolled_back & (first | upgraded)
+
+    results = workqueue.results(number + 1)
+    assert sorted(result["id"] for result in results) == list(range(number + 1)), "each once, none lost"
+    assert {(result["event"], result["attempt"]) for result in results} == {("done", 1)}
+    assert workqueue.deployment()["spec"]["template"] == template
+    workqueue.delete()
