@@ -280,6 +280,11 @@ def test_traces_are_made_when_opentelemetrys_variables_ask_for_them(
     assert tracing.wanted(environment) is asked
 
 
+def test_an_sdk_that_is_there_but_not_set_up_sends_nothing_anywhere() -> None:
+    assert tracing.wanted({}), "somebody has imported it"
+    assert tracing.start("jobs", {}) is None
+
+
 def test_the_extra_that_is_missing_is_a_warning_and_no_reason_to_stop(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

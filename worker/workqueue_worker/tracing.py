@@ -193,11 +193,15 @@ def wanted(environment: Mapping[str, str]) -> bool:
         return False
     if environment.get("OTEL_TRACES_EXPORTER", "").lower() == "none":
         return False
-    return _SDK in sys.modules or any(environment.get(name) for name in _ASK_FOR_TRACES)
+    return _SDK in sys.modules or _asked(environment)
+
+
+def _asked(environment: Mapping[str, str]) -> bool:
+    return any(environment.get(name) for name in _ASK_FOR_TRACES)
 
 
 def start(service: str, environment: Mapping[str, str]) -> Tracing | None:
-    """Traces as OpenTelemetry's environment variables say; None, with a warning, where the extra is missing.
+    """Traces as OpenTelemetry's environment variables say; None where nobody asks, or the extra is missing.
 
     A provider that is there already is used: that of `opentelemetry-instrument`, or one that the handler's module
     has set up.
@@ -213,6 +217,8 @@ def start(service: str, environment: Mapping[str, str]) -> Tracing | None:
 
         if isinstance(trace.get_tracer_provider(), TracerProvider):
             return Tracing()
+        if not _asked(environment):
+            return None  # the SDK was imported, but nobody has set it up
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError as error:
         logger.warning(
