@@ -62,8 +62,8 @@ _HEAD: Final = """\
 
 # Metrics
 
-In the Prometheus format, base units, without authentication. The chart can tell the Prometheus operator to scrape
-both (`metrics.serviceMonitor`, `metrics.podMonitor`) and bring alerts (`metrics.prometheusRule`).
+In the Prometheus format, base units, without authentication. How they are scraped, with the Prometheus operator or
+without, and the alerts and the dashboard that come with the chart: [operations](operations.md#monitoring).
 """
 
 _OPERATOR: Final = """\
