@@ -1,0 +1,41 @@
+"""What helm says after an installation: commands to go on with, which fit the values."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from typing import Any
+
+import jsonschema
+import yaml
+
+from hack.generate import CHART
+from tests.support import helm
+from workqueue_operator import crd
+
+
+def notes(values: dict[str, Any]) -> str:
+    where = ("--namespace", helm.NAMESPACE, "--dry-run=client", "--values", "-")
+    said = helm.run("install", helm.RELEASE, CHART, *where, stdin=json.dumps(values))
+    return said.partition("NOTES:\n")[2]
+
+
+def test_the_first_command_waits_for_the_operator() -> None:
+    (first, *_) = re.findall(r"(?m)^  (kubectl .+)$", notes({}))
+    assert first == "kubectl -n workqueue-system rollout status deployment/workqueue-operator"
+
+
+def test_the_workqueue_to_begin_with_is_valid() -> None:
+    (block,) = re.findall(r"(?s)<<'END'\n(.+?)\n  END", notes({"image": {"tag": "7"}}))
+    made = yaml.safe_load(textwrap.dedent(block))
+    jsonschema.validate(made["spec"], crd.schema()["properties"]["spec"])
+    assert made["spec"]["worker"]["image"] == "workqueue-operator:7"
+
+
+def test_with_listed_namespaces_the_commands_go_to_one_of_them() -> None:
+    said = notes({"watchNamespaces": ["shop", "mail"]})
+    assert "works in shop, mail." in said
+    _, *commands = re.findall(r"(?m)^  (kubectl .+)$", said)
+    assert commands
+    assert all(command.startswith("kubectl -n shop ") for command in commands)
