@@ -122,9 +122,9 @@ class Operator:
 
     async def _lead(self) -> None:
         cluster = self._cluster = await self._connect()
+        election = await self._connect()
         try:
             if self._config.leader_election:
-                election = await self._connect()
                 self._leadership = Leadership(
                     election.api, self._config.lease_name, self._config.pod_namespace, self._config.pod_name
                 )
@@ -140,6 +140,7 @@ class Operator:
                 if await self._unless_stopped(found):
                     await self._serve(cluster, *found.result())
         finally:
+            await election.close()
             await cluster.close()
 
     async def _serve(self, cluster: Cluster, namespaces: tuple[str, ...], left_out: dict[str, str]) -> None:

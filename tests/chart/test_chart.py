@@ -70,10 +70,10 @@ OPERATOR_RULES = {
     ("workqueue.dev", "workqueues/status"): {"patch"},
     ("workqueue.dev", "workqueues/finalizers"): {"update"},
     ("apps", "deployments"): {"get", "list", "watch", "create", "patch"},
-    ("", "pods"): {"get", "list", "watch", "patch"},
+    ("", "pods"): {"list", "watch", "patch"},
     ("autoscaling", "horizontalpodautoscalers"): {"list"},
-    ("policy", "poddisruptionbudgets"): {"get", "create", "patch"},
-    ("networking.k8s.io", "networkpolicies"): {"get", "create", "patch"},
+    ("policy", "poddisruptionbudgets"): {"create", "patch"},
+    ("networking.k8s.io", "networkpolicies"): {"create", "patch"},
     ("", "secrets"): {"get"},
     ("events.k8s.io", "events"): {"create"},
 }
