@@ -88,6 +88,8 @@ class Delivery:
     tag: int
     settled: str = ""
     """What the client asked for: ack or nack."""
+    was_taken: bool = False
+    """A handler got it."""
     copy: Copy = Copy.NONE
 
     @property
@@ -178,12 +180,15 @@ class Channel:
     def close(self) -> None:
         self._check()
         self.is_open = False
-        on_close = self._on_close
-        self._take_back()
-        # The broker's answer.
-        self.broker.calls.append(
-            lambda: on_close(self, pika.exceptions.ChannelClosedByClient(200, "Normal shutdown"))
-        )
+        self.consumer = None
+        self.to_broker.clear()
+        self._give_back()
+
+        def closed() -> None:
+            self.broker.channels.remove(self)
+            self._on_close(self, pika.exceptions.ChannelClosedByClient(200, "Normal shutdown"))
+
+        self.to_client.append(closed)  # after what is on its way already
 
     # the client's end
 
@@ -196,8 +201,10 @@ class Channel:
             self.to_broker.append(frame)
 
     def _settle(self, tag: int, how: str, then: Callable[[int], None]) -> None:
-        self._check()
         delivery = self.deliveries[tag]
+        if not self.is_open and not delivery.was_taken:
+            raise pika.exceptions.ChannelWrongStateError
+        self._check()
         assert not delivery.settled, "settled twice"
         self.broker.on_settle(delivery, how)
         delivery.settled = how

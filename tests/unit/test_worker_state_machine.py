@@ -169,6 +169,7 @@ class WorkerMachine(RuleBasedStateMachine):
         assert not self._is_retired or self.is_asked_to_retire
         assert not self.worker.draining
         assert all(attempt.work.slot is not work.slot for attempt in self.running), "two handlers in one slot"
+        delivery.was_taken = True
         attempt = Attempt(delivery, work)
         self.attempts.append(attempt)
         self.running.append(attempt)
@@ -200,6 +201,7 @@ class WorkerMachine(RuleBasedStateMachine):
         if attempt is None:  # it came too late
             assert how == "nack"
             assert delivery.channel.cancel_was_asked, "taken, and then not wanted"
+            assert self.worker.draining, "before 4.3 this counts as a failure of the message"
         elif how == "ack":
             assert attempt.verdict is Verdict.ACK or delivery.copy is Copy.CONFIRMED
         else:
@@ -227,6 +229,11 @@ class WorkerMachine(RuleBasedStateMachine):
 
     # The world -------------------------------------------------------------------------------------------
 
+    def _publish(self, count: int) -> None:
+        self.broker.ready.extend(range(self.published, self.published + count))
+        self.published += count
+        self.broker.deliver()
+
     def _the_network_is_quick(self) -> None:
         for _ in range(10_000):
             if self.broker.calls:
@@ -236,6 +243,12 @@ class WorkerMachine(RuleBasedStateMachine):
             else:
                 return
         pytest.fail("the worker and the broker never come to rest")
+
+    def _everything_is_quick(self) -> None:
+        self._the_network_is_quick()
+        while self.publisher.under_way:
+            self.publisher.answer(self.publisher.under_way[0], well=True)
+            self._the_network_is_quick()
 
     def _pass(self, seconds: float) -> None:
         self.clock.advance(self.clock.now + seconds, self._mark_whose_time_is_up)
@@ -269,7 +282,7 @@ class WorkerMachine(RuleBasedStateMachine):
                 self._draw(moves)()
             if changed.was_told:
                 return
-        if self._draw([True, False]):
+        if self._draw([False, True]):
             self._the_network_is_quick()
             if not changed.was_told and not any(channel.is_stuck for channel in self.broker.channels):
                 assert all(slot.closed for slot in self.worker.slots), "a consumer is not cancelled"
@@ -284,16 +297,16 @@ class WorkerMachine(RuleBasedStateMachine):
     def _moves(self) -> list[Callable[[], Any]]:
         moves: list[Callable[[], Any]] = []
         if frames := self.broker.frames():
-            moves += [lambda: self.connection.run(self._draw(frames).popleft())] * 3
+            moves += [lambda: self.connection.run(self._draw(frames).popleft())] * 4
         if self.broker.calls:
-            moves += [lambda: self.connection.run(self.broker.calls.popleft())]
+            moves += [lambda: self.connection.run(self.broker.calls.popleft())] * 2
         if self.running:
             moves += [lambda: self._end(self._draw(self.running), self._draw(sorted(ENDS)))] * 2
         if self.publisher.under_way:
-            moves += [lambda: self.publisher.answer(self._draw(self.publisher.under_way), well=True)]
+            moves += [lambda: self.publisher.answer(self._draw(self.publisher.under_way), well=True)] * 2
         if self.connection.is_open:
             moves += [lambda: self.connection.run(self.connection.lose)]
-        if self.drain_deadline is not None:
+        if self.drain_deadline is not None and self.running:
             moves += [self._second_signal]
         return moves
 
@@ -309,11 +322,9 @@ class WorkerMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 4), quick=st.booleans())
     def publish(self, count: int, quick: bool) -> None:
-        self.broker.ready.extend(range(self.published, self.published + count))
-        self.published += count
-        self.broker.deliver()
+        self._publish(count)
         if quick:
-            self._the_network_is_quick()
+            self._everything_is_quick()
 
     @precondition(lambda self: self.broker.frames())
     @rule(data=st.data(), count=st.integers(1, 6))
@@ -330,7 +341,7 @@ class WorkerMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.25, 2, 8, 32, TIMEOUT]), quick=st.booleans())
     def time_passes(self, seconds: float, quick: bool) -> None:
         if quick:
-            self._the_network_is_quick()
+            self._everything_is_quick()
         self._pass(seconds)
 
     @precondition(lambda self: self.connection.is_open)
@@ -364,7 +375,7 @@ class WorkerMachine(RuleBasedStateMachine):
     def a_handler_ends(self, data: st.DataObject, how: str, quick: bool) -> None:
         self._end(data.draw(st.sampled_from(self.running)), how)
         if quick:
-            self._the_network_is_quick()
+            self._everything_is_quick()
 
     # -- the publishing connection
 
@@ -375,7 +386,7 @@ class WorkerMachine(RuleBasedStateMachine):
     ) -> None:
         self.publisher.answer(data.draw(st.sampled_from(self.publisher.under_way)), well=well)
         if quick:
-            self._the_network_is_quick()
+            self._everything_is_quick()
 
     @precondition(lambda self: not self.is_over)
     @rule(
@@ -392,9 +403,10 @@ class WorkerMachine(RuleBasedStateMachine):
     # -- the operator and the kubelet
 
     @precondition(lambda self: not self.is_over)
-    @rule(data=st.data())
-    def the_operator_asks_to_retire(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), late=st.integers(0, 3))
+    def the_operator_asks_to_retire(self, data: st.DataObject, late: int) -> None:
         self.data = data
+        self._publish(late)
         self.retired_until = None
         self.is_asked_to_retire = True
         busy = self.worker.busy()
@@ -422,10 +434,11 @@ class WorkerMachine(RuleBasedStateMachine):
         """It had begun to when it was cancelled, and waited for the lock."""
         self.old_leases.pop().function()
 
-    @precondition(lambda self: self.published >= 6 and not self.is_over)  # else most runs would end early
-    @rule(data=st.data())
-    def sigterm(self, data: st.DataObject) -> None:
+    @precondition(lambda self: self.published >= 4 and not self.is_over)  # else most runs would end early
+    @rule(data=st.data(), late=st.integers(0, 3))
+    def sigterm(self, data: st.DataObject, late: int) -> None:
         self.data = data
+        self._publish(late)
         self.drain_deadline = self.drain_ends_by = self.clock.now + GRACE
         hand_back = self.worker.hand_back
 

@@ -252,7 +252,7 @@ class Slot:
 
     def _delivered(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         lease = Lease(self._port.generation, channel, method.delivery_tag)
-        takes = (self._wanted or self._takes_late) and not self._held
+        takes = self._wanted or self._takes_late
         if channel is not self._channel or not takes or self.work is not None:
             lease.hand_back()
             return

@@ -1,0 +1,221 @@
+"""The threads and the asyncio loop that run handlers, and turn the I/O loop meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.wait import eventually
+from workqueue_worker import tasks
+from workqueue_worker.broker.delivery import Lease
+from workqueue_worker.broker.loop import Loop
+from workqueue_worker.broker.slot import Work
+from workqueue_worker.crew import Crew
+from workqueue_worker.message import Message
+from workqueue_worker.tasks import Tasks
+
+SLOTS = 3
+PATIENCE = 20.0
+
+
+class Bench:
+    """A runner with a real I/O loop, without a connection."""
+
+    def __init__(self, make: Callable[[Loop, Callable[..., Any]], Crew | Tasks]) -> None:
+        self.errors: list[Exception] = []
+        self.ended: list[tuple[Work, BaseException | None]] = []
+        self.is_stopped = False
+        self.loop = Loop(self.errors.append)
+        self.runner = make(self.loop, self._handled)
+        self.runner.start()
+
+    def _handled(self, work: Work, error: BaseException | None) -> None:
+        work.returned = True
+        self.ended.append((work, error))
+
+    def submit(self, *bodies: bytes) -> list[Work]:
+        """Messages arrive, all in one turn of the I/O loop."""
+        works = [self._work(body) for body in bodies]
+
+        def arrive() -> None:
+            for work in works:
+                self.runner.submit(work)
+
+        self.loop.add_callback(arrive)
+        return works
+
+    def _work(self, body: bytes) -> Work:
+        work = Work(None, Lease(1, None, 1), None, None, body)  # type: ignore[arg-type]
+        work.message = Message(body)
+        return work
+
+    def stop(self) -> None:
+        """Everything ends."""
+        if not self.is_stopped:
+            self.is_stopped = True
+            assert self.runner.stop(PATIENCE)
+            self.loop.close()
+            assert self.errors == []
+
+    def turns(self) -> bool:
+        """Whether somebody turns the I/O loop."""
+        turned = threading.Event()
+        self.loop.add_callback(turned.set)
+        return turned.wait(PATIENCE)
+
+
+class Gate:
+    """Handlers stand at it until it opens."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.inside: list[bytes] = []
+
+    def handle(self, message: Message) -> None:
+        self.inside.append(message.body)
+        if message.body == b"exit":
+            raise SystemExit(9)
+        assert self.opened.wait(PATIENCE)
+
+    async def handle_async(self, message: Message) -> None:
+        self.inside.append(message.body)
+        if message.body == b"exit":
+            raise RuntimeError
+        if message.body == b"block":
+            self.opened.wait(PATIENCE)
+            return
+        while not self.opened.is_set():  # noqa: ASYNC110 - a thread opens it
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.opened.set()
+
+
+@pytest.fixture
+def crew(gate: Gate) -> Iterator[Bench]:
+    bench = Bench(lambda loop, handled: Crew(loop, gate.handle, handled, SLOTS))
+    yield bench
+    gate.opened.set()
+    bench.stop()
+
+
+@pytest.fixture
+def loop_of_tasks(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setattr(tasks, "KEEPER_SECONDS", 0.1)
+    bench = Bench(lambda loop, handled: Tasks(loop, gate.handle_async, handled))
+    yield bench
+    gate.opened.set()
+    bench.stop()
+
+
+@pytest.fixture(params=["crew", "loop_of_tasks"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    made: Bench = request.getfixturevalue(request.param)
+    return made
+
+
+def test_messages_of_one_turn_are_all_handled_beside_each_other_and_the_io_loop_turns(
+    bench: Bench, gate: Gate
+) -> None:
+    bench.submit(*(b"%d" % number for number in range(SLOTS)))
+    eventually(lambda: sorted(gate.inside) == [b"0", b"1", b"2"])
+    assert bench.turns()
+    assert bench.ended == []
+    gate.opened.set()
+    eventually(lambda: len(bench.ended) == SLOTS)
+    assert {error for _, error in bench.ended} == {None}
+
+
+def test_one_message_after_the_other_is_handled_once(bench: Bench, gate: Gate) -> None:
+    gate.opened.set()
+    for number in range(30):
+        [work] = bench.submit(b"%d" % number)
+        eventually(lambda work=work: work.returned)
+    assert gate.inside == [b"%d" % number for number in range(30)]
+    assert len(bench.ended) == 30
+
+
+def test_a_handler_that_raises_is_told_and_the_next_is_handled(bench: Bench, gate: Gate) -> None:
+    gate.opened.set()
+    for _ in range(SLOTS + 2):
+        bench.submit(b"exit")
+    eventually(lambda: len(bench.ended) == SLOTS + 2)
+    assert all(isinstance(error, (SystemExit, RuntimeError)) for _, error in bench.ended)
+    bench.submit(b"next")
+    eventually(lambda: bench.ended[-1][1] is None)
+    assert bench.turns()
+
+
+def test_only_one_thread_turns_the_io_loop_at_a_time(crew: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside: list[str] = []
+    most: list[int] = []
+    turn = crew.loop.turn
+
+    def watched() -> None:
+        inside.append(threading.current_thread().name)
+        most.append(len(inside))
+        turn(0.02)
+        inside.pop()
+
+    monkeypatch.setattr(crew.loop, "turn", watched)
+    crew.loop.wake()
+    eventually(lambda: len(most) > 10)
+    assert set(most) == {1}
+
+
+def test_a_thread_whose_handler_never_returns_is_left_behind(gate: Gate) -> None:
+    bench = Bench(lambda loop, handled: Crew(loop, gate.handle, handled, SLOTS))
+    bench.submit(b"0")
+    eventually(lambda: gate.inside)
+    assert not bench.runner.stop(0.05)
+    gate.opened.set()
+    bench.stop()
+
+
+def test_a_cancelled_task_is_told_once_also_when_it_never_began(loop_of_tasks: Bench, gate: Gate) -> None:
+    [running] = loop_of_tasks.submit(b"0")
+    eventually(lambda: gate.inside == [b"0"])
+    loop_of_tasks.runner.cancel(running)
+    eventually(lambda: running.returned)
+    [late] = works = [loop_of_tasks._work(b"late")]
+
+    def arrive_and_be_cancelled() -> None:
+        loop_of_tasks.runner.submit(late)
+        late.task.cancel()  # as if both came in one round
+        loop_of_tasks.runner.cancel(late)
+
+    loop_of_tasks.loop.add_callback(arrive_and_be_cancelled)
+    eventually(lambda: late.returned)
+    assert loop_of_tasks.turns()
+    assert [work for work, _ in loop_of_tasks.ended] == [running, *works]
+    assert all(isinstance(error, asyncio.CancelledError) for _, error in loop_of_tasks.ended)
+    assert gate.inside == [b"0"]
+
+
+def test_while_a_coroutine_blocks_the_io_loop_turns_and_messages_wait(
+    loop_of_tasks: Bench, gate: Gate
+) -> None:
+    loop_of_tasks.submit(b"block")
+    eventually(lambda: gate.inside == [b"block"])
+    for _ in range(5):
+        assert loop_of_tasks.turns()
+    loop_of_tasks.submit(b"next")
+    assert loop_of_tasks.turns()
+    assert gate.inside == [b"block"]
+    gate.opened.set()
+    eventually(lambda: [work.body for work, _ in loop_of_tasks.ended] == [b"block", b"next"])
+
+
+def test_tasks_that_are_left_when_it_stops_are_cancelled(loop_of_tasks: Bench, gate: Gate) -> None:
+    [work] = loop_of_tasks.submit(b"0")
+    eventually(lambda: gate.inside)
+    loop_of_tasks.stop()
+    assert [(ended, type(error)) for ended, error in loop_of_tasks.ended] == [(work, asyncio.CancelledError)]
