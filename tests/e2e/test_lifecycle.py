@@ -22,6 +22,63 @@ def test_a_queue_that_somebody_deletes_is_declared_again_and_said_so(lab: Lab) -
     workqueue.delete()
 
 
+def test_a_bell_that_the_broker_cancels_is_hung_again_and_no_loss_is_told(lab: Lab) -> None:
+    """RabbitMQ cancels consumers when a queue is deleted, and also when its leader moves."""
+    workqueue = lab.workqueue("cancelled").apply().wait_ready()
+    wait_until(lambda: lab.queues()["cancelled"]["consumers"] == 1, 30, "the bell hangs")
+    queue = f'rabbit_misc:r(<<"{lab.vhost}">>, queue, <<"cancelled">>)'
+    cancel = (
+        f"{{ok, Q}} = rabbit_amqqueue:lookup({queue}), [rabbit_channel:send_command(element(1, C),"
+        " {'basic.cancel', element(2, C), true}) || C <- rabbit_amqqueue:consumers(Q)]."
+    )
+    lab.rabbit.ctl("eval", cancel)
+    # The broker itself still counts the consumer that it was made to cancel.
+    wait_until(lambda: lab.queues()["cancelled"]["consumers"] == 2, 30, "a new bell hangs")
+    assert workqueue.condition("QueueDeclared")["reason"] == "Declared"
+    assert "DeclaredAgain" not in workqueue.event_reasons()
+    workqueue.delete()
+
+
+@pytest.mark.parametrize(
+    "wipe",
+    [{"status": None}, {"status": {"conditions": None, "queueName": None}}],
+    ids=["all of it", "its conditions"],
+)
+def test_a_status_that_somebody_wipes_is_written_again(wipe: dict[str, object], lab: Lab) -> None:
+    workqueue = lab.workqueue("wiped").apply().wait_ready()
+    before = {one["type"]: one["reason"] for one in workqueue.status()["conditions"]}
+    where = f"--namespace={lab.namespace}"
+    kubectl(
+        "patch", "wq", "wiped", "--subresource=status", "--type=merge", f"--patch={json.dumps(wipe)}", where
+    )
+
+    def written() -> bool:
+        status = workqueue.status()
+        return {one["type"]: one["reason"] for one in status.get("conditions", ())} == before and bool(
+            status.get("queueName")
+        )
+
+    wait_until(written, 30, "the operator says it again")
+    workqueue.delete()
+
+
+def test_there_and_back_again_ends_where_it_began(lab: Lab) -> None:
+    """A -> B -> A while B is still being carried out: the Deployment is that of A, and messages are handled."""
+    workqueue = lab.workqueue("back", scaling={"minReplicas": 1}).apply()
+    workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
+    first = workqueue.deployment()["spec"]
+    # B never gets ready: its canary is still on its way when A comes back.
+    workqueue.change(worker={"image": "workqueue-operator:no-such-tag", "imagePullPolicy": "Never"})
+    wait_until(lambda: workqueue.deployment()["spec"] != first, 30, "B is being rolled out")
+    workqueue.change(worker={"image": "workqueue-operator:dev", "imagePullPolicy": "IfNotPresent"})
+    wait_until(lambda: workqueue.deployment()["spec"] == first, 30, "A is back, to the letter")
+    workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
+    workqueue.publish([{"id": 1}])
+    assert [result["id"] for result in workqueue.results(1)] == [1]
+    wait_until(lambda: len(workqueue.pods()) == 1, 60, "nothing of B is left")
+    workqueue.delete()
+
+
 def test_a_deployment_that_somebody_edits_or_deletes_is_put_right_without_losing_its_count(lab: Lab) -> None:
     workqueue = lab.workqueue("edited", scaling={"minReplicas": 1}).apply()
     workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
@@ -206,7 +263,9 @@ def test_an_autoscaler_on_the_same_deployment_is_reported_and_not_fought(by: str
     assert replicas() == count
     kubectl("delete", "hpa", name, where)
     wait_until(lambda: replicas() == 4, 60, "once it is gone the WorkQueue takes over")
-    workqueue.wait_condition("Ready", "True")
+    wait_until(
+        lambda: workqueue.condition("WorkersAvailable")["reason"] != "WorkloadContested", 30, "it says so"
+    )
     workqueue.delete()
     kubectl("delete", "deployment", name, where)
 
