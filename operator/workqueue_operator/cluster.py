@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -30,6 +31,9 @@ CONNECTIONS: Final = 16
 
 CONNECTIONS_FOR_SCALING: Final = 4
 """Of them so many are kept free for changes of a count, which thousands of other requests must not hold up."""
+
+_APPLY: Final = "application/apply-patch+yaml"
+_BEYOND_BMP: Final = re.compile(r"\\ud[89ab]..\\ud[c-f]..")
 
 _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
@@ -77,7 +81,7 @@ class Cluster:
             force: whether fields that others own are taken over; else they are a conflict, and nothing changes.
         """
         query = {"fieldManager": manager, "force": str(force).lower()}
-        return await self._request("PATCH", path, query, body, "application/apply-patch+yaml")
+        return await self._request("PATCH", path, query, body, _APPLY)
 
     async def merge(self, path: str, body: Object) -> Object:
         """A merge patch."""
@@ -111,12 +115,15 @@ class Cluster:
         method: str,
         path: str,
         query: Mapping[str, str],
-        body: Object | list[Object] | None,
+        body: Object | list[Object] | str | None,
         content_type: str,
     ) -> Object:
         if method != "GET":
             self._fence()
         self.requests += 1
+        if content_type == _APPLY:
+            # With a parameter beside it the client sends the text as it is.
+            content_type, body = f"{_APPLY}; charset=utf-8", _yaml(body)
         try:
             # Authentication is asked for each time: a service account's token is renewed under way.
             request = await self.api.param_serialize(
@@ -156,6 +163,16 @@ async def connect(kubeconfig: str | None = None, fence: Callable[[], None] = lam
     else:
         await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
     return Cluster(client.ApiClient(configuration), fence)
+
+
+def _yaml(body: Any) -> str:
+    """JSON that is YAML, too: what JSON escapes as two surrogates (an emoji, say) is one escape there."""
+
+    def one_escape(pair: re.Match[str]) -> str:
+        character: str = json.loads(f'"{pair[0]}"')
+        return f"\\U{ord(character):08x}"
+
+    return _BEYOND_BMP.sub(one_escape, json.dumps(body))
 
 
 def _refusal(status: int, text: bytes | str, retry_after: str | None) -> ClusterError:

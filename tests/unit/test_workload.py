@@ -66,6 +66,16 @@ async def test_it_is_created_with_no_replicas_and_without_force(
     assert len(applies(cluster)) == 1
 
 
+@pytest.mark.parametrize("status", [400, 422])
+async def test_one_that_the_api_server_refuses_to_create_is_named(
+    status: int, cluster: FakeCluster, workload: Workload
+) -> None:
+    cluster.answer("PATCH", DEPLOYMENT, ClusterError(status, "volumes[2].name: Invalid value"))
+    with pytest.raises(Trouble, match="volumes") as caught:
+        await workload.ensure(workqueue(), None)
+    assert caught.value.reason is Reason.WORKLOAD_REFUSED
+
+
 async def test_somebody_elses_deployment_is_a_name_conflict(cluster: FakeCluster, workload: Workload) -> None:
     theirs = {"metadata": {"name": "jobs-worker", "uid": "d9"}, "spec": {"replicas": 7}}
     cluster.answer("PATCH", DEPLOYMENT, ClusterError(409, "conflict with kubectl"))

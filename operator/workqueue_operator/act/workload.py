@@ -175,7 +175,7 @@ class Workload:
         try:
             live = await self._cluster.apply(path, with_none, force=False)
         except ClusterError as error:
-            if not error.conflict:
+            if error.status != _CONFLICT:
                 raise
             live = await self._cluster.get(path)
             _require_ours(live, workqueue)

@@ -1,0 +1,22 @@
+"""What is applied goes as text that is JSON and YAML at once: the API server reads it as YAML."""
+
+from __future__ import annotations
+
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workqueue_operator.cluster import _yaml
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
+    ["😀", "\\ud83d\\ude00", "\\😀\\", "\x00\x7f"]
+)
+
+
+@given(
+    st.recursive(
+        TEXTS | st.integers() | st.booleans(), lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner)
+    )
+)
+def test_every_text_comes_through_as_it_is(body: object) -> None:
+    assert yaml.safe_load(_yaml(body)) == body
