@@ -86,3 +86,11 @@ SERIES ?= 3.10 4.0 4.3
 .PHONY: soak
 soak: venv ## ten minutes of random faults for each of SERIES="3.10 4.0 4.3" of RabbitMQ, and a ledger that must balance
 	@set -e; for series in $(SERIES); do $(BIN)/python -m hack.soak --series $$series $(ARGS); done
+
+.PHONY: bench
+bench: image ## every benchmark, into docs/benchmarks (at most 30 minutes); ARGS='--only worker,wake' picks some
+	@$(BIN)/python -m hack.bench $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: image ## the same with fewer samples (at most 5 minutes), into build/benchmarks
+	@$(BIN)/python -m hack.bench --quick --output build/benchmarks $(ARGS)

@@ -80,6 +80,7 @@ def draw(plot: Plot, file: Path) -> None:
     Raises:
         BenchError: it cannot be drawn.
     """
+    file.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         [environment.python(), "-m", "hack.bench.drawing", file],
         input=json.dumps(asdict(plot)).encode(),

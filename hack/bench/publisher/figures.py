@@ -18,8 +18,8 @@ from tests.support.rabbitmq import DEFAULT, running
 
 KINDS: Final = ("classic", "quorum")
 MESSAGES: Final = 20_000
-ROUNDS: Final = 7
-QUICK_ROUNDS: Final = 2
+ROUNDS: Final = 5
+QUICK_ROUNDS: Final = 1
 PIPELINE_GOAL: Final = 0.9
 ONE_BY_ONE_GOAL: Final = 10
 

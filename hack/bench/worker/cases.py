@@ -48,9 +48,8 @@ FULL: Final = (
     MAIN,
     Case(slots=8, handler_seconds=0, body=SMALL, warm=500, count=8_000, rounds=3),
     Case(slots=1, handler_seconds=0, body=LARGE, warm=50, count=800, rounds=3),
-    Case(slots=8, handler_seconds=0, body=LARGE, warm=50, count=800, rounds=3),
     Case(slots=1, handler_seconds=0.01, body=SMALL, warm=5, count=100, rounds=3),
     Case(slots=8, handler_seconds=0.01, body=SMALL, warm=40, count=700, rounds=3),
 )
 
-QUICK: Final = (Case(slots=1, handler_seconds=0, body=SMALL, warm=200, count=3_000, rounds=3),)
+QUICK: Final = (Case(slots=1, handler_seconds=0, body=SMALL, warm=200, count=3_000, rounds=2),)

@@ -28,7 +28,7 @@ GOALS: Final = {ASYNC: 0.95, THREADS: 0.80}
 PLAIN_THREADS: Final = "pika, threads"
 START_SECONDS: Final = 0.20
 STARTS: Final = 21
-QUICK_STARTS: Final = 7
+QUICK_STARTS: Final = 5
 
 
 def measure(*, quick: bool, folder: Path) -> Report:

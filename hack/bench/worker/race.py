@@ -28,7 +28,7 @@ from hack.cluster.checkout import CHECKOUT
 from workqueue_worker.binding import from_url
 from workqueue_worker.broker.publisher import Publisher
 
-SECONDS: Final = 1.0
+SECONDS: Final = 0.8
 """How long is measured at most."""
 
 PATIENCE_SECONDS: Final = 60.0

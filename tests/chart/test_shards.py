@@ -1,0 +1,31 @@
+"""Several releases of the chart beside each other, each with namespaces of its own: docs/operations.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.support.helm import of_kind, only, template
+
+FIRST = {"watchNamespaces": ["shop", "mail"]}
+SECOND = {"watchNamespaces": ["video"], "crds": {"enabled": False}, "rbac": {"aggregate": False}}
+
+
+def identities(objects: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+    return {(one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]) for one in objects}
+
+
+def test_two_shards_have_no_object_in_common() -> None:
+    first, second = template(FIRST, release="shard-a"), template(SECOND, release="shard-b")
+    assert not identities(first) & identities(second)
+
+
+def test_each_shard_has_a_lease_and_rights_of_its_own() -> None:
+    leases = set()
+    for values, release in ((FIRST, "shard-a"), (SECOND, "shard-b")):
+        objects = template(values, release=release)
+        (container,) = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+        leases.add({one["name"]: one.get("value") for one in container["env"]}["WORKQUEUE_LEASE_NAME"])
+        where = {role["metadata"]["namespace"] for role in of_kind(objects, "Role")}
+        assert where == {*values["watchNamespaces"], "workqueue-system"}
+        assert not of_kind(objects, "ClusterRole") or release == "shard-a"
+    assert len(leases) == 2
