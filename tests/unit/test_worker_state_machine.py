@@ -250,6 +250,12 @@ class WorkerMachine(RuleBasedStateMachine):
             self.publisher.answer(self.publisher.under_way[0], well=True)
             self._the_network_is_quick()
 
+    def _all_handlers_end(self) -> None:
+        self._everything_is_quick()
+        while self.running:
+            self._end(self.running[0], "returns")
+            self._everything_is_quick()
+
     def _pass(self, seconds: float) -> None:
         self.clock.advance(self.clock.now + seconds, self._mark_whose_time_is_up)
         for attempt in self.running:
@@ -403,9 +409,11 @@ class WorkerMachine(RuleBasedStateMachine):
     # -- the operator and the kubelet
 
     @precondition(lambda self: not self.is_over)
-    @rule(data=st.data(), late=st.integers(0, 3))
-    def the_operator_asks_to_retire(self, data: st.DataObject, late: int) -> None:
+    @rule(data=st.data(), idle=st.booleans(), late=st.integers(0, 3))
+    def the_operator_asks_to_retire(self, data: st.DataObject, idle: bool, late: int) -> None:
         self.data = data
+        if idle:
+            self._all_handlers_end()
         self._publish(late)
         self.retired_until = None
         self.is_asked_to_retire = True
@@ -435,9 +443,11 @@ class WorkerMachine(RuleBasedStateMachine):
         self.old_leases.pop().function()
 
     @precondition(lambda self: self.published >= 4 and not self.is_over)  # else most runs would end early
-    @rule(data=st.data(), late=st.integers(0, 3))
-    def sigterm(self, data: st.DataObject, late: int) -> None:
+    @rule(data=st.data(), idle=st.booleans(), late=st.integers(0, 3))
+    def sigterm(self, data: st.DataObject, idle: bool, late: int) -> None:
         self.data = data
+        if idle:
+            self._all_handlers_end()
         self._publish(late)
         self.drain_deadline = self.drain_ends_by = self.clock.now + GRACE
         hand_back = self.worker.hand_back
@@ -539,15 +549,7 @@ class WorkerMachine(RuleBasedStateMachine):
             self.retirement.end()
         for _ in range(self.published + 3):
             self.the_world_comes_to_rest()
-            while self.running or self.publisher.under_way:
-                while self.running:
-                    self._end(self.running[0], "returns")
-                while self.publisher.under_way and not self.is_over:
-                    self.publisher.answer(self.publisher.under_way[0], well=True)
-                self._the_network_is_quick()
-                self._pass(2.0)
-                if self.is_over:
-                    break
+            self._all_handlers_end()
         self.every_message_is_in_one_place()
         self.every_attempt_is_counted_once_and_for_what_it_was()
         assert self.worker.busy() == 0

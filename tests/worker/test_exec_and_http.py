@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import Worker, Workers, publish, take_all
 from workqueue_worker import Message
-from workqueue_worker.handlers.http import post
+from workqueue_worker.errors import HandlerLoadError
+from workqueue_worker.handlers.http import load, post
 from workqueue_worker.handlers.outcome import HandlerFailed, HandlerTimeout
 
 
@@ -234,6 +236,38 @@ def test_who_is_cancelled_before_it_is_connected_asks_nothing() -> None:
     with server(say(200)) as requests, pytest.raises(HandlerFailed, match="cancelled"):
         post(urlsplit(requests.url), message)
     assert requests.seen == []
+
+
+def test_a_server_that_never_listens_is_named() -> None:
+    with server(say(200)) as gone:
+        url = gone.url
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> bool:
+        pauses.append(seconds)
+        return False
+
+    with pytest.raises(
+        HandlerLoadError, match=r"127\.0\.0\.1.* cannot be reached: .*refused.* \(tried for 0\.05 s\)"
+    ):
+        load(url, pause, patience=0.05)
+    assert pauses
+
+
+def test_a_worker_that_is_stopped_while_it_waits_for_its_server_says_so(workers: Workers) -> None:
+    with server(say(200)) as gone:
+        url = gone.url
+    worker = workers.start(None, "--http", url, handler=None)
+    eventually(lambda: _waits_in(worker.process.pid))
+    assert worker.stop() == 3
+    assert worker.termination_log.read_text() == f"Stopped while waiting for the handler {url}.\n"
+
+
+def _waits_in(pid: int) -> bool:
+    """Whether the process has its own handler for SIGTERM."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.split("SigCgt:\t", 1)[1].split("\n", 1)[0], 16)
+    return bool(caught & 1 << signal.SIGTERM - 1)
 
 
 def test_a_server_that_starts_late_is_waited_for_and_its_crash_costs_an_attempt(

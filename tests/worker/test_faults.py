@@ -44,7 +44,7 @@ def test_a_delivery_whose_connection_is_lost_is_cancelled_and_comes_again(
     eventually(lambda: is_empty(every_vhost))
     assert worker.count_log("Connection to RabbitMQ lost; connecting again.") == 1
     assert "Traceback" not in worker.log
-    assert "workqueue_worker_reconnects_total" in worker.request("/metrics")[1]
+    assert 'workqueue_worker_reconnects_total{queue="jobs"} 1.0' in worker.request("/metrics")[1]
 
 
 def test_the_slot_stays_closed_until_the_handler_of_a_lost_delivery_has_returned(
@@ -248,6 +248,29 @@ def test_rotated_credentials_are_read_at_the_next_connect(
     assert worker.retire(key=b"new")[0] == 200
     assert worker.count_log("RabbitMQ cannot be reached; trying again.") == 1
     rabbitmq.delete_user("rotating")
+
+
+def test_a_queue_that_may_not_be_read_is_told_once_and_tried_again(
+    every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers
+) -> None:
+    every_rabbitmq.add_user("reader", "secret", every_vhost.name, read="nothing")
+    with every_vhost.connect() as connection:
+        connection.channel().queue_declare("jobs", durable=True)
+    try:
+        url = every_vhost.url.replace("guest:guest@", "reader:secret@")
+        worker = workers.start(url, declare=False)
+        eventually(lambda: "403" in (worker.status()["lastError"] or ""))
+        assert worker.status()["connected"]
+        assert worker.request("/readyz")[0] == worker.request("/livez")[0] == 200
+        publish(every_vhost, {"id": 1})
+        every_rabbitmq.allow("reader", every_vhost.name, ".*", ".*", ".*")
+        eventually(lambda: worker.events_of("end") == [1])
+        assert worker.status()["lastError"] is None
+        assert worker.count_log("Connected to RabbitMQ.") == 1
+        assert worker.count_log("The broker closed the channel; opening another.") == 1
+        assert "Traceback" not in worker.log
+    finally:
+        every_rabbitmq.delete_user("reader")
 
 
 def test_tls_with_a_private_authority_and_a_client_certificate_instead_of_a_password(

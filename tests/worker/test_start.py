@@ -80,7 +80,9 @@ def test_a_port_that_was_asked_for_and_is_taken_is_told(workers: Workers) -> Non
         port = listener.getsockname()[1]
         worker = workers.start("amqp://127.0.0.1:1", "--port", str(port))
         assert worker.wait() == 1
-        assert f"port {port} cannot be used" in worker.log
+        assert f"port {port} cannot be used" in worker.termination_log.read_text()
+        assert worker.termination_log.read_text() in worker.log
+        assert "Traceback" not in worker.log
 
 
 def test_the_environment_alone_configures_a_worker_as_in_a_pod(vhost: VirtualHost, workers: Workers) -> None:
