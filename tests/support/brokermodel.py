@@ -88,6 +88,8 @@ class Delivery:
     tag: int
     settled: str = ""
     """What the client asked for: ack or nack."""
+    has_arrived: bool = False
+    """At the client."""
     was_taken: bool = False
     """A handler got it."""
     copy: Copy = Copy.NONE
@@ -233,6 +235,7 @@ class Channel:
 
         def arrive() -> None:
             assert "tag" not in self._cancelled, "pika would reject this, which counts as a failure"
+            delivery.has_arrived = True
             consumer(self, method, properties, delivery.body)
 
         self.to_client.append(arrive)

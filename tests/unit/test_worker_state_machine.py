@@ -220,8 +220,13 @@ class WorkerMachine(RuleBasedStateMachine):
         return attempt.delivery
 
     def _judge_close(self) -> None:
-        if not self.broker.is_cut_off:
-            assert not any(attempt.work.lease.held for attempt in self.attempts), "not handed back"
+        if self.broker.is_cut_off:
+            return
+        assert not any(attempt.work.lease.held for attempt in self.attempts), "not handed back"
+        for channel in self.broker.channels:
+            for tag in channel.unsettled if channel.is_open else ():
+                delivery = channel.deliveries[tag]
+                assert delivery.settled or not delivery.has_arrived, "kept, and not handed back"
 
     @property
     def _is_retired(self) -> bool:
@@ -356,10 +361,11 @@ class WorkerMachine(RuleBasedStateMachine):
         self.connection.run(self.connection.lose)
 
     @precondition(lambda self: not self.connection.is_open and not self.is_over)
-    @rule()
-    def the_connection_comes_back(self) -> None:
+    @rule(quick=st.booleans())
+    def the_connection_comes_back(self, quick: bool) -> None:
         self.connection.run(self.connection.open)
-        self._the_network_is_quick()
+        if quick:
+            self._everything_is_quick()
 
     @precondition(lambda self: any(channel.is_open for channel in self.broker.channels))
     @rule(data=st.data())
