@@ -235,6 +235,16 @@ def test_a_name_that_leads_nowhere_from_here_says_what_to_do(run: Any, workqueue
     assert "tried from here. If only the cluster can reach it, --through POD goes through a pod" in done.err
 
 
+def test_a_login_that_is_refused_is_one_sentence_with_how_it_was_tried(run: Any, lab: Lab) -> None:
+    lab.secret("wrong", password="wrong")
+    refused = lab.workqueue("refused", connectionSecretRef={"name": "wrong"}).apply()
+    done = run("dead", "list", "refused")
+    assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
+    assert "ACCESS_REFUSED" in done.err
+    assert f"{lab.rabbit.host}:5672 was tried by kubectl port-forward to service/rabbitmq" in done.err
+    refused.delete()
+
+
 def test_another_service_can_be_named(run: Any, lab: Lab, workqueue: WorkQueueUnderTest) -> None:
     sent = run(
         "dead", "list", "plugin", "--forward", f"{lab.rabbit.namespace}/{lab.rabbit.name}", "-o", "json"

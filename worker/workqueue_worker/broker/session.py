@@ -240,7 +240,7 @@ def wait_until_open(
     while not connection.is_open:
         failed = connection.last_error
         if failed and (len(binding.addresses) == 1 or time.monotonic() > deadline):
-            raise UnreachableError(f"RabbitMQ at {binding.display} cannot be used: {failed}.")
+            raise UnreachableError(f"RabbitMQ at {binding.display} cannot be used: {failed.rstrip('.')}.")
         if time.monotonic() > deadline:
             raise UnreachableError(f"RabbitMQ at {binding.display} does not answer for {timeout:g} s.")
         time.sleep(0.005)

@@ -43,11 +43,11 @@ def binding_source(
     Raises:
         SystemExit: they cannot be used; the sentence is on standard error.
     """
+    # What the connection has to say reaches the person as the command's own sentence.
+    logging.getLogger("workqueue_worker").addHandler(logging.NullHandler())
     given: Callable[[], Binding] | None = getattr(arguments, "source", None)
     if given is not None:
         return given
-    # What the connection has to say reaches the person as the command's own sentence.
-    logging.getLogger("workqueue_worker").addHandler(logging.NullHandler())
     try:
         source = _source(arguments, environment)
         source()

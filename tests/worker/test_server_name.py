@@ -1,0 +1,27 @@
+"""A broker behind a tunnel: its certificate is verified for its own name, not for where the tunnel begins."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.rabbitmq import Broker, VirtualHost
+from workqueue_worker.binding import TLS, Binding
+from workqueue_worker.broker.session import Session
+from workqueue_worker.errors import UnreachableError
+
+
+def binding(broker: Broker, vhost: VirtualHost, server_name: str) -> Binding:
+    tls = TLS(broker.certificates.authority.read_text(), server_name=server_name)
+    return Binding((("127.0.0.1", broker.tls_port),), "guest", "guest", vhost.name, tls)
+
+
+def test_the_name_that_the_certificate_must_be_for_wins_over_the_host(
+    rabbitmq: Broker, vhost: VirtualHost
+) -> None:
+    with Session(lambda: binding(rabbitmq, vhost, "localhost"), "test") as session:
+        assert session.depth("nothing") is None
+    with (
+        pytest.raises(UnreachableError, match=r"certificate is not valid for 'rabbitmq\.queues\.svc'"),
+        Session(lambda: binding(rabbitmq, vhost, "rabbitmq.queues.svc"), "test"),
+    ):
+        pytest.fail("it was let in")
