@@ -35,6 +35,7 @@ CONNECTIONS_FOR_SCALING: Final = 4
 _APPLY: Final = "application/apply-patch+yaml"
 _BEYOND_BMP: Final = re.compile(r"\\ud[89ab]..\\ud[c-f]..")
 
+_NAME: Final = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
@@ -192,7 +193,7 @@ def workqueues_path(namespace: str | None) -> str:
 
 def workqueue_path(namespace: str, name: str) -> str:
     """One WorkQueue."""
-    return f"{workqueues_path(namespace)}/{name}"
+    return f"{workqueues_path(namespace)}/{_part(name)}"
 
 
 def deployments_path(namespace: str | None) -> str:
@@ -203,7 +204,7 @@ def deployments_path(namespace: str | None) -> str:
 
 def deployment_path(namespace: str, name: str) -> str:
     """One Deployment."""
-    return f"{deployments_path(namespace)}/{name}"
+    return f"{deployments_path(namespace)}/{_part(name)}"
 
 
 def pods_path(namespace: str | None) -> str:
@@ -214,14 +215,25 @@ def pods_path(namespace: str | None) -> str:
 
 def pod_path(namespace: str, name: str) -> str:
     """One pod."""
-    return f"{pods_path(namespace)}/{name}"
+    return f"{pods_path(namespace)}/{_part(name)}"
 
 
 def secret_path(namespace: str, name: str) -> str:
     """One Secret."""
-    return f"/api/v1/namespaces/{namespace}/secrets/{name}"
+    return f"/api/v1/namespaces/{namespace}/secrets/{_part(name)}"
 
 
 def autoscalers_path(namespace: str) -> str:
     """Where the HorizontalPodAutoscalers of a namespace are listed."""
     return f"/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers"
+
+
+def _part(name: str) -> str:
+    """A name in a path. The API server has checked it, unless its definition of a WorkQueue is not ours.
+
+    Raises:
+        ClusterError: it would lead elsewhere.
+    """
+    if not _NAME.fullmatch(name):
+        raise ClusterError(HTTPStatus.BAD_REQUEST, f"{name!r} cannot be the name of an object")
+    return name

@@ -1,0 +1,135 @@
+"""What a WorkQueue can reach: its own namespace, and in its pods nothing that it was not given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.admission import BASE, Admission, RefusedError, installed, merged
+from tests.support.fakecluster import FakeCluster
+from tests.support.kubernetes import apply, kubeconfig, kubectl_json, temporary_namespace, wait_until
+from tests.support.operatorprocess import operator_process
+from tests.support.rabbitmq import VirtualHost
+from tests.support.workqueue import workqueue
+from workqueue_operator import crd, render
+from workqueue_operator.cluster import deployment_path, pod_path, secret_path, workqueue_path
+from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.observe.secrets import Secrets
+from workqueue_operator.reasons import Reason
+
+Object = dict[str, Any]
+
+ELSEWHERE = [
+    "other/rabbitmq",
+    "../rabbitmq",
+    "../../other/secrets/rabbitmq",
+    "..",
+    ".",
+    "rabbitmq?namespace=other",
+    "rabbitmq#",
+    "rabbitmq%2f..%2f..",
+    "other\\rabbitmq",
+    "rabbitmq/",
+    "",
+]
+
+
+def properties(schema: Object, path: str = "") -> Iterator[str]:
+    """Every field that the schema knows."""
+    for name, below in schema.get("properties", {}).items():
+        yield f"{path}.{name}"
+        yield from properties(below, f"{path}.{name}")
+    if "items" in schema:
+        yield from properties(schema["items"], f"{path}[]")
+
+
+def test_no_field_of_a_workqueue_names_a_namespace() -> None:
+    fields = list(properties(crd.schema()["properties"]["spec"]))
+    assert len(fields) > 50
+    assert not [field for field in fields if field.lower().endswith("namespace")]
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_name_that_is_a_path_is_no_name_for_the_operator_either(name: str) -> None:
+    """The definition in the cluster may be older than the operator, or none of ours."""
+    for path in (secret_path, deployment_path, pod_path, workqueue_path):
+        with pytest.raises(ClusterError, match="cannot be the name"):
+            path("team", name)
+
+
+@pytest.fixture(scope="module")
+def admission() -> Iterator[Admission]:
+    with installed(kubeconfig()) as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_the_api_server_refuses_a_secret_elsewhere(admission: Admission, name: str) -> None:
+    with pytest.raises(RefusedError, match="connectionSecretRef"):
+        admission.create(merged(BASE, {"connectionSecretRef": {"name": name}}))
+
+
+def test_the_api_server_knows_no_namespace_of_a_secret(admission: Admission) -> None:
+    with pytest.raises(RefusedError, match=r'unknown field "spec.connectionSecretRef.namespace"'):
+        admission.create(merged(BASE, {"connectionSecretRef": {"name": "rabbitmq", "namespace": "other"}}))
+
+
+async def test_the_operator_asks_for_no_secret_but_the_one_that_is_named() -> None:
+    cluster = FakeCluster()
+    with pytest.raises(Trouble):
+        await Secrets(cluster).binding("team", "rabbitmq")
+    assert cluster.paths("GET") == ["/api/v1/namespaces/team/secrets/rabbitmq"]
+
+
+def test_a_secret_of_another_namespace_is_not_found(vhost: VirtualHost, tmp_path: Path) -> None:
+    """Although the operator serves that one too, and has just read the Secret for somebody there."""
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs"}}
+    with temporary_namespace("security-theirs") as theirs, temporary_namespace("security-ours") as ours:
+        apply({**secret, "stringData": {"uri": vhost.url}}, manifest("theirs"), namespace=theirs)
+        with operator_process(tmp_path / "operator.log", theirs, ours):
+            wait_until(lambda: "Declared" in reasons("theirs", theirs), 60, "theirs works")
+            apply(manifest("theirs"), namespace=ours)
+            found = wait_until(lambda: reasons("theirs", ours), 60, "ours is judged")
+    assert Reason.SECRET_NOT_FOUND.value in found
+
+
+def manifest(name: str) -> Object:
+    worker = {"image": "nothing:1", "handler": {"python": "a:b"}, "nodeSelector": {"no-node": "has-this"}}
+    return {
+        "apiVersion": "workqueue.dev/v1alpha1",
+        "kind": "WorkQueue",
+        "metadata": {"name": name},
+        "spec": {"connectionSecretRef": {"name": "theirs"}, "worker": worker},
+    }
+
+
+def reasons(name: str, namespace: str) -> set[str]:
+    status = kubectl_json("get", "wq", name, f"--namespace={namespace}").get("status", {})
+    return {condition["reason"] for condition in status.get("conditions", ())}
+
+
+HANDLERS: dict[str, Object] = {
+    "python": {"python": "a:b"},
+    "exec": {"exec": {"command": ["./work"]}},
+    "http": {"http": {"image": "theirs:1", "port": 8080}},
+}
+
+
+@pytest.mark.parametrize("handler", HANDLERS.values(), ids=HANDLERS.keys())
+def test_a_worker_pod_has_no_token_no_other_secret_and_nothing_to_write_to(handler: Object) -> None:
+    made = workqueue(worker={"handler": handler})
+    assert made.spec.worker is not None
+    rendered = render.deployment(
+        made, made.spec.worker, render.Defaults("operator:1", False, (), {}), proven_hash=None
+    )
+    pod = rendered["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert "serviceAccountName" not in pod
+    assert [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume] == ["rabbitmq"]
+    for container in (*pod.get("initContainers", ()), *pod["containers"]):
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert not [one for one in container.get("env", ()) if "secretKeyRef" in one.get("valueFrom", {})]
