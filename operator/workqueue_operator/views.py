@@ -30,9 +30,6 @@ EXIT_HANDLER: Final = 3
 """Exit codes of the worker: see the worker's command line."""
 
 
-_AUTOSCALERS: Final = frozenset({"kube-controller-manager", "keda"})
-
-
 @dataclass(frozen=True, slots=True)
 class PodView:
     """One pod that still exists.
@@ -130,20 +127,6 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
         if failure.get("status") == "True"
         else None,
     )
-
-
-def scaled_by_autoscaler(deployment: Mapping[str, Any]) -> bool:
-    """Whether an autoscaler was the last to set the replicas; it may be gone by now.
-
-    Seen in managedFields: a HorizontalPodAutoscaler works through kube-controller-manager, and KEDA, from and to
-    zero, by itself; both write the scale subresource.
-    """
-    for entry in deployment["metadata"].get("managedFields") or ():
-        fields = (entry.get("fieldsV1") or {}).get("f:spec") or {}
-        by_autoscaler = entry.get("manager") in _AUTOSCALERS and entry.get("subresource") == "scale"
-        if by_autoscaler and "f:replicas" in fields:
-            return True
-    return False
 
 
 def unsettled(deployment: DeploymentView, pods: Sequence[PodView]) -> Unknown | None:

@@ -14,7 +14,6 @@ from workqueue_operator.views import (
     deployment_view,
     pod_view,
     pod_views,
-    scaled_by_autoscaler,
     unsettled,
 )
 
@@ -343,30 +342,3 @@ def test_what_must_settle_first(raw: dict[str, Any], there: list[PodView], reaso
     found = unsettled(deployment_view(raw), there)
     assert found is not None
     assert found.reason is reason
-
-
-# -- an autoscaler
-
-
-def managed(manager: str, subresource: str | None, fields: dict[str, Any]) -> dict[str, Any]:
-    raw = deployment()
-    raw["metadata"]["managedFields"] = [
-        {"manager": manager, "subresource": subresource, "fieldsV1": {"f:spec": fields}}
-    ]
-    return raw
-
-
-@pytest.mark.parametrize(
-    ("raw", "found"),
-    [
-        (managed("kube-controller-manager", "scale", {"f:replicas": {}}), True),
-        (managed("keda", "scale", {"f:replicas": {}}), True),
-        (managed("kubectl", "scale", {"f:replicas": {}}), False),
-        (managed("kube-controller-manager", None, {"f:replicas": {}}), False),
-        (managed("kube-controller-manager", "scale", {"f:paused": {}}), False),
-        (deployment(), False),
-    ],
-    ids=["an HPA", "KEDA, from and to zero", "a person", "the controller itself", "another field", "nobody"],
-)
-def test_an_autoscaler_shows_in_the_managed_fields(raw: dict[str, Any], found: bool) -> None:
-    assert scaled_by_autoscaler(raw) is found

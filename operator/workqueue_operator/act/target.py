@@ -6,20 +6,14 @@ else does: an HPA (also one that KEDA made) or an older WorkQueue on the same ta
 
 from __future__ import annotations
 
-import time
-from typing import Final
-
-from ..cluster import Cluster, Object, autoscalers_path, deployment_path
+from ..cluster import Cluster, Object, deployment_path
 from ..errors import ClusterError, Trouble
 from ..model import WorkloadRef, WorkQueue
 from ..names import workload_name
+from ..observe.autoscalers import Autoscalers
 from ..observe.store import Store
 from ..reasons import Reason, Unknown
-from ..views import scaled_by_autoscaler
 from .workload import Workload
-
-AUTOSCALERS_FRESH: Final = 15.0
-"""Seconds for which the answer about the autoscalers of a namespace is used again."""
 
 
 class Targets:
@@ -29,7 +23,7 @@ class Targets:
         self._cluster = cluster
         self._store = store
         self._workload = workload
-        self._autoscalers: dict[tuple[str, str], tuple[float, str | None]] = {}
+        self._autoscalers = Autoscalers(cluster)
 
     def forget(self, uid: str) -> None:
         """The WorkQueue is gone."""
@@ -62,7 +56,7 @@ class Targets:
         namespace = workqueue.metadata.namespace
         self._store.follow(workqueue.key, namespace, ref.name)
         live = seen or await self._find(namespace, ref.name)
-        if scaled_by_autoscaler(live) and (autoscaler := await self._autoscaler(namespace, ref.name)):
+        if (autoscaler := await self._autoscalers.of(namespace, ref.name)) is not None:
             raise Trouble(
                 Reason.WORKLOAD_CONTESTED,
                 f"The Deployment {ref.name!r} is scaled by {autoscaler}. Delete it, or this WorkQueue; until then "
@@ -76,33 +70,6 @@ class Targets:
                     "of the two.",
                 )
         return live
-
-    async def _autoscaler(self, namespace: str, name: str) -> str | None:
-        """What scales that Deployment, in words; None when it has gone.
-
-        The Deployment remembers who has set its replicas until somebody else does, so that it must be asked.
-        """
-        where = namespace, name
-        known = self._autoscalers.get(where)
-        if known is None or time.monotonic() - known[0] > AUTOSCALERS_FRESH:
-            known = self._autoscalers[where] = time.monotonic(), await self._ask_for_autoscaler(*where)
-        return known[1]
-
-    async def _ask_for_autoscaler(self, namespace: str, name: str) -> str | None:
-        try:
-            listed = await self._cluster.get(autoscalers_path(namespace))
-        except ClusterError as error:
-            if error.status != 403:  # noqa: PLR2004 - Forbidden
-                raise
-            return f"a HorizontalPodAutoscaler, or was (the operator may not list them: {error.message})"
-        for body in listed["items"]:
-            target = body["spec"]["scaleTargetRef"]
-            if (target["kind"], target["name"]) == ("Deployment", name):
-                owners = [
-                    f" of the {o['kind']} {o['name']!r}" for o in body["metadata"].get("ownerReferences", ())
-                ]
-                return f"the HorizontalPodAutoscaler {body['metadata']['name']!r}{''.join(owners)}"
-        return None
 
     async def _find(self, namespace: str, name: str) -> Object:
         try:

@@ -256,10 +256,6 @@ def lean(kind: str, body: Object) -> Object:
     kept["metadata"] = _part(
         {name: part for name, part in body["metadata"].items() if name != "managedFields"}, ...
     )
-    # In a Deployment, who scales it shows there.
-    managers = [one for one in body["metadata"].get("managedFields", ()) if one.get("subresource") == "scale"]
-    if managers:
-        kept["metadata"]["managedFields"] = managers
     return kept
 
 
