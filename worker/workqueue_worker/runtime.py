@@ -128,11 +128,12 @@ class Runtime:
     def cancel_handlers(self) -> None:
         """Tell every running handler that its result will not count; it is handed back when it returns."""
         with self.connection.exclusive():
-            # One whose time was up before was told then, and is being settled.
-            works = [slot.work for slot in self.slots if slot.work is not None and not slot.work.decided]
-            for work in works:
-                work.abandoned = True
-                self._cancel(work)
+            # Others know: their message is lost, or their time was up and it is being settled.
+            for slot in self.slots:
+                work = slot.work
+                if work is not None and work.lease.held and not work.decided:
+                    work.abandoned = True
+                    self._cancel(work)
 
     def hand_back(self) -> int:
         """Give every message that is still in hand back to the queue; returns how many."""

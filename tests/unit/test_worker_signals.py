@@ -1,0 +1,51 @@
+"""The signals that end a worker, as its main thread waits for them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from workqueue_worker.drain import SIGNALS, Signals
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield Signals()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_one_that_came_before_is_not_lost(signals: Signals, number: signal.Signals) -> None:
+    signal.raise_signal(number)
+    assert signals.wait(PATIENCE)
+    assert not signals.wait(0)
+
+
+def test_one_that_comes_meanwhile_ends_the_wait(signals: Signals) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    sender = threading.Thread(target=signal.pthread_kill, args=(main, signal.SIGTERM))
+    sender.start()
+    assert signals.wait(PATIENCE)
+    sender.join()
+
+
+def test_each_counts(signals: Signals) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.raise_signal(number)
+    assert signals.wait(PATIENCE)
+    assert signals.wait(PATIENCE)
+
+
+def test_an_interruption_ends_the_wait_and_is_no_signal(signals: Signals) -> None:
+    threading.Thread(target=signals.interrupt).start()
+    assert signals.wait() is False
+    signal.raise_signal(signal.SIGTERM)
+    assert signals.wait(PATIENCE) is True
