@@ -233,7 +233,7 @@ def test_every_reason_is_explained() -> None:
 
 def test_every_metric_is_explained_and_every_metric_that_is_named_exists() -> None:
     known = set(re.findall(r"^\| `(workqueue_\w+)`", metrics.page(), re.MULTILINE))
-    packages = {"workqueue_operator", "workqueue_worker"}
+    packages = {"workqueue_kubectl", "workqueue_operator", "workqueue_worker"}
     alerts = ROOT / "charts/workqueue-operator/files/alerts.yaml"
     for place in (*PAGES, alerts):
         named = {

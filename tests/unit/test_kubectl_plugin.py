@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -328,3 +329,19 @@ def test_the_commands_are_listed_and_described() -> None:
         described = completion._subcommands(cli.build([command]))
         assert described is not None
         assert isinstance(described[command], argparse.ArgumentParser)
+
+
+DOCS = sorted(Path(__file__).parents[2].glob("docs/**/*.md"))
+
+
+def typed() -> list[str]:
+    """Every `kubectl workqueue` that the pages tell people to type."""
+    lines = (line.strip().removeprefix("$ ") for page in DOCS for line in page.read_text().splitlines())
+    return sorted({line.partition(" < ")[0] for line in lines if line.startswith("kubectl workqueue ")})
+
+
+@pytest.mark.parametrize("line", typed())
+def test_commands_in_the_docs_are_understood(line: str) -> None:
+    _, rest = cli.split(shlex.split(line)[2:])
+    parsed = cli.build(word for word in rest if not word.startswith("-")).parse_args(rest)
+    assert parsed.command in cli.COMMANDS
