@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from types import SimpleNamespace
@@ -46,8 +46,8 @@ from workqueue_worker.handlers.handler import Handler
 from workqueue_worker.handlers.outcome import Outcome, RetryPolicy
 from workqueue_worker.topology import QueueSettings
 
-TIMEOUT: Final = 100.0
-GRACE: Final = 32.0
+TIMEOUT: Final = 64.0
+GRACE: Final = 64.0
 DRAIN_MARGIN: Final = drain.LONGEST_CANCEL_SECONDS
 WAIT_MOVES: Final = 12
 
@@ -68,6 +68,14 @@ class Verdict(Enum):
     NOTHING = "its result does not count"
 
 
+class Before(Enum):
+    """What a worker is in the middle of."""
+
+    AS_IT_IS = "whatever it is"
+    BUSY = "has a message in each slot"
+    SENT_TO = "is idle, but messages are on their way"
+
+
 @dataclass(eq=False)
 class Attempt:
     """A delivery that was given to a handler."""
@@ -78,6 +86,8 @@ class Attempt:
     timed_out: bool = False
     target: str = ""
     cancelled_at: float | None = None
+    told: set[bool] = field(default_factory=set)
+    """That it should stop: while the message was ours, and when it was lost."""
 
     @property
     def outcome(self) -> Outcome | None:
@@ -178,6 +188,8 @@ class WorkerMachine(RuleBasedStateMachine):
         """A handler is told to stop."""
         [attempt] = [one for one in self.running if one.work is work]
         assert work.message.cancelled.is_set()
+        assert work.lease.held not in attempt.told, "told twice"
+        attempt.told.add(work.lease.held)
         if attempt.cancelled_at is None:
             attempt.cancelled_at = self.clock.now
         if not attempt.timed_out and work.lease.held:
@@ -261,6 +273,16 @@ class WorkerMachine(RuleBasedStateMachine):
             self._end(self.running[0], "returns")
             self._everything_is_quick()
 
+    def _prepare(self, before: Before) -> None:
+        if before is Before.AS_IT_IS:
+            return
+        if not self.connection.is_open:
+            self.connection.run(self.connection.open)
+        self._all_handlers_end()
+        self._publish(len(self.worker.slots))
+        if before is Before.BUSY:
+            self._the_network_is_quick()
+
     def _pass(self, seconds: float) -> None:
         self.clock.advance(self.clock.now + seconds, self._mark_whose_time_is_up)
         for attempt in self.running:
@@ -283,6 +305,8 @@ class WorkerMachine(RuleBasedStateMachine):
             else:
                 attempt.verdict = Verdict.ACK if how == "returns" else Verdict.COPY
         self.worker._handled(attempt.work, ENDS[how])
+        if attempt.verdict is Verdict.NOTHING:
+            assert not attempt.work.lease.held, "its handler was told to stop, and has: hand it back"
 
     def _while_somebody_waits(self, seconds: float) -> None:
         """Things happen until the worker tells the one who waits, or its time is over."""
@@ -415,12 +439,10 @@ class WorkerMachine(RuleBasedStateMachine):
     # -- the operator and the kubelet
 
     @precondition(lambda self: not self.is_over)
-    @rule(data=st.data(), idle=st.booleans(), late=st.integers(0, 3))
-    def the_operator_asks_to_retire(self, data: st.DataObject, idle: bool, late: int) -> None:
+    @rule(data=st.data(), before=st.sampled_from(Before))
+    def the_operator_asks_to_retire(self, data: st.DataObject, before: Before) -> None:
         self.data = data
-        if idle:
-            self._all_handlers_end()
-        self._publish(late)
+        self._prepare(before)
         self.retired_until = None
         self.is_asked_to_retire = True
         busy = self.worker.busy()
@@ -448,13 +470,11 @@ class WorkerMachine(RuleBasedStateMachine):
         """It had begun to when it was cancelled, and waited for the lock."""
         self.old_leases.pop().function()
 
-    @precondition(lambda self: self.published >= 4 and not self.is_over)  # else most runs would end early
-    @rule(data=st.data(), idle=st.booleans(), late=st.integers(0, 3))
-    def sigterm(self, data: st.DataObject, idle: bool, late: int) -> None:
+    @precondition(lambda self: self.published >= 2 and not self.is_over)  # else most runs would end early
+    @rule(data=st.data(), before=st.sampled_from([*Before, Before.BUSY]))
+    def sigterm(self, data: st.DataObject, before: Before) -> None:
         self.data = data
-        if idle:
-            self._all_handlers_end()
-        self._publish(late)
+        self._prepare(before)
         self.drain_deadline = self.drain_ends_by = self.clock.now + GRACE
         hand_back = self.worker.hand_back
 
@@ -564,8 +584,8 @@ class WorkerMachine(RuleBasedStateMachine):
 
 
 WorkerMachine.TestCase.settings = settings(
-    max_examples=200,
-    stateful_step_count=50,
+    max_examples=300,
+    stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
