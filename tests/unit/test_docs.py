@@ -107,6 +107,22 @@ def test_tests_that_are_named_exist_where_the_link_leads(page: Path) -> None:
     ]
 
 
+def complaints() -> list[str]:
+    """The rows of the tables under "What users ask for" in the comparison."""
+    page = (ROOT / "docs/comparison.md").read_text()
+    section = page.partition("## What users ask for")[2].partition("\n## ")[0]
+    return [
+        row for row in re.findall(r"^\| (?!Complaint|---).+\|$", section, re.MULTILINE) if "---|" not in row
+    ]
+
+
+@pytest.mark.parametrize("row", complaints(), ids=lambda row: row.split("|", 2)[1].strip())
+def test_a_complaint_about_a_peer_has_a_test_that_it_does_not_happen_here(row: str) -> None:
+    _, _, where, here, _ = row.split("|")
+    assert where.strip()
+    assert re.search(r"\[`test_\w+`\]\(", here)
+
+
 def test_pictures_are_well_formed() -> None:
     for picture in (ROOT / "docs/images").glob("*.svg"):
         ET.fromstring(picture.read_text())
