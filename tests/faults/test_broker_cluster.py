@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +14,10 @@ from tests.support.rabbitmq import RELEASES, VirtualHost
 from tests.support.rabbitmq_cluster import RabbitCluster, rabbit_cluster
 from tests.support.wait import eventually
 from tests.support.worker import Workers
+from workqueue_worker.binding import from_url
+from workqueue_worker.broker.outgoing import Outgoing
+from workqueue_worker.broker.publisher import Publisher
+from workqueue_worker.topology import dead_letter_queue
 
 pytestmark = pytest.mark.nightly
 
@@ -55,7 +61,8 @@ def test_the_node_of_the_leader_is_killed(work: Work, cluster: RabbitCluster) ->
         node.kill()
         work.vhost = VirtualHost(cluster.running[0], work.vhost.name)
         work.await_done(40, 60)
-        node.start()
+        with work.quiet():  # all have ended, those that were tried again, too
+            node.start()
 
 
 def test_the_majority_is_killed(work: Work, cluster: RabbitCluster) -> None:
@@ -67,3 +74,20 @@ def test_the_majority_is_killed(work: Work, cluster: RabbitCluster) -> None:
             node.kill()
         eventually(lambda: work.connected == len(work.workers), 60)
         cluster.start_missing()
+
+
+def test_a_publisher_that_meets_a_queue_without_a_leader_finds_the_next_one(
+    work: Work, cluster: RabbitCluster
+) -> None:
+    """On RabbitMQ 3.10 its first channel is refused everything until the node is back."""
+    node = cluster.leader_of(QUEUE, work.vhost.name)
+    left = next(other for other in cluster.running if other is not node)
+    source = from_url(left.url_of(work.vhost.name))
+    with Publisher(lambda: source, "test") as publisher:
+        publisher.declare(dead_letter_queue(QUEUE)).result()  # so that it is connected
+        node.kill()
+        work.vhost = VirtualHost(left, work.vhost.name)
+        job = Outgoing(QUEUE, json.dumps({"id": "first"}).encode())
+        eventually(lambda: publisher.publish(job).exception() is None)
+    work.ledger.sent("first")
+    work.balance("publisher meets a queue without a leader", time.monotonic(), within=30)

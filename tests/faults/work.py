@@ -51,7 +51,10 @@ Connect = Callable[[], pika.BlockingConnection]
 
 
 class Source:
-    """Publishes to the work queue, each message confirmed, over a connection that it opens again."""
+    """Publishes to the work queue, each message confirmed, over a connection that it opens again.
+
+    Also after a refusal: RabbitMQ 3.10 refuses whatever comes by a channel which met a quorum queue without a leader.
+    """
 
     def __init__(self, ledger: Ledger, connect: Connect) -> None:
         self._ledger = ledger
@@ -109,7 +112,7 @@ class Source:
         properties = pika.BasicProperties(delivery_mode=2)
         try:
             channel.basic_publish("", QUEUE, json.dumps(job).encode(), properties, mandatory=True)
-        except (pika.exceptions.UnroutableError, pika.exceptions.NackError) as error:
+        except pika.exceptions.UnroutableError as error:
             self._ledger.sent(number, error)
         except (pika.exceptions.AMQPError, OSError) as error:
             self._ledger.sent(number, error)

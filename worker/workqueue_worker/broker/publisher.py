@@ -53,6 +53,9 @@ DEFAULT_WINDOW: Final = 1000
 DEFAULT_WINDOW_BYTES: Final = 64 * 1024 * 1024
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 
+DOUBT_SECONDS: Final = 1.0
+"""A channel that was refused something is replaced, but no more often than this."""
+
 _WRITE_BYTES: Final = 64 * 1024
 """Messages are joined into writes of about this size: one system call for hundreds of small messages."""
 
@@ -116,6 +119,9 @@ class Publisher:
         self._unconfirmed: dict[int, _Pending] = {}
         self._returned: dict[str, deque[str]] = {}
         self._channel: Any = None
+        self._channel_since = 0.0
+        self._unblocks: Any = None
+        self._is_doubtful = False
         self._frame_max = 0
         self._next_tag = 1
         self._oldest_tag = 1
@@ -287,9 +293,13 @@ class Publisher:
 
     def _use_channel(self, channel: Any) -> None:
         self._channel = channel
+        self._channel_since = time.monotonic()
+        self._is_doubtful = False
         self._frame_max = channel.connection.params.frame_max
         self._next_tag = self._oldest_tag = 1
-        channel.connection.add_on_connection_unblocked_callback(lambda *_: self._flush())
+        if self._unblocks is not channel.connection:
+            self._unblocks = channel.connection
+            channel.connection.add_on_connection_unblocked_callback(lambda *_: self._flush())
         self._flush()
 
     def _flush(self) -> None:
@@ -336,10 +346,24 @@ class Publisher:
         settled = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
         if isinstance(method, pika.spec.Basic.Nack):
             self._settle(settled, Nacked, "a queue that would have got it is full or failed")
+            self._is_doubtful = True
         elif self._returned:
             self._settle([one for one in settled if not self._fail_if_returned(one)])
         else:
             self._settle(settled)
+        if self._is_doubtful and not self._unconfirmed:
+            self._replace_channel()
+
+    def _replace_channel(self) -> None:
+        """RabbitMQ 3.10 refuses all that a channel sends to a quorum queue whose leader's node was down when the
+        channel first used it, until that node is back: another channel finds the new leader (tried)."""
+        now = time.monotonic()
+        if self._channel is None or now - self._channel_since < DOUBT_SECONDS:
+            return
+        old, self._channel = self._channel, None
+        self._open_channel()
+        if old.is_open:
+            old.close()
 
     def _on_return(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
         reasons = self._returned.setdefault(properties.message_id, deque())
