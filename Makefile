@@ -94,3 +94,13 @@ bench: image ## every benchmark, into docs/benchmarks (at most 30 minutes); ARGS
 .PHONY: bench-quick
 bench-quick: image ## the same with fewer samples (at most 5 minutes), into build/benchmarks
 	@$(BIN)/python -m hack.bench --quick --output build/benchmarks $(ARGS)
+
+.PHONY: audit
+audit: venv ## look for known weaknesses of what the image has; needs the Internet
+	@$(BIN)/python -m hack.audit
+
+.PHONY: sbom
+sbom: venv ## a bill of materials of what the image has, into build/sbom.cdx.json
+	@mkdir -p build
+	@$(BIN)/cyclonedx-py requirements requirements.lock --output-reproducible --pyproject pyproject.toml --output-file build/sbom.cdx.json
+	@echo "build/sbom.cdx.json"

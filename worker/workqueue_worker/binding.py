@@ -213,5 +213,7 @@ def _addresses(places: str, default_port: int) -> tuple[tuple[str, int], ...]:
 
 def _port(text: str, source: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:  # noqa: PLR2004 - the range of TCP ports
-        raise BindingError(f"{source}: key port is {text!r}; it must be a number from 1 to 65535.")
+        # Shown only if it cannot be a password that stands in the wrong place.
+        shown = f"is {text}" if text.isdecimal() and len(text) <= len("65535") else "is no port"
+        raise BindingError(f"{source}: key port {shown}; it must be a number from 1 to 65535.")
     return int(text)

@@ -1,0 +1,35 @@
+"""What an audit says: clean only if every package was looked up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hack.audit import CLEAN, UNKNOWN, WEAK, verdict
+
+GOOD: dict[str, Any] = {"name": "pika", "version": "1.4.4", "vulns": []}
+BAD: dict[str, Any] = {
+    "name": "aiohttp",
+    "version": "3.0",
+    "vulns": [{"id": "PYSEC-1", "fix_versions": ["3.1"]}, {"id": "PYSEC-2", "fix_versions": []}],
+}
+SKIPPED: dict[str, Any] = {"name": "yarl", "skip_reason": "Dependency not found"}
+
+
+@pytest.mark.parametrize(
+    ("packages", "code", "line"),
+    [
+        pytest.param([GOOD, GOOD], CLEAN, "No known weakness in 2 packages.", id="all are known and good"),
+        pytest.param([GOOD, BAD], WEAK, "aiohttp 3.0: PYSEC-1, fixed in 3.1", id="one is weak"),
+        pytest.param([BAD], WEAK, "aiohttp 3.0: PYSEC-2, fixed in no version", id="nothing fixes it"),
+        pytest.param(
+            [GOOD, SKIPPED], UNKNOWN, "1 of 2 packages are unknown to the service.", id="one is unknown"
+        ),
+        pytest.param([], UNKNOWN, "0 of 0 packages are unknown to the service.", id="nothing was looked up"),
+    ],
+)
+def test_a_report_is_judged(packages: list[dict[str, Any]], code: int, line: str) -> None:
+    found = verdict({"dependencies": packages})
+    assert found.code == code
+    assert line in found.lines
