@@ -1,0 +1,179 @@
+"""When a bell hangs, on a real RabbitMQ: only over a queue that sleeps and may be woken, at no message's cost."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from tests.support.brokers import channel_of, probe, put, until
+from tests.support.rabbitmq import VirtualHost
+from tests.support.workqueue import workqueue
+from workqueue_operator.act import bell
+from workqueue_operator.decide import Decision, Depth, Hold, ScaleOut
+from workqueue_operator.model import Wake
+from workqueue_operator.observe.brokers import Brokers, Link
+from workqueue_operator.reasons import Reason, Unknown
+from workqueue_operator.views import DeploymentView, PodView
+from workqueue_worker.binding import from_url
+from workqueue_worker.topology import QueueSettings, plan
+
+OURS = workqueue()
+NOBODY = DeploymentView("jobs-worker", "u", 1, 0, 0, 0, rolled_out=True, template_hash="h", refusal=None)
+POD = PodView("p", "u", "", True, True, False, "h", False, None)
+EMPTY = Depth(0, 0, 0)
+IDLE = Hold(0, Reason.IDLE, "…")
+OUTAGE = Unknown(Reason.BROKER_TIMEOUT, "…")
+
+
+@asynccontextmanager
+async def linked(url: str, *, declare: bool = True) -> AsyncIterator[Link]:
+    """A link to a broker with the queue jobs."""
+    brokers = Brokers(lambda _: None, lambda _: None, 60, 60)
+    try:
+        link = await brokers.link(OURS.key, from_url(url))
+        await link.broker.ready()
+        if declare:
+            await link.broker.declare(plan(QueueSettings("jobs")))
+        yield link
+    finally:
+        await brokers.close()
+
+
+@pytest.fixture
+def unreadable(vhost: VirtualHost) -> Iterator[str]:
+    """The URL of a user who may not consume."""
+    vhost.broker.add_user("deaf", "secret", vhost.name, read="^$")
+    yield vhost.broker.url_of(vhost.name, "deaf", "secret")
+    vhost.broker.delete_user("deaf")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a pass knows at its end, and what becomes of the bell.
+
+    Attributes:
+        hangs: whether a bell hangs afterwards.
+        active: whether the queue is asked in each round of the sweep.
+    """
+
+    hangs: bool
+    active: bool
+    spec: dict[str, Any] | None = None
+    deployment: DeploymentView | Unknown = NOBODY
+    pods: tuple[PodView, ...] = ()
+    depth: Depth | Unknown = EMPTY
+    decision: Decision = IDLE
+
+
+CASES = {
+    "nobody is there and nothing is to do": Case(hangs=True, active=False),
+    "the last pods are on their way out": Case(
+        hangs=True, active=False, pods=(replace(POD, terminating=True),)
+    ),
+    "one of the last pods still works": Case(hangs=False, active=True, pods=(POD,)),
+    "workers are there": Case(hangs=False, active=True, deployment=replace(NOBODY, replicas=1)),
+    "a message waits": Case(hangs=False, active=True, depth=Depth(1, 0, 0)),
+    "workers are being started": Case(hangs=False, active=True, decision=ScaleOut(1, 1, Reason.BACKLOG, "…")),
+    "a minimum is about to be kept": Case(hangs=False, active=True, decision=Hold(1, Reason.CANARY, "…")),
+    "a person has pinned it to nothing": Case(
+        hangs=False, active=False, spec={"replicas": 0}, decision=Hold(0, Reason.PINNED, "…")
+    ),
+    "polling is asked for": Case(hangs=False, active=True, spec={"scaling": {"wake": "Poll"}}),
+    "the workload is not known": Case(hangs=False, active=True, deployment=OUTAGE),
+    "the depth is not known": Case(hangs=False, active=True, depth=OUTAGE),
+}
+
+
+@pytest.mark.parametrize("title", CASES)
+async def test_when_a_bell_hangs(title: str, vhost: VirtualHost) -> None:
+    case = CASES[title]
+    one = workqueue(**(case.spec or {}))
+    async with linked(vhost.url) as link:
+        assert await bell.mind(one, link, case.deployment, case.pods, case.depth, case.decision) is None
+        assert link.broker.bell_is_up("jobs") is case.hangs
+        assert link.sweep.watch(one.key, "jobs").active is case.active
+
+
+@pytest.mark.parametrize("title", CASES)
+async def test_one_that_hangs_is_taken_down_unless_it_should_hang_or_nothing_is_known(
+    title: str, vhost: VirtualHost
+) -> None:
+    case = CASES[title]
+    async with linked(vhost.url) as link:
+        assert await link.broker.hang_bell("jobs")
+        await bell.mind(
+            workqueue(**(case.spec or {})), link, case.deployment, case.pods, case.depth, case.decision
+        )
+        assert link.broker.bell_is_up("jobs") is (case.hangs or isinstance(case.depth, Unknown))
+
+
+async def test_where_it_may_not_consume_it_polls_and_says_so_unless_that_is_meant(
+    vhost: VirtualHost, unreadable: str
+) -> None:
+    async with linked(vhost.url), linked(unreadable, declare=False) as link:
+        await bell.mind(OURS, link, NOBODY, (), EMPTY, IDLE)
+        said = await bell.mind(OURS, link, NOBODY, (), EMPTY, IDLE)
+        assert said is not None
+        assert said.reason is Reason.DOORBELL_UNAVAILABLE
+        assert "read permission" in said.message
+        assert link.sweep.watch(OURS.key, "jobs").active
+        polling = workqueue(scaling={"wake": "Poll"})
+        assert await bell.mind(polling, link, NOBODY, (), EMPTY, IDLE) is None
+
+
+async def test_a_queue_that_is_not_ours_is_polled_where_a_ring_counts_as_a_delivery(
+    every_vhost: VirtualHost,
+) -> None:
+    """Its delivery limit is not ours to choose, and may leave no room for rings."""
+    counts = every_vhost.broker.series != "4.3"
+    async with linked(every_vhost.url) as link:
+        watched = link.sweep.watch(OURS.key, "jobs")
+        borrowed = workqueue(queue={"declare": False})
+        assert bell.wake_of(borrowed, link, watched) is (Wake.POLL if counts else Wake.PUSH)
+        insisting = workqueue(queue={"declare": False}, scaling={"wake": "Push"})
+        assert bell.wake_of(insisting, link, watched) is Wake.PUSH
+        assert bell.wake_of(OURS, link, watched) is Wake.PUSH
+
+
+async def test_twenty_rings_cost_a_message_no_delivery_of_its_own(every_vhost: VirtualHost) -> None:
+    """Before 4.3 each of them counts; the limit that is declared has room for them."""
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("jobs", delivery_limit=1)))
+        put(channel, "jobs", b"x")
+        for count in range(1, 21):
+            await broker.hang_bell("jobs")
+            await until(lambda count=count: len(broker.told.rings) == count)
+        await until(lambda: every_vhost.depth("jobs") == (1, 0))
+        # The one delivery that the limit allows: a worker that dies with it gets it back once.
+        method, _, body = channel.basic_get("jobs")
+        assert body == b"x"
+        channel.basic_nack(method.delivery_tag)
+        await until(lambda: every_vhost.depth("jobs").ready == 1)
+        assert every_vhost.depth("jobs.dead") == (0, 0)
+
+
+async def test_a_queue_is_confirmed_empty_only_with_a_bell_over_it(
+    every_vhost: VirtualHost,
+) -> None:
+    async with linked(every_vhost.url) as link, channel_of(every_vhost) as channel:
+        assert await bell.confirm_empty(OURS, link) is True
+        assert link.broker.bell_is_up("jobs")
+        link.broker.take_down_bell("jobs")
+        put(channel, "jobs", b"x")
+        await until(lambda: every_vhost.depth("jobs").ready == 1)
+        # It rings at once, and may be counted or be on its way back.
+        assert await bell.confirm_empty(OURS, link) is not True
+        assert not link.broker.bell_is_up("jobs")
+
+
+async def test_without_a_bell_nothing_is_confirmed_until_polling_is_agreed_on(
+    vhost: VirtualHost, unreadable: str
+) -> None:
+    async with linked(vhost.url), linked(unreadable, declare=False) as link:
+        assert await bell.confirm_empty(OURS, link) is None
+        assert await bell.confirm_empty(OURS, link) is True, "refused: it is polled from now on"
