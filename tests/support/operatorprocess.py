@@ -27,7 +27,6 @@ def operator_process(log: Path, *namespaces: str) -> Iterator[int]:
         "WORKQUEUE_LOG_LEVEL": "DEBUG",
         "WORKQUEUE_IDLE_SWEEP_SECONDS": "1",
         "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "operator"), str(CHECKOUT / "worker")]),
-        "PYTHONASYNCIODEBUG": "1",
     }
     with log.open("wb") as file:
         process = subprocess.Popen(
