@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import pika.exceptions
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -232,6 +232,9 @@ class WorkerMachine(RuleBasedStateMachine):
         return attempt.delivery
 
     def _judge_close(self) -> None:
+        assert self.drain_deadline is not None
+        if self.clock.now < self.drain_deadline - DRAIN_MARGIN and not self.signals:
+            assert all(slot.closed for slot in self.worker.slots), "did not wait for its consumers to end"
         if self.broker.is_cut_off:
             return
         assert not any(attempt.work.lease.held for attempt in self.attempts), "not handed back"
@@ -341,8 +344,10 @@ class WorkerMachine(RuleBasedStateMachine):
             moves += [lambda: self.publisher.answer(self._draw(self.publisher.under_way), well=True)] * 2
         if self.connection.is_open:
             moves += [lambda: self.connection.run(self.connection.lose)]
-        if self.drain_deadline is not None and self.running:
-            moves += [self._second_signal]
+        if self.drain_deadline is not None:
+            moves += [self.worker.resume]  # as a retirement that has failed only now
+            if self.running:
+                moves += [self._second_signal]
         return moves
 
     def _draw(self, options: Any) -> Any:
@@ -435,6 +440,31 @@ class WorkerMachine(RuleBasedStateMachine):
         self.publisher.trouble = trouble
         if not has_queues:  # for the copies
             self.publisher.queues.clear()
+
+    @precondition(lambda self: not self.is_over)
+    @rule(data=st.data(), before=st.sampled_from(Before))
+    def messages_fail_in_hard_times(self, data: st.DataObject, before: Before) -> None:
+        self.data = data
+        self._prepare(before)
+        self._the_network_is_quick()
+        self.publisher.trouble = self._draw([None, BrokerError("full"), UnexpectedError("a bug")])
+        for attempt in list(self.running):
+            self._end(attempt, self._draw(["fails", "retries", "rejects"]))
+        for _ in range(self._draw(range(WAIT_MOVES))):
+            match self._draw(["answer", "time", "time", "no queues", "trouble", "no trouble"]):
+                case "answer" if self.publisher.under_way:
+                    self.publisher.answer(
+                        self._draw(self.publisher.under_way), well=self._draw([True, True, False])
+                    )
+                case "time":
+                    self._the_network_is_quick()
+                    self._pass(self._draw([0.25, 2, 8]))
+                case "no queues":
+                    self.publisher.queues.clear()
+                case "trouble":
+                    self.publisher.trouble = BrokerError("full")
+                case _:
+                    self.publisher.trouble = None
 
     # -- the operator and the kubelet
 
@@ -584,9 +614,35 @@ class WorkerMachine(RuleBasedStateMachine):
 
 
 WorkerMachine.TestCase.settings = settings(
-    max_examples=300,
+    max_examples=200,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestWorker = WorkerMachine.TestCase
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        WorkerMachine.sigterm,
+        WorkerMachine.the_operator_asks_to_retire,
+        WorkerMachine.messages_fail_in_hard_times,
+    ],
+)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), slots=st.integers(1, 3), before=st.sampled_from([Before.BUSY, Before.SENT_TO]))
+def test_in_the_middle_of_something(
+    step: Callable[..., None], data: st.DataObject, slots: int, before: Before
+) -> None:
+    """What few random runs come to, again and again, from where it matters."""
+    machine = WorkerMachine()
+    try:
+        machine.start(slots=slots, classic=False)
+        step(machine, data=data, before=before)
+        machine.every_message_is_in_one_place()
+        machine.every_attempt_is_counted_once_and_for_what_it_was()
+        machine.a_retired_worker_has_no_consumer()
+        machine.the_world_comes_to_rest()
+    finally:
+        machine.teardown()
