@@ -23,7 +23,15 @@ from . import cluster
 from .cluster import Cluster, Object
 from .errors import ClusterError
 from .model import ConditionStatus, WorkQueue
-from .names import API_VERSION, BINDING_NAME, BINDING_ROOT, ENDPOINT_PORT, KIND, LABEL_WORKQUEUE
+from .names import (
+    ANNOTATION_ABANDON,
+    API_VERSION,
+    BINDING_NAME,
+    BINDING_ROOT,
+    ENDPOINT_PORT,
+    KIND,
+    LABEL_WORKQUEUE,
+)
 
 PAUSE: Final = 0.5
 READY_SECONDS: Final = 60.0
@@ -65,7 +73,9 @@ async def main() -> None:
             )
             _say("A worker was started and has handled it.")
         except SelftestError as error:
-            raise SelftestError(f"{error}. The WorkQueue says: {await _conditions(api, path)}") from error
+            said = await _conditions(api, path)
+            await _abandon_undeclared(api, path)
+            raise SelftestError(f"{error}. The WorkQueue says: {said}") from error
         finally:
             await api.delete(path)
         await _until(READY_SECONDS, lambda: _gone(api, path), f"WorkQueue {name} is not deleted")
@@ -131,6 +141,13 @@ async def _gone(api: Cluster, path: str) -> bool:
     except ClusterError as error:
         return error.status == 404  # noqa: PLR2004 - Not Found
     return False
+
+
+async def _abandon_undeclared(api: Cluster, path: str) -> None:
+    """Without a queue there is none to delete, and what kept it from being declared would keep the WorkQueue."""
+    declared = WorkQueue.model_validate(await api.get(path)).status.condition("QueueDeclared")
+    if declared is None or declared.status is not ConditionStatus.TRUE:
+        await api.merge(path, {"metadata": {"annotations": {ANNOTATION_ABANDON: "true"}}})
 
 
 async def _conditions(api: Cluster, path: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import helm
 from tests.support.inside import Rabbit
-from tests.support.kubernetes import KUBECONFIG, kubectl, kubectl_json, temporary_namespace
+from tests.support.kubernetes import KUBECONFIG, kubectl, kubectl_json, temporary_namespace, wait_until
 from tests.support.operators import OperatorRelease
 from tests.support.workqueues import Lab
 
@@ -74,4 +74,5 @@ def test_it_fails_and_says_what_to_do(title: str, place: Lab, release: OperatorR
     assert wrong in said
     assert advice in said
     assert place.password not in said
-    assert not kubectl_json("get", "wq", f"--namespace={place.namespace}")["items"]
+    where = f"--namespace={place.namespace}"
+    wait_until(lambda: not kubectl_json("get", "wq", where)["items"], 30, "no WorkQueue stays behind")
