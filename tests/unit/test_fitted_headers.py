@@ -1,0 +1,54 @@
+"""What a copy has room for: the traceback goes first, then the largest of the publisher's, the attempt never."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workqueue_worker import headers
+from workqueue_worker.broker import fieldtable
+from workqueue_worker.settlement import LEAST_ROOM, ROOM, fitted
+
+OURS = {
+    headers.ATTEMPT: 3,
+    headers.FAILURE_REASON: "Exception",
+    headers.FAILURE_MESSAGE: "m" * 2_000,
+    headers.FAILURE_TRACEBACK: "t" * 4_000,
+}
+
+
+def size(kept: dict[str, object]) -> int:
+    return len(fieldtable.table(kept))
+
+
+def test_what_fits_stays_as_it_is() -> None:
+    assert fitted(OURS | {"a": "b"}, ROOM) == OURS | {"a": "b"}
+
+
+def test_the_traceback_goes_first_and_then_the_largest() -> None:
+    kept = fitted(OURS | {"small": "s", "large": "l" * 5_000}, 9_000)
+    assert kept.keys() == OURS.keys() - {headers.FAILURE_TRACEBACK} | {"small", "large", headers.DROPPED}
+    kept = fitted(OURS | {"small": "s", "large": "l" * 5_000}, 4_000)
+    assert kept.keys() == OURS.keys() - {headers.FAILURE_TRACEBACK} | {"small", headers.DROPPED}
+    assert kept[headers.DROPPED] == f"{headers.FAILURE_TRACEBACK}, large"
+
+
+def test_what_has_no_form_in_amqp_goes_and_is_named() -> None:
+    kept = fitted({"object": object(), "number": 2**80, "a": 1}, ROOM)
+    assert kept == {"a": 1, headers.DROPPED: "object, number"}
+
+
+def test_names_that_were_dropped_before_are_kept() -> None:
+    assert fitted({headers.DROPPED: "first", "second": object()}, ROOM) == {headers.DROPPED: "first, second"}
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=20), st.text(max_size=3_000) | st.binary(max_size=3_000) | st.integers()
+    ),
+    st.integers(LEAST_ROOM, 20_000),
+)
+def test_it_always_fits_and_the_attempt_stays(wanted: dict[str, object], room: int) -> None:
+    kept = fitted(wanted | OURS, room)
+    assert kept[headers.ATTEMPT] == 3
+    assert size(kept) <= room + 4
