@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import pytest
 
-from hack.bench import report
+from hack.bench import environment, report
 from hack.bench.figures import percentile
 from hack.bench.report import Report, Row
+from hack.bench.worker.cases import Case
+from hack.bench.worker.consumers.tally import Tally
+from hack.bench.worker.contenders import BASELINE, CONTENDERS, celery, dramatiq
+from hack.bench.worker.figures import ratios
+from hack.bench.worker.race import Run
 
 HUNDRED = [float(number) for number in range(1, 101)]
 
@@ -30,3 +38,52 @@ def test_the_table_says_what_was_met_and_under_which_load() -> None:
     page = report.markdown(Report("operator", "The operator", {**where, "versions": {}}, rows, "KEDA"))
     table = page.splitlines()[-2:]
     assert table == ["| wake | 15 ms | 9 ms | yes | 0.6 s | 0.5 |", "| size |  | 3 |  |  | 2.0 |"]
+
+
+def told(warm: int, count: int, seconds: float, calls: int) -> list[dict[str, float]]:
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as lines:
+        tally = Tally(writer, warm, count, seconds)
+        for _ in range(calls):
+            tally.tick()
+        os.close(writer)
+        return [json.loads(line) for line in lines]
+
+
+def test_a_tally_counts_after_the_warm_ones_and_tells_once() -> None:
+    (result,) = told(warm=10, count=100, seconds=60.0, calls=500)
+    assert result["messages"] == 100
+    assert result["seconds"] > 0
+
+
+def test_a_tally_tells_when_its_time_is_over() -> None:
+    (result,) = told(warm=10, count=100, seconds=0.0, calls=20)
+    assert result["messages"] == 1
+
+
+def test_a_tally_tells_nothing_before() -> None:
+    assert told(warm=10, count=100, seconds=60.0, calls=109) == []
+
+
+def test_a_ratio_is_taken_within_its_round() -> None:
+    # The second round met a machine that was ten times slower, for both.
+    runs = {BASELINE: [Run(1000, 0), Run(100, 0)], "one": [Run(500, 0), Run(50, 0)]}
+    assert ratios(runs, "one") == [0.5, 0.5]
+
+
+def test_who_blocks_the_connection_has_one_slot() -> None:
+    eight = Case(slots=8, handler_seconds=0, body=1, warm=0, count=1, rounds=1)
+    left_out = [contender.name for contender in CONTENDERS if not contender.takes_part(eight)]
+    assert left_out == ["pika BlockingConnection", "Celery, solo"]
+
+
+def test_the_peers_messages_carry_the_body() -> None:
+    assert json.loads(celery("q", b"xyz").body)[0] == ["xyz"]
+    assert json.loads(dramatiq("q", b"xyz").body)["args"] == ["xyz"]
+
+
+def test_the_peers_are_locked_with_hashes() -> None:
+    assert environment.versions("pika", "celery", "dramatiq", "aio-pika", "matplotlib")
+    lines = environment.LOCK.read_text().splitlines()
+    named = [number for number, line in enumerate(lines) if "==" in line.split(" ")[0]]
+    assert all(lines[number + 1].strip().startswith("--hash=sha256:") for number in named)
