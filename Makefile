@@ -101,6 +101,4 @@ audit: venv ## look for known weaknesses of what the image has; needs the Intern
 
 .PHONY: sbom
 sbom: venv ## a bill of materials of what the image has, into build/sbom.cdx.json
-	@mkdir -p build
-	@$(BIN)/cyclonedx-py requirements requirements.lock --output-reproducible --pyproject pyproject.toml --output-file build/sbom.cdx.json
-	@echo "build/sbom.cdx.json"
+	@$(BIN)/python -m hack.sbom

@@ -1,12 +1,16 @@
-"""What an audit says: clean only if every package was looked up."""
+"""What an audit says, clean only if every package was looked up, and what the bill of materials lists."""
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
 
+from hack import sbom
 from hack.audit import CLEAN, UNKNOWN, WEAK, verdict
+from workqueue_worker import __version__
 
 GOOD: dict[str, Any] = {"name": "pika", "version": "1.4.4", "vulns": []}
 BAD: dict[str, Any] = {
@@ -33,3 +37,12 @@ def test_a_report_is_judged(packages: list[dict[str, Any]], code: int, line: str
     found = verdict({"dependencies": packages})
     assert found.code == code
     assert line in found.lines
+
+
+def test_the_bill_of_materials_has_every_locked_package_with_its_version() -> None:
+    sbom.main()
+    bill = json.loads(sbom.FILE.read_text())
+    listed = {(one["name"], one["version"]) for one in bill["components"]}
+    locked = re.findall(r"(?m)^([\w.-]+)==([\w.]+)", (sbom.ROOT / "requirements.lock").read_text())
+    assert listed == set(locked)
+    assert bill["metadata"]["component"]["version"] == __version__
