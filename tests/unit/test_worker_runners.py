@@ -154,20 +154,21 @@ def test_a_handler_that_raises_is_told_and_the_next_is_handled(bench: Bench, gat
     assert bench.turns()
 
 
-def test_only_one_thread_turns_the_io_loop_at_a_time(crew: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_thread_turns_the_io_loop_at_a_time(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     inside: list[str] = []
     most: list[int] = []
-    turn = crew.loop.turn
+    turn = Loop.turn
 
-    def watched() -> None:
+    def watched(loop: Loop) -> None:
         inside.append(threading.current_thread().name)
         most.append(len(inside))
-        turn(0.02)
+        turn(loop, 0.02)
         inside.pop()
 
-    monkeypatch.setattr(crew.loop, "turn", watched)
-    crew.loop.wake()
-    eventually(lambda: len(most) > 10)
+    monkeypatch.setattr(Loop, "turn", watched)
+    bench = Bench(lambda loop, handled: Crew(loop, gate.handle, handled, SLOTS))
+    eventually(lambda: len(most) > 20)
+    bench.stop()
     assert set(most) == {1}
 
 
