@@ -64,7 +64,7 @@ async def test_delete_if_empty_waits_for_a_message_in_any_of_them(vhost: Virtual
         assert await under_test.finalize(deleted("DeleteIfEmpty")) is not None
         assert left(vhost) == QUEUES
         assert not let_go(cluster)
-        assert f"{where!r} has 1 messages" in told(cluster)
+        assert f"{where!r} is in use (1 waiting" in told(cluster)
         channel.queue_purge(where)
         assert await under_test.finalize(deleted("DeleteIfEmpty")) is None
         assert left(vhost) == []

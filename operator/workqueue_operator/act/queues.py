@@ -23,9 +23,9 @@ EMPTY_LOOKS: Final = 3
 EMPTY_PAUSE: Final = 0.5
 """A quorum queue without a leader answers zero for about half a second: one zero is no proof."""
 
-HIDES_SECONDS: Final = 190.0
-"""For so long a delay queue may hold messages that no count shows: they have expired, their work queue was missing or
-full, and RabbitMQ tries again after 180 s (tried on 3.10, 4.0 and 4.3)."""
+HIDES_SECONDS: Final = 370.0
+"""For so long a delay queue may hold messages that no count shows: they expired while their work queue was missing or
+full. RabbitMQ looks after them every 180 s, and tries only those again that it sent 180 s ago."""
 
 STAYS_LOOKS: Final = 5
 STAYS_PAUSE: Final = 0.2
