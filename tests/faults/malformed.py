@@ -22,8 +22,16 @@ RIVALS: Final = {
     ("workloadRef",): ("worker",),
     ("worker", "handler", "exec"): ("python",),
     ("worker", "handler", "http"): ("python",),
+    ("worker", "envFrom", "[]", "secretRef"): ("configMapRef",),
 }
 """What must go when a field comes, since only one of them may be given."""
+
+SAMPLES: Final[dict[Path, dict[str, Any]]] = {
+    ("scaling", "schedules", "[]"): {"start": "0 8 * * *", "end": "0 18 * * *", "minReplicas": 1},
+    ("worker", "envFrom", "[]"): {"configMapRef": {"name": "1"}},
+    ("worker", "handler"): {"python": "a:b"},
+}
+"""Valid values where the schema has rules beside its types."""
 
 WRONG_TYPES: Final[dict[str, tuple[Any, ...]]] = {
     "string": (7, True, {"a": 1}, ["a"]),
@@ -58,7 +66,7 @@ def cases() -> Iterator[Case]:
     for path, schema in _fields(spec):
         named = [name for name in path if name not in {"[]", "{}"}]
         where = ".".join(("spec", *path)).replace(".[]", "[]").replace(".{}", "{}")
-        for what, value in _values(schema):
+        for what, value in _values(schema, path):
             if (made := _planted(spec, path, value)) is not None:
                 yield Case(f"{where}: {what}", named[-1], made)
 
@@ -74,7 +82,7 @@ def _fields(schema: Schema, path: Path = ()) -> Iterator[tuple[Path, Schema]]:
         yield from _fields(schema["additionalProperties"], (*path, "{}"))
 
 
-def _values(schema: Schema) -> Iterator[tuple[str, Any]]:
+def _values(schema: Schema, path: Path) -> Iterator[tuple[str, Any]]:
     kind = schema.get("type", "string")
     yield "missing", NOTHING
     yield "null", None
@@ -93,24 +101,29 @@ def _values(schema: Schema) -> Iterator[tuple[str, Any]]:
             } | {schema[bound] for bound in ("minimum", "maximum") if bound in schema}
             yield from ((f"the number {value}", value) for value in (*sorted(bounds), *HUGE))
         case "array":
-            item = _sample(schema.get("items", {}))
+            item = _sample(schema.get("items", {}), (*path, "[]"))
             yield "empty", []
             yield "too many", [copy.deepcopy(item) for _ in range(schema.get("maxItems", 1000) + 1)]
         case "object":
             yield "empty", {}
-            yield "a field that is not known", {**_sample(schema), "unknownField": 1}
+            yield "a field that is not known", {**_sample(schema, path), "unknownField": 1}
             if "maxProperties" in schema:
-                item = _sample(schema["additionalProperties"])
+                item = _sample(schema["additionalProperties"], (*path, "{}"))
                 yield "too many", {f"key-{n}": item for n in range(schema["maxProperties"] + 1)}
 
 
-def _sample(schema: Schema) -> Any:
+def _sample(schema: Schema, path: Path) -> Any:
     """The shortest valid value."""
+    if path in SAMPLES:
+        return copy.deepcopy(SAMPLES[path])
     match schema.get("type", "string"):
         case "object":
-            return {name: _sample(schema["properties"][name]) for name in schema.get("required", ())}
+            return {
+                name: _sample(schema["properties"][name], (*path, name))
+                for name in schema.get("required", ())
+            }
         case "array":
-            return [_sample(schema["items"])] if schema.get("minItems") else []
+            return [_sample(schema["items"], (*path, "[]"))] if schema.get("minItems") else []
         case "integer":
             return schema.get("minimum", 1)
         case "boolean":
@@ -122,19 +135,17 @@ def _sample(schema: Schema) -> Any:
 def _planted(schema: Schema, path: Path, value: Any) -> dict[str, Any] | None:
     """The base with a value at a path, and around it what it needs; None: it is as the base is."""
     made: dict[str, Any] = copy.deepcopy(BASE)
-    for at in range(1, len(path) + 1):
-        parent = _parent(made, path[:at])
-        for rival in RIVALS.get(path[:at], ()):
-            parent.pop(rival, None)
     here: Any = made
-    for name in path[:-1]:
+    for at, name in enumerate(path[:-1], 1):
+        _drop_rivals(here, path[:at])
         schema = _below(schema, name)
         if name == "[]":
             if not here:
-                here.append(_sample(schema))
+                here.append(_sample(schema, path[:at]))
             here = here[0]
         else:
-            here = here.setdefault("key" if name == "{}" else name, _sample(schema))
+            here = here.setdefault("key" if name == "{}" else name, _sample(schema, path[:at]))
+    _drop_rivals(here, path)
     last = {"{}": "key", "[]": 0}.get(path[-1], path[-1])
     if value is NOTHING:
         if not isinstance(here, dict) or last not in here:
@@ -147,11 +158,9 @@ def _planted(schema: Schema, path: Path, value: Any) -> dict[str, Any] | None:
     return made
 
 
-def _parent(made: dict[str, Any], path: Path) -> dict[str, Any]:
-    here: Any = made
-    for name in path[:-1]:
-        here = here.get(name, {}) if isinstance(here, dict) else {}
-    return here if isinstance(here, dict) else {}
+def _drop_rivals(parent: Any, path: Path) -> None:
+    for rival in RIVALS.get(path, ()):
+        parent.pop(rival, None)
 
 
 def _below(schema: Schema, name: str) -> Schema:

@@ -18,8 +18,6 @@ from tests.support.kubernetes import kubectl, wait_until
 from tests.support.ledger import Ledger
 from tests.support.workqueues import WorkQueueUnderTest
 
-LEASE_LOST = 3
-
 EXPIRED = {
     "type": "ERROR",
     "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410},
@@ -194,40 +192,3 @@ def test_a_count_of_the_past_is_not_scaled_from(place: Site) -> None:
     fault = "stale reads after a restart: a count that was changed since"
     site.report.ledger(fault, site.broker.version, ledger, seconds)
     workqueue.delete()
-
-
-# -- what a fault must not do ----------------------------------------------------------------------
-
-
-def test_what_was_deleted_while_the_watch_was_blind_is_forgotten(place: Site) -> None:
-    """kopf lists again after a 410 and never says what was deleted in the gap: our own LIST does."""
-    site = place
-    site.operator.start(relist_seconds=3).wait_serving()
-    workqueue = site.ready(worker={"nodeSelector": NOWHERE})
-    with site.proxy.fault(Fault(is_watch, event=EXPIRED)):
-        site.proxy.cut_watches()
-        workqueue.delete()
-        wait_until(lambda: site.consumers(workqueue.name) == 0, 20, "its bell is taken down")
-    assert f'workqueue="{workqueue.name}"' not in site.operator.get("/metrics")
-
-
-def test_a_leader_that_cannot_renew_ends_and_writes_nothing_after_its_lease(place: Site) -> None:
-    """A request that hangs must not keep a dead leader: every one has a timeout below the renew deadline."""
-    site, ledger = place, Ledger()
-    site.operator.start(leader_election=True).wait_serving()
-    workqueue = site.ready(worker={"nodeSelector": NOWHERE})
-    with site.proxy.fault(Fault(everything, status=0)):
-        site.publish(workqueue, ledger, 1)
-        assert site.operator.process.wait(30) == LEASE_LOST
-    assert workqueue.replicas() == 0
-    site.settle(workqueue, ledger)
-    workqueue.delete(wait=False)
-
-
-def test_liveness_does_not_depend_on_the_api_server(place: Site) -> None:
-    site = place
-    site.operator.start(relist_seconds=1).wait_serving()
-    with site.proxy.fault(Fault(everything, status=503)):
-        before = len(site.proxy.seen)
-        wait_until(lambda: len(site.proxy.seen) > before + 3, 20, "it has noticed")
-        assert site.operator.get("/livez") == "ok"

@@ -242,6 +242,7 @@ def test_a_leader_that_was_frozen_for_longer_than_its_lease_writes_nothing(
         workqueue.delete()
 
 
+@pytest.mark.nightly
 def test_two_leaders_at_once(place: Site, tmp_path: Path) -> None:
     """The writes' own guards have to do."""
     site, ledger = place, Ledger()

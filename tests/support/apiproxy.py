@@ -177,6 +177,7 @@ class ApiProxy:
             self._up.set()
             await self._stop.wait()
             await runner.cleanup()
+        await asyncio.sleep(0.1)  # a TLS connection is closed a moment after its session
 
     @asynccontextmanager
     async def _upstream(self) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
