@@ -75,7 +75,9 @@ LOST: Final[dict[Right, Loss]] = {
     ("pods", "list"): Loss("creates", "A namespace is left out."),
     ("pods", "watch"): Loss(None, "cannot watch resource"),
     ("pods", "patch"): Loss("scales in", "cannot patch resource"),
-    ("horizontalpodautoscalers", "list"): Loss("follows an autoscaler", "may not list HorizontalPodAutoscalers"),
+    ("horizontalpodautoscalers", "list"): Loss(
+        "follows an autoscaler", "may not list HorizontalPodAutoscalers"
+    ),
     ("poddisruptionbudgets", "create"): Loss("creates", "APIForbidden"),
     ("poddisruptionbudgets", "patch"): Loss("creates", "APIForbidden"),
     ("networkpolicies", "create"): Loss("creates", "APIForbidden"),
