@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -132,3 +132,16 @@ def temporary_namespace(prefix: str = "test", *, pod_security: PodSecurity | Non
         yield name
     finally:
         kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+        release_workqueues(f"--namespace={name}")
+
+
+def release_workqueues(where: str = "--all-namespaces") -> None:
+    """Let go of WorkQueues whose operator is gone, or may do nothing, and so cannot let go of them itself."""
+    with suppress(KubectlError):  # no definition, no WorkQueues; or one that went in this moment
+        for found in kubectl_json("get", "workqueues.workqueue.dev", where)["items"]:
+            metadata = found["metadata"]
+            if metadata.get("finalizers"):
+                kubectl(
+                    *("patch", "workqueues.workqueue.dev", metadata["name"], "--type=merge"),
+                    *(f"--namespace={metadata['namespace']}", '--patch={"metadata":{"finalizers":null}}'),
+                )

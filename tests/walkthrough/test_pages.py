@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.kubernetes import CHECKOUT, PROGRAMS, kubeconfig, kubectl
+from tests.support.kubernetes import CHECKOUT, PROGRAMS, kubeconfig, kubectl, release_workqueues
 from tests.support.walkthrough import walk
 
 SECONDS = 240.0
@@ -54,6 +54,7 @@ def test_get_started_and_the_tutorial(folder: Path, environment: dict[str, str])
 def _clean() -> None:
     """Whatever an interrupted run or a demo has left."""
     kubectl("delete", "namespace", *NAMESPACES, "--ignore-not-found", "--timeout=120s")
+    release_workqueues()
     kubectl("delete", "crd", CRD, "--ignore-not-found", "--timeout=60s")
     for kind in ("clusterrole", "clusterrolebinding"):
         kubectl("delete", kind, "--selector=app.kubernetes.io/name=workqueue-operator", "--ignore-not-found")
