@@ -1,3 +1,3 @@
 """Fixtures for all tests."""
 
-pytest_plugins = ["tests.support.rabbitmq", "tests.support.worker"]
+pytest_plugins = ["tests.support.definition", "tests.support.rabbitmq", "tests.support.worker"]

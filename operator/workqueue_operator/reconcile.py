@@ -167,7 +167,8 @@ class Reconciler:
         put_off = await parts.reporter.status(
             workqueue, status.status(workqueue, seen, findings, moment), now
         )
-        return min((wait for wait in (delay, put_off) if wait is not None), default=None)
+        again = parts.targets.looks_again(workqueue)
+        return min((wait for wait in (delay, put_off, again) if wait is not None), default=None)
 
     @staticmethod
     async def _report_unreadable(body: Object, error: ValidationError, reporter: Reporter) -> None:

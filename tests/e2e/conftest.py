@@ -12,12 +12,11 @@ import pytest
 
 from tests.support import helm
 from tests.support.inside import Rabbit, rabbit_in
-from tests.support.kubernetes import CHECKOUT, kubeconfig, kubectl, temporary_namespace
+from tests.support.kubernetes import kubeconfig, temporary_namespace
 from tests.support.operators import OperatorRelease
 from tests.support.workqueues import Lab
 
 RELEASE = pytest.StashKey[OperatorRelease]()
-CRD = CHECKOUT / "manifests/crd/workqueues.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -26,12 +25,6 @@ def rabbit() -> Iterator[Rabbit]:
     kubeconfig()
     with temporary_namespace("e2e-rabbitmq") as namespace, rabbit_in(namespace) as broker:
         yield broker
-
-
-@pytest.fixture(scope="session")
-def crd() -> None:
-    """The definition; it stays, since a demo may be using it."""
-    kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CRD}")
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,9 @@ def text_of(url: str, token: str) -> tuple[int, str]:
 async def test_whoever_may_list_workqueues_watches_the_main_job_and_nobody_else(
     page_lab: Lab, pages: dict[str, str], tokens: dict[str, str]
 ) -> None:
-    workqueue = page_lab.workqueue("watched", worker={"handler": {"python": "jobs:moody"}})
+    workqueue = page_lab.workqueue(
+        "watched", worker={"handler": {"python": "jobs:moody"}}, scaling={"scaleInDelaySeconds": 60}
+    )
     await asyncio.to_thread(lambda: workqueue.apply().wait_ready())
     code, said = await asyncio.to_thread(text_of, pages["leader"], tokens["stranger"])
     assert (code, "may not list WorkQueues" in said) == (403, True)

@@ -9,23 +9,14 @@ import pytest
 from tests.faults.report import Report, from_environment
 from tests.faults.site import Site, site
 from tests.faults.work import Work
-from tests.support.kubernetes import CHECKOUT, kubectl
 from tests.support.rabbitmq import DEFAULT, RELEASES, Broker
 from tests.support.worker import Workers
-
-CRD = CHECKOUT / "manifests/crd/workqueues.yaml"
 
 
 @pytest.fixture(scope="session")
 def report() -> Report:
     """Where each injected fault is written down, and held to what is promised."""
     return from_environment()
-
-
-@pytest.fixture(scope="session")
-def crd() -> None:
-    """The definition; it stays, since a demo may be using it."""
-    kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CRD}")
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,7 @@ async def test_the_operator_asks_for_no_secret_but_the_one_that_is_named() -> No
     assert cluster.paths("GET") == ["/api/v1/namespaces/team/secrets/rabbitmq"]
 
 
+@pytest.mark.usefixtures("crd")
 def test_a_secret_of_another_namespace_is_not_found(vhost: VirtualHost, tmp_path: Path) -> None:
     """Although the operator serves that one too, and has just read the Secret for somebody there."""
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs"}}

@@ -419,19 +419,8 @@ def life_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
             print(log.read_text()[-6000:])
 
 
-@pytest.fixture(scope="session")
-def definition() -> None:
-    """The definition of the resource; it stays, since a demo may be using it."""
-    kubectl(
-        "apply",
-        "--server-side",
-        "--force-conflicts",
-        f"--filename={CHECKOUT / 'manifests/crd/workqueues.yaml'}",
-    )
-
-
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("definition")
+@pytest.mark.usefixtures("crd")
 def test_with_all_its_rights_nothing_is_refused(vhost: VirtualHost, tmp_path: Path) -> None:
     with life_without(None, vhost, tmp_path) as life:
         assert life.go(STEPS) is None
@@ -441,7 +430,7 @@ def test_with_all_its_rights_nothing_is_refused(vhost: VirtualHost, tmp_path: Pa
 
 @pytest.mark.nightly
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("definition")
+@pytest.mark.usefixtures("crd")
 @pytest.mark.parametrize("right", LOST, ids=lambda right: f"{right[1]} {right[0]}")
 def test_without_this_right_something_breaks_and_is_said(
     right: Right, vhost: VirtualHost, tmp_path: Path

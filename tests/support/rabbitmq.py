@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -128,7 +128,7 @@ def free_port() -> int:
 
 def _free_port(held: socket.socket) -> int:
     for _ in range(100):
-        port = random.randrange(20_000, 32_000)
+        port = 20_000 + secrets.randbelow(12_000)  # by no seed that another process has, too
         with suppress(OSError):
             held.bind(("127.0.0.1", port))
             return port

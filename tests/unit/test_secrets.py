@@ -127,7 +127,7 @@ async def test_what_nobody_asks_for_is_not_kept_for_ever(
         (
             secret(host="x", port="many", username="u", password="hidden"),
             Reason.SECRET_INVALID,
-            ["port", "'many'"],
+            ["port", "1 to 65535"],
         ),
     ],
     ids=["missing", "forbidden", "empty", "a URL of another kind", "a port that is no number"],

@@ -10,7 +10,7 @@ from ..cluster import Cluster, Object, deployment_path
 from ..errors import ClusterError, Trouble
 from ..model import WorkloadRef, WorkQueue
 from ..names import workload_name
-from ..observe.autoscalers import Autoscalers
+from ..observe.autoscalers import FRESH, Autoscalers
 from ..observe.store import Store
 from ..reasons import Reason, Unknown
 from .workload import Workload
@@ -28,6 +28,11 @@ class Targets:
     def forget(self, uid: str) -> None:
         """The WorkQueue is gone."""
         self._workload.forget(uid)
+
+    @staticmethod
+    def looks_again(workqueue: WorkQueue) -> float | None:
+        """After how many seconds a pass is due though nothing changed: autoscalers are asked for, not watched."""
+        return FRESH if workqueue.spec.workload_ref is not None else None
 
     def seen(self, workqueue: WorkQueue) -> Object | None:
         """The Deployment as the store has it."""
