@@ -34,6 +34,7 @@ import pytest
 
 from hack.rootfs import RootfsError, rootfs
 from tests.support.certificates import Certificates, make_certificates
+from tests.support.wait import eventually
 
 RELEASES: Final = {"3.10": "bookworm", "4.0": "trixie", "4.3": "sid"}
 """The RabbitMQ series under test, and the Debian release that has it."""
@@ -488,6 +489,8 @@ class Broker:
         before = self.evaluate("vm_memory_monitor:get_vm_memory_high_watermark()")
         self.evaluate("vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1})")
         try:
+            # Some versions look at their memory only now and then.
+            eventually(lambda: "resource_limit" in self.evaluate("rabbit_alarm:get_alarms()"))
             yield
         finally:
             self.evaluate(f"vm_memory_monitor:set_vm_memory_high_watermark({before})")

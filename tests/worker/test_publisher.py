@@ -252,8 +252,9 @@ def test_an_alarm_makes_messages_wait_and_its_end_sends_them(every_vhost):
         publisher.publish_and_wait(Outgoing("q", b""))
         assert not publisher.blocked
         with broker.memory_alarm():
-            # RabbitMQ says so when something comes that it does not read any more.
-            eventually(lambda: publisher.publish(Outgoing("q", b"")) and publisher.blocked)
+            # RabbitMQ takes one, and says that it was the last.
+            publisher.publish_and_wait(Outgoing("q", b""))
+            eventually(lambda: publisher.blocked)
             futures = [publisher.publish(Outgoing("q", b"")) for _ in range(100)]
             declared = publisher.declare(Queue("other", QUORUM))
             assert not any(future.done() for future in futures)
