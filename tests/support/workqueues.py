@@ -29,7 +29,7 @@ class Lab:
     namespace: str
     rabbit: Rabbit
     vhost: str = field(default_factory=lambda: f"lab-{secrets.token_hex(4)}")
-    password: str = field(default_factory=lambda: secrets.token_urlsafe(9) + "@:/%#?")
+    password: str = field(default_factory=lambda: "p" + secrets.token_urlsafe(9) + "@:/%#?")
     _channel: Any = None
 
     def prepare(self) -> None:
