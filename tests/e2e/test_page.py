@@ -129,8 +129,10 @@ async def test_whoever_may_list_workqueues_watches_the_main_job_and_nobody_else(
         jobs: list[dict[str, Any]] = [{"id": number, "reject": True} for number in range(3)]
         await asyncio.to_thread(workqueue.publish, [*jobs, {"id": "good"}])
         await page.get_by_role("link", name=f"{page_lab.namespace}/watched").click()
-        await expect(page.locator(".decisions")).to_contain_text("Backlog", timeout=MINUTE)
-        await expect(page.get_by_role("row", name="watched-worker")).to_contain_text("idle", timeout=MINUTE)
+        await expect(page.locator(".decisions")).to_contain_text("Scaled out from 0", timeout=MINUTE)
+        await expect(page.get_by_role("row", name="watched-worker").first).to_contain_text(
+            "idle", timeout=MINUTE
+        )
         await expect(page.locator(".reasons")).to_contain_text("Rejected", timeout=2 * MINUTE)
         await expect(page.get_by_text("The first 3 of 3 were looked at.")).to_be_visible()
     assert [text for text in seen.complaints if "401" not in text] == []
