@@ -11,6 +11,7 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import kopf
@@ -121,10 +122,12 @@ class Operator:
     # -- the stages ----------------------------------------------------------------------------------
 
     async def _lead(self) -> None:
-        cluster = self._cluster = await self._connect()
-        election = await self._connect()
-        try:
+        async with AsyncExitStack() as clients:
+            cluster = self._cluster = await self._connect()
+            clients.push_async_callback(cluster.close)
             if self._config.leader_election:
+                election = await self._connect()
+                clients.push_async_callback(election.close)
                 self._leadership = Leadership(
                     election.api, self._config.lease_name, self._config.pod_namespace, self._config.pod_name
                 )
@@ -139,9 +142,6 @@ class Operator:
                 found = asyncio.ensure_future(usable_namespaces(cluster, self._config.namespaces))
                 if await self._unless_stopped(found):
                     await self._serve(cluster, *found.result())
-        finally:
-            await election.close()
-            await cluster.close()
 
     async def _serve(self, cluster: Cluster, namespaces: tuple[str, ...], left_out: dict[str, str]) -> None:
         config = self._config

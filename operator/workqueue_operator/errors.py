@@ -65,6 +65,11 @@ class ClusterError(OperatorError):
         return self.status == 404  # noqa: PLR2004 - HTTP
 
     @property
+    def forbidden(self) -> bool:
+        """We have no right to it, or an admission controller does not want it."""
+        return self.status == 403  # noqa: PLR2004 - HTTP
+
+    @property
     def refused(self) -> bool:
         """The server said no, so that nothing was changed; otherwise it may have been."""
         return 400 <= self.status < 500  # noqa: PLR2004 - HTTP

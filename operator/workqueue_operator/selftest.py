@@ -139,7 +139,7 @@ async def _gone(api: Cluster, path: str) -> bool:
     try:
         await api.get(path)
     except ClusterError as error:
-        return error.status == 404  # noqa: PLR2004 - Not Found
+        return error.not_found
     return False
 
 

@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 VERIFY_EVERY: Final = 0.2
 """Seconds between two Deployments that are applied after a restart only to be sure."""
 
-_FORBIDDEN: Final = 403
 _CONFLICT: Final = 409
 _REFUSED: Final = frozenset({400, 403, 422})
 
@@ -249,7 +248,7 @@ def _require_ours(seen: Object, workqueue: WorkQueue) -> None:
 
 
 def _refused(error: ClusterError, what: str) -> Exception:
-    if error.status == _FORBIDDEN and "forbidden: User" in error.message:
+    if error.forbidden and "forbidden: User" in error.message:
         return Trouble(
             Reason.API_FORBIDDEN,
             f"The operator may not write the {what}: {error.message}. Compare its roles with those of the chart.",

@@ -44,7 +44,7 @@ class Autoscalers:
         try:
             listed = await self._cluster.get(autoscalers_path(namespace))
         except ClusterError as error:
-            if error.status != 403:  # noqa: PLR2004 - Forbidden
+            if not error.forbidden:
                 raise
             raise Trouble(
                 Reason.API_FORBIDDEN,

@@ -114,7 +114,7 @@ class Secrets:
                     f'The Secret "{name}" does not exist in namespace "{namespace}". Create it with the key uri, '
                     "or with host, username and password.",
                 )
-            if error.status == 403:  # noqa: PLR2004 - HTTP
+            if error.forbidden:
                 return Trouble(
                     Reason.SECRET_FORBIDDEN,
                     f'The operator may not read the Secret "{name}" in namespace "{namespace}": {error.message}. '

@@ -18,7 +18,7 @@ from ..errors import ClusterError
 from ..observe.store import Key, Store
 from ..observe.workers import Address, Workers, WorkerStatus
 from ..views import PodView, pod_views
-from .history import SAMPLE_SECONDS, Decision, History
+from .history import DECISION_CHARACTERS, SAMPLE_SECONDS, Decision, History
 
 ASK_SECONDS: Final = 5.0
 PODS_A_ROUND: Final = 200
@@ -63,7 +63,7 @@ class Watch:
 
     def decided(self, uid: str, warning: bool, action: str, reason: str, message: str) -> None:
         """What `report` tells: a decision or a finding about a WorkQueue."""
-        decision = Decision(time.time(), warning, action, reason, message[:300])
+        decision = Decision(time.time(), warning, action, reason, message[:DECISION_CHARACTERS])
         self.history.decided(uid, decision)
 
     @contextmanager
