@@ -66,6 +66,11 @@ def test_there_and_back_again_ends_where_it_began(lab: Lab) -> None:
     """A -> B -> A while B is still being carried out: the Deployment is that of A, and messages are handled."""
     workqueue = lab.workqueue("back", scaling={"minReplicas": 1}).apply()
     workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
+
+    def proven() -> bool:
+        return workqueue.deployment()["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == "25%"
+
+    wait_until(proven, 30, "A replaces more than one pod at a time from now on")
     first = workqueue.deployment()["spec"]
     # B never gets ready: its canary is still on its way when A comes back.
     workqueue.change(worker={"image": "workqueue-operator:no-such-tag", "imagePullPolicy": "Never"})

@@ -111,10 +111,12 @@ class HostileBroker:
 
     Attributes:
         connections: how many there were.
+        passed_on: how many of them led to the real RabbitMQ.
     """
 
     def __init__(self, script: Callable[[Peer], None], real_port: int) -> None:
         self.connections = 0
+        self.passed_on = 0
         self._script = script
         self._real_port = real_port
         self._healed = threading.Event()
@@ -167,6 +169,7 @@ class HostileBroker:
     def _pass_on(self, connection: socket.socket) -> None:
         with connection, socket.create_connection(("127.0.0.1", self._real_port)) as real:
             self._open.append(real)
+            self.passed_on += 1
             back = threading.Thread(target=_pump, args=(real, connection), daemon=True)
             back.start()
             _pump(connection, real)
