@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support.admission import BASE, Admission, RefusedError, merged
+from tests.support.admission import BASE, Admission, RefusedError
+from tests.support.objects import merged
 
 Spec = dict[str, Any]
 

@@ -14,7 +14,7 @@ from tests.support import helm
 from tests.support.inside import Rabbit, rabbit_in
 from tests.support.kubernetes import kubeconfig, temporary_namespace
 from tests.support.operators import OperatorRelease
-from tests.support.workqueues import Lab
+from tests.support.workqueues import Lab, lab_in
 
 RELEASE = pytest.StashKey[OperatorRelease]()
 
@@ -48,10 +48,8 @@ def operator(request: pytest.FixtureRequest, crd: None, session_namespace: str) 
 @pytest.fixture(scope="session")
 def lab(session_namespace: str, rabbit: Rabbit, operator: OperatorRelease) -> Iterator[Lab]:
     """The session's namespace with its connection Secret and handlers."""
-    made = Lab(session_namespace, rabbit)
-    made.prepare()
-    yield made
-    made.close()
+    with lab_in(session_namespace, rabbit) as made:
+        yield made
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -11,17 +11,17 @@ from tests.support import helm
 from tests.support.inside import Rabbit
 from tests.support.kubernetes import KUBECONFIG, kubectl, kubectl_json, temporary_namespace, wait_until
 from tests.support.operators import OperatorRelease
-from tests.support.workqueues import Lab
+from tests.support.workqueues import Lab, lab_in
 
 
 @pytest.fixture(scope="module")
 def place(crd: None, rabbit: Rabbit) -> Iterator[Lab]:
     """A namespace with a connection Secret, in which the release is as well."""
-    with temporary_namespace("e2e-helm-test", pod_security="restricted") as namespace:
-        made = Lab(namespace, rabbit)
-        made.prepare()
+    with (
+        temporary_namespace("e2e-helm-test", pod_security="restricted") as namespace,
+        lab_in(namespace, rabbit) as made,
+    ):
         yield made
-        made.close()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from tests.support import helm
 from tests.support.kubernetes import kubectl, kubectl_json, temporary_namespace, wait_until
 from tests.support.operators import OperatorRelease
-from tests.support.workqueues import Lab, watching_replicas
+from tests.support.workqueues import Lab, lab_in, watching_replicas
 
 
 def test_a_queue_that_somebody_deletes_is_declared_again_and_said_so(lab: Lab) -> None:
@@ -316,9 +316,10 @@ def test_a_namespace_can_be_deleted_with_everything_in_it(lab: Lab) -> None:
     with temporary_namespace("e2e-wide", pod_security="restricted") as system:
         wide = OperatorRelease(f"wide-{secrets.token_hex(3)}", system, helm.run)
         wide.install(replicaCount=1)
-        with temporary_namespace("e2e-gone", pod_security="restricted") as namespace:
-            other = Lab(namespace, lab.rabbit)
-            other.prepare()
+        with (
+            temporary_namespace("e2e-gone", pod_security="restricted") as namespace,
+            lab_in(namespace, lab.rabbit) as other,
+        ):
             workqueue = other.workqueue("doomed", queue={"deletionPolicy": "Delete"}).apply().wait_ready()
             wait_until(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
             kubectl("delete", "namespace", namespace, "--wait=false")

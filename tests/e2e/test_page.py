@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,9 +16,9 @@ from playwright.async_api import expect
 from tests.support import helm
 from tests.support.browser import chromium, looking
 from tests.support.inside import Rabbit
-from tests.support.kubernetes import PROGRAMS, kubeconfig, kubectl, temporary_namespace, wait_until
+from tests.support.kubernetes import PortForward, kubectl, temporary_namespace, wait_until
 from tests.support.operators import OperatorRelease
-from tests.support.workqueues import Lab
+from tests.support.workqueues import Lab, lab_in
 
 MINUTE = 60_000
 
@@ -28,11 +26,11 @@ MINUTE = 60_000
 @pytest.fixture(scope="module")
 def page_lab(crd: None, rabbit: Rabbit) -> Iterator[Lab]:
     """A namespace that only this module's operator serves."""
-    with temporary_namespace("e2e-page", pod_security="restricted") as namespace:
-        made = Lab(namespace, rabbit)
-        made.prepare()
+    with (
+        temporary_namespace("e2e-page", pod_security="restricted") as namespace,
+        lab_in(namespace, rabbit) as made,
+    ):
         yield made
-        made.close()
 
 
 @pytest.fixture(scope="module")
@@ -48,25 +46,11 @@ def release(page_lab: Lab) -> Iterator[OperatorRelease]:
 @contextmanager
 def forwarded(namespace: str, pod: str) -> Iterator[str]:
     """The page of one of the operator's pods, from here."""
-    process = subprocess.Popen(
-        [
-            *(str(PROGRAMS / "kubectl"), f"--kubeconfig={kubeconfig()}", f"--namespace={namespace}"),
-            *("port-forward", "--address=127.0.0.1", f"pod/{pod}", ":8081"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    forward = PortForward(namespace, f"pod/{pod}", 8081)
     try:
-        assert process.stdout is not None
-        found = re.search(r":(\d+) ->", process.stdout.readline())
-        assert found is not None
-        yield f"http://127.0.0.1:{found[1]}"
+        yield f"http://127.0.0.1:{forward.port}"
     finally:
-        process.terminate()
-        process.wait(10)
-        if process.stdout is not None:
-            process.stdout.close()
+        forward.close()
 
 
 @pytest.fixture(scope="module")

@@ -39,8 +39,8 @@ from tests.support.inside import Rabbit, drain
 from tests.support.kubernetes import CHECKOUT, KubectlError, kubectl, temporary_namespace, wait_until
 from tests.support.ledger import Ledger
 from tests.support.rabbitmq import Broker
-from tests.support.relay import Relay
-from tests.support.workqueues import Lab, WorkQueueUnderTest
+from tests.support.relay import Relay, relay_to
+from tests.support.workqueues import Lab, WorkQueueUnderTest, lab_in
 
 Object = dict[str, Any]
 
@@ -327,15 +327,13 @@ def site(broker: Broker, folder: Path, report: Report, **settings: object) -> It
         settings: of the operator, as `OperatorProcess.start` takes them.
     """
     crash = CrashPoints()
-    relay = Relay(clusternet.listen(clusternet.NODE_ADDRESS), broker.port, crash)
-    relay.start()
     with (
+        relay_to(clusternet.listen(clusternet.NODE_ADDRESS), broker.port, crash) as relay,
         ExitStack() as vhosts,
         temporary_namespace("faults", pod_security="restricted") as namespace,
         api_proxy(clusternet.listen(), crash) as proxy,
+        lab_in(namespace, BrokerOnLoopback(broker, relay, vhosts)) as lab,
     ):
-        lab = Lab(namespace, BrokerOnLoopback(broker, relay, vhosts))
-        lab.prepare()
         kubeconfig = proxy.write_kubeconfig(folder / "kubeconfig")
         operator = OperatorProcess(kubeconfig, namespace, folder / "operator.log", **settings)
         try:
@@ -344,8 +342,6 @@ def site(broker: Broker, folder: Path, report: Report, **settings: object) -> It
             with suppress(KubectlError):
                 release_all(namespace)
             operator.kill()
-            lab.close()
-            relay.stop()
 
 
 def release_all(namespace: str) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.faults.objects import Objects, RefusedError, condition, objects_in
 from tests.faults.site import NOWHERE, Site
 from tests.support.kubernetes import wait_until
-from tests.support.workqueues import merged
+from tests.support.objects import merged
 
 Object = dict[str, Any]
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.admission import BASE, Admission, RefusedError, installed, merged
+from tests.support.admission import BASE, Admission, RefusedError, installed
 from tests.support.fakecluster import FakeCluster
 from tests.support.kubernetes import apply, kubeconfig, kubectl_json, temporary_namespace, wait_until
+from tests.support.objects import merged
 from tests.support.operatorprocess import operator_process
 from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue

@@ -6,11 +6,10 @@ the cluster, and a chart that brings the real definition, are not concerned.
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,8 @@ from typing import Any
 
 from kubernetes import client, config
 
+from tests.support.objects import Object
 from workqueue_operator import crd, names
-
-Object = dict[str, Any]
 
 PLURAL = "workqueuesundertest"
 SINGULAR = "workqueueundertest"
@@ -30,19 +28,6 @@ BASE: Object = {
     "worker": {"image": "thumbs:1", "handler": {"python": "thumbs:resize"}},
 }
 """The shortest valid spec."""
-
-
-def merged(base: Object, change: Mapping[str, Any]) -> Object:
-    """A copy of `base` with `change` laid over it; None removes a key."""
-    result = copy.deepcopy(base)
-    for key, value in change.items():
-        if value is None:
-            result.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(result.get(key), dict):
-            result[key] = merged(result[key], value)
-        else:
-            result[key] = copy.deepcopy(value)
-    return result
 
 
 @dataclass(frozen=True)

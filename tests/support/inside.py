@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
-import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any, Final
 
 import pika
 
-from tests.support.kubernetes import PROGRAMS, apply, kubeconfig, kubectl, wait_until
+from tests.support.kubernetes import PortForward, apply, kubectl, wait_until
 
 IMAGE: Final = "docker.io/library/rabbitmq:4-management"
 Object = dict[str, Any]
@@ -69,8 +67,7 @@ class Rabbit:
         self.name = name
         self.host = f"{name}.{namespace}.svc"
         self.port = 5672
-        self._forward: subprocess.Popen[str] | None = None
-        self._port = 0
+        self._forward: PortForward | None = None
         self._connection: Any = None
 
     def start(self) -> None:
@@ -141,35 +138,14 @@ class Rabbit:
             channel.basic_publish("", queue, json.dumps(job).encode(), properties, mandatory=True)
 
     def _forwarded(self) -> int:
-        if self._forward is None or self._forward.poll() is not None:
-            self._forward = subprocess.Popen(
-                [
-                    str(PROGRAMS / "kubectl"),
-                    f"--kubeconfig={kubeconfig()}",
-                    f"--namespace={self.namespace}",
-                    "port-forward",
-                    "--address=127.0.0.1",
-                    f"deployment/{self.name}",
-                    ":5672",
-                ],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            assert self._forward.stdout is not None
-            line = self._forward.stdout.readline()
-            found = re.search(r":(\d+) ->", line)
-            assert found, f"kubectl port-forward said {line!r}"
-            self._port = int(found[1])
-        return self._port
+        if self._forward is None or not self._forward.alive:
+            self._forward = PortForward(self.namespace, f"deployment/{self.name}", 5672)
+        return self._forward.port
 
     def close(self) -> None:
         """End the port-forward."""
         if self._forward is not None:
-            self._forward.terminate()
-            self._forward.wait(10)
-            if self._forward.stdout is not None:
-                self._forward.stdout.close()
+            self._forward.close()
 
 
 def drain(channel: Any, queue: str) -> Iterator[Object]:

@@ -6,6 +6,7 @@ Tests ask for a namespace of their own with `temporary_namespace` and wait with 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import subprocess
 import threading
@@ -115,6 +116,43 @@ def watching(*arguments: str, each: Callable[[str], None]) -> Iterator[None]:
         thread.join(10)
         if process.stdout is not None:
             process.stdout.close()
+
+
+class PortForward:
+    """A port of a pod or Deployment on loopback, by `kubectl port-forward`.
+
+    Attributes:
+        port: the one on loopback.
+
+    Raises:
+        AssertionError: kubectl did not say where it listens; the message has what it said.
+    """
+
+    def __init__(self, namespace: str, target: str, port: int) -> None:
+        where = f"--kubeconfig={kubeconfig()}", f"--namespace={namespace}"
+        self._process = subprocess.Popen(
+            [str(PROGRAMS / "kubectl"), *where, "port-forward", "--address=127.0.0.1", target, f":{port}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        found = re.search(r":(\d+) ->", line)
+        assert found, f"kubectl port-forward said {line!r}"
+        self.port = int(found[1])
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still forwards."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait(10)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 @contextmanager

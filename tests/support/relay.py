@@ -199,3 +199,14 @@ def _is_passive(name: str, frame: bytes) -> bool:
     for _ in range(1 if name == "queue.declare" else 2):
         at += 1 + frame[at]
     return bool(frame[at] & 1)
+
+
+@contextmanager
+def relay_to(listener: socket.socket, port: int, crash: CrashPoints | None = None) -> Iterator[Relay]:
+    """A relay while the context lasts; see `Relay`."""
+    made = Relay(listener, port, crash)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()

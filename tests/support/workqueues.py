@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import secrets
 import time
@@ -14,8 +13,7 @@ from typing import Any, Final
 
 from tests.support.inside import Rabbit, drain
 from tests.support.kubernetes import KubectlError, kubectl, kubectl_json, wait_until, watching
-
-Object = dict[str, Any]
+from tests.support.objects import Object, merged
 
 IMAGE: Final = "workqueue-operator:dev"
 HANDLERS: Final = Path(__file__).parents[1] / "e2e/handlers/jobs.py"
@@ -254,17 +252,15 @@ def watching_replicas(workqueue: WorkQueueUnderTest) -> Iterator[ReplicaWatch]:
         yield watch
 
 
-def merged(base: Object, change: Object) -> Object:
-    """A copy of `base` with `change` laid over it; None removes a key."""
-    result = copy.deepcopy(base)
-    for key, value in change.items():
-        if value is None:
-            result.pop(key, None)
-        elif isinstance(value, dict) and isinstance(result.get(key), dict):
-            result[key] = merged(result[key], value)
-        else:
-            result[key] = copy.deepcopy(value)
-    return result
+@contextlib.contextmanager
+def lab_in(namespace: str, rabbit: Rabbit) -> Iterator[Lab]:
+    """A lab in a namespace that is there."""
+    made = Lab(namespace, rabbit)
+    made.prepare()
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def refusal(body: Object) -> str:

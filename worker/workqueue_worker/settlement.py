@@ -207,21 +207,7 @@ def make_copy(
     else:
         target = topology.dead_letter_queue(queue)
     kept = fitted(kept | _failure_headers(verdict.failure, work.message.attempt, worker, now), ROOM)
-    return target, Outgoing(
-        routing_key=target.name,
-        body=work.body,
-        headers=kept,
-        message_id=properties.message_id,
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        priority=properties.priority,
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        expiration=properties.expiration,
-        timestamp=properties.timestamp,
-        type=properties.type,
-        app_id=properties.app_id,
-    )
+    return target, Outgoing.with_properties(properties, target.name, work.body, kept)
 
 
 def fitted(wanted: Mapping[str, Any], room: int) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from typing import Any, Final, NamedTuple
 
 from pika import frame, spec
 
+from workqueue_worker.envelope import Properties
+
 from .fieldtable import short_string, table
 
 PERSISTENT: Final = b"\x02"
@@ -57,6 +59,30 @@ class Outgoing(NamedTuple):
     user_id: str | None = None
     app_id: str | None = None
     persistent: bool = True
+
+    @classmethod
+    def with_properties(
+        cls, properties: Properties, routing_key: str, body: bytes, headers: Mapping[str, Any] | None
+    ) -> Outgoing:
+        """A persistent message with what another one had.
+
+        The user id is left out, since RabbitMQ takes no other than that of the connection.
+        """
+        return cls(
+            routing_key,
+            body,
+            headers=headers,
+            message_id=properties.message_id,
+            content_type=properties.content_type,
+            content_encoding=properties.content_encoding,
+            priority=properties.priority,
+            correlation_id=properties.correlation_id,
+            reply_to=properties.reply_to,
+            expiration=properties.expiration,
+            timestamp=properties.timestamp,
+            type=properties.type,
+            app_id=properties.app_id,
+        )
 
     def encode(self, channel: int, frame_max: int, message_id: str, now: int) -> bytes:
         """The frames of basic.publish, mandatory.

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from workqueue_worker import headers
 from workqueue_worker.broker.outgoing import Outgoing
 from workqueue_worker.broker.session import Received
-from workqueue_worker.envelope import Properties
 
 UNKNOWN: Final = "Unknown"
 _BROKERS_REASONS: Final = {
@@ -141,25 +140,8 @@ def replayed(received: Received, queue: str, *, keep_attempts: bool) -> Outgoing
     expiration = kept.pop(headers.ORIGINAL_EXPIRATION, None)
     if keep_attempts and attempts:
         kept[headers.ATTEMPT] = attempts
-    return outgoing(queue, received.body, properties, kept)._replace(expiration=expiration)
-
-
-def outgoing(queue: str, body: bytes, properties: Properties, kept: Mapping[str, Any]) -> Outgoing:
-    """A message with these properties, persistent."""
-    return Outgoing(
-        queue,
-        body,
-        headers=kept or None,
-        message_id=properties.message_id,
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        priority=properties.priority,
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        expiration=properties.expiration,
-        timestamp=properties.timestamp,
-        type=properties.type,
-        app_id=properties.app_id,
+    return Outgoing.with_properties(
+        replace(properties, expiration=expiration), queue, received.body, kept or None
     )
 
 
