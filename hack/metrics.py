@@ -138,7 +138,10 @@ def _table(metrics: list[tuple[str, str, tuple[str, ...]]]) -> Iterator[str]:
 
 
 def _operator() -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    for metric in vars(Metrics()).values():
+    metrics = Metrics()
+    for shown in metrics.workqueues.collect():
+        yield shown.name, shown.type, tuple(shown._labelnames)  # noqa: SLF001
+    for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
             family = next(iter(metric.describe()))
             yield _full(family.name, family.type), family.type, tuple(metric._labelnames)  # noqa: SLF001

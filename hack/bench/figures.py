@@ -102,18 +102,16 @@ def running_spec(image: str, handler: str, per_replica: int, most: int = BACKLOG
 
 def wake(probe: Probe, count: int, extent: Extent) -> list[Row]:
     """Publish of one message at 0 replicas to replicas written."""
-    if count == 1:
-        chosen, again = names(1) * extent.wakes, True
-    else:
-        chosen, again = random.sample(names(count), min(extent.wakes, count)), False
+    few = count < extent.wakes
+    chosen = (
+        random.choices(names(count), k=extent.wakes) if few else random.sample(names(count), extent.wakes)
+    )
     before = probe.ask("metrics")
-    samples = probe.ask("wake", names=chosen, pause=[0.05, 0.3], again=again)
+    samples = probe.ask("wake", names=chosen, pause=[0.05, 0.3])
     after = probe.ask("metrics")
     p50, p99 = percentile(samples, 0.5), percentile(samples, 0.99)
     own = _difference(before, after, "workqueue_wake_seconds")
     processor = after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]
-    if again:
-        probe.ask("wait_asleep", names=names(1), seconds=60)
     return [
         Row(
             f"wake, {_workqueues(count)}: publish of one message at 0 replicas to replicas written",
@@ -144,8 +142,7 @@ def polled(probe: Probe, place: Site, extent: Extent) -> list[Row]:
     spec["scaling"] = {**spec["scaling"], "wake": "Poll"}
     with _WorkQueues(probe, [name], spec):
         chosen = [name] * min(extent.wakes, POLLED)
-        samples = probe.ask("wake", names=chosen, pause=[0.0, 2.0], again=True, bell=False)
-        probe.ask("wait_asleep", names=[name], seconds=60, bell=False)
+        samples = probe.ask("wake", names=chosen, pause=[0.0, 2.0], bell=False)
     return [
         Row(
             "wake of a queue with scaling.wake: Poll, 1 WorkQueue",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -50,6 +51,10 @@ logger = logging.getLogger(__name__)
 PATIENCE: Final = 5.0
 """Seconds that passes under way get to end when the process does."""
 
+COLLECT_AFTER: Final = (50_000, 20, 100)
+"""Thresholds of the garbage collector. A pass makes thousands of objects that their reference counts free; with
+Python's own thresholds 1,000 WorkQueues cost a fifth of the start, and a wake now and then waits 0.1 s."""
+
 EXIT_FAILED: Final = 1
 EXIT_CONFIGURATION: Final = 2
 EXIT_LEADERSHIP_LOST: Final = 3
@@ -66,6 +71,9 @@ def main() -> None:
     # kopf logs each event at INFO. pika logs each failed attempt several times; we say it once, with a reason.
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("pika").setLevel(logging.CRITICAL)
+    # What is loaded by now stays until the end, and is not looked through again.
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
     sys.exit(asyncio.run(Operator(config).run()))
 
 

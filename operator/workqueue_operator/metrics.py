@@ -1,15 +1,19 @@
 """What the operator measures of itself and of the queues, for Prometheus.
 
 Place in the flow: set by `reconcile` and its helpers, served by `endpoint`. Base units, and names as the
-docs list them; series of a WorkQueue that is gone are removed.
+docs list them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from .reasons import Reason
 
@@ -20,6 +24,92 @@ WAKE_BUCKETS: Final = (0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1
 """Around the promise of 15 ms at the median and 50 ms at the 99th percentile."""
 
 
+@dataclass(slots=True)
+class Shown:
+    """What is shown of one WorkQueue; None: nobody knew it yet. What is not known any more stays as it was.
+
+    Attributes:
+        messages_ready: messages that wait.
+        dead_letters: messages in the dead-letter queue.
+        consumers: of the queue, without the operator's own.
+        desired: replicas that are asked for; the next four count replicas as well.
+        conditions: as the status has them.
+    """
+
+    messages_ready: int | None = None
+    dead_letters: int | None = None
+    consumers: int | None = None
+    desired: int | None = None
+    current: int | None = None
+    ready: int | None = None
+    busy: int | None = None
+    maximum: int | None = None
+    conditions: Sequence[Mapping[str, Any]] = ()
+
+
+class WorkQueues(Collector):
+    """The series of the WorkQueues, made when they are scraped: those of a thousand would be 10 MiB to hold.
+
+    Scraped in a thread, while the loop goes on to change what is shown.
+    """
+
+    def __init__(self) -> None:
+        self._shown: defaultdict[tuple[str, str], Shown] = defaultdict(Shown)
+
+    def of(self, namespace: str, workqueue: str) -> Shown:
+        """What is shown of this WorkQueue, to be changed in place."""
+        return self._shown[namespace, workqueue]
+
+    def forget(self, namespace: str, workqueue: str) -> None:
+        """Show nothing of a WorkQueue that is gone."""
+        self._shown.pop((namespace, workqueue), None)
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """The families without series."""
+        return WorkQueues().collect()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """All series, as the registry asks for them."""
+        all_shown = list(self._shown.items())
+        for field, name, help_text in (
+            ("messages_ready", "workqueue_messages_ready", "Messages that wait."),
+            ("dead_letters", "workqueue_dead_letters", "Messages in the dead-letter queue."),
+            ("consumers", "workqueue_consumers", "Consumers without the operator's own."),
+        ):
+            family = GaugeMetricFamily(name, help_text, labels=_LABELS)
+            for key, shown in all_shown:
+                if (value := getattr(shown, field)) is not None:
+                    family.add_metric(key, value)
+            yield family
+        yield self._replicas(all_shown)
+        yield self._conditions(all_shown)
+
+    @staticmethod
+    def _replicas(all_shown: Sequence[tuple[tuple[str, str], Shown]]) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "workqueue_replicas",
+            f"Replicas of the workers: {', '.join(_STATES)}.",
+            labels=(*_LABELS, "state"),
+        )
+        for key, shown in all_shown:
+            for state in _STATES:
+                if (value := getattr(shown, state)) is not None:
+                    family.add_metric((*key, state), value)
+        return family
+
+    @staticmethod
+    def _conditions(all_shown: Sequence[tuple[tuple[str, str], Shown]]) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "workqueue_condition",
+            "1 for the status and reason that a condition has.",
+            labels=(*_LABELS, "condition", "status", "reason"),
+        )
+        for key, shown in all_shown:
+            for one in shown.conditions:
+                family.add_metric((*key, one["type"], one["status"], one["reason"]), 1)
+        return family
+
+
 class Metrics:
     """All metrics of one operator process, in a registry of their own."""
 
@@ -27,28 +117,8 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         # Memory, processor time and start of the process, under the names that every exporter has.
         ProcessCollector(registry=registry)
-        self.messages_ready = Gauge(
-            "workqueue_messages_ready", "Messages that wait.", _LABELS, registry=registry
-        )
-        self.dead_letters = Gauge(
-            "workqueue_dead_letters", "Messages in the dead-letter queue.", _LABELS, registry=registry
-        )
-        self.consumers = Gauge(
-            "workqueue_consumers", "Consumers without the operator's own.", _LABELS, registry=registry
-        )
-        self.replicas = Gauge(
-            "workqueue_replicas",
-            f"Replicas of the workers: {', '.join(_STATES)}.",
-            (*_LABELS, "state"),
-            registry=registry,
-        )
-        self.condition = Gauge(
-            "workqueue_condition",
-            "1 for the status and reason that a condition has.",
-            (*_LABELS, "condition", "status", "reason"),
-            registry=registry,
-        )
-        self._conditions: dict[tuple[str, str], set[tuple[str, str, str]]] = {}
+        self.workqueues = WorkQueues()
+        registry.register(self.workqueues)
         self.depth_age_seconds = Gauge(
             "workqueue_depth_age_seconds",
             "Age of the oldest depth of a queue with workers.",
@@ -94,29 +164,3 @@ class Metrics:
             "Requests to the API server beside watches, since start.",
             registry=registry,
         )
-
-    def conditions(self, namespace: str, workqueue: str, conditions: Iterable[Mapping[str, Any]]) -> None:
-        """Show the conditions of a WorkQueue, as its status has them, instead of those it had before."""
-        shown = {(one["type"], one["status"], one["reason"]) for one in conditions}
-        before = self._conditions.get((namespace, workqueue), set())
-        for labels in before - shown:
-            _remove(self.condition, namespace, workqueue, *labels)
-        for labels in shown - before:
-            self.condition.labels(namespace, workqueue, *labels).set(1)
-        self._conditions[namespace, workqueue] = shown
-
-    def forget(self, namespace: str, workqueue: str) -> None:
-        """Remove the series of a WorkQueue that is gone."""
-        for gauge in (self.messages_ready, self.dead_letters, self.consumers):
-            _remove(gauge, namespace, workqueue)
-        for state in _STATES:
-            _remove(self.replicas, namespace, workqueue, state)
-        self.conditions(namespace, workqueue, ())
-        del self._conditions[namespace, workqueue]
-
-
-def _remove(gauge: Gauge, *labels: str) -> None:
-    try:
-        gauge.remove(*labels)
-    except KeyError:
-        return

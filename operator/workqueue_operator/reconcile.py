@@ -197,7 +197,7 @@ class Reconciler:
         memory = self._memories.pop(key, None)
         await parts.brokers.leave(key)
         parts.store.unfollow(key)
-        parts.metrics.forget(*key)
+        parts.metrics.workqueues.forget(*key)
         if memory is not None:
             self._forget(memory, parts)
 
@@ -441,20 +441,14 @@ def _busy_pods(answers: Answers, depth: Depth | Unknown) -> int | None:
 
 
 def _measure(workqueue: WorkQueue, seen: status.Seen, metrics: Metrics) -> None:
+    shown = metrics.workqueues.of(*workqueue.key)
     if isinstance(seen.depth, Depth):
-        metrics.messages_ready.labels(*workqueue.key).set(seen.depth.ready)
-        metrics.consumers.labels(*workqueue.key).set(seen.depth.consumers)
+        shown.messages_ready, shown.consumers = seen.depth.ready, seen.depth.consumers
     if seen.dead_letters is not None:
-        metrics.dead_letters.labels(*workqueue.key).set(seen.dead_letters)
+        shown.dead_letters = seen.dead_letters
     if isinstance(seen.deployment, DeploymentView):
         view = seen.deployment
-        counts = {
-            "desired": view.replicas,
-            "current": view.current,
-            "ready": view.ready,
-            "maximum": workqueue.spec.scaling.max_replicas,
-        }
-        for state, count in counts.items():
-            metrics.replicas.labels(*workqueue.key, state).set(count)
+        shown.desired, shown.current, shown.ready = view.replicas, view.current, view.ready
+        shown.maximum = workqueue.spec.scaling.max_replicas
     if seen.busy is not None:
-        metrics.replicas.labels(*workqueue.key, "busy").set(seen.busy)
+        shown.busy = seen.busy

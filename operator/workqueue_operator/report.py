@@ -7,6 +7,7 @@ when only numbers did.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -72,7 +73,6 @@ class Reporter:
         """The WorkQueue is gone."""
         self._written.pop(uid, None)
         self._told.pop(uid, None)
-        self._sent = {sent: at for sent, at in self._sent.items() if sent[0] != uid}
 
     async def status(self, workqueue: WorkQueue, status: Mapping[str, Any], now: float) -> float | None:
         """Write a status, unless the WorkQueue says it already.
@@ -84,7 +84,7 @@ class Reporter:
             In how many seconds it should be tried again, when it was put off; None otherwise.
         """
         uid = workqueue.metadata.uid
-        self._metrics.conditions(*workqueue.key, status["conditions"])
+        self._metrics.workqueues.of(*workqueue.key).conditions = status["conditions"]
         written, shown = self._written.get(uid), self._shown(workqueue)
         if written is None and shown == status:
             # An earlier process wrote it.
@@ -169,8 +169,7 @@ class Reporter:
         sent = (workqueue.metadata.uid, reason.value, message)
         if now - self._sent.get(sent, -EVENT_AGAIN_AFTER) < EVENT_AGAIN_AFTER:
             return
-        self._sent = {known: at for known, at in self._sent.items() if now - at < EVENT_AGAIN_AFTER}
-        self._sent[sent] = now
+        self._remember(sent, now)
         if self._heard is not None:
             self._heard(workqueue.metadata.uid, warning, str(action), reason.value, message)
         moment = datetime.now(UTC)
@@ -197,6 +196,13 @@ class Reporter:
             await self._cluster.create(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
         except ClusterError as error:
             logger.info("An Event could not be sent.", extra={"workqueue": name, "detail": error.message})
+
+    def _remember(self, sent: tuple[str, str, str], now: float) -> None:
+        """Note an Event, and forget those that may be sent again: the first ones, since the order is that of time."""
+        old = itertools.takewhile(lambda known: now - self._sent[known] >= EVENT_AGAIN_AFTER, self._sent)
+        for known in list(old):
+            del self._sent[known]
+        self._sent[sent] = now
 
 
 def _says_all_of(shown: Mapping[str, Any], status: Mapping[str, Any]) -> bool:

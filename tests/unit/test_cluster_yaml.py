@@ -11,11 +11,13 @@ from workqueue_operator.cluster import _yaml
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
     ["😀", "\\ud83d\\ude00", "\\😀\\", "\x00\x7f"]
 )
+# YAML ends a key after 1,024 characters. None of what is applied is half as long: labels, annotations, field names.
+KEYS = TEXTS.filter(lambda text: len(text) <= 64)
 
 
 @given(
     st.recursive(
-        TEXTS | st.integers() | st.booleans(), lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner)
+        TEXTS | st.integers() | st.booleans(), lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner)
     )
 )
 def test_every_text_comes_through_as_it_is(body: object) -> None:

@@ -95,7 +95,9 @@ async def test_a_metric_shows_the_conditions_even_of_a_status_that_is_not_writte
     reporter: Reporter, store: Store, metrics: Metrics
 ) -> None:
     def shown() -> set[tuple[str, str, str]]:
-        samples = next(iter(metrics.condition.collect())).samples
+        (samples,) = (
+            family.samples for family in metrics.workqueues.collect() if family.name == "workqueue_condition"
+        )
         assert all(sample.value == 1 for sample in samples)
         return {tuple(sample.labels.values())[2:] for sample in samples}  # type: ignore[misc]
 
@@ -106,7 +108,7 @@ async def test_a_metric_shows_the_conditions_even_of_a_status_that_is_not_writte
     assert shown() == {("Ready", "True", "AsExpected")}
     await reporter.status(workqueue(), blind, NOW)
     assert shown() == {("Ready", "False", "BrokerUnreachable")}
-    metrics.forget(*workqueue().key)
+    metrics.workqueues.forget(*workqueue().key)
     assert not shown()
 
 
@@ -287,4 +289,11 @@ async def test_nothing_is_kept_of_a_workqueue_that_is_gone(cluster: FakeCluster,
     await reporter.status(workqueue(), status(), NOW)
     await reporter.transitions(workqueue(), {ConditionType.QUEUE_DECLARED: CONFLICT}, NOW)
     reporter.forget("uid-1")
-    assert [reporter._written, reporter._told, reporter._sent] == [{}, {}, {}]
+    assert [reporter._written, reporter._told] == [{}, {}]
+
+
+async def test_what_was_sent_is_remembered_for_as_long_as_it_is_not_sent_again(reporter: Reporter) -> None:
+    told = [("one", NOW), ("two", NOW + 1), ("three", NOW + EVENT_AGAIN_AFTER)]
+    for message, now in told:
+        await reporter.event(workqueue(), False, Reason.DECLARED, message, "Declare", now)
+    assert [message for _, _, message in reporter._sent] == ["two", "three"]

@@ -1,0 +1,100 @@
+"""The operator's endpoint, asked over HTTP on loopback."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+
+from tests.support.rabbitmq import free_port
+from workqueue_operator.endpoint import Endpoint
+from workqueue_operator.metrics import Metrics
+
+CONDITIONS = [{"type": "Ready", "status": "True", "reason": "AsExpected"}]
+
+
+@asynccontextmanager
+async def served(
+    metrics: Metrics, problem: str | None = None, *, ready: bool = True
+) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of an endpoint that is in this state."""
+    port = free_port()
+    endpoint = Endpoint(port, metrics, lambda: problem, lambda: ready, lambda: metrics.leader.set(1))
+    await endpoint.start()
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            yield session
+    finally:
+        await endpoint.stop()
+
+
+async def asked(session: aiohttp.ClientSession, path: str) -> tuple[int, str]:
+    async with session.get(path) as answer:
+        return answer.status, await answer.text()
+
+
+async def series(session: aiohttp.ClientSession, query: str = "") -> set[str]:
+    _, text = await asked(session, f"/metrics{query}")
+    return {line for line in text.splitlines() if not line.startswith("#")}
+
+
+async def test_what_is_known_of_a_workqueue_is_shown_until_it_is_gone() -> None:
+    metrics = Metrics()
+    shown = metrics.workqueues.of("team", "jobs")
+    shown.messages_ready, shown.busy, shown.conditions = 7, 2, CONDITIONS
+    about = 'namespace="team",'
+    async with served(metrics) as session:
+        assert {line for line in await series(session) if about in line} == {
+            'workqueue_messages_ready{namespace="team",workqueue="jobs"} 7.0',
+            'workqueue_replicas{namespace="team",state="busy",workqueue="jobs"} 2.0',
+            (
+                'workqueue_condition{condition="Ready",namespace="team",reason="AsExpected",status="True",'
+                'workqueue="jobs"} 1.0'
+            ),
+        }
+        metrics.workqueues.forget("team", "jobs")
+        assert not any(about in line for line in await series(session))
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("workqueue_leader", "workqueue_leader 1.0"),
+        ("workqueue_dead_letters", 'workqueue_dead_letters{namespace="team",workqueue="jobs"} 3.0'),
+    ],
+)
+async def test_a_scrape_can_pick_metrics(name: str, line: str) -> None:
+    metrics = Metrics()
+    metrics.workqueues.of("team", "jobs").dead_letters = 3
+    async with served(metrics) as session:
+        assert await series(session, f"?name[]={name}") == {line}
+
+
+async def test_a_scrape_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    scraped, metrics = [], Metrics()
+    monkeypatch.setattr(
+        metrics.workqueues, "collect", lambda: scraped.append(threading.current_thread()) or iter(())
+    )
+    async with served(metrics) as session:
+        await series(session)
+    assert scraped
+    assert threading.main_thread() not in scraped
+
+
+@pytest.mark.parametrize(
+    ("path", "problem", "ready", "answer"),
+    [
+        ("/livez", None, False, (200, "ok")),
+        ("/livez", "the watch brings nothing", True, (503, "the watch brings nothing")),
+        ("/readyz", None, True, (200, "ok")),
+        ("/readyz", None, False, (503, "starting")),
+    ],
+)
+async def test_the_probes_say_what_is_wrong(
+    path: str, problem: str | None, ready: bool, answer: tuple[int, str]
+) -> None:
+    async with served(Metrics(), problem, ready=ready) as session:
+        assert await asked(session, path) == answer
