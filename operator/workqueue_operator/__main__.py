@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 PATIENCE: Final = 5.0
 """Seconds that passes under way get to end when the process does."""
 
-COLLECT_AFTER: Final = (50_000, 20, 100)
+COLLECT_AFTER: Final = (10_000, 20, 50)
 """Thresholds of the garbage collector. A pass makes thousands of objects that their reference counts free; with
 Python's own thresholds 1,000 WorkQueues cost a fifth of the start, and a wake now and then waits 0.1 s."""
 

@@ -36,8 +36,9 @@ class _Selector(selectors.DefaultSelector):
         loop = self._loop
         wait = loop.prepare(MAX_WAIT_SECONDS if timeout is None else min(timeout, MAX_WAIT_SECONDS))
         ready: list[tuple[selectors.SelectorKey, int]] = super().select(wait)
-        loop.handle([pair for pair in ready if pair[0].data is loop])
-        return [pair for pair in ready if pair[0].data is not loop]
+        others = [pair for pair in ready if pair[0].data is not loop]
+        loop.handle([pair for pair in ready if pair[0].data is loop] if others else ready)
+        return others
 
 
 class Tasks:

@@ -104,8 +104,11 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         self._waits_until = float("inf")
         wait = 0.0 if self._callbacks else max_wait
         now = time.monotonic()
-        with contextlib.suppress(IndexError):  # no timers, or another thread has just run the last
-            wait = min(wait, max(0.0, self._timers[0].deadline - now))
+        try:
+            due = max(0.0, self._timers[0].deadline - now)
+        except IndexError:  # no timers, or another thread has just run the last
+            due = max_wait
+        wait = min(wait, due)
         self._waits_until = now + wait
         return wait
 
