@@ -75,7 +75,7 @@ JOBS ?= 3
 .PHONY: test
 test: lint image ## everything: style, types, layers, generated files, all tests but the nightly (JOBS=3 files at once)
 	@$(BIN)/pytest $(ALONE) -m 'not nightly'
-	@$(BIN)/pytest tests $(addprefix --ignore=,$(ALONE)) -m 'not nightly' --numprocesses $(JOBS) --dist loadfile
+	@$(BIN)/pytest tests $(addprefix --ignore=,$(ALONE)) -m 'not nightly' --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: faults
 faults: image ## the fault matrix, whole (about 25 minutes); ARGS=--write puts its table into docs/guarantees.md

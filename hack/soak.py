@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.support.ledger import COPIED_TWICE, DELIVERED_AGAIN, Ledger
+from tests.support.ledger import COPIED_TWICE, DELIVERED_AGAIN, Ledger, dead_letter
 from tests.support.rabbitmq import Broker, BrokerError, VirtualHost, running
 from tests.support.worker import ASYNC, THREADS, Worker, Workers, take_all
 from workqueue_worker.binding import from_url
@@ -205,7 +205,8 @@ class Soak:
             elif time.monotonic() - quiet_since > 2.0:  # a message may be between two queues
                 break
             time.sleep(0.2)
-        self.ledger.read_dead(json.loads(body) for _, body in take_all(self._vhost, f"{QUEUE}.dead"))
+        letters = take_all(self._vhost, f"{QUEUE}.dead")
+        self.ledger.read_dead(dead_letter(body, properties.headers) for properties, body in letters)
         self.ledger.read_events(self._workers[0].events)
 
 

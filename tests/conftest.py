@@ -1,3 +1,23 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests, and their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pytest
 
 pytest_plugins = ["tests.support.definition", "tests.support.rabbitmq", "tests.support.worker"]
+
+TESTS: Final = Path(__file__).parent
+SLOW: Final = ("e2e", "faults", "operator", "security", "worker", "observability", "page")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders whose files take long come first: of several files at once the last would otherwise be a long one."""
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    folder = item.path.relative_to(TESTS).parts[0]
+    return SLOW.index(folder) if folder in SLOW else len(SLOW)

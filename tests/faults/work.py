@@ -20,7 +20,7 @@ import pika
 import pika.exceptions
 
 from tests.faults.report import Report
-from tests.support.ledger import Ledger
+from tests.support.ledger import Ledger, dead_letter
 from tests.support.rabbitmq import Broker, BrokerError, VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import THREADS, Worker, Workers, publish, take_all
@@ -394,7 +394,7 @@ class Work:
                 return
             while (got := channel.basic_get(DEAD))[0] is not None:
                 channel.basic_ack(got[0].delivery_tag)
-                self.ledger.read_dead([json.loads(got[2])])
+                self.ledger.read_dead([dead_letter(got[2], got[1].headers)])
 
     def _take_waiting(self) -> list[dict[str, Any]]:
         for worker in self.workers:

@@ -6,17 +6,22 @@ that ended more than once must have a cause: RabbitMQ delivered it again, or a r
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+from workqueue_worker import headers
+
 Id: TypeAlias = Hashable
 """What tells messages apart: the `id` of the JSON bodies that tests publish."""
 
 DELIVERED_AGAIN: Final = "delivered again"
-COPIED_TWICE: Final = "retried with two copies"
+COPIED_TWICE: Final = "retried or given up with two copies"
+
+_FAILURE: Final = (headers.ATTEMPT, headers.FAILED_AT, headers.WORKER)
 
 
 @dataclass
@@ -40,6 +45,7 @@ class Ledger:
     causes: dict[str, set[Id]] = field(default_factory=lambda: defaultdict(set))
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _retried: set[tuple[Id, int]] = field(default_factory=set, repr=False)
+    _given_up: set[tuple[Id, tuple[Any, ...]]] = field(default_factory=set, repr=False)
 
     # -- what is written into it
 
@@ -66,9 +72,15 @@ class Ledger:
                         self.causes[COPIED_TWICE].add(number)
                     self._retried.add((number, attempt))
 
-    def read_dead(self, bodies: Iterable[Mapping[str, Any]]) -> None:
-        """Take in the JSON bodies of the dead-letter queue."""
-        self.dead.update(body["id"] for body in bodies)
+    def read_dead(self, letters: Iterable[Mapping[str, Any]]) -> None:
+        """Take in the dead-letter queue: JSON bodies, or what `dead_letter` makes of each message."""
+        for letter in letters:
+            number = letter["id"]
+            self.dead[number] += 1
+            if failure := letter.get("failure"):
+                if (number, failure) in self._given_up:
+                    self.causes[COPIED_TWICE].add(number)
+                self._given_up.add((number, failure))
 
     def read_waiting(self, bodies: Iterable[Mapping[str, Any]]) -> None:
         """Take in the JSON bodies that are still in the work queue or a delay queue."""
@@ -108,6 +120,17 @@ class Ledger:
                 f"{_some(self.unexplained)}"
             )
         return found
+
+
+def dead_letter(body: bytes, found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A message of a dead-letter queue as `Ledger.read_dead` takes it.
+
+    Args:
+        found: its headers. Two letters that tell of one failure, by the same worker, are copies of one message: the
+            confirmation of the first did not arrive.
+    """
+    failure = tuple((found or {}).get(name) for name in _FAILURE)
+    return {**json.loads(body), **({"failure": failure} if any(failure) else {})}
 
 
 def _some(numbers: set[Id]) -> list[Id]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hack import faults
 from tests.faults.report import Report
-from tests.support.ledger import Ledger
+from tests.support.ledger import Ledger, dead_letter
+from workqueue_worker import headers
 
 
 def event(number: int, kind: str, attempt: int = 1, *, redelivered: bool = False) -> dict[str, object]:
@@ -56,6 +58,21 @@ def test_the_dead_and_the_waiting_are_not_lost_and_what_nobody_confirmed_may_be(
     made.read_waiting([{"id": 1}])
     made.sent(2, TimeoutError())
     assert not made.problems()
+
+
+def test_two_dead_letters_have_a_cause_when_they_tell_of_one_failure() -> None:
+    def given_up(attempt: int) -> dict[str, Any]:
+        return dead_letter(b'{"id": 0}', {headers.ATTEMPT: attempt, headers.WORKER: "one"})
+
+    made = ledger()
+    made.read_dead([given_up(3), given_up(3)])
+    assert (made.duplicates, made.unexplained) == ({0: 1}, set())
+    other = ledger()
+    other.read_dead([given_up(2), given_up(3)])
+    assert other.unexplained == {0}
+    bare = ledger()
+    bare.read_dead([dead_letter(b'{"id": 0}', None)] * 2)
+    assert bare.unexplained == {0}
 
 
 def test_the_table_has_a_line_for_each_fault_and_the_row_of_a_loss_fails(tmp_path: Path) -> None:
