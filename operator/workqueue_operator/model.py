@@ -101,6 +101,15 @@ class ImagePullPolicy(StrEnum):
     NEVER = "Never"
 
 
+SAYABLE: Final = rule(
+    "bytes(self).size() <= 30 || self.matches('^[ -~]*$')",
+    "with other characters than those of ASCII it must not be longer than 30 bytes: RabbitMQ breaks the connection "
+    "off when such a name makes an error too long",
+)
+"""Tried with RabbitMQ 4.0 and 4.3: 541 for a text of more than 255 bytes that is not ASCII, which names a queue up to
+three times. The connection serves all WorkQueues of a broker."""
+
+
 class SecretRef(_Model):
     """A Secret in the same namespace."""
 
@@ -115,7 +124,8 @@ class Exchange(_Model):
         min_length=1,
         max_length=255,
         json_schema_extra=rules(
-            rule("!self.startsWith('amq.')", "names that begin with amq. belong to RabbitMQ: choose another")
+            rule("!self.startsWith('amq.')", "names that begin with amq. belong to RabbitMQ: choose another"),
+            SAYABLE,
         ),
     )
     """Name of the exchange in RabbitMQ."""
@@ -203,6 +213,7 @@ class Queue(_Model):
         json_schema_extra=rules(
             rule("!self.startsWith('amq.')", "names that begin with amq. belong to RabbitMQ: choose another"),
             rule("bytes(self).size() <= 240", "must not be longer than 240 bytes"),
+            SAYABLE,
         ),
     )
     """Name of the queue in RabbitMQ; the WorkQueue's own name when left out. Cannot be changed."""

@@ -185,6 +185,16 @@ INVALID = [
     ),
     Row("a queue name that is too long in bytes", queue(name="ä" * 121), "must not be longer than 240 bytes"),
     Row(
+        "a queue name that RabbitMQ cannot put into an error",
+        queue(name="ä" * 16),
+        "must not be longer than 30 bytes",
+    ),
+    Row(
+        "an exchange name that RabbitMQ cannot put into an error",
+        queue(exchange={"name": "ä" * 16}),
+        "must not be longer than 30 bytes",
+    ),
+    Row(
         "a delivery limit on a Classic queue",
         queue(type="Classic", deliveryLimit=3),
         "a Classic queue has no delivery limit: remove queue.deliveryLimit, or make a Quorum queue",

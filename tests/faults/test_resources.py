@@ -125,7 +125,7 @@ def test_names_at_their_limits(place: Site) -> None:
     site.operator.start().wait_serving()
     lab = site.lab
     longest = "w" * 52
-    queue = "ü" * 120  # 240 bytes
+    queue = "q" * 240
     workqueue = lab.workqueue(longest, queue={"name": queue}, scaling={"scaleInDelaySeconds": 0})
     workqueue.body["spec"]["queue"]["exchange"] = {"name": "x" * 255, "routingKeys": ["k" * 255]}
     workqueue.apply().wait_ready()
