@@ -266,10 +266,8 @@ class Site:
 
     def settle(self, workqueue: WorkQueueUnderTest, ledger: Ledger, seconds: float = 120) -> Ledger:
         """Wait until every confirmed message is done, dead or waiting where no worker runs; then count all."""
-        queues = {
-            ledger.read_waiting: workqueue.body["spec"].get("queue", {}).get("name", workqueue.name),
-            ledger.read_dead: f"{workqueue.name}.dead",
-        }
+        queue = workqueue.body["spec"].get("queue", {}).get("name", workqueue.name)
+        queues = {ledger.read_waiting: queue, ledger.read_dead: f"{queue}.dead"}
         pending = bool(workqueue.body["spec"].get("worker", {}).get("nodeSelector"))
         channel = self.lab.channel
 

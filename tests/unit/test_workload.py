@@ -66,11 +66,21 @@ async def test_it_is_created_with_no_replicas_and_without_force(
     assert len(applies(cluster)) == 1
 
 
-@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (400, "volumes[2].name: Invalid value"),
+        (422, "volumes[2].name: Invalid value"),
+        (
+            500,
+            "failed to create typed patch object: .spec.template.spec.volumes[0].x: field not declared in schema",
+        ),
+    ],
+)
 async def test_one_that_the_api_server_refuses_to_create_is_named(
-    status: int, cluster: FakeCluster, workload: Workload
+    status: int, said: str, cluster: FakeCluster, workload: Workload
 ) -> None:
-    cluster.answer("PATCH", DEPLOYMENT, ClusterError(status, "volumes[2].name: Invalid value"))
+    cluster.answer("PATCH", DEPLOYMENT, ClusterError(status, said))
     with pytest.raises(Trouble, match="volumes") as caught:
         await workload.ensure(workqueue(), None)
     assert caught.value.reason is Reason.WORKLOAD_REFUSED
