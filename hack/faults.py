@@ -48,14 +48,19 @@ def read(report: Path) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """One line for each fault and RabbitMQ, in the order in which they were first injected."""
-    injected: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    """One line for each fault and RabbitMQ; faults in the order in which they were first injected."""
+    injected: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        injected[row["fault"], row["rabbitmq"]].append(row)
+        injected[row["fault"]][row["rabbitmq"]].append(row)
     return [
         (fault, rabbitmq or "-", str(len(same)), *_sums(same), *_converged(same))
-        for (fault, rabbitmq), same in injected.items()
+        for fault, by_version in injected.items()
+        for rabbitmq, same in sorted(by_version.items(), key=lambda one: _version(one[0]))
     ]
+
+
+def _version(text: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", text)]
 
 
 def _sums(rows: Sequence[Row]) -> tuple[str, ...]:

@@ -169,7 +169,7 @@ def test_a_count_of_the_past_is_not_scaled_from(place: Site) -> None:
     """In the past there was one worker with nothing to do; today a person has set three."""
     site, ledger = place, Ledger()
     site.operator.start().wait_serving()
-    workqueue = site.ready(worker={"nodeSelector": NOWHERE})
+    workqueue = site.ready(worker={"nodeSelector": NOWHERE}, scaling={"scaleInDelaySeconds": 0})
     site.operator.kill()
     scale = ("scale", f"deployment/{workqueue.name}-worker", f"--namespace={site.namespace}")
     kubectl(*scale, "--replicas=1")

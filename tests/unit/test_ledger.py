@@ -85,6 +85,6 @@ def test_the_table_has_a_line_for_each_fault_and_the_row_of_a_loss_fails(tmp_pat
         report.ledger("cut", "4.3.6", ledger(event(0, "done")), None)
     assert faults.table(faults.read(file)) == [
         ("cut", "4.0.5", "2", "4", "0", "0", "2.0", "3.0"),
-        ("said", "-", "1", "0", "0", "0", "-", "-"),
         ("cut", "4.3.6", "1", "2", "1", "0", "-", "-"),
+        ("said", "-", "1", "0", "0", "0", "-", "-"),
     ]
