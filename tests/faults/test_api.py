@@ -169,7 +169,9 @@ def test_a_count_of_the_past_is_not_scaled_from(place: Site) -> None:
     """In the past there was one worker with nothing to do; today a person has set three."""
     site, ledger = place, Ledger()
     site.operator.start().wait_serving()
-    workqueue = site.ready(worker={"nodeSelector": NOWHERE}, scaling={"scaleInDelaySeconds": 0})
+    workqueue = site.ready(
+        worker={"nodeSelector": NOWHERE}, scaling={"scaleInDelaySeconds": 0, "messagesPerReplica": 1}
+    )
     site.operator.kill()
     scale = ("scale", f"deployment/{workqueue.name}-worker", f"--namespace={site.namespace}")
     kubectl(*scale, "--replicas=1")
@@ -185,10 +187,10 @@ def test_a_count_of_the_past_is_not_scaled_from(place: Site) -> None:
 
         wait_until(passes, 30, "a pass went through to its end")
         assert workqueue.replicas() == 3, "three stay"
-    site.publish(workqueue, ledger, 1)
+    site.publish(workqueue, ledger, 3)
     begun = time.monotonic()
     # Not Ready: no node takes its pod.
-    seconds = site.wait_converged(lambda: workqueue.replicas() == 1, begun)
+    seconds = site.wait_converged(lambda: workqueue.replicas() == 3, begun)
     site.settle(workqueue, ledger)
     fault = "stale reads after a restart: a count that was changed since"
     site.report.ledger(fault, site.broker.version, ledger, seconds)
