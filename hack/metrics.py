@@ -139,7 +139,7 @@ def _table(metrics: list[tuple[str, str, tuple[str, ...]]]) -> Iterator[str]:
 
 def _operator() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     metrics = Metrics()
-    for shown in metrics.workqueues.collect():
+    for shown in metrics.workqueues.describe():
         yield shown.name, shown.type, tuple(shown._labelnames)  # noqa: SLF001
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):

@@ -102,10 +102,8 @@ def running_spec(image: str, handler: str, per_replica: int, most: int = BACKLOG
 
 def wake(probe: Probe, count: int, extent: Extent) -> list[Row]:
     """Publish of one message at 0 replicas to replicas written."""
-    few = count < extent.wakes
-    chosen = (
-        random.choices(names(count), k=extent.wakes) if few else random.sample(names(count), extent.wakes)
-    )
+    draw = random.choices if count < extent.wakes else random.sample
+    chosen = draw(names(count), k=extent.wakes)
     before = probe.ask("metrics")
     samples = probe.ask("wake", names=chosen, pause=[0.05, 0.3])
     after = probe.ask("metrics")

@@ -37,6 +37,7 @@ class Endpoint:
         self._problem = problem
         self._ready = ready
         self._refresh = refresh
+        self._scraping = asyncio.Lock()
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -64,10 +65,12 @@ class Endpoint:
 
     async def _serve_metrics(self, request: web.Request) -> web.Response:
         """All metrics, or those that `?name[]=` picks, as exporters have it."""
-        self._refresh()
         registry, names = self._metrics.registry, request.query.getall("name[]", [])
-        # The series of 1,000 WorkQueues take 0.1 s, in which a bell may ring.
-        text = await asyncio.to_thread(
-            generate_latest, registry.restricted_registry(names) if names else registry
-        )
+        # One after the other: `refresh` sets gauges anew that another scrape would meet half-way.
+        async with self._scraping:
+            self._refresh()
+            # The series of 1,000 WorkQueues take 0.1 s, in which a bell may ring.
+            text = await asyncio.to_thread(
+                generate_latest, registry.restricted_registry(names) if names else registry
+            )
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})

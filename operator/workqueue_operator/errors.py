@@ -72,7 +72,12 @@ class ClusterError(OperatorError):
     @property
     def refused(self) -> bool:
         """The server said no, so that nothing was changed; otherwise it may have been."""
-        return 400 <= self.status < 500  # noqa: PLR2004 - HTTP
+        return 400 <= self.status < 500 or self.invalid  # noqa: PLR2004 - HTTP
+
+    @property
+    def invalid(self) -> bool:
+        """The object is not as the server takes it. For a field that it does not know it says 500."""
+        return self.status in {400, 422} or self.message.startswith("failed to create typed patch object")
 
     @property
     def conflict(self) -> bool:

@@ -7,7 +7,6 @@ when only numbers did.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -67,12 +66,13 @@ class Reporter:
         self._instance = instance
         self._written: dict[str, Written] = {}
         self._told: dict[str, dict[str, tuple[str, str]]] = {}
-        self._sent: dict[tuple[str, str, str], float] = {}
+        self._sent: dict[str, dict[tuple[str, str], float]] = {}
 
     def forget(self, uid: str) -> None:
         """The WorkQueue is gone."""
         self._written.pop(uid, None)
         self._told.pop(uid, None)
+        self._sent.pop(uid, None)
 
     async def status(self, workqueue: WorkQueue, status: Mapping[str, Any], now: float) -> float | None:
         """Write a status, unless the WorkQueue says it already.
@@ -166,12 +166,13 @@ class Reporter:
                 "detail": message,
             },
         )
-        sent = (workqueue.metadata.uid, reason.value, message)
-        if now - self._sent.get(sent, -EVENT_AGAIN_AFTER) < EVENT_AGAIN_AFTER:
+        uid, sent = workqueue.metadata.uid, (reason.value, message)
+        lately = {known: at for known, at in self._sent.get(uid, {}).items() if now - at < EVENT_AGAIN_AFTER}
+        if sent in lately:
             return
-        self._remember(sent, now)
+        self._sent[uid] = {**lately, sent: now}
         if self._heard is not None:
-            self._heard(workqueue.metadata.uid, warning, str(action), reason.value, message)
+            self._heard(uid, warning, str(action), reason.value, message)
         moment = datetime.now(UTC)
         body = {
             "apiVersion": "events.k8s.io/v1",
@@ -189,20 +190,13 @@ class Reporter:
                 "kind": KIND,
                 "namespace": namespace,
                 "name": name,
-                "uid": workqueue.metadata.uid,
+                "uid": uid,
             },
         }
         try:
             await self._cluster.create(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
         except ClusterError as error:
             logger.info("An Event could not be sent.", extra={"workqueue": name, "detail": error.message})
-
-    def _remember(self, sent: tuple[str, str, str], now: float) -> None:
-        """Note an Event, and forget those that may be sent again: the first ones, since the order is that of time."""
-        old = itertools.takewhile(lambda known: now - self._sent[known] >= EVENT_AGAIN_AFTER, self._sent)
-        for known in list(old):
-            del self._sent[known]
-        self._sent[sent] = now
 
 
 def _says_all_of(shown: Mapping[str, Any], status: Mapping[str, Any]) -> bool:

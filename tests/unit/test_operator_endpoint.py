@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
+from prometheus_client import Metric
 
 from tests.support.rabbitmq import free_port
 from workqueue_operator.endpoint import Endpoint
@@ -71,6 +74,22 @@ async def test_a_scrape_can_pick_metrics(name: str, line: str) -> None:
     metrics.workqueues.of("team", "jobs").dead_letters = 3
     async with served(metrics) as session:
         assert await series(session, f"?name[]={name}") == {line}
+
+
+async def test_scrapes_come_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is set anew for one of them would be missing in the other."""
+    metrics, steps = Metrics(), []
+
+    def collect() -> list[Metric]:
+        steps.append("begins")
+        time.sleep(0.05)  # so long that the other one would begin
+        steps.append("ends")
+        return []
+
+    monkeypatch.setattr(metrics.workqueues, "collect", collect)
+    async with served(metrics) as session:
+        await asyncio.gather(series(session), series(session))
+    assert steps == ["begins", "ends"] * 2
 
 
 async def test_a_scrape_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,18 +282,18 @@ async def test_the_memory_of_events_ends(cluster: FakeCluster, reporter: Reporte
         await reporter.event(
             workqueue(), False, Reason.BACKLOG, f"{number} waiting", "Scale", NOW + number * 10
         )
-    assert len(reporter._sent) <= EVENT_AGAIN_AFTER / 10 + 1
+    assert len(reporter._sent["uid-1"]) <= EVENT_AGAIN_AFTER / 10 + 1
 
 
 async def test_nothing_is_kept_of_a_workqueue_that_is_gone(cluster: FakeCluster, reporter: Reporter) -> None:
     await reporter.status(workqueue(), status(), NOW)
     await reporter.transitions(workqueue(), {ConditionType.QUEUE_DECLARED: CONFLICT}, NOW)
     reporter.forget("uid-1")
-    assert [reporter._written, reporter._told] == [{}, {}]
+    assert [reporter._written, reporter._told, reporter._sent] == [{}, {}, {}]
 
 
 async def test_what_was_sent_is_remembered_for_as_long_as_it_is_not_sent_again(reporter: Reporter) -> None:
     told = [("one", NOW), ("two", NOW + 1), ("three", NOW + EVENT_AGAIN_AFTER)]
     for message, now in told:
         await reporter.event(workqueue(), False, Reason.DECLARED, message, "Declare", now)
-    assert [message for _, _, message in reporter._sent] == ["two", "three"]
+    assert [message for _, message in reporter._sent["uid-1"]] == ["two", "three"]

@@ -29,9 +29,6 @@ VERIFY_EVERY: Final = 0.2
 """Seconds between two Deployments that are applied after a restart only to be sure."""
 
 _CONFLICT: Final = 409
-_REFUSED: Final = frozenset({400, 403, 422})
-_UNKNOWN_FIELD: Final = "failed to create typed patch object"
-"""How the API server names a field of an apply that it does not know, as an error of its own (500)."""
 
 
 @dataclass(slots=True)
@@ -255,7 +252,7 @@ def _refused(error: ClusterError, what: str) -> Exception:
             Reason.API_FORBIDDEN,
             f"The operator may not write the {what}: {error.message}. Compare its roles with those of the chart.",
         )
-    if error.status in _REFUSED or error.message.startswith(_UNKNOWN_FIELD):
+    if error.forbidden or error.invalid:
         return Trouble(Reason.WORKLOAD_REFUSED, f"The API server refuses the {what}: {error.message}")
     return error
 
