@@ -38,6 +38,14 @@ def test_what_has_no_form_in_amqp_goes_and_is_named() -> None:
     assert kept == {"a": 1, headers.DROPPED: "object, number"}
 
 
+def test_the_name_of_what_goes_anyway_has_room_too() -> None:
+    wanted = {"number": 2**63, "a": "a" * 2_000, "b": "b" * 500}
+    room = fieldtable.size("a", wanted["a"]) + fieldtable.size("b", wanted["b"])  # type: ignore[operator]
+    kept = fitted(wanted, room)
+    assert kept.keys() == {"b", headers.DROPPED}
+    assert size(kept) <= room + 4
+
+
 def test_names_that_were_dropped_before_are_kept() -> None:
     assert fitted({headers.DROPPED: "first", "second": object()}, ROOM) == {headers.DROPPED: "first, second"}
 

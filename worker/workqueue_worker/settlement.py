@@ -220,7 +220,7 @@ def fitted(wanted: Mapping[str, Any], room: int) -> dict[str, Any]:
     dropped = [name for name, size in sizes.items() if size is None]
     known = {name: size for name, size in sizes.items() if size is not None}
     left = sum(known.values())
-    if left > room:
+    if dropped or left > room:
         order = sorted(
             known.keys() - {headers.ATTEMPT},
             key=lambda name: (name != headers.FAILURE_TRACEBACK, name in headers.OURS, -known[name]),
