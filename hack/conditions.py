@@ -93,6 +93,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
             Reason.MESSAGES_WAITING: (_DECISION, "The step to zero was called off by a message."),
             Reason.ROLLOUT_UNDER_WAY: (_DECISION, "Pods of two templates exist."),
             Reason.PODS_SETTLING: (_DECISION, "The pods that exist are not yet as many as were asked for."),
+            Reason.POD_NOT_READY: (
+                _DECISION,
+                "Only Ready workers are idle, and a pod that is not Ready stays, for instance since it starts.",
+            ),
             Reason.CONFLICTING_WRITE: (
                 _DECISION,
                 "The count was not what it had been when this was decided.",

@@ -1,7 +1,9 @@
 """The queue of WorkQueues that want a pass: one pass a key at a time, and once more when it came again.
 
 Place in the flow: everything that changes calls `wake`; `reconcile` is what is run. There is no limit on how
-many keys run at once: a pass that waits for a dead broker must not hold up one for a healthy broker.
+many keys run at once, but for beginners: what a thousand first passes hold together stays with the process for
+ever, since Python gives memory back only in large empty pieces. A pass that waits for a dead broker must not
+hold up one for a healthy broker, so it gives its place away, and nobody keeps one for longer than PLACE_SECONDS.
 """
 
 from __future__ import annotations
@@ -10,8 +12,14 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
 from .observe.store import Key
+
+BEGINNERS: Final = 40
+"""How many keys run for the first time at once."""
+
+PLACE_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +41,14 @@ class Keys:
 
     Args:
         run: one pass. It must not raise.
+        is_known: whether a key has run before, so that its run costs little and begins at once.
     """
 
-    def __init__(self, run: Callable[[Key], Awaitable[Next]]) -> None:
+    def __init__(self, run: Callable[[Key], Awaitable[Next]], is_known: Callable[[Key], bool]) -> None:
         self._run = run
+        self._is_known = is_known
+        self._beginners: dict[Key, None] = {}
+        self._places: dict[Key, asyncio.TimerHandle] = {}
         self._running: dict[Key, tuple[asyncio.Task[None], float]] = {}
         self._again: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
@@ -44,14 +56,24 @@ class Keys:
 
     def wake(self, key: Key) -> None:
         """Run for this key soon; once more when it is running."""
-        if self._stopped:
+        if self._stopped or key in self._beginners:
             return
         if key in self._running:
             self._again.add(key)
             return
         self._cancel_timer(key)
-        task = asyncio.create_task(self._go(key), name=f"pass {key[0]}/{key[1]}")
-        self._running[key] = (task, time.monotonic())
+        if self._is_known(key):
+            self._begin(key)
+        else:
+            self._beginners[key] = None
+            self._admit()
+
+    def give_place(self, key: Key) -> None:
+        """The run of this key waits for something that others need not wait for: another one may begin."""
+        place = self._places.pop(key, None)
+        if place is not None:
+            place.cancel()
+            self._admit()
 
     @property
     def longest(self) -> float:
@@ -62,7 +84,7 @@ class Keys:
     async def stop(self, patience: float) -> None:
         """Begin no run any more, wait for those that are under way, and cancel what takes longer."""
         self._stopped = True
-        for timer in self._timers.values():
+        for timer in (*self._timers.values(), *self._places.values()):
             timer.cancel()
         tasks = [task for task, _ in self._running.values()]
         if tasks:
@@ -71,12 +93,25 @@ class Keys:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
+    def _admit(self) -> None:
+        while self._beginners and len(self._places) < BEGINNERS and not self._stopped:
+            key = next(iter(self._beginners))
+            del self._beginners[key]
+            loop = asyncio.get_running_loop()
+            self._places[key] = loop.call_later(PLACE_SECONDS, self.give_place, key)
+            self._begin(key)
+
+    def _begin(self, key: Key) -> None:
+        task = asyncio.create_task(self._go(key), name=f"pass {key[0]}/{key[1]}")
+        self._running[key] = (task, time.monotonic())
+
     async def _go(self, key: Key) -> None:
         due = Next()
         try:
             due = await self._run(key)
         finally:
             del self._running[key]
+            self.give_place(key)
             again = key in self._again
             self._again.discard(key)
             if again and not due.failed:

@@ -47,6 +47,7 @@ class Reason(StrEnum):
     CANARY = "Canary"
     ROLLOUT_UNDER_WAY = "RolloutUnderWay"
     PODS_SETTLING = "PodsSettling"
+    POD_NOT_READY = "PodNotReady"
     RETIRE_UNREACHABLE = "RetireUnreachable"
     CONFLICTING_WRITE = "ConflictingWrite"
     DOORBELL_UNAVAILABLE = "DoorbellUnavailable"
@@ -133,6 +134,10 @@ ADVICE: Final[dict[Reason, str]] = {
     ),
     Reason.ROLLOUT_UNDER_WAY: "Nothing to do: replicas do not shrink while the Deployment rolls out.",
     Reason.PODS_SETTLING: "Nothing to do: replicas do not shrink while pods come or go.",
+    Reason.POD_NOT_READY: (
+        "A pod that stays is not Ready, and Kubernetes would remove it before idle ones: replicas do not shrink "
+        "until it is. If it does not become Ready, see WorkersAvailable."
+    ),
     Reason.RETIRE_UNREACHABLE: (
         "A worker does not answer the operator on its port, so it cannot be asked whether it is busy and "
         "stays. Look for a NetworkPolicy between them, and at the pod's log."

@@ -90,7 +90,7 @@ class Reconciler:
         self._on_fatal = on_fatal
         self._parts: Parts | None = None
         self._memories: dict[Key, Memory] = {}
-        self.keys = Keys(self._guarded)
+        self.keys = Keys(self._guarded, self._memories.__contains__)
 
     def start(self, parts: Parts) -> None:
         """Take the edges, which need `wake` and `rang` themselves; passes may run from now on."""
@@ -278,6 +278,8 @@ class Reconciler:
 
     async def _connect(self, workqueue: WorkQueue, binding: Binding, parts: Parts) -> Link:
         link = await parts.brokers.link(workqueue.key, binding)
+        if not link.broker.connected:
+            self.keys.give_place(workqueue.key)
         try:
             await link.broker.ready()
         except Trouble as trouble:

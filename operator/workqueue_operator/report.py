@@ -84,9 +84,12 @@ class Reporter:
             In how many seconds it should be tried again, when it was put off; None otherwise.
         """
         uid = workqueue.metadata.uid
-        self._metrics.workqueues.of(*workqueue.key).conditions = status["conditions"]
         written, shown = self._written.get(uid), self._shown(workqueue)
-        if written is None and shown == status:
+        if shown == status:
+            # One copy in memory is enough.
+            status = shown
+        self._metrics.workqueues.of(*workqueue.key).conditions = status["conditions"]
+        if written is None and shown is status:
             # An earlier process wrote it.
             self._written[uid] = Written(status, now)
             return None
@@ -111,7 +114,8 @@ class Reporter:
             manager=STATUS_FIELD_MANAGER,
         )
         self._store.put_workqueue(answer, our_status=True)
-        self._written[uid] = Written(status, now)
+        shown = self._shown(workqueue)
+        self._written[uid] = Written(shown if shown == status else status, now)
         return None
 
     def _shown(self, workqueue: WorkQueue) -> Mapping[str, Any]:

@@ -30,6 +30,7 @@ _WORTH_SAYING: Final = frozenset(
         Reason.MESSAGES_WAITING,
         Reason.ROLLOUT_UNDER_WAY,
         Reason.PODS_SETTLING,
+        Reason.POD_NOT_READY,
         Reason.CONFLICTING_WRITE,
         Reason.DOORBELL_UNAVAILABLE,
     }

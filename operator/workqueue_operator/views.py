@@ -38,6 +38,7 @@ class PodView:
         running: whether the worker's container runs, so that it may have a message.
         created: when the pod was made, in Unix seconds.
         scheduled: whether a node has it, so that its worker may start at any moment.
+        started: whether its phase is Running: the kubelet has started a container of it.
         failure: what keeps it from becoming Ready, as far as a person can do something about it.
     """
 
@@ -52,6 +53,15 @@ class PodView:
     failure: Unknown | None
     created: float = 0.0
     scheduled: bool = True
+    started: bool = True
+
+    @property
+    def rank(self) -> tuple[bool, bool, bool]:
+        """The lower, the sooner Kubernetes removes the pod; marks decide among pods of one rank only.
+
+        Source: ActivePodsWithRanks.Less in the ReplicaSet controller of Kubernetes 1.35.
+        """
+        return (self.scheduled, self.started, self.ready)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,7 @@ def pod_view(body: Mapping[str, Any]) -> PodView | None:
         failure=_failure(metadata["name"], status, conditions),
         created=datetime.fromisoformat(metadata["creationTimestamp"]).timestamp(),
         scheduled=bool((body.get("spec") or {}).get("nodeName")),
+        started=status.get("phase") == "Running",
     )
 
 

@@ -62,6 +62,16 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab) -> None:
     workqueue.delete()
 
 
+def test_pods_that_no_node_takes_shrink_to_one(lab: Lab) -> None:
+    """One that stays is not Ready either, but Kubernetes ranks it like those that leave: the marks decide."""
+    workqueue = lab.workqueue("homeless", replicas=3, worker={"nodeSelector": {"no": "such-node"}}).apply()
+    workqueue.wait_condition("WorkersAvailable", "False", "PodUnschedulable")
+    wait_until(lambda: len(workqueue.pods()) == 3, 30, "three pods exist")
+    workqueue.change(replicas=1)
+    wait_until(lambda: workqueue.replicas() == 1, 30, "two of them have gone")
+    workqueue.delete()
+
+
 @contextlib.contextmanager
 def watching_deletions(workqueue: WorkQueueUnderTest) -> Iterator[dict[str, float]]:
     """When each of the WorkQueue's pods was first seen to be on its way out (time.time()), by name."""

@@ -57,6 +57,10 @@ NOWHERE: Final = {"no-node": "has-this"}
 """A nodeSelector with which pods stay Pending: for tests that look at the operator alone."""
 
 
+BYSTANDER: Final = "the test itself"
+"""The name of the test's own connections, which no fault is meant for."""
+
+
 class BrokerOnLoopback(Rabbit):
     """A RabbitMQ of tests/support/rabbitmq.py as pods and operator see it: through a relay on the node's address."""
 
@@ -78,6 +82,7 @@ class BrokerOnLoopback(Rabbit):
     def channel(self, vhost: str = "/", username: str = "guest", password: str = "guest") -> Any:
         parameters = pika.URLParameters(self.broker.url_of(vhost, username, password))
         parameters.heartbeat = 0
+        parameters.client_properties = {"connection_name": BYSTANDER}
         channel = pika.BlockingConnection(parameters).channel()
         channel.confirm_delivery()
         return channel

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from tests.faults.site import Site
+from tests.faults.site import BYSTANDER, Site
 from tests.support.apiproxy import Fault
 from tests.support.kubernetes import kubectl, wait_until
 from tests.support.ledger import Ledger
@@ -47,9 +47,9 @@ def a_worker_dies(site: Site, workqueue: WorkQueueUnderTest) -> Iterator[None]:
 
 @contextmanager
 def connections_closed(site: Site, _: WorkQueueUnderTest) -> Iterator[None]:
-    site.broker.close_connections()
+    site.broker.close_connections(spared=BYSTANDER)
     yield
-    site.broker.close_connections()
+    site.broker.close_connections(spared=BYSTANDER)
 
 
 @contextmanager

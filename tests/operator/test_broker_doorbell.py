@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -342,3 +343,45 @@ async def test_a_lost_connection_drops_all_bells_and_the_next_one_works(every_vh
             put(channel, "jobs-3", b"x")
         await until(lambda: broker.told.rings == ["jobs-3"])
     await until(lambda: consumers(every_vhost) == 0)
+
+
+LARGE = 16 * 1024 * 1024
+AT_ONCE = 50
+
+
+@pytest.mark.timeout(180)
+@TYPES
+async def test_fifty_large_bodies_at_once_are_not_kept(
+    every_vhost: VirtualHost, queue_type: QueueType
+) -> None:
+    """A body is let go before the next one comes: fifty of 16 MiB take the memory of a few, for about a second."""
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        names = [f"jobs-{number}" for number in range(AT_ONCE)]
+        await broker.ready()
+        await asyncio.gather(
+            *(broker.declare_queue(Queue(name, {"x-queue-type": queue_type.value.lower()})) for name in names)
+        )
+        body = bytes(LARGE)
+        for name in names:
+            await asyncio.to_thread(put, channel, name, body)
+        forget_peak()
+        before = memory("VmRSS")
+        await asyncio.gather(*(broker.hang_bell(name) for name in names))
+        await until(lambda: len(set(broker.told.rings)) == AT_ONCE, seconds=60)
+        grown = memory("VmHWM") - before
+        print(f"{AT_ONCE} bodies of 16 MiB: {grown / 2**20:.0f} MiB at most")
+        assert grown < 6 * LARGE
+        for name in names:
+            await until(lambda queue=name: ready(broker, queue, 1))
+
+
+def forget_peak() -> None:
+    """Let VmHWM begin anew at what is used now (proc_pid_clear_refs(5))."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory(name: str) -> int:
+    """A figure of this process, in bytes (proc_pid_status(5))."""
+    status = Path("/proc/self/status").read_text()
+    kibibytes = next(line.split()[1] for line in status.splitlines() if line.startswith(f"{name}:"))
+    return int(kibibytes) * 1024

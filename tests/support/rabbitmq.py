@@ -436,9 +436,16 @@ class Broker:
             " || C <- rabbit_amqqueue:consumers(Q)]"
         )
 
-    def close_connections(self, reason: str = "closed by a test") -> None:
-        """Close every client connection from the server's side (320 CONNECTION_FORCED)."""
-        self.evaluate(f'rabbit_networking:close_connections(rabbit_networking:connections(), "{reason}")')
+    def close_connections(self, reason: str = "closed by a test", spared: str = "") -> None:
+        """Close every client connection from the server's side (320 CONNECTION_FORCED).
+
+        Args:
+            spared: the `connection_name` that clients have given to those that stay.
+        """
+        self.evaluate(
+            f'[rabbit_networking:close_connection(P, "{reason}") || P <- rabbit_networking:connections(),'
+            f' (catch rabbit_reader:info(P, [user_provided_name])) =/= [{{user_provided_name, <<"{spared}">>}}]]'
+        )
 
     def leader(self, queue: str, vhost: str = "/") -> str:
         """The node that leads a quorum queue, as far as this one knows."""

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from workqueue_operator import keys as module
 from workqueue_operator.keys import Keys, Next
 
 KEY = ("team", "jobs")
+
+
+def known(_: tuple[str, str]) -> bool:
+    return True
 
 
 class Runs:
@@ -48,7 +55,7 @@ class Runs:
 
 async def test_a_key_that_is_woken_while_it_runs_runs_exactly_once_more() -> None:
     runs = Runs()
-    keys = Keys(runs)
+    keys = Keys(runs, known)
     keys.wake(KEY)
     await runs.wait_begun(1)
     for _ in range(5):
@@ -63,7 +70,7 @@ async def test_a_key_that_is_woken_while_it_runs_runs_exactly_once_more() -> Non
 
 async def test_a_run_that_failed_keeps_its_pause_although_it_woke_itself() -> None:
     runs = Runs()
-    keys = Keys(runs)
+    keys = Keys(runs, known)
     keys.wake(KEY)
     await runs.wait_begun(1)
     keys.wake(KEY)
@@ -77,7 +84,7 @@ async def test_a_run_that_failed_keeps_its_pause_although_it_woke_itself() -> No
 
 async def test_a_change_from_outside_does_not_wait_for_the_pause() -> None:
     runs = Runs()
-    keys = Keys(runs)
+    keys = Keys(runs, known)
     keys.wake(KEY)
     await runs.wait_begun(1)
     runs.results.put_nowait(Next(after=60, failed=True))
@@ -90,7 +97,7 @@ async def test_a_change_from_outside_does_not_wait_for_the_pause() -> None:
 
 async def test_different_keys_run_beside_each_other() -> None:
     runs = Runs()
-    keys = Keys(runs)
+    keys = Keys(runs, known)
     for name in ("a", "b", "c"):
         keys.wake(("team", name))
     await runs.wait_begun(3)
@@ -102,9 +109,96 @@ async def test_different_keys_run_beside_each_other() -> None:
 
 async def test_stopping_ends_what_takes_too_long_and_begins_nothing_more() -> None:
     runs = Runs()
-    keys = Keys(runs)
+    keys = Keys(runs, known)
     keys.wake(KEY)
     await runs.wait_begun(1)
     await keys.stop(0.05)
     keys.wake(KEY)
     assert (runs.begun, runs.running) == (1, 0)
+
+
+# -- beginners
+
+
+def names(count: int) -> list[tuple[str, str]]:
+    return [("team", f"jobs-{number}") for number in range(count)]
+
+
+@pytest.fixture
+def two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEGINNERS", 2)
+
+
+@pytest.mark.usefixtures("two_at_once")
+async def test_of_many_beginners_a_few_run_at_once_and_each_has_its_turn() -> None:
+    runs = Runs()
+    keys = Keys(runs, lambda _: False)
+    for key in names(7):
+        keys.wake(key)
+        keys.wake(key)
+    # The two that were under way when they were woken once more run again, the others were only waiting.
+    for number in range(9):
+        await runs.wait_begun(number + 1)
+        runs.results.put_nowait(Next())
+    await keys.stop(5)
+    assert (runs.begun, runs.most) == (9, 2)
+
+
+@pytest.mark.usefixtures("two_at_once")
+async def test_who_is_known_does_not_wait_for_beginners() -> None:
+    runs = Runs()
+    keys = Keys(runs, lambda key: key == KEY)
+    for key in names(5):
+        keys.wake(key)
+    await runs.wait_begun(2)
+    keys.wake(KEY)
+    await runs.wait_begun(3)
+    for _ in range(9):
+        runs.results.put_nowait(Next())
+    await keys.stop(5)
+
+
+@pytest.mark.usefixtures("two_at_once")
+async def test_a_beginner_that_waits_for_a_dead_broker_gives_its_place_to_the_next() -> None:
+    runs = Runs()
+    keys = Keys(runs, lambda _: False)
+    waiting = names(4)
+    for key in waiting:
+        keys.wake(key)
+    await runs.wait_begun(2)
+    keys.give_place(waiting[0])
+    keys.give_place(waiting[0])
+    await runs.wait_begun(3)
+    assert runs.begun == 3, "one place, one successor"
+    for _ in range(4):
+        runs.results.put_nowait(Next())
+    await runs.wait_begun(4)
+    await keys.stop(5)
+
+
+@pytest.mark.usefixtures("two_at_once")
+async def test_nobody_keeps_a_place_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PLACE_SECONDS", 0.05)
+    runs = Runs()
+    keys = Keys(runs, lambda _: False)
+    for key in names(6):
+        keys.wake(key)
+    await runs.wait_begun(6)
+    assert runs.running == 6
+    for _ in range(6):
+        runs.results.put_nowait(Next())
+    await keys.stop(5)
+
+
+@pytest.mark.usefixtures("two_at_once")
+async def test_after_the_end_no_beginner_begins() -> None:
+    runs = Runs()
+    keys = Keys(runs, lambda _: False)
+    for key in names(5):
+        keys.wake(key)
+    await runs.wait_begun(2)
+    stopping = asyncio.create_task(keys.stop(5))
+    for _ in range(2):
+        runs.results.put_nowait(Next())
+    await stopping
+    assert runs.begun == 2

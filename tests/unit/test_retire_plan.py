@@ -33,6 +33,7 @@ def pod(name: str, **changes: Any) -> PodView:
         "failure": None,
         "created": NOW - 600,
         "scheduled": True,
+        "started": True,
     }
     return PodView(**{**fields, **changes})
 
@@ -47,7 +48,8 @@ def asked(made: Plan) -> tuple[list[str], list[str]]:
 
 A, B, C = pod("a"), pod("b"), pod("c")
 BROKEN = Unknown(Reason.IMAGE_PULL_FAILED, "no such image")
-STARTING = pod("b", running=False, ready=False, created=NOW - 5)
+STARTING = pod("b", running=False, ready=False, started=False, created=NOW - 5)
+HOMELESS = pod("h", running=False, ready=False, started=False, scheduled=False)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,7 @@ STARTING = pod("b", running=False, ready=False, created=NOW - 5)
             ["a", "c"],
         ),
         ([pod(name, running=False) for name in "abc"], {}, 2, ["a", "b"], []),
+        ([pod("a", running=False), HOMELESS, C], {"c": worker()}, 1, ["h"], []),
         ([A, STARTING, C], {"a": worker(), "c": worker()}, 2, [], ["a", "c"]),
         ([A, replace(STARTING, scheduled=False), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
         ([A, replace(STARTING, failure=BROKEN), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
@@ -83,6 +86,7 @@ STARTING = pod("b", running=False, ready=False, created=NOW - 5)
         "one that runs and is not Ready comes first, since Kubernetes removes it first",
         "one on its way out does not count",
         "no more than are too many",
+        "one that no node takes before one that crashed, since Kubernetes removes it first",
         "one that may be starting this moment is not taken for dead",
         "but one that no node has is",
         "and one that cannot start",
@@ -200,14 +204,37 @@ async def test_one_whose_worker_does_not_run_goes_unasked() -> None:
     assert outcome.removed == 1
 
 
-async def test_nobody_is_removed_while_one_that_stays_is_not_ready() -> None:
-    """Kubernetes would remove that one first, whatever the marks say."""
-    unready = pod("u", ready=False)
+@pytest.mark.parametrize(
+    "stays",
+    [
+        pod("u", ready=False),
+        pod("u", ready=False, running=False, started=False),
+        pod("u", ready=False, running=False, started=False, scheduled=False),
+    ],
+    ids=["not Ready", "not started", "without a node"],
+)
+async def test_nobody_is_removed_while_kubernetes_would_remove_one_that_stays_first(stays: PodView) -> None:
+    """It would do so whatever the marks say."""
     scene = Scene(a=RETIRED)
-    outcome = await scene.carry_out(Plan((), (A,)), [A, B, unready])
+    outcome = await scene.carry_out(Plan((), (A,)), [A, B, stays])
     assert scene.happened == []
     assert scene.workers.resumed == ["a"]
-    assert outcome.removed == 0
+    assert (outcome.removed, outcome.outranked) == (0, "u")
+
+
+async def test_among_pods_of_one_rank_the_marks_decide() -> None:
+    """Three pods that no node takes shrink to one."""
+    homeless = [replace(HOMELESS, name=name) for name in "abc"]
+    scene = Scene()
+    outcome = await scene.carry_out(Plan(tuple(homeless[:2]), ()), homeless)
+    assert sorted(scene.happened[:2]) == ["mark a", "mark b"]
+    assert (scene.happened[2:], outcome.removed, outcome.outranked) == (["lower 2"], 2, None)
+
+
+async def test_one_that_no_node_takes_goes_though_another_is_starting() -> None:
+    scene = Scene()
+    outcome = await scene.carry_out(Plan((HOMELESS,), ()), [HOMELESS, STARTING, C])
+    assert outcome.removed == 1
 
 
 async def test_to_zero_is_looked_first_and_marked_after() -> None:

@@ -236,13 +236,14 @@ def test_a_pods_view() -> None:
         failure=None,
         created=CREATED,
         scheduled=True,
+        started=True,
     )
 
 
 def test_a_pod_of_which_nothing_is_known_yet() -> None:
     bare = {"metadata": {"name": "a", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}}
     assert pod_view(bare) == PodView(
-        "a", "u", "", False, False, False, "", False, None, CREATED, scheduled=False
+        "a", "u", "", False, False, False, "", False, None, CREATED, scheduled=False, started=False
     )
 
 

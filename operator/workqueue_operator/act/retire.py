@@ -41,6 +41,7 @@ class Outcome:
         awaited: the queue was not empty after all, so that the last workers stay.
         doorbell_failed: the bell could not be hung, so that the last workers stay.
         conflict: pods or count changed under way, so that nothing was lowered.
+        outranked: the pod that was to stay and that Kubernetes would have removed first, so that nothing was lowered.
     """
 
     removed: int
@@ -49,6 +50,7 @@ class Outcome:
     awaited: bool = False
     doorbell_failed: bool = False
     conflict: bool = False
+    outranked: str | None = None
 
     @property
     def unreachable(self) -> list[str]:
@@ -71,17 +73,20 @@ START_SECONDS: Final = 60.0
 def plan(pods: Sequence[PodView], statuses: Mapping[str, WorkerStatus], surplus: int, now: float) -> Plan:
     """Choose whom to ask: workers that do not run, then idle ones, then those whose state is not known.
 
-    Pure. Busy workers are not asked at all. Pods that are not Ready but run come before Ready ones, since
-    Kubernetes removes them first whatever the marks say.
+    Pure. Busy workers are not asked at all. Lower ranks come first, since Kubernetes removes them first whatever
+    the marks say.
 
     Args:
         now: Unix seconds.
     """
     alive = [pod for pod in pods if not pod.terminating]
-    dead = [pod for pod in alive if not pod.running and not _may_be_starting(pod, now)][:surplus]
+    dead = sorted(
+        (pod for pod in alive if not pod.running and not _may_be_starting(pod, now)),
+        key=lambda pod: (pod.rank, pod.name),
+    )[:surplus]
     idle = sorted(
         (pod for pod in alive if pod.running and not _busy(pod, statuses)),
-        key=lambda pod: (pod.ready, pod.name not in statuses, pod.name),
+        key=lambda pod: (pod.rank, pod.name not in statuses, pod.name),
     )
     return Plan(tuple(dead), tuple(idle[: surplus - len(dead)]))
 
@@ -122,10 +127,10 @@ class Retirement:
         answers = await self._workers.retire(map(_address, chosen.ask), key)
         agreed = [pod for pod in chosen.ask if answers[pod.name] is Answer.RETIRED]
         leaving = [*chosen.dead, *agreed]
-        stays_unready = any(not pod.ready and not pod.terminating and pod not in leaving for pod in pods)
-        if not leaving or stays_unready:
+        outranked = _outranked(pods, leaving)
+        if not leaving or outranked:
             await self._call_off(agreed, [], namespace, key)
-            return Outcome(0, None, answers)
+            return Outcome(0, None, answers, outranked=outranked)
         to_zero = len(leaving) == sum(not pod.terminating for pod in pods)
         if to_zero and confirm_empty is not None:
             empty = await confirm_empty()
@@ -191,6 +196,13 @@ class Retirement:
             if isinstance(result, BaseException):
                 raise result
         return sum(result is True for result in results)
+
+
+def _outranked(pods: Sequence[PodView], leaving: Sequence[PodView]) -> str | None:
+    """The pod that is to stay though Kubernetes would remove it before one that is to leave, if there is one."""
+    last = max((pod.rank for pod in leaving), default=(False, False, False))
+    staying = (pod for pod in pods if not pod.terminating and pod not in leaving)
+    return next((pod.name for pod in staying if pod.rank < last), None)
 
 
 def _address(pod: PodView) -> Address:

@@ -176,6 +176,13 @@ def _why_not(memory: Memory, decision: Retire, outcome: Outcome) -> Hold:
             Reason.DOORBELL_UNAVAILABLE,
             "The bell cannot be hung just now; the last workers stay until it can.",
         )
+    if outcome.outranked is not None:
+        return Hold(
+            decision.wanted,
+            Reason.POD_NOT_READY,
+            f"Pod {outcome.outranked} is to stay and is not Ready. Kubernetes would remove it before the idle "
+            "workers, so nobody is removed until it is Ready or idle.",
+        )
     return Hold(
         decision.wanted, Reason.WORKERS_BUSY, "Surplus workers are busy and stay until they are idle."
     )
