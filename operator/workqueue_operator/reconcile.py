@@ -7,6 +7,7 @@ saves work, but for the scale-in window, which a restart begins anew.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
@@ -50,6 +51,9 @@ LOOK_AGAIN: Final = 1.0
 
 LOOK_AGAIN_PER_POD: Final = 0.02
 """With many pods, asking all of them each second would cost more than it tells."""
+
+CONNECTING_SECONDS: Final = 0.25
+"""For so long first passes wait for a connection before others may begin."""
 
 LOOK_AGAIN_AT_REST: Final = 5.0
 SCHEDULE_EVERY: Final = 20.0
@@ -279,7 +283,9 @@ class Reconciler:
     async def _connect(self, workqueue: WorkQueue, binding: Binding, parts: Parts) -> Link:
         link = await parts.brokers.link(workqueue.key, binding)
         if not link.broker.connected:
-            self.keys.give_place(workqueue.key)
+            # All of a thousand begin together otherwise, in the moment that a healthy broker takes to answer.
+            patience = CONNECTING_SECONDS if link.broker.trouble is None else 0.0
+            asyncio.get_running_loop().call_later(patience, self.keys.give_place, workqueue.key)
         try:
             await link.broker.ready()
         except Trouble as trouble:

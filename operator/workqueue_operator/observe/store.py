@@ -252,18 +252,26 @@ def _version(body: Object) -> int:
 
 def lean(kind: str, body: Object) -> Object:
     """The object without what a pass never reads; thousands are held at once."""
-    kept: Object = _part(body, _READ[kind])
+    texts: dict[str, str] = {}
+    kept: Object = _part(body, _READ[kind], texts)
     kept["metadata"] = _part(
-        {name: part for name, part in body["metadata"].items() if name != "managedFields"}, ...
+        {name: part for name, part in body["metadata"].items() if name != "managedFields"}, ..., texts
     )
     return kept
 
 
-def _part(value: Any, wanted: Any) -> Any:
-    """A copy of what is wanted; equal names of fields are one object, which parsing does not make them."""
+def _part(value: Any, wanted: Any, texts: dict[str, str]) -> Any:
+    """A copy of what is wanted, in which equal texts are one object; parsing does not make them that.
+
+    Names of fields are one object in the whole process, the other texts (a condition's status, the times) within
+    `texts`, which lasts for one object: what is interned for ever would pile up.
+    """
     if isinstance(value, dict):
         names = value if wanted is ... else wanted.keys() & value.keys()
         return {
-            sys.intern(name): _part(value[name], ... if wanted is ... else wanted[name]) for name in names
+            sys.intern(name): _part(value[name], ... if wanted is ... else wanted[name], texts)
+            for name in names
         }
-    return [_part(item, ...) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_part(item, ..., texts) for item in value]
+    return texts.setdefault(value, value) if isinstance(value, str) else value
