@@ -63,12 +63,22 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab) -> None:
 
 
 def test_pods_that_no_node_takes_shrink_to_one(lab: Lab) -> None:
-    """One that stays is not Ready either, but Kubernetes ranks it like those that leave: the marks decide."""
-    workqueue = lab.workqueue("homeless", replicas=3, worker={"nodeSelector": {"no": "such-node"}}).apply()
+    """One of them that stays is not Ready, but Kubernetes ranks it like those that leave: the marks decide."""
+    alone = {
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": {"workqueue.dev/workqueue": "homeless"}},
+    }
+    affinity = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [alone]}}
+    workqueue = lab.workqueue("homeless", replicas=1, worker={"affinity": affinity}).apply()
+    workqueue.wait_condition("WorkersAvailable", "True")
+    workqueue.change(replicas=4)
     workqueue.wait_condition("WorkersAvailable", "False", "PodUnschedulable")
-    wait_until(lambda: len(workqueue.pods()) == 3, 30, "three pods exist")
-    workqueue.change(replicas=1)
-    wait_until(lambda: workqueue.replicas() == 1, 30, "two of them have gone")
+    wait_until(lambda: len(workqueue.pods()) == 4, 30, "four pods exist")
+    working = [pod["metadata"]["uid"] for pod in workqueue.pods() if pod["spec"].get("nodeName")]
+    workqueue.change(replicas=2)
+    wait_until(lambda: workqueue.replicas() == 2, 30, "two of them have gone")
+    wait_until(lambda: len(workqueue.pods()) == 2, 30, "and their pods")
+    assert set(working) <= {pod["metadata"]["uid"] for pod in workqueue.pods()}, "the one that works stays"
     workqueue.delete()
 
 
