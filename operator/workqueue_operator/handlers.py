@@ -91,7 +91,12 @@ def registry(store: Store) -> kopf.OperatorRegistry:
 
 def _feed(store: Store, kind: str, event: Any, put: Any) -> None:
     store.saw_event(kind)
+    body = event["object"]
     if event["type"] == "DELETED":
-        store.drop(kind, event["object"])
+        store.drop(kind, body)
     else:
-        put(event["object"])
+        put(body)
+    # What kopf wraps an event in refers to itself, and would hold all of this until the garbage collector comes.
+    for part in ("spec", "status"):
+        body.pop(part, None)
+    body["metadata"].pop("managedFields", None)

@@ -94,26 +94,33 @@ class CallChannel:
     async def _exchange(self, send: Send) -> Any:
         try:
             channel = self._channel or await self._open()
-            answer = self._expect()
-            send(channel, lambda frame: None if answer.done() else answer.set_result(frame))
+            self._pending = asyncio.get_running_loop().create_future()
+            send(channel, lambda frame: self._settle(channel, frame))
         except (ChannelWrongStateError, ConnectionWrongStateError) as error:
             self._channel = None
             raise ChannelLostError("the connection is closed") from error
-        return await answer
+        return await self._answer()
 
     async def _open(self) -> PikaChannel:
-        opened = self._expect()
-        channel = self._connection.channel(
-            on_open_callback=lambda channel: None if opened.done() else opened.set_result(channel)
-        )
+        self._pending = asyncio.get_running_loop().create_future()
+        channel = self._connection.channel(on_open_callback=lambda opened: self._settle(opened, None))
         channel.add_on_close_callback(self._on_close)
         self._channel = channel
-        await opened
+        await self._answer()
         return channel
 
-    def _expect(self) -> asyncio.Future[Any]:
-        self._pending = asyncio.get_running_loop().create_future()
-        return self._pending
+    async def _answer(self) -> Any:
+        assert self._pending is not None  # noqa: S101 - the callers have just made it
+        try:
+            return await self._pending
+        finally:
+            # An error in it refers to those who waited for it: all of them would stay until the garbage
+            # collector comes.
+            self._pending = None
+
+    def _settle(self, channel: PikaChannel, answer: Any) -> None:
+        if channel is self._channel and self._pending is not None and not self._pending.done():
+            self._pending.set_result(answer)
 
     def _on_close(self, channel: PikaChannel, reason: Exception) -> None:
         if channel is not self._channel:
