@@ -20,7 +20,7 @@ from hack.cluster.errors import ClusterError
 from hack.image import DEFAULT_TAG
 
 FULL: Final = Extent()
-QUICK: Final = Extent(wakes=20, acks=5, ladders=1, rest_seconds=20.0)
+QUICK: Final = Extent(wakes=10, acks=3, ladders=1, tall=15, rest_seconds=10.0)
 OPERATOR: Final = ("wake", "rest", "restart", "ack", "ladder", "tall")
 OTHERS: Final = {
     "worker": "hack.bench.worker.figures",

@@ -28,9 +28,8 @@ Object = dict[str, Any]
 BACKLOG: Final = 20
 RUNNING: Final = 2
 HANDLER_SECONDS: Final = 4.0
-TALL: Final = 50
-TALL_HANDLER_SECONDS: Final = 60.0
-"""So long that no worker is done before the last one is Ready."""
+TALL_HANDLER_SECONDS: Final = 1.2
+"""For each worker of the largest backlog, so that none is done before the last one is Ready."""
 TOGETHER: Final = 200
 POLLED: Final = 20
 MIB: Final = 2**20
@@ -46,12 +45,14 @@ class Extent:
         wakes: samples of the wake for each number of WorkQueues.
         acks: samples with a real worker.
         ladders: samples of a backlog from 0 and on running workers.
+        tall: workers that the largest backlog needs.
         rest_seconds: length of the window at rest.
     """
 
     wakes: int = 100
     acks: int = 20
     ladders: int = 8
+    tall: int = 50
     rest_seconds: float = 60.0
 
 
@@ -237,22 +238,23 @@ def ladder(probe: Probe, place: Site, extent: Extent) -> list[Row]:
     ]
 
 
-def tall(probe: Probe, place: Site, _extent: Extent) -> list[Row]:
-    """A backlog that needs 50 workers: up from 0, all Ready, and back."""
-    name, body = "bench-tall", str(TALL_HANDLER_SECONDS)
-    with _WorkQueues(probe, [name], running_spec(place.image, "slow", 1, TALL)):
+def tall(probe: Probe, place: Site, extent: Extent) -> list[Row]:
+    """A backlog that needs many workers: up from 0, all Ready, and back."""
+    name, tall = "bench-tall", extent.tall
+    body = str(TALL_HANDLER_SECONDS * tall)
+    with _WorkQueues(probe, [name], running_spec(place.image, "slow", 1, tall)):
         probe.ask("burst", name=name, count=1, body="0", target=1, seconds=30)
         probe.ask("wait_ready_pods", name=name, count=1, seconds=60)
         probe.ask("wait_asleep", names=[name], seconds=180)
-        up = probe.ask("burst", name=name, count=TALL, body=body, target=TALL, seconds=60)
-        ready = probe.ask("wait_ready_pods", name=name, count=TALL, seconds=240)
+        up = probe.ask("burst", name=name, count=tall, body=body, target=tall, seconds=60)
+        ready = probe.ask("wait_ready_pods", name=name, count=tall, seconds=240)
         probe.ask("wait_asleep", names=[name], seconds=300)
         down = probe.ask("writes", name=name, since=up["begun"])[len(up["writes"]) :]
     written, back = up["writes"][-1][0], down[-1][0] - down[0][0]
     return [
         Row(
-            f"backlog at 0 replicas that needs {TALL}, and back",
-            f"written after {_ms(written)} in {len(up['writes'])} step; all {TALL} pods Ready {ready:.0f} s later; "
+            f"backlog at 0 replicas that needs {tall}, and back",
+            f"written after {_ms(written)} in {len(up['writes'])} step; all {tall} pods Ready {ready:.0f} s later; "
             f"back to 0 in {len(down)} steps within {back:.1f} s, each worker asked first",
             "one write; <= 0.3 s",
             len(up["writes"]) == 1 and written <= 0.3,

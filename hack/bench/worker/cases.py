@@ -52,4 +52,4 @@ FULL: Final = (
     Case(slots=8, handler_seconds=0.01, body=SMALL, warm=40, count=700, rounds=3),
 )
 
-QUICK: Final = (Case(slots=1, handler_seconds=0, body=SMALL, warm=200, count=3_000, rounds=2),)
+QUICK: Final = (Case(slots=1, handler_seconds=0, body=SMALL, warm=200, count=1_500, rounds=2),)
