@@ -1,0 +1,68 @@
+"""What an event of kopf leaves behind: its object in the store, and nothing large in the event itself."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import kopf
+import pytest
+
+from workqueue_operator import handlers
+from workqueue_operator.names import LABEL_WORKQUEUE
+from workqueue_operator.observe.store import Store
+
+
+def pod() -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "namespace": "team",
+            "name": "jobs-worker-1",
+            "uid": "u",
+            "resourceVersion": "7",
+            "labels": {LABEL_WORKQUEUE: "jobs"},
+            "managedFields": [{"manager": "kubelet"}],
+        },
+        "spec": {"nodeName": "node-1", "containers": [{"name": "worker"}]},
+        "status": {"phase": "Running"},
+    }
+
+
+@pytest.fixture
+def _no_collector() -> Iterator[None]:
+    """Only reference counts free anything."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Part(dict[str, Any]):
+    """A dict that can be watched."""
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("kind", ["MODIFIED", "DELETED"])
+def test_an_event_wrapped_by_kopf_lets_its_object_go_without_the_garbage_collector(kind: str) -> None:
+    store = Store(lambda _: None)
+    raw = pod()
+    raw["status"] = Part(raw["status"])
+    watched = weakref.ref(raw["status"])
+    body = kopf.Body(raw)  # type: ignore[arg-type]
+    assert body.status["phase"] == "Running"
+    handlers._feed(store, "pods", {"type": kind, "object": raw}, store.put_pod)
+    del raw, body
+    assert watched() is None
+
+
+def test_what_the_store_keeps_of_an_event_is_its_own() -> None:
+    store = Store(lambda _: None)
+    event = {"type": None, "object": pod()}
+    handlers._feed(store, "pods", event, store.put_pod)
+    kept = store.pods["team", "jobs-worker-1"]
+    assert (kept["spec"], kept["status"]) == ({"nodeName": "node-1"}, {"phase": "Running"})
+    assert event["object"]["metadata"]["resourceVersion"] == "7", "kopf goes on with it"
