@@ -200,6 +200,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
     (
         "The resource and the cluster",
         {
+            Reason.AWAITING_OPERATOR: (
+                f"{_R} `Unknown`, written by the API server itself",
+                "The WorkQueue has been created, and that is all so far.",
+            ),
             Reason.SPEC_INVALID: (
                 f"{_S} `False`",
                 "A schedule has a cron expression or time zone that cannot be read.",

@@ -16,6 +16,7 @@ import yaml
 from . import names
 from .cel import VALIDATIONS, JsonSchema
 from .model import WorkQueue
+from .reasons import ADVICE, ConditionType, Reason
 
 HEADER: Final = (
     "# Generated from operator/workqueue_operator/model.py by `python -m hack.generate`: do not edit.\n"
@@ -75,8 +76,21 @@ def schema() -> JsonSchema:
             "kind": {"type": "string", "description": f"{names.KIND}."},
             "metadata": {"type": "object"},
             "spec": properties["spec"],
-            "status": properties["status"],
+            "status": {**properties["status"], "default": {"conditions": [_not_looked_at()]}},
         },
+    }
+
+
+def _not_looked_at() -> JsonSchema:
+    """The condition of a WorkQueue that no operator has seen yet.
+
+    Without one, tools that wait for resources (kstatus, with which Flux does) take it for ready at once.
+    """
+    return {
+        "type": ConditionType.READY.value,
+        "status": "Unknown",
+        "reason": Reason.AWAITING_OPERATOR.value,
+        "message": ADVICE[Reason.AWAITING_OPERATOR],
     }
 
 

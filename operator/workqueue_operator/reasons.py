@@ -83,6 +83,7 @@ class Reason(StrEnum):
     WORKLOAD_CONTESTED = "WorkloadContested"
     UNACKNOWLEDGED_UNKNOWN = "UnacknowledgedUnknown"
     # the resource and the cluster
+    AWAITING_OPERATOR = "AwaitingOperator"
     SPEC_INVALID = "SpecInvalid"
     API_FORBIDDEN = "APIForbidden"
     API_UNAVAILABLE = "APIUnavailable"
@@ -191,6 +192,10 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.UNACKNOWLEDGED_UNKNOWN: (
         "Put the key `management-uri` into the connection Secret: with `workloadRef` the workers cannot be asked "
         "what they have in hand, so that the count only grows without it."
+    ),
+    Reason.AWAITING_OPERATOR: (
+        "No operator has looked at the WorkQueue yet. If that lasts for more than some seconds, see whether one runs "
+        "and watches this namespace (the chart's `watchNamespaces`)."
     ),
     Reason.SPEC_INVALID: "The resource does not fit the schema: apply the current CRD and correct the resource.",
     Reason.API_FORBIDDEN: "The operator may not do this: compare its roles with those of the chart.",

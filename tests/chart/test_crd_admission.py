@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support.admission import BASE, Admission, RefusedError
+from tests.support.kstatus import kstatus
 from tests.support.objects import merged
 
 Spec = dict[str, Any]
@@ -472,3 +473,15 @@ def test_what_belongs_to_kubernetes_is_kept_as_it_is(admission: Admission) -> No
     given = merged(BASE, VALID["a sidecar and every scheduling wish"])
     kept = admission.create(given)["spec"]["worker"]
     assert {key: kept[key] for key in given["worker"]} == given["worker"]
+
+
+def test_one_that_no_operator_has_seen_is_not_taken_for_ready(admission: Admission) -> None:
+    made = admission.create(BASE)
+    (condition,) = made["status"]["conditions"]
+    assert (condition["type"], condition["status"], condition["reason"]) == (
+        "Ready",
+        "Unknown",
+        "AwaitingOperator",
+    )
+    assert "watches this namespace" in condition["message"]
+    assert kstatus(made) == "InProgress"

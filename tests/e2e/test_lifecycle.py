@@ -8,6 +8,7 @@ import secrets
 import pytest
 
 from tests.support import helm
+from tests.support.kstatus import kstatus
 from tests.support.kubernetes import kubectl, kubectl_json, temporary_namespace, wait_until
 from tests.support.operators import OperatorRelease
 from tests.support.workqueues import Lab, lab_in, watching_replicas
@@ -36,6 +37,18 @@ def test_a_bell_that_the_broker_cancels_is_hung_again_and_no_loss_is_told(lab: L
     wait_until(lambda: lab.queues()["cancelled"]["consumers"] == 2, 30, "a new bell hangs")
     assert workqueue.condition("QueueDeclared")["reason"] == "Declared"
     assert "DeclaredAgain" not in workqueue.event_reasons()
+    workqueue.delete()
+
+
+def test_tools_that_wait_see_it_in_progress_until_it_is_ready(lab: Lab) -> None:
+    """As Flux does; `kubectl wait` is how every other test here waits."""
+    workqueue = lab.workqueue("waited").apply()
+    wait_until(lambda: kstatus(workqueue.get()) == "Current", 60, "it is done")
+    assert workqueue.condition("Ready")["status"] == "True", "and not before it is Ready"
+    workqueue.change(connectionSecretRef={"name": "nowhere"})
+    wait_until(lambda: kstatus(workqueue.get()) == "InProgress", 30, "it is not Ready")
+    workqueue.change(connectionSecretRef={"name": "rabbitmq"})
+    wait_until(lambda: kstatus(workqueue.get()) == "Current", 60, "it is done again")
     workqueue.delete()
 
 

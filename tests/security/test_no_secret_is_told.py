@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import secrets
+import subprocess
+import sys
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +17,7 @@ from urllib.parse import quote, quote_plus
 from tests.support.commands import workqueue
 from tests.support.kubernetes import (
     apply,
+    kubeconfig,
     kubectl,
     kubectl_json,
     temporary_namespace,
@@ -265,11 +269,29 @@ def test_the_operator_tells_no_password(vhost: VirtualHost, tmp_path: Path) -> N
                 "the resources", kubectl("get", "wq,events,deployments,pods,pdb", where, "--output=yaml")
             )
             plants.hear("kubectl describe", kubectl("describe", "wq", where))
+            for name in ("good", "wrong", "tls", "down", "unquoted", "as-port", "key"):
+                for words in (("status", name), ("send", name, "x"), ("dead", "list", name)):
+                    plants.hear(f"kubectl workqueue {' '.join(words)}", plugin(*words, where))
+            plants.hear("kubectl workqueue top", plugin("top", "--once", where))
 
         plants.hear("the log", log.read_text())
     assert "AuthenticationFailed" in plants.said["the log"]
     assert '"level": "debug"' in plants.said["the log"]
+    assert "ACCESS_REFUSED" in plants.said["kubectl workqueue send wrong x"], "it came as far as that"
     assert not plants.leaks
+
+
+def plugin(*words: str) -> str:
+    """All that kubectl's plugin says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "workqueue_kubectl", *words],
+        env=os.environ | {"KUBECONFIG": str(kubeconfig())},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout + done.stderr
 
 
 def deployment(name: str) -> Object:

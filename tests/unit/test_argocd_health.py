@@ -8,6 +8,8 @@ from typing import Any
 import lupa
 import pytest
 
+from workqueue_operator import crd
+
 SCRIPT = Path(__file__).parents[2] / "manifests/argocd/health.lua"
 Object = dict[str, Any]
 
@@ -33,6 +35,10 @@ CASES = {
     "Ready is False": ((conditions("False", "SecretNotFound"),), "Degraded"),
     "Ready is Unknown": ((conditions("Unknown", "BrokerTimeout"),), "Progressing"),
     "nobody has looked yet": ((None,), "Progressing"),
+    "nobody has looked yet, as the API server says": (
+        (crd.schema()["properties"]["status"]["default"],),
+        "Progressing",
+    ),
     "the status is of an older spec": ((conditions("True", "AsExpected", 1),), "Progressing"),
     "it is suspended": ((conditions("True", "Suspended"), {"suspend": True}), "Suspended"),
 }

@@ -97,8 +97,16 @@ def test_defaults_of_objects_repeat_the_defaults_inside() -> None:
     assert "default" not in ALL[".spec.replicas"]
 
 
-def test_a_status_has_no_defaults() -> None:
-    assert not [path for path, node in ALL.items() if path.startswith(".status") and "default" in node]
+def test_a_status_begins_with_one_condition_and_nothing_in_it_has_defaults() -> None:
+    assert [path for path, node in ALL.items() if path.startswith(".status") and "default" in node] == [
+        ".status"
+    ]
+    (condition,) = ALL[".status"]["default"]["conditions"]
+    assert (condition["type"], condition["status"], condition["reason"]) == (
+        "Ready",
+        "Unknown",
+        "AwaitingOperator",
+    )
 
 
 def test_the_printer_columns() -> None:

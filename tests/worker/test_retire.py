@@ -9,6 +9,7 @@ import time
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import POD_UID, Workers, is_empty, publish
+from workqueue_worker.retirement import LEASE_SECONDS
 from workqueue_worker.signing import Purpose, sign
 
 
@@ -24,6 +25,19 @@ def test_an_idle_worker_retires_and_comes_back_when_it_is_called_off(
     assert worker.retire(Purpose.RESUME) == (200, {})
     eventually(lambda: worker.events_of("end") == [1])
     assert (worker.status()["retired"], worker.status()["consuming"]) == (False, True)
+
+
+def test_a_worker_that_nobody_removes_takes_messages_again_when_its_lease_ends(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    """As when the operator died between the question and the removal."""
+    worker = workers.start(vhost.url).wait_consuming()
+    assert worker.retire() == (200, {"leaseSeconds": LEASE_SECONDS})
+    retired = time.monotonic()
+    publish(vhost, {"id": 1})
+    eventually(lambda: worker.events_of("end") == [1], LEASE_SECONDS + 10)
+    assert time.monotonic() - retired > LEASE_SECONDS - 1, "and not before"
+    assert not worker.status()["retired"]
 
 
 def test_a_busy_worker_refuses(vhost: VirtualHost, workers: Workers) -> None:
