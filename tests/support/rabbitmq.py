@@ -442,9 +442,11 @@ class Broker:
         Args:
             spared: the `connection_name` that clients have given to those that stay.
         """
+        name = f'{{<<"connection_name">>, longstr, <<"{spared}">>}}'
         self.evaluate(
             f'[rabbit_networking:close_connection(P, "{reason}") || P <- rabbit_networking:connections(),'
-            f' (catch rabbit_reader:info(P, [user_provided_name])) =/= [{{user_provided_name, <<"{spared}">>}}]]'
+            " case catch rabbit_reader:info(P, [client_properties]) of"
+            f" [{{client_properties, Told}}] -> not lists:member({name}, Told); _ -> true end]"
         )
 
     def leader(self, queue: str, vhost: str = "/") -> str:
