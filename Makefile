@@ -78,7 +78,7 @@ test: lint image ## everything: style, types, layers, generated files, all tests
 	@$(BIN)/pytest tests $(addprefix --ignore=,$(ALONE)) -m 'not nightly' --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: faults
-faults: image ## the fault matrix, whole (about 25 minutes); ARGS=--write puts its table into docs/guarantees.md
+faults: image ## the fault matrix, whole (about an hour); ARGS=--write puts its table into docs/guarantees.md
 	@$(BIN)/python -m hack.faults $(ARGS)
 
 SERIES ?= 3.10 4.0 4.3
