@@ -9,7 +9,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tests.support import clusternet, helm
 from tests.support.apiproxy import api_proxy
 from tests.support.crash import Point
 from tests.support.inside import drain
-from tests.support.kubernetes import CHECKOUT, kubectl, temporary_namespace, wait_until
+from tests.support.kubernetes import CHECKOUT, KubectlError, kubectl, temporary_namespace, wait_until
 from tests.support.ledger import Ledger
 from tests.support.operators import OperatorRelease
 from tests.support.workqueues import WorkQueueUnderTest
@@ -97,9 +97,9 @@ def delete_with_a_message(site: Site, workqueue: WorkQueueUnderTest, ledger: Led
 def gone(site: Site, workqueue: WorkQueueUnderTest, ledger: Ledger) -> bool:
     if not workqueue.exists():
         return site.consumers(workqueue.name) == -1
-    conditions = {c["type"]: c for c in workqueue.status().get("conditions", [])}
-    if conditions["Ready"]["reason"] == "QueueNotEmpty":
-        ledger.read_waiting(drain(site.lab.channel, workqueue.name))
+    with suppress(KubectlError):  # gone since it was asked for
+        if workqueue.condition("Ready")["reason"] == "QueueNotEmpty":
+            ledger.read_waiting(drain(site.lab.channel, workqueue.name))
     return False
 
 
