@@ -52,11 +52,11 @@ LOOK_AGAIN: Final = 1.0
 LOOK_AGAIN_PER_POD: Final = 0.02
 """With many pods, asking all of them each second would cost more than it tells."""
 
+LOOK_AGAIN_AT_REST: Final = 5.0
+SCHEDULE_EVERY: Final = 20.0
 CONNECTING_SECONDS: Final = 0.25
 """For so long first passes wait for a connection before others may begin."""
 
-LOOK_AGAIN_AT_REST: Final = 5.0
-SCHEDULE_EVERY: Final = 20.0
 BACKOFF: Final = (0.5, 60.0)
 BACKOFF_OF_TROUBLE: Final = (1.0, 15.0)
 """Seconds: the first and the longest pause after a pass that failed, and after one that met a trouble."""

@@ -62,7 +62,7 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab) -> None:
     workqueue.delete()
 
 
-def test_pods_that_no_node_takes_shrink_to_one(lab: Lab) -> None:
+def test_pods_that_no_node_takes_shrink_by_marks(lab: Lab) -> None:
     """One of them that stays is not Ready, but Kubernetes ranks it like those that leave: the marks decide."""
     alone = {
         "topologyKey": "kubernetes.io/hostname",

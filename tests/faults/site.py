@@ -56,7 +56,6 @@ STAYS: Final = 1.5
 NOWHERE: Final = {"no-node": "has-this"}
 """A nodeSelector with which pods stay Pending: for tests that look at the operator alone."""
 
-
 BYSTANDER: Final = "the test itself"
 """The name of the test's own connections, which no fault is meant for."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from pathlib import Path
 
 import pytest
 
 from tests.support.brokers import Probe, channel_of, probe, put, take_all, until
+from tests.support.process import forget_peak, memory
 from tests.support.rabbitmq import VirtualHost
 from workqueue_operator.broker import doorbell
 from workqueue_worker.topology import Queue, QueueSettings, QueueType, plan
@@ -20,6 +21,13 @@ async def declared(broker: Probe, *names: str, queue_type: QueueType = QueueType
     await broker.ready()
     for name in names:
         await broker.declare(plan(QueueSettings(name, queue_type)))
+
+
+async def declared_plainly(broker: Probe, names: list[str], queue_type: QueueType) -> None:
+    """Many at once, each without a queue for its dead letters."""
+    await asyncio.gather(
+        *(broker.declare_queue(Queue(name, {"x-queue-type": queue_type.value.lower()})) for name in names)
+    )
 
 
 def consumers(vhost: VirtualHost) -> int:
@@ -110,9 +118,7 @@ async def test_one_ring_of_many_disturbs_no_other(every_vhost: VirtualHost, queu
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         names = [f"jobs-{number}" for number in range(300 if queue_type is QueueType.CLASSIC else 130)]
         await broker.ready()
-        await asyncio.gather(
-            *(broker.declare_queue(Queue(name, {"x-queue-type": queue_type.value.lower()})) for name in names)
-        )
+        await declared_plainly(broker, names, queue_type)
         assert all(await asyncio.gather(*(broker.hang_bell(name) for name in names)))
         assert broker.bells == len(names)
         channels = -(-len(names) // doorbell.BELLS_PER_CHANNEL)
@@ -133,9 +139,7 @@ async def test_a_bell_that_rings_while_many_are_being_hung_gets_its_message_once
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         names = [f"jobs-{number}" for number in range(doorbell.BELLS_PER_CHANNEL)]
         await broker.ready()
-        await asyncio.gather(
-            *(broker.declare_queue(Queue(name, {"x-queue-type": queue_type.value.lower()})) for name in names)
-        )
+        await declared_plainly(broker, names, queue_type)
         waiting = names[::8]
         for name in waiting:
             put(channel, name, b"first", b"second")
@@ -358,30 +362,16 @@ async def test_fifty_large_bodies_at_once_are_not_kept(
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         names = [f"jobs-{number}" for number in range(AT_ONCE)]
         await broker.ready()
-        await asyncio.gather(
-            *(broker.declare_queue(Queue(name, {"x-queue-type": queue_type.value.lower()})) for name in names)
-        )
+        await declared_plainly(broker, names, queue_type)
         body = bytes(LARGE)
         for name in names:
             await asyncio.to_thread(put, channel, name, body)
-        forget_peak()
-        before = memory("VmRSS")
+        forget_peak(os.getpid())
+        before = memory(os.getpid())
         await asyncio.gather(*(broker.hang_bell(name) for name in names))
         await until(lambda: len(set(broker.told.rings)) == AT_ONCE, seconds=60)
-        grown = memory("VmHWM") - before
+        grown = memory(os.getpid(), "VmHWM") - before
         print(f"{AT_ONCE} bodies of 16 MiB: {grown / 2**20:.0f} MiB at most")
         assert grown < 6 * LARGE
         for name in names:
             await until(lambda queue=name: ready(broker, queue, 1))
-
-
-def forget_peak() -> None:
-    """Let VmHWM begin anew at what is used now (proc_pid_clear_refs(5))."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def memory(name: str) -> int:
-    """A figure of this process, in bytes (proc_pid_status(5))."""
-    status = Path("/proc/self/status").read_text()
-    kibibytes = next(line.split()[1] for line in status.splitlines() if line.startswith(f"{name}:"))
-    return int(kibibytes) * 1024

@@ -8,7 +8,6 @@ import random
 import struct
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -16,6 +15,7 @@ from pika import spec
 
 from tests.support.brokers import probe, until
 from tests.support.hostilebroker import Peer, hostile_broker, long_string, raw_frame, raw_method
+from tests.support.process import memory
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import Workers, publish
@@ -169,11 +169,6 @@ SCRIPTS = {f"before it is open: {name}": script for name, script in BEFORE.items
     f"after it is open: {name}": script for name, script in AFTER.items()
 }
 scripts = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS.keys())
-
-
-def memory(pid: int, what: str) -> int:
-    """Bytes: `VmRSS` what a process holds, `VmHWM` the most it ever held."""
-    return int(Path(f"/proc/{pid}/status").read_text().split(f"{what}:")[1].split()[0]) * 1024
 
 
 @scripts

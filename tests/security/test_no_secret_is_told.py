@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import secrets
-import subprocess
-import sys
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, quote_plus
 
-from tests.support.commands import workqueue
+from tests.support.commands import kubectl_workqueue, workqueue
 from tests.support.kubernetes import (
     apply,
     kubeconfig,
@@ -283,15 +280,8 @@ def test_the_operator_tells_no_password(vhost: VirtualHost, tmp_path: Path) -> N
 
 def plugin(*words: str) -> str:
     """All that kubectl's plugin says."""
-    done = subprocess.run(
-        [sys.executable, "-m", "workqueue_kubectl", *words],
-        env=os.environ | {"KUBECONFIG": str(kubeconfig())},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return done.stdout + done.stderr
+    done = kubectl_workqueue(*words, KUBECONFIG=str(kubeconfig()))
+    return done.out + done.err
 
 
 def deployment(name: str) -> Object:

@@ -10,33 +10,22 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Final, Self
 
 import pytest
 
+from tests.support.process import memory, threads
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import POD_UID, Worker, Workers, publish
 from workqueue_worker.endpoint import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
 from workqueue_worker.signing import HEADER, Purpose, sign
 
-MORE_MEMORY: Final = 48 * 1024
-"""KiB. What a flood may add."""
+MORE_MEMORY: Final = 48 * 1024 * 1024
+"""Bytes. What a flood may add."""
 
 ANSWER_SECONDS: Final = 5.0
 """The kubelet gives up on a probe after so long."""
-
-
-def memory(worker: Worker) -> int:
-    """KiB that the process holds."""
-    status = Path(f"/proc/{worker.process.pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0])
-
-
-def threads(worker: Worker) -> int:
-    status = Path(f"/proc/{worker.process.pid}/status").read_text()
-    return int(status.split("Threads:")[1].split()[0])
 
 
 def port_of(worker: Worker) -> int:
@@ -101,7 +90,7 @@ def test_a_flood_of_forged_calls_stops_neither_consuming_nor_heartbeats(
     # One from the future, though signed with the key, becomes good while it goes on.
     headers = [header for header, said in forged() if said != "Expired"]
     port = port_of(worker)
-    before = memory(worker)
+    before = memory(worker.process.pid)
 
     def flood(number: int) -> Counter[int]:
         said: Counter[int] = Counter()
@@ -123,7 +112,7 @@ def test_a_flood_of_forged_calls_stops_neither_consuming_nor_heartbeats(
     eventually(lambda: len(worker.events_of("end")) == 300)
     assert worker.status()["consuming"]
     assert worker.count_log("Connected to RabbitMQ.") == 1
-    assert memory(worker) - before < MORE_MEMORY
+    assert memory(worker.process.pid) - before < MORE_MEMORY
     assert "Traceback" not in worker.log
 
 
@@ -179,7 +168,7 @@ def test_connections_that_never_finish_a_request_keep_nobody_out(
 ) -> None:
     """Three times as many as there may be: the kubelet is answered all the while, and they are closed soon."""
     worker = workers.start(vhost.url).wait_consuming()
-    port, before = port_of(worker), memory(worker)
+    port, before = port_of(worker), memory(worker.process.pid)
     with Loris(port, 3 * CONNECTIONS, first) as loris:
         begun = time.monotonic()
         while time.monotonic() - begun < REQUEST_SECONDS / 2:
@@ -188,18 +177,18 @@ def test_connections_that_never_finish_a_request_keep_nobody_out(
                 connection.request("GET", "/livez")
                 answer = connection.getresponse()
                 assert (answer.status, json.loads(answer.read())["live"]) == (200, True)
-            assert threads(worker) < CONNECTIONS + 20
+            assert threads(worker.process.pid) < CONNECTIONS + 20
         assert loris.left <= CONNECTIONS
         eventually(lambda: loris.left == 0, 2 * REQUEST_SECONDS)
     publish(vhost, {"id": 1})
     eventually(lambda: worker.events_of("end") == [1])
     assert worker.count_log("Connected to RabbitMQ.") == 1
-    assert memory(worker) - before < MORE_MEMORY
+    assert memory(worker.process.pid) - before < MORE_MEMORY
 
 
 def test_a_request_that_is_too_large_is_not_read_to_its_end(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
-    port, before = port_of(worker), memory(worker)
+    port, before = port_of(worker), memory(worker.process.pid)
     sent = 0
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\n")
@@ -211,7 +200,7 @@ def test_a_request_that_is_too_large_is_not_read_to_its_end(vhost: VirtualHost, 
     assert REQUEST_BYTES < sent < 32 * 1024 * 1024, (
         "what is beyond the bound lies in the buffers of the kernel"
     )
-    assert memory(worker) - before < MORE_MEMORY
+    assert memory(worker.process.pid) - before < MORE_MEMORY
     assert worker.request("/livez")[0] == 200
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 SECONDS: Final = 60.0
 COMMAND: Final = (sys.executable, "-m", "workqueue_worker")
+PLUGIN: Final = (sys.executable, "-m", "workqueue_kubectl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,24 @@ def environment(url: str | None = None, **more: str) -> dict[str, str]:
 
 def workqueue(*arguments: str, url: str | None = None, stdin: str | bytes = "", **more: str) -> Done:
     """Run a command to its end."""
-    done = subprocess.run(
+    return _run(
         [*COMMAND, *arguments],
-        input=stdin.encode() if isinstance(stdin, str) else stdin,
+        stdin.encode() if isinstance(stdin, str) else stdin,
+        environment(url, **more),
+    )
+
+
+def kubectl_workqueue(*arguments: str, **more: str) -> Done:
+    """Run a command of kubectl's plugin to its end, without kubectl."""
+    return _run([*PLUGIN, *arguments], b"", environment(**more))
+
+
+def _run(command: Sequence[str], stdin: bytes, environment: dict[str, str]) -> Done:
+    done = subprocess.run(
+        command,
+        input=stdin,
         capture_output=True,
-        env=environment(url, **more),
+        env=environment,
         timeout=SECONDS,
         check=False,
     )

@@ -48,6 +48,10 @@ class Runs:
         # The task of the run ends in the turn of the loop after this one.
         await asyncio.sleep(0)
 
+    def end(self, count: int) -> None:
+        for _ in range(count):
+            self.results.put_nowait(Next())
+
     async def wait_begun(self, count: int) -> None:
         async with asyncio.timeout(5), self.changed:
             await self.changed.wait_for(lambda: self.begun >= count)
@@ -102,8 +106,7 @@ async def test_different_keys_run_beside_each_other() -> None:
         keys.wake(("team", name))
     await runs.wait_begun(3)
     assert runs.most == 3
-    for _ in range(3):
-        runs.results.put_nowait(Next())
+    runs.end(3)
     await keys.stop(5)
 
 
@@ -122,6 +125,14 @@ async def test_stopping_ends_what_takes_too_long_and_begins_nothing_more() -> No
 
 def names(count: int) -> list[tuple[str, str]]:
     return [("team", f"jobs-{number}") for number in range(count)]
+
+
+def woken(runs: Runs, beginners: list[tuple[str, str]]) -> Keys:
+    """All of them woken, each for the first time."""
+    keys = Keys(runs, lambda _: False)
+    for key in beginners:
+        keys.wake(key)
+    return keys
 
 
 @pytest.fixture
@@ -153,25 +164,21 @@ async def test_who_is_known_does_not_wait_for_beginners() -> None:
     await runs.wait_begun(2)
     keys.wake(KEY)
     await runs.wait_begun(3)
-    for _ in range(9):
-        runs.results.put_nowait(Next())
+    runs.end(9)
     await keys.stop(5)
 
 
 @pytest.mark.usefixtures("two_at_once")
 async def test_a_beginner_that_waits_for_a_dead_broker_gives_its_place_to_the_next() -> None:
     runs = Runs()
-    keys = Keys(runs, lambda _: False)
     waiting = names(4)
-    for key in waiting:
-        keys.wake(key)
+    keys = woken(runs, waiting)
     await runs.wait_begun(2)
     keys.give_place(waiting[0])
     keys.give_place(waiting[0])
     await runs.wait_begun(3)
     assert runs.begun == 3, "one place, one successor"
-    for _ in range(4):
-        runs.results.put_nowait(Next())
+    runs.end(4)
     await runs.wait_begun(4)
     await keys.stop(5)
 
@@ -180,25 +187,19 @@ async def test_a_beginner_that_waits_for_a_dead_broker_gives_its_place_to_the_ne
 async def test_nobody_keeps_a_place_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PLACE_SECONDS", 0.05)
     runs = Runs()
-    keys = Keys(runs, lambda _: False)
-    for key in names(6):
-        keys.wake(key)
+    keys = woken(runs, names(6))
     await runs.wait_begun(6)
     assert runs.running == 6
-    for _ in range(6):
-        runs.results.put_nowait(Next())
+    runs.end(6)
     await keys.stop(5)
 
 
 @pytest.mark.usefixtures("two_at_once")
 async def test_after_the_end_no_beginner_begins() -> None:
     runs = Runs()
-    keys = Keys(runs, lambda _: False)
-    for key in names(5):
-        keys.wake(key)
+    keys = woken(runs, names(5))
     await runs.wait_begun(2)
     stopping = asyncio.create_task(keys.stop(5))
-    for _ in range(2):
-        runs.results.put_nowait(Next())
+    runs.end(2)
     await stopping
     assert runs.begun == 2

@@ -94,7 +94,7 @@ class CallChannel:
     async def _exchange(self, send: Send) -> Any:
         try:
             channel = self._channel or await self._open()
-            self._pending = asyncio.get_running_loop().create_future()
+            self._expect()
             send(channel, lambda frame: self._settle(channel, frame))
         except (ChannelWrongStateError, ConnectionWrongStateError) as error:
             self._channel = None
@@ -102,12 +102,15 @@ class CallChannel:
         return await self._answer()
 
     async def _open(self) -> PikaChannel:
-        self._pending = asyncio.get_running_loop().create_future()
+        self._expect()
         channel = self._connection.channel(on_open_callback=lambda opened: self._settle(opened, None))
         channel.add_on_close_callback(self._on_close)
         self._channel = channel
         await self._answer()
         return channel
+
+    def _expect(self) -> None:
+        self._pending = asyncio.get_running_loop().create_future()
 
     async def _answer(self) -> Any:
         assert self._pending is not None  # noqa: S101 - the callers have just made it
