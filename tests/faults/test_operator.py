@@ -98,7 +98,8 @@ def gone(site: Site, workqueue: WorkQueueUnderTest, ledger: Ledger) -> bool:
     if not workqueue.exists():
         return site.consumers(workqueue.name) == -1
     with suppress(KubectlError):  # gone since it was asked for
-        if workqueue.condition("Ready")["reason"] == "QueueNotEmpty":
+        # Taken once: from then on the queue may go at any moment.
+        if ledger.lost and workqueue.condition("Ready")["reason"] == "QueueNotEmpty":
             ledger.read_waiting(drain(site.lab.channel, workqueue.name))
     return False
 

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import pika
@@ -386,12 +386,10 @@ class Work:
         return sum(self.ledger.done.values())
 
     def _read_dead(self) -> None:
-        with ExitStack() as stack:
-            try:
-                channel = stack.enter_context(self._connect()).channel()
-                channel.queue_declare(DEAD, passive=True)
-            except (pika.exceptions.AMQPError, OSError):
-                return
+        # The broker may be busy with the fault, or with the beginning or end of the queue: it is asked again.
+        with suppress(pika.exceptions.AMQPError, OSError), self._connect() as connection:
+            channel = connection.channel()
+            channel.queue_declare(DEAD, passive=True)
             while (got := channel.basic_get(DEAD))[0] is not None:
                 channel.basic_ack(got[0].delivery_tag)
                 self.ledger.read_dead([dead_letter(got[2], got[1].headers)])
