@@ -363,6 +363,9 @@ class Connection:
         assert self.lock.is_held
         self.clock.call_later(seconds, lambda: self.run(function))
 
+    def flush(self) -> None:
+        assert self.lock.is_held
+
     def abort(self, reason: str) -> None:
         assert UnexpectedError.__name__ in reason, reason
         if self.is_open and not self.broker.is_cut_off:

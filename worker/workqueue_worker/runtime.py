@@ -329,10 +329,7 @@ class Runtime:
 
     def _end(self, work: Work, error: BaseException | None) -> None:
         now = time.monotonic()
-        seconds = now - work.started
         work.returned = True
-        self.recent.handled(now, seconds)
-        self.handler_seconds.observe(seconds)
         if not work.lease.held:
             self._free(work)
         elif work.abandoned:
@@ -344,6 +341,9 @@ class Runtime:
             else:
                 spread = random.random()  # noqa: S311 - no secret
                 self._settler.settle(work, verdict(error, work.message.attempt, self.config.retry, spread))
+        seconds = now - work.started
+        self.recent.handled(now, seconds)
+        self.handler_seconds.observe(seconds)
 
     def _settled(self, work: Work, outcome: Outcome) -> None:
         self._count(outcome)

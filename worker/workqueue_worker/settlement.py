@@ -55,6 +55,9 @@ class Port(Protocol):
     def call_later(self, seconds: float, function: Callable[[], None]) -> Any:
         """The same, later."""
 
+    def flush(self) -> None:
+        """Send what was written now."""
+
 
 class Settler:
     """Settles the deliveries of one queue. Use it only where pika may be touched.
@@ -110,7 +113,9 @@ class Settler:
     def end(self, work: Work, outcome: Outcome) -> None:
         """Acknowledge."""
         if work.lease.held:
-            self._on_settled(work, outcome if work.lease.ack() else Outcome.LOST)
+            is_acked = work.lease.ack()
+            self.port.flush()  # while we count, RabbitMQ has the next message on its way
+            self._on_settled(work, outcome if is_acked else Outcome.LOST)
 
 
 class _Republishing:

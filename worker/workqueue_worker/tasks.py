@@ -104,7 +104,7 @@ class Tasks:
         return not self._thread.is_alive() and not self._keeper.is_alive()
 
     def _begin(self, work: Work) -> None:
-        work.task = self._asyncio.create_task(self._handle(work))
+        work.task = asyncio.Task(self._handle(work), loop=self._asyncio)
 
     async def _handle(self, work: Work) -> None:
         error: BaseException | None = None

@@ -180,6 +180,10 @@ class Connection:
         """Run `function` after some seconds; cancel it with `loop.remove_timeout`."""
         return self.loop.call_later(seconds, function)
 
+    def flush(self) -> None:
+        """Send what was written now, and not only when whoever is exclusive is done."""
+        self.loop.flush()
+
     def abort(self, reason: str) -> None:
         """Drop the connection without a goodbye and open it anew."""
         if self._pika is None:

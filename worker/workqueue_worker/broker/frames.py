@@ -20,6 +20,7 @@ LARGEST_BODY: Final = 512 * 1024 * 1024
 
 _START: Final = struct.Struct(">BHI")
 _CONTENT: Final = struct.Struct(">HHQ")
+_HEADER: Final = bytes([spec.FRAME_HEADER])
 
 
 class BoundedFrames:
@@ -37,37 +38,59 @@ class BoundedFrames:
 
     def _read_frame(self) -> tuple[int, Any]:
         try:
-            return self._bounded()
+            return self._decoded() if self.reads_properties else self._without_properties()
         except Exception as error:  # noqa: BLE001 - whatever pika makes of bytes that are no frame
             self._break_off(f"what was received is no AMQP: {error!r}")
             return 0, None
 
+    def _process_callbacks(self, value: Any) -> bool:
+        # pika asks its callbacks for each frame; of the parts of a delivery nobody has any.
+        if type(value) is not frame.Method or type(value.method) is spec.Basic.Deliver:
+            return False
+        return super()._process_callbacks(value)  # type: ignore[misc, no-any-return]
+
     def _deliver_frame_to_channel(self, value: Any) -> None:
-        # pika logs each of them, as fast as they come.
-        if value.channel_number in self._channels:
-            super()._deliver_frame_to_channel(value)  # type: ignore[misc]
-        else:
+        # pika logs each frame for no channel, as fast as they come.
+        channel = self._channels.get(value.channel_number)
+        if channel is None:
             self._break_off(f"a frame came for channel {value.channel_number}, which is not open")
+        else:
+            channel._handle_content_frame(value)  # noqa: SLF001 - all that pika's own does
 
     def _break_off(self, reason: str) -> None:
         self._frame_buffer = b""
         self._terminate_stream(exceptions.StreamLostError(reason))  # type: ignore[attr-defined]
 
-    def _bounded(self) -> tuple[int, Any]:
+    def _decoded(self) -> tuple[int, Any]:
+        found: tuple[int, Any] = frame.decode_frame(self._frame_buffer)
+        if found[1] is None:
+            self._check_size()
+        elif type(found[1]) is frame.Header:
+            _check_body_size(found[1].body_size)
+        return found
+
+    def _without_properties(self) -> tuple[int, Any]:
         received = self._frame_buffer
-        if len(received) < _START.size or received.startswith(b"AMQP"):
-            return frame.decode_frame(received)  # type: ignore[no-any-return]
-        kind, channel, size = _START.unpack_from(received)
-        if size > LARGEST_FRAME:
-            raise exceptions.InvalidFrameError(f"a frame of {size} bytes")
-        if kind != spec.FRAME_HEADER or len(received) < _START.size + _CONTENT.size:
-            return frame.decode_frame(received)  # type: ignore[no-any-return]
+        if received[:1] != _HEADER or len(received) < _START.size + _CONTENT.size:
+            return self._decoded()
+        _, channel, size = _START.unpack_from(received)
         body_size = _CONTENT.unpack_from(received, _START.size)[2]
-        if body_size > LARGEST_BODY:
-            raise exceptions.InvalidFrameError(f"a message of {body_size} bytes")
-        if self.reads_properties:
-            return frame.decode_frame(received)  # type: ignore[no-any-return]
+        _check_body_size(body_size)
         end = _START.size + size + 1
         if len(received) < end:
+            self._check_size()
             return 0, None
         return end, frame.Header(channel, body_size, spec.BasicProperties())
+
+    def _check_size(self) -> None:
+        """Of a frame of which more is awaited."""
+        received = self._frame_buffer
+        if len(received) >= _START.size and not received.startswith(b"AMQP"):
+            size = _START.unpack_from(received)[2]
+            if size > LARGEST_FRAME:
+                raise exceptions.InvalidFrameError(f"a frame of {size} bytes")
+
+
+def _check_body_size(size: int) -> None:
+    if size > LARGEST_BODY:
+        raise exceptions.InvalidFrameError(f"a message of {size} bytes")

@@ -89,10 +89,14 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self._to_send:
-                self._send()
+            self.flush()
         finally:
             self.lock.release()
+
+    def flush(self) -> None:
+        """Send what was written now, for who has more to do under the lock. Call it there."""
+        while self._to_send:
+            self._send(self._to_send.pop())
 
     def turn(self, max_wait: float = MAX_WAIT_SECONDS) -> None:
         """Wait for something to happen, at most `max_wait` seconds, and handle it. For any thread."""
@@ -127,8 +131,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
                 self._run_callbacks()
             if self._timers and self._timers[0].deadline <= now:
                 self._run_timers(now)
-            if self._to_send:
-                self._send()
+            self.flush()
         finally:
             self.lock.release()
 
@@ -236,16 +239,14 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
             else:
                 selector.unregister(fd)
 
-    def _send(self) -> None:
-        while self._to_send:
-            fd = self._to_send.pop()
-            watch = self._watches.get(fd)
-            if watch is None or not watch.interest & self.WRITE:
-                continue
-            self._guard(watch.handler, fd, self.WRITE)
-            watch = self._watches.get(fd)
-            if watch is not None:  # what the socket did not take is left to the selector
-                self._register(fd, watch)
+    def _send(self, fd: int) -> None:
+        watch = self._watches.get(fd)
+        if watch is None or not watch.interest & self.WRITE:
+            return
+        self._guard(watch.handler, fd, self.WRITE)
+        watch = self._watches.get(fd)
+        if watch is not None:  # what the socket did not take is left to the selector
+            self._register(fd, watch)
 
     def _alarm_rings(self, _fd: int, _events: int) -> None:
         with contextlib.suppress(BlockingIOError):  # another thread has read it
