@@ -175,6 +175,8 @@ class Operator:
         workload = Workload(cluster, defaults, reconciler.wake)
         self._metrics.namespaces_left_out.set(len(left_out))
         relist = Relist(cluster, store, namespaces, config.relist_seconds)
+        self._health = Health(relist, reconciler.keys, brokers)
+        await relist.once()
         reconciler.start(
             Parts(
                 store=store,
@@ -188,8 +190,6 @@ class Operator:
                 metrics=self._metrics,
             )
         )
-        self._health = Health(relist, reconciler.keys, brokers)
-        await relist.once()
         self._serving = True
         background = [asyncio.create_task(relist.run(), name="relist")]
         if left_out:

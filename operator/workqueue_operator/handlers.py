@@ -76,26 +76,26 @@ def registry(store: Store) -> kopf.OperatorRegistry:
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=made)
     async def workqueue_event(event: Any, **_: Any) -> None:
-        _feed(store, "workqueues", event, store.put_workqueue)
+        _feed(store, "workqueues", event)
 
     @kopf.on.event("apps", "v1", "deployments", registry=made)
     async def deployment_event(event: Any, **_: Any) -> None:
-        _feed(store, "deployments", event, store.put_deployment)
+        _feed(store, "deployments", event)
 
     @kopf.on.event("", "v1", "pods", registry=made)
     async def pod_event(event: Any, **_: Any) -> None:
-        _feed(store, "pods", event, store.put_pod)
+        _feed(store, "pods", event)
 
     return made
 
 
-def _feed(store: Store, kind: str, event: Any, put: Any) -> None:
+def _feed(store: Store, kind: str, event: Any) -> None:
     store.saw_event(kind)
     body = event["object"]
     if event["type"] == "DELETED":
         store.drop(kind, body)
     else:
-        put(body)
+        store.put(kind, body)
     # What kopf wraps an event in refers to itself, and would hold all of this until the garbage collector comes.
     for part in ("spec", "status"):
         body.pop(part, None)

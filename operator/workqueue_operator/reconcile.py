@@ -97,8 +97,13 @@ class Reconciler:
         self.keys = Keys(self._guarded, self._memories.__contains__)
 
     def start(self, parts: Parts) -> None:
-        """Take the edges, which need `wake` and `rang` themselves; passes may run from now on."""
+        """Take the edges, which need `wake` and `rang` themselves, and begin with all that the store has.
+
+        It has been filled by then: a pass that misses a Deployment makes it.
+        """
         self._parts = parts
+        for key in parts.store.workqueues:
+            self.wake(key)
 
     def wake(self, key: Key) -> None:
         """Run a pass over this WorkQueue soon."""

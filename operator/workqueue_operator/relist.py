@@ -15,7 +15,7 @@ from typing import Final
 from .cluster import Cluster, deployments_path, pods_path, workqueues_path
 from .errors import ClusterError
 from .names import LABEL_WORKQUEUE
-from .observe.store import Store, lean
+from .observe.store import Key, Object, Store, key_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ class Relist:
         """List everything once.
 
         Raises:
-            ClusterError: the API server refused or did not answer; the store stays as it is.
+            ClusterError: the API server refused or did not answer. What came before that is in the store; nothing
+                of a kind is dropped but by a whole LIST of it.
         """
         surprises = 0
         for kind, path in _PATHS.items():
@@ -94,23 +95,21 @@ class Relist:
         query = {"limit": PAGE}
         if kind == "pods":
             query["labelSelector"] = LABEL_WORKQUEUE
-        listed = []
+        listed: set[Key] = set()
+        surprises = 0
         while True:
             page = await self._cluster.get(path, **query)
-            # Of a page as it comes only that part is kept; whole, the list would be the most of the memory.
-            listed += [lean(kind, body) for body in page["items"]]
+            # Page by page: a whole LIST at once would be the most of the process' memory, for ever.
+            for body in page["items"]:
+                surprises += kind == "workqueues" and self._is_surprise(body)
+                self._store.put(kind, body)
+                listed.add(key_of(body))
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
                 break
-        known = getattr(self._store, kind)
-        surprises = 0
-        if kind == "workqueues":
-            for body in listed:
-                before = known.get((body["metadata"]["namespace"], body["metadata"]["name"]))
-                if (
-                    before is None
-                    or before["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]
-                ):
-                    surprises += 1
         self._store.correct(kind, listed, namespace, taken_at)
         return surprises
+
+    def _is_surprise(self, body: Object) -> bool:
+        known = self._store.workqueue(key_of(body))
+        return known is None or known["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]

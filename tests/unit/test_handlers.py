@@ -54,7 +54,7 @@ def test_an_event_wrapped_by_kopf_lets_its_object_go_without_the_garbage_collect
     watched = weakref.ref(raw["status"])
     body = kopf.Body(raw)  # type: ignore[arg-type]
     assert body.status["phase"] == "Running"
-    handlers._feed(store, "pods", {"type": kind, "object": raw}, store.put_pod)
+    handlers._feed(store, "pods", {"type": kind, "object": raw})
     del raw, body
     assert watched() is None
 
@@ -62,7 +62,7 @@ def test_an_event_wrapped_by_kopf_lets_its_object_go_without_the_garbage_collect
 def test_what_the_store_keeps_of_an_event_is_its_own() -> None:
     store = Store(lambda _: None)
     event = {"type": None, "object": pod()}
-    handlers._feed(store, "pods", event, store.put_pod)
+    handlers._feed(store, "pods", event)
     kept = store.pods["team", "jobs-worker-1"]
     assert (kept["spec"], kept["status"]) == ({"nodeName": "node-1"}, {"phase": "Running"})
     assert event["object"]["metadata"]["resourceVersion"] == "7", "kopf goes on with it"

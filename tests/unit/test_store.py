@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any
 
 import pytest
 
 from workqueue_operator.names import LABEL_WORKQUEUE
-from workqueue_operator.observe.store import Key, Store
+from workqueue_operator.observe.store import Key, Store, key_of
 
 JOBS: Key = ("team", "jobs")
 OTHER: Key = ("team", "other")
@@ -47,6 +48,15 @@ def names(store: Store, key: Key = JOBS) -> list[str]:
     return sorted(body["metadata"]["name"] for body in store.pods_of(key))
 
 
+def take_list(
+    store: Store, kind: str, bodies: list[dict[str, Any]], taken_at: float, namespace: str | None = None
+) -> None:
+    """A whole LIST, as `relist` brings it."""
+    for body in bodies:
+        store.put(kind, body)
+    store.correct(kind, {key_of(body) for body in bodies}, namespace, taken_at)
+
+
 # -- order
 
 
@@ -61,7 +71,7 @@ def test_an_older_version_never_replaces_a_newer_one(store: Store, woken: list[K
 def test_an_older_list_does_not_undo_our_own_write(store: Store) -> None:
     taken_at = time.monotonic()
     store.put_deployment({**thing("jobs-worker", 12), "spec": {"replicas": 5}})
-    store.correct("deployments", [{**thing("jobs-worker", 11), "spec": {"replicas": 0}}], None, taken_at)
+    take_list(store, "deployments", [{**thing("jobs-worker", 11), "spec": {"replicas": 0}}], taken_at)
     seen = store.deployment("team", "jobs-worker")
     assert seen is not None
     assert seen["spec"]["replicas"] == 5
@@ -101,7 +111,7 @@ def test_a_deleted_object_does_not_come_back_by_a_list_that_is_older(store: Stor
     taken_at = time.monotonic()
     store.drop("workqueues", thing("jobs", 12))
     woken.clear()
-    store.correct("workqueues", [thing("jobs", 10)], None, taken_at)
+    take_list(store, "workqueues", [thing("jobs", 10)], taken_at)
     assert store.workqueue(JOBS) is None
     assert woken == []
 
@@ -130,35 +140,54 @@ def test_a_list_drops_ghosts_and_wakes_who_is_concerned(store: Store, woken: lis
     store.put_deployment(thing("jobs-worker", 4, labels={LABEL_WORKQUEUE: "jobs"}))
     woken.clear()
     now = time.monotonic() + 1
-    store.correct("workqueues", [thing("other", 2)], None, now)
-    store.correct("pods", [], None, now)
-    store.correct("deployments", [], None, now)
+    take_list(store, "workqueues", [thing("other", 2)], now)
+    take_list(store, "pods", [], now)
+    take_list(store, "deployments", [], now)
     assert (list(store.workqueues), names(store), store.deployments) == ([OTHER], [], {})
     assert woken == [JOBS, JOBS, JOBS]
 
 
 def test_a_list_brings_what_the_watch_missed(store: Store, woken: list[Key]) -> None:
-    store.correct("workqueues", [thing("jobs", 1)], None, time.monotonic())
+    take_list(store, "workqueues", [thing("jobs", 1)], time.monotonic())
     assert woken == [JOBS]
 
 
 def test_a_list_that_brings_nothing_new_wakes_nobody(store: Store, woken: list[Key]) -> None:
     store.put_workqueue(thing("jobs", 1))
     woken.clear()
-    store.correct("workqueues", [thing("jobs", 1)], None, time.monotonic())
+    take_list(store, "workqueues", [thing("jobs", 1)], time.monotonic())
     assert woken == []
+
+
+@pytest.mark.parametrize(("kind", "body"), [("deployments", thing("jobs-worker", 5)), ("pods", pod("p", 5))])
+def test_the_version_that_is_known_wakes_nobody_again(
+    store: Store, woken: list[Key], kind: str, body: dict[str, Any]
+) -> None:
+    """After the answer to our own write the watch brings it, too; and a LIST brings everything."""
+    store.put(kind, body)
+    assert woken == [JOBS]
+    store.put(kind, copy.deepcopy(body))
+    assert woken == [JOBS]
+
+
+def test_what_is_seen_again_during_a_list_is_not_dropped_by_it(store: Store) -> None:
+    store.put_deployment(thing("jobs-worker", 5))
+    taken_at = time.monotonic()
+    store.put_deployment(thing("jobs-worker", 5))
+    take_list(store, "deployments", [], taken_at)
+    assert store.deployment("team", "jobs-worker") is not None
 
 
 def test_a_list_does_not_drop_what_came_after_it_was_taken(store: Store) -> None:
     taken_at = time.monotonic() - 1
     store.put_workqueue(thing("jobs", 5))
-    store.correct("workqueues", [], None, taken_at)
+    take_list(store, "workqueues", [], taken_at)
     assert store.workqueue(JOBS) is not None
 
 
 def test_a_list_of_one_namespace_leaves_the_others_alone(store: Store) -> None:
     store.put_workqueue(thing("jobs", 5, namespace="elsewhere"))
-    store.correct("workqueues", [], "team", time.monotonic() + 1)
+    take_list(store, "workqueues", [], time.monotonic() + 1, "team")
     assert store.workqueue(("elsewhere", "jobs")) is not None
 
 
@@ -277,7 +306,7 @@ def test_nothing_is_left_of_what_has_gone(store: Store) -> None:
         store.unfollow(("team", name))
     later = time.monotonic() + 3600
     for kind in ("workqueues", "deployments", "pods"):
-        store.correct(kind, [], None, later)
+        take_list(store, kind, [], later)
     left = [store.workqueues, store.deployments, store.pods]
     assert not any([*left, store._touched, store._pods_of, store._followers, store._gone])
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -118,7 +119,7 @@ class Store:
         Args:
             our_status: the answer to our own write of its status, which is no news; anybody else's is.
         """
-        key = _key(body)
+        key = key_of(body)
         known = self.workqueues.get(key)
         if self._is_news("workqueues", key, body):
             self.workqueues[key] = lean("workqueues", body)
@@ -128,7 +129,7 @@ class Store:
 
     def put_deployment(self, body: Object) -> None:
         """A Deployment as it is now, from an event, a LIST or the answer to our own write."""
-        key = _key(body)
+        key = key_of(body)
         owners = self._owners(body)
         if not owners:
             if key in self.deployments:
@@ -140,7 +141,7 @@ class Store:
 
     def put_pod(self, body: Object) -> None:
         """A pod as it is now."""
-        key, owner, known = _key(body), _owner(body), self.pods.get(_key(body))
+        key, owner, known = key_of(body), _owner(body), self.pods.get(key_of(body))
         if owner is None or not self._is_news("pods", key, body):
             return
         if known is not None and _owner(known) != owner:
@@ -152,7 +153,7 @@ class Store:
 
     def drop(self, kind: str, body: Object) -> None:
         """Something was deleted; an object of the same name that came since stays."""
-        key, version = _key(body), _version(body)
+        key, version = key_of(body), _version(body)
         self._gone[kind, key] = _Gone(version, time.monotonic())
         known = self._objects(kind).get(key)
         if known is not None and (
@@ -160,23 +161,22 @@ class Store:
         ):
             self._remove(kind, key)
 
-    def correct(self, kind: str, listed: Iterable[Object], namespace: str | None, taken_at: float) -> None:
-        """Take a whole LIST as the truth, but for what became known after `taken_at`.
+    def put(self, kind: str, body: Object) -> None:
+        """An object of a kind (`workqueues`, `deployments` or `pods`) as it is now."""
+        {"workqueues": self.put_workqueue, "deployments": self.put_deployment, "pods": self.put_pod}[kind](
+            body
+        )
+
+    def correct(self, kind: str, listed: AbstractSet[Key], namespace: str | None, taken_at: float) -> None:
+        """Drop what a whole LIST has not shown, but for what became known after `taken_at`.
 
         Args:
             kind: `workqueues`, `deployments` or `pods`.
             namespace: the LIST's scope, None for all.
             taken_at: the monotonic time before the LIST was asked for.
         """
-        put = {"workqueues": self.put_workqueue, "deployments": self.put_deployment, "pods": self.put_pod}[
-            kind
-        ]
-        seen = set()
-        for body in listed:
-            seen.add(_key(body))
-            put(body)
         objects = self._objects(kind)
-        for key in [key for key in objects if key not in seen and namespace in {None, key[0]}]:
+        for key in [key for key in objects if key not in listed and namespace in {None, key[0]}]:
             if self._touched.get((kind, key), 0.0) < taken_at:
                 self._remove(kind, key)
         for gone in [gone for gone in self._gone if gone[0] == kind]:
@@ -189,14 +189,17 @@ class Store:
         self.freshness[kind].event = time.monotonic()
 
     def _is_news(self, kind: str, key: Key, body: Object) -> bool:
-        """Whether this version is not older than what is known, a deletion included; then it is noted as known."""
+        """Whether this version is newer than what is known, a deletion included.
+
+        The same version once more, from a LIST or as the event of our own write, shows only that it is there.
+        """
         version, known, gone = _version(body), self._objects(kind).get(key), self._gone.get((kind, key))
         if (known is not None and version < _version(known)) or (
             gone is not None and version <= gone.version
         ):
             return False
         self._touched[kind, key] = time.monotonic()
-        return True
+        return known is None or version > _version(known)
 
     def _objects(self, kind: str) -> dict[Key, Object]:
         objects: dict[Key, Object] = getattr(self, kind)
@@ -218,7 +221,7 @@ class Store:
 
     def _owners(self, deployment: Object) -> set[Key]:
         """The WorkQueues that a Deployment concerns: by our label, by our name for it, by a workloadRef."""
-        namespace, name = _key(deployment)
+        namespace, name = key_of(deployment)
         owners = set(self._followers.get((namespace, name), ()))
         if (owner := _owner(deployment)) is not None:
             owners.add(owner)
@@ -228,7 +231,8 @@ class Store:
         return owners
 
 
-def _key(body: Object) -> Key:
+def key_of(body: Object) -> Key:
+    """The (namespace, name) of any object."""
     return body["metadata"]["namespace"], body["metadata"]["name"]
 
 
