@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from workqueue_operator.names import LABEL_WORKQUEUE
+from workqueue_operator.names import ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE
 from workqueue_operator.observe.store import Key, Store, key_of
+from workqueue_operator.views import deployment_view
 
 JOBS: Key = ("team", "jobs")
 OTHER: Key = ("team", "other")
@@ -311,29 +312,40 @@ def test_nothing_is_left_of_what_has_gone(store: Store) -> None:
     assert not any([*left, store._touched, store._pods_of, store._followers, store._gone])
 
 
-def test_managed_fields_of_workqueues_and_pods_are_not_kept(store: Store) -> None:
-    store.put_workqueue(thing("jobs", 1, managedFields=[{}]))
+def test_of_metadata_what_others_keep_there_is_left_out(store: Store, woken: list[Key]) -> None:
+    applied = {"kubectl.kubernetes.io/last-applied-configuration": "{}"}
+    store.put_workqueue(thing("jobs", 1, managedFields=[{}], annotations={**applied, "a": "b"}))
     store.put_pod(pod("a", 1, managedFields=[{}]))
     assert "managedFields" not in store.workqueues[JOBS]["metadata"]
     assert "managedFields" not in store.pods["team", "a"]["metadata"]
+    assert store.workqueues[JOBS]["metadata"]["annotations"] == {"a": "b"}
+    woken.clear()
+    store.put_workqueue(thing("jobs", 2, annotations={**applied, "a": "b"}))
+    assert woken == []
 
 
 def test_of_a_deployment_only_what_a_pass_reads_is_kept(store: Store) -> None:
-    body = thing("jobs-worker", 1, labels={LABEL_WORKQUEUE: "jobs"}, managedFields=[{"manager": "x"}])
-    annotated = {"annotations": {"a": "b"}}
+    body = thing("jobs-worker", 1, labels={LABEL_WORKQUEUE: "jobs"}, managedFields=[{}], generation=5)
+    marked = {ANNOTATION_TEMPLATE_HASH: "abc"}
     body["spec"] = {
         "replicas": 3,
         "selector": {},
-        "template": {"metadata": annotated, "spec": {"containers": []}},
+        "template": {
+            "metadata": {"annotations": {**marked, "theirs": "x"}, "labels": {"a": "b"}},
+            "spec": {"containers": []},
+        },
     }
-    body["status"] = {"readyReplicas": 1}
+    condition = {"type": "ReplicaFailure", "status": "True", "message": "quota"}
+    numbers = {"replicas": 3, "readyReplicas": 1, "updatedReplicas": 2, "observedGeneration": 4}
+    body["status"] = {**numbers, "availableReplicas": 1, "conditions": [{**condition, "reason": "x"}]}
     store.put_deployment(body)
     kept = store.deployments["team", "jobs-worker"]
-    assert kept["spec"] == {"replicas": 3, "template": {"metadata": annotated}}
-    assert kept["status"] == body["status"]
+    assert kept["spec"] == {"replicas": 3, "template": {"metadata": {"annotations": marked}}}
+    assert kept["status"] == {**numbers, "conditions": [condition]}
     assert kept["metadata"] == {
         name: part for name, part in body["metadata"].items() if name != "managedFields"
     }
+    assert deployment_view(kept) == deployment_view(body)
 
 
 def test_of_a_pod_only_what_a_pass_reads_is_kept(store: Store) -> None:

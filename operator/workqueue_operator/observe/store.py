@@ -12,9 +12,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
-from ..names import LABEL_WORKQUEUE, workload_name
+from ..names import ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE, workload_name
 
 Object: TypeAlias = dict[str, Any]
 Key: TypeAlias = tuple[str, str]
@@ -22,10 +23,27 @@ Key: TypeAlias = tuple[str, str]
 
 _READ: Final[dict[str, dict[str, Any]]] = {
     "workqueues": {"apiVersion": ..., "kind": ..., "spec": ..., "status": ...},
-    "deployments": {"spec": {"replicas": ..., "template": {"metadata": ...}}, "status": ...},
+    "deployments": {
+        "spec": {
+            "replicas": ...,
+            "template": {"metadata": {"annotations": {ANNOTATION_TEMPLATE_HASH: ...}}},
+        },
+        "status": {
+            "observedGeneration": ...,
+            "replicas": ...,
+            "readyReplicas": ...,
+            "updatedReplicas": ...,
+            "conditions": {"type": ..., "status": ..., "message": ...},
+        },
+    },
     "pods": {"spec": {"nodeName": ...}, "status": ...},
 }
 """What a pass reads of an object, beside its metadata. Held whole, they would be most of the process' memory."""
+
+_LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
+
+_EQUAL_TEXTS: Final = 4096
+"""So many texts that came last are one object wherever they come again: reasons, messages, labels, images."""
 
 _GONE_MATTERS: Final = 60.0
 """Seconds before a LIST during which it, or the answer to a write of ours, may still have shown what is gone."""
@@ -122,9 +140,9 @@ class Store:
         key = key_of(body)
         known = self.workqueues.get(key)
         if self._is_news("workqueues", key, body):
-            self.workqueues[key] = lean("workqueues", body)
-            news = known is None or _asks_for(body) != _asks_for(known)
-            if news or (not our_status and body.get("status") != (known or {}).get("status")):
+            now = self.workqueues[key] = _lean("workqueues", body)
+            news = known is None or _asks_for(now) != _asks_for(known)
+            if news or (not our_status and now.get("status") != (known or {}).get("status")):
                 self.wake(key)
 
     def put_deployment(self, body: Object) -> None:
@@ -135,7 +153,7 @@ class Store:
             if key in self.deployments:
                 self._remove("deployments", key)
         elif self._is_news("deployments", key, body):
-            self.deployments[key] = lean("deployments", body)
+            self.deployments[key] = _lean("deployments", body)
             for owner in owners:
                 self.wake(owner)
 
@@ -146,7 +164,7 @@ class Store:
             return
         if known is not None and _owner(known) != owner:
             self._remove("pods", key)
-        self.pods[key] = lean("pods", body)
+        self.pods[key] = _lean("pods", body)
         self._touched["pods", key] = time.monotonic()
         self._pods_of[owner].add(key)
         self.wake(owner)
@@ -254,28 +272,31 @@ def _version(body: Object) -> int:
     return int(body["metadata"]["resourceVersion"])
 
 
-def lean(kind: str, body: Object) -> Object:
+def _lean(kind: str, body: Object) -> Object:
     """The object without what a pass never reads; thousands are held at once."""
-    texts: dict[str, str] = {}
-    kept: Object = _part(body, _READ[kind], texts)
+    kept: Object = _part(body, _READ[kind])
     kept["metadata"] = _part(
-        {name: part for name, part in body["metadata"].items() if name != "managedFields"}, ..., texts
+        {name: part for name, part in body["metadata"].items() if name != "managedFields"}, ...
     )
+    kept["metadata"].get("annotations", {}).pop(_LAST_APPLIED, None)
     return kept
 
 
-def _part(value: Any, wanted: Any, texts: dict[str, str]) -> Any:
-    """A copy of what is wanted, in which equal texts are one object; parsing does not make them that.
+def _part(value: Any, wanted: Any) -> Any:
+    """A copy of what is wanted, of a list: in each item; equal texts are mostly one object, unlike after parsing.
 
-    Names of fields are one object in the whole process, the other texts (a condition's status, the times) within
-    `texts`, which lasts for one object: what is interned for ever would pile up.
+    Names of fields are one object in the whole process; other texts are not, what is interned would pile up.
     """
     if isinstance(value, dict):
         names = value if wanted is ... else wanted.keys() & value.keys()
         return {
-            sys.intern(name): _part(value[name], ... if wanted is ... else wanted[name], texts)
-            for name in names
+            sys.intern(name): _part(value[name], ... if wanted is ... else wanted[name]) for name in names
         }
     if isinstance(value, list):
-        return [_part(item, ..., texts) for item in value]
-    return texts.setdefault(value, value) if isinstance(value, str) else value
+        return [_part(item, wanted) for item in value]
+    return _shared(value) if isinstance(value, str) else value
+
+
+@lru_cache(_EQUAL_TEXTS)
+def _shared(text: str) -> str:
+    return text
