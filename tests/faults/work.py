@@ -134,6 +134,7 @@ class Work:
     Attributes:
         ledger: of all messages of `through`, and of those that a test writes into it.
         workers: those that `start` has started.
+        last_death: when `replace_dead` last found one that had ended, on the monotonic clock.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class Work:
         self._report = report
         self._source = Source(self.ledger, self._connect)
         self._events_read = 0
+        self.last_death = time.monotonic()
 
     @property
     def broker(self) -> Broker:
@@ -295,6 +297,7 @@ class Work:
         dead = [worker for worker in self.workers if worker.process.poll() is not None]
         self.workers = [worker for worker in self.workers if worker not in dead]
         if dead:
+            self.last_death = time.monotonic()
             self.start(len(dead), handler=handler, wait=False)
         return self.workers
 
