@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import operatorprocess
 from tests.support.apiproxy import ApiProxy, Fault, Request, api_proxy
 from tests.support.kubernetes import CHECKOUT, kubectl, kubectl_json, temporary_namespace, wait_until
 from tests.support.rabbitmq import Broker
@@ -104,9 +104,7 @@ def bench(broker: Broker, folder: Path, *, relist: float = 300, election: bool =
             "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "operator"), str(CHECKOUT / "worker")]),
         }
         with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "workqueue_operator"], env=environment, stderr=file, stdout=file
-            )
+            process = subprocess.Popen(operatorprocess.COMMAND, env=environment, stderr=file, stdout=file)
         try:
             yield Bench(proxy, namespace, broker, process, port, log)
         finally:

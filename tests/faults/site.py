@@ -19,7 +19,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ import pika
 import pika.exceptions
 
 from tests.faults.report import Report
-from tests.support import clusternet
+from tests.support import clusternet, operatorprocess
 from tests.support.apiproxy import ApiProxy, api_proxy
 from tests.support.crash import CrashPoints
 from tests.support.inside import Rabbit, drain
@@ -88,7 +87,7 @@ class BrokerOnLoopback(Rabbit):
 
 
 class OperatorProcess:
-    """`python -m workqueue_operator` in the cluster's network, as often as it takes.
+    """`workqueue-operator` in the cluster's network, as often as it takes.
 
     Attributes:
         port: of its endpoint.
@@ -126,7 +125,7 @@ class OperatorProcess:
         }
         with self.log.open("ab") as file:
             self._process = subprocess.Popen(
-                clusternet.command(sys.executable, "-m", "workqueue_operator"),
+                clusternet.command(*operatorprocess.COMMAND),
                 env=environment,
                 stderr=file,
                 stdout=file,

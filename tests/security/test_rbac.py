@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from tests.support import helm
+from tests.support import helm, operatorprocess
 from tests.support.kubernetes import (
     CHECKOUT,
     KubectlError,
@@ -408,9 +407,7 @@ def life_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
             "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "operator"), str(CHECKOUT / "worker")]),
         }
         with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "workqueue_operator"], env=environment, stderr=file, stdout=file
-            )
+            process = subprocess.Popen(operatorprocess.COMMAND, env=environment, stderr=file, stdout=file)
         try:
             yield Life(namespace, vhost, process, port, log)
         finally:
