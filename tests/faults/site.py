@@ -133,8 +133,8 @@ class OperatorProcess:
         return self
 
     def keep_alive(self) -> None:
-        """Start it again if it has ended by itself, as the kubelet would."""
-        if self.process.poll() is not None:
+        """Start it again if it has ended by itself, as the kubelet would; not after `leave`."""
+        if self._process is not None and self._process.poll() is not None:
             self.restarts += 1
             self.start()
 
@@ -173,6 +173,11 @@ class OperatorProcess:
             self._process.kill()
             self._process.wait()
 
+    def leave(self) -> None:
+        """SIGKILL, for good: an operator in the cluster does the work."""
+        self.kill()
+        self._process = None
+
     def stop(self) -> int:
         """SIGTERM; its exit code."""
         self.process.terminate()
@@ -189,6 +194,8 @@ class OperatorProcess:
 
     def tail(self, lines: int = 25) -> str:
         """The end of its log."""
+        if not self.log.exists():
+            return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 

@@ -292,7 +292,7 @@ def chart_of(commit: str, folder: Path) -> Path:
 def test_an_upgrade_from_the_previous_chart_with_work_in_flight(place: Site, tmp_path: Path) -> None:
     """Both charts with the same image: what changes under way is everything that a chart says."""
     site, ledger = place, Ledger()
-    site.operator.kill()
+    site.operator.leave()
     with temporary_namespace("faults-system", pod_security="restricted") as system:
         release = OperatorRelease(f"faults-{secrets.token_hex(3)}", system, helm.run)
         release.install(chart_of(PREVIOUS_CHART, tmp_path), watchNamespaces=[site.namespace])
