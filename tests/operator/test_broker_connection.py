@@ -307,6 +307,33 @@ async def test_what_nobody_thought_of_does_not_end_the_attempts(
             await until(lambda: broker.connected)
 
 
+async def test_a_broker_that_ends_each_connection_at_once_is_tried_ever_later(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest: list[float] = []
+
+    def uniform(_: float, upper: float) -> float:
+        longest.append(upper)
+        return 0.0
+
+    monkeypatch.setattr(connection.random, "uniform", uniform)
+    async with probe(vhost.url) as broker:
+
+        async def lose() -> None:
+            before = len(longest)
+            await until(lambda: broker.connected)
+            broker._connection.close()
+            await until(lambda: len(longest) > before)
+
+        for _ in range(6):
+            await lose()
+        assert longest == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
+        monkeypatch.setattr(connection, "STEADY_SECONDS", 0.0)
+        await lose()
+        assert longest[-1] == 0.2
+        await until(lambda: broker.connected)
+
+
 async def test_one_connection_whatever_the_number_of_queues(own_server: Server) -> None:
     async with probe(own_server.url) as broker:
         await broker.ready()

@@ -13,6 +13,7 @@ import logging
 import random
 import ssl
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -56,6 +57,10 @@ CONNECT_TIMEOUT: Final = 5.0
 CLOSE_TIMEOUT: Final = 1.0
 RECONNECT_SECONDS: Final = (0.2, 5.0)
 """The first and the longest pause between two attempts; each is drawn at random below it (full jitter)."""
+
+STEADY_SECONDS: Final = 5.0
+"""A connection that lived for so long was a success: the next loss starts the pauses anew. A broker that accepts
+connections and ends each at once must not have a thousand bells hung ten times a second."""
 
 _NOT_FOUND: Final = 404
 _ACCESS_REFUSED: Final = 403
@@ -310,8 +315,10 @@ class Broker:
             while True:
                 try:
                     connection = await self._open()
-                    pause = first
+                    opened = time.monotonic()
                     reason = await self._serve(connection)
+                    if time.monotonic() - opened >= STEADY_SECONDS:
+                        pause = first
                     trouble = Trouble(
                         Reason.BROKER_UNREACHABLE,
                         f"The connection to the broker {self.binding.display} was lost ({words_of(reason)}). "
