@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -230,6 +231,10 @@ def test_a_foreign_workload_is_scaled_unless_somebody_else_does(lab: Lab) -> Non
         return int(kubectl_json("get", "deployment", "theirs", where)["spec"]["replicas"])
 
     wait_until(lambda: replicas() == 3, 30, "six messages, two for each replica")
+    created = datetime.fromisoformat(workqueue.get()["metadata"]["creationTimestamp"])
+    wait_until(
+        lambda: datetime.now(UTC) - created > timedelta(seconds=1), 5, "ages are told apart by whole seconds"
+    )
     second = lab.workqueue("contest", worker=None, workloadRef={"name": "theirs"}).apply()
     second.wait_condition("WorkersAvailable", "False", "WorkloadContested")
     second.delete()
