@@ -316,7 +316,7 @@ async def test_a_broker_that_ends_each_connection_at_once_is_tried_ever_later(
         longest.append(upper)
         return 0.0
 
-    monkeypatch.setattr(connection.random, "uniform", uniform)
+    monkeypatch.setattr("random.uniform", uniform)
     async with probe(vhost.url) as broker:
 
         async def lose() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import ssl
 import tempfile
 import time
@@ -34,6 +33,7 @@ from pika.exceptions import (
 )
 
 from workqueue_worker.binding import Binding
+from workqueue_worker.broker.backoff import STEADY_SECONDS, Backoff
 from workqueue_worker.broker.frames import BoundedFrames
 from workqueue_worker.topology import BrokerVersion, Plan, Queue
 
@@ -57,10 +57,6 @@ CONNECT_TIMEOUT: Final = 5.0
 CLOSE_TIMEOUT: Final = 1.0
 RECONNECT_SECONDS: Final = (0.2, 5.0)
 """The first and the longest pause between two attempts; each is drawn at random below it (full jitter)."""
-
-STEADY_SECONDS: Final = 5.0
-"""A connection that lived for so long was a success: the next loss starts the pauses anew. A broker that accepts
-connections and ends each at once must not have a thousand bells hung ten times a second."""
 
 _NOT_FOUND: Final = 404
 _ACCESS_REFUSED: Final = 403
@@ -309,8 +305,7 @@ class Broker:
     # -- the connection ------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        first, longest = RECONNECT_SECONDS
-        pause = first
+        backoff = Backoff(*RECONNECT_SECONDS)
         try:
             while True:
                 try:
@@ -318,7 +313,7 @@ class Broker:
                     opened = time.monotonic()
                     reason = await self._serve(connection)
                     if time.monotonic() - opened >= STEADY_SECONDS:
-                        pause = first
+                        backoff.reset()
                     trouble = Trouble(
                         Reason.BROKER_UNREACHABLE,
                         f"The connection to the broker {self.binding.display} was lost ({words_of(reason)}). "
@@ -334,8 +329,7 @@ class Broker:
                         f"Connecting to the broker {self.binding.display} failed ({error!r}). Please report it.",
                     )
                 self._note(trouble)
-                await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - jitter
-                pause = min(pause * 2, longest)
+                await asyncio.sleep(backoff.next())
         finally:
             self._drop()
 

@@ -211,13 +211,12 @@ class Store:
 
         The same version once more, from a LIST or as the event of our own write, shows only that it is there.
         """
-        version, known, gone = _version(body), self._objects(kind).get(key), self._gone.get((kind, key))
-        if (known is not None and version < _version(known)) or (
-            gone is not None and version <= gone.version
-        ):
+        known, gone = self._objects(kind).get(key), self._gone.get((kind, key))
+        version, newest = _version(body), -1 if known is None else _version(known)
+        if version < newest or (gone is not None and version <= gone.version):
             return False
         self._touched[kind, key] = time.monotonic()
-        return known is None or version > _version(known)
+        return version > newest
 
     def _objects(self, kind: str) -> dict[Key, Object]:
         objects: dict[Key, Object] = getattr(self, kind)

@@ -1,13 +1,18 @@
 """How long to wait before something that failed is tried again.
 
-Place in the flow: used by the connection, by slots whose queue is missing, and by republishing. Full jitter:
-a random time up to a bound that doubles, so that a thousand workers whose broker restarts do not come back
-in step.
+Place in the flow: used by the connections of worker and operator, by slots whose queue is missing, and by
+republishing. Full jitter: a random time up to a bound that doubles, so that a thousand workers whose broker
+restarts do not come back in step.
 """
 
 from __future__ import annotations
 
 import random
+from typing import Final
+
+STEADY_SECONDS: Final = 5.0
+"""A connection that lived for so long was a success: the next loss starts the waits anew. A broker that accepts
+connections and ends each at once must not have a thousand bells hung ten times a second."""
 
 
 class Backoff:

@@ -31,7 +31,7 @@ from workqueue_worker.errors import BindingError, BrokerError
 from workqueue_worker.topology import BrokerVersion
 
 from . import fieldtable as _fieldtable  # noqa: F401 - reads what pika alone cannot
-from .backoff import Backoff
+from .backoff import STEADY_SECONDS, Backoff
 from .frames import BoundedFrames
 from .loop import Loop, Timer
 
@@ -50,8 +50,6 @@ CONNECT_TIMEOUT_SECONDS: Final = 5.0
 HANDSHAKE_TIMEOUT_SECONDS: Final = 10.0
 FIRST_WAIT_SECONDS: Final = 0.2
 LONGEST_WAIT_SECONDS: Final = 15.0
-STEADY_SECONDS: Final = 5.0
-"""A connection that lived for so long was a success: the next loss starts the waits anew."""
 
 CLOSED: Final = "closed by ourselves"
 
