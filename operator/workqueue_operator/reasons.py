@@ -137,7 +137,7 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.PODS_SETTLING: "Nothing to do: replicas do not shrink while pods come or go.",
     Reason.POD_NOT_READY: (
         "A pod that stays is not Ready, and Kubernetes would remove it before idle ones: replicas do not shrink "
-        "until it is. If it does not become Ready, see WorkersAvailable."
+        "until it is Ready. If it does not become Ready, see WorkersAvailable."
     ),
     Reason.RETIRE_UNREACHABLE: (
         "A worker does not answer the operator on its port, so it cannot be asked whether it is busy and "

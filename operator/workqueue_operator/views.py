@@ -143,8 +143,8 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
 def unsettled(deployment: DeploymentView, pods: Sequence[PodView]) -> Unknown | None:
     """Why the count must not shrink just now, or None.
 
-    With two ReplicaSets the marks do not decide who goes, and while pods come or go the marks would be
-    counted against the wrong number.
+    With two ReplicaSets the marks do not decide who goes, while pods come or go the marks would be counted
+    against the wrong number, and a pod that the controller does not know to be Ready goes before a marked one.
     """
     alive = [pod for pod in pods if not pod.terminating]
     if not deployment.rolled_out or any(pod.template_hash != deployment.template_hash for pod in alive):
@@ -155,6 +155,12 @@ def unsettled(deployment: DeploymentView, pods: Sequence[PodView]) -> Unknown | 
         return Unknown(
             Reason.PODS_SETTLING,
             f"{len(alive)} of {deployment.replicas} pods exist; the count shrinks when they agree.",
+        )
+    ready = sum(pod.ready for pod in alive)
+    if deployment.ready < ready:
+        return Unknown(
+            Reason.PODS_SETTLING,
+            f"The Deployment counts {deployment.ready} of {ready} Ready pods; it shrinks when it has seen them.",
         )
     return None
 

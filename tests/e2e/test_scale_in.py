@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -49,15 +50,18 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab) -> None:
     assert {result["event"] for result in results} == {"done"}
     assert {result["attempt"] for result in results} == {1}
     interrupted = [
-        result
+        (deletions[result["pod"]], result)
         for result in results
-        if result["begun"] < deletions.get(result["pod"], float("inf")) - SEEN_LATE
-        and deletions.get(result["pod"], float("inf")) < result["ended"] - SEEN_LATE
+        if result["pod"] in deletions
+        and result["begun"] < deletions[result["pod"]].seen - SEEN_LATE
+        and deletions[result["pod"]].seen < result["ended"] - SEEN_LATE
     ]
     print(
         f"{len(deletions)} workers left while {sent} messages were handled; {len(interrupted)} in a handler"
     )
     assert not interrupted, "no SIGTERM to a busy worker"
+    unasked = {name: deletion for name, deletion in deletions.items() if deletion.mark == "<none>"}
+    assert not unasked, "whoever left had been asked and marked"
     assert lab.queues()["bounce.dead"]["messages"] == 0
     workqueue.delete()
 
@@ -82,20 +86,34 @@ def test_pods_that_no_node_takes_shrink_by_marks(lab: Lab) -> None:
     workqueue.delete()
 
 
+class Deletion(NamedTuple):
+    """A pod on its way out, as it was first seen: when (time.time()), with which mark, and since when Ready."""
+
+    seen: float
+    mark: str
+    ready_since: str
+
+
 @contextlib.contextmanager
-def watching_deletions(workqueue: WorkQueueUnderTest) -> Iterator[dict[str, float]]:
-    """When each of the WorkQueue's pods was first seen to be on its way out (time.time()), by name."""
-    deletions: dict[str, float] = {}
+def watching_deletions(workqueue: WorkQueueUnderTest) -> Iterator[dict[str, Deletion]]:
+    """The WorkQueue's pods that were seen to be on their way out, by name."""
+    deletions: dict[str, Deletion] = {}
 
     def note(line: str) -> None:
-        name, gone = line.split()
+        name, gone, mark, ready_since = line.split()
         if gone != "<none>":
-            deletions.setdefault(name, time.time())
+            deletions.setdefault(name, Deletion(time.time(), mark, ready_since))
 
+    columns = {
+        "NAME": ".metadata.name",
+        "GONE": ".metadata.deletionTimestamp",
+        "MARK": ".metadata.annotations.controller\\.kubernetes\\.io/pod-deletion-cost",
+        "READY": '.status.conditions[?(@.type=="Ready")].lastTransitionTime',
+    }
     with watching(
         *("pods", f"--selector=workqueue.dev/workqueue={workqueue.name}"),
         *(f"--namespace={workqueue.lab.namespace}", "--no-headers"),
-        "--output=custom-columns=NAME:.metadata.name,GONE:.metadata.deletionTimestamp",
+        "--output=custom-columns=" + ",".join(f"{name}:{path}" for name, path in columns.items()),
         each=note,
     ):
         yield deletions

@@ -163,7 +163,7 @@ class Scene:
     async def carry_out(self, chosen: Plan, pods: list[PodView], *, guarded: bool = True) -> Outcome:
         retirement = Retirement(self.cluster, self.workers, self.store)
         return await retirement.carry_out(
-            "team", chosen, pods, b"key", self.lower, self.confirm_empty if guarded else None
+            "team", chosen, lambda: pods, b"key", self.lower, self.confirm_empty if guarded else None
         )
 
     @property
@@ -222,9 +222,25 @@ async def test_nobody_is_removed_while_kubernetes_would_remove_one_that_stays_fi
     assert (outcome.removed, outcome.outranked) == (0, "u")
 
 
+async def test_nobody_is_removed_while_a_leaver_may_become_ready_before_one_that_stays() -> None:
+    """Both start; the one that agreed to go became Ready first, and a busy one was removed in its place."""
+    leaves, stays = pod("a", ready=False), pod("b", ready=False)
+    scene = Scene(a=RETIRED)
+    outcome = await scene.carry_out(Plan((), (leaves,)), [leaves, stays, C])
+    assert (scene.lowered, scene.workers.resumed, outcome.outranked) == ([], ["a"], "b")
+
+
+async def test_a_pod_that_came_while_workers_were_asked_stops_the_step_to_zero() -> None:
+    """A node was drained: the successor of its pod is not in the plan, and would be removed unasked."""
+    scene = Scene(a=RETIRED, b=RETIRED)
+    drained, successor = replace(A, terminating=True), replace(STARTING, name="s", uid="s")
+    outcome = await scene.carry_out(Plan((), (A, B)), [drained, successor, B])
+    assert (scene.lowered, scene.marks, outcome.outranked) == ([], [], "s")
+
+
 async def test_among_pods_of_one_rank_the_marks_decide() -> None:
     """Three pods that no node takes shrink to one."""
-    homeless = [replace(HOMELESS, name=name) for name in "abc"]
+    homeless = [replace(HOMELESS, name=name, uid=name) for name in "abc"]
     scene = Scene()
     outcome = await scene.carry_out(Plan(tuple(homeless[:2]), ()), homeless)
     assert sorted(scene.happened[:2]) == ["mark a", "mark b"]
@@ -331,6 +347,20 @@ async def test_a_pod_that_vanished_while_it_was_marked_calls_it_off() -> None:
     outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C])
     assert (outcome.removed, scene.lowered, scene.marks) == (0, [], [])
     assert sorted(scene.workers.resumed) == ["a", "b"]
+
+
+async def test_a_pod_that_is_about_to_go_calls_it_off_like_one_that_has_gone() -> None:
+    """The mark still lands on it, but its successor would be removed unasked."""
+    scene = Scene(a=RETIRED, b=RETIRED)
+
+    def going(request: Request) -> dict[str, Any]:
+        live = scene.mark(request)
+        live["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        return live
+
+    scene.cluster.answer("PATCH", "/pods/b", going)
+    outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C])
+    assert (outcome.removed, outcome.conflict, scene.lowered, scene.marks) == (0, True, [], [])
 
 
 async def test_marks_that_cannot_be_cleared_hide_nothing() -> None:

@@ -5,7 +5,8 @@ Place in the flow: what is done about a Retire decision. The order is what matte
 1. idle workers are asked to stop consuming (POST /retire); a busy one says no and is left alone;
 2. to zero: the bell is hung, so that a message that comes now is noticed, and the queue must be seen empty;
 3. exactly the workers that agreed are marked, and the count is lowered by their number, in one patch that
-   tests the count that was observed.
+   tests the count that was observed. Not while a pod that is to stay is not Ready: Kubernetes removes it first,
+   whatever the marks say, and it may be busy already.
 
 Whatever fails on the way, the marks go and the workers consume again, at the latest when their lease ends. The
 one exception: a patch of which nobody knows whether it was carried out. Then marks and leases stay, since without
@@ -111,7 +112,7 @@ class Retirement:
         self,
         namespace: str,
         chosen: Plan,
-        pods: Sequence[PodView],
+        look: Callable[[], Sequence[PodView]],
         key: bytes,
         lower: Callable[[int], Awaitable[Object | None]],
         confirm_empty: Callable[[], Awaitable[bool | None]] | None,
@@ -119,6 +120,7 @@ class Retirement:
         """Ask, mark, lower.
 
         Args:
+            look: the pods as they are known at that moment; asking takes seconds when one does not answer.
             key: what the calls are signed with.
             lower: lowers the count by a number in one guarded write; None when the guard failed.
             confirm_empty: for the step to zero: hangs the bell and looks; True when the queue is empty, None
@@ -127,12 +129,13 @@ class Retirement:
         answers = await self._workers.retire(map(_address, chosen.ask), key)
         agreed = [pod for pod in chosen.ask if answers[pod.name] is Answer.RETIRED]
         leaving = [*chosen.dead, *agreed]
-        outranked = _outranked(pods, leaving)
+        going = {pod.uid for pod in leaving}
+        staying = [pod for pod in look() if not pod.terminating and pod.uid not in going]
+        outranked = _outranked(staying, leaving)
         if not leaving or outranked:
             await self._call_off(agreed, [], namespace, key)
             return Outcome(0, None, answers, outranked=outranked)
-        to_zero = len(leaving) == sum(not pod.terminating for pod in pods)
-        if to_zero and confirm_empty is not None:
+        if not staying and confirm_empty is not None:
             empty = await confirm_empty()
             if not empty:
                 await self._call_off(agreed, [], namespace, key)
@@ -174,7 +177,7 @@ class Retirement:
         """Set or clear the marks.
 
         Returns:
-            On how many pods; one that is gone is passed over.
+            On how many pods; one that is gone or about to go is passed over.
 
         Raises:
             ClusterError: one of them failed; by then every other request has ended, too.
@@ -183,13 +186,14 @@ class Retirement:
 
         async def mark(pod: PodView) -> bool:
             try:
-                # Told to the store at once: a marked pod must not be asked again before it goes.
-                self._store.put_pod(await self._cluster.merge(pod_path(namespace, pod.name), body))
+                live = await self._cluster.merge(pod_path(namespace, pod.name), body)
             except ClusterError as error:
                 if not error.not_found:
                     raise
                 return False
-            return True
+            # Told to the store at once: a marked pod must not be asked again before it goes.
+            self._store.put_pod(live)
+            return not live["metadata"].get("deletionTimestamp")
 
         results = await asyncio.gather(*(mark(pod) for pod in pods), return_exceptions=True)
         for result in results:
@@ -198,11 +202,15 @@ class Retirement:
         return sum(result is True for result in results)
 
 
-def _outranked(pods: Sequence[PodView], leaving: Sequence[PodView]) -> str | None:
-    """The pod that is to stay though Kubernetes would remove it before one that is to leave, if there is one."""
-    last = max((pod.rank for pod in leaving), default=(False, False, False))
-    staying = (pod for pod in pods if not pod.terminating and pod not in leaving)
+def _outranked(staying: Sequence[PodView], leaving: Sequence[PodView]) -> str | None:
+    """The pod that is to stay though Kubernetes might remove it before one that is to leave, if there is one."""
+    last = max((_rank_at_removal(pod) for pod in leaving), default=(False, False, False))
     return next((pod.name for pod in staying if pod.rank < last), None)
+
+
+def _rank_at_removal(pod: PodView) -> tuple[bool, bool, bool]:
+    """A worker that runs may become Ready between being chosen and being removed."""
+    return (True, True, True) if pod.running else pod.rank
 
 
 def _address(pod: PodView) -> Address:

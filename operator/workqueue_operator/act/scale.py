@@ -22,7 +22,7 @@ from ..observe.store import Store
 from ..observe.workers import WorkerStatus
 from ..reasons import Reason, Unknown
 from ..report import Reporter
-from ..views import DeploymentView, PodView, deployment_view, unsettled
+from ..views import DeploymentView, PodView, deployment_view, pod_views, unsettled
 from . import bell
 from .retire import Outcome, Retirement, plan
 from .workload import Workload
@@ -131,7 +131,7 @@ class Scaler:
         outcome = await self._retirement.carry_out(
             workqueue.metadata.namespace,
             plan(pods, statuses, deployment.replicas - decision.replicas, time.time()),
-            pods,
+            lambda: pod_views(self._store.pods_of(workqueue.key)),
             link.broker.binding.signing_key,
             lower,
             partial(bell.confirm_empty, workqueue, link) if decision.only_when_empty else None,
@@ -181,7 +181,7 @@ def _why_not(memory: Memory, decision: Retire, outcome: Outcome) -> Hold:
             decision.wanted,
             Reason.POD_NOT_READY,
             f"Pod {outcome.outranked} is to stay and is not Ready. Kubernetes would remove it before the idle "
-            "workers, so nobody is removed until it is Ready or idle.",
+            "workers, so nobody is removed until it is Ready.",
         )
     return Hold(
         decision.wanted, Reason.WORKERS_BUSY, "Surplus workers are busy and stay until they are idle."
