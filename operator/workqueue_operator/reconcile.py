@@ -316,13 +316,14 @@ class Reconciler:
         for entry in vanished:
             link.broker.mark_vanished(entry.queue)
         if vanished and memory.queue is not None and workqueue.spec.queue.declare:
-            finding = await queues.declare_again(workqueue, link.broker, [entry.queue for entry in vanished])
+            again = [entry.queue for entry in vanished]
+            finding, answers = await queues.declare_again(workqueue, link.broker, again)
         else:
-            finding = await queues.declare(workqueue, link.broker)
+            finding, answers = await queues.declare(workqueue, link.broker)
         finding = queues.consumer_timeout_trouble(workqueue, link.broker) or finding
         memory.declared, memory.queue = state, finding
-        watched.last = None
-        await link.sweep.ask(dead)
+        for entry in (watched, dead):
+            entry.hear(answers[entry.queue])
         for other in claimants:
             # A younger one may have come first, after a restart; its next pass finds out.
             if other != workqueue.key:

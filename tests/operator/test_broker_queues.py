@@ -68,14 +68,17 @@ async def test_a_conflict_names_the_argument_and_touches_nothing(
         assert take_all(channel, "jobs") == [(b"kept", 0)]
 
 
+@pytest.mark.parametrize("exchange", [Exchange("images"), None], ids=["with an exchange", "without one"])
 @pytest.mark.parametrize("theirs", ["jobs", "jobs.dead"], ids=["the work queue", "the dead-letter queue"])
-async def test_a_conflict_makes_nothing(every_vhost: VirtualHost, theirs: str) -> None:
+async def test_a_conflict_makes_nothing(
+    every_vhost: VirtualHost, theirs: str, exchange: Exchange | None
+) -> None:
     """Neither the exchange nor the other queue, which would stay behind when the name is corrected."""
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()
         channel.queue_declare(theirs, durable=True, arguments={"x-max-length": 7})
         with pytest.raises(Trouble, match=theirs) as caught:
-            await broker.declare(plan(QueueSettings("jobs", exchange=Exchange("images"))))
+            await broker.declare(plan(QueueSettings("jobs", exchange=exchange)))
         assert caught.value.reason is Reason.QUEUE_CONFLICT
         assert {name for name in ("jobs", "jobs.dead") if every_vhost.exists(name)} == {theirs}
         with pytest.raises(ChannelClosedByBroker, match="no exchange 'images'"):
@@ -112,6 +115,21 @@ async def test_counts_are_live_and_leave_the_bell_out(
         channel.basic_consume("jobs", lambda *_: None)
         put(channel, "jobs", b"1", b"2", b"3")
         await until(lambda: counted(broker, "jobs", (2, 1, False)))
+
+
+@TYPES
+async def test_declaring_brings_the_counts_along(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+    """A pass that has declared need not ask."""
+    wanted = plan(QueueSettings("jobs", queue_type))
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        made = await broker.declare(wanted)
+        assert {name: (counts.ready, counts.consumers) for name, counts in made.items()} == {
+            "jobs": (0, 0),
+            "jobs.dead": (0, 0),
+        }
+        put(channel, "jobs", b"1", b"2")
+        assert (await broker.declare(wanted))["jobs"].ready == 2
 
 
 async def counted(broker, queue: str, wanted: tuple[int, int, bool]) -> bool:  # type: ignore[no-untyped-def]

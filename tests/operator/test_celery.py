@@ -101,7 +101,7 @@ async def test_celerys_queue_is_used_as_it_is_and_its_tasks_count_until_they_are
             async with probe(url) as broker:
                 await broker.ready()
                 publish(folder, vhost.url, release, 5)
-                assert (await queues.declare(workqueue(), broker)).reason is Reason.USED_AS_IT_IS
+                assert (await queues.declare(workqueue(), broker))[0].reason is Reason.USED_AS_IT_IS
 
                 async def seen(ready: int, unacknowledged: int) -> bool:
                     in_hand = await management.unacknowledged(binding, "celery")

@@ -7,9 +7,9 @@ a WorkQueue. The topology itself is the worker package's, so that operator, work
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from workqueue_worker import topology
 from workqueue_worker.topology import dead_letter_queue_name
@@ -34,7 +34,11 @@ DEFAULT_CONSUMER_TIMEOUT: Final = 1800
 """Seconds that RabbitMQ lets a consumer hold a message unless told otherwise."""
 
 
-async def declare(workqueue: WorkQueue, broker: Broker) -> Finding:
+Answers: TypeAlias = Mapping[str, QueueCounts]
+"""The counts that declaring brought along, by queue."""
+
+
+async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, Answers]:
     """Make sure that the queues exist as the WorkQueue asks. Idempotent.
 
     Raises:
@@ -43,7 +47,7 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> Finding:
     queue = workqueue.queue_name
     if not workqueue.spec.queue.declare:
         try:
-            await broker.counts(queue)
+            counts = await broker.counts(queue)
         except QueueMissingError:
             raise Trouble(
                 Reason.QUEUE_NOT_FOUND,
@@ -51,18 +55,22 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> Finding:
                 "queue.declare out.",
             ) from None
         # Rejected messages need somewhere to go, also where the work queue is somebody else's.
-        await broker.declare_queue(topology.dead_letter_queue(queue))
-        return Finding("True", Reason.USED_AS_IT_IS, f"The queue {queue!r} exists and is used as it is.")
+        dead = topology.dead_letter_queue(queue)
+        answers = {queue: counts, dead.name: await broker.declare_queue(dead)}
+        finding = Finding("True", Reason.USED_AS_IT_IS, f"The queue {queue!r} exists and is used as it is.")
+        return finding, answers
     try:
-        await broker.declare(topology.plan(workqueue.queue_settings))
+        answers = dict(await broker.declare(topology.plan(workqueue.queue_settings)))
     except QueueMissingError as error:
         raise Trouble(
             Reason.QUEUE_REFUSED, f"{error} vanished while it was being declared; it is tried again."
         ) from None
-    return Finding("True", Reason.DECLARED, f"The queue {queue!r} and its dead-letter queue exist.")
+    return Finding("True", Reason.DECLARED, f"The queue {queue!r} and its dead-letter queue exist."), answers
 
 
-async def declare_again(workqueue: WorkQueue, broker: Broker, names: Sequence[str]) -> Finding:
+async def declare_again(
+    workqueue: WorkQueue, broker: Broker, names: Sequence[str]
+) -> tuple[Finding, Answers]:
     """Declare queues that have vanished, and see that they stay.
 
     A bell is cancelled a moment before its queue is gone: what is declared by then goes with it.
@@ -70,18 +78,20 @@ async def declare_again(workqueue: WorkQueue, broker: Broker, names: Sequence[st
     Raises:
         Trouble: as `declare`.
     """
+    answers: Answers = {}
     for _ in range(STAYS_LOOKS):
-        await declare(workqueue, broker)
+        _, answers = await declare(workqueue, broker)
         await asyncio.sleep(STAYS_PAUSE)
         if all([await _counts(broker, name) for name in names]):
             break
     when = datetime.now(UTC)
-    return Finding(
+    finding = Finding(
         "True",
         Reason.DECLARED_AGAIN,
         f"{' and '.join(map(repr, names))} had been deleted and was declared again at {when:%Y-%m-%d %H:%M:%S} UTC; "
         "what was in it is gone.",
     )
+    return finding, answers
 
 
 def consumer_timeout_trouble(workqueue: WorkQueue, broker: Broker) -> Finding | None:

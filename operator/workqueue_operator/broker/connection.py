@@ -13,7 +13,7 @@ import logging
 import ssl
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from pika.exceptions import (
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
 )
+from pika.spec import Queue as QueueMethods
 
 from workqueue_worker.binding import Binding
 from workqueue_worker.broker.backoff import STEADY_SECONDS, Backoff
@@ -65,7 +66,7 @@ _PRECONDITION_FAILED: Final = 406
 
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
-    """What a passive declare answers.
+    """What a declare answers, passive or not.
 
     Attributes:
         ready: messages that wait.
@@ -196,25 +197,39 @@ class Broker:
             lambda channel, done: channel.queue_declare(queue, passive=True, callback=done),
             f"queue {queue!r}",
         )
-        bell = self.bell_is_up(queue)
+        return self._counted(frame.method)
+
+    def _counted(self, answer: QueueMethods.DeclareOk) -> QueueCounts:
+        bell = self.bell_is_up(answer.queue)
         return QueueCounts(
-            ready=frame.method.message_count,
-            consumers=max(frame.method.consumer_count - bell, 0),
+            ready=answer.message_count,
+            consumers=max(answer.consumer_count - bell, 0),
             at=asyncio.get_running_loop().time(),
-            bell=bell and frame.method.consumer_count > 0,
+            bell=bell and answer.consumer_count > 0,
         )
 
     # -- declarations --------------------------------------------------------------------------------
 
-    async def declare(self, plan: Plan) -> None:
+    async def declare(self, plan: Plan) -> Mapping[str, QueueCounts]:
         """Declare everything of a plan in its order. Idempotent.
 
         What exists is compared first, and then the exchange, so that a conflict leaves nothing new behind.
 
+        Returns:
+            The counts of each queue.
+
         Raises:
             Trouble: refused (with the argument's name when the queue exists otherwise), or no answer.
         """
-        missing = [queue for queue in plan.queues if not await self._exists_as_planned(queue)]
+        answers: dict[str, QueueCounts] = {}
+        missing: list[Queue] = []
+        for queue in plan.queues:
+            # Nothing new can be left behind by what would be made last.
+            makes_last = queue is plan.queues[-1] and not missing and plan.exchange is None
+            if makes_last or await self._exists(queue.name):
+                answers[queue.name] = await self.declare_queue(queue)
+            else:
+                missing.append(queue)
         if plan.exchange is not None:
             exchange = plan.exchange
             await self._call(
@@ -225,7 +240,7 @@ class Broker:
                 f"exchange {exchange.name!r}",
             )
         for queue in missing:
-            await self.declare_queue(queue)
+            answers[queue.name] = await self.declare_queue(queue)
         for binding in plan.bindings:
             await self._call(
                 _freest(self._admins),
@@ -234,24 +249,29 @@ class Broker:
                 ),
                 f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
             )
+        return answers
 
-    async def _exists_as_planned(self, queue: Queue) -> bool:
+    async def _exists(self, queue: str) -> bool:
         try:
-            await self.counts(queue.name)
+            await self.counts(queue)
         except QueueMissingError:
             return False
-        await self.declare_queue(queue)
         return True
 
-    async def declare_queue(self, queue: Queue) -> None:
-        """Declare one durable queue. Idempotent."""
-        await self._call(
+    async def declare_queue(self, queue: Queue) -> QueueCounts:
+        """Declare one durable queue. Idempotent.
+
+        Raises:
+            Trouble: as `declare`.
+        """
+        frame = await self._call(
             _freest(self._admins),
             lambda channel, done: channel.queue_declare(
                 queue.name, durable=True, arguments=dict(queue.arguments), callback=done
             ),
             f"queue {queue.name!r}",
         )
+        return self._counted(frame.method)
 
     async def delete_queue(self, queue: str) -> None:
         """Delete a queue with all that is in it; a queue that is not there is fine.

@@ -57,6 +57,12 @@ class Watched:
     doubtful: bool = False
     refused: tuple[tuple[int, str], float] | None = None
 
+    def hear(self, answer: QueueCounts | Missing | Trouble) -> None:
+        """Take note of an answer."""
+        self.last = answer
+        if isinstance(answer, QueueCounts):
+            self.answered_at = answer.at
+
     @property
     def refusal(self) -> tuple[int, str] | None:
         """Why a bell was refused lately, or None."""
@@ -141,14 +147,15 @@ class Sweep:
     async def ask(self, watched: Watched) -> QueueCounts | Missing | Trouble:
         """Ask the broker now, and remember the answer without waking anybody."""
         watched.doubtful = False
+        answer: QueueCounts | Missing | Trouble
         try:
-            counts = watched.last = await self._broker.counts(watched.queue)
-            watched.answered_at = counts.at
+            answer = await self._broker.counts(watched.queue)
         except QueueMissingError:
-            watched.last = MISSING
+            answer = MISSING
         except Trouble as trouble:
-            watched.last = trouble
-        return watched.last
+            answer = trouble
+        watched.hear(answer)
+        return answer
 
     async def close(self) -> None:
         """Stop."""
