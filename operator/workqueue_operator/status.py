@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 from .decide import Decision, Depth, Hold
@@ -94,7 +95,7 @@ def status(
         "selector": ",".join(
             f"{key}={value}" for key, value in pod_selector(workqueue.metadata.name).items()
         ),
-        **seen.last_scale,
+        **(seen.last_scale or _last_scale_before(workqueue)),
         **_counts(workqueue, seen),
     }
     if proven := seen.proven_hash or workqueue.status.proven_template_hash:
@@ -119,9 +120,24 @@ def _condition(workqueue: WorkQueue, kind: ConditionType, finding: Finding, now:
         "status": finding.status,
         "reason": finding.reason.value,
         "message": finding.message,
-        "lastTransitionTime": since.strftime("%Y-%m-%dT%H:%M:%SZ") if since else now,
+        "lastTransitionTime": _moment(since) if since else now,
         "observedGeneration": workqueue.metadata.generation,
     }
+
+
+def _last_scale_before(workqueue: WorkQueue) -> dict[str, str]:
+    """What an earlier process wrote: a restart of the operator is no reason to forget it."""
+    before = workqueue.status
+    if before.last_scale_time is None or before.last_scale_reason is None:
+        return {}
+    return {
+        "lastScaleTime": _moment(before.last_scale_time),
+        "lastScaleReason": before.last_scale_reason,
+    }
+
+
+def _moment(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _counts(workqueue: WorkQueue, seen: Seen) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from tests.support.kubernetes import kubectl, wait_until
+from tests.support.objects import Object
 from tests.support.operators import OperatorRelease
 from tests.support.workqueues import Lab, watching_replicas
 
@@ -55,9 +56,36 @@ def test_an_operator_that_is_killed_and_restarted_does_no_harm(lab: Lab, operato
     workqueue = lab.workqueue("steady").apply().wait_ready()
     workqueue.publish([{"id": number, "seconds": 0.5} for number in range(40)])
     wait_until(lambda: workqueue.status().get("readyReplicas", 0) > 0, 60, "a worker is Ready")
-    pods = [pod["metadata"]["name"] for pod in operator.pods()]
-    kubectl("delete", "pod", *pods, "--force", "--grace-period=0", f"--namespace={operator.namespace}")
+    kill(operator)
     results = workqueue.results(40)
     assert sorted(result["id"] for result in results) == list(range(40))
     assert {result["event"] for result in results} == {"done"}
     wait_until(lambda: workqueue.replicas() == 0, 120, "the new operator has brought the workers home")
+
+
+def test_a_restarted_operator_still_says_when_the_count_last_changed(
+    lab: Lab, operator: OperatorRelease
+) -> None:
+    workqueue = lab.workqueue("recall").apply().wait_ready()
+    workqueue.publish([{"id": 0}])
+    workqueue.results(1)
+    idle = wait_until(lambda: _says_idle(workqueue.status()), 60, "the status says why the last worker went")
+    kill(operator)
+    workqueue.change(scaling={"maxReplicas": 3})
+    generation = workqueue.get()["metadata"]["generation"]
+    wait_until(
+        lambda: workqueue.status().get("observedGeneration") == generation, 60, "the new operator writes"
+    )
+    assert _says_idle(workqueue.status()) == idle
+    workqueue.delete()
+
+
+def _says_idle(status: Object) -> tuple[str, str] | None:
+    reason = status.get("lastScaleReason", "")
+    return (reason, status["lastScaleTime"]) if reason.startswith("Idle") else None
+
+
+def kill(operator: OperatorRelease) -> None:
+    """End the operator's pods without a word."""
+    pods = [pod["metadata"]["name"] for pod in operator.pods()]
+    kubectl("delete", "pod", *pods, "--force", "--grace-period=0", f"--namespace={operator.namespace}")

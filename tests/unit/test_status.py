@@ -254,6 +254,8 @@ def test_what_is_not_known_keeps_the_last_known_value_and_is_never_zero() -> Non
         "readyReplicas": 2,
         "desiredReplicas": 2,
         "provenTemplateHash": "h",
+        "lastScaleTime": "2026-01-01T00:00:00Z",
+        "lastScaleReason": "Idle: x",
     }
     found = fields(seen(depth=AWAY, deployment=TAKEN, busy=None, dead_letters=None), before)
     assert {key: found[key] for key in before} == before
