@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import secrets
 import subprocess
 import time
@@ -22,7 +21,7 @@ import pytest
 
 from tests.support import operatorprocess
 from tests.support.apiproxy import ApiProxy, Fault, Request, api_proxy
-from tests.support.kubernetes import CHECKOUT, kubectl, kubectl_json, temporary_namespace, wait_until
+from tests.support.kubernetes import kubectl, kubectl_json, temporary_namespace, wait_until
 from tests.support.rabbitmq import Broker
 
 LEASE_LOST = 3
@@ -91,20 +90,18 @@ def bench(broker: Broker, folder: Path, *, relist: float = 300, election: bool =
         keys = {"uri": base64.b64encode(broker.url.encode()).decode()}
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "rabbitmq"}, "data": keys}
         kubectl("create", "--filename=-", f"--namespace={namespace}", input=json.dumps(secret))
-        port = 20_000 + secrets.randbelow(20_000)
+        port = operatorprocess.some_port()
         log = folder / "operator.log"
-        environment = os.environ | {
-            "KUBECONFIG": str(proxy.write_kubeconfig(folder / "kubeconfig")),
-            "WORKQUEUE_WATCH_NAMESPACES": namespace,
-            "WORKQUEUE_LEADER_ELECTION": str(election).lower(),
-            "WORKQUEUE_POD_NAMESPACE": namespace,
-            "WORKQUEUE_PORT": str(port),
-            "WORKQUEUE_RELIST_SECONDS": str(relist),
-            "WORKQUEUE_LOG_FORMAT": "text",
-            "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "operator"), str(CHECKOUT / "worker")]),
-        }
-        with log.open("wb") as file:
-            process = subprocess.Popen(operatorprocess.COMMAND, env=environment, stderr=file, stdout=file)
+        process = operatorprocess.start(
+            log,
+            proxy.write_kubeconfig(folder / "kubeconfig"),
+            watch_namespaces=namespace,
+            leader_election=election,
+            pod_namespace=namespace,
+            port=port,
+            relist_seconds=relist,
+            log_format="text",
+        )
         try:
             yield Bench(proxy, namespace, broker, process, port, log)
         finally:

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import secrets
 import signal
 import subprocess
 import threading
@@ -35,7 +33,7 @@ from tests.support import clusternet, operatorprocess
 from tests.support.apiproxy import ApiProxy, api_proxy
 from tests.support.crash import CrashPoints
 from tests.support.inside import Rabbit, drain
-from tests.support.kubernetes import CHECKOUT, KubectlError, kubectl, temporary_namespace, wait_until
+from tests.support.kubernetes import KubectlError, kubectl, temporary_namespace, wait_until
 from tests.support.ledger import Ledger
 from tests.support.rabbitmq import Broker
 from tests.support.relay import Relay, relay_to
@@ -101,7 +99,7 @@ class OperatorProcess:
         self._namespace = namespace
         self.log = log
         self.settings = settings
-        self.port = 20_000 + secrets.randbelow(10_000)
+        self.port = operatorprocess.some_port()
         self.restarts = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -118,18 +116,8 @@ class OperatorProcess:
             **self.settings,
             **settings,
         }
-        environment = os.environ | {
-            "KUBECONFIG": str(self._kubeconfig),
-            "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "operator"), str(CHECKOUT / "worker")]),
-            **{f"WORKQUEUE_{name.upper()}": str(value) for name, value in chosen.items()},
-        }
-        with self.log.open("ab") as file:
-            self._process = subprocess.Popen(
-                clusternet.command(*operatorprocess.COMMAND),
-                env=environment,
-                stderr=file,
-                stdout=file,
-            )
+        command = clusternet.command(*operatorprocess.COMMAND)
+        self._process = operatorprocess.start(self.log, self._kubeconfig, command, **chosen)
         return self
 
     def keep_alive(self) -> None:

@@ -7,8 +7,6 @@ goes through one WorkQueue's life. Its pods never start (no node matches), since
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import subprocess
 import urllib.error
 import urllib.request
@@ -392,22 +390,19 @@ def life_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
             )
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "rabbitmq"}}
         apply(*made, {**secret, "stringData": {"uri": vhost.url}}, namespace=namespace)
-        # Below those that the kernel gives to outgoing connections.
-        port = 10_000 + secrets.randbelow(10_000)
+        port = operatorprocess.some_port()
         log = folder / "operator.log"
-        environment = os.environ | {
-            "KUBECONFIG": str(kubeconfig_of("operator", namespace, folder / "kubeconfig")),
-            "WORKQUEUE_WATCH_NAMESPACES": namespace,
-            "WORKQUEUE_POD_NAMESPACE": namespace,
-            "WORKQUEUE_POD_NAME": "operator-0",
-            "WORKQUEUE_LEASE_NAME": "operator",
-            "WORKQUEUE_WORKER_NETWORK_POLICY": "true",
-            "WORKQUEUE_PORT": str(port),
-            "WORKQUEUE_LOG_FORMAT": "text",
-            "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "operator"), str(CHECKOUT / "worker")]),
-        }
-        with log.open("wb") as file:
-            process = subprocess.Popen(operatorprocess.COMMAND, env=environment, stderr=file, stdout=file)
+        process = operatorprocess.start(
+            log,
+            kubeconfig_of("operator", namespace, folder / "kubeconfig"),
+            watch_namespaces=namespace,
+            pod_namespace=namespace,
+            pod_name="operator-0",
+            lease_name="operator",
+            worker_network_policy=True,
+            port=port,
+            log_format="text",
+        )
         try:
             yield Life(namespace, vhost, process, port, log)
         finally:

@@ -6,7 +6,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -24,23 +24,43 @@ COMMAND: Final = (sys.executable, "-c", _RUN)
 image, and with it a parser of grammars: a second of processor time for each start."""
 
 
+def start(
+    log: Path, credentials: Path, command: Sequence[str] = COMMAND, **settings: object
+) -> subprocess.Popen[bytes]:
+    """Start one, which adds to `log`.
+
+    Args:
+        credentials: the kubeconfig that it uses.
+        settings: WORKQUEUE_* without the prefix, in small letters.
+    """
+    environment = os.environ | {
+        "KUBECONFIG": str(credentials),
+        "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "operator"), str(CHECKOUT / "worker")]),
+        **{f"WORKQUEUE_{name.upper()}": str(value) for name, value in settings.items()},
+    }
+    with log.open("ab") as file:
+        return subprocess.Popen(command, env=environment, stderr=file, stdout=file)
+
+
+def some_port() -> int:
+    """For its endpoint: below those that the kernel gives to outgoing connections."""
+    return 10_000 + secrets.randbelow(20_000)
+
+
 @contextmanager
 def operator_process(log: Path, *namespaces: str) -> Iterator[int]:
     """One that logs all it can while the context lasts; gives the port of its endpoint."""
-    # Below those that the kernel gives to outgoing connections.
-    port = 10_000 + secrets.randbelow(10_000)
-    environment = os.environ | {
-        "KUBECONFIG": str(kubeconfig()),
-        "WORKQUEUE_WATCH_NAMESPACES": ",".join(namespaces),
-        "WORKQUEUE_LEADER_ELECTION": "false",
-        "WORKQUEUE_PORT": str(port),
-        "WORKQUEUE_LOG_FORMAT": "json",
-        "WORKQUEUE_LOG_LEVEL": "DEBUG",
-        "WORKQUEUE_IDLE_SWEEP_SECONDS": "1",
-        "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "operator"), str(CHECKOUT / "worker")]),
-    }
-    with log.open("wb") as file:
-        process = subprocess.Popen(COMMAND, env=environment, stderr=file, stdout=file)
+    port = some_port()
+    process = start(
+        log,
+        kubeconfig(),
+        watch_namespaces=",".join(namespaces),
+        leader_election=False,
+        port=port,
+        log_format="json",
+        log_level="DEBUG",
+        idle_sweep_seconds=1,
+    )
     try:
         yield port
     finally:

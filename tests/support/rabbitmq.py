@@ -46,6 +46,7 @@ STOP_SECONDS: Final = 30.0
 _HOME: Final = "/var/lib/rabbitmq"
 _NODE: Final = "rabbit@localhost"
 _NAMESPACES: Final = ("--mount", "--pid", "--uts")
+_INFORMATION: Final = re.compile(r"\[(?:info|notice|debug)\]")
 
 # Asked of the consensus library: what the queue's own record says may be old after a failover.
 _LEADER: Final = (
@@ -508,6 +509,11 @@ class Broker:
         """The last lines of the server's log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    def complaints(self, lines: int = 60) -> str:
+        """The last lines of the server's log that are more than information."""
+        logged = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return "\n".join([line for line in logged if not _INFORMATION.search(line)][-lines:])
+
     # -- inside
 
     def _run(self, *command: str, input: str = "") -> str:  # noqa: A002 - as subprocess.run names it
@@ -639,6 +645,25 @@ class _Brokers:
         for broker in self._spawned.values():
             broker.close()
 
+    def complaints(self) -> dict[str, str]:
+        """What each server has complained of lately, by series."""
+        return {series: broker.complaints() for series, broker in self._spawned.items()}
+
+
+_SERVERS: Final = pytest.StashKey[_Brokers]()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A test that failed shows what the servers have complained of."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    servers = item.session.stash.get(_SERVERS, None)
+    if report.failed and servers is not None:
+        for series, complaints in servers.complaints().items():
+            if complaints:
+                report.sections.append((f"RabbitMQ {series}'s warnings and errors", complaints))
+
 
 def _needed(session: pytest.Session) -> list[str]:
     names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
@@ -663,7 +688,9 @@ def rabbitmq_servers(
 ) -> Iterator[_Brokers]:
     """All servers of the session; tests ask for one of the fixtures below."""
     brokers = _Brokers(_needed(request.session), tmp_path_factory.mktemp("rabbitmq"))
+    request.session.stash[_SERVERS] = brokers
     yield brokers
+    del request.session.stash[_SERVERS]
     brokers.close()
 
 

@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.kubernetes import CHECKOUT, PROGRAMS, kubeconfig, kubectl, release_workqueues
+from tests.support.kubernetes import (
+    CHECKOUT,
+    PROGRAMS,
+    kubeconfig,
+    kubectl,
+    kubectl_json,
+    release_workqueues,
+    wait_until,
+)
+from tests.support.objects import Object
+from tests.support.typed import Terminal, commands
 from tests.support.walkthrough import walk
 
 SECONDS = 240.0
@@ -38,17 +48,148 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_get_started_and_the_tutorial(folder: Path, environment: dict[str, str]) -> None:
+STOOD_FOR = ("thumbs", "thumbnails", "invoices")
+"""Queues of the pages' readers; `hello` stands for all of them."""
+
+RUN_ELSEWHERE = {
+    "helm install": "by the fixture of every test; shards by tests/chart/test_shards.py",
+    "helm upgrade workqueue-operator charts/workqueue-operator --namespace workqueue-system --reuse-values "
+    "--set image.tag=TAG": "by tests/e2e/test_upgrade.py",
+    "helm uninstall": "by the cleaning up of get-started",
+    "kubectl delete workqueues --all": "by the cleaning up of get-started",
+    "kubectl delete crd": "by the cleaning up of get-started",
+    "kubectl apply --server-side -k .": "by tests/chart/test_kustomize.py",
+    "pip install": "by `make venv`",
+}
+"""Beginnings of commands that are not run here, and where they are."""
+
+
+@pytest.mark.timeout(900)
+def test_the_pages(folder: Path, environment: dict[str, str]) -> None:
+    """Get started and the tutorial step by step; then every command of the other pages; then the cleaning up."""
     started = (CHECKOUT / "docs/get-started.md").read_text()
     journey, end = started.split("Clean up with")
     tutorial = (CHECKOUT / "docs/tutorial.md").read_text()
-    for name, text in (("get-started", journey), ("tutorial", tutorial), ("clean-up", end)):
+    _walk(folder, environment, {"get-started": journey, "tutorial": tutorial})
+    _type_everything(folder, environment)
+    _walk(folder, environment, {"clean-up": end})
+    left = kubectl_json("get", "namespaces")["items"]
+    living = {one["metadata"]["name"] for one in left if one["status"]["phase"] == "Active"}
+    assert not living & {"shop", "billing", "rabbitmq"}
+
+
+def test_no_command_is_left_out_without_need() -> None:
+    """And each that the pages have is found: there are no fewer than when this was written."""
+    found = [command for page in _pages() for command in commands(page.read_text())]
+    assert len(found) > 110
+    for beginning in RUN_ELSEWHERE:
+        assert any(command.startswith(beginning) for command in found), beginning
+
+
+def _pages() -> list[Path]:
+    """All that are not followed step by step."""
+    pages = sorted((CHECKOUT / "docs").rglob("*.md"))
+    return [page for page in pages if page.name not in {"get-started.md", "tutorial.md"}]
+
+
+def _walk(folder: Path, environment: dict[str, str], pages: dict[str, str]) -> None:
+    for name, text in pages.items():
         page = folder / f"{name}.md"
         page.write_text(text)
         walk(page, folder, environment, SECONDS)
-    left = json.loads(kubectl("get", "namespaces", "--output=json"))["items"]
-    living = {one["metadata"]["name"] for one in left if one["status"]["phase"] == "Active"}
-    assert not living & {"shop", "billing", "rabbitmq"}
+
+
+def _type_everything(folder: Path, environment: dict[str, str]) -> None:
+    """In `shop`, where `hello` has a worker, and gets a dead letter for each command that wants one."""
+    mine = folder / "kubeconfig"
+    mine.write_text(kubeconfig().read_text())
+    kubectl("config", "set-context", "--current", "--namespace=shop", f"--kubeconfig={mine}")
+    in_rabbitmq = "kubectl -n rabbitmq exec deployment/rabbitmq --"
+    terminal = Terminal(
+        folder,
+        {**environment, "KUBECONFIG": str(mine)},
+        {
+            "POD": lambda command: _pod("workqueue-system" if "workqueue-system" in command else "shop"),
+            "create token NAME": lambda _: "create token default",
+            "NAMESPACE": lambda _: "shop",
+            "NAME": lambda _: "hello",
+            **dict.fromkeys(STOOD_FOR, lambda _: "hello"),
+            "ID": lambda _: _dead_letter(),
+        },
+        {
+            **dict.fromkeys(("rabbitmqctl", "rabbitmq-diagnostics", "rabbitmq-queues"), lambda: in_rabbitmq),
+            "workqueue": lambda: f"kubectl exec {_pod('shop')} -c worker --",
+        },
+        _prepare,
+    )
+    (folder / "jobs.txt").write_text("one\ntwo\n")
+    for user in ("hello", "uploader"):
+        kubectl("-n", "rabbitmq", "exec", "deployment/rabbitmq", "--", "rabbitmqctl", "add_user", user, user)
+    for page in _pages():
+        typed = [
+            command for command in commands(page.read_text()) if not command.startswith(tuple(RUN_ELSEWHERE))
+        ]
+        if typed:
+            _steer(replicas=None, suspend=False, scaling={"minReplicas": 1})
+            terminal.type(typed)
+
+
+def _prepare(command: str) -> None:
+    wait_until(_settled, 90, "every Deployment has the pods that it wants, all of them Ready")
+    if "dead show" in command:
+        _dead_letter()
+
+
+def _settled() -> bool:
+    """Nothing starts and nothing ends: `kubectl logs` and `exec` take any pod that they find."""
+    found = kubectl_json("get", "deployments,pods", "--all-namespaces")["items"]
+    return all(
+        _has_its_pods(one) if one["kind"] == "Deployment" else _is_ready(one)
+        for one in found
+        if one["metadata"]["namespace"] in NAMESPACES
+    )
+
+
+def _has_its_pods(deployment: Object) -> bool:
+    status, wanted = deployment["status"], deployment["spec"]["replicas"]
+    seen = status.get("observedGeneration", 0) == deployment["metadata"]["generation"]
+    counts = {status.get(name, 0) for name in ("replicas", "updatedReplicas", "readyReplicas")}
+    return seen and counts == {wanted}
+
+
+def _is_ready(pod: Object) -> bool:
+    conditions = {one["type"]: one["status"] for one in pod["status"].get("conditions", ())}
+    return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
+
+
+def _steer(**spec: object) -> None:
+    patch = json.dumps({"spec": spec})
+    kubectl("patch", "wq", "hello", "--namespace=shop", "--type=merge", f"--patch={patch}")
+
+
+def _pod(namespace: str) -> str:
+    """A pod that is Ready: a worker of `hello`, or one of the operator's."""
+    label = {"shop": "workqueue.dev/workqueue=hello"}.get(
+        namespace, "app.kubernetes.io/name=workqueue-operator"
+    )
+
+    def ready() -> str | None:
+        pods = kubectl_json("get", "pods", f"--namespace={namespace}", f"--selector={label}")["items"]
+        return next((str(pod["metadata"]["name"]) for pod in pods if _is_ready(pod)), None)
+
+    return wait_until(ready, 60, f"a pod in {namespace} is Ready")
+
+
+def _dead_letter() -> str:
+    """The id of a message that has just become a dead letter."""
+    inside = ("exec", "--namespace=shop", _pod("shop"), "--container=worker", "--", "workqueue")
+    kubectl(*inside, "send", "--queue", "hello", "bad")
+
+    def dead() -> str | None:
+        letters = json.loads(kubectl(*inside, "dead", "list", "--queue", "hello", "--json"))
+        return letters["messages"][0]["id"] if letters["messages"] else None
+
+    return wait_until(dead, 30, "the message is a dead letter")
 
 
 def _clean() -> None:

@@ -1,0 +1,107 @@
+"""Commands that pages show in passing, run where the names in them mean something.
+
+`walkthrough` follows a page step by step. The other pages show single commands, indented, for a WorkQueue that the
+reader has: here one stands in for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+_FENCE: Final = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+_COMMAND: Final = re.compile(
+    r"^ {4}((?:kubectl|helm|pip|curl|workqueue|rabbitmq\w*(?:-\w+)?) .*)$", re.MULTILINE
+)
+_CONTINUED: Final = re.compile(r"\\\n *")
+_FORWARD: Final = re.compile(r"kubectl .*\bport-forward\b")
+_SECONDS: Final = 60.0
+
+
+def commands(page: str) -> Iterator[str]:
+    """Every indented command of a page, in one line."""
+    yield from _COMMAND.findall(_FENCE.sub("", _CONTINUED.sub("", page)))
+
+
+class Terminal:
+    """Types commands, each with the names that it needs.
+
+    Args:
+        names: what stands for words in a command, asked for when the command is about to run.
+        inside: for a program that this machine lacks, what is put before it.
+        prepare: called with each command before it runs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        names: Mapping[str, Callable[[str], str]],
+        inside: Mapping[str, Callable[[], str]],
+        prepare: Callable[[str], object],
+    ) -> None:
+        self._folder = folder
+        self._environment = {**os.environ, **environment}
+        self._names = names
+        self._inside = inside
+        self._prepare = prepare
+
+    def type(self, typed: Iterable[str]) -> None:
+        """Run commands one after the other; what they forward stays until the last has ended.
+
+        Raises:
+            AssertionError: one failed.
+        """
+        with ExitStack() as forwards:
+            for written in typed:
+                self._prepare(written)
+                command = self._meant(written)
+                if _FORWARD.match(command):
+                    forwards.enter_context(self._forward(command))
+                else:
+                    self._run(command)
+
+    def _meant(self, command: str) -> str:
+        for word, name in self._names.items():
+            if re.search(rf"\b{word}\b", command):
+                command = re.sub(rf"\b{word}\b", name(command), command)
+        program = command.split()[0]
+        return f"{self._inside[program]()} {command}" if program in self._inside else command
+
+    def _run(self, command: str) -> None:
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail\n{command}"],
+            cwd=self._folder,
+            env=self._environment,
+            capture_output=True,
+            input="y\n",
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
+
+    @contextmanager
+    def _forward(self, command: str) -> Iterator[None]:
+        """A port-forward while the context lasts."""
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"],
+            cwd=self._folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            assert "Forwarding from" in first, f"{command}\n{first}"
+            yield
+        finally:
+            process.terminate()
+            process.communicate(timeout=10)
