@@ -81,6 +81,10 @@ test: lint image ## everything: style, types, layers, generated files, all tests
 faults: image ## the fault matrix, whole (about an hour); ARGS=--write puts its table into docs/guarantees.md
 	@$(BIN)/python -m hack.faults $(ARGS)
 
+.PHONY: nightly
+nightly: faults ## what takes too long for `make test`: the fault matrix, and the tests elsewhere that are marked nightly
+	@$(BIN)/pytest tests --ignore=tests/faults -m nightly --numprocesses $(JOBS) --dist load
+
 SERIES ?= 3.10 4.0 4.3
 
 .PHONY: soak

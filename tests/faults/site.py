@@ -218,7 +218,7 @@ class Site:
 
     def asleep(self, workqueue: WorkQueueUnderTest) -> bool:
         """Whether it is Ready, without a worker, and its bell hangs."""
-        queue = queue_of(workqueue)
+        queue = workqueue.queue_name
         return self.converged(workqueue, 0) and self.consumers(queue) == 1
 
     def consumers(self, queue: str) -> int:
@@ -264,7 +264,7 @@ class Site:
 
     def settle(self, workqueue: WorkQueueUnderTest, ledger: Ledger, seconds: float = 120) -> Ledger:
         """Wait until every confirmed message is done, dead or waiting where no worker runs; then count all."""
-        queue = queue_of(workqueue)
+        queue = workqueue.queue_name
         queues = {ledger.read_waiting: queue, ledger.read_dead: f"{queue}.dead"}
         pending = bool(workqueue.body["spec"].get("worker", {}).get("nodeSelector"))
         channel = self.lab.channel
@@ -338,12 +338,6 @@ def site(broker: Broker, folder: Path, report: Report, **settings: object) -> It
             with suppress(KubectlError):
                 release_all(namespace)
             operator.kill()
-
-
-def queue_of(workqueue: WorkQueueUnderTest) -> str:
-    """The name of its queue."""
-    name: str = workqueue.body["spec"].get("queue", {}).get("name", workqueue.name)
-    return name
 
 
 def release_all(namespace: str) -> None:

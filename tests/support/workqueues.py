@@ -125,6 +125,11 @@ class WorkQueueUnderTest:
     def _where(self) -> str:
         return f"--namespace={self.lab.namespace}"
 
+    @property
+    def queue_name(self) -> str:
+        """The name of its queue."""
+        return str(self.body["spec"].get("queue", {}).get("name", self.name))
+
     def apply(self) -> WorkQueueUnderTest:
         """kubectl apply."""
         kubectl("apply", "--filename=-", input=json.dumps(self.body))
