@@ -46,7 +46,9 @@ STOP_SECONDS: Final = 30.0
 _HOME: Final = "/var/lib/rabbitmq"
 _NODE: Final = "rabbit@localhost"
 _NAMESPACES: Final = ("--mount", "--pid", "--uts")
-_INFORMATION: Final = re.compile(r"\[(?:info|notice|debug)\]")
+_ORDINARY: Final = re.compile(
+    r"\[(?:info|notice|debug)\]|Channel error on connection|channel exception (?:not_found|precondition_failed)"
+)
 
 # Asked of the consensus library: what the queue's own record says may be old after a failover.
 _LEADER: Final = (
@@ -509,10 +511,14 @@ class Broker:
         """The last lines of the server's log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
-    def complaints(self, lines: int = 60) -> str:
-        """The last lines of the server's log that are more than information."""
-        logged = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        return "\n".join([line for line in logged if not _INFORMATION.search(line)][-lines:])
+    def complaints(self, since: int = 0, lines: int = 120) -> str:
+        """The first lines of the server's log, from an offset, that are more than a client's question answered."""
+        if not self.log.exists():
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(since)
+            logged = file.read().decode(errors="replace").splitlines()
+        return "\n".join([line for line in logged if not _ORDINARY.search(line)][:lines])
 
     # -- inside
 
@@ -629,6 +635,7 @@ class _Brokers:
         self._needed = needed
         self._folder = folder
         self._spawned: dict[str, Broker] = {}
+        self._marks: dict[str, int] = {}
         self._ready: set[str] = set()
 
     def get(self, series: str) -> Broker:
@@ -645,12 +652,25 @@ class _Brokers:
         for broker in self._spawned.values():
             broker.close()
 
+    def mark(self) -> None:
+        """A test begins: only what is logged from here on concerns it."""
+        for series, broker in self._spawned.items():
+            self._marks[series] = broker.log.stat().st_size if broker.log.exists() else 0
+
     def complaints(self) -> dict[str, str]:
-        """What each server has complained of lately, by series."""
-        return {series: broker.complaints() for series, broker in self._spawned.items()}
+        """What each server has complained of since the mark, by series."""
+        return {
+            series: broker.complaints(self._marks.get(series, 0)) for series, broker in self._spawned.items()
+        }
 
 
 _SERVERS: Final = pytest.StashKey[_Brokers]()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Remember where the servers' logs are when a test begins."""
+    if (servers := item.session.stash.get(_SERVERS, None)) is not None:
+        servers.mark()
 
 
 @pytest.hookimpl(hookwrapper=True)
