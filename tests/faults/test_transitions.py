@@ -21,6 +21,7 @@ from tests.faults.objects import Objects, RefusedError, condition, objects_in
 from tests.faults.site import NOWHERE, Site
 from tests.support.kubernetes import wait_until
 from tests.support.objects import merged
+from tests.support.rabbitmq import BrokerError
 
 Object = dict[str, Any]
 
@@ -118,7 +119,7 @@ class Walk:
     def _do(self, site: Site, objects: Objects, what: str) -> None:
         match what:
             case "the queue is deleted":
-                site.lab.channel.queue_delete(self.name)
+                self._delete_queue(site)
             case "the dead-letter queue is deleted":
                 site.lab.channel.queue_delete(f"{self.name}.dead")
             case "the Deployment is deleted":
@@ -130,6 +131,21 @@ class Walk:
                     objects.delete(self.name)
                     wait_until(lambda: self.name not in objects.workqueues(), 60, f"{self.name} is gone")
                     objects.create(self.name, self.spec)
+
+    def _delete_queue(self, site: Site) -> None:
+        """Not while it is being made: RabbitMQ 4.0 may then answer 541 to everything from there on.
+
+        Source: its log, and https://github.com/rabbitmq/rabbitmq-server/issues/16652.
+        """
+
+        def has_leader() -> bool:
+            return site.broker.leader(self.name, site.lab.vhost) != "none"
+
+        try:
+            wait_until(has_leader, 30, f"{self.name} has a leader")
+        except BrokerError:
+            return  # there is no such queue
+        site.lab.channel.queue_delete(self.name)
 
     @property
     def has_secret(self) -> bool:
