@@ -92,10 +92,13 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
             Reason.WORKERS_BUSY: (_DECISION, "Fewer would do, but the others have a message in hand."),
             Reason.MESSAGES_WAITING: (_DECISION, "The step to zero was called off by a message."),
             Reason.ROLLOUT_UNDER_WAY: (_DECISION, "Pods of two templates exist."),
-            Reason.PODS_SETTLING: (_DECISION, "The pods that exist are not yet as many as were asked for."),
+            Reason.PODS_SETTLING: (
+                _DECISION,
+                "The pods are not yet as many as were asked for, or the Deployment has not counted every Ready one.",
+            ),
             Reason.POD_NOT_READY: (
                 _DECISION,
-                "Only Ready workers are idle, and a pod that is not Ready stays, for instance since it starts.",
+                "A pod that is not Ready stays, for instance since it starts.",
             ),
             Reason.CONFLICTING_WRITE: (
                 _DECISION,

@@ -17,7 +17,7 @@ from . import status
 from .act import queues
 from .cluster import Cluster, deployment_path, workqueue_path
 from .errors import ClusterError, Trouble
-from .model import DeletionPolicy, WorkQueue
+from .model import DeletionPolicy, WorkQueue, timestamp
 from .names import ANNOTATION_ABANDON, FINALIZER, workload_name
 from .observe.brokers import Brokers, Link
 from .observe.management import Management
@@ -236,7 +236,7 @@ class Finalizer:
             "Delete",
             time.monotonic(),
         )
-        moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        moment = timestamp(datetime.now(UTC))
         await self._reporter.status(
             workqueue, status.status(workqueue, status.Seen(finding), findings, moment), time.monotonic()
         )

@@ -747,3 +747,8 @@ class WorkQueue(_Model):
     def deleting(self) -> bool:
         """Whether somebody has deleted it."""
         return self.metadata.deletion_timestamp is not None
+
+
+def timestamp(at: datetime) -> str:
+    """A time, which must be in UTC, as the API server writes one: RFC 3339, to the second."""
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -33,7 +33,7 @@ from .finalize import Finalizer
 from .keys import Keys, Next
 from .memory import Memory
 from .metrics import Metrics
-from .model import Metadata, WorkQueue, WorkQueueStatus
+from .model import Metadata, WorkQueue, WorkQueueStatus, timestamp
 from .observe.brokers import Brokers, Link
 from .observe.depth import Answers, judge, load
 from .observe.gather import Gatherer
@@ -171,7 +171,7 @@ class Reconciler:
         seen, delay = await self._look_and_act(workqueue, memory, parts)
         findings = status.conditions(workqueue, seen)
         _measure(workqueue, seen, parts.metrics)
-        now, moment = time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now, moment = time.monotonic(), timestamp(datetime.now(UTC))
         await parts.reporter.transitions(workqueue, findings, now)
         put_off = await parts.reporter.status(
             workqueue, status.status(workqueue, seen, findings, moment), now
@@ -190,7 +190,7 @@ class Reconciler:
             f"The resource cannot be read ({'; '.join(mistakes)}). Apply the current CRD, and correct it."
         )
         finding = Finding("False", Reason.SPEC_INVALID, message)
-        moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        moment = timestamp(datetime.now(UTC))
         await reporter.event(named, True, finding.reason, message, ConditionType.READY, time.monotonic())
         await reporter.status(named, status.unreadable(named, finding, moment), time.monotonic())
 

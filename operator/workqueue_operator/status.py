@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final
 
 from .decide import Decision, Depth, Hold
-from .model import WorkQueue
+from .model import WorkQueue, timestamp
 from .names import pod_selector
 from .reasons import ADVICE, ConditionType, Finding, Reason, Unknown
 from .views import DeploymentView, PodView
@@ -120,7 +119,7 @@ def _condition(workqueue: WorkQueue, kind: ConditionType, finding: Finding, now:
         "status": finding.status,
         "reason": finding.reason.value,
         "message": finding.message,
-        "lastTransitionTime": _moment(since) if since else now,
+        "lastTransitionTime": timestamp(since) if since else now,
         "observedGeneration": workqueue.metadata.generation,
     }
 
@@ -131,13 +130,9 @@ def _last_scale_before(workqueue: WorkQueue) -> dict[str, str]:
     if before.last_scale_time is None or before.last_scale_reason is None:
         return {}
     return {
-        "lastScaleTime": _moment(before.last_scale_time),
+        "lastScaleTime": timestamp(before.last_scale_time),
         "lastScaleReason": before.last_scale_reason,
     }
-
-
-def _moment(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _counts(workqueue: WorkQueue, seen: Seen) -> dict[str, Any]:

@@ -56,11 +56,11 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, Answer
             ) from None
         # Rejected messages need somewhere to go, also where the work queue is somebody else's.
         dead = topology.dead_letter_queue(queue)
-        answers = {queue: counts, dead.name: await broker.declare_queue(dead)}
+        answers: Answers = {queue: counts, dead.name: await broker.declare_queue(dead)}
         finding = Finding("True", Reason.USED_AS_IT_IS, f"The queue {queue!r} exists and is used as it is.")
         return finding, answers
     try:
-        answers = dict(await broker.declare(topology.plan(workqueue.queue_settings)))
+        answers = await broker.declare(topology.plan(workqueue.queue_settings))
     except QueueMissingError as error:
         raise Trouble(
             Reason.QUEUE_REFUSED, f"{error} vanished while it was being declared; it is tried again."

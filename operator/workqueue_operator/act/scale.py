@@ -16,7 +16,7 @@ from ..cluster import Object
 from ..decide import Decision, Hold, Retire, ScaleOut
 from ..memory import Memory
 from ..metrics import Metrics
-from ..model import WorkQueue
+from ..model import WorkQueue, timestamp
 from ..observe.brokers import Link
 from ..observe.store import Store
 from ..observe.workers import WorkerStatus
@@ -107,7 +107,7 @@ class Scaler:
         direction = "out" if replicas > deployment.replicas else "in"
         self._metrics.scale.labels(direction, decision.reason.value).inc()
         memory.last_scale = {
-            "lastScaleTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "lastScaleTime": timestamp(datetime.now(UTC)),
             "lastScaleReason": f"{decision.reason.value}: {decision.message}",
         }
         self._store.put_deployment(live)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from ..model import timestamp
 from ..observe.workers import WorkerStatus
 from ..reasons import ADVICE
 from ..views import PodView
@@ -203,7 +204,7 @@ def age(seconds: float) -> str:
 
 def moment(at: float) -> str:
     """Unix seconds as RFC 3339."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return timestamp(datetime.fromtimestamp(at, UTC))
 
 
 def _state(view: PodView, status: WorkerStatus | None) -> str:
