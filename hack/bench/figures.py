@@ -28,6 +28,8 @@ Object = dict[str, Any]
 BACKLOG: Final = 20
 RUNNING: Final = 2
 HANDLER_SECONDS: Final = 4.0
+RUNNING_SECONDS: Final = 10.0
+"""For workers that are to be busy still when more comes, after the wait for them to be Ready."""
 TALL_HANDLER_SECONDS: Final = 1.2
 """For each worker of the largest backlog, so that none is done before the last one is Ready."""
 TOGETHER: Final = 200
@@ -209,7 +211,8 @@ def ladder(probe: Probe, place: Site, extent: Extent) -> list[Row]:
             )
             probe.ask("purge", name=name)
             probe.ask("wait_asleep", names=[name], seconds=180)
-            probe.ask("burst", name=name, count=RUNNING, body=body, target=RUNNING, seconds=60)
+            busy = str(RUNNING_SECONDS)
+            probe.ask("burst", name=name, count=RUNNING, body=busy, target=RUNNING, seconds=60)
             probe.ask("wait_ready_pods", name=name, count=RUNNING, seconds=60)
             time.sleep(random.uniform(0.5, 1.5))
             more = BACKLOG - RUNNING

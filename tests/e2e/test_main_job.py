@@ -40,6 +40,23 @@ def test_from_zero_to_many_and_back_with_every_result_accounted_for(lab: Lab) ->
     assert "ladder.retry.1s" not in queues, "delay queues are made on first need"
 
 
+def test_workers_that_are_just_starting_call_for_no_more_workers(lab: Lab) -> None:
+    """Some have a message while others do not answer yet, whose messages wait: nobody may be counted twice."""
+    scaling = {"maxReplicas": 30, "messagesPerReplica": 1, "scaleInDelaySeconds": 0}
+    workqueue = lab.workqueue("eight", scaling=scaling).apply().wait_ready()
+    workqueue.publish([{"id": "first"}])
+    workqueue.results(1)
+    wait_until(lambda: workqueue.replicas() == 0, 60, "the first worker has gone")
+    with watching_replicas(workqueue) as watch:
+        workqueue.publish([{"id": number, "seconds": 6} for number in range(8)])
+        results = workqueue.results(8)
+        wait_until(lambda: workqueue.replicas() == 0, 60, "the workers have gone")
+        wait_until(lambda: watch.counts[-1] == 0, 10, "the watch has seen it")
+    assert len({result["pod"] for result in results}) == 8, "each had a worker of its own"
+    assert max(watch.counts) == 8
+    workqueue.delete()
+
+
 def test_retries_and_dead_letters_are_all_accounted_for(lab: Lab) -> None:
     workqueue = lab.workqueue("moody", worker={"handler": {"python": "jobs:moody"}}).apply().wait_ready()
     workqueue.publish(

@@ -58,6 +58,16 @@ KNOWN: list[tuple[str, dict[str, Any], Depth]] = [
         {"counts": counts(0, 8), "pods": [A, B], "statuses": {"a": worker(2)}, "concurrency": 4},
         Depth(0, 6, 8),
     ),
+    (
+        "workers that just start have nothing while something waits",
+        {"counts": counts(1, 1), "pods": [A, B, pod("c", ready=False)], "statuses": {"a": worker(1)}},
+        Depth(1, 1, 1),
+    ),
+    (
+        "what was taken since the broker answered is not counted twice",
+        {"counts": counts(1, 1), "pods": [A, B], "statuses": {"a": worker(1), "b": worker(1)}},
+        Depth(1, 1, 1),
+    ),
     ("workers that are not ours may all be busy", {"counts": counts(0, 3), "ours": False}, Depth(0, 3, 3)),
     (
         "unless the management API knows better",

@@ -109,7 +109,11 @@ def _in_handlers(answers: Answers, counts: QueueCounts) -> int:
     if not answers.ours or counts.ready > counts.consumers:
         # Of workers that cannot be asked, each may be busy.
         return counts.consumers
-    return sum(
+    # Who may leave is the question when nothing waits, and whoever does not answer may be busy.
+    busy = sum(
         answers.statuses[pod.name].busy if pod.name in answers.statuses else answers.concurrency
         for pod in answers.pods
     )
+    # While something waits, how many more are needed is the question. Workers that are just starting do not answer,
+    # and what they will take is among what waits: counted as busy they would call for yet more workers.
+    return min(busy, counts.consumers) if counts.ready else busy
