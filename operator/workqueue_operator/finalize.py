@@ -22,7 +22,7 @@ from .names import ANNOTATION_ABANDON, FINALIZER, workload_name
 from .observe.brokers import Brokers, Link
 from .observe.management import Management
 from .observe.secrets import Secrets
-from .observe.store import Store
+from .observe.store import Store, key_of
 from .reasons import ConditionType, Finding, Reason, Unknown
 from .report import Reporter
 from .views import pod_views
@@ -125,7 +125,8 @@ class Finalizer:
         Asked of the store, since after a restart nobody else has announced the queue yet.
         """
         mine = await self._own_place(workqueue)
-        for key, body in self._store.workqueues.items():
+        for body in self._store.workqueues.saying(workqueue.queue_name):
+            key = key_of(body)
             if key == workqueue.key or body["metadata"].get("deletionTimestamp"):
                 continue
             spec = body["spec"]

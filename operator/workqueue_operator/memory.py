@@ -32,7 +32,7 @@ class Memory:
 
     uid: str
     window: Window
-    declared: tuple[int, object] | None = None
+    declared: tuple[int, bytes] | None = None
     queue: Finding | None = None
     rung_at: float | None = None
     waking_since: float | None = None

@@ -7,9 +7,9 @@ docs list them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
@@ -33,7 +33,7 @@ class Shown:
         dead_letters: messages in the dead-letter queue.
         consumers: of the queue, without the operator's own.
         desired: replicas that are asked for; the next four count replicas as well.
-        conditions: as the status has them.
+        conditions: (type, status, reason) of each.
     """
 
     messages_ready: int | None = None
@@ -44,7 +44,7 @@ class Shown:
     ready: int | None = None
     busy: int | None = None
     maximum: int | None = None
-    conditions: Sequence[Mapping[str, Any]] = ()
+    conditions: Sequence[tuple[str, str, str]] = ()
 
 
 class WorkQueues(Collector):
@@ -106,7 +106,7 @@ class WorkQueues(Collector):
         )
         for key, shown in all_shown:
             for one in shown.conditions:
-                family.add_metric((*key, one["type"], one["status"], one["reason"]), 1)
+                family.add_metric((*key, *one), 1)
         return family
 
 

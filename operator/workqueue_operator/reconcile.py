@@ -28,6 +28,7 @@ from .act.target import Targets
 from .broker.connection import QueueCounts
 from .cluster import Object
 from .decide import Decision, Depth, Observation, ScaleOut, Window, Workload, decide
+from .digest import digest
 from .errors import ClusterError, LeadershipLostError, Trouble
 from .finalize import Finalizer
 from .keys import Keys, Next
@@ -310,7 +311,8 @@ class Reconciler:
         if watched.doubtful:
             await link.sweep.ask(watched)
         vanished = [entry for entry in (watched, dead) if entry.last is MISSING]
-        state = (link.broker.generation, (link.broker.binding.identity, workqueue.spec.queue))
+        wanted = digest([link.broker.binding.identity, workqueue.spec.queue.model_dump(mode="json")])
+        state = (link.broker.generation, wanted)
         if memory.declared == state and memory.queue is not None and not vanished:
             return memory.queue
         for entry in vanished:

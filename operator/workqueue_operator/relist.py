@@ -15,7 +15,7 @@ from typing import Final
 from .cluster import Cluster, deployments_path, pods_path, workqueues_path
 from .errors import ClusterError
 from .names import LABEL_WORKQUEUE
-from .observe.store import Key, Object, Store, key_of
+from .observe.store import Key, Store, key_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Relist:
         )
 
     async def _list(self, kind: str, path: str, namespace: str | None) -> int:
-        """Returns how many objects the store did not have in that version."""
+        """Returns how many WorkQueues the store did not have in that version."""
         taken_at = time.monotonic()
         query = {"limit": PAGE}
         if kind == "pods":
@@ -101,15 +101,11 @@ class Relist:
             page = await self._cluster.get(path, **query)
             # Page by page: a whole LIST at once would be the most of the process' memory, for ever.
             for body in page["items"]:
-                surprises += kind == "workqueues" and self._is_surprise(body)
-                self._store.put(kind, body)
+                news = self._store.put(kind, body)
+                surprises += kind == "workqueues" and news
                 listed.add(key_of(body))
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
                 break
         self._store.correct(kind, listed, namespace, taken_at)
         return surprises
-
-    def _is_surprise(self, body: Object) -> bool:
-        known = self._store.workqueue(key_of(body))
-        return known is None or known["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]

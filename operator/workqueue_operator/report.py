@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from .cluster import Cluster, workqueue_path
+from .digest import digest
 from .errors import ClusterError
 from .metrics import Metrics
 from .model import WorkQueue
@@ -34,11 +35,12 @@ _NUMBERS: Final = frozenset(
 )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Written:
-    """What was last written for one WorkQueue."""
+    """What was last written for one WorkQueue: digests of its status, whole and without its numbers; and when."""
 
-    status: Mapping[str, Any]
+    whole: bytes
+    without_numbers: bytes
     at: float
 
 
@@ -85,21 +87,18 @@ class Reporter:
         """
         uid = workqueue.metadata.uid
         written, shown = self._written.get(uid), self._shown(workqueue)
-        if shown == status:
-            # One copy in memory is enough.
-            status = shown
-        self._metrics.workqueues.of(*workqueue.key).conditions = status["conditions"]
-        if written is None and shown is status:
+        self._metrics.workqueues.of(*workqueue.key).conditions = [
+            (one["type"], one["status"], one["reason"]) for one in status["conditions"]
+        ]
+        wanted = Written(digest(status), digest(_without_numbers(status)), now)
+        if written is None and shown == status:
             # An earlier process wrote it.
-            self._written[uid] = Written(status, now)
+            self._written[uid] = wanted
             return None
         if written is not None:
-            if written.status == status and _says_all_of(shown, status):
+            if written.whole == wanted.whole and _says_all_of(shown, status):
                 return None
-            if (
-                _without_numbers(written.status) == _without_numbers(status)
-                and now - written.at < NUMBERS_EVERY
-            ):
+            if written.without_numbers == wanted.without_numbers and now - written.at < NUMBERS_EVERY:
                 return NUMBERS_EVERY - (now - written.at)
         namespace, name = workqueue.key
         answer = await self._cluster.apply(
@@ -114,8 +113,7 @@ class Reporter:
             manager=STATUS_FIELD_MANAGER,
         )
         self._store.put_workqueue(answer, our_status=True)
-        shown = self._shown(workqueue)
-        self._written[uid] = Written(shown if shown == status else status, now)
+        self._written[uid] = wanted
         return None
 
     def _shown(self, workqueue: WorkQueue) -> Mapping[str, Any]:

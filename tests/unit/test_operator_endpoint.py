@@ -16,7 +16,7 @@ from tests.support.rabbitmq import free_port
 from workqueue_operator.endpoint import Endpoint
 from workqueue_operator.metrics import Metrics
 
-CONDITIONS = [{"type": "Ready", "status": "True", "reason": "AsExpected"}]
+CONDITIONS = [("Ready", "True", "AsExpected")]
 
 
 @asynccontextmanager

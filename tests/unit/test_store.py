@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import time
 from typing import Any
@@ -309,7 +310,7 @@ def test_nothing_is_left_of_what_has_gone(store: Store) -> None:
     for kind in ("workqueues", "deployments", "pods"):
         take_list(store, kind, [], later)
     left = [store.workqueues, store.deployments, store.pods]
-    assert not any([*left, store._touched, store._pods_of, store._followers, store._gone])
+    assert not any([*left, store._seen, store._pods_of, store._followers, store._gone])
 
 
 def test_of_metadata_what_others_keep_there_is_left_out(store: Store, woken: list[Key]) -> None:
@@ -352,3 +353,25 @@ def test_of_a_pod_only_what_a_pass_reads_is_kept(store: Store) -> None:
     store.put_pod({**pod("a", 1), "spec": {"nodeName": "n", "volumes": []}, "status": {"phase": "Running"}})
     kept = store.pods["team", "a"]
     assert (kept["spec"], kept["status"]) == ({"nodeName": "n"}, {"phase": "Running"})
+
+
+async def test_each_workqueue_comes_in_turn_and_others_have_theirs(store: Store) -> None:
+    for number in range(120):
+        store.put_workqueue(thing(f"jobs-{number}", 1))
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    names = []
+    async for body in store.each_workqueue():
+        names.append(body["metadata"]["name"])
+        if len(names) == 1:
+            store.drop("workqueues", thing("jobs-119", 2))
+    task.cancel()
+    assert names == [f"jobs-{number}" for number in range(119)], "what goes meanwhile is left out"
+    assert turns >= 3

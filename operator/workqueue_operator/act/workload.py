@@ -8,8 +8,6 @@ the decision was made from.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from typing import Any, Final
 
 from .. import render
 from ..cluster import Cluster, Object, deployment_path
+from ..digest import digest
 from ..errors import ClusterError, Trouble
 from ..model import WorkQueue
 from ..names import ANNOTATION_TEMPLATE_HASH, REPLICAS_FIELD_MANAGER, workload_name
@@ -89,7 +88,7 @@ class Workload:
             and applied is not None
             and applied.uid == seen["metadata"]["uid"]
             and applied.generation >= seen["metadata"]["generation"]
-            and applied.digest == _digest(wanted)
+            and applied.digest == digest(wanted)
             and _contains(seen["metadata"], wanted["metadata"])
         ):
             return seen
@@ -98,7 +97,7 @@ class Workload:
         live = await self._apply_deployment(workqueue, wanted, seen)
         await self._apply_others(workqueue)
         self._applied[workqueue.metadata.uid] = Applied(
-            live["metadata"]["uid"], live["metadata"]["generation"], _digest(wanted)
+            live["metadata"]["uid"], live["metadata"]["generation"], digest(wanted)
         )
         return live
 
@@ -221,10 +220,6 @@ def _only_replicas(wanted: Object, live: Object) -> Object:
         },
         "spec": {"replicas": live["spec"].get("replicas", 0)},
     }
-
-
-def _digest(wanted: Object) -> bytes:
-    return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).digest()
 
 
 def _is_of(live: Object, wanted: Object) -> bool:

@@ -85,7 +85,7 @@ class Brokers:
         if link is None:
             return
         for queue in link.sweep.queues_of(key):
-            if link.sweep.keys_of(queue) == [key]:
+            if link.sweep.keys_of(queue) == (key,):
                 link.broker.take_down_bell(queue)
         link.sweep.forget(key)
         link.users.discard(key)

@@ -6,16 +6,18 @@ after a gap in its watch but never says what was deleted in the gap); a pass rea
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 from ..names import ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE, workload_name
+from .texts import Texts
 
 Object: TypeAlias = dict[str, Any]
 Key: TypeAlias = tuple[str, str]
@@ -42,8 +44,11 @@ _READ: Final[dict[str, dict[str, Any]]] = {
 
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
-_EQUAL_TEXTS: Final = 4096
-"""So many texts that came last are one object wherever they come again: reasons, messages, labels, images."""
+_EQUAL_TEXTS: Final = 1024
+"""So many texts of pods that came last are one object wherever they come again: reasons, messages, images."""
+
+_AT_ONCE: Final = 50
+"""Objects that are made from their text before others have a turn: about a millisecond."""
 
 _GONE_MATTERS: Final = 60.0
 """Seconds before a LIST during which it, or the answer to a write of ours, may still have shown what is gone."""
@@ -55,6 +60,14 @@ class Freshness:
 
     event: float | None = None
     listed: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """In which version an object was last shown, and when."""
+
+    version: int
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +87,11 @@ class Store:
     """
 
     wake: Callable[[Key], None]
-    workqueues: dict[Key, Object] = field(default_factory=dict)
-    deployments: dict[Key, Object] = field(default_factory=dict)
+    workqueues: Texts = field(default_factory=Texts)
+    deployments: Texts = field(default_factory=Texts)
     pods: dict[Key, Object] = field(default_factory=dict)
     freshness: dict[str, Freshness] = field(default_factory=lambda: defaultdict(Freshness))
-    _touched: dict[tuple[str, Key], float] = field(default_factory=dict)
+    _seen: dict[tuple[str, Key], _Seen] = field(default_factory=dict)
     _gone: dict[tuple[str, Key], _Gone] = field(default_factory=dict)
     _pods_of: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
     _followers: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
@@ -88,6 +101,14 @@ class Store:
     def workqueue(self, key: Key) -> Object | None:
         """The WorkQueue, or None when it is not there (any more)."""
         return self.workqueues.get(key)
+
+    async def each_workqueue(self) -> AsyncIterator[Object]:
+        """All WorkQueues, one after another; whoever else has something to do gets a turn in between."""
+        for number, key in enumerate(list(self.workqueues)):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if (body := self.workqueues.get(key)) is not None:
+                yield body
 
     def deployment(self, namespace: str, name: str) -> Object | None:
         """A Deployment, or None."""
@@ -131,59 +152,67 @@ class Store:
 
     # -- what the events and the LISTs write ---------------------------------------------------------
 
-    def put_workqueue(self, body: Object, *, our_status: bool = False) -> None:
+    def put_workqueue(self, body: Object, *, our_status: bool = False) -> bool:
         """A WorkQueue as it is now; what is older than what is known is ignored, here and below.
 
         Args:
-            our_status: the answer to our own write of its status, which is no news; anybody else's is.
+            our_status: the answer to our own write of its status, which is no reason for a pass; anybody else's is.
+
+        Returns:
+            Whether it was not known in this version, here and below.
         """
         key = key_of(body)
         known = self.workqueues.get(key)
-        if self._is_news("workqueues", key, body):
-            now = self.workqueues[key] = _lean("workqueues", body)
-            news = known is None or _asks_for(now) != _asks_for(known)
-            if news or (not our_status and now.get("status") != (known or {}).get("status")):
-                self.wake(key)
+        if not self._is_news("workqueues", key, body):
+            return False
+        now = self.workqueues[key] = _lean("workqueues", body)
+        changed = known is None or _asks_for(now) != _asks_for(known)
+        if changed or (not our_status and now.get("status") != (known or {}).get("status")):
+            self.wake(key)
+        return True
 
-    def put_deployment(self, body: Object) -> None:
+    def put_deployment(self, body: Object) -> bool:
         """A Deployment as it is now, from an event, a LIST or the answer to our own write."""
         key = key_of(body)
         owners = self._owners(body)
         if not owners:
             if key in self.deployments:
                 self._remove("deployments", key)
-        elif self._is_news("deployments", key, body):
-            self.deployments[key] = _lean("deployments", body)
-            for owner in owners:
-                self.wake(owner)
+            return False
+        if not self._is_news("deployments", key, body):
+            return False
+        self.deployments[key] = _lean("deployments", body)
+        for owner in owners:
+            self.wake(owner)
+        return True
 
-    def put_pod(self, body: Object) -> None:
+    def put_pod(self, body: Object) -> bool:
         """A pod as it is now."""
         key, owner, known = key_of(body), _owner(body), self.pods.get(key_of(body))
         if owner is None or not self._is_news("pods", key, body):
-            return
+            return False
         if known is not None and _owner(known) != owner:
             self._remove("pods", key)
-        self.pods[key] = _lean("pods", body)
-        self._touched["pods", key] = time.monotonic()
+        self.pods[key] = _shared(_lean("pods", body))
+        self._seen["pods", key] = _Seen(_version(body), time.monotonic())
         self._pods_of[owner].add(key)
         self.wake(owner)
+        return True
 
     def drop(self, kind: str, body: Object) -> None:
         """Something was deleted; an object of the same name that came since stays."""
         key, version = key_of(body), _version(body)
         self._gone[kind, key] = _Gone(version, time.monotonic())
-        known = self._objects(kind).get(key)
-        if known is not None and (
-            _version(known) <= version or known["metadata"]["uid"] == body["metadata"]["uid"]
+        objects, seen = self._objects(kind), self._seen.get((kind, key))
+        if seen is not None and (
+            seen.version <= version or objects[key]["metadata"]["uid"] == body["metadata"]["uid"]
         ):
             self._remove(kind, key)
 
-    def put(self, kind: str, body: Object) -> None:
+    def put(self, kind: str, body: Object) -> bool:
         """An object of a kind (`workqueues`, `deployments` or `pods`) as it is now."""
-        {"workqueues": self.put_workqueue, "deployments": self.put_deployment, "pods": self.put_pod}[kind](
-            body
-        )
+        puts = {"workqueues": self.put_workqueue, "deployments": self.put_deployment, "pods": self.put_pod}
+        return puts[kind](body)
 
     def correct(self, kind: str, listed: AbstractSet[Key], namespace: str | None, taken_at: float) -> None:
         """Drop what a whole LIST has not shown, but for what became known after `taken_at`.
@@ -195,7 +224,7 @@ class Store:
         """
         objects = self._objects(kind)
         for key in [key for key in objects if key not in listed and namespace in {None, key[0]}]:
-            if self._touched.get((kind, key), 0.0) < taken_at:
+            if self._seen[kind, key].at < taken_at:
                 self._remove(kind, key)
         for gone in [gone for gone in self._gone if gone[0] == kind]:
             if self._gone[gone].at < taken_at - _GONE_MATTERS:
@@ -211,20 +240,20 @@ class Store:
 
         The same version once more, from a LIST or as the event of our own write, shows only that it is there.
         """
-        known, gone = self._objects(kind).get(key), self._gone.get((kind, key))
-        version, newest = _version(body), -1 if known is None else _version(known)
+        seen, gone = self._seen.get((kind, key)), self._gone.get((kind, key))
+        version, newest = _version(body), -1 if seen is None else seen.version
         if version < newest or (gone is not None and version <= gone.version):
             return False
-        self._touched[kind, key] = time.monotonic()
+        self._seen[kind, key] = _Seen(version, time.monotonic())
         return version > newest
 
-    def _objects(self, kind: str) -> dict[Key, Object]:
-        objects: dict[Key, Object] = getattr(self, kind)
+    def _objects(self, kind: str) -> MutableMapping[Key, Object]:
+        objects: MutableMapping[Key, Object] = getattr(self, kind)
         return objects
 
     def _remove(self, kind: str, key: Key) -> None:
         body = self._objects(kind).pop(key)
-        self._touched.pop((kind, key), None)
+        del self._seen[kind, key]
         if kind == "workqueues":
             self.wake(key)
         elif kind == "deployments":
@@ -273,29 +302,35 @@ def _version(body: Object) -> int:
 
 def _lean(kind: str, body: Object) -> Object:
     """The object without what a pass never reads; thousands are held at once."""
-    kept: Object = _part(body, _READ[kind])
-    kept["metadata"] = _part(
-        {name: part for name, part in body["metadata"].items() if name != "managedFields"}, ...
-    )
-    kept["metadata"].get("annotations", {}).pop(_LAST_APPLIED, None)
+    metadata = {name: part for name, part in body["metadata"].items() if name != "managedFields"}
+    if _LAST_APPLIED in metadata.get("annotations", {}):
+        others = {name: text for name, text in metadata["annotations"].items() if name != _LAST_APPLIED}
+        metadata["annotations"] = others
+    kept: Object = {**_part(body, _READ[kind]), "metadata": metadata}
     return kept
 
 
 def _part(value: Any, wanted: Any) -> Any:
-    """A copy of what is wanted, of a list: in each item; equal texts are mostly one object, unlike after parsing.
+    """What is wanted of a value; of a list: in each item."""
+    if wanted is ...:
+        return value
+    if isinstance(value, list):
+        return [_part(item, wanted) for item in value]
+    return {name: _part(value[name], wanted[name]) for name in wanted.keys() & value.keys()}
+
+
+def _shared(value: Any) -> Any:
+    """A copy in which equal texts are mostly one object, unlike after parsing.
 
     Names of fields are one object in the whole process; other texts are not, what is interned would pile up.
     """
     if isinstance(value, dict):
-        names = value if wanted is ... else wanted.keys() & value.keys()
-        return {
-            sys.intern(name): _part(value[name], ... if wanted is ... else wanted[name]) for name in names
-        }
+        return {sys.intern(name): _shared(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_part(item, wanted) for item in value]
-    return _shared(value) if isinstance(value, str) else value
+        return [_shared(item) for item in value]
+    return _one_of_equal(value) if isinstance(value, str) else value
 
 
 @lru_cache(_EQUAL_TEXTS)
-def _shared(text: str) -> str:
+def _one_of_equal(text: str) -> str:
     return text

@@ -88,7 +88,7 @@ class Sweep:
         self._wake = wake
         self.seconds = seconds
         self._watched: dict[tuple[Key, str], Watched] = {}
-        self._by_queue: dict[str, set[Key]] = {}
+        self._by_queue: dict[str, tuple[Key, ...]] = {}
         self.last_round = asyncio.get_running_loop().time()
         self._tasks = [
             asyncio.create_task(self._rounds(seconds, active=True), name=f"sweep {broker.binding.display}"),
@@ -102,24 +102,24 @@ class Sweep:
         watched = self._watched.get((key, queue))
         if watched is None:
             watched = self._watched[key, queue] = Watched(key, queue)
-            self._by_queue.setdefault(queue, set()).add(key)
+            self._by_queue[queue] = (*self.keys_of(queue), key)
         return watched
 
     def forget(self, key: Key) -> None:
         """Look at no queue of this WorkQueue any more."""
         for queue in self.queues_of(key):
             del self._watched[key, queue]
-            self._by_queue[queue].discard(key)
-            if not self._by_queue[queue]:
-                del self._by_queue[queue]
+            others = tuple(other for other in self._by_queue.pop(queue) if other != key)
+            if others:
+                self._by_queue[queue] = others
 
     def queues_of(self, key: Key) -> list[str]:
         """The queues that are looked at for a WorkQueue."""
         return [queue for owner, queue in self._watched if owner == key]
 
-    def keys_of(self, queue: str) -> list[Key]:
+    def keys_of(self, queue: str) -> tuple[Key, ...]:
         """The WorkQueues that look at a queue."""
-        return list(self._by_queue.get(queue, ()))
+        return self._by_queue.get(queue, ())
 
     def bell_fell(self, queue: str, refusal: tuple[int, str] | None) -> None:
         """Note that a bell was refused, or that the broker has cancelled it (no refusal)."""

@@ -224,30 +224,23 @@ def _advice(status: str, reason: str) -> str:
     return "" if status == "True" or advice.startswith("Nothing to do") else advice
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Summary:
     """All that somebody may see, in a few numbers; unknown counts are left out of the sums."""
 
-    workqueues: int
-    not_ready: int
-    messages: int
-    dead: int
-    ready_replicas: int
-    busy: int
+    workqueues: int = 0
+    not_ready: int = 0
+    messages: int = 0
+    dead: int = 0
+    ready_replicas: int = 0
+    busy: int = 0
 
-
-def summary(bodies: Sequence[Mapping[str, Any]]) -> Summary:
-    """The sums over WorkQueues."""
-    statuses = [body.get("status") or {} for body in bodies]
-
-    def total(name: str) -> int:
-        return sum(int(status.get(name) or 0) for status in statuses)
-
-    return Summary(
-        workqueues=len(bodies),
-        not_ready=sum(not order(body)[0] for body in bodies),
-        messages=total("messages"),
-        dead=total("deadLetters"),
-        ready_replicas=total("readyReplicas"),
-        busy=total("busyReplicas"),
-    )
+    def add(self, body: Mapping[str, Any]) -> None:
+        """Count one WorkQueue."""
+        status = body.get("status") or {}
+        self.workqueues += 1
+        self.not_ready += not order(body)[0]
+        self.messages += int(status.get("messages") or 0)
+        self.dead += int(status.get("deadLetters") or 0)
+        self.ready_replicas += int(status.get("readyReplicas") or 0)
+        self.busy += int(status.get("busyReplicas") or 0)

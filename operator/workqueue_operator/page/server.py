@@ -231,19 +231,23 @@ class Page:
     async def _overview_fragment(self, person: Person, words: str) -> str:
         store, watch = self._knows.store, self._knows.watch
         allowed = await self._knows.access.namespaces(person, {key[0] for key in store.workqueues})
-        bodies = [body for body in store.workqueues.values() if body["metadata"]["namespace"] in allowed]
         if store.workqueues and not allowed:
             raise web.HTTPForbidden(
                 text=f"{person.name} may not list WorkQueues, in no namespace that has any. Whoever manages the"
                 " cluster can give that right: the role view has it."
             )
-        found = sorted((body for body in bodies if picture.matches(body, words)), key=picture.order)
+        summary, found = picture.Summary(), []
+        async for body in store.each_workqueue():
+            if body["metadata"]["namespace"] in allowed:
+                summary.add(body)
+                if picture.matches(body, words):
+                    found.append(picture.order(body))
         rows = []
-        for number, body in enumerate(found[: picture.ROWS]):
+        for number, (*_, namespace, name) in enumerate(sorted(found)[: picture.ROWS]):
             if number % ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            rows.append(self._row(body, watch))
-        summary = picture.summary(bodies)
+            if (shown := store.workqueue((namespace, name))) is not None:
+                rows.append(self._row(shown, watch))
         return self._templates.get_template("_overview.html").render(
             rows=rows, found=len(found), summary=summary, words=words
         )

@@ -110,9 +110,12 @@ class Watch:
     # -- rounds --------------------------------------------------------------------------------------
 
     async def _sample(self) -> None:
-        bodies = list(self._store.workqueues.values())
         self.history.record(
-            (body["metadata"]["uid"], _depth(body)) for body in bodies if "uid" in body["metadata"]
+            [
+                (body["metadata"]["uid"], _depth(body))
+                async for body in self._store.each_workqueue()
+                if "uid" in body["metadata"]
+            ]
         )
 
     async def _ask(self) -> None:

@@ -1,0 +1,50 @@
+"""A mapping of JSON texts: like a dictionary of objects, but each look makes a new one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from workqueue_operator.observe.texts import Texts
+
+ONE, TWO = ("team", "one"), ("team", "two")
+
+
+def texts(**objects: dict[str, Any]) -> Texts:
+    made = Texts()
+    for name, body in objects.items():
+        made["team", name] = body
+    return made
+
+
+def test_what_is_put_comes_back() -> None:
+    body = {"text": 'a "quoted" é 😀', "number": 3, "none": None, "list": [True, {"deep": 1.5}]}
+    made = texts(one=body)
+    assert made[ONE] == body
+    assert made.get(TWO) is None
+    assert (ONE in made, TWO in made, len(made), list(made)) == (True, False, 1, [ONE])
+    with pytest.raises(KeyError):
+        made[TWO]
+
+
+def test_what_is_changed_in_an_object_is_not_kept() -> None:
+    made = texts(one={"list": [1]})
+    made[ONE]["list"].append(2)
+    assert made[ONE] == {"list": [1]}
+
+
+def test_what_is_deleted_is_gone() -> None:
+    made = texts(one={}, two={})
+    del made[ONE]
+    assert list(made) == [TWO]
+
+
+@pytest.mark.parametrize("sought", ["jobs", "größe", 'a"b', "a\\b"])
+def test_objects_are_found_by_a_text_in_them(sought: str) -> None:
+    made = texts(
+        one={"spec": {"name": sought}},
+        two={"spec": {"name": f"{sought}-2"}},
+        three={"other": [{"is": sought}]},
+    )
+    assert list(made.saying(sought)) == [{"spec": {"name": sought}}, {"other": [{"is": sought}]}]
