@@ -46,14 +46,13 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, Answer
     """
     queue = workqueue.queue_name
     if not workqueue.spec.queue.declare:
-        try:
-            counts = await broker.counts(queue)
-        except QueueMissingError:
+        counts = await broker.counts_if_there(queue)
+        if counts is None:
             raise Trouble(
                 Reason.QUEUE_NOT_FOUND,
                 f"The queue {queue!r} does not exist and queue.declare is false. Create it, or leave "
                 "queue.declare out.",
-            ) from None
+            )
         # Rejected messages need somewhere to go, also where the work queue is somebody else's.
         dead = topology.dead_letter_queue(queue)
         answers: Answers = {queue: counts, dead.name: await broker.declare_queue(dead)}
@@ -82,7 +81,7 @@ async def declare_again(
     for _ in range(STAYS_LOOKS):
         _, answers = await declare(workqueue, broker)
         await asyncio.sleep(STAYS_PAUSE)
-        if all([await _counts(broker, name) for name in names]):
+        if all([await broker.counts_if_there(name) for name in names]):
             break
     when = datetime.now(UTC)
     finding = Finding(
@@ -138,7 +137,7 @@ async def require_no_messages(queues: Sequence[str], broker: Broker) -> None:
         Trouble: something waits.
     """
     for name in queues:
-        counts = await _counts(broker, name)
+        counts = await broker.counts_if_there(name)
         if counts is not None and counts.ready:
             raise _not_empty(name, counts)
 
@@ -153,7 +152,7 @@ async def require_empty(queues: Sequence[str], broker: Broker) -> None:
         if look:
             await asyncio.sleep(EMPTY_PAUSE)
         for name in queues:
-            counts = await _counts(broker, name)
+            counts = await broker.counts_if_there(name)
             if counts is not None and (counts.ready or counts.consumers):
                 raise _not_empty(name, counts)
 
@@ -168,10 +167,10 @@ async def require_nothing_hidden(workqueue: WorkQueue, queues: Sequence[str], br
     """
     work = workqueue.queue_name
     delays = [name for name in queues if topology.is_delay_queue(name, work)]
-    found = [name for name in delays if await _counts(broker, name) is not None]
+    found = [name for name in delays if await broker.counts_if_there(name) is not None]
     if not found:
         return
-    if await _counts(broker, work) is None:
+    if await broker.counts_if_there(work) is None:
         await declare(workqueue, broker)
     raise Trouble(
         Reason.QUEUE_NOT_EMPTY,
@@ -188,13 +187,6 @@ async def delete(queues: Sequence[str], broker: Broker) -> None:
     """
     for name in queues:
         await broker.delete_queue(name)
-
-
-async def _counts(broker: Broker, queue: str) -> QueueCounts | None:
-    try:
-        return await broker.counts(queue)
-    except QueueMissingError:
-        return None
 
 
 def _not_empty(queue: str, counts: QueueCounts) -> Trouble:

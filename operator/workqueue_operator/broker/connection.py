@@ -199,6 +199,13 @@ class Broker:
         )
         return self._counted(frame.method)
 
+    async def counts_if_there(self, queue: str) -> QueueCounts | None:
+        """As `counts`; None when there is no such queue."""
+        try:
+            return await self.counts(queue)
+        except QueueMissingError:
+            return None
+
     def _counted(self, answer: QueueMethods.DeclareOk) -> QueueCounts:
         bell = self.bell_is_up(answer.queue)
         return QueueCounts(
@@ -226,7 +233,7 @@ class Broker:
         for queue in plan.queues:
             # Nothing new can be left behind by what would be made last.
             makes_last = queue is plan.queues[-1] and not missing and plan.exchange is None
-            if makes_last or await self._exists(queue.name):
+            if makes_last or await self.counts_if_there(queue.name) is not None:
                 answers[queue.name] = await self.declare_queue(queue)
             else:
                 missing.append(queue)
@@ -250,13 +257,6 @@ class Broker:
                 f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
             )
         return answers
-
-    async def _exists(self, queue: str) -> bool:
-        try:
-            await self.counts(queue)
-        except QueueMissingError:
-            return False
-        return True
 
     async def declare_queue(self, queue: Queue) -> QueueCounts:
         """Declare one durable queue. Idempotent.
