@@ -312,10 +312,10 @@ def _lean(kind: str, body: Object) -> Object:
 
 def _part(value: Any, wanted: Any) -> Any:
     """What is wanted of a value; of a list: in each item."""
-    if wanted is ...:
-        return value
     if isinstance(value, list):
         return [_part(item, wanted) for item in value]
+    if wanted is ... or not isinstance(value, dict):
+        return value
     return {name: _part(value[name], wanted[name]) for name in wanted.keys() & value.keys()}
 
 
