@@ -200,8 +200,6 @@ class Operator:
             )
         watching = asyncio.create_task(self._watch(store, namespaces), name="kopf")
         watching.add_done_callback(self._on_watch_end)
-        # kopf has put its own signal handlers in place once it runs.
-        self._listen_to_signals()
         try:
             await self._until_stopped_or_lost()
         finally:
@@ -230,25 +228,33 @@ class Operator:
         )
 
     async def _watch(self, store: Store, namespaces: tuple[str, ...]) -> None:
+        """kopf, until one of its tasks ends, which none does unless it fails.
+
+        `kopf.operator` would then cancel every task of this process that is younger than itself, and wait for them.
+        """
         ready = asyncio.Event()
-        task = asyncio.create_task(
-            kopf.operator(
-                registry=handlers.registry(store),
-                settings=handlers.settings(),
-                standalone=True,
-                # kopf would ask for the name of a user that the image does not have.
-                identity=cast(Any, self._config.pod_name),
-                clusterwide=not self._config.namespaces,
-                namespaces=namespaces,
-                ready_flag=ready,
-            ),
-            name="kopf operator",
+        tasks = await kopf.spawn_tasks(
+            registry=handlers.registry(store),
+            settings=handlers.settings(),
+            standalone=True,
+            # kopf would ask for the name of a user that the image does not have.
+            identity=cast(Any, self._config.pod_name),
+            clusterwide=not self._config.namespaces,
+            namespaces=namespaces,
+            ready_flag=ready,
         )
-        waiting = asyncio.create_task(ready.wait())
-        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        self._listen_to_signals()
-        await task
+        started = asyncio.create_task(ready.wait(), name="kopf has started")
+        try:
+            await asyncio.wait({*tasks, started}, return_when=asyncio.FIRST_COMPLETED)
+            # kopf has put its own signal handlers in place by now.
+            self._listen_to_signals()
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
+        finally:
+            for task in (*tasks, started):
+                task.cancel()
+            await asyncio.wait([asyncio.gather(*tasks, started, return_exceptions=True)], timeout=PATIENCE)
 
     async def _watch_for(self, cluster: Cluster, wanted: tuple[str, ...], usable: tuple[str, ...]) -> None:
         """A listed namespace that becomes usable later: kopf cannot be told, so the process begins anew."""

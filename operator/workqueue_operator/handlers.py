@@ -7,7 +7,9 @@ at start, and one broken aggregated API would keep the operator from starting.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+import time
 from typing import Any, Final
 
 import kopf
@@ -20,8 +22,19 @@ CHUNK: Final = 100
 IDLE_SECONDS: Final = 0.1
 
 
+LOGIN_SECONDS: Final = 1.0
+"""Pause between two logins, each of which follows a 401."""
+
+
 class _Connection(kopf.ConnectionInfo):
-    """Verifies as Go does: the certificates of many clusters lack what Python asks for since 3.13."""
+    """Each login is another one, also with the same token.
+
+    kopf takes one that equals a refused one for refused, and ends, though an API server may answer 401 for a
+    moment only. It verifies as Go does: the certificates of many clusters lack what Python asks for since 3.13.
+    """
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def as_ssl_context(self) -> ssl.SSLContext:
         context = super().as_ssl_context()
@@ -68,9 +81,14 @@ def registry(store: Store) -> kopf.OperatorRegistry:
     """The handlers, bound to a store."""
     made = kopf.OperatorRegistry()
 
+    last_login = -LOGIN_SECONDS
+
     @kopf.on.login(registry=made)
-    def login(**context: Any) -> kopf.ConnectionInfo | None:
+    async def login(**context: Any) -> kopf.ConnectionInfo | None:
         """Again after each 401, so that a renewed service account token is picked up."""
+        nonlocal last_login
+        await asyncio.sleep(last_login + LOGIN_SECONDS - time.monotonic())
+        last_login = time.monotonic()
         found = kopf.login_with_service_account(**context) or kopf.login_with_kubeconfig(**context)
         return None if found is None else _Connection(**vars(found))
 

@@ -74,7 +74,7 @@ TROUBLES = {
     "answers 500": Trouble(Fault(everything, status=500)),
     "answers 503": Trouble(Fault(everything, status=503)),
 }
-SHORT = {"refuses connections", "answers writes with 409"}
+SHORT = {"refuses connections", "answers 401", "answers writes with 409"}
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,7 @@ def test_while_the_api_server(name: str, place: Site) -> None:
     """A message comes and another WorkQueue is made meanwhile; both are served once the fault is over."""
     site, trouble, ledger = place, TROUBLES[name], Ledger()
     site.operator.start().wait_serving()
+    restarts = site.operator.restarts
     workqueue = site.ready(worker={"nodeSelector": NOWHERE})
     later = site.workqueue(worker={"nodeSelector": NOWHERE})
     with meeting(site, trouble):
@@ -92,6 +93,7 @@ def test_while_the_api_server(name: str, place: Site) -> None:
     begun = time.monotonic()
     seconds = site.wait_converged(lambda: workqueue.replicas() >= 1 and site.asleep(later), begun)
     site.settle(workqueue, ledger)
+    assert site.operator.restarts == restarts, "no trouble of the API server ends the operator"
     site.report.ledger(f"API server {name}", site.broker.version, ledger, seconds)
     workqueue.delete()
     later.delete()

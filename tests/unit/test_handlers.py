@@ -66,3 +66,10 @@ def test_what_the_store_keeps_of_an_event_is_its_own() -> None:
     kept = store.pods["team", "jobs-worker-1"]
     assert (kept["spec"], kept["status"]) == ({"nodeName": "node-1"}, {"phase": "Running"})
     assert event["object"]["metadata"]["resourceVersion"] == "7", "kopf goes on with it"
+
+
+def test_a_login_is_another_one_also_with_the_same_token() -> None:
+    """kopf ends when it is given again what was refused; an API server may refuse for a moment only."""
+    one, other = (handlers._Connection(server="https://kubernetes", token="same") for _ in range(2))
+    assert one != other
+    assert len({one, other}) == 2

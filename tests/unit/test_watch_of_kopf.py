@@ -1,0 +1,37 @@
+"""kopf's tasks: when one of them fails the watch ends with it, and nobody else's task does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import kopf
+import pytest
+
+from workqueue_operator.__main__ import Operator
+from workqueue_operator.config import Config
+from workqueue_operator.observe.store import Store
+
+
+async def fails() -> None:
+    await asyncio.sleep(0.01)
+    raise RuntimeError("kopf has met something")
+
+
+async def test_when_a_task_of_kopf_fails_the_watch_ends_and_no_other_task_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def spawn(**_: Any) -> list[asyncio.Task[Any]]:
+        tasks.extend(asyncio.create_task(work) for work in (fails(), asyncio.sleep(3600)))
+        return tasks
+
+    monkeypatch.setattr(kopf, "spawn_tasks", spawn)
+    watching = asyncio.create_task(Operator(Config())._watch(Store(lambda _: None), ()))
+    younger = asyncio.create_task(asyncio.sleep(3600))
+    with pytest.raises(RuntimeError, match="kopf has met something"):
+        await asyncio.wait_for(watching, 5)
+    assert [task.done() for task in tasks] == [True, True]
+    assert not younger.done()
+    younger.cancel()
