@@ -100,7 +100,7 @@ async def test_what_was_forgotten_is_asked_no_more(vhost: VirtualHost) -> None:
         watched.active = True
         assert sorted(link.sweep.keys_of("jobs")) == [JOBS, OTHER]
         link.sweep.forget(JOBS)
-        assert (link.sweep.queues_of(JOBS), link.sweep.keys_of("jobs")) == ([], [OTHER])
+        assert (link.sweep.queues_of(JOBS), link.sweep.keys_of("jobs")) == ([], (OTHER,))
         answered = watched.answered_at
         await a_round(link)
         assert watched.answered_at == answered
