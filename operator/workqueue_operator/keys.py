@@ -16,7 +16,7 @@ from typing import Final
 
 from .observe.store import Key
 
-BEGINNERS: Final = 50
+BEGINNERS: Final = 20
 """How many keys run for the first time at once."""
 
 PLACE_SECONDS: Final = 2.0
