@@ -162,9 +162,9 @@ class Store:
             Whether it was not known in this version, here and below.
         """
         key = key_of(body)
-        known = self.workqueues.get(key)
         if not self._is_news("workqueues", key, body):
             return False
+        known = self.workqueues.get(key)
         now = self.workqueues[key] = _lean("workqueues", body)
         changed = known is None or _asks_for(now) != _asks_for(known)
         if changed or (not our_status and now.get("status") != (known or {}).get("status")):
