@@ -232,7 +232,6 @@ class Operator:
 
         `kopf.operator` would then cancel every task of this process that is younger than itself, and wait for them.
         """
-        ready = asyncio.Event()
         tasks = await kopf.spawn_tasks(
             registry=handlers.registry(store),
             settings=handlers.settings(),
@@ -241,20 +240,17 @@ class Operator:
             identity=cast(Any, self._config.pod_name),
             clusterwide=not self._config.namespaces,
             namespaces=namespaces,
-            ready_flag=ready,
         )
-        started = asyncio.create_task(ready.wait(), name="kopf has started")
+        # kopf has just put its own signal handlers in place.
+        self._listen_to_signals()
         try:
-            await asyncio.wait({*tasks, started}, return_when=asyncio.FIRST_COMPLETED)
-            # kopf has put its own signal handlers in place by now.
-            self._listen_to_signals()
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in ended:
                 task.result()
         finally:
-            for task in (*tasks, started):
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait([asyncio.gather(*tasks, started, return_exceptions=True)], timeout=PATIENCE)
+            await asyncio.wait([asyncio.gather(*tasks, return_exceptions=True)], timeout=PATIENCE)
 
     async def _watch_for(self, cluster: Cluster, wanted: tuple[str, ...], usable: tuple[str, ...]) -> None:
         """A listed namespace that becomes usable later: kopf cannot be told, so the process begins anew."""
