@@ -25,7 +25,6 @@ from .observe.secrets import Secrets
 from .observe.store import Store, key_of
 from .reasons import ConditionType, Finding, Reason, Unknown
 from .report import Reporter
-from .views import pod_views
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +207,7 @@ class Finalizer:
             self._store.put_deployment(
                 await self._cluster.merge(deployment_path(namespace, name), {"spec": {"replicas": 0}})
             )
-        left = pod_views(self._store.pods_of(workqueue.key))
+        left = self._store.pods_of(workqueue.key)
         if left:
             raise Trouble(
                 Reason.DELETING,

@@ -1,9 +1,10 @@
 """The queue of WorkQueues that want a pass: one pass a key at a time, and once more when it came again.
 
-Place in the flow: everything that changes calls `wake`; `reconcile` is what is run. There is no limit on how
-many keys run at once, but for beginners: what a thousand first passes hold together stays with the process for
-ever, since Python gives memory back only in large empty pieces. A pass that waits for a dead broker must not
-hold up one for a healthy broker, so it gives its place away, and nobody keeps one for longer than PLACE_SECONDS.
+Place in the flow: everything that changes calls `wake`; `reconcile` is what is run. Keys begin in the order in
+which they were woken, a few at a time: what a thousand passes hold together stays with the process for ever,
+since Python gives memory back only in large empty pieces. There is no limit on how many run at once: a pass that
+waits, for a dead broker, pod or API server, must not hold up one that need not, so each has its place for a
+moment only.
 """
 
 from __future__ import annotations
@@ -17,9 +18,15 @@ from typing import Final
 from .observe.store import Key
 
 BEGINNERS: Final = 20
-"""How many keys run for the first time at once."""
+"""Places for keys that run for the first time."""
 
-PLACE_SECONDS: Final = 2.0
+BEGINNERS_SECONDS: Final = 2.0
+
+KNOWN: Final = 20
+"""Places for all others."""
+
+KNOWN_SECONDS: Final = 0.05
+"""More begin in this way than a process can run, also when all of them wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +43,66 @@ class Next:
     failed: bool = False
 
 
+class _Line:
+    """Keys that wait for one of a few places.
+
+    Args:
+        places: how many there are.
+        seconds: for so long a key has its place.
+        begin: called when it gets it.
+    """
+
+    def __init__(self, places: int, seconds: float, begin: Callable[[Key], None]) -> None:
+        self._free = places
+        self._seconds = seconds
+        self._begin = begin
+        self._waiting: dict[Key, None] = {}
+        self._placed: dict[Key, asyncio.TimerHandle] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._waiting
+
+    def join(self, key: Key) -> None:
+        """Begin with this key when there is a place for it, which may be now."""
+        self._waiting[key] = None
+        self._admit()
+
+    def leave(self, key: Key) -> None:
+        """The key needs its place no more, if it has one: another one may begin."""
+        place = self._placed.pop(key, None)
+        if place is not None:
+            place.cancel()
+            self._free += 1
+            self._admit()
+
+    def close(self) -> None:
+        """Begin with nobody any more."""
+        self._waiting.clear()
+        for place in self._placed.values():
+            place.cancel()
+
+    def _admit(self) -> None:
+        while self._waiting and self._free:
+            key = next(iter(self._waiting))
+            del self._waiting[key]
+            self._free -= 1
+            self._placed[key] = asyncio.get_running_loop().call_later(self._seconds, self.leave, key)
+            self._begin(key)
+
+
 class Keys:
     """Runs a coroutine for each key that was woken.
 
     Args:
         run: one pass. It must not raise.
-        is_known: whether a key has run before, so that its run costs little and begins at once.
+        is_known: whether a key has run before, so that its run costs little and does not wait for beginners.
     """
 
     def __init__(self, run: Callable[[Key], Awaitable[Next]], is_known: Callable[[Key], bool]) -> None:
         self._run = run
         self._is_known = is_known
-        self._beginners: dict[Key, None] = {}
-        self._places: dict[Key, asyncio.TimerHandle] = {}
+        self._beginners = _Line(BEGINNERS, BEGINNERS_SECONDS, self._begin)
+        self._known = _Line(KNOWN, KNOWN_SECONDS, self._begin)
         self._running: dict[Key, tuple[asyncio.Task[None], float]] = {}
         self._again: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
@@ -56,24 +110,18 @@ class Keys:
 
     def wake(self, key: Key) -> None:
         """Run for this key soon; once more when it is running."""
-        if self._stopped or key in self._beginners:
+        if self._stopped or key in self._known or key in self._beginners:
             return
         if key in self._running:
             self._again.add(key)
             return
         self._cancel_timer(key)
-        if self._is_known(key):
-            self._begin(key)
-        else:
-            self._beginners[key] = None
-            self._admit()
+        (self._known if self._is_known(key) else self._beginners).join(key)
 
     def give_place(self, key: Key) -> None:
         """The run of this key waits for something that others need not wait for: another one may begin."""
-        place = self._places.pop(key, None)
-        if place is not None:
-            place.cancel()
-            self._admit()
+        self._beginners.leave(key)
+        self._known.leave(key)
 
     @property
     def longest(self) -> float:
@@ -84,7 +132,9 @@ class Keys:
     async def stop(self, patience: float) -> None:
         """Begin no run any more, wait for those that are under way, and cancel what takes longer."""
         self._stopped = True
-        for timer in (*self._timers.values(), *self._places.values()):
+        for line in (self._beginners, self._known):
+            line.close()
+        for timer in self._timers.values():
             timer.cancel()
         tasks = [task for task, _ in self._running.values()]
         if tasks:
@@ -92,14 +142,6 @@ class Keys:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-
-    def _admit(self) -> None:
-        while self._beginners and len(self._places) < BEGINNERS and not self._stopped:
-            key = next(iter(self._beginners))
-            del self._beginners[key]
-            loop = asyncio.get_running_loop()
-            self._places[key] = loop.call_later(PLACE_SECONDS, self.give_place, key)
-            self._begin(key)
 
     def _begin(self, key: Key) -> None:
         task = asyncio.create_task(self._go(key), name=f"pass {key[0]}/{key[1]}")

@@ -43,7 +43,7 @@ from .observe.store import Key, Store
 from .observe.sweep import MISSING, Missing
 from .reasons import ConditionType, Finding, Reason, Unknown
 from .report import Reporter
-from .views import DeploymentView, PodView, deployment_view, pod_views, unsettled
+from .views import DeploymentView, PodView, deployment_view, unsettled
 
 logger = logging.getLogger(__name__)
 
@@ -280,9 +280,7 @@ class Reconciler:
         live = parts.targets.seen(workqueue)
         if live is None:
             return seen
-        return replace(
-            seen, deployment=deployment_view(live), pods=pod_views(parts.store.pods_of(workqueue.key))
-        )
+        return replace(seen, deployment=deployment_view(live), pods=parts.store.pods_of(workqueue.key))
 
     # -- the connection and the queue ----------------------------------------------------------------
 
@@ -347,7 +345,7 @@ class Reconciler:
         memory.waking_since, memory.rung_at = memory.rung_at, None
         live = await parts.targets.ensure(workqueue)
         deployment = live if isinstance(live, Unknown) else deployment_view(live)
-        pods = pod_views(parts.store.pods_of(workqueue.key))
+        pods = parts.store.pods_of(workqueue.key)
         answers = await parts.gatherer.ask(workqueue, memory, link, binding, pods)
         depth = judge(answers, workqueue.queue_name)
         observation = _observation(workqueue, memory, deployment, pods, depth, answers)
@@ -355,7 +353,7 @@ class Reconciler:
         decision, deployment = await parts.scaler.carry_out(
             workqueue, memory, link, decision, deployment, pods, answers.statuses
         )
-        pods = pod_views(parts.store.pods_of(workqueue.key))
+        pods = parts.store.pods_of(workqueue.key)
         doorbell = await bell.mind(workqueue, link, deployment, pods, depth, decision)
         fruitless_ring = memory.waking_since is not None and not isinstance(decision, ScaleOut)
         # Gone since the pass began: the next one declares it again.

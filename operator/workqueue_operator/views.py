@@ -1,6 +1,6 @@
 """A WorkQueue's pods and Deployment as far as the operator cares. Pure: from API objects to small views.
 
-Place in the flow: the store gives the objects; `reconcile`, `act.retire` and `status` use the views.
+Place in the flow: the store makes and keeps those of the pods; `reconcile`, `act` and `status` use them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EXIT_HANDLER: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class PodView:
-    """One pod that still exists.
+    """One pod.
 
     Attributes:
         running: whether the worker's container runs, so that it may have a message.
@@ -40,6 +40,7 @@ class PodView:
         scheduled: whether a node has it, so that its worker may start at any moment.
         started: whether its phase is Running: the kubelet has started a container of it.
         failure: what keeps it from becoming Ready, as far as a person can do something about it.
+        ended: it will not run again (evicted, out of memory for good, completed), and counts as gone.
     """
 
     name: str
@@ -54,6 +55,7 @@ class PodView:
     created: float = 0.0
     scheduled: bool = True
     started: bool = True
+    ended: bool = False
 
     @property
     def rank(self) -> tuple[bool, bool, bool]:
@@ -86,11 +88,9 @@ class DeploymentView:
     refusal: Unknown | None
 
 
-def pod_view(body: Mapping[str, Any]) -> PodView | None:
-    """The view of a pod; None for one that has ended (evicted, out of memory for good, completed)."""
+def pod_view(body: Mapping[str, Any]) -> PodView:
+    """The view of a pod."""
     metadata, status = body["metadata"], body.get("status") or {}
-    if status.get("phase") in {"Succeeded", "Failed"}:
-        return None
     annotations = metadata.get("annotations") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     worker = _container(status.get("containerStatuses"), WORKER_CONTAINER)
@@ -107,13 +107,13 @@ def pod_view(body: Mapping[str, Any]) -> PodView | None:
         created=datetime.fromisoformat(metadata["creationTimestamp"]).timestamp(),
         scheduled=bool((body.get("spec") or {}).get("nodeName")),
         started=status.get("phase") == "Running",
+        ended=status.get("phase") in {"Succeeded", "Failed"},
     )
 
 
-def pod_views(bodies: Iterable[Mapping[str, Any]]) -> list[PodView]:
-    """The views of all pods that have not ended, by name."""
-    views = (pod_view(body) for body in bodies)
-    return sorted((view for view in views if view is not None), key=lambda view: view.name)
+def existing(pods: Iterable[PodView]) -> list[PodView]:
+    """Those that have not ended, by name."""
+    return sorted((pod for pod in pods if not pod.ended), key=lambda pod: pod.name)
 
 
 def deployment_view(body: Mapping[str, Any]) -> DeploymentView:

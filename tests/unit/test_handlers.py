@@ -23,6 +23,7 @@ def pod() -> dict[str, Any]:
             "namespace": "team",
             "name": "jobs-worker-1",
             "uid": "u",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
             "resourceVersion": "7",
             "labels": {LABEL_WORKQUEUE: "jobs"},
             "managedFields": [{"manager": "kubelet"}],
@@ -64,7 +65,7 @@ def test_what_the_store_keeps_of_an_event_is_its_own() -> None:
     event = {"type": None, "object": pod()}
     handlers._feed(store, "pods", event)
     kept = store.pods["team", "jobs-worker-1"]
-    assert (kept["spec"], kept["status"]) == ({"nodeName": "node-1"}, {"phase": "Running"})
+    assert (kept.scheduled, kept.started) == (True, True)
     assert event["object"]["metadata"]["resourceVersion"] == "7", "kopf goes on with it"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -102,11 +103,11 @@ async def test_a_change_from_outside_does_not_wait_for_the_pause() -> None:
 async def test_different_keys_run_beside_each_other() -> None:
     runs = Runs()
     keys = Keys(runs, known)
-    for name in ("a", "b", "c"):
+    for name in ("a", "b"):
         keys.wake(("team", name))
-    await runs.wait_begun(3)
-    assert runs.most == 3
-    runs.end(3)
+    await runs.wait_begun(2)
+    assert runs.most == 2
+    runs.end(2)
     await keys.stop(5)
 
 
@@ -120,30 +121,41 @@ async def test_stopping_ends_what_takes_too_long_and_begins_nothing_more() -> No
     assert (runs.begun, runs.running) == (1, 0)
 
 
-# -- beginners
+# -- many at once
 
 
 def names(count: int) -> list[tuple[str, str]]:
     return [("team", f"jobs-{number}") for number in range(count)]
 
 
-def woken(runs: Runs, beginners: list[tuple[str, str]]) -> Keys:
-    """All of them woken, each for the first time."""
-    keys = Keys(runs, lambda _: False)
-    for key in beginners:
+def beginner(_: tuple[str, str]) -> bool:
+    return False
+
+
+Kind = Callable[[tuple[str, str]], bool]
+EITHER = pytest.mark.parametrize("kind", [known, beginner])
+
+
+def woken(runs: Runs, kind: Kind, waiting: list[tuple[str, str]]) -> Keys:
+    """All of them woken."""
+    keys = Keys(runs, kind)
+    for key in waiting:
         keys.wake(key)
     return keys
 
 
-@pytest.fixture
-def two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BEGINNERS", 2)
+@pytest.fixture(autouse=True)
+def two_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as somebody runs."""
+    for kind in ("BEGINNERS", "KNOWN"):
+        monkeypatch.setattr(module, kind, 2)
+        monkeypatch.setattr(module, f"{kind}_SECONDS", 60)
 
 
-@pytest.mark.usefixtures("two_at_once")
-async def test_of_many_beginners_a_few_run_at_once_and_each_has_its_turn() -> None:
+@EITHER
+async def test_of_many_keys_a_few_run_at_once_and_each_has_its_turn(kind: Kind) -> None:
     runs = Runs()
-    keys = Keys(runs, lambda _: False)
+    keys = Keys(runs, kind)
     for key in names(7):
         keys.wake(key)
         keys.wake(key)
@@ -155,12 +167,9 @@ async def test_of_many_beginners_a_few_run_at_once_and_each_has_its_turn() -> No
     assert (runs.begun, runs.most) == (9, 2)
 
 
-@pytest.mark.usefixtures("two_at_once")
 async def test_who_is_known_does_not_wait_for_beginners() -> None:
     runs = Runs()
-    keys = Keys(runs, lambda key: key == KEY)
-    for key in names(5):
-        keys.wake(key)
+    keys = woken(runs, lambda key: key == KEY, names(5))
     await runs.wait_begun(2)
     keys.wake(KEY)
     await runs.wait_begun(3)
@@ -168,11 +177,11 @@ async def test_who_is_known_does_not_wait_for_beginners() -> None:
     await keys.stop(5)
 
 
-@pytest.mark.usefixtures("two_at_once")
-async def test_a_beginner_that_waits_for_a_dead_broker_gives_its_place_to_the_next() -> None:
+@EITHER
+async def test_who_waits_for_a_dead_broker_gives_the_place_to_the_next(kind: Kind) -> None:
     runs = Runs()
     waiting = names(4)
-    keys = woken(runs, waiting)
+    keys = woken(runs, kind, waiting)
     await runs.wait_begun(2)
     keys.give_place(waiting[0])
     keys.give_place(waiting[0])
@@ -183,21 +192,22 @@ async def test_a_beginner_that_waits_for_a_dead_broker_gives_its_place_to_the_ne
     await keys.stop(5)
 
 
-@pytest.mark.usefixtures("two_at_once")
-async def test_nobody_keeps_a_place_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PLACE_SECONDS", 0.05)
+@EITHER
+async def test_nobody_keeps_a_place_for_long(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BEGINNERS_SECONDS", "KNOWN_SECONDS"):
+        monkeypatch.setattr(module, name, 0.05)
     runs = Runs()
-    keys = woken(runs, names(6))
+    keys = woken(runs, kind, names(6))
     await runs.wait_begun(6)
     assert runs.running == 6
     runs.end(6)
     await keys.stop(5)
 
 
-@pytest.mark.usefixtures("two_at_once")
-async def test_after_the_end_no_beginner_begins() -> None:
+@EITHER
+async def test_after_the_end_nobody_begins_who_was_waiting(kind: Kind) -> None:
     runs = Runs()
-    keys = woken(runs, names(5))
+    keys = woken(runs, kind, names(5))
     await runs.wait_begun(2)
     stopping = asyncio.create_task(keys.stop(5))
     runs.end(2)

@@ -144,6 +144,7 @@ class Scene:
                 "name": name,
                 "uid": name,
                 "resourceVersion": str(self.version),
+                "creationTimestamp": "2026-01-01T00:00:00Z",
                 "labels": {LABEL_WORKQUEUE: "jobs"},
                 "annotations": annotations,
             }
@@ -171,8 +172,8 @@ class Scene:
         """The pods that are marked at the end, as the store has been told."""
         return sorted(
             name
-            for (_, name), body in self.store.pods.items()
-            if ANNOTATION_DELETION_COST in body["metadata"]["annotations"]
+            for (_, name), pod in self.store.pods.items()
+            if pod.marked
         )
 
 

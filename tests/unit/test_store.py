@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from workqueue_operator.names import ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE
+from workqueue_operator.names import ANNOTATION_DELETION_COST, ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE
 from workqueue_operator.observe.store import Key, Store, key_of
 from workqueue_operator.views import deployment_view
 
@@ -47,7 +47,7 @@ def pod(name: str, version: int, uid: str = "p1", owner: str = "jobs", **metadat
 
 
 def names(store: Store, key: Key = JOBS) -> list[str]:
-    return sorted(body["metadata"]["name"] for body in store.pods_of(key))
+    return [pod.name for pod in store.pods_of(key)]
 
 
 def take_list(
@@ -80,9 +80,9 @@ def test_an_older_list_does_not_undo_our_own_write(store: Store) -> None:
 
 
 def test_an_older_answer_to_our_own_write_does_not_undo_an_event(store: Store) -> None:
-    store.put_pod(pod("a", 20, annotations={"new": "1"}))
+    store.put_pod(pod("a", 20, annotations={ANNOTATION_DELETION_COST: "-1"}))
     store.put_pod(pod("a", 19))
-    assert store.pods["team", "a"]["metadata"]["annotations"] == {"new": "1"}
+    assert store.pods["team", "a"].marked
 
 
 def test_versions_are_compared_as_numbers(store: Store) -> None:
@@ -310,15 +310,13 @@ def test_nothing_is_left_of_what_has_gone(store: Store) -> None:
     for kind in ("workqueues", "deployments", "pods"):
         take_list(store, kind, [], later)
     left = [store.workqueues, store.deployments, store.pods]
-    assert not any([*left, store._seen, store._pods_of, store._followers, store._gone])
+    assert not any([*left, store._seen, store._pods_of, store._owner_of, store._followers, store._gone])
 
 
 def test_of_metadata_what_others_keep_there_is_left_out(store: Store, woken: list[Key]) -> None:
     applied = {"kubectl.kubernetes.io/last-applied-configuration": "{}"}
     store.put_workqueue(thing("jobs", 1, managedFields=[{}], annotations={**applied, "a": "b"}))
-    store.put_pod(pod("a", 1, managedFields=[{}]))
     assert "managedFields" not in store.workqueues[JOBS]["metadata"]
-    assert "managedFields" not in store.pods["team", "a"]["metadata"]
     assert store.workqueues[JOBS]["metadata"]["annotations"] == {"a": "b"}
     woken.clear()
     store.put_workqueue(thing("jobs", 2, annotations={**applied, "a": "b"}))
@@ -349,10 +347,16 @@ def test_of_a_deployment_only_what_a_pass_reads_is_kept(store: Store) -> None:
     assert deployment_view(kept) == deployment_view(body)
 
 
-def test_of_a_pod_only_what_a_pass_reads_is_kept(store: Store) -> None:
-    store.put_pod({**pod("a", 1), "spec": {"nodeName": "n", "volumes": []}, "status": {"phase": "Running"}})
-    kept = store.pods["team", "a"]
-    assert (kept["spec"], kept["status"]) == ({"nodeName": "n"}, {"phase": "Running"})
+def test_pods_come_by_name_and_not_when_they_have_ended(store: Store) -> None:
+    """Evicted pods stay for hours, and a Deployment has replaced them long since."""
+    store.put_pod(pod("b", 1))
+    store.put_pod({**pod("c", 2), "status": {"phase": "Failed", "reason": "Evicted"}})
+    store.put_pod(pod("a", 3))
+    assert names(store) == ["a", "b"]
+    store.put_pod({**pod("b", 4), "status": {"phase": "Succeeded"}})
+    assert names(store) == ["a"]
+    take_list(store, "pods", [], time.monotonic() + 1)
+    assert (names(store), store.pods) == ([], {})
 
 
 async def test_each_workqueue_comes_in_turn_and_others_have_theirs(store: Store) -> None:

@@ -13,7 +13,6 @@ from workqueue_operator.views import (
     PodView,
     deployment_view,
     pod_view,
-    pod_views,
     unsettled,
 )
 
@@ -42,12 +41,6 @@ def container(name: str = "worker", *, ready: bool = False, last: Any = None, **
         "state": state,
         "lastState": {"terminated": last} if last else {},
     }
-
-
-def seen(raw: dict[str, Any]) -> PodView:
-    view = pod_view(raw)
-    assert view is not None
-    return view
 
 
 BACK_OFF = {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}
@@ -184,7 +177,7 @@ FAILURES: list[tuple[str, dict[str, Any], Reason, list[str]]] = [
     ("status", "reason", "words"), [row[1:] for row in FAILURES], ids=[r[0] for r in FAILURES]
 )
 def test_what_keeps_a_pod_from_being_ready(status: dict[str, Any], reason: Reason, words: list[str]) -> None:
-    failure = seen(body(**status)).failure
+    failure = pod_view(body(**status)).failure
     assert failure is not None
     assert failure.reason is reason
     for word in words:
@@ -207,14 +200,14 @@ def test_what_keeps_a_pod_from_being_ready(status: dict[str, Any], reason: Reaso
     ids=["just made", "being created", "starting", "recovered from a crash", "drained"],
 )
 def test_what_is_no_failure(status: dict[str, Any]) -> None:
-    assert seen(body(**status)).failure is None
+    assert pod_view(body(**status)).failure is None
 
 
-@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
-def test_pods_that_have_ended_are_not_seen(phase: str) -> None:
-    """Evicted pods stay for hours, and a Deployment has replaced them long since."""
-    assert pod_view(body(phase=phase, reason="Evicted")) is None
-    assert pod_views([body("b"), body("a"), body("c", phase=phase)]) == [seen(body("a")), seen(body("b"))]
+@pytest.mark.parametrize(
+    ("phase", "ended"), [("Succeeded", True), ("Failed", True), ("Running", False), ("Pending", False)]
+)
+def test_a_pod_that_will_not_run_again_has_ended(phase: str, ended: bool) -> None:
+    assert pod_view(body(phase=phase, reason="Evicted")).ended is ended
 
 
 def test_a_pods_view() -> None:
@@ -224,7 +217,7 @@ def test_a_pods_view() -> None:
     )
     raw["metadata"]["annotations"][ANNOTATION_DELETION_COST] = "-1000"
     raw["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    assert seen(raw) == PodView(
+    assert pod_view(raw) == PodView(
         name="jobs-worker-1",
         uid="uid-jobs-worker-1",
         ip="10.0.0.7",
@@ -309,7 +302,7 @@ def pods(count: int, **changes: Any) -> list[PodView]:
         raw["metadata"]["annotations"][ANNOTATION_TEMPLATE_HASH] = changes.get("template_hash", "h1")
         if changes.get("terminating"):
             raw["metadata"]["deletionTimestamp"] = "now"
-        made.append(seen(raw))
+        made.append(pod_view(raw))
     return made
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from workqueue_operator.model import WorkQueue
-from workqueue_operator.views import PodView, pod_views
+from workqueue_operator.views import PodView, existing, pod_view
 from workqueue_worker.commands import output
 
 from .. import explain
@@ -77,7 +77,7 @@ def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
 
 def _take(cluster: Cluster, name: str) -> Picture:
     workqueue = cluster.workqueue(name)
-    pods = pod_views(cluster.pods(workqueue)) if workqueue.spec.worker is not None else []
+    pods = existing(map(pod_view, cluster.pods(workqueue))) if workqueue.spec.worker is not None else []
     running = [pod.name for pod in pods if pod.running][:ASKED_PODS]
     statuses = cluster.worker_statuses(workqueue.metadata.namespace, running)
     try:

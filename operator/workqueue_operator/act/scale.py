@@ -22,7 +22,7 @@ from ..observe.store import Store
 from ..observe.workers import WorkerStatus
 from ..reasons import Reason, Unknown
 from ..report import Reporter
-from ..views import DeploymentView, PodView, deployment_view, pod_views, unsettled
+from ..views import DeploymentView, PodView, deployment_view, unsettled
 from . import bell
 from .retire import Outcome, Retirement, plan
 from .workload import Workload
@@ -131,7 +131,7 @@ class Scaler:
         outcome = await self._retirement.carry_out(
             workqueue.metadata.namespace,
             plan(pods, statuses, deployment.replicas - decision.replicas, time.time()),
-            lambda: pod_views(self._store.pods_of(workqueue.key)),
+            lambda: self._store.pods_of(workqueue.key),
             link.broker.binding.signing_key,
             lower,
             partial(bell.confirm_empty, workqueue, link) if decision.only_when_empty else None,

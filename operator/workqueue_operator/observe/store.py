@@ -7,16 +7,15 @@ after a gap in its watch but never says what was deleted in the gap); a pass rea
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 from ..names import ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE, workload_name
+from ..views import PodView, existing, pod_view
 from .texts import Texts
 
 Object: TypeAlias = dict[str, Any]
@@ -38,14 +37,10 @@ _READ: Final[dict[str, dict[str, Any]]] = {
             "conditions": {"type": ..., "status": ..., "message": ...},
         },
     },
-    "pods": {"spec": {"nodeName": ...}, "status": ...},
 }
 """What a pass reads of an object, beside its metadata. Held whole, they would be most of the process' memory."""
 
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
-
-_EQUAL_TEXTS: Final = 1024
-"""So many texts of pods that came last are one object wherever they come again: reasons, messages, images."""
 
 _AT_ONCE: Final = 50
 """Objects that are made from their text before others have a turn: about a millisecond."""
@@ -89,11 +84,12 @@ class Store:
     wake: Callable[[Key], None]
     workqueues: Texts = field(default_factory=Texts)
     deployments: Texts = field(default_factory=Texts)
-    pods: dict[Key, Object] = field(default_factory=dict)
+    pods: dict[Key, PodView] = field(default_factory=dict)
     freshness: dict[str, Freshness] = field(default_factory=lambda: defaultdict(Freshness))
     _seen: dict[tuple[str, Key], _Seen] = field(default_factory=dict)
     _gone: dict[tuple[str, Key], _Gone] = field(default_factory=dict)
     _pods_of: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
+    _owner_of: dict[Key, Key] = field(default_factory=dict)
     _followers: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
 
     # -- what a pass reads ---------------------------------------------------------------------------
@@ -114,9 +110,9 @@ class Store:
         """A Deployment, or None."""
         return self.deployments.get((namespace, name))
 
-    def pods_of(self, key: Key) -> Iterator[Object]:
-        """All pods with the label of this WorkQueue, whatever their phase."""
-        return (self.pods[pod] for pod in self._pods_of.get(key, ()) if pod in self.pods)
+    def pods_of(self, key: Key) -> list[PodView]:
+        """The pods with the label of this WorkQueue that have not ended, by name."""
+        return existing(self.pods[pod] for pod in self._pods_of.get(key, ()))
 
     def follow(self, key: Key, namespace: str, deployment: str) -> None:
         """Wake `key` when that Deployment changes, although it does not carry our label; that one alone."""
@@ -188,13 +184,12 @@ class Store:
 
     def put_pod(self, body: Object) -> bool:
         """A pod as it is now."""
-        key, owner, known = key_of(body), _owner(body), self.pods.get(key_of(body))
+        key, owner = key_of(body), _owner(body)
         if owner is None or not self._is_news("pods", key, body):
             return False
-        if known is not None and _owner(known) != owner:
-            self._remove("pods", key)
-        self.pods[key] = _shared(_lean("pods", body))
-        self._seen["pods", key] = _Seen(_version(body), time.monotonic())
+        if self._owner_of.get(key, owner) != owner:
+            self._disown(key)
+        self.pods[key], self._owner_of[key] = pod_view(body), owner
         self._pods_of[owner].add(key)
         self.wake(owner)
         return True
@@ -203,10 +198,8 @@ class Store:
         """Something was deleted; an object of the same name that came since stays."""
         key, version = key_of(body), _version(body)
         self._gone[kind, key] = _Gone(version, time.monotonic())
-        objects, seen = self._objects(kind), self._seen.get((kind, key))
-        if seen is not None and (
-            seen.version <= version or objects[key]["metadata"]["uid"] == body["metadata"]["uid"]
-        ):
+        seen = self._seen.get((kind, key))
+        if seen is not None and (seen.version <= version or self._uid(kind, key) == body["metadata"]["uid"]):
             self._remove(kind, key)
 
     def put(self, kind: str, body: Object) -> bool:
@@ -247,9 +240,13 @@ class Store:
         self._seen[kind, key] = _Seen(version, time.monotonic())
         return version > newest
 
-    def _objects(self, kind: str) -> MutableMapping[Key, Object]:
-        objects: MutableMapping[Key, Object] = getattr(self, kind)
+    def _objects(self, kind: str) -> MutableMapping[Key, Any]:
+        objects: MutableMapping[Key, Any] = getattr(self, kind)
         return objects
+
+    def _uid(self, kind: str, key: Key) -> str:
+        uid: str = self.pods[key].uid if kind == "pods" else self._objects(kind)[key]["metadata"]["uid"]
+        return uid
 
     def _remove(self, kind: str, key: Key) -> None:
         body = self._objects(kind).pop(key)
@@ -259,11 +256,15 @@ class Store:
         elif kind == "deployments":
             for owner in self._owners(body):
                 self.wake(owner)
-        elif (pods_owner := _owner(body)) is not None:
-            self._pods_of[pods_owner].discard(key)
-            if not self._pods_of[pods_owner]:
-                del self._pods_of[pods_owner]
-            self.wake(pods_owner)
+        else:
+            self._disown(key)
+
+    def _disown(self, pod: Key) -> None:
+        owner = self._owner_of.pop(pod)
+        self._pods_of[owner].discard(pod)
+        if not self._pods_of[owner]:
+            del self._pods_of[owner]
+        self.wake(owner)
 
     def _owners(self, deployment: Object) -> set[Key]:
         """The WorkQueues that a Deployment concerns: by our label, by our name for it, by a workloadRef."""
@@ -317,20 +318,3 @@ def _part(value: Any, wanted: Any) -> Any:
     if wanted is ... or not isinstance(value, dict):
         return value
     return {name: _part(value[name], wanted[name]) for name in wanted.keys() & value.keys()}
-
-
-def _shared(value: Any) -> Any:
-    """A copy in which equal texts are mostly one object, unlike after parsing.
-
-    Names of fields are one object in the whole process; other texts are not, what is interned would pile up.
-    """
-    if isinstance(value, dict):
-        return {sys.intern(name): _shared(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_shared(item) for item in value]
-    return _one_of_equal(value) if isinstance(value, str) else value
-
-
-@lru_cache(_EQUAL_TEXTS)
-def _one_of_equal(text: str) -> str:
-    return text

@@ -17,7 +17,7 @@ from typing import Any, Final
 from ..errors import ClusterError
 from ..observe.store import Key, Store
 from ..observe.workers import Address, Workers, WorkerStatus
-from ..views import PodView, pod_views
+from ..views import PodView
 from .history import DECISION_CHARACTERS, SAMPLE_SECONDS, Decision, History
 
 ASK_SECONDS: Final = 5.0
@@ -80,7 +80,7 @@ class Watch:
 
     def pods(self, key: Key) -> list[PodView]:
         """The pods of a WorkQueue."""
-        return pod_views(self._store.pods_of(key))
+        return self._store.pods_of(key)
 
     def statuses(self, namespace: str, pods: Sequence[PodView]) -> Mapping[str, WorkerStatus]:
         """What workers said of themselves lately, by pod."""
@@ -123,15 +123,14 @@ class Watch:
             self._statuses.clear()
             self._rates.clear()
             return
-        bodies = list(self._store.pods.values())
-        start = self._next if self._next < len(bodies) else 0
+        pods = list(self._store.pods.items())
+        start = self._next if self._next < len(pods) else 0
         self._next = start + PODS_A_ROUND
         await self._ask_pods(
             [
-                (body["metadata"]["namespace"], pod)
-                for body in bodies[start : start + PODS_A_ROUND]
-                for pod in pod_views([body])
-                if pod.running and not pod.terminating
+                (namespace, pod)
+                for (namespace, _), pod in pods[start : start + PODS_A_ROUND]
+                if pod.running and not pod.terminating and not pod.ended
             ]
         )
         oldest = time.monotonic() - STALE_SECONDS
