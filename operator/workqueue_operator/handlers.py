@@ -18,7 +18,7 @@ from .names import EVENT_REPORTER, GROUP, LABEL_WORKQUEUE, PLURAL, VERSION
 from .observe.store import Store
 
 INACTIVITY_SECONDS: Final = 70.0
-CHUNK: Final = 100
+CHUNK: Final = 50
 IDLE_SECONDS: Final = 0.1
 
 

@@ -25,8 +25,8 @@ BEGINNERS_SECONDS: Final = 2.0
 KNOWN: Final = 20
 """Places for all others."""
 
-KNOWN_SECONDS: Final = 0.05
-"""More begin in this way than a process can run, also when all of them wait."""
+KNOWN_SECONDS: Final = 0.25
+"""Also when all of them wait, 80 begin each second: about as many as a process can run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 BLIND_AFTER: Final = 180.0
 """Seconds for which the watch may have brought nothing although a LIST showed changes."""
 
-PAGE: Final = "100"
+PAGE: Final = 50
 
 _PATHS: Final[dict[str, Callable[[str | None], str]]] = {
     "workqueues": workqueues_path,
@@ -92,7 +92,7 @@ class Relist:
     async def _list(self, kind: str, path: str, namespace: str | None) -> int:
         """Returns how many WorkQueues the store did not have in that version."""
         taken_at = time.monotonic()
-        query = {"limit": PAGE}
+        query = {"limit": str(PAGE)}
         if kind == "pods":
             query["labelSelector"] = LABEL_WORKQUEUE
         listed: set[Key] = set()

@@ -170,11 +170,7 @@ class Scene:
     @property
     def marks(self) -> list[str]:
         """The pods that are marked at the end, as the store has been told."""
-        return sorted(
-            name
-            for (_, name), pod in self.store.pods.items()
-            if pod.marked
-        )
+        return sorted(name for (_, name), pod in self.store.pods.items() if pod.marked)
 
 
 RETIRED, BUSY = Answer.RETIRED, Answer.BUSY
