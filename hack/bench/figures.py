@@ -38,6 +38,9 @@ TOGETHER: Final = 200
 POLLED: Final = 20
 MIB: Final = 2**20
 TICKS: Final = 100
+LISTS_EVERY: Final = Config().relist_seconds
+LIST_TAKES: Final = 15.0
+"""Seconds at most, and by so much it may come later."""
 PROMISED: Final = 1000
 """WorkQueues up to which the goals hold; what more of them cost is shown beside."""
 
@@ -274,6 +277,7 @@ def tall(probe: Probe, place: Site, extent: Extent) -> list[Row]:
 def rest(probe: Probe, place: Site, count: int, extent: Extent) -> list[Row]:
     """What it costs that nothing happens."""
     time.sleep(10)
+    _wait_between_lists(probe, extent.rest_seconds)
     before, requests, begun = probe.ask("metrics"), _api_requests(probe), time.monotonic()
     time.sleep(extent.rest_seconds)
     after, requests_after, seconds = probe.ask("metrics"), _api_requests(probe), time.monotonic() - begun
@@ -298,8 +302,8 @@ def rest(probe: Probe, place: Site, count: int, extent: Extent) -> list[Row]:
         Row(
             f"at rest, {_workqueues(count)}, {seconds:.0f} s",
             f"{memory:.0f} MiB, {cores:.3f} core, {connections} connection, {served + lists:.0f} API requests a "
-            f"minute ({served:.0f} counted by the server, Lease and new watches included; {lists:.0f} for the LISTs, "
-            "of which none need be in the window)",
+            f"minute ({served:.0f} counted by the server, Lease and new watches included; {lists:.0f} for the LISTs "
+            "of every 5 minutes)",
             *_promised(
                 count,
                 "<= 100 MiB, <= 0.02 core, 1 connection, < 30 requests",
@@ -316,7 +320,16 @@ def rest(probe: Probe, place: Site, count: int, extent: Extent) -> list[Row]:
 
 def _lists_a_minute(count: int) -> float:
     """Requests that correct the store, on the average: WorkQueues and Deployments in pages, and the pods."""
-    return (2 * -(-count // PAGE) + 1) * 60 / Config().relist_seconds
+    return (2 * -(-count // PAGE) + 1) * 60 / LISTS_EVERY
+
+
+def _wait_between_lists(probe: Probe, seconds: float) -> None:
+    """Until no LIST comes for so long: there is one when the process begins, and then one every few minutes."""
+    phase = (time.time() - probe.ask("metrics")["process_start_time_seconds"]) % LISTS_EVERY
+    if phase < LIST_TAKES:
+        time.sleep(LIST_TAKES - phase)
+    elif phase + seconds + LIST_TAKES > LISTS_EVERY:
+        time.sleep(LISTS_EVERY - phase + LIST_TAKES)
 
 
 def created(probe: Probe, count: int, answer: Object) -> list[Row]:
