@@ -379,3 +379,11 @@ async def test_each_workqueue_comes_in_turn_and_others_have_theirs(store: Store)
     task.cancel()
     assert names == [f"jobs-{number}" for number in range(119)], "what goes meanwhile is left out"
     assert turns >= 3
+
+
+async def test_each_workqueue_of_some_namespaces(store: Store) -> None:
+    for namespace in ("team", "shop", "other"):
+        store.put_workqueue(thing("jobs", 1, namespace=namespace))
+    found = [body["metadata"]["namespace"] async for body in store.each_workqueue({"shop", "team", "none"})]
+    assert sorted(found) == ["shop", "team"]
+    assert [body async for body in store.each_workqueue(frozenset())] == []

@@ -98,9 +98,10 @@ class Store:
         """The WorkQueue, or None when it is not there (any more)."""
         return self.workqueues.get(key)
 
-    async def each_workqueue(self) -> AsyncIterator[Object]:
-        """All WorkQueues, one after another; whoever else has something to do gets a turn in between."""
-        for number, key in enumerate(list(self.workqueues)):
+    async def each_workqueue(self, namespaces: AbstractSet[str] | None = None) -> AsyncIterator[Object]:
+        """All WorkQueues, or those of some namespaces, one after another; others get a turn in between."""
+        keys = [key for key in self.workqueues if namespaces is None or key[0] in namespaces]
+        for number, key in enumerate(keys):
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
             if (body := self.workqueues.get(key)) is not None:

@@ -237,11 +237,10 @@ class Page:
                 " cluster can give that right: the role view has it."
             )
         summary, found = picture.Summary(), []
-        async for body in store.each_workqueue():
-            if body["metadata"]["namespace"] in allowed:
-                summary.add(body)
-                if picture.matches(body, words):
-                    found.append(picture.order(body))
+        async for body in store.each_workqueue(allowed):
+            summary.add(body)
+            if picture.matches(body, words):
+                found.append(picture.order(body))
         rows = []
         for number, (*_, namespace, name) in enumerate(sorted(found)[: picture.ROWS]):
             if number % ROWS_AT_ONCE == 0:
