@@ -161,10 +161,23 @@ class Scene:
         self.happened.append("look")
         return self.empty
 
-    async def carry_out(self, chosen: Plan, pods: list[PodView], *, guarded: bool = True) -> Outcome:
+    async def carry_out(
+        self,
+        chosen: Plan,
+        pods: list[PodView],
+        *,
+        before: list[PodView] | None = None,
+        guarded: bool = True,
+    ) -> Outcome:
         retirement = Retirement(self.cluster, self.workers, self.store)
         return await retirement.carry_out(
-            "team", chosen, lambda: pods, b"key", self.lower, self.confirm_empty if guarded else None
+            "team",
+            chosen,
+            pods if before is None else before,
+            lambda: pods,
+            b"key",
+            self.lower,
+            self.confirm_empty if guarded else None,
         )
 
     @property
@@ -225,6 +238,18 @@ async def test_nobody_is_removed_while_a_leaver_may_become_ready_before_one_that
     scene = Scene(a=RETIRED)
     outcome = await scene.carry_out(Plan((), (leaves,)), [leaves, stays, C])
     assert (scene.lowered, scene.workers.resumed, outcome.outranked) == ([], ["a"], "b")
+
+
+@pytest.mark.parametrize(
+    "before", [[A, B, replace(C, ready=False)], [A, B]], ids=["not Ready before", "not there before"]
+)
+async def test_one_that_became_ready_while_workers_were_asked_may_not_be_ready_for_kubernetes_yet(
+    before: list[PodView],
+) -> None:
+    """The Deployment's count was compared with those that were Ready before; the new one was removed unasked."""
+    scene = Scene(a=RETIRED, b=BUSY)
+    outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C], before=before)
+    assert (scene.happened, scene.workers.resumed, outcome.outranked) == ([], ["a"], "c")
 
 
 async def test_a_pod_that_came_while_workers_were_asked_stops_the_step_to_zero() -> None:

@@ -100,6 +100,9 @@ def _busy(pod: PodView, statuses: Mapping[str, WorkerStatus]) -> bool:
     return pod.name in statuses and statuses[pod.name].busy > 0
 
 
+_LOWEST: Final = (False, False, False)
+
+
 class Retirement:
     """Carries out scale-ins."""
 
@@ -112,6 +115,7 @@ class Retirement:
         self,
         namespace: str,
         chosen: Plan,
+        settled: Sequence[PodView],
         look: Callable[[], Sequence[PodView]],
         key: bytes,
         lower: Callable[[int], Awaitable[Object | None]],
@@ -120,6 +124,7 @@ class Retirement:
         """Ask, mark, lower.
 
         Args:
+            settled: the pods as they were when the Deployment's count was found to agree with them.
             look: the pods as they are known at that moment; asking takes seconds when one does not answer.
             key: what the calls are signed with.
             lower: lowers the count by a number in one guarded write; None when the guard failed.
@@ -131,7 +136,7 @@ class Retirement:
         leaving = [*chosen.dead, *agreed]
         going = {pod.uid for pod in leaving}
         staying = [pod for pod in look() if not pod.terminating and pod.uid not in going]
-        outranked = _outranked(staying, leaving)
+        outranked = _outranked(staying, leaving, settled)
         if not leaving or outranked:
             await self._call_off(agreed, [], namespace, key)
             return Outcome(0, None, answers, outranked=outranked)
@@ -202,10 +207,16 @@ class Retirement:
         return sum(result is True for result in results)
 
 
-def _outranked(staying: Sequence[PodView], leaving: Sequence[PodView]) -> str | None:
-    """The pod that is to stay though Kubernetes might remove it before one that is to leave, if there is one."""
-    last = max((_rank_at_removal(pod) for pod in leaving), default=(False, False, False))
-    return next((pod.name for pod in staying if pod.rank < last), None)
+def _outranked(
+    staying: Sequence[PodView], leaving: Sequence[PodView], settled: Sequence[PodView]
+) -> str | None:
+    """The pod that is to stay though Kubernetes might remove it before one that is to leave, if there is one.
+
+    Kubernetes may not have seen yet what became of a pod meanwhile, so the lower of its two ranks is what counts.
+    """
+    before = {pod.uid: pod.rank for pod in settled}
+    last = max((_rank_at_removal(pod) for pod in leaving), default=_LOWEST)
+    return next((pod.name for pod in staying if min(pod.rank, before.get(pod.uid, _LOWEST)) < last), None)
 
 
 def _rank_at_removal(pod: PodView) -> tuple[bool, bool, bool]:

@@ -131,6 +131,7 @@ class Scaler:
         outcome = await self._retirement.carry_out(
             workqueue.metadata.namespace,
             plan(pods, statuses, deployment.replicas - decision.replicas, time.time()),
+            pods,
             lambda: self._store.pods_of(workqueue.key),
             link.broker.binding.signing_key,
             lower,
