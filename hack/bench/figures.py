@@ -303,7 +303,7 @@ def rest(probe: Probe, place: Site, count: int, extent: Extent) -> list[Row]:
             f"at rest, {_workqueues(count)}, {seconds:.0f} s",
             f"{memory:.0f} MiB, {cores:.3f} core, {connections} connection, {served + lists:.0f} API requests a "
             f"minute ({served:.0f} counted by the server, Lease and new watches included; {lists:.0f} for the LISTs "
-            "of every 5 minutes)",
+            f"of every {LISTS_EVERY / 60:.0f} minutes)",
             *_promised(
                 count,
                 "<= 100 MiB, <= 0.02 core, 1 connection, < 30 requests",

@@ -16,9 +16,9 @@ import kopf
 
 from .names import EVENT_REPORTER, GROUP, LABEL_WORKQUEUE, PLURAL, VERSION
 from .observe.store import Store
+from .relist import PAGE
 
 INACTIVITY_SECONDS: Final = 70.0
-CHUNK: Final = 50
 IDLE_SECONDS: Final = 0.1
 
 
@@ -70,7 +70,7 @@ def settings() -> kopf.OperatorSettings:
     made.persistence.diffbase_storage = _NoDifferences()
     made.watching.inactivity_timeout = INACTIVITY_SECONDS
     # What a LIST brings is handled before its next chunk comes, so that it is never in memory as a whole.
-    made.watching.chunk_size = CHUNK
+    made.watching.chunk_size = PAGE
     # Until then kopf holds the last event of each object.
     made.queueing.idle_timeout = IDLE_SECONDS
     made.watching.label_selectors["pods"] = LABEL_WORKQUEUE

@@ -23,6 +23,7 @@ BLIND_AFTER: Final = 180.0
 """Seconds for which the watch may have brought nothing although a LIST showed changes."""
 
 PAGE: Final = 50
+"""Objects of one answer to a LIST: what they are at once, some 70 KiB each, the process keeps for ever."""
 
 _PATHS: Final[dict[str, Callable[[str | None], str]]] = {
     "workqueues": workqueues_path,
@@ -99,7 +100,6 @@ class Relist:
         surprises = 0
         while True:
             page = await self._cluster.get(path, **query)
-            # Page by page: a whole LIST at once would be the most of the process' memory, for ever.
             for body in page["items"]:
                 news = self._store.put(kind, body)
                 surprises += kind == "workqueues" and news

@@ -14,6 +14,7 @@ from .names import (
     ANNOTATION_DELETION_COST,
     ANNOTATION_TEMPLATE_HASH,
     HANDLER_CONTAINER,
+    LABEL_WORKQUEUE,
     WORKER_CONTAINER,
 )
 from .reasons import Reason, Unknown
@@ -41,6 +42,7 @@ class PodView:
         started: whether its phase is Running: the kubelet has started a container of it.
         failure: what keeps it from becoming Ready, as far as a person can do something about it.
         ended: it will not run again (evicted, out of memory for good, completed), and counts as gone.
+        workqueue: the name of the WorkQueue in the same namespace that its label says it belongs to.
     """
 
     name: str
@@ -56,6 +58,7 @@ class PodView:
     scheduled: bool = True
     started: bool = True
     ended: bool = False
+    workqueue: str = ""
 
     @property
     def rank(self) -> tuple[bool, bool, bool]:
@@ -108,6 +111,7 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
         scheduled=bool((body.get("spec") or {}).get("nodeName")),
         started=status.get("phase") == "Running",
         ended=status.get("phase") in {"Succeeded", "Failed"},
+        workqueue=(metadata.get("labels") or {}).get(LABEL_WORKQUEUE, ""),
     )
 
 

@@ -103,11 +103,11 @@ async def test_a_change_from_outside_does_not_wait_for_the_pause() -> None:
 async def test_different_keys_run_beside_each_other() -> None:
     runs = Runs()
     keys = Keys(runs, known)
-    for name in ("a", "b"):
+    for name in ("a", "b", "c"):
         keys.wake(("team", name))
-    await runs.wait_begun(2)
-    assert runs.most == 2
-    runs.end(2)
+    await runs.wait_begun(3)
+    assert runs.most == 3
+    runs.end(3)
     await keys.stop(5)
 
 
@@ -144,7 +144,7 @@ def woken(runs: Runs, kind: Kind, waiting: list[tuple[str, str]]) -> Keys:
     return keys
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def two_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """For as long as somebody runs."""
     for kind in ("BEGINNERS", "KNOWN"):
@@ -152,6 +152,7 @@ def two_places(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, f"{kind}_SECONDS", 60)
 
 
+@pytest.mark.usefixtures("two_places")
 @EITHER
 async def test_of_many_keys_a_few_run_at_once_and_each_has_its_turn(kind: Kind) -> None:
     runs = Runs()
@@ -167,6 +168,7 @@ async def test_of_many_keys_a_few_run_at_once_and_each_has_its_turn(kind: Kind) 
     assert (runs.begun, runs.most) == (9, 2)
 
 
+@pytest.mark.usefixtures("two_places")
 async def test_who_is_known_does_not_wait_for_beginners() -> None:
     runs = Runs()
     keys = woken(runs, lambda key: key == KEY, names(5))
@@ -177,6 +179,7 @@ async def test_who_is_known_does_not_wait_for_beginners() -> None:
     await keys.stop(5)
 
 
+@pytest.mark.usefixtures("two_places")
 @EITHER
 async def test_who_waits_for_a_dead_broker_gives_the_place_to_the_next(kind: Kind) -> None:
     runs = Runs()
@@ -192,6 +195,7 @@ async def test_who_waits_for_a_dead_broker_gives_the_place_to_the_next(kind: Kin
     await keys.stop(5)
 
 
+@pytest.mark.usefixtures("two_places")
 @EITHER
 async def test_nobody_keeps_a_place_for_long(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BEGINNERS_SECONDS", "KNOWN_SECONDS"):
@@ -204,6 +208,7 @@ async def test_nobody_keeps_a_place_for_long(kind: Kind, monkeypatch: pytest.Mon
     await keys.stop(5)
 
 
+@pytest.mark.usefixtures("two_places")
 @EITHER
 async def test_after_the_end_nobody_begins_who_was_waiting(kind: Kind) -> None:
     runs = Runs()

@@ -310,7 +310,7 @@ def test_nothing_is_left_of_what_has_gone(store: Store) -> None:
     for kind in ("workqueues", "deployments", "pods"):
         take_list(store, kind, [], later)
     left = [store.workqueues, store.deployments, store.pods]
-    assert not any([*left, store._seen, store._pods_of, store._owner_of, store._followers, store._gone])
+    assert not any([*left, store._seen, store._pods_of, store._followers, store._gone])
 
 
 def test_of_metadata_what_others_keep_there_is_left_out(store: Store, woken: list[Key]) -> None:

@@ -100,9 +100,6 @@ def _busy(pod: PodView, statuses: Mapping[str, WorkerStatus]) -> bool:
     return pod.name in statuses and statuses[pod.name].busy > 0
 
 
-_LOWEST: Final = (False, False, False)
-
-
 class Retirement:
     """Carries out scale-ins."""
 
@@ -205,6 +202,10 @@ class Retirement:
             if isinstance(result, BaseException):
                 raise result
         return sum(result is True for result in results)
+
+
+_LOWEST: Final = (False, False, False)
+"""The rank of a pod that was not there yet."""
 
 
 def _outranked(

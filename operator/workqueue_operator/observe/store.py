@@ -89,7 +89,6 @@ class Store:
     _seen: dict[tuple[str, Key], _Seen] = field(default_factory=dict)
     _gone: dict[tuple[str, Key], _Gone] = field(default_factory=dict)
     _pods_of: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
-    _owner_of: dict[Key, Key] = field(default_factory=dict)
     _followers: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
 
     # -- what a pass reads ---------------------------------------------------------------------------
@@ -188,9 +187,10 @@ class Store:
         key, owner = key_of(body), _owner(body)
         if owner is None or not self._is_news("pods", key, body):
             return False
-        if self._owner_of.get(key, owner) != owner:
-            self._disown(key)
-        self.pods[key], self._owner_of[key] = pod_view(body), owner
+        known = self.pods.get(key)
+        if known is not None and known.workqueue != owner[1]:
+            self._disown(key, known)
+        self.pods[key] = pod_view(body)
         self._pods_of[owner].add(key)
         self.wake(owner)
         return True
@@ -258,11 +258,11 @@ class Store:
             for owner in self._owners(body):
                 self.wake(owner)
         else:
-            self._disown(key)
+            self._disown(key, body)
 
-    def _disown(self, pod: Key) -> None:
-        owner = self._owner_of.pop(pod)
-        self._pods_of[owner].discard(pod)
+    def _disown(self, key: Key, pod: PodView) -> None:
+        owner = (key[0], pod.workqueue)
+        self._pods_of[owner].discard(key)
         if not self._pods_of[owner]:
             del self._pods_of[owner]
         self.wake(owner)

@@ -304,12 +304,12 @@ class Page:
     async def _detail_fragment(self, person: Person, key: tuple[str, str], reasons: Reasons) -> str:
         body = await self._require(person, key)
         watch, uid = self._knows.watch, body["metadata"]["uid"]
-        views = watch.pods(key)
+        pods = self._knows.store.pods_of(key)
         return self._templates.get_template("_detail.html").render(
             row=picture.row(body, watch.history.depths(uid), watch.rate(key)),
             conditions=list(picture.conditions(body).values()),
             queue=(body.get("status") or {}).get("queueName") or key[1],
-            pods=picture.pods(views, watch.statuses(key[0], views), datetime.now(UTC)),
+            pods=picture.pods(pods, watch.statuses(key[0], pods), datetime.now(UTC)),
             decisions=watch.history.decisions(uid),
             reasons=reasons,
         )

@@ -78,10 +78,6 @@ class Watch:
 
     # -- what is shown -------------------------------------------------------------------------------
 
-    def pods(self, key: Key) -> list[PodView]:
-        """The pods of a WorkQueue."""
-        return self._store.pods_of(key)
-
     def statuses(self, namespace: str, pods: Sequence[PodView]) -> Mapping[str, WorkerStatus]:
         """What workers said of themselves lately, by pod."""
         known = ((pod.name, self._statuses.get((namespace, pod.name))) for pod in pods)
@@ -97,7 +93,7 @@ class Watch:
         return rate
 
     def _rate(self, key: Key) -> float | None:
-        running = [pod for pod in self.pods(key) if pod.running and not pod.terminating]
+        running = [pod for pod in self._store.pods_of(key) if pod.running and not pod.terminating]
         statuses = self.statuses(key[0], running)
         if len(statuses) < len(running):
             return None
@@ -105,7 +101,9 @@ class Watch:
 
     async def ask_now(self, key: Key) -> None:
         """Ask the workers of one WorkQueue, so that the first look shows them."""
-        await self._ask_pods([(key[0], pod) for pod in self.pods(key) if pod.running][:PODS_A_ROUND])
+        await self._ask_pods(
+            [(key[0], pod) for pod in self._store.pods_of(key) if pod.running][:PODS_A_ROUND]
+        )
 
     # -- rounds --------------------------------------------------------------------------------------
 
