@@ -207,6 +207,11 @@ def deployment_path(namespace: str, name: str) -> str:
     return f"{deployments_path(namespace)}/{_part(name)}"
 
 
+def replicaset_path(namespace: str, name: str) -> str:
+    """One ReplicaSet."""
+    return f"/apis/apps/v1/namespaces/{namespace}/replicasets/{_part(name)}"
+
+
 def pods_path(namespace: str | None) -> str:
     """The collection of pods of one namespace, or of all."""
     scope = f"/namespaces/{namespace}" if namespace else ""

@@ -28,6 +28,10 @@ EVENT_REPORTER: Final = "workqueue-operator"
 LABEL_WORKQUEUE: Final = f"{GROUP}/workqueue"
 """On Deployments and pods: the name of the WorkQueue they belong to; the pods' selector."""
 
+LABEL_RETIRING: Final = f"{GROUP}/retiring"
+"""On pods: "false" by the template, "true" on those that agreed to leave. A ReplicaSet counts the pods that have all
+labels of its template, so that this count tells whom its controller knows to be leaving."""
+
 ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 """On pods: which template made them (the canary of a new template goes by it)."""
 

@@ -23,6 +23,7 @@ from .names import (
     ENDPOINT_PORT_NAME,
     HANDLER_CONTAINER,
     KIND,
+    LABEL_RETIRING,
     WORKER_CONTAINER,
     pod_labels,
     pod_selector,
@@ -199,7 +200,7 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
             spec[part] = wire[part]
     return {
         "metadata": {
-            "labels": {**wire.get("podLabels", {}), **pod_labels(name)},
+            "labels": {**wire.get("podLabels", {}), **pod_labels(name), LABEL_RETIRING: "false"},
             "annotations": {**wire.get("podAnnotations", {})},
         },
         "spec": spec,

@@ -43,6 +43,7 @@ class PodView:
         failure: what keeps it from becoming Ready, as far as a person can do something about it.
         ended: it will not run again (evicted, out of memory for good, completed), and counts as gone.
         workqueue: the name of the WorkQueue in the same namespace that its label says it belongs to.
+        replicaset: the name of the ReplicaSet that made it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class PodView:
     started: bool = True
     ended: bool = False
     workqueue: str = ""
+    replicaset: str = ""
 
     @property
     def rank(self) -> tuple[bool, bool, bool]:
@@ -112,6 +114,9 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
         started=status.get("phase") == "Running",
         ended=status.get("phase") in {"Succeeded", "Failed"},
         workqueue=(metadata.get("labels") or {}).get(LABEL_WORKQUEUE, ""),
+        replicaset=next(
+            (o["name"] for o in metadata.get("ownerReferences") or () if o.get("controller")), ""
+        ),
     )
 
 
@@ -147,8 +152,8 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
 def unsettled(deployment: DeploymentView, pods: Sequence[PodView]) -> Unknown | None:
     """Why the count must not shrink just now, or None.
 
-    With two ReplicaSets the marks do not decide who goes, while pods come or go the marks would be counted
-    against the wrong number, and a pod that the controller does not know to be Ready goes before a marked one.
+    With two ReplicaSets the marks do not decide who goes, and while pods come or go they would be counted against
+    the wrong number.
     """
     alive = [pod for pod in pods if not pod.terminating]
     if not deployment.rolled_out or any(pod.template_hash != deployment.template_hash for pod in alive):
@@ -159,12 +164,6 @@ def unsettled(deployment: DeploymentView, pods: Sequence[PodView]) -> Unknown | 
         return Unknown(
             Reason.PODS_SETTLING,
             f"{len(alive)} of {deployment.replicas} pods exist; the count shrinks when they agree.",
-        )
-    ready = sum(pod.ready for pod in alive)
-    if deployment.ready < ready:
-        return Unknown(
-            Reason.PODS_SETTLING,
-            f"The Deployment counts {deployment.ready} of {ready} Ready pods; it shrinks when it has seen them.",
         )
     return None
 

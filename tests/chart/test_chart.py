@@ -70,6 +70,7 @@ OPERATOR_RULES = {
     ("workqueue.dev", "workqueues/status"): {"patch"},
     ("workqueue.dev", "workqueues/finalizers"): {"update"},
     ("apps", "deployments"): {"get", "list", "watch", "create", "patch"},
+    ("apps", "replicasets"): {"get"},
     ("", "pods"): {"list", "watch", "patch"},
     ("autoscaling", "horizontalpodautoscalers"): {"list"},
     ("policy", "poddisruptionbudgets"): {"create", "patch"},

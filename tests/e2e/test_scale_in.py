@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.kubernetes import wait_until, watching
+from tests.support.localcluster import standing_still
 from tests.support.workqueues import Lab, WorkQueueUnderTest
 
 WORKERS = 12
@@ -61,6 +62,23 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab, removals: int) -> N
     unasked = {name: deletion for name, deletion in deletions.items() if deletion.mark == "<none>"}
     assert not unasked, "whoever left had been asked and marked"
     assert lab.queues()["bounce.dead"]["messages"] == 0
+    workqueue.delete()
+
+
+def test_nobody_is_removed_before_kubernetes_knows_who_agreed(lab: Lab) -> None:
+    """Its controller would choose by what it knew before it stood still."""
+    workqueue = lab.workqueue("still", scaling={"minReplicas": 3, "scaleInDelaySeconds": 0}).apply()
+    wait_until(lambda: workqueue.deployment()["status"].get("readyReplicas") == 3, 60, "three work")
+    with watching_deletions(workqueue) as deletions:
+        with standing_still("kube-controller-manager"):
+            workqueue.change(scaling={"minReplicas": 1})
+            workqueue.wait_condition("ScalingActive", "True", "PodsSettling")
+            assert workqueue.replicas() == 3
+            assert not deletions
+        wait_until(lambda: len(deletions) == 2, 60, "two are removed once it goes on")
+    assert {deletion.mark for deletion in deletions.values()} == {"-1000"}
+    staying = [pod["metadata"] for pod in workqueue.pods() if "deletionTimestamp" not in pod["metadata"]]
+    assert [pod["labels"]["workqueue.dev/retiring"] for pod in staying] == ["false"]
     workqueue.delete()
 
 

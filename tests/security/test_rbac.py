@@ -69,6 +69,7 @@ LOST: Final[dict[Right, Loss]] = {
     ("deployments", "watch"): Loss(None, "cannot watch resource"),
     ("deployments", "create"): Loss("creates", "APIForbidden"),
     ("deployments", "patch"): Loss("creates", "APIForbidden"),
+    ("replicasets", "get"): Loss("scales in", "cannot get resource"),
     ("pods", "list"): Loss("creates", "A namespace is left out."),
     ("pods", "watch"): Loss(None, "cannot watch resource"),
     ("pods", "patch"): Loss("scales in", "cannot patch resource"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from hack.cluster.instance import NAME_VARIABLE
+from hack.cluster import processes
+from hack.cluster.instance import NAME_VARIABLE, Instance
 
 CHECKOUT: Final = Path(__file__).parents[2]
 UP_SECONDS: Final = 240
@@ -46,3 +49,16 @@ def cluster(
     )
     assert done.returncode in codes, f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stderr}"
     return done
+
+
+@contextmanager
+def standing_still(name: str) -> Iterator[None]:
+    """A process of the usual cluster, such as kube-controller-manager, does nothing for a while (SIGSTOP)."""
+    record = Instance.from_environment().record()
+    assert record is not None, "the local cluster is not up"
+    pid = next(pid for pid in processes.children(record.node.pid) if processes.program(pid) == name)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)

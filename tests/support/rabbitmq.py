@@ -449,7 +449,8 @@ class Broker:
         self.evaluate(
             f'[rabbit_networking:close_connection(P, "{reason}") || P <- rabbit_networking:connections(),'
             " case catch rabbit_reader:info(P, [client_properties]) of"
-            f" [{{client_properties, Told}}] -> not lists:member({name}, Told); _ -> true end]"
+            # `none` as long as a connection is being opened.
+            f" [{{client_properties, Told}}] when is_list(Told) -> not lists:member({name}, Told); _ -> true end]"
         )
 
     def leader(self, queue: str, vhost: str = "/") -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.support.fakecluster import FakeCluster, Request
+from workqueue_operator.act import retire
 from workqueue_operator.act.retire import Outcome, Plan, Retirement, plan
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_WORKQUEUE
+from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, LABEL_WORKQUEUE
 from workqueue_operator.observe.store import Store
 from workqueue_operator.observe.workers import Address, Answer, Workers, WorkerStatus
 from workqueue_operator.reasons import Reason, Unknown
@@ -34,6 +35,7 @@ def pod(name: str, **changes: Any) -> PodView:
         "created": NOW - 600,
         "scheduled": True,
         "started": True,
+        "replicaset": "jobs-worker-1",
     }
     return PodView(**{**fields, **changes})
 
@@ -130,10 +132,24 @@ class Scene:
         self.happened: list[str] = []
         self.lower_answer: Any = {"spec": {"replicas": 1}}
         self.empty: bool | None = True
+        self.counted = 0
+        self.changed_by_others = 0
+        self.marks_seen_after = 1
+        self.looks: list[int] = []
+        """How many were marked at each look."""
         self.cluster.answer("PATCH", "/pods/", self.mark)
+        self.cluster.answer("GET", "/replicasets/jobs-worker-1", self.replicaset)
+
+    def replicaset(self, _: Request) -> dict[str, Any]:
+        """It has seen the marks when it has been looked at so many times since they were made."""
+        self.looks.append(len(self.marks))
+        seen = self.looks[-self.marks_seen_after - 1 :][0]
+        labelled = self.counted - self.changed_by_others - seen
+        return {"status": {"replicas": self.counted, "fullyLabeledReplicas": labelled}}
 
     def mark(self, request: Request) -> dict[str, Any]:
         cost = request.body["metadata"]["annotations"][ANNOTATION_DELETION_COST]
+        assert request.body["metadata"]["labels"] == {LABEL_RETIRING: "true" if cost else "false"}
         name = request.path.rpartition("/")[2]
         self.happened.append(f"{'mark' if cost else 'clear'} {name}")
         self.version += 1
@@ -166,14 +182,13 @@ class Scene:
         chosen: Plan,
         pods: list[PodView],
         *,
-        before: list[PodView] | None = None,
         guarded: bool = True,
     ) -> Outcome:
+        self.counted = self.counted or sum(not pod.terminating for pod in pods)
         retirement = Retirement(self.cluster, self.workers, self.store)
         return await retirement.carry_out(
             "team",
             chosen,
-            pods if before is None else before,
             lambda: pods,
             b"key",
             self.lower,
@@ -187,6 +202,13 @@ class Scene:
 
 
 RETIRED, BUSY = Answer.RETIRED, Answer.BUSY
+UNSEEN = retire.UNSEEN
+
+
+def says(outcome: Outcome, reason: Reason, begin: str = "") -> bool:
+    """Whether this is what stood in the way."""
+    obstacle = outcome.obstacle
+    return obstacle is not None and obstacle.reason is reason and obstacle.message.startswith(begin)
 
 
 async def test_exactly_those_that_agreed_are_marked_and_the_count_goes_down_by_their_number() -> None:
@@ -229,7 +251,8 @@ async def test_nobody_is_removed_while_kubernetes_would_remove_one_that_stays_fi
     outcome = await scene.carry_out(Plan((), (A,)), [A, B, stays])
     assert scene.happened == []
     assert scene.workers.resumed == ["a"]
-    assert (outcome.removed, outcome.outranked) == (0, "u")
+    assert outcome.removed == 0
+    assert says(outcome, Reason.POD_NOT_READY, "Pod u ")
 
 
 async def test_nobody_is_removed_while_a_leaver_may_become_ready_before_one_that_stays() -> None:
@@ -237,19 +260,59 @@ async def test_nobody_is_removed_while_a_leaver_may_become_ready_before_one_that
     leaves, stays = pod("a", ready=False), pod("b", ready=False)
     scene = Scene(a=RETIRED)
     outcome = await scene.carry_out(Plan((), (leaves,)), [leaves, stays, C])
-    assert (scene.lowered, scene.workers.resumed, outcome.outranked) == ([], ["a"], "b")
+    assert (scene.lowered, scene.workers.resumed) == ([], ["a"])
+    assert says(outcome, Reason.POD_NOT_READY, "Pod b ")
+
+
+async def test_the_count_is_lowered_only_when_kubernetes_has_seen_the_marks() -> None:
+    """Its controller chose from what it knew before, and removed workers that had not been asked."""
+    scene = Scene(a=RETIRED, b=RETIRED)
+    scene.marks_seen_after = 3
+    outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C])
+    assert scene.looks == [0, 2, 2, 2, 2]
+    assert (scene.happened[-1], outcome.removed) == ("lower 2", 2)
+
+
+async def test_marks_that_kubernetes_does_not_see_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retire, "SEEN_WITHIN", 0.1)
+    scene = Scene(a=RETIRED)
+    scene.marks_seen_after = 1000
+    outcome = await scene.carry_out(Plan((), (A,)), [A, B])
+    assert scene.happened == ["mark a", "clear a"]
+    assert (scene.lowered, scene.workers.resumed, outcome.obstacle) == ([], ["a"], UNSEEN)
 
 
 @pytest.mark.parametrize(
-    "before", [[A, B, replace(C, ready=False)], [A, B]], ids=["not Ready before", "not there before"]
+    "counted", [1, 3], ids=["one that it does not know yet", "one that it takes to be there"]
 )
-async def test_one_that_became_ready_while_workers_were_asked_may_not_be_ready_for_kubernetes_yet(
-    before: list[PodView],
-) -> None:
-    """The Deployment's count was compared with those that were Ready before; the new one was removed unasked."""
-    scene = Scene(a=RETIRED, b=BUSY)
-    outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C], before=before)
-    assert (scene.happened, scene.workers.resumed, outcome.outranked) == ([], ["a"], "c")
+async def test_nobody_is_marked_while_kubernetes_counts_other_pods(counted: int) -> None:
+    scene = Scene(a=RETIRED)
+    scene.counted = counted
+    outcome = await scene.carry_out(Plan((), (A,)), [A, B])
+    assert (scene.happened, scene.workers.resumed, outcome.obstacle) == ([], ["a"], UNSEEN)
+
+
+async def test_nobody_is_marked_while_pods_of_two_replicasets_are_there() -> None:
+    scene = Scene(a=RETIRED)
+    outcome = await scene.carry_out(Plan((), (A,)), [A, replace(B, replicaset="jobs-worker-2")])
+    assert (scene.happened, outcome.obstacle) == ([], UNSEEN)
+
+
+async def test_marks_of_a_scale_in_that_was_broken_off_are_cleared_first() -> None:
+    """Whoever carries one works again by now, and Kubernetes would choose among all that carry one."""
+    scene = Scene(a=RETIRED)
+    scene.cluster.answer("GET", "/replicasets/", ClusterError(503, "must not be asked"))
+    outcome = await scene.carry_out(Plan((), (A,)), [A, replace(B, marked=True)])
+    assert (scene.happened, scene.workers.resumed, outcome.obstacle) == (["clear b"], ["a"], UNSEEN)
+
+
+async def test_a_pod_whose_labels_somebody_changed_does_not_pass_for_one_that_agreed() -> None:
+    scene = Scene(a=RETIRED)
+    scene.changed_by_others = 1
+    scene.marks_seen_after = 2
+    outcome = await scene.carry_out(Plan((), (A,)), [A, B, C])
+    assert scene.looks == [0, 1, 1, 1]
+    assert outcome.removed == 1
 
 
 async def test_a_pod_that_came_while_workers_were_asked_stops_the_step_to_zero() -> None:
@@ -257,7 +320,8 @@ async def test_a_pod_that_came_while_workers_were_asked_stops_the_step_to_zero()
     scene = Scene(a=RETIRED, b=RETIRED)
     drained, successor = replace(A, terminating=True), replace(STARTING, name="s", uid="s")
     outcome = await scene.carry_out(Plan((), (A, B)), [drained, successor, B])
-    assert (scene.lowered, scene.marks, outcome.outranked) == ([], [], "s")
+    assert (scene.lowered, scene.marks) == ([], [])
+    assert says(outcome, Reason.POD_NOT_READY, "Pod s ")
 
 
 async def test_among_pods_of_one_rank_the_marks_decide() -> None:
@@ -266,7 +330,7 @@ async def test_among_pods_of_one_rank_the_marks_decide() -> None:
     scene = Scene()
     outcome = await scene.carry_out(Plan(tuple(homeless[:2]), ()), homeless)
     assert sorted(scene.happened[:2]) == ["mark a", "mark b"]
-    assert (scene.happened[2:], outcome.removed, outcome.outranked) == (["lower 2"], 2, None)
+    assert (scene.happened[2:], outcome.removed, outcome.obstacle) == (["lower 2"], 2, None)
 
 
 async def test_one_that_no_node_takes_goes_though_another_is_starting() -> None:
@@ -295,19 +359,18 @@ async def test_a_pinned_zero_needs_no_look() -> None:
 
 
 @pytest.mark.parametrize(
-    ("empty", "awaited", "failed"),
-    [(False, True, False), (None, False, True)],
+    ("empty", "reason"),
+    [(False, Reason.MESSAGES_WAITING), (None, Reason.DOORBELL_UNAVAILABLE)],
     ids=["a message came", "the bell does not hang"],
 )
-async def test_to_zero_nobody_goes_unless_the_queue_is_seen_empty(
-    empty: bool | None, awaited: bool, failed: bool
-) -> None:
+async def test_to_zero_nobody_goes_unless_the_queue_is_seen_empty(empty: bool | None, reason: Reason) -> None:
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.empty = empty
     outcome = await scene.carry_out(Plan((), (A, B)), [A, B])
     assert scene.happened == ["look"]
     assert sorted(scene.workers.resumed) == ["a", "b"]
-    assert (outcome.removed, outcome.awaited, outcome.doorbell_failed) == (0, awaited, failed)
+    assert outcome.removed == 0
+    assert says(outcome, reason)
 
 
 async def test_a_guard_that_did_not_hold_clears_the_marks_and_resumes() -> None:
@@ -382,7 +445,7 @@ async def test_a_pod_that_is_about_to_go_calls_it_off_like_one_that_has_gone() -
 
     scene.cluster.answer("PATCH", "/pods/b", going)
     outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C])
-    assert (outcome.removed, outcome.conflict, scene.lowered, scene.marks) == (0, True, [], [])
+    assert (outcome.obstacle, scene.lowered, scene.marks) == (UNSEEN, [], [])
 
 
 async def test_marks_that_cannot_be_cleared_hide_nothing() -> None:

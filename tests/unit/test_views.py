@@ -323,7 +323,6 @@ def test_pods_on_their_way_out_do_not_matter() -> None:
         (deployment(2, replicas=3, updatedReplicas=3), pods(2), Reason.PODS_SETTLING),
         (deployment(2), pods(1), Reason.PODS_SETTLING),
         (deployment(2), pods(3), Reason.PODS_SETTLING),
-        (deployment(2, readyReplicas=1), pods(2), Reason.PODS_SETTLING),
     ],
     ids=[
         "the controller has not seen the last spec",
@@ -331,7 +330,6 @@ def test_pods_on_their_way_out_do_not_matter() -> None:
         "the controller is not there yet",
         "the store has seen too few pods",
         "the store has seen too many pods",
-        "the controller has not seen that a pod became Ready",
     ],
 )
 def test_what_must_settle_first(raw: dict[str, Any], there: list[PodView], reason: Reason) -> None:

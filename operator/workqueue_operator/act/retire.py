@@ -4,9 +4,10 @@ Place in the flow: what is done about a Retire decision. The order is what matte
 
 1. idle workers are asked to stop consuming (POST /retire); a busy one says no and is left alone;
 2. to zero: the bell is hung, so that a message that comes now is noticed, and the queue must be seen empty;
-3. exactly the workers that agreed are marked, and the count is lowered by their number, in one patch that
-   tests the count that was observed. Not while a pod that is to stay is not Ready: Kubernetes removes it first,
-   whatever the marks say, and it may be busy already.
+3. exactly the workers that agreed are marked. Not while a pod that is to stay is not Ready: Kubernetes removes it
+   first, whatever the marks say, and it may be busy already;
+4. once the ReplicaSet's own count shows that its controller has seen the marks, and with them all that happened to
+   pods before, the count is lowered by their number, in one patch that tests the count that was observed.
 
 Whatever fails on the way, the marks go and the workers consume again, at the latest when their lease ends. The
 one exception: a patch of which nobody knows whether it was carried out. Then marks and leases stay, since without
@@ -17,18 +18,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..cluster import Cluster, Object, pod_path
+from ..cluster import Cluster, Object, pod_path, replicaset_path
 from ..errors import ClusterError
-from ..names import ANNOTATION_DELETION_COST, RETIRED_DELETION_COST
+from ..names import ANNOTATION_DELETION_COST, LABEL_RETIRING, RETIRED_DELETION_COST
 from ..observe.store import Store
 from ..observe.workers import Address, Answer, Workers, WorkerStatus
+from ..reasons import Reason, Unknown
 from ..views import PodView
 
 logger = logging.getLogger(__name__)
+
+
+CONFLICT: Final = Unknown(
+    Reason.CONFLICTING_WRITE, "Somebody else changed the count at the same moment; it is decided anew."
+)
+UNSEEN: Final = Unknown(
+    Reason.PODS_SETTLING,
+    "The ReplicaSet does not count these pods yet, or those that agreed to leave, and until it does Kubernetes might "
+    "remove others. If this stays, look at kube-controller-manager, and for a policy that changes labels which pods "
+    "have from their template.",
+)
+_MESSAGE_CAME: Final = Unknown(Reason.MESSAGES_WAITING, "A message came; the last workers stay.")
+_NO_BELL: Final = Unknown(
+    Reason.DOORBELL_UNAVAILABLE, "The bell cannot be hung just now; the last workers stay until it can."
+)
+_BUSY: Final = Unknown(Reason.WORKERS_BUSY, "Surplus workers are busy and stay until they are idle.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +58,13 @@ class Outcome:
         removed: by how many the count was lowered.
         deployment: the Deployment after it, None when nothing was lowered.
         answers: what each asked worker said.
-        awaited: the queue was not empty after all, so that the last workers stay.
-        doorbell_failed: the bell could not be hung, so that the last workers stay.
-        conflict: pods or count changed under way, so that nothing was lowered.
-        outranked: the pod that was to stay and that Kubernetes would have removed first, so that nothing was lowered.
+        obstacle: why nothing was lowered.
     """
 
     removed: int
     deployment: Object | None
     answers: Mapping[str, Answer]
-    awaited: bool = False
-    doorbell_failed: bool = False
-    conflict: bool = False
-    outranked: str | None = None
+    obstacle: Unknown | None = None
 
     @property
     def unreachable(self) -> list[str]:
@@ -66,6 +79,12 @@ class Plan:
     dead: tuple[PodView, ...]
     ask: tuple[PodView, ...]
 
+
+SEEN_WITHIN: Final = 5.0
+"""Seconds for Kubernetes to see the marks. The workers' leases of 30 s must outlast them and the write after them."""
+
+FIRST_LOOK: Final = 0.02
+"""Seconds after the marks; about as long as Kubernetes takes to count when it has nothing else to do."""
 
 START_SECONDS: Final = 60.0
 """For so long a pod that a node has may have a running worker that the kubelet has not told of yet."""
@@ -112,7 +131,6 @@ class Retirement:
         self,
         namespace: str,
         chosen: Plan,
-        settled: Sequence[PodView],
         look: Callable[[], Sequence[PodView]],
         key: bytes,
         lower: Callable[[int], Awaitable[Object | None]],
@@ -121,7 +139,6 @@ class Retirement:
         """Ask, mark, lower.
 
         Args:
-            settled: the pods as they were when the Deployment's count was found to agree with them.
             look: the pods as they are known at that moment; asking takes seconds when one does not answer.
             key: what the calls are signed with.
             lower: lowers the count by a number in one guarded write; None when the guard failed.
@@ -133,30 +150,37 @@ class Retirement:
         leaving = [*chosen.dead, *agreed]
         going = {pod.uid for pod in leaving}
         staying = [pod for pod in look() if not pod.terminating and pod.uid not in going]
-        outranked = _outranked(staying, leaving, settled)
+        outranked = _outranked(staying, leaving)
         if not leaving or outranked:
             await self._call_off(agreed, [], namespace, key)
-            return Outcome(0, None, answers, outranked=outranked)
+            return Outcome(0, None, answers, outranked or _BUSY)
+        pods = [*leaving, *staying]
+        left_over = [pod for pod in pods if pod.marked]
+        before = None if left_over else await self._counted(namespace, pods)
+        if before is None:
+            await self._call_off(agreed, left_over, namespace, key)
+            return Outcome(0, None, answers, UNSEEN)
         if not staying and confirm_empty is not None:
             empty = await confirm_empty()
             if not empty:
                 await self._call_off(agreed, [], namespace, key)
-                return Outcome(0, None, answers, awaited=empty is False, doorbell_failed=empty is None)
+                return Outcome(0, None, answers, _NO_BELL if empty is None else _MESSAGE_CAME)
         try:
             marked = await self._mark(namespace, leaving, RETIRED_DELETION_COST)
+            seen = marked == len(leaving) and await self._come_to(before + marked, namespace, pods)
         except ClusterError:
             await self._call_off(agreed, leaving, namespace, key)
             raise
         try:
             # A pod that vanished meanwhile gets a successor, and the count would be lowered by one too many.
-            lowered = await lower(len(leaving)) if marked == len(leaving) else None
+            lowered = await lower(len(leaving)) if seen else None
         except ClusterError as error:
             if error.refused:
                 await self._call_off(agreed, leaving, namespace, key)
             raise
         if lowered is None:
             await self._call_off(agreed, leaving, namespace, key)
-            return Outcome(0, None, answers, conflict=True)
+            return Outcome(0, None, answers, CONFLICT if seen else UNSEEN)
         return Outcome(len(leaving), lowered, answers)
 
     async def clear_marks(self, namespace: str, pods: Sequence[PodView]) -> None:
@@ -175,6 +199,33 @@ class Retirement:
                 "A mark could not be cleared.", extra={"namespace": namespace, "detail": error.message}
             )
 
+    async def _come_to(self, marked: int, namespace: str, pods: Sequence[PodView]) -> bool:
+        """Whether the ReplicaSet counts so many marked pods within some seconds."""
+        deadline, pause = time.monotonic() + SEEN_WITHIN, FIRST_LOOK
+        while time.monotonic() < deadline:
+            await asyncio.sleep(pause)
+            if await self._counted(namespace, pods) == marked:
+                return True
+            pause *= 1.5
+        return False
+
+    async def _counted(self, namespace: str, pods: Sequence[PodView]) -> int | None:
+        """How many of these pods their ReplicaSet counts as marked: without a label of its template.
+
+        Its controller counts from the same memory from which it chooses whom to remove. What happens to pods reaches
+        that memory in order, so that a controller that knows of a mark knows of all that happened before.
+
+        Returns:
+            None when it does not count exactly these pods.
+        """
+        replicasets = {pod.replicaset for pod in pods}
+        if len(replicasets) != 1:
+            return None
+        status = (await self._cluster.get(replicaset_path(namespace, *replicasets)))["status"]
+        replicas: int = status["replicas"]
+        labelled: int = status.get("fullyLabeledReplicas", 0)
+        return replicas - labelled if replicas == len(pods) else None
+
     async def _mark(self, namespace: str, pods: Sequence[PodView], cost: str | None) -> int:
         """Set or clear the marks.
 
@@ -184,7 +235,12 @@ class Retirement:
         Raises:
             ClusterError: one of them failed; by then every other request has ended, too.
         """
-        body: Object = {"metadata": {"annotations": {ANNOTATION_DELETION_COST: cost}}}
+        body: Object = {
+            "metadata": {
+                "annotations": {ANNOTATION_DELETION_COST: cost},
+                "labels": {LABEL_RETIRING: "false" if cost is None else "true"},
+            }
+        }
 
         async def mark(pod: PodView) -> bool:
             try:
@@ -204,20 +260,17 @@ class Retirement:
         return sum(result is True for result in results)
 
 
-_LOWEST: Final = (False, False, False)
-"""The rank of a pod that was not there yet."""
-
-
-def _outranked(
-    staying: Sequence[PodView], leaving: Sequence[PodView], settled: Sequence[PodView]
-) -> str | None:
-    """The pod that is to stay though Kubernetes might remove it before one that is to leave, if there is one.
-
-    Kubernetes may not have seen yet what became of a pod meanwhile, so the lower of its two ranks is what counts.
-    """
-    before = {pod.uid: pod.rank for pod in settled}
-    last = max((_rank_at_removal(pod) for pod in leaving), default=_LOWEST)
-    return next((pod.name for pod in staying if min(pod.rank, before.get(pod.uid, _LOWEST)) < last), None)
+def _outranked(staying: Sequence[PodView], leaving: Sequence[PodView]) -> Unknown | None:
+    """Whether Kubernetes would remove a pod that is to stay before one that is to leave."""
+    last = max(map(_rank_at_removal, leaving), default=(False, False, False))
+    first = next((pod.name for pod in staying if pod.rank < last), None)
+    if first is None:
+        return None
+    return Unknown(
+        Reason.POD_NOT_READY,
+        f"Pod {first} is to stay and is not Ready. Kubernetes would remove it before the idle workers, so nobody is "
+        "removed until it is Ready.",
+    )
 
 
 def _rank_at_removal(pod: PodView) -> tuple[bool, bool, bool]:

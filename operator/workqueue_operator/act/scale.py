@@ -24,7 +24,7 @@ from ..reasons import Reason, Unknown
 from ..report import Reporter
 from ..views import DeploymentView, PodView, deployment_view, unsettled
 from . import bell
-from .retire import Outcome, Retirement, plan
+from .retire import CONFLICT, Outcome, Retirement, plan
 from .workload import Workload
 
 UNREACHABLE_AFTER: Final = 120.0
@@ -85,7 +85,7 @@ class Scaler:
         live = await self._write(workqueue, memory, decision, deployment, decision.replicas)
         if live is not None:
             return decision, deployment_view(live)
-        return Hold(decision.wanted, Reason.CONFLICTING_WRITE, _CONFLICT), deployment
+        return Hold(decision.wanted, CONFLICT.reason, CONFLICT.message), deployment
 
     async def _write(
         self,
@@ -131,7 +131,6 @@ class Scaler:
         outcome = await self._retirement.carry_out(
             workqueue.metadata.namespace,
             plan(pods, statuses, deployment.replicas - decision.replicas, time.time()),
-            pods,
             lambda: self._store.pods_of(workqueue.key),
             link.broker.binding.signing_key,
             lower,
@@ -153,9 +152,6 @@ class Scaler:
             await self._retirement.clear_marks(workqueue.metadata.namespace, marked)
 
 
-_CONFLICT: Final = "Somebody else changed the count at the same moment; it is decided anew."
-
-
 def _why_not(memory: Memory, decision: Retire, outcome: Outcome) -> Hold:
     """Why nobody was removed."""
     now = time.monotonic()
@@ -167,23 +163,5 @@ def _why_not(memory: Memory, decision: Retire, outcome: Outcome) -> Hold:
             f"Worker {outcome.unreachable[0]} does not answer the operator, so that it cannot be asked whether it "
             "is busy, and stays. Look for a NetworkPolicy between them, and at its log.",
         )
-    if outcome.conflict:
-        return Hold(decision.wanted, Reason.CONFLICTING_WRITE, _CONFLICT)
-    if outcome.awaited:
-        return Hold(decision.wanted, Reason.MESSAGES_WAITING, "A message came; the last workers stay.")
-    if outcome.doorbell_failed:
-        return Hold(
-            decision.wanted,
-            Reason.DOORBELL_UNAVAILABLE,
-            "The bell cannot be hung just now; the last workers stay until it can.",
-        )
-    if outcome.outranked is not None:
-        return Hold(
-            decision.wanted,
-            Reason.POD_NOT_READY,
-            f"Pod {outcome.outranked} is to stay and is not Ready. Kubernetes would remove it before the idle "
-            "workers, so nobody is removed until it is Ready.",
-        )
-    return Hold(
-        decision.wanted, Reason.WORKERS_BUSY, "Surplus workers are busy and stay until they are idle."
-    )
+    assert outcome.obstacle is not None  # noqa: S101 - for the type checker; nothing was lowered
+    return Hold(decision.wanted, outcome.obstacle.reason, outcome.obstacle.message)
