@@ -134,7 +134,10 @@ ADVICE: Final[dict[Reason, str]] = {
         "WorkersAvailable."
     ),
     Reason.ROLLOUT_UNDER_WAY: "Nothing to do: replicas do not shrink while the Deployment rolls out.",
-    Reason.PODS_SETTLING: "Nothing to do: replicas do not shrink while pods come or go.",
+    Reason.PODS_SETTLING: (
+        "Nothing to do: replicas do not shrink while pods come or go, or before Kubernetes has counted those that "
+        "agreed to leave. If it stays, the message says where to look."
+    ),
     Reason.POD_NOT_READY: (
         "A pod that stays is not Ready, and Kubernetes would remove it before idle ones: replicas do not shrink "
         "until it is Ready. If it does not become Ready, see WorkersAvailable."

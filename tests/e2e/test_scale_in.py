@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support.kubernetes import wait_until, watching
+from tests.support.kubernetes import kubectl, wait_until, watching
 from tests.support.localcluster import standing_still
-from tests.support.workqueues import Lab, WorkQueueUnderTest
+from tests.support.workqueues import Lab, Object, WorkQueueUnderTest
 
 WORKERS = 12
 SEEN_LATE = 0.25
@@ -67,7 +67,9 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab, removals: int) -> N
 
 def test_nobody_is_removed_before_kubernetes_knows_who_agreed(lab: Lab) -> None:
     """Its controller would choose by what it knew before it stood still."""
-    workqueue = lab.workqueue("still", scaling={"minReplicas": 3, "scaleInDelaySeconds": 0}).apply()
+    workqueue = (
+        lab.workqueue("still", scaling={"minReplicas": 3, "scaleInDelaySeconds": 0}).apply().wait_ready()
+    )
     wait_until(lambda: workqueue.deployment()["status"].get("readyReplicas") == 3, 60, "three work")
     with watching_deletions(workqueue) as deletions:
         with standing_still("kube-controller-manager"):
@@ -77,9 +79,31 @@ def test_nobody_is_removed_before_kubernetes_knows_who_agreed(lab: Lab) -> None:
             assert not deletions
         wait_until(lambda: len(deletions) == 2, 60, "two are removed once it goes on")
     assert {deletion.mark for deletion in deletions.values()} == {"-1000"}
-    staying = [pod["metadata"] for pod in workqueue.pods() if "deletionTimestamp" not in pod["metadata"]]
-    assert [pod["labels"]["workqueue.dev/retiring"] for pod in staying] == ["false"]
+    (stays,) = [pod["metadata"] for pod in workqueue.pods() if "deletionTimestamp" not in pod["metadata"]]
+    assert not is_marked(stays)
     workqueue.delete()
+
+
+def test_marks_that_a_dead_operator_left_are_taken_back(lab: Lab) -> None:
+    """Kubernetes would choose among all that carry one, and whoever has carried it for long works again."""
+    workqueue = lab.workqueue("left", replicas=2).apply().wait_ready()
+    wait_until(lambda: workqueue.deployment()["status"].get("readyReplicas") == 2, 60, "two work")
+    first = workqueue.pods()[0]["metadata"]
+    where = (first["name"], f"--namespace={lab.namespace}")
+    kubectl("label", "pod", *where, "--overwrite", "workqueue.dev/retiring=true")
+    kubectl("annotate", "pod", *where, "controller.kubernetes.io/pod-deletion-cost=-1000")
+    wait_until(
+        lambda: not any(is_marked(pod["metadata"]) for pod in workqueue.pods()), 30, "no pod is marked"
+    )
+    assert workqueue.replicas() == len(workqueue.pods()) == 2
+    workqueue.delete()
+
+
+def is_marked(metadata: Object) -> bool:
+    """Whether it is among those that Kubernetes removes first."""
+    cost = "controller.kubernetes.io/pod-deletion-cost" in metadata["annotations"]
+    assert (metadata["labels"]["workqueue.dev/retiring"] == "true") == cost
+    return cost
 
 
 def test_pods_that_no_node_takes_shrink_by_marks(lab: Lab) -> None:

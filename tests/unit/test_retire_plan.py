@@ -133,6 +133,8 @@ class Scene:
         self.lower_answer: Any = {"spec": {"replicas": 1}}
         self.empty: bool | None = True
         self.counted = 0
+        self.about_to_come = 0
+        self.carried_out = 2
         self.changed_by_others = 0
         self.marks_seen_after = 1
         self.looks: list[int] = []
@@ -145,7 +147,15 @@ class Scene:
         self.looks.append(len(self.marks))
         seen = self.looks[-self.marks_seen_after - 1 :][0]
         labelled = self.counted - self.changed_by_others - seen
-        return {"status": {"replicas": self.counted, "fullyLabeledReplicas": labelled}}
+        return {
+            "metadata": {"generation": 2},
+            "spec": {"replicas": self.counted + self.about_to_come},
+            "status": {
+                "observedGeneration": self.carried_out,
+                "replicas": self.counted,
+                "fullyLabeledReplicas": labelled,
+            },
+        }
 
     def mark(self, request: Request) -> dict[str, Any]:
         cost = request.body["metadata"]["annotations"][ANNOTATION_DELETION_COST]
@@ -194,6 +204,10 @@ class Scene:
             self.lower,
             self.confirm_empty if guarded else None,
         )
+
+    async def clear_left_over(self, pods: list[PodView], **replicaset: int) -> None:
+        vars(self).update(replicaset)
+        await Retirement(self.cluster, self.workers, self.store).clear_left_over("team", pods, b"key")
 
     @property
     def marks(self) -> list[str]:
@@ -298,12 +312,23 @@ async def test_nobody_is_marked_while_pods_of_two_replicasets_are_there() -> Non
     assert (scene.happened, outcome.obstacle) == ([], UNSEEN)
 
 
-async def test_marks_of_a_scale_in_that_was_broken_off_are_cleared_first() -> None:
-    """Whoever carries one works again by now, and Kubernetes would choose among all that carry one."""
-    scene = Scene(a=RETIRED)
-    scene.cluster.answer("GET", "/replicasets/", ClusterError(503, "must not be asked"))
-    outcome = await scene.carry_out(Plan((), (A,)), [A, replace(B, marked=True)])
-    assert (scene.happened, scene.workers.resumed, outcome.obstacle) == (["clear b"], ["a"], UNSEEN)
+async def test_what_a_broken_off_scale_in_left_is_taken_back() -> None:
+    scene = Scene()
+    left, going = replace(B, marked=True), pod("t", marked=True, terminating=True)
+    await scene.clear_left_over([A, left, going], counted=2)
+    assert (scene.happened, scene.workers.resumed) == (["clear b"], ["b"])
+
+
+@pytest.mark.parametrize(
+    "replicaset",
+    [{"carried_out": 1}, {"about_to_come": -1}, {"counted": 3}],
+    ids=["not seen", "seen", "under way"],
+)
+async def test_marks_stay_while_kubernetes_may_act_on_a_count(replicaset: dict[str, int]) -> None:
+    """A count was lowered and raised again: it removed workers whose marks were cleared meanwhile."""
+    scene = Scene()
+    await scene.clear_left_over([A, replace(B, marked=True)], **{"counted": 2, **replicaset})
+    assert (scene.happened, scene.workers.resumed) == ([], [])
 
 
 async def test_a_pod_whose_labels_somebody_changed_does_not_pass_for_one_that_agreed() -> None:
@@ -373,11 +398,12 @@ async def test_to_zero_nobody_goes_unless_the_queue_is_seen_empty(empty: bool | 
     assert says(outcome, reason)
 
 
-async def test_a_guard_that_did_not_hold_clears_the_marks_and_resumes() -> None:
+async def test_marks_and_leases_stay_when_somebody_else_changed_the_count() -> None:
+    """It may be lower by now, and without marks Kubernetes would choose whom to remove."""
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.lower_answer = None
     outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C])
-    assert (outcome.removed, scene.marks, sorted(scene.workers.resumed)) == (0, [], ["a", "b"])
+    assert (outcome.obstacle, scene.marks, scene.workers.resumed) == (retire.CONFLICT, ["a", "b"], [])
 
 
 async def test_a_refused_patch_clears_the_marks_and_resumes() -> None:

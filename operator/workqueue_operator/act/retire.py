@@ -10,8 +10,8 @@ Place in the flow: what is done about a Retire decision. The order is what matte
    pods before, the count is lowered by their number, in one patch that tests the count that was observed.
 
 Whatever fails on the way, the marks go and the workers consume again, at the latest when their lease ends. The
-one exception: a patch of which nobody knows whether it was carried out. Then marks and leases stay, since without
-them Kubernetes would choose whom to remove; the next pass sees what became of it.
+exception: a patch of which nobody knows whether it was carried out, or that came after somebody else's. Then marks
+and leases stay, since without them Kubernetes would choose whom to remove; a later pass sees what became of it.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Retirement:
         lower: Callable[[int], Awaitable[Object | None]],
         confirm_empty: Callable[[], Awaitable[bool | None]] | None,
     ) -> Outcome:
-        """Ask, mark, lower.
+        """Ask, mark, wait until that was seen, lower.
 
         Args:
             look: the pods as they are known at that moment; asking takes seconds when one does not answer.
@@ -155,10 +155,9 @@ class Retirement:
             await self._call_off(agreed, [], namespace, key)
             return Outcome(0, None, answers, outranked or _BUSY)
         pods = [*leaving, *staying]
-        left_over = [pod for pod in pods if pod.marked]
-        before = None if left_over else await self._counted(namespace, pods)
+        before = await self._counted(namespace, pods)
         if before is None:
-            await self._call_off(agreed, left_over, namespace, key)
+            await self._call_off(agreed, [], namespace, key)
             return Outcome(0, None, answers, UNSEEN)
         if not staying and confirm_empty is not None:
             empty = await confirm_empty()
@@ -167,25 +166,35 @@ class Retirement:
                 return Outcome(0, None, answers, _NO_BELL if empty is None else _MESSAGE_CAME)
         try:
             marked = await self._mark(namespace, leaving, RETIRED_DELETION_COST)
+            # A pod that vanished meanwhile gets a successor, and the count would be lowered by one too many.
             seen = marked == len(leaving) and await self._come_to(before + marked, namespace, pods)
+            if not seen:
+                await self._call_off(agreed, leaving, namespace, key)
+                return Outcome(0, None, answers, UNSEEN)
         except ClusterError:
             await self._call_off(agreed, leaving, namespace, key)
             raise
         try:
-            # A pod that vanished meanwhile gets a successor, and the count would be lowered by one too many.
-            lowered = await lower(len(leaving)) if seen else None
+            lowered = await lower(len(leaving))
         except ClusterError as error:
             if error.refused:
                 await self._call_off(agreed, leaving, namespace, key)
             raise
         if lowered is None:
-            await self._call_off(agreed, leaving, namespace, key)
-            return Outcome(0, None, answers, CONFLICT if seen else UNSEEN)
+            # Whoever changed the count may have lowered it: the marks stay until Kubernetes has carried that out.
+            return Outcome(0, None, answers, CONFLICT)
         return Outcome(len(leaving), lowered, answers)
 
-    async def clear_marks(self, namespace: str, pods: Sequence[PodView]) -> None:
-        """Take the marks off pods that are to stay."""
-        await self._mark(namespace, pods, None)
+    async def clear_left_over(self, namespace: str, pods: Sequence[PodView], key: bytes) -> None:
+        """Take back what a scale-in that was broken off has left, once the ReplicaSet has carried out its last count.
+
+        Before, Kubernetes may still be about to remove those that are marked, and without the marks would remove
+        others.
+        """
+        alive = [pod for pod in pods if not pod.terminating]
+        if await self._counted(namespace, alive) is not None:
+            marked = [pod for pod in alive if pod.marked]
+            await self._call_off(marked, marked, namespace, key)
 
     async def _call_off(
         self, agreed: Sequence[PodView], marked: Sequence[PodView], namespace: str, key: bytes
@@ -216,15 +225,17 @@ class Retirement:
         that memory in order, so that a controller that knows of a mark knows of all that happened before.
 
         Returns:
-            None when it does not count exactly these pods.
+            None when it does not count exactly these pods, or is about to change their number.
         """
         replicasets = {pod.replicaset for pod in pods}
         if len(replicasets) != 1:
             return None
-        status = (await self._cluster.get(replicaset_path(namespace, *replicasets)))["status"]
-        replicas: int = status["replicas"]
-        labelled: int = status.get("fullyLabeledReplicas", 0)
-        return replicas - labelled if replicas == len(pods) else None
+        live = await self._cluster.get(replicaset_path(namespace, *replicasets))
+        status = live["status"]
+        carried_out = status.get("observedGeneration", 0) >= live["metadata"]["generation"]
+        if not carried_out or not live["spec"]["replicas"] == status["replicas"] == len(pods):
+            return None
+        return len(pods) - int(status.get("fullyLabeledReplicas", 0))
 
     async def _mark(self, namespace: str, pods: Sequence[PodView], cost: str | None) -> int:
         """Set or clear the marks.

@@ -24,7 +24,7 @@ from ..reasons import Reason, Unknown
 from ..report import Reporter
 from ..views import DeploymentView, PodView, deployment_view, unsettled
 from . import bell
-from .retire import CONFLICT, Outcome, Retirement, plan
+from .retire import CONFLICT, UNSEEN, Outcome, Retirement, plan
 from .workload import Workload
 
 UNREACHABLE_AFTER: Final = 120.0
@@ -62,7 +62,7 @@ class Scaler:
             return decision, deployment
         match decision:
             case Hold():
-                await self._clear_stale_marks(workqueue, deployment, pods)
+                await self._clear_left_over(workqueue, link, deployment, pods)
                 return decision, deployment
             case ScaleOut():
                 # A bell that still hung would get the message on a queue with a single active consumer.
@@ -125,6 +125,9 @@ class Scaler:
         pods: Sequence[PodView],
         statuses: Mapping[str, WorkerStatus],
     ) -> tuple[Decision, DeploymentView]:
+        if await self._clear_left_over(workqueue, link, deployment, pods):
+            return Hold(decision.wanted, UNSEEN.reason, UNSEEN.message), deployment
+
         async def lower(number: int) -> Object | None:
             return await self._write(workqueue, memory, decision, deployment, deployment.replicas - number)
 
@@ -143,13 +146,20 @@ class Scaler:
             return decision, deployment_view(outcome.deployment)
         return _why_not(memory, decision, outcome), deployment
 
-    async def _clear_stale_marks(
-        self, workqueue: WorkQueue, deployment: DeploymentView, pods: Sequence[PodView]
-    ) -> None:
-        """A scale-in that was broken off half-way may have left marks on pods that stay."""
-        if workqueue.spec.worker is not None and unsettled(deployment, pods) is None:
-            marked = [pod for pod in pods if pod.marked and not pod.terminating]
-            await self._retirement.clear_marks(workqueue.metadata.namespace, marked)
+    async def _clear_left_over(
+        self, workqueue: WorkQueue, link: Link, deployment: DeploymentView, pods: Sequence[PodView]
+    ) -> bool:
+        """Whether there are marks of a scale-in that was broken off; they go as soon as that is safe."""
+        if workqueue.spec.worker is None or unsettled(deployment, pods) is not None:
+            return False
+        if not any(pod.marked and not pod.terminating for pod in pods):
+            return False
+        # The store may not have heard yet of a count that was written without an answer.
+        live = await self._workload.read(workqueue, deployment.name)
+        if live is not None and unsettled(deployment_view(live), pods) is None:
+            key = link.broker.binding.signing_key
+            await self._retirement.clear_left_over(workqueue.metadata.namespace, pods, key)
+        return True
 
 
 def _why_not(memory: Memory, decision: Retire, outcome: Outcome) -> Hold:
