@@ -22,6 +22,7 @@ import pytest
 from tests.support import operatorprocess
 from tests.support.apiproxy import ApiProxy, Fault, Request, api_proxy
 from tests.support.kubernetes import kubectl, kubectl_json, temporary_namespace, wait_until
+from tests.support.ports import free_port
 from tests.support.rabbitmq import Broker
 
 LEASE_LOST = 3
@@ -90,7 +91,7 @@ def bench(broker: Broker, folder: Path, *, relist: float = 300, election: bool =
         keys = {"uri": base64.b64encode(broker.url.encode()).decode()}
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "rabbitmq"}, "data": keys}
         kubectl("create", "--filename=-", f"--namespace={namespace}", input=json.dumps(secret))
-        port = operatorprocess.some_port()
+        port = free_port()
         log = folder / "operator.log"
         process = operatorprocess.start(
             log,

@@ -35,6 +35,7 @@ from tests.support.crash import CrashPoints
 from tests.support.inside import Rabbit, drain
 from tests.support.kubernetes import KubectlError, kubectl, temporary_namespace, wait_until
 from tests.support.ledger import Ledger
+from tests.support.ports import free_port
 from tests.support.rabbitmq import Broker
 from tests.support.relay import Relay, relay_to
 from tests.support.workqueues import Lab, WorkQueueUnderTest, lab_in
@@ -99,7 +100,7 @@ class OperatorProcess:
         self._namespace = namespace
         self.log = log
         self.settings = settings
-        self.port = operatorprocess.some_port()
+        self.port = free_port()
         self.restarts = 0
         self._process: subprocess.Popen[bytes] | None = None
 

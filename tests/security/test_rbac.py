@@ -30,6 +30,7 @@ from tests.support.kubernetes import (
     temporary_namespace,
     wait_until,
 )
+from tests.support.ports import free_port
 from tests.support.rabbitmq import VirtualHost
 
 Object = dict[str, Any]
@@ -391,7 +392,7 @@ def life_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
             )
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "rabbitmq"}}
         apply(*made, {**secret, "stringData": {"uri": vhost.url}}, namespace=namespace)
-        port = operatorprocess.some_port()
+        port = free_port()
         log = folder / "operator.log"
         process = operatorprocess.start(
             log,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.support.kubernetes import CHECKOUT, kubeconfig
+from tests.support.ports import free_port
 
 _RUN: Final = """
 import sys
@@ -42,15 +42,10 @@ def start(
         return subprocess.Popen(command, env=environment, stderr=file, stdout=file)
 
 
-def some_port() -> int:
-    """For its endpoint: below those that the kernel gives to outgoing connections."""
-    return 10_000 + secrets.randbelow(20_000)
-
-
 @contextmanager
 def operator_process(log: Path, *namespaces: str) -> Iterator[int]:
     """One that logs all it can while the context lasts; gives the port of its endpoint."""
-    port = some_port()
+    port = free_port()
     process = start(
         log,
         kubeconfig(),

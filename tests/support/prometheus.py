@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import re
-import socket
 import subprocess
 import threading
 import urllib.parse
@@ -23,6 +22,7 @@ import yaml
 
 from hack.prometheus import prometheus
 from tests.support.kubernetes import PROGRAMS, kubeconfig, wait_until
+from tests.support.ports import free_port
 
 Object = dict[str, Any]
 
@@ -91,7 +91,7 @@ def scraping(
             "scrape_configs": [_by_way_of(api, pods, scrape) for scrape in scrape_configs],
         }
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-        address = f"127.0.0.1:{_free_port()}"
+        address = f"127.0.0.1:{free_port()}"
         command = [
             str(prometheus()),
             f"--config.file={folder}/prometheus.yaml",
@@ -195,9 +195,3 @@ def _running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[An
 def _json(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=10) as response:
         return json.load(response)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

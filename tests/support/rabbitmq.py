@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +32,7 @@ import pytest
 
 from hack.rootfs import RootfsError, rootfs
 from tests.support.certificates import Certificates, make_certificates
+from tests.support.ports import free_ports
 from tests.support.wait import eventually
 
 RELEASES: Final = {"3.10": "bookworm", "4.0": "trixie", "4.3": "sid"}
@@ -116,28 +115,6 @@ class _Ports(NamedTuple):
     distribution: int
     epmd: int
 
-    @classmethod
-    def free(cls) -> _Ports:
-        """Free ports below those that the kernel gives to outgoing connections, which could take one of them
-        before the server does."""
-        with ExitStack() as stack:
-            return cls(*(_free_port(stack.enter_context(socket.socket())) for _ in cls._fields))
-
-
-def free_port() -> int:
-    """A port of loopback that is free, and that the kernel gives to no outgoing connection."""
-    with socket.socket() as held:
-        return _free_port(held)
-
-
-def _free_port(held: socket.socket) -> int:
-    for _ in range(100):
-        port = 20_000 + secrets.randbelow(12_000)  # by no seed that another process has, too
-        with suppress(OSError):
-            held.bind(("127.0.0.1", port))
-            return port
-    raise BrokerError("No port between 20000 and 32000 is free on loopback.")
-
 
 @dataclass(frozen=True, slots=True)
 class VirtualHost:
@@ -204,7 +181,7 @@ class Broker:
         self.version = ""
         self.folder = folder
         self.log = folder / "server.log"
-        self._ports = _Ports.free()
+        self._ports = _Ports(*free_ports(len(_Ports._fields)))
         self._member = member or Member(_NODE, self._ports.epmd, uuid.uuid4().hex, ())
         self.node = self._member.node
         self.port, self.tls_port, self.management_port = self._ports[:3]

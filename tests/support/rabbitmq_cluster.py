@@ -18,7 +18,8 @@ from typing import Final
 import pika
 
 from hack.rootfs import rootfs
-from tests.support.rabbitmq import RELEASES, Broker, Member, free_port, in_namespaces
+from tests.support.ports import free_port
+from tests.support.rabbitmq import RELEASES, Broker, Member, in_namespaces
 from tests.support.wait import eventually
 
 NODES: Final = 3

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from prometheus_client import Metric
 
-from tests.support.rabbitmq import free_port
+from tests.support.ports import free_port
 from workqueue_operator.endpoint import Endpoint
 from workqueue_operator.metrics import Metrics
 

@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import ROOT, Workers, publish, take_all
@@ -69,9 +70,7 @@ def test_the_http_handler_in_node_turns_letters_round(
 ) -> None:
     node = shutil.which("node")
     assert node, "this test needs Node.js on the PATH"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [node, str(EXAMPLES / "http-handler/server.js")],
         env={**os.environ, "PORT": str(port)},

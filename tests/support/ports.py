@@ -1,0 +1,37 @@
+"""Free ports, for servers that cannot be told to choose one themselves."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from contextlib import ExitStack, suppress
+from typing import Final
+
+FIRST: Final = 10_000
+BEHIND: Final = 32_000
+"""Below those that the kernel gives to outgoing connections, which could take one before its server does."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on, and that the kernel gives to no outgoing connection."""
+    (port,) = free_ports(1)
+    return port
+
+
+def free_ports(count: int) -> list[int]:
+    """So many different ones.
+
+    Raises:
+        OSError: hardly any is free.
+    """
+    with ExitStack() as stack:
+        return [_take(stack.enter_context(socket.socket())) for _ in range(count)]
+
+
+def _take(held: socket.socket) -> int:
+    for _ in range(100):
+        port = FIRST + secrets.randbelow(BEHIND - FIRST)  # by no seed that another process has, too
+        with suppress(OSError):
+            held.bind(("", port))
+            return port
+    raise OSError(f"No port between {FIRST} and {BEHIND} is free.")
