@@ -306,6 +306,14 @@ async def test_nobody_is_marked_while_kubernetes_counts_other_pods(counted: int)
     assert (scene.happened, scene.workers.resumed, outcome.obstacle) == ([], ["a"], UNSEEN)
 
 
+async def test_workers_are_called_back_when_kubernetes_cannot_be_asked() -> None:
+    scene = Scene(a=RETIRED)
+    scene.cluster.answer("GET", "/replicasets/", ClusterError(503, "busy"))
+    with pytest.raises(ClusterError, match="busy"):
+        await scene.carry_out(Plan((), (A,)), [A, B])
+    assert (scene.happened, scene.workers.resumed) == ([], ["a"])
+
+
 async def test_nobody_is_marked_while_pods_of_two_replicasets_are_there() -> None:
     scene = Scene(a=RETIRED)
     outcome = await scene.carry_out(Plan((), (A,)), [A, replace(B, replicaset="jobs-worker-2")])

@@ -155,7 +155,11 @@ class Retirement:
             await self._call_off(agreed, [], namespace, key)
             return Outcome(0, None, answers, outranked or _BUSY)
         pods = [*leaving, *staying]
-        before = await self._counted(namespace, pods)
+        try:
+            before = await self._counted(namespace, pods)
+        except ClusterError:
+            await self._call_off(agreed, [], namespace, key)
+            raise
         if before is None:
             await self._call_off(agreed, [], namespace, key)
             return Outcome(0, None, answers, UNSEEN)
