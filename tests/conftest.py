@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No property is one of time: on a busy machine any example may take long. The timeout of a test bounds all of them.
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 
 pytest_plugins = ["tests.support.definition", "tests.support.rabbitmq", "tests.support.worker"]
 

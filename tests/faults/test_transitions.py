@@ -184,7 +184,6 @@ def run(site: Site, examples: int, together: int) -> None:
 
     @settings(
         max_examples=examples,
-        deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),

@@ -616,7 +616,6 @@ class WorkerMachine(RuleBasedStateMachine):
 WorkerMachine.TestCase.settings = settings(
     max_examples=200,
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestWorker = WorkerMachine.TestCase
@@ -630,7 +629,7 @@ TestWorker = WorkerMachine.TestCase
         WorkerMachine.messages_fail_in_hard_times,
     ],
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), slots=st.integers(1, 3), before=st.sampled_from([Before.BUSY, Before.SENT_TO]))
 def test_in_the_middle_of_something(
     step: Callable[..., None], data: st.DataObject, slots: int, before: Before
