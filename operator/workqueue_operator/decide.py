@@ -90,6 +90,11 @@ class Hold:
     reason: Reason
     message: str
 
+    @classmethod
+    def because(cls, wanted: int | None, why: Unknown) -> Hold:
+        """For that reason, in those words."""
+        return cls(wanted, why.reason, why.message)
+
 
 @dataclass(frozen=True, slots=True)
 class ScaleOut:
@@ -176,13 +181,13 @@ def decide(spec: WorkQueueSpec, seen: Observation, window: Window, now: float) -
             None, Reason.SUSPENDED, "spec.suspend is true: scaling and declaring are stopped."
         ), Window(now)
     if isinstance(seen.workload, Unknown):
-        return Hold(None, seen.workload.reason, seen.workload.message), window
+        return Hold.because(None, seen.workload), window
     if spec.replicas is not None:
         return _pinned(spec.replicas, seen.workload), Window(now)
     if isinstance(seen.depth, Unknown):
         # Time in which nothing was known must not let the count shrink afterwards.
         unknown = window.record(now, seen.workload.replicas, spec.scaling.scale_in_delay_seconds)
-        return Hold(None, seen.depth.reason, seen.depth.message), unknown
+        return Hold.because(None, seen.depth), unknown
     minimum = min(max(spec.scaling.min_replicas, seen.minimum), spec.scaling.max_replicas)
     need = wanted_replicas(spec, seen.depth, seen.load, seen.workload.concurrency)
     wanted = min(max(need, minimum), spec.scaling.max_replicas)
@@ -196,7 +201,7 @@ def _pinned(pin: int, workload: Workload) -> Decision:
         return _outward(pin, workload, Reason.PINNED, message)
     if pin < workload.replicas:
         if workload.unsettled is not None:
-            return Hold(pin, workload.unsettled.reason, workload.unsettled.message)
+            return Hold.because(pin, workload.unsettled)
         return Retire(pin, pin, only_when_empty=False, reason=Reason.PINNED, message=message)
     return Hold(pin, Reason.PINNED, message)
 
@@ -256,7 +261,7 @@ def _inward(
             f"{backlog} ask for {_replicas(wanted)}; more were wanted in the last {delay} s.",
         )
     if workload.unsettled is not None:
-        return Hold(wanted, workload.unsettled.reason, workload.unsettled.message)
+        return Hold.because(wanted, workload.unsettled)
     busy = math.ceil(depth.in_handlers / workload.concurrency)
     target = max(highest, busy)
     if target >= workload.replicas:

@@ -70,7 +70,7 @@ def test_nobody_is_removed_before_kubernetes_knows_who_agreed(lab: Lab) -> None:
     workqueue = (
         lab.workqueue("still", scaling={"minReplicas": 3, "scaleInDelaySeconds": 0}).apply().wait_ready()
     )
-    wait_until(lambda: workqueue.deployment()["status"].get("readyReplicas") == 3, 60, "three work")
+    wait_until(lambda: workqueue.status().get("readyReplicas") == 3, 60, "three work")
     with watching_deletions(workqueue) as deletions:
         with standing_still("kube-controller-manager"):
             workqueue.change(scaling={"minReplicas": 1})
@@ -87,7 +87,7 @@ def test_nobody_is_removed_before_kubernetes_knows_who_agreed(lab: Lab) -> None:
 def test_marks_that_a_dead_operator_left_are_taken_back(lab: Lab) -> None:
     """Kubernetes would choose among all that carry one, and whoever has carried it for long works again."""
     workqueue = lab.workqueue("left", replicas=2).apply().wait_ready()
-    wait_until(lambda: workqueue.deployment()["status"].get("readyReplicas") == 2, 60, "two work")
+    wait_until(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two work")
     first = workqueue.pods()[0]["metadata"]
     where = (first["name"], f"--namespace={lab.namespace}")
     kubectl("label", "pod", *where, "--overwrite", "workqueue.dev/retiring=true")

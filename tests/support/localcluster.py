@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Final
 
 from hack.cluster import processes
 from hack.cluster.instance import NAME_VARIABLE, Instance
+from tests.support import process
 
 CHECKOUT: Final = Path(__file__).parents[2]
 UP_SECONDS: Final = 240
@@ -57,8 +57,5 @@ def standing_still(name: str) -> Iterator[None]:
     record = Instance.from_environment().record()
     assert record is not None, "the local cluster is not up"
     pid = next(pid for pid in processes.children(record.node.pid) if processes.program(pid) == name)
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with process.frozen(pid):
         yield
-    finally:
-        os.kill(pid, signal.SIGCONT)

@@ -1,7 +1,11 @@
-"""What the kernel tells of a process: proc_pid_status(5)."""
+"""A process by its number: what the kernel tells of it (proc_pid_status(5)), and how it stands still."""
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,6 +22,16 @@ def threads(pid: int) -> int:
 def forget_peak(pid: int) -> None:
     """Let `VmHWM` begin anew at what is held now (proc_pid_clear_refs(5))."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """It does nothing while the context lasts (SIGSTOP), and must outlive it."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def _figure(pid: int, what: str) -> int:

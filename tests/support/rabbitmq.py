@@ -33,6 +33,7 @@ import pytest
 from hack.rootfs import RootfsError, rootfs
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.ports import free_ports
+from tests.support.process import frozen
 from tests.support.wait import eventually
 
 RELEASES: Final = {"3.10": "bookworm", "4.0": "trixie", "4.3": "sid"}
@@ -288,12 +289,8 @@ class Broker:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """The server answers nothing while its sockets stay open, as behind a network that drops packets."""
-        server = self._server_process()
-        os.kill(server, signal.SIGSTOP)
-        try:
+        with frozen(self._server_process()):
             yield
-        finally:
-            os.kill(server, signal.SIGCONT)
 
     # -- what a test asks of it
 

@@ -85,7 +85,7 @@ class Scaler:
         live = await self._write(workqueue, memory, decision, deployment, decision.replicas)
         if live is not None:
             return decision, deployment_view(live)
-        return Hold(decision.wanted, CONFLICT.reason, CONFLICT.message), deployment
+        return Hold.because(decision.wanted, CONFLICT), deployment
 
     async def _write(
         self,
@@ -126,7 +126,7 @@ class Scaler:
         statuses: Mapping[str, WorkerStatus],
     ) -> tuple[Decision, DeploymentView]:
         if await self._clear_left_over(workqueue, link, deployment, pods):
-            return Hold(decision.wanted, UNSEEN.reason, UNSEEN.message), deployment
+            return Hold.because(decision.wanted, UNSEEN), deployment
 
         async def lower(number: int) -> Object | None:
             return await self._write(workqueue, memory, decision, deployment, deployment.replicas - number)
@@ -174,4 +174,4 @@ def _why_not(memory: Memory, decision: Retire, outcome: Outcome) -> Hold:
             "is busy, and stays. Look for a NetworkPolicy between them, and at its log.",
         )
     assert outcome.obstacle is not None  # noqa: S101 - for the type checker; nothing was lowered
-    return Hold(decision.wanted, outcome.obstacle.reason, outcome.obstacle.message)
+    return Hold.because(decision.wanted, outcome.obstacle)
