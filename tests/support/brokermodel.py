@@ -24,7 +24,7 @@ import pika
 import pika.exceptions
 
 from workqueue_worker.broker.declaration import SAFE_AFTER_SECONDS
-from workqueue_worker.errors import BrokerError, Returned, Unconfirmed
+from workqueue_worker.errors import BrokerError, NotSent, Returned, Unconfirmed
 from workqueue_worker.topology import BrokerVersion, Queue
 
 Frame = Callable[[], None]
@@ -231,7 +231,8 @@ class Channel:
         consumer = self.consumer
         assert consumer is not None
         method = SimpleNamespace(delivery_tag=tag, exchange="", routing_key=QUEUE, redelivered=False)
-        properties = pika.BasicProperties(message_id=str(message))
+        # Every second publisher sets no id.
+        properties = pika.BasicProperties(message_id=str(message) if message % 2 else None)
 
         def arrive() -> None:
             assert "tag" not in self._cancelled, "pika would reject this, which counts as a failure"
@@ -463,7 +464,7 @@ class Publisher:
         self._lock = lock
         self._on_copy = on_copy
 
-    def publish(self, outgoing: Any) -> Future[None]:
+    def submit(self, outgoing: Any, is_wanted: Callable[[], bool]) -> Future[None]:
         if self.trouble is not None:
             raise self.trouble
         assert self._clock.now >= self.queues.get(outgoing.routing_key, 0.0), "this queue may not survive"
@@ -471,7 +472,7 @@ class Publisher:
         assert delivery.copy is Copy.NONE, "two copies of one message"
         delivery.copy = Copy.UNDER_WAY
         future: Future[None] = Future()
-        self.under_way.append((future, (delivery, outgoing.routing_key)))
+        self.under_way.append((future, (delivery, outgoing.routing_key, is_wanted)))
         return future
 
     def declare(self, queue: Queue) -> Future[bool]:
@@ -503,10 +504,20 @@ class Publisher:
             self.queues[queue] = self._clock.now + SAFE_AFTER_SECONDS
         future.set_result(is_new)
 
-    def _answer_copy(self, future: Future[None], delivery: Delivery, queue: str, *, well: bool) -> None:
+    def _answer_copy(
+        self,
+        future: Future[None],
+        delivery: Delivery,
+        queue: str,
+        is_wanted: Callable[[], bool],
+        *,
+        well: bool,
+    ) -> None:
         delivery.copy = Copy.NONE
         if queue not in self.queues:
             future.set_exception(Returned("", queue, "1", "no queue"))
+        elif not well and not is_wanted():
+            future.set_exception(NotSent("", queue, "1", "no longer wanted"))
         elif not well:
             future.set_exception(Unconfirmed("", queue, "1", "connection lost"))
         else:

@@ -28,6 +28,7 @@ def record(event: str, message: Message, job: dict[str, Any]) -> None:
             "expiration": message.properties.expiration,
             "priority": message.properties.priority,
             "correlation_id": message.properties.correlation_id,
+            "message_id": message.properties.message_id,
             "at": time.time(),
         }
     )
@@ -53,6 +54,12 @@ def handle(message: Message) -> None:
             time.sleep(job["seconds"])
         case "ignore once":
             time.sleep(job["seconds"] if message.attempt == 1 else 0)
+        case "fail on sign":  # of the test; the first time
+            while message.attempt == 1 and not os.path.exists(job["sign"]):  # noqa: PTH110
+                if message.cancelled.wait(0.05):
+                    return
+            if message.attempt == 1:
+                raise ValueError("the first time")
         case "linger":  # the first time, and ignore its cancellation
             time.sleep(0 if message.redelivered else job["seconds"])
         case other:

@@ -440,6 +440,16 @@ class Broker:
         )
 
     @contextmanager
+    def suspended(self, queue: str, vhost: str = "/") -> Iterator[None]:
+        """The queue takes and confirms nothing, while the server and its channels go on."""
+        queue_record = f"element(2, rabbit_amqqueue:lookup({_resource(vhost, queue)}))"
+        self.evaluate(f"sys:suspend(amqqueue:get_pid({queue_record}))")
+        try:
+            yield
+        finally:
+            self.evaluate(f"sys:resume(amqqueue:get_pid({queue_record}))")
+
+    @contextmanager
     def consumer_timeout(self, seconds: float) -> Iterator[None]:
         """The server takes back what a consumer holds for longer; its looks are as frequent."""
         names = ("consumer_timeout", "channel_tick_interval")

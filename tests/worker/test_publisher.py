@@ -302,6 +302,36 @@ def test_a_window_that_stays_full_is_said(vhost):
                 publisher.publish_and_wait(Outgoing("q", b""))
 
 
+def test_submit_takes_a_message_although_the_window_is_full():
+    with Publisher(lambda: from_url("amqp://127.0.0.1:1"), "test", window=1, timeout_seconds=60) as publisher:
+        futures = [publisher.submit(Outgoing("q", b"")) for _ in range(3)]
+
+        assert publisher.pending == 3
+        publisher.close(0)
+        assert {type(future.exception()) for future in futures} == {NotSent}
+        assert publisher.pending == 0
+
+
+def test_submitted_message_that_is_no_longer_wanted_is_not_sent(vhost):
+    with publishing(vhost) as publisher:
+        publisher.declare(Queue("q", QUORUM)).result()
+        wanted = {"a": True, "b": True}
+
+        with vhost.broker.memory_alarm():
+            publisher.publish_and_wait(Outgoing("q", b""))
+            eventually(lambda: publisher.blocked)
+            futures = {
+                name: publisher.submit(Outgoing("q", name.encode()), lambda name=name: wanted[name])
+                for name in wanted
+            }
+            wanted["b"] = False
+
+        assert futures["a"].result() is None
+        with pytest.raises(NotSent, match="no longer wanted"):
+            futures["b"].result()
+    assert [body for _, body in received(vhost, "q")] == [b"", b"a"]
+
+
 def test_a_window_of_bytes_lets_one_large_message_pass_at_a_time(vhost):
     with publishing(vhost, window_bytes=1000) as publisher:
         publisher.declare(Queue("q", {})).result()

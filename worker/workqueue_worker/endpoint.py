@@ -103,22 +103,22 @@ class Endpoint:
     def status(self) -> dict[str, Any]:
         """What /status answers."""
         runtime, now = self.runtime, time.monotonic()
-        with runtime.connection.loop.lock:
-            return {
-                "queue": runtime.config.queue,
-                "slots": len(runtime.slots),
-                "busy": runtime.busy(),
-                "consuming": runtime.consuming,
-                "retired": self.retirement is not None and self.retirement.active,
-                "handled": runtime.recent.total_count,
-                "meanHandlerSeconds": runtime.recent.mean_seconds(),
-                "recentHandlerSeconds": runtime.recent.recent_seconds(now),
-                "arrivalPerSecond": runtime.recent.arrivals_per_second(now),
-                "connected": runtime.connection.is_open,
-                "lastError": runtime.last_error,
-                "uptimeSeconds": round(now - runtime.started, 3),
-                "version": __version__,
-            }
+        # Without the lock of the I/O: an answer must not depend on what the connection does.
+        return {
+            "queue": runtime.config.queue,
+            "slots": len(runtime.slots),
+            "busy": runtime.busy(),
+            "consuming": runtime.consuming,
+            "retired": self.retirement is not None and self.retirement.active,
+            "handled": runtime.recent.total_count,
+            "meanHandlerSeconds": runtime.recent.mean_seconds(),
+            "recentHandlerSeconds": runtime.recent.recent_seconds(now),
+            "arrivalPerSecond": runtime.recent.arrivals_per_second(now),
+            "connected": runtime.connection.is_open,
+            "lastError": runtime.last_error,
+            "uptimeSeconds": round(now - runtime.started, 3),
+            "version": __version__,
+        }
 
 
 class _Server(ThreadingHTTPServer):

@@ -1,10 +1,11 @@
 """What happened in the last minute: arrivals and handler times, for /status and so for the scaling.
 
-Place in the flow: fed by the runtime, read by the endpoint. Pure; the clock is an argument.
+Place in the flow: fed by the runtime, read by the endpoint in threads of its own. The clock is an argument.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from typing import Final
 
@@ -13,31 +14,34 @@ _BUCKET_SECONDS: Final = 5.0
 
 
 class Recent:
-    """Counts in buckets of five seconds, so that memory stays the same at any rate.
+    """Counts in buckets of five seconds, so that memory stays the same at any rate. For any thread.
 
     Args:
         start: when counting began, by the same clock as every `now`, in seconds.
     """
 
-    __slots__ = ("_buckets", "_start", "total_count", "total_seconds")
+    __slots__ = ("_buckets", "_lock", "_start", "total_count", "total_seconds")
 
     def __init__(self, start: float) -> None:
         self._start = start
+        self._lock = threading.Lock()
         self._buckets: deque[list[float]] = deque()  # [when it began, arrivals, handled, handler seconds]
         self.total_count = 0
         self.total_seconds = 0.0
 
     def arrived(self, now: float) -> None:
         """A message was taken."""
-        self._bucket(now)[1] += 1
+        with self._lock:
+            self._bucket(now)[1] += 1
 
     def handled(self, now: float, seconds: float) -> None:
         """A handler has returned after `seconds`."""
-        bucket = self._bucket(now)
-        bucket[2] += 1
-        bucket[3] += seconds
-        self.total_count += 1
-        self.total_seconds += seconds
+        with self._lock:
+            bucket = self._bucket(now)
+            bucket[2] += 1
+            bucket[3] += seconds
+            self.total_count += 1
+            self.total_seconds += seconds
 
     def mean_seconds(self) -> float | None:
         """The mean handler time since the start; None when nothing was handled."""
@@ -45,17 +49,19 @@ class Recent:
 
     def recent_seconds(self, now: float) -> float | None:
         """The mean handler time of the last minute; None when nothing was handled in it."""
-        self._forget(now)
-        handled = sum(bucket[2] for bucket in self._buckets)
-        return sum(bucket[3] for bucket in self._buckets) / handled if handled else None
+        with self._lock:
+            self._forget(now)
+            handled = sum(bucket[2] for bucket in self._buckets)
+            return sum(bucket[3] for bucket in self._buckets) / handled if handled else None
 
     def arrivals_per_second(self, now: float) -> float | None:
         """The arrival rate of the last minute; None within the first bucket, where it would be a guess."""
-        self._forget(now)
         seconds = min(now - self._start, WINDOW_SECONDS)
         if seconds < _BUCKET_SECONDS:
             return None
-        return sum(bucket[1] for bucket in self._buckets) / seconds
+        with self._lock:
+            self._forget(now)
+            return sum(bucket[1] for bucket in self._buckets) / seconds
 
     def _bucket(self, now: float) -> list[float]:
         if not self._buckets or now - self._buckets[-1][0] >= _BUCKET_SECONDS:

@@ -210,13 +210,15 @@ class Runtime:
     def stuck(self) -> int:
         """How many handlers run on although their time was up some while ago."""
         now = time.monotonic()
-        with self.connection.loop.lock:
-            return sum(
-                slot.work is not None
-                and not slot.work.returned
-                and now > slot.work.message.deadline + STUCK_SECONDS
-                for slot in self.slots
-            )
+        # Without the lock, for /livez: each work is read once, and may not have its message yet.
+        works = [slot.work for slot in self.slots]
+        return sum(
+            work is not None
+            and work.message is not None
+            and not work.returned
+            and now > work.message.deadline + STUCK_SECONDS
+            for work in works
+        )
 
     # The connection --------------------------------------------------------------------------------------
 
@@ -291,7 +293,9 @@ class Runtime:
     def _get_publisher(self) -> Publisher:
         if self._publisher is None:
             self._publisher = Publisher(
-                self._binding_source, f"{self.config.queue} publisher", window=self.config.concurrency + 1
+                # The slots limit how many copies are on their way.
+                self._binding_source,
+                f"{self.config.queue} publisher",
             ).start()
         return self._publisher
 

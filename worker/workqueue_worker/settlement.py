@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 class Republisher(Protocol):
     """What settling needs of the publisher. Both calls return at once and may be made from any thread."""
 
-    def publish(self, outgoing: Outgoing) -> Future[None]:
-        """Publish mandatory and confirmed."""
+    def submit(self, outgoing: Outgoing, is_wanted: Callable[[], bool]) -> Future[None]:
+        """Publish mandatory and confirmed, unless it is no longer wanted when its turn has come."""
 
     def declare(self, queue: topology.Queue) -> Future[bool]:
         """Declare a queue; tells whether it was created."""
@@ -155,7 +155,8 @@ class _Republishing:
             self._settler.port.call_later(wait, self._publish)
             return
         self._step(
-            lambda: self._settler.republisher().publish(self._copy),
+            # The publisher asks from its own thread; to read the state is safe there.
+            lambda: self._settler.republisher().submit(self._copy, lambda: self._work.lease.held),
             lambda _: self._settler.end(self._work, self._outcome),
         )
 
@@ -175,6 +176,8 @@ class _Republishing:
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
+        if not self._work.lease.held:
+            return
         if isinstance(error, Unencodable) and self._room > LEAST_ROOM:
             # A message must not stay in hand for ever because of what its publisher wrote into its headers.
             self._room //= 2

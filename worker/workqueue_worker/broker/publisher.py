@@ -71,12 +71,13 @@ _Fate = tuple["asyncio.Future[None]", PublishError | None]
 class _Pending:
     """A message whose fate is not known yet, and who is told: a thread's future, or a task's."""
 
-    __slots__ = ("deadline", "future", "message_id", "outgoing", "task_future")
+    __slots__ = ("deadline", "future", "is_wanted", "message_id", "outgoing", "task_future")
 
     def __init__(self, outgoing: Outgoing, message_id: str, deadline: float) -> None:
         self.outgoing = outgoing
         self.message_id = message_id
         self.deadline = deadline
+        self.is_wanted: Callable[[], bool] | None = None
         self.future: Future[None] | None = None
         self.task_future: asyncio.Future[None] | None = None
 
@@ -187,10 +188,24 @@ class Publisher:
         pending = self._pending(outgoing)
         if not self._window.take(len(outgoing.body), self._timeout_seconds):
             raise pending.error(NotSent, self._why_full())
-        future: Future[None] = Future()
-        pending.future = future
-        self._enqueue(pending)
-        return future
+        return self._begin_publish(pending)
+
+    def submit(self, outgoing: Outgoing, is_wanted: Callable[[], bool] | None = None) -> Future[None]:
+        """Send a message soon, as `publish` does, but never wait: it is taken even when the window is full.
+
+        For callers that must not block, and that limit themselves how much is on its way.
+
+        Args:
+            is_wanted: asked in the I/O thread just before the message would be sent. If it returns False, the
+                message is not sent, and its future fails with NotSent.
+
+        Raises:
+            BrokerError: the publisher is closed.
+        """
+        pending = self._pending(outgoing)
+        pending.is_wanted = is_wanted
+        self._window.add(len(outgoing.body))
+        return self._begin_publish(pending)
 
     def publish_and_wait(self, outgoing: Outgoing) -> None:
         """Publish one message and wait for its confirmation.
@@ -220,6 +235,12 @@ class Publisher:
             raise BrokerError("The publisher is closed.")
         message_id = outgoing.message_id or f"{self._id_prefix}-{next(self._id_numbers)}"
         return _Pending(outgoing, message_id, time.monotonic() + self._timeout_seconds)
+
+    def _begin_publish(self, pending: _Pending) -> Future[None]:
+        future: Future[None] = Future()
+        pending.future = future
+        self._enqueue(pending)
+        return future
 
     def _enqueue(self, pending: _Pending) -> None:
         self._outbox.append(pending)
@@ -313,6 +334,9 @@ class Publisher:
         now = int(time.time())
         while self._outbox:
             pending = self._outbox.popleft()
+            if pending.is_wanted is not None and not pending.is_wanted():
+                self._settle([pending], NotSent, "it is no longer wanted")
+                continue
             try:
                 data = pending.outgoing.encode(
                     self._channel.channel_number, self._frame_max, pending.message_id, now

@@ -55,6 +55,12 @@ class Window:
                     self._waiting -= 1
         return True
 
+    def add(self, size: int) -> None:
+        """Take a place even when none is free: for callers that limit themselves. Never waits."""
+        with self._condition:
+            self._used += 1
+            self._used_bytes += size
+
     async def take_async(self, size: int, timeout: float) -> bool:
         """Like `take`, for a task."""
         if self.try_take(size):

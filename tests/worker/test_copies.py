@@ -1,0 +1,65 @@
+"""Copies of failed messages while RabbitMQ takes none: nothing else waits for them, and each is made once."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tests.support.rabbitmq import Broker, VirtualHost
+from tests.support.wait import eventually
+from tests.support.worker import Worker, Workers, is_empty, publish
+
+MIB = 1024 * 1024
+
+
+def start_jobs(vhost: VirtualHost, workers: Workers, sign: Path, count: int, padding: int = 0) -> Worker:
+    """A worker that has `count` messages in hand, all of which fail once the file `sign` exists."""
+    worker = workers.start(vhost.url, "--concurrency", str(count + 1)).wait_consuming()
+    publish(vhost, {"id": "first", "do": "fail once"})  # so that the publishing connection exists
+    eventually(lambda: worker.outcomes() == {"retried": 1, "acked": 1})
+    for number in range(count):
+        job: dict[str, Any] = {
+            "id": number,
+            "do": "fail on sign",
+            "sign": str(sign),
+            "padding": "x" * padding,
+        }
+        publish(vhost, job)
+    eventually(lambda: worker.status()["busy"] == count, 60)
+    return worker
+
+
+def attempts(worker: Worker) -> Counter[tuple[Any, int]]:
+    """How often a job (its id, and the number of the attempt) was begun."""
+    return Counter((event["id"], event["attempt"]) for event in worker.events if event["event"] == "start")
+
+
+def two_each(count: int) -> dict[tuple[Any, int], int]:
+    """What `attempts` is when each job and the first one had exactly two."""
+    return {(name, attempt): 1 for name in ("first", *range(count)) for attempt in (1, 2)}
+
+
+def test_worker_stays_responsive_while_copies_exceed_the_publishers_limit(
+    every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers, tmp_path: Path
+) -> None:
+    """72 MiB of copies during a memory alarm: more than a publisher keeps on its way at once by itself."""
+    count, sign = 6, tmp_path / "sign"
+    worker = start_jobs(every_vhost, workers, sign, count, padding=12 * MIB)
+    publish(every_vhost, {"id": "other", "do": "sleep", "seconds": 3})
+    eventually(lambda: worker.status()["busy"] == count + 1)
+
+    with every_rabbitmq.memory_alarm():
+        sign.touch()
+        eventually(lambda: worker.count_log("Message failed; trying again later.") == count + 1)
+
+        eventually(lambda: "other" in worker.events_of("end"))
+        eventually(lambda: worker.outcomes()["acked"] == 2)
+        for path in ("/livez", "/readyz", "/status"):
+            assert worker.request(path)[0] == 200
+
+    eventually(lambda: worker.outcomes() == {"retried": count + 1, "acked": count + 2}, 60)
+    assert attempts(worker) == two_each(count) | {("other", 1): 1}
+    assert worker.count_log("Connected to RabbitMQ.") == 2, "for consuming and for publishing, once each"
+    assert is_empty(every_vhost)
