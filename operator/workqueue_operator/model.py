@@ -219,7 +219,8 @@ class Queue(_Model):
     """Name of the queue in RabbitMQ; the WorkQueue's own name when left out. Cannot be changed."""
 
     type: QueueType = QueueType.QUORUM
-    """Quorum (replicated, the default) or Classic. Cannot be changed."""
+    """Quorum (replicated, the default) or Classic. A Classic queue without limits and TTL is declared without
+    arguments, so that publishers that declare the queue themselves keep working. Cannot be changed."""
 
     declare: bool = True
     """Whether the operator declares the queue. False: somebody else does; it is used as it is, and nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from typing import Any
 
@@ -48,6 +49,40 @@ def test_a_classic_work_queue_has_the_same_outcomes(every_vhost: VirtualHost, wo
     publish(every_vhost, {"id": 1, "do": "fail once"}, {"id": 2, "do": "fail"})
     eventually(lambda: worker.outcomes() == {"acked": 1, "retried": 2, "dead_lettered": 1})
     assert every_vhost.depth("jobs.dead").ready == 1
+
+
+@pytest.mark.parametrize("first", ["publisher", "worker"])
+def test_publisher_that_declares_the_queue_without_arguments_works_beside_a_classic_worker(
+    every_vhost: VirtualHost, workers: Workers, first: str
+) -> None:
+    def publish_as_tutorials_do(job: dict[str, Any]) -> None:
+        with every_vhost.connect() as connection:
+            channel = connection.channel()
+            channel.queue_declare("hello", durable=True)
+            channel.basic_publish("", "hello", json.dumps(job).encode())
+
+    if first == "publisher":
+        publish_as_tutorials_do({"id": 1})
+    worker = workers.start(every_vhost.url, "--queue-type", "Classic", queue="hello").wait_consuming()
+    if first == "worker":
+        publish_as_tutorials_do({"id": 1})
+    publish_as_tutorials_do({"id": 2})
+
+    eventually(lambda: worker.events_of("end") == [1, 2])
+
+
+def test_worker_that_cannot_declare_its_queue_names_both_ways_out(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    with vhost.connect() as connection:
+        connection.channel().queue_declare("hello", durable=True)
+
+    worker = workers.start(vhost.url, queue="hello")
+
+    eventually(lambda: worker.count_log("The queue cannot be declared; trying again."))
+    [entry] = [entry for entry in worker.log_entries if entry["message"].startswith("The queue cannot be")]
+    assert "Classic without limits and TTL" in entry["reason"]
+    assert "passively" in entry["reason"]
 
 
 def test_a_retry_keeps_what_the_publisher_set_and_says_what_happened(
