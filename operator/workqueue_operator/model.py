@@ -240,7 +240,7 @@ class Queue(_Model):
 
     delivery_limit: int | None = Field(default=None, ge=1, le=1000)
     """How often a message may come back because its worker died, before it goes to the dead-letter queue; 10
-    when left out. Quorum queues only. Cannot be changed."""
+    when left out. A limit of 1 allows two attempts. Quorum queues only. Cannot be changed."""
 
     single_active_consumer: bool | None = None
     """Whether one worker at a time takes messages, in order, and the others stand by. Cannot be changed."""

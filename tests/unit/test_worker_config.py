@@ -65,7 +65,20 @@ def test_the_kinds_of_handlers() -> None:
         assert read("--queue", "q", environment={variable: value}).handler == expected
 
 
+def test_delivery_limit_is_the_declared_queues_own_unless_it_is_given() -> None:
+    assert read(*GOOD).delivery_limit is None
+    assert read(*GOOD, "--declare").delivery_limit == 10
+    assert read(*GOOD, "--declare", "--queue-type", "Classic").delivery_limit is None
+    assert read(*GOOD, "--delivery-limit", "3").queue_settings.delivery_limit == 3
+    assert read(*GOOD, environment={"WORKQUEUE_DELIVERY_LIMIT": "3"}).delivery_limit == 3
+
+
 WRONG = {
+    "a delivery limit on a Classic queue": (
+        ["a:b", "--queue-type", "Classic", "--delivery-limit", "3"],
+        {},
+        "A Classic queue has no delivery limit",
+    ),
     "no handler": ([], {}, "Name exactly one handler"),
     "two handlers": (["a:b", "--http", "http://x"], {}, "2 are named"),
     "two handlers in the environment": (

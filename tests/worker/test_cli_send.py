@@ -105,6 +105,16 @@ def test_a_delay(hello):
     assert bodies(hello) == [b"later"]
 
 
+def test_delayed_message_carries_its_priority_in_a_header(hello):
+    done = workqueue("send", "--queue", "hello", "--delay", "1", "--priority", "7", "later", url=hello.url)
+
+    assert done.code == 0
+    eventually(lambda: hello.depth("hello").ready == 1)
+    with hello.connect() as connection:
+        _, properties, _ = connection.channel().basic_get("hello", auto_ack=True)
+    assert (properties.priority, properties.headers["x-workqueue-original-priority"]) == (None, 7)
+
+
 def test_an_exchange(hello):
     with hello.connect() as connection:
         channel = connection.channel()

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-from . import topology
+from . import headers, topology
 from .binding import Binding
 from .broker.connection import Connection
 from .broker.declaration import Declaration
@@ -24,7 +24,7 @@ from .broker.slot import Slot, Work
 from .config import RunConfig
 from .crew import Crew
 from .handlers.handler import Handler
-from .handlers.outcome import HandlerTimeout, Outcome, verdict
+from .handlers.outcome import HandlerTimeout, Outcome, refusal, verdict
 from .message import Message
 from .metrics import Histogram
 from .recent import Recent
@@ -311,12 +311,26 @@ class Runtime:
             redelivered=work.method.redelivered,
             deadline=now + self.config.timeout_seconds,
         )
+        work.expires_at = headers.expires_at(properties, properties.headers or {}, time.time())
         self.recent.arrived(now)
         if properties.timestamp is not None:
             self.message_age_seconds.observe(max(0.0, time.time() - properties.timestamp))
+        refused = refusal(
+            headers.deliveries_failed(properties.headers or {}), self._delivery_limit(), _expires_in(work)
+        )
+        if refused is not None:
+            work.returned = work.decided = True
+            self._settler.settle(work, refused)
+            return
         if work.message.deadline < self._next_check:
             self._check_later(work.message.deadline - now)
         self._runner.submit(work)
+
+    def _delivery_limit(self) -> int | None:
+        limit, version = self.config.delivery_limit, self.connection.version
+        if limit is None or version is None or not version.nack_counts_as_delivery:
+            return limit
+        return limit + self.config.wake_deliveries
 
     def _handled(self, work: Work, error: BaseException | None) -> None:
         with self.connection.loop:
@@ -340,7 +354,8 @@ class Runtime:
                 self._settler.end(work, Outcome.ACKED)
             else:
                 spread = random.random()  # noqa: S311 - no secret
-                self._settler.settle(work, verdict(error, work.message.attempt, self.config.retry, spread))
+                attempt, retry = work.message.attempt, self.config.retry
+                self._settler.settle(work, verdict(error, attempt, retry, spread, _expires_in(work)))
         seconds = now - work.started
         self.recent.handled(now, seconds)
         self.handler_seconds.observe(seconds)
@@ -410,7 +425,12 @@ class Runtime:
                 work.slot.hold()
                 self._cancel(work)
                 error = HandlerTimeout(f"the handler ran for more than {self.config.timeout_seconds:g} s")
-                self._settler.settle(work, verdict(error, work.message.attempt, self.config.retry, 0.0))
+                attempt, retry = work.message.attempt, self.config.retry
+                self._settler.settle(work, verdict(error, attempt, retry, 0.0, _expires_in(work)))
         left = [work.message.deadline for work in running if work.message.deadline > now]
         if left:
             self._check_later(min(left) - now)
+
+
+def _expires_in(work: Work) -> float | None:
+    return None if work.expires_at is None else work.expires_at - time.time()

@@ -26,10 +26,11 @@ ArgumentValue: TypeAlias = str | int | bool
 Arguments: TypeAlias = Mapping[str, ArgumentValue]
 
 WAKE_ALLOWANCE: Final = 20
-"""Deliveries that waking up may cost a message, on top of the limit that a person asks for.
+"""Deliveries that RabbitMQ allows a message on top of the limit that a person asks for.
 
-Before RabbitMQ 4.3 each nack of the wake-up consumer counts as a delivery. The same number is declared on
-every version, so that an upgrade of the broker does not make the declaration differ.
+The worker enforces the exact limit. RabbitMQ's own is higher, because before 4.3 each nack of the doorbell
+counts as a delivery. The same number is declared on every version, so that an upgrade of the broker does not
+make the declaration differ.
 """
 
 DEFAULT_DELIVERY_LIMIT: Final = 10

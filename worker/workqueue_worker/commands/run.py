@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--exchange", help="with --declare: declare this exchange and bind the queue to it")
     add("--max-attempts", metavar="N", help="attempts before the dead-letter queue (5)")
     add("--delays", metavar="SECONDS", help="delays before retries (1,10,60); the last repeats")
+    add(
+        "--delivery-limit",
+        metavar="N",
+        help="how often a message may come back because its worker died (10 with --declare)",
+    )
     add("--timeout", metavar="SECONDS", help="for one message (300)")
     add("--concurrency", metavar="N", help="messages handled at once (1)")
     add("--grace", metavar="SECONDS", help="how long handlers may finish after SIGTERM (the timeout)")
