@@ -78,6 +78,7 @@ class Runtime:
         )
         self._binding_source = binding_source
         self._trouble: str | None = None
+        self._too_few_channels: str | None = None
         self._is_classic = False
         self._publisher: Publisher | None = None
         self._declared = not config.declare
@@ -99,6 +100,8 @@ class Runtime:
             )
             for number in range(config.concurrency)
         ]
+        self.slot_count = len(self.slots)
+        """Slots that can take messages: those beyond the broker's channel_max cannot."""
         self._runner: Crew | Tasks
         if handler.is_async:
             self._runner = Tasks(self.connection.loop, handler.call, self._handled)
@@ -195,8 +198,8 @@ class Runtime:
 
     @property
     def last_error(self) -> str | None:
-        """Why we do not consume, as far as it is known."""
-        return self.connection.last_error or self._trouble
+        """Why we do not consume, or with fewer slots than asked for, as far as it is known."""
+        return self.connection.last_error or self._trouble or self._too_few_channels
 
     @property
     def tick_age(self) -> float:
@@ -240,7 +243,19 @@ class Runtime:
                 "The broker's consumer timeout must be raised by a policy for handlers that run this long.",
                 extra={"queue": self.config.queue, "consumer_timeout_milliseconds": wanted * 1000},
             )
-        for slot in self.slots:
+        count = min(len(self.slots), self.connection.channel_max)
+        self._too_few_channels = None
+        if count < len(self.slots):
+            self._too_few_channels = (
+                f"RabbitMQ allows {count} channels per connection (channel_max), and each of the "
+                f"{len(self.slots)} slots needs one: lower the concurrency, or raise channel_max."
+            )
+            logger.error(
+                "Slots without a channel take no messages.",
+                extra={"queue": self.config.queue, "slots": count, "reason": self._too_few_channels},
+            )
+        self.slot_count = count
+        for slot in self.slots[:count]:
             slot.attach()
 
     def _declare(self) -> None:
