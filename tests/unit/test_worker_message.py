@@ -50,6 +50,19 @@ def test_priority_that_amqp_cannot_carry_is_not_restored(value: object) -> None:
     assert (properties.priority, kept) == (None, {})
 
 
+@pytest.mark.parametrize(
+    ("value", "redelivered", "expected"),
+    [(None, True, 0), (3, True, 3), ("3", True, 0), (3, False, 0)],
+    ids=["missing", "counted", "text", "written-by-the-publisher"],
+)
+def test_failed_deliveries_are_those_that_rabbitmq_counted(
+    value: object, redelivered: bool, expected: int
+) -> None:
+    found = {} if value is None else {headers.DELIVERY_COUNT: value}
+
+    assert headers.deliveries_failed(found, redelivered=redelivered) == expected
+
+
 NOW = 1_000_000.0
 EXPIRIES = {
     "no-ttl": (Properties(), {}, None),

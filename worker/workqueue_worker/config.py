@@ -111,7 +111,13 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
     handler = reader.handler()
     queue = reader.text("queue", "WORKQUEUE_QUEUE")
     if not queue:
-        reader.mistakes.append("No queue is named; use --queue or WORKQUEUE_QUEUE.")
+        swallowed = isinstance(handler, ExecHandler) and any(
+            word.partition("=")[0] == "--queue" for word in handler.command
+        )
+        reader.mistakes.append(
+            "No queue is named; use --queue or WORKQUEUE_QUEUE."
+            + (" --exec takes everything after it, --queue too: put --exec last." if swallowed else "")
+        )
     elif len(queue.encode()) > 255:  # noqa: PLR2004 - AMQP's short string
         reader.mistakes.append("The queue's name is longer than 255 bytes.")
     queue_type = reader.read("queue_type", "WORKQUEUE_QUEUE_TYPE", QueueType.QUORUM, _queue_type)

@@ -130,10 +130,14 @@ def priority_in(headers: Headers) -> int | None:
     return int(value)
 
 
-def deliveries_failed(headers: Headers) -> int:
-    """Return how often the message came back without an answer, as RabbitMQ counts. Missing means never."""
+def deliveries_failed(headers: Headers, *, redelivered: bool) -> int:
+    """Return how often the message came back without an answer, as RabbitMQ counts. Missing means never.
+
+    Args:
+        redelivered: RabbitMQ's own flag. Without it a count is not RabbitMQ's but the publisher's.
+    """
     value = headers.get(DELIVERY_COUNT)
-    return value if isinstance(value, int) else 0
+    return value if redelivered and isinstance(value, int) else 0
 
 
 def expires_at(properties: Properties, headers: Headers, received_at: float) -> float | None:

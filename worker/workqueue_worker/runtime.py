@@ -330,9 +330,8 @@ class Runtime:
         self.recent.arrived(now)
         if properties.timestamp is not None:
             self.message_age_seconds.observe(max(0.0, time.time() - properties.timestamp))
-        refused = refusal(
-            headers.deliveries_failed(properties.headers or {}), self._delivery_limit(), _expires_in(work)
-        )
+        failed = headers.deliveries_failed(properties.headers or {}, redelivered=work.method.redelivered)
+        refused = refusal(failed, self._delivery_limit(), _expires_in(work))
         if refused is not None:
             work.returned = work.decided = True
             self._settler.settle(work, refused)

@@ -28,7 +28,7 @@ from workqueue_worker.broker.session import wait_until_open
 from workqueue_worker.errors import NotSent, PublishError, Returned, Unconfirmed
 from workqueue_worker.handlers.outcome import LONGEST_DELAY_SECONDS, rung
 
-from . import connecting, inputs, output
+from . import connecting, inputs, output, values
 from .inputs import InputError, Item
 from .progress import Update, progress
 
@@ -82,7 +82,7 @@ def add_arguments(
     )  # fmt: skip
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=values.timeout,
         default=DEFAULT_TIMEOUT_SECONDS,
         metavar="SECONDS",
         help="for the confirmation of one message (default: %(default)g)",
