@@ -170,6 +170,16 @@ def test_message_whose_ttl_passes_while_it_waits_for_a_retry_is_not_handled_agai
     assert properties.headers["x-workqueue-attempt"] == 1
 
 
+def test_message_that_expires_unless_it_is_delivered_immediately_is_handled(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+
+    publish(vhost, {"id": 1}, expiration="0", timestamp=int(time.time()))
+
+    eventually(lambda: worker.outcomes() == {"acked": 1})
+
+
 def test_newer_retry_with_a_priority_does_not_hold_up_older_ones(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:

@@ -331,7 +331,9 @@ class Runtime:
         if properties.timestamp is not None:
             self.message_age_seconds.observe(max(0.0, time.time() - properties.timestamp))
         failed = headers.deliveries_failed(properties.headers or {}, redelivered=work.method.redelivered)
-        refused = refusal(failed, self._delivery_limit(), _expires_in(work))
+        # On its first way through the queue, RabbitMQ itself has looked after its TTL.
+        expires_in = _expires_in(work) if work.message.attempt > 1 else None
+        refused = refusal(failed, self._delivery_limit(), expires_in)
         if refused is not None:
             work.returned = work.decided = True
             self._settler.settle(work, refused)
