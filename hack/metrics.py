@@ -170,6 +170,7 @@ class _Idle:
         self.queue = "hello"
         self.is_open = False
         self.slots: list[Any] = []
+        self.slot_count = 0
         self.reconnects = self.stuck = 0
         self.outcomes = dict.fromkeys(Outcome, 0)
         self.handler_seconds = Histogram.of_handler_seconds()

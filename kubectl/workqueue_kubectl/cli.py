@@ -8,6 +8,7 @@ every call of kubectl; the rest belongs to one command of `commands/`, each with
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cluster = Cluster(Kubectl(flags(ours)), ours.namespace)
         code: int = import_module(f"{__package__}.commands.{parsed.command}").run(cluster, parsed)
     except (PluginError, WorkerError) as error:
+        if parsed.json:
+            print(json.dumps({"error": str(error)}, ensure_ascii=False))  # noqa: T201
         print(f"kubectl workqueue {parsed.command}: {error}", file=sys.stderr)  # noqa: T201 - a command line talks
         return 1
     except KeyboardInterrupt:
@@ -109,7 +112,7 @@ def build(asked: Iterable[str]) -> argparse.ArgumentParser:
     first = next(iter(asked), None)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(
-            name, help=summary, description=f"{summary.capitalize()}.", parents=[options]
+            name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.", parents=[options]
         )
         if name == first:
             import_module(f"{__package__}.commands.{name}").add_arguments(command)

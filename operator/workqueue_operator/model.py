@@ -219,7 +219,8 @@ class Queue(_Model):
     """Name of the queue in RabbitMQ; the WorkQueue's own name when left out. Cannot be changed."""
 
     type: QueueType = QueueType.QUORUM
-    """Quorum (replicated, the default) or Classic. Cannot be changed."""
+    """Quorum (replicated, the default) or Classic. A Classic queue without limits and TTL is declared without
+    arguments, so that publishers that declare the queue themselves keep working. Cannot be changed."""
 
     declare: bool = True
     """Whether the operator declares the queue. False: somebody else does; it is used as it is, and nothing
@@ -239,7 +240,7 @@ class Queue(_Model):
 
     delivery_limit: int | None = Field(default=None, ge=1, le=1000)
     """How often a message may come back because its worker died, before it goes to the dead-letter queue; 10
-    when left out. Quorum queues only. Cannot be changed."""
+    when left out. A limit of 1 allows two attempts. Quorum queues only. Cannot be changed."""
 
     single_active_consumer: bool | None = None
     """Whether one worker at a time takes messages, in order, and the others stand by. Cannot be changed."""

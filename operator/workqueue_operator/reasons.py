@@ -163,8 +163,10 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.VIRTUAL_HOST_NOT_FOUND: "Create the virtual host, or correct it in the Secret.",
     Reason.PERMISSION_DENIED: "Give the user the permission that the message names (`rabbitmqctl set_permissions`).",
     Reason.QUEUE_CONFLICT: (
-        "The queue exists with other arguments and was not touched. Change the WorkQueue to match, set "
-        "`queue.declare: false`, or delete the queue when it is empty."
+        "The queue exists with other arguments and was not touched. If a publisher declares it without arguments, "
+        "set `queue.type: Classic` without limits and TTL, or let the publisher not declare it (or declare it "
+        "passively). Otherwise change the WorkQueue to match, set `queue.declare: false`, or delete the queue when "
+        "it is empty."
     ),
     Reason.QUEUE_NOT_FOUND: "`queue.declare` is false and the queue does not exist: create it, or let us declare it.",
     Reason.QUEUE_CLAIMED: "Another, older WorkQueue has this queue. Delete one of the two or rename the queue.",

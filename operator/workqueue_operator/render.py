@@ -11,9 +11,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from workqueue_worker.topology import QueueType
+from workqueue_worker.topology import DEFAULT_DELIVERY_LIMIT, QueueType
 
-from .model import Handler, Worker, WorkQueue
+from .model import Handler, Wake, Worker, WorkQueue
 from .names import (
     ANNOTATION_TEMPLATE_HASH,
     API_VERSION,
@@ -299,6 +299,12 @@ def _environment(workqueue: WorkQueue, worker: Worker) -> list[Object]:
         "SERVICE_BINDING_ROOT": BINDING_ROOT,
         "WORKQUEUE_BINDING": f"{BINDING_ROOT}/{BINDING_NAME}",
     }
+    if spec.queue.declare and spec.queue.type is QueueType.QUORUM:
+        settings["WORKQUEUE_DELIVERY_LIMIT"] = str(spec.queue.delivery_limit or DEFAULT_DELIVERY_LIMIT)
+        if workqueue.wake is Wake.PUSH:
+            # The doorbell that started the first worker has returned its message once, and before 4.3
+            # RabbitMQ counts that.
+            settings["WORKQUEUE_WAKE_DELIVERIES"] = "1"
     downward = {"WORKQUEUE_POD_NAME": "metadata.name", "WORKQUEUE_POD_UID": "metadata.uid"}
     return [{"name": name, "value": value} for name, value in settings.items()] + [
         {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in downward.items()

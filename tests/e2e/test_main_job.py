@@ -69,6 +69,20 @@ def test_retries_and_dead_letters_are_all_accounted_for(lab: Lab) -> None:
     wait_until(lambda: workqueue.status().get("deadLetters") == 2, 60, "the status says so")
 
 
+def test_message_that_kills_its_worker_gets_the_stated_number_of_attempts(lab: Lab) -> None:
+    """A limit of 1 lets it come back once. The doorbell's ring does not count."""
+    changes = {"queue": {"deliveryLimit": 1}, "worker": {"handler": {"python": "jobs:poison"}}}
+    workqueue = lab.workqueue("poison", **changes).apply().wait_ready()
+
+    workqueue.publish([{"id": "poison"}])
+    wait_until(lambda: workqueue.status().get("deadLetters") == 1, 180, "the message was given up")
+
+    assert [result["event"] for result in workqueue.results(2, 1)] == ["started", "started"]
+    _, properties, _ = lab.channel.basic_get("poison.dead", auto_ack=True)
+    assert properties.headers["x-workqueue-failure-reason"] == "DeliveryLimit"
+    workqueue.delete()
+
+
 def test_an_operator_that_is_killed_and_restarted_does_no_harm(lab: Lab, operator: OperatorRelease) -> None:
     workqueue = lab.workqueue("steady").apply().wait_ready()
     workqueue.publish([{"id": number, "seconds": 0.5} for number in range(40)])

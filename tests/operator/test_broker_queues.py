@@ -68,6 +68,36 @@ async def test_a_conflict_names_the_argument_and_touches_nothing(
         assert take_all(channel, "jobs") == [(b"kept", 0)]
 
 
+async def test_publisher_may_declare_a_classic_queue_before_and_after_the_operator(
+    every_vhost: VirtualHost,
+) -> None:
+    wanted = plan(QueueSettings("hello", QueueType.CLASSIC))
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+
+        channel.queue_declare("hello", durable=True)
+        await broker.declare(wanted)
+        await broker.delete_queue("hello")
+        await broker.declare(wanted)
+        channel.queue_declare("hello", durable=True)
+
+        put(channel, "hello", b"Hello World!")
+        assert take_all(channel, "hello") == [(b"Hello World!", 0)]
+
+
+async def test_conflict_with_a_publishers_declaration_names_both_ways_out(every_vhost: VirtualHost) -> None:
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        channel.queue_declare("hello", durable=True)
+
+        with pytest.raises(Trouble) as caught:
+            await broker.declare(plan(QueueSettings("hello")))
+
+        assert caught.value.reason is Reason.QUEUE_CONFLICT
+        assert "Classic without limits and TTL" in caught.value.message
+        assert "passively" in caught.value.message
+
+
 @pytest.mark.parametrize("exchange", [Exchange("images"), None], ids=["with an exchange", "without one"])
 @pytest.mark.parametrize("theirs", ["jobs", "jobs.dead"], ids=["the work queue", "the dead-letter queue"])
 async def test_a_conflict_makes_nothing(

@@ -334,6 +334,7 @@ class Connection:
         self.clock = clock
         self.generation = 0
         self.version = BrokerVersion(4, 3)
+        self.channel_max = 2047
         self.last_error = None
         self.is_open = False
         self.is_closed = False

@@ -462,6 +462,16 @@ class Broker:
             for name, old in zip(names, before, strict=True):
                 self.evaluate(f"application:set_env(rabbit, {name}, {old})")
 
+    @contextmanager
+    def channel_max(self, count: int) -> Iterator[None]:
+        """So many channels for each connection that is opened meanwhile."""
+        old = self.evaluate("{ok, Old} = application:get_env(rabbit, channel_max), Old")
+        self.evaluate(f"application:set_env(rabbit, channel_max, {count})")
+        try:
+            yield
+        finally:
+            self.evaluate(f"application:set_env(rabbit, channel_max, {old})")
+
     def kill_channel(self, vhost: str) -> None:
         """Kill the process of one channel that has a consumer."""
         self.evaluate(

@@ -101,6 +101,27 @@ def test_defaults_reach_the_worker(tmp_path: Path) -> None:
     assert (config.retry.max_attempts, config.retry.delays_seconds) == (5, (1, 10, 60))
 
 
+@pytest.mark.parametrize(
+    ("queue", "wake", "limit", "wake_deliveries"),
+    [
+        ({}, None, 10, 1),
+        ({"deliveryLimit": 3}, None, 3, 1),
+        ({"deliveryLimit": 3}, "Poll", 3, 0),
+        ({"type": "Classic"}, None, None, 0),
+        ({"declare": False}, None, None, 0),
+    ],
+    ids=["default", "given", "without-doorbell", "classic", "declared-by-others"],
+)
+def test_worker_knows_the_delivery_limit(
+    tmp_path: Path, queue: dict[str, Any], wake: str | None, limit: int | None, wake_deliveries: int
+) -> None:
+    made = workqueue(queue=queue, **({"scaling": {"wake": wake}} if wake else {}))
+
+    config = as_the_worker_reads_it(made, tmp_path)
+
+    assert (config.delivery_limit, config.wake_deliveries) == (limit, wake_deliveries)
+
+
 def test_the_grace_of_the_pod_is_longer_than_the_handlers_time() -> None:
     assert pod(workqueue(worker={"timeoutSeconds": 120}))["terminationGracePeriodSeconds"] > 120
 

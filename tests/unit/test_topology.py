@@ -14,6 +14,7 @@ from workqueue_worker.topology import (
     ExchangeType,
     QueueSettings,
     QueueType,
+    conflict_advice,
     dead_letter_queue,
     delay_queue,
     delay_queue_name,
@@ -57,9 +58,19 @@ WORK_QUEUES = [
         },
     ),
     (
-        "a classic queue has only what classic queues know",
+        "a classic queue without limits and TTL has no arguments",
         QueueSettings("jobs", type=QueueType.CLASSIC, delivery_limit=3, consumer_timeout_seconds=8),
-        DEAD_LETTERING,
+        {},
+    ),
+    (
+        "a classic queue with a TTL dead-letters what expires",
+        QueueSettings("jobs", type=QueueType.CLASSIC, message_ttl_seconds=7),
+        DEAD_LETTERING | {"x-message-ttl": 7000},
+    ),
+    (
+        "a classic queue with a single active consumer has that argument alone",
+        QueueSettings("jobs", type=QueueType.CLASSIC, single_active_consumer=True),
+        {"x-single-active-consumer": True},
     ),
     (
         "a classic queue with a length refuses when full instead of dropping what was confirmed",
@@ -79,6 +90,18 @@ WORK_QUEUES = [
 )
 def test_a_work_queue_is_declared_with_exactly_these_arguments(settings, arguments):
     assert dict(work_queue(settings).arguments) == arguments
+
+
+def test_conflict_advice_for_a_work_queue_names_both_ways_out():
+    advice = conflict_advice("jobs")
+
+    assert "Classic without limits and TTL" in advice
+    assert "passively" in advice
+
+
+@pytest.mark.parametrize("queue", ["jobs.dead", "jobs.retry.10s"])
+def test_conflict_advice_for_a_derived_queue_does_not_blame_a_publisher(queue):
+    assert conflict_advice(queue) == f"Delete '{queue}' when it is empty. It is then declared again."
 
 
 def test_the_dead_letter_queue_is_declared_before_the_work_queue():

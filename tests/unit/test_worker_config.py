@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from workqueue_worker import config as config_module
 from workqueue_worker.commands.run import add_arguments
 from workqueue_worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
 from workqueue_worker.errors import ConfigurationError
@@ -65,7 +67,48 @@ def test_the_kinds_of_handlers() -> None:
         assert read("--queue", "q", environment={variable: value}).handler == expected
 
 
+def test_delivery_limit_is_the_declared_queues_own_unless_it_is_given() -> None:
+    assert read(*GOOD).delivery_limit is None
+    assert read(*GOOD, "--declare").delivery_limit == 10
+    assert read(*GOOD, "--declare", "--queue-type", "Classic").delivery_limit is None
+    assert read(*GOOD, "--delivery-limit", "3").queue_settings.delivery_limit == 3
+    assert read(*GOOD, environment={"WORKQUEUE_DELIVERY_LIMIT": "3"}).delivery_limit == 3
+
+
+def test_help_names_the_environment_variable_of_every_flag() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+
+    unnamed = [
+        action.dest
+        for action in parser._actions
+        if action.dest != "help" and "[WORKQUEUE_" not in (action.help or "")
+    ]
+
+    assert unnamed == []
+
+
+def test_every_environment_variable_in_the_help_is_read() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    named = set(re.findall(r"WORKQUEUE_[A-Z_]+", parser.format_help()))
+
+    source = Path(config_module.__file__).read_text()
+
+    assert {name for name in named if f'"{name}"' not in source} == set()
+
+
 WRONG = {
+    "a queue behind --exec": (
+        ["--exec", "./x", "--queue", "q"],
+        {},
+        "--exec takes everything after it, --queue too: put --exec last",
+    ),
+    "a delivery limit on a Classic queue": (
+        ["a:b", "--queue-type", "Classic", "--delivery-limit", "3"],
+        {},
+        "A Classic queue has no delivery limit",
+    ),
     "no handler": ([], {}, "Name exactly one handler"),
     "two handlers": (["a:b", "--http", "http://x"], {}, "2 are named"),
     "two handlers in the environment": (

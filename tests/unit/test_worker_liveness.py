@@ -24,7 +24,11 @@ CASES = {
 @pytest.mark.parametrize(("age", "slots", "stuck", "expected"), CASES.values(), ids=CASES.keys())
 def test_a_worker_is_dead_when(age: float, slots: int, stuck: int, expected: str | None) -> None:
     runtime = SimpleNamespace(
-        tick_age=age, slots=[object()] * slots, stuck=stuck, config=SimpleNamespace(pod_uid=None)
+        tick_age=age,
+        slots=[object()] * slots,
+        slot_count=slots,
+        stuck=stuck,
+        config=SimpleNamespace(pod_uid=None),
     )
     endpoint = Endpoint(runtime, 0, any_port_will_do=True)  # type: ignore[arg-type]
     try:

@@ -18,19 +18,72 @@ TEXT = st.text(max_size=8)
 OTHER_HEADERS = st.dictionaries(TEXT.filter(lambda name: not name.startswith("x-")), st.integers() | TEXT)
 
 
-@given(OTHER_HEADERS, st.none() | st.integers(1, 10**9).map(str), st.none() | TEXT, st.lists(TEXT))
+@given(
+    OTHER_HEADERS,
+    st.none() | st.integers(1, 10**9).map(str),
+    st.none() | TEXT,
+    st.lists(TEXT),
+    st.none() | st.integers(0, 255),
+)
 def test_what_is_set_aside_comes_back_as_it_was(
-    others: dict[str, object], expiration: str | None, user: str | None, copies: list[str]
+    others: dict[str, object],
+    expiration: str | None,
+    user: str | None,
+    copies: list[str],
+    priority: int | None,
 ) -> None:
-    original = Properties(expiration=expiration, user_id=user, priority=3)
+    original = Properties(expiration=expiration, user_id=user, priority=priority)
     with_copies = {**others, "CC": copies, "BCC": copies}
     properties, kept = headers.set_aside(original, with_copies)
-    assert (properties.expiration, properties.user_id, properties.priority) == (None, None, 3)
+    assert (properties.expiration, properties.user_id, properties.priority) == (None, None, None)
     assert not {"CC", "BCC"} & set(kept)
     again, kept_again = headers.set_aside(properties, kept)
     assert (again, kept_again) == (properties, kept), "a second failure changes nothing more"
-    marked = {**kept, headers.ATTEMPT: 2, headers.FAILURE_REASON: "Exception"}
+    marked = {**kept, headers.ATTEMPT: 2, headers.FAILURE_REASON: "Exception", headers.EXPIRES_AT: 5}
     assert headers.restore(properties, marked) == (original, with_copies)
+
+
+@pytest.mark.parametrize("value", ["7", 256, -1, True, None, {}], ids=repr)
+def test_priority_that_amqp_cannot_carry_is_not_restored(value: object) -> None:
+    properties, kept = headers.restore(Properties(), {headers.ORIGINAL_PRIORITY: value})
+
+    assert (properties.priority, kept) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("value", "redelivered", "expected"),
+    [(None, True, 0), (3, True, 3), ("3", True, 0), (3, False, 0)],
+    ids=["missing", "counted", "text", "written-by-the-publisher"],
+)
+def test_failed_deliveries_are_those_that_rabbitmq_counted(
+    value: object, redelivered: bool, expected: int
+) -> None:
+    found = {} if value is None else {headers.DELIVERY_COUNT: value}
+
+    assert headers.deliveries_failed(found, redelivered=redelivered) == expected
+
+
+NOW = 1_000_000.0
+EXPIRIES = {
+    "no-ttl": (Properties(), {}, None),
+    "no-timestamp": (Properties(expiration="2000"), {}, NOW + 2),
+    "timestamp-of-the-publisher": (Properties(expiration="60000", timestamp=999_970), {}, 999_971.0 + 60),
+    "timestamp-of-this-second": (Properties(expiration="60000", timestamp=1_000_000), {}, NOW + 60),
+    "timestamp-in-the-future": (Properties(expiration="60000", timestamp=1_000_100), {}, NOW + 60),
+    "timestamp-older-than-the-ttl": (Properties(expiration="60000", timestamp=900_000), {}, NOW + 60),
+    "known-from-an-earlier-attempt": (
+        Properties(timestamp=1),
+        {headers.EXPIRES_AT: 1_000_005_500, headers.ORIGINAL_EXPIRATION: "9"},
+        NOW + 5.5,
+    ),
+    "text-that-is-no-number": (Properties(expiration="soon"), {}, None),
+    "header-that-is-no-number": (Properties(), {headers.EXPIRES_AT: "soon"}, None),
+}
+
+
+@pytest.mark.parametrize(("properties", "found", "expected"), EXPIRIES.values(), ids=EXPIRIES.keys())
+def test_ttl_passes(properties: Properties, found: dict[str, object], expected: float | None) -> None:
+    assert headers.expires_at(properties, found, NOW) == expected
 
 
 def test_the_brokers_bookkeeping_does_not_travel_with_a_copy() -> None:

@@ -22,6 +22,7 @@ from workqueue_worker.handlers.outcome import (
     RetryLater,
     RetryPolicy,
     failure_of,
+    refusal,
     rung,
     verdict,
 )
@@ -63,6 +64,48 @@ def test_the_verdict(error: BaseException | None, attempt: int, expected: object
             assert failure.reason == expected
         case _:
             assert found is expected
+
+
+@pytest.mark.parametrize("expires_in", [1.0, 0.0, -3.0])
+def test_message_whose_ttl_passes_before_the_next_attempt_is_given_up_as_expired(expires_in: float) -> None:
+    found = verdict(ValueError("disk full"), 1, POLICY, 0.0, expires_in)
+
+    assert isinstance(found, GiveUp)
+    assert found.failure.reason is FailureReason.EXPIRED
+    assert "disk full" in found.failure.message
+    assert "ValueError" in found.failure.traceback
+
+
+@pytest.mark.parametrize("expires_in", [None, 1.001, math.inf])
+def test_message_whose_ttl_outlasts_the_delay_is_retried(expires_in: float | None) -> None:
+    assert isinstance(verdict(ValueError(), 1, POLICY, 0.0, expires_in), RetryLater)
+
+
+def test_expiry_does_not_hide_why_a_message_is_given_up_anyway() -> None:
+    found = verdict(Reject("no"), 1, POLICY, 0.0, -1.0)
+
+    assert isinstance(found, GiveUp)
+    assert found.failure.reason is FailureReason.REJECTED
+
+
+REFUSALS = {
+    "first-delivery": (0, 1, None, None),
+    "as-often-as-the-limit": (1, 1, None, None),
+    "once-more-than-the-limit": (2, 1, None, FailureReason.DELIVERY_LIMIT),
+    "no-limit": (100, None, None, None),
+    "ttl-still-running": (0, 1, 0.1, None),
+    "ttl-passed": (0, 1, 0.0, FailureReason.EXPIRED),
+}
+
+
+@pytest.mark.parametrize(("failed", "limit", "expires_in", "reason"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_delivery_is_refused_before_its_handler_is_called(
+    failed: int, limit: int | None, expires_in: float | None, reason: FailureReason | None
+) -> None:
+    found = refusal(failed, limit, expires_in)
+
+    assert (found and found.failure.reason) == reason
+    assert found is None or not found.handled
 
 
 @given(st.floats(0, 1), st.integers(1, 2))

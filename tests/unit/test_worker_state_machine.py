@@ -131,6 +131,8 @@ class WorkerMachine(RuleBasedStateMachine):
             queue_settings=QueueSettings(QUEUE),
             declare=False,
             retry=RetryPolicy(2, (1,)),
+            delivery_limit=None,
+            wake_deliveries=0,
             timeout_seconds=TIMEOUT,
             concurrency=slots,
             grace_seconds=GRACE,

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.support.commands import started, workqueue
+from tests.support.ports import free_port
 from tests.support.wait import eventually
 from workqueue_worker import topology
 from workqueue_worker.binding import from_url
@@ -246,6 +247,53 @@ def test_purge_asks_and_drops_what_was_asked_for(vhost):
     assert dead(vhost, "list").out == "0 of 0 dead letters of jobs.\n"
 
 
+def test_purge_leaves_what_has_died_since_the_question(vhost):
+    fill(vhost, letter("counted"))
+    terminal, question = os.openpty()
+    with started(
+        ("dead", "purge", "--queue", "jobs"),
+        vhost.url,
+        stdin=question,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as command:
+        asked = command.stderr.read(len("Drop all 1 dead letters of jobs for good? [y/N] "))
+        fill(vhost, letter("died since"))
+        os.write(terminal, b"y\n")
+        assert command.stdout.read() == b"1 dead letter of jobs dropped.\n"
+    os.close(terminal)
+    os.close(question)
+
+    assert asked == b"Drop all 1 dead letters of jobs for good? [y/N] "
+    assert list(taken(vhost, "jobs.dead")) == ["died since"]
+
+
+@pytest.mark.parametrize("number", ["-3", "0", "x", "1.5"])
+def test_peek_refuses_what_is_not_a_number_of_messages(number):
+    done = workqueue("peek", "--queue", "jobs", "-n", number)
+
+    assert done.code == 2
+    assert f"argument -n: '{number}' is not a whole number from 1" in done.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("stats",), ("peek",), ("dead", "list"), ("send", "x")],
+    ids=["stats", "peek", "dead", "send"],
+)
+def test_broker_error_is_a_json_document_too(command):
+    done = workqueue(*command, "--queue", "jobs", "--json", url=f"amqp://localhost:{free_port()}/")
+
+    assert done.code == 1
+    assert list(done.json) == ["error"]
+    assert done.json["error"] in done.err
+    assert "cannot be used" in done.json["error"]
+
+
+def test_description_keeps_the_names_in_a_summary():
+    assert "RabbitMQ's confirmation" in workqueue("send", "--help").out
+
+
 @pytest.mark.parametrize("action", ["list", "show", "replay", "purge"])
 def test_a_queue_without_a_dead_letter_queue_is_said(vhost, action):
     done = dead(vhost, action, *(["--yes"] if action == "purge" else []), queue="nope")
@@ -316,7 +364,7 @@ def test_stats_counts_the_queue_and_those_around_it(every_vhost):
 
 def test_stats_of_a_queue_that_does_not_exist(vhost):
     done = workqueue("stats", "--queue", "nope", "--json", url=vhost.url)
-    assert (done.code, done.json["exists"], done.err) == (1, False, "The queue nope does not exist.\n")
+    assert (done.code, done.json["exists"], done.err) == (4, False, "The queue nope does not exist.\n")
 
 
 def test_a_lost_connection_is_said(vhost):

@@ -105,6 +105,16 @@ def test_a_delay(hello):
     assert bodies(hello) == [b"later"]
 
 
+def test_delayed_message_carries_its_priority_in_a_header(hello):
+    done = workqueue("send", "--queue", "hello", "--delay", "1", "--priority", "7", "later", url=hello.url)
+
+    assert done.code == 0
+    eventually(lambda: hello.depth("hello").ready == 1)
+    with hello.connect() as connection:
+        _, properties, _ = connection.channel().basic_get("hello", auto_ack=True)
+    assert (properties.priority, properties.headers["x-workqueue-original-priority"]) == (None, 7)
+
+
 def test_an_exchange(hello):
     with hello.connect() as connection:
         channel = connection.channel()
@@ -236,6 +246,10 @@ BAD_USAGE = [
     ("a delay of nothing", ["--queue", "q", "x", "--delay", "0"], "'0' is no time from 0 to 86400 seconds"),
     ("a delay that is too long", ["--queue", "q", "x", "--delay", "1e9"], "'1e9' is no time from 0 to 86400 seconds"),
     ("a delay that is no number", ["--queue", "q", "x", "--delay", "nan"], "'nan' is no time from 0 to 86400 seconds"),
+    ("a timeout of nothing", ["--queue", "q", "x", "--timeout", "0"], "'0' is not a number of seconds above 0"),
+    ("a timeout below zero", ["--queue", "q", "x", "--timeout", "-1"], "'-1' is not a number of seconds above 0"),
+    ("a timeout that is no number", ["--queue", "q", "x", "--timeout", "nan"], "'nan' is not a number of seconds above 0"),
+    ("a timeout without end", ["--queue", "q", "x", "--timeout", "inf"], "'inf' is not a number of seconds above 0"),
     ("a file that does not exist", ["--queue", "q", "--jsonl", "/nope"], "/nope cannot be read: No such file"),
     ("a bad URL", ["--queue", "q", "x", "--url", "http://h"], "it must start with amqp:// or amqps://"),
     ("a URL and a folder", ["--queue", "q", "x", "--url", "amqp://h", "--binding", "/b"], "--url or --binding, not both"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from typing import Any
 
@@ -50,6 +51,40 @@ def test_a_classic_work_queue_has_the_same_outcomes(every_vhost: VirtualHost, wo
     assert every_vhost.depth("jobs.dead").ready == 1
 
 
+@pytest.mark.parametrize("first", ["publisher", "worker"])
+def test_publisher_that_declares_the_queue_without_arguments_works_beside_a_classic_worker(
+    every_vhost: VirtualHost, workers: Workers, first: str
+) -> None:
+    def publish_as_tutorials_do(job: dict[str, Any]) -> None:
+        with every_vhost.connect() as connection:
+            channel = connection.channel()
+            channel.queue_declare("hello", durable=True)
+            channel.basic_publish("", "hello", json.dumps(job).encode())
+
+    if first == "publisher":
+        publish_as_tutorials_do({"id": 1})
+    worker = workers.start(every_vhost.url, "--queue-type", "Classic", queue="hello").wait_consuming()
+    if first == "worker":
+        publish_as_tutorials_do({"id": 1})
+    publish_as_tutorials_do({"id": 2})
+
+    eventually(lambda: worker.events_of("end") == [1, 2])
+
+
+def test_worker_that_cannot_declare_its_queue_names_both_ways_out(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    with vhost.connect() as connection:
+        connection.channel().queue_declare("hello", durable=True)
+
+    worker = workers.start(vhost.url, queue="hello")
+
+    eventually(lambda: worker.count_log("The queue cannot be declared; trying again."))
+    [entry] = [entry for entry in worker.log_entries if entry["message"].startswith("The queue cannot be")]
+    assert "Classic without limits and TTL" in entry["reason"]
+    assert "passively" in entry["reason"]
+
+
 def test_a_retry_keeps_what_the_publisher_set_and_says_what_happened(
     vhost: VirtualHost, workers: Workers
 ) -> None:
@@ -82,12 +117,13 @@ def test_a_retry_keeps_what_the_publisher_set_and_says_what_happened(
     [(properties, body)] = take_all(vhost, "jobs.dead")
     headers = properties.headers
     assert body == b'{"id": 1, "do": "fail", "why": "disk full"}'
-    assert (properties.message_id, properties.correlation_id, properties.priority) == ("m-1", "c-1", 4)
+    assert (properties.message_id, properties.correlation_id, properties.priority) == ("m-1", "c-1", None)
     assert (properties.reply_to, properties.type, properties.app_id) == ("answers", "thumbnail", "web")
     assert properties.timestamp == 1_700_000_000
     assert properties.expiration is None, "it would empty the dead-letter queue"
     assert properties.user_id is None, "RabbitMQ refuses the name of another user"
     assert headers["x-workqueue-original-expiration"] == "600000"
+    assert headers["x-workqueue-original-priority"] == 4
     assert headers["x-workqueue-original-cc"] == ["elsewhere"]
     assert headers["x-workqueue-original-user-id"] == "guest"
     assert "CC" not in headers
@@ -96,6 +132,111 @@ def test_a_retry_keeps_what_the_publisher_set_and_says_what_happened(
     assert "_misbehave" in headers["x-workqueue-failure-traceback"]
     assert headers["x-workqueue-failed-at"].endswith("Z")
     assert "x-death" not in headers
+
+
+def test_message_whose_ttl_passes_before_the_next_attempt_is_given_up_as_expired(
+    every_vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(every_vhost.url, "--delays", "30").wait_consuming()
+
+    publish(every_vhost, {"id": 1, "do": "fail", "why": "disk full"}, expiration="20000")
+    publish(every_vhost, {"id": 2, "do": "fail"}, expiration="600000")
+
+    eventually(lambda: worker.outcomes() == {"dead_lettered": 1, "retried": 1})
+    [(properties, body)] = take_all(every_vhost, "jobs.dead")
+    assert json.loads(body)["id"] == 1
+    assert properties.headers["x-workqueue-failure-reason"] == "Expired"
+    assert "disk full" in properties.headers["x-workqueue-failure-message"]
+    assert properties.headers["x-workqueue-original-expiration"] == "20000"
+    assert properties.headers["x-workqueue-attempt"] == 1
+
+
+def test_message_whose_ttl_passes_while_it_waits_for_a_retry_is_not_handled_again(
+    every_vhost: VirtualHost, workers: Workers
+) -> None:
+    first = workers.start(every_vhost.url, "--delays", "1").wait_consuming()
+    publish(every_vhost, {"id": 1, "do": "fail"}, expiration="8000")
+    eventually(lambda: first.outcomes() == {"retried": 1})
+    first.stop()
+    failed_at = first.events[0]["at"]
+    eventually(lambda: every_vhost.depth("jobs").ready == 1 and time.time() > failed_at + 8)
+
+    second = workers.start(every_vhost.url).wait_consuming()
+
+    eventually(lambda: second.outcomes() == {"dead_lettered": 1})
+    assert second.events_of("start") == [1], "handled once, by the first worker"
+    [(properties, _)] = take_all(every_vhost, "jobs.dead")
+    assert properties.headers["x-workqueue-failure-reason"] == "Expired"
+    assert properties.headers["x-workqueue-attempt"] == 1
+
+
+def test_message_that_expires_unless_it_is_delivered_immediately_is_handled(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+
+    publish(vhost, {"id": 1}, expiration="0", timestamp=int(time.time()))
+
+    eventually(lambda: worker.outcomes() == {"acked": 1})
+
+
+def test_newer_retry_with_a_priority_does_not_hold_up_older_ones(
+    every_vhost: VirtualHost, workers: Workers
+) -> None:
+    """Only the head of the delay queue expires, and in a quorum queue a priority makes a copy the head."""
+    worker = workers.start(every_vhost.url, "--delays", "7", "--concurrency", "8").wait_consuming()
+    publish(every_vhost, {"id": "makes the delay queue", "do": "fail once"})
+    eventually(lambda: worker.events_of("end") == ["makes the delay queue"])
+
+    publish(every_vhost, *({"id": number, "do": "fail once"} for number in range(7)))
+    eventually(lambda: worker.outcomes()["retried"] == 8)
+    time.sleep(4)  # so that the next copy's own delay ends that much later
+    publish(every_vhost, {"id": "prioritised", "do": "fail once"}, priority=7)
+
+    eventually(lambda: len(worker.events_of("end")) == 9)
+    assert sorted(worker.events_of("end")[1:-1]) == list(range(7))
+    second = worker.events[-1]
+    assert (second["id"], second["attempt"], second["priority"]) == ("prioritised", 2, 7)
+
+
+def test_message_that_kills_its_worker_is_given_up_after_the_stated_number_of_attempts(
+    every_vhost: VirtualHost, workers: Workers
+) -> None:
+    """A limit of 1 lets a message come back once: two attempts, whatever the broker's version."""
+    settings = ("--delivery-limit", "1")
+    worker = workers.start(every_vhost.url, *settings).wait_consuming()
+
+    publish(every_vhost, {"id": "poison", "do": "die"})
+    for _ in range(2):
+        assert worker.wait() == 70
+        worker = workers.start(every_vhost.url, *settings)
+
+    eventually(lambda: worker.outcomes() == {"dead_lettered": 1})
+    assert worker.events_of("start") == ["poison", "poison"]
+    [(properties, body)] = take_all(every_vhost, "jobs.dead")
+    assert json.loads(body)["id"] == "poison"
+    assert properties.headers["x-workqueue-failure-reason"] == "DeliveryLimit"
+    assert "the delivery limit is 1" in properties.headers["x-workqueue-failure-message"]
+    assert worker.stop() == 0
+
+
+def test_wake_up_does_not_count_towards_the_delivery_limit(
+    every_vhost: VirtualHost, workers: Workers
+) -> None:
+    settings = {"WORKQUEUE_DELIVERY_LIMIT": "1", "WORKQUEUE_WAKE_DELIVERIES": "1"}
+    workers.start(every_vhost.url, environment=settings).wait_consuming().stop()
+    publish(every_vhost, {"id": "poison", "do": "die"})
+    with every_vhost.connect() as doorbell:
+        channel = doorbell.channel()
+        method, _, _ = channel.basic_get("jobs")
+        channel.basic_nack(method.delivery_tag, requeue=True)
+
+    for _ in range(2):
+        assert workers.start(every_vhost.url, environment=settings).wait() == 70
+    worker = workers.start(every_vhost.url, environment=settings).wait_consuming()
+
+    eventually(lambda: worker.outcomes() == {"dead_lettered": 1})
+    assert worker.events_of("start") == ["poison", "poison"]
 
 
 def test_a_body_that_cannot_be_decoded_is_dead_lettered_at_once(vhost: VirtualHost, workers: Workers) -> None:

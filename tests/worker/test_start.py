@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
-from tests.support.worker import THREADS, Workers
+from tests.support.worker import THREADS, Workers, publish
 
 
 def test_all_mistakes_of_the_configuration_are_told_together(workers: Workers) -> None:
@@ -65,6 +65,23 @@ def test_an_exec_handler_that_does_not_exist_ends_the_process(workers: Workers) 
     worker = workers.start(None, "--exec", "./no-such-command", handler=None)
     assert worker.wait() == 3
     assert "'./no-such-command' is no executable file" in worker.termination_log.read_text()
+
+
+def test_slots_beyond_the_brokers_channel_limit_are_an_error_that_names_it(
+    every_vhost: VirtualHost, workers: Workers
+) -> None:
+    with every_vhost.broker.channel_max(3):
+        worker = workers.start(every_vhost.url, "--concurrency", "5").wait_consuming()
+
+    [entry] = [entry for entry in worker.log_entries if entry["level"] == "error"]
+    assert "3 channels per connection (channel_max)" in entry["reason"]
+    eventually(lambda: "channel_max" in (worker.status()["lastError"] or ""))
+    assert worker.status()["slots"] == 3
+    assert "workqueue_worker_slots{" in worker.request("/metrics")[1]
+
+    jobs = [{"id": number, "do": "sleep", "seconds": 60} for number in range(5)]
+    publish(every_vhost, *jobs)
+    eventually(lambda: worker.status()["busy"] == 3 and every_vhost.depth("jobs") == (2, 3))
 
 
 def test_two_workers_on_one_machine_need_no_ports_chosen(vhost: VirtualHost, workers: Workers) -> None:

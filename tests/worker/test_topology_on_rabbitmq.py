@@ -108,6 +108,38 @@ def test_a_queue_with_other_arguments_is_not_changed_but_named(every_vhost, publ
     publisher.declare(topology.delay_queue("jobs", 1)).result()  # what was refused harms nobody else
 
 
+def test_classic_plan_accepts_the_queue_of_a_publisher_that_declared_it_first(every_vhost, publisher):
+    with channel_of(every_vhost) as channel:
+        channel.queue_declare("hello", durable=True)
+        put(channel, "hello", b"Hello World!")
+
+        publisher.declare_plan(topology.plan(QueueSettings("hello", QueueType.CLASSIC))).result()
+
+        assert take(channel, "hello")[2] == b"Hello World!"
+
+
+def test_publisher_may_declare_the_queue_of_a_classic_plan_again(every_vhost, publisher):
+    publisher.declare_plan(topology.plan(QueueSettings("hello", QueueType.CLASSIC))).result()
+
+    with channel_of(every_vhost) as channel:
+        channel.queue_declare("hello", durable=True)
+        put(channel, "hello", b"Hello World!")
+
+        assert take(channel, "hello")[2] == b"Hello World!"
+
+
+def test_conflict_with_a_publishers_declaration_names_both_ways_out(every_vhost, publisher):
+    with channel_of(every_vhost) as channel:
+        channel.queue_declare("hello", durable=True)
+
+    with pytest.raises(DeclareError) as caught:
+        publisher.declare_plan(topology.plan(QueueSettings("hello"))).result()
+
+    assert caught.value.code == 406
+    assert "Classic without limits and TTL" in str(caught.value)
+    assert "passively" in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", QueueType)
 def test_a_full_queue_refuses_and_keeps_what_it_confirmed(every_vhost, publisher, kind):
     publisher.declare_plan(topology.plan(QueueSettings("jobs", kind, max_length=3))).result()
@@ -146,9 +178,13 @@ def test_a_delay_queue_keeps_a_message_whose_work_queue_is_missing(every_vhost, 
     assert every_vhost.depth("jobs.retry.1s") == (0, 1)
 
 
-@pytest.mark.parametrize("kind", QueueType)
-def test_a_rejected_message_becomes_a_dead_letter(every_vhost, publisher, kind):
-    publisher.declare_plan(topology.plan(QueueSettings("jobs", kind))).result()
+@pytest.mark.parametrize(
+    "settings",
+    [QueueSettings("jobs"), QueueSettings("jobs", QueueType.CLASSIC, message_ttl_seconds=3600)],
+    ids=["quorum", "classic-with-ttl"],
+)
+def test_a_rejected_message_becomes_a_dead_letter(every_vhost, publisher, settings):
+    publisher.declare_plan(topology.plan(settings)).result()
     with channel_of(every_vhost) as channel:
         put(channel, "jobs", b"bad")
         method, _, _ = take(channel, "jobs")

@@ -8,6 +8,7 @@ that nothing here may import what `run` does not need.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -30,6 +31,7 @@ exit codes:
   1  failed
   2  the configuration or the arguments are wrong
   3  run: the handler cannot be loaded or reached
+  4  stats: the queue does not exist
 """
 
 
@@ -50,13 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asked = next((word for word in words if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        command = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
         if name == asked:
             import_module(f"{__package__}.commands.{name}").add_arguments(command)
     parsed = parser.parse_args(words)
     try:
         code: int = import_module(f"{__package__}.commands.{parsed.command}").run(parsed)
     except WorkerError as error:
+        if getattr(parsed, "json", False):
+            print(json.dumps({"error": str(error)}, ensure_ascii=False))  # noqa: T201
         print(f"workqueue {parsed.command}: {error}", file=sys.stderr)  # noqa: T201 - a command line talks
         return 1
     except KeyboardInterrupt:

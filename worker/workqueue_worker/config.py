@@ -20,7 +20,7 @@ from . import binding as bindings
 from .binding import Binding
 from .errors import BindingError, ConfigurationError
 from .handlers.outcome import LONGEST_DELAY_SECONDS, RetryPolicy
-from .topology import Exchange, QueueSettings, QueueType
+from .topology import DEFAULT_DELIVERY_LIMIT, Exchange, QueueSettings, QueueType
 
 DEFAULT_PORT: Final = 8090
 DEFAULT_TIMEOUT_SECONDS: Final = 300.0
@@ -57,6 +57,8 @@ class RunConfig:
     """What one worker process does. Times are in seconds.
 
     Attributes:
+        delivery_limit: how often a message may come back because its worker died; None for no limit of ours.
+        wake_deliveries: how many of the deliveries that RabbitMQ before 4.3 counts may be wake-ups.
         port: of the endpoint; 0 for none.
         port_is_default: nobody asked for this port, so that any other will do when it is taken.
         pod_uid: None outside a cluster.
@@ -67,6 +69,8 @@ class RunConfig:
     queue_settings: QueueSettings
     declare: bool
     retry: RetryPolicy
+    delivery_limit: int | None
+    wake_deliveries: int
     timeout_seconds: float
     concurrency: int
     grace_seconds: float
@@ -107,11 +111,26 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
     handler = reader.handler()
     queue = reader.text("queue", "WORKQUEUE_QUEUE")
     if not queue:
-        reader.mistakes.append("No queue is named; use --queue or WORKQUEUE_QUEUE.")
+        swallowed = isinstance(handler, ExecHandler) and any(
+            word.partition("=")[0] == "--queue" for word in handler.command
+        )
+        reader.mistakes.append(
+            "No queue is named; use --queue or WORKQUEUE_QUEUE."
+            + (" --exec takes everything after it, --queue too: put --exec last." if swallowed else "")
+        )
     elif len(queue.encode()) > 255:  # noqa: PLR2004 - AMQP's short string
         reader.mistakes.append("The queue's name is longer than 255 bytes.")
     queue_type = reader.read("queue_type", "WORKQUEUE_QUEUE_TYPE", QueueType.QUORUM, _queue_type)
     exchange = reader.text("exchange", "WORKQUEUE_EXCHANGE")
+    declare = reader.read("declare", "WORKQUEUE_DECLARE", False, _boolean)
+    delivery_limit = reader.read("delivery_limit", "WORKQUEUE_DELIVERY_LIMIT", None, _count)
+    if queue_type is QueueType.CLASSIC and delivery_limit is not None:
+        reader.mistakes.append(
+            "A Classic queue has no delivery limit, since RabbitMQ counts deliveries on quorum queues only; "
+            "leave --delivery-limit and WORKQUEUE_DELIVERY_LIMIT out."
+        )
+    elif delivery_limit is None and declare and queue_type is QueueType.QUORUM:
+        delivery_limit = DEFAULT_DELIVERY_LIMIT
     timeout = reader.read("timeout", "WORKQUEUE_TIMEOUT_SECONDS", DEFAULT_TIMEOUT_SECONDS, _seconds)
     port = reader.read("port", "WORKQUEUE_PORT", None, _port)
     pod_uid = environment.get("WORKQUEUE_POD_UID") or None
@@ -119,13 +138,18 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
     config = RunConfig(
         handler=handler,
         queue_settings=QueueSettings(
-            name=queue or "", type=queue_type, exchange=Exchange(exchange) if exchange else None
+            name=queue or "",
+            type=queue_type,
+            exchange=Exchange(exchange) if exchange else None,
+            delivery_limit=delivery_limit,
         ),
-        declare=reader.read("declare", "WORKQUEUE_DECLARE", False, _boolean),
+        declare=declare,
         retry=RetryPolicy(
             reader.read("max_attempts", "WORKQUEUE_MAX_ATTEMPTS", 5, _count),
             reader.read("delays", "WORKQUEUE_DELAYS_SECONDS", (1, 10, 60), _delays),
         ),
+        delivery_limit=delivery_limit,
+        wake_deliveries=reader.read("wake_deliveries", "WORKQUEUE_WAKE_DELIVERIES", 0, _count),
         timeout_seconds=timeout,
         concurrency=reader.read("concurrency", "WORKQUEUE_CONCURRENCY", 1, _concurrency),
         grace_seconds=reader.read("grace", "WORKQUEUE_GRACE_SECONDS", timeout, _seconds_or_none),

@@ -96,7 +96,7 @@ class Endpoint:
         age = self.runtime.tick_age
         if age > LIVE_SECONDS:
             return f"an I/O loop has not turned for {age:.0f} s"
-        if self.runtime.slots and self.runtime.stuck == len(self.runtime.slots):
+        if self.runtime.slots and self.runtime.stuck == self.runtime.slot_count:
             return "every slot is held by a handler that ignores its cancellation"
         return None
 
@@ -106,7 +106,7 @@ class Endpoint:
         # Without the lock of the I/O: an answer must not depend on what the connection does.
         return {
             "queue": runtime.config.queue,
-            "slots": len(runtime.slots),
+            "slots": runtime.slot_count,
             "busy": runtime.busy(),
             "consuming": runtime.consuming,
             "retired": self.retirement is not None and self.retirement.active,

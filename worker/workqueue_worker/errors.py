@@ -43,12 +43,14 @@ class DeclareError(BrokerError):
     Attributes:
         name: the queue or exchange.
         code: RabbitMQ's reply code: 406 when it exists with other arguments, 403 when we may not.
+        advice: what to do about it; empty when nothing is known.
     """
 
-    def __init__(self, name: str, code: int, reason: str) -> None:
-        super().__init__(f"{name} cannot be declared: {code} {reason}")
+    def __init__(self, name: str, code: int, reason: str, advice: str = "") -> None:
+        super().__init__(f"{name} cannot be declared: {code} {reason.rstrip('.')}. {advice}".rstrip())
         self.name = name
         self.code = code
+        self.advice = advice
 
 
 class PublishError(BrokerError):

@@ -101,7 +101,7 @@ class Exposition:
             family.add_metric(queue, histogram.buckets(), histogram.total)
             yield family
         for name, text, value in (
-            ("slots", "Messages that can be handled at once.", len(runtime.slots)),
+            ("slots", "Messages that can be handled at once.", runtime.slot_count),
             ("busy_slots", "Messages in hand.", runtime.busy()),
             ("stuck_slots", "Handlers that run on although their time was up.", runtime.stuck),
             ("connected", "Whether the consuming connection is open.", int(runtime.connection.is_open)),

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-from . import topology
+from . import headers, topology
 from .binding import Binding
 from .broker.connection import Connection
 from .broker.declaration import Declaration
@@ -24,7 +24,7 @@ from .broker.slot import Slot, Work
 from .config import RunConfig
 from .crew import Crew
 from .handlers.handler import Handler
-from .handlers.outcome import HandlerTimeout, Outcome, verdict
+from .handlers.outcome import HandlerTimeout, Outcome, refusal, verdict
 from .message import Message
 from .metrics import Histogram
 from .recent import Recent
@@ -78,6 +78,7 @@ class Runtime:
         )
         self._binding_source = binding_source
         self._trouble: str | None = None
+        self._too_few_channels: str | None = None
         self._is_classic = False
         self._publisher: Publisher | None = None
         self._declared = not config.declare
@@ -99,6 +100,8 @@ class Runtime:
             )
             for number in range(config.concurrency)
         ]
+        self.slot_count = len(self.slots)
+        """Slots that can take messages: those beyond the broker's channel_max cannot."""
         self._runner: Crew | Tasks
         if handler.is_async:
             self._runner = Tasks(self.connection.loop, handler.call, self._handled)
@@ -195,8 +198,8 @@ class Runtime:
 
     @property
     def last_error(self) -> str | None:
-        """Why we do not consume, as far as it is known."""
-        return self.connection.last_error or self._trouble
+        """Why we do not consume, or with fewer slots than asked for, as far as it is known."""
+        return self.connection.last_error or self._trouble or self._too_few_channels
 
     @property
     def tick_age(self) -> float:
@@ -242,7 +245,19 @@ class Runtime:
                 "The broker's consumer timeout must be raised by a policy for handlers that run this long.",
                 extra={"queue": self.config.queue, "consumer_timeout_milliseconds": wanted * 1000},
             )
-        for slot in self.slots:
+        count = min(len(self.slots), self.connection.channel_max)
+        self._too_few_channels = None
+        if count < len(self.slots):
+            self._too_few_channels = (
+                f"RabbitMQ allows {count} channels per connection (channel_max), and each of the "
+                f"{len(self.slots)} slots needs one: lower the concurrency, or raise channel_max."
+            )
+            logger.error(
+                "Slots without a channel take no messages.",
+                extra={"queue": self.config.queue, "slots": count, "reason": self._too_few_channels},
+            )
+        self.slot_count = count
+        for slot in self.slots[:count]:
             slot.attach()
 
     def _declare(self) -> None:
@@ -317,12 +332,27 @@ class Runtime:
             redelivered=work.method.redelivered,
             deadline=now + self.config.timeout_seconds,
         )
+        work.expires_at = headers.expires_at(properties, properties.headers or {}, time.time())
         self.recent.arrived(now)
         if properties.timestamp is not None:
             self.message_age_seconds.observe(max(0.0, time.time() - properties.timestamp))
+        failed = headers.deliveries_failed(properties.headers or {}, redelivered=work.method.redelivered)
+        # On its first way through the queue, RabbitMQ itself has looked after its TTL.
+        expires_in = _expires_in(work) if work.message.attempt > 1 else None
+        refused = refusal(failed, self._delivery_limit(), expires_in)
+        if refused is not None:
+            work.returned = work.decided = True
+            self._settler.settle(work, refused)
+            return
         if work.message.deadline < self._next_check:
             self._check_later(work.message.deadline - now)
         self._runner.submit(work)
+
+    def _delivery_limit(self) -> int | None:
+        limit, version = self.config.delivery_limit, self.connection.version
+        if limit is None or version is None or not version.nack_counts_as_delivery:
+            return limit
+        return limit + self.config.wake_deliveries
 
     def _handled(self, work: Work, error: BaseException | None) -> None:
         with self.connection.loop:
@@ -346,7 +376,8 @@ class Runtime:
                 self._settler.end(work, Outcome.ACKED)
             else:
                 spread = random.random()  # noqa: S311 - no secret
-                self._settler.settle(work, verdict(error, work.message.attempt, self.config.retry, spread))
+                attempt, retry = work.message.attempt, self.config.retry
+                self._settler.settle(work, verdict(error, attempt, retry, spread, _expires_in(work)))
         seconds = now - work.started
         self.recent.handled(now, seconds)
         self.handler_seconds.observe(seconds)
@@ -416,7 +447,12 @@ class Runtime:
                 work.slot.hold()
                 self._cancel(work)
                 error = HandlerTimeout(f"the handler ran for more than {self.config.timeout_seconds:g} s")
-                self._settler.settle(work, verdict(error, work.message.attempt, self.config.retry, 0.0))
+                attempt, retry = work.message.attempt, self.config.retry
+                self._settler.settle(work, verdict(error, attempt, retry, 0.0, _expires_in(work)))
         left = [work.message.deadline for work in running if work.message.deadline > now]
         if left:
             self._check_later(min(left) - now)
+
+
+def _expires_in(work: Work) -> float | None:
+    return None if work.expires_at is None else work.expires_at - time.time()

@@ -220,7 +220,12 @@ def make_copy(
         properties = replace(properties, expiration=str(max(1, round(verdict.seconds * 1000))))
     else:
         target = topology.dead_letter_queue(queue)
-    kept = fitted(kept | _failure_headers(verdict.failure, work.message.attempt, worker, now), ROOM)
+    attempts = work.message.attempt
+    if isinstance(verdict, GiveUp) and not verdict.handled:
+        attempts -= 1
+    if work.expires_at is not None:
+        kept[headers.EXPIRES_AT] = round(work.expires_at * 1000)
+    kept = fitted(kept | _failure_headers(verdict.failure, attempts, worker, now), ROOM)
     return target, Outgoing.with_properties(properties, target.name, work.body, kept)
 
 

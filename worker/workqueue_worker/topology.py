@@ -26,10 +26,11 @@ ArgumentValue: TypeAlias = str | int | bool
 Arguments: TypeAlias = Mapping[str, ArgumentValue]
 
 WAKE_ALLOWANCE: Final = 20
-"""Deliveries that waking up may cost a message, on top of the limit that a person asks for.
+"""Deliveries that RabbitMQ allows a message on top of the limit that a person asks for.
 
-Before RabbitMQ 4.3 each nack of the wake-up consumer counts as a delivery. The same number is declared on
-every version, so that an upgrade of the broker does not make the declaration differ.
+The worker enforces the exact limit. RabbitMQ's own is higher, because before 4.3 each nack of the doorbell
+counts as a delivery. The same number is declared on every version, so that an upgrade of the broker does not
+make the declaration differ.
 """
 
 DEFAULT_DELIVERY_LIMIT: Final = 10
@@ -187,6 +188,16 @@ def delay_queue(queue: str, seconds: int) -> Queue:
     )
 
 
+def conflict_advice(queue: str) -> str:
+    """Return what to do when RabbitMQ answers 406 because `queue` exists with other arguments."""
+    if queue.endswith(".dead") or re.search(r"\.retry\.\d+s$", queue):
+        return f"Delete {queue!r} when it is empty. It is then declared again."
+    return (
+        f"If a publisher declares {queue!r} without arguments, use the queue type Classic without limits and TTL, "
+        "or let the publisher skip the declaration or declare the queue passively."
+    )
+
+
 def work_queue(settings: QueueSettings) -> Queue:
     """The declaration of the work queue itself."""
     return Queue(settings.name, dict(_work_queue_arguments(settings)))
@@ -213,7 +224,12 @@ def _dead_letter_to(queue: str) -> Arguments:
 
 
 def _work_queue_arguments(settings: QueueSettings) -> Iterator[tuple[str, ArgumentValue]]:
-    yield from _dead_letter_to(dead_letter_queue_name(settings.name)).items()
+    limits = (settings.max_length, settings.max_length_bytes, settings.message_ttl_seconds)
+    if settings.type is QueueType.QUORUM or any(limit is not None for limit in limits):
+        # A Classic queue without limits has no arguments at all. Publishers that declare the queue the way
+        # tutorials do, `queue_declare("hello", durable=True)`, would otherwise fail with 406. The worker
+        # publishes retries and dead letters itself, so it does not need these arguments.
+        yield from _dead_letter_to(dead_letter_queue_name(settings.name)).items()
     if settings.type is QueueType.QUORUM:
         yield "x-queue-type", "quorum"
         yield from _AT_LEAST_ONCE.items()

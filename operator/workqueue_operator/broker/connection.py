@@ -36,7 +36,7 @@ from pika.spec import Queue as QueueMethods
 from workqueue_worker.binding import Binding
 from workqueue_worker.broker.backoff import STEADY_SECONDS, Backoff
 from workqueue_worker.broker.frames import BoundedFrames
-from workqueue_worker.topology import BrokerVersion, Plan, Queue
+from workqueue_worker.topology import BrokerVersion, Plan, Queue, conflict_advice
 
 from ..errors import Trouble
 from ..reasons import Reason
@@ -270,6 +270,7 @@ class Broker:
                 queue.name, durable=True, arguments=dict(queue.arguments), callback=done
             ),
             f"queue {queue.name!r}",
+            conflict_advice(queue.name),
         )
         return self._counted(frame.method)
 
@@ -290,7 +291,7 @@ class Broker:
         if self._bells is not None:
             self._bells.mark_vanished(queue)
 
-    async def _call(self, channel: CallChannel | None, send: Any, what: str) -> Any:
+    async def _call(self, channel: CallChannel | None, send: Any, what: str, advice: str = "") -> Any:
         if channel is None:
             await self.ready()
             raise Trouble(
@@ -302,18 +303,19 @@ class Broker:
             reason = Reason.BROKER_TIMEOUT if self.connected else Reason.BROKER_UNREACHABLE
             raise Trouble(reason, self._silent(what, str(error))) from error
         except ChannelRefusedError as error:
-            raise self._refusal(error, what) from error
+            raise self._refusal(error, what, advice) from error
 
     def _silent(self, what: str, why: str) -> str:
         return f"The broker {self.binding.display} gave no answer about {what}: {why}. Replicas stay as they are."
 
-    def _refusal(self, error: ChannelRefusedError, what: str) -> Exception:
+    def _refusal(self, error: ChannelRefusedError, what: str, advice: str) -> Exception:
         if error.code == _NOT_FOUND:
             return QueueMissingError(what)
         if error.code == _PRECONDITION_FAILED:
             return Trouble(
                 Reason.QUEUE_CONFLICT,
-                f"The {what} exists with other settings and was not touched. RabbitMQ says: {error.text}",
+                f"The {what} exists with other settings and was not touched. RabbitMQ says: "
+                f"{error.text.rstrip('.')}. {advice}".rstrip(),
             )
         if error.code == _ACCESS_REFUSED:
             return Trouble(

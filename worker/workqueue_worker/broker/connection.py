@@ -148,6 +148,12 @@ class Connection:
         return self._is_open
 
     @property
+    def channel_max(self) -> int:
+        """How many channels the connection may have, as negotiated with the broker; asked while it is open."""
+        assert self._pika is not None  # noqa: S101 - open
+        return int(self._pika.params.channel_max or pika.channel.MAX_CHANNELS)
+
+    @property
     def tick_age(self) -> float:
         """Seconds since the I/O loop last turned; it turns at least every five."""
         return time.monotonic() - self.loop.last_turn

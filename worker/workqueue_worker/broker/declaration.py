@@ -21,7 +21,7 @@ from typing import Any, Final
 import pika.exceptions
 
 from workqueue_worker.errors import BrokerError, DeclareError
-from workqueue_worker.topology import Plan
+from workqueue_worker.topology import Plan, conflict_advice
 
 from .connection import Connection, describe
 
@@ -29,6 +29,7 @@ SAFE_AFTER_SECONDS: Final = 2.0
 """When a quorum queue that was just created survives the death of its broker, with a margin."""
 
 NOT_FOUND: Final = 404
+PRECONDITION_FAILED: Final = 406
 
 _Step = Callable[..., Any]
 
@@ -45,10 +46,10 @@ class Declaration:
         self.future: Future[bool] = Future()
         self.deadline = time.monotonic() + timeout_seconds
         self._plan = plan
-        self._steps: deque[tuple[str, _Step]] = deque()
+        self._steps: deque[tuple[str, str, _Step]] = deque()
         self._unseen = deque(queue.name for queue in plan.queues)
         self._looking = True
-        self._current = ""
+        self._current = self._advice = ""
 
     def begin(self, connection: Connection) -> None:
         """Open the channel and start. In the I/O thread."""
@@ -85,24 +86,28 @@ class Declaration:
             with contextlib.suppress(InvalidStateError):
                 self.future.set_result(not self._looking)
             return
-        self._current, step = self._steps.popleft()
+        self._current, self._advice, step = self._steps.popleft()
         step(callback=lambda _: self._next(channel))
 
-    def _steps_on(self, channel: Any) -> Iterator[tuple[str, _Step]]:
+    def _steps_on(self, channel: Any) -> Iterator[tuple[str, str, _Step]]:
+        """Yield for each step its subject, the advice for a conflict, and the call."""
         for queue in self._plan.queues:
             yield (
                 f"The queue {queue.name}",
+                conflict_advice(queue.name),
                 partial(channel.queue_declare, queue.name, durable=True, arguments=dict(queue.arguments)),
             )
         exchange = self._plan.exchange
         if exchange is not None:
             yield (
                 f"The exchange {exchange.name}",
+                "",
                 partial(channel.exchange_declare, exchange.name, exchange.type.value.lower(), durable=True),
             )
         for binding in self._plan.bindings:
             yield (
                 f"The binding of {binding.queue} to {binding.exchange}",
+                "",
                 partial(channel.queue_bind, binding.queue, binding.exchange, binding.routing_key),
             )
 
@@ -112,6 +117,7 @@ class Declaration:
             self._looking = False
             self._open(connection)
         elif isinstance(error, pika.exceptions.ChannelClosedByBroker):
-            self.fail(DeclareError(self._current, code, error.reply_text))
+            advice = self._advice if code == PRECONDITION_FAILED else ""
+            self.fail(DeclareError(self._current, code, error.reply_text, advice))
         else:
             self.fail(BrokerError(f"Nothing was declared: {describe(error)}."))

@@ -1,4 +1,4 @@
-"""Questions to RabbitMQ one after the other, for commands that people run: look, take, give back, purge.
+"""Questions to RabbitMQ one after the other, for commands that people run: look, take, give back.
 
 Place in the flow: under `workqueue dead`, `peek` and `stats`. Each call waits for its answer. Unlike the
 connection of a worker it gives up when RabbitMQ cannot be reached, and a lost connection is an error.
@@ -106,18 +106,6 @@ class Session:
             channel.queue_declare(queue, passive=True, callback=answered)
 
         return self._ask(declare, if_missing=None)
-
-    def purge(self, queue: str) -> int:
-        """Drop all ready messages of a queue; returns how many."""
-
-        def purge(channel: Any, answer: Future[int]) -> None:
-            def answered(frame: Any) -> None:
-                channel.close()
-                _tell(answer, frame.method.message_count)
-
-            channel.queue_purge(queue, callback=answered)
-
-        return self._ask(purge)
 
     def get(self, queue: str) -> Received | None:
         """Take the first message of a queue; None when it has none that is ready."""

@@ -60,6 +60,7 @@ class Work:
         lease: the right to settle it.
         message: what the handler gets; the runtime sets it.
         started: when, on the monotonic clock.
+        expires_at: when the message's own TTL passes, in Unix seconds; None without one.
         returned: whether the handler has returned.
         decided: whether it is known what to do with the message; at the latest when the handler returns.
         abandoned: whether the message is to be handed back whatever the handler says, since we shut down.
@@ -70,6 +71,7 @@ class Work:
         "abandoned",
         "body",
         "decided",
+        "expires_at",
         "lease",
         "message",
         "method",
@@ -88,6 +90,7 @@ class Work:
         self.body = body
         self.message: Any = None
         self.started = 0.0
+        self.expires_at: float | None = None
         self.returned = False
         self.decided = False
         self.abandoned = False
@@ -158,8 +161,10 @@ class Slot:
             return
         try:
             channel = self._port.channel(self._opened)
-        except BrokerError:
-            # The connection is just going, which it says itself in a moment; then this is called again.
+        except BrokerError as error:
+            if self._port.is_open:
+                self._on_trouble("No channel can be opened; trying again.", str(error))
+                self._reopen()
             return
         self._channel = channel
         channel.add_on_close_callback(self._closed)

@@ -21,7 +21,7 @@ from workqueue_worker.broker.session import Received, Session, wait_until_open
 from workqueue_worker.errors import BrokerError, NotSent
 from workqueue_worker.topology import dead_letter_queue_name
 
-from . import connecting, letters, output
+from . import connecting, letters, output, values
 from .letters import Filter, Letter
 from .progress import progress
 
@@ -50,14 +50,14 @@ def add_arguments(
 
     listing = _action(actions, add_place, "list", "list the dead letters", _list)
     _add_filters(listing)
-    listing.add_argument(*limit, type=_number, default=DEFAULT_LIST_LIMIT, help="(%(default)s)")
+    listing.add_argument(*limit, type=values.count, default=DEFAULT_LIST_LIMIT, help="(%(default)s)")
 
     show = _action(actions, add_place, "show", "show one dead letter with its headers and its body", _show)
     show.add_argument("id", nargs="?", help="a message id (default: the first)")
 
     replay = _action(actions, add_place, "replay", "put dead letters back to work", _replay)
     _add_filters(replay)
-    replay.add_argument(*limit, type=_number, help="at most so many")
+    replay.add_argument(*limit, type=values.count, help="at most so many")
     replay.add_argument("--keep-attempts", action="store_true", help="count on instead of from the start")
 
     purge = _action(actions, add_place, "purge", "drop dead letters for good", _purge)
@@ -76,7 +76,7 @@ def _action(
     actions: Any, add_place: Callable[[argparse.ArgumentParser], None], name: str, summary: str, act: Any
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(
-        name, help=summary, description=f"{summary.capitalize()}."
+        name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}."
     )
     add_place(parser)
     parser.add_argument("--json", action="store_true", help="say the result as one JSON document")
@@ -222,14 +222,14 @@ def _purge(session: Session, arguments: argparse.Namespace) -> int:
     if not arguments.yes and not _agreed(total, queue, everything=wanted.takes_all):
         output.warn("Nothing was dropped; --yes drops without asking.")
         return connecting.BAD_USAGE
-    if wanted.takes_all:
-        dropped = session.purge(dead_letter_queue_name(queue))
-    else:
-        dropped = 0
+    dropped = 0
+    with progress("dropping", total) as update:
+        # Not queue.purge, which would also drop what has died since it was counted.
         for received, letter in _take(session, queue, total):
             if wanted.takes(letter):
                 session.ack(received)
                 dropped += 1
+            update(dropped)
         session.give_back_all()
     if arguments.json:
         output.say_json({"queue": queue, "dropped": dropped})
@@ -277,9 +277,3 @@ def _duration(text: str) -> Any:
         return letters.duration(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
-    return int(text)

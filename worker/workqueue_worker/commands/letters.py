@@ -138,10 +138,12 @@ def replayed(received: Received, queue: str, *, keep_attempts: bool) -> Outgoing
     attempts = headers.attempts_made(received.headers)
     kept = {name: value for name, value in kept.items() if name not in headers.OURS}
     expiration = kept.pop(headers.ORIGINAL_EXPIRATION, None)
+    priority = headers.priority_in(kept)
+    kept.pop(headers.ORIGINAL_PRIORITY, None)
     if keep_attempts and attempts:
         kept[headers.ATTEMPT] = attempts
     return Outgoing.with_properties(
-        replace(properties, expiration=expiration), queue, received.body, kept or None
+        replace(properties, expiration=expiration, priority=priority), queue, received.body, kept or None
     )
 
 

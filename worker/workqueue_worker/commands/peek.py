@@ -11,13 +11,15 @@ from typing import Any
 from workqueue_worker.broker.session import Received, Session
 from workqueue_worker.errors import BrokerError
 
-from . import connecting, output
+from . import connecting, output, values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--queue", required=True, help="any queue")
-    parser.add_argument("-n", type=int, default=1, metavar="NUMBER", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "-n", type=values.count, default=1, metavar="NUMBER", help="how many (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="say the result as one JSON document")
     connecting.add_arguments(parser)
 

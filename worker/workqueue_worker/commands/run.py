@@ -27,24 +27,67 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags. Each has an environment variable beside it; the flag wins."""
     parser.add_argument(
-        "handler", nargs="?", metavar="MODULE:FUNCTION", help="Python function that takes a message"
+        "handler",
+        nargs="?",
+        metavar="MODULE:FUNCTION",
+        help="Python function that takes a message [WORKQUEUE_HANDLER_PYTHON]",
     )
     add = parser.add_argument
-    add("--exec", nargs=argparse.REMAINDER, metavar="COMMAND", help="a command for each message (last flag)")
-    add("--http", metavar="URL", help="POST each message to this URL")
+    add(
+        "--exec",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND",
+        help="a command for each message; takes everything after it, so it comes last"
+        " [WORKQUEUE_HANDLER_EXEC, a JSON list]",
+    )
+    add("--http", metavar="URL", help="POST each message to this URL [WORKQUEUE_HANDLER_HTTP]")
     add("--queue", help="work queue [WORKQUEUE_QUEUE]")
     add("--queue-type", metavar="TYPE", help="Quorum (default) or Classic [WORKQUEUE_QUEUE_TYPE]")
-    add("--declare", action="store_const", const="true", help="declare the queue and its dead-letter queue")
-    add("--exchange", help="with --declare: declare this exchange and bind the queue to it")
-    add("--max-attempts", metavar="N", help="attempts before the dead-letter queue (5)")
-    add("--delays", metavar="SECONDS", help="delays before retries (1,10,60); the last repeats")
-    add("--timeout", metavar="SECONDS", help="for one message (300)")
-    add("--concurrency", metavar="N", help="messages handled at once (1)")
-    add("--grace", metavar="SECONDS", help="how long handlers may finish after SIGTERM (the timeout)")
-    add("--port", metavar="PORT", help="of the HTTP endpoint (8090); 0 for none")
+    add(
+        "--declare",
+        action="store_const",
+        const="true",
+        help="declare the queue and its dead-letter queue [WORKQUEUE_DECLARE]",
+    )
+    add(
+        "--exchange",
+        help="with --declare: declare this exchange and bind the queue to it [WORKQUEUE_EXCHANGE]",
+    )
+    add(
+        "--max-attempts",
+        metavar="N",
+        help="attempts before the dead-letter queue (5) [WORKQUEUE_MAX_ATTEMPTS]",
+    )
+    add(
+        "--delays",
+        metavar="SECONDS",
+        help="delays before retries (1,10,60); the last repeats [WORKQUEUE_DELAYS_SECONDS]",
+    )
+    add(
+        "--delivery-limit",
+        metavar="N",
+        help="how often a message may come back because its worker died (10 with --declare)"
+        " [WORKQUEUE_DELIVERY_LIMIT]",
+    )
+    add("--timeout", metavar="SECONDS", help="for one message (300) [WORKQUEUE_TIMEOUT_SECONDS]")
+    add("--concurrency", metavar="N", help="messages handled at once (1) [WORKQUEUE_CONCURRENCY]")
+    add(
+        "--grace",
+        metavar="SECONDS",
+        help="how long handlers may finish after SIGTERM (the timeout) [WORKQUEUE_GRACE_SECONDS]",
+    )
+    add("--port", metavar="PORT", help="of the HTTP endpoint (8090); 0 for none [WORKQUEUE_PORT]")
     add("--url", help="amqp://user:password@host:port/vhost [WORKQUEUE_URL]")
-    add("--binding", metavar="FOLDER", help="Service Binding folder [WORKQUEUE_BINDING]")
-    add("--log-format", metavar="FORMAT", help="json or text (text on a terminal)")
+    add(
+        "--binding",
+        metavar="FOLDER",
+        help="Service Binding folder [WORKQUEUE_BINDING, SERVICE_BINDING_ROOT]",
+    )
+    add(
+        "--log-format",
+        metavar="FORMAT",
+        help="json or text (text on a terminal) [WORKQUEUE_LOG_FORMAT]",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from workqueue_worker import topology, tracing
+from workqueue_worker import headers, topology, tracing
 from workqueue_worker.broker.declaration import SAFE_AFTER_SECONDS
 from workqueue_worker.broker.outgoing import Outgoing
 from workqueue_worker.broker.publisher import DEFAULT_TIMEOUT_SECONDS, Publisher
@@ -28,7 +28,7 @@ from workqueue_worker.broker.session import wait_until_open
 from workqueue_worker.errors import NotSent, PublishError, Returned, Unconfirmed
 from workqueue_worker.handlers.outcome import LONGEST_DELAY_SECONDS, rung
 
-from . import connecting, inputs, output
+from . import connecting, inputs, output, values
 from .inputs import InputError, Item
 from .progress import Update, progress
 
@@ -82,7 +82,7 @@ def add_arguments(
     )  # fmt: skip
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=values.timeout,
         default=DEFAULT_TIMEOUT_SECONDS,
         metavar="SECONDS",
         help="for the confirmation of one message (default: %(default)g)",
@@ -100,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
         items, total = _items(arguments)
     except InputError as error:
         arguments.parser.error(f"{error} Nothing was sent.")
+    if arguments.delay is not None:
+        items = map(_without_priority, items)
     traces = tracing.start("workqueue send", os.environ) if tracing.wanted(os.environ) else None
     publisher = tracing.publisher(traces, source, "workqueue send", timeout_seconds=arguments.timeout)
     with _sigterm_as_interrupt(), publisher:
@@ -118,6 +120,15 @@ def run(arguments: argparse.Namespace) -> int:
     if traces is not None:
         traces.close()
     return report.say()
+
+
+def _without_priority(item: Item) -> Item:
+    """Set the priority aside: in a delay queue it would hold up the older messages. Handlers see it restored."""
+    priority = item.outgoing.priority
+    if priority is None:
+        return item
+    kept = {**(item.outgoing.headers or {}), headers.ORIGINAL_PRIORITY: priority}
+    return item._replace(outgoing=item.outgoing._replace(priority=None, headers=kept))
 
 
 def _send(publisher: Publisher, items: Iterable[Item], report: _Report, update: Update) -> None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from typing import Final
 
 from workqueue_worker import topology
 from workqueue_worker.broker.session import Depth, Session
 from workqueue_worker.handlers.outcome import LONGEST_DELAY_SECONDS, RetryPolicy, rung
 
 from . import connecting, output
+
+NO_QUEUE: Final = 4
+"""Its own exit code: 1 means that RabbitMQ cannot be reached or refused."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the counts; return 0, or 1 when the queue does not exist."""
+    """Show the counts; return 0, or 4 when the queue does not exist."""
     queue = arguments.queue
     delays = sorted({*RetryPolicy().delays_seconds, *_rungs(), *arguments.delays})
     names = [
@@ -55,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         output.say(output.table(("QUEUE", "READY", "CONSUMERS"), rows))
     if work is None:
         output.warn(f"The queue {queue} does not exist.")
-        return 1
+        return NO_QUEUE
     return 0
 
 

@@ -44,6 +44,8 @@ class FailureReason(StrEnum):
     REJECTED = "Rejected"
     UNDECODABLE = "Undecodable"
     TIMED_OUT = "TimedOut"
+    EXPIRED = "Expired"
+    DELIVERY_LIMIT = "DeliveryLimit"
 
 
 class HandlerTimeout(WorkerError):  # noqa: N818
@@ -91,22 +93,62 @@ class RetryLater:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """A copy goes to the dead-letter queue."""
+    """A copy goes to the dead-letter queue.
+
+    Attributes:
+        handled: whether a handler was called for this delivery.
+    """
 
     failure: Failure
+    handled: bool = True
 
 
 Verdict: TypeAlias = Ack | RetryLater | GiveUp
 ACK: Final = Ack()
 
 
-def verdict(error: BaseException | None, attempt: int, policy: RetryPolicy, chance: float) -> Verdict:
+def refusal(deliveries_failed: int, delivery_limit: int | None, expires_in: float | None) -> GiveUp | None:
+    """Decide before the handler is called: give the message up, or None to handle it.
+
+    RabbitMQ enforces neither exactly: its own delivery limit is higher, to allow for wake-ups, and it takes the
+    TTL off a message that returns from a delay queue.
+
+    Args:
+        deliveries_failed: how often the message came back because its worker died.
+        delivery_limit: how often it may; None for no limit.
+        expires_in: seconds until the message's own TTL passes; None without one.
+    """
+    if delivery_limit is not None and deliveries_failed > delivery_limit:
+        return GiveUp(
+            Failure(
+                FailureReason.DELIVERY_LIMIT,
+                f"the message came back {deliveries_failed} times because its worker ended without an answer; "
+                f"the delivery limit is {delivery_limit}",
+            ),
+            handled=False,
+        )
+    if expires_in is not None and expires_in <= 0:
+        return GiveUp(
+            Failure(FailureReason.EXPIRED, "the message's TTL passed while it waited for this attempt"),
+            handled=False,
+        )
+    return None
+
+
+def verdict(
+    error: BaseException | None,
+    attempt: int,
+    policy: RetryPolicy,
+    chance: float,
+    expires_in: float | None = None,
+) -> Verdict:
     """What to do with the message.
 
     Args:
         error: what the handler raised; None when it returned.
         attempt: the number of the attempt that has just ended.
         chance: from 0 to 1, spreads the retries of messages that failed together.
+        expires_in: seconds until the message's own TTL passes; None without one.
     """
     if error is None:
         return ACK
@@ -117,9 +159,14 @@ def verdict(error: BaseException | None, attempt: int, policy: RetryPolicy, chan
     asked = error.after if isinstance(error, Retry) else None
     if asked is not None and math.isfinite(asked) and asked >= 0:
         queue_seconds = rung(asked)
-        return RetryLater(failure, queue_seconds, min(max(asked, 0.001), queue_seconds))
-    queue_seconds = policy.delay_after(attempt)
-    return RetryLater(failure, queue_seconds, queue_seconds * (1 - 0.1 * chance))
+        seconds = min(max(asked, 0.001), queue_seconds)
+    else:
+        queue_seconds = policy.delay_after(attempt)
+        seconds = queue_seconds * (1 - 0.1 * chance)
+    if expires_in is not None and seconds >= expires_in:
+        expired = f"the message's TTL passes before the next attempt; the last one failed: {failure.message}"
+        return GiveUp(Failure(FailureReason.EXPIRED, _head(expired), failure.traceback))
+    return RetryLater(failure, queue_seconds, seconds)
 
 
 def rung(seconds: float) -> int:
