@@ -7,6 +7,7 @@ Runs inside worker processes: `workqueue run tests.support.jobs:handle`. The bod
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import time
@@ -76,6 +77,12 @@ async def handle_async(message: Message) -> None:
         case other:
             _misbehave(other, job, message)
     record("end", message, job)
+
+
+@functools.wraps(handle_async)
+def handle_timed(message: Message) -> Any:
+    """The coroutine function behind a synchronous decorator, such as prometheus_client's `time()`."""
+    return handle_async(message)
 
 
 def _misbehave(what: str, job: dict[str, Any], message: Message) -> None:

@@ -43,6 +43,15 @@ def test_messages_are_handled_retried_and_given_up_on_every_version(
     assert worker.stop() == 0
 
 
+def test_coroutine_function_behind_a_synchronous_decorator_runs(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, handler="tests.support.jobs:handle_timed").wait_consuming()
+
+    publish(vhost, {"id": 1}, {"id": 2, "do": "fail once"})
+
+    eventually(lambda: worker.outcomes() == {"acked": 2, "retried": 1})
+    assert sorted(worker.events_of("end")) == [1, 2]
+
+
 def test_a_classic_work_queue_has_the_same_outcomes(every_vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(every_vhost.url, "--queue-type", "Classic", "--max-attempts", "2").wait_consuming()
     publish(every_vhost, {"id": 1, "do": "fail once"}, {"id": 2, "do": "fail"})
