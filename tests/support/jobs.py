@@ -10,6 +10,8 @@ import asyncio
 import functools
 import json
 import os
+import sys
+import threading
 import time
 from typing import Any
 
@@ -74,6 +76,14 @@ async def handle_async(message: Message) -> None:
                 raise
         case "block":
             time.sleep(job["seconds"])  # noqa: ASYNC251 - that is what is being tested
+        case "exit in a task":
+            await asyncio.gather(asyncio.create_task(_exit()))
+        case "exit in a callback":
+            asyncio.get_running_loop().call_soon(sys.exit, 0)
+            await asyncio.sleep(60)
+        case "stop the loop":
+            asyncio.get_running_loop().stop()
+            await asyncio.sleep(60)
         case other:
             _misbehave(other, job, message)
     record("end", message, job)
@@ -83,6 +93,10 @@ async def handle_async(message: Message) -> None:
 def handle_timed(message: Message) -> Any:
     """The coroutine function behind a synchronous decorator, such as prometheus_client's `time()`."""
     return handle_async(message)
+
+
+async def _exit() -> None:
+    sys.exit(0)
 
 
 def _misbehave(what: str, job: dict[str, Any], message: Message) -> None:
@@ -99,10 +113,26 @@ def _misbehave(what: str, job: dict[str, Any], message: Message) -> None:
             raise Reject(job.get("why", ""))
         case "exit":
             raise SystemExit(9)
+        case "fork and exit":
+            _fork(job, message)
+        case "start a thread":
+            threading.Thread(target=time.sleep, args=[job["seconds"]], daemon=False).start()
         case "die":
             os._exit(70)
         case "die once":
-            mark = f"{os.environ['EVENTS']}-died-{job['id']}"
-            if not os.path.exists(mark):  # noqa: PTH110 - a handler needs no more
-                open(mark, "w").close()  # noqa: PTH123
-                os._exit(70)
+            _die_once(job)
+
+
+def _fork(job: dict[str, Any], message: Message) -> None:
+    child = os.fork()
+    if child == 0:
+        sys.exit(7)
+    _, status = os.waitpid(child, 0)
+    record(f"child ended with {os.waitstatus_to_exitcode(status)}", message, job)
+
+
+def _die_once(job: dict[str, Any]) -> None:
+    mark = f"{os.environ['EVENTS']}-died-{job['id']}"
+    if not os.path.exists(mark):  # noqa: PTH110 - a handler needs no more
+        open(mark, "w").close()  # noqa: PTH123
+        os._exit(70)

@@ -147,6 +147,7 @@ class WorkerMachine(RuleBasedStateMachine):
             config.read_binding,
             Handler("m:f", lambda _message: None),
             connect=lambda _source, _name, **callbacks: Connection(self.clock, **callbacks),  # type: ignore[arg-type,return-value]
+            on_failure=self._judge_failure,
         )
         self.connection: Connection = self.worker.connection  # type: ignore[assignment]
         self.broker = self.connection.broker
@@ -231,6 +232,13 @@ class WorkerMachine(RuleBasedStateMachine):
         attempt.target = outgoing.routing_key
         return attempt.delivery
 
+    def _judge_failure(self) -> None:
+        assert any(self._is_hung(attempt) for attempt in self.running)
+
+    def _is_hung(self, attempt: Attempt) -> bool:
+        work = attempt.work
+        return not work.lease.held and self.clock.now >= work.message.deadline + TIMEOUT
+
     def _judge_close(self) -> None:
         assert self.drain_deadline is not None
         if self.clock.now < self.drain_deadline - DRAIN_MARGIN and not self.signals:
@@ -288,6 +296,8 @@ class WorkerMachine(RuleBasedStateMachine):
 
     def _pass(self, seconds: float) -> None:
         self.clock.advance(self.clock.now + seconds, self._mark_whose_time_is_up)
+        if any(self._is_hung(attempt) for attempt in self.running) and not self.broker.is_cut_off:
+            assert self.worker.draining, "a hung handler keeps a slot and the worker goes on"
         for attempt in self.running:
             told = attempt.work.message.cancelled.is_set() or self.broker.is_cut_off  # and soon told of that
             assert told or not attempt.timed_out
@@ -329,7 +339,8 @@ class WorkerMachine(RuleBasedStateMachine):
         if not changed.was_told:
             quiet = all(slot.closed for slot in self.worker.slots)
             if self.drain_deadline is not None:
-                quiet = quiet and not self.worker.busy()
+                hung = sum(self._is_hung(attempt) for attempt in self.running)
+                quiet = quiet and self.worker.busy() == hung
             assert not quiet, "nobody told the one who waits"
 
     def _moves(self) -> list[Callable[[], Any]]:
@@ -475,18 +486,17 @@ class WorkerMachine(RuleBasedStateMachine):
         self._prepare(before)
         self.retired_until = None
         self.is_asked_to_retire = True
-        busy = self.worker.busy()
+        held = self.worker.held()
         try:
-            busy_in_the_end = self.retirement.begin()
+            held_in_the_end = self.retirement.begin()
         except TimeoutError:
-            busy_in_the_end = 1
+            held_in_the_end = 1
         self.is_asked_to_retire = False
-        if busy:
-            assert busy_in_the_end == busy
-        if not busy_in_the_end:
+        if held:
+            assert held_in_the_end == held
+        if not held_in_the_end:
             self.retired_until = self.clock.now + retirement.LEASE_SECONDS
-            assert not self.running
-            assert not self.worker.busy()
+            assert not any(attempt.work.lease.held for attempt in self.attempts)
 
     @precondition(lambda self: self.retired_until is not None and not self.is_over)
     @rule()
@@ -567,7 +577,7 @@ class WorkerMachine(RuleBasedStateMachine):
         assert self.retirement.active == self._is_retired
         if self._is_retired:
             assert not any(channel.consumer for channel in self.broker.channels)
-            assert not self.running
+            assert not any(attempt.work.lease.held for attempt in self.running)
 
     @rule()
     def the_world_comes_to_rest(self) -> None:
@@ -581,7 +591,7 @@ class WorkerMachine(RuleBasedStateMachine):
             self._pass(ANSWER_SECONDS / 2 + LONGEST_WAIT_SECONDS)
         self._the_network_is_quick()
         consumers = sum(channel.consumer is not None for channel in self.broker.channels)
-        if self._is_retired or self.is_over:
+        if self._is_retired or self.worker.draining:
             assert consumers == 0
         else:
             slots = self.worker.slots
@@ -609,7 +619,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self.every_message_is_in_one_place()
         self.every_attempt_is_counted_once_and_for_what_it_was()
         assert self.worker.busy() == 0
-        if not self.is_over:
+        if not self.worker.draining:
             assert sorted(self.broker.acked) == list(range(self.published))
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from . import topology
 from .binding import Binding
@@ -45,7 +45,17 @@ STUCK_SECONDS: Final = 60.0
 DECLARE_TIMEOUT_SECONDS: Final = 30.0
 DECLARE_AGAIN_SECONDS: Final = 2.0
 
+LOOP_ENDED_GRACE_SECONDS: Final = 1.0
+"""For the other handlers, when one of them has ended the asyncio loop and so asked for the end of the process."""
+
 logger = logging.getLogger(__name__)
+
+
+class Failure(NamedTuple):
+    """Why only a new process can go on, and how long handlers may still run."""
+
+    reason: str
+    grace_seconds: float
 
 
 class Runtime:
@@ -56,6 +66,10 @@ class Runtime:
         binding_source: where RabbitMQ is, read at each attempt to connect.
         handler: loaded and checked.
         connect: makes the consuming connection; another one for tests.
+        on_failure: called when `failure` is set.
+
+    Attributes:
+        failure: why only a new process can go on, or None. No more messages are taken then.
     """
 
     def __init__(
@@ -64,6 +78,7 @@ class Runtime:
         binding_source: Callable[[], Binding],
         handler: Handler,
         connect: Callable[..., Connection] = Connection,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
         self.started = time.monotonic()
@@ -73,6 +88,8 @@ class Runtime:
         self.message_age_seconds = Histogram.of_message_age_seconds()
         self.reconnects = 0
         self.draining = False
+        self.failure: Failure | None = None
+        self._on_failure = on_failure
         self.connection = connect(
             binding_source, f"{config.queue} consumer", on_open=self._opened, on_lost=self._lost
         )
@@ -101,7 +118,7 @@ class Runtime:
         ]
         self._runner: Crew | Tasks
         if handler.is_async:
-            self._runner = Tasks(self.connection.loop, handler.call, self._handled)
+            self._runner = Tasks(self.connection.loop, handler.call, self._handled, self._loop_ended)
         else:
             self._runner = Crew(self.connection.loop, handler.call, self._handled, config.concurrency)
 
@@ -119,10 +136,30 @@ class Runtime:
             for slot in self.slots:
                 slot.pause(take_late=False)
 
+    def fail(self, failure: Failure) -> None:
+        """Take no more messages, and have the main thread end the process. Ignored while it shuts down."""
+        with self.connection.exclusive():
+            self._changed.notify_all()
+            if self.draining:
+                return
+            self.failure = failure
+            self.stop_taking()
+        logger.error(
+            "The worker cannot go on; shutting down.",
+            extra={"queue": self.config.queue, "reason": failure.reason},
+        )
+        self._on_failure()
+
     def wait_quiet(self, deadline: float) -> bool:
-        """Wait until no slot has a message or could get one. Returns whether that came about in time."""
+        """Wait until no slot has a message or could get one. Returns whether that came about in time.
+
+        A hung handler is not waited for.
+        """
         return self._wait_until(
-            lambda: all(slot.closed and slot.work is None for slot in self.slots), deadline
+            lambda: all(
+                slot.closed and (slot.work is None or self._is_hung(slot.work)) for slot in self.slots
+            ),
+            deadline,
         )
 
     def cancel_handlers(self) -> None:
@@ -159,25 +196,29 @@ class Runtime:
         """How many slots have a message in hand."""
         return sum(slot.work is not None for slot in self.slots)
 
+    def held(self) -> int:
+        """How many messages are ours and not settled. A handler may run on after its message was settled."""
+        return sum(slot.work is not None and slot.work.lease.held for slot in self.slots)
+
     def withdraw(self, timeout: float) -> int:
-        """Stop taking messages if no slot is busy, then or until that is confirmed; returns how many are.
+        """Stop taking messages if none is held, then or until that is confirmed; returns how many are.
 
         Raises:
             TimeoutError: the broker did not confirm it in `timeout` seconds. We take messages again.
         """
         with self.connection.exclusive():
-            busy = self.busy()
-            if busy:
-                return busy
+            held = self.held()
+            if held:
+                return held
             for slot in self.slots:
                 slot.pause(take_late=True)
         if not self._wait_until(lambda: all(slot.closed for slot in self.slots), time.monotonic() + timeout):
             self.resume()
             raise TimeoutError("RabbitMQ has not confirmed that the consumers are cancelled.")
-        busy = self.busy()
-        if busy:
+        held = self.held()
+        if held:
             self.resume()
-        return busy
+        return held
 
     def resume(self) -> None:
         """Take messages again, unless we are shutting down."""
@@ -349,6 +390,8 @@ class Runtime:
         self._count(outcome)
         if work.returned:
             self._free(work)
+        elif self._is_hung(work):
+            self._fail_hung(work)
 
     def _hand_back(self, work: Work) -> bool:
         is_handed_back = work.lease.hand_back()
@@ -367,6 +410,8 @@ class Runtime:
                 extra={"queue": self.config.queue, "slot": work.slot.number},
             )
             self._cancel(work)
+            if self._is_hung(work):
+                self._fail_hung(work)
 
     def _cancel(self, work: Work) -> None:
         work.message.cancelled.set()
@@ -399,18 +444,40 @@ class Runtime:
         """End every handler whose time is up. One timer serves all messages: most end long before."""
         now = time.monotonic()
         self._next_check = float("inf")
-        running = [
-            slot.work
-            for slot in self.slots
-            if slot.work is not None and not slot.work.returned and not slot.work.decided
-        ]
+        running = [slot.work for slot in self.slots if slot.work is not None and not slot.work.returned]
         for work in running:
-            if work.message.deadline <= now and work.lease.held and not work.abandoned:
+            undecided = work.lease.held and not work.decided and not work.abandoned
+            if undecided and work.message.deadline <= now:
                 work.decided = True
                 work.slot.hold()
                 self._cancel(work)
                 error = HandlerTimeout(f"the handler ran for more than {self.config.timeout_seconds:g} s")
                 self._settler.settle(work, verdict(error, work.message.attempt, self.config.retry, 0.0))
-        left = [work.message.deadline for work in running if work.message.deadline > now]
-        if left:
-            self._check_later(min(left) - now)
+            elif self._is_hung(work):
+                self._fail_hung(work)
+        moments = [
+            moment
+            for work in running
+            for moment in (work.message.deadline, work.message.deadline + self.config.timeout_seconds)
+            if moment > now
+        ]
+        if moments:
+            self._check_later(min(moments) - now)
+
+    def _is_hung(self, work: Work) -> bool:
+        """Whether a handler still runs a whole timeout after its deadline, and its message is settled or lost."""
+        hung_from: float = work.message.deadline + self.config.timeout_seconds
+        return not work.returned and not work.lease.held and time.monotonic() >= hung_from
+
+    def _fail_hung(self, work: Work) -> None:
+        seconds = time.monotonic() - work.started
+        self.fail(
+            Failure(
+                f"A handler has not returned for {seconds:.0f} s, in slot {work.slot.number}; its time was"
+                f" {self.config.timeout_seconds:g} s.",
+                self.config.grace_seconds,
+            )
+        )
+
+    def _loop_ended(self, reason: str) -> None:
+        self.fail(Failure(reason, LOOP_ENDED_GRACE_SECONDS))

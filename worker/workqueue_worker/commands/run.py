@@ -10,14 +10,19 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from workqueue_worker import __version__, logs
 from workqueue_worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
 from workqueue_worker.drain import Signals, drain
+from workqueue_worker.ending import leave
 from workqueue_worker.errors import ConfigurationError, HandlerLoadError, WorkerError
 from workqueue_worker.handlers.handler import Handler
 
+EXIT_FAILED = 1
 EXIT_CONFIGURATION = 2
 EXIT_HANDLER = 3
 
@@ -47,8 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--log-format", metavar="FORMAT", help="json or text (text on a terminal)")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the worker; returns the exit code."""
+def run(arguments: argparse.Namespace) -> NoReturn:
+    """Run the worker and end the process, whatever threads the handler has left behind."""
+    closers: list[Callable[[], None]] = []
+    try:
+        code = _run(arguments, closers)
+    except Exception:  # noqa: BLE001 - whatever it is, Python would wait for the handler's threads first
+        traceback.print_exc()
+        code = EXIT_FAILED
+    leave(code, *closers)
+
+
+def _run(arguments: argparse.Namespace, closers: list[Callable[[], None]]) -> int:
     signals = Signals()
     termination_log = Path(os.environ.get("WORKQUEUE_TERMINATION_LOG") or "/dev/termination-log")
     try:
@@ -61,10 +76,12 @@ def run(arguments: argparse.Namespace) -> int:
     except HandlerLoadError as error:
         return _fail(EXIT_HANDLER, error, termination_log)
     try:
-        return _work(config, handler, signals)
+        return _work(config, handler, signals, closers)
     except OSError as error:
         return _fail(
-            1, WorkerError(f"The endpoint's port {config.port} cannot be used: {error}."), termination_log
+            EXIT_FAILED,
+            WorkerError(f"The endpoint's port {config.port} cannot be used: {error}."),
+            termination_log,
         )
 
 
@@ -89,15 +106,16 @@ def load_handler(config: RunConfig, signals: Signals) -> Handler:
             return http.load(url, signals.wait)
 
 
-def _work(config: RunConfig, handler: Handler, signals: Signals) -> int:
+def _work(config: RunConfig, handler: Handler, signals: Signals, closers: list[Callable[[], None]]) -> int:
     from workqueue_worker import tracing
     from workqueue_worker.runtime import Runtime
 
     traces = tracing.start(config.queue, os.environ) if tracing.wanted(os.environ) else None
     if traces is not None:
         handler = traces.handler(handler)
+        closers.append(traces.close)
     logger.info("Starting.", extra={"version": __version__, "queue": config.queue, "handler": handler.name})
-    runtime = Runtime(config, config.read_binding, handler)
+    runtime = Runtime(config, config.read_binding, handler, on_failure=signals.interrupt)
     runtime.start()
     endpoint = None
     if config.port:
@@ -107,11 +125,12 @@ def _work(config: RunConfig, handler: Handler, signals: Signals) -> int:
         endpoint = Endpoint(runtime, config.port, any_port_will_do=config.port_is_default)
         endpoint.start()
     signals.wait()
-    drain(runtime, signals, config.grace_seconds)
+    failure = runtime.failure
+    drain(runtime, signals, config.grace_seconds if failure is None else failure.grace_seconds)
     if endpoint is not None:
         endpoint.close()
-    if traces is not None:
-        traces.close()
+    if failure is not None:
+        return _fail(EXIT_FAILED, WorkerError(failure.reason), config.termination_log)
     return 0
 
 
