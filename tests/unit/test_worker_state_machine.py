@@ -43,7 +43,7 @@ from workqueue_worker.broker.slot import ANSWER_SECONDS, LONGEST_WAIT_SECONDS, W
 from workqueue_worker.config import PythonHandler, RunConfig
 from workqueue_worker.errors import BrokerError
 from workqueue_worker.handlers.handler import Handler
-from workqueue_worker.handlers.outcome import Outcome, RetryPolicy
+from workqueue_worker.handlers.outcome import HandlerUnavailable, Outcome, RetryPolicy
 from workqueue_worker.topology import QueueSettings
 
 TIMEOUT: Final = 64.0
@@ -56,6 +56,7 @@ ENDS: Final[dict[str, BaseException | None]] = {
     "fails": ValueError("no"),
     "retries": Retry(after=3),
     "rejects": Reject("never"),
+    "was not started": HandlerUnavailable("connection refused"),
 }
 
 
@@ -175,14 +176,17 @@ class WorkerMachine(RuleBasedStateMachine):
     # What the worker does, and whether it may ------------------------------------------------------------
 
     def submit(self, work: Work) -> None:
-        """A message is given to a handler."""
+        """A message is given to a handler, again if it was not started before."""
         delivery = work.lease.channel.deliveries[work.lease.tag]  # type: ignore[attr-defined]
         assert not self._is_retired or self.is_asked_to_retire
         assert not self.worker.draining
         assert all(attempt.work.slot is not work.slot for attempt in self.running), "two handlers in one slot"
-        delivery.was_taken = True
-        attempt = Attempt(delivery, work)
-        self.attempts.append(attempt)
+        attempt = next((one for one in self.attempts if one.work is work), None)
+        if attempt is None:
+            delivery.was_taken = True
+            attempt = Attempt(delivery, work)
+            self.attempts.append(attempt)
+        assert attempt.verdict is Verdict.OPEN, "a handler begins again although its message is decided on"
         self.running.append(attempt)
 
     def cancel(self, work: Work) -> None:
@@ -222,8 +226,10 @@ class WorkerMachine(RuleBasedStateMachine):
             assert delivery.copy is not Copy.CONFIRMED or self.broker.calls, (
                 "its copy is there, and that is known"
             )
-            if not self.is_handing_back:
+            if not self.is_handing_back and attempt in self.running:
                 assert attempt.verdict is Verdict.NOTHING, "handed back although it was being settled"
+            elif not self.is_handing_back:
+                assert attempt.verdict in {Verdict.NOTHING, Verdict.OPEN}
 
     def _judge_copy(self, outgoing: Any) -> Delivery:
         [attempt] = [one for one in self.attempts if one.delivery.body == outgoing.body]
@@ -315,7 +321,7 @@ class WorkerMachine(RuleBasedStateMachine):
         if attempt.verdict is Verdict.OPEN:
             if attempt.work.message.cancelled.is_set():
                 attempt.verdict = Verdict.NOTHING
-            else:
+            elif how != "was not started":
                 attempt.verdict = Verdict.ACK if how == "returns" else Verdict.COPY
         self.worker._handled(attempt.work, ENDS[how])
         if attempt.verdict is Verdict.NOTHING:

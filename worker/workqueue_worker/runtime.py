@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from . import topology
 from .binding import Binding
+from .broker.backoff import Backoff
 from .broker.connection import Connection
 from .broker.declaration import Declaration
 from .broker.publisher import Publisher
@@ -24,7 +25,7 @@ from .broker.slot import Slot, Work
 from .config import RunConfig
 from .crew import Crew
 from .handlers.handler import Handler
-from .handlers.outcome import HandlerTimeout, Outcome, verdict
+from .handlers.outcome import HandlerTimeout, HandlerUnavailable, Outcome, verdict
 from .message import Message
 from .metrics import Histogram
 from .recent import Recent
@@ -44,6 +45,16 @@ STUCK_SECONDS: Final = 60.0
 
 DECLARE_TIMEOUT_SECONDS: Final = 30.0
 DECLARE_AGAIN_SECONDS: Final = 2.0
+
+FIRST_WAIT_SECONDS: Final = 0.2
+LONGEST_WAIT_SECONDS: Final = 5.0
+"""Between two attempts to start handlers that could not be started."""
+
+STARTED_SECONDS: Final = 1.0
+"""A handler that runs for so long was started. To find that it cannot be takes an instant, as a rule."""
+
+HUNG_SECONDS: Final = 10.0
+"""A handler counts as hung a whole timeout after its deadline, but not earlier than this."""
 
 LOOP_ENDED_GRACE_SECONDS: Final = 1.0
 """For the other handlers, when one of them has ended the asyncio loop and so asked for the end of the process."""
@@ -93,6 +104,12 @@ class Runtime:
         self.connection = connect(
             binding_source, f"{config.queue} consumer", on_open=self._opened, on_lost=self._lost
         )
+        self._withdrawn = False
+        self._unavailable: str | None = None
+        self._refused_at = 0.0
+        self._tries_again = False
+        self._handler_backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
+        self._hung_seconds = max(config.timeout_seconds, HUNG_SECONDS)
         self._binding_source = binding_source
         self._trouble: str | None = None
         self._is_classic = False
@@ -133,8 +150,9 @@ class Runtime:
         """Take no more messages, for good."""
         with self.connection.exclusive():
             self.draining = True
-            for slot in self.slots:
-                slot.pause(take_late=False)
+            self._adjust_slots()
+            for work in self._postponed():
+                self._hand_back(work)
 
     def fail(self, failure: Failure) -> None:
         """Take no more messages, and have the main thread end the process. Ignored while it shuts down."""
@@ -210,8 +228,8 @@ class Runtime:
             held = self.held()
             if held:
                 return held
-            for slot in self.slots:
-                slot.pause(take_late=True)
+            self._withdrawn = True
+            self._adjust_slots()
         if not self._wait_until(lambda: all(slot.closed for slot in self.slots), time.monotonic() + timeout):
             self.resume()
             raise TimeoutError("RabbitMQ has not confirmed that the consumers are cancelled.")
@@ -223,9 +241,17 @@ class Runtime:
     def resume(self) -> None:
         """Take messages again, unless we are shutting down."""
         with self.connection.exclusive():
-            if not self.draining:
-                for slot in self.slots:
-                    slot.resume()
+            self._withdrawn = False
+            self._adjust_slots()
+
+    def _adjust_slots(self) -> None:
+        """Have the slots take messages, unless something speaks against it."""
+        takes = not (self.draining or self._withdrawn or self._unavailable)
+        for slot in self.slots:
+            if takes:
+                slot.resume()
+            else:
+                slot.pause(take_late=not self.draining)
 
     # Showing ---------------------------------------------------------------------------------------------
 
@@ -237,7 +263,7 @@ class Runtime:
     @property
     def last_error(self) -> str | None:
         """Why we do not consume, as far as it is known."""
-        return self.connection.last_error or self._trouble
+        return self.connection.last_error or self._trouble or self._unavailable
 
     @property
     def tick_age(self) -> float:
@@ -341,7 +367,6 @@ class Runtime:
     def _received(self, work: Work) -> None:
         now = time.monotonic()
         properties = work.properties
-        work.started = now
         work.message = Message(
             work.body,
             headers=properties.headers,
@@ -350,13 +375,18 @@ class Runtime:
             exchange=work.method.exchange,
             routing_key=work.method.routing_key,
             redelivered=work.method.redelivered,
-            deadline=now + self.config.timeout_seconds,
         )
         self.recent.arrived(now)
         if properties.timestamp is not None:
             self.message_age_seconds.observe(max(0.0, time.time() - properties.timestamp))
+        self._start(work)
+
+    def _start(self, work: Work) -> None:
+        work.started = time.monotonic()
+        work.returned = False
+        work.message.deadline = work.started + self.config.timeout_seconds
         if work.message.deadline < self._next_check:
-            self._check_later(work.message.deadline - now)
+            self._check_later(self.config.timeout_seconds)
         self._runner.submit(work)
 
     def _handled(self, work: Work, error: BaseException | None) -> None:
@@ -375,8 +405,13 @@ class Runtime:
             self._free(work)
         elif work.abandoned:
             self._hand_back(work)
+        elif isinstance(error, HandlerUnavailable) and not work.decided:
+            self._postpone(work, str(error))
+            return
         elif not work.decided:
             work.decided = True
+            if self._unavailable and work.started > self._refused_at:
+                self._available()
             if error is None:
                 self._settler.end(work, Outcome.ACKED)
             else:
@@ -385,6 +420,49 @@ class Runtime:
         seconds = now - work.started
         self.recent.handled(now, seconds)
         self.handler_seconds.observe(seconds)
+
+    # A handler that cannot be started ---------------------------------------------------------------------
+
+    def _postpone(self, work: Work, reason: str) -> None:
+        """Keep a message for which nothing was started, and take no others until that can be done."""
+        if self.draining:
+            self._hand_back(work)
+            return
+        if self._unavailable is None:
+            logger.warning(
+                "The handler cannot be reached; keeping its messages and taking no others.",
+                extra={"queue": self.config.queue, "reason": reason},
+            )
+        self._unavailable = reason
+        self._refused_at = time.monotonic()
+        self._adjust_slots()
+        if not self._tries_again:
+            self._tries_again = True
+            self.connection.call_later(self._handler_backoff.next(), self._try_again)
+
+    def _postponed(self) -> list[Work]:
+        works = [slot.work for slot in self.slots if slot.work is not None]
+        return [work for work in works if work.returned and not work.decided and work.lease.held]
+
+    def _try_again(self) -> None:
+        self._tries_again = False
+        tried_at = time.monotonic()
+
+        def look() -> None:
+            if self._unavailable and self._refused_at < tried_at:
+                self._available()
+
+        for work in self._postponed():
+            self._start(work)
+        self.connection.call_later(STARTED_SECONDS, look)
+
+    def _available(self) -> None:
+        logger.info("The handler can be reached again.", extra={"queue": self.config.queue})
+        self._unavailable = None
+        self._handler_backoff.reset()
+        self._adjust_slots()
+
+    # The end of a delivery --------------------------------------------------------------------------------
 
     def _settled(self, work: Work, outcome: Outcome) -> None:
         self._count(outcome)
@@ -458,7 +536,7 @@ class Runtime:
         moments = [
             moment
             for work in running
-            for moment in (work.message.deadline, work.message.deadline + self.config.timeout_seconds)
+            for moment in (work.message.deadline, work.message.deadline + self._hung_seconds)
             if moment > now
         ]
         if moments:
@@ -466,7 +544,7 @@ class Runtime:
 
     def _is_hung(self, work: Work) -> bool:
         """Whether a handler still runs a whole timeout after its deadline, and its message is settled or lost."""
-        hung_from: float = work.message.deadline + self.config.timeout_seconds
+        hung_from: float = work.message.deadline + self._hung_seconds
         return not work.returned and not work.lease.held and time.monotonic() >= hung_from
 
     def _fail_hung(self, work: Work) -> None:
