@@ -7,6 +7,7 @@ Runs inside worker processes: `workqueue run tests.support.jobs:handle`. The bod
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import functools
 import json
 import os
@@ -54,6 +55,8 @@ def handle(message: Message) -> None:
                 return
         case "ignore":  # its cancellation
             time.sleep(job["seconds"])
+        case "hold the interpreter":  # as a C extension that does not release Python's lock
+            ctypes.PyDLL(None).sleep(job["seconds"])
         case "ignore once":
             time.sleep(job["seconds"] if message.attempt == 1 else 0)
         case "linger":  # the first time, and ignore its cancellation

@@ -141,6 +141,8 @@ class WorkerMachine(RuleBasedStateMachine):
             pod_uid="uid",
             worker_name="pod",
             log_format=None,
+            log_level="INFO",
+            heartbeat_seconds=None,
             termination_log=None,  # type: ignore[arg-type]
         )
         self.worker = runtime.Runtime(

@@ -416,7 +416,8 @@ class Runtime:
                 self._settler.end(work, Outcome.ACKED)
             else:
                 spread = random.random()  # noqa: S311 - no secret
-                self._settler.settle(work, verdict(error, work.message.attempt, self.config.retry, spread))
+                decision = verdict(error, work.message.attempt, self.config.retry, spread)
+                self._settler.settle(work, decision, error)
         seconds = now - work.started
         self.recent.handled(now, seconds)
         self.handler_seconds.observe(seconds)

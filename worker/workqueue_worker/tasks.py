@@ -23,7 +23,7 @@ from .ending import leave_forked_child
 from .message import Message
 
 KEEPER_SECONDS: Final = 2.0
-"""How often the keeper looks. A heartbeat is due every 5 s and is missed after 10."""
+"""How often the keeper looks. With a heartbeat of 10 s one is due every 5 s and is missed after 10."""
 
 
 class _Selector(selectors.DefaultSelector):

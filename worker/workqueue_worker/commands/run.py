@@ -47,9 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--concurrency", metavar="N", help="messages handled at once (1)")
     add("--grace", metavar="SECONDS", help="how long handlers may finish after SIGTERM (the timeout)")
     add("--port", metavar="PORT", help="of the HTTP endpoint (8090); 0 for none")
-    add("--url", help="amqp://user:password@host:port/vhost [WORKQUEUE_URL]")
+    add("--url", help="amqp://user:password@host:port/vhost?heartbeat=60 [WORKQUEUE_URL]")
     add("--binding", metavar="FOLDER", help="Service Binding folder [WORKQUEUE_BINDING]")
+    add(
+        "--heartbeat",
+        metavar="SECONDS",
+        help="of the connections to RabbitMQ (60) [WORKQUEUE_HEARTBEAT_SECONDS]",
+    )
     add("--log-format", metavar="FORMAT", help="json or text (text on a terminal)")
+    add("--log-level", metavar="LEVEL", help="debug, info, warning or error (info) [WORKQUEUE_LOG_LEVEL]")
 
 
 def run(arguments: argparse.Namespace) -> NoReturn:
@@ -70,7 +76,7 @@ def _run(arguments: argparse.Namespace, closers: list[Callable[[], None]]) -> in
         config = parse(arguments, os.environ)
     except ConfigurationError as error:
         return _fail(EXIT_CONFIGURATION, error, termination_log)
-    logs.configure(config.log_format)
+    logs.configure(config.log_format, config.log_level)
     try:
         handler = load_handler(config, signals)
     except HandlerLoadError as error:

@@ -79,8 +79,8 @@ def run(command: Sequence[str], message: Message) -> None:
         feeder = threading.Thread(target=_feed, args=(process.stdin, message.body), daemon=True)
         feeder.start()
     except RuntimeError as error:  # no thread is free
-        group.end()
-        process.wait()
+        with process:  # closes its pipes, and waits for its end
+            group.end()
         raise HandlerFailed(f"The command was ended, since it could not be fed: {error}.") from error
     # Wait without reaping: as long as the process is not reaped, its group's number belongs to it.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
