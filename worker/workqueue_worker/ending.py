@@ -35,8 +35,8 @@ def leave(code: int, *closers: Callable[[], None]) -> NoReturn:
         for close in (*closers, atexit._run_exitfuncs):  # noqa: SLF001 - as multiprocessing does
             try:
                 close()
-            except Exception:
-                logger.exception("Something could not be closed.")
+            except BaseException:
+                logger.exception("An exit hook failed.")
         _flush()
 
     thread = threading.Thread(target=finish, name="exit-hooks", daemon=True)
