@@ -52,7 +52,7 @@ def test_a_black_hole_that_ends_before_a_heartbeat_is_missed(work: Work, network
 
 @pytest.mark.nightly
 def test_a_black_hole_until_heartbeats_are_missed(work: Work, network: TcpProxy) -> None:
-    work.start(2, port=network.port)
+    work.start(2, "--heartbeat", "10", port=network.port)
     with work.through("black hole until heartbeats are missed", within=60), network.black_hole():
         eventually(lambda: work.connected == 0, 60)
 

@@ -7,8 +7,12 @@ Runs inside worker processes: `workqueue run tests.support.jobs:handle`. The bod
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import functools
 import json
 import os
+import sys
+import threading
 import time
 from typing import Any
 
@@ -52,6 +56,8 @@ def handle(message: Message) -> None:
                 return
         case "ignore":  # its cancellation
             time.sleep(job["seconds"])
+        case "hold the interpreter":  # as a C extension that does not release Python's lock
+            ctypes.PyDLL(None).sleep(job["seconds"])
         case "ignore once":
             time.sleep(job["seconds"] if message.attempt == 1 else 0)
         case "fail on sign":  # of the test; the first time
@@ -80,9 +86,27 @@ async def handle_async(message: Message) -> None:
                 raise
         case "block":
             time.sleep(job["seconds"])  # noqa: ASYNC251 - that is what is being tested
+        case "exit in a task":
+            await asyncio.gather(asyncio.create_task(_exit()))
+        case "exit in a callback":
+            asyncio.get_running_loop().call_soon(sys.exit, 0)
+            await asyncio.sleep(60)
+        case "stop the loop":
+            asyncio.get_running_loop().stop()
+            await asyncio.sleep(60)
         case other:
             _misbehave(other, job, message)
     record("end", message, job)
+
+
+@functools.wraps(handle_async)
+def handle_timed(message: Message) -> Any:
+    """The coroutine function behind a synchronous decorator, such as prometheus_client's `time()`."""
+    return handle_async(message)
+
+
+async def _exit() -> None:
+    sys.exit(0)
 
 
 def _misbehave(what: str, job: dict[str, Any], message: Message) -> None:
@@ -99,10 +123,26 @@ def _misbehave(what: str, job: dict[str, Any], message: Message) -> None:
             raise Reject(job.get("why", ""))
         case "exit":
             raise SystemExit(9)
+        case "fork and exit":
+            _fork(job, message)
+        case "start a thread":
+            threading.Thread(target=time.sleep, args=[job["seconds"]], daemon=False).start()
         case "die":
             os._exit(70)
         case "die once":
-            mark = f"{os.environ['EVENTS']}-died-{job['id']}"
-            if not os.path.exists(mark):  # noqa: PTH110 - a handler needs no more
-                open(mark, "w").close()  # noqa: PTH123
-                os._exit(70)
+            _die_once(job)
+
+
+def _fork(job: dict[str, Any], message: Message) -> None:
+    child = os.fork()
+    if child == 0:
+        sys.exit(7)
+    _, status = os.waitpid(child, 0)
+    record(f"child ended with {os.waitstatus_to_exitcode(status)}", message, job)
+
+
+def _die_once(job: dict[str, Any]) -> None:
+    mark = f"{os.environ['EVENTS']}-died-{job['id']}"
+    if not os.path.exists(mark):  # noqa: PTH110 - a handler needs no more
+        open(mark, "w").close()  # noqa: PTH123
+        os._exit(70)

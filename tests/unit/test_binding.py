@@ -49,6 +49,16 @@ URLS = [
         "amqp://joe:pw@a,b:1234,[fd00::1]/v",
         Binding((("a", 5672), ("b", 1234), ("fd00::1", 5672)), "joe", "pw", "v"),
     ),
+    (
+        "heartbeat",
+        "amqp://rabbit/v?heartbeat=30",
+        Binding((("rabbit", 5672),), "guest", "guest", "v", heartbeat_seconds=30),
+    ),
+    (
+        "heartbeat-without-a-path",
+        "amqp://rabbit?heartbeat=1",
+        Binding((("rabbit", 5672),), "guest", "guest", heartbeat_seconds=1),
+    ),
     ("TLS", "amqps://rabbit", Binding((("rabbit", 5671),), "guest", "guest", tls=TLS())),
     ("spaces around are of no meaning", "  amqp://rabbit \n", Binding((("rabbit", 5672),), "guest", "guest")),
 ]
@@ -78,6 +88,12 @@ BAD_URLS = [
     ("a port that is no number", "amqp://rabbit:http/", "The address that begins with 'rabbit' has a port that is no number from 1 to 65535."),
     ("a port that is too high", "amqp://rabbit:65536/", "The address that begins with 'rabbit' has a port that is no number from 1 to 65535."),
     ("an address without its bracket", "amqp://[fd00::1/", "The broker's URL cannot be read; put an IPv6 address into brackets, and percent-encode special characters in user and password."),
+    ("unknown-parameter", "amqp://rabbit/?connection_timeout=5", "The broker's URL has the unknown parameter 'connection_timeout'; only heartbeat is known."),
+    ("parameter-without-a-value", "amqp://rabbit/?heartbeat", "The broker's URL has heartbeat=; it must be a whole number of seconds from 1 to 65535."),
+    ("heartbeat-of-0", "amqp://rabbit/?heartbeat=0", "The broker's URL has heartbeat=0; it must be a whole number of seconds from 1 to 65535."),
+    ("heartbeat-that-is-too-long", "amqp://rabbit/?heartbeat=65536", "The broker's URL has heartbeat=65536; it must be a whole number of seconds from 1 to 65535."),
+    ("heartbeat-that-is-no-number", "amqp://rabbit/?heartbeat=1.5", "The broker's URL has heartbeat=1.5; it must be a whole number of seconds from 1 to 65535."),
+    ("fragment", "amqp://rabbit/v#1", "The broker's URL has a part behind #; in user, password and virtual host write # as %23."),
     ("a password with a bare slash", "amqp://joe:p/w@rabbit", "The broker's URL has an @ behind its host; in user, password and virtual host write / as %2F, ? as %3F, # as %23 and @ as %40."),
 ]  # fmt: skip
 
@@ -101,6 +117,7 @@ MAPPINGS = [
     ("several hosts", KEYS | {"host": "a,b:1"}, Binding((("a", 5672), ("b", 1)), "joe", "pw")),
     ("a bare IPv6 host in brackets", KEYS | {"host": "[fd00::1]"}, Binding((("fd00::1", 5672),), "joe", "pw")),
     ("the management API", KEYS | {"management-uri": "http://m"}, Binding((("rabbit", 5672),), "joe", "pw", management_uri="http://m")),
+    ("uri-with-heartbeat", {"uri": "amqp://joe:pw@rabbit/v?heartbeat=7"}, Binding((("rabbit", 5672),), "joe", "pw", "v", heartbeat_seconds=7)),
     ("a uri", {"uri": "amqp://joe:pw@rabbit/v"}, Binding((("rabbit", 5672),), "joe", "pw", "v")),
     (
         "keys beside a uri win",

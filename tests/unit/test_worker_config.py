@@ -39,6 +39,28 @@ def test_defaults() -> None:
     assert (config.port, config.port_is_default, config.declare) == (8090, True, False)
     assert config.read_binding().addresses == (("localhost", 5672),)
     assert config.pod_uid is None
+    assert config.read_binding().heartbeat_seconds is None
+    assert config.log_level == "INFO"
+
+
+def test_heartbeat_flag_wins_over_the_url() -> None:
+    url = "amqp://rabbit/?heartbeat=20"
+    assert read(*GOOD, "--url", url).read_binding().heartbeat_seconds == 20
+    assert read(*GOOD, "--url", url, "--heartbeat", "30").read_binding().heartbeat_seconds == 30
+    environment = {"WORKQUEUE_HEARTBEAT_SECONDS": "40"}
+    assert read(*GOOD, environment=environment).read_binding().heartbeat_seconds == 40
+    assert mistakes(*GOOD, "--heartbeat", "0") == (
+        "--heartbeat is '0'; it must be a whole number of seconds from 1 to 65535.",
+    )
+
+
+def test_log_level_is_read_from_flag_and_environment() -> None:
+    environment = {"WORKQUEUE_LOG_LEVEL": "warning"}
+    assert read(*GOOD, environment=environment).log_level == "WARNING"
+    assert read(*GOOD, "--log-level", "DEBUG", environment=environment).log_level == "DEBUG"
+    assert mistakes(*GOOD, "--log-level", "loud") == (
+        "--log-level is 'loud'; it must be debug, info, warning or error.",
+    )
 
 
 def test_a_flag_wins_over_the_environment() -> None:

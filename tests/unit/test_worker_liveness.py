@@ -1,7 +1,12 @@
-"""When a worker asks to be restarted: only when a restart would help."""
+"""The endpoint: where it listens, and when a worker asks to be restarted: only when a restart would help."""
 
 from __future__ import annotations
 
+import errno
+import socket
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +28,12 @@ CASES = {
 
 @pytest.mark.parametrize(("age", "slots", "stuck", "expected"), CASES.values(), ids=CASES.keys())
 def test_a_worker_is_dead_when(age: float, slots: int, stuck: int, expected: str | None) -> None:
+    with endpoint(age, slots, stuck) as made:
+        assert made.dead_because() == expected
+
+
+@contextmanager
+def endpoint(age: float = 0.1, slots: int = 1, stuck: int = 0, port: int = 0) -> Iterator[Endpoint]:
     runtime = SimpleNamespace(
         tick_age=age,
         slots=[object()] * slots,
@@ -30,8 +41,41 @@ def test_a_worker_is_dead_when(age: float, slots: int, stuck: int, expected: str
         stuck=stuck,
         config=SimpleNamespace(pod_uid=None),
     )
-    endpoint = Endpoint(runtime, 0, any_port_will_do=True)  # type: ignore[arg-type]
-    try:
-        assert endpoint.dead_because() == expected
-    finally:
-        endpoint._server.server_close()
+    made = Endpoint(runtime, port, any_port_will_do=not port)  # type: ignore[arg-type]
+    made.start()
+    yield made
+    made.close()
+
+
+def get(host: str, port: int) -> int:
+    with urllib.request.urlopen(f"http://{host}:{port}/livez", timeout=20) as answer:
+        code: int = answer.status
+        return code
+
+
+def test_endpoint_answers_over_ipv4_and_ipv6() -> None:
+    with endpoint() as made:
+        assert get("127.0.0.1", made.port) == 200
+        assert get("[::1]", made.port) == 200
+
+
+def test_endpoint_answers_over_ipv4_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = socket.socket.__init__
+
+    def create_ipv4(self: socket.socket, family: int = -1, *rest: object, **named: object) -> None:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        create(self, family, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "__init__", create_ipv4)
+    with endpoint() as made:
+        assert get("127.0.0.1", made.port) == 200
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_port_that_is_taken_in_either_family_is_an_error(family: socket.AddressFamily) -> None:
+    with socket.socket(family) as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="in use"), endpoint(port=taken.getsockname()[1]):
+            pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 
 import pytest
@@ -139,3 +140,13 @@ def test_callbacks_of_a_cancellation_run_once_also_when_it_is_set_already() -> N
     cancelled.set()
     cancelled.on_set(lambda: seen.append(2))
     assert seen == [1, 2]
+
+
+def test_callback_of_a_cancellation_that_raises_stops_neither_the_others_nor_the_caller() -> None:
+    cancelled, seen = Cancellation(), []
+    cancelled.on_set(sys.exit)
+    cancelled.on_set(lambda: seen.append(1))
+
+    cancelled.set()
+
+    assert seen == [1]

@@ -110,7 +110,7 @@ def crew(gate: Gate) -> Iterator[Bench]:
 @pytest.fixture
 def loop_of_tasks(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(tasks, "KEEPER_SECONDS", 0.1)
-    bench = Bench(lambda loop, handled: Tasks(loop, gate.handle_async, handled))
+    bench = Bench(lambda loop, handled: Tasks(loop, gate.handle_async, handled, pytest.fail))
     yield bench
     gate.opened.set()
     bench.stop()

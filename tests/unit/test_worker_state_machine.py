@@ -43,7 +43,7 @@ from workqueue_worker.broker.slot import ANSWER_SECONDS, LONGEST_WAIT_SECONDS, W
 from workqueue_worker.config import PythonHandler, RunConfig
 from workqueue_worker.errors import BrokerError
 from workqueue_worker.handlers.handler import Handler
-from workqueue_worker.handlers.outcome import Outcome, RetryPolicy
+from workqueue_worker.handlers.outcome import HandlerUnavailable, Outcome, RetryPolicy
 from workqueue_worker.topology import QueueSettings
 
 TIMEOUT: Final = 64.0
@@ -56,6 +56,7 @@ ENDS: Final[dict[str, BaseException | None]] = {
     "fails": ValueError("no"),
     "retries": Retry(after=3),
     "rejects": Reject("never"),
+    "was not started": HandlerUnavailable("connection refused"),
 }
 
 
@@ -143,6 +144,8 @@ class WorkerMachine(RuleBasedStateMachine):
             pod_uid="uid",
             worker_name="pod",
             log_format=None,
+            log_level="INFO",
+            heartbeat_seconds=None,
             termination_log=None,  # type: ignore[arg-type]
         )
         self.worker = runtime.Runtime(
@@ -150,6 +153,7 @@ class WorkerMachine(RuleBasedStateMachine):
             config.read_binding,
             Handler("m:f", lambda _message: None),
             connect=lambda _source, _name, **callbacks: Connection(self.clock, **callbacks),  # type: ignore[arg-type,return-value]
+            on_failure=self._judge_failure,
         )
         self.connection: Connection = self.worker.connection  # type: ignore[assignment]
         self.broker = self.connection.broker
@@ -177,14 +181,17 @@ class WorkerMachine(RuleBasedStateMachine):
     # What the worker does, and whether it may ------------------------------------------------------------
 
     def submit(self, work: Work) -> None:
-        """A message is given to a handler."""
+        """A message is given to a handler, again if it was not started before."""
         delivery = work.lease.channel.deliveries[work.lease.tag]  # type: ignore[attr-defined]
         assert not self._is_retired or self.is_asked_to_retire
         assert not self.worker.draining
         assert all(attempt.work.slot is not work.slot for attempt in self.running), "two handlers in one slot"
-        delivery.was_taken = True
-        attempt = Attempt(delivery, work)
-        self.attempts.append(attempt)
+        attempt = next((one for one in self.attempts if one.work is work), None)
+        if attempt is None:
+            delivery.was_taken = True
+            attempt = Attempt(delivery, work)
+            self.attempts.append(attempt)
+        assert attempt.verdict is Verdict.OPEN, "a handler begins again although its message is decided on"
         self.running.append(attempt)
 
     def cancel(self, work: Work) -> None:
@@ -224,8 +231,10 @@ class WorkerMachine(RuleBasedStateMachine):
             assert delivery.copy is not Copy.CONFIRMED or self.broker.calls, (
                 "its copy is there, and that is known"
             )
-            if not self.is_handing_back:
+            if not self.is_handing_back and attempt in self.running:
                 assert attempt.verdict is Verdict.NOTHING, "handed back although it was being settled"
+            elif not self.is_handing_back:
+                assert attempt.verdict in {Verdict.NOTHING, Verdict.OPEN}
 
     def _judge_copy(self, outgoing: Any) -> Delivery:
         [attempt] = [one for one in self.attempts if one.delivery.body == outgoing.body]
@@ -236,6 +245,13 @@ class WorkerMachine(RuleBasedStateMachine):
         assert attempt.copy_id in {None, outgoing.message_id}, "a second message id"
         attempt.copy_id = outgoing.message_id
         return attempt.delivery
+
+    def _judge_failure(self) -> None:
+        assert any(self._is_hung(attempt) for attempt in self.running)
+
+    def _is_hung(self, attempt: Attempt) -> bool:
+        work = attempt.work
+        return not work.lease.held and self.clock.now >= work.message.deadline + TIMEOUT
 
     def _judge_close(self) -> None:
         assert self.drain_deadline is not None
@@ -294,6 +310,8 @@ class WorkerMachine(RuleBasedStateMachine):
 
     def _pass(self, seconds: float) -> None:
         self.clock.advance(self.clock.now + seconds, self._mark_whose_time_is_up)
+        if any(self._is_hung(attempt) for attempt in self.running) and not self.broker.is_cut_off:
+            assert self.worker.draining, "a hung handler keeps a slot and the worker goes on"
         for attempt in self.running:
             told = attempt.work.message.cancelled.is_set() or self.broker.is_cut_off  # and soon told of that
             assert told or not attempt.timed_out
@@ -311,7 +329,7 @@ class WorkerMachine(RuleBasedStateMachine):
         if attempt.verdict is Verdict.OPEN:
             if attempt.work.message.cancelled.is_set():
                 attempt.verdict = Verdict.NOTHING
-            else:
+            elif how != "was not started":
                 attempt.verdict = Verdict.ACK if how == "returns" else Verdict.COPY
         self.worker._handled(attempt.work, ENDS[how])
         if attempt.verdict is Verdict.NOTHING:
@@ -335,7 +353,8 @@ class WorkerMachine(RuleBasedStateMachine):
         if not changed.was_told:
             quiet = all(slot.closed for slot in self.worker.slots)
             if self.drain_deadline is not None:
-                quiet = quiet and not self.worker.busy()
+                hung = sum(self._is_hung(attempt) for attempt in self.running)
+                quiet = quiet and self.worker.busy() == hung
             assert not quiet, "nobody told the one who waits"
 
     def _moves(self) -> list[Callable[[], Any]]:
@@ -481,18 +500,17 @@ class WorkerMachine(RuleBasedStateMachine):
         self._prepare(before)
         self.retired_until = None
         self.is_asked_to_retire = True
-        busy = self.worker.busy()
+        held = self.worker.held()
         try:
-            busy_in_the_end = self.retirement.begin()
+            held_in_the_end = self.retirement.begin()
         except TimeoutError:
-            busy_in_the_end = 1
+            held_in_the_end = 1
         self.is_asked_to_retire = False
-        if busy:
-            assert busy_in_the_end == busy
-        if not busy_in_the_end:
+        if held:
+            assert held_in_the_end == held
+        if not held_in_the_end:
             self.retired_until = self.clock.now + retirement.LEASE_SECONDS
-            assert not self.running
-            assert not self.worker.busy()
+            assert not any(attempt.work.lease.held for attempt in self.attempts)
 
     @precondition(lambda self: self.retired_until is not None and not self.is_over)
     @rule()
@@ -573,7 +591,7 @@ class WorkerMachine(RuleBasedStateMachine):
         assert self.retirement.active == self._is_retired
         if self._is_retired:
             assert not any(channel.consumer for channel in self.broker.channels)
-            assert not self.running
+            assert not any(attempt.work.lease.held for attempt in self.running)
 
     @rule()
     def the_world_comes_to_rest(self) -> None:
@@ -587,7 +605,7 @@ class WorkerMachine(RuleBasedStateMachine):
             self._pass(ANSWER_SECONDS / 2 + LONGEST_WAIT_SECONDS)
         self._the_network_is_quick()
         consumers = sum(channel.consumer is not None for channel in self.broker.channels)
-        if self._is_retired or self.is_over:
+        if self._is_retired or self.worker.draining:
             assert consumers == 0
         else:
             slots = self.worker.slots
@@ -615,7 +633,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self.every_message_is_in_one_place()
         self.every_attempt_is_counted_once_and_for_what_it_was()
         assert self.worker.busy() == 0
-        if not self.is_over:
+        if not self.worker.draining:
             assert sorted(self.broker.acked) == list(range(self.published))
 
 

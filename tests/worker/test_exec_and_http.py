@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,8 +24,11 @@ from tests.support.wait import eventually
 from tests.support.worker import Worker, Workers, publish, take_all
 from workqueue_worker import Message
 from workqueue_worker.errors import HandlerLoadError
+from workqueue_worker.handlers.exec import run
 from workqueue_worker.handlers.http import load, post
-from workqueue_worker.handlers.outcome import HandlerFailed, HandlerTimeout
+from workqueue_worker.handlers.outcome import HandlerFailed, HandlerTimeout, HandlerUnavailable
+
+UNAVAILABLE = "The handler cannot be reached; keeping its messages and taking no others."
 
 
 def exec_worker(workers: Workers, vhost: VirtualHost, script: str, *arguments: str) -> Worker:
@@ -147,11 +155,14 @@ STATUS_CODES = {
         {"retried": 1, "dead_lettered": 1},
         ("Exception", "500", "oops"),
     ),
-    "429 is tried again": (
-        say(429, Retry_After="1"),
-        {"retried": 1, "dead_lettered": 1},
-        ("RetryRequested", "429", ""),
-    ),
+    **{
+        f"{code} is tried again": (
+            say(code, Retry_After="1"),
+            {"retried": 1, "dead_lettered": 1},
+            ("RetryRequested", str(code), ""),
+        )
+        for code in (408, 425, 429)
+    },
     "3xx is a failure": (
         say(302, Location="/"),
         {"retried": 1, "dead_lettered": 1},
@@ -270,18 +281,123 @@ def _waits_in(pid: int) -> bool:
     return bool(caught & 1 << signal.SIGTERM - 1)
 
 
-def test_a_server_that_starts_late_is_waited_for_and_its_crash_costs_an_attempt(
-    vhost: VirtualHost, workers: Workers
-) -> None:
+def test_server_that_starts_late_is_waited_for(vhost: VirtualHost, workers: Workers) -> None:
     with server(say(200)) as first:
         url = first.url
-    worker = workers.start(vhost.url, "--http", url, "--max-attempts", "2", handler=None)
+    worker = workers.start(vhost.url, "--http", url, handler=None)
     time.sleep(0.5)  # it must still be waiting
     assert worker.process.poll() is None
     assert "The endpoint is up." not in worker.log
     with server(say(200), first.port):
         worker.wait_consuming()
+
+
+def test_server_that_refuses_connections_costs_no_attempts(
+    every_vhost: VirtualHost, workers: Workers
+) -> None:
+    with server(say(200)) as first:
+        worker = workers.start(
+            every_vhost.url, "--http", first.url, "--concurrency", "3", "--max-attempts", "1", handler=None
+        ).wait_consuming()
+
+    publish(every_vhost, *(b"body" for _ in range(50)))
+    eventually(lambda: worker.count_log(UNAVAILABLE))
+    eventually(lambda: not worker.status()["consuming"])
+    depth = every_vhost.depth("jobs")
+    time.sleep(1)  # several attempts to connect; that nothing happens cannot be waited for
+
+    assert depth.ready >= 50 - 3
+    assert every_vhost.depth("jobs") == depth
+    assert worker.outcomes() == {}
+    assert "refused" in worker.status()["lastError"]
+    assert worker.request("/livez")[0] == 200
+
+    with server(say(200), first.port) as second:
+        eventually(lambda: worker.outcomes() == {"acked": 50})
+    assert {headers["Workqueue-Attempt"] for headers, _ in second.seen} == {"1"}
+    assert worker.count_log(UNAVAILABLE) == 1
+    assert worker.count_log("The handler can be reached again.") == 1
+    assert worker.status()["lastError"] is None
+
+
+def test_message_that_waits_for_its_server_is_handed_back_at_shutdown(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    with server(say(200)) as gone:
+        worker = workers.start(vhost.url, "--http", gone.url, handler=None).wait_consuming()
     publish(vhost, b"body")
-    eventually(lambda: worker.outcomes() == {"retried": 1})
-    with server(say(200), first.port):
-        eventually(lambda: worker.outcomes() == {"retried": 1, "acked": 1})
+    eventually(lambda: worker.count_log(UNAVAILABLE))
+
+    assert worker.stop() == 0
+
+    assert vhost.depth("jobs") == (1, 0)
+    assert not vhost.exists("jobs.retry.1s")
+
+
+def test_message_that_waited_for_its_server_has_its_whole_time(vhost: VirtualHost, workers: Workers) -> None:
+    with server(say(200)) as first:
+        worker = workers.start(
+            vhost.url, "--http", first.url, "--timeout", "3", "--max-attempts", "1", handler=None
+        ).wait_consuming()
+    publish(vhost, b"body")
+    eventually(lambda: worker.count_log(UNAVAILABLE))
+    time.sleep(4)  # longer than the timeout
+
+    with server(say(200), first.port) as second:
+        eventually(lambda: worker.outcomes() == {"acked": 1})
+    assert float(second.seen[0][0]["Workqueue-Remaining-Seconds"]) > 0
+
+
+def test_command_that_cannot_be_started_for_lack_of_resources_costs_no_attempts(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = exec_worker(workers, vhost, "exit 0", "--max-attempts", "1")
+    soft, hard = resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (3, hard))
+    publish(vhost, b"body", b"body")
+    eventually(lambda: worker.count_log(UNAVAILABLE))
+    [entry] = [entry for entry in worker.log_entries if entry["message"] == UNAVAILABLE]
+    assert "Too many open files" in entry["reason"]
+
+    resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+    eventually(lambda: worker.outcomes() == {"acked": 2})
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE])
+def test_command_for_which_the_machine_has_no_room_was_not_started(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+
+    with pytest.raises(HandlerUnavailable, match=os.strerror(number)):
+        run(["true"], Message(b"body", deadline=time.monotonic() + 60))
+
+
+def test_command_that_cannot_be_fed_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    popen = subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        process = popen(*arguments, **options)
+        started.append(process.pid)
+        return process
+
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(threading.Thread, "start", fail)
+
+    with pytest.raises(HandlerFailed, match="can't start new thread"):
+        run(["sleep", "600"], Message(b"body", deadline=time.monotonic() + 60))
+
+    assert not _alive(started[0])
+
+
+def test_command_that_does_not_exist_any_more_has_failed() -> None:
+    with pytest.raises(HandlerFailed, match="No such file"):
+        run(["/no/such/command"], Message(b"body", deadline=time.monotonic() + 60))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -209,7 +209,7 @@ def test_a_broker_that_restarts_loses_nothing(
 
 
 def test_a_half_open_connection_is_noticed_by_its_heartbeat(rabbitmq: Broker, vhost: VirtualHost) -> None:
-    connection = Connection(lambda: from_url(vhost.url), "test", heartbeat_seconds=1)
+    connection = Connection(lambda: from_url(f"{vhost.url}?heartbeat=1"), "test")
     connection.start()
     try:
         eventually(lambda: connection.is_open)
@@ -342,7 +342,7 @@ def test_a_handler_that_blocks_for_three_heartbeats_keeps_its_connection(
     jobs = {THREADS: {"id": "thread", "do": "ignore"}, ASYNC: {"id": "loop", "do": "block"}}
     busy = []
     for handler, job in jobs.items():
-        worker = workers.start(vhost.url, handler=handler).wait_consuming()
+        worker = workers.start(vhost.url, "--heartbeat", "10", handler=handler).wait_consuming()
         publish(vhost, {**job, "seconds": blocked_seconds})
         eventually(lambda worker=worker, job=job: job["id"] in worker.events_of("start"))
         busy.append((worker, job["id"]))
@@ -351,6 +351,45 @@ def test_a_handler_that_blocks_for_three_heartbeats_keeps_its_connection(
         eventually(lambda worker=worker: worker.outcomes() == {"acked": 1})
         assert worker.count_log("Connected to RabbitMQ.") == 1
     assert is_empty(vhost)
+
+
+def test_handler_that_holds_the_interpreter_keeps_its_connection(
+    rabbitmq_310: Broker, rabbitmq_40: Broker, rabbitmq_43: Broker, workers: Workers
+) -> None:
+    """A C extension that never releases Python's lock stops every thread; on all versions at the same time."""
+    held_seconds = 40
+    with ExitStack() as stack:
+        running = {}
+        for broker in (rabbitmq_310, rabbitmq_40, rabbitmq_43):
+            vhost = stack.enter_context(broker.new_vhost())
+            worker = workers.start(vhost.url).wait_consuming()
+            publish(vhost, {"id": broker.series, "do": "hold the interpreter", "seconds": held_seconds})
+            running[broker.series] = (vhost, worker)
+
+        for series, (vhost, worker) in running.items():
+            eventually(
+                lambda series=series, worker=worker: series in worker.events_of("end"), 2 * held_seconds
+            )
+            eventually(lambda vhost=vhost: is_empty(vhost))
+            assert worker.outcomes() == {"acked": 1}
+            assert worker.count_log("Connected to RabbitMQ.") == 1
+
+
+def test_peer_of_an_idle_connection_is_probed_by_the_kernel(vhost: VirtualHost) -> None:
+    connection = Connection(lambda: from_url(vhost.url), "test")
+    connection.start()
+    try:
+        eventually(lambda: connection.is_open)
+        remote = f"0100007F:{vhost.broker.port:04X}"
+        keepalive_timer = "02:"
+
+        def has_keepalive_timer() -> bool:
+            rows = [row.split() for row in Path("/proc/self/net/tcp").read_text().splitlines()]
+            return any(row[2] == remote and row[5].startswith(keepalive_timer) for row in rows)
+
+        eventually(has_keepalive_timer)
+    finally:
+        connection.close()
 
 
 def test_a_callback_that_fails_while_the_connection_is_lost_does_not_end_reconnecting(

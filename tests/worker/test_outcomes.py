@@ -44,6 +44,15 @@ def test_messages_are_handled_retried_and_given_up_on_every_version(
     assert worker.stop() == 0
 
 
+def test_coroutine_function_behind_a_synchronous_decorator_runs(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, handler="tests.support.jobs:handle_timed").wait_consuming()
+
+    publish(vhost, {"id": 1}, {"id": 2, "do": "fail once"})
+
+    eventually(lambda: worker.outcomes() == {"acked": 2, "retried": 1})
+    assert sorted(worker.events_of("end")) == [1, 2]
+
+
 def test_a_classic_work_queue_has_the_same_outcomes(every_vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(every_vhost.url, "--queue-type", "Classic", "--max-attempts", "2").wait_consuming()
     publish(every_vhost, {"id": 1, "do": "fail once"}, {"id": 2, "do": "fail"})
@@ -299,6 +308,46 @@ def test_a_handler_that_ignores_its_cancellation_gets_no_second_message_beside_i
     eventually(lambda: worker.events_of("end") == ["deaf", "next"])
     assert worker.events[-1]["at"] - worker.events[0]["at"] >= 3
     assert worker.outcomes() == {"timed_out": 1, "acked": 1}
+
+
+def test_retries_are_warnings_and_a_message_that_is_given_up_is_an_error_with_its_traceback(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url, "--max-attempts", "2").wait_consuming()
+
+    publish(vhost, {"id": 1, "do": "fail", "why": "disk full"})
+    eventually(lambda: worker.outcomes() == {"retried": 1, "dead_lettered": 1})
+
+    [retry] = [one for one in worker.log_entries if one["message"] == "Message failed; trying again later."]
+    [end] = [one for one in worker.log_entries if one["message"] == "Message given up."]
+    assert retry["level"] == "warning"
+    assert retry["error"] == "ValueError: disk full"
+    assert "exception" not in retry
+    assert end["level"] == "error"
+    assert end["exception"].startswith("Traceback")
+    assert "_misbehave" in end["exception"]
+    assert end["exception"].endswith("ValueError: disk full")
+
+
+def test_rejected_message_is_an_error_without_a_traceback(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+
+    publish(vhost, {"id": 1, "do": "reject", "why": "no image"})
+    eventually(lambda: worker.outcomes() == {"dead_lettered": 1})
+
+    [end] = [one for one in worker.log_entries if one["message"] == "Message given up."]
+    assert (end["level"], end["error"]) == ("error", "no image")
+    assert "exception" not in end
+
+
+def test_log_level_hides_what_is_below_it(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, "--log-level", "error", "--max-attempts", "1")
+
+    eventually(lambda: vhost.exists("jobs") and vhost.depth("jobs") == (0, 0))
+    publish(vhost, {"id": 1, "do": "fail"})
+    eventually(lambda: worker.log_entries)
+
+    assert {entry["level"] for entry in worker.log_entries} == {"error"}
 
 
 def test_a_handler_that_calls_exit_fails_like_any_other(vhost: VirtualHost, workers: Workers) -> None:

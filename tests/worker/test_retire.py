@@ -50,6 +50,18 @@ def test_a_busy_worker_refuses(vhost: VirtualHost, workers: Workers) -> None:
     eventually(lambda: worker.retire()[0] == 200)
 
 
+def test_handler_whose_message_is_lost_does_not_keep_the_worker_from_retiring(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    publish(vhost, {"id": "deaf", "do": "ignore", "seconds": 600})
+    eventually(lambda: worker.events_of("start") == ["deaf"])
+    vhost.broker.close_connections()
+    eventually(lambda: worker.outcomes() == {"lost": 1})
+
+    assert worker.retire()[0] == 200
+
+
 def test_a_worker_whose_broker_is_away_retires_and_stays_so(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start("amqp://127.0.0.1:1")
     eventually(lambda: worker.request("/readyz")[0] == 200)

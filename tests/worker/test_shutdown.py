@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,120 @@ def test_a_second_signal_ends_the_grace(vhost: VirtualHost, workers: Workers, se
     worker.signal(second)
     assert worker.wait(5) == 0
     assert vhost.depth("jobs") == (1, 0)
+
+
+def test_thread_that_a_handler_left_behind_does_not_keep_the_process_alive(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    publish(vhost, {"id": 1, "do": "start a thread", "seconds": 600})
+    eventually(lambda: worker.events_of("end") == [1])
+
+    assert worker.stop() == 0
+
+    assert worker.log_entries[-1]["message"] == "Shut down."
+
+
+def test_exit_hook_that_does_not_return_does_not_keep_the_process_alive(
+    workers: Workers, tmp_path: Path
+) -> None:
+    (tmp_path / "hooked.py").write_text(
+        "import atexit, pathlib, time\n"
+        f"atexit.register(time.sleep, 600)\n"
+        f"atexit.register(pathlib.Path({str(tmp_path / 'ran')!r}).touch)\n"
+        "def handle(message): ...\n"
+    )
+    worker = workers.start(
+        "amqp://127.0.0.1:1", handler="hooked:handle", environment={"PYTHONPATH": f"{tmp_path}:worker"}
+    )
+    eventually(lambda: worker.request("/readyz")[0] == 200)
+
+    assert worker.stop() == 0
+
+    assert (tmp_path / "ran").exists()
+
+
+def test_thread_of_a_module_that_cannot_be_loaded_does_not_keep_the_process_alive(
+    workers: Workers, tmp_path: Path
+) -> None:
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=[600]).start()\n1 / 0\n"
+    )
+    worker = workers.start(None, handler="threaded:handle", environment={"PYTHONPATH": f"{tmp_path}:worker"})
+
+    assert worker.wait() == 3
+
+
+def test_third_signal_ends_the_process_immediately(workers: Workers, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(tmp_path / 'importing')!r}).touch()\ntime.sleep(600)\n"
+    )
+    worker = workers.start(None, handler="slow:handle", environment={"PYTHONPATH": f"{tmp_path}:worker"})
+    eventually((tmp_path / "importing").exists)
+
+    def interrupt_again() -> bool:
+        worker.signal(signal.SIGINT)  # signals of one kind merge until Python has seen them
+        return worker.process.poll() is not None
+
+    eventually(interrupt_again)
+
+    assert worker.wait() == 128 + signal.SIGINT
+
+
+EXITS = ["exit in a task", "exit in a callback", "stop the loop"]
+
+
+@pytest.mark.parametrize("what", EXITS)
+def test_worker_whose_asyncio_loop_was_ended_hands_back_and_fails(
+    vhost: VirtualHost, workers: Workers, what: str
+) -> None:
+    worker = workers.start(vhost.url, "--concurrency", "2", handler=ASYNC).wait_consuming()
+    publish(vhost, {"id": "other", "do": "sleep", "seconds": 600})
+    eventually(lambda: worker.events_of("start") == ["other"])
+
+    publish(vhost, {"id": "exits", "do": what})
+
+    assert worker.wait() == 1
+    assert worker.events_of("cancelled") == ["other"]
+    assert sum(vhost.depth(queue).ready for queue in ("jobs", "jobs.retry.1s") if vhost.exists(queue)) == 2
+    [entry] = [entry for entry in worker.log_entries if entry["level"] == "error"]
+    assert "asyncio loop" in entry["reason"]
+    assert "asyncio loop" in worker.termination_log.read_text()
+
+
+@BOTH
+def test_child_that_a_handler_forked_exits_with_its_own_code(
+    vhost: VirtualHost, workers: Workers, handler: str
+) -> None:
+    worker = workers.start(vhost.url, handler=handler).wait_consuming()
+
+    publish(vhost, {"id": 1, "do": "fork and exit"}, {"id": 2})
+
+    eventually(lambda: worker.outcomes() == {"acked": 2})
+    assert worker.events_of("child ended with 7") == [1]
+    assert worker.count_log("Connected to RabbitMQ.") == 1
+
+
+def test_hung_handler_ends_the_worker_after_the_other_slots_have_finished(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(
+        vhost.url, "--timeout", "4", "--concurrency", "2", "--max-attempts", "1"
+    ).wait_consuming()
+    publish(vhost, {"id": "hung", "do": "ignore", "seconds": 600})
+    eventually(lambda: worker.outcomes() == {"timed_out": 1})
+    publish(vhost, *({"id": number, "do": "sleep", "seconds": 1} for number in range(20)))
+
+    assert worker.wait() == 1
+
+    assert worker.events_of("start")[1:] == worker.events_of("end"), "the other slot's handler has finished"
+    assert vhost.depth("jobs").ready == 20 - len(worker.events_of("end"))
+    assert vhost.depth("jobs.dead").ready == 1
+    [entry] = [
+        one for one in worker.log_entries if one["message"] == "The worker cannot go on; shutting down."
+    ]
+    assert "has not returned" in entry["reason"]
+    assert entry["reason"] in worker.termination_log.read_text()
 
 
 def test_a_retry_that_is_under_way_is_finished_first(vhost: VirtualHost, workers: Workers) -> None:

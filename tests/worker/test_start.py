@@ -42,6 +42,8 @@ BROKEN = {
     "a function that does not exist": ("", "broken:handle", "broken has no 'handle'"),
     "an import that fails": ("import nothing_like_this", "broken:handle", "broken.py, line 1"),
     "a syntax error": ("def handle(", "broken:handle", "line 1"),
+    "exit-at-import": ("import sys\nsys.exit()", "broken:handle", "cannot be loaded: SystemExit ("),
+    "generator-function": ("def handle(message):\n    yield", "broken:handle", "is a generator function"),
     "something that cannot be called": ("handle = 3", "broken:handle", "cannot be called; it is a int"),
     "a function of two arguments": ("def handle(a, b): ...", "broken:handle", "must take one argument"),
 }

@@ -12,13 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from .errors import BindingError
 
 DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672/"
 AMQP_PORT: Final = 5672
 AMQPS_PORT: Final = 5671
+
+LONGEST_HEARTBEAT_SECONDS: Final = 65_535
+"""AMQP's field for it has 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class Binding:
         virtual_host: as RabbitMQ names it, not URL-encoded.
         tls: None for a plain connection.
         management_uri: base URL of the management API, or None.
+        heartbeat_seconds: of the worker's and the command line's connections; None for their default. The
+            operator's connection has a heartbeat of its own.
     """
 
     addresses: tuple[tuple[str, int], ...]
@@ -52,6 +57,7 @@ class Binding:
     virtual_host: str = "/"
     tls: TLS | None = None
     management_uri: str | None = field(default=None, repr=False)
+    heartbeat_seconds: int | None = None
 
     @property
     def signing_key(self) -> bytes:
@@ -78,7 +84,7 @@ class Binding:
 
 
 def from_url(url: str, tls: TLS | None = None) -> Binding:
-    """Read `amqp[s]://user:password@host[:port][,host[:port]]/virtual-host`.
+    """Read `amqp[s]://user:password@host[:port][,host[:port]]/virtual-host[?heartbeat=seconds]`.
 
     User, password and virtual host are percent-decoded. No path, or `/`, means the virtual host `/`;
     `/%2F` and `/%2Fname` name virtual hosts that contain a slash.
@@ -96,6 +102,10 @@ def from_url(url: str, tls: TLS | None = None) -> Binding:
             "The broker's URL has an @ behind its host; in user, password and virtual host write / as %2F,"
             " ? as %3F, # as %23 and @ as %40."
         )
+    if parts.fragment:
+        raise BindingError(
+            "The broker's URL has a part behind #; in user, password and virtual host write # as %23."
+        )
     secure = parts.scheme == "amqps"
     credentials, at, places = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":") if at else ("guest", "", "guest")
@@ -105,7 +115,33 @@ def from_url(url: str, tls: TLS | None = None) -> Binding:
         password=unquote(password),
         virtual_host=unquote(parts.path.removeprefix("/")) or "/",
         tls=(tls or TLS()) if secure else None,
+        heartbeat_seconds=_heartbeat(parts.query),
     )
+
+
+def parse_heartbeat(text: str) -> int:
+    """Read a heartbeat in seconds.
+
+    Raises:
+        ValueError: says what it must be.
+    """
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= LONGEST_HEARTBEAT_SECONDS):
+        raise ValueError(f"a whole number of seconds from 1 to {LONGEST_HEARTBEAT_SECONDS}")
+    return int(text)
+
+
+def _heartbeat(query: str) -> int | None:
+    heartbeat = None
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name != "heartbeat":
+            raise BindingError(
+                f"The broker's URL has the unknown parameter {name!r}; only heartbeat is known."
+            )
+        try:
+            heartbeat = parse_heartbeat(value)
+        except ValueError as error:
+            raise BindingError(f"The broker's URL has heartbeat={value}; it must be {error}.") from None
+    return heartbeat
 
 
 def from_mapping(keys: Mapping[str, str], source: str) -> Binding:
@@ -160,6 +196,7 @@ def from_mapping(keys: Mapping[str, str], source: str) -> Binding:
         virtual_host=value.get("virtual-host") or (base.virtual_host if base else "/"),
         tls=tls if secure else None,
         management_uri=value.get("management-uri") or None,
+        heartbeat_seconds=base.heartbeat_seconds if base else None,
     )
 
 

@@ -11,7 +11,7 @@ import os
 import socket
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
@@ -59,6 +59,8 @@ class RunConfig:
     Attributes:
         delivery_limit: how often a message may come back because its worker died; None for no limit of ours.
         wake_deliveries: how many of the deliveries that RabbitMQ before 4.3 counts may be wake-ups.
+        heartbeat_seconds: of the connections; None for what the URL says, or the default.
+        log_level: as the logging module names it.
         port: of the endpoint; 0 for none.
         port_is_default: nobody asked for this port, so that any other will do when it is taken.
         pod_uid: None outside a cluster.
@@ -81,6 +83,8 @@ class RunConfig:
     pod_uid: str | None
     worker_name: str
     log_format: str | None
+    log_level: str
+    heartbeat_seconds: int | None
     termination_log: Path
 
     @property
@@ -94,11 +98,13 @@ class RunConfig:
         Raises:
             BindingError: it cannot be read.
         """
-        if self.url is not None:
-            return bindings.from_url(self.url)
-        if self.binding_folder is not None:
-            return bindings.from_folder(self.binding_folder)
-        return bindings.from_url(bindings.DEFAULT_URL)
+        if self.url is None and self.binding_folder is not None:
+            binding = bindings.from_folder(self.binding_folder)
+        else:
+            binding = bindings.from_url(self.url or bindings.DEFAULT_URL)
+        if self.heartbeat_seconds is None:
+            return binding
+        return replace(binding, heartbeat_seconds=self.heartbeat_seconds)
 
 
 def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
@@ -160,6 +166,8 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         pod_uid=pod_uid,
         worker_name=environment.get("WORKQUEUE_POD_NAME") or f"{socket.gethostname()}:{os.getpid()}",
         log_format=reader.read("log_format", "WORKQUEUE_LOG_FORMAT", None, _log_format),
+        log_level=reader.read("log_level", "WORKQUEUE_LOG_LEVEL", "INFO", _log_level),
+        heartbeat_seconds=reader.read("heartbeat", "WORKQUEUE_HEARTBEAT_SECONDS", None, _heartbeat),
         termination_log=Path(environment.get("WORKQUEUE_TERMINATION_LOG") or DEFAULT_TERMINATION_LOG),
     )
     if reader.mistakes:
@@ -336,6 +344,16 @@ def _boolean(text: str) -> bool:
     if text.lower() in {"false", "0", "no"}:
         return False
     raise ValueError("true or false")
+
+
+def _heartbeat(text: str) -> int | None:
+    return bindings.parse_heartbeat(text)
+
+
+def _log_level(text: str) -> str:
+    if text.lower() not in {"debug", "info", "warning", "error"}:
+        raise ValueError("debug, info, warning or error")
+    return text.upper()
 
 
 def _log_format(text: str) -> str | None:

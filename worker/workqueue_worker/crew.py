@@ -8,6 +8,7 @@ somebody always answers the broker's heartbeats, however long handlers take.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from collections.abc import Callable
 
 from .broker.loop import Loop
 from .broker.slot import Work
+from .ending import leave_forked_child
 from .message import Message
 
 
@@ -42,6 +44,7 @@ class Crew:
         self._condition = threading.Condition(threading.Lock())
         self._has_leader = False
         self._stopped = False
+        self._process = os.getpid()
         self._threads = [
             threading.Thread(target=self._live, name=f"handler-{number}", daemon=True)
             for number in range(slots + 1)
@@ -77,6 +80,8 @@ class Crew:
                 self._call(work.message)
             except BaseException as raised:  # noqa: BLE001 - SystemExit is a failure like others
                 error = raised
+            if os.getpid() != self._process:
+                leave_forked_child(error)
             self._handled(work, error)
 
     def _next(self) -> Work | None:

@@ -1,16 +1,18 @@
 """From a signal to the end of the process: take nothing more, let handlers finish, hand back the rest.
 
 Place in the flow: the main thread waits here while the others work. The first SIGTERM (or Ctrl-C) begins,
-the second one ends the grace at once.
+the second one ends the grace at once, the third one ends the process.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
 from queue import Empty, SimpleQueue
+from types import FrameType
 from typing import Final
 
 from .runtime import Runtime
@@ -21,6 +23,8 @@ LONGEST_CANCEL_SECONDS: Final = 2.0
 """How much of the grace is kept for handlers to end after they were told to."""
 
 LOOK_SECONDS: Final = 1.0
+LAST_SIGNAL: Final = 3
+"""Ends the process immediately, whatever it is doing. RabbitMQ redelivers what was not settled."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +35,9 @@ class Signals:
     def __init__(self) -> None:
         # The only queue that a signal handler may put into while the main thread waits in it.
         self._received: SimpleQueue[int | None] = SimpleQueue()
+        self._count = 0
         for number in SIGNALS:
-            signal.signal(number, lambda received, _frame: self._received.put(received))
+            signal.signal(number, self._receive)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for a signal or for `interrupt()`; returns whether it was a signal.
@@ -48,6 +53,12 @@ class Signals:
             except Empty:
                 if deadline is not None and time.monotonic() >= deadline:
                     return False
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count == LAST_SIGNAL:
+            os._exit(128 + number)
+        self._received.put(number)
 
     def interrupt(self) -> None:
         """End the wait of the main thread."""

@@ -16,6 +16,7 @@ import threading
 import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any, Final
 
 from . import __version__, signing
@@ -48,7 +49,7 @@ class Endpoint:
 
     Args:
         runtime: what it tells about.
-        port: to listen on, all addresses.
+        port: to listen on, all addresses of IPv4 and IPv6.
         any_port_will_do: take a free one when `port` is taken.
 
     Raises:
@@ -133,7 +134,15 @@ class _Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._waits: dict[socket.socket, float] = {}
         self._all: set[socket.socket] = set()
+        if socket.has_dualstack_ipv6():
+            self.address_family = socket.AF_INET6
         super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        """Listen on IPv4 and IPv6, or on IPv4 alone where there is no IPv6."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        TCPServer.server_bind(self)  # HTTPServer's would ask DNS for our name
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin with a connection. Whoever opens many must not keep the kubelet's questions out."""

@@ -7,6 +7,7 @@ means done. `Retry` and `Reject` say otherwise; any other exception is a retry t
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -15,6 +16,8 @@ from typing import Any
 from . import headers as own_headers
 from .envelope import Headers, Properties
 from .errors import UndecodableError
+
+logger = logging.getLogger(__name__)
 
 
 class Retry(Exception):  # noqa: N818 - it is a request, not an error
@@ -68,7 +71,11 @@ class Cancellation:
             self._set = True
             callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks or ():
-            callback()
+            try:
+                callback()
+            except BaseException:
+                # Also SystemExit: we are in the thread that does the I/O.
+                logger.exception("A callback of the message's cancellation failed.")
 
     def on_set(self, callback: Callable[[], None]) -> None:
         """Call `callback` once it is set, at once if it is. It must be quick and must not raise."""

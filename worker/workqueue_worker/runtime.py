@@ -13,10 +13,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from . import headers, topology
 from .binding import Binding
+from .broker.backoff import Backoff
 from .broker.connection import Connection
 from .broker.declaration import Declaration
 from .broker.publisher import Publisher
@@ -24,7 +25,7 @@ from .broker.slot import Slot, Work
 from .config import RunConfig
 from .crew import Crew
 from .handlers.handler import Handler
-from .handlers.outcome import HandlerTimeout, Outcome, refusal, verdict
+from .handlers.outcome import HandlerTimeout, HandlerUnavailable, Outcome, refusal, verdict
 from .message import Message
 from .metrics import Histogram
 from .recent import Recent
@@ -45,7 +46,27 @@ STUCK_SECONDS: Final = 60.0
 DECLARE_TIMEOUT_SECONDS: Final = 30.0
 DECLARE_AGAIN_SECONDS: Final = 2.0
 
+FIRST_WAIT_SECONDS: Final = 0.2
+LONGEST_WAIT_SECONDS: Final = 5.0
+"""Between two attempts to start handlers that could not be started."""
+
+STARTED_SECONDS: Final = 1.0
+"""A handler that runs for so long was started. To find that it cannot be takes an instant, as a rule."""
+
+HUNG_SECONDS: Final = 10.0
+"""A handler counts as hung a whole timeout after its deadline, but not earlier than this."""
+
+LOOP_ENDED_GRACE_SECONDS: Final = 1.0
+"""For the other handlers, when one of them has ended the asyncio loop and so asked for the end of the process."""
+
 logger = logging.getLogger(__name__)
+
+
+class Failure(NamedTuple):
+    """Why only a new process can go on, and how long handlers may still run."""
+
+    reason: str
+    grace_seconds: float
 
 
 class Runtime:
@@ -56,6 +77,10 @@ class Runtime:
         binding_source: where RabbitMQ is, read at each attempt to connect.
         handler: loaded and checked.
         connect: makes the consuming connection; another one for tests.
+        on_failure: called when `failure` is set.
+
+    Attributes:
+        failure: why only a new process can go on, or None. No more messages are taken then.
     """
 
     def __init__(
@@ -64,6 +89,7 @@ class Runtime:
         binding_source: Callable[[], Binding],
         handler: Handler,
         connect: Callable[..., Connection] = Connection,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
         self.started = time.monotonic()
@@ -73,9 +99,17 @@ class Runtime:
         self.message_age_seconds = Histogram.of_message_age_seconds()
         self.reconnects = 0
         self.draining = False
+        self.failure: Failure | None = None
+        self._on_failure = on_failure
         self.connection = connect(
             binding_source, f"{config.queue} consumer", on_open=self._opened, on_lost=self._lost
         )
+        self._withdrawn = False
+        self._unavailable: str | None = None
+        self._refused_at = 0.0
+        self._tries_again = False
+        self._handler_backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
+        self._hung_seconds = max(config.timeout_seconds, HUNG_SECONDS)
         self._binding_source = binding_source
         self._trouble: str | None = None
         self._too_few_channels: str | None = None
@@ -104,7 +138,7 @@ class Runtime:
         """Slots that can take messages: those beyond the broker's channel_max cannot."""
         self._runner: Crew | Tasks
         if handler.is_async:
-            self._runner = Tasks(self.connection.loop, handler.call, self._handled)
+            self._runner = Tasks(self.connection.loop, handler.call, self._handled, self._loop_ended)
         else:
             self._runner = Crew(self.connection.loop, handler.call, self._handled, config.concurrency)
 
@@ -119,13 +153,34 @@ class Runtime:
         """Take no more messages, for good."""
         with self.connection.exclusive():
             self.draining = True
-            for slot in self.slots:
-                slot.pause(take_late=False)
+            self._adjust_slots()
+            for work in self._postponed():
+                self._hand_back(work)
+
+    def fail(self, failure: Failure) -> None:
+        """Take no more messages, and have the main thread end the process. Ignored while it shuts down."""
+        with self.connection.exclusive():
+            self._changed.notify_all()
+            if self.draining:
+                return
+            self.failure = failure
+            self.stop_taking()
+        logger.error(
+            "The worker cannot go on; shutting down.",
+            extra={"queue": self.config.queue, "reason": failure.reason},
+        )
+        self._on_failure()
 
     def wait_quiet(self, deadline: float) -> bool:
-        """Wait until no slot has a message or could get one. Returns whether that came about in time."""
+        """Wait until no slot has a message or could get one. Returns whether that came about in time.
+
+        A hung handler is not waited for.
+        """
         return self._wait_until(
-            lambda: all(slot.closed and slot.work is None for slot in self.slots), deadline
+            lambda: all(
+                slot.closed and (slot.work is None or self._is_hung(slot.work)) for slot in self.slots
+            ),
+            deadline,
         )
 
     def cancel_handlers(self) -> None:
@@ -162,32 +217,44 @@ class Runtime:
         """How many slots have a message in hand."""
         return sum(slot.work is not None for slot in self.slots)
 
+    def held(self) -> int:
+        """How many messages are ours and not settled. A handler may run on after its message was settled."""
+        return sum(slot.work is not None and slot.work.lease.held for slot in self.slots)
+
     def withdraw(self, timeout: float) -> int:
-        """Stop taking messages if no slot is busy, then or until that is confirmed; returns how many are.
+        """Stop taking messages if none is held, then or until that is confirmed; returns how many are.
 
         Raises:
             TimeoutError: the broker did not confirm it in `timeout` seconds. We take messages again.
         """
         with self.connection.exclusive():
-            busy = self.busy()
-            if busy:
-                return busy
-            for slot in self.slots:
-                slot.pause(take_late=True)
+            held = self.held()
+            if held:
+                return held
+            self._withdrawn = True
+            self._adjust_slots()
         if not self._wait_until(lambda: all(slot.closed for slot in self.slots), time.monotonic() + timeout):
             self.resume()
             raise TimeoutError("RabbitMQ has not confirmed that the consumers are cancelled.")
-        busy = self.busy()
-        if busy:
+        held = self.held()
+        if held:
             self.resume()
-        return busy
+        return held
 
     def resume(self) -> None:
         """Take messages again, unless we are shutting down."""
         with self.connection.exclusive():
-            if not self.draining:
-                for slot in self.slots:
-                    slot.resume()
+            self._withdrawn = False
+            self._adjust_slots()
+
+    def _adjust_slots(self) -> None:
+        """Have the slots take messages, unless something speaks against it."""
+        takes = not (self.draining or self._withdrawn or self._unavailable)
+        for slot in self.slots:
+            if takes:
+                slot.resume()
+            else:
+                slot.pause(take_late=not self.draining)
 
     # Showing ---------------------------------------------------------------------------------------------
 
@@ -199,7 +266,7 @@ class Runtime:
     @property
     def last_error(self) -> str | None:
         """Why we do not consume, or with fewer slots than asked for, as far as it is known."""
-        return self.connection.last_error or self._trouble or self._too_few_channels
+        return self.connection.last_error or self._trouble or self._unavailable or self._too_few_channels
 
     @property
     def tick_age(self) -> float:
@@ -321,7 +388,6 @@ class Runtime:
     def _received(self, work: Work) -> None:
         now = time.monotonic()
         properties = work.properties
-        work.started = now
         work.message = Message(
             work.body,
             headers=properties.headers,
@@ -330,7 +396,6 @@ class Runtime:
             exchange=work.method.exchange,
             routing_key=work.method.routing_key,
             redelivered=work.method.redelivered,
-            deadline=now + self.config.timeout_seconds,
         )
         work.expires_at = headers.expires_at(properties, properties.headers or {}, time.time())
         self.recent.arrived(now)
@@ -341,11 +406,18 @@ class Runtime:
         expires_in = _expires_in(work) if work.message.attempt > 1 else None
         refused = refusal(failed, self._delivery_limit(), expires_in)
         if refused is not None:
+            work.started = now
             work.returned = work.decided = True
             self._settler.settle(work, refused)
             return
+        self._start(work)
+
+    def _start(self, work: Work) -> None:
+        work.started = time.monotonic()
+        work.returned = False
+        work.message.deadline = work.started + self.config.timeout_seconds
         if work.message.deadline < self._next_check:
-            self._check_later(work.message.deadline - now)
+            self._check_later(self.config.timeout_seconds)
         self._runner.submit(work)
 
     def _delivery_limit(self) -> int | None:
@@ -370,22 +442,73 @@ class Runtime:
             self._free(work)
         elif work.abandoned:
             self._hand_back(work)
+        elif isinstance(error, HandlerUnavailable) and not work.decided:
+            self._postpone(work, str(error))
+            return
         elif not work.decided:
             work.decided = True
+            if self._unavailable and work.started > self._refused_at:
+                self._available()
             if error is None:
                 self._settler.end(work, Outcome.ACKED)
             else:
                 spread = random.random()  # noqa: S311 - no secret
                 attempt, retry = work.message.attempt, self.config.retry
-                self._settler.settle(work, verdict(error, attempt, retry, spread, _expires_in(work)))
+                decision = verdict(error, attempt, retry, spread, _expires_in(work))
+                self._settler.settle(work, decision, error)
         seconds = now - work.started
         self.recent.handled(now, seconds)
         self.handler_seconds.observe(seconds)
+
+    # A handler that cannot be started ---------------------------------------------------------------------
+
+    def _postpone(self, work: Work, reason: str) -> None:
+        """Keep a message for which nothing was started, and take no others until that can be done."""
+        if self.draining:
+            self._hand_back(work)
+            return
+        if self._unavailable is None:
+            logger.warning(
+                "The handler cannot be reached; keeping its messages and taking no others.",
+                extra={"queue": self.config.queue, "reason": reason},
+            )
+        self._unavailable = reason
+        self._refused_at = time.monotonic()
+        self._adjust_slots()
+        if not self._tries_again:
+            self._tries_again = True
+            self.connection.call_later(self._handler_backoff.next(), self._try_again)
+
+    def _postponed(self) -> list[Work]:
+        works = [slot.work for slot in self.slots if slot.work is not None]
+        return [work for work in works if work.returned and not work.decided and work.lease.held]
+
+    def _try_again(self) -> None:
+        self._tries_again = False
+        tried_at = time.monotonic()
+
+        def look() -> None:
+            if self._unavailable and self._refused_at < tried_at:
+                self._available()
+
+        for work in self._postponed():
+            self._start(work)
+        self.connection.call_later(STARTED_SECONDS, look)
+
+    def _available(self) -> None:
+        logger.info("The handler can be reached again.", extra={"queue": self.config.queue})
+        self._unavailable = None
+        self._handler_backoff.reset()
+        self._adjust_slots()
+
+    # The end of a delivery --------------------------------------------------------------------------------
 
     def _settled(self, work: Work, outcome: Outcome) -> None:
         self._count(outcome)
         if work.returned:
             self._free(work)
+        elif self._is_hung(work):
+            self._fail_hung(work)
 
     def _hand_back(self, work: Work) -> bool:
         is_handed_back = work.lease.hand_back()
@@ -404,6 +527,8 @@ class Runtime:
                 extra={"queue": self.config.queue, "slot": work.slot.number},
             )
             self._cancel(work)
+            if self._is_hung(work):
+                self._fail_hung(work)
 
     def _cancel(self, work: Work) -> None:
         work.message.cancelled.set()
@@ -436,22 +561,44 @@ class Runtime:
         """End every handler whose time is up. One timer serves all messages: most end long before."""
         now = time.monotonic()
         self._next_check = float("inf")
-        running = [
-            slot.work
-            for slot in self.slots
-            if slot.work is not None and not slot.work.returned and not slot.work.decided
-        ]
+        running = [slot.work for slot in self.slots if slot.work is not None and not slot.work.returned]
         for work in running:
-            if work.message.deadline <= now and work.lease.held and not work.abandoned:
+            undecided = work.lease.held and not work.decided and not work.abandoned
+            if undecided and work.message.deadline <= now:
                 work.decided = True
                 work.slot.hold()
                 self._cancel(work)
                 error = HandlerTimeout(f"the handler ran for more than {self.config.timeout_seconds:g} s")
                 attempt, retry = work.message.attempt, self.config.retry
                 self._settler.settle(work, verdict(error, attempt, retry, 0.0, _expires_in(work)))
-        left = [work.message.deadline for work in running if work.message.deadline > now]
-        if left:
-            self._check_later(min(left) - now)
+            elif self._is_hung(work):
+                self._fail_hung(work)
+        moments = [
+            moment
+            for work in running
+            for moment in (work.message.deadline, work.message.deadline + self._hung_seconds)
+            if moment > now
+        ]
+        if moments:
+            self._check_later(min(moments) - now)
+
+    def _is_hung(self, work: Work) -> bool:
+        """Whether a handler still runs a whole timeout after its deadline, and its message is settled or lost."""
+        hung_from: float = work.message.deadline + self._hung_seconds
+        return not work.returned and not work.lease.held and time.monotonic() >= hung_from
+
+    def _fail_hung(self, work: Work) -> None:
+        seconds = time.monotonic() - work.started
+        self.fail(
+            Failure(
+                f"A handler has not returned for {seconds:.0f} s, in slot {work.slot.number}; its time was"
+                f" {self.config.timeout_seconds:g} s.",
+                self.config.grace_seconds,
+            )
+        )
+
+    def _loop_ended(self, reason: str) -> None:
+        self.fail(Failure(reason, LOOP_ENDED_GRACE_SECONDS))
 
 
 def _expires_in(work: Work) -> float | None:

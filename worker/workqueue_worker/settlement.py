@@ -89,15 +89,22 @@ class Settler:
         self._worker = worker
         self._on_settled = on_settled
 
-    def settle(self, work: Work, verdict: Verdict) -> None:
-        """Begin to carry out the verdict."""
+    def settle(self, work: Work, verdict: Verdict, error: BaseException | None = None) -> None:
+        """Begin to carry out the verdict.
+
+        Args:
+            error: what the handler raised, for the log.
+        """
         if isinstance(verdict, Ack):
             self.end(work, Outcome.ACKED)
             return
         target, copy = make_copy(work, verdict, self.queue, self._worker, time.time())
         retried = isinstance(verdict, RetryLater)
-        logger.info(
+        logger.log(
+            logging.WARNING if retried else logging.ERROR,
             "Message failed; trying again later." if retried else "Message given up.",
+            # What a handler says with Reject, an exit code or a status code needs no traceback.
+            exc_info=error if verdict.failure.traceback and not retried else None,
             extra={
                 "queue": self.queue,
                 "to": target.name,

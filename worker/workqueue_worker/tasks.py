@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import selectors
 import threading
 import time
@@ -18,10 +19,11 @@ from typing import Final
 
 from .broker.loop import MAX_WAIT_SECONDS, Loop
 from .broker.slot import Work
+from .ending import leave_forked_child
 from .message import Message
 
 KEEPER_SECONDS: Final = 2.0
-"""How often the keeper looks. A heartbeat is due every 5 s and is missed after 10."""
+"""How often the keeper looks. With a heartbeat of 10 s one is due every 5 s and is missed after 10."""
 
 
 class _Selector(selectors.DefaultSelector):
@@ -48,6 +50,8 @@ class Tasks:
         loop: of the consuming connection.
         call: the handler, a coroutine function.
         handled: told of each end, with the exception if there was one; called in the asyncio thread.
+        on_loop_ended: told why, when a handler's task or callback has ended the asyncio loop. The loop goes on,
+            so that the other handlers can be cancelled.
     """
 
     def __init__(
@@ -55,10 +59,13 @@ class Tasks:
         loop: Loop,
         call: Callable[[Message], Awaitable[object]],
         handled: Callable[[Work, BaseException | None], None],
+        on_loop_ended: Callable[[str], None],
     ) -> None:
         self._loop = loop
         self._call = call
         self._handled = handled
+        self._on_loop_ended = on_loop_ended
+        self._process = os.getpid()
         self._selector = _Selector(loop)
         self._asyncio = asyncio.SelectorEventLoop(self._selector)
         self._answered = threading.Event()
@@ -112,12 +119,15 @@ class Tasks:
             await self._call(work.message)
         except BaseException as raised:  # noqa: BLE001 - a cancelled task ends here as well
             error = raised
+        if os.getpid() != self._process:
+            leave_forked_child(error)
         self._handled(work, error)
 
     def _live(self) -> None:
         asyncio.set_event_loop(self._asyncio)
         self._loop.lend(self._selector)
-        self._asyncio.run_forever()
+        while not self._stopped.is_set():
+            self._run()
         left = asyncio.all_tasks(self._asyncio)
         for task in left:
             task.cancel()
@@ -125,6 +135,23 @@ class Tasks:
         self._asyncio.run_until_complete(self._asyncio.shutdown_asyncgens())
         self._loop.take_back(self._selector)
         self._asyncio.close()
+
+    def _run(self) -> None:
+        """Run the asyncio loop until `stop()`, or until a handler ends it."""
+        error: BaseException | None = None
+        try:
+            self._asyncio.run_forever()
+        except BaseException as raised:  # noqa: BLE001 - asyncio lets SystemExit and KeyboardInterrupt through
+            error = raised
+        if os.getpid() != self._process:
+            leave_forked_child(error)
+        if not self._stopped.is_set():
+            how = (
+                "was stopped by a handler"
+                if error is None
+                else f"was ended by {error!r} in a task or callback"
+            )
+            self._on_loop_ended(f"The asyncio loop {how}.")
 
     def _keep(self) -> None:
         while not self._stopped.wait(KEEPER_SECONDS):

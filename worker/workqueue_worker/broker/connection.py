@@ -34,8 +34,15 @@ from .backoff import STEADY_SECONDS, Backoff
 from .frames import BoundedFrames
 from .loop import Loop, Timer, does_io
 
-HEARTBEAT_SECONDS: Final = 10
-"""A dead peer is noticed after 15 to 30 s (pika looks every 15 s), for one frame of 8 bytes every 5 s."""
+HEARTBEAT_SECONDS: Final = 60
+"""Where the binding does not say another. RabbitMQ's own default. A handler that holds Python's lock (the GIL) in a C
+extension stops our heartbeats; with 10 s it lost its connection after half a minute, again and again.
+
+A peer that answers no more is noticed after 65 to 130 s (pika looks every 65 s).
+"""
+
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""The kernel notices within 25 s that the host of an idle connection is gone, whatever Python does."""
 
 BLOCKED_TIMEOUT_SECONDS: Final = 300.0
 """A connection that the broker's memory or disk alarm blocks for so long is given up and opened anew.
@@ -95,7 +102,6 @@ class Connection:
         *,
         on_open: Callable[[int], None] = lambda _generation: None,
         on_lost: Callable[[str], None] = lambda _reason: None,
-        heartbeat_seconds: int = HEARTBEAT_SECONDS,
         blocked_timeout_seconds: float = BLOCKED_TIMEOUT_SECONDS,
     ) -> None:
         self.name = name
@@ -107,7 +113,6 @@ class Connection:
         self._binding_source = binding_source
         self._on_open = on_open
         self._on_lost = on_lost
-        self._heartbeat_seconds = heartbeat_seconds
         self._blocked_timeout_seconds = blocked_timeout_seconds
         self._pika: SelectConnection | None = None
         self._is_open = False
@@ -245,7 +250,8 @@ class Connection:
             virtual_host=binding.virtual_host,
             credentials=credentials,
             ssl_options=pika.SSLOptions(tls_context(tls), tls.server_name or host) if tls else None,
-            heartbeat=self._heartbeat_seconds,
+            heartbeat=binding.heartbeat_seconds or HEARTBEAT_SECONDS,
+            tcp_options=KEEPALIVE,
             blocked_connection_timeout=self._blocked_timeout_seconds,
             socket_timeout=CONNECT_TIMEOUT_SECONDS,
             stack_timeout=HANDSHAKE_TIMEOUT_SECONDS,

@@ -10,14 +10,19 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from workqueue_worker import __version__, logs
 from workqueue_worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
 from workqueue_worker.drain import Signals, drain
+from workqueue_worker.ending import leave
 from workqueue_worker.errors import ConfigurationError, HandlerLoadError, WorkerError
 from workqueue_worker.handlers.handler import Handler
 
+EXIT_FAILED = 1
 EXIT_CONFIGURATION = 2
 EXIT_HANDLER = 3
 
@@ -77,37 +82,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long handlers may finish after SIGTERM (the timeout) [WORKQUEUE_GRACE_SECONDS]",
     )
     add("--port", metavar="PORT", help="of the HTTP endpoint (8090); 0 for none [WORKQUEUE_PORT]")
-    add("--url", help="amqp://user:password@host:port/vhost [WORKQUEUE_URL]")
+    add("--url", help="amqp://user:password@host:port/vhost?heartbeat=60 [WORKQUEUE_URL]")
     add(
         "--binding",
         metavar="FOLDER",
         help="Service Binding folder [WORKQUEUE_BINDING, SERVICE_BINDING_ROOT]",
     )
     add(
+        "--heartbeat",
+        metavar="SECONDS",
+        help="of the connections to RabbitMQ (60) [WORKQUEUE_HEARTBEAT_SECONDS]",
+    )
+    add(
         "--log-format",
         metavar="FORMAT",
         help="json or text (text on a terminal) [WORKQUEUE_LOG_FORMAT]",
     )
+    add("--log-level", metavar="LEVEL", help="debug, info, warning or error (info) [WORKQUEUE_LOG_LEVEL]")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the worker; returns the exit code."""
+def run(arguments: argparse.Namespace) -> NoReturn:
+    """Run the worker and end the process, whatever threads the handler has left behind."""
+    closers: list[Callable[[], None]] = []
+    try:
+        code = _run(arguments, closers)
+    except Exception:  # noqa: BLE001 - whatever it is, Python would wait for the handler's threads first
+        traceback.print_exc()
+        code = EXIT_FAILED
+    leave(code, *closers)
+
+
+def _run(arguments: argparse.Namespace, closers: list[Callable[[], None]]) -> int:
     signals = Signals()
     termination_log = Path(os.environ.get("WORKQUEUE_TERMINATION_LOG") or "/dev/termination-log")
     try:
         config = parse(arguments, os.environ)
     except ConfigurationError as error:
         return _fail(EXIT_CONFIGURATION, error, termination_log)
-    logs.configure(config.log_format)
+    logs.configure(config.log_format, config.log_level)
     try:
         handler = load_handler(config, signals)
     except HandlerLoadError as error:
         return _fail(EXIT_HANDLER, error, termination_log)
     try:
-        return _work(config, handler, signals)
+        return _work(config, handler, signals, closers)
     except OSError as error:
         return _fail(
-            1, WorkerError(f"The endpoint's port {config.port} cannot be used: {error}."), termination_log
+            EXIT_FAILED,
+            WorkerError(f"The endpoint's port {config.port} cannot be used: {error}."),
+            termination_log,
         )
 
 
@@ -132,15 +155,16 @@ def load_handler(config: RunConfig, signals: Signals) -> Handler:
             return http.load(url, signals.wait)
 
 
-def _work(config: RunConfig, handler: Handler, signals: Signals) -> int:
+def _work(config: RunConfig, handler: Handler, signals: Signals, closers: list[Callable[[], None]]) -> int:
     from workqueue_worker import tracing
     from workqueue_worker.runtime import Runtime
 
     traces = tracing.start(config.queue, os.environ) if tracing.wanted(os.environ) else None
     if traces is not None:
         handler = traces.handler(handler)
+        closers.append(traces.close)
     logger.info("Starting.", extra={"version": __version__, "queue": config.queue, "handler": handler.name})
-    runtime = Runtime(config, config.read_binding, handler)
+    runtime = Runtime(config, config.read_binding, handler, on_failure=signals.interrupt)
     runtime.start()
     endpoint = None
     if config.port:
@@ -150,11 +174,12 @@ def _work(config: RunConfig, handler: Handler, signals: Signals) -> int:
         endpoint = Endpoint(runtime, config.port, any_port_will_do=config.port_is_default)
         endpoint.start()
     signals.wait()
-    drain(runtime, signals, config.grace_seconds)
+    failure = runtime.failure
+    drain(runtime, signals, config.grace_seconds if failure is None else failure.grace_seconds)
     if endpoint is not None:
         endpoint.close()
-    if traces is not None:
-        traces.close()
+    if failure is not None:
+        return _fail(EXIT_FAILED, WorkerError(failure.reason), config.termination_log)
     return 0
 
 

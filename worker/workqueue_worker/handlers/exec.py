@@ -9,6 +9,7 @@ kept for the failure header.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shlex
@@ -24,13 +25,16 @@ from workqueue_worker.errors import HandlerLoadError
 from workqueue_worker.message import Message, Reject, Retry
 
 from .handler import Handler
-from .outcome import HandlerFailed
+from .outcome import HandlerFailed, HandlerUnavailable
 
 KILL_SECONDS: Final = 2.0
 """How long a process may take to end after SIGTERM, before SIGKILL."""
 
 TAIL_BYTES: Final = 1_500
 _PIPE_SECONDS: Final = 1.0
+
+_NO_ROOM: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+"""No process, memory or file descriptor is free: the machine's state, and not the message's fault."""
 
 
 def load(command: Sequence[str]) -> Handler:
@@ -54,6 +58,7 @@ def run(command: Sequence[str], message: Message) -> None:
         Retry: exit code 75 (EX_TEMPFAIL).
         Reject: exit code 65 (EX_DATAERR).
         HandlerFailed: any other exit code but 0, or a signal.
+        HandlerUnavailable: the machine has no room for another process.
     """
     try:
         process = subprocess.Popen(  # noqa: S603 - the command is what the user of this worker configured
@@ -64,13 +69,19 @@ def run(command: Sequence[str], message: Message) -> None:
             start_new_session=True,
         )
     except OSError as error:
-        raise HandlerFailed(f"The command cannot be started: {error}.") from error
+        failed = HandlerUnavailable if error.errno in _NO_ROOM else HandlerFailed
+        raise failed(f"The command cannot be started: {error}.") from error
     assert process.stdin is not None and process.stderr is not None  # noqa: S101, PT018 - for the type checker
     group = _Group(process.pid)
     message.cancelled.on_set(group.terminate)
-    tail = _Tail(process.stderr)
-    feeder = threading.Thread(target=_feed, args=(process.stdin, message.body), daemon=True)
-    feeder.start()
+    try:
+        tail = _Tail(process.stderr)
+        feeder = threading.Thread(target=_feed, args=(process.stdin, message.body), daemon=True)
+        feeder.start()
+    except RuntimeError as error:  # no thread is free
+        with process:  # closes its pipes, and waits for its end
+            group.end()
+        raise HandlerFailed(f"The command was ended, since it could not be fed: {error}.") from error
     # Wait without reaping: as long as the process is not reaped, its group's number belongs to it.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     group.end()

@@ -24,10 +24,21 @@ from workqueue_worker.errors import HandlerLoadError
 from workqueue_worker.message import Message, Reject, Retry
 
 from .handler import Handler
-from .outcome import HandlerFailed, HandlerTimeout
+from .outcome import HandlerFailed, HandlerTimeout, HandlerUnavailable
 
 START_SECONDS: Final = 60.0
 """How long the server may take to listen after we have started."""
+
+CONNECT_SECONDS: Final = 5.0
+
+TRY_AGAIN: Final = frozenset(
+    {
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.TOO_EARLY,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+    }
+)
 
 ANSWER_CHARACTERS: Final = 500
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
@@ -67,16 +78,22 @@ def post(target: SplitResult, message: Message) -> None:
     """Send one message.
 
     Raises:
-        Retry: 429 or 503; Retry-After is honoured.
+        Retry: 408, 425, 429 or 503; Retry-After is honoured.
         Reject: any other 4xx.
         HandlerTimeout: no answer before the deadline.
         HandlerFailed: any other status but 2xx, or no answer.
+        HandlerUnavailable: there is no connection, so that nothing was sent.
     """
-    connection = _connection(target, max(0.001, message.remaining))
+    connection = _connection(target, max(0.001, min(message.remaining, CONNECT_SECONDS)))
     message.cancelled.on_set(partial(_hang_up, connection))
     path = f"{target.path or '/'}{f'?{target.query}' if target.query else ''}"
     try:
         connection.connect()
+    except OSError as error:
+        connection.close()
+        raise HandlerUnavailable(f"{target.geturl()} cannot be reached: {error or repr(error)}") from error
+    try:
+        connection.sock.settimeout(max(0.001, message.remaining))
         if message.cancelled:  # while there was nothing to hang up yet
             raise HandlerFailed(f"cancelled before {target.geturl()} was asked")
         connection.request("POST", path, message.body, request_headers(message))
@@ -90,7 +107,7 @@ def post(target: SplitResult, message: Message) -> None:
     finally:
         connection.close()
     said = f"status {answer.status} {answer.reason}{f': {text}' if text else ''}"
-    if answer.status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
+    if answer.status in TRY_AGAIN:
         raise Retry(retry_after(answer.getheader("Retry-After"), time.time()), said)
     if HTTPStatus.BAD_REQUEST <= answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
         raise Reject(said)

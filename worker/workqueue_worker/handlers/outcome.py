@@ -56,6 +56,10 @@ class HandlerFailed(WorkerError):  # noqa: N818
     """An exec or http handler failed; the text says how. Retried like any exception."""
 
 
+class HandlerUnavailable(WorkerError):  # noqa: N818
+    """Nothing was started for the message; the text says why. It costs no attempt: the worker keeps the message."""
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often and after which delays (whole seconds) a message is tried again; the last one repeats."""

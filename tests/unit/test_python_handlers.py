@@ -1,0 +1,255 @@
+"""Python handlers: which callables are loaded, as what, and which results are a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from workqueue_worker import Message
+from workqueue_worker.errors import HandlerLoadError
+from workqueue_worker.handlers import python
+from workqueue_worker.handlers.handler import Handler
+from workqueue_worker.handlers.outcome import HandlerFailed
+
+handled: list[bytes] = []
+
+
+def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As prometheus_client's `@SUMMARY.time()`: a synchronous wrapper that copies the metadata."""
+
+    @functools.wraps(function)
+    def wrapper(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return wrapper
+
+
+def bare(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A wrapper that hides what it wraps."""
+
+    def wrapper(message: Message) -> Any:
+        return function(message)
+
+    return wrapper
+
+
+class CountedCalls:
+    """A decorator that is a class, such as functools.lru_cache."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+
+    def __call__(self, message: Message) -> Any:
+        return self._function(message)
+
+
+class Handlers:
+    def method(self, message: Message) -> None:
+        handled.append(message.body)
+
+    async def async_method(self, message: Message) -> None:
+        await asyncio.sleep(0)
+        handled.append(message.body)
+
+    @timed
+    async def decorated_method(self, message: Message) -> None:
+        await asyncio.sleep(0)
+        handled.append(message.body)
+
+    def generator_method(self, message: Message) -> Iterator[None]:
+        handled.append(message.body)
+        yield
+
+
+class SyncCallable:
+    def __call__(self, message: Message) -> None:
+        handled.append(message.body)
+
+
+class AsyncCallable:
+    async def __call__(self, message: Message) -> None:
+        await asyncio.sleep(0)
+        handled.append(message.body)
+
+
+class DecoratedCallable:
+    @timed
+    async def __call__(self, message: Message) -> None:
+        await asyncio.sleep(0)
+        handled.append(message.body)
+
+
+class GeneratorCallable:
+    def __call__(self, message: Message) -> Iterator[None]:
+        handled.append(message.body)
+        yield
+
+
+def sync(message: Message, extra: object = None) -> None:
+    handled.append(message.body)
+
+
+async def coroutine(message: Message, extra: object = None) -> None:
+    await asyncio.sleep(0)
+    handled.append(message.body)
+
+
+def generator(message: Message, extra: object = None) -> Iterator[None]:
+    handled.append(message.body)
+    yield
+
+
+async def async_generator(message: Message) -> AsyncIterator[None]:
+    handled.append(message.body)
+    yield
+
+
+@timed
+def skips_without_a_coroutine(message: Message) -> Awaitable[None] | None:
+    return None
+
+
+skips_without_a_coroutine.__wrapped__ = coroutine  # type: ignore[attr-defined]
+
+
+def load(value: object, monkeypatch: pytest.MonkeyPatch) -> Handler:
+    module = ModuleType("handler_of_a_user")
+    module.handle = value  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return python.load(f"{module.__name__}:handle")
+
+
+def call(handler: Handler, message: Message) -> None:
+    if handler.is_async:
+        assert inspect.iscoroutinefunction(handler.call)
+        asyncio.run(handler.call(message))
+    else:
+        handler.call(message)
+
+
+LOADED = {
+    "function": (sync, False),
+    "decorated-function": (timed(sync), False),
+    "partial": (functools.partial(sync, extra=1), False),
+    "bound-method": (Handlers().method, False),
+    "callable-object": (SyncCallable(), False),
+    "coroutine-function": (coroutine, True),
+    "decorated-coroutine-function": (timed(coroutine), True),
+    "twice-decorated-coroutine-function": (timed(timed(coroutine)), True),
+    "class-decorated-coroutine-function": (CountedCalls(coroutine), True),
+    "partial-of-a-coroutine-function": (functools.partial(coroutine, extra=1), True),
+    "partial-of-a-decorated-coroutine-function": (functools.partial(timed(coroutine)), True),
+    "decorated-partial-of-a-coroutine-function": (timed(functools.partial(coroutine, extra=1)), True),
+    "bound-coroutine-method": (Handlers().async_method, True),
+    "bound-decorated-coroutine-method": (Handlers().decorated_method, True),
+    "async-callable-object": (AsyncCallable(), True),
+    "decorated-async-callable-object": (DecoratedCallable(), True),
+}
+
+
+@pytest.mark.parametrize(("value", "is_async"), LOADED.values(), ids=LOADED.keys())
+def test_loaded_handler_runs_its_body(value: object, is_async: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    handled.clear()
+
+    handler = load(value, monkeypatch)
+    call(handler, Message(b"body"))
+
+    assert handler.is_async is is_async
+    assert handled == [b"body"]
+
+
+REFUSED = {
+    "generator-function": (generator, "is a generator function"),
+    "decorated-generator-function": (timed(generator), "is a generator function"),
+    "partial-of-a-generator-function": (functools.partial(generator, extra=1), "is a generator function"),
+    "context-manager": (contextlib.contextmanager(generator), "is a generator function"),
+    "bound-generator-method": (Handlers().generator_method, "is a generator function"),
+    "generator-callable-object": (GeneratorCallable(), "is a generator function"),
+    "async-generator-function": (async_generator, "is a generator function"),
+    "decorated-async-generator-function": (timed(async_generator), "is a generator function"),
+    "class": (CountedCalls, "is a class"),
+}
+
+
+@pytest.mark.parametrize(("value", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_callable_that_would_run_nothing_is_refused_at_load(
+    value: object, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(HandlerLoadError, match=f"handler_of_a_user:handle {reason}"):
+        load(value, monkeypatch)
+
+
+async def returns_a_coroutine(message: Message) -> Any:
+    return coroutine(message)
+
+
+async def returns_a_task(message: Message) -> Any:
+    return asyncio.get_running_loop().create_task(coroutine(message))
+
+
+UNFINISHED = {
+    "coroutine-of-a-hidden-coroutine-function": (bare(coroutine), "coroutine"),
+    "generator-of-a-hidden-generator-function": (bare(generator), "generator"),
+    "async-generator-of-a-hidden-function": (bare(async_generator), "async_generator"),
+    "coroutine-returned-by-a-coroutine-function": (returns_a_coroutine, "coroutine"),
+    "task-returned-by-a-coroutine-function": (returns_a_task, "Task"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("value", "kind"), UNFINISHED.values(), ids=UNFINISHED.keys())
+def test_returned_work_that_did_not_run_is_a_failure(
+    value: object, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = load(value, monkeypatch)
+
+    with pytest.raises(HandlerFailed, match=f"returned a {kind}, which nothing runs"):
+        call(handler, Message(b"body"))
+
+
+def test_decorator_may_return_without_calling_its_coroutine_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = load(skips_without_a_coroutine, monkeypatch)
+
+    call(handler, Message(b"body"))
+
+    assert handler.is_async
+
+
+def test_other_results_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    call(load(lambda message: [message.body], monkeypatch), Message(b"body"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import sys; sys.exit()", "raise SystemExit('no configuration')", "raise KeyboardInterrupt", "1 / 0"],
+)
+def test_import_that_raises_is_a_load_error(
+    source: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exits_at_import.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(HandlerLoadError, match=r"cannot be loaded: .* \(.*exits_at_import.py, line 1\)"):
+        python.load("exits_at_import:handle")
+
+
+def test_module_attribute_that_raises_is_a_load_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("handler_of_a_user")
+
+    def get(_name: str) -> object:
+        raise RuntimeError("no database")
+
+    module.__getattr__ = get  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    with pytest.raises(HandlerLoadError, match="cannot be loaded: RuntimeError: no database"):
+        python.load("handler_of_a_user:handle")
