@@ -18,6 +18,11 @@ from workqueue_worker.runtime import Runtime
 
 _MEANING: Final = {
     "workqueue_messages_ready": "Messages that wait. Not those in handlers, nor those that wait for a retry.",
+    "workqueue_messages_in_handlers": "Messages that are known to be in a handler. Scale-out goes by this number.",
+    "workqueue_messages_in_handlers_max": (
+        "The same, with the slots of workers that do not answer. Scale-in goes by this number; both are equal while "
+        "every worker answers."
+    ),
     "workqueue_dead_letters": "Messages in the dead-letter queue.",
     "workqueue_consumers": "Consumers of the queue, without the operator's own.",
     "workqueue_replicas": (

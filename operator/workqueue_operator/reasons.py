@@ -125,7 +125,10 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.IDLE: "Nothing to do: no message is waiting or in a handler.",
     Reason.SURPLUS: "Nothing to do: idle workers are being asked to leave.",
     Reason.SCALE_IN_DELAYED: "Nothing to do: replicas shrink after `scaling.scaleInDelaySeconds`.",
-    Reason.WORKERS_BUSY: "Nothing to do: surplus workers are in a handler and are left alone until it returns.",
+    Reason.WORKERS_BUSY: (
+        "Nothing to do: surplus workers are in a handler, or have not answered yet, and stay until they say that they "
+        "are idle."
+    ),
     Reason.MESSAGES_WAITING: "Nothing to do: a message came while the last worker was leaving; it stays.",
     Reason.PINNED: "`spec.replicas` fixes the count. Release it with a merge patch that sets it to null.",
     Reason.SUSPENDED: "`spec.suspend` is true: set it to false to go on.",
@@ -144,7 +147,7 @@ ADVICE: Final[dict[Reason, str]] = {
     ),
     Reason.RETIRE_UNREACHABLE: (
         "A worker does not answer the operator on its port, so it cannot be asked whether it is busy and "
-        "stays. Look for a NetworkPolicy between them, and at the pod's log."
+        "stays. Replicas still grow. Look for a NetworkPolicy between the operator and the worker, and at the pod's log."
     ),
     Reason.CONFLICTING_WRITE: "Nothing to do: somebody else changed the count meanwhile; it is decided anew.",
     Reason.DOORBELL_UNAVAILABLE: (
@@ -194,7 +197,7 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.WORKLOAD_CONTESTED: "Something else scales the same Deployment: remove one of the two.",
     Reason.UNACKNOWLEDGED_UNKNOWN: (
         "Put the key `management-uri` into the connection Secret: with `workloadRef` the workers cannot be asked "
-        "what they have in hand, so that the count only grows without it."
+        "what they have in hand. Without it, replicas grow with the messages that wait, and do not shrink."
     ),
     Reason.AWAITING_OPERATOR: (
         "No operator has looked at the WorkQueue yet. If that lasts for more than some seconds, see whether one runs "

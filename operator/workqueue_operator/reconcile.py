@@ -449,7 +449,7 @@ def _next_look(
 def _busy_pods(answers: Answers, depth: Depth | Unknown) -> int | None:
     if answers.statuses:
         return sum(worker.busy > 0 for worker in answers.statuses.values())
-    if not isinstance(depth, Depth):
+    if not isinstance(depth, Depth) or depth.unconfirmed:
         return None
     return min(len(answers.pods), depth.in_handlers) if answers.ours else depth.in_handlers
 
@@ -458,6 +458,7 @@ def _measure(workqueue: WorkQueue, seen: status.Seen, metrics: Metrics) -> None:
     shown = metrics.workqueues.of(*workqueue.key)
     if isinstance(seen.depth, Depth):
         shown.messages_ready, shown.consumers = seen.depth.ready, seen.depth.consumers
+        shown.in_handlers, shown.most_in_handlers = seen.depth.in_handlers, seen.depth.most_in_handlers
     if seen.dead_letters is not None:
         shown.dead_letters = seen.dead_letters
     if isinstance(seen.deployment, DeploymentView):

@@ -212,6 +212,9 @@ def _scaling_active(seen: Seen) -> Finding:
         return Finding("False", decision.reason, decision.message)
     if isinstance(decision, Hold) and decision.wanted is None:
         return _negative(Unknown(decision.reason, decision.message))
+    doubt = seen.depth.doubt if isinstance(seen.depth, Depth) else None
+    if doubt is not None and doubt.reason is Reason.RETIRE_UNREACHABLE:
+        return _negative(doubt)
     if decision.reason in _WORTH_SAYING:
         return Finding("True", decision.reason, ADVICE[decision.reason])
     return Finding("True", Reason.AS_EXPECTED, "Replicas follow the depth of the queue.")

@@ -28,6 +28,7 @@ from workqueue_operator.reasons import Reason, Unknown
 
 NOW = 10_000.0
 OUTAGE = Unknown(Reason.BROKER_UNREACHABLE, "The broker is away.")
+SILENT = Unknown(Reason.RETIRE_UNREACHABLE, "Worker a does not answer.")
 
 
 def spec(**changes: Any) -> WorkQueueSpec:
@@ -142,6 +143,36 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, Window, tuple[type, int, Reas
         seen(5, Depth(0, 3, 15), concurrency=3),
         quiet_since(90, 1),
         (Retire, 1, Reason.SURPLUS),
+    ),
+    "slots of workers that do not answer start nobody": (
+        spec(),
+        seen(1, Depth(0, 0, 20, 20, SILENT), concurrency=20),
+        quiet_since(90),
+        (Hold, 1, Reason.RETIRE_UNREACHABLE),
+    ),
+    "what is known to wait beside them does": (
+        spec(),
+        seen(1, Depth(25, 0, 20, 20, SILENT), concurrency=20),
+        quiet_since(90),
+        (ScaleOut, 3, Reason.BACKLOG),
+    ),
+    "workers that do not answer stay": (
+        spec(),
+        seen(5, Depth(0, 0, 5, 2, SILENT)),
+        quiet_since(90),
+        (Retire, 2, Reason.SURPLUS),
+    ),
+    "and are named when they alone are left": (
+        spec(),
+        seen(2, Depth(0, 0, 2, 2, SILENT)),
+        quiet_since(90),
+        (Hold, 2, Reason.RETIRE_UNREACHABLE),
+    ),
+    "busy workers are the reason where they are enough": (
+        spec(),
+        seen(2, Depth(0, 2, 3, 1, SILENT)),
+        quiet_since(90),
+        (Hold, 2, Reason.WORKERS_BUSY),
     ),
     "no inward step while a rollout is under way": (
         spec(),
@@ -260,6 +291,13 @@ def test_a_target_drain_time(case: str) -> None:
     assert wanted_replicas(spec(targetDrainSeconds=60), depth, load, concurrency) == replicas
 
 
+def test_a_target_drain_time_counts_unconfirmed_slots_beside_the_arrivals() -> None:
+    depth, load = Depth(0, 5, 30, 10, SILENT), Load(2.0, 5.0)
+
+    assert wanted_replicas(spec(targetDrainSeconds=60), depth, load, 1) == 10
+    assert wanted_replicas(spec(targetDrainSeconds=60), depth, load, 1, unconfirmed=10) == 20
+
+
 def test_a_target_drain_time_reckons_with_the_slots_of_a_pod() -> None:
     observation = replace(seen(0, Depth(600, 0, 0), concurrency=5), load=Load(2.0, 0.0))
     decision, _ = decide(spec(targetDrainSeconds=60), observation, Window(NOW), NOW)
@@ -269,7 +307,15 @@ def test_a_target_drain_time_reckons_with_the_slots_of_a_pod() -> None:
 # -- the laws ----------------------------------------------------------------------------------------
 
 counts = st.integers(0, 2_000)
-depths = st.builds(Depth, ready=counts, in_handlers=st.integers(0, 60), consumers=st.integers(0, 60))
+
+
+def _depth(ready: int, in_handlers: int, consumers: int, unconfirmed: int) -> Depth:
+    return Depth(ready, in_handlers, consumers, unconfirmed, SILENT if unconfirmed else None)
+
+
+depths = st.builds(
+    _depth, counts, st.integers(0, 60), st.integers(0, 60), st.one_of(st.just(0), st.integers(1, 60))
+)
 unknowns = st.sampled_from(
     [OUTAGE, Unknown(Reason.DEPTH_IMPLAUSIBLE, "…"), Unknown(Reason.DEPTH_PENDING, "…")]
 )
@@ -342,7 +388,17 @@ close_observations = st.builds(
         concurrency=st.integers(1, 2),
     ),
     depth=st.one_of(
-        *[st.builds(Depth, st.integers(0, 6), st.integers(0, 5), st.integers(0, 5))] * 5, st.just(OUTAGE)
+        *[
+            st.builds(
+                _depth,
+                st.integers(0, 6),
+                st.integers(0, 5),
+                st.integers(0, 5),
+                st.one_of(st.just(0), st.integers(1, 5)),
+            )
+        ]
+        * 5,
+        st.just(OUTAGE),
     ),
     minimum=st.integers(0, 8),
 )
@@ -367,16 +423,22 @@ def lawful(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> Step:
         return lawful_pin(a_spec.replicas, workload)
     if isinstance(depth, Unknown):
         return Hold, now, depth.reason
-    backlog = -(-(depth.ready + depth.in_handlers) // (scaling.messages_per_replica or 1))
-    most = scaling.max_replicas
+    per, most = scaling.messages_per_replica or 1, scaling.max_replicas
+    backlog = -(-(depth.ready + depth.in_handlers) // per)
+    possible = -(-(depth.ready + depth.in_handlers + depth.unconfirmed) // per)
     fewest = min(most, max(scaling.min_replicas, seen_.minimum))
-    _, wanted, _ = sorted([fewest, backlog, most])
-    if wanted > now:
-        return lawful_outward(wanted, workload, Reason.BELOW_MINIMUM if backlog < fewest else Reason.BACKLOG)
-    if wanted < now:
-        return lawful_inward(a_spec, workload, depth, window, wanted)
-    idle = Reason.WITHIN_BOUNDS if depth.ready or depth.in_handlers else Reason.IDLE
-    return Hold, now, Reason.AT_MAXIMUM if backlog > most else idle
+    _, known, _ = sorted([fewest, backlog, most])
+    _, feared, _ = sorted([fewest, possible, most])
+    if known > now:
+        return lawful_outward(known, workload, Reason.BELOW_MINIMUM if backlog < fewest else Reason.BACKLOG)
+    if feared < now:
+        return lawful_inward(a_spec, workload, depth, window, feared)
+    if backlog > most:
+        return Hold, now, Reason.AT_MAXIMUM
+    if known < now:
+        return Hold, now, SILENT.reason
+    idle = depth.ready == depth.in_handlers == depth.unconfirmed == 0
+    return Hold, now, Reason.IDLE if idle else Reason.WITHIN_BOUNDS
 
 
 def lawful_pin(pin: int, workload: Workload) -> Step:
@@ -402,9 +464,10 @@ def lawful_inward(
         return Hold, now, Reason.SCALE_IN_DELAYED
     if workload.unsettled is not None:
         return Hold, now, workload.unsettled.reason
-    stay = max(lately, -(-depth.in_handlers // workload.concurrency))
+    stay = max(lately, -(-(depth.in_handlers + depth.unconfirmed) // workload.concurrency))
     if stay >= now:
-        return Hold, now, Reason.WORKERS_BUSY
+        busy = max(lately, -(-depth.in_handlers // workload.concurrency))
+        return Hold, now, Reason.WORKERS_BUSY if busy >= now else SILENT.reason
     return Retire, stay, Reason.SURPLUS if stay else Reason.IDLE
 
 
@@ -481,7 +544,7 @@ def test_every_step_stays_within_minimum_and_maximum(
     decision, _ = decide(a_spec, seen_, window, NOW)
     if not isinstance(decision, Hold) and a_spec.replicas is None and decision.reason is not Reason.CANARY:
         scaling = a_spec.scaling
-        busy = seen_.depth.in_handlers if isinstance(seen_.depth, Depth) else 0
+        busy = seen_.depth.most_in_handlers if isinstance(seen_.depth, Depth) else 0
         # An inward step stops at the busy workers, which may be more than a maximum that was lowered.
         assert scaling.min_replicas <= decision.replicas <= max(scaling.max_replicas, busy)
 
@@ -503,11 +566,22 @@ def test_inward_never_below_the_busy_nor_below_what_was_wanted_lately(
     if isinstance(decision, Retire) and a_spec.replicas is None:
         assert isinstance(seen_.depth, Depth)
         assert isinstance(seen_.workload, Workload)
-        assert decision.replicas >= math.ceil(seen_.depth.in_handlers / seen_.workload.concurrency)
+        assert decision.replicas >= math.ceil(seen_.depth.most_in_handlers / seen_.workload.concurrency)
         assert decision.replicas >= min(after.highest, a_spec.scaling.max_replicas)
         assert decision.replicas < seen_.workload.replicas
         assert seen_.workload.unsettled is None
         assert NOW - window.since >= a_spec.scaling.scale_in_delay_seconds
+
+
+@given(specs, observations, windows)
+def test_what_cannot_be_asked_never_raises_the_count(
+    a_spec: WorkQueueSpec, seen_: Observation, window: Window
+) -> None:
+    decision, _ = decide(a_spec, seen_, window, NOW)
+
+    if isinstance(decision, ScaleOut) and isinstance(seen_.depth, Depth):
+        certain = replace(seen_, depth=replace(seen_.depth, unconfirmed=0))
+        assert decide(a_spec, certain, window, NOW)[0] == decision
 
 
 @given(specs, observations, windows)

@@ -27,7 +27,7 @@ from . import bell
 from .retire import CONFLICT, UNSEEN, Outcome, Retirement, plan
 from .workload import Workload
 
-UNREACHABLE_AFTER: Final = 120.0
+UNREACHABLE_AFTER: Final = 30.0
 """Seconds after which a worker that cannot be asked is worth a person's attention."""
 
 
