@@ -78,7 +78,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
             ),
             Reason.RETIRE_UNREACHABLE: (
                 f"{_S} `False`, Event",
-                "A Ready worker has not answered the operator for 30 seconds. It counts as idle for scale-out and as busy for scale-in.",
+                (
+                    "A Ready worker has not answered the operator for 30 seconds. It counts as idle for scale-out "
+                    "and as busy for scale-in."
+                ),
             ),
             Reason.DOORBELL_UNAVAILABLE: (
                 f"{_K} `True`, Event",
@@ -89,7 +92,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
                 "The workers that run are the ones that are needed.",
             ),
             Reason.SCALE_IN_DELAYED: (_DECISION, "Fewer would do now, but more were wanted a moment ago."),
-            Reason.WORKERS_BUSY: (_DECISION, "Fewer would do, but the others have a message in hand, or may have one."),
+            Reason.WORKERS_BUSY: (
+                _DECISION,
+                "Fewer would do, but the others have a message in hand, or may have one.",
+            ),
             Reason.MESSAGES_WAITING: (_DECISION, "The step to zero was called off by a message."),
             Reason.ROLLOUT_UNDER_WAY: (_DECISION, "Pods of two templates exist."),
             Reason.PODS_SETTLING: (
@@ -177,7 +183,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
             ),
             Reason.WORKER_CRASHING: (f"{_W} `False`, Event", "A container of the pod ends again and again."),
             Reason.POD_UNSCHEDULABLE: (f"{_W} `False`, Event", "The pod waits for a node."),
-            Reason.POD_REFUSED: (f"{_W} `False`, Event", "The ReplicaSet may not create the pods."),
+            Reason.POD_REFUSED: (
+                f"{_W} `False`, Event, `status.lastScaleReason`",
+                "The ReplicaSet may not create the pods.",
+            ),
             Reason.NAME_CONFLICT: (
                 f"{_W} `False`, Event",
                 "An object that the operator would make exists already.",

@@ -1,6 +1,6 @@
 """How many replicas, and what to do about it. PURE: no I/O, and the clock is an argument.
 
-Place in the flow: after `observe`, before `act`. One of Hold, ScaleOut and Retire, each with the reason and
+Place in the flow: after `observe`, before `act`. One of Hold, ScaleOut, Retire and Trim, each with the reason and
 the message that the condition, the Event and the log line will carry.
 
 The laws, each held by a property test: an unknown depth holds; a suspended WorkQueue holds and a pinned one
@@ -74,12 +74,14 @@ class Workload:
         proven: whether a pod of the current template was Ready once.
         unsettled: why the count must not shrink just now, or None.
         concurrency: messages that one pod handles at a time.
+        existing: how many pods exist while the API server refuses the others; None while it refuses none.
     """
 
     replicas: int
     proven: bool = True
     unsettled: Unknown | None = None
     concurrency: int = 1
+    existing: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,17 @@ class Retire:
     message: str
 
 
-Decision: TypeAlias = Hold | ScaleOut | Retire
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Lower the count to `replicas` without asking anybody: the pods beyond it do not exist."""
+
+    replicas: int
+    wanted: int
+    reason: Reason
+    message: str
+
+
+Decision: TypeAlias = Hold | ScaleOut | Retire | Trim
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +223,18 @@ def decide(spec: WorkQueueSpec, seen: Observation, window: Window, now: float) -
         return Hold.because(None, seen.depth), unknown
     bounds = _bounds(spec, seen.workload, seen.depth, seen)
     window = window.record(now, bounds.wanted, spec.scaling.scale_in_delay_seconds)
-    return _step(spec, seen.workload, seen.depth, window, now, bounds), window
+    # Nothing waits: only what is in handlers counts. Otherwise the window keeps a backlog from moving the count.
+    highest = _highest(spec, seen.workload, window, now)
+    needed = bounds.least if seen.depth.ready == 0 else highest
+    trim = _trim(needed, bounds.wanted, seen.workload)
+    return trim or _step(spec, seen.workload, seen.depth, bounds, highest), window
+
+
+def _highest(spec: WorkQueueSpec, workload: Workload, window: Window, now: float) -> int:
+    """The highest count wanted in the window; at least the present one until the window covers its time."""
+    highest = min(window.highest, spec.scaling.max_replicas)
+    full = window.is_full(now, spec.scaling.scale_in_delay_seconds)
+    return highest if full else max(highest, workload.replicas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,21 +273,21 @@ def _pinned(pin: int, workload: Workload) -> Decision:
     if pin > workload.replicas:
         return _outward(pin, workload, Reason.PINNED, message)
     if pin < workload.replicas:
+        if (trim := _trim(pin, pin, workload)) is not None:
+            return trim
         if workload.unsettled is not None:
             return Hold.because(pin, workload.unsettled)
         return Retire(pin, pin, only_when_empty=False, reason=Reason.PINNED, message=message)
     return Hold(pin, Reason.PINNED, message)
 
 
-def _step(
-    spec: WorkQueueSpec, workload: Workload, depth: Depth, window: Window, now: float, bounds: _Bounds
-) -> Decision:
+def _step(spec: WorkQueueSpec, workload: Workload, depth: Depth, bounds: _Bounds, highest: int) -> Decision:
     wanted = bounds.wanted
     if wanted > workload.replicas:
         reason = Reason.BELOW_MINIMUM if bounds.need < bounds.minimum else Reason.BACKLOG
         return _outward(wanted, workload, reason, f"{depth} ask for {_replicas(wanted)}.")
     if wanted < workload.replicas:
-        return _inward(spec, workload, depth, window, now, bounds)
+        return _inward(spec, workload, depth, wanted, highest)
     if bounds.need > bounds.maximum:
         limit = f"{depth} ask for {_replicas(bounds.need)}, but scaling.maxReplicas is {bounds.maximum}."
         return Hold(wanted, Reason.AT_MAXIMUM, limit)
@@ -273,6 +296,19 @@ def _step(
     if depth.ready == depth.most_in_handlers == 0:
         return Hold(wanted, Reason.IDLE, f"Nothing is waiting or in a handler: {_replicas(wanted)}.")
     return Hold(wanted, Reason.WITHIN_BOUNDS, f"{depth} ask for {_replicas(wanted)}.")
+
+
+def _trim(needed: int, wanted: int, workload: Workload) -> Trim | None:
+    if workload.existing is None or max(needed, workload.existing) >= workload.replicas:
+        return None
+    target = max(needed, workload.existing)
+    return Trim(
+        target,
+        wanted,
+        Reason.POD_REFUSED,
+        f"The API server refuses pods beyond the {workload.existing} that exist, and {_replicas(target)} are enough "
+        "now; no pod is removed.",
+    )
 
 
 def _outward(wanted: int, workload: Workload, reason: Reason, message: str) -> Decision:
@@ -286,12 +322,9 @@ def _outward(wanted: int, workload: Workload, reason: Reason, message: str) -> D
     return ScaleOut(CANARY_REPLICAS, wanted, Reason.CANARY, waiting)
 
 
-def _inward(
-    spec: WorkQueueSpec, workload: Workload, depth: Depth, window: Window, now: float, bounds: _Bounds
-) -> Decision:
-    delay, wanted = spec.scaling.scale_in_delay_seconds, bounds.wanted
-    highest = min(window.highest, bounds.maximum)
-    if highest >= workload.replicas or not window.is_full(now, delay):
+def _inward(spec: WorkQueueSpec, workload: Workload, depth: Depth, wanted: int, highest: int) -> Decision:
+    delay = spec.scaling.scale_in_delay_seconds
+    if highest >= workload.replicas:
         return Hold(
             wanted,
             Reason.SCALE_IN_DELAYED,

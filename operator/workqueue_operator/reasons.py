@@ -126,8 +126,8 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.SURPLUS: "Nothing to do: idle workers are being asked to leave.",
     Reason.SCALE_IN_DELAYED: "Nothing to do: replicas shrink after `scaling.scaleInDelaySeconds`.",
     Reason.WORKERS_BUSY: (
-        "Nothing to do: surplus workers are in a handler, or have not answered yet, and stay until they say that they "
-        "are idle."
+        "Nothing to do: surplus workers are in a handler, or have not answered yet, and stay until they say that "
+        "they are idle."
     ),
     Reason.MESSAGES_WAITING: "Nothing to do: a message came while the last worker was leaving; it stays.",
     Reason.PINNED: "`spec.replicas` fixes the count. Release it with a merge patch that sets it to null.",
@@ -147,7 +147,8 @@ ADVICE: Final[dict[Reason, str]] = {
     ),
     Reason.RETIRE_UNREACHABLE: (
         "A worker does not answer the operator on its port, so it cannot be asked whether it is busy and "
-        "stays. Replicas still grow. Look for a NetworkPolicy between the operator and the worker, and at the pod's log."
+        "stays. Replicas still grow. Look for a NetworkPolicy between the operator and the worker, and at the pod's "
+        "log."
     ),
     Reason.CONFLICTING_WRITE: "Nothing to do: somebody else changed the count meanwhile; it is decided anew.",
     Reason.DOORBELL_UNAVAILABLE: (
@@ -191,7 +192,10 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.HANDLER_FAILED: "The handler cannot be loaded or reached; the message has the worker's own words.",
     Reason.WORKER_CRASHING: "Look at the log of the pod that the message names.",
     Reason.POD_UNSCHEDULABLE: "No node takes the pod; the message has the scheduler's words.",
-    Reason.POD_REFUSED: "The API server refuses the pods (quota, Pod Security, missing ServiceAccount ...).",
+    Reason.POD_REFUSED: (
+        "The API server refuses the pods (quota, Pod Security, missing ServiceAccount ...). The operator lowers the "
+        "count to the pods that exist when the others are no longer needed."
+    ),
     Reason.WORKLOAD_REFUSED: "The API server refuses the Deployment; the message has its words.",
     Reason.WORKLOAD_NOT_FOUND: "Create the Deployment that `spec.workloadRef` names, or correct the name.",
     Reason.WORKLOAD_CONTESTED: "Something else scales the same Deployment: remove one of the two.",

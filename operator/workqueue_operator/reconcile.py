@@ -43,7 +43,7 @@ from .observe.store import Key, Store
 from .observe.sweep import MISSING, Missing
 from .reasons import ConditionType, Finding, Reason, Unknown
 from .report import Reporter
-from .views import DeploymentView, PodView, deployment_view, unsettled
+from .views import DeploymentView, PodView, deployment_view, existing_of_refused, unsettled
 
 logger = logging.getLogger(__name__)
 
@@ -415,7 +415,10 @@ def _observation(
         return Observation(deployment, depth, minimum)
     if workqueue.spec.worker is None:
         unknown = answers.unacknowledged if isinstance(answers.unacknowledged, Unknown) else None
-        return Observation(Workload(deployment.replicas, unsettled=unknown), depth, minimum)
+        existing = existing_of_refused(deployment, ())
+        return Observation(
+            Workload(deployment.replicas, unsettled=unknown, existing=existing), depth, minimum
+        )
     if any(pod.ready and pod.template_hash == deployment.template_hash for pod in pods):
         memory.proven_hash = deployment.template_hash
     proven = memory.proven_hash or workqueue.status.proven_template_hash
@@ -424,6 +427,7 @@ def _observation(
         proven=proven == deployment.template_hash,
         unsettled=unsettled(deployment, pods),
         concurrency=answers.concurrency,
+        existing=existing_of_refused(deployment, pods),
     )
     return Observation(workload, depth, minimum, load(answers.statuses, memory.growth))
 

@@ -18,6 +18,7 @@ from workqueue_operator.decide import (
     Observation,
     Retire,
     ScaleOut,
+    Trim,
     Window,
     Workload,
     decide,
@@ -28,6 +29,7 @@ from workqueue_operator.reasons import Reason, Unknown
 
 NOW = 10_000.0
 OUTAGE = Unknown(Reason.BROKER_UNREACHABLE, "The broker is away.")
+SETTLING = Unknown(Reason.PODS_SETTLING, "3 of 10 pods exist.")
 SILENT = Unknown(Reason.RETIRE_UNREACHABLE, "Worker a does not answer.")
 
 
@@ -173,6 +175,54 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, Window, tuple[type, int, Reas
         seen(2, Depth(0, 2, 3, 1, SILENT)),
         quiet_since(90),
         (Hold, 2, Reason.WORKERS_BUSY),
+    ),
+    "an empty queue gives up the pods that were refused, without delay": (
+        spec(),
+        seen(10, Depth(0, 0, 3), existing=3, unsettled=SETTLING),
+        Window(NOW).record(NOW - 1, 10, 60),
+        (Trim, 3, Reason.POD_REFUSED),
+    ),
+    "those that run go on being wanted": (
+        spec(),
+        seen(10, Depth(0, 45, 45), existing=3, unsettled=SETTLING),
+        Window(NOW).record(NOW - 1, 10, 60),
+        (Trim, 5, Reason.POD_REFUSED),
+    ),
+    "refused pods are wanted while their messages wait": (
+        spec(),
+        seen(10, Depth(97, 3, 3), existing=3, unsettled=SETTLING),
+        quiet_since(90, 10),
+        (Hold, 10, Reason.WITHIN_BOUNDS),
+    ),
+    "and for the delay after that": (
+        spec(),
+        seen(10, Depth(5, 3, 3), existing=3, unsettled=SETTLING),
+        quiet_since(90, 10),
+        (Hold, 10, Reason.SCALE_IN_DELAYED),
+    ),
+    "then a backlog gives them up as well": (
+        spec(),
+        seen(10, Depth(5, 3, 3), existing=3, unsettled=SETTLING),
+        quiet_since(90, 4),
+        (Trim, 4, Reason.POD_REFUSED),
+    ),
+    "once only existing pods are asked for, they are retired": (
+        spec(),
+        seen(3, Depth(0, 0, 3), existing=3),
+        quiet_since(90, 0),
+        (Retire, 0, Reason.IDLE),
+    ),
+    "a pin gives up refused pods, too": (
+        spec(replicas=1),
+        seen(10, OUTAGE, existing=3, unsettled=SETTLING),
+        Window(NOW),
+        (Trim, 3, Reason.POD_REFUSED),
+    ),
+    "refused pods are given up though other workers do not answer": (
+        spec(),
+        seen(10, Depth(0, 0, 60, 60, SILENT), existing=3, unsettled=SETTLING, concurrency=20),
+        Window(NOW),
+        (Trim, 3, Reason.POD_REFUSED),
     ),
     "no inward step while a rollout is under way": (
         spec(),
@@ -325,6 +375,7 @@ workloads = st.builds(
     proven=st.booleans(),
     unsettled=st.one_of(st.none(), st.just(Unknown(Reason.ROLLOUT_UNDER_WAY, "…"))),
     concurrency=st.integers(1, 4),
+    existing=st.one_of(st.none(), st.integers(0, 60)),
 )
 observations = st.builds(
     Observation, workload=workloads, depth=st.one_of(depths, unknowns), minimum=st.integers(0, 60)
@@ -386,6 +437,7 @@ close_observations = st.builds(
         proven=st.sampled_from([True, True, False]),
         unsettled=st.sampled_from([None, None, Unknown(Reason.PODS_SETTLING, "…")]),
         concurrency=st.integers(1, 2),
+        existing=st.sampled_from([None, None, None, 0, 1, 2, 3]),
     ),
     depth=st.one_of(
         *[
@@ -414,7 +466,7 @@ Step = tuple[type, int, Reason]
 
 def lawful(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> Step:
     """The laws once more, flat: the first that applies has the answer."""
-    workload, depth, scaling = seen_.workload, seen_.depth, a_spec.scaling
+    workload, depth = seen_.workload, seen_.depth
     assert isinstance(workload, Workload)
     now = workload.replicas
     if a_spec.suspend:
@@ -423,27 +475,49 @@ def lawful(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> Step:
         return lawful_pin(a_spec.replicas, workload)
     if isinstance(depth, Unknown):
         return Hold, now, depth.reason
+    return lawful_count(a_spec, seen_, workload, depth, window)
+
+
+def lawful_count(
+    a_spec: WorkQueueSpec, seen_: Observation, workload: Workload, depth: Depth, window: Window
+) -> Step:
+    scaling, now = a_spec.scaling, workload.replicas
     per, most = scaling.messages_per_replica or 1, scaling.max_replicas
     backlog = -(-(depth.ready + depth.in_handlers) // per)
     possible = -(-(depth.ready + depth.in_handlers + depth.unconfirmed) // per)
     fewest = min(most, max(scaling.min_replicas, seen_.minimum))
     _, known, _ = sorted([fewest, backlog, most])
     _, feared, _ = sorted([fewest, possible, most])
+    lately = lawful_lately(a_spec, window, feared if feared < now else max(known, min(now, feared)))
+    full = NOW - window.since >= scaling.scale_in_delay_seconds
+    needed = known if depth.ready == 0 else lately if full else now
+    if (trimmed := lawful_trim(needed, workload)) is not None:
+        return trimmed
     if known > now:
         return lawful_outward(known, workload, Reason.BELOW_MINIMUM if backlog < fewest else Reason.BACKLOG)
     if feared < now:
         return lawful_inward(a_spec, workload, depth, window, feared)
-    if backlog > most:
-        return Hold, now, Reason.AT_MAXIMUM
-    if known < now:
-        return Hold, now, SILENT.reason
     idle = depth.ready == depth.in_handlers == depth.unconfirmed == 0
-    return Hold, now, Reason.IDLE if idle else Reason.WITHIN_BOUNDS
+    reasons = [(backlog > most, Reason.AT_MAXIMUM), (known < now, SILENT.reason), (idle, Reason.IDLE)]
+    return Hold, now, next((reason for holds, reason in reasons if holds), Reason.WITHIN_BOUNDS)
+
+
+def lawful_trim(needed: int, workload: Workload) -> Step | None:
+    if workload.existing is None or max(needed, workload.existing) >= workload.replicas:
+        return None
+    return Trim, max(needed, workload.existing), Reason.POD_REFUSED
+
+
+def lawful_lately(a_spec: WorkQueueSpec, window: Window, wanted: int) -> int:
+    delay, most = a_spec.scaling.scale_in_delay_seconds, a_spec.scaling.max_replicas
+    return max(wanted, *(min(count, most) for at, count in window.peaks if NOW - at < delay), 0)
 
 
 def lawful_pin(pin: int, workload: Workload) -> Step:
     if pin > workload.replicas:
         return lawful_outward(pin, workload, Reason.PINNED)
+    if pin < workload.replicas and (trimmed := lawful_trim(pin, workload)) is not None:
+        return trimmed
     if pin < workload.replicas and workload.unsettled is not None:
         return Hold, workload.replicas, workload.unsettled.reason
     return Hold if pin == workload.replicas else Retire, pin, Reason.PINNED
@@ -458,8 +532,8 @@ def lawful_outward(count: int, workload: Workload, reason: Reason) -> Step:
 def lawful_inward(
     a_spec: WorkQueueSpec, workload: Workload, depth: Depth, window: Window, wanted: int
 ) -> Step:
-    now, delay, most = workload.replicas, a_spec.scaling.scale_in_delay_seconds, a_spec.scaling.max_replicas
-    lately = max(wanted, *(min(count, most) for at, count in window.peaks if NOW - at < delay), 0)
+    now, delay = workload.replicas, a_spec.scaling.scale_in_delay_seconds
+    lately = lawful_lately(a_spec, window, wanted)
     if lately >= now or NOW - window.since < delay:
         return Hold, now, Reason.SCALE_IN_DELAYED
     if workload.unsettled is not None:
@@ -542,7 +616,11 @@ def test_every_step_stays_within_minimum_and_maximum(
     a_spec: WorkQueueSpec, seen_: Observation, window: Window
 ) -> None:
     decision, _ = decide(a_spec, seen_, window, NOW)
-    if not isinstance(decision, Hold) and a_spec.replicas is None and decision.reason is not Reason.CANARY:
+    if (
+        isinstance(decision, (ScaleOut, Retire))
+        and a_spec.replicas is None
+        and decision.reason is not Reason.CANARY
+    ):
         scaling = a_spec.scaling
         busy = seen_.depth.most_in_handlers if isinstance(seen_.depth, Depth) else 0
         # An inward step stops at the busy workers, which may be more than a maximum that was lowered.
@@ -581,7 +659,19 @@ def test_what_cannot_be_asked_never_raises_the_count(
 
     if isinstance(decision, ScaleOut) and isinstance(seen_.depth, Depth):
         certain = replace(seen_, depth=replace(seen_.depth, unconfirmed=0))
-        assert decide(a_spec, certain, window, NOW)[0] == decision
+        known, _ = decide(a_spec, certain, window, NOW)
+        assert isinstance(known, ScaleOut)
+        assert (known.replicas, known.reason) == (decision.replicas, decision.reason)
+
+
+@given(specs, observations, windows)
+def test_a_trim_removes_no_pod(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> None:
+    decision, _ = decide(a_spec, seen_, window, NOW)
+
+    if isinstance(decision, Trim):
+        assert isinstance(seen_.workload, Workload)
+        assert seen_.workload.existing is not None
+        assert seen_.workload.existing <= decision.replicas < seen_.workload.replicas
 
 
 @given(specs, observations, windows)

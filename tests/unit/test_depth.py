@@ -198,7 +198,9 @@ def test_unreachable_worker_is_named(ready: int) -> None:
     assert "Worker a " in depth.doubt.message
 
 
-@pytest.mark.parametrize("ours", [True, False], ids=["worker-without-answer", "workload-without-management-api"])
+@pytest.mark.parametrize(
+    "ours", [True, False], ids=["worker-without-answer", "workload-without-management-api"]
+)
 def test_a_depth_that_cannot_be_asked_neither_raises_nor_lowers_the_count(ours: bool) -> None:
     """One message and twenty slots a worker gave 1, 2, 4, 8, 12 replicas within seconds, for ever."""
     spec = WorkQueueSpec.model_validate(

@@ -71,9 +71,7 @@ def judge(answers: Answers, queue: str) -> Depth | Unknown:
             "as it does while a quorum queue has no leader. Replicas stay as they are.",
         )
     in_handlers, unconfirmed = _in_handlers(answers, counts)
-    return Depth(
-        counts.ready, in_handlers, counts.consumers, unconfirmed, _doubt(answers, unconfirmed)
-    )
+    return Depth(counts.ready, in_handlers, counts.consumers, unconfirmed, _doubt(answers, unconfirmed))
 
 
 def is_implausible(answers: Answers) -> bool:
@@ -130,9 +128,9 @@ def _doubt(answers: Answers, unconfirmed: int) -> Unknown | None:
     if answers.unreachable is not None:
         return Unknown(
             Reason.RETIRE_UNREACHABLE,
-            f"Worker {answers.unreachable} does not answer the operator on port {ENDPOINT_PORT}, so it may be busy or "
-            "idle. Replicas still grow with the messages that are known; a worker that does not answer stays. Look for "
-            "a NetworkPolicy between the operator and the worker, and at the pod's log.",
+            f"Worker {answers.unreachable} does not answer the operator on port {ENDPOINT_PORT}, so it may be busy "
+            "or idle. Replicas still grow with the messages that are known; a worker that does not answer stays. "
+            "Look for a NetworkPolicy between the operator and the worker, and at the pod's log.",
         )
     if unconfirmed:
         return Unknown(

@@ -78,9 +78,7 @@ class Gatherer:
             return replace(answers, unacknowledged=unacknowledged)
         running = [pod for pod in pods if pod.running and not pod.terminating and not pod.marked]
         statuses = await self._statuses(workqueue, memory, counts, running)
-        answers = replace(
-            answers, pods=running, statuses=statuses, unreachable=_unreachable(memory, running)
-        )
+        answers = replace(answers, pods=running, statuses=statuses, unreachable=_unreachable(memory, running))
         if isinstance(counts, QueueCounts):
             _follow_growth(memory, counts)
         deadline = time.monotonic() + CONSUMERS_SHOW_WITHIN
@@ -133,7 +131,9 @@ class Gatherer:
 def _unreachable(memory: Memory, running: Sequence[PodView]) -> str | None:
     """The name of a Ready worker that has not answered for too long; one that starts is not Ready yet."""
     latest = time.monotonic() - SILENT_AFTER
-    silent = (pod.name for pod in running if pod.ready and memory.silent_since.get(pod.uid, math.inf) <= latest)
+    silent = (
+        pod.name for pod in running if pod.ready and memory.silent_since.get(pod.uid, math.inf) <= latest
+    )
     return min(silent, default=None)
 
 
