@@ -64,6 +64,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
                 f"{_S} `True`, Event",
                 "As many replicas as may be, and more would be wanted.",
             ),
+            Reason.SINGLE_ACTIVE_CONSUMER: (
+                f"{_S} `True`",
+                "One worker runs, and the backlog would ask for more.",
+            ),
             Reason.CANARY: (
                 f"{_S} `True`, {_EVENT}",
                 "A new or changed template: one pod has to become Ready before there are more.",

@@ -27,7 +27,7 @@ _MEANING: Final = {
     "workqueue_consumers": "Consumers of the queue, without the operator's own.",
     "workqueue_replicas": (
         "`state` is `desired` (asked for), `current` (pods that exist), `ready`, `busy`, or `maximum`, which is "
-        "`scaling.maxReplicas`."
+        "`scaling.maxReplicas`, or 1 with `queue.singleActiveConsumer`."
     ),
     "workqueue_condition": "1 for the `status` and the [reason](conditions.md) that each condition has.",
     "workqueue_depth_age_seconds": "Age of the oldest depth of a queue with workers. Above a few seconds: trouble.",

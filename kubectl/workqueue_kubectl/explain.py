@@ -71,7 +71,7 @@ def why(workqueue: WorkQueue, seen: Seen, now: datetime) -> list[str]:
     )
     low, high = _bounds(workqueue, now)
     if wanted > high:
-        sentences.append(f"scaling.maxReplicas is {high}.")
+        sentences.append(_limit(workqueue, high))
     elif wanted < low:
         cause = "scaling.minReplicas" if low == scaling.min_replicas else "The schedule's minimum"
         sentences.append(f"{cause} is {low}.")
@@ -134,7 +134,14 @@ def _bounds(workqueue: WorkQueue, now: datetime) -> tuple[int, int]:
         low = minimum_replicas(workqueue.spec, now)
     except Trouble:
         low = scaling.min_replicas
-    return min(low, scaling.max_replicas), scaling.max_replicas
+    high = workqueue.spec.most_replicas
+    return min(low, high), high
+
+
+def _limit(workqueue: WorkQueue, high: int) -> str:
+    if workqueue.spec.queue.single_active_consumer:
+        return "queue.singleActiveConsumer lets one worker at a time take messages."
+    return f"scaling.maxReplicas is {high}."
 
 
 def _wanted(workqueue: WorkQueue, ready: int, seen: Seen) -> int:
@@ -156,7 +163,7 @@ def _target(workqueue: WorkQueue, seen: Seen) -> str:
 def _upward(workqueue: WorkQueue, seen: Seen, count: int, high: int) -> str:
     scaling = workqueue.spec.scaling
     if count >= high:
-        return f"Up: not any more, scaling.maxReplicas is {high}."
+        return f"Up: not any more, {_limit(workqueue, high)}"
     if scaling.target_drain_seconds is None:
         least = count * (scaling.messages_per_replica or 1) + 1
         return f"Up: from {_messages(least)} on, waiting and in handlers together; at once."

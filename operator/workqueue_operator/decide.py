@@ -232,7 +232,7 @@ def decide(spec: WorkQueueSpec, seen: Observation, window: Window, now: float) -
 
 def _highest(spec: WorkQueueSpec, workload: Workload, window: Window, now: float) -> int:
     """The highest count wanted in the window; at least the present one until the window covers its time."""
-    highest = min(window.highest, spec.scaling.max_replicas)
+    highest = min(window.highest, spec.most_replicas)
     full = window.is_full(now, spec.scaling.scale_in_delay_seconds)
     return highest if full else max(highest, workload.replicas)
 
@@ -255,7 +255,7 @@ class _Bounds:
 
 
 def _bounds(spec: WorkQueueSpec, workload: Workload, depth: Depth, seen: Observation) -> _Bounds:
-    maximum = spec.scaling.max_replicas
+    maximum = spec.most_replicas
     minimum = min(max(spec.scaling.min_replicas, seen.minimum), maximum)
 
     def within(count: int) -> int:
@@ -289,13 +289,19 @@ def _step(spec: WorkQueueSpec, workload: Workload, depth: Depth, bounds: _Bounds
     if wanted < workload.replicas:
         return _inward(spec, workload, depth, wanted, highest)
     if bounds.need > bounds.maximum:
-        limit = f"{depth} ask for {_replicas(bounds.need)}, but scaling.maxReplicas is {bounds.maximum}."
-        return Hold(wanted, Reason.AT_MAXIMUM, limit)
+        return _at_maximum(spec, wanted, f"{depth} ask for {_replicas(bounds.need)}")
     if bounds.least < workload.replicas and depth.doubt is not None:
         return Hold.because(wanted, depth.doubt)
     if depth.ready == depth.most_in_handlers == 0:
         return Hold(wanted, Reason.IDLE, f"Nothing is waiting or in a handler: {_replicas(wanted)}.")
     return Hold(wanted, Reason.WITHIN_BOUNDS, f"{depth} ask for {_replicas(wanted)}.")
+
+
+def _at_maximum(spec: WorkQueueSpec, wanted: int, backlog: str) -> Hold:
+    if spec.queue.single_active_consumer:
+        message = f"{backlog}, but queue.singleActiveConsumer lets one worker at a time take messages."
+        return Hold(wanted, Reason.SINGLE_ACTIVE_CONSUMER, message)
+    return Hold(wanted, Reason.AT_MAXIMUM, f"{backlog}, but scaling.maxReplicas is {spec.most_replicas}.")
 
 
 def _trim(needed: int, wanted: int, workload: Workload) -> Trim | None:

@@ -242,7 +242,7 @@ class Queue(_Model):
     when left out. Quorum queues only. Cannot be changed."""
 
     single_active_consumer: bool | None = None
-    """Whether one worker at a time takes messages, in order, and the others stand by. Cannot be changed."""
+    """Whether one worker at a time takes messages, in order. Replicas then stay at 0 or 1. Cannot be changed."""
 
     consumer_timeout_seconds: int | None = Field(default=None, ge=60, le=_WEEK)
     """How long RabbitMQ lets a worker hold a message before it takes it back; follows from
@@ -527,6 +527,10 @@ class Scaling(_Model):
         return self
 
 
+_SHARED: Final = "!has(self.queue.singleActiveConsumer) || !self.queue.singleActiveConsumer"
+"""Several workers may take messages at the same time."""
+
+
 class WorkQueueSpec(_Model):
     """What a person asks for."""
 
@@ -541,6 +545,19 @@ class WorkQueueSpec(_Model):
                 "!has(self.workloadRef) || !has(self.scaling.targetDrainSeconds)",
                 "scaling.targetDrainSeconds needs the handler time that our own workers measure: use "
                 "scaling.messagesPerReplica with workloadRef",
+            ),
+            rule(
+                f"{_SHARED} || !has(self.worker) || self.worker.concurrency == 1",
+                "with queue.singleActiveConsumer one slot takes messages and the others stay idle: set "
+                "worker.concurrency to 1",
+                "worker",
+            ),
+            rule(
+                f"{_SHARED} || (self.scaling.minReplicas <= 1 && (!has(self.scaling.schedules)"
+                " || self.scaling.schedules.all(span, span.minReplicas <= 1)))",
+                "with queue.singleActiveConsumer one worker takes messages and the others stay idle: set "
+                "scaling.minReplicas, and that of each schedule, to 0 or 1",
+                "scaling",
             ),
         )
     )
@@ -570,6 +587,11 @@ class WorkQueueSpec(_Model):
 
     scaling: Scaling = Field(default_factory=Scaling, json_schema_extra=_EMPTY)
     """How many replicas there are."""
+
+    @property
+    def most_replicas(self) -> int:
+        """The most replicas that can have work: one where the queue hands messages to one consumer at a time."""
+        return 1 if self.queue.single_active_consumer else self.scaling.max_replicas
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

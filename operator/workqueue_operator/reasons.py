@@ -36,6 +36,7 @@ class Reason(StrEnum):
     BACKLOG = "Backlog"
     WITHIN_BOUNDS = "WithinBounds"
     AT_MAXIMUM = "AtMaximum"
+    SINGLE_ACTIVE_CONSUMER = "SingleActiveConsumer"
     BELOW_MINIMUM = "BelowMinimum"
     IDLE = "Idle"
     SURPLUS = "Surplus"
@@ -121,6 +122,10 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.BACKLOG: "Nothing to do: replicas follow the backlog.",
     Reason.WITHIN_BOUNDS: "Nothing to do.",
     Reason.AT_MAXIMUM: "The backlog asks for more replicas than `scaling.maxReplicas`. Raise it, or wait.",
+    Reason.SINGLE_ACTIVE_CONSUMER: (
+        "Nothing to do: with `queue.singleActiveConsumer` RabbitMQ hands messages to one worker at a time, so a "
+        "second one would stay idle. For more at the same time use a queue without it."
+    ),
     Reason.BELOW_MINIMUM: "Nothing to do: replicas are brought up to the minimum.",
     Reason.IDLE: "Nothing to do: no message is waiting or in a handler.",
     Reason.SURPLUS: "Nothing to do: idle workers are being asked to leave.",

@@ -468,6 +468,6 @@ def _measure(workqueue: WorkQueue, seen: status.Seen, metrics: Metrics) -> None:
     if isinstance(seen.deployment, DeploymentView):
         view = seen.deployment
         shown.desired, shown.current, shown.ready = view.replicas, view.current, view.ready
-        shown.maximum = workqueue.spec.scaling.max_replicas
+        shown.maximum = workqueue.spec.most_replicas
     if seen.busy is not None:
         shown.busy = seen.busy

@@ -24,6 +24,7 @@ _CANNOT_SHRINK: Final = frozenset({Reason.RETIRE_UNREACHABLE, Reason.UNACKNOWLED
 _WORTH_SAYING: Final = frozenset(
     {
         Reason.AT_MAXIMUM,
+        Reason.SINGLE_ACTIVE_CONSUMER,
         Reason.CANARY,
         Reason.SCALE_IN_DELAYED,
         Reason.WORKERS_BUSY,

@@ -254,6 +254,24 @@ INVALID = [
         "scaling.messagesPerReplica with workloadRef",
     ),
     Row(
+        "two slots for a single active consumer",
+        {**queue(singleActiveConsumer=True), **worker(concurrency=2)},
+        "with queue.singleActiveConsumer one slot takes messages and the others stay idle: set "
+        "worker.concurrency to 1",
+    ),
+    Row(
+        "two workers for a single active consumer",
+        {**queue(singleActiveConsumer=True), **scaling(minReplicas=2)},
+        "with queue.singleActiveConsumer one worker takes messages and the others stay idle: set "
+        "scaling.minReplicas, and that of each schedule, to 0 or 1",
+    ),
+    Row(
+        "two scheduled workers for a single active consumer",
+        {**queue(singleActiveConsumer=True), **scaling(schedules=[SPAN])},
+        "with queue.singleActiveConsumer one worker takes messages and the others stay idle: set "
+        "scaling.minReplicas, and that of each schedule, to 0 or 1",
+    ),
+    Row(
         "a schedule above the maximum",
         scaling(schedules=[{**SPAN, "minReplicas": 11}]),
         "a schedule's minReplicas is above scaling.maxReplicas: lower the one or raise the other",

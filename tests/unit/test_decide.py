@@ -28,6 +28,7 @@ from workqueue_operator.model import WorkQueueSpec
 from workqueue_operator.reasons import Reason, Unknown
 
 NOW = 10_000.0
+SINGLE = {"singleActiveConsumer": True}
 OUTAGE = Unknown(Reason.BROKER_UNREACHABLE, "The broker is away.")
 SETTLING = Unknown(Reason.PODS_SETTLING, "3 of 10 pods exist.")
 SILENT = Unknown(Reason.RETIRE_UNREACHABLE, "Worker a does not answer.")
@@ -35,7 +36,7 @@ SILENT = Unknown(Reason.RETIRE_UNREACHABLE, "Worker a does not answer.")
 
 def spec(**changes: Any) -> WorkQueueSpec:
     scaling = {"minReplicas": 0, "maxReplicas": 10, "messagesPerReplica": 10, "scaleInDelaySeconds": 60}
-    top = {key: changes.pop(key) for key in ("suspend", "replicas") if key in changes}
+    top = {key: changes.pop(key) for key in ("suspend", "replicas", "queue") if key in changes}
     if "targetDrainSeconds" in changes:
         del scaling["messagesPerReplica"]
     return WorkQueueSpec.model_validate(
@@ -85,6 +86,30 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, Window, tuple[type, int, Reas
         seen(10, Depth(1000, 10, 10)),
         Window(NOW),
         (Hold, 10, Reason.AT_MAXIMUM),
+    ),
+    "a single active consumer gets one worker, in one step": (
+        spec(queue=SINGLE),
+        seen(0, Depth(1000, 0, 0)),
+        Window(NOW),
+        (ScaleOut, 1, Reason.BACKLOG),
+    ),
+    "and no second one": (
+        spec(queue=SINGLE),
+        seen(1, Depth(1000, 1, 1)),
+        Window(NOW),
+        (Hold, 1, Reason.SINGLE_ACTIVE_CONSUMER),
+    ),
+    "workers that stood by are retired": (
+        spec(queue=SINGLE),
+        seen(3, Depth(1000, 1, 3)),
+        quiet_since(90, 3),
+        (Retire, 1, Reason.SURPLUS),
+    ),
+    "a scheduled minimum does not start a second one either": (
+        spec(queue=SINGLE),
+        replace(seen(1, Depth(0, 0, 1)), minimum=3),
+        quiet_since(90, 1),
+        (Hold, 1, Reason.IDLE),
     ),
     "the minimum is kept without any message": (
         spec(minReplicas=2),
@@ -482,7 +507,7 @@ def lawful_count(
     a_spec: WorkQueueSpec, seen_: Observation, workload: Workload, depth: Depth, window: Window
 ) -> Step:
     scaling, now = a_spec.scaling, workload.replicas
-    per, most = scaling.messages_per_replica or 1, scaling.max_replicas
+    per, most = scaling.messages_per_replica or 1, a_spec.most_replicas
     backlog = -(-(depth.ready + depth.in_handlers) // per)
     possible = -(-(depth.ready + depth.in_handlers + depth.unconfirmed) // per)
     fewest = min(most, max(scaling.min_replicas, seen_.minimum))
@@ -509,7 +534,7 @@ def lawful_trim(needed: int, workload: Workload) -> Step | None:
 
 
 def lawful_lately(a_spec: WorkQueueSpec, window: Window, wanted: int) -> int:
-    delay, most = a_spec.scaling.scale_in_delay_seconds, a_spec.scaling.max_replicas
+    delay, most = a_spec.scaling.scale_in_delay_seconds, a_spec.most_replicas
     return max(wanted, *(min(count, most) for at, count in window.peaks if NOW - at < delay), 0)
 
 

@@ -49,6 +49,11 @@ KNOWN: list[tuple[str, dict[str, Any], Depth]] = [
         Depth(9, 2, 2),
     ),
     (
+        "one of them has a message when the queue has a single active consumer",
+        {"counts": counts(9, 2), "pods": [A, B], "single_active": True},
+        Depth(9, 1, 2),
+    ),
+    (
         "fewer wait: the workers say who is busy",
         {"counts": counts(0, 2), "pods": [A, B], "statuses": {"a": worker(1), "b": worker(0)}},
         Depth(0, 1, 2),

@@ -32,6 +32,7 @@ class Answers:
         ours: whether the workers are ours, so that they can be asked.
         pods: pods whose worker runs, not retired and not on their way out.
         statuses: the workers' own answers by pod name; who did not answer is not in it.
+        single_active: whether RabbitMQ hands messages to one consumer at a time.
         unreachable: a Ready worker that has not answered for `gather.SILENT_AFTER`, by its pod's name.
         unacknowledged: for workers that are not ours, the exact count from the management API.
     """
@@ -42,6 +43,7 @@ class Answers:
     pods: Sequence[PodView] = ()
     statuses: Mapping[str, WorkerStatus] = field(default_factory=dict)
     unreachable: str | None = None
+    single_active: bool = False
     concurrency: int = 1
     unacknowledged: int | Unknown | None = None
 
@@ -112,7 +114,7 @@ def _in_handlers(answers: Answers, counts: QueueCounts) -> tuple[int, int]:
     if isinstance(answers.unacknowledged, int):
         return answers.unacknowledged, 0
     if counts.ready > counts.consumers:
-        return counts.consumers, 0
+        return min(counts.consumers, 1) if answers.single_active else counts.consumers, 0
     if not answers.ours:
         return 0, counts.consumers
     busy = sum(answers.statuses[pod.name].busy for pod in answers.pods if pod.name in answers.statuses)

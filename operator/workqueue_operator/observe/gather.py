@@ -71,6 +71,7 @@ class Gatherer:
             counts=counts,
             bell_hung_at=link.broker.bell_hung_at(workqueue.queue_name),
             ours=workqueue.spec.worker is not None,
+            single_active=bool(workqueue.spec.queue.single_active_consumer),
             concurrency=workqueue.spec.worker.concurrency if workqueue.spec.worker is not None else 1,
         )
         if workqueue.spec.worker is None:
