@@ -210,12 +210,12 @@ def test_unreachable_workers_neither_multiply_nor_vanish(lab: Lab) -> None:
 @contextlib.contextmanager
 def blocked_port(port: int) -> Iterator[None]:
     """Drop what pods send to this port of other pods; the node, and so the kubelet, still reaches it."""
-    rule = ("FORWARD", "--protocol=tcp", f"--dport={port}", "--jump=DROP")
-    subprocess.run(clusternet.command("iptables", "--insert", *rule), check=True, capture_output=True)
+    rule = ("FORWARD", "-p", "tcp", "--dport", str(port), "-j", "DROP")
+    subprocess.run(clusternet.command("iptables", "-I", *rule), check=True, capture_output=True)
     try:
         yield
     finally:
-        subprocess.run(clusternet.command("iptables", "--delete", *rule), check=True, capture_output=True)
+        subprocess.run(clusternet.command("iptables", "-D", *rule), check=True, capture_output=True)
 
 
 @contextlib.contextmanager
