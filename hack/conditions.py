@@ -221,8 +221,12 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
                 "The WorkQueue has been created, and that is all so far.",
             ),
             Reason.SPEC_INVALID: (
-                f"{_S} `False`",
-                "A schedule has a cron expression or time zone that cannot be read.",
+                f"{_R} `False`",
+                "The resource has a field that the operator cannot read.",
+            ),
+            Reason.SCHEDULE_INVALID: (
+                f"{_S} and {_R} `False`, Event",
+                "A schedule has a cron expression or time zone that cannot be read, and is ignored.",
             ),
             Reason.API_FORBIDDEN: (
                 f"{_W} `False`, Event",

@@ -99,25 +99,26 @@ def what_would_change_it(workqueue: WorkQueue, seen: Seen, now: datetime) -> lis
 
 
 def next_change(workqueue: WorkQueue, now: datetime) -> Change | None:
-    """The next start or end of a schedule; None when there is none, or one cannot be read.
+    """The next start or end of a schedule; None when there is none. One that cannot be read is ignored.
 
     Args:
         now: aware.
     """
-    try:
-        return min(_changes(workqueue, now), key=lambda change: change.at, default=None)
-    except (Trouble, ValueError, OSError):
-        return None  # the condition of the WorkQueue says so
+    return min(_changes(workqueue, now), key=lambda change: change.at, default=None)
 
 
 def _changes(workqueue: WorkQueue, now: datetime) -> Iterator[Change]:
     for schedule in workqueue.spec.scaling.schedules:
-        at = _next(schedule, schedule.end if is_active(schedule, now) else schedule.start, now)
+        try:
+            active = is_active(schedule, now)
+        except Trouble:
+            continue  # the condition of the WorkQueue names it
+        at = _next(schedule, schedule.end if active else schedule.start, now)
         if at is None:
             continue
-        minimum = minimum_replicas(workqueue.spec, at)
+        minimum = minimum_replicas(workqueue.spec, at).replicas
         name = f"The schedule {schedule.name!r}" if schedule.name else "A schedule"
-        turn = "ends" if is_active(schedule, now) else "begins"
+        turn = "ends" if active else "begins"
         yield Change(
             at,
             f"{name} {turn} at {at:%a %d %b %H:%M} {schedule.time_zone}: then at least {_replicas(minimum)}.",
@@ -129,12 +130,7 @@ def _next(schedule: Schedule, expression: str, now: datetime) -> datetime | None
 
 
 def _bounds(workqueue: WorkQueue, now: datetime) -> tuple[int, int]:
-    scaling = workqueue.spec.scaling
-    try:
-        low = minimum_replicas(workqueue.spec, now)
-    except Trouble:
-        low = scaling.min_replicas
-    high = workqueue.spec.most_replicas
+    low, high = minimum_replicas(workqueue.spec, now).replicas, workqueue.spec.most_replicas
     return min(low, high), high
 
 

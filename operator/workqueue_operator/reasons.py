@@ -86,6 +86,7 @@ class Reason(StrEnum):
     # the resource and the cluster
     AWAITING_OPERATOR = "AwaitingOperator"
     SPEC_INVALID = "SpecInvalid"
+    SCHEDULE_INVALID = "ScheduleInvalid"
     API_FORBIDDEN = "APIForbidden"
     API_UNAVAILABLE = "APIUnavailable"
     INTERNAL_ERROR = "InternalError"
@@ -213,6 +214,10 @@ ADVICE: Final[dict[Reason, str]] = {
         "and watches this namespace (the chart's `watchNamespaces`)."
     ),
     Reason.SPEC_INVALID: "The resource does not fit the schema: apply the current CRD and correct the resource.",
+    Reason.SCHEDULE_INVALID: (
+        "Correct the cron expression or the time zone that the message names. Until then that schedule has no "
+        "effect; everything else goes on."
+    ),
     Reason.API_FORBIDDEN: "The operator may not do this: compare its roles with those of the chart.",
     Reason.API_UNAVAILABLE: "Nothing to do: the API server did not answer; it is tried again.",
     Reason.INTERNAL_ERROR: "A mistake of the operator: please report it with the log line of the same reason.",

@@ -348,7 +348,8 @@ class Reconciler:
         pods = parts.store.pods_of(workqueue.key)
         answers = await parts.gatherer.ask(workqueue, memory, link, binding, pods)
         depth = judge(answers, workqueue.queue_name)
-        observation = _observation(workqueue, memory, deployment, pods, depth, answers)
+        minimum = schedule.minimum_replicas(workqueue.spec, datetime.now(UTC))
+        observation = _observation(workqueue, memory, deployment, pods, depth, answers, minimum.replicas)
         decision, memory.window = decide(workqueue.spec, observation, memory.window, time.monotonic())
         decision, deployment = await parts.scaler.carry_out(
             workqueue, memory, link, decision, deployment, pods, answers.statuses
@@ -368,6 +369,7 @@ class Reconciler:
             doorbell=doorbell,
             dead_letters=dead.ready if isinstance(dead, QueueCounts) else None,
             busy=_busy_pods(answers, depth),
+            ignored=minimum.ignored,
             last_scale=memory.last_scale,
             proven_hash=memory.proven_hash,
         )
@@ -406,11 +408,8 @@ def _observation(
     pods: Sequence[PodView],
     depth: Depth | Unknown,
     answers: Answers,
+    minimum: int,
 ) -> Observation:
-    try:
-        minimum = schedule.minimum_replicas(workqueue.spec, datetime.now(UTC))
-    except Trouble as trouble:
-        return Observation(Unknown(trouble.reason, trouble.message), depth)
     if isinstance(deployment, Unknown):
         return Observation(deployment, depth, minimum)
     if workqueue.spec.worker is None:

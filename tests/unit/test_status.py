@@ -152,6 +152,11 @@ TABLE: list[tuple[str, Seen, dict[str, tuple[str, Reason]]]] = [
         {"ScalingActive": ("False", Reason.RETIRE_UNREACHABLE), "Ready": ("True", Reason.AS_EXPECTED)},
     ),
     (
+        "a schedule that cannot be read",
+        seen(ignored=Unknown(Reason.SCHEDULE_INVALID, "'Europe/Berlinn'")),
+        {"ScalingActive": ("False", Reason.SCHEDULE_INVALID), "Ready": ("False", Reason.SCHEDULE_INVALID)},
+    ),
+    (
         "workers that have not answered yet",
         seen(
             depth=Depth(0, 0, 1, 20, Unknown(Reason.WORKERS_BUSY, "some have not answered")),
