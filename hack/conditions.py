@@ -64,6 +64,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
                 f"{_S} `True`, Event",
                 "As many replicas as may be, and more would be wanted.",
             ),
+            Reason.SINGLE_ACTIVE_CONSUMER: (
+                f"{_S} `True`",
+                "One worker runs, and the backlog would ask for more.",
+            ),
             Reason.CANARY: (
                 f"{_S} `True`, {_EVENT}",
                 "A new or changed template: one pod has to become Ready before there are more.",
@@ -78,7 +82,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
             ),
             Reason.RETIRE_UNREACHABLE: (
                 f"{_S} `False`, Event",
-                "For two minutes a surplus worker could not be asked to leave, so nobody was removed.",
+                (
+                    "A Ready worker has not answered the operator for 30 seconds. It counts as idle for scale-out "
+                    "and as busy for scale-in."
+                ),
             ),
             Reason.DOORBELL_UNAVAILABLE: (
                 f"{_K} `True`, Event",
@@ -89,7 +96,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
                 "The workers that run are the ones that are needed.",
             ),
             Reason.SCALE_IN_DELAYED: (_DECISION, "Fewer would do now, but more were wanted a moment ago."),
-            Reason.WORKERS_BUSY: (_DECISION, "Fewer would do, but the others have a message in hand."),
+            Reason.WORKERS_BUSY: (
+                _DECISION,
+                "Fewer would do, but the others have a message in hand, or may have one.",
+            ),
             Reason.MESSAGES_WAITING: (_DECISION, "The step to zero was called off by a message."),
             Reason.ROLLOUT_UNDER_WAY: (_DECISION, "Pods of two templates exist."),
             Reason.PODS_SETTLING: (
@@ -177,7 +187,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
             ),
             Reason.WORKER_CRASHING: (f"{_W} `False`, Event", "A container of the pod ends again and again."),
             Reason.POD_UNSCHEDULABLE: (f"{_W} `False`, Event", "The pod waits for a node."),
-            Reason.POD_REFUSED: (f"{_W} `False`, Event", "The ReplicaSet may not create the pods."),
+            Reason.POD_REFUSED: (
+                f"{_W} `False`, Event, `status.lastScaleReason`",
+                "The ReplicaSet may not create the pods.",
+            ),
             Reason.NAME_CONFLICT: (
                 f"{_W} `False`, Event",
                 "An object that the operator would make exists already.",
@@ -208,8 +221,12 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
                 "The WorkQueue has been created, and that is all so far.",
             ),
             Reason.SPEC_INVALID: (
-                f"{_S} `False`",
-                "A schedule has a cron expression or time zone that cannot be read.",
+                f"{_R} `False`",
+                "The resource has a field that the operator cannot read.",
+            ),
+            Reason.SCHEDULE_INVALID: (
+                f"{_S} and {_R} `False`, Event",
+                "A schedule has a cron expression or time zone that cannot be read, and is ignored.",
             ),
             Reason.API_FORBIDDEN: (
                 f"{_W} `False`, Event",

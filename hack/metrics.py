@@ -18,11 +18,16 @@ from workqueue_worker.runtime import Runtime
 
 _MEANING: Final = {
     "workqueue_messages_ready": "Messages that wait. Not those in handlers, nor those that wait for a retry.",
+    "workqueue_messages_in_handlers": "Messages that are known to be in a handler. Scale-out goes by this number.",
+    "workqueue_messages_in_handlers_max": (
+        "The same, with the slots of workers that do not answer. Scale-in goes by this number; both are equal while "
+        "every worker answers."
+    ),
     "workqueue_dead_letters": "Messages in the dead-letter queue.",
     "workqueue_consumers": "Consumers of the queue, without the operator's own.",
     "workqueue_replicas": (
         "`state` is `desired` (asked for), `current` (pods that exist), `ready`, `busy`, or `maximum`, which is "
-        "`scaling.maxReplicas`."
+        "`scaling.maxReplicas`, or 1 with `queue.singleActiveConsumer`."
     ),
     "workqueue_condition": "1 for the `status` and the [reason](conditions.md) that each condition has.",
     "workqueue_depth_age_seconds": "Age of the oldest depth of a queue with workers. Above a few seconds: trouble.",

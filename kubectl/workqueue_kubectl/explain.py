@@ -71,7 +71,7 @@ def why(workqueue: WorkQueue, seen: Seen, now: datetime) -> list[str]:
     )
     low, high = _bounds(workqueue, now)
     if wanted > high:
-        sentences.append(f"scaling.maxReplicas is {high}.")
+        sentences.append(_limit(workqueue, high))
     elif wanted < low:
         cause = "scaling.minReplicas" if low == scaling.min_replicas else "The schedule's minimum"
         sentences.append(f"{cause} is {low}.")
@@ -99,25 +99,26 @@ def what_would_change_it(workqueue: WorkQueue, seen: Seen, now: datetime) -> lis
 
 
 def next_change(workqueue: WorkQueue, now: datetime) -> Change | None:
-    """The next start or end of a schedule; None when there is none, or one cannot be read.
+    """The next start or end of a schedule; None when there is none. One that cannot be read is ignored.
 
     Args:
         now: aware.
     """
-    try:
-        return min(_changes(workqueue, now), key=lambda change: change.at, default=None)
-    except (Trouble, ValueError, OSError):
-        return None  # the condition of the WorkQueue says so
+    return min(_changes(workqueue, now), key=lambda change: change.at, default=None)
 
 
 def _changes(workqueue: WorkQueue, now: datetime) -> Iterator[Change]:
     for schedule in workqueue.spec.scaling.schedules:
-        at = _next(schedule, schedule.end if is_active(schedule, now) else schedule.start, now)
+        try:
+            active = is_active(schedule, now)
+        except Trouble:
+            continue  # the condition of the WorkQueue names it
+        at = _next(schedule, schedule.end if active else schedule.start, now)
         if at is None:
             continue
-        minimum = minimum_replicas(workqueue.spec, at)
+        minimum = minimum_replicas(workqueue.spec, at).replicas
         name = f"The schedule {schedule.name!r}" if schedule.name else "A schedule"
-        turn = "ends" if is_active(schedule, now) else "begins"
+        turn = "ends" if active else "begins"
         yield Change(
             at,
             f"{name} {turn} at {at:%a %d %b %H:%M} {schedule.time_zone}: then at least {_replicas(minimum)}.",
@@ -129,12 +130,14 @@ def _next(schedule: Schedule, expression: str, now: datetime) -> datetime | None
 
 
 def _bounds(workqueue: WorkQueue, now: datetime) -> tuple[int, int]:
-    scaling = workqueue.spec.scaling
-    try:
-        low = minimum_replicas(workqueue.spec, now)
-    except Trouble:
-        low = scaling.min_replicas
-    return min(low, scaling.max_replicas), scaling.max_replicas
+    low, high = minimum_replicas(workqueue.spec, now).replicas, workqueue.spec.most_replicas
+    return min(low, high), high
+
+
+def _limit(workqueue: WorkQueue, high: int) -> str:
+    if workqueue.spec.queue.single_active_consumer:
+        return "queue.singleActiveConsumer lets one worker at a time take messages."
+    return f"scaling.maxReplicas is {high}."
 
 
 def _wanted(workqueue: WorkQueue, ready: int, seen: Seen) -> int:
@@ -156,7 +159,7 @@ def _target(workqueue: WorkQueue, seen: Seen) -> str:
 def _upward(workqueue: WorkQueue, seen: Seen, count: int, high: int) -> str:
     scaling = workqueue.spec.scaling
     if count >= high:
-        return f"Up: not any more, scaling.maxReplicas is {high}."
+        return f"Up: not any more, {_limit(workqueue, high)}"
     if scaling.target_drain_seconds is None:
         least = count * (scaling.messages_per_replica or 1) + 1
         return f"Up: from {_messages(least)} on, waiting and in handlers together; at once."

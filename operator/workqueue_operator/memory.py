@@ -23,6 +23,8 @@ class Memory:
         rung_at: when the bell rang, until a pass takes it up.
         waking_since: when the bell rang that the pass under way answers.
         unreachable_since: since when a worker that should be asked to leave does not answer.
+        asked_at: when the workers were last asked what they have in hand.
+        silent_since: since when a running worker does not answer, by the uid of its pod.
         proven_hash: the template hash of which a pod was seen Ready.
         last_scale: the status fields about the last change of the count.
         ready_before: when the queue was last looked at, and how many messages waited.
@@ -37,6 +39,8 @@ class Memory:
     rung_at: float | None = None
     waking_since: float | None = None
     unreachable_since: float | None = None
+    asked_at: float | None = None
+    silent_since: dict[str, float] = field(default_factory=dict)
     proven_hash: str | None = None
     last_scale: dict[str, str] = field(default_factory=dict)
     ready_before: tuple[float, int] | None = None

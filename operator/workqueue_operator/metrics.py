@@ -30,6 +30,8 @@ class Shown:
 
     Attributes:
         messages_ready: messages that wait.
+        in_handlers: messages that are known to be in a handler.
+        most_in_handlers: the same with the slots of workers that did not answer.
         dead_letters: messages in the dead-letter queue.
         consumers: of the queue, without the operator's own.
         desired: replicas that are asked for; the next four count replicas as well.
@@ -37,6 +39,8 @@ class Shown:
     """
 
     messages_ready: int | None = None
+    in_handlers: int | None = None
+    most_in_handlers: int | None = None
     dead_letters: int | None = None
     consumers: int | None = None
     desired: int | None = None
@@ -73,6 +77,12 @@ class WorkQueues(Collector):
         all_shown = list(self._shown.items())
         for field, name, help_text in (
             ("messages_ready", "workqueue_messages_ready", "Messages that wait."),
+            ("in_handlers", "workqueue_messages_in_handlers", "Messages known to be in a handler."),
+            (
+                "most_in_handlers",
+                "workqueue_messages_in_handlers_max",
+                "Messages that may be in a handler, with the slots of workers that did not answer.",
+            ),
             ("dead_letters", "workqueue_dead_letters", "Messages in the dead-letter queue."),
             ("consumers", "workqueue_consumers", "Consumers without the operator's own."),
         ):

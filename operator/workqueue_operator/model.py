@@ -33,7 +33,29 @@ _EMPTY: Final[JsonSchema] = {"default": {}}
 _DAY: Final = 86_400
 _WEEK: Final = 604_800
 _DNS_NAME: Final = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
-_CRON: Final = r"^[^\s]+( +[^\s]+){4}$"
+_ZONE: Final = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$"
+
+
+def _cron_field(value: str, *others: str) -> str:
+    """A pattern for one field: a list of values, ranges and steps, as cronsim reads them."""
+    one = "|".join([rf"(\*|{value}(-{value})?)(/0*[1-9][0-9]*)?", *others])
+    return f"({one})(,({one}))*"
+
+
+_MONTH: Final = "(1[0-2]|0?[1-9]|JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC)"
+_WEEKDAY: Final = "(0?[0-7]|SUN|MON|TUE|WED|THU|FRI|SAT)"
+_CRON: Final = "(?i)^{}$".format(
+    " +".join(
+        (
+            _cron_field("([0-5]?[0-9])"),
+            _cron_field("(2[0-3]|[01]?[0-9])"),
+            _cron_field("(3[01]|[12][0-9]|0?[1-9])", "LW?"),
+            _cron_field(_MONTH),
+            _cron_field(_WEEKDAY, f"{_WEEKDAY}#0?[1-5]", "0?[0-7]L"),
+        )
+    )
+)
+"""What the pattern cannot see, such as the 30th of February, the operator finds and names in a condition."""
 
 ObjectName = Annotated[
     str,
@@ -243,7 +265,7 @@ class Queue(_Model):
     when left out. A limit of 1 allows two attempts. Quorum queues only. Cannot be changed."""
 
     single_active_consumer: bool | None = None
-    """Whether one worker at a time takes messages, in order, and the others stand by. Cannot be changed."""
+    """Whether one worker at a time takes messages, in order. Replicas then stay at 0 or 1. Cannot be changed."""
 
     consumer_timeout_seconds: int | None = Field(default=None, ge=60, le=_WEEK)
     """How long RabbitMQ lets a worker hold a message before it takes it back; follows from
@@ -455,7 +477,19 @@ class Schedule(_Model):
     end: _Cron
     """When the span ends, as a cron expression of five fields, such as `0 18 * * 1-5`."""
 
-    time_zone: str = Field(default="Etc/UTC", min_length=1, max_length=64)
+    time_zone: str = Field(
+        default="Etc/UTC",
+        min_length=1,
+        max_length=64,
+        json_schema_extra=rules(
+            rule(
+                # An unknown zone is an error of the rule. The API server has all zones, for a CronJob's timeZone.
+                f"self.matches(r'{_ZONE}') && self != 'Local'"
+                " && timestamp('2000-01-01T00:00:00Z').getHours(self) >= 0",
+                "must be a time zone of the IANA database, such as Europe/Berlin",
+            )
+        ),
+    )
     """Time zone of both, by its name in the IANA database, such as Europe/Berlin."""
 
     min_replicas: int = Field(ge=0, le=MAX_REPLICAS)
@@ -528,6 +562,10 @@ class Scaling(_Model):
         return self
 
 
+_SHARED: Final = "!has(self.queue.singleActiveConsumer) || !self.queue.singleActiveConsumer"
+"""Several workers may take messages at the same time."""
+
+
 class WorkQueueSpec(_Model):
     """What a person asks for."""
 
@@ -542,6 +580,19 @@ class WorkQueueSpec(_Model):
                 "!has(self.workloadRef) || !has(self.scaling.targetDrainSeconds)",
                 "scaling.targetDrainSeconds needs the handler time that our own workers measure: use "
                 "scaling.messagesPerReplica with workloadRef",
+            ),
+            rule(
+                f"{_SHARED} || !has(self.worker) || self.worker.concurrency == 1",
+                "with queue.singleActiveConsumer one slot takes messages and the others stay idle: set "
+                "worker.concurrency to 1",
+                "worker",
+            ),
+            rule(
+                f"{_SHARED} || (self.scaling.minReplicas <= 1 && (!has(self.scaling.schedules)"
+                " || self.scaling.schedules.all(span, span.minReplicas <= 1)))",
+                "with queue.singleActiveConsumer one worker takes messages and the others stay idle: set "
+                "scaling.minReplicas, and that of each schedule, to 0 or 1",
+                "scaling",
             ),
         )
     )
@@ -571,6 +622,11 @@ class WorkQueueSpec(_Model):
 
     scaling: Scaling = Field(default_factory=Scaling, json_schema_extra=_EMPTY)
     """How many replicas there are."""
+
+    @property
+    def most_replicas(self) -> int:
+        """The most replicas that can have work: one where the queue hands messages to one consumer at a time."""
+        return 1 if self.queue.single_active_consumer else self.scaling.max_replicas
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

@@ -36,6 +36,7 @@ class Reason(StrEnum):
     BACKLOG = "Backlog"
     WITHIN_BOUNDS = "WithinBounds"
     AT_MAXIMUM = "AtMaximum"
+    SINGLE_ACTIVE_CONSUMER = "SingleActiveConsumer"
     BELOW_MINIMUM = "BelowMinimum"
     IDLE = "Idle"
     SURPLUS = "Surplus"
@@ -85,6 +86,7 @@ class Reason(StrEnum):
     # the resource and the cluster
     AWAITING_OPERATOR = "AwaitingOperator"
     SPEC_INVALID = "SpecInvalid"
+    SCHEDULE_INVALID = "ScheduleInvalid"
     API_FORBIDDEN = "APIForbidden"
     API_UNAVAILABLE = "APIUnavailable"
     INTERNAL_ERROR = "InternalError"
@@ -121,11 +123,18 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.BACKLOG: "Nothing to do: replicas follow the backlog.",
     Reason.WITHIN_BOUNDS: "Nothing to do.",
     Reason.AT_MAXIMUM: "The backlog asks for more replicas than `scaling.maxReplicas`. Raise it, or wait.",
+    Reason.SINGLE_ACTIVE_CONSUMER: (
+        "Nothing to do: with `queue.singleActiveConsumer` RabbitMQ hands messages to one worker at a time, so a "
+        "second one would stay idle. For more at the same time use a queue without it."
+    ),
     Reason.BELOW_MINIMUM: "Nothing to do: replicas are brought up to the minimum.",
     Reason.IDLE: "Nothing to do: no message is waiting or in a handler.",
     Reason.SURPLUS: "Nothing to do: idle workers are being asked to leave.",
     Reason.SCALE_IN_DELAYED: "Nothing to do: replicas shrink after `scaling.scaleInDelaySeconds`.",
-    Reason.WORKERS_BUSY: "Nothing to do: surplus workers are in a handler and are left alone until it returns.",
+    Reason.WORKERS_BUSY: (
+        "Nothing to do: surplus workers are in a handler, or have not answered yet, and stay until they say that "
+        "they are idle."
+    ),
     Reason.MESSAGES_WAITING: "Nothing to do: a message came while the last worker was leaving; it stays.",
     Reason.PINNED: "`spec.replicas` fixes the count. Release it with a merge patch that sets it to null.",
     Reason.SUSPENDED: "`spec.suspend` is true: set it to false to go on.",
@@ -144,7 +153,8 @@ ADVICE: Final[dict[Reason, str]] = {
     ),
     Reason.RETIRE_UNREACHABLE: (
         "A worker does not answer the operator on its port, so it cannot be asked whether it is busy and "
-        "stays. Look for a NetworkPolicy between them, and at the pod's log."
+        "stays. Replicas still grow. Look for a NetworkPolicy between the operator and the worker, and at the pod's "
+        "log."
     ),
     Reason.CONFLICTING_WRITE: "Nothing to do: somebody else changed the count meanwhile; it is decided anew.",
     Reason.DOORBELL_UNAVAILABLE: (
@@ -190,19 +200,26 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.HANDLER_FAILED: "The handler cannot be loaded or reached; the message has the worker's own words.",
     Reason.WORKER_CRASHING: "Look at the log of the pod that the message names.",
     Reason.POD_UNSCHEDULABLE: "No node takes the pod; the message has the scheduler's words.",
-    Reason.POD_REFUSED: "The API server refuses the pods (quota, Pod Security, missing ServiceAccount ...).",
+    Reason.POD_REFUSED: (
+        "The API server refuses the pods (quota, Pod Security, missing ServiceAccount ...). The operator lowers the "
+        "count to the pods that exist when the others are no longer needed."
+    ),
     Reason.WORKLOAD_REFUSED: "The API server refuses the Deployment; the message has its words.",
     Reason.WORKLOAD_NOT_FOUND: "Create the Deployment that `spec.workloadRef` names, or correct the name.",
     Reason.WORKLOAD_CONTESTED: "Something else scales the same Deployment: remove one of the two.",
     Reason.UNACKNOWLEDGED_UNKNOWN: (
         "Put the key `management-uri` into the connection Secret: with `workloadRef` the workers cannot be asked "
-        "what they have in hand, so that the count only grows without it."
+        "what they have in hand. Without it, replicas grow with the messages that wait, and do not shrink."
     ),
     Reason.AWAITING_OPERATOR: (
         "No operator has looked at the WorkQueue yet. If that lasts for more than some seconds, see whether one runs "
         "and watches this namespace (the chart's `watchNamespaces`)."
     ),
     Reason.SPEC_INVALID: "The resource does not fit the schema: apply the current CRD and correct the resource.",
+    Reason.SCHEDULE_INVALID: (
+        "Correct the cron expression or the time zone that the message names. Until then that schedule has no "
+        "effect; everything else goes on."
+    ),
     Reason.API_FORBIDDEN: "The operator may not do this: compare its roles with those of the chart.",
     Reason.API_UNAVAILABLE: "Nothing to do: the API server did not answer; it is tried again.",
     Reason.INTERNAL_ERROR: "A mistake of the operator: please report it with the log line of the same reason.",

@@ -43,7 +43,7 @@ from .observe.store import Key, Store
 from .observe.sweep import MISSING, Missing
 from .reasons import ConditionType, Finding, Reason, Unknown
 from .report import Reporter
-from .views import DeploymentView, PodView, deployment_view, unsettled
+from .views import DeploymentView, PodView, deployment_view, existing_of_refused, unsettled
 
 logger = logging.getLogger(__name__)
 
@@ -348,7 +348,8 @@ class Reconciler:
         pods = parts.store.pods_of(workqueue.key)
         answers = await parts.gatherer.ask(workqueue, memory, link, binding, pods)
         depth = judge(answers, workqueue.queue_name)
-        observation = _observation(workqueue, memory, deployment, pods, depth, answers)
+        minimum = schedule.minimum_replicas(workqueue.spec, datetime.now(UTC))
+        observation = _observation(workqueue, memory, deployment, pods, depth, answers, minimum.replicas)
         decision, memory.window = decide(workqueue.spec, observation, memory.window, time.monotonic())
         decision, deployment = await parts.scaler.carry_out(
             workqueue, memory, link, decision, deployment, pods, answers.statuses
@@ -368,6 +369,7 @@ class Reconciler:
             doorbell=doorbell,
             dead_letters=dead.ready if isinstance(dead, QueueCounts) else None,
             busy=_busy_pods(answers, depth),
+            ignored=minimum.ignored,
             last_scale=memory.last_scale,
             proven_hash=memory.proven_hash,
         )
@@ -406,16 +408,16 @@ def _observation(
     pods: Sequence[PodView],
     depth: Depth | Unknown,
     answers: Answers,
+    minimum: int,
 ) -> Observation:
-    try:
-        minimum = schedule.minimum_replicas(workqueue.spec, datetime.now(UTC))
-    except Trouble as trouble:
-        return Observation(Unknown(trouble.reason, trouble.message), depth)
     if isinstance(deployment, Unknown):
         return Observation(deployment, depth, minimum)
     if workqueue.spec.worker is None:
         unknown = answers.unacknowledged if isinstance(answers.unacknowledged, Unknown) else None
-        return Observation(Workload(deployment.replicas, unsettled=unknown), depth, minimum)
+        existing = existing_of_refused(deployment, ())
+        return Observation(
+            Workload(deployment.replicas, unsettled=unknown, existing=existing), depth, minimum
+        )
     if any(pod.ready and pod.template_hash == deployment.template_hash for pod in pods):
         memory.proven_hash = deployment.template_hash
     proven = memory.proven_hash or workqueue.status.proven_template_hash
@@ -424,6 +426,7 @@ def _observation(
         proven=proven == deployment.template_hash,
         unsettled=unsettled(deployment, pods),
         concurrency=answers.concurrency,
+        existing=existing_of_refused(deployment, pods),
     )
     return Observation(workload, depth, minimum, load(answers.statuses, memory.growth))
 
@@ -449,7 +452,7 @@ def _next_look(
 def _busy_pods(answers: Answers, depth: Depth | Unknown) -> int | None:
     if answers.statuses:
         return sum(worker.busy > 0 for worker in answers.statuses.values())
-    if not isinstance(depth, Depth):
+    if not isinstance(depth, Depth) or depth.unconfirmed:
         return None
     return min(len(answers.pods), depth.in_handlers) if answers.ours else depth.in_handlers
 
@@ -458,11 +461,12 @@ def _measure(workqueue: WorkQueue, seen: status.Seen, metrics: Metrics) -> None:
     shown = metrics.workqueues.of(*workqueue.key)
     if isinstance(seen.depth, Depth):
         shown.messages_ready, shown.consumers = seen.depth.ready, seen.depth.consumers
+        shown.in_handlers, shown.most_in_handlers = seen.depth.in_handlers, seen.depth.most_in_handlers
     if seen.dead_letters is not None:
         shown.dead_letters = seen.dead_letters
     if isinstance(seen.deployment, DeploymentView):
         view = seen.deployment
         shown.desired, shown.current, shown.ready = view.replicas, view.current, view.ready
-        shown.maximum = workqueue.spec.scaling.max_replicas
+        shown.maximum = workqueue.spec.most_replicas
     if seen.busy is not None:
         shown.busy = seen.busy

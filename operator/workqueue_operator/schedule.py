@@ -1,11 +1,12 @@
 """Scheduled minimums: which of them apply at a moment. PURE: the clock is an argument.
 
 Place in the flow: `reconcile` asks before it decides. Cron expressions and daylight saving time are the
-business of cronsim, which follows Debian's cron.
+business of cronsim, which follows Debian's cron. A schedule that cannot be read is ignored alone, and named.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -13,21 +14,39 @@ from cronsim import CronSim, CronSimError
 
 from .errors import Trouble
 from .model import Schedule, WorkQueueSpec
-from .reasons import Reason
+from .reasons import Reason, Unknown
 
 
-def minimum_replicas(spec: WorkQueueSpec, now: datetime) -> int:
-    """The fewest replicas at `now` (aware): scaling.minReplicas, or the highest schedule that applies.
+@dataclass(frozen=True, slots=True)
+class Minimum:
+    """The fewest replicas at a moment.
 
-    Raises:
-        Trouble: a cron expression or time zone cannot be read.
+    Attributes:
+        ignored: which schedules cannot be read, and why; None while all can.
     """
-    active = [schedule.min_replicas for schedule in spec.scaling.schedules if is_active(schedule, now)]
-    return max([spec.scaling.min_replicas, *active])
+
+    replicas: int
+    ignored: Unknown | None = None
+
+
+def minimum_replicas(spec: WorkQueueSpec, now: datetime) -> Minimum:
+    """Return scaling.minReplicas, or the highest minimum of the schedules that apply at `now` (aware)."""
+    counts, mistakes = [spec.scaling.min_replicas], []
+    for schedule in spec.scaling.schedules:
+        try:
+            if is_active(schedule, now):
+                counts.append(schedule.min_replicas)
+        except Trouble as trouble:
+            mistakes.append(trouble.message)
+    return Minimum(max(counts), Unknown(Reason.SCHEDULE_INVALID, " ".join(mistakes)) if mistakes else None)
 
 
 def is_active(schedule: Schedule, now: datetime) -> bool:
-    """Whether the schedule's last start is later than its last end."""
+    """Whether the schedule's last start is later than its last end.
+
+    Raises:
+        Trouble: a cron expression or the time zone cannot be read.
+    """
     try:
         local = now.astimezone(ZoneInfo(schedule.time_zone))
         start = _last(schedule.start, local)
@@ -36,8 +55,8 @@ def is_active(schedule: Schedule, now: datetime) -> bool:
         # OSError: "Europe" is a folder of the zone database.
         name = f" {schedule.name!r}" if schedule.name else ""
         raise Trouble(
-            Reason.SPEC_INVALID,
-            f"The schedule{name} cannot be read ({error}). Correct start {schedule.start!r}, end "
+            Reason.SCHEDULE_INVALID,
+            f"The schedule{name} cannot be read ({error}) and is ignored. Correct start {schedule.start!r}, end "
             f"{schedule.end!r} or timeZone {schedule.time_zone!r}.",
         ) from error
     return start is not None and (end is None or start > end)

@@ -24,6 +24,7 @@ _CANNOT_SHRINK: Final = frozenset({Reason.RETIRE_UNREACHABLE, Reason.UNACKNOWLED
 _WORTH_SAYING: Final = frozenset(
     {
         Reason.AT_MAXIMUM,
+        Reason.SINGLE_ACTIVE_CONSUMER,
         Reason.CANARY,
         Reason.SCALE_IN_DELAYED,
         Reason.WORKERS_BUSY,
@@ -47,6 +48,7 @@ class Seen:
         depth: None when the pass ended before it was asked.
         doorbell: why an idle queue is polled although Push is wanted, or None.
         busy: pods in a handler, None when not known.
+        ignored: which schedules cannot be read.
     """
 
     queue: Finding
@@ -58,6 +60,7 @@ class Seen:
     doorbell: Unknown | None = None
     dead_letters: int | None = None
     busy: int | None = None
+    ignored: Unknown | None = None
     last_scale: Mapping[str, str] = field(default_factory=dict)
     proven_hash: str | None = None
 
@@ -208,13 +211,25 @@ def _scaling_active(seen: Seen) -> Finding:
     if decision is None:
         cause = seen.trouble or Unknown(Reason.DEPTH_PENDING, "Nothing has been decided yet.")
         return _negative(cause)
-    if decision.reason in _STANDING_STILL or decision.reason in _CANNOT_SHRINK:
-        return Finding("False", decision.reason, decision.message)
-    if isinstance(decision, Hold) and decision.wanted is None:
-        return _negative(Unknown(decision.reason, decision.message))
+    if (obstacle := _obstacle(seen, decision)) is not None:
+        return _negative(obstacle)
     if decision.reason in _WORTH_SAYING:
         return Finding("True", decision.reason, ADVICE[decision.reason])
     return Finding("True", Reason.AS_EXPECTED, "Replicas follow the depth of the queue.")
+
+
+def _obstacle(seen: Seen, decision: Decision) -> Unknown | None:
+    """What keeps the count from following the depth as the spec asks, or None."""
+    because = Unknown(decision.reason, decision.message)
+    if decision.reason in _STANDING_STILL:
+        return because
+    if seen.ignored is not None:
+        return seen.ignored
+    doubt = seen.depth.doubt if isinstance(seen.depth, Depth) else None
+    if doubt is not None and doubt.reason is Reason.RETIRE_UNREACHABLE:
+        return doubt
+    unknown = isinstance(decision, Hold) and decision.wanted is None
+    return because if unknown or decision.reason in _CANNOT_SHRINK else None
 
 
 def _ready(workqueue: WorkQueue, found: Mapping[ConditionType, Finding]) -> Finding:
@@ -225,7 +240,7 @@ def _ready(workqueue: WorkQueue, found: Mapping[ConditionType, Finding]) -> Find
     decisive = [found[kind] for kind in (ConditionType.QUEUE_DECLARED, ConditionType.DEPTH_KNOWN)]
     if found[ConditionType.WORKERS_AVAILABLE].status == "False":
         decisive.append(found[ConditionType.WORKERS_AVAILABLE])
-    if scaling.reason is Reason.SPEC_INVALID:
+    if scaling.reason is Reason.SCHEDULE_INVALID:
         decisive.append(scaling)
     for status_ in ("False", "Unknown"):
         for finding in decisive:

@@ -156,7 +156,7 @@ def unsettled(deployment: DeploymentView, pods: Sequence[PodView]) -> Unknown | 
     the wrong number.
     """
     alive = [pod for pod in pods if not pod.terminating]
-    if not deployment.rolled_out or any(pod.template_hash != deployment.template_hash for pod in alive):
+    if _rolls_out(deployment, alive):
         return Unknown(
             Reason.ROLLOUT_UNDER_WAY, "The Deployment rolls out a new template; it shrinks afterwards."
         )
@@ -166,6 +166,21 @@ def unsettled(deployment: DeploymentView, pods: Sequence[PodView]) -> Unknown | 
             f"{len(alive)} of {deployment.replicas} pods exist; the count shrinks when they agree.",
         )
     return None
+
+
+def existing_of_refused(deployment: DeploymentView, pods: Sequence[PodView]) -> int | None:
+    """How many pods exist while the API server refuses the others; None while it refuses none.
+
+    None during a rollout, too: with two ReplicaSets a lower count may remove pods of either.
+    """
+    alive = [pod for pod in pods if not pod.terminating]
+    if deployment.refusal is None or _rolls_out(deployment, alive):
+        return None
+    return max(len(alive), deployment.current)
+
+
+def _rolls_out(deployment: DeploymentView, alive: Sequence[PodView]) -> bool:
+    return not deployment.rolled_out or any(pod.template_hash != deployment.template_hash for pod in alive)
 
 
 def _container(statuses: Iterable[Mapping[str, Any]] | None, name: str) -> Mapping[str, Any]:

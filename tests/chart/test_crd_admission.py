@@ -67,6 +67,24 @@ VALID = {
     "a Deployment of the user's": REF,
     "a drain time": scaling(targetDrainSeconds=60),
     "a schedule": scaling(schedules=[SPAN]),
+    "schedules in other zones": scaling(
+        schedules=[
+            {**SPAN, "timeZone": zone}
+            for zone in (
+                "Etc/UTC",
+                "UTC",
+                "America/Argentina/Buenos_Aires",
+                "Etc/GMT+12",
+                "America/Port-au-Prince",
+            )
+        ]
+    ),
+    "schedules with all that cron has": scaling(
+        schedules=[
+            {**SPAN, "start": "*/15,7 0-5/2,23 1,L jan-mar,12 mon-fri", "end": "59 00 LW * 5#2,7L"},
+            {**SPAN, "start": "0  8 * * SUN", "end": "0 18 31 DEC 0-7"},
+        ]
+    ),
     "a pinned count": {"replicas": 0},
     "environment from everywhere": worker(
         env=[
@@ -254,6 +272,24 @@ INVALID = [
         "scaling.messagesPerReplica with workloadRef",
     ),
     Row(
+        "two slots for a single active consumer",
+        {**queue(singleActiveConsumer=True), **worker(concurrency=2)},
+        "with queue.singleActiveConsumer one slot takes messages and the others stay idle: set "
+        "worker.concurrency to 1",
+    ),
+    Row(
+        "two workers for a single active consumer",
+        {**queue(singleActiveConsumer=True), **scaling(minReplicas=2)},
+        "with queue.singleActiveConsumer one worker takes messages and the others stay idle: set "
+        "scaling.minReplicas, and that of each schedule, to 0 or 1",
+    ),
+    Row(
+        "two scheduled workers for a single active consumer",
+        {**queue(singleActiveConsumer=True), **scaling(schedules=[SPAN])},
+        "with queue.singleActiveConsumer one worker takes messages and the others stay idle: set "
+        "scaling.minReplicas, and that of each schedule, to 0 or 1",
+    ),
+    Row(
         "a schedule above the maximum",
         scaling(schedules=[{**SPAN, "minReplicas": 11}]),
         "a schedule's minReplicas is above scaling.maxReplicas: lower the one or raise the other",
@@ -262,6 +298,33 @@ INVALID = [
         "a schedule with seconds",
         scaling(schedules=[{**SPAN, "start": "0 0 8 * * 1-5"}]),
         "must be a cron expression of five fields (minute, hour, day, month, weekday), such as 0 8 * * 1-5",
+    ),
+    *(
+        Row(
+            f"a schedule with {case}",
+            scaling(schedules=[{**SPAN, **changes}]),
+            "must be a cron expression of five fields (minute, hour, day, month, weekday), such as 0 8 * * 1-5",
+        )
+        for case, changes in {
+            "an hour that is none": {"start": "0 24 * * *"},
+            "a weekday that is none": {"end": "0 18 * * MOON"},
+            "a step of zero": {"end": "*/0 18 * * *"},
+            "a word": {"start": "at eight in the morning"},
+        }.items()
+    ),
+    *(
+        Row(
+            f"a schedule in {case}",
+            scaling(schedules=[{**SPAN, "timeZone": zone}]),
+            "must be a time zone of the IANA database, such as Europe/Berlin",
+        )
+        for case, zone in {
+            "a zone that does not exist": "Europe/Berlinn",
+            "half a zone": "Europe",
+            "a path": "../../etc/passwd",
+            "an offset": "+02:00",
+            "the server's own zone": "Local",
+        }.items()
     ),
     Row("an unknown way to wake", scaling(wake="Pull"), 'supported values: "Push", "Poll"'),
     Row(

@@ -299,8 +299,14 @@ def test_a_scheduled_minimum_is_kept(lab: Lab) -> None:
     wait_until(lambda: workqueue.status().get("readyReplicas") == 1, 60, "the minimum of the schedule runs")
     workqueue.change(scaling={"schedules": []})
     wait_until(lambda: workqueue.replicas() == 0, 60, "without it none does")
-    workqueue.change(scaling={"schedules": [{**always, "timeZone": "Mars/Olympus"}]})
-    assert "Mars/Olympus" in workqueue.wait_condition("Ready", "False", "SpecInvalid")["message"]
+    never = {**always, "start": "0 0 30 2 *"}
+    workqueue.change(scaling={"schedules": [never, always]})
+    assert "0 0 30 2 *" in workqueue.wait_condition("Ready", "False", "ScheduleInvalid")["message"]
+    wait_until(lambda: workqueue.status().get("readyReplicas") == 1, 60, "the other schedule has its minimum")
+    workqueue.change(scaling={"schedules": [never]})
+    wait_until(lambda: workqueue.replicas() == 0, 60, "without it none does")
+    workqueue.publish([{"id": 1}])
+    assert [result["id"] for result in workqueue.results(1)] == [1], "the queue is served all the same"
     workqueue.delete()
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import random
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 
-from tests.support.kubernetes import kubectl, wait_until, watching
+from tests.support import clusternet
+from tests.support.kubernetes import kubectl, kubectl_json, wait_until, watching
 from tests.support.localcluster import standing_still
-from tests.support.workqueues import Lab, Object, WorkQueueUnderTest
+from tests.support.workqueues import Lab, Object, WorkQueueUnderTest, watching_replicas
 
 WORKERS = 12
 SEEN_LATE = 0.25
@@ -157,3 +159,76 @@ def watching_deletions(workqueue: WorkQueueUnderTest) -> Iterator[dict[str, Dele
         each=note,
     ):
         yield deletions
+
+
+def test_a_quota_does_not_stop_scale_in(lab: Lab) -> None:
+    """Three of ten pods are admitted. They leave when they are idle, and a quota that grows starts none."""
+    where = f"--namespace={lab.namespace}"
+    wait_until(lambda: not kubectl_json("get", "pods", where)["items"], 120, "no pod of another test is left")
+    scaling = {"maxReplicas": 10, "messagesPerReplica": 1, "scaleInDelaySeconds": 20}
+    kubectl("create", "quota", "three-pods", "--hard=pods=3", where)
+    try:
+        workqueue = lab.workqueue("rationed", scaling=scaling).apply().wait_ready()
+        with watching_pods(workqueue) as pods, watching_replicas(workqueue) as replicas:
+            workqueue.publish([{"id": number, "seconds": 1} for number in range(40)])
+            wait_until(lambda: 10 in replicas.counts, 60, "the backlog asks for ten")
+            workqueue.wait_condition("WorkersAvailable", "False", "PodRefused")
+            workqueue.results(40)
+            wait_until(lambda: replicas.counts[-1] == 3, 10, "the pods that were refused are given up")
+            kubectl("patch", "quota", "three-pods", '--patch={"spec":{"hard":{"pods":"20"}}}', where)
+            wait_until(lambda: replicas.counts[-1] == 0, 120, "the idle ones are retired")
+        assert replicas.counts[:4] == [0, 1, 10, 3]
+        assert len(pods) == 3, "the larger quota has started none"
+        workqueue.delete()
+    finally:
+        kubectl("delete", "quota", "three-pods", where)
+
+
+def test_unreachable_workers_neither_multiply_nor_vanish(lab: Lab) -> None:
+    """A default-deny network: the kubelet's probes reach the workers, the operator does not."""
+    scaling = {"maxReplicas": 12, "messagesPerReplica": 10, "scaleInDelaySeconds": 2}
+    workqueue = lab.workqueue("unreachable", worker={"concurrency": 20}, scaling=scaling).apply().wait_ready()
+    with watching_replicas(workqueue) as replicas:
+        with blocked_port(8090):
+            workqueue.publish([{"id": 1, "seconds": 10}])
+            workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
+            named = workqueue.wait_condition("ScalingActive", "False", "RetireUnreachable", seconds=60)
+            assert f"Worker {workqueue.pods()[0]['metadata']['name']} " in named["message"]
+            assert [result["id"] for result in workqueue.results(1)] == [1]
+            workqueue.publish([{"id": number, "seconds": 30} for number in range(2, 42)])
+            wait_until(lambda: replicas.counts[-1] > 1, 30, "a backlog that is seen to wait is still served")
+            workqueue.results(40, seconds=180)
+            most = replicas.counts[-1]
+            assert most <= 4, "forty messages, ten for each replica"
+            workqueue.wait_condition("ScalingActive", "False", "RetireUnreachable", seconds=60)
+            assert replicas.counts == [0, 1, most], "workers that cannot be asked stay"
+        wait_until(lambda: replicas.counts[-1] == 0, 60, "they are retired once they can be asked")
+    workqueue.wait_condition("ScalingActive", "True", "AsExpected")
+    workqueue.delete()
+
+
+@contextlib.contextmanager
+def blocked_port(port: int) -> Iterator[None]:
+    """Drop what pods send to this port of other pods; the node, and so the kubelet, still reaches it."""
+    rule = ("FORWARD", "-p", "tcp", "--dport", str(port), "-j", "DROP")
+    subprocess.run(clusternet.command("iptables", "-I", *rule), check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(clusternet.command("iptables", "-D", *rule), check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def watching_pods(workqueue: WorkQueueUnderTest) -> Iterator[set[str]]:
+    """The names of all pods that the WorkQueue had while the context lasts."""
+    names: set[str] = set()
+    with watching(
+        *("pods", f"--selector=workqueue.dev/workqueue={workqueue.name}"),
+        *(
+            f"--namespace={workqueue.lab.namespace}",
+            "--no-headers",
+            "--output=custom-columns=NAME:.metadata.name",
+        ),
+        each=lambda line: names.add(line.strip()),
+    ):
+        yield names

@@ -18,6 +18,7 @@ from workqueue_operator.decide import (
     Observation,
     Retire,
     ScaleOut,
+    Trim,
     Window,
     Workload,
     decide,
@@ -27,12 +28,15 @@ from workqueue_operator.model import WorkQueueSpec
 from workqueue_operator.reasons import Reason, Unknown
 
 NOW = 10_000.0
+SINGLE = {"singleActiveConsumer": True}
 OUTAGE = Unknown(Reason.BROKER_UNREACHABLE, "The broker is away.")
+SETTLING = Unknown(Reason.PODS_SETTLING, "3 of 10 pods exist.")
+SILENT = Unknown(Reason.RETIRE_UNREACHABLE, "Worker a does not answer.")
 
 
 def spec(**changes: Any) -> WorkQueueSpec:
     scaling = {"minReplicas": 0, "maxReplicas": 10, "messagesPerReplica": 10, "scaleInDelaySeconds": 60}
-    top = {key: changes.pop(key) for key in ("suspend", "replicas") if key in changes}
+    top = {key: changes.pop(key) for key in ("suspend", "replicas", "queue") if key in changes}
     if "targetDrainSeconds" in changes:
         del scaling["messagesPerReplica"]
     return WorkQueueSpec.model_validate(
@@ -82,6 +86,30 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, Window, tuple[type, int, Reas
         seen(10, Depth(1000, 10, 10)),
         Window(NOW),
         (Hold, 10, Reason.AT_MAXIMUM),
+    ),
+    "a single active consumer gets one worker, in one step": (
+        spec(queue=SINGLE),
+        seen(0, Depth(1000, 0, 0)),
+        Window(NOW),
+        (ScaleOut, 1, Reason.BACKLOG),
+    ),
+    "and no second one": (
+        spec(queue=SINGLE),
+        seen(1, Depth(1000, 1, 1)),
+        Window(NOW),
+        (Hold, 1, Reason.SINGLE_ACTIVE_CONSUMER),
+    ),
+    "workers that stood by are retired": (
+        spec(queue=SINGLE),
+        seen(3, Depth(1000, 1, 3)),
+        quiet_since(90, 3),
+        (Retire, 1, Reason.SURPLUS),
+    ),
+    "a scheduled minimum does not start a second one either": (
+        spec(queue=SINGLE),
+        replace(seen(1, Depth(0, 0, 1)), minimum=3),
+        quiet_since(90, 1),
+        (Hold, 1, Reason.IDLE),
     ),
     "the minimum is kept without any message": (
         spec(minReplicas=2),
@@ -142,6 +170,84 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, Window, tuple[type, int, Reas
         seen(5, Depth(0, 3, 15), concurrency=3),
         quiet_since(90, 1),
         (Retire, 1, Reason.SURPLUS),
+    ),
+    "slots of workers that do not answer start nobody": (
+        spec(),
+        seen(1, Depth(0, 0, 20, 20, SILENT), concurrency=20),
+        quiet_since(90),
+        (Hold, 1, Reason.RETIRE_UNREACHABLE),
+    ),
+    "what is known to wait beside them does": (
+        spec(),
+        seen(1, Depth(25, 0, 20, 20, SILENT), concurrency=20),
+        quiet_since(90),
+        (ScaleOut, 3, Reason.BACKLOG),
+    ),
+    "workers that do not answer stay": (
+        spec(),
+        seen(5, Depth(0, 0, 5, 2, SILENT)),
+        quiet_since(90),
+        (Retire, 2, Reason.SURPLUS),
+    ),
+    "and are named when they alone are left": (
+        spec(),
+        seen(2, Depth(0, 0, 2, 2, SILENT)),
+        quiet_since(90),
+        (Hold, 2, Reason.RETIRE_UNREACHABLE),
+    ),
+    "busy workers are the reason where they are enough": (
+        spec(),
+        seen(2, Depth(0, 2, 3, 1, SILENT)),
+        quiet_since(90),
+        (Hold, 2, Reason.WORKERS_BUSY),
+    ),
+    "an empty queue gives up the pods that were refused, without delay": (
+        spec(),
+        seen(10, Depth(0, 0, 3), existing=3, unsettled=SETTLING),
+        Window(NOW).record(NOW - 1, 10, 60),
+        (Trim, 3, Reason.POD_REFUSED),
+    ),
+    "those that run go on being wanted": (
+        spec(),
+        seen(10, Depth(0, 45, 45), existing=3, unsettled=SETTLING),
+        Window(NOW).record(NOW - 1, 10, 60),
+        (Trim, 5, Reason.POD_REFUSED),
+    ),
+    "refused pods are wanted while their messages wait": (
+        spec(),
+        seen(10, Depth(97, 3, 3), existing=3, unsettled=SETTLING),
+        quiet_since(90, 10),
+        (Hold, 10, Reason.WITHIN_BOUNDS),
+    ),
+    "and for the delay after that": (
+        spec(),
+        seen(10, Depth(5, 3, 3), existing=3, unsettled=SETTLING),
+        quiet_since(90, 10),
+        (Hold, 10, Reason.SCALE_IN_DELAYED),
+    ),
+    "then a backlog gives them up as well": (
+        spec(),
+        seen(10, Depth(5, 3, 3), existing=3, unsettled=SETTLING),
+        quiet_since(90, 4),
+        (Trim, 4, Reason.POD_REFUSED),
+    ),
+    "once only existing pods are asked for, they are retired": (
+        spec(),
+        seen(3, Depth(0, 0, 3), existing=3),
+        quiet_since(90, 0),
+        (Retire, 0, Reason.IDLE),
+    ),
+    "a pin gives up refused pods, too": (
+        spec(replicas=1),
+        seen(10, OUTAGE, existing=3, unsettled=SETTLING),
+        Window(NOW),
+        (Trim, 3, Reason.POD_REFUSED),
+    ),
+    "refused pods are given up though other workers do not answer": (
+        spec(),
+        seen(10, Depth(0, 0, 60, 60, SILENT), existing=3, unsettled=SETTLING, concurrency=20),
+        Window(NOW),
+        (Trim, 3, Reason.POD_REFUSED),
     ),
     "no inward step while a rollout is under way": (
         spec(),
@@ -260,6 +366,13 @@ def test_a_target_drain_time(case: str) -> None:
     assert wanted_replicas(spec(targetDrainSeconds=60), depth, load, concurrency) == replicas
 
 
+def test_a_target_drain_time_counts_unconfirmed_slots_beside_the_arrivals() -> None:
+    depth, load = Depth(0, 5, 30, 10, SILENT), Load(2.0, 5.0)
+
+    assert wanted_replicas(spec(targetDrainSeconds=60), depth, load, 1) == 10
+    assert wanted_replicas(spec(targetDrainSeconds=60), depth, load, 1, unconfirmed=10) == 20
+
+
 def test_a_target_drain_time_reckons_with_the_slots_of_a_pod() -> None:
     observation = replace(seen(0, Depth(600, 0, 0), concurrency=5), load=Load(2.0, 0.0))
     decision, _ = decide(spec(targetDrainSeconds=60), observation, Window(NOW), NOW)
@@ -269,7 +382,15 @@ def test_a_target_drain_time_reckons_with_the_slots_of_a_pod() -> None:
 # -- the laws ----------------------------------------------------------------------------------------
 
 counts = st.integers(0, 2_000)
-depths = st.builds(Depth, ready=counts, in_handlers=st.integers(0, 60), consumers=st.integers(0, 60))
+
+
+def _depth(ready: int, in_handlers: int, consumers: int, unconfirmed: int) -> Depth:
+    return Depth(ready, in_handlers, consumers, unconfirmed, SILENT if unconfirmed else None)
+
+
+depths = st.builds(
+    _depth, counts, st.integers(0, 60), st.integers(0, 60), st.one_of(st.just(0), st.integers(1, 60))
+)
 unknowns = st.sampled_from(
     [OUTAGE, Unknown(Reason.DEPTH_IMPLAUSIBLE, "…"), Unknown(Reason.DEPTH_PENDING, "…")]
 )
@@ -279,6 +400,7 @@ workloads = st.builds(
     proven=st.booleans(),
     unsettled=st.one_of(st.none(), st.just(Unknown(Reason.ROLLOUT_UNDER_WAY, "…"))),
     concurrency=st.integers(1, 4),
+    existing=st.one_of(st.none(), st.integers(0, 60)),
 )
 observations = st.builds(
     Observation, workload=workloads, depth=st.one_of(depths, unknowns), minimum=st.integers(0, 60)
@@ -340,9 +462,20 @@ close_observations = st.builds(
         proven=st.sampled_from([True, True, False]),
         unsettled=st.sampled_from([None, None, Unknown(Reason.PODS_SETTLING, "…")]),
         concurrency=st.integers(1, 2),
+        existing=st.sampled_from([None, None, None, 0, 1, 2, 3]),
     ),
     depth=st.one_of(
-        *[st.builds(Depth, st.integers(0, 6), st.integers(0, 5), st.integers(0, 5))] * 5, st.just(OUTAGE)
+        *[
+            st.builds(
+                _depth,
+                st.integers(0, 6),
+                st.integers(0, 5),
+                st.integers(0, 5),
+                st.one_of(st.just(0), st.integers(1, 5)),
+            )
+        ]
+        * 5,
+        st.just(OUTAGE),
     ),
     minimum=st.integers(0, 8),
 )
@@ -358,7 +491,7 @@ Step = tuple[type, int, Reason]
 
 def lawful(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> Step:
     """The laws once more, flat: the first that applies has the answer."""
-    workload, depth, scaling = seen_.workload, seen_.depth, a_spec.scaling
+    workload, depth = seen_.workload, seen_.depth
     assert isinstance(workload, Workload)
     now = workload.replicas
     if a_spec.suspend:
@@ -367,21 +500,49 @@ def lawful(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> Step:
         return lawful_pin(a_spec.replicas, workload)
     if isinstance(depth, Unknown):
         return Hold, now, depth.reason
-    backlog = -(-(depth.ready + depth.in_handlers) // (scaling.messages_per_replica or 1))
-    most = scaling.max_replicas
+    return lawful_count(a_spec, seen_, workload, depth, window)
+
+
+def lawful_count(
+    a_spec: WorkQueueSpec, seen_: Observation, workload: Workload, depth: Depth, window: Window
+) -> Step:
+    scaling, now = a_spec.scaling, workload.replicas
+    per, most = scaling.messages_per_replica or 1, a_spec.most_replicas
+    backlog = -(-(depth.ready + depth.in_handlers) // per)
+    possible = -(-(depth.ready + depth.in_handlers + depth.unconfirmed) // per)
     fewest = min(most, max(scaling.min_replicas, seen_.minimum))
-    _, wanted, _ = sorted([fewest, backlog, most])
-    if wanted > now:
-        return lawful_outward(wanted, workload, Reason.BELOW_MINIMUM if backlog < fewest else Reason.BACKLOG)
-    if wanted < now:
-        return lawful_inward(a_spec, workload, depth, window, wanted)
-    idle = Reason.WITHIN_BOUNDS if depth.ready or depth.in_handlers else Reason.IDLE
-    return Hold, now, Reason.AT_MAXIMUM if backlog > most else idle
+    _, known, _ = sorted([fewest, backlog, most])
+    _, feared, _ = sorted([fewest, possible, most])
+    lately = lawful_lately(a_spec, window, feared if feared < now else max(known, min(now, feared)))
+    full = NOW - window.since >= scaling.scale_in_delay_seconds
+    needed = known if depth.ready == 0 else lately if full else now
+    if (trimmed := lawful_trim(needed, workload)) is not None:
+        return trimmed
+    if known > now:
+        return lawful_outward(known, workload, Reason.BELOW_MINIMUM if backlog < fewest else Reason.BACKLOG)
+    if feared < now:
+        return lawful_inward(a_spec, workload, depth, window, feared)
+    idle = depth.ready == depth.in_handlers == depth.unconfirmed == 0
+    reasons = [(backlog > most, Reason.AT_MAXIMUM), (known < now, SILENT.reason), (idle, Reason.IDLE)]
+    return Hold, now, next((reason for holds, reason in reasons if holds), Reason.WITHIN_BOUNDS)
+
+
+def lawful_trim(needed: int, workload: Workload) -> Step | None:
+    if workload.existing is None or max(needed, workload.existing) >= workload.replicas:
+        return None
+    return Trim, max(needed, workload.existing), Reason.POD_REFUSED
+
+
+def lawful_lately(a_spec: WorkQueueSpec, window: Window, wanted: int) -> int:
+    delay, most = a_spec.scaling.scale_in_delay_seconds, a_spec.most_replicas
+    return max(wanted, *(min(count, most) for at, count in window.peaks if NOW - at < delay), 0)
 
 
 def lawful_pin(pin: int, workload: Workload) -> Step:
     if pin > workload.replicas:
         return lawful_outward(pin, workload, Reason.PINNED)
+    if pin < workload.replicas and (trimmed := lawful_trim(pin, workload)) is not None:
+        return trimmed
     if pin < workload.replicas and workload.unsettled is not None:
         return Hold, workload.replicas, workload.unsettled.reason
     return Hold if pin == workload.replicas else Retire, pin, Reason.PINNED
@@ -396,15 +557,16 @@ def lawful_outward(count: int, workload: Workload, reason: Reason) -> Step:
 def lawful_inward(
     a_spec: WorkQueueSpec, workload: Workload, depth: Depth, window: Window, wanted: int
 ) -> Step:
-    now, delay, most = workload.replicas, a_spec.scaling.scale_in_delay_seconds, a_spec.scaling.max_replicas
-    lately = max(wanted, *(min(count, most) for at, count in window.peaks if NOW - at < delay), 0)
+    now, delay = workload.replicas, a_spec.scaling.scale_in_delay_seconds
+    lately = lawful_lately(a_spec, window, wanted)
     if lately >= now or NOW - window.since < delay:
         return Hold, now, Reason.SCALE_IN_DELAYED
     if workload.unsettled is not None:
         return Hold, now, workload.unsettled.reason
-    stay = max(lately, -(-depth.in_handlers // workload.concurrency))
+    stay = max(lately, -(-(depth.in_handlers + depth.unconfirmed) // workload.concurrency))
     if stay >= now:
-        return Hold, now, Reason.WORKERS_BUSY
+        busy = max(lately, -(-depth.in_handlers // workload.concurrency))
+        return Hold, now, Reason.WORKERS_BUSY if busy >= now else SILENT.reason
     return Retire, stay, Reason.SURPLUS if stay else Reason.IDLE
 
 
@@ -479,9 +641,13 @@ def test_every_step_stays_within_minimum_and_maximum(
     a_spec: WorkQueueSpec, seen_: Observation, window: Window
 ) -> None:
     decision, _ = decide(a_spec, seen_, window, NOW)
-    if not isinstance(decision, Hold) and a_spec.replicas is None and decision.reason is not Reason.CANARY:
+    if (
+        isinstance(decision, (ScaleOut, Retire))
+        and a_spec.replicas is None
+        and decision.reason is not Reason.CANARY
+    ):
         scaling = a_spec.scaling
-        busy = seen_.depth.in_handlers if isinstance(seen_.depth, Depth) else 0
+        busy = seen_.depth.most_in_handlers if isinstance(seen_.depth, Depth) else 0
         # An inward step stops at the busy workers, which may be more than a maximum that was lowered.
         assert scaling.min_replicas <= decision.replicas <= max(scaling.max_replicas, busy)
 
@@ -503,11 +669,34 @@ def test_inward_never_below_the_busy_nor_below_what_was_wanted_lately(
     if isinstance(decision, Retire) and a_spec.replicas is None:
         assert isinstance(seen_.depth, Depth)
         assert isinstance(seen_.workload, Workload)
-        assert decision.replicas >= math.ceil(seen_.depth.in_handlers / seen_.workload.concurrency)
+        assert decision.replicas >= math.ceil(seen_.depth.most_in_handlers / seen_.workload.concurrency)
         assert decision.replicas >= min(after.highest, a_spec.scaling.max_replicas)
         assert decision.replicas < seen_.workload.replicas
         assert seen_.workload.unsettled is None
         assert NOW - window.since >= a_spec.scaling.scale_in_delay_seconds
+
+
+@given(specs, observations, windows)
+def test_what_cannot_be_asked_never_raises_the_count(
+    a_spec: WorkQueueSpec, seen_: Observation, window: Window
+) -> None:
+    decision, _ = decide(a_spec, seen_, window, NOW)
+
+    if isinstance(decision, ScaleOut) and isinstance(seen_.depth, Depth):
+        certain = replace(seen_, depth=replace(seen_.depth, unconfirmed=0))
+        known, _ = decide(a_spec, certain, window, NOW)
+        assert isinstance(known, ScaleOut)
+        assert (known.replicas, known.reason) == (decision.replicas, decision.reason)
+
+
+@given(specs, observations, windows)
+def test_a_trim_removes_no_pod(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> None:
+    decision, _ = decide(a_spec, seen_, window, NOW)
+
+    if isinstance(decision, Trim):
+        assert isinstance(seen_.workload, Workload)
+        assert seen_.workload.existing is not None
+        assert seen_.workload.existing <= decision.replicas < seen_.workload.replicas
 
 
 @given(specs, observations, windows)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.decide import Depth, Load
+from workqueue_operator.decide import Depth, Hold, Load, Observation, Window, Workload, decide
 from workqueue_operator.errors import Trouble
+from workqueue_operator.model import WorkQueueSpec
 from workqueue_operator.observe.depth import Answers, is_implausible, judge, load, workers_decide
 from workqueue_operator.observe.sweep import MISSING
 from workqueue_operator.observe.workers import WorkerStatus
@@ -16,6 +17,10 @@ from workqueue_operator.reasons import Reason, Unknown
 from workqueue_operator.views import PodView
 
 NOW = 100.0
+NOT_YET = Unknown(
+    Reason.WORKERS_BUSY, "Some workers have not answered yet; they may be in a handler and stay."
+)
+UNKNOWN_UNACKNOWLEDGED = Unknown(Reason.UNACKNOWLEDGED_UNKNOWN, "No management-uri.")
 
 
 def counts(ready: int = 0, consumers: int = 0, *, bell: bool = False) -> QueueCounts:
@@ -44,31 +49,45 @@ KNOWN: list[tuple[str, dict[str, Any], Depth]] = [
         Depth(9, 2, 2),
     ),
     (
+        "one of them has a message when the queue has a single active consumer",
+        {"counts": counts(9, 2), "pods": [A, B], "single_active": True},
+        Depth(9, 1, 2),
+    ),
+    (
         "fewer wait: the workers say who is busy",
         {"counts": counts(0, 2), "pods": [A, B], "statuses": {"a": worker(1), "b": worker(0)}},
         Depth(0, 1, 2),
     ),
     (
-        "a worker that does not answer counts as busy",
+        "a worker that does not answer may be busy",
         {"counts": counts(0, 2), "pods": [A, B], "statuses": {"a": worker(0)}},
-        Depth(0, 1, 2),
+        Depth(0, 0, 2, 1, NOT_YET),
     ),
     (
         "with all its slots",
         {"counts": counts(0, 8), "pods": [A, B], "statuses": {"a": worker(2)}, "concurrency": 4},
-        Depth(0, 6, 8),
+        Depth(0, 2, 8, 4, NOT_YET),
     ),
     (
         "workers that just start have nothing while something waits",
         {"counts": counts(1, 1), "pods": [A, B, pod("c", ready=False)], "statuses": {"a": worker(1)}},
-        Depth(1, 1, 1),
+        Depth(1, 1, 1, 2, NOT_YET),
     ),
     (
         "what was taken since the broker answered is not counted twice",
         {"counts": counts(1, 1), "pods": [A, B], "statuses": {"a": worker(1), "b": worker(1)}},
-        Depth(1, 1, 1),
+        Depth(1, 1, 1, 1, NOT_YET),
     ),
-    ("workers that are not ours may all be busy", {"counts": counts(0, 3), "ours": False}, Depth(0, 3, 3)),
+    (
+        "workers that are not ours may all be busy",
+        {"counts": counts(0, 3), "ours": False, "unacknowledged": UNKNOWN_UNACKNOWLEDGED},
+        Depth(0, 0, 3, 3, UNKNOWN_UNACKNOWLEDGED),
+    ),
+    (
+        "and surely are while more waits than there are consumers",
+        {"counts": counts(4, 3), "ours": False, "unacknowledged": UNKNOWN_UNACKNOWLEDGED},
+        Depth(4, 3, 3, 0, UNKNOWN_UNACKNOWLEDGED),
+    ),
     (
         "unless the management API knows better",
         {"counts": counts(0, 3), "ours": False, "unacknowledged": 1},
@@ -169,3 +188,52 @@ def test_when_the_workers_must_be_asked(given: Any, expected: bool) -> None:
 )
 def test_load(statuses: dict[str, WorkerStatus], growth: float, expected: Load) -> None:
     assert load(statuses, growth) == expected
+
+
+# -- what an unreachable worker does to the count
+
+
+@pytest.mark.parametrize("ready", [0, 9], ids=["empty-queue", "backlog"])
+def test_unreachable_worker_is_named(ready: int) -> None:
+    depth = judge(Answers(counts=counts(ready, 2), pods=[A, B], unreachable="a"), "jobs")
+
+    assert isinstance(depth, Depth)
+    assert depth.doubt is not None
+    assert depth.doubt.reason is Reason.RETIRE_UNREACHABLE
+    assert "Worker a " in depth.doubt.message
+
+
+@pytest.mark.parametrize(
+    "ours", [True, False], ids=["worker-without-answer", "workload-without-management-api"]
+)
+def test_a_depth_that_cannot_be_asked_neither_raises_nor_lowers_the_count(ours: bool) -> None:
+    """One message and twenty slots a worker gave 1, 2, 4, 8, 12 replicas within seconds, for ever."""
+    spec = WorkQueueSpec.model_validate(
+        {
+            "connectionSecretRef": {"name": "rabbitmq"},
+            **(
+                {"worker": {"image": "i", "concurrency": 20, "handler": {"python": "m:f"}}}
+                if ours
+                else {"workloadRef": {"name": "theirs"}}
+            ),
+            "scaling": {"messagesPerReplica": 10, "maxReplicas": 12, "scaleInDelaySeconds": 5},
+        }
+    )
+    replicas, window = 0, Window(NOW)
+    for second in range(60):
+        workers = [pod(f"jobs-{number}") for number in range(replicas)]
+        depth = judge(
+            Answers(
+                counts=counts(0 if replicas else 1, 20 * replicas),
+                ours=ours,
+                pods=workers if ours else (),
+                concurrency=20 if ours else 1,
+                unacknowledged=None if ours else UNKNOWN_UNACKNOWLEDGED,
+            ),
+            "jobs",
+        )
+        workload = Workload(replicas, concurrency=20 if ours else 1)
+        decision, window = decide(spec, Observation(workload, depth), window, NOW + second)
+        if not isinstance(decision, Hold):
+            replicas = decision.replicas
+    assert replicas == 1

@@ -192,6 +192,8 @@ def test_the_next_change_of_a_schedule_in_its_own_time_zone() -> None:
     assert "Down: not any more, the minimum is 5." in explain.what_would_change_it(
         workqueue(desired=5, scaling={"schedules": [schedule]}), Seen(0), MONDAY_MORNING + timedelta(hours=3)
     )
+    broken = {**schedule, "timeZone": "Europe/Berlinn"}
+    assert explain.next_change(workqueue(scaling={"schedules": [broken, schedule]}), MONDAY_MORNING) == begins
     assert explain.next_change(workqueue(), MONDAY_MORNING) is None
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
+from cronsim import CronSim, CronSimError
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from workqueue_operator.errors import Trouble
+from workqueue_operator import model
 from workqueue_operator.model import Schedule, WorkQueueSpec
 from workqueue_operator.reasons import Reason
-from workqueue_operator.schedule import is_active, minimum_replicas
+from workqueue_operator.schedule import Minimum, is_active, minimum_replicas
 
 BERLIN, NEW_YORK = "Europe/Berlin", "America/New_York"
 
@@ -179,7 +183,7 @@ ALWAYS = ("0 0 * * *", "59 23 * * *")
     ],
 )
 def test_the_minimum(schedules: list[Schedule], expected: int) -> None:
-    assert minimum_replicas(spec(*schedules), NOON) == expected
+    assert minimum_replicas(spec(*schedules), NOON) == Minimum(expected)
 
 
 @pytest.mark.parametrize(
@@ -193,9 +197,45 @@ def test_the_minimum(schedules: list[Schedule], expected: int) -> None:
     ],
     ids=["an hour that is none", "a weekday that is none", "a zone that is none", "a path", "half a zone"],
 )
-def test_what_cannot_be_read_is_said(broken: Schedule, words: list[str]) -> None:
-    with pytest.raises(Trouble) as caught:
-        minimum_replicas(spec(broken), NOON)
-    assert caught.value.reason is Reason.SPEC_INVALID
+def test_unreadable_schedule_is_named_and_ignored_alone(broken: Schedule, words: list[str]) -> None:
+    found = minimum_replicas(spec(broken, schedule(*ALWAYS, replicas=5)), NOON)
+
+    assert found.replicas == 5
+    assert found.ignored is not None
+    assert found.ignored.reason is Reason.SCHEDULE_INVALID
     for word in words:
-        assert word in caught.value.message
+        assert word in found.ignored.message
+
+
+def test_every_unreadable_schedule_is_named() -> None:
+    broken = [schedule(*OFFICE, zone, name=zone) for zone in ("Mars/Olympus", "Europe/Berlinn")]
+
+    found = minimum_replicas(spec(*broken), NOON)
+
+    assert found.replicas == 1
+    assert found.ignored is not None
+    assert "'Mars/Olympus'" in found.ignored.message
+    assert "'Europe/Berlinn'" in found.ignored.message
+
+
+FIELDS = [
+    ["0", "59", "*/5", "5-10", "1,2", "00", "60", "-1", "*/0", "a", "1-"],
+    ["0", "23", "1-5/2", "24", "25", "07"],
+    ["*", "1", "31", "L", "LW", "0", "32", "lw"],
+    ["*", "12", "JAN", "feb-APR", "13", "JANUARY"],
+    ["*", "7", "mon", "FRI#5", "5L", "SUN-TUE", "8", "MOON", "1#6", "#1"],
+]
+
+
+@given(st.tuples(*map(st.sampled_from, FIELDS)))
+@example(("0", "8", "*", "*", "1-5"))
+def test_admission_lets_in_what_the_operator_can_read(fields: tuple[str, ...]) -> None:
+    expression = " ".join(fields)
+    try:
+        CronSim(expression, NOON)
+    except CronSimError:
+        readable = False
+    else:
+        readable = True
+
+    assert bool(re.fullmatch(model._CRON, expression)) is readable

@@ -144,6 +144,27 @@ TABLE: list[tuple[str, Seen, dict[str, tuple[str, Reason]]]] = [
         {"ScalingActive": ("False", Reason.RETIRE_UNREACHABLE), "Ready": ("True", Reason.AS_EXPECTED)},
     ),
     (
+        "a worker that cannot be asked, while as many are wanted as there are",
+        seen(
+            depth=Depth(0, 0, 1, 20, Unknown(Reason.RETIRE_UNREACHABLE, "p does not answer")),
+            decision=Hold(1, Reason.WITHIN_BOUNDS, "0 waiting and 0 to 20 in handlers"),
+        ),
+        {"ScalingActive": ("False", Reason.RETIRE_UNREACHABLE), "Ready": ("True", Reason.AS_EXPECTED)},
+    ),
+    (
+        "a schedule that cannot be read",
+        seen(ignored=Unknown(Reason.SCHEDULE_INVALID, "'Europe/Berlinn'")),
+        {"ScalingActive": ("False", Reason.SCHEDULE_INVALID), "Ready": ("False", Reason.SCHEDULE_INVALID)},
+    ),
+    (
+        "workers that have not answered yet",
+        seen(
+            depth=Depth(0, 0, 1, 20, Unknown(Reason.WORKERS_BUSY, "some have not answered")),
+            decision=Hold(1, Reason.WORKERS_BUSY, "some have not answered"),
+        ),
+        {"ScalingActive": ("True", Reason.WORKERS_BUSY)},
+    ),
+    (
         "polled although Push is wanted",
         seen(doorbell=Unknown(Reason.DOORBELL_UNAVAILABLE, "no read permission")),
         {"DepthKnown": ("True", Reason.DOORBELL_UNAVAILABLE), "Ready": ("True", Reason.AS_EXPECTED)},

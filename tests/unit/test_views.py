@@ -12,6 +12,7 @@ from workqueue_operator.reasons import Reason
 from workqueue_operator.views import (
     PodView,
     deployment_view,
+    existing_of_refused,
     pod_view,
     unsettled,
 )
@@ -336,3 +337,39 @@ def test_what_must_settle_first(raw: dict[str, Any], there: list[PodView], reaso
     found = unsettled(deployment_view(raw), there)
     assert found is not None
     assert found.reason is reason
+
+
+# -- refused pods
+
+QUOTA = {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}]}
+
+
+@pytest.mark.parametrize(
+    ("raw", "there", "existing"),
+    [
+        (deployment(10, replicas=3, updatedReplicas=3, **QUOTA), pods(3), 3),
+        (deployment(10, replicas=0, updatedReplicas=0, **QUOTA), [], 0),
+        (deployment(10, replicas=3, updatedReplicas=3, **QUOTA), pods(4), 4),
+        (deployment(10, replicas=4, updatedReplicas=4, **QUOTA), pods(3), 4),
+        (deployment(10, replicas=3, updatedReplicas=3, **QUOTA), [*pods(3), *pods(1, terminating=True)], 3),
+        (deployment(10, replicas=3, updatedReplicas=3), pods(3), None),
+        (deployment(10, replicas=3, updatedReplicas=2, **QUOTA), pods(3), None),
+        (deployment(10, replicas=3, updatedReplicas=3, observedGeneration=3, **QUOTA), pods(3), None),
+        (deployment(10, replicas=3, updatedReplicas=3, **QUOTA), pods(3, template_hash="old"), None),
+    ],
+    ids=[
+        "three-admitted",
+        "none-admitted",
+        "pod-that-status-lacks",
+        "pod-that-store-lacks",
+        "terminating-pod",
+        "nothing-refused",
+        "old-pods",
+        "spec-not-observed",
+        "pods-of-other-template",
+    ],
+)
+def test_existing_pods_beside_refused_ones(
+    raw: dict[str, Any], there: list[PodView], existing: int | None
+) -> None:
+    assert existing_of_refused(deployment_view(raw), there) == existing

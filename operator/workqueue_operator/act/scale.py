@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from ..cluster import Object
-from ..decide import Decision, Hold, Retire, ScaleOut
+from ..decide import Decision, Hold, Retire, ScaleOut, Trim
 from ..memory import Memory
 from ..metrics import Metrics
 from ..model import WorkQueue, timestamp
@@ -27,7 +27,7 @@ from . import bell
 from .retire import CONFLICT, UNSEEN, Outcome, Retirement, plan
 from .workload import Workload
 
-UNREACHABLE_AFTER: Final = 120.0
+UNREACHABLE_AFTER: Final = 30.0
 """Seconds after which a worker that cannot be asked is worth a person's attention."""
 
 
@@ -68,6 +68,8 @@ class Scaler:
                 # A bell that still hung would get the message on a queue with a single active consumer.
                 link.broker.take_down_bell(workqueue.queue_name)
                 return await self._set(workqueue, memory, decision, deployment)
+            case Trim():
+                return await self._set(workqueue, memory, decision, deployment)
             case Retire() if workqueue.spec.worker is None:
                 return await self._set(workqueue, memory, decision, deployment)
             case Retire():
@@ -80,7 +82,11 @@ class Scaler:
         await self._write(workqueue, memory, decision, deployment, decision.replicas)
 
     async def _set(
-        self, workqueue: WorkQueue, memory: Memory, decision: ScaleOut | Retire, deployment: DeploymentView
+        self,
+        workqueue: WorkQueue,
+        memory: Memory,
+        decision: ScaleOut | Retire | Trim,
+        deployment: DeploymentView,
     ) -> tuple[Decision, DeploymentView]:
         live = await self._write(workqueue, memory, decision, deployment, decision.replicas)
         if live is not None:
@@ -91,7 +97,7 @@ class Scaler:
         self,
         workqueue: WorkQueue,
         memory: Memory,
-        decision: ScaleOut | Retire,
+        decision: ScaleOut | Retire | Trim,
         deployment: DeploymentView,
         replicas: int,
     ) -> Object | None:

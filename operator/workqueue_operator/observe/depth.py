@@ -12,6 +12,7 @@ from typing import Final
 from ..broker.connection import QueueCounts
 from ..decide import Depth, Load
 from ..errors import Trouble
+from ..names import ENDPOINT_PORT
 from ..reasons import Reason, Unknown
 from ..views import PodView
 from .sweep import Missing
@@ -31,6 +32,8 @@ class Answers:
         ours: whether the workers are ours, so that they can be asked.
         pods: pods whose worker runs, not retired and not on their way out.
         statuses: the workers' own answers by pod name; who did not answer is not in it.
+        single_active: whether RabbitMQ hands messages to one consumer at a time.
+        unreachable: a Ready worker that has not answered for `gather.SILENT_AFTER`, by its pod's name.
         unacknowledged: for workers that are not ours, the exact count from the management API.
     """
 
@@ -39,6 +42,8 @@ class Answers:
     ours: bool = True
     pods: Sequence[PodView] = ()
     statuses: Mapping[str, WorkerStatus] = field(default_factory=dict)
+    unreachable: str | None = None
+    single_active: bool = False
     concurrency: int = 1
     unacknowledged: int | Unknown | None = None
 
@@ -67,7 +72,8 @@ def judge(answers: Answers, queue: str) -> Depth | Unknown:
             f"RabbitMQ answers zero messages and zero consumers for queue {queue!r} although there are consumers, "
             "as it does while a quorum queue has no leader. Replicas stay as they are.",
         )
-    return Depth(counts.ready, _in_handlers(answers, counts), counts.consumers)
+    in_handlers, unconfirmed = _in_handlers(answers, counts)
+    return Depth(counts.ready, in_handlers, counts.consumers, unconfirmed, _doubt(answers, unconfirmed))
 
 
 def is_implausible(answers: Answers) -> bool:
@@ -103,17 +109,33 @@ def load(statuses: Mapping[str, WorkerStatus], growth_per_second: float) -> Load
     return Load(seconds, max(weight + growth_per_second, 0.0))
 
 
-def _in_handlers(answers: Answers, counts: QueueCounts) -> int:
+def _in_handlers(answers: Answers, counts: QueueCounts) -> tuple[int, int]:
+    """Messages that are known to be in a handler, and how many more there may be."""
     if isinstance(answers.unacknowledged, int):
+        return answers.unacknowledged, 0
+    if counts.ready > counts.consumers:
+        return min(counts.consumers, 1) if answers.single_active else counts.consumers, 0
+    if not answers.ours:
+        return 0, counts.consumers
+    busy = sum(answers.statuses[pod.name].busy for pod in answers.pods if pod.name in answers.statuses)
+    silent = sum(pod.name not in answers.statuses for pod in answers.pods) * answers.concurrency
+    # A message that was taken since the broker answered is among those that wait: it must not ask for a worker twice.
+    known = min(busy, counts.consumers) if counts.ready else busy
+    return known, busy - known + silent
+
+
+def _doubt(answers: Answers, unconfirmed: int) -> Unknown | None:
+    if isinstance(answers.unacknowledged, Unknown):
         return answers.unacknowledged
-    if not answers.ours or counts.ready > counts.consumers:
-        # Of workers that cannot be asked, each may be busy.
-        return counts.consumers
-    # Who may leave is the question when nothing waits, and whoever does not answer may be busy.
-    busy = sum(
-        answers.statuses[pod.name].busy if pod.name in answers.statuses else answers.concurrency
-        for pod in answers.pods
-    )
-    # While something waits, how many more are needed is the question. Workers that are just starting do not answer,
-    # and what they will take is among what waits: counted as busy they would call for yet more workers.
-    return min(busy, counts.consumers) if counts.ready else busy
+    if answers.unreachable is not None:
+        return Unknown(
+            Reason.RETIRE_UNREACHABLE,
+            f"Worker {answers.unreachable} does not answer the operator on port {ENDPOINT_PORT}, so it may be busy "
+            "or idle. Replicas still grow with the messages that are known; a worker that does not answer stays. "
+            "Look for a NetworkPolicy between the operator and the worker, and at the pod's log.",
+        )
+    if unconfirmed:
+        return Unknown(
+            Reason.WORKERS_BUSY, "Some workers have not answered yet; they may be in a handler and stay."
+        )
+    return None

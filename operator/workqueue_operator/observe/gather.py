@@ -6,6 +6,7 @@ Place in the flow: the first step of a pass that has a connection; `depth.judge`
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,6 +39,13 @@ CONSUMERS_SHOW_WITHIN: Final = 0.5
 CONSUMERS_PAUSE: Final = 0.05
 """It may lag behind a consumer that has just come, too; a leaderless queue goes on lying."""
 
+ASK_EVERY: Final = 10.0
+"""Seconds within which running workers are asked at least once, so that one that cannot be asked is noticed during a
+backlog, too."""
+
+SILENT_AFTER: Final = 30.0
+"""Seconds after which a Ready worker that does not answer is named in a condition: within a minute of its start."""
+
 GROWTH_SECONDS: Final = 60.0
 """Time over which the growth of the waiting messages is averaged."""
 
@@ -63,13 +71,15 @@ class Gatherer:
             counts=counts,
             bell_hung_at=link.broker.bell_hung_at(workqueue.queue_name),
             ours=workqueue.spec.worker is not None,
+            single_active=bool(workqueue.spec.queue.single_active_consumer),
             concurrency=workqueue.spec.worker.concurrency if workqueue.spec.worker is not None else 1,
         )
         if workqueue.spec.worker is None:
             unacknowledged = await self._management.unacknowledged(binding, workqueue.queue_name)
             return replace(answers, unacknowledged=unacknowledged)
         running = [pod for pod in pods if pod.running and not pod.terminating and not pod.marked]
-        answers = replace(answers, pods=running, statuses=await self._statuses(workqueue, counts, running))
+        statuses = await self._statuses(workqueue, memory, counts, running)
+        answers = replace(answers, pods=running, statuses=statuses, unreachable=_unreachable(memory, running))
         if isinstance(counts, QueueCounts):
             _follow_growth(memory, counts)
         deadline = time.monotonic() + CONSUMERS_SHOW_WITHIN
@@ -100,12 +110,32 @@ class Gatherer:
             await asyncio.sleep(RING_PAUSE if counts.ready else RING_SHOWS_PAUSE)
 
     async def _statuses(
-        self, workqueue: WorkQueue, counts: QueueCounts | Missing | Trouble, running: Sequence[PodView]
+        self,
+        workqueue: WorkQueue,
+        memory: Memory,
+        counts: QueueCounts | Missing | Trouble,
+        running: Sequence[PodView],
     ) -> Mapping[str, WorkerStatus]:
+        now = time.monotonic()
         measured = workqueue.spec.scaling.target_drain_seconds is not None
-        if not running or not (measured or workers_decide(counts)):
+        due = memory.asked_at is None or now - memory.asked_at >= ASK_EVERY
+        if not running or not (measured or workers_decide(counts) or due):
             return {}
-        return await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in running])
+        memory.asked_at = now
+        answers = await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in running])
+        memory.silent_since = {
+            pod.uid: memory.silent_since.get(pod.uid, now) for pod in running if pod.name not in answers
+        }
+        return answers
+
+
+def _unreachable(memory: Memory, running: Sequence[PodView]) -> str | None:
+    """The name of a Ready worker that has not answered for too long; one that starts is not Ready yet."""
+    latest = time.monotonic() - SILENT_AFTER
+    silent = (
+        pod.name for pod in running if pod.ready and memory.silent_since.get(pod.uid, math.inf) <= latest
+    )
+    return min(silent, default=None)
 
 
 def _follow_growth(memory: Memory, counts: QueueCounts) -> None:
