@@ -27,7 +27,16 @@ from .act.scale import Scaler
 from .act.target import Targets
 from .broker.connection import QueueCounts
 from .cluster import Object
-from .decide import Decision, Depth, Observation, ScaleOut, Window, Workload, decide
+from .decide import (
+    Decision,
+    Depth,
+    Observation,
+    ScaleOut,
+    Window,
+    Workload,
+    beside_stopping_workers,
+    decide,
+)
 from .digest import digest
 from .errors import ClusterError, LeadershipLostError, Trouble
 from .finalize import Finalizer
@@ -36,7 +45,7 @@ from .memory import Memory
 from .metrics import Metrics
 from .model import Metadata, WorkQueue, WorkQueueStatus, timestamp
 from .observe.brokers import Brokers, Link
-from .observe.depth import Answers, judge, load
+from .observe.depth import Answers, busy_pods, judge, load, messages_in_stopping_workers
 from .observe.gather import Gatherer
 from .observe.secrets import Secrets
 from .observe.store import Key, Store
@@ -350,12 +359,14 @@ class Reconciler:
         depth = judge(answers, workqueue.queue_name)
         observation = _observation(workqueue, memory, deployment, pods, depth, answers)
         decision, memory.window = decide(workqueue.spec, observation, memory.window, time.monotonic())
+        decision = beside_stopping_workers(decision, messages_in_stopping_workers(answers))
         decision, deployment = await parts.scaler.carry_out(
             workqueue, memory, link, decision, deployment, pods, answers.statuses
         )
         pods = parts.store.pods_of(workqueue.key)
         doorbell = await bell.mind(workqueue, link, deployment, pods, depth, decision)
         fruitless_ring = memory.waking_since is not None and not isinstance(decision, ScaleOut)
+        answers = await parts.gatherer.ask_stopping(answers)
         # Gone since the pass began: the next one declares it again.
         vanished = isinstance(answers.counts, Missing)
         dead = link.sweep.watch(workqueue.key, dead_letter_queue_name(workqueue.queue_name)).last
@@ -367,7 +378,9 @@ class Reconciler:
             decision=decision,
             doorbell=doorbell,
             dead_letters=dead.ready if isinstance(dead, QueueCounts) else None,
-            busy=_busy_pods(answers, depth),
+            busy=busy_pods(
+                answers, depth, deployment.current if isinstance(deployment, DeploymentView) else None
+            ),
             last_scale=memory.last_scale,
             proven_hash=memory.proven_hash,
         )
@@ -444,14 +457,6 @@ def _next_look(
         else:
             delays.append(LOOK_AGAIN_AT_REST)
     return min(delays, default=None)
-
-
-def _busy_pods(answers: Answers, depth: Depth | Unknown) -> int | None:
-    if answers.statuses:
-        return sum(worker.busy > 0 for worker in answers.statuses.values())
-    if not isinstance(depth, Depth):
-        return None
-    return min(len(answers.pods), depth.in_handlers) if answers.ours else depth.in_handlers
 
 
 def _measure(workqueue: WorkQueue, seen: status.Seen, metrics: Metrics) -> None:

@@ -195,7 +195,8 @@ def _workers_available(seen: Seen) -> Finding:  # noqa: PLR0911 - one return a c
     if failures:
         return _negative(failures[0])
     if deployment.replicas == 0:
-        return Finding("True", Reason.SCALED_TO_ZERO, "No worker runs; a message on the queue starts one.")
+        running = "Workers finish what they have in hand and stop" if seen.busy else "No worker runs"
+        return Finding("True", Reason.SCALED_TO_ZERO, f"{running}; a message on the queue starts one.")
     if deployment.ready == 0:
         return Finding(
             "Unknown", Reason.WORKERS_STARTING, "No worker is Ready yet; the first pod is starting."

@@ -101,6 +101,17 @@ SENTENCES = [
         id="at none",
     ),
     pytest.param(
+        workqueue(desired=0, messages=0),
+        Seen(0, in_stopping_workers=1),
+        [
+            "AsExpected: So it is.",
+            "0 waiting and 0 in handlers ask for 0 replicas (10 messages each).",
+            "1 message more in workers that are shutting down: no new worker is needed.",
+        ],
+        ["Up: from 1 message on, waiting and in handlers together; at once.", "Down: it is at none."],
+        id="a worker that shuts down with a message in hand",
+    ),
+    pytest.param(
         workqueue(desired=3, messages=100, scaling={"messagesPerReplica": None, "targetDrainSeconds": 60}),
         Seen(3, handler_seconds=1.5, arrivals_per_second=0.2),
         [

@@ -161,6 +161,13 @@ def test_conditions(given: Seen, expected: dict[str, tuple[str, Reason]]) -> Non
     assert all(finding.message for finding in found.values())
 
 
+def test_a_count_of_zero_does_not_say_that_nothing_runs_while_a_worker_finishes() -> None:
+    found = conditions(workqueue(), seen(pods=[pod(terminating=True)], busy=1))
+    assert found[ConditionType.WORKERS_AVAILABLE].message == (
+        "Workers finish what they have in hand and stop; a message on the queue starts one."
+    )
+
+
 def test_suspended() -> None:
     suspended = seen(depth=None, decision=Hold(None, Reason.SUSPENDED, "spec.suspend is true."))
     found = conditions(workqueue(suspend=True), suspended)

@@ -45,16 +45,16 @@ class Picture:
     def seen(self) -> explain.Seen:
         """What of it decides about the count."""
         statuses = self.statuses
-        running = {pod.name for pod in self.pods if pod.running}
+        staying = {pod.name for pod in self.pods if pod.running and not pod.terminating}
+        stopping = {pod.name for pod in self.pods if pod.running and pod.terminating}
         times = [
             found
             for status in statuses.values()
             if (found := status.get("recentHandlerSeconds") or status.get("meanHandlerSeconds"))
         ]
         return explain.Seen(
-            in_handlers=sum(int(status["busy"]) for status in statuses.values())
-            if running <= statuses.keys()
-            else None,
+            in_handlers=_busy(statuses, staying) if staying <= statuses.keys() else None,
+            in_stopping_workers=_busy(statuses, stopping),
             handler_seconds=sum(times) / len(times) if times else None,
             arrivals_per_second=sum(status.get("arrivalPerSecond") or 0.0 for status in statuses.values()),
         )
@@ -85,6 +85,10 @@ def _take(cluster: Cluster, name: str) -> Picture:
     except KubectlFailed:
         events = None
     return Picture(workqueue, pods, statuses, events, datetime.now(UTC))
+
+
+def _busy(statuses: Mapping[str, Object], pods: set[str]) -> int:
+    return sum(int(status["busy"]) for pod, status in statuses.items() if pod in pods)
 
 
 def _lines(picture: Picture) -> list[str]:
@@ -168,7 +172,7 @@ def _event_lines(picture: Picture) -> list[str]:
 
 def _state(pod: PodView, status: Object | None) -> str:
     if pod.terminating:
-        return "leaving"
+        return "finishing" if status is not None and status["busy"] else "leaving"
     if status is not None:
         if status.get("retired"):
             return "retired"
@@ -206,6 +210,7 @@ def _as_json(picture: Picture) -> dict[str, Any]:
         "maxReplicas": workqueue.spec.scaling.max_replicas,
         "status": status,
         "inHandlers": seen.in_handlers,
+        "inStoppingWorkers": seen.in_stopping_workers,
         "why": explain.why(workqueue, seen, now),
         "whatWouldChangeIt": explain.what_would_change_it(workqueue, seen, now),
         "nextScheduleChange": {"at": change.at.isoformat(), "sentence": change.sentence} if change else None,

@@ -32,6 +32,9 @@ class Answers:
         pods: pods whose worker runs, not retired and not on their way out.
         statuses: the workers' own answers by pod name; who did not answer is not in it.
         unacknowledged: for workers that are not ours, the exact count from the management API.
+        stopping: pods that were told to stop and whose worker still runs. They consume no longer, but may have
+            messages in handlers.
+        stopping_statuses: their answers by pod name; None while they have not been asked.
     """
 
     counts: QueueCounts | Missing | Trouble | None
@@ -41,6 +44,8 @@ class Answers:
     statuses: Mapping[str, WorkerStatus] = field(default_factory=dict)
     concurrency: int = 1
     unacknowledged: int | Unknown | None = None
+    stopping: Sequence[PodView] = ()
+    stopping_statuses: Mapping[str, WorkerStatus] | None = None
 
 
 def workers_decide(counts: QueueCounts | Missing | Trouble | None) -> bool:
@@ -117,3 +122,37 @@ def _in_handlers(answers: Answers, counts: QueueCounts) -> int:
     # While something waits, how many more are needed is the question. Workers that are just starting do not answer,
     # and what they will take is among what waits: counted as busy they would call for yet more workers.
     return min(busy, counts.consumers) if counts.ready else busy
+
+
+def messages_in_stopping_workers(answers: Answers) -> int:
+    """Return how many messages are known to be in handlers of workers that were told to stop.
+
+    They are no part of the depth: such a message needs no new worker and keeps no other worker from leaving.
+    """
+    return sum(status.busy for status in (answers.stopping_statuses or {}).values())
+
+
+def busy_pods(answers: Answers, depth: Depth | Unknown, replicas: int | None) -> int | None:
+    """Return how many pods handle a message, those that were told to stop included; None when that is not known.
+
+    Args:
+        replicas: pods of the Deployment, None when not known.
+    """
+    if not isinstance(depth, Depth):
+        return None
+    if not answers.ours:
+        if not isinstance(answers.unacknowledged, int):
+            return None
+        return min(answers.unacknowledged, answers.unacknowledged if replicas is None else replicas)
+    stopping = answers.stopping_statuses or {}
+    if any(pod.name not in stopping for pod in answers.stopping):
+        return None
+    staying: int | None
+    if answers.statuses or workers_decide(answers.counts):
+        # A worker that is not Ready is still starting: its endpoint is up before it is Ready.
+        if any(pod.ready and pod.name not in answers.statuses for pod in answers.pods):
+            return None
+        staying = sum(status.busy > 0 for status in answers.statuses.values())
+    else:
+        staying = min(len(answers.pods), depth.in_handlers)
+    return staying + sum(status.busy > 0 for status in stopping.values())

@@ -69,7 +69,15 @@ class Gatherer:
             unacknowledged = await self._management.unacknowledged(binding, workqueue.queue_name)
             return replace(answers, unacknowledged=unacknowledged)
         running = [pod for pod in pods if pod.running and not pod.terminating and not pod.marked]
-        answers = replace(answers, pods=running, statuses=await self._statuses(workqueue, counts, running))
+        answers = replace(answers, pods=running, stopping=_stopping(pods))
+        if workers_decide(counts):
+            statuses, answers = await asyncio.gather(
+                self._statuses(workqueue, counts, running), self.ask_stopping(answers)
+            )
+        else:
+            # Much waits: nothing may hold up the decision, and those that stop do not matter to it.
+            statuses = await self._statuses(workqueue, counts, running)
+        answers = replace(answers, statuses=statuses)
         if isinstance(counts, QueueCounts):
             _follow_growth(memory, counts)
         deadline = time.monotonic() + CONSUMERS_SHOW_WITHIN
@@ -77,6 +85,13 @@ class Gatherer:
             await asyncio.sleep(CONSUMERS_PAUSE)
             answers = replace(answers, counts=await link.sweep.ask(watched))
         return answers
+
+    async def ask_stopping(self, answers: Answers) -> Answers:
+        """Ask the workers that were told to stop, unless they have been asked."""
+        if answers.stopping_statuses is not None:
+            return answers
+        addresses = [Address(pod.name, pod.uid, pod.ip) for pod in answers.stopping]
+        return replace(answers, stopping_statuses=await self._workers.stopping(addresses))
 
     async def _counts(self, link: Link, watched: Watched, *, rung: bool) -> QueueCounts | Missing | Trouble:
         if rung:
@@ -106,6 +121,10 @@ class Gatherer:
         if not running or not (measured or workers_decide(counts)):
             return {}
         return await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in running])
+
+
+def _stopping(pods: Sequence[PodView]) -> list[PodView]:
+    return [pod for pod in pods if pod.running and pod.terminating]
 
 
 def _follow_growth(memory: Memory, counts: QueueCounts) -> None:

@@ -47,6 +47,10 @@ class WorkerStatus:
     deliveries_per_second: float
 
 
+ENDED: Final = WorkerStatus(slots=0, busy=0, consuming=False, handler_seconds=None, deliveries_per_second=0.0)
+"""A worker that was told to stop and whose port is closed: its process has ended, the kubelet has not said so yet."""
+
+
 class Answer(Enum):
     """A worker's answer to being asked to leave. The values are those of the metric's label."""
 
@@ -91,6 +95,19 @@ class Workers:
             if answer is not None
         }
 
+    async def stopping(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
+        """Ask workers that were told to stop. They answer until their process ends, and then they are ENDED.
+
+        Returns:
+            The answers by pod name; a worker that did not answer is not in it.
+        """
+        answers = await asyncio.gather(*(self._status(address, closed=ENDED) for address in addresses))
+        return {
+            address.pod: answer
+            for address, answer in zip(addresses, answers, strict=True)
+            if answer is not None
+        }
+
     async def retire(self, addresses: Iterable[Address], key: bytes) -> dict[str, Answer]:
         """Ask workers to stop consuming and to hold themselves out for a lease.
 
@@ -113,12 +130,14 @@ class Workers:
         host = f"[{address.ip}]" if ":" in address.ip else address.ip
         return f"http://{host}:{self._port}{path}"
 
-    async def _status(self, address: Address) -> WorkerStatus | None:
+    async def _status(self, address: Address, closed: WorkerStatus | None = None) -> WorkerStatus | None:
         try:
             async with self._session.get(self._url(address, "/status"), allow_redirects=False) as response:
                 if response.status != HTTPStatus.OK:
                     return None
                 return _parse(json.loads(await body(response, LARGEST_ANSWER)))
+        except aiohttp.ClientConnectorError as error:
+            return closed if isinstance(error.os_error, ConnectionRefusedError) else None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 

@@ -209,7 +209,7 @@ def moment(at: float) -> str:
 
 def _state(view: PodView, status: WorkerStatus | None) -> str:
     if view.terminating:
-        return "leaving"
+        return "finishing" if status is not None and status.busy else "leaving"
     if status is not None:
         if status.busy:
             return "busy"
