@@ -18,6 +18,7 @@ from workqueue_worker.runtime import Runtime
 
 _MEANING: Final = {
     "workqueue_messages_ready": "Messages that wait. Not those in handlers, nor those that wait for a retry.",
+    "workqueue_messages_retrying": "Messages that wait in delay queues for their next attempt.",
     "workqueue_dead_letters": "Messages in the dead-letter queue.",
     "workqueue_consumers": "Consumers of the queue, without the operator's own.",
     "workqueue_replicas": (

@@ -76,6 +76,10 @@ def why(workqueue: WorkQueue, seen: Seen, now: datetime) -> list[str]:
         sentences.append(
             f"{_messages(seen.in_stopping_workers)} more in workers that are shutting down: no new worker is needed."
         )
+    if status.retrying:
+        sentences.append(
+            f"{_messages(status.retrying)} wait for a retry and come back to the queue when their delay is over."
+        )
     low, high = _bounds(workqueue, now)
     if wanted > high:
         sentences.append(f"scaling.maxReplicas is {high}.")

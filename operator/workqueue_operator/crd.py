@@ -168,6 +168,9 @@ def _printer_columns() -> list[JsonSchema]:
         column("Workers", "string", ".status.workers", "Ready and desired replicas."),
         column("Busy", "integer", ".status.busyReplicas", "Pods that are handling a message."),
         column("Dead", "integer", ".status.deadLetters", "Messages in the dead-letter queue."),
+        column(
+            "Retrying", "integer", ".status.retrying", "Messages that wait for their next attempt.", wide=True
+        ),
         column("Queue", "string", ".status.queueName", "The queue in RabbitMQ.", wide=True),
         column("Type", "string", ".spec.queue.type", "Quorum or Classic.", wide=True),
         column("Reason", "string", f"{ready}.reason", "Why it is Ready or not.", wide=True),

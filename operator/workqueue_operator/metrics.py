@@ -30,6 +30,7 @@ class Shown:
 
     Attributes:
         messages_ready: messages that wait.
+        messages_retrying: messages that wait for a retry.
         dead_letters: messages in the dead-letter queue.
         consumers: of the queue, without the operator's own.
         desired: replicas that are asked for; the next four count replicas as well.
@@ -37,6 +38,7 @@ class Shown:
     """
 
     messages_ready: int | None = None
+    messages_retrying: int | None = None
     dead_letters: int | None = None
     consumers: int | None = None
     desired: int | None = None
@@ -73,6 +75,7 @@ class WorkQueues(Collector):
         all_shown = list(self._shown.items())
         for field, name, help_text in (
             ("messages_ready", "workqueue_messages_ready", "Messages that wait."),
+            ("messages_retrying", "workqueue_messages_retrying", "Messages that wait for a retry."),
             ("dead_letters", "workqueue_dead_letters", "Messages in the dead-letter queue."),
             ("consumers", "workqueue_consumers", "Consumers without the operator's own."),
         ):

@@ -26,6 +26,8 @@ from .names import GROUP, MAX_NAME_LENGTH
 
 DEFAULT_MESSAGES_PER_REPLICA: Final = 10
 MAX_REPLICAS: Final = 1000
+MOST_RETRY_DELAYS: Final = 64
+"""Delay queues of one WorkQueue that are looked at: 38 can be in use at a time, and earlier ones may be left."""
 
 _EMPTY: Final[JsonSchema] = {"default": {}}
 """The API server fills in an object that is left out, so that its own defaults show."""
@@ -643,6 +645,14 @@ class WorkQueueStatus(_Model):
 
     dead_letters: Count | None = None
     """Messages in the dead-letter queue."""
+
+    retrying: Count | None = None
+    """Messages that wait in delay queues for their next attempt. Absent for a workloadRef."""
+
+    retry_delays_seconds: tuple[Count, ...] = Field(
+        default=(), max_length=MOST_RETRY_DELAYS, json_schema_extra={"x-kubernetes-list-type": "atomic"}
+    )
+    """Delays whose queues exist: workers make such a queue with the first message that waits in it."""
 
     consumers: Count | None = None
     """Consumers of the queue, without the operator's own."""

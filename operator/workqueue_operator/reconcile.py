@@ -44,6 +44,7 @@ from .keys import Keys, Next
 from .memory import Memory
 from .metrics import Metrics
 from .model import Metadata, WorkQueue, WorkQueueStatus, timestamp
+from .observe import retries
 from .observe.brokers import Brokers, Link
 from .observe.depth import Answers, busy_pods, judge, load, messages_in_stopping_workers
 from .observe.gather import Gatherer
@@ -366,7 +367,16 @@ class Reconciler:
         pods = parts.store.pods_of(workqueue.key)
         doorbell = await bell.mind(workqueue, link, deployment, pods, depth, decision)
         fruitless_ring = memory.waking_since is not None and not isinstance(decision, ScaleOut)
-        answers = await parts.gatherer.ask_stopping(answers)
+        answers = await parts.gatherer.ask_the_rest(memory, answers)
+        # Whether a worker may be putting messages into the queues beside the work queue.
+        workers_run = bool(pods) or (isinstance(deployment, DeploymentView) and deployment.replicas > 0)
+        retrying = await retries.waiting(
+            workqueue,
+            memory,
+            link,
+            [*answers.statuses.values(), *(answers.stopping_statuses or {}).values()],
+            workers_run=workers_run,
+        )
         # Gone since the pass began: the next one declares it again.
         vanished = isinstance(answers.counts, Missing)
         dead = link.sweep.watch(workqueue.key, dead_letter_queue_name(workqueue.queue_name)).last
@@ -377,6 +387,8 @@ class Reconciler:
             pods=pods,
             decision=decision,
             doorbell=doorbell,
+            retrying=retrying,
+            retry_delays=tuple(sorted(memory.retry_delays or ())),
             dead_letters=dead.ready if isinstance(dead, QueueCounts) else None,
             busy=busy_pods(
                 answers, depth, deployment.current if isinstance(deployment, DeploymentView) else None
@@ -463,6 +475,8 @@ def _measure(workqueue: WorkQueue, seen: status.Seen, metrics: Metrics) -> None:
     shown = metrics.workqueues.of(*workqueue.key)
     if isinstance(seen.depth, Depth):
         shown.messages_ready, shown.consumers = seen.depth.ready, seen.depth.consumers
+    if seen.retrying is not None:
+        shown.messages_retrying = seen.retrying
     if seen.dead_letters is not None:
         shown.dead_letters = seen.dead_letters
     if isinstance(seen.deployment, DeploymentView):

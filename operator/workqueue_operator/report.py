@@ -31,7 +31,16 @@ EVENT_AGAIN_AFTER: Final = 600.0
 """Seconds within which the same Event about the same WorkQueue is not sent twice."""
 
 _NUMBERS: Final = frozenset(
-    {"messages", "deadLetters", "consumers", "busyReplicas", "readyReplicas", "replicas", "workers"}
+    {
+        "messages",
+        "retrying",
+        "deadLetters",
+        "consumers",
+        "busyReplicas",
+        "readyReplicas",
+        "replicas",
+        "workers",
+    }
 )
 
 

@@ -47,6 +47,8 @@ class Seen:
         depth: None when the pass ended before it was asked.
         doorbell: why an idle queue is polled although Push is wanted, or None.
         busy: pods in a handler, None when not known.
+        retrying: messages that wait for a retry, None when not known.
+        retry_delays: seconds of the delay queues that exist; None when the pass did not look.
     """
 
     queue: Finding
@@ -58,6 +60,8 @@ class Seen:
     doorbell: Unknown | None = None
     dead_letters: int | None = None
     busy: int | None = None
+    retrying: int | None = None
+    retry_delays: tuple[int, ...] | None = None
     last_scale: Mapping[str, str] = field(default_factory=dict)
     proven_hash: str | None = None
 
@@ -97,6 +101,9 @@ def status(
         **(seen.last_scale or _last_scale_before(workqueue)),
         **_counts(workqueue, seen),
     }
+    delays = workqueue.status.retry_delays_seconds if seen.retry_delays is None else seen.retry_delays
+    if delays:
+        fields["retryDelaysSeconds"] = list(delays)
     if proven := seen.proven_hash or workqueue.status.proven_template_hash:
         fields["provenTemplateHash"] = proven
     fields["conditions"] = [_condition(workqueue, kind, finding, now) for kind, finding in findings.items()]
@@ -143,6 +150,7 @@ def _counts(workqueue: WorkQueue, seen: Seen) -> dict[str, Any]:
         "consumers": before.consumers,
         "busyReplicas": before.busy_replicas,
         "deadLetters": before.dead_letters,
+        "retrying": before.retrying,
         "replicas": before.replicas,
         "readyReplicas": before.ready_replicas,
         "desiredReplicas": before.desired_replicas,
@@ -151,6 +159,8 @@ def _counts(workqueue: WorkQueue, seen: Seen) -> dict[str, Any]:
         counts |= {"messages": rounded(seen.depth.ready), "consumers": rounded(seen.depth.consumers)}
     if seen.busy is not None:
         counts["busyReplicas"] = seen.busy
+    if seen.retrying is not None:
+        counts["retrying"] = rounded(seen.retrying)
     if seen.dead_letters is not None:
         counts["deadLetters"] = rounded(seen.dead_letters)
     if isinstance(seen.deployment, DeploymentView):

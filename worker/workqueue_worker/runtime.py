@@ -194,6 +194,11 @@ class Runtime:
         return any(slot.consuming for slot in self.slots)
 
     @property
+    def retry_delays_seconds(self) -> list[int]:
+        """The delays whose queues this worker has declared; messages may wait in them for a retry."""
+        return self._settler.delays_seconds
+
+    @property
     def last_error(self) -> str | None:
         """Why we do not consume, as far as it is known."""
         return self.connection.last_error or self._trouble

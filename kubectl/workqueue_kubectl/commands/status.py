@@ -98,7 +98,8 @@ def _lines(picture: Picture) -> list[str]:
         f"WorkQueue   {workqueue.metadata.namespace}/{workqueue.metadata.name}",
         f"Queue       {workqueue.queue_name} ({workqueue.spec.queue.type.value})",
         f"Connection  Secret {workqueue.spec.connection_secret_ref.name}",
-        f"Messages    {_known(status.messages)} waiting, {_known(status.dead_letters)} dead letters",
+        f"Messages    {_known(status.messages)} waiting, {_known(status.retrying)} retrying",
+        f"Dead        {_known(status.dead_letters)}",
         f"Workers     {status.workers or '?'} ready, {_known(status.busy_replicas)} busy",
         f"Bounds      {scaling.min_replicas} to {scaling.max_replicas} replicas",
     ]

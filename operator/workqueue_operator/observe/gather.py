@@ -38,6 +38,9 @@ CONSUMERS_SHOW_WITHIN: Final = 0.5
 CONSUMERS_PAUSE: Final = 0.05
 """It may lag behind a consumer that has just come, too; a leaderless queue goes on lying."""
 
+ASK_WORKERS_EVERY: Final = 10.0
+"""Seconds between two questions to workers whose answers the decision does not need."""
+
 GROWTH_SECONDS: Final = 60.0
 """Time over which the growth of the waiting messages is averaged."""
 
@@ -72,11 +75,11 @@ class Gatherer:
         answers = replace(answers, pods=running, stopping=_stopping(pods))
         if workers_decide(counts):
             statuses, answers = await asyncio.gather(
-                self._statuses(workqueue, counts, running), self.ask_stopping(answers)
+                self._statuses(workqueue, memory, counts, running), self.ask_stopping(answers)
             )
         else:
             # Much waits: nothing may hold up the decision, and those that stop do not matter to it.
-            statuses = await self._statuses(workqueue, counts, running)
+            statuses = await self._statuses(workqueue, memory, counts, running)
         answers = replace(answers, statuses=statuses)
         if isinstance(counts, QueueCounts):
             _follow_growth(memory, counts)
@@ -85,6 +88,16 @@ class Gatherer:
             await asyncio.sleep(CONSUMERS_PAUSE)
             answers = replace(answers, counts=await link.sweep.ask(watched))
         return answers
+
+    async def ask_the_rest(self, memory: Memory, answers: Answers) -> Answers:
+        """Ask, after the decision was carried out, what only people want to know.
+
+        During a backlog the decision needs no worker's answer; now and then they are asked all the same.
+        """
+        answers = await self.ask_stopping(answers)
+        if not answers.pods or time.monotonic() - memory.workers_asked_at < ASK_WORKERS_EVERY:
+            return answers
+        return replace(answers, statuses=await self._ask_workers(memory, answers.pods))
 
     async def ask_stopping(self, answers: Answers) -> Answers:
         """Ask the workers that were told to stop, unless they have been asked."""
@@ -115,11 +128,19 @@ class Gatherer:
             await asyncio.sleep(RING_PAUSE if counts.ready else RING_SHOWS_PAUSE)
 
     async def _statuses(
-        self, workqueue: WorkQueue, counts: QueueCounts | Missing | Trouble, running: Sequence[PodView]
+        self,
+        workqueue: WorkQueue,
+        memory: Memory,
+        counts: QueueCounts | Missing | Trouble,
+        running: Sequence[PodView],
     ) -> Mapping[str, WorkerStatus]:
         measured = workqueue.spec.scaling.target_drain_seconds is not None
         if not running or not (measured or workers_decide(counts)):
             return {}
+        return await self._ask_workers(memory, running)
+
+    async def _ask_workers(self, memory: Memory, running: Sequence[PodView]) -> Mapping[str, WorkerStatus]:
+        memory.workers_asked_at = time.monotonic()
         return await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in running])
 
 

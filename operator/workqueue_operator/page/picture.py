@@ -55,6 +55,7 @@ class Row:
     ready: Condition
     scaling: str
     messages: int | None
+    retrying: int | None
     dead: int | None
     ready_replicas: int | None
     desired: int | None
@@ -110,6 +111,7 @@ def row(body: Mapping[str, Any], depths: Sequence[int | None], rate: float | Non
         ready=found.get("Ready", unknown),
         scaling=found["ScalingActive"].reason if "ScalingActive" in found else "",
         messages=status.get("messages"),
+        retrying=status.get("retrying"),
         dead=status.get("deadLetters"),
         ready_replicas=status.get("readyReplicas"),
         desired=status.get("desiredReplicas"),
@@ -231,6 +233,7 @@ class Summary:
     workqueues: int = 0
     not_ready: int = 0
     messages: int = 0
+    retrying: int = 0
     dead: int = 0
     ready_replicas: int = 0
     busy: int = 0
@@ -241,6 +244,7 @@ class Summary:
         self.workqueues += 1
         self.not_ready += not order(body)[0]
         self.messages += int(status.get("messages") or 0)
+        self.retrying += int(status.get("retrying") or 0)
         self.dead += int(status.get("deadLetters") or 0)
         self.ready_replicas += int(status.get("readyReplicas") or 0)
         self.busy += int(status.get("busyReplicas") or 0)
