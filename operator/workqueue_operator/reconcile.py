@@ -379,7 +379,9 @@ class Reconciler:
         )
         # Gone since the pass began: the next one declares it again.
         vanished = isinstance(answers.counts, Missing)
-        dead = link.sweep.watch(workqueue.key, dead_letter_queue_name(workqueue.queue_name)).last
+        dead = await link.sweep.look_in_passing(
+            workqueue.key, dead_letter_queue_name(workqueue.queue_name), warm=workers_run
+        )
         seen = status.Seen(
             queue,
             depth=depth,

@@ -95,6 +95,20 @@ async def test_warm_queue_is_asked_more_often_than_an_idle_one(
         assert idle.last is None
 
 
+async def test_queue_that_cools_down_is_asked_once_more(vhost: VirtualHost) -> None:
+    async with operators(idle=3600) as (brokers, _), channel_of(vhost) as channel:
+        link = await linked(brokers, vhost.url, "jobs")
+        first = await link.sweep.look_in_passing(JOBS, "jobs", warm=True)
+        put(channel, "jobs", b"1")
+        await until(lambda: vhost.depth("jobs").ready == 1)
+
+        last = await link.sweep.look_in_passing(JOBS, "jobs", warm=False)
+
+        assert isinstance(first, QueueCounts)
+        assert isinstance(last, QueueCounts)
+        assert (first.ready, last.ready) == (0, 1)
+
+
 async def test_a_queue_that_goes_away_is_reported_and_so_is_its_return(vhost: VirtualHost) -> None:
     async with operators() as (brokers, told):
         link = await linked(brokers, vhost.url, "jobs")

@@ -40,17 +40,14 @@ async def waiting(
     delays = _known(workqueue, memory, frozenset().union(*(named for named in said if named is not None)))
     total: int | None = 0 if all(named is not None for named in said) else None
     for seconds in sorted(delays):
-        entry = link.sweep.watch(workqueue.key, delay_queue_name(workqueue.queue_name, seconds))
-        if entry.last is None or (entry.warm and not workers_run):
-            # New, or the last worker may have put something in since the last round.
-            await link.sweep.ask(entry)
-        entry.warm = workers_run
-        if entry.last is MISSING:
+        queue = delay_queue_name(workqueue.queue_name, seconds)
+        answer = await link.sweep.look_in_passing(workqueue.key, queue, warm=workers_run)
+        if answer is MISSING:
             delays.discard(seconds)
             memory.missing_delays[seconds] = asyncio.get_running_loop().time()
-            link.sweep.forget_queue(workqueue.key, entry.queue)
+            link.sweep.forget_queue(workqueue.key, queue)
         elif total is not None:
-            total = total + entry.last.ready if isinstance(entry.last, QueueCounts) else None
+            total = total + answer.ready if isinstance(answer, QueueCounts) else None
     return total
 
 

@@ -174,6 +174,20 @@ class Sweep:
         watched.hear(answer)
         return answer
 
+    async def look_in_passing(
+        self, key: Key, queue: str, *, warm: bool
+    ) -> QueueCounts | Missing | Trouble | None:
+        """Return the last answer about a queue beside the work queue, and set whether it is warm.
+
+        The broker is asked when there is no answer yet, and when the queue cools down: the last worker may have put
+        something into it since the last round.
+        """
+        watched = self.watch(key, queue)
+        if watched.last is None or (watched.warm and not warm):
+            await self.ask(watched)
+        watched.warm = warm
+        return watched.last
+
     async def close(self) -> None:
         """Stop."""
         for task in self._tasks:
