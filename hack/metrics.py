@@ -71,7 +71,8 @@ _OPERATOR: Final = """\
 ## Operator
 
 `GET /metrics` on port 8080 of each operator pod; the Service of the chart selects them all. Series of queues come
-from the pod that leads.
+from the pod that leads. A count that the operator does not know at present keeps its last value, so that a pending
+alert survives an outage; `workqueue_condition{condition="DepthKnown"}` says whether the depth is known.
 
     kubectl -n workqueue-system port-forward deployment/workqueue-operator 8080
     curl -s localhost:8080/metrics | grep ^workqueue_

@@ -37,6 +37,7 @@ _NUMBERS: Final = frozenset(
     {
         "messages",
         "retrying",
+        "columns",
         "consumers",
         "busyReplicas",
         "readyReplicas",

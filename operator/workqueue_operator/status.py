@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .decide import Decision, Depth, Hold
-from .model import WorkQueue, timestamp
+from .model import UNKNOWN_COUNT, WorkQueue, timestamp
 from .names import pod_selector
 from .reasons import ADVICE, ConditionType, Finding, Reason, Unknown
 from .views import DeploymentView, PodView
@@ -36,6 +36,14 @@ _WORTH_SAYING: Final = frozenset(
     }
 )
 """Why the count is not what the backlog alone would make it."""
+
+_COLUMNS: Final = {
+    "messages": "messages",
+    "retrying": "retrying",
+    "busy": "busyReplicas",
+    "dead": "deadLetters",
+}
+_REPLICAS: Final = frozenset({"replicas", "readyReplicas", "desiredReplicas", "busyReplicas"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,36 +151,34 @@ def _last_scale_before(workqueue: WorkQueue) -> dict[str, str]:
 
 
 def _counts(workqueue: WorkQueue, seen: Seen) -> dict[str, Any]:
-    """What is not known just now keeps the last known value."""
-    before = workqueue.status
-    counts: dict[str, Any] = {
-        "messages": before.messages,
-        "consumers": before.consumers,
-        "busyReplicas": before.busy_replicas,
-        "deadLetters": before.dead_letters,
-        "retrying": before.retrying,
-        "replicas": before.replicas,
-        "readyReplicas": before.ready_replicas,
-        "desiredReplicas": before.desired_replicas,
+    """Return the counts that are known. An unknown count is left out, and is `?` in its column."""
+    found: dict[str, int | None] = {
+        "messages": None,
+        "retrying": seen.retrying,
+        "consumers": None,
+        "busyReplicas": seen.busy,
+        "deadLetters": seen.dead_letters,
+        # The scale subresource would read 0 where it is left out.
+        "replicas": workqueue.status.replicas,
     }
     if isinstance(seen.depth, Depth):
-        counts |= {"messages": rounded(seen.depth.ready), "consumers": rounded(seen.depth.consumers)}
-    if seen.busy is not None:
-        counts["busyReplicas"] = seen.busy
-    if seen.retrying is not None:
-        counts["retrying"] = rounded(seen.retrying)
-    if seen.dead_letters is not None:
-        counts["deadLetters"] = rounded(seen.dead_letters)
+        found |= {"messages": seen.depth.ready, "consumers": seen.depth.consumers}
     if isinstance(seen.deployment, DeploymentView):
-        counts |= {
+        found |= {
             "replicas": seen.deployment.current,
             "readyReplicas": seen.deployment.ready,
             "desiredReplicas": seen.deployment.replicas,
         }
-    counts = {name: count for name, count in counts.items() if count is not None}
-    if "desiredReplicas" in counts:
-        counts["workers"] = f"{counts.get('readyReplicas', 0)}/{counts['desiredReplicas']}"
-    return counts
+    counts = {
+        name: count if name in _REPLICAS else rounded(count)
+        for name, count in found.items()
+        if count is not None
+    }
+    workers = UNKNOWN_COUNT
+    if isinstance(seen.deployment, DeploymentView):
+        workers = f"{seen.deployment.ready}/{seen.deployment.replicas}"
+    columns = {column: str(counts.get(name, UNKNOWN_COUNT)) for column, name in _COLUMNS.items()}
+    return {**counts, "workers": workers, "columns": columns}
 
 
 def _negative(unknown: Unknown) -> Finding:

@@ -208,6 +208,25 @@ async def test_a_token_that_the_cluster_does_not_know_is_told_so_and_a_good_one_
     assert [text for text in seen.complaints if "401" not in text] == []
 
 
+async def test_unknown_counts_are_question_marks(site: Site) -> None:
+    unknown = dict.fromkeys(("messages", "deadLetters", "busyReplicas", "readyReplicas", "desiredReplicas"))
+    site.put(workqueue("known", messages=7, retrying=2), workqueue("away", conditions={"Ready": "False"}))
+    body = workqueue("away", version=2, conditions={"Ready": "False"})
+    body["status"] = {name: value for name, value in body["status"].items() if name not in unknown}
+    site.put(body)
+    async with logged_in(site) as seen:
+        page = seen.page
+        cells = await page.get_by_role("row", name="shop/away").locator("td.number").all_inner_texts()
+        assert cells == ["?", "?", "?/?", "?", "0/s", "?"]
+        sums = page.locator(".sums")
+        await expect(sums.locator("div", has_text="Waiting")).to_contain_text("7 + ?")
+        await expect(sums.locator("div", has_text="Retrying")).to_contain_text("2 + ?")
+        await expect(sums.locator("div", has_text="Busy")).to_contain_text("1 + ?")
+        await page.get_by_role("link", name="shop/away").click()
+        await expect(page.get_by_text("It is not known at present whether there are any.")).to_be_visible()
+    assert seen.complaints == []
+
+
 async def test_what_changes_is_shown_without_loading_and_the_keyboard_stays_where_it_was(site: Site) -> None:
     site.put(workqueue("calm"), workqueue("other"))
     async with logged_in(site) as seen:

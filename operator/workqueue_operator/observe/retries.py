@@ -54,7 +54,7 @@ async def waiting(
 def _known(workqueue: WorkQueue, memory: Memory, named: frozenset[int]) -> set[int]:
     """The delays whose queues exist, with those that workers named now."""
     if memory.retry_delays is None:
-        memory.retry_delays = set(workqueue.status.retry_delays_seconds)
+        memory.retry_delays = set(workqueue.status.retry_delays_seconds or ())
     now = asyncio.get_running_loop().time()
     for seconds in sorted(named - memory.retry_delays):
         missing_at = memory.missing_delays.get(seconds)
