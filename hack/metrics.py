@@ -22,8 +22,8 @@ _MEANING: Final = {
     "workqueue_dead_letters": "Messages in the dead-letter queue.",
     "workqueue_consumers": "Consumers of the queue, without the operator's own.",
     "workqueue_replicas": (
-        "`state` is `desired` (asked for), `current` (pods that exist), `ready`, `busy`, or `maximum`, which is "
-        "`scaling.maxReplicas`."
+        "`state` is `desired` (asked for), `current` (pods that exist), `ready`, `busy`, `maximum`, which is "
+        "`scaling.maxReplicas`, or `pinned`, which is `spec.replicas` and absent without a pin."
     ),
     "workqueue_condition": "1 for the `status` and the [reason](conditions.md) that each condition has.",
     "workqueue_depth_age_seconds": "Age of the oldest depth of a queue with workers. Above a few seconds: trouble.",

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from .reasons import Reason
 
 _LABELS: Final = ("namespace", "workqueue")
-_STATES: Final = ("desired", "current", "ready", "busy", "maximum")
+_STATES: Final = ("desired", "current", "ready", "busy", "maximum", "pinned")
 
 WAKE_BUCKETS: Final = (0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 """Around the promise of 15 ms at the median and 50 ms at the 99th percentile."""
@@ -34,6 +34,7 @@ class Shown:
         dead_letters: messages in the dead-letter queue.
         consumers: of the queue, without the operator's own.
         desired: replicas that are asked for; the next four count replicas as well.
+        pinned: spec.replicas; None without a pin.
         conditions: (type, status, reason) of each.
     """
 
@@ -46,6 +47,7 @@ class Shown:
     ready: int | None = None
     busy: int | None = None
     maximum: int | None = None
+    pinned: int | None = None
     conditions: Sequence[tuple[str, str, str]] = ()
 
 

@@ -122,7 +122,7 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.WITHIN_BOUNDS: "Nothing to do.",
     Reason.AT_MAXIMUM: "The backlog asks for more replicas than `scaling.maxReplicas`. Raise it, or wait.",
     Reason.BELOW_MINIMUM: "Nothing to do: replicas are brought up to the minimum.",
-    Reason.IDLE: "Nothing to do: no message is waiting or in a handler.",
+    Reason.IDLE: "Nothing to do: no message is waiting, and no worker that is to stay has one.",
     Reason.SURPLUS: "Nothing to do: idle workers are being asked to leave.",
     Reason.SCALE_IN_DELAYED: "Nothing to do: replicas shrink after `scaling.scaleInDelaySeconds`.",
     Reason.WORKERS_BUSY: "Nothing to do: surplus workers are in a handler and are left alone until it returns.",

@@ -475,6 +475,7 @@ def _next_look(
 
 def _measure(workqueue: WorkQueue, seen: status.Seen, metrics: Metrics) -> None:
     shown = metrics.workqueues.of(*workqueue.key)
+    shown.pinned = workqueue.spec.replicas
     if isinstance(seen.depth, Depth):
         shown.messages_ready, shown.consumers = seen.depth.ready, seen.depth.consumers
     if seen.retrying is not None:
