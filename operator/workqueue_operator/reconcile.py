@@ -401,7 +401,9 @@ class Reconciler:
         # Whoever took the message of a ring that led to nothing may hand it back.
         conflict = decision.reason is Reason.CONFLICTING_WRITE
         soon = LOOK_AGAIN if fruitless_ring or vanished or conflict else None
-        delays = [soon, _next_look(workqueue, deployment, pods, decision)]
+        # Nothing but a look shows that it has changed.
+        exact = isinstance(answers.unacknowledged, int)
+        delays = [soon, _next_look(workqueue, deployment, pods, decision, exact=exact)]
         return seen, min((delay for delay in delays if delay is not None), default=None)
 
 
@@ -460,13 +462,15 @@ def _next_look(
     deployment: DeploymentView | Unknown,
     pods: Sequence[PodView],
     decision: Decision,
+    *,
+    exact: bool,
 ) -> float | None:
     delays = []
     if workqueue.spec.scaling.schedules or isinstance(deployment, Unknown):
         delays.append(SCHEDULE_EVERY)
     if isinstance(deployment, DeploymentView) and (deployment.replicas > 0 or pods):
         surplus = decision.wanted is not None and decision.wanted < deployment.replicas
-        if surplus or deployment.replicas > workqueue.spec.scaling.min_replicas:
+        if exact or surplus or deployment.replicas > workqueue.spec.scaling.min_replicas:
             delays.append(max(LOOK_AGAIN, LOOK_AGAIN_PER_POD * len(pods)))
         else:
             delays.append(LOOK_AGAIN_AT_REST)
