@@ -146,6 +146,12 @@ def test_when_the_workers_must_be_asked(given: Any, expected: bool) -> None:
 BUSY: list[tuple[str, dict[str, Any], int | None]] = [
     ("idle workers", {"counts": counts(0, 2), "pods": [A, B], "statuses": {"a": worker(), "b": worker()}}, 0),
     ("a backlog keeps every pod busy", {"counts": counts(9, 8), "pods": [A, B], "concurrency": 4}, 2),
+    ("a backlog beside a pod that starts", {"counts": counts(9, 4), "pods": [A, B], "concurrency": 4}, 1),
+    (
+        "a backlog with a worker that does not answer",
+        {"counts": counts(9, 2), "pods": [A, B], "statuses": {"a": worker(1)}},
+        2,
+    ),
     (
         "a Ready worker that does not answer",
         {"counts": counts(0, 2), "pods": [A, B], "statuses": {"a": worker()}},

@@ -5,6 +5,7 @@ Place in the flow: `reconcile` gathers the answers, this module judges them, `de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -147,12 +148,12 @@ def busy_pods(answers: Answers, depth: Depth | Unknown, replicas: int | None) ->
     stopping = answers.stopping_statuses or {}
     if any(pod.name not in stopping for pod in answers.stopping):
         return None
-    staying: int | None
-    if answers.statuses or workers_decide(answers.counts):
+    if workers_decide(answers.counts):
         # A worker that is not Ready is still starting: its endpoint is up before it is Ready.
         if any(pod.ready and pod.name not in answers.statuses for pod in answers.pods):
             return None
         staying = sum(status.busy > 0 for status in answers.statuses.values())
     else:
-        staying = min(len(answers.pods), depth.in_handlers)
+        # Every consumer has a message; a worker without consumers is still starting.
+        staying = min(len(answers.pods), math.ceil(depth.in_handlers / answers.concurrency))
     return staying + sum(status.busy > 0 for status in stopping.values())
