@@ -46,7 +46,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
                 "Somebody else declares the queue, and it is there.",
             ),
             Reason.DEPTH_OBSERVED: (f"{_K} `True`", "RabbitMQ has answered lately."),
-            Reason.SCALED_TO_ZERO: (f"{_W} `True`", "No worker runs, and none is needed."),
+            Reason.SCALED_TO_ZERO: (
+                f"{_W} `True`",
+                "No worker is asked for. One that was told to stop may still finish what it has in hand.",
+            ),
             Reason.WORKERS_READY: (f"{_W} `True`, Event", "At least one worker is Ready."),
         },
     ),

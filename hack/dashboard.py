@@ -142,6 +142,7 @@ OVERVIEW: Final = Row(
             "All chosen WorkQueues as they are at the end of the time range.",
             (
                 Query(_sum("workqueue_messages_ready", *_NAMES), "Waiting"),
+                Query(_sum("workqueue_messages_retrying", *_NAMES), "Retrying"),
                 Query(_replicas("ready", *_NAMES), "Workers"),
                 Query(_replicas("busy", *_NAMES), "Busy"),
                 Query(_replicas("desired", *_NAMES), "Desired"),

@@ -23,11 +23,13 @@ _MEANING: Final = {
         "The same, with the slots of workers that do not answer. Scale-in goes by this number; both are equal while "
         "every worker answers."
     ),
+    "workqueue_messages_retrying": "Messages that wait in delay queues for their next attempt.",
     "workqueue_dead_letters": "Messages in the dead-letter queue.",
     "workqueue_consumers": "Consumers of the queue, without the operator's own.",
     "workqueue_replicas": (
-        "`state` is `desired` (asked for), `current` (pods that exist), `ready`, `busy`, or `maximum`, which is "
-        "`scaling.maxReplicas`, or 1 with `queue.singleActiveConsumer`."
+        "`state` is `desired` (asked for), `current` (pods that exist), `ready`, `busy`, `maximum`, which is "
+        "`scaling.maxReplicas`, or 1 with `queue.singleActiveConsumer`, or `pinned`, which is `spec.replicas` and "
+        "absent without a pin."
     ),
     "workqueue_condition": "1 for the `status` and the [reason](conditions.md) that each condition has.",
     "workqueue_depth_age_seconds": "Age of the oldest depth of a queue with workers. Above a few seconds: trouble.",
@@ -75,7 +77,8 @@ _OPERATOR: Final = """\
 ## Operator
 
 `GET /metrics` on port 8080 of each operator pod; the Service of the chart selects them all. Series of queues come
-from the pod that leads.
+from the pod that leads. A count that the operator does not know at present keeps its last value, so that a pending
+alert survives an outage; `workqueue_condition{condition="DepthKnown"}` says whether the depth is known.
 
     kubectl -n workqueue-system port-forward deployment/workqueue-operator 8080
     curl -s localhost:8080/metrics | grep ^workqueue_

@@ -27,11 +27,14 @@ class Seen:
 
     Attributes:
         in_handlers: messages that workers have in hand; None when not all of them could be asked.
+        in_stopping_workers: messages in hand of workers that were told to stop; they are no part of `in_handlers`,
+            since they need no new worker.
         handler_seconds: mean time of one message lately; None before the first.
         arrivals_per_second: messages that the workers took lately.
     """
 
     in_handlers: int | None
+    in_stopping_workers: int = 0
     handler_seconds: float | None = None
     arrivals_per_second: float = 0.0
 
@@ -69,6 +72,14 @@ def why(workqueue: WorkQueue, seen: Seen, now: datetime) -> list[str]:
         f"{status.messages} waiting and {seen.in_handlers} in handlers ask for {_replicas(wanted)}"
         f" ({_target(workqueue, seen)})."
     )
+    if seen.in_stopping_workers:
+        sentences.append(
+            f"{_messages(seen.in_stopping_workers)} more in workers that are shutting down: no new worker is needed."
+        )
+    if status.retrying:
+        sentences.append(
+            f"{_messages(status.retrying)} wait for a retry and come back to the queue when their delay is over."
+        )
     low, high = _bounds(workqueue, now)
     if wanted > high:
         sentences.append(_limit(workqueue, high))

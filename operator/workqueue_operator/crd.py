@@ -15,7 +15,7 @@ import yaml
 
 from . import names
 from .cel import VALIDATIONS, JsonSchema
-from .model import WorkQueue
+from .model import UNKNOWN_COUNT, Columns, WorkQueue
 from .reasons import ADVICE, ConditionType, Reason
 
 HEADER: Final = (
@@ -76,22 +76,24 @@ def schema() -> JsonSchema:
             "kind": {"type": "string", "description": f"{names.KIND}."},
             "metadata": {"type": "object"},
             "spec": properties["spec"],
-            "status": {**properties["status"], "default": {"conditions": [_not_looked_at()]}},
+            "status": {**properties["status"], "default": _not_looked_at()},
         },
     }
 
 
 def _not_looked_at() -> JsonSchema:
-    """The condition of a WorkQueue that no operator has seen yet.
+    """Return the status of a WorkQueue that no operator has seen yet.
 
-    Without one, tools that wait for resources (kstatus, with which Flux does) take it for ready at once.
+    Without a condition, tools that wait for resources (kstatus, with which Flux does) take it for ready at once.
     """
-    return {
+    condition = {
         "type": ConditionType.READY.value,
         "status": "Unknown",
         "reason": Reason.AWAITING_OPERATOR.value,
         "message": ADVICE[Reason.AWAITING_OPERATOR],
     }
+    columns = dict.fromkeys(Columns.model_fields, UNKNOWN_COUNT)
+    return {"conditions": [condition], "workers": UNKNOWN_COUNT, "columns": columns}
 
 
 def text() -> str:
@@ -164,10 +166,17 @@ def _printer_columns() -> list[JsonSchema]:
     ready = '.status.conditions[?(@.type=="Ready")]'
     return [
         column("Ready", "string", f"{ready}.status", "Whether everything works."),
-        column("Messages", "integer", ".status.messages", "Messages that wait in the queue."),
+        column("Messages", "string", ".status.columns.messages", "Messages that wait in the queue."),
         column("Workers", "string", ".status.workers", "Ready and desired replicas."),
-        column("Busy", "integer", ".status.busyReplicas", "Pods that are handling a message."),
-        column("Dead", "integer", ".status.deadLetters", "Messages in the dead-letter queue."),
+        column("Busy", "string", ".status.columns.busy", "Pods that are handling a message."),
+        column("Dead", "string", ".status.columns.dead", "Messages in the dead-letter queue."),
+        column(
+            "Retrying",
+            "string",
+            ".status.columns.retrying",
+            "Messages that wait for their next attempt.",
+            wide=True,
+        ),
         column("Queue", "string", ".status.queueName", "The queue in RabbitMQ.", wide=True),
         column("Type", "string", ".spec.queue.type", "Quorum or Classic.", wide=True),
         column("Reason", "string", f"{ready}.reason", "Why it is Ready or not.", wide=True),

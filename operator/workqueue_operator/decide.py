@@ -12,7 +12,7 @@ minimum and maximum; the same input gives the same output.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from .model import WorkQueueSpec
@@ -22,6 +22,19 @@ ESTIMATED_HANDLER_SECONDS: Final = 1.0
 """Taken for the mean handler time until the workers have measured one."""
 
 CANARY_REPLICAS: Final = 1
+
+_ABOUT_THE_BACKLOG: Final = frozenset(
+    {
+        Reason.AT_MAXIMUM,
+        Reason.BACKLOG,
+        Reason.BELOW_MINIMUM,
+        Reason.IDLE,
+        Reason.SCALE_IN_DELAYED,
+        Reason.SURPLUS,
+        Reason.WITHIN_BOUNDS,
+        Reason.WORKERS_BUSY,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,3 +371,17 @@ def _inward(spec: WorkQueueSpec, workload: Workload, depth: Depth, wanted: int, 
 
 def _replicas(count: int) -> str:
     return "1 replica" if count == 1 else f"{count} replicas"
+
+
+def beside_stopping_workers(decision: Decision, messages: int) -> Decision:
+    """Add to the message how many messages are in handlers of workers that were told to stop.
+
+    They are no part of the depth, so that without this "nothing is in a handler" would be wrong.
+    """
+    if not messages or decision.reason not in _ABOUT_THE_BACKLOG:
+        return decision
+    counted = "1 message" if messages == 1 else f"{messages} messages"
+    message = (
+        f"{decision.message.removesuffix('.')}, not counting {counted} in workers that are shutting down."
+    )
+    return replace(decision, message=message)

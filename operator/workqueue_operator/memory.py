@@ -23,13 +23,15 @@ class Memory:
         rung_at: when the bell rang, until a pass takes it up.
         waking_since: when the bell rang that the pass under way answers.
         unreachable_since: since when a worker that should be asked to leave does not answer.
-        asked_at: when the workers were last asked what they have in hand.
         silent_since: since when a running worker does not answer, by the uid of its pod.
         proven_hash: the template hash of which a pod was seen Ready.
         last_scale: the status fields about the last change of the count.
         ready_before: when the queue was last looked at, and how many messages waited.
         growth: by how many messages a second the queue has grown lately.
         failures: passes in a row that failed.
+        retry_delays: seconds of the delay queues that exist as far as is known; None before the first look.
+        missing_delays: when a delay queue that a worker had named was found missing.
+        workers_asked_at: when the workers were last asked for their state.
     """
 
     uid: str
@@ -39,10 +41,12 @@ class Memory:
     rung_at: float | None = None
     waking_since: float | None = None
     unreachable_since: float | None = None
-    asked_at: float | None = None
     silent_since: dict[str, float] = field(default_factory=dict)
     proven_hash: str | None = None
     last_scale: dict[str, str] = field(default_factory=dict)
     ready_before: tuple[float, int] | None = None
     growth: float = 0.0
     failures: int = 0
+    retry_delays: set[int] | None = None
+    missing_delays: dict[int, float] = field(default_factory=dict)
+    workers_asked_at: float = 0.0

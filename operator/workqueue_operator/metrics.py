@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from .reasons import Reason
 
 _LABELS: Final = ("namespace", "workqueue")
-_STATES: Final = ("desired", "current", "ready", "busy", "maximum")
+_STATES: Final = ("desired", "current", "ready", "busy", "maximum", "pinned")
 
 WAKE_BUCKETS: Final = (0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 """Around the promise of 15 ms at the median and 50 ms at the 99th percentile."""
@@ -32,15 +32,18 @@ class Shown:
         messages_ready: messages that wait.
         in_handlers: messages that are known to be in a handler.
         most_in_handlers: the same with the slots of workers that did not answer.
+        messages_retrying: messages that wait for a retry.
         dead_letters: messages in the dead-letter queue.
         consumers: of the queue, without the operator's own.
         desired: replicas that are asked for; the next four count replicas as well.
+        pinned: spec.replicas; None without a pin.
         conditions: (type, status, reason) of each.
     """
 
     messages_ready: int | None = None
     in_handlers: int | None = None
     most_in_handlers: int | None = None
+    messages_retrying: int | None = None
     dead_letters: int | None = None
     consumers: int | None = None
     desired: int | None = None
@@ -48,6 +51,7 @@ class Shown:
     ready: int | None = None
     busy: int | None = None
     maximum: int | None = None
+    pinned: int | None = None
     conditions: Sequence[tuple[str, str, str]] = ()
 
 
@@ -83,6 +87,7 @@ class WorkQueues(Collector):
                 "workqueue_messages_in_handlers_max",
                 "Messages that may be in a handler, with the slots of workers that did not answer.",
             ),
+            ("messages_retrying", "workqueue_messages_retrying", "Messages that wait for a retry."),
             ("dead_letters", "workqueue_dead_letters", "Messages in the dead-letter queue."),
             ("consumers", "workqueue_consumers", "Consumers without the operator's own."),
         ):

@@ -27,6 +27,13 @@ from .names import GROUP, MAX_NAME_LENGTH
 DEFAULT_MESSAGES_PER_REPLICA: Final = 10
 MAX_REPLICAS: Final = 1000
 
+UNKNOWN_COUNT: Final = "?"
+"""What people see in place of a count that is not known: unknown is not zero, and `kubectl get` shows a missing
+number as a blank."""
+
+MOST_RETRY_DELAYS: Final = 64
+"""Delay queues of one WorkQueue that are looked at: 38 can be in use at a time, and earlier ones may be left."""
+
 _EMPTY: Final[JsonSchema] = {"default": {}}
 """The API server fills in an object that is left out, so that its own defaults show."""
 
@@ -665,8 +672,27 @@ class Condition(_Model):
     """The generation of the WorkQueue that it speaks about."""
 
 
+class Columns(_Model):
+    """What `kubectl get` shows: each count as text, or `?` when the operator does not know it at present."""
+
+    messages: str | None = None
+    """Messages that wait in the queue."""
+
+    retrying: str | None = None
+    """Messages that wait for their next attempt."""
+
+    busy: str | None = None
+    """Pods that are handling a message."""
+
+    dead: str | None = None
+    """Messages in the dead-letter queue."""
+
+
 class WorkQueueStatus(_Model):
-    """What the operator sees. Counts above 100 are rounded to two significant digits."""
+    """What the operator sees. Message counts above 100 are rounded to two significant digits.
+
+    A count that the operator does not know at present is absent: unknown is not zero.
+    """
 
     observed_generation: Count | None = None
     """The generation of the WorkQueue that the operator has worked on."""
@@ -687,7 +713,10 @@ class WorkQueueStatus(_Model):
     """Replicas that the operator asked for."""
 
     workers: str | None = None
-    """Ready and desired replicas, such as 2/5."""
+    """Ready and desired replicas, such as 2/5; `?` when they are not known."""
+
+    columns: Columns | None = None
+    """The counts as `kubectl get` shows them."""
 
     selector: str | None = None
     """Label selector of the pods, for the scale subresource."""
@@ -700,6 +729,14 @@ class WorkQueueStatus(_Model):
 
     dead_letters: Count | None = None
     """Messages in the dead-letter queue."""
+
+    retrying: Count | None = None
+    """Messages that wait in delay queues for their next attempt. Absent for a workloadRef."""
+
+    retry_delays_seconds: tuple[Count, ...] | None = Field(
+        default=None, max_length=MOST_RETRY_DELAYS, json_schema_extra={"x-kubernetes-list-type": "atomic"}
+    )
+    """Delays whose queues exist: workers make such a queue with the first message that waits in it."""
 
     consumers: Count | None = None
     """Consumers of the queue, without the operator's own."""

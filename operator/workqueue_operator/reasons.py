@@ -128,7 +128,7 @@ ADVICE: Final[dict[Reason, str]] = {
         "second one would stay idle. For more at the same time use a queue without it."
     ),
     Reason.BELOW_MINIMUM: "Nothing to do: replicas are brought up to the minimum.",
-    Reason.IDLE: "Nothing to do: no message is waiting or in a handler.",
+    Reason.IDLE: "Nothing to do: no message is waiting, and no worker that is to stay has one.",
     Reason.SURPLUS: "Nothing to do: idle workers are being asked to leave.",
     Reason.SCALE_IN_DELAYED: "Nothing to do: replicas shrink after `scaling.scaleInDelaySeconds`.",
     Reason.WORKERS_BUSY: (

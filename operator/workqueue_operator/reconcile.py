@@ -27,7 +27,16 @@ from .act.scale import Scaler
 from .act.target import Targets
 from .broker.connection import QueueCounts
 from .cluster import Object
-from .decide import Decision, Depth, Observation, ScaleOut, Window, Workload, decide
+from .decide import (
+    Decision,
+    Depth,
+    Observation,
+    ScaleOut,
+    Window,
+    Workload,
+    beside_stopping_workers,
+    decide,
+)
 from .digest import digest
 from .errors import ClusterError, LeadershipLostError, Trouble
 from .finalize import Finalizer
@@ -35,8 +44,9 @@ from .keys import Keys, Next
 from .memory import Memory
 from .metrics import Metrics
 from .model import Metadata, WorkQueue, WorkQueueStatus, timestamp
+from .observe import retries
 from .observe.brokers import Brokers, Link
-from .observe.depth import Answers, judge, load
+from .observe.depth import Answers, busy_pods, judge, load, messages_in_stopping_workers
 from .observe.gather import Gatherer
 from .observe.secrets import Secrets
 from .observe.store import Key, Store
@@ -351,15 +361,28 @@ class Reconciler:
         minimum = schedule.minimum_replicas(workqueue.spec, datetime.now(UTC))
         observation = _observation(workqueue, memory, deployment, pods, depth, answers, minimum.replicas)
         decision, memory.window = decide(workqueue.spec, observation, memory.window, time.monotonic())
+        decision = beside_stopping_workers(decision, messages_in_stopping_workers(answers))
         decision, deployment = await parts.scaler.carry_out(
             workqueue, memory, link, decision, deployment, pods, answers.statuses
         )
         pods = parts.store.pods_of(workqueue.key)
         doorbell = await bell.mind(workqueue, link, deployment, pods, depth, decision)
         fruitless_ring = memory.waking_since is not None and not isinstance(decision, ScaleOut)
+        answers = await parts.gatherer.ask_the_rest(memory, answers)
+        # Whether a worker may be putting messages into the queues beside the work queue.
+        workers_run = bool(pods) or (isinstance(deployment, DeploymentView) and deployment.replicas > 0)
+        retrying = await retries.waiting(
+            workqueue,
+            memory,
+            link,
+            [*answers.statuses.values(), *(answers.stopping_statuses or {}).values()],
+            workers_run=workers_run,
+        )
         # Gone since the pass began: the next one declares it again.
         vanished = isinstance(answers.counts, Missing)
-        dead = link.sweep.watch(workqueue.key, dead_letter_queue_name(workqueue.queue_name)).last
+        dead = await link.sweep.look_in_passing(
+            workqueue.key, dead_letter_queue_name(workqueue.queue_name), warm=workers_run
+        )
         seen = status.Seen(
             queue,
             depth=depth,
@@ -367,8 +390,12 @@ class Reconciler:
             pods=pods,
             decision=decision,
             doorbell=doorbell,
+            retrying=retrying,
+            retry_delays=tuple(sorted(memory.retry_delays or ())),
             dead_letters=dead.ready if isinstance(dead, QueueCounts) else None,
-            busy=_busy_pods(answers, depth),
+            busy=busy_pods(
+                answers, depth, deployment.current if isinstance(deployment, DeploymentView) else None
+            ),
             ignored=minimum.ignored,
             last_scale=memory.last_scale,
             proven_hash=memory.proven_hash,
@@ -376,7 +403,9 @@ class Reconciler:
         # Whoever took the message of a ring that led to nothing may hand it back.
         conflict = decision.reason is Reason.CONFLICTING_WRITE
         soon = LOOK_AGAIN if fruitless_ring or vanished or conflict else None
-        delays = [soon, _next_look(workqueue, deployment, pods, decision)]
+        # Nothing but a look shows that it has changed.
+        exact = isinstance(answers.unacknowledged, int)
+        delays = [soon, _next_look(workqueue, deployment, pods, decision, exact=exact)]
         return seen, min((delay for delay in delays if delay is not None), default=None)
 
 
@@ -436,32 +465,29 @@ def _next_look(
     deployment: DeploymentView | Unknown,
     pods: Sequence[PodView],
     decision: Decision,
+    *,
+    exact: bool,
 ) -> float | None:
     delays = []
     if workqueue.spec.scaling.schedules or isinstance(deployment, Unknown):
         delays.append(SCHEDULE_EVERY)
     if isinstance(deployment, DeploymentView) and (deployment.replicas > 0 or pods):
         surplus = decision.wanted is not None and decision.wanted < deployment.replicas
-        if surplus or deployment.replicas > workqueue.spec.scaling.min_replicas:
+        if exact or surplus or deployment.replicas > workqueue.spec.scaling.min_replicas:
             delays.append(max(LOOK_AGAIN, LOOK_AGAIN_PER_POD * len(pods)))
         else:
             delays.append(LOOK_AGAIN_AT_REST)
     return min(delays, default=None)
 
 
-def _busy_pods(answers: Answers, depth: Depth | Unknown) -> int | None:
-    if answers.statuses:
-        return sum(worker.busy > 0 for worker in answers.statuses.values())
-    if not isinstance(depth, Depth) or depth.unconfirmed:
-        return None
-    return min(len(answers.pods), depth.in_handlers) if answers.ours else depth.in_handlers
-
-
 def _measure(workqueue: WorkQueue, seen: status.Seen, metrics: Metrics) -> None:
     shown = metrics.workqueues.of(*workqueue.key)
+    shown.pinned = workqueue.spec.replicas
     if isinstance(seen.depth, Depth):
         shown.messages_ready, shown.consumers = seen.depth.ready, seen.depth.consumers
         shown.in_handlers, shown.most_in_handlers = seen.depth.in_handlers, seen.depth.most_in_handlers
+    if seen.retrying is not None:
+        shown.messages_retrying = seen.retrying
     if seen.dead_letters is not None:
         shown.dead_letters = seen.dead_letters
     if isinstance(seen.deployment, DeploymentView):

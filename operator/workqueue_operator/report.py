@@ -25,13 +25,25 @@ from .reasons import ConditionType, Finding, Reason
 logger = logging.getLogger(__name__)
 
 NUMBERS_EVERY: Final = 5.0
-"""Seconds between two writes of the status when only its numbers changed, or only somebody else changed it."""
+"""Seconds between two writes of the status when only its numbers changed, or only somebody else changed it.
+
+The dead letters are not among these numbers: a new one is written immediately, and above 100 they are rounded.
+"""
 
 EVENT_AGAIN_AFTER: Final = 600.0
 """Seconds within which the same Event about the same WorkQueue is not sent twice."""
 
 _NUMBERS: Final = frozenset(
-    {"messages", "deadLetters", "consumers", "busyReplicas", "readyReplicas", "replicas", "workers"}
+    {
+        "messages",
+        "retrying",
+        "columns",
+        "consumers",
+        "busyReplicas",
+        "readyReplicas",
+        "replicas",
+        "workers",
+    }
 )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .decide import Decision, Depth, Hold
-from .model import WorkQueue, timestamp
+from .model import UNKNOWN_COUNT, WorkQueue, timestamp
 from .names import pod_selector
 from .reasons import ADVICE, ConditionType, Finding, Reason, Unknown
 from .views import DeploymentView, PodView
@@ -38,6 +38,14 @@ _WORTH_SAYING: Final = frozenset(
 )
 """Why the count is not what the backlog alone would make it."""
 
+_COLUMNS: Final = {
+    "messages": "messages",
+    "retrying": "retrying",
+    "busy": "busyReplicas",
+    "dead": "deadLetters",
+}
+_REPLICAS: Final = frozenset({"replicas", "readyReplicas", "desiredReplicas", "busyReplicas"})
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -49,6 +57,8 @@ class Seen:
         doorbell: why an idle queue is polled although Push is wanted, or None.
         busy: pods in a handler, None when not known.
         ignored: which schedules cannot be read.
+        retrying: messages that wait for a retry, None when not known.
+        retry_delays: seconds of the delay queues that exist; None when the pass did not look.
     """
 
     queue: Finding
@@ -61,6 +71,8 @@ class Seen:
     dead_letters: int | None = None
     busy: int | None = None
     ignored: Unknown | None = None
+    retrying: int | None = None
+    retry_delays: tuple[int, ...] | None = None
     last_scale: Mapping[str, str] = field(default_factory=dict)
     proven_hash: str | None = None
 
@@ -100,6 +112,9 @@ def status(
         **(seen.last_scale or _last_scale_before(workqueue)),
         **_counts(workqueue, seen),
     }
+    delays = workqueue.status.retry_delays_seconds if seen.retry_delays is None else seen.retry_delays
+    if delays:
+        fields["retryDelaysSeconds"] = list(delays)
     if proven := seen.proven_hash or workqueue.status.proven_template_hash:
         fields["provenTemplateHash"] = proven
     fields["conditions"] = [_condition(workqueue, kind, finding, now) for kind, finding in findings.items()]
@@ -139,33 +154,34 @@ def _last_scale_before(workqueue: WorkQueue) -> dict[str, str]:
 
 
 def _counts(workqueue: WorkQueue, seen: Seen) -> dict[str, Any]:
-    """What is not known just now keeps the last known value."""
-    before = workqueue.status
-    counts: dict[str, Any] = {
-        "messages": before.messages,
-        "consumers": before.consumers,
-        "busyReplicas": before.busy_replicas,
-        "deadLetters": before.dead_letters,
-        "replicas": before.replicas,
-        "readyReplicas": before.ready_replicas,
-        "desiredReplicas": before.desired_replicas,
+    """Return the counts that are known. An unknown count is left out, and is `?` in its column."""
+    found: dict[str, int | None] = {
+        "messages": None,
+        "retrying": seen.retrying,
+        "consumers": None,
+        "busyReplicas": seen.busy,
+        "deadLetters": seen.dead_letters,
+        # The scale subresource would read 0 where it is left out.
+        "replicas": workqueue.status.replicas,
     }
     if isinstance(seen.depth, Depth):
-        counts |= {"messages": rounded(seen.depth.ready), "consumers": rounded(seen.depth.consumers)}
-    if seen.busy is not None:
-        counts["busyReplicas"] = seen.busy
-    if seen.dead_letters is not None:
-        counts["deadLetters"] = rounded(seen.dead_letters)
+        found |= {"messages": seen.depth.ready, "consumers": seen.depth.consumers}
     if isinstance(seen.deployment, DeploymentView):
-        counts |= {
+        found |= {
             "replicas": seen.deployment.current,
             "readyReplicas": seen.deployment.ready,
             "desiredReplicas": seen.deployment.replicas,
         }
-    counts = {name: count for name, count in counts.items() if count is not None}
-    if "desiredReplicas" in counts:
-        counts["workers"] = f"{counts.get('readyReplicas', 0)}/{counts['desiredReplicas']}"
-    return counts
+    counts = {
+        name: count if name in _REPLICAS else rounded(count)
+        for name, count in found.items()
+        if count is not None
+    }
+    workers = UNKNOWN_COUNT
+    if isinstance(seen.deployment, DeploymentView):
+        workers = f"{seen.deployment.ready}/{seen.deployment.replicas}"
+    columns = {column: str(counts.get(name, UNKNOWN_COUNT)) for column, name in _COLUMNS.items()}
+    return {**counts, "workers": workers, "columns": columns}
 
 
 def _negative(unknown: Unknown) -> Finding:
@@ -198,7 +214,8 @@ def _workers_available(seen: Seen) -> Finding:  # noqa: PLR0911 - one return a c
     if failures:
         return _negative(failures[0])
     if deployment.replicas == 0:
-        return Finding("True", Reason.SCALED_TO_ZERO, "No worker runs; a message on the queue starts one.")
+        running = "Workers finish what they have in hand and stop" if seen.busy else "No worker runs"
+        return Finding("True", Reason.SCALED_TO_ZERO, f"{running}; a message on the queue starts one.")
     if deployment.ready == 0:
         return Finding(
             "Unknown", Reason.WORKERS_STARTING, "No worker is Ready yet; the first pod is starting."

@@ -148,7 +148,7 @@ def test_top_shows_numbers_once_where_there_is_no_terminal(run: Any, workqueue: 
     done = run("top")
     head, *rows = done.out.splitlines()
     assert head.split() == [
-        "NAMESPACE", "NAME", "READY", "MESSAGES", "WORKERS", "BUSY", "MAX", "DEAD", "SCALING",
+        "NAMESPACE", "NAME", "READY", "MESSAGES", "RETRYING", "WORKERS", "BUSY", "MAX", "DEAD", "SCALING",
     ]  # fmt: skip
     mine = [row.split() for row in rows if row.split()[1] == "plugin"]
     assert mine[0][:2] == [workqueue.lab.namespace, "plugin"]

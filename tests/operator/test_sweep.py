@@ -79,6 +79,36 @@ async def test_changed_numbers_wake_and_unchanged_do_not(vhost: VirtualHost, *, 
         await until(lambda: isinstance(watched.last, QueueCounts) and watched.last.ready == 2)
 
 
+async def test_warm_queue_is_asked_more_often_than_an_idle_one(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "WARM_SECONDS", 0.02)
+    async with operators(idle=3600) as (brokers, told), channel_of(vhost) as channel:
+        link = await linked(brokers, vhost.url, "jobs", "idle")
+        warm, idle = link.sweep.watch(JOBS, "jobs"), link.sweep.watch(OTHER, "idle")
+        warm.warm = True
+        put(channel, "jobs", b"1")
+
+        await until(lambda: isinstance(warm.last, QueueCounts) and warm.last.ready == 1)
+
+        assert JOBS in told.woken
+        assert idle.last is None
+
+
+async def test_queue_that_cools_down_is_asked_once_more(vhost: VirtualHost) -> None:
+    async with operators(idle=3600) as (brokers, _), channel_of(vhost) as channel:
+        link = await linked(brokers, vhost.url, "jobs")
+        first = await link.sweep.look_in_passing(JOBS, "jobs", warm=True)
+        put(channel, "jobs", b"1")
+        await until(lambda: vhost.depth("jobs").ready == 1)
+
+        last = await link.sweep.look_in_passing(JOBS, "jobs", warm=False)
+
+        assert isinstance(first, QueueCounts)
+        assert isinstance(last, QueueCounts)
+        assert (first.ready, last.ready) == (0, 1)
+
+
 async def test_a_queue_that_goes_away_is_reported_and_so_is_its_return(vhost: VirtualHost) -> None:
     async with operators() as (brokers, told):
         link = await linked(brokers, vhost.url, "jobs")

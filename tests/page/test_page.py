@@ -208,6 +208,25 @@ async def test_a_token_that_the_cluster_does_not_know_is_told_so_and_a_good_one_
     assert [text for text in seen.complaints if "401" not in text] == []
 
 
+async def test_unknown_counts_are_question_marks(site: Site) -> None:
+    unknown = dict.fromkeys(("messages", "deadLetters", "busyReplicas", "readyReplicas", "desiredReplicas"))
+    site.put(workqueue("known", messages=7, retrying=2), workqueue("away", conditions={"Ready": "False"}))
+    body = workqueue("away", version=2, conditions={"Ready": "False"})
+    body["status"] = {name: value for name, value in body["status"].items() if name not in unknown}
+    site.put(body)
+    async with logged_in(site) as seen:
+        page = seen.page
+        cells = await page.get_by_role("row", name="shop/away").locator("td.number").all_inner_texts()
+        assert cells == ["?", "?", "?/?", "?", "0/s", "?"]
+        sums = page.locator(".sums")
+        await expect(sums.locator("div", has_text="Waiting")).to_contain_text("7 + ?")
+        await expect(sums.locator("div", has_text="Retrying")).to_contain_text("2 + ?")
+        await expect(sums.locator("div", has_text="Busy")).to_contain_text("1 + ?")
+        await page.get_by_role("link", name="shop/away").click()
+        await expect(page.get_by_text("It is not known at present whether there are any.")).to_be_visible()
+    assert seen.complaints == []
+
+
 async def test_what_changes_is_shown_without_loading_and_the_keyboard_stays_where_it_was(site: Site) -> None:
     site.put(workqueue("calm"), workqueue("other"))
     async with logged_in(site) as seen:
@@ -363,6 +382,64 @@ async def test_nothing_keeps_people_from_reading_it(site: Site, scheme: str) -> 
                 await expect(seen.page.locator(".reasons")).to_be_visible()
             found = await Axe().run(seen.page)
             assert found.violations_count == 0, found.generate_report()
+
+
+async def test_page_that_was_asked_for_is_shown_after_the_login(site: Site) -> None:
+    site.put(workqueue("thumbs"), workqueue("mail"))
+    async with logged_in(site, "wrong", f"{site.url}/queues/shop/thumbs") as seen:
+        page = seen.page
+        await expect(page.get_by_role("alert")).to_be_visible()
+        await page.get_by_label("Token").fill("admins")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", name="shop/thumbs")).to_be_visible()
+        await page.goto(f"{site.url}/login?next=/%3Fq%3Dmail%2520box")
+        await page.get_by_role("link", name="Go on to the page").click()
+        await expect(page.get_by_label("Namespace or name contains")).to_have_value("mail box")
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "//evil.example",
+        "/\\evil.example",
+        "https://evil.example",
+        "evil.example",
+        "",
+        "/\t/evil.example",
+        "/\n",
+    ],
+    ids=["two-slashes", "backslash", "address", "no-slash", "nothing", "tab", "line-feed"],
+)
+async def test_login_never_leads_to_another_site(site: Site, wanted: str) -> None:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"{site.url}/login", params={"next": wanted}, data={"token": "admins"}, allow_redirects=False
+        ) as answer,
+    ):
+        assert (answer.status, answer.headers["Location"]) == (303, "/")
+
+
+async def test_command_for_events_names_the_namespace(site: Site) -> None:
+    site.put(workqueue("thumbs"))
+    async with logged_in(site, url=f"{site.url}/queues/shop/thumbs") as seen:
+        await expect(seen.page.get_by_text("kubectl events --for wq/thumbs --namespace shop")).to_be_visible()
+
+
+async def test_cause_of_a_condition_can_be_read_on_a_narrow_screen(site: Site) -> None:
+    message = "The broker amqp://rabbitmq.queues.svc:5672/jobs refuses the user 'jobs' with this password."
+    site.put(
+        workqueue("thumbs", message=message, reason="AuthenticationFailed", conditions={"Ready": "False"})
+    )
+    async with logged_in(site, url=f"{site.url}/queues/shop/thumbs", width=320, height=640) as seen:
+        cells = seen.page.locator("section", has_text="Conditions").locator("td", has_text=message)
+        await expect(cells).to_have_count(3)
+        for box in [await cell.bounding_box() for cell in await cells.all()]:
+            assert box is not None
+            assert (box["x"] >= 0, box["x"] + box["width"] <= 320) == (True, True)
+        assert await seen.page.evaluate("document.documentElement.scrollWidth") == 320
+        table = seen.page.locator(".scroll").first
+        assert await table.evaluate("one => one.scrollWidth <= one.clientWidth"), "nothing to scroll to"
 
 
 async def test_on_a_narrow_screen_only_the_tables_scroll_sideways(site: Site) -> None:

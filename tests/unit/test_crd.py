@@ -121,6 +121,7 @@ def test_the_printer_columns() -> None:
         "Age",
     ]
     assert [column["name"] for column in columns if column.get("priority") == 1] == [
+        "Retrying",
         "Queue",
         "Type",
         "Reason",

@@ -21,6 +21,7 @@ from workqueue_operator.decide import (
     Trim,
     Window,
     Workload,
+    beside_stopping_workers,
     decide,
     wanted_replicas,
 )
@@ -718,3 +719,23 @@ def test_the_window_remembers_exactly_the_highest_of_its_time(steps: list[tuple[
         # No more is kept than can still matter, however often it is asked.
         kept = [count for _, count in window.peaks]
         assert kept == sorted(set(kept), reverse=True)
+
+
+STOPPING = [
+    (
+        Retire(0, 0, True, Reason.IDLE, "Nothing has waited or been in a handler for 5 s."),
+        1,
+        "Nothing has waited or been in a handler for 5 s, not counting 1 message in workers that are shutting down.",
+    ),
+    (Hold(0, Reason.IDLE, "Nothing is waiting."), 0, "Nothing is waiting."),
+    (Hold(2, Reason.PINNED, "spec.replicas pins the count to 2."), 3, "spec.replicas pins the count to 2."),
+]
+
+
+@pytest.mark.parametrize(
+    ("decision", "messages", "message"), STOPPING, ids=["one-in-hand", "none-in-hand", "pinned"]
+)
+def test_a_decision_mentions_the_messages_of_stopping_workers(
+    decision: Decision, messages: int, message: str
+) -> None:
+    assert beside_stopping_workers(decision, messages) == replace(decision, message=message)

@@ -10,7 +10,7 @@ from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.decide import Depth, Hold, Load, Observation, Window, Workload, decide
 from workqueue_operator.errors import Trouble
 from workqueue_operator.model import WorkQueueSpec
-from workqueue_operator.observe.depth import Answers, is_implausible, judge, load, workers_decide
+from workqueue_operator.observe.depth import Answers, busy_pods, is_implausible, judge, load, workers_decide
 from workqueue_operator.observe.sweep import MISSING
 from workqueue_operator.observe.workers import WorkerStatus
 from workqueue_operator.reasons import Reason, Unknown
@@ -160,6 +160,70 @@ def test_only_counts_can_be_implausible() -> None:
 )
 def test_when_the_workers_must_be_asked(given: Any, expected: bool) -> None:
     assert workers_decide(given) is expected
+
+
+BUSY: list[tuple[str, dict[str, Any], int | None]] = [
+    ("idle workers", {"counts": counts(0, 2), "pods": [A, B], "statuses": {"a": worker(), "b": worker()}}, 0),
+    ("a backlog keeps every pod busy", {"counts": counts(9, 8), "pods": [A, B], "concurrency": 4}, 2),
+    ("a backlog beside a pod that starts", {"counts": counts(9, 4), "pods": [A, B], "concurrency": 4}, 1),
+    (
+        "a backlog with a worker that does not answer",
+        {"counts": counts(9, 2), "pods": [A, B], "statuses": {"a": worker(1)}},
+        2,
+    ),
+    (
+        "a Ready worker that does not answer",
+        {"counts": counts(0, 2), "pods": [A, B], "statuses": {"a": worker()}},
+        None,
+    ),
+    (
+        "a worker that is still starting",
+        {"counts": counts(0, 1), "pods": [A, pod("c", ready=False)], "statuses": {"a": worker(1)}},
+        1,
+    ),
+    (
+        "a stopping worker beside an idle one",
+        {
+            "counts": counts(0, 1),
+            "pods": [A],
+            "statuses": {"a": worker()},
+            "stopping": [B],
+            "stopping_statuses": {"b": worker(2)},
+        },
+        1,
+    ),
+    (
+        "a stopping worker that does not answer",
+        {"counts": counts(), "stopping": [B], "stopping_statuses": {}},
+        None,
+    ),
+    ("a stopping worker that was not asked", {"counts": counts(), "stopping": [B]}, None),
+    (
+        "a workloadRef of three pods with one message in hand",
+        {"counts": counts(0, 3), "ours": False, "unacknowledged": 1},
+        1,
+    ),
+    (
+        "a workloadRef whose pods each hold several",
+        {"counts": counts(0, 3), "ours": False, "unacknowledged": 30},
+        3,
+    ),
+    (
+        "a workloadRef of which nobody knows what is unacknowledged",
+        {"counts": counts(0, 3), "ours": False, "unacknowledged": Unknown(Reason.UNACKNOWLEDGED_UNKNOWN, "")},
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), [row[1:] for row in BUSY], ids=[row[0] for row in BUSY])
+def test_busy_pods(given: dict[str, Any], expected: int | None) -> None:
+    answers = Answers(**given)
+    assert busy_pods(answers, judge(answers, "jobs"), 3) == expected
+
+
+def test_busy_pods_of_an_unknown_depth_are_unknown() -> None:
+    assert busy_pods(Answers(counts=None), Unknown(Reason.DEPTH_PENDING, ""), 3) is None
 
 
 # -- load

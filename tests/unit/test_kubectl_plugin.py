@@ -35,6 +35,7 @@ def workqueue(desired: int | None = 2, messages: int | None = 14, **spec: Any) -
         **spec.pop("scaling", {}),
     }
     reason, status = spec.pop("scaled", ("AsExpected", "True"))
+    retrying = spec.pop("retrying", None)
     body = {
         "metadata": {"name": "thumbs", "namespace": "shop"},
         "spec": {
@@ -46,6 +47,7 @@ def workqueue(desired: int | None = 2, messages: int | None = 14, **spec: Any) -
         "status": {
             "desiredReplicas": desired,
             "messages": messages,
+            "retrying": retrying,
             "conditions": [
                 {"type": "ScalingActive", "status": status, "reason": reason, "message": "So it is."}
             ],
@@ -99,6 +101,28 @@ SENTENCES = [
         ["AsExpected: So it is.", "0 waiting and 0 in handlers ask for 0 replicas (10 messages each)."],
         ["Up: from 1 message on, waiting and in handlers together; at once.", "Down: it is at none."],
         id="at none",
+    ),
+    pytest.param(
+        workqueue(desired=0, messages=0),
+        Seen(0, in_stopping_workers=1),
+        [
+            "AsExpected: So it is.",
+            "0 waiting and 0 in handlers ask for 0 replicas (10 messages each).",
+            "1 message more in workers that are shutting down: no new worker is needed.",
+        ],
+        ["Up: from 1 message on, waiting and in handlers together; at once.", "Down: it is at none."],
+        id="a worker that shuts down with a message in hand",
+    ),
+    pytest.param(
+        workqueue(desired=0, messages=0, retrying=2),
+        Seen(0),
+        [
+            "AsExpected: So it is.",
+            "0 waiting and 0 in handlers ask for 0 replicas (10 messages each).",
+            "2 messages wait for a retry and come back to the queue when their delay is over.",
+        ],
+        ["Up: from 1 message on, waiting and in handlers together; at once.", "Down: it is at none."],
+        id="messages that wait for a retry",
     ),
     pytest.param(
         workqueue(desired=3, messages=100, scaling={"messagesPerReplica": None, "targetDrainSeconds": 60}),

@@ -44,6 +44,16 @@ def test_what_is_not_known_is_no_zero() -> None:
     assert row.maximum == 10, "the default, where the API server did not fill it in"
 
 
+def test_sums_name_the_workqueues_whose_count_is_unknown() -> None:
+    summary = picture.Summary()
+    for one in (body("a", messages=3, deadLetters=0), body("b", "False", deadLetters=2)):
+        summary.add(one)
+
+    assert (summary.messages.known, summary.messages.unknown) == (3, 1)
+    assert (summary.dead.known, summary.dead.unknown) == (2, 0)
+    assert (summary.busy.known, summary.busy.unknown) == (0, 2)
+
+
 def test_advice_stands_beside_a_condition_that_does_not_hold_and_only_there() -> None:
     assert "Check host and port" in picture.row(body("x", "False"), [], None).ready.advice
     assert picture.row(body("x", "True"), [], None).ready.advice == ""

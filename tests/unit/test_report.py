@@ -132,6 +132,14 @@ def condition(since: str = "2026-01-01T00:00:00Z", **changes: str) -> dict[str, 
     return {"type": "Ready", "status": "True", "reason": "AsExpected", "lastTransitionTime": since, **changes}
 
 
+async def test_new_dead_letter_is_written_immediately(cluster: FakeCluster, reporter: Reporter) -> None:
+    await reporter.status(workqueue(), status(deadLetters=0), NOW)
+
+    assert await reporter.status(workqueue(), status(deadLetters=1), NOW + 0.5) is None
+
+    assert len(cluster.asked) == 2
+
+
 WIPED: dict[str, dict[str, Any]] = {
     "the whole status is gone": {},
     "a condition is gone": status(),

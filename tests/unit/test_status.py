@@ -182,6 +182,13 @@ def test_conditions(given: Seen, expected: dict[str, tuple[str, Reason]]) -> Non
     assert all(finding.message for finding in found.values())
 
 
+def test_a_count_of_zero_does_not_say_that_nothing_runs_while_a_worker_finishes() -> None:
+    found = conditions(workqueue(), seen(pods=[pod(terminating=True)], busy=1))
+    assert found[ConditionType.WORKERS_AVAILABLE].message == (
+        "Workers finish what they have in hand and stop; a message on the queue starts one."
+    )
+
+
 def test_suspended() -> None:
     suspended = seen(depth=None, decision=Hold(None, Reason.SUSPENDED, "spec.suspend is true."))
     found = conditions(workqueue(suspend=True), suspended)
@@ -241,6 +248,8 @@ def test_numbers_of_a_working_queue() -> None:
             depth=Depth(1234, 3, 4),
             deployment=deployment(5, 2),
             dead_letters=7,
+            retrying=2,
+            retry_delays=(1, 60),
             busy=2,
             last_scale={"lastScaleTime": NOW, "lastScaleReason": "Backlog: x"},
             proven_hash="h",
@@ -257,20 +266,24 @@ def test_numbers_of_a_working_queue() -> None:
         "consumers": 4,
         "busyReplicas": 2,
         "deadLetters": 7,
+        "retrying": 2,
+        "retryDelaysSeconds": [1, 60],
         "replicas": 5,
         "readyReplicas": 2,
         "desiredReplicas": 5,
         "workers": "2/5",
+        "columns": {"messages": "1200", "retrying": "2", "busy": "2", "dead": "7"},
         "provenTemplateHash": "h",
     }
 
 
-def test_what_is_not_known_keeps_the_last_known_value_and_is_never_zero() -> None:
+def test_unknown_count_is_left_out_and_is_a_question_mark_in_its_column() -> None:
     before = {
         "messages": 40,
         "consumers": 2,
         "busyReplicas": 1,
         "deadLetters": 3,
+        "retrying": 4,
         "replicas": 2,
         "readyReplicas": 2,
         "desiredReplicas": 2,
@@ -279,13 +292,15 @@ def test_what_is_not_known_keeps_the_last_known_value_and_is_never_zero() -> Non
         "lastScaleReason": "Idle: x",
     }
     found = fields(seen(depth=AWAY, deployment=TAKEN, busy=None, dead_letters=None), before)
-    assert {key: found[key] for key in before} == before
-    assert found["workers"] == "2/2"
+    kept = {"replicas", "provenTemplateHash", "lastScaleTime", "lastScaleReason"}
+    assert before.keys() & found.keys() == kept
+    assert {key: found[key] for key in kept} == {key: before[key] for key in kept}
+    assert found["workers"] == "?"
+    assert found["columns"] == {"messages": "?", "retrying": "?", "busy": "?", "dead": "?"}
 
 
-def test_what_was_never_known_is_left_out() -> None:
-    found = fields(seen(depth=AWAY, deployment=None))
-    assert not {"messages", "consumers", "busyReplicas", "replicas", "workers"} & found.keys()
+def test_delays_of_a_pass_that_did_not_look_are_kept() -> None:
+    assert fields(seen(), {"retryDelaysSeconds": [10]})["retryDelaysSeconds"] == [10]
 
 
 def test_the_status_fits_the_model() -> None:

@@ -18,6 +18,7 @@ from workqueue_worker.topology import (
     dead_letter_queue,
     delay_queue,
     delay_queue_name,
+    delay_seconds,
     is_delay_queue,
     plan,
     work_queue,
@@ -149,6 +150,7 @@ def test_the_work_queue_is_bound(exchange, keys):
 @given(queue=st.text(min_size=1), seconds=st.integers(min_value=1, max_value=10**6))
 def test_a_delay_queue_is_recognised_by_its_name(queue, seconds):
     assert is_delay_queue(delay_queue_name(queue, seconds), queue)
+    assert delay_seconds(delay_queue_name(queue, seconds), queue) == seconds
 
 
 NOT_DELAY_QUEUES = [

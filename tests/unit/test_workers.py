@@ -98,8 +98,14 @@ async def test_a_worker_tells_its_state(workers: Workers) -> None:
             WorkerStatus(4, 1, True, None, 0.0),
         ),
         ({"recentHandlerSeconds": 0.0}, WorkerStatus(4, 1, True, 0.0, 0.5)),
+        ({"retryDelaysSeconds": [1, 60]}, WorkerStatus(4, 1, True, 1.5, 0.5, frozenset({1, 60}))),
     ],
-    ids=["nothing lately: the mean of all", "nothing at all yet", "a handler that takes no time"],
+    ids=[
+        "nothing lately: the mean of all",
+        "nothing at all yet",
+        "a handler that takes no time",
+        "delay queues",
+    ],
 )
 async def test_what_is_not_measured_yet(
     endpoint: Endpoint, workers: Workers, changes: dict[str, Any], expected: WorkerStatus
@@ -121,6 +127,10 @@ async def test_what_is_not_measured_yet(
         {**STATUS, "arrivalPerSecond": float("inf")},
         {**STATUS, "recentHandlerSeconds": float("nan")},
         {**STATUS, "recentHandlerSeconds": "long"},
+        {**STATUS, "retryDelaysSeconds": [0]},
+        {**STATUS, "retryDelaysSeconds": [86_401]},
+        {**STATUS, "retryDelaysSeconds": list(range(1, 1000))},
+        {**STATUS, "retryDelaysSeconds": 5},
     ],
     ids=[
         "an error",
@@ -133,6 +143,10 @@ async def test_what_is_not_measured_yet(
         "a number without end",
         "a number that is not one",
         "a time that is none",
+        "no delay",
+        "a delay of more than a day",
+        "too many delays",
+        "no list of delays",
     ],
 )
 async def test_an_answer_that_cannot_be_read_is_none(

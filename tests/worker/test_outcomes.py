@@ -382,6 +382,16 @@ def test_figures_of_the_last_minute_are_told(vhost: VirtualHost, workers: Worker
     assert eventually(lambda: worker.status()["arrivalPerSecond"]) <= 3 / 5
 
 
+def test_worker_names_the_delays_whose_queues_it_has_declared(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, "--delays", "1800").wait_consuming()
+    assert worker.status()["retryDelaysSeconds"] == []
+
+    publish(vhost, {"id": 1, "do": "fail"})
+    eventually(lambda: worker.outcomes() == {"retried": 1})
+
+    assert worker.status()["retryDelaysSeconds"] == [1800]
+
+
 def test_the_age_of_messages_is_measured_from_their_timestamp(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     publish(vhost, {"id": 1}, timestamp=int(time.time()) - 100)

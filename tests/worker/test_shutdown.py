@@ -28,6 +28,20 @@ def test_after_sigterm_a_running_handler_finishes_and_nothing_more_is_taken(
     assert worker.log_entries[-1]["message"] == "Shut down."
 
 
+def test_worker_that_shuts_down_tells_what_it_has_in_hand_until_it_ends(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    publish(vhost, {"id": 1, "do": "sleep", "seconds": 60})
+    eventually(lambda: worker.events_of("start") == [1])
+    worker.signal()
+    eventually(lambda: worker.count_log("Shutting down; handlers may finish."))
+
+    status = worker.status()
+
+    assert (status["busy"], status["consuming"]) == (1, False)
+
+
 @BOTH
 def test_what_does_not_finish_within_the_grace_is_cancelled_and_handed_back(
     vhost: VirtualHost, workers: Workers, handler: str

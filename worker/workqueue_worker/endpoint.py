@@ -117,6 +117,7 @@ class Endpoint:
             "arrivalPerSecond": runtime.recent.arrivals_per_second(now),
             "connected": runtime.connection.is_open,
             "lastError": runtime.last_error,
+            "retryDelaysSeconds": runtime.retry_delays_seconds,
             "uptimeSeconds": round(now - runtime.started, 3),
             "version": __version__,
         }

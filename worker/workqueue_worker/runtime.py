@@ -264,6 +264,11 @@ class Runtime:
         return any(slot.consuming for slot in self.slots)
 
     @property
+    def retry_delays_seconds(self) -> list[int]:
+        """The delays whose queues this worker has declared; messages may wait in them for a retry."""
+        return self._settler.delays_seconds
+
+    @property
     def last_error(self) -> str | None:
         """Why we do not consume, or with fewer slots than asked for, as far as it is known."""
         return self.connection.last_error or self._trouble or self._unavailable or self._too_few_channels

@@ -89,6 +89,12 @@ class Settler:
         self._worker = worker
         self._on_settled = on_settled
 
+    @property
+    def delays_seconds(self) -> list[int]:
+        """The delays whose queues exist because this worker declared them."""
+        found = (topology.delay_seconds(name, self.queue) for name in self.known_queues)
+        return sorted(seconds for seconds in found if seconds is not None)
+
     def settle(self, work: Work, verdict: Verdict, error: BaseException | None = None) -> None:
         """Begin to carry out the verdict.
 

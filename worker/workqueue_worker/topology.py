@@ -160,7 +160,13 @@ def delay_queue_name(queue: str, seconds: int) -> str:
 
 def is_delay_queue(name: str, queue: str) -> bool:
     """Whether `name` is a delay queue of the work queue `queue`."""
-    return re.fullmatch(re.escape(queue) + r"\.retry\.\d+s", name) is not None
+    return delay_seconds(name, queue) is not None
+
+
+def delay_seconds(name: str, queue: str) -> int | None:
+    """Return the delay of a delay queue of the work queue `queue`; None when `name` is no such queue."""
+    found = re.fullmatch(re.escape(queue) + r"\.retry\.(\d+)s", name)
+    return int(found[1]) if found else None
 
 
 def dead_letter_queue(queue: str) -> Queue:

@@ -45,16 +45,16 @@ class Picture:
     def seen(self) -> explain.Seen:
         """What of it decides about the count."""
         statuses = self.statuses
-        running = {pod.name for pod in self.pods if pod.running}
+        staying = {pod.name for pod in self.pods if pod.running and not pod.terminating}
+        stopping = {pod.name for pod in self.pods if pod.running and pod.terminating}
         times = [
             found
             for status in statuses.values()
             if (found := status.get("recentHandlerSeconds") or status.get("meanHandlerSeconds"))
         ]
         return explain.Seen(
-            in_handlers=sum(int(status["busy"]) for status in statuses.values())
-            if running <= statuses.keys()
-            else None,
+            in_handlers=_busy(statuses, staying) if staying <= statuses.keys() else None,
+            in_stopping_workers=_busy(statuses, stopping),
             handler_seconds=sum(times) / len(times) if times else None,
             arrivals_per_second=sum(status.get("arrivalPerSecond") or 0.0 for status in statuses.values()),
         )
@@ -87,6 +87,10 @@ def _take(cluster: Cluster, name: str) -> Picture:
     return Picture(workqueue, pods, statuses, events, datetime.now(UTC))
 
 
+def _busy(statuses: Mapping[str, Object], pods: set[str]) -> int:
+    return sum(int(status["busy"]) for pod, status in statuses.items() if pod in pods)
+
+
 def _lines(picture: Picture) -> list[str]:
     workqueue, now = picture.workqueue, picture.now
     status, scaling = workqueue.status, workqueue.spec.scaling
@@ -94,7 +98,8 @@ def _lines(picture: Picture) -> list[str]:
         f"WorkQueue   {workqueue.metadata.namespace}/{workqueue.metadata.name}",
         f"Queue       {workqueue.queue_name} ({workqueue.spec.queue.type.value})",
         f"Connection  Secret {workqueue.spec.connection_secret_ref.name}",
-        f"Messages    {_known(status.messages)} waiting, {_known(status.dead_letters)} dead letters",
+        f"Messages    {_known(status.messages)} waiting, {_known(status.retrying)} retrying",
+        f"Dead        {_known(status.dead_letters)}",
         f"Workers     {status.workers or '?'} ready, {_known(status.busy_replicas)} busy",
         f"Bounds      {scaling.min_replicas} to {scaling.max_replicas} replicas",
     ]
@@ -168,7 +173,7 @@ def _event_lines(picture: Picture) -> list[str]:
 
 def _state(pod: PodView, status: Object | None) -> str:
     if pod.terminating:
-        return "leaving"
+        return "finishing" if status is not None and status["busy"] else "leaving"
     if status is not None:
         if status.get("retired"):
             return "retired"
@@ -206,6 +211,7 @@ def _as_json(picture: Picture) -> dict[str, Any]:
         "maxReplicas": workqueue.spec.scaling.max_replicas,
         "status": status,
         "inHandlers": seen.in_handlers,
+        "inStoppingWorkers": seen.in_stopping_workers,
         "why": explain.why(workqueue, seen, now),
         "whatWouldChangeIt": explain.what_would_change_it(workqueue, seen, now),
         "nextScheduleChange": {"at": change.at.isoformat(), "sentence": change.sentence} if change else None,

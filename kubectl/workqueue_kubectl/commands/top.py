@@ -18,8 +18,19 @@ from ..cluster import Cluster
 from ..errors import PluginError
 
 INTERVAL: Final = 2.0
-_HEAD: Final = ("NAMESPACE", "NAME", "READY", "MESSAGES", "WORKERS", "BUSY", "MAX", "DEAD", "SCALING")
-_NUMBERS: Final = frozenset({"MESSAGES", "WORKERS", "BUSY", "MAX", "DEAD"})
+_HEAD: Final = (
+    "NAMESPACE",
+    "NAME",
+    "READY",
+    "MESSAGES",
+    "RETRYING",
+    "WORKERS",
+    "BUSY",
+    "MAX",
+    "DEAD",
+    "SCALING",
+)
+_NUMBERS: Final = frozenset({"MESSAGES", "RETRYING", "WORKERS", "BUSY", "MAX", "DEAD"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +106,7 @@ def _row(workqueue: WorkQueue) -> tuple[str, ...]:
         *workqueue.key,
         _condition(workqueue, ConditionType.READY),
         _number(status.messages),
+        _number(status.retrying),
         status.workers or "?",
         _number(status.busy_replicas),
         str(workqueue.spec.scaling.max_replicas),
@@ -129,6 +141,7 @@ def _as_json(workqueue: WorkQueue) -> dict[str, Any]:
         "ready": ready.status.value if ready else None,
         "reason": ready.reason if ready else None,
         "messages": status.messages,
+        "retrying": status.retrying,
         "deadLetters": status.dead_letters,
         "readyReplicas": status.ready_replicas,
         "desiredReplicas": status.desired_replicas,

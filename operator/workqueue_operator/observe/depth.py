@@ -5,6 +5,7 @@ Place in the flow: `reconcile` gathers the answers, this module judges them, `de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -35,6 +36,9 @@ class Answers:
         single_active: whether RabbitMQ hands messages to one consumer at a time.
         unreachable: a Ready worker that has not answered for `gather.SILENT_AFTER`, by its pod's name.
         unacknowledged: for workers that are not ours, the exact count from the management API.
+        stopping: pods that were told to stop and whose worker still runs. They consume no longer, but may have
+            messages in handlers.
+        stopping_statuses: their answers by pod name; None while they have not been asked.
     """
 
     counts: QueueCounts | Missing | Trouble | None
@@ -46,6 +50,8 @@ class Answers:
     single_active: bool = False
     concurrency: int = 1
     unacknowledged: int | Unknown | None = None
+    stopping: Sequence[PodView] = ()
+    stopping_statuses: Mapping[str, WorkerStatus] | None = None
 
 
 def workers_decide(counts: QueueCounts | Missing | Trouble | None) -> bool:
@@ -139,3 +145,37 @@ def _doubt(answers: Answers, unconfirmed: int) -> Unknown | None:
             Reason.WORKERS_BUSY, "Some workers have not answered yet; they may be in a handler and stay."
         )
     return None
+
+
+def messages_in_stopping_workers(answers: Answers) -> int:
+    """Return how many messages are known to be in handlers of workers that were told to stop.
+
+    They are no part of the depth: such a message needs no new worker and keeps no other worker from leaving.
+    """
+    return sum(status.busy for status in (answers.stopping_statuses or {}).values())
+
+
+def busy_pods(answers: Answers, depth: Depth | Unknown, replicas: int | None) -> int | None:
+    """Return how many pods handle a message, those that were told to stop included; None when that is not known.
+
+    Args:
+        replicas: pods of the Deployment, None when not known.
+    """
+    if not isinstance(depth, Depth):
+        return None
+    if not answers.ours:
+        if not isinstance(answers.unacknowledged, int):
+            return None
+        return min(answers.unacknowledged, answers.unacknowledged if replicas is None else replicas)
+    stopping = answers.stopping_statuses or {}
+    if any(pod.name not in stopping for pod in answers.stopping):
+        return None
+    if workers_decide(answers.counts):
+        # A worker that is not Ready is still starting: its endpoint is up before it is Ready.
+        if any(pod.ready and pod.name not in answers.statuses for pod in answers.pods):
+            return None
+        staying = sum(status.busy > 0 for status in answers.statuses.values())
+    else:
+        # Every consumer has a message; a worker without consumers is still starting.
+        staying = min(len(answers.pods), math.ceil(depth.in_handlers / answers.concurrency))
+    return staying + sum(status.busy > 0 for status in stopping.values())

@@ -39,9 +39,9 @@ CONSUMERS_SHOW_WITHIN: Final = 0.5
 CONSUMERS_PAUSE: Final = 0.05
 """It may lag behind a consumer that has just come, too; a leaderless queue goes on lying."""
 
-ASK_EVERY: Final = 10.0
-"""Seconds within which running workers are asked at least once, so that one that cannot be asked is noticed during a
-backlog, too."""
+ASK_WORKERS_EVERY: Final = 10.0
+"""Seconds between two questions to workers whose answers the decision does not need, so that one that cannot be asked
+is noticed during a backlog, too."""
 
 SILENT_AFTER: Final = 30.0
 """Seconds after which a Ready worker that does not answer is named in a condition: within a minute of its start."""
@@ -78,8 +78,15 @@ class Gatherer:
             unacknowledged = await self._management.unacknowledged(binding, workqueue.queue_name)
             return replace(answers, unacknowledged=unacknowledged)
         running = [pod for pod in pods if pod.running and not pod.terminating and not pod.marked]
-        statuses = await self._statuses(workqueue, memory, counts, running)
-        answers = replace(answers, pods=running, statuses=statuses, unreachable=_unreachable(memory, running))
+        answers = replace(answers, pods=running, stopping=_stopping(pods))
+        if workers_decide(counts):
+            statuses, answers = await asyncio.gather(
+                self._statuses(workqueue, memory, counts, running), self.ask_stopping(answers)
+            )
+        else:
+            # Much waits: nothing may hold up the decision, and those that stop do not matter to it.
+            statuses = await self._statuses(workqueue, memory, counts, running)
+        answers = replace(answers, statuses=statuses, unreachable=_unreachable(memory, running))
         if isinstance(counts, QueueCounts):
             _follow_growth(memory, counts)
         deadline = time.monotonic() + CONSUMERS_SHOW_WITHIN
@@ -87,6 +94,23 @@ class Gatherer:
             await asyncio.sleep(CONSUMERS_PAUSE)
             answers = replace(answers, counts=await link.sweep.ask(watched))
         return answers
+
+    async def ask_the_rest(self, memory: Memory, answers: Answers) -> Answers:
+        """Ask, after the decision was carried out, what only people want to know.
+
+        During a backlog the decision needs no worker's answer; now and then they are asked all the same.
+        """
+        answers = await self.ask_stopping(answers)
+        if not answers.pods or time.monotonic() - memory.workers_asked_at < ASK_WORKERS_EVERY:
+            return answers
+        return replace(answers, statuses=await self._ask_workers(memory, answers.pods))
+
+    async def ask_stopping(self, answers: Answers) -> Answers:
+        """Ask the workers that were told to stop, unless they have been asked."""
+        if answers.stopping_statuses is not None:
+            return answers
+        addresses = [Address(pod.name, pod.uid, pod.ip) for pod in answers.stopping]
+        return replace(answers, stopping_statuses=await self._workers.stopping(addresses))
 
     async def _counts(self, link: Link, watched: Watched, *, rung: bool) -> QueueCounts | Missing | Trouble:
         if rung:
@@ -116,12 +140,13 @@ class Gatherer:
         counts: QueueCounts | Missing | Trouble,
         running: Sequence[PodView],
     ) -> Mapping[str, WorkerStatus]:
-        now = time.monotonic()
         measured = workqueue.spec.scaling.target_drain_seconds is not None
-        due = memory.asked_at is None or now - memory.asked_at >= ASK_EVERY
-        if not running or not (measured or workers_decide(counts) or due):
+        if not running or not (measured or workers_decide(counts)):
             return {}
-        memory.asked_at = now
+        return await self._ask_workers(memory, running)
+
+    async def _ask_workers(self, memory: Memory, running: Sequence[PodView]) -> Mapping[str, WorkerStatus]:
+        memory.workers_asked_at = now = time.monotonic()
         answers = await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in running])
         memory.silent_since = {
             pod.uid: memory.silent_since.get(pod.uid, now) for pod in running if pod.name not in answers
@@ -136,6 +161,10 @@ def _unreachable(memory: Memory, running: Sequence[PodView]) -> str | None:
         pod.name for pod in running if pod.ready and memory.silent_since.get(pod.uid, math.inf) <= latest
     )
     return min(silent, default=None)
+
+
+def _stopping(pods: Sequence[PodView]) -> list[PodView]:
+    return [pod for pod in pods if pod.running and pod.terminating]
 
 
 def _follow_growth(memory: Memory, counts: QueueCounts) -> None:

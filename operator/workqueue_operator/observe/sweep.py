@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 IDLE_CHUNK: Final = 64
 """Idle queues asked at once: few enough that an active queue never waits long behind them."""
 
+WARM_SECONDS: Final = 1.0
+"""Pause between two rounds over warm queues: a dead letter shows within two seconds while workers run."""
+
 REFUSAL_STANDS: Final = 300.0
 """Seconds after which a refused bell may be tried again: somebody may have given the permission meanwhile."""
 
@@ -42,7 +45,8 @@ class Watched:
 
     Attributes:
         key: the WorkQueue it belongs to.
-        active: asked each round; otherwise in the slow rounds only.
+        active: asked each round; otherwise in the slow rounds only, or each second if it is warm.
+        warm: running workers put messages into it, those that failed.
         last: the last answer; None before the first.
         answered_at: when the last answer with numbers came, on the loop's clock.
         doubtful: the broker has cancelled a bell since: the queue may be gone, or its leader moved.
@@ -52,6 +56,7 @@ class Watched:
     key: Key
     queue: str
     active: bool = False
+    warm: bool = False
     last: QueueCounts | Missing | Trouble | None = None
     answered_at: float | None = None
     doubtful: bool = False
@@ -91,11 +96,19 @@ class Sweep:
         self._by_queue: dict[str, tuple[Key, ...]] = {}
         self.last_round = asyncio.get_running_loop().time()
         self._tasks = [
-            asyncio.create_task(self._rounds(seconds, active=True), name=f"sweep {broker.binding.display}"),
             asyncio.create_task(
-                self._rounds(idle_seconds, active=False), name=f"idle sweep {broker.binding.display}"
+                self._rounds(seconds, lambda entry: entry.active), name=f"sweep {broker.binding.display}"
+            ),
+            asyncio.create_task(
+                self._rounds(WARM_SECONDS, lambda entry: entry.warm and not entry.active),
+                name=f"warm sweep {broker.binding.display}",
+            ),
+            asyncio.create_task(
+                self._rounds(idle_seconds, lambda entry: not (entry.warm or entry.active)),
+                name=f"idle sweep {broker.binding.display}",
             ),
         ]
+        self._active = self._tasks[0]
 
     def watch(self, key: Key, queue: str) -> Watched:
         """Look at a queue from now on; in the slow rounds until the caller sets `active`."""
@@ -108,10 +121,14 @@ class Sweep:
     def forget(self, key: Key) -> None:
         """Look at no queue of this WorkQueue any more."""
         for queue in self.queues_of(key):
-            del self._watched[key, queue]
-            others = tuple(other for other in self._by_queue.pop(queue) if other != key)
-            if others:
-                self._by_queue[queue] = others
+            self.forget_queue(key, queue)
+
+    def forget_queue(self, key: Key, queue: str) -> None:
+        """Look at this queue no more for this WorkQueue."""
+        del self._watched[key, queue]
+        others = tuple(other for other in self._by_queue.pop(queue) if other != key)
+        if others:
+            self._by_queue[queue] = others
 
     def queues_of(self, key: Key) -> list[str]:
         """The queues that are looked at for a WorkQueue."""
@@ -157,6 +174,20 @@ class Sweep:
         watched.hear(answer)
         return answer
 
+    async def look_in_passing(
+        self, key: Key, queue: str, *, warm: bool
+    ) -> QueueCounts | Missing | Trouble | None:
+        """Return the last answer about a queue beside the work queue, and set whether it is warm.
+
+        The broker is asked when there is no answer yet, and when the queue cools down: the last worker may have put
+        something into it since the last round.
+        """
+        watched = self.watch(key, queue)
+        if watched.last is None or (watched.warm and not warm):
+            await self.ask(watched)
+        watched.warm = warm
+        return watched.last
+
     async def close(self) -> None:
         """Stop."""
         for task in self._tasks:
@@ -164,16 +195,16 @@ class Sweep:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    async def _rounds(self, seconds: float, *, active: bool) -> None:
+    async def _rounds(self, seconds: float, chosen: Callable[[Watched], bool]) -> None:
         while True:
             await asyncio.sleep(seconds)
             try:
                 if self._broker.connected:
-                    await self._round([entry for entry in self._watched.values() if entry.active is active])
+                    await self._round([entry for entry in self._watched.values() if chosen(entry)])
             except Exception:
                 # One round that fails for a reason nobody thought of must not end all rounds.
                 logger.exception("A sweep failed.", extra={"broker": self._broker.binding.display})
-            if active:
+            if asyncio.current_task() is self._active:
                 self.last_round = asyncio.get_running_loop().time()
 
     async def _round(self, entries: list[Watched]) -> None:

@@ -19,7 +19,9 @@ from typing import Any, Final
 import aiohttp
 
 from workqueue_worker import signing
+from workqueue_worker.topology import DELAY_STEPS
 
+from ..model import MOST_RETRY_DELAYS
 from ..names import ENDPOINT_PORT
 from .answers import PLAIN, body
 
@@ -27,6 +29,8 @@ TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0, sock_connect=1.0)
 AT_ONCE: Final = 32
 LARGEST_ANSWER: Final = 16 * 1024
 """Bytes."""
+
+LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class WorkerStatus:
         consuming: whether it takes messages (false while retired or cut off from the broker).
         handler_seconds: mean time of recent handlers, None before the first.
         deliveries_per_second: what it has received lately.
+        retry_delays: seconds of the delay queues that it has declared; None from a worker too old to say.
     """
 
     slots: int
@@ -45,6 +50,18 @@ class WorkerStatus:
     consuming: bool
     handler_seconds: float | None
     deliveries_per_second: float
+    retry_delays: frozenset[int] | None = None
+
+
+ENDED: Final = WorkerStatus(
+    slots=0,
+    busy=0,
+    consuming=False,
+    handler_seconds=None,
+    deliveries_per_second=0.0,
+    retry_delays=frozenset(),
+)
+"""A worker that was told to stop and whose port is closed: its process has ended, the kubelet has not said so yet."""
 
 
 class Answer(Enum):
@@ -91,6 +108,19 @@ class Workers:
             if answer is not None
         }
 
+    async def stopping(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
+        """Ask workers that were told to stop. They answer until their process ends, and then they are ENDED.
+
+        Returns:
+            The answers by pod name; a worker that did not answer is not in it.
+        """
+        answers = await asyncio.gather(*(self._status(address, closed=ENDED) for address in addresses))
+        return {
+            address.pod: answer
+            for address, answer in zip(addresses, answers, strict=True)
+            if answer is not None
+        }
+
     async def retire(self, addresses: Iterable[Address], key: bytes) -> dict[str, Answer]:
         """Ask workers to stop consuming and to hold themselves out for a lease.
 
@@ -113,12 +143,14 @@ class Workers:
         host = f"[{address.ip}]" if ":" in address.ip else address.ip
         return f"http://{host}:{self._port}{path}"
 
-    async def _status(self, address: Address) -> WorkerStatus | None:
+    async def _status(self, address: Address, closed: WorkerStatus | None = None) -> WorkerStatus | None:
         try:
             async with self._session.get(self._url(address, "/status"), allow_redirects=False) as response:
                 if response.status != HTTPStatus.OK:
                     return None
                 return _parse(json.loads(await body(response, LARGEST_ANSWER)))
+        except aiohttp.ClientConnectorError as error:
+            return closed if isinstance(error.os_error, ConnectionRefusedError) else None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -150,7 +182,20 @@ def _parse(said: Any) -> WorkerStatus:
         consuming=bool(said["consuming"]),
         handler_seconds=None if seconds is None else _number(seconds),
         deliveries_per_second=_number(said.get("arrivalPerSecond") or 0.0),
+        retry_delays=_delays(said.get("retryDelaysSeconds")),
     )
+
+
+def _delays(said: Any) -> frozenset[int] | None:
+    """Read delays. Queues are asked for because of them, so that only possible ones are taken, and not many."""
+    if said is None:
+        return None
+    delays = frozenset(int(_number(seconds)) for seconds in said)
+    if len(delays) > MOST_RETRY_DELAYS or not all(
+        1 <= seconds <= LONGEST_DELAY_SECONDS for seconds in delays
+    ):
+        raise ValueError("these are no delays")
+    return delays
 
 
 def _number(value: Any) -> float:

@@ -7,7 +7,7 @@ WorkQueues for one look would hold up the scaling.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -55,6 +55,7 @@ class Row:
     ready: Condition
     scaling: str
     messages: int | None
+    retrying: int | None
     dead: int | None
     ready_replicas: int | None
     desired: int | None
@@ -110,6 +111,7 @@ def row(body: Mapping[str, Any], depths: Sequence[int | None], rate: float | Non
         ready=found.get("Ready", unknown),
         scaling=found["ScalingActive"].reason if "ScalingActive" in found else "",
         messages=status.get("messages"),
+        retrying=status.get("retrying"),
         dead=status.get("deadLetters"),
         ready_replicas=status.get("readyReplicas"),
         desired=status.get("desiredReplicas"),
@@ -209,7 +211,7 @@ def moment(at: float) -> str:
 
 def _state(view: PodView, status: WorkerStatus | None) -> str:
     if view.terminating:
-        return "leaving"
+        return "finishing" if status is not None and status.busy else "leaving"
     if status is not None:
         if status.busy:
             return "busy"
@@ -225,22 +227,44 @@ def _advice(status: str, reason: str) -> str:
 
 
 @dataclass(slots=True)
+class Sum:
+    """A sum over WorkQueues.
+
+    Attributes:
+        unknown: of how many WorkQueues the count is not known.
+    """
+
+    known: int = 0
+    unknown: int = 0
+
+    def add(self, count: Any) -> None:
+        """Add a count; None when it is not known."""
+        if count is None:
+            self.unknown += 1
+        else:
+            self.known += int(count)
+
+
+@dataclass(slots=True)
 class Summary:
-    """All that somebody may see, in a few numbers; unknown counts are left out of the sums."""
+    """All that somebody may see, in a few numbers."""
 
     workqueues: int = 0
     not_ready: int = 0
-    messages: int = 0
-    dead: int = 0
-    ready_replicas: int = 0
-    busy: int = 0
+    messages: Sum = field(default_factory=Sum)
+    retrying: Sum = field(default_factory=Sum)
+    dead: Sum = field(default_factory=Sum)
+    ready_replicas: Sum = field(default_factory=Sum)
+    busy: Sum = field(default_factory=Sum)
 
     def add(self, body: Mapping[str, Any]) -> None:
         """Count one WorkQueue."""
         status = body.get("status") or {}
         self.workqueues += 1
         self.not_ready += not order(body)[0]
-        self.messages += int(status.get("messages") or 0)
-        self.dead += int(status.get("deadLetters") or 0)
-        self.ready_replicas += int(status.get("readyReplicas") or 0)
-        self.busy += int(status.get("busyReplicas") or 0)
+        self.messages.add(status.get("messages"))
+        if "workloadRef" not in body["spec"]:
+            self.retrying.add(status.get("retrying"))
+        self.dead.add(status.get("deadLetters"))
+        self.ready_replicas.add(status.get("readyReplicas"))
+        self.busy.add(status.get("busyReplicas"))

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -167,7 +167,7 @@ class Page:
         if person is None:
             if request.path.endswith("/events"):
                 raise web.HTTPUnauthorized(text="Log in again.")
-            raise web.HTTPSeeOther("/login")
+            raise web.HTTPSeeOther(f"/login?next={quote(request.path_qs, safe='/')}")
         request[PERSON] = person
         return await handler(request)
 
@@ -183,8 +183,8 @@ class Page:
 
     # -- logging in ----------------------------------------------------------------------------------
 
-    async def _login_form(self, _: web.Request) -> web.Response:
-        return self._html("login.html", trouble="")
+    async def _login_form(self, request: web.Request) -> web.Response:
+        return self._html("login.html", trouble="", next=_next(request))
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
         origin = request.headers.get("Origin")
@@ -197,8 +197,8 @@ class Page:
             trouble = (
                 "The cluster does not know this token: it is wrong, or its time is over. Make a new one."
             )
-            return self._html("login.html", status=401, trouble=trouble)
-        answer = _see("/")
+            return self._html("login.html", status=401, trouble=trouble, next=_next(request))
+        answer = _see(_next(request))
         answer.set_cookie(
             COOKIE,
             self._sessions.begin(token),
@@ -367,6 +367,15 @@ class Page:
 
     def _message(self, status: int, title: str, sentence: str) -> web.Response:
         return self._html("message.html", status=status, title=title, sentence=sentence)
+
+
+def _next(request: web.Request) -> str:
+    """Return the page of this site that was asked for before the login."""
+    wanted = request.query.get("next", "/")
+    # A browser reads //host and /\host as another site, and drops tabs and line feeds before it reads.
+    if not wanted.startswith("/") or wanted[1:2] in {"/", "\\"} or not wanted.isprintable():
+        return "/"
+    return wanted
 
 
 def _see(path: str) -> web.Response:

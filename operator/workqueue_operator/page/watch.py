@@ -128,7 +128,7 @@ class Watch:
             [
                 (namespace, pod)
                 for (namespace, _), pod in pods[start : start + PODS_A_ROUND]
-                if pod.running and not pod.terminating and not pod.ended
+                if pod.running and not pod.ended
             ]
         )
         oldest = time.monotonic() - STALE_SECONDS

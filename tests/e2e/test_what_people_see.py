@@ -1,0 +1,85 @@
+"""What `kubectl get` and the status show of messages that are easily overlooked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.kubernetes import kubectl, wait_until
+from tests.support.workqueues import Lab, WorkQueueUnderTest
+
+
+def columns(workqueue: WorkQueueUnderTest) -> dict[str, str]:
+    """The row of a WorkQueue as `kubectl get --output=wide` prints it, by the head of its columns."""
+    head, row = kubectl(
+        "get", "wq", workqueue.name, f"--namespace={workqueue.lab.namespace}", "--output=wide"
+    ).splitlines()
+    return dict(zip(head.split(), row.split(), strict=True))
+
+
+@pytest.fixture
+def draining(lab: Lab) -> Iterator[WorkQueueUnderTest]:
+    """A WorkQueue whose only message is in hand of a worker that a restart has told to stop."""
+    workqueue = lab.workqueue("draining", worker={"timeoutSeconds": 240}).apply().wait_ready()
+    workqueue.publish([{"id": "long", "seconds": 200}])
+    wait_until(lambda: workqueue.status().get("busyReplicas") == 1, 60, "it is in hand")
+    kubectl("rollout", "restart", "deployment/draining-worker", f"--namespace={lab.namespace}")
+    wait_until(
+        lambda: any("deletionTimestamp" in pod["metadata"] for pod in workqueue.pods()),
+        90,
+        "the busy worker is told to stop",
+    )
+    yield workqueue
+    workqueue.delete()
+    kubectl(
+        "delete",
+        "pods",
+        "--selector=workqueue.dev/workqueue=draining",
+        "--grace-period=1",
+        "--wait=false",
+        f"--namespace={lab.namespace}",
+    )
+
+
+def test_message_in_a_worker_that_shuts_down_is_shown_and_starts_no_worker(
+    draining: WorkQueueUnderTest,
+) -> None:
+    wait_until(lambda: draining.replicas() == 0, 90, "no new worker is needed")
+    wait_until(lambda: columns(draining)["WORKERS"] == "0/0", 30, "the status says so")
+
+    shown = columns(draining)
+    reason = draining.status()["lastScaleReason"]
+
+    assert (shown["MESSAGES"], shown["BUSY"]) == ("0", "1")
+    assert reason.endswith("not counting 1 message in workers that are shutting down.")
+    assert "finish what they have in hand" in draining.condition("WorkersAvailable")["message"]
+    assert draining.replicas() == 0
+
+
+def test_message_that_waits_for_a_retry_is_shown_also_after_its_worker_has_gone(lab: Lab) -> None:
+    workqueue = lab.workqueue(
+        "retried",
+        retry={"maxAttempts": 2, "delaysSeconds": [3600]},
+        worker={"handler": {"python": "jobs:moody"}},
+    ).apply()
+    workqueue.wait_ready().publish([{"id": 1, "failures": 9}])
+    wait_until(lambda: workqueue.status().get("retrying") == 1, 60, "it waits for its retry")
+
+    wait_until(lambda: not workqueue.pods(), 90, "the worker has gone")
+
+    shown = columns(workqueue)
+    assert (shown["MESSAGES"], shown["RETRYING"], shown["DEAD"]) == ("0", "1", "0")
+    assert workqueue.status()["retryDelaysSeconds"] == [3600]
+    workqueue.delete()
+
+
+def test_counts_are_question_marks_while_the_broker_cannot_be_asked(lab: Lab) -> None:
+    lab.secret("nobody-there", host="nobody-there.invalid")
+    workqueue = lab.workqueue("blind", connectionSecretRef={"name": "nobody-there"}).apply()
+    workqueue.wait_condition("DepthKnown", "False")
+
+    shown = columns(workqueue)
+
+    assert (shown["MESSAGES"], shown["RETRYING"], shown["BUSY"], shown["DEAD"]) == ("?", "?", "?", "?")
+    workqueue.delete()

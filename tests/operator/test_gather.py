@@ -1,0 +1,99 @@
+"""One look at a queue of a real RabbitMQ, with workers that answer on the loopback or do not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+from aiohttp import web
+
+from tests.support.rabbitmq import VirtualHost
+from tests.support.workqueue import workqueue
+from workqueue_operator.decide import Depth, Window
+from workqueue_operator.memory import Memory
+from workqueue_operator.observe.brokers import Brokers, Link
+from workqueue_operator.observe.depth import Answers, busy_pods, judge, messages_in_stopping_workers
+from workqueue_operator.observe.gather import Gatherer
+from workqueue_operator.observe.management import Management
+from workqueue_operator.observe.workers import Workers
+from workqueue_operator.views import PodView
+from workqueue_worker.binding import from_url
+from workqueue_worker.topology import QueueSettings, plan
+
+OURS = workqueue()
+
+
+@dataclass
+class Site:
+    """A gatherer, a broker with the queue jobs, and workers by their loopback address.
+
+    Attributes:
+        busy: messages in hand, by address; a worker that is not in it does not answer.
+    """
+
+    url: str
+    link: Link
+    gatherer: Gatherer
+    busy: dict[str, int] = field(default_factory=dict)
+
+    async def look(self, *pods: PodView) -> Answers:
+        memory = Memory("uid-1", Window(0.0))
+        return await self.gatherer.ask(OURS, memory, self.link, from_url(self.url), pods)
+
+
+@pytest.fixture
+async def site(vhost: VirtualHost) -> AsyncIterator[Site]:
+    async def status(request: web.Request) -> web.Response:
+        busy = made.busy.get(str(request.url.host))
+        if busy is None:
+            await asyncio.Event().wait()
+        return web.json_response({"slots": 1, "busy": busy, "consuming": False})
+
+    app = web.Application()
+    app.router.add_get("/status", status)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    listening = web.TCPSite(runner, "127.0.0.1", 0)
+    await listening.start()
+    port = runner.addresses[0][1]
+    await web.TCPSite(runner, "127.0.0.2", port).start()
+    workers, management = Workers(port), Management()
+    brokers = Brokers(lambda _: None, lambda _: None, 60, 60)
+    link = await brokers.link(OURS.key, from_url(vhost.url))
+    await link.broker.ready()
+    await link.broker.declare(plan(QueueSettings("jobs")))
+    made = Site(vhost.url, link, Gatherer(workers, management))
+    yield made
+    await brokers.close()
+    await management.close()
+    await workers.close()
+    await runner.cleanup()
+
+
+def stopping(name: str, address: str) -> PodView:
+    return PodView(name, f"uid-{name}", address, False, True, True, "h", False, None)
+
+
+async def test_message_in_a_stopping_worker_is_seen_and_is_no_part_of_the_depth(site: Site) -> None:
+    site.busy = {"127.0.0.1": 1, "127.0.0.2": 0}
+
+    answers = await site.look(stopping("busy", "127.0.0.1"), stopping("idle", "127.0.0.2"))
+
+    depth = judge(answers, "jobs")
+    assert depth == Depth(0, 0, 0)
+    assert messages_in_stopping_workers(answers) == 1
+    assert busy_pods(answers, depth, 0) == 1
+
+
+async def test_stopping_worker_with_a_closed_port_has_ended(site: Site) -> None:
+    answers = await site.look(stopping("ended", "127.0.0.3"))
+
+    assert busy_pods(answers, judge(answers, "jobs"), 0) == 0
+
+
+async def test_stopping_worker_that_does_not_answer_is_not_counted_as_idle(site: Site) -> None:
+    answers = await site.look(stopping("silent", "127.0.0.1"))
+
+    assert busy_pods(answers, judge(answers, "jobs"), 0) is None

@@ -1,0 +1,131 @@
+"""Messages that wait for a retry, on a real RabbitMQ: counted where a delay queue exists, without guessing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.support.brokers import channel_of, put, until
+from tests.support.rabbitmq import VirtualHost
+from tests.support.workqueue import workqueue
+from workqueue_operator.broker.connection import QueueCounts
+from workqueue_operator.decide import Window
+from workqueue_operator.memory import Memory
+from workqueue_operator.model import WorkQueue
+from workqueue_operator.observe import retries
+from workqueue_operator.observe.brokers import Brokers, Link
+from workqueue_operator.observe.workers import WorkerStatus
+from workqueue_worker.binding import from_url
+from workqueue_worker.topology import QueueSettings, delay_queue, plan
+
+OURS = workqueue()
+
+
+def worker(*delays: int) -> WorkerStatus:
+    return WorkerStatus(1, 0, True, None, 0.0, frozenset(delays))
+
+
+@dataclass
+class Site:
+    """A broker with the queue jobs.
+
+    Attributes:
+        asked: the queues that were asked about, in order.
+    """
+
+    link: Link
+    memory: Memory = field(default_factory=lambda: Memory("uid-1", Window(0.0)))
+    asked: list[str] = field(default_factory=list)
+
+    async def waiting(
+        self, *said: WorkerStatus, ours: WorkQueue = OURS, workers_run: bool = True
+    ) -> int | None:
+        return await retries.waiting(ours, self.memory, self.link, said, workers_run=workers_run)
+
+
+@pytest.fixture
+async def site(vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    brokers = Brokers(lambda _: None, lambda _: None, 60, 60)
+    link = await brokers.link(OURS.key, from_url(vhost.url))
+    await link.broker.ready()
+    await link.broker.declare(plan(QueueSettings("jobs")))
+    made = Site(link)
+    counts = link.broker.counts
+
+    async def noted(queue: str) -> QueueCounts:
+        made.asked.append(queue)
+        return await counts(queue)
+
+    monkeypatch.setattr(link.broker, "counts", noted)
+    yield made
+    await brokers.close()
+
+
+async def fill(site: Site, vhost: VirtualHost, seconds: int, messages: int) -> None:
+    declared = delay_queue("jobs", seconds)
+    await site.link.broker.declare_queue(declared)
+    async with channel_of(vhost) as channel:
+        put(channel, declared.name, *[b"x"] * messages)
+        await until(lambda: vhost.depth(declared.name).ready >= messages)
+
+
+async def test_delay_queues_that_workers_name_are_counted(site: Site, vhost: VirtualHost) -> None:
+    await fill(site, vhost, 3600, 2)
+    await fill(site, vhost, 7200, 3)
+
+    assert await site.waiting(worker(3600), worker(3600, 7200)) == 5
+
+
+async def test_delay_queues_are_known_from_the_status_after_a_restart(site: Site, vhost: VirtualHost) -> None:
+    await fill(site, vhost, 3600, 2)
+    ours = workqueue(status={"retryDelaysSeconds": [3600]})
+
+    assert await site.waiting(ours=ours, workers_run=False) == 2
+
+
+async def test_delay_queue_that_no_worker_has_named_is_not_asked_about(site: Site) -> None:
+    assert await site.waiting(worker()) == 0
+    assert site.asked == []
+
+
+async def test_missing_delay_queue_is_asked_about_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(3):
+        assert await site.waiting(worker(10)) == 0
+    assert site.asked == ["jobs.retry.10s"], "each question would close a channel"
+    assert site.memory.retry_delays == set()
+    assert "jobs.retry.10s" not in site.link.sweep.queues_of(OURS.key)
+
+    monkeypatch.setattr(retries, "MISSING_STANDS", 0.0)
+    await site.waiting(worker(10))
+
+    assert len(site.asked) == 2
+
+
+async def test_count_is_unknown_while_a_worker_is_too_old_to_name_its_delay_queues(site: Site) -> None:
+    old = WorkerStatus(1, 0, True, None, 0.0)
+
+    assert await site.waiting(worker(), old) is None
+
+
+async def test_count_is_unknown_while_the_broker_is_away(site: Site, vhost: VirtualHost) -> None:
+    await fill(site, vhost, 3600, 2)
+    await site.link.broker.close()
+
+    assert await site.waiting(worker(3600)) is None
+
+
+async def test_workers_that_are_not_ours_have_no_delay_queues(site: Site) -> None:
+    ours = workqueue(workloadRef={"name": "celery"})
+
+    assert await site.waiting(ours=ours) is None
+
+
+async def test_last_look_comes_after_the_last_worker_has_gone(site: Site, vhost: VirtualHost) -> None:
+    await fill(site, vhost, 3600, 1)
+    assert await site.waiting(worker(3600)) == 1
+    await fill(site, vhost, 3600, 1)
+    await until(lambda: vhost.depth("jobs.retry.3600s").ready == 2)
+
+    assert await site.waiting(workers_run=False) == 2
