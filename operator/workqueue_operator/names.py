@@ -49,10 +49,21 @@ ENDPOINT_PORT_NAME: Final = "workqueue"
 BINDING_ROOT: Final = "/bindings"
 BINDING_NAME: Final = "rabbitmq"
 
+RETIREMENT_SECRET_TYPE: Final = f"{GROUP}/retirement-key"
+RETIREMENT_KEY: Final = "key"
+"""In the Secret, and the name of its file in a pod."""
+
+RETIREMENT_FOLDER: Final = f"/var/run/secrets/{GROUP}"
+
 
 def workload_name(workqueue: str) -> str:
     """The Deployment, PodDisruptionBudget and NetworkPolicy of a WorkQueue."""
     return f"{workqueue}-worker"
+
+
+def retirement_secret_name(workqueue: str) -> str:
+    """The Secret with a WorkQueue's retirement key."""
+    return f"{workqueue}-retirement-key"
 
 
 def pod_labels(workqueue: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ scaling alone.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -24,9 +25,13 @@ from .names import (
     HANDLER_CONTAINER,
     KIND,
     LABEL_RETIRING,
+    RETIREMENT_FOLDER,
+    RETIREMENT_KEY,
+    RETIREMENT_SECRET_TYPE,
     WORKER_CONTAINER,
     pod_labels,
     pod_selector,
+    retirement_secret_name,
     workload_name,
 )
 
@@ -39,6 +44,7 @@ GRACE_MARGIN_SECONDS: Final = 15
 """On top of the handler's time: hand back what did not finish, and close the connections."""
 
 _BINDING_VOLUME: Final = "workqueue-binding"
+_RETIREMENT_VOLUME: Final = "workqueue-retirement"
 _TMP_VOLUME: Final = "workqueue-tmp"
 
 
@@ -49,7 +55,7 @@ class Defaults:
     Attributes:
         worker_image: for WorkQueues with an http handler and no image.
         network_policy: whether workers get a NetworkPolicy.
-        metrics_from: NetworkPolicy peers that may scrape the workers' metrics; empty: everybody.
+        metrics_from: NetworkPolicy peers that may scrape the workers' metrics beside the operator.
         operator_peer: the NetworkPolicy peer that is this operator.
     """
 
@@ -125,10 +131,10 @@ def network_policy(workqueue: WorkQueue, defaults: Defaults) -> Object:
     A NetworkPolicy cannot exempt a port for everybody and close one for some other than by naming the
     ranges on both sides of it.
     """
-    metrics = [peer for peer in (defaults.operator_peer, *defaults.metrics_from) if peer]
-    endpoint: Object = {"ports": [{"port": ENDPOINT_PORT, "protocol": "TCP"}]}
-    if defaults.metrics_from:
-        endpoint["from"] = metrics
+    endpoint: Object = {
+        "ports": [{"port": ENDPOINT_PORT, "protocol": "TCP"}],
+        "from": [defaults.operator_peer, *defaults.metrics_from],
+    }
     others = {
         "ports": [
             {"port": 1, "endPort": ENDPOINT_PORT - 1, "protocol": "TCP"},
@@ -145,6 +151,17 @@ def network_policy(workqueue: WorkQueue, defaults: Defaults) -> Object:
             "policyTypes": ["Ingress"],
             "ingress": [endpoint, others],
         },
+    }
+
+
+def retirement_secret(workqueue: WorkQueue, key: bytes) -> Object:
+    """The Secret with the key that calls to the workers are signed with."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {**_metadata(workqueue), "name": retirement_secret_name(workqueue.metadata.name)},
+        "type": RETIREMENT_SECRET_TYPE,
+        "data": {RETIREMENT_KEY: base64.b64encode(key).decode()},
     }
 
 
@@ -180,6 +197,15 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
             {
                 "name": _BINDING_VOLUME,
                 "secret": {"secretName": workqueue.spec.connection_secret_ref.name, "defaultMode": 0o440},
+            },
+            {
+                "name": _RETIREMENT_VOLUME,
+                # A pod starts without it, and gets it later. Until then its worker refuses to retire.
+                "secret": {
+                    "secretName": retirement_secret_name(name),
+                    "optional": True,
+                    "defaultMode": 0o440,
+                },
             },
             {"name": _TMP_VOLUME, "emptyDir": {}},
             *wire.get("volumes", []),
@@ -220,6 +246,7 @@ def _worker_container(workqueue: WorkQueue, worker: Worker, wire: Object, defaul
         "securityContext": _security_context(wire if worker.handler.http is None else {}),
         "volumeMounts": [
             {"name": _BINDING_VOLUME, "mountPath": f"{BINDING_ROOT}/{BINDING_NAME}", "readOnly": True},
+            {"name": _RETIREMENT_VOLUME, "mountPath": RETIREMENT_FOLDER, "readOnly": True},
             {"name": _TMP_VOLUME, "mountPath": "/tmp"},  # noqa: S108 - a path inside the pod
         ],
     }
@@ -298,6 +325,7 @@ def _environment(workqueue: WorkQueue, worker: Worker) -> list[Object]:
         "WORKQUEUE_LOG_FORMAT": "json",
         "SERVICE_BINDING_ROOT": BINDING_ROOT,
         "WORKQUEUE_BINDING": f"{BINDING_ROOT}/{BINDING_NAME}",
+        "WORKQUEUE_RETIREMENT_KEY_FILE": f"{RETIREMENT_FOLDER}/{RETIREMENT_KEY}",
     }
     downward = {"WORKQUEUE_POD_NAME": "metadata.name", "WORKQUEUE_POD_UID": "metadata.uid"}
     return [{"name": name, "value": value} for name, value in settings.items()] + [

@@ -82,6 +82,7 @@ LOST: Final[dict[Right, Loss]] = {
     ("networkpolicies", "create"): Loss("creates", "APIForbidden"),
     ("networkpolicies", "patch"): Loss("creates", "APIForbidden"),
     ("secrets", "get"): Loss("creates", "SecretForbidden"),
+    ("secrets", "create"): Loss("creates", "APIForbidden"),
     ("events", "create"): Loss("tells", "An Event could not be sent."),
     (LEASE, "get"): Loss("starts", "Error retrieving resource lock operator as Forbidden"),
     (LEASE, "create"): Loss("starts", "The Lease could not be created."),

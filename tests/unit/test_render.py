@@ -294,6 +294,7 @@ def test_the_endpoint_is_for_the_operator_and_for_metrics_and_other_ports_stay_o
     assert "from" not in others
 
 
-def test_without_a_word_on_metrics_everybody_may_scrape() -> None:
-    policy = render.network_policy(workqueue(), Defaults(operator_peer={"podSelector": {}}))
-    assert "from" not in policy["spec"]["ingress"][0]
+def test_no_metrics_peers_leave_the_endpoint_to_the_operator() -> None:
+    operator = {"podSelector": {"matchLabels": {"app": "operator"}}}
+    policy = render.network_policy(workqueue(), Defaults(operator_peer=operator))
+    assert policy["spec"]["ingress"][0]["from"] == [operator]

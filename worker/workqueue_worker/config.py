@@ -61,6 +61,8 @@ class RunConfig:
         port_is_default: nobody asked for this port, so that any other will do when it is taken.
         pod_uid: None outside a cluster.
         worker_name: the pod, or host and process.
+        retirement_key_file: what the operator's calls are signed with; None where an operator of the release before
+            that key made the pod, and signs with the password.
     """
 
     handler: PythonHandler | ExecHandler | HTTPHandler
@@ -78,6 +80,7 @@ class RunConfig:
     worker_name: str
     log_format: str | None
     termination_log: Path
+    retirement_key_file: Path | None = None
 
     @property
     def queue(self) -> str:
@@ -95,6 +98,21 @@ class RunConfig:
         if self.binding_folder is not None:
             return bindings.from_folder(self.binding_folder)
         return bindings.from_url(bindings.DEFAULT_URL)
+
+    def read_retirement_key(self) -> bytes:
+        """What the operator's calls are signed with, read each time, so that it can be rotated.
+
+        Raises:
+            BindingError: it cannot be read.
+        """
+        if self.retirement_key_file is None:
+            return self.read_binding().signing_key
+        try:
+            return self.retirement_key_file.read_bytes().strip()
+        except OSError as error:
+            raise BindingError(
+                f"The retirement key {self.retirement_key_file} cannot be read: {error.strerror}."
+            ) from error
 
 
 def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
@@ -115,6 +133,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
     timeout = reader.read("timeout", "WORKQUEUE_TIMEOUT_SECONDS", DEFAULT_TIMEOUT_SECONDS, _seconds)
     port = reader.read("port", "WORKQUEUE_PORT", None, _port)
     pod_uid = environment.get("WORKQUEUE_POD_UID") or None
+    key_file = environment.get("WORKQUEUE_RETIREMENT_KEY_FILE")
     url, folder = reader.place()
     config = RunConfig(
         handler=handler,
@@ -137,6 +156,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         worker_name=environment.get("WORKQUEUE_POD_NAME") or f"{socket.gethostname()}:{os.getpid()}",
         log_format=reader.read("log_format", "WORKQUEUE_LOG_FORMAT", None, _log_format),
         termination_log=Path(environment.get("WORKQUEUE_TERMINATION_LOG") or DEFAULT_TERMINATION_LOG),
+        retirement_key_file=Path(key_file) if key_file else None,
     )
     if reader.mistakes:
         raise ConfigurationError(reader.mistakes)

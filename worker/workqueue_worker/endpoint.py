@@ -251,7 +251,10 @@ class _Request(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error)})
             return
         if wrong is not None:
-            self._answer(HTTPStatus.UNAUTHORIZED, {"error": wrong})
+            # An operator that reads this does not try the password, as it does for workers without a retirement key.
+            keyed = self.server.endpoint.runtime.config.retirement_key_file is not None
+            said = {"error": wrong, "retirementKey": True} if keyed else {"error": wrong}
+            self._answer(HTTPStatus.UNAUTHORIZED, said)
             return
         if purpose is Purpose.RESUME:
             retirement.end()
