@@ -43,6 +43,9 @@ USER_ID: Final = 65532
 GRACE_MARGIN_SECONDS: Final = 15
 """On top of the handler's time: hand back what did not finish, and close the connections."""
 
+_RESTRICTED: Final[Object] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+"""What the restricted Pod Security Standard wants of a container, beside what stands in the pod."""
+
 _BINDING_VOLUME: Final = "workqueue-binding"
 _RETIREMENT_VOLUME: Final = "workqueue-retirement"
 _TMP_VOLUME: Final = "workqueue-tmp"
@@ -192,7 +195,7 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
             "seccompProfile": {"type": "RuntimeDefault"},
             **wire.get("podSecurityContext", {}),
         },
-        "containers": [_worker_container(workqueue, worker, wire, defaults), *wire.get("containers", [])],
+        "containers": [_worker_container(workqueue, worker, wire, defaults), *map(_sidecar, wire.get("containers", []))],
         "volumes": [
             {
                 "name": _BINDING_VOLUME,
@@ -243,7 +246,7 @@ def _worker_container(workqueue: WorkQueue, worker: Worker, wire: Object, defaul
         "readinessProbe": _probe("/readyz", period=2, failures=3),
         # The endpoint comes up once the handler is loaded, and an http handler may take a minute.
         "livenessProbe": {**_probe("/livez", period=10, failures=6), "initialDelaySeconds": 60},
-        "securityContext": _security_context(wire if worker.handler.http is None else {}),
+        "securityContext": _security_context(wire) if worker.handler.http is None else _beside_handler(wire),
         "volumeMounts": [
             {"name": _BINDING_VOLUME, "mountPath": f"{BINDING_ROOT}/{BINDING_NAME}", "readOnly": True},
             {"name": _RETIREMENT_VOLUME, "mountPath": RETIREMENT_FOLDER, "readOnly": True},
@@ -293,12 +296,27 @@ def _last_of_each(entries: list[Object], key: str) -> list[Object]:
 
 
 def _security_context(wire: Object) -> Object:
-    return {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-        **wire.get("securityContext", {}),
-    }
+    return {"readOnlyRootFilesystem": True, **_restricted(wire.get("securityContext", {}))}
+
+
+def _beside_handler(wire: Object) -> Object:
+    """Of the worker beside an http handler, with another user than the handler has.
+
+    The containers share their processes. With one user the handler could read the connection under /proc.
+    """
+    users = [wire.get(part, {}).get("runAsUser") for part in ("securityContext", "podSecurityContext")]
+    handler = next((user for user in users if user is not None), USER_ID)
+    return {**_security_context({}), "runAsUser": handler + 1}
+
+
+def _sidecar(container: Object) -> Object:
+    """A person's container, restricted as ours are. Its root file system stays writable, as its image may need."""
+    return {**container, "securityContext": _restricted(container.get("securityContext", {}))}
+
+
+def _restricted(given: Object) -> Object:
+    """A person's settings over the standard's. Capabilities stay dropped, whichever are added."""
+    return {**_RESTRICTED, **given, "capabilities": {**given.get("capabilities", {}), "drop": ["ALL"]}}
 
 
 def _probe(path: str, *, period: int, failures: int) -> Object:

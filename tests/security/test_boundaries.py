@@ -130,7 +130,8 @@ def test_a_worker_pod_has_no_token_no_other_secret_and_nothing_to_write_to(handl
     pod = rendered["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
     assert "serviceAccountName" not in pod
-    assert [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume] == ["rabbitmq"]
+    secrets = [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
+    assert secrets == ["rabbitmq", "jobs-retirement-key"]
     for container in (*pod.get("initContainers", ()), *pod["containers"]):
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["securityContext"]["allowPrivilegeEscalation"] is False

@@ -114,6 +114,35 @@ def test_the_pods_satisfy_the_restricted_standard(worker: dict[str, Any]) -> Non
 
 
 @HANDLERS
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"capabilities": {"add": ["NET_BIND_SERVICE"]}}, {"capabilities": {"drop": ["CHOWN"]}}],
+    ids=["nothing", "a capability", "only one dropped"],
+)
+def test_sidecars_and_settings_satisfy_the_restricted_standard(
+    worker: dict[str, Any], given: dict[str, Any]
+) -> None:
+    sidecar = {"name": "proxy", "image": "proxy:1", **({"securityContext": given} if given else {})}
+    spec = pod(workqueue(worker={**worker, "securityContext": given, "containers": [sidecar]}))
+    assert violations(spec) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"securityContext": {"runAsUser": 1000}}, {"podSecurityContext": {"runAsUser": 1000}}],
+    ids=["nothing", "of the handler", "of the pod"],
+)
+def test_http_handler_has_another_user_than_the_worker(given: dict[str, Any]) -> None:
+    spec = pod(workqueue(worker={**HTTP, **given}))
+    (worker,), (handler,) = spec["containers"], spec["initContainers"]
+    users = [
+        one["securityContext"].get("runAsUser", spec["securityContext"]["runAsUser"])
+        for one in (worker, handler)
+    ]
+    assert users == ([1001, 1000] if given else [65533, 65532])
+
+
+@HANDLERS
 def test_names_are_unique_where_the_api_server_wants_them_to_be(worker: dict[str, Any]) -> None:
     parts = {
         "env": [{"name": "WORKQUEUE_LOG_FORMAT", "value": "text"}, {"name": "MINE", "value": "1"}],
