@@ -18,6 +18,9 @@ SHORT_NAME: Final = "wq"
 MAX_NAME_LENGTH: Final = 52
 """Of a WorkQueue: what we derive from it must fit into label values, which end at 63 characters."""
 
+PAGE_AUDIENCE: Final = "workqueue-page"
+"""Of tokens for the web page, unless the operator's configuration names another."""
+
 FIELD_MANAGER: Final = "workqueue-operator"
 REPLICAS_FIELD_MANAGER: Final = "workqueue-operator-replicas"
 """Holds only the initial `replicas: 0`, so that applying the rest again never resets the count."""

@@ -185,7 +185,7 @@ class Page:
     # -- logging in ----------------------------------------------------------------------------------
 
     async def _login_form(self, _: web.Request) -> web.Response:
-        return self._html("login.html", trouble="")
+        return self._html("login.html", trouble="", audience=self._knows.access.audience)
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
         origin = request.headers.get("Origin")
@@ -196,9 +196,11 @@ class Page:
         person = await self._knows.access.person(token) if token else None
         if person is None:
             trouble = (
-                "The cluster does not know this token: it is wrong, or its time is over. Make a new one."
+                "The cluster does not know this token for this page: it is wrong, expired, or for another audience. "
+                "Make a new one as shown below."
             )
-            return self._html("login.html", status=401, trouble=trouble)
+            audience = self._knows.access.audience
+            return self._html("login.html", status=401, trouble=trouble, audience=audience)
         answer = _see("/")
         answer.set_cookie(
             COOKIE,
