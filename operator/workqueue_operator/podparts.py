@@ -233,8 +233,8 @@ _security_context: Final = _open(
 )
 
 _pod_security_context: Final = _open(
-    "Security settings of the pod, such as fsGroup, as in a pod. What the restricted Pod Security Standard forbids is "
-    "refused.",
+    "Security settings of the pod, such as fsGroup, as in a pod. What the restricted Pod Security Standard forbids "
+    "is refused.",
     **_own_user,
     **_confinement,
     **_windows,

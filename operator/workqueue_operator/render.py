@@ -195,7 +195,10 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
             "seccompProfile": {"type": "RuntimeDefault"},
             **wire.get("podSecurityContext", {}),
         },
-        "containers": [_worker_container(workqueue, worker, wire, defaults), *map(_sidecar, wire.get("containers", []))],
+        "containers": [
+            _worker_container(workqueue, worker, wire, defaults),
+            *map(_sidecar, wire.get("containers", [])),
+        ],
         "volumes": [
             {
                 "name": _BINDING_VOLUME,

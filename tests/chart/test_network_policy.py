@@ -47,9 +47,7 @@ def test_what_the_operator_connects_to_is_limited_only_on_request() -> None:
 
 def test_egress_goes_to_dns_the_api_server_brokers_and_workers() -> None:
     broker = {"ipBlock": {"cidr": "10.1.0.0/16"}}
-    spec = policy(
-        networkPolicy={"egress": {"enabled": True, "brokers": [broker]}}, page={"enabled": True}
-    )
+    spec = policy(networkPolicy={"egress": {"enabled": True, "brokers": [broker]}}, page={"enabled": True})
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     dns, api_server, brokers, workers, page = spec["egress"]
     assert ports(dns) == [53, 53]

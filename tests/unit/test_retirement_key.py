@@ -102,7 +102,9 @@ async def test_unreadable_key_is_empty(cluster: ApiServer, data: Any) -> None:
 
 
 async def test_refused_secret_is_named(cluster: ApiServer) -> None:
-    cluster.answer("POST", "/secrets", ClusterError(403, 'secrets is forbidden: User "operator" cannot create'))
+    cluster.answer(
+        "POST", "/secrets", ClusterError(403, 'secrets is forbidden: User "operator" cannot create')
+    )
     cluster.answer("PATCH", "/deployments/jobs-worker", lambda request: _live(request.body))
     workload = Workload(cluster, render.Defaults(), lambda _: None)
 

@@ -53,9 +53,7 @@ class Access:
         audience: the same.
     """
 
-    def __init__(
-        self, cluster: Cluster, clock: Any = time.monotonic, audience: str = PAGE_AUDIENCE
-    ) -> None:
+    def __init__(self, cluster: Cluster, clock: Any = time.monotonic, audience: str = PAGE_AUDIENCE) -> None:
         self.audience = audience
         self._cluster = cluster
         self._clock = clock
