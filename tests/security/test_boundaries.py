@@ -149,7 +149,7 @@ def test_a_worker_pod_has_no_token_no_other_secret_and_nothing_to_write_to(handl
 
 LOOK: Final = """
 import glob, time
-while not (workers := [f for f in glob.glob("/proc/[0-9]*/cmdline") if b"I am the worker" in open(f, "rb").read()]):
+while not (workers := [f for f in glob.glob("/proc/[0-9]*/cmdline") if b"I am " + b"the worker" in open(f, "rb").read()]):
     time.sleep(0.1)
 for folder in (worker.removesuffix("cmdline") for worker in workers):
     for file in ("root/bindings/rabbitmq/uri", "environ"):
@@ -173,7 +173,8 @@ def test_http_handler_cannot_read_the_connection_of_the_worker(isolated: bool) -
     pod = rendered["spec"]["template"]["spec"]
     (worker,), (handler,) = pod["containers"], pod["initContainers"]
     handler |= {"image": "workqueue-operator:dev", "command": ["python3", "-c", LOOK]}
-    worker |= {"command": ["python3", "-c", "import time; time.sleep(600)", "I am the worker"]}
+    wait = ["python3", "-c", "import time; time.sleep(600)", "I am the worker"]
+    worker |= {"image": "workqueue-operator:dev", "command": wait}
     for probe in ("readinessProbe", "livenessProbe"):
         del worker[probe]
     if not isolated:
