@@ -105,7 +105,7 @@ class Operator:
         if self._config.page_port is not None:
             from .page.opening import WebPage
 
-            self._page = WebPage(self._config.page_port, self._leading_page)
+            self._page = WebPage(self._config.page_port, self._leading_page, self._config.page_audience)
         try:
             await endpoint.start()
             if self._page is not None:

@@ -223,9 +223,14 @@ def pod_path(namespace: str, name: str) -> str:
     return f"{pods_path(namespace)}/{_part(name)}"
 
 
+def secrets_path(namespace: str) -> str:
+    """The collection of Secrets of one namespace."""
+    return f"/api/v1/namespaces/{namespace}/secrets"
+
+
 def secret_path(namespace: str, name: str) -> str:
     """One Secret."""
-    return f"/api/v1/namespaces/{namespace}/secrets/{_part(name)}"
+    return f"{secrets_path(namespace)}/{_part(name)}"
 
 
 def autoscalers_path(namespace: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from .errors import ConfigurationError
+from .names import PAGE_AUDIENCE
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ class Config:
         idle_sweep_seconds: the same for idle queues and dead-letter queues.
         relist_seconds: pause between two LISTs that correct the store.
         page_port: of the web page; None for none.
+        page_audience: of the tokens that people log in to it with.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -45,6 +47,7 @@ class Config:
     idle_sweep_seconds: float = 30.0
     relist_seconds: float = 300.0
     page_port: int | None = None
+    page_audience: str = PAGE_AUDIENCE
     log_format: str = "json"
     log_level: str = "INFO"
     worker_network_policy: bool = False
@@ -83,6 +86,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
         idle_sweep_seconds=read("WORKQUEUE_IDLE_SWEEP_SECONDS", _seconds, default.idle_sweep_seconds),
         relist_seconds=read("WORKQUEUE_RELIST_SECONDS", _seconds, default.relist_seconds),
         page_port=read("WORKQUEUE_PAGE_PORT", _port, None),
+        page_audience=read("WORKQUEUE_PAGE_AUDIENCE", str, default.page_audience),
         log_format=read("WORKQUEUE_LOG_FORMAT", _one_of("json", "text"), default.log_format),
         log_level=read("WORKQUEUE_LOG_LEVEL", _level, default.log_level),
         worker_network_policy=read("WORKQUEUE_WORKER_NETWORK_POLICY", _switch, default.worker_network_policy),

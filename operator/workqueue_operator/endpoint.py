@@ -11,6 +11,7 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from .bounded_server import BoundedServer
 from .metrics import Metrics
 
 
@@ -32,13 +33,13 @@ class Endpoint:
         ready: Callable[[], bool],
         refresh: Callable[[], None],
     ) -> None:
-        self._port = port
+        self.port = port
         self._metrics = metrics
         self._problem = problem
         self._ready = ready
         self._refresh = refresh
         self._scraping = asyncio.Lock()
-        self._runner: web.AppRunner | None = None
+        self._server: BoundedServer | None = None
 
     async def start(self) -> None:
         """Listen."""
@@ -46,14 +47,13 @@ class Endpoint:
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._serve_metrics)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, port=self._port).start()
+        self._server = BoundedServer(app, self.port)
+        self.port = await self._server.start()
 
     async def stop(self) -> None:
         """Stop listening."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._server is not None:
+            await self._server.stop()
 
     async def _livez(self, _: web.Request) -> web.Response:
         problem = self._problem()

@@ -18,6 +18,9 @@ SHORT_NAME: Final = "wq"
 MAX_NAME_LENGTH: Final = 52
 """Of a WorkQueue: what we derive from it must fit into label values, which end at 63 characters."""
 
+PAGE_AUDIENCE: Final = "workqueue-page"
+"""Of tokens for the web page, unless the operator's configuration names another."""
+
 FIELD_MANAGER: Final = "workqueue-operator"
 REPLICAS_FIELD_MANAGER: Final = "workqueue-operator-replicas"
 """Holds only the initial `replicas: 0`, so that applying the rest again never resets the count."""
@@ -49,10 +52,21 @@ ENDPOINT_PORT_NAME: Final = "workqueue"
 BINDING_ROOT: Final = "/bindings"
 BINDING_NAME: Final = "rabbitmq"
 
+RETIREMENT_SECRET_TYPE: Final = f"{GROUP}/retirement-key"
+RETIREMENT_KEY: Final = "key"
+"""In the Secret, and the name of its file in a pod."""
+
+RETIREMENT_FOLDER: Final = f"/var/run/secrets/{GROUP}"
+
 
 def workload_name(workqueue: str) -> str:
     """The Deployment, PodDisruptionBudget and NetworkPolicy of a WorkQueue."""
     return f"{workqueue}-worker"
+
+
+def retirement_secret_name(workqueue: str) -> str:
+    """The Secret with a WorkQueue's retirement key."""
+    return f"{workqueue}-retirement-key"
 
 
 def pod_labels(workqueue: str) -> dict[str, str]:

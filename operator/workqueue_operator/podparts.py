@@ -163,24 +163,29 @@ _volume_mount: Final = _open(
     ),
 }
 
-_not_privileged: Final = rules(
-    rule(
-        "!has(self.privileged) || !self.privileged",
-        "a worker cannot be privileged: remove securityContext.privileged",
-    )
-)
+# The restricted Pod Security Standard, as far as these fields can break it. An image that needs more runs in a
+# Deployment of its own, which spec.workloadRef scales.
+_ADD: Final = "NET_BIND_SERVICE"
+"""The one capability that the standard allows to add."""
 
-_security_context: Final = (
-    _open(
-        "Security settings of a container, as in a pod. privileged is refused.",
-        privileged={"type": "boolean", "description": "Refused when true."},
-    )
-    | _not_privileged
-)
+_own_user: Final = {
+    "runAsUser": {"type": "integer", "format": "int64", "description": "The user's number. 0 is refused."},
+    "runAsNonRoot": {"type": "boolean", "description": "Refused when false."},
+}
 
-_pod_security_context: Final = _open(
-    "Security settings of the pod, such as fsGroup, as in a pod.",
-    windowsOptions=_open(
+_confinement: Final = {
+    name: _open("As in a pod. The type Unconfined is refused.", type=_text("Its type.", 64))
+    | rules(
+        rule(
+            "!has(self.type) || self.type != 'Unconfined'",
+            f"a worker cannot be unconfined: remove {name}.type, or choose RuntimeDefault",
+        )
+    )
+    for name in ("seccompProfile", "appArmorProfile")
+}
+
+_windows: Final = {
+    "windowsOptions": _open(
         "As in a pod. hostProcess is refused.",
         hostProcess={"type": "boolean", "description": "Refused when true."},
     )
@@ -189,11 +194,55 @@ _pod_security_context: Final = _open(
             "!has(self.hostProcess) || !self.hostProcess",
             "a worker cannot be a host process: remove windowsOptions.hostProcess",
         )
-    ),
+    )
+}
+
+_not_root: Final = rule(
+    "(!has(self.runAsUser) || self.runAsUser != 0) && (!has(self.runAsNonRoot) || self.runAsNonRoot)",
+    "a worker cannot be root: remove runAsUser: 0 and runAsNonRoot: false, or scale a Deployment of your own with "
+    "spec.workloadRef",
 )
 
+_security_context: Final = _open(
+    "Security settings of a container, as in a pod. What the restricted Pod Security Standard forbids is refused.",
+    privileged={"type": "boolean", "description": "Refused when true."},
+    allowPrivilegeEscalation={"type": "boolean", "description": "Refused when true."},
+    procMount={"type": "string", "enum": ["Default"], "description": "Default only."},
+    capabilities=_open(
+        f"As in a pod. All are dropped; only {_ADD} can be added.",
+        add={
+            "type": "array",
+            "maxItems": 1,
+            "items": {"type": "string", "enum": [_ADD]},
+            "x-kubernetes-list-type": "atomic",
+        },
+    ),
+    **_own_user,
+    **_confinement,
+    **_windows,
+) | rules(
+    rule(
+        "!has(self.privileged) || !self.privileged",
+        "a worker cannot be privileged: remove securityContext.privileged",
+    ),
+    rule(
+        "!has(self.allowPrivilegeEscalation) || !self.allowPrivilegeEscalation",
+        "a worker cannot gain privileges: remove securityContext.allowPrivilegeEscalation",
+    ),
+    _not_root,
+)
+
+_pod_security_context: Final = _open(
+    "Security settings of the pod, such as fsGroup, as in a pod. What the restricted Pod Security Standard forbids "
+    "is refused.",
+    **_own_user,
+    **_confinement,
+    **_windows,
+) | rules(_not_root)
+
 _sidecar: Final = _open(
-    "A container that runs beside the worker, as in a pod. privileged and hostPort are refused.",
+    "A container that runs beside the worker, as in a pod. hostPort is refused, and what the restricted Pod Security "
+    "Standard forbids.",
     name=_text("Name of the container.", 63),
     ports=_list(
         _open(

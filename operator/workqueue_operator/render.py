@@ -6,6 +6,7 @@ scaling alone.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -24,9 +25,13 @@ from .names import (
     HANDLER_CONTAINER,
     KIND,
     LABEL_RETIRING,
+    RETIREMENT_FOLDER,
+    RETIREMENT_KEY,
+    RETIREMENT_SECRET_TYPE,
     WORKER_CONTAINER,
     pod_labels,
     pod_selector,
+    retirement_secret_name,
     workload_name,
 )
 
@@ -38,7 +43,11 @@ USER_ID: Final = 65532
 GRACE_MARGIN_SECONDS: Final = 15
 """On top of the handler's time: hand back what did not finish, and close the connections."""
 
+_RESTRICTED: Final[Object] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+"""What the restricted Pod Security Standard wants of a container, beside what stands in the pod."""
+
 _BINDING_VOLUME: Final = "workqueue-binding"
+_RETIREMENT_VOLUME: Final = "workqueue-retirement"
 _TMP_VOLUME: Final = "workqueue-tmp"
 
 
@@ -49,7 +58,7 @@ class Defaults:
     Attributes:
         worker_image: for WorkQueues with an http handler and no image.
         network_policy: whether workers get a NetworkPolicy.
-        metrics_from: NetworkPolicy peers that may scrape the workers' metrics; empty: everybody.
+        metrics_from: NetworkPolicy peers that may scrape the workers' metrics beside the operator.
         operator_peer: the NetworkPolicy peer that is this operator.
     """
 
@@ -125,10 +134,10 @@ def network_policy(workqueue: WorkQueue, defaults: Defaults) -> Object:
     A NetworkPolicy cannot exempt a port for everybody and close one for some other than by naming the
     ranges on both sides of it.
     """
-    metrics = [peer for peer in (defaults.operator_peer, *defaults.metrics_from) if peer]
-    endpoint: Object = {"ports": [{"port": ENDPOINT_PORT, "protocol": "TCP"}]}
-    if defaults.metrics_from:
-        endpoint["from"] = metrics
+    endpoint: Object = {
+        "ports": [{"port": ENDPOINT_PORT, "protocol": "TCP"}],
+        "from": [defaults.operator_peer, *defaults.metrics_from],
+    }
     others = {
         "ports": [
             {"port": 1, "endPort": ENDPOINT_PORT - 1, "protocol": "TCP"},
@@ -145,6 +154,17 @@ def network_policy(workqueue: WorkQueue, defaults: Defaults) -> Object:
             "policyTypes": ["Ingress"],
             "ingress": [endpoint, others],
         },
+    }
+
+
+def retirement_secret(workqueue: WorkQueue, key: bytes) -> Object:
+    """The Secret with the key that calls to the workers are signed with."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {**_metadata(workqueue), "name": retirement_secret_name(workqueue.metadata.name)},
+        "type": RETIREMENT_SECRET_TYPE,
+        "data": {RETIREMENT_KEY: base64.b64encode(key).decode()},
     }
 
 
@@ -175,11 +195,23 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
             "seccompProfile": {"type": "RuntimeDefault"},
             **wire.get("podSecurityContext", {}),
         },
-        "containers": [_worker_container(workqueue, worker, wire, defaults), *wire.get("containers", [])],
+        "containers": [
+            _worker_container(workqueue, worker, wire, defaults),
+            *map(_sidecar, wire.get("containers", [])),
+        ],
         "volumes": [
             {
                 "name": _BINDING_VOLUME,
                 "secret": {"secretName": workqueue.spec.connection_secret_ref.name, "defaultMode": 0o440},
+            },
+            {
+                "name": _RETIREMENT_VOLUME,
+                # A pod starts without it, and gets it later. Until then its worker refuses to retire.
+                "secret": {
+                    "secretName": retirement_secret_name(name),
+                    "optional": True,
+                    "defaultMode": 0o440,
+                },
             },
             {"name": _TMP_VOLUME, "emptyDir": {}},
             *wire.get("volumes", []),
@@ -217,9 +249,10 @@ def _worker_container(workqueue: WorkQueue, worker: Worker, wire: Object, defaul
         "readinessProbe": _probe("/readyz", period=2, failures=3),
         # The endpoint comes up once the handler is loaded, and an http handler may take a minute.
         "livenessProbe": {**_probe("/livez", period=10, failures=6), "initialDelaySeconds": 60},
-        "securityContext": _security_context(wire if worker.handler.http is None else {}),
+        "securityContext": _security_context(wire) if worker.handler.http is None else _beside_handler(wire),
         "volumeMounts": [
             {"name": _BINDING_VOLUME, "mountPath": f"{BINDING_ROOT}/{BINDING_NAME}", "readOnly": True},
+            {"name": _RETIREMENT_VOLUME, "mountPath": RETIREMENT_FOLDER, "readOnly": True},
             {"name": _TMP_VOLUME, "mountPath": "/tmp"},  # noqa: S108 - a path inside the pod
         ],
     }
@@ -266,12 +299,27 @@ def _last_of_each(entries: list[Object], key: str) -> list[Object]:
 
 
 def _security_context(wire: Object) -> Object:
-    return {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-        **wire.get("securityContext", {}),
-    }
+    return {"readOnlyRootFilesystem": True, **_restricted(wire.get("securityContext", {}))}
+
+
+def _beside_handler(wire: Object) -> Object:
+    """Of the worker beside an http handler, with another user than the handler has.
+
+    The containers share their processes. With one user the handler could read the connection under /proc.
+    """
+    users = [wire.get(part, {}).get("runAsUser") for part in ("securityContext", "podSecurityContext")]
+    handler = next((user for user in users if user is not None), USER_ID)
+    return {**_security_context({}), "runAsUser": handler + 1}
+
+
+def _sidecar(container: Object) -> Object:
+    """A person's container, restricted as ours are. Its root file system stays writable, as its image may need."""
+    return {**container, "securityContext": _restricted(container.get("securityContext", {}))}
+
+
+def _restricted(given: Object) -> Object:
+    """A person's settings over the standard's. Capabilities stay dropped, whichever are added."""
+    return {**_RESTRICTED, **given, "capabilities": {**given.get("capabilities", {}), "drop": ["ALL"]}}
 
 
 def _probe(path: str, *, period: int, failures: int) -> Object:
@@ -298,6 +346,7 @@ def _environment(workqueue: WorkQueue, worker: Worker) -> list[Object]:
         "WORKQUEUE_LOG_FORMAT": "json",
         "SERVICE_BINDING_ROOT": BINDING_ROOT,
         "WORKQUEUE_BINDING": f"{BINDING_ROOT}/{BINDING_NAME}",
+        "WORKQUEUE_RETIREMENT_KEY_FILE": f"{RETIREMENT_FOLDER}/{RETIREMENT_KEY}",
     }
     if spec.queue.declare and spec.queue.type is QueueType.QUORUM:
         settings["WORKQUEUE_DELIVERY_LIMIT"] = str(spec.queue.delivery_limit or DEFAULT_DELIVERY_LIMIT)

@@ -118,7 +118,12 @@ VALID = {
         priorityClassName="batch",
         podLabels={"team": "images"},
         podAnnotations={"example.com/note": "a long text, with spaces"},
-        securityContext={"runAsUser": 1000, "readOnlyRootFilesystem": False},
+        securityContext={
+            "runAsUser": 1000,
+            "readOnlyRootFilesystem": False,
+            "capabilities": {"add": ["NET_BIND_SERVICE"]},
+            "seccompProfile": {"type": "Localhost", "localhostProfile": "mine.json"},
+        },
         podSecurityContext={"fsGroup": 1000},
     ),
 }
@@ -383,6 +388,44 @@ INVALID = [
         "a privileged worker",
         worker(securityContext={"privileged": True}),
         "a worker cannot be privileged: remove securityContext.privileged",
+    ),
+    Row(
+        "privilege escalation",
+        worker(securityContext={"allowPrivilegeEscalation": True}),
+        "a worker cannot gain privileges: remove securityContext.allowPrivilegeEscalation",
+    ),
+    Row(
+        "a dangerous capability",
+        worker(securityContext={"capabilities": {"add": ["SYS_ADMIN"]}}),
+        'spec.worker.securityContext.capabilities.add[0]: Unsupported value: "SYS_ADMIN"',
+    ),
+    Row(
+        "an open /proc",
+        worker(securityContext={"procMount": "Unmasked"}),
+        'spec.worker.securityContext.procMount: Unsupported value: "Unmasked"',
+    ),
+    Row("root", worker(securityContext={"runAsUser": 0}), "a worker cannot be root"),
+    Row("root perhaps", worker(securityContext={"runAsNonRoot": False}), "a worker cannot be root"),
+    Row("root in the whole pod", worker(podSecurityContext={"runAsUser": 0}), "a worker cannot be root"),
+    Row(
+        "no seccomp profile",
+        worker(podSecurityContext={"seccompProfile": {"type": "Unconfined"}}),
+        "a worker cannot be unconfined: remove seccompProfile.type, or choose RuntimeDefault",
+    ),
+    Row(
+        "no AppArmor profile",
+        worker(securityContext={"appArmorProfile": {"type": "Unconfined"}}),
+        "a worker cannot be unconfined: remove appArmorProfile.type, or choose RuntimeDefault",
+    ),
+    Row(
+        "a sidecar that is root",
+        worker(containers=[{"name": "x", "image": "x", "securityContext": {"runAsUser": 0}}]),
+        "a worker cannot be root",
+    ),
+    Row(
+        "a container that is a host process",
+        worker(securityContext={"windowsOptions": {"hostProcess": True}}),
+        "a worker cannot be a host process: remove windowsOptions.hostProcess",
     ),
     Row(
         "a privileged sidecar",

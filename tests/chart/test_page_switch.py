@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from tests.support.helm import of_kind, template
 
-PEER = {"namespaceSelector": {"matchLabels": {"team": "platform"}}}
-
 
 def test_while_it_is_off_nothing_of_it_is_there() -> None:
     made = str(template({}))
@@ -33,14 +31,3 @@ def test_without_rights_of_the_charts_only_the_service_is_made() -> None:
     values = {"page": {"enabled": True}, "rbac": {"create": False}}
     names = {one["kind"] for one in template(values) if one["metadata"]["name"].endswith("-page")}
     assert names == {"Service"}
-
-
-def test_a_network_policy_lets_those_in_that_are_named_and_the_operators_own_standby() -> None:
-    values = {"page": {"enabled": True, "from": [PEER]}, "networkPolicy": {"enabled": True}}
-    (policy,) = of_kind(template(values), "NetworkPolicy")
-    metrics, page = policy["spec"]["ingress"]
-    assert "from" not in metrics
-    assert page["ports"] == [{"port": "page"}]
-    own, named = page["from"]
-    assert named == PEER
-    assert own["podSelector"]["matchLabels"] == policy["spec"]["podSelector"]["matchLabels"]

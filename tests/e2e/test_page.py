@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import urllib.error
 import urllib.request
@@ -77,7 +78,8 @@ def tokens(page_lab: Lab, release: OperatorRelease) -> dict[str, str]:
         f"--serviceaccount={page_lab.namespace}:looker",
         where,
     )
-    return {name: kubectl("create", "token", name, where).strip() for name in ("looker", "stranger")}
+    make = "create", "token", where, "--audience=workqueue-page"
+    return {name: kubectl(*make, name).strip() for name in ("looker", "stranger")}
 
 
 def text_of(url: str, token: str) -> tuple[int, str]:
@@ -89,6 +91,18 @@ def text_of(url: str, token: str) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+
+
+def test_token_for_the_api_server_is_refused_and_the_other_way_round(
+    page_lab: Lab, pages: dict[str, str], tokens: dict[str, str]
+) -> None:
+    for_the_api_server = kubectl("create", "token", "looker", f"--namespace={page_lab.namespace}").strip()
+    code, said = text_of(pages["leader"], for_the_api_server)
+    assert "Log in" in said, code
+    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview"}
+    asked = json.dumps({**review, "spec": {"token": tokens["looker"]}})
+    answer = json.loads(kubectl("create", "--filename=-", "--output=json", input=asked))
+    assert not answer["status"].get("authenticated"), "the page's token at the API server"
 
 
 async def test_whoever_may_list_workqueues_watches_the_main_job_and_nobody_else(

@@ -126,10 +126,12 @@ class Site:
             self.store.put_workqueue(body)
 
     def _token_review(self, request: Request) -> dict[str, Any]:
-        user = self.tokens.get(request.body["spec"]["token"])
+        asked = request.body["spec"]
+        user = self.tokens.get(asked["token"])
         if user is None:
             return {"status": {"authenticated": False, "error": "unknown"}}
-        return {"status": {"authenticated": True, "user": {"username": user, "groups": ["people"]}}}
+        person = {"username": user, "groups": ["people"]}
+        return {"status": {"authenticated": True, "audiences": asked["audiences"], "user": person}}
 
     def _access_review(self, request: Request) -> dict[str, Any]:
         spec = request.body["spec"]

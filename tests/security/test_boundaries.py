@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from tests.support.admission import BASE, Admission, RefusedError, installed
 from tests.support.fakecluster import FakeCluster
-from tests.support.kubernetes import apply, kubeconfig, kubectl_json, temporary_namespace, wait_until
+from tests.support.kubernetes import (
+    KubectlError,
+    apply,
+    kubeconfig,
+    kubectl,
+    kubectl_json,
+    temporary_namespace,
+    wait_until,
+)
 from tests.support.objects import merged
 from tests.support.operatorprocess import operator_process
 from tests.support.rabbitmq import VirtualHost
@@ -130,8 +139,57 @@ def test_a_worker_pod_has_no_token_no_other_secret_and_nothing_to_write_to(handl
     pod = rendered["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
     assert "serviceAccountName" not in pod
-    assert [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume] == ["rabbitmq"]
+    secrets = [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
+    assert secrets == ["rabbitmq", "jobs-retirement-key"]
     for container in (*pod.get("initContainers", ()), *pod["containers"]):
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert not [one for one in container.get("env", ()) if "secretKeyRef" in one.get("valueFrom", {})]
+
+
+LOOK: Final = """
+import glob, time
+while not (workers := [f for f in glob.glob("/proc/[0-9]*/cmdline") if b"I am " + b"the worker" in open(f, "rb").read()]):
+    time.sleep(0.1)
+for folder in (worker.removesuffix("cmdline") for worker in workers):
+    for file in ("root/bindings/rabbitmq/uri", "environ"):
+        try:
+            open(folder + file, "rb").read(0)
+            print("readable:", file)
+        except OSError as error:
+            print("refused:", file)
+print("done", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("isolated", [True, False], ids=["as rendered", "with one user for both"])
+def test_http_handler_cannot_read_the_connection_of_the_worker(isolated: bool) -> None:
+    """The containers share their processes, so that /proc shows those of the worker to the handler."""
+    made = workqueue(worker={"handler": HANDLERS["http"]})
+    assert made.spec.worker is not None
+    defaults = render.Defaults("workqueue-operator:dev", False, (), {})
+    rendered = render.deployment(made, made.spec.worker, defaults, proven_hash=None)
+    pod = rendered["spec"]["template"]["spec"]
+    (worker,), (handler,) = pod["containers"], pod["initContainers"]
+    handler |= {"image": "workqueue-operator:dev", "command": ["python3", "-c", LOOK]}
+    wait = ["python3", "-c", "import time; time.sleep(600)", "I am the worker"]
+    worker |= {"image": "workqueue-operator:dev", "command": wait}
+    for probe in ("readinessProbe", "livenessProbe"):
+        del worker[probe]
+    if not isolated:
+        del worker["securityContext"]["runAsUser"]
+
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "rabbitmq"}}
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "jobs"}, "spec": pod}
+    with temporary_namespace("security-handler", pod_security="restricted") as namespace:
+        apply({**secret, "stringData": {"uri": "amqp://x:secret@y/"}}, body, namespace=namespace)
+        log = "logs", "jobs", "--container=handler", f"--namespace={namespace}"
+
+        def said() -> str:
+            with suppress(KubectlError):  # the container has not started yet
+                return text if "done" in (text := kubectl(*log)) else ""
+            return ""
+
+        found = wait_until(said, 120, "the handler has looked")
+    assert ("readable:" in found, "refused:" in found) == (not isolated, isolated), found

@@ -7,15 +7,15 @@ import gzip
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 from aiohttp import web
 
 from workqueue_operator.observe.management import Management
-from workqueue_operator.observe.workers import Address, Answer, Workers
+from workqueue_operator.observe.workers import Address, Answer, SigningKeys, Workers
 from workqueue_operator.reasons import Reason, Unknown
 from workqueue_worker.binding import Binding
+from workqueue_worker.signing import HEADER, Purpose, sign
 
 PASSWORD = "p-Hx7!secret"
 BASIC = base64.b64encode(f"user:{PASSWORD}".encode()).decode()
@@ -149,25 +149,29 @@ async def test_a_worker_that_agrees_without_end_has_not_agreed() -> None:
     async with server(endless) as (port, _):
         workers = Workers(port)
         try:
-            said = await workers.retire([Address("pod", "uid", "127.0.0.1")], b"key")
+            said = await workers.retire(
+                [Address("pod", "uid", "127.0.0.1")], SigningKeys(b"key", b"password")
+            )
         finally:
             await workers.close()
     assert said == {"pod": Answer.UNREACHABLE}
 
 
-async def test_a_signature_says_nothing_of_the_password() -> None:
-    """Whoever sits at the address of a pod is given one: for that pod alone, and worth nothing to guess from."""
-    seen: list[Any] = []
+async def test_calls_to_a_worker_do_not_let_anybody_guess_the_password() -> None:
+    """Whoever sits at the address of a pod gets a signature with the retirement key, which is random."""
+    seen: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
-        seen.append(dict(request.headers))
-        return web.Response(status=200)
+        seen.append(request.headers[HEADER])
+        return web.json_response({"error": "Wrong", "retirementKey": True}, status=401)
 
     async with server(answer) as (port, _):
         workers = Workers(port)
         try:
-            await workers.retire([Address("pod", "uid", "127.0.0.1")], PASSWORD.encode())
+            await workers.retire([Address("pod", "uid", "127.0.0.1")], SigningKeys(b"key", PASSWORD.encode()))
         finally:
             await workers.close()
-    assert len(seen) == 1
-    assert PASSWORD not in str(seen)
+    (header,) = seen
+    stamp = float(header.partition(":")[0])
+    assert header == sign(Purpose.RETIRE, "uid", b"key", stamp)
+    assert header != sign(Purpose.RETIRE, "uid", PASSWORD.encode(), stamp)

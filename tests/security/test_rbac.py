@@ -11,20 +11,18 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import yaml
 
 from tests.support import helm, operatorprocess
 from tests.support.kubernetes import (
     CHECKOUT,
     KubectlError,
     apply,
-    kubeconfig,
     kubectl,
     kubectl_json,
     temporary_namespace,
@@ -32,6 +30,7 @@ from tests.support.kubernetes import (
 )
 from tests.support.ports import free_port
 from tests.support.rabbitmq import VirtualHost
+from tests.support.stolen import kubeconfig_of, policies_for
 
 Object = dict[str, Any]
 Right = tuple[str, str]
@@ -82,6 +81,7 @@ LOST: Final[dict[Right, Loss]] = {
     ("networkpolicies", "create"): Loss("creates", "APIForbidden"),
     ("networkpolicies", "patch"): Loss("creates", "APIForbidden"),
     ("secrets", "get"): Loss("creates", "SecretForbidden"),
+    ("secrets", "create"): Loss("creates", "APIForbidden"),
     ("events", "create"): Loss("tells", "An Event could not be sent."),
     (LEASE, "get"): Loss("starts", "Error retrieving resource lock operator as Forbidden"),
     (LEASE, "create"): Loss("starts", "The Lease could not be created."),
@@ -352,25 +352,11 @@ def without(role: Object, right: Right | None) -> list[Object]:
     ]
 
 
-def kubeconfig_of(account: str, namespace: str, file: Path) -> Path:
-    """A kubeconfig with a token of a service account."""
-    config = yaml.safe_load(kubeconfig().read_text())
-    token = kubectl("create", "token", account, f"--namespace={namespace}", "--duration=1h").strip()
-    context = {"cluster": config["clusters"][0]["name"], "user": "operator"}
-    config |= {
-        "users": [{"name": "operator", "user": {"token": token}}],
-        "contexts": [{"name": "operator", "context": context}],
-        "current-context": "operator",
-    }
-    file.write_text(yaml.safe_dump(config))
-    return file
-
-
 @contextmanager
 def life_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Iterator[Life]:
-    """An operator with all rights but one."""
+    """An operator with all rights but one, limited by the chart's admission policies."""
     roles = chart_roles(watchNamespaces=["here"], fullnameOverride="operator")
-    with temporary_namespace("security-rbac") as namespace:
+    with temporary_namespace("security-rbac") as namespace, ExitStack() as clean_up:
         subject = {"kind": "ServiceAccount", "name": "operator", "namespace": namespace}
         group = {"apiVersion": "rbac.authorization.k8s.io/v1"}
         made: list[Object] = [
@@ -392,6 +378,7 @@ def life_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
             )
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "rabbitmq"}}
         apply(*made, {**secret, "stringData": {"uri": vhost.url}}, namespace=namespace)
+        clean_up.enter_context(policies_for("operator", namespace))
         port = free_port()
         log = folder / "operator.log"
         process = operatorprocess.start(

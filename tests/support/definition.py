@@ -1,17 +1,63 @@
-"""The definition of the resource in the cluster under test, for every test that applies a WorkQueue there."""
+"""The definition of the resource in the cluster under test, for every test that applies a WorkQueue there.
+
+A definition that the tests brought goes when they end: `helm install` refuses one that is not helm's.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 import pytest
 
-from tests.support.kubernetes import CHECKOUT, kubectl
+from tests.support.kubernetes import (
+    CHECKOUT,
+    KUBECONFIG,
+    KubectlError,
+    kubectl,
+    kubectl_json,
+    release_workqueues,
+)
 
 CRD: Final = CHECKOUT / "manifests/crd/workqueues.yaml"
+NAME: Final = "workqueues.workqueue.dev"
+BROUGHT_BY_TESTS: Final = "workqueue.dev/brought-by-tests"
+HELM_RELEASE: Final = "meta.helm.sh/release-name"
 
 
 @pytest.fixture(scope="session")
 def crd() -> None:
-    """It stays, since a demo may be using it."""
+    """The current definition, with a note if there was none before."""
+    brought = not kubectl("get", "crd", NAME, "--ignore-not-found", "--output=name")
     kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CRD}")
+    if brought:
+        kubectl("annotate", "crd", NAME, "--overwrite", f"{BROUGHT_BY_TESTS}=true")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove the definition once all of pytest's processes have ended."""
+    if not hasattr(session.config, "workerinput") and KUBECONFIG.exists():
+        with suppress(KubectlError):  # the cluster is gone, or the definition is
+            remove_if_only_tests_need_it()
+
+
+def remove_if_only_tests_need_it(name: str = NAME) -> bool:
+    """Delete a definition that the tests brought, unless a helm release or an object came to need it.
+
+    Returns:
+        Whether it was deleted.
+    """
+    annotations = kubectl_json("get", "crd", name)["metadata"].get("annotations") or {}
+    if BROUGHT_BY_TESTS not in annotations or HELM_RELEASE in annotations or _is_used(name):
+        return False
+    release_workqueues()
+    kubectl("delete", "crd", name, "--timeout=60s")
+    return True
+
+
+def _is_used(name: str) -> bool:
+    """Whether a WorkQueue is in a namespace that stays."""
+    namespaces: list[dict[str, Any]] = kubectl_json("get", "namespaces")["items"]
+    stay = {one["metadata"]["name"] for one in namespaces if "deletionTimestamp" not in one["metadata"]}
+    workqueues = kubectl_json("get", name, "--all-namespaces")["items"]
+    return any(one["metadata"]["namespace"] in stay for one in workqueues)

@@ -57,7 +57,12 @@ def run(*arguments: str | Path, stdin: str = "", program: Path | None = None) ->
 
 
 def template(
-    values: Mapping[str, Any], *, release: str = RELEASE, tests: bool = False, program: Path | None = None
+    values: Mapping[str, Any],
+    *,
+    release: str = RELEASE,
+    namespace: str = NAMESPACE,
+    tests: bool = False,
+    program: Path | None = None,
 ) -> list[Object]:
     """What the chart makes of these values, without the pods of `helm test`.
 
@@ -65,7 +70,7 @@ def template(
         HelmError: the values are refused.
     """
     skipping = () if tests else ("--skip-tests",)
-    options = ("--namespace", NAMESPACE, "--kube-version", "1.35.0", "--values", "-", *skipping)
+    options = ("--namespace", namespace, "--kube-version", "1.35.0", "--values", "-", *skipping)
     rendered = run("template", release, CHART, *options, stdin=json.dumps(values), program=program)
     return [made for made in yaml.load_all(rendered, Loader=_StrictLoader) if made]
 

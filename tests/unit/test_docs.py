@@ -263,7 +263,7 @@ WEB_ADDRESS = re.compile(r"\b(?:https?|amqps?)://\S+")
 ABSOLUTE_PATH = re.compile(r"(?<![\w.<>*)}\]-])/([A-Za-z][\w-]*)")
 SPOKEN_OF = {
     *("api", "metrics", "readyz", "retire", "status"),  # of our endpoints
-    *("app", "bindings", "usr"),  # in containers
+    *("app", "bindings", "proc", "usr"),  # in containers
     *("handler", "job", "jobs", "spec"),  # of examples and JSON patches
 }
 """Where absolute paths may begin. Those of the machine that a page was written on are none of these."""

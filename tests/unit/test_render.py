@@ -135,6 +135,35 @@ def test_the_pods_satisfy_the_restricted_standard(worker: dict[str, Any]) -> Non
 
 
 @HANDLERS
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"capabilities": {"add": ["NET_BIND_SERVICE"]}}, {"capabilities": {"drop": ["CHOWN"]}}],
+    ids=["nothing", "a capability", "only one dropped"],
+)
+def test_sidecars_and_settings_satisfy_the_restricted_standard(
+    worker: dict[str, Any], given: dict[str, Any]
+) -> None:
+    sidecar = {"name": "proxy", "image": "proxy:1", **({"securityContext": given} if given else {})}
+    spec = pod(workqueue(worker={**worker, "securityContext": given, "containers": [sidecar]}))
+    assert violations(spec) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"securityContext": {"runAsUser": 1000}}, {"podSecurityContext": {"runAsUser": 1000}}],
+    ids=["nothing", "of the handler", "of the pod"],
+)
+def test_http_handler_has_another_user_than_the_worker(given: dict[str, Any]) -> None:
+    spec = pod(workqueue(worker={**HTTP, **given}))
+    (worker,), (handler,) = spec["containers"], spec["initContainers"]
+    users = [
+        one["securityContext"].get("runAsUser", spec["securityContext"]["runAsUser"])
+        for one in (worker, handler)
+    ]
+    assert users == ([1001, 1000] if given else [65533, 65532])
+
+
+@HANDLERS
 def test_names_are_unique_where_the_api_server_wants_them_to_be(worker: dict[str, Any]) -> None:
     parts = {
         "env": [{"name": "WORKQUEUE_LOG_FORMAT", "value": "text"}, {"name": "MINE", "value": "1"}],
@@ -315,6 +344,7 @@ def test_the_endpoint_is_for_the_operator_and_for_metrics_and_other_ports_stay_o
     assert "from" not in others
 
 
-def test_without_a_word_on_metrics_everybody_may_scrape() -> None:
-    policy = render.network_policy(workqueue(), Defaults(operator_peer={"podSelector": {}}))
-    assert "from" not in policy["spec"]["ingress"][0]
+def test_no_metrics_peers_leave_the_endpoint_to_the_operator() -> None:
+    operator = {"podSelector": {"matchLabels": {"app": "operator"}}}
+    policy = render.network_policy(workqueue(), Defaults(operator_peer=operator))
+    assert policy["spec"]["ingress"][0]["from"] == [operator]

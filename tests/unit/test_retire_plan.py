@@ -14,7 +14,7 @@ from workqueue_operator.act.retire import Outcome, Plan, Retirement, plan
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, LABEL_WORKQUEUE
 from workqueue_operator.observe.store import Store
-from workqueue_operator.observe.workers import Address, Answer, Workers, WorkerStatus
+from workqueue_operator.observe.workers import Address, Answer, SigningKeys, Workers, WorkerStatus
 from workqueue_operator.reasons import Reason, Unknown
 from workqueue_operator.views import PodView
 
@@ -104,6 +104,9 @@ def test_whom_to_ask(
 # -- carrying it out
 
 
+KEYS = SigningKeys(b"key", b"password")
+
+
 class FakeWorkers(Workers):
     """Workers that answer as told."""
 
@@ -111,11 +114,11 @@ class FakeWorkers(Workers):
         self.answers = answers
         self.resumed: list[str] = []
 
-    async def retire(self, addresses: Any, key: bytes) -> dict[str, Answer]:
-        assert key == b"key"
+    async def retire(self, addresses: Any, keys: SigningKeys) -> dict[str, Answer]:
+        assert keys == KEYS
         return {address.pod: self.answers[address.pod] for address in addresses}
 
-    async def resume(self, addresses: Any, key: bytes) -> None:
+    async def resume(self, addresses: Any, keys: SigningKeys) -> None:
         asked_: list[Address] = list(addresses)
         self.resumed += [address.pod for address in asked_]
 
@@ -200,14 +203,14 @@ class Scene:
             "team",
             chosen,
             lambda: pods,
-            b"key",
+            KEYS,
             self.lower,
             self.confirm_empty if guarded else None,
         )
 
     async def clear_left_over(self, pods: list[PodView], **replicaset: int) -> None:
         vars(self).update(replicaset)
-        await Retirement(self.cluster, self.workers, self.store).clear_left_over("team", pods, b"key")
+        await Retirement(self.cluster, self.workers, self.store).clear_left_over("team", pods, KEYS)
 
     @property
     def marks(self) -> list[str]:

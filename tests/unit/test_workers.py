@@ -12,11 +12,13 @@ import pytest
 from aiohttp import web
 
 from workqueue_operator.observe import workers as module
-from workqueue_operator.observe.workers import Address, Answer, Workers, WorkerStatus
+from workqueue_operator.observe.workers import Address, Answer, SigningKeys, Workers, WorkerStatus
 from workqueue_worker import signing
 from workqueue_worker.signing import Purpose, Verdict
 
-KEY = b"password"
+KEY = b"retirement key"
+PASSWORD = b"password"
+KEYS = SigningKeys(KEY, PASSWORD)
 STATUS = {
     "slots": 4,
     "busy": 1,
@@ -39,6 +41,8 @@ class Endpoint:
     def __init__(self) -> None:
         self.status: Any = STATUS
         self.retire_status = 200
+        self.key = KEY
+        self.says_it_knows_the_key = True
         self.verdicts: list[Verdict] = []
         self.port = 0
         self.hang = asyncio.Event()
@@ -52,10 +56,13 @@ class Endpoint:
 
     async def on_retire(self, request: web.Request) -> web.Response:
         purpose = Purpose.RETIRE if request.method == "POST" else Purpose.RESUME
-        verdict = signing.verify(request.headers.get(signing.HEADER), purpose, "uid-a", KEY, time.time())
+        header = request.headers.get(signing.HEADER)
+        verdict = signing.verify(header, purpose, "uid-a", self.key, time.time())
         self.verdicts.append(verdict)
-        status = self.retire_status if verdict is Verdict.GOOD else 401
-        return web.json_response({}, status=status)
+        if verdict is Verdict.GOOD:
+            return web.json_response({}, status=self.retire_status)
+        knows = {"retirementKey": True} if self.says_it_knows_the_key else {}
+        return web.json_response({"error": str(verdict), **knows}, status=401)
 
 
 @pytest.fixture
@@ -186,7 +193,7 @@ async def test_only_a_plain_yes_means_retired(
     endpoint: Endpoint, workers: Workers, status: int, answer: Answer
 ) -> None:
     endpoint.retire_status = status
-    assert await workers.retire([A], KEY) == {"a": answer}
+    assert await workers.retire([A], KEYS) == {"a": answer}
     assert endpoint.verdicts == [Verdict.GOOD]
 
 
@@ -194,19 +201,37 @@ async def test_a_signature_for_another_pod_or_with_another_key_is_refused(
     endpoint: Endpoint, workers: Workers
 ) -> None:
     """As when a pod's address has been given to another one meanwhile, or a password is being rotated."""
-    assert await workers.retire([Address("a", "uid-b", "127.0.0.1")], KEY) == {"a": Answer.REFUSED}
-    assert await workers.retire([A], b"other") == {"a": Answer.REFUSED}
+    assert await workers.retire([Address("a", "uid-b", "127.0.0.1")], KEYS) == {"a": Answer.REFUSED}
+    assert await workers.retire([A], SigningKeys(b"other", PASSWORD)) == {"a": Answer.REFUSED}
     assert endpoint.verdicts == [Verdict.WRONG, Verdict.WRONG]
 
 
+async def test_worker_of_the_previous_release_is_asked_with_the_password(
+    endpoint: Endpoint, workers: Workers
+) -> None:
+    endpoint.key, endpoint.says_it_knows_the_key = PASSWORD, False
+    assert await workers.retire([A], KEYS) == {"a": Answer.RETIRED}
+    await workers.resume([A], KEYS)
+    assert endpoint.verdicts == [Verdict.WRONG, Verdict.GOOD] * 2
+
+
+async def test_worker_that_knows_the_retirement_key_is_never_asked_with_the_password(
+    endpoint: Endpoint, workers: Workers
+) -> None:
+    """As while a new key has not reached its pod yet."""
+    endpoint.key = b"the key before"
+    assert await workers.retire([A], KEYS) == {"a": Answer.REFUSED}
+    assert endpoint.verdicts == [Verdict.WRONG]
+
+
 async def test_who_cannot_be_asked_is_unreachable(workers: Workers) -> None:
-    assert await workers.retire([A, NOBODY], KEY) == {"a": Answer.RETIRED, "nobody": Answer.UNREACHABLE}
+    assert await workers.retire([A, NOBODY], KEYS) == {"a": Answer.RETIRED, "nobody": Answer.UNREACHABLE}
 
 
 async def test_resuming_is_signed_for_its_own_purpose_and_never_fails(
     endpoint: Endpoint, workers: Workers
 ) -> None:
-    await workers.resume([A, NOBODY], KEY)
+    await workers.resume([A, NOBODY], KEYS)
     assert endpoint.verdicts == [Verdict.GOOD]
 
 

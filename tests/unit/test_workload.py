@@ -38,6 +38,7 @@ def cluster() -> FakeCluster:
     made = FakeCluster()
     made.answer("PATCH", DEPLOYMENT, lambda request: live(request.body))
     made.answer("PATCH", "/poddisruptionbudgets/jobs-worker", {})
+    made.answer("POST", "/secrets", {})
     return made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
 
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
@@ -95,6 +96,25 @@ def test_only_a_fresh_signature_for_this_pod_and_purpose_is_good(
     good = sign(Purpose.RETIRE, POD_UID, b"guest", now)
     assert worker.retire(header=good)[0] == 200
     assert worker.retire(header=good) == (401, {"error": "Replayed"})
+
+
+def test_retirement_key_takes_the_place_of_the_password_and_can_be_rotated(
+    vhost: VirtualHost, workers: Workers, tmp_path: Path
+) -> None:
+    file = tmp_path / "key"
+    worker = workers.start(vhost.url, environment={"WORKQUEUE_RETIREMENT_KEY_FILE": str(file)})
+    worker.wait_consuming()
+    assert worker.retire()[0] == 503, "the key has not come yet"
+
+    file.write_text("first\n")
+    assert worker.retire() == (401, {"error": "Wrong", "retirementKey": True}), "signed with the password"
+    assert worker.retire(key=b"") == (401, {"error": "Wrong", "retirementKey": True})
+    assert worker.retire(key=b"first")[0] == 200
+
+    file.write_text("second")
+    assert worker.retire(key=b"first")[0] == 401
+    assert worker.retire(Purpose.RESUME, b"second")[0] == 200
+    assert worker.status()["consuming"]
 
 
 def test_outside_a_cluster_nobody_can_retire_it(vhost: VirtualHost, workers: Workers) -> None:

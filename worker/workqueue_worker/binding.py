@@ -61,7 +61,7 @@ class Binding:
 
     @property
     def signing_key(self) -> bytes:
-        """The secret that operator and workers share: the password, else the private key."""
+        """What calls to workers without a retirement key are signed with: the password, else the private key."""
         return (self.password or (self.tls.private_key if self.tls else "")).encode()
 
     @property

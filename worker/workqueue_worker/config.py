@@ -65,6 +65,8 @@ class RunConfig:
         port_is_default: nobody asked for this port, so that any other will do when it is taken.
         pod_uid: None outside a cluster.
         worker_name: the pod, or host and process.
+        retirement_key_file: what the operator's calls are signed with; None where an operator of the release before
+            that key made the pod, and signs with the password.
     """
 
     handler: PythonHandler | ExecHandler | HTTPHandler
@@ -86,6 +88,7 @@ class RunConfig:
     log_level: str
     heartbeat_seconds: int | None
     termination_log: Path
+    retirement_key_file: Path | None = None
 
     @property
     def queue(self) -> str:
@@ -105,6 +108,21 @@ class RunConfig:
         if self.heartbeat_seconds is None:
             return binding
         return replace(binding, heartbeat_seconds=self.heartbeat_seconds)
+
+    def read_retirement_key(self) -> bytes:
+        """What the operator's calls are signed with, read each time, so that it can be rotated.
+
+        Raises:
+            BindingError: it cannot be read.
+        """
+        if self.retirement_key_file is None:
+            return self.read_binding().signing_key
+        try:
+            return self.retirement_key_file.read_bytes().strip()
+        except OSError as error:
+            raise BindingError(
+                f"The retirement key {self.retirement_key_file} cannot be read: {error.strerror}."
+            ) from error
 
 
 def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
@@ -140,6 +158,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
     timeout = reader.read("timeout", "WORKQUEUE_TIMEOUT_SECONDS", DEFAULT_TIMEOUT_SECONDS, _seconds)
     port = reader.read("port", "WORKQUEUE_PORT", None, _port)
     pod_uid = environment.get("WORKQUEUE_POD_UID") or None
+    key_file = environment.get("WORKQUEUE_RETIREMENT_KEY_FILE")
     url, folder = reader.place()
     config = RunConfig(
         handler=handler,
@@ -169,6 +188,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         log_level=reader.read("log_level", "WORKQUEUE_LOG_LEVEL", "INFO", _log_level),
         heartbeat_seconds=reader.read("heartbeat", "WORKQUEUE_HEARTBEAT_SECONDS", None, _heartbeat),
         termination_log=Path(environment.get("WORKQUEUE_TERMINATION_LOG") or DEFAULT_TERMINATION_LOG),
+        retirement_key_file=Path(key_file) if key_file else None,
     )
     if reader.mistakes:
         raise ConfigurationError(reader.mistakes)

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from . import __version__, signing
 from .errors import BindingError
+from .limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
 from .metrics import Exposition
 from .retirement import LEASE_SECONDS, Retirement
 from .runtime import Runtime
@@ -29,17 +30,8 @@ from .signing import Purpose
 LIVE_SECONDS: Final = 30.0
 """The I/O loop turns every 5 s at least; one that has not turned for so long will not turn again."""
 
-CONNECTIONS: Final = 64
-"""At once. Of more, the one that has kept us waiting for the longest is closed."""
-
 IDLE_SECONDS: Final = 75.0
 """How long a connection may be kept open between two requests."""
-
-REQUEST_SECONDS: Final = 5.0
-"""How long a request may take to come, from its first byte on, and its answer to be taken."""
-
-REQUEST_BYTES: Final = 16 * 1024
-"""Of a request with all its headers. Ours have some hundred."""
 
 logger = logging.getLogger(__name__)
 
@@ -269,7 +261,10 @@ class _Request(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error)})
             return
         if wrong is not None:
-            self._answer(HTTPStatus.UNAUTHORIZED, {"error": wrong})
+            # An operator that reads this does not try the password, as it does for workers without a retirement key.
+            keyed = self.server.endpoint.runtime.config.retirement_key_file is not None
+            said = {"error": wrong, "retirementKey": True} if keyed else {"error": wrong}
+            self._answer(HTTPStatus.UNAUTHORIZED, said)
             return
         if purpose is Purpose.RESUME:
             retirement.end()

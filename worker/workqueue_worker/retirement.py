@@ -47,7 +47,7 @@ class Retirement:
         Args:
             now: Unix seconds.
         """
-        key = self._runtime.config.read_binding().signing_key
+        key = self._runtime.config.read_retirement_key()
         verdict = signing.verify(header, purpose, self._pod_uid, key, now)
         if verdict is not Verdict.GOOD or header is None:
             return str(verdict)

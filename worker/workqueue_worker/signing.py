@@ -1,4 +1,4 @@
-"""Signed calls from the operator to a worker, keyed by the connection Secret that both already hold.
+"""Signed calls from the operator to a worker, keyed by a secret that both hold.
 
 Place in the flow: the operator signs before it calls a worker's endpoint, the worker verifies. Pure: the
 clock is an argument. What is signed is the purpose, the uid of the pod and the time, so that a signature
@@ -40,7 +40,7 @@ def sign(purpose: Purpose, pod_uid: str, key: bytes, now: float) -> str:
     """The header's value for a call at `now` (Unix seconds).
 
     Args:
-        key: the password of the connection Secret, or its private key; never empty.
+        key: the WorkQueue's retirement key; never empty.
     """
     stamp = f"{now:.6f}"
     return f"{stamp}:{_digest(purpose, pod_uid, stamp, key)}"

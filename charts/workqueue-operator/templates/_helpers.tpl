@@ -74,10 +74,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [create, patch]
-# By name only: the Secret that a WorkQueue refers to.
+# Read by name only: the Secret that a WorkQueue refers to. Created: the key for retirement calls.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get]
+  verbs: [get, create]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]

@@ -27,7 +27,7 @@ from ..cluster import Cluster, Object, pod_path, replicaset_path
 from ..errors import ClusterError
 from ..names import ANNOTATION_DELETION_COST, LABEL_RETIRING, RETIRED_DELETION_COST
 from ..observe.store import Store
-from ..observe.workers import Address, Answer, Workers, WorkerStatus
+from ..observe.workers import Address, Answer, SigningKeys, Workers, WorkerStatus
 from ..reasons import Reason, Unknown
 from ..views import PodView
 
@@ -132,7 +132,7 @@ class Retirement:
         namespace: str,
         chosen: Plan,
         look: Callable[[], Sequence[PodView]],
-        key: bytes,
+        keys: SigningKeys,
         lower: Callable[[int], Awaitable[Object | None]],
         confirm_empty: Callable[[], Awaitable[bool | None]] | None,
     ) -> Outcome:
@@ -140,56 +140,56 @@ class Retirement:
 
         Args:
             look: the pods as they are known at that moment; asking takes seconds when one does not answer.
-            key: what the calls are signed with.
+            keys: what the calls are signed with.
             lower: lowers the count by a number in one guarded write; None when the guard failed.
             confirm_empty: for the step to zero: hangs the bell and looks; True when the queue is empty, None
                 when the bell does not hang. None instead of a function: this step is not to zero.
         """
-        answers = await self._workers.retire(map(_address, chosen.ask), key)
+        answers = await self._workers.retire(map(_address, chosen.ask), keys)
         agreed = [pod for pod in chosen.ask if answers[pod.name] is Answer.RETIRED]
         leaving = [*chosen.dead, *agreed]
         going = {pod.uid for pod in leaving}
         staying = [pod for pod in look() if not pod.terminating and pod.uid not in going]
         outranked = _outranked(staying, leaving)
         if not leaving or outranked:
-            await self._call_off(agreed, [], namespace, key)
+            await self._call_off(agreed, [], namespace, keys)
             return Outcome(0, None, answers, outranked or _BUSY)
         pods = [*leaving, *staying]
         try:
             before = await self._counted(namespace, pods)
         except ClusterError:
-            await self._call_off(agreed, [], namespace, key)
+            await self._call_off(agreed, [], namespace, keys)
             raise
         if before is None:
-            await self._call_off(agreed, [], namespace, key)
+            await self._call_off(agreed, [], namespace, keys)
             return Outcome(0, None, answers, UNSEEN)
         if not staying and confirm_empty is not None:
             empty = await confirm_empty()
             if not empty:
-                await self._call_off(agreed, [], namespace, key)
+                await self._call_off(agreed, [], namespace, keys)
                 return Outcome(0, None, answers, _NO_BELL if empty is None else _MESSAGE_CAME)
         try:
             marked = await self._mark(namespace, leaving, RETIRED_DELETION_COST)
             # A pod that vanished meanwhile gets a successor, and the count would be lowered by one too many.
             seen = marked == len(leaving) and await self._come_to(before + marked, namespace, pods)
             if not seen:
-                await self._call_off(agreed, leaving, namespace, key)
+                await self._call_off(agreed, leaving, namespace, keys)
                 return Outcome(0, None, answers, UNSEEN)
         except ClusterError:
-            await self._call_off(agreed, leaving, namespace, key)
+            await self._call_off(agreed, leaving, namespace, keys)
             raise
         try:
             lowered = await lower(len(leaving))
         except ClusterError as error:
             if error.refused:
-                await self._call_off(agreed, leaving, namespace, key)
+                await self._call_off(agreed, leaving, namespace, keys)
             raise
         if lowered is None:
             # Whoever changed the count may have lowered it: the marks stay until Kubernetes has carried that out.
             return Outcome(0, None, answers, CONFLICT)
         return Outcome(len(leaving), lowered, answers)
 
-    async def clear_left_over(self, namespace: str, pods: Sequence[PodView], key: bytes) -> None:
+    async def clear_left_over(self, namespace: str, pods: Sequence[PodView], keys: SigningKeys) -> None:
         """Take back what a scale-in that was broken off has left, once the ReplicaSet has carried out its last count.
 
         Before, Kubernetes may still be about to remove those that are marked, and without the marks would remove
@@ -198,12 +198,12 @@ class Retirement:
         alive = [pod for pod in pods if not pod.terminating]
         if await self._counted(namespace, alive) is not None:
             marked = [pod for pod in alive if pod.marked]
-            await self._call_off(marked, marked, namespace, key)
+            await self._call_off(marked, marked, namespace, keys)
 
     async def _call_off(
-        self, agreed: Sequence[PodView], marked: Sequence[PodView], namespace: str, key: bytes
+        self, agreed: Sequence[PodView], marked: Sequence[PodView], namespace: str, keys: SigningKeys
     ) -> None:
-        await self._workers.resume(map(_address, agreed), key)
+        await self._workers.resume(map(_address, agreed), keys)
         try:
             await self._mark(namespace, marked, None)
         except ClusterError as error:

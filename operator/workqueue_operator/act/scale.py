@@ -19,7 +19,7 @@ from ..metrics import Metrics
 from ..model import WorkQueue, timestamp
 from ..observe.brokers import Link
 from ..observe.store import Store
-from ..observe.workers import WorkerStatus
+from ..observe.workers import SigningKeys, WorkerStatus
 from ..reasons import Reason, Unknown
 from ..report import Reporter
 from ..views import DeploymentView, PodView, deployment_view, unsettled
@@ -134,6 +134,10 @@ class Scaler:
         if await self._clear_left_over(workqueue, link, deployment, pods):
             return Hold.because(decision.wanted, UNSEEN), deployment
 
+        key = await self._workload.retirement_key(workqueue)
+        if isinstance(key, Unknown):
+            return Hold.because(decision.wanted, key), deployment
+
         async def lower(number: int) -> Object | None:
             return await self._write(workqueue, memory, decision, deployment, deployment.replicas - number)
 
@@ -141,7 +145,7 @@ class Scaler:
             workqueue.metadata.namespace,
             plan(pods, statuses, deployment.replicas - decision.replicas, time.time()),
             lambda: self._store.pods_of(workqueue.key),
-            link.broker.binding.signing_key,
+            SigningKeys(key, link.broker.binding.signing_key),
             lower,
             partial(bell.confirm_empty, workqueue, link) if decision.only_when_empty else None,
         )
@@ -163,8 +167,10 @@ class Scaler:
         # The store may not have heard yet of a count that was written without an answer.
         live = await self._workload.read(workqueue, deployment.name)
         if live is not None and unsettled(deployment_view(live), pods) is None:
-            key = link.broker.binding.signing_key
-            await self._retirement.clear_left_over(workqueue.metadata.namespace, pods, key)
+            key = await self._workload.retirement_key(workqueue)
+            # Without a key the workers are not called back, and consume again when their lease ends.
+            keys = SigningKeys(b"" if isinstance(key, Unknown) else key, link.broker.binding.signing_key)
+            await self._retirement.clear_left_over(workqueue.metadata.namespace, pods, keys)
         return True
 
 

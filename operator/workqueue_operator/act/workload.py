@@ -19,8 +19,9 @@ from ..cluster import Cluster, Object, deployment_path
 from ..digest import digest
 from ..errors import ClusterError, Trouble
 from ..model import WorkQueue
-from ..names import ANNOTATION_TEMPLATE_HASH, REPLICAS_FIELD_MANAGER, workload_name
-from ..reasons import Reason
+from ..names import ANNOTATION_TEMPLATE_HASH, REPLICAS_FIELD_MANAGER, retirement_secret_name, workload_name
+from ..reasons import Reason, Unknown
+from .retirement_key import RetirementKeys
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Workload:
         self._cluster = cluster
         self._defaults = defaults
         self._wake = wake
+        self._keys = RetirementKeys(cluster)
         self._applied: dict[str, Applied] = {}
         self._turns: dict[str, float] = {}
         self._last_turn = 0.0
@@ -61,6 +63,7 @@ class Workload:
         """The WorkQueue is gone; Kubernetes deletes what it owns."""
         self._applied.pop(uid, None)
         self._turns.pop(uid, None)
+        self._keys.forget(uid)
 
     async def ensure(self, workqueue: WorkQueue, seen: Object | None) -> Object:
         """Make the Deployment and what goes with it as they should be.
@@ -94,12 +97,31 @@ class Workload:
             return seen
         if seen is not None and applied is None and _is_of(seen, wanted) and not self._has_turn(workqueue):
             return seen
+        no_key = await self._ensure_key(workqueue)
         live = await self._apply_deployment(workqueue, wanted, seen)
+        if no_key is not None:
+            raise no_key
         await self._apply_others(workqueue)
         self._applied[workqueue.metadata.uid] = Applied(
             live["metadata"]["uid"], live["metadata"]["generation"], digest(wanted)
         )
         return live
+
+    async def retirement_key(self, workqueue: WorkQueue) -> bytes | Unknown:
+        """What calls to the workers are signed with, or why there is no key.
+
+        Raises:
+            ClusterError: the API server did not answer.
+        """
+        try:
+            return await self._keys.read(workqueue)
+        except Trouble as trouble:
+            return Unknown(trouble.reason, trouble.message)
+        except ClusterError as error:
+            refused = _key_refused(error, workqueue)
+            if isinstance(refused, Trouble):
+                return Unknown(refused.reason, refused.message)
+            raise
 
     async def scale(self, workqueue: WorkQueue, name: str, observed: int, replicas: int) -> Object | None:
         """Set replicas, if they still are what the decision was made from.
@@ -149,6 +171,14 @@ class Workload:
             turn = self._turns[uid] = self._last_turn = max(self._last_turn, now) + VERIFY_EVERY
             asyncio.get_running_loop().call_later(turn - now, self._wake, workqueue.key)
         return now >= turn
+
+    async def _ensure_key(self, workqueue: WorkQueue) -> Exception | None:
+        """Create the Secret that the pods mount. Why it cannot be created is no reason to have no workers."""
+        try:
+            await self._keys.ensure(workqueue)
+        except ClusterError as error:
+            return _key_refused(error, workqueue)
+        return None
 
     async def _apply_deployment(self, workqueue: WorkQueue, wanted: Object, seen: Object | None) -> Object:
         name = workload_name(workqueue.metadata.name)
@@ -239,6 +269,10 @@ def _require_ours(seen: Object, workqueue: WorkQueue) -> None:
         f"The Deployment {seen['metadata']['name']!r} exists and does not belong to this WorkQueue; it is not "
         "touched. Delete or rename it, or choose another name for the WorkQueue.",
     )
+
+
+def _key_refused(error: ClusterError, workqueue: WorkQueue) -> Exception:
+    return _refused(error, f"Secret {retirement_secret_name(workqueue.metadata.name)!r}")
 
 
 def _refused(error: ClusterError, what: str) -> Exception:

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, Final
@@ -31,6 +31,23 @@ LARGEST_ANSWER: Final = 16 * 1024
 """Bytes."""
 
 LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
+
+
+_WITHOUT_RETIREMENT_KEY: Final = b'{"error": "Wrong"}'
+"""What a worker answers that knows no retirement key: its image, or its pod, is of the release before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKeys:
+    """What calls to the workers of one WorkQueue are signed with.
+
+    Attributes:
+        current: the WorkQueue's retirement key.
+        previous: the connection Secret's password or private key, for workers that know no retirement key.
+    """
+
+    current: bytes = field(repr=False)
+    previous: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +138,7 @@ class Workers:
             if answer is not None
         }
 
-    async def retire(self, addresses: Iterable[Address], key: bytes) -> dict[str, Answer]:
+    async def retire(self, addresses: Iterable[Address], keys: SigningKeys) -> dict[str, Answer]:
         """Ask workers to stop consuming and to hold themselves out for a lease.
 
         Returns:
@@ -129,14 +146,14 @@ class Workers:
         """
         asked = list(addresses)
         answers = await asyncio.gather(
-            *(self._signed("POST", address, signing.Purpose.RETIRE, key) for address in asked)
+            *(self._signed("POST", address, signing.Purpose.RETIRE, keys) for address in asked)
         )
         return {address.pod: answer for address, answer in zip(asked, answers, strict=True)}
 
-    async def resume(self, addresses: Iterable[Address], key: bytes) -> None:
+    async def resume(self, addresses: Iterable[Address], keys: SigningKeys) -> None:
         """Let retired workers consume again at once; one that cannot be reached does so when its lease ends."""
         await asyncio.gather(
-            *(self._signed("DELETE", address, signing.Purpose.RESUME, key) for address in addresses)
+            *(self._signed("DELETE", address, signing.Purpose.RESUME, keys) for address in addresses)
         )
 
     def _url(self, address: Address, path: str) -> str:
@@ -154,16 +171,28 @@ class Workers:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    async def _signed(self, method: str, address: Address, purpose: signing.Purpose, key: bytes) -> Answer:
+    async def _signed(
+        self, method: str, address: Address, purpose: signing.Purpose, keys: SigningKeys
+    ) -> Answer:
+        status, said = await self._call(method, address, purpose, keys.current)
+        if status == HTTPStatus.UNAUTHORIZED and said == _WITHOUT_RETIREMENT_KEY:
+            status, _ = await self._call(method, address, purpose, keys.previous)
+        if status is None:
+            return Answer.UNREACHABLE
+        return {200: Answer.RETIRED, 409: Answer.BUSY}.get(status, Answer.REFUSED)
+
+    async def _call(
+        self, method: str, address: Address, purpose: signing.Purpose, key: bytes
+    ) -> tuple[int | None, bytes]:
+        """The status and the body of an answer; no status when there was none."""
         headers = {signing.HEADER: signing.sign(purpose, address.uid, key, time.time())}
         try:
             async with self._session.request(
                 method, self._url(address, "/retire"), headers=headers, allow_redirects=False
             ) as response:
-                await body(response, LARGEST_ANSWER)
-                return {200: Answer.RETIRED, 409: Answer.BUSY}.get(response.status, Answer.REFUSED)
+                return response.status, await body(response, LARGEST_ANSWER)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            return Answer.UNREACHABLE
+            return None, b""
 
 
 def _parse(said: Any) -> WorkerStatus:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from ..cluster import Cluster
-from ..names import GROUP, PLURAL
+from ..names import GROUP, PAGE_AUDIENCE, PLURAL
 
 KEPT_SECONDS: Final = 60.0
 KEPT: Final = 2_000
@@ -46,9 +46,15 @@ class Access:
 
     Args:
         clock: seconds that only go forward.
+        audience: what a token must have been made for. One for this page is worth nothing at the API server, and one
+            for the API server is not accepted here.
+
+    Attributes:
+        audience: the same.
     """
 
-    def __init__(self, cluster: Cluster, clock: Any = time.monotonic) -> None:
+    def __init__(self, cluster: Cluster, clock: Any = time.monotonic, audience: str = PAGE_AUDIENCE) -> None:
+        self.audience = audience
         self._cluster = cluster
         self._clock = clock
         self._people: OrderedDict[bytes, tuple[float, Person | None]] = OrderedDict()
@@ -67,9 +73,12 @@ class Access:
         known = self._kept(self._people, key)
         if known is not None:
             return known[1]
-        answer = await self._ask("authentication.k8s.io/v1/tokenreviews", {"token": token})
+        spec = {"token": token, "audiences": [self.audience]}
+        answer = await self._ask("authentication.k8s.io/v1/tokenreviews", spec)
         status = answer.get("status") or {}
-        found = _person(status["user"]) if status.get("authenticated") and "user" in status else None
+        # An API server that does not know audiences says so by naming none.
+        good = status.get("authenticated") and self.audience in (status.get("audiences") or ())
+        found = _person(status["user"]) if good and "user" in status else None
         self._keep(self._people, key, found)
         return found
 

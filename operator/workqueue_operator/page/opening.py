@@ -24,9 +24,11 @@ class WebPage:
     Args:
         port: to listen on.
         leader: where the leader's page is, for a standby.
+        audience: of the tokens that people log in with.
     """
 
-    def __init__(self, port: int, leader: Callable[[], Awaitable[str | None]]) -> None:
+    def __init__(self, port: int, leader: Callable[[], Awaitable[str | None]], audience: str) -> None:
+        self._audience = audience
         self._server = Page(port, Relay(leader))
         self._watch: Watch | None = None
 
@@ -48,7 +50,7 @@ class WebPage:
         """
         self._watch = watch = Watch(store, workers)
         watch.start()
-        self._server.lead(Parts(store, watch, Access(cluster), DeadLetters(secrets)))
+        self._server.lead(Parts(store, watch, Access(cluster, audience=self._audience), DeadLetters(secrets)))
         return watch.decided
 
     async def stop_looking(self) -> None:

@@ -19,6 +19,9 @@ from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import ValidationError
 
+from workqueue_worker.limits import CONNECTIONS
+
+from ..bounded_server import BoundedServer
 from ..errors import ClusterError
 from ..model import WorkQueue
 from ..observe.store import Object, Store
@@ -32,8 +35,8 @@ from .watch import Watch
 HERE: Final = Path(__file__).parent
 LIVE_SECONDS: Final = 2.0
 KEEP_ALIVE_SECONDS: Final = 15.0
-MOST_LIVE: Final = 100
-"""Browsers that are kept up to date at once; each costs a look at the store every two seconds."""
+MOST_LIVE: Final = CONNECTIONS * 3 // 4
+"""Browsers with live updates at the same time. The other connections stay free for pages that are loaded."""
 
 ROWS_AT_ONCE: Final = 5
 """Rendered without a pause: a row takes half a millisecond, and a bell must not wait long."""
@@ -82,7 +85,7 @@ class Page:
         self._parts: Parts | None = None
         self._sessions = Sessions()
         self._live = 0
-        self._runner: web.AppRunner | None = None
+        self._server: BoundedServer | None = None
         self._rows: dict[tuple[str, str], tuple[object, str]] = {}
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
@@ -113,23 +116,21 @@ class Page:
         app.router.add_get("/events", self._overview_events)
         app.router.add_get("/queues/{namespace}/{name}", self._detail)
         app.router.add_get("/queues/{namespace}/{name}/events", self._detail_events)
-        self._runner = web.AppRunner(
+        self._server = BoundedServer(
             app,
-            access_log=None,
+            self.port,
+            self._host,
             shutdown_timeout=1.0,
             handler_cancellation=True,  # a browser that has gone is noticed at once
         )
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self.port)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        self.port = await self._server.start()
 
     async def stop(self) -> None:
         """Stop listening."""
         if self._relay is not None:
             await self._relay.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._server is not None:
+            await self._server.stop()
 
     # -- around every request ------------------------------------------------------------------------
 
@@ -184,7 +185,13 @@ class Page:
     # -- logging in ----------------------------------------------------------------------------------
 
     async def _login_form(self, request: web.Request) -> web.Response:
-        return self._html("login.html", trouble="", next=_next(request))
+        return self._login_page(request)
+
+    def _login_page(self, request: web.Request, *, status: int = 200, trouble: str = "") -> web.Response:
+        audience = self._knows.access.audience
+        return self._html(
+            "login.html", status=status, trouble=trouble, audience=audience, next=_next(request)
+        )
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
         origin = request.headers.get("Origin")
@@ -195,9 +202,10 @@ class Page:
         person = await self._knows.access.person(token) if token else None
         if person is None:
             trouble = (
-                "The cluster does not know this token: it is wrong, or its time is over. Make a new one."
+                "The cluster does not know this token for this page: it is wrong, expired, or for another audience. "
+                "Make a new one as shown below."
             )
-            return self._html("login.html", status=401, trouble=trouble, next=_next(request))
+            return self._login_page(request, status=401, trouble=trouble)
         answer = _see(_next(request))
         answer.set_cookie(
             COOKIE,

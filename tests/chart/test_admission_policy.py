@@ -1,0 +1,55 @@
+"""The admission policies in the chart; tests/security/test_stolen_token.py has what they refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hack.generate import CHART
+from tests.support.helm import of_kind, run, template
+
+
+def made(**values: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    objects = template(values)
+    return tuple(of_kind(objects, f"ValidatingAdmissionPolicy{end}") for end in ("", "Binding"))  # type: ignore[return-value]
+
+
+def test_every_policy_denies_and_fails_closed_for_the_operator_alone() -> None:
+    policies, bindings = made(fullnameOverride="jobs")
+    assert {one["metadata"]["name"] for one in policies} == {one["spec"]["policyName"] for one in bindings}
+    assert all(one["spec"]["validationActions"] == ["Deny"] for one in bindings)
+    for policy in policies:
+        assert policy["spec"]["failurePolicy"] == "Fail"
+        (condition,) = policy["spec"]["matchConditions"]
+        assert '"system:serviceaccount:workqueue-system:jobs"' in condition["expression"]
+
+
+def test_policies_cover_whatever_the_operator_writes_of_other_peoples() -> None:
+    policies, _ = made()
+    covered = {
+        resource
+        for policy in policies
+        for rule in policy["spec"]["matchConstraints"]["resourceRules"]
+        for resource in rule["resources"]
+    }
+    (role,) = (
+        one for one in of_kind(template({}), "ClusterRole") if one["metadata"]["name"] == "workqueue-operator"
+    )
+    written = {
+        resource
+        for rule in role["rules"]
+        if {"create", "patch", "update"} & set(rule["verbs"])
+        for resource in rule["resources"]
+    }
+    assert written - covered == {"workqueues/status", "workqueues/finalizers", "events"}
+
+
+def test_policies_can_be_left_out() -> None:
+    assert made(admissionPolicy={"enabled": False}) == ([], [])
+
+
+@pytest.mark.parametrize(("version", "there"), [("1.29.0", False), ("1.30.0", True)])
+def test_policies_are_left_out_where_the_api_is_missing(version: str, there: bool) -> None:
+    rendered = run("template", "jobs", CHART, "--kube-version", version)
+    assert ("ValidatingAdmissionPolicy" in rendered) == there

@@ -1,0 +1,56 @@
+"""What the tests leave behind in a cluster: no definition that they brought, and every other one.
+
+A copy of the definition under another group stands for it, since a demo may be using the real one.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.definition import BROUGHT_BY_TESTS, HELM_RELEASE, remove_if_only_tests_need_it
+from tests.support.kubernetes import apply, kubectl, kubectl_json, temporary_namespace
+from workqueue_operator import crd, names
+
+SPEC = {
+    "connectionSecretRef": {"name": "none"},
+    "worker": {"image": "none:1", "handler": {"python": "a:b"}},
+}
+
+
+@pytest.fixture
+def definition() -> Iterator[str]:
+    """The name of a definition that is served."""
+    made = crd.crd()
+    group = f"t{uuid.uuid4().hex[:8]}.test.{names.GROUP}"
+    made["spec"]["names"] |= {"plural": "tested", "singular": "tested", "shortNames": []}
+    made["spec"]["group"] = group
+    name = made["metadata"]["name"] = f"tested.{group}"
+    apply(made)
+    kubectl("wait", "crd", name, "--for=condition=Established", "--timeout=60s")
+    yield name
+    kubectl("delete", "crd", name, "--ignore-not-found")
+
+
+def test_definition_of_the_tests_goes_unless_something_needs_it(definition: str) -> None:
+    kubectl("annotate", "crd", definition, f"{BROUGHT_BY_TESTS}=true")
+    group = definition.partition(".")[2]
+    with temporary_namespace("definition") as namespace:
+        needed = {"apiVersion": f"{group}/v1alpha1", "kind": "WorkQueue", "metadata": {"name": "needed"}}
+        apply({**needed, "spec": SPEC}, namespace=namespace)
+        assert not remove_if_only_tests_need_it(definition), "an object needs it"
+        kubectl("delete", definition, "needed", f"--namespace={namespace}")
+
+    kubectl("annotate", "crd", definition, f"{HELM_RELEASE}=demo")
+    assert not remove_if_only_tests_need_it(definition), "it belongs to a helm release"
+    kubectl("annotate", "crd", definition, f"{HELM_RELEASE}-")
+
+    assert remove_if_only_tests_need_it(definition)
+    names_left = [one["metadata"]["name"] for one in kubectl_json("get", "crd")["items"]]
+    assert definition not in names_left
+
+
+def test_definition_that_was_there_before_stays(definition: str) -> None:
+    assert not remove_if_only_tests_need_it(definition)

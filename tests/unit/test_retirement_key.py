@@ -1,0 +1,121 @@
+"""The Secret with a WorkQueue's retirement key: created once, read again, never taken from somebody else."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from tests.support.fakecluster import FakeCluster, Request
+from tests.support.workqueue import workqueue
+from workqueue_operator import render
+from workqueue_operator.act import retirement_key
+from workqueue_operator.act.retirement_key import RetirementKeys
+from workqueue_operator.act.workload import Workload
+from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.reasons import Reason, Unknown
+
+NAME = "jobs-retirement-key"
+
+
+class ApiServer(FakeCluster):
+    """Keeps one Secret."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.secret: dict[str, Any] | None = None
+        self.answer("POST", "/secrets", self._create)
+        self.answer("GET", f"/secrets/{NAME}", lambda _: self.secret or ClusterError(404, "not found"))
+
+    def _create(self, request: Request) -> Any:
+        if self.secret is not None:
+            return ClusterError(409, "already exists")
+        self.secret = request.body
+        return self.secret
+
+    @property
+    def key(self) -> bytes:
+        assert self.secret is not None
+        return base64.b64decode(self.secret["data"]["key"])
+
+
+@pytest.fixture
+def cluster() -> ApiServer:
+    return ApiServer()
+
+
+async def test_key_is_random_and_goes_with_its_workqueue(cluster: ApiServer) -> None:
+    await RetirementKeys(cluster).ensure(workqueue())
+
+    assert cluster.secret is not None
+    assert cluster.secret["metadata"]["name"] == NAME
+    assert cluster.secret["metadata"]["ownerReferences"] == [render.owner_reference(workqueue())]
+    assert cluster.secret["type"] == "workqueue.dev/retirement-key"
+    assert len(cluster.key) >= 32
+    first, cluster.secret = cluster.key, None
+    await RetirementKeys(cluster).ensure(workqueue())
+    assert cluster.key != first
+
+
+async def test_key_is_created_once_and_kept_for_a_minute(cluster: ApiServer) -> None:
+    keys = RetirementKeys(cluster)
+    await keys.ensure(workqueue())
+    await keys.ensure(workqueue())
+
+    assert await keys.read(workqueue()) == cluster.key
+    assert [request.method for request in cluster.asked] == ["POST"]
+
+
+async def test_another_operator_process_uses_the_key_that_exists(cluster: ApiServer) -> None:
+    await RetirementKeys(cluster).ensure(workqueue())
+    first = cluster.key
+    successor = RetirementKeys(cluster)
+    await successor.ensure(workqueue())
+
+    assert await successor.read(workqueue()) == first
+
+
+async def test_deleted_secret_is_created_again(cluster: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = RetirementKeys(cluster)
+    await keys.ensure(workqueue())
+    first, cluster.secret = cluster.key, None
+    monkeypatch.setattr(retirement_key, "MAX_AGE", 0.0)
+
+    assert await keys.read(workqueue()) == cluster.key != first
+
+
+async def test_foreign_secret_is_not_used(cluster: ApiServer) -> None:
+    cluster.secret = {"metadata": {"name": NAME}, "data": {"key": base64.b64encode(b"theirs").decode()}}
+
+    with pytest.raises(Trouble) as caught:
+        await RetirementKeys(cluster).read(workqueue())
+    assert caught.value.reason is Reason.NAME_CONFLICT
+
+
+@pytest.mark.parametrize("data", [None, {}, {"key": "?"}], ids=["no data", "no key", "no base64"])
+async def test_unreadable_key_is_empty(cluster: ApiServer, data: Any) -> None:
+    """An empty key signs nothing that a worker takes: it counts as busy."""
+    owners = [render.owner_reference(workqueue())]
+    cluster.secret = {"metadata": {"name": NAME, "ownerReferences": owners}, "data": data}
+    assert await RetirementKeys(cluster).read(workqueue()) == b""
+
+
+async def test_refused_secret_is_named(cluster: ApiServer) -> None:
+    cluster.answer(
+        "POST", "/secrets", ClusterError(403, 'secrets is forbidden: User "operator" cannot create')
+    )
+    cluster.answer("PATCH", "/deployments/jobs-worker", lambda request: _live(request.body))
+    workload = Workload(cluster, render.Defaults(), lambda _: None)
+
+    with pytest.raises(Trouble, match=NAME) as caught:
+        await workload.ensure(workqueue(), None)
+    assert caught.value.reason is Reason.API_FORBIDDEN
+    assert cluster.paths("PATCH")[0].endswith("/deployments/jobs-worker"), "the workers do not wait for it"
+    unknown = await workload.retirement_key(workqueue())
+    assert isinstance(unknown, Unknown)
+    assert unknown.reason is Reason.API_FORBIDDEN
+
+
+def _live(body: dict[str, Any]) -> dict[str, Any]:
+    return {"metadata": {**body["metadata"], "uid": "d1", "generation": 1}, "spec": body["spec"]}
