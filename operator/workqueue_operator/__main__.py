@@ -160,7 +160,7 @@ class Operator:
         )
         workers = Workers()
         management = Management()
-        secrets = Secrets(cluster)
+        secrets = Secrets(cluster, reconciler.wake)
         heard = self._page.lead(cluster, store, workers, secrets) if self._page is not None else None
         reporter = Reporter(cluster, store, config.pod_name, self._metrics, heard)
         defaults = render.Defaults(
@@ -191,7 +191,10 @@ class Operator:
             )
         )
         self._serving = True
-        background = [asyncio.create_task(relist.run(), name="relist")]
+        background = [
+            asyncio.create_task(relist.run(), name="relist"),
+            asyncio.create_task(secrets.run(), name="secrets"),
+        ]
         if left_out:
             background.append(
                 asyncio.create_task(

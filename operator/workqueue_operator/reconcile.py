@@ -206,6 +206,7 @@ class Reconciler:
     async def _gone(self, key: Key, parts: Parts) -> None:
         memory = self._memories.pop(key, None)
         await parts.brokers.leave(key)
+        parts.secrets.leave(key)
         parts.store.unfollow(key)
         parts.metrics.workqueues.forget(*key)
         if memory is not None:
@@ -222,6 +223,7 @@ class Reconciler:
         """Everything between reading the resource and writing its status."""
         if workqueue.spec.suspend:
             await parts.brokers.leave(workqueue.key)
+            parts.secrets.leave(workqueue.key)
             nothing = Unknown(Reason.SUSPENDED, "spec.suspend is true.")
             decision, memory.window = decide(
                 workqueue.spec, Observation(nothing, nothing), memory.window, time.monotonic()
@@ -229,6 +231,7 @@ class Reconciler:
             return self._with_workload(
                 workqueue, parts, status.Seen(memory.queue or _NOT_YET, decision=decision)
             ), None
+        parts.secrets.use(workqueue.key, workqueue.spec.connection_secret_ref.name)
         try:
             known = parts.brokers.known(workqueue.key)
             binding = await parts.secrets.binding(
