@@ -16,6 +16,7 @@ class ConditionType(StrEnum):
 
     QUEUE_DECLARED = "QueueDeclared"
     DEPTH_KNOWN = "DepthKnown"
+    WORKLOAD_APPLIED = "WorkloadApplied"
     WORKERS_AVAILABLE = "WorkersAvailable"
     SCALING_ACTIVE = "ScalingActive"
     READY = "Ready"
@@ -49,7 +50,9 @@ class Reason(StrEnum):
     PODS_SETTLING = "PodsSettling"
     POD_NOT_READY = "PodNotReady"
     RETIRE_UNREACHABLE = "RetireUnreachable"
+    RETIREMENT_TOO_SLOW = "RetirementTooSlow"
     CONFLICTING_WRITE = "ConflictingWrite"
+    COUNT_REFUSED = "CountRefused"
     DOORBELL_UNAVAILABLE = "DoorbellUnavailable"
     DELETING = "Deleting"
     # the connection
@@ -78,6 +81,7 @@ class Reason(StrEnum):
     WORKER_CRASHING = "WorkerCrashing"
     POD_UNSCHEDULABLE = "PodUnschedulable"
     POD_REFUSED = "PodRefused"
+    WORKLOAD_APPLIED = "WorkloadApplied"
     WORKLOAD_REFUSED = "WorkloadRefused"
     WORKLOAD_NOT_FOUND = "WorkloadNotFound"
     WORKLOAD_CONTESTED = "WorkloadContested"
@@ -146,7 +150,16 @@ ADVICE: Final[dict[Reason, str]] = {
         "A worker does not answer the operator on its port, so it cannot be asked whether it is busy and "
         "stays. Look for a NetworkPolicy between them, and at the pod's log."
     ),
+    Reason.RETIREMENT_TOO_SLOW: (
+        "The API server took so long that workers that agreed to leave may take messages again; they stay, and are "
+        "asked again. If it stays, look at the API server's latency."
+    ),
     Reason.CONFLICTING_WRITE: "Nothing to do: somebody else changed the count meanwhile; it is decided anew.",
+    Reason.COUNT_REFUSED: (
+        "The API server, or an admission policy in it, refuses the replica count; the message has its words. The "
+        "operator keeps the nearest count that is admitted, and tries again, with pauses of up to 75 s. Change the "
+        "policy, or set `scaling.maxReplicas` to what it admits."
+    ),
     Reason.DOORBELL_UNAVAILABLE: (
         "The operator cannot consume from the queue, so an idle queue is noticed by polling. Give its user "
         "read permission on the queue, or set `scaling.wake: Poll` to say that polling is meant."
@@ -189,7 +202,12 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.WORKER_CRASHING: "Look at the log of the pod that the message names.",
     Reason.POD_UNSCHEDULABLE: "No node takes the pod; the message has the scheduler's words.",
     Reason.POD_REFUSED: "The API server refuses the pods (quota, Pod Security, missing ServiceAccount ...).",
-    Reason.WORKLOAD_REFUSED: "The API server refuses the Deployment; the message has its words.",
+    Reason.WORKLOAD_APPLIED: "Nothing to do: the Deployment and the objects beside it are as the WorkQueue asks.",
+    Reason.WORKLOAD_REFUSED: (
+        "The API server, or an admission policy in it, refuses the Deployment or an object beside it; the message "
+        "has its words. The Deployment that exists is still scaled. Correct the WorkQueue or the policy; the "
+        "operator tries again, with pauses of up to 75 s."
+    ),
     Reason.WORKLOAD_NOT_FOUND: "Create the Deployment that `spec.workloadRef` names, or correct the name.",
     Reason.WORKLOAD_CONTESTED: "Something else scales the same Deployment: remove one of the two.",
     Reason.UNACKNOWLEDGED_UNKNOWN: (
