@@ -8,7 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .decide import Window
-from .reasons import Finding
+from .reasons import Finding, Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A write of the count that the API server refused.
+
+    Attributes:
+        replicas: the count nearest to the present one that was refused.
+        why: in the API server's words.
+        until: the monotonic time before which it is not tried again.
+        failures: refusals in a row.
+    """
+
+    replicas: int
+    why: Unknown
+    until: float
+    failures: int
 
 
 @dataclass(eq=False, slots=True)
@@ -28,6 +45,8 @@ class Memory:
         ready_before: when the queue was last looked at, and how many messages waited.
         growth: by how many messages a second the queue has grown lately.
         failures: passes in a row that failed.
+        refused_out: the last refusal to raise the count; None after a count as high was written.
+        refused_in: the last refusal to lower the count; None after one was written.
     """
 
     uid: str
@@ -42,3 +61,5 @@ class Memory:
     ready_before: tuple[float, int] | None = None
     growth: float = 0.0
     failures: int = 0
+    refused_out: Refusal | None = None
+    refused_in: Refusal | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +22,10 @@ from workqueue_worker.topology import dead_letter_queue_name
 
 from . import schedule, status
 from .act import bell, queues
-from .act.scale import Scaler
+from .act.scale import Scaler, next_attempt
 from .act.target import Targets
+from .act.workload import Ensured
+from .backoff import delay
 from .broker.connection import QueueCounts
 from .cluster import Object
 from .decide import Decision, Depth, Observation, ScaleOut, Window, Workload, decide
@@ -136,21 +137,23 @@ class Reconciler:
                 "A pass failed at the API server.",
                 extra={**about, "status": error.status, "detail": error.message},
             )
-            return Next(error.retry_after or self._backoff(key), failed=True)
+            return self._failed(key, at_least=error.retry_after or 0.0)
         except Exception:
             # Whatever nobody thought of must not end the operator, which serves a thousand other queues.
             metrics.reconcile_errors.labels(Reason.INTERNAL_ERROR.value).inc()
             logger.exception("A pass failed.", extra={**about, "reason": Reason.INTERNAL_ERROR.value})
-            return Next(self._backoff(key), failed=True)
+            return self._failed(key)
         finally:
             metrics.reconcile_seconds.observe(time.monotonic() - begun)
 
-    def _backoff(self, key: Key) -> float:
+    def _failed(self, key: Key, *, at_least: float = 0.0) -> Next:
+        """The pause after a failed pass; from the second failure in a row on, nothing shortens it."""
         memory = self._memories.get(key)
         if memory is None:
-            return BACKOFF[1]
+            return Next(BACKOFF[1], failed=True)
         memory.failures += 1
-        return _pause(memory.failures, BACKOFF)
+        pause = max(at_least, delay(memory.failures, *BACKOFF))
+        return Next(pause, failed=True, firm=memory.failures > 1)
 
     # -- the pass ------------------------------------------------------------------------------------
 
@@ -177,6 +180,8 @@ class Reconciler:
         put_off = await parts.reporter.status(
             workqueue, status.status(workqueue, seen, findings, moment), now
         )
+        if seen.trouble is None:
+            memory.failures = 0
         again = parts.targets.looks_again(workqueue)
         return min((wait for wait in (delay, put_off, again) if wait is not None), default=None)
 
@@ -252,7 +257,6 @@ class Reconciler:
             if not _leaves_bell_to_older(workqueue, link, parts.store):
                 link.broker.take_down_bell(workqueue.queue_name)
             return await self._blind(workqueue, memory, trouble, None, parts)
-        memory.failures = 0
         return await self._scale(workqueue, memory, link, binding, queue, parts)
 
     async def _blind(
@@ -260,23 +264,27 @@ class Reconciler:
     ) -> tuple[status.Seen, float]:
         """A pass without a depth: the count holds, unless a person has pinned it."""
         unknown = Unknown(trouble.reason, trouble.message)
-        live = await parts.targets.ensure(workqueue)
+        ensured = await parts.targets.ensure(workqueue)
         workload: Workload | Unknown = (
-            live if isinstance(live, Unknown) else Workload(deployment_view(live).replicas)
+            ensured
+            if isinstance(ensured, Unknown)
+            else Workload(deployment_view(ensured.deployment).replicas)
         )
         decision, memory.window = decide(
             workqueue.spec, Observation(workload, unknown), memory.window, time.monotonic()
         )
-        if isinstance(decision, ScaleOut) and not isinstance(live, Unknown):
-            await parts.scaler.raise_pinned(workqueue, memory, decision, deployment_view(live))
+        if isinstance(decision, ScaleOut) and not isinstance(ensured, Unknown):
+            view = deployment_view(ensured.deployment)
+            decision = await parts.scaler.raise_pinned(workqueue, memory, decision, view)
         seen = status.Seen(
             queue or Finding("False", trouble.reason, trouble.message),
             depth=unknown,
             decision=decision,
             trouble=unknown,
+            refusal=_refusal(ensured),
         )
         memory.failures += 1
-        return self._with_workload(workqueue, parts, seen), _pause(memory.failures, BACKOFF_OF_TROUBLE)
+        return self._with_workload(workqueue, parts, seen), delay(memory.failures, *BACKOFF_OF_TROUBLE)
 
     def _with_workload(self, workqueue: WorkQueue, parts: Parts, seen: status.Seen) -> status.Seen:
         """Add what the store shows of the workload to a pass that ended early."""
@@ -346,8 +354,8 @@ class Reconciler:
     ) -> tuple[status.Seen, float | None]:
         # Taken up here and not at the end: a ring that comes during the pass is for the next one.
         memory.waking_since, memory.rung_at = memory.rung_at, None
-        live = await parts.targets.ensure(workqueue)
-        deployment = live if isinstance(live, Unknown) else deployment_view(live)
+        ensured = await parts.targets.ensure(workqueue)
+        deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
         pods = parts.store.pods_of(workqueue.key)
         answers = await parts.gatherer.ask(workqueue, memory, link, binding, pods)
         depth = judge(answers, workqueue.queue_name)
@@ -368,6 +376,7 @@ class Reconciler:
             deployment=deployment,
             pods=pods,
             decision=decision,
+            refusal=_refusal(ensured),
             doorbell=doorbell,
             dead_letters=dead.ready if isinstance(dead, QueueCounts) else None,
             busy=_busy_pods(answers, depth),
@@ -377,13 +386,17 @@ class Reconciler:
         # Whoever took the message of a ring that led to nothing may hand it back.
         conflict = decision.reason is Reason.CONFLICTING_WRITE
         soon = LOOK_AGAIN if fruitless_ring or vanished or conflict else None
-        delays = [soon, _next_look(workqueue, deployment, pods, decision)]
+        delays = [soon, _next_look(workqueue, deployment, pods, decision), _until(next_attempt(memory))]
         return seen, min((delay for delay in delays if delay is not None), default=None)
 
 
-def _pause(failures: int, bounds: tuple[float, float]) -> float:
-    first, longest = bounds
-    return random.uniform(0.5, 1.0) * min(first * 2.0 ** min(failures, 10), longest)  # noqa: S311 - jitter
+def _refusal(ensured: Ensured | Unknown) -> Unknown | None:
+    return ensured if isinstance(ensured, Unknown) else ensured.refusal
+
+
+def _until(moment: float | None) -> float | None:
+    """Seconds until a monotonic time."""
+    return None if moment is None else max(moment - time.monotonic(), 0.0)
 
 
 def _require_first_claim(workqueue: WorkQueue, claimants: Sequence[Key], store: Store) -> None:
