@@ -230,6 +230,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
                 f"{_R} `Unknown`, written by the API server itself",
                 "The WorkQueue has been created, and that is all so far.",
             ),
+            Reason.SERVED_ELSEWHERE: (
+                "Event of the namespace, log line, metric `workqueue_namespaces_served_elsewhere`",
+                "Another release of the operator serves the namespace; this one leaves its WorkQueues alone.",
+            ),
             Reason.SPEC_INVALID: (
                 f"{_S} `False`",
                 "A schedule has a cron expression or time zone that cannot be read.",

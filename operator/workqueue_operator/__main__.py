@@ -36,6 +36,7 @@ from .metrics import Metrics
 from .observe.brokers import Brokers
 from .observe.gather import Gatherer
 from .observe.management import Management
+from .observe.ownership import Ownership
 from .observe.secrets import Secrets
 from .observe.store import Store
 from .observe.workers import Workers
@@ -162,6 +163,13 @@ class Operator:
         workers = Workers()
         management = Management()
         secrets = Secrets(cluster, reconciler.wake)
+        ownership = Ownership(
+            cluster,
+            f"{config.pod_namespace}/{config.release}",
+            config.namespaces,
+            reconciler.wake_namespaces,
+            lambda: {namespace for namespace, _ in store.workqueues},
+        )
         heard = self._page.lead(cluster, store, workers, secrets) if self._page is not None else None
         reporter = Reporter(cluster, store, config.pod_name, self._metrics, heard)
         defaults = render.Defaults(
@@ -179,6 +187,7 @@ class Operator:
         self._health = Health(relist, reconciler.keys, brokers)
         parts = Parts(
             store=store,
+            ownership=ownership,
             secrets=secrets,
             brokers=brokers,
             gatherer=Gatherer(workers, management),
@@ -191,11 +200,13 @@ class Operator:
         running: list[asyncio.Task[None]] = []
         try:
             # Everything is known before the first pass: one that misses a Deployment makes it.
-            if await self._unless_ended(relist.first()):
+            known = await self._unless_ended(ownership.first()) and await self._unless_ended(relist.first())
+            if known:
                 reconciler.start(parts)
                 self._serving = True
                 running.append(asyncio.create_task(relist.run(), name="relist"))
                 running.append(asyncio.create_task(secrets.run(), name="secrets"))
+                running.append(asyncio.create_task(ownership.run(), name="ownership"))
                 if left_out:
                     watch = self._watch_for(cluster, config.namespaces, namespaces)
                     running.append(asyncio.create_task(watch, name="namespaces"))

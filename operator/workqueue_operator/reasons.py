@@ -88,6 +88,7 @@ class Reason(StrEnum):
     UNACKNOWLEDGED_UNKNOWN = "UnacknowledgedUnknown"
     # the resource and the cluster
     AWAITING_OPERATOR = "AwaitingOperator"
+    SERVED_ELSEWHERE = "ServedElsewhere"
     SPEC_INVALID = "SpecInvalid"
     API_FORBIDDEN = "APIForbidden"
     API_UNAVAILABLE = "APIUnavailable"
@@ -217,6 +218,10 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.AWAITING_OPERATOR: (
         "No operator has looked at the WorkQueue yet. If that lasts for more than some seconds, see whether one runs "
         "and watches this namespace (the chart's `watchNamespaces`)."
+    ),
+    Reason.SERVED_ELSEWHERE: (
+        "Nothing to do if that is meant. The label `workqueue.dev/operator` of the namespace names the release that "
+        "serves it. Without the label the release that lists the namespace goes before one that watches everything."
     ),
     Reason.SPEC_INVALID: "The resource does not fit the schema: apply the current CRD and correct the resource.",
     Reason.API_FORBIDDEN: "The operator may not do this: compare its roles with those of the chart.",

@@ -36,9 +36,11 @@ from .keys import Keys, Next
 from .memory import Memory
 from .metrics import Metrics
 from .model import Metadata, WorkQueue, WorkQueueStatus, timestamp
+from .names import LABEL_OPERATOR
 from .observe.brokers import Brokers, Link
 from .observe.depth import Answers, judge, load
 from .observe.gather import Gatherer
+from .observe.ownership import Ownership
 from .observe.secrets import Secrets
 from .observe.store import Key, Store
 from .observe.sweep import MISSING, Missing
@@ -75,6 +77,7 @@ class Parts:
     """What a pass works with, made once at the start of the process."""
 
     store: Store
+    ownership: Ownership
     secrets: Secrets
     brokers: Brokers
     gatherer: Gatherer
@@ -96,6 +99,7 @@ class Reconciler:
         self._on_fatal = on_fatal
         self._parts: Parts | None = None
         self._memories: dict[Key, Memory] = {}
+        self._left: dict[str, str] = {}
         self.keys = Keys(self._guarded, self._memories.__contains__)
 
     def start(self, parts: Parts) -> None:
@@ -111,6 +115,12 @@ class Reconciler:
         """Run a pass over this WorkQueue soon."""
         if self._parts is not None:
             self.keys.wake(key)
+
+    def wake_namespaces(self, namespaces: set[str]) -> None:
+        """Run a pass over each WorkQueue in these namespaces: another operator serves them now."""
+        if self._parts is not None:
+            for key in [key for key in self._parts.store.workqueues if key[0] in namespaces]:
+                self.wake(key)
 
     def rang(self, key: Key) -> None:
         """The bell of this WorkQueue rang: there is at least one message."""
@@ -160,8 +170,14 @@ class Reconciler:
     async def _pass(self, key: Key, parts: Parts) -> float | None:
         """Returns after how many seconds the next pass is due, None when only a change is."""
         body = parts.store.workqueue(key)
-        if body is None:
+        other = await parts.ownership.elsewhere(key[0])
+        if body is None or other is not None:
             await self._gone(key, parts)
+        if body is None:
+            return None
+        if other != self._left.get(key[0]):
+            await self._tell_who_serves(key[0], other, parts)
+        if other is not None:
             return None
         memory = self._memory(key, body["metadata"]["uid"], parts)
         try:
@@ -208,7 +224,26 @@ class Reconciler:
             memory = self._memories[key] = Memory(uid, Window(time.monotonic()))
         return memory
 
+    async def _tell_who_serves(self, namespace: str, other: str | None, parts: Parts) -> None:
+        """Say once for each namespace that another operator serves it, or that this one does again."""
+        before = self._left.pop(namespace, None)
+        if before is not None:
+            parts.metrics.served_elsewhere.remove(namespace, before)
+        own = parts.ownership.operator
+        if other is None:
+            message = f"The operator {own} serves the WorkQueues of namespace {namespace!r} again."
+        else:
+            self._left[namespace] = other
+            parts.metrics.served_elsewhere.labels(namespace, other).set(1)
+            message = (
+                f"The operator {other} serves the WorkQueues of namespace {namespace!r}; {own} leaves them alone. "
+                f"The namespace's label {LABEL_OPERATOR} decides; without it the release that lists the namespace "
+                "serves it."
+            )
+        await parts.reporter.namespace_event(namespace, Reason.SERVED_ELSEWHERE, message, "Serve")
+
     async def _gone(self, key: Key, parts: Parts) -> None:
+        """Forget a WorkQueue that is not there, or not this operator's to serve."""
         memory = self._memories.pop(key, None)
         await parts.brokers.leave(key)
         parts.secrets.leave(key)
