@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +48,9 @@ def policy(lab: Lab, expression: str, message: str, reason: str) -> Iterator[Non
 def in_force(workqueue: WorkQueueUnderTest, replicas: int) -> None:
     """Wait until the API server refuses this count; a new policy takes some moments."""
     where = f"--namespace={workqueue.lab.namespace}"
-    command = ("scale", "deployment", f"{workqueue.name}-worker", where, f"--replicas={replicas}")
+    # Not `kubectl scale`: the policy is for Deployments, and not for their subresource.
+    change = json.dumps({"spec": {"replicas": replicas}})
+    command = ("patch", "deployment", f"{workqueue.name}-worker", where, f"--patch={change}")
 
     def refused() -> bool:
         try:
