@@ -21,11 +21,22 @@ _CONDITIONS: Final = {
         "Whether it is known how many messages wait and how many are in handlers. While it is not, replicas stay "
         "as they are."
     ),
+    ConditionType.WORKLOAD_APPLIED: (
+        "Whether the API server has taken the Deployment and the objects beside it as the WorkQueue asks. While it "
+        "refuses a change, the Deployment that exists is scaled as before."
+    ),
     ConditionType.WORKERS_AVAILABLE: "Whether the workers run, or could run when a message comes.",
     ConditionType.SCALING_ACTIVE: "Whether replicas follow the depth of the queue.",
 }
 
-_D, _K, _W, _S, _R = "QueueDeclared", "DepthKnown", "WorkersAvailable", "ScalingActive", "Ready"
+_D, _K, _A, _W, _S, _R = (
+    ConditionType.QUEUE_DECLARED.value,
+    ConditionType.DEPTH_KNOWN.value,
+    ConditionType.WORKLOAD_APPLIED.value,
+    ConditionType.WORKERS_AVAILABLE.value,
+    ConditionType.SCALING_ACTIVE.value,
+    ConditionType.READY.value,
+)
 _ALL_OF_IT: Final = f"{_D}, {_K} and {_S} `False`"
 _NO_ANSWER: Final = f"{_K} and {_S} `False`, {_D} too if the queue was never declared"
 _EVENT: Final = "Event, `status.lastScaleReason`"
@@ -49,6 +60,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
             Reason.SCALED_TO_ZERO: (
                 f"{_W} `True`",
                 "No worker is asked for. One that was told to stop may still finish what it has in hand.",
+            ),
+            Reason.WORKLOAD_APPLIED: (
+                f"{_A} `True`",
+                "The API server has taken the objects that run the workers.",
             ),
             Reason.WORKERS_READY: (f"{_W} `True`, Event", "At least one worker is Ready."),
         },
@@ -112,6 +127,14 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
             Reason.POD_NOT_READY: (
                 _DECISION,
                 "A pod that is not Ready stays, for instance since it starts.",
+            ),
+            Reason.RETIREMENT_TOO_SLOW: (
+                _DECISION,
+                "More than 18 s went by between asking workers to leave and lowering the count.",
+            ),
+            Reason.COUNT_REFUSED: (
+                f"{_S} and {_R} `False`, Event",
+                "The API server, a webhook or a policy does not admit the count that is wanted.",
             ),
             Reason.CONFLICTING_WRITE: (
                 _DECISION,
@@ -199,8 +222,8 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
                 "An object that the operator would make exists already.",
             ),
             Reason.WORKLOAD_REFUSED: (
-                f"{_W} `False`, Event",
-                "The Deployment is not valid for this cluster.",
+                f"{_A} and {_R} `False`, Event",
+                "The API server, a quota, webhook or policy refuses the Deployment or an object beside it.",
             ),
             Reason.WORKLOAD_NOT_FOUND: (
                 f"{_W} `False`, Event",
@@ -223,6 +246,10 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
                 f"{_R} `Unknown`, written by the API server itself",
                 "The WorkQueue has been created, and that is all so far.",
             ),
+            Reason.SERVED_ELSEWHERE: (
+                "Event of the namespace, log line, metric `workqueue_namespaces_served_elsewhere`",
+                "Another release of the operator serves the namespace; this one leaves its WorkQueues alone.",
+            ),
             Reason.SPEC_INVALID: (
                 f"{_R} `False`",
                 "The resource has a field that the operator cannot read.",
@@ -232,7 +259,7 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
                 "A schedule has a cron expression or time zone that cannot be read, and is ignored.",
             ),
             Reason.API_FORBIDDEN: (
-                f"{_W} `False`, Event",
+                f"{_A} or {_S}, and {_R} `False`, Event",
                 "The API server does not let the operator write an object.",
             ),
             Reason.API_UNAVAILABLE: (
@@ -252,7 +279,7 @@ _HEAD: Final = """\
 
 # Conditions and reasons
 
-A WorkQueue says how it is in five conditions. Each has a status, a reason in one word, and a message that says
+A WorkQueue says how it is in six conditions. Each has a status, a reason in one word, and a message that says
 what to do.
 
     kubectl get wq                                                   # READY, in one word

@@ -42,6 +42,9 @@ _MEANING: Final = {
     "workqueue_bells": "Idle queues that the operator listens to.",
     "workqueue_leader": "1 in the process that leads.",
     "workqueue_namespaces_left_out": "Listed namespaces that do not exist or in which the operator has no rights.",
+    "workqueue_namespaces_served_elsewhere": (
+        "1 for a namespace whose WorkQueues another release serves, which `operator` names."
+    ),
     "workqueue_api_requests": "Requests to the API server beside watches, since the process started.",
     "workqueue_worker_messages_total": "Messages by how they ended; see below.",
     "workqueue_worker_handler_seconds": "How long handlers ran.",

@@ -24,6 +24,11 @@ INTERRUPTED: Final = 130
 PAUSE_VARIABLE: Final = "WORDCOUNT_SECONDS"
 
 
+_LITERALS: Final = (
+    "go-template='{{range $k, $v := .data}}--from-literal={{$k}}={{$v | base64decode}} {{end}}'"
+)
+
+
 def main() -> int:
     """Do it, and turn what went wrong into one sentence and exit code 1."""
     parser = argparse.ArgumentParser(prog="python -m hack.demo", description=__doc__)
@@ -95,6 +100,10 @@ def _hints(screen: Screen, cluster: install.Cluster) -> None:
         ("its conditions and events", f"{here} describe workqueue wordcount"),
         ("two workers, whatever the backlog", f"{here} scale workqueue wordcount --replicas=2"),
         ("and by the backlog again", f"{here} patch workqueue wordcount {release}"),
+        (
+            "the connection for a WorkQueue of your own, here in the namespace default",
+            f"kubectl -n default create secret generic rabbitmq $({here} get secret rabbitmq -o {_LITERALS})",
+        ),
         (
             "what the operator says",
             f"kubectl -n {install.OPERATOR_NAMESPACE} logs --selector=app.kubernetes.io/name={install.RELEASE}",

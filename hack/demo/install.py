@@ -130,8 +130,6 @@ def operator(cluster: Cluster, image: str) -> None:
         [
             *(cluster.programs / "helm", "upgrade", "--install", RELEASE, CHART),
             *(f"--namespace={OPERATOR_NAMESPACE}", "--create-namespace"),
-            # The rights of one namespace are enough, and whatever else is in the cluster is left alone.
-            *("--set", f"watchNamespaces={{{NAMESPACE}}}"),
             *("--set-string", f"image.repository={repository}", "--set-string", f"image.tag={tag}"),
             *("--set-string", f"podAnnotations.{ANNOTATION_SOURCES}={sources()}"),
             # A CustomResourceDefinition that kubectl applied before becomes helm's.

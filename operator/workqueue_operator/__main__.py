@@ -36,6 +36,7 @@ from .metrics import Metrics
 from .observe.brokers import Brokers
 from .observe.gather import Gatherer
 from .observe.management import Management
+from .observe.ownership import Ownership
 from .observe.secrets import Secrets
 from .observe.store import Store
 from .observe.workers import Workers
@@ -139,16 +140,17 @@ class Operator:
                 self._leadership = Leadership(
                     election.api, self._config.lease_name, self._config.pod_namespace, self._config.pod_name
                 )
+                # Whatever ends this process, its successor need not wait for the Lease to expire.
+                clients.push_async_callback(self._leadership.release)
                 # A standby is Ready: it does its part by waiting.
                 self._serving = True
-                if not await self._unless_stopped(self._leadership.win()):
-                    await self._leadership.release()
+                if not await self._unless_ended(self._leadership.win()):
                     return
                 logger.info("This process leads.", extra={"identity": self._config.pod_name})
             self._metrics.leader.set(1)
-            if await self._unless_stopped(wait_for_resource(cluster)):
+            if await self._unless_ended(wait_for_resource(cluster)):
                 found = asyncio.ensure_future(usable_namespaces(cluster, self._config.namespaces))
-                if await self._unless_stopped(found):
+                if await self._unless_ended(found):
                     await self._serve(cluster, *found.result())
 
     async def _serve(self, cluster: Cluster, namespaces: tuple[str, ...], left_out: dict[str, str]) -> None:
@@ -160,7 +162,14 @@ class Operator:
         )
         workers = Workers()
         management = Management()
-        secrets = Secrets(cluster)
+        secrets = Secrets(cluster, reconciler.wake)
+        ownership = Ownership(
+            cluster,
+            f"{config.pod_namespace}/{config.release}",
+            config.namespaces,
+            reconciler.wake_namespaces,
+            lambda: {namespace for namespace, _ in store.workqueues},
+        )
         heard = self._page.lead(cluster, store, workers, secrets) if self._page is not None else None
         reporter = Reporter(cluster, store, config.pod_name, self._metrics, heard)
         defaults = render.Defaults(
@@ -176,32 +185,35 @@ class Operator:
         self._metrics.namespaces_left_out.set(len(left_out))
         relist = Relist(cluster, store, namespaces, config.relist_seconds)
         self._health = Health(relist, reconciler.keys, brokers)
-        await relist.once()
-        reconciler.start(
-            Parts(
-                store=store,
-                secrets=secrets,
-                brokers=brokers,
-                gatherer=Gatherer(workers, management),
-                targets=Targets(cluster, store, workload),
-                scaler=Scaler(store, workload, Retirement(cluster, workers, store), reporter, self._metrics),
-                reporter=reporter,
-                finalizer=Finalizer(cluster, store, secrets, brokers, management, reporter),
-                metrics=self._metrics,
-            )
+        parts = Parts(
+            store=store,
+            ownership=ownership,
+            secrets=secrets,
+            brokers=brokers,
+            gatherer=Gatherer(workers, management),
+            targets=Targets(cluster, store, workload),
+            scaler=Scaler(store, workload, Retirement(cluster, workers, store), reporter, self._metrics),
+            reporter=reporter,
+            finalizer=Finalizer(cluster, store, secrets, brokers, management, reporter),
+            metrics=self._metrics,
         )
-        self._serving = True
-        background = [asyncio.create_task(relist.run(), name="relist")]
-        if left_out:
-            background.append(
-                asyncio.create_task(
-                    self._watch_for(cluster, config.namespaces, namespaces), name="namespaces"
-                )
-            )
-        watching = asyncio.create_task(self._watch(store, namespaces), name="kopf")
-        watching.add_done_callback(self._on_watch_end)
+        running: list[asyncio.Task[None]] = []
         try:
-            await self._until_stopped_or_lost()
+            # Everything is known before the first pass: one that misses a Deployment makes it.
+            known = await self._unless_ended(ownership.first()) and await self._unless_ended(relist.first())
+            if known:
+                reconciler.start(parts)
+                self._serving = True
+                running.append(asyncio.create_task(relist.run(), name="relist"))
+                running.append(asyncio.create_task(secrets.run(), name="secrets"))
+                running.append(asyncio.create_task(ownership.run(), name="ownership"))
+                if left_out:
+                    watch = self._watch_for(cluster, config.namespaces, namespaces)
+                    running.append(asyncio.create_task(watch, name="namespaces"))
+                watching = asyncio.create_task(self._watch(store, namespaces), name="kopf")
+                watching.add_done_callback(self._on_watch_end)
+                running.append(watching)
+                await self._unless_ended(self._stop.wait())
         finally:
             await reconciler.keys.stop(PATIENCE)
             await brokers.close()
@@ -212,9 +224,9 @@ class Operator:
             # Everything that writes has ended: the successor may begin while kopf, which only reads, winds down.
             if self._leadership is not None:
                 await self._leadership.release()
-            for task in (*background, watching):
+            for task in running:
                 task.cancel()
-            await asyncio.gather(*background, watching, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
 
     async def _leading_page(self) -> str | None:
         """Where the page of the leader is, for a standby that is asked for it."""
@@ -283,12 +295,18 @@ class Operator:
             self._exit_code = EXIT_FAILED
             self._stop.set()
 
-    async def _unless_stopped(self, work: Awaitable[Any]) -> bool:
-        """Whether the work ended before the process was told to stop."""
+    async def _unless_ended(self, work: Awaitable[Any]) -> bool:
+        """Whether the work ended before the process was told to stop, or lost its Lease."""
         task = asyncio.ensure_future(work)
         stop = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
+        ends = {stop}
+        if self._leadership is not None:
+            ends.add(asyncio.create_task(self._leadership.lost.wait()))
+        await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and not stop.done():
+            self._fail(LeadershipLostError("the Lease could not be renewed"))
+        for end in ends:
+            end.cancel()
         if not task.done():
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -296,17 +314,6 @@ class Operator:
             return False
         task.result()
         return True
-
-    async def _until_stopped_or_lost(self) -> None:
-        stop = asyncio.create_task(self._stop.wait())
-        waits = {stop}
-        if self._leadership is not None:
-            waits.add(asyncio.create_task(self._leadership.lost.wait()))
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        if not stop.done():
-            self._fail(LeadershipLostError("the Lease could not be renewed"))
-        for task in waits:
-            task.cancel()
 
     # -- health --------------------------------------------------------------------------------------
 

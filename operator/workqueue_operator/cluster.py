@@ -233,6 +233,31 @@ def secret_path(namespace: str, name: str) -> str:
     return f"{secrets_path(namespace)}/{_part(name)}"
 
 
+def namespaces_path() -> str:
+    """All namespaces."""
+    return "/api/v1/namespaces"
+
+
+def namespace_path(name: str) -> str:
+    """One namespace."""
+    return f"{namespaces_path()}/{_part(name)}"
+
+
+def leases_path() -> str:
+    """The Leases of all namespaces."""
+    return "/apis/coordination.k8s.io/v1/leases"
+
+
+def lease_path(namespace: str, name: str) -> str:
+    """One Lease."""
+    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{_part(name)}"
+
+
+def cluster_role_path(name: str) -> str:
+    """One ClusterRole."""
+    return f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{_part(name)}"
+
+
 def autoscalers_path(namespace: str) -> str:
     """Where the HorizontalPodAutoscalers of a namespace are listed."""
     return f"/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers"

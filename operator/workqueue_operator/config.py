@@ -28,6 +28,7 @@ class Config:
         worker_image: for WorkQueues with an http handler and no worker.image.
         pod_name: this process in Leases and Events.
         pod_namespace: where the Lease is.
+        release: the name of this installation; the label `workqueue.dev/operator` of a namespace names it.
         port: of /metrics, /livez and /readyz.
         sweep_seconds: pause between two looks at a queue with workers.
         idle_sweep_seconds: the same for idle queues and dead-letter queues.
@@ -40,6 +41,7 @@ class Config:
     worker_image: str = ""
     pod_name: str = field(default_factory=socket.gethostname)
     pod_namespace: str = "default"
+    release: str = "workqueue-operator"
     leader_election: bool = True
     lease_name: str = "workqueue-operator"
     port: int = 8080
@@ -79,6 +81,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
         worker_image=read("WORKQUEUE_WORKER_IMAGE", str, default.worker_image),
         pod_name=read("WORKQUEUE_POD_NAME", str, default.pod_name),
         pod_namespace=read("WORKQUEUE_POD_NAMESPACE", str, default.pod_namespace),
+        release=read("WORKQUEUE_RELEASE", str, default.release),
         leader_election=read("WORKQUEUE_LEADER_ELECTION", _switch, default.leader_election),
         lease_name=read("WORKQUEUE_LEASE_NAME", str, default.lease_name),
         port=read("WORKQUEUE_PORT", _port, default.port),

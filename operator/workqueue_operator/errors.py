@@ -80,6 +80,14 @@ class ClusterError(OperatorError):
         return self.status in {400, 422} or self.message.startswith("failed to create typed patch object")
 
     @property
+    def denied(self) -> bool:
+        """The server, or a policy in it, does not want this content: the same request is refused again.
+
+        A JSON patch whose `test` operation failed answers 422 as well; only the object itself can say which it was.
+        """
+        return self.forbidden or self.invalid
+
+    @property
     def conflict(self) -> bool:
-        """Somebody else was faster, or a tested precondition did not hold."""
-        return self.status in {409, 422}
+        """A concurrent write won."""
+        return self.status == 409  # noqa: PLR2004 - HTTP

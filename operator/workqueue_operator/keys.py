@@ -37,10 +37,13 @@ class Next:
         after: in so many seconds; None: only when something changes.
         failed: the run did not do its work. What it woke itself by then waits for the pause, too; otherwise
             a run that changes something and fails would begin again at once, for ever.
+        firm: what wakes the key later waits for the pause as well, so that events cannot make a run that keeps
+            failing more frequent than its pauses allow.
     """
 
     after: float | None = None
     failed: bool = False
+    firm: bool = False
 
 
 class _Line:
@@ -106,11 +109,12 @@ class Keys:
         self._running: dict[Key, tuple[asyncio.Task[None], float]] = {}
         self._again: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._firm: set[Key] = set()
         self._stopped = False
 
     def wake(self, key: Key) -> None:
-        """Run for this key soon; once more when it is running."""
-        if self._stopped or key in self._known or key in self._beginners:
+        """Run for this key soon; once more when it is running; after its pause when that is firm."""
+        if self._stopped or key in self._known or key in self._beginners or key in self._firm:
             return
         if key in self._running:
             self._again.add(key)
@@ -160,9 +164,12 @@ class Keys:
                 self.wake(key)
             elif due.after is not None and not self._stopped:
                 self._timers[key] = asyncio.get_running_loop().call_later(due.after, self._on_timer, key)
+                if due.firm:
+                    self._firm.add(key)
 
     def _on_timer(self, key: Key) -> None:
         del self._timers[key]
+        self._firm.discard(key)
         self.wake(key)
 
     def _cancel_timer(self, key: Key) -> None:

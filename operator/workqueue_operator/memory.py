@@ -8,7 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .decide import Window
-from .reasons import Finding
+from .reasons import Finding, Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A write of the count that the API server refused.
+
+    Attributes:
+        replicas: the count nearest to the present one that was refused.
+        why: in the API server's words.
+        until: the monotonic time before which it is not tried again.
+        failures: refusals in a row.
+    """
+
+    replicas: int
+    why: Unknown
+    until: float
+    failures: int
 
 
 @dataclass(eq=False, slots=True)
@@ -32,6 +49,8 @@ class Memory:
         retry_delays: seconds of the delay queues that exist as far as is known; None before the first look.
         missing_delays: when a delay queue that a worker had named was found missing.
         workers_asked_at: when the workers were last asked for their state.
+        refused_out: the last refusal to raise the count; None after a count as high was written.
+        refused_in: the last refusal to lower the count; None after one was written.
     """
 
     uid: str
@@ -50,3 +69,5 @@ class Memory:
     retry_delays: set[int] | None = None
     missing_delays: dict[int, float] = field(default_factory=dict)
     workers_asked_at: float = 0.0
+    refused_out: Refusal | None = None
+    refused_in: Refusal | None = None

@@ -174,6 +174,12 @@ class Metrics:
             "Listed namespaces that are missing or forbidden.",
             registry=registry,
         )
+        self.served_elsewhere = Gauge(
+            "workqueue_namespaces_served_elsewhere",
+            "Namespaces whose WorkQueues another release of the operator serves.",
+            ("namespace", "operator"),
+            registry=registry,
+        )
         self.api_requests = Gauge(
             "workqueue_api_requests",
             "Requests to the API server beside watches, since start.",

@@ -752,7 +752,7 @@ class WorkQueueStatus(_Model):
         max_length=32,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    """The state aspect by aspect: Ready, QueueDeclared, DepthKnown, WorkersAvailable, ScalingActive."""
+    """The state by aspect: Ready, QueueDeclared, DepthKnown, WorkloadApplied, WorkersAvailable, ScalingActive."""
 
     def condition(self, kind: str) -> Condition | None:
         """The condition of this type, if it is there."""

@@ -35,6 +35,15 @@ LABEL_RETIRING: Final = f"{GROUP}/retiring"
 """On pods: "false" by the template, "true" on those that agreed to leave. A ReplicaSet counts the pods that have all
 labels of its template, so that this count tells whom its controller knows to be leaving."""
 
+LABEL_OPERATOR: Final = f"{GROUP}/operator"
+"""On a namespace: the helm release of the operator that serves it. As an annotation of the ClusterRole `CLAIM`: the
+operator that watches the whole cluster, as NAMESPACE/RELEASE."""
+
+CLAIM: Final = GROUP
+"""Name of a Lease in a namespace, whose holder is the operator that lists this namespace, and of a ClusterRole
+without rules for the one that watches everything; only an administrator can write that. The chart makes both and
+nobody renews them. All releases use this name, so that helm refuses a second one for a namespace or the cluster."""
+
 ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 """On pods: which template made them (the canary of a new template goes by it)."""
 

@@ -16,6 +16,7 @@ class ConditionType(StrEnum):
 
     QUEUE_DECLARED = "QueueDeclared"
     DEPTH_KNOWN = "DepthKnown"
+    WORKLOAD_APPLIED = "WorkloadApplied"
     WORKERS_AVAILABLE = "WorkersAvailable"
     SCALING_ACTIVE = "ScalingActive"
     READY = "Ready"
@@ -50,7 +51,9 @@ class Reason(StrEnum):
     PODS_SETTLING = "PodsSettling"
     POD_NOT_READY = "PodNotReady"
     RETIRE_UNREACHABLE = "RetireUnreachable"
+    RETIREMENT_TOO_SLOW = "RetirementTooSlow"
     CONFLICTING_WRITE = "ConflictingWrite"
+    COUNT_REFUSED = "CountRefused"
     DOORBELL_UNAVAILABLE = "DoorbellUnavailable"
     DELETING = "Deleting"
     # the connection
@@ -79,12 +82,14 @@ class Reason(StrEnum):
     WORKER_CRASHING = "WorkerCrashing"
     POD_UNSCHEDULABLE = "PodUnschedulable"
     POD_REFUSED = "PodRefused"
+    WORKLOAD_APPLIED = "WorkloadApplied"
     WORKLOAD_REFUSED = "WorkloadRefused"
     WORKLOAD_NOT_FOUND = "WorkloadNotFound"
     WORKLOAD_CONTESTED = "WorkloadContested"
     UNACKNOWLEDGED_UNKNOWN = "UnacknowledgedUnknown"
     # the resource and the cluster
     AWAITING_OPERATOR = "AwaitingOperator"
+    SERVED_ELSEWHERE = "ServedElsewhere"
     SPEC_INVALID = "SpecInvalid"
     SCHEDULE_INVALID = "ScheduleInvalid"
     API_FORBIDDEN = "APIForbidden"
@@ -156,7 +161,16 @@ ADVICE: Final[dict[Reason, str]] = {
         "stays. Replicas still grow. Look for a NetworkPolicy between the operator and the worker, and at the pod's "
         "log."
     ),
+    Reason.RETIREMENT_TOO_SLOW: (
+        "The API server took so long that workers that agreed to leave may take messages again; they stay, and are "
+        "asked again. If it stays, look at the API server's latency."
+    ),
     Reason.CONFLICTING_WRITE: "Nothing to do: somebody else changed the count meanwhile; it is decided anew.",
+    Reason.COUNT_REFUSED: (
+        "The API server, or an admission policy in it, refuses the replica count; the message has its words. The "
+        "operator keeps the nearest count that is admitted, and tries again, with pauses of up to 75 s. Change the "
+        "policy, or set `scaling.maxReplicas` to what it admits."
+    ),
     Reason.DOORBELL_UNAVAILABLE: (
         "The operator cannot consume from the queue, so an idle queue is noticed by polling. Give its user "
         "read permission on the queue, or set `scaling.wake: Poll` to say that polling is meant."
@@ -204,7 +218,12 @@ ADVICE: Final[dict[Reason, str]] = {
         "The API server refuses the pods (quota, Pod Security, missing ServiceAccount ...). The operator lowers the "
         "count to the pods that exist when the others are no longer needed."
     ),
-    Reason.WORKLOAD_REFUSED: "The API server refuses the Deployment; the message has its words.",
+    Reason.WORKLOAD_APPLIED: "Nothing to do: the Deployment and the objects beside it are as the WorkQueue asks.",
+    Reason.WORKLOAD_REFUSED: (
+        "The API server, or an admission policy in it, refuses the Deployment or an object beside it; the message "
+        "has its words. The Deployment that exists is still scaled. Correct the WorkQueue or the policy; the "
+        "operator tries again, with pauses of up to 75 s."
+    ),
     Reason.WORKLOAD_NOT_FOUND: "Create the Deployment that `spec.workloadRef` names, or correct the name.",
     Reason.WORKLOAD_CONTESTED: "Something else scales the same Deployment: remove one of the two.",
     Reason.UNACKNOWLEDGED_UNKNOWN: (
@@ -214,6 +233,10 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.AWAITING_OPERATOR: (
         "No operator has looked at the WorkQueue yet. If that lasts for more than some seconds, see whether one runs "
         "and watches this namespace (the chart's `watchNamespaces`)."
+    ),
+    Reason.SERVED_ELSEWHERE: (
+        "Nothing to do if that is meant. The label `workqueue.dev/operator` of the namespace names the release that "
+        "serves it. Without the label the release that lists the namespace goes before one that watches everything."
     ),
     Reason.SPEC_INVALID: "The resource does not fit the schema: apply the current CRD and correct the resource.",
     Reason.SCHEDULE_INVALID: (

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +22,10 @@ from workqueue_worker.topology import dead_letter_queue_name
 
 from . import schedule, status
 from .act import bell, queues
-from .act.scale import Scaler
+from .act.scale import Scaler, next_attempt
 from .act.target import Targets
+from .act.workload import Ensured
+from .backoff import delay
 from .broker.connection import QueueCounts
 from .cluster import Object
 from .decide import (
@@ -44,10 +45,12 @@ from .keys import Keys, Next
 from .memory import Memory
 from .metrics import Metrics
 from .model import Metadata, WorkQueue, WorkQueueStatus, timestamp
+from .names import LABEL_OPERATOR
 from .observe import retries
 from .observe.brokers import Brokers, Link
 from .observe.depth import Answers, busy_pods, judge, load, messages_in_stopping_workers
 from .observe.gather import Gatherer
+from .observe.ownership import Ownership
 from .observe.secrets import Secrets
 from .observe.store import Key, Store
 from .observe.sweep import MISSING, Missing
@@ -84,6 +87,7 @@ class Parts:
     """What a pass works with, made once at the start of the process."""
 
     store: Store
+    ownership: Ownership
     secrets: Secrets
     brokers: Brokers
     gatherer: Gatherer
@@ -105,6 +109,7 @@ class Reconciler:
         self._on_fatal = on_fatal
         self._parts: Parts | None = None
         self._memories: dict[Key, Memory] = {}
+        self._left: dict[str, str] = {}
         self.keys = Keys(self._guarded, self._memories.__contains__)
 
     def start(self, parts: Parts) -> None:
@@ -120,6 +125,12 @@ class Reconciler:
         """Run a pass over this WorkQueue soon."""
         if self._parts is not None:
             self.keys.wake(key)
+
+    def wake_namespaces(self, namespaces: set[str]) -> None:
+        """Run a pass over each WorkQueue in these namespaces: another operator serves them now."""
+        if self._parts is not None:
+            for key in [key for key in self._parts.store.workqueues if key[0] in namespaces]:
+                self.wake(key)
 
     def rang(self, key: Key) -> None:
         """The bell of this WorkQueue rang: there is at least one message."""
@@ -146,29 +157,37 @@ class Reconciler:
                 "A pass failed at the API server.",
                 extra={**about, "status": error.status, "detail": error.message},
             )
-            return Next(error.retry_after or self._backoff(key), failed=True)
+            return self._failed(key, at_least=error.retry_after or 0.0)
         except Exception:
             # Whatever nobody thought of must not end the operator, which serves a thousand other queues.
             metrics.reconcile_errors.labels(Reason.INTERNAL_ERROR.value).inc()
             logger.exception("A pass failed.", extra={**about, "reason": Reason.INTERNAL_ERROR.value})
-            return Next(self._backoff(key), failed=True)
+            return self._failed(key)
         finally:
             metrics.reconcile_seconds.observe(time.monotonic() - begun)
 
-    def _backoff(self, key: Key) -> float:
+    def _failed(self, key: Key, *, at_least: float = 0.0) -> Next:
+        """The pause after a failed pass; from the second failure in a row on, nothing shortens it."""
         memory = self._memories.get(key)
         if memory is None:
-            return BACKOFF[1]
+            return Next(BACKOFF[1], failed=True)
         memory.failures += 1
-        return _pause(memory.failures, BACKOFF)
+        pause = max(at_least, delay(memory.failures, *BACKOFF))
+        return Next(pause, failed=True, firm=memory.failures > 1)
 
     # -- the pass ------------------------------------------------------------------------------------
 
     async def _pass(self, key: Key, parts: Parts) -> float | None:
         """Returns after how many seconds the next pass is due, None when only a change is."""
         body = parts.store.workqueue(key)
-        if body is None:
+        other = await parts.ownership.elsewhere(key[0])
+        if body is None or other is not None:
             await self._gone(key, parts)
+        if body is None:
+            return None
+        if other != self._left.get(key[0]):
+            await self._tell_who_serves(key[0], other, parts)
+        if other is not None:
             return None
         memory = self._memory(key, body["metadata"]["uid"], parts)
         try:
@@ -187,6 +206,8 @@ class Reconciler:
         put_off = await parts.reporter.status(
             workqueue, status.status(workqueue, seen, findings, moment), now
         )
+        if seen.trouble is None:
+            memory.failures = 0
         again = parts.targets.looks_again(workqueue)
         return min((wait for wait in (delay, put_off, again) if wait is not None), default=None)
 
@@ -213,9 +234,29 @@ class Reconciler:
             memory = self._memories[key] = Memory(uid, Window(time.monotonic()))
         return memory
 
+    async def _tell_who_serves(self, namespace: str, other: str | None, parts: Parts) -> None:
+        """Say once for each namespace that another operator serves it, or that this one does again."""
+        before = self._left.pop(namespace, None)
+        if before is not None:
+            parts.metrics.served_elsewhere.remove(namespace, before)
+        own = parts.ownership.operator
+        if other is None:
+            message = f"The operator {own} serves the WorkQueues of namespace {namespace!r} again."
+        else:
+            self._left[namespace] = other
+            parts.metrics.served_elsewhere.labels(namespace, other).set(1)
+            message = (
+                f"The operator {other} serves the WorkQueues of namespace {namespace!r}; {own} leaves them alone. "
+                f"The namespace's label {LABEL_OPERATOR} decides; without it the release that lists the namespace "
+                "serves it."
+            )
+        await parts.reporter.namespace_event(namespace, Reason.SERVED_ELSEWHERE, message, "Serve")
+
     async def _gone(self, key: Key, parts: Parts) -> None:
+        """Forget a WorkQueue that is not there, or not this operator's to serve."""
         memory = self._memories.pop(key, None)
         await parts.brokers.leave(key)
+        parts.secrets.leave(key)
         parts.store.unfollow(key)
         parts.metrics.workqueues.forget(*key)
         if memory is not None:
@@ -232,6 +273,7 @@ class Reconciler:
         """Everything between reading the resource and writing its status."""
         if workqueue.spec.suspend:
             await parts.brokers.leave(workqueue.key)
+            parts.secrets.leave(workqueue.key)
             nothing = Unknown(Reason.SUSPENDED, "spec.suspend is true.")
             decision, memory.window = decide(
                 workqueue.spec, Observation(nothing, nothing), memory.window, time.monotonic()
@@ -239,6 +281,7 @@ class Reconciler:
             return self._with_workload(
                 workqueue, parts, status.Seen(memory.queue or _NOT_YET, decision=decision)
             ), None
+        parts.secrets.use(workqueue.key, workqueue.spec.connection_secret_ref.name)
         try:
             known = parts.brokers.known(workqueue.key)
             binding = await parts.secrets.binding(
@@ -259,7 +302,6 @@ class Reconciler:
             if not _leaves_bell_to_older(workqueue, link, parts.store):
                 link.broker.take_down_bell(workqueue.queue_name)
             return await self._blind(workqueue, memory, trouble, None, parts)
-        memory.failures = 0
         return await self._scale(workqueue, memory, link, binding, queue, parts)
 
     async def _blind(
@@ -267,23 +309,27 @@ class Reconciler:
     ) -> tuple[status.Seen, float]:
         """A pass without a depth: the count holds, unless a person has pinned it."""
         unknown = Unknown(trouble.reason, trouble.message)
-        live = await parts.targets.ensure(workqueue)
+        ensured = await parts.targets.ensure(workqueue)
         workload: Workload | Unknown = (
-            live if isinstance(live, Unknown) else Workload(deployment_view(live).replicas)
+            ensured
+            if isinstance(ensured, Unknown)
+            else Workload(deployment_view(ensured.deployment).replicas)
         )
         decision, memory.window = decide(
             workqueue.spec, Observation(workload, unknown), memory.window, time.monotonic()
         )
-        if isinstance(decision, ScaleOut) and not isinstance(live, Unknown):
-            await parts.scaler.raise_pinned(workqueue, memory, decision, deployment_view(live))
+        if isinstance(decision, ScaleOut) and not isinstance(ensured, Unknown):
+            view = deployment_view(ensured.deployment)
+            decision = await parts.scaler.raise_pinned(workqueue, memory, decision, view)
         seen = status.Seen(
             queue or Finding("False", trouble.reason, trouble.message),
             depth=unknown,
             decision=decision,
             trouble=unknown,
+            refusal=_refusal(ensured),
         )
         memory.failures += 1
-        return self._with_workload(workqueue, parts, seen), _pause(memory.failures, BACKOFF_OF_TROUBLE)
+        return self._with_workload(workqueue, parts, seen), delay(memory.failures, *BACKOFF_OF_TROUBLE)
 
     def _with_workload(self, workqueue: WorkQueue, parts: Parts, seen: status.Seen) -> status.Seen:
         """Add what the store shows of the workload to a pass that ended early."""
@@ -353,8 +399,8 @@ class Reconciler:
     ) -> tuple[status.Seen, float | None]:
         # Taken up here and not at the end: a ring that comes during the pass is for the next one.
         memory.waking_since, memory.rung_at = memory.rung_at, None
-        live = await parts.targets.ensure(workqueue)
-        deployment = live if isinstance(live, Unknown) else deployment_view(live)
+        ensured = await parts.targets.ensure(workqueue)
+        deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
         pods = parts.store.pods_of(workqueue.key)
         answers = await parts.gatherer.ask(workqueue, memory, link, binding, pods)
         depth = judge(answers, workqueue.queue_name)
@@ -389,6 +435,7 @@ class Reconciler:
             deployment=deployment,
             pods=pods,
             decision=decision,
+            refusal=_refusal(ensured),
             doorbell=doorbell,
             retrying=retrying,
             retry_delays=tuple(sorted(memory.retry_delays or ())),
@@ -405,13 +452,21 @@ class Reconciler:
         soon = LOOK_AGAIN if fruitless_ring or vanished or conflict else None
         # Nothing but a look shows that it has changed.
         exact = isinstance(answers.unacknowledged, int)
-        delays = [soon, _next_look(workqueue, deployment, pods, decision, exact=exact)]
+        delays = [
+            soon,
+            _next_look(workqueue, deployment, pods, decision, exact=exact),
+            _until(next_attempt(memory)),
+        ]
         return seen, min((delay for delay in delays if delay is not None), default=None)
 
 
-def _pause(failures: int, bounds: tuple[float, float]) -> float:
-    first, longest = bounds
-    return random.uniform(0.5, 1.0) * min(first * 2.0 ** min(failures, 10), longest)  # noqa: S311 - jitter
+def _refusal(ensured: Ensured | Unknown) -> Unknown | None:
+    return ensured if isinstance(ensured, Unknown) else ensured.refusal
+
+
+def _until(moment: float | None) -> float | None:
+    """Seconds until a monotonic time."""
+    return None if moment is None else max(moment - time.monotonic(), 0.0)
 
 
 def _require_first_claim(workqueue: WorkQueue, claimants: Sequence[Key], store: Store) -> None:

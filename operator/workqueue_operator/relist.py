@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 BLIND_AFTER: Final = 180.0
 """Seconds for which the watch may have brought nothing although a LIST showed changes."""
 
+FIRST_AGAIN: Final = 2.0
+"""Seconds between two attempts at the first LIST."""
+
 PAGE: Final = 50
 """Objects of one answer to a LIST: what they are at once, some 70 KiB each, the process keeps for ever."""
 
@@ -59,6 +62,17 @@ class Relist:
             except Exception:
                 # One LIST that fails for a reason nobody thought of must not end all of them.
                 logger.exception("A LIST could not be read.")
+
+    async def first(self) -> None:
+        """List everything once; retry until the API server has answered."""
+        while True:
+            try:
+                return await self.once()
+            except ClusterError as error:
+                logger.warning(
+                    "The first LIST failed.", extra={"status": error.status, "detail": error.message}
+                )
+                await asyncio.sleep(error.retry_after or FIRST_AGAIN)
 
     async def once(self) -> None:
         """List everything once.

@@ -187,30 +187,51 @@ class Reporter:
         self._sent[uid] = {**lately, sent: now}
         if self._heard is not None:
             self._heard(uid, warning, str(action), reason.value, message)
+        regarding = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "namespace": namespace,
+            "name": name,
+            "uid": uid,
+        }
+        await self._send(regarding, warning, reason, message, str(action))
+
+    async def namespace_event(self, namespace: str, reason: Reason, message: str, action: str) -> None:
+        """Send one Event about a namespace and write one log line."""
+        logger.info(
+            "A namespace changed.",
+            extra={"namespace": namespace, "action": action, "reason": reason.value, "detail": message},
+        )
+        regarding = {"apiVersion": "v1", "kind": "Namespace", "namespace": namespace, "name": namespace}
+        await self._send(regarding, False, reason, message, action)
+
+    async def _send(
+        self, regarding: Mapping[str, str], warning: bool, reason: Reason, message: str, action: str
+    ) -> None:
+        """Send one Event; a failure is only logged."""
         moment = datetime.now(UTC)
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{name}-", "namespace": namespace},
+            "metadata": {"generateName": f"{regarding['name']}-", "namespace": regarding["namespace"]},
             "eventTime": moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "type": "Warning" if warning else "Normal",
             "reason": reason.value,
-            "action": str(action),
+            "action": action,
             "note": message[:1024],
             "reportingController": EVENT_REPORTER,
             "reportingInstance": self._instance,
-            "regarding": {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "namespace": namespace,
-                "name": name,
-                "uid": uid,
-            },
+            "regarding": dict(regarding),
         }
         try:
-            await self._cluster.create(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
+            await self._cluster.create(
+                f"/apis/events.k8s.io/v1/namespaces/{regarding['namespace']}/events", body
+            )
         except ClusterError as error:
-            logger.info("An Event could not be sent.", extra={"workqueue": name, "detail": error.message})
+            logger.info(
+                "An Event could not be sent.",
+                extra={"regarding": regarding["name"], "detail": error.message},
+            )
 
 
 def _says_all_of(shown: Mapping[str, Any], status: Mapping[str, Any]) -> bool:

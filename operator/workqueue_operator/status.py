@@ -20,6 +20,7 @@ PENDING: Final = frozenset({Reason.DEPTH_PENDING, Reason.WORKERS_STARTING})
 """Reasons that pass by themselves within moments: neither true nor false."""
 
 _STANDING_STILL: Final = frozenset({Reason.SUSPENDED, Reason.PINNED, Reason.DELETING})
+_COUNT_REFUSED: Final = frozenset({Reason.COUNT_REFUSED, Reason.API_FORBIDDEN})
 _CANNOT_SHRINK: Final = frozenset({Reason.RETIRE_UNREACHABLE, Reason.UNACKNOWLEDGED_UNKNOWN})
 _WORTH_SAYING: Final = frozenset(
     {
@@ -32,6 +33,7 @@ _WORTH_SAYING: Final = frozenset(
         Reason.ROLLOUT_UNDER_WAY,
         Reason.PODS_SETTLING,
         Reason.POD_NOT_READY,
+        Reason.RETIREMENT_TOO_SLOW,
         Reason.CONFLICTING_WRITE,
         Reason.DOORBELL_UNAVAILABLE,
     }
@@ -54,6 +56,7 @@ class Seen:
     Attributes:
         queue: the QueueDeclared finding.
         depth: None when the pass ended before it was asked.
+        refusal: why the Deployment, or an object beside it, is not as the WorkQueue asks, or None.
         doorbell: why an idle queue is polled although Push is wanted, or None.
         busy: pods in a handler, None when not known.
         ignored: which schedules cannot be read.
@@ -67,6 +70,7 @@ class Seen:
     pods: Sequence[PodView] = ()
     decision: Decision | None = None
     trouble: Unknown | None = None
+    refusal: Unknown | None = None
     doorbell: Unknown | None = None
     dead_letters: int | None = None
     busy: int | None = None
@@ -89,6 +93,7 @@ def conditions(workqueue: WorkQueue, seen: Seen) -> dict[ConditionType, Finding]
     found = {
         ConditionType.QUEUE_DECLARED: seen.queue,
         ConditionType.DEPTH_KNOWN: _depth_known(seen),
+        ConditionType.WORKLOAD_APPLIED: _workload_applied(workqueue, seen),
         ConditionType.WORKERS_AVAILABLE: _workers_available(seen),
         ConditionType.SCALING_ACTIVE: _scaling_active(seen),
     }
@@ -199,6 +204,22 @@ def _depth_known(seen: Seen) -> Finding:
     return Finding("True", Reason.DEPTH_OBSERVED, "The queue's depth is known.")
 
 
+def _workload_applied(workqueue: WorkQueue, seen: Seen) -> Finding:
+    if workqueue.spec.suspend:
+        return Finding("Unknown", Reason.SUSPENDED, "spec.suspend is true: nothing is applied.")
+    if seen.deployment is None:
+        cause = seen.trouble or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
+        return Finding("Unknown", cause.reason, cause.message)
+    refusal = seen.deployment if isinstance(seen.deployment, Unknown) else seen.refusal
+    if refusal is not None:
+        return _negative(refusal)
+    if workqueue.spec.worker is None:
+        message = "spec.workloadRef names a Deployment that its owner applies."
+    else:
+        message = "The Deployment and the objects beside it are as the WorkQueue asks."
+    return Finding("True", Reason.WORKLOAD_APPLIED, message)
+
+
 def _workers_available(seen: Seen) -> Finding:  # noqa: PLR0911 - one return a case reads best
     deployment = seen.deployment
     if deployment is None:
@@ -238,7 +259,7 @@ def _scaling_active(seen: Seen) -> Finding:
 def _obstacle(seen: Seen, decision: Decision) -> Unknown | None:
     """What keeps the count from following the depth as the spec asks, or None."""
     because = Unknown(decision.reason, decision.message)
-    if decision.reason in _STANDING_STILL:
+    if decision.reason in _STANDING_STILL | _COUNT_REFUSED:
         return because
     if seen.ignored is not None:
         return seen.ignored
@@ -255,9 +276,9 @@ def _ready(workqueue: WorkQueue, found: Mapping[ConditionType, Finding]) -> Find
         return Finding("False", Reason.SUSPENDED, scaling.message)
     # Workers that are starting do not make a WorkQueue unready: that happens at each wake-up.
     decisive = [found[kind] for kind in (ConditionType.QUEUE_DECLARED, ConditionType.DEPTH_KNOWN)]
-    if found[ConditionType.WORKERS_AVAILABLE].status == "False":
-        decisive.append(found[ConditionType.WORKERS_AVAILABLE])
-    if scaling.reason is Reason.SCHEDULE_INVALID:
+    workers = [found[kind] for kind in (ConditionType.WORKLOAD_APPLIED, ConditionType.WORKERS_AVAILABLE)]
+    decisive += [finding for finding in workers if finding.status == "False"]
+    if scaling.reason in {Reason.SCHEDULE_INVALID, *_COUNT_REFUSED}:
         decisive.append(scaling)
     for status_ in ("False", "Unknown"):
         for finding in decisive:

@@ -80,6 +80,19 @@ OPERATOR_RULES = {
 }
 """Everything that the operator may do where WorkQueues are."""
 
+LISTED_RULES = {
+    **OPERATOR_RULES,
+    ("", "namespaces"): {"get"},
+    ("coordination.k8s.io", "leases"): {"get"},
+}
+CLUSTER_RULES = {
+    **OPERATOR_RULES,
+    ("", "namespaces"): {"list"},
+    ("coordination.k8s.io", "leases"): {"list"},
+    ("rbac.authorization.k8s.io", "clusterroles"): {"get"},
+}
+"""With them, what tells which release serves a namespace."""
+
 
 def rules(role: Object) -> dict[tuple[str, str], set[str]]:
     granted: dict[tuple[str, str], set[str]] = {}
@@ -140,7 +153,8 @@ def test_the_defaults_make_what_they_made_before(snapshot: SnapshotAssertion) ->
 
 def test_over_the_whole_cluster_the_operator_may_do_only_what_it_does() -> None:
     roles = {role["metadata"]["name"]: rules(role) for role in of_kind(template({}), "ClusterRole")}
-    assert roles["workqueue-operator"] == OPERATOR_RULES
+    assert roles["workqueue-operator"] == CLUSTER_RULES
+    assert roles["workqueue.dev"] == {}
     (binding,) = of_kind(template({}), "ClusterRoleBinding")
     assert binding["roleRef"]["name"] == "workqueue-operator"
     assert binding["subjects"] == [
@@ -158,11 +172,35 @@ def test_with_listed_namespaces_the_operator_has_no_right_elsewhere() -> None:
     assert roles.pop((helm.NAMESPACE, "workqueue-operator-leader")) == {
         ("coordination.k8s.io", "leases"): {"create", "get", "update"}
     }
-    assert roles == {(place, "workqueue-operator"): OPERATOR_RULES for place in ("shop", "mail")}
+    assert roles == {(place, "workqueue-operator"): LISTED_RULES for place in ("shop", "mail")}
     for binding in of_kind(objects, "RoleBinding"):
         key = binding["metadata"]["namespace"], binding["roleRef"]["name"]
         assert key in {*roles, (helm.NAMESPACE, "workqueue-operator-leader")}
         assert binding["subjects"][0]["namespace"] == helm.NAMESPACE
+
+
+@pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["shop"]}], ids=["cluster-wide", "listed"])
+def test_claims_are_readable_by_their_name_only(values: Object) -> None:
+    objects = [*of_kind(template(values), "ClusterRole"), *of_kind(template(values), "Role")]
+    role = next(role for role in objects if role["metadata"]["name"] == "workqueue-operator")
+    named = [rule for rule in role["rules"] if set(rule["resources"]) & {"leases", "clusterroles"}]
+    assert named
+    assert all(rule["resourceNames"] == ["workqueue.dev"] for rule in named)
+
+
+def test_each_release_says_what_it_serves() -> None:
+    holder = f"{helm.NAMESPACE}/{helm.RELEASE}"
+    leases = of_kind(template({"watchNamespaces": ["shop", "mail"]}), "Lease")
+    assert {(one["metadata"]["namespace"], one["metadata"]["name"]) for one in leases} == {
+        ("shop", "workqueue.dev"),
+        ("mail", "workqueue.dev"),
+    }
+    assert {one["spec"]["holderIdentity"] for one in leases} == {holder}
+    wide = template({})
+    assert not of_kind(wide, "Lease")
+    (claim,) = [one for one in of_kind(wide, "ClusterRole") if one["metadata"]["name"] == "workqueue.dev"]
+    assert claim["metadata"]["annotations"]["workqueue.dev/operator"] == holder
+    assert claim["rules"] == []
 
 
 def test_only_the_operators_own_lease_can_be_read_or_written() -> None:

@@ -86,8 +86,20 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(broker: Broker, folder: Path, *, relist: float = 300, election: bool = False) -> Iterator[Bench]:
-    with temporary_namespace("e2e-api") as namespace, api_proxy() as proxy:
+def bench(
+    broker: Broker,
+    folder: Path,
+    *,
+    relist: float = 300,
+    election: bool = False,
+    fault: Fault | None = None,
+) -> Iterator[Bench]:
+    """An operator process, where wanted with a fault from its start on."""
+    with (
+        temporary_namespace("e2e-api") as namespace,
+        api_proxy() as proxy,
+        proxy.fault(fault) if fault else contextlib.nullcontext(),
+    ):
         keys = {"uri": base64.b64encode(broker.url.encode()).decode()}
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "rabbitmq"}, "data": keys}
         kubectl("create", "--filename=-", f"--namespace={namespace}", input=json.dumps(secret))
@@ -116,6 +128,27 @@ EXPIRED = {
     "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410},
 }
 """How an API server says that a watch asked for a version that is too old."""
+
+
+class FirstList:
+    """Refuses the LIST with which a leader begins; the one before, of discovery, passes."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.refuses = True
+
+    def __call__(self, request: Request) -> bool:
+        if not (request.lists and request.path.endswith("/deployments")):
+            return False
+        self.asked += 1
+        return self.refuses and self.asked > 1
+
+
+def holder(under_test: Bench) -> str:
+    """Who has the Lease; empty when it was released."""
+    where = f"--namespace={under_test.namespace}"
+    lease = kubectl_json("get", "lease", "workqueue-operator", where)
+    return str(lease["spec"].get("holderIdentity") or "")
 
 
 def is_write(request: Request) -> bool:
@@ -184,3 +217,21 @@ def test_liveness_does_not_depend_on_the_api_server(rabbitmq: Broker, tmp_path: 
             before = len(under_test.proxy.seen)
             wait_until(lambda: len(under_test.proxy.seen) > before + 3, 20, "it has noticed")
             assert under_test.get("/livez") == "ok"
+
+
+@pytest.mark.usefixtures("crd")
+@pytest.mark.parametrize("stops", [False, True], ids=["until-it-is-answered", "until-the-process-is-stopped"])
+def test_refused_first_list_is_retried_by_the_leader(stops: bool, rabbitmq: Broker, tmp_path: Path) -> None:
+    first = FirstList()
+    fault = Fault(first, status=429, headers=(("Retry-After", "1"),))
+    with bench(rabbitmq, tmp_path, election=True, fault=fault) as under_test:
+        wait_until(lambda: first.asked >= 4, 60, "it was retried")
+        assert under_test.process.poll() is None
+        assert holder(under_test)
+        if stops:
+            under_test.process.terminate()
+            assert under_test.process.wait(30) == 0
+            assert holder(under_test) == "", "the successor need not wait for the Lease to expire"
+        else:
+            first.refuses = False
+            under_test.create("late")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-from tests.support import helm
-from tests.support.kubernetes import kubectl, temporary_namespace, wait_until
+from tests.support.kubernetes import kubectl, wait_until
 from tests.support.operators import OperatorRelease
 from tests.support.workqueues import Lab
 
@@ -26,10 +25,9 @@ def test_a_standby_takes_over_when_the_leader_stops_or_dies(lab: Lab, operator: 
 
 
 def test_two_leaders_at_once_do_no_harm(lab: Lab, operator: OperatorRelease) -> None:
-    """The election off and two processes at work: the writes' own guards have to do."""
-    with temporary_namespace("e2e-second", pod_security="restricted") as system:
-        second = OperatorRelease("e2e-second", system, helm.run)
-        second.install(watchNamespaces=[lab.namespace], replicaCount=2, leaderElection={"enabled": False})
+    """The election off and two processes of one release at work: the writes' own guards have to do."""
+    operator.install(watchNamespaces=[lab.namespace], replicaCount=2, leaderElection={"enabled": False})
+    try:
         workqueue = lab.workqueue("twins").apply().wait_ready()
         for _ in range(2):
             workqueue.publish([{"id": number, "seconds": 0.2} for number in range(30)])
@@ -39,7 +37,8 @@ def test_two_leaders_at_once_do_no_harm(lab: Lab, operator: OperatorRelease) -> 
             wait_until(lambda: workqueue.replicas() == 0, 90, "the workers have gone")
         assert lab.queues()["twins.dead"]["messages"] == 0
         workqueue.delete()
-        second.uninstall()
+    finally:
+        operator.install(watchNamespaces=[lab.namespace])
 
 
 def test_helm_uninstall_leaves_no_finalizer_stuck_and_no_queue_deleted(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import secrets
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.support import helm
 from tests.support.kstatus import kstatus
 from tests.support.kubernetes import kubectl, kubectl_json, temporary_namespace, wait_until
-from tests.support.operators import OperatorRelease
+from tests.support.operators import operator_of_the_whole_cluster
 from tests.support.workqueues import Lab, lab_in, watching_replicas
 
 
@@ -337,20 +335,17 @@ def test_rotated_credentials_need_no_restart(lab: Lab) -> None:
 def test_a_namespace_can_be_deleted_with_everything_in_it(lab: Lab) -> None:
     """The Secret is gone before the WorkQueue's finalizer is looked at. With an operator of the whole cluster:
     the rights that one has in listed namespaces go with them."""
-    with temporary_namespace("e2e-wide", pod_security="restricted") as system:
-        wide = OperatorRelease(f"wide-{secrets.token_hex(3)}", system, helm.run)
-        wide.install(replicaCount=1)
-        with (
-            temporary_namespace("e2e-gone", pod_security="restricted") as namespace,
-            lab_in(namespace, lab.rabbit) as other,
-        ):
-            workqueue = other.workqueue("doomed", queue={"deletionPolicy": "Delete"}).apply().wait_ready()
-            wait_until(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
-            kubectl("delete", "namespace", namespace, "--wait=false")
-            gone = "--ignore-not-found"
-            wait_until(lambda: not kubectl("get", "namespace", namespace, gone), 150, "the namespace is gone")
-            other.close()
-        wide.uninstall()
+    with (
+        operator_of_the_whole_cluster(),
+        temporary_namespace("e2e-gone", pod_security="restricted") as namespace,
+        lab_in(namespace, lab.rabbit) as other,
+    ):
+        workqueue = other.workqueue("doomed", queue={"deletionPolicy": "Delete"}).apply().wait_ready()
+        wait_until(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+        kubectl("delete", "namespace", namespace, "--wait=false")
+        gone = "--ignore-not-found"
+        wait_until(lambda: not kubectl("get", "namespace", namespace, gone), 150, "the namespace is gone")
+        other.close()
 
 
 def test_a_message_on_an_idle_queue_is_one_step_from_its_worker(lab: Lab) -> None:

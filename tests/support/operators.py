@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.kubernetes import CHECKOUT, KUBECONFIG, kubectl, kubectl_json, wait_until
+from tests.support import helm
+from tests.support.kubernetes import (
+    CHECKOUT,
+    KUBECONFIG,
+    kubectl,
+    kubectl_json,
+    temporary_namespace,
+    wait_until,
+)
+from workqueue_operator.names import CLAIM, LABEL_OPERATOR
 
 CHART: Final = CHECKOUT / "charts/workqueue-operator"
 
@@ -81,3 +92,20 @@ class OperatorRelease:
         """What all its pods have logged."""
         selector = f"--selector=app.kubernetes.io/instance={self.name}"
         return kubectl("logs", selector, f"--namespace={self.namespace}", "--tail=-1", "--prefix")
+
+
+@contextmanager
+def operator_of_the_whole_cluster() -> Iterator[OperatorRelease]:
+    """The one that is there already, such as a demo's, or one for the test: a cluster has room for one."""
+    found = kubectl("get", "clusterrole", CLAIM, "--ignore-not-found", "--output=json")
+    if found:
+        namespace, _, name = json.loads(found)["metadata"]["annotations"][LABEL_OPERATOR].partition("/")
+        yield OperatorRelease(name, namespace, helm.run)
+        return
+    with temporary_namespace("e2e-wide", pod_security="restricted") as system:
+        release = OperatorRelease(f"wide-{secrets.token_hex(3)}", system, helm.run)
+        release.install(replicaCount=1)
+        try:
+            yield release
+        finally:
+            release.uninstall()

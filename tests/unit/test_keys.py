@@ -100,6 +100,27 @@ async def test_a_change_from_outside_does_not_wait_for_the_pause() -> None:
     await keys.stop(5)
 
 
+async def test_a_change_from_outside_waits_for_a_firm_pause() -> None:
+    runs = Runs()
+    keys = Keys(runs, known)
+    keys.wake(KEY)
+    await runs.wait_begun(1)
+    begun = asyncio.get_running_loop().time()
+    runs.results.put_nowait(Next(after=0.2, failed=True, firm=True))
+    await runs.wait_idle()
+
+    keys.wake(KEY)
+    await runs.wait_begun(2)
+
+    assert asyncio.get_running_loop().time() - begun >= 0.19
+    runs.results.put_nowait(Next())
+    await runs.wait_idle()
+    keys.wake(KEY)
+    await runs.wait_begun(3)
+    runs.results.put_nowait(Next())
+    await keys.stop(5)
+
+
 async def test_different_keys_run_beside_each_other() -> None:
     runs = Runs()
     keys = Keys(runs, known)

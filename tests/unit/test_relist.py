@@ -167,3 +167,19 @@ async def test_an_api_server_that_is_away_makes_nobody_blind(
         with pytest.raises(ClusterError):
             await relist.once()
         assert not relist.blind
+
+
+@pytest.mark.parametrize(
+    "refusal", [ClusterError(429, "too many requests", retry_after=0.01), ClusterError(0, "no answer")]
+)
+async def test_first_list_is_retried_until_the_api_server_answers(
+    refusal: ClusterError, cluster: FakeCluster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_AGAIN", 0.01)
+    answers: list[Any] = [refusal, refusal]
+    cluster.answer("GET", "/workqueues", lambda _: answers.pop() if answers else listed(thing("one", 1)))
+
+    await Relist(cluster, store, (), 300).first()
+
+    assert list(store.workqueues) == [("team", "one")]
+    assert answers == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 from tests.support.fakecluster import FakeCluster, Request
 from workqueue_operator.act import retire
 from workqueue_operator.act.retire import Outcome, Plan, Retirement, plan
+from workqueue_operator.cluster import REQUEST_TIMEOUT
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, LABEL_WORKQUEUE
 from workqueue_operator.observe.store import Store
 from workqueue_operator.observe.workers import Address, Answer, SigningKeys, Workers, WorkerStatus
 from workqueue_operator.reasons import Reason, Unknown
 from workqueue_operator.views import PodView
+from workqueue_worker.retirement import LEASE_SECONDS
 
 NOW = 1_800_000_000.0
 
@@ -497,3 +500,26 @@ async def test_marks_that_cannot_be_cleared_hide_nothing() -> None:
     with pytest.raises(ClusterError, match="forbidden"):
         await scene.carry_out(Plan((), (A,)), [A, B])
     assert scene.workers.resumed == ["a"]
+
+
+async def test_agreement_that_has_become_too_old_is_called_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that agreed consumes again after 30 s, and would be killed with a message in hand."""
+    scene = Scene(a=RETIRED)
+    late = 0.0
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + late)
+
+    def slow_mark(request: Request) -> dict[str, Any]:
+        nonlocal late
+        late += retire.LOWER_WITHIN
+        return scene.mark(request)
+
+    scene.cluster.answer("PATCH", "/pods/a", slow_mark)
+    outcome = await scene.carry_out(Plan((), (A,)), [A, B])
+
+    assert says(outcome, Reason.RETIREMENT_TOO_SLOW)
+    assert (scene.lowered, scene.marks, scene.workers.resumed) == ([], [], ["a"])
+
+
+def test_slowest_scale_in_ends_before_the_lease_does() -> None:
+    assert retire.LOWER_WITHIN + REQUEST_TIMEOUT < LEASE_SECONDS

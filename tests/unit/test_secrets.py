@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 
 import pytest
 
+from tests.support.brokers import until
 from tests.support.fakecluster import FakeCluster, Request
 from workqueue_operator.errors import ClusterError, Trouble
 from workqueue_operator.observe import secrets as module
 from workqueue_operator.observe.secrets import Secrets
+from workqueue_operator.observe.store import Key
 from workqueue_operator.reasons import Reason
 
 
@@ -168,3 +171,87 @@ async def test_a_short_host_name_is_looked_for_in_the_namespace_of_the_secret(
     cluster.answer("GET", "rabbitmq", secret(uri="amqp://user:secret@rabbit:5673/jobs"))
     binding = await secrets.binding("team", "rabbitmq")
     assert binding.addresses == (("rabbit.team.svc", 5673), ("rabbit", 5673))
+
+
+@pytest.fixture
+def woken() -> list[Key]:
+    return []
+
+
+@pytest.fixture
+def used(cluster: FakeCluster, woken: list[Key]) -> Secrets:
+    return Secrets(cluster, woken.append)
+
+
+async def test_a_changed_secret_in_use_wakes_its_workqueues_without_a_pass(
+    cluster: FakeCluster, used: Secrets, woken: list[Key], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "READ_AFTER", 0.01)
+    monkeypatch.setattr(module, "LOOK_EVERY", 0.01)
+    cluster.answer("GET", "/secrets/", GOOD)
+    for name, secret_name in (("jobs", "rabbitmq"), ("mail", "rabbitmq"), ("other", "elsewhere")):
+        used.use(("team", name), secret_name)
+        await used.binding("team", secret_name)
+    watching = asyncio.create_task(used.run())
+
+    cluster.answer("GET", "/secrets/rabbitmq", secret(uri="amqp://user:secret@rabbit.example/moved"))
+    await until(lambda: len(woken) >= 2)
+
+    assert set(woken) == {("team", "jobs"), ("team", "mail")}
+    assert (await used.binding("team", "rabbitmq")).virtual_host == "moved"
+    watching.cancel()
+
+
+async def test_a_secret_that_no_workqueue_uses_is_not_read_again(cluster: FakeCluster, used: Secrets) -> None:
+    cluster.answer("GET", "/secrets/", GOOD)
+    used.use(("team", "jobs"), "rabbitmq")
+    await used.binding("team", "rabbitmq")
+    used.leave(("team", "jobs"))
+    cluster.asked.clear()
+
+    await used.read_due(time.monotonic() + module.READ_AFTER)
+
+    assert cluster.asked == []
+
+
+async def test_secrets_are_read_once_a_minute_in_shares_and_few_at_a_time(
+    cluster: FakeCluster, used: Secrets
+) -> None:
+    reading = most = 0
+
+    async def slowly(_: Request) -> object:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        await asyncio.sleep(0)
+        reading -= 1
+        return GOOD
+
+    cluster.answer("GET", "/secrets/", slowly)
+    for number in range(500):
+        used.use(("team", f"jobs-{number}"), f"rabbitmq-{number}")
+        await used.binding("team", f"rabbitmq-{number}")
+    cluster.asked.clear()
+    begun = time.monotonic()
+
+    await used.read_due(begun)
+    assert cluster.asked == [], "they are fresh"
+    await used.read_due(begun + module.READ_AFTER + 1)
+
+    assert len(cluster.asked) == 20, "a share that goes through all of them in 25 s"
+    assert most == module.READS_AT_ONCE
+
+
+async def test_a_failed_read_is_tried_again_within_seconds(cluster: FakeCluster, used: Secrets) -> None:
+    cluster.answer("GET", "rabbitmq", GOOD)
+    used.use(("team", "jobs"), "rabbitmq")
+    await used.binding("team", "rabbitmq")
+    cluster.answer("GET", "rabbitmq", ClusterError(503, "busy"))
+    now = time.monotonic() + module.READ_AFTER + 1
+    await used.read_due(now)
+    cluster.answer("GET", "rabbitmq", GOOD)
+    cluster.asked.clear()
+
+    await used.read_due(time.monotonic() + module.MAX_AGE_OF_TROUBLE + 1)
+
+    assert len(cluster.asked) == 1

@@ -124,6 +124,25 @@ TABLE: list[tuple[str, Seen, dict[str, tuple[str, Reason]]]] = [
         },
     ),
     (
+        "refused-template-of-a-working-deployment",
+        seen(deployment=deployment(2), refusal=Unknown(Reason.WORKLOAD_REFUSED, "not signed")),
+        {
+            "WorkloadApplied": ("False", Reason.WORKLOAD_REFUSED),
+            "WorkersAvailable": ("True", Reason.WORKERS_READY),
+            "ScalingActive": ("True", Reason.AS_EXPECTED),
+            "Ready": ("False", Reason.WORKLOAD_REFUSED),
+        },
+    ),
+    (
+        "refused-count",
+        seen(deployment=deployment(2), decision=Hold(10, Reason.COUNT_REFUSED, "at most 2")),
+        {
+            "WorkloadApplied": ("True", Reason.WORKLOAD_APPLIED),
+            "ScalingActive": ("False", Reason.COUNT_REFUSED),
+            "Ready": ("False", Reason.COUNT_REFUSED),
+        },
+    ),
+    (
         "pinned",
         seen(decision=Hold(2, Reason.PINNED, "spec.replicas pins")),
         {"ScalingActive": ("False", Reason.PINNED), "Ready": ("True", Reason.AS_EXPECTED)},

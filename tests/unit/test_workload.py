@@ -59,11 +59,11 @@ def applies(cluster: FakeCluster) -> list[Request]:
 async def test_it_is_created_with_no_replicas_and_without_force(
     cluster: FakeCluster, workload: Workload
 ) -> None:
-    made = await workload.ensure(workqueue(), None)
+    made = (await workload.ensure(workqueue(), None)).deployment
     (request,) = applies(cluster)
     assert request.body["spec"]["replicas"] == 0
     assert request.query == {"fieldManager": FIELD_MANAGER, "force": "false"}
-    assert await workload.ensure(workqueue(), made) is made
+    assert (await workload.ensure(workqueue(), made)).deployment is made
     assert len(applies(cluster)) == 1
 
 
@@ -114,7 +114,7 @@ async def test_one_of_ours_that_the_store_did_not_show_is_applied_again(
 async def test_before_it_is_applied_again_its_count_gets_an_owner(
     cluster: FakeCluster, workload: Workload, owned: bool
 ) -> None:
-    made = await workload.ensure(workqueue(), None)
+    made = (await workload.ensure(workqueue(), None)).deployment
     cluster.asked.clear()
 
     def answer(request: Request) -> Any:
@@ -132,7 +132,7 @@ async def test_before_it_is_applied_again_its_count_gets_an_owner(
 
 
 async def test_a_count_above_zero_was_written_by_its_owner(cluster: FakeCluster, workload: Workload) -> None:
-    made = await workload.ensure(workqueue(), None)
+    made = (await workload.ensure(workqueue(), None)).deployment
     made["spec"]["replicas"] = 3
     cluster.asked.clear()
     await workload.ensure(workqueue(worker={"image": "jobs:2"}), made)
@@ -147,7 +147,7 @@ async def test_after_a_restart_what_looks_as_it_should_is_applied_in_its_turn(
 ) -> None:
     monkeypatch.setattr(module, "VERIFY_EVERY", 0.01)
     seen = live(wanted())
-    assert await workload.ensure(workqueue(), seen) is seen
+    assert (await workload.ensure(workqueue(), seen)).deployment is seen
     assert not cluster.asked
     await until(lambda: woken == [("team", "jobs")])
     await asyncio.sleep(0)
@@ -160,3 +160,72 @@ async def test_after_a_restart_another_template_is_applied_at_once(
 ) -> None:
     await workload.ensure(workqueue(worker={"image": "jobs:2"}), live(wanted()))
     assert applies(cluster)
+
+
+REFUSED = ClusterError(403, "admission webhook denied the request: image jobs:2 is not signed")
+CHANGED = workqueue(worker={"image": "jobs:2"})
+
+
+async def test_refused_template_leaves_the_working_deployment_to_be_scaled(
+    cluster: FakeCluster, workload: Workload
+) -> None:
+    made = (await workload.ensure(workqueue(), None)).deployment
+    cluster.answer("PATCH", DEPLOYMENT, REFUSED)
+
+    ensured = await workload.ensure(CHANGED, made)
+
+    assert ensured.deployment is made
+    assert ensured.refusal is not None
+    assert ensured.refusal.reason is Reason.WORKLOAD_REFUSED
+    assert "not signed" in ensured.refusal.message
+
+
+async def test_refused_disruption_budget_leaves_the_deployment_to_be_scaled(
+    cluster: FakeCluster, workload: Workload
+) -> None:
+    cluster.answer("PATCH", "/poddisruptionbudgets/jobs-worker", ClusterError(403, "exceeded quota: few"))
+
+    ensured = await workload.ensure(workqueue(), None)
+
+    assert ensured.deployment["metadata"]["name"] == "jobs-worker"
+    assert ensured.refusal is not None
+    assert "PodDisruptionBudget 'jobs-worker'" in ensured.refusal.message
+
+
+async def test_refused_apply_is_repeated_after_pauses_that_grow(
+    cluster: FakeCluster, workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    made = (await workload.ensure(workqueue(), None)).deployment
+    cluster.answer("PATCH", DEPLOYMENT, REFUSED)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    pauses = []
+    for _ in range(10):
+        await workload.ensure(CHANGED, made)
+        cluster.asked.clear()
+        assert (await workload.ensure(CHANGED, made)).refusal is not None, "it is remembered"
+        assert not cluster.asked
+        moment = workload.next_attempt(CHANGED)
+        assert moment is not None
+        pauses.append(moment - now)
+        now = moment
+
+    assert pauses[0] < 2
+    assert pauses[-1] >= 60
+    cluster.answer("PATCH", DEPLOYMENT, lambda request: live(request.body, 2))
+    assert (await workload.ensure(CHANGED, made)).refusal is None
+    assert workload.next_attempt(CHANGED) is None
+
+
+async def test_corrected_template_is_applied_without_waiting(
+    cluster: FakeCluster, workload: Workload
+) -> None:
+    made = (await workload.ensure(workqueue(), None)).deployment
+    cluster.answer("PATCH", DEPLOYMENT, REFUSED)
+    await workload.ensure(CHANGED, made)
+    cluster.answer("PATCH", DEPLOYMENT, lambda request: live(request.body, 2))
+
+    ensured = await workload.ensure(workqueue(worker={"image": "jobs:3"}), made)
+
+    assert ensured.refusal is None
+    assert ensured.deployment is not made

@@ -81,4 +81,26 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
+# Which release serves a namespace: its label, and what the chart says in claims.yaml.
+{{- if .Values.watchNamespaces }}
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [workqueue.dev]
+  verbs: [get]
+{{- else }}
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [list]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [workqueue.dev]
+  verbs: [list]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [clusterroles]
+  resourceNames: [workqueue.dev]
+  verbs: [get]
+{{- end }}
 {{- end }}

@@ -43,6 +43,11 @@ UNSEEN: Final = Unknown(
     "remove others. If this stays, look at kube-controller-manager, and for a policy that changes labels which pods "
     "have from their template.",
 )
+TOO_SLOW: Final = Unknown(
+    Reason.RETIREMENT_TOO_SLOW,
+    "The API server took so long that the workers that agreed to leave may take messages again soon. They stay, and "
+    "are asked again.",
+)
 _MESSAGE_CAME: Final = Unknown(Reason.MESSAGES_WAITING, "A message came; the last workers stay.")
 _NO_BELL: Final = Unknown(
     Reason.DOORBELL_UNAVAILABLE, "The bell cannot be hung just now; the last workers stay until it can."
@@ -81,7 +86,11 @@ class Plan:
 
 
 SEEN_WITHIN: Final = 5.0
-"""Seconds for Kubernetes to see the marks. The workers' leases of 30 s must outlast them and the write after them."""
+"""Seconds for Kubernetes to see the marks."""
+
+LOWER_WITHIN: Final = 18.0
+"""Seconds from before the first worker is asked until the count may be lowered. A worker that agreed consumes again
+after 30 s, and the request that lowers the count may take 8 s (`cluster.REQUEST_TIMEOUT`)."""
 
 FIRST_LOOK: Final = 0.02
 """Seconds after the marks; about as long as Kubernetes takes to count when it has nothing else to do."""
@@ -145,6 +154,7 @@ class Retirement:
             confirm_empty: for the step to zero: hangs the bell and looks; True when the queue is empty, None
                 when the bell does not hang. None instead of a function: this step is not to zero.
         """
+        deadline = time.monotonic() + LOWER_WITHIN
         answers = await self._workers.retire(map(_address, chosen.ask), keys)
         agreed = [pod for pod in chosen.ask if answers[pod.name] is Answer.RETIRED]
         leaving = [*chosen.dead, *agreed]
@@ -172,9 +182,10 @@ class Retirement:
             marked = await self._mark(namespace, leaving, RETIRED_DELETION_COST)
             # A pod that vanished meanwhile gets a successor, and the count would be lowered by one too many.
             seen = marked == len(leaving) and await self._come_to(before + marked, namespace, pods)
-            if not seen:
+            obstacle = UNSEEN if not seen else TOO_SLOW if time.monotonic() >= deadline else None
+            if obstacle is not None:
                 await self._call_off(agreed, leaving, namespace, keys)
-                return Outcome(0, None, answers, UNSEEN)
+                return Outcome(0, None, answers, obstacle)
         except ClusterError:
             await self._call_off(agreed, leaving, namespace, keys)
             raise

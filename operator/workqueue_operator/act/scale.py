@@ -12,9 +12,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
+from ..backoff import delay
 from ..cluster import Object
 from ..decide import Decision, Hold, Retire, ScaleOut, Trim
-from ..memory import Memory
+from ..errors import ClusterError
+from ..memory import Memory, Refusal
 from ..metrics import Metrics
 from ..model import WorkQueue, timestamp
 from ..observe.brokers import Link
@@ -25,7 +27,7 @@ from ..report import Reporter
 from ..views import DeploymentView, PodView, deployment_view, unsettled
 from . import bell
 from .retire import CONFLICT, UNSEEN, Outcome, Retirement, plan
-from .workload import Workload
+from .workload import REFUSED_AGAIN, Workload, why_denied
 
 UNREACHABLE_AFTER: Final = 30.0
 """Seconds after which a worker that cannot be asked is worth a person's attention."""
@@ -67,31 +69,73 @@ class Scaler:
             case ScaleOut():
                 # A bell that still hung would get the message on a queue with a single active consumer.
                 link.broker.take_down_bell(workqueue.queue_name)
-                return await self._set(workqueue, memory, decision, deployment)
-            case Trim():
-                return await self._set(workqueue, memory, decision, deployment)
-            case Retire() if workqueue.spec.worker is None:
-                return await self._set(workqueue, memory, decision, deployment)
-            case Retire():
-                return await self._retire(workqueue, memory, link, decision, deployment, pods, statuses)
+                return await self._raise(workqueue, memory, decision, deployment)
+            case Retire() | Trim() if (
+                refusal := memory.refused_in
+            ) is not None and time.monotonic() < refusal.until:
+                return Hold.because(decision.wanted, refusal.why), deployment
+            case Retire() | Trim():
+                return await self._lower(workqueue, memory, link, decision, deployment, pods, statuses)
 
     async def raise_pinned(
         self, workqueue: WorkQueue, memory: Memory, decision: ScaleOut, deployment: DeploymentView
-    ) -> None:
+    ) -> Decision:
         """Raise a count that a person has pinned; it needs no broker."""
-        await self._write(workqueue, memory, decision, deployment, decision.replicas)
+        return (await self._raise(workqueue, memory, decision, deployment))[0]
 
-    async def _set(
+    async def _raise(
+        self, workqueue: WorkQueue, memory: Memory, decision: ScaleOut, deployment: DeploymentView
+    ) -> tuple[Decision, DeploymentView]:
+        """Raise the count to what was decided, or as far as the API server admits, which is found by halving."""
+        refusal, why = memory.refused_out, None
+        highest, lowest_refused = decision.replicas, decision.replicas + 1
+        if refusal is not None and time.monotonic() < refusal.until and refusal.replicas <= highest:
+            highest, lowest_refused = refusal.replicas - 1, refusal.replicas
+        target = highest
+        while target > deployment.replicas:
+            try:
+                live = await self._write(workqueue, memory, decision, deployment, target)
+            except ClusterError as error:
+                if not error.denied:
+                    raise
+                why, lowest_refused = _why_refused(error, deployment, target), target
+            else:
+                if live is None:
+                    return Hold.because(decision.wanted, CONFLICT), deployment
+                deployment = deployment_view(live)
+            target = (deployment.replicas + lowest_refused) // 2
+        if why is not None:
+            refusal = memory.refused_out = _refused_again(refusal, lowest_refused, why)
+        elif lowest_refused > decision.replicas:
+            if refusal is not None and deployment.replicas >= refusal.replicas:
+                memory.refused_out = None
+            return decision, deployment
+        assert refusal is not None  # noqa: S101 - for the type checker; it is what limits the count
+        return Hold.because(decision.wanted, refusal.why), deployment
+
+    async def _lower(
         self,
         workqueue: WorkQueue,
         memory: Memory,
-        decision: ScaleOut | Retire | Trim,
+        link: Link,
+        decision: Retire | Trim,
         deployment: DeploymentView,
+        pods: Sequence[PodView],
+        statuses: Mapping[str, WorkerStatus],
     ) -> tuple[Decision, DeploymentView]:
-        live = await self._write(workqueue, memory, decision, deployment, decision.replicas)
-        if live is not None:
-            return decision, deployment_view(live)
-        return Hold.because(decision.wanted, CONFLICT), deployment
+        try:
+            if isinstance(decision, Retire) and workqueue.spec.worker is not None:
+                return await self._retire(workqueue, memory, link, decision, deployment, pods, statuses)
+            live = await self._write(workqueue, memory, decision, deployment, decision.replicas)
+        except ClusterError as error:
+            if not error.denied:
+                raise
+            why = _why_refused(error, deployment, decision.replicas)
+            memory.refused_in = _refused_again(memory.refused_in, decision.replicas, why)
+            return Hold.because(decision.wanted, why), deployment
+        if live is None:
+            return Hold.because(decision.wanted, CONFLICT), deployment
+        return decision, deployment_view(live)
 
     async def _write(
         self,
@@ -116,6 +160,8 @@ class Scaler:
             "lastScaleTime": timestamp(datetime.now(UTC)),
             "lastScaleReason": f"{decision.reason.value}: {decision.message}",
         }
+        if direction == "in":
+            memory.refused_in = None
         self._store.put_deployment(live)
         message = f"Scaled {direction} from {deployment.replicas} to {replicas}: {decision.message}"
         await self._reporter.event(workqueue, False, decision.reason, message, "Scale", now)
@@ -172,6 +218,22 @@ class Scaler:
             keys = SigningKeys(b"" if isinstance(key, Unknown) else key, link.broker.binding.signing_key)
             await self._retirement.clear_left_over(workqueue.metadata.namespace, pods, keys)
         return True
+
+
+def next_attempt(memory: Memory) -> float | None:
+    """The monotonic time at which a refused count may be tried again, None when none was refused lately."""
+    moments = [refusal.until for refusal in (memory.refused_out, memory.refused_in) if refusal is not None]
+    return min((moment for moment in moments if moment > time.monotonic()), default=None)
+
+
+def _why_refused(error: ClusterError, deployment: DeploymentView, replicas: int) -> Unknown:
+    counted = "1 replica" if replicas == 1 else f"{replicas} replicas"
+    return why_denied(error, f"{counted} of the Deployment {deployment.name!r}", Reason.COUNT_REFUSED)
+
+
+def _refused_again(before: Refusal | None, replicas: int, why: Unknown) -> Refusal:
+    failures = before.failures + 1 if before is not None else 1
+    return Refusal(replicas, why, time.monotonic() + delay(failures, *REFUSED_AGAIN), failures)
 
 
 def _why_not(memory: Memory, decision: Retire, outcome: Outcome) -> Hold:

@@ -6,6 +6,8 @@ else does: an HPA (also one that KEDA made) or an older WorkQueue on the same ta
 
 from __future__ import annotations
 
+import time
+
 from ..cluster import Cluster, Object, deployment_path
 from ..errors import ClusterError, Trouble
 from ..model import WorkloadRef, WorkQueue
@@ -13,7 +15,7 @@ from ..names import workload_name
 from ..observe.autoscalers import FRESH, Autoscalers
 from ..observe.store import Store
 from ..reasons import Reason, Unknown
-from .workload import Workload
+from .workload import Ensured, Workload
 
 
 class Targets:
@@ -29,10 +31,15 @@ class Targets:
         """The WorkQueue is gone."""
         self._workload.forget(uid)
 
-    @staticmethod
-    def looks_again(workqueue: WorkQueue) -> float | None:
-        """After how many seconds a pass is due though nothing changed: autoscalers are asked for, not watched."""
-        return FRESH if workqueue.spec.workload_ref is not None else None
+    def looks_again(self, workqueue: WorkQueue) -> float | None:
+        """After how many seconds a pass is due though nothing changed.
+
+        Autoscalers are asked for, not watched; and what the API server refused is applied again.
+        """
+        if workqueue.spec.workload_ref is not None:
+            return FRESH
+        moment = self._workload.next_attempt(workqueue)
+        return None if moment is None else max(moment - time.monotonic(), 0.0)
 
     def seen(self, workqueue: WorkQueue) -> Object | None:
         """The Deployment as the store has it."""
@@ -40,7 +47,7 @@ class Targets:
         name = ref.name if ref is not None else workload_name(workqueue.metadata.name)
         return self._store.deployment(workqueue.metadata.namespace, name)
 
-    async def ensure(self, workqueue: WorkQueue) -> Object | Unknown:
+    async def ensure(self, workqueue: WorkQueue) -> Ensured | Unknown:
         """The Deployment as it is now, made or put right where it is ours; or why there is none to scale.
 
         Raises:
@@ -49,13 +56,13 @@ class Targets:
         seen = self.seen(workqueue)
         try:
             if workqueue.spec.workload_ref is not None:
-                return await self._foreign(workqueue, workqueue.spec.workload_ref, seen)
-            live = await self._workload.ensure(workqueue, seen)
+                return Ensured(await self._foreign(workqueue, workqueue.spec.workload_ref, seen))
+            ensured = await self._workload.ensure(workqueue, seen)
         except Trouble as trouble:
             return Unknown(trouble.reason, trouble.message)
-        if live is not seen:
-            self._store.put_deployment(live)
-        return live
+        if ensured.deployment is not seen:
+            self._store.put_deployment(ensured.deployment)
+        return ensured
 
     async def _foreign(self, workqueue: WorkQueue, ref: WorkloadRef, seen: Object | None) -> Object:
         namespace = workqueue.metadata.namespace

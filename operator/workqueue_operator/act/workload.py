@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .. import render
+from ..backoff import delay
 from ..cluster import Cluster, Object, deployment_path
 from ..digest import digest
 from ..errors import ClusterError, Trouble
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 VERIFY_EVERY: Final = 0.2
 """Seconds between two Deployments that are applied after a restart only to be sure."""
+
+REFUSED_AGAIN: Final = (1.0, 60.0)
+"""Seconds: the first and the longest delay before something that was refused is applied or written again."""
 
 _CONFLICT: Final = 409
 
@@ -45,6 +49,35 @@ class Applied:
     digest: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Ensured:
+    """A Deployment that can be scaled.
+
+    Attributes:
+        deployment: as it is now; the very one that was seen when nothing had to be done.
+        refusal: why it, or an object beside it, is not as the WorkQueue asks; None when all is applied.
+    """
+
+    deployment: Object
+    refusal: Unknown | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """An apply that the API server refused.
+
+    Attributes:
+        digest: of the Deployment that was wanted.
+        until: the monotonic time before which the same is not applied again.
+        failures: refusals in a row.
+    """
+
+    digest: bytes
+    why: Unknown
+    until: float
+    failures: int
+
+
 class Workload:
     """Applies and scales Deployments."""
 
@@ -56,26 +89,28 @@ class Workload:
         self._wake = wake
         self._keys = RetirementKeys(cluster)
         self._applied: dict[str, Applied] = {}
+        self._refusals: dict[str, _Refusal] = {}
         self._turns: dict[str, float] = {}
         self._last_turn = 0.0
 
     def forget(self, uid: str) -> None:
         """The WorkQueue is gone; Kubernetes deletes what it owns."""
         self._applied.pop(uid, None)
+        self._refusals.pop(uid, None)
         self._turns.pop(uid, None)
         self._keys.forget(uid)
 
-    async def ensure(self, workqueue: WorkQueue, seen: Object | None) -> Object:
+    async def ensure(self, workqueue: WorkQueue, seen: Object | None) -> Ensured:
         """Make the Deployment and what goes with it as they should be.
+
+        A refusal does not stop the scaling of what exists: the Deployment of the last template that was admitted
+        works, and so does one whose PodDisruptionBudget does not fit into a quota.
 
         Args:
             seen: the Deployment in the store, or None.
 
-        Returns:
-            The Deployment as it is now; `seen` itself when nothing had to be done.
-
         Raises:
-            Trouble: the name is taken, or the API server refuses the objects.
+            Trouble: the name is taken, or the API server refuses to create the Deployment.
             ClusterError: it did not answer.
         """
         worker = workqueue.spec.worker
@@ -85,27 +120,56 @@ class Workload:
         wanted = render.deployment(
             workqueue, worker, self._defaults, proven_hash=workqueue.status.proven_template_hash
         )
+        uid = workqueue.metadata.uid
+        refusal = self._refusals.get(uid)
+        if refusal is None and seen is not None and self._is_applied(workqueue, wanted, seen):
+            return Ensured(seen)
+        if refusal is not None and refusal.digest == digest(wanted) and time.monotonic() < refusal.until:
+            return _as_far_as_admitted(seen, refusal.why)
+        no_key = await self._ensure_key(workqueue)
+        try:
+            live = await self._apply_deployment(workqueue, wanted, seen)
+        except Trouble as trouble:
+            if trouble.reason is Reason.NAME_CONFLICT:
+                raise
+            return _as_far_as_admitted(seen, self._refuse(workqueue, wanted, trouble))
+        why = None
+        try:
+            if no_key is not None:
+                raise no_key
+            await self._apply_others(workqueue)
+            self._refusals.pop(uid, None)
+        except Trouble as trouble:
+            why = self._refuse(workqueue, wanted, trouble)
+        self._applied[uid] = Applied(live["metadata"]["uid"], live["metadata"]["generation"], digest(wanted))
+        return Ensured(live, why)
+
+    def next_attempt(self, workqueue: WorkQueue) -> float | None:
+        """The monotonic time at which something refused is to be applied again, or None."""
+        refusal = self._refusals.get(workqueue.metadata.uid)
+        return None if refusal is None else refusal.until
+
+    def _is_applied(self, workqueue: WorkQueue, wanted: Object, seen: Object) -> bool:
+        """Whether nothing need be applied now."""
         applied = self._applied.get(workqueue.metadata.uid)
-        if (
-            seen is not None
-            and applied is not None
-            and applied.uid == seen["metadata"]["uid"]
+        if applied is None:
+            return _is_of(seen, wanted) and not self._has_turn(workqueue)
+        return (
+            applied.uid == seen["metadata"]["uid"]
             and applied.generation >= seen["metadata"]["generation"]
             and applied.digest == digest(wanted)
             and _contains(seen["metadata"], wanted["metadata"])
-        ):
-            return seen
-        if seen is not None and applied is None and _is_of(seen, wanted) and not self._has_turn(workqueue):
-            return seen
-        no_key = await self._ensure_key(workqueue)
-        live = await self._apply_deployment(workqueue, wanted, seen)
-        if no_key is not None:
-            raise no_key
-        await self._apply_others(workqueue)
-        self._applied[workqueue.metadata.uid] = Applied(
-            live["metadata"]["uid"], live["metadata"]["generation"], digest(wanted)
         )
-        return live
+
+    def _refuse(self, workqueue: WorkQueue, wanted: Object, trouble: Trouble) -> Unknown:
+        """Note a refusal, and when to try again."""
+        uid = workqueue.metadata.uid
+        before = self._refusals.get(uid)
+        failures = before.failures + 1 if before is not None and before.digest == digest(wanted) else 1
+        why = Unknown(trouble.reason, trouble.message)
+        until = time.monotonic() + delay(failures, *REFUSED_AGAIN)
+        self._refusals[uid] = _Refusal(digest(wanted), why, until, failures)
+        return why
 
     async def retirement_key(self, workqueue: WorkQueue) -> bytes | Unknown:
         """What calls to the workers are signed with, or why there is no key.
@@ -132,6 +196,9 @@ class Workload:
 
         Returns:
             The Deployment after it; None when somebody else had changed the count.
+
+        Raises:
+            ClusterError: the API server refused the count (`denied`), or did not answer.
         """
         try:
             live = await self._cluster.json_patch(
@@ -143,6 +210,9 @@ class Workload:
             )
         except ClusterError as error:
             if error.conflict or error.not_found:
+                return None
+            # Both a failed `test` and an admission policy answer 422: the object itself says which it was.
+            if error.invalid and await self._count_changed(workqueue, name, observed):
                 return None
             raise
         applied = self._applied.get(workqueue.metadata.uid)
@@ -159,6 +229,10 @@ class Workload:
             if error.not_found:
                 return None
             raise
+
+    async def _count_changed(self, workqueue: WorkQueue, name: str, observed: int) -> bool:
+        live = await self.read(workqueue, name)
+        return live is None or live["spec"].get("replicas", 1) != observed
 
     def _has_turn(self, workqueue: WorkQueue) -> bool:
         """Whether this Deployment of an earlier process may be applied now; else its pass is woken in its turn.
@@ -260,6 +334,17 @@ def _is_of(live: Object, wanted: Object) -> bool:
     return bool(annotations[0].get(ANNOTATION_TEMPLATE_HASH) == annotations[1][ANNOTATION_TEMPLATE_HASH])
 
 
+def _as_far_as_admitted(seen: Object | None, why: Unknown) -> Ensured:
+    """Scale what exists.
+
+    Raises:
+        Trouble: nothing does.
+    """
+    if seen is None:
+        raise Trouble(why.reason, why.message)
+    return Ensured(seen, why)
+
+
 def _require_ours(seen: Object, workqueue: WorkQueue) -> None:
     owners = seen["metadata"].get("ownerReferences") or []
     if any(owner["uid"] == workqueue.metadata.uid for owner in owners):
@@ -275,15 +360,26 @@ def _key_refused(error: ClusterError, workqueue: WorkQueue) -> Exception:
     return _refused(error, f"Secret {retirement_secret_name(workqueue.metadata.name)!r}")
 
 
-def _refused(error: ClusterError, what: str) -> Exception:
+def why_denied(error: ClusterError, what: str, reason: Reason) -> Unknown:
+    """Say that a write was denied, in the API server's words.
+
+    Args:
+        what: was written.
+        reason: unless it is the operator's own rights that are missing.
+    """
     if error.forbidden and "forbidden: User" in error.message:
-        return Trouble(
+        return Unknown(
             Reason.API_FORBIDDEN,
             f"The operator may not write the {what}: {error.message}. Compare its roles with those of the chart.",
         )
-    if error.forbidden or error.invalid:
-        return Trouble(Reason.WORKLOAD_REFUSED, f"The API server refuses the {what}: {error.message}")
-    return error
+    return Unknown(reason, f"The API server refuses the {what}: {error.message}")
+
+
+def _refused(error: ClusterError, what: str) -> Exception:
+    if not error.denied:
+        return error
+    why = why_denied(error, what, Reason.WORKLOAD_REFUSED)
+    return Trouble(why.reason, why.message)
 
 
 def _contains(live: Any, wanted: Any) -> bool:

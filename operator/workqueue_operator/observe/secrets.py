@@ -1,7 +1,8 @@
-"""Connection Secrets: read by name, kept for a minute.
+"""Connection Secrets: read by name, kept for a minute, and read again while a WorkQueue uses them.
 
 Place in the flow: `brokers` asks here for the binding of a WorkQueue. Only `get` on Secrets is used, never
-list or watch, so that the operator's role need not see Secrets that nobody named.
+list or watch, so that the operator's role need not see Secrets that nobody named. An idle WorkQueue has no pass
+that would ask again, so each Secret in use is read at least once a minute, and a changed one wakes its WorkQueues.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import logging
+import math
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,9 +25,20 @@ from workqueue_worker.errors import BindingError
 from ..cluster import Cluster, secret_path
 from ..errors import ClusterError, Trouble
 from ..reasons import Reason
+from .store import Key
+
+logger = logging.getLogger(__name__)
 
 MAX_AGE: Final = 60.0
 """Seconds after which a Secret is read again. A refused login reads it again at once."""
+
+READ_AFTER: Final = 50.0
+"""Seconds after which a Secret in use is read again without a pass; the rest of the minute is for the read."""
+
+LOOK_EVERY: Final = 1.0
+"""Seconds between two looks for Secrets that are due."""
+
+READS_AT_ONCE: Final = 4
 
 MAX_AGE_OF_SUSPECT: Final = 15.0
 """The same while the broker that the Secret names cannot be used: perhaps it is the Secret that is wrong."""
@@ -57,10 +72,56 @@ def _seen_from_elsewhere(binding: Binding, namespace: str) -> Binding:
 class Secrets:
     """The connection Secrets, by (namespace, name)."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, wake: Callable[[Key], None] = lambda _: None) -> None:
         self._cluster = cluster
+        self._wake = wake
         self._entries: dict[tuple[str, str], _Entry] = {}
         self._reading: dict[tuple[str, str], asyncio.Task[_Entry]] = {}
+        self._used_by: dict[Key, tuple[str, str]] = {}
+        self._users: defaultdict[tuple[str, str], set[Key]] = defaultdict(set)
+
+    def use(self, key: Key, name: str) -> None:
+        """Note that a WorkQueue depends on the Secret `name` in its namespace: a change of it wakes the WorkQueue."""
+        where = key[0], name
+        if self._used_by.get(key) != where:
+            self.leave(key)
+            self._used_by[key] = where
+            self._users[where].add(key)
+
+    def leave(self, key: Key) -> None:
+        """Undo `use`."""
+        where = self._used_by.pop(key, None)
+        if where is not None:
+            self._users[where].discard(key)
+            if not self._users[where]:
+                del self._users[where]
+
+    async def run(self) -> None:
+        """Read each Secret in use again before it is a minute old, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            try:
+                await self.read_due(time.monotonic())
+            except Exception:
+                # An unforeseen failure must not end this loop: idle WorkQueues would keep their old credentials.
+                logger.exception("The connection Secrets could not be read again.")
+
+    async def read_due(self, now: float) -> None:
+        """Read the Secrets in use that are due: the oldest first, and only a share of them, to spread the load."""
+        ages = {
+            where: now - entry.at for where in self._users if (entry := self._entries.get(where)) is not None
+        }
+        due = sorted(
+            (where for where, age in ages.items() if age >= READ_AFTER), key=ages.__getitem__, reverse=True
+        )
+        share = math.ceil(2 * len(ages) * LOOK_EVERY / READ_AFTER)
+        places = asyncio.Semaphore(READS_AT_ONCE)
+
+        async def read(where: tuple[str, str]) -> None:
+            async with places:
+                await self._current(where)
+
+        await asyncio.gather(*map(read, due[:share]))
 
     async def binding(
         self, namespace: str, name: str, *, suspect: bool = False, proven: bool = False
@@ -78,30 +139,44 @@ class Secrets:
         where = namespace, name
         entry = self._entries.get(where)
         if entry is None or (not proven and time.monotonic() - entry.at > entry.max_age(suspect=suspect)):
-            # A thousand WorkQueues may share a Secret and ask at once: it is read once.
-            if where not in self._reading:
-                reading = self._reading[where] = asyncio.create_task(self._read_again(where))
-                reading.add_done_callback(lambda _: self._reading.pop(where, None))
-            entry = await asyncio.shield(self._reading[where])
+            entry = await self._current(where)
         if isinstance(entry.result, Trouble):
             raise entry.result.with_traceback(None)
         return entry.result
 
+    async def _current(self, where: tuple[str, str]) -> _Entry:
+        """Read a Secret; a thousand WorkQueues may share it and ask at the same time, and it is read once."""
+        if where not in self._reading:
+            reading = self._reading[where] = asyncio.create_task(self._read_again(where))
+            reading.add_done_callback(lambda _: self._reading.pop(where, None))
+        return await asyncio.shield(self._reading[where])
+
     def forget(self, namespace: str, name: str) -> None:
         """Read the Secret again the next time it is needed."""
-        self._entries.pop((namespace, name), None)
+        where = namespace, name
+        if where in self._entries:
+            self._entries[where] = replace(self._entries[where], at=-math.inf)
 
     async def _read_again(self, where: tuple[str, str]) -> _Entry:
-        now = time.monotonic()
+        at = time.monotonic()
         known = self._entries.get(where)
         try:
             result = await self._read(*where)
         except ClusterError:
             if known is None:
                 raise
-            result = known.result
-        self._entries = {place: entry for place, entry in self._entries.items() if now - entry.at < KEPT}
-        entry = self._entries[where] = _Entry(now, result)
+            # What is known stays in use; the read is tried again soon.
+            result, at = known.result, at - READ_AFTER + MAX_AGE_OF_TROUBLE
+        now = time.monotonic()
+        self._entries = {
+            place: entry
+            for place, entry in self._entries.items()
+            if place in self._users or now - entry.at < KEPT
+        }
+        entry = self._entries[where] = _Entry(at, result)
+        if known is not None and not _same(known.result, result):
+            for key in self._users.get(where, ()):
+                self._wake(key)
         return entry
 
     async def _read(self, namespace: str, name: str) -> Binding | Trouble:
@@ -126,6 +201,12 @@ class Secrets:
             return _seen_from_elsewhere(from_mapping(keys, f'Secret "{name}"'), namespace)
         except BindingError as error:
             return Trouble(Reason.SECRET_INVALID, str(error))
+
+
+def _same(one: Binding | Trouble, other: Binding | Trouble) -> bool:
+    if isinstance(one, Trouble) and isinstance(other, Trouble):
+        return (one.reason, one.message) == (other.reason, other.message)
+    return one == other
 
 
 def _decoded(data: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,104 @@
+"""Two releases of the operator, one for the whole cluster and one for a namespace: exactly one serves it."""
+
+from __future__ import annotations
+
+import secrets
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from tests.support import helm
+from tests.support.inside import Rabbit
+from tests.support.kubernetes import PortForward, kubectl, kubectl_json, temporary_namespace, wait_until
+from tests.support.operators import OperatorRelease, operator_of_the_whole_cluster
+from tests.support.workqueues import Lab, lab_in
+
+LABEL = "workqueue.dev/operator"
+SEEN_WITHIN = 60
+
+
+@pytest.fixture(scope="module")
+def wide(crd: None) -> Iterator[OperatorRelease]:
+    with operator_of_the_whole_cluster() as release:
+        yield release
+
+
+@pytest.fixture(scope="module")
+def place(rabbit: Rabbit, wide: OperatorRelease) -> Iterator[Lab]:
+    """A namespace that no release lists yet."""
+    with (
+        temporary_namespace("e2e-owned", pod_security="restricted") as namespace,
+        lab_in(namespace, rabbit) as made,
+    ):
+        yield made
+
+
+def bells(lab: Lab, queue: str) -> int:
+    """Consumers of an idle queue: one doorbell for each operator that serves it."""
+    return int(lab.channel.queue_declare(queue, passive=True).method.consumer_count)
+
+
+def says(lab: Lab, release: OperatorRelease, other: OperatorRelease) -> bool:
+    """Whether a release's Event says that another one serves the namespace.
+
+    A release that lists its namespaces knows the other one from the label alone, which is its name.
+    """
+    events = kubectl_json("get", "events", f"--namespace={lab.namespace}")["items"]
+    words = f"{other.name} serves the WorkQueues"
+    own = f"{release.namespace}/{release.name} leaves"
+    return any(
+        event["reason"] == "ServedElsewhere" and words in event["message"] and own in event["message"]
+        for event in events
+    )
+
+
+def stands_aside(lab: Lab, release: OperatorRelease, other: OperatorRelease) -> None:
+    """Wait until a release has left the namespace to another one, and says so by Event, log and metric."""
+    wait_until(lambda: says(lab, release, other), SEEN_WITHIN, f"{release.name} says that it stands aside")
+    assert f"{other.name} serves the WorkQueues" in release.logs()
+    wanted = f'workqueue_namespaces_served_elsewhere{{namespace="{lab.namespace}",operator='
+    with closing(PortForward(release.namespace, f"pod/{release.leader()}", 8080)) as forward:
+        url = f"http://127.0.0.1:{forward.port}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert wanted in answer.read().decode()
+
+
+def test_exactly_one_of_two_releases_serves_a_workqueue(place: Lab, wide: OperatorRelease) -> None:
+    workqueue = place.workqueue("owned").apply().wait_ready()
+    wait_until(lambda: bells(place, "owned") == 1, 30, "the cluster-wide release serves it")
+    with temporary_namespace("e2e-owner", pod_security="restricted") as system:
+        narrow = OperatorRelease(f"narrow-{secrets.token_hex(3)}", system, helm.run)
+        narrow.install(watchNamespaces=[place.namespace], replicaCount=1)
+
+        stands_aside(place, wide, narrow)
+        wait_until(lambda: bells(place, "owned") == 1, SEEN_WITHIN, "one doorbell")
+        workqueue.publish([{"id": 1}])
+        assert [result["id"] for result in workqueue.results(1)] == [1]
+
+        kubectl("label", "namespace", place.namespace, f"{LABEL}={wide.name}")
+        stands_aside(place, narrow, wide)
+        wait_until(lambda: workqueue.replicas() == 0, 90, "the workers have gone")
+        wait_until(lambda: bells(place, "owned") == 1, SEEN_WITHIN, "one doorbell")
+        workqueue.publish([{"id": 2}])
+        assert [result["id"] for result in workqueue.results(1)] == [2]
+
+        kubectl("label", "namespace", place.namespace, f"{LABEL}-")
+        narrow.uninstall()
+    wait_until(lambda: workqueue.replicas() == 0, 90, "the workers have gone")
+    wait_until(lambda: bells(place, "owned") == 1, SEEN_WITHIN, "the cluster-wide release serves it again")
+    workqueue.publish([{"id": 3}])
+    assert [result["id"] for result in workqueue.results(1)] == [3]
+    workqueue.delete()
+
+
+def test_second_release_for_a_namespace_is_refused_by_helm(place: Lab) -> None:
+    with temporary_namespace("e2e-owner", pod_security="restricted") as system:
+        first, second = (OperatorRelease(f"{name}-{secrets.token_hex(3)}", system, helm.run) for name in "ab")
+        first.install(watchNamespaces=[place.namespace], replicaCount=1)
+        try:
+            with pytest.raises(helm.HelmError, match=r"workqueue\.dev"):
+                second.install(watchNamespaces=[place.namespace], replicaCount=1)
+        finally:
+            first.uninstall()

@@ -1,0 +1,137 @@
+"""What an admission policy or a quota of the cluster refuses: it is named, and what is admitted goes on."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support.kubernetes import KubectlError, apply, kubectl, kubectl_json, wait_until
+from tests.support.workqueues import Lab, WorkQueueUnderTest
+
+JOBS = [{"id": number, "seconds": 2} for number in range(40)]
+
+
+@contextmanager
+def policy(lab: Lab, expression: str, message: str, reason: str) -> Iterator[None]:
+    """A ValidatingAdmissionPolicy for the Deployments of the lab's namespace, in force."""
+    name = f"e2e-{secrets.token_hex(3)}"
+    group = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": name}}
+    here = {"matchLabels": {"kubernetes.io/metadata.name": lab.namespace}}
+    rule = {
+        "apiGroups": ["apps"],
+        "apiVersions": ["v1"],
+        "operations": ["CREATE", "UPDATE"],
+        "resources": ["deployments"],
+    }
+    validation = {"expression": expression, "message": message, "reason": reason}
+    policy_spec = {"matchConstraints": {"resourceRules": [rule]}, "validations": [validation]}
+    binding_spec = {
+        "policyName": name,
+        "validationActions": ["Deny"],
+        "matchResources": {"namespaceSelector": here},
+    }
+    apply(
+        {**group, "kind": "ValidatingAdmissionPolicy", "spec": policy_spec},
+        {**group, "kind": "ValidatingAdmissionPolicyBinding", "spec": binding_spec},
+    )
+    try:
+        yield
+    finally:
+        for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
+            kubectl("delete", kind, name, "--ignore-not-found")
+
+
+def in_force(workqueue: WorkQueueUnderTest, replicas: int) -> None:
+    """Wait until the API server refuses this count; a new policy takes some moments."""
+    where = f"--namespace={workqueue.lab.namespace}"
+    # Not `kubectl scale`: the policy is for Deployments, and not for their subresource.
+    change = json.dumps({"spec": {"replicas": replicas}})
+    command = ("patch", "deployment", f"{workqueue.name}-worker", where, f"--patch={change}")
+
+    def refused() -> bool:
+        try:
+            kubectl(*command, "--dry-run=server")
+        except KubectlError as error:
+            return "denied request" in str(error)
+        return False
+
+    wait_until(refused, 60, "the policy is in force")
+
+
+@pytest.mark.parametrize("reason", ["Invalid", "Forbidden"], ids=["answer-422", "answer-403"])
+def test_limit_of_an_admission_policy_is_used_and_named(lab: Lab, reason: str) -> None:
+    workqueue = lab.workqueue(
+        f"limited-{reason.lower()}", scaling={"messagesPerReplica": 1, "maxReplicas": 9}
+    )
+    workqueue.apply().wait_ready()
+    workqueue.publish([{"id": "canary"}])
+    workqueue.results(1)
+    with policy(lab, "object.spec.replicas <= 2", "no more than two replicas here", reason):
+        in_force(workqueue, 9)
+        workqueue.publish(JOBS)
+        wait_until(lambda: workqueue.replicas() == 2, 60, "the highest admitted count is written")
+        ready = workqueue.wait_condition("Ready", "False", "CountRefused")
+        assert "no more than two replicas here" in ready["message"]
+        assert workqueue.condition("ScalingActive")["reason"] == "CountRefused"
+        assert "CountRefused" in workqueue.event_reasons()
+        results = workqueue.results(len(JOBS))
+        assert sorted(result["id"] for result in results) == [job["id"] for job in JOBS]
+    workqueue.wait_condition("Ready", "True")
+    workqueue.delete()
+
+
+def test_refused_template_leaves_the_working_deployment_scaled(lab: Lab) -> None:
+    workqueue = lab.workqueue("unsigned").apply().wait_ready()
+    workqueue.publish([{"id": "before"}])
+    workqueue.results(1)
+    expression = "object.spec.template.spec.containers.all(c, !c.image.endsWith(':unsigned'))"
+    with policy(lab, expression, "this image is not signed", "Forbidden"):
+        where = f"--namespace={lab.namespace}"
+        image = ("set", "image", f"deployment/{workqueue.name}-worker", "worker=x:unsigned", where)
+
+        def refused() -> bool:
+            try:
+                kubectl(*image, "--dry-run=server")
+            except KubectlError as error:
+                return "not signed" in str(error)
+            return False
+
+        wait_until(refused, 60, "the policy is in force")
+        workqueue.change(worker={"image": "workqueue-operator:unsigned"})
+        applied = workqueue.wait_condition("WorkloadApplied", "False", "WorkloadRefused")
+        assert "this image is not signed" in applied["message"]
+
+        wait_until(lambda: workqueue.replicas() == 0, 90, "it is scaled in")
+        workqueue.publish([{"id": "after"}])
+        assert [result["id"] for result in workqueue.results(1)] == ["after"]
+        assert workqueue.condition("Ready")["reason"] == "WorkloadRefused"
+    workqueue.change(worker={"image": "workqueue-operator:dev"})
+    workqueue.wait_condition("Ready", "True")
+    workqueue.delete()
+
+
+def test_quota_on_disruption_budgets_does_not_stop_the_workers(lab: Lab) -> None:
+    name = f"e2e-{secrets.token_hex(3)}"
+    hard = {"count/poddisruptionbudgets.policy": "0"}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": name}, "spec": {"hard": hard}}
+    apply(quota, namespace=lab.namespace)
+    where = f"--namespace={lab.namespace}"
+    try:
+        wait_until(
+            lambda: kubectl_json("get", "resourcequota", name, where).get("status", {}).get("hard"),
+            30,
+            "the quota is in force",
+        )
+        workqueue = lab.workqueue("unbudgeted").apply()
+        applied = workqueue.wait_condition("WorkloadApplied", "False", "WorkloadRefused")
+        assert "PodDisruptionBudget" in applied["message"]
+        workqueue.publish([{"id": 1}])
+        assert [result["id"] for result in workqueue.results(1)] == [1]
+    finally:
+        kubectl("delete", "resourcequota", name, where, "--ignore-not-found")
+    workqueue.wait_condition("Ready", "True", seconds=120)
+    workqueue.delete()

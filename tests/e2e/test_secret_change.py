@@ -1,0 +1,41 @@
+"""A connection Secret that changes while the broker it named stays up, as in a migration."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+
+import pytest
+
+from tests.support.kubernetes import kubectl, wait_until
+from tests.support.workqueues import Lab
+
+ACTED_ON_WITHIN = 90
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [{"minReplicas": 0, "wake": "Push"}, {"minReplicas": 0, "wake": "Poll"}, {"minReplicas": 1}],
+    ids=["idle", "polled", "active"],
+)
+def test_changed_secret_is_acted_on_though_the_old_broker_stays_up(
+    lab: Lab, scaling: dict[str, object]
+) -> None:
+    name = f"moving-{secrets.token_hex(3)}"
+    workqueue = lab.workqueue(name, connectionSecretRef={"name": name}, scaling=scaling)
+    lab.secret(name)
+    workqueue.apply().wait_ready()
+    moved = f"moved-{secrets.token_hex(3)}"
+    lab.rabbit.add_vhost(moved, moved, lab.password)
+
+    keys = {"username": moved, "virtual-host": moved}
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in keys.items()}
+    patch = json.dumps({"data": data})
+    kubectl("patch", "secret", name, f"--namespace={lab.namespace}", f"--patch={patch}")
+
+    wait_until(
+        lambda: name in lab.rabbit.queues(moved), ACTED_ON_WITHIN, "the queue is on the new virtual host"
+    )
+    workqueue.wait_condition("Ready", "True", seconds=120)
+    workqueue.delete()

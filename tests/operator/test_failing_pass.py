@@ -1,0 +1,49 @@
+"""A pass that fails at the API server, on a real RabbitMQ: its pauses grow, whatever part of it works."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.fakecluster import FakeCluster
+from tests.support.passes import api, operator, workqueue
+from tests.support.rabbitmq import VirtualHost
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.keys import Next
+
+OLD_DEFINITION = ClusterError(
+    500, "failed to create typed patch object: .status.queueName: field not declared"
+)
+
+
+@pytest.fixture
+def cluster(vhost: VirtualHost) -> FakeCluster:
+    made = api(vhost.url)
+    made.answer("PATCH", "/workqueues/jobs/status", OLD_DEFINITION)
+    return made
+
+
+async def test_failing_status_writes_back_off_to_one_a_minute(cluster: FakeCluster) -> None:
+    async with operator(cluster, "team") as passes:
+        dues: list[Next] = [await passes.run() for _ in range(14)]
+
+        assert all(due.failed for due in dues)
+        assert not dues[0].firm, "after the first failure a change is not kept waiting"
+        assert all(due.firm for due in dues[1:])
+        assert all(due.after is not None and due.after >= 60 for due in dues[10:])
+
+        cluster.answer("PATCH", "/workqueues/jobs/status", workqueue())
+        assert not (await passes.run()).failed
+        cluster.answer("PATCH", "/workqueues/jobs/status", OLD_DEFINITION)
+        passes.parts.reporter.forget("uid-1")
+        first = await passes.run()
+        assert first.after is not None
+        assert first.after < 2, "a successful pass ends the series"
+
+
+async def test_retry_after_does_not_shorten_the_pause(cluster: FakeCluster) -> None:
+    cluster.answer("PATCH", "/workqueues/jobs/status", ClusterError(429, "busy", retry_after=1.0))
+    async with operator(cluster, "team") as passes:
+        dues = [await passes.run() for _ in range(11)]
+
+        assert dues[-1].after is not None
+        assert dues[-1].after >= 60

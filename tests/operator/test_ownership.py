@@ -1,0 +1,68 @@
+"""A WorkQueue that another operator begins to serve, on a real RabbitMQ: this one leaves nothing of its own there."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tests.support.brokers import until
+from tests.support.fakecluster import FakeCluster
+from tests.support.passes import KEY, api, operator
+from tests.support.rabbitmq import VirtualHost
+
+OTHER = "team-system/other"
+
+
+def claim(cluster: FakeCluster, holder: str | None) -> None:
+    """Let an operator list the namespace, or none."""
+
+    lease = {"metadata": {"namespace": "team"}, "spec": {"holderIdentity": holder}}
+    cluster.answer("GET", "/leases", {"items": [lease] if holder else []})
+
+
+async def hears(vhost: VirtualHost, consumers: int) -> None:
+    """Wait until the queue has so many consumers."""
+
+    def count() -> int:
+        with vhost.connect() as connection:
+            return int(connection.channel().queue_declare("jobs", passive=True).method.consumer_count)
+
+    async def as_wanted() -> bool:
+        return await asyncio.to_thread(count) == consumers
+
+    await until(as_wanted)
+
+
+def elsewhere(metrics: Any) -> list[tuple[str, str]]:
+    (family,) = metrics.served_elsewhere.collect()
+    return [(sample.labels["namespace"], sample.labels["operator"]) for sample in family.samples]
+
+
+async def test_operator_that_is_not_responsible_leaves_a_workqueue_alone_and_says_so(
+    vhost: VirtualHost,
+) -> None:
+    cluster = api(vhost.url)
+    claim(cluster, None)
+    async with operator(cluster) as passes:
+        await passes.run()
+        await hears(vhost, 1)
+
+        claim(cluster, OTHER)
+        await passes.parts.ownership.look()
+        cluster.asked.clear()
+        due = await passes.run()
+        await passes.run()
+
+        await hears(vhost, 0)
+        assert (due.after, due.failed) == (None, False)
+        assert passes.parts.brokers.known(KEY) is None
+        assert elsewhere(passes.parts.metrics) == [("team", OTHER)]
+        (event,) = [request.body for request in cluster.asked]
+        assert (event["reason"], event["regarding"]["kind"]) == ("ServedElsewhere", "Namespace")
+        assert OTHER in event["note"]
+
+        claim(cluster, None)
+        await passes.parts.ownership.look()
+        await passes.run()
+        await hears(vhost, 1)
+        assert elsewhere(passes.parts.metrics) == []

@@ -1,0 +1,110 @@
+"""The parts of one operator around an API server in memory, for tests that run its passes themselves."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tests.support.fakecluster import FakeCluster, Request
+from workqueue_operator.act.retire import Retirement
+from workqueue_operator.act.scale import Scaler
+from workqueue_operator.act.target import Targets
+from workqueue_operator.act.workload import Workload
+from workqueue_operator.finalize import Finalizer
+from workqueue_operator.keys import Next
+from workqueue_operator.metrics import Metrics
+from workqueue_operator.observe.brokers import Brokers
+from workqueue_operator.observe.gather import Gatherer
+from workqueue_operator.observe.management import Management
+from workqueue_operator.observe.ownership import Ownership
+from workqueue_operator.observe.secrets import Secrets
+from workqueue_operator.observe.store import Store
+from workqueue_operator.observe.workers import Workers
+from workqueue_operator.reconcile import Parts, Reconciler
+from workqueue_operator.render import Defaults
+from workqueue_operator.report import Reporter
+
+KEY = ("team", "jobs")
+
+
+@dataclass
+class Passes:
+    """An operator whose passes begin when the test says so."""
+
+    reconciler: Reconciler
+    parts: Parts
+
+    async def run(self) -> Next:
+        """One pass over the WorkQueue."""
+        return await self.reconciler._guarded(KEY)
+
+
+def api(url: str) -> FakeCluster:
+    """An API server that takes everything; its Secret leads to this RabbitMQ."""
+    made = FakeCluster()
+    made.answer("GET", "/api/v1/namespaces", {"items": []})
+    uri = base64.b64encode(url.encode()).decode()
+    made.answer("GET", "/secrets/rabbitmq", {"data": {"uri": uri}})
+    made.answer("PATCH", "/deployments/jobs-worker", applied)
+    made.answer("PATCH", "/poddisruptionbudgets/jobs-worker", {})
+    made.answer("POST", "/events", {})
+    made.answer("PATCH", "/workqueues/jobs/status", workqueue())
+    return made
+
+
+def workqueue() -> dict[str, Any]:
+    return {
+        "apiVersion": "workqueue.dev/v1alpha1",
+        "kind": "WorkQueue",
+        "metadata": {
+            "namespace": "team",
+            "name": "jobs",
+            "uid": "uid-1",
+            "generation": 1,
+            "resourceVersion": "1",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
+        "spec": {
+            "connectionSecretRef": {"name": "rabbitmq"},
+            "worker": {"image": "jobs:1", "handler": {"python": "jobs:handle"}},
+        },
+    }
+
+
+def applied(request: Request) -> dict[str, Any]:
+    """What the API server makes of an applied Deployment."""
+    metadata = {**request.body["metadata"], "uid": "d", "generation": 1, "resourceVersion": "2"}
+    return {**request.body, "metadata": metadata, "spec": {"replicas": 0, **request.body["spec"]}}
+
+
+@asynccontextmanager
+async def operator(cluster: FakeCluster, *namespaces: str) -> AsyncIterator[Passes]:
+    """An operator that knows the WorkQueue; it lists some namespaces, or watches everything."""
+    reconciler = Reconciler(lambda _: None)
+    store, metrics, workers, management = Store(lambda _: None), Metrics(), Workers(), Management()
+    secrets, brokers = Secrets(cluster), Brokers(lambda _: None, lambda _: None, 60, 60)
+    reporter = Reporter(cluster, store, "me", metrics)
+    workload = Workload(cluster, Defaults(), lambda _: None)
+    store.put_workqueue(workqueue())
+    parts = Parts(
+        store=store,
+        ownership=Ownership(cluster, "ops/me", namespaces, lambda _: None, list),
+        secrets=secrets,
+        brokers=brokers,
+        gatherer=Gatherer(workers, management),
+        targets=Targets(cluster, store, workload),
+        scaler=Scaler(store, workload, Retirement(cluster, workers, store), reporter, metrics),
+        reporter=reporter,
+        finalizer=Finalizer(cluster, store, secrets, brokers, management, reporter),
+        metrics=metrics,
+    )
+    reconciler._parts = parts
+    try:
+        yield Passes(reconciler, parts)
+    finally:
+        await brokers.close()
+        await workers.close()
+        await management.close()

@@ -1,0 +1,196 @@
+"""Writes of the count that the API server refuses: what is admitted is found, reported, and tried again later."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.support.fakecluster import FakeCluster, Request
+from tests.support.workqueue import workqueue
+from workqueue_operator.act.retire import Retirement
+from workqueue_operator.act.scale import Scaler, next_attempt
+from workqueue_operator.act.workload import Workload
+from workqueue_operator.decide import Hold, Retire, ScaleOut, Window
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.memory import Memory
+from workqueue_operator.metrics import Metrics
+from workqueue_operator.observe.store import Store
+from workqueue_operator.reasons import Reason
+from workqueue_operator.render import Defaults
+from workqueue_operator.report import Reporter
+from workqueue_operator.views import DeploymentView, deployment_view
+
+OURS = workqueue()
+THEIRS = workqueue(workloadRef={"name": "jobs-worker"})
+POLICY = (
+    "deployments.apps 'jobs-worker' is forbidden: ValidatingAdmissionPolicy 'few' denied request: at most 2"
+)
+
+
+class Api:
+    """One Deployment, whose count a policy limits."""
+
+    def __init__(self, replicas: int = 0, most: int = 2, status: int = 422) -> None:
+        self.replicas, self.most, self.least, self.status = replicas, most, 0, status
+        self.version = 1
+        self.message = POLICY
+        self.tried: list[int] = []
+        self.cluster = FakeCluster()
+        self.cluster.answer("PATCH", "/deployments/jobs-worker", self.patch)
+        self.cluster.answer("GET", "/deployments/jobs-worker", lambda _: self.body)
+        self.cluster.answer("POST", "/events", {})
+        store, metrics = Store(lambda _: None), Metrics()
+        workload = Workload(self.cluster, Defaults(), lambda _: None)
+        nobody: Any = None
+        retirement = Retirement(self.cluster, nobody, store)
+        self.scaler = Scaler(
+            store, workload, retirement, Reporter(self.cluster, store, "me", metrics), metrics
+        )
+        self.memory = Memory("uid-1", Window(0.0))
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {
+            "metadata": {
+                "namespace": "team",
+                "name": "jobs-worker",
+                "uid": "d",
+                "generation": self.version,
+                "resourceVersion": str(self.version),
+            },
+            "spec": {"replicas": self.replicas, "template": {}},
+        }
+
+    @property
+    def view(self) -> DeploymentView:
+        return deployment_view(self.body)
+
+    def patch(self, request: Request) -> Any:
+        test, replace = request.body
+        if test["value"] != self.replicas:
+            return ClusterError(422, "the server rejected our request due to an error in our request")
+        self.tried.append(replace["value"])
+        if not self.least <= replace["value"] <= self.most:
+            return ClusterError(self.status, self.message)
+        self.replicas, self.version = replace["value"], self.version + 1
+        return self.body
+
+    async def scale_out(self, replicas: int) -> ScaleOut | Hold | Retire:
+        decision = ScaleOut(replicas, replicas, Reason.BACKLOG, "the backlog")
+        return await self.scaler.raise_pinned(OURS, self.memory, decision, self.view)
+
+    async def scale_in(self, replicas: int) -> ScaleOut | Hold | Retire:
+        decision = Retire(replicas, replicas, only_when_empty=True, reason=Reason.SURPLUS, message="surplus")
+        nobody: Any = None
+        return (await self.scaler.carry_out(THEIRS, self.memory, nobody, decision, self.view, [], {}))[0]
+
+
+@pytest.mark.parametrize("status", [403, 422], ids=["403-of-a-webhook", "422-of-a-policy"])
+async def test_refused_count_is_lowered_to_what_the_api_server_admits(status: int) -> None:
+    api = Api(most=2, status=status)
+
+    decision = await api.scale_out(10)
+
+    assert api.replicas == 2
+    assert isinstance(decision, Hold)
+    assert (decision.wanted, decision.reason) == (10, Reason.COUNT_REFUSED)
+    assert POLICY in decision.message
+    assert len(api.tried) <= 5, "a bisection"
+
+
+@pytest.mark.parametrize(("most", "wanted"), [(0, 1), (0, 7), (1, 2), (5, 6), (6, 100), (99, 100)])
+async def test_highest_admitted_count_is_found(most: int, wanted: int) -> None:
+    api = Api(most=most)
+
+    await api.scale_out(wanted)
+
+    assert api.replicas == most
+
+
+async def test_refused_count_is_not_tried_again_before_its_pause_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api = Api(most=2)
+    await api.scale_out(10)
+    api.tried.clear()
+
+    decision = await api.scale_out(10)
+
+    assert api.tried == []
+    assert decision.reason is Reason.COUNT_REFUSED
+    moment = next_attempt(api.memory)
+    assert moment is not None
+    monkeypatch.setattr(time, "monotonic", lambda: moment)
+    api.most = 10
+    decision = await api.scale_out(10)
+    assert (api.replicas, decision.reason) == (10, Reason.BACKLOG)
+    assert next_attempt(api.memory) is None
+
+
+async def test_pauses_between_refusals_grow_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    api, now, pauses = Api(most=0), 0.0, []
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for _ in range(12):
+        await api.scale_out(1)
+        moment = next_attempt(api.memory)
+        assert moment is not None
+        pauses.append(moment - now)
+        now = moment
+
+    assert pauses[0] < 2
+    assert all(60 <= pause <= 75 for pause in pauses[8:])
+
+
+async def test_known_limit_is_used_at_the_next_backlog_without_a_refused_write() -> None:
+    api = Api(most=2)
+    await api.scale_out(10)
+    api.replicas = 0
+    api.tried.clear()
+
+    await api.scale_out(10)
+
+    assert (api.replicas, api.tried) == (2, [2])
+
+
+async def test_missing_right_is_named_as_such() -> None:
+    api = Api(most=0, status=403)
+    api.message = 'deployments.apps "jobs-worker" is forbidden: User "operator" cannot patch resource'
+
+    decision = await api.scale_out(1)
+
+    assert decision.reason is Reason.API_FORBIDDEN
+
+
+async def test_failed_test_operation_is_a_conflict_and_no_refusal() -> None:
+    api = Api(replicas=0)
+    before = api.view
+    api.replicas = 1
+
+    decision = ScaleOut(2, 2, Reason.BACKLOG, "the backlog")
+    held = await api.scaler.raise_pinned(OURS, api.memory, decision, before)
+
+    assert held.reason is Reason.CONFLICTING_WRITE
+    assert next_attempt(api.memory) is None
+
+
+async def test_refused_scale_in_is_reported_and_backs_off() -> None:
+    api = Api(replicas=5, most=9)
+    api.least = 3
+
+    for _ in range(3):
+        decision = await api.scale_in(0)
+
+    assert decision.reason is Reason.COUNT_REFUSED
+    assert (api.replicas, api.tried) == (5, [0])
+
+
+@pytest.mark.parametrize("status", [0, 401, 429, 500, 503])
+async def test_api_server_that_is_away_is_no_refusal(status: int) -> None:
+    api = Api(most=0, status=status)
+    api.message = "busy"
+
+    with pytest.raises(ClusterError):
+        await api.scale_out(1)
+    assert next_attempt(api.memory) is None
