@@ -86,9 +86,10 @@ class QueueMissingError(Exception):
 
 
 class _PikaConnection(BoundedFrames, AsyncioConnection):  # type: ignore[misc]
-    """pika's, but for nonsense that comes; a bell does not look at the message that rings it."""
+    """pika's connection with bounded frames. A doorbell needs neither properties nor bodies of messages."""
 
     reads_properties = False
+    keeps_bodies = False
 
 
 class Broker:

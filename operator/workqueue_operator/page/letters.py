@@ -25,6 +25,9 @@ from ..observe.secrets import Secrets
 SAMPLE: Final = 100
 AGAIN_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 5.0
+SAMPLE_SECONDS: Final = 5.0
+"""Time after which no further dead letter is read: RabbitMQ sends whole bodies, up to 512 MiB each."""
+
 KEPT: Final = 100
 
 
@@ -80,18 +83,21 @@ class DeadLetters:
 
 
 def sample(binding: Binding, queue: str, most: int = SAMPLE) -> Reasons:
-    """Look at the first dead letters of a queue; blocks.
+    """Read the headers of the first dead letters of a queue; blocks. Bodies are discarded as they arrive.
 
     Raises:
         BrokerError: RabbitMQ cannot be reached, or refuses.
     """
     name = dead_letter_queue_name(queue)
     counts: Counter[str] = Counter()
-    with Session(lambda: binding, f"{queue} page", timeout_seconds=ANSWER_SECONDS) as session:
+    with Session(
+        lambda: binding, f"{queue} page", timeout_seconds=ANSWER_SECONDS, keeps_bodies=False
+    ) as session:
         depth = session.depth(name)
         total = depth.ready if depth is not None else 0
+        deadline = time.monotonic() + SAMPLE_SECONDS
         for _ in range(min(total, most)):
-            received = session.get(name)
+            received = session.get(name) if time.monotonic() < deadline else None
             if received is None:
                 break
             counts[letters.read(received, queue).reason] += 1
