@@ -148,8 +148,9 @@ ADVICE: Final[dict[Reason, str]] = {
     ),
     Reason.CONFLICTING_WRITE: "Nothing to do: somebody else changed the count meanwhile; it is decided anew.",
     Reason.DOORBELL_UNAVAILABLE: (
-        "The operator cannot consume from the queue, so an idle queue is noticed by polling. Give its user "
-        "read permission on the queue, or set `scaling.wake: Poll` to say that polling is meant."
+        "The operator cannot consume from the queue, so it polls the idle queue. If RabbitMQ refused, give its user "
+        "read permission on the queue, or set `scaling.wake: Poll` to say that polling is meant. If RabbitMQ gives no "
+        "answer, look at the members of the quorum queue (`rabbitmq-queues quorum_status`)."
     ),
     Reason.DELETING: "Nothing to do: the WorkQueue is being deleted.",
     Reason.SECRET_NOT_FOUND: "Create the Secret that `spec.connectionSecretRef` names, in the same namespace.",

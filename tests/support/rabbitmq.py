@@ -440,6 +440,16 @@ class Broker:
         )
 
     @contextmanager
+    def suspended_member(self, queue: str, vhost: str = "/") -> Iterator[None]:
+        """This node's member of a quorum queue does nothing while the context lasts; all else on the node goes on."""
+        member = f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}), M = element(1, amqqueue:get_pid(Q))"
+        self.evaluate(f"{member}, sys:suspend(M)")
+        try:
+            yield
+        finally:
+            self.evaluate(f"{member}, sys:resume(M)")
+
+    @contextmanager
     def consumer_timeout(self, seconds: float) -> Iterator[None]:
         """The server takes back what a consumer holds for longer; its looks are as frequent."""
         names = ("consumer_timeout", "channel_tick_interval")

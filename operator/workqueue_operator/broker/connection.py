@@ -40,7 +40,7 @@ from workqueue_worker.topology import BrokerVersion, Plan, Queue
 
 from ..errors import Trouble
 from ..reasons import Reason
-from .channel import CallChannel, ChannelLostError, ChannelRefusedError, words_of
+from .channel import DECLARE_TIMEOUT, CallChannel, ChannelLostError, ChannelRefusedError, words_of
 from .doorbell import Doorbell
 
 logger = logging.getLogger(__name__)
@@ -162,9 +162,13 @@ class Broker:
 
     # -- bells ---------------------------------------------------------------------------------------
 
-    async def hang_bell(self, queue: str, timeout: float = 2.0) -> bool:
-        """Hang a bell and wait for the broker's word; False when it does not hang (see Doorbell.hang)."""
-        return self._bells is not None and await self._bells.hang(queue, timeout)
+    async def hang_bell(self, queue: str, *, ours: bool = True) -> bool:
+        """Install a doorbell and wait until the broker confirms it; False when it does not (see Doorbell.hang)."""
+        return self._bells is not None and await self._bells.hang(queue, ours=ours)
+
+    def bell_is_silent(self, queue: str) -> bool:
+        """Whether the queue leaves our consumer without an answer (see Doorbell.is_silent)."""
+        return self._bells is not None and self._bells.is_silent(queue)
 
     def take_down_bell(self, queue: str) -> None:
         """Cancel the bell of a queue, if there is one."""
@@ -360,7 +364,7 @@ class Broker:
         self.version = BrokerVersion.parse(str((connection.server_properties or {}).get("version", "")))
         self._bells = Doorbell(connection, self._on_ring, self._on_fall)
         self._lanes = [CallChannel(connection) for _ in range(LANES)]
-        self._admins = [CallChannel(connection) for _ in range(DECLARING)]
+        self._admins = [CallChannel(connection, DECLARE_TIMEOUT) for _ in range(DECLARING)]
         self.trouble = None
         self._settled.set()
         logger.info(
