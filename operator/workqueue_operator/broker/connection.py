@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import ssl
 import tempfile
 import time
@@ -33,6 +34,7 @@ from pika.exceptions import (
 )
 from pika.spec import Queue as QueueMethods
 
+from workqueue_worker import topology
 from workqueue_worker.binding import Binding
 from workqueue_worker.broker.backoff import STEADY_SECONDS, Backoff
 from workqueue_worker.broker.frames import BoundedFrames
@@ -112,6 +114,7 @@ class Broker:
         self.binding = binding
         self.generation = 0
         self.version = BrokerVersion(0, 0)
+        self.cluster = ""
         self.trouble: Trouble | None = None
         self._on_ring = on_ring
         self._on_fall = on_fall
@@ -220,6 +223,51 @@ class Broker:
             bell=bell and answer.consumer_count > 0,
         )
 
+    async def is_same_as(self, other: Broker, queue: str) -> bool | None:
+        """Whether another connection leads to the same broker and virtual host, whatever address it uses.
+
+        Cluster names need not be unique (the first pod of many a StatefulSet is rabbit@rabbitmq-0), so equal names
+        are checked: an exclusive queue that one connection declares is visible to the other one only if the broker
+        is the same.
+
+        Args:
+            queue: a work queue of both; the exclusive queue is named as one of its delay queues, which the user of
+                each connection may declare.
+
+        Returns:
+            None when it is not known: one of them is not connected.
+        """
+        if self.binding.display == other.binding.display:
+            return True
+        if self.binding.virtual_host != other.binding.virtual_host:
+            return False
+        if not (self.connected and other.connected):
+            return None
+        return self.cluster == other.cluster and await self._shows_to(other, queue)
+
+    async def _shows_to(self, other: Broker, queue: str) -> bool:
+        """Whether an exclusive queue that is declared here is seen, though locked, over another connection."""
+        name = f"{topology.delay_queue_name(queue, 0)}.{secrets.token_hex(8)}"
+        classic = {"x-queue-type": "classic"}
+        try:
+            await self._call(
+                _freest(self._admins),
+                lambda channel, done: channel.queue_declare(
+                    name, exclusive=True, auto_delete=True, arguments=classic, callback=done
+                ),
+                f"queue {name!r}",
+            )
+            try:
+                await other.counts(name)
+            finally:
+                await self.delete_queue(name)
+        except QueueMissingError:
+            return False
+        except Trouble as trouble:
+            # Locked, as expected; or refused, and the equal names decide.
+            logger.debug("An exclusive queue is seen.", extra={"queue": name, "detail": trouble.message})
+        return True
+
     # -- declarations --------------------------------------------------------------------------------
 
     async def declare(self, plan: Plan) -> Mapping[str, QueueCounts]:
@@ -278,15 +326,21 @@ class Broker:
         )
         return self._counted(frame.method)
 
-    async def delete_queue(self, queue: str) -> None:
+    async def delete_queue(self, queue: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
         """Delete a queue with all that is in it; a queue that is not there is fine.
 
-        `if-empty` is never used: on a quorum queue it closes the whole connection (540, tried).
+        Args:
+            if_unused, if_empty: only for classic queues. On a quorum queue they close the whole connection (540).
+
+        Raises:
+            Trouble: refused; with the reason QueueConflict when the queue is in use or not empty.
         """
         with contextlib.suppress(QueueMissingError):
             await self._call(
                 _freest(self._admins),
-                lambda channel, done: channel.queue_delete(queue, callback=done),
+                lambda channel, done: channel.queue_delete(
+                    queue, if_unused=if_unused, if_empty=if_empty, callback=done
+                ),
                 f"queue {queue!r}",
             )
 
@@ -362,6 +416,7 @@ class Broker:
         self._connection = connection
         self.generation += 1
         self.version = BrokerVersion.parse(str((connection.server_properties or {}).get("version", "")))
+        self.cluster = str((connection.server_properties or {}).get("cluster_name", ""))
         self._bells = Doorbell(connection, self._on_ring, self._on_fall)
         self._lanes = [CallChannel(connection) for _ in range(LANES)]
         self._admins = [CallChannel(connection, DECLARE_TIMEOUT) for _ in range(DECLARING)]
