@@ -186,7 +186,7 @@ class Operator:
                 targets=Targets(cluster, store, workload),
                 scaler=Scaler(store, workload, Retirement(cluster, workers, store), reporter, self._metrics),
                 reporter=reporter,
-                finalizer=Finalizer(cluster, store, secrets, brokers, management, reporter),
+                finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter),
                 metrics=self._metrics,
             )
         )
