@@ -20,6 +20,7 @@ import kopf
 from workqueue_worker import logs
 
 from . import handlers, render
+from .act.bindings import Bindings
 from .act.retire import Retirement
 from .act.scale import Scaler
 from .act.target import Targets
@@ -187,6 +188,7 @@ class Operator:
                 scaler=Scaler(store, workload, Retirement(cluster, workers, store), reporter, self._metrics),
                 reporter=reporter,
                 finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter),
+                bindings=Bindings(cluster, store),
                 metrics=self._metrics,
             )
         )

@@ -23,6 +23,7 @@ from workqueue_worker.topology import dead_letter_queue_name
 
 from . import schedule, status
 from .act import bell, queues
+from .act.bindings import Bindings
 from .act.scale import Scaler
 from .act.target import Targets
 from .broker.connection import QueueCounts
@@ -82,6 +83,7 @@ class Parts:
     scaler: Scaler
     reporter: Reporter
     finalizer: Finalizer
+    bindings: Bindings
     metrics: Metrics
 
 
@@ -316,12 +318,14 @@ class Reconciler:
             return memory.queue
         for entry in vanished:
             link.broker.mark_vanished(entry.queue)
+        await parts.bindings.announce(workqueue)
         try:
             if vanished and memory.queue is not None and workqueue.spec.queue.declare:
                 again = [entry.queue for entry in vanished]
                 finding, answers = await queues.declare_again(workqueue, link.broker, again)
             else:
                 finding, answers = await queues.declare(workqueue, link.broker)
+            await parts.bindings.remove_unwanted(workqueue, link.broker)
         except Trouble as trouble:
             watched.claimed = watched.claimed and trouble.reason in _NO_ANSWER
             raise

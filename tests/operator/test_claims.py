@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.fakecluster import FakeCluster
 from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue
+from workqueue_operator.act.bindings import Bindings
 from workqueue_operator.decide import Window
 from workqueue_operator.errors import Trouble
 from workqueue_operator.memory import Memory
@@ -41,8 +43,9 @@ async def test_workqueue_without_permission_blocks_no_other(every_vhost: Virtual
         store.put_workqueue(one.model_dump(mode="json", by_alias=True))
     brokers = Brokers(lambda _: None, lambda _: None, 60, 60)
     nothing: Any = None
-    others = {name: nothing for name in Parts.__annotations__ if name not in {"store", "brokers"}}
-    parts = Parts(store=store, brokers=brokers, **others)
+    others = {name: nothing for name in Parts.__annotations__ if name not in {"store", "brokers", "bindings"}}
+    bindings = Bindings(FakeCluster(), store)
+    parts = Parts(store=store, brokers=brokers, bindings=bindings, **others)
     try:
         login_only = server.url_of(every_vhost.name, "login-only", "secret")
         with pytest.raises(Trouble) as refused:

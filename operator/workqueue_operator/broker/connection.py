@@ -311,6 +311,21 @@ class Broker:
             )
         return answers
 
+    async def unbind(self, binding: topology.Binding) -> None:
+        """Remove a binding; one that is not there is fine.
+
+        Raises:
+            Trouble: refused, or no answer.
+        """
+        with contextlib.suppress(QueueMissingError):
+            await self._call(
+                _freest(self._admins),
+                lambda channel, done: channel.queue_unbind(
+                    binding.queue, binding.exchange, binding.routing_key, callback=done
+                ),
+                f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
+            )
+
     async def declare_queue(self, queue: Queue) -> QueueCounts:
         """Declare one durable queue. Idempotent.
 
