@@ -27,6 +27,7 @@ from .act.target import Targets
 from .act.workload import Workload
 from .cluster import Cluster, connect
 from .config import Config, from_environment
+from .destinations import Destinations
 from .discovery import usable_namespaces, wait_for_resource
 from .endpoint import Endpoint
 from .errors import ClusterError, ConfigurationError, LeadershipLostError
@@ -154,15 +155,24 @@ class Operator:
 
     async def _serve(self, cluster: Cluster, namespaces: tuple[str, ...], left_out: dict[str, str]) -> None:
         config = self._config
+        destinations = Destinations(config.allowed_broker_hosts)
         reconciler = Reconciler(self._fail)
         store = Store(reconciler.wake)
         brokers = self._brokers = Brokers(
-            reconciler.wake, reconciler.rang, config.sweep_seconds, config.idle_sweep_seconds
+            reconciler.wake,
+            reconciler.rang,
+            config.sweep_seconds,
+            config.idle_sweep_seconds,
+            destinations,
         )
         workers = Workers()
-        management = Management()
+        management = Management(destinations)
         secrets = Secrets(cluster)
-        heard = self._page.lead(cluster, store, workers, secrets) if self._page is not None else None
+        heard = (
+            self._page.lead(cluster, store, workers, secrets, destinations)
+            if self._page is not None
+            else None
+        )
         reporter = Reporter(cluster, store, config.pod_name, self._metrics, heard)
         defaults = render.Defaults(
             config.worker_image,

@@ -205,8 +205,8 @@ class Broker:
 
     @property
     def management_url(self) -> str:
-        """The base URL of the management API, with guest's credentials."""
-        return f"http://guest:guest@127.0.0.1:{self.management_port}"
+        """The base URL of the management API."""
+        return f"http://127.0.0.1:{self.management_port}"
 
     def url_of(
         self, vhost: str, username: str = "guest", password: str = "guest", *, tls: bool = False

@@ -20,6 +20,9 @@ DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672/"
 AMQP_PORT: Final = 5672
 AMQPS_PORT: Final = 5671
 
+MOST_ADDRESSES: Final = 16
+"""More than any cluster of RabbitMQ has nodes; each is tried in turn when the broker is away."""
+
 
 @dataclass(frozen=True, slots=True)
 class TLS:
@@ -208,6 +211,11 @@ def _addresses(places: str, default_port: int) -> tuple[tuple[str, int], ...]:
         found.append((host, port or default_port))
     if not found:
         raise BindingError("No host is named.")
+    if len(found) > MOST_ADDRESSES:
+        raise BindingError(
+            f"{len(found)} hosts are named; at most {MOST_ADDRESSES} are allowed. Name fewer nodes of the cluster,"
+            " or a Service in front of them."
+        )
     return tuple(found)
 
 

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import secrets
 import ssl
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,10 +39,13 @@ from workqueue_worker.broker.backoff import STEADY_SECONDS, Backoff
 from workqueue_worker.broker.frames import BoundedFrames
 from workqueue_worker.topology import BrokerVersion, Plan, Queue
 
+from ..destinations import ANYWHERE, Destinations
 from ..errors import Trouble
 from ..reasons import Reason
+from .addresses import permitted
 from .channel import DECLARE_TIMEOUT, CallChannel, ChannelLostError, ChannelRefusedError, words_of
 from .doorbell import Doorbell
+from .tls import context
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +104,7 @@ class Broker:
         on_ring: called with the name of a queue whose bell rang.
         on_fall: called with the name of a queue whose bell fell, and the refusal or None.
         on_state: called when the connection opened or was lost.
+        destinations: which hosts may be connected to.
     """
 
     def __init__(
@@ -110,8 +113,10 @@ class Broker:
         on_ring: Callable[[str], None],
         on_fall: Callable[[str, tuple[int, str] | None], None],
         on_state: Callable[[], None],
+        destinations: Destinations = ANYWHERE,
     ) -> None:
         self.binding = binding
+        self._destinations = destinations
         self.generation = 0
         self.version = BrokerVersion(0, 0)
         self.cluster = ""
@@ -464,6 +469,7 @@ class Broker:
         Raises:
             Trouble: none did; the reason is that of the last address.
         """
+        parameters = await self._all_parameters()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[AsyncioConnection | AMQPConnectorException] = loop.create_future()
         closed: asyncio.Future[BaseException] = loop.create_future()
@@ -483,9 +489,7 @@ class Broker:
                 done.set_result(result)
 
         # Each address has pika's own time limits.
-        workflow = _PikaConnection.create_connection(
-            self._all_parameters(), on_done=on_done, custom_ioloop=loop
-        )
+        workflow = _PikaConnection.create_connection(parameters, on_done=on_done, custom_ioloop=loop)
         try:
             result = await done
         except asyncio.CancelledError:
@@ -501,17 +505,20 @@ class Broker:
         self._closed = closed
         return result
 
-    def _all_parameters(self) -> list[ConnectionParameters]:
+    async def _all_parameters(self) -> list[ConnectionParameters]:
+        binding = await permitted(self.binding, self._destinations)
+        tls = binding.tls
         try:
-            return [self._parameters(host, port) for host, port in self.binding.addresses]
+            made = None if tls is None else await context(tls)
         except (ssl.SSLError, ValueError, TypeError) as error:
             raise Trouble(
                 Reason.SECRET_INVALID,
                 f"A certificate or key for {self.binding.display} cannot be read ({error}). "
                 "Correct ca.crt, tls.crt and tls.key in the Secret: each must be PEM, the key without passphrase.",
             ) from error
+        return [self._parameters(host, port, made) for host, port in binding.addresses]
 
-    def _parameters(self, host: str, port: int) -> ConnectionParameters:
+    def _parameters(self, host: str, port: int, tls: ssl.SSLContext | None) -> ConnectionParameters:
         return ConnectionParameters(
             host=host,
             port=port,
@@ -524,7 +531,7 @@ class Broker:
             stack_timeout=CONNECT_TIMEOUT,
             connection_attempts=1,
             client_properties={"connection_name": "workqueue-operator"},
-            ssl_options=_ssl_options(self.binding, host),
+            ssl_options=pika.SSLOptions(tls, host) if tls is not None else None,
         )
 
     def _drop(self) -> None:
@@ -537,20 +544,6 @@ class Broker:
 
 def _freest(channels: Sequence[CallChannel]) -> CallChannel | None:
     return min(channels, key=lambda channel: channel.waiting, default=None)
-
-
-def _ssl_options(binding: Binding, host: str) -> pika.SSLOptions | None:
-    if binding.tls is None:
-        return None
-    context = ssl.create_default_context(cadata=binding.tls.authority or None)
-    if binding.tls.certificate:
-        # The ssl module reads certificates from files only.
-        with tempfile.NamedTemporaryFile("w") as file:
-            file.write(f"{binding.tls.certificate}\n{binding.tls.private_key}\n")
-            file.flush()
-            # A key with a passphrase is refused; without this it would be asked for on the terminal.
-            context.load_cert_chain(file.name, password="")
-    return pika.SSLOptions(context, host)
 
 
 def _connect_trouble(error: AMQPConnectorException, binding: Binding) -> Trouble:

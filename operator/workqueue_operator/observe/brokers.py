@@ -13,6 +13,7 @@ from typing import Final
 from workqueue_worker.binding import Binding
 
 from ..broker.connection import Broker
+from ..destinations import ANYWHERE, Destinations
 from .store import Key
 from .sweep import Sweep
 
@@ -37,6 +38,7 @@ class Brokers:
         rang: called with the key of a WorkQueue whose bell rang.
         sweep_seconds: pause between two questions about an active queue.
         idle_sweep_seconds: the same for idle queues and dead-letter queues.
+        destinations: which hosts may be connected to.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class Brokers:
         rang: Callable[[Key], None],
         sweep_seconds: float,
         idle_sweep_seconds: float,
+        destinations: Destinations = ANYWHERE,
     ) -> None:
+        self._destinations = destinations
         self._wake = wake
         self._rang = rang
         self._sweep_seconds = sweep_seconds
@@ -133,7 +137,7 @@ class Brokers:
                 self._wake(key)
 
         # The broker calls none of them before this function has returned.
-        broker = Broker(binding, on_ring, on_fall, on_state)
+        broker = Broker(binding, on_ring, on_fall, on_state, self._destinations)
         sweep = Sweep(broker, self._wake, self._sweep_seconds, self._idle_sweep_seconds)
         link = Link(broker, sweep)
         return link

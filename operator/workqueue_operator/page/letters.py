@@ -18,6 +18,8 @@ from workqueue_worker.commands import letters
 from workqueue_worker.errors import WorkerError
 from workqueue_worker.topology import dead_letter_queue_name
 
+from ..broker.addresses import permitted
+from ..destinations import ANYWHERE, Destinations
 from ..errors import ClusterError, Trouble
 from ..model import WorkQueue
 from ..observe.secrets import Secrets
@@ -51,8 +53,9 @@ class Reasons:
 class DeadLetters:
     """Looks, one queue at a time, and at each not more often than every half minute."""
 
-    def __init__(self, secrets: Secrets) -> None:
+    def __init__(self, secrets: Secrets, destinations: Destinations = ANYWHERE) -> None:
         self._secrets = secrets
+        self._destinations = destinations
         self._seen: dict[tuple[str, str], tuple[float, Reasons]] = {}
         self._turn = asyncio.Lock()
 
@@ -77,6 +80,7 @@ class DeadLetters:
             binding = await self._secrets.binding(
                 workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
             )
+            binding = await permitted(binding, self._destinations)
             return await asyncio.to_thread(sample, binding, workqueue.queue_name)
         except (ClusterError, Trouble, WorkerError) as error:
             return Reasons(trouble=str(error))
