@@ -186,7 +186,7 @@ _GROUPS: Final[tuple[tuple[str, dict[Reason, tuple[str, str]]], ...]] = (
             Reason.QUEUE_REFUSED: (_ALL_OF_IT, "RabbitMQ did not accept the declaration for another cause."),
             Reason.QUEUE_NOT_EMPTY: (
                 f"{_D} and {_R} `False`, Event",
-                "The WorkQueue was deleted, but its queues may go only when nothing is left in them.",
+                "The WorkQueue was deleted, but its queues are still in use.",
             ),
             Reason.DEPTH_IMPLAUSIBLE: (
                 f"{_K} and {_S} `False`",

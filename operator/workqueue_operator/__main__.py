@@ -20,12 +20,14 @@ import kopf
 from workqueue_worker import logs
 
 from . import handlers, render
+from .act.bindings import Bindings
 from .act.retire import Retirement
 from .act.scale import Scaler
 from .act.target import Targets
 from .act.workload import Workload
 from .cluster import Cluster, connect
 from .config import Config, from_environment
+from .destinations import Destinations
 from .discovery import usable_namespaces, wait_for_resource
 from .endpoint import Endpoint
 from .errors import ClusterError, ConfigurationError, LeadershipLostError
@@ -155,13 +157,18 @@ class Operator:
 
     async def _serve(self, cluster: Cluster, namespaces: tuple[str, ...], left_out: dict[str, str]) -> None:
         config = self._config
+        destinations = Destinations(config.allowed_broker_hosts)
         reconciler = Reconciler(self._fail)
         store = Store(reconciler.wake)
         brokers = self._brokers = Brokers(
-            reconciler.wake, reconciler.rang, config.sweep_seconds, config.idle_sweep_seconds
+            reconciler.wake,
+            reconciler.rang,
+            config.sweep_seconds,
+            config.idle_sweep_seconds,
+            destinations,
         )
         workers = Workers()
-        management = Management()
+        management = Management(destinations)
         secrets = Secrets(cluster, reconciler.wake)
         ownership = Ownership(
             cluster,
@@ -170,7 +177,11 @@ class Operator:
             reconciler.wake_namespaces,
             lambda: {namespace for namespace, _ in store.workqueues},
         )
-        heard = self._page.lead(cluster, store, workers, secrets) if self._page is not None else None
+        heard = (
+            self._page.lead(cluster, store, workers, secrets, destinations)
+            if self._page is not None
+            else None
+        )
         reporter = Reporter(cluster, store, config.pod_name, self._metrics, heard)
         defaults = render.Defaults(
             config.worker_image,
@@ -194,7 +205,8 @@ class Operator:
             targets=Targets(cluster, store, workload),
             scaler=Scaler(store, workload, Retirement(cluster, workers, store), reporter, self._metrics),
             reporter=reporter,
-            finalizer=Finalizer(cluster, store, secrets, brokers, management, reporter),
+            finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter),
+            bindings=Bindings(cluster, store),
             metrics=self._metrics,
         )
         running: list[asyncio.Task[None]] = []

@@ -35,6 +35,8 @@ class Config:
         relist_seconds: pause between two LISTs that correct the store.
         page_port: of the web page; None for none.
         page_audience: of the tokens that people log in to it with.
+        allowed_broker_hosts: names, addresses or patterns of hosts that Secrets may name; empty: all but loopback,
+            link-local and metadata addresses.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -50,6 +52,7 @@ class Config:
     relist_seconds: float = 300.0
     page_port: int | None = None
     page_audience: str = PAGE_AUDIENCE
+    allowed_broker_hosts: tuple[str, ...] = ()
     log_format: str = "json"
     log_level: str = "INFO"
     worker_network_policy: bool = False
@@ -90,6 +93,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
         relist_seconds=read("WORKQUEUE_RELIST_SECONDS", _seconds, default.relist_seconds),
         page_port=read("WORKQUEUE_PAGE_PORT", _port, None),
         page_audience=read("WORKQUEUE_PAGE_AUDIENCE", str, default.page_audience),
+        allowed_broker_hosts=read("WORKQUEUE_ALLOWED_BROKER_HOSTS", _hosts, ()),
         log_format=read("WORKQUEUE_LOG_FORMAT", _one_of("json", "text"), default.log_format),
         log_level=read("WORKQUEUE_LOG_LEVEL", _level, default.log_level),
         worker_network_policy=read("WORKQUEUE_WORKER_NETWORK_POLICY", _switch, default.worker_network_policy),
@@ -106,6 +110,15 @@ def _names(text: str) -> tuple[str, ...]:
     if wrong := [name for name in names if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name)]:
         raise ValueError(f"{wrong[0]!r} is no name of a namespace; separate names by commas")
     return names
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = tuple(dict.fromkeys(host.strip() for host in text.split(",") if host.strip()))
+    if wrong := [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9._:*-]+", host)]:
+        raise ValueError(
+            f"{wrong[0]!r} is neither a host name, an IP address nor a pattern such as *.svc; separate them by commas"
+        )
+    return hosts
 
 
 def _switch(text: str) -> bool:

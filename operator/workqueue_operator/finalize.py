@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from workqueue_worker.binding import Binding
+from workqueue_worker.topology import dead_letter_queue_name
 
 from . import status
 from .act import queues
+from .broker.connection import QueueCounts
 from .cluster import Cluster, deployment_path, workqueue_path
+from .decide import Depth
 from .errors import ClusterError, Trouble
 from .model import DeletionPolicy, WorkQueue, timestamp
 from .names import ANNOTATION_ABANDON, FINALIZER, workload_name
 from .observe.brokers import Brokers, Link
 from .observe.management import Management
 from .observe.secrets import Secrets
-from .observe.store import Store, key_of
+from .observe.store import Key, Store, key_of
+from .observe.workers import Address, Workers
 from .reasons import ConditionType, Finding, Reason, Unknown
 from .report import Reporter
+from .views import deployment_view
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +55,7 @@ class Finalizer:
         secrets: Secrets,
         brokers: Brokers,
         management: Management,
+        workers: Workers,
         reporter: Reporter,
         *,
         hidden_seconds: float = queues.HIDES_SECONDS,
@@ -58,6 +65,7 @@ class Finalizer:
         self._secrets = secrets
         self._brokers = brokers
         self._management = management
+        self._workers = workers
         self._reporter = reporter
         self._hidden_seconds = hidden_seconds
         self._empty_since: dict[str, float] = {}
@@ -101,9 +109,11 @@ class Finalizer:
             return f"{queue} was left behind, as annotated."
         if workqueue.spec.queue.deletion_policy is DeletionPolicy.RETAIN:
             return f"{queue} is retained."
-        if (other := await self._other_claim(workqueue)) is not None:
-            return f"{queue} was left behind: the WorkQueue {other} has it, too."
-        left = await self._delete_queues(workqueue)
+        link, binding = await self._connection(workqueue)
+        await link.broker.ready()
+        if (other := await self._other_claim(workqueue, link)) is not None:
+            return f"{queue} was left behind: {other} has it, too."
+        left = await self._delete_queues(workqueue, link, binding)
         return f"{queue} was deleted with its WorkQueue.{left}"
 
     async def _is_current(self, workqueue: WorkQueue) -> bool:
@@ -118,44 +128,45 @@ class Finalizer:
         same: bool = live["metadata"]["uid"] == workqueue.metadata.uid
         return same and bool(live["metadata"].get("deletionTimestamp"))
 
-    async def _other_claim(self, workqueue: WorkQueue) -> str | None:
-        """Another WorkQueue that has the same queue on the same broker, or may have: its Secret is unreadable.
+    async def _other_claim(self, workqueue: WorkQueue, link: Link) -> str | None:
+        """Another WorkQueue that has the same queue on the same broker, or may have: its broker cannot be asked.
 
-        Asked of the store, since after a restart nobody else has announced the queue yet.
+        The store is asked, since after a restart other WorkQueues may not have declared the queue yet.
         """
-        mine = await self._own_place(workqueue)
         for body in self._store.workqueues.saying(workqueue.queue_name):
-            key = key_of(body)
+            key, spec = key_of(body), body["spec"]
             if key == workqueue.key or body["metadata"].get("deletionTimestamp"):
                 continue
-            spec = body["spec"]
             if (spec.get("queue", {}).get("name") or key[1]) != workqueue.queue_name:
                 continue
-            try:
-                theirs = await self._place(key[0], spec["connectionSecretRef"]["name"])
-            except Trouble:
-                theirs = mine
-            if theirs == mine:
-                return f"{key[0]}/{key[1]}"
+            if (
+                await self._is_on(link, key, spec["connectionSecretRef"]["name"], workqueue.queue_name)
+                is False
+            ):
+                continue
+            if key[0] == workqueue.metadata.namespace:
+                return f"the WorkQueue {key[1]!r}"
+            return "a WorkQueue of another namespace"
         return None
 
-    async def _own_place(self, workqueue: WorkQueue) -> str:
+    async def _is_on(self, link: Link, key: Key, secret: str, queue: str) -> bool | None:
+        """Whether another WorkQueue's Secret leads to the broker and virtual host of `link`; None: not known."""
+        known = self._brokers.known(key)
         try:
-            return await self._place(workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name)
+            theirs = await self._brokers.link(key, await self._secrets.binding(key[0], secret))
+            same = True if theirs is link else await self._brokers.are_same(link, theirs, queue)
+            if same is None:
+                await theirs.broker.ready()
+                same = await self._brokers.are_same(link, theirs, queue)
         except Trouble:
-            known = self._brokers.known(workqueue.key)
-            if known is None:
-                raise
-            return known.broker.binding.display
+            same = None
+        if known is None and (self._store.workqueue(key) or {}).get("spec", {}).get("suspend"):
+            # No pass of its own will leave it.
+            await self._brokers.leave(key)
+        return same
 
-    async def _place(self, namespace: str, secret: str) -> str:
-        """The broker and virtual host that a Secret names."""
-        return (await self._secrets.binding(namespace, secret)).display
-
-    async def _delete_queues(self, workqueue: WorkQueue) -> str:
+    async def _delete_queues(self, workqueue: WorkQueue, link: Link, binding: Binding) -> str:
         """Returns a sentence about what may be left, if anything."""
-        link, binding = await self._connection(workqueue)
-        await link.broker.ready()
         link.broker.take_down_bell(workqueue.queue_name)
         listed: list[str] | Unknown = []
         if binding.management_uri is not None:
@@ -163,14 +174,53 @@ class Finalizer:
         names = queues.names(workqueue, () if isinstance(listed, Unknown) else listed)
         only_empty = workqueue.spec.queue.deletion_policy is DeletionPolicy.DELETE_IF_EMPTY
         if only_empty:
-            await self._require_no_messages(workqueue, names, link)
+            await self._require_nothing_to_do(workqueue, names, link)
         await self._stop_workers(workqueue)
         if only_empty:
             await queues.require_empty(names, link.broker)
-        await queues.delete(names, link.broker)
+        await queues.require_unused(workqueue.queue_name, link.broker)
+        await queues.delete(workqueue, names, link.broker, only_empty=only_empty)
         if isinstance(listed, Unknown):
             return f" {listed.message} Delay queues of delays that spec.retry had earlier may be left."
         return ""
+
+    async def _require_nothing_to_do(self, workqueue: WorkQueue, names: list[str], link: Link) -> None:
+        """No message waits or is in a handler. Until then workers stay, and at least one is there.
+
+        A handler that fails hands its message to a delay queue before it is idle, so the queues are looked at again
+        after the workers.
+        """
+        try:
+            await self._require_no_messages(workqueue, names, link)
+            await self._require_idle_workers(workqueue)
+            await self._require_no_messages(workqueue, names, link)
+        except Trouble:
+            dead = names[-1]
+            if any([(await _ready(link, name)) for name in names if name != dead]):
+                await self._have_a_worker(workqueue)
+            raise
+
+    async def _require_idle_workers(self, workqueue: WorkQueue) -> None:
+        """No worker that answers is busy. One that does not answer finishes its message when it is stopped."""
+        pods = [pod for pod in self._store.pods_of(workqueue.key) if pod.running and not pod.terminating]
+        statuses = await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in pods])
+        if busy := sum(one.busy for one in statuses.values()):
+            raise Trouble(
+                Reason.DELETING,
+                f"{busy} messages are in handlers. The workers stay until the queue is empty; then it is deleted.",
+            )
+
+    async def _have_a_worker(self, workqueue: WorkQueue) -> None:
+        """Start one worker for what is left, unless there is one or a person has stopped them all."""
+        spec = workqueue.spec
+        if spec.worker is None or spec.suspend or spec.replicas is not None:
+            return
+        namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
+        deployment = self._store.deployment(namespace, name)
+        if deployment is not None and deployment["spec"].get("replicas", 1) == 0:
+            self._store.put_deployment(
+                await self._cluster.merge(deployment_path(namespace, name), {"spec": {"replicas": 1}})
+            )
 
     async def _require_no_messages(self, workqueue: WorkQueue, names: list[str], link: Link) -> None:
         """No queue shows a message, and none has for so long that none can be hidden. Workers may still run."""
@@ -237,10 +287,36 @@ class Finalizer:
             time.monotonic(),
         )
         moment = timestamp(datetime.now(UTC))
+        seen = await self._seen(workqueue, finding)
         await self._reporter.status(
-            workqueue, status.status(workqueue, status.Seen(finding), findings, moment), time.monotonic()
+            workqueue, status.status(workqueue, seen, findings, moment), time.monotonic()
         )
         return AGAIN
+
+    async def _seen(self, workqueue: WorkQueue, finding: Finding) -> status.Seen:
+        """What there is while the deletion waits."""
+        namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
+        seen = status.Seen(finding, pods=self._store.pods_of(workqueue.key))
+        if (
+            workqueue.spec.worker is not None
+            and (live := self._store.deployment(namespace, name)) is not None
+        ):
+            running = [pod for pod in seen.pods if pod.running]
+            statuses = await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in running])
+            busy = sum(worker.busy > 0 for worker in statuses.values())
+            seen = replace(
+                seen, deployment=deployment_view(live), busy=busy if len(statuses) == len(running) else None
+            )
+        link = self._brokers.known(workqueue.key)
+        if link is None or not link.broker.connected:
+            return seen
+        work = await _counts(link, workqueue.queue_name)
+        dead = await _counts(link, dead_letter_queue_name(workqueue.queue_name))
+        return replace(
+            seen,
+            depth=None if work is None else Depth(work.ready, 0, work.consumers),
+            dead_letters=None if dead is None else dead.ready,
+        )
 
     async def _let_go(self, workqueue: WorkQueue, message: str, *, warning: bool = False) -> None:
         self._empty_since.pop(workqueue.metadata.uid, None)
@@ -259,3 +335,15 @@ class Finalizer:
             # Gone, or changed meanwhile: the event that says so brings the next pass.
             if not error.not_found and not error.conflict:
                 raise
+
+
+async def _counts(link: Link, queue: str) -> QueueCounts | None:
+    try:
+        return await link.broker.counts_if_there(queue)
+    except Trouble:
+        return None
+
+
+async def _ready(link: Link, queue: str) -> int:
+    counts = await _counts(link, queue)
+    return counts.ready if counts is not None else 0

@@ -48,6 +48,9 @@ ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 """On pods: which template made them (the canary of a new template goes by it)."""
 
 ANNOTATION_ABANDON: Final = f"{GROUP}/abandon-queue"
+ANNOTATION_BINDINGS: Final = f"{GROUP}/bindings"
+"""The bindings that the operator has made, as JSON: exchange to routing keys."""
+
 ANNOTATION_DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 RETIRED_DELETION_COST: Final = "-1000"
 

@@ -172,8 +172,9 @@ ADVICE: Final[dict[Reason, str]] = {
         "policy, or set `scaling.maxReplicas` to what it admits."
     ),
     Reason.DOORBELL_UNAVAILABLE: (
-        "The operator cannot consume from the queue, so an idle queue is noticed by polling. Give its user "
-        "read permission on the queue, or set `scaling.wake: Poll` to say that polling is meant."
+        "The operator cannot consume from the queue, so it polls the idle queue. If RabbitMQ refused, give its "
+        "user read permission on the queue, or set `scaling.wake: Poll` to say that polling is meant. If RabbitMQ "
+        "gives no answer, look at the members of the quorum queue (`rabbitmq-queues quorum_status`)."
     ),
     Reason.DELETING: "Nothing to do: the WorkQueue is being deleted.",
     Reason.SECRET_NOT_FOUND: "Create the Secret that `spec.connectionSecretRef` names, in the same namespace.",
@@ -196,8 +197,9 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.QUEUE_CLAIMED: "Another, older WorkQueue has this queue. Delete one of the two or rename the queue.",
     Reason.QUEUE_REFUSED: "RabbitMQ refused the declaration; the message has its words.",
     Reason.QUEUE_NOT_EMPTY: (
-        "`deletionPolicy: DeleteIfEmpty` and the queue still has messages or consumers: drain it, or release "
-        "the WorkQueue with the annotation workqueue.dev/abandon-queue=true."
+        "The deletion waits: another program consumes from the queue, or messages are left and the policy is "
+        "`DeleteIfEmpty`. Stop the consumer, drain the queue, or release the WorkQueue with the annotation "
+        "workqueue.dev/abandon-queue=true."
     ),
     Reason.DEPTH_IMPLAUSIBLE: (
         "RabbitMQ answers zero although workers are connected, as it does for a quorum queue without a "

@@ -22,6 +22,7 @@ from workqueue_worker.topology import dead_letter_queue_name
 
 from . import schedule, status
 from .act import bell, queues
+from .act.bindings import Bindings
 from .act.scale import Scaler, next_attempt
 from .act.target import Targets
 from .act.workload import Ensured
@@ -79,6 +80,7 @@ _SECRET_TROUBLES: Final = frozenset({Reason.SECRET_NOT_FOUND, Reason.SECRET_INVA
 _REFUSALS: Final = frozenset(
     {Reason.AUTHENTICATION_FAILED, Reason.VIRTUAL_HOST_NOT_FOUND, Reason.PERMISSION_DENIED}
 )
+_NO_ANSWER: Final = frozenset({Reason.BROKER_TIMEOUT, Reason.BROKER_UNREACHABLE})
 _NOT_YET: Final = Finding("Unknown", Reason.DEPTH_PENDING, "The queue has not been declared yet.")
 
 
@@ -95,6 +97,7 @@ class Parts:
     scaler: Scaler
     reporter: Reporter
     finalizer: Finalizer
+    bindings: Bindings
     metrics: Metrics
 
 
@@ -360,7 +363,7 @@ class Reconciler:
         queue = workqueue.queue_name
         watched = link.sweep.watch(workqueue.key, queue)
         dead = link.sweep.watch(workqueue.key, dead_letter_queue_name(queue))
-        claimants = parts.brokers.claimants(queue, link)
+        claimants = await parts.brokers.claimants(queue, link)
         _require_first_claim(workqueue, claimants, parts.store)
         if watched.doubtful:
             await link.sweep.ask(watched)
@@ -371,11 +374,19 @@ class Reconciler:
             return memory.queue
         for entry in vanished:
             link.broker.mark_vanished(entry.queue)
-        if vanished and memory.queue is not None and workqueue.spec.queue.declare:
-            again = [entry.queue for entry in vanished]
-            finding, answers = await queues.declare_again(workqueue, link.broker, again)
-        else:
-            finding, answers = await queues.declare(workqueue, link.broker)
+        await parts.bindings.announce(workqueue)
+        try:
+            if vanished and memory.queue is not None and workqueue.spec.queue.declare:
+                again = [entry.queue for entry in vanished]
+                finding, answers = await queues.declare_again(workqueue, link.broker, again)
+            else:
+                finding, answers = await queues.declare(workqueue, link.broker)
+            await parts.bindings.remove_unwanted(workqueue, link.broker)
+        except Trouble as trouble:
+            watched.claimed = watched.claimed and trouble.reason in _NO_ANSWER
+            raise
+        # Only now: a user whom the broker does not let declare the queue has no claim on it.
+        watched.claimed = True
         finding = queues.consumer_timeout_trouble(workqueue, link.broker) or finding
         memory.declared, memory.queue = state, finding
         for entry in (watched, dead):
@@ -475,14 +486,21 @@ def _require_first_claim(workqueue: WorkQueue, claimants: Sequence[Key], store: 
         if store.is_older(other, workqueue.key):
             raise Trouble(
                 Reason.QUEUE_CLAIMED,
-                f"The queue {workqueue.queue_name!r} belongs to the older WorkQueue {other[0]}/{other[1]} on the "
-                "same broker. Delete one of the two; for another queue make another WorkQueue.",
+                f"The queue {workqueue.queue_name!r} belongs to {_named(other, workqueue)} on the same broker. "
+                "Delete one of the two; for another queue make another WorkQueue.",
             )
+
+
+def _named(other: Key, workqueue: WorkQueue) -> str:
+    """An older WorkQueue, by name only in the same namespace: others are none of this one's business."""
+    if other[0] == workqueue.metadata.namespace:
+        return f"the older WorkQueue {other[1]!r}"
+    return "an older WorkQueue of another namespace"
 
 
 def _leaves_bell_to_older(workqueue: WorkQueue, link: Link, store: Store) -> bool:
     """Whether the bell that hangs over this link is that of an older WorkQueue on the same queue."""
-    return any(store.is_older(other, workqueue.key) for other in link.sweep.keys_of(workqueue.queue_name))
+    return any(store.is_older(other, workqueue.key) for other in link.sweep.claims_on(workqueue.queue_name))
 
 
 def _observation(

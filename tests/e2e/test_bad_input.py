@@ -159,22 +159,24 @@ def test_kubectl_apply_refuses_with_a_sentence(title: str, lab: Lab) -> None:
     assert sentence in refusal(lab.workqueue("refused", **change).body)
 
 
-@pytest.mark.parametrize("user", ["same", "another"])
+@pytest.mark.parametrize("user", ["same", "another", "address"])
 def test_of_two_workqueues_on_one_queue_the_older_has_it(
     user: str, lab: Lab, operator: OperatorRelease
 ) -> None:
-    """Also after a restart, when the younger may come first; two users of a virtual host have two connections."""
+    """Also after a restart, when the younger may come first. Two users, or two addresses, have two connections."""
     name = f"claimed-{user}"
     if user == "another":
         lab.rabbit.ctl("add_user", name, "their-password")
         lab.rabbit.ctl("set_permissions", "--vhost", lab.vhost, name, ".*", ".*", ".*")
         lab.secret(name, username=name, password="their-password")
+    if user == "address":
+        lab.secret(name, host=lab.rabbit.host.removesuffix(".svc"))
     secret = "rabbitmq" if user == "same" else name
     older = lab.workqueue(f"{name}-b", queue={"name": name}).apply().wait_ready()
     wait_until(lambda: older.get()["metadata"]["creationTimestamp"] < now(), 5, "a second has passed")
     younger = lab.workqueue(f"{name}-a", queue={"name": name}, connectionSecretRef={"name": secret}).apply()
     condition = younger.wait_condition("QueueDeclared", "False", "QueueClaimed")
-    assert f"{lab.namespace}/{name}-b" in condition["message"]
+    assert f"'{name}-b'" in condition["message"]
     leader = operator.wait_leader()
     kubectl("delete", "pod", leader, "--wait=false", f"--namespace={operator.namespace}")
     operator.wait_leader(other_than=leader)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,8 @@ from tests.support.brokers import Probe, channel_of, probe, put, trouble_of, unt
 from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost, running
 from workqueue_operator.broker import connection
+from workqueue_operator.broker.connection import Broker
+from workqueue_operator.destinations import Destinations
 from workqueue_operator.errors import Trouble
 from workqueue_operator.reasons import Reason
 from workqueue_worker.binding import TLS, Binding, from_url
@@ -345,3 +350,62 @@ async def test_one_connection_whatever_the_number_of_queues(own_server: Server) 
         assert listed.count("workqueue-operator") == 1
         assert len(listed.splitlines()) == 1
     await until(lambda: own_server.evaluate("length(rabbit_networking:connections())") == "0")
+
+
+async def test_one_tls_context_is_built_for_all_addresses_and_attempts(
+    monkeypatch: pytest.MonkeyPatch, rabbitmq: Server
+) -> None:
+    """Building one takes tens of milliseconds, so it does not happen in the event loop."""
+    built_in: list[threading.Thread] = []
+    make = ssl.create_default_context
+
+    def noted(**arguments: Any) -> ssl.SSLContext:
+        built_in.append(threading.current_thread())
+        return make(**arguments)
+
+    monkeypatch.setattr(ssl, "create_default_context", noted)
+    authority = rabbitmq.certificates.authority.read_text() + "\n"
+    binding = Binding((("127.0.0.1", refused_port()),) * 16, "guest", "guest", tls=TLS(authority))
+    async with probe(binding) as broker:
+        with pytest.raises(Trouble):
+            await broker.ready()
+        async with probe(binding) as other:
+            with pytest.raises(Trouble):
+                await other.ready()
+
+    assert len(built_in) == 1
+    assert built_in[0] is not threading.main_thread()
+
+
+async def test_secret_does_not_lead_to_the_operator_itself(rabbitmq: Server) -> None:
+    def nothing(*_: object) -> None:
+        pass
+
+    for host, rule, sentence in (
+        ("127.0.0.1", Destinations(), "'127.0.0.1' is 127.0.0.1, an address of the operator"),
+        ("localhost", Destinations(), "'localhost' is "),
+        ("localhost", Destinations(("*.svc",)), "allowedBrokerHosts does not list 'localhost'"),
+    ):
+        binding = replace(from_url(rabbitmq.url), addresses=((host, rabbitmq.port),))
+        broker = Broker(binding, nothing, nothing, nothing, rule)
+        try:
+            with pytest.raises(Trouble, match=sentence) as caught:
+                await broker.ready()
+            assert caught.value.reason is Reason.SECRET_INVALID
+        finally:
+            await broker.close()
+
+
+async def test_allowed_address_is_used_beside_one_that_is_not(rabbitmq: Server) -> None:
+    """A short host name is also tried as it is, and only the longer form may be allowed."""
+
+    def nothing(*_: object) -> None:
+        pass
+
+    addresses = (("other", rabbitmq.port), ("127.0.0.1", rabbitmq.port))
+    binding = replace(from_url(rabbitmq.url), addresses=addresses)
+    broker = Broker(binding, nothing, nothing, nothing, Destinations(("127.0.0.1",)))
+    try:
+        await broker.ready()
+    finally:
+        await broker.close()

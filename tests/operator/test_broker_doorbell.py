@@ -8,10 +8,12 @@ import threading
 
 import pytest
 
-from tests.support.brokers import Probe, channel_of, probe, put, take_all, until
+from tests.support.brokers import Probe, channel_of, probe, put, put_large, take_all, until
 from tests.support.process import forget_peak, memory
 from tests.support.rabbitmq import VirtualHost
 from workqueue_operator.broker import doorbell
+from workqueue_operator.page.letters import sample
+from workqueue_worker.binding import from_url
 from workqueue_worker.topology import Queue, QueueSettings, QueueType, plan
 
 TYPES = pytest.mark.parametrize("queue_type", list(QueueType), ids=lambda kind: kind.value)
@@ -350,6 +352,7 @@ async def test_a_lost_connection_drops_all_bells_and_the_next_one_works(every_vh
 
 
 LARGE = 16 * 1024 * 1024
+GROWTH = 8 * 2**20
 AT_ONCE = 50
 
 
@@ -358,7 +361,7 @@ AT_ONCE = 50
 async def test_fifty_large_bodies_at_once_are_not_kept(
     every_vhost: VirtualHost, queue_type: QueueType
 ) -> None:
-    """A body is let go before the next one comes: fifty of 16 MiB take the memory of a few, for about a second."""
+    """Bodies are discarded as they arrive."""
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         names = [f"jobs-{number}" for number in range(AT_ONCE)]
         await broker.ready()
@@ -372,6 +375,45 @@ async def test_fifty_large_bodies_at_once_are_not_kept(
         await until(lambda: len(set(broker.told.rings)) == AT_ONCE, seconds=60)
         grown = memory(os.getpid(), "VmHWM") - before
         print(f"{AT_ONCE} bodies of 16 MiB: {grown / 2**20:.0f} MiB at most")
-        assert grown < 6 * LARGE
+        assert grown < GROWTH
         for name in names:
             await until(lambda queue=name: ready(broker, queue, 1))
+
+
+@pytest.mark.timeout(180)
+@TYPES
+async def test_large_message_on_idle_queue_does_not_grow_operator(
+    every_vhost: VirtualHost, queue_type: QueueType
+) -> None:
+    async with probe(every_vhost.url) as broker:
+        await declared(broker, "jobs", queue_type=queue_type)
+        assert await broker.hang_bell("jobs")
+        forget_peak(os.getpid())
+        before = memory(os.getpid())
+
+        size = await put_large(every_vhost, "jobs")
+        await until(lambda: broker.told.rings == ["jobs"], seconds=120)
+
+        grown = memory(os.getpid(), "VmHWM") - before
+        print(f"a message of {size / 2**20:.0f} MiB: grown by {grown / 2**20:.1f} MiB")
+        assert grown < GROWTH
+        await until(lambda: ready(broker, "jobs", 1))
+        assert broker.generation == 1
+
+
+@pytest.mark.timeout(180)
+async def test_sampling_large_dead_letters_does_not_grow_operator(every_vhost: VirtualHost) -> None:
+    async with probe(every_vhost.url) as broker:
+        await declared(broker, "jobs")
+        size = await put_large(every_vhost, "jobs.dead")
+        sample(from_url(every_vhost.url), "jobs", most=0)
+        forget_peak(os.getpid())
+        before = memory(os.getpid())
+
+        found = await asyncio.to_thread(sample, from_url(every_vhost.url), "jobs")
+
+        grown = memory(os.getpid(), "VmHWM") - before
+        print(f"a dead letter of {size / 2**20:.0f} MiB: grown by {grown / 2**20:.1f} MiB")
+        assert (found.looked_at, found.total) == (1, 1)
+        assert grown < GROWTH
+        await until(lambda: ready(broker, "jobs.dead", 1))

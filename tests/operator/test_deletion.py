@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.support.brokers import channel_of, put, until
-from tests.support.deletion import ASKED, EARLIER, QUEUES, SPEC, deleted, finalizer, let_go, told
+from tests.support.deletion import ASKED, EARLIER, QUEUES, SPEC, deleted, finalizer, let_go, secret_of, told
+from tests.support.fakecluster import FakeCluster
+from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost
-from workqueue_worker.topology import dead_letter_queue, delay_queue
+from tests.support.worker import Worker, Workers, publish
+from tests.support.workqueue import workqueue
+from workqueue_operator.observe.store import Store
+from workqueue_operator.views import PodView
+from workqueue_worker.topology import QueueType, dead_letter_queue, delay_queue
 
 
 async def declare(vhost: VirtualHost) -> None:
@@ -19,6 +27,11 @@ async def declare(vhost: VirtualHost) -> None:
         ]
         for queue in others:
             channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+
+
+async def declare_plainly(vhost: VirtualHost, queue_type: QueueType) -> None:
+    async with channel_of(vhost) as channel:
+        channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": queue_type.value.lower()})
 
 
 def left(vhost: VirtualHost) -> list[str]:
@@ -85,3 +98,153 @@ async def test_a_delay_queue_that_looks_empty_is_not_deleted_before_nothing_can_
         assert left(every_vhost) == QUEUES, "the work queue is back, so that it can return"
         assert not let_go(cluster)
         assert f"{delay!r}" in told(cluster)
+
+
+@pytest.mark.parametrize("queue_type", list(QueueType), ids=lambda kind: kind.value)
+@pytest.mark.parametrize("policy", ["Delete", "DeleteIfEmpty"])
+async def test_deletion_refuses_while_foreign_consumer_is_on_queue(
+    every_vhost: VirtualHost, policy: str, queue_type: QueueType
+) -> None:
+    await declare_plainly(every_vhost, queue_type)
+    going = deleted(policy, type=queue_type.value)
+    async with finalizer(every_vhost) as (under_test, cluster), channel_of(every_vhost) as channel:
+        tag = channel.basic_consume("jobs", lambda *_: None, arguments={"x-priority": -1000})
+
+        assert await under_test.finalize(going) is not None
+
+        assert every_vhost.exists("jobs")
+        assert not let_go(cluster)
+        assert "'jobs' is in use (0 waiting, 1 consuming)" in told(cluster)
+
+        channel.basic_cancel(tag)
+        assert await under_test.finalize(going) is None
+        assert not every_vhost.exists("jobs")
+        assert let_go(cluster)
+
+
+@pytest.mark.parametrize("namespace", ["team", "other"])
+async def test_queue_of_workqueue_with_other_address_is_left_behind(
+    vhost: VirtualHost, namespace: str
+) -> None:
+    await declare(vhost)
+    store = Store(lambda _: None)
+    store.put_workqueue(theirs("their-jobs", namespace, "jobs"))
+    async with finalizer(vhost, store=store) as (under_test, cluster), channel_of(vhost) as channel:
+        put(channel, "jobs", b"kept")
+        cluster.answer("GET", "/secrets/by-name", secret_of(uri=vhost.url.replace("127.0.0.1", "localhost")))
+
+        assert await under_test.finalize(deleted("Delete")) is None
+
+        assert vhost.depth("jobs").ready == 1
+        assert let_go(cluster)
+        assert "was left behind" in told(cluster)
+        assert ("their-jobs" in told(cluster)) is (namespace == "team")
+
+
+async def test_queue_of_other_broker_with_same_name_does_not_count(
+    vhost: VirtualHost, rabbitmq_43: Server
+) -> None:
+    await declare(vhost)
+    store = Store(lambda _: None)
+    store.put_workqueue(theirs("their-jobs", "other", "jobs"))
+    with rabbitmq_43.new_vhost(vhost.name) as elsewhere:
+        await declare(elsewhere)
+        async with finalizer(vhost, store=store) as (under_test, cluster):
+            cluster.answer("GET", "/secrets/by-name", secret_of(uri=elsewhere.url))
+
+            assert await under_test.finalize(deleted("Delete")) is None
+
+            assert not vhost.exists("jobs")
+            assert elsewhere.exists("jobs")
+
+
+async def test_delete_if_empty_keeps_workers_until_handlers_end(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url).wait_consuming()
+    publish(vhost, {"id": 1, "do": "sleep", "seconds": 600})
+    await until(lambda: worker.status()["busy"] == 1)
+    store = store_with(worker, replicas=1)
+    going = deleted("DeleteIfEmpty")
+    async with finalizer(vhost, hidden_seconds=0, store=store, port=worker.port or 0) as (
+        under_test,
+        cluster,
+    ):
+        cluster.answer("PATCH", "/deployments/jobs-worker", lambda request: deployment(request.body))
+
+        assert await under_test.finalize(going) is not None
+
+        assert scaled(cluster) == []
+        assert "1 messages are in handlers" in told(cluster)
+        assert statuses(cluster)[-1]["busyReplicas"] == 1
+
+        # Its message comes back, as that of a handler that fails, and no worker is left.
+        worker.kill()
+        store.pods.clear()
+        store._pods_of.clear()
+        store.put_deployment(deployment({"spec": {"replicas": 0}}))
+        await until(lambda: vhost.depth("jobs").ready == 1)
+        assert await under_test.finalize(going) is not None
+        assert scaled(cluster) == [1]
+        assert statuses(cluster)[-1]["messages"] == 1
+
+        with vhost.connect() as connection:
+            connection.channel().queue_purge("jobs")
+        assert await under_test.finalize(going) is None
+        assert scaled(cluster) == [1, 0]
+        assert not vhost.exists("jobs")
+
+
+def theirs(name: str, namespace: str, queue: str) -> dict[str, Any]:
+    """A WorkQueue on a queue, whose Secret is `by-name`."""
+    body = workqueue(name=name, queue={"name": queue}).model_dump(mode="json", by_alias=True)
+    body["metadata"] |= {"namespace": namespace, "uid": "uid-2", "resourceVersion": "1"}
+    body["spec"]["connectionSecretRef"] = {"name": "by-name"}
+    return body
+
+
+def store_with(worker: Worker, replicas: int) -> Store:
+    """A store that has one worker's pod, and its Deployment."""
+    store = Store(lambda _: None)
+    pod = PodView("pod-0", "u", "127.0.0.1", True, True, False, "hash", False, None, workqueue="jobs")
+    store.pods["team", "pod-0"] = pod
+    store._pods_of["team", "jobs"].add(("team", "pod-0"))
+    store.put_deployment(deployment({"spec": {"replicas": replicas}}))
+    return store
+
+
+_VERSION = iter(range(1, 1000))
+
+
+def deployment(change: dict[str, Any]) -> dict[str, Any]:
+    """The workers' Deployment after a patch."""
+    owner = {
+        "apiVersion": "workqueue.dev/v1alpha1",
+        "kind": "WorkQueue",
+        "name": "jobs",
+        "controller": True,
+        "uid": "uid-1",
+    }
+    return {
+        "metadata": {
+            "name": "jobs-worker",
+            "namespace": "team",
+            "uid": "d-1",
+            "generation": 1,
+            "resourceVersion": str(next(_VERSION)),
+            "labels": {"workqueue.dev/workqueue": "jobs"},
+            "ownerReferences": [owner],
+        },
+        "spec": {"template": {}, **change["spec"]},
+        "status": {"replicas": change["spec"]["replicas"]},
+    }
+
+
+def scaled(cluster: FakeCluster) -> list[int]:
+    """The counts that were written."""
+    return [
+        request.body["spec"]["replicas"] for request in cluster.asked if request.path.endswith("/jobs-worker")
+    ]
+
+
+def statuses(cluster: FakeCluster) -> list[dict[str, Any]]:
+    """The statuses that were written."""
+    return [request.body["status"] for request in cluster.asked if request.path.endswith("/status")]

@@ -93,3 +93,18 @@ async def test_without_its_address_the_number_is_unknown(vhost: VirtualHost, man
     count = await management.unacknowledged(from_url(vhost.url), "jobs")
     assert isinstance(count, Unknown)
     assert "management-uri" in count.message
+
+
+async def test_delay_queues_are_found_beside_thousands_of_others(
+    vhost: VirtualHost, management: Management, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(managing, "PAGE", 3)
+    wanted = sorted(f"jobs.retry.{seconds}s" for seconds in range(1, 9))
+    async with channel_of(vhost) as channel:
+        for name in (*wanted, *(f"mail.retry.{seconds}s" for seconds in range(1, 9)), "xjobs.retry.1s"):
+            channel.queue_declare(name, durable=True)
+
+    found = await management.delay_queues(binding_of(vhost), "jobs")
+
+    assert isinstance(found, list)
+    assert sorted(found) == wanted

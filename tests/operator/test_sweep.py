@@ -251,16 +251,56 @@ async def test_who_looks_at_a_queue_is_known_whatever_user_each_has(
                 theirs = await linked(brokers, url, key=OTHER)
                 apart = await linked(brokers, elsewhere.url, "jobs", key=("team", "apart"))
                 abroad = await linked(brokers, rabbitmq_43.url, key=("team", "abroad"))
-                for link, key in ((mine, JOBS), (theirs, OTHER)):
-                    link.sweep.watch(key, "jobs")
-                apart.sweep.watch(("team", "apart"), "jobs")
-                abroad.sweep.watch(("team", "abroad"), "jobs")
+                for link, key in (
+                    (mine, JOBS),
+                    (theirs, OTHER),
+                    (apart, ("team", "apart")),
+                    (abroad, ("team", "abroad")),
+                ):
+                    link.sweep.watch(key, "jobs").claimed = True
                 assert mine is not theirs
                 for link in (mine, theirs):
-                    assert sorted(brokers.claimants("jobs", link)) == [JOBS, OTHER]
-                assert brokers.claimants("jobs", apart) == [("team", "apart")]
+                    assert sorted(await brokers.claimants("jobs", link)) == [JOBS, OTHER]
+                assert await brokers.claimants("jobs", apart) == [("team", "apart")]
+                theirs.sweep.watch(OTHER, "jobs").claimed = False
+                assert await brokers.claimants("jobs", mine) == [JOBS], (
+                    "without a declaration there is no claim"
+                )
     finally:
         vhost.broker.delete_user("another")
+
+
+async def test_two_addresses_of_one_broker_are_one_broker(every_vhost: VirtualHost) -> None:
+    """The user may declare what the operator's user needs, and nothing else."""
+    server = every_vhost.broker
+    server.add_user("narrow", "secret", every_vhost.name, configure=r"^jobs(\.dead|\.retry\..*)?$")
+    try:
+        async with operators() as (brokers, _):
+            mine = await linked(brokers, server.url_of(every_vhost.name, "narrow", "secret"), "jobs")
+            by_name = every_vhost.url.replace("127.0.0.1", "localhost")
+            theirs = await linked(brokers, by_name, key=OTHER)
+            mine.sweep.watch(JOBS, "jobs").claimed = True
+            theirs.sweep.watch(OTHER, "jobs").claimed = True
+
+            assert mine is not theirs
+            assert sorted(await brokers.claimants("jobs", mine)) == [JOBS, OTHER]
+            assert sorted(await brokers.claimants("jobs", theirs)) == [JOBS, OTHER]
+    finally:
+        server.delete_user("narrow")
+
+
+async def test_two_brokers_with_one_name_are_two_brokers(rabbitmq_43: Server, rabbitmq_310: Server) -> None:
+    """As the first pods of two StatefulSets, which are both called rabbit@rabbitmq-0."""
+    with rabbitmq_43.new_vhost("shared-name"), rabbitmq_310.new_vhost("shared-name"):
+        async with operators() as (brokers, _):
+            here = await linked(brokers, rabbitmq_43.url_of("shared-name"), "jobs")
+            there = await linked(brokers, rabbitmq_310.url_of("shared-name"), "jobs", key=OTHER)
+            here.sweep.watch(JOBS, "jobs").claimed = True
+            there.sweep.watch(OTHER, "jobs").claimed = True
+
+            assert here.broker.cluster == there.broker.cluster == "rabbit@localhost"
+            assert await brokers.claimants("jobs", here) == [JOBS]
+            assert await brokers.claimants("jobs", there) == [OTHER]
 
 
 async def test_a_rotated_password_moves_all_users_to_one_new_link(vhost: VirtualHost) -> None:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
 
-from workqueue_operator.observe.management import Management
+from workqueue_operator.destinations import Destinations
+from workqueue_operator.observe import management as managing
+from workqueue_operator.observe.management import (
+    LARGEST_PAGE,
+    LARGEST_QUEUE,
+    MOST_PAGES,
+    PARSED_AT_ONCE,
+    Management,
+)
 from workqueue_operator.observe.workers import Address, Answer, SigningKeys, Workers
 from workqueue_operator.reasons import Reason, Unknown
 from workqueue_worker.binding import Binding
@@ -115,6 +126,9 @@ async def test_whatever_answers_for_the_management_api_no_password_is_shown_and_
         f"user:{PASSWORD}@127.0.0.1",
         PASSWORD,
         f"http://user:{PASSWORD}@127.0.0.1:1",
+        f"http://127.0.0.1:1/?{PASSWORD}",
+        f"http://127.0.0.1:1/#{PASSWORD}",
+        f"file:///{PASSWORD}",
     ],
 )
 async def test_an_address_that_cannot_be_read_is_not_quoted(address: str) -> None:
@@ -127,6 +141,94 @@ async def test_an_address_that_cannot_be_read_is_not_quoted(address: str) -> Non
     for one in (said, also):
         assert isinstance(one, Unknown)
         assert PASSWORD not in one.message
+
+
+@pytest.mark.parametrize("rest", ["?x=1", "/?", "#x", "/#"])
+async def test_management_address_with_query_or_fragment_is_not_asked(rest: str) -> None:
+    management = Management()
+    try:
+        async with server(fixed(200, b'{"messages_unacknowledged": 7}')) as (port, asked):
+            said = await management.unacknowledged(binding(f"http://127.0.0.1:{port}{rest}"), "jobs")
+    finally:
+        await management.close()
+    assert isinstance(said, Unknown)
+    assert "no query and no fragment" in said.message
+    assert asked == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "0.0.0.0"])
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        (Destinations(), "may not connect to"),
+        (Destinations(("*",)), "may not connect to"),
+        (Destinations(("rabbitmq.shop.svc",)), "does not list the host"),
+    ],
+    ids=["no-list", "everything", "another-host"],
+)
+async def test_management_address_of_the_operator_itself_is_not_asked(
+    host: str, rule: Destinations, sentence: str
+) -> None:
+    management = Management(rule)
+    try:
+        async with server(fixed(200, b'{"messages_unacknowledged": 7}')) as (port, asked):
+            said = await management.unacknowledged(binding(f"http://{host}:{port}"), "jobs")
+    finally:
+        await management.close()
+    assert isinstance(said, Unknown)
+    assert sentence in said.message
+    assert asked == []
+
+
+async def test_exactly_allowed_management_host_is_asked() -> None:
+    management = Management(Destinations(("localhost",)))
+    try:
+        async with server(fixed(200, b'{"messages_unacknowledged": 7}')) as (port, asked):
+            said = await management.unacknowledged(binding(f"http://localhost:{port}"), "jobs")
+    finally:
+        await management.close()
+    assert said == 7
+    assert len(asked) == 1
+
+
+async def test_large_answer_about_one_queue_is_refused() -> None:
+    management = Management()
+    body = b'{"messages_unacknowledged": 7, "x": "' + b"x" * LARGEST_QUEUE + b'"}'
+    try:
+        async with server(fixed(200, body)) as (port, _):
+            said = await management.unacknowledged(binding(f"http://127.0.0.1:{port}"), "jobs")
+    finally:
+        await management.close()
+    assert isinstance(said, Unknown)
+    assert f"more than {LARGEST_QUEUE} bytes" in said.message
+
+
+async def test_large_page_is_parsed_in_a_thread_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed_in: list[bool] = []
+    loads = json.loads
+
+    def noted(text: bytes) -> Any:
+        parsed_in.append(threading.current_thread() is threading.main_thread())
+        return loads(text)
+
+    monkeypatch.setattr(managing.json, "loads", noted)
+    small = b'{"items": [{"name": "jobs.retry.1s"}], "page_count": 1}'
+    management = Management()
+    try:
+        for size in (len(small), PARSED_AT_ONCE + 1):
+            async with server(fixed(200, small.ljust(size))) as (port, _):
+                found = await management.delay_queues(binding(f"http://127.0.0.1:{port}"), "jobs")
+            assert found == ["jobs.retry.1s"]
+        async with server(fixed(200, small.ljust(LARGEST_PAGE + 1))) as (port, _):
+            found = await management.delay_queues(binding(f"http://127.0.0.1:{port}"), "jobs")
+        assert isinstance(found, Unknown)
+        async with server(fixed(200, b'{"items": [], "page_count": 1000000}')) as (port, asked):
+            found = await management.delay_queues(binding(f"http://127.0.0.1:{port}"), "jobs")
+        assert isinstance(found, Unknown)
+        assert len(asked) == MOST_PAGES
+    finally:
+        await management.close()
+    assert parsed_in[:2] == [True, False]
 
 
 @answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -105,3 +106,25 @@ def take_all(channel: BlockingChannel, queue: str) -> list[tuple[bytes, int]]:
         taken.append((body, count))
         channel.basic_ack(method.delivery_tag)
     return taken
+
+
+_PUBLISH_LARGE: Final = """
+import sys, pika
+connection = pika.BlockingConnection(pika.URLParameters(sys.argv[1]))
+channel = connection.channel()
+channel.confirm_delivery()
+channel.basic_publish("", sys.argv[2], bytes(int(sys.argv[3])), mandatory=True)
+connection.close()
+"""
+
+
+async def put_large(vhost: VirtualHost, queue: str) -> int:
+    """Publish one large message and return its size in bytes: 100 MiB where RabbitMQ's default limit allows it.
+
+    A process of its own publishes, so that the body is not part of this process' memory.
+    """
+    mebibytes = 100 if vhost.broker.series == "3.10" else 16
+    arguments = (vhost.url, queue, str(mebibytes * 2**20))
+    publisher = await asyncio.create_subprocess_exec(sys.executable, "-c", _PUBLISH_LARGE, *arguments)
+    assert await publisher.wait() == 0
+    return mebibytes * 2**20

@@ -19,6 +19,7 @@ from workqueue_operator.observe.brokers import Brokers
 from workqueue_operator.observe.management import Management
 from workqueue_operator.observe.secrets import Secrets
 from workqueue_operator.observe.store import Store
+from workqueue_operator.observe.workers import Workers
 from workqueue_operator.report import Reporter
 
 SPEC = 3
@@ -28,45 +29,57 @@ EARLIER = 77
 QUEUES = ["jobs", "jobs.dead", *(f"jobs.retry.{seconds}s" for seconds in (SPEC, ASKED, EARLIER))]
 
 
-def deleted(policy: str) -> WorkQueue:
+def deleted(policy: str, **queue: str) -> WorkQueue:
     """A WorkQueue that somebody has deleted."""
     return workqueue(
-        queue={"deletionPolicy": policy},
+        queue={"deletionPolicy": policy, **queue},
         retry={"delaysSeconds": [SPEC]},
         metadata={"deletionTimestamp": "2026-11-24T12:00:00Z", "finalizers": [FINALIZER, "theirs"]},
     )
 
 
+def secret_of(**keys: str) -> dict[str, Any]:
+    """A connection Secret as the API server gives it."""
+    return {"data": {key: base64.b64encode(value.encode()).decode() for key, value in keys.items()}}
+
+
 @asynccontextmanager
 async def finalizer(
-    vhost: VirtualHost, *, hidden_seconds: float = HIDES_SECONDS, **secret: str
+    vhost: VirtualHost,
+    *,
+    hidden_seconds: float = HIDES_SECONDS,
+    store: Store | None = None,
+    port: int = 1,
+    **secret: str,
 ) -> AsyncIterator[tuple[Finalizer, FakeCluster]]:
     """A Finalizer, and the API server as it sees it.
 
     Args:
         hidden_seconds: for how long queues must look empty before that is believed.
+        store: what the API server is known to have.
+        port: of the workers' endpoints.
         secret: more keys of the connection Secret.
     """
     cluster = FakeCluster()
-    keys = {"uri": vhost.url, **secret}
-    data = {key: base64.b64encode(value.encode()).decode() for key, value in keys.items()}
-    cluster.answer("GET", "/secrets/rabbitmq", {"data": data})
+    cluster.answer("GET", "/secrets/rabbitmq", secret_of(uri=vhost.url, **secret))
     cluster.answer("GET", "/workqueues/jobs", deleted("Delete").model_dump(mode="json", by_alias=True))
     cluster.answer("PATCH", "/workqueues/jobs", lambda request: _stored(request.body))
     cluster.answer("POST", "/events", {})
-    store = Store(lambda _: None)
+    store = store or Store(lambda _: None)
     brokers = Brokers(lambda _: None, lambda _: None, 60, 60)
     management = Management()
+    workers = Workers(port)
     reporter = Reporter(cluster, store, "operator-1", Metrics())
     try:
         secrets = Secrets(cluster)
         made = Finalizer(
-            cluster, store, secrets, brokers, management, reporter, hidden_seconds=hidden_seconds
+            cluster, store, secrets, brokers, management, workers, reporter, hidden_seconds=hidden_seconds
         )
         yield made, cluster
     finally:
         await brokers.close()
         await management.close()
+        await workers.close()
 
 
 def _stored(patch: dict[str, Any]) -> dict[str, Any]:

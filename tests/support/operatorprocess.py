@@ -35,6 +35,7 @@ def start(
     """
     environment = os.environ | {
         "KUBECONFIG": str(credentials),
+        "WORKQUEUE_ALLOWED_BROKER_HOSTS": "127.0.0.1,localhost,*",
         "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "operator"), str(CHECKOUT / "worker")]),
         **{f"WORKQUEUE_{name.upper()}": str(value) for name, value in settings.items()},
     }

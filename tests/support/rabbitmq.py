@@ -205,8 +205,8 @@ class Broker:
 
     @property
     def management_url(self) -> str:
-        """The base URL of the management API, with guest's credentials."""
-        return f"http://guest:guest@127.0.0.1:{self.management_port}"
+        """The base URL of the management API."""
+        return f"http://127.0.0.1:{self.management_port}"
 
     def url_of(
         self, vhost: str, username: str = "guest", password: str = "guest", *, tls: bool = False
@@ -448,6 +448,16 @@ class Broker:
             yield
         finally:
             self.evaluate(f"sys:resume(amqqueue:get_pid({queue_record}))")
+
+    @contextmanager
+    def suspended_member(self, queue: str, vhost: str = "/") -> Iterator[None]:
+        """This node's member of a quorum queue does nothing while the context lasts; all else on the node goes on."""
+        member = f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}), M = element(1, amqqueue:get_pid(Q))"
+        self.evaluate(f"{member}, sys:suspend(M)")
+        try:
+            yield
+        finally:
+            self.evaluate(f"{member}, sys:resume(M)")
 
     @contextmanager
     def consumer_timeout(self, seconds: float) -> Iterator[None]:

@@ -102,6 +102,16 @@ class RabbitCluster:
         assert leader is not None
         return leader
 
+    @contextmanager
+    def without_majority(self, queue: str, vhost: str) -> Iterator[None]:
+        """One quorum queue has only its leader left while the context lasts; no other queue is affected."""
+        leader = self.leader_of(queue, vhost)
+        with ExitStack() as stack:
+            for node in self.running:
+                if node is not leader:
+                    stack.enter_context(node.suspended_member(queue, vhost))
+            yield
+
     def close(self) -> None:
         """Kill everything and remove the data."""
         for node in self.nodes:

@@ -23,6 +23,9 @@ AMQPS_PORT: Final = 5671
 LONGEST_HEARTBEAT_SECONDS: Final = 65_535
 """AMQP's field for it has 16 bits."""
 
+MOST_ADDRESSES: Final = 16
+"""More than any cluster of RabbitMQ has nodes; each is tried in turn when the broker is away."""
+
 
 @dataclass(frozen=True, slots=True)
 class TLS:
@@ -245,6 +248,11 @@ def _addresses(places: str, default_port: int) -> tuple[tuple[str, int], ...]:
         found.append((host, port or default_port))
     if not found:
         raise BindingError("No host is named.")
+    if len(found) > MOST_ADDRESSES:
+        raise BindingError(
+            f"{len(found)} hosts are named; at most {MOST_ADDRESSES} are allowed. Name fewer nodes of the cluster,"
+            " or a Service in front of them."
+        )
     return tuple(found)
 
 

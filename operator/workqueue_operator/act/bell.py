@@ -52,16 +52,27 @@ async def mind(
         link.broker.take_down_bell(queue)
         watched.active = not (workqueue.spec.replicas == 0 and _has_none(deployment))
     else:
-        watched.active = not await link.broker.hang_bell(queue)
+        watched.active = not await link.broker.hang_bell(queue, ours=workqueue.spec.queue.declare)
         if watched.active:
             # It rang at once or was refused: another pass is on its way, and the last answer is out of date.
             watched.last = None
+            if link.broker.bell_is_silent(queue):
+                return _silent(queue)
     if watched.refusal is None or workqueue.wake is Wake.POLL:
         return None
     return Unknown(
         Reason.DOORBELL_UNAVAILABLE,
         f"The operator may not consume from queue {queue!r}, so that an idle queue is noticed by polling. "
         f"RabbitMQ says: {watched.refusal[1]}. Give its user read permission on the queue.",
+    )
+
+
+def _silent(queue: str) -> Unknown:
+    return Unknown(
+        Reason.DOORBELL_UNAVAILABLE,
+        f"RabbitMQ does not answer the operator's consumer on queue {queue!r}, as when most members of a quorum "
+        "queue are down. The operator polls the queue until it answers. Look at its members "
+        "(rabbitmq-queues quorum_status).",
     )
 
 
@@ -75,7 +86,7 @@ async def confirm_empty(workqueue: WorkQueue, link: Link) -> bool | None:
     queue = workqueue.queue_name
     watched = link.sweep.watch(workqueue.key, queue)
     push = wake_of(workqueue, link, watched) is Wake.PUSH
-    hung = not push or await link.broker.hang_bell(queue)
+    hung = not push or await link.broker.hang_bell(queue, ours=workqueue.spec.queue.declare)
     counts = await link.sweep.ask(watched)
     if not isinstance(counts, QueueCounts) or (counts.ready == 0 and not hung):
         link.broker.take_down_bell(queue)

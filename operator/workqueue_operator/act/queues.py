@@ -127,7 +127,7 @@ def names(workqueue: WorkQueue, listed: Collection[str] = ()) -> list[str]:
     queue = workqueue.queue_name
     delays = sorted({*topology.DELAY_STEPS, *workqueue.spec.retry.delays_seconds})
     derived = [topology.delay_queue_name(queue, delay) for delay in delays]
-    return [*derived, *sorted(set(listed).difference(derived)), queue, dead_letter_queue_name(queue)]
+    return [queue, *derived, *sorted(set(listed).difference(derived)), dead_letter_queue_name(queue)]
 
 
 async def require_no_messages(queues: Sequence[str], broker: Broker) -> None:
@@ -139,7 +139,7 @@ async def require_no_messages(queues: Sequence[str], broker: Broker) -> None:
     for name in queues:
         counts = await broker.counts_if_there(name)
         if counts is not None and counts.ready:
-            raise _not_empty(name, counts)
+            raise _in_use(name, counts)
 
 
 async def require_empty(queues: Sequence[str], broker: Broker) -> None:
@@ -154,7 +154,26 @@ async def require_empty(queues: Sequence[str], broker: Broker) -> None:
         for name in queues:
             counts = await broker.counts_if_there(name)
             if counts is not None and (counts.ready or counts.consumers):
-                raise _not_empty(name, counts)
+                raise _in_use(name, counts)
+
+
+async def require_unused(queue: str, broker: Broker) -> None:
+    """Nobody may consume from the work queue, after the workers and our doorbell have gone.
+
+    A consumer that is left belongs to another WorkQueue, another operator, or another program.
+
+    Raises:
+        Trouble: somebody consumes.
+    """
+    for look in range(EMPTY_LOOKS):
+        counts = await broker.counts_if_there(queue)
+        if counts is None or not counts.consumers:
+            return
+        if look < EMPTY_LOOKS - 1:
+            # RabbitMQ may not have seen the end of a consumer of ours yet.
+            await asyncio.sleep(EMPTY_PAUSE)
+        else:
+            raise _in_use(queue, counts)
 
 
 async def require_nothing_hidden(workqueue: WorkQueue, queues: Sequence[str], broker: Broker) -> None:
@@ -179,20 +198,36 @@ async def require_nothing_hidden(workqueue: WorkQueue, queues: Sequence[str], br
     )
 
 
-async def delete(queues: Sequence[str], broker: Broker) -> None:
-    """Delete queues with all that is in them. Idempotent.
+async def delete(workqueue: WorkQueue, queues: Sequence[str], broker: Broker, *, only_empty: bool) -> None:
+    """Delete the queues of a WorkQueue in this order, the work queue first. Idempotent.
+
+    Each is looked at immediately before: a quorum queue cannot be deleted on a condition (540).
 
     Raises:
-        Trouble: the broker refused.
+        Trouble: the broker refused, or a queue is in use after all.
     """
+    work = workqueue.queue_name
+    classic = workqueue.spec.queue.declare and workqueue.queue_settings.type is topology.QueueType.CLASSIC
     for name in queues:
-        await broker.delete_queue(name)
+        counts = await broker.counts_if_there(name)
+        if counts is None:
+            continue
+        if (only_empty and counts.ready) or (name == work and counts.consumers):
+            raise _in_use(name, counts)
+        conditional = classic and name == work
+        try:
+            await broker.delete_queue(name, if_unused=conditional, if_empty=conditional and only_empty)
+        except Trouble as trouble:
+            if conditional and trouble.reason is Reason.QUEUE_CONFLICT:
+                raise _in_use(name, counts) from trouble
+            raise
 
 
-def _not_empty(queue: str, counts: QueueCounts) -> Trouble:
+def _in_use(queue: str, counts: QueueCounts) -> Trouble:
     return Trouble(
         Reason.QUEUE_NOT_EMPTY,
-        f"The queue {queue!r} is in use ({counts.ready} waiting, {counts.consumers} consuming), and the deletion "
-        "policy is DeleteIfEmpty: it is not deleted before both are 0. Drain it, or release the WorkQueue "
-        'with the annotation workqueue.dev/abandon-queue: "true", which leaves the queue behind.',
+        f"The queue {queue!r} is in use ({counts.ready} waiting, {counts.consumers} consuming). It is not deleted "
+        "while another program consumes from it, nor with deletionPolicy DeleteIfEmpty while a message waits. Drain "
+        "it, stop the consumer, or release the WorkQueue with the annotation "
+        'workqueue.dev/abandon-queue: "true", which leaves the queue behind.',
     )

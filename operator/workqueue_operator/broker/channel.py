@@ -7,6 +7,7 @@ channels, since consuming is not a call with an answer.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
@@ -19,8 +20,11 @@ from pika.exceptions import (
     ConnectionWrongStateError,
 )
 
-CALL_TIMEOUT: Final = 5.0
+CALL_TIMEOUT: Final = 2.0
 """Seconds for one answer of the broker. Past it the channel is thrown away: its answers can no longer be matched."""
+
+DECLARE_TIMEOUT: Final = 5.0
+"""The same for declarations and deletions: RabbitMQ waits for the members of a quorum queue while it makes one."""
 
 Send: TypeAlias = Callable[[PikaChannel, Callable[[Any], None]], object]
 
@@ -57,10 +61,12 @@ class CallChannel:
 
     Args:
         connection: the open connection; a CallChannel lives no longer than it.
+        timeout: seconds for one answer, math.inf for none; by default `CALL_TIMEOUT`.
     """
 
-    def __init__(self, connection: AsyncioConnection) -> None:
+    def __init__(self, connection: AsyncioConnection, timeout: float | None = None) -> None:
         self._connection = connection
+        self._timeout = timeout
         self._channel: PikaChannel | None = None
         self._pending: asyncio.Future[Any] | None = None
         self._turn = asyncio.Lock()
@@ -77,14 +83,15 @@ class CallChannel:
             ChannelLostError: no answer.
         """
         self.waiting += 1
+        limit = CALL_TIMEOUT if self._timeout is None else self._timeout
         try:
             async with self._turn:
                 try:
-                    async with asyncio.timeout(CALL_TIMEOUT):
+                    async with asyncio.timeout(None if limit == math.inf else limit):
                         return await self._exchange(send)
                 except TimeoutError as error:
                     self._discard()
-                    raise ChannelLostError(f"no answer within {CALL_TIMEOUT:.0f} s") from error
+                    raise ChannelLostError(f"no answer within {limit:g} s") from error
                 except asyncio.CancelledError:
                     self._discard()
                     raise
@@ -134,6 +141,10 @@ class CallChannel:
                 self._pending.set_exception(ChannelRefusedError(reason.reply_code, reason.reply_text))
             else:
                 self._pending.set_exception(ChannelLostError(words_of(reason)))
+
+    def close(self) -> None:
+        """Close the channel; the next call opens another one."""
+        self._discard()
 
     def _discard(self) -> None:
         channel, self._channel = self._channel, None

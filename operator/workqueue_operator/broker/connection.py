@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import ssl
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,15 +33,19 @@ from pika.exceptions import (
 )
 from pika.spec import Queue as QueueMethods
 
+from workqueue_worker import topology
 from workqueue_worker.binding import Binding
 from workqueue_worker.broker.backoff import STEADY_SECONDS, Backoff
 from workqueue_worker.broker.frames import BoundedFrames
 from workqueue_worker.topology import BrokerVersion, Plan, Queue, conflict_advice
 
+from ..destinations import ANYWHERE, Destinations
 from ..errors import Trouble
 from ..reasons import Reason
-from .channel import CallChannel, ChannelLostError, ChannelRefusedError, words_of
+from .addresses import permitted
+from .channel import DECLARE_TIMEOUT, CallChannel, ChannelLostError, ChannelRefusedError, words_of
 from .doorbell import Doorbell
+from .tls import context
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +90,10 @@ class QueueMissingError(Exception):
 
 
 class _PikaConnection(BoundedFrames, AsyncioConnection):  # type: ignore[misc]
-    """pika's, but for nonsense that comes; a bell does not look at the message that rings it."""
+    """pika's connection with bounded frames. A doorbell needs neither properties nor bodies of messages."""
 
     reads_properties = False
+    keeps_bodies = False
 
 
 class Broker:
@@ -99,6 +104,7 @@ class Broker:
         on_ring: called with the name of a queue whose bell rang.
         on_fall: called with the name of a queue whose bell fell, and the refusal or None.
         on_state: called when the connection opened or was lost.
+        destinations: which hosts may be connected to.
     """
 
     def __init__(
@@ -107,10 +113,13 @@ class Broker:
         on_ring: Callable[[str], None],
         on_fall: Callable[[str, tuple[int, str] | None], None],
         on_state: Callable[[], None],
+        destinations: Destinations = ANYWHERE,
     ) -> None:
         self.binding = binding
+        self._destinations = destinations
         self.generation = 0
         self.version = BrokerVersion(0, 0)
+        self.cluster = ""
         self.trouble: Trouble | None = None
         self._on_ring = on_ring
         self._on_fall = on_fall
@@ -161,9 +170,13 @@ class Broker:
 
     # -- bells ---------------------------------------------------------------------------------------
 
-    async def hang_bell(self, queue: str, timeout: float = 2.0) -> bool:
-        """Hang a bell and wait for the broker's word; False when it does not hang (see Doorbell.hang)."""
-        return self._bells is not None and await self._bells.hang(queue, timeout)
+    async def hang_bell(self, queue: str, *, ours: bool = True) -> bool:
+        """Install a doorbell and wait until the broker confirms it; False when it does not (see Doorbell.hang)."""
+        return self._bells is not None and await self._bells.hang(queue, ours=ours)
+
+    def bell_is_silent(self, queue: str) -> bool:
+        """Whether the queue leaves our consumer without an answer (see Doorbell.is_silent)."""
+        return self._bells is not None and self._bells.is_silent(queue)
 
     def take_down_bell(self, queue: str) -> None:
         """Cancel the bell of a queue, if there is one."""
@@ -215,6 +228,51 @@ class Broker:
             bell=bell and answer.consumer_count > 0,
         )
 
+    async def is_same_as(self, other: Broker, queue: str) -> bool | None:
+        """Whether another connection leads to the same broker and virtual host, whatever address it uses.
+
+        Cluster names need not be unique (the first pod of many a StatefulSet is rabbit@rabbitmq-0), so equal names
+        are checked: an exclusive queue that one connection declares is visible to the other one only if the broker
+        is the same.
+
+        Args:
+            queue: a work queue of both; the exclusive queue is named as one of its delay queues, which the user of
+                each connection may declare.
+
+        Returns:
+            None when it is not known: one of them is not connected.
+        """
+        if self.binding.display == other.binding.display:
+            return True
+        if self.binding.virtual_host != other.binding.virtual_host:
+            return False
+        if not (self.connected and other.connected):
+            return None
+        return self.cluster == other.cluster and await self._shows_to(other, queue)
+
+    async def _shows_to(self, other: Broker, queue: str) -> bool:
+        """Whether an exclusive queue that is declared here is seen, though locked, over another connection."""
+        name = f"{topology.delay_queue_name(queue, 0)}.{secrets.token_hex(8)}"
+        classic = {"x-queue-type": "classic"}
+        try:
+            await self._call(
+                _freest(self._admins),
+                lambda channel, done: channel.queue_declare(
+                    name, exclusive=True, auto_delete=True, arguments=classic, callback=done
+                ),
+                f"queue {name!r}",
+            )
+            try:
+                await other.counts(name)
+            finally:
+                await self.delete_queue(name)
+        except QueueMissingError:
+            return False
+        except Trouble as trouble:
+            # Locked, as expected; or refused, and the equal names decide.
+            logger.debug("An exclusive queue is seen.", extra={"queue": name, "detail": trouble.message})
+        return True
+
     # -- declarations --------------------------------------------------------------------------------
 
     async def declare(self, plan: Plan) -> Mapping[str, QueueCounts]:
@@ -258,6 +316,21 @@ class Broker:
             )
         return answers
 
+    async def unbind(self, binding: topology.Binding) -> None:
+        """Remove a binding; one that is not there is fine.
+
+        Raises:
+            Trouble: refused, or no answer.
+        """
+        with contextlib.suppress(QueueMissingError):
+            await self._call(
+                _freest(self._admins),
+                lambda channel, done: channel.queue_unbind(
+                    binding.queue, binding.exchange, binding.routing_key, callback=done
+                ),
+                f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
+            )
+
     async def declare_queue(self, queue: Queue) -> QueueCounts:
         """Declare one durable queue. Idempotent.
 
@@ -274,15 +347,21 @@ class Broker:
         )
         return self._counted(frame.method)
 
-    async def delete_queue(self, queue: str) -> None:
+    async def delete_queue(self, queue: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
         """Delete a queue with all that is in it; a queue that is not there is fine.
 
-        `if-empty` is never used: on a quorum queue it closes the whole connection (540, tried).
+        Args:
+            if_unused, if_empty: only for classic queues. On a quorum queue they close the whole connection (540).
+
+        Raises:
+            Trouble: refused; with the reason QueueConflict when the queue is in use or not empty.
         """
         with contextlib.suppress(QueueMissingError):
             await self._call(
                 _freest(self._admins),
-                lambda channel, done: channel.queue_delete(queue, callback=done),
+                lambda channel, done: channel.queue_delete(
+                    queue, if_unused=if_unused, if_empty=if_empty, callback=done
+                ),
                 f"queue {queue!r}",
             )
 
@@ -359,9 +438,10 @@ class Broker:
         self._connection = connection
         self.generation += 1
         self.version = BrokerVersion.parse(str((connection.server_properties or {}).get("version", "")))
+        self.cluster = str((connection.server_properties or {}).get("cluster_name", ""))
         self._bells = Doorbell(connection, self._on_ring, self._on_fall)
         self._lanes = [CallChannel(connection) for _ in range(LANES)]
-        self._admins = [CallChannel(connection) for _ in range(DECLARING)]
+        self._admins = [CallChannel(connection, DECLARE_TIMEOUT) for _ in range(DECLARING)]
         self.trouble = None
         self._settled.set()
         logger.info(
@@ -391,6 +471,7 @@ class Broker:
         Raises:
             Trouble: none did; the reason is that of the last address.
         """
+        parameters = await self._all_parameters()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[AsyncioConnection | AMQPConnectorException] = loop.create_future()
         closed: asyncio.Future[BaseException] = loop.create_future()
@@ -410,9 +491,7 @@ class Broker:
                 done.set_result(result)
 
         # Each address has pika's own time limits.
-        workflow = _PikaConnection.create_connection(
-            self._all_parameters(), on_done=on_done, custom_ioloop=loop
-        )
+        workflow = _PikaConnection.create_connection(parameters, on_done=on_done, custom_ioloop=loop)
         try:
             result = await done
         except asyncio.CancelledError:
@@ -428,17 +507,20 @@ class Broker:
         self._closed = closed
         return result
 
-    def _all_parameters(self) -> list[ConnectionParameters]:
+    async def _all_parameters(self) -> list[ConnectionParameters]:
+        binding = await permitted(self.binding, self._destinations)
+        tls = binding.tls
         try:
-            return [self._parameters(host, port) for host, port in self.binding.addresses]
+            made = None if tls is None else await context(tls)
         except (ssl.SSLError, ValueError, TypeError) as error:
             raise Trouble(
                 Reason.SECRET_INVALID,
                 f"A certificate or key for {self.binding.display} cannot be read ({error}). "
                 "Correct ca.crt, tls.crt and tls.key in the Secret: each must be PEM, the key without passphrase.",
             ) from error
+        return [self._parameters(host, port, made) for host, port in binding.addresses]
 
-    def _parameters(self, host: str, port: int) -> ConnectionParameters:
+    def _parameters(self, host: str, port: int, tls: ssl.SSLContext | None) -> ConnectionParameters:
         return ConnectionParameters(
             host=host,
             port=port,
@@ -451,7 +533,7 @@ class Broker:
             stack_timeout=CONNECT_TIMEOUT,
             connection_attempts=1,
             client_properties={"connection_name": "workqueue-operator"},
-            ssl_options=_ssl_options(self.binding, host),
+            ssl_options=pika.SSLOptions(tls, host) if tls is not None else None,
         )
 
     def _drop(self) -> None:
@@ -464,20 +546,6 @@ class Broker:
 
 def _freest(channels: Sequence[CallChannel]) -> CallChannel | None:
     return min(channels, key=lambda channel: channel.waiting, default=None)
-
-
-def _ssl_options(binding: Binding, host: str) -> pika.SSLOptions | None:
-    if binding.tls is None:
-        return None
-    context = ssl.create_default_context(cadata=binding.tls.authority or None)
-    if binding.tls.certificate:
-        # The ssl module reads certificates from files only.
-        with tempfile.NamedTemporaryFile("w") as file:
-            file.write(f"{binding.tls.certificate}\n{binding.tls.private_key}\n")
-            file.flush()
-            # A key with a passphrase is refused; without this it would be asked for on the terminal.
-            context.load_cert_chain(file.name, password="")
-    return pika.SSLOptions(context, host)
 
 
 def _connect_trouble(error: AMQPConnectorException, binding: Binding) -> Trouble:

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from workqueue_worker.binding import Binding
 
 from ..broker.connection import Broker
+from ..destinations import ANYWHERE, Destinations
 from .store import Key
 from .sweep import Sweep
+
+SAME_KEPT: Final = 1000
+"""Pairs of connections for which it is remembered whether they lead to the same broker."""
 
 
 @dataclass(eq=False)
 class Link:
-    """A broker, its sweep and who uses it.
-
-    Attributes:
-        place: the broker and virtual host, whoever the user is.
-    """
+    """A broker, its sweep and who uses it."""
 
     broker: Broker
     sweep: Sweep
-    place: str
     users: set[Key] = field(default_factory=set)
 
 
@@ -38,6 +38,7 @@ class Brokers:
         rang: called with the key of a WorkQueue whose bell rang.
         sweep_seconds: pause between two questions about an active queue.
         idle_sweep_seconds: the same for idle queues and dead-letter queues.
+        destinations: which hosts may be connected to.
     """
 
     def __init__(
@@ -46,13 +47,16 @@ class Brokers:
         rang: Callable[[Key], None],
         sweep_seconds: float,
         idle_sweep_seconds: float,
+        destinations: Destinations = ANYWHERE,
     ) -> None:
+        self._destinations = destinations
         self._wake = wake
         self._rang = rang
         self._sweep_seconds = sweep_seconds
         self._idle_sweep_seconds = idle_sweep_seconds
         self._links: dict[str, Link] = {}
         self._link_of: dict[Key, Link] = {}
+        self._same: dict[frozenset[tuple[str, int]], bool] = {}
 
     def __iter__(self) -> Iterator[Link]:
         return iter(list(self._links.values()))
@@ -74,10 +78,24 @@ class Brokers:
         """The link that a WorkQueue has used last, while it is open."""
         return self._link_of.get(key)
 
-    def claimants(self, queue: str, link: Link) -> list[Key]:
-        """The WorkQueues that look at a queue of this link's virtual host, whatever user each of them has there."""
-        links = (other for other in self._links.values() if other.place == link.place)
-        return [key for other in links for key in other.sweep.keys_of(queue)]
+    async def claimants(self, queue: str, link: Link) -> list[Key]:
+        """The WorkQueues that have declared a queue of this virtual host, whatever user or address each has."""
+        found = link.sweep.claims_on(queue)
+        for other in self:
+            claims = other.sweep.claims_on(queue) if other is not link else []
+            if claims and await self.are_same(link, other, queue):
+                found += claims
+        return found
+
+    async def are_same(self, link: Link, other: Link, queue: str) -> bool | None:
+        """Whether two links lead to the same broker and virtual host (see Broker.is_same_as)."""
+        pair = frozenset((one.broker.binding.identity, one.broker.generation) for one in (link, other))
+        if (known := self._same.get(pair)) is not None:
+            return known
+        same = await link.broker.is_same_as(other.broker, queue)
+        if same is not None:
+            self._same = dict([*self._same.items()][-SAME_KEPT:]) | {pair: same}
+        return same
 
     async def leave(self, key: Key) -> None:
         """A WorkQueue needs its broker no more: bell down, no more sweeps; the last one closes the link."""
@@ -119,7 +137,7 @@ class Brokers:
                 self._wake(key)
 
         # The broker calls none of them before this function has returned.
-        broker = Broker(binding, on_ring, on_fall, on_state)
+        broker = Broker(binding, on_ring, on_fall, on_state, self._destinations)
         sweep = Sweep(broker, self._wake, self._sweep_seconds, self._idle_sweep_seconds)
-        link = Link(broker, sweep, binding.display)
+        link = Link(broker, sweep)
         return link

@@ -51,6 +51,7 @@ class Watched:
         answered_at: when the last answer with numbers came, on the loop's clock.
         doubtful: the broker has cancelled a bell since: the queue may be gone, or its leader moved.
         refused: code and text when a bell on this queue was refused, and when that was.
+        claimed: whether the broker let the WorkQueue declare the queue, so that it counts as a claim on it.
     """
 
     key: Key
@@ -61,6 +62,7 @@ class Watched:
     answered_at: float | None = None
     doubtful: bool = False
     refused: tuple[tuple[int, str], float] | None = None
+    claimed: bool = False
 
     def hear(self, answer: QueueCounts | Missing | Trouble) -> None:
         """Take note of an answer."""
@@ -137,6 +139,10 @@ class Sweep:
     def keys_of(self, queue: str) -> tuple[Key, ...]:
         """The WorkQueues that look at a queue."""
         return self._by_queue.get(queue, ())
+
+    def claims_on(self, queue: str) -> list[Key]:
+        """The WorkQueues that have declared a queue."""
+        return [key for key in self.keys_of(queue) if self._watched[key, queue].claimed]
 
     def bell_fell(self, queue: str, refusal: tuple[int, str] | None) -> None:
         """Note that a bell was refused, or that the broker has cancelled it (no refusal)."""

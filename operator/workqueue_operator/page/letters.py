@@ -18,6 +18,8 @@ from workqueue_worker.commands import letters
 from workqueue_worker.errors import WorkerError
 from workqueue_worker.topology import dead_letter_queue_name
 
+from ..broker.addresses import permitted
+from ..destinations import ANYWHERE, Destinations
 from ..errors import ClusterError, Trouble
 from ..model import WorkQueue
 from ..observe.secrets import Secrets
@@ -25,6 +27,9 @@ from ..observe.secrets import Secrets
 SAMPLE: Final = 100
 AGAIN_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 5.0
+SAMPLE_SECONDS: Final = 5.0
+"""Time after which no further dead letter is read: RabbitMQ sends whole bodies, up to 512 MiB each."""
+
 KEPT: Final = 100
 
 
@@ -48,8 +53,9 @@ class Reasons:
 class DeadLetters:
     """Looks, one queue at a time, and at each not more often than every half minute."""
 
-    def __init__(self, secrets: Secrets) -> None:
+    def __init__(self, secrets: Secrets, destinations: Destinations = ANYWHERE) -> None:
         self._secrets = secrets
+        self._destinations = destinations
         self._seen: dict[tuple[str, str], tuple[float, Reasons]] = {}
         self._turn = asyncio.Lock()
 
@@ -74,24 +80,28 @@ class DeadLetters:
             binding = await self._secrets.binding(
                 workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
             )
+            binding = await permitted(binding, self._destinations)
             return await asyncio.to_thread(sample, binding, workqueue.queue_name)
         except (ClusterError, Trouble, WorkerError) as error:
             return Reasons(trouble=str(error))
 
 
 def sample(binding: Binding, queue: str, most: int = SAMPLE) -> Reasons:
-    """Look at the first dead letters of a queue; blocks.
+    """Read the headers of the first dead letters of a queue; blocks. Bodies are discarded as they arrive.
 
     Raises:
         BrokerError: RabbitMQ cannot be reached, or refuses.
     """
     name = dead_letter_queue_name(queue)
     counts: Counter[str] = Counter()
-    with Session(lambda: binding, f"{queue} page", timeout_seconds=ANSWER_SECONDS) as session:
+    with Session(
+        lambda: binding, f"{queue} page", timeout_seconds=ANSWER_SECONDS, keeps_bodies=False
+    ) as session:
         depth = session.depth(name)
         total = depth.ready if depth is not None else 0
+        deadline = time.monotonic() + SAMPLE_SECONDS
         for _ in range(min(total, most)):
-            received = session.get(name)
+            received = session.get(name) if time.monotonic() < deadline else None
             if received is None:
                 break
             counts[letters.read(received, queue).reason] += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from ..cluster import Cluster
+from ..destinations import Destinations
 from ..observe.secrets import Secrets
 from ..observe.store import Store
 from ..observe.workers import Workers
@@ -41,7 +42,12 @@ class WebPage:
         await self._server.start()
 
     def lead(
-        self, cluster: Cluster, store: Store, workers: Workers, secrets: Secrets
+        self,
+        cluster: Cluster,
+        store: Store,
+        workers: Workers,
+        secrets: Secrets,
+        destinations: Destinations,
     ) -> Callable[[str, bool, str, str, str], None]:
         """From now on browsers are answered here.
 
@@ -50,7 +56,8 @@ class WebPage:
         """
         self._watch = watch = Watch(store, workers)
         watch.start()
-        self._server.lead(Parts(store, watch, Access(cluster, audience=self._audience), DeadLetters(secrets)))
+        access = Access(cluster, audience=self._audience)
+        self._server.lead(Parts(store, watch, access, DeadLetters(secrets, destinations)))
         return watch.decided
 
     async def stop_looking(self) -> None:

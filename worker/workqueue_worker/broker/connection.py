@@ -79,6 +79,12 @@ class _PikaConnection(BoundedFrames, SelectConnection):  # type: ignore[misc]
     """pika's, but for nonsense that comes."""
 
 
+class _BodilessConnection(_PikaConnection):
+    """For a caller that reads only the headers of messages."""
+
+    keeps_bodies = False
+
+
 class Connection:
     """A connection that opens itself again until it is closed.
 
@@ -87,6 +93,7 @@ class Connection:
         name: what RabbitMQ shows as the connection's name.
         on_open: called with the generation, 1 for the first, each time the connection is open.
         on_lost: called with the reason, exactly once for each `on_open`, also after `close()`.
+        keeps_bodies: False: messages arrive with empty bodies (see BoundedFrames).
 
     Attributes:
         generation: how often it has been opened. A channel of an older generation is dead.
@@ -103,6 +110,7 @@ class Connection:
         on_open: Callable[[int], None] = lambda _generation: None,
         on_lost: Callable[[str], None] = lambda _reason: None,
         blocked_timeout_seconds: float = BLOCKED_TIMEOUT_SECONDS,
+        keeps_bodies: bool = True,
     ) -> None:
         self.name = name
         self.generation = 0
@@ -114,6 +122,7 @@ class Connection:
         self._on_open = on_open
         self._on_lost = on_lost
         self._blocked_timeout_seconds = blocked_timeout_seconds
+        self._keeps_bodies = keeps_bodies
         self._pika: SelectConnection | None = None
         self._is_open = False
         self._opened_at = 0.0
@@ -227,7 +236,8 @@ class Connection:
             self._failed(f"the connection data cannot be used: {error}", 1, None)
             return
         addresses = len(binding.addresses)
-        self._pika = _PikaConnection(
+        kind = _PikaConnection if self._keeps_bodies else _BodilessConnection
+        self._pika = kind(
             parameters,
             on_open_callback=lambda opened: self._opened(opened, binding),
             on_open_error_callback=lambda _, error: self._failed(

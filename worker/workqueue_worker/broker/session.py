@@ -54,6 +54,7 @@ class Session:
     Args:
         binding_source: where RabbitMQ is.
         name: what RabbitMQ shows as the connection's name.
+        keeps_bodies: False: messages arrive with empty bodies, and a large one costs no memory.
 
     Raises:
         BrokerError: from every call, when RabbitMQ cannot be reached or refuses.
@@ -65,10 +66,11 @@ class Session:
         name: str,
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        keeps_bodies: bool = True,
     ) -> None:
         self._binding_source = binding_source
         self._timeout_seconds = timeout_seconds
-        self._connection = Connection(binding_source, name, on_lost=self._on_lost)
+        self._connection = Connection(binding_source, name, on_lost=self._on_lost, keeps_bodies=keeps_bodies)
         self._channel: Any = None
         self._lost = ""
         self._asked: set[Future[Any]] = set()

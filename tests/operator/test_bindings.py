@@ -1,0 +1,115 @@
+"""Bindings of a work queue: made as the spec asks, and removed when it no longer does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.brokers import Probe, channel_of, probe, take_all, until
+from tests.support.fakecluster import FakeCluster, Request
+from tests.support.rabbitmq import VirtualHost
+from tests.support.workqueue import workqueue
+from workqueue_operator.act import queues
+from workqueue_operator.act.bindings import Bindings
+from workqueue_operator.model import WorkQueue
+from workqueue_operator.names import ANNOTATION_BINDINGS
+from workqueue_operator.observe.store import Store
+
+Exchange = dict[str, Any]
+IMAGES: Exchange = {"name": "images", "type": "Topic"}
+
+
+class Api:
+    """An API server that keeps the annotations of one WorkQueue, and loses nothing in a restart of the operator."""
+
+    def __init__(self) -> None:
+        self.annotations: dict[str, str] = {}
+        self.writes = 0
+        self._cluster = FakeCluster()
+        self._cluster.answer("PATCH", "/workqueues/jobs", self._patch)
+
+    async def declare(self, exchange: Exchange | None, broker: Probe) -> None:
+        """What a pass of an operator that has just started does for a spec."""
+        seen = self.workqueue(exchange)
+        bindings = Bindings(self._cluster, Store(lambda _: None))
+        await bindings.announce(seen)
+        await queues.declare(seen, broker)
+        await bindings.remove_unwanted(seen, broker)
+
+    def workqueue(self, exchange: Exchange | None) -> WorkQueue:
+        return workqueue(queue={"exchange": exchange}, metadata={"annotations": self.annotations})
+
+    def _patch(self, request: Request) -> dict[str, Any]:
+        self.writes += 1
+        for name, text in request.body["metadata"]["annotations"].items():
+            self.annotations.pop(name, None)
+            if text is not None:
+                self.annotations[name] = text
+        body = self.workqueue(None).model_dump(mode="json", by_alias=True)
+        body["metadata"]["resourceVersion"] = str(self.writes)
+        return body
+
+
+async def routed(vhost: VirtualHost, *keys: str) -> list[bytes]:
+    """Which of these keys reach the queue."""
+    async with channel_of(vhost) as channel:
+        for key in keys:
+            channel.basic_publish("images", key, key.encode())
+        return [body for body, _ in take_all(channel, "jobs")]
+
+
+async def test_removed_routing_key_is_unbound_and_foreign_binding_stays(every_vhost: VirtualHost) -> None:
+    api = Api()
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        await api.declare(IMAGES | {"routingKeys": ["small", "large"]}, broker)
+        channel.queue_bind("jobs", "images", "theirs")
+        assert await routed(every_vhost, "small", "large", "theirs") == [b"small", b"large", b"theirs"]
+
+        await api.declare(IMAGES | {"routingKeys": ["large", "new"]}, broker)
+
+        assert await routed(every_vhost, "small", "large", "theirs", "new") == [b"large", b"theirs", b"new"]
+        written = api.writes
+        await api.declare(IMAGES | {"routingKeys": ["large", "new"]}, broker)
+        assert api.writes == written
+
+
+async def test_removed_exchange_is_unbound(vhost: VirtualHost) -> None:
+    api = Api()
+    async with probe(vhost.url) as broker, channel_of(vhost) as channel:
+        await broker.ready()
+        await api.declare(IMAGES | {"routingKeys": ["small"]}, broker)
+        channel.queue_bind("jobs", "images", "theirs")
+
+        await api.declare(None, broker)
+
+        assert await routed(vhost, "small", "theirs") == [b"theirs"]
+        assert ANNOTATION_BINDINGS not in api.annotations
+
+
+async def test_binding_is_noted_before_it_is_made(vhost: VirtualHost) -> None:
+    """An operator that dies in between still knows that the binding is its own."""
+    api = Api()
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        seen = api.workqueue(IMAGES | {"routingKeys": ["small"]})
+        await Bindings(api._cluster, Store(lambda _: None)).announce(seen)
+        await queues.declare(seen, broker)
+
+        await api.declare(IMAGES | {"routingKeys": ["large"]}, broker)
+
+        assert await routed(vhost, "small", "large") == [b"large"]
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "[1]", '{"images": 7}'])
+async def test_edited_note_removes_nothing(vhost: VirtualHost, text: str) -> None:
+    api = Api()
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        await api.declare(IMAGES | {"routingKeys": ["small"]}, broker)
+        api.annotations[ANNOTATION_BINDINGS] = text
+
+        await api.declare(IMAGES | {"routingKeys": ["large"]}, broker)
+
+        assert await until(lambda: routed(vhost, "small", "large")) == [b"small", b"large"]

@@ -1,0 +1,122 @@
+"""One quorum queue without a majority beside many healthy ones, on three RabbitMQ nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.brokers import Probe, put, until
+from tests.support.rabbitmq import DEFAULT, RELEASES, VirtualHost
+from tests.support.rabbitmq_cluster import RabbitCluster, rabbit_cluster
+from workqueue_worker.topology import Queue
+
+HEALTHY = [f"healthy-{number}" for number in range(100)]
+
+WAKE_SECONDS = 1.0
+"""Far above the wake on a busy machine (printed; below 100 ms), far below the minutes of a blocked channel."""
+
+_SERIES = [
+    pytest.param(series, marks=() if series == DEFAULT else pytest.mark.nightly, id=f"RabbitMQ {series}")
+    for series in RELEASES
+]
+
+
+@pytest.fixture(scope="module", params=_SERIES)
+def cluster(request: pytest.FixtureRequest) -> Iterator[RabbitCluster]:
+    """Three nodes."""
+    with rabbit_cluster(request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def vhost(cluster: RabbitCluster) -> Iterator[VirtualHost]:
+    """A virtual host of the test's own."""
+    with cluster.nodes[0].new_vhost() as made:
+        yield made
+
+
+class Clocked(Probe):
+    """A Broker that notes when each doorbell rings."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.rung_at: dict[str, float] = {}
+        self._on_ring = self._note
+
+    def _note(self, queue: str) -> None:
+        self.told.rings.append(queue)
+        self.rung_at[queue] = time.perf_counter()
+
+
+async def declared(broker: Probe) -> None:
+    await broker.ready()
+    for name in ("stuck", *HEALTHY):
+        await broker.declare_queue(Queue(name, {"x-queue-type": "quorum"}))
+
+
+async def wakes(broker: Clocked, vhost: VirtualHost) -> list[float]:
+    """Wake one healthy queue after the other; seconds from publishing to the ring, in order of size."""
+    found = []
+    with vhost.connect() as connection:
+        channel = connection.channel()
+        for name in HEALTHY:
+            published = time.perf_counter()
+            await asyncio.to_thread(put, channel, name, b"x")
+            await until(lambda name=name: name in broker.rung_at)
+            found.append(broker.rung_at[name] - published)
+    found.sort()
+    print(f"wake of {len(found)}: median {found[50] * 1000:.1f} ms, longest {found[-1] * 1000:.1f} ms")
+    return found
+
+
+@pytest.mark.timeout(300)
+async def test_doorbell_on_queue_without_majority_silences_no_other(
+    cluster: RabbitCluster, vhost: VirtualHost
+) -> None:
+    broker = Clocked(vhost.url)
+    try:
+        await declared(broker)
+        with cluster.without_majority("stuck", vhost.name):
+            attempts = await asyncio.gather(*(broker.hang_bell(name) for name in ("stuck", *HEALTHY)))
+
+            assert attempts == [False, *[True] * len(HEALTHY)]
+            assert broker.bell_is_silent("stuck")
+            assert (await wakes(broker, vhost))[-1] < WAKE_SECONDS
+            assert not await broker.hang_bell("stuck")
+
+        await until(lambda: broker.hang_bell("stuck"), seconds=120)
+        assert not broker.bell_is_silent("stuck")
+        assert broker.generation == 1
+    finally:
+        await broker.close()
+
+
+@pytest.mark.timeout(300)
+async def test_removing_doorbell_from_queue_without_majority_silences_no_other(
+    cluster: RabbitCluster, vhost: VirtualHost
+) -> None:
+    broker = Clocked(vhost.url)
+    try:
+        await declared(broker)
+        assert all(await asyncio.gather(*(broker.hang_bell(name) for name in ("stuck", *HEALTHY))))
+        with cluster.without_majority("stuck", vhost.name):
+            broker.take_down_bell("stuck")
+
+            assert (await wakes(broker, vhost))[-1] < WAKE_SECONDS
+            await until(lambda: broker.bell_is_silent("stuck"))
+
+        counts = (
+            "length(rabbit_amqqueue:consumers(element(2, rabbit_amqqueue:lookup(" + resource(vhost) + "))))"
+        )
+        await until(lambda: vhost.broker.evaluate(counts) == "0", seconds=120)
+        assert broker.generation == 1
+    finally:
+        await broker.close()
+
+
+def resource(vhost: VirtualHost) -> str:
+    name = ",".join(map(str, vhost.name.encode()))
+    return f'rabbit_misc:r(<<{name}>>, queue, <<"stuck">>)'

@@ -1,0 +1,65 @@
+"""Which WorkQueue has a queue that two of them name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.fakecluster import FakeCluster
+from tests.support.rabbitmq import VirtualHost
+from tests.support.workqueue import workqueue
+from workqueue_operator.act.bindings import Bindings
+from workqueue_operator.decide import Window
+from workqueue_operator.errors import Trouble
+from workqueue_operator.memory import Memory
+from workqueue_operator.model import WorkQueue
+from workqueue_operator.observe.brokers import Brokers
+from workqueue_operator.observe.store import Store
+from workqueue_operator.reasons import Reason
+from workqueue_operator.reconcile import Parts, Reconciler
+from workqueue_worker.binding import from_url
+
+
+def named(name: str, namespace: str, age: int) -> WorkQueue:
+    created = f"2026-11-24T12:00:{59 - age:02}Z"
+    metadata = {"namespace": namespace, "uid": name, "resourceVersion": "1", "creationTimestamp": created}
+    return workqueue(name=name, queue={"name": "jobs"}, metadata=metadata)
+
+
+async def declare(reconciler: Reconciler, parts: Parts, one: WorkQueue, url: str) -> None:
+    link = await parts.brokers.link(one.key, from_url(url))
+    await link.broker.ready()
+    await reconciler._declare(one, Memory(one.metadata.uid, Window(0.0)), link, parts)
+
+
+@pytest.mark.parametrize("namespace", ["team", "other"])
+async def test_workqueue_without_permission_blocks_no_other(every_vhost: VirtualHost, namespace: str) -> None:
+    server = every_vhost.broker
+    server.add_user("login-only", "secret", every_vhost.name, configure="", write="", read="")
+    older, younger = named("older", namespace, 9), named("younger", "team", 1)
+    reconciler, store = Reconciler(lambda _: None), Store(lambda _: None)
+    for one in (older, younger):
+        store.put_workqueue(one.model_dump(mode="json", by_alias=True))
+    brokers = Brokers(lambda _: None, lambda _: None, 60, 60)
+    nothing: Any = None
+    others = {name: nothing for name in Parts.__annotations__ if name not in {"store", "brokers", "bindings"}}
+    bindings = Bindings(FakeCluster(), store)
+    parts = Parts(store=store, brokers=brokers, bindings=bindings, **others)
+    try:
+        login_only = server.url_of(every_vhost.name, "login-only", "secret")
+        with pytest.raises(Trouble) as refused:
+            await declare(reconciler, parts, older, login_only)
+        assert refused.value.reason is Reason.PERMISSION_DENIED
+        await declare(reconciler, parts, younger, every_vhost.url)
+
+        # With the permission the older one has it.
+        await declare(reconciler, parts, older, every_vhost.url)
+        with pytest.raises(Trouble) as claimed:
+            await declare(reconciler, parts, younger, every_vhost.url)
+        assert claimed.value.reason is Reason.QUEUE_CLAIMED
+        assert ("older'" in claimed.value.message) is (namespace == "team")
+        assert "other" not in claimed.value.message.replace("another", "")
+    finally:
+        await brokers.close()
+        server.delete_user("login-only")
