@@ -85,6 +85,7 @@ class Attempt:
     verdict: Verdict = Verdict.OPEN
     timed_out: bool = False
     target: str = ""
+    copy_id: str | None = None
     cancelled_at: float | None = None
     told: set[bool] = field(default_factory=set)
     """That it should stop: while the message was ours, and when it was lost."""
@@ -229,6 +230,9 @@ class WorkerMachine(RuleBasedStateMachine):
         assert attempt.verdict is Verdict.COPY, "a copy of a message whose handler has not failed"
         assert attempt.work.lease.held, "a copy of a message that somebody else has"
         attempt.target = outgoing.routing_key
+        assert outgoing.message_id, "a copy without a message id"
+        assert attempt.copy_id in {None, outgoing.message_id}, "a second message id"
+        attempt.copy_id = outgoing.message_id
         return attempt.delivery
 
     def _judge_close(self) -> None:

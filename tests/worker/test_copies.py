@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 from tests.support.rabbitmq import Broker, VirtualHost
 from tests.support.wait import eventually
-from tests.support.worker import Worker, Workers, is_empty, publish
+from tests.support.worker import Worker, Workers, is_empty, publish, take_all
+from workqueue_worker.topology import delay_queue
 
 MIB = 1024 * 1024
 
@@ -63,3 +65,43 @@ def test_worker_stays_responsive_while_copies_exceed_the_publishers_limit(
     assert attempts(worker) == two_each(count) | {("other", 1): 1}
     assert worker.count_log("Connected to RabbitMQ.") == 2, "for consuming and for publishing, once each"
     assert is_empty(every_vhost)
+
+
+def test_slow_confirm_makes_no_second_copy(
+    every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers, tmp_path: Path
+) -> None:
+    """A memory alarm that lasts longer than an ordinary publisher waits for a confirm."""
+    count, sign = 3, tmp_path / "sign"
+    worker = start_jobs(every_vhost, workers, sign, count)
+
+    with every_rabbitmq.memory_alarm():
+        sign.touch()
+        eventually(lambda: worker.count_log("Message failed; trying again later.") == count + 1)
+        time.sleep(35)  # the duration itself is what is tested
+        assert worker.outcomes() == {"retried": 1, "acked": 1}
+
+    eventually(lambda: worker.outcomes()["acked"] > count, 60)
+    eventually(lambda: is_empty(every_vhost) and is_empty(every_vhost, delay_queue("jobs", 1).name))
+    assert attempts(worker) == two_each(count)
+    assert worker.outcomes() == {"retried": count + 1, "acked": count + 1}
+
+
+def test_message_without_id_gets_one_that_all_later_attempts_share(
+    every_vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(every_vhost.url, "--max-attempts", "3").wait_consuming()
+
+    publish(every_vhost, {"id": "none", "do": "fail"})
+    publish(every_vhost, {"id": "given", "do": "fail"}, message_id="m-1")
+    eventually(lambda: worker.outcomes()["dead_lettered"] == 2)
+
+    ids: dict[str, list[str | None]] = {"none": [], "given": []}
+    for event in worker.events:
+        ids[event["id"]].append(event["message_id"])
+    for properties, body in take_all(every_vhost, "jobs.dead"):
+        ids[json.loads(body)["id"]].append(properties.message_id)
+    assert ids["given"] == ["m-1"] * 4
+    first, *later = ids["none"]
+    assert first is None
+    assert later[0]
+    assert later == [later[0]] * 3

@@ -302,6 +302,42 @@ def test_a_window_that_stays_full_is_said(vhost):
                 publisher.publish_and_wait(Outgoing("q", b""))
 
 
+def test_late_confirmation_ends_the_channel_before_the_message_fails(every_vhost):
+    with publishing(every_vhost, timeout_seconds=1.0) as publisher:
+        publisher.declare(Queue("q", QUORUM)).result()
+        publisher.publish_and_wait(Outgoing("q", b"early"))
+        channel = publisher._channel
+        was_closed = []
+
+        with every_vhost.broker.suspended("q", every_vhost.name):
+            future = publisher.publish(Outgoing("q", b"late"))
+            future.add_done_callback(lambda _: was_closed.append(channel.is_closed))
+            with pytest.raises(Unconfirmed, match="RabbitMQ gave no confirmation for 1 s"):
+                future.result()
+
+        eventually(lambda: was_closed == [True])
+        publisher.publish_and_wait(Outgoing("q", b"after"))
+        assert publisher.connection.generation == 1
+
+
+def test_broker_that_answers_nothing_loses_the_connection_before_the_message_fails(vhost):
+    with publishing(vhost, timeout_seconds=1.0) as publisher:
+        publisher.declare(Queue("q", QUORUM)).result()
+        publisher.publish_and_wait(Outgoing("q", b"early"))
+        was_closed = []
+        channel = publisher._channel
+
+        with vhost.broker.frozen():
+            future = publisher.publish(Outgoing("q", b"late"))
+            future.add_done_callback(lambda _: was_closed.append(channel.is_closed))
+            with pytest.raises(Unconfirmed, match="RabbitMQ gave no confirmation for 1 s"):
+                future.result()
+
+        eventually(lambda: was_closed == [True])
+        eventually(lambda: publisher.connection.generation == 2)
+        publisher.publish_and_wait(Outgoing("q", b"after"))
+
+
 def test_submit_takes_a_message_although_the_window_is_full():
     with Publisher(lambda: from_url("amqp://127.0.0.1:1"), "test", window=1, timeout_seconds=60) as publisher:
         futures = [publisher.submit(Outgoing("q", b"")) for _ in range(3)]

@@ -293,9 +293,11 @@ class Runtime:
     def _get_publisher(self) -> Publisher:
         if self._publisher is None:
             self._publisher = Publisher(
-                # The slots limit how many copies are on their way.
+                # The slots limit how many copies are on their way. A copy may take as long as its original can
+                # be held: a shorter limit would make a second copy during a long memory alarm.
                 self._binding_source,
                 f"{self.config.queue} publisher",
+                timeout_seconds=SETTLING_SECONDS,
             ).start()
         return self._publisher
 

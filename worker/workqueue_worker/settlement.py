@@ -2,13 +2,15 @@
 
 Place in the flow: `runtime` hands over work whose handler has ended or timed out. The original stays
 unacknowledged until RabbitMQ has confirmed the copy, so that a crash at any moment leaves at least one of
-them. What fails is tried again for as long as the delivery is ours.
+them. What fails is tried again for as long as the delivery is ours. A copy that was sent waits for its
+confirmation or for the end of its channel before it is sent again, and keeps its message id then.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -205,10 +207,14 @@ def make_copy(
 ) -> tuple[topology.Queue, Outgoing]:
     """The queue that the copy goes to, and the copy.
 
+    A message without an id gets one here, so that all later attempts share it.
+
     Args:
         now: Unix seconds.
     """
     properties, kept = headers.set_aside(Properties.of(work.properties), work.properties.headers or {})
+    if not properties.message_id:
+        properties = replace(properties, message_id=str(uuid.uuid4()))
     if isinstance(verdict, RetryLater):
         target = topology.delay_queue(queue, verdict.queue_seconds)
         properties = replace(properties, expiration=str(max(1, round(verdict.seconds * 1000))))

@@ -53,6 +53,12 @@ DEFAULT_WINDOW: Final = 1000
 DEFAULT_WINDOW_BYTES: Final = 64 * 1024 * 1024
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 
+CLOSE_SECONDS: Final = 5.0
+"""How long RabbitMQ may take to confirm that a channel is closed. Then the connection is dropped."""
+
+DECLARE_SECONDS: Final = 30.0
+"""A declaration without an answer fails after this time at the latest. A repeated one does no harm."""
+
 DOUBT_SECONDS: Final = 1.0
 """A channel that was refused something is replaced, but no more often than this."""
 
@@ -90,14 +96,17 @@ class Publisher:
 
     A message that was sent is never sent again by the publisher: after a lost connection nobody knows whether
     RabbitMQ has it, and its future fails with Unconfirmed. One that was not sent yet waits for the
-    connection, or for the end of a memory alarm, until its time is over.
+    connection, or for the end of a memory alarm, until its time is over. When the time of one that was sent is
+    over, the publisher ends the channel before the future fails: a message that was reported as Unconfirmed
+    is never confirmed later.
 
     Args:
         binding_source: where RabbitMQ is; read at each attempt to connect.
         name: what RabbitMQ shows as the connection's name.
         window: how many messages may be on their way at once.
         window_bytes: how many bytes of bodies may be on their way at once.
-        timeout_seconds: how long a message may be on its way, from `publish` to its confirmation.
+        timeout_seconds: how long a message may be on its way, from `publish` to its confirmation. It takes
+            up to `CLOSE_SECONDS` longer when RabbitMQ does not answer at all.
     """
 
     def __init__(
@@ -123,6 +132,9 @@ class Publisher:
         self._channel_since = 0.0
         self._unblocks: Any = None
         self._is_doubtful = False
+        self._late = ""
+        """Why the channel is being closed: a confirmation is late."""
+        self._close_by = 0.0
         self._frame_max = 0
         self._next_tag = 1
         self._oldest_tag = 1
@@ -286,7 +298,7 @@ class Publisher:
         """
         if self._closed:
             raise BrokerError("The publisher is closed.")
-        declaration = Declaration(plan, self._timeout_seconds)
+        declaration = Declaration(plan, min(self._timeout_seconds, DECLARE_SECONDS))
         self.connection.call(lambda: self._begin(declaration))
         return declaration.future
 
@@ -366,7 +378,7 @@ class Publisher:
             self._oldest_tag = tag + 1
         else:
             tags = (tag,)
-        # Some may be gone: their time was over.
+        # A range begins before tags that were confirmed one by one.
         settled = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
         if isinstance(method, pika.spec.Basic.Nack):
             self._settle(settled, Nacked, "a queue that would have got it is full or failed")
@@ -382,7 +394,7 @@ class Publisher:
         """RabbitMQ 3.10 refuses all that a channel sends to a quorum queue whose leader's node was down when the
         channel first used it, until that node is back: another channel finds the new leader (tried)."""
         now = time.monotonic()
-        if self._channel is None or now - self._channel_since < DOUBT_SECONDS:
+        if self._channel is None or self._late or now - self._channel_since < DOUBT_SECONDS:
             return
         old, self._channel = self._channel, None
         self._open_channel()
@@ -438,6 +450,7 @@ class Publisher:
             declaration.fail(BrokerError(f"The connection to RabbitMQ was lost: {reason}."))
 
     def _fail_sent(self, reason: str) -> None:
+        reason, self._late = self._late or reason, ""
         self._channel = None
         self._returned.clear()
         lost = list(self._unconfirmed.values())
@@ -463,14 +476,30 @@ class Publisher:
         while self._outbox and self._outbox[0].deadline <= now:
             late.append(self._outbox.popleft())
         self._settle(late, NotSent, self._why_late())
-        sent = list(itertools.takewhile(lambda item: item[1].deadline <= now, self._unconfirmed.items()))
-        for tag, _ in sent:
-            del self._unconfirmed[tag]
-        self._settle([pending for _, pending in sent], Unconfirmed, self._why_late())
+        self._end_late_channel(now)
         for declaration in list(self._declarations):
             if declaration.deadline <= now:
                 declaration.fail(BrokerError(f"Nothing was declared: {self._why_late()}."))
         self._watch_time()
+
+    def _end_late_channel(self, now: float) -> None:
+        """End the channel when the time of the oldest message on it is over; that fails what it has sent.
+
+        RabbitMQ handles what it was sent before it answers the close, so most confirmations still come.
+        """
+        if self._late:
+            if now >= self._close_by:
+                self.connection.abort(self._late)
+            return
+        oldest = next(iter(self._unconfirmed.values()), None)
+        if oldest is None or oldest.deadline > now:
+            return
+        self._late = self._why_late()
+        self._close_by = now + CLOSE_SECONDS
+        if self.connection.blocked:  # RabbitMQ reads nothing now, not even a close
+            self.connection.abort(self._late)
+        elif self._channel.is_open:
+            self._channel.close()
 
 
 def _tell(future: Future[None] | asyncio.Future[None], error: PublishError | None) -> None:
