@@ -72,6 +72,7 @@ logger = logging.getLogger(__name__)
 
 
 _Fate = tuple["asyncio.Future[None]", PublishError | None]
+_Identity = tuple[bytes, ...]
 
 
 class _Pending:
@@ -127,7 +128,7 @@ class Publisher:
         self._id_numbers = itertools.count(1)
         self._outbox: deque[_Pending] = deque()
         self._unconfirmed: dict[int, _Pending] = {}
-        self._returned: dict[str, deque[str]] = {}
+        self._returned: dict[_Identity, deque[str]] = {}
         self._channel: Any = None
         self._channel_since = 0.0
         self._unblocks: Any = None
@@ -402,16 +403,19 @@ class Publisher:
             old.close()
 
     def _on_return(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
-        reasons = self._returned.setdefault(properties.message_id, deque())
+        identity = _identity(method.exchange, method.routing_key, properties.message_id)
+        reasons = self._returned.setdefault(identity, deque())
         reasons.append(f"{method.reply_code} {method.reply_text}")
 
     def _fail_if_returned(self, pending: _Pending) -> bool:
-        reasons = self._returned.get(pending.message_id)
+        outgoing = pending.outgoing
+        identity = _identity(outgoing.exchange, outgoing.routing_key, pending.message_id)
+        reasons = self._returned.get(identity)
         if not reasons:
             return False
         reason = reasons.popleft()
         if not reasons:
-            del self._returned[pending.message_id]
+            del self._returned[identity]
         self._settle([pending], Returned, f"no queue takes messages there ({reason})")
         return True
 
@@ -500,6 +504,11 @@ class Publisher:
             self.connection.abort(self._late)
         elif self._channel.is_open:
             self._channel.close()
+
+
+def _identity(*texts: str | bytes) -> _Identity:
+    """What tells one message from another in a basic.return. pika gives bytes for what is not UTF-8."""
+    return tuple(text if isinstance(text, bytes) else text.encode() for text in texts)
 
 
 def _tell(future: Future[None] | asyncio.Future[None], error: PublishError | None) -> None:
