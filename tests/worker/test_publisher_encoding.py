@@ -7,10 +7,10 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pika import BasicProperties, data, frame, spec
+from pika import BasicProperties, frame, spec
 from pika.compat import long
 
-from workqueue_worker.broker.fieldtable import table
+from workqueue_worker.broker.fieldtable import properties, table
 from workqueue_worker.broker.outgoing import Outgoing
 
 short_text = st.text(alphabet=st.characters(codec="utf-8"), max_size=60)
@@ -83,9 +83,30 @@ def test_the_frames_are_those_of_pika(outgoing, channel, frame_max, message_id, 
         assert outgoing.encode(channel, frame_max, message_id, now) == b"".join(expected)
 
 
+@given(outgoing=outgoings, message_id=short_text)
+def test_the_properties_that_come_are_read_as_pika_reads_them(outgoing, message_id):
+    raw = outgoing._asdict() | {"message_id": message_id, "timestamp": outgoing.timestamp or 0}
+    given = BasicProperties(**{name: value for name, value in raw.items() if name in vars(BasicProperties())})
+    encoded = b"".join(given.encode())
+
+    assert properties(encoded) == BasicProperties().decode(encoded)
+
+
+def test_flags_that_continue_are_read_as_pika_reads_them():
+    encoded = struct.pack(">HH", 0xA001, 0) + b"\x01t" + table({"a": 1})
+
+    assert properties(encoded) == BasicProperties().decode(encoded)
+    assert properties(encoded).headers == {"a": 1}
+
+
+def read(headers):
+    """The headers of a message that has nothing else."""
+    return properties(struct.pack(">H", BasicProperties.FLAG_HEADERS) + headers).headers
+
+
 @given(value=st.floats(allow_nan=False))
 def test_a_floating_point_number_comes_back_as_it_was(value):
-    assert data.decode_table(table({"a": value, "b": [value]}), 0)[0] == {"a": value, "b": [value]}
+    assert read(table({"a": value, "b": [value]})) == {"a": value, "b": [value]}
 
 
 def test_a_long_number_stays_long_and_a_string_that_is_no_text_stays_bytes():
@@ -111,4 +132,4 @@ def test_headers_that_cannot_be_written_are_refused(headers, error):
 
 
 def test_a_short_floating_point_number_is_read():
-    assert data.decode_table(struct.pack(">I2scf", 7, b"\x01a", b"f", 0.5), 0)[0] == {"a": 0.5}
+    assert read(struct.pack(">I2scf", 7, b"\x01a", b"f", 0.5)) == {"a": 0.5}

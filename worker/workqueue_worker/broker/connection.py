@@ -30,10 +30,9 @@ from workqueue_worker.binding import TLS, Binding
 from workqueue_worker.errors import BindingError, BrokerError
 from workqueue_worker.topology import BrokerVersion
 
-from . import fieldtable as _fieldtable  # noqa: F401 - reads what pika alone cannot
 from .backoff import STEADY_SECONDS, Backoff
 from .frames import BoundedFrames
-from .loop import Loop, Timer
+from .loop import Loop, Timer, does_io
 
 HEARTBEAT_SECONDS: Final = 10
 """A dead peer is noticed after 15 to 30 s (pika looks every 15 s), for one frame of 8 bytes every 5 s."""
@@ -54,8 +53,19 @@ LONGEST_WAIT_SECONDS: Final = 15.0
 CLOSED: Final = "closed by ourselves"
 
 logger = logging.getLogger(__name__)
-# pika tells one event in several lines, with tracebacks; we tell it once. Its critical ones are its own bugs.
-logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """pika logs one event in several lines, with tracebacks; we log it once. Its critical ones are its own bugs.
+
+    What it logs for other connections, those of the user's code, stays.
+    """
+    return record.levelno >= logging.CRITICAL or not does_io()
+
+
+for _name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "pika"]:
+    # A filter of the logger above them would not see their records.
+    logging.getLogger(_name).addFilter(_is_wanted)
 
 
 class _PikaConnection(BoundedFrames, SelectConnection):  # type: ignore[misc]

@@ -1,10 +1,10 @@
 """Message headers on the wire.
 
-Place in the flow: used by `outgoing`, and by pika itself for what comes. pika writes no floating point
-numbers, and reads them as whole ones; and what it cannot read ends the connection, so that one message could
-stop a worker for good: infinity, a time after the year 9999, tables some hundred deep. All of them must come
-through a retry unharmed; hence both directions are set right here. Everything else is written and read as
-pika does it.
+Place in the flow: used by `outgoing` for what is sent, and by `frames` for what comes. pika writes no floating
+point numbers, and reads them as whole ones; and what it cannot read ends the connection, so that one message
+could stop a worker for good: infinity, a time after the year 9999, tables some hundred deep. All of them must
+come through a retry unharmed, so our connections read and write headers here. Everything else is read and
+written by pika. pika itself is left unchanged, since the user's code may use it too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from pika import data
+from pika import data, spec
 from pika.compat import long
 from pika.exceptions import AMQPError
 
@@ -92,12 +92,39 @@ def _sized(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">cI", kind, len(content)) + content
 
 
+_FLAGS: Final = struct.Struct(">H")
 _SIZE: Final = struct.Struct(">I")
 _TIME: Final = struct.Struct(">Q")
 _LATEST: Final = 253_402_300_799
 """Unix seconds. The last that Python has a date for."""
 
-_pikas_own_decode_value = data.decode_value
+
+def properties(encoded: bytes) -> spec.BasicProperties:
+    """Read the properties of a message: the headers here, everything else by pika.
+
+    Raises:
+        IndexError, ValueError, struct.error, AMQPError: they cannot be read.
+    """
+    found = spec.BasicProperties()
+    flags = word = _FLAGS.unpack_from(encoded)[0]
+    if flags & found.FLAG_HEADERS:
+        start = _FLAGS.size
+        while word & 1:  # more flags follow
+            word = _FLAGS.unpack_from(encoded, start)[0]
+            start += _FLAGS.size
+        for flag in (
+            found.FLAG_CONTENT_TYPE,
+            found.FLAG_CONTENT_ENCODING,
+        ):  # short strings before the headers
+            if flags & flag:
+                start += 1 + encoded[start]
+        headers, end = _decode_table(encoded, start)
+        others = _FLAGS.pack(flags & ~found.FLAG_HEADERS) + encoded[_FLAGS.size : start] + encoded[end:]
+        found.decode(others)
+        found.headers = headers
+    else:
+        found.decode(encoded)
+    return found
 
 
 def _decode_table(encoded: bytes, offset: int, depth: int = 0) -> tuple[Any, int]:
@@ -138,9 +165,5 @@ def _decode_value(encoded: bytes, offset: int, depth: int = 0) -> tuple[Any, int
         return form.unpack_from(encoded, offset + 1)[0], offset + 1 + form.size
     if kind == b"T" and (seconds := _TIME.unpack_from(encoded, offset + 1)[0]) > _LATEST:
         return str(seconds), offset + 1 + _TIME.size
-    found: tuple[Any, int] = _pikas_own_decode_value(encoded, offset)
+    found: tuple[Any, int] = data.decode_value(encoded, offset)
     return found
-
-
-data.decode_value = _decode_value
-data.decode_table = _decode_table

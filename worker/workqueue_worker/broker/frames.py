@@ -2,7 +2,8 @@
 
 Place in the flow: mixed into pika's connection, by the worker and by the operator. pika believes what a frame
 says of its own size, and waits for it, so that whoever answers could fill the memory. And what it cannot read
-it raises into the event loop, where nobody knows any more which connection that concerns.
+it raises into the event loop, where nobody knows any more which connection that concerns. Headers of messages are
+read by `fieldtable`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import struct
 from typing import Any, ClassVar, Final
 
 from pika import exceptions, frame, spec
+
+from . import fieldtable
 
 LARGEST_FRAME: Final = spec.FRAME_MAX_SIZE
 """Bytes. The largest that pika ever agrees to; before the agreement RabbitMQ sends smaller ones still."""
@@ -38,7 +41,7 @@ class BoundedFrames:
 
     def _read_frame(self) -> tuple[int, Any]:
         try:
-            return self._decoded() if self.reads_properties else self._without_properties()
+            return self._content_header() if self._frame_buffer[:1] == _HEADER else self._decoded()
         except Exception as error:  # noqa: BLE001 - whatever pika makes of bytes that are no frame
             self._break_off(f"what was received is no AMQP: {error!r}")
             return 0, None
@@ -65,22 +68,26 @@ class BoundedFrames:
         found: tuple[int, Any] = frame.decode_frame(self._frame_buffer)
         if found[1] is None:
             self._check_size()
-        elif type(found[1]) is frame.Header:
-            _check_body_size(found[1].body_size)
         return found
 
-    def _without_properties(self) -> tuple[int, Any]:
+    def _content_header(self) -> tuple[int, Any]:
         received = self._frame_buffer
-        if received[:1] != _HEADER or len(received) < _START.size + _CONTENT.size:
+        begin = _START.size + _CONTENT.size
+        if len(received) < begin:
             return self._decoded()
         _, channel, size = _START.unpack_from(received)
         body_size = _CONTENT.unpack_from(received, _START.size)[2]
         _check_body_size(body_size)
-        end = _START.size + size + 1
-        if len(received) < end:
+        end = _START.size + size
+        if len(received) <= end:
             self._check_size()
             return 0, None
-        return end, frame.Header(channel, body_size, spec.BasicProperties())
+        if received[end] != spec.FRAME_END:
+            raise exceptions.InvalidFrameError("Invalid FRAME_END marker")
+        found = (
+            fieldtable.properties(received[begin:end]) if self.reads_properties else spec.BasicProperties()
+        )
+        return end + 1, frame.Header(channel, body_size, found)
 
     def _check_size(self) -> None:
         """Of a frame of which more is awaited."""

@@ -16,6 +16,7 @@ import selectors
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -28,6 +29,17 @@ MAX_WAIT_SECONDS: Final = 5.0
 """A turn never waits longer, so that the age of the last turn tells whether the loop is alive."""
 
 EventHandler = Callable[[int, int], None]
+
+_loops: Final[weakref.WeakSet[Loop]] = weakref.WeakSet()
+_loops_lock: Final = threading.Lock()
+
+
+def does_io() -> bool:
+    """Whether the calling thread works for one of the loops: under its lock, or looking up a name for it."""
+    resolver = getattr(getattr(threading.current_thread(), "function", None), "__self__", None)
+    with _loops_lock:
+        # pika looks names up in a `threading.Timer`, without the lock.
+        return getattr(resolver, "_loop", None) in _loops or any(loop.is_held for loop in _loops)
 
 
 @dataclass(slots=True)
@@ -79,6 +91,14 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         self._alarm.setblocking(False)
         self._alarm_sender.setblocking(False)
         self.add_handler(self._alarm.fileno(), self._alarm_rings, self.READ)
+        with _loops_lock:
+            _loops.add(self)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the calling thread holds the lock."""
+        held: bool = self.lock._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 - as threading does
+        return held
 
     # Turning the loop -------------------------------------------------------------------------------------
 

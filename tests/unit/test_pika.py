@@ -1,0 +1,94 @@
+"""The user's process shares pika with us: it stays as it is, and one that we cannot use is refused with a reason."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tomllib
+from pathlib import Path
+
+import pika
+import pika.exceptions
+import pytest
+from packaging.specifiers import SpecifierSet
+from pika import data
+from pika.channel import Channel
+from pika.connection import Connection as PikaConnection
+
+from tests.support.wait import eventually
+from workqueue_worker.binding import from_url
+from workqueue_worker.broker import pika_private
+from workqueue_worker.broker.connection import Connection
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(PikaConnection, "_read_frame"), (Channel, "_handle_content_frame")],
+    ids=["of-a-connection", "of-a-channel"],
+)
+def test_pika_without_a_private_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    monkeypatch.delattr(owner, name)
+
+    with pytest.raises(ImportError) as caught:
+        pika_private.check()
+
+    assert str(caught.value) == (
+        f"pika {pika.__version__} cannot be used: it lacks {owner.__module__}.{owner.__name__}.{name}."
+        " Install pika~=1.4.4."
+    )
+
+
+def test_pika_without_a_private_attribute_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other:
+        """A channel that keeps cancelled consumers under another name."""
+
+        _handle_content_frame = None
+
+        def __init__(self) -> None:
+            self._cancelled_tags: set[str] = set()
+
+    monkeypatch.setattr("pika.channel.Channel", Other)
+
+    with pytest.raises(ImportError, match=r"it lacks pika\.channel\.Channel\._cancelled\. Install"):
+        pika_private.check()
+
+
+def test_supported_pika_is_the_one_that_is_required() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    assert pika_private.SUPPORTED in project["dependencies"]
+    supported = SpecifierSet(pika_private.SUPPORTED.removeprefix("pika"))
+    for lock in ("requirements.lock", "requirements-dev.lock"):
+        [locked] = re.findall(r"(?m)^pika==(\S+)", (ROOT / lock).read_text())
+        assert locked in supported, lock
+
+
+def test_pika_is_not_patched() -> None:
+    for name, member in vars(data).items():
+        assert getattr(member, "__module__", "pika") != "workqueue_worker.broker.fieldtable", name
+    assert data.decode_value.__module__ == data.decode_table.__module__ == "pika.data"
+    assert logging.getLogger("pika").level == logging.NOTSET
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"], ids=["refused", "name-not-found"])
+def test_pika_logs_for_the_users_connections_and_not_for_ours(
+    caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    url = f"amqp://{host}:1"
+    connection = Connection(lambda: from_url(url), "test")
+
+    connection.start()
+    try:
+        eventually(lambda: connection.last_error, 60)
+    finally:
+        connection.close()
+    assert not [record for record in caplog.records if record.name.startswith("pika")]
+
+    with pytest.raises((pika.exceptions.AMQPError, OSError)):
+        pika.BlockingConnection(pika.URLParameters(url))
+    assert [record for record in caplog.records if record.name.startswith("pika")]
