@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import tomllib
 from pathlib import Path
 
 import pika
 import pika.exceptions
 import pytest
+from packaging.specifiers import SpecifierSet
 from pika import data
 from pika.channel import Channel
 from pika.connection import Connection as PikaConnection
@@ -59,6 +61,10 @@ def test_supported_pika_is_the_one_that_is_required() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     assert pika_private.SUPPORTED in project["dependencies"]
+    supported = SpecifierSet(pika_private.SUPPORTED.removeprefix("pika"))
+    for lock in ("requirements.lock", "requirements-dev.lock"):
+        [locked] = re.findall(r"(?m)^pika==(\S+)", (ROOT / lock).read_text())
+        assert locked in supported, lock
 
 
 def test_pika_is_not_patched() -> None:

@@ -395,7 +395,7 @@ class Publisher:
         """RabbitMQ 3.10 refuses all that a channel sends to a quorum queue whose leader's node was down when the
         channel first used it, until that node is back: another channel finds the new leader (tried)."""
         now = time.monotonic()
-        if self._channel is None or now - self._channel_since < DOUBT_SECONDS:
+        if self._channel is None or self._late or now - self._channel_since < DOUBT_SECONDS:
             return
         old, self._channel = self._channel, None
         self._open_channel()

@@ -1,0 +1,76 @@
+"""Orders of frames that a real RabbitMQ does not send on demand: returns, and refusals on a closing channel."""
+
+from types import SimpleNamespace
+
+import pytest
+from pika import BasicProperties, frame, spec
+from pika.exceptions import ChannelClosedByClient
+
+from workqueue_worker.binding import from_url
+from workqueue_worker.broker.outgoing import Outgoing
+from workqueue_worker.broker.publisher import Publisher
+from workqueue_worker.errors import Nacked, Returned
+
+PAIRS = {
+    "another-queue": (Outgoing("jobs", b"", message_id="m"), Outgoing("deleted", b"", message_id="m")),
+    "another-exchange": (
+        Outgoing("jobs", b"", exchange="a", message_id="m"),
+        Outgoing("jobs", b"", exchange="b", message_id="m"),
+    ),
+    "another-id": (Outgoing("jobs", b"", message_id="m"), Outgoing("jobs", b"", message_id="n")),
+}
+
+
+def publisher_on(channel, **options):
+    """A publisher whose I/O loop is turned by the test."""
+    publisher = Publisher(lambda: from_url("amqp://127.0.0.1:1"), "test", **options)
+    channel.channel_number = 1
+    channel.is_open = True
+    channel.connection = SimpleNamespace(
+        params=SimpleNamespace(frame_max=131072),
+        add_on_connection_unblocked_callback=lambda _callback: None,
+        _output_marshaled_frames=lambda _frames: None,
+    )
+    publisher._use_channel(channel)
+    return publisher
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
+def test_return_fails_the_message_that_was_returned(pair):
+    publisher = publisher_on(SimpleNamespace())
+    futures = [publisher.publish(outgoing) for outgoing in pair]
+    publisher.connection.loop.turn(0)
+    publisher.connection.loop.close()
+    lost = pair[1]
+
+    publisher._on_return(
+        None,
+        spec.Basic.Return(312, "NO_ROUTE", lost.exchange, lost.routing_key),
+        BasicProperties(message_id=lost.message_id),
+        b"",
+    )
+    publisher._on_confirm(frame.Method(1, spec.Basic.Ack(2, multiple=True)))
+
+    assert futures[0].result(0) is None
+    with pytest.raises(Returned, match="312 NO_ROUTE"):
+        futures[1].result(0)
+
+
+def test_refusal_on_a_channel_that_is_being_closed_leaves_it_to_its_close():
+    """A channel that refuses is replaced; a late one is closed, and must be replaced when that is confirmed."""
+    channel = SimpleNamespace(close=lambda: setattr(channel, "is_open", False))
+    publisher = publisher_on(channel, timeout_seconds=0.0)
+    future = publisher.publish(Outgoing("jobs", b""))
+    publisher.connection.loop.turn(0)
+    publisher._channel_since -= 60
+
+    publisher._check_time()
+    assert not channel.is_open
+    publisher._on_confirm(frame.Method(1, spec.Basic.Nack(1)))
+    assert isinstance(future.exception(0), Nacked)
+    assert publisher._channel is channel
+    publisher._on_channel_closed(channel, ChannelClosedByClient(0, "Normal shutdown"))
+
+    assert publisher._channel is None
+    assert not publisher._late
+    publisher.connection.loop.close()
