@@ -31,8 +31,8 @@ def test_messages_are_handled_retried_and_given_up_on_every_version(
     )
     eventually(lambda: worker.outcomes() == {"acked": 2, "retried": 2, "dead_lettered": 2})
     assert sorted(worker.events_of("end")) == ["at the second attempt", "good"]
-    assert is_empty(every_vhost)
-    assert is_empty(every_vhost, "jobs.retry.1s")
+    eventually(lambda: is_empty(every_vhost))
+    eventually(lambda: is_empty(every_vhost, "jobs.retry.1s"))
     reasons = {
         properties.headers["x-workqueue-failure-message"]: (
             properties.headers["x-workqueue-failure-reason"],
