@@ -256,7 +256,8 @@ class _Bounds:
 
     Attributes:
         need: the fewest replicas that the backlog asks for, before minimum and maximum.
-        least: the same between minimum and maximum.
+        minimum: the fewest replicas that are allowed; the next is the most.
+        least: `need` between minimum and maximum.
         wanted: the count nearest to the present one that the depth allows.
     """
 

@@ -212,6 +212,7 @@ _security_context: Final = _open(
         f"As in a pod. All are dropped; only {_ADD} can be added.",
         add={
             "type": "array",
+            "description": f"Capabilities to add: {_ADD} or none.",
             "maxItems": 1,
             "items": {"type": "string", "enum": [_ADD]},
             "x-kubernetes-list-type": "atomic",

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.kstatus import kstatus
 from tests.support.kubernetes import kubectl, kubectl_json, temporary_namespace, wait_until
+from tests.support.objects import Object
 from tests.support.operators import operator_of_the_whole_cluster
 from tests.support.workqueues import Lab, lab_in, watching_replicas
 
@@ -221,7 +222,7 @@ def test_a_foreign_deployment_of_our_name_is_not_touched(lab: Lab) -> None:
 
 def test_a_foreign_workload_is_scaled_unless_somebody_else_does(lab: Lab) -> None:
     where = f"--namespace={lab.namespace}"
-    kubectl("create", "deployment", "theirs", "--image=workqueue-operator:dev", "--replicas=0", where)
+    kubectl("create", "--filename=-", where, input=json.dumps(sleepers("theirs")))
     workqueue = lab.workqueue("foreign", worker=None, workloadRef={"name": "theirs"}).apply().wait_ready()
     workqueue.publish([{"id": number} for number in range(6)])
 
@@ -248,6 +249,32 @@ def test_a_foreign_workload_is_scaled_unless_somebody_else_does(lab: Lab) -> Non
         "it is theirs and stays"
     )
     kubectl("delete", "deployment", "theirs", where)
+
+
+def sleepers(name: str) -> Object:
+    """A Deployment without replicas, whose pods the restricted standard admits; they consume nothing."""
+    container = {
+        "name": "sleep",
+        "image": "workqueue-operator:dev",
+        "command": ["sleep", "600"],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    template = {
+        "metadata": {"labels": {"app": name}},
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 0},
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {"replicas": 0, "selector": {"matchLabels": {"app": name}}, "template": template},
+    }
 
 
 @pytest.mark.parametrize("by", ["hpa", "keda"])
@@ -305,6 +332,17 @@ def test_a_scheduled_minimum_is_kept(lab: Lab) -> None:
     wait_until(lambda: workqueue.replicas() == 0, 60, "without it none does")
     workqueue.publish([{"id": 1}])
     assert [result["id"] for result in workqueue.results(1)] == [1], "the queue is served all the same"
+    workqueue.delete()
+
+
+def test_single_active_consumer_gets_one_worker(lab: Lab) -> None:
+    workqueue = lab.workqueue("ordered", queue={"singleActiveConsumer": True}).apply().wait_ready()
+    with watching_replicas(workqueue) as replicas:
+        workqueue.publish([{"id": number, "seconds": 1} for number in range(10)])
+        workqueue.wait_condition("ScalingActive", "True", "SingleActiveConsumer")
+        assert [result["id"] for result in workqueue.results(10)] == list(range(10)), "in order"
+        wait_until(lambda: replicas.counts[-1] == 0, 60, "the worker leaves")
+    assert replicas.counts == [0, 1, 0]
     workqueue.delete()
 
 

@@ -45,7 +45,9 @@ def ask(memory: Memory, ready: int, *pods: PodView) -> Answers:
         )
         nobody: Any = None
         try:
-            return await Gatherer(workers, nobody).ask(workqueue(), memory, link, nobody, pods)
+            gatherer = Gatherer(workers, nobody)
+            answers = await gatherer.ask(workqueue(), memory, link, nobody, pods)
+            return await gatherer.ask_the_rest(memory, answers)
         finally:
             await workers.close()
 

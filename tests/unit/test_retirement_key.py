@@ -108,9 +108,11 @@ async def test_refused_secret_is_named(cluster: ApiServer) -> None:
     cluster.answer("PATCH", "/deployments/jobs-worker", lambda request: _live(request.body))
     workload = Workload(cluster, render.Defaults(), lambda _: None)
 
-    with pytest.raises(Trouble, match=NAME) as caught:
-        await workload.ensure(workqueue(), None)
-    assert caught.value.reason is Reason.API_FORBIDDEN
+    refusal = (await workload.ensure(workqueue(), None)).refusal
+
+    assert refusal is not None
+    assert refusal.reason is Reason.API_FORBIDDEN
+    assert NAME in refusal.message
     assert cluster.paths("PATCH")[0].endswith("/deployments/jobs-worker"), "the workers do not wait for it"
     unknown = await workload.retirement_key(workqueue())
     assert isinstance(unknown, Unknown)

@@ -16,8 +16,6 @@ from pika.channel import Channel, ContentFrameAssembler
 
 from . import fieldtable
 
-from . import fieldtable
-
 LARGEST_FRAME: Final = spec.FRAME_MAX_SIZE
 """Bytes. The largest that pika ever agrees to; before the agreement RabbitMQ sends smaller ones still."""
 
