@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.definition import BROUGHT_BY_TESTS, HELM_RELEASE, remove_if_only_tests_need_it
+from tests.support.definition import BROUGHT_BY_TESTS, HELM_RELEASE, SESSION, remove_if_only_tests_need_it
 from tests.support.kubernetes import apply, kubectl, kubectl_json, temporary_namespace
 from workqueue_operator import crd, names
 
@@ -35,7 +35,7 @@ def definition() -> Iterator[str]:
 
 
 def test_definition_of_the_tests_goes_unless_something_needs_it(definition: str) -> None:
-    kubectl("annotate", "crd", definition, f"{BROUGHT_BY_TESTS}=true")
+    kubectl("annotate", "crd", definition, f"{BROUGHT_BY_TESTS}={SESSION}")
     group = definition.partition(".")[2]
     with temporary_namespace("definition") as namespace:
         needed = {"apiVersion": f"{group}/v1alpha1", "kind": "WorkQueue", "metadata": {"name": "needed"}}
@@ -53,4 +53,9 @@ def test_definition_of_the_tests_goes_unless_something_needs_it(definition: str)
 
 
 def test_definition_that_was_there_before_stays(definition: str) -> None:
+    assert not remove_if_only_tests_need_it(definition)
+
+
+def test_definition_of_a_session_beside_this_one_stays(definition: str) -> None:
+    kubectl("annotate", "crd", definition, f"{BROUGHT_BY_TESTS}=another")
     assert not remove_if_only_tests_need_it(definition)

@@ -149,9 +149,8 @@ def test_a_worker_pod_has_no_token_no_other_secret_and_nothing_to_write_to(handl
 
 LOOK: Final = """
 import glob, time
-def workers():
-    return [f for f in glob.glob("/proc/[0-9]*/cmdline") if b"I am " + b"the worker" in open(f, "rb").read()]
-while not workers():
+name = b"I am " + b"the worker"
+while not (workers := [f for f in glob.glob("/proc/[0-9]*/cmdline") if name in open(f, "rb").read()]):
     time.sleep(0.1)
 for folder in (worker.removesuffix("cmdline") for worker in workers()):
     for file in ("root/bindings/rabbitmq/uri", "environ"):

@@ -5,6 +5,8 @@ A definition that the tests brought goes when they end: `helm install` refuses o
 
 from __future__ import annotations
 
+import os
+import uuid
 from contextlib import suppress
 from typing import Any, Final
 
@@ -22,6 +24,9 @@ from tests.support.kubernetes import (
 CRD: Final = CHECKOUT / "manifests/crd/workqueues.yaml"
 NAME: Final = "workqueues.workqueue.dev"
 BROUGHT_BY_TESTS: Final = "workqueue.dev/brought-by-tests"
+SESSION: Final = os.environ.setdefault("WORKQUEUE_TEST_SESSION", uuid.uuid4().hex)
+"""The same in all of pytest's processes. A session beside this one may need the definition longer."""
+
 HELM_RELEASE: Final = "meta.helm.sh/release-name"
 
 
@@ -31,7 +36,7 @@ def crd() -> None:
     brought = not kubectl("get", "crd", NAME, "--ignore-not-found", "--output=name")
     kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CRD}")
     if brought:
-        kubectl("annotate", "crd", NAME, "--overwrite", f"{BROUGHT_BY_TESTS}=true")
+        kubectl("annotate", "crd", NAME, "--overwrite", f"{BROUGHT_BY_TESTS}={SESSION}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -42,13 +47,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def remove_if_only_tests_need_it(name: str = NAME) -> bool:
-    """Delete a definition that the tests brought, unless a helm release or an object came to need it.
+    """Delete a definition that this session brought, unless a helm release or an object came to need it.
 
     Returns:
         Whether it was deleted.
     """
     annotations = kubectl_json("get", "crd", name)["metadata"].get("annotations") or {}
-    if BROUGHT_BY_TESTS not in annotations or HELM_RELEASE in annotations or _is_used(name):
+    if annotations.get(BROUGHT_BY_TESTS) != SESSION or HELM_RELEASE in annotations or _is_used(name):
         return False
     release_workqueues()
     kubectl("delete", "crd", name, "--timeout=60s")

@@ -21,6 +21,7 @@ _Names = dict[tuple[ModuleType, str], tuple[str, ...]]
 
 _MEMBERS: Final[_Names] = {
     (connection, "Connection"): (
+        "_create_channel",
         "_deliver_frame_to_channel",
         "_output_marshaled_frames",
         "_process_callbacks",
@@ -28,6 +29,7 @@ _MEMBERS: Final[_Names] = {
         "_terminate_stream",
     ),
     (channel, "Channel"): ("_handle_content_frame",),
+    (channel, "ContentFrameAssembler"): ("_handle_body_frame",),
     (io_services_utils, "_AsyncPlaintextTransport"): ("_MAX_CONSUME_BYTES", "_MAX_RECV_BYTES"),
 }
 """Module and class, and names that the class has."""
@@ -35,7 +37,8 @@ _MEMBERS: Final[_Names] = {
 _ATTRIBUTES: Final[_Names] = {
     (connection, "Connection"): ("_channels", "_frame_buffer"),
     (base_connection, "BaseConnection"): ("_transport",),
-    (channel, "Channel"): ("_cancelled",),
+    (channel, "Channel"): ("_cancelled", "_content_assembler"),
+    (channel, "ContentFrameAssembler"): ("_seen_so_far",),
     (selector_ioloop_adapter, "_AddressResolver"): ("_loop",),
 }
 """Module and class, and names that only its instances have."""
