@@ -152,7 +152,7 @@ import glob, time
 name = b"I am " + b"the worker"
 while not (workers := [f for f in glob.glob("/proc/[0-9]*/cmdline") if name in open(f, "rb").read()]):
     time.sleep(0.1)
-for folder in (worker.removesuffix("cmdline") for worker in workers()):
+for folder in (worker.removesuffix("cmdline") for worker in workers):
     for file in ("root/bindings/rabbitmq/uri", "environ"):
         try:
             open(folder + file, "rb").read(0)
