@@ -212,6 +212,7 @@ _security_context: Final = _open(
         f"As in a pod. All are dropped; only {_ADD} can be added.",
         add={
             "type": "array",
+            "description": f"{_ADD} or nothing.",
             "maxItems": 1,
             "items": {"type": "string", "enum": [_ADD]},
             "x-kubernetes-list-type": "atomic",
