@@ -16,9 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
+from hack.cluster.checkout import folder
+from hack.cluster.instance import Instance
+
 CHECKOUT: Final = Path(__file__).parents[2]
-KUBECONFIG: Final = CHECKOUT / ".cluster/kubeconfig"
-PROGRAMS: Final = CHECKOUT / ".cluster/bin"
+FOLDER: Final = folder(Instance.from_environment().name)
+KUBECONFIG: Final = FOLDER / "kubeconfig"
+PROGRAMS: Final = FOLDER / "bin"
 KUBECTL_SECONDS: Final = 120
 POLL_SECONDS: Final = 0.1
 
