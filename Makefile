@@ -79,7 +79,7 @@ test: lint image ## everything: style, types, layers, generated files, all tests
 
 .PHONY: faults
 faults: image ## the fault matrix, whole (about an hour); ARGS=--write puts its table into docs/guarantees.md
-	@$(BIN)/python -m hack.faults $(ARGS)
+	@$(BIN)/python -m hack.bench.faults $(ARGS)
 
 .PHONY: nightly
 nightly: faults ## what takes too long for `make test`: the fault matrix, and the tests elsewhere that are marked nightly
@@ -89,7 +89,7 @@ SERIES ?= 3.10 4.0 4.3
 
 .PHONY: soak
 soak: venv ## ten minutes of random faults for each of SERIES="3.10 4.0 4.3" of RabbitMQ, and a ledger that must balance
-	@set -e; for series in $(SERIES); do $(BIN)/python -m hack.soak --series $$series $(ARGS); done
+	@set -e; for series in $(SERIES); do $(BIN)/python -m hack.bench.soak --series $$series $(ARGS); done
 
 .PHONY: bench
 bench: image ## every benchmark, into docs/benchmarks (at most 30 minutes); ARGS='--only worker,wake' picks some
@@ -101,8 +101,8 @@ bench-quick: image ## the same with fewer samples (at most 5 minutes), into buil
 
 .PHONY: audit
 audit: venv ## look for known weaknesses of what the image has; needs the Internet
-	@$(BIN)/python -m hack.audit
+	@$(BIN)/python -m hack.image.audit
 
 .PHONY: sbom
 sbom: venv ## a bill of materials of what the image has, into build/sbom.cdx.json
-	@$(BIN)/python -m hack.sbom
+	@$(BIN)/python -m hack.image.sbom

@@ -6,7 +6,7 @@ workqueue send --queue pages '{"host": "example.org"}'
 
 import asyncio
 
-from workqueue_worker import Message, Reject, Retry
+from workqueue import Message, Reject, Retry
 
 
 async def fetch(message: Message) -> None:

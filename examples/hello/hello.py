@@ -6,7 +6,7 @@ workqueue send --queue hello 'Hello World!' 'Bonjour !' 'Ciao mondo!'
 
 import time
 
-from workqueue_worker import Message
+from workqueue import Message
 
 
 def handle(message: Message) -> None:

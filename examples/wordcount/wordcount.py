@@ -24,10 +24,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from workqueue_worker import Message
-from workqueue_worker.binding import DEFAULT_URL, Binding, from_folder, from_url
-from workqueue_worker.broker.outgoing import Outgoing
-from workqueue_worker.broker.publisher import Publisher
+from workqueue import Message
+from workqueue.amqp.outgoing import Outgoing
+from workqueue.amqp.publisher import Publisher
+from workqueue.contract.binding import DEFAULT_URL, Binding, from_folder, from_url
 
 PAUSE_SECONDS = float(os.environ.get("WORDCOUNT_SECONDS", "0"))
 

@@ -17,7 +17,7 @@ from hack.bench.site import Site
 from hack.cluster.checkout import CHECKOUT
 from hack.cluster.console import say, step
 from hack.cluster.errors import ClusterError
-from hack.image import DEFAULT_TAG
+from hack.image.build import DEFAULT_TAG
 
 FULL: Final = Extent()
 QUICK: Final = Extent(wakes=10, acks=3, ladders=1, tall=15, rest_seconds=10.0)
@@ -25,7 +25,7 @@ OPERATOR: Final = ("wake", "rest", "restart", "ack", "ladder", "tall")
 OTHERS: Final = {
     "worker": "hack.bench.worker.figures",
     "publisher": "hack.bench.publisher.figures",
-    "simulation": "hack.simulate.figures",
+    "simulation": "hack.bench.simulation.figures",
 }
 FIGURES: Final = ("worker", "publisher", *OPERATOR, "simulation")
 INTERRUPTED: Final = 130

@@ -23,7 +23,7 @@ from hack.bench.probe import Probe
 from hack.bench.report import Row
 from hack.bench.site import Site
 from workqueue_operator.config import Config
-from workqueue_operator.relist import PAGE
+from workqueue_operator.kube.resync import PAGE
 
 Object = dict[str, Any]
 

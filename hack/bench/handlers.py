@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from workqueue_worker import Message
+    from workqueue import Message
 
 
 def _tell(event: str, at: float) -> None:

@@ -22,7 +22,7 @@ from hack.cluster.daemons import PAUSE_IMAGE
 from hack.cluster.errors import ClusterError
 from hack.cluster.locks import locked
 from hack.cluster.mounts import overlays_stack_on
-from hack.rootfs import RootfsError, cache_folder, rootfs
+from hack.cluster.rootfs import RootfsError, cache_folder, rootfs
 
 RABBITMQ_IMAGE: Final = "docker.io/library/rabbitmq:4-management"
 BASE_IMAGE: Final = "localhost/workqueue-base:trixie"

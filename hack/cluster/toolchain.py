@@ -17,7 +17,7 @@ from hack.cluster.commands import run, run_with_lines
 from hack.cluster.console import Step, say, step
 from hack.cluster.errors import ClusterError
 from hack.cluster.locks import locked
-from hack.rootfs import cache_folder
+from hack.cluster.rootfs import cache_folder
 
 KUBERNETES: Final = "v1.35.4"
 ETCD: Final = "v3.6.5"

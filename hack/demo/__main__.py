@@ -16,8 +16,8 @@ from hack.demo.board import Screen
 from hack.demo.errors import DemoError
 from hack.demo.forward import forwarded
 from hack.demo.report import report
-from hack.image import DEFAULT_TAG
-from workqueue_operator.model import WorkQueueSpec
+from hack.image.build import DEFAULT_TAG
+from workqueue_operator.api.workqueue import WorkQueueSpec
 
 DOCUMENTS: Final = 400
 INTERRUPTED: Final = 130
@@ -46,7 +46,7 @@ def main() -> int:
     if arguments.documents < 2:
         parser.error("--documents: at least 2")
     # What the connections have to say reaches the person as one sentence of ours, if at all.
-    for name in ("pika", "workqueue_worker"):
+    for name in ("pika", "workqueue"):
         logging.getLogger(name).addHandler(logging.NullHandler())
     screen = Screen()
     try:

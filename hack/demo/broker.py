@@ -16,7 +16,7 @@ import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from hack.demo.errors import DemoError
-from workqueue_worker.binding import Binding
+from workqueue.contract.binding import Binding
 
 LOOK_SECONDS: Final = 0.2
 AGAIN_SECONDS: Final = 0.3

@@ -12,7 +12,7 @@ from typing import Final
 
 from hack.demo.errors import DemoError
 from hack.demo.following import Following
-from workqueue_worker.binding import Binding
+from workqueue.contract.binding import Binding
 
 HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 20.0

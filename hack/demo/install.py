@@ -17,11 +17,11 @@ from hack.cluster.commands import run
 from hack.cluster.errors import ClusterError
 from hack.cluster.instance import Instance
 from hack.demo.errors import DemoError
-from hack.image import copy_sources
+from hack.image.build import copy_sources
+from workqueue.contract import binding as bindings
+from workqueue.contract.binding import Binding
 from workqueue_operator import names
-from workqueue_operator.model import WorkQueueSpec
-from workqueue_worker import binding as bindings
-from workqueue_worker.binding import Binding
+from workqueue_operator.api.workqueue import WorkQueueSpec
 
 Object: TypeAlias = dict[str, Any]
 

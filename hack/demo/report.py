@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hack.demo.board import Screen
 from hack.demo.watch import Write
-from workqueue_operator.model import WorkQueueSpec
+from workqueue_operator.api.workqueue import WorkQueueSpec
 
 
 @dataclass(frozen=True, slots=True)

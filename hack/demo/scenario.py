@@ -21,12 +21,12 @@ from hack.demo.install import Cluster
 from hack.demo.ledger import Ledger
 from hack.demo.report import Figures
 from hack.demo.watch import Watch, Write
-from workqueue_operator.model import WorkQueueSpec
-from workqueue_worker import topology
-from workqueue_worker.binding import Binding
-from workqueue_worker.broker.outgoing import Outgoing
-from workqueue_worker.broker.publisher import Publisher
-from workqueue_worker.errors import BrokerError
+from workqueue.amqp.outgoing import Outgoing
+from workqueue.amqp.publisher import Publisher
+from workqueue.contract import topology
+from workqueue.contract.binding import Binding
+from workqueue.errors import BrokerError
+from workqueue_operator.api.workqueue import WorkQueueSpec
 
 QUEUE: Final = install.WORKQUEUE
 DEAD: Final = topology.dead_letter_queue_name(QUEUE)

@@ -14,12 +14,11 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Final
 
-from workqueue_worker import __version__
-from workqueue_worker.errors import WorkerError
-
-from .cluster import Cluster
-from .errors import PluginError
-from .kubectl import Kubectl
+from workqueue import __version__
+from workqueue.errors import WorkerError
+from workqueue_kubectl.cluster import Cluster
+from workqueue_kubectl.errors import PluginError
+from workqueue_kubectl.kubectl import Kubectl
 
 COMMANDS: Final = {
     "top": "show queues and workers, again and again",

@@ -13,12 +13,11 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from workqueue_operator.model import WorkQueue
+from workqueue.contract.binding import Binding, from_mapping
+from workqueue_kubectl.errors import KubectlFailed, NotFound, PluginError
+from workqueue_kubectl.kubectl import Kubectl, Object
+from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.names import API_VERSION, ENDPOINT_PORT, KIND, LABEL_WORKQUEUE, PLURAL
-from workqueue_worker.binding import Binding, from_mapping
-
-from .errors import KubectlFailed, NotFound, PluginError
-from .kubectl import Kubectl, Object
 
 AT_ONCE: Final = 8
 _RESOURCE: Final = f"{PLURAL}.{API_VERSION.partition('/')[0]}"

@@ -11,11 +11,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from workqueue_kubectl.cli import build, flags, kubectl_options, split
+from workqueue_kubectl.errors import PluginError
+from workqueue_kubectl.kubectl import Kubectl
 from workqueue_operator.names import API_VERSION, PLURAL
-
-from .cli import build, flags, kubectl_options, split
-from .errors import PluginError
-from .kubectl import Kubectl
 
 _NO_FILES: Final = ":4"
 _FILES: Final = ":0"

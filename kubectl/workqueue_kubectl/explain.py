@@ -1,7 +1,7 @@
 """Why a WorkQueue is at its count, what would change it, and what is next. PURE: the clock is an argument.
 
 Place in the flow: `status` shows these sentences. The count is worked out as the operator does it
-(`workqueue_operator.decide`), from what the WorkQueue's status and the workers say.
+(`workqueue_operator.scaling.decide`), from what the WorkQueue's status and the workers say.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
 
-from workqueue_operator.decide import ESTIMATED_HANDLER_SECONDS, Depth, Load, wanted_replicas
+from workqueue_operator.api.reasons import ConditionType, Reason
+from workqueue_operator.api.workqueue import ConditionStatus, Schedule, WorkQueue
 from workqueue_operator.errors import Trouble
-from workqueue_operator.model import ConditionStatus, Schedule, WorkQueue
-from workqueue_operator.reasons import ConditionType, Reason
-from workqueue_operator.schedule import is_active, minimum_replicas
+from workqueue_operator.scaling.decide import ESTIMATED_HANDLER_SECONDS, Depth, Load, wanted_replicas
+from workqueue_operator.scaling.schedule import is_active, minimum_replicas
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from .errors import KubectlFailed, NotFound, PluginError
+from workqueue_kubectl.errors import KubectlFailed, NotFound, PluginError
 
 Object = dict[str, Any]
 

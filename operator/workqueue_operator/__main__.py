@@ -17,37 +17,37 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import kopf
 
-from workqueue_worker import logs
-
-from . import handlers, render
-from .act.bindings import Bindings
-from .act.retire import Retirement
-from .act.scale import Scaler
-from .act.target import Targets
-from .act.workload import Workload
-from .cluster import Cluster, connect
-from .config import Config, from_environment
-from .destinations import Destinations
-from .discovery import usable_namespaces, wait_for_resource
-from .endpoint import Endpoint
-from .errors import ClusterError, ConfigurationError, LeadershipLostError
-from .finalize import Finalizer
-from .health import Health
-from .leader import Leadership
-from .metrics import Metrics
-from .observe.brokers import Brokers
-from .observe.gather import Gatherer
-from .observe.management import Management
-from .observe.ownership import Ownership
-from .observe.secrets import Secrets
-from .observe.store import Store
-from .observe.workers import Workers
-from .reconcile import Parts, Reconciler
-from .relist import Relist
-from .report import Reporter
+from workqueue import logs
+from workqueue_operator.broker.bindings import Bindings
+from workqueue_operator.broker.management import Management
+from workqueue_operator.broker.pool import Brokers
+from workqueue_operator.config import Config, from_environment
+from workqueue_operator.destinations import Destinations
+from workqueue_operator.endpoint import Endpoint
+from workqueue_operator.errors import ClusterError, ConfigurationError, LeadershipLostError
+from workqueue_operator.health import Health
+from workqueue_operator.kube import watch
+from workqueue_operator.kube.client import Cluster, connect
+from workqueue_operator.kube.discovery import usable_namespaces, wait_for_resource
+from workqueue_operator.kube.leader import Leadership
+from workqueue_operator.kube.ownership import Ownership
+from workqueue_operator.kube.resync import Relist
+from workqueue_operator.kube.secrets import Secrets
+from workqueue_operator.kube.store import Store
+from workqueue_operator.metrics import Metrics
+from workqueue_operator.reconcile.finalize import Finalizer
+from workqueue_operator.reconcile.reconciler import Parts, Reconciler
+from workqueue_operator.reconcile.reporter import Reporter
+from workqueue_operator.scaling.gather import Gatherer
+from workqueue_operator.scaling.scale import Scaler
+from workqueue_operator.workers import render
+from workqueue_operator.workers.apply import Workload
+from workqueue_operator.workers.client import Workers
+from workqueue_operator.workers.retire import Retirement
+from workqueue_operator.workers.target import Targets
 
 if TYPE_CHECKING:
-    from .page.opening import WebPage
+    from workqueue_operator.web.app import WebPage
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Operator:
             self._config.port, self._metrics, self._problem, lambda: self._serving, self._refresh_metrics
         )
         if self._config.page_port is not None:
-            from .page.opening import WebPage
+            from workqueue_operator.web.app import WebPage
 
             self._page = WebPage(self._config.page_port, self._leading_page, self._config.page_audience)
         try:
@@ -242,7 +242,7 @@ class Operator:
 
     async def _leading_page(self) -> str | None:
         """Where the page of the leader is, for a standby that is asked for it."""
-        from .page.relay import leader_address
+        from workqueue_operator.web.relay import leader_address
 
         if self._cluster is None or self._config.page_port is None:
             return None
@@ -257,8 +257,8 @@ class Operator:
         `kopf.operator` would then cancel every task of this process that is younger than itself, and wait for them.
         """
         tasks = await kopf.spawn_tasks(
-            registry=handlers.registry(store),
-            settings=handlers.settings(),
+            registry=watch.registry(store),
+            settings=watch.settings(),
             standalone=True,
             # kopf would ask for the name of a user that the image does not have.
             identity=cast(Any, self._config.pod_name),

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from workqueue_worker.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
+from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

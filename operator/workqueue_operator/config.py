@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from .errors import ConfigurationError
-from .names import PAGE_AUDIENCE
+from workqueue_operator.errors import ConfigurationError
+from workqueue_operator.names import PAGE_AUDIENCE
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from .bounded_server import BoundedServer
-from .metrics import Metrics
+from workqueue_operator.bounded_server import BoundedServer
+from workqueue_operator.metrics import Metrics
 
 
 class Endpoint:

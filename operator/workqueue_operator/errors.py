@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .reasons import Reason
+    from workqueue_operator.api.reasons import Reason
 
 
 class OperatorError(Exception):

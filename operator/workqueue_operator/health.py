@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from .keys import Keys
-from .observe.brokers import Brokers
-from .relist import Relist
+from workqueue_operator.broker.pool import Brokers
+from workqueue_operator.kube.resync import Relist
+from workqueue_operator.reconcile.queue import Keys
 
 STUCK_PASS_SECONDS: Final = 300.0
 """Every request of a pass has a timeout; together they stay far below this."""

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from .reasons import Reason
+from workqueue_operator.api.reasons import Reason
 
 _LABELS: Final = ("namespace", "workqueue")
 _STATES: Final = ("desired", "current", "ready", "busy", "maximum", "pinned")

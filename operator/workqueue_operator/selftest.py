@@ -19,11 +19,11 @@ from typing import Final, TypeVar
 
 import aiohttp
 
-from . import cluster
-from .cluster import Cluster, Object
-from .errors import ClusterError
-from .model import ConditionStatus, WorkQueue
-from .names import (
+from workqueue_operator.api.workqueue import ConditionStatus, WorkQueue
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.kube import client
+from workqueue_operator.kube.client import Cluster, Object
+from workqueue_operator.names import (
     ANNOTATION_ABANDON,
     API_VERSION,
     BINDING_NAME,
@@ -59,10 +59,10 @@ async def main() -> None:
             "another one in the value test.connectionSecret."
         )
     name = f"helm-test-{secrets.token_hex(3)}"
-    path = cluster.workqueue_path(namespace, name)
-    api = await cluster.connect()
+    path = client.workqueue_path(namespace, name)
+    api = await client.connect()
     try:
-        await api.create(cluster.workqueues_path(namespace), _workqueue(name, secret))
+        await api.create(client.workqueues_path(namespace), _workqueue(name, secret))
         try:
             await _until(READY_SECONDS, lambda: _ready(api, path), f"WorkQueue {name} is not Ready")
             _say(f"WorkQueue {name} is Ready: its queue exists.")
@@ -119,7 +119,7 @@ async def _ready(api: Cluster, path: str) -> bool:
 
 
 async def _handled(api: Cluster, namespace: str, name: str) -> bool:
-    pods = await api.get(cluster.pods_path(namespace), labelSelector=f"{LABEL_WORKQUEUE}={name}")
+    pods = await api.get(client.pods_path(namespace), labelSelector=f"{LABEL_WORKQUEUE}={name}")
     for pod in pods["items"]:
         if address := pod.get("status", {}).get("podIP"):
             host = f"[{address}]" if ":" in address else address

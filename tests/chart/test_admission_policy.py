@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hack.generate import CHART
+from hack.generate.files import CHART
 from tests.support.helm import of_kind, run, template
 
 

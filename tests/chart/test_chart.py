@@ -10,10 +10,10 @@ import pytest
 import yaml
 from syrupy.assertion import SnapshotAssertion
 
-from hack.generate import CHART, chart_values
+from hack.generate.files import CHART, chart_values
 from tests.support import helm, podsecurity
 from tests.support.helm import HelmError, of_kind, only, template
-from workqueue_operator import crd
+from workqueue_operator.api import crd
 
 Object = dict[str, Any]
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from hack.generate import ROOT
+from hack.generate.files import ROOT
 from tests.support.admission import Admission
+from workqueue import __version__
+from workqueue.contract import binding
 from workqueue_operator import names
-from workqueue_operator.model import WorkQueue
-from workqueue_worker import __version__, binding
+from workqueue_operator.api.workqueue import WorkQueue
 
 FOLDER = ROOT / "manifests" / "examples"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hack.generate import COMMAND, FILES, Generated
+from hack.generate.files import COMMAND, FILES, Generated
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

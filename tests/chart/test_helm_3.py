@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hack.cluster import toolchain
-from hack.generate import CHART
+from hack.generate.files import CHART
 from tests.chart.test_chart import VALUES
 from tests.support import helm
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from hack.cluster import toolchain
-from hack.generate import ROOT
+from hack.generate.files import ROOT
 from tests.support.helm import only
 
 OVERLAY = re.compile(r"(?ms)^```yaml\n# kustomization.yaml, .+?^```")

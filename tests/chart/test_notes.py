@@ -10,9 +10,9 @@ from typing import Any
 import jsonschema
 import yaml
 
-from hack.generate import CHART
+from hack.generate.files import CHART
 from tests.support import helm
-from workqueue_operator import crd
+from workqueue_operator.api import crd
 
 
 def notes(values: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ import pytest
 
 from tests.support.definition import BROUGHT_BY_TESTS, HELM_RELEASE, SESSION, remove_if_only_tests_need_it
 from tests.support.kubernetes import apply, kubectl, kubectl_json, temporary_namespace
-from workqueue_operator import crd, names
+from workqueue_operator import names
+from workqueue_operator.api import crd
 
 SPEC = {
     "connectionSecretRef": {"name": "none"},

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from hack import image
 from hack.cluster import __main__ as command_line
 from hack.cluster import checkout, commands, packages, toolchain
 from hack.cluster.console import step
@@ -22,6 +21,7 @@ from hack.cluster.errors import ClusterError
 from hack.cluster.instance import DEFAULT_NAME, NAME_VARIABLE, Instance
 from hack.cluster.locks import locked
 from hack.cluster.processes import Process, with_arguments
+from hack.image import build
 from tests.support.wait import eventually
 
 
@@ -86,15 +86,15 @@ def test_a_lock_keeps_others_out_and_leaves_no_file(tmp_path: Path) -> None:
     ],
 )
 def test_image_names_are_completed_as_kubernetes_does(tag: str, name: str) -> None:
-    assert image.full_name(tag) == name
+    assert build.full_name(tag) == name
 
 
 def test_the_image_is_made_of_and_named_by_a_copy_of_its_sources(tmp_path: Path) -> None:
-    names = {str(path.relative_to(image.CHECKOUT)) for path in image.sources()}
+    names = {str(path.relative_to(build.CHECKOUT)) for path in build.sources()}
     assert {"Dockerfile", ".dockerignore", "pyproject.toml", "requirements.lock"} <= names
-    assert "worker/workqueue_worker/topology.py" in names
+    assert "worker/workqueue/contract/topology.py" in names
     assert not [name for name in names if name.startswith(("tests", "hack", "docs")) or "__pycache__" in name]
-    digest = image.copy_sources(tmp_path)
+    digest = build.copy_sources(tmp_path)
     assert re.fullmatch("[0-9a-f]{16}", digest)
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == names
 
@@ -104,7 +104,7 @@ def test_pip_in_the_image_is_configured_as_here(monkeypatch: pytest.MonkeyPatch,
     file.write_text("[global]\ntimeout = 7\nretries = 3\n[install]\nprefer-binary = true\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
     monkeypatch.setenv("PIP_TIMEOUT", "9")
-    settings = image._pip_settings()
+    settings = build._pip_settings()
     assert settings["global"]["timeout"] == "9"
     assert settings["global"]["retries"] == "3"
     assert settings["install"]["prefer-binary"] == "true"

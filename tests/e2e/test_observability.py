@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hack import dashboard
-from hack.generate import CHART, ROOT
+from hack.generate import dashboard
+from hack.generate.files import CHART, ROOT
 from tests.support.kubernetes import kubectl, wait_until
 from tests.support.operators import OperatorRelease
 from tests.support.prometheus import Prometheus, scraping

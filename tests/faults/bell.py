@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from workqueue.contract.binding import from_url
 from workqueue_operator.broker.connection import Broker
-from workqueue_worker.binding import from_url
 
 HUNG = "hung"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from workqueue_operator import crd
+from workqueue_operator.api import crd
 
 Schema = dict[str, Any]
 Path = tuple[str, ...]

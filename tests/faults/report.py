@@ -1,6 +1,6 @@
 """The rows of the fault matrix: one for each time that a fault was injected.
 
-With FAULTS_REPORT in the environment each row becomes a line of JSON in that file; `python -m hack.faults`
+With FAULTS_REPORT in the environment each row becomes a line of JSON in that file; `python -m hack.bench.faults`
 makes the table of them.
 """
 

@@ -14,10 +14,10 @@ from tests.support.rabbitmq import RELEASES, VirtualHost
 from tests.support.rabbitmq_cluster import RabbitCluster, rabbit_cluster
 from tests.support.wait import eventually
 from tests.support.worker import Workers
-from workqueue_worker.binding import from_url
-from workqueue_worker.broker.outgoing import Outgoing
-from workqueue_worker.broker.publisher import Publisher
-from workqueue_worker.topology import dead_letter_queue
+from workqueue.amqp.outgoing import Outgoing
+from workqueue.amqp.publisher import Publisher
+from workqueue.contract.binding import from_url
+from workqueue.contract.topology import dead_letter_queue
 
 pytestmark = pytest.mark.nightly
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.work import DELAY_QUEUE, QUEUE, Work
 from tests.support.wait import eventually
-from workqueue_worker.topology import QueueType
+from workqueue.contract.topology import QueueType
 
 KINDS = [QueueType.QUORUM, pytest.param(QueueType.CLASSIC, marks=pytest.mark.nightly)]
 RESTARTS = [

@@ -15,7 +15,7 @@ from tests.faults.work import DEAD, DELAY_QUEUE, QUEUE, Work
 from tests.support.brokers import probe, until
 from tests.support.deletion import deleted, finalizer, told
 from tests.support.wait import eventually
-from workqueue_worker.topology import WAKE_ALLOWANCE, QueueType
+from workqueue.contract.topology import WAKE_ALLOWANCE, QueueType
 
 KINDS = pytest.mark.parametrize(
     "kind", [QueueType.QUORUM, pytest.param(QueueType.CLASSIC, marks=pytest.mark.nightly)]

@@ -24,8 +24,8 @@ from tests.support.ledger import Ledger, dead_letter
 from tests.support.rabbitmq import Broker, BrokerError, VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import THREADS, Worker, Workers, publish, take_all
-from workqueue_worker.broker.declaration import SAFE_AFTER_SECONDS
-from workqueue_worker.topology import QueueSettings, QueueType, delay_queue, plan
+from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
+from workqueue.contract.topology import QueueSettings, QueueType, delay_queue, plan
 
 QUEUE: Final = "jobs"
 DELAY_SECONDS: Final = 1

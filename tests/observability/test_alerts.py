@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from hack import metrics
-from hack.generate import CHART, ROOT
-from hack.prometheus import promtool
+from hack.cluster.prometheus import promtool
+from hack.generate import metrics
+from hack.generate.files import CHART, ROOT
 
 Object = dict[str, Any]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from hack import dashboard, metrics
-from hack.prometheus import promtool
+from hack.cluster.prometheus import promtool
+from hack.generate import dashboard, metrics
 
 MADE: dict[str, Any] = json.loads(dashboard.text())
 OF_EVERY_PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}

@@ -12,14 +12,14 @@ import pytest
 from tests.support.brokers import channel_of, probe, put, until
 from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue
-from workqueue_operator.act import bell
-from workqueue_operator.decide import Decision, Depth, Hold, ScaleOut
-from workqueue_operator.model import Wake
-from workqueue_operator.observe.brokers import Brokers, Link
-from workqueue_operator.reasons import Reason, Unknown
-from workqueue_operator.views import DeploymentView, PodView
-from workqueue_worker.binding import from_url
-from workqueue_worker.topology import QueueSettings, plan
+from workqueue.contract.binding import from_url
+from workqueue.contract.topology import QueueSettings, plan
+from workqueue_operator.api.reasons import Reason, Unknown
+from workqueue_operator.api.workqueue import Wake
+from workqueue_operator.broker.pool import Brokers, Link
+from workqueue_operator.kube.views import DeploymentView, PodView
+from workqueue_operator.scaling import wake
+from workqueue_operator.scaling.decide import Decision, Depth, Hold, ScaleOut
 
 OURS = workqueue()
 NOBODY = DeploymentView("jobs-worker", "u", 1, 0, 0, 0, rolled_out=True, template_hash="h", refusal=None)
@@ -93,7 +93,7 @@ async def test_when_a_bell_hangs(title: str, vhost: VirtualHost) -> None:
     case = CASES[title]
     one = workqueue(**(case.spec or {}))
     async with linked(vhost.url) as link:
-        assert await bell.mind(one, link, case.deployment, case.pods, case.depth, case.decision) is None
+        assert await wake.mind(one, link, case.deployment, case.pods, case.depth, case.decision) is None
         assert link.broker.bell_is_up("jobs") is case.hangs
         assert link.sweep.watch(one.key, "jobs").active is case.active
 
@@ -105,7 +105,7 @@ async def test_one_that_hangs_is_taken_down_unless_it_should_hang_or_nothing_is_
     case = CASES[title]
     async with linked(vhost.url) as link:
         assert await link.broker.hang_bell("jobs")
-        await bell.mind(
+        await wake.mind(
             workqueue(**(case.spec or {})), link, case.deployment, case.pods, case.depth, case.decision
         )
         assert link.broker.bell_is_up("jobs") is (case.hangs or isinstance(case.depth, Unknown))
@@ -115,14 +115,14 @@ async def test_where_it_may_not_consume_it_polls_and_says_so_unless_that_is_mean
     vhost: VirtualHost, unreadable: str
 ) -> None:
     async with linked(vhost.url), linked(unreadable, declare=False) as link:
-        await bell.mind(OURS, link, NOBODY, (), EMPTY, IDLE)
-        said = await bell.mind(OURS, link, NOBODY, (), EMPTY, IDLE)
+        await wake.mind(OURS, link, NOBODY, (), EMPTY, IDLE)
+        said = await wake.mind(OURS, link, NOBODY, (), EMPTY, IDLE)
         assert said is not None
         assert said.reason is Reason.DOORBELL_UNAVAILABLE
         assert "read permission" in said.message
         assert link.sweep.watch(OURS.key, "jobs").active
         polling = workqueue(scaling={"wake": "Poll"})
-        assert await bell.mind(polling, link, NOBODY, (), EMPTY, IDLE) is None
+        assert await wake.mind(polling, link, NOBODY, (), EMPTY, IDLE) is None
 
 
 async def test_a_queue_that_is_not_ours_is_polled_where_a_ring_counts_as_a_delivery(
@@ -133,10 +133,10 @@ async def test_a_queue_that_is_not_ours_is_polled_where_a_ring_counts_as_a_deliv
     async with linked(every_vhost.url) as link:
         watched = link.sweep.watch(OURS.key, "jobs")
         borrowed = workqueue(queue={"declare": False})
-        assert bell.wake_of(borrowed, link, watched) is (Wake.POLL if counts else Wake.PUSH)
+        assert wake.wake_of(borrowed, link, watched) is (Wake.POLL if counts else Wake.PUSH)
         insisting = workqueue(queue={"declare": False}, scaling={"wake": "Push"})
-        assert bell.wake_of(insisting, link, watched) is Wake.PUSH
-        assert bell.wake_of(OURS, link, watched) is Wake.PUSH
+        assert wake.wake_of(insisting, link, watched) is Wake.PUSH
+        assert wake.wake_of(OURS, link, watched) is Wake.PUSH
 
 
 async def test_twenty_rings_cost_a_message_no_delivery_of_its_own(every_vhost: VirtualHost) -> None:
@@ -161,13 +161,13 @@ async def test_a_queue_is_confirmed_empty_only_with_a_bell_over_it(
     every_vhost: VirtualHost,
 ) -> None:
     async with linked(every_vhost.url) as link, channel_of(every_vhost) as channel:
-        assert await bell.confirm_empty(OURS, link) is True
+        assert await wake.confirm_empty(OURS, link) is True
         assert link.broker.bell_is_up("jobs")
         link.broker.take_down_bell("jobs")
         put(channel, "jobs", b"x")
         await until(lambda: every_vhost.depth("jobs").ready == 1)
         # It rings at once, and may be counted or be on its way back.
-        assert await bell.confirm_empty(OURS, link) is not True
+        assert await wake.confirm_empty(OURS, link) is not True
         assert not link.broker.bell_is_up("jobs")
 
 
@@ -175,5 +175,5 @@ async def test_without_a_bell_nothing_is_confirmed_until_polling_is_agreed_on(
     vhost: VirtualHost, unreadable: str
 ) -> None:
     async with linked(vhost.url), linked(unreadable, declare=False) as link:
-        assert await bell.confirm_empty(OURS, link) is None
-        assert await bell.confirm_empty(OURS, link) is True, "refused: it is polled from now on"
+        assert await wake.confirm_empty(OURS, link) is None
+        assert await wake.confirm_empty(OURS, link) is True, "refused: it is polled from now on"

@@ -10,11 +10,11 @@ from tests.support.brokers import Probe, channel_of, probe, take_all, until
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue
-from workqueue_operator.act import queues
-from workqueue_operator.act.bindings import Bindings
-from workqueue_operator.model import WorkQueue
+from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.broker import declare
+from workqueue_operator.broker.bindings import Bindings
+from workqueue_operator.kube.store import Store
 from workqueue_operator.names import ANNOTATION_BINDINGS
-from workqueue_operator.observe.store import Store
 
 Exchange = dict[str, Any]
 IMAGES: Exchange = {"name": "images", "type": "Topic"}
@@ -34,7 +34,7 @@ class Api:
         seen = self.workqueue(exchange)
         bindings = Bindings(self._cluster, Store(lambda _: None))
         await bindings.announce(seen)
-        await queues.declare(seen, broker)
+        await declare.declare(seen, broker)
         await bindings.remove_unwanted(seen, broker)
 
     def workqueue(self, exchange: Exchange | None) -> WorkQueue:
@@ -95,7 +95,7 @@ async def test_binding_is_noted_before_it_is_made(vhost: VirtualHost) -> None:
         await broker.ready()
         seen = api.workqueue(IMAGES | {"routingKeys": ["small"]})
         await Bindings(api._cluster, Store(lambda _: None)).announce(seen)
-        await queues.declare(seen, broker)
+        await declare.declare(seen, broker)
 
         await api.declare(IMAGES | {"routingKeys": ["large"]}, broker)
 

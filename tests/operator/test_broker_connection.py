@@ -16,13 +16,13 @@ import pytest
 from tests.support.brokers import Probe, channel_of, probe, put, trouble_of, until
 from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost, running
+from workqueue.contract.binding import TLS, Binding, from_url
+from workqueue.contract.topology import BrokerVersion, QueueSettings, plan
+from workqueue_operator.api.reasons import Reason
 from workqueue_operator.broker import connection
 from workqueue_operator.broker.connection import Broker
 from workqueue_operator.destinations import Destinations
 from workqueue_operator.errors import Trouble
-from workqueue_operator.reasons import Reason
-from workqueue_worker.binding import TLS, Binding, from_url
-from workqueue_worker.topology import BrokerVersion, QueueSettings, plan
 
 
 @pytest.fixture

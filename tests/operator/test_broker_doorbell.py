@@ -11,10 +11,10 @@ import pytest
 from tests.support.brokers import Probe, channel_of, probe, put, put_large, take_all, until
 from tests.support.process import forget_peak, memory
 from tests.support.rabbitmq import VirtualHost
+from workqueue.contract.binding import from_url
+from workqueue.contract.topology import Queue, QueueSettings, QueueType, plan
 from workqueue_operator.broker import doorbell
-from workqueue_operator.page.letters import sample
-from workqueue_worker.binding import from_url
-from workqueue_worker.topology import Queue, QueueSettings, QueueType, plan
+from workqueue_operator.web.dead_letters import sample
 
 TYPES = pytest.mark.parametrize("queue_type", list(QueueType), ids=lambda kind: kind.value)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.brokers import Probe, put, until
 from tests.support.rabbitmq import DEFAULT, RELEASES, VirtualHost
 from tests.support.rabbitmq_cluster import RabbitCluster, rabbit_cluster
-from workqueue_worker.topology import Queue
+from workqueue.contract.topology import Queue
 
 HEALTHY = [f"healthy-{number}" for number in range(100)]
 

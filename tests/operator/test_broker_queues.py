@@ -11,10 +11,10 @@ from pika.exceptions import ChannelClosedByBroker
 
 from tests.support.brokers import channel_of, probe, put, take_all, until
 from tests.support.rabbitmq import VirtualHost
+from workqueue.contract.topology import Exchange, ExchangeType, QueueSettings, QueueType, plan
+from workqueue_operator.api.reasons import Reason
 from workqueue_operator.broker.connection import QueueMissingError
 from workqueue_operator.errors import Trouble
-from workqueue_operator.reasons import Reason
-from workqueue_worker.topology import Exchange, ExchangeType, QueueSettings, QueueType, plan
 
 TYPES = pytest.mark.parametrize("queue_type", list(QueueType), ids=lambda kind: kind.value)
 

@@ -17,12 +17,12 @@ import yaml
 from hack.bench import environment
 from tests.support.brokers import probe, until
 from tests.support.rabbitmq import VirtualHost
-from workqueue_operator.act import queues
-from workqueue_operator.model import WorkQueue
-from workqueue_operator.observe import management as managing
-from workqueue_operator.observe.management import Management
-from workqueue_operator.reasons import Reason
-from workqueue_worker.binding import from_url
+from workqueue.contract.binding import from_url
+from workqueue_operator.api.reasons import Reason
+from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.broker import declare
+from workqueue_operator.broker import management as managing
+from workqueue_operator.broker.management import Management
 
 PAGE = (Path(__file__).parents[2] / "docs/scaling.md").read_text()
 SECTION = PAGE.partition("### Celery, worked through")[2]
@@ -101,7 +101,7 @@ async def test_celerys_queue_is_used_as_it_is_and_its_tasks_count_until_they_are
             async with probe(url) as broker:
                 await broker.ready()
                 publish(folder, vhost.url, release, 5)
-                assert (await queues.declare(workqueue(), broker))[0].reason is Reason.USED_AS_IT_IS
+                assert (await declare.declare(workqueue(), broker))[0].reason is Reason.USED_AS_IT_IS
 
                 async def seen(ready: int, unacknowledged: int) -> bool:
                     in_hand = await management.unacknowledged(binding, "celery")

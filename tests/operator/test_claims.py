@@ -9,16 +9,16 @@ import pytest
 from tests.support.fakecluster import FakeCluster
 from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue
-from workqueue_operator.act.bindings import Bindings
-from workqueue_operator.decide import Window
+from workqueue.contract.binding import from_url
+from workqueue_operator.api.reasons import Reason
+from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.broker.bindings import Bindings
+from workqueue_operator.broker.pool import Brokers
 from workqueue_operator.errors import Trouble
-from workqueue_operator.memory import Memory
-from workqueue_operator.model import WorkQueue
-from workqueue_operator.observe.brokers import Brokers
-from workqueue_operator.observe.store import Store
-from workqueue_operator.reasons import Reason
-from workqueue_operator.reconcile import Parts, Reconciler
-from workqueue_worker.binding import from_url
+from workqueue_operator.kube.store import Store
+from workqueue_operator.reconcile.reconciler import Parts, Reconciler
+from workqueue_operator.reconcile.state import Memory
+from workqueue_operator.scaling.decide import Window
 
 
 def named(name: str, namespace: str, age: int) -> WorkQueue:

@@ -13,9 +13,9 @@ from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost
 from tests.support.worker import Worker, Workers, publish
 from tests.support.workqueue import workqueue
-from workqueue_operator.observe.store import Store
-from workqueue_operator.views import PodView
-from workqueue_worker.topology import QueueType, dead_letter_queue, delay_queue
+from workqueue.contract.topology import QueueType, dead_letter_queue, delay_queue
+from workqueue_operator.kube.store import Store
+from workqueue_operator.kube.views import PodView
 
 
 async def declare(vhost: VirtualHost) -> None:

@@ -8,7 +8,7 @@ from tests.support.fakecluster import FakeCluster
 from tests.support.passes import api, operator, workqueue
 from tests.support.rabbitmq import VirtualHost
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.keys import Next
+from workqueue_operator.reconcile.queue import Next
 
 OLD_DEFINITION = ClusterError(
     500, "failed to create typed patch object: .status.queueName: field not declared"

@@ -11,16 +11,16 @@ from aiohttp import web
 
 from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue
-from workqueue_operator.decide import Depth, Window
-from workqueue_operator.memory import Memory
-from workqueue_operator.observe.brokers import Brokers, Link
-from workqueue_operator.observe.depth import Answers, busy_pods, judge, messages_in_stopping_workers
-from workqueue_operator.observe.gather import Gatherer
-from workqueue_operator.observe.management import Management
-from workqueue_operator.observe.workers import Workers
-from workqueue_operator.views import PodView
-from workqueue_worker.binding import from_url
-from workqueue_worker.topology import QueueSettings, plan
+from workqueue.contract.binding import from_url
+from workqueue.contract.topology import QueueSettings, plan
+from workqueue_operator.broker.management import Management
+from workqueue_operator.broker.pool import Brokers, Link
+from workqueue_operator.kube.views import PodView
+from workqueue_operator.reconcile.state import Memory
+from workqueue_operator.scaling.decide import Depth, Window
+from workqueue_operator.scaling.depth import Answers, busy_pods, judge, messages_in_stopping_workers
+from workqueue_operator.scaling.gather import Gatherer
+from workqueue_operator.workers.client import Workers
 
 OURS = workqueue()
 

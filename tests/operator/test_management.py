@@ -11,10 +11,10 @@ import pytest
 from tests.support.brokers import channel_of, put, until
 from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost
-from workqueue_operator.observe import management as managing
-from workqueue_operator.observe.management import Management
-from workqueue_operator.reasons import Reason, Unknown
-from workqueue_worker.binding import Binding, from_url
+from workqueue.contract.binding import Binding, from_url
+from workqueue_operator.api.reasons import Reason, Unknown
+from workqueue_operator.broker import management as managing
+from workqueue_operator.broker.management import Management
 
 ODD = "a/b %2F?#"
 """A name with everything that a URL would have to escape."""

@@ -10,15 +10,15 @@ import pytest
 from tests.support.brokers import channel_of, put, until
 from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue
+from workqueue.contract.binding import from_url
+from workqueue.contract.topology import QueueSettings, delay_queue, plan
+from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.decide import Window
-from workqueue_operator.memory import Memory
-from workqueue_operator.model import WorkQueue
-from workqueue_operator.observe import retries
-from workqueue_operator.observe.brokers import Brokers, Link
-from workqueue_operator.observe.workers import WorkerStatus
-from workqueue_worker.binding import from_url
-from workqueue_worker.topology import QueueSettings, delay_queue, plan
+from workqueue_operator.broker.pool import Brokers, Link
+from workqueue_operator.reconcile.state import Memory
+from workqueue_operator.scaling import retries
+from workqueue_operator.scaling.decide import Window
+from workqueue_operator.workers.client import WorkerStatus
 
 OURS = workqueue()
 

@@ -12,15 +12,15 @@ import pytest
 from tests.support.brokers import channel_of, put, until
 from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost
+from workqueue.contract.binding import from_url
+from workqueue.contract.topology import QueueSettings, plan
+from workqueue_operator.api.reasons import Reason
+from workqueue_operator.broker import depth_poller as sweeping
 from workqueue_operator.broker.connection import QueueCounts
+from workqueue_operator.broker.depth_poller import MISSING, Missing, Watched
+from workqueue_operator.broker.pool import Brokers, Link
 from workqueue_operator.errors import Trouble
-from workqueue_operator.observe import sweep as sweeping
-from workqueue_operator.observe.brokers import Brokers, Link
-from workqueue_operator.observe.store import Key
-from workqueue_operator.observe.sweep import MISSING, Missing, Watched
-from workqueue_operator.reasons import Reason
-from workqueue_worker.binding import from_url
-from workqueue_worker.topology import QueueSettings, plan
+from workqueue_operator.kube.store import Key
 
 JOBS: Key = ("team", "jobs")
 OTHER: Key = ("team", "other")

@@ -17,15 +17,15 @@ from playwright.async_api import expect
 from tests.support.browser import Seen, chromium, looking
 from tests.support.fakecluster import FakeCluster, Request
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.observe.store import Store
-from workqueue_operator.observe.workers import Workers
-from workqueue_operator.page import access, server
-from workqueue_operator.page.access import Access
-from workqueue_operator.page.history import BYTES_PER_WORKQUEUE, DECISIONS, SAMPLES, Decision, History
-from workqueue_operator.page.letters import Reasons
-from workqueue_operator.page.relay import Relay, leader_address
-from workqueue_operator.page.server import HEADERS, Page, Parts
-from workqueue_operator.page.watch import Watch
+from workqueue_operator.kube.store import Store
+from workqueue_operator.web import access, server
+from workqueue_operator.web.access import Access
+from workqueue_operator.web.dead_letters import Reasons
+from workqueue_operator.web.history import BYTES_PER_WORKQUEUE, DECISIONS, SAMPLES, Decision, History
+from workqueue_operator.web.relay import Relay, leader_address
+from workqueue_operator.web.sampler import Watch
+from workqueue_operator.web.server import HEADERS, Page, Parts
+from workqueue_operator.workers.client import Workers
 
 LOOPBACK = "127.0.0.1"
 EVIL = '<img src=x onerror="alert(1)"><script>alert(2)</script>'

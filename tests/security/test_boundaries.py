@@ -24,11 +24,12 @@ from tests.support.objects import merged
 from tests.support.operatorprocess import operator_process
 from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue
-from workqueue_operator import crd, render
-from workqueue_operator.cluster import deployment_path, pod_path, secret_path, workqueue_path
+from workqueue_operator.api import crd
+from workqueue_operator.api.reasons import Reason
 from workqueue_operator.errors import ClusterError, Trouble
-from workqueue_operator.observe.secrets import Secrets
-from workqueue_operator.reasons import Reason
+from workqueue_operator.kube.client import deployment_path, pod_path, secret_path, workqueue_path
+from workqueue_operator.kube.secrets import Secrets
+from workqueue_operator.workers import render
 
 Object = dict[str, Any]
 

@@ -19,9 +19,9 @@ from tests.support.process import memory
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import Workers, publish
+from workqueue.contract.topology import QueueSettings, plan
+from workqueue_operator.api.reasons import Reason
 from workqueue_operator.errors import Trouble
-from workqueue_operator.reasons import Reason
-from workqueue_worker.topology import QueueSettings, plan
 
 MORE_MEMORY: Final = 64 * 1024 * 1024
 LARGEST_LOG: Final = 256 * 1024

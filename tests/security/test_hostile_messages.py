@@ -19,7 +19,7 @@ from tests.support.httpserver import say, server
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import Workers, publish, take_all
-from workqueue_worker.topology import QueueSettings, plan
+from workqueue.contract.topology import QueueSettings, plan
 
 HEADERS, MESSAGE_ID, CORRELATION_ID, TYPE, TIMESTAMP = 0x2000, 0x0080, 0x0400, 0x0020, 0x0040
 

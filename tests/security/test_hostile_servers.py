@@ -14,19 +14,19 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from workqueue_operator.destinations import Destinations
-from workqueue_operator.observe import management as managing
-from workqueue_operator.observe.management import (
+from workqueue.contract.binding import Binding
+from workqueue.contract.signing import HEADER, Purpose, sign
+from workqueue_operator.api.reasons import Reason, Unknown
+from workqueue_operator.broker import management as managing
+from workqueue_operator.broker.management import (
     LARGEST_PAGE,
     LARGEST_QUEUE,
     MOST_PAGES,
     PARSED_AT_ONCE,
     Management,
 )
-from workqueue_operator.observe.workers import Address, Answer, SigningKeys, Workers
-from workqueue_operator.reasons import Reason, Unknown
-from workqueue_worker.binding import Binding
-from workqueue_worker.signing import HEADER, Purpose, sign
+from workqueue_operator.destinations import Destinations
+from workqueue_operator.workers.client import Address, Answer, SigningKeys, Workers
 
 PASSWORD = "p-Hx7!secret"
 BASIC = base64.b64encode(f"user:{PASSWORD}".encode()).decode()

@@ -17,7 +17,7 @@ import pytest
 from tests.support.ports import free_port
 from tests.support.process import memory
 from tests.support.wait import eventually
-from workqueue_worker.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
+from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
 
 MORE_MEMORY: Final = 48 * 1024 * 1024
 """Bytes. What an attack may add; the pod's limit is 512 MiB."""

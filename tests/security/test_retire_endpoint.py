@@ -18,8 +18,8 @@ from tests.support.process import memory, threads
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import POD_UID, Worker, Workers, publish
-from workqueue_worker.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
-from workqueue_worker.signing import HEADER, Purpose, sign
+from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
+from workqueue.contract.signing import HEADER, Purpose, sign
 
 MORE_MEMORY: Final = 48 * 1024 * 1024
 """Bytes. What a flood may add."""

@@ -18,7 +18,8 @@ from typing import Any
 from kubernetes import client, config
 
 from tests.support.objects import Object
-from workqueue_operator import crd, names
+from workqueue_operator import names
+from workqueue_operator.api import crd
 
 PLURAL = "workqueuesundertest"
 SINGULAR = "workqueueundertest"

@@ -23,9 +23,9 @@ from typing import Any, Final
 import pika
 import pika.exceptions
 
-from workqueue_worker.broker.declaration import SAFE_AFTER_SECONDS
-from workqueue_worker.errors import BrokerError, NotSent, Returned, Unconfirmed
-from workqueue_worker.topology import BrokerVersion, Queue
+from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
+from workqueue.contract.topology import BrokerVersion, Queue
+from workqueue.errors import BrokerError, NotSent, Returned, Unconfirmed
 
 Frame = Callable[[], None]
 

@@ -13,9 +13,9 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
 from tests.support.rabbitmq import VirtualHost
+from workqueue.contract.binding import Binding, from_url
 from workqueue_operator.broker.connection import Broker
 from workqueue_operator.errors import Trouble
-from workqueue_worker.binding import Binding, from_url
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 SECONDS: Final = 60.0
-COMMAND: Final = (sys.executable, "-m", "workqueue_worker")
+COMMAND: Final = (sys.executable, "-m", "workqueue")
 PLUGIN: Final = (sys.executable, "-m", "workqueue_kubectl")
 
 

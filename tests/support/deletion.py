@@ -10,17 +10,17 @@ from typing import Any
 from tests.support.fakecluster import FakeCluster
 from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue
-from workqueue_operator.act.queues import HIDES_SECONDS
-from workqueue_operator.finalize import Finalizer
+from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.broker.declare import HIDES_SECONDS
+from workqueue_operator.broker.management import Management
+from workqueue_operator.broker.pool import Brokers
+from workqueue_operator.kube.secrets import Secrets
+from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
-from workqueue_operator.model import WorkQueue
 from workqueue_operator.names import FINALIZER
-from workqueue_operator.observe.brokers import Brokers
-from workqueue_operator.observe.management import Management
-from workqueue_operator.observe.secrets import Secrets
-from workqueue_operator.observe.store import Store
-from workqueue_operator.observe.workers import Workers
-from workqueue_operator.report import Reporter
+from workqueue_operator.reconcile.finalize import Finalizer
+from workqueue_operator.reconcile.reporter import Reporter
+from workqueue_operator.workers.client import Workers
 
 SPEC = 3
 """A delay of the spec alone, one that a handler may ask for, and one that an earlier spec had."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from workqueue_operator.cluster import Cluster, Object
 from workqueue_operator.errors import ClusterError
+from workqueue_operator.kube.client import Cluster, Object
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from hack.cluster import toolchain
-from hack.generate import CHART
+from hack.generate.files import CHART
 
 Object = dict[str, Any]
 

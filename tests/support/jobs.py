@@ -16,7 +16,7 @@ import threading
 import time
 from typing import Any
 
-from workqueue_worker import Message, Reject, Retry
+from workqueue import Message, Reject, Retry
 
 
 def record(event: str, message: Message, job: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from workqueue_worker import headers
+from workqueue.contract import headers
 
 Id: TypeAlias = Hashable
 """What tells messages apart: the `id` of the JSON bodies that tests publish."""

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.support.fakecluster import FakeCluster, Request
-from workqueue_operator.act.retire import Retirement
-from workqueue_operator.act.scale import Scaler
-from workqueue_operator.act.target import Targets
-from workqueue_operator.act.workload import Workload
-from workqueue_operator.finalize import Finalizer
-from workqueue_operator.keys import Next
+from workqueue_operator.broker.management import Management
+from workqueue_operator.broker.pool import Brokers
+from workqueue_operator.kube.ownership import Ownership
+from workqueue_operator.kube.secrets import Secrets
+from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
-from workqueue_operator.observe.brokers import Brokers
-from workqueue_operator.observe.gather import Gatherer
-from workqueue_operator.observe.management import Management
-from workqueue_operator.observe.ownership import Ownership
-from workqueue_operator.observe.secrets import Secrets
-from workqueue_operator.observe.store import Store
-from workqueue_operator.observe.workers import Workers
-from workqueue_operator.reconcile import Parts, Reconciler
-from workqueue_operator.render import Defaults
-from workqueue_operator.report import Reporter
+from workqueue_operator.reconcile.finalize import Finalizer
+from workqueue_operator.reconcile.queue import Next
+from workqueue_operator.reconcile.reconciler import Parts, Reconciler
+from workqueue_operator.reconcile.reporter import Reporter
+from workqueue_operator.scaling.gather import Gatherer
+from workqueue_operator.scaling.scale import Scaler
+from workqueue_operator.workers.apply import Workload
+from workqueue_operator.workers.client import Workers
+from workqueue_operator.workers.render import Defaults
+from workqueue_operator.workers.retire import Retirement
+from workqueue_operator.workers.target import Targets
 
 KEY = ("team", "jobs")
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import yaml
 
-from hack.prometheus import prometheus
+from hack.cluster.prometheus import prometheus
 from tests.support.kubernetes import PROGRAMS, kubeconfig, wait_until
 from tests.support.ports import free_port
 

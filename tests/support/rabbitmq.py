@@ -1,6 +1,6 @@
 """Real RabbitMQ servers for tests, benchmarks and people: 3.10, 4.0 and 4.3, side by side on loopback.
 
-Each runs from a Debian root file system (hack/rootfs.py) in mount and process namespaces of its own, so
+Each runs from a Debian root file system (hack/cluster/rootfs.py) in mount and process namespaces of its own, so
 that nothing stays mounted and no process stays behind, however this process ends. By hand:
 
     python -m tests.support.rabbitmq 4.0        runs one until Ctrl-C and prints its URL
@@ -30,7 +30,7 @@ import pika
 import pika.exceptions
 import pytest
 
-from hack.rootfs import RootfsError, rootfs
+from hack.cluster.rootfs import RootfsError, rootfs
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.ports import free_ports
 from tests.support.process import frozen

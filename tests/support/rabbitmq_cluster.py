@@ -17,7 +17,7 @@ from typing import Final
 
 import pika
 
-from hack.rootfs import rootfs
+from hack.cluster.rootfs import rootfs
 from tests.support.ports import free_port
 from tests.support.rabbitmq import RELEASES, Broker, Member, in_namespaces
 from tests.support.wait import eventually

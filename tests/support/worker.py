@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
-from workqueue_worker.signing import HEADER, Purpose, sign
+from workqueue.contract.signing import HEADER, Purpose, sign
 
 ROOT: Final = Path(__file__).parents[2]
 POD_UID: Final = "6f1c7f3e-0000-4000-8000-000000000001"
@@ -45,7 +45,7 @@ class Worker:
         self.port: int | None = None
         with self._log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workqueue_worker", "run", *arguments],
+                [sys.executable, "-m", "workqueue", "run", *arguments],
                 cwd=ROOT,
                 stdout=log,
                 stderr=log,

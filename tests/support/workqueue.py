@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workqueue_operator.model import WorkQueue
+from workqueue_operator.api.workqueue import WorkQueue
 
 
 def workqueue(

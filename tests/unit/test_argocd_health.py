@@ -8,7 +8,7 @@ from typing import Any
 import lupa
 import pytest
 
-from workqueue_operator import crd
+from workqueue_operator.api import crd
 
 SCRIPT = Path(__file__).parents[2] / "manifests/argocd/health.lua"
 Object = dict[str, Any]

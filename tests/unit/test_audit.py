@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hack import sbom
-from hack.audit import CLEAN, UNKNOWN, WEAK, verdict
-from workqueue_worker import __version__
+from hack.image import sbom
+from hack.image.audit import CLEAN, UNKNOWN, WEAK, verdict
+from workqueue import __version__
 
 GOOD: dict[str, Any] = {"name": "pika", "version": "1.4.4", "vulns": []}
 BAD: dict[str, Any] = {

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workqueue_worker.binding import TLS, Binding, from_folder, from_mapping, from_url
-from workqueue_worker.errors import BindingError
+from workqueue.contract.binding import TLS, Binding, from_folder, from_mapping, from_url
+from workqueue.errors import BindingError
 
 URLS = [
     (

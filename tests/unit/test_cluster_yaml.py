@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workqueue_operator.cluster import _yaml
+from workqueue_operator.kube.client import _yaml
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
     ["😀", "\\ud83d\\ude00", "\\😀\\", "\x00\x7f"]

@@ -11,8 +11,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from workqueue_operator import crd, names
-from workqueue_operator.cel import VALIDATIONS
+from workqueue_operator import names
+from workqueue_operator.api import crd
+from workqueue_operator.api.cel import VALIDATIONS
 
 Schema = dict[str, Any]
 
@@ -42,7 +43,7 @@ def test_it_stays_far_below_the_limit_of_client_side_apply() -> None:
 
 def test_the_module_prints_it() -> None:
     printed = subprocess.run(
-        [sys.executable, "-m", "workqueue_operator.crd"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "workqueue_operator.api.crd"], capture_output=True, text=True, check=True
     ).stdout
     assert yaml.safe_load(printed) == crd.crd()
 

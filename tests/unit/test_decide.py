@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workqueue_operator.decide import (
+from workqueue_operator.api.reasons import Reason, Unknown
+from workqueue_operator.api.workqueue import WorkQueueSpec
+from workqueue_operator.scaling.decide import (
     Decision,
     Depth,
     Hold,
@@ -25,8 +27,6 @@ from workqueue_operator.decide import (
     decide,
     wanted_replicas,
 )
-from workqueue_operator.model import WorkQueueSpec
-from workqueue_operator.reasons import Reason, Unknown
 
 NOW = 10_000.0
 SINGLE = {"singleActiveConsumer": True}

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
+from workqueue_operator.api.reasons import Reason, Unknown
+from workqueue_operator.api.workqueue import WorkQueueSpec
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.decide import Depth, Hold, Load, Observation, Window, Workload, decide
+from workqueue_operator.broker.depth_poller import MISSING
 from workqueue_operator.errors import Trouble
-from workqueue_operator.model import WorkQueueSpec
-from workqueue_operator.observe.depth import Answers, busy_pods, is_implausible, judge, load, workers_decide
-from workqueue_operator.observe.sweep import MISSING
-from workqueue_operator.observe.workers import WorkerStatus
-from workqueue_operator.reasons import Reason, Unknown
-from workqueue_operator.views import PodView
+from workqueue_operator.kube.views import PodView
+from workqueue_operator.scaling.decide import Depth, Hold, Load, Observation, Window, Workload, decide
+from workqueue_operator.scaling.depth import Answers, busy_pods, is_implausible, judge, load, workers_decide
+from workqueue_operator.workers.client import WorkerStatus
 
 NOW = 100.0
 NOT_YET = Unknown(

@@ -7,9 +7,9 @@ import logging
 import pytest
 
 from tests.support.fakecluster import FakeCluster, Request
-from workqueue_operator import discovery
-from workqueue_operator.discovery import usable_namespaces, wait_for_resource
 from workqueue_operator.errors import ClusterError
+from workqueue_operator.kube import discovery
+from workqueue_operator.kube.discovery import usable_namespaces, wait_for_resource
 
 GROUP = "/apis/workqueue.dev/v1alpha1"
 NOT_FOUND = ClusterError(404, "the server could not find the requested resource")

@@ -15,11 +15,12 @@ import jsonschema
 import pytest
 import yaml
 
-from hack import metrics
-from workqueue_operator import crd, names
-from workqueue_operator.model import WorkQueue
-from workqueue_operator.reasons import Reason
-from workqueue_worker import cli
+from hack.generate import metrics
+from workqueue.cli import main
+from workqueue_operator import names
+from workqueue_operator.api import crd
+from workqueue_operator.api.reasons import Reason
+from workqueue_operator.api.workqueue import WorkQueue
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -166,7 +167,7 @@ def test_make_targets_exist(page: Path) -> None:
 
 def parser_of(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"workqueue {command}", exit_on_error=False)
-    import_module(f"workqueue_worker.commands.{command}").add_arguments(parser)
+    import_module(f"workqueue.cli.{command}").add_arguments(parser)
     return parser
 
 
@@ -190,13 +191,13 @@ def test_workqueue_commands_to_type_are_understood(page: Path) -> None:
 def test_workqueue_commands_that_are_mentioned_exist(page: Path) -> None:
     for words in commands(prose(page), "workqueue"):
         if words:
-            assert words[0] in cli.COMMANDS
+            assert words[0] in main.COMMANDS
             assert {word for word in words[1:] if word.startswith("-")} <= options(parser_of(words[0]))
 
 
 def test_every_command_is_documented() -> None:
     lines = [line for page in PAGES for line in (*blocks(page), *prose(page))]
-    assert set(cli.COMMANDS) <= {words[0] for words in commands(lines, "workqueue") if words}
+    assert set(main.COMMANDS) <= {words[0] for words in commands(lines, "workqueue") if words}
 
 
 # -- resources -------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ def test_every_reason_is_explained() -> None:
 
 def test_every_metric_is_explained_and_every_metric_that_is_named_exists() -> None:
     known = set(re.findall(r"^\| `(workqueue_\w+)`", metrics.page(), re.MULTILINE))
-    packages = {"workqueue_kubectl", "workqueue_operator", "workqueue_worker"}
+    packages = {"workqueue_kubectl", "workqueue_operator", "workqueue"}
     alerts = ROOT / "charts/workqueue-operator/files/alerts.yaml"
     for place in (*PAGES, alerts):
         named = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workqueue_worker import headers
-from workqueue_worker.broker import fieldtable
-from workqueue_worker.settlement import LEAST_ROOM, ROOM, fitted
+from workqueue.amqp import field_table
+from workqueue.contract import headers
+from workqueue.worker.settlement import LEAST_ROOM, ROOM, fitted
 
 OURS = {
     headers.ATTEMPT: 3,
@@ -18,7 +18,7 @@ OURS = {
 
 
 def size(kept: dict[str, object]) -> int:
-    return len(fieldtable.table(kept))
+    return len(field_table.table(kept))
 
 
 def test_what_fits_stays_as_it_is() -> None:
@@ -40,7 +40,7 @@ def test_what_has_no_form_in_amqp_goes_and_is_named() -> None:
 
 def test_the_name_of_what_goes_anyway_has_room_too() -> None:
     wanted = {"number": 2**63, "a": "a" * 2_000, "b": "b" * 500}
-    room = fieldtable.size("a", wanted["a"]) + fieldtable.size("b", wanted["b"])  # type: ignore[operator]
+    room = field_table.size("a", wanted["a"]) + field_table.size("b", wanted["b"])  # type: ignore[operator]
     kept = fitted(wanted, room)
     assert kept.keys() == {"b", headers.DROPPED}
     assert size(kept) <= room + 4

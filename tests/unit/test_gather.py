@@ -11,13 +11,13 @@ import pytest
 from tests.support.ports import free_port
 from tests.support.workqueue import workqueue
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.decide import Window
-from workqueue_operator.memory import Memory
-from workqueue_operator.observe import gather
-from workqueue_operator.observe.depth import Answers
-from workqueue_operator.observe.gather import Gatherer
-from workqueue_operator.observe.workers import Workers
-from workqueue_operator.views import PodView
+from workqueue_operator.kube.views import PodView
+from workqueue_operator.reconcile.state import Memory
+from workqueue_operator.scaling import gather
+from workqueue_operator.scaling.decide import Window
+from workqueue_operator.scaling.depth import Answers
+from workqueue_operator.scaling.gather import Gatherer
+from workqueue_operator.workers.client import Workers
 
 READY = PodView("jobs-1", "uid-1", "127.0.0.1", True, True, False, "h", False, None)
 STARTING = PodView("jobs-0", "uid-0", "127.0.0.1", False, True, False, "h", False, None)

@@ -10,9 +10,9 @@ from typing import Any
 import kopf
 import pytest
 
-from workqueue_operator import handlers
+from workqueue_operator.kube import watch
+from workqueue_operator.kube.store import Store
 from workqueue_operator.names import LABEL_WORKQUEUE
-from workqueue_operator.observe.store import Store
 
 
 def pod() -> dict[str, Any]:
@@ -55,7 +55,7 @@ def test_an_event_wrapped_by_kopf_lets_its_object_go_without_the_garbage_collect
     watched = weakref.ref(raw["status"])
     body = kopf.Body(raw)  # type: ignore[arg-type]
     assert body.status["phase"] == "Running"
-    handlers._feed(store, "pods", {"type": kind, "object": raw})
+    watch._feed(store, "pods", {"type": kind, "object": raw})
     del raw, body
     assert watched() is None
 
@@ -63,7 +63,7 @@ def test_an_event_wrapped_by_kopf_lets_its_object_go_without_the_garbage_collect
 def test_what_the_store_keeps_of_an_event_is_its_own() -> None:
     store = Store(lambda _: None)
     event = {"type": None, "object": pod()}
-    handlers._feed(store, "pods", event)
+    watch._feed(store, "pods", event)
     kept = store.pods["team", "jobs-worker-1"]
     assert (kept.scheduled, kept.started) == (True, True)
     assert event["object"]["metadata"]["resourceVersion"] == "7", "kopf goes on with it"
@@ -71,6 +71,6 @@ def test_what_the_store_keeps_of_an_event_is_its_own() -> None:
 
 def test_a_login_is_another_one_also_with_the_same_token() -> None:
     """kopf ends when it is given again what was refused; an API server may refuse for a moment only."""
-    one, other = (handlers._Connection(server="https://kubernetes", token="same") for _ in range(2))
+    one, other = (watch._Connection(server="https://kubernetes", token="same") for _ in range(2))
     assert one != other
     assert len({one, other}) == 2

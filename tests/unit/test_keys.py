@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from workqueue_operator import keys as module
-from workqueue_operator.keys import Keys, Next
+from workqueue_operator.reconcile import queue as module
+from workqueue_operator.reconcile.queue import Keys, Next
 
 KEY = ("team", "jobs")
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from workqueue_kubectl import cli, completion, explain, way
+from workqueue_kubectl import broker_access, cli, completion, explain
+from workqueue_kubectl.broker_access import Inside
 from workqueue_kubectl.commands.status import _ago
 from workqueue_kubectl.explain import Seen
 from workqueue_kubectl.kubectl import Kubectl
-from workqueue_kubectl.way import Inside
-from workqueue_operator.model import WorkQueue
+from workqueue_operator.api.workqueue import WorkQueue
 
 INWARD = "for 60 s; idle workers first, busy ones stay until they are done."
 DRAINING = (
@@ -236,7 +236,7 @@ HOSTS = [
 
 @pytest.mark.parametrize(("host", "place"), HOSTS, ids=[host for host, _ in HOSTS])
 def test_what_a_host_name_is_in_the_cluster(host: str, place: Inside | None) -> None:
-    assert way.candidates(host, "shop") == place
+    assert broker_access.candidates(host, "shop") == place
 
 
 def test_options_of_kubectl_may_stand_anywhere_and_messages_are_left_alone() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from hack import faults
+from hack.bench import faults
 from tests.faults.report import Report
 from tests.support.ledger import Ledger, dead_letter
-from workqueue_worker import headers
+from workqueue.contract import headers
 
 
 def event(number: int, kind: str, attempt: int = 1, *, redelivered: bool = False) -> dict[str, object]:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from workqueue.contract import topology
+from workqueue.contract.topology import ExchangeType, QueueType
 from workqueue_operator import names
-from workqueue_operator.model import (
+from workqueue_operator.api.workqueue import (
     ConditionStatus,
     DeletionPolicy,
     Scaling,
@@ -19,8 +21,6 @@ from workqueue_operator.model import (
     WorkQueueSpec,
     WorkQueueStatus,
 )
-from workqueue_worker import topology
-from workqueue_worker.topology import ExchangeType, QueueType
 
 Body = dict[str, Any]
 

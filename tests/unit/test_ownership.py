@@ -10,8 +10,8 @@ import pytest
 from tests.support.brokers import until
 from tests.support.fakecluster import FakeCluster, Request
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.observe import ownership as module
-from workqueue_operator.observe.ownership import Ownership
+from workqueue_operator.kube import ownership as module
+from workqueue_operator.kube.ownership import Ownership
 
 WIDE, SECOND, SHOP = "ops/wide", "infra/second", "shop-system/shop"
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from workqueue_operator.page import picture
-from workqueue_operator.page.history import SAMPLES, History, Series
-from workqueue_operator.page.sessions import LASTS_SECONDS, MOST, Sessions
+from workqueue_operator.web import view_model
+from workqueue_operator.web.history import SAMPLES, History, Series
+from workqueue_operator.web.sessions import LASTS_SECONDS, MOST, Sessions
 
 
 def body(name: str, ready: str = "True", **status: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def test_what_needs_a_look_comes_first_then_the_deepest_queue() -> None:
         body("broken", "False"),
         body("unsure", "Unknown"),
     ]
-    assert [one["metadata"]["name"] for one in sorted(bodies, key=picture.order)] == [
+    assert [one["metadata"]["name"] for one in sorted(bodies, key=view_model.order)] == [
         "broken",
         "unsure",
         "deep",
@@ -38,14 +38,14 @@ def test_what_needs_a_look_comes_first_then_the_deepest_queue() -> None:
 
 
 def test_what_is_not_known_is_no_zero() -> None:
-    row = picture.row({**body("new"), "status": None}, [], None)
+    row = view_model.row({**body("new"), "status": None}, [], None)
     assert (row.messages, row.dead, row.busy, row.desired, row.rate, row.spark) == (None,) * 6
     assert row.ready.status == "Unknown"
     assert row.maximum == 10, "the default, where the API server did not fill it in"
 
 
 def test_sums_name_the_workqueues_whose_count_is_unknown() -> None:
-    summary = picture.Summary()
+    summary = view_model.Summary()
     for one in (body("a", messages=3, deadLetters=0), body("b", "False", deadLetters=2)):
         summary.add(one)
 
@@ -55,8 +55,8 @@ def test_sums_name_the_workqueues_whose_count_is_unknown() -> None:
 
 
 def test_advice_stands_beside_a_condition_that_does_not_hold_and_only_there() -> None:
-    assert "Check host and port" in picture.row(body("x", "False"), [], None).ready.advice
-    assert picture.row(body("x", "True"), [], None).ready.advice == ""
+    assert "Check host and port" in view_model.row(body("x", "False"), [], None).ready.advice
+    assert view_model.row(body("x", "True"), [], None).ready.advice == ""
 
 
 LINES = [
@@ -70,17 +70,17 @@ LINES = [
 
 @pytest.mark.parametrize(("depths", "lines"), LINES)
 def test_a_sparkline(depths: list[int | None], lines: tuple[str, ...] | None) -> None:
-    spark = picture.sparkline(depths)
+    spark = view_model.sparkline(depths)
     assert (spark.lines if spark is not None else None) == lines
 
 
 def test_a_peak_does_not_get_lost_when_an_hour_is_drawn() -> None:
     depths: list[int | None] = [0] * SAMPLES
     depths[101] = 70
-    spark = picture.sparkline(depths)
+    spark = view_model.sparkline(depths)
     assert spark is not None
     (line,) = spark.lines
-    assert len(line.split()) == picture.POINTS
+    assert len(line.split()) == view_model.POINTS
     assert any(point.endswith(",1.0") for point in line.split())
     assert spark.sentence == "Waiting messages in the last hour: highest 70, lowest 0, last 0."
 
@@ -117,7 +117,7 @@ def test_who_is_gone_is_forgotten() -> None:
     ],
 )
 def test_a_filter(words: str, found: bool) -> None:
-    assert picture.matches(body("thumbnails"), words) is found
+    assert view_model.matches(body("thumbnails"), words) is found
 
 
 def test_sessions_end_with_their_time_and_the_oldest_makes_room() -> None:

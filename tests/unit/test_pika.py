@@ -16,9 +16,9 @@ from pika.channel import Channel
 from pika.connection import Connection as PikaConnection
 
 from tests.support.wait import eventually
-from workqueue_worker.binding import from_url
-from workqueue_worker.broker import pika_private
-from workqueue_worker.broker.connection import Connection
+from workqueue.amqp import pika_private
+from workqueue.amqp.connection import Connection
+from workqueue.contract.binding import from_url
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +70,7 @@ def test_supported_pika_is_the_one_that_is_required() -> None:
 
 def test_pika_is_not_patched() -> None:
     for name, member in vars(data).items():
-        assert getattr(member, "__module__", "pika") != "workqueue_worker.broker.fieldtable", name
+        assert getattr(member, "__module__", "pika") != "workqueue.amqp.field_table", name
     assert data.decode_value.__module__ == data.decode_table.__module__ == "pika.data"
     assert logging.getLogger("pika").level == logging.NOTSET
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from workqueue_worker import Message
-from workqueue_worker.errors import HandlerLoadError
-from workqueue_worker.handlers import python
-from workqueue_worker.handlers.handler import Handler
-from workqueue_worker.handlers.outcome import HandlerFailed
+from workqueue import Message
+from workqueue.errors import HandlerLoadError
+from workqueue.worker.handlers import python
+from workqueue.worker.handlers.handler import Handler
+from workqueue.worker.handlers.outcome import HandlerFailed
 
 handled: list[bytes] = []
 

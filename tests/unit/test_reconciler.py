@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.unit.test_store import thing
-from workqueue_operator.observe.store import Key, Store
-from workqueue_operator.reconcile import Parts, Reconciler
+from workqueue_operator.kube.store import Key, Store
+from workqueue_operator.reconcile.reconciler import Parts, Reconciler
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 
 from tests.support.brokers import until
 from tests.support.fakecluster import FakeCluster, Request
-from workqueue_operator import relist as module
 from workqueue_operator.errors import ClusterError
+from workqueue_operator.kube import resync as module
+from workqueue_operator.kube.resync import Relist
+from workqueue_operator.kube.store import Store
 from workqueue_operator.names import LABEL_WORKQUEUE
-from workqueue_operator.observe.store import Store
-from workqueue_operator.relist import Relist
 
 
 def thing(name: str, version: int) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def store() -> Store:
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The clock of both modules; set its only element."""
     clock = [1000.0]
-    monkeypatch.setattr("workqueue_operator.relist.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("workqueue_operator.kube.resync.time.monotonic", lambda: clock[0])
     return clock
 
 

@@ -13,12 +13,12 @@ import pytest
 
 from tests.support.podsecurity import violations
 from tests.support.workqueue import workqueue
-from workqueue_operator import render
-from workqueue_operator.model import WorkQueue
+from workqueue.contract.topology import QueueType
+from workqueue.worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
+from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.names import ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE
-from workqueue_operator.render import Defaults
-from workqueue_worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
-from workqueue_worker.topology import QueueType
+from workqueue_operator.workers import render
+from workqueue_operator.workers.render import Defaults
 
 DEFAULTS = Defaults(worker_image="worker:1")
 
@@ -258,8 +258,8 @@ def test_the_hash_is_the_same_in_another_process() -> None:
     made = workqueue(worker={"podLabels": {"b": "1", "a": "2"}, "nodeSelector": {"d": "1", "c": "2"}})
     script = (
         "import json, sys\n"
-        "from workqueue_operator import render\n"
-        "from workqueue_operator.model import WorkQueue\n"
+        "from workqueue_operator.workers import render\n"
+        "from workqueue_operator.api.workqueue import WorkQueue\n"
         "made = WorkQueue.model_validate(json.load(sys.stdin))\n"
         "template = render.deployment(made, made.spec.worker, render.Defaults('worker:1'), proven_hash=None)"
         "['spec']['template']\n"

@@ -8,12 +8,12 @@ import pytest
 
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
+from workqueue_operator.api.reasons import ConditionType, Finding, Reason
 from workqueue_operator.errors import ClusterError
+from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import STATUS_FIELD_MANAGER
-from workqueue_operator.observe.store import Key, Store
-from workqueue_operator.reasons import ConditionType, Finding, Reason
-from workqueue_operator.report import EVENT_AGAIN_AFTER, NUMBERS_EVERY, Reporter
+from workqueue_operator.reconcile.reporter import EVENT_AGAIN_AFTER, NUMBERS_EVERY, Reporter
 
 NOW = 1000.0
 ALL_WELL = Finding("True", Reason.DECLARED, "The queue exists.")

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from tests.support.fakecluster import FakeCluster, Request
-from workqueue_operator.act import retire
-from workqueue_operator.act.retire import Outcome, Plan, Retirement, plan
-from workqueue_operator.cluster import REQUEST_TIMEOUT
+from workqueue.worker.retirement import LEASE_SECONDS
+from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.errors import ClusterError
+from workqueue_operator.kube.client import REQUEST_TIMEOUT
+from workqueue_operator.kube.store import Store
+from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, LABEL_WORKQUEUE
-from workqueue_operator.observe.store import Store
-from workqueue_operator.observe.workers import Address, Answer, SigningKeys, Workers, WorkerStatus
-from workqueue_operator.reasons import Reason, Unknown
-from workqueue_operator.views import PodView
-from workqueue_worker.retirement import LEASE_SECONDS
+from workqueue_operator.workers import retire
+from workqueue_operator.workers.client import Address, Answer, SigningKeys, Workers, WorkerStatus
+from workqueue_operator.workers.retire import Outcome, Plan, Retirement, plan
 
 NOW = 1_800_000_000.0
 

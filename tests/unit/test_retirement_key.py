@@ -9,12 +9,11 @@ import pytest
 
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
-from workqueue_operator import render
-from workqueue_operator.act import retirement_key
-from workqueue_operator.act.retirement_key import RetirementKeys
-from workqueue_operator.act.workload import Workload
+from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.errors import ClusterError, Trouble
-from workqueue_operator.reasons import Reason, Unknown
+from workqueue_operator.workers import render, retirement_key
+from workqueue_operator.workers.apply import Workload
+from workqueue_operator.workers.retirement_key import RetirementKeys
 
 NAME = "jobs-retirement-key"
 

@@ -9,18 +9,18 @@ import pytest
 
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
-from workqueue_operator.act.retire import Retirement
-from workqueue_operator.act.scale import Scaler, next_attempt
-from workqueue_operator.act.workload import Workload
-from workqueue_operator.decide import Hold, Retire, ScaleOut, Window
+from workqueue_operator.api.reasons import Reason
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.memory import Memory
+from workqueue_operator.kube.store import Store
+from workqueue_operator.kube.views import DeploymentView, deployment_view
 from workqueue_operator.metrics import Metrics
-from workqueue_operator.observe.store import Store
-from workqueue_operator.reasons import Reason
-from workqueue_operator.render import Defaults
-from workqueue_operator.report import Reporter
-from workqueue_operator.views import DeploymentView, deployment_view
+from workqueue_operator.reconcile.reporter import Reporter
+from workqueue_operator.reconcile.state import Memory
+from workqueue_operator.scaling.decide import Hold, Retire, ScaleOut, Window
+from workqueue_operator.scaling.scale import Scaler, next_attempt
+from workqueue_operator.workers.apply import Workload
+from workqueue_operator.workers.render import Defaults
+from workqueue_operator.workers.retire import Retirement
 
 OURS = workqueue()
 THEIRS = workqueue(workloadRef={"name": "jobs-worker"})

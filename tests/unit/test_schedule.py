@@ -11,10 +11,10 @@ from cronsim import CronSim, CronSimError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workqueue_operator import model
-from workqueue_operator.model import Schedule, WorkQueueSpec
-from workqueue_operator.reasons import Reason
-from workqueue_operator.schedule import Minimum, is_active, minimum_replicas
+from workqueue_operator.api import workqueue
+from workqueue_operator.api.reasons import Reason
+from workqueue_operator.api.workqueue import Schedule, WorkQueueSpec
+from workqueue_operator.scaling.schedule import Minimum, is_active, minimum_replicas
 
 BERLIN, NEW_YORK = "Europe/Berlin", "America/New_York"
 
@@ -238,4 +238,4 @@ def test_admission_lets_in_what_the_operator_can_read(fields: tuple[str, ...]) -
     else:
         readable = True
 
-    assert bool(re.fullmatch(model._CRON, expression)) is readable
+    assert bool(re.fullmatch(workqueue._CRON, expression)) is readable

@@ -10,11 +10,11 @@ import pytest
 
 from tests.support.brokers import until
 from tests.support.fakecluster import FakeCluster, Request
+from workqueue_operator.api.reasons import Reason
 from workqueue_operator.errors import ClusterError, Trouble
-from workqueue_operator.observe import secrets as module
-from workqueue_operator.observe.secrets import Secrets
-from workqueue_operator.observe.store import Key
-from workqueue_operator.reasons import Reason
+from workqueue_operator.kube import secrets as module
+from workqueue_operator.kube.secrets import Secrets
+from workqueue_operator.kube.store import Key
 
 
 def secret(**keys: str | bytes) -> dict[str, object]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workqueue_worker.signing import TOLERANCE_SECONDS, Purpose, Verdict, sign, verify
+from workqueue.contract.signing import TOLERANCE_SECONDS, Purpose, Verdict, sign, verify
 
 NOW = 1_800_000_000.25
 KEY = b"secret"
@@ -23,7 +23,7 @@ def test_what_was_signed_is_good():
 
 def signed_at(stamp):
     """A header whose signature is right for a time stamp of any text."""
-    from workqueue_worker.signing import _digest
+    from workqueue.contract.signing import _digest
 
     return f"{stamp}:{_digest(Purpose.RETIRE, 'pod-1', stamp, KEY)}"
 

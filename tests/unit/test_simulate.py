@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hack.simulate import shards
-from hack.simulate.jobs import Job, Workload, bursts, heavy, recorded, sparse
-from hack.simulate.keda import Keda
-from hack.simulate.operator import RING_TO_WRITTEN_SECONDS, Operator
-from hack.simulate.outcome import simulate
-from hack.simulate.world import START_SECONDS, Autoscaler, World
+from hack.bench.simulation import shards
+from hack.bench.simulation.jobs import Job, Workload, bursts, heavy, recorded, sparse
+from hack.bench.simulation.keda import Keda
+from hack.bench.simulation.operator import RING_TO_WRITTEN_SECONDS, Operator
+from hack.bench.simulation.outcome import simulate
+from hack.bench.simulation.world import START_SECONDS, Autoscaler, World
 
 
 def workload(

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from tests.support.workqueue import workqueue
-from workqueue_operator.decide import Depth, Hold, Retire, ScaleOut
-from workqueue_operator.model import WorkQueueStatus
-from workqueue_operator.reasons import ConditionType, Finding, Reason, Unknown
-from workqueue_operator.status import Seen, conditions, rounded, status
-from workqueue_operator.views import DeploymentView, PodView
+from workqueue_operator.api.reasons import ConditionType, Finding, Reason, Unknown
+from workqueue_operator.api.workqueue import WorkQueueStatus
+from workqueue_operator.kube.views import DeploymentView, PodView
+from workqueue_operator.reconcile.status import Seen, conditions, rounded, status
+from workqueue_operator.scaling.decide import Depth, Hold, Retire, ScaleOut
 
 NOW = "2026-03-04T12:00:00Z"
 DECLARED = Finding("True", Reason.DECLARED, "The queue exists.")

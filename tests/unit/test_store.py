@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from workqueue_operator.kube.store import Key, Store, key_of
+from workqueue_operator.kube.views import deployment_view
 from workqueue_operator.names import ANNOTATION_DELETION_COST, ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE
-from workqueue_operator.observe.store import Key, Store, key_of
-from workqueue_operator.views import deployment_view
 
 JOBS: Key = ("team", "jobs")
 OTHER: Key = ("team", "other")

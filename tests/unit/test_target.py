@@ -9,13 +9,13 @@ import pytest
 
 from tests.support.fakecluster import FakeCluster
 from tests.support.workqueue import workqueue
-from workqueue_operator.act.target import Targets
-from workqueue_operator.act.workload import Workload
+from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.observe import autoscalers
-from workqueue_operator.observe.store import Store
-from workqueue_operator.reasons import Reason, Unknown
-from workqueue_operator.render import Defaults
+from workqueue_operator.kube.store import Store
+from workqueue_operator.workers import autoscalers
+from workqueue_operator.workers.apply import Workload
+from workqueue_operator.workers.render import Defaults
+from workqueue_operator.workers.target import Targets
 
 OURS = workqueue(workloadRef={"name": "theirs"})
 SCALED = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from workqueue_operator.observe.texts import Texts
+from workqueue_operator.kube.json_map import Texts
 
 ONE, TWO = ("team", "one"), ("team", "two")
 

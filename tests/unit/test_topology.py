@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workqueue_worker.topology import (
+from workqueue.contract.topology import (
     DEFAULT_DELIVERY_LIMIT,
     UNLIMITED_DELIVERIES,
     WAKE_ALLOWANCE,

@@ -7,15 +7,9 @@ from typing import Any
 
 import pytest
 
+from workqueue_operator.api.reasons import Reason
+from workqueue_operator.kube.views import PodView, deployment_view, existing_of_refused, pod_view, unsettled
 from workqueue_operator.names import ANNOTATION_DELETION_COST, ANNOTATION_TEMPLATE_HASH
-from workqueue_operator.reasons import Reason
-from workqueue_operator.views import (
-    PodView,
-    deployment_view,
-    existing_of_refused,
-    pod_view,
-    unsettled,
-)
 
 
 def body(name: str = "jobs-worker-1", phase: str = "Running", **status: Any) -> dict[str, Any]:

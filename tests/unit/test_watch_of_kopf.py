@@ -10,7 +10,7 @@ import pytest
 
 from workqueue_operator.__main__ import Operator
 from workqueue_operator.config import Config
-from workqueue_operator.observe.store import Store
+from workqueue_operator.kube.store import Store
 
 
 async def fails() -> None:

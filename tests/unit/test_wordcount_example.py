@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from examples.wordcount.wordcount import count, handle
-from workqueue_worker import Message
+from workqueue import Message
 
 
 @pytest.mark.parametrize(

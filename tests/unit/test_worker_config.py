@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from workqueue_worker import config as config_module
-from workqueue_worker.commands.run import add_arguments
-from workqueue_worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
-from workqueue_worker.errors import ConfigurationError
-from workqueue_worker.topology import QueueType
+from workqueue.cli.run import add_arguments
+from workqueue.contract.topology import QueueType
+from workqueue.errors import ConfigurationError
+from workqueue.worker import config as config_module
+from workqueue.worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
 
 GOOD = ["thumbs:resize", "--queue", "q"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pika.exceptions import ChannelWrongStateError
 
-from workqueue_worker.broker.delivery import Lease, LeaseState
+from workqueue.worker.lease import Lease, LeaseState
 
 
 class Channel:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workqueue_worker import logs
-from workqueue_worker.broker.backoff import Backoff
-from workqueue_worker.handlers.http import retry_after
-from workqueue_worker.metrics import Histogram
-from workqueue_worker.recent import WINDOW_SECONDS, Recent
+from workqueue import logs
+from workqueue.amqp.backoff import Backoff
+from workqueue.worker.handlers.http import retry_after
+from workqueue.worker.metrics import Histogram
+from workqueue.worker.rates import WINDOW_SECONDS, Recent
 
 
 def test_nothing_is_known_before_anything_happened() -> None:

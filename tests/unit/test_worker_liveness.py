@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from workqueue_worker.endpoint import Endpoint
+from workqueue.worker.endpoint import Endpoint
 
 CASES = {
     "its loops turn": (0.1, 2, 0, None),

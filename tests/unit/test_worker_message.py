@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workqueue_worker import Message, headers
-from workqueue_worker.envelope import Properties
-from workqueue_worker.errors import UndecodableError
-from workqueue_worker.message import Cancellation
+from workqueue import Message
+from workqueue.contract import headers
+from workqueue.contract.properties import Properties
+from workqueue.errors import UndecodableError
+from workqueue.message import Cancellation
 
 TEXT = st.text(max_size=8)
 OTHER_HEADERS = st.dictionaries(TEXT.filter(lambda name: not name.startswith("x-")), st.integers() | TEXT)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workqueue_worker import Reject, Retry
-from workqueue_worker.errors import UndecodableError
-from workqueue_worker.handlers.outcome import (
+from workqueue import Reject, Retry
+from workqueue.errors import UndecodableError
+from workqueue.worker.handlers.outcome import (
     ACK,
     LONGEST_DELAY_SECONDS,
     MESSAGE_CHARACTERS,

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from tests.support.wait import eventually
-from workqueue_worker import tasks
-from workqueue_worker.broker.delivery import Lease
-from workqueue_worker.broker.loop import Loop
-from workqueue_worker.broker.slot import Work
-from workqueue_worker.crew import Crew
-from workqueue_worker.message import Message
-from workqueue_worker.tasks import Tasks
+from workqueue.amqp.io_loop import Loop
+from workqueue.message import Message
+from workqueue.worker.executors import tasks
+from workqueue.worker.executors.tasks import Tasks
+from workqueue.worker.executors.threads import Crew
+from workqueue.worker.lease import Lease
+from workqueue.worker.slot import Work
 
 SLOTS = 3
 PATIENCE = 20.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from workqueue_worker.drain import SIGNALS, Signals
+from workqueue.worker.drain import SIGNALS, Signals
 
 PATIENCE = 20.0
 

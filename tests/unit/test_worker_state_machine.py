@@ -37,14 +37,15 @@ from tests.support.brokermodel import (
     Thread,
     UnexpectedError,
 )
-from workqueue_worker import Reject, Retry, drain, retirement, runtime, settlement
-from workqueue_worker.broker.delivery import LeaseState
-from workqueue_worker.broker.slot import ANSWER_SECONDS, LONGEST_WAIT_SECONDS, Work
-from workqueue_worker.config import PythonHandler, RunConfig
-from workqueue_worker.errors import BrokerError
-from workqueue_worker.handlers.handler import Handler
-from workqueue_worker.handlers.outcome import HandlerUnavailable, Outcome, RetryPolicy
-from workqueue_worker.topology import QueueSettings
+from workqueue import Reject, Retry
+from workqueue.contract.topology import QueueSettings
+from workqueue.errors import BrokerError
+from workqueue.worker import drain, retirement, runtime, settlement
+from workqueue.worker.config import PythonHandler, RunConfig
+from workqueue.worker.handlers.handler import Handler
+from workqueue.worker.handlers.outcome import HandlerUnavailable, Outcome, RetryPolicy
+from workqueue.worker.lease import LeaseState
+from workqueue.worker.slot import ANSWER_SECONDS, LONGEST_WAIT_SECONDS, Work
 
 TIMEOUT: Final = 64.0
 GRACE: Final = 64.0

@@ -11,10 +11,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from workqueue_operator.observe import workers as module
-from workqueue_operator.observe.workers import Address, Answer, SigningKeys, Workers, WorkerStatus
-from workqueue_worker import signing
-from workqueue_worker.signing import Purpose, Verdict
+from workqueue.contract import signing
+from workqueue.contract.signing import Purpose, Verdict
+from workqueue_operator.workers import client as module
+from workqueue_operator.workers.client import Address, Answer, SigningKeys, Workers, WorkerStatus
 
 KEY = b"retirement key"
 PASSWORD = b"password"

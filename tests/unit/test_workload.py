@@ -10,12 +10,12 @@ import pytest
 from tests.support.brokers import until
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
-from workqueue_operator import render
-from workqueue_operator.act import workload as module
-from workqueue_operator.act.workload import Workload
+from workqueue_operator.api.reasons import Reason
 from workqueue_operator.errors import ClusterError, Trouble
 from workqueue_operator.names import FIELD_MANAGER, REPLICAS_FIELD_MANAGER
-from workqueue_operator.reasons import Reason
+from workqueue_operator.workers import apply as module
+from workqueue_operator.workers import render
+from workqueue_operator.workers.apply import Workload
 
 DEFAULTS = render.Defaults("workqueue:1", False, (), {})
 DEPLOYMENT = "/deployments/jobs-worker"

@@ -10,14 +10,14 @@ import pytest
 from tests.support.commands import started, workqueue
 from tests.support.ports import free_port
 from tests.support.wait import eventually
-from workqueue_worker import topology
-from workqueue_worker.binding import from_url
-from workqueue_worker.broker.outgoing import Outgoing
-from workqueue_worker.broker.publisher import Publisher
-from workqueue_worker.broker.session import Received
-from workqueue_worker.commands import letters
-from workqueue_worker.envelope import Properties
-from workqueue_worker.topology import QueueSettings
+from workqueue.amqp.outgoing import Outgoing
+from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.session import Received
+from workqueue.cli import dead_letters
+from workqueue.contract import topology
+from workqueue.contract.binding import from_url
+from workqueue.contract.properties import Properties
+from workqueue.contract.topology import QueueSettings
 
 
 def fill(vhost, *outgoings, settings=None):
@@ -387,13 +387,13 @@ DURATIONS = [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("7d", 604800)
 
 @pytest.mark.parametrize(("text", "seconds"), DURATIONS, ids=[row[0] for row in DURATIONS])
 def test_a_duration_is_read(text, seconds):
-    assert letters.duration(text) == timedelta(seconds=seconds)
+    assert dead_letters.duration(text) == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize("text", ["", "h", "1w", "-1s", "1.5h", "1 h", "9" * 10])
 def test_other_texts_are_no_duration(text):
     with pytest.raises(ValueError, match="is no time such as"):
-        letters.duration(text)
+        dead_letters.duration(text)
 
 
 def received(**headers):
@@ -427,5 +427,5 @@ ODD_LETTERS = [
     ("headers", "read"), [row[1:] for row in ODD_LETTERS], ids=[row[0] for row in ODD_LETTERS]
 )
 def test_whatever_the_headers_are_a_letter_can_be_read(headers, read):
-    found = letters.read(received(**headers), "jobs")
+    found = dead_letters.read(received(**headers), "jobs")
     assert (found.reason, found.failed_at, found.attempts) == read

@@ -225,8 +225,8 @@ BAD_LINES = [
 
 @pytest.mark.parametrize(("line", "words"), [row[1:] for row in BAD_LINES], ids=[row[0] for row in BAD_LINES])
 def test_a_bad_json_line_is_named(line, words):
-    from workqueue_worker.broker.outgoing import Outgoing
-    from workqueue_worker.commands.inputs import InputError, from_json_lines
+    from workqueue.amqp.outgoing import Outgoing
+    from workqueue.cli.message_sources import InputError, from_json_lines
 
     with pytest.raises(InputError, match=r"^line 1: ") as caught:
         list(from_json_lines([line.encode()], Outgoing("q", b"")))
@@ -261,7 +261,7 @@ BAD_USAGE = [
     ("arguments", "words"), [row[1:] for row in BAD_USAGE], ids=[row[0] for row in BAD_USAGE]
 )
 def test_bad_usage_is_said_and_exits_with_2(capsys, monkeypatch, arguments, words):
-    from workqueue_worker.cli import main
+    from workqueue.cli.main import main
 
     for name in ("WORKQUEUE_URL", "WORKQUEUE_BINDING", "SERVICE_BINDING_ROOT"):
         monkeypatch.delenv(name, raising=False)

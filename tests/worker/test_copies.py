@@ -11,7 +11,7 @@ from typing import Any
 from tests.support.rabbitmq import Broker, VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import Worker, Workers, is_empty, publish, take_all
-from workqueue_worker.topology import delay_queue
+from workqueue.contract.topology import delay_queue
 
 MIB = 1024 * 1024
 

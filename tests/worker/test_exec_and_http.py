@@ -22,11 +22,11 @@ from tests.support.httpserver import say, server
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import Worker, Workers, publish, take_all
-from workqueue_worker import Message
-from workqueue_worker.errors import HandlerLoadError
-from workqueue_worker.handlers.exec import run
-from workqueue_worker.handlers.http import load, post
-from workqueue_worker.handlers.outcome import HandlerFailed, HandlerTimeout, HandlerUnavailable
+from workqueue import Message
+from workqueue.errors import HandlerLoadError
+from workqueue.worker.handlers.exec import run
+from workqueue.worker.handlers.http import load, post
+from workqueue.worker.handlers.outcome import HandlerFailed, HandlerTimeout, HandlerUnavailable
 
 UNAVAILABLE = "The handler cannot be reached; keeping its messages and taking no others."
 

@@ -13,15 +13,9 @@ import pytest
 from tests.support.rabbitmq import Broker, VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import ASYNC, THREADS, Workers, is_empty, publish
-from workqueue_worker.binding import from_url
-from workqueue_worker.broker.connection import Connection
-from workqueue_worker.topology import (
-    QueueSettings,
-    QueueType,
-    dead_letter_queue,
-    delay_queue,
-    work_queue,
-)
+from workqueue.amqp.connection import Connection
+from workqueue.contract.binding import from_url
+from workqueue.contract.topology import QueueSettings, QueueType, dead_letter_queue, delay_queue, work_queue
 
 SAFE_AFTER_SECONDS = 2.5
 """A quorum queue that was declared just before RabbitMQ crashes may not recover."""

@@ -15,14 +15,15 @@ import pytest
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import is_empty, publish
-from workqueue_worker import Message, topology
-from workqueue_worker.binding import from_url
-from workqueue_worker.broker.loop import Loop
-from workqueue_worker.config import PythonHandler, RunConfig
-from workqueue_worker.endpoint import Endpoint
-from workqueue_worker.handlers.handler import Handler
-from workqueue_worker.handlers.outcome import RetryPolicy
-from workqueue_worker.runtime import Runtime
+from workqueue import Message
+from workqueue.amqp.io_loop import Loop
+from workqueue.contract import topology
+from workqueue.contract.binding import from_url
+from workqueue.worker.config import PythonHandler, RunConfig
+from workqueue.worker.endpoint import Endpoint
+from workqueue.worker.handlers.handler import Handler
+from workqueue.worker.handlers.outcome import RetryPolicy
+from workqueue.worker.runtime import Runtime
 
 MIB = 1024 * 1024
 

@@ -12,7 +12,7 @@ import pytest
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import ASYNC, THREADS, Workers, is_empty, publish, take_all
-from workqueue_worker.broker.declaration import SAFE_AFTER_SECONDS
+from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
 
 BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", "as a coroutine"])
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pika import BasicProperties, frame, spec
 from pika.compat import long
 
-from workqueue_worker.broker.fieldtable import properties, table
-from workqueue_worker.broker.outgoing import Outgoing
+from workqueue.amqp.field_table import properties, table
+from workqueue.amqp.outgoing import Outgoing
 
 short_text = st.text(alphabet=st.characters(codec="utf-8"), max_size=60)
 header_values = st.recursive(

@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import POD_UID, Workers, is_empty, publish
-from workqueue_worker.retirement import LEASE_SECONDS
-from workqueue_worker.signing import Purpose, sign
+from workqueue.contract.signing import Purpose, sign
+from workqueue.worker.retirement import LEASE_SECONDS
 
 
 def test_an_idle_worker_retires_and_comes_back_when_it_is_called_off(

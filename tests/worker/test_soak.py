@@ -1,10 +1,10 @@
-"""The short form of the soak (hack/soak.py): faults at random, and a ledger that balances."""
+"""The short form of the soak (hack/bench/soak.py): faults at random, and a ledger that balances."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from hack.soak import Soak
+from hack.bench.soak import Soak
 from tests.support.rabbitmq import Broker
 
 

@@ -8,13 +8,13 @@ import pika.exceptions
 import pytest
 
 from tests.support.wait import eventually
-from workqueue_worker import topology
-from workqueue_worker.binding import from_url
-from workqueue_worker.broker.declaration import SAFE_AFTER_SECONDS
-from workqueue_worker.broker.outgoing import Outgoing
-from workqueue_worker.broker.publisher import Publisher
-from workqueue_worker.errors import DeclareError
-from workqueue_worker.topology import Exchange, ExchangeType, QueueSettings, QueueType
+from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
+from workqueue.amqp.outgoing import Outgoing
+from workqueue.amqp.publisher import Publisher
+from workqueue.contract import topology
+from workqueue.contract.binding import from_url
+from workqueue.contract.topology import Exchange, ExchangeType, QueueSettings, QueueType
+from workqueue.errors import DeclareError
 
 SETTINGS = [
     ("quorum", QueueSettings("jobs")),

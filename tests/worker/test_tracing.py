@@ -26,17 +26,18 @@ from tests.support.commands import workqueue
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import Workers
-from workqueue_worker import Message, Reject, tracing
-from workqueue_worker.binding import from_url
-from workqueue_worker.broker.outgoing import Outgoing
-from workqueue_worker.commands import run as run_command
-from workqueue_worker.config import parse
-from workqueue_worker.errors import Returned
-from workqueue_worker.handlers import exec as exec_handlers
-from workqueue_worker.handlers import http as http_handlers
-from workqueue_worker.handlers.handler import Handler
-from workqueue_worker.runtime import Runtime
-from workqueue_worker.tracing import TracedPublisher, Tracing
+from workqueue import Message, Reject
+from workqueue.amqp.outgoing import Outgoing
+from workqueue.cli import run as run_command
+from workqueue.contract.binding import from_url
+from workqueue.errors import Returned
+from workqueue.worker import tracing
+from workqueue.worker.config import parse
+from workqueue.worker.handlers import exec as exec_handlers
+from workqueue.worker.handlers import http as http_handlers
+from workqueue.worker.handlers.handler import Handler
+from workqueue.worker.runtime import Runtime
+from workqueue.worker.tracing import TracedPublisher, Tracing
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -221,7 +222,7 @@ def test_a_message_that_no_queue_takes_ends_its_span_as_an_error(vhost: VirtualH
         send(vhost, traces, Outgoing("nowhere", b"x"))
     span = traces.named("publish nowhere")[0]
     assert span.status.status_code.name == "ERROR"
-    assert attributes(span)["error.type"] == "workqueue_worker.errors.Returned"
+    assert attributes(span)["error.type"] == "workqueue.errors.Returned"
 
 
 async def test_awaited_publishing_is_traced_too(vhost: VirtualHost, traces: Traces) -> None:
@@ -364,8 +365,8 @@ def test_the_commands_send_their_spans_to_a_collector_before_they_end(
 
 def test_nothing_is_imported_where_no_traces_are_asked_for(vhost: VirtualHost) -> None:
     code = (
-        "import sys; import workqueue_worker.commands.run, workqueue_worker.runtime, workqueue_worker.tracing;"
-        " assert not workqueue_worker.tracing.wanted({});"
+        "import sys; import workqueue.cli.run, workqueue.worker.runtime, workqueue.worker.tracing;"
+        " assert not workqueue.worker.tracing.wanted({});"
         " print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,7 +16,7 @@ from hack.bench.errors import BenchError
 from hack.cluster.commands import run
 from hack.cluster.console import step
 from hack.cluster.errors import ClusterError
-from hack.rootfs import cache_folder
+from hack.cluster.rootfs import cache_folder
 
 LOCK: Final = Path(__file__).with_name("peers.lock")
 

@@ -17,9 +17,9 @@ import pika
 from hack.bench import environment
 from hack.cluster.checkout import CHECKOUT
 from hack.cluster.commands import run
-from workqueue_worker.binding import from_url
-from workqueue_worker.broker.outgoing import Outgoing
-from workqueue_worker.broker.publisher import DEFAULT_WINDOW, Publisher
+from workqueue.amqp.outgoing import Outgoing
+from workqueue.amqp.publisher import DEFAULT_WINDOW, Publisher
+from workqueue.contract.binding import from_url
 
 BODY: Final = bytes(100)
 ONE_BY_ONE_SHARE: Final = 20

@@ -16,7 +16,7 @@ from typing import Final
 
 from hack.bench import environment
 from hack.bench.worker.cases import Case
-from workqueue_worker.broker.outgoing import Outgoing
+from workqueue.amqp.outgoing import Outgoing
 
 CONSUMERS: Final = "hack.bench.worker.consumers"
 BASELINE: Final = "pika SelectConnection"
@@ -95,7 +95,7 @@ class Contender:
     def command(self, url: str, queue: str, kind: str, case: Case) -> list[str | Path]:
         """How it is started."""
         if self.ours:
-            run = [sys.executable, "-m", "workqueue_worker", "run", f"{CONSUMERS}.ours:{self.module}"]
+            run = [sys.executable, "-m", "workqueue", "run", f"{CONSUMERS}.ours:{self.module}"]
             where = [f"--url={url}", f"--queue={queue}", f"--queue-type={kind}"]
             return [*run, *where, f"--concurrency={case.slots}", "--port=0"]
         interpreter = environment.python() if self.peer else sys.executable

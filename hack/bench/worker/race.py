@@ -25,8 +25,8 @@ from hack.bench.worker.cases import Case
 from hack.bench.worker.consumers.tally import VARIABLE
 from hack.bench.worker.contenders import Contender
 from hack.cluster.checkout import CHECKOUT
-from workqueue_worker.binding import from_url
-from workqueue_worker.broker.publisher import Publisher
+from workqueue.amqp.publisher import Publisher
+from workqueue.contract.binding import from_url
 
 SECONDS: Final = 0.8
 """How long is measured at most."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from workqueue_worker.commands import dead
-
-from .. import way
-from ..cluster import Cluster
+from workqueue.cli import dead
+from workqueue_kubectl import broker_access
+from workqueue_kubectl.cluster import Cluster
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +18,10 @@ def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
     """Do what was asked for, with the exit codes of `workqueue dead`."""
     workqueue = cluster.workqueue(arguments.name)
     arguments.queue = workqueue.queue_name
-    with way.reached(cluster, workqueue, arguments) as arguments.source:
+    with broker_access.reached(cluster, workqueue, arguments) as arguments.source:
         return dead.run(arguments)
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the WorkQueue")
-    way.add_arguments(parser)
+    broker_access.add_arguments(parser)

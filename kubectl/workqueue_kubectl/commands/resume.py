@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from workqueue_worker.commands import output
-
-from ..cluster import Cluster
+from workqueue.cli import output
+from workqueue_kubectl.cluster import Cluster
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

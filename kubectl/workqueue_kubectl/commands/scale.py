@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from workqueue_operator.model import MAX_REPLICAS
-from workqueue_worker.commands import output
-
-from ..cluster import Cluster
+from workqueue.cli import output
+from workqueue_kubectl.cluster import Cluster
+from workqueue_operator.api.workqueue import MAX_REPLICAS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

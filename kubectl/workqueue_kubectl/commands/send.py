@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from workqueue_worker.commands import send
-
-from .. import way
-from ..cluster import Cluster
+from workqueue.cli import send
+from workqueue_kubectl import broker_access
+from workqueue_kubectl.cluster import Cluster
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +19,10 @@ def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
     workqueue = cluster.workqueue(arguments.name)
     arguments.queue, arguments.exchange, arguments.routing_key = workqueue.queue_name, None, ""
     arguments.declare = False  # the operator does
-    with way.reached(cluster, workqueue, arguments) as arguments.source:
+    with broker_access.reached(cluster, workqueue, arguments) as arguments.source:
         return send.run(arguments)
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the WorkQueue")
-    way.add_arguments(parser)
+    broker_access.add_arguments(parser)

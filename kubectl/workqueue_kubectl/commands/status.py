@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from workqueue_operator.model import WorkQueue
-from workqueue_operator.views import PodView, existing, pod_view
-from workqueue_worker.commands import output
-
-from .. import explain
-from ..cluster import Cluster, told_at
-from ..errors import KubectlFailed
-from ..kubectl import Object
+from workqueue.cli import output
+from workqueue_kubectl import explain
+from workqueue_kubectl.cluster import Cluster, told_at
+from workqueue_kubectl.errors import KubectlFailed
+from workqueue_kubectl.kubectl import Object
+from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.kube.views import PodView, existing, pod_view
 
 SHOWN_EVENTS: Final = 8
 ASKED_PODS: Final = 50

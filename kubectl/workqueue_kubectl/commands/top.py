@@ -10,12 +10,11 @@ import sys
 import time
 from typing import Any, Final
 
-from workqueue_operator.model import WorkQueue
-from workqueue_operator.reasons import ConditionType
-from workqueue_worker.commands import output
-
-from ..cluster import Cluster
-from ..errors import PluginError
+from workqueue.cli import output
+from workqueue_kubectl.cluster import Cluster
+from workqueue_kubectl.errors import PluginError
+from workqueue_operator.api.reasons import ConditionType
+from workqueue_operator.api.workqueue import WorkQueue
 
 INTERVAL: Final = 2.0
 _HEAD: Final = (

@@ -6,11 +6,10 @@ import asyncio
 import socket
 from dataclasses import replace
 
-from workqueue_worker.binding import Binding
-
-from ..destinations import Destinations
-from ..errors import Trouble
-from ..reasons import Reason
+from workqueue.contract.binding import Binding
+from workqueue_operator.api.reasons import Reason
+from workqueue_operator.destinations import Destinations
+from workqueue_operator.errors import Trouble
 
 
 async def permitted(binding: Binding, destinations: Destinations) -> Binding:

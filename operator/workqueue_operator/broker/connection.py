@@ -33,19 +33,24 @@ from pika.exceptions import (
 )
 from pika.spec import Queue as QueueMethods
 
-from workqueue_worker import topology
-from workqueue_worker.binding import Binding
-from workqueue_worker.broker.backoff import STEADY_SECONDS, Backoff
-from workqueue_worker.broker.frames import BoundedFrames
-from workqueue_worker.topology import BrokerVersion, Plan, Queue, conflict_advice
-
-from ..destinations import ANYWHERE, Destinations
-from ..errors import Trouble
-from ..reasons import Reason
-from .addresses import permitted
-from .channel import DECLARE_TIMEOUT, CallChannel, ChannelLostError, ChannelRefusedError, words_of
-from .doorbell import Doorbell
-from .tls import context
+from workqueue.amqp.backoff import STEADY_SECONDS, Backoff
+from workqueue.amqp.frame_limits import BoundedFrames
+from workqueue.contract import topology
+from workqueue.contract.binding import Binding
+from workqueue.contract.topology import BrokerVersion, Plan, Queue, conflict_advice
+from workqueue_operator.api.reasons import Reason
+from workqueue_operator.broker.addresses import permitted
+from workqueue_operator.broker.channel import (
+    DECLARE_TIMEOUT,
+    CallChannel,
+    ChannelLostError,
+    ChannelRefusedError,
+    words_of,
+)
+from workqueue_operator.broker.doorbell import Doorbell
+from workqueue_operator.broker.tls import context
+from workqueue_operator.destinations import ANYWHERE, Destinations
+from workqueue_operator.errors import Trouble
 
 logger = logging.getLogger(__name__)
 

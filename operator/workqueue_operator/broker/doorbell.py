@@ -35,7 +35,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 
-from .channel import CallChannel, ChannelLostError, ChannelRefusedError
+from workqueue_operator.broker.channel import CallChannel, ChannelLostError, ChannelRefusedError
 
 logger = logging.getLogger(__name__)
 

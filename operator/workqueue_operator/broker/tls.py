@@ -11,7 +11,7 @@ import ssl
 import tempfile
 from typing import Final
 
-from workqueue_worker.binding import TLS
+from workqueue.contract.binding import TLS
 
 KEPT: Final = 256
 """Contexts that are kept: those of the Secrets used last."""

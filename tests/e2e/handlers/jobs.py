@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from workqueue_worker import Message, Reject
-from workqueue_worker.binding import from_folder
-from workqueue_worker.broker.outgoing import Outgoing
-from workqueue_worker.broker.publisher import Publisher
+from workqueue import Message, Reject
+from workqueue.amqp.outgoing import Outgoing
+from workqueue.amqp.publisher import Publisher
+from workqueue.contract.binding import from_folder
 
 RESULTS = os.environ["RESULTS_QUEUE"]
 

@@ -7,7 +7,7 @@ import os
 import time
 
 from hack.bench.worker.consumers import tally
-from workqueue_worker.message import Message
+from workqueue.message import Message
 
 tick = tally.asked().tick
 SECONDS = float(os.environ["WORKQUEUE_BENCH_SECONDS"])

@@ -1,0 +1,138 @@
+"""The fault matrix: every fault of tests/faults is injected, and a table says what became of the messages.
+
+    python -m hack.bench.faults                          all of it
+    python -m hack.bench.faults --write                  and the table goes into docs/guarantees.md
+    python -m hack.bench.faults --report FILE -k broker  a part; several parts can share a report
+
+Everything that is not an option of this command is pytest's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).parents[2]
+PAGE: Final = ROOT / "docs" / "guarantees.md"
+COLUMNS: Final = (
+    "Fault",
+    "RabbitMQ",
+    "Times injected",
+    "Messages sent",
+    "Lost",
+    "Duplicates, all explained",
+    "Seconds to converge, p50",
+    "max",
+)
+
+_TABLE: Final = re.compile(r"(?<=<!-- faults: generated -->\n).*(?=<!-- end of faults -->)", re.DOTALL)
+
+Row = dict[str, Any]
+
+
+def read(report: Path) -> list[Row]:
+    """The rows of a report, one for each injection; see tests/faults/report.py."""
+    return [json.loads(line) for line in report.read_text().splitlines()]
+
+
+def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """One line for each fault and RabbitMQ; faults in the order in which they were first injected."""
+    injected: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        injected[row["fault"]][row["rabbitmq"]].append(row)
+    return [
+        (fault, rabbitmq or "-", str(len(same)), *_sums(same), *_converged(same))
+        for fault, by_version in injected.items()
+        for rabbitmq, same in sorted(by_version.items(), key=lambda one: _version(one[0]))
+    ]
+
+
+def _version(text: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", text)]
+
+
+def _sums(rows: Sequence[Row]) -> tuple[str, ...]:
+    return tuple(f"{sum(row[name] for row in rows):,}" for name in ("sent", "lost", "duplicates"))
+
+
+def _converged(rows: Sequence[Row]) -> tuple[str, str]:
+    seconds = [row["seconds"] for row in rows if row["seconds"] is not None]
+    if not seconds:
+        return "-", "-"
+    return f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"
+
+
+def for_terminal(lines: Sequence[Sequence[str]]) -> str:
+    """The table in columns."""
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *lines, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in (COLUMNS, *lines)
+    )
+
+
+def for_page(lines: Sequence[Sequence[str]], kubernetes: str) -> str:
+    """The table in Markdown, with what it was made by."""
+    head = (
+        f"Made by `make faults` on {datetime.now(UTC):%Y-%m-%d}, with Kubernetes {kubernetes} and Python "
+        f"{platform.python_version()}."
+    )
+    ruler = ["---", "---", *["---:"] * (len(COLUMNS) - 2)]
+    return "\n".join(
+        ["", head, "", *(f"| {' | '.join(line)} |" for line in (COLUMNS, ruler, *lines)), "", ""]
+    )
+
+
+def write(text: str) -> None:
+    """Put the table into the page, between its markers."""
+    PAGE.write_text(_TABLE.sub(lambda _: text, PAGE.read_text()))
+
+
+def _kubernetes() -> str:
+    folder = ROOT / ".cluster"
+    command = (folder / "bin/kubectl", f"--kubeconfig={folder / 'kubeconfig'}", "version", "--output=json")
+    version = json.loads(subprocess.run([*map(str, command)], check=True, capture_output=True).stdout)
+    return str(version["serverVersion"]["gitVersion"]).removeprefix("v")
+
+
+def main() -> int:
+    """Run the tests, print the table; pytest's exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hack.bench.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--write", action="store_true", help="put the table into docs/guarantees.md")
+    parser.add_argument("--report", type=Path, help="add to the rows of this file, instead of beginning anew")
+    arguments, for_pytest = parser.parse_known_args()
+    report = arguments.report or Path(tempfile.mkdtemp(prefix="faults-")) / "report"
+    report.touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/faults", *for_pytest],
+        cwd=ROOT,
+        env=os.environ | {"FAULTS_REPORT": str(report.resolve())},
+        check=False,
+    )
+    lines = table(read(report))
+    print(for_terminal(lines))
+    if arguments.write and done.returncode == 0:
+        write(for_page(lines, _kubernetes()))
+    elif arguments.write:
+        print(f"{PAGE.relative_to(ROOT)} stays as it is, since a test has failed.")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+"""Tables and plots: the operator beside KEDA, what its defaults do, and what very many queues ask for.
+
+Place in the flow: the end; a family of `python -m hack.bench`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from hack.bench import report
+from hack.bench.plot import Panel, Plot, Series, draw
+from hack.bench.report import Report, Row
+from hack.bench.simulation import shards
+from hack.bench.simulation.jobs import WORKLOADS, Workload
+from hack.bench.simulation.keda import Keda
+from hack.bench.simulation.operator import Operator
+from hack.bench.simulation.outcome import Summary, simulate
+from hack.bench.simulation.world import START_SECONDS, Autoscaler, Outcome
+from hack.cluster.console import step
+
+OURS: Final = "workqueue-operator"
+DEFAULTS: Final = "KEDA, defaults"
+FAST: Final = "KEDA, polling each second"
+
+AUTOSCALERS: Final[dict[str, Callable[[Workload], Autoscaler]]] = {
+    OURS: Operator,
+    DEFAULTS: Keda,
+    FAST: lambda workload: Keda(workload, polling_seconds=1.0),
+}
+COLORS: Final = {OURS: 0, DEFAULTS: 4, FAST: 2}
+
+DELAYS: Final = (0, 10, 30, 60, 120, 300)
+TARGETS: Final = (1, 2, 5, 10)
+DRAINS: Final = (30, 300)
+TRIED_ON: Final = ("bursts", "steady", "heavy tail", "recorded")
+TRIED_ON_QUICK: Final = ("bursts",)
+OPERATORS: Final = (1, 2, 5, 10, 20, 50, 100)
+PLOTTED: Final = (("bursts", 44 * 60.0, 84 * 60.0), ("recorded", 3_925 * 60.0, 3_960 * 60.0))
+"""Which part of which workload is shown, in seconds from its beginning."""
+
+WAKES_PER_SECOND: Final = (10.0, 100.0)
+
+Outcomes: TypeAlias = dict[str, tuple[Summary, Outcome]]
+
+
+def measure(*, quick: bool, folder: Path) -> Report:
+    """Simulate everything, and draw the plots into the folder.
+
+    Args:
+        quick: fewer workloads for the settings.
+        folder: also where `operator.json` is looked for, from which the unit costs come.
+
+    Raises:
+        BenchError: a plot cannot be drawn.
+    """
+    tried_on = TRIED_ON_QUICK if quick else TRIED_ON
+    workloads = [make() for make in WORKLOADS]
+    with step("Simulating autoscalers"):
+        compared = {
+            workload.name: {name: simulate(workload, make(workload)) for name, make in AUTOSCALERS.items()}
+            for workload in workloads
+        }
+    with step("Simulating settings"):
+        settings = {one.name: _settings(one) for one in workloads if one.name in tried_on}
+    _draw_compared(compared, folder / "simulation.png")
+    _draw_settings(settings, folder / "simulation-settings.png")
+    parts = [_text(), *(_compared_table(workload, compared[workload.name]) for workload in workloads)]
+    parts += [_settings_text(), *(_settings_table(name, found) for name, found in settings.items())]
+    costs = shards.from_results(folder / ("operator-quick.json" if quick else "operator.json"))
+    if costs is not None:
+        parts.append(_shards_text(costs))
+        _draw_shards(costs, folder / "simulation-shards.png")
+    return Report(
+        "simulation",
+        "Autoscalers, simulated",
+        report.surroundings({}),
+        [_row(workload, compared[workload.name]) for workload in workloads],
+        "KEDA with a HorizontalPodAutoscaler",
+        "\n\n".join(parts),
+        {
+            "compared": {
+                name: {who: asdict(found[0]) for who, found in outcomes.items()}
+                for name, outcomes in compared.items()
+            },
+            "settings": {
+                name: {setting: asdict(found) for setting, found in many.items()}
+                for name, many in settings.items()
+            },
+            "unit_costs": None if costs is None else asdict(costs),
+        },
+    )
+
+
+# -- beside KEDA -------------------------------------------------------------------------------------
+
+
+def _row(workload: Workload, outcomes: Outcomes) -> Row:
+    ours = outcomes[OURS][0]
+    peers = "; ".join(f"{name}: {_words(outcomes[name][0])}" for name in (DEFAULTS, FAST))
+    return Row(f"{workload.name}: {workload.what}", _words(ours), "", None, peers, load=0.0)
+
+
+def _words(found: Summary) -> str:
+    return (
+        f"wait p50 {found.wait_p50:.1f} s, p99 {found.wait_p99:.0f} s; {found.replica_hours:.1f} replica-hours; "
+        f"{found.writes} writes; {found.interrupted} busy workers told to stop"
+    )
+
+
+def _text() -> str:
+    return f"""\
+![Replicas and backlog age over the same time](simulation.png)
+
+## How it is simulated
+
+One queue, workers with one slot each that start in {START_SECONDS:g} s, and a clock that jumps from event to event.
+For the operator the real `decide` is asked, when the operator asks it: at the ring of an idle queue, then twice a
+second. Settings are the defaults; `messagesPerReplica` is the same for all. KEDA and the HorizontalPodAutoscaler
+are a model ([hack/bench/simulation/keda.py](../../hack/bench/simulation/keda.py)): polling each 30 s or each second, cooldown 300 s,
+sync each 15 s, tolerance 0.1, at most the double or 4 in one step, 300 s of stabilization inward. It is kind to them:
+their count of messages is exact, fresh, and includes those in handlers. A job that is still in its handler 30 s after
+its pod was told to stop is killed and begins again. Nothing here depends on the machine or its load."""
+
+
+def _compared_table(workload: Workload, outcomes: Outcomes) -> str:
+    head = ["", "wait p50", "p99", "longest", "mean backlog age", "replica-hours", "used", "writes"]
+    head += ["busy told to stop", "jobs begun again"]
+    body = []
+    for name, (found, _) in outcomes.items():
+        seconds = (found.wait_p50, found.wait_p99, found.wait_max, found.age_mean)
+        line = [name, *(f"{value:.1f} s" for value in seconds), f"{found.replica_hours:.1f}"]
+        line += [f"{found.utilization:.0%}", str(found.writes), str(found.interrupted), str(found.repeated)]
+        body.append(line)
+    title = f"{workload.name[0].upper()}{workload.name[1:]}"
+    return (
+        f"## {title}\n\n{len(workload.jobs):,} messages: {workload.what}; messagesPerReplica "
+        f"{workload.messages_per_replica}, maxReplicas {workload.max_replicas}.\n\n{report.grid(head, body)}"
+    )
+
+
+def _draw_compared(compared: dict[str, Outcomes], file: Path) -> None:
+    panels = []
+    for name, begin, end in PLOTTED:
+        counts = [
+            Series(who, *_between(outcome.counts, begin, end), colors=[COLORS[who]])
+            for who, (_, outcome) in reversed(compared[name].items())
+        ]
+        ages = [
+            Series(who, *_ages(outcome, begin, end), colors=[COLORS[who]])
+            for who, (_, outcome) in reversed(compared[name].items())
+        ]
+        panels += [
+            Panel(f"{name}: replicas", "steps", counts, "minutes", "replicas"),
+            Panel(f"{name}: age of the oldest waiting message", "lines", ages, "minutes", "seconds"),
+        ]
+    draw(Plot("What each autoscaler does with the same messages", panels, size=(6.5, 3.2)), file)
+
+
+def _between(steps: list[tuple[float, int]], begin: float, end: float) -> tuple[list[float], list[float]]:
+    before = [count for at, count in steps if at <= begin]
+    chosen = [
+        (begin, before[-1] if before else 0),
+        *((at, count) for at, count in steps if begin < at < end),
+    ]
+    chosen.append((end, chosen[-1][1]))
+    return [at / 60 for at, _ in chosen], [float(count) for _, count in chosen]
+
+
+def _ages(outcome: Outcome, begin: float, end: float, points: int = 600) -> tuple[list[float], list[float]]:
+    """The highest age in each of so many parts of the time: an age grows until its message is taken."""
+    width = (end - begin) / points
+    highest = [0.0] * points
+    for (at, published), (until, _) in zip(outcome.oldest, outcome.oldest[1:], strict=False):
+        if published is None or until < begin or at >= end:
+            continue
+        for number in range(
+            max(0, int((at - begin) / width)), min(points - 1, int((until - begin) / width)) + 1
+        ):
+            moment = min(until, begin + (number + 1) * width)
+            highest[number] = max(highest[number], moment - published)
+    return [(begin + (number + 0.5) * width) / 60 for number in range(points)], highest
+
+
+# -- settings ----------------------------------------------------------------------------------------
+
+
+def _settings(workload: Workload) -> dict[str, Summary]:
+    tried = [
+        *((f"scaleInDelaySeconds {delay}", {"scaleInDelaySeconds": delay}) for delay in DELAYS),
+        *((f"messagesPerReplica {target}", {"messagesPerReplica": target}) for target in TARGETS),
+        *((f"targetDrainSeconds {drain}", {"targetDrainSeconds": drain}) for drain in DRAINS),
+    ]
+    return {name: simulate(workload, Operator(workload, **scaling))[0] for name, scaling in tried}
+
+
+def _settings_text() -> str:
+    return """\
+## What the settings do
+
+![Replica-hours and backlog age for each setting](simulation-settings.png)
+
+Each setting alone, all others at their defaults (`scaleInDelaySeconds` 60) and as above. A longer delay costs
+replicas and saves writes; it does little for the waiting. 60 s is where most of the writes are saved already and
+little is paid: 300 s costs up to four times the replica-hours. `messagesPerReplica` trades replicas for waiting, and
+says most where handlers take long: then it should be small. `targetDrainSeconds` asks for no such choice where
+handlers take about the same time each; on a heavy tail, where the mean of a minute says little, messages wait longer
+with it."""
+
+
+def _settings_table(name: str, found: dict[str, Summary]) -> str:
+    head = [name, "wait p50", "p99", "mean backlog age", "replica-hours", "used", "writes"]
+    body = [
+        [
+            setting,
+            f"{one.wait_p50:.1f} s",
+            f"{one.wait_p99:.1f} s",
+            f"{one.age_mean:.1f} s",
+            f"{one.replica_hours:.1f}",
+            f"{one.utilization:.0%}",
+            str(one.writes),
+        ]
+        for setting, one in found.items()
+    ]
+    return report.grid(head, body)
+
+
+def _draw_settings(settings: dict[str, dict[str, Summary]], file: Path) -> None:
+    panels = []
+    for name, found in settings.items():
+        series = [
+            _curve(label, {key.split()[1]: one for key, one in found.items() if key.startswith(label)}, color)
+            for label, color in (("scaleInDelaySeconds", 0), ("messagesPerReplica", 4))
+        ]
+        panels.append(Panel(name, "points", series, "replica-hours", "mean backlog age (s)"))
+    caption = "Numbers beside the points: the setting. To the left is cheaper, lower is faster."
+    draw(Plot("What two settings do", panels, size=(5.5, 3.4), caption=caption), file)
+
+
+def _curve(label: str, found: dict[str, Summary], color: int) -> Series:
+    many = found.values()
+    x, y = [one.replica_hours for one in many], [one.age_mean for one in many]
+    return Series(label, x=x, y=y, texts=list(found), colors=[color])
+
+
+# -- very many queues --------------------------------------------------------------------------------
+
+
+def _shards_text(costs: shards.UnitCosts) -> str:
+    parts = [
+        f"""\
+## {shards.QUEUES:,} queues
+
+One operator takes, as [measured](operator.md): {costs.base_mib:.0f} MiB and {costs.queue_kib:.0f} KiB for each
+WorkQueue; at rest {costs.base_cores:.4f} core and {costs.queue_cores * 1e6:.1f} millionths of a core for each
+WorkQueue; {costs.restart_seconds * 1000:.1f} ms for each WorkQueue after a restart; for a wake with the scale-in
+after it {costs.wake_processor_seconds * 1000:.1f} ms of processor time. An operator fits when it needs at most
+{shards.MEMORY_MIB} MiB and {shards.HEADROOM:g} core, and has hung all bells {shards.RESTART_SECONDS:.0f} s after a
+restart. Wakes come at random times and wait for each other in one operator. How queues are shared out is said in
+[ADR 5](../adr/0005-shards.md).
+
+![Wake latency and memory by the number of operators](simulation-shards.png)"""
+    ]
+    head = [
+        "operators",
+        "WorkQueues each",
+        "memory",
+        "processor",
+        "restart to all bells",
+        "wake p50",
+        "wake p99",
+    ]
+    for rate in WAKES_PER_SECOND:
+        body = []
+        for count in OPERATORS:
+            plan = shards.plan(costs, count, rate)
+            line = [
+                f"{count}{' (fits)' if plan.fits else ''}",
+                f"{plan.queues:,}",
+                f"{plan.memory_mib:,.0f} MiB",
+            ]
+            line += [f"{plan.cores:.2f} core", f"{plan.restart_seconds:.0f} s"]
+            line += [f"{seconds * 1000:.0f} ms" for seconds in (plan.wake_p50, plan.wake_p99)]
+            body.append(line)
+        parts.append(f"{rate:.0f} wakes a second, of all queues together:\n\n{report.grid(head, body)}")
+    return "\n\n".join(parts)
+
+
+def _draw_shards(costs: shards.UnitCosts, file: Path) -> None:
+    def series(value: Callable[[shards.Plan], float], rate: float, color: int) -> Series:
+        plans = [shards.plan(costs, count, rate) for count in OPERATORS]
+        values = {plan.operators: value(plan) for plan in plans}
+        finite = {count: number for count, number in values.items() if number < float("inf")}
+        return Series(f"{rate:.0f} wakes/s", x=list(finite), y=list(finite.values()), colors=[color])
+
+    colors = (0, 4)
+    panels = [
+        Panel(
+            "wake p99",
+            "points",
+            [
+                series(lambda plan: plan.wake_p99 * 1000, rate, color)
+                for rate, color in zip(WAKES_PER_SECOND, colors, strict=True)
+            ],
+            "operators",
+            "ms",
+            x_log=True,
+            y_log=True,
+            limit=50.0,
+        ),
+        Panel(
+            "memory of each",
+            "points",
+            [series(lambda plan: plan.memory_mib, WAKES_PER_SECOND[0], 0)],
+            "operators",
+            "MiB",
+            x_log=True,
+            y_log=True,
+            limit=float(shards.MEMORY_MIB),
+        ),
+        Panel(
+            "restart to all bells hung",
+            "points",
+            [series(lambda plan: plan.restart_seconds, WAKES_PER_SECOND[0], 0)],
+            "operators",
+            "s",
+            x_log=True,
+            y_log=True,
+            limit=shards.RESTART_SECONDS,
+        ),
+    ]
+    title = f"{shards.QUEUES:,} queues by the number of operators"
+    draw(Plot(title, panels, columns=3, size=(4.0, 3.2)), file)

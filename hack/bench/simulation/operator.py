@@ -1,0 +1,96 @@
+"""The operator in the simulation: the real `decide`, asked when the operator asks it.
+
+Place in the flow: an autoscaler for `world`. What is around `decide` is modelled: the bell of an idle queue, the
+sweep twice a second while there are workers, idle workers that agree to leave.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final
+
+from hack.bench.simulation.jobs import Workload
+from hack.bench.simulation.world import State, World
+from workqueue_operator.api.reasons import Reason, Unknown
+from workqueue_operator.api.workqueue import WorkQueueSpec
+from workqueue_operator.config import Config
+from workqueue_operator.scaling.decide import Depth, Hold, Load, Observation, Retire, ScaleOut, Window, decide
+from workqueue_operator.scaling.decide import Workload as Deployment
+
+RING_TO_WRITTEN_SECONDS: Final = 0.009
+"""The median that is measured from publishing one message at 0 replicas to the new count."""
+
+SWEEP_SECONDS: Final = Config().sweep_seconds
+LOAD_SECONDS: Final = 60.0
+"""Workers tell their handler times and arrivals over the last minute."""
+
+
+class Operator:
+    """Scales one queue.
+
+    Args:
+        scaling: further fields of spec.scaling, such as `scaleInDelaySeconds`; the rest are the defaults.
+    """
+
+    def __init__(self, workload: Workload, **scaling: Any) -> None:
+        if "targetDrainSeconds" not in scaling:
+            scaling.setdefault("messagesPerReplica", workload.messages_per_replica)
+        self._spec = WorkQueueSpec.model_validate(
+            {
+                "connectionSecretRef": {"name": "rabbitmq"},
+                "worker": {"image": "simulated", "handler": {"python": "simulated:handler"}},
+                "scaling": {"maxReplicas": workload.max_replicas, **scaling},
+            }
+        )
+        self._drains = "targetDrainSeconds" in scaling
+        self._window = Window(0.0)
+        self._arrivals: deque[float] = deque()
+        self._sweeping = False
+
+    def start(self, world: World) -> None:
+        """Nothing runs: the bell hangs."""
+        self._world = world
+
+    def published(self) -> None:
+        """The bell rings when no workers are there."""
+        self._arrivals.append(self._world.now)
+        if not self._sweeping:
+            self._sweeping = True
+            self._world.later(RING_TO_WRITTEN_SECONDS, self._sweep)
+
+    def _sweep(self) -> None:
+        self._look()
+        if self._world.replicas or self._world.waiting:
+            self._world.later(SWEEP_SECONDS, self._sweep)
+        else:
+            self._sweeping = False
+
+    def _look(self) -> None:
+        world = self._world
+        staying = world.staying
+        depth = Depth(
+            len(world.waiting), world.in_handlers, sum(pod.state is not State.STARTING for pod in staying)
+        )
+        settling = any(pod.state is State.STARTING for pod in staying)
+        unsettled = Unknown(Reason.PODS_SETTLING, "Pods are starting.") if settling else None
+        load = self._load() if self._drains else Load()
+        seen = Observation(Deployment(world.replicas, unsettled=unsettled), depth, load=load)
+        decision, self._window = decide(self._spec, seen, self._window, world.now)
+        match decision:
+            case ScaleOut(replicas=replicas):
+                world.scale(replicas)
+            case Retire(replicas=replicas):
+                idle = [pod for pod in staying if pod.state is State.IDLE]
+                leaving = idle[: world.replicas - replicas]
+                world.scale(world.replicas - len(leaving), leaving)
+            case Hold():
+                pass
+
+    def _load(self) -> Load:
+        world, since = self._world, self._world.now - LOAD_SECONDS
+        while self._arrivals and self._arrivals[0] < since:
+            self._arrivals.popleft()
+        while world.handled and world.handled[0][0] < since:
+            world.handled.popleft()
+        handled = [seconds for _, seconds in world.handled]
+        return Load(sum(handled) / len(handled) if handled else None, len(self._arrivals) / LOAD_SECONDS)

@@ -1,0 +1,168 @@
+"""Everything in this repository that is made from something else: `python -m hack.generate`.
+
+With `--check` nothing is written: the command fails and names each file that differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from hack.cluster import toolchain
+from hack.generate import conditions, dashboard, metrics, reference, values
+from workqueue import __version__
+from workqueue_operator.api import crd
+
+ROOT: Final = Path(__file__).parents[2]
+CHART: Final = ROOT / "charts" / "workqueue-operator"
+COMMAND: Final = "python -m hack.generate"
+NAMESPACE: Final = "workqueue-system"
+"""Where the plain install puts the operator."""
+
+_TABLE: Final = re.compile(r"(?<=<!-- values: generated -->\n).*(?=<!-- end of values -->)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A generated file and how its text is made."""
+
+    path: Path
+    text: Callable[[], str]
+
+    @property
+    def name(self) -> str:
+        """Its path for people."""
+        return str(self.path.relative_to(ROOT))
+
+    @property
+    def current(self) -> str:
+        """What it holds now; nothing when it does not exist."""
+        return self.path.read_text() if self.path.exists() else ""
+
+    def write(self) -> None:
+        """Bring the file up to date."""
+        text = self.text()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(text)
+
+    def difference(self) -> str:
+        """What would change; empty when the file is up to date."""
+        before, after = self.current.splitlines(), self.text().splitlines()
+        return "\n".join(
+            difflib.unified_diff(before, after, self.name, f"{self.name} (generated)", n=1, lineterm="")
+        )
+
+
+def chart_yaml() -> str:
+    """Chart.yaml with the version of the project, which stands in one place only."""
+    text = (CHART / "Chart.yaml").read_text()
+    text = re.sub(r"(?m)^version: .*$", f"version: {__version__}", text)
+    return re.sub(r"(?m)^appVersion: .*$", f'appVersion: "{__version__}"', text)
+
+
+def chart_crd() -> str:
+    """The CRD as a template: people choose whether the chart brings it, and whether it stays behind."""
+    head, metadata, rest = crd.text().partition(f"  name: {crd.crd()['metadata']['name']}\n")
+    return (
+        "{{- if .Values.crds.enabled }}\n"
+        f"{head}{metadata}"
+        "  labels:\n"
+        '    {{- include "workqueue-operator.labels" . | nindent 4 }}\n'
+        "  {{- if .Values.crds.keep }}\n"
+        "  annotations:\n"
+        "    helm.sh/resource-policy: keep\n"
+        "  {{- end }}\n"
+        f"{rest}"
+        "{{- end }}\n"
+    )
+
+
+def chart_values() -> tuple[values.Value, ...]:
+    """The values of the chart."""
+    return values.read((CHART / "values.yaml").read_text())
+
+
+def values_schema() -> str:
+    """What helm checks values against."""
+    return json.dumps(values.schema(chart_values()), indent=2) + "\n"
+
+
+def chart_readme() -> str:
+    """The chart's README with its table of values."""
+    text = (CHART / "README.md").read_text()
+    return _TABLE.sub(lambda _: f"\n{values.table(chart_values())}\n", text)
+
+
+def install() -> str:
+    """Everything in one file, for people who do not use helm."""
+    options = ("--namespace", NAMESPACE, "--set", "crds.keep=false", "--skip-tests")
+    command: list[str | Path] = [toolchain.helm(), "template", "workqueue-operator", CHART, *options]
+    rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    objects = [loaded for loaded in yaml.safe_load_all(rendered) if loaded]
+    # helm's own order and comments differ from version to version.
+    objects.sort(
+        key=lambda made: (made["kind"] != "CustomResourceDefinition", made["kind"], made["metadata"]["name"])
+    )
+    for made in objects:
+        for labels in (made["metadata"]["labels"], _pod_labels(made)):
+            for of_helm in ("helm.sh/chart", "app.kubernetes.io/managed-by"):
+                labels.pop(of_helm, None)
+    namespace = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+    }
+    head = f"# Generated from charts/workqueue-operator by `{COMMAND}`: do not edit.\n"
+    return head + "---\n".join(crd.to_yaml(made) for made in (namespace, *objects))
+
+
+def _place(made: dict[str, Any]) -> tuple[bool, str, str]:
+    return made["kind"] != "CustomResourceDefinition", made["kind"], made["metadata"]["name"]
+
+
+def _pod_labels(made: dict[str, Any]) -> dict[str, str]:
+    labels: dict[str, str] = made.get("spec", {}).get("template", {}).get("metadata", {}).get("labels", {})
+    return labels
+
+
+FILES: Final = (
+    Generated(ROOT / "manifests" / "crd" / "workqueues.yaml", crd.text),
+    Generated(ROOT / "docs" / "reference.md", reference.page),
+    Generated(ROOT / "docs" / "conditions.md", conditions.page),
+    Generated(ROOT / "docs" / "metrics.md", metrics.page),
+    Generated(CHART / "files" / "dashboard.json", dashboard.text),
+    Generated(CHART / "Chart.yaml", chart_yaml),
+    Generated(CHART / "values.schema.json", values_schema),
+    Generated(CHART / "README.md", chart_readme),
+    Generated(CHART / "templates" / "crd.yaml", chart_crd),
+    Generated(ROOT / "manifests" / "install.yaml", install),
+)
+"""In the order of making: later ones are made from earlier ones."""
+
+
+def main() -> int:
+    """Write the files, or compare them."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of date")
+    if not parser.parse_args().check:
+        for file in FILES:
+            file.write()
+        return 0
+    stale = [(file.name, difference) for file in FILES if (difference := file.difference())]
+    for name, difference in stale:
+        print(f"{difference}\n\n{name} is out of date: run `{COMMAND}`.\n", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The container image: build, audit, bill of materials."""

@@ -1,0 +1,208 @@
+"""Builds the project's image from its Dockerfile, and brings it into the local cluster.
+
+    python -m hack.image [--tag workqueue-operator:dev] [--load]
+
+A docker engine builds it where one answers, else buildah does, on a base image of our own where no registry
+can be reached. pip inside the build is configured as pip is on this machine. An image is named by what it is
+made from, so that nothing is built, and nothing is loaded, a second time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from hack.cluster import images, lifecycle, packages
+from hack.cluster.commands import run, run_with_lines
+from hack.cluster.console import say, step
+from hack.cluster.errors import ClusterError
+from hack.cluster.images import Archive
+from hack.cluster.instance import Instance
+from hack.cluster.locks import locked
+from hack.cluster.rootfs import cache_folder
+
+CHECKOUT: Final = Path(__file__).parents[2]
+DIGITS: Final = 16
+DEFAULT_TAG: Final = "workqueue-operator:dev"
+PUBLIC_BASE: Final = "docker.io/library/python:3.13-slim"
+CERTIFICATES: Final = Path("/etc/ssl/certs")
+PIP_CONFIGURATION: Final = "/etc/pip.conf"
+VERSION_FILE: Final = CHECKOUT / "worker/workqueue/__init__.py"
+
+
+def build(tag: str = DEFAULT_TAG) -> Archive:
+    """The archive of the image that this checkout makes now, from the cache if it was made before.
+
+    Raises:
+        ClusterError: the build failed.
+    """
+    name = full_name(tag)
+    folder = cache_folder() / "images"
+    slug = re.sub("[^a-z0-9]+", "-", name)
+    with (
+        locked(folder / f".{slug}.lock", f"Another process builds {tag}; waiting for it."),
+        tempfile.TemporaryDirectory(prefix="workqueue-image-") as context,
+    ):
+        # A copy, so that what is edited meanwhile is not built under the name of what was there before.
+        file = folder / f"{slug}-{copy_sources(Path(context))}.tar"
+        if file.exists():
+            say(f"The image {tag} is already built from these sources.")
+        else:
+            _build(name, Path(context), file)
+            for older in folder.glob(f"{slug}-{'?' * DIGITS}.tar"):
+                if older != file:
+                    older.unlink()
+    return Archive(name, file)
+
+
+def full_name(tag: str) -> str:
+    """An image's name as Kubernetes completes it: `a:1` is docker.io/library/a:1."""
+    first, slash, _ = tag.partition("/")
+    if slash and (first == "localhost" or "." in first or ":" in first):
+        return tag
+    return f"docker.io/{tag}" if slash else f"docker.io/library/{tag}"
+
+
+def copy_sources(context: Path) -> str:
+    """Copy all that goes into the image to a folder; the name of that content, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for file in sources():
+        name = file.relative_to(CHECKOUT)
+        content = file.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+        copy = context / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content)
+        shutil.copystat(file, copy)
+    return digest.hexdigest()[:DIGITS]
+
+
+def sources() -> Iterator[Path]:
+    """The files that the build sees: .dockerignore lists what is not ignored."""
+    ignore = CHECKOUT / ".dockerignore"
+    yield CHECKOUT / "Dockerfile"
+    yield ignore
+    for line in ignore.read_text().splitlines():
+        if line.startswith("!"):
+            path = CHECKOUT / line[1:]
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            yield from (file for file in files if file.is_file() and "__pycache__" not in file.parts)
+
+
+def _build(name: str, context: Path, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if _docker_answers():
+        with step(f"building {name} with docker", "about 1 minute, later less") as current:
+
+            def show(line: str) -> None:
+                current.detail = line[:60]
+
+            command = ["docker", "build", "--network=host", *_arguments(), "--tag", name, str(context)]
+            run_with_lines(command, doing=f"Building {name}", on_line=show)
+            unfinished = file.with_suffix(".unfinished")
+            run(["docker", "save", "--output", unfinished, name], doing=f"Saving {name}")
+            unfinished.rename(file)
+        return
+    if os.geteuid() != 0:
+        raise ClusterError("Without a docker engine the image is built by buildah, which needs root here.")
+    packages.install()
+    base = _base()
+    with step(f"building {name} with buildah", "about 30 s, later about 10 s"):
+        images.buildah(
+            *("build", "--isolation=chroot", "--network=host", "--layers", "--quiet"),
+            *(f"--build-arg=BASE_IMAGE={base}", *_arguments(), *_volumes()),
+            *("--tag", name, context),
+            doing=f"Building {name}",
+        )
+        images.save(name, file)
+
+
+def _docker_answers() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    try:
+        asked = subprocess.run(["docker", "version"], capture_output=True, timeout=10, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return asked.returncode == 0
+
+
+def _base() -> str:
+    """The base image: the public one, or our own where it cannot be pulled."""
+    if not images.is_in_store(images.BASE_IMAGE) and images.pull(PUBLIC_BASE):
+        return PUBLIC_BASE
+    archive = images.base()
+    if not images.is_in_store(archive.name):
+        images.buildah("pull", "--quiet", f"docker-archive:{archive.file}", doing="Reading the base image")
+    return archive.name
+
+
+def _arguments() -> list[str]:
+    version = re.search(r'^__version__ = "(.+)"', VERSION_FILE.read_text(), re.MULTILINE)
+    arguments = [f"--build-arg=VERSION={version[1]}"] if version else []
+    try:
+        revision = run(["git", "rev-parse", "HEAD"], doing="Asking git", folder=CHECKOUT).strip()
+    except ClusterError:
+        return arguments
+    return [*arguments, f"--build-arg=REVISION={revision}"]
+
+
+def _volumes() -> list[str]:
+    """What pip needs to reach the package index as it does here, there only while the image is built."""
+    configuration = cache_folder() / "pip.conf"
+    settings = _pip_settings()
+    configuration.write_text(
+        "".join(
+            f"[{section}]\n" + "".join(f"{key} = {value}\n" for key, value in values.items())
+            for section, values in settings.items()
+        )
+    )
+    volumes = {PIP_CONFIGURATION: configuration, str(CERTIFICATES): CERTIFICATES}
+    words = " ".join(value for values in settings.values() for value in values.values()).split()
+    for path in (Path(word) for word in words if word.startswith("/")):
+        if path.exists() and not path.is_relative_to(CERTIFICATES):
+            volumes[str(path)] = path
+    return [f"--volume={source}:{target}:ro" for target, source in volumes.items() if source.exists()]
+
+
+def _pip_settings() -> dict[str, dict[str, str]]:
+    """pip's configuration files and PIP_ variables on this machine, by section; the variables win."""
+    listed = run([sys.executable, "-m", "pip", "config", "list"], doing="Reading pip's configuration")
+    settings: dict[str, dict[str, str]] = {}
+    variables: dict[str, str] = {}
+    for section, key, value in re.findall(r"^([^.]+)\.([^=]+)='(.*)'$", listed, re.MULTILINE):
+        (variables if section == ":env:" else settings.setdefault(section, {}))[key] = value
+    settings.setdefault("global", {}).update(variables)
+    return settings
+
+
+def main() -> int:
+    """Build, and load if that is asked for."""
+    parser = argparse.ArgumentParser(prog="python -m hack.image", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--tag", default=DEFAULT_TAG, help="the image's name (default: %(default)s)")
+    parser.add_argument("--load", action="store_true", help="bring it into the local cluster")
+    arguments = parser.parse_args()
+    try:
+        archive = build(arguments.tag)
+        if arguments.load:
+            lifecycle.load_once(Instance.from_environment(), archive)
+    except ClusterError as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

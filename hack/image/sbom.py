@@ -1,0 +1,33 @@
+"""A bill of materials of what the image has, in CycloneDX's format: `make sbom`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from workqueue import __version__
+
+ROOT: Final = Path(__file__).parents[2]
+FILE: Final = ROOT / "build/sbom.cdx.json"
+
+
+def main() -> None:
+    """Write it."""
+    FILE.parent.mkdir(exist_ok=True)
+    command = [
+        *(sys.executable, "-W", "ignore", "-m", "cyclonedx_py", "requirements", "requirements.lock"),
+        *("--output-reproducible", "--pyproject", "pyproject.toml", "--output-file", str(FILE)),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True)
+    bill = json.loads(FILE.read_text())
+    # The version is not in pyproject.toml, but in the code.
+    bill["metadata"]["component"]["version"] = __version__
+    FILE.write_text(json.dumps(bill, indent=2) + "\n")
+    print(f"{FILE.relative_to(ROOT)}: {len(bill['components'])} packages")
+
+
+if __name__ == "__main__":
+    main()

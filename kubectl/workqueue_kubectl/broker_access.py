@@ -1,0 +1,150 @@
+"""From here to the RabbitMQ of a WorkQueue, with the credentials of its Secret.
+
+Place in the flow: `send` and `dead` run inside of it. A Secret names the broker as the workers reach it. Where
+that is a Service or a pod of the cluster, `kubectl port-forward` leads there; any other host is asked for
+directly, or through a pod that reaches it. The name in the certificate is verified in any case.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+from workqueue.contract.binding import Binding
+from workqueue.errors import UnreachableError
+from workqueue_kubectl.cluster import Cluster
+from workqueue_kubectl.errors import KubectlFailed, NotFound, PluginError
+from workqueue_kubectl.kubectl import Kubectl
+from workqueue_operator.api.workqueue import WorkQueue
+
+_SERVICE: Final = 2
+_POD_OF_A_SERVICE: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """A broker that runs in the cluster.
+
+    Attributes:
+        target: service/NAME or pod/NAME, as kubectl port-forward takes it.
+    """
+
+    namespace: str
+    target: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--direct`, `--forward` and `--through`."""
+    group = parser.add_argument_group(
+        "how to reach RabbitMQ (default: port-forward to a Service of the cluster, else directly)"
+    ).add_mutually_exclusive_group()
+    group.add_argument("--direct", action="store_true", help="connect to the host in the Secret from here")
+    group.add_argument(
+        "--forward",
+        metavar="NAMESPACE/NAME",
+        type=_place,
+        help="port-forward to this Service, whatever the host is",
+    )
+    group.add_argument(
+        "--through", metavar="POD", help="connect from this pod, which has Python, such as a worker"
+    )
+
+
+@contextmanager
+def reached(
+    cluster: Cluster, workqueue: WorkQueue, arguments: argparse.Namespace
+) -> Iterator[Callable[[], Binding]]:
+    """A binding that works from here, while the context lasts.
+
+    Raises:
+        PluginError: Secret or broker cannot be reached; the sentence says how it was tried.
+        BindingError: the Secret's keys are not enough.
+    """
+    binding = cluster.binding(workqueue)
+    host, port = binding.addresses[0]
+    kubectl, namespace = cluster.kubectl, workqueue.metadata.namespace
+    inside = None if arguments.direct or arguments.through else _inside(kubectl, host, namespace, arguments)
+    try:
+        if arguments.through:
+            how = f"from the pod {arguments.through}"
+            with kubectl.relayed(namespace, arguments.through, host, port) as local:
+                yield _at(binding, host, local)
+        elif inside is not None:
+            how = f"by kubectl port-forward to {inside.target} in the namespace {inside.namespace}"
+            with _forwarded(kubectl, inside, port) as local:
+                yield _at(binding, host, local)
+        else:
+            how = "from here"
+            yield lambda: binding
+    except UnreachableError as error:
+        advice = (
+            " If only the cluster can reach it, --through POD goes through a pod, such as a worker."
+            if how == "from here"
+            else ""
+        )
+        raise PluginError(f"{error} {host}:{port} was tried {how}.{advice}") from error
+
+
+def candidates(host: str, namespace: str) -> Inside | None:
+    """What a host name is in the cluster, if it is anything there: by the rules of the cluster's DNS.
+
+    Args:
+        namespace: where short names are looked up.
+    """
+    words = host.rstrip(".").split(".")
+    if ":" in host:
+        return None
+    if "svc" in words[1:]:
+        words = words[: words.index("svc", 1)]
+    elif len(words) > _SERVICE:
+        return None
+    if len(words) == _POD_OF_A_SERVICE:
+        return Inside(words[2], f"pod/{words[0]}")
+    return Inside(words[1] if len(words) == _SERVICE else namespace, f"service/{words[0]}")
+
+
+def _inside(kubectl: Kubectl, host: str, namespace: str, arguments: argparse.Namespace) -> Inside | None:
+    if arguments.forward is not None:
+        place: Inside = arguments.forward
+        return place
+    found = candidates(host, namespace)
+    if found is None or not found.target.startswith("service/"):
+        return found
+    try:
+        service = kubectl.get(
+            f"/api/v1/namespaces/{found.namespace}/services/{found.target.partition('/')[2]}"
+        )
+    except NotFound:
+        return None
+    except KubectlFailed:
+        return found  # whoever may not look may still be allowed to forward
+    return found if service["spec"].get("type") != "ExternalName" else None
+
+
+@contextmanager
+def _forwarded(kubectl: Kubectl, inside: Inside, port: int) -> Iterator[int]:
+    try:
+        with kubectl.forwarded(inside.namespace, inside.target, port) as local:
+            yield local
+    except KubectlFailed as error:
+        raise PluginError(
+            f"kubectl port-forward to {inside.target} in the namespace {inside.namespace} failed: {error} Without the"
+            " right to it, --through POD goes through a pod of your own, such as a worker."
+        ) from error
+
+
+def _at(binding: Binding, host: str, port: int) -> Callable[[], Binding]:
+    """The same broker at a local port; its certificate still has to bear its own name."""
+    tls = binding.tls and replace(binding.tls, server_name=host)
+    local = replace(binding, addresses=(("127.0.0.1", port),), tls=tls)
+    return lambda: local
+
+
+def _place(text: str) -> Inside:
+    namespace, slash, name = text.partition("/")
+    if not slash or not namespace or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE/NAME of a Service")
+    return Inside(namespace, f"service/{name}")

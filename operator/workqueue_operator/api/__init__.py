@@ -1,0 +1,1 @@
+"""The WorkQueue resource: its model, its CRD and its condition reasons. Pure."""

@@ -1,0 +1,191 @@
+"""The CustomResourceDefinition, made from the model: `python -m workqueue_operator.api.crd` prints it.
+
+Place in the flow: used when files are generated, never by the running operator. The JSON schema that
+pydantic writes is lowered to the structural form that Kubernetes accepts: no references, no `null` branches,
+no titles. Pure but for `main`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import yaml
+
+from workqueue_operator import names
+from workqueue_operator.api.cel import VALIDATIONS, JsonSchema
+from workqueue_operator.api.reasons import ADVICE, ConditionType, Reason
+from workqueue_operator.api.workqueue import UNKNOWN_COUNT, Columns, WorkQueue
+
+HEADER: Final = "# Generated from operator/workqueue_operator/api/workqueue.py by `python -m hack.generate`: do not edit.\n"
+
+_DROPPED: Final = frozenset({"title", "$defs"})
+_INT32: Final = 2**31 - 1
+
+
+def crd() -> JsonSchema:
+    """The whole CustomResourceDefinition as Kubernetes takes it."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{names.PLURAL}.{names.GROUP}"},
+        "spec": {
+            "group": names.GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": names.KIND,
+                "listKind": f"{names.KIND}List",
+                "plural": names.PLURAL,
+                "singular": names.SINGULAR,
+                "shortNames": [names.SHORT_NAME],
+            },
+            "versions": [
+                {
+                    "name": names.VERSION,
+                    "served": True,
+                    "storage": True,
+                    "schema": {"openAPIV3Schema": schema()},
+                    "subresources": {
+                        "status": {},
+                        "scale": {
+                            "specReplicasPath": ".spec.replicas",
+                            "statusReplicasPath": ".status.replicas",
+                            "labelSelectorPath": ".status.selector",
+                        },
+                    },
+                    "additionalPrinterColumns": _printer_columns(),
+                }
+            ],
+        },
+    }
+
+
+def schema() -> JsonSchema:
+    """The structural OpenAPI schema of a WorkQueue."""
+    written = WorkQueue.model_json_schema(by_alias=True)
+    lowered = _lower(written, written["$defs"])
+    properties = lowered["properties"]
+    return {
+        **lowered,
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "description": f"{names.API_VERSION}."},
+            "kind": {"type": "string", "description": f"{names.KIND}."},
+            "metadata": {"type": "object"},
+            "spec": properties["spec"],
+            "status": {**properties["status"], "default": _not_looked_at()},
+        },
+    }
+
+
+def _not_looked_at() -> JsonSchema:
+    """Return the status of a WorkQueue that no operator has seen yet.
+
+    Without a condition, tools that wait for resources (kstatus, with which Flux does) take it for ready at once.
+    """
+    condition = {
+        "type": ConditionType.READY.value,
+        "status": "Unknown",
+        "reason": Reason.AWAITING_OPERATOR.value,
+        "message": ADVICE[Reason.AWAITING_OPERATOR],
+    }
+    columns = dict.fromkeys(Columns.model_fields, UNKNOWN_COUNT)
+    return {"conditions": [condition], "workers": UNKNOWN_COUNT, "columns": columns}
+
+
+def text() -> str:
+    """The CustomResourceDefinition as YAML."""
+    return HEADER + to_yaml(crd())
+
+
+def to_yaml(document: Mapping[str, Any]) -> str:
+    """Plain YAML in the given order, without anchors."""
+    return yaml.dump(document, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Plain(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the base class names it
+        return True
+
+
+def _lower(node: JsonSchema, definitions: Mapping[str, JsonSchema]) -> JsonSchema:
+    """Lower one schema and all below it. Rules of a referenced type and of the field are both kept."""
+    node = _flat(node, definitions)
+    lowered: JsonSchema = {}
+    for key, value in node.items():
+        if key in _DROPPED or (key == "default" and value in (None, [])):
+            continue
+        if key == "properties":
+            lowered[key] = {name: _lower(part, definitions) for name, part in value.items()}
+        elif key in {"items", "additionalProperties"}:
+            lowered[key] = _lower(value, definitions)
+        elif key == VALIDATIONS:
+            lowered[key] = [_in_order(rule, ("rule", "message", "fieldPath")) for rule in value]
+        elif key == "description":
+            lowered[key] = " ".join(value.split())
+        else:
+            lowered[key] = value
+    if lowered.get("default") == {}:
+        # The API server checks a default against the rules before it fills in the defaults inside of it.
+        parts = lowered["properties"].items()
+        lowered["default"] = {name: part["default"] for name, part in parts if "default" in part}
+    if lowered.get("type") == "integer":
+        lowered["format"] = "int32" if lowered.get("maximum", _INT32 + 1) <= _INT32 else "int64"
+    return _in_order(lowered, ("type", "description", "default"), (VALIDATIONS, "required", "properties"))
+
+
+def _flat(node: JsonSchema, definitions: Mapping[str, JsonSchema]) -> JsonSchema:
+    """The node with its reference, or its one branch beside `null`, put in its place."""
+    while True:
+        branches = [branch for branch in node.get("anyOf", ()) if branch != {"type": "null"}]
+        if "$ref" in node:
+            inner = definitions[node["$ref"].rsplit("/", 1)[1]]
+        elif len(branches) == 1:
+            inner = branches[0]
+        else:
+            return node
+        outer = {key: value for key, value in node.items() if key not in {"$ref", "anyOf"}}
+        stated = [*inner.get(VALIDATIONS, ()), *outer.get(VALIDATIONS, ())]
+        node = {**inner, **outer, **({VALIDATIONS: stated} if stated else {})}
+
+
+def _in_order(node: JsonSchema, first: tuple[str, ...], last: tuple[str, ...] = ()) -> JsonSchema:
+    """What a reader looks for first stands first; the parts below stand last."""
+    middle = [key for key in node if key not in first and key not in last]
+    return {key: node[key] for key in (*first, *middle, *last) if key in node}
+
+
+def _printer_columns() -> list[JsonSchema]:
+    def column(name: str, kind: str, path: str, description: str, *, wide: bool = False) -> JsonSchema:
+        made: JsonSchema = {"name": name, "type": kind, "jsonPath": path, "description": description}
+        return {**made, "priority": 1} if wide else made
+
+    ready = '.status.conditions[?(@.type=="Ready")]'
+    return [
+        column("Ready", "string", f"{ready}.status", "Whether everything works."),
+        column("Messages", "string", ".status.columns.messages", "Messages that wait in the queue."),
+        column("Workers", "string", ".status.workers", "Ready and desired replicas."),
+        column("Busy", "string", ".status.columns.busy", "Pods that are handling a message."),
+        column("Dead", "string", ".status.columns.dead", "Messages in the dead-letter queue."),
+        column(
+            "Retrying",
+            "string",
+            ".status.columns.retrying",
+            "Messages that wait for their next attempt.",
+            wide=True,
+        ),
+        column("Queue", "string", ".status.queueName", "The queue in RabbitMQ.", wide=True),
+        column("Type", "string", ".spec.queue.type", "Quorum or Classic.", wide=True),
+        column("Reason", "string", f"{ready}.reason", "Why it is Ready or not.", wide=True),
+        column("Age", "date", ".metadata.creationTimestamp", "When it was created."),
+    ]
+
+
+def main() -> None:
+    """Print the CustomResourceDefinition."""
+    sys.stdout.write(text())
+
+
+if __name__ == "__main__":
+    main()

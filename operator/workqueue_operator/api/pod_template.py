@@ -1,0 +1,312 @@
+"""The parts of a pod template that a WorkQueue may set.
+
+Place in the flow: types of fields in `model`, passed through by `render`. Their values stay as Kubernetes
+spells them: plain dicts, since nothing here interprets them. Their schemas say what the API server checks.
+Parts that grow with Kubernetes keep unknown fields; what must never be set there is declared, so that a rule
+can see and refuse it. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, TypeAlias
+
+from pydantic import WithJsonSchema
+
+from workqueue_operator.api.cel import JsonSchema, rule, rules
+from workqueue_operator.names import BINDING_ROOT, GROUP, HANDLER_CONTAINER, WORKER_CONTAINER
+
+JsonObject: TypeAlias = dict[str, Any]
+"""Part of a Kubernetes object, as Kubernetes spells it."""
+
+RESERVED_VOLUME_PREFIX: Final = "workqueue-"
+RESERVED_ENV_PREFIX: Final = "WORKQUEUE_"
+OPEN_ENV_PREFIX: Final = "WORKQUEUE_LOG_"
+"""The reserved variables that a person may set all the same."""
+
+_QUANTITY: Final = (
+    r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
+    r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
+)
+
+
+def _text(description: str, limit: int = 253) -> JsonSchema:
+    return {"type": "string", "maxLength": limit, "description": description}
+
+
+def _object(description: str, required: tuple[str, ...] = (), **properties: JsonSchema) -> JsonSchema:
+    schema: JsonSchema = {"type": "object", "description": description, "properties": properties}
+    if required:
+        schema["required"] = list(required)
+    return schema
+
+
+def _open(description: str, **properties: JsonSchema) -> JsonSchema:
+    """An object that keeps what it does not know."""
+    schema: JsonSchema = {
+        "type": "object",
+        "description": description,
+        "x-kubernetes-preserve-unknown-fields": True,
+    }
+    return {**schema, "properties": properties} if properties else schema
+
+
+def _list(items: JsonSchema, limit: int, key: str | None = None) -> JsonSchema:
+    schema: JsonSchema = {"type": "array", "maxItems": limit, "items": items}
+    if key is None:
+        return {**schema, "x-kubernetes-list-type": "atomic"}
+    items.setdefault("required", [key])
+    return {**schema, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+
+
+def _map(values: JsonSchema, limit: int) -> JsonSchema:
+    return {"type": "object", "maxProperties": limit, "additionalProperties": values}
+
+
+def _quantities(description: str) -> JsonSchema:
+    quantity: JsonSchema = {
+        "anyOf": [{"type": "integer"}, {"type": "string"}],
+        "pattern": _QUANTITY,
+        "x-kubernetes-int-or-string": True,
+    }
+    return {**_map(quantity, 20), "description": description}
+
+
+_optional: Final[JsonSchema] = {"type": "boolean", "description": "Whether it may be missing."}
+
+_from_key: Final = {
+    "name": _text("Name of the object, in the same namespace."),
+    "key": _text("The key in it."),
+    "optional": _optional,
+}
+
+_env_var: Final = _object(
+    "One environment variable.",
+    ("name",),
+    name=_text("Name of the variable."),
+    value=_text("Its value; $(OTHER) refers to another variable.", 32768),
+    valueFrom=_object(
+        "Where the value comes from, instead of `value`.",
+        configMapKeyRef=_object("A key of a ConfigMap.", ("name", "key"), **_from_key),
+        secretKeyRef=_object("A key of a Secret.", ("name", "key"), **_from_key),
+        fieldRef=_object(
+            "A field of the pod.",
+            ("fieldPath",),
+            apiVersion=_text("Version of the path; v1 when left out."),
+            fieldPath=_text("Such as metadata.name or status.podIP."),
+        ),
+        resourceFieldRef=_object(
+            "A resource of the container.",
+            ("resource",),
+            containerName=_text("The container; the handler's own when left out."),
+            resource=_text("Such as limits.memory."),
+            divisor={
+                "anyOf": [{"type": "integer"}, {"type": "string"}],
+                "pattern": _QUANTITY,
+                "x-kubernetes-int-or-string": True,
+                "description": "Unit in which it is given; 1 when left out.",
+            },
+        ),
+    ),
+) | rules(
+    rule(
+        f"!self.name.startsWith('{RESERVED_ENV_PREFIX}') || self.name.startsWith('{OPEN_ENV_PREFIX}')",
+        f"names that begin with {RESERVED_ENV_PREFIX} belong to the worker (but for {OPEN_ENV_PREFIX}*): "
+        "choose another name",
+        "name",
+    ),
+    rule(
+        "self.name != 'SERVICE_BINDING_ROOT'",
+        "SERVICE_BINDING_ROOT is set by the operator: choose another name",
+        "name",
+    ),
+    rule("!has(self.value) || !has(self.valueFrom)", "give either value or valueFrom, not both"),
+)
+
+_env_from: Final = _object(
+    "All keys of a ConfigMap or Secret as environment variables.",
+    prefix=_text("Put before each name."),
+    configMapRef=_object("The ConfigMap.", ("name",), name=_from_key["name"], optional=_optional),
+    secretRef=_object("The Secret.", ("name",), name=_from_key["name"], optional=_optional),
+) | rules(
+    rule("has(self.configMapRef) != has(self.secretRef)", "give exactly one of configMapRef and secretRef")
+)
+
+_volume: Final = _open(
+    "A volume as in a pod. hostPath is refused.",
+    name=_text("Name of the volume.", 63),
+    hostPath=_open("Refused: a worker must not see the node's files."),
+) | rules(
+    rule(
+        "!has(self.hostPath)",
+        "hostPath would give the worker the node's files: use a persistentVolumeClaim, emptyDir, configMap "
+        "or another volume type",
+    ),
+    rule(
+        f"!self.name.startsWith('{RESERVED_VOLUME_PREFIX}')",
+        f"volume names that begin with {RESERVED_VOLUME_PREFIX} belong to the operator: choose another name",
+        "name",
+    ),
+)
+
+_volume_mount: Final = _open(
+    "Where a volume is mounted, as in a container.",
+    name=_text("Name of a volume.", 63),
+    mountPath=_text("Where it is mounted.", 1024),
+) | {
+    "required": ["name", "mountPath"],
+    **rules(
+        rule(
+            f"self.mountPath != '{BINDING_ROOT}' && !self.mountPath.startsWith('{BINDING_ROOT}/')",
+            f"{BINDING_ROOT} holds the connection data of RabbitMQ: mount the volume elsewhere",
+            "mountPath",
+        )
+    ),
+}
+
+# The restricted Pod Security Standard, as far as these fields can break it. An image that needs more runs in a
+# Deployment of its own, which spec.workloadRef scales.
+_ADD: Final = "NET_BIND_SERVICE"
+"""The one capability that the standard allows to add."""
+
+_own_user: Final = {
+    "runAsUser": {"type": "integer", "format": "int64", "description": "The user's number. 0 is refused."},
+    "runAsNonRoot": {"type": "boolean", "description": "Refused when false."},
+}
+
+_confinement: Final = {
+    name: _open("As in a pod. The type Unconfined is refused.", type=_text("Its type.", 64))
+    | rules(
+        rule(
+            "!has(self.type) || self.type != 'Unconfined'",
+            f"a worker cannot be unconfined: remove {name}.type, or choose RuntimeDefault",
+        )
+    )
+    for name in ("seccompProfile", "appArmorProfile")
+}
+
+_windows: Final = {
+    "windowsOptions": _open(
+        "As in a pod. hostProcess is refused.",
+        hostProcess={"type": "boolean", "description": "Refused when true."},
+    )
+    | rules(
+        rule(
+            "!has(self.hostProcess) || !self.hostProcess",
+            "a worker cannot be a host process: remove windowsOptions.hostProcess",
+        )
+    )
+}
+
+_not_root: Final = rule(
+    "(!has(self.runAsUser) || self.runAsUser != 0) && (!has(self.runAsNonRoot) || self.runAsNonRoot)",
+    "a worker cannot be root: remove runAsUser: 0 and runAsNonRoot: false, or scale a Deployment of your own with "
+    "spec.workloadRef",
+)
+
+_security_context: Final = _open(
+    "Security settings of a container, as in a pod. What the restricted Pod Security Standard forbids is refused.",
+    privileged={"type": "boolean", "description": "Refused when true."},
+    allowPrivilegeEscalation={"type": "boolean", "description": "Refused when true."},
+    procMount={"type": "string", "enum": ["Default"], "description": "Default only."},
+    capabilities=_open(
+        f"As in a pod. All are dropped; only {_ADD} can be added.",
+        add={
+            "type": "array",
+            "description": f"Capabilities to add: {_ADD} or none.",
+            "maxItems": 1,
+            "items": {"type": "string", "enum": [_ADD]},
+            "x-kubernetes-list-type": "atomic",
+        },
+    ),
+    **_own_user,
+    **_confinement,
+    **_windows,
+) | rules(
+    rule(
+        "!has(self.privileged) || !self.privileged",
+        "a worker cannot be privileged: remove securityContext.privileged",
+    ),
+    rule(
+        "!has(self.allowPrivilegeEscalation) || !self.allowPrivilegeEscalation",
+        "a worker cannot gain privileges: remove securityContext.allowPrivilegeEscalation",
+    ),
+    _not_root,
+)
+
+_pod_security_context: Final = _open(
+    "Security settings of the pod, such as fsGroup, as in a pod. What the restricted Pod Security Standard forbids "
+    "is refused.",
+    **_own_user,
+    **_confinement,
+    **_windows,
+) | rules(_not_root)
+
+_sidecar: Final = _open(
+    "A container that runs beside the worker, as in a pod. hostPort is refused, and what the restricted Pod Security "
+    "Standard forbids.",
+    name=_text("Name of the container.", 63),
+    ports=_list(
+        _open(
+            "A port as in a container. hostPort is refused.",
+            hostPort={"type": "integer", "description": "Refused: it would take a port of the node."},
+        )
+        | rules(rule("!has(self.hostPort)", "hostPort would take a port of the node: remove it")),
+        20,
+    ),
+    securityContext=_security_context,
+) | rules(
+    rule(
+        f"!(self.name in ['{WORKER_CONTAINER}', '{HANDLER_CONTAINER}'])",
+        f"the names {WORKER_CONTAINER} and {HANDLER_CONTAINER} belong to the operator: choose another name",
+        "name",
+    )
+)
+
+_own_keys_only: Final = rules(
+    rule(
+        f"self.all(key, !key.startsWith('{GROUP}/'))",
+        f"keys that begin with {GROUP}/ belong to the operator: remove them",
+    )
+)
+
+EnvVars: TypeAlias = Annotated[tuple[JsonObject, ...], WithJsonSchema(_list(_env_var, 200, "name"))]
+EnvFrom: TypeAlias = Annotated[tuple[JsonObject, ...], WithJsonSchema(_list(_env_from, 50))]
+Resources: TypeAlias = Annotated[
+    JsonObject,
+    WithJsonSchema(
+        _object(
+            "Compute resources of the container.",
+            limits=_quantities("The most it may use."),
+            requests=_quantities("What the scheduler reserves for it."),
+        )
+    ),
+]
+Volumes: TypeAlias = Annotated[tuple[JsonObject, ...], WithJsonSchema(_list(_volume, 50, "name"))]
+VolumeMounts: TypeAlias = Annotated[
+    tuple[JsonObject, ...], WithJsonSchema(_list(_volume_mount, 50, "mountPath"))
+]
+Sidecars: TypeAlias = Annotated[tuple[JsonObject, ...], WithJsonSchema(_list(_sidecar, 10, "name"))]
+PullSecrets: TypeAlias = Annotated[
+    tuple[JsonObject, ...],
+    WithJsonSchema(
+        _list(_object("A Secret with registry credentials.", name=_text("Its name.")), 20, "name")
+    ),
+]
+NodeSelector: TypeAlias = Annotated[
+    dict[str, str], WithJsonSchema(_map({"type": "string", "maxLength": 63}, 50))
+]
+Tolerations: TypeAlias = Annotated[
+    tuple[JsonObject, ...], WithJsonSchema(_list(_open("A toleration as in a pod."), 50))
+]
+Affinity: TypeAlias = Annotated[JsonObject, WithJsonSchema(_open("Affinity as in a pod."))]
+SpreadConstraints: TypeAlias = Annotated[
+    tuple[JsonObject, ...], WithJsonSchema(_list(_open("A spread constraint as in a pod."), 10))
+]
+Labels: TypeAlias = Annotated[
+    dict[str, str], WithJsonSchema(_map({"type": "string", "maxLength": 63}, 50) | _own_keys_only)
+]
+Annotations: TypeAlias = Annotated[
+    dict[str, str], WithJsonSchema(_map({"type": "string", "maxLength": 16384}, 50) | _own_keys_only)
+]
+SecurityContext: TypeAlias = Annotated[JsonObject, WithJsonSchema(_security_context)]
+PodSecurityContext: TypeAlias = Annotated[JsonObject, WithJsonSchema(_pod_security_context)]

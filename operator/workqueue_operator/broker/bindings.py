@@ -1,0 +1,78 @@
+"""Which bindings of a work queue are ours, so that those that are no longer wanted can be removed.
+
+Place in the flow: around the declaration of the queue. AMQP cannot list bindings, and a restart must not forget them,
+so they are noted in an annotation of the WorkQueue, before they are made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Set as AbstractSet
+from typing import Final
+
+from workqueue.contract import topology
+from workqueue.contract.topology import Binding
+from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.broker.connection import Broker
+from workqueue_operator.kube.client import Cluster, workqueue_path
+from workqueue_operator.kube.store import Store
+from workqueue_operator.names import ANNOTATION_BINDINGS
+
+NONE: Final[AbstractSet[Binding]] = frozenset()
+
+
+def wanted(workqueue: WorkQueue) -> AbstractSet[Binding]:
+    """The bindings that the spec asks for."""
+    return (
+        frozenset(topology.plan(workqueue.queue_settings).bindings) if workqueue.spec.queue.declare else NONE
+    )
+
+
+def noted(workqueue: WorkQueue) -> AbstractSet[Binding]:
+    """The bindings that we have made, or were about to make."""
+    try:
+        found = json.loads(workqueue.metadata.annotations.get(ANNOTATION_BINDINGS, "{}"))
+        return frozenset(
+            Binding(str(exchange), workqueue.queue_name, str(key))
+            for exchange, keys in found.items()
+            for key in keys
+        )
+    except (ValueError, TypeError, AttributeError):
+        # Somebody has edited it: nothing is known to be ours.
+        return NONE
+
+
+class Bindings:
+    """Notes bindings, and removes those that are no longer wanted."""
+
+    def __init__(self, cluster: Cluster, store: Store) -> None:
+        self._cluster = cluster
+        self._store = store
+
+    async def announce(self, workqueue: WorkQueue) -> None:
+        """Note what is about to be made, beside what is there."""
+        before = noted(workqueue)
+        await self._note(workqueue, before, before | wanted(workqueue))
+
+    async def remove_unwanted(self, workqueue: WorkQueue, broker: Broker) -> None:
+        """Remove the bindings of ours that the spec no longer asks for. Others' bindings are not noted and stay.
+
+        Raises:
+            Trouble: the broker refused.
+        """
+        before, now = noted(workqueue), wanted(workqueue)
+        for binding in sorted(before - now, key=lambda one: (one.exchange, one.routing_key)):
+            await broker.unbind(binding)
+        await self._note(workqueue, before | now, now)
+
+    async def _note(
+        self, workqueue: WorkQueue, before: AbstractSet[Binding], after: AbstractSet[Binding]
+    ) -> None:
+        if before == after:
+            return
+        keys: dict[str, list[str]] = {}
+        for binding in sorted(after, key=lambda one: (one.exchange, one.routing_key)):
+            keys.setdefault(binding.exchange, []).append(binding.routing_key)
+        text = json.dumps(keys) if keys else None
+        body = {"metadata": {"uid": workqueue.metadata.uid, "annotations": {ANNOTATION_BINDINGS: text}}}
+        self._store.put_workqueue(await self._cluster.merge(workqueue_path(*workqueue.key), body))

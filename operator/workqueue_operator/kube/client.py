@@ -1,0 +1,274 @@
+"""The one place that talks to the Kubernetes API server.
+
+Place in the flow: below `act`, `observe` and `leader`. Objects are plain dictionaries as the API server
+gives them; each request has a timeout; each write first asks the fence whether it may still happen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.names import FIELD_MANAGER
+
+Object: TypeAlias = dict[str, Any]
+
+REQUEST_TIMEOUT: Final = 8.0
+"""Seconds for one request; below the renew deadline of the Lease, so that a black hole cannot keep a leader."""
+
+CONNECTIONS: Final = 16
+"""To the API server; each costs a quarter of a megabyte, and more do not make the server faster."""
+
+CONNECTIONS_FOR_SCALING: Final = 4
+"""Of them so many are kept free for changes of a count, which thousands of other requests must not hold up."""
+
+_APPLY: Final = "application/apply-patch+yaml"
+_BEYOND_BMP: Final = re.compile(r"\\ud[89ab]..\\ud[c-f]..")
+
+_NAME: Final = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
+_SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+
+class Cluster:
+    """Requests to the API server.
+
+    Args:
+        api: an ApiClient of `kubernetes.aio`.
+        fence: called before each write; raises when this process must not write any more.
+    """
+
+    def __init__(self, api: client.ApiClient, fence: Callable[[], None] = lambda: None) -> None:
+        self.api = api
+        self._fence = fence
+        self._ordinary = asyncio.Semaphore(CONNECTIONS - CONNECTIONS_FOR_SCALING)
+        self.requests = 0
+
+    async def get(self, path: str, **query: str) -> Object:
+        """GET one object, or a list.
+
+        Raises:
+            ClusterError: the server refused or did not answer.
+        """
+        return await self._request("GET", path, query)
+
+    async def create(self, path: str, body: Object) -> Object:
+        """POST an object to a collection."""
+        return await self._request("POST", path, {}, body)
+
+    async def replace(self, path: str, body: Object) -> Object:
+        """PUT an object; its resourceVersion, when given, must be the current one."""
+        return await self._request("PUT", path, {}, body)
+
+    async def delete(self, path: str, uid: str | None = None) -> Object:
+        """DELETE an object, when `uid` is given only that very one."""
+        return await self._request("DELETE", path, {}, {"preconditions": {"uid": uid}} if uid else None)
+
+    async def apply(
+        self, path: str, body: Object, manager: str = FIELD_MANAGER, *, force: bool = True
+    ) -> Object:
+        """Server-side apply.
+
+        Args:
+            force: whether fields that others own are taken over; else they are a conflict, and nothing changes.
+        """
+        query = {"fieldManager": manager, "force": str(force).lower()}
+        return await self._request("PATCH", path, query, body, _APPLY)
+
+    async def merge(self, path: str, body: Object) -> Object:
+        """A merge patch."""
+        return await self._request(
+            "PATCH", path, {"fieldManager": FIELD_MANAGER}, body, "application/merge-patch+json"
+        )
+
+    async def json_patch(self, path: str, operations: list[Object]) -> Object:
+        """A JSON patch, which waits for no other request; a failed `test` operation answers 422."""
+        return await self._request_now(
+            "PATCH", path, {"fieldManager": FIELD_MANAGER}, operations, "application/json-patch+json"
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.api.close()
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Object | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        async with self._ordinary:
+            return await self._request_now(method, path, query, body, content_type)
+
+    async def _request_now(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Object | list[Object] | str | None,
+        content_type: str,
+    ) -> Object:
+        if method != "GET":
+            self._fence()
+        self.requests += 1
+        if content_type == _APPLY:
+            # With a parameter beside it the client sends the text as it is.
+            content_type, body = f"{_APPLY}; charset=utf-8", _yaml(body)
+        try:
+            # Authentication is asked for each time: a service account's token is renewed under way.
+            request = await self.api.param_serialize(
+                method,
+                path,
+                query_params=list(query.items()),
+                header_params={"Accept": "application/json", "Content-Type": content_type},
+                body=body,
+                auth_settings=["BearerToken"],
+            )
+            response = await self.api.call_api(*request, _request_timeout=REQUEST_TIMEOUT)
+            text = await response.read()
+        except ApiException as error:
+            raise ClusterError(error.status or 0, str(error.reason)) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ClusterError(0, f"the API server did not answer: {error!r}") from error
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            raise _refusal(response.status, text, response.headers.get("Retry-After"))
+        answer: Object = json.loads(text)
+        return answer
+
+
+async def connect(kubeconfig: str | None = None, fence: Callable[[], None] = lambda: None) -> Cluster:
+    """A client for the cluster that this process runs in, else by a kubeconfig.
+
+    Args:
+        kubeconfig: a file to use in any case.
+    """
+    configuration = client.Configuration()
+    configuration.connection_pool_maxsize = CONNECTIONS
+    # Without this, aiohttp looks for a netrc file, in a thread, before each request.
+    configuration.client_session_kwargs = {"trust_env": False}
+    # Verified as Go does: the certificates of many clusters lack what Python asks for since 3.13.
+    configuration.disable_strict_ssl_verification = True
+    if kubeconfig is None and _SERVICE_ACCOUNT.exists():
+        config.load_incluster_config(client_configuration=configuration)
+    else:
+        await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+    return Cluster(client.ApiClient(configuration), fence)
+
+
+def _yaml(body: Any) -> str:
+    """JSON that is YAML, too: what JSON escapes as two surrogates (an emoji, say) is one escape there."""
+
+    def one_escape(pair: re.Match[str]) -> str:
+        character: str = json.loads(f'"{pair[0]}"')
+        return f"\\U{ord(character):08x}"
+
+    return _BEYOND_BMP.sub(one_escape, json.dumps(body))
+
+
+def _refusal(status: int, text: bytes | str, retry_after: str | None) -> ClusterError:
+    try:
+        message = json.loads(text).get("message") or HTTPStatus(status).phrase
+    except (ValueError, AttributeError):
+        message = f"HTTP {status}"
+    seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
+    return ClusterError(status, message, retry_after=seconds)
+
+
+def workqueues_path(namespace: str | None) -> str:
+    """The collection of WorkQueues of one namespace, or of all."""
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"/apis/workqueue.dev/v1alpha1{scope}/workqueues"
+
+
+def workqueue_path(namespace: str, name: str) -> str:
+    """One WorkQueue."""
+    return f"{workqueues_path(namespace)}/{_part(name)}"
+
+
+def deployments_path(namespace: str | None) -> str:
+    """The collection of Deployments of one namespace, or of all."""
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"/apis/apps/v1{scope}/deployments"
+
+
+def deployment_path(namespace: str, name: str) -> str:
+    """One Deployment."""
+    return f"{deployments_path(namespace)}/{_part(name)}"
+
+
+def replicaset_path(namespace: str, name: str) -> str:
+    """One ReplicaSet."""
+    return f"/apis/apps/v1/namespaces/{namespace}/replicasets/{_part(name)}"
+
+
+def pods_path(namespace: str | None) -> str:
+    """The collection of pods of one namespace, or of all."""
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"/api/v1{scope}/pods"
+
+
+def pod_path(namespace: str, name: str) -> str:
+    """One pod."""
+    return f"{pods_path(namespace)}/{_part(name)}"
+
+
+def secrets_path(namespace: str) -> str:
+    """The collection of Secrets of one namespace."""
+    return f"/api/v1/namespaces/{namespace}/secrets"
+
+
+def secret_path(namespace: str, name: str) -> str:
+    """One Secret."""
+    return f"{secrets_path(namespace)}/{_part(name)}"
+
+
+def namespaces_path() -> str:
+    """All namespaces."""
+    return "/api/v1/namespaces"
+
+
+def namespace_path(name: str) -> str:
+    """One namespace."""
+    return f"{namespaces_path()}/{_part(name)}"
+
+
+def leases_path() -> str:
+    """The Leases of all namespaces."""
+    return "/apis/coordination.k8s.io/v1/leases"
+
+
+def lease_path(namespace: str, name: str) -> str:
+    """One Lease."""
+    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{_part(name)}"
+
+
+def cluster_role_path(name: str) -> str:
+    """One ClusterRole."""
+    return f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{_part(name)}"
+
+
+def autoscalers_path(namespace: str) -> str:
+    """Where the HorizontalPodAutoscalers of a namespace are listed."""
+    return f"/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers"
+
+
+def _part(name: str) -> str:
+    """A name in a path. The API server has checked it, unless its definition of a WorkQueue is not ours.
+
+    Raises:
+        ClusterError: it would lead elsewhere.
+    """
+    if not _NAME.fullmatch(name):
+        raise ClusterError(HTTPStatus.BAD_REQUEST, f"{name!r} cannot be the name of an object")
+    return name

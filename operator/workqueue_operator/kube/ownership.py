@@ -1,0 +1,201 @@
+"""Which release of the operator serves a namespace, where several could.
+
+Place in the flow: a pass asks first whether its WorkQueue is this operator's to serve. The answer depends on three
+things that each release can read: the namespace's label `workqueue.dev/operator`; the Lease `workqueue.dev` in the
+namespace, which the chart makes for the release that lists it; and the ClusterRole `workqueue.dev`, which the chart
+makes for the release that watches everything. They are read again every few seconds. What cannot be read stays as it
+was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.kube.client import (
+    Cluster,
+    Object,
+    cluster_role_path,
+    lease_path,
+    leases_path,
+    namespace_path,
+    namespaces_path,
+)
+from workqueue_operator.names import CLAIM, LABEL_OPERATOR
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY: Final = 15.0
+"""Seconds until a change is seen. Meanwhile two operators may serve a namespace; the guards of each write hold."""
+
+FIRST_AGAIN: Final = 2.0
+"""Seconds between two attempts at the first look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What decides who serves. An operator is `NAMESPACE/RELEASE`, as its chart wrote it.
+
+    Attributes:
+        labels: by namespace, the release that its label names.
+        listed: by namespace, the operator that lists it.
+        everywhere: the operator that watches the whole cluster, empty for none.
+    """
+
+    labels: dict[str, str] = field(default_factory=dict)
+    listed: dict[str, str] = field(default_factory=dict)
+    everywhere: str = ""
+
+    def server(self, namespace: str) -> str:
+        """Return the operator that serves a namespace; a bare release when only a label knows it; empty for none."""
+        candidates = [one for one in (self.listed.get(namespace), self.everywhere) if one]
+        label = self.labels.get(namespace)
+        if label is not None:
+            candidates = [one for one in candidates if one.rpartition("/")[2] == label] or [label]
+        return candidates[0] if candidates else ""
+
+
+class Ownership:
+    """Knows which namespaces are this operator's to serve.
+
+    Args:
+        operator: this one, as NAMESPACE/RELEASE.
+        namespaces: those that it lists; empty: it watches the whole cluster.
+        changed: called with the namespaces whose operator has changed.
+        known: the namespaces that have WorkQueues, as far as this operator sees them.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        operator: str,
+        namespaces: Sequence[str],
+        changed: Callable[[set[str]], None],
+        known: Callable[[], Iterable[str]],
+    ) -> None:
+        self._cluster = cluster
+        self.operator = operator
+        self._namespaces = tuple(namespaces)
+        self._changed = changed
+        self._known = known
+        self._claims = self._with_own(Claims())
+        self._forbidden = False
+        self._looked_for = set(namespaces)
+        self._looking: asyncio.Task[None] | None = None
+
+    async def elsewhere(self, namespace: str) -> str | None:
+        """Return the operator that serves this namespace, None when it is this one.
+
+        Raises:
+            ClusterError: the namespace is new here, and the API server did not answer.
+        """
+        if namespace not in self._looked_for:
+            # Its claim may be as young as the namespace. Many namespaces may come together: they share a look.
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self.look())
+            await asyncio.shield(self._looking)
+            self._looked_for.add(namespace)
+        server = self._claims.server(namespace)
+        return None if server == self.operator else server
+
+    async def first(self) -> None:
+        """Look once; retry until the API server has answered."""
+        while True:
+            try:
+                return await self.look()
+            except ClusterError as error:
+                logger.warning(
+                    "The other operators are not known yet.",
+                    extra={"status": error.status, "detail": error.message},
+                )
+                await asyncio.sleep(error.retry_after or FIRST_AGAIN)
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            try:
+                await self.look()
+            except ClusterError as error:
+                logger.warning(
+                    "The other operators could not be looked for.",
+                    extra={"status": error.status, "detail": error.message},
+                )
+            except Exception:
+                logger.exception("The other operators could not be looked for.")
+
+    async def look(self) -> None:
+        """Read the claims.
+
+        Raises:
+            ClusterError: the API server did not answer; what was known stays.
+        """
+        before = self._claims
+        try:
+            claims = await (self._of_listed() if self._namespaces else self._of_cluster())
+            self._forbidden = False
+        except ClusterError as error:
+            if not error.forbidden:
+                raise
+            if not self._forbidden:
+                logger.warning(
+                    "This operator may not see which others serve its namespaces, and serves them.",
+                    extra={"detail": error.message},
+                )
+            self._forbidden, claims = True, Claims()
+        self._claims = claims = self._with_own(claims)
+        self._looked_for.update(self._known())
+        changed = {one for one in self._known() if claims.server(one) != before.server(one)}
+        if changed:
+            self._changed(changed)
+
+    def _with_own(self, claims: Claims) -> Claims:
+        """An operator that was not installed by the chart has made no claim: it serves where no other claims to."""
+        if self._namespaces:
+            own = dict.fromkeys(self._namespaces, self.operator)
+            return Claims(claims.labels, {**own, **claims.listed})
+        return Claims(claims.labels, claims.listed, claims.everywhere or self.operator)
+
+    async def _of_listed(self) -> Claims:
+        claims = Claims()
+        for namespace in self._namespaces:
+            if (body := await self._get(namespace_path(namespace))) is not None:
+                label = (body["metadata"].get("labels") or {}).get(LABEL_OPERATOR)
+                if label:
+                    claims.labels[namespace] = label
+            if (lease := await self._get(lease_path(namespace, CLAIM))) is not None:
+                holder = _holder(lease)
+                if holder:
+                    claims.listed[namespace] = holder
+        return claims
+
+    async def _get(self, path: str) -> Object | None:
+        try:
+            return await self._cluster.get(path)
+        except ClusterError as error:
+            if error.not_found:
+                return None
+            raise
+
+    async def _of_cluster(self) -> Claims:
+        labelled = await self._cluster.get(namespaces_path(), labelSelector=LABEL_OPERATOR)
+        # Asked for by name, so that the right to list Leases ends at this name.
+        listed = await self._cluster.get(leases_path(), fieldSelector=f"metadata.name={CLAIM}")
+        everywhere = await self._get(cluster_role_path(CLAIM)) or {"metadata": {}}
+        return Claims(
+            {
+                one["metadata"]["name"]: label
+                for one in labelled["items"]
+                if (label := one["metadata"]["labels"].get(LABEL_OPERATOR))
+            },
+            {one["metadata"]["namespace"]: holder for one in listed["items"] if (holder := _holder(one))},
+            (everywhere["metadata"].get("annotations") or {}).get(LABEL_OPERATOR, ""),
+        )
+
+
+def _holder(lease: Object) -> str:
+    return str(lease["spec"].get("holderIdentity") or "")

@@ -1,0 +1,217 @@
+"""Connection Secrets: read by name, kept for a minute, and read again while a WorkQueue uses them.
+
+Place in the flow: `brokers` asks here for the binding of a WorkQueue. Only `get` on Secrets is used, never
+list or watch, so that the operator's role need not see Secrets that nobody named. An idle WorkQueue has no pass
+that would ask again, so each Secret in use is read at least once a minute, and a changed one wakes its WorkQueues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from workqueue.contract.binding import Binding, from_mapping
+from workqueue.errors import BindingError
+from workqueue_operator.api.reasons import Reason
+from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.kube.client import Cluster, secret_path
+from workqueue_operator.kube.store import Key
+
+logger = logging.getLogger(__name__)
+
+MAX_AGE: Final = 60.0
+"""Seconds after which a Secret is read again. A refused login reads it again at once."""
+
+READ_AFTER: Final = 50.0
+"""Seconds after which a Secret in use is read again without a pass; the rest of the minute is for the read."""
+
+LOOK_EVERY: Final = 1.0
+"""Seconds between two looks for Secrets that are due."""
+
+READS_AT_ONCE: Final = 4
+
+MAX_AGE_OF_SUSPECT: Final = 15.0
+"""The same while the broker that the Secret names cannot be used: perhaps it is the Secret that is wrong."""
+
+MAX_AGE_OF_TROUBLE: Final = 5.0
+KEPT: Final = 3600.0
+"""Seconds after which a Secret that nobody asked for is not kept in memory any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    at: float
+    result: Binding | Trouble
+
+    def max_age(self, *, suspect: bool) -> float:
+        if isinstance(self.result, Trouble):
+            return MAX_AGE_OF_TROUBLE
+        return MAX_AGE_OF_SUSPECT if suspect else MAX_AGE
+
+
+def _seen_from_elsewhere(binding: Binding, namespace: str) -> Binding:
+    """A short host name means a Service in the Secret's namespace, as the workers there resolve it."""
+    addresses: list[tuple[str, int]] = []
+    for host, port in binding.addresses:
+        if "." not in host and ":" not in host and host != "localhost":
+            addresses.append((f"{host}.{namespace}.svc", port))
+        addresses.append((host, port))
+    return replace(binding, addresses=tuple(addresses))
+
+
+class Secrets:
+    """The connection Secrets, by (namespace, name)."""
+
+    def __init__(self, cluster: Cluster, wake: Callable[[Key], None] = lambda _: None) -> None:
+        self._cluster = cluster
+        self._wake = wake
+        self._entries: dict[tuple[str, str], _Entry] = {}
+        self._reading: dict[tuple[str, str], asyncio.Task[_Entry]] = {}
+        self._used_by: dict[Key, tuple[str, str]] = {}
+        self._users: defaultdict[tuple[str, str], set[Key]] = defaultdict(set)
+
+    def use(self, key: Key, name: str) -> None:
+        """Note that a WorkQueue depends on the Secret `name` in its namespace: a change of it wakes the WorkQueue."""
+        where = key[0], name
+        if self._used_by.get(key) != where:
+            self.leave(key)
+            self._used_by[key] = where
+            self._users[where].add(key)
+
+    def leave(self, key: Key) -> None:
+        """Undo `use`."""
+        where = self._used_by.pop(key, None)
+        if where is not None:
+            self._users[where].discard(key)
+            if not self._users[where]:
+                del self._users[where]
+
+    async def run(self) -> None:
+        """Read each Secret in use again before it is a minute old, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            try:
+                await self.read_due(time.monotonic())
+            except Exception:
+                # An unforeseen failure must not end this loop: idle WorkQueues would keep their old credentials.
+                logger.exception("The connection Secrets could not be read again.")
+
+    async def read_due(self, now: float) -> None:
+        """Read the Secrets in use that are due: the oldest first, and only a share of them, to spread the load."""
+        ages = {
+            where: now - entry.at for where in self._users if (entry := self._entries.get(where)) is not None
+        }
+        due = sorted(
+            (where for where, age in ages.items() if age >= READ_AFTER), key=ages.__getitem__, reverse=True
+        )
+        share = math.ceil(2 * len(ages) * LOOK_EVERY / READ_AFTER)
+        places = asyncio.Semaphore(READS_AT_ONCE)
+
+        async def read(where: tuple[str, str]) -> None:
+            async with places:
+                await self._current(where)
+
+        await asyncio.gather(*map(read, due[:share]))
+
+    async def binding(
+        self, namespace: str, name: str, *, suspect: bool = False, proven: bool = False
+    ) -> Binding:
+        """The connection data in a Secret.
+
+        Args:
+            suspect: whether they have led nowhere so far.
+            proven: whether they lead somewhere at this moment, so that their age does not matter.
+
+        Raises:
+            Trouble: it is missing, forbidden or unusable; the message says what to do.
+            ClusterError: the API server did not answer and nothing is known from before.
+        """
+        where = namespace, name
+        entry = self._entries.get(where)
+        if entry is None or (not proven and time.monotonic() - entry.at > entry.max_age(suspect=suspect)):
+            entry = await self._current(where)
+        if isinstance(entry.result, Trouble):
+            raise entry.result.with_traceback(None)
+        return entry.result
+
+    async def _current(self, where: tuple[str, str]) -> _Entry:
+        """Read a Secret; a thousand WorkQueues may share it and ask at the same time, and it is read once."""
+        if where not in self._reading:
+            reading = self._reading[where] = asyncio.create_task(self._read_again(where))
+            reading.add_done_callback(lambda _: self._reading.pop(where, None))
+        return await asyncio.shield(self._reading[where])
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Read the Secret again the next time it is needed."""
+        where = namespace, name
+        if where in self._entries:
+            self._entries[where] = replace(self._entries[where], at=-math.inf)
+
+    async def _read_again(self, where: tuple[str, str]) -> _Entry:
+        at = time.monotonic()
+        known = self._entries.get(where)
+        try:
+            result = await self._read(*where)
+        except ClusterError:
+            if known is None:
+                raise
+            # What is known stays in use; the read is tried again soon.
+            result, at = known.result, at - READ_AFTER + MAX_AGE_OF_TROUBLE
+        now = time.monotonic()
+        self._entries = {
+            place: entry
+            for place, entry in self._entries.items()
+            if place in self._users or now - entry.at < KEPT
+        }
+        entry = self._entries[where] = _Entry(at, result)
+        if known is not None and not _same(known.result, result):
+            for key in self._users.get(where, ()):
+                self._wake(key)
+        return entry
+
+    async def _read(self, namespace: str, name: str) -> Binding | Trouble:
+        try:
+            secret = await self._cluster.get(secret_path(namespace, name))
+        except ClusterError as error:
+            if error.not_found:
+                return Trouble(
+                    Reason.SECRET_NOT_FOUND,
+                    f'The Secret "{name}" does not exist in namespace "{namespace}". Create it with the key uri, '
+                    "or with host, username and password.",
+                )
+            if error.forbidden:
+                return Trouble(
+                    Reason.SECRET_FORBIDDEN,
+                    f'The operator may not read the Secret "{name}" in namespace "{namespace}": {error.message}. '
+                    "Compare its roles with those of the chart.",
+                )
+            raise
+        try:
+            keys = _decoded(secret.get("data") or {})
+            return _seen_from_elsewhere(from_mapping(keys, f'Secret "{name}"'), namespace)
+        except BindingError as error:
+            return Trouble(Reason.SECRET_INVALID, str(error))
+
+
+def _same(one: Binding | Trouble, other: Binding | Trouble) -> bool:
+    if isinstance(one, Trouble) and isinstance(other, Trouble):
+        return (one.reason, one.message) == (other.reason, other.message)
+    return one == other
+
+
+def _decoded(data: Mapping[str, str]) -> dict[str, str]:
+    """The keys that are text; a Secret may hold others beside them, such as a key store."""
+    keys = {}
+    for key, value in data.items():
+        with contextlib.suppress(binascii.Error, UnicodeDecodeError):
+            keys[key] = base64.b64decode(value).decode()
+    return keys

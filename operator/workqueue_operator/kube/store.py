@@ -1,0 +1,321 @@
+"""What the cluster shows: WorkQueues, their Deployments and their pods, as the watch and the LISTs told.
+
+Place in the flow: `handlers` feed it with events, `relist` corrects it every few minutes (kopf lists again
+after a gap in its watch but never says what was deleted in the gap); a pass reads it and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from workqueue_operator.kube.json_map import Texts
+from workqueue_operator.kube.views import PodView, existing, pod_view
+from workqueue_operator.names import ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE, workload_name
+
+Object: TypeAlias = dict[str, Any]
+Key: TypeAlias = tuple[str, str]
+"""(namespace, name) of a WorkQueue."""
+
+_READ: Final[dict[str, dict[str, Any]]] = {
+    "workqueues": {"apiVersion": ..., "kind": ..., "spec": ..., "status": ...},
+    "deployments": {
+        "spec": {
+            "replicas": ...,
+            "template": {"metadata": {"annotations": {ANNOTATION_TEMPLATE_HASH: ...}}},
+        },
+        "status": {
+            "observedGeneration": ...,
+            "replicas": ...,
+            "readyReplicas": ...,
+            "updatedReplicas": ...,
+            "conditions": {"type": ..., "status": ..., "message": ...},
+        },
+    },
+}
+"""What a pass reads of an object, beside its metadata. Held whole, they would be most of the process' memory."""
+
+_LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
+
+_AT_ONCE: Final = 50
+"""Objects that are made from their text before others have a turn: about a millisecond."""
+
+_GONE_MATTERS: Final = 60.0
+"""Seconds before a LIST during which it, or the answer to a write of ours, may still have shown what is gone."""
+
+
+@dataclass(slots=True)
+class Freshness:
+    """When the watch and the LIST of one kind last brought something, on the monotonic clock; None: never."""
+
+    event: float | None = None
+    listed: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """In which version an object was last shown, and when."""
+
+    version: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """A deletion: in which version, and when it was told."""
+
+    version: int
+    at: float
+
+
+@dataclass(eq=False)
+class Store:
+    """Objects by (namespace, name).
+
+    Args:
+        wake: called with the key of a WorkQueue about which something changed.
+    """
+
+    wake: Callable[[Key], None]
+    workqueues: Texts = field(default_factory=Texts)
+    deployments: Texts = field(default_factory=Texts)
+    pods: dict[Key, PodView] = field(default_factory=dict)
+    freshness: dict[str, Freshness] = field(default_factory=lambda: defaultdict(Freshness))
+    _seen: dict[tuple[str, Key], _Seen] = field(default_factory=dict)
+    _gone: dict[tuple[str, Key], _Gone] = field(default_factory=dict)
+    _pods_of: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
+    _followers: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
+
+    # -- what a pass reads ---------------------------------------------------------------------------
+
+    def workqueue(self, key: Key) -> Object | None:
+        """The WorkQueue, or None when it is not there (any more)."""
+        return self.workqueues.get(key)
+
+    async def each_workqueue(self, namespaces: AbstractSet[str] | None = None) -> AsyncIterator[Object]:
+        """All WorkQueues, or those of some namespaces, one after another; others get a turn in between."""
+        keys = [key for key in self.workqueues if namespaces is None or key[0] in namespaces]
+        for number, key in enumerate(keys):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if (body := self.workqueues.get(key)) is not None:
+                yield body
+
+    def deployment(self, namespace: str, name: str) -> Object | None:
+        """A Deployment, or None."""
+        return self.deployments.get((namespace, name))
+
+    def pods_of(self, key: Key) -> list[PodView]:
+        """The pods with the label of this WorkQueue that have not ended, by name."""
+        return existing(self.pods[pod] for pod in self._pods_of.get(key, ()))
+
+    def follow(self, key: Key, namespace: str, deployment: str) -> None:
+        """Wake `key` when that Deployment changes, although it does not carry our label; that one alone."""
+        if key not in self._followers.get((namespace, deployment), ()):
+            self.unfollow(key)
+            self._followers[namespace, deployment].add(key)
+
+    def unfollow(self, key: Key) -> None:
+        """Undo every `follow` of this WorkQueue."""
+        for target in [target for target, keys in self._followers.items() if key in keys]:
+            self._followers[target].discard(key)
+            if not self._followers[target]:
+                del self._followers[target]
+                body = self.deployments.get(target)
+                if body is not None and not self._owners(body):
+                    self._remove("deployments", target)
+
+    def followers_of(self, namespace: str, deployment: str) -> frozenset[Key]:
+        """The WorkQueues that follow that Deployment."""
+        return frozenset(self._followers.get((namespace, deployment), ()))
+
+    def age(self, key: Key) -> tuple[str, str]:
+        """What orders WorkQueues by age: of two that want the same thing, the lower has it."""
+        metadata = self.workqueues[key]["metadata"]
+        return metadata["creationTimestamp"], metadata["uid"]
+
+    def is_older(self, one: Key, other: Key) -> bool:
+        """Whether `one` is there, is not being deleted, and is older than `other`."""
+        body = self.workqueues.get(one)
+        if body is None or other not in self.workqueues or body["metadata"].get("deletionTimestamp"):
+            return False
+        return self.age(one) < self.age(other)
+
+    # -- what the events and the LISTs write ---------------------------------------------------------
+
+    def put_workqueue(self, body: Object, *, our_status: bool = False) -> bool:
+        """A WorkQueue as it is now; what is older than what is known is ignored, here and below.
+
+        Args:
+            our_status: the answer to our own write of its status, which is no reason for a pass; anybody else's is.
+
+        Returns:
+            Whether it was not known in this version, here and below.
+        """
+        key = key_of(body)
+        if not self._is_news("workqueues", key, body):
+            return False
+        known = self.workqueues.get(key)
+        now = self.workqueues[key] = _lean("workqueues", body)
+        changed = known is None or _asks_for(now) != _asks_for(known)
+        if changed or (not our_status and now.get("status") != (known or {}).get("status")):
+            self.wake(key)
+        return True
+
+    def put_deployment(self, body: Object) -> bool:
+        """A Deployment as it is now, from an event, a LIST or the answer to our own write."""
+        key = key_of(body)
+        owners = self._owners(body)
+        if not owners:
+            if key in self.deployments:
+                self._remove("deployments", key)
+            return False
+        if not self._is_news("deployments", key, body):
+            return False
+        self.deployments[key] = _lean("deployments", body)
+        for owner in owners:
+            self.wake(owner)
+        return True
+
+    def put_pod(self, body: Object) -> bool:
+        """A pod as it is now."""
+        key, owner = key_of(body), _owner(body)
+        if owner is None or not self._is_news("pods", key, body):
+            return False
+        known = self.pods.get(key)
+        if known is not None and known.workqueue != owner[1]:
+            self._disown(key, known)
+        self.pods[key] = pod_view(body)
+        self._pods_of[owner].add(key)
+        self.wake(owner)
+        return True
+
+    def drop(self, kind: str, body: Object) -> None:
+        """Something was deleted; an object of the same name that came since stays."""
+        key, version = key_of(body), _version(body)
+        self._gone[kind, key] = _Gone(version, time.monotonic())
+        seen = self._seen.get((kind, key))
+        if seen is not None and (seen.version <= version or self._uid(kind, key) == body["metadata"]["uid"]):
+            self._remove(kind, key)
+
+    def put(self, kind: str, body: Object) -> bool:
+        """An object of a kind (`workqueues`, `deployments` or `pods`) as it is now."""
+        puts = {"workqueues": self.put_workqueue, "deployments": self.put_deployment, "pods": self.put_pod}
+        return puts[kind](body)
+
+    def correct(self, kind: str, listed: AbstractSet[Key], namespace: str | None, taken_at: float) -> None:
+        """Drop what a whole LIST has not shown, but for what became known after `taken_at`.
+
+        Args:
+            kind: `workqueues`, `deployments` or `pods`.
+            namespace: the LIST's scope, None for all.
+            taken_at: the monotonic time before the LIST was asked for.
+        """
+        objects = self._objects(kind)
+        for key in [key for key in objects if key not in listed and namespace in {None, key[0]}]:
+            if self._seen[kind, key].at < taken_at:
+                self._remove(kind, key)
+        for gone in [gone for gone in self._gone if gone[0] == kind]:
+            if self._gone[gone].at < taken_at - _GONE_MATTERS:
+                del self._gone[gone]
+        self.freshness[kind].listed = time.monotonic()
+
+    def saw_event(self, kind: str) -> None:
+        """Note that the watch of this kind is alive."""
+        self.freshness[kind].event = time.monotonic()
+
+    def _is_news(self, kind: str, key: Key, body: Object) -> bool:
+        """Whether this version is newer than what is known, a deletion included.
+
+        The same version once more, from a LIST or as the event of our own write, shows only that it is there.
+        """
+        seen, gone = self._seen.get((kind, key)), self._gone.get((kind, key))
+        version, newest = _version(body), -1 if seen is None else seen.version
+        if version < newest or (gone is not None and version <= gone.version):
+            return False
+        self._seen[kind, key] = _Seen(version, time.monotonic())
+        return version > newest
+
+    def _objects(self, kind: str) -> MutableMapping[Key, Any]:
+        objects: MutableMapping[Key, Any] = getattr(self, kind)
+        return objects
+
+    def _uid(self, kind: str, key: Key) -> str:
+        uid: str = self.pods[key].uid if kind == "pods" else self._objects(kind)[key]["metadata"]["uid"]
+        return uid
+
+    def _remove(self, kind: str, key: Key) -> None:
+        body = self._objects(kind).pop(key)
+        del self._seen[kind, key]
+        if kind == "workqueues":
+            self.wake(key)
+        elif kind == "deployments":
+            for owner in self._owners(body):
+                self.wake(owner)
+        else:
+            self._disown(key, body)
+
+    def _disown(self, key: Key, pod: PodView) -> None:
+        owner = (key[0], pod.workqueue)
+        self._pods_of[owner].discard(key)
+        if not self._pods_of[owner]:
+            del self._pods_of[owner]
+        self.wake(owner)
+
+    def _owners(self, deployment: Object) -> set[Key]:
+        """The WorkQueues that a Deployment concerns: by our label, by our name for it, by a workloadRef."""
+        namespace, name = key_of(deployment)
+        owners = set(self._followers.get((namespace, name), ()))
+        if (owner := _owner(deployment)) is not None:
+            owners.add(owner)
+        elif name.endswith(workload_name("")):
+            # Somebody else's Deployment under the name that we would use: a NameConflict to report.
+            owners.add((namespace, name.removesuffix(workload_name(""))))
+        return owners
+
+
+def key_of(body: Object) -> Key:
+    """The (namespace, name) of any object."""
+    return body["metadata"]["namespace"], body["metadata"]["name"]
+
+
+def _owner(body: Object) -> Key | None:
+    name = body["metadata"].get("labels", {}).get(LABEL_WORKQUEUE)
+    return (body["metadata"]["namespace"], name) if name else None
+
+
+def _asks_for(workqueue: Object) -> object:
+    """What of a WorkQueue concerns a pass, beside its status."""
+    metadata = workqueue["metadata"]
+    return [
+        metadata.get(name) for name in ("uid", "generation", "deletionTimestamp", "finalizers", "annotations")
+    ]
+
+
+def _version(body: Object) -> int:
+    """Of one kind, later versions are higher numbers (promised since Kubernetes 1.35, true before)."""
+    return int(body["metadata"]["resourceVersion"])
+
+
+def _lean(kind: str, body: Object) -> Object:
+    """The object without what a pass never reads; thousands are held at once."""
+    metadata = {name: part for name, part in body["metadata"].items() if name != "managedFields"}
+    if _LAST_APPLIED in metadata.get("annotations", {}):
+        others = {name: text for name, text in metadata["annotations"].items() if name != _LAST_APPLIED}
+        metadata["annotations"] = others
+    kept: Object = {**_part(body, _READ[kind]), "metadata": metadata}
+    return kept
+
+
+def _part(value: Any, wanted: Any) -> Any:
+    """What is wanted of a value; of a list: in each item."""
+    if isinstance(value, list):
+        return [_part(item, wanted) for item in value]
+    if wanted is ... or not isinstance(value, dict):
+        return value
+    return {name: _part(value[name], wanted[name]) for name in wanted.keys() & value.keys()}

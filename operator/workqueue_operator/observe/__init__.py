@@ -1,1 +1,0 @@
-"""What is seen: the cluster in the store, the queues, the workers. Nothing here changes anything."""

@@ -1,0 +1,1 @@
+"""The pass over one WorkQueue, and the queue of passes."""

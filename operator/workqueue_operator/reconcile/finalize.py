@@ -1,0 +1,348 @@
+"""What has to happen before a WorkQueue may go: only where its queue is to be deleted with it.
+
+Place in the flow: `reconcile` hands every WorkQueue that somebody deleted to `finalize`. A WorkQueue with
+deletionPolicy Retain never has our finalizer and goes at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from workqueue.contract.binding import Binding
+from workqueue.contract.topology import dead_letter_queue_name
+from workqueue_operator.api.reasons import ConditionType, Finding, Reason, Unknown
+from workqueue_operator.api.workqueue import DeletionPolicy, WorkQueue, timestamp
+from workqueue_operator.broker import declare
+from workqueue_operator.broker.connection import QueueCounts
+from workqueue_operator.broker.management import Management
+from workqueue_operator.broker.pool import Brokers, Link
+from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.kube.client import Cluster, deployment_path, workqueue_path
+from workqueue_operator.kube.secrets import Secrets
+from workqueue_operator.kube.store import Key, Store, key_of
+from workqueue_operator.kube.views import deployment_view
+from workqueue_operator.names import ANNOTATION_ABANDON, FINALIZER, workload_name
+from workqueue_operator.reconcile import status
+from workqueue_operator.reconcile.reporter import Reporter
+from workqueue_operator.scaling.decide import Depth
+from workqueue_operator.workers.client import Address, Workers
+
+logger = logging.getLogger(__name__)
+
+AGAIN: Final = 2.0
+"""Seconds between two tries while something is in the way."""
+
+WITHOUT_SECRET: Final = 60.0
+"""Seconds after the deletion for which a Secret that is gone is waited for; then the queue is left behind.
+In a namespace that is being deleted the Secret goes first and does not come back."""
+
+
+_SECRET_IS_GONE: Final = frozenset({Reason.SECRET_NOT_FOUND, Reason.SECRET_FORBIDDEN})
+
+
+class Finalizer:
+    """Sets, keeps and fulfils the finalizer."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        store: Store,
+        secrets: Secrets,
+        brokers: Brokers,
+        management: Management,
+        workers: Workers,
+        reporter: Reporter,
+        *,
+        hidden_seconds: float = declare.HIDES_SECONDS,
+    ) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._secrets = secrets
+        self._brokers = brokers
+        self._management = management
+        self._workers = workers
+        self._reporter = reporter
+        self._hidden_seconds = hidden_seconds
+        self._empty_since: dict[str, float] = {}
+
+    async def ensure(self, workqueue: WorkQueue) -> None:
+        """Have the finalizer exactly when the deletion policy needs it."""
+        needed = workqueue.spec.queue.deletion_policy is not DeletionPolicy.RETAIN
+        if needed != (FINALIZER in workqueue.metadata.finalizers):
+            others = [name for name in workqueue.metadata.finalizers if name != FINALIZER]
+            await self._write(workqueue, [*others, FINALIZER] if needed else others)
+
+    async def finalize(self, workqueue: WorkQueue) -> float | None:
+        """One step towards letting the WorkQueue go.
+
+        Returns:
+            After how many seconds to come back, None when there is nothing left to do.
+        """
+        if FINALIZER not in workqueue.metadata.finalizers:
+            await self._brokers.leave(workqueue.key)
+            return None
+        if not await self._is_current(workqueue):
+            return AGAIN
+        try:
+            message = await self._settle_queues(workqueue)
+        except Trouble as trouble:
+            return await self._in_the_way(workqueue, trouble)
+        await self._let_go(workqueue, message)
+        return None
+
+    async def _settle_queues(self, workqueue: WorkQueue) -> str:
+        """Delete the queues, or know why not to.
+
+        Returns:
+            What became of them, in a sentence.
+
+        Raises:
+            Trouble: something is in the way.
+        """
+        queue = f"The queue {workqueue.queue_name!r}"
+        if workqueue.metadata.annotations.get(ANNOTATION_ABANDON) == "true":
+            return f"{queue} was left behind, as annotated."
+        if workqueue.spec.queue.deletion_policy is DeletionPolicy.RETAIN:
+            return f"{queue} is retained."
+        link, binding = await self._connection(workqueue)
+        await link.broker.ready()
+        if (other := await self._other_claim(workqueue, link)) is not None:
+            return f"{queue} was left behind: {other} has it, too."
+        left = await self._delete_queues(workqueue, link, binding)
+        return f"{queue} was deleted with its WorkQueue.{left}"
+
+    async def _is_current(self, workqueue: WorkQueue) -> bool:
+        """Ask the API server itself before anything is destroyed: the store may lag."""
+        namespace, name = workqueue.key
+        try:
+            live = await self._cluster.get(workqueue_path(namespace, name))
+        except ClusterError as error:
+            if error.not_found:
+                return False
+            raise
+        same: bool = live["metadata"]["uid"] == workqueue.metadata.uid
+        return same and bool(live["metadata"].get("deletionTimestamp"))
+
+    async def _other_claim(self, workqueue: WorkQueue, link: Link) -> str | None:
+        """Another WorkQueue that has the same queue on the same broker, or may have: its broker cannot be asked.
+
+        The store is asked, since after a restart other WorkQueues may not have declared the queue yet.
+        """
+        for body in self._store.workqueues.saying(workqueue.queue_name):
+            key, spec = key_of(body), body["spec"]
+            if key == workqueue.key or body["metadata"].get("deletionTimestamp"):
+                continue
+            if (spec.get("queue", {}).get("name") or key[1]) != workqueue.queue_name:
+                continue
+            if (
+                await self._is_on(link, key, spec["connectionSecretRef"]["name"], workqueue.queue_name)
+                is False
+            ):
+                continue
+            if key[0] == workqueue.metadata.namespace:
+                return f"the WorkQueue {key[1]!r}"
+            return "a WorkQueue of another namespace"
+        return None
+
+    async def _is_on(self, link: Link, key: Key, secret: str, queue: str) -> bool | None:
+        """Whether another WorkQueue's Secret leads to the broker and virtual host of `link`; None: not known."""
+        known = self._brokers.known(key)
+        try:
+            theirs = await self._brokers.link(key, await self._secrets.binding(key[0], secret))
+            same = True if theirs is link else await self._brokers.are_same(link, theirs, queue)
+            if same is None:
+                await theirs.broker.ready()
+                same = await self._brokers.are_same(link, theirs, queue)
+        except Trouble:
+            same = None
+        if known is None and (self._store.workqueue(key) or {}).get("spec", {}).get("suspend"):
+            # No pass of its own will leave it.
+            await self._brokers.leave(key)
+        return same
+
+    async def _delete_queues(self, workqueue: WorkQueue, link: Link, binding: Binding) -> str:
+        """Returns a sentence about what may be left, if anything."""
+        link.broker.take_down_bell(workqueue.queue_name)
+        listed: list[str] | Unknown = []
+        if binding.management_uri is not None:
+            listed = await self._management.delay_queues(binding, workqueue.queue_name)
+        names = declare.names(workqueue, () if isinstance(listed, Unknown) else listed)
+        only_empty = workqueue.spec.queue.deletion_policy is DeletionPolicy.DELETE_IF_EMPTY
+        if only_empty:
+            await self._require_nothing_to_do(workqueue, names, link)
+        await self._stop_workers(workqueue)
+        if only_empty:
+            await declare.require_empty(names, link.broker)
+        await declare.require_unused(workqueue.queue_name, link.broker)
+        await declare.delete(workqueue, names, link.broker, only_empty=only_empty)
+        if isinstance(listed, Unknown):
+            return f" {listed.message} Delay queues of delays that spec.retry had earlier may be left."
+        return ""
+
+    async def _require_nothing_to_do(self, workqueue: WorkQueue, names: list[str], link: Link) -> None:
+        """No message waits or is in a handler. Until then workers stay, and at least one is there.
+
+        A handler that fails hands its message to a delay queue before it is idle, so the queues are looked at again
+        after the workers.
+        """
+        try:
+            await self._require_no_messages(workqueue, names, link)
+            await self._require_idle_workers(workqueue)
+            await self._require_no_messages(workqueue, names, link)
+        except Trouble:
+            dead = names[-1]
+            if any([(await _ready(link, name)) for name in names if name != dead]):
+                await self._have_a_worker(workqueue)
+            raise
+
+    async def _require_idle_workers(self, workqueue: WorkQueue) -> None:
+        """No worker that answers is busy. One that does not answer finishes its message when it is stopped."""
+        pods = [pod for pod in self._store.pods_of(workqueue.key) if pod.running and not pod.terminating]
+        statuses = await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in pods])
+        if busy := sum(one.busy for one in statuses.values()):
+            raise Trouble(
+                Reason.DELETING,
+                f"{busy} messages are in handlers. The workers stay until the queue is empty; then it is deleted.",
+            )
+
+    async def _have_a_worker(self, workqueue: WorkQueue) -> None:
+        """Start one worker for what is left, unless there is one or a person has stopped them all."""
+        spec = workqueue.spec
+        if spec.worker is None or spec.suspend or spec.replicas is not None:
+            return
+        namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
+        deployment = self._store.deployment(namespace, name)
+        if deployment is not None and deployment["spec"].get("replicas", 1) == 0:
+            self._store.put_deployment(
+                await self._cluster.merge(deployment_path(namespace, name), {"spec": {"replicas": 1}})
+            )
+
+    async def _require_no_messages(self, workqueue: WorkQueue, names: list[str], link: Link) -> None:
+        """No queue shows a message, and none has for so long that none can be hidden. Workers may still run."""
+        uid = workqueue.metadata.uid
+        try:
+            await declare.require_no_messages(names, link.broker)
+        except Trouble:
+            self._empty_since.pop(uid, None)
+            raise
+        now = time.monotonic()
+        looked = now - self._empty_since.setdefault(uid, now)
+        if looked < self._hidden_seconds:
+            await declare.require_nothing_hidden(workqueue, names, link.broker)
+
+    async def _connection(self, workqueue: WorkQueue) -> tuple[Link, Binding]:
+        namespace, secret = workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
+        try:
+            binding = await self._secrets.binding(namespace, secret)
+            return await self._brokers.link(workqueue.key, binding), binding
+        except Trouble:
+            # In a namespace that is going the Secret may be gone first; a connection that is still open does.
+            known = self._brokers.known(workqueue.key)
+            if known is None or not known.broker.connected:
+                raise
+            return known, known.broker.binding
+
+    async def _stop_workers(self, workqueue: WorkQueue) -> None:
+        """Let the workers finish what they have in hand; whatever they hand back is in the queue afterwards."""
+        if workqueue.spec.worker is None:
+            return
+        namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
+        deployment = self._store.deployment(namespace, name)
+        if deployment is not None and deployment["spec"].get("replicas", 1) > 0:
+            self._store.put_deployment(
+                await self._cluster.merge(deployment_path(namespace, name), {"spec": {"replicas": 0}})
+            )
+        left = self._store.pods_of(workqueue.key)
+        if left:
+            raise Trouble(
+                Reason.DELETING,
+                f"{len(left)} workers finish the messages they have in hand; then the queue is deleted.",
+            )
+
+    async def _in_the_way(self, workqueue: WorkQueue, trouble: Trouble) -> float | None:
+        deleted = workqueue.metadata.deletion_timestamp
+        assert deleted is not None  # noqa: S101 - only deleted WorkQueues come here
+        waited = (datetime.now(UTC) - deleted).total_seconds()
+        if trouble.reason in _SECRET_IS_GONE and waited > WITHOUT_SECRET:
+            await self._let_go(
+                workqueue,
+                f"The queue {workqueue.queue_name!r} was left behind: its connection Secret cannot be read any "
+                "more, so that it could not be deleted. Delete it by hand if it is not needed.",
+                warning=True,
+            )
+            return None
+        finding = Finding("False", trouble.reason, f"Deletion waits: {trouble.message}")
+        findings = {ConditionType.READY: finding, ConditionType.QUEUE_DECLARED: finding}
+        await self._reporter.event(
+            workqueue,
+            trouble.reason is not Reason.DELETING,
+            trouble.reason,
+            finding.message,
+            "Delete",
+            time.monotonic(),
+        )
+        moment = timestamp(datetime.now(UTC))
+        seen = await self._seen(workqueue, finding)
+        await self._reporter.status(
+            workqueue, status.status(workqueue, seen, findings, moment), time.monotonic()
+        )
+        return AGAIN
+
+    async def _seen(self, workqueue: WorkQueue, finding: Finding) -> status.Seen:
+        """What there is while the deletion waits."""
+        namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
+        seen = status.Seen(finding, pods=self._store.pods_of(workqueue.key))
+        if (
+            workqueue.spec.worker is not None
+            and (live := self._store.deployment(namespace, name)) is not None
+        ):
+            running = [pod for pod in seen.pods if pod.running]
+            statuses = await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in running])
+            busy = sum(worker.busy > 0 for worker in statuses.values())
+            seen = replace(
+                seen, deployment=deployment_view(live), busy=busy if len(statuses) == len(running) else None
+            )
+        link = self._brokers.known(workqueue.key)
+        if link is None or not link.broker.connected:
+            return seen
+        work = await _counts(link, workqueue.queue_name)
+        dead = await _counts(link, dead_letter_queue_name(workqueue.queue_name))
+        return replace(
+            seen,
+            depth=None if work is None else Depth(work.ready, 0, work.consumers),
+            dead_letters=None if dead is None else dead.ready,
+        )
+
+    async def _let_go(self, workqueue: WorkQueue, message: str, *, warning: bool = False) -> None:
+        self._empty_since.pop(workqueue.metadata.uid, None)
+        await self._reporter.event(workqueue, warning, Reason.DELETING, message, "Delete", time.monotonic())
+        await self._write(workqueue, [name for name in workqueue.metadata.finalizers if name != FINALIZER])
+        await self._brokers.leave(workqueue.key)
+
+    async def _write(self, workqueue: WorkQueue, finalizers: list[str]) -> None:
+        namespace, name = workqueue.key
+        body: dict[str, Any] = {
+            "metadata": {"finalizers": finalizers, "resourceVersion": workqueue.metadata.resource_version}
+        }
+        try:
+            self._store.put_workqueue(await self._cluster.merge(workqueue_path(namespace, name), body))
+        except ClusterError as error:
+            # Gone, or changed meanwhile: the event that says so brings the next pass.
+            if not error.not_found and not error.conflict:
+                raise
+
+
+async def _counts(link: Link, queue: str) -> QueueCounts | None:
+    try:
+        return await link.broker.counts_if_there(queue)
+    except Trouble:
+        return None
+
+
+async def _ready(link: Link, queue: str) -> int:
+    counts = await _counts(link, queue)
+    return counts.ready if counts is not None else 0

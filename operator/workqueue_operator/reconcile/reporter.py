@@ -1,0 +1,258 @@
+"""The status and the Events of a WorkQueue, written; its conditions also shown as a metric.
+
+Place in the flow: the end of a pass. Status goes by server-side apply under a field manager of its own, so
+that other people's conditions survive; it is written only when it changed, and at most once in five seconds
+when only numbers did.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from workqueue_operator.api.reasons import ConditionType, Finding, Reason
+from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.digest import digest
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.kube.client import Cluster, workqueue_path
+from workqueue_operator.kube.store import Store
+from workqueue_operator.metrics import Metrics
+from workqueue_operator.names import API_VERSION, EVENT_REPORTER, KIND, STATUS_FIELD_MANAGER
+
+logger = logging.getLogger(__name__)
+
+NUMBERS_EVERY: Final = 5.0
+"""Seconds between two writes of the status when only its numbers changed, or only somebody else changed it.
+
+The dead letters are not among these numbers: a new one is written immediately, and above 100 they are rounded.
+"""
+
+EVENT_AGAIN_AFTER: Final = 600.0
+"""Seconds within which the same Event about the same WorkQueue is not sent twice."""
+
+_NUMBERS: Final = frozenset(
+    {
+        "messages",
+        "retrying",
+        "columns",
+        "consumers",
+        "busyReplicas",
+        "readyReplicas",
+        "replicas",
+        "workers",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was last written for one WorkQueue: digests of its status, whole and without its numbers; and when."""
+
+    whole: bytes
+    without_numbers: bytes
+    at: float
+
+
+class Reporter:
+    """Writes status and Events.
+
+    Args:
+        store: what each WorkQueue says at present.
+        instance: this operator's pod name, for the Events.
+        heard: told of each Event as well: uid of the WorkQueue, whether it is a warning, action, reason, message.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        store: Store,
+        instance: str,
+        metrics: Metrics,
+        heard: Callable[[str, bool, str, str, str], None] | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._heard = heard
+        self._store = store
+        self._metrics = metrics
+        self._instance = instance
+        self._written: dict[str, Written] = {}
+        self._told: dict[str, dict[str, tuple[str, str]]] = {}
+        self._sent: dict[str, dict[tuple[str, str], float]] = {}
+
+    def forget(self, uid: str) -> None:
+        """The WorkQueue is gone."""
+        self._written.pop(uid, None)
+        self._told.pop(uid, None)
+        self._sent.pop(uid, None)
+
+    async def status(self, workqueue: WorkQueue, status: Mapping[str, Any], now: float) -> float | None:
+        """Write a status, unless the WorkQueue says it already.
+
+        Args:
+            now: seconds on the monotonic clock.
+
+        Returns:
+            In how many seconds it should be tried again, when it was put off; None otherwise.
+        """
+        uid = workqueue.metadata.uid
+        written, shown = self._written.get(uid), self._shown(workqueue)
+        self._metrics.workqueues.of(*workqueue.key).conditions = [
+            (one["type"], one["status"], one["reason"]) for one in status["conditions"]
+        ]
+        wanted = Written(digest(status), digest(_without_numbers(status)), now)
+        if written is None and shown == status:
+            # An earlier process wrote it.
+            self._written[uid] = wanted
+            return None
+        if written is not None:
+            if written.whole == wanted.whole and _says_all_of(shown, status):
+                return None
+            if written.without_numbers == wanted.without_numbers and now - written.at < NUMBERS_EVERY:
+                return NUMBERS_EVERY - (now - written.at)
+        namespace, name = workqueue.key
+        answer = await self._cluster.apply(
+            f"{workqueue_path(namespace, name)}/status",
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                # With the uid the API server refuses when another object of this name has taken its place.
+                "metadata": {"name": name, "namespace": namespace, "uid": uid},
+                "status": dict(status),
+            },
+            manager=STATUS_FIELD_MANAGER,
+        )
+        self._store.put_workqueue(answer, our_status=True)
+        self._written[uid] = wanted
+        return None
+
+    def _shown(self, workqueue: WorkQueue) -> Mapping[str, Any]:
+        body = self._store.workqueue(workqueue.key)
+        if body is None or body["metadata"]["uid"] != workqueue.metadata.uid:
+            return {}
+        shown: Mapping[str, Any] = body.get("status") or {}
+        return shown
+
+    async def transitions(
+        self, workqueue: WorkQueue, findings: Mapping[ConditionType, Finding], now: float
+    ) -> None:
+        """One Event and one log line for each condition whose status or reason has changed."""
+        uid, known = workqueue.metadata.uid, workqueue.status.conditions
+        told = self._told.setdefault(uid, {c.type: (c.status.value, c.reason) for c in known})
+        for kind, finding in findings.items():
+            before, told[kind] = told.get(kind), (finding.status, finding.reason.value)
+            if before == told[kind]:
+                continue
+            if (
+                kind is ConditionType.SCALING_ACTIVE
+                and before is not None
+                and {before[0], finding.status} == {"True"}
+            ):
+                # Why the count is as it is changes all the time; each change of the count has its own Event.
+                continue
+            if (
+                kind is ConditionType.READY
+                or finding.status == "Unknown"
+                or finding.reason is Reason.SCALED_TO_ZERO
+            ):
+                # Ready repeats another condition's reason, Unknown passes by itself, and the step to zero has an
+                # Event that says why.
+                continue
+            if before is None and finding.status == "True" and kind is not ConditionType.QUEUE_DECLARED:
+                continue
+            await self.event(workqueue, finding.status == "False", finding.reason, finding.message, kind, now)
+
+    async def event(
+        self, workqueue: WorkQueue, warning: bool, reason: Reason, message: str, action: str, now: float
+    ) -> None:
+        """Send one Event and write one log line; a failure to send is only logged."""
+        namespace, name = workqueue.key
+        logger.log(
+            logging.WARNING if warning else logging.INFO,
+            "A WorkQueue changed.",
+            extra={
+                "namespace": namespace,
+                "workqueue": name,
+                "action": str(action),
+                "reason": reason.value,
+                "detail": message,
+            },
+        )
+        uid, sent = workqueue.metadata.uid, (reason.value, message)
+        lately = {known: at for known, at in self._sent.get(uid, {}).items() if now - at < EVENT_AGAIN_AFTER}
+        if sent in lately:
+            return
+        self._sent[uid] = {**lately, sent: now}
+        if self._heard is not None:
+            self._heard(uid, warning, str(action), reason.value, message)
+        regarding = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "namespace": namespace,
+            "name": name,
+            "uid": uid,
+        }
+        await self._send(regarding, warning, reason, message, str(action))
+
+    async def namespace_event(self, namespace: str, reason: Reason, message: str, action: str) -> None:
+        """Send one Event about a namespace and write one log line."""
+        logger.info(
+            "A namespace changed.",
+            extra={"namespace": namespace, "action": action, "reason": reason.value, "detail": message},
+        )
+        regarding = {"apiVersion": "v1", "kind": "Namespace", "namespace": namespace, "name": namespace}
+        await self._send(regarding, False, reason, message, action)
+
+    async def _send(
+        self, regarding: Mapping[str, str], warning: bool, reason: Reason, message: str, action: str
+    ) -> None:
+        """Send one Event; a failure is only logged."""
+        moment = datetime.now(UTC)
+        body = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{regarding['name']}-", "namespace": regarding["namespace"]},
+            "eventTime": moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "type": "Warning" if warning else "Normal",
+            "reason": reason.value,
+            "action": action,
+            "note": message[:1024],
+            "reportingController": EVENT_REPORTER,
+            "reportingInstance": self._instance,
+            "regarding": dict(regarding),
+        }
+        try:
+            await self._cluster.create(
+                f"/apis/events.k8s.io/v1/namespaces/{regarding['namespace']}/events", body
+            )
+        except ClusterError as error:
+            logger.info(
+                "An Event could not be sent.",
+                extra={"regarding": regarding["name"], "detail": error.message},
+            )
+
+
+def _says_all_of(shown: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
+    """Whether a WorkQueue says a status, perhaps beside conditions of other people."""
+    conditions = {one["type"]: one for one in shown.get("conditions", ())}
+    return all(
+        all(conditions.get(one["type"]) == one for one in value)
+        if name == "conditions"
+        else shown.get(name) == value
+        for name, value in status.items()
+    )
+
+
+def _without_numbers(status: Mapping[str, Any]) -> dict[str, Any]:
+    """What is worth an immediate write. Why an active scaling stands where it stands changes like a number."""
+    rest = {name: value for name, value in status.items() if name not in _NUMBERS}
+    rest["conditions"] = [
+        (one["type"], one["status"])
+        if (one["type"], one["status"]) == (ConditionType.SCALING_ACTIVE.value, "True")
+        # A time that changes alone: somebody else had taken the condition away.
+        else {name: value for name, value in one.items() if name != "lastTransitionTime"}
+        for one in status.get("conditions", ())
+    ]
+    return rest

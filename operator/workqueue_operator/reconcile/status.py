@@ -1,0 +1,287 @@
+"""From what was seen, decided and done to the status of a WorkQueue. PURE.
+
+Place in the flow: the last step of a pass; `report` writes what is made here. Numbers stand in fields of
+their own, rounded, and never in a condition's message, so that a busy queue does not rewrite its conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from workqueue_operator.api.reasons import ADVICE, ConditionType, Finding, Reason, Unknown
+from workqueue_operator.api.workqueue import UNKNOWN_COUNT, WorkQueue, timestamp
+from workqueue_operator.kube.views import DeploymentView, PodView
+from workqueue_operator.names import pod_selector
+from workqueue_operator.scaling.decide import Decision, Depth, Hold
+
+PENDING: Final = frozenset({Reason.DEPTH_PENDING, Reason.WORKERS_STARTING})
+"""Reasons that pass by themselves within moments: neither true nor false."""
+
+_STANDING_STILL: Final = frozenset({Reason.SUSPENDED, Reason.PINNED, Reason.DELETING})
+_COUNT_REFUSED: Final = frozenset({Reason.COUNT_REFUSED, Reason.API_FORBIDDEN})
+_CANNOT_SHRINK: Final = frozenset({Reason.RETIRE_UNREACHABLE, Reason.UNACKNOWLEDGED_UNKNOWN})
+_WORTH_SAYING: Final = frozenset(
+    {
+        Reason.AT_MAXIMUM,
+        Reason.SINGLE_ACTIVE_CONSUMER,
+        Reason.CANARY,
+        Reason.SCALE_IN_DELAYED,
+        Reason.WORKERS_BUSY,
+        Reason.MESSAGES_WAITING,
+        Reason.ROLLOUT_UNDER_WAY,
+        Reason.PODS_SETTLING,
+        Reason.POD_NOT_READY,
+        Reason.RETIREMENT_TOO_SLOW,
+        Reason.CONFLICTING_WRITE,
+        Reason.DOORBELL_UNAVAILABLE,
+    }
+)
+"""Why the count is not what the backlog alone would make it."""
+
+_COLUMNS: Final = {
+    "messages": "messages",
+    "retrying": "retrying",
+    "busy": "busyReplicas",
+    "dead": "deadLetters",
+}
+_REPLICAS: Final = frozenset({"replicas", "readyReplicas", "desiredReplicas", "busyReplicas"})
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a pass came to know and did.
+
+    Attributes:
+        queue: the QueueDeclared finding.
+        depth: None when the pass ended before it was asked.
+        refusal: why the Deployment, or an object beside it, is not as the WorkQueue asks, or None.
+        doorbell: why an idle queue is polled although Push is wanted, or None.
+        busy: pods in a handler, None when not known.
+        ignored: which schedules cannot be read.
+        retrying: messages that wait for a retry, None when not known.
+        retry_delays: seconds of the delay queues that exist; None when the pass did not look.
+    """
+
+    queue: Finding
+    depth: Depth | Unknown | None = None
+    deployment: DeploymentView | Unknown | None = None
+    pods: Sequence[PodView] = ()
+    decision: Decision | None = None
+    trouble: Unknown | None = None
+    refusal: Unknown | None = None
+    doorbell: Unknown | None = None
+    dead_letters: int | None = None
+    busy: int | None = None
+    ignored: Unknown | None = None
+    retrying: int | None = None
+    retry_delays: tuple[int, ...] | None = None
+    last_scale: Mapping[str, str] = field(default_factory=dict)
+    proven_hash: str | None = None
+
+
+def rounded(count: int) -> int:
+    """Two significant digits above 100: 1,234 becomes 1,200."""
+    if count <= 100:  # noqa: PLR2004 - the bound that the field's description names
+        return count
+    return int(float(f"{count:.1e}"))
+
+
+def conditions(workqueue: WorkQueue, seen: Seen) -> dict[ConditionType, Finding]:
+    """The findings of all conditions, in the order of ConditionType."""
+    found = {
+        ConditionType.QUEUE_DECLARED: seen.queue,
+        ConditionType.DEPTH_KNOWN: _depth_known(seen),
+        ConditionType.WORKLOAD_APPLIED: _workload_applied(workqueue, seen),
+        ConditionType.WORKERS_AVAILABLE: _workers_available(seen),
+        ConditionType.SCALING_ACTIVE: _scaling_active(seen),
+    }
+    return {**found, ConditionType.READY: _ready(workqueue, found)}
+
+
+def status(
+    workqueue: WorkQueue, seen: Seen, findings: Mapping[ConditionType, Finding], now: str
+) -> dict[str, Any]:
+    """The whole status as the API server takes it.
+
+    Args:
+        now: RFC 3339; becomes the lastTransitionTime of conditions whose status has changed.
+    """
+    fields: dict[str, Any] = {
+        "observedGeneration": workqueue.metadata.generation,
+        "queueName": workqueue.queue_name,
+        "selector": ",".join(
+            f"{key}={value}" for key, value in pod_selector(workqueue.metadata.name).items()
+        ),
+        **(seen.last_scale or _last_scale_before(workqueue)),
+        **_counts(workqueue, seen),
+    }
+    delays = workqueue.status.retry_delays_seconds if seen.retry_delays is None else seen.retry_delays
+    if delays:
+        fields["retryDelaysSeconds"] = list(delays)
+    if proven := seen.proven_hash or workqueue.status.proven_template_hash:
+        fields["provenTemplateHash"] = proven
+    fields["conditions"] = [_condition(workqueue, kind, finding, now) for kind, finding in findings.items()]
+    return fields
+
+
+def unreadable(workqueue: WorkQueue, finding: Finding, now: str) -> dict[str, Any]:
+    """The status of a WorkQueue whose spec cannot be read: only its metadata is looked at."""
+    return {
+        "observedGeneration": workqueue.metadata.generation,
+        "conditions": [_condition(workqueue, ConditionType.READY, finding, now)],
+    }
+
+
+def _condition(workqueue: WorkQueue, kind: ConditionType, finding: Finding, now: str) -> dict[str, Any]:
+    before = workqueue.status.condition(kind)
+    since = before.last_transition_time if before and before.status.value == finding.status else None
+    return {
+        "type": kind.value,
+        "status": finding.status,
+        "reason": finding.reason.value,
+        "message": finding.message,
+        "lastTransitionTime": timestamp(since) if since else now,
+        "observedGeneration": workqueue.metadata.generation,
+    }
+
+
+def _last_scale_before(workqueue: WorkQueue) -> dict[str, str]:
+    """What an earlier process wrote: a restart of the operator is no reason to forget it."""
+    before = workqueue.status
+    if before.last_scale_time is None or before.last_scale_reason is None:
+        return {}
+    return {
+        "lastScaleTime": timestamp(before.last_scale_time),
+        "lastScaleReason": before.last_scale_reason,
+    }
+
+
+def _counts(workqueue: WorkQueue, seen: Seen) -> dict[str, Any]:
+    """Return the counts that are known. An unknown count is left out, and is `?` in its column."""
+    found: dict[str, int | None] = {
+        "messages": None,
+        "retrying": seen.retrying,
+        "consumers": None,
+        "busyReplicas": seen.busy,
+        "deadLetters": seen.dead_letters,
+        # The scale subresource would read 0 where it is left out.
+        "replicas": workqueue.status.replicas,
+    }
+    if isinstance(seen.depth, Depth):
+        found |= {"messages": seen.depth.ready, "consumers": seen.depth.consumers}
+    if isinstance(seen.deployment, DeploymentView):
+        found |= {
+            "replicas": seen.deployment.current,
+            "readyReplicas": seen.deployment.ready,
+            "desiredReplicas": seen.deployment.replicas,
+        }
+    counts = {
+        name: count if name in _REPLICAS else rounded(count)
+        for name, count in found.items()
+        if count is not None
+    }
+    workers = UNKNOWN_COUNT
+    if isinstance(seen.deployment, DeploymentView):
+        workers = f"{seen.deployment.ready}/{seen.deployment.replicas}"
+    columns = {column: str(counts.get(name, UNKNOWN_COUNT)) for column, name in _COLUMNS.items()}
+    return {**counts, "workers": workers, "columns": columns}
+
+
+def _negative(unknown: Unknown) -> Finding:
+    return Finding("Unknown" if unknown.reason in PENDING else "False", unknown.reason, unknown.message)
+
+
+def _depth_known(seen: Seen) -> Finding:
+    if isinstance(seen.depth, Unknown):
+        return _negative(seen.depth)
+    if seen.depth is None:
+        cause = seen.trouble or Unknown(Reason.DEPTH_PENDING, "The queue has not been asked yet.")
+        return _negative(cause)
+    if seen.doorbell is not None:
+        return Finding("True", seen.doorbell.reason, seen.doorbell.message)
+    return Finding("True", Reason.DEPTH_OBSERVED, "The queue's depth is known.")
+
+
+def _workload_applied(workqueue: WorkQueue, seen: Seen) -> Finding:
+    if workqueue.spec.suspend:
+        return Finding("Unknown", Reason.SUSPENDED, "spec.suspend is true: nothing is applied.")
+    if seen.deployment is None:
+        cause = seen.trouble or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
+        return Finding("Unknown", cause.reason, cause.message)
+    refusal = seen.deployment if isinstance(seen.deployment, Unknown) else seen.refusal
+    if refusal is not None:
+        return _negative(refusal)
+    if workqueue.spec.worker is None:
+        message = "spec.workloadRef names a Deployment that its owner applies."
+    else:
+        message = "The Deployment and the objects beside it are as the WorkQueue asks."
+    return Finding("True", Reason.WORKLOAD_APPLIED, message)
+
+
+def _workers_available(seen: Seen) -> Finding:  # noqa: PLR0911 - one return a case reads best
+    deployment = seen.deployment
+    if deployment is None:
+        cause = seen.trouble or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
+        return Finding("Unknown", cause.reason, cause.message)
+    if isinstance(deployment, Unknown):
+        return _negative(deployment)
+    if deployment.refusal is not None:
+        return _negative(deployment.refusal)
+    failures = [
+        pod.failure for pod in seen.pods if pod.failure is not None and not pod.ready and not pod.terminating
+    ]
+    if failures:
+        return _negative(failures[0])
+    if deployment.replicas == 0:
+        running = "Workers finish what they have in hand and stop" if seen.busy else "No worker runs"
+        return Finding("True", Reason.SCALED_TO_ZERO, f"{running}; a message on the queue starts one.")
+    if deployment.ready == 0:
+        return Finding(
+            "Unknown", Reason.WORKERS_STARTING, "No worker is Ready yet; the first pod is starting."
+        )
+    return Finding("True", Reason.WORKERS_READY, "Workers are Ready.")
+
+
+def _scaling_active(seen: Seen) -> Finding:
+    decision = seen.decision
+    if decision is None:
+        cause = seen.trouble or Unknown(Reason.DEPTH_PENDING, "Nothing has been decided yet.")
+        return _negative(cause)
+    if (obstacle := _obstacle(seen, decision)) is not None:
+        return _negative(obstacle)
+    if decision.reason in _WORTH_SAYING:
+        return Finding("True", decision.reason, ADVICE[decision.reason])
+    return Finding("True", Reason.AS_EXPECTED, "Replicas follow the depth of the queue.")
+
+
+def _obstacle(seen: Seen, decision: Decision) -> Unknown | None:
+    """What keeps the count from following the depth as the spec asks, or None."""
+    because = Unknown(decision.reason, decision.message)
+    if decision.reason in _STANDING_STILL | _COUNT_REFUSED:
+        return because
+    if seen.ignored is not None:
+        return seen.ignored
+    doubt = seen.depth.doubt if isinstance(seen.depth, Depth) else None
+    if doubt is not None and doubt.reason is Reason.RETIRE_UNREACHABLE:
+        return doubt
+    unknown = isinstance(decision, Hold) and decision.wanted is None
+    return because if unknown or decision.reason in _CANNOT_SHRINK else None
+
+
+def _ready(workqueue: WorkQueue, found: Mapping[ConditionType, Finding]) -> Finding:
+    scaling = found[ConditionType.SCALING_ACTIVE]
+    if workqueue.spec.suspend:
+        return Finding("False", Reason.SUSPENDED, scaling.message)
+    # Workers that are starting do not make a WorkQueue unready: that happens at each wake-up.
+    decisive = [found[kind] for kind in (ConditionType.QUEUE_DECLARED, ConditionType.DEPTH_KNOWN)]
+    workers = [found[kind] for kind in (ConditionType.WORKLOAD_APPLIED, ConditionType.WORKERS_AVAILABLE)]
+    decisive += [finding for finding in workers if finding.status == "False"]
+    if scaling.reason in {Reason.SCHEDULE_INVALID, *_COUNT_REFUSED}:
+        decisive.append(scaling)
+    for status_ in ("False", "Unknown"):
+        for finding in decisive:
+            if finding.status == status_:
+                return finding
+    return Finding("True", Reason.AS_EXPECTED, "The queue exists and its workers follow its depth.")

@@ -1,0 +1,1 @@
+"""What is known about a queue, and how many replicas follow from it."""

@@ -1,0 +1,388 @@
+"""How many replicas, and what to do about it. PURE: no I/O, and the clock is an argument.
+
+Place in the flow: after `observe`, before `act`. One of Hold, ScaleOut, Retire and Trim, each with the reason and
+the message that the condition, the Event and the log line will carry.
+
+The laws, each held by a property test: an unknown depth holds; a suspended WorkQueue holds and a pinned one
+goes to its pin; outward in one step, by the messages that are known to be there; inward only to the highest count
+wanted in the window, by the messages that may be there, never below the workers that may be busy; never outside of
+minimum and maximum; the same input gives the same output.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
+
+from workqueue_operator.api.reasons import Reason, Unknown
+from workqueue_operator.api.workqueue import WorkQueueSpec
+
+ESTIMATED_HANDLER_SECONDS: Final = 1.0
+"""Taken for the mean handler time until the workers have measured one."""
+
+CANARY_REPLICAS: Final = 1
+
+_ABOUT_THE_BACKLOG: Final = frozenset(
+    {
+        Reason.AT_MAXIMUM,
+        Reason.BACKLOG,
+        Reason.BELOW_MINIMUM,
+        Reason.IDLE,
+        Reason.SCALE_IN_DELAYED,
+        Reason.SURPLUS,
+        Reason.WITHIN_BOUNDS,
+        Reason.WORKERS_BUSY,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What is in front of the workers: at least `ready + in_handlers` messages, at most `unconfirmed` more.
+
+    Attributes:
+        ready: messages that wait.
+        in_handlers: messages that are known to be in a handler.
+        consumers: consumers without our bell.
+        unconfirmed: further messages that may be in a handler: the slots of workers that did not answer.
+        doubt: why that is not known, or which worker cannot be asked; None while every worker answers.
+    """
+
+    ready: int
+    in_handlers: int
+    consumers: int
+    unconfirmed: int = 0
+    doubt: Unknown | None = None
+
+    @property
+    def most_in_handlers(self) -> int:
+        """The most messages that can be in handlers."""
+        return self.in_handlers + self.unconfirmed
+
+    def __str__(self) -> str:
+        span = f"{self.in_handlers} to {self.most_in_handlers}" if self.unconfirmed else f"{self.in_handlers}"
+        return f"{self.ready} waiting and {span} in handlers"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the workers measured lately; None where they have not yet.
+
+    Attributes:
+        handler_seconds: mean time of one message.
+        arrivals_per_second: messages that came to the queue.
+    """
+
+    handler_seconds: float | None = None
+    arrivals_per_second: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The Deployment as far as the count goes.
+
+    Attributes:
+        replicas: what it is set to.
+        proven: whether a pod of the current template was Ready once.
+        unsettled: why the count must not shrink just now, or None.
+        concurrency: messages that one pod handles at a time.
+        existing: how many pods exist while the API server refuses the others; None while it refuses none.
+    """
+
+    replicas: int
+    proven: bool = True
+    unsettled: Unknown | None = None
+    concurrency: int = 1
+    existing: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Everything that a decision depends on.
+
+    Attributes:
+        minimum: the fewest replicas at this time (scaling.minReplicas, or a schedule's).
+    """
+
+    workload: Workload | Unknown
+    depth: Depth | Unknown
+    minimum: int = 0
+    load: Load = Load()
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Leave the count as it is. `wanted` is the count that the backlog asks for, None when not known."""
+
+    wanted: int | None
+    reason: Reason
+    message: str
+
+    @classmethod
+    def because(cls, wanted: int | None, why: Unknown) -> Hold:
+        """For that reason, in those words."""
+        return cls(wanted, why.reason, why.message)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleOut:
+    """Raise the count to `replicas` in one write."""
+
+    replicas: int
+    wanted: int
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Ask idle workers to leave until `replicas` are left.
+
+    Attributes:
+        only_when_empty: to zero only on a queue that is seen to be empty; not so for a person's pin.
+    """
+
+    replicas: int
+    wanted: int
+    only_when_empty: bool
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Lower the count to `replicas` without asking anybody: the pods beyond it do not exist."""
+
+    replicas: int
+    wanted: int
+    reason: Reason
+    message: str
+
+
+Decision: TypeAlias = Hold | ScaleOut | Retire | Trim
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The counts that were wanted lately, as far as they can still matter.
+
+    Attributes:
+        since: when the window was begun (seconds, any clock that only goes forward).
+        peaks: (time, wanted), newest last, each higher than all that follow it.
+    """
+
+    since: float
+    peaks: tuple[tuple[float, int], ...] = ()
+
+    def record(self, now: float, wanted: int, seconds: float) -> Window:
+        """The window after `wanted` was seen at `now`; what is older than `seconds` is forgotten."""
+        kept = tuple((at, count) for at, count in self.peaks if count > wanted and now - at < seconds)
+        return Window(self.since, (*kept, (now, wanted)))
+
+    def is_full(self, now: float, seconds: float) -> bool:
+        """Whether the window covers the whole time."""
+        return now - self.since >= seconds
+
+    @property
+    def highest(self) -> int:
+        """The highest count in it."""
+        return self.peaks[0][1] if self.peaks else 0
+
+
+def wanted_replicas(
+    spec: WorkQueueSpec, depth: Depth, load: Load, concurrency: int, *, unconfirmed: int = 0
+) -> int:
+    """The count that the backlog asks for, before minimum and maximum.
+
+    With `messagesPerReplica` m: ceil((ready + in handlers) / m). With `targetDrainSeconds` T, handler
+    seconds s and arrivals r: ceil((ready * s / T + r * s) / concurrency); the second term is Little's law,
+    enough workers to keep up, so that a steady load does not make the count bounce.
+
+    Args:
+        unconfirmed: slots that are counted as busy on top. Their workers did not say what they received, so
+            with `targetDrainSeconds` they count beside the arrivals.
+    """
+    scaling = spec.scaling
+    if scaling.target_drain_seconds is None:
+        messages = depth.ready + depth.in_handlers + unconfirmed
+        return math.ceil(messages / (scaling.messages_per_replica or 1))
+    seconds = load.handler_seconds if load.handler_seconds is not None else ESTIMATED_HANDLER_SECONDS
+    slots = depth.ready * seconds / scaling.target_drain_seconds + load.arrivals_per_second * seconds
+    some = 1 if depth.ready or depth.in_handlers or unconfirmed else 0
+    return max(math.ceil((slots + unconfirmed) / concurrency), some)
+
+
+def decide(spec: WorkQueueSpec, seen: Observation, window: Window, now: float) -> tuple[Decision, Window]:
+    """Decide one step.
+
+    Args:
+        now: seconds on the clock of `window`.
+
+    Returns:
+        The decision, and the window to pass in next time.
+    """
+    if spec.suspend:
+        return Hold(
+            None, Reason.SUSPENDED, "spec.suspend is true: scaling and declaring are stopped."
+        ), Window(now)
+    if isinstance(seen.workload, Unknown):
+        return Hold.because(None, seen.workload), window
+    if spec.replicas is not None:
+        return _pinned(spec.replicas, seen.workload), Window(now)
+    if isinstance(seen.depth, Unknown):
+        # Time in which nothing was known must not let the count shrink afterwards.
+        unknown = window.record(now, seen.workload.replicas, spec.scaling.scale_in_delay_seconds)
+        return Hold.because(None, seen.depth), unknown
+    bounds = _bounds(spec, seen.workload, seen.depth, seen)
+    window = window.record(now, bounds.wanted, spec.scaling.scale_in_delay_seconds)
+    # Nothing waits: only what is in handlers counts. Otherwise the window keeps a backlog from moving the count.
+    highest = _highest(spec, seen.workload, window, now)
+    needed = bounds.least if seen.depth.ready == 0 else highest
+    trim = _trim(needed, bounds.wanted, seen.workload)
+    return trim or _step(spec, seen.workload, seen.depth, bounds, highest), window
+
+
+def _highest(spec: WorkQueueSpec, workload: Workload, window: Window, now: float) -> int:
+    """The highest count wanted in the window; at least the present one until the window covers its time."""
+    highest = min(window.highest, spec.most_replicas)
+    full = window.is_full(now, spec.scaling.scale_in_delay_seconds)
+    return highest if full else max(highest, workload.replicas)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """What the depth asks for.
+
+    Attributes:
+        need: the fewest replicas that the backlog asks for, before minimum and maximum.
+        minimum: the fewest replicas that are allowed; the next is the most.
+        least: `need` between minimum and maximum.
+        wanted: the count nearest to the present one that the depth allows.
+    """
+
+    need: int
+    minimum: int
+    maximum: int
+    least: int
+    wanted: int
+
+
+def _bounds(spec: WorkQueueSpec, workload: Workload, depth: Depth, seen: Observation) -> _Bounds:
+    maximum = spec.most_replicas
+    minimum = min(max(spec.scaling.min_replicas, seen.minimum), maximum)
+
+    def within(count: int) -> int:
+        return min(max(count, minimum), maximum)
+
+    need = wanted_replicas(spec, depth, seen.load, workload.concurrency)
+    most = wanted_replicas(spec, depth, seen.load, workload.concurrency, unconfirmed=depth.unconfirmed)
+    # Scale-out goes by what is known to be there, scale-in by what may be there.
+    wanted = min(max(workload.replicas, within(need)), within(most))
+    return _Bounds(need, minimum, maximum, within(need), wanted)
+
+
+def _pinned(pin: int, workload: Workload) -> Decision:
+    message = f"spec.replicas pins the count to {pin}; a merge patch that sets it to null releases it."
+    if pin > workload.replicas:
+        return _outward(pin, workload, Reason.PINNED, message)
+    if pin < workload.replicas:
+        if (trim := _trim(pin, pin, workload)) is not None:
+            return trim
+        if workload.unsettled is not None:
+            return Hold.because(pin, workload.unsettled)
+        return Retire(pin, pin, only_when_empty=False, reason=Reason.PINNED, message=message)
+    return Hold(pin, Reason.PINNED, message)
+
+
+def _step(spec: WorkQueueSpec, workload: Workload, depth: Depth, bounds: _Bounds, highest: int) -> Decision:
+    wanted = bounds.wanted
+    if wanted > workload.replicas:
+        reason = Reason.BELOW_MINIMUM if bounds.need < bounds.minimum else Reason.BACKLOG
+        return _outward(wanted, workload, reason, f"{depth} ask for {_replicas(wanted)}.")
+    if wanted < workload.replicas:
+        return _inward(spec, workload, depth, wanted, highest)
+    if bounds.need > bounds.maximum:
+        return _at_maximum(spec, wanted, f"{depth} ask for {_replicas(bounds.need)}")
+    if bounds.least < workload.replicas and depth.doubt is not None:
+        return Hold.because(wanted, depth.doubt)
+    if depth.ready == depth.most_in_handlers == 0:
+        return Hold(wanted, Reason.IDLE, f"Nothing is waiting or in a handler: {_replicas(wanted)}.")
+    return Hold(wanted, Reason.WITHIN_BOUNDS, f"{depth} ask for {_replicas(wanted)}.")
+
+
+def _at_maximum(spec: WorkQueueSpec, wanted: int, backlog: str) -> Hold:
+    if spec.queue.single_active_consumer:
+        message = f"{backlog}, but queue.singleActiveConsumer lets one worker at a time take messages."
+        return Hold(wanted, Reason.SINGLE_ACTIVE_CONSUMER, message)
+    return Hold(wanted, Reason.AT_MAXIMUM, f"{backlog}, but scaling.maxReplicas is {spec.most_replicas}.")
+
+
+def _trim(needed: int, wanted: int, workload: Workload) -> Trim | None:
+    if workload.existing is None or max(needed, workload.existing) >= workload.replicas:
+        return None
+    target = max(needed, workload.existing)
+    return Trim(
+        target,
+        wanted,
+        Reason.POD_REFUSED,
+        f"The API server refuses pods beyond the {workload.existing} that exist, and {_replicas(target)} are enough "
+        "now; no pod is removed.",
+    )
+
+
+def _outward(wanted: int, workload: Workload, reason: Reason, message: str) -> Decision:
+    if workload.proven or wanted <= CANARY_REPLICAS:
+        return ScaleOut(wanted, wanted, reason, message)
+    waiting = (
+        f"{_replicas(wanted)} are wanted, but no pod of this template has been Ready yet: one goes first."
+    )
+    if workload.replicas >= CANARY_REPLICAS:
+        return Hold(wanted, Reason.CANARY, waiting)
+    return ScaleOut(CANARY_REPLICAS, wanted, Reason.CANARY, waiting)
+
+
+def _inward(spec: WorkQueueSpec, workload: Workload, depth: Depth, wanted: int, highest: int) -> Decision:
+    delay = spec.scaling.scale_in_delay_seconds
+    if highest >= workload.replicas:
+        return Hold(
+            wanted,
+            Reason.SCALE_IN_DELAYED,
+            f"{depth} ask for {_replicas(wanted)}; more were wanted in the last {delay} s.",
+        )
+    if workload.unsettled is not None:
+        return Hold.because(wanted, workload.unsettled)
+    target = max(highest, math.ceil(depth.most_in_handlers / workload.concurrency))
+    if target >= workload.replicas:
+        busy = math.ceil(depth.in_handlers / workload.concurrency)
+        if depth.doubt is not None and max(highest, busy) < workload.replicas:
+            return Hold.because(wanted, depth.doubt)
+        return Hold(
+            wanted, Reason.WORKERS_BUSY, f"{_replicas(wanted)} are wanted, but {busy} are in a handler."
+        )
+    if target == 0:
+        reason, message = Reason.IDLE, "Nothing waits or is in a handler."
+        if delay:
+            message = f"Nothing has waited or been in a handler for {delay} s."
+    else:
+        reason = Reason.SURPLUS
+        message = f"{depth}; no more than {_replicas(target)} wanted in the last {delay} s."
+    return Retire(target, wanted, only_when_empty=True, reason=reason, message=message)
+
+
+def _replicas(count: int) -> str:
+    return "1 replica" if count == 1 else f"{count} replicas"
+
+
+def beside_stopping_workers(decision: Decision, messages: int) -> Decision:
+    """Add to the message how many messages are in handlers of workers that were told to stop.
+
+    They are no part of the depth, so that without this "nothing is in a handler" would be wrong.
+    """
+    if not messages or decision.reason not in _ABOUT_THE_BACKLOG:
+        return decision
+    counted = "1 message" if messages == 1 else f"{messages} messages"
+    message = (
+        f"{decision.message.removesuffix('.')}, not counting {counted} in workers that are shutting down."
+    )
+    return replace(decision, message=message)

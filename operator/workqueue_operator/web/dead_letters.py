@@ -1,0 +1,108 @@
+"""Dead letters by reason: a sample of a dead-letter queue, taken when somebody looks and put back at once.
+
+Place in the flow: only for one WorkQueue in detail. The operator's own connection does not read messages, so
+this takes a short-lived one of its own, in a thread, as `workqueue dead list` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+from workqueue.amqp.session import Session
+from workqueue.cli import dead_letters
+from workqueue.contract.binding import Binding
+from workqueue.contract.topology import dead_letter_queue_name
+from workqueue.errors import WorkerError
+from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.broker.addresses import permitted
+from workqueue_operator.destinations import ANYWHERE, Destinations
+from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.kube.secrets import Secrets
+
+SAMPLE: Final = 100
+AGAIN_SECONDS: Final = 30.0
+ANSWER_SECONDS: Final = 5.0
+SAMPLE_SECONDS: Final = 5.0
+"""Time after which no further dead letter is read: RabbitMQ sends whole bodies, up to 512 MiB each."""
+
+KEPT: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Reasons:
+    """What the first dead letters of a queue were given up for.
+
+    Attributes:
+        counts: (reason, how many), the most frequent first.
+        looked_at: how many letters were looked at, the oldest first.
+        total: how many there are.
+        trouble: why they could not be looked at; then the rest says nothing.
+    """
+
+    counts: tuple[tuple[str, int], ...] = ()
+    looked_at: int = 0
+    total: int = 0
+    trouble: str = ""
+
+
+class DeadLetters:
+    """Looks, one queue at a time, and at each not more often than every half minute."""
+
+    def __init__(self, secrets: Secrets, destinations: Destinations = ANYWHERE) -> None:
+        self._secrets = secrets
+        self._destinations = destinations
+        self._seen: dict[tuple[str, str], tuple[float, Reasons]] = {}
+        self._turn = asyncio.Lock()
+
+    async def reasons(self, workqueue: WorkQueue) -> Reasons:
+        """The reasons of a WorkQueue's dead letters.
+
+        A look counts as a delivery. Our own dead-letter queues bear any number of those; another's may drop a
+        letter after some, and is left alone.
+        """
+        if not workqueue.spec.queue.declare:
+            return Reasons(trouble="The queues belong to somebody else, so their messages are not looked at.")
+        async with self._turn:
+            known = self._seen.get(workqueue.key)
+            if known is not None and time.monotonic() - known[0] < AGAIN_SECONDS:
+                return known[1]
+            found = await self._look(workqueue)
+            self._seen = dict([*self._seen.items()][-KEPT:]) | {workqueue.key: (time.monotonic(), found)}
+            return found
+
+    async def _look(self, workqueue: WorkQueue) -> Reasons:
+        try:
+            binding = await self._secrets.binding(
+                workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
+            )
+            binding = await permitted(binding, self._destinations)
+            return await asyncio.to_thread(sample, binding, workqueue.queue_name)
+        except (ClusterError, Trouble, WorkerError) as error:
+            return Reasons(trouble=str(error))
+
+
+def sample(binding: Binding, queue: str, most: int = SAMPLE) -> Reasons:
+    """Read the headers of the first dead letters of a queue; blocks. Bodies are discarded as they arrive.
+
+    Raises:
+        BrokerError: RabbitMQ cannot be reached, or refuses.
+    """
+    name = dead_letter_queue_name(queue)
+    counts: Counter[str] = Counter()
+    with Session(
+        lambda: binding, f"{queue} page", timeout_seconds=ANSWER_SECONDS, keeps_bodies=False
+    ) as session:
+        depth = session.depth(name)
+        total = depth.ready if depth is not None else 0
+        deadline = time.monotonic() + SAMPLE_SECONDS
+        for _ in range(min(total, most)):
+            received = session.get(name) if time.monotonic() < deadline else None
+            if received is None:
+                break
+            counts[dead_letters.read(received, queue).reason] += 1
+        session.give_back_all()
+    return Reasons(tuple(counts.most_common()), counts.total(), total)

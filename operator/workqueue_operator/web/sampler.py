@@ -1,0 +1,164 @@
+"""Looks at the store for the page: a sample of each depth every quarter minute, and the workers while somebody looks.
+
+Place in the flow: runs beside the passes and wakes none of them. What the workers are asked is shared by all who
+look; when nobody does, nobody is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.kube.store import Key, Store
+from workqueue_operator.kube.views import PodView
+from workqueue_operator.web.history import DECISION_CHARACTERS, SAMPLE_SECONDS, Decision, History
+from workqueue_operator.workers.client import Address, Workers, WorkerStatus
+
+ASK_SECONDS: Final = 5.0
+PODS_A_ROUND: Final = 200
+"""Pods looked at in one round; with more of them, each has its turn every so many rounds."""
+
+STALE_SECONDS: Final = 120.0
+
+logger = logging.getLogger(__name__)
+
+
+class Watch:
+    """Samples and answers.
+
+    Args:
+        workers: asked for their /status.
+    """
+
+    def __init__(self, store: Store, workers: Workers) -> None:
+        self.history = History()
+        self._store = store
+        self._workers = workers
+        self._statuses: dict[Key, tuple[float, WorkerStatus]] = {}
+        self._rates: dict[Key, tuple[float, float | None]] = {}
+        self._next = 0
+        self._lookers = 0
+        self._looked_at = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin, in the running loop."""
+        self._tasks = [
+            asyncio.create_task(self._forever(SAMPLE_SECONDS, self._sample), name="page samples"),
+            asyncio.create_task(self._forever(ASK_SECONDS, self._ask), name="page workers"),
+        ]
+
+    async def stop(self) -> None:
+        """End."""
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def decided(self, uid: str, warning: bool, action: str, reason: str, message: str) -> None:
+        """What `report` tells: a decision or a finding about a WorkQueue."""
+        decision = Decision(time.time(), warning, action, reason, message[:DECISION_CHARACTERS])
+        self.history.decided(uid, decision)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Somebody looks for as long as the context lasts."""
+        self._lookers += 1
+        try:
+            yield
+        finally:
+            self._lookers -= 1
+            self._looked_at = time.monotonic()
+
+    # -- what is shown -------------------------------------------------------------------------------
+
+    def statuses(self, namespace: str, pods: Sequence[PodView]) -> Mapping[str, WorkerStatus]:
+        """What workers said of themselves lately, by pod."""
+        known = ((pod.name, self._statuses.get((namespace, pod.name))) for pod in pods)
+        return {name: entry[1] for name, entry in known if entry is not None}
+
+    def rate(self, key: Key) -> float | None:
+        """Messages that the workers of a WorkQueue took a second lately; None while not all of them have said."""
+        now = time.monotonic()
+        at, rate = self._rates.get(key, (-ASK_SECONDS, None))
+        if now - at >= ASK_SECONDS:
+            rate = self._rate(key)
+            self._rates[key] = (now, rate)
+        return rate
+
+    def _rate(self, key: Key) -> float | None:
+        running = [pod for pod in self._store.pods_of(key) if pod.running and not pod.terminating]
+        statuses = self.statuses(key[0], running)
+        if len(statuses) < len(running):
+            return None
+        return sum(status.deliveries_per_second for status in statuses.values())
+
+    async def ask_now(self, key: Key) -> None:
+        """Ask the workers of one WorkQueue, so that the first look shows them."""
+        await self._ask_pods(
+            [(key[0], pod) for pod in self._store.pods_of(key) if pod.running][:PODS_A_ROUND]
+        )
+
+    # -- rounds --------------------------------------------------------------------------------------
+
+    async def _sample(self) -> None:
+        self.history.record(
+            [
+                (body["metadata"]["uid"], _depth(body))
+                async for body in self._store.each_workqueue()
+                if "uid" in body["metadata"]
+            ]
+        )
+
+    async def _ask(self) -> None:
+        if not self._lookers and time.monotonic() - self._looked_at > ASK_SECONDS:
+            self._statuses.clear()
+            self._rates.clear()
+            return
+        pods = list(self._store.pods.items())
+        start = self._next if self._next < len(pods) else 0
+        self._next = start + PODS_A_ROUND
+        await self._ask_pods(
+            [
+                (namespace, pod)
+                for (namespace, _), pod in pods[start : start + PODS_A_ROUND]
+                if pod.running and not pod.ended
+            ]
+        )
+        oldest = time.monotonic() - STALE_SECONDS
+        self._statuses = {pod: entry for pod, entry in self._statuses.items() if entry[0] > oldest}
+
+    async def _ask_pods(self, pods: Sequence[tuple[str, PodView]]) -> None:
+        # Pods of two namespaces may have the same name: asked by uid, told by namespace and name.
+        names = {pod.uid: (namespace, pod.name) for namespace, pod in pods}
+        answers = await self._workers.statuses(
+            [Address(pod.uid, pod.uid, pod.ip) for _, pod in pods if pod.ip]
+        )
+        now = time.monotonic()
+        for uid, status in answers.items():
+            self._statuses[names[uid]] = (now, status)
+        self._rates.clear()
+
+    async def _forever(self, seconds: float, step: Any) -> None:
+        while True:
+            try:
+                await step()
+            except (ClusterError, OSError, KeyError, ValueError):
+                # The page may be wrong for a round; nothing of the operator depends on it.
+                logger.exception("The page could not be brought up to date.")
+            await asyncio.sleep(seconds)
+
+
+def _depth(body: Mapping[str, Any]) -> int | None:
+    status = body.get("status") or {}
+    known = any(
+        one["type"] == "DepthKnown" and one["status"] == "True" for one in status.get("conditions") or ()
+    )
+    depth: int | None = status.get("messages") if known else None
+    return depth

@@ -1,0 +1,1 @@
+"""The worker pods: how they are rendered, applied, asked and retired."""

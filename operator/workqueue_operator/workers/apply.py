@@ -1,0 +1,400 @@
+"""The objects that run the workers: applied, kept as they should be, and scaled.
+
+Place in the flow: after the queues exist. Fields that we own are put right by server-side apply, foreign
+additions stay; replicas are written only by the two functions at the end, each of which tests the count that
+the decision was made from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from workqueue_operator.api.reasons import Reason, Unknown
+from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.backoff import delay
+from workqueue_operator.digest import digest
+from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.kube.client import Cluster, Object, deployment_path
+from workqueue_operator.names import (
+    ANNOTATION_TEMPLATE_HASH,
+    REPLICAS_FIELD_MANAGER,
+    retirement_secret_name,
+    workload_name,
+)
+from workqueue_operator.workers import render
+from workqueue_operator.workers.retirement_key import RetirementKeys
+
+logger = logging.getLogger(__name__)
+
+VERIFY_EVERY: Final = 0.2
+"""Seconds between two Deployments that are applied after a restart only to be sure."""
+
+REFUSED_AGAIN: Final = (1.0, 60.0)
+"""Seconds: the first and the longest delay before something that was refused is applied or written again."""
+
+_CONFLICT: Final = 409
+
+
+@dataclass(slots=True)
+class Applied:
+    """What was last applied for one WorkQueue, so that nothing is applied without need.
+
+    Attributes:
+        generation: of the Deployment after our apply, or after our last scaling.
+        digest: of the Deployment that was wanted.
+    """
+
+    uid: str
+    generation: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ensured:
+    """A Deployment that can be scaled.
+
+    Attributes:
+        deployment: as it is now; the very one that was seen when nothing had to be done.
+        refusal: why it, or an object beside it, is not as the WorkQueue asks; None when all is applied.
+    """
+
+    deployment: Object
+    refusal: Unknown | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """An apply that the API server refused.
+
+    Attributes:
+        digest: of the Deployment that was wanted.
+        until: the monotonic time before which the same is not applied again.
+        failures: refusals in a row.
+    """
+
+    digest: bytes
+    why: Unknown
+    until: float
+    failures: int
+
+
+class Workload:
+    """Applies and scales Deployments."""
+
+    def __init__(
+        self, cluster: Cluster, defaults: render.Defaults, wake: Callable[[tuple[str, str]], None]
+    ) -> None:
+        self._cluster = cluster
+        self._defaults = defaults
+        self._wake = wake
+        self._keys = RetirementKeys(cluster)
+        self._applied: dict[str, Applied] = {}
+        self._refusals: dict[str, _Refusal] = {}
+        self._turns: dict[str, float] = {}
+        self._last_turn = 0.0
+
+    def forget(self, uid: str) -> None:
+        """The WorkQueue is gone; Kubernetes deletes what it owns."""
+        self._applied.pop(uid, None)
+        self._refusals.pop(uid, None)
+        self._turns.pop(uid, None)
+        self._keys.forget(uid)
+
+    async def ensure(self, workqueue: WorkQueue, seen: Object | None) -> Ensured:
+        """Make the Deployment and what goes with it as they should be.
+
+        A refusal does not stop the scaling of what exists: the Deployment of the last template that was admitted
+        works, and so does one whose PodDisruptionBudget does not fit into a quota.
+
+        Args:
+            seen: the Deployment in the store, or None.
+
+        Raises:
+            Trouble: the name is taken, or the API server refuses to create the Deployment.
+            ClusterError: it did not answer.
+        """
+        worker = workqueue.spec.worker
+        assert worker is not None  # noqa: S101 - the caller has looked
+        if seen is not None:
+            _require_ours(seen, workqueue)
+        wanted = render.deployment(
+            workqueue, worker, self._defaults, proven_hash=workqueue.status.proven_template_hash
+        )
+        uid = workqueue.metadata.uid
+        refusal = self._refusals.get(uid)
+        if refusal is None and seen is not None and self._is_applied(workqueue, wanted, seen):
+            return Ensured(seen)
+        if refusal is not None and refusal.digest == digest(wanted) and time.monotonic() < refusal.until:
+            return _as_far_as_admitted(seen, refusal.why)
+        no_key = await self._ensure_key(workqueue)
+        try:
+            live = await self._apply_deployment(workqueue, wanted, seen)
+        except Trouble as trouble:
+            if trouble.reason is Reason.NAME_CONFLICT:
+                raise
+            return _as_far_as_admitted(seen, self._refuse(workqueue, wanted, trouble))
+        why = None
+        try:
+            if no_key is not None:
+                raise no_key
+            await self._apply_others(workqueue)
+            self._refusals.pop(uid, None)
+        except Trouble as trouble:
+            why = self._refuse(workqueue, wanted, trouble)
+        self._applied[uid] = Applied(live["metadata"]["uid"], live["metadata"]["generation"], digest(wanted))
+        return Ensured(live, why)
+
+    def next_attempt(self, workqueue: WorkQueue) -> float | None:
+        """The monotonic time at which something refused is to be applied again, or None."""
+        refusal = self._refusals.get(workqueue.metadata.uid)
+        return None if refusal is None else refusal.until
+
+    def _is_applied(self, workqueue: WorkQueue, wanted: Object, seen: Object) -> bool:
+        """Whether nothing need be applied now."""
+        applied = self._applied.get(workqueue.metadata.uid)
+        if applied is None:
+            return _is_of(seen, wanted) and not self._has_turn(workqueue)
+        return (
+            applied.uid == seen["metadata"]["uid"]
+            and applied.generation >= seen["metadata"]["generation"]
+            and applied.digest == digest(wanted)
+            and _contains(seen["metadata"], wanted["metadata"])
+        )
+
+    def _refuse(self, workqueue: WorkQueue, wanted: Object, trouble: Trouble) -> Unknown:
+        """Note a refusal, and when to try again."""
+        uid = workqueue.metadata.uid
+        before = self._refusals.get(uid)
+        failures = before.failures + 1 if before is not None and before.digest == digest(wanted) else 1
+        why = Unknown(trouble.reason, trouble.message)
+        until = time.monotonic() + delay(failures, *REFUSED_AGAIN)
+        self._refusals[uid] = _Refusal(digest(wanted), why, until, failures)
+        return why
+
+    async def retirement_key(self, workqueue: WorkQueue) -> bytes | Unknown:
+        """What calls to the workers are signed with, or why there is no key.
+
+        Raises:
+            ClusterError: the API server did not answer.
+        """
+        try:
+            return await self._keys.read(workqueue)
+        except Trouble as trouble:
+            return Unknown(trouble.reason, trouble.message)
+        except ClusterError as error:
+            refused = _key_refused(error, workqueue)
+            if isinstance(refused, Trouble):
+                return Unknown(refused.reason, refused.message)
+            raise
+
+    async def scale(self, workqueue: WorkQueue, name: str, observed: int, replicas: int) -> Object | None:
+        """Set replicas, if they still are what the decision was made from.
+
+        Args:
+            name: of the Deployment.
+            observed: the count that the decision was made from.
+
+        Returns:
+            The Deployment after it; None when somebody else had changed the count.
+
+        Raises:
+            ClusterError: the API server refused the count (`denied`), or did not answer.
+        """
+        try:
+            live = await self._cluster.json_patch(
+                deployment_path(workqueue.metadata.namespace, name),
+                [
+                    {"op": "test", "path": "/spec/replicas", "value": observed},
+                    {"op": "replace", "path": "/spec/replicas", "value": replicas},
+                ],
+            )
+        except ClusterError as error:
+            if error.conflict or error.not_found:
+                return None
+            # Both a failed `test` and an admission policy answer 422: the object itself says which it was.
+            if error.invalid and await self._count_changed(workqueue, name, observed):
+                return None
+            raise
+        applied = self._applied.get(workqueue.metadata.uid)
+        if applied is not None and live["metadata"]["generation"] == applied.generation + 1:
+            # Ours alone; a generation that jumped further holds somebody else's change as well.
+            applied.generation += 1
+        return live
+
+    async def read(self, workqueue: WorkQueue, name: str) -> Object | None:
+        """A Deployment as the API server has it now; None when it is gone."""
+        try:
+            return await self._cluster.get(deployment_path(workqueue.metadata.namespace, name))
+        except ClusterError as error:
+            if error.not_found:
+                return None
+            raise
+
+    async def _count_changed(self, workqueue: WorkQueue, name: str, observed: int) -> bool:
+        live = await self.read(workqueue, name)
+        return live is None or live["spec"].get("replicas", 1) != observed
+
+    def _has_turn(self, workqueue: WorkQueue) -> bool:
+        """Whether this Deployment of an earlier process may be applied now; else its pass is woken in its turn.
+
+        After a restart all of them look as they should, and very likely are: what is urgent goes first.
+        """
+        uid, now = workqueue.metadata.uid, time.monotonic()
+        turn = self._turns.get(uid)
+        if turn is None:
+            turn = self._turns[uid] = self._last_turn = max(self._last_turn, now) + VERIFY_EVERY
+            asyncio.get_running_loop().call_later(turn - now, self._wake, workqueue.key)
+        return now >= turn
+
+    async def _ensure_key(self, workqueue: WorkQueue) -> Exception | None:
+        """Create the Secret that the pods mount. Why it cannot be created is no reason to have no workers."""
+        try:
+            await self._keys.ensure(workqueue)
+        except ClusterError as error:
+            return _key_refused(error, workqueue)
+        return None
+
+    async def _apply_deployment(self, workqueue: WorkQueue, wanted: Object, seen: Object | None) -> Object:
+        name = workload_name(workqueue.metadata.name)
+        path = deployment_path(workqueue.metadata.namespace, name)
+        try:
+            if seen is None:
+                return await self._create_deployment(path, workqueue, wanted)
+            if not seen["spec"].get("replicas"):
+                await self._let_go_of_replicas(path, wanted, seen)
+            return await self._cluster.apply(path, wanted)
+        except ClusterError as error:
+            raise _refused(error, f"Deployment {name!r}") from error
+
+    async def _create_deployment(self, path: str, workqueue: WorkQueue, wanted: Object) -> Object:
+        """Create it with no replicas: left out, they would be 1 for a moment.
+
+        Without force, since the store may lag: a Deployment of somebody else that stands here has another
+        selector, which is a conflict.
+        """
+        with_none = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
+        try:
+            live = await self._cluster.apply(path, with_none, force=False)
+        except ClusterError as error:
+            if error.status != _CONFLICT:
+                raise
+            live = await self._cluster.get(path)
+            _require_ours(live, workqueue)
+            return await self._apply_deployment(workqueue, wanted, live)
+        _require_ours(live, workqueue)
+        return live
+
+    async def _let_go_of_replicas(self, path: str, wanted: Object, seen: Object) -> None:
+        """Before the second apply: give the count of the creation to another manager, or it would become 1.
+
+        A field that nobody applies any more goes back to its default. Once the count was scaled it has an
+        owner, who is a conflict here and keeps it.
+        """
+        try:
+            await self._cluster.apply(path, _only_replicas(wanted, seen), REPLICAS_FIELD_MANAGER, force=False)
+        except ClusterError as error:
+            if error.status != _CONFLICT:
+                raise
+
+    async def _apply_others(self, workqueue: WorkQueue) -> None:
+        namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
+        objects = {
+            f"/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets/{name}": render.disruption_budget(
+                workqueue
+            )
+        }
+        if self._defaults.network_policy:
+            path = f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies/{name}"
+            objects[path] = render.network_policy(workqueue, self._defaults)
+        for path, body in objects.items():
+            try:
+                await self._cluster.apply(path, body)
+            except ClusterError as error:
+                raise _refused(error, f"{body['kind']} {name!r}") from error
+
+
+def _only_replicas(wanted: Object, live: Object) -> Object:
+    return {
+        "apiVersion": wanted["apiVersion"],
+        "kind": wanted["kind"],
+        "metadata": {
+            "name": wanted["metadata"]["name"],
+            "namespace": wanted["metadata"]["namespace"],
+            "uid": live["metadata"]["uid"],
+        },
+        "spec": {"replicas": live["spec"].get("replicas", 0)},
+    }
+
+
+def _is_of(live: Object, wanted: Object) -> bool:
+    """Whether the last apply was of this very template, as its hash says."""
+    annotations = [
+        body["spec"]["template"].get("metadata", {}).get("annotations", {}) for body in (live, wanted)
+    ]
+    return bool(annotations[0].get(ANNOTATION_TEMPLATE_HASH) == annotations[1][ANNOTATION_TEMPLATE_HASH])
+
+
+def _as_far_as_admitted(seen: Object | None, why: Unknown) -> Ensured:
+    """Scale what exists.
+
+    Raises:
+        Trouble: nothing does.
+    """
+    if seen is None:
+        raise Trouble(why.reason, why.message)
+    return Ensured(seen, why)
+
+
+def _require_ours(seen: Object, workqueue: WorkQueue) -> None:
+    owners = seen["metadata"].get("ownerReferences") or []
+    if any(owner["uid"] == workqueue.metadata.uid for owner in owners):
+        return
+    raise Trouble(
+        Reason.NAME_CONFLICT,
+        f"The Deployment {seen['metadata']['name']!r} exists and does not belong to this WorkQueue; it is not "
+        "touched. Delete or rename it, or choose another name for the WorkQueue.",
+    )
+
+
+def _key_refused(error: ClusterError, workqueue: WorkQueue) -> Exception:
+    return _refused(error, f"Secret {retirement_secret_name(workqueue.metadata.name)!r}")
+
+
+def why_denied(error: ClusterError, what: str, reason: Reason) -> Unknown:
+    """Say that a write was denied, in the API server's words.
+
+    Args:
+        what: was written.
+        reason: unless it is the operator's own rights that are missing.
+    """
+    if error.forbidden and "forbidden: User" in error.message:
+        return Unknown(
+            Reason.API_FORBIDDEN,
+            f"The operator may not write the {what}: {error.message}. Compare its roles with those of the chart.",
+        )
+    return Unknown(reason, f"The API server refuses the {what}: {error.message}")
+
+
+def _refused(error: ClusterError, what: str) -> Exception:
+    if not error.denied:
+        return error
+    why = why_denied(error, what, Reason.WORKLOAD_REFUSED)
+    return Trouble(why.reason, why.message)
+
+
+def _contains(live: Any, wanted: Any) -> bool:
+    """Whether everything in `wanted` is in `live` as it should be; foreign additions do not matter."""
+    if isinstance(wanted, dict):
+        return isinstance(live, dict) and all(
+            _contains(live.get(key), value) for key, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        return isinstance(live, list) and all(
+            any(_contains(item, value) for item in live) for value in wanted
+        )
+    return bool(live == wanted)

@@ -1,0 +1,61 @@
+"""Whether somebody else scales a Deployment: the HorizontalPodAutoscalers of its namespace, KEDA's included.
+
+Place in the flow: `act.target` asks before it takes a Deployment of a workloadRef. What the Deployment itself
+tells of who has set its replicas is no help: it stays after the autoscaler has gone, and a 0 leaves no trace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from typing import Final
+
+from workqueue_operator.api.reasons import Reason
+from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.kube.client import Cluster, Object, autoscalers_path
+
+FRESH: Final = 30.0
+"""Seconds for which the answer about a namespace is used again."""
+
+
+class Autoscalers:
+    """Asks for them, one LIST for a namespace at a time."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._listed: dict[str, tuple[float, dict[str, str]]] = {}
+
+    async def of(self, namespace: str, deployment: str) -> str | None:
+        """What scales that Deployment, in words; None when nothing does.
+
+        Raises:
+            Trouble: they may not be listed.
+            ClusterError: the API server did not answer.
+        """
+        async with self._turns[namespace]:
+            known = self._listed.get(namespace)
+            if known is None or time.monotonic() - known[0] > FRESH:
+                known = self._listed[namespace] = time.monotonic(), await self._list(namespace)
+        return known[1].get(deployment)
+
+    async def _list(self, namespace: str) -> dict[str, str]:
+        try:
+            listed = await self._cluster.get(autoscalers_path(namespace))
+        except ClusterError as error:
+            if not error.forbidden:
+                raise
+            raise Trouble(
+                Reason.API_FORBIDDEN,
+                f'The operator may not list HorizontalPodAutoscalers in namespace "{namespace}", so that it cannot '
+                "see whether one of them scales the Deployment of spec.workloadRef. Give it the roles of the chart.",
+            ) from error
+        targets = ((body["spec"]["scaleTargetRef"], body) for body in listed["items"])
+        return {target["name"]: _words(body) for target, body in targets if target["kind"] == "Deployment"}
+
+
+def _words(autoscaler: Object) -> str:
+    metadata = autoscaler["metadata"]
+    owners = [f" of the {owner['kind']} {owner['name']!r}" for owner in metadata.get("ownerReferences", ())]
+    return f"the HorizontalPodAutoscaler {metadata['name']!r}{''.join(owners)}"

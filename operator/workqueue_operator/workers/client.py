@@ -1,0 +1,233 @@
+"""What the workers say of themselves: GET /status, and the signed calls of the retire protocol.
+
+Place in the flow: a pass asks when the queue is empty and the question is who is still in a handler;
+`act.retire` asks workers to leave, or to stay after all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from http import HTTPStatus
+from typing import Any, Final
+
+import aiohttp
+
+from workqueue.contract import signing
+from workqueue.contract.topology import DELAY_STEPS
+from workqueue_operator.api.workqueue import MOST_RETRY_DELAYS
+from workqueue_operator.bounded_http import PLAIN, body
+from workqueue_operator.names import ENDPOINT_PORT
+
+TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0, sock_connect=1.0)
+AT_ONCE: Final = 32
+LARGEST_ANSWER: Final = 16 * 1024
+"""Bytes."""
+
+LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
+
+
+_WITHOUT_RETIREMENT_KEY: Final = b'{"error": "Wrong"}'
+"""What a worker answers that knows no retirement key: its image, or its pod, is of the release before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKeys:
+    """What calls to the workers of one WorkQueue are signed with.
+
+    Attributes:
+        current: the WorkQueue's retirement key.
+        previous: the connection Secret's password or private key, for workers that know no retirement key.
+    """
+
+    current: bytes = field(repr=False)
+    previous: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker's answer.
+
+    Attributes:
+        busy: slots in a handler.
+        consuming: whether it takes messages (false while retired or cut off from the broker).
+        handler_seconds: mean time of recent handlers, None before the first.
+        deliveries_per_second: what it has received lately.
+        retry_delays: seconds of the delay queues that it has declared; None from a worker too old to say.
+    """
+
+    slots: int
+    busy: int
+    consuming: bool
+    handler_seconds: float | None
+    deliveries_per_second: float
+    retry_delays: frozenset[int] | None = None
+
+
+ENDED: Final = WorkerStatus(
+    slots=0,
+    busy=0,
+    consuming=False,
+    handler_seconds=None,
+    deliveries_per_second=0.0,
+    retry_delays=frozenset(),
+)
+"""A worker that was told to stop and whose port is closed: its process has ended, the kubelet has not said so yet."""
+
+
+class Answer(Enum):
+    """A worker's answer to being asked to leave. The values are those of the metric's label."""
+
+    RETIRED = "retired"
+    BUSY = "busy"
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a worker's endpoint is, and the uid that its signature is for."""
+
+    pod: str
+    uid: str
+    ip: str
+
+
+class Workers:
+    """Calls to the workers' endpoints. Must be made inside the running loop."""
+
+    def __init__(self, port: int = ENDPOINT_PORT) -> None:
+        self._port = port
+        self._session = aiohttp.ClientSession(
+            timeout=TIMEOUT, connector=aiohttp.TCPConnector(limit=AT_ONCE, limit_per_host=2), **PLAIN
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def statuses(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
+        """Ask all of them at once.
+
+        Returns:
+            The answers by pod name; who did not answer is not in it.
+        """
+        answers = await asyncio.gather(*(self._status(address) for address in addresses))
+        return {
+            address.pod: answer
+            for address, answer in zip(addresses, answers, strict=True)
+            if answer is not None
+        }
+
+    async def stopping(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
+        """Ask workers that were told to stop. They answer until their process ends, and then they are ENDED.
+
+        Returns:
+            The answers by pod name; a worker that did not answer is not in it.
+        """
+        answers = await asyncio.gather(*(self._status(address, closed=ENDED) for address in addresses))
+        return {
+            address.pod: answer
+            for address, answer in zip(addresses, answers, strict=True)
+            if answer is not None
+        }
+
+    async def retire(self, addresses: Iterable[Address], keys: SigningKeys) -> dict[str, Answer]:
+        """Ask workers to stop consuming and to hold themselves out for a lease.
+
+        Returns:
+            The answer by pod name. Only RETIRED means that it takes no message any more.
+        """
+        asked = list(addresses)
+        answers = await asyncio.gather(
+            *(self._signed("POST", address, signing.Purpose.RETIRE, keys) for address in asked)
+        )
+        return {address.pod: answer for address, answer in zip(asked, answers, strict=True)}
+
+    async def resume(self, addresses: Iterable[Address], keys: SigningKeys) -> None:
+        """Let retired workers consume again at once; one that cannot be reached does so when its lease ends."""
+        await asyncio.gather(
+            *(self._signed("DELETE", address, signing.Purpose.RESUME, keys) for address in addresses)
+        )
+
+    def _url(self, address: Address, path: str) -> str:
+        host = f"[{address.ip}]" if ":" in address.ip else address.ip
+        return f"http://{host}:{self._port}{path}"
+
+    async def _status(self, address: Address, closed: WorkerStatus | None = None) -> WorkerStatus | None:
+        try:
+            async with self._session.get(self._url(address, "/status"), allow_redirects=False) as response:
+                if response.status != HTTPStatus.OK:
+                    return None
+                return _parse(json.loads(await body(response, LARGEST_ANSWER)))
+        except aiohttp.ClientConnectorError as error:
+            return closed if isinstance(error.os_error, ConnectionRefusedError) else None
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    async def _signed(
+        self, method: str, address: Address, purpose: signing.Purpose, keys: SigningKeys
+    ) -> Answer:
+        status, said = await self._call(method, address, purpose, keys.current)
+        if status == HTTPStatus.UNAUTHORIZED and said == _WITHOUT_RETIREMENT_KEY:
+            status, _ = await self._call(method, address, purpose, keys.previous)
+        if status is None:
+            return Answer.UNREACHABLE
+        return {200: Answer.RETIRED, 409: Answer.BUSY}.get(status, Answer.REFUSED)
+
+    async def _call(
+        self, method: str, address: Address, purpose: signing.Purpose, key: bytes
+    ) -> tuple[int | None, bytes]:
+        """The status and the body of an answer; no status when there was none."""
+        headers = {signing.HEADER: signing.sign(purpose, address.uid, key, time.time())}
+        try:
+            async with self._session.request(
+                method, self._url(address, "/retire"), headers=headers, allow_redirects=False
+            ) as response:
+                return response.status, await body(response, LARGEST_ANSWER)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return None, b""
+
+
+def _parse(said: Any) -> WorkerStatus:
+    """Read an answer; whoever sits at a pod's address may answer anything.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not what a worker says.
+    """
+    if not isinstance(said, dict):
+        raise TypeError("the answer is no object")
+    recent = said.get("recentHandlerSeconds")
+    seconds = recent if recent is not None else said.get("meanHandlerSeconds")
+    return WorkerStatus(
+        slots=int(_number(said["slots"])),
+        busy=int(_number(said["busy"])),
+        consuming=bool(said["consuming"]),
+        handler_seconds=None if seconds is None else _number(seconds),
+        deliveries_per_second=_number(said.get("arrivalPerSecond") or 0.0),
+        retry_delays=_delays(said.get("retryDelaysSeconds")),
+    )
+
+
+def _delays(said: Any) -> frozenset[int] | None:
+    """Read delays. Queues are asked for because of them, so that only possible ones are taken, and not many."""
+    if said is None:
+        return None
+    delays = frozenset(int(_number(seconds)) for seconds in said)
+    if len(delays) > MOST_RETRY_DELAYS or not all(
+        1 <= seconds <= LONGEST_DELAY_SECONDS for seconds in delays
+    ):
+        raise ValueError("these are no delays")
+    return delays
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError("the number is not finite, or below zero")
+    return number

@@ -1,0 +1,369 @@
+"""WorkQueue -> the objects that run its workers. PURE.
+
+Place in the flow: `act.workload` applies what is made here. Replicas are never mentioned: they belong to the
+scaling alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from workqueue.contract.topology import DEFAULT_DELIVERY_LIMIT, QueueType
+from workqueue_operator.api.workqueue import Handler, Wake, Worker, WorkQueue
+from workqueue_operator.names import (
+    ANNOTATION_TEMPLATE_HASH,
+    API_VERSION,
+    BINDING_NAME,
+    BINDING_ROOT,
+    ENDPOINT_PORT,
+    ENDPOINT_PORT_NAME,
+    HANDLER_CONTAINER,
+    KIND,
+    LABEL_RETIRING,
+    RETIREMENT_FOLDER,
+    RETIREMENT_KEY,
+    RETIREMENT_SECRET_TYPE,
+    WORKER_CONTAINER,
+    pod_labels,
+    pod_selector,
+    retirement_secret_name,
+    workload_name,
+)
+
+Object: TypeAlias = dict[str, Any]
+
+USER_ID: Final = 65532
+"""runAsNonRoot alone fails on an image whose user is root, so a number is given."""
+
+GRACE_MARGIN_SECONDS: Final = 15
+"""On top of the handler's time: hand back what did not finish, and close the connections."""
+
+_RESTRICTED: Final[Object] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+"""What the restricted Pod Security Standard wants of a container, beside what stands in the pod."""
+
+_BINDING_VOLUME: Final = "workqueue-binding"
+_RETIREMENT_VOLUME: Final = "workqueue-retirement"
+_TMP_VOLUME: Final = "workqueue-tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the operator's configuration adds.
+
+    Attributes:
+        worker_image: for WorkQueues with an http handler and no image.
+        network_policy: whether workers get a NetworkPolicy.
+        metrics_from: NetworkPolicy peers that may scrape the workers' metrics beside the operator.
+        operator_peer: the NetworkPolicy peer that is this operator.
+    """
+
+    worker_image: str = ""
+    network_policy: bool = False
+    metrics_from: tuple[Object, ...] = ()
+    operator_peer: Object = field(default_factory=dict)
+
+
+def owner_reference(workqueue: WorkQueue) -> Object:
+    """What makes Kubernetes delete an object together with its WorkQueue."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": workqueue.metadata.name,
+        "uid": workqueue.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def deployment(
+    workqueue: WorkQueue, worker: Worker, defaults: Defaults, *, proven_hash: str | None
+) -> Object:
+    """The Deployment, without replicas.
+
+    Args:
+        proven_hash: the template hash of which a pod was Ready once. A template that was never Ready
+            replaces the old pods one at a time.
+    """
+    name = workqueue.metadata.name
+    template = _pod_template(workqueue, worker, defaults)
+    hashed = template_hash(template)
+    template["metadata"]["annotations"][ANNOTATION_TEMPLATE_HASH] = hashed
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _metadata(workqueue),
+        "spec": {
+            "selector": {"matchLabels": pod_selector(name)},
+            "revisionHistoryLimit": 2,
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%" if hashed == proven_hash else 1},
+            },
+            "template": template,
+        },
+    }
+
+
+def template_hash(template: Object) -> str:
+    """A short hash of a pod template."""
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def disruption_budget(workqueue: WorkQueue) -> Object:
+    """The PodDisruptionBudget: a drain takes the workers one at a time, broken ones at once."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(workqueue),
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": pod_selector(workqueue.metadata.name)},
+        },
+    }
+
+
+def network_policy(workqueue: WorkQueue, defaults: Defaults) -> Object:
+    """The NetworkPolicy: the endpoint is for the operator and for metrics; other ports stay open.
+
+    A NetworkPolicy cannot exempt a port for everybody and close one for some other than by naming the
+    ranges on both sides of it.
+    """
+    endpoint: Object = {
+        "ports": [{"port": ENDPOINT_PORT, "protocol": "TCP"}],
+        "from": [defaults.operator_peer, *defaults.metrics_from],
+    }
+    others = {
+        "ports": [
+            {"port": 1, "endPort": ENDPOINT_PORT - 1, "protocol": "TCP"},
+            {"port": ENDPOINT_PORT + 1, "endPort": 65535, "protocol": "TCP"},
+            {"port": 1, "endPort": 65535, "protocol": "UDP"},
+        ]
+    }
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(workqueue),
+        "spec": {
+            "podSelector": {"matchLabels": pod_selector(workqueue.metadata.name)},
+            "policyTypes": ["Ingress"],
+            "ingress": [endpoint, others],
+        },
+    }
+
+
+def retirement_secret(workqueue: WorkQueue, key: bytes) -> Object:
+    """The Secret with the key that calls to the workers are signed with."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {**_metadata(workqueue), "name": retirement_secret_name(workqueue.metadata.name)},
+        "type": RETIREMENT_SECRET_TYPE,
+        "data": {RETIREMENT_KEY: base64.b64encode(key).decode()},
+    }
+
+
+def _metadata(workqueue: WorkQueue) -> Object:
+    return {
+        "name": workload_name(workqueue.metadata.name),
+        "namespace": workqueue.metadata.namespace,
+        "labels": pod_labels(workqueue.metadata.name),
+        "ownerReferences": [owner_reference(workqueue)],
+    }
+
+
+def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> Object:
+    wire = worker.to_wire()
+    name = workqueue.metadata.name
+    spec: Object = {
+        "automountServiceAccountToken": worker.service_account_name is not None,
+        "enableServiceLinks": False,
+        # A process 1 ignores SIGTERM until it has set a handler: a worker that is told to go in its first
+        # moments would stay, consume, and be killed in a handler when its grace ends. So it is not process 1.
+        "shareProcessNamespace": True,
+        "terminationGracePeriodSeconds": worker.timeout_seconds + GRACE_MARGIN_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            **wire.get("podSecurityContext", {}),
+        },
+        "containers": [
+            _worker_container(workqueue, worker, wire, defaults),
+            *map(_sidecar, wire.get("containers", [])),
+        ],
+        "volumes": [
+            {
+                "name": _BINDING_VOLUME,
+                "secret": {"secretName": workqueue.spec.connection_secret_ref.name, "defaultMode": 0o440},
+            },
+            {
+                "name": _RETIREMENT_VOLUME,
+                # A pod starts without it, and gets it later. Until then its worker refuses to retire.
+                "secret": {
+                    "secretName": retirement_secret_name(name),
+                    "optional": True,
+                    "defaultMode": 0o440,
+                },
+            },
+            {"name": _TMP_VOLUME, "emptyDir": {}},
+            *wire.get("volumes", []),
+        ],
+    }
+    if worker.handler.http is not None:
+        spec["initContainers"] = [_handler_container(worker, wire)]
+    for part in (
+        "serviceAccountName",
+        "imagePullSecrets",
+        "nodeSelector",
+        "tolerations",
+        "affinity",
+        "topologySpreadConstraints",
+        "priorityClassName",
+    ):
+        if wire.get(part):
+            spec[part] = wire[part]
+    return {
+        "metadata": {
+            "labels": {**wire.get("podLabels", {}), **pod_labels(name), LABEL_RETIRING: "false"},
+            "annotations": {**wire.get("podAnnotations", {})},
+        },
+        "spec": spec,
+    }
+
+
+def _worker_container(workqueue: WorkQueue, worker: Worker, wire: Object, defaults: Defaults) -> Object:
+    container: Object = {
+        "name": WORKER_CONTAINER,
+        "image": worker.image or defaults.worker_image,
+        "command": ["workqueue", "run"],
+        "env": _environment(workqueue, worker),
+        "ports": [{"name": ENDPOINT_PORT_NAME, "containerPort": ENDPOINT_PORT, "protocol": "TCP"}],
+        "readinessProbe": _probe("/readyz", period=2, failures=3),
+        # The endpoint comes up once the handler is loaded, and an http handler may take a minute.
+        "livenessProbe": {**_probe("/livez", period=10, failures=6), "initialDelaySeconds": 60},
+        "securityContext": _security_context(wire) if worker.handler.http is None else _beside_handler(wire),
+        "volumeMounts": [
+            {"name": _BINDING_VOLUME, "mountPath": f"{BINDING_ROOT}/{BINDING_NAME}", "readOnly": True},
+            {"name": _RETIREMENT_VOLUME, "mountPath": RETIREMENT_FOLDER, "readOnly": True},
+            {"name": _TMP_VOLUME, "mountPath": "/tmp"},  # noqa: S108 - a path inside the pod
+        ],
+    }
+    if worker.image_pull_policy is not None:
+        container["imagePullPolicy"] = wire["imagePullPolicy"]
+    if worker.handler.http is None:
+        _add_own_parts(container, wire)
+    return container
+
+
+def _handler_container(worker: Worker, wire: Object) -> Object:
+    """An http handler's own image as a native sidecar: it is stopped after the worker has drained."""
+    http = worker.handler.http
+    assert http is not None  # noqa: S101 - for the type checker; the caller has looked
+    container: Object = {
+        "name": HANDLER_CONTAINER,
+        "image": http.image,
+        "restartPolicy": "Always",
+        "ports": [{"name": "handler", "containerPort": http.port, "protocol": "TCP"}],
+        "securityContext": _security_context(wire),
+        "env": [],
+        "volumeMounts": [{"name": _TMP_VOLUME, "mountPath": "/tmp"}],  # noqa: S108 - a path inside the pod
+    }
+    if worker.image_pull_policy is not None:
+        container["imagePullPolicy"] = wire["imagePullPolicy"]
+    _add_own_parts(container, wire)
+    return container
+
+
+def _add_own_parts(container: Object, wire: Object) -> None:
+    """What a person gave for the container that runs the handler."""
+    container["env"] += wire.get("env", [])
+    container["volumeMounts"] += wire.get("volumeMounts", [])
+    container["env"] = _last_of_each(container["env"], "name")
+    container["volumeMounts"] = _last_of_each(container["volumeMounts"], "mountPath")
+    for part in ("envFrom", "resources"):
+        if wire.get(part):
+            container[part] = wire[part]
+
+
+def _last_of_each(entries: list[Object], key: str) -> list[Object]:
+    """A person's entry replaces ours of the same key; server-side apply refuses a key twice."""
+    return list({entry[key]: entry for entry in entries}.values())
+
+
+def _security_context(wire: Object) -> Object:
+    return {"readOnlyRootFilesystem": True, **_restricted(wire.get("securityContext", {}))}
+
+
+def _beside_handler(wire: Object) -> Object:
+    """Of the worker beside an http handler, with another user than the handler has.
+
+    The containers share their processes. With one user the handler could read the connection under /proc.
+    """
+    users = [wire.get(part, {}).get("runAsUser") for part in ("securityContext", "podSecurityContext")]
+    handler = next((user for user in users if user is not None), USER_ID)
+    return {**_security_context({}), "runAsUser": handler + 1}
+
+
+def _sidecar(container: Object) -> Object:
+    """A person's container, restricted as ours are. Its root file system stays writable, as its image may need."""
+    return {**container, "securityContext": _restricted(container.get("securityContext", {}))}
+
+
+def _restricted(given: Object) -> Object:
+    """A person's settings over the standard's. Capabilities stay dropped, whichever are added."""
+    return {**_RESTRICTED, **given, "capabilities": {**given.get("capabilities", {}), "drop": ["ALL"]}}
+
+
+def _probe(path: str, *, period: int, failures: int) -> Object:
+    return {
+        "httpGet": {"path": path, "port": ENDPOINT_PORT_NAME},
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def _environment(workqueue: WorkQueue, worker: Worker) -> list[Object]:
+    spec = workqueue.spec
+    settings = {
+        **_handler_setting(worker.handler),
+        "WORKQUEUE_QUEUE": workqueue.queue_name,
+        "WORKQUEUE_QUEUE_TYPE": (QueueType(spec.queue.type)).value,
+        "WORKQUEUE_MAX_ATTEMPTS": str(spec.retry.max_attempts),
+        "WORKQUEUE_DELAYS_SECONDS": ",".join(map(str, spec.retry.delays_seconds)),
+        "WORKQUEUE_TIMEOUT_SECONDS": str(worker.timeout_seconds),
+        "WORKQUEUE_GRACE_SECONDS": str(worker.timeout_seconds),
+        "WORKQUEUE_CONCURRENCY": str(worker.concurrency),
+        "WORKQUEUE_PORT": str(ENDPOINT_PORT),
+        "WORKQUEUE_LOG_FORMAT": "json",
+        "SERVICE_BINDING_ROOT": BINDING_ROOT,
+        "WORKQUEUE_BINDING": f"{BINDING_ROOT}/{BINDING_NAME}",
+        "WORKQUEUE_RETIREMENT_KEY_FILE": f"{RETIREMENT_FOLDER}/{RETIREMENT_KEY}",
+    }
+    if spec.queue.declare and spec.queue.type is QueueType.QUORUM:
+        settings["WORKQUEUE_DELIVERY_LIMIT"] = str(spec.queue.delivery_limit or DEFAULT_DELIVERY_LIMIT)
+        if workqueue.wake is Wake.PUSH:
+            # The doorbell that started the first worker has returned its message once, and before 4.3
+            # RabbitMQ counts that.
+            settings["WORKQUEUE_WAKE_DELIVERIES"] = "1"
+    downward = {"WORKQUEUE_POD_NAME": "metadata.name", "WORKQUEUE_POD_UID": "metadata.uid"}
+    return [{"name": name, "value": value} for name, value in settings.items()] + [
+        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in downward.items()
+    ]
+
+
+def _handler_setting(handler: Handler) -> dict[str, str]:
+    if handler.python is not None:
+        return {"WORKQUEUE_HANDLER_PYTHON": handler.python}
+    if handler.exec is not None:
+        return {"WORKQUEUE_HANDLER_EXEC": json.dumps(list(handler.exec.command))}
+    http = handler.http
+    assert http is not None  # noqa: S101 - the model holds exactly one
+    return {"WORKQUEUE_HANDLER_HTTP": f"http://127.0.0.1:{http.port}{http.path}"}

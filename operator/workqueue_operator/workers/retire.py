@@ -1,0 +1,308 @@
+"""Scale-in asks first: no worker is removed that has not agreed to go.
+
+Place in the flow: what is done about a Retire decision. The order is what matters:
+
+1. idle workers are asked to stop consuming (POST /retire); a busy one says no and is left alone;
+2. to zero: the bell is hung, so that a message that comes now is noticed, and the queue must be seen empty;
+3. exactly the workers that agreed are marked. Not while a pod that is to stay is not Ready: Kubernetes removes it
+   first, whatever the marks say, and it may be busy already;
+4. once the ReplicaSet's own count shows that its controller has seen the marks, and with them all that happened to
+   pods before, the count is lowered by their number, in one patch that tests the count that was observed.
+
+Whatever fails on the way, the marks go and the workers consume again, at the latest when their lease ends. The
+exception: a patch of which nobody knows whether it was carried out, or that came after somebody else's. Then marks
+and leases stay, since without them Kubernetes would choose whom to remove; a later pass sees what became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from workqueue_operator.api.reasons import Reason, Unknown
+from workqueue_operator.errors import ClusterError
+from workqueue_operator.kube.client import Cluster, Object, pod_path, replicaset_path
+from workqueue_operator.kube.store import Store
+from workqueue_operator.kube.views import PodView
+from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, RETIRED_DELETION_COST
+from workqueue_operator.workers.client import Address, Answer, SigningKeys, Workers, WorkerStatus
+
+logger = logging.getLogger(__name__)
+
+
+CONFLICT: Final = Unknown(
+    Reason.CONFLICTING_WRITE, "Somebody else changed the count at the same moment; it is decided anew."
+)
+UNSEEN: Final = Unknown(
+    Reason.PODS_SETTLING,
+    "The ReplicaSet does not count these pods yet, or those that agreed to leave, and until it does Kubernetes might "
+    "remove others. If this stays, look at kube-controller-manager, and for a policy that changes labels which pods "
+    "have from their template.",
+)
+TOO_SLOW: Final = Unknown(
+    Reason.RETIREMENT_TOO_SLOW,
+    "The API server took so long that the workers that agreed to leave may take messages again soon. They stay, and "
+    "are asked again.",
+)
+_MESSAGE_CAME: Final = Unknown(Reason.MESSAGES_WAITING, "A message came; the last workers stay.")
+_NO_BELL: Final = Unknown(
+    Reason.DOORBELL_UNAVAILABLE, "The bell cannot be hung just now; the last workers stay until it can."
+)
+_BUSY: Final = Unknown(Reason.WORKERS_BUSY, "Surplus workers are busy and stay until they are idle.")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a scale-in.
+
+    Attributes:
+        removed: by how many the count was lowered.
+        deployment: the Deployment after it, None when nothing was lowered.
+        answers: what each asked worker said.
+        obstacle: why nothing was lowered.
+    """
+
+    removed: int
+    deployment: Object | None
+    answers: Mapping[str, Answer]
+    obstacle: Unknown | None = None
+
+    @property
+    def unreachable(self) -> list[str]:
+        """The pods that did not answer, or refused the signature."""
+        return [pod for pod, answer in self.answers.items() if answer in {Answer.UNREACHABLE, Answer.REFUSED}]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Whom to ask. Pods whose worker does not run need not be asked and go first."""
+
+    dead: tuple[PodView, ...]
+    ask: tuple[PodView, ...]
+
+
+SEEN_WITHIN: Final = 5.0
+"""Seconds for Kubernetes to see the marks."""
+
+LOWER_WITHIN: Final = 18.0
+"""Seconds from before the first worker is asked until the count may be lowered. A worker that agreed consumes again
+after 30 s, and the request that lowers the count may take 8 s (`cluster.REQUEST_TIMEOUT`)."""
+
+FIRST_LOOK: Final = 0.02
+"""Seconds after the marks; about as long as Kubernetes takes to count when it has nothing else to do."""
+
+START_SECONDS: Final = 60.0
+"""For so long a pod that a node has may have a running worker that the kubelet has not told of yet."""
+
+
+def plan(pods: Sequence[PodView], statuses: Mapping[str, WorkerStatus], surplus: int, now: float) -> Plan:
+    """Choose whom to ask: workers that do not run, then idle ones, then those whose state is not known.
+
+    Pure. Busy workers are not asked at all. Lower ranks come first, since Kubernetes removes them first whatever
+    the marks say.
+
+    Args:
+        now: Unix seconds.
+    """
+    alive = [pod for pod in pods if not pod.terminating]
+    dead = sorted(
+        (pod for pod in alive if not pod.running and not _may_be_starting(pod, now)),
+        key=lambda pod: (pod.rank, pod.name),
+    )[:surplus]
+    idle = sorted(
+        (pod for pod in alive if pod.running and not _busy(pod, statuses)),
+        key=lambda pod: (pod.rank, pod.name not in statuses, pod.name),
+    )
+    return Plan(tuple(dead), tuple(idle[: surplus - len(dead)]))
+
+
+def _may_be_starting(pod: PodView, now: float) -> bool:
+    return pod.scheduled and pod.failure is None and now - pod.created < START_SECONDS
+
+
+def _busy(pod: PodView, statuses: Mapping[str, WorkerStatus]) -> bool:
+    return pod.name in statuses and statuses[pod.name].busy > 0
+
+
+class Retirement:
+    """Carries out scale-ins."""
+
+    def __init__(self, cluster: Cluster, workers: Workers, store: Store) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._workers = workers
+
+    async def carry_out(
+        self,
+        namespace: str,
+        chosen: Plan,
+        look: Callable[[], Sequence[PodView]],
+        keys: SigningKeys,
+        lower: Callable[[int], Awaitable[Object | None]],
+        confirm_empty: Callable[[], Awaitable[bool | None]] | None,
+    ) -> Outcome:
+        """Ask, mark, wait until that was seen, lower.
+
+        Args:
+            look: the pods as they are known at that moment; asking takes seconds when one does not answer.
+            keys: what the calls are signed with.
+            lower: lowers the count by a number in one guarded write; None when the guard failed.
+            confirm_empty: for the step to zero: hangs the bell and looks; True when the queue is empty, None
+                when the bell does not hang. None instead of a function: this step is not to zero.
+        """
+        deadline = time.monotonic() + LOWER_WITHIN
+        answers = await self._workers.retire(map(_address, chosen.ask), keys)
+        agreed = [pod for pod in chosen.ask if answers[pod.name] is Answer.RETIRED]
+        leaving = [*chosen.dead, *agreed]
+        going = {pod.uid for pod in leaving}
+        staying = [pod for pod in look() if not pod.terminating and pod.uid not in going]
+        outranked = _outranked(staying, leaving)
+        if not leaving or outranked:
+            await self._call_off(agreed, [], namespace, keys)
+            return Outcome(0, None, answers, outranked or _BUSY)
+        pods = [*leaving, *staying]
+        try:
+            before = await self._counted(namespace, pods)
+        except ClusterError:
+            await self._call_off(agreed, [], namespace, keys)
+            raise
+        if before is None:
+            await self._call_off(agreed, [], namespace, keys)
+            return Outcome(0, None, answers, UNSEEN)
+        if not staying and confirm_empty is not None:
+            empty = await confirm_empty()
+            if not empty:
+                await self._call_off(agreed, [], namespace, keys)
+                return Outcome(0, None, answers, _NO_BELL if empty is None else _MESSAGE_CAME)
+        try:
+            marked = await self._mark(namespace, leaving, RETIRED_DELETION_COST)
+            # A pod that vanished meanwhile gets a successor, and the count would be lowered by one too many.
+            seen = marked == len(leaving) and await self._come_to(before + marked, namespace, pods)
+            obstacle = UNSEEN if not seen else TOO_SLOW if time.monotonic() >= deadline else None
+            if obstacle is not None:
+                await self._call_off(agreed, leaving, namespace, keys)
+                return Outcome(0, None, answers, obstacle)
+        except ClusterError:
+            await self._call_off(agreed, leaving, namespace, keys)
+            raise
+        try:
+            lowered = await lower(len(leaving))
+        except ClusterError as error:
+            if error.refused:
+                await self._call_off(agreed, leaving, namespace, keys)
+            raise
+        if lowered is None:
+            # Whoever changed the count may have lowered it: the marks stay until Kubernetes has carried that out.
+            return Outcome(0, None, answers, CONFLICT)
+        return Outcome(len(leaving), lowered, answers)
+
+    async def clear_left_over(self, namespace: str, pods: Sequence[PodView], keys: SigningKeys) -> None:
+        """Take back what a scale-in that was broken off has left, once the ReplicaSet has carried out its last count.
+
+        Before, Kubernetes may still be about to remove those that are marked, and without the marks would remove
+        others.
+        """
+        alive = [pod for pod in pods if not pod.terminating]
+        if await self._counted(namespace, alive) is not None:
+            marked = [pod for pod in alive if pod.marked]
+            await self._call_off(marked, marked, namespace, keys)
+
+    async def _call_off(
+        self, agreed: Sequence[PodView], marked: Sequence[PodView], namespace: str, keys: SigningKeys
+    ) -> None:
+        await self._workers.resume(map(_address, agreed), keys)
+        try:
+            await self._mark(namespace, marked, None)
+        except ClusterError as error:
+            # A pass that finds a mark on a pod that stays clears it.
+            logger.warning(
+                "A mark could not be cleared.", extra={"namespace": namespace, "detail": error.message}
+            )
+
+    async def _come_to(self, marked: int, namespace: str, pods: Sequence[PodView]) -> bool:
+        """Whether the ReplicaSet counts so many marked pods within some seconds."""
+        deadline, pause = time.monotonic() + SEEN_WITHIN, FIRST_LOOK
+        while time.monotonic() < deadline:
+            await asyncio.sleep(pause)
+            if await self._counted(namespace, pods) == marked:
+                return True
+            pause *= 1.5
+        return False
+
+    async def _counted(self, namespace: str, pods: Sequence[PodView]) -> int | None:
+        """How many of these pods their ReplicaSet counts as marked: without a label of its template.
+
+        Its controller counts from the same memory from which it chooses whom to remove. What happens to pods reaches
+        that memory in order, so that a controller that knows of a mark knows of all that happened before.
+
+        Returns:
+            None when it does not count exactly these pods, or is about to change their number.
+        """
+        replicasets = {pod.replicaset for pod in pods}
+        if len(replicasets) != 1:
+            return None
+        live = await self._cluster.get(replicaset_path(namespace, *replicasets))
+        status = live["status"]
+        carried_out = status.get("observedGeneration", 0) >= live["metadata"]["generation"]
+        if not carried_out or not live["spec"]["replicas"] == status["replicas"] == len(pods):
+            return None
+        return len(pods) - int(status.get("fullyLabeledReplicas", 0))
+
+    async def _mark(self, namespace: str, pods: Sequence[PodView], cost: str | None) -> int:
+        """Set or clear the marks.
+
+        Returns:
+            On how many pods; one that is gone or about to go is passed over.
+
+        Raises:
+            ClusterError: one of them failed; by then every other request has ended, too.
+        """
+        body: Object = {
+            "metadata": {
+                "annotations": {ANNOTATION_DELETION_COST: cost},
+                "labels": {LABEL_RETIRING: "false" if cost is None else "true"},
+            }
+        }
+
+        async def mark(pod: PodView) -> bool:
+            try:
+                live = await self._cluster.merge(pod_path(namespace, pod.name), body)
+            except ClusterError as error:
+                if not error.not_found:
+                    raise
+                return False
+            # Told to the store at once: a marked pod must not be asked again before it goes.
+            self._store.put_pod(live)
+            return not live["metadata"].get("deletionTimestamp")
+
+        results = await asyncio.gather(*(mark(pod) for pod in pods), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return sum(result is True for result in results)
+
+
+def _outranked(staying: Sequence[PodView], leaving: Sequence[PodView]) -> Unknown | None:
+    """Whether Kubernetes would remove a pod that is to stay before one that is to leave."""
+    last = max(map(_rank_at_removal, leaving), default=(False, False, False))
+    first = next((pod.name for pod in staying if pod.rank < last), None)
+    if first is None:
+        return None
+    return Unknown(
+        Reason.POD_NOT_READY,
+        f"Pod {first} is to stay and is not Ready. Kubernetes would remove it before the idle workers, so nobody is "
+        "removed until it is Ready.",
+    )
+
+
+def _rank_at_removal(pod: PodView) -> tuple[bool, bool, bool]:
+    """A worker that runs may become Ready between being chosen and being removed."""
+    return (True, True, True) if pod.running else pod.rank
+
+
+def _address(pod: PodView) -> Address:
+    return Address(pod.name, pod.uid, pod.ip)

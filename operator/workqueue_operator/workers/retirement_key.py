@@ -1,0 +1,102 @@
+"""The key that retirement calls to the workers of one WorkQueue are signed with, in a Secret that it owns.
+
+Place in the flow: `workload` creates it before the Deployment that mounts it; `scale` asks for it before a scale-in.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+from workqueue_operator.api.reasons import Reason
+from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.kube.client import Cluster, Object, secret_path, secrets_path
+from workqueue_operator.names import RETIREMENT_KEY, retirement_secret_name
+from workqueue_operator.workers import render
+
+MAX_AGE: Final = 60.0
+"""Seconds after which the Secret is read again. To rotate a key, delete its Secret."""
+
+KEY_BYTES: Final = 32
+
+_CONFLICT: Final = 409
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    at: float
+    key: bytes = field(repr=False)
+
+
+class RetirementKeys:
+    """Creates and reads the keys."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._known: dict[str, _Known] = {}
+
+    def forget(self, uid: str) -> None:
+        """The WorkQueue is gone; Kubernetes deletes the Secret."""
+        self._known.pop(uid, None)
+
+    async def ensure(self, workqueue: WorkQueue) -> None:
+        """Create the Secret unless it exists.
+
+        Raises:
+            ClusterError: the API server refused or did not answer.
+        """
+        if workqueue.metadata.uid not in self._known:
+            try:
+                await self._create(workqueue)
+            except ClusterError as error:
+                if error.status != _CONFLICT:
+                    raise
+
+    async def read(self, workqueue: WorkQueue) -> bytes:
+        """Return the key, and create the Secret if somebody deleted it.
+
+        Raises:
+            Trouble: a Secret of that name exists and belongs to somebody else.
+            ClusterError: the API server refused or did not answer.
+        """
+        known = self._known.get(workqueue.metadata.uid)
+        if known is not None and time.monotonic() - known.at < MAX_AGE:
+            return known.key
+        name = retirement_secret_name(workqueue.metadata.name)
+        try:
+            secret = await self._cluster.get(secret_path(workqueue.metadata.namespace, name))
+        except ClusterError as error:
+            if not error.not_found:
+                raise
+            return await self._create(workqueue)
+        owners = secret["metadata"].get("ownerReferences") or []
+        if not any(owner["uid"] == workqueue.metadata.uid for owner in owners):
+            raise Trouble(
+                Reason.NAME_CONFLICT,
+                f"The Secret {name!r} exists and does not belong to this WorkQueue. The operator needs that name for "
+                "the key that it signs its calls to the workers with. Delete or rename the Secret.",
+            )
+        return self._keep(workqueue, _decoded(secret))
+
+    async def _create(self, workqueue: WorkQueue) -> bytes:
+        key = secrets.token_hex(KEY_BYTES).encode()
+        body = render.retirement_secret(workqueue, key)
+        await self._cluster.create(secrets_path(workqueue.metadata.namespace), body)
+        return self._keep(workqueue, key)
+
+    def _keep(self, workqueue: WorkQueue, key: bytes) -> bytes:
+        self._known[workqueue.metadata.uid] = _Known(time.monotonic(), key)
+        return key
+
+
+def _decoded(secret: Object) -> bytes:
+    """The key in a Secret; empty when there is none, which no worker takes."""
+    try:
+        return base64.b64decode((secret.get("data") or {}).get(RETIREMENT_KEY, "")).strip()
+    except binascii.Error:
+        return b""

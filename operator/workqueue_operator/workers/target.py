@@ -1,0 +1,98 @@
+"""The Deployment that a WorkQueue scales: the one that we make, or one that a person owns.
+
+Place in the flow: before the depth is asked. A foreign Deployment is only read, and only scaled when nothing
+else does: an HPA (also one that KEDA made) or an older WorkQueue on the same target is reported, not fought.
+"""
+
+from __future__ import annotations
+
+import time
+
+from workqueue_operator.api.reasons import Reason, Unknown
+from workqueue_operator.api.workqueue import WorkloadRef, WorkQueue
+from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.kube.client import Cluster, Object, deployment_path
+from workqueue_operator.kube.store import Store
+from workqueue_operator.names import workload_name
+from workqueue_operator.workers.apply import Ensured, Workload
+from workqueue_operator.workers.autoscalers import FRESH, Autoscalers
+
+
+class Targets:
+    """Finds or makes Deployments."""
+
+    def __init__(self, cluster: Cluster, store: Store, workload: Workload) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._workload = workload
+        self._autoscalers = Autoscalers(cluster)
+
+    def forget(self, uid: str) -> None:
+        """The WorkQueue is gone."""
+        self._workload.forget(uid)
+
+    def looks_again(self, workqueue: WorkQueue) -> float | None:
+        """After how many seconds a pass is due though nothing changed.
+
+        Autoscalers are asked for, not watched; and what the API server refused is applied again.
+        """
+        if workqueue.spec.workload_ref is not None:
+            return FRESH
+        moment = self._workload.next_attempt(workqueue)
+        return None if moment is None else max(moment - time.monotonic(), 0.0)
+
+    def seen(self, workqueue: WorkQueue) -> Object | None:
+        """The Deployment as the store has it."""
+        ref = workqueue.spec.workload_ref
+        name = ref.name if ref is not None else workload_name(workqueue.metadata.name)
+        return self._store.deployment(workqueue.metadata.namespace, name)
+
+    async def ensure(self, workqueue: WorkQueue) -> Ensured | Unknown:
+        """The Deployment as it is now, made or put right where it is ours; or why there is none to scale.
+
+        Raises:
+            ClusterError: the API server did not answer.
+        """
+        seen = self.seen(workqueue)
+        try:
+            if workqueue.spec.workload_ref is not None:
+                return Ensured(await self._foreign(workqueue, workqueue.spec.workload_ref, seen))
+            ensured = await self._workload.ensure(workqueue, seen)
+        except Trouble as trouble:
+            return Unknown(trouble.reason, trouble.message)
+        if ensured.deployment is not seen:
+            self._store.put_deployment(ensured.deployment)
+        return ensured
+
+    async def _foreign(self, workqueue: WorkQueue, ref: WorkloadRef, seen: Object | None) -> Object:
+        namespace = workqueue.metadata.namespace
+        self._store.follow(workqueue.key, namespace, ref.name)
+        live = seen or await self._find(namespace, ref.name)
+        if (autoscaler := await self._autoscalers.of(namespace, ref.name)) is not None:
+            raise Trouble(
+                Reason.WORKLOAD_CONTESTED,
+                f"The Deployment {ref.name!r} is scaled by {autoscaler}. Delete it, or this WorkQueue; until then "
+                "nothing is scaled here.",
+            )
+        for other in self._store.followers_of(namespace, ref.name):
+            if self._store.is_older(other, workqueue.key):
+                raise Trouble(
+                    Reason.WORKLOAD_CONTESTED,
+                    f"The Deployment {ref.name!r} is scaled by the older WorkQueue {other[1]!r} already. Delete one "
+                    "of the two.",
+                )
+        return live
+
+    async def _find(self, namespace: str, name: str) -> Object:
+        try:
+            live = await self._cluster.get(deployment_path(namespace, name))
+        except ClusterError as error:
+            if not error.not_found:
+                raise
+            raise Trouble(
+                Reason.WORKLOAD_NOT_FOUND,
+                f"The Deployment {name!r} that spec.workloadRef names does not exist. Create it, or correct the "
+                "name.",
+            ) from error
+        self._store.put_deployment(live)
+        return live

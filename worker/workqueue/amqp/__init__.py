@@ -1,0 +1,1 @@
+"""The only code that imports pika. Used by worker, CLI and operator."""

@@ -1,0 +1,425 @@
+"""One connection to RabbitMQ, for as long as it is wanted: the one place that knows how pika connects.
+
+Place in the flow: the runtime consumes over one, the publisher publishes over another, so that an
+acknowledgement still gets through while the broker's memory alarm blocks whoever publishes. It reads the
+binding anew at each attempt (rotated credentials), tries the addresses in turn, comes back with full jitter,
+and says each loss and each return in one log line.
+
+Everything about pika, here and above, happens under `exclusive()`: in the callbacks below that is so by
+itself, from another thread take it or use `call()`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import pika
+import pika.exceptions
+from pika.adapters.select_connection import SelectConnection
+
+from workqueue import __version__
+from workqueue.amqp.backoff import STEADY_SECONDS, Backoff
+from workqueue.amqp.frame_limits import BoundedFrames
+from workqueue.amqp.io_loop import Loop, Timer, does_io
+from workqueue.contract.binding import TLS, Binding
+from workqueue.contract.topology import BrokerVersion
+from workqueue.errors import BindingError, BrokerError
+
+HEARTBEAT_SECONDS: Final = 60
+"""Where the binding does not say another. RabbitMQ's own default. A handler that holds Python's lock (the GIL) in a C
+extension stops our heartbeats; with 10 s it lost its connection after half a minute, again and again.
+
+A peer that answers no more is noticed after 65 to 130 s (pika looks every 65 s).
+"""
+
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""The kernel notices within 25 s that the host of an idle connection is gone, whatever Python does."""
+
+BLOCKED_TIMEOUT_SECONDS: Final = 300.0
+"""A connection that the broker's memory or disk alarm blocks for so long is given up and opened anew.
+
+Heartbeats go on while it is blocked, so that nothing else would ever tell whoever waits for a confirm.
+"""
+
+RECEIVE_BYTES: Final = 128 * 1024
+
+CONNECT_TIMEOUT_SECONDS: Final = 5.0
+HANDSHAKE_TIMEOUT_SECONDS: Final = 10.0
+FIRST_WAIT_SECONDS: Final = 0.2
+LONGEST_WAIT_SECONDS: Final = 15.0
+
+CLOSED: Final = "closed by ourselves"
+
+logger = logging.getLogger(__name__)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """pika logs one event in several lines, with tracebacks; we log it once. Its critical ones are its own bugs.
+
+    What it logs for other connections, those of the user's code, stays.
+    """
+    return record.levelno >= logging.CRITICAL or not does_io()
+
+
+for _name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "pika"]:
+    # A filter of the logger above them would not see their records.
+    logging.getLogger(_name).addFilter(_is_wanted)
+
+
+class _PikaConnection(BoundedFrames, SelectConnection):  # type: ignore[misc]
+    """pika's, but for nonsense that comes."""
+
+
+class _BodilessConnection(_PikaConnection):
+    """For a caller that reads only the headers of messages."""
+
+    keeps_bodies = False
+
+
+class Connection:
+    """A connection that opens itself again until it is closed.
+
+    Args:
+        binding_source: read at each attempt; may raise BindingError, which counts as a failed attempt.
+        name: what RabbitMQ shows as the connection's name.
+        on_open: called with the generation, 1 for the first, each time the connection is open.
+        on_lost: called with the reason, exactly once for each `on_open`, also after `close()`.
+        keeps_bodies: False: messages arrive with empty bodies (see BoundedFrames).
+
+    Attributes:
+        generation: how often it has been opened. A channel of an older generation is dead.
+        version: of the broker, as soon as the connection was open once.
+        last_error: why it is not open, or None.
+        blocked: whether an alarm of the broker keeps us from publishing.
+    """
+
+    def __init__(
+        self,
+        binding_source: Callable[[], Binding],
+        name: str,
+        *,
+        on_open: Callable[[int], None] = lambda _generation: None,
+        on_lost: Callable[[str], None] = lambda _reason: None,
+        blocked_timeout_seconds: float = BLOCKED_TIMEOUT_SECONDS,
+        keeps_bodies: bool = True,
+    ) -> None:
+        self.name = name
+        self.generation = 0
+        self.version: BrokerVersion | None = None
+        self.last_error: str | None = None
+        self.blocked = False
+        self.loop = Loop(self._on_callback_error)
+        self._binding_source = binding_source
+        self._on_open = on_open
+        self._on_lost = on_lost
+        self._blocked_timeout_seconds = blocked_timeout_seconds
+        self._keeps_bodies = keeps_bodies
+        self._pika: SelectConnection | None = None
+        self._is_open = False
+        self._opened_at = 0.0
+        self._address = 0
+        self._backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
+        self._retry: Timer | None = None
+        self._told: set[tuple[str | None, str]] = set()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._done = threading.Event()
+
+    # For any thread --------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect, in an I/O thread of its own. Returns at once."""
+        self.begin()
+        self._thread = threading.Thread(target=self.loop.start, name=f"io-{self.name}", daemon=True)
+        self._thread.start()
+
+    def begin(self) -> None:
+        """Connect as soon as somebody turns `loop`: for those whose own threads do that."""
+        self.loop.add_callback(self._attempt)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run `function` soon where pika may be touched. Thread-safe; never blocks."""
+        self.loop.add_callback(function)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Touch pika from the thread that calls. What was written is sent at the end."""
+        with self.loop:
+            yield
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open, as far as we know."""
+        return self._is_open
+
+    @property
+    def channel_max(self) -> int:
+        """How many channels the connection may have, as negotiated with the broker; asked while it is open."""
+        assert self._pika is not None  # noqa: S101 - open
+        return int(self._pika.params.channel_max or pika.channel.MAX_CHANNELS)
+
+    @property
+    def tick_age(self) -> float:
+        """Seconds since the I/O loop last turned; it turns at least every five."""
+        return time.monotonic() - self.loop.last_turn
+
+    def close(self, timeout: float = 3.0) -> None:
+        """Close it for good, politely if the broker answers in `timeout` seconds. Not in an I/O callback.
+
+        After `begin()` the loop stays usable, for those who turn it; they call `loop.close()` in the end.
+        """
+        self.loop.add_callback(self._close)
+        if self._thread is None:
+            deadline = time.monotonic() + timeout
+            while not self._done.is_set() and time.monotonic() < deadline:
+                self.loop.turn(0.05)
+            return
+        self._done.wait(timeout)
+        self.loop.stop()
+        self._thread.join(timeout)
+        if not self._thread.is_alive():
+            self.loop.close()
+
+    # Where pika may be touched ---------------------------------------------------------------------------
+
+    def channel(self, on_open: Callable[[Any], None]) -> Any:
+        """Open a pika channel; `on_open` is called with it.
+
+        Raises:
+            BrokerError: the connection is not open.
+        """
+        if self._pika is None or not self._is_open:
+            raise BrokerError("The connection to RabbitMQ is not open.")
+        try:
+            return self._pika.channel(on_open_callback=on_open)
+        except pika.exceptions.AMQPError as error:
+            raise BrokerError(describe(error)) from error
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
+        """Run `function` after some seconds; cancel it with `loop.remove_timeout`."""
+        return self.loop.call_later(seconds, function)
+
+    def flush(self) -> None:
+        """Send what was written now, and not only when whoever is exclusive is done."""
+        self.loop.flush()
+
+    def abort(self, reason: str) -> None:
+        """Drop the connection without a goodbye and open it anew."""
+        if self._pika is None:
+            return
+        if not self._pika.is_closed:
+            self._pika._terminate_stream(pika.exceptions.StreamLostError(reason))  # noqa: SLF001
+        elif self._is_open:
+            # pika was about to say so when a callback failed, and will not say it any more.
+            self._lost(reason)
+
+    # Connecting ------------------------------------------------------------------------------------------
+
+    def _attempt(self) -> None:
+        self._retry = None
+        if self._closing:
+            return
+        try:
+            binding = self._binding_source()
+            host, port = binding.addresses[self._address % len(binding.addresses)]
+            parameters = self._parameters(binding, host, port)
+        except (BindingError, ssl.SSLError, OSError) as error:
+            self._failed(f"the connection data cannot be used: {error}", 1, None)
+            return
+        addresses = len(binding.addresses)
+        kind = _PikaConnection if self._keeps_bodies else _BodilessConnection
+        self._pika = kind(
+            parameters,
+            on_open_callback=lambda opened: self._opened(opened, binding),
+            on_open_error_callback=lambda _, error: self._failed(
+                describe(error), addresses, f"{host}:{port}"
+            ),
+            on_close_callback=self._closed,
+            custom_ioloop=self.loop,
+        )
+
+    def _parameters(self, binding: Binding, host: str, port: int) -> pika.ConnectionParameters:
+        tls = binding.tls
+        credentials: Any
+        if binding.username:
+            credentials = pika.PlainCredentials(binding.username, binding.password)
+        else:
+            credentials = pika.credentials.ExternalCredentials()
+        return pika.ConnectionParameters(
+            host=host,
+            port=port,
+            virtual_host=binding.virtual_host,
+            credentials=credentials,
+            ssl_options=pika.SSLOptions(tls_context(tls), tls.server_name or host) if tls else None,
+            heartbeat=binding.heartbeat_seconds or HEARTBEAT_SECONDS,
+            tcp_options=KEEPALIVE,
+            blocked_connection_timeout=self._blocked_timeout_seconds,
+            socket_timeout=CONNECT_TIMEOUT_SECONDS,
+            stack_timeout=HANDSHAKE_TIMEOUT_SECONDS,
+            connection_attempts=1,
+            client_properties={
+                "connection_name": self.name,
+                "product": "workqueue-operator",
+                "version": __version__,
+            },
+        )
+
+    def _opened(self, opened: SelectConnection, binding: Binding) -> None:
+        self.generation += 1
+        self.version = BrokerVersion.parse(str(opened.server_properties.get("version", "")))
+        self.last_error = None
+        self._told.clear()
+        self.blocked = False
+        self._is_open = True
+        self._opened_at = time.monotonic()
+        self.loop.send_at_once = True
+        if binding.tls is None:
+            # pika asks the socket again and again until it has nothing more, which for single messages is
+            # one vain system call and one exception each. The selector tells when there is more.
+            opened._transport._MAX_RECV_BYTES = RECEIVE_BYTES  # noqa: SLF001
+            opened._transport._MAX_CONSUME_BYTES = 1  # noqa: SLF001
+        if self._closing:
+            opened.close()
+        opened.add_on_connection_blocked_callback(lambda _, frame: self._set_blocked(frame.method.reason))
+        opened.add_on_connection_unblocked_callback(lambda _, _frame: self._set_blocked(None))
+        logger.info(
+            "Connected to RabbitMQ.",
+            extra={
+                "connection": self.name,
+                "broker": binding.display,
+                "version": f"{self.version.major}.{self.version.minor}",
+                "generation": self.generation,
+            },
+        )
+        self._on_open(self.generation)
+
+    def _set_blocked(self, reason: object) -> None:
+        self.blocked = reason is not None
+        if reason is None:
+            logger.info("RabbitMQ accepts messages again.", extra={"connection": self.name})
+        else:
+            logger.warning(
+                "RabbitMQ takes no messages for now.", extra={"connection": self.name, "reason": str(reason)}
+            )
+
+    def _closed(self, closed: SelectConnection, error: BaseException) -> None:
+        if closed is self._pika:
+            self._lost(describe(error))
+
+    def _lost(self, reason: str) -> None:
+        self._pika = None
+        was_open, self._is_open = self._is_open, False
+        self.loop.send_at_once = False
+        self.blocked = False
+        if self._closing:
+            reason = CLOSED
+        else:
+            self.last_error = reason
+            logger.warning(
+                "Connection to RabbitMQ lost; connecting again.",
+                extra={"connection": self.name, "reason": reason},
+            )
+            if time.monotonic() - self._opened_at >= STEADY_SECONDS:
+                self._backoff.reset()
+        if was_open:
+            self._on_lost(reason)
+        if self._closing:
+            self._done.set()
+        else:
+            self._retry = self.loop.call_later(self._backoff.next(), self._attempt)
+
+    def _failed(self, reason: str, addresses: int, address: str | None) -> None:
+        self._pika = None
+        self.last_error = reason
+        if self._closing:
+            self._done.set()
+            return
+        # One line for each kind of trouble, not for each attempt: an outage may last for hours.
+        if (address, reason) not in self._told:
+            self._told.add((address, reason))
+            extra = {"connection": self.name, "reason": reason}
+            logger.warning(
+                "RabbitMQ cannot be reached; trying again.",
+                extra=extra | ({"address": address} if address else {}),
+            )
+        self._address += 1
+        # The other addresses are tried at once; only a round in which all failed makes us wait.
+        wait = 0.0 if self._address % addresses else self._backoff.next()
+        self._retry = self.loop.call_later(wait, self._attempt)
+
+    def _close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        if self._retry is not None:
+            self.loop.remove_timeout(self._retry)
+        if self._pika is None:
+            self._done.set()
+        elif not self._pika.is_closing and not self._pika.is_closed:
+            self._pika.close()
+
+    def _on_callback_error(self, error: Exception) -> None:
+        # What went wrong half-way may have left pika in any state: only a new connection is known to be good.
+        logger.error("An I/O callback failed; connecting again.", exc_info=error)
+        self.abort(f"an I/O callback failed: {error!r}")
+
+
+def tls_context(tls: TLS) -> ssl.SSLContext:
+    """The context for a private authority and a client certificate that exist only as PEM texts.
+
+    Raises:
+        ssl.SSLError, OSError: the texts are no certificates or no matching key.
+    """
+    context = ssl.create_default_context(cadata=tls.authority or None)
+    if tls.certificate:
+        with _as_file(f"{tls.certificate.strip()}\n{tls.private_key.strip()}\n") as path:
+            context.load_cert_chain(path)
+    return context
+
+
+@contextmanager
+def _as_file(text: str) -> Iterator[str]:
+    """The ssl module reads certificates from files only. In memory where there is a way: the root may be
+    read-only, and a private key has no business on a disk."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("certificate")
+        try:
+            os.write(descriptor, text.encode())
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        import tempfile
+
+        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+            file.write(text)
+            file.flush()
+            yield file.name
+
+
+def describe(error: BaseException | None) -> str:
+    """One sentence about a pika error. Many of them have an empty `str()`, or hide the cause inside."""
+    if error is None:
+        return "unknown"
+    if isinstance(error, (pika.exceptions.ConnectionClosed, pika.exceptions.ChannelClosed)):
+        return f"{error.reply_code} {error.reply_text}"
+    inner = getattr(error, "exceptions", None) or error.args
+    causes = [cause for cause in inner if isinstance(cause, BaseException)]
+    if causes:
+        return describe(causes[-1])
+    nested = getattr(error, "exception", None)
+    if isinstance(nested, BaseException):
+        return describe(nested)
+    text = str(error)
+    reply = re.fullmatch(r"ConnectionClosedByBroker: \((\d+)\) (['\"])(.*)\2", text)
+    if reply:  # pika guesses what the broker meant, and keeps what it said only as text
+        return f"{reply[1]} {reply[3]}"
+    return text if text and type(error) in {OSError, ssl.SSLError} else f"{type(error).__name__}: {text}"

@@ -1,0 +1,124 @@
+"""Frames are read with bounds: what answers on RabbitMQ's port need not be RabbitMQ.
+
+Place in the flow: mixed into pika's connection, by the worker and by the operator. pika believes what a frame
+says of its own size, and waits for it, so that whoever answers could fill the memory. And what it cannot read
+it raises into the event loop, where nobody knows any more which connection that concerns. Headers of messages are
+read by `fieldtable`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, ClassVar, Final
+
+from pika import exceptions, frame, spec
+from pika.channel import Channel, ContentFrameAssembler
+
+from workqueue.amqp import field_table
+
+LARGEST_FRAME: Final = spec.FRAME_MAX_SIZE
+"""Bytes. The largest that pika ever agrees to; before the agreement RabbitMQ sends smaller ones still."""
+
+LARGEST_BODY: Final = 512 * 1024 * 1024
+"""Bytes. RabbitMQ's own upper bound for its setting max_message_size."""
+
+_START: Final = struct.Struct(">BHI")
+_CONTENT: Final = struct.Struct(">HHQ")
+_HEADER: Final = bytes([spec.FRAME_HEADER])
+
+
+class BoundedFrames:
+    """To be mixed in before a pika connection. A connection that brings nonsense is closed, with the reason.
+
+    Attributes:
+        reads_properties: whether the properties of messages are read. Who does not need them leaves them, so
+            that nothing in them can do harm.
+        keeps_bodies: whether the bodies of messages are kept. Otherwise each message arrives with an empty
+            body, and costs no more memory than one frame.
+    """
+
+    reads_properties: ClassVar[bool] = True
+    keeps_bodies: ClassVar[bool] = True
+
+    _frame_buffer: bytes
+    _channels: dict[int, Any]
+
+    def _read_frame(self) -> tuple[int, Any]:
+        try:
+            return self._content_header() if self._frame_buffer[:1] == _HEADER else self._decoded()
+        except Exception as error:  # noqa: BLE001 - whatever pika makes of bytes that are no frame
+            self._break_off(f"what was received is no AMQP: {error!r}")
+            return 0, None
+
+    def _process_callbacks(self, value: Any) -> bool:
+        # pika asks its callbacks for each frame; of the parts of a delivery nobody has any.
+        if type(value) is not frame.Method or type(value.method) is spec.Basic.Deliver:
+            return False
+        return super()._process_callbacks(value)  # type: ignore[misc, no-any-return]
+
+    def _deliver_frame_to_channel(self, value: Any) -> None:
+        # pika logs each frame for no channel, as fast as they come.
+        channel = self._channels.get(value.channel_number)
+        if channel is None:
+            self._break_off(f"a frame came for channel {value.channel_number}, which is not open")
+        else:
+            channel._handle_content_frame(value)  # noqa: SLF001 - all that pika's own does
+
+    def _create_channel(self, *arguments: Any) -> Channel:
+        channel: Channel = super()._create_channel(*arguments)  # type: ignore[misc]
+        if not self.keeps_bodies:
+            channel._content_assembler = _WithoutBodies()  # noqa: SLF001 - pika offers no other way
+        return channel
+
+    def _break_off(self, reason: str) -> None:
+        self._frame_buffer = b""
+        self._terminate_stream(exceptions.StreamLostError(reason))  # type: ignore[attr-defined]
+
+    def _decoded(self) -> tuple[int, Any]:
+        found: tuple[int, Any] = frame.decode_frame(self._frame_buffer)
+        if found[1] is None:
+            self._check_size()
+        return found
+
+    def _content_header(self) -> tuple[int, Any]:
+        received = self._frame_buffer
+        begin = _START.size + _CONTENT.size
+        if len(received) < begin:
+            return self._decoded()
+        _, channel, size = _START.unpack_from(received)
+        body_size = _CONTENT.unpack_from(received, _START.size)[2]
+        _check_body_size(body_size)
+        end = _START.size + size
+        if len(received) <= end:
+            self._check_size()
+            return 0, None
+        if received[end] != spec.FRAME_END:
+            raise exceptions.InvalidFrameError("Invalid FRAME_END marker")
+        found = (
+            field_table.properties(received[begin:end]) if self.reads_properties else spec.BasicProperties()
+        )
+        return end + 1, frame.Header(channel, body_size, found)
+
+    def _check_size(self) -> None:
+        """Of a frame of which more is awaited."""
+        received = self._frame_buffer
+        if len(received) >= _START.size and not received.startswith(b"AMQP"):
+            size = _START.unpack_from(received)[2]
+            if size > LARGEST_FRAME:
+                raise exceptions.InvalidFrameError(f"a frame of {size} bytes")
+
+
+class _WithoutBodies(ContentFrameAssembler):  # type: ignore[misc]
+    """pika's, but it counts the bytes of a body instead of collecting them."""
+
+    def _handle_body_frame(self, body_frame: frame.Body) -> Any:
+        size = len(body_frame.fragment)
+        body_frame.fragment = b""
+        # pika compares the bytes seen with the announced size after it has added the fragment's.
+        self._seen_so_far += size
+        return super()._handle_body_frame(body_frame)
+
+
+def _check_body_size(size: int) -> None:
+    if size > LARGEST_BODY:
+        raise exceptions.InvalidFrameError(f"a message of {size} bytes")

@@ -1,0 +1,517 @@
+"""Publishing with confirmation: every message is known to be there, or its failure has a name.
+
+Place in the flow: over a connection of its own, since the broker's memory alarm blocks whoever publishes.
+The runtime publishes retries and dead letters through it before it acknowledges the original, the command
+line and other programs publish work.
+
+    with Publisher(lambda: from_url("amqp://localhost"), "my-program") as publisher:
+        publisher.publish(Outgoing("thumbnails", b"...")).result()      # raises a PublishError
+
+Confirmations are pipelined: `publish` does not wait for the one before. What a confirmation alone does not
+say is asked for too: each message is mandatory, so that one that no queue took comes back. RabbitMQ sends
+that return before the confirmation of the same message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import struct
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, InvalidStateError
+from types import TracebackType
+from typing import Any, Final, Self
+
+import pika.exceptions
+
+from workqueue.amqp.connection import Connection, describe
+from workqueue.amqp.declaration import Declaration
+from workqueue.amqp.io_loop import Timer
+from workqueue.amqp.outgoing import Outgoing
+from workqueue.amqp.publish_limiter import Window
+from workqueue.contract import topology
+from workqueue.contract.binding import Binding
+from workqueue.errors import BrokerError, Nacked, NotSent, PublishError, Returned, Unconfirmed, Unencodable
+
+DEFAULT_WINDOW: Final = 1000
+"""Messages on their way at once. The throughput of one connection stops growing at some hundreds."""
+
+DEFAULT_WINDOW_BYTES: Final = 64 * 1024 * 1024
+DEFAULT_TIMEOUT_SECONDS: Final = 30.0
+
+CLOSE_SECONDS: Final = 5.0
+"""How long RabbitMQ may take to confirm that a channel is closed. Then the connection is dropped."""
+
+DECLARE_SECONDS: Final = 30.0
+"""A declaration without an answer fails after this time at the latest. A repeated one does no harm."""
+
+DOUBT_SECONDS: Final = 1.0
+"""A channel that was refused something is replaced, but no more often than this."""
+
+_WRITE_BYTES: Final = 64 * 1024
+"""Messages are joined into writes of about this size: one system call for hundreds of small messages."""
+
+_CLOSED: Final = "the publisher was closed"
+_UNENCODABLE: Final = (pika.exceptions.AMQPError, AttributeError, TypeError, ValueError, struct.error)
+
+logger = logging.getLogger(__name__)
+
+
+_Fate = tuple["asyncio.Future[None]", PublishError | None]
+_Identity = tuple[bytes, ...]
+
+
+class _Pending:
+    """A message whose fate is not known yet, and who is told: a thread's future, or a task's."""
+
+    __slots__ = ("deadline", "future", "is_wanted", "message_id", "outgoing", "task_future")
+
+    def __init__(self, outgoing: Outgoing, message_id: str, deadline: float) -> None:
+        self.outgoing = outgoing
+        self.message_id = message_id
+        self.deadline = deadline
+        self.is_wanted: Callable[[], bool] | None = None
+        self.future: Future[None] | None = None
+        self.task_future: asyncio.Future[None] | None = None
+
+    def error(self, kind: type[PublishError], reason: str) -> PublishError:
+        return kind(self.outgoing.exchange, self.outgoing.routing_key, self.message_id, reason)
+
+
+class Publisher:
+    """Publishes from any number of threads and tasks over one connection, which comes back by itself.
+
+    A message that was sent is never sent again by the publisher: after a lost connection nobody knows whether
+    RabbitMQ has it, and its future fails with Unconfirmed. One that was not sent yet waits for the
+    connection, or for the end of a memory alarm, until its time is over. When the time of one that was sent is
+    over, the publisher ends the channel before the future fails: a message that was reported as Unconfirmed
+    is never confirmed later.
+
+    Args:
+        binding_source: where RabbitMQ is; read at each attempt to connect.
+        name: what RabbitMQ shows as the connection's name.
+        window: how many messages may be on their way at once.
+        window_bytes: how many bytes of bodies may be on their way at once.
+        timeout_seconds: how long a message may be on its way, from `publish` to its confirmation. It takes
+            up to `CLOSE_SECONDS` longer when RabbitMQ does not answer at all.
+    """
+
+    def __init__(
+        self,
+        binding_source: Callable[[], Binding],
+        name: str,
+        *,
+        window: int = DEFAULT_WINDOW,
+        window_bytes: int = DEFAULT_WINDOW_BYTES,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self.connection = Connection(
+            binding_source, name, on_open=lambda _generation: self._open_channel(), on_lost=self._on_lost
+        )
+        self._timeout_seconds = timeout_seconds
+        self._window = Window(window, window_bytes)
+        self._id_prefix = uuid.uuid4().hex
+        self._id_numbers = itertools.count(1)
+        self._outbox: deque[_Pending] = deque()
+        self._unconfirmed: dict[int, _Pending] = {}
+        self._returned: dict[_Identity, deque[str]] = {}
+        self._channel: Any = None
+        self._channel_since = 0.0
+        self._unblocks: Any = None
+        self._is_doubtful = False
+        self._late = ""
+        """Why the channel is being closed: a confirmation is late."""
+        self._close_by = 0.0
+        self._frame_max = 0
+        self._next_tag = 1
+        self._oldest_tag = 1
+        self._flush_is_due = False
+        self._timer: Timer | None = None
+        self._when_open: deque[Callable[[], None]] = deque()
+        self._declarations: set[Declaration] = set()
+        self._closed = False
+
+    def start(self) -> Self:
+        """Connect, in an I/O thread. Returns at once; messages may be published before it is connected."""
+        self.connection.start()
+        return self
+
+    def close(self, timeout: float = 3.0) -> None:
+        """Stop taking messages, wait `timeout` seconds at most for the open confirmations, disconnect.
+
+        What is unconfirmed then fails.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._window.wait_empty(timeout)
+        self.connection.close()
+        self._fail_all(_CLOSED)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an exception nobody waits for the rest.
+        self.close(self._timeout_seconds if error is None else 0.0)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether an alarm of the broker (memory, disk) keeps messages waiting."""
+        return self.connection.blocked
+
+    @property
+    def pending(self) -> int:
+        """Messages whose fate is not known yet."""
+        return self._window.used
+
+    # Publishing ------------------------------------------------------------------------------------------
+
+    def publish(self, outgoing: Outgoing) -> Future[None]:
+        """Send a message soon, and return the future of its confirmation. For any thread but the I/O thread.
+
+        Waits while the window is full. Callbacks of the future run in the I/O thread and must be short.
+
+        The future raises:
+            Returned: no queue took it.
+            Nacked: RabbitMQ refused it, such as for a full queue.
+            Unconfirmed: the connection was lost, or the time was over, after it had been sent.
+            NotSent: the time was over before it could be sent; Unencodable, a kind of it: it never can be.
+
+        Raises:
+            NotSent: the window stayed full for the whole time.
+            BrokerError: the publisher is closed.
+        """
+        pending = self._pending(outgoing)
+        if not self._window.take(len(outgoing.body), self._timeout_seconds):
+            raise pending.error(NotSent, self._why_full())
+        return self._begin_publish(pending)
+
+    def submit(self, outgoing: Outgoing, is_wanted: Callable[[], bool] | None = None) -> Future[None]:
+        """Send a message soon, as `publish` does, but never wait: it is taken even when the window is full.
+
+        For callers that must not block, and that limit themselves how much is on its way.
+
+        Args:
+            is_wanted: asked in the I/O thread just before the message would be sent. If it returns False, the
+                message is not sent, and its future fails with NotSent.
+
+        Raises:
+            BrokerError: the publisher is closed.
+        """
+        pending = self._pending(outgoing)
+        pending.is_wanted = is_wanted
+        self._window.add(len(outgoing.body))
+        return self._begin_publish(pending)
+
+    def publish_and_wait(self, outgoing: Outgoing) -> None:
+        """Publish one message and wait for its confirmation.
+
+        Raises:
+            PublishError: as the future of `publish`.
+        """
+        self.publish(outgoing).result()
+
+    async def publish_async(self, outgoing: Outgoing) -> None:
+        """Publish one message and await its confirmation; gather several for throughput.
+
+        Cancelling the task does not take the message back.
+
+        Raises:
+            PublishError: as the future of `publish`.
+        """
+        pending = self._pending(outgoing)
+        if not await self._window.take_async(len(outgoing.body), self._timeout_seconds):
+            raise pending.error(NotSent, self._why_full())
+        pending.task_future = asyncio.get_running_loop().create_future()
+        self._enqueue(pending)
+        await pending.task_future
+
+    def _pending(self, outgoing: Outgoing) -> _Pending:
+        if self._closed:
+            raise BrokerError("The publisher is closed.")
+        message_id = outgoing.message_id or f"{self._id_prefix}-{next(self._id_numbers)}"
+        return _Pending(outgoing, message_id, time.monotonic() + self._timeout_seconds)
+
+    def _begin_publish(self, pending: _Pending) -> Future[None]:
+        future: Future[None] = Future()
+        pending.future = future
+        self._enqueue(pending)
+        return future
+
+    def _enqueue(self, pending: _Pending) -> None:
+        self._outbox.append(pending)
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self.connection.call(self._flush)
+        if self._closed:  # meanwhile
+            self._fail_all(_CLOSED)
+
+    def _why_full(self) -> str:
+        return f"{self._window.used} messages are waiting for their confirmation; {self._why_late()}"
+
+    def _why_late(self) -> str:
+        seconds = f"{self._timeout_seconds:g} s"
+        if self.connection.blocked:
+            return f"RabbitMQ has taken no messages for {seconds}: its memory or disk alarm is on"
+        if not self.connection.is_open:
+            return f"not connected for {seconds}: {self.connection.last_error or 'still connecting'}"
+        return f"RabbitMQ gave no confirmation for {seconds}"
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until the fate of every message is known, at most `timeout` seconds; returns whether it is."""
+        return self._window.wait_empty(timeout)
+
+    # Declaring -------------------------------------------------------------------------------------------
+
+    def declare(self, queue: topology.Queue) -> Future[bool]:
+        """Declare a queue as soon as the connection is open; harmless when it exists like this already.
+
+        The future tells whether it was created. Whoever publishes to a new queue should first wait
+        `SAFE_AFTER_SECONDS`: see `declaration`.
+
+        The future raises:
+            DeclareError: RabbitMQ refused.
+            BrokerError: the connection was lost, or the time was over.
+        """
+        return self.declare_plan(topology.Plan((queue,), None, ()))
+
+    def declare_plan(self, plan: topology.Plan) -> Future[bool]:
+        """Declare everything for a work queue: the queues in their order, the exchange, the bindings.
+
+        The future tells whether a queue was created, and raises as that of `declare`.
+        """
+        if self._closed:
+            raise BrokerError("The publisher is closed.")
+        declaration = Declaration(plan, min(self._timeout_seconds, DECLARE_SECONDS))
+        self.connection.call(lambda: self._begin(declaration))
+        return declaration.future
+
+    def _begin(self, declaration: Declaration) -> None:
+        self._declarations.add(declaration)
+        declaration.future.add_done_callback(lambda _: self._declarations.discard(declaration))
+        if self.connection.is_open:
+            declaration.begin(self.connection)
+        else:
+            self._when_open.append(lambda: declaration.begin(self.connection))
+        self._watch_time()
+
+    # In the I/O thread -----------------------------------------------------------------------------------
+
+    def _open_channel(self) -> None:
+        with contextlib.suppress(BrokerError):  # just lost: on_open comes again
+            self.connection.channel(self._prepare_channel)
+        while self._when_open:
+            self._when_open.popleft()()
+
+    def _prepare_channel(self, channel: Any) -> None:
+        channel.add_on_close_callback(self._on_channel_closed)
+        channel.add_on_return_callback(self._on_return)
+        channel.confirm_delivery(self._on_confirm, callback=lambda _: self._use_channel(channel))
+
+    def _use_channel(self, channel: Any) -> None:
+        self._channel = channel
+        self._channel_since = time.monotonic()
+        self._is_doubtful = False
+        self._frame_max = channel.connection.params.frame_max
+        self._next_tag = self._oldest_tag = 1
+        if self._unblocks is not channel.connection:
+            self._unblocks = channel.connection
+            channel.connection.add_on_connection_unblocked_callback(lambda *_: self._flush())
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what waits, as few writes as possible."""
+        self._flush_is_due = False
+        self._watch_time()
+        if self._channel is None or not self._channel.is_open or self.connection.blocked:
+            return
+        writes: list[bytes] = []
+        size = 0
+        now = int(time.time())
+        while self._outbox:
+            pending = self._outbox.popleft()
+            if pending.is_wanted is not None and not pending.is_wanted():
+                self._settle([pending], NotSent, "it is no longer wanted")
+                continue
+            try:
+                data = pending.outgoing.encode(
+                    self._channel.channel_number, self._frame_max, pending.message_id, now
+                )
+            except _UNENCODABLE as error:
+                self._settle([pending], Unencodable, str(error) or repr(error))
+                continue
+            self._unconfirmed[self._next_tag] = pending
+            self._next_tag += 1
+            writes.append(data)
+            size += len(data)
+            if size >= _WRITE_BYTES:
+                self._write(writes)
+                writes, size = [], 0
+        if writes:
+            self._write(writes)
+
+    def _write(self, data: list[bytes]) -> None:
+        # As one piece: pika makes a system call for each.
+        self._channel.connection._output_marshaled_frames([b"".join(data)])  # noqa: SLF001
+
+    def _on_confirm(self, frame: Any) -> None:
+        method = frame.method
+        tag = method.delivery_tag
+        if method.multiple:
+            tags: Iterable[int] = range(self._oldest_tag, tag + 1)
+            self._oldest_tag = tag + 1
+        else:
+            tags = (tag,)
+        # A range begins before tags that were confirmed one by one.
+        settled = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
+        if isinstance(method, pika.spec.Basic.Nack):
+            self._settle(settled, Nacked, "a queue that would have got it is full or failed")
+            self._is_doubtful = True
+        elif self._returned:
+            self._settle([one for one in settled if not self._fail_if_returned(one)])
+        else:
+            self._settle(settled)
+        if self._is_doubtful and not self._unconfirmed:
+            self._replace_channel()
+
+    def _replace_channel(self) -> None:
+        """RabbitMQ 3.10 refuses all that a channel sends to a quorum queue whose leader's node was down when the
+        channel first used it, until that node is back: another channel finds the new leader (tried)."""
+        now = time.monotonic()
+        if self._channel is None or self._late or now - self._channel_since < DOUBT_SECONDS:
+            return
+        old, self._channel = self._channel, None
+        self._open_channel()
+        if old.is_open:
+            old.close()
+
+    def _on_return(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+        identity = _identity(method.exchange, method.routing_key, properties.message_id)
+        reasons = self._returned.setdefault(identity, deque())
+        reasons.append(f"{method.reply_code} {method.reply_text}")
+
+    def _fail_if_returned(self, pending: _Pending) -> bool:
+        outgoing = pending.outgoing
+        identity = _identity(outgoing.exchange, outgoing.routing_key, pending.message_id)
+        reasons = self._returned.get(identity)
+        if not reasons:
+            return False
+        reason = reasons.popleft()
+        if not reasons:
+            del self._returned[identity]
+        self._settle([pending], Returned, f"no queue takes messages there ({reason})")
+        return True
+
+    def _settle(
+        self, settled: list[_Pending], kind: type[PublishError] | None = None, reason: str = ""
+    ) -> None:
+        if not settled:
+            return
+        size = 0
+        tasks: dict[asyncio.AbstractEventLoop, list[_Fate]] = {}
+        for pending in settled:
+            size += len(pending.outgoing.body)
+            error = None if kind is None else pending.error(kind, reason)
+            if pending.future is not None:
+                _tell(pending.future, error)
+            elif pending.task_future is not None:
+                fates = tasks.setdefault(pending.task_future.get_loop(), [])
+                fates.append((pending.task_future, error))
+        # A loop is woken once for all its tasks: that costs more than all the rest.
+        for loop, fates in tasks.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_tell_all, fates)
+        self._window.give(len(settled), size)
+
+    def _on_channel_closed(self, channel: Any, error: BaseException) -> None:
+        if channel is not self._channel:
+            return
+        self._fail_sent(describe(error))
+        # RabbitMQ closed only the channel: an exchange that does not exist, a message that is too large.
+        if self.connection.is_open:
+            self._open_channel()
+
+    def _on_lost(self, reason: str) -> None:
+        self._fail_sent(reason)
+        for declaration in list(self._declarations):
+            declaration.fail(BrokerError(f"The connection to RabbitMQ was lost: {reason}."))
+
+    def _fail_sent(self, reason: str) -> None:
+        reason, self._late = self._late or reason, ""
+        self._channel = None
+        self._returned.clear()
+        lost = list(self._unconfirmed.values())
+        self._unconfirmed.clear()
+        self._settle(lost, Unconfirmed, reason)
+
+    def _fail_all(self, reason: str) -> None:
+        self._fail_sent(reason)
+        waiting = list(self._outbox)
+        self._outbox.clear()
+        self._settle(waiting, NotSent, reason)
+        for declaration in list(self._declarations):
+            declaration.fail(BrokerError(f"Nothing was declared: {reason}."))
+
+    def _watch_time(self) -> None:
+        if self._timer is None and (self._outbox or self._unconfirmed or self._declarations):
+            self._timer = self.connection.call_later(min(1.0, self._timeout_seconds / 4), self._check_time)
+
+    def _check_time(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        late: list[_Pending] = []
+        while self._outbox and self._outbox[0].deadline <= now:
+            late.append(self._outbox.popleft())
+        self._settle(late, NotSent, self._why_late())
+        self._end_late_channel(now)
+        for declaration in list(self._declarations):
+            if declaration.deadline <= now:
+                declaration.fail(BrokerError(f"Nothing was declared: {self._why_late()}."))
+        self._watch_time()
+
+    def _end_late_channel(self, now: float) -> None:
+        """End the channel when the time of the oldest message on it is over; that fails what it has sent.
+
+        RabbitMQ handles what it was sent before it answers the close, so most confirmations still come.
+        """
+        if self._late:
+            if now >= self._close_by:
+                self.connection.abort(self._late)
+            return
+        oldest = next(iter(self._unconfirmed.values()), None)
+        if oldest is None or oldest.deadline > now:
+            return
+        self._late = self._why_late()
+        self._close_by = now + CLOSE_SECONDS
+        if self.connection.blocked:  # RabbitMQ reads nothing now, not even a close
+            self.connection.abort(self._late)
+        elif self._channel.is_open:
+            self._channel.close()
+
+
+def _identity(*texts: str | bytes) -> _Identity:
+    """What tells one message from another in a basic.return. pika gives bytes for what is not UTF-8."""
+    return tuple(text if isinstance(text, bytes) else text.encode() for text in texts)
+
+
+def _tell(future: Future[None] | asyncio.Future[None], error: PublishError | None) -> None:
+    try:
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+    except (InvalidStateError, asyncio.InvalidStateError):  # cancelled by whoever waited
+        return
+
+
+def _tell_all(fates: list[_Fate]) -> None:
+    for future, error in fates:
+        _tell(future, error)

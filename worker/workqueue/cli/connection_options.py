@@ -1,0 +1,92 @@
+"""Where the commands that people run find RabbitMQ: flags before environment, a URL before a folder.
+
+Place in the flow: used by `send`, `dead`, `peek` and `stats`. Whoever runs one of them with a way of its own
+to RabbitMQ (the kubectl plugin) sets `source` in the arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from workqueue.contract.binding import DEFAULT_URL, Binding, from_folder, from_url
+from workqueue.errors import BindingError
+
+BAD_USAGE: Final = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--url` and `--binding`."""
+    group = parser.add_argument_group("connection")
+    group.add_argument(
+        "--url", metavar="URL", help=f"amqp[s]://user:password@host:port/vhost (WORKQUEUE_URL; {DEFAULT_URL})"
+    )
+    group.add_argument(
+        "--binding",
+        metavar="FOLDER",
+        type=Path,
+        help="mounted Secret with host, username, password, ... (WORKQUEUE_BINDING, SERVICE_BINDING_ROOT)",
+    )
+
+
+def binding_source(
+    arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ
+) -> Callable[[], Binding]:
+    """How to read the connection data, each time anew.
+
+    Raises:
+        SystemExit: they cannot be used; the sentence is on standard error.
+    """
+    # What the connection has to say reaches the person as the command's own sentence.
+    logging.getLogger("workqueue").addHandler(logging.NullHandler())
+    given: Callable[[], Binding] | None = getattr(arguments, "source", None)
+    if given is not None:
+        return given
+    try:
+        source = _source(arguments, environment)
+        source()
+    except BindingError as error:
+        sys.stderr.write(f"workqueue: {error}\n")
+        raise SystemExit(BAD_USAGE) from error
+    return source
+
+
+def _source(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Callable[[], Binding]:
+    url, folder = arguments.url, arguments.binding
+    if url and folder:
+        raise BindingError("Give --url or --binding, not both.")
+    if not url and not folder:
+        url = environment.get("WORKQUEUE_URL")
+        folder = environment.get("WORKQUEUE_BINDING")
+    if url:
+        return partial(from_url, url)
+    if folder:
+        return partial(from_folder, Path(folder))
+    if environment.get("SERVICE_BINDING_ROOT"):
+        return partial(from_folder, _only_binding(Path(environment["SERVICE_BINDING_ROOT"])))
+    return partial(from_url, DEFAULT_URL)
+
+
+def _only_binding(root: Path) -> Path:
+    """The one folder below SERVICE_BINDING_ROOT whose file `type` says rabbitmq."""
+    try:
+        folders = [
+            entry
+            for entry in sorted(root.iterdir())
+            if (entry / "type").is_file() and (entry / "type").read_text().strip().lower() == "rabbitmq"
+        ]
+    except OSError as error:
+        raise BindingError(f"SERVICE_BINDING_ROOT cannot be read: {error}.") from error
+    if len(folders) != 1:
+        found = ", ".join(folder.name for folder in folders) or "none"
+        raise BindingError(
+            f"SERVICE_BINDING_ROOT={root} must hold one binding of type rabbitmq, but holds {found};"
+            " choose with --binding."
+        )
+    return folders[0]

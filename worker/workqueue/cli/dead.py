@@ -1,0 +1,278 @@
+"""`workqueue dead`: look at the dead-letter queue of a work queue, put its messages back to work, drop them.
+
+Place in the flow: messages are taken one by one, at most as many as there were at the start. A replay
+publishes the message to the work queue, waits for the confirmation, and only then acknowledges the dead
+letter: killed at any moment, it leaves each message in at least one of the two queues. What is not taken
+for good goes back when the command ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.session import Received, Session, wait_until_open
+from workqueue.cli import connection_options, dead_letters, output, values
+from workqueue.cli.dead_letters import Filter, Letter
+from workqueue.cli.progress import progress
+from workqueue.contract.topology import dead_letter_queue_name
+from workqueue.errors import BrokerError, NotSent
+
+DEFAULT_LIST_LIMIT: Final = 50
+_LOOK_SECONDS: Final = 0.1
+
+
+def add_queue(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which queue is meant, and where."""
+    parser.add_argument("--queue", required=True, help="the work queue")
+    connection_options.add_arguments(parser)
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    add_place: Callable[[argparse.ArgumentParser], None] = add_queue,
+    limit: Sequence[str] = ("-n", "--limit"),
+) -> None:
+    """Add the command's arguments.
+
+    Args:
+        add_place: adds those that say which queue is meant, and where.
+        limit: how the option is called that limits the number.
+    """
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    listing = _action(actions, add_place, "list", "list the dead letters", _list)
+    _add_filters(listing)
+    listing.add_argument(*limit, type=values.count, default=DEFAULT_LIST_LIMIT, help="(%(default)s)")
+
+    show = _action(actions, add_place, "show", "show one dead letter with its headers and its body", _show)
+    show.add_argument("id", nargs="?", help="a message id (default: the first)")
+
+    replay = _action(actions, add_place, "replay", "put dead letters back to work", _replay)
+    _add_filters(replay)
+    replay.add_argument(*limit, type=values.count, help="at most so many")
+    replay.add_argument("--keep-attempts", action="store_true", help="count on instead of from the start")
+
+    purge = _action(actions, add_place, "purge", "drop dead letters for good", _purge)
+    _add_filters(purge)
+    purge.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what was asked for, and return 0 when all of it was done."""
+    with Session(connection_options.binding_source(arguments), "workqueue dead") as session:
+        code: int = arguments.act(session, arguments)
+        return code
+
+
+def _action(
+    actions: Any, add_place: Callable[[argparse.ArgumentParser], None], name: str, summary: str, act: Any
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}."
+    )
+    add_place(parser)
+    parser.add_argument("--json", action="store_true", help="say the result as one JSON document")
+    parser.set_defaults(act=act)
+    return parser
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("which ones (default: all)")
+    group.add_argument("--id", action="append", default=[], metavar="ID", help="with this message id")
+    group.add_argument(
+        "--reason",
+        action="append",
+        default=[],
+        help="given up for this reason, as list shows it (Exception, Rejected, TimedOut, DeliveryLimit, ...)",
+    )
+    group.add_argument(
+        "--older-than", type=_duration, metavar="TIME", help="given up longer ago: 90s, 10m, 2h, 7d"
+    )
+
+
+def _list(session: Session, arguments: argparse.Namespace) -> int:
+    total = _depth(session, arguments.queue)
+    found: list[Letter] = []
+    wanted = _filter(arguments)
+    for _, letter in _take(session, arguments.queue, total):
+        if wanted.takes(letter):
+            found.append(letter)
+        if len(found) == arguments.limit:
+            break
+    session.give_back_all()
+    if arguments.json:
+        output.say_json(
+            {"queue": arguments.queue, "total": total, "messages": [letter.as_json() for letter in found]}
+        )
+        return 0
+    if found:
+        rows = [
+            (
+                letter.message_id or "-",
+                f"{letter.failed_at:%Y-%m-%d %H:%M:%S}" if letter.failed_at else "-",
+                str(letter.attempts),
+                letter.reason,
+                letter.message.partition("\n")[0],
+            )
+            for letter in found
+        ]
+        output.say(output.table(("ID", "FAILED AT (UTC)", "ATTEMPTS", "REASON", "MESSAGE"), rows))
+    output.say(f"{len(found)} of {output.count(total, 'dead letter')} of {arguments.queue}.")
+    return 0
+
+
+def _show(session: Session, arguments: argparse.Namespace) -> int:
+    for received, letter in _take(session, arguments.queue, _depth(session, arguments.queue)):
+        if arguments.id in {None, letter.message_id}:
+            session.give_back_all()
+            _say_letter(received, letter, as_json=arguments.json)
+            return 0
+    which = f"the id {arguments.id}" if arguments.id else "any id"
+    raise BrokerError(f"{dead_letter_queue_name(arguments.queue)} holds no message with {which}.")
+
+
+def _say_letter(received: Received, letter: Letter, *, as_json: bool) -> None:
+    if as_json:
+        output.say_json(
+            letter.as_json()
+            | {"traceback": letter.traceback or None, "headers": received.headers}
+            | output.body_fields(received.body)
+        )
+        return
+    output.say(f"id: {letter.message_id or '-'}")
+    output.say(f"reason: {letter.reason}")
+    for line in output.header_lines(received.headers):
+        output.say(f"  {line}")
+    output.say(f"body ({output.count(letter.size, 'byte')}):")
+    output.say(output.body_text(received.body))
+
+
+def _replay(session: Session, arguments: argparse.Namespace) -> int:
+    queue, wanted = arguments.queue, _filter(arguments)
+    total = _depth(session, queue)
+    if session.depth(queue) is None:
+        raise BrokerError(f"The queue {queue} does not exist: apply its WorkQueue first. Nothing was moved.")
+    tally = _Tally(session)
+    source = connection_options.binding_source(arguments)
+    with Publisher(source, "workqueue dead replay") as publisher, progress("replaying", total) as update:
+        wait_until_open(publisher.connection, source)
+        begun = 0
+        for received, letter in _take(session, queue, total):
+            if tally.errors or begun == arguments.limit:
+                break
+            if wanted.takes(letter):
+                begun += 1
+                copy = dead_letters.replayed(received, queue, keep_attempts=arguments.keep_attempts)
+                try:
+                    publisher.publish(copy).add_done_callback(partial(tally.settled, received))
+                except NotSent as error:
+                    tally.errors.append(str(error))
+            update(tally.moved)
+        while not publisher.wait(_LOOK_SECONDS):
+            update(tally.moved)
+    try:
+        session.give_back_all()  # when this is answered, all acknowledgements have arrived as well
+    except BrokerError as error:
+        tally.errors.append(
+            f"{error} Messages that were put back to work may be dead letters as well; see their ids."
+        )
+    return _say_tally(tally, arguments)
+
+
+class _Tally:
+    """Counts what became of a replay. Filled in the publisher's thread."""
+
+    def __init__(self, session: Session) -> None:
+        self.moved = 0
+        self.errors: list[str] = []
+        self._session = session
+
+    def settled(self, received: Received, future: Future[None]) -> None:
+        error = future.exception()
+        if error is None:
+            self._session.ack(received)
+            self.moved += 1
+        else:
+            self.errors.append(str(error))
+
+
+def _say_tally(tally: _Tally, arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        output.say_json({"queue": arguments.queue, "replayed": tally.moved, "errors": tally.errors})
+    else:
+        output.say(f"{output.count(tally.moved, 'message')} put back to work on {arguments.queue}.")
+    for error in tally.errors:
+        output.warn(error)
+    if tally.errors:
+        output.warn("Stopped. What was not moved is still in the dead-letter queue.")
+    return 1 if tally.errors else 0
+
+
+def _purge(session: Session, arguments: argparse.Namespace) -> int:
+    queue, wanted = arguments.queue, _filter(arguments)
+    total = _depth(session, queue)
+    if not arguments.yes and not _agreed(total, queue, everything=wanted.takes_all):
+        output.warn("Nothing was dropped; --yes drops without asking.")
+        return connection_options.BAD_USAGE
+    dropped = 0
+    with progress("dropping", total) as update:
+        # Not queue.purge, which would also drop what has died since it was counted.
+        for received, letter in _take(session, queue, total):
+            if wanted.takes(letter):
+                session.ack(received)
+                dropped += 1
+            update(dropped)
+        session.give_back_all()
+    if arguments.json:
+        output.say_json({"queue": queue, "dropped": dropped})
+    else:
+        output.say(f"{output.count(dropped, 'dead letter')} of {queue} dropped.")
+    return 0
+
+
+def _agreed(total: int, queue: str, *, everything: bool) -> bool:
+    if not sys.stdin.isatty():
+        return False
+    what = f"all {total}" if everything else f"those that match of {total}"
+    sys.stderr.write(f"Drop {what} dead letters of {queue} for good? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def _depth(session: Session, queue: str) -> int:
+    name = dead_letter_queue_name(queue)
+    depth = session.depth(name)
+    if depth is None:
+        raise BrokerError(f"The queue {name} does not exist: is {queue} the name of the work queue?")
+    return depth.ready
+
+
+def _take(session: Session, queue: str, total: int) -> Iterator[tuple[Received, Letter]]:
+    """Take messages one by one, never more than there were: what dies meanwhile is for the next time."""
+    for _ in range(total):
+        received = session.get(dead_letter_queue_name(queue))
+        if received is None:
+            return
+        yield received, dead_letters.read(received, queue)
+
+
+def _filter(arguments: argparse.Namespace) -> Filter:
+    return Filter(
+        reasons=frozenset(reason.lower() for reason in arguments.reason),
+        message_ids=frozenset(arguments.id),
+        failed_before=datetime.now(UTC) - arguments.older_than if arguments.older_than else None,
+    )
+
+
+def _duration(text: str) -> Any:
+    try:
+        return dead_letters.duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

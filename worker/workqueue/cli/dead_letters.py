@@ -1,0 +1,166 @@
+"""A dead letter as people see it: why and when it was given up, after how many attempts.
+
+Place in the flow: `dead` reads each message of the dead-letter queue as one, and makes the message that a
+replay publishes. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from workqueue.amqp.outgoing import Outgoing
+from workqueue.amqp.session import Received
+from workqueue.contract import headers
+
+UNKNOWN: Final = "Unknown"
+_BROKERS_REASONS: Final = {
+    "delivery_limit": "DeliveryLimit",
+    "expired": "Expired",
+    "maxlen": "MaxLength",
+    "rejected": "Rejected",
+}
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Letter(NamedTuple):
+    """What is known of a dead letter.
+
+    Attributes:
+        reason: a `FailureReason` of the worker, or why RabbitMQ itself gave it up: DeliveryLimit (its
+            workers died again and again), Expired, MaxLength, Rejected; or Unknown.
+        message: what the handler said; empty when RabbitMQ gave it up.
+        attempts: how many attempts are known to have ended.
+        failed_at: None when nobody noted it.
+    """
+
+    message_id: str
+    reason: str
+    message: str
+    traceback: str
+    attempts: int
+    failed_at: datetime | None
+    worker: str
+    size: int
+
+    def as_json(self) -> dict[str, Any]:
+        """For a machine."""
+        return {
+            "id": self.message_id or None,
+            "reason": self.reason,
+            "message": self.message,
+            "attempts": self.attempts,
+            "failedAt": self.failed_at,
+            "worker": self.worker or None,
+            "size": self.size,
+        }
+
+
+def read(received: Received, queue: str) -> Letter:
+    """Read the headers of a dead letter of the work queue `queue`."""
+    found = received.headers
+    # The worker takes RabbitMQ's own record off when it publishes: if there is one, it is the last word.
+    death = _death_in(queue, found)
+    if death:
+        why = str(death.get("reason"))
+        reason = _BROKERS_REASONS.get(why, why)
+        message, traceback, failed_at = "", "", _moment(death.get("time"))
+    else:
+        reason = str(found.get(headers.FAILURE_REASON, UNKNOWN))
+        message = str(found.get(headers.FAILURE_MESSAGE, ""))
+        traceback = str(found.get(headers.FAILURE_TRACEBACK, ""))
+        failed_at = _moment(found.get(headers.FAILED_AT))
+    return Letter(
+        message_id=received.properties.readable().message_id or "",
+        reason=reason,
+        message=message,
+        traceback=traceback,
+        attempts=headers.attempts_made(found),
+        failed_at=failed_at,
+        worker=str(found.get(headers.WORKER, "")),
+        size=len(received.body),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which dead letters are meant: those that meet all that is given.
+
+    Attributes:
+        reasons: any of these, in lower case; empty for all.
+        message_ids: any of these; empty for all.
+        failed_before: a letter whose time is unknown does not meet it.
+    """
+
+    reasons: frozenset[str] = frozenset()
+    message_ids: frozenset[str] = frozenset()
+    failed_before: datetime | None = None
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether nothing is left out."""
+        return self == Filter()
+
+    def takes(self, letter: Letter) -> bool:
+        """Whether the letter is meant."""
+        return (
+            (not self.reasons or letter.reason.lower() in self.reasons)
+            and (not self.message_ids or letter.message_id in self.message_ids)
+            and (
+                self.failed_before is None
+                or (letter.failed_at is not None and letter.failed_at <= self.failed_before)
+            )
+        )
+
+
+def duration(text: str) -> timedelta:
+    """Read `90`, `90s`, `10m`, `2h` or `7d`.
+
+    Raises:
+        ValueError: it is not of this form.
+    """
+    found = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
+    if not found:
+        raise ValueError(f"{text!r} is no time such as 90s, 10m, 2h or 7d")
+    return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+
+
+def replayed(received: Received, queue: str, *, keep_attempts: bool) -> Outgoing:
+    """The message as its publisher made it, on its way to the work queue again.
+
+    What would act at once stays set aside in our headers, where the handler still finds it: CC and BCC would
+    send copies to other queues a second time, and RabbitMQ takes a user id only from that user.
+    """
+    properties, kept = headers.set_aside(received.properties, received.headers)
+    attempts = headers.attempts_made(received.headers)
+    kept = {name: value for name, value in kept.items() if name not in headers.OURS}
+    expiration = kept.pop(headers.ORIGINAL_EXPIRATION, None)
+    priority = headers.priority_in(kept)
+    kept.pop(headers.ORIGINAL_PRIORITY, None)
+    if keep_attempts and attempts:
+        kept[headers.ATTEMPT] = attempts
+    return Outgoing.with_properties(
+        replace(properties, expiration=expiration, priority=priority), queue, received.body, kept or None
+    )
+
+
+def _death_in(queue: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    deaths = found.get("x-death")
+    if not isinstance(deaths, list):
+        return None
+    return next(
+        (death for death in deaths if isinstance(death, dict) and death.get("queue") == queue),
+        None,
+    )
+
+
+def _moment(value: object) -> datetime | None:
+    if isinstance(value, datetime):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    try:
+        return datetime.fromisoformat(str(value)) if value else None
+    except ValueError:
+        return None

@@ -1,0 +1,68 @@
+"""The command line `workqueue`: a thin dispatcher that imports only the command that is asked for.
+
+Place in the flow: the entry point of the container image and of people. Each command is a module in
+`commands/` with `add_arguments(parser)` and `run(arguments) -> exit code`. A worker must start fast, so
+that nothing here may import what `run` does not need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Final
+
+from workqueue import __version__
+from workqueue.errors import WorkerError
+
+COMMANDS: Final = {
+    "run": "take messages from a queue and handle them",
+    "send": "publish messages and wait for RabbitMQ's confirmation of each",
+    "dead": "look at, replay or purge the dead-letter queue",
+    "peek": "look at the first messages of a queue without taking them",
+    "stats": "show how many messages and consumers a queue has",
+}
+
+EXIT_CODES: Final = """\
+exit codes:
+  0  done (run: drained after SIGTERM)
+  1  failed
+  2  the configuration or the arguments are wrong
+  3  run: the handler cannot be loaded or reached
+  4  stats: the queue does not exist
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: instead of the process's own, for tests.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="workqueue",
+        description="Job queues on RabbitMQ.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"workqueue {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    asked = next((word for word in words if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
+        if name == asked:
+            import_module(f"{__package__}.{name}").add_arguments(command)
+    parsed = parser.parse_args(words)
+    try:
+        code: int = import_module(f"{__package__}.{parsed.command}").run(parsed)
+    except WorkerError as error:
+        if getattr(parsed, "json", False):
+            print(json.dumps({"error": str(error)}, ensure_ascii=False))  # noqa: T201
+        print(f"workqueue {parsed.command}: {error}", file=sys.stderr)  # noqa: T201 - a command line talks
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code

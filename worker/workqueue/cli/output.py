@@ -1,0 +1,92 @@
+"""What the commands print: sentences and tables for people, one JSON document for machines.
+
+Place in the flow: results go to standard output; failures, warnings and progress to standard error.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from workqueue.logs import escaped
+
+_NARROWEST: Final = 60
+_KEPT: Final = "\n\t"
+
+
+def say(text: str) -> None:
+    """Write a line to standard output."""
+    try:
+        sys.stdout.write(f"{escaped(text, keep=_KEPT)}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def warn(text: str) -> None:
+    """Write a line to standard error."""
+    sys.stderr.write(f"{escaped(text, keep=_KEPT)}\n")
+    sys.stderr.flush()
+
+
+def say_json(document: object) -> None:
+    """Write one JSON document to standard output."""
+    say(json.dumps(document, ensure_ascii=False, default=_plain))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they need to be; the last one ends where the terminal does."""
+    rows = [[escaped(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    width = max(shutil.get_terminal_size((120, 24)).columns, _NARROWEST)
+    lines = (
+        "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)) for row in (head, *rows)
+    )
+    return "\n".join(line[:width].rstrip() for line in lines)
+
+
+def count(number: int, noun: str) -> str:
+    """`1 message`, `2 messages`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def body_fields(body: bytes) -> dict[str, str]:
+    """A body for JSON: as text where it is text."""
+    try:
+        return {"body": body.decode()}
+    except UnicodeDecodeError:
+        return {"bodyBase64": base64.b64encode(body).decode()}
+
+
+def body_text(body: bytes) -> str:
+    """A body for people."""
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return f"({count(len(body), 'byte')}, no text)"
+
+
+def header_lines(headers: Mapping[str, Any]) -> list[str]:
+    """`name: value` for each header."""
+    return [
+        f"{name}: {value if isinstance(value, str) else json.dumps(value, default=_plain)}"
+        for name, value in headers.items()
+    ]
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        moment = value if value.tzinfo else value.replace(tzinfo=UTC)
+        return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, int):  # pika's own subclass of it
+        return int(value)
+    return str(value)

@@ -1,0 +1,192 @@
+"""`workqueue run`: take messages from a queue and handle them until SIGTERM.
+
+Place in the flow: configuration, handler, runtime, endpoint, and then the main thread waits for a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from workqueue import __version__, logs
+from workqueue.errors import ConfigurationError, HandlerLoadError, WorkerError
+from workqueue.worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
+from workqueue.worker.drain import Signals, drain
+from workqueue.worker.ending import leave
+from workqueue.worker.handlers.handler import Handler
+
+EXIT_FAILED = 1
+EXIT_CONFIGURATION = 2
+EXIT_HANDLER = 3
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags. Each has an environment variable beside it; the flag wins."""
+    parser.add_argument(
+        "handler",
+        nargs="?",
+        metavar="MODULE:FUNCTION",
+        help="Python function that takes a message [WORKQUEUE_HANDLER_PYTHON]",
+    )
+    add = parser.add_argument
+    add(
+        "--exec",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND",
+        help="a command for each message; takes everything after it, so it comes last"
+        " [WORKQUEUE_HANDLER_EXEC, a JSON list]",
+    )
+    add("--http", metavar="URL", help="POST each message to this URL [WORKQUEUE_HANDLER_HTTP]")
+    add("--queue", help="work queue [WORKQUEUE_QUEUE]")
+    add("--queue-type", metavar="TYPE", help="Quorum (default) or Classic [WORKQUEUE_QUEUE_TYPE]")
+    add(
+        "--declare",
+        action="store_const",
+        const="true",
+        help="declare the queue and its dead-letter queue [WORKQUEUE_DECLARE]",
+    )
+    add(
+        "--exchange",
+        help="with --declare: declare this exchange and bind the queue to it [WORKQUEUE_EXCHANGE]",
+    )
+    add(
+        "--max-attempts",
+        metavar="N",
+        help="attempts before the dead-letter queue (5) [WORKQUEUE_MAX_ATTEMPTS]",
+    )
+    add(
+        "--delays",
+        metavar="SECONDS",
+        help="delays before retries (1,10,60); the last repeats [WORKQUEUE_DELAYS_SECONDS]",
+    )
+    add(
+        "--delivery-limit",
+        metavar="N",
+        help="how often a message may come back because its worker died (10 with --declare)"
+        " [WORKQUEUE_DELIVERY_LIMIT]",
+    )
+    add("--timeout", metavar="SECONDS", help="for one message (300) [WORKQUEUE_TIMEOUT_SECONDS]")
+    add("--concurrency", metavar="N", help="messages handled at once (1) [WORKQUEUE_CONCURRENCY]")
+    add(
+        "--grace",
+        metavar="SECONDS",
+        help="how long handlers may finish after SIGTERM (the timeout) [WORKQUEUE_GRACE_SECONDS]",
+    )
+    add("--port", metavar="PORT", help="of the HTTP endpoint (8090); 0 for none [WORKQUEUE_PORT]")
+    add("--url", help="amqp://user:password@host:port/vhost?heartbeat=60 [WORKQUEUE_URL]")
+    add(
+        "--binding",
+        metavar="FOLDER",
+        help="Service Binding folder [WORKQUEUE_BINDING, SERVICE_BINDING_ROOT]",
+    )
+    add(
+        "--heartbeat",
+        metavar="SECONDS",
+        help="of the connections to RabbitMQ (60) [WORKQUEUE_HEARTBEAT_SECONDS]",
+    )
+    add(
+        "--log-format",
+        metavar="FORMAT",
+        help="json or text (text on a terminal) [WORKQUEUE_LOG_FORMAT]",
+    )
+    add("--log-level", metavar="LEVEL", help="debug, info, warning or error (info) [WORKQUEUE_LOG_LEVEL]")
+
+
+def run(arguments: argparse.Namespace) -> NoReturn:
+    """Run the worker and end the process, whatever threads the handler has left behind."""
+    closers: list[Callable[[], None]] = []
+    try:
+        code = _run(arguments, closers)
+    except Exception:  # noqa: BLE001 - whatever it is, Python would wait for the handler's threads first
+        traceback.print_exc()
+        code = EXIT_FAILED
+    leave(code, *closers)
+
+
+def _run(arguments: argparse.Namespace, closers: list[Callable[[], None]]) -> int:
+    signals = Signals()
+    termination_log = Path(os.environ.get("WORKQUEUE_TERMINATION_LOG") or "/dev/termination-log")
+    try:
+        config = parse(arguments, os.environ)
+    except ConfigurationError as error:
+        return _fail(EXIT_CONFIGURATION, error, termination_log)
+    logs.configure(config.log_format, config.log_level)
+    try:
+        handler = load_handler(config, signals)
+    except HandlerLoadError as error:
+        return _fail(EXIT_HANDLER, error, termination_log)
+    try:
+        return _work(config, handler, signals, closers)
+    except OSError as error:
+        return _fail(
+            EXIT_FAILED,
+            WorkerError(f"The endpoint's port {config.port} cannot be used: {error}."),
+            termination_log,
+        )
+
+
+def load_handler(config: RunConfig, signals: Signals) -> Handler:
+    """Load or reach the configured handler.
+
+    Raises:
+        HandlerLoadError: it cannot be loaded or reached.
+    """
+    match config.handler:
+        case PythonHandler(name):
+            from workqueue.worker.handlers import python
+
+            return python.load(name)
+        case ExecHandler(command):
+            from workqueue.worker.handlers import exec as exec_handlers
+
+            return exec_handlers.load(command)
+        case HTTPHandler(url):
+            from workqueue.worker.handlers import http
+
+            return http.load(url, signals.wait)
+
+
+def _work(config: RunConfig, handler: Handler, signals: Signals, closers: list[Callable[[], None]]) -> int:
+    from workqueue.worker import tracing
+    from workqueue.worker.runtime import Runtime
+
+    traces = tracing.start(config.queue, os.environ) if tracing.wanted(os.environ) else None
+    if traces is not None:
+        handler = traces.handler(handler)
+        closers.append(traces.close)
+    logger.info("Starting.", extra={"version": __version__, "queue": config.queue, "handler": handler.name})
+    runtime = Runtime(config, config.read_binding, handler, on_failure=signals.interrupt)
+    runtime.start()
+    endpoint = None
+    if config.port:
+        # Only now: importing an HTTP server takes as long as connecting to RabbitMQ.
+        from workqueue.worker.endpoint import Endpoint
+
+        endpoint = Endpoint(runtime, config.port, any_port_will_do=config.port_is_default)
+        endpoint.start()
+    signals.wait()
+    failure = runtime.failure
+    drain(runtime, signals, config.grace_seconds if failure is None else failure.grace_seconds)
+    if endpoint is not None:
+        endpoint.close()
+    if failure is not None:
+        return _fail(EXIT_FAILED, WorkerError(failure.reason), config.termination_log)
+    return 0
+
+
+def _fail(code: int, error: WorkerError, termination_log: Path) -> int:
+    """Say why there is no worker, to a person and to the pod's status."""
+    print(f"workqueue run: {error}", file=sys.stderr)  # noqa: T201 - a command line talks
+    with contextlib.suppress(OSError):
+        if termination_log.exists() or termination_log.parent != Path("/dev"):
+            termination_log.write_text(f"{error}\n", encoding="utf-8")
+    return code

@@ -1,0 +1,81 @@
+"""`workqueue stats`: how many messages and consumers a work queue and the queues around it have.
+
+Place in the flow: passive declarations, which are live and need neither a plug-in nor more permissions than
+a worker has. They cannot list queues, so that delay queues are asked for by the delays that are in use.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Final
+
+from workqueue.amqp.session import Depth, Session
+from workqueue.cli import connection_options, output
+from workqueue.contract import topology
+from workqueue.worker.handlers.outcome import LONGEST_DELAY_SECONDS, RetryPolicy, rung
+
+NO_QUEUE: Final = 4
+"""Its own exit code: 1 means that RabbitMQ cannot be reached or refused."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--queue", required=True, help="the work queue")
+    parser.add_argument(
+        "--delays",
+        type=_delays,
+        default=frozenset(),
+        metavar="SECONDS,...",
+        help="retry delays of the queue, where they are unusual",
+    )
+    parser.add_argument("--json", action="store_true", help="say the result as one JSON document")
+    connection_options.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the counts; return 0, or 4 when the queue does not exist."""
+    queue = arguments.queue
+    delays = sorted({*RetryPolicy().delays_seconds, *_rungs(), *arguments.delays})
+    names = [
+        topology.dead_letter_queue_name(queue),
+        *(topology.delay_queue_name(queue, delay) for delay in delays),
+    ]
+    with Session(connection_options.binding_source(arguments), "workqueue stats") as session:
+        work = session.depth(queue)
+        around = {name: depth for name in names if (depth := session.depth(name)) is not None}
+    found = ({} if work is None else {queue: work}) | around
+    if arguments.json:
+        output.say_json(
+            {
+                "queue": queue,
+                "exists": work is not None,
+                "queues": [{"name": name, **_as_json(depth)} for name, depth in found.items()],
+            }
+        )
+    elif found:
+        rows = [(name, str(depth.ready), str(depth.consumers)) for name, depth in found.items()]
+        output.say(output.table(("QUEUE", "READY", "CONSUMERS"), rows))
+    if work is None:
+        output.warn(f"The queue {queue} does not exist.")
+        return NO_QUEUE
+    return 0
+
+
+def _rungs() -> Iterator[int]:
+    """The delays to which a delay that a handler or a sender asks for is rounded up."""
+    seconds = 0
+    while seconds < LONGEST_DELAY_SECONDS:
+        seconds = rung(seconds + 1)
+        yield seconds
+
+
+def _as_json(depth: Depth) -> dict[str, int]:
+    return {"ready": depth.ready, "consumers": depth.consumers}
+
+
+def _delays(text: str) -> frozenset[int]:
+    words = text.split(",")
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole seconds such as 1,10,60")
+    return frozenset(map(int, words))

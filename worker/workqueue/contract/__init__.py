@@ -1,0 +1,1 @@
+"""What operator, worker, publisher and kubectl plugin agree on. Pure."""

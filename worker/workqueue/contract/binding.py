@@ -1,0 +1,264 @@
+"""How to reach RabbitMQ: connection data after the Service Binding specification, from a URL or from keys.
+
+Place in the flow: the operator reads the keys from a Secret, the worker from the files of the mounted
+Secret (again at every reconnect, so that rotated credentials need no restart), the command line from a URL.
+Pure but for `from_folder`. Nothing here ever puts a password into an error message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from workqueue.errors import BindingError
+
+DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672/"
+AMQP_PORT: Final = 5672
+AMQPS_PORT: Final = 5671
+
+LONGEST_HEARTBEAT_SECONDS: Final = 65_535
+"""AMQP's field for it has 16 bits."""
+
+MOST_ADDRESSES: Final = 16
+"""More than any cluster of RabbitMQ has nodes; each is tried in turn when the broker is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """PEM texts; an empty one means: the system's certificate authorities, or no client certificate.
+
+    Attributes:
+        server_name: what the certificate must be for, where that is not the host that is connected to.
+    """
+
+    authority: str = ""
+    certificate: str = ""
+    private_key: str = field(default="", repr=False)
+    server_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Where RabbitMQ is and who we are there.
+
+    Attributes:
+        addresses: (host, port) pairs to try in turn; at least one.
+        virtual_host: as RabbitMQ names it, not URL-encoded.
+        tls: None for a plain connection.
+        management_uri: base URL of the management API, or None.
+        heartbeat_seconds: of the worker's and the command line's connections; None for their default. The
+            operator's connection has a heartbeat of its own.
+    """
+
+    addresses: tuple[tuple[str, int], ...]
+    username: str
+    password: str = field(repr=False)
+    virtual_host: str = "/"
+    tls: TLS | None = None
+    management_uri: str | None = field(default=None, repr=False)
+    heartbeat_seconds: int | None = None
+
+    @property
+    def signing_key(self) -> bytes:
+        """What calls to workers without a retirement key are signed with: the password, else the private key."""
+        return (self.password or (self.tls.private_key if self.tls else "")).encode()
+
+    @property
+    def identity(self) -> str:
+        """The same for two bindings exactly when one connection can serve both. Holds no secret in clear."""
+        secret = hashlib.sha256(
+            "\0".join(
+                (self.username, self.password, repr(self.tls), self.tls.private_key if self.tls else "")
+            ).encode()
+        )
+        return f"{self.display}#{secret.hexdigest()[:16]}"
+
+    @property
+    def display(self) -> str:
+        """The broker's name for people: addresses and virtual host, without credentials."""
+        where = ",".join(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.addresses
+        )
+        return f"{'amqps' if self.tls else 'amqp'}://{where}/{self.virtual_host.removeprefix('/')}"
+
+
+def from_url(url: str, tls: TLS | None = None) -> Binding:
+    """Read `amqp[s]://user:password@host[:port][,host[:port]]/virtual-host[?heartbeat=seconds]`.
+
+    User, password and virtual host are percent-decoded. No path, or `/`, means the virtual host `/`;
+    `/%2F` and `/%2Fname` name virtual hosts that contain a slash.
+
+    Raises:
+        BindingError: the URL is not of this form.
+    """
+    parts = _split(url)
+    if parts.scheme not in {"amqp", "amqps"}:
+        raise BindingError(
+            f"The broker's URL has the scheme {parts.scheme!r}; it must start with amqp:// or amqps://."
+        )
+    if "@" not in parts.netloc and "@" in url:
+        raise BindingError(
+            "The broker's URL has an @ behind its host; in user, password and virtual host write / as %2F,"
+            " ? as %3F, # as %23 and @ as %40."
+        )
+    if parts.fragment:
+        raise BindingError(
+            "The broker's URL has a part behind #; in user, password and virtual host write # as %23."
+        )
+    secure = parts.scheme == "amqps"
+    credentials, at, places = parts.netloc.rpartition("@")
+    username, _, password = credentials.partition(":") if at else ("guest", "", "guest")
+    return Binding(
+        addresses=_addresses(places, AMQPS_PORT if secure else AMQP_PORT),
+        username=unquote(username),
+        password=unquote(password),
+        virtual_host=unquote(parts.path.removeprefix("/")) or "/",
+        tls=(tls or TLS()) if secure else None,
+        heartbeat_seconds=_heartbeat(parts.query),
+    )
+
+
+def parse_heartbeat(text: str) -> int:
+    """Read a heartbeat in seconds.
+
+    Raises:
+        ValueError: says what it must be.
+    """
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= LONGEST_HEARTBEAT_SECONDS):
+        raise ValueError(f"a whole number of seconds from 1 to {LONGEST_HEARTBEAT_SECONDS}")
+    return int(text)
+
+
+def _heartbeat(query: str) -> int | None:
+    heartbeat = None
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name != "heartbeat":
+            raise BindingError(
+                f"The broker's URL has the unknown parameter {name!r}; only heartbeat is known."
+            )
+        try:
+            heartbeat = parse_heartbeat(value)
+        except ValueError as error:
+            raise BindingError(f"The broker's URL has heartbeat={value}; it must be {error}.") from None
+    return heartbeat
+
+
+def from_mapping(keys: Mapping[str, str], source: str) -> Binding:
+    """Read the keys of a Secret or folder: `uri`, or `host`, `port`, `username`, `password`, `virtual-host`.
+
+    Optional beside either: `ca.crt`, `tls.crt`, `tls.key`, `management-uri`. A key that stands beside `uri`
+    wins over that part of the URL. TLS is used when the URL says amqps, when `protocol` is amqps, when the
+    port is 5671, or when a `ca.crt` or `tls.crt` is there.
+
+    Args:
+        source: how to name the place in an error, such as `Secret "rabbitmq"`.
+
+    Raises:
+        BindingError: a key is missing or cannot be read; the sentence names it.
+    """
+    value = {key: text.strip() for key, text in keys.items()}
+    tls = TLS(value.get("ca.crt", ""), value.get("tls.crt", ""), value.get("tls.key", ""))
+    try:
+        base = from_url(value["uri"], tls) if value.get("uri") else None
+    except BindingError as error:
+        raise BindingError(f"{source}: key uri: {error}") from error
+    if base is None and not value.get("host"):
+        raise BindingError(f"{source} has neither the key uri nor the key host; give one of them.")
+    if bool(tls.certificate) != bool(tls.private_key):
+        missing = "tls.key" if tls.certificate else "tls.crt"
+        raise BindingError(f"{source} has a client certificate without the key {missing}.")
+    secure = (
+        base.tls is not None
+        if base
+        else (
+            value.get("protocol") == "amqps"
+            or value.get("port") == str(AMQPS_PORT)
+            or bool(tls.authority or tls.certificate)
+        )
+    )
+    addresses = base.addresses if base else ()
+    if value.get("host") or value.get("port"):
+        hosts = value.get("host") or ",".join(f"[{host}]" if ":" in host else host for host, _ in addresses)
+        addresses = _addresses(
+            hosts, _port(value.get("port") or str(AMQPS_PORT if secure else AMQP_PORT), source)
+        )
+    username = value.get("username") or (base.username if base else "")
+    if not username and not tls.certificate:
+        raise BindingError(
+            f"{source} has no key username; give username and password, or tls.crt and tls.key."
+        )
+    return Binding(
+        addresses=addresses,
+        username=username,
+        # A password may begin or end with a space on purpose; only a final newline is never meant.
+        password=keys["password"].rstrip("\r\n") if keys.get("password") else (base.password if base else ""),
+        virtual_host=value.get("virtual-host") or (base.virtual_host if base else "/"),
+        tls=tls if secure else None,
+        management_uri=value.get("management-uri") or None,
+        heartbeat_seconds=base.heartbeat_seconds if base else None,
+    )
+
+
+def from_folder(folder: Path) -> Binding:
+    """Read a mounted Secret: one file for each key, as the Service Binding specification has it.
+
+    Raises:
+        BindingError: the folder cannot be read, or its keys are not enough.
+    """
+    try:
+        keys = {
+            file.name: file.read_text(encoding="utf-8")
+            for file in folder.iterdir()
+            if file.is_file() and not file.name.startswith(".")
+        }
+    except (OSError, UnicodeDecodeError) as error:
+        raise BindingError(f"The connection folder {folder} cannot be read: {error}.") from error
+    return from_mapping(keys, f"The folder {folder}")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url.strip())
+    except ValueError:
+        # What Python says here may quote the password.
+        raise BindingError(
+            "The broker's URL cannot be read; put an IPv6 address into brackets, and percent-encode special"
+            " characters in user and password."
+        ) from None
+
+
+def _addresses(places: str, default_port: int) -> tuple[tuple[str, int], ...]:
+    found = []
+    for place in filter(None, (part.strip() for part in places.split(","))):
+        parts = _split(f"//{place}")
+        try:
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            # Not shown: in `amqp://user:password`, where the host was forgotten, it would be the password.
+            raise BindingError(
+                f"The address that begins with {place.partition(':')[0]!r} has a port that is no number from"
+                " 1 to 65535."
+            ) from None
+        if not host:
+            raise BindingError(f"The address {place!r} has no host.")
+        found.append((host, port or default_port))
+    if not found:
+        raise BindingError("No host is named.")
+    if len(found) > MOST_ADDRESSES:
+        raise BindingError(
+            f"{len(found)} hosts are named; at most {MOST_ADDRESSES} are allowed. Name fewer nodes of the cluster,"
+            " or a Service in front of them."
+        )
+    return tuple(found)
+
+
+def _port(text: str, source: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:  # noqa: PLR2004 - the range of TCP ports
+        # Shown only if it cannot be a password that stands in the wrong place.
+        shown = f"is {text}" if text.isdecimal() and len(text) <= len("65535") else "is no port"
+        raise BindingError(f"{source}: key port {shown}; it must be a number from 1 to 65535.")
+    return int(text)

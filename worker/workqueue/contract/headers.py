@@ -1,0 +1,164 @@
+"""The headers that we add to a message when it is retried or given up, and how they come off again.
+
+Place in the flow: `settlement` writes them, handlers and `workqueue dead` read them, a replay takes them off.
+Pure. The attempt header is our own, since `x-death` does not add up across republishing on RabbitMQ 4.x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from workqueue.contract.properties import Headers, Properties
+
+ATTEMPT: Final = "x-workqueue-attempt"
+"""How many attempts were made before this copy was published; missing means none."""
+
+FAILURE_REASON: Final = "x-workqueue-failure-reason"
+"""Why the last attempt failed: a value of `FailureReason`."""
+
+FAILURE_MESSAGE: Final = "x-workqueue-failure-message"
+FAILURE_TRACEBACK: Final = "x-workqueue-failure-traceback"
+FAILED_AT: Final = "x-workqueue-failed-at"
+"""When, as RFC 3339 text in UTC."""
+
+WORKER: Final = "x-workqueue-worker"
+"""The pod, or the host and process, that made the last attempt."""
+
+EXPIRES_AT: Final = "x-workqueue-expires-at"
+"""When the message's own TTL (`expiration`) passes, in Unix milliseconds. RabbitMQ takes the TTL off a message
+that returns from a delay queue, so the worker keeps the time itself."""
+
+ORIGINAL_EXPIRATION: Final = "x-workqueue-original-expiration"
+ORIGINAL_PRIORITY: Final = "x-workqueue-original-priority"
+ORIGINAL_USER_ID: Final = "x-workqueue-original-user-id"
+ORIGINAL_CC: Final = "x-workqueue-original-cc"
+ORIGINAL_BCC: Final = "x-workqueue-original-bcc"
+
+DROPPED: Final = "x-workqueue-dropped-headers"
+"""Names of headers that a copy of the message had no room for: all of them travel in one frame."""
+
+MOST_ATTEMPTS: Final = 1_000_000
+
+OURS: Final = frozenset(
+    {ATTEMPT, FAILURE_REASON, FAILURE_MESSAGE, FAILURE_TRACEBACK, FAILED_AT, WORKER, DROPPED, EXPIRES_AT}
+)
+
+DELIVERY_COUNT: Final = "x-delivery-count"
+"""How often a message came back to its quorum queue: from RabbitMQ 4.3 only because its consumer died or rejected
+it, before also for each nack. A classic queue sets no such header."""
+
+HIGHEST_PRIORITY: Final = 255
+
+_SET_ASIDE_HEADERS: Final = {"CC": ORIGINAL_CC, "BCC": ORIGINAL_BCC}
+_SET_ASIDE: Final = (
+    ORIGINAL_EXPIRATION,
+    ORIGINAL_PRIORITY,
+    ORIGINAL_USER_ID,
+    *_SET_ASIDE_HEADERS.values(),
+)
+_BROKERS_OWN: Final = frozenset(
+    {
+        DELIVERY_COUNT,
+        "x-acquired-count",
+        "x-death",
+        "x-first-death-exchange",
+        "x-first-death-queue",
+        "x-first-death-reason",
+        "x-last-death-exchange",
+        "x-last-death-queue",
+        "x-last-death-reason",
+    }
+)
+
+
+def attempts_made(headers: Headers) -> int:
+    """How many attempts a message has behind it. What cannot be read counts as none."""
+    value = headers.get(ATTEMPT)
+    # The publisher may have written anything, and the next number must still fit into a header.
+    return min(value, MOST_ATTEMPTS) if isinstance(value, int) and value >= 0 else 0
+
+
+def set_aside(properties: Properties, headers: Headers) -> tuple[Properties, dict[str, Any]]:
+    """What a copy may carry: all of the original, but for what would act a second time.
+
+    `expiration` would cut a delay short or empty the dead-letter queue. `priority` would let a newer copy overtake
+    in the delay queue: only the head of a queue expires, so the older copies would be late. CC and BCC would send
+    copies, and RabbitMQ refuses a `user_id` that is not that of the connection. These move into headers of ours.
+    The broker's own bookkeeping goes: of an earlier round it would count as a cycle and the message be dropped.
+    """
+    kept = {key: value for key, value in headers.items() if key not in _BROKERS_OWN}
+    for name, place in _SET_ASIDE_HEADERS.items():
+        if name in kept:
+            kept[place] = kept.pop(name)
+    if properties.expiration is not None:
+        kept[ORIGINAL_EXPIRATION] = properties.expiration
+    if properties.priority is not None:
+        kept[ORIGINAL_PRIORITY] = properties.priority
+    if properties.user_id is not None:
+        kept[ORIGINAL_USER_ID] = properties.user_id
+    return replace(properties, expiration=None, priority=None, user_id=None), kept
+
+
+def restore(properties: Properties, headers: Headers) -> tuple[Properties, dict[str, Any]]:
+    """The message as its publisher made it, without anything of ours: what a handler or a replay sees."""
+    restored = {key: value for key, value in headers.items() if key not in OURS}
+    changed: dict[str, Any] = {}
+    for field, place in (("expiration", ORIGINAL_EXPIRATION), ("user_id", ORIGINAL_USER_ID)):
+        if place in restored:
+            changed[field] = restored.pop(place)
+    if ORIGINAL_PRIORITY in restored:
+        changed["priority"] = priority_in(restored)
+        del restored[ORIGINAL_PRIORITY]
+    for name, place in _SET_ASIDE_HEADERS.items():
+        if place in restored:
+            restored[name] = restored.pop(place)
+    return (replace(properties, **changed) if changed else properties), restored
+
+
+def has_set_aside(headers: Mapping[str, Any]) -> bool:
+    """Whether `restore` would change more than take off our bookkeeping. Cheap: asked for each message."""
+    return bool(headers) and any(place in headers for place in _SET_ASIDE)
+
+
+def priority_in(headers: Headers) -> int | None:
+    """Return the priority that was set aside, or None if there is none that AMQP can carry."""
+    value = headers.get(ORIGINAL_PRIORITY)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= HIGHEST_PRIORITY:
+        return None
+    return int(value)
+
+
+def deliveries_failed(headers: Headers, *, redelivered: bool) -> int:
+    """Return how often the message came back without an answer, as RabbitMQ counts. Missing means never.
+
+    Args:
+        redelivered: RabbitMQ's own flag. Without it a count is not RabbitMQ's but the publisher's.
+    """
+    value = headers.get(DELIVERY_COUNT)
+    return value if redelivered and isinstance(value, int) else 0
+
+
+def expires_at(properties: Properties, headers: Headers, received_at: float) -> float | None:
+    """Return when the message's own TTL passes, in Unix seconds; None if it has none.
+
+    The TTL counts from the publisher's `timestamp`. A timestamp that is missing, or contradicts RabbitMQ, which
+    delivers no message whose TTL has passed, is not used: the TTL then counts from the first delivery.
+
+    Args:
+        received_at: when the message was delivered, in Unix seconds.
+    """
+    known = headers.get(EXPIRES_AT)
+    if isinstance(known, int) and known > 0:
+        return known / 1000
+    text = properties.expiration
+    if not isinstance(text, str) or not text.isdecimal():
+        return None
+    seconds = int(text) / 1000
+    start = received_at
+    if isinstance(properties.timestamp, int):
+        latest = properties.timestamp + 1  # a timestamp has whole seconds, rounded down
+        if received_at - seconds <= latest < received_at:
+            start = latest
+    return start + seconds

@@ -1,0 +1,1 @@
+"""The worker process: it consumes messages, runs the handler and settles deliveries."""

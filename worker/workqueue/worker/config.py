@@ -1,0 +1,382 @@
+"""The configuration of `workqueue run`: from flags and environment, checked at once, all mistakes together.
+
+Place in the flow: parsed before anything else happens. The operator sets the environment of the pods, people
+use the flags; a flag wins over the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+from workqueue.contract import binding as bindings
+from workqueue.contract.binding import Binding
+from workqueue.contract.topology import DEFAULT_DELIVERY_LIMIT, Exchange, QueueSettings, QueueType
+from workqueue.errors import BindingError, ConfigurationError
+from workqueue.worker.handlers.outcome import LONGEST_DELAY_SECONDS, RetryPolicy
+
+DEFAULT_PORT: Final = 8090
+DEFAULT_TIMEOUT_SECONDS: Final = 300.0
+DEFAULT_TERMINATION_LOG: Final = Path("/dev/termination-log")
+MAX_CONCURRENCY: Final = 1_000
+LONGEST_SECONDS: Final = 30 * 86_400.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PythonHandler:
+    """`module:function`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecHandler:
+    """A command and its arguments."""
+
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HTTPHandler:
+    """A URL to POST to."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """What one worker process does. Times are in seconds.
+
+    Attributes:
+        delivery_limit: how often a message may come back because its worker died; None for no limit of ours.
+        wake_deliveries: how many of the deliveries that RabbitMQ before 4.3 counts may be wake-ups.
+        heartbeat_seconds: of the connections; None for what the URL says, or the default.
+        log_level: as the logging module names it.
+        port: of the endpoint; 0 for none.
+        port_is_default: nobody asked for this port, so that any other will do when it is taken.
+        pod_uid: None outside a cluster.
+        worker_name: the pod, or host and process.
+        retirement_key_file: what the operator's calls are signed with; None where an operator of the release before
+            that key made the pod, and signs with the password.
+    """
+
+    handler: PythonHandler | ExecHandler | HTTPHandler
+    queue_settings: QueueSettings
+    declare: bool
+    retry: RetryPolicy
+    delivery_limit: int | None
+    wake_deliveries: int
+    timeout_seconds: float
+    concurrency: int
+    grace_seconds: float
+    port: int
+    port_is_default: bool
+    url: str | None
+    binding_folder: Path | None
+    pod_uid: str | None
+    worker_name: str
+    log_format: str | None
+    log_level: str
+    heartbeat_seconds: int | None
+    termination_log: Path
+    retirement_key_file: Path | None = None
+
+    @property
+    def queue(self) -> str:
+        """The work queue."""
+        return self.queue_settings.name
+
+    def read_binding(self) -> Binding:
+        """Where RabbitMQ is, read anew each time.
+
+        Raises:
+            BindingError: it cannot be read.
+        """
+        if self.url is None and self.binding_folder is not None:
+            binding = bindings.from_folder(self.binding_folder)
+        else:
+            binding = bindings.from_url(self.url or bindings.DEFAULT_URL)
+        if self.heartbeat_seconds is None:
+            return binding
+        return replace(binding, heartbeat_seconds=self.heartbeat_seconds)
+
+    def read_retirement_key(self) -> bytes:
+        """What the operator's calls are signed with, read each time, so that it can be rotated.
+
+        Raises:
+            BindingError: it cannot be read.
+        """
+        if self.retirement_key_file is None:
+            return self.read_binding().signing_key
+        try:
+            return self.retirement_key_file.read_bytes().strip()
+        except OSError as error:
+            raise BindingError(
+                f"The retirement key {self.retirement_key_file} cannot be read: {error.strerror}."
+            ) from error
+
+
+def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
+    """Check everything and build the configuration.
+
+    Raises:
+        ConfigurationError: with a sentence for each mistake.
+    """
+    reader = _Reader(flags, environment)
+    handler = reader.handler()
+    queue = reader.text("queue", "WORKQUEUE_QUEUE")
+    if not queue:
+        swallowed = isinstance(handler, ExecHandler) and any(
+            word.partition("=")[0] == "--queue" for word in handler.command
+        )
+        reader.mistakes.append(
+            "No queue is named; use --queue or WORKQUEUE_QUEUE."
+            + (" --exec takes everything after it, --queue too: put --exec last." if swallowed else "")
+        )
+    elif len(queue.encode()) > 255:  # noqa: PLR2004 - AMQP's short string
+        reader.mistakes.append("The queue's name is longer than 255 bytes.")
+    queue_type = reader.read("queue_type", "WORKQUEUE_QUEUE_TYPE", QueueType.QUORUM, _queue_type)
+    exchange = reader.text("exchange", "WORKQUEUE_EXCHANGE")
+    declare = reader.read("declare", "WORKQUEUE_DECLARE", False, _boolean)
+    delivery_limit = reader.read("delivery_limit", "WORKQUEUE_DELIVERY_LIMIT", None, _count)
+    if queue_type is QueueType.CLASSIC and delivery_limit is not None:
+        reader.mistakes.append(
+            "A Classic queue has no delivery limit, since RabbitMQ counts deliveries on quorum queues only; "
+            "leave --delivery-limit and WORKQUEUE_DELIVERY_LIMIT out."
+        )
+    elif delivery_limit is None and declare and queue_type is QueueType.QUORUM:
+        delivery_limit = DEFAULT_DELIVERY_LIMIT
+    timeout = reader.read("timeout", "WORKQUEUE_TIMEOUT_SECONDS", DEFAULT_TIMEOUT_SECONDS, _seconds)
+    port = reader.read("port", "WORKQUEUE_PORT", None, _port)
+    pod_uid = environment.get("WORKQUEUE_POD_UID") or None
+    key_file = environment.get("WORKQUEUE_RETIREMENT_KEY_FILE")
+    url, folder = reader.place()
+    config = RunConfig(
+        handler=handler,
+        queue_settings=QueueSettings(
+            name=queue or "",
+            type=queue_type,
+            exchange=Exchange(exchange) if exchange else None,
+            delivery_limit=delivery_limit,
+        ),
+        declare=declare,
+        retry=RetryPolicy(
+            reader.read("max_attempts", "WORKQUEUE_MAX_ATTEMPTS", 5, _count),
+            reader.read("delays", "WORKQUEUE_DELAYS_SECONDS", (1, 10, 60), _delays),
+        ),
+        delivery_limit=delivery_limit,
+        wake_deliveries=reader.read("wake_deliveries", "WORKQUEUE_WAKE_DELIVERIES", 0, _count),
+        timeout_seconds=timeout,
+        concurrency=reader.read("concurrency", "WORKQUEUE_CONCURRENCY", 1, _concurrency),
+        grace_seconds=reader.read("grace", "WORKQUEUE_GRACE_SECONDS", timeout, _seconds_or_none),
+        port=DEFAULT_PORT if port is None else port,
+        port_is_default=port is None,
+        url=url,
+        binding_folder=folder,
+        pod_uid=pod_uid,
+        worker_name=environment.get("WORKQUEUE_POD_NAME") or f"{socket.gethostname()}:{os.getpid()}",
+        log_format=reader.read("log_format", "WORKQUEUE_LOG_FORMAT", None, _log_format),
+        log_level=reader.read("log_level", "WORKQUEUE_LOG_LEVEL", "INFO", _log_level),
+        heartbeat_seconds=reader.read("heartbeat", "WORKQUEUE_HEARTBEAT_SECONDS", None, _heartbeat),
+        termination_log=Path(environment.get("WORKQUEUE_TERMINATION_LOG") or DEFAULT_TERMINATION_LOG),
+        retirement_key_file=Path(key_file) if key_file else None,
+    )
+    if reader.mistakes:
+        raise ConfigurationError(reader.mistakes)
+    return config
+
+
+class _Reader:
+    """Looks each setting up, and collects what is wrong."""
+
+    def __init__(self, flags: Namespace, environment: Mapping[str, str]) -> None:
+        self.mistakes: list[str] = []
+        self._flags = flags
+        self._environment = environment
+
+    def text(self, flag: str, variable: str) -> str | None:
+        """The flag, else the variable, else None. An empty variable is one that is not set."""
+        value = getattr(self._flags, flag, None)
+        return value if value not in {None, ""} else (self._environment.get(variable) or None)
+
+    def read(self, flag: str, variable: str, default: T, convert: Callable[[str], T]) -> T:
+        """The same, converted; a mistake names the place that it was read from."""
+        given = getattr(self._flags, flag, None)
+        text = given if given not in {None, ""} else self._environment.get(variable)
+        if text is None or text == "":
+            return default
+        try:
+            return convert(str(text))
+        except ValueError as error:
+            place = variable if given in {None, ""} else f"--{flag.replace('_', '-')}"
+            self.mistakes.append(f"{place} is {text!r}; it must be {error}.")
+            return default
+
+    def handler(self) -> PythonHandler | ExecHandler | HTTPHandler:
+        """Exactly one kind of handler."""
+        flags = {kind: getattr(self._flags, kind, None) or None for kind in ("handler", "exec", "http")}
+        if not any(flags.values()):
+            flags = {
+                "handler": self._environment.get("WORKQUEUE_HANDLER_PYTHON") or None,
+                "exec": self._command(),
+                "http": self._environment.get("WORKQUEUE_HANDLER_HTTP") or None,
+            }
+        named = [kind for kind, value in flags.items() if value]
+        if len(named) != 1:
+            self.mistakes.append(
+                "Name exactly one handler: MODULE:FUNCTION, --exec COMMAND or --http URL"
+                + (f"; {len(named)} are named." if named else ".")
+            )
+            return PythonHandler("")
+        if flags["exec"]:
+            return ExecHandler(tuple(flags["exec"]))
+        if flags["http"]:
+            return self._http(str(flags["http"]))
+        name = str(flags["handler"])
+        module, colon, function = name.partition(":")
+        if not colon or not all(part.isidentifier() for part in [*module.split("."), *function.split(".")]):
+            self.mistakes.append(
+                f"The handler is {name!r}; it must be MODULE:FUNCTION, such as thumbnails:resize."
+            )
+        return PythonHandler(name)
+
+    def place(self) -> tuple[str | None, Path | None]:
+        """The broker's URL, or the folder of a Service Binding."""
+        flag_url, flag_folder = getattr(self._flags, "url", None), getattr(self._flags, "binding", None)
+        folder_text = flag_folder or (None if flag_url else self._environment.get("WORKQUEUE_BINDING"))
+        url = flag_url or (None if folder_text else self._environment.get("WORKQUEUE_URL")) or None
+        if flag_url and flag_folder:
+            self.mistakes.append("Use either --url or --binding, not both.")
+        folder = Path(folder_text) if folder_text else None
+        if url is None and folder is None:
+            folder = self._service_binding()
+        try:
+            if url is not None:
+                bindings.from_url(url)
+            elif folder is not None:
+                bindings.from_folder(folder)
+        except BindingError as error:
+            self.mistakes.append(str(error))
+        return url, folder
+
+    def _service_binding(self) -> Path | None:
+        root = self._environment.get("SERVICE_BINDING_ROOT")
+        if not root:
+            return None
+        types = sorted(Path(root).glob("*/type"))
+        found = [file.parent for file in types if file.read_text(encoding="utf-8").strip() == "rabbitmq"]
+        if len(found) > 1:
+            self.mistakes.append(
+                f"SERVICE_BINDING_ROOT {root} has {len(found)} RabbitMQ bindings; choose with --binding."
+            )
+        return found[0] if len(found) == 1 else None
+
+    def _command(self) -> list[str] | None:
+        text = self._environment.get("WORKQUEUE_HANDLER_EXEC")
+        if not text:
+            return None
+        try:
+            command = json.loads(text)
+        except ValueError:
+            command = None
+        if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
+            self.mistakes.append(
+                'WORKQUEUE_HANDLER_EXEC must be a JSON list of strings, such as ["./resize", "--fast"].'
+            )
+            return ["invalid"]
+        return command
+
+    def _http(self, url: str) -> HTTPHandler:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            self.mistakes.append(f"The handler's URL is {url!r}; it must be like http://localhost:8080/jobs.")
+        return HTTPHandler(url)
+
+
+def _queue_type(text: str) -> QueueType:
+    for kind in QueueType:
+        if text.lower() == kind.lower():
+            return kind
+    raise ValueError("Quorum or Classic")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("a whole number from 1")
+    return int(text)
+
+
+def _concurrency(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_CONCURRENCY:
+        raise ValueError(f"a whole number from 1 to {MAX_CONCURRENCY}")
+    return int(text)
+
+
+def _delays(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and 1 <= int(word) <= LONGEST_DELAY_SECONDS for word in words):
+        raise ValueError(
+            f"whole seconds from 1 to {LONGEST_DELAY_SECONDS}, separated by commas, such as 1,10,60"
+        )
+    return tuple(map(int, words))
+
+
+def _seconds(text: str) -> float:
+    seconds = _seconds_or_none(text)
+    if seconds == 0:
+        raise ValueError("a number of seconds above 0")
+    return seconds
+
+
+def _seconds_or_none(text: str) -> float:
+    message = f"a number of seconds from 0 to {LONGEST_SECONDS:.0f}"
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError(message) from None
+    if not 0 <= seconds <= LONGEST_SECONDS:
+        raise ValueError(message)
+    return seconds
+
+
+def _port(text: str) -> int | None:
+    if not text.isdecimal() or int(text) > 65_535:  # noqa: PLR2004 - the range of TCP ports
+        raise ValueError("a port from 1 to 65535, or 0 for no endpoint")
+    return int(text)
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in {"true", "1", "yes"}:
+        return True
+    if text.lower() in {"false", "0", "no"}:
+        return False
+    raise ValueError("true or false")
+
+
+def _heartbeat(text: str) -> int | None:
+    return bindings.parse_heartbeat(text)
+
+
+def _log_level(text: str) -> str:
+    if text.lower() not in {"debug", "info", "warning", "error"}:
+        raise ValueError("debug, info, warning or error")
+    return text.upper()
+
+
+def _log_format(text: str) -> str | None:
+    if text not in {"json", "text"}:
+        raise ValueError("json or text")
+    return text

@@ -1,0 +1,300 @@
+"""The worker's HTTP endpoint: /metrics, /livez, /readyz, /status and /retire on one port.
+
+Place in the flow: asked by the kubelet, by Prometheus and by the operator. It runs in threads of its own, so
+that it answers whatever the handlers do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import socket
+import sys
+import threading
+import time
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from typing import Any, Final
+
+from workqueue import __version__
+from workqueue.contract import signing
+from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
+from workqueue.contract.signing import Purpose
+from workqueue.errors import BindingError
+from workqueue.worker.metrics import Exposition
+from workqueue.worker.retirement import LEASE_SECONDS, Retirement
+from workqueue.worker.runtime import Runtime
+
+LIVE_SECONDS: Final = 30.0
+"""The I/O loop turns every 5 s at least; one that has not turned for so long will not turn again."""
+
+IDLE_SECONDS: Final = 75.0
+"""How long a connection may be kept open between two requests."""
+
+logger = logging.getLogger(__name__)
+
+
+class Endpoint:
+    """The HTTP server.
+
+    Args:
+        runtime: what it tells about.
+        port: to listen on, all addresses of IPv4 and IPv6.
+        any_port_will_do: take a free one when `port` is taken.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    def __init__(self, runtime: Runtime, port: int, *, any_port_will_do: bool) -> None:
+        self.runtime = runtime
+        pod_uid = runtime.config.pod_uid
+        self.retirement = Retirement(runtime, pod_uid) if pod_uid else None
+        self._exposition: Exposition | None = None
+        self._lock = threading.Lock()
+        try:
+            self._server = _Server(("", port), _Request)
+        except OSError:
+            if not any_port_will_do:
+                raise
+            self._server = _Server(("", 0), _Request)
+        self._server.endpoint = self
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="endpoint", daemon=True)
+
+    def start(self) -> None:
+        """Answer, in a thread."""
+        self._thread.start()
+        logger.info("The endpoint is up.", extra={"port": self.port})
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        if self._exposition is not None:
+            self._exposition.close()
+
+    @property
+    def exposition(self) -> Exposition:
+        """Made when it is first asked for."""
+        with self._lock:
+            if self._exposition is None:
+                self._exposition = Exposition(self.runtime)
+            return self._exposition
+
+    def dead_because(self) -> str | None:
+        """Why only a restart would help, or None. Never the broker's absence: no restart cures that."""
+        age = self.runtime.tick_age
+        if age > LIVE_SECONDS:
+            return f"an I/O loop has not turned for {age:.0f} s"
+        if self.runtime.slots and self.runtime.stuck == self.runtime.slot_count:
+            return "every slot is held by a handler that ignores its cancellation"
+        return None
+
+    def status(self) -> dict[str, Any]:
+        """What /status answers."""
+        runtime, now = self.runtime, time.monotonic()
+        # Without the lock of the I/O: an answer must not depend on what the connection does.
+        return {
+            "queue": runtime.config.queue,
+            "slots": runtime.slot_count,
+            "busy": runtime.busy(),
+            "consuming": runtime.consuming,
+            "retired": self.retirement is not None and self.retirement.active,
+            "handled": runtime.recent.total_count,
+            "meanHandlerSeconds": runtime.recent.mean_seconds(),
+            "recentHandlerSeconds": runtime.recent.recent_seconds(now),
+            "arrivalPerSecond": runtime.recent.arrivals_per_second(now),
+            "connected": runtime.connection.is_open,
+            "lastError": runtime.last_error,
+            "retryDelaysSeconds": runtime.retry_delays_seconds,
+            "uptimeSeconds": round(now - runtime.started, 3),
+            "version": __version__,
+        }
+
+
+class _Server(ThreadingHTTPServer):
+    """A thread for each connection, of which there are never many."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+    endpoint: Endpoint
+
+    def __init__(self, address: tuple[str, int], handler: type[_Request]) -> None:
+        self._lock = threading.Lock()
+        self._waits: dict[socket.socket, float] = {}
+        self._all: set[socket.socket] = set()
+        if socket.has_dualstack_ipv6():
+            self.address_family = socket.AF_INET6
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        """Listen on IPv4 and IPv6, or on IPv4 alone where there is no IPv6."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        TCPServer.server_bind(self)  # HTTPServer's would ask DNS for our name
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin with a connection. Whoever opens many must not keep the kubelet's questions out."""
+        with self._lock:
+            if len(self._all) >= CONNECTIONS:
+                # One that is being answered goes on: there is one soon that waits.
+                longest = min(self._waits, key=self._waits.__getitem__, default=request)
+                with contextlib.suppress(OSError):
+                    longest.shutdown(socket.SHUT_RDWR)
+                self._waits.pop(longest, None)
+            self._all.add(request)
+            self._waits[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The end of a connection."""
+        with self._lock:
+            self._all.discard(request)
+            self._waits.pop(request, None)
+        super().shutdown_request(request)
+
+    def waits(self, request: socket.socket, *, waiting: bool) -> None:
+        """Note whether a connection keeps us waiting for a request, or we it for an answer."""
+        with self._lock:
+            if not waiting:
+                self._waits.pop(request, None)
+            elif request in self._all:
+                self._waits[request] = time.monotonic()
+
+    def handle_error(self, _request: Any, client_address: Any) -> None:
+        """A connection that broke; the base class would write a traceback past the log."""
+        logger.debug("A request failed.", exc_info=sys.exception(), extra={"client": str(client_address)})
+
+
+class _Requests(io.RawIOBase):
+    """What comes over a connection, with a bound in time and in bytes for each request."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._deadline = 0.0
+        self._bytes_left = 0
+        self._begun = False
+
+    def readable(self) -> bool:
+        return True
+
+    def expect(self, seconds: float) -> None:
+        """The next request has to begin within so many seconds."""
+        self._deadline = time.monotonic() + seconds
+        self._bytes_left = REQUEST_BYTES
+        self._begun = False
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0 or not self._bytes_left:
+            raise TimeoutError("the request took too long or was too large")
+        self._connection.settimeout(left)
+        count = self._connection.recv_into(memoryview(buffer)[: self._bytes_left])
+        self._bytes_left -= count
+        if not self._begun:
+            self._begun = True
+            self._deadline = time.monotonic() + REQUEST_SECONDS
+        return count
+
+
+class _Request(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    server_version = f"workqueue-worker/{__version__}"
+    sys_version = ""
+    # Headers and body are two writes; without this the second waits for the peer's delayed acknowledgement.
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        self._requests = _Requests(self.connection)
+        self._patience = REQUEST_SECONDS
+        self.rfile = io.BufferedReader(self._requests)
+
+    def handle_one_request(self) -> None:
+        self._requests.expect(self._patience)
+        self._patience = IDLE_SECONDS
+        self.server.waits(self.request, waiting=True)
+        super().handle_one_request()
+
+    def parse_request(self) -> bool:
+        good = super().parse_request()
+        self.server.waits(self.request, waiting=False)
+        self.connection.settimeout(REQUEST_SECONDS)
+        return good
+
+    def do_GET(self) -> None:
+        endpoint = self.server.endpoint
+        match self.path.partition("?")[0]:
+            case "/livez":
+                reason = endpoint.dead_because()
+                code = HTTPStatus.OK if reason is None else HTTPStatus.SERVICE_UNAVAILABLE
+                self._answer(code, {"live": reason is None, "reason": reason})
+            case "/readyz":
+                self._answer(HTTPStatus.OK, {"ready": True})
+            case "/status":
+                self._answer(HTTPStatus.OK, endpoint.status())
+            case "/metrics":
+                self._send(HTTPStatus.OK, endpoint.exposition.content_type, endpoint.exposition.render())
+            case _:
+                self._not_found()
+
+    def do_POST(self) -> None:
+        self._retire(Purpose.RETIRE)
+
+    def do_DELETE(self) -> None:
+        self._retire(Purpose.RESUME)
+
+    def _retire(self, purpose: Purpose) -> None:
+        self.close_connection = True  # a body, which nobody needs, would be read as the next request
+        retirement = self.server.endpoint.retirement
+        if self.path != "/retire" or retirement is None:
+            self._not_found()
+            return
+        try:
+            wrong = retirement.verify(self.headers.get(signing.HEADER), purpose, time.time())
+        except BindingError as error:
+            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error)})
+            return
+        if wrong is not None:
+            # An operator that reads this does not try the password, as it does for workers without a retirement key.
+            keyed = self.server.endpoint.runtime.config.retirement_key_file is not None
+            said = {"error": wrong, "retirementKey": True} if keyed else {"error": wrong}
+            self._answer(HTTPStatus.UNAUTHORIZED, said)
+            return
+        if purpose is Purpose.RESUME:
+            retirement.end()
+            self._answer(HTTPStatus.OK, {})
+            return
+        try:
+            busy = retirement.begin()
+        except TimeoutError as error:
+            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error)})
+            return
+        if busy:
+            self._answer(HTTPStatus.CONFLICT, {"busy": busy})
+        else:
+            self._answer(HTTPStatus.OK, {"leaseSeconds": LEASE_SECONDS})
+
+    def _not_found(self) -> None:
+        self._answer(HTTPStatus.NOT_FOUND, {"error": "NotFound"})
+
+    def _answer(self, code: HTTPStatus, content: dict[str, Any]) -> None:
+        self._send(code, "application/json", json.dumps(content).encode())
+
+    def _send(self, code: HTTPStatus, content_type: str, body: bytes) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+        logger.debug("Request.", extra={"request": format % args})

@@ -1,0 +1,1 @@
+"""How a handler runs: in a thread or as an asyncio task."""

@@ -1,0 +1,162 @@
+"""One asyncio loop that runs async handlers and, when nothing holds it up, the I/O of the broker too.
+
+Place in the flow: like `crew`, for coroutine functions. asyncio waits in a selector of ours, which turns the
+I/O loop on the way, so that a message changes no thread between the socket and its acknowledgement and its
+task runs in the round in which it came. A handler that blocks the asyncio loop would silence the heartbeat; a
+keeper thread notices that within seconds and turns the I/O loop in its place until the asyncio loop is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import selectors
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from workqueue.amqp.io_loop import MAX_WAIT_SECONDS, Loop
+from workqueue.message import Message
+from workqueue.worker.ending import leave_forked_child
+from workqueue.worker.slot import Work
+
+KEEPER_SECONDS: Final = 2.0
+"""How often the keeper looks. With a heartbeat of 10 s one is due every 5 s and is missed after 10."""
+
+
+class _Selector(selectors.DefaultSelector):
+    """asyncio's selector, which looks after the I/O loop as well."""
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for asyncio's descriptors or the I/O loop's; the latter are handled here."""
+        loop = self._loop
+        wait = loop.prepare(MAX_WAIT_SECONDS if timeout is None else min(timeout, MAX_WAIT_SECONDS))
+        ready: list[tuple[selectors.SelectorKey, int]] = super().select(wait)
+        others = [pair for pair in ready if pair[0].data is not loop]
+        loop.handle([pair for pair in ready if pair[0].data is loop] if others else ready)
+        return others
+
+
+class Tasks:
+    """Runs each handler as a task.
+
+    Args:
+        loop: of the consuming connection.
+        call: the handler, a coroutine function.
+        handled: told of each end, with the exception if there was one; called in the asyncio thread.
+        on_loop_ended: told why, when a handler's task or callback has ended the asyncio loop. The loop goes on,
+            so that the other handlers can be cancelled.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        call: Callable[[Message], Awaitable[object]],
+        handled: Callable[[Work, BaseException | None], None],
+        on_loop_ended: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._call = call
+        self._handled = handled
+        self._on_loop_ended = on_loop_ended
+        self._process = os.getpid()
+        self._selector = _Selector(loop)
+        self._asyncio = asyncio.SelectorEventLoop(self._selector)
+        self._answered = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="asyncio", daemon=True)
+        self._keeper = threading.Thread(target=self._keep, name="io-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Start the threads, and with them the I/O loop."""
+        self._thread.start()
+        self._keeper.start()
+
+    def submit(self, work: Work) -> None:
+        """Have the handler run. Called by whoever turns the loop."""
+        if threading.current_thread() is self._thread:
+            self._begin(work)
+        else:
+            self._asyncio.call_soon_threadsafe(self._begin, work)
+
+    def cancel(self, work: Work) -> None:
+        """Cancel the handler's task. Thread-safe."""
+
+        def cancel() -> None:
+            work.task.add_done_callback(ended)
+            work.task.cancel()
+
+        def ended(_task: object) -> None:
+            if not work.returned:  # a task that is cancelled before its first step never runs
+                self._handled(work, asyncio.CancelledError())
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed, its tasks are cancelled
+            self._asyncio.call_soon_threadsafe(cancel)
+
+    def stop(self, timeout: float) -> bool:
+        """Let the loop rest and the threads end; tasks are cancelled. Returns whether both ended."""
+        self._stopped.set()
+        self._asyncio.call_soon_threadsafe(self._asyncio.stop)
+        self._answered.set()
+        self._loop.wake()
+        deadline = time.monotonic() + timeout
+        self._thread.join(timeout)
+        self._keeper.join(max(0.0, deadline - time.monotonic()))
+        return not self._thread.is_alive() and not self._keeper.is_alive()
+
+    def _begin(self, work: Work) -> None:
+        work.task = asyncio.Task(self._handle(work), loop=self._asyncio)
+
+    async def _handle(self, work: Work) -> None:
+        error: BaseException | None = None
+        try:
+            await self._call(work.message)
+        except BaseException as raised:  # noqa: BLE001 - a cancelled task ends here as well
+            error = raised
+        if os.getpid() != self._process:
+            leave_forked_child(error)
+        self._handled(work, error)
+
+    def _live(self) -> None:
+        asyncio.set_event_loop(self._asyncio)
+        self._loop.lend(self._selector)
+        while not self._stopped.is_set():
+            self._run()
+        left = asyncio.all_tasks(self._asyncio)
+        for task in left:
+            task.cancel()
+        self._asyncio.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        self._asyncio.run_until_complete(self._asyncio.shutdown_asyncgens())
+        self._loop.take_back(self._selector)
+        self._asyncio.close()
+
+    def _run(self) -> None:
+        """Run the asyncio loop until `stop()`, or until a handler ends it."""
+        error: BaseException | None = None
+        try:
+            self._asyncio.run_forever()
+        except BaseException as raised:  # noqa: BLE001 - asyncio lets SystemExit and KeyboardInterrupt through
+            error = raised
+        if os.getpid() != self._process:
+            leave_forked_child(error)
+        if not self._stopped.is_set():
+            how = (
+                "was stopped by a handler"
+                if error is None
+                else f"was ended by {error!r} in a task or callback"
+            )
+            self._on_loop_ended(f"The asyncio loop {how}.")
+
+    def _keep(self) -> None:
+        while not self._stopped.wait(KEEPER_SECONDS):
+            self._answered.clear()
+            self._asyncio.call_soon_threadsafe(self._answered.set)
+            if not self._answered.wait(KEEPER_SECONDS / 2):
+                while not self._answered.is_set():
+                    self._loop.turn(KEEPER_SECONDS / 4)

@@ -1,0 +1,191 @@
+"""Exec handlers: one process for each message, in any language.
+
+Place in the flow: the body comes on standard input, properties and headers in the environment; the exit code
+is the outcome. The process gets a group of its own, so that nothing of it is left when it has ended or when
+its time is up. Its standard output goes where ours goes, and so does its standard error, whose tail is also
+kept for the failure header.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from typing import IO, Final
+
+from workqueue.errors import HandlerLoadError
+from workqueue.message import Message, Reject, Retry
+from workqueue.worker.handlers.handler import Handler
+from workqueue.worker.handlers.outcome import HandlerFailed, HandlerUnavailable
+
+KILL_SECONDS: Final = 2.0
+"""How long a process may take to end after SIGTERM, before SIGKILL."""
+
+TAIL_BYTES: Final = 1_500
+_PIPE_SECONDS: Final = 1.0
+
+_NO_ROOM: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+"""No process, memory or file descriptor is free: the machine's state, and not the message's fault."""
+
+
+def load(command: Sequence[str]) -> Handler:
+    """Check that the command exists.
+
+    Raises:
+        HandlerLoadError: it does not, or may not be executed.
+    """
+    if shutil.which(command[0]) is None:
+        raise HandlerLoadError(
+            f"The handler's command {command[0]!r} is no executable file and is not on the PATH."
+        )
+    words = tuple(command)
+    return Handler(shlex.join(words), lambda message: run(words, message))
+
+
+def run(command: Sequence[str], message: Message) -> None:
+    """Run the command for one message.
+
+    Raises:
+        Retry: exit code 75 (EX_TEMPFAIL).
+        Reject: exit code 65 (EX_DATAERR).
+        HandlerFailed: any other exit code but 0, or a signal.
+        HandlerUnavailable: the machine has no room for another process.
+    """
+    try:
+        process = subprocess.Popen(  # noqa: S603 - the command is what the user of this worker configured
+            command,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(message),
+            start_new_session=True,
+        )
+    except OSError as error:
+        failed = HandlerUnavailable if error.errno in _NO_ROOM else HandlerFailed
+        raise failed(f"The command cannot be started: {error}.") from error
+    assert process.stdin is not None and process.stderr is not None  # noqa: S101, PT018 - for the type checker
+    group = _Group(process.pid)
+    message.cancelled.on_set(group.terminate)
+    try:
+        tail = _Tail(process.stderr)
+        feeder = threading.Thread(target=_feed, args=(process.stdin, message.body), daemon=True)
+        feeder.start()
+    except RuntimeError as error:  # no thread is free
+        with process:  # closes its pipes, and waits for its end
+            group.end()
+        raise HandlerFailed(f"The command was ended, since it could not be fed: {error}.") from error
+    # Wait without reaping: as long as the process is not reaped, its group's number belongs to it.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    group.end()
+    code = process.wait()
+    feeder.join(_PIPE_SECONDS)
+    text = tail.read(_PIPE_SECONDS)
+    if code == 0:
+        return
+    said = f": {text}" if text else ""
+    if code == os.EX_TEMPFAIL:
+        raise Retry(reason=f"exit code {code}{said}")
+    if code == os.EX_DATAERR:
+        raise Reject(f"exit code {code}{said}")
+    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    raise HandlerFailed(f"{how}{said}")
+
+
+def environment(message: Message) -> dict[str, str]:
+    """Our own environment, with what is to be known about the message.
+
+    Headers are `WORKQUEUE_HEADER_<NAME>`, in capitals and with `_` for all but letters and digits. Those of W3C
+    Trace Context stand in TRACEPARENT and TRACESTATE as well, where OpenTelemetry looks for them.
+    """
+    properties = message.properties
+    about: dict[str, object] = {
+        "ATTEMPT": message.attempt,
+        "QUEUE": message.queue,
+        "REDELIVERED": str(message.redelivered).lower(),
+        "REMAINING_SECONDS": int(message.remaining),
+        "MESSAGE_ID": properties.message_id,
+        "CORRELATION_ID": properties.correlation_id,
+        "CONTENT_TYPE": properties.content_type,
+        "TYPE": properties.type,
+    }
+    # Nothing can be started with a NUL in its environment.
+    added = {
+        f"WORKQUEUE_MESSAGE_{key}": str(value).replace("\0", "")
+        for key, value in about.items()
+        if value is not None
+    }
+    for name, value in message.headers.items():
+        text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        added[f"WORKQUEUE_HEADER_{re.sub('[^A-Z0-9]', '_', name.upper())}"] = text.replace("\0", "")
+    for name in ("TRACEPARENT", "TRACESTATE"):
+        if (carried := added.get(f"WORKQUEUE_HEADER_{name}")) is not None:
+            added[name] = carried
+    return {**os.environ, **added}
+
+
+class _Group:
+    """The process group, which must not be signalled any more once its number may be somebody else's."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._lock = threading.Lock()
+        self._ended = False
+        self._killer: threading.Timer | None = None
+
+    def terminate(self) -> None:
+        """SIGTERM now, SIGKILL soon."""
+        self._signal(signal.SIGTERM)
+        self._killer = threading.Timer(KILL_SECONDS, self._signal, (signal.SIGKILL,))
+        self._killer.daemon = True
+        self._killer.start()
+
+    def end(self) -> None:
+        """The process has ended: so does what it started."""
+        self._signal(signal.SIGKILL)
+        with self._lock:
+            self._ended = True
+        if self._killer is not None:
+            self._killer.cancel()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with self._lock, contextlib.suppress(ProcessLookupError, PermissionError):
+            if not self._ended:
+                os.killpg(self._number, number)
+
+
+class _Tail:
+    """Passes standard error on, and keeps the end of it."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+        self._kept = b""
+        self._thread = threading.Thread(target=self._pump, daemon=True)
+        self._thread.start()
+
+    def read(self, timeout: float) -> str:
+        """The last lines, once the other end is closed."""
+        self._thread.join(timeout)
+        return self._kept.decode(errors="replace").strip()
+
+    def _pump(self) -> None:
+        with self._pipe:
+            while piece := os.read(self._pipe.fileno(), 65_536):
+                self._kept = (self._kept + piece)[-TAIL_BYTES:]
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.buffer.write(piece)
+                    sys.stderr.buffer.flush()
+
+
+def _feed(pipe: IO[bytes], body: bytes) -> None:
+    # A command need not read its input: then the pipe breaks, and that is no failure.
+    with contextlib.suppress(OSError):
+        pipe.write(body)
+    with contextlib.suppress(OSError):
+        pipe.close()

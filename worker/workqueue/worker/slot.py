@@ -1,0 +1,308 @@
+"""A slot: one channel with prefetch 1, so that it has at most one message in hand.
+
+Place in the flow: opened by the runtime when the connection is open; hands each delivery over as `Work`;
+closed for new messages while a handler of an older one still runs, while the worker is retired, and when it
+shuts down. Everything here happens where pika may be touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Final, Protocol
+
+from pika.exceptions import ChannelClosedByBroker
+
+from workqueue.amqp.backoff import Backoff
+from workqueue.errors import BrokerError
+from workqueue.worker.lease import Lease
+
+FIRST_WAIT_SECONDS: Final = 0.2
+LONGEST_WAIT_SECONDS: Final = 5.0
+"""The operator declares a missing queue again within seconds, so that waiting longer gains nothing."""
+
+ANSWER_SECONDS: Final = 30.0
+"""A quorum queue without a leader leaves basic.consume unanswered, on a channel that then stays so."""
+
+NOT_FOUND: Final = 404
+
+
+class Port(Protocol):
+    """What a slot needs of a connection."""
+
+    generation: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether channels can be opened."""
+
+    def channel(self, on_open: Callable[[Any], None]) -> Any:
+        """Open a channel."""
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Any:
+        """Run a function later."""
+
+
+class Consumer(Enum):
+    """Where the slot's consumer is."""
+
+    NONE = "none"
+    STARTING = "starting"
+    ACTIVE = "active"
+    CANCELLING = "cancelling"
+
+
+class Work:
+    """A delivery and what has become of it so far. The slot is free again when both of its ends are reached.
+
+    Attributes:
+        lease: the right to settle it.
+        message: what the handler gets; the runtime sets it.
+        started: when, on the monotonic clock.
+        expires_at: when the message's own TTL passes, in Unix seconds; None without one.
+        returned: whether the handler has returned.
+        decided: whether it is known what to do with the message; at the latest when the handler returns.
+        abandoned: whether the message is to be handed back whatever the handler says, since we shut down.
+        task: of an async handler.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "body",
+        "decided",
+        "expires_at",
+        "lease",
+        "message",
+        "method",
+        "properties",
+        "returned",
+        "slot",
+        "started",
+        "task",
+    )
+
+    def __init__(self, slot: Slot, lease: Lease, method: Any, properties: Any, body: bytes) -> None:
+        self.slot = slot
+        self.lease = lease
+        self.method = method
+        self.properties = properties
+        self.body = body
+        self.message: Any = None
+        self.started = 0.0
+        self.expires_at: float | None = None
+        self.returned = False
+        self.decided = False
+        self.abandoned = False
+        self.task: Any = None
+
+
+class Slot:
+    """One of a worker's slots.
+
+    Args:
+        number: from 0; for log lines.
+        queue: to consume from.
+        port: the connection.
+        arguments: asked for the consumer's arguments at each start, since they depend on the broker.
+        on_work: called with each delivery that the slot takes.
+        on_lost: called with work whose lease is lost.
+        on_trouble: told in a sentence and with a reason why the slot cannot consume, and when it can again
+            with two None.
+        on_change: told when the consumer has ended, so that somebody may ask `quiet`.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        queue: str,
+        port: Port,
+        *,
+        arguments: Callable[[], dict[str, Any]],
+        on_work: Callable[[Work], None],
+        on_lost: Callable[[Work], None],
+        on_trouble: Callable[[str | None, str | None], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.number = number
+        self.queue = queue
+        self.consumer = Consumer.NONE
+        self.work: Work | None = None
+        self._port = port
+        self._arguments = arguments
+        self._on_work = on_work
+        self._on_lost = on_lost
+        self._on_trouble = on_trouble
+        self._on_change = on_change
+        self._channel: Any = None
+        self._channel_is_open = False
+        self._tag = ""
+        self._wanted = True
+        self._takes_late = False
+        self._held = False
+        self._backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
+        self._reopening = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether no message can come: there is no consumer, not even one that is being cancelled."""
+        return self.consumer is Consumer.NONE
+
+    @property
+    def consuming(self) -> bool:
+        """Whether the broker knows our consumer."""
+        return self.consumer is Consumer.ACTIVE
+
+    # What the runtime says -------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """The connection is open: open a channel."""
+        if self._channel is not None or not self._port.is_open:
+            return
+        try:
+            channel = self._port.channel(self._opened)
+        except BrokerError as error:
+            if self._port.is_open:
+                self._on_trouble("No channel can be opened; trying again.", str(error))
+                self._reopen()
+            return
+        self._channel = channel
+        channel.add_on_close_callback(self._closed)
+
+    def detach(self) -> None:
+        """The connection is lost, and with it the channel, whatever it was doing."""
+        self._drop()
+
+    def pause(self, *, take_late: bool) -> None:
+        """Cancel the consumer; `on_change` is called when the broker has confirmed it.
+
+        Args:
+            take_late: take a message that was on its way already, instead of handing it back, which before
+                RabbitMQ 4.3 counts towards its delivery limit.
+        """
+        self._wanted = False
+        self._takes_late = take_late
+        self._adjust()
+
+    def resume(self) -> None:
+        """Take messages again."""
+        self._wanted = True
+        self._adjust()
+
+    def hold(self) -> None:
+        """Take no message until `release()`: the handler runs on although its message is being settled."""
+        self._held = True
+        self._adjust()
+
+    def release(self) -> None:
+        """The message is settled and its handler has returned: the slot is free."""
+        self.work = None
+        self._held = False
+        self._adjust()
+
+    # What the broker says --------------------------------------------------------------------------------
+
+    def _opened(self, channel: Any) -> None:
+        if channel is not self._channel:
+            return
+        self._channel_is_open = True
+        channel.add_on_cancel_callback(lambda _frame: self._cancelled(channel))
+        channel.basic_qos(prefetch_count=1)
+        self._adjust()
+
+    def _adjust(self) -> None:
+        """Start or cancel the consumer, if that is what is wanted and no answer is awaited.
+
+        None is started while there is work: the handler of a delivery that was lost may still run.
+        """
+        if not self._channel_is_open:
+            return
+        wanted = self._wanted and not self._held
+        channel = self._channel
+        if wanted and self.consumer is Consumer.NONE and self.work is None:
+            self.consumer = Consumer.STARTING
+            self._tag = channel.basic_consume(
+                self.queue,
+                on_message_callback=self._delivered,
+                arguments=self._arguments(),
+                callback=lambda _frame: self._started(channel),
+            )
+            self._port.call_later(ANSWER_SECONDS, lambda: self._give_up_on(channel))
+        elif not wanted and self.consumer is Consumer.ACTIVE:
+            self.consumer = Consumer.CANCELLING
+            channel.basic_cancel(self._tag, callback=lambda _frame: self._stopped(channel))
+            # pika would reject a delivery that is under way, and from RabbitMQ 4.3 that counts as a failure
+            # of the message. Left to us, it is handed back by nack, which does not.
+            channel._cancelled.discard(self._tag)  # noqa: SLF001
+
+    def _started(self, channel: Any) -> None:
+        if channel is self._channel:
+            self.consumer = Consumer.ACTIVE
+            self._backoff.reset()
+            self._on_trouble(None, None)
+            self._adjust()
+
+    def _give_up_on(self, channel: Any) -> None:
+        if channel is self._channel and self.consumer is Consumer.STARTING:
+            self._on_trouble("The queue does not answer; trying again.", "no answer to basic.consume")
+            self._drop()
+            channel.close()
+            self._reopen()
+
+    def _stopped(self, channel: Any) -> None:
+        if channel is self._channel:
+            self.consumer = Consumer.NONE
+            self._adjust()
+            self._on_change()
+
+    def _delivered(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        lease = Lease(self._port.generation, channel, method.delivery_tag)
+        takes = self._wanted or self._takes_late
+        if channel is not self._channel or not takes or self.work is not None:
+            lease.hand_back()
+            return
+        self.work = Work(self, lease, method, properties, body)
+        self._on_work(self.work)
+
+    def _cancelled(self, channel: Any) -> None:
+        """The broker cancelled the consumer: the queue is gone, or a message was held for too long."""
+        if channel is not self._channel:
+            return
+        self._on_trouble("The broker cancelled the consumer; consuming again.", "basic.cancel")
+        # What we held is given to somebody else or gone, and a queue that comes back under this name may be
+        # of another type, for which the channel that knew the old one cannot be used.
+        self._drop()
+        channel.close()
+        self._reopen()
+
+    def _closed(self, channel: Any, error: Exception) -> None:
+        if channel is not self._channel:
+            return
+        if isinstance(error, ChannelClosedByBroker):
+            reason = f"{error.reply_code} {error.reply_text}"
+            sentence = (
+                "The queue does not exist; trying again."
+                if error.reply_code == NOT_FOUND
+                else "The broker closed the channel; opening another."
+            )
+            self._on_trouble(sentence, reason)
+            self._drop()
+            self._reopen()
+        else:  # the connection is lost, which it says itself; `attach` is called when it is back
+            self._drop()
+
+    def _drop(self) -> None:
+        self._channel = None
+        self._channel_is_open = False
+        self.consumer = Consumer.NONE
+        if self.work is not None and self.work.lease.lose():
+            self._on_lost(self.work)
+        self._on_change()
+
+    def _reopen(self) -> None:
+        if not self._reopening:
+            self._reopening = True
+            self._port.call_later(self._backoff.next(), self._reopen_now)
+
+    def _reopen_now(self) -> None:
+        self._reopening = False
+        self.attach()

@@ -1,0 +1,266 @@
+"""OpenTelemetry: one trace from whoever publishes a message to every attempt to handle it.
+
+Place in the flow: `run` wraps its handler and `send` takes another publisher, both only when traces are asked
+for; without that nothing here is imported, and a message costs nothing more. The context travels in the
+headers of W3C Trace Context (`traceparent`, `tracestate`). Retries, dead letters and replays keep a message's
+headers, and so its trace.
+
+Names follow OpenTelemetry's semantic conventions for messaging and RabbitMQ. This is the only module that knows
+OpenTelemetry; it comes with the extra `otel`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from workqueue import __version__
+from workqueue.amqp.outgoing import Outgoing
+from workqueue.amqp.publisher import Publisher
+from workqueue.contract.binding import Binding
+from workqueue.message import Message
+from workqueue.worker.handlers.handler import Handler
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, TracerProvider
+
+TRACEPARENT: Final = "traceparent"
+DEFAULT_EXCHANGE: Final = "amq.default"
+
+_ASK_FOR_TRACES: Final = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_TRACES_EXPORTER",
+)
+_SDK: Final = "opentelemetry.sdk.trace"
+
+logger = logging.getLogger(__name__)
+
+
+class Tracing:
+    """Makes the spans.
+
+    Args:
+        provider: where they go; the process's global one when left out.
+    """
+
+    def __init__(self, provider: TracerProvider | None = None) -> None:
+        from opentelemetry import context, propagate, trace
+
+        self._provider = provider or trace.get_tracer_provider()
+        self._tracer = self._provider.get_tracer("workqueue", __version__)
+        self._trace, self._propagate, self._context = trace, propagate, context
+
+    def close(self) -> None:
+        """Send what is not sent yet."""
+        flush = getattr(self._provider, "force_flush", None)
+        if flush is not None:
+            flush()
+
+    def handler(self, handler: Handler) -> Handler:
+        """The same handler, each call of it in a span that goes on with the message's trace."""
+        call = handler.call
+
+        async def call_async(message: Message) -> Any:
+            with self._process(message):
+                return await call(message)
+
+        def call_in_thread(message: Message) -> Any:
+            with self._process(message):
+                return call(message)
+
+        return Handler(
+            handler.name, call_async if handler.is_async else call_in_thread, is_async=handler.is_async
+        )
+
+    def begin_publish(self, outgoing: Outgoing) -> tuple[Outgoing, Callable[[BaseException | None], None]]:
+        """The message with its trace in the headers, and what to call when its fate is known.
+
+        A trace that it has already stays, as the conventions have it.
+        """
+        span = self._tracer.start_span(
+            f"publish {outgoing.exchange or outgoing.routing_key}",
+            kind=self._trace.SpanKind.PRODUCER,
+            attributes=_attributes(
+                "publish",
+                "send",
+                _destination(outgoing.exchange, outgoing.routing_key),
+                outgoing.routing_key,
+                outgoing.body,
+                outgoing.message_id,
+                outgoing.correlation_id,
+            ),
+        )
+        headers = dict(outgoing.headers or {})
+        if TRACEPARENT not in headers:
+            self._propagate.inject(headers, self._trace.set_span_in_context(span))
+
+        def end(error: BaseException | None) -> None:
+            if error is not None:
+                self._fail(span, error)
+            span.end()
+
+        return outgoing._replace(headers=headers or None), end
+
+    @contextmanager
+    def _process(self, message: Message) -> Iterator[None]:
+        carrier = {name: value for name, value in message.headers.items() if isinstance(value, str)}
+        properties = message.properties
+        span = self._tracer.start_span(
+            f"process {message.queue}",
+            context=self._propagate.extract(carrier),
+            kind=self._trace.SpanKind.CONSUMER,
+            attributes=_attributes(
+                "process",
+                "process",
+                _destination(message.exchange, message.routing_key, message.queue),
+                message.routing_key,
+                message.body,
+                properties.message_id,
+                properties.correlation_id,
+            )
+            | {"workqueue.attempt": message.attempt, "workqueue.redelivered": message.redelivered},
+        )
+        here = self._trace.set_span_in_context(span)
+        # What the handler calls, in this process or another one, belongs below this span.
+        headers = dict(message.headers)
+        self._propagate.inject(headers, here)
+        message.headers = headers
+        token = self._context.attach(here)
+        try:
+            yield
+        except BaseException as error:
+            self._fail(span, error)
+            raise
+        finally:
+            self._context.detach(token)
+            span.end()
+
+    def _fail(self, span: Span, error: BaseException) -> None:
+        kind = type(error)
+        span.set_attribute("error.type", f"{kind.__module__}.{kind.__qualname__}")
+        span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, str(error)))
+        span.record_exception(error)
+
+
+class TracedPublisher(Publisher):
+    """A publisher that makes a span of each message, from `publish` to its confirmation."""
+
+    def __init__(
+        self, binding_source: Callable[[], Binding], name: str, *, tracing: Tracing, **options: Any
+    ) -> None:
+        super().__init__(binding_source, name, **options)
+        self._tracing = tracing
+
+    def publish(self, outgoing: Outgoing) -> Future[None]:
+        """As `Publisher.publish`."""
+        outgoing, end = self._tracing.begin_publish(outgoing)
+        try:
+            future = super().publish(outgoing)
+        except BaseException as error:
+            end(error)
+            raise
+        future.add_done_callback(lambda done: end(done.exception()))
+        return future
+
+    async def publish_async(self, outgoing: Outgoing) -> None:
+        """As `Publisher.publish_async`."""
+        outgoing, end = self._tracing.begin_publish(outgoing)
+        try:
+            await super().publish_async(outgoing)
+        except BaseException as error:
+            end(error)
+            raise
+        end(None)
+
+
+def publisher(
+    tracing: Tracing | None, binding_source: Callable[[], Binding], name: str, **options: Any
+) -> Publisher:
+    """A publisher, traced where there are traces."""
+    if tracing is None:
+        return Publisher(binding_source, name, **options)
+    return TracedPublisher(binding_source, name, tracing=tracing, **options)
+
+
+def wanted(environment: Mapping[str, str]) -> bool:
+    """Whether traces are asked for: by OpenTelemetry's own variables, or since the SDK is in use already."""
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    if environment.get("OTEL_TRACES_EXPORTER", "").lower() == "none":
+        return False
+    return _SDK in sys.modules or _asked(environment)
+
+
+def _asked(environment: Mapping[str, str]) -> bool:
+    return any(environment.get(name) for name in _ASK_FOR_TRACES)
+
+
+def start(service: str, environment: Mapping[str, str]) -> Tracing | None:
+    """Traces as OpenTelemetry's environment variables say; None where nobody asks, or the extra is missing.
+
+    A provider that is there already is used: that of `opentelemetry-instrument`, or one that the handler's module
+    has set up.
+
+    Args:
+        service: the service's name, where the environment does not say another.
+    """
+    try:
+        from opentelemetry import trace
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        if isinstance(trace.get_tracer_provider(), TracerProvider):
+            return Tracing()
+        if not _asked(environment):
+            return None  # the SDK was imported, but nobody has set it up
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ImportError as error:
+        logger.warning(
+            "Traces are asked for, but OpenTelemetry is not installed: there are none. Install"
+            " workqueue-operator[otel].",
+            extra={"missing": error.name},
+        )
+        return None
+    named = environment.get("OTEL_SERVICE_NAME") or "service.name=" in environment.get(
+        "OTEL_RESOURCE_ATTRIBUTES", ""
+    )
+    provider = TracerProvider(resource=Resource.create(None if named else {"service.name": service}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    return Tracing(provider)
+
+
+def _destination(exchange: str, routing_key: str, queue: str = "") -> str:
+    """The destination's name: exchange, routing key and, for a consumer, queue; what says nothing new left out."""
+    parts = [exchange or DEFAULT_EXCHANGE, routing_key]
+    if queue != routing_key:
+        parts.append(queue)
+    return ":".join(filter(None, parts))
+
+
+def _attributes(
+    name: str,
+    kind: str,
+    destination: str,
+    routing_key: str,
+    body: bytes,
+    message_id: str | None,
+    correlation_id: str | None,
+) -> dict[str, str | int | bool]:
+    given: dict[str, str | int | bool | None] = {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": name,
+        "messaging.operation.type": kind,
+        "messaging.destination.name": destination,
+        "messaging.rabbitmq.destination.routing_key": routing_key or None,
+        "messaging.message.body.size": len(body),
+        "messaging.message.id": message_id,
+        "messaging.message.conversation_id": correlation_id,
+    }
+    return {key: value for key, value in given.items() if value is not None}

@@ -1,1 +1,0 @@
-"""The commands of `workqueue`, one module each; `cli` imports only the one that is asked for."""
