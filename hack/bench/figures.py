@@ -150,7 +150,7 @@ def polled(probe: Probe, place: Site, extent: Extent) -> list[Row]:
     spec["scaling"] = {**spec["scaling"], "wake": "Poll"}
     with _WorkQueues(probe, [name], spec):
         chosen = [name] * min(extent.wakes, POLLED)
-        samples = probe.ask("wake", names=chosen, pause=[0.0, 2.0], bell=False)
+        samples = probe.ask("wake", names=chosen, pause=[0.0, 2.0], doorbell=False)
     return [
         Row(
             "wake of a queue with scaling.wake: Poll, 1 WorkQueue",
@@ -334,7 +334,7 @@ def _wait_between_lists(probe: Probe, seconds: float) -> None:
 
 def created(probe: Probe, count: int, answer: Object) -> list[Row]:
     """WorkQueues created at once, to all Ready."""
-    bells = probe.ask("wait_bells", bells=count, seconds=120)
+    doorbells = probe.ask("wait_bells", doorbells=count, seconds=120)
     after = probe.ask("metrics")
     cost = {
         metric: after[name] - answer["before"][name]
@@ -344,19 +344,19 @@ def created(probe: Probe, count: int, answer: Object) -> list[Row]:
         Row(
             f"{_workqueues(count)} created at once, to all Ready",
             f"{answer['all']:.1f} s (the API server had taken the last after {answer['posted']:.1f} s; half were "
-            f"Ready after {answer['half']:.1f} s; all bells hung {bells:.1f} s after that); for each of them "
+            f"Ready after {answer['half']:.1f} s; all bells hung {doorbells:.1f} s after that); for each of them "
             f"{cost['requests'] / count:.1f} API requests and {_ms(cost['cpu'] / count)} of processor time",
             "<= 60 s" if count == 1000 else "",
             answer["all"] <= 60 if count == 1000 else None,
             "KEDA: about 500 s" if count == 1000 else "",
-            {**answer, "bells": bells, "cost": cost, "before": None},
+            {**answer, "bells": doorbells, "cost": cost, "before": None},
         )
     ]
 
 
 def restart(probe: Probe, place: Site, count: int) -> list[Row]:
     """The operator's pod is deleted; until its successor has hung all bells."""
-    answer = probe.ask("restart", bells=count, seconds=120)
+    answer = probe.ask("restart", doorbells=count, seconds=120)
     stat = place.operator_pod(answer["pod"], "cat", "/proc/1/stat")
     process = int(stat.rpartition(")")[2].split()[19]) / TICKS - answer["begun_at"]
     after_start = answer["hung"] - process

@@ -187,7 +187,7 @@ class Probe:
         body = self._deployments.objects.get(f"{queue}-worker")
         return -1 if body is None else int(body["spec"].get("replicas", 1))
 
-    def _asleep(self, queue: str, *, bell: bool = True) -> bool:
+    def _asleep(self, queue: str, *, doorbell: bool = True) -> bool:
         """No replica, no pod, no message, and the operator listens, if it is one that is listened to."""
         pods = any(
             body["metadata"].get("labels", {}).get("workqueue.dev/workqueue") == queue
@@ -196,10 +196,10 @@ class Probe:
         if self._replicas(queue) != 0 or pods:
             return False
         answer = self._channel.queue_declare(queue, passive=True).method
-        return bool(answer.consumer_count == int(bell) and answer.message_count == 0)
+        return bool(answer.consumer_count == int(doorbell) and answer.message_count == 0)
 
-    def _wait_asleep(self, queue: str, seconds: float, *, bell: bool = True) -> None:
-        _until(lambda: self._asleep(queue, bell=bell), seconds, f"{queue} is asleep")
+    def _wait_asleep(self, queue: str, seconds: float, *, doorbell: bool = True) -> None:
+        _until(lambda: self._asleep(queue, doorbell=doorbell), seconds, f"{queue} is asleep")
 
     def _publish(self, queue: str, count: int = 1, body: bytes = b"x" * 100) -> tuple[float, float]:
         """Publish persistent, confirmed messages; when it began and when the last was confirmed."""
@@ -258,14 +258,14 @@ class Probe:
                 self._channel.queue_delete(queue)
         return now() - begun
 
-    def do_wait_asleep(self, names: list[str], seconds: float, bell: bool = True) -> float:
+    def do_wait_asleep(self, names: list[str], seconds: float, doorbell: bool = True) -> float:
         """Wait until every one of these has no replica and is listened to."""
         begun = now()
         for name in names:
-            self._wait_asleep(name, seconds, bell=bell)
+            self._wait_asleep(name, seconds, doorbell=doorbell)
         return now() - begun
 
-    def do_wake(self, names: list[str], pause: list[float], bell: bool = True) -> list[float]:
+    def do_wake(self, names: list[str], pause: list[float], doorbell: bool = True) -> list[float]:
         """One message on each of these idle queues in turn: from before the publish to replicas seen written.
 
         Args:
@@ -274,12 +274,12 @@ class Probe:
         """
         samples = []
         for name in names:
-            self._wait_asleep(name, 60, bell=bell)
+            self._wait_asleep(name, 60, doorbell=doorbell)
             time.sleep(random.uniform(*pause))
             begun, _ = self._publish(name)
             samples.append(self._wait_replicas(name, begun, 1, 60))
             self._channel.queue_purge(name)
-            self._wait_asleep(name, 60, bell=bell)
+            self._wait_asleep(name, 60, doorbell=doorbell)
         return samples
 
     def do_wake_together(self, names: list[str], seconds: float) -> Object:
@@ -376,11 +376,11 @@ class Probe:
         """The operator's metrics, by name with labels."""
         return _metrics(self._operator_address(pod))
 
-    def do_wait_bells(self, bells: int, seconds: float) -> float:
+    def do_wait_bells(self, doorbells: int, seconds: float) -> float:
         """Wait until so many bells hang."""
         begun = now()
         address = self._operator_address(None)
-        _until(lambda: _bells(address) >= bells, seconds, f"{bells} bells", 0.1)
+        _until(lambda: _doorbells(address) >= doorbells, seconds, f"{doorbells} bells", 0.1)
         return now() - begun
 
     def do_api_requests(self, schema: str) -> float:
@@ -392,7 +392,7 @@ class Probe:
         )
         return sum(float(line.rsplit(" ", 1)[1]) for line in counts if wanted in line)
 
-    def do_restart(self, bells: int, seconds: float) -> Object:
+    def do_restart(self, doorbells: int, seconds: float) -> Object:
         """Delete the operator's pod, and wait until its successor has hung all bells."""
         path = PODS.format(self._system)
         (old,) = self._operators()
@@ -414,13 +414,13 @@ class Probe:
 
         def hung() -> bool:
             try:
-                found = _bells(address)
+                found = _doorbells(address)
             except OSError:
                 return False
             served.append(now() - begun)
-            return found >= bells
+            return found >= doorbells
 
-        _until(hung, seconds, f"{bells} bells hang", pause=0.25)
+        _until(hung, seconds, f"{doorbells} bells hang", pause=0.25)
         return {
             "pod": new["metadata"]["name"],
             "seen": seen,
@@ -447,7 +447,7 @@ def _metrics(address: str, query: str = "") -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-def _bells(address: str) -> float:
+def _doorbells(address: str) -> float:
     """How many bells hang; this metric alone, since all of them would cost the operator time."""
     found = _metrics(address, "?name[]=workqueue_bells")
     return sum(value for key, value in found.items() if key.split("{", 1)[0] == "workqueue_bells")

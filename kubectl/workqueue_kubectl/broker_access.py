@@ -25,7 +25,7 @@ _POD_OF_A_SERVICE: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Inside:
+class InClusterTarget:
     """A broker that runs in the cluster.
 
     Attributes:
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def reached(
+def connect(
     cluster: Cluster, workqueue: WorkQueue, arguments: argparse.Namespace
 ) -> Iterator[Callable[[], Binding]]:
     """A binding that works from here, while the context lasts.
@@ -88,7 +88,7 @@ def reached(
         raise PluginError(f"{error} {host}:{port} was tried {how}.{advice}") from error
 
 
-def candidates(host: str, namespace: str) -> Inside | None:
+def candidates(host: str, namespace: str) -> InClusterTarget | None:
     """What a host name is in the cluster, if it is anything there: by the rules of the cluster's DNS.
 
     Args:
@@ -102,13 +102,15 @@ def candidates(host: str, namespace: str) -> Inside | None:
     elif len(words) > _SERVICE:
         return None
     if len(words) == _POD_OF_A_SERVICE:
-        return Inside(words[2], f"pod/{words[0]}")
-    return Inside(words[1] if len(words) == _SERVICE else namespace, f"service/{words[0]}")
+        return InClusterTarget(words[2], f"pod/{words[0]}")
+    return InClusterTarget(words[1] if len(words) == _SERVICE else namespace, f"service/{words[0]}")
 
 
-def _inside(kubectl: Kubectl, host: str, namespace: str, arguments: argparse.Namespace) -> Inside | None:
+def _inside(
+    kubectl: Kubectl, host: str, namespace: str, arguments: argparse.Namespace
+) -> InClusterTarget | None:
     if arguments.forward is not None:
-        place: Inside = arguments.forward
+        place: InClusterTarget = arguments.forward
         return place
     found = candidates(host, namespace)
     if found is None or not found.target.startswith("service/"):
@@ -125,7 +127,7 @@ def _inside(kubectl: Kubectl, host: str, namespace: str, arguments: argparse.Nam
 
 
 @contextmanager
-def _forwarded(kubectl: Kubectl, inside: Inside, port: int) -> Iterator[int]:
+def _forwarded(kubectl: Kubectl, inside: InClusterTarget, port: int) -> Iterator[int]:
     try:
         with kubectl.forwarded(inside.namespace, inside.target, port) as local:
             yield local
@@ -143,8 +145,8 @@ def _at(binding: Binding, host: str, port: int) -> Callable[[], Binding]:
     return lambda: local
 
 
-def _place(text: str) -> Inside:
+def _place(text: str) -> InClusterTarget:
     namespace, slash, name = text.partition("/")
     if not slash or not namespace or not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE/NAME of a Service")
-    return Inside(namespace, f"service/{name}")
+    return InClusterTarget(namespace, f"service/{name}")

@@ -16,7 +16,7 @@ from cronsim import CronSim
 
 from workqueue_operator.api.reasons import ConditionType, Reason
 from workqueue_operator.api.workqueue import ConditionStatus, Schedule, WorkQueue
-from workqueue_operator.errors import Trouble
+from workqueue_operator.errors import ReconcileError
 from workqueue_operator.scaling.decide import ESTIMATED_HANDLER_SECONDS, Depth, Load, wanted_replicas
 from workqueue_operator.scaling.schedule import is_active, minimum_replicas
 
@@ -122,7 +122,7 @@ def _changes(workqueue: WorkQueue, now: datetime) -> Iterator[Change]:
     for schedule in workqueue.spec.scaling.schedules:
         try:
             active = is_active(schedule, now)
-        except Trouble:
+        except ReconcileError:
             continue  # the condition of the WorkQueue names it
         at = _next(schedule, schedule.end if active else schedule.start, now)
         if at is None:

@@ -20,7 +20,7 @@ import kopf
 from workqueue import logs
 from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.management import Management
-from workqueue_operator.broker.pool import Brokers
+from workqueue_operator.broker.pool import BrokerPool
 from workqueue_operator.config import Config, from_environment
 from workqueue_operator.destinations import Destinations
 from workqueue_operator.endpoint import Endpoint
@@ -31,19 +31,19 @@ from workqueue_operator.kube.client import Cluster, connect
 from workqueue_operator.kube.discovery import usable_namespaces, wait_for_resource
 from workqueue_operator.kube.leader import Leadership
 from workqueue_operator.kube.ownership import Ownership
-from workqueue_operator.kube.resync import Relist
+from workqueue_operator.kube.resync import Resync
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.reconcile.finalize import Finalizer
-from workqueue_operator.reconcile.reconciler import Parts, Reconciler
+from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
 from workqueue_operator.reconcile.reporter import Reporter
 from workqueue_operator.scaling.gather import Gatherer
 from workqueue_operator.scaling.scale import Scaler
 from workqueue_operator.workers import render
-from workqueue_operator.workers.apply import Workload
+from workqueue_operator.workers.apply import WorkloadApplier
 from workqueue_operator.workers.client import Workers
-from workqueue_operator.workers.retire import Retirement
+from workqueue_operator.workers.retire import Retirer
 from workqueue_operator.workers.target import Targets
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Operator:
         self._exit_code = 0
         self._leadership: Leadership | None = None
         self._health: Health | None = None
-        self._brokers: Brokers | None = None
+        self._brokers: BrokerPool | None = None
         self._cluster: Cluster | None = None
         self._page: WebPage | None = None
         self._serving = False
@@ -160,7 +160,7 @@ class Operator:
         destinations = Destinations(config.allowed_broker_hosts)
         reconciler = Reconciler(self._fail)
         store = Store(reconciler.wake)
-        brokers = self._brokers = Brokers(
+        brokers = self._brokers = BrokerPool(
             reconciler.wake,
             reconciler.rang,
             config.sweep_seconds,
@@ -177,12 +177,12 @@ class Operator:
             reconciler.wake_namespaces,
             lambda: {namespace for namespace, _ in store.workqueues},
         )
-        heard = (
+        listener = (
             self._page.lead(cluster, store, workers, secrets, destinations)
             if self._page is not None
             else None
         )
-        reporter = Reporter(cluster, store, config.pod_name, self._metrics, heard)
+        reporter = Reporter(cluster, store, config.pod_name, self._metrics, listener)
         defaults = render.Defaults(
             config.worker_image,
             config.worker_network_policy,
@@ -192,18 +192,18 @@ class Operator:
                 "podSelector": {"matchLabels": {"app.kubernetes.io/name": "workqueue-operator"}},
             },
         )
-        workload = Workload(cluster, defaults, reconciler.wake)
+        workload = WorkloadApplier(cluster, defaults, reconciler.wake)
         self._metrics.namespaces_left_out.set(len(left_out))
-        relist = Relist(cluster, store, namespaces, config.relist_seconds)
-        self._health = Health(relist, reconciler.keys, brokers)
-        parts = Parts(
+        resync = Resync(cluster, store, namespaces, config.relist_seconds)
+        self._health = Health(resync, reconciler.keys, brokers)
+        parts = Dependencies(
             store=store,
             ownership=ownership,
             secrets=secrets,
             brokers=brokers,
             gatherer=Gatherer(workers, management),
             targets=Targets(cluster, store, workload),
-            scaler=Scaler(store, workload, Retirement(cluster, workers, store), reporter, self._metrics),
+            scaler=Scaler(store, workload, Retirer(cluster, workers, store), reporter, self._metrics),
             reporter=reporter,
             finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter),
             bindings=Bindings(cluster, store),
@@ -212,11 +212,11 @@ class Operator:
         running: list[asyncio.Task[None]] = []
         try:
             # Everything is known before the first pass: one that misses a Deployment makes it.
-            known = await self._unless_ended(ownership.first()) and await self._unless_ended(relist.first())
+            known = await self._unless_ended(ownership.first()) and await self._unless_ended(resync.first())
             if known:
                 reconciler.start(parts)
                 self._serving = True
-                running.append(asyncio.create_task(relist.run(), name="relist"))
+                running.append(asyncio.create_task(resync.run(), name="relist"))
                 running.append(asyncio.create_task(secrets.run(), name="secrets"))
                 running.append(asyncio.create_task(ownership.run(), name="ownership"))
                 if left_out:
@@ -344,14 +344,14 @@ class Operator:
             self._metrics.api_requests.set(self._cluster.requests)
         if self._leadership is not None:
             self._metrics.leader.set(self._leadership.leads)
-        for gauge in (self._metrics.broker_up, self._metrics.bells, self._metrics.depth_age_seconds):
+        for gauge in (self._metrics.broker_up, self._metrics.doorbells, self._metrics.depth_age_seconds):
             gauge.clear()
-        for link in self._brokers or ():
-            name = link.broker.binding.display
-            user = link.broker.binding.username
-            self._metrics.broker_up.labels(name, user).set(link.broker.connected)
-            self._metrics.bells.labels(name, user).set(link.broker.bells)
-            age = link.sweep.age()
+        for handle in self._brokers or ():
+            name = handle.broker.binding.display
+            user = handle.broker.binding.username
+            self._metrics.broker_up.labels(name, user).set(handle.broker.connected)
+            self._metrics.doorbells.labels(name, user).set(handle.broker.doorbells)
+            age = handle.poller.age()
             if age is not None:
                 self._metrics.depth_age_seconds.labels(name, user).set(age)
 

@@ -32,7 +32,7 @@ class LeadershipLostError(OperatorError):
     """A write was about to happen without a valid Lease. The process has to end."""
 
 
-class Trouble(OperatorError):  # noqa: N818 - the word for what a person has to look at
+class ReconcileError(OperatorError):
     """Something stands in the way of a WorkQueue and a person may have to act.
 
     Args:

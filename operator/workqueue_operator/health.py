@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from workqueue_operator.broker.pool import Brokers
-from workqueue_operator.kube.resync import Relist
-from workqueue_operator.reconcile.queue import Keys
+from workqueue_operator.broker.pool import BrokerPool
+from workqueue_operator.kube.resync import Resync
+from workqueue_operator.reconcile.queue import ReconcileQueue
 
 STUCK_PASS_SECONDS: Final = 300.0
 """Every request of a pass has a timeout; together they stay far below this."""
@@ -22,19 +22,19 @@ STUCK_SWEEP_SECONDS: Final = 60.0
 class Health:
     """Looks at the parts that run for ever."""
 
-    def __init__(self, relist: Relist, keys: Keys, brokers: Brokers) -> None:
-        self._relist = relist
+    def __init__(self, resync: Resync, keys: ReconcileQueue, brokers: BrokerPool) -> None:
+        self._resync = resync
         self._keys = keys
         self._brokers = brokers
 
     def problem(self) -> str | None:
         """One sentence, or None when all is well."""
-        if self._relist.blind:
+        if self._resync.blind:
             return "the watch has brought nothing although a LIST shows changes"
         if self._keys.longest > STUCK_PASS_SECONDS:
             return f"a pass has been running for {self._keys.longest:.0f} s"
         now = asyncio.get_running_loop().time()
-        for link in self._brokers:
-            if now - link.sweep.last_round > max(STUCK_SWEEP_SECONDS, 3 * link.sweep.seconds):
-                return f"the sweep of {link.broker.binding.display} has stood still"
+        for handle in self._brokers:
+            if now - handle.poller.last_round > max(STUCK_SWEEP_SECONDS, 3 * handle.poller.seconds):
+                return f"the sweep of {handle.broker.binding.display} has stood still"
         return None

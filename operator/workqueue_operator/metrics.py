@@ -167,7 +167,7 @@ class Metrics:
             ("broker", "user"),
             registry=registry,
         )
-        self.bells = Gauge("workqueue_bells", "Bells that hang.", ("broker", "user"), registry=registry)
+        self.doorbells = Gauge("workqueue_bells", "Bells that hang.", ("broker", "user"), registry=registry)
         self.leader = Gauge("workqueue_leader", "Whether this process is the leader.", registry=registry)
         self.namespaces_left_out = Gauge(
             "workqueue_namespaces_left_out",

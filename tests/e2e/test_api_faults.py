@@ -90,7 +90,7 @@ def bench(
     broker: Broker,
     folder: Path,
     *,
-    relist: float = 300,
+    resync: float = 300,
     election: bool = False,
     fault: Fault | None = None,
 ) -> Iterator[Bench]:
@@ -112,7 +112,7 @@ def bench(
             leader_election=election,
             pod_namespace=namespace,
             port=port,
-            relist_seconds=relist,
+            relist_seconds=resync,
             log_format="text",
         )
         try:
@@ -162,7 +162,7 @@ def is_watch(request: Request) -> bool:
 @pytest.mark.usefixtures("crd")
 def test_what_was_deleted_while_the_watch_was_blind_is_forgotten(rabbitmq: Broker, tmp_path: Path) -> None:
     """kopf lists again after a 410 and never says what was deleted in the gap: our own LIST does."""
-    with bench(rabbitmq, tmp_path, relist=3) as under_test:
+    with bench(rabbitmq, tmp_path, resync=3) as under_test:
         queue = under_test.create("ghost")
         with under_test.proxy.fault(Fault(is_watch, event=EXPIRED)):
             under_test.proxy.cut_watches()
@@ -211,7 +211,7 @@ def test_a_leader_that_cannot_renew_ends_and_writes_nothing_after_its_lease(
 
 @pytest.mark.usefixtures("crd")
 def test_liveness_does_not_depend_on_the_api_server(rabbitmq: Broker, tmp_path: Path) -> None:
-    with bench(rabbitmq, tmp_path, relist=1) as under_test:
+    with bench(rabbitmq, tmp_path, resync=1) as under_test:
         under_test.create("alive")
         with under_test.proxy.fault(Fault(lambda _: True, status=503)):
             before = len(under_test.proxy.seen)

@@ -35,7 +35,7 @@ def place(rabbit: Rabbit, wide: OperatorRelease) -> Iterator[Lab]:
         yield made
 
 
-def bells(lab: Lab, queue: str) -> int:
+def doorbells(lab: Lab, queue: str) -> int:
     """Consumers of an idle queue: one doorbell for each operator that serves it."""
     return int(lab.channel.queue_declare(queue, passive=True).method.consumer_count)
 
@@ -67,27 +67,29 @@ def stands_aside(lab: Lab, release: OperatorRelease, other: OperatorRelease) -> 
 
 def test_exactly_one_of_two_releases_serves_a_workqueue(place: Lab, wide: OperatorRelease) -> None:
     workqueue = place.workqueue("owned").apply().wait_ready()
-    wait_until(lambda: bells(place, "owned") == 1, 30, "the cluster-wide release serves it")
+    wait_until(lambda: doorbells(place, "owned") == 1, 30, "the cluster-wide release serves it")
     with temporary_namespace("e2e-owner", pod_security="restricted") as system:
         narrow = OperatorRelease(f"narrow-{secrets.token_hex(3)}", system, helm.run)
         narrow.install(watchNamespaces=[place.namespace], replicaCount=1)
 
         stands_aside(place, wide, narrow)
-        wait_until(lambda: bells(place, "owned") == 1, SEEN_WITHIN, "one doorbell")
+        wait_until(lambda: doorbells(place, "owned") == 1, SEEN_WITHIN, "one doorbell")
         workqueue.publish([{"id": 1}])
         assert [result["id"] for result in workqueue.results(1)] == [1]
 
         kubectl("label", "namespace", place.namespace, f"{LABEL}={wide.name}")
         stands_aside(place, narrow, wide)
         wait_until(lambda: workqueue.replicas() == 0, 90, "the workers have gone")
-        wait_until(lambda: bells(place, "owned") == 1, SEEN_WITHIN, "one doorbell")
+        wait_until(lambda: doorbells(place, "owned") == 1, SEEN_WITHIN, "one doorbell")
         workqueue.publish([{"id": 2}])
         assert [result["id"] for result in workqueue.results(1)] == [2]
 
         kubectl("label", "namespace", place.namespace, f"{LABEL}-")
         narrow.uninstall()
     wait_until(lambda: workqueue.replicas() == 0, 90, "the workers have gone")
-    wait_until(lambda: bells(place, "owned") == 1, SEEN_WITHIN, "the cluster-wide release serves it again")
+    wait_until(
+        lambda: doorbells(place, "owned") == 1, SEEN_WITHIN, "the cluster-wide release serves it again"
+    )
     workqueue.publish([{"id": 3}])
     assert [result["id"] for result in workqueue.results(1)] == [3]
     workqueue.delete()

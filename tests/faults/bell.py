@@ -15,15 +15,15 @@ from contextlib import contextmanager
 from workqueue.contract.binding import from_url
 from workqueue_operator.broker.connection import Broker
 
-HUNG = "hung"
+INSTALLED = "hung"
 
 
 async def main(url: str, queue: str) -> None:
     """Hang the bell and wait to be killed."""
     broker = Broker(from_url(url), lambda _: print("rang", flush=True), lambda *_: None, lambda: None)
     await broker.ready()
-    assert await broker.hang_bell(queue)
-    print(HUNG, flush=True)
+    assert await broker.install_doorbell(queue)
+    print(INSTALLED, flush=True)
     await asyncio.Event().wait()
 
 
@@ -34,7 +34,7 @@ def frozen_bell(url: str, queue: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        assert process.stdout.readline().strip() == HUNG
+        assert process.stdout.readline().strip() == INSTALLED
         process.send_signal(signal.SIGSTOP)
         yield process
     finally:

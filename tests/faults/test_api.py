@@ -82,12 +82,12 @@ SHORT = {"refuses connections", "answers 401", "answers writes with 409"}
 )
 def test_while_the_api_server(name: str, place: Site) -> None:
     """A message comes and another WorkQueue is made meanwhile; both are served once the fault is over."""
-    site, trouble, ledger = place, TROUBLES[name], Ledger()
+    site, problem, ledger = place, TROUBLES[name], Ledger()
     site.operator.start().wait_serving()
     restarts = site.operator.restarts
     workqueue = site.ready(worker={"nodeSelector": NOWHERE})
     later = site.workqueue(worker={"nodeSelector": NOWHERE})
-    with meeting(site, trouble):
+    with meeting(site, problem):
         site.publish(workqueue, ledger, 3)
         later.apply()
     begun = time.monotonic()
@@ -100,22 +100,22 @@ def test_while_the_api_server(name: str, place: Site) -> None:
 
 
 @contextmanager
-def meeting(site: Site, trouble: Trouble) -> Iterator[None]:
+def meeting(site: Site, problem: Trouble) -> Iterator[None]:
     """The fault begins before the body and ends some time after it, when the operator has met it."""
     met = 0
 
     def applies(request: Request) -> bool:
         nonlocal met
-        hit = trouble.fault.applies(request)
+        hit = problem.fault.applies(request)
         met += hit
         return hit
 
-    fault = Fault(**{**vars(trouble.fault), "applies": applies})
-    until = time.monotonic() + trouble.seconds
+    fault = Fault(**{**vars(problem.fault), "applies": applies})
+    until = time.monotonic() + problem.seconds
 
     def over() -> bool:
         site.operator.keep_alive()
-        return time.monotonic() >= until and met >= trouble.asked
+        return time.monotonic() >= until and met >= problem.asked
 
     with site.proxy.fault(fault):
         site.proxy.cut_watches()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 
 import pytest
+from tests.faults.doorbell import frozen_bell
 
-from tests.faults.bell import frozen_bell
 from tests.faults.work import DEAD, DELAY_QUEUE, QUEUE, Work
 from tests.support.brokers import probe, until
 from tests.support.deletion import deleted, finalizer, told
@@ -128,7 +128,7 @@ async def test_twenty_rings_in_a_row_do_not_count_against_a_message(work: Work, 
         await broker.ready()
         work.publish({"id": "rung", "do": "die once"})
         for rings in range(1, WAKE_ALLOWANCE + 1):
-            await broker.hang_bell(QUEUE)
+            await broker.install_doorbell(QUEUE)
             await until(lambda rings=rings: len(broker.told.rings) == rings)
     [worker] = work.start(1, "--concurrency", "1", wait=False)
     assert worker.wait() == 70

@@ -16,7 +16,7 @@ from workqueue.contract.binding import from_url
 from workqueue.contract.topology import QueueSettings, plan
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import Wake
-from workqueue_operator.broker.pool import Brokers, Link
+from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
 from workqueue_operator.kube.views import DeploymentView, PodView
 from workqueue_operator.scaling import wake
 from workqueue_operator.scaling.decide import Decision, Depth, Hold, ScaleOut
@@ -30,15 +30,15 @@ OUTAGE = Unknown(Reason.BROKER_TIMEOUT, "…")
 
 
 @asynccontextmanager
-async def linked(url: str, *, declare: bool = True) -> AsyncIterator[Link]:
+async def linked(url: str, *, declare: bool = True) -> AsyncIterator[BrokerHandle]:
     """A link to a broker with the queue jobs."""
-    brokers = Brokers(lambda _: None, lambda _: None, 60, 60)
+    brokers = BrokerPool(lambda _: None, lambda _: None, 60, 60)
     try:
-        link = await brokers.link(OURS.key, from_url(url))
-        await link.broker.ready()
+        handle = await brokers.handle(OURS.key, from_url(url))
+        await handle.broker.ready()
         if declare:
-            await link.broker.declare(plan(QueueSettings("jobs")))
-        yield link
+            await handle.broker.declare(plan(QueueSettings("jobs")))
+        yield handle
     finally:
         await brokers.close()
 
@@ -92,10 +92,10 @@ CASES = {
 async def test_when_a_bell_hangs(title: str, vhost: VirtualHost) -> None:
     case = CASES[title]
     one = workqueue(**(case.spec or {}))
-    async with linked(vhost.url) as link:
-        assert await wake.mind(one, link, case.deployment, case.pods, case.depth, case.decision) is None
-        assert link.broker.bell_is_up("jobs") is case.hangs
-        assert link.sweep.watch(one.key, "jobs").active is case.active
+    async with linked(vhost.url) as handle:
+        assert await wake.mind(one, handle, case.deployment, case.pods, case.depth, case.decision) is None
+        assert handle.broker.has_doorbell("jobs") is case.hangs
+        assert handle.poller.watch(one.key, "jobs").active is case.active
 
 
 @pytest.mark.parametrize("title", CASES)
@@ -103,26 +103,26 @@ async def test_one_that_hangs_is_taken_down_unless_it_should_hang_or_nothing_is_
     title: str, vhost: VirtualHost
 ) -> None:
     case = CASES[title]
-    async with linked(vhost.url) as link:
-        assert await link.broker.hang_bell("jobs")
+    async with linked(vhost.url) as handle:
+        assert await handle.broker.install_doorbell("jobs")
         await wake.mind(
-            workqueue(**(case.spec or {})), link, case.deployment, case.pods, case.depth, case.decision
+            workqueue(**(case.spec or {})), handle, case.deployment, case.pods, case.depth, case.decision
         )
-        assert link.broker.bell_is_up("jobs") is (case.hangs or isinstance(case.depth, Unknown))
+        assert handle.broker.has_doorbell("jobs") is (case.hangs or isinstance(case.depth, Unknown))
 
 
 async def test_where_it_may_not_consume_it_polls_and_says_so_unless_that_is_meant(
     vhost: VirtualHost, unreadable: str
 ) -> None:
-    async with linked(vhost.url), linked(unreadable, declare=False) as link:
-        await wake.mind(OURS, link, NOBODY, (), EMPTY, IDLE)
-        said = await wake.mind(OURS, link, NOBODY, (), EMPTY, IDLE)
+    async with linked(vhost.url), linked(unreadable, declare=False) as handle:
+        await wake.mind(OURS, handle, NOBODY, (), EMPTY, IDLE)
+        said = await wake.mind(OURS, handle, NOBODY, (), EMPTY, IDLE)
         assert said is not None
         assert said.reason is Reason.DOORBELL_UNAVAILABLE
         assert "read permission" in said.message
-        assert link.sweep.watch(OURS.key, "jobs").active
+        assert handle.poller.watch(OURS.key, "jobs").active
         polling = workqueue(scaling={"wake": "Poll"})
-        assert await wake.mind(polling, link, NOBODY, (), EMPTY, IDLE) is None
+        assert await wake.mind(polling, handle, NOBODY, (), EMPTY, IDLE) is None
 
 
 async def test_a_queue_that_is_not_ours_is_polled_where_a_ring_counts_as_a_delivery(
@@ -130,13 +130,13 @@ async def test_a_queue_that_is_not_ours_is_polled_where_a_ring_counts_as_a_deliv
 ) -> None:
     """Its delivery limit is not ours to choose, and may leave no room for rings."""
     counts = every_vhost.broker.series != "4.3"
-    async with linked(every_vhost.url) as link:
-        watched = link.sweep.watch(OURS.key, "jobs")
+    async with linked(every_vhost.url) as handle:
+        watched = handle.poller.watch(OURS.key, "jobs")
         borrowed = workqueue(queue={"declare": False})
-        assert wake.wake_of(borrowed, link, watched) is (Wake.POLL if counts else Wake.PUSH)
+        assert wake.wake_of(borrowed, handle, watched) is (Wake.POLL if counts else Wake.PUSH)
         insisting = workqueue(queue={"declare": False}, scaling={"wake": "Push"})
-        assert wake.wake_of(insisting, link, watched) is Wake.PUSH
-        assert wake.wake_of(OURS, link, watched) is Wake.PUSH
+        assert wake.wake_of(insisting, handle, watched) is Wake.PUSH
+        assert wake.wake_of(OURS, handle, watched) is Wake.PUSH
 
 
 async def test_twenty_rings_cost_a_message_no_delivery_of_its_own(every_vhost: VirtualHost) -> None:
@@ -146,7 +146,7 @@ async def test_twenty_rings_cost_a_message_no_delivery_of_its_own(every_vhost: V
         await broker.declare(plan(QueueSettings("jobs", delivery_limit=1)))
         put(channel, "jobs", b"x")
         for count in range(1, 21):
-            await broker.hang_bell("jobs")
+            await broker.install_doorbell("jobs")
             await until(lambda count=count: len(broker.told.rings) == count)
         await until(lambda: every_vhost.depth("jobs") == (1, 0))
         # The one delivery that the limit allows: a worker that dies with it gets it back once.
@@ -160,20 +160,20 @@ async def test_twenty_rings_cost_a_message_no_delivery_of_its_own(every_vhost: V
 async def test_a_queue_is_confirmed_empty_only_with_a_bell_over_it(
     every_vhost: VirtualHost,
 ) -> None:
-    async with linked(every_vhost.url) as link, channel_of(every_vhost) as channel:
-        assert await wake.confirm_empty(OURS, link) is True
-        assert link.broker.bell_is_up("jobs")
-        link.broker.take_down_bell("jobs")
+    async with linked(every_vhost.url) as handle, channel_of(every_vhost) as channel:
+        assert await wake.confirm_empty(OURS, handle) is True
+        assert handle.broker.has_doorbell("jobs")
+        handle.broker.remove_doorbell("jobs")
         put(channel, "jobs", b"x")
         await until(lambda: every_vhost.depth("jobs").ready == 1)
         # It rings at once, and may be counted or be on its way back.
-        assert await wake.confirm_empty(OURS, link) is not True
-        assert not link.broker.bell_is_up("jobs")
+        assert await wake.confirm_empty(OURS, handle) is not True
+        assert not handle.broker.has_doorbell("jobs")
 
 
 async def test_without_a_bell_nothing_is_confirmed_until_polling_is_agreed_on(
     vhost: VirtualHost, unreadable: str
 ) -> None:
-    async with linked(vhost.url), linked(unreadable, declare=False) as link:
-        assert await wake.confirm_empty(OURS, link) is None
-        assert await wake.confirm_empty(OURS, link) is True, "refused: it is polled from now on"
+    async with linked(vhost.url), linked(unreadable, declare=False) as handle:
+        assert await wake.confirm_empty(OURS, handle) is None
+        assert await wake.confirm_empty(OURS, handle) is True, "refused: it is polled from now on"

@@ -22,7 +22,7 @@ from workqueue_operator.api.reasons import Reason
 from workqueue_operator.broker import connection
 from workqueue_operator.broker.connection import Broker
 from workqueue_operator.destinations import Destinations
-from workqueue_operator.errors import Trouble
+from workqueue_operator.errors import ReconcileError
 
 
 @pytest.fixture
@@ -54,16 +54,16 @@ async def test_it_connects_and_knows_the_version(every_rabbitmq: Server) -> None
 
 
 async def test_a_wrong_password_is_named_without_being_shown(every_rabbitmq: Server) -> None:
-    trouble = await trouble_of(every_rabbitmq.url_of("/", password="wrong-secret"))
-    assert trouble.reason is Reason.AUTHENTICATION_FAILED
-    assert "'guest'" in trouble.message
-    assert "wrong-secret" not in trouble.message
+    problem = await trouble_of(every_rabbitmq.url_of("/", password="wrong-secret"))
+    assert problem.reason is Reason.AUTHENTICATION_FAILED
+    assert "'guest'" in problem.message
+    assert "wrong-secret" not in problem.message
 
 
 async def test_a_missing_virtual_host_is_named(every_rabbitmq: Server) -> None:
-    trouble = await trouble_of(every_rabbitmq.url_of("nowhere"))
-    assert trouble.reason is Reason.VIRTUAL_HOST_NOT_FOUND
-    assert "'nowhere'" in trouble.message
+    problem = await trouble_of(every_rabbitmq.url_of("nowhere"))
+    assert problem.reason is Reason.VIRTUAL_HOST_NOT_FOUND
+    assert "'nowhere'" in problem.message
 
 
 async def test_no_access_to_the_virtual_host_is_told_apart_from_a_missing_one(
@@ -71,23 +71,23 @@ async def test_no_access_to_the_virtual_host_is_told_apart_from_a_missing_one(
 ) -> None:
     every_rabbitmq.add_user("stranger", "secret", "/")
     try:
-        trouble = await trouble_of(every_rabbitmq.url_of(every_vhost.name, "stranger", "secret"))
+        problem = await trouble_of(every_rabbitmq.url_of(every_vhost.name, "stranger", "secret"))
     finally:
         every_rabbitmq.delete_user("stranger")
-    assert trouble.reason is Reason.PERMISSION_DENIED
-    assert "'stranger'" in trouble.message
+    assert problem.reason is Reason.PERMISSION_DENIED
+    assert "'stranger'" in problem.message
 
 
 async def test_a_refused_port_is_unreachable() -> None:
-    trouble = await trouble_of(f"amqp://guest:guest@127.0.0.1:{refused_port()}/")
-    assert trouble.reason is Reason.BROKER_UNREACHABLE
-    assert "Connection refused" in trouble.message or "ConnectionRefused" in trouble.message
+    problem = await trouble_of(f"amqp://guest:guest@127.0.0.1:{refused_port()}/")
+    assert problem.reason is Reason.BROKER_UNREACHABLE
+    assert "Connection refused" in problem.message or "ConnectionRefused" in problem.message
 
 
 async def test_an_unknown_host_is_unreachable() -> None:
-    trouble = await trouble_of("amqp://guest:guest@no-such-host.invalid/")
-    assert trouble.reason is Reason.BROKER_UNREACHABLE
-    assert "no-such-host.invalid" in trouble.message
+    problem = await trouble_of("amqp://guest:guest@no-such-host.invalid/")
+    assert problem.reason is Reason.BROKER_UNREACHABLE
+    assert "no-such-host.invalid" in problem.message
 
 
 @pytest.mark.usefixtures("quick_limits")
@@ -96,7 +96,7 @@ async def test_a_black_hole_is_given_up_in_time() -> None:
         async with probe(f"amqp://guest:guest@127.0.0.1:{port}/") as broker:
             for _ in range(2):  # the first attempt, and what is known of it later
                 async with asyncio.timeout(5):
-                    with pytest.raises(Trouble) as caught:
+                    with pytest.raises(ReconcileError) as caught:
                         await broker.ready()
                 assert caught.value.reason in {Reason.BROKER_UNREACHABLE, Reason.BROKER_TIMEOUT}
                 assert f"127.0.0.1:{port}" in caught.value.message
@@ -123,8 +123,8 @@ async def test_a_broker_that_goes_down_in_the_handshake_is_not_a_wrong_password(
     server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        trouble = await trouble_of(f"amqp://guest:guest@127.0.0.1:{port}/")
-    assert trouble.reason is Reason.BROKER_UNREACHABLE
+        problem = await trouble_of(f"amqp://guest:guest@127.0.0.1:{port}/")
+    assert problem.reason is Reason.BROKER_UNREACHABLE
 
 
 async def test_a_server_that_speaks_something_else_is_unreachable() -> None:
@@ -135,8 +135,8 @@ async def test_a_server_that_speaks_something_else_is_unreachable() -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        trouble = await trouble_of(f"amqp://guest:guest@127.0.0.1:{port}/")
-    assert trouble.reason is Reason.BROKER_UNREACHABLE
+        problem = await trouble_of(f"amqp://guest:guest@127.0.0.1:{port}/")
+    assert problem.reason is Reason.BROKER_UNREACHABLE
 
 
 @pytest.mark.usefixtures("quick_limits")
@@ -187,9 +187,9 @@ async def test_tls_with_a_client_certificate_instead_of_a_password(every_rabbitm
 
 
 async def test_a_server_certificate_of_an_unknown_authority_is_refused(rabbitmq: Server) -> None:
-    trouble = await trouble_of(tls_binding(rabbitmq, ""))
-    assert trouble.reason is Reason.BROKER_UNREACHABLE
-    assert "certificate" in trouble.message.lower()
+    problem = await trouble_of(tls_binding(rabbitmq, ""))
+    assert problem.reason is Reason.BROKER_UNREACHABLE
+    assert "certificate" in problem.message.lower()
 
 
 @pytest.mark.parametrize(
@@ -208,9 +208,9 @@ async def test_a_server_certificate_of_an_unknown_authority_is_refused(rabbitmq:
 async def test_a_certificate_that_cannot_be_read_is_the_secrets_fault(
     rabbitmq: Server, changes: dict[str, str]
 ) -> None:
-    trouble = await trouble_of(tls_binding(rabbitmq, **{"authority": "", **changes}))
-    assert trouble.reason is Reason.SECRET_INVALID
-    assert "ca.crt" in trouble.message
+    problem = await trouble_of(tls_binding(rabbitmq, **{"authority": "", **changes}))
+    assert problem.reason is Reason.SECRET_INVALID
+    assert "ca.crt" in problem.message
 
 
 # -- losing and finding it again
@@ -223,9 +223,9 @@ def own_server() -> Iterator[Server]:
         yield server
 
 
-async def lost(broker: Probe) -> Trouble:
-    await until(lambda: not broker.connected and broker.trouble is not None)
-    with pytest.raises(Trouble) as caught:
+async def lost(broker: Probe) -> ReconcileError:
+    await until(lambda: not broker.connected and broker.problem is not None)
+    with pytest.raises(ReconcileError) as caught:
         await broker.ready()
     return caught.value
 
@@ -237,18 +237,18 @@ async def test_it_comes_back_after_a_restart_and_after_a_kill_and_bells_work_aga
         await broker.ready()
         await broker.declare(plan(QueueSettings("jobs")))
         for round_, kill in enumerate((False, True), start=1):
-            assert await broker.hang_bell("jobs")
+            assert await broker.install_doorbell("jobs")
             await asyncio.to_thread(own_server.kill if kill else own_server.stop)
-            trouble = await lost(broker)
-            assert trouble.reason is Reason.BROKER_UNREACHABLE
-            assert broker.bells == 0
-            assert not await broker.hang_bell("jobs")
-            with pytest.raises(Trouble):
+            problem = await lost(broker)
+            assert problem.reason is Reason.BROKER_UNREACHABLE
+            assert broker.doorbells == 0
+            assert not await broker.install_doorbell("jobs")
+            with pytest.raises(ReconcileError):
                 await broker.counts("jobs")
             await asyncio.to_thread(own_server.start)
             await until(lambda: broker.connected)
             assert broker.generation == round_ + 1
-            await until(lambda: broker.hang_bell("jobs"))
+            await until(lambda: broker.install_doorbell("jobs"))
             with own_server.connect() as plain:
                 put(plain.channel(), "jobs", b"x")
             await until(lambda count=round_: len(broker.told.rings) == count)
@@ -270,8 +270,10 @@ async def test_a_frozen_server_answers_with_a_timeout_and_its_late_answers_harm_
             answers = await asyncio.gather(
                 *(broker.counts("one") for _ in range(3 * connection.LANES)), return_exceptions=True
             )
-        assert {type(answer) for answer in answers} == {Trouble}
-        assert {answer.reason for answer in answers if isinstance(answer, Trouble)} == {Reason.BROKER_TIMEOUT}
+        assert {type(answer) for answer in answers} == {ReconcileError}
+        assert {answer.reason for answer in answers if isinstance(answer, ReconcileError)} == {
+            Reason.BROKER_TIMEOUT
+        }
         for _ in range(2 * connection.LANES):
             assert (await broker.counts("one")).ready == 0
             assert (await broker.counts("two")).ready == 2
@@ -305,7 +307,7 @@ async def test_what_nobody_thought_of_does_not_end_the_attempts(
     with monkeypatch.context() as broken:
         broken.setattr(Probe, "_parameters", fail)
         async with probe(vhost.url) as broker:
-            with pytest.raises(Trouble) as caught:
+            with pytest.raises(ReconcileError) as caught:
                 await broker.ready()
             assert caught.value.reason is Reason.INTERNAL_ERROR
             broken.undo()
@@ -344,7 +346,7 @@ async def test_one_connection_whatever_the_number_of_queues(own_server: Server) 
         await broker.ready()
         names = [f"jobs-{number}" for number in range(40)]
         await asyncio.gather(*(broker.declare(plan(QueueSettings(name))) for name in names))
-        assert all(await asyncio.gather(*(broker.hang_bell(name) for name in names)))
+        assert all(await asyncio.gather(*(broker.install_doorbell(name) for name in names)))
         await asyncio.gather(*(broker.counts(name) for name in names))
         listed = own_server.ctl("list_connections", "--no-table-headers", "client_properties")
         assert listed.count("workqueue-operator") == 1
@@ -367,10 +369,10 @@ async def test_one_tls_context_is_built_for_all_addresses_and_attempts(
     authority = rabbitmq.certificates.authority.read_text() + "\n"
     binding = Binding((("127.0.0.1", refused_port()),) * 16, "guest", "guest", tls=TLS(authority))
     async with probe(binding) as broker:
-        with pytest.raises(Trouble):
+        with pytest.raises(ReconcileError):
             await broker.ready()
         async with probe(binding) as other:
-            with pytest.raises(Trouble):
+            with pytest.raises(ReconcileError):
                 await other.ready()
 
     assert len(built_in) == 1
@@ -389,7 +391,7 @@ async def test_secret_does_not_lead_to_the_operator_itself(rabbitmq: Server) -> 
         binding = replace(from_url(rabbitmq.url), addresses=((host, rabbitmq.port),))
         broker = Broker(binding, nothing, nothing, nothing, rule)
         try:
-            with pytest.raises(Trouble, match=sentence) as caught:
+            with pytest.raises(ReconcileError, match=sentence) as caught:
                 await broker.ready()
             assert caught.value.reason is Reason.SECRET_INVALID
         finally:

@@ -48,11 +48,11 @@ async def test_a_ring_puts_the_messages_back_in_their_order_and_the_bell_is_gone
 ) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs", queue_type=queue_type)
-        assert await broker.hang_bell("jobs")
+        assert await broker.install_doorbell("jobs")
         bodies = [f"{number}".encode() for number in range(20)]
         put(channel, "jobs", *bodies)
         await until(lambda: broker.told.rings)
-        assert broker.bells == 0
+        assert broker.doorbells == 0
         await until(lambda: ready(broker, "jobs", 20))
         await until(lambda: consumers(every_vhost) == 0)
         assert broker.told.rings == ["jobs"]
@@ -74,7 +74,7 @@ async def test_soon_after_a_ring_the_count_agrees(every_vhost: VirtualHost, queu
         await declared(broker, "jobs", queue_type=queue_type)
         for count in range(1, 21):
             # The bell rings again at once when messages are left, so each round begins with an empty queue.
-            assert await broker.hang_bell("jobs")
+            assert await broker.install_doorbell("jobs")
             put(channel, "jobs", *[b"x"] * 3)
             await until(lambda wanted=count: len(broker.told.rings) == wanted)
             await until(lambda: ready(broker, "jobs", 3), seconds=0.2)
@@ -105,12 +105,12 @@ async def test_to_zero_no_message_is_lost_from_sight(every_vhost: VirtualHost, q
                 # What came while the worker consumed is handed back, as a worker does when it retires.
                 for method, _, _ in channel.basic_cancel(worker) or ():
                     channel.basic_nack(method.delivery_tag)
-                hung = await broker.hang_bell("jobs")
+                installed = await broker.install_doorbell("jobs")
                 seen = (await broker.counts("jobs")).ready
                 await publishing_thread
-                if hung and not seen:
+                if installed and not seen:
                     await until(lambda before=rings: len(broker.told.rings) > before)
-                broker.take_down_bell("jobs")
+                broker.remove_doorbell("jobs")
                 await until(lambda: ready(broker, "jobs", 1))
                 channel.queue_purge("jobs")
 
@@ -121,10 +121,10 @@ async def test_one_ring_of_many_disturbs_no_other(every_vhost: VirtualHost, queu
         names = [f"jobs-{number}" for number in range(300 if queue_type is QueueType.CLASSIC else 130)]
         await broker.ready()
         await declared_plainly(broker, names, queue_type)
-        assert all(await asyncio.gather(*(broker.hang_bell(name) for name in names)))
-        assert broker.bells == len(names)
-        channels = -(-len(names) // doorbell.BELLS_PER_CHANNEL)
-        assert len(broker._bells._racks) == channels  # type: ignore[union-attr]
+        assert all(await asyncio.gather(*(broker.install_doorbell(name) for name in names)))
+        assert broker.doorbells == len(names)
+        channels = -(-len(names) // doorbell.DOORBELLS_PER_CHANNEL)
+        assert len(broker._doorbells._channels) == channels  # type: ignore[union-attr]
         put(channel, names[7], b"x")
         await until(lambda: broker.told.rings)
         await until(lambda: consumers(every_vhost) == len(names) - 1)
@@ -139,20 +139,20 @@ async def test_a_bell_that_rings_while_many_are_being_hung_gets_its_message_once
 ) -> None:
     """A cancel that waited behind the others' consumes would let the message come back again and again."""
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
-        names = [f"jobs-{number}" for number in range(doorbell.BELLS_PER_CHANNEL)]
+        names = [f"jobs-{number}" for number in range(doorbell.DOORBELLS_PER_CHANNEL)]
         await broker.ready()
         await declared_plainly(broker, names, queue_type)
         waiting = names[::8]
         for name in waiting:
             put(channel, name, b"first", b"second")
-        await asyncio.gather(*(broker.hang_bell(name) for name in names))
+        await asyncio.gather(*(broker.install_doorbell(name) for name in names))
         await until(lambda: sorted(broker.told.rings) == sorted(waiting))
         for name in waiting:
             await until(lambda name=name: ready(broker, name, 2))
             taken = take_all(channel, name)
             assert {body for body, _ in taken} == {b"first", b"second"}
             assert max(count for _, count in taken) <= 1
-        assert broker.bells == len(names) - len(waiting)
+        assert broker.doorbells == len(names) - len(waiting)
 
 
 @TYPES
@@ -167,18 +167,18 @@ async def test_bells_hung_and_taken_down_while_messages_come_lose_nothing(
             asyncio.to_thread(lambda: [put(channel, name, body) for name, body in bodies])
         )
         while not publishing.done():
-            hanging = [asyncio.create_task(broker.hang_bell(name)) for name in names]
+            hanging = [asyncio.create_task(broker.install_doorbell(name)) for name in names]
             await asyncio.sleep(0)
             for name in names[::2]:
-                broker.take_down_bell(name)
+                broker.remove_doorbell(name)
             await asyncio.gather(*hanging)
             for name in names:
-                broker.take_down_bell(name)
+                broker.remove_doorbell(name)
         await publishing
         await until(lambda: consumers(every_vhost) == 0)
         for name in names:
             await until(lambda name=name: ready(broker, name, 5))
-        assert broker.bells == 0
+        assert broker.doorbells == 0
 
 
 @TYPES
@@ -186,12 +186,12 @@ async def test_take_down_leaves_no_consumer(every_vhost: VirtualHost, queue_type
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs", queue_type=queue_type)
         for _ in range(10):
-            assert await broker.hang_bell("jobs")
-            broker.take_down_bell("jobs")
+            assert await broker.install_doorbell("jobs")
+            broker.remove_doorbell("jobs")
         await until(lambda: consumers(every_vhost) == 0)
-        hanging = asyncio.create_task(broker.hang_bell("jobs"))
+        hanging = asyncio.create_task(broker.install_doorbell("jobs"))
         await asyncio.sleep(0)
-        broker.take_down_bell("jobs")
+        broker.remove_doorbell("jobs")
         assert not await hanging
         put(channel, "jobs", b"x")
         await until(lambda: ready(broker, "jobs", 1))
@@ -202,7 +202,7 @@ async def test_take_down_leaves_no_consumer(every_vhost: VirtualHost, queue_type
 async def test_a_worker_comes_before_the_bell(every_vhost: VirtualHost) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs")
-        assert await broker.hang_bell("jobs")
+        assert await broker.install_doorbell("jobs")
         taken: list[bytes] = []
         channel.basic_consume("jobs", lambda _, __, ___, body: taken.append(body), auto_ack=True)
         with every_vhost.connect() as publishing:
@@ -227,14 +227,14 @@ async def test_a_refused_bell_falls_alone(every_vhost: VirtualHost, queue_type: 
                 channel.queue_declare(
                     name, durable=True, arguments={"x-queue-type": queue_type.value.lower()}
                 )
-            hung = await asyncio.gather(*(broker.hang_bell(name) for name in names))
-            assert not hung[1]
+            installed = await asyncio.gather(*(broker.install_doorbell(name) for name in names))
+            assert not installed[1]
             ((queue, refusal),) = broker.told.falls
             assert queue == names[1]
             assert refusal is not None
             assert refusal[0] == 403
             await until(lambda: consumers(every_vhost) == 3)
-            assert broker.bells == 3
+            assert broker.doorbells == 3
             put(channel, "open-1", b"x")
             await until(lambda: broker.told.rings == ["open-1"])
             assert broker.generation == 1
@@ -248,21 +248,21 @@ async def test_beside_an_exclusive_consumer_the_bell_falls_alone(every_vhost: Vi
         for name in ("jobs", "other"):
             channel.queue_declare(name, durable=True)
         channel.basic_consume("jobs", lambda *_: None, exclusive=True)
-        assert await broker.hang_bell("other")
-        assert not await broker.hang_bell("jobs")
+        assert await broker.install_doorbell("other")
+        assert not await broker.install_doorbell("jobs")
         ((queue, refusal),) = broker.told.falls
         assert queue == "jobs"
         assert refusal is not None
         assert refusal[0] == 403
-        await until(lambda: broker.bells == 1)
+        await until(lambda: broker.doorbells == 1)
 
 
 @TYPES
 async def test_a_bell_on_a_missing_queue_falls(every_vhost: VirtualHost, queue_type: QueueType) -> None:
     async with probe(every_vhost.url) as broker:
         await declared(broker, "other", queue_type=queue_type)
-        assert await broker.hang_bell("other")
-        assert not await broker.hang_bell("jobs")
+        assert await broker.install_doorbell("other")
+        assert not await broker.install_doorbell("jobs")
         ((queue, refusal),) = broker.told.falls
         assert queue == "jobs"
         assert refusal is not None
@@ -280,30 +280,30 @@ async def test_a_queue_deleted_under_a_bell_and_made_again(
     next_type = queue_type if same_type else other_type
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs", "other", queue_type=queue_type)
-        assert await broker.hang_bell("other")
+        assert await broker.install_doorbell("other")
         for round_ in range(3):
             now, then = (queue_type, next_type) if round_ % 2 == 0 else (next_type, queue_type)
-            assert await broker.hang_bell("jobs")
+            assert await broker.install_doorbell("jobs")
             # Rung and taken down before, so that the channel has seen this queue in every way.
             put(channel, "jobs", b"x")
             await until(lambda before=round_: len(broker.told.rings) == 3 * before + 1)
             await until(lambda: ready(broker, "jobs", 1))
             channel.queue_purge("jobs")
-            assert await broker.hang_bell("jobs")
+            assert await broker.install_doorbell("jobs")
             falls = len(broker.told.falls)
             channel.queue_delete("jobs")
             await until(lambda before=falls: len(broker.told.falls) > before)
             assert broker.told.falls[-1] == ("jobs", None)
             await broker.declare(plan(QueueSettings("jobs", then)))
             for again in range(2):
-                assert await broker.hang_bell("jobs"), (now, then)
+                assert await broker.install_doorbell("jobs"), (now, then)
                 put(channel, "jobs", b"x")
                 await until(lambda rings=3 * round_ + 2 + again: len(broker.told.rings) == rings)
                 await until(lambda: ready(broker, "jobs", 1))
                 channel.queue_purge("jobs")
                 await until(lambda: ready(broker, "jobs", 0))
         assert broker.generation == 1
-        assert broker.bell_is_up("other")
+        assert broker.has_doorbell("other")
 
 
 @TYPES
@@ -314,37 +314,37 @@ async def test_a_queue_that_vanished_between_two_bells_gets_channels_of_its_own(
     other_type = QueueType.CLASSIC if queue_type is QueueType.QUORUM else QueueType.QUORUM
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs", "other", queue_type=queue_type)
-        assert await broker.hang_bell("other")
-        assert await broker.hang_bell("jobs")
+        assert await broker.install_doorbell("other")
+        assert await broker.install_doorbell("jobs")
         put(channel, "jobs", b"x")
         await until(lambda: broker.told.rings == ["jobs"])
         await broker.delete_queue("jobs")
         broker.mark_vanished("jobs")
         await broker.declare(plan(QueueSettings("jobs", other_type)))
         for rings in (2, 3):
-            assert await broker.hang_bell("jobs")
+            assert await broker.install_doorbell("jobs")
             put(channel, "jobs", b"x")
             await until(lambda rings=rings: len(broker.told.rings) == rings)
             await until(lambda: ready(broker, "jobs", 1))
             channel.queue_purge("jobs")
             await until(lambda: ready(broker, "jobs", 0))
         assert broker.generation == 1
-        assert broker.bell_is_up("other")
+        assert broker.has_doorbell("other")
 
 
 async def test_a_lost_connection_drops_all_bells_and_the_next_one_works(every_vhost: VirtualHost) -> None:
     async with probe(every_vhost.url) as broker:
         names = [f"jobs-{number}" for number in range(5)]
         await declared(broker, *names)
-        await asyncio.gather(*(broker.hang_bell(name) for name in names))
+        await asyncio.gather(*(broker.install_doorbell(name) for name in names))
         server = every_vhost.broker
-        hanging = [asyncio.create_task(broker.hang_bell(name)) for name in names]
+        hanging = [asyncio.create_task(broker.install_doorbell(name)) for name in names]
         server.close_connections()
         await asyncio.gather(*hanging)
         await until(lambda: broker.generation == 2)
-        assert broker.bells == 0
+        assert broker.doorbells == 0
         assert broker.told.falls == []
-        assert await broker.hang_bell("jobs-3")
+        assert await broker.install_doorbell("jobs-3")
         async with channel_of(every_vhost) as channel:
             put(channel, "jobs-3", b"x")
         await until(lambda: broker.told.rings == ["jobs-3"])
@@ -371,7 +371,7 @@ async def test_fifty_large_bodies_at_once_are_not_kept(
             await asyncio.to_thread(put, channel, name, body)
         forget_peak(os.getpid())
         before = memory(os.getpid())
-        await asyncio.gather(*(broker.hang_bell(name) for name in names))
+        await asyncio.gather(*(broker.install_doorbell(name) for name in names))
         await until(lambda: len(set(broker.told.rings)) == AT_ONCE, seconds=60)
         grown = memory(os.getpid(), "VmHWM") - before
         print(f"{AT_ONCE} bodies of 16 MiB: {grown / 2**20:.0f} MiB at most")
@@ -387,7 +387,7 @@ async def test_large_message_on_idle_queue_does_not_grow_operator(
 ) -> None:
     async with probe(every_vhost.url) as broker:
         await declared(broker, "jobs", queue_type=queue_type)
-        assert await broker.hang_bell("jobs")
+        assert await broker.install_doorbell("jobs")
         forget_peak(os.getpid())
         before = memory(os.getpid())
 

@@ -43,12 +43,12 @@ class Clocked(Probe):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.rung_at: dict[str, float] = {}
+        self.ring_at: dict[str, float] = {}
         self._on_ring = self._note
 
     def _note(self, queue: str) -> None:
         self.told.rings.append(queue)
-        self.rung_at[queue] = time.perf_counter()
+        self.ring_at[queue] = time.perf_counter()
 
 
 async def declared(broker: Probe) -> None:
@@ -65,8 +65,8 @@ async def wakes(broker: Clocked, vhost: VirtualHost) -> list[float]:
         for name in HEALTHY:
             published = time.perf_counter()
             await asyncio.to_thread(put, channel, name, b"x")
-            await until(lambda name=name: name in broker.rung_at)
-            found.append(broker.rung_at[name] - published)
+            await until(lambda name=name: name in broker.ring_at)
+            found.append(broker.ring_at[name] - published)
     found.sort()
     print(f"wake of {len(found)}: median {found[50] * 1000:.1f} ms, longest {found[-1] * 1000:.1f} ms")
     return found
@@ -80,14 +80,14 @@ async def test_doorbell_on_queue_without_majority_silences_no_other(
     try:
         await declared(broker)
         with cluster.without_majority("stuck", vhost.name):
-            attempts = await asyncio.gather(*(broker.hang_bell(name) for name in ("stuck", *HEALTHY)))
+            attempts = await asyncio.gather(*(broker.install_doorbell(name) for name in ("stuck", *HEALTHY)))
 
             assert attempts == [False, *[True] * len(HEALTHY)]
             assert broker.bell_is_silent("stuck")
             assert (await wakes(broker, vhost))[-1] < WAKE_SECONDS
-            assert not await broker.hang_bell("stuck")
+            assert not await broker.install_doorbell("stuck")
 
-        await until(lambda: broker.hang_bell("stuck"), seconds=120)
+        await until(lambda: broker.install_doorbell("stuck"), seconds=120)
         assert not broker.bell_is_silent("stuck")
         assert broker.generation == 1
     finally:
@@ -101,9 +101,9 @@ async def test_removing_doorbell_from_queue_without_majority_silences_no_other(
     broker = Clocked(vhost.url)
     try:
         await declared(broker)
-        assert all(await asyncio.gather(*(broker.hang_bell(name) for name in ("stuck", *HEALTHY))))
+        assert all(await asyncio.gather(*(broker.install_doorbell(name) for name in ("stuck", *HEALTHY))))
         with cluster.without_majority("stuck", vhost.name):
-            broker.take_down_bell("stuck")
+            broker.remove_doorbell("stuck")
 
             assert (await wakes(broker, vhost))[-1] < WAKE_SECONDS
             await until(lambda: broker.bell_is_silent("stuck"))

@@ -14,7 +14,7 @@ from tests.support.rabbitmq import VirtualHost
 from workqueue.contract.topology import Exchange, ExchangeType, QueueSettings, QueueType, plan
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.broker.connection import QueueMissingError
-from workqueue_operator.errors import Trouble
+from workqueue_operator.errors import ReconcileError
 
 TYPES = pytest.mark.parametrize("queue_type", list(QueueType), ids=lambda kind: kind.value)
 
@@ -59,7 +59,7 @@ async def test_a_conflict_names_the_argument_and_touches_nothing(
         await broker.ready()
         await broker.declare(plan(first))
         put(channel, "jobs", b"kept")
-        with pytest.raises(Trouble) as caught:
+        with pytest.raises(ReconcileError) as caught:
             await broker.declare(plan(replace(first, **changes)))  # type: ignore[arg-type]
         assert caught.value.reason is Reason.QUEUE_CONFLICT
         assert f"'{argument}" in caught.value.message
@@ -90,7 +90,7 @@ async def test_conflict_with_a_publishers_declaration_names_both_ways_out(every_
         await broker.ready()
         channel.queue_declare("hello", durable=True)
 
-        with pytest.raises(Trouble) as caught:
+        with pytest.raises(ReconcileError) as caught:
             await broker.declare(plan(QueueSettings("hello")))
 
         assert caught.value.reason is Reason.QUEUE_CONFLICT
@@ -107,7 +107,7 @@ async def test_a_conflict_makes_nothing(
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()
         channel.queue_declare(theirs, durable=True, arguments={"x-max-length": 7})
-        with pytest.raises(Trouble, match=theirs) as caught:
+        with pytest.raises(ReconcileError, match=theirs) as caught:
             await broker.declare(plan(QueueSettings("jobs", exchange=exchange)))
         assert caught.value.reason is Reason.QUEUE_CONFLICT
         assert {name for name in ("jobs", "jobs.dead") if every_vhost.exists(name)} == {theirs}
@@ -119,7 +119,7 @@ async def test_an_exchange_of_another_type_is_a_conflict_and_makes_nothing(every
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()
         channel.exchange_declare("images", "direct", durable=True)
-        with pytest.raises(Trouble, match="'images'") as caught:
+        with pytest.raises(ReconcileError, match="'images'") as caught:
             await broker.declare(
                 plan(QueueSettings("jobs", exchange=Exchange("images", ExchangeType.FANOUT)))
             )
@@ -137,10 +137,10 @@ async def test_counts_are_live_and_leave_the_bell_out(
         await broker.ready()
         await broker.declare(plan(QueueSettings("jobs", queue_type)))
         empty = await broker.counts("jobs")
-        assert (empty.ready, empty.consumers, empty.bell) == (0, 0, False)
-        assert await broker.hang_bell("jobs")
+        assert (empty.ready, empty.consumers, empty.doorbell) == (0, 0, False)
+        assert await broker.install_doorbell("jobs")
         await until(lambda: counted(broker, "jobs", (0, 0, True)))
-        broker.take_down_bell("jobs")
+        broker.remove_doorbell("jobs")
         channel.basic_qos(prefetch_count=1)
         channel.basic_consume("jobs", lambda *_: None)
         put(channel, "jobs", b"1", b"2", b"3")
@@ -164,7 +164,7 @@ async def test_declaring_brings_the_counts_along(every_vhost: VirtualHost, queue
 
 async def counted(broker, queue: str, wanted: tuple[int, int, bool]) -> bool:  # type: ignore[no-untyped-def]
     seen = await broker.counts(queue)
-    return (seen.ready, seen.consumers, seen.bell) == wanted
+    return (seen.ready, seen.consumers, seen.doorbell) == wanted
 
 
 async def test_a_missing_queue_is_missing_and_does_not_disturb_other_questions(
@@ -188,7 +188,7 @@ async def test_a_missing_queue_is_missing_and_does_not_disturb_other_questions(
 async def test_no_permission_says_whose_and_for_what(every_vhost: VirtualHost, limited: str) -> None:
     async with probe(limited) as broker:
         await broker.ready()
-        with pytest.raises(Trouble) as caught:
+        with pytest.raises(ReconcileError) as caught:
             await broker.declare(plan(QueueSettings("jobs")))
         assert caught.value.reason is Reason.PERMISSION_DENIED
         assert "'limited'" in caught.value.message
@@ -201,7 +201,7 @@ async def test_an_exclusive_queue_of_somebody_else_is_refused_with_the_brokers_w
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()
         channel.queue_declare("jobs", exclusive=True)
-        with pytest.raises(Trouble, match="RESOURCE_LOCKED") as caught:
+        with pytest.raises(ReconcileError, match="RESOURCE_LOCKED") as caught:
             await broker.declare(plan(QueueSettings("jobs")))
         assert caught.value.reason is Reason.QUEUE_REFUSED
 
@@ -214,8 +214,8 @@ async def test_during_a_memory_alarm_everything_works(every_vhost: VirtualHost) 
         with every_vhost.broker.memory_alarm():
             await broker.declare(plan(QueueSettings("two")))
             assert (await broker.counts("one")).ready == 1
-            assert await broker.hang_bell("two")
-            await broker.hang_bell("one")
+            assert await broker.install_doorbell("two")
+            await broker.install_doorbell("one")
             await until(lambda: broker.told.rings == ["one"])
             await broker.delete_queue("two")
         assert broker.generation == 1

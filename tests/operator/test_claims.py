@@ -13,12 +13,12 @@ from workqueue.contract.binding import from_url
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.bindings import Bindings
-from workqueue_operator.broker.pool import Brokers
-from workqueue_operator.errors import Trouble
+from workqueue_operator.broker.pool import BrokerPool
+from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.store import Store
-from workqueue_operator.reconcile.reconciler import Parts, Reconciler
-from workqueue_operator.reconcile.state import Memory
-from workqueue_operator.scaling.decide import Window
+from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
+from workqueue_operator.reconcile.state import PassState
+from workqueue_operator.scaling.decide import ScaleInWindow
 
 
 def named(name: str, namespace: str, age: int) -> WorkQueue:
@@ -27,10 +27,10 @@ def named(name: str, namespace: str, age: int) -> WorkQueue:
     return workqueue(name=name, queue={"name": "jobs"}, metadata=metadata)
 
 
-async def declare(reconciler: Reconciler, parts: Parts, one: WorkQueue, url: str) -> None:
-    link = await parts.brokers.link(one.key, from_url(url))
-    await link.broker.ready()
-    await reconciler._declare(one, Memory(one.metadata.uid, Window(0.0)), link, parts)
+async def declare(reconciler: Reconciler, parts: Dependencies, one: WorkQueue, url: str) -> None:
+    handle = await parts.brokers.handle(one.key, from_url(url))
+    await handle.broker.ready()
+    await reconciler._declare(one, PassState(one.metadata.uid, ScaleInWindow(0.0)), handle, parts)
 
 
 @pytest.mark.parametrize("namespace", ["team", "other"])
@@ -41,21 +41,23 @@ async def test_workqueue_without_permission_blocks_no_other(every_vhost: Virtual
     reconciler, store = Reconciler(lambda _: None), Store(lambda _: None)
     for one in (older, younger):
         store.put_workqueue(one.model_dump(mode="json", by_alias=True))
-    brokers = Brokers(lambda _: None, lambda _: None, 60, 60)
+    brokers = BrokerPool(lambda _: None, lambda _: None, 60, 60)
     nothing: Any = None
-    others = {name: nothing for name in Parts.__annotations__ if name not in {"store", "brokers", "bindings"}}
+    others = {
+        name: nothing for name in Dependencies.__annotations__ if name not in {"store", "brokers", "bindings"}
+    }
     bindings = Bindings(FakeCluster(), store)
-    parts = Parts(store=store, brokers=brokers, bindings=bindings, **others)
+    parts = Dependencies(store=store, brokers=brokers, bindings=bindings, **others)
     try:
         login_only = server.url_of(every_vhost.name, "login-only", "secret")
-        with pytest.raises(Trouble) as refused:
+        with pytest.raises(ReconcileError) as refused:
             await declare(reconciler, parts, older, login_only)
         assert refused.value.reason is Reason.PERMISSION_DENIED
         await declare(reconciler, parts, younger, every_vhost.url)
 
         # With the permission the older one has it.
         await declare(reconciler, parts, older, every_vhost.url)
-        with pytest.raises(Trouble) as claimed:
+        with pytest.raises(ReconcileError) as claimed:
             await declare(reconciler, parts, younger, every_vhost.url)
         assert claimed.value.reason is Reason.QUEUE_CLAIMED
         assert ("older'" in claimed.value.message) is (namespace == "team")

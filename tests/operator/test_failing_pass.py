@@ -8,7 +8,7 @@ from tests.support.fakecluster import FakeCluster
 from tests.support.passes import api, operator, workqueue
 from tests.support.rabbitmq import VirtualHost
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.reconcile.queue import Next
+from workqueue_operator.reconcile.queue import NextPass
 
 OLD_DEFINITION = ClusterError(
     500, "failed to create typed patch object: .status.queueName: field not declared"
@@ -24,7 +24,7 @@ def cluster(vhost: VirtualHost) -> FakeCluster:
 
 async def test_failing_status_writes_back_off_to_one_a_minute(cluster: FakeCluster) -> None:
     async with operator(cluster, "team") as passes:
-        dues: list[Next] = [await passes.run() for _ in range(14)]
+        dues: list[NextPass] = [await passes.run() for _ in range(14)]
 
         assert all(due.failed for due in dues)
         assert not dues[0].firm, "after the first failure a change is not kept waiting"

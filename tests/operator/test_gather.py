@@ -14,11 +14,11 @@ from tests.support.workqueue import workqueue
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import QueueSettings, plan
 from workqueue_operator.broker.management import Management
-from workqueue_operator.broker.pool import Brokers, Link
+from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
 from workqueue_operator.kube.views import PodView
-from workqueue_operator.reconcile.state import Memory
-from workqueue_operator.scaling.decide import Depth, Window
-from workqueue_operator.scaling.depth import Answers, busy_pods, judge, messages_in_stopping_workers
+from workqueue_operator.reconcile.state import PassState
+from workqueue_operator.scaling.decide import Depth, ScaleInWindow
+from workqueue_operator.scaling.depth import QueueReadings, busy_pods, judge, messages_in_stopping_workers
 from workqueue_operator.scaling.gather import Gatherer
 from workqueue_operator.workers.client import Workers
 
@@ -34,13 +34,13 @@ class Site:
     """
 
     url: str
-    link: Link
+    handle: BrokerHandle
     gatherer: Gatherer
     busy: dict[str, int] = field(default_factory=dict)
 
-    async def look(self, *pods: PodView) -> Answers:
-        memory = Memory("uid-1", Window(0.0))
-        return await self.gatherer.ask(OURS, memory, self.link, from_url(self.url), pods)
+    async def look(self, *pods: PodView) -> QueueReadings:
+        pass_state = PassState("uid-1", ScaleInWindow(0.0))
+        return await self.gatherer.ask(OURS, pass_state, self.handle, from_url(self.url), pods)
 
 
 @pytest.fixture
@@ -60,11 +60,11 @@ async def site(vhost: VirtualHost) -> AsyncIterator[Site]:
     port = runner.addresses[0][1]
     await web.TCPSite(runner, "127.0.0.2", port).start()
     workers, management = Workers(port), Management()
-    brokers = Brokers(lambda _: None, lambda _: None, 60, 60)
-    link = await brokers.link(OURS.key, from_url(vhost.url))
-    await link.broker.ready()
-    await link.broker.declare(plan(QueueSettings("jobs")))
-    made = Site(vhost.url, link, Gatherer(workers, management))
+    brokers = BrokerPool(lambda _: None, lambda _: None, 60, 60)
+    handle = await brokers.handle(OURS.key, from_url(vhost.url))
+    await handle.broker.ready()
+    await handle.broker.declare(plan(QueueSettings("jobs")))
+    made = Site(vhost.url, handle, Gatherer(workers, management))
     yield made
     await brokers.close()
     await management.close()

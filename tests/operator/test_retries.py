@@ -14,10 +14,10 @@ from workqueue.contract.binding import from_url
 from workqueue.contract.topology import QueueSettings, delay_queue, plan
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.broker.pool import Brokers, Link
-from workqueue_operator.reconcile.state import Memory
+from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
+from workqueue_operator.reconcile.state import PassState
 from workqueue_operator.scaling import retries
-from workqueue_operator.scaling.decide import Window
+from workqueue_operator.scaling.decide import ScaleInWindow
 from workqueue_operator.workers.client import WorkerStatus
 
 OURS = workqueue()
@@ -35,37 +35,37 @@ class Site:
         asked: the queues that were asked about, in order.
     """
 
-    link: Link
-    memory: Memory = field(default_factory=lambda: Memory("uid-1", Window(0.0)))
+    handle: BrokerHandle
+    pass_state: PassState = field(default_factory=lambda: PassState("uid-1", ScaleInWindow(0.0)))
     asked: list[str] = field(default_factory=list)
 
     async def waiting(
         self, *said: WorkerStatus, ours: WorkQueue = OURS, workers_run: bool = True
     ) -> int | None:
-        return await retries.waiting(ours, self.memory, self.link, said, workers_run=workers_run)
+        return await retries.waiting(ours, self.pass_state, self.handle, said, workers_run=workers_run)
 
 
 @pytest.fixture
 async def site(vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
-    brokers = Brokers(lambda _: None, lambda _: None, 60, 60)
-    link = await brokers.link(OURS.key, from_url(vhost.url))
-    await link.broker.ready()
-    await link.broker.declare(plan(QueueSettings("jobs")))
-    made = Site(link)
-    counts = link.broker.counts
+    brokers = BrokerPool(lambda _: None, lambda _: None, 60, 60)
+    handle = await brokers.handle(OURS.key, from_url(vhost.url))
+    await handle.broker.ready()
+    await handle.broker.declare(plan(QueueSettings("jobs")))
+    made = Site(handle)
+    counts = handle.broker.counts
 
     async def noted(queue: str) -> QueueCounts:
         made.asked.append(queue)
         return await counts(queue)
 
-    monkeypatch.setattr(link.broker, "counts", noted)
+    monkeypatch.setattr(handle.broker, "counts", noted)
     yield made
     await brokers.close()
 
 
 async def fill(site: Site, vhost: VirtualHost, seconds: int, messages: int) -> None:
     declared = delay_queue("jobs", seconds)
-    await site.link.broker.declare_queue(declared)
+    await site.handle.broker.declare_queue(declared)
     async with channel_of(vhost) as channel:
         put(channel, declared.name, *[b"x"] * messages)
         await until(lambda: vhost.depth(declared.name).ready >= messages)
@@ -94,8 +94,8 @@ async def test_missing_delay_queue_is_asked_about_once(site: Site, monkeypatch: 
     for _ in range(3):
         assert await site.waiting(worker(10)) == 0
     assert site.asked == ["jobs.retry.10s"], "each question would close a channel"
-    assert site.memory.retry_delays == set()
-    assert "jobs.retry.10s" not in site.link.sweep.queues_of(OURS.key)
+    assert site.pass_state.retry_delays == set()
+    assert "jobs.retry.10s" not in site.handle.poller.queues_of(OURS.key)
 
     monkeypatch.setattr(retries, "MISSING_STANDS", 0.0)
     await site.waiting(worker(10))
@@ -111,7 +111,7 @@ async def test_count_is_unknown_while_a_worker_is_too_old_to_name_its_delay_queu
 
 async def test_count_is_unknown_while_the_broker_is_away(site: Site, vhost: VirtualHost) -> None:
     await fill(site, vhost, 3600, 2)
-    await site.link.broker.close()
+    await site.handle.broker.close()
 
     assert await site.waiting(worker(3600)) is None
 

@@ -17,9 +17,9 @@ from workqueue.contract.topology import QueueSettings, plan
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.broker import depth_poller as sweeping
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.broker.depth_poller import MISSING, Missing, Watched
-from workqueue_operator.broker.pool import Brokers, Link
-from workqueue_operator.errors import Trouble
+from workqueue_operator.broker.depth_poller import QUEUE_MISSING, PolledQueue, QueueMissing
+from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
+from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.store import Key
 
 JOBS: Key = ("team", "jobs")
@@ -35,48 +35,48 @@ class Told:
 
 
 @asynccontextmanager
-async def operators(seconds: float = 0.02, idle: float = 0.05) -> AsyncIterator[tuple[Brokers, Told]]:
+async def operators(seconds: float = 0.02, idle: float = 0.05) -> AsyncIterator[tuple[BrokerPool, Told]]:
     told = Told()
-    brokers = Brokers(told.woken.append, told.rang.append, seconds, idle)
+    brokers = BrokerPool(told.woken.append, told.rang.append, seconds, idle)
     try:
         yield brokers, told
     finally:
         await brokers.close()
 
 
-async def linked(brokers: Brokers, url: str, *names: str, key: Key = JOBS) -> Link:
-    link = await brokers.link(key, from_url(url))
-    await link.broker.ready()
+async def linked(brokers: BrokerPool, url: str, *names: str, key: Key = JOBS) -> BrokerHandle:
+    handle = await brokers.handle(key, from_url(url))
+    await handle.broker.ready()
     for name in names:
-        await link.broker.declare(plan(QueueSettings(name)))
-    return link
+        await handle.broker.declare(plan(QueueSettings(name)))
+    return handle
 
 
-def rounds(link: Link) -> float | None:
-    return link.sweep.last_round
+def rounds(handle: BrokerHandle) -> float | None:
+    return handle.poller.last_round
 
 
-async def a_round(link: Link) -> None:
+async def a_round(handle: BrokerHandle) -> None:
     """Wait until a round over the active queues that begins from now on has ended."""
     for _ in range(2):
-        before = rounds(link)
-        await until(lambda before=before: rounds(link) != before)
+        before = rounds(handle)
+        await until(lambda before=before: rounds(handle) != before)
 
 
 @pytest.mark.parametrize("active", [True, False], ids=["an active queue", "an idle queue"])
 async def test_changed_numbers_wake_and_unchanged_do_not(vhost: VirtualHost, *, active: bool) -> None:
     async with operators() as (brokers, told), channel_of(vhost) as channel:
-        link = await linked(brokers, vhost.url, "jobs")
-        watched = link.sweep.watch(JOBS, "jobs")
-        watched.active = active
-        await until(lambda: isinstance(watched.last, QueueCounts))
+        handle = await linked(brokers, vhost.url, "jobs")
+        polled = handle.poller.watch(JOBS, "jobs")
+        polled.active = active
+        await until(lambda: isinstance(polled.last, QueueCounts))
         told.woken.clear()
-        answered = watched.answered_at
-        await until(lambda: watched.answered_at != answered)
+        answered = polled.answered_at
+        await until(lambda: polled.answered_at != answered)
         assert told.woken == []
         put(channel, "jobs", b"1", b"2")
         await until(lambda: JOBS in told.woken)
-        await until(lambda: isinstance(watched.last, QueueCounts) and watched.last.ready == 2)
+        await until(lambda: isinstance(polled.last, QueueCounts) and polled.last.ready == 2)
 
 
 async def test_warm_queue_is_asked_more_often_than_an_idle_one(
@@ -84,8 +84,8 @@ async def test_warm_queue_is_asked_more_often_than_an_idle_one(
 ) -> None:
     monkeypatch.setattr(sweeping, "WARM_SECONDS", 0.02)
     async with operators(idle=3600) as (brokers, told), channel_of(vhost) as channel:
-        link = await linked(brokers, vhost.url, "jobs", "idle")
-        warm, idle = link.sweep.watch(JOBS, "jobs"), link.sweep.watch(OTHER, "idle")
+        handle = await linked(brokers, vhost.url, "jobs", "idle")
+        warm, idle = handle.poller.watch(JOBS, "jobs"), handle.poller.watch(OTHER, "idle")
         warm.warm = True
         put(channel, "jobs", b"1")
 
@@ -97,12 +97,12 @@ async def test_warm_queue_is_asked_more_often_than_an_idle_one(
 
 async def test_queue_that_cools_down_is_asked_once_more(vhost: VirtualHost) -> None:
     async with operators(idle=3600) as (brokers, _), channel_of(vhost) as channel:
-        link = await linked(brokers, vhost.url, "jobs")
-        first = await link.sweep.look_in_passing(JOBS, "jobs", warm=True)
+        handle = await linked(brokers, vhost.url, "jobs")
+        first = await handle.poller.look_in_passing(JOBS, "jobs", warm=True)
         put(channel, "jobs", b"1")
         await until(lambda: vhost.depth("jobs").ready == 1)
 
-        last = await link.sweep.look_in_passing(JOBS, "jobs", warm=False)
+        last = await handle.poller.look_in_passing(JOBS, "jobs", warm=False)
 
         assert isinstance(first, QueueCounts)
         assert isinstance(last, QueueCounts)
@@ -111,36 +111,36 @@ async def test_queue_that_cools_down_is_asked_once_more(vhost: VirtualHost) -> N
 
 async def test_a_queue_that_goes_away_is_reported_and_so_is_its_return(vhost: VirtualHost) -> None:
     async with operators() as (brokers, told):
-        link = await linked(brokers, vhost.url, "jobs")
-        watched = link.sweep.watch(JOBS, "jobs")
-        await until(lambda: isinstance(watched.last, QueueCounts))
+        handle = await linked(brokers, vhost.url, "jobs")
+        polled = handle.poller.watch(JOBS, "jobs")
+        await until(lambda: isinstance(polled.last, QueueCounts))
         told.woken.clear()
-        await link.broker.delete_queue("jobs")
-        await until(lambda: watched.last is MISSING and told.woken)
+        await handle.broker.delete_queue("jobs")
+        await until(lambda: polled.last is QUEUE_MISSING and told.woken)
         told.woken.clear()
-        await link.broker.declare(plan(QueueSettings("jobs")))
-        await until(lambda: isinstance(watched.last, QueueCounts) and told.woken)
+        await handle.broker.declare(plan(QueueSettings("jobs")))
+        await until(lambda: isinstance(polled.last, QueueCounts) and told.woken)
 
 
 async def test_what_was_forgotten_is_asked_no_more(vhost: VirtualHost) -> None:
     async with operators() as (brokers, _):
-        link = await linked(brokers, vhost.url, "jobs")
-        watched = link.sweep.watch(JOBS, "jobs")
-        link.sweep.watch(OTHER, "jobs").active = True
-        watched.active = True
-        assert sorted(link.sweep.keys_of("jobs")) == [JOBS, OTHER]
-        link.sweep.forget(JOBS)
-        assert (link.sweep.queues_of(JOBS), link.sweep.keys_of("jobs")) == ([], (OTHER,))
-        answered = watched.answered_at
-        await a_round(link)
-        assert watched.answered_at == answered
+        handle = await linked(brokers, vhost.url, "jobs")
+        polled = handle.poller.watch(JOBS, "jobs")
+        handle.poller.watch(OTHER, "jobs").active = True
+        polled.active = True
+        assert sorted(handle.poller.keys_of("jobs")) == [JOBS, OTHER]
+        handle.poller.forget(JOBS)
+        assert (handle.poller.queues_of(JOBS), handle.poller.keys_of("jobs")) == ([], (OTHER,))
+        answered = polled.answered_at
+        await a_round(handle)
+        assert polled.answered_at == answered
 
 
 async def test_a_slow_broker_gets_no_second_round_before_the_first_has_ended(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with operators(seconds=0.001) as (brokers, _):
-        link = await linked(brokers, vhost.url)
+        handle = await linked(brokers, vhost.url)
         asked: list[str] = []
         answer = asyncio.Event()
 
@@ -149,9 +149,9 @@ async def test_a_slow_broker_gets_no_second_round_before_the_first_has_ended(
             await answer.wait()
             return QueueCounts(0, 0, 0.0)
 
-        monkeypatch.setattr(link.broker, "counts", counts)
+        monkeypatch.setattr(handle.broker, "counts", counts)
         for name in ("one", "two"):
-            link.sweep.watch(JOBS, name).active = True
+            handle.poller.watch(JOBS, name).active = True
         await until(lambda: len(asked) == 2)
         # Time for many rounds, by the clock that the rounds go by.
         deadline = asyncio.get_running_loop().time() + 0.05
@@ -165,9 +165,9 @@ async def test_a_round_that_fails_is_not_the_last(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with operators() as (brokers, _):
-        link = await linked(brokers, vhost.url, "jobs")
-        watched = link.sweep.watch(JOBS, "jobs")
-        watched.active = True
+        handle = await linked(brokers, vhost.url, "jobs")
+        polled = handle.poller.watch(JOBS, "jobs")
+        polled.active = True
         with monkeypatch.context() as broken:
             failed: list[str] = []
 
@@ -175,9 +175,9 @@ async def test_a_round_that_fails_is_not_the_last(
                 failed.append(queue)
                 raise RuntimeError("nobody thought of this")
 
-            broken.setattr(link.broker, "counts", counts)
+            broken.setattr(handle.broker, "counts", counts)
             await until(lambda: failed)
-        await until(lambda: isinstance(watched.last, QueueCounts))
+        await until(lambda: isinstance(polled.last, QueueCounts))
 
 
 async def test_a_frozen_broker_delays_no_other(
@@ -188,37 +188,37 @@ async def test_a_frozen_broker_delays_no_other(
         async with operators() as (brokers, _), channel_of(vhost) as channel:
             alive = await linked(brokers, vhost.url, "jobs")
             stuck = await linked(brokers, frozen_vhost.url, "other", key=OTHER)
-            watched, silent = alive.sweep.watch(JOBS, "jobs"), stuck.sweep.watch(OTHER, "other")
-            watched.active = silent.active = True
+            polled, silent = alive.poller.watch(JOBS, "jobs"), stuck.poller.watch(OTHER, "other")
+            polled.active = silent.active = True
             await until(lambda: isinstance(silent.last, QueueCounts))
             with rabbitmq_43.frozen():
                 for count in range(1, 6):
                     put(channel, "jobs", b"x")
                     await until(
                         lambda count=count: (
-                            isinstance(watched.last, QueueCounts) and watched.last.ready == count
+                            isinstance(polled.last, QueueCounts) and polled.last.ready == count
                         ),
                         seconds=0.4,
                     )
-                await until(lambda: isinstance(silent.last, Trouble))
-                assert isinstance(silent.last, Trouble)
+                await until(lambda: isinstance(silent.last, ReconcileError))
+                assert isinstance(silent.last, ReconcileError)
                 assert silent.last.reason is Reason.BROKER_TIMEOUT
                 # The metric goes on growing while there is no answer.
-                age = stuck.sweep.age()
+                age = stuck.poller.age()
                 assert age is not None
-                await until(lambda: (stuck.sweep.age() or 0) > age)
+                await until(lambda: (stuck.poller.age() or 0) > age)
             await until(lambda: isinstance(silent.last, QueueCounts))
 
 
 async def test_a_closed_broker_is_asked_without_waiting(vhost: VirtualHost) -> None:
     async with operators() as (brokers, told):
-        link = await linked(brokers, vhost.url, "jobs")
-        watched = link.sweep.watch(JOBS, "jobs")
+        handle = await linked(brokers, vhost.url, "jobs")
+        polled = handle.poller.watch(JOBS, "jobs")
         await brokers.leave(JOBS)
         told.woken.clear()
         async with asyncio.timeout(1):
-            assert isinstance(await link.sweep.ask(watched), Trouble)
-            assert not await link.broker.hang_bell("jobs")
+            assert isinstance(await handle.poller.ask(polled), ReconcileError)
+            assert not await handle.broker.install_doorbell("jobs")
         assert told.woken == []
         assert list(brokers) == []
 
@@ -251,18 +251,18 @@ async def test_who_looks_at_a_queue_is_known_whatever_user_each_has(
                 theirs = await linked(brokers, url, key=OTHER)
                 apart = await linked(brokers, elsewhere.url, "jobs", key=("team", "apart"))
                 abroad = await linked(brokers, rabbitmq_43.url, key=("team", "abroad"))
-                for link, key in (
+                for handle, key in (
                     (mine, JOBS),
                     (theirs, OTHER),
                     (apart, ("team", "apart")),
                     (abroad, ("team", "abroad")),
                 ):
-                    link.sweep.watch(key, "jobs").claimed = True
+                    handle.poller.watch(key, "jobs").claimed = True
                 assert mine is not theirs
-                for link in (mine, theirs):
-                    assert sorted(await brokers.claimants("jobs", link)) == [JOBS, OTHER]
+                for handle in (mine, theirs):
+                    assert sorted(await brokers.claimants("jobs", handle)) == [JOBS, OTHER]
                 assert await brokers.claimants("jobs", apart) == [("team", "apart")]
-                theirs.sweep.watch(OTHER, "jobs").claimed = False
+                theirs.poller.watch(OTHER, "jobs").claimed = False
                 assert await brokers.claimants("jobs", mine) == [JOBS], (
                     "without a declaration there is no claim"
                 )
@@ -279,8 +279,8 @@ async def test_two_addresses_of_one_broker_are_one_broker(every_vhost: VirtualHo
             mine = await linked(brokers, server.url_of(every_vhost.name, "narrow", "secret"), "jobs")
             by_name = every_vhost.url.replace("127.0.0.1", "localhost")
             theirs = await linked(brokers, by_name, key=OTHER)
-            mine.sweep.watch(JOBS, "jobs").claimed = True
-            theirs.sweep.watch(OTHER, "jobs").claimed = True
+            mine.poller.watch(JOBS, "jobs").claimed = True
+            theirs.poller.watch(OTHER, "jobs").claimed = True
 
             assert mine is not theirs
             assert sorted(await brokers.claimants("jobs", mine)) == [JOBS, OTHER]
@@ -295,8 +295,8 @@ async def test_two_brokers_with_one_name_are_two_brokers(rabbitmq_43: Server, ra
         async with operators() as (brokers, _):
             here = await linked(brokers, rabbitmq_43.url_of("shared-name"), "jobs")
             there = await linked(brokers, rabbitmq_310.url_of("shared-name"), "jobs", key=OTHER)
-            here.sweep.watch(JOBS, "jobs").claimed = True
-            there.sweep.watch(OTHER, "jobs").claimed = True
+            here.poller.watch(JOBS, "jobs").claimed = True
+            there.poller.watch(OTHER, "jobs").claimed = True
 
             assert here.broker.cluster == there.broker.cluster == "rabbit@localhost"
             assert await brokers.claimants("jobs", here) == [JOBS]
@@ -309,15 +309,17 @@ async def test_a_rotated_password_moves_all_users_to_one_new_link(vhost: Virtual
         async with operators() as (brokers, told):
             keys: list[Key] = [("team", f"jobs-{number}") for number in range(20)]
             old = from_url(vhost.broker.url_of(vhost.name, "rotating", "old"))
-            first = {id(await brokers.link(key, old)) for key in keys}
+            first = {id(await brokers.handle(key, old)) for key in keys}
             vhost.broker.change_password("rotating", "new")
-            links = await asyncio.gather(*(brokers.link(key, replace(old, password="new")) for key in keys))
-            assert len(first) == len({id(link) for link in links}) == 1
-            assert list(brokers) == [links[0]]
-            await links[0].broker.ready()
-            await links[0].broker.declare(plan(QueueSettings("jobs")))
-            links[0].sweep.watch(keys[3], "jobs")
-            assert await links[0].broker.hang_bell("jobs")
+            handles = await asyncio.gather(
+                *(brokers.handle(key, replace(old, password="new")) for key in keys)
+            )
+            assert len(first) == len({id(handle) for handle in handles}) == 1
+            assert list(brokers) == [handles[0]]
+            await handles[0].broker.ready()
+            await handles[0].broker.declare(plan(QueueSettings("jobs")))
+            handles[0].poller.watch(keys[3], "jobs")
+            assert await handles[0].broker.install_doorbell("jobs")
             async with channel_of(vhost) as channel:
                 put(channel, "jobs", b"x")
             await until(lambda: told.rang == [keys[3]])
@@ -327,25 +329,25 @@ async def test_a_rotated_password_moves_all_users_to_one_new_link(vhost: Virtual
 
 async def test_who_leaves_does_not_take_down_the_bell_of_who_stays(vhost: VirtualHost) -> None:
     async with operators() as (brokers, _):
-        link = await linked(brokers, vhost.url, "jobs", "mine")
+        handle = await linked(brokers, vhost.url, "jobs", "mine")
         await linked(brokers, vhost.url, key=OTHER)
-        link.sweep.watch(JOBS, "jobs")
-        link.sweep.watch(OTHER, "jobs")
-        link.sweep.watch(OTHER, "mine")
-        assert await link.broker.hang_bell("jobs")
-        assert await link.broker.hang_bell("mine")
+        handle.poller.watch(JOBS, "jobs")
+        handle.poller.watch(OTHER, "jobs")
+        handle.poller.watch(OTHER, "mine")
+        assert await handle.broker.install_doorbell("jobs")
+        assert await handle.broker.install_doorbell("mine")
         await brokers.leave(OTHER)
-        assert link.broker.bell_is_up("jobs")
-        assert not link.broker.bell_is_up("mine")
+        assert handle.broker.has_doorbell("jobs")
+        assert not handle.broker.has_doorbell("mine")
 
 
 async def test_a_lost_connection_wakes_every_user_and_so_does_its_return(vhost: VirtualHost) -> None:
     async with operators() as (brokers, told):
-        link = await linked(brokers, vhost.url)
+        handle = await linked(brokers, vhost.url)
         await linked(brokers, vhost.url, key=OTHER)
         told.woken.clear()
         vhost.broker.close_connections()
-        await until(lambda: link.broker.generation == 2)
+        await until(lambda: handle.broker.generation == 2)
         assert sorted(told.woken) == [JOBS, JOBS, OTHER, OTHER]
 
 
@@ -355,16 +357,16 @@ async def test_a_refused_bell_is_remembered_for_a_while_only(
     vhost.broker.add_user("bell", "secret", vhost.name, read="")
     try:
         async with operators() as (brokers, told):
-            link = await linked(brokers, vhost.broker.url_of(vhost.name, "bell", "secret"))
+            handle = await linked(brokers, vhost.broker.url_of(vhost.name, "bell", "secret"))
             async with channel_of(vhost) as channel:
                 channel.queue_declare("jobs", durable=True)
-            watched = link.sweep.watch(JOBS, "jobs")
-            assert not await link.broker.hang_bell("jobs")
-            assert watched.refusal is not None
-            assert watched.refusal[0] == 403
+            polled = handle.poller.watch(JOBS, "jobs")
+            assert not await handle.broker.install_doorbell("jobs")
+            assert polled.refusal is not None
+            assert polled.refusal[0] == 403
             assert JOBS in told.woken
             monkeypatch.setattr(sweeping, "REFUSAL_STANDS", 0.0)
-            await until(lambda: watched.refusal is None)
+            await until(lambda: polled.refusal is None)
     finally:
         vhost.broker.delete_user("bell")
 
@@ -375,35 +377,37 @@ async def test_a_bell_that_the_broker_cancels_makes_the_queue_doubtful_until_it_
 ) -> None:
     """A cancel says that the queue is gone, or that its leader is: only a look tells which."""
     async with operators(idle=60) as (brokers, told):
-        link = await linked(brokers, every_vhost.url)
-        await link.broker.declare(plan(QueueSettings("jobs")))
-        watched = link.sweep.watch(JOBS, "jobs")
-        assert await link.broker.hang_bell("jobs")
+        handle = await linked(brokers, every_vhost.url)
+        await handle.broker.declare(plan(QueueSettings("jobs")))
+        polled = handle.poller.watch(JOBS, "jobs")
+        assert await handle.broker.install_doorbell("jobs")
         if deleted:
-            await link.broker.delete_queue("jobs")
+            await handle.broker.delete_queue("jobs")
         else:
             every_vhost.cancel_consumers("jobs")
-        await until(lambda: watched.doubtful)
-        assert not link.broker.bell_is_up("jobs")
+        await until(lambda: polled.doubtful)
+        assert not handle.broker.has_doorbell("jobs")
         assert JOBS in told.woken
-        assert watched.last is not MISSING
-        answer = await until(lambda: settled(link, watched, deleted=deleted))
-        assert not watched.doubtful
+        assert polled.last is not QUEUE_MISSING
+        answer = await until(lambda: settled(handle, polled, deleted=deleted))
+        assert not polled.doubtful
         if not deleted:
             assert isinstance(answer, QueueCounts)
-            assert await until(lambda: link.broker.hang_bell("jobs"))
+            assert await until(lambda: handle.broker.install_doorbell("jobs"))
 
 
-async def settled(link: Link, watched: Watched, *, deleted: bool) -> QueueCounts | Missing | Trouble | None:
+async def settled(
+    handle: BrokerHandle, polled: PolledQueue, *, deleted: bool
+) -> QueueCounts | QueueMissing | ReconcileError | None:
     """The answer about a queue once it is gone, or has its process again."""
-    answer = await link.sweep.ask(watched)
-    return answer if (answer is MISSING) is deleted and not isinstance(answer, Trouble) else None
+    answer = await handle.poller.ask(polled)
+    return answer if (answer is QUEUE_MISSING) is deleted and not isinstance(answer, ReconcileError) else None
 
 
 async def test_a_bell_on_a_queue_that_is_not_there_says_so(vhost: VirtualHost) -> None:
     async with operators(idle=60) as (brokers, told):
-        link = await linked(brokers, vhost.url)
-        watched = link.sweep.watch(JOBS, "jobs")
-        assert not await link.broker.hang_bell("jobs")
-        assert watched.last is MISSING
+        handle = await linked(brokers, vhost.url)
+        polled = handle.poller.watch(JOBS, "jobs")
+        assert not await handle.broker.install_doorbell("jobs")
+        assert polled.last is QUEUE_MISSING
         assert JOBS in told.woken

@@ -24,7 +24,7 @@ from workqueue_operator.web.dead_letters import Reasons
 from workqueue_operator.web.history import BYTES_PER_WORKQUEUE, DECISIONS, SAMPLES, Decision, History
 from workqueue_operator.web.relay import Relay, leader_address
 from workqueue_operator.web.sampler import Watch
-from workqueue_operator.web.server import HEADERS, Page, Parts
+from workqueue_operator.web.server import HEADERS, Page, PageDependencies
 from workqueue_operator.workers.client import Workers
 
 LOOPBACK = "127.0.0.1"
@@ -115,7 +115,9 @@ class Site:
         self.watch = Watch(self.store, workers)
         self.letters = Letters()
         self.page = Page(0, host=LOOPBACK)
-        self.parts = Parts(self.store, self.watch, Access(self.cluster, lambda: self.now), self.letters)  # type: ignore[arg-type]
+        self.parts = PageDependencies(
+            self.store, self.watch, Access(self.cluster, lambda: self.now), self.letters
+        )  # type: ignore[arg-type]
 
     @property
     def url(self) -> str:

@@ -26,7 +26,7 @@ from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue
 from workqueue_operator.api import crd
 from workqueue_operator.api.reasons import Reason
-from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import deployment_path, pod_path, secret_path, workqueue_path
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.workers import render
@@ -90,7 +90,7 @@ def test_the_api_server_knows_no_namespace_of_a_secret(admission: Admission) -> 
 
 async def test_the_operator_asks_for_no_secret_but_the_one_that_is_named() -> None:
     cluster = FakeCluster()
-    with pytest.raises(Trouble):
+    with pytest.raises(ReconcileError):
         await Secrets(cluster).binding("team", "rabbitmq")
     assert cluster.paths("GET") == ["/api/v1/namespaces/team/secrets/rabbitmq"]
 

@@ -21,7 +21,7 @@ from tests.support.wait import eventually
 from tests.support.worker import Workers, publish
 from workqueue.contract.topology import QueueSettings, plan
 from workqueue_operator.api.reasons import Reason
-from workqueue_operator.errors import Trouble
+from workqueue_operator.errors import ReconcileError
 
 MORE_MEMORY: Final = 64 * 1024 * 1024
 LARGEST_LOG: Final = 256 * 1024
@@ -204,31 +204,31 @@ async def test_the_operator_survives_a_hostile_broker(
         tracemalloc.start()
         try:
             async with probe(url) as broker, asyncio.timeout(120):
-                trouble = await first_trouble(broker.ready, lambda: broker.counts("jobs"))
-                assert trouble.reason in {
+                problem = await first_trouble(broker.ready, lambda: broker.counts("jobs"))
+                assert problem.reason in {
                     Reason.BROKER_UNREACHABLE,
                     Reason.BROKER_TIMEOUT,
                     Reason.QUEUE_REFUSED,
                 }
-                assert len(trouble.message) < 1_000
+                assert len(problem.message) < 1_000
                 await until(lambda: hostile.connections >= 2, 60)
                 assert tracemalloc.get_traced_memory()[1] < MORE_MEMORY
                 hostile.heal()
                 await until(lambda: hostile.passed_on > 0 and broker.connected, 60)
                 await broker.declare(plan(QueueSettings("jobs")))
-                assert await broker.hang_bell("jobs")
+                assert await broker.install_doorbell("jobs")
         finally:
             tracemalloc.stop()
         assert len(caplog.text) < LARGEST_LOG
 
 
-async def first_trouble(*asks: Callable[[], object]) -> Trouble:
+async def first_trouble(*asks: Callable[[], object]) -> ReconcileError:
     """Ask again and again, until something is in the way."""
     while True:
         for ask in asks:
             try:
                 await ask()  # type: ignore[misc]
-            except Trouble as trouble:
-                return trouble
+            except ReconcileError as problem:
+                return problem
             except Exception as error:
                 raise AssertionError(f"no trouble, but {error!r}") from error

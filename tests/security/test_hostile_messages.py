@@ -128,7 +128,7 @@ async def test_hostile_properties_do_not_disturb_the_operators_connection(
         await broker.ready()
         for queue in ("jobs", "others"):
             await broker.declare(plan(QueueSettings(queue)))
-            assert await broker.hang_bell(queue)
+            assert await broker.install_doorbell(queue)
         send(vhost, raw, b"x")
         await until(lambda: broker.told.rings == ["jobs"])
         put(channel, "others", b"y")

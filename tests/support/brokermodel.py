@@ -80,7 +80,7 @@ class Copy(Enum):
 
 
 @dataclass(eq=False)
-class Delivery:
+class ModelDelivery:
     """One message on its way through one channel."""
 
     message: int
@@ -109,7 +109,7 @@ class Channel:
         self.is_open = False
         self.to_broker: deque[Frame] = deque()
         self.to_client: deque[Frame] = deque()
-        self.deliveries: dict[int, Delivery] = {}
+        self.deliveries: dict[int, ModelDelivery] = {}
         self.unsettled: dict[int, int] = {}
         """As the broker sees it: tag and message."""
         self.consumer: Callable[..., None] | None = None
@@ -203,13 +203,13 @@ class Channel:
             self.to_broker.append(frame)
 
     def _settle(self, tag: int, how: str, then: Callable[[int], None]) -> None:
-        delivery = self.deliveries[tag]
-        if not self.is_open and not delivery.was_taken:
+        model_delivery = self.deliveries[tag]
+        if not self.is_open and not model_delivery.was_taken:
             raise pika.exceptions.ChannelWrongStateError
         self._check()
-        assert not delivery.settled, "settled twice"
-        self.broker.on_settle(delivery, how)
-        delivery.settled = how
+        assert not model_delivery.settled, "settled twice"
+        self.broker.on_settle(model_delivery, how)
+        model_delivery.settled = how
 
         def settle() -> None:
             if tag in self.unsettled:  # else it was taken back meanwhile
@@ -226,7 +226,7 @@ class Channel:
 
     def deliver(self, message: int) -> None:
         tag = len(self.deliveries) + 1
-        delivery = self.deliveries[tag] = Delivery(message, self, tag)
+        model_delivery = self.deliveries[tag] = ModelDelivery(message, self, tag)
         self.unsettled[tag] = message
         consumer = self.consumer
         assert consumer is not None
@@ -236,8 +236,8 @@ class Channel:
 
         def arrive() -> None:
             assert "tag" not in self._cancelled, "pika would reject this, which counts as a failure"
-            delivery.has_arrived = True
-            consumer(self, method, properties, delivery.body)
+            model_delivery.has_arrived = True
+            consumer(self, method, properties, model_delivery.body)
 
         self.to_client.append(arrive)
 
@@ -308,7 +308,7 @@ class Broker:
         self.is_cut_off = False
         """The client has given the connection up, and is about to hear of it."""
         self.on_consume: Frame = lambda: None
-        self.on_settle: Callable[[Delivery, str], None] = lambda _delivery, _how: None
+        self.on_settle: Callable[[ModelDelivery, str], None] = lambda _delivery, _how: None
 
     def deliver(self) -> None:
         for channel in self.channels:
@@ -456,29 +456,29 @@ class Changed:
 class Publisher:
     """The worker's publishing connection, and the queues that copies go to."""
 
-    def __init__(self, clock: Clock, lock: Lock, on_copy: Callable[[Any], Delivery]) -> None:
+    def __init__(self, clock: Clock, lock: Lock, on_copy: Callable[[Any], ModelDelivery]) -> None:
         self.queues: dict[str, float] = {f"{QUEUE}.dead": 0.0}
         """Name, and since when copies are safe in it."""
         self.under_way: list[tuple[Future[Any], Any]] = []
-        self.trouble: Exception | None = None
+        self.problem: Exception | None = None
         self._clock = clock
         self._lock = lock
         self._on_copy = on_copy
 
     def submit(self, outgoing: Any, is_wanted: Callable[[], bool]) -> Future[None]:
-        if self.trouble is not None:
-            raise self.trouble
+        if self.problem is not None:
+            raise self.problem
         assert self._clock.now >= self.queues.get(outgoing.routing_key, 0.0), "this queue may not survive"
-        delivery = self._on_copy(outgoing)
-        assert delivery.copy is Copy.NONE, "two copies of one message"
-        delivery.copy = Copy.UNDER_WAY
+        model_delivery = self._on_copy(outgoing)
+        assert model_delivery.copy is Copy.NONE, "two copies of one message"
+        model_delivery.copy = Copy.UNDER_WAY
         future: Future[None] = Future()
-        self.under_way.append((future, (delivery, outgoing.routing_key, is_wanted)))
+        self.under_way.append((future, (model_delivery, outgoing.routing_key, is_wanted)))
         return future
 
     def declare(self, queue: Queue) -> Future[bool]:
-        if self.trouble is not None:
-            raise self.trouble
+        if self.problem is not None:
+            raise self.problem
         future: Future[bool] = Future()
         self.under_way.append((future, queue.name))
         return future
@@ -508,13 +508,13 @@ class Publisher:
     def _answer_copy(
         self,
         future: Future[None],
-        delivery: Delivery,
+        model_delivery: ModelDelivery,
         queue: str,
         is_wanted: Callable[[], bool],
         *,
         well: bool,
     ) -> None:
-        delivery.copy = Copy.NONE
+        model_delivery.copy = Copy.NONE
         if queue not in self.queues:
             future.set_exception(Returned("", queue, "1", "no queue"))
         elif not well and not is_wanted():
@@ -522,13 +522,13 @@ class Publisher:
         elif not well:
             future.set_exception(Unconfirmed("", queue, "1", "connection lost"))
         else:
-            delivery.copy = Copy.CONFIRMED
+            model_delivery.copy = Copy.CONFIRMED
             future.set_result(None)
 
     def close(self, _timeout: float) -> None:
         for entry in list(self.under_way):
             self.answer(entry, well=False)
-        self.trouble = BrokerError("The publisher is closed.")
+        self.problem = BrokerError("The publisher is closed.")
 
 
 class LeaseTimer:

@@ -15,7 +15,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from tests.support.rabbitmq import VirtualHost
 from workqueue.contract.binding import Binding, from_url
 from workqueue_operator.broker.connection import Broker
-from workqueue_operator.errors import Trouble
+from workqueue_operator.errors import ReconcileError
 
 T = TypeVar("T")
 
@@ -58,13 +58,13 @@ async def probe(binding: Binding | str) -> AsyncIterator[Probe]:
         await made.close()
 
 
-async def trouble_of(binding: Binding | str) -> Trouble:
+async def trouble_of(binding: Binding | str) -> ReconcileError:
     """Why a Broker cannot connect."""
     async with probe(binding) as broker:
         try:
             await broker.ready()
-        except Trouble as trouble:
-            return trouble
+        except ReconcileError as problem:
+            return problem
     raise AssertionError("it is connected")
 
 

@@ -13,7 +13,7 @@ from tests.support.workqueue import workqueue
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.declare import HIDES_SECONDS
 from workqueue_operator.broker.management import Management
-from workqueue_operator.broker.pool import Brokers
+from workqueue_operator.broker.pool import BrokerPool
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
@@ -66,7 +66,7 @@ async def finalizer(
     cluster.answer("PATCH", "/workqueues/jobs", lambda request: _stored(request.body))
     cluster.answer("POST", "/events", {})
     store = store or Store(lambda _: None)
-    brokers = Brokers(lambda _: None, lambda _: None, 60, 60)
+    brokers = BrokerPool(lambda _: None, lambda _: None, 60, 60)
     management = Management()
     workers = Workers(port)
     reporter = Reporter(cluster, store, "operator-1", Metrics())

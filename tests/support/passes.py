@@ -10,21 +10,21 @@ from typing import Any
 
 from tests.support.fakecluster import FakeCluster, Request
 from workqueue_operator.broker.management import Management
-from workqueue_operator.broker.pool import Brokers
+from workqueue_operator.broker.pool import BrokerPool
 from workqueue_operator.kube.ownership import Ownership
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.reconcile.finalize import Finalizer
-from workqueue_operator.reconcile.queue import Next
-from workqueue_operator.reconcile.reconciler import Parts, Reconciler
+from workqueue_operator.reconcile.queue import NextPass
+from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
 from workqueue_operator.reconcile.reporter import Reporter
 from workqueue_operator.scaling.gather import Gatherer
 from workqueue_operator.scaling.scale import Scaler
-from workqueue_operator.workers.apply import Workload
+from workqueue_operator.workers.apply import WorkloadApplier
 from workqueue_operator.workers.client import Workers
 from workqueue_operator.workers.render import Defaults
-from workqueue_operator.workers.retire import Retirement
+from workqueue_operator.workers.retire import Retirer
 from workqueue_operator.workers.target import Targets
 
 KEY = ("team", "jobs")
@@ -35,9 +35,9 @@ class Passes:
     """An operator whose passes begin when the test says so."""
 
     reconciler: Reconciler
-    parts: Parts
+    parts: Dependencies
 
-    async def run(self) -> Next:
+    async def run(self) -> NextPass:
         """One pass over the WorkQueue."""
         return await self.reconciler._guarded(KEY)
 
@@ -85,18 +85,18 @@ async def operator(cluster: FakeCluster, *namespaces: str) -> AsyncIterator[Pass
     """An operator that knows the WorkQueue; it lists some namespaces, or watches everything."""
     reconciler = Reconciler(lambda _: None)
     store, metrics, workers, management = Store(lambda _: None), Metrics(), Workers(), Management()
-    secrets, brokers = Secrets(cluster), Brokers(lambda _: None, lambda _: None, 60, 60)
+    secrets, brokers = Secrets(cluster), BrokerPool(lambda _: None, lambda _: None, 60, 60)
     reporter = Reporter(cluster, store, "me", metrics)
-    workload = Workload(cluster, Defaults(), lambda _: None)
+    workload = WorkloadApplier(cluster, Defaults(), lambda _: None)
     store.put_workqueue(workqueue())
-    parts = Parts(
+    parts = Dependencies(
         store=store,
         ownership=Ownership(cluster, "ops/me", namespaces, lambda _: None, list),
         secrets=secrets,
         brokers=brokers,
         gatherer=Gatherer(workers, management),
         targets=Targets(cluster, store, workload),
-        scaler=Scaler(store, workload, Retirement(cluster, workers, store), reporter, metrics),
+        scaler=Scaler(store, workload, Retirer(cluster, workers, store), reporter, metrics),
         reporter=reporter,
         finalizer=Finalizer(cluster, store, secrets, brokers, management, reporter),
         metrics=metrics,

@@ -19,10 +19,10 @@ from workqueue_operator.scaling.decide import (
     Load,
     Observation,
     Retire,
+    ScaleInWindow,
     ScaleOut,
     Trim,
-    Window,
-    Workload,
+    WorkloadState,
     beside_stopping_workers,
     decide,
     wanted_replicas,
@@ -51,53 +51,53 @@ def spec(**changes: Any) -> WorkQueueSpec:
 
 
 def seen(replicas: int, depth: Depth | Unknown, **workload: Any) -> Observation:
-    return Observation(Workload(replicas, **workload), depth)
+    return Observation(WorkloadState(replicas, **workload), depth)
 
 
-def quiet_since(seconds: float, wanted: int = 0) -> Window:
+def quiet_since(seconds: float, wanted: int = 0) -> ScaleInWindow:
     """A window in which `wanted` was all that was asked for."""
-    return Window(NOW - seconds).record(NOW - 1, wanted, 60)
+    return ScaleInWindow(NOW - seconds).record(NOW - 1, wanted, 60)
 
 
 def target(decision: Decision, replicas: int) -> int:
     return replicas if isinstance(decision, Hold) else decision.replicas
 
 
-CASES: dict[str, tuple[WorkQueueSpec, Observation, Window, tuple[type, int, Reason]]] = {
+CASES: dict[str, tuple[WorkQueueSpec, Observation, ScaleInWindow, tuple[type, int, Reason]]] = {
     "one message on an empty queue starts one worker": (
         spec(),
         seen(0, Depth(1, 0, 0)),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (ScaleOut, 1, Reason.BACKLOG),
     ),
     "a backlog goes to the needed count in one step": (
         spec(maxReplicas=100),
         seen(0, Depth(1000, 0, 0)),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (ScaleOut, 100, Reason.BACKLOG),
     ),
     "messages in handlers count": (
         spec(),
         seen(1, Depth(9, 2, 2)),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (ScaleOut, 2, Reason.BACKLOG),
     ),
     "the maximum caps and says so": (
         spec(),
         seen(10, Depth(1000, 10, 10)),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (Hold, 10, Reason.AT_MAXIMUM),
     ),
     "a single active consumer gets one worker, in one step": (
         spec(queue=SINGLE),
         seen(0, Depth(1000, 0, 0)),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (ScaleOut, 1, Reason.BACKLOG),
     ),
     "and no second one": (
         spec(queue=SINGLE),
         seen(1, Depth(1000, 1, 1)),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (Hold, 1, Reason.SINGLE_ACTIVE_CONSUMER),
     ),
     "workers that stood by are retired": (
@@ -115,13 +115,13 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, Window, tuple[type, int, Reas
     "the minimum is kept without any message": (
         spec(minReplicas=2),
         seen(0, Depth(0, 0, 0)),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (ScaleOut, 2, Reason.BELOW_MINIMUM),
     ),
     "a scheduled minimum is kept as well": (
         spec(),
         replace(seen(0, Depth(0, 0, 0)), minimum=3),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (ScaleOut, 3, Reason.BELOW_MINIMUM),
     ),
     "an outage holds": (
@@ -151,7 +151,7 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, Window, tuple[type, int, Reas
     "only to the highest count wanted in the window": (
         spec(),
         seen(5, Depth(0, 0, 5)),
-        Window(0).record(NOW - 30, 4, 60),
+        ScaleInWindow(0).record(NOW - 30, 4, 60),
         (Retire, 4, Reason.SURPLUS),
     ),
     "never below the busy workers": (
@@ -205,13 +205,13 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, Window, tuple[type, int, Reas
     "an empty queue gives up the pods that were refused, without delay": (
         spec(),
         seen(10, Depth(0, 0, 3), existing=3, unsettled=SETTLING),
-        Window(NOW).record(NOW - 1, 10, 60),
+        ScaleInWindow(NOW).record(NOW - 1, 10, 60),
         (Trim, 3, Reason.POD_REFUSED),
     ),
     "those that run go on being wanted": (
         spec(),
         seen(10, Depth(0, 45, 45), existing=3, unsettled=SETTLING),
-        Window(NOW).record(NOW - 1, 10, 60),
+        ScaleInWindow(NOW).record(NOW - 1, 10, 60),
         (Trim, 5, Reason.POD_REFUSED),
     ),
     "refused pods are wanted while their messages wait": (
@@ -241,13 +241,13 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, Window, tuple[type, int, Reas
     "a pin gives up refused pods, too": (
         spec(replicas=1),
         seen(10, OUTAGE, existing=3, unsettled=SETTLING),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (Trim, 3, Reason.POD_REFUSED),
     ),
     "refused pods are given up though other workers do not answer": (
         spec(),
         seen(10, Depth(0, 0, 60, 60, SILENT), existing=3, unsettled=SETTLING, concurrency=20),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (Trim, 3, Reason.POD_REFUSED),
     ),
     "no inward step while a rollout is under way": (
@@ -265,73 +265,73 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, Window, tuple[type, int, Reas
     "an unproven template sends one pod ahead": (
         spec(),
         seen(0, Depth(100, 0, 0), proven=False),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (ScaleOut, 1, Reason.CANARY),
     ),
     "and waits for it": (
         spec(),
         seen(1, Depth(100, 0, 0), proven=False),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (Hold, 1, Reason.CANARY),
     ),
     "a pin raises without knowing the depth": (
         spec(replicas=4),
         seen(1, OUTAGE),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (ScaleOut, 4, Reason.PINNED),
     ),
     "a pin lowers without delay, asking workers": (
         spec(replicas=1),
         seen(4, Depth(100, 4, 4)),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (Retire, 1, Reason.PINNED),
     ),
     "suspend wins over the pin": (
         spec(replicas=4, suspend=True),
         seen(1, Depth(5, 0, 0)),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (Hold, 1, Reason.SUSPENDED),
     ),
     "a lowered maximum shrinks at once when nothing is busy": (
         spec(maxReplicas=2, scaleInDelaySeconds=0),
         seen(5, Depth(100, 2, 5)),
-        Window(0),
+        ScaleInWindow(0),
         (Retire, 2, Reason.SURPLUS),
     ),
     "a lowered maximum caps what was wanted before, too": (
         spec(maxReplicas=2),
         seen(5, Depth(0, 0, 5)),
-        Window(0).record(NOW - 30, 5, 60),
+        ScaleInWindow(0).record(NOW - 30, 5, 60),
         (Retire, 2, Reason.SURPLUS),
     ),
     "as many as were wanted lately stay": (
         spec(),
         seen(4, Depth(0, 0, 4)),
-        Window(0).record(NOW - 30, 4, 60),
+        ScaleInWindow(0).record(NOW - 30, 4, 60),
         (Hold, 4, Reason.SCALE_IN_DELAYED),
     ),
     "the window is full to the second": (
         spec(),
         seen(3, Depth(0, 0, 3)),
-        Window(NOW - 60).record(NOW - 1, 0, 60),
+        ScaleInWindow(NOW - 60).record(NOW - 1, 0, 60),
         (Retire, 0, Reason.IDLE),
     ),
     "a scheduled minimum is capped by the maximum": (
         spec(maxReplicas=2),
         replace(seen(0, Depth(0, 0, 0)), minimum=3),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (ScaleOut, 2, Reason.BELOW_MINIMUM),
     ),
     "one worker of an unproven template needs no canary": (
         spec(),
         seen(0, Depth(1, 0, 0), proven=False),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (ScaleOut, 1, Reason.BACKLOG),
     ),
     "a pin waits for a rollout before it lowers": (
         spec(replicas=1),
         seen(4, Depth(0, 0, 4), unsettled=Unknown(Reason.ROLLOUT_UNDER_WAY, "…")),
-        Window(NOW),
+        ScaleInWindow(NOW),
         (Hold, 4, Reason.ROLLOUT_UNDER_WAY),
     ),
 }
@@ -340,7 +340,7 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, Window, tuple[type, int, Reas
 @pytest.mark.parametrize("case", CASES)
 def test_the_cases_that_people_ask_about(case: str) -> None:
     a_spec, observation, window, (kind, replicas, reason) = CASES[case]
-    assert isinstance(observation.workload, Workload)
+    assert isinstance(observation.workload, WorkloadState)
     decision, _ = decide(a_spec, observation, window, NOW)
     assert (type(decision), target(decision, observation.workload.replicas), decision.reason) == (
         kind,
@@ -376,7 +376,7 @@ def test_a_target_drain_time_counts_unconfirmed_slots_beside_the_arrivals() -> N
 
 def test_a_target_drain_time_reckons_with_the_slots_of_a_pod() -> None:
     observation = replace(seen(0, Depth(600, 0, 0), concurrency=5), load=Load(2.0, 0.0))
-    decision, _ = decide(spec(targetDrainSeconds=60), observation, Window(NOW), NOW)
+    decision, _ = decide(spec(targetDrainSeconds=60), observation, ScaleInWindow(NOW), NOW)
     assert target(decision, 0) == 4
 
 
@@ -396,7 +396,7 @@ unknowns = st.sampled_from(
     [OUTAGE, Unknown(Reason.DEPTH_IMPLAUSIBLE, "…"), Unknown(Reason.DEPTH_PENDING, "…")]
 )
 workloads = st.builds(
-    Workload,
+    WorkloadState,
     replicas=st.integers(0, 60),
     proven=st.booleans(),
     unsettled=st.one_of(st.none(), st.just(Unknown(Reason.ROLLOUT_UNDER_WAY, "…"))),
@@ -408,8 +408,8 @@ observations = st.builds(
 )
 
 
-def _window(age: float, samples: list[tuple[float, int]]) -> Window:
-    window = Window(NOW - age)
+def _window(age: float, samples: list[tuple[float, int]]) -> ScaleInWindow:
+    window = ScaleInWindow(NOW - age)
     for ago, wanted in sorted(samples, reverse=True):
         window = window.record(NOW - ago, wanted, 120)
     return window
@@ -458,7 +458,7 @@ close_specs = st.builds(
 close_observations = st.builds(
     Observation,
     workload=st.builds(
-        Workload,
+        WorkloadState,
         replicas=st.integers(0, 6),
         proven=st.sampled_from([True, True, False]),
         unsettled=st.sampled_from([None, None, Unknown(Reason.PODS_SETTLING, "…")]),
@@ -490,10 +490,10 @@ close_windows = st.builds(
 Step = tuple[type, int, Reason]
 
 
-def lawful(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> Step:
+def lawful(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> Step:
     """The laws once more, flat: the first that applies has the answer."""
     workload, depth = seen_.workload, seen_.depth
-    assert isinstance(workload, Workload)
+    assert isinstance(workload, WorkloadState)
     now = workload.replicas
     if a_spec.suspend:
         return Hold, now, Reason.SUSPENDED
@@ -505,7 +505,7 @@ def lawful(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> Step:
 
 
 def lawful_count(
-    a_spec: WorkQueueSpec, seen_: Observation, workload: Workload, depth: Depth, window: Window
+    a_spec: WorkQueueSpec, seen_: Observation, workload: WorkloadState, depth: Depth, window: ScaleInWindow
 ) -> Step:
     scaling, now = a_spec.scaling, workload.replicas
     per, most = scaling.messages_per_replica or 1, a_spec.most_replicas
@@ -528,18 +528,18 @@ def lawful_count(
     return Hold, now, next((reason for holds, reason in reasons if holds), Reason.WITHIN_BOUNDS)
 
 
-def lawful_trim(needed: int, workload: Workload) -> Step | None:
+def lawful_trim(needed: int, workload: WorkloadState) -> Step | None:
     if workload.existing is None or max(needed, workload.existing) >= workload.replicas:
         return None
     return Trim, max(needed, workload.existing), Reason.POD_REFUSED
 
 
-def lawful_lately(a_spec: WorkQueueSpec, window: Window, wanted: int) -> int:
+def lawful_lately(a_spec: WorkQueueSpec, window: ScaleInWindow, wanted: int) -> int:
     delay, most = a_spec.scaling.scale_in_delay_seconds, a_spec.most_replicas
     return max(wanted, *(min(count, most) for at, count in window.peaks if NOW - at < delay), 0)
 
 
-def lawful_pin(pin: int, workload: Workload) -> Step:
+def lawful_pin(pin: int, workload: WorkloadState) -> Step:
     if pin > workload.replicas:
         return lawful_outward(pin, workload, Reason.PINNED)
     if pin < workload.replicas and (trimmed := lawful_trim(pin, workload)) is not None:
@@ -549,14 +549,14 @@ def lawful_pin(pin: int, workload: Workload) -> Step:
     return Hold if pin == workload.replicas else Retire, pin, Reason.PINNED
 
 
-def lawful_outward(count: int, workload: Workload, reason: Reason) -> Step:
+def lawful_outward(count: int, workload: WorkloadState, reason: Reason) -> Step:
     if workload.proven or count == 1:
         return ScaleOut, count, reason
     return ScaleOut if workload.replicas == 0 else Hold, max(workload.replicas, 1), Reason.CANARY
 
 
 def lawful_inward(
-    a_spec: WorkQueueSpec, workload: Workload, depth: Depth, window: Window, wanted: int
+    a_spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, window: ScaleInWindow, wanted: int
 ) -> Step:
     now, delay = workload.replicas, a_spec.scaling.scale_in_delay_seconds
     lately = lawful_lately(a_spec, window, wanted)
@@ -574,10 +574,10 @@ def lawful_inward(
 @settings(max_examples=1_500)
 @given(close_specs, close_observations, close_windows)
 def test_the_step_is_the_one_that_the_laws_ask_for(
-    a_spec: WorkQueueSpec, seen_: Observation, window: Window
+    a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
 ) -> None:
     decision, _ = decide(a_spec, seen_, window, NOW)
-    assert isinstance(seen_.workload, Workload)
+    assert isinstance(seen_.workload, WorkloadState)
     found = type(decision), target(decision, seen_.workload.replicas), decision.reason
     assert found == lawful(a_spec, seen_, window)
     if isinstance(decision, Retire):
@@ -587,14 +587,16 @@ def test_the_step_is_the_one_that_the_laws_ask_for(
 
 @settings(max_examples=300)
 @given(close_specs, close_observations, close_windows)
-def test_what_is_remembered_of_a_step(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> None:
+def test_what_is_remembered_of_a_step(
+    a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
+) -> None:
     decision, after = decide(a_spec, seen_, window, NOW)
     delay = a_spec.scaling.scale_in_delay_seconds
     if a_spec.suspend or a_spec.replicas is not None:
         # What was wanted before says nothing about the time after.
-        assert after == Window(NOW)
+        assert after == ScaleInWindow(NOW)
     elif isinstance(seen_.depth, Unknown):
-        assert isinstance(seen_.workload, Workload)
+        assert isinstance(seen_.workload, WorkloadState)
         assert after == window.record(NOW, seen_.workload.replicas, delay)
     else:
         assert decision.wanted is not None
@@ -603,7 +605,7 @@ def test_what_is_remembered_of_a_step(a_spec: WorkQueueSpec, seen_: Observation,
 
 @given(close_specs, close_observations, close_windows)
 def test_without_a_workload_nothing_happens_and_nothing_is_forgotten(
-    a_spec: WorkQueueSpec, seen_: Observation, window: Window
+    a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
 ) -> None:
     missing = Unknown(Reason.WORKLOAD_NOT_FOUND, "…")
     decision, after = decide(a_spec, replace(seen_, workload=missing), window, NOW)
@@ -615,14 +617,14 @@ def test_without_a_workload_nothing_happens_and_nothing_is_forgotten(
 
 @given(specs, observations, windows)
 def test_the_same_input_gives_the_same_output(
-    a_spec: WorkQueueSpec, seen_: Observation, window: Window
+    a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
 ) -> None:
     assert decide(a_spec, seen_, window, NOW) == decide(a_spec, seen_, window, NOW)
 
 
 @given(specs, observations, windows)
 def test_an_unknown_depth_never_changes_the_count(
-    a_spec: WorkQueueSpec, seen_: Observation, window: Window
+    a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
 ) -> None:
     blind = replace(seen_, depth=OUTAGE)
     decision, _ = decide(a_spec, blind, window, NOW)
@@ -631,7 +633,9 @@ def test_an_unknown_depth_never_changes_the_count(
 
 
 @given(specs, observations, windows)
-def test_a_suspended_workqueue_holds(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> None:
+def test_a_suspended_workqueue_holds(
+    a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
+) -> None:
     decision, _ = decide(a_spec.model_copy(update={"suspend": True}), seen_, window, NOW)
     assert isinstance(decision, Hold)
     assert decision.reason is Reason.SUSPENDED
@@ -639,7 +643,7 @@ def test_a_suspended_workqueue_holds(a_spec: WorkQueueSpec, seen_: Observation, 
 
 @given(specs, observations, windows)
 def test_every_step_stays_within_minimum_and_maximum(
-    a_spec: WorkQueueSpec, seen_: Observation, window: Window
+    a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
 ) -> None:
     decision, _ = decide(a_spec, seen_, window, NOW)
     if (
@@ -654,22 +658,22 @@ def test_every_step_stays_within_minimum_and_maximum(
 
 
 @given(specs, observations, windows)
-def test_outward_is_one_step(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> None:
+def test_outward_is_one_step(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> None:
     decision, _ = decide(a_spec, seen_, window, NOW)
     if isinstance(decision, ScaleOut):
-        assert isinstance(seen_.workload, Workload)
+        assert isinstance(seen_.workload, WorkloadState)
         assert decision.replicas == (decision.wanted if seen_.workload.proven else min(decision.wanted, 1))
         assert decision.replicas > seen_.workload.replicas
 
 
 @given(specs, observations, windows)
 def test_inward_never_below_the_busy_nor_below_what_was_wanted_lately(
-    a_spec: WorkQueueSpec, seen_: Observation, window: Window
+    a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
 ) -> None:
     decision, after = decide(a_spec, seen_, window, NOW)
     if isinstance(decision, Retire) and a_spec.replicas is None:
         assert isinstance(seen_.depth, Depth)
-        assert isinstance(seen_.workload, Workload)
+        assert isinstance(seen_.workload, WorkloadState)
         assert decision.replicas >= math.ceil(seen_.depth.most_in_handlers / seen_.workload.concurrency)
         assert decision.replicas >= min(after.highest, a_spec.scaling.max_replicas)
         assert decision.replicas < seen_.workload.replicas
@@ -679,7 +683,7 @@ def test_inward_never_below_the_busy_nor_below_what_was_wanted_lately(
 
 @given(specs, observations, windows)
 def test_what_cannot_be_asked_never_raises_the_count(
-    a_spec: WorkQueueSpec, seen_: Observation, window: Window
+    a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
 ) -> None:
     decision, _ = decide(a_spec, seen_, window, NOW)
 
@@ -691,17 +695,17 @@ def test_what_cannot_be_asked_never_raises_the_count(
 
 
 @given(specs, observations, windows)
-def test_a_trim_removes_no_pod(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> None:
+def test_a_trim_removes_no_pod(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> None:
     decision, _ = decide(a_spec, seen_, window, NOW)
 
     if isinstance(decision, Trim):
-        assert isinstance(seen_.workload, Workload)
+        assert isinstance(seen_.workload, WorkloadState)
         assert seen_.workload.existing is not None
         assert seen_.workload.existing <= decision.replicas < seen_.workload.replicas
 
 
 @given(specs, observations, windows)
-def test_a_pin_is_where_it_goes(a_spec: WorkQueueSpec, seen_: Observation, window: Window) -> None:
+def test_a_pin_is_where_it_goes(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> None:
     if a_spec.replicas is None or a_spec.suspend:
         return
     decision, _ = decide(a_spec, seen_, window, NOW)
@@ -710,7 +714,7 @@ def test_a_pin_is_where_it_goes(a_spec: WorkQueueSpec, seen_: Observation, windo
 
 @given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 30)), min_size=1, max_size=40))
 def test_the_window_remembers_exactly_the_highest_of_its_time(steps: list[tuple[int, int]]) -> None:
-    window, now, history = Window(0.0), 0.0, []
+    window, now, history = ScaleInWindow(0.0), 0.0, []
     for pause, wanted in steps:
         now += pause
         history.append((now, wanted))

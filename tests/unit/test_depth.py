@@ -9,11 +9,26 @@ import pytest
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkQueueSpec
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.broker.depth_poller import MISSING
-from workqueue_operator.errors import Trouble
+from workqueue_operator.broker.depth_poller import QUEUE_MISSING
+from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.views import PodView
-from workqueue_operator.scaling.decide import Depth, Hold, Load, Observation, Window, Workload, decide
-from workqueue_operator.scaling.depth import Answers, busy_pods, is_implausible, judge, load, workers_decide
+from workqueue_operator.scaling.decide import (
+    Depth,
+    Hold,
+    Load,
+    Observation,
+    ScaleInWindow,
+    WorkloadState,
+    decide,
+)
+from workqueue_operator.scaling.depth import (
+    QueueReadings,
+    busy_pods,
+    is_implausible,
+    judge,
+    load,
+    workers_decide,
+)
 from workqueue_operator.workers.client import WorkerStatus
 
 NOW = 100.0
@@ -23,8 +38,8 @@ NOT_YET = Unknown(
 UNKNOWN_UNACKNOWLEDGED = Unknown(Reason.UNACKNOWLEDGED_UNKNOWN, "No management-uri.")
 
 
-def counts(ready: int = 0, consumers: int = 0, *, bell: bool = False) -> QueueCounts:
-    return QueueCounts(ready, consumers, NOW, bell)
+def counts(ready: int = 0, consumers: int = 0, *, doorbell: bool = False) -> QueueCounts:
+    return QueueCounts(ready, consumers, NOW, doorbell)
 
 
 def pod(name: str, *, ready: bool = True) -> PodView:
@@ -39,8 +54,12 @@ def worker(
 
 A, B = pod("a"), pod("b")
 
-KNOWN: list[tuple[str, dict[str, Any], Depth]] = [
-    ("an idle queue with our bell", {"counts": counts(bell=True), "bell_hung_at": NOW - 60}, Depth(0, 0, 0)),
+LATER_PASSES: list[tuple[str, dict[str, Any], Depth]] = [
+    (
+        "an idle queue with our bell",
+        {"counts": counts(doorbell=True), "doorbell_installed_at": NOW - 60},
+        Depth(0, 0, 0),
+    ),
     ("an idle queue without bell or workers", {"counts": counts()}, Depth(0, 0, 0)),
     ("a backlog without workers", {"counts": counts(7)}, Depth(7, 0, 0)),
     (
@@ -105,22 +124,28 @@ KNOWN: list[tuple[str, dict[str, Any], Depth]] = [
     ),
     (
         "a bell that has just been hung may not show yet",
-        {"counts": counts(), "bell_hung_at": NOW - 1},
+        {"counts": counts(), "doorbell_installed_at": NOW - 1},
         Depth(0, 0, 0),
     ),
     ("messages are believed whatever the consumers", {"counts": counts(3), "pods": [A]}, Depth(3, 0, 0)),
 ]
 
 
-@pytest.mark.parametrize(("given", "depth"), [row[1:] for row in KNOWN], ids=[row[0] for row in KNOWN])
+@pytest.mark.parametrize(
+    ("given", "depth"), [row[1:] for row in LATER_PASSES], ids=[row[0] for row in LATER_PASSES]
+)
 def test_what_is_known(given: dict[str, Any], depth: Depth) -> None:
-    assert judge(Answers(**given), "jobs") == depth
+    assert judge(QueueReadings(**given), "jobs") == depth
 
 
 UNKNOWN: list[tuple[str, dict[str, Any], Reason]] = [
     ("nobody has asked yet", {"counts": None}, Reason.DEPTH_PENDING),
-    ("the queue is missing", {"counts": MISSING}, Reason.QUEUE_NOT_FOUND),
-    ("the broker is away", {"counts": Trouble(Reason.BROKER_UNREACHABLE, "away")}, Reason.BROKER_UNREACHABLE),
+    ("the queue is missing", {"counts": QUEUE_MISSING}, Reason.QUEUE_NOT_FOUND),
+    (
+        "the broker is away",
+        {"counts": ReconcileError(Reason.BROKER_UNREACHABLE, "away")},
+        Reason.BROKER_UNREACHABLE,
+    ),
     (
         "zero and zero while a worker consumes",
         {"counts": counts(), "pods": [A], "statuses": {"a": worker(0)}},
@@ -133,7 +158,7 @@ UNKNOWN: list[tuple[str, dict[str, Any], Reason]] = [
     ),
     (
         "zero and zero while our bell hangs",
-        {"counts": counts(), "bell_hung_at": NOW - 3},
+        {"counts": counts(), "doorbell_installed_at": NOW - 3},
         Reason.DEPTH_IMPLAUSIBLE,
     ),
 ]
@@ -141,7 +166,7 @@ UNKNOWN: list[tuple[str, dict[str, Any], Reason]] = [
 
 @pytest.mark.parametrize(("given", "reason"), [row[1:] for row in UNKNOWN], ids=[row[0] for row in UNKNOWN])
 def test_what_is_unknown(given: dict[str, Any], reason: Reason) -> None:
-    found = judge(Answers(**given), "jobs")
+    found = judge(QueueReadings(**given), "jobs")
     assert isinstance(found, Unknown)
     assert found.reason is reason
     if reason is not Reason.BROKER_UNREACHABLE:
@@ -149,13 +174,19 @@ def test_what_is_unknown(given: dict[str, Any], reason: Reason) -> None:
 
 
 def test_only_counts_can_be_implausible() -> None:
-    assert not is_implausible(Answers(counts=None, pods=[A]))
-    assert not is_implausible(Answers(counts=MISSING, pods=[A]))
+    assert not is_implausible(QueueReadings(counts=None, pods=[A]))
+    assert not is_implausible(QueueReadings(counts=QUEUE_MISSING, pods=[A]))
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(counts(0, 2), True), (counts(2, 2), True), (counts(3, 2), False), (None, False), (MISSING, False)],
+    [
+        (counts(0, 2), True),
+        (counts(2, 2), True),
+        (counts(3, 2), False),
+        (None, False),
+        (QUEUE_MISSING, False),
+    ],
     ids=["nothing waits", "some may be idle", "all are busy", "not asked", "missing"],
 )
 def test_when_the_workers_must_be_asked(given: Any, expected: bool) -> None:
@@ -218,12 +249,12 @@ BUSY: list[tuple[str, dict[str, Any], int | None]] = [
 
 @pytest.mark.parametrize(("given", "expected"), [row[1:] for row in BUSY], ids=[row[0] for row in BUSY])
 def test_busy_pods(given: dict[str, Any], expected: int | None) -> None:
-    answers = Answers(**given)
+    answers = QueueReadings(**given)
     assert busy_pods(answers, judge(answers, "jobs"), 3) == expected
 
 
 def test_busy_pods_of_an_unknown_depth_are_unknown() -> None:
-    assert busy_pods(Answers(counts=None), Unknown(Reason.DEPTH_PENDING, ""), 3) is None
+    assert busy_pods(QueueReadings(counts=None), Unknown(Reason.DEPTH_PENDING, ""), 3) is None
 
 
 # -- load
@@ -259,7 +290,7 @@ def test_load(statuses: dict[str, WorkerStatus], growth: float, expected: Load) 
 
 @pytest.mark.parametrize("ready", [0, 9], ids=["empty-queue", "backlog"])
 def test_unreachable_worker_is_named(ready: int) -> None:
-    depth = judge(Answers(counts=counts(ready, 2), pods=[A, B], unreachable="a"), "jobs")
+    depth = judge(QueueReadings(counts=counts(ready, 2), pods=[A, B], unreachable="a"), "jobs")
 
     assert isinstance(depth, Depth)
     assert depth.doubt is not None
@@ -283,11 +314,11 @@ def test_a_depth_that_cannot_be_asked_neither_raises_nor_lowers_the_count(ours: 
             "scaling": {"messagesPerReplica": 10, "maxReplicas": 12, "scaleInDelaySeconds": 5},
         }
     )
-    replicas, window = 0, Window(NOW)
+    replicas, window = 0, ScaleInWindow(NOW)
     for second in range(60):
         workers = [pod(f"jobs-{number}") for number in range(replicas)]
         depth = judge(
-            Answers(
+            QueueReadings(
                 counts=counts(0 if replicas else 1, 20 * replicas),
                 ours=ours,
                 pods=workers if ours else (),
@@ -296,7 +327,7 @@ def test_a_depth_that_cannot_be_asked_neither_raises_nor_lowers_the_count(ours: 
             ),
             "jobs",
         )
-        workload = Workload(replicas, concurrency=20 if ours else 1)
+        workload = WorkloadState(replicas, concurrency=20 if ours else 1)
         decision, window = decide(spec, Observation(workload, depth), window, NOW + second)
         if not isinstance(decision, Hold):
             replicas = decision.replicas

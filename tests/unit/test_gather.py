@@ -12,10 +12,10 @@ from tests.support.ports import free_port
 from tests.support.workqueue import workqueue
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.kube.views import PodView
-from workqueue_operator.reconcile.state import Memory
+from workqueue_operator.reconcile.state import PassState
 from workqueue_operator.scaling import gather
-from workqueue_operator.scaling.decide import Window
-from workqueue_operator.scaling.depth import Answers
+from workqueue_operator.scaling.decide import ScaleInWindow
+from workqueue_operator.scaling.depth import QueueReadings
 from workqueue_operator.scaling.gather import Gatherer
 from workqueue_operator.workers.client import Workers
 
@@ -32,22 +32,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def ask(memory: Memory, ready: int, *pods: PodView) -> Answers:
+def ask(pass_state: PassState, ready: int, *pods: PodView) -> QueueReadings:
     """One look at a queue with as many consumers as pods."""
 
-    async def look() -> Answers:
+    async def look() -> QueueReadings:
         workers = Workers(port=free_port())
         counts = QueueCounts(ready, len(pods), asyncio.get_running_loop().time())
         watched = SimpleNamespace(last=counts)
         link: Any = SimpleNamespace(
-            sweep=SimpleNamespace(watch=lambda *_: watched),
-            broker=SimpleNamespace(bell_hung_at=lambda _: None),
+            poller=SimpleNamespace(watch=lambda *_: watched),
+            broker=SimpleNamespace(doorbell_installed_at=lambda _: None),
         )
         nobody: Any = None
         try:
             gatherer = Gatherer(workers, nobody)
-            answers = await gatherer.ask(workqueue(), memory, link, nobody, pods)
-            return await gatherer.ask_the_rest(memory, answers)
+            answers = await gatherer.ask(workqueue(), pass_state, link, nobody, pods)
+            return await gatherer.ask_the_rest(pass_state, answers)
         finally:
             await workers.close()
 
@@ -56,11 +56,11 @@ def ask(memory: Memory, ready: int, *pods: PodView) -> Answers:
 
 @pytest.mark.parametrize("ready", [0, 50], ids=["empty-queue", "backlog"])
 def test_silent_worker_is_named_within_a_minute(ready: int, clock: list[float]) -> None:
-    memory = Memory("uid", Window(clock[0]))
+    pass_state = PassState("uid", ScaleInWindow(clock[0]))
     begun, named = clock[0], None
 
     while named is None and clock[0] < begun + 60:
-        named = ask(memory, ready, READY, STARTING).unreachable
+        named = ask(pass_state, ready, READY, STARTING).unreachable
         clock[0] += 5
 
     assert named == "jobs-1"
@@ -68,20 +68,20 @@ def test_silent_worker_is_named_within_a_minute(ready: int, clock: list[float]) 
 
 
 def test_starting_worker_is_not_named(clock: list[float]) -> None:
-    memory = Memory("uid", Window(clock[0]))
+    pass_state = PassState("uid", ScaleInWindow(clock[0]))
 
-    ask(memory, 0, STARTING)
+    ask(pass_state, 0, STARTING)
     clock[0] += 300
 
-    assert ask(memory, 0, STARTING).unreachable is None
+    assert ask(pass_state, 0, STARTING).unreachable is None
 
 
 def test_replaced_worker_is_not_named(clock: list[float]) -> None:
-    memory = Memory("uid", Window(clock[0]))
+    pass_state = PassState("uid", ScaleInWindow(clock[0]))
 
-    ask(memory, 0, READY)
+    ask(pass_state, 0, READY)
     clock[0] += 300
     another = PodView("jobs-2", "uid-2", "127.0.0.1", True, True, False, "h", False, None)
 
-    assert ask(memory, 0, another).unreachable is None
-    assert set(memory.silent_since) == {"uid-2"}
+    assert ask(pass_state, 0, another).unreachable is None
+    assert set(pass_state.silent_since) == {"uid-2"}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from workqueue_operator.reconcile import queue as module
-from workqueue_operator.reconcile.queue import Keys, Next
+from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
 
 KEY = ("team", "jobs")
 
@@ -24,11 +24,11 @@ class Runs:
         self.begun = 0
         self.running = 0
         self.most = 0
-        self.results: asyncio.Queue[Next] = asyncio.Queue()
+        self.results: asyncio.Queue[NextPass] = asyncio.Queue()
         self.changed = asyncio.Condition()
         self.idle = asyncio.Event()
 
-    async def __call__(self, _: tuple[str, str]) -> Next:
+    async def __call__(self, _: tuple[str, str]) -> NextPass:
         self.begun += 1
         self.running += 1
         self.most = max(self.most, self.running)
@@ -51,7 +51,7 @@ class Runs:
 
     def end(self, count: int) -> None:
         for _ in range(count):
-            self.results.put_nowait(Next())
+            self.results.put_nowait(NextPass())
 
     async def wait_begun(self, count: int) -> None:
         async with asyncio.timeout(5), self.changed:
@@ -60,14 +60,14 @@ class Runs:
 
 async def test_a_key_that_is_woken_while_it_runs_runs_exactly_once_more() -> None:
     runs = Runs()
-    keys = Keys(runs, known)
+    keys = ReconcileQueue(runs, known)
     keys.wake(KEY)
     await runs.wait_begun(1)
     for _ in range(5):
         keys.wake(KEY)
-    runs.results.put_nowait(Next())
+    runs.results.put_nowait(NextPass())
     await runs.wait_begun(2)
-    runs.results.put_nowait(Next())
+    runs.results.put_nowait(NextPass())
     keys_idle = asyncio.create_task(keys.stop(5))
     await keys_idle
     assert (runs.begun, runs.most) == (2, 1)
@@ -75,55 +75,55 @@ async def test_a_key_that_is_woken_while_it_runs_runs_exactly_once_more() -> Non
 
 async def test_a_run_that_failed_keeps_its_pause_although_it_woke_itself() -> None:
     runs = Runs()
-    keys = Keys(runs, known)
+    keys = ReconcileQueue(runs, known)
     keys.wake(KEY)
     await runs.wait_begun(1)
     keys.wake(KEY)
     begun = asyncio.get_running_loop().time()
-    runs.results.put_nowait(Next(after=0.2, failed=True))
+    runs.results.put_nowait(NextPass(after=0.2, failed=True))
     await runs.wait_begun(2)
     assert asyncio.get_running_loop().time() - begun >= 0.19
-    runs.results.put_nowait(Next())
+    runs.results.put_nowait(NextPass())
     await keys.stop(5)
 
 
 async def test_a_change_from_outside_does_not_wait_for_the_pause() -> None:
     runs = Runs()
-    keys = Keys(runs, known)
+    keys = ReconcileQueue(runs, known)
     keys.wake(KEY)
     await runs.wait_begun(1)
-    runs.results.put_nowait(Next(after=60, failed=True))
+    runs.results.put_nowait(NextPass(after=60, failed=True))
     await runs.wait_idle()
     keys.wake(KEY)
     await runs.wait_begun(2)
-    runs.results.put_nowait(Next())
+    runs.results.put_nowait(NextPass())
     await keys.stop(5)
 
 
 async def test_a_change_from_outside_waits_for_a_firm_pause() -> None:
     runs = Runs()
-    keys = Keys(runs, known)
+    keys = ReconcileQueue(runs, known)
     keys.wake(KEY)
     await runs.wait_begun(1)
     begun = asyncio.get_running_loop().time()
-    runs.results.put_nowait(Next(after=0.2, failed=True, firm=True))
+    runs.results.put_nowait(NextPass(after=0.2, failed=True, firm=True))
     await runs.wait_idle()
 
     keys.wake(KEY)
     await runs.wait_begun(2)
 
     assert asyncio.get_running_loop().time() - begun >= 0.19
-    runs.results.put_nowait(Next())
+    runs.results.put_nowait(NextPass())
     await runs.wait_idle()
     keys.wake(KEY)
     await runs.wait_begun(3)
-    runs.results.put_nowait(Next())
+    runs.results.put_nowait(NextPass())
     await keys.stop(5)
 
 
 async def test_different_keys_run_beside_each_other() -> None:
     runs = Runs()
-    keys = Keys(runs, known)
+    keys = ReconcileQueue(runs, known)
     for name in ("a", "b", "c"):
         keys.wake(("team", name))
     await runs.wait_begun(3)
@@ -134,7 +134,7 @@ async def test_different_keys_run_beside_each_other() -> None:
 
 async def test_stopping_ends_what_takes_too_long_and_begins_nothing_more() -> None:
     runs = Runs()
-    keys = Keys(runs, known)
+    keys = ReconcileQueue(runs, known)
     keys.wake(KEY)
     await runs.wait_begun(1)
     await keys.stop(0.05)
@@ -157,9 +157,9 @@ Kind = Callable[[tuple[str, str]], bool]
 EITHER = pytest.mark.parametrize("kind", [known, beginner])
 
 
-def woken(runs: Runs, kind: Kind, waiting: list[tuple[str, str]]) -> Keys:
+def woken(runs: Runs, kind: Kind, waiting: list[tuple[str, str]]) -> ReconcileQueue:
     """All of them woken."""
-    keys = Keys(runs, kind)
+    keys = ReconcileQueue(runs, kind)
     for key in waiting:
         keys.wake(key)
     return keys
@@ -168,7 +168,7 @@ def woken(runs: Runs, kind: Kind, waiting: list[tuple[str, str]]) -> Keys:
 @pytest.fixture
 def two_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """For as long as somebody runs."""
-    for kind in ("BEGINNERS", "KNOWN"):
+    for kind in ("FIRST_PASSES", "LATER_PASSES"):
         monkeypatch.setattr(module, kind, 2)
         monkeypatch.setattr(module, f"{kind}_SECONDS", 60)
 
@@ -177,14 +177,14 @@ def two_places(monkeypatch: pytest.MonkeyPatch) -> None:
 @EITHER
 async def test_of_many_keys_a_few_run_at_once_and_each_has_its_turn(kind: Kind) -> None:
     runs = Runs()
-    keys = Keys(runs, kind)
+    keys = ReconcileQueue(runs, kind)
     for key in names(7):
         keys.wake(key)
         keys.wake(key)
     # The two that were under way when they were woken once more run again, the others were only waiting.
     for number in range(9):
         await runs.wait_begun(number + 1)
-        runs.results.put_nowait(Next())
+        runs.results.put_nowait(NextPass())
     await keys.stop(5)
     assert (runs.begun, runs.most) == (9, 2)
 
@@ -207,8 +207,8 @@ async def test_who_waits_for_a_dead_broker_gives_the_place_to_the_next(kind: Kin
     waiting = names(4)
     keys = woken(runs, kind, waiting)
     await runs.wait_begun(2)
-    keys.give_place(waiting[0])
-    keys.give_place(waiting[0])
+    keys.release_place(waiting[0])
+    keys.release_place(waiting[0])
     await runs.wait_begun(3)
     assert runs.begun == 3, "one place, one successor"
     runs.end(4)
@@ -219,7 +219,7 @@ async def test_who_waits_for_a_dead_broker_gives_the_place_to_the_next(kind: Kin
 @pytest.mark.usefixtures("two_places")
 @EITHER
 async def test_nobody_keeps_a_place_for_long(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BEGINNERS_SECONDS", "KNOWN_SECONDS"):
+    for name in ("FIRST_PASSES_SECONDS", "LATER_PASSES_SECONDS"):
         monkeypatch.setattr(module, name, 0.05)
     runs = Runs()
     keys = woken(runs, kind, names(6))

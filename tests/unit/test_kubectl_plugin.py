@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from workqueue_kubectl import broker_access, cli, completion, explain
-from workqueue_kubectl.broker_access import Inside
+from workqueue_kubectl.broker_access import InClusterTarget
 from workqueue_kubectl.commands.status import _ago
 from workqueue_kubectl.explain import Seen
 from workqueue_kubectl.kubectl import Kubectl
@@ -222,12 +222,12 @@ def test_the_next_change_of_a_schedule_in_its_own_time_zone() -> None:
 
 
 HOSTS = [
-    ("rabbitmq", Inside("shop", "service/rabbitmq")),
-    ("rabbitmq.queues", Inside("queues", "service/rabbitmq")),
-    ("rabbitmq.queues.svc", Inside("queues", "service/rabbitmq")),
-    ("rabbitmq.queues.svc.cluster.local.", Inside("queues", "service/rabbitmq")),
-    ("rabbit-0.nodes.queues.svc", Inside("queues", "pod/rabbit-0")),
-    ("rabbit-0.nodes.queues.svc.my.domain", Inside("queues", "pod/rabbit-0")),
+    ("rabbitmq", InClusterTarget("shop", "service/rabbitmq")),
+    ("rabbitmq.queues", InClusterTarget("queues", "service/rabbitmq")),
+    ("rabbitmq.queues.svc", InClusterTarget("queues", "service/rabbitmq")),
+    ("rabbitmq.queues.svc.cluster.local.", InClusterTarget("queues", "service/rabbitmq")),
+    ("rabbit-0.nodes.queues.svc", InClusterTarget("queues", "pod/rabbit-0")),
+    ("rabbit-0.nodes.queues.svc.my.domain", InClusterTarget("queues", "pod/rabbit-0")),
     ("rabbit.example.com", None),
     ("10.0.0.7", None),
     ("fd00::7", None),
@@ -235,7 +235,7 @@ HOSTS = [
 
 
 @pytest.mark.parametrize(("host", "place"), HOSTS, ids=[host for host, _ in HOSTS])
-def test_what_a_host_name_is_in_the_cluster(host: str, place: Inside | None) -> None:
+def test_what_a_host_name_is_in_the_cluster(host: str, place: InClusterTarget | None) -> None:
     assert broker_access.candidates(host, "shop") == place
 
 

@@ -39,7 +39,7 @@ def publisher_on(channel, **options):
 def test_return_fails_the_message_that_was_returned(pair):
     publisher = publisher_on(SimpleNamespace())
     futures = [publisher.publish(outgoing) for outgoing in pair]
-    publisher.connection.loop.turn(0)
+    publisher.connection.loop.run_once(0)
     publisher.connection.loop.close()
     lost = pair[1]
 
@@ -61,7 +61,7 @@ def test_refusal_on_a_channel_that_is_being_closed_leaves_it_to_its_close():
     channel = SimpleNamespace(close=lambda: setattr(channel, "is_open", False))
     publisher = publisher_on(channel, timeout_seconds=0.0)
     future = publisher.publish(Outgoing("jobs", b""))
-    publisher.connection.loop.turn(0)
+    publisher.connection.loop.run_once(0)
     publisher._channel_since -= 60
 
     publisher._check_time()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.test_store import thing
 from workqueue_operator.kube.store import Key, Store
-from workqueue_operator.reconcile.reconciler import Parts, Reconciler
+from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
 
 
 @pytest.fixture
@@ -23,10 +23,10 @@ def woken() -> list[Key]:
     return []
 
 
-def parts(store: Store) -> Parts:
+def parts(store: Store) -> Dependencies:
     nobody: Any = None
-    others = {name: nobody for name in Parts.__annotations__ if name != "store"}
-    return Parts(store=store, **others)
+    others = {name: nobody for name in Dependencies.__annotations__ if name != "store"}
+    return Dependencies(store=store, **others)
 
 
 def test_no_pass_begins_before_everything_is_listed(reconciler: Reconciler, woken: list[Key]) -> None:

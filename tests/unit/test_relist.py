@@ -11,7 +11,7 @@ from tests.support.brokers import until
 from tests.support.fakecluster import FakeCluster, Request
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube import resync as module
-from workqueue_operator.kube.resync import Relist
+from workqueue_operator.kube.resync import Resync
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import LABEL_WORKQUEUE
 
@@ -56,7 +56,7 @@ async def test_all_kinds_are_listed_page_by_page(cluster: FakeCluster, store: St
         )
 
     cluster.answer("GET", "/workqueues", pages)
-    await Relist(cluster, store, (), 300).once()
+    await Resync(cluster, store, (), 300).once()
     assert sorted(name for _, name in store.workqueues) == ["one", "two"]
     assert cluster.paths("GET") == [
         "/apis/workqueue.dev/v1alpha1/workqueues",
@@ -68,7 +68,7 @@ async def test_all_kinds_are_listed_page_by_page(cluster: FakeCluster, store: St
 
 
 async def test_listed_namespaces_are_asked_one_by_one(cluster: FakeCluster, store: Store) -> None:
-    await Relist(cluster, store, ("one", "two"), 300).once()
+    await Resync(cluster, store, ("one", "two"), 300).once()
     assert [path for path in cluster.paths("GET") if path.endswith("pods")] == [
         "/api/v1/namespaces/one/pods",
         "/api/v1/namespaces/two/pods",
@@ -86,14 +86,14 @@ async def test_a_list_that_fails_half_way_drops_nothing_of_that_kind(
     store.put_workqueue(thing("two", 1))
     cluster.answer("GET", "/workqueues", half)
     with pytest.raises(ClusterError):
-        await Relist(cluster, store, (), 300).once()
+        await Resync(cluster, store, (), 300).once()
     assert ("team", "two") in store.workqueues
 
 
 async def test_whatever_fails_the_next_list_comes(cluster: FakeCluster, store: Store) -> None:
-    relist = Relist(cluster, store, (), 0.001)
+    resync = Resync(cluster, store, (), 0.001)
     cluster.answer("GET", "/workqueues", ClusterError(0, "no answer"))
-    running = asyncio.create_task(relist.run())
+    running = asyncio.create_task(resync.run())
     await until(lambda: len(cluster.asked) > 2)
     cluster.answer("GET", "/workqueues", {"nobody": "thought of this"})
     seen = len(cluster.asked)
@@ -110,63 +110,63 @@ async def test_whatever_fails_the_next_list_comes(cluster: FakeCluster, store: S
 async def test_the_first_list_of_a_start_is_no_sign_of_a_blind_watch(
     cluster: FakeCluster, store: Store, now: list[float]
 ) -> None:
-    relist = Relist(cluster, store, (), 300)
+    resync = Resync(cluster, store, (), 300)
     cluster.answer("GET", "/workqueues", listed(thing("one", 1)))
-    await relist.once()
+    await resync.once()
     store.freshness["workqueues"].event = now[0] + 1
     for later in (1, module.BLIND_AFTER + 1, 299):
         now[0] = 1000.0 + later
-        assert not relist.blind
+        assert not resync.blind
 
 
 async def test_one_change_that_a_list_saw_first_is_no_sign_when_the_watch_brings_it_later(
     cluster: FakeCluster, store: Store, now: list[float]
 ) -> None:
-    relist = Relist(cluster, store, (), 300)
+    resync = Resync(cluster, store, (), 300)
     store.freshness["workqueues"].event = now[0]
     now[0] += 1000
     cluster.answer("GET", "/workqueues", listed(thing("one", 2)))
-    await relist.once()
+    await resync.once()
     store.freshness["pods"].event = now[0] + 0.1
     now[0] += module.BLIND_AFTER + 1
-    assert not relist.blind
+    assert not resync.blind
 
 
 async def test_a_watch_that_brings_nothing_while_lists_show_changes_is_blind(
     cluster: FakeCluster, store: Store, now: list[float]
 ) -> None:
-    relist = Relist(cluster, store, (), 300)
+    resync = Resync(cluster, store, (), 300)
     store.freshness["workqueues"].event = now[0]
     now[0] += 301
     cluster.answer("GET", "/workqueues", listed(thing("one", 2)))
-    await relist.once()
-    assert not relist.blind
+    await resync.once()
+    assert not resync.blind
     now[0] += module.BLIND_AFTER + 1
-    assert relist.blind
+    assert resync.blind
     store.freshness["workqueues"].event = now[0]
-    assert not relist.blind
+    assert not resync.blind
 
 
 async def test_a_quiet_cluster_is_not_blind(cluster: FakeCluster, store: Store, now: list[float]) -> None:
-    relist = Relist(cluster, store, (), 300)
+    resync = Resync(cluster, store, (), 300)
     cluster.answer("GET", "/workqueues", listed(thing("one", 1)))
     store.put_workqueue(thing("one", 1))
     for _ in range(10):
         now[0] += 300
-        await relist.once()
-        assert not relist.blind
+        await resync.once()
+        assert not resync.blind
 
 
 async def test_an_api_server_that_is_away_makes_nobody_blind(
     cluster: FakeCluster, store: Store, now: list[float]
 ) -> None:
-    relist = Relist(cluster, store, (), 300)
+    resync = Resync(cluster, store, (), 300)
     cluster.answer("GET", "/workqueues", ClusterError(0, "no answer"))
     for _ in range(10):
         now[0] += 300
         with pytest.raises(ClusterError):
-            await relist.once()
-        assert not relist.blind
+            await resync.once()
+        assert not resync.blind
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ async def test_first_list_is_retried_until_the_api_server_answers(
     answers: list[Any] = [refusal, refusal]
     cluster.answer("GET", "/workqueues", lambda _: answers.pop() if answers else listed(thing("one", 1)))
 
-    await Relist(cluster, store, (), 300).first()
+    await Resync(cluster, store, (), 300).first()
 
     assert list(store.workqueues) == [("team", "one")]
     assert answers == []

@@ -19,7 +19,7 @@ from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, LABEL_WORKQUEUE
 from workqueue_operator.workers import retire
 from workqueue_operator.workers.client import Address, Answer, SigningKeys, Workers, WorkerStatus
-from workqueue_operator.workers.retire import Outcome, Plan, Retirement, plan
+from workqueue_operator.workers.retire import RetireOutcome, RetirePlan, Retirer, plan
 
 NOW = 1_800_000_000.0
 
@@ -47,7 +47,7 @@ def worker(busy: int = 0) -> WorkerStatus:
     return WorkerStatus(1, busy, True, None, 0.0)
 
 
-def asked(made: Plan) -> tuple[list[str], list[str]]:
+def asked(made: RetirePlan) -> tuple[list[str], list[str]]:
     return [one.name for one in made.dead], [one.name for one in made.ask]
 
 
@@ -195,13 +195,13 @@ class Scene:
 
     async def carry_out(
         self,
-        chosen: Plan,
+        chosen: RetirePlan,
         pods: list[PodView],
         *,
         guarded: bool = True,
-    ) -> Outcome:
+    ) -> RetireOutcome:
         self.counted = self.counted or sum(not pod.terminating for pod in pods)
-        retirement = Retirement(self.cluster, self.workers, self.store)
+        retirement = Retirer(self.cluster, self.workers, self.store)
         return await retirement.carry_out(
             "team",
             chosen,
@@ -213,7 +213,7 @@ class Scene:
 
     async def clear_left_over(self, pods: list[PodView], **replicaset: int) -> None:
         vars(self).update(replicaset)
-        await Retirement(self.cluster, self.workers, self.store).clear_left_over("team", pods, KEYS)
+        await Retirer(self.cluster, self.workers, self.store).clear_left_over("team", pods, KEYS)
 
     @property
     def marks(self) -> list[str]:
@@ -225,7 +225,7 @@ RETIRED, BUSY = Answer.RETIRED, Answer.BUSY
 UNSEEN = retire.UNSEEN
 
 
-def says(outcome: Outcome, reason: Reason, begin: str = "") -> bool:
+def says(outcome: RetireOutcome, reason: Reason, begin: str = "") -> bool:
     """Whether this is what stood in the way."""
     obstacle = outcome.obstacle
     return obstacle is not None and obstacle.reason is reason and obstacle.message.startswith(begin)
@@ -233,7 +233,7 @@ def says(outcome: Outcome, reason: Reason, begin: str = "") -> bool:
 
 async def test_exactly_those_that_agreed_are_marked_and_the_count_goes_down_by_their_number() -> None:
     scene = Scene(a=RETIRED, b=BUSY)
-    outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C])
+    outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B, C])
     assert scene.happened == ["mark a", "lower 1"]
     assert (outcome.removed, outcome.deployment) == (1, scene.lower_answer)
     assert outcome.answers == {"a": RETIRED, "b": BUSY}
@@ -242,7 +242,7 @@ async def test_exactly_those_that_agreed_are_marked_and_the_count_goes_down_by_t
 
 async def test_nothing_happens_when_nobody_agrees() -> None:
     scene = Scene(a=BUSY, b=Answer.UNREACHABLE, c=Answer.REFUSED)
-    outcome = await scene.carry_out(Plan((), (A, B, C)), [A, B, C])
+    outcome = await scene.carry_out(RetirePlan((), (A, B, C)), [A, B, C])
     assert scene.happened == []
     assert (outcome.removed, outcome.deployment) == (0, None)
     assert outcome.unreachable == ["b", "c"]
@@ -251,7 +251,7 @@ async def test_nothing_happens_when_nobody_agrees() -> None:
 async def test_one_whose_worker_does_not_run_goes_unasked() -> None:
     dead = pod("d", running=False, ready=False)
     scene = Scene()
-    outcome = await scene.carry_out(Plan((dead,), ()), [A, dead])
+    outcome = await scene.carry_out(RetirePlan((dead,), ()), [A, dead])
     assert scene.happened == ["mark d", "lower 1"]
     assert outcome.removed == 1
 
@@ -268,7 +268,7 @@ async def test_one_whose_worker_does_not_run_goes_unasked() -> None:
 async def test_nobody_is_removed_while_kubernetes_would_remove_one_that_stays_first(stays: PodView) -> None:
     """It would do so whatever the marks say."""
     scene = Scene(a=RETIRED)
-    outcome = await scene.carry_out(Plan((), (A,)), [A, B, stays])
+    outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B, stays])
     assert scene.happened == []
     assert scene.workers.resumed == ["a"]
     assert outcome.removed == 0
@@ -279,7 +279,7 @@ async def test_nobody_is_removed_while_a_leaver_may_become_ready_before_one_that
     """Both start; the one that agreed to go became Ready first, and a busy one was removed in its place."""
     leaves, stays = pod("a", ready=False), pod("b", ready=False)
     scene = Scene(a=RETIRED)
-    outcome = await scene.carry_out(Plan((), (leaves,)), [leaves, stays, C])
+    outcome = await scene.carry_out(RetirePlan((), (leaves,)), [leaves, stays, C])
     assert (scene.lowered, scene.workers.resumed) == ([], ["a"])
     assert says(outcome, Reason.POD_NOT_READY, "Pod b ")
 
@@ -288,7 +288,7 @@ async def test_the_count_is_lowered_only_when_kubernetes_has_seen_the_marks() ->
     """Its controller chose from what it knew before, and removed workers that had not been asked."""
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.marks_seen_after = 3
-    outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C])
+    outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B, C])
     assert scene.looks == [0, 2, 2, 2, 2]
     assert (scene.happened[-1], outcome.removed) == ("lower 2", 2)
 
@@ -297,7 +297,7 @@ async def test_marks_that_kubernetes_does_not_see_are_taken_back(monkeypatch: py
     monkeypatch.setattr(retire, "SEEN_WITHIN", 0.1)
     scene = Scene(a=RETIRED)
     scene.marks_seen_after = 1000
-    outcome = await scene.carry_out(Plan((), (A,)), [A, B])
+    outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B])
     assert scene.happened == ["mark a", "clear a"]
     assert (scene.lowered, scene.workers.resumed, outcome.obstacle) == ([], ["a"], UNSEEN)
 
@@ -308,7 +308,7 @@ async def test_marks_that_kubernetes_does_not_see_are_taken_back(monkeypatch: py
 async def test_nobody_is_marked_while_kubernetes_counts_other_pods(counted: int) -> None:
     scene = Scene(a=RETIRED)
     scene.counted = counted
-    outcome = await scene.carry_out(Plan((), (A,)), [A, B])
+    outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B])
     assert (scene.happened, scene.workers.resumed, outcome.obstacle) == ([], ["a"], UNSEEN)
 
 
@@ -316,13 +316,13 @@ async def test_workers_are_called_back_when_kubernetes_cannot_be_asked() -> None
     scene = Scene(a=RETIRED)
     scene.cluster.answer("GET", "/replicasets/", ClusterError(503, "busy"))
     with pytest.raises(ClusterError, match="busy"):
-        await scene.carry_out(Plan((), (A,)), [A, B])
+        await scene.carry_out(RetirePlan((), (A,)), [A, B])
     assert (scene.happened, scene.workers.resumed) == ([], ["a"])
 
 
 async def test_nobody_is_marked_while_pods_of_two_replicasets_are_there() -> None:
     scene = Scene(a=RETIRED)
-    outcome = await scene.carry_out(Plan((), (A,)), [A, replace(B, replicaset="jobs-worker-2")])
+    outcome = await scene.carry_out(RetirePlan((), (A,)), [A, replace(B, replicaset="jobs-worker-2")])
     assert (scene.happened, outcome.obstacle) == ([], UNSEEN)
 
 
@@ -349,7 +349,7 @@ async def test_a_pod_whose_labels_somebody_changed_does_not_pass_for_one_that_ag
     scene = Scene(a=RETIRED)
     scene.changed_by_others = 1
     scene.marks_seen_after = 2
-    outcome = await scene.carry_out(Plan((), (A,)), [A, B, C])
+    outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B, C])
     assert scene.looks == [0, 1, 1, 1]
     assert outcome.removed == 1
 
@@ -358,7 +358,7 @@ async def test_a_pod_that_came_while_workers_were_asked_stops_the_step_to_zero()
     """A node was drained: the successor of its pod is not in the plan, and would be removed unasked."""
     scene = Scene(a=RETIRED, b=RETIRED)
     drained, successor = replace(A, terminating=True), replace(STARTING, name="s", uid="s")
-    outcome = await scene.carry_out(Plan((), (A, B)), [drained, successor, B])
+    outcome = await scene.carry_out(RetirePlan((), (A, B)), [drained, successor, B])
     assert (scene.lowered, scene.marks) == ([], [])
     assert says(outcome, Reason.POD_NOT_READY, "Pod s ")
 
@@ -367,33 +367,33 @@ async def test_among_pods_of_one_rank_the_marks_decide() -> None:
     """Three pods that no node takes shrink to one."""
     homeless = [replace(HOMELESS, name=name, uid=name) for name in "abc"]
     scene = Scene()
-    outcome = await scene.carry_out(Plan(tuple(homeless[:2]), ()), homeless)
+    outcome = await scene.carry_out(RetirePlan(tuple(homeless[:2]), ()), homeless)
     assert sorted(scene.happened[:2]) == ["mark a", "mark b"]
     assert (scene.happened[2:], outcome.removed, outcome.obstacle) == (["lower 2"], 2, None)
 
 
 async def test_one_that_no_node_takes_goes_though_another_is_starting() -> None:
     scene = Scene()
-    outcome = await scene.carry_out(Plan((HOMELESS,), ()), [HOMELESS, STARTING, C])
+    outcome = await scene.carry_out(RetirePlan((HOMELESS,), ()), [HOMELESS, STARTING, C])
     assert outcome.removed == 1
 
 
 async def test_to_zero_is_looked_first_and_marked_after() -> None:
     scene = Scene(a=RETIRED, b=RETIRED)
-    await scene.carry_out(Plan((), (A, B)), [A, B, pod("gone", terminating=True)])
+    await scene.carry_out(RetirePlan((), (A, B)), [A, B, pod("gone", terminating=True)])
     assert scene.happened[0] == "look"
     assert scene.happened[-1] == "lower 2"
 
 
 async def test_not_to_zero_needs_no_look() -> None:
     scene = Scene(a=RETIRED)
-    await scene.carry_out(Plan((), (A,)), [A, B])
+    await scene.carry_out(RetirePlan((), (A,)), [A, B])
     assert "look" not in scene.happened
 
 
 async def test_a_pinned_zero_needs_no_look() -> None:
     scene = Scene(a=RETIRED)
-    await scene.carry_out(Plan((), (A,)), [A], guarded=False)
+    await scene.carry_out(RetirePlan((), (A,)), [A], guarded=False)
     assert scene.happened == ["mark a", "lower 1"]
 
 
@@ -405,7 +405,7 @@ async def test_a_pinned_zero_needs_no_look() -> None:
 async def test_to_zero_nobody_goes_unless_the_queue_is_seen_empty(empty: bool | None, reason: Reason) -> None:
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.empty = empty
-    outcome = await scene.carry_out(Plan((), (A, B)), [A, B])
+    outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B])
     assert scene.happened == ["look"]
     assert sorted(scene.workers.resumed) == ["a", "b"]
     assert outcome.removed == 0
@@ -416,7 +416,7 @@ async def test_marks_and_leases_stay_when_somebody_else_changed_the_count() -> N
     """It may be lower by now, and without marks Kubernetes would choose whom to remove."""
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.lower_answer = None
-    outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C])
+    outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B, C])
     assert (outcome.obstacle, scene.marks, scene.workers.resumed) == (retire.CONFLICT, ["a", "b"], [])
 
 
@@ -424,7 +424,7 @@ async def test_a_refused_patch_clears_the_marks_and_resumes() -> None:
     scene = Scene(a=RETIRED)
     scene.lower_answer = ClusterError(403, "forbidden")
     with pytest.raises(ClusterError):
-        await scene.carry_out(Plan((), (A,)), [A, B])
+        await scene.carry_out(RetirePlan((), (A,)), [A, B])
     assert scene.happened == ["mark a", "lower 1", "clear a"]
     assert (scene.marks, scene.workers.resumed) == ([], ["a"])
 
@@ -437,7 +437,7 @@ async def test_marks_and_leases_stay_when_the_patch_may_have_been_carried_out(st
     scene = Scene(a=RETIRED)
     scene.lower_answer = ClusterError(status, "no answer")
     with pytest.raises(ClusterError):
-        await scene.carry_out(Plan((), (A,)), [A, B])
+        await scene.carry_out(RetirePlan((), (A,)), [A, B])
     assert (scene.marks, scene.workers.resumed) == (["a"], [])
 
 
@@ -459,7 +459,7 @@ async def test_a_mark_that_fails_clears_all_of_them_after_the_others_have_ended(
     scene.cluster.answer("PATCH", "/pods/a", late_mark)
     scene.cluster.answer("PATCH", "/pods/b", failing)
     with pytest.raises(ClusterError):
-        await scene.carry_out(Plan((), (A, B, C)), [A, B, C, pod("d")])
+        await scene.carry_out(RetirePlan((), (A, B, C)), [A, B, C, pod("d")])
     assert scene.lowered == []
     assert scene.marks == []
     assert sorted(scene.workers.resumed) == ["a", "b", "c"]
@@ -469,7 +469,7 @@ async def test_a_pod_that_vanished_while_it_was_marked_calls_it_off() -> None:
     """It gets a successor, so that the count would be lowered by one too many."""
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.cluster.answer("PATCH", "/pods/b", ClusterError(404, "not found"))
-    outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C])
+    outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B, C])
     assert (outcome.removed, scene.lowered, scene.marks) == (0, [], [])
     assert sorted(scene.workers.resumed) == ["a", "b"]
 
@@ -484,7 +484,7 @@ async def test_a_pod_that_is_about_to_go_calls_it_off_like_one_that_has_gone() -
         return live
 
     scene.cluster.answer("PATCH", "/pods/b", going)
-    outcome = await scene.carry_out(Plan((), (A, B)), [A, B, C])
+    outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B, C])
     assert (outcome.obstacle, scene.lowered, scene.marks) == (UNSEEN, [], [])
 
 
@@ -498,7 +498,7 @@ async def test_marks_that_cannot_be_cleared_hide_nothing() -> None:
 
     scene.cluster.answer("PATCH", "/pods/a", only_once)
     with pytest.raises(ClusterError, match="forbidden"):
-        await scene.carry_out(Plan((), (A,)), [A, B])
+        await scene.carry_out(RetirePlan((), (A,)), [A, B])
     assert scene.workers.resumed == ["a"]
 
 
@@ -515,7 +515,7 @@ async def test_agreement_that_has_become_too_old_is_called_off(monkeypatch: pyte
         return scene.mark(request)
 
     scene.cluster.answer("PATCH", "/pods/a", slow_mark)
-    outcome = await scene.carry_out(Plan((), (A,)), [A, B])
+    outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B])
 
     assert says(outcome, Reason.RETIREMENT_TOO_SLOW)
     assert (scene.lowered, scene.marks, scene.workers.resumed) == ([], [], ["a"])

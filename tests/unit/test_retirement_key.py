@@ -10,9 +10,9 @@ import pytest
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import Reason, Unknown
-from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.workers import render, retirement_key
-from workqueue_operator.workers.apply import Workload
+from workqueue_operator.workers.apply import WorkloadApplier
 from workqueue_operator.workers.retirement_key import RetirementKeys
 
 NAME = "jobs-retirement-key"
@@ -87,7 +87,7 @@ async def test_deleted_secret_is_created_again(cluster: ApiServer, monkeypatch: 
 async def test_foreign_secret_is_not_used(cluster: ApiServer) -> None:
     cluster.secret = {"metadata": {"name": NAME}, "data": {"key": base64.b64encode(b"theirs").decode()}}
 
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(ReconcileError) as caught:
         await RetirementKeys(cluster).read(workqueue())
     assert caught.value.reason is Reason.NAME_CONFLICT
 
@@ -105,7 +105,7 @@ async def test_refused_secret_is_named(cluster: ApiServer) -> None:
         "POST", "/secrets", ClusterError(403, 'secrets is forbidden: User "operator" cannot create')
     )
     cluster.answer("PATCH", "/deployments/jobs-worker", lambda request: _live(request.body))
-    workload = Workload(cluster, render.Defaults(), lambda _: None)
+    workload = WorkloadApplier(cluster, render.Defaults(), lambda _: None)
 
     refusal = (await workload.ensure(workqueue(), None)).refusal
 

@@ -15,12 +15,12 @@ from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import DeploymentView, deployment_view
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.reconcile.reporter import Reporter
-from workqueue_operator.reconcile.state import Memory
-from workqueue_operator.scaling.decide import Hold, Retire, ScaleOut, Window
+from workqueue_operator.reconcile.state import PassState
+from workqueue_operator.scaling.decide import Hold, Retire, ScaleInWindow, ScaleOut
 from workqueue_operator.scaling.scale import Scaler, next_attempt
-from workqueue_operator.workers.apply import Workload
+from workqueue_operator.workers.apply import WorkloadApplier
 from workqueue_operator.workers.render import Defaults
-from workqueue_operator.workers.retire import Retirement
+from workqueue_operator.workers.retire import Retirer
 
 OURS = workqueue()
 THEIRS = workqueue(workloadRef={"name": "jobs-worker"})
@@ -42,13 +42,13 @@ class Api:
         self.cluster.answer("GET", "/deployments/jobs-worker", lambda _: self.body)
         self.cluster.answer("POST", "/events", {})
         store, metrics = Store(lambda _: None), Metrics()
-        workload = Workload(self.cluster, Defaults(), lambda _: None)
+        workload = WorkloadApplier(self.cluster, Defaults(), lambda _: None)
         nobody: Any = None
-        retirement = Retirement(self.cluster, nobody, store)
+        retirement = Retirer(self.cluster, nobody, store)
         self.scaler = Scaler(
             store, workload, retirement, Reporter(self.cluster, store, "me", metrics), metrics
         )
-        self.memory = Memory("uid-1", Window(0.0))
+        self.pass_state = PassState("uid-1", ScaleInWindow(0.0))
 
     @property
     def body(self) -> dict[str, Any]:
@@ -79,12 +79,12 @@ class Api:
 
     async def scale_out(self, replicas: int) -> ScaleOut | Hold | Retire:
         decision = ScaleOut(replicas, replicas, Reason.BACKLOG, "the backlog")
-        return await self.scaler.raise_pinned(OURS, self.memory, decision, self.view)
+        return await self.scaler.raise_pinned(OURS, self.pass_state, decision, self.view)
 
     async def scale_in(self, replicas: int) -> ScaleOut | Hold | Retire:
         decision = Retire(replicas, replicas, only_when_empty=True, reason=Reason.SURPLUS, message="surplus")
         nobody: Any = None
-        return (await self.scaler.carry_out(THEIRS, self.memory, nobody, decision, self.view, [], {}))[0]
+        return (await self.scaler.carry_out(THEIRS, self.pass_state, nobody, decision, self.view, [], {}))[0]
 
 
 @pytest.mark.parametrize("status", [403, 422], ids=["403-of-a-webhook", "422-of-a-policy"])
@@ -120,13 +120,13 @@ async def test_refused_count_is_not_tried_again_before_its_pause_ends(
 
     assert api.tried == []
     assert decision.reason is Reason.COUNT_REFUSED
-    moment = next_attempt(api.memory)
+    moment = next_attempt(api.pass_state)
     assert moment is not None
     monkeypatch.setattr(time, "monotonic", lambda: moment)
     api.most = 10
     decision = await api.scale_out(10)
     assert (api.replicas, decision.reason) == (10, Reason.BACKLOG)
-    assert next_attempt(api.memory) is None
+    assert next_attempt(api.pass_state) is None
 
 
 async def test_pauses_between_refusals_grow_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ async def test_pauses_between_refusals_grow_to_a_minute(monkeypatch: pytest.Monk
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for _ in range(12):
         await api.scale_out(1)
-        moment = next_attempt(api.memory)
+        moment = next_attempt(api.pass_state)
         assert moment is not None
         pauses.append(moment - now)
         now = moment
@@ -169,10 +169,10 @@ async def test_failed_test_operation_is_a_conflict_and_no_refusal() -> None:
     api.replicas = 1
 
     decision = ScaleOut(2, 2, Reason.BACKLOG, "the backlog")
-    held = await api.scaler.raise_pinned(OURS, api.memory, decision, before)
+    held = await api.scaler.raise_pinned(OURS, api.pass_state, decision, before)
 
     assert held.reason is Reason.CONFLICTING_WRITE
-    assert next_attempt(api.memory) is None
+    assert next_attempt(api.pass_state) is None
 
 
 async def test_refused_scale_in_is_reported_and_backs_off() -> None:
@@ -193,4 +193,4 @@ async def test_api_server_that_is_away_is_no_refusal(status: int) -> None:
 
     with pytest.raises(ClusterError):
         await api.scale_out(1)
-    assert next_attempt(api.memory) is None
+    assert next_attempt(api.pass_state) is None

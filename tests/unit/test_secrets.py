@@ -11,7 +11,7 @@ import pytest
 from tests.support.brokers import until
 from tests.support.fakecluster import FakeCluster, Request
 from workqueue_operator.api.reasons import Reason
-from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube import secrets as module
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Key
@@ -41,8 +41,8 @@ def secrets(cluster: FakeCluster) -> Secrets:
     return Secrets(cluster)
 
 
-async def trouble(secrets: Secrets) -> Trouble:
-    with pytest.raises(Trouble) as caught:
+async def problem(secrets: Secrets) -> ReconcileError:
+    with pytest.raises(ReconcileError) as caught:
         await secrets.binding("team", "rabbitmq")
     return caught.value
 
@@ -139,7 +139,7 @@ async def test_trouble_says_where_and_what(
     cluster: FakeCluster, secrets: Secrets, answer: object, reason: Reason, words: list[str]
 ) -> None:
     cluster.answer("GET", "rabbitmq", answer)  # type: ignore[arg-type]
-    found = await trouble(secrets)
+    found = await problem(secrets)
     assert found.reason is reason
     for word in words:
         assert word in found.message
@@ -150,8 +150,8 @@ async def test_a_corrected_secret_is_noticed_soon(
     cluster: FakeCluster, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.answer("GET", "rabbitmq", {})
-    await trouble(secrets)
-    await trouble(secrets)
+    await problem(secrets)
+    await problem(secrets)
     assert len(cluster.asked) == 1
     cluster.answer("GET", "rabbitmq", GOOD)
     monkeypatch.setattr(module, "MAX_AGE_OF_TROUBLE", -1.0)

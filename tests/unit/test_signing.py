@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workqueue.contract.signing import TOLERANCE_SECONDS, Purpose, Verdict, sign, verify
+from workqueue.contract.signing import TOLERANCE_SECONDS, Purpose, SignatureCheck, sign, verify
 
 NOW = 1_800_000_000.25
 KEY = b"secret"
@@ -18,7 +18,7 @@ def check(header, *, purpose=Purpose.RETIRE, pod_uid="pod-1", key=KEY, now=NOW):
 
 
 def test_what_was_signed_is_good():
-    assert check(GOOD) is Verdict.GOOD
+    assert check(GOOD) is SignatureCheck.GOOD
 
 
 def signed_at(stamp):
@@ -29,19 +29,19 @@ def signed_at(stamp):
 
 
 HEADERS = [
-    ("no header", None, Verdict.MISSING),
-    ("an empty header", "", Verdict.MISSING),
-    ("no time", "abc", Verdict.MALFORMED),
-    ("a time that is no number", f"soon:{GOOD.partition(':')[2]}", Verdict.MALFORMED),
-    ("no signature", "1800000000.25", Verdict.MALFORMED),
-    ("a signature that is no ASCII", "1800000000.25:é", Verdict.MALFORMED),
-    ("an empty signature", "1800000000.25:", Verdict.WRONG),
-    ("another signature", f"1800000000.250000:{'0' * 64}", Verdict.WRONG),
-    ("a signature for another time", f"1800000001.250000:{GOOD.partition(':')[2]}", Verdict.WRONG),
-    ("a signature that goes on", f"{GOOD}0", Verdict.WRONG),
-    ("a signature in upper case", GOOD.upper(), Verdict.WRONG),
-    ("not-a-number as time, rightly signed", signed_at("nan"), Verdict.EXPIRED),
-    ("infinity as time, rightly signed", signed_at("inf"), Verdict.EXPIRED),
+    ("no header", None, SignatureCheck.QUEUE_MISSING),
+    ("an empty header", "", SignatureCheck.QUEUE_MISSING),
+    ("no time", "abc", SignatureCheck.MALFORMED),
+    ("a time that is no number", f"soon:{GOOD.partition(':')[2]}", SignatureCheck.MALFORMED),
+    ("no signature", "1800000000.25", SignatureCheck.MALFORMED),
+    ("a signature that is no ASCII", "1800000000.25:é", SignatureCheck.MALFORMED),
+    ("an empty signature", "1800000000.25:", SignatureCheck.WRONG),
+    ("another signature", f"1800000000.250000:{'0' * 64}", SignatureCheck.WRONG),
+    ("a signature for another time", f"1800000001.250000:{GOOD.partition(':')[2]}", SignatureCheck.WRONG),
+    ("a signature that goes on", f"{GOOD}0", SignatureCheck.WRONG),
+    ("a signature in upper case", GOOD.upper(), SignatureCheck.WRONG),
+    ("not-a-number as time, rightly signed", signed_at("nan"), SignatureCheck.EXPIRED),
+    ("infinity as time, rightly signed", signed_at("inf"), SignatureCheck.EXPIRED),
 ]
 
 
@@ -60,20 +60,20 @@ OTHERS = [
 
 @pytest.mark.parametrize("other", [row[1] for row in OTHERS], ids=[row[0] for row in OTHERS])
 def test_a_signature_is_worth_nothing_elsewhere(other):
-    assert check(GOOD, **other) is Verdict.WRONG
+    assert check(GOOD, **other) is SignatureCheck.WRONG
 
 
 def test_an_empty_key_never_verifies_even_what_it_signed():
-    assert check(sign(Purpose.RETIRE, "pod-1", b"", NOW), key=b"") is Verdict.WRONG
+    assert check(sign(Purpose.RETIRE, "pod-1", b"", NOW), key=b"") is SignatureCheck.WRONG
 
 
 AGES = [
-    ("at the end of the tolerance", TOLERANCE_SECONDS - 0.001, Verdict.GOOD),
-    ("after the tolerance", TOLERANCE_SECONDS + 0.001, Verdict.EXPIRED),
-    ("from the future, within the tolerance", -TOLERANCE_SECONDS + 0.001, Verdict.GOOD),
-    ("from the future, beyond the tolerance", -TOLERANCE_SECONDS - 0.001, Verdict.EXPIRED),
-    ("an hour old", 3600.0, Verdict.EXPIRED),
-    ("checked with a clock that is no number", math.nan, Verdict.EXPIRED),
+    ("at the end of the tolerance", TOLERANCE_SECONDS - 0.001, SignatureCheck.GOOD),
+    ("after the tolerance", TOLERANCE_SECONDS + 0.001, SignatureCheck.EXPIRED),
+    ("from the future, within the tolerance", -TOLERANCE_SECONDS + 0.001, SignatureCheck.GOOD),
+    ("from the future, beyond the tolerance", -TOLERANCE_SECONDS - 0.001, SignatureCheck.EXPIRED),
+    ("an hour old", 3600.0, SignatureCheck.EXPIRED),
+    ("checked with a clock that is no number", math.nan, SignatureCheck.EXPIRED),
 ]
 
 
@@ -89,9 +89,9 @@ def test_a_signature_expires(age, verdict):
     now=st.floats(min_value=0, max_value=1e11),
 )
 def test_every_signature_verifies_for_its_own_call(purpose, pod_uid, key, now):
-    assert verify(sign(purpose, pod_uid, key, now), purpose, pod_uid, key, now) is Verdict.GOOD
+    assert verify(sign(purpose, pod_uid, key, now), purpose, pod_uid, key, now) is SignatureCheck.GOOD
 
 
 @given(header=st.text())
 def test_no_text_makes_it_fail_otherwise_than_by_a_verdict(header):
-    assert check(header) in set(Verdict) - {Verdict.GOOD}
+    assert check(header) in set(SignatureCheck) - {SignatureCheck.GOOD}

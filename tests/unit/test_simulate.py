@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hack.bench.simulation import shards
-from hack.bench.simulation.jobs import Job, Workload, bursts, heavy, recorded, sparse
+from hack.bench.simulation.jobs import Job, JobMix, bursts, heavy, recorded, sparse
 from hack.bench.simulation.keda import Keda
 from hack.bench.simulation.operator import RING_TO_WRITTEN_SECONDS, Operator
 from hack.bench.simulation.outcome import simulate
@@ -21,11 +21,11 @@ from hack.bench.simulation.world import START_SECONDS, Autoscaler, World
 
 def workload(
     *jobs: tuple[float, float], per_replica: int = 1, most: int = 20, seconds: float = 2_000
-) -> Workload:
-    return Workload("a test", "", tuple(Job(*job) for job in jobs), seconds, per_replica, most)
+) -> JobMix:
+    return JobMix("a test", "", tuple(Job(*job) for job in jobs), seconds, per_replica, most)
 
 
-def counts(load: Workload, autoscaler: Autoscaler) -> list[tuple[float, int]]:
+def counts(load: JobMix, autoscaler: Autoscaler) -> list[tuple[float, int]]:
     return World(load, autoscaler).run().counts[1:]
 
 

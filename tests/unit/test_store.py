@@ -53,7 +53,7 @@ def names(store: Store, key: Key = JOBS) -> list[str]:
 def take_list(
     store: Store, kind: str, bodies: list[dict[str, Any]], taken_at: float, namespace: str | None = None
 ) -> None:
-    """A whole LIST, as `relist` brings it."""
+    """A whole LIST, as `resync` brings it."""
     for body in bodies:
         store.put(kind, body)
     store.correct(kind, {key_of(body) for body in bodies}, namespace, taken_at)

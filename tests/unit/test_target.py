@@ -13,7 +13,7 @@ from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Store
 from workqueue_operator.workers import autoscalers
-from workqueue_operator.workers.apply import Workload
+from workqueue_operator.workers.apply import WorkloadApplier
 from workqueue_operator.workers.render import Defaults
 from workqueue_operator.workers.target import Targets
 
@@ -49,10 +49,10 @@ def cluster() -> FakeCluster:
 @pytest.fixture
 def targets(cluster: FakeCluster) -> Targets:
     store = Store(lambda _: None)
-    return Targets(cluster, store, Workload(cluster, Defaults(), lambda _: None))
+    return Targets(cluster, store, WorkloadApplier(cluster, Defaults(), lambda _: None))
 
 
-async def trouble(targets: Targets) -> Unknown:
+async def problem(targets: Targets) -> Unknown:
     found = await targets.ensure(OURS)
     assert isinstance(found, Unknown)
     assert found.reason is Reason.WORKLOAD_CONTESTED
@@ -63,7 +63,7 @@ async def test_an_autoscaler_is_named_and_so_is_what_made_it(cluster: FakeCluste
     keda = autoscaler("keda-hpa-x", "Deployment", "theirs", {"kind": "ScaledObject", "name": "x"})
     others = [autoscaler("a", "StatefulSet", "theirs"), autoscaler("b", "Deployment", "another")]
     cluster.answer("GET", "/horizontalpodautoscalers", {"items": [*others, keda]})
-    said = (await trouble(targets)).message
+    said = (await problem(targets)).message
     assert "the HorizontalPodAutoscaler 'keda-hpa-x' of the ScaledObject 'x'" in said
 
 
@@ -71,10 +71,10 @@ async def test_it_is_asked_once_for_a_namespace_and_again_after_a_while(
     cluster: FakeCluster, targets: Targets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.answer("GET", "/horizontalpodautoscalers", {"items": [autoscaler("a", "Deployment", "theirs")]})
-    await asyncio.gather(*(trouble(targets) for _ in range(3)))
+    await asyncio.gather(*(problem(targets) for _ in range(3)))
     assert len([path for path in cluster.paths("GET") if "horizontal" in path]) == 1
     cluster.answer("GET", "/horizontalpodautoscalers", {"items": []})
-    await trouble(targets)
+    await problem(targets)
     monkeypatch.setattr(autoscalers, "FRESH", -1.0)
     assert not isinstance(await targets.ensure(OURS), Unknown), "it has gone, and is in nobody's way"
 

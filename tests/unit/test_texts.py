@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from workqueue_operator.kube.json_map import Texts
+from workqueue_operator.kube.json_map import JsonMap
 
 ONE, TWO = ("team", "one"), ("team", "two")
 
 
-def texts(**objects: dict[str, Any]) -> Texts:
-    made = Texts()
+def texts(**objects: dict[str, Any]) -> JsonMap:
+    made = JsonMap()
     for name, body in objects.items():
         made["team", name] = body
     return made

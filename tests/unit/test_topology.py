@@ -8,10 +8,10 @@ from workqueue.contract.topology import (
     DEFAULT_DELIVERY_LIMIT,
     UNLIMITED_DELIVERIES,
     WAKE_ALLOWANCE,
-    Binding,
     BrokerVersion,
     Exchange,
     ExchangeType,
+    QueueBinding,
     QueueSettings,
     QueueType,
     conflict_advice,
@@ -144,7 +144,7 @@ BINDINGS = [
 def test_the_work_queue_is_bound(exchange, keys):
     made = plan(QueueSettings("jobs", exchange=exchange))
     assert made.exchange is exchange
-    assert made.bindings == tuple(Binding("e", "jobs", key) for key in keys)
+    assert made.bindings == tuple(QueueBinding("e", "jobs", key) for key in keys)
 
 
 @given(queue=st.text(min_size=1), seconds=st.integers(min_value=1, max_value=10**6))

@@ -16,11 +16,11 @@ from workqueue import logs
 from workqueue.amqp.backoff import Backoff
 from workqueue.worker.handlers.http import retry_after
 from workqueue.worker.metrics import Histogram
-from workqueue.worker.rates import WINDOW_SECONDS, Recent
+from workqueue.worker.rates import WINDOW_SECONDS, HandlerRates
 
 
 def test_nothing_is_known_before_anything_happened() -> None:
-    recent = Recent(0)
+    recent = HandlerRates(0)
     assert recent.mean_seconds() is None
     assert recent.recent_seconds(1) is None
     assert recent.arrivals_per_second(1) is None
@@ -28,7 +28,7 @@ def test_nothing_is_known_before_anything_happened() -> None:
 
 
 def test_the_last_minute_is_not_the_whole_life() -> None:
-    recent = Recent(0)
+    recent = HandlerRates(0)
     recent.arrived(1)
     recent.handled(2, 10.0)
     for moment in range(100, 130):

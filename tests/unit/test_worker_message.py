@@ -36,10 +36,10 @@ def test_what_is_set_aside_comes_back_as_it_was(
 ) -> None:
     original = Properties(expiration=expiration, user_id=user, priority=priority)
     with_copies = {**others, "CC": copies, "BCC": copies}
-    properties, kept = headers.set_aside(original, with_copies)
+    properties, kept = headers.preserve(original, with_copies)
     assert (properties.expiration, properties.user_id, properties.priority) == (None, None, None)
     assert not {"CC", "BCC"} & set(kept)
-    again, kept_again = headers.set_aside(properties, kept)
+    again, kept_again = headers.preserve(properties, kept)
     assert (again, kept_again) == (properties, kept), "a second failure changes nothing more"
     marked = {**kept, headers.ATTEMPT: 2, headers.FAILURE_REASON: "Exception", headers.EXPIRES_AT: 5}
     assert headers.restore(properties, marked) == (original, with_copies)
@@ -89,7 +89,7 @@ def test_ttl_passes(properties: Properties, found: dict[str, object], expected: 
 
 
 def test_the_brokers_bookkeeping_does_not_travel_with_a_copy() -> None:
-    kept = headers.set_aside(Properties(), {"x-death": [], "x-delivery-count": 3, "x-mine": 1})[1]
+    kept = headers.preserve(Properties(), {"x-death": [], "x-delivery-count": 3, "x-mine": 1})[1]
     assert kept == {"x-mine": 1}
 
 

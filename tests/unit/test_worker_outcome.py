@@ -21,9 +21,9 @@ from workqueue.worker.handlers.outcome import (
     HandlerTimeout,
     RetryLater,
     RetryPolicy,
+    delay_step,
     failure_of,
     refusal,
-    rung,
     verdict,
 )
 
@@ -122,7 +122,7 @@ def test_a_delay_that_was_asked_for_is_at_least_kept_and_at_most_doubled(after: 
     assert found.queue_seconds >= after
     assert found.queue_seconds <= max(1, 2.5 * after)
     assert found.seconds == max(after, 0.001)
-    assert found.queue_seconds == rung(after)
+    assert found.queue_seconds == delay_step(after)
 
 
 def test_long_texts_are_cut_so_that_the_headers_fit_into_a_frame() -> None:

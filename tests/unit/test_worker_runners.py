@@ -13,10 +13,10 @@ from tests.support.wait import eventually
 from workqueue.amqp.io_loop import Loop
 from workqueue.message import Message
 from workqueue.worker.executors import tasks
-from workqueue.worker.executors.tasks import Tasks
-from workqueue.worker.executors.threads import Crew
+from workqueue.worker.executors.tasks import AsyncExecutor
+from workqueue.worker.executors.threads import ThreadExecutor
 from workqueue.worker.lease import Lease
-from workqueue.worker.slot import Work
+from workqueue.worker.slot import Delivery
 
 SLOTS = 3
 PATIENCE = 20.0
@@ -25,33 +25,33 @@ PATIENCE = 20.0
 class Bench:
     """A runner with a real I/O loop, without a connection."""
 
-    def __init__(self, make: Callable[[Loop, Callable[..., Any]], Crew | Tasks]) -> None:
+    def __init__(self, make: Callable[[Loop, Callable[..., Any]], ThreadExecutor | AsyncExecutor]) -> None:
         self.errors: list[Exception] = []
-        self.ended: list[tuple[Work, BaseException | None]] = []
+        self.ended: list[tuple[Delivery, BaseException | None]] = []
         self.is_stopped = False
         self.loop = Loop(self.errors.append)
         self.runner = make(self.loop, self._handled)
         self.runner.start()
 
-    def _handled(self, work: Work, error: BaseException | None) -> None:
-        work.returned = True
-        self.ended.append((work, error))
+    def _handled(self, delivery: Delivery, error: BaseException | None) -> None:
+        delivery.returned = True
+        self.ended.append((delivery, error))
 
-    def submit(self, *bodies: bytes) -> list[Work]:
+    def submit(self, *bodies: bytes) -> list[Delivery]:
         """Messages arrive, all in one turn of the I/O loop."""
-        works = [self._work(body) for body in bodies]
+        deliveries = [self._work(body) for body in bodies]
 
         def arrive() -> None:
-            for work in works:
-                self.runner.submit(work)
+            for delivery in deliveries:
+                self.runner.submit(delivery)
 
         self.loop.add_callback(arrive)
-        return works
+        return deliveries
 
-    def _work(self, body: bytes) -> Work:
-        work = Work(None, Lease(1, None, 1), None, None, body)  # type: ignore[arg-type]
-        work.message = Message(body)
-        return work
+    def _work(self, body: bytes) -> Delivery:
+        delivery = Delivery(None, Lease(1, None, 1), None, None, body)  # type: ignore[arg-type]
+        delivery.message = Message(body)
+        return delivery
 
     def stop(self) -> None:
         """Everything ends."""
@@ -101,7 +101,7 @@ def gate() -> Iterator[Gate]:
 
 @pytest.fixture
 def crew(gate: Gate) -> Iterator[Bench]:
-    bench = Bench(lambda loop, handled: Crew(loop, gate.handle, handled, SLOTS))
+    bench = Bench(lambda loop, handled: ThreadExecutor(loop, gate.handle, handled, SLOTS))
     yield bench
     gate.opened.set()
     bench.stop()
@@ -110,7 +110,7 @@ def crew(gate: Gate) -> Iterator[Bench]:
 @pytest.fixture
 def loop_of_tasks(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(tasks, "KEEPER_SECONDS", 0.1)
-    bench = Bench(lambda loop, handled: Tasks(loop, gate.handle_async, handled, pytest.fail))
+    bench = Bench(lambda loop, handled: AsyncExecutor(loop, gate.handle_async, handled, pytest.fail))
     yield bench
     gate.opened.set()
     bench.stop()
@@ -137,8 +137,8 @@ def test_messages_of_one_turn_are_all_handled_beside_each_other_and_the_io_loop_
 def test_one_message_after_the_other_is_handled_once(bench: Bench, gate: Gate) -> None:
     gate.opened.set()
     for number in range(30):
-        [work] = bench.submit(b"%d" % number)
-        eventually(lambda work=work: work.returned)
+        [delivery] = bench.submit(b"%d" % number)
+        eventually(lambda delivery=delivery: delivery.returned)
     assert gate.inside == [b"%d" % number for number in range(30)]
     assert len(bench.ended) == 30
 
@@ -157,7 +157,7 @@ def test_a_handler_that_raises_is_told_and_the_next_is_handled(bench: Bench, gat
 def test_only_one_thread_turns_the_io_loop_at_a_time(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     inside: list[str] = []
     most: list[int] = []
-    turn = Loop.turn
+    turn = Loop.run_once
 
     def watched(loop: Loop) -> None:
         inside.append(threading.current_thread().name)
@@ -165,15 +165,15 @@ def test_only_one_thread_turns_the_io_loop_at_a_time(gate: Gate, monkeypatch: py
         turn(loop, 0.02)
         inside.pop()
 
-    monkeypatch.setattr(Loop, "turn", watched)
-    bench = Bench(lambda loop, handled: Crew(loop, gate.handle, handled, SLOTS))
+    monkeypatch.setattr(Loop, "run_once", watched)
+    bench = Bench(lambda loop, handled: ThreadExecutor(loop, gate.handle, handled, SLOTS))
     eventually(lambda: len(most) > 20)
     bench.stop()
     assert set(most) == {1}
 
 
 def test_a_thread_whose_handler_never_returns_is_left_behind(gate: Gate) -> None:
-    bench = Bench(lambda loop, handled: Crew(loop, gate.handle, handled, SLOTS))
+    bench = Bench(lambda loop, handled: ThreadExecutor(loop, gate.handle, handled, SLOTS))
     bench.submit(b"0")
     eventually(lambda: gate.inside)
     assert not bench.runner.stop(0.05)
@@ -186,7 +186,7 @@ def test_a_cancelled_task_is_told_once_also_when_it_never_began(loop_of_tasks: B
     eventually(lambda: gate.inside == [b"0"])
     loop_of_tasks.runner.cancel(running)
     eventually(lambda: running.returned)
-    [late] = works = [loop_of_tasks._work(b"late")]
+    [late] = deliveries = [loop_of_tasks._work(b"late")]
 
     def arrive_and_be_cancelled() -> None:
         loop_of_tasks.runner.submit(late)
@@ -196,7 +196,7 @@ def test_a_cancelled_task_is_told_once_also_when_it_never_began(loop_of_tasks: B
     loop_of_tasks.loop.add_callback(arrive_and_be_cancelled)
     eventually(lambda: late.returned)
     assert loop_of_tasks.turns()
-    assert [work for work, _ in loop_of_tasks.ended] == [running, *works]
+    assert [delivery for delivery, _ in loop_of_tasks.ended] == [running, *deliveries]
     assert all(isinstance(error, asyncio.CancelledError) for _, error in loop_of_tasks.ended)
     assert gate.inside == [b"0"]
 
@@ -212,11 +212,13 @@ def test_while_a_coroutine_blocks_the_io_loop_turns_and_messages_wait(
     assert loop_of_tasks.turns()
     assert gate.inside == [b"block"]
     gate.opened.set()
-    eventually(lambda: [work.body for work, _ in loop_of_tasks.ended] == [b"block", b"next"])
+    eventually(lambda: [delivery.body for delivery, _ in loop_of_tasks.ended] == [b"block", b"next"])
 
 
 def test_tasks_that_are_left_when_it_stops_are_cancelled(loop_of_tasks: Bench, gate: Gate) -> None:
-    [work] = loop_of_tasks.submit(b"0")
+    [delivery] = loop_of_tasks.submit(b"0")
     eventually(lambda: gate.inside)
     loop_of_tasks.stop()
-    assert [(ended, type(error)) for ended, error in loop_of_tasks.ended] == [(work, asyncio.CancelledError)]
+    assert [(ended, type(error)) for ended, error in loop_of_tasks.ended] == [
+        (delivery, asyncio.CancelledError)
+    ]

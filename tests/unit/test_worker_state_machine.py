@@ -30,8 +30,8 @@ from tests.support.brokermodel import (
     Clock,
     Connection,
     Copy,
-    Delivery,
     LeaseTimer,
+    ModelDelivery,
     NotWaitedForError,
     Publisher,
     Thread,
@@ -45,7 +45,7 @@ from workqueue.worker.config import PythonHandler, RunConfig
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerUnavailable, Outcome, RetryPolicy
 from workqueue.worker.lease import LeaseState
-from workqueue.worker.slot import ANSWER_SECONDS, LONGEST_WAIT_SECONDS, Work
+from workqueue.worker.slot import ANSWER_SECONDS, LONGEST_WAIT_SECONDS, Delivery
 
 TIMEOUT: Final = 64.0
 GRACE: Final = 64.0
@@ -82,8 +82,8 @@ class Before(Enum):
 class Attempt:
     """A delivery that was given to a handler."""
 
+    model_delivery: ModelDelivery
     delivery: Delivery
-    work: Work
     verdict: Verdict = Verdict.OPEN
     timed_out: bool = False
     target: str = ""
@@ -95,12 +95,12 @@ class Attempt:
     @property
     def outcome(self) -> Outcome | None:
         """What must have been counted."""
-        match self.work.lease.state:
+        match self.delivery.lease.state:
             case LeaseState.HELD:
                 return None
             case LeaseState.LOST:
                 return Outcome.LOST
-        if self.delivery.settled == "nack":
+        if self.model_delivery.settled == "nack":
             return Outcome.REQUEUED
         if self.verdict is Verdict.ACK:
             return Outcome.ACKED
@@ -181,30 +181,32 @@ class WorkerMachine(RuleBasedStateMachine):
 
     # What the worker does, and whether it may ------------------------------------------------------------
 
-    def submit(self, work: Work) -> None:
+    def submit(self, delivery: Delivery) -> None:
         """A message is given to a handler, again if it was not started before."""
-        delivery = work.lease.channel.deliveries[work.lease.tag]  # type: ignore[attr-defined]
+        model_delivery = delivery.lease.channel.deliveries[delivery.lease.tag]  # type: ignore[attr-defined]
         assert not self._is_retired or self.is_asked_to_retire
         assert not self.worker.draining
-        assert all(attempt.work.slot is not work.slot for attempt in self.running), "two handlers in one slot"
-        attempt = next((one for one in self.attempts if one.work is work), None)
+        assert all(attempt.delivery.slot is not delivery.slot for attempt in self.running), (
+            "two handlers in one slot"
+        )
+        attempt = next((one for one in self.attempts if one.delivery is delivery), None)
         if attempt is None:
-            delivery.was_taken = True
-            attempt = Attempt(delivery, work)
+            model_delivery.was_taken = True
+            attempt = Attempt(model_delivery, delivery)
             self.attempts.append(attempt)
         assert attempt.verdict is Verdict.OPEN, "a handler begins again although its message is decided on"
         self.running.append(attempt)
 
-    def cancel(self, work: Work) -> None:
+    def cancel(self, delivery: Delivery) -> None:
         """A handler is told to stop."""
-        [attempt] = [one for one in self.running if one.work is work]
-        assert work.message.cancelled.is_set()
-        assert work.lease.held not in attempt.told, "told twice"
-        attempt.told.add(work.lease.held)
+        [attempt] = [one for one in self.running if one.delivery is delivery]
+        assert delivery.message.cancelled.is_set()
+        assert delivery.lease.held not in attempt.told, "told twice"
+        attempt.told.add(delivery.lease.held)
         if attempt.cancelled_at is None:
             attempt.cancelled_at = self.clock.now
-        if not attempt.timed_out and work.lease.held:
-            assert work.abandoned
+        if not attempt.timed_out and delivery.lease.held:
+            assert delivery.abandoned
             assert self.drain_deadline is not None
             on_time = self.clock.now == self.drain_deadline - DRAIN_MARGIN
             assert self.signals or on_time, "cancelled although it might have finished"
@@ -216,20 +218,20 @@ class WorkerMachine(RuleBasedStateMachine):
     def _judge_consume(self) -> None:
         assert not self._is_retired
         assert not self.worker.draining
-        free = sum(slot.work is None for slot in self.worker.slots)
+        free = sum(slot.delivery is None for slot in self.worker.slots)
         assert free > 0, "a consumer for a slot that has a message"
 
-    def _judge_settling(self, delivery: Delivery, how: str) -> None:
-        attempt = next((one for one in self.attempts if one.delivery is delivery), None)
+    def _judge_settling(self, model_delivery: ModelDelivery, how: str) -> None:
+        attempt = next((one for one in self.attempts if one.model_delivery is model_delivery), None)
         if attempt is None:  # it came too late
             assert how == "nack"
-            assert delivery.channel.cancel_was_asked, "taken, and then not wanted"
+            assert model_delivery.channel.cancel_was_asked, "taken, and then not wanted"
             assert self.worker.draining, "before 4.3 this counts as a failure of the message"
         elif how == "ack":
-            assert attempt.verdict is Verdict.ACK or delivery.copy is Copy.CONFIRMED
+            assert attempt.verdict is Verdict.ACK or model_delivery.copy is Copy.CONFIRMED
         else:
             assert self.worker.draining
-            assert delivery.copy is not Copy.CONFIRMED or self.broker.calls, (
+            assert model_delivery.copy is not Copy.CONFIRMED or self.broker.calls, (
                 "its copy is there, and that is known"
             )
             if not self.is_handing_back and attempt in self.running:
@@ -237,22 +239,22 @@ class WorkerMachine(RuleBasedStateMachine):
             elif not self.is_handing_back:
                 assert attempt.verdict in {Verdict.NOTHING, Verdict.OPEN}
 
-    def _judge_copy(self, outgoing: Any) -> Delivery:
-        [attempt] = [one for one in self.attempts if one.delivery.body == outgoing.body]
+    def _judge_copy(self, outgoing: Any) -> ModelDelivery:
+        [attempt] = [one for one in self.attempts if one.model_delivery.body == outgoing.body]
         assert attempt.verdict is Verdict.COPY, "a copy of a message whose handler has not failed"
-        assert attempt.work.lease.held, "a copy of a message that somebody else has"
+        assert attempt.delivery.lease.held, "a copy of a message that somebody else has"
         attempt.target = outgoing.routing_key
         assert outgoing.message_id, "a copy without a message id"
         assert attempt.copy_id in {None, outgoing.message_id}, "a second message id"
         attempt.copy_id = outgoing.message_id
-        return attempt.delivery
+        return attempt.model_delivery
 
     def _judge_failure(self) -> None:
         assert any(self._is_hung(attempt) for attempt in self.running)
 
     def _is_hung(self, attempt: Attempt) -> bool:
-        work = attempt.work
-        return not work.lease.held and self.clock.now >= work.message.deadline + TIMEOUT
+        delivery = attempt.delivery
+        return not delivery.lease.held and self.clock.now >= delivery.message.deadline + TIMEOUT
 
     def _judge_close(self) -> None:
         assert self.drain_deadline is not None
@@ -260,11 +262,11 @@ class WorkerMachine(RuleBasedStateMachine):
             assert all(slot.closed for slot in self.worker.slots), "did not wait for its consumers to end"
         if self.broker.is_cut_off:
             return
-        assert not any(attempt.work.lease.held for attempt in self.attempts), "not handed back"
+        assert not any(attempt.delivery.lease.held for attempt in self.attempts), "not handed back"
         for channel in self.broker.channels:
             for tag in channel.unsettled if channel.is_open else ():
-                delivery = channel.deliveries[tag]
-                assert delivery.settled or not delivery.has_arrived, "kept, and not handed back"
+                model_delivery = channel.deliveries[tag]
+                assert model_delivery.settled or not model_delivery.has_arrived, "kept, and not handed back"
 
     @property
     def _is_retired(self) -> bool:
@@ -314,27 +316,29 @@ class WorkerMachine(RuleBasedStateMachine):
         if any(self._is_hung(attempt) for attempt in self.running) and not self.broker.is_cut_off:
             assert self.worker.draining, "a hung handler keeps a slot and the worker goes on"
         for attempt in self.running:
-            told = attempt.work.message.cancelled.is_set() or self.broker.is_cut_off  # and soon told of that
+            told = (
+                attempt.delivery.message.cancelled.is_set() or self.broker.is_cut_off
+            )  # and soon told of that
             assert told or not attempt.timed_out
 
     def _mark_whose_time_is_up(self) -> None:
         for attempt in self.running:
-            work = attempt.work
-            is_late = work.message.deadline <= self.clock.now
-            if is_late and attempt.verdict is Verdict.OPEN and work.lease.held and not work.abandoned:
+            delivery = attempt.delivery
+            is_late = delivery.message.deadline <= self.clock.now
+            if is_late and attempt.verdict is Verdict.OPEN and delivery.lease.held and not delivery.abandoned:
                 attempt.verdict = Verdict.COPY
                 attempt.timed_out = True
 
     def _end(self, attempt: Attempt, how: str) -> None:
         self.running.remove(attempt)
         if attempt.verdict is Verdict.OPEN:
-            if attempt.work.message.cancelled.is_set():
+            if attempt.delivery.message.cancelled.is_set():
                 attempt.verdict = Verdict.NOTHING
             elif how != "was not started":
                 attempt.verdict = Verdict.ACK if how == "returns" else Verdict.COPY
-        self.worker._handled(attempt.work, ENDS[how])
+        self.worker._handled(attempt.delivery, ENDS[how])
         if attempt.verdict is Verdict.NOTHING:
-            assert not attempt.work.lease.held, "its handler was told to stop, and has: hand it back"
+            assert not attempt.delivery.lease.held, "its handler was told to stop, and has: hand it back"
 
     def _while_somebody_waits(self, seconds: float) -> None:
         """Things happen until the worker tells the one who waits, or its time is over."""
@@ -354,8 +358,8 @@ class WorkerMachine(RuleBasedStateMachine):
         if not changed.was_told:
             quiet = all(slot.closed for slot in self.worker.slots)
             if self.drain_deadline is not None:
-                hung = sum(self._is_hung(attempt) for attempt in self.running)
-                quiet = quiet and self.worker.busy() == hung
+                installed = sum(self._is_hung(attempt) for attempt in self.running)
+                quiet = quiet and self.worker.busy() == installed
             assert not quiet, "nobody told the one who waits"
 
     def _moves(self) -> list[Callable[[], Any]]:
@@ -459,11 +463,11 @@ class WorkerMachine(RuleBasedStateMachine):
     @rule(
         has_leader=st.sampled_from([True, True, False]),
         has_queues=st.sampled_from([True, True, False]),
-        trouble=st.sampled_from([None, None, BrokerError("full"), UnexpectedError("a bug")]),
+        problem=st.sampled_from([None, None, BrokerError("full"), UnexpectedError("a bug")]),
     )
-    def troubles_come_and_go(self, has_leader: bool, has_queues: bool, trouble: Exception | None) -> None:
+    def troubles_come_and_go(self, has_leader: bool, has_queues: bool, problem: Exception | None) -> None:
         self.broker.has_no_leader = not has_leader
-        self.publisher.trouble = trouble
+        self.publisher.problem = problem
         if not has_queues:  # for the copies
             self.publisher.queues.clear()
 
@@ -473,7 +477,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self.data = data
         self._prepare(before)
         self._the_network_is_quick()
-        self.publisher.trouble = self._draw([None, BrokerError("full"), UnexpectedError("a bug")])
+        self.publisher.problem = self._draw([None, BrokerError("full"), UnexpectedError("a bug")])
         for attempt in list(self.running):
             self._end(attempt, self._draw(["fails", "retries", "rejects"]))
         for _ in range(self._draw(range(WAIT_MOVES))):
@@ -488,9 +492,9 @@ class WorkerMachine(RuleBasedStateMachine):
                 case "no queues":
                     self.publisher.queues.clear()
                 case "trouble":
-                    self.publisher.trouble = BrokerError("full")
+                    self.publisher.problem = BrokerError("full")
                 case _:
-                    self.publisher.trouble = None
+                    self.publisher.problem = None
 
     # -- the operator and the kubelet
 
@@ -511,7 +515,7 @@ class WorkerMachine(RuleBasedStateMachine):
             assert held_in_the_end == held
         if not held_in_the_end:
             self.retired_until = self.clock.now + retirement.LEASE_SECONDS
-            assert not any(attempt.work.lease.held for attempt in self.attempts)
+            assert not any(attempt.delivery.lease.held for attempt in self.attempts)
 
     @precondition(lambda self: self.retired_until is not None and not self.is_over)
     @rule()
@@ -535,7 +539,7 @@ class WorkerMachine(RuleBasedStateMachine):
 
         def judged_hand_back() -> int:
             for attempt in self.running:
-                if attempt.work.lease.held:
+                if attempt.delivery.lease.held:
                     assert attempt.cancelled_at is not None
                     had = self.clock.now - attempt.cancelled_at
                     assert had >= DRAIN_MARGIN or self.signals, (
@@ -549,7 +553,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self.is_over = True
         assert self.connection.is_closed
         assert self.clock.now <= self.drain_ends_by
-        assert not any(attempt.work.lease.held for attempt in self.attempts)
+        assert not any(attempt.delivery.lease.held for attempt in self.attempts)
 
     def wait(self, timeout: float) -> bool:
         """As Signals: whether another signal came."""
@@ -582,8 +586,8 @@ class WorkerMachine(RuleBasedStateMachine):
         if not hasattr(self, "attempts"):
             return
         for attempt in self.running:
-            assert attempt.work.slot.work is attempt.work
-            assert attempt.work.lease.held or attempt.work.message.cancelled.is_set()
+            assert attempt.delivery.slot.delivery is attempt.delivery
+            assert attempt.delivery.lease.held or attempt.delivery.message.cancelled.is_set()
 
     @invariant()
     def a_retired_worker_has_no_consumer(self) -> None:
@@ -592,13 +596,13 @@ class WorkerMachine(RuleBasedStateMachine):
         assert self.retirement.active == self._is_retired
         if self._is_retired:
             assert not any(channel.consumer for channel in self.broker.channels)
-            assert not any(attempt.work.lease.held for attempt in self.running)
+            assert not any(attempt.delivery.lease.held for attempt in self.running)
 
     @rule()
     def the_world_comes_to_rest(self) -> None:
         """Every slot that should take messages does; one that should not does not."""
         self.broker.has_no_leader = False
-        self.publisher.trouble = None if not self.is_over else self.publisher.trouble
+        self.publisher.problem = None if not self.is_over else self.publisher.problem
         for _ in range(3):  # a channel, its consumer, and for classic queues once more
             self._the_network_is_quick()
             if not self.connection.is_open and not self.is_over:
@@ -610,8 +614,10 @@ class WorkerMachine(RuleBasedStateMachine):
             assert consumers == 0
         else:
             slots = self.worker.slots
-            free = sum(slot.work is None for slot in slots)
-            closed = sum(slot.work is not None and slot.work.message.cancelled.is_set() for slot in slots)
+            free = sum(slot.delivery is None for slot in slots)
+            closed = sum(
+                slot.delivery is not None and slot.delivery.message.cancelled.is_set() for slot in slots
+            )
             assert free <= consumers <= len(slots) - closed
 
     def teardown(self) -> None:

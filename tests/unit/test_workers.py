@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from workqueue.contract import signing
-from workqueue.contract.signing import Purpose, Verdict
+from workqueue.contract.signing import Purpose, SignatureCheck
 from workqueue_operator.workers import client as module
 from workqueue_operator.workers.client import Address, Answer, SigningKeys, Workers, WorkerStatus
 
@@ -43,13 +43,13 @@ class Endpoint:
         self.retire_status = 200
         self.key = KEY
         self.says_it_knows_the_key = True
-        self.verdicts: list[Verdict] = []
+        self.verdicts: list[SignatureCheck] = []
         self.port = 0
-        self.hang = asyncio.Event()
-        self.hang.set()
+        self.install = asyncio.Event()
+        self.install.set()
 
     async def on_status(self, _: web.Request) -> web.Response:
-        await self.hang.wait()
+        await self.install.wait()
         if isinstance(self.status, int):
             return web.Response(status=self.status, headers={"Location": "/retire"})
         return web.json_response(self.status)
@@ -59,7 +59,7 @@ class Endpoint:
         header = request.headers.get(signing.HEADER)
         verdict = signing.verify(header, purpose, "uid-a", self.key, time.time())
         self.verdicts.append(verdict)
-        if verdict is Verdict.GOOD:
+        if verdict is SignatureCheck.GOOD:
             return web.json_response({}, status=self.retire_status)
         knows = {"retirementKey": True} if self.says_it_knows_the_key else {}
         return web.json_response({"error": str(verdict), **knows}, status=401)
@@ -77,7 +77,7 @@ async def endpoint() -> AsyncIterator[Endpoint]:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     made.port = runner.addresses[0][1]
     yield made
-    made.hang.set()
+    made.install.set()
     await runner.cleanup()
 
 
@@ -173,7 +173,7 @@ async def test_who_does_not_answer_is_left_out_and_delays_nobody_for_long(
 async def test_a_worker_that_hangs_is_given_up(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIMEOUT", aiohttp.ClientTimeout(total=0.1))
     made = Workers(endpoint.port)
-    endpoint.hang.clear()
+    endpoint.install.clear()
     async with asyncio.timeout(2):
         assert await made.statuses([A]) == {}
     await made.close()
@@ -194,7 +194,7 @@ async def test_only_a_plain_yes_means_retired(
 ) -> None:
     endpoint.retire_status = status
     assert await workers.retire([A], KEYS) == {"a": answer}
-    assert endpoint.verdicts == [Verdict.GOOD]
+    assert endpoint.verdicts == [SignatureCheck.GOOD]
 
 
 async def test_a_signature_for_another_pod_or_with_another_key_is_refused(
@@ -203,7 +203,7 @@ async def test_a_signature_for_another_pod_or_with_another_key_is_refused(
     """As when a pod's address has been given to another one meanwhile, or a password is being rotated."""
     assert await workers.retire([Address("a", "uid-b", "127.0.0.1")], KEYS) == {"a": Answer.REFUSED}
     assert await workers.retire([A], SigningKeys(b"other", PASSWORD)) == {"a": Answer.REFUSED}
-    assert endpoint.verdicts == [Verdict.WRONG, Verdict.WRONG]
+    assert endpoint.verdicts == [SignatureCheck.WRONG, SignatureCheck.WRONG]
 
 
 async def test_worker_of_the_previous_release_is_asked_with_the_password(
@@ -212,7 +212,7 @@ async def test_worker_of_the_previous_release_is_asked_with_the_password(
     endpoint.key, endpoint.says_it_knows_the_key = PASSWORD, False
     assert await workers.retire([A], KEYS) == {"a": Answer.RETIRED}
     await workers.resume([A], KEYS)
-    assert endpoint.verdicts == [Verdict.WRONG, Verdict.GOOD] * 2
+    assert endpoint.verdicts == [SignatureCheck.WRONG, SignatureCheck.GOOD] * 2
 
 
 async def test_worker_that_knows_the_retirement_key_is_never_asked_with_the_password(
@@ -221,7 +221,7 @@ async def test_worker_that_knows_the_retirement_key_is_never_asked_with_the_pass
     """As while a new key has not reached its pod yet."""
     endpoint.key = b"the key before"
     assert await workers.retire([A], KEYS) == {"a": Answer.REFUSED}
-    assert endpoint.verdicts == [Verdict.WRONG]
+    assert endpoint.verdicts == [SignatureCheck.WRONG]
 
 
 async def test_who_cannot_be_asked_is_unreachable(workers: Workers) -> None:
@@ -232,7 +232,7 @@ async def test_resuming_is_signed_for_its_own_purpose_and_never_fails(
     endpoint: Endpoint, workers: Workers
 ) -> None:
     await workers.resume([A, NOBODY], KEYS)
-    assert endpoint.verdicts == [Verdict.GOOD]
+    assert endpoint.verdicts == [SignatureCheck.GOOD]
 
 
 async def test_an_ipv6_address() -> None:

@@ -11,11 +11,11 @@ from tests.support.brokers import until
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import Reason
-from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.names import FIELD_MANAGER, REPLICAS_FIELD_MANAGER
 from workqueue_operator.workers import apply as module
 from workqueue_operator.workers import render
-from workqueue_operator.workers.apply import Workload
+from workqueue_operator.workers.apply import WorkloadApplier
 
 DEFAULTS = render.Defaults("workqueue:1", False, (), {})
 DEPLOYMENT = "/deployments/jobs-worker"
@@ -48,8 +48,8 @@ def woken() -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def workload(cluster: FakeCluster, woken: list[tuple[str, str]]) -> Workload:
-    return Workload(cluster, DEFAULTS, woken.append)
+def workload(cluster: FakeCluster, woken: list[tuple[str, str]]) -> WorkloadApplier:
+    return WorkloadApplier(cluster, DEFAULTS, woken.append)
 
 
 def applies(cluster: FakeCluster) -> list[Request]:
@@ -57,7 +57,7 @@ def applies(cluster: FakeCluster) -> list[Request]:
 
 
 async def test_it_is_created_with_no_replicas_and_without_force(
-    cluster: FakeCluster, workload: Workload
+    cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     made = (await workload.ensure(workqueue(), None)).deployment
     (request,) = applies(cluster)
@@ -79,26 +79,28 @@ async def test_it_is_created_with_no_replicas_and_without_force(
     ],
 )
 async def test_one_that_the_api_server_refuses_to_create_is_named(
-    status: int, said: str, cluster: FakeCluster, workload: Workload
+    status: int, said: str, cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     cluster.answer("PATCH", DEPLOYMENT, ClusterError(status, said))
-    with pytest.raises(Trouble, match="volumes") as caught:
+    with pytest.raises(ReconcileError, match="volumes") as caught:
         await workload.ensure(workqueue(), None)
     assert caught.value.reason is Reason.WORKLOAD_REFUSED
 
 
-async def test_somebody_elses_deployment_is_a_name_conflict(cluster: FakeCluster, workload: Workload) -> None:
+async def test_somebody_elses_deployment_is_a_name_conflict(
+    cluster: FakeCluster, workload: WorkloadApplier
+) -> None:
     theirs = {"metadata": {"name": "jobs-worker", "uid": "d9"}, "spec": {"replicas": 7}}
     cluster.answer("PATCH", DEPLOYMENT, ClusterError(409, "conflict with kubectl"))
     cluster.answer("GET", DEPLOYMENT, theirs)
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(ReconcileError) as caught:
         await workload.ensure(workqueue(), None)
     assert caught.value.reason is Reason.NAME_CONFLICT
     assert [request.method for request in applies(cluster)] == ["PATCH", "GET"]
 
 
 async def test_one_of_ours_that_the_store_did_not_show_is_applied_again(
-    cluster: FakeCluster, workload: Workload
+    cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     def answer(request: Request) -> Any:
         forced = request.query["force"] == "true"
@@ -112,7 +114,7 @@ async def test_one_of_ours_that_the_store_did_not_show_is_applied_again(
 
 @pytest.mark.parametrize("owned", [False, True], ids=["never scaled", "scaled before, which is a conflict"])
 async def test_before_it_is_applied_again_its_count_gets_an_owner(
-    cluster: FakeCluster, workload: Workload, owned: bool
+    cluster: FakeCluster, workload: WorkloadApplier, owned: bool
 ) -> None:
     made = (await workload.ensure(workqueue(), None)).deployment
     cluster.asked.clear()
@@ -131,7 +133,9 @@ async def test_before_it_is_applied_again_its_count_gets_an_owner(
     assert template.query["force"] == "true"
 
 
-async def test_a_count_above_zero_was_written_by_its_owner(cluster: FakeCluster, workload: Workload) -> None:
+async def test_a_count_above_zero_was_written_by_its_owner(
+    cluster: FakeCluster, workload: WorkloadApplier
+) -> None:
     made = (await workload.ensure(workqueue(), None)).deployment
     made["spec"]["replicas"] = 3
     cluster.asked.clear()
@@ -141,7 +145,7 @@ async def test_a_count_above_zero_was_written_by_its_owner(cluster: FakeCluster,
 
 async def test_after_a_restart_what_looks_as_it_should_is_applied_in_its_turn(
     cluster: FakeCluster,
-    workload: Workload,
+    workload: WorkloadApplier,
     woken: list[tuple[str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -156,7 +160,7 @@ async def test_after_a_restart_what_looks_as_it_should_is_applied_in_its_turn(
 
 
 async def test_after_a_restart_another_template_is_applied_at_once(
-    cluster: FakeCluster, workload: Workload
+    cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     await workload.ensure(workqueue(worker={"image": "jobs:2"}), live(wanted()))
     assert applies(cluster)
@@ -167,7 +171,7 @@ CHANGED = workqueue(worker={"image": "jobs:2"})
 
 
 async def test_refused_template_leaves_the_working_deployment_to_be_scaled(
-    cluster: FakeCluster, workload: Workload
+    cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     made = (await workload.ensure(workqueue(), None)).deployment
     cluster.answer("PATCH", DEPLOYMENT, REFUSED)
@@ -181,7 +185,7 @@ async def test_refused_template_leaves_the_working_deployment_to_be_scaled(
 
 
 async def test_refused_disruption_budget_leaves_the_deployment_to_be_scaled(
-    cluster: FakeCluster, workload: Workload
+    cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     cluster.answer("PATCH", "/poddisruptionbudgets/jobs-worker", ClusterError(403, "exceeded quota: few"))
 
@@ -193,7 +197,7 @@ async def test_refused_disruption_budget_leaves_the_deployment_to_be_scaled(
 
 
 async def test_refused_apply_is_repeated_after_pauses_that_grow(
-    cluster: FakeCluster, workload: Workload, monkeypatch: pytest.MonkeyPatch
+    cluster: FakeCluster, workload: WorkloadApplier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
     made = (await workload.ensure(workqueue(), None)).deployment
@@ -218,7 +222,7 @@ async def test_refused_apply_is_repeated_after_pauses_that_grow(
 
 
 async def test_corrected_template_is_applied_without_waiting(
-    cluster: FakeCluster, workload: Workload
+    cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     made = (await workload.ensure(workqueue(), None)).deployment
     cluster.answer("PATCH", DEPLOYMENT, REFUSED)

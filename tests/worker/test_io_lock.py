@@ -119,12 +119,12 @@ def test_nothing_waits_under_the_io_lock(vhost: VirtualHost, waits: list[str]) -
             publisher = eventually(lambda: runtime._publisher)
             eventually(lambda: publisher.pending == count or waits)
             eventually(lambda: publisher.blocked or waits)
-            assert runtime.withdraw(1.0) == count
+            assert runtime.cancel_consumers(1.0) == count
         eventually(lambda: runtime.outcomes.total() == 2 * count or waits, 60)
         eventually(lambda: runtime.busy() == 0 or waits)
         vhost.broker.close_connections()
         eventually(lambda: (runtime.consuming and runtime.reconnects == 1) or waits)
-        eventually(lambda: runtime.withdraw(10.0) == 0 or waits)
+        eventually(lambda: runtime.cancel_consumers(10.0) == 0 or waits)
 
     assert not waits, f"{len(waits)} waits, the first:\n{waits[0]}"
     assert is_empty(vhost)

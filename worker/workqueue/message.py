@@ -157,7 +157,7 @@ class Message:
         self._properties: Properties | None = None
         self.headers: Headers = headers or {}
         self.attempt = own_headers.attempts_made(self.headers) + 1 if headers else 1
-        if headers and own_headers.has_set_aside(headers):
+        if headers and own_headers.has_preserved(headers):
             self._properties, self.headers = _restored(Properties.of(properties).readable(), headers)
 
     @property

@@ -14,7 +14,7 @@ from hack.bench import report
 from hack.bench.plot import Panel, Plot, Series, draw
 from hack.bench.report import Report, Row
 from hack.bench.simulation import shards
-from hack.bench.simulation.jobs import WORKLOADS, Workload
+from hack.bench.simulation.jobs import WORKLOADS, JobMix
 from hack.bench.simulation.keda import Keda
 from hack.bench.simulation.operator import Operator
 from hack.bench.simulation.outcome import Summary, simulate
@@ -25,7 +25,7 @@ OURS: Final = "workqueue-operator"
 DEFAULTS: Final = "KEDA, defaults"
 FAST: Final = "KEDA, polling each second"
 
-AUTOSCALERS: Final[dict[str, Callable[[Workload], Autoscaler]]] = {
+AUTOSCALERS: Final[dict[str, Callable[[JobMix], Autoscaler]]] = {
     OURS: Operator,
     DEFAULTS: Keda,
     FAST: lambda workload: Keda(workload, polling_seconds=1.0),
@@ -97,7 +97,7 @@ def measure(*, quick: bool, folder: Path) -> Report:
 # -- beside KEDA -------------------------------------------------------------------------------------
 
 
-def _row(workload: Workload, outcomes: Outcomes) -> Row:
+def _row(workload: JobMix, outcomes: Outcomes) -> Row:
     ours = outcomes[OURS][0]
     peers = "; ".join(f"{name}: {_words(outcomes[name][0])}" for name in (DEFAULTS, FAST))
     return Row(f"{workload.name}: {workload.what}", _words(ours), "", None, peers, load=0.0)
@@ -125,7 +125,7 @@ their count of messages is exact, fresh, and includes those in handlers. A job t
 its pod was told to stop is killed and begins again. Nothing here depends on the machine or its load."""
 
 
-def _compared_table(workload: Workload, outcomes: Outcomes) -> str:
+def _compared_table(workload: JobMix, outcomes: Outcomes) -> str:
     head = ["", "wait p50", "p99", "longest", "mean backlog age", "replica-hours", "used", "writes"]
     head += ["busy told to stop", "jobs begun again"]
     body = []
@@ -187,7 +187,7 @@ def _ages(outcome: Outcome, begin: float, end: float, points: int = 600) -> tupl
 # -- settings ----------------------------------------------------------------------------------------
 
 
-def _settings(workload: Workload) -> dict[str, Summary]:
+def _settings(workload: JobMix) -> dict[str, Summary]:
     tried = [
         *((f"scaleInDelaySeconds {delay}", {"scaleInDelaySeconds": delay}) for delay in DELAYS),
         *((f"messagesPerReplica {target}", {"messagesPerReplica": target}) for target in TARGETS),
@@ -289,7 +289,7 @@ restart. Wakes come at random times and wait for each other in one operator. How
 
 
 def _draw_shards(costs: shards.UnitCosts, file: Path) -> None:
-    def series(value: Callable[[shards.Plan], float], rate: float, color: int) -> Series:
+    def series(value: Callable[[shards.ShardPlan], float], rate: float, color: int) -> Series:
         plans = [shards.plan(costs, count, rate) for count in OPERATORS]
         values = {plan.operators: value(plan) for plan in plans}
         finite = {count: number for count, number in values.items() if number < float("inf")}

@@ -30,7 +30,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Workload:
+class JobMix:
     """What comes to one queue, and how it is scaled.
 
     Attributes:
@@ -47,30 +47,30 @@ class Workload:
     max_replicas: int
 
 
-def sparse() -> Workload:
+def sparse() -> JobMix:
     """A message now and then."""
     chance = random.Random(1)
     jobs = tuple(Job(at, 2.0) for at in _poisson(chance, 4 * HOUR, lambda _: 1 / 600))
-    return Workload("sparse", "one message each 10 minutes on average, 2 s each", jobs, 5 * HOUR, 10, 10)
+    return JobMix("sparse", "one message each 10 minutes on average, 2 s each", jobs, 5 * HOUR, 10, 10)
 
 
-def bursts() -> Workload:
+def bursts() -> JobMix:
     """Much at once, then nothing."""
     chance = random.Random(2)
     starts = _poisson(chance, 4 * HOUR, lambda _: 1 / 900)
     jobs = tuple(Job(at + 0.002 * number, 2.0) for at in starts for number in range(200))
     what = "200 messages at once, each 15 minutes on average, 2 s each"
-    return Workload("bursts", what, _in_order(jobs), 5 * HOUR, 10, 20)
+    return JobMix("bursts", what, _in_order(jobs), 5 * HOUR, 10, 20)
 
 
-def steady() -> Workload:
+def steady() -> JobMix:
     """A load that does not change: replicas that do are for nothing."""
     chance = random.Random(3)
     jobs = tuple(Job(at, chance.expovariate(1.0)) for at in _poisson(chance, HOUR, lambda _: 5.0))
-    return Workload("steady", "5 messages a second for an hour, 1 s each on average", jobs, 1.5 * HOUR, 2, 20)
+    return JobMix("steady", "5 messages a second for an hour, 1 s each on average", jobs, 1.5 * HOUR, 2, 20)
 
 
-def diurnal() -> Workload:
+def diurnal() -> JobMix:
     """Day and night."""
     chance = random.Random(4)
 
@@ -81,10 +81,10 @@ def diurnal() -> Workload:
         Job(at, chance.lognormvariate(0.0, 0.8)) for at in _poisson(chance, 24 * HOUR, rate, most=1.5)
     )
     what = "a day: up to 1.5 messages a second at noon, none at night; log-normal, 1.4 s each on average"
-    return Workload("diurnal", what, jobs, 25 * HOUR, 2, 20)
+    return JobMix("diurnal", what, jobs, 25 * HOUR, 2, 20)
 
 
-def heavy() -> Workload:
+def heavy() -> JobMix:
     """Most handlers are short, a few are very long."""
     chance = random.Random(5)
     jobs = tuple(
@@ -92,19 +92,19 @@ def heavy() -> Workload:
         for at in _poisson(chance, 4 * HOUR, lambda _: 0.3)
     )
     what = "0.3 messages a second; Pareto, half of them below 4 s, the longest an hour at most"
-    return Workload("heavy tail", what, jobs, 6 * HOUR, 2, 30)
+    return JobMix("heavy tail", what, jobs, 6 * HOUR, 2, 30)
 
 
-def recorded() -> Workload:
+def recorded() -> JobMix:
     """Pushes to a busy project in one week, each of which starts 20 jobs of continuous integration."""
     chance = random.Random(6)
     commits = [float(line) for line in COMMITS.read_text().splitlines() if not line.startswith("#")]
     jobs = tuple(Job(at, chance.lognormvariate(3.5, 0.8)) for at in commits for _ in range(20))
     what = "133 commits of a real week, 20 jobs each; log-normal, 46 s each on average"
-    return Workload("recorded", what, _in_order(jobs), 7 * 24 * HOUR + HOUR, 1, 40)
+    return JobMix("recorded", what, _in_order(jobs), 7 * 24 * HOUR + HOUR, 1, 40)
 
 
-WORKLOADS: Final[tuple[Callable[[], Workload], ...]] = (sparse, bursts, steady, diurnal, heavy, recorded)
+WORKLOADS: Final[tuple[Callable[[], JobMix], ...]] = (sparse, bursts, steady, diurnal, heavy, recorded)
 
 
 def _poisson(

@@ -12,7 +12,7 @@ import math
 from collections import deque
 from typing import Final
 
-from hack.bench.simulation.jobs import Workload
+from hack.bench.simulation.jobs import JobMix
 from hack.bench.simulation.world import World
 
 POLLING_SECONDS: Final = 30.0
@@ -35,7 +35,7 @@ class Keda:
 
     def __init__(
         self,
-        workload: Workload,
+        workload: JobMix,
         polling_seconds: float = POLLING_SECONDS,
         cooldown_seconds: float = COOLDOWN_SECONDS,
         phase: float = 0.0,

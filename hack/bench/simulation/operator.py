@@ -9,13 +9,22 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-from hack.bench.simulation.jobs import Workload
+from hack.bench.simulation.jobs import JobMix
 from hack.bench.simulation.world import State, World
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkQueueSpec
 from workqueue_operator.config import Config
-from workqueue_operator.scaling.decide import Depth, Hold, Load, Observation, Retire, ScaleOut, Window, decide
-from workqueue_operator.scaling.decide import Workload as Deployment
+from workqueue_operator.scaling.decide import (
+    Depth,
+    Hold,
+    Load,
+    Observation,
+    Retire,
+    ScaleInWindow,
+    ScaleOut,
+    decide,
+)
+from workqueue_operator.scaling.decide import WorkloadState as Deployment
 
 RING_TO_WRITTEN_SECONDS: Final = 0.009
 """The median that is measured from publishing one message at 0 replicas to the new count."""
@@ -32,7 +41,7 @@ class Operator:
         scaling: further fields of spec.scaling, such as `scaleInDelaySeconds`; the rest are the defaults.
     """
 
-    def __init__(self, workload: Workload, **scaling: Any) -> None:
+    def __init__(self, workload: JobMix, **scaling: Any) -> None:
         if "targetDrainSeconds" not in scaling:
             scaling.setdefault("messagesPerReplica", workload.messages_per_replica)
         self._spec = WorkQueueSpec.model_validate(
@@ -43,7 +52,7 @@ class Operator:
             }
         )
         self._drains = "targetDrainSeconds" in scaling
-        self._window = Window(0.0)
+        self._window = ScaleInWindow(0.0)
         self._arrivals: deque[float] = deque()
         self._sweeping = False
 

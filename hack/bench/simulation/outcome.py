@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from hack.bench.simulation.jobs import HOUR, Workload
+from hack.bench.simulation.jobs import HOUR, JobMix
 from hack.bench.simulation.world import Autoscaler, Outcome, World
 
 
@@ -37,13 +37,13 @@ class Summary:
     repeated: int
 
 
-def simulate(workload: Workload, autoscaler: Autoscaler) -> tuple[Summary, Outcome]:
+def simulate(workload: JobMix, autoscaler: Autoscaler) -> tuple[Summary, Outcome]:
     """Run one autoscaler on one workload."""
     outcome = World(workload, autoscaler).run()
     return summary(workload, outcome), outcome
 
 
-def summary(workload: Workload, outcome: Outcome) -> Summary:
+def summary(workload: JobMix, outcome: Outcome) -> Summary:
     """The numbers of an outcome."""
     waits = sorted(outcome.waits)
     needed = sum(job.seconds for job in workload.jobs)

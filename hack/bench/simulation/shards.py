@@ -47,7 +47,7 @@ class UnitCosts:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """What each of so many operators has to bear. Times are in seconds."""
 
     operators: int
@@ -92,7 +92,7 @@ def from_results(file: Path) -> UnitCosts | None:
     )
 
 
-def plan(costs: UnitCosts, operators: int, wakes_per_second: float, queues: int = QUEUES) -> Plan:
+def plan(costs: UnitCosts, operators: int, wakes_per_second: float, queues: int = QUEUES) -> ShardPlan:
     """What each operator bears when queues and wakes are shared out evenly.
 
     Args:
@@ -101,7 +101,7 @@ def plan(costs: UnitCosts, operators: int, wakes_per_second: float, queues: int 
     each = math.ceil(queues / operators)
     rate = wakes_per_second / operators
     waits = wake_waits(rate, costs.wake_processor_seconds)
-    return Plan(
+    return ShardPlan(
         operators=operators,
         queues=each,
         memory_mib=costs.base_mib + costs.queue_kib * each / 1024,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
 
-from hack.bench.simulation.jobs import Job, Workload
+from hack.bench.simulation.jobs import Job, JobMix
 
 START_SECONDS: Final = 2.0
 """From the new count to a worker that consumes, with the image on the node. On an idle local cluster it is 0.6 s."""
@@ -88,7 +88,7 @@ class World:
     """
 
     def __init__(
-        self, workload: Workload, autoscaler: Autoscaler, grace_seconds: float = GRACE_SECONDS
+        self, workload: JobMix, autoscaler: Autoscaler, grace_seconds: float = GRACE_SECONDS
     ) -> None:
         self.now = 0.0
         self.waiting: deque[Job] = deque()

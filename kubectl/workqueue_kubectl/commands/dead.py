@@ -18,7 +18,7 @@ def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
     """Do what was asked for, with the exit codes of `workqueue dead`."""
     workqueue = cluster.workqueue(arguments.name)
     arguments.queue = workqueue.queue_name
-    with broker_access.reached(cluster, workqueue, arguments) as arguments.source:
+    with broker_access.connect(cluster, workqueue, arguments) as arguments.source:
         return dead.run(arguments)
 
 

@@ -19,7 +19,7 @@ def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
     workqueue = cluster.workqueue(arguments.name)
     arguments.queue, arguments.exchange, arguments.routing_key = workqueue.queue_name, None, ""
     arguments.declare = False  # the operator does
-    with broker_access.reached(cluster, workqueue, arguments) as arguments.source:
+    with broker_access.connect(cluster, workqueue, arguments) as arguments.source:
         return send.run(arguments)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from workqueue.contract.binding import Binding
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.destinations import Destinations
-from workqueue_operator.errors import Trouble
+from workqueue_operator.errors import ReconcileError
 
 
 async def permitted(binding: Binding, destinations: Destinations) -> Binding:
@@ -23,7 +23,7 @@ async def permitted(binding: Binding, destinations: Destinations) -> Binding:
     refusals = [await _refusal(host, port, destinations) for host, port in binding.addresses]
     kept = [place for place, refusal in zip(binding.addresses, refusals, strict=True) if not refusal]
     if not kept:
-        raise Trouble(
+        raise ReconcileError(
             Reason.SECRET_INVALID,
             f"The operator may not connect to {binding.display}: {refusals[0]}. Correct the host in the Secret, or "
             "add it to allowedBrokerHosts of the operator's chart.",

@@ -11,29 +11,29 @@ from collections.abc import Set as AbstractSet
 from typing import Final
 
 from workqueue.contract import topology
-from workqueue.contract.topology import Binding
+from workqueue.contract.topology import QueueBinding
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.connection import Broker
 from workqueue_operator.kube.client import Cluster, workqueue_path
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import ANNOTATION_BINDINGS
 
-NONE: Final[AbstractSet[Binding]] = frozenset()
+NONE: Final[AbstractSet[QueueBinding]] = frozenset()
 
 
-def wanted(workqueue: WorkQueue) -> AbstractSet[Binding]:
+def wanted(workqueue: WorkQueue) -> AbstractSet[QueueBinding]:
     """The bindings that the spec asks for."""
     return (
         frozenset(topology.plan(workqueue.queue_settings).bindings) if workqueue.spec.queue.declare else NONE
     )
 
 
-def noted(workqueue: WorkQueue) -> AbstractSet[Binding]:
+def noted(workqueue: WorkQueue) -> AbstractSet[QueueBinding]:
     """The bindings that we have made, or were about to make."""
     try:
         found = json.loads(workqueue.metadata.annotations.get(ANNOTATION_BINDINGS, "{}"))
         return frozenset(
-            Binding(str(exchange), workqueue.queue_name, str(key))
+            QueueBinding(str(exchange), workqueue.queue_name, str(key))
             for exchange, keys in found.items()
             for key in keys
         )
@@ -66,7 +66,7 @@ class Bindings:
         await self._note(workqueue, before | now, now)
 
     async def _note(
-        self, workqueue: WorkQueue, before: AbstractSet[Binding], after: AbstractSet[Binding]
+        self, workqueue: WorkQueue, before: AbstractSet[QueueBinding], after: AbstractSet[QueueBinding]
     ) -> None:
         if before == after:
             return

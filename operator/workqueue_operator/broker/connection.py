@@ -1,7 +1,7 @@
 """One connection to one broker, whatever the number of queues, and what is asked of the broker over it.
 
 Place in the flow: `observe.brokers` keeps one for each distinct connection Secret content; `act.queues`
-declares and deletes through it, `observe.sweep` asks depths, `reconcile` hangs bells. It never publishes:
+declares and deletes through it, `observe.poller` asks depths, `reconcile` hangs bells. It never publishes:
 a broker under memory alarm blocks connections that do.
 """
 
@@ -47,10 +47,10 @@ from workqueue_operator.broker.channel import (
     ChannelRefusedError,
     words_of,
 )
-from workqueue_operator.broker.doorbell import Doorbell
+from workqueue_operator.broker.doorbell import Doorbells
 from workqueue_operator.broker.tls import context
 from workqueue_operator.destinations import ANYWHERE, Destinations
-from workqueue_operator.errors import Trouble
+from workqueue_operator.errors import ReconcileError
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class QueueCounts:
     ready: int
     consumers: int
     at: float
-    bell: bool = False
+    doorbell: bool = False
 
 
 class QueueMissingError(Exception):
@@ -116,7 +116,7 @@ class Broker:
         self,
         binding: Binding,
         on_ring: Callable[[str], None],
-        on_fall: Callable[[str, tuple[int, str] | None], None],
+        on_removed: Callable[[str, tuple[int, str] | None], None],
         on_state: Callable[[], None],
         destinations: Destinations = ANYWHERE,
     ) -> None:
@@ -125,12 +125,12 @@ class Broker:
         self.generation = 0
         self.version = BrokerVersion(0, 0)
         self.cluster = ""
-        self.trouble: Trouble | None = None
+        self.problem: ReconcileError | None = None
         self._on_ring = on_ring
-        self._on_fall = on_fall
+        self._on_removed = on_removed
         self._on_state = on_state
         self._connection: AsyncioConnection | None = None
-        self._bells: Doorbell | None = None
+        self._doorbells: Doorbells | None = None
         self._lanes: list[CallChannel] = []
         self._admins: list[CallChannel] = []
         self._settled = asyncio.Event()
@@ -159,15 +159,15 @@ class Broker:
         """
         if self.connected:
             return
-        if self.trouble is None:
+        if self.problem is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONNECT_TIMEOUT + 1):
                     await self._settled.wait()
         if not self.connected:
             raise (
-                self.trouble.with_traceback(None)
-                if self.trouble
-                else Trouble(
+                self.problem.with_traceback(None)
+                if self.problem
+                else ReconcileError(
                     Reason.BROKER_TIMEOUT,
                     f"The broker {self.binding.display} accepts connections but does not answer. Look at the broker.",
                 )
@@ -175,31 +175,31 @@ class Broker:
 
     # -- bells ---------------------------------------------------------------------------------------
 
-    async def hang_bell(self, queue: str, *, ours: bool = True) -> bool:
+    async def install_doorbell(self, queue: str, *, ours: bool = True) -> bool:
         """Install a doorbell and wait until the broker confirms it; False when it does not (see Doorbell.hang)."""
-        return self._bells is not None and await self._bells.hang(queue, ours=ours)
+        return self._doorbells is not None and await self._doorbells.install(queue, ours=ours)
 
     def bell_is_silent(self, queue: str) -> bool:
         """Whether the queue leaves our consumer without an answer (see Doorbell.is_silent)."""
-        return self._bells is not None and self._bells.is_silent(queue)
+        return self._doorbells is not None and self._doorbells.is_silent(queue)
 
-    def take_down_bell(self, queue: str) -> None:
+    def remove_doorbell(self, queue: str) -> None:
         """Cancel the bell of a queue, if there is one."""
-        if self._bells is not None:
-            self._bells.take_down(queue)
+        if self._doorbells is not None:
+            self._doorbells.remove(queue)
 
-    def bell_is_up(self, queue: str) -> bool:
+    def has_doorbell(self, queue: str) -> bool:
         """Whether a bell of ours counts among the queue's consumers."""
-        return self._bells is not None and self._bells.is_up(queue)
+        return self._doorbells is not None and self._doorbells.is_installed(queue)
 
-    def bell_hung_at(self, queue: str) -> float | None:
+    def doorbell_installed_at(self, queue: str) -> float | None:
         """When the broker confirmed the bell of this queue, on the loop's clock; None while none hangs."""
-        return self._bells.hung_at(queue) if self._bells is not None else None
+        return self._doorbells.installed_at(queue) if self._doorbells is not None else None
 
     @property
-    def bells(self) -> int:
+    def doorbells(self) -> int:
         """How many bells hang."""
-        return len(self._bells) if self._bells is not None else 0
+        return len(self._doorbells) if self._doorbells is not None else 0
 
     # -- questions -----------------------------------------------------------------------------------
 
@@ -225,12 +225,12 @@ class Broker:
             return None
 
     def _counted(self, answer: QueueMethods.DeclareOk) -> QueueCounts:
-        bell = self.bell_is_up(answer.queue)
+        doorbell = self.has_doorbell(answer.queue)
         return QueueCounts(
             ready=answer.message_count,
-            consumers=max(answer.consumer_count - bell, 0),
+            consumers=max(answer.consumer_count - doorbell, 0),
             at=asyncio.get_running_loop().time(),
-            bell=bell and answer.consumer_count > 0,
+            doorbell=doorbell and answer.consumer_count > 0,
         )
 
     async def is_same_as(self, other: Broker, queue: str) -> bool | None:
@@ -273,9 +273,9 @@ class Broker:
                 await self.delete_queue(name)
         except QueueMissingError:
             return False
-        except Trouble as trouble:
+        except ReconcileError as problem:
             # Locked, as expected; or refused, and the equal names decide.
-            logger.debug("An exclusive queue is seen.", extra={"queue": name, "detail": trouble.message})
+            logger.debug("An exclusive queue is seen.", extra={"queue": name, "detail": problem.message})
         return True
 
     # -- declarations --------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ class Broker:
             )
         return answers
 
-    async def unbind(self, binding: topology.Binding) -> None:
+    async def unbind(self, binding: topology.QueueBinding) -> None:
         """Remove a binding; one that is not there is fine.
 
         Raises:
@@ -372,20 +372,20 @@ class Broker:
 
     def mark_vanished(self, queue: str) -> None:
         """Remember that the queue was gone (see Doorbell.mark_vanished)."""
-        if self._bells is not None:
-            self._bells.mark_vanished(queue)
+        if self._doorbells is not None:
+            self._doorbells.mark_vanished(queue)
 
     async def _call(self, channel: CallChannel | None, send: Any, what: str, advice: str = "") -> Any:
         if channel is None:
             await self.ready()
-            raise Trouble(
+            raise ReconcileError(
                 Reason.BROKER_UNREACHABLE, self._silent(what, "the connection was just opened again")
             )
         try:
             return await channel.call(send)
         except ChannelLostError as error:
             reason = Reason.BROKER_TIMEOUT if self.connected else Reason.BROKER_UNREACHABLE
-            raise Trouble(reason, self._silent(what, str(error))) from error
+            raise ReconcileError(reason, self._silent(what, str(error))) from error
         except ChannelRefusedError as error:
             raise self._refusal(error, what, advice) from error
 
@@ -396,17 +396,17 @@ class Broker:
         if error.code == _NOT_FOUND:
             return QueueMissingError(what)
         if error.code == _PRECONDITION_FAILED:
-            return Trouble(
+            return ReconcileError(
                 Reason.QUEUE_CONFLICT,
                 f"The {what} exists with other settings and was not touched. RabbitMQ says: "
                 f"{error.text.rstrip('.')}. {advice}".rstrip(),
             )
         if error.code == _ACCESS_REFUSED:
-            return Trouble(
+            return ReconcileError(
                 Reason.PERMISSION_DENIED,
                 f"The user {self.binding.username!r} may not do this with {what}. RabbitMQ says: {error.text}",
             )
-        return Trouble(Reason.QUEUE_REFUSED, f"RabbitMQ refused {what}: {error.code} {error.text}")
+        return ReconcileError(Reason.QUEUE_REFUSED, f"RabbitMQ refused {what}: {error.code} {error.text}")
 
     # -- the connection ------------------------------------------------------------------------------
 
@@ -420,21 +420,21 @@ class Broker:
                     reason = await self._serve(connection)
                     if time.monotonic() - opened >= STEADY_SECONDS:
                         backoff.reset()
-                    trouble = Trouble(
+                    problem = ReconcileError(
                         Reason.BROKER_UNREACHABLE,
                         f"The connection to the broker {self.binding.display} was lost ({words_of(reason)}). "
                         "Replicas stay as they are until it is back.",
                     )
-                except Trouble as why:
-                    trouble = why
+                except ReconcileError as why:
+                    problem = why
                 except Exception as error:
                     # Whatever nobody thought of must not end the attempts.
                     logger.exception("Connecting failed.", extra={"broker": self.binding.display})
-                    trouble = Trouble(
+                    problem = ReconcileError(
                         Reason.INTERNAL_ERROR,
                         f"Connecting to the broker {self.binding.display} failed ({error!r}). Please report it.",
                     )
-                self._note(trouble)
+                self._note(problem)
                 await asyncio.sleep(backoff.next())
         finally:
             self._drop()
@@ -444,10 +444,10 @@ class Broker:
         self.generation += 1
         self.version = BrokerVersion.parse(str((connection.server_properties or {}).get("version", "")))
         self.cluster = str((connection.server_properties or {}).get("cluster_name", ""))
-        self._bells = Doorbell(connection, self._on_ring, self._on_fall)
+        self._doorbells = Doorbells(connection, self._on_ring, self._on_removed)
         self._lanes = [CallChannel(connection) for _ in range(LANES)]
         self._admins = [CallChannel(connection, DECLARE_TIMEOUT) for _ in range(DECLARING)]
-        self.trouble = None
+        self.problem = None
         self._settled.set()
         logger.info(
             "Connected to the broker.", extra={"broker": self.binding.display, "version": self.version}
@@ -457,16 +457,16 @@ class Broker:
         # Shielded: `close` waits for it after this task was cancelled.
         return await asyncio.shield(self._closed)
 
-    def _note(self, trouble: Trouble) -> None:
-        changed = self.trouble is None or self.trouble.message != trouble.message
-        self._connection = self._bells = None
+    def _note(self, problem: ReconcileError) -> None:
+        changed = self.problem is None or self.problem.message != problem.message
+        self._connection = self._doorbells = None
         self._lanes, self._admins = [], []
-        self.trouble = trouble
+        self.problem = problem
         self._settled.set()
         if changed:
             logger.warning(
                 "The broker cannot be used.",
-                extra={"broker": self.binding.display, "reason": trouble.reason, "detail": trouble.message},
+                extra={"broker": self.binding.display, "reason": problem.reason, "detail": problem.message},
             )
             self._on_state()
 
@@ -508,7 +508,7 @@ class Broker:
                 result.close()
             raise
         if isinstance(result, AMQPConnectorException):
-            raise _connect_trouble(result, self.binding)
+            raise _connect_problem(result, self.binding)
         self._closed = closed
         return result
 
@@ -518,7 +518,7 @@ class Broker:
         try:
             made = None if tls is None else await context(tls)
         except (ssl.SSLError, ValueError, TypeError) as error:
-            raise Trouble(
+            raise ReconcileError(
                 Reason.SECRET_INVALID,
                 f"A certificate or key for {self.binding.display} cannot be read ({error}). "
                 "Correct ca.crt, tls.crt and tls.key in the Secret: each must be PEM, the key without passphrase.",
@@ -543,7 +543,7 @@ class Broker:
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        self._bells = None
+        self._doorbells = None
         self._lanes, self._admins = [], []
         if connection is not None and connection.is_open:
             connection.close()
@@ -553,7 +553,7 @@ def _freest(channels: Sequence[CallChannel]) -> CallChannel | None:
     return min(channels, key=lambda channel: channel.waiting, default=None)
 
 
-def _connect_trouble(error: AMQPConnectorException, binding: Binding) -> Trouble:
+def _connect_problem(error: AMQPConnectorException, binding: Binding) -> ReconcileError:
     """Name the reason of a failed attempt; `str()` of pika's errors is often empty."""
     cause: BaseException = error
     if isinstance(error, AMQPConnectionWorkflowFailed) and error.exceptions:
@@ -565,14 +565,14 @@ def _connect_trouble(error: AMQPConnectorException, binding: Binding) -> Trouble
     if isinstance(cause, AuthenticationError) or (
         isinstance(cause, ProbableAuthenticationError) and "ACCESS_REFUSED" in said
     ):
-        return Trouble(
+        return ReconcileError(
             Reason.AUTHENTICATION_FAILED,
             f"The broker {binding.display} refuses the user {binding.username!r} with this password. "
             "Correct username and password in the Secret; it is read again by itself.",
         )
     if isinstance(cause, ProbableAccessDeniedError) and "NOT_ALLOWED" in said:
         missing = "not found" in said
-        return Trouble(
+        return ReconcileError(
             Reason.VIRTUAL_HOST_NOT_FOUND if missing else Reason.PERMISSION_DENIED,
             f"The broker {binding.display} refuses the virtual host {binding.virtual_host!r} to the user "
             f"{binding.username!r}: "
@@ -583,7 +583,7 @@ def _connect_trouble(error: AMQPConnectorException, binding: Binding) -> Trouble
             ),
         )
     inner = getattr(cause, "exception", None) or cause
-    return Trouble(
+    return ReconcileError(
         Reason.BROKER_UNREACHABLE,
         f"The broker {binding.display} cannot be reached ({words_of(inner)}). Check host and port in the Secret, "
         "DNS, NetworkPolicies and the broker. Replicas stay as they are.",

@@ -16,7 +16,7 @@ from workqueue.contract.topology import dead_letter_queue_name
 from workqueue_operator.api.reasons import Finding, Reason
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.connection import Broker, QueueCounts, QueueMissingError
-from workqueue_operator.errors import Trouble
+from workqueue_operator.errors import ReconcileError
 
 EMPTY_LOOKS: Final = 3
 EMPTY_PAUSE: Final = 0.5
@@ -33,11 +33,11 @@ DEFAULT_CONSUMER_TIMEOUT: Final = 1800
 """Seconds that RabbitMQ lets a consumer hold a message unless told otherwise."""
 
 
-Answers: TypeAlias = Mapping[str, QueueCounts]
+DeclareCounts: TypeAlias = Mapping[str, QueueCounts]
 """The counts that declaring brought along, by queue."""
 
 
-async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, Answers]:
+async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, DeclareCounts]:
     """Make sure that the queues exist as the WorkQueue asks. Idempotent.
 
     Raises:
@@ -47,20 +47,20 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, Answer
     if not workqueue.spec.queue.declare:
         counts = await broker.counts_if_there(queue)
         if counts is None:
-            raise Trouble(
+            raise ReconcileError(
                 Reason.QUEUE_NOT_FOUND,
                 f"The queue {queue!r} does not exist and queue.declare is false. Create it, or leave "
                 "queue.declare out.",
             )
         # Rejected messages need somewhere to go, also where the work queue is somebody else's.
         dead = topology.dead_letter_queue(queue)
-        answers: Answers = {queue: counts, dead.name: await broker.declare_queue(dead)}
+        answers: DeclareCounts = {queue: counts, dead.name: await broker.declare_queue(dead)}
         finding = Finding("True", Reason.USED_AS_IT_IS, f"The queue {queue!r} exists and is used as it is.")
         return finding, answers
     try:
         answers = await broker.declare(topology.plan(workqueue.queue_settings))
     except QueueMissingError as error:
-        raise Trouble(
+        raise ReconcileError(
             Reason.QUEUE_REFUSED, f"{error} vanished while it was being declared; it is tried again."
         ) from None
     return Finding("True", Reason.DECLARED, f"The queue {queue!r} and its dead-letter queue exist."), answers
@@ -68,7 +68,7 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, Answer
 
 async def declare_again(
     workqueue: WorkQueue, broker: Broker, names: Sequence[str]
-) -> tuple[Finding, Answers]:
+) -> tuple[Finding, DeclareCounts]:
     """Declare queues that have vanished, and see that they stay.
 
     A bell is cancelled a moment before its queue is gone: what is declared by then goes with it.
@@ -76,7 +76,7 @@ async def declare_again(
     Raises:
         Trouble: as `declare`.
     """
-    answers: Answers = {}
+    answers: DeclareCounts = {}
     for _ in range(STAYS_LOOKS):
         _, answers = await declare(workqueue, broker)
         await asyncio.sleep(STAYS_PAUSE)
@@ -92,7 +92,7 @@ async def declare_again(
     return finding, answers
 
 
-def consumer_timeout_trouble(workqueue: WorkQueue, broker: Broker) -> Finding | None:
+def consumer_timeout_problem(workqueue: WorkQueue, broker: Broker) -> Finding | None:
     """Why a long handler will lose its message, or None.
 
     From RabbitMQ 4.3 a consumer of a quorum queue brings its own timeout; before, the queue's argument or a
@@ -190,7 +190,7 @@ async def require_nothing_hidden(workqueue: WorkQueue, queues: Sequence[str], br
         return
     if await broker.counts_if_there(work) is None:
         await declare(workqueue, broker)
-    raise Trouble(
+    raise ReconcileError(
         Reason.QUEUE_NOT_EMPTY,
         f"{' and '.join(map(repr, found))} may hold messages that RabbitMQ does not count: their delay ended while "
         f"{work!r} was missing or full. All queues are deleted when they have been empty for {HIDES_SECONDS:g} s.",
@@ -216,14 +216,14 @@ async def delete(workqueue: WorkQueue, queues: Sequence[str], broker: Broker, *,
         conditional = classic and name == work
         try:
             await broker.delete_queue(name, if_unused=conditional, if_empty=conditional and only_empty)
-        except Trouble as trouble:
-            if conditional and trouble.reason is Reason.QUEUE_CONFLICT:
-                raise _in_use(name, counts) from trouble
+        except ReconcileError as problem:
+            if conditional and problem.reason is Reason.QUEUE_CONFLICT:
+                raise _in_use(name, counts) from problem
             raise
 
 
-def _in_use(queue: str, counts: QueueCounts) -> Trouble:
-    return Trouble(
+def _in_use(queue: str, counts: QueueCounts) -> ReconcileError:
+    return ReconcileError(
         Reason.QUEUE_NOT_EMPTY,
         f"The queue {queue!r} is in use ({counts.ready} waiting, {counts.consumers} consuming). It is not deleted "
         "while another program consumes from it, nor with deletionPolicy DeleteIfEmpty while a message waits. Drain "

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from workqueue_operator.broker.connection import Broker, QueueCounts, QueueMissingError
-from workqueue_operator.errors import Trouble
+from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.store import Key
 
 logger = logging.getLogger(__name__)
@@ -32,15 +32,15 @@ REFUSAL_STANDS: Final = 300.0
 _NOT_FOUND: Final = 404
 
 
-class Missing:
+class QueueMissing:
     """The answer for a queue that does not exist."""
 
 
-MISSING: Final = Missing()
+QUEUE_MISSING: Final = QueueMissing()
 
 
 @dataclass(eq=False, slots=True)
-class Watched:
+class PolledQueue:
     """One queue that is looked at.
 
     Attributes:
@@ -58,13 +58,13 @@ class Watched:
     queue: str
     active: bool = False
     warm: bool = False
-    last: QueueCounts | Missing | Trouble | None = None
+    last: QueueCounts | QueueMissing | ReconcileError | None = None
     answered_at: float | None = None
     doubtful: bool = False
     refused: tuple[tuple[int, str], float] | None = None
     claimed: bool = False
 
-    def hear(self, answer: QueueCounts | Missing | Trouble) -> None:
+    def hear(self, answer: QueueCounts | QueueMissing | ReconcileError) -> None:
         """Take note of an answer."""
         self.last = answer
         if isinstance(answer, QueueCounts):
@@ -78,7 +78,7 @@ class Watched:
         return self.refused[0]
 
 
-class Sweep:
+class DepthPoller:
     """All looked-at queues of one broker.
 
     Args:
@@ -94,7 +94,7 @@ class Sweep:
         self._broker = broker
         self._wake = wake
         self.seconds = seconds
-        self._watched: dict[tuple[Key, str], Watched] = {}
+        self._watched: dict[tuple[Key, str], PolledQueue] = {}
         self._by_queue: dict[str, tuple[Key, ...]] = {}
         self.last_round = asyncio.get_running_loop().time()
         self._tasks = [
@@ -112,13 +112,13 @@ class Sweep:
         ]
         self._active = self._tasks[0]
 
-    def watch(self, key: Key, queue: str) -> Watched:
+    def watch(self, key: Key, queue: str) -> PolledQueue:
         """Look at a queue from now on; in the slow rounds until the caller sets `active`."""
-        watched = self._watched.get((key, queue))
-        if watched is None:
-            watched = self._watched[key, queue] = Watched(key, queue)
+        polled = self._watched.get((key, queue))
+        if polled is None:
+            polled = self._watched[key, queue] = PolledQueue(key, queue)
             self._by_queue[queue] = (*self.keys_of(queue), key)
-        return watched
+        return polled
 
     def forget(self, key: Key) -> None:
         """Look at no queue of this WorkQueue any more."""
@@ -144,16 +144,16 @@ class Sweep:
         """The WorkQueues that have declared a queue."""
         return [key for key in self.keys_of(queue) if self._watched[key, queue].claimed]
 
-    def bell_fell(self, queue: str, refusal: tuple[int, str] | None) -> None:
+    def doorbell_removed(self, queue: str, refusal: tuple[int, str] | None) -> None:
         """Note that a bell was refused, or that the broker has cancelled it (no refusal)."""
         for key in self.keys_of(queue):
-            watched = self._watched[key, queue]
+            polled = self._watched[key, queue]
             if refusal is None:
-                watched.doubtful = True
+                polled.doubtful = True
             elif refusal[0] == _NOT_FOUND:
-                watched.last = MISSING
+                polled.last = QUEUE_MISSING
             else:
-                watched.refused = (refusal, asyncio.get_running_loop().time())
+                polled.refused = (refusal, asyncio.get_running_loop().time())
 
     def age(self) -> float | None:
         """Seconds since the oldest answer about an active queue; None when none is active."""
@@ -167,32 +167,32 @@ class Sweep:
             default=None,
         )
 
-    async def ask(self, watched: Watched) -> QueueCounts | Missing | Trouble:
+    async def ask(self, polled: PolledQueue) -> QueueCounts | QueueMissing | ReconcileError:
         """Ask the broker now, and remember the answer without waking anybody."""
-        watched.doubtful = False
-        answer: QueueCounts | Missing | Trouble
+        polled.doubtful = False
+        answer: QueueCounts | QueueMissing | ReconcileError
         try:
-            answer = await self._broker.counts(watched.queue)
+            answer = await self._broker.counts(polled.queue)
         except QueueMissingError:
-            answer = MISSING
-        except Trouble as trouble:
-            answer = trouble
-        watched.hear(answer)
+            answer = QUEUE_MISSING
+        except ReconcileError as problem:
+            answer = problem
+        polled.hear(answer)
         return answer
 
     async def look_in_passing(
         self, key: Key, queue: str, *, warm: bool
-    ) -> QueueCounts | Missing | Trouble | None:
+    ) -> QueueCounts | QueueMissing | ReconcileError | None:
         """Return the last answer about a queue beside the work queue, and set whether it is warm.
 
         The broker is asked when there is no answer yet, and when the queue cools down: the last worker may have put
         something into it since the last round.
         """
-        watched = self.watch(key, queue)
-        if watched.last is None or (watched.warm and not warm):
-            await self.ask(watched)
-        watched.warm = warm
-        return watched.last
+        polled = self.watch(key, queue)
+        if polled.last is None or (polled.warm and not warm):
+            await self.ask(polled)
+        polled.warm = warm
+        return polled.last
 
     async def close(self) -> None:
         """Stop."""
@@ -201,7 +201,7 @@ class Sweep:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    async def _rounds(self, seconds: float, chosen: Callable[[Watched], bool]) -> None:
+    async def _rounds(self, seconds: float, chosen: Callable[[PolledQueue], bool]) -> None:
         while True:
             await asyncio.sleep(seconds)
             try:
@@ -213,20 +213,20 @@ class Sweep:
             if asyncio.current_task() is self._active:
                 self.last_round = asyncio.get_running_loop().time()
 
-    async def _round(self, entries: list[Watched]) -> None:
+    async def _round(self, entries: list[PolledQueue]) -> None:
         for start in range(0, len(entries), IDLE_CHUNK):
             await asyncio.gather(*(self._look(entry) for entry in entries[start : start + IDLE_CHUNK]))
 
-    async def _look(self, watched: Watched) -> None:
-        before = _numbers(watched.last)
-        await self.ask(watched)
-        if _numbers(watched.last) != before:
-            self._wake(watched.key)
+    async def _look(self, polled: PolledQueue) -> None:
+        before = _numbers(polled.last)
+        await self.ask(polled)
+        if _numbers(polled.last) != before:
+            self._wake(polled.key)
 
 
-def _numbers(answer: QueueCounts | Missing | Trouble | None) -> object:
+def _numbers(answer: QueueCounts | QueueMissing | ReconcileError | None) -> object:
     if isinstance(answer, QueueCounts):
         return answer.ready, answer.consumers
-    if isinstance(answer, Trouble):
+    if isinstance(answer, ReconcileError):
         return answer.reason
     return answer

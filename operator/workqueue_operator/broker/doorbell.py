@@ -39,7 +39,7 @@ from workqueue_operator.broker.channel import CallChannel, ChannelLostError, Cha
 
 logger = logging.getLogger(__name__)
 
-BELLS_PER_CHANNEL: Final = 128
+DOORBELLS_PER_CHANNEL: Final = 128
 PRIORITY: Final = -1000
 
 ANSWER_SECONDS: Final = 2.0
@@ -56,14 +56,14 @@ _RESOURCE_LOCKED: Final = 405
 
 
 class _State(Enum):
-    HANGING = "hanging"
-    HUNG = "hung"
+    INSTALLING = "hanging"
+    INSTALLED = "hung"
     LEAVING = "leaving"
     CANCELLING = "cancelling"
 
 
 @dataclass(eq=False)
-class _Bell:
+class _Doorbell:
     """One consumer.
 
     Attributes:
@@ -76,17 +76,17 @@ class _Bell:
     """
 
     queue: str
-    rack: _Rack | None = None
+    consumer_channel: _ConsumerChannel | None = None
     tag: str = ""
-    state: _State = _State.HANGING
-    hung_at: float | None = None
+    state: _State = _State.INSTALLING
+    installed_at: float | None = None
     settled: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     held: int | None = None
     rang: bool = False
 
 
 @dataclass(eq=False)
-class _Rack:
+class _ConsumerChannel:
     """One channel with bells on it.
 
     Attributes:
@@ -97,9 +97,9 @@ class _Rack:
 
     capacity: int
     channel: Channel | None = None
-    bells: set[_Bell] = field(default_factory=set)
-    calls: deque[_Bell] = field(default_factory=deque)
-    calling: _Bell | None = None
+    doorbells: set[_Doorbell] = field(default_factory=set)
+    calls: deque[_Doorbell] = field(default_factory=deque)
+    calling: _Doorbell | None = None
     watchdog: asyncio.TimerHandle | None = None
 
 
@@ -116,7 +116,7 @@ class _Silence:
     pause: float = RETRY_SECONDS[0]
 
 
-class Doorbell:
+class Doorbells:
     """All bells of one connection. Lives exactly as long as that connection.
 
     Args:
@@ -131,40 +131,40 @@ class Doorbell:
         self,
         connection: AsyncioConnection,
         on_ring: Callable[[str], None],
-        on_fall: Callable[[str, tuple[int, str] | None], None],
+        on_removed: Callable[[str, tuple[int, str] | None], None],
     ) -> None:
         self._connection = connection
         self._on_ring = on_ring
-        self._on_fall = on_fall
-        self._bells: dict[str, _Bell] = {}
-        self._racks: list[_Rack] = []
+        self._on_removed = on_removed
+        self._doorbells: dict[str, _Doorbell] = {}
+        self._channels: list[_ConsumerChannel] = []
         self._vanished: set[str] = set()
         self._silences: dict[str, _Silence] = {}
         self._probes: list[CallChannel] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
-        return len(self._bells)
+        return len(self._doorbells)
 
-    def is_up(self, queue: str) -> bool:
+    def is_installed(self, queue: str) -> bool:
         """Whether a bell of this queue counts as a consumer at the broker, as far as we know."""
-        bell = self._bells.get(queue)
-        return bell is not None and bell.rack is not None
+        doorbell = self._doorbells.get(queue)
+        return doorbell is not None and doorbell.consumer_channel is not None
 
     def is_silent(self, queue: str) -> bool:
         """Whether the queue left our last call unanswered, as a quorum queue without a majority does."""
         return queue in self._silences
 
-    def hung_at(self, queue: str) -> float | None:
+    def installed_at(self, queue: str) -> float | None:
         """When the broker confirmed the bell of this queue, on the loop's clock; None while it has not."""
-        bell = self._bells.get(queue)
-        return bell.hung_at if bell is not None else None
+        doorbell = self._doorbells.get(queue)
+        return doorbell.installed_at if doorbell is not None else None
 
     def mark_vanished(self, queue: str) -> None:
         """Remember that the queue was gone: its bells get channels of their own from now on."""
         self._vanished.add(queue)
 
-    async def hang(self, queue: str, *, ours: bool = True) -> bool:
+    async def install(self, queue: str, *, ours: bool = True) -> bool:
         """Install a doorbell, unless there is one already, and wait until the broker has confirmed it.
 
         Args:
@@ -177,23 +177,23 @@ class Doorbell:
         silence = self._silences.get(queue)
         if not self._connection.is_open or (silence and asyncio.get_running_loop().time() < silence.retry_at):
             return False
-        bell = self._bells.get(queue) or self._hang(queue, ours=ours)
+        doorbell = self._doorbells.get(queue) or self._install(queue, ours=ours)
         try:
             async with asyncio.timeout(ANSWER_SECONDS + 1):
-                return await asyncio.shield(bell.settled) and self._bells.get(queue) is bell
+                return await asyncio.shield(doorbell.settled) and self._doorbells.get(queue) is doorbell
         except TimeoutError:
             return False
 
-    def take_down(self, queue: str) -> None:
+    def remove(self, queue: str) -> None:
         """Cancel the bell of this queue, if there is one; a message that it was just given goes back."""
-        bell = self._bells.pop(queue, None)
-        if bell is None:
+        doorbell = self._doorbells.pop(queue, None)
+        if doorbell is None:
             return
-        if bell.rack is None or bell.rack.capacity == 1 or not bell.tag:
-            self._cancel(bell)
+        if doorbell.consumer_channel is None or doorbell.consumer_channel.capacity == 1 or not doorbell.tag:
+            self._cancel(doorbell)
         else:
-            bell.state = _State.LEAVING
-            self._start(self._prove_and_cancel(bell))
+            doorbell.state = _State.LEAVING
+            self._start(self._prove_and_cancel(doorbell))
 
     # -- proof that a queue answers ------------------------------------------------------------------
 
@@ -228,34 +228,34 @@ class Doorbell:
             else:
                 probe.close()
         if self._silences.pop(queue, None) is not None:
-            self._on_fall(queue, None)
+            self._on_removed(queue, None)
         return found
 
-    async def _prove_and_consume(self, bell: _Bell) -> None:
-        queue = bell.queue
+    async def _prove_and_consume(self, doorbell: _Doorbell) -> None:
+        queue = doorbell.queue
         try:
             found = await self._prove(queue)
         except ChannelRefusedError as error:
-            if self._drop(bell):
+            if self._drop(doorbell):
                 if error.code == _NOT_FOUND:
                     self._vanished.add(queue)
-                self._on_fall(queue, (error.code, error.text))
+                self._on_removed(queue, (error.code, error.text))
             self._retry_later(queue)
         except ChannelLostError:
-            self._drop(bell)
+            self._drop(doorbell)
             self._retry_later(queue)
         else:
-            if self._bells.get(queue) is bell and not found:
-                self._consume(bell, self._rack(alone=False))
-            elif self._drop(bell):
+            if self._doorbells.get(queue) is doorbell and not found:
+                self._consume(doorbell, self._consumer_channel(alone=False))
+            elif self._drop(doorbell):
                 self._on_ring(queue)
 
-    async def _prove_and_cancel(self, bell: _Bell) -> None:
+    async def _prove_and_cancel(self, doorbell: _Doorbell) -> None:
         # Whatever was refused, somebody answered. A lost channel is tried again while the connection lives.
         pause = RETRY_SECONDS[0]
-        while bell.state is _State.LEAVING and self._connection.is_open:
+        while doorbell.state is _State.LEAVING and self._connection.is_open:
             try:
-                await self._prove(bell.queue)
+                await self._prove(doorbell.queue)
             except ChannelLostError:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, RETRY_SECONDS[1])
@@ -264,25 +264,29 @@ class Doorbell:
                 pass
             break
         # It may have rung since, or its channel may be gone.
-        if bell.state is _State.LEAVING and bell.rack is not None and bell in bell.rack.bells:
-            self._cancel(bell)
+        if (
+            doorbell.state is _State.LEAVING
+            and doorbell.consumer_channel is not None
+            and doorbell in doorbell.consumer_channel.doorbells
+        ):
+            self._cancel(doorbell)
 
-    def _drop(self, bell: _Bell) -> bool:
+    def _drop(self, doorbell: _Doorbell) -> bool:
         """Forget a bell that is not at the broker; whether it was still wanted."""
-        wanted = self._bells.get(bell.queue) is bell
+        wanted = self._doorbells.get(doorbell.queue) is doorbell
         if wanted:
-            del self._bells[bell.queue]
-        if not bell.settled.done():
-            bell.settled.set_result(False)
+            del self._doorbells[doorbell.queue]
+        if not doorbell.settled.done():
+            doorbell.settled.set_result(False)
         return wanted
 
     def _on_silence(self, queue: str) -> None:
         """A call about this queue has no answer yet; the next attempt waits until it has ended."""
         logger.warning("A queue gives no answer to the doorbell.", extra={"queue": queue})
         self._silences.setdefault(queue, _Silence()).retry_at = math.inf
-        bell = self._bells.get(queue)
-        if bell is not None and bell.rack is None:
-            self._drop(bell)
+        doorbell = self._doorbells.get(queue)
+        if doorbell is not None and doorbell.consumer_channel is None:
+            self._drop(doorbell)
 
     def _retry_later(self, queue: str) -> None:
         """The call has ended without an answer: the next attempt waits for a pause that grows."""
@@ -291,182 +295,201 @@ class Doorbell:
             return
         loop = asyncio.get_running_loop()
         silence.retry_at = loop.time() + silence.pause
-        loop.call_later(silence.pause, self._on_fall, queue, None)
+        loop.call_later(silence.pause, self._on_removed, queue, None)
         silence.pause = min(2 * silence.pause, RETRY_SECONDS[1])
 
     # -- one bell ------------------------------------------------------------------------------------
 
-    def _hang(self, queue: str, *, ours: bool = True) -> _Bell:
-        bell = self._bells[queue] = _Bell(queue)
+    def _install(self, queue: str, *, ours: bool = True) -> _Doorbell:
+        doorbell = self._doorbells[queue] = _Doorbell(queue)
         if queue in self._vanished or not ours:
-            self._consume(bell, self._rack(alone=True))
+            self._consume(doorbell, self._consumer_channel(alone=True))
         else:
-            self._start(self._prove_and_consume(bell))
-        return bell
+            self._start(self._prove_and_consume(doorbell))
+        return doorbell
 
-    def _consume(self, bell: _Bell, rack: _Rack) -> None:
-        bell.rack = rack
-        rack.bells.add(bell)
-        rack.calls.append(bell)
-        self._next_call(rack)
+    def _consume(self, doorbell: _Doorbell, consumer_channel: _ConsumerChannel) -> None:
+        doorbell.consumer_channel = consumer_channel
+        consumer_channel.doorbells.add(doorbell)
+        consumer_channel.calls.append(doorbell)
+        self._next_call(consumer_channel)
 
-    def _on_delivery(self, bell: _Bell, delivery_tag: int) -> None:
-        bell.held = delivery_tag
-        if self._bells.get(bell.queue) is bell:
-            del self._bells[bell.queue]
-            bell.rang = True
-            self._cancel(bell)
-        elif bell.state is _State.LEAVING:
-            self._cancel(bell)
+    def _on_delivery(self, doorbell: _Doorbell, delivery_tag: int) -> None:
+        doorbell.held = delivery_tag
+        if self._doorbells.get(doorbell.queue) is doorbell:
+            del self._doorbells[doorbell.queue]
+            doorbell.rang = True
+            self._cancel(doorbell)
+        elif doorbell.state is _State.LEAVING:
+            self._cancel(doorbell)
 
-    def _cancel(self, bell: _Bell) -> None:
-        waiting = not bell.tag
-        bell.state = _State.CANCELLING
-        if bell.rack is None or waiting:
-            self._finish(bell)
+    def _cancel(self, doorbell: _Doorbell) -> None:
+        waiting = not doorbell.tag
+        doorbell.state = _State.CANCELLING
+        if doorbell.consumer_channel is None or waiting:
+            self._finish(doorbell)
         else:
-            bell.rack.calls.appendleft(bell)
-            self._next_call(bell.rack)
+            doorbell.consumer_channel.calls.appendleft(doorbell)
+            self._next_call(doorbell.consumer_channel)
 
-    def _finish(self, bell: _Bell) -> None:
+    def _finish(self, doorbell: _Doorbell) -> None:
         """The bell is no consumer any more: hand back what it holds, and tell if it rang."""
-        if not bell.settled.done():
-            bell.settled.set_result(False)
-        rack = bell.rack
-        if rack is None:
+        if not doorbell.settled.done():
+            doorbell.settled.set_result(False)
+        consumer_channel = doorbell.consumer_channel
+        if consumer_channel is None:
             return
-        rack.bells.discard(bell)
-        if bell in rack.calls:
-            rack.calls.remove(bell)
-        channel = rack.channel
+        consumer_channel.doorbells.discard(doorbell)
+        if doorbell in consumer_channel.calls:
+            consumer_channel.calls.remove(doorbell)
+        channel = consumer_channel.channel
         usable = channel is not None and channel.is_open
-        if channel is not None and usable and bell.held is not None:
-            channel.basic_nack(bell.held, requeue=True)
-        if channel is not None and usable and rack.capacity == 1 and rack in self._racks and not rack.bells:
-            self._racks.remove(rack)
+        if channel is not None and usable and doorbell.held is not None:
+            channel.basic_nack(doorbell.held, requeue=True)
+        if (
+            channel is not None
+            and usable
+            and consumer_channel.capacity == 1
+            and consumer_channel in self._channels
+            and not consumer_channel.doorbells
+        ):
+            self._channels.remove(consumer_channel)
             channel.close()
-        if bell.rang:
-            self._on_ring(bell.queue)
+        if doorbell.rang:
+            self._on_ring(doorbell.queue)
 
     # -- one channel ---------------------------------------------------------------------------------
 
-    def _rack(self, *, alone: bool) -> _Rack:
-        for rack in self._racks if not alone else ():
-            if len(rack.bells) < rack.capacity:
-                return rack
-        rack = _Rack(capacity=1 if alone else BELLS_PER_CHANNEL)
-        rack.channel = self._connection.channel(on_open_callback=lambda channel: self._on_open(rack, channel))
-        rack.channel.add_on_close_callback(lambda _, reason: self._on_close(rack, reason))
-        self._racks.append(rack)
-        return rack
+    def _consumer_channel(self, *, alone: bool) -> _ConsumerChannel:
+        for consumer_channel in self._channels if not alone else ():
+            if len(consumer_channel.doorbells) < consumer_channel.capacity:
+                return consumer_channel
+        consumer_channel = _ConsumerChannel(capacity=1 if alone else DOORBELLS_PER_CHANNEL)
+        consumer_channel.channel = self._connection.channel(
+            on_open_callback=lambda channel: self._on_open(consumer_channel, channel)
+        )
+        consumer_channel.channel.add_on_close_callback(
+            lambda _, reason: self._on_close(consumer_channel, reason)
+        )
+        self._channels.append(consumer_channel)
+        return consumer_channel
 
-    def _on_open(self, rack: _Rack, channel: Channel) -> None:
-        channel.add_on_cancel_callback(lambda frame: self._on_cancelled(rack, frame.method.consumer_tag))
+    def _on_open(self, consumer_channel: _ConsumerChannel, channel: Channel) -> None:
+        channel.add_on_cancel_callback(
+            lambda frame: self._on_cancelled(consumer_channel, frame.method.consumer_tag)
+        )
         # The callback of basic_cancel would be called for whichever cancel-ok comes first.
         channel.add_callback(
-            lambda frame: self._on_cancel_ok(rack, frame.method.consumer_tag),
+            lambda frame: self._on_cancel_ok(consumer_channel, frame.method.consumer_tag),
             [spec.Basic.CancelOk],
             one_shot=False,
         )
-        channel.basic_qos(prefetch_count=1, callback=lambda _: self._next_call(rack))
+        channel.basic_qos(prefetch_count=1, callback=lambda _: self._next_call(consumer_channel))
 
-    def _next_call(self, rack: _Rack) -> None:
-        channel = rack.channel
-        if rack.calling is not None or not rack.calls or channel is None or not channel.is_open:
+    def _next_call(self, consumer_channel: _ConsumerChannel) -> None:
+        channel = consumer_channel.channel
+        if (
+            consumer_channel.calling is not None
+            or not consumer_channel.calls
+            or channel is None
+            or not channel.is_open
+        ):
             return
-        bell = rack.calling = rack.calls.popleft()
-        rack.watchdog = asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._on_stuck, rack)
-        if bell.state is _State.CANCELLING:
-            channel.basic_cancel(bell.tag, callback=lambda _: None)
+        doorbell = consumer_channel.calling = consumer_channel.calls.popleft()
+        consumer_channel.watchdog = asyncio.get_running_loop().call_later(
+            ANSWER_SECONDS, self._on_stuck, consumer_channel
+        )
+        if doorbell.state is _State.CANCELLING:
+            channel.basic_cancel(doorbell.tag, callback=lambda _: None)
         else:
-            bell.tag = channel.basic_consume(
-                bell.queue,
-                on_message_callback=lambda _, method, *__: self._on_delivery(bell, method.delivery_tag),
+            doorbell.tag = channel.basic_consume(
+                doorbell.queue,
+                on_message_callback=lambda _, method, *__: self._on_delivery(doorbell, method.delivery_tag),
                 arguments={"x-priority": PRIORITY},
-                callback=lambda _: self._on_consume_ok(bell),
+                callback=lambda _: self._on_consume_ok(doorbell),
             )
 
-    def _on_consume_ok(self, bell: _Bell) -> None:
-        if bell.state is _State.HANGING:
-            bell.state = _State.HUNG
-            bell.hung_at = asyncio.get_running_loop().time()
-        if not bell.settled.done():
-            bell.settled.set_result(True)
-        assert bell.rack is not None  # noqa: S101 - it was consumed there
-        self._silences.pop(bell.queue, None)
-        self._answered(bell.rack)
+    def _on_consume_ok(self, doorbell: _Doorbell) -> None:
+        if doorbell.state is _State.INSTALLING:
+            doorbell.state = _State.INSTALLED
+            doorbell.installed_at = asyncio.get_running_loop().time()
+        if not doorbell.settled.done():
+            doorbell.settled.set_result(True)
+        assert doorbell.consumer_channel is not None  # noqa: S101 - it was consumed there
+        self._silences.pop(doorbell.queue, None)
+        self._answered(doorbell.consumer_channel)
 
-    def _on_cancel_ok(self, rack: _Rack, tag: str) -> None:
-        bell = rack.calling
-        if bell is None or bell.tag != tag:
+    def _on_cancel_ok(self, consumer_channel: _ConsumerChannel, tag: str) -> None:
+        doorbell = consumer_channel.calling
+        if doorbell is None or doorbell.tag != tag:
             return
-        self._finish(bell)
-        self._answered(rack)
+        self._finish(doorbell)
+        self._answered(consumer_channel)
 
-    def _answered(self, rack: _Rack) -> None:
-        rack.calling = None
-        if rack.watchdog is not None:
-            rack.watchdog.cancel()
-        self._next_call(rack)
+    def _answered(self, consumer_channel: _ConsumerChannel) -> None:
+        consumer_channel.calling = None
+        if consumer_channel.watchdog is not None:
+            consumer_channel.watchdog.cancel()
+        self._next_call(consumer_channel)
 
-    def _on_stuck(self, rack: _Rack) -> None:
+    def _on_stuck(self, consumer_channel: _ConsumerChannel) -> None:
         """A call on this channel has no answer: its other doorbells move to other channels.
 
         pika sends the close as soon as the call has ended; RabbitMQ would not read it before either.
         """
-        offender, channel = rack.calling, rack.channel
+        offender, channel = consumer_channel.calling, consumer_channel.channel
         if offender is None or channel is None or not channel.is_open:
             return
-        rack.channel = rack.calling = None
-        bells = self._let_go(rack)
+        consumer_channel.channel = consumer_channel.calling = None
+        doorbells = self._let_go(consumer_channel)
         channel.close()
-        for bell in bells:
-            if bell is not offender:
-                self._hang(bell.queue)
+        for doorbell in doorbells:
+            if doorbell is not offender:
+                self._install(doorbell.queue)
         self._on_silence(offender.queue)
         self._retry_later(offender.queue)
 
-    def _on_cancelled(self, rack: _Rack, tag: str) -> None:
+    def _on_cancelled(self, consumer_channel: _ConsumerChannel, tag: str) -> None:
         """The broker cancelled a consumer: its queue is gone."""
-        bell = next((bell for bell in rack.bells if bell.tag == tag), None)
-        if bell is None or bell is rack.calling:
+        doorbell = next((doorbell for doorbell in consumer_channel.doorbells if doorbell.tag == tag), None)
+        if doorbell is None or doorbell is consumer_channel.calling:
             # Our own cancel crossed it, and is still confirmed.
             return
-        self._vanished.add(bell.queue)
-        known = self._bells.get(bell.queue) is bell
+        self._vanished.add(doorbell.queue)
+        known = self._doorbells.get(doorbell.queue) is doorbell
         if known:
-            del self._bells[bell.queue]
-        self._finish(bell)
+            del self._doorbells[doorbell.queue]
+        self._finish(doorbell)
         if known:
-            self._on_fall(bell.queue, None)
+            self._on_removed(doorbell.queue, None)
 
-    def _on_close(self, rack: _Rack, reason: Exception) -> None:
+    def _on_close(self, consumer_channel: _ConsumerChannel, reason: Exception) -> None:
         """The channel is gone: with its connection, or because the broker refused the outstanding call."""
-        offender = rack.calling
-        if rack.watchdog is not None:
-            rack.watchdog.cancel()
-        wanted = self._let_go(rack)
+        offender = consumer_channel.calling
+        if consumer_channel.watchdog is not None:
+            consumer_channel.watchdog.cancel()
+        wanted = self._let_go(consumer_channel)
         if not isinstance(reason, ChannelClosedByBroker):
             return
-        for bell in wanted:
-            if bell is not offender:
+        for doorbell in wanted:
+            if doorbell is not offender:
                 if self._connection.is_open:
-                    self._hang(bell.queue)
+                    self._install(doorbell.queue)
                 continue
             if reason.reply_code == _NOT_FOUND:
-                self._vanished.add(bell.queue)
-            self._on_fall(bell.queue, (reason.reply_code, reason.reply_text))
+                self._vanished.add(doorbell.queue)
+            self._on_removed(doorbell.queue, (reason.reply_code, reason.reply_text))
 
-    def _let_go(self, rack: _Rack) -> list[_Bell]:
+    def _let_go(self, consumer_channel: _ConsumerChannel) -> list[_Doorbell]:
         """Give up a channel; returns its bells that are still wanted."""
-        if rack in self._racks:
-            self._racks.remove(rack)
-        bells = list(rack.bells)
-        wanted = [bell for bell in bells if self._bells.get(bell.queue) is bell]
-        for bell in wanted:
-            del self._bells[bell.queue]
-        for bell in bells:
-            self._finish(bell)
+        if consumer_channel in self._channels:
+            self._channels.remove(consumer_channel)
+        doorbells = list(consumer_channel.doorbells)
+        wanted = [doorbell for doorbell in doorbells if self._doorbells.get(doorbell.queue) is doorbell]
+        for doorbell in wanted:
+            del self._doorbells[doorbell.queue]
+        for doorbell in doorbells:
+            self._finish(doorbell)
         return wanted
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from workqueue.contract.binding import Binding
 from workqueue_operator.broker.connection import Broker
-from workqueue_operator.broker.depth_poller import Sweep
+from workqueue_operator.broker.depth_poller import DepthPoller
 from workqueue_operator.destinations import ANYWHERE, Destinations
 from workqueue_operator.kube.store import Key
 
@@ -21,15 +21,15 @@ SAME_KEPT: Final = 1000
 
 
 @dataclass(eq=False)
-class Link:
+class BrokerHandle:
     """A broker, its sweep and who uses it."""
 
     broker: Broker
-    sweep: Sweep
+    poller: DepthPoller
     users: set[Key] = field(default_factory=set)
 
 
-class Brokers:
+class BrokerPool:
     """All links of this operator.
 
     Args:
@@ -53,90 +53,90 @@ class Brokers:
         self._rang = rang
         self._sweep_seconds = sweep_seconds
         self._idle_sweep_seconds = idle_sweep_seconds
-        self._links: dict[str, Link] = {}
-        self._link_of: dict[Key, Link] = {}
+        self._handles: dict[str, BrokerHandle] = {}
+        self._handle_of: dict[Key, BrokerHandle] = {}
         self._same: dict[frozenset[tuple[str, int]], bool] = {}
 
-    def __iter__(self) -> Iterator[Link]:
-        return iter(list(self._links.values()))
+    def __iter__(self) -> Iterator[BrokerHandle]:
+        return iter(list(self._handles.values()))
 
-    async def link(self, key: Key, binding: Binding) -> Link:
+    async def handle(self, key: Key, binding: Binding) -> BrokerHandle:
         """The link for these connection data; a WorkQueue whose data changed leaves its old one."""
-        known = self._link_of.get(key)
-        if known is not None and known is not self._links.get(binding.identity):
+        known = self._handle_of.get(key)
+        if known is not None and known is not self._handles.get(binding.identity):
             await self.leave(key)
         # Looked up only now: while the old link was closing, another WorkQueue may have made the new one.
-        link = self._links.get(binding.identity)
-        if link is None:
-            link = self._links[binding.identity] = self._make(binding)
-        link.users.add(key)
-        self._link_of[key] = link
-        return link
+        handle = self._handles.get(binding.identity)
+        if handle is None:
+            handle = self._handles[binding.identity] = self._make(binding)
+        handle.users.add(key)
+        self._handle_of[key] = handle
+        return handle
 
-    def known(self, key: Key) -> Link | None:
+    def known(self, key: Key) -> BrokerHandle | None:
         """The link that a WorkQueue has used last, while it is open."""
-        return self._link_of.get(key)
+        return self._handle_of.get(key)
 
-    async def claimants(self, queue: str, link: Link) -> list[Key]:
+    async def claimants(self, queue: str, handle: BrokerHandle) -> list[Key]:
         """The WorkQueues that have declared a queue of this virtual host, whatever user or address each has."""
-        found = link.sweep.claims_on(queue)
+        found = handle.poller.claims_on(queue)
         for other in self:
-            claims = other.sweep.claims_on(queue) if other is not link else []
-            if claims and await self.are_same(link, other, queue):
+            claims = other.poller.claims_on(queue) if other is not handle else []
+            if claims and await self.are_same(handle, other, queue):
                 found += claims
         return found
 
-    async def are_same(self, link: Link, other: Link, queue: str) -> bool | None:
+    async def are_same(self, handle: BrokerHandle, other: BrokerHandle, queue: str) -> bool | None:
         """Whether two links lead to the same broker and virtual host (see Broker.is_same_as)."""
-        pair = frozenset((one.broker.binding.identity, one.broker.generation) for one in (link, other))
+        pair = frozenset((one.broker.binding.identity, one.broker.generation) for one in (handle, other))
         if (known := self._same.get(pair)) is not None:
             return known
-        same = await link.broker.is_same_as(other.broker, queue)
+        same = await handle.broker.is_same_as(other.broker, queue)
         if same is not None:
             self._same = dict([*self._same.items()][-SAME_KEPT:]) | {pair: same}
         return same
 
     async def leave(self, key: Key) -> None:
         """A WorkQueue needs its broker no more: bell down, no more sweeps; the last one closes the link."""
-        link = self._link_of.pop(key, None)
-        if link is None:
+        handle = self._handle_of.pop(key, None)
+        if handle is None:
             return
-        for queue in link.sweep.queues_of(key):
-            if link.sweep.keys_of(queue) == (key,):
-                link.broker.take_down_bell(queue)
-        link.sweep.forget(key)
-        link.users.discard(key)
-        if not link.users:
-            self._links.pop(link.broker.binding.identity, None)
-            await self._close(link)
+        for queue in handle.poller.queues_of(key):
+            if handle.poller.keys_of(queue) == (key,):
+                handle.broker.remove_doorbell(queue)
+        handle.poller.forget(key)
+        handle.users.discard(key)
+        if not handle.users:
+            self._handles.pop(handle.broker.binding.identity, None)
+            await self._close(handle)
 
     async def close(self) -> None:
         """Close every connection."""
-        links, self._links, self._link_of = list(self._links.values()), {}, {}
-        for link in links:
-            await self._close(link)
+        handles, self._handles, self._handle_of = list(self._handles.values()), {}, {}
+        for handle in handles:
+            await self._close(handle)
 
     @staticmethod
-    async def _close(link: Link) -> None:
-        await link.sweep.close()
-        await link.broker.close()
+    async def _close(handle: BrokerHandle) -> None:
+        await handle.poller.close()
+        await handle.broker.close()
 
-    def _make(self, binding: Binding) -> Link:
+    def _make(self, binding: Binding) -> BrokerHandle:
         def on_ring(queue: str) -> None:
-            for key in link.sweep.keys_of(queue):
+            for key in handle.poller.keys_of(queue):
                 self._rang(key)
 
-        def on_fall(queue: str, refusal: tuple[int, str] | None) -> None:
-            link.sweep.bell_fell(queue, refusal)
-            for key in link.sweep.keys_of(queue):
+        def on_removed(queue: str, refusal: tuple[int, str] | None) -> None:
+            handle.poller.doorbell_removed(queue, refusal)
+            for key in handle.poller.keys_of(queue):
                 self._wake(key)
 
         def on_state() -> None:
-            for key in list(link.users):
+            for key in list(handle.users):
                 self._wake(key)
 
         # The broker calls none of them before this function has returned.
-        broker = Broker(binding, on_ring, on_fall, on_state, self._destinations)
-        sweep = Sweep(broker, self._wake, self._sweep_seconds, self._idle_sweep_seconds)
-        link = Link(broker, sweep)
-        return link
+        broker = Broker(binding, on_ring, on_removed, on_state, self._destinations)
+        poller = DepthPoller(broker, self._wake, self._sweep_seconds, self._idle_sweep_seconds)
+        handle = BrokerHandle(broker, poller)
+        return handle

@@ -11,7 +11,7 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 
-class Texts(MutableMapping[tuple[str, str], dict[str, Any]]):
+class JsonMap(MutableMapping[tuple[str, str], dict[str, Any]]):
     """JSON objects by (namespace, name).
 
     Each look makes a new object, in some 20 microseconds; what is changed in it is not kept.

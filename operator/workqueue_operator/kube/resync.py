@@ -35,7 +35,7 @@ _PATHS: Final[dict[str, Callable[[str | None], str]]] = {
 }
 
 
-class Relist:
+class Resync:
     """Lists all kinds again and again.
 
     Args:

@@ -22,7 +22,7 @@ from typing import Final
 from workqueue.contract.binding import Binding, from_mapping
 from workqueue.errors import BindingError
 from workqueue_operator.api.reasons import Reason
-from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import Cluster, secret_path
 from workqueue_operator.kube.store import Key
 
@@ -50,10 +50,10 @@ KEPT: Final = 3600.0
 @dataclass(frozen=True, slots=True)
 class _Entry:
     at: float
-    result: Binding | Trouble
+    result: Binding | ReconcileError
 
     def max_age(self, *, suspect: bool) -> float:
-        if isinstance(self.result, Trouble):
+        if isinstance(self.result, ReconcileError):
             return MAX_AGE_OF_TROUBLE
         return MAX_AGE_OF_SUSPECT if suspect else MAX_AGE
 
@@ -139,7 +139,7 @@ class Secrets:
         entry = self._entries.get(where)
         if entry is None or (not proven and time.monotonic() - entry.at > entry.max_age(suspect=suspect)):
             entry = await self._current(where)
-        if isinstance(entry.result, Trouble):
+        if isinstance(entry.result, ReconcileError):
             raise entry.result.with_traceback(None)
         return entry.result
 
@@ -178,18 +178,18 @@ class Secrets:
                 self._wake(key)
         return entry
 
-    async def _read(self, namespace: str, name: str) -> Binding | Trouble:
+    async def _read(self, namespace: str, name: str) -> Binding | ReconcileError:
         try:
             secret = await self._cluster.get(secret_path(namespace, name))
         except ClusterError as error:
             if error.not_found:
-                return Trouble(
+                return ReconcileError(
                     Reason.SECRET_NOT_FOUND,
                     f'The Secret "{name}" does not exist in namespace "{namespace}". Create it with the key uri, '
                     "or with host, username and password.",
                 )
             if error.forbidden:
-                return Trouble(
+                return ReconcileError(
                     Reason.SECRET_FORBIDDEN,
                     f'The operator may not read the Secret "{name}" in namespace "{namespace}": {error.message}. '
                     "Compare its roles with those of the chart.",
@@ -199,11 +199,11 @@ class Secrets:
             keys = _decoded(secret.get("data") or {})
             return _seen_from_elsewhere(from_mapping(keys, f'Secret "{name}"'), namespace)
         except BindingError as error:
-            return Trouble(Reason.SECRET_INVALID, str(error))
+            return ReconcileError(Reason.SECRET_INVALID, str(error))
 
 
-def _same(one: Binding | Trouble, other: Binding | Trouble) -> bool:
-    if isinstance(one, Trouble) and isinstance(other, Trouble):
+def _same(one: Binding | ReconcileError, other: Binding | ReconcileError) -> bool:
+    if isinstance(one, ReconcileError) and isinstance(other, ReconcileError):
         return (one.reason, one.message) == (other.reason, other.message)
     return one == other
 

@@ -1,6 +1,6 @@
 """What the cluster shows: WorkQueues, their Deployments and their pods, as the watch and the LISTs told.
 
-Place in the flow: `handlers` feed it with events, `relist` corrects it every few minutes (kopf lists again
+Place in the flow: `handlers` feed it with events, `resync` corrects it every few minutes (kopf lists again
 after a gap in its watch but never says what was deleted in the gap); a pass reads it and nothing else.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from workqueue_operator.kube.json_map import Texts
+from workqueue_operator.kube.json_map import JsonMap
 from workqueue_operator.kube.views import PodView, existing, pod_view
 from workqueue_operator.names import ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE, workload_name
 
@@ -82,8 +82,8 @@ class Store:
     """
 
     wake: Callable[[Key], None]
-    workqueues: Texts = field(default_factory=Texts)
-    deployments: Texts = field(default_factory=Texts)
+    workqueues: JsonMap = field(default_factory=JsonMap)
+    deployments: JsonMap = field(default_factory=JsonMap)
     pods: dict[Key, PodView] = field(default_factory=dict)
     freshness: dict[str, Freshness] = field(default_factory=lambda: defaultdict(Freshness))
     _seen: dict[tuple[str, Key], _Seen] = field(default_factory=dict)

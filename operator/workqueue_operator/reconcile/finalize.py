@@ -19,8 +19,8 @@ from workqueue_operator.api.workqueue import DeletionPolicy, WorkQueue, timestam
 from workqueue_operator.broker import declare
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.management import Management
-from workqueue_operator.broker.pool import Brokers, Link
-from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
+from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import Cluster, deployment_path, workqueue_path
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Key, Store, key_of
@@ -52,7 +52,7 @@ class Finalizer:
         cluster: Cluster,
         store: Store,
         secrets: Secrets,
-        brokers: Brokers,
+        brokers: BrokerPool,
         management: Management,
         workers: Workers,
         reporter: Reporter,
@@ -89,8 +89,8 @@ class Finalizer:
             return AGAIN
         try:
             message = await self._settle_queues(workqueue)
-        except Trouble as trouble:
-            return await self._in_the_way(workqueue, trouble)
+        except ReconcileError as problem:
+            return await self._in_the_way(workqueue, problem)
         await self._let_go(workqueue, message)
         return None
 
@@ -108,11 +108,11 @@ class Finalizer:
             return f"{queue} was left behind, as annotated."
         if workqueue.spec.queue.deletion_policy is DeletionPolicy.RETAIN:
             return f"{queue} is retained."
-        link, binding = await self._connection(workqueue)
-        await link.broker.ready()
-        if (other := await self._other_claim(workqueue, link)) is not None:
+        handle, binding = await self._connection(workqueue)
+        await handle.broker.ready()
+        if (other := await self._other_claim(workqueue, handle)) is not None:
             return f"{queue} was left behind: {other} has it, too."
-        left = await self._delete_queues(workqueue, link, binding)
+        left = await self._delete_queues(workqueue, handle, binding)
         return f"{queue} was deleted with its WorkQueue.{left}"
 
     async def _is_current(self, workqueue: WorkQueue) -> bool:
@@ -127,7 +127,7 @@ class Finalizer:
         same: bool = live["metadata"]["uid"] == workqueue.metadata.uid
         return same and bool(live["metadata"].get("deletionTimestamp"))
 
-    async def _other_claim(self, workqueue: WorkQueue, link: Link) -> str | None:
+    async def _other_claim(self, workqueue: WorkQueue, handle: BrokerHandle) -> str | None:
         """Another WorkQueue that has the same queue on the same broker, or may have: its broker cannot be asked.
 
         The store is asked, since after a restart other WorkQueues may not have declared the queue yet.
@@ -139,7 +139,7 @@ class Finalizer:
             if (spec.get("queue", {}).get("name") or key[1]) != workqueue.queue_name:
                 continue
             if (
-                await self._is_on(link, key, spec["connectionSecretRef"]["name"], workqueue.queue_name)
+                await self._is_on(handle, key, spec["connectionSecretRef"]["name"], workqueue.queue_name)
                 is False
             ):
                 continue
@@ -148,54 +148,56 @@ class Finalizer:
             return "a WorkQueue of another namespace"
         return None
 
-    async def _is_on(self, link: Link, key: Key, secret: str, queue: str) -> bool | None:
-        """Whether another WorkQueue's Secret leads to the broker and virtual host of `link`; None: not known."""
+    async def _is_on(self, handle: BrokerHandle, key: Key, secret: str, queue: str) -> bool | None:
+        """Whether another WorkQueue's Secret leads to the broker and virtual host of `handle`; None: not known."""
         known = self._brokers.known(key)
         try:
-            theirs = await self._brokers.link(key, await self._secrets.binding(key[0], secret))
-            same = True if theirs is link else await self._brokers.are_same(link, theirs, queue)
+            theirs = await self._brokers.handle(key, await self._secrets.binding(key[0], secret))
+            same = True if theirs is handle else await self._brokers.are_same(handle, theirs, queue)
             if same is None:
                 await theirs.broker.ready()
-                same = await self._brokers.are_same(link, theirs, queue)
-        except Trouble:
+                same = await self._brokers.are_same(handle, theirs, queue)
+        except ReconcileError:
             same = None
         if known is None and (self._store.workqueue(key) or {}).get("spec", {}).get("suspend"):
             # No pass of its own will leave it.
             await self._brokers.leave(key)
         return same
 
-    async def _delete_queues(self, workqueue: WorkQueue, link: Link, binding: Binding) -> str:
+    async def _delete_queues(self, workqueue: WorkQueue, handle: BrokerHandle, binding: Binding) -> str:
         """Returns a sentence about what may be left, if anything."""
-        link.broker.take_down_bell(workqueue.queue_name)
+        handle.broker.remove_doorbell(workqueue.queue_name)
         listed: list[str] | Unknown = []
         if binding.management_uri is not None:
             listed = await self._management.delay_queues(binding, workqueue.queue_name)
         names = declare.names(workqueue, () if isinstance(listed, Unknown) else listed)
         only_empty = workqueue.spec.queue.deletion_policy is DeletionPolicy.DELETE_IF_EMPTY
         if only_empty:
-            await self._require_nothing_to_do(workqueue, names, link)
+            await self._require_nothing_to_do(workqueue, names, handle)
         await self._stop_workers(workqueue)
         if only_empty:
-            await declare.require_empty(names, link.broker)
-        await declare.require_unused(workqueue.queue_name, link.broker)
-        await declare.delete(workqueue, names, link.broker, only_empty=only_empty)
+            await declare.require_empty(names, handle.broker)
+        await declare.require_unused(workqueue.queue_name, handle.broker)
+        await declare.delete(workqueue, names, handle.broker, only_empty=only_empty)
         if isinstance(listed, Unknown):
             return f" {listed.message} Delay queues of delays that spec.retry had earlier may be left."
         return ""
 
-    async def _require_nothing_to_do(self, workqueue: WorkQueue, names: list[str], link: Link) -> None:
+    async def _require_nothing_to_do(
+        self, workqueue: WorkQueue, names: list[str], handle: BrokerHandle
+    ) -> None:
         """No message waits or is in a handler. Until then workers stay, and at least one is there.
 
         A handler that fails hands its message to a delay queue before it is idle, so the queues are looked at again
         after the workers.
         """
         try:
-            await self._require_no_messages(workqueue, names, link)
+            await self._require_no_messages(workqueue, names, handle)
             await self._require_idle_workers(workqueue)
-            await self._require_no_messages(workqueue, names, link)
-        except Trouble:
+            await self._require_no_messages(workqueue, names, handle)
+        except ReconcileError:
             dead = names[-1]
-            if any([(await _ready(link, name)) for name in names if name != dead]):
+            if any([(await _ready(handle, name)) for name in names if name != dead]):
                 await self._have_a_worker(workqueue)
             raise
 
@@ -204,7 +206,7 @@ class Finalizer:
         pods = [pod for pod in self._store.pods_of(workqueue.key) if pod.running and not pod.terminating]
         statuses = await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in pods])
         if busy := sum(one.busy for one in statuses.values()):
-            raise Trouble(
+            raise ReconcileError(
                 Reason.DELETING,
                 f"{busy} messages are in handlers. The workers stay until the queue is empty; then it is deleted.",
             )
@@ -221,25 +223,27 @@ class Finalizer:
                 await self._cluster.merge(deployment_path(namespace, name), {"spec": {"replicas": 1}})
             )
 
-    async def _require_no_messages(self, workqueue: WorkQueue, names: list[str], link: Link) -> None:
+    async def _require_no_messages(
+        self, workqueue: WorkQueue, names: list[str], handle: BrokerHandle
+    ) -> None:
         """No queue shows a message, and none has for so long that none can be hidden. Workers may still run."""
         uid = workqueue.metadata.uid
         try:
-            await declare.require_no_messages(names, link.broker)
-        except Trouble:
+            await declare.require_no_messages(names, handle.broker)
+        except ReconcileError:
             self._empty_since.pop(uid, None)
             raise
         now = time.monotonic()
         looked = now - self._empty_since.setdefault(uid, now)
         if looked < self._hidden_seconds:
-            await declare.require_nothing_hidden(workqueue, names, link.broker)
+            await declare.require_nothing_hidden(workqueue, names, handle.broker)
 
-    async def _connection(self, workqueue: WorkQueue) -> tuple[Link, Binding]:
+    async def _connection(self, workqueue: WorkQueue) -> tuple[BrokerHandle, Binding]:
         namespace, secret = workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
         try:
             binding = await self._secrets.binding(namespace, secret)
-            return await self._brokers.link(workqueue.key, binding), binding
-        except Trouble:
+            return await self._brokers.handle(workqueue.key, binding), binding
+        except ReconcileError:
             # In a namespace that is going the Secret may be gone first; a connection that is still open does.
             known = self._brokers.known(workqueue.key)
             if known is None or not known.broker.connected:
@@ -258,16 +262,16 @@ class Finalizer:
             )
         left = self._store.pods_of(workqueue.key)
         if left:
-            raise Trouble(
+            raise ReconcileError(
                 Reason.DELETING,
                 f"{len(left)} workers finish the messages they have in hand; then the queue is deleted.",
             )
 
-    async def _in_the_way(self, workqueue: WorkQueue, trouble: Trouble) -> float | None:
+    async def _in_the_way(self, workqueue: WorkQueue, problem: ReconcileError) -> float | None:
         deleted = workqueue.metadata.deletion_timestamp
         assert deleted is not None  # noqa: S101 - only deleted WorkQueues come here
         waited = (datetime.now(UTC) - deleted).total_seconds()
-        if trouble.reason in _SECRET_IS_GONE and waited > WITHOUT_SECRET:
+        if problem.reason in _SECRET_IS_GONE and waited > WITHOUT_SECRET:
             await self._let_go(
                 workqueue,
                 f"The queue {workqueue.queue_name!r} was left behind: its connection Secret cannot be read any "
@@ -275,12 +279,12 @@ class Finalizer:
                 warning=True,
             )
             return None
-        finding = Finding("False", trouble.reason, f"Deletion waits: {trouble.message}")
+        finding = Finding("False", problem.reason, f"Deletion waits: {problem.message}")
         findings = {ConditionType.READY: finding, ConditionType.QUEUE_DECLARED: finding}
         await self._reporter.event(
             workqueue,
-            trouble.reason is not Reason.DELETING,
-            trouble.reason,
+            problem.reason is not Reason.DELETING,
+            problem.reason,
             finding.message,
             "Delete",
             time.monotonic(),
@@ -306,11 +310,11 @@ class Finalizer:
             seen = replace(
                 seen, deployment=deployment_view(live), busy=busy if len(statuses) == len(running) else None
             )
-        link = self._brokers.known(workqueue.key)
-        if link is None or not link.broker.connected:
+        handle = self._brokers.known(workqueue.key)
+        if handle is None or not handle.broker.connected:
             return seen
-        work = await _counts(link, workqueue.queue_name)
-        dead = await _counts(link, dead_letter_queue_name(workqueue.queue_name))
+        work = await _counts(handle, workqueue.queue_name)
+        dead = await _counts(handle, dead_letter_queue_name(workqueue.queue_name))
         return replace(
             seen,
             depth=None if work is None else Depth(work.ready, 0, work.consumers),
@@ -336,13 +340,13 @@ class Finalizer:
                 raise
 
 
-async def _counts(link: Link, queue: str) -> QueueCounts | None:
+async def _counts(handle: BrokerHandle, queue: str) -> QueueCounts | None:
     try:
-        return await link.broker.counts_if_there(queue)
-    except Trouble:
+        return await handle.broker.counts_if_there(queue)
+    except ReconcileError:
         return None
 
 
-async def _ready(link: Link, queue: str) -> int:
-    counts = await _counts(link, queue)
+async def _ready(handle: BrokerHandle, queue: str) -> int:
+    counts = await _counts(handle, queue)
     return counts.ready if counts is not None else 0

@@ -17,20 +17,20 @@ from typing import Final
 
 from workqueue_operator.kube.store import Key
 
-BEGINNERS: Final = 20
+FIRST_PASSES: Final = 20
 """Places for keys that run for the first time."""
 
-BEGINNERS_SECONDS: Final = 2.0
+FIRST_PASSES_SECONDS: Final = 2.0
 
-KNOWN: Final = 20
+LATER_PASSES: Final = 20
 """Places for all others."""
 
-KNOWN_SECONDS: Final = 0.25
+LATER_PASSES_SECONDS: Final = 0.25
 """Also when all of them wait, 80 begin each second: about as many as a process can run."""
 
 
 @dataclass(frozen=True, slots=True)
-class Next:
+class NextPass:
     """When the next run is due.
 
     Attributes:
@@ -46,7 +46,7 @@ class Next:
     firm: bool = False
 
 
-class _Line:
+class _Lane:
     """Keys that wait for one of a few places.
 
     Args:
@@ -93,7 +93,7 @@ class _Line:
             self._begin(key)
 
 
-class Keys:
+class ReconcileQueue:
     """Runs a coroutine for each key that was woken.
 
     Args:
@@ -101,11 +101,11 @@ class Keys:
         is_known: whether a key has run before, so that its run costs little and does not wait for beginners.
     """
 
-    def __init__(self, run: Callable[[Key], Awaitable[Next]], is_known: Callable[[Key], bool]) -> None:
+    def __init__(self, run: Callable[[Key], Awaitable[NextPass]], is_known: Callable[[Key], bool]) -> None:
         self._run = run
         self._is_known = is_known
-        self._beginners = _Line(BEGINNERS, BEGINNERS_SECONDS, self._begin)
-        self._known = _Line(KNOWN, KNOWN_SECONDS, self._begin)
+        self._beginners = _Lane(FIRST_PASSES, FIRST_PASSES_SECONDS, self._begin)
+        self._known = _Lane(LATER_PASSES, LATER_PASSES_SECONDS, self._begin)
         self._running: dict[Key, tuple[asyncio.Task[None], float]] = {}
         self._again: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
@@ -122,7 +122,7 @@ class Keys:
         self._cancel_timer(key)
         (self._known if self._is_known(key) else self._beginners).join(key)
 
-    def give_place(self, key: Key) -> None:
+    def release_place(self, key: Key) -> None:
         """The run of this key waits for something that others need not wait for: another one may begin."""
         self._beginners.leave(key)
         self._known.leave(key)
@@ -152,12 +152,12 @@ class Keys:
         self._running[key] = (task, time.monotonic())
 
     async def _go(self, key: Key) -> None:
-        due = Next()
+        due = NextPass()
         try:
             due = await self._run(key)
         finally:
             del self._running[key]
-            self.give_place(key)
+            self.release_place(key)
             again = key in self._again
             self._again.discard(key)
             if again and not due.failed:

@@ -71,10 +71,10 @@ class Reporter:
         store: Store,
         instance: str,
         metrics: Metrics,
-        heard: Callable[[str, bool, str, str, str], None] | None = None,
+        listener: Callable[[str, bool, str, str, str], None] | None = None,
     ) -> None:
         self._cluster = cluster
-        self._heard = heard
+        self._listener = listener
         self._store = store
         self._metrics = metrics
         self._instance = instance
@@ -185,8 +185,8 @@ class Reporter:
         if sent in lately:
             return
         self._sent[uid] = {**lately, sent: now}
-        if self._heard is not None:
-            self._heard(uid, warning, str(action), reason.value, message)
+        if self._listener is not None:
+            self._listener(uid, warning, str(action), reason.value, message)
         regarding = {
             "apiVersion": API_VERSION,
             "kind": KIND,

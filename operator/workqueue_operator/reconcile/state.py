@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from workqueue_operator.api.reasons import Finding, Unknown
-from workqueue_operator.scaling.decide import Window
+from workqueue_operator.scaling.decide import ScaleInWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Refusal:
 
 
 @dataclass(eq=False, slots=True)
-class Memory:
+class PassState:
     """Notes about one WorkQueue. Times are seconds on the monotonic clock.
 
     Attributes:
@@ -54,10 +54,10 @@ class Memory:
     """
 
     uid: str
-    window: Window
+    window: ScaleInWindow
     declared: tuple[int, bytes] | None = None
     queue: Finding | None = None
-    rung_at: float | None = None
+    ring_at: float | None = None
     waking_since: float | None = None
     unreachable_since: float | None = None
     silent_since: dict[str, float] = field(default_factory=dict)

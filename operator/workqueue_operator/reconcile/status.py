@@ -69,7 +69,7 @@ class Seen:
     deployment: DeploymentView | Unknown | None = None
     pods: Sequence[PodView] = ()
     decision: Decision | None = None
-    trouble: Unknown | None = None
+    problem: Unknown | None = None
     refusal: Unknown | None = None
     doorbell: Unknown | None = None
     dead_letters: int | None = None
@@ -197,7 +197,7 @@ def _depth_known(seen: Seen) -> Finding:
     if isinstance(seen.depth, Unknown):
         return _negative(seen.depth)
     if seen.depth is None:
-        cause = seen.trouble or Unknown(Reason.DEPTH_PENDING, "The queue has not been asked yet.")
+        cause = seen.problem or Unknown(Reason.DEPTH_PENDING, "The queue has not been asked yet.")
         return _negative(cause)
     if seen.doorbell is not None:
         return Finding("True", seen.doorbell.reason, seen.doorbell.message)
@@ -208,7 +208,7 @@ def _workload_applied(workqueue: WorkQueue, seen: Seen) -> Finding:
     if workqueue.spec.suspend:
         return Finding("Unknown", Reason.SUSPENDED, "spec.suspend is true: nothing is applied.")
     if seen.deployment is None:
-        cause = seen.trouble or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
+        cause = seen.problem or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
         return Finding("Unknown", cause.reason, cause.message)
     refusal = seen.deployment if isinstance(seen.deployment, Unknown) else seen.refusal
     if refusal is not None:
@@ -223,7 +223,7 @@ def _workload_applied(workqueue: WorkQueue, seen: Seen) -> Finding:
 def _workers_available(seen: Seen) -> Finding:  # noqa: PLR0911 - one return a case reads best
     deployment = seen.deployment
     if deployment is None:
-        cause = seen.trouble or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
+        cause = seen.problem or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
         return Finding("Unknown", cause.reason, cause.message)
     if isinstance(deployment, Unknown):
         return _negative(deployment)
@@ -247,7 +247,7 @@ def _workers_available(seen: Seen) -> Finding:  # noqa: PLR0911 - one return a c
 def _scaling_active(seen: Seen) -> Finding:
     decision = seen.decision
     if decision is None:
-        cause = seen.trouble or Unknown(Reason.DEPTH_PENDING, "Nothing has been decided yet.")
+        cause = seen.problem or Unknown(Reason.DEPTH_PENDING, "Nothing has been decided yet.")
         return _negative(cause)
     if (obstacle := _obstacle(seen, decision)) is not None:
         return _negative(obstacle)

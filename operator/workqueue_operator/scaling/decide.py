@@ -79,7 +79,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class WorkloadState:
     """The Deployment as far as the count goes.
 
     Attributes:
@@ -105,7 +105,7 @@ class Observation:
         minimum: the fewest replicas at this time (scaling.minReplicas, or a schedule's).
     """
 
-    workload: Workload | Unknown
+    workload: WorkloadState | Unknown
     depth: Depth | Unknown
     minimum: int = 0
     load: Load = Load()
@@ -164,7 +164,7 @@ Decision: TypeAlias = Hold | ScaleOut | Retire | Trim
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class ScaleInWindow:
     """The counts that were wanted lately, as far as they can still matter.
 
     Attributes:
@@ -175,10 +175,10 @@ class Window:
     since: float
     peaks: tuple[tuple[float, int], ...] = ()
 
-    def record(self, now: float, wanted: int, seconds: float) -> Window:
+    def record(self, now: float, wanted: int, seconds: float) -> ScaleInWindow:
         """The window after `wanted` was seen at `now`; what is older than `seconds` is forgotten."""
         kept = tuple((at, count) for at, count in self.peaks if count > wanted and now - at < seconds)
-        return Window(self.since, (*kept, (now, wanted)))
+        return ScaleInWindow(self.since, (*kept, (now, wanted)))
 
     def is_full(self, now: float, seconds: float) -> bool:
         """Whether the window covers the whole time."""
@@ -213,7 +213,9 @@ def wanted_replicas(
     return max(math.ceil((slots + unconfirmed) / concurrency), some)
 
 
-def decide(spec: WorkQueueSpec, seen: Observation, window: Window, now: float) -> tuple[Decision, Window]:
+def decide(
+    spec: WorkQueueSpec, seen: Observation, window: ScaleInWindow, now: float
+) -> tuple[Decision, ScaleInWindow]:
     """Decide one step.
 
     Args:
@@ -225,11 +227,11 @@ def decide(spec: WorkQueueSpec, seen: Observation, window: Window, now: float) -
     if spec.suspend:
         return Hold(
             None, Reason.SUSPENDED, "spec.suspend is true: scaling and declaring are stopped."
-        ), Window(now)
+        ), ScaleInWindow(now)
     if isinstance(seen.workload, Unknown):
         return Hold.because(None, seen.workload), window
     if spec.replicas is not None:
-        return _pinned(spec.replicas, seen.workload), Window(now)
+        return _pinned(spec.replicas, seen.workload), ScaleInWindow(now)
     if isinstance(seen.depth, Unknown):
         # Time in which nothing was known must not let the count shrink afterwards.
         unknown = window.record(now, seen.workload.replicas, spec.scaling.scale_in_delay_seconds)
@@ -243,7 +245,7 @@ def decide(spec: WorkQueueSpec, seen: Observation, window: Window, now: float) -
     return trim or _step(spec, seen.workload, seen.depth, bounds, highest), window
 
 
-def _highest(spec: WorkQueueSpec, workload: Workload, window: Window, now: float) -> int:
+def _highest(spec: WorkQueueSpec, workload: WorkloadState, window: ScaleInWindow, now: float) -> int:
     """The highest count wanted in the window; at least the present one until the window covers its time."""
     highest = min(window.highest, spec.most_replicas)
     full = window.is_full(now, spec.scaling.scale_in_delay_seconds)
@@ -268,7 +270,7 @@ class _Bounds:
     wanted: int
 
 
-def _bounds(spec: WorkQueueSpec, workload: Workload, depth: Depth, seen: Observation) -> _Bounds:
+def _bounds(spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, seen: Observation) -> _Bounds:
     maximum = spec.most_replicas
     minimum = min(max(spec.scaling.min_replicas, seen.minimum), maximum)
 
@@ -282,7 +284,7 @@ def _bounds(spec: WorkQueueSpec, workload: Workload, depth: Depth, seen: Observa
     return _Bounds(need, minimum, maximum, within(need), wanted)
 
 
-def _pinned(pin: int, workload: Workload) -> Decision:
+def _pinned(pin: int, workload: WorkloadState) -> Decision:
     message = f"spec.replicas pins the count to {pin}; a merge patch that sets it to null releases it."
     if pin > workload.replicas:
         return _outward(pin, workload, Reason.PINNED, message)
@@ -295,7 +297,9 @@ def _pinned(pin: int, workload: Workload) -> Decision:
     return Hold(pin, Reason.PINNED, message)
 
 
-def _step(spec: WorkQueueSpec, workload: Workload, depth: Depth, bounds: _Bounds, highest: int) -> Decision:
+def _step(
+    spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, bounds: _Bounds, highest: int
+) -> Decision:
     wanted = bounds.wanted
     if wanted > workload.replicas:
         reason = Reason.BELOW_MINIMUM if bounds.need < bounds.minimum else Reason.BACKLOG
@@ -318,7 +322,7 @@ def _at_maximum(spec: WorkQueueSpec, wanted: int, backlog: str) -> Hold:
     return Hold(wanted, Reason.AT_MAXIMUM, f"{backlog}, but scaling.maxReplicas is {spec.most_replicas}.")
 
 
-def _trim(needed: int, wanted: int, workload: Workload) -> Trim | None:
+def _trim(needed: int, wanted: int, workload: WorkloadState) -> Trim | None:
     if workload.existing is None or max(needed, workload.existing) >= workload.replicas:
         return None
     target = max(needed, workload.existing)
@@ -331,7 +335,7 @@ def _trim(needed: int, wanted: int, workload: Workload) -> Trim | None:
     )
 
 
-def _outward(wanted: int, workload: Workload, reason: Reason, message: str) -> Decision:
+def _outward(wanted: int, workload: WorkloadState, reason: Reason, message: str) -> Decision:
     if workload.proven or wanted <= CANARY_REPLICAS:
         return ScaleOut(wanted, wanted, reason, message)
     waiting = (
@@ -342,7 +346,9 @@ def _outward(wanted: int, workload: Workload, reason: Reason, message: str) -> D
     return ScaleOut(CANARY_REPLICAS, wanted, Reason.CANARY, waiting)
 
 
-def _inward(spec: WorkQueueSpec, workload: Workload, depth: Depth, wanted: int, highest: int) -> Decision:
+def _inward(
+    spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, wanted: int, highest: int
+) -> Decision:
     delay = spec.scaling.scale_in_delay_seconds
     if highest >= workload.replicas:
         return Hold(

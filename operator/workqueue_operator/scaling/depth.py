@@ -12,19 +12,19 @@ from typing import Final
 
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.broker.depth_poller import Missing
-from workqueue_operator.errors import Trouble
+from workqueue_operator.broker.depth_poller import QueueMissing
+from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import ENDPOINT_PORT
 from workqueue_operator.scaling.decide import Depth, Load
 from workqueue_operator.workers.client import WorkerStatus
 
-BELL_SHOWS_AFTER: Final = 2.0
+DOORBELL_SHOWS_AFTER: Final = 2.0
 """Seconds after which a confirmed consumer surely counts in a passive declare (seen: it lags a little)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class QueueReadings:
     """What was answered about one queue.
 
     Attributes:
@@ -41,8 +41,8 @@ class Answers:
         stopping_statuses: their answers by pod name; None while they have not been asked.
     """
 
-    counts: QueueCounts | Missing | Trouble | None
-    bell_hung_at: float | None = None
+    counts: QueueCounts | QueueMissing | ReconcileError | None
+    doorbell_installed_at: float | None = None
     ours: bool = True
     pods: Sequence[PodView] = ()
     statuses: Mapping[str, WorkerStatus] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Answers:
     stopping_statuses: Mapping[str, WorkerStatus] | None = None
 
 
-def workers_decide(counts: QueueCounts | Missing | Trouble | None) -> bool:
+def workers_decide(counts: QueueCounts | QueueMissing | ReconcileError | None) -> bool:
     """Whether only the workers can say how many messages are in handlers.
 
     While more messages wait than there are consumers, every consumer has one (prefetch 1). Otherwise some
@@ -63,14 +63,14 @@ def workers_decide(counts: QueueCounts | Missing | Trouble | None) -> bool:
     return isinstance(counts, QueueCounts) and counts.ready <= counts.consumers
 
 
-def judge(answers: Answers, queue: str) -> Depth | Unknown:
+def judge(answers: QueueReadings, queue: str) -> Depth | Unknown:
     """The depth, unless something speaks against believing the answers."""
     counts = answers.counts
     if counts is None:
         return Unknown(Reason.DEPTH_PENDING, f"The queue {queue!r} has not been asked yet.")
-    if isinstance(counts, Missing):
+    if isinstance(counts, QueueMissing):
         return Unknown(Reason.QUEUE_NOT_FOUND, f"The queue {queue!r} does not exist.")
-    if isinstance(counts, Trouble):
+    if isinstance(counts, ReconcileError):
         return Unknown(counts.reason, counts.message)
     if is_implausible(answers):
         return Unknown(
@@ -82,17 +82,17 @@ def judge(answers: Answers, queue: str) -> Depth | Unknown:
     return Depth(counts.ready, in_handlers, counts.consumers, unconfirmed, _doubt(answers, unconfirmed))
 
 
-def is_implausible(answers: Answers) -> bool:
+def is_implausible(answers: QueueReadings) -> bool:
     """Whether RabbitMQ says zero and zero although somebody consumes, as a leaderless quorum queue does.
 
     A Ready worker that does not answer may well consume, so it speaks against a zero too.
     """
     counts = answers.counts
-    if not isinstance(counts, QueueCounts) or counts.ready or counts.consumers or counts.bell:
+    if not isinstance(counts, QueueCounts) or counts.ready or counts.consumers or counts.doorbell:
         return False
-    hung_at = answers.bell_hung_at
-    bell = hung_at is not None and counts.at - hung_at > BELL_SHOWS_AFTER
-    return bell or any(
+    installed_at = answers.doorbell_installed_at
+    doorbell = installed_at is not None and counts.at - installed_at > DOORBELL_SHOWS_AFTER
+    return doorbell or any(
         pod.ready and (pod.name not in answers.statuses or answers.statuses[pod.name].consuming)
         for pod in answers.pods
     )
@@ -115,7 +115,7 @@ def load(statuses: Mapping[str, WorkerStatus], growth_per_second: float) -> Load
     return Load(seconds, max(weight + growth_per_second, 0.0))
 
 
-def _in_handlers(answers: Answers, counts: QueueCounts) -> tuple[int, int]:
+def _in_handlers(answers: QueueReadings, counts: QueueCounts) -> tuple[int, int]:
     """Messages that are known to be in a handler, and how many more there may be."""
     if isinstance(answers.unacknowledged, int):
         return answers.unacknowledged, 0
@@ -130,7 +130,7 @@ def _in_handlers(answers: Answers, counts: QueueCounts) -> tuple[int, int]:
     return known, busy - known + silent
 
 
-def _doubt(answers: Answers, unconfirmed: int) -> Unknown | None:
+def _doubt(answers: QueueReadings, unconfirmed: int) -> Unknown | None:
     if isinstance(answers.unacknowledged, Unknown):
         return answers.unacknowledged
     if answers.unreachable is not None:
@@ -147,7 +147,7 @@ def _doubt(answers: Answers, unconfirmed: int) -> Unknown | None:
     return None
 
 
-def messages_in_stopping_workers(answers: Answers) -> int:
+def messages_in_stopping_workers(answers: QueueReadings) -> int:
     """Return how many messages are known to be in handlers of workers that were told to stop.
 
     They are no part of the depth: such a message needs no new worker and keeps no other worker from leaving.
@@ -155,7 +155,7 @@ def messages_in_stopping_workers(answers: Answers) -> int:
     return sum(status.busy for status in (answers.stopping_statuses or {}).values())
 
 
-def busy_pods(answers: Answers, depth: Depth | Unknown, replicas: int | None) -> int | None:
+def busy_pods(answers: QueueReadings, depth: Depth | Unknown, replicas: int | None) -> int | None:
     """Return how many pods handle a message, those that were told to stop included; None when that is not known.
 
     Args:

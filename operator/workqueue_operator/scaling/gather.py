@@ -15,13 +15,13 @@ from typing import Final
 from workqueue.contract.binding import Binding
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.broker.depth_poller import Missing, Watched
+from workqueue_operator.broker.depth_poller import PolledQueue, QueueMissing
 from workqueue_operator.broker.management import Management
-from workqueue_operator.broker.pool import Link
-from workqueue_operator.errors import Trouble
+from workqueue_operator.broker.pool import BrokerHandle
+from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.views import PodView
-from workqueue_operator.reconcile.state import Memory
-from workqueue_operator.scaling.depth import Answers, is_implausible, workers_decide
+from workqueue_operator.reconcile.state import PassState
+from workqueue_operator.scaling.depth import QueueReadings, is_implausible, workers_decide
 from workqueue_operator.workers.client import Address, Workers, WorkerStatus
 
 FRESH: Final = 1.0
@@ -57,18 +57,23 @@ class Gatherer:
         self._management = management
 
     async def ask(
-        self, workqueue: WorkQueue, memory: Memory, link: Link, binding: Binding, pods: Sequence[PodView]
-    ) -> Answers:
+        self,
+        workqueue: WorkQueue,
+        pass_state: PassState,
+        handle: BrokerHandle,
+        binding: Binding,
+        pods: Sequence[PodView],
+    ) -> QueueReadings:
         """Everything that can be known about the queue of a WorkQueue now.
 
         Args:
             binding: this WorkQueue's own; the link may have been made for another one of the same identity.
         """
-        watched = link.sweep.watch(workqueue.key, workqueue.queue_name)
-        counts = await self._counts(link, watched, rung=memory.waking_since is not None)
-        answers = Answers(
+        polled = handle.poller.watch(workqueue.key, workqueue.queue_name)
+        counts = await self._counts(handle, polled, rung=pass_state.waking_since is not None)
+        answers = QueueReadings(
             counts=counts,
-            bell_hung_at=link.broker.bell_hung_at(workqueue.queue_name),
+            doorbell_installed_at=handle.broker.doorbell_installed_at(workqueue.queue_name),
             ours=workqueue.spec.worker is not None,
             single_active=bool(workqueue.spec.queue.single_active_consumer),
             concurrency=workqueue.spec.worker.concurrency if workqueue.spec.worker is not None else 1,
@@ -80,51 +85,55 @@ class Gatherer:
         answers = replace(answers, pods=running, stopping=_stopping(pods))
         if workers_decide(counts):
             statuses, answers = await asyncio.gather(
-                self._statuses(workqueue, memory, counts, running), self.ask_stopping(answers)
+                self._statuses(workqueue, pass_state, counts, running), self.ask_stopping(answers)
             )
         else:
             # Much waits: nothing may hold up the decision, and those that stop do not matter to it.
-            statuses = await self._statuses(workqueue, memory, counts, running)
-        answers = replace(answers, statuses=statuses, unreachable=_unreachable(memory, running))
+            statuses = await self._statuses(workqueue, pass_state, counts, running)
+        answers = replace(answers, statuses=statuses, unreachable=_unreachable(pass_state, running))
         if isinstance(counts, QueueCounts):
-            _follow_growth(memory, counts)
+            _follow_growth(pass_state, counts)
         deadline = time.monotonic() + CONSUMERS_SHOW_WITHIN
         while is_implausible(answers) and time.monotonic() < deadline:
             await asyncio.sleep(CONSUMERS_PAUSE)
-            answers = replace(answers, counts=await link.sweep.ask(watched))
+            answers = replace(answers, counts=await handle.poller.ask(polled))
         return answers
 
-    async def ask_the_rest(self, memory: Memory, answers: Answers) -> Answers:
+    async def ask_the_rest(self, pass_state: PassState, answers: QueueReadings) -> QueueReadings:
         """Ask, after the decision was carried out, what only people want to know.
 
         During a backlog the decision needs no worker's answer; now and then they are asked all the same.
         """
         answers = await self.ask_stopping(answers)
-        if not answers.pods or time.monotonic() - memory.workers_asked_at < ASK_WORKERS_EVERY:
+        if not answers.pods or time.monotonic() - pass_state.workers_asked_at < ASK_WORKERS_EVERY:
             return answers
-        return replace(answers, statuses=await self._ask_workers(memory, answers.pods))
+        return replace(answers, statuses=await self._ask_workers(pass_state, answers.pods))
 
-    async def ask_stopping(self, answers: Answers) -> Answers:
+    async def ask_stopping(self, answers: QueueReadings) -> QueueReadings:
         """Ask the workers that were told to stop, unless they have been asked."""
         if answers.stopping_statuses is not None:
             return answers
         addresses = [Address(pod.name, pod.uid, pod.ip) for pod in answers.stopping]
         return replace(answers, stopping_statuses=await self._workers.stopping(addresses))
 
-    async def _counts(self, link: Link, watched: Watched, *, rung: bool) -> QueueCounts | Missing | Trouble:
+    async def _counts(
+        self, handle: BrokerHandle, polled: PolledQueue, *, rung: bool
+    ) -> QueueCounts | QueueMissing | ReconcileError:
         if rung:
-            return await self._counts_after_ring(link, watched)
-        last = watched.last
+            return await self._counts_after_ring(handle, polled)
+        last = polled.last
         if isinstance(last, QueueCounts) and asyncio.get_running_loop().time() - last.at < FRESH:
             return last
-        return await link.sweep.ask(watched)
+        return await handle.poller.ask(polled)
 
-    async def _counts_after_ring(self, link: Link, watched: Watched) -> QueueCounts | Missing | Trouble:
+    async def _counts_after_ring(
+        self, handle: BrokerHandle, polled: PolledQueue
+    ) -> QueueCounts | QueueMissing | ReconcileError:
         """A ring means at least one message; while the count grows, a burst is coming in."""
         deadline = time.monotonic() + RING_AGREES_WITHIN
         before = -1
         while True:
-            counts = await link.sweep.ask(watched)
+            counts = await handle.poller.ask(polled)
             if not isinstance(counts, QueueCounts) or counts.ready == 1 or 0 < counts.ready == before:
                 return counts
             if time.monotonic() >= deadline:
@@ -135,29 +144,31 @@ class Gatherer:
     async def _statuses(
         self,
         workqueue: WorkQueue,
-        memory: Memory,
-        counts: QueueCounts | Missing | Trouble,
+        pass_state: PassState,
+        counts: QueueCounts | QueueMissing | ReconcileError,
         running: Sequence[PodView],
     ) -> Mapping[str, WorkerStatus]:
         measured = workqueue.spec.scaling.target_drain_seconds is not None
         if not running or not (measured or workers_decide(counts)):
             return {}
-        return await self._ask_workers(memory, running)
+        return await self._ask_workers(pass_state, running)
 
-    async def _ask_workers(self, memory: Memory, running: Sequence[PodView]) -> Mapping[str, WorkerStatus]:
-        memory.workers_asked_at = now = time.monotonic()
+    async def _ask_workers(
+        self, pass_state: PassState, running: Sequence[PodView]
+    ) -> Mapping[str, WorkerStatus]:
+        pass_state.workers_asked_at = now = time.monotonic()
         answers = await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in running])
-        memory.silent_since = {
-            pod.uid: memory.silent_since.get(pod.uid, now) for pod in running if pod.name not in answers
+        pass_state.silent_since = {
+            pod.uid: pass_state.silent_since.get(pod.uid, now) for pod in running if pod.name not in answers
         }
         return answers
 
 
-def _unreachable(memory: Memory, running: Sequence[PodView]) -> str | None:
+def _unreachable(pass_state: PassState, running: Sequence[PodView]) -> str | None:
     """The name of a Ready worker that has not answered for too long; one that starts is not Ready yet."""
     latest = time.monotonic() - SILENT_AFTER
     silent = (
-        pod.name for pod in running if pod.ready and memory.silent_since.get(pod.uid, math.inf) <= latest
+        pod.name for pod in running if pod.ready and pass_state.silent_since.get(pod.uid, math.inf) <= latest
     )
     return min(silent, default=None)
 
@@ -166,12 +177,12 @@ def _stopping(pods: Sequence[PodView]) -> list[PodView]:
     return [pod for pod in pods if pod.running and pod.terminating]
 
 
-def _follow_growth(memory: Memory, counts: QueueCounts) -> None:
-    if memory.ready_before is not None:
-        at, ready = memory.ready_before
+def _follow_growth(pass_state: PassState, counts: QueueCounts) -> None:
+    if pass_state.ready_before is not None:
+        at, ready = pass_state.ready_before
         span = counts.at - at
         if span <= 0:
             return
         weight = min(span / GROWTH_SECONDS, 1.0)
-        memory.growth += weight * ((counts.ready - ready) / span - memory.growth)
-    memory.ready_before = (counts.at, counts.ready)
+        pass_state.growth += weight * ((counts.ready - ready) / span - pass_state.growth)
+    pass_state.ready_before = (counts.at, counts.ready)

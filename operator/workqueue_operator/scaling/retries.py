@@ -15,9 +15,9 @@ from typing import Final
 from workqueue.contract.topology import delay_queue_name
 from workqueue_operator.api.workqueue import MOST_RETRY_DELAYS, WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.broker.depth_poller import MISSING
-from workqueue_operator.broker.pool import Link
-from workqueue_operator.reconcile.state import Memory
+from workqueue_operator.broker.depth_poller import QUEUE_MISSING
+from workqueue_operator.broker.pool import BrokerHandle
+from workqueue_operator.reconcile.state import PassState
 from workqueue_operator.workers.client import WorkerStatus
 
 MISSING_STANDS: Final = 300.0
@@ -25,7 +25,12 @@ MISSING_STANDS: Final = 300.0
 
 
 async def waiting(
-    workqueue: WorkQueue, memory: Memory, link: Link, statuses: Iterable[WorkerStatus], *, workers_run: bool
+    workqueue: WorkQueue,
+    pass_state: PassState,
+    handle: BrokerHandle,
+    statuses: Iterable[WorkerStatus],
+    *,
+    workers_run: bool,
 ) -> int | None:
     """Return how many messages wait for a retry; None when that is not known.
 
@@ -36,28 +41,28 @@ async def waiting(
     if workqueue.spec.worker is None:
         return None  # how these workers retry is their own affair
     said = [status.retry_delays for status in statuses]
-    delays = _known(workqueue, memory, frozenset().union(*(named for named in said if named is not None)))
+    delays = _known(workqueue, pass_state, frozenset().union(*(named for named in said if named is not None)))
     total: int | None = 0 if all(named is not None for named in said) else None
     for seconds in sorted(delays):
         queue = delay_queue_name(workqueue.queue_name, seconds)
-        answer = await link.sweep.look_in_passing(workqueue.key, queue, warm=workers_run)
-        if answer is MISSING:
+        answer = await handle.poller.look_in_passing(workqueue.key, queue, warm=workers_run)
+        if answer is QUEUE_MISSING:
             delays.discard(seconds)
-            memory.missing_delays[seconds] = asyncio.get_running_loop().time()
-            link.sweep.forget_queue(workqueue.key, queue)
+            pass_state.missing_delays[seconds] = asyncio.get_running_loop().time()
+            handle.poller.forget_queue(workqueue.key, queue)
         elif total is not None:
             total = total + answer.ready if isinstance(answer, QueueCounts) else None
     return total
 
 
-def _known(workqueue: WorkQueue, memory: Memory, named: frozenset[int]) -> set[int]:
+def _known(workqueue: WorkQueue, pass_state: PassState, named: frozenset[int]) -> set[int]:
     """The delays whose queues exist, with those that workers named now."""
-    if memory.retry_delays is None:
-        memory.retry_delays = set(workqueue.status.retry_delays_seconds or ())
+    if pass_state.retry_delays is None:
+        pass_state.retry_delays = set(workqueue.status.retry_delays_seconds or ())
     now = asyncio.get_running_loop().time()
-    for seconds in sorted(named - memory.retry_delays):
-        missing_at = memory.missing_delays.get(seconds)
+    for seconds in sorted(named - pass_state.retry_delays):
+        missing_at = pass_state.missing_delays.get(seconds)
         may_exist = missing_at is None or now - missing_at >= MISSING_STANDS
-        if may_exist and len(memory.retry_delays) < MOST_RETRY_DELAYS:
-            memory.retry_delays.add(seconds)
-    return memory.retry_delays
+        if may_exist and len(pass_state.retry_delays) < MOST_RETRY_DELAYS:
+            pass_state.retry_delays.add(seconds)
+    return pass_state.retry_delays

@@ -15,19 +15,19 @@ from typing import Final
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkQueue, timestamp
 from workqueue_operator.backoff import delay
-from workqueue_operator.broker.pool import Link
+from workqueue_operator.broker.pool import BrokerHandle
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.client import Object
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view, unsettled
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.reconcile.reporter import Reporter
-from workqueue_operator.reconcile.state import Memory, Refusal
+from workqueue_operator.reconcile.state import PassState, Refusal
 from workqueue_operator.scaling import wake
 from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut, Trim
-from workqueue_operator.workers.apply import REFUSED_AGAIN, Workload, why_denied
+from workqueue_operator.workers.apply import REFUSED_AGAIN, WorkloadApplier, why_denied
 from workqueue_operator.workers.client import SigningKeys, WorkerStatus
-from workqueue_operator.workers.retire import CONFLICT, UNSEEN, Outcome, Retirement, plan
+from workqueue_operator.workers.retire import CONFLICT, UNSEEN, RetireOutcome, Retirer, plan
 
 UNREACHABLE_AFTER: Final = 30.0
 """Seconds after which a worker that cannot be asked is worth a person's attention."""
@@ -37,7 +37,12 @@ class Scaler:
     """Changes counts."""
 
     def __init__(
-        self, store: Store, workload: Workload, retirement: Retirement, reporter: Reporter, metrics: Metrics
+        self,
+        store: Store,
+        workload: WorkloadApplier,
+        retirement: Retirer,
+        reporter: Reporter,
+        metrics: Metrics,
     ) -> None:
         self._store = store
         self._workload = workload
@@ -48,8 +53,8 @@ class Scaler:
     async def carry_out(
         self,
         workqueue: WorkQueue,
-        memory: Memory,
-        link: Link,
+        pass_state: PassState,
+        handle: BrokerHandle,
         decision: Decision,
         deployment: DeploymentView | Unknown,
         pods: Sequence[PodView],
@@ -64,37 +69,37 @@ class Scaler:
             return decision, deployment
         match decision:
             case Hold():
-                await self._clear_left_over(workqueue, link, deployment, pods)
+                await self._clear_left_over(workqueue, handle, deployment, pods)
                 return decision, deployment
             case ScaleOut():
                 # A bell that still hung would get the message on a queue with a single active consumer.
-                link.broker.take_down_bell(workqueue.queue_name)
-                return await self._raise(workqueue, memory, decision, deployment)
+                handle.broker.remove_doorbell(workqueue.queue_name)
+                return await self._raise(workqueue, pass_state, decision, deployment)
             case Retire() | Trim() if (
-                refusal := memory.refused_in
+                refusal := pass_state.refused_in
             ) is not None and time.monotonic() < refusal.until:
                 return Hold.because(decision.wanted, refusal.why), deployment
             case Retire() | Trim():
-                return await self._lower(workqueue, memory, link, decision, deployment, pods, statuses)
+                return await self._lower(workqueue, pass_state, handle, decision, deployment, pods, statuses)
 
     async def raise_pinned(
-        self, workqueue: WorkQueue, memory: Memory, decision: ScaleOut, deployment: DeploymentView
+        self, workqueue: WorkQueue, pass_state: PassState, decision: ScaleOut, deployment: DeploymentView
     ) -> Decision:
         """Raise a count that a person has pinned; it needs no broker."""
-        return (await self._raise(workqueue, memory, decision, deployment))[0]
+        return (await self._raise(workqueue, pass_state, decision, deployment))[0]
 
     async def _raise(
-        self, workqueue: WorkQueue, memory: Memory, decision: ScaleOut, deployment: DeploymentView
+        self, workqueue: WorkQueue, pass_state: PassState, decision: ScaleOut, deployment: DeploymentView
     ) -> tuple[Decision, DeploymentView]:
         """Raise the count to what was decided, or as far as the API server admits, which is found by halving."""
-        refusal, why = memory.refused_out, None
+        refusal, why = pass_state.refused_out, None
         highest, lowest_refused = decision.replicas, decision.replicas + 1
         if refusal is not None and time.monotonic() < refusal.until and refusal.replicas <= highest:
             highest, lowest_refused = refusal.replicas - 1, refusal.replicas
         target = highest
         while target > deployment.replicas:
             try:
-                live = await self._write(workqueue, memory, decision, deployment, target)
+                live = await self._write(workqueue, pass_state, decision, deployment, target)
             except ClusterError as error:
                 if not error.denied:
                     raise
@@ -105,10 +110,10 @@ class Scaler:
                 deployment = deployment_view(live)
             target = (deployment.replicas + lowest_refused) // 2
         if why is not None:
-            refusal = memory.refused_out = _refused_again(refusal, lowest_refused, why)
+            refusal = pass_state.refused_out = _refused_again(refusal, lowest_refused, why)
         elif lowest_refused > decision.replicas:
             if refusal is not None and deployment.replicas >= refusal.replicas:
-                memory.refused_out = None
+                pass_state.refused_out = None
             return decision, deployment
         assert refusal is not None  # noqa: S101 - for the type checker; it is what limits the count
         return Hold.because(decision.wanted, refusal.why), deployment
@@ -116,8 +121,8 @@ class Scaler:
     async def _lower(
         self,
         workqueue: WorkQueue,
-        memory: Memory,
-        link: Link,
+        pass_state: PassState,
+        handle: BrokerHandle,
         decision: Retire | Trim,
         deployment: DeploymentView,
         pods: Sequence[PodView],
@@ -125,13 +130,13 @@ class Scaler:
     ) -> tuple[Decision, DeploymentView]:
         try:
             if isinstance(decision, Retire) and workqueue.spec.worker is not None:
-                return await self._retire(workqueue, memory, link, decision, deployment, pods, statuses)
-            live = await self._write(workqueue, memory, decision, deployment, decision.replicas)
+                return await self._retire(workqueue, pass_state, handle, decision, deployment, pods, statuses)
+            live = await self._write(workqueue, pass_state, decision, deployment, decision.replicas)
         except ClusterError as error:
             if not error.denied:
                 raise
             why = _why_refused(error, deployment, decision.replicas)
-            memory.refused_in = _refused_again(memory.refused_in, decision.replicas, why)
+            pass_state.refused_in = _refused_again(pass_state.refused_in, decision.replicas, why)
             return Hold.because(decision.wanted, why), deployment
         if live is None:
             return Hold.because(decision.wanted, CONFLICT), deployment
@@ -140,7 +145,7 @@ class Scaler:
     async def _write(
         self,
         workqueue: WorkQueue,
-        memory: Memory,
+        pass_state: PassState,
         decision: ScaleOut | Retire | Trim,
         deployment: DeploymentView,
         replicas: int,
@@ -152,16 +157,16 @@ class Scaler:
                 self._store.put_deployment(current)
             return None
         now = time.monotonic()
-        if memory.waking_since is not None:
-            self._metrics.wake_seconds.observe(now - memory.waking_since)
+        if pass_state.waking_since is not None:
+            self._metrics.wake_seconds.observe(now - pass_state.waking_since)
         direction = "out" if replicas > deployment.replicas else "in"
         self._metrics.scale.labels(direction, decision.reason.value).inc()
-        memory.last_scale = {
+        pass_state.last_scale = {
             "lastScaleTime": timestamp(datetime.now(UTC)),
             "lastScaleReason": f"{decision.reason.value}: {decision.message}",
         }
         if direction == "in":
-            memory.refused_in = None
+            pass_state.refused_in = None
         self._store.put_deployment(live)
         message = f"Scaled {direction} from {deployment.replicas} to {replicas}: {decision.message}"
         await self._reporter.event(workqueue, False, decision.reason, message, "Scale", now)
@@ -170,14 +175,14 @@ class Scaler:
     async def _retire(
         self,
         workqueue: WorkQueue,
-        memory: Memory,
-        link: Link,
+        pass_state: PassState,
+        handle: BrokerHandle,
         decision: Retire,
         deployment: DeploymentView,
         pods: Sequence[PodView],
         statuses: Mapping[str, WorkerStatus],
     ) -> tuple[Decision, DeploymentView]:
-        if await self._clear_left_over(workqueue, link, deployment, pods):
+        if await self._clear_left_over(workqueue, handle, deployment, pods):
             return Hold.because(decision.wanted, UNSEEN), deployment
 
         key = await self._workload.retirement_key(workqueue)
@@ -185,25 +190,27 @@ class Scaler:
             return Hold.because(decision.wanted, key), deployment
 
         async def lower(number: int) -> Object | None:
-            return await self._write(workqueue, memory, decision, deployment, deployment.replicas - number)
+            return await self._write(
+                workqueue, pass_state, decision, deployment, deployment.replicas - number
+            )
 
         outcome = await self._retirement.carry_out(
             workqueue.metadata.namespace,
             plan(pods, statuses, deployment.replicas - decision.replicas, time.time()),
             lambda: self._store.pods_of(workqueue.key),
-            SigningKeys(key, link.broker.binding.signing_key),
+            SigningKeys(key, handle.broker.binding.signing_key),
             lower,
-            partial(wake.confirm_empty, workqueue, link) if decision.only_when_empty else None,
+            partial(wake.confirm_empty, workqueue, handle) if decision.only_when_empty else None,
         )
         for answer in outcome.answers.values():
             self._metrics.retire.labels(answer.value).inc()
         if outcome.deployment is not None:
-            memory.unreachable_since = None
+            pass_state.unreachable_since = None
             return decision, deployment_view(outcome.deployment)
-        return _why_not(memory, decision, outcome), deployment
+        return _why_not(pass_state, decision, outcome), deployment
 
     async def _clear_left_over(
-        self, workqueue: WorkQueue, link: Link, deployment: DeploymentView, pods: Sequence[PodView]
+        self, workqueue: WorkQueue, handle: BrokerHandle, deployment: DeploymentView, pods: Sequence[PodView]
     ) -> bool:
         """Whether there are marks of a scale-in that was broken off; they go as soon as that is safe."""
         if workqueue.spec.worker is None or unsettled(deployment, pods) is not None:
@@ -215,14 +222,16 @@ class Scaler:
         if live is not None and unsettled(deployment_view(live), pods) is None:
             key = await self._workload.retirement_key(workqueue)
             # Without a key the workers are not called back, and consume again when their lease ends.
-            keys = SigningKeys(b"" if isinstance(key, Unknown) else key, link.broker.binding.signing_key)
+            keys = SigningKeys(b"" if isinstance(key, Unknown) else key, handle.broker.binding.signing_key)
             await self._retirement.clear_left_over(workqueue.metadata.namespace, pods, keys)
         return True
 
 
-def next_attempt(memory: Memory) -> float | None:
+def next_attempt(pass_state: PassState) -> float | None:
     """The monotonic time at which a refused count may be tried again, None when none was refused lately."""
-    moments = [refusal.until for refusal in (memory.refused_out, memory.refused_in) if refusal is not None]
+    moments = [
+        refusal.until for refusal in (pass_state.refused_out, pass_state.refused_in) if refusal is not None
+    ]
     return min((moment for moment in moments if moment > time.monotonic()), default=None)
 
 
@@ -236,11 +245,11 @@ def _refused_again(before: Refusal | None, replicas: int, why: Unknown) -> Refus
     return Refusal(replicas, why, time.monotonic() + delay(failures, *REFUSED_AGAIN), failures)
 
 
-def _why_not(memory: Memory, decision: Retire, outcome: Outcome) -> Hold:
+def _why_not(pass_state: PassState, decision: Retire, outcome: RetireOutcome) -> Hold:
     """Why nobody was removed."""
     now = time.monotonic()
-    memory.unreachable_since = (memory.unreachable_since or now) if outcome.unreachable else None
-    if memory.unreachable_since is not None and now - memory.unreachable_since >= UNREACHABLE_AFTER:
+    pass_state.unreachable_since = (pass_state.unreachable_since or now) if outcome.unreachable else None
+    if pass_state.unreachable_since is not None and now - pass_state.unreachable_since >= UNREACHABLE_AFTER:
         return Hold(
             decision.wanted,
             Reason.RETIRE_UNREACHABLE,

@@ -14,7 +14,7 @@ from cronsim import CronSim, CronSimError
 
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import Schedule, WorkQueueSpec
-from workqueue_operator.errors import Trouble
+from workqueue_operator.errors import ReconcileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ def minimum_replicas(spec: WorkQueueSpec, now: datetime) -> Minimum:
         try:
             if is_active(schedule, now):
                 counts.append(schedule.min_replicas)
-        except Trouble as trouble:
-            mistakes.append(trouble.message)
+        except ReconcileError as problem:
+            mistakes.append(problem.message)
     return Minimum(max(counts), Unknown(Reason.SCHEDULE_INVALID, " ".join(mistakes)) if mistakes else None)
 
 
@@ -54,7 +54,7 @@ def is_active(schedule: Schedule, now: datetime) -> bool:
     except (CronSimError, ZoneInfoNotFoundError, ValueError, OSError) as error:
         # OSError: "Europe" is a folder of the zone database.
         name = f" {schedule.name!r}" if schedule.name else ""
-        raise Trouble(
+        raise ReconcileError(
             Reason.SCHEDULE_INVALID,
             f"The schedule{name} cannot be read ({error}) and is ignored. Correct start {schedule.start!r}, end "
             f"{schedule.end!r} or timeZone {schedule.time_zone!r}.",

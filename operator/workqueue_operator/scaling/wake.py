@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import Wake, WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
-from workqueue_operator.broker.depth_poller import Watched
-from workqueue_operator.broker.pool import Link
+from workqueue_operator.broker.depth_poller import PolledQueue
+from workqueue_operator.broker.pool import BrokerHandle
 from workqueue_operator.kube.views import DeploymentView, PodView
 from workqueue_operator.scaling.decide import Decision, Depth, ScaleOut
 
 
-def wake_of(workqueue: WorkQueue, link: Link, watched: Watched) -> Wake:
+def wake_of(workqueue: WorkQueue, handle: BrokerHandle, polled: PolledQueue) -> Wake:
     """How an idle queue is noticed: Push, but not where a bell was refused or where its rings would count.
 
     Before RabbitMQ 4.3 each ring moves a message towards its delivery limit, and a queue that we did not
@@ -25,14 +25,14 @@ def wake_of(workqueue: WorkQueue, link: Link, watched: Watched) -> Wake:
     borrowed = (
         not workqueue.spec.queue.declare
         and workqueue.spec.scaling.wake is None
-        and link.broker.version.nack_counts_as_delivery
+        and handle.broker.version.nack_counts_as_delivery
     )
-    return Wake.POLL if watched.refusal is not None or borrowed else workqueue.wake
+    return Wake.POLL if polled.refusal is not None or borrowed else workqueue.wake
 
 
 async def mind(
     workqueue: WorkQueue,
-    link: Link,
+    handle: BrokerHandle,
     deployment: DeploymentView | Unknown,
     pods: Sequence[PodView],
     depth: Depth | Unknown,
@@ -44,26 +44,26 @@ async def mind(
         Why the queue is polled although Push is wanted, or None.
     """
     queue = workqueue.queue_name
-    watched = link.sweep.watch(workqueue.key, queue)
-    if isinstance(depth, Unknown) and link.broker.bell_is_up(queue):
+    polled = handle.poller.watch(workqueue.key, queue)
+    if isinstance(depth, Unknown) and handle.broker.has_doorbell(queue):
         # It does no harm while nothing is known, and it is the first to know.
-        watched.active = True
-    elif wake_of(workqueue, link, watched) is Wake.POLL or not _is_asleep(deployment, pods, depth, decision):
-        link.broker.take_down_bell(queue)
-        watched.active = not (workqueue.spec.replicas == 0 and _has_none(deployment))
+        polled.active = True
+    elif wake_of(workqueue, handle, polled) is Wake.POLL or not _is_asleep(deployment, pods, depth, decision):
+        handle.broker.remove_doorbell(queue)
+        polled.active = not (workqueue.spec.replicas == 0 and _has_none(deployment))
     else:
-        watched.active = not await link.broker.hang_bell(queue, ours=workqueue.spec.queue.declare)
-        if watched.active:
+        polled.active = not await handle.broker.install_doorbell(queue, ours=workqueue.spec.queue.declare)
+        if polled.active:
             # It rang at once or was refused: another pass is on its way, and the last answer is out of date.
-            watched.last = None
-            if link.broker.bell_is_silent(queue):
+            polled.last = None
+            if handle.broker.bell_is_silent(queue):
                 return _silent(queue)
-    if watched.refusal is None or workqueue.wake is Wake.POLL:
+    if polled.refusal is None or workqueue.wake is Wake.POLL:
         return None
     return Unknown(
         Reason.DOORBELL_UNAVAILABLE,
         f"The operator may not consume from queue {queue!r}, so that an idle queue is noticed by polling. "
-        f"RabbitMQ says: {watched.refusal[1]}. Give its user read permission on the queue.",
+        f"RabbitMQ says: {polled.refusal[1]}. Give its user read permission on the queue.",
     )
 
 
@@ -76,7 +76,7 @@ def _silent(queue: str) -> Unknown:
     )
 
 
-async def confirm_empty(workqueue: WorkQueue, link: Link) -> bool | None:
+async def confirm_empty(workqueue: WorkQueue, handle: BrokerHandle) -> bool | None:
     """For the step to zero, after the last workers have stopped consuming: is the queue empty, and will we hear?
 
     Returns:
@@ -84,16 +84,16 @@ async def confirm_empty(workqueue: WorkQueue, link: Link) -> bool | None:
         the bell does not hang just now, so that nobody would notice a message.
     """
     queue = workqueue.queue_name
-    watched = link.sweep.watch(workqueue.key, queue)
-    push = wake_of(workqueue, link, watched) is Wake.PUSH
-    hung = not push or await link.broker.hang_bell(queue, ours=workqueue.spec.queue.declare)
-    counts = await link.sweep.ask(watched)
-    if not isinstance(counts, QueueCounts) or (counts.ready == 0 and not hung):
-        link.broker.take_down_bell(queue)
+    polled = handle.poller.watch(workqueue.key, queue)
+    push = wake_of(workqueue, handle, polled) is Wake.PUSH
+    installed = not push or await handle.broker.install_doorbell(queue, ours=workqueue.spec.queue.declare)
+    counts = await handle.poller.ask(polled)
+    if not isinstance(counts, QueueCounts) or (counts.ready == 0 and not installed):
+        handle.broker.remove_doorbell(queue)
         return None
-    if counts.ready == 0 and (counts.bell or not push):
+    if counts.ready == 0 and (counts.doorbell or not push):
         return True
-    link.broker.take_down_bell(queue)
+    handle.broker.remove_doorbell(queue)
     return False
 
 

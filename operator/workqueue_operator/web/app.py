@@ -15,7 +15,7 @@ from workqueue_operator.web.access import Access
 from workqueue_operator.web.dead_letters import DeadLetters
 from workqueue_operator.web.relay import Relay
 from workqueue_operator.web.sampler import Watch
-from workqueue_operator.web.server import Page, Parts
+from workqueue_operator.web.server import Page, PageDependencies
 from workqueue_operator.workers.client import Workers
 
 
@@ -57,7 +57,7 @@ class WebPage:
         self._watch = watch = Watch(store, workers)
         watch.start()
         access = Access(cluster, audience=self._audience)
-        self._server.lead(Parts(store, watch, access, DeadLetters(secrets, destinations)))
+        self._server.lead(PageDependencies(store, watch, access, DeadLetters(secrets, destinations)))
         return watch.decided
 
     async def stop_looking(self) -> None:

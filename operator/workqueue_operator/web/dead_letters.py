@@ -20,7 +20,7 @@ from workqueue.errors import WorkerError
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.addresses import permitted
 from workqueue_operator.destinations import ANYWHERE, Destinations
-from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.secrets import Secrets
 
 SAMPLE: Final = 100
@@ -46,7 +46,7 @@ class Reasons:
     counts: tuple[tuple[str, int], ...] = ()
     looked_at: int = 0
     total: int = 0
-    trouble: str = ""
+    problem: str = ""
 
 
 class DeadLetters:
@@ -65,7 +65,7 @@ class DeadLetters:
         letter after some, and is left alone.
         """
         if not workqueue.spec.queue.declare:
-            return Reasons(trouble="The queues belong to somebody else, so their messages are not looked at.")
+            return Reasons(problem="The queues belong to somebody else, so their messages are not looked at.")
         async with self._turn:
             known = self._seen.get(workqueue.key)
             if known is not None and time.monotonic() - known[0] < AGAIN_SECONDS:
@@ -81,8 +81,8 @@ class DeadLetters:
             )
             binding = await permitted(binding, self._destinations)
             return await asyncio.to_thread(sample, binding, workqueue.queue_name)
-        except (ClusterError, Trouble, WorkerError) as error:
-            return Reasons(trouble=str(error))
+        except (ClusterError, ReconcileError, WorkerError) as error:
+            return Reasons(problem=str(error))
 
 
 def sample(binding: Binding, queue: str, most: int = SAMPLE) -> Reasons:

@@ -58,7 +58,7 @@ PERSON: Final = web.RequestKey("person", Person)
 logger = logging.getLogger(__name__)
 
 
-class Parts:
+class PageDependencies:
     """What a leader shows."""
 
     def __init__(self, store: Store, watch: Watch, access: Access, letters: DeadLetters) -> None:
@@ -81,7 +81,7 @@ class Page:
         self.port = port
         self._host = host
         self._relay = relay
-        self._parts: Parts | None = None
+        self._parts: PageDependencies | None = None
         self._sessions = Sessions()
         self._live = 0
         self._server: BoundedServer | None = None
@@ -96,7 +96,7 @@ class Page:
         self._templates.filters["moment"] = view_model.moment
         self._templates.globals.update(width=view_model.WIDTH, height=view_model.HEIGHT)
 
-    def lead(self, parts: Parts) -> None:
+    def lead(self, parts: PageDependencies) -> None:
         """From now on this process knows what there is to show."""
         self._parts = parts
 
@@ -177,7 +177,7 @@ class Page:
         return await self._knows.access.person(token) if token else None
 
     @property
-    def _knows(self) -> Parts:
+    def _knows(self) -> PageDependencies:
         assert self._parts is not None  # noqa: S101 - `_to_the_leader` has looked
         return self._parts
 
@@ -186,10 +186,10 @@ class Page:
     async def _login_form(self, request: web.Request) -> web.Response:
         return self._login_page(request)
 
-    def _login_page(self, request: web.Request, *, status: int = 200, trouble: str = "") -> web.Response:
+    def _login_page(self, request: web.Request, *, status: int = 200, problem: str = "") -> web.Response:
         audience = self._knows.access.audience
         return self._html(
-            "login.html", status=status, trouble=trouble, audience=audience, next=_next(request)
+            "login.html", status=status, problem=problem, audience=audience, next=_next(request)
         )
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
@@ -200,11 +200,11 @@ class Page:
         token = str(form.get("token", "")).strip()
         person = await self._knows.access.person(token) if token else None
         if person is None:
-            trouble = (
+            problem = (
                 "The cluster does not know this token for this page: it is wrong, expired, or for another audience. "
                 "Make a new one as shown below."
             )
-            return self._login_page(request, status=401, trouble=trouble)
+            return self._login_page(request, status=401, problem=problem)
         answer = _see(_next(request))
         answer.set_cookie(
             COOKIE,
@@ -279,7 +279,7 @@ class Page:
         with self._knows.watch.looking():
             await self._require(person, key)
             await self._knows.watch.ask_now(key)
-            fragment = await self._detail_fragment(person, key, Reasons(trouble="They are being looked at."))
+            fragment = await self._detail_fragment(person, key, Reasons(problem="They are being looked at."))
         return self._html("detail.html", fragment=fragment, namespace=key[0], name=key[1], person=person.name)
 
     async def _detail_events(self, request: web.Request) -> web.StreamResponse:
@@ -298,7 +298,7 @@ class Page:
         try:
             return await self._knows.letters.reasons(WorkQueue.model_validate(body))
         except ValidationError:
-            return Reasons(trouble="The resource cannot be read.")
+            return Reasons(problem="The resource cannot be read.")
 
     async def _require(self, person: Person, key: tuple[str, str]) -> Object:
         """The WorkQueue. Who may not see it learns as little as about one that does not exist."""

@@ -93,7 +93,7 @@ class Pod:
     seconds: str
     rate: str
     age: str
-    trouble: str
+    problem: str
 
 
 def row(body: Mapping[str, Any], depths: Sequence[int | None], rate: float | None) -> Row:
@@ -188,7 +188,7 @@ def pods(views: Iterable[PodView], statuses: Mapping[str, WorkerStatus], now: da
                 seconds=f"{seconds:.3g} s" if seconds is not None else "-",
                 rate=f"{status.deliveries_per_second:.3g}/s" if status is not None else "?",
                 age=age(now.timestamp() - view.created),
-                trouble=view.failure.message if view.failure is not None and not view.ready else "",
+                problem=view.failure.message if view.failure is not None and not view.ready else "",
             )
         )
     return shown

@@ -18,7 +18,7 @@ from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.backoff import delay
 from workqueue_operator.digest import digest
-from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import Cluster, Object, deployment_path
 from workqueue_operator.names import (
     ANNOTATION_TEMPLATE_HASH,
@@ -83,7 +83,7 @@ class _Refusal:
     failures: int
 
 
-class Workload:
+class WorkloadApplier:
     """Applies and scales Deployments."""
 
     def __init__(
@@ -134,18 +134,18 @@ class Workload:
         no_key = await self._ensure_key(workqueue)
         try:
             live = await self._apply_deployment(workqueue, wanted, seen)
-        except Trouble as trouble:
-            if trouble.reason is Reason.NAME_CONFLICT:
+        except ReconcileError as problem:
+            if problem.reason is Reason.NAME_CONFLICT:
                 raise
-            return _as_far_as_admitted(seen, self._refuse(workqueue, wanted, trouble))
+            return _as_far_as_admitted(seen, self._refuse(workqueue, wanted, problem))
         why = None
         try:
             if no_key is not None:
                 raise no_key
             await self._apply_others(workqueue)
             self._refusals.pop(uid, None)
-        except Trouble as trouble:
-            why = self._refuse(workqueue, wanted, trouble)
+        except ReconcileError as problem:
+            why = self._refuse(workqueue, wanted, problem)
         self._applied[uid] = Applied(live["metadata"]["uid"], live["metadata"]["generation"], digest(wanted))
         return Ensured(live, why)
 
@@ -166,12 +166,12 @@ class Workload:
             and _contains(seen["metadata"], wanted["metadata"])
         )
 
-    def _refuse(self, workqueue: WorkQueue, wanted: Object, trouble: Trouble) -> Unknown:
+    def _refuse(self, workqueue: WorkQueue, wanted: Object, problem: ReconcileError) -> Unknown:
         """Note a refusal, and when to try again."""
         uid = workqueue.metadata.uid
         before = self._refusals.get(uid)
         failures = before.failures + 1 if before is not None and before.digest == digest(wanted) else 1
-        why = Unknown(trouble.reason, trouble.message)
+        why = Unknown(problem.reason, problem.message)
         until = time.monotonic() + delay(failures, *REFUSED_AGAIN)
         self._refusals[uid] = _Refusal(digest(wanted), why, until, failures)
         return why
@@ -184,11 +184,11 @@ class Workload:
         """
         try:
             return await self._keys.read(workqueue)
-        except Trouble as trouble:
-            return Unknown(trouble.reason, trouble.message)
+        except ReconcileError as problem:
+            return Unknown(problem.reason, problem.message)
         except ClusterError as error:
             refused = _key_refused(error, workqueue)
-            if isinstance(refused, Trouble):
+            if isinstance(refused, ReconcileError):
                 return Unknown(refused.reason, refused.message)
             raise
 
@@ -346,7 +346,7 @@ def _as_far_as_admitted(seen: Object | None, why: Unknown) -> Ensured:
         Trouble: nothing does.
     """
     if seen is None:
-        raise Trouble(why.reason, why.message)
+        raise ReconcileError(why.reason, why.message)
     return Ensured(seen, why)
 
 
@@ -354,7 +354,7 @@ def _require_ours(seen: Object, workqueue: WorkQueue) -> None:
     owners = seen["metadata"].get("ownerReferences") or []
     if any(owner["uid"] == workqueue.metadata.uid for owner in owners):
         return
-    raise Trouble(
+    raise ReconcileError(
         Reason.NAME_CONFLICT,
         f"The Deployment {seen['metadata']['name']!r} exists and does not belong to this WorkQueue; it is not "
         "touched. Delete or rename it, or choose another name for the WorkQueue.",
@@ -384,7 +384,7 @@ def _refused(error: ClusterError, what: str) -> Exception:
     if not error.denied:
         return error
     why = why_denied(error, what, Reason.WORKLOAD_REFUSED)
-    return Trouble(why.reason, why.message)
+    return ReconcileError(why.reason, why.message)
 
 
 def _contains(live: Any, wanted: Any) -> bool:

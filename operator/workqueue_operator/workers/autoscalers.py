@@ -12,7 +12,7 @@ from collections import defaultdict
 from typing import Final
 
 from workqueue_operator.api.reasons import Reason
-from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import Cluster, Object, autoscalers_path
 
 FRESH: Final = 30.0
@@ -46,7 +46,7 @@ class Autoscalers:
         except ClusterError as error:
             if not error.forbidden:
                 raise
-            raise Trouble(
+            raise ReconcileError(
                 Reason.API_FORBIDDEN,
                 f'The operator may not list HorizontalPodAutoscalers in namespace "{namespace}", so that it cannot '
                 "see whether one of them scales the Deployment of spec.workloadRef. Give it the roles of the chart.",

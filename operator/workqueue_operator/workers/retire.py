@@ -49,14 +49,14 @@ TOO_SLOW: Final = Unknown(
     "are asked again.",
 )
 _MESSAGE_CAME: Final = Unknown(Reason.MESSAGES_WAITING, "A message came; the last workers stay.")
-_NO_BELL: Final = Unknown(
+_NO_DOORBELL: Final = Unknown(
     Reason.DOORBELL_UNAVAILABLE, "The bell cannot be hung just now; the last workers stay until it can."
 )
 _BUSY: Final = Unknown(Reason.WORKERS_BUSY, "Surplus workers are busy and stay until they are idle.")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RetireOutcome:
     """What became of a scale-in.
 
     Attributes:
@@ -78,7 +78,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RetirePlan:
     """Whom to ask. Pods whose worker does not run need not be asked and go first."""
 
     dead: tuple[PodView, ...]
@@ -99,7 +99,9 @@ START_SECONDS: Final = 60.0
 """For so long a pod that a node has may have a running worker that the kubelet has not told of yet."""
 
 
-def plan(pods: Sequence[PodView], statuses: Mapping[str, WorkerStatus], surplus: int, now: float) -> Plan:
+def plan(
+    pods: Sequence[PodView], statuses: Mapping[str, WorkerStatus], surplus: int, now: float
+) -> RetirePlan:
     """Choose whom to ask: workers that do not run, then idle ones, then those whose state is not known.
 
     Pure. Busy workers are not asked at all. Lower ranks come first, since Kubernetes removes them first whatever
@@ -117,7 +119,7 @@ def plan(pods: Sequence[PodView], statuses: Mapping[str, WorkerStatus], surplus:
         (pod for pod in alive if pod.running and not _busy(pod, statuses)),
         key=lambda pod: (pod.rank, pod.name not in statuses, pod.name),
     )
-    return Plan(tuple(dead), tuple(idle[: surplus - len(dead)]))
+    return RetirePlan(tuple(dead), tuple(idle[: surplus - len(dead)]))
 
 
 def _may_be_starting(pod: PodView, now: float) -> bool:
@@ -128,7 +130,7 @@ def _busy(pod: PodView, statuses: Mapping[str, WorkerStatus]) -> bool:
     return pod.name in statuses and statuses[pod.name].busy > 0
 
 
-class Retirement:
+class Retirer:
     """Carries out scale-ins."""
 
     def __init__(self, cluster: Cluster, workers: Workers, store: Store) -> None:
@@ -139,12 +141,12 @@ class Retirement:
     async def carry_out(
         self,
         namespace: str,
-        chosen: Plan,
+        chosen: RetirePlan,
         look: Callable[[], Sequence[PodView]],
         keys: SigningKeys,
         lower: Callable[[int], Awaitable[Object | None]],
         confirm_empty: Callable[[], Awaitable[bool | None]] | None,
-    ) -> Outcome:
+    ) -> RetireOutcome:
         """Ask, mark, wait until that was seen, lower.
 
         Args:
@@ -163,7 +165,7 @@ class Retirement:
         outranked = _outranked(staying, leaving)
         if not leaving or outranked:
             await self._call_off(agreed, [], namespace, keys)
-            return Outcome(0, None, answers, outranked or _BUSY)
+            return RetireOutcome(0, None, answers, outranked or _BUSY)
         pods = [*leaving, *staying]
         try:
             before = await self._counted(namespace, pods)
@@ -172,12 +174,12 @@ class Retirement:
             raise
         if before is None:
             await self._call_off(agreed, [], namespace, keys)
-            return Outcome(0, None, answers, UNSEEN)
+            return RetireOutcome(0, None, answers, UNSEEN)
         if not staying and confirm_empty is not None:
             empty = await confirm_empty()
             if not empty:
                 await self._call_off(agreed, [], namespace, keys)
-                return Outcome(0, None, answers, _NO_BELL if empty is None else _MESSAGE_CAME)
+                return RetireOutcome(0, None, answers, _NO_DOORBELL if empty is None else _MESSAGE_CAME)
         try:
             marked = await self._mark(namespace, leaving, RETIRED_DELETION_COST)
             # A pod that vanished meanwhile gets a successor, and the count would be lowered by one too many.
@@ -185,7 +187,7 @@ class Retirement:
             obstacle = UNSEEN if not seen else TOO_SLOW if time.monotonic() >= deadline else None
             if obstacle is not None:
                 await self._call_off(agreed, leaving, namespace, keys)
-                return Outcome(0, None, answers, obstacle)
+                return RetireOutcome(0, None, answers, obstacle)
         except ClusterError:
             await self._call_off(agreed, leaving, namespace, keys)
             raise
@@ -197,8 +199,8 @@ class Retirement:
             raise
         if lowered is None:
             # Whoever changed the count may have lowered it: the marks stay until Kubernetes has carried that out.
-            return Outcome(0, None, answers, CONFLICT)
-        return Outcome(len(leaving), lowered, answers)
+            return RetireOutcome(0, None, answers, CONFLICT)
+        return RetireOutcome(len(leaving), lowered, answers)
 
     async def clear_left_over(self, namespace: str, pods: Sequence[PodView], keys: SigningKeys) -> None:
         """Take back what a scale-in that was broken off has left, once the ReplicaSet has carried out its last count.

@@ -14,7 +14,7 @@ from typing import Final
 
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.api.workqueue import WorkQueue
-from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import Cluster, Object, secret_path, secrets_path
 from workqueue_operator.names import RETIREMENT_KEY, retirement_secret_name
 from workqueue_operator.workers import render
@@ -76,7 +76,7 @@ class RetirementKeys:
             return await self._create(workqueue)
         owners = secret["metadata"].get("ownerReferences") or []
         if not any(owner["uid"] == workqueue.metadata.uid for owner in owners):
-            raise Trouble(
+            raise ReconcileError(
                 Reason.NAME_CONFLICT,
                 f"The Secret {name!r} exists and does not belong to this WorkQueue. The operator needs that name for "
                 "the key that it signs its calls to the workers with. Delete or rename the Secret.",

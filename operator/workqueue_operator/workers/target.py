@@ -10,18 +10,18 @@ import time
 
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkloadRef, WorkQueue
-from workqueue_operator.errors import ClusterError, Trouble
+from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import Cluster, Object, deployment_path
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import workload_name
-from workqueue_operator.workers.apply import Ensured, Workload
+from workqueue_operator.workers.apply import Ensured, WorkloadApplier
 from workqueue_operator.workers.autoscalers import FRESH, Autoscalers
 
 
 class Targets:
     """Finds or makes Deployments."""
 
-    def __init__(self, cluster: Cluster, store: Store, workload: Workload) -> None:
+    def __init__(self, cluster: Cluster, store: Store, workload: WorkloadApplier) -> None:
         self._cluster = cluster
         self._store = store
         self._workload = workload
@@ -58,8 +58,8 @@ class Targets:
             if workqueue.spec.workload_ref is not None:
                 return Ensured(await self._foreign(workqueue, workqueue.spec.workload_ref, seen))
             ensured = await self._workload.ensure(workqueue, seen)
-        except Trouble as trouble:
-            return Unknown(trouble.reason, trouble.message)
+        except ReconcileError as problem:
+            return Unknown(problem.reason, problem.message)
         if ensured.deployment is not seen:
             self._store.put_deployment(ensured.deployment)
         return ensured
@@ -69,14 +69,14 @@ class Targets:
         self._store.follow(workqueue.key, namespace, ref.name)
         live = seen or await self._find(namespace, ref.name)
         if (autoscaler := await self._autoscalers.of(namespace, ref.name)) is not None:
-            raise Trouble(
+            raise ReconcileError(
                 Reason.WORKLOAD_CONTESTED,
                 f"The Deployment {ref.name!r} is scaled by {autoscaler}. Delete it, or this WorkQueue; until then "
                 "nothing is scaled here.",
             )
         for other in self._store.followers_of(namespace, ref.name):
             if self._store.is_older(other, workqueue.key):
-                raise Trouble(
+                raise ReconcileError(
                     Reason.WORKLOAD_CONTESTED,
                     f"The Deployment {ref.name!r} is scaled by the older WorkQueue {other[1]!r} already. Delete one "
                     "of the two.",
@@ -89,7 +89,7 @@ class Targets:
         except ClusterError as error:
             if not error.not_found:
                 raise
-            raise Trouble(
+            raise ReconcileError(
                 Reason.WORKLOAD_NOT_FOUND,
                 f"The Deployment {name!r} that spec.workloadRef names does not exist. Create it, or correct the "
                 "name.",

@@ -180,7 +180,7 @@ class Connection:
         if self._thread is None:
             deadline = time.monotonic() + timeout
             while not self._done.is_set() and time.monotonic() < deadline:
-                self.loop.turn(0.05)
+                self.loop.run_once(0.05)
             return
         self._done.wait(timeout)
         self.loop.stop()

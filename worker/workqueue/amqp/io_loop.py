@@ -118,7 +118,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         while self._to_send:
             self._send(self._to_send.pop())
 
-    def turn(self, max_wait: float = MAX_WAIT_SECONDS) -> None:
+    def run_once(self, max_wait: float = MAX_WAIT_SECONDS) -> None:
         """Wait for something to happen, at most `max_wait` seconds, and handle it. For any thread."""
         self.handle(self._selector.select(self.prepare(max_wait)))
 
@@ -158,7 +158,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
     def start(self) -> None:
         """Turn until `stop()`."""
         while not self._stopped:
-            self.turn()
+            self.run_once()
 
     def stop(self) -> None:
         """End `start()`. Thread-safe."""
@@ -179,15 +179,15 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
             self._alarm.close()
             self._alarm_sender.close()
 
-    def lend(self, selector: selectors.BaseSelector) -> None:
+    def attach_selector(self, selector: selectors.BaseSelector) -> None:
         """Have `selector` watch our descriptors too, so that its owner can `handle` what it finds."""
         with self.lock:
             self._selectors.append(selector)
             for fd, watch in self._watches.items():
                 selector.register(fd, watch.registered, self)
 
-    def take_back(self, selector: selectors.BaseSelector) -> None:
-        """End what `lend` began."""
+    def detach_selector(self, selector: selectors.BaseSelector) -> None:
+        """End what `attach_selector` began."""
         with self.lock:
             self._selectors.remove(selector)
             for fd in self._watches:

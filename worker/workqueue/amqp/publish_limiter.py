@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 
-class Window:
+class PublishLimiter:
     """A number of places and a number of bytes.
 
     Whoever had to wait goes on when a quarter is free, not when one place is: waking a thread for each

@@ -33,7 +33,7 @@ from workqueue.amqp.connection import Connection, describe
 from workqueue.amqp.declaration import Declaration
 from workqueue.amqp.io_loop import Timer
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publish_limiter import Window
+from workqueue.amqp.publish_limiter import PublishLimiter
 from workqueue.contract import topology
 from workqueue.contract.binding import Binding
 from workqueue.errors import BrokerError, Nacked, NotSent, PublishError, Returned, Unconfirmed, Unencodable
@@ -114,7 +114,7 @@ class Publisher:
             binding_source, name, on_open=lambda _generation: self._open_channel(), on_lost=self._on_lost
         )
         self._timeout_seconds = timeout_seconds
-        self._window = Window(window, window_bytes)
+        self._window = PublishLimiter(window, window_bytes)
         self._id_prefix = uuid.uuid4().hex
         self._id_numbers = itertools.count(1)
         self._outbox: deque[_Pending] = deque()

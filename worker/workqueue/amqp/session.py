@@ -28,7 +28,7 @@ NOT_FOUND: Final = 404
 T = TypeVar("T")
 
 
-class Depth(NamedTuple):
+class QueueDepth(NamedTuple):
     """What a passive declaration tells about a queue, live."""
 
     ready: int
@@ -96,13 +96,13 @@ class Session:
         assert self._connection.version is not None  # noqa: S101 - open, so that it is known
         return self._connection.version
 
-    def depth(self, queue: str) -> Depth | None:
+    def depth(self, queue: str) -> QueueDepth | None:
         """Ready messages and consumers of a queue; None when it does not exist."""
 
-        def declare(channel: Any, answer: Future[Depth | None]) -> None:
+        def declare(channel: Any, answer: Future[QueueDepth | None]) -> None:
             def answered(frame: Any) -> None:
                 channel.close()
-                _tell(answer, Depth(frame.method.message_count, frame.method.consumer_count))
+                _tell(answer, QueueDepth(frame.method.message_count, frame.method.consumer_count))
 
             channel.queue_declare(queue, passive=True, callback=answered)
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.session import Received, Session, wait_until_open
 from workqueue.cli import connection_options, dead_letters, output, values
-from workqueue.cli.dead_letters import Filter, Letter
+from workqueue.cli.dead_letters import DeadLetter, Filter
 from workqueue.cli.progress import progress
 from workqueue.contract.topology import dead_letter_queue_name
 from workqueue.errors import BrokerError, NotSent
@@ -99,7 +99,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 def _list(session: Session, arguments: argparse.Namespace) -> int:
     total = _depth(session, arguments.queue)
-    found: list[Letter] = []
+    found: list[DeadLetter] = []
     wanted = _filter(arguments)
     for _, letter in _take(session, arguments.queue, total):
         if wanted.takes(letter):
@@ -138,7 +138,7 @@ def _show(session: Session, arguments: argparse.Namespace) -> int:
     raise BrokerError(f"{dead_letter_queue_name(arguments.queue)} holds no message with {which}.")
 
 
-def _say_letter(received: Received, letter: Letter, *, as_json: bool) -> None:
+def _say_letter(received: Received, letter: DeadLetter, *, as_json: bool) -> None:
     if as_json:
         output.say_json(
             letter.as_json()
@@ -254,7 +254,7 @@ def _depth(session: Session, queue: str) -> int:
     return depth.ready
 
 
-def _take(session: Session, queue: str, total: int) -> Iterator[tuple[Received, Letter]]:
+def _take(session: Session, queue: str, total: int) -> Iterator[tuple[Received, DeadLetter]]:
     """Take messages one by one, never more than there were: what dies meanwhile is for the next time."""
     for _ in range(total):
         received = session.get(dead_letter_queue_name(queue))

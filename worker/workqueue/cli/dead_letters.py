@@ -26,7 +26,7 @@ _BROKERS_REASONS: Final = {
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class Letter(NamedTuple):
+class DeadLetter(NamedTuple):
     """What is known of a dead letter.
 
     Attributes:
@@ -59,7 +59,7 @@ class Letter(NamedTuple):
         }
 
 
-def read(received: Received, queue: str) -> Letter:
+def read(received: Received, queue: str) -> DeadLetter:
     """Read the headers of a dead letter of the work queue `queue`."""
     found = received.headers
     # The worker takes RabbitMQ's own record off when it publishes: if there is one, it is the last word.
@@ -73,7 +73,7 @@ def read(received: Received, queue: str) -> Letter:
         message = str(found.get(headers.FAILURE_MESSAGE, ""))
         traceback = str(found.get(headers.FAILURE_TRACEBACK, ""))
         failed_at = _moment(found.get(headers.FAILED_AT))
-    return Letter(
+    return DeadLetter(
         message_id=received.properties.readable().message_id or "",
         reason=reason,
         message=message,
@@ -104,7 +104,7 @@ class Filter:
         """Whether nothing is left out."""
         return self == Filter()
 
-    def takes(self, letter: Letter) -> bool:
+    def takes(self, letter: DeadLetter) -> bool:
         """Whether the letter is meant."""
         return (
             (not self.reasons or letter.reason.lower() in self.reasons)
@@ -134,7 +134,7 @@ def replayed(received: Received, queue: str, *, keep_attempts: bool) -> Outgoing
     What would act at once stays set aside in our headers, where the handler still finds it: CC and BCC would
     send copies to other queues a second time, and RabbitMQ takes a user id only from that user.
     """
-    properties, kept = headers.set_aside(received.properties, received.headers)
+    properties, kept = headers.preserve(received.properties, received.headers)
     attempts = headers.attempts_made(received.headers)
     kept = {name: value for name, value in kept.items() if name not in headers.OURS}
     expiration = kept.pop(headers.ORIGINAL_EXPIRATION, None)

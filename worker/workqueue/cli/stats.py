@@ -10,10 +10,10 @@ import argparse
 from collections.abc import Iterator
 from typing import Final
 
-from workqueue.amqp.session import Depth, Session
+from workqueue.amqp.session import QueueDepth, Session
 from workqueue.cli import connection_options, output
 from workqueue.contract import topology
-from workqueue.worker.handlers.outcome import LONGEST_DELAY_SECONDS, RetryPolicy, rung
+from workqueue.worker.handlers.outcome import LONGEST_DELAY_SECONDS, RetryPolicy, delay_step
 
 NO_QUEUE: Final = 4
 """Its own exit code: 1 means that RabbitMQ cannot be reached or refused."""
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show the counts; return 0, or 4 when the queue does not exist."""
     queue = arguments.queue
-    delays = sorted({*RetryPolicy().delays_seconds, *_rungs(), *arguments.delays})
+    delays = sorted({*RetryPolicy().delays_seconds, *_delay_steps(), *arguments.delays})
     names = [
         topology.dead_letter_queue_name(queue),
         *(topology.delay_queue_name(queue, delay) for delay in delays),
@@ -62,15 +62,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _rungs() -> Iterator[int]:
+def _delay_steps() -> Iterator[int]:
     """The delays to which a delay that a handler or a sender asks for is rounded up."""
     seconds = 0
     while seconds < LONGEST_DELAY_SECONDS:
-        seconds = rung(seconds + 1)
+        seconds = delay_step(seconds + 1)
         yield seconds
 
 
-def _as_json(depth: Depth) -> dict[str, int]:
+def _as_json(depth: QueueDepth) -> dict[str, int]:
     return {"ready": depth.ready, "consumers": depth.consumers}
 
 

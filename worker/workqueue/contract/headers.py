@@ -80,7 +80,7 @@ def attempts_made(headers: Headers) -> int:
     return min(value, MOST_ATTEMPTS) if isinstance(value, int) and value >= 0 else 0
 
 
-def set_aside(properties: Properties, headers: Headers) -> tuple[Properties, dict[str, Any]]:
+def preserve(properties: Properties, headers: Headers) -> tuple[Properties, dict[str, Any]]:
     """What a copy may carry: all of the original, but for what would act a second time.
 
     `expiration` would cut a delay short or empty the dead-letter queue. `priority` would let a newer copy overtake
@@ -117,7 +117,7 @@ def restore(properties: Properties, headers: Headers) -> tuple[Properties, dict[
     return (replace(properties, **changed) if changed else properties), restored
 
 
-def has_set_aside(headers: Mapping[str, Any]) -> bool:
+def has_preserved(headers: Mapping[str, Any]) -> bool:
     """Whether `restore` would change more than take off our bookkeeping. Cheap: asked for each message."""
     return bool(headers) and any(place in headers for place in _SET_ASIDE)
 

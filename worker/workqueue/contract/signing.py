@@ -26,11 +26,11 @@ class Purpose(StrEnum):
     RESUME = "resume"
 
 
-class Verdict(StrEnum):
+class SignatureCheck(StrEnum):
     """The answer of `verify`."""
 
     GOOD = "Good"
-    MISSING = "Missing"
+    QUEUE_MISSING = "Missing"
     MALFORMED = "Malformed"
     EXPIRED = "Expired"
     WRONG = "Wrong"
@@ -46,21 +46,21 @@ def sign(purpose: Purpose, pod_uid: str, key: bytes, now: float) -> str:
     return f"{stamp}:{_digest(purpose, pod_uid, stamp, key)}"
 
 
-def verify(header: str | None, purpose: Purpose, pod_uid: str, key: bytes, now: float) -> Verdict:
+def verify(header: str | None, purpose: Purpose, pod_uid: str, key: bytes, now: float) -> SignatureCheck:
     """Whether `header` was made by somebody who holds `key`, for this purpose, pod and time."""
     if not header:
-        return Verdict.MISSING
+        return SignatureCheck.QUEUE_MISSING
     stamp, separator, digest = header.partition(":")
     try:
         sent = float(stamp)
     except ValueError:
-        return Verdict.MALFORMED
+        return SignatureCheck.MALFORMED
     if not separator or not digest.isascii():
-        return Verdict.MALFORMED
+        return SignatureCheck.MALFORMED
     if not key or not hmac.compare_digest(digest, _digest(purpose, pod_uid, stamp, key)):
-        return Verdict.WRONG
+        return SignatureCheck.WRONG
     # Written so that NaN, which compares false with everything, is refused too.
-    return Verdict.GOOD if abs(now - sent) <= TOLERANCE_SECONDS else Verdict.EXPIRED
+    return SignatureCheck.GOOD if abs(now - sent) <= TOLERANCE_SECONDS else SignatureCheck.EXPIRED
 
 
 def _digest(purpose: Purpose, pod_uid: str, stamp: str, key: bytes) -> str:

@@ -128,7 +128,7 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
-class Binding:
+class QueueBinding:
     """A binding of a queue to an exchange."""
 
     exchange: str
@@ -145,7 +145,7 @@ class Plan:
 
     queues: tuple[Queue, ...]
     exchange: Exchange | None
-    bindings: tuple[Binding, ...]
+    bindings: tuple[QueueBinding, ...]
 
 
 def dead_letter_queue_name(queue: str) -> str:
@@ -212,10 +212,10 @@ def work_queue(settings: QueueSettings) -> Queue:
 def plan(settings: QueueSettings) -> Plan:
     """Everything that must exist before anybody may publish to the work queue."""
     exchange = settings.exchange
-    bindings: tuple[Binding, ...] = ()
+    bindings: tuple[QueueBinding, ...] = ()
     if exchange is not None:
         keys = exchange.routing_keys or ("" if exchange.type is ExchangeType.FANOUT else settings.name,)
-        bindings = tuple(Binding(exchange.name, settings.name, key) for key in keys)
+        bindings = tuple(QueueBinding(exchange.name, settings.name, key) for key in keys)
     return Plan((dead_letter_queue(settings.name), work_queue(settings)), exchange, bindings)
 
 

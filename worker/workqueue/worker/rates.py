@@ -13,7 +13,7 @@ WINDOW_SECONDS: Final = 60.0
 _BUCKET_SECONDS: Final = 5.0
 
 
-class Recent:
+class HandlerRates:
     """Counts in buckets of five seconds, so that memory stays the same at any rate. For any thread.
 
     Args:

@@ -11,7 +11,7 @@ import threading
 from typing import Final
 
 from workqueue.contract import signing
-from workqueue.contract.signing import Purpose, Verdict
+from workqueue.contract.signing import Purpose, SignatureCheck
 from workqueue.worker.runtime import Runtime
 
 LEASE_SECONDS: Final = 30.0
@@ -49,7 +49,7 @@ class Retirement:
         """
         key = self._runtime.config.read_retirement_key()
         verdict = signing.verify(header, purpose, self._pod_uid, key, now)
-        if verdict is not Verdict.GOOD or header is None:
+        if verdict is not SignatureCheck.GOOD or header is None:
             return str(verdict)
         with self._lock:
             # Only good ones are kept, and only for as long as they would be good, so that nobody can fill it.
@@ -69,7 +69,7 @@ class Retirement:
         """
         with self._lock:
             renewed = self._end_lease()
-            busy = self._runtime.withdraw(CANCEL_SECONDS)
+            busy = self._runtime.cancel_consumers(CANCEL_SECONDS)
             if busy:
                 return busy
             self._timer = timer = threading.Timer(LEASE_SECONDS, lambda: self._expire(timer))

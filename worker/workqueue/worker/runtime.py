@@ -23,14 +23,14 @@ from workqueue.contract import headers, topology
 from workqueue.contract.binding import Binding
 from workqueue.message import Message
 from workqueue.worker.config import RunConfig
-from workqueue.worker.executors.tasks import Tasks
-from workqueue.worker.executors.threads import Crew
+from workqueue.worker.executors.tasks import AsyncExecutor
+from workqueue.worker.executors.threads import ThreadExecutor
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerTimeout, HandlerUnavailable, Outcome, refusal, verdict
 from workqueue.worker.metrics import Histogram
-from workqueue.worker.rates import Recent
+from workqueue.worker.rates import HandlerRates
 from workqueue.worker.settlement import Settler
-from workqueue.worker.slot import Slot, Work
+from workqueue.worker.slot import Delivery, Slot
 
 DEFAULT_CONSUMER_TIMEOUT_SECONDS: Final = 1_800
 """RabbitMQ's own default: it takes a message back that was not settled for so long."""
@@ -93,7 +93,7 @@ class Runtime:
     ) -> None:
         self.config = config
         self.started = time.monotonic()
-        self.recent = Recent(self.started)
+        self.recent = HandlerRates(self.started)
         self.outcomes: Counter[Outcome] = Counter()
         self.handler_seconds = Histogram.of_handler_seconds()
         self.message_age_seconds = Histogram.of_message_age_seconds()
@@ -111,7 +111,7 @@ class Runtime:
         self._handler_backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
         self._hung_seconds = max(config.timeout_seconds, HUNG_SECONDS)
         self._binding_source = binding_source
-        self._trouble: str | None = None
+        self._problem: str | None = None
         self._too_few_channels: str | None = None
         self._is_classic = False
         self._publisher: Publisher | None = None
@@ -127,20 +127,22 @@ class Runtime:
                 config.queue,
                 self.connection,
                 arguments=self._consumer_arguments,
-                on_work=self._received,
-                on_lost=self._work_lost,
-                on_trouble=self._slot_trouble,
+                on_delivery=self._received,
+                on_lost=self._delivery_lost,
+                on_problem=self._slot_problem,
                 on_change=self._changed.notify_all,
             )
             for number in range(config.concurrency)
         ]
         self.slot_count = len(self.slots)
         """Slots that can take messages: those beyond the broker's channel_max cannot."""
-        self._runner: Crew | Tasks
+        self._runner: ThreadExecutor | AsyncExecutor
         if handler.is_async:
-            self._runner = Tasks(self.connection.loop, handler.call, self._handled, self._loop_ended)
+            self._runner = AsyncExecutor(self.connection.loop, handler.call, self._handled, self._loop_ended)
         else:
-            self._runner = Crew(self.connection.loop, handler.call, self._handled, config.concurrency)
+            self._runner = ThreadExecutor(
+                self.connection.loop, handler.call, self._handled, config.concurrency
+            )
 
     # Life ------------------------------------------------------------------------------------------------
 
@@ -154,8 +156,8 @@ class Runtime:
         with self.connection.exclusive():
             self.draining = True
             self._adjust_slots()
-            for work in self._postponed():
-                self._hand_back(work)
+            for delivery in self._postponed():
+                self._hand_back(delivery)
 
     def fail(self, failure: Failure) -> None:
         """Take no more messages, and have the main thread end the process. Ignored while it shuts down."""
@@ -178,7 +180,7 @@ class Runtime:
         """
         return self._wait_until(
             lambda: all(
-                slot.closed and (slot.work is None or self._is_hung(slot.work)) for slot in self.slots
+                slot.closed and (slot.delivery is None or self._is_hung(slot.delivery)) for slot in self.slots
             ),
             deadline,
         )
@@ -188,19 +190,19 @@ class Runtime:
         with self.connection.exclusive():
             # Others know: their message is lost, or their time was up and it is being settled.
             for slot in self.slots:
-                work = slot.work
-                if work is not None and work.lease.held and not work.decided:
-                    work.abandoned = True
-                    self._cancel(work)
+                delivery = slot.delivery
+                if delivery is not None and delivery.lease.held and not delivery.decided:
+                    delivery.abandoned = True
+                    self._cancel(delivery)
 
     def hand_back(self) -> int:
         """Give every message that is still in hand back to the queue; returns how many."""
         count = 0
         with self.connection.exclusive():
             for slot in self.slots:
-                work = slot.work
-                if work is not None and work.lease.held:
-                    count += self._hand_back(work)
+                delivery = slot.delivery
+                if delivery is not None and delivery.lease.held:
+                    count += self._hand_back(delivery)
         return count
 
     def close(self) -> None:
@@ -215,13 +217,13 @@ class Runtime:
 
     def busy(self) -> int:
         """How many slots have a message in hand."""
-        return sum(slot.work is not None for slot in self.slots)
+        return sum(slot.delivery is not None for slot in self.slots)
 
     def held(self) -> int:
         """How many messages are ours and not settled. A handler may run on after its message was settled."""
-        return sum(slot.work is not None and slot.work.lease.held for slot in self.slots)
+        return sum(slot.delivery is not None and slot.delivery.lease.held for slot in self.slots)
 
-    def withdraw(self, timeout: float) -> int:
+    def cancel_consumers(self, timeout: float) -> int:
         """Stop taking messages if none is held, then or until that is confirmed; returns how many are.
 
         Raises:
@@ -271,7 +273,7 @@ class Runtime:
     @property
     def last_error(self) -> str | None:
         """Why we do not consume, or with fewer slots than asked for, as far as it is known."""
-        return self.connection.last_error or self._trouble or self._unavailable or self._too_few_channels
+        return self.connection.last_error or self._problem or self._unavailable or self._too_few_channels
 
     @property
     def tick_age(self) -> float:
@@ -286,13 +288,13 @@ class Runtime:
         """How many handlers run on although their time was up some while ago."""
         now = time.monotonic()
         # Without the lock, for /livez: each work is read once, and may not have its message yet.
-        works = [slot.work for slot in self.slots]
+        deliveries = [slot.delivery for slot in self.slots]
         return sum(
-            work is not None
-            and work.message is not None
-            and not work.returned
-            and now > work.message.deadline + STUCK_SECONDS
-            for work in works
+            delivery is not None
+            and delivery.message is not None
+            and not delivery.returned
+            and now > delivery.message.deadline + STUCK_SECONDS
+            for delivery in deliveries
         )
 
     # The connection --------------------------------------------------------------------------------------
@@ -339,10 +341,10 @@ class Runtime:
             error = declaration.future.exception()
             if error is None:
                 self._declared = True
-                self._trouble = None
+                self._problem = None
                 self._attach()
             else:
-                self._slot_trouble("The queue cannot be declared; trying again.", str(error))
+                self._slot_problem("The queue cannot be declared; trying again.", str(error))
                 self.connection.call_later(DECLARE_AGAIN_SECONDS, self._declare_again)
 
         declaration.future.add_done_callback(finished)
@@ -356,17 +358,17 @@ class Runtime:
         for slot in self.slots:
             slot.detach()
 
-    def _slot_trouble(self, sentence: str | None, reason: str | None) -> None:
+    def _slot_problem(self, sentence: str | None, reason: str | None) -> None:
         if reason is not None and CONSUMER_TIMEOUT in reason:
             # Only quorum queues take it: so this queue, which somebody else declared, is a classic one.
             self._is_classic = True
             return
         # All slots have the same trouble at the same time: it is told once, until it is over.
-        if reason is not None and reason != self._trouble:
+        if reason is not None and reason != self._problem:
             logger.warning(sentence, extra={"queue": self.config.queue, "reason": reason})
-        elif reason is None and self._trouble is not None:
+        elif reason is None and self._problem is not None:
             logger.info("Consuming again.", extra={"queue": self.config.queue})
-        self._trouble = reason
+        self._problem = reason
         self._changed.notify_all()
 
     def _consumer_arguments(self) -> dict[str, Any]:
@@ -390,40 +392,40 @@ class Runtime:
 
     # A message -------------------------------------------------------------------------------------------
 
-    def _received(self, work: Work) -> None:
+    def _received(self, delivery: Delivery) -> None:
         now = time.monotonic()
-        properties = work.properties
-        work.message = Message(
-            work.body,
+        properties = delivery.properties
+        delivery.message = Message(
+            delivery.body,
             headers=properties.headers,
             properties=properties,
             queue=self.config.queue,
-            exchange=work.method.exchange,
-            routing_key=work.method.routing_key,
-            redelivered=work.method.redelivered,
+            exchange=delivery.method.exchange,
+            routing_key=delivery.method.routing_key,
+            redelivered=delivery.method.redelivered,
         )
-        work.expires_at = headers.expires_at(properties, properties.headers or {}, time.time())
+        delivery.expires_at = headers.expires_at(properties, properties.headers or {}, time.time())
         self.recent.arrived(now)
         if properties.timestamp is not None:
             self.message_age_seconds.observe(max(0.0, time.time() - properties.timestamp))
-        failed = headers.deliveries_failed(properties.headers or {}, redelivered=work.method.redelivered)
+        failed = headers.deliveries_failed(properties.headers or {}, redelivered=delivery.method.redelivered)
         # On its first way through the queue, RabbitMQ itself has looked after its TTL.
-        expires_in = _expires_in(work) if work.message.attempt > 1 else None
+        expires_in = _expires_in(delivery) if delivery.message.attempt > 1 else None
         refused = refusal(failed, self._delivery_limit(), expires_in)
         if refused is not None:
-            work.started = now
-            work.returned = work.decided = True
-            self._settler.settle(work, refused)
+            delivery.started = now
+            delivery.returned = delivery.decided = True
+            self._settler.settle(delivery, refused)
             return
-        self._start(work)
+        self._start(delivery)
 
-    def _start(self, work: Work) -> None:
-        work.started = time.monotonic()
-        work.returned = False
-        work.message.deadline = work.started + self.config.timeout_seconds
-        if work.message.deadline < self._next_check:
+    def _start(self, delivery: Delivery) -> None:
+        delivery.started = time.monotonic()
+        delivery.returned = False
+        delivery.message.deadline = delivery.started + self.config.timeout_seconds
+        if delivery.message.deadline < self._next_check:
             self._check_later(self.config.timeout_seconds)
-        self._runner.submit(work)
+        self._runner.submit(delivery)
 
     def _delivery_limit(self) -> int | None:
         limit, version = self.config.delivery_limit, self.connection.version
@@ -431,46 +433,46 @@ class Runtime:
             return limit
         return limit + self.config.wake_deliveries
 
-    def _handled(self, work: Work, error: BaseException | None) -> None:
+    def _handled(self, delivery: Delivery, error: BaseException | None) -> None:
         with self.connection.loop:
             try:
-                self._end(work, error)
+                self._end(delivery, error)
             except Exception as failure:
                 # Whatever it was, the message must not stay in hand for ever: the broker gives it out again.
                 logger.exception("A message could not be settled; connecting again.")
                 self.connection.abort(f"a message could not be settled: {failure!r}")
 
-    def _end(self, work: Work, error: BaseException | None) -> None:
+    def _end(self, delivery: Delivery, error: BaseException | None) -> None:
         now = time.monotonic()
-        work.returned = True
-        if not work.lease.held:
-            self._free(work)
-        elif work.abandoned:
-            self._hand_back(work)
-        elif isinstance(error, HandlerUnavailable) and not work.decided:
-            self._postpone(work, str(error))
+        delivery.returned = True
+        if not delivery.lease.held:
+            self._free(delivery)
+        elif delivery.abandoned:
+            self._hand_back(delivery)
+        elif isinstance(error, HandlerUnavailable) and not delivery.decided:
+            self._postpone(delivery, str(error))
             return
-        elif not work.decided:
-            work.decided = True
-            if self._unavailable and work.started > self._refused_at:
+        elif not delivery.decided:
+            delivery.decided = True
+            if self._unavailable and delivery.started > self._refused_at:
                 self._available()
             if error is None:
-                self._settler.end(work, Outcome.ACKED)
+                self._settler.end(delivery, Outcome.ACKED)
             else:
                 spread = random.random()  # noqa: S311 - no secret
-                attempt, retry = work.message.attempt, self.config.retry
-                decision = verdict(error, attempt, retry, spread, _expires_in(work))
-                self._settler.settle(work, decision, error)
-        seconds = now - work.started
+                attempt, retry = delivery.message.attempt, self.config.retry
+                decision = verdict(error, attempt, retry, spread, _expires_in(delivery))
+                self._settler.settle(delivery, decision, error)
+        seconds = now - delivery.started
         self.recent.handled(now, seconds)
         self.handler_seconds.observe(seconds)
 
     # A handler that cannot be started ---------------------------------------------------------------------
 
-    def _postpone(self, work: Work, reason: str) -> None:
+    def _postpone(self, delivery: Delivery, reason: str) -> None:
         """Keep a message for which nothing was started, and take no others until that can be done."""
         if self.draining:
-            self._hand_back(work)
+            self._hand_back(delivery)
             return
         if self._unavailable is None:
             logger.warning(
@@ -484,9 +486,13 @@ class Runtime:
             self._tries_again = True
             self.connection.call_later(self._handler_backoff.next(), self._try_again)
 
-    def _postponed(self) -> list[Work]:
-        works = [slot.work for slot in self.slots if slot.work is not None]
-        return [work for work in works if work.returned and not work.decided and work.lease.held]
+    def _postponed(self) -> list[Delivery]:
+        deliveries = [slot.delivery for slot in self.slots if slot.delivery is not None]
+        return [
+            delivery
+            for delivery in deliveries
+            if delivery.returned and not delivery.decided and delivery.lease.held
+        ]
 
     def _try_again(self) -> None:
         self._tries_again = False
@@ -496,8 +502,8 @@ class Runtime:
             if self._unavailable and self._refused_at < tried_at:
                 self._available()
 
-        for work in self._postponed():
-            self._start(work)
+        for delivery in self._postponed():
+            self._start(delivery)
         self.connection.call_later(STARTED_SECONDS, look)
 
     def _available(self) -> None:
@@ -508,40 +514,40 @@ class Runtime:
 
     # The end of a delivery --------------------------------------------------------------------------------
 
-    def _settled(self, work: Work, outcome: Outcome) -> None:
+    def _settled(self, delivery: Delivery, outcome: Outcome) -> None:
         self._count(outcome)
-        if work.returned:
-            self._free(work)
-        elif self._is_hung(work):
-            self._fail_hung(work)
+        if delivery.returned:
+            self._free(delivery)
+        elif self._is_hung(delivery):
+            self._fail_hung(delivery)
 
-    def _hand_back(self, work: Work) -> bool:
-        is_handed_back = work.lease.hand_back()
+    def _hand_back(self, delivery: Delivery) -> bool:
+        is_handed_back = delivery.lease.hand_back()
         self._count(Outcome.REQUEUED if is_handed_back else Outcome.LOST)
-        if work.returned:
-            self._free(work)
+        if delivery.returned:
+            self._free(delivery)
         return is_handed_back
 
-    def _work_lost(self, work: Work) -> None:
+    def _delivery_lost(self, delivery: Delivery) -> None:
         self._count(Outcome.LOST)
-        if work.returned:
-            self._free(work)
+        if delivery.returned:
+            self._free(delivery)
         else:
             logger.warning(
                 "The delivery was lost while its handler ran; the result will not count.",
-                extra={"queue": self.config.queue, "slot": work.slot.number},
+                extra={"queue": self.config.queue, "slot": delivery.slot.number},
             )
-            self._cancel(work)
-            if self._is_hung(work):
-                self._fail_hung(work)
+            self._cancel(delivery)
+            if self._is_hung(delivery):
+                self._fail_hung(delivery)
 
-    def _cancel(self, work: Work) -> None:
-        work.message.cancelled.set()
-        self._runner.cancel(work)
+    def _cancel(self, delivery: Delivery) -> None:
+        delivery.message.cancelled.set()
+        self._runner.cancel(delivery)
 
-    def _free(self, work: Work) -> None:
-        if work.slot.work is work:
-            work.slot.release()
+    def _free(self, delivery: Delivery) -> None:
+        if delivery.slot.delivery is delivery:
+            delivery.slot.release()
             self._changed.notify_all()
 
     def _count(self, outcome: Outcome) -> None:
@@ -566,37 +572,39 @@ class Runtime:
         """End every handler whose time is up. One timer serves all messages: most end long before."""
         now = time.monotonic()
         self._next_check = float("inf")
-        running = [slot.work for slot in self.slots if slot.work is not None and not slot.work.returned]
-        for work in running:
-            undecided = work.lease.held and not work.decided and not work.abandoned
-            if undecided and work.message.deadline <= now:
-                work.decided = True
-                work.slot.hold()
-                self._cancel(work)
+        running = [
+            slot.delivery for slot in self.slots if slot.delivery is not None and not slot.delivery.returned
+        ]
+        for delivery in running:
+            undecided = delivery.lease.held and not delivery.decided and not delivery.abandoned
+            if undecided and delivery.message.deadline <= now:
+                delivery.decided = True
+                delivery.slot.hold()
+                self._cancel(delivery)
                 error = HandlerTimeout(f"the handler ran for more than {self.config.timeout_seconds:g} s")
-                attempt, retry = work.message.attempt, self.config.retry
-                self._settler.settle(work, verdict(error, attempt, retry, 0.0, _expires_in(work)))
-            elif self._is_hung(work):
-                self._fail_hung(work)
+                attempt, retry = delivery.message.attempt, self.config.retry
+                self._settler.settle(delivery, verdict(error, attempt, retry, 0.0, _expires_in(delivery)))
+            elif self._is_hung(delivery):
+                self._fail_hung(delivery)
         moments = [
             moment
-            for work in running
-            for moment in (work.message.deadline, work.message.deadline + self._hung_seconds)
+            for delivery in running
+            for moment in (delivery.message.deadline, delivery.message.deadline + self._hung_seconds)
             if moment > now
         ]
         if moments:
             self._check_later(min(moments) - now)
 
-    def _is_hung(self, work: Work) -> bool:
+    def _is_hung(self, delivery: Delivery) -> bool:
         """Whether a handler still runs a whole timeout after its deadline, and its message is settled or lost."""
-        hung_from: float = work.message.deadline + self._hung_seconds
-        return not work.returned and not work.lease.held and time.monotonic() >= hung_from
+        hung_from: float = delivery.message.deadline + self._hung_seconds
+        return not delivery.returned and not delivery.lease.held and time.monotonic() >= hung_from
 
-    def _fail_hung(self, work: Work) -> None:
-        seconds = time.monotonic() - work.started
+    def _fail_hung(self, delivery: Delivery) -> None:
+        seconds = time.monotonic() - delivery.started
         self.fail(
             Failure(
-                f"A handler has not returned for {seconds:.0f} s, in slot {work.slot.number}; its time was"
+                f"A handler has not returned for {seconds:.0f} s, in slot {delivery.slot.number}; its time was"
                 f" {self.config.timeout_seconds:g} s.",
                 self.config.grace_seconds,
             )
@@ -606,5 +614,5 @@ class Runtime:
         self.fail(Failure(reason, LOOP_ENDED_GRACE_SECONDS))
 
 
-def _expires_in(work: Work) -> float | None:
-    return None if work.expires_at is None else work.expires_at - time.time()
+def _expires_in(delivery: Delivery) -> float | None:
+    return None if delivery.expires_at is None else delivery.expires_at - time.time()

@@ -32,7 +32,7 @@ from workqueue.worker.handlers.outcome import (
     RetryLater,
     Verdict,
 )
-from workqueue.worker.slot import Work
+from workqueue.worker.slot import Delivery
 
 FIRST_WAIT_SECONDS: Final = 0.1
 LONGEST_WAIT_SECONDS: Final = 5.0
@@ -56,7 +56,7 @@ class Republisher(Protocol):
         """Declare a queue; tells whether it was created."""
 
 
-class Port(Protocol):
+class SettlingConnection(Protocol):
     """What settling needs of the consuming connection."""
 
     def call(self, function: Callable[[], None]) -> None:
@@ -85,9 +85,9 @@ class Settler:
         self,
         queue: str,
         worker: str,
-        port: Port,
+        port: SettlingConnection,
         republisher: Callable[[], Republisher],
-        on_settled: Callable[[Work, Outcome], None],
+        on_settled: Callable[[Delivery, Outcome], None],
     ) -> None:
         self.queue = queue
         self.port = port
@@ -103,16 +103,16 @@ class Settler:
         found = (topology.delay_seconds(name, self.queue) for name in self.known_queues)
         return sorted(seconds for seconds in found if seconds is not None)
 
-    def settle(self, work: Work, verdict: Verdict, error: BaseException | None = None) -> None:
+    def settle(self, delivery: Delivery, verdict: Verdict, error: BaseException | None = None) -> None:
         """Begin to carry out the verdict.
 
         Args:
             error: what the handler raised, for the log.
         """
         if isinstance(verdict, Ack):
-            self.end(work, Outcome.ACKED)
+            self.end(delivery, Outcome.ACKED)
             return
-        target, copy = make_copy(work, verdict, self.queue, self._worker, time.time())
+        target, copy = make_copy(delivery, verdict, self.queue, self._worker, time.time())
         retried = isinstance(verdict, RetryLater)
         logger.log(
             logging.WARNING if retried else logging.ERROR,
@@ -122,33 +122,33 @@ class Settler:
             extra={
                 "queue": self.queue,
                 "to": target.name,
-                "attempt": work.message.attempt,
+                "attempt": delivery.message.attempt,
                 "reason": str(verdict.failure.reason),
                 "error": verdict.failure.message,
-                "message_id": work.message.properties.message_id,
+                "message_id": delivery.message.properties.message_id,
             },
         )
         outcome = Outcome.RETRIED if retried else Outcome.DEAD_LETTERED
         if verdict.failure.reason is FailureReason.TIMED_OUT:
             outcome = Outcome.TIMED_OUT
-        _Republishing(self, work, target, copy, outcome).start()
+        _Republishing(self, delivery, target, copy, outcome).start()
 
-    def end(self, work: Work, outcome: Outcome) -> None:
+    def end(self, delivery: Delivery, outcome: Outcome) -> None:
         """Acknowledge."""
-        if work.lease.held:
-            is_acked = work.lease.ack()
+        if delivery.lease.held:
+            is_acked = delivery.lease.ack()
             self.port.flush()  # while we count, RabbitMQ has the next message on its way
-            self._on_settled(work, outcome if is_acked else Outcome.LOST)
+            self._on_settled(delivery, outcome if is_acked else Outcome.LOST)
 
 
 class _Republishing:
     """One copy on its way: declare its queue unless that is known to exist, publish, acknowledge."""
 
     def __init__(
-        self, settler: Settler, work: Work, target: topology.Queue, copy: Outgoing, outcome: Outcome
+        self, settler: Settler, delivery: Delivery, target: topology.Queue, copy: Outgoing, outcome: Outcome
     ) -> None:
         self._settler = settler
-        self._work = work
+        self._work = delivery
         self._target = target
         self._copy = copy
         self._outcome = outcome
@@ -224,7 +224,7 @@ class _Republishing:
 
 
 def make_copy(
-    work: Work, verdict: RetryLater | GiveUp, queue: str, worker: str, now: float
+    delivery: Delivery, verdict: RetryLater | GiveUp, queue: str, worker: str, now: float
 ) -> tuple[topology.Queue, Outgoing]:
     """The queue that the copy goes to, and the copy.
 
@@ -233,7 +233,7 @@ def make_copy(
     Args:
         now: Unix seconds.
     """
-    properties, kept = headers.set_aside(Properties.of(work.properties), work.properties.headers or {})
+    properties, kept = headers.preserve(Properties.of(delivery.properties), delivery.properties.headers or {})
     if not properties.message_id:
         properties = replace(properties, message_id=str(uuid.uuid4()))
     if isinstance(verdict, RetryLater):
@@ -241,13 +241,13 @@ def make_copy(
         properties = replace(properties, expiration=str(max(1, round(verdict.seconds * 1000))))
     else:
         target = topology.dead_letter_queue(queue)
-    attempts = work.message.attempt
+    attempts = delivery.message.attempt
     if isinstance(verdict, GiveUp) and not verdict.handled:
         attempts -= 1
-    if work.expires_at is not None:
-        kept[headers.EXPIRES_AT] = round(work.expires_at * 1000)
+    if delivery.expires_at is not None:
+        kept[headers.EXPIRES_AT] = round(delivery.expires_at * 1000)
     kept = fitted(kept | _failure_headers(verdict.failure, attempts, worker, now), ROOM)
-    return target, Outgoing.with_properties(properties, target.name, work.body, kept)
+    return target, Outgoing.with_properties(properties, target.name, delivery.body, kept)
 
 
 def fitted(wanted: Mapping[str, Any], room: int) -> dict[str, Any]:

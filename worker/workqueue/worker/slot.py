@@ -1,6 +1,6 @@
 """A slot: one channel with prefetch 1, so that it has at most one message in hand.
 
-Place in the flow: opened by the runtime when the connection is open; hands each delivery over as `Work`;
+Place in the flow: opened by the runtime when the connection is open; hands each delivery over as `Delivery`;
 closed for new messages while a handler of an older one still runs, while the worker is retired, and when it
 shuts down. Everything here happens where pika may be touched.
 """
@@ -27,7 +27,7 @@ ANSWER_SECONDS: Final = 30.0
 NOT_FOUND: Final = 404
 
 
-class Port(Protocol):
+class SlotConnection(Protocol):
     """What a slot needs of a connection."""
 
     generation: int
@@ -52,7 +52,7 @@ class Consumer(Enum):
     CANCELLING = "cancelling"
 
 
-class Work:
+class Delivery:
     """A delivery and what has become of it so far. The slot is free again when both of its ends are reached.
 
     Attributes:
@@ -115,23 +115,23 @@ class Slot:
         self,
         number: int,
         queue: str,
-        port: Port,
+        port: SlotConnection,
         *,
         arguments: Callable[[], dict[str, Any]],
-        on_work: Callable[[Work], None],
-        on_lost: Callable[[Work], None],
-        on_trouble: Callable[[str | None, str | None], None],
+        on_delivery: Callable[[Delivery], None],
+        on_lost: Callable[[Delivery], None],
+        on_problem: Callable[[str | None, str | None], None],
         on_change: Callable[[], None],
     ) -> None:
         self.number = number
         self.queue = queue
         self.consumer = Consumer.NONE
-        self.work: Work | None = None
+        self.delivery: Delivery | None = None
         self._port = port
         self._arguments = arguments
-        self._on_work = on_work
+        self._on_work = on_delivery
         self._on_lost = on_lost
-        self._on_trouble = on_trouble
+        self._on_problem = on_problem
         self._on_change = on_change
         self._channel: Any = None
         self._channel_is_open = False
@@ -162,7 +162,7 @@ class Slot:
             channel = self._port.channel(self._opened)
         except BrokerError as error:
             if self._port.is_open:
-                self._on_trouble("No channel can be opened; trying again.", str(error))
+                self._on_problem("No channel can be opened; trying again.", str(error))
                 self._reopen()
             return
         self._channel = channel
@@ -195,7 +195,7 @@ class Slot:
 
     def release(self) -> None:
         """The message is settled and its handler has returned: the slot is free."""
-        self.work = None
+        self.delivery = None
         self._held = False
         self._adjust()
 
@@ -218,7 +218,7 @@ class Slot:
             return
         wanted = self._wanted and not self._held
         channel = self._channel
-        if wanted and self.consumer is Consumer.NONE and self.work is None:
+        if wanted and self.consumer is Consumer.NONE and self.delivery is None:
             self.consumer = Consumer.STARTING
             self._tag = channel.basic_consume(
                 self.queue,
@@ -238,12 +238,12 @@ class Slot:
         if channel is self._channel:
             self.consumer = Consumer.ACTIVE
             self._backoff.reset()
-            self._on_trouble(None, None)
+            self._on_problem(None, None)
             self._adjust()
 
     def _give_up_on(self, channel: Any) -> None:
         if channel is self._channel and self.consumer is Consumer.STARTING:
-            self._on_trouble("The queue does not answer; trying again.", "no answer to basic.consume")
+            self._on_problem("The queue does not answer; trying again.", "no answer to basic.consume")
             self._drop()
             channel.close()
             self._reopen()
@@ -257,17 +257,17 @@ class Slot:
     def _delivered(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         lease = Lease(self._port.generation, channel, method.delivery_tag)
         takes = self._wanted or self._takes_late
-        if channel is not self._channel or not takes or self.work is not None:
+        if channel is not self._channel or not takes or self.delivery is not None:
             lease.hand_back()
             return
-        self.work = Work(self, lease, method, properties, body)
-        self._on_work(self.work)
+        self.delivery = Delivery(self, lease, method, properties, body)
+        self._on_work(self.delivery)
 
     def _cancelled(self, channel: Any) -> None:
         """The broker cancelled the consumer: the queue is gone, or a message was held for too long."""
         if channel is not self._channel:
             return
-        self._on_trouble("The broker cancelled the consumer; consuming again.", "basic.cancel")
+        self._on_problem("The broker cancelled the consumer; consuming again.", "basic.cancel")
         # What we held is given to somebody else or gone, and a queue that comes back under this name may be
         # of another type, for which the channel that knew the old one cannot be used.
         self._drop()
@@ -284,7 +284,7 @@ class Slot:
                 if error.reply_code == NOT_FOUND
                 else "The broker closed the channel; opening another."
             )
-            self._on_trouble(sentence, reason)
+            self._on_problem(sentence, reason)
             self._drop()
             self._reopen()
         else:  # the connection is lost, which it says itself; `attach` is called when it is back
@@ -294,8 +294,8 @@ class Slot:
         self._channel = None
         self._channel_is_open = False
         self.consumer = Consumer.NONE
-        if self.work is not None and self.work.lease.lose():
-            self._on_lost(self.work)
+        if self.delivery is not None and self.delivery.lease.lose():
+            self._on_lost(self.delivery)
         self._on_change()
 
     def _reopen(self) -> None:

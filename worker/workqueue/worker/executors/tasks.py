@@ -20,7 +20,7 @@ from typing import Final
 from workqueue.amqp.io_loop import MAX_WAIT_SECONDS, Loop
 from workqueue.message import Message
 from workqueue.worker.ending import leave_forked_child
-from workqueue.worker.slot import Work
+from workqueue.worker.slot import Delivery
 
 KEEPER_SECONDS: Final = 2.0
 """How often the keeper looks. With a heartbeat of 10 s one is due every 5 s and is missed after 10."""
@@ -43,7 +43,7 @@ class _Selector(selectors.DefaultSelector):
         return others
 
 
-class Tasks:
+class AsyncExecutor:
     """Runs each handler as a task.
 
     Args:
@@ -58,7 +58,7 @@ class Tasks:
         self,
         loop: Loop,
         call: Callable[[Message], Awaitable[object]],
-        handled: Callable[[Work, BaseException | None], None],
+        handled: Callable[[Delivery, BaseException | None], None],
         on_loop_ended: Callable[[str], None],
     ) -> None:
         self._loop = loop
@@ -78,23 +78,23 @@ class Tasks:
         self._thread.start()
         self._keeper.start()
 
-    def submit(self, work: Work) -> None:
+    def submit(self, delivery: Delivery) -> None:
         """Have the handler run. Called by whoever turns the loop."""
         if threading.current_thread() is self._thread:
-            self._begin(work)
+            self._begin(delivery)
         else:
-            self._asyncio.call_soon_threadsafe(self._begin, work)
+            self._asyncio.call_soon_threadsafe(self._begin, delivery)
 
-    def cancel(self, work: Work) -> None:
+    def cancel(self, delivery: Delivery) -> None:
         """Cancel the handler's task. Thread-safe."""
 
         def cancel() -> None:
-            work.task.add_done_callback(ended)
-            work.task.cancel()
+            delivery.task.add_done_callback(ended)
+            delivery.task.cancel()
 
         def ended(_task: object) -> None:
-            if not work.returned:  # a task that is cancelled before its first step never runs
-                self._handled(work, asyncio.CancelledError())
+            if not delivery.returned:  # a task that is cancelled before its first step never runs
+                self._handled(delivery, asyncio.CancelledError())
 
         with contextlib.suppress(RuntimeError):  # the loop is closed, its tasks are cancelled
             self._asyncio.call_soon_threadsafe(cancel)
@@ -110,22 +110,22 @@ class Tasks:
         self._keeper.join(max(0.0, deadline - time.monotonic()))
         return not self._thread.is_alive() and not self._keeper.is_alive()
 
-    def _begin(self, work: Work) -> None:
-        work.task = asyncio.Task(self._handle(work), loop=self._asyncio)
+    def _begin(self, delivery: Delivery) -> None:
+        delivery.task = asyncio.Task(self._handle(delivery), loop=self._asyncio)
 
-    async def _handle(self, work: Work) -> None:
+    async def _handle(self, delivery: Delivery) -> None:
         error: BaseException | None = None
         try:
-            await self._call(work.message)
+            await self._call(delivery.message)
         except BaseException as raised:  # noqa: BLE001 - a cancelled task ends here as well
             error = raised
         if os.getpid() != self._process:
             leave_forked_child(error)
-        self._handled(work, error)
+        self._handled(delivery, error)
 
     def _live(self) -> None:
         asyncio.set_event_loop(self._asyncio)
-        self._loop.lend(self._selector)
+        self._loop.attach_selector(self._selector)
         while not self._stopped.is_set():
             self._run()
         left = asyncio.all_tasks(self._asyncio)
@@ -133,7 +133,7 @@ class Tasks:
             task.cancel()
         self._asyncio.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         self._asyncio.run_until_complete(self._asyncio.shutdown_asyncgens())
-        self._loop.take_back(self._selector)
+        self._loop.detach_selector(self._selector)
         self._asyncio.close()
 
     def _run(self) -> None:
@@ -159,4 +159,4 @@ class Tasks:
             self._asyncio.call_soon_threadsafe(self._answered.set)
             if not self._answered.wait(KEEPER_SECONDS / 2):
                 while not self._answered.is_set():
-                    self._loop.turn(KEEPER_SECONDS / 4)
+                    self._loop.run_once(KEEPER_SECONDS / 4)

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from workqueue.amqp.io_loop import Loop
 from workqueue.message import Message
 from workqueue.worker.ending import leave_forked_child
-from workqueue.worker.slot import Work
+from workqueue.worker.slot import Delivery
 
 
-class Crew:
+class ThreadExecutor:
     """One thread more than there are slots, so that one is always free to lead.
 
     Args:
@@ -34,13 +34,13 @@ class Crew:
         self,
         loop: Loop,
         call: Callable[[Message], object],
-        handled: Callable[[Work, BaseException | None], None],
+        handled: Callable[[Delivery, BaseException | None], None],
         slots: int,
     ) -> None:
         self._loop = loop
         self._call = call
         self._handled = handled
-        self._waiting: deque[Work] = deque()
+        self._waiting: deque[Delivery] = deque()
         self._condition = threading.Condition(threading.Lock())
         self._has_leader = False
         self._stopped = False
@@ -55,11 +55,11 @@ class Crew:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, work: Work) -> None:
+    def submit(self, delivery: Delivery) -> None:
         """Have the handler run. Called by whoever turns the loop."""
-        self._waiting.append(work)
+        self._waiting.append(delivery)
 
-    def cancel(self, work: Work) -> None:
+    def cancel(self, delivery: Delivery) -> None:
         """Nothing more than what the message's token has said: a thread cannot be interrupted."""
 
     def stop(self, timeout: float) -> bool:
@@ -74,17 +74,17 @@ class Crew:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _live(self) -> None:
-        while (work := self._next()) is not None:
+        while (delivery := self._next()) is not None:
             error: BaseException | None = None
             try:
-                self._call(work.message)
+                self._call(delivery.message)
             except BaseException as raised:  # noqa: BLE001 - SystemExit is a failure like others
                 error = raised
             if os.getpid() != self._process:
                 leave_forked_child(error)
-            self._handled(work, error)
+            self._handled(delivery, error)
 
-    def _next(self) -> Work | None:
+    def _next(self) -> Delivery | None:
         with self._condition:
             while self._has_leader and not self._waiting and not self._stopped:
                 self._condition.wait()
@@ -95,12 +95,12 @@ class Crew:
             self._has_leader = True
         return self._lead()
 
-    def _lead(self) -> Work | None:
+    def _lead(self) -> Delivery | None:
         while not self._waiting and not self._stopped:
-            self._loop.turn()
+            self._loop.run_once()
         with self._condition:
             self._has_leader = False
-            work = self._waiting.popleft() if self._waiting else None
+            delivery = self._waiting.popleft() if self._waiting else None
             # For each message that waits one thread, and one to lead.
             self._condition.notify(len(self._waiting) + 1)
-        return None if self._stopped else work
+        return None if self._stopped else delivery

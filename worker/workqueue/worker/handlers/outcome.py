@@ -162,7 +162,7 @@ def verdict(
         return GiveUp(failure)
     asked = error.after if isinstance(error, Retry) else None
     if asked is not None and math.isfinite(asked) and asked >= 0:
-        queue_seconds = rung(asked)
+        queue_seconds = delay_step(asked)
         seconds = min(max(asked, 0.001), queue_seconds)
     else:
         queue_seconds = policy.delay_after(attempt)
@@ -173,7 +173,7 @@ def verdict(
     return RetryLater(failure, queue_seconds, seconds)
 
 
-def rung(seconds: float) -> int:
+def delay_step(seconds: float) -> int:
     """The delay queue for a delay that a handler asked for: a few queues serve all delays."""
     return next((step for step in DELAY_STEPS if step >= seconds), LONGEST_DELAY_SECONDS)
 
