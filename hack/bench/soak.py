@@ -29,11 +29,11 @@ from typing import Final
 from tests.support.ledger import COPIED_TWICE, DELIVERED_AGAIN, Ledger, dead_letter
 from tests.support.rabbitmq import Broker, BrokerError, VirtualHost, running
 from tests.support.worker import ASYNC, THREADS, Worker, Workers, take_all
+from workqueue.amqp.errors import BrokerError as RefusedError
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publisher import Publisher
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import QueueSettings, QueueType, plan
-from workqueue.errors import BrokerError as RefusedError
 
 QUEUE: Final = "jobs"
 WORKERS: Final = 3

@@ -21,11 +21,11 @@ from hack.demo.install import Cluster
 from hack.demo.ledger import Ledger
 from hack.demo.report import Figures
 from hack.demo.watch import Watch, Write
+from workqueue.amqp.errors import BrokerError
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publisher import Publisher
 from workqueue.contract import topology
 from workqueue.contract.binding import Binding
-from workqueue.errors import BrokerError
 from workqueue_operator.api.workqueue import WorkQueueSpec
 
 QUEUE: Final = install.WORKQUEUE

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
+from workqueue.amqp.errors import UnreachableError
 from workqueue.contract.binding import Binding
-from workqueue.errors import UnreachableError
 from workqueue_kubectl.cluster import Cluster
 from workqueue_kubectl.errors import KubectlFailed, NotFound, PluginError
 from workqueue_kubectl.kubectl import Kubectl

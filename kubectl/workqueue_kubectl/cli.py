@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Final
 
 from workqueue import __version__
-from workqueue.errors import WorkerError
+from workqueue.contract.errors import WorkerError
 from workqueue_kubectl.cluster import Cluster
 from workqueue_kubectl.errors import PluginError
 from workqueue_kubectl.kubectl import Kubectl

@@ -24,8 +24,8 @@ import pika
 import pika.exceptions
 
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
+from workqueue.amqp.errors import BrokerError, NotSent, Returned, Unconfirmed
 from workqueue.contract.topology import BrokerVersion, Queue
-from workqueue.errors import BrokerError, NotSent, Returned, Unconfirmed
 
 Frame = Callable[[], None]
 

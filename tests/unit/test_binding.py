@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workqueue.contract.binding import TLS, Binding, from_folder, from_mapping, from_url
-from workqueue.errors import BindingError
+from workqueue.contract.errors import BindingError
 
 URLS = [
     (

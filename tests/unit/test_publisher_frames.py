@@ -6,10 +6,10 @@ import pytest
 from pika import BasicProperties, frame, spec
 from pika.exceptions import ChannelClosedByClient
 
+from workqueue.amqp.errors import Nacked, Returned
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publisher import Publisher
 from workqueue.contract.binding import from_url
-from workqueue.errors import Nacked, Returned
 
 PAIRS = {
     "another-queue": (Outgoing("jobs", b"", message_id="m"), Outgoing("deleted", b"", message_id="m")),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from workqueue import Message
-from workqueue.errors import HandlerLoadError
+from workqueue.worker.errors import HandlerLoadError
 from workqueue.worker.handlers import python
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerFailed

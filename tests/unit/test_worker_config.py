@@ -11,9 +11,9 @@ import pytest
 
 from workqueue.cli.run import add_arguments
 from workqueue.contract.topology import QueueType
-from workqueue.errors import ConfigurationError
 from workqueue.worker import config as config_module
 from workqueue.worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
+from workqueue.worker.errors import ConfigurationError
 
 GOOD = ["thumbs:resize", "--queue", "q"]
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from workqueue import Message
 from workqueue.contract import headers
+from workqueue.contract.errors import UndecodableError
 from workqueue.contract.properties import Properties
-from workqueue.errors import UndecodableError
 from workqueue.message import Cancellation
 
 TEXT = st.text(max_size=8)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workqueue import Reject, Retry
-from workqueue.errors import UndecodableError
+from workqueue.contract.errors import UndecodableError
 from workqueue.worker.handlers.outcome import (
     ACK,
     LONGEST_DELAY_SECONDS,

@@ -38,8 +38,8 @@ from tests.support.brokermodel import (
     UnexpectedError,
 )
 from workqueue import Reject, Retry
+from workqueue.amqp.errors import BrokerError
 from workqueue.contract.topology import QueueSettings
-from workqueue.errors import BrokerError
 from workqueue.worker import drain, retirement, runtime, settlement
 from workqueue.worker.config import PythonHandler, RunConfig
 from workqueue.worker.handlers.handler import Handler

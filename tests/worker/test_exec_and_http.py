@@ -23,7 +23,7 @@ from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import Worker, Workers, publish, take_all
 from workqueue import Message
-from workqueue.errors import HandlerLoadError
+from workqueue.worker.errors import HandlerLoadError
 from workqueue.worker.handlers.exec import run
 from workqueue.worker.handlers.http import load, post
 from workqueue.worker.handlers.outcome import HandlerFailed, HandlerTimeout, HandlerUnavailable

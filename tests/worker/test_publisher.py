@@ -10,12 +10,12 @@ import pika
 import pytest
 
 from tests.support.wait import eventually
+from workqueue.amqp.errors import BrokerError, DeclareError, Nacked, NotSent, Returned, Unconfirmed
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publisher import Publisher
 from workqueue.contract import topology
 from workqueue.contract.binding import TLS, from_url
 from workqueue.contract.topology import Queue, QueueSettings, QueueType
-from workqueue.errors import BrokerError, DeclareError, Nacked, NotSent, Returned, Unconfirmed
 
 QUORUM = {"x-queue-type": "quorum"}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.support.rabbitmq import Broker, VirtualHost
+from workqueue.amqp.errors import UnreachableError
 from workqueue.amqp.session import Session
 from workqueue.contract.binding import TLS, Binding
-from workqueue.errors import UnreachableError
 
 
 def binding(broker: Broker, vhost: VirtualHost, server_name: str) -> Binding:

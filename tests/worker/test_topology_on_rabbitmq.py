@@ -9,12 +9,12 @@ import pytest
 
 from tests.support.wait import eventually
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
+from workqueue.amqp.errors import DeclareError
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publisher import Publisher
 from workqueue.contract import topology
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import Exchange, ExchangeType, QueueSettings, QueueType
-from workqueue.errors import DeclareError
 
 SETTINGS = [
     ("quorum", QueueSettings("jobs")),

@@ -27,10 +27,10 @@ from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import Workers
 from workqueue import Message, Reject
+from workqueue.amqp.errors import Returned
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.cli import run as run_command
 from workqueue.contract.binding import from_url
-from workqueue.errors import Returned
 from workqueue.worker import tracing
 from workqueue.worker.config import parse
 from workqueue.worker.handlers import exec as exec_handlers
@@ -222,7 +222,7 @@ def test_a_message_that_no_queue_takes_ends_its_span_as_an_error(vhost: VirtualH
         send(vhost, traces, Outgoing("nowhere", b"x"))
     span = traces.named("publish nowhere")[0]
     assert span.status.status_code.name == "ERROR"
-    assert attributes(span)["error.type"] == "workqueue.errors.Returned"
+    assert attributes(span)["error.type"] == "workqueue.amqp.errors.Returned"
 
 
 async def test_awaited_publishing_is_traced_too(vhost: VirtualHost, traces: Traces) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from workqueue.contract import headers as own_headers
+from workqueue.contract.errors import UndecodableError
 from workqueue.contract.properties import Headers, Properties
-from workqueue.errors import UndecodableError
 
 logger = logging.getLogger(__name__)
 

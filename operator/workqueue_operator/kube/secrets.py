@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from workqueue.contract.binding import Binding, from_mapping
-from workqueue.errors import BindingError
+from workqueue.contract.errors import BindingError
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import Cluster, secret_path

@@ -15,8 +15,8 @@ from typing import Final
 from workqueue.amqp.session import Session
 from workqueue.cli import dead_letters
 from workqueue.contract.binding import Binding
+from workqueue.contract.errors import WorkerError
 from workqueue.contract.topology import dead_letter_queue_name
-from workqueue.errors import WorkerError
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.addresses import permitted
 from workqueue_operator.destinations import ANYWHERE, Destinations

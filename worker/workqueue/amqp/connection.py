@@ -27,11 +27,12 @@ from pika.adapters.select_connection import SelectConnection
 
 from workqueue import __version__
 from workqueue.amqp.backoff import STEADY_SECONDS, Backoff
+from workqueue.amqp.errors import BrokerError
 from workqueue.amqp.frame_limits import BoundedFrames
 from workqueue.amqp.io_loop import Loop, Timer, does_io
 from workqueue.contract.binding import TLS, Binding
+from workqueue.contract.errors import BindingError
 from workqueue.contract.topology import BrokerVersion
-from workqueue.errors import BindingError, BrokerError
 
 HEARTBEAT_SECONDS: Final = 60
 """Where the binding does not say another. RabbitMQ's own default. A handler that holds Python's lock (the GIL) in a C

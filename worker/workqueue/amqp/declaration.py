@@ -21,8 +21,8 @@ from typing import Any, Final
 import pika.exceptions
 
 from workqueue.amqp.connection import Connection, describe
+from workqueue.amqp.errors import BrokerError, DeclareError
 from workqueue.contract.topology import Plan, conflict_advice
-from workqueue.errors import BrokerError, DeclareError
 
 SAFE_AFTER_SECONDS: Final = 2.0
 """When a quorum queue that was just created survives the death of its broker, with a margin."""

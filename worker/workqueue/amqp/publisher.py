@@ -31,12 +31,20 @@ import pika.exceptions
 
 from workqueue.amqp.connection import Connection, describe
 from workqueue.amqp.declaration import Declaration
+from workqueue.amqp.errors import (
+    BrokerError,
+    Nacked,
+    NotSent,
+    PublishError,
+    Returned,
+    Unconfirmed,
+    Unencodable,
+)
 from workqueue.amqp.io_loop import Timer
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publish_limiter import PublishLimiter
 from workqueue.contract import topology
 from workqueue.contract.binding import Binding
-from workqueue.errors import BrokerError, Nacked, NotSent, PublishError, Returned, Unconfirmed, Unencodable
 
 DEFAULT_WINDOW: Final = 1000
 """Messages on their way at once. The throughput of one connection stops growing at some hundreds."""

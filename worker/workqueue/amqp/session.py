@@ -16,10 +16,10 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 import pika.exceptions
 
 from workqueue.amqp.connection import Connection, describe
+from workqueue.amqp.errors import BrokerError, UnreachableError
 from workqueue.contract.binding import Binding
 from workqueue.contract.properties import Properties
 from workqueue.contract.topology import BrokerVersion
-from workqueue.errors import BrokerError, UnreachableError
 
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 10.0

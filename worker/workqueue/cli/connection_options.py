@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from workqueue.contract.binding import DEFAULT_URL, Binding, from_folder, from_url
-from workqueue.errors import BindingError
+from workqueue.contract.errors import BindingError
 
 BAD_USAGE: Final = 2
 

@@ -16,13 +16,13 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
+from workqueue.amqp.errors import BrokerError, NotSent
 from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.session import Received, Session, wait_until_open
 from workqueue.cli import connection_options, dead_letters, output, values
 from workqueue.cli.dead_letters import DeadLetter, Filter
 from workqueue.cli.progress import progress
 from workqueue.contract.topology import dead_letter_queue_name
-from workqueue.errors import BrokerError, NotSent
 
 DEFAULT_LIST_LIMIT: Final = 50
 _LOOK_SECONDS: Final = 0.1

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Final
 
 from workqueue import __version__
-from workqueue.errors import WorkerError
+from workqueue.contract.errors import WorkerError
 
 COMMANDS: Final = {
     "run": "take messages from a queue and handle them",

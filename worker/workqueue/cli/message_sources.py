@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.errors import WorkerError
+from workqueue.contract.errors import WorkerError
 
 TEXT: Final = "text/plain"
 JSON: Final = "application/json"

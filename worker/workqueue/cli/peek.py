@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from workqueue.amqp.errors import BrokerError
 from workqueue.amqp.session import Received, Session
 from workqueue.cli import connection_options, output, values
-from workqueue.errors import BrokerError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from workqueue import __version__, logs
-from workqueue.errors import ConfigurationError, HandlerLoadError, WorkerError
+from workqueue.contract.errors import WorkerError
 from workqueue.worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
 from workqueue.worker.drain import Signals, drain
 from workqueue.worker.ending import leave
+from workqueue.worker.errors import ConfigurationError, HandlerLoadError
 from workqueue.worker.handlers.handler import Handler
 
 EXIT_FAILED = 1

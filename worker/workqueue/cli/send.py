@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
+from workqueue.amqp.errors import NotSent, PublishError, Returned, Unconfirmed
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publisher import DEFAULT_TIMEOUT_SECONDS, Publisher
 from workqueue.amqp.session import wait_until_open
@@ -28,7 +29,6 @@ from workqueue.cli import connection_options, message_sources, output, values
 from workqueue.cli.message_sources import InputError, Item
 from workqueue.cli.progress import Update, progress
 from workqueue.contract import headers, topology
-from workqueue.errors import NotSent, PublishError, Returned, Unconfirmed
 from workqueue.worker import tracing
 from workqueue.worker.handlers.outcome import LONGEST_DELAY_SECONDS, delay_step
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from workqueue.errors import BindingError
+from workqueue.contract.errors import BindingError
 
 DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672/"
 AMQP_PORT: Final = 5672

@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 from workqueue.contract import binding as bindings
 from workqueue.contract.binding import Binding
+from workqueue.contract.errors import BindingError
 from workqueue.contract.topology import DEFAULT_DELIVERY_LIMIT, Exchange, QueueSettings, QueueType
-from workqueue.errors import BindingError, ConfigurationError
+from workqueue.worker.errors import ConfigurationError
 from workqueue.worker.handlers.outcome import LONGEST_DELAY_SECONDS, RetryPolicy
 
 DEFAULT_PORT: Final = 8090

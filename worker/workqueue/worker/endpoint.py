@@ -21,9 +21,9 @@ from typing import Any, Final
 
 from workqueue import __version__
 from workqueue.contract import signing
+from workqueue.contract.errors import BindingError
 from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
 from workqueue.contract.signing import Purpose
-from workqueue.errors import BindingError
 from workqueue.worker.metrics import Exposition
 from workqueue.worker.retirement import LEASE_SECONDS, Retirement
 from workqueue.worker.runtime import Runtime

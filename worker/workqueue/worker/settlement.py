@@ -19,10 +19,10 @@ from typing import Any, Final, Protocol
 from workqueue.amqp import field_table
 from workqueue.amqp.backoff import Backoff
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
+from workqueue.amqp.errors import BrokerError, Unencodable
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.contract import headers, topology
 from workqueue.contract.properties import Properties
-from workqueue.errors import BrokerError, Unencodable
 from workqueue.worker.handlers.outcome import (
     Ack,
     Failure,

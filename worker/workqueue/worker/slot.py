@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from pika.exceptions import ChannelClosedByBroker
 
 from workqueue.amqp.backoff import Backoff
-from workqueue.errors import BrokerError
+from workqueue.amqp.errors import BrokerError
 from workqueue.worker.lease import Lease
 
 FIRST_WAIT_SECONDS: Final = 0.2

@@ -21,8 +21,8 @@ import threading
 from collections.abc import Sequence
 from typing import IO, Final
 
-from workqueue.errors import HandlerLoadError
 from workqueue.message import Message, Reject, Retry
+from workqueue.worker.errors import HandlerLoadError
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerFailed, HandlerUnavailable
 

@@ -20,8 +20,8 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from workqueue.errors import HandlerLoadError
 from workqueue.message import Message, Reject, Retry
+from workqueue.worker.errors import HandlerLoadError
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerFailed, HandlerTimeout, HandlerUnavailable
 

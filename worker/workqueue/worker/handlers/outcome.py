@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeAlias
 
+from workqueue.contract.errors import UndecodableError, WorkerError
 from workqueue.contract.topology import DELAY_STEPS
-from workqueue.errors import UndecodableError, WorkerError
 from workqueue.message import Reject, Retry
 
 MESSAGE_CHARACTERS: Final = 2_000

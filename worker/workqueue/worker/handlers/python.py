@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from workqueue.errors import HandlerLoadError
 from workqueue.message import Message
+from workqueue.worker.errors import HandlerLoadError
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerFailed
 

@@ -1,28 +1,18 @@
-"""The worker's error tree: everything that this package raises on purpose is a WorkerError.
+"""The errors of RabbitMQ, and how pika's errors become sentences."""
 
-Place in the flow: raised anywhere in the package, shown to a person by the command line and by the
-pod's termination message. Each message says what is wrong, where, and what to do.
-"""
+# BrokerError, a WorkerError
+# |-- UnreachableError
+# |-- DeclareError
+# |-- PublishError
+# |   |-- Returned
+# |   |-- Nacked
+# |   |-- Unconfirmed
+# |   |-- NotSent
+# |   |   |-- Unencodable
 
+from __future__ import annotations
 
-class WorkerError(Exception):
-    """The root of the tree. `str()` of it is one or more whole sentences for a person."""
-
-
-class ConfigurationError(WorkerError):
-    """The configuration is wrong. Carries every mistake that was found, not only the first.
-
-    Args:
-        mistakes: one sentence for each mistake, in the order in which they were found.
-    """
-
-    def __init__(self, mistakes: list[str]) -> None:
-        super().__init__("\n".join(mistakes))
-        self.mistakes = tuple(mistakes)
-
-
-class BindingError(WorkerError):
-    """The connection data (a URL, a Secret or a folder of files) cannot be used as it is."""
+from workqueue.contract.errors import WorkerError
 
 
 class BrokerError(WorkerError):
@@ -31,10 +21,6 @@ class BrokerError(WorkerError):
 
 class UnreachableError(BrokerError):
     """RabbitMQ cannot be reached, or does not let us in."""
-
-
-class HandlerLoadError(WorkerError):
-    """The handler cannot be loaded or reached, so that no message may be taken."""
 
 
 class DeclareError(BrokerError):
@@ -103,7 +89,3 @@ class Unencodable(NotSent):
     """The message cannot be written as AMQP: a property has no form there, or all of them are too much."""
 
     _WHAT = "cannot be sent"
-
-
-class UndecodableError(WorkerError, ValueError):
-    """The body of a message is not what the handler tried to read it as."""
