@@ -13,8 +13,7 @@ from tests.support.wait import eventually
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.session import Received
-from workqueue.cli import dead_letters
-from workqueue.contract import topology
+from workqueue.contract import dead_letters, topology
 from workqueue.contract.binding import from_url
 from workqueue.contract.properties import Properties
 from workqueue.contract.topology import QueueSettings

@@ -119,7 +119,7 @@ def _text() -> str:
 One queue, workers with one slot each that start in {START_SECONDS:g} s, and a clock that jumps from event to event.
 For the operator the real `decide` is asked, when the operator asks it: at the ring of an idle queue, then twice a
 second. Settings are the defaults; `messagesPerReplica` is the same for all. KEDA and the HorizontalPodAutoscaler
-are a model ([hack/bench/simulation/keda.py](../../hack/bench/simulation/keda.py)): polling each 30 s or each second, cooldown 300 s,
+are a model ([keda.py](../../hack/bench/simulation/keda.py)): polling each 30 s or each second, cooldown 300 s,
 sync each 15 s, tolerance 0.1, at most the double or 4 in one step, 300 s of stabilization inward. It is kind to them:
 their count of messages is exact, fresh, and includes those in handlers. A job that is still in its handler 30 s after
 its pod was told to stop is killed and begins again. Nothing here depends on the machine or its load."""

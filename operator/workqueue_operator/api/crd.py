@@ -18,7 +18,10 @@ from workqueue_operator.api.cel import VALIDATIONS, JsonSchema
 from workqueue_operator.api.reasons import ADVICE, ConditionType, Reason
 from workqueue_operator.api.workqueue import UNKNOWN_COUNT, Columns, WorkQueue
 
-HEADER: Final = "# Generated from operator/workqueue_operator/api/workqueue.py by `python -m hack.generate`: do not edit.\n"
+HEADER: Final = (
+    "# Generated from operator/workqueue_operator/api/workqueue.py by "
+    "`python -m hack.generate`: do not edit.\n"
+)
 
 _DROPPED: Final = frozenset({"title", "$defs"})
 _INT32: Final = 2**31 - 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from workqueue.amqp.session import Session
-from workqueue.cli import dead_letters
+from workqueue.contract import dead_letters
 from workqueue.contract.binding import Binding
 from workqueue.contract.errors import WorkerError
 from workqueue.contract.topology import dead_letter_queue_name

@@ -17,11 +17,13 @@ from functools import partial
 from typing import Any, Final
 
 from workqueue.amqp.errors import BrokerError, NotSent
+from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.session import Received, Session, wait_until_open
-from workqueue.cli import connection_options, dead_letters, output, values
-from workqueue.cli.dead_letters import DeadLetter, Filter
+from workqueue.cli import connection_options, output, values
 from workqueue.cli.progress import progress
+from workqueue.contract import dead_letters
+from workqueue.contract.dead_letters import DeadLetter, Filter
 from workqueue.contract.topology import dead_letter_queue_name
 
 DEFAULT_LIST_LIMIT: Final = 50
@@ -169,7 +171,10 @@ def _replay(session: Session, arguments: argparse.Namespace) -> int:
                 break
             if wanted.takes(letter):
                 begun += 1
-                copy = dead_letters.replayed(received, queue, keep_attempts=arguments.keep_attempts)
+                properties, kept = dead_letters.replay_properties(
+                    received, keep_attempts=arguments.keep_attempts
+                )
+                copy = Outgoing.with_properties(properties, queue, received.body, kept)
                 try:
                     publisher.publish(copy).add_done_callback(partial(tally.settled, received))
                 except NotSent as error:

@@ -1,7 +1,6 @@
 """A dead letter as people see it: why and when it was given up, after how many attempts.
 
-Place in the flow: `dead` reads each message of the dead-letter queue as one, and makes the message that a
-replay publishes. Pure.
+The commands, the web page and the kubectl plugin read dead letters with it.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
-from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.session import Received
 from workqueue.contract import headers
+from workqueue.contract.properties import Properties
 
 UNKNOWN: Final = "Unknown"
 _BROKERS_REASONS: Final = {
@@ -24,6 +22,22 @@ _BROKERS_REASONS: Final = {
     "rejected": "Rejected",
 }
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class ReceivedMessage(Protocol):
+    """A message as it came from RabbitMQ."""
+
+    @property
+    def properties(self) -> Properties:
+        """Its AMQP properties, without the headers."""
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """Its headers."""
+
+    @property
+    def body(self) -> bytes:
+        """Its body."""
 
 
 class DeadLetter(NamedTuple):
@@ -59,7 +73,7 @@ class DeadLetter(NamedTuple):
         }
 
 
-def read(received: Received, queue: str) -> DeadLetter:
+def read(received: ReceivedMessage, queue: str) -> DeadLetter:
     """Read the headers of a dead letter of the work queue `queue`."""
     found = received.headers
     # The worker takes RabbitMQ's own record off when it publishes: if there is one, it is the last word.
@@ -128,11 +142,13 @@ def duration(text: str) -> timedelta:
     return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
 
 
-def replayed(received: Received, queue: str, *, keep_attempts: bool) -> Outgoing:
-    """The message as its publisher made it, on its way to the work queue again.
+def replay_properties(
+    received: ReceivedMessage, *, keep_attempts: bool
+) -> tuple[Properties, dict[str, Any] | None]:
+    """Return properties and headers of the message as its publisher made it, for another run through the work queue.
 
-    What would act at once stays set aside in our headers, where the handler still finds it: CC and BCC would
-    send copies to other queues a second time, and RabbitMQ takes a user id only from that user.
+    CC, BCC and the user id stay in our headers, where the handler still finds them: CC and BCC would send copies to
+    other queues a second time, and RabbitMQ accepts a user id only from that user.
     """
     properties, kept = headers.preserve(received.properties, received.headers)
     attempts = headers.attempts_made(received.headers)
@@ -142,9 +158,7 @@ def replayed(received: Received, queue: str, *, keep_attempts: bool) -> Outgoing
     kept.pop(headers.ORIGINAL_PRIORITY, None)
     if keep_attempts and attempts:
         kept[headers.ATTEMPT] = attempts
-    return Outgoing.with_properties(
-        replace(properties, expiration=expiration, priority=priority), queue, received.body, kept or None
-    )
+    return replace(properties, expiration=expiration, priority=priority), kept or None
 
 
 def _death_in(queue: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
