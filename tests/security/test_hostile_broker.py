@@ -178,7 +178,7 @@ def test_a_worker_survives_a_hostile_broker(
     """It lives, says what is wrong, and works as soon as RabbitMQ is there."""
     with hostile_broker(script, vhost.broker.port) as broker:
         url = vhost.url.replace(f":{vhost.broker.port}/", f":{broker.port}/")
-        worker = workers.start(url, "--concurrency", "3")
+        worker = workers.start(url, "--concurrency", "3", "--heartbeat", "10")
         eventually(lambda: worker.request("/readyz")[0] == 200)
         before = memory(worker.process.pid, "VmRSS")
         eventually(lambda: broker.connections >= 2 or script is closed_channels, 60)

@@ -58,6 +58,8 @@ RUN_ELSEWHERE = {
     "helm uninstall": "by the cleaning up of get-started",
     "kubectl delete workqueues --all": "by the cleaning up of get-started",
     "kubectl delete crd": "by the cleaning up of get-started",
+    "kubectl label namespace shop workqueue.dev/operator=": "by tests/e2e/test_ownership.py",
+    "kubectl -n shop events --types=Normal | grep ServedElsewhere": "by tests/e2e/test_ownership.py",
     "kubectl apply --server-side -k .": "by tests/chart/test_kustomize.py",
     "pip install": "by `make venv`",
 }
