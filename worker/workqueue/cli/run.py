@@ -174,6 +174,8 @@ def _work(config: RunConfig, handler: Handler, signals: Signals, closers: list[C
         endpoint.start()
     signals.wait()
     failure = runtime.failure
+    if failure is not None:
+        signals.end_alone()
     drain(runtime, signals, config.grace_seconds if failure is None else failure.grace_seconds)
     if endpoint is not None:
         endpoint.close()
