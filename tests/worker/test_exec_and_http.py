@@ -249,6 +249,18 @@ def test_who_is_cancelled_before_it_is_connected_asks_nothing() -> None:
     assert requests.seen == []
 
 
+def test_message_that_waits_for_its_server_keeps_nothing_of_the_calls_that_failed() -> None:
+    with server(say(200)) as gone:
+        url = gone.url
+    message = Message(b"body", deadline=time.monotonic() + 60)
+
+    for _ in range(3):
+        with pytest.raises(HandlerUnavailable):
+            post(urlsplit(url), message)
+
+    assert message.cancelled._callbacks is None
+
+
 def test_a_server_that_never_listens_is_named() -> None:
     with server(say(200)) as gone:
         url = gone.url

@@ -196,6 +196,23 @@ def test_hung_handler_ends_the_worker_after_the_other_slots_have_finished(
     assert entry["reason"] in worker.termination_log.read_text()
 
 
+def test_first_signal_does_not_end_the_grace_of_a_worker_that_ends_by_itself(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    worker = workers.start(
+        vhost.url, "--timeout", "4", "--concurrency", "2", "--max-attempts", "1"
+    ).wait_consuming()
+    publish(vhost, {"id": "hung", "do": "ignore", "seconds": 600})
+    eventually(lambda: worker.outcomes() == {"timed_out": 1})
+    publish(vhost, *({"id": number, "do": "sleep", "seconds": 3} for number in range(10)))
+    eventually(lambda: worker.count_log("The worker cannot go on; shutting down."), 30)
+
+    worker.signal()
+
+    assert worker.wait() == 1
+    assert worker.events_of("start")[1:] == worker.events_of("end"), "the other slot's handler has finished"
+
+
 def test_a_retry_that_is_under_way_is_finished_first(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--delays", "30").wait_consuming()
     publish(vhost, {"id": 1, "do": "fail"})

@@ -104,6 +104,22 @@ def test_a_port_that_was_asked_for_and_is_taken_is_told(workers: Workers) -> Non
         assert "Traceback" not in worker.log
 
 
+def test_worker_whose_port_is_taken_takes_no_message(vhost: VirtualHost, workers: Workers) -> None:
+    workers.start(vhost.url).wait_consuming().stop()
+    publish(vhost, {"id": 1})
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        for _ in range(3):
+            worker = workers.start(vhost.url, "--port", str(listener.getsockname()[1]))
+            assert worker.wait() == 1
+
+    with vhost.connect() as connection:
+        method, properties, _ = connection.channel().basic_get("jobs")
+    assert (method.redelivered, worker.events) == (False, [])
+    assert not properties.headers
+
+
 def test_the_environment_alone_configures_a_worker_as_in_a_pod(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(
         None,

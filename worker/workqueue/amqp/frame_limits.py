@@ -60,6 +60,10 @@ class BoundedFrames:
         # pika logs each frame for no channel, as fast as they come.
         channel = self._channels.get(value.channel_number)
         if channel is None:
+            if type(value) is frame.Method and type(value.method) is spec.Channel.Close:
+                # RabbitMQ 4.0 may close a channel twice within a millisecond when a message was held for too long
+                # and its consumer is cancelled (seen with a channel_tick_interval of 1 s). The other channels go on.
+                return
             self._break_off(f"a frame came for channel {value.channel_number}, which is not open")
         else:
             channel._handle_content_frame(value)  # noqa: SLF001 - all that pika's own does

@@ -125,14 +125,7 @@ def _run(arguments: argparse.Namespace, closers: list[Callable[[], None]]) -> in
         handler = load_handler(config, signals)
     except HandlerLoadError as error:
         return _fail(EXIT_HANDLER, error, termination_log)
-    try:
-        return _work(config, handler, signals, closers)
-    except OSError as error:
-        return _fail(
-            EXIT_FAILED,
-            WorkerError(f"The endpoint's port {config.port} cannot be used: {error}."),
-            termination_log,
-        )
+    return _work(config, handler, signals, closers)
 
 
 def load_handler(config: RunConfig, signals: Signals) -> Handler:
@@ -166,16 +159,23 @@ def _work(config: RunConfig, handler: Handler, signals: Signals, closers: list[C
         closers.append(traces.close)
     logger.info("Starting.", extra={"version": __version__, "queue": config.queue, "handler": handler.name})
     runtime = Runtime(config, config.read_binding, handler, on_failure=signals.interrupt)
-    runtime.start()
     endpoint = None
     if config.port:
-        # Only now: importing an HTTP server takes as long as connecting to RabbitMQ.
         from workqueue.worker.endpoint import Endpoint
 
-        endpoint = Endpoint(runtime, config.port, any_port_will_do=config.port_is_default)
+        # Before any message is taken: a port that is taken would end their handlers half-way at each start.
+        try:
+            endpoint = Endpoint(runtime, config.port, any_port_will_do=config.port_is_default)
+        except OSError as error:
+            said = WorkerError(f"The endpoint's port {config.port} cannot be used: {error}.")
+            return _fail(EXIT_FAILED, said, config.termination_log)
+    runtime.start()
+    if endpoint is not None:
         endpoint.start()
     signals.wait()
     failure = runtime.failure
+    if failure is not None:
+        signals.end_alone()
     drain(runtime, signals, config.grace_seconds if failure is None else failure.grace_seconds)
     if endpoint is not None:
         endpoint.close()

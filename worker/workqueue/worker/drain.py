@@ -36,6 +36,7 @@ class Signals:
         # The only queue that a signal handler may put into while the main thread waits in it.
         self._received: SimpleQueue[int | None] = SimpleQueue()
         self._count = 0
+        self._ends_alone = False
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
@@ -58,7 +59,13 @@ class Signals:
         self._count += 1
         if self._count == LAST_SIGNAL:
             os._exit(128 + number)
+        if self._ends_alone and self._count == 1:
+            return
         self._received.put(number)
+
+    def end_alone(self) -> None:
+        """Let the first signal change nothing: the worker shuts down already, by itself, and has its grace."""
+        self._ends_alone = True
 
     def interrupt(self) -> None:
         """End the wait of the main thread."""

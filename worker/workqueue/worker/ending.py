@@ -32,6 +32,7 @@ def leave(code: int, *closers: Callable[[], None]) -> NoReturn:
     """
 
     def finish() -> None:
+        _flush()  # first: a hook that never returns must not cost what was printed
         for close in (*closers, atexit._run_exitfuncs):  # noqa: SLF001 - as multiprocessing does
             try:
                 close()

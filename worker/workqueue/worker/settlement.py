@@ -100,7 +100,8 @@ class Settler:
     @property
     def delays_seconds(self) -> list[int]:
         """The delays whose queues exist because this worker declared them."""
-        found = (topology.delay_seconds(name, self.queue) for name in self.known_queues)
+        # /status asks without the lock, while a copy may make another queue known: look at a snapshot.
+        found = (topology.delay_seconds(name, self.queue) for name in tuple(self.known_queues))
         return sorted(seconds for seconds in found if seconds is not None)
 
     def settle(self, delivery: Delivery, verdict: Verdict, error: BaseException | None = None) -> None:

@@ -84,7 +84,6 @@ def post(target: SplitResult, message: Message) -> None:
         HandlerUnavailable: there is no connection, so that nothing was sent.
     """
     connection = _connection(target, max(0.001, min(message.remaining, CONNECT_SECONDS)))
-    message.cancelled.on_set(partial(_hang_up, connection))
     path = f"{target.path or '/'}{f'?{target.query}' if target.query else ''}"
     try:
         connection.connect()
@@ -92,6 +91,8 @@ def post(target: SplitResult, message: Message) -> None:
         connection.close()
         raise HandlerUnavailable(f"{target.geturl()} cannot be reached: {error or repr(error)}") from error
     try:
+        # Only now: a message may wait for its server for hours, and must not keep each connection that failed.
+        message.cancelled.on_set(partial(_hang_up, connection))
         connection.sock.settimeout(max(0.001, message.remaining))
         if message.cancelled:  # while there was nothing to hang up yet
             raise HandlerFailed(f"cancelled before {target.geturl()} was asked")
