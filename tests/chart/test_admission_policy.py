@@ -8,6 +8,7 @@ import pytest
 
 from hack.generate.files import CHART
 from tests.support.helm import of_kind, run, template
+from workqueue_operator import names
 
 
 def made(**values: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -43,6 +44,21 @@ def test_policies_cover_whatever_the_operator_writes_of_other_peoples() -> None:
         for resource in rule["resources"]
     }
     assert written - covered == {"workqueues/status", "workqueues/finalizers", "events"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "metadata"),
+    [
+        ("workqueues", [names.FINALIZER, names.ANNOTATION_BINDINGS]),
+        ("pods", [names.LABEL_RETIRING, names.ANNOTATION_DELETION_COST]),
+    ],
+)
+def test_policies_admit_the_metadata_that_the_operator_writes(policy: str, metadata: list[str]) -> None:
+    (rules,) = (
+        one["spec"]["validations"] for one in made()[0] if one["metadata"]["name"].endswith(f"-{policy}")
+    )
+    expressions = " ".join(rule["expression"] for rule in rules)
+    assert [name for name in metadata if f'"{name}"' not in expressions] == []
 
 
 def test_policies_can_be_left_out() -> None:
