@@ -61,6 +61,19 @@ def test_policies_admit_the_metadata_that_the_operator_writes(policy: str, metad
     assert [name for name in metadata if f'"{name}"' not in expressions] == []
 
 
+def test_releases_of_one_name_in_two_namespaces_have_policies_of_their_own() -> None:
+    video, reports = (
+        {
+            (one["kind"], one["metadata"]["name"])
+            for one in template(values, namespace=namespace)
+            if "spec" in one
+        }
+        for namespace in ("video", "reports")
+        for values in [{"watchNamespaces": [namespace]}]
+    )
+    assert not {name for name in video & reports if name[0].startswith("ValidatingAdmission")}
+
+
 def test_policies_can_be_left_out() -> None:
     assert made(admissionPolicy={"enabled": False}) == ([], [])
 
