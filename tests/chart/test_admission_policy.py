@@ -8,6 +8,7 @@ import pytest
 
 from hack.generate.files import CHART
 from tests.support.helm import of_kind, run, template
+from workqueue_operator import names
 
 
 def made(**values: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -43,6 +44,34 @@ def test_policies_cover_whatever_the_operator_writes_of_other_peoples() -> None:
         for resource in rule["resources"]
     }
     assert written - covered == {"workqueues/status", "workqueues/finalizers", "events"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "metadata"),
+    [
+        ("workqueues", [names.FINALIZER, names.ANNOTATION_BINDINGS]),
+        ("pods", [names.LABEL_RETIRING, names.ANNOTATION_DELETION_COST]),
+    ],
+)
+def test_policies_admit_the_metadata_that_the_operator_writes(policy: str, metadata: list[str]) -> None:
+    (rules,) = (
+        one["spec"]["validations"] for one in made()[0] if one["metadata"]["name"].endswith(f"-{policy}")
+    )
+    expressions = " ".join(rule["expression"] for rule in rules)
+    assert [name for name in metadata if f'"{name}"' not in expressions] == []
+
+
+def test_releases_of_one_name_in_two_namespaces_have_policies_of_their_own() -> None:
+    video, reports = (
+        {
+            (one["kind"], one["metadata"]["name"])
+            for one in template(values, namespace=namespace)
+            if "spec" in one
+        }
+        for namespace in ("video", "reports")
+        for values in [{"watchNamespaces": [namespace]}]
+    )
+    assert not {name for name in video & reports if name[0].startswith("ValidatingAdmission")}
 
 
 def test_policies_can_be_left_out() -> None:

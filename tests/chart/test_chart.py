@@ -381,6 +381,19 @@ def test_nonsense_is_refused(values: Object, sentence: str) -> None:
     assert sentence in str(refused.value)
 
 
+def test_upgrade_that_reuses_the_values_of_an_older_chart_has_the_policies() -> None:
+    """`helm upgrade --reuse-values` leaves out what that chart did not have yet."""
+    older = {
+        "admissionPolicy": None,
+        "allowedBrokerHosts": None,
+        "networkPolicy": {"enabled": True, "egress": None},
+        "page": {"enabled": True, "audience": None},
+    }
+    objects = template(older)
+    assert of_kind(objects, "ValidatingAdmissionPolicy")
+    assert only(objects, "NetworkPolicy")["spec"]["policyTypes"] == ["Ingress"]
+
+
 def test_the_schema_knows_every_value_and_its_default() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     for value in (leaf for top in chart_values() for leaf in top.leaves()):

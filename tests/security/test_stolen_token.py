@@ -230,6 +230,9 @@ ALLOWED: dict[str, Callable[[Thief], None]] = {
     ),
     "retirement key": lambda thief: thief.create_secret("workqueue.dev/retirement-key", thief.owner),
     "budget of a worker": lambda thief: thief.create_budget("jobs-worker", thief.owner),
+    "note of bindings": lambda thief: thief.change_workqueue(
+        {"metadata": {"annotations": {"workqueue.dev/bindings": '{"jobs": ["a"]}'}}}
+    ),
     "finalizer of the operator": lambda thief: thief.change_workqueue(
         {"metadata": {"finalizers": ["workqueue.dev/queue"]}}
     ),

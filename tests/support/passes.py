@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.support.fakecluster import FakeCluster, Request
+from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
 from workqueue_operator.kube.ownership import Ownership
@@ -98,10 +99,11 @@ async def operator(cluster: FakeCluster, *namespaces: str) -> AsyncIterator[Pass
         targets=Targets(cluster, store, workload),
         scaler=Scaler(store, workload, Retirer(cluster, workers, store), reporter, metrics),
         reporter=reporter,
-        finalizer=Finalizer(cluster, store, secrets, brokers, management, reporter),
+        finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter),
+        bindings=Bindings(cluster, store),
         metrics=metrics,
     )
-    reconciler._parts = parts
+    reconciler._dependencies = parts
     try:
         yield Passes(reconciler, parts)
     finally:

@@ -14,7 +14,8 @@ import pytest
 
 from workqueue_kubectl import broker_access, cli, completion, explain
 from workqueue_kubectl.broker_access import InClusterTarget
-from workqueue_kubectl.commands.status import _ago
+from workqueue_kubectl.commands import top
+from workqueue_kubectl.commands.status import Picture, _ago, _as_json, _lines
 from workqueue_kubectl.explain import Seen
 from workqueue_kubectl.kubectl import Kubectl
 from workqueue_operator.api.workqueue import WorkQueue
@@ -371,3 +372,12 @@ def test_commands_in_the_docs_are_understood(line: str) -> None:
     _, rest = cli.split(shlex.split(line)[2:])
     parsed = cli.build(word for word in rest if not word.startswith("-")).parse_args(rest)
     assert parsed.command in cli.COMMANDS
+
+
+def test_with_a_single_active_consumer_one_worker_is_the_most() -> None:
+    turns = workqueue(queue={"singleActiveConsumer": True}, scaling={"minReplicas": 2})
+    assert top._row(turns)[top._HEAD.index("MAX")] == "1"
+    assert top._as_json(turns)["maxReplicas"] == 1
+    picture = Picture(turns, [], {}, [], MONDAY_MORNING)
+    assert "Bounds      1 to 1 replica" in _lines(picture)
+    assert _as_json(picture)["maxReplicas"] == 1

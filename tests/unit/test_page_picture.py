@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from workqueue_operator.web import view_model
+from workqueue_operator.web.dead_letters import Reasons
 from workqueue_operator.web.history import SAMPLES, History, Series
+from workqueue_operator.web.server import Page
 from workqueue_operator.web.sessions import LASTS_SECONDS, MOST, Sessions
 
 
@@ -42,6 +44,35 @@ def test_what_is_not_known_is_no_zero() -> None:
     assert (row.messages, row.dead, row.busy, row.desired, row.rate, row.spark) == (None,) * 6
     assert row.ready.status == "Unknown"
     assert row.maximum == 10, "the default, where the API server did not fill it in"
+
+
+def test_with_a_single_active_consumer_one_worker_is_the_most() -> None:
+    one = {**body("turns"), "spec": {"queue": {"singleActiveConsumer": True}, "scaling": {"maxReplicas": 8}}}
+    assert view_model.row(one, [], None).maximum == 1
+
+
+def rendered(template: str, **values: Any) -> str:
+    return Page(0)._templates.get_template(template).render(**values)
+
+
+def test_login_page_says_what_was_wrong() -> None:
+    for problem in ("", "Wrong token."):
+        assert problem in rendered("login.html", problem=problem, audience="workqueue-page", next="/")
+
+
+def test_detail_page_names_what_ails_pods_and_dead_letters() -> None:
+    pod = view_model.Pod("pod-1", "failing", "?", "-", "?", "3s", "The image is missing.")
+    page = rendered(
+        "_detail.html",
+        row=view_model.row(body("jobs", deadLetters=2), [], None),
+        conditions=[],
+        queue="jobs",
+        pods=[pod],
+        decisions=[],
+        reasons=Reasons(problem="RabbitMQ is away."),
+    )
+    assert "The image is missing." in page
+    assert "RabbitMQ is away." in page
 
 
 def test_sums_name_the_workqueues_whose_count_is_unknown() -> None:

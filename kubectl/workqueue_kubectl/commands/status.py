@@ -92,7 +92,8 @@ def _busy(statuses: Mapping[str, Object], pods: set[str]) -> int:
 
 def _lines(picture: Picture) -> list[str]:
     workqueue, now = picture.workqueue, picture.now
-    status, scaling = workqueue.status, workqueue.spec.scaling
+    status, most = workqueue.status, workqueue.spec.most_replicas
+    least = min(workqueue.spec.scaling.min_replicas, most)
     lines = [
         f"WorkQueue   {workqueue.metadata.namespace}/{workqueue.metadata.name}",
         f"Queue       {workqueue.queue_name} ({workqueue.spec.queue.type.value})",
@@ -100,7 +101,7 @@ def _lines(picture: Picture) -> list[str]:
         f"Messages    {_known(status.messages)} waiting, {_known(status.retrying)} retrying",
         f"Dead        {_known(status.dead_letters)}",
         f"Workers     {status.workers or '?'} ready, {_known(status.busy_replicas)} busy",
-        f"Bounds      {scaling.min_replicas} to {scaling.max_replicas} replicas",
+        f"Bounds      {least} to {most} {'replica' if most == 1 else 'replicas'}",
     ]
     if status.last_scale_time is not None:
         lines.append(f"Last change {_ago(now - status.last_scale_time)} ago: {status.last_scale_reason}")
@@ -207,7 +208,7 @@ def _as_json(picture: Picture) -> dict[str, Any]:
         "name": workqueue.metadata.name,
         "queue": workqueue.queue_name,
         "minReplicas": workqueue.spec.scaling.min_replicas,
-        "maxReplicas": workqueue.spec.scaling.max_replicas,
+        "maxReplicas": workqueue.spec.most_replicas,
         "status": status,
         "inHandlers": seen.in_handlers,
         "inStoppingWorkers": seen.in_stopping_workers,

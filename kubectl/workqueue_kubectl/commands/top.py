@@ -108,7 +108,7 @@ def _row(workqueue: WorkQueue) -> tuple[str, ...]:
         _number(status.retrying),
         status.workers or "?",
         _number(status.busy_replicas),
-        str(workqueue.spec.scaling.max_replicas),
+        str(workqueue.spec.most_replicas),
         _number(status.dead_letters),
         _reason(workqueue, ConditionType.SCALING_ACTIVE),
     )
@@ -145,7 +145,7 @@ def _as_json(workqueue: WorkQueue) -> dict[str, Any]:
         "readyReplicas": status.ready_replicas,
         "desiredReplicas": status.desired_replicas,
         "busyReplicas": status.busy_replicas,
-        "maxReplicas": workqueue.spec.scaling.max_replicas,
+        "maxReplicas": workqueue.spec.most_replicas,
         "scaling": scaling.reason if scaling else None,
     }
 

@@ -245,7 +245,7 @@ class Broker:
                 each connection may declare.
 
         Returns:
-            None when it is not known: one of them is not connected.
+            None when it is not known: one of them is not connected, or does not answer.
         """
         if self.binding.display == other.binding.display:
             return True
@@ -253,10 +253,14 @@ class Broker:
             return False
         if not (self.connected and other.connected):
             return None
-        return self.cluster == other.cluster and await self._shows_to(other, queue)
+        return await self._shows_to(other, queue) if self.cluster == other.cluster else False
 
-    async def _shows_to(self, other: Broker, queue: str) -> bool:
-        """Whether an exclusive queue that is declared here is seen, though locked, over another connection."""
+    async def _shows_to(self, other: Broker, queue: str) -> bool | None:
+        """Whether an exclusive queue that is declared here is seen, though locked, over another connection.
+
+        Returns:
+            None when one of them gave no answer.
+        """
         name = f"{topology.delay_queue_name(queue, 0)}.{secrets.token_hex(8)}"
         classic = {"x-queue-type": "classic"}
         try:
@@ -274,6 +278,8 @@ class Broker:
         except QueueMissingError:
             return False
         except ReconcileError as problem:
+            if problem.reason in {Reason.BROKER_TIMEOUT, Reason.BROKER_UNREACHABLE}:
+                return None
             # Locked, as expected; or refused, and the equal names decide.
             logger.debug("An exclusive queue is seen.", extra={"queue": name, "detail": problem.message})
         return True

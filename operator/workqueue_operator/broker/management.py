@@ -85,7 +85,8 @@ class Management:
         known = self._last.get((binding.identity, queue))
         if known is not None and time.monotonic() - known[0] < FRESH:
             return known[1]
-        self._last.pop((binding.identity, queue), None)
+        now = time.monotonic()
+        self._last = {asked: answer for asked, answer in self._last.items() if now - answer[0] < FRESH}
         try:
             one = f"/{quote(queue, safe='')}?columns=messages_unacknowledged"
             found = await self._get(binding, one, LARGEST_QUEUE)

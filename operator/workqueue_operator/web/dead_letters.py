@@ -40,7 +40,7 @@ class Reasons:
         counts: (reason, how many), the most frequent first.
         looked_at: how many letters were looked at, the oldest first.
         total: how many there are.
-        trouble: why they could not be looked at; then the rest says nothing.
+        problem: why they could not be looked at; then the rest says nothing.
     """
 
     counts: tuple[tuple[str, int], ...] = ()

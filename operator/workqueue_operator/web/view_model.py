@@ -116,10 +116,17 @@ def row(body: Mapping[str, Any], depths: Sequence[int | None], rate: float | Non
         ready_replicas=status.get("readyReplicas"),
         desired=status.get("desiredReplicas"),
         busy=status.get("busyReplicas"),
-        maximum=int((body["spec"].get("scaling") or {}).get("maxReplicas", 10)),
+        maximum=_maximum(body["spec"]),
         rate=rate,
         spark=sparkline(depths),
     )
+
+
+def _maximum(spec: Mapping[str, Any]) -> int:
+    """As `WorkQueueSpec.most_replicas`."""
+    if (spec.get("queue") or {}).get("singleActiveConsumer"):
+        return 1
+    return int((spec.get("scaling") or {}).get("maxReplicas", 10))
 
 
 def conditions(body: Mapping[str, Any]) -> dict[str, Condition]:
