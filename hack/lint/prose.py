@@ -90,7 +90,9 @@ def prose(path: str, text: str) -> Iterator[tuple[int, str]]:
         return _markdown(text)
     if path.endswith(".py"):
         return _python(text)
-    return ((n, line) for n, line in _numbered(text) if "description:" in line or line.lstrip().startswith("#"))
+    return (
+        (n, line) for n, line in _numbered(text) if "description:" in line or line.lstrip().startswith("#")
+    )
 
 
 def overall(counts: Iterable[Count]) -> float:
@@ -108,7 +110,9 @@ def complaints(counts: list[Count], ceiling: Ceiling) -> list[str]:
     ]
     total = overall(counts)
     if total > ceiling.total:
-        found.append(f"All files have {total:.2f} roundabout phrases per 1,000 words, more than {ceiling.total:g}.")
+        found.append(
+            f"All files have {total:.2f} roundabout phrases per 1,000 words, more than {ceiling.total:g}."
+        )
     return found
 
 
