@@ -5,6 +5,7 @@ Place in the flow: the end. Each family of benchmarks makes one `Report`.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import platform
@@ -104,22 +105,35 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def write(folder: Path, report: Report) -> None:
-    """NAME.json with every sample, and NAME.md with the table."""
+    """Write NAME.md with the tables and NAME.json.gz with every sample."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [asdict(row) for row in report.rows]
     results = {"surroundings": report.where, "rows": rows, **report.raw}
-    (folder / f"{report.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = json.dumps(results, indent=1) + "\n"
+    # Without a time stamp, equal results give equal files.
+    results_file(folder, report.name).write_bytes(gzip.compress(text.encode(), mtime=0))
     (folder / f"{report.name}.md").write_text(markdown(report))
+
+
+def results_file(folder: Path, name: str) -> Path:
+    """Return the path of the samples of the report with this name."""
+    return folder / f"{name}.json.gz"
+
+
+def read_rows(file: Path) -> list[Object]:
+    """Return the rows of a file that `write` wrote."""
+    rows: list[Object] = json.loads(gzip.decompress(file.read_bytes()))["rows"]
+    return rows
 
 
 def markdown(report: Report) -> str:
     """The page: what it was measured on, the table, and what follows it."""
-    where = report.where
+    where, results = report.where, results_file(Path(), report.name)
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     introduction = (
         f"{where['date']}; {where['processor']}, {where['memory_gib']} GiB, Linux {where['kernel']}; {versions}; "
         f"revision {where['revision']}. Made by `python -m hack.bench`; every sample is in "
-        f"[{report.name}.json]({report.name}.json). How each figure is measured is said in the "
+        f"[{results.name}]({results.name}). How each figure is measured is said in the "
         "[overview](README.md)."
     )
     lines = [

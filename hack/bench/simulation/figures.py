@@ -51,7 +51,7 @@ def measure(*, quick: bool, folder: Path) -> Report:
 
     Args:
         quick: fewer workloads for the settings.
-        folder: also where `operator.json` is looked for, from which the unit costs come.
+        folder: also where `operator.json.gz` is looked for, from which the unit costs come.
 
     Raises:
         BenchError: a plot cannot be drawn.
@@ -69,7 +69,7 @@ def measure(*, quick: bool, folder: Path) -> Report:
     _draw_settings(settings, folder / "simulation-settings.png")
     parts = [_text(), *(_compared_table(workload, compared[workload.name]) for workload in workloads)]
     parts += [_settings_text(), *(_settings_table(name, found) for name, found in settings.items())]
-    costs = shards.from_results(folder / ("operator-quick.json" if quick else "operator.json"))
+    costs = shards.from_results(report.results_file(folder, "operator-quick" if quick else "operator"))
     if costs is not None:
         parts.append(_shards_text(costs))
         _draw_shards(costs, folder / "simulation-shards.png")

@@ -9,12 +9,13 @@ with one operator and with many, and is added as it was measured.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from hack.bench.report import read_rows
 
 QUEUES: Final = 100_000
 HEADROOM: Final = 0.5
@@ -69,7 +70,7 @@ def from_results(file: Path) -> UnitCosts | None:
     """Unit costs from the results of the operator's benchmark; None where it has not measured two sizes."""
     if not file.exists():
         return None
-    rows = json.loads(file.read_text())["rows"]
+    rows = read_rows(file)
     rest = _by_queues(rows, "at rest, ")
     wake = _by_queues(rows, "wake, ")
     restart = _by_queues(rows, "operator restarted with ")
