@@ -100,10 +100,15 @@ def _describe(field: Schema) -> str:
         said.append(f"One of {', '.join(f'`{value}`' for value in field['enum'])}.")
     bounds = [text.format(f"{field[key]:,}") for key, text in _BOUNDS.items() if key in field]
     if bounds:
-        said.append(f"{', '.join(bounds).capitalize()}.")
+        said.append(f"{_sentence(', '.join(bounds))}.")
     if "properties" not in field:
-        said += [f"{rule['message'].capitalize()}." for rule in field.get(VALIDATIONS, ())]
+        said += [f"{_sentence(rule['message'])}." for rule in field.get(VALIDATIONS, ())]
     return " ".join(part for part in said if part)
+
+
+def _sentence(text: str) -> str:
+    """Return the text with a capital first letter. Unlike `str.capitalize`, keep the case of the rest."""
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def _cell(text: str) -> str:
