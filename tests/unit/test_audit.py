@@ -24,7 +24,7 @@ SKIPPED: dict[str, Any] = {"name": "yarl", "skip_reason": "Dependency not found"
 @pytest.mark.parametrize(
     ("packages", "code", "line"),
     [
-        pytest.param([GOOD, GOOD], CLEAN, "No known weakness in 2 packages.", id="all are known and good"),
+        pytest.param([GOOD, GOOD], CLEAN, "No known vulnerability in 2 packages.", id="all are known and good"),
         pytest.param([GOOD, BAD], WEAK, "aiohttp 3.0: PYSEC-1, fixed in 3.1", id="one is weak"),
         pytest.param([BAD], WEAK, "aiohttp 3.0: PYSEC-2, fixed in no version", id="nothing fixes it"),
         pytest.param(
