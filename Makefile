@@ -69,15 +69,28 @@ unit: venv ## run the tests that need no cluster and no RabbitMQ
 e2e: image ## run the end-to-end tests; TEST=name selects some
 	@$(BIN)/pytest tests/e2e $(if $(TEST),-k '$(TEST)')
 
-# These tests change or compare state of the whole machine or cluster, so they run alone. The others mostly wait,
-# so they run side by side.
-ALONE := tests/cluster tests/walkthrough
+# tests/cluster compares the state of the whole machine before and after, so it runs alone. The others mostly wait, so
+# they run side by side.
 JOBS ?= 3
 
 .PHONY: test
 test: lint image ## run `make lint` and all tests except the nightly ones (JOBS=3 files at once)
-	@$(BIN)/pytest $(ALONE) -m 'not nightly'
-	@$(BIN)/pytest tests $(addprefix --ignore=,$(ALONE)) -m 'not nightly' --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest tests/cluster -m 'not nightly'
+	@$(MAKE) --no-print-directory walkthrough
+	@$(BIN)/pytest tests --ignore=tests/cluster --ignore=tests/walkthrough -m 'not nightly' --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# The pages install the operator for the whole cluster and remove it again. A second cluster keeps a running demo
+# intact. With CLUSTER=current there is no second cluster, and the tests refuse to start beside a demo.
+WALKTHROUGH := WORKQUEUE_CLUSTER_NAME=$(or $(WORKQUEUE_CLUSTER_NAME),workqueue)-pages
+
+.PHONY: walkthrough
+walkthrough: image ## follow the commands of the documentation in a cluster of their own
+ifeq ($(CLUSTER),current)
+	@$(BIN)/pytest tests/walkthrough
+else
+	@export $(WALKTHROUGH); trap '$(BIN)/python -m hack.cluster down' EXIT; \
+	  $(BIN)/python -m hack.cluster up && $(BIN)/python -m hack.image --tag $(IMAGE) --load && $(BIN)/pytest tests/walkthrough
+endif
 
 .PHONY: faults
 faults: image ## run the whole fault matrix (about 1 hour); ARGS=--write updates the table in docs/guarantees.md
