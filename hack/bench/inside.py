@@ -33,7 +33,7 @@ WORKQUEUES: Final = "/apis/workqueue.dev/v1alpha1/namespaces/{}/workqueues"
 DEPLOYMENTS: Final = "/apis/apps/v1/namespaces/{}/deployments"
 PODS: Final = "/api/v1/namespaces/{}/pods"
 THREADS: Final = 8
-LOOK_SECONDS: Final = 0.02
+POLL_SECONDS: Final = 0.02
 
 
 def now() -> float:
@@ -453,7 +453,7 @@ def _doorbells(address: str) -> float:
     return sum(value for key, value in found.items() if key.split("{", 1)[0] == "workqueue_bells")
 
 
-def _until(condition: Callable[[], Any], seconds: float, what: str, pause: float = LOOK_SECONDS) -> Any:
+def _until(condition: Callable[[], Any], seconds: float, what: str, pause: float = POLL_SECONDS) -> Any:
     """Call `condition` until it returns neither None nor False, and return the result."""
     deadline = now() + seconds
     while (answer := condition()) is None or answer is False:

@@ -130,11 +130,11 @@ class Site:
 
     def _remove(self) -> None:
         """Delete the namespaces. The WorkQueues have no finalizer, so they need no operator."""
-        quietly = ("--ignore-not-found", "--wait=true", "--timeout=300s")
-        self.run("delete", "namespace", NAMESPACE, SYSTEM, RABBITMQ, *quietly, doing="Removing namespaces")
+        options = ("--ignore-not-found", "--wait=true", "--timeout=300s")
+        self.run("delete", "namespace", NAMESPACE, SYSTEM, RABBITMQ, *options, doing="Removing namespaces")
         kinds = "clusterrole,clusterrolebinding,flowschema"
         selector = "--selector=app.kubernetes.io/part-of=workqueue-bench"
-        self.run("delete", kinds, selector, *quietly, doing="Removing roles")
+        self.run("delete", kinds, selector, *options, doing="Removing roles")
 
     def _apply(self, *objects: Object, doing: str) -> None:
         bundle = {"apiVersion": "v1", "kind": "List", "items": list(objects)}

@@ -18,8 +18,8 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from hack.demo.errors import DemoError
 from workqueue.contract.binding import Binding
 
-LOOK_SECONDS: Final = 0.2
-AGAIN_SECONDS: Final = 0.3
+POLL_SECONDS: Final = 0.2
+RECONNECT_SECONDS: Final = 0.3
 PREFETCH: Final = 100
 NOT_FOUND: Final = 404
 CLOSE_SECONDS: Final = 5.0
@@ -91,15 +91,15 @@ class Inbox:
             except (AMQPError, OSError):
                 # The port-forward restarts on its own, and RabbitMQ redelivers unacknowledged results.
                 self.waiting = dict.fromkeys(self._polled)
-                self._ended.wait(AGAIN_SECONDS)
+                self._ended.wait(RECONNECT_SECONDS)
 
     def _serve(self, connection: Any) -> None:
-        incoming, looking = connection.channel(), connection.channel()
+        incoming, polling = connection.channel(), connection.channel()
         incoming.basic_qos(prefetch_count=PREFETCH)
         incoming.basic_consume(self._results, self._take)
         while not self._ended.is_set():
-            self._look(looking)
-            until = time.monotonic() + LOOK_SECONDS
+            self._poll(polling)
+            until = time.monotonic() + POLL_SECONDS
             while (left := until - time.monotonic()) > 0:
                 connection.process_data_events(time_limit=left)
 
@@ -107,7 +107,7 @@ class Inbox:
         self._on_result(properties.message_id, properties.correlation_id, body)
         channel.basic_ack(method.delivery_tag)
 
-    def _look(self, channel: Any) -> None:
+    def _poll(self, channel: Any) -> None:
         self.waiting = {
             queue: channel.queue_declare(queue, passive=True).method.message_count for queue in self._polled
         }

@@ -31,7 +31,7 @@ class Ledger:
         self._taken: set[str] = set()
         self.seen_at: dict[str, float] = {}
         """When the first result of a message came, by message id, on the clock of `time.monotonic()`."""
-        self.strangers = 0
+        self.foreign = 0
         """The number of results from another run, such as an interrupted one."""
 
     @property
@@ -55,7 +55,7 @@ class Ledger:
             return
         self._taken.add(result_id)
         if message_id is None or message_id not in self._expected:
-            self.strangers += 1
+            self.foreign += 1
             return
         if message_id in self.seen_at:
             self._repeated.append(message_id)

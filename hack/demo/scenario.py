@@ -33,7 +33,7 @@ QUEUE: Final = install.WORKQUEUE
 DEAD: Final = topology.dead_letter_queue_name(QUEUE)
 RESULTS: Final = f"{QUEUE}.results"
 
-LOOK_SECONDS: Final = 0.1
+POLL_SECONDS: Final = 0.1
 WAKE_SECONDS: Final = 60.0
 RESULT_SECONDS: Final = 180.0
 """The longest wait for the next result. Pulling an image must fit in."""
@@ -136,7 +136,7 @@ class Scenario:
                     raise self._late(RESULT_SECONDS, f"there is no further result: {complaints}")
                 if done == self.ledger.total and waited > self._zero_seconds():
                     raise self._late(self._zero_seconds(), self._pods_left())
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
             board.show(Row(inbox.waiting[QUEUE], self._watch.workers(), self.ledger.done))
         for future in sent:
             future.result()
@@ -148,7 +148,7 @@ class Scenario:
         while any(inbox.waiting.values()) or None in inbox.waiting.values():
             if time.monotonic() > deadline:
                 break
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
         complaints = self.ledger.complaints()
         complaints += [
             f"{'an unknown number of' if left is None else left} messages are left in the queue {queue}"

@@ -444,9 +444,9 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "fieldConfig": {"defaults": defaults, "overrides": []},
     }
     if panel.kind == "stat":
-        calm = {"color": "green", "value": None}
+        green = {"color": "green", "value": None}
         red = [] if panel.alarm is None else [{"color": "red", "value": panel.alarm}]
-        defaults["thresholds"] = {"mode": "absolute", "steps": [calm, *red]}
+        defaults["thresholds"] = {"mode": "absolute", "steps": [green, *red]}
         made["options"] = {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "value"}
     elif panel.kind == "timeseries":
         made["options"] = {

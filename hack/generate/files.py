@@ -126,10 +126,6 @@ def install() -> str:
     return head + "---\n".join(crd.to_yaml(made) for made in (namespace, *objects))
 
 
-def _place(made: dict[str, Any]) -> tuple[bool, str, str]:
-    return made["kind"] != "CustomResourceDefinition", made["kind"], made["metadata"]["name"]
-
-
 def _pod_labels(made: dict[str, Any]) -> dict[str, str]:
     labels: dict[str, str] = made.get("spec", {}).get("template", {}).get("metadata", {}).get("labels", {})
     return labels

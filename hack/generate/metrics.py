@@ -124,8 +124,10 @@ def page() -> str:
     """
     operator, worker = list(_operator()), list(_worker())
     names = {name for name, _, _ in (*operator, *worker)}
-    if strangers := names ^ set(_MEANING):
-        raise ValueError(f"hack/generate/metrics.py and the code disagree on {', '.join(sorted(strangers))}.")
+    if mismatches := names ^ set(_MEANING):
+        raise ValueError(
+            f"hack/generate/metrics.py and the code disagree on {', '.join(sorted(mismatches))}."
+        )
     outcomes = ["| Outcome | Meaning |", "|---|---|", *(f"| `{o}` | {_OUTCOMES[o]} |" for o in Outcome)]
     return "\n".join(
         [_HEAD, _OPERATOR, *_table(operator), "", _WORKER, *_table(worker), "", *outcomes, "", _QUERIES]
@@ -136,8 +138,8 @@ def series() -> frozenset[str]:
     """Return the names of all series, as queries use them. A histogram has three."""
     names = set()
     for name, kind, _ in (*_operator(), *_worker()):
-        endings = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
-        names |= {f"{name}{ending}" for ending in endings}
+        suffixes = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
+        names |= {f"{name}{suffix}" for suffix in suffixes}
     return frozenset(names)
 
 

@@ -16,7 +16,7 @@ ROOT: Final = Path(__file__).parents[2]
 SERVICES: Final = ("pypi", "osv")
 TIMEOUT_SECONDS: Final = 10
 
-CLEAN, WEAK, UNKNOWN = 0, 1, 3
+CLEAN, VULNERABLE, UNKNOWN = 0, 1, 3
 
 
 class Verdict(NamedTuple):
@@ -32,13 +32,15 @@ def verdict(report: dict[str, Any]) -> Verdict:
     skipped = [one for one in packages if "skip_reason" in one]
     if skipped or not packages:
         return Verdict(UNKNOWN, [f"{len(skipped)} of {len(packages)} packages are unknown to the service."])
-    weak = [
+    vulnerable = [
         f"{one['name']} {one['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'no version'}"
         for one in packages
         for found in one["vulns"]
     ]
-    if weak:
-        return Verdict(WEAK, [*weak, "Raise the versions with `make lock ARGS='--upgrade-package NAME'`."])
+    if vulnerable:
+        return Verdict(
+            VULNERABLE, [*vulnerable, "Raise the versions with `make lock ARGS='--upgrade-package NAME'`."]
+        )
     return Verdict(CLEAN, [f"No known vulnerability in {len(packages)} packages."])
 
 

@@ -29,7 +29,7 @@ from workqueue_operator.scaling.decide import WorkloadState as Deployment
 RING_TO_WRITTEN_SECONDS: Final = 0.009
 """The measured median time from the publish of one message at 0 replicas to the write of the count."""
 
-SWEEP_SECONDS: Final = Config().sweep_seconds
+POLL_SECONDS: Final = Config().sweep_seconds
 LOAD_SECONDS: Final = 60.0
 """Workers report their handler times and arrivals of the last minute."""
 
@@ -68,13 +68,13 @@ class Operator:
             self._world.later(RING_TO_WRITTEN_SECONDS, self._poll)
 
     def _poll(self) -> None:
-        self._look()
+        self._decide()
         if self._world.replicas or self._world.waiting:
-            self._world.later(SWEEP_SECONDS, self._poll)
+            self._world.later(POLL_SECONDS, self._poll)
         else:
             self._polling = False
 
-    def _look(self) -> None:
+    def _decide(self) -> None:
         world = self._world
         staying = world.staying
         depth = Depth(

@@ -79,15 +79,15 @@ def from_results(file: Path) -> UnitCosts | None:
     raw_few, raw_many = rest[few]["raw"], rest[many]["raw"]
     most, least = max(restart), min(restart)
     slope = (_restart(restart[most]) - _restart(restart[least])) / max(1, most - least)
-    waked = wake[max(wake)]["raw"]
+    raw_wake = wake[max(wake)]["raw"]
     return UnitCosts(
         base_mib=raw_few["resident_mib"],
         queue_kib=(raw_many["resident_mib"] - raw_few["resident_mib"]) * 1024 / more,
         base_cores=raw_few["cores"],
         queue_cores=max(0.0, raw_many["cores"] - raw_few["cores"]) / more,
         restart_seconds=slope,
-        wake_seconds=sorted(waked["seconds"])[len(waked["seconds"]) // 2],
-        wake_processor_seconds=waked["processor_seconds_each"],
+        wake_seconds=sorted(raw_wake["seconds"])[len(raw_wake["seconds"]) // 2],
+        wake_processor_seconds=raw_wake["processor_seconds_each"],
     )
 
 

@@ -91,10 +91,10 @@ def _rounds(track: Track, case: Case) -> dict[tuple[Case, str], Runs]:
 
 
 def _starts(track: Track, count: int) -> dict[str, list[float]]:
-    racing = [contender for contender in CONTENDERS if contender.name in {BASELINE, ASYNC, THREADS}]
-    found: dict[str, list[float]] = {contender.name: [] for contender in racing}
+    contenders = [contender for contender in CONTENDERS if contender.name in {BASELINE, ASYNC, THREADS}]
+    found: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for _ in range(count):
-        for contender in racing:
+        for contender in contenders:
             found[contender.name].append(track.start(contender, KINDS[0]))
     return found
 

@@ -28,7 +28,7 @@ from workqueue.contract.binding import from_url
 SECONDS: Final = 0.8
 """The longest measurement, in seconds."""
 
-PATIENCE_SECONDS: Final = 60.0
+RESULT_SECONDS: Final = 60.0
 """The longest time from the start of a contender to its result."""
 
 LAST_LINES: Final = 12
@@ -102,7 +102,7 @@ class Track:
         body = b"x" * case.body
         for _ in range(case.warm + case.count + case.slots):
             self._publisher.publish(contender.message(queue, body))
-        self._publisher.wait(PATIENCE_SECONDS)
+        self._publisher.wait(RESULT_SECONDS)
         yield queue
         self._channel.queue_delete(queue)
 
@@ -140,7 +140,7 @@ def _started(
 
 
 def _result(pipe: int, process: subprocess.Popen[bytes], log: Path, contender: Contender) -> dict[str, float]:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + RESULT_SECONDS
     line = b""
     while not line.endswith(b"\n"):
         ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
@@ -148,7 +148,7 @@ def _result(pipe: int, process: subprocess.Popen[bytes], log: Path, contender: C
         if not part:  # the time is over, or the process has ended and closed the pipe
             output = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
             raise BenchError(
-                f"{contender.name} gave no result in {PATIENCE_SECONDS:.0f} s (exit code {process.poll()}):\n{output}"
+                f"{contender.name} gave no result in {RESULT_SECONDS:.0f} s (exit code {process.poll()}):\n{output}"
             )
         line += part
     result: dict[str, float] = json.loads(line)
