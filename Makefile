@@ -9,42 +9,42 @@ IMAGE ?= workqueue-operator:dev
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# The pinned development environment. It is made again whenever the lock changes.
+# The pinned development environment. A changed lock file rebuilds it.
 .venv/.ready: requirements-dev.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "python3 (3.11 or later) is needed: install it, or name one with PYTHON=..."; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: name another one with PYTHON=..."; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or later is required. Install it, or set PYTHON=/path/to/python3."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11. Set PYTHON=/path/to/python3 to a newer one."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .PHONY: venv
-venv: .venv/.ready ## the pinned development environment in .venv
+venv: .venv/.ready ## make the pinned development environment in .venv
 
 .PHONY: cluster
-cluster: venv ## a local Kubernetes with RabbitMQ's image, built once (about 12 minutes), then up in seconds
+cluster: venv ## start a local Kubernetes with RabbitMQ's image (the first build takes about 12 minutes)
 	@$(BIN)/python -m hack.cluster up
 
 .PHONY: cluster-down
-cluster-down: venv ## take the local cluster away, with everything that belongs to it
+cluster-down: venv ## delete the local cluster and everything in it
 	@$(BIN)/python -m hack.cluster down
 
 .PHONY: image
-image: cluster ## build the image and load it into the local cluster (with CLUSTER=current: push IMAGE yourself)
+image: cluster ## build the image and load it into the local cluster (with CLUSTER=current, push IMAGE yourself)
 ifneq ($(CLUSTER),current)
 	@$(BIN)/python -m hack.image --tag $(IMAGE) --load
 endif
 
 .PHONY: demo
-demo: image ## the main job, start to end: cluster, RabbitMQ, operator, a WorkQueue, real documents counted
+demo: image ## run the product end to end: cluster, RabbitMQ, operator, a WorkQueue that counts words in documents
 	@$(BIN)/python -m hack.demo --image $(IMAGE)
 
 .PHONY: generate
-generate: image ## write every generated file anew
+generate: image ## rewrite every generated file
 	@$(BIN)/python -m hack.generate
 
 .PHONY: docs
-docs: venv ## the documentation as a site with search, in build/site
+docs: venv ## build the documentation site with search, in build/site
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --conf-dir docs . build/site
 	@echo "build/site/index.html"
 
@@ -54,55 +54,89 @@ format: venv ## format the code
 	@$(BIN)/ruff check --quiet --fix .
 
 .PHONY: lint
-lint: venv ## style, types and layers
+lint: venv ## check style, types, layers and prose
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m hack.lint
 
 .PHONY: unit
-unit: venv ## the tests that need nothing running
+unit: venv ## run the tests that need no cluster and no RabbitMQ
 	@$(BIN)/pytest tests/unit
 
 .PHONY: e2e
-e2e: image ## the end-to-end tests; TEST=name picks some
+e2e: image ## run the end-to-end tests; TEST=name selects some
 	@$(BIN)/pytest tests/e2e $(if $(TEST),-k '$(TEST)')
 
-# These change or compare what the whole machine or cluster has; the others mostly wait, so they share it.
-ALONE := tests/cluster tests/walkthrough
+# tests/cluster compares the state of the whole machine before and after, so it runs alone. The others mostly wait, so
+# they run side by side.
 JOBS ?= 3
 
 .PHONY: test
-test: lint image ## everything: style, types, layers, generated files, all tests but the nightly (JOBS=3 files at once)
-	@$(BIN)/pytest $(ALONE) -m 'not nightly'
-	@$(BIN)/pytest tests $(addprefix --ignore=,$(ALONE)) -m 'not nightly' --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+test: lint image ## run `make lint` and all tests except the nightly ones (JOBS=3 files at once)
+	@$(BIN)/pytest tests/cluster -m 'not nightly'
+	@$(MAKE) --no-print-directory walkthrough
+	@$(BIN)/pytest tests --ignore=tests/cluster --ignore=tests/walkthrough -m 'not nightly' --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# The pages install the operator for the whole cluster and remove it again. A second cluster keeps a running demo
+# intact. With CLUSTER=current there is no second cluster, and the tests refuse to start beside a demo.
+WALKTHROUGH := WORKQUEUE_CLUSTER_NAME=$(or $(WORKQUEUE_CLUSTER_NAME),workqueue)-pages
+
+.PHONY: walkthrough
+walkthrough: image ## follow the commands of the documentation in a cluster of their own
+ifeq ($(CLUSTER),current)
+	@$(BIN)/pytest tests/walkthrough
+else
+	@export $(WALKTHROUGH); trap '$(BIN)/python -m hack.cluster down' EXIT; \
+	  $(BIN)/python -m hack.cluster up && $(BIN)/python -m hack.image --tag $(IMAGE) --load && $(BIN)/pytest tests/walkthrough
+endif
 
 .PHONY: faults
-faults: image ## the fault matrix, whole (about an hour); ARGS=--write puts its table into docs/guarantees.md
+faults: image ## run the whole fault matrix (about 1 hour); ARGS=--write updates the table in docs/guarantees.md
 	@$(BIN)/python -m hack.bench.faults $(ARGS)
 
 .PHONY: nightly
-nightly: faults ## what takes too long for `make test`: the fault matrix, and the tests elsewhere that are marked nightly
+nightly: faults ## run what takes too long for `make test`: the fault matrix and the tests marked nightly
 	@$(BIN)/pytest tests --ignore=tests/faults -m nightly --numprocesses $(JOBS) --dist load
 
 SERIES ?= 3.10 4.0 4.3
 
 .PHONY: soak
-soak: venv ## ten minutes of random faults for each of SERIES="3.10 4.0 4.3" of RabbitMQ, and a ledger that must balance
+soak: venv ## inject random faults for 10 minutes per RabbitMQ of SERIES="3.10 4.0 4.3", then check that no message is lost
 	@set -e; for series in $(SERIES); do $(BIN)/python -m hack.bench.soak --series $$series $(ARGS); done
 
 .PHONY: bench
-bench: image ## every benchmark, into docs/benchmarks (at most 30 minutes); ARGS='--only worker,wake' picks some
+bench: image ## run every benchmark (at most 30 minutes) and update docs/benchmarks; ARGS='--only worker,wake' selects some
 	@$(BIN)/python -m hack.bench $(ARGS)
 
 .PHONY: bench-quick
-bench-quick: image ## the same with fewer samples (at most 5 minutes), into build/benchmarks
+bench-quick: image ## run the benchmarks with fewer samples (at most 5 minutes), into build/benchmarks
 	@$(BIN)/python -m hack.bench --quick --output build/benchmarks $(ARGS)
 
 .PHONY: audit
-audit: venv ## look for known weaknesses of what the image has; needs the Internet
+audit: venv ## check the image's packages for known vulnerabilities; needs the Internet
 	@$(BIN)/python -m hack.image.audit
 
 .PHONY: sbom
-sbom: venv ## a bill of materials of what the image has, into build/sbom.cdx.json
+sbom: venv ## write a bill of materials of the image to build/sbom.cdx.json
 	@$(BIN)/python -m hack.image.sbom
+
+# All lock files have pip's format with hashes. Each names its command on its second line. Versions in an existing
+# lock file stay unless ARGS=--upgrade or ARGS='--upgrade-package NAME' raises them. requirements-dev.lock comes
+# first because it constrains the next two.
+UV_VERSION := 0.13.9
+UV := $(CURDIR)/build/uv/bin/uv
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate
+
+build/uv/.$(UV_VERSION): .venv/.ready
+	@$(BIN)/python -m venv --clear build/uv
+	@build/uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+.PHONY: lock
+lock: build/uv/.$(UV_VERSION) ## write every lock file; ARGS=--upgrade raises the versions
+	@$(COMPILE) $(ARGS) --extra operator --extra cli --group dev pyproject.toml -o requirements-dev.lock
+	@$(COMPILE) $(ARGS) --extra operator --extra cli --constraints requirements-dev.lock pyproject.toml -o requirements.lock
+	@$(COMPILE) $(ARGS) --group build --constraints requirements-dev.lock -o requirements-build.lock
+	@cd hack/bench/environment && $(COMPILE) $(ARGS) peers.in -o peers.lock

@@ -1,4 +1,4 @@
-"""The command line: `python -m hack.bench`. Exit code 0 when everything was measured, goals met or not."""
+"""Parse the command line `python -m hack.bench`. The exit code is 0 when every figure was measured."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ INTERRUPTED: Final = 130
 
 
 def main() -> int:
-    """Measure, show and write."""
+    """Measure the selected figures, print them, and write the reports."""
     parser = argparse.ArgumentParser(prog="python -m hack.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer samples and 200 WorkQueues at most")
+    parser.add_argument("--quick", action="store_true", help="fewer samples and at most 200 WorkQueues")
     parser.add_argument("--counts", type=_counts, help="numbers of WorkQueues (1,100,1000)")
-    parser.add_argument("--only", type=_figures, default=FIGURES, help=f"of {','.join(FIGURES)}")
+    parser.add_argument("--only", type=_figures, default=FIGURES, help=f"any of {','.join(FIGURES)}")
     parser.add_argument("--image", default=DEFAULT_TAG, help="image of operator and worker (%(default)s)")
     parser.add_argument("--output", type=Path, default=CHECKOUT / "docs/benchmarks", metavar="FOLDER")
-    parser.add_argument("--name", help="of the operator's files (operator, or operator-quick)")
+    parser.add_argument("--name", help="name of the operator's files (operator, or operator-quick)")
     arguments = parser.parse_args()
     try:
         for name in ("worker", "publisher"):
@@ -47,7 +47,7 @@ def main() -> int:
                 _finish(_other(name, arguments), arguments.output)
         if set(arguments.only) & set(OPERATOR):
             _operator(arguments)
-        if "simulation" in arguments.only:  # it begins with what the operator was measured to cost
+        if "simulation" in arguments.only:  # it reads the measured costs of the operator
             _finish(_other("simulation", arguments), arguments.output)
     except (BenchError, ClusterError) as error:
         say(str(error))
@@ -63,7 +63,7 @@ def _finish(found: Report, folder: Path) -> None:
 
 
 def _other(name: str, arguments: argparse.Namespace) -> Report:
-    """A family that needs no cluster."""
+    """Measure a family that needs no cluster."""
     found: Report = import_module(OTHERS[name]).measure(quick=arguments.quick, folder=arguments.output)
     return found
 
@@ -106,7 +106,7 @@ def _counts(text: str) -> list[int]:
 def _figures(text: str) -> tuple[str, ...]:
     chosen = tuple(text.split(","))
     if not set(chosen) <= set(FIGURES):
-        raise argparse.ArgumentTypeError(f"choose of {','.join(FIGURES)}")
+        raise argparse.ArgumentTypeError(f"choose from {','.join(FIGURES)}")
     return chosen
 
 

@@ -1,6 +1,6 @@
-"""Draws the plot that is described on standard input, as PNG: `python -m hack.bench.drawing FILE`.
+"""Draw the plot on standard input as PNG: `python -m hack.bench.drawing FILE`.
 
-Place in the flow: run by `plot` in the environment of the benchmarks; knows matplotlib and nothing else.
+`plot` runs this module in the benchmarks' own environment, which has matplotlib and no package of this project.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 PALETTE = ("#1b6ca8", "#4fa3d1", "#444444", "#b8b8b8", "#d9822b", "#7a9e4f", "#a05195", "#c94f4f")
-"""Ours, ours, what we are compared with, others; and then what distinguishes lines."""
+"""Two colors for this project, one for the baseline, one for others; then colors for lines."""
 
 
 def main() -> None:
-    """Draw."""
+    """Draw the plot."""
     plot = json.load(sys.stdin)
     panels, columns = plot["panels"], min(plot["columns"], len(plot["panels"]))
     rows = -(-len(panels) // columns)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def bars(place: Any, panel: dict[str, Any]) -> None:
-    """Horizontal bars, the first on top, each with its spread and its text."""
+    """Draw horizontal bars, the first on top, each with its spread and its text."""
     (series,) = panel["series"]
     names, values = series["x"], series["y"]
     positions = range(len(names))
@@ -65,7 +65,7 @@ def bars(place: Any, panel: dict[str, Any]) -> None:
 
 
 def lines(place: Any, panel: dict[str, Any], how: str = "default") -> None:
-    """Lines, with a legend when there are several."""
+    """Draw lines, with a legend if there are several."""
     for number, series in enumerate(panel["series"]):
         color = PALETTE[series["colors"][0] if series["colors"] else number % len(PALETTE)]
         place.plot(series["x"], series["y"], label=series["label"], color=color, drawstyle=how, linewidth=1.3)
@@ -73,12 +73,12 @@ def lines(place: Any, panel: dict[str, Any], how: str = "default") -> None:
 
 
 def steps(place: Any, panel: dict[str, Any]) -> None:
-    """Values that hold until the next."""
+    """Draw values that last until the next value."""
     lines(place, panel, how="steps-post")
 
 
 def points(place: Any, panel: dict[str, Any]) -> None:
-    """A line through points, each with its text."""
+    """Draw a line through points, each with its text."""
     for number, series in enumerate(panel["series"]):
         color = PALETTE[series["colors"][0] if series["colors"] else number % len(PALETTE)]
         place.plot(

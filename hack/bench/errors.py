@@ -1,5 +1,5 @@
-"""The one error of the benchmarks."""
+"""The error of hack.bench."""
 
 
 class BenchError(Exception):
-    """Says what could not be measured and why."""
+    """The message says which measurement failed and why."""

@@ -1,10 +1,10 @@
-"""The fault matrix: every fault of tests/faults is injected, and a table says what became of the messages.
+"""Inject every fault of tests/faults and print what happened to the messages.
 
-    python -m hack.bench.faults                          all of it
-    python -m hack.bench.faults --write                  and the table goes into docs/guarantees.md
-    python -m hack.bench.faults --report FILE -k broker  a part; several parts can share a report
+    python -m hack.bench.faults                          run all faults
+    python -m hack.bench.faults --write                  and update the table in docs/guarantees.md
+    python -m hack.bench.faults --report FILE -k broker  run a part; parts can share a report
 
-Everything that is not an option of this command is pytest's.
+All other options are passed to pytest.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ Row = dict[str, Any]
 
 
 def read(report: Path) -> list[Row]:
-    """The rows of a report, one for each injection; see tests/faults/report.py."""
+    """Return the rows of a report, one for each injection (see tests/faults/report.py)."""
     return [json.loads(line) for line in report.read_text().splitlines()]
 
 
 def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """One line for each fault and RabbitMQ; faults in the order in which they were first injected."""
+    """Return one line for each fault and RabbitMQ version, in the order of the first injection."""
     injected: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         injected[row["fault"]][row["rabbitmq"]].append(row)
@@ -75,7 +75,7 @@ def _converged(rows: Sequence[Row]) -> tuple[str, str]:
 
 
 def for_terminal(lines: Sequence[Sequence[str]]) -> str:
-    """The table in columns."""
+    """Return the table in columns."""
     widths = [max(map(len, column)) for column in zip(COLUMNS, *lines, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -84,7 +84,7 @@ def for_terminal(lines: Sequence[Sequence[str]]) -> str:
 
 
 def for_page(lines: Sequence[Sequence[str]], kubernetes: str) -> str:
-    """The table in Markdown, with what it was made by."""
+    """Return the table in Markdown, with the date and the versions."""
     head = (
         f"Made by `make faults` on {datetime.now(UTC):%Y-%m-%d}, with Kubernetes {kubernetes} and Python "
         f"{platform.python_version()}."
@@ -96,7 +96,7 @@ def for_page(lines: Sequence[Sequence[str]], kubernetes: str) -> str:
 
 
 def write(text: str) -> None:
-    """Put the table into the page, between its markers."""
+    """Write the table between the markers of the page."""
     PAGE.write_text(_TABLE.sub(lambda _: text, PAGE.read_text()))
 
 
@@ -108,14 +108,14 @@ def _kubernetes() -> str:
 
 
 def main() -> int:
-    """Run the tests, print the table; pytest's exit code."""
+    """Run the tests, print the table, and return the exit code of pytest."""
     parser = argparse.ArgumentParser(
         prog="python -m hack.bench.faults",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--write", action="store_true", help="put the table into docs/guarantees.md")
-    parser.add_argument("--report", type=Path, help="add to the rows of this file, instead of beginning anew")
+    parser.add_argument("--write", action="store_true", help="update the table in docs/guarantees.md")
+    parser.add_argument("--report", type=Path, help="append to the rows of this file")
     arguments, for_pytest = parser.parse_known_args()
     report = arguments.report or Path(tempfile.mkdtemp(prefix="faults-")) / "report"
     report.touch()
@@ -130,7 +130,7 @@ def main() -> int:
     if arguments.write and done.returncode == 0:
         write(for_page(lines, _kubernetes()))
     elif arguments.write:
-        print(f"{PAGE.relative_to(ROOT)} stays as it is, since a test has failed.")
+        print(f"{PAGE.relative_to(ROOT)} is unchanged because a test failed.")
     return done.returncode
 
 

@@ -1,12 +1,11 @@
-"""The figures: how each is measured, what its goal is, and what it is compared with.
+"""Measure the operator's figures, each with a goal and a figure of its peers.
 
-Place in the flow: each function asks the probe for samples and makes rows of them. Between its samples a
-figure gives the cluster time to come to rest; no sample is left out.
+Each function asks the probe for samples and makes rows of them. Between samples, a figure waits until the cluster
+is idle. No sample is dropped.
 
-Queues that are only woken have workers that no node takes (a node selector that matches nothing): the count
-is written and pods are made, but no container starts, so that 1,000 of them fit on a laptop and what starting
-containers costs does not get into the time that the operator needs. The figures with running workers have one
-WorkQueue with a handler that does nothing.
+The WorkQueues of the wake figures have a node selector that matches no node. The operator writes the count and
+Kubernetes makes pods, but no container starts. So 1,000 WorkQueues fit on a laptop, and container starts do not
+distort the operator's times. The figures with running workers use one WorkQueue with a handler that does nothing.
 """
 
 from __future__ import annotations
@@ -31,32 +30,32 @@ BACKLOG: Final = 20
 RUNNING: Final = 2
 HANDLER_SECONDS: Final = 4.0
 RUNNING_SECONDS: Final = 10.0
-"""For workers that are to be busy still when more comes, after the wait for them to be Ready."""
+"""Long enough that workers are still busy when more messages come, after they became Ready."""
 TALL_HANDLER_SECONDS: Final = 1.2
-"""For each worker of the largest backlog, so that none is done before the last one is Ready."""
+"""Per worker of the largest backlog, so that no worker finishes before the last one is Ready."""
 TOGETHER: Final = 200
 POLLED: Final = 20
 MIB: Final = 2**20
 TICKS: Final = 100
 LISTS_EVERY: Final = Config().relist_seconds
 LIST_TAKES: Final = 15.0
-"""Seconds at most, and by so much it may come later."""
+"""The longest duration of a LIST, in seconds. The next LIST may be late by the same time."""
 PROMISED: Final = 1000
-"""WorkQueues up to which the goals hold; what more of them cost is shown beside."""
+"""The goals apply up to this number of WorkQueues. Rows for larger numbers have no goal."""
 
 STEPS: Final = ("written", "created", "scheduled", "process", "loaded", "connected", "handled", "acked")
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured.
+    """The number and length of the measurements.
 
     Attributes:
         wakes: samples of the wake for each number of WorkQueues.
-        acks: samples with a real worker.
-        ladders: samples of a backlog from 0 and on running workers.
-        tall: workers that the largest backlog needs.
-        rest_seconds: length of the window at rest.
+        acks: samples of the first ack, with a real worker.
+        ladders: samples of a backlog, at 0 replicas and on running workers.
+        tall: the number of workers that the largest backlog needs.
+        rest_seconds: the length of the window at rest.
     """
 
     wakes: int = 100
@@ -67,18 +66,18 @@ class Extent:
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """The smallest sample that at least this share of all samples does not exceed."""
+    """Return the smallest sample that at least this share of all samples does not exceed."""
     ordered = sorted(samples)
     return ordered[max(0, -(-len(ordered) * round(share * 1000) // 1000) - 1)]
 
 
 def names(count: int) -> list[str]:
-    """The names of so many WorkQueues."""
+    """Return the names of `count` WorkQueues."""
     return [f"bench-{number:05d}" for number in range(count)]
 
 
 def asleep_spec(image: str) -> Object:
-    """A WorkQueue whose pods no node takes."""
+    """Return the spec of a WorkQueue whose pods fit no node."""
     return {
         "connectionSecretRef": {"name": site.SECRET},
         "worker": {
@@ -91,7 +90,7 @@ def asleep_spec(image: str) -> Object:
 
 
 def running_spec(image: str, handler: str, per_replica: int, most: int = BACKLOG) -> Object:
-    """A WorkQueue whose workers run."""
+    """Return the spec of a WorkQueue whose workers run."""
     return {
         "connectionSecretRef": {"name": site.SECRET},
         "worker": {
@@ -103,7 +102,7 @@ def running_spec(image: str, handler: str, per_replica: int, most: int = BACKLOG
             "volumeMounts": [{"name": "sources", "mountPath": "/bench", "readOnly": True}],
             "timeoutSeconds": 120,
         },
-        # The delay leaves time to read the log of a worker that has done its messages.
+        # The delay leaves time to read the log of a worker after its last message.
         "scaling": {"maxReplicas": most, "messagesPerReplica": per_replica, "scaleInDelaySeconds": 3},
     }
 
@@ -112,7 +111,7 @@ def running_spec(image: str, handler: str, per_replica: int, most: int = BACKLOG
 
 
 def wake(probe: Probe, count: int, extent: Extent) -> list[Row]:
-    """Publish of one message at 0 replicas to replicas written."""
+    """Measure the time from the publish of one message at 0 replicas to the write of the replica count."""
     draw = random.choices if count < extent.wakes else random.sample
     chosen = draw(names(count), k=extent.wakes)
     before = probe.ask("metrics")
@@ -125,7 +124,7 @@ def wake(probe: Probe, count: int, extent: Extent) -> list[Row]:
         Row(
             f"wake, {_workqueues(count)}: publish of one message at 0 replicas to replicas written",
             f"min {_ms(min(samples))}, p50 {_ms(p50)}, p99 {_ms(p99)} (n={len(samples)}); "
-            f"of it ring to written, mean {_ms(own)}",
+            f"mean from ring to written {_ms(own)}",
             *_promised(count, "p50 <= 15 ms, p99 <= 50 ms", p50 <= 0.015 and p99 <= 0.050),
             _PEER_WAKE.get(count, ""),
             {
@@ -145,7 +144,7 @@ _PEER_WAKE: Final = {
 
 
 def polled(probe: Probe, place: Site, extent: Extent) -> list[Row]:
-    """The same of a queue that is polled."""
+    """Measure the wake of a polled queue."""
     name, spec = "bench-polled", asleep_spec(place.image)
     spec["scaling"] = {**spec["scaling"], "wake": "Poll"}
     with _WorkQueues(probe, [name], spec):
@@ -164,7 +163,7 @@ def polled(probe: Probe, place: Site, extent: Extent) -> list[Row]:
 
 
 def together(probe: Probe, count: int) -> list[Row]:
-    """Many queues that get work in the same second."""
+    """Measure the wakes of many queues that get a message in the same second."""
     chosen = random.sample(names(count), min(TOGETHER, count))
     answer = probe.ask("wake_together", names=chosen, seconds=120)
     written = answer["written"]
@@ -182,7 +181,7 @@ def together(probe: Probe, count: int) -> list[Row]:
 
 
 def first_ack(probe: Probe, place: Site, extent: Extent) -> list[Row]:
-    """Publish of one message at 0 replicas to its ack, by a real worker."""
+    """Measure the time from the publish of one message at 0 replicas to its ack by a real worker."""
     with _WorkQueues(probe, ["bench-noop"], running_spec(place.image, "noop", 2)):
         samples = [probe.ask("first_ack", name="bench-noop") for _ in range(extent.acks)]
     acked = [sample["acked"] for sample in samples]
@@ -202,11 +201,11 @@ def first_ack(probe: Probe, place: Site, extent: Extent) -> list[Row]:
 
 
 def ladder(probe: Probe, place: Site, extent: Extent) -> list[Row]:
-    """A backlog that needs 20 workers, from 0 and on 2 that run."""
+    """Measure a backlog that needs 20 workers, at 0 replicas and on 2 running workers."""
     name, body = "bench-ladder", str(HANDLER_SECONDS)
     from_zero, running = [], []
     with _WorkQueues(probe, [name], running_spec(place.image, "slow", 1)):
-        # A template that never had a Ready pod is tried with one pod first.
+        # A template that never had a Ready pod gets one pod first, the canary.
         probe.ask("burst", name=name, count=1, body="0", target=1, seconds=30)
         probe.ask("wait_ready_pods", name=name, count=1, seconds=60)
         for _ in range(extent.ladders):
@@ -242,14 +241,14 @@ def ladder(probe: Probe, place: Site, extent: Extent) -> list[Row]:
             f"{_spread(second)}; most writes {max(map(len, steps))}",
             "p99 <= 0.7 s",
             max(second) <= 0.7,
-            "HPA: looks each 15 s",
+            "HPA: syncs every 15 s",
             {"samples": running},
         ),
     ]
 
 
 def tall(probe: Probe, place: Site, extent: Extent) -> list[Row]:
-    """A backlog that needs many workers: up from 0, all Ready, and back."""
+    """Measure a backlog that needs many workers: from 0 to all Ready, and back."""
     name, tall = "bench-tall", extent.tall
     body = str(TALL_HANDLER_SECONDS * tall)
     with _WorkQueues(probe, [name], running_spec(place.image, "slow", 1, tall)):
@@ -265,7 +264,7 @@ def tall(probe: Probe, place: Site, extent: Extent) -> list[Row]:
         Row(
             f"backlog at 0 replicas that needs {tall}, and back",
             f"written after {_ms(written)} in {len(up['writes'])} step; all {tall} pods Ready {ready:.0f} s later; "
-            f"back to 0 in {len(down)} steps within {back:.1f} s, each worker asked first",
+            f"back to 0 in {len(down)} steps within {back:.1f} s, after asking each worker",
             "one write; <= 0.3 s",
             len(up["writes"]) == 1 and written <= 0.3,
             "",
@@ -275,7 +274,7 @@ def tall(probe: Probe, place: Site, extent: Extent) -> list[Row]:
 
 
 def rest(probe: Probe, place: Site, count: int, extent: Extent) -> list[Row]:
-    """What it costs that nothing happens."""
+    """Measure the cost of an idle operator."""
     time.sleep(10)
     _wait_between_lists(probe, extent.rest_seconds)
     before, requests, begun = probe.ask("metrics"), _api_requests(probe), time.monotonic()
@@ -319,12 +318,12 @@ def rest(probe: Probe, place: Site, count: int, extent: Extent) -> list[Row]:
 
 
 def _lists_a_minute(count: int) -> float:
-    """Requests that correct the store, on the average: WorkQueues and Deployments in pages, and the pods."""
+    """Return the average number of LIST requests of the resync per minute: WorkQueues, Deployments and pods."""
     return (2 * -(-count // PAGE) + 1) * 60 / LISTS_EVERY
 
 
 def _wait_between_lists(probe: Probe, seconds: float) -> None:
-    """Until no LIST comes for so long: there is one when the process begins, and then one every few minutes."""
+    """Wait until no LIST is due for `seconds`. One comes at the start of the process, then one every few minutes."""
     phase = (time.time() - probe.ask("metrics")["process_start_time_seconds"]) % LISTS_EVERY
     if phase < LIST_TAKES:
         time.sleep(LIST_TAKES - phase)
@@ -333,8 +332,8 @@ def _wait_between_lists(probe: Probe, seconds: float) -> None:
 
 
 def created(probe: Probe, count: int, answer: Object) -> list[Row]:
-    """WorkQueues created at once, to all Ready."""
-    doorbells = probe.ask("wait_bells", doorbells=count, seconds=120)
+    """Measure the time from creating WorkQueues to all Ready."""
+    doorbells = probe.ask("wait_doorbells", doorbells=count, seconds=120)
     after = probe.ask("metrics")
     cost = {
         metric: after[name] - answer["before"][name]
@@ -343,8 +342,8 @@ def created(probe: Probe, count: int, answer: Object) -> list[Row]:
     return [
         Row(
             f"{_workqueues(count)} created at once, to all Ready",
-            f"{answer['all']:.1f} s (the API server had taken the last after {answer['posted']:.1f} s; half were "
-            f"Ready after {answer['half']:.1f} s; all bells hung {doorbells:.1f} s after that); for each of them "
+            f"{answer['all']:.1f} s (the API server had accepted the last after {answer['posted']:.1f} s; half were "
+            f"Ready after {answer['half']:.1f} s; all doorbells installed {doorbells:.1f} s later); per WorkQueue "
             f"{cost['requests'] / count:.1f} API requests and {_ms(cost['cpu'] / count)} of processor time",
             "<= 60 s" if count == 1000 else "",
             answer["all"] <= 60 if count == 1000 else None,
@@ -355,15 +354,16 @@ def created(probe: Probe, count: int, answer: Object) -> list[Row]:
 
 
 def restart(probe: Probe, place: Site, count: int) -> list[Row]:
-    """The operator's pod is deleted; until its successor has hung all bells."""
+    """Delete the operator's pod and measure the time until its successor has installed all doorbells."""
     answer = probe.ask("restart", doorbells=count, seconds=120)
     stat = place.operator_pod(answer["pod"], "cat", "/proc/1/stat")
     process = int(stat.rpartition(")")[2].split()[19]) / TICKS - answer["begun_at"]
     after_start = answer["hung"] - process
     return [
         Row(
-            f"operator restarted with {_workqueues(count)}, to all bells hung",
-            f"{after_start:.1f} s after its process began; {answer['hung']:.1f} s after the old pod was told to go",
+            f"operator restarted with {_workqueues(count)}, to all doorbells installed",
+            f"{after_start:.1f} s after its process began; "
+            f"{answer['hung']:.1f} s after the deletion of the old pod",
             *_promised(count, "<= 5 s", after_start <= 5),
             "KEDA: 3 of 10 queues woke within 160 s" if count == 1000 else "",
             {**answer, "process": process},
@@ -372,7 +372,7 @@ def restart(probe: Probe, place: Site, count: int) -> list[Row]:
 
 
 def storm(probe: Probe, place: Site, count: int, wanted: Callable[[str], bool], extent: Extent) -> list[Row]:
-    """All figures of one number of WorkQueues, which are made for it and deleted afterwards."""
+    """Measure all figures of one number of WorkQueues, which exist only during the measurement."""
     rows: list[Row] = []
     spec, chosen = asleep_spec(place.image), names(count)
     before = probe.ask("metrics")
@@ -390,7 +390,7 @@ def storm(probe: Probe, place: Site, count: int, wanted: Callable[[str], bool], 
 
 
 class _WorkQueues:
-    """WorkQueues that are there within the context."""
+    """Creates WorkQueues, and deletes them at the end of the `with` block."""
 
     def __init__(self, probe: Probe, chosen: list[str], spec: Object) -> None:
         self._probe = probe
@@ -411,7 +411,7 @@ def _api_requests(probe: Probe) -> float:
 
 
 def _difference(before: Object, after: Object, histogram: str) -> float:
-    """The mean of what a histogram got between two looks; not a number when it got nothing."""
+    """Return the mean of the observations between two scrapes of a histogram, or NaN if there are none."""
     total, count = (
         after[f"{histogram}_{part}"] - before.get(f"{histogram}_{part}", 0.0) for part in ("sum", "count")
     )

@@ -1,4 +1,4 @@
-"""The handlers of the measured workers, mounted from a ConfigMap; they tell the log when things happened."""
+"""The handlers of the measured workers, mounted from a ConfigMap. They log the time of each event."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from workqueue import Message
 
 
-def _tell(event: str, at: float) -> None:
+def _log(event: str, at: float) -> None:
     print(json.dumps({"bench": event, "at": at}), flush=True)
 
 
@@ -21,20 +21,20 @@ def _now() -> float:
 
 
 def _process_started() -> float:
-    """Seconds after the boot, to a hundredth (field 22 of proc(5)'s stat)."""
+    """Return the start in seconds after the boot, to 0.01 s (field 22 of stat in proc(5))."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def noop(_: Message) -> None:
-    """Nothing but the moment."""
-    _tell("handled", _now())
+    """Log the time."""
+    _log("handled", _now())
 
 
 def slow(message: Message) -> None:
-    """As long as the message says."""
+    """Sleep for as many seconds as the message says."""
     message.cancelled.wait(float(message.body))
 
 
-_tell("process", _process_started())
-_tell("loaded", _now())
+_log("process", _process_started())
+_log("loaded", _now())

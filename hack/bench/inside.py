@@ -1,8 +1,8 @@
-"""The probe: runs in a pod of the cluster, publishes, and watches what comes of it, all on one clock.
+"""The probe: publish messages and watch the effects from a pod of the cluster, on one clock.
 
-Place in the flow: `probe` starts it with `kubectl exec` and sends it one JSON command a line; it answers with
-one JSON line each. It needs only what the project's image has: pika and the standard library. Times are
-seconds on the monotonic clock of the boot (the same in every pod of a node), durations are in seconds.
+`probe` starts this module with `kubectl exec` and sends one JSON command per line. Each answer is one JSON line.
+The module needs only pika and the standard library, which the project's image has. Times are seconds on the
+monotonic clock since the boot, which is the same in every pod of a node. Durations are in seconds.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ WORKQUEUES: Final = "/apis/workqueue.dev/v1alpha1/namespaces/{}/workqueues"
 DEPLOYMENTS: Final = "/apis/apps/v1/namespaces/{}/deployments"
 PODS: Final = "/api/v1/namespaces/{}/pods"
 THREADS: Final = 8
-LOOK_SECONDS: Final = 0.02
+POLL_SECONDS: Final = 0.02
 
 
 def now() -> float:
-    """The clock of every figure."""
+    """Return the time on the clock of all figures."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Api:
-    """The API server, over one connection for each thread."""
+    """A client of the API server, with one connection for each thread."""
 
     def __init__(self) -> None:
         self._context = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
@@ -50,15 +50,15 @@ class Api:
         self._local = threading.local()
 
     def connect(self, timeout: float) -> http.client.HTTPSConnection:
-        """A connection of its own."""
+        """Return a new connection."""
         return http.client.HTTPSConnection(HOST, timeout=timeout, context=self._context)
 
     def call(self, method: str, path: str, body: Object | None = None) -> Object:
-        """One request; raises RuntimeError with the answer when it was refused."""
+        """Send one request. A refusal raises RuntimeError with the answer."""
         try:
             response, text = self._exchange(method, path, body)
         except ConnectionError:
-            # The server hangs up on a connection that was idle.
+            # The server closes idle connections.
             del self._local.connection
             if method != "GET":
                 raise
@@ -79,7 +79,7 @@ class Api:
         return response, response.read()
 
     def text(self, path: str) -> str:
-        """GET something that is not JSON."""
+        """GET a resource that is not JSON."""
         connection = self.connect(30)
         connection.request("GET", path, headers=self.headers())
         text = connection.getresponse().read().decode()
@@ -88,7 +88,7 @@ class Api:
 
     @staticmethod
     def headers() -> dict[str, str]:
-        """With the token as it is now."""
+        """Return the headers with the current token."""
         return {
             "Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}",
             "Content-Type": "application/json",
@@ -96,7 +96,7 @@ class Api:
 
 
 class Watch:
-    """Follows one kind of object in a thread: the latest of each name, and what `take` keeps of each event."""
+    """Follows one kind of object in a thread, keeps the latest of each name, and calls `take` for each event."""
 
     def __init__(self, api: Api, path: str, take: Callable[[float, str, Object], None]) -> None:
         self._api = api
@@ -148,7 +148,7 @@ class Probe:
         self._channel, self._fast = connection.channel(), connection.channel()
         self._channel.confirm_delivery()
 
-    # -- what the watches keep -----------------------------------------------------------------------
+    # -- event handlers of the watches ----------------------------------------------------------------
 
     def _on_deployment(self, at: float, event: str, body: Object) -> None:
         name = body["metadata"]["name"]
@@ -188,7 +188,7 @@ class Probe:
         return -1 if body is None else int(body["spec"].get("replicas", 1))
 
     def _asleep(self, queue: str, *, doorbell: bool = True) -> bool:
-        """No replica, no pod, no message, and the operator listens, if it is one that is listened to."""
+        """Return whether the queue has no replica, no pod and no message, and a doorbell if it should have one."""
         pods = any(
             body["metadata"].get("labels", {}).get("workqueue.dev/workqueue") == queue
             for body in list(self._pod_watch.objects.values())
@@ -202,7 +202,7 @@ class Probe:
         _until(lambda: self._asleep(queue, doorbell=doorbell), seconds, f"{queue} is asleep")
 
     def _publish(self, queue: str, count: int = 1, body: bytes = b"x" * 100) -> tuple[float, float]:
-        """Publish persistent, confirmed messages; when it began and when the last was confirmed."""
+        """Publish persistent, confirmed messages. Return the start and the time of the last confirmation."""
         begun = now()
         for _ in range(count):
             self._channel.basic_publish(
@@ -223,7 +223,7 @@ class Probe:
     # -- commands ------------------------------------------------------------------------------------
 
     def do_create(self, names: list[str], spec: Object, seconds: float) -> Object:
-        """Create WorkQueues as fast as the API server takes them, and wait until all say Ready."""
+        """Create WorkQueues as fast as the API server accepts them, and wait until all are Ready."""
         path = WORKQUEUES.format(self._namespace)
         bodies = [
             {
@@ -259,18 +259,18 @@ class Probe:
         return now() - begun
 
     def do_wait_asleep(self, names: list[str], seconds: float, doorbell: bool = True) -> float:
-        """Wait until every one of these has no replica and is listened to."""
+        """Wait until each queue has no replica, and a doorbell if it should have one."""
         begun = now()
         for name in names:
             self._wait_asleep(name, seconds, doorbell=doorbell)
         return now() - begun
 
     def do_wake(self, names: list[str], pause: list[float], doorbell: bool = True) -> list[float]:
-        """One message on each of these idle queues in turn: from before the publish to replicas seen written.
+        """Publish one message to one idle queue after another. Return each time from publish to the seen write.
 
         Args:
-            pause: shortest and longest pause before a sample; the queue of the one before is asleep by then.
-            bell: the operator listens; else it polls.
+            pause: shortest and longest pause before a sample, after the previous queue is asleep.
+            doorbell: the operator has a doorbell on the queues; otherwise it polls them.
         """
         samples = []
         for name in names:
@@ -283,7 +283,7 @@ class Probe:
         return samples
 
     def do_wake_together(self, names: list[str], seconds: float) -> Object:
-        """One message on each of these idle queues, as fast as they can be sent: how long each takes to wake."""
+        """Publish one message to each idle queue as fast as possible. Return the wake time of each."""
         self.do_wait_asleep(names, seconds)
         begun, published = now(), {}
         for name in names:
@@ -297,7 +297,7 @@ class Probe:
         return {"sent": sent, "written": written}
 
     def do_first_ack(self, name: str) -> Object:
-        """Two messages on an idle queue with one slot: the second comes when the broker has the first one's ack."""
+        """Publish two messages to an idle queue with one slot. The second arrives after the ack of the first."""
         self._wait_asleep(name, 90)
         self._pods[name].clear()
         wall = time.time() - now()
@@ -306,41 +306,41 @@ class Probe:
         _until(lambda: any(step["ready"] for step in self._pods[name]), 60, f"a pod of {name} is Ready")
         steps = list(self._pods[name])
         pod = steps[0]["pod"]
-        said: dict[str, list[float]] = {}
+        events: dict[str, list[float]] = {}
 
         def handled() -> bool:
-            said.clear()
-            said.update(self._said(pod, wall))
-            return len(said.get("handled", ())) >= 2
+            events.clear()
+            events.update(self._events(pod, wall))
+            return len(events.get("handled", ())) >= 2
 
         _until(handled, 60, f"{pod} has handled both", pause=0.2)
         at = {
             "written": begun + written,
             "created": steps[0]["at"],
             "scheduled": next(step["at"] for step in steps if step["scheduled"]),
-            "process": said["process"][0],
-            "loaded": said["loaded"][0],
-            "connected": said["connected"][0],
-            "handled": said["handled"][0],
-            "acked": said["handled"][1],
+            "process": events["process"][0],
+            "loaded": events["loaded"][0],
+            "connected": events["connected"][0],
+            "handled": events["handled"][0],
+            "acked": events["handled"][1],
         }
         return {step: moment - begun for step, moment in at.items()}
 
-    def _said(self, pod: str, wall: float) -> dict[str, list[float]]:
-        """What the worker's log tells, by event; its own log lines have the wall clock."""
-        said: dict[str, list[float]] = defaultdict(list)
+    def _events(self, pod: str, wall: float) -> dict[str, list[float]]:
+        """Return the times in the worker's log, by event. The worker's own lines use the wall clock."""
+        events: dict[str, list[float]] = defaultdict(list)
         text = self._api.text(f"{PODS.format(self._namespace)}/{pod}/log?container=worker")
         for line in text.splitlines():
             entry = json.loads(line) if line.startswith("{") else {}
             if "bench" in entry:
-                said[entry["bench"]].append(entry["at"])
+                events[entry["bench"]].append(entry["at"])
             elif entry.get("message") == "Connected to RabbitMQ.":
                 stamp = datetime.fromisoformat(entry["time"]).timestamp()
-                said["connected"].append(stamp - wall)
-        return said
+                events["connected"].append(stamp - wall)
+        return events
 
     def do_burst(self, name: str, count: int, body: str, target: int, seconds: float) -> Object:
-        """A backlog at once, without waiting for confirmations: every count that was written until the target."""
+        """Publish a backlog without waiting for confirmations. Return every count written up to the target."""
         begun = now()
         for _ in range(count):
             self._fast.basic_publish("", name, body.encode(), pika.BasicProperties(delivery_mode=2))
@@ -349,11 +349,11 @@ class Probe:
         return {"begun": begun, "sent": sent, "writes": self._changes(name, begun)}
 
     def do_writes(self, name: str, since: float) -> list[tuple[float, int]]:
-        """Every count that was written after a moment, with the seconds from then."""
+        """Return every count written after `since`, with the seconds from `since`."""
         return self._changes(name, since)
 
     def do_wait_ready_pods(self, name: str, count: int, seconds: float) -> float:
-        """Wait until so many pods are Ready."""
+        """Wait until `count` pods are Ready."""
         begun = now()
 
         def ready() -> bool:
@@ -364,27 +364,27 @@ class Probe:
         return now() - begun
 
     def do_counts(self, name: str) -> Object:
-        """What the broker says of a queue."""
+        """Return the counts of a queue."""
         answer = self._channel.queue_declare(name, passive=True).method
         return {"messages": answer.message_count, "consumers": answer.consumer_count}
 
     def do_purge(self, name: str) -> None:
-        """Remove the messages that wait."""
+        """Purge the queue."""
         self._channel.queue_purge(name)
 
     def do_metrics(self, pod: str | None = None) -> dict[str, float]:
-        """The operator's metrics, by name with labels."""
+        """Return the operator's metrics, by name with labels."""
         return _metrics(self._operator_address(pod))
 
-    def do_wait_bells(self, doorbells: int, seconds: float) -> float:
-        """Wait until so many bells hang."""
+    def do_wait_doorbells(self, doorbells: int, seconds: float) -> float:
+        """Wait until the operator has this number of doorbells."""
         begun = now()
         address = self._operator_address(None)
-        _until(lambda: _doorbells(address) >= doorbells, seconds, f"{doorbells} bells", 0.1)
+        _until(lambda: _doorbells(address) >= doorbells, seconds, f"{doorbells} doorbells", 0.1)
         return now() - begun
 
     def do_api_requests(self, schema: str) -> float:
-        """What the API server counts as requests under a flow schema, watches beginning included."""
+        """Return the API server's count of requests under a flow schema, including the start of watches."""
         wanted = f'flow_schema="{schema}"'
         lines = self._api.text("/metrics").splitlines()
         counts = (
@@ -393,7 +393,7 @@ class Probe:
         return sum(float(line.rsplit(" ", 1)[1]) for line in counts if wanted in line)
 
     def do_restart(self, doorbells: int, seconds: float) -> Object:
-        """Delete the operator's pod, and wait until its successor has hung all bells."""
+        """Delete the operator's pod, and wait until its successor has installed all doorbells."""
         path = PODS.format(self._system)
         (old,) = self._operators()
         begun = now()
@@ -412,7 +412,7 @@ class Probe:
         address = f"{new['status']['podIP']}:8080"
         served: list[float] = []
 
-        def hung() -> bool:
+        def installed() -> bool:
             try:
                 found = _doorbells(address)
             except OSError:
@@ -420,7 +420,7 @@ class Probe:
             served.append(now() - begun)
             return found >= doorbells
 
-        _until(hung, seconds, f"{doorbells} bells hang", pause=0.25)
+        _until(installed, seconds, f"there are {doorbells} doorbells", pause=0.25)
         return {
             "pod": new["metadata"]["name"],
             "seen": seen,
@@ -448,17 +448,17 @@ def _metrics(address: str, query: str = "") -> dict[str, float]:
 
 
 def _doorbells(address: str) -> float:
-    """How many bells hang; this metric alone, since all of them would cost the operator time."""
+    """Return the number of doorbells. Scrape only this metric, because a full scrape costs the operator time."""
     found = _metrics(address, "?name[]=workqueue_bells")
     return sum(value for key, value in found.items() if key.split("{", 1)[0] == "workqueue_bells")
 
 
-def _until(condition: Callable[[], Any], seconds: float, what: str, pause: float = LOOK_SECONDS) -> Any:
-    """Ask until the answer is neither None nor False, and return it."""
+def _until(condition: Callable[[], Any], seconds: float, what: str, pause: float = POLL_SECONDS) -> Any:
+    """Call `condition` until it returns neither None nor False, and return the result."""
     deadline = now() + seconds
     while (answer := condition()) is None or answer is False:
         if now() > deadline:
-            raise TimeoutError(f"not within {seconds:g} s: {what}")
+            raise TimeoutError(f"after {seconds:g} s this is still not true: {what}")
         time.sleep(pause)
     return answer
 
@@ -475,7 +475,7 @@ def main() -> None:
     for command in _commands():
         try:
             answer = {"ok": True, "answer": getattr(probe, f"do_{command['do']}")(**command["with"])}
-        except Exception as error:  # noqa: BLE001 - it is told to whoever asked
+        except Exception as error:  # noqa: BLE001 - the error is the answer
             trace = traceback.format_exc(limit=3)
             answer = {"ok": False, "error": f"{command['do']}: {error!r}", "trace": trace}
         print(json.dumps(answer), flush=True)

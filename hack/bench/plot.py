@@ -1,7 +1,4 @@
-"""Plots, described here and drawn by `drawing` in the environment of the benchmarks, which has matplotlib.
-
-Place in the flow: each family describes its plots from its results.
-"""
+"""Describe plots. `drawing` draws them in the benchmarks' own environment, which has matplotlib."""
 
 from __future__ import annotations
 
@@ -23,11 +20,11 @@ class Series:
     """One line or set of bars.
 
     Attributes:
-        label: for the legend; for bars a text for each bar instead stands in `texts`.
-        x: positions; for bars the names of the bars.
-        low, high: ends of the spread of each bar.
-        texts: written beside each bar.
-        color: an index into the palette, or None for the next one; for bars one for each.
+        label: for the legend. Bars have `texts` instead.
+        x: positions, or the names of bars.
+        low, high: the ends of each bar's spread.
+        texts: printed beside each bar or point.
+        colors: indexes into the palette, one for a line and one for each bar. Empty for the defaults.
     """
 
     label: str
@@ -44,8 +41,8 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-        kind: horizontal bars, lines, steps (a value that holds until the next), or points with their labels.
-        limit: a goal, drawn as a dashed line across the values.
+        kind: horizontal bars, lines, steps (a value lasts until the next one), or points with labels.
+        limit: a goal, drawn as a dashed line.
     """
 
     title: str
@@ -60,11 +57,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Plot:
-    """One picture.
+    """One image.
 
     Attributes:
-        columns: panels beside each other.
-        size: of one panel, in inches.
+        columns: the number of panels in a row.
+        size: width and height of one panel, in inches.
     """
 
     title: str
@@ -75,10 +72,10 @@ class Plot:
 
 
 def draw(plot: Plot, file: Path) -> None:
-    """Write a PNG.
+    """Write the plot as PNG.
 
     Raises:
-        BenchError: it cannot be drawn.
+        BenchError: `drawing` failed.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
@@ -89,4 +86,4 @@ def draw(plot: Plot, file: Path) -> None:
         check=False,
     )
     if done.returncode != 0:
-        raise BenchError(f"{file.name} cannot be drawn:\n{done.stderr.decode(errors='replace')[-1000:]}")
+        raise BenchError(f"Drawing {file.name} failed:\n{done.stderr.decode(errors='replace')[-1000:]}")

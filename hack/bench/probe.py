@@ -1,7 +1,4 @@
-"""This side of the probe: starts `inside` in its pod and hands it commands.
-
-Place in the flow: `figures` asks it for samples.
-"""
+"""Start `inside` in the probe pod and send it commands."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ CLOSE_SECONDS: Final = 10
 
 
 class Probe:
-    """Runs as long as the context."""
+    """A connection to the process in the probe pod, inside a `with` block."""
 
     def __init__(self, place: Site) -> None:
         where = ("exec", "--stdin", f"--namespace={site.NAMESPACE}", f"deployment/{site.PROBE}")
@@ -42,10 +39,10 @@ class Probe:
             self._process.kill()
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """One command, by the name of a `do_` method of `inside.Probe`.
+        """Send one command and return the answer. Its name is a `do_` method of `inside.Probe`.
 
         Raises:
-            BenchError: it failed, or the probe has ended.
+            BenchError: the command failed, or the process has ended.
         """
         return self._exchange({"do": command, "with": arguments})
 
@@ -56,7 +53,7 @@ class Probe:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise BenchError("The probe's process has ended; what it said stands above.")
+            raise BenchError("The probe's process has ended. Its output is above.")
         answer = json.loads(line)
         if not answer["ok"]:
             raise BenchError(f"{answer['error']}\n{answer.get('trace', '')}")

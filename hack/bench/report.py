@@ -1,10 +1,8 @@
-"""What is shown and kept: a table on the terminal, and the same as JSON and Markdown in a folder.
-
-Place in the flow: the end. Each family of benchmarks makes one `Report`.
-"""
+"""Print a report as a table, and write it as Markdown and compressed JSON."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import platform
@@ -30,13 +28,13 @@ class Row:
     """One line of the table.
 
     Attributes:
-        figure: what was measured.
-        result: what it was, in words.
-        goal: what it should be, in words; empty where there is no goal.
-        met: whether the goal was met, None where there is none.
+        figure: the name of the measurement.
+        result: the result, in words.
+        goal: the goal, in words; empty without a goal.
+        met: whether the goal was met; None without a goal.
         peer: the best-known peer's figure.
-        raw: the samples and numbers, for the machine-readable results.
-        load: the machine's load average over one minute, at the end.
+        raw: the samples and numbers, for the JSON file.
+        load: the machine's load average over 1 minute, at the end of the measurement.
     """
 
     figure: str
@@ -50,16 +48,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What one family of benchmarks found.
+    """The results of one family of benchmarks.
 
     Attributes:
-        name: of the files.
-        title: of the page.
-        where: `surroundings()`.
-        rows: the table.
-        peers: whose figures stand in the column for peers.
+        name: the name of the files.
+        title: the title of the page.
+        where: the result of `surroundings()`.
+        rows: the rows of the table.
+        peers: the heading of the column with the peers' figures.
         more: Markdown that follows the table.
-        raw: what does not belong to one row, for the machine-readable results.
+        raw: data that does not belong to a single row, for the JSON file.
     """
 
     name: str
@@ -72,10 +70,10 @@ class Report:
 
 
 def surroundings(versions: dict[str, str]) -> Object:
-    """Machine, versions and revision.
+    """Return the machine, the versions and the revision.
 
     Args:
-        versions: of what takes part, by its name.
+        versions: the versions of the measured programs, by name.
     """
     model = next(
         (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
@@ -95,7 +93,7 @@ def surroundings(versions: dict[str, str]) -> Object:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """The table."""
+    """Print the table."""
     table = Table("figure", "goal", "result", "met", "load", show_lines=True)
     for row in rows:
         style = {True: "green", False: "red"}.get(row.met) if row.met is not None else None
@@ -104,23 +102,36 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def write(folder: Path, report: Report) -> None:
-    """NAME.json with every sample, and NAME.md with the table."""
+    """Write NAME.md with the tables and NAME.json.gz with every sample."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [asdict(row) for row in report.rows]
     results = {"surroundings": report.where, "rows": rows, **report.raw}
-    (folder / f"{report.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = json.dumps(results, indent=1) + "\n"
+    # Without a time stamp, equal results give equal files.
+    results_file(folder, report.name).write_bytes(gzip.compress(text.encode(), mtime=0))
     (folder / f"{report.name}.md").write_text(markdown(report))
 
 
+def results_file(folder: Path, name: str) -> Path:
+    """Return the path of the samples of the report with this name."""
+    return folder / f"{name}.json.gz"
+
+
+def read_rows(file: Path) -> list[Object]:
+    """Return the rows of a file that `write` wrote."""
+    rows: list[Object] = json.loads(gzip.decompress(file.read_bytes()))["rows"]
+    return rows
+
+
 def markdown(report: Report) -> str:
-    """The page: what it was measured on, the table, and what follows it."""
-    where = report.where
+    """Return the page: the machine, the table, and the text after it."""
+    where, results = report.where, results_file(Path(), report.name)
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     introduction = (
         f"{where['date']}; {where['processor']}, {where['memory_gib']} GiB, Linux {where['kernel']}; {versions}; "
-        f"revision {where['revision']}. Made by `python -m hack.bench`; every sample is in "
-        f"[{report.name}.json]({report.name}.json). How each figure is measured is said in the "
-        "[overview](README.md)."
+        f"revision {where['revision']}. Made by `python -m hack.bench`; all samples are in "
+        f"[{results.name}]({results.name}). The "
+        "[overview](README.md) describes how each figure is measured."
     )
     lines = [
         f"# {report.title}",
@@ -139,7 +150,7 @@ def markdown(report: Report) -> str:
 
 
 def grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first column is text and whose others are numbers."""
+    """Return a Markdown table with text in the first column and numbers in the others."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

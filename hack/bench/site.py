@@ -1,8 +1,7 @@
-"""What the benchmarks need in the cluster: RabbitMQ, the operator from the chart, and the probe's pod.
+"""Install RabbitMQ, the operator from the chart, and the probe's pod in the cluster.
 
-Place in the flow: made first, taken away at the end. The operator runs with one replica and serves the
-namespace `bench` alone, so that others may work in the same cluster. A flow schema of its own lets the API
-server itself count the operator's requests.
+All are deleted at the end of a run. The operator has one replica and serves only the namespace `bench`, so other
+operators may run in the same cluster. With a flow schema of its own, the API server counts the operator's requests.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ USER: Final = {"username": "bench", "password": "bench"}
 
 
 class Site:
-    """The cluster that this checkout has access to.
+    """The cluster to which this checkout has access.
 
     Raises:
-        BenchError: it has access to none.
+        BenchError: the checkout has access to no cluster.
     """
 
     def __init__(self, image: str) -> None:
@@ -48,10 +47,10 @@ class Site:
         self._kubeconfig = folder / "kubeconfig"
         self._programs = folder / "bin"
         if not self._kubeconfig.exists():
-            raise BenchError("There is no cluster yet: `make cluster` starts one.")
+            raise BenchError("There is no cluster yet. Start one with `make cluster`.")
 
     def kubectl(self, *arguments: str | Path) -> list[str]:
-        """A kubectl command line."""
+        """Return a kubectl command line."""
         return [
             str(self._programs / "kubectl"),
             f"--kubeconfig={self._kubeconfig}",
@@ -59,30 +58,30 @@ class Site:
         ]
 
     def run(self, *arguments: str | Path, doing: str = "Measuring") -> str:
-        """What kubectl prints.
+        """Run kubectl and return its output.
 
         Raises:
-            ClusterError: it failed.
+            ClusterError: kubectl failed.
         """
         return run(self.kubectl(*arguments), doing=doing)
 
     @contextmanager
     def made(self) -> Iterator[None]:
-        """Everything is there within the context, and gone afterwards."""
+        """Install all parts, and delete them at the end of the `with` block."""
         try:
             self._make()
             yield
         finally:
-            with step("Taking everything away"):
+            with step("Deleting the benchmark's namespaces"):
                 self._remove()
 
     def rabbitmq(self, *arguments: str) -> str:
-        """rabbitmqctl in the broker's pod."""
+        """Run rabbitmqctl in the broker's pod."""
         where = ("exec", f"--namespace={RABBITMQ}", "deployment/rabbitmq", "--")
         return self.run(*where, "rabbitmqctl", "--quiet", *arguments, doing="Asking RabbitMQ")
 
     def versions(self) -> dict[str, str]:
-        """Of Kubernetes and RabbitMQ."""
+        """Return the versions of Kubernetes and RabbitMQ."""
         answer = json.loads(self.run("version", "--output=json", doing="Asking for the version"))
         return {
             "Kubernetes": answer["serverVersion"]["gitVersion"],
@@ -90,12 +89,12 @@ class Site:
         }
 
     def operator_pod(self, pod: str, *command: str) -> str:
-        """A command in the operator's container."""
+        """Run a command in the operator's container."""
         return self.run(
             "exec", f"--namespace={SYSTEM}", pod, "--", *command, doing="Asking the operator's pod"
         )
 
-    # -- made and taken away -------------------------------------------------------------------------
+    # -- installation and removal --------------------------------------------------------------------
 
     def _make(self) -> None:
         with step("Namespaces, RabbitMQ and the probe"):
@@ -130,12 +129,12 @@ class Site:
             run([*command, *where, "--wait", "--timeout=120s"], doing="Installing the operator")
 
     def _remove(self) -> None:
-        """The WorkQueues go with their namespace: none of them has a finalizer."""
-        quietly = ("--ignore-not-found", "--wait=true", "--timeout=300s")
-        self.run("delete", "namespace", NAMESPACE, SYSTEM, RABBITMQ, *quietly, doing="Removing namespaces")
+        """Delete the namespaces. The WorkQueues have no finalizer, so they need no operator."""
+        options = ("--ignore-not-found", "--wait=true", "--timeout=300s")
+        self.run("delete", "namespace", NAMESPACE, SYSTEM, RABBITMQ, *options, doing="Removing namespaces")
         kinds = "clusterrole,clusterrolebinding,flowschema"
         selector = "--selector=app.kubernetes.io/part-of=workqueue-bench"
-        self.run("delete", kinds, selector, *quietly, doing="Removing roles")
+        self.run("delete", kinds, selector, *options, doing="Removing roles")
 
     def _apply(self, *objects: Object, doing: str) -> None:
         bundle = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
@@ -184,7 +183,7 @@ class Site:
 
 
 def amqp() -> Object:
-    """How RabbitMQ is reached in the cluster."""
+    """Return the address and the user of RabbitMQ in the cluster."""
     return {"host": f"rabbitmq.{RABBITMQ}.svc", **USER}
 
 
@@ -193,7 +192,7 @@ def _namespaces() -> list[Object]:
 
 
 def _rabbitmq() -> list[Object]:
-    """A broker without persistence."""
+    """Return the objects of a RabbitMQ without a volume."""
     container = {
         "name": "rabbitmq",
         "image": RABBITMQ_IMAGE,
@@ -214,7 +213,7 @@ def _rabbitmq() -> list[Object]:
 
 
 def _flow_schema() -> list[Object]:
-    """The operator's requests in a flow of their own, at the priority that they have anyway."""
+    """Return a flow schema that gives the operator's requests a flow of their own at their usual priority."""
     rule = {
         "subjects": [{"kind": "ServiceAccount", "serviceAccount": {"name": "*", "namespace": SYSTEM}}],
         "resourceRules": [

@@ -1,10 +1,10 @@
-"""The soak: messages flow while connections, channels, workers and the broker die at random.
+"""Run the soak: publish messages while connections, channels, workers and the broker die at random.
 
-In the end the ledger must balance exactly: every message that was confirmed to its publisher is done or in
-the dead-letter queue, none is missing, none is there that nobody sent. A message that was handled twice is
-counted, and must be explained: either RabbitMQ delivered it again, because its worker, connection or channel
-died before it could be acknowledged; or there were two copies of a retry, because a confirmation was lost
-with its connection, or because RabbitMQ crashed while it moved the copy out of its delay queue.
+At the end, the ledger must balance. Every confirmed message is done or in the dead-letter queue. No message is
+missing, and no unknown message appears. Every message that was handled twice needs an explanation. Either RabbitMQ
+redelivered it, because its worker, connection or channel died before the acknowledgement. Or a retry had two copies,
+because a confirmation was lost with its connection, or because RabbitMQ crashed while it moved the copy out of its
+delay queue.
 
     python -m hack.bench.soak --seconds 600
 """
@@ -39,16 +39,16 @@ QUEUE: Final = "jobs"
 WORKERS: Final = 3
 SAFE_AFTER_SECONDS: Final = 3.0
 STALL_SECONDS: Final = 60.0
-"""What is left must become less in this time; how long it takes altogether is a matter of the machine."""
+"""The backlog must shrink within this time. The total time depends on the machine."""
 
 
 @dataclass
 class SoakLedger(Ledger):
-    """What happened to every message, and what was done to the system.
+    """The fate of every message, and the injected faults.
 
     Attributes:
-        published: including those whose publisher heard nothing.
-        left: messages that are still somewhere on their way at the end.
+        published: all published messages, including those without a confirmation.
+        left: messages that are still in a queue at the end.
     """
 
     published: int = 0
@@ -56,7 +56,7 @@ class SoakLedger(Ledger):
     faults: Counter[str] = field(default_factory=Counter)
 
     def problems(self) -> list[str]:
-        """Everything that does not balance; empty when all is well."""
+        """Return one sentence for each imbalance. The list is empty if the ledger balances."""
         return super().problems() + ([f"{self.left} messages are still waiting"] if self.left else [])
 
     def __str__(self) -> str:
@@ -78,10 +78,10 @@ class Soak:
     """One run.
 
     Args:
-        broker: running; it will be restarted.
-        folder: for logs and events.
-        seed: of the faults, so that a run can be made again.
-        rate: messages a second.
+        broker: a running broker, which the soak restarts.
+        folder: the folder for logs and events.
+        seed: the seed of the faults, so that a run can be repeated.
+        rate: messages per second.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Soak:
             }
 
     def run(self, seconds: float) -> SoakLedger:
-        """Publish and break things for so long, then let everything settle and count."""
+        """Publish and inject faults for `seconds`, wait until the queues are empty, and return the ledger."""
         source = from_url(self._vhost.url)
         with Publisher(lambda: source, "soak", timeout_seconds=60) as publisher:
             publisher.declare_plan(plan(QueueSettings(QUEUE, QueueType.QUORUM, delivery_limit=1000))).result()
@@ -121,7 +121,7 @@ class Soak:
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
                 time.sleep(self._random.uniform(0.3, 2.0))
-                self._break_something()
+                self._inject_fault()
             self._stop.set()
             flow.join()
             publisher.close(60)
@@ -129,7 +129,7 @@ class Soak:
         return self.ledger
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         self._factory.close()
 
     def _flow(self, publisher: Publisher) -> None:
@@ -140,7 +140,7 @@ class Soak:
                 ["ok", "sleep", "fail once", "retry", "reject", "fail", "die"], [60, 20, 8, 4, 3, 2, 0.5]
             )[0]
             job = {"id": number, "do": what, "seconds": self._random.choice([0.01, 0.1, 1.0]), "after": 1}
-            if what == "die":  # kills its worker the first time only: the file remembers
+            if what == "die":  # kills its worker only the first time; the file records that
                 job["do"] = "die once"
             try:
                 future = publisher.publish(Outgoing(QUEUE, json.dumps(job).encode()))
@@ -148,10 +148,10 @@ class Soak:
                 continue
             future.add_done_callback(lambda done, number=number: self.ledger.sent(number, done.exception()))  # type: ignore[misc]
 
-    def _break_something(self) -> None:
+    def _inject_fault(self) -> None:
         name = self._random.choices(list(self._faults), [weight for weight, _ in self._faults.values()])[0]
         self.ledger.faults[name] += 1
-        with suppress(BrokerError):  # the broker was busy with the fault before
+        with suppress(BrokerError):  # the broker is busy with the previous fault
             self._faults[name][1]()
         self._replace_dead_workers()
 
@@ -188,13 +188,13 @@ class Soak:
             time.sleep(1.0)
 
     def _settle(self) -> None:
-        """Wait until nothing is on its way, then read the dead-letter queue and the workers' own notes."""
+        """Wait until no message is in transit, then read the dead-letter queue and the workers' events."""
         queues = [QUEUE, *(f"{QUEUE}.retry.{seconds}s" for seconds in (1, 2))]
         least, self.ledger.left = sys.maxsize, self.ledger.published
         progress_at = quiet_since = time.monotonic()
         while time.monotonic() - progress_at < STALL_SECONDS:
-            self._replace_dead_workers()  # some messages kill theirs
-            with suppress(BrokerError):  # it is busy with the last fault: what was left is still left
+            self._replace_dead_workers()  # some messages kill their worker
+            with suppress(BrokerError):  # the broker is busy with the last fault: assume the same backlog
                 self.ledger.left = sum(
                     sum(self._vhost.depth(queue)) for queue in queues if self._vhost.exists(queue)
                 )
@@ -212,11 +212,11 @@ class Soak:
 
 
 def main() -> int:
-    """Run it against a RabbitMQ of its own; exit code 1 when the ledger does not balance."""
+    """Run the soak with a RabbitMQ of its own. The exit code is 1 if the ledger does not balance."""
     parser = argparse.ArgumentParser(prog="python -m hack.bench.soak", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--series", default="4.0", help="of RabbitMQ: 3.10, 4.0 or 4.3")
-    parser.add_argument("--rate", type=float, default=60, help="messages a second")
+    parser.add_argument("--series", default="4.0", help="RabbitMQ 3.10, 4.0 or 4.3")
+    parser.add_argument("--rate", type=float, default=60, help="messages per second")
     parser.add_argument("--seed", type=int, default=random.randrange(10_000))
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))

@@ -1,18 +1,18 @@
-"""A real Kubernetes of one node on this machine, with no container engine and no registry.
+"""Run a real single-node Kubernetes on this machine, without a container engine or a registry.
 
     python -m hack.cluster up | down | status | load IMAGE_ARCHIVE | exec -- COMMAND...
 
-The flow of `up`:
+The steps of `up`:
 
     packages    install the Debian packages that are missing
-    toolchain   Go, and with it Kubernetes, CoreDNS and helm, built once into the user's cache folder
-    images      archives of the container images that every cluster starts with, made once
-    daemons     certificates (pki), configuration files and command lines
-    namespaces  start `node` as process 1 of namespaces of its own (network, mount, process, ...)
-    lifecycle   wait until it is ready, load the images
-    checkout    write .cluster/kubeconfig, which reaches it over loopback
+    toolchain   build Kubernetes, CoreDNS and helm with Go, once, into the user's cache folder
+    images      make the archives of the container images that every cluster starts with, once
+    daemons     write certificates (pki), configuration files and command lines
+    namespaces  start `node` as process 1 of new namespaces (network, mount, process, ...)
+    lifecycle   wait until the cluster is ready, load the images
+    checkout    write .cluster/kubeconfig, which reaches the cluster over loopback
 
-Because process 1 owns every namespace, the kernel itself takes all processes, mounts, interfaces and
-firewall rules away when it dies. What is left then is the state folder and the control groups, which `down`
-removes, and so does the next `up` after a crash.
+Process 1 owns every namespace. When it dies, the kernel removes all processes, mounts, interfaces and firewall
+rules. The state folder and the control groups remain. `down` removes them, and so does the next `up` after a
+crash.
 """

@@ -1,4 +1,4 @@
-"""The command line: `python -m hack.cluster up|down|status|load|exec`."""
+"""Parse the command line `python -m hack.cluster up|down|status|load|exec`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from hack.cluster.instance import DEFAULT_NAME, NAME_VARIABLE, Instance
 
 
 def main() -> int:
-    """Parse the command line, do it, and turn what went wrong into one sentence and exit code 1."""
+    """Run the command. An error becomes one sentence and exit code 1."""
     parser = argparse.ArgumentParser(
         prog="python -m hack.cluster",
-        description="A real Kubernetes of one node on this machine, without container engine and registry. "
-        "With CLUSTER=current in the environment, the current kubectl context is used instead.",
-        epilog=f"{NAME_VARIABLE} names another cluster beside the usual one.",
+        description="A real single-node Kubernetes on this machine, without a container engine or a registry. "
+        "CLUSTER=current in the environment selects the cluster of the current kubectl context instead.",
+        epilog=f"Set {NAME_VARIABLE} to use a second cluster beside the default one.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("up", help="have a cluster that is ready, and write .cluster/kubeconfig")
-    commands.add_parser("down", help="take it away, with everything that belongs to it")
-    commands.add_parser("status", help="what runs; exit code 1 if it is not ready")
-    load = commands.add_parser("load", help="bring an image archive (docker save) into the cluster")
+    commands.add_parser("up", help="start the cluster unless it runs, and write .cluster/kubeconfig")
+    commands.add_parser("down", help="delete the cluster and everything in it")
+    commands.add_parser("status", help="show what runs; exit code 1 if the cluster is not ready")
+    load = commands.add_parser("load", help="load an image archive (docker save) into the cluster")
     load.add_argument("archive", type=Path, metavar="IMAGE_ARCHIVE")
     inside = commands.add_parser("exec", help="run a command in the cluster's network")
     inside.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- COMMAND")
@@ -37,9 +37,9 @@ def main() -> int:
     except ClusterError as error:
         say(str(error))
     except OSError as error:
-        say(f"The machine refused something: {error}.")
+        say(f"The operating system refused: {error}.")
     except KeyboardInterrupt:
-        say("Interrupted; the same command goes on from here.")
+        say("Interrupted. Run the same command to continue.")
     return 1
 
 
@@ -57,7 +57,7 @@ def _with_local_cluster(arguments: argparse.Namespace, instance: Instance) -> in
         case "exec":
             command = arguments.arguments[arguments.arguments[:1] == ["--"] :]
             if not command:
-                raise ClusterError("Which command? Write it after `exec --`.")
+                raise ClusterError("No command was given. Write it after `exec --`.")
             enter = lifecycle.inside(instance, command)
             os.execvp(enter[0], enter)
     return 0
@@ -70,9 +70,9 @@ def _with_current_context(arguments: argparse.Namespace) -> int:
             say(f"Ready: {folder / 'kubeconfig'} is for the context {context}.")
         case "down":
             checkout.remove(DEFAULT_NAME)
-            say("Removed .cluster; the cluster of the current context is as it was.")
+            say("Removed .cluster. The cluster of the current context is unchanged.")
         case command:
-            raise ClusterError(f"`{command}` is for the local cluster: unset CLUSTER, or ask kubectl.")
+            raise ClusterError(f"`{command}` works on the local cluster only. Unset CLUSTER, or use kubectl.")
     return 0
 
 

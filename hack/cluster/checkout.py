@@ -1,4 +1,4 @@
-"""The folder .cluster of the checkout: access for plain kubectl and helm, and these programs."""
+"""Write the folder .cluster of the checkout: a kubeconfig, kubectl and helm."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CHOICE_VARIABLE: Final = "CLUSTER"
 
 
 def wants_current_context() -> bool:
-    """Whether the user asked for the cluster of the current kubectl context instead of a local one.
+    """Return whether the user asked for the cluster of the current kubectl context instead of a local one.
 
     Raises:
-        ClusterError: CLUSTER has another value than `current`.
+        ClusterError: CLUSTER has a value other than `current`.
     """
     choice = os.environ.get(CHOICE_VARIABLE, "")
     if choice not in {"", "current"}:
@@ -33,12 +33,12 @@ def wants_current_context() -> bool:
 
 
 def folder(cluster: str) -> Path:
-    """Where this checkout keeps the access to a cluster: .cluster, and below it for one with another name."""
+    """Return the folder with the access to a cluster: .cluster, or a folder below it for a non-default name."""
     return FOLDER if cluster == DEFAULT_NAME else FOLDER / cluster
 
 
 def write(cluster: str, kubeconfig: str) -> Path:
-    """Write the kubeconfig, and links to kubectl and helm in a folder bin beside it; the folder of both."""
+    """Write the kubeconfig, and links to kubectl and helm in a folder bin beside it. Return the folder of both."""
     target = folder(cluster)
     programs = target / "bin"
     programs.mkdir(parents=True, exist_ok=True)
@@ -49,14 +49,14 @@ def write(cluster: str, kubeconfig: str) -> Path:
         link = programs / program
         link.unlink(missing_ok=True)
         link.symlink_to(path)
-    # Under sudo, what is written here is for the user who called it.
+    # Under sudo, these files are for the user who called sudo.
     for path in (FOLDER, target, file, programs):
         os.chown(path, int(os.environ.get("SUDO_UID", "-1")), int(os.environ.get("SUDO_GID", "-1")))
     return target
 
 
 def remove(cluster: str) -> None:
-    """Remove what `write` wrote."""
+    """Remove the files of `write`."""
     target = folder(cluster)
     (target / "kubeconfig").unlink(missing_ok=True)
     shutil.rmtree(target / "bin", ignore_errors=True)
@@ -66,7 +66,7 @@ def remove(cluster: str) -> None:
 
 
 def use_current_context() -> tuple[str, Path]:
-    """Write .cluster for the cluster of the current kubectl context, once that answers.
+    """Write .cluster for the cluster of the current kubectl context, if that cluster answers.
 
     Returns:
         The name of the context, and the folder.

@@ -1,4 +1,4 @@
-"""Other programs: run one, and turn its failure into a sentence that ends with what it said."""
+"""Run other programs. A failure becomes one sentence that ends with the program's output."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def run(
     """Run a command and return its standard output.
 
     Args:
-        doing: what it is for; begins the error, as in "Importing an image".
+        doing: the purpose. Errors begin with it, as in "Importing an image".
         stdin: an open file that becomes the command's standard input.
-        environment: added to this process's own.
+        environment: added to the environment of this process.
         timeout: seconds.
 
     Raises:
@@ -62,7 +62,7 @@ def run_with_lines(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Run a long command and hand every line that it writes to `on_line` as it comes.
+    """Run a long command and pass each line of its output to `on_line` immediately.
 
     Raises:
         ClusterError: as for `run`.
@@ -91,9 +91,9 @@ def run_with_lines(
         raise failure(doing, arguments, process.returncode, "\n".join(lines))
 
 
-def failure(doing: str, arguments: Sequence[str], code: int, said: str) -> ClusterError:
-    """The error of a command that ended with another exit code than 0."""
-    if "no space left on device" in said.lower():
+def failure(doing: str, arguments: Sequence[str], code: int, output: str) -> ClusterError:
+    """Return the error for a command whose exit code is not 0."""
+    if "no space left on device" in output.lower():
         return ClusterError(f"{doing} failed because the disk is full: free some space and run this again.")
-    last = "\n".join(f"  {line}" for line in said.strip().splitlines()[-LAST_LINES:])
+    last = "\n".join(f"  {line}" for line in output.strip().splitlines()[-LAST_LINES:])
     return ClusterError(f"{doing} failed: {arguments[0]} ended with exit code {code} and said:\n{last}")

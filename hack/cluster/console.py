@@ -1,4 +1,4 @@
-"""What the user sees: one line for each step, and a sign of life while a long one runs."""
+"""Print one line for each step, and the elapsed time while a long step runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _terminal = Console(stderr=True, highlight=False)
 
 
 class Step:
-    """A step that is under way. `detail` may be set at any time; it is shown with the elapsed time."""
+    """A running step. `detail` may be set at any time. It is shown with the elapsed time."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -26,27 +26,27 @@ class Step:
         self._started = time.monotonic()
 
     def seconds(self) -> float:
-        """Seconds since the step began."""
+        """Return the seconds since the step began."""
         return time.monotonic() - self._started
 
     def progress(self) -> str:
-        """The title with the elapsed time and the detail, in one line."""
+        """Return the title, the elapsed time and the detail in one line."""
         return f"{self.title}: {self.seconds():.0f} s" + (f", {self.detail}" if self.detail else "")
 
 
 def say(sentence: str) -> None:
-    """One line for the user, on the standard error stream."""
+    """Print one line for the user to standard error."""
     _terminal.print(sentence, markup=False, soft_wrap=True)
     sys.stderr.flush()
 
 
 @contextmanager
 def step(title: str, expected: str = "") -> Iterator[Step]:
-    """Announce a step, show that it goes on, and say how long it took.
+    """Announce a step, show its progress, and print its duration.
 
     Args:
-        title: what is done, as in "building Kubernetes v1.35.4 from source".
-        expected: how long it takes, as in "about 6 minutes, once".
+        title: the work, as in "building Kubernetes v1.35.4 from source".
+        expected: the usual duration, as in "about 6 minutes, once".
     """
     current = Step(title)
     say(f"{title}: {expected}" if expected else title)

@@ -1,6 +1,6 @@
-"""The programs of the cluster: their command lines and configuration files.
+"""Write the command lines and configuration files of the cluster's programs.
 
-All paths are those inside the cluster's mount namespace, where /var, /run and /tmp are its own.
+All paths are paths inside the cluster's mount namespace, which has its own /var, /run and /tmp.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BINARIES: Final = "/run/bin"
 BRIDGE_SETTINGS: Final = Path("/proc/sys/net/bridge")
 CNI_PLUGINS: Final = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 ETCD: Final = "http://127.0.0.1:2379"
-# In the order in which they are started.
+# In start order.
 NAMES: Final = (
     "etcd",
     "kube-apiserver",
@@ -73,7 +73,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def _commands() -> dict[str, list[str]]:
-    """The command line of each of `NAMES`."""
+    """Return the command line of each of `NAMES`."""
 
     def client(user: str) -> list[str]:
         file = f"{CONFIGURATION}/{user}.kubeconfig"
@@ -150,8 +150,8 @@ def _commands() -> dict[str, list[str]]:
 
 
 def _containerd(snapshotter: str) -> str:
-    # restrict_oom_score_adj: without CAP_SYS_RESOURCE (many sandboxes) no score can be lowered.
-    # disable_apparmor: profiles belong to the whole machine, and would stay.
+    # restrict_oom_score_adj: lowering a score needs CAP_SYS_RESOURCE, which many sandboxes lack.
+    # disable_apparmor: profiles belong to the whole machine and would outlive the cluster.
     return f"""\
 version = 2
 
@@ -180,7 +180,7 @@ def _cni_plugins() -> Path:
         if (folder / "bridge").exists():
             return folder
     folders = " or ".join(map(str, CNI_PLUGINS))
-    raise ClusterError(f"The container network plugins are not in {folders}: install them there.")
+    raise ClusterError(f"The container network plugins are missing. Install them in {folders}.")
 
 
 def _bridge() -> dict[str, object]:
@@ -231,7 +231,7 @@ def _kubelet(cgroup: str) -> dict[str, object]:
         "kubeAPIQPS": 100,
         "kubeAPIBurst": 200,
         "serializeImagePulls": False,
-        # Images come from archives and cannot be pulled again: none is ever removed to make room.
+        # Images come from archives and cannot be pulled again, so the kubelet must never remove one to free space.
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {
             "memory.available": "100Mi",
@@ -250,9 +250,9 @@ def _kube_proxy() -> dict[str, object]:
         "mode": "iptables",
         "clusterCIDR": POD_NETWORK,
         "hostnameOverride": NODE,
-        # Where bridged traffic does not pass the firewall, a pod's answer to its neighbour would miss the rules.
+        # If bridged traffic bypasses the firewall, the reply of a pod on the same node would miss the rules.
         "iptables": {"masqueradeAll": not BRIDGE_SETTINGS.exists()},
-        # The size of the connection table is the host's.
+        # The host owns the size of the connection table.
         "conntrack": {"maxPerCore": 0, "min": 0},
     }
 

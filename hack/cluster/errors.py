@@ -1,5 +1,5 @@
-"""The one error of the tool: whatever goes wrong ends as one of these, and as one sentence for the user."""
+"""The error of hack.cluster. The command line prints it as one sentence."""
 
 
 class ClusterError(Exception):
-    """Says what is wrong and what to do about it."""
+    """The message says what is wrong and what to do."""

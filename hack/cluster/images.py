@@ -1,6 +1,6 @@
-"""Container images without a registry: made from root file systems, kept as archives in the cache folder.
+"""Make container images from root file systems, and keep them as archives in the cache folder.
 
-Where a registry can be reached, RabbitMQ's own image is taken instead.
+If a registry is reachable, the official RabbitMQ image is used instead.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PULL_SECONDS: Final = 300
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 RABBITMQ_PROGRAMS: Final = "/usr/lib/rabbitmq/bin"
 RABBITMQ_HOME: Final = "/var/lib/rabbitmq"
-# The number that RabbitMQ's own image uses: manifests name it in runAsUser and fsGroup.
+# The user ID in the official RabbitMQ image. Manifests name it in runAsUser and fsGroup.
 RABBITMQ_USER: Final = "999"
 RABBITMQ_FILES: Final = {
     "enabled_plugins": "[rabbitmq_management,rabbitmq_prometheus].\n",
@@ -60,13 +60,13 @@ RABBITMQ_CONFIG: Final = (
 
 @dataclass(frozen=True)
 class Archive:
-    """An image in a file, as `docker save` writes it."""
+    """An image in a file, in the format of `docker save`."""
 
     name: str
     file: Path
 
     def image_id(self) -> str:
-        """The digest of the image's configuration, in hexadecimal."""
+        """Return the digest of the image's configuration, in hexadecimal."""
         with tarfile.open(self.file) as archive:
             manifest = archive.extractfile("manifest.json")
             assert manifest is not None
@@ -75,14 +75,14 @@ class Archive:
 
 
 def buildah(*arguments: str | Path, doing: str, timeout: float | None = None) -> str:
-    """Run buildah on a store of our own, in a mount namespace so that it leaves no mounts behind.
+    """Run buildah on a separate store, in a mount namespace so that no mounts remain.
 
     Raises:
-        ClusterError: it failed.
+        ClusterError: buildah failed.
     """
     store = cache_folder() / "containers"
     store.mkdir(parents=True, exist_ok=True)
-    # Without this, buildah makes a folder for networks, which it is not asked to use, in /etc.
+    # Without this setting, buildah makes a folder for networks in /etc, although no network is used.
     configuration = store / "containers.conf"
     configuration.write_text(f'[network]\nnetwork_config_dir = "{store / "networks"}"\n')
     command = [
@@ -98,7 +98,7 @@ def buildah(*arguments: str | Path, doing: str, timeout: float | None = None) ->
 
 
 def pause(binaries: Path) -> Archive:
-    """The image of a pod's sandbox."""
+    """Return the image of a pod's sandbox."""
     program = binaries / "pause"
 
     def make() -> None:
@@ -110,7 +110,7 @@ def pause(binaries: Path) -> Archive:
 
 
 def rabbitmq() -> Archive:
-    """RabbitMQ 4 with the management and prometheus plugins, under the name that a real cluster pulls."""
+    """Return RabbitMQ 4 with the management and prometheus plugins, under the name that a real cluster pulls."""
 
     def make() -> None:
         if pull(RABBITMQ_IMAGE):
@@ -134,7 +134,7 @@ def rabbitmq() -> Archive:
 
 
 def base() -> Archive:
-    """What our own image is built on where no registry can be reached: Debian with Python."""
+    """Return the base of the project's image where no registry is reachable: Debian with Python."""
 
     def make() -> None:
         with _container(_rootfs(BASE_PACKAGES)) as container:
@@ -144,7 +144,7 @@ def base() -> Archive:
 
 
 def _archive(name: str, recipe: str, make: Callable[[], None], expected: str) -> Archive:
-    """The cached archive of this recipe, or a new one of the image that `make` leaves in buildah's store."""
+    """Return the cached archive of this recipe, or archive the image that `make` leaves in buildah's store."""
     folder = cache_folder() / "images"
     key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     file = folder / f"{re.sub('[^a-z0-9]+', '-', name)}-{key}.tar"
@@ -158,7 +158,7 @@ def _archive(name: str, recipe: str, make: Callable[[], None], expected: str) ->
 
 
 def save(name: str, file: Path) -> None:
-    """Write an image of buildah's store to a file, which appears when it is whole."""
+    """Write an image from buildah's store to a file, which appears only when it is complete."""
     unfinished = file.with_suffix(".unfinished")
     unfinished.unlink(missing_ok=True)
     buildah("push", "--quiet", name, f"docker-archive:{unfinished}:{name}", doing=f"Saving the image {name}")
@@ -173,7 +173,7 @@ def _rootfs(packages: Sequence[str]) -> Path:
 
 
 def pull(name: str) -> bool:
-    """Whether a registry gave us the image."""
+    """Pull the image from a registry and return whether that worked."""
     try:
         buildah("pull", "--quiet", name, doing=f"Pulling {name}", timeout=PULL_SECONDS)
     except ClusterError:
@@ -182,17 +182,17 @@ def pull(name: str) -> bool:
 
 
 def is_in_store(name: str) -> bool:
-    """Whether buildah has the image."""
+    """Return whether buildah's store has the image."""
     return bool(buildah("images", "--quiet", "--filter", f"reference={name}", doing="Listing images"))
 
 
 @contextmanager
 def _container(root: Path | None = None) -> Iterator[str]:
-    """A new container with nothing in it but a root file system."""
+    """Make a container with only a root file system."""
     container = buildah("from", "scratch", doing="Making an image")
     try:
         if root:
-            # From a tar file the owners of files are kept; copied from a folder, everything belongs to root.
+            # A tar file keeps the owners of files. Copied from a folder, all files would belong to root.
             with tempfile.NamedTemporaryFile(suffix=".tar", dir=cache_folder()) as file:
                 run(
                     ["tar", "--directory", root, "--create", "--file", file.name, "."],

@@ -1,6 +1,6 @@
-"""A cluster by its name: where its state lies and what is remembered about it.
+"""Name a cluster, its folders, and the record of its running processes.
 
-There is one cluster for a machine, whichever checkout asks; another name is another cluster beside it.
+All checkouts on a machine share one cluster. A different name is a second cluster beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STATES: Final = Path("/var/lib/workqueue-cluster")
 
 @dataclass(frozen=True)
 class Record:
-    """What `up` remembers of a running cluster: process 1, the port on loopback, what it was built from."""
+    """The record of a running cluster: process 1, the port on loopback, and its build."""
 
     node: Process
     port: int
@@ -31,13 +31,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Instance:
-    """One cluster of this machine."""
+    """One cluster on this machine."""
 
     name: str
 
     @classmethod
     def from_environment(cls) -> Instance:
-        """The cluster that WORKQUEUE_CLUSTER_NAME names, `workqueue` by default.
+        """Return the cluster that WORKQUEUE_CLUSTER_NAME names, `workqueue` by default.
 
         Raises:
             ClusterError: the name cannot be used in a path.
@@ -51,36 +51,36 @@ class Instance:
 
     @property
     def state(self) -> Path:
-        """The folder that goes away with the cluster."""
+        """Return the folder that `down` deletes with the cluster."""
         return STATES / self.name
 
     @property
     def lock(self) -> Path:
-        """Held by `up` and `down`."""
+        """Return the lock file that `up` and `down` hold."""
         return Path("/run") / f"workqueue-cluster-{self.name}.lock"
 
     @property
     def cgroup(self) -> str:
-        """The control group, below the root of each hierarchy, that holds the pods."""
+        """Return the control group of the pods, below the root of each hierarchy."""
         return f"workqueue-cluster-{self.name}"
 
     @property
     def configuration(self) -> Path:
-        """Certificates and configuration files, as seen from outside the cluster's mount namespace."""
+        """Return the folder of certificates and configuration files, outside the cluster's mount namespace."""
         return self.state / "var/lib/kubernetes"
 
     @property
     def logs(self) -> Path:
-        """One file for each daemon."""
+        """Return the folder with one log file for each daemon."""
         return self.state / "var/log/cluster"
 
     @property
     def kubeconfig(self) -> Path:
-        """The administrator's access over loopback; checkouts copy it."""
+        """Return the administrator's kubeconfig, which uses loopback. Checkouts copy it."""
         return self.state / "kubeconfig"
 
     def record(self) -> Record | None:
-        """What is remembered of the running cluster; None if its process 1 is gone."""
+        """Return the record of the running cluster, or None if its process 1 is gone."""
         try:
             data = json.loads(self._record_file.read_text())
             record = Record(Process(**data["node"]), data["port"], data["build"])

@@ -1,4 +1,4 @@
-"""What the user asks for: a cluster that is up, or gone, or looked at. Only here the order is known."""
+"""Start, stop and inspect a cluster. Only this module knows the order of the steps."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ POLL_SECONDS: Final = 0.2
 
 
 def up(instance: Instance) -> None:
-    """Have a cluster that is ready, and write this checkout's .cluster.
+    """Start the cluster unless it runs, and write this checkout's .cluster.
 
     Raises:
-        ClusterError: it cannot be had.
+        ClusterError: the cluster cannot start.
     """
     with _exclusive(instance):
         packages.install()
@@ -40,12 +40,12 @@ def up(instance: Instance) -> None:
         if record and _answers(instance, ANSWER_SECONDS):
             say(f"The cluster {instance.name} is already up.")
             if record.build != toolchain.build():
-                say(f"It was made by another version of this tool ({record.build}); down and up renew it.")
+                say(f"Another version of this tool made it ({record.build}). Run down, then up, to renew it.")
         else:
             if namespaces.end(instance):
-                say("Removed what was left of a cluster that had died; the new one starts empty.")
+                say("Removed the files of a cluster that had died. The new cluster starts empty.")
             _start(instance, binaries)
-        # An `up` that was interrupted may have left these to us.
+        # An interrupted `up` may have skipped the next steps.
         _wait_for_node(instance)
         for archive in archives:
             load_once(instance, archive)
@@ -54,10 +54,10 @@ def up(instance: Instance) -> None:
 
 
 def down(instance: Instance) -> None:
-    """Take the cluster and this checkout's .cluster away.
+    """Delete the cluster and this checkout's .cluster.
 
     Raises:
-        ClusterError: something would not go away.
+        ClusterError: a part of the cluster could not be removed.
     """
     with _exclusive(instance):
         existed = namespaces.end(instance)
@@ -66,14 +66,14 @@ def down(instance: Instance) -> None:
 
 
 def require_linux_root() -> None:
-    """Say early what everything here needs.
+    """Check that this is Linux and that the user is root.
 
     Raises:
-        ClusterError: this is not Linux, or we are not root.
+        ClusterError: one of them is not true.
     """
     if platform.system() != "Linux":
         raise ClusterError(
-            f"A local cluster needs Linux, and this is {platform.system()}: set CLUSTER=current to use the "
+            f"A local cluster needs Linux, and this is {platform.system()}. Set CLUSTER=current to use the "
             "cluster of your current kubectl context."
         )
     if os.geteuid() != 0:
@@ -81,10 +81,10 @@ def require_linux_root() -> None:
 
 
 def status(instance: Instance) -> bool:
-    """Print what there is; whether the cluster is up and answers."""
+    """Print the state of the cluster and return whether it is up and answers."""
     record = instance.record()
     if record is None:
-        died = "died (or an `up` is just starting it)"
+        died = "died, or an `up` is starting it"
         print(f"{instance.name}: {died if instance.state.exists() else 'down'}")
         return False
     answers = _answers(instance, 0.0)
@@ -99,7 +99,7 @@ def status(instance: Instance) -> bool:
 
 
 def load(instance: Instance, archive: Path) -> str:
-    """Bring the images of a `docker save` or OCI archive into the cluster; what was imported.
+    """Load the images of a `docker save` or OCI archive into the cluster. Return the output of the import.
 
     Raises:
         ClusterError: there is no cluster, or the archive cannot be read.
@@ -110,13 +110,13 @@ def load(instance: Instance, archive: Path) -> str:
 
 
 def load_once(instance: Instance, archive: Archive) -> None:
-    """Bring an image into the cluster, unless it has this very image under this name.
+    """Load an image into the cluster, unless the cluster has the same image under the same name.
 
     Raises:
         ClusterError: there is no cluster, or the archive cannot be read.
     """
     record = _running(instance)
-    # The second name is the one by which the kubelet knows an image: the digest of its configuration.
+    # The kubelet knows an image by the second name, the digest of its configuration.
     digests = {line.split()[0]: line.split()[2] for line in _images(record)}
     loaded, wanted = (digests.get(name) for name in (archive.name, f"sha256:{archive.image_id()}"))
     if loaded is not None and loaded == wanted:
@@ -126,7 +126,7 @@ def load_once(instance: Instance, archive: Archive) -> None:
 
 
 def inside(instance: Instance, command: Sequence[str]) -> list[str]:
-    """A command that runs `command` in the cluster's network, where pod and service addresses are reachable.
+    """Return a command that runs `command` in the cluster's network, which reaches pods and services.
 
     Raises:
         ClusterError: there is no cluster.
@@ -137,7 +137,7 @@ def inside(instance: Instance, command: Sequence[str]) -> list[str]:
 def _start(instance: Instance, binaries: Path) -> None:
     instance.state.mkdir(parents=True, mode=0o700)
     if shutil.disk_usage(instance.state).free < DISK_NEEDED:
-        raise ClusterError(f"The disk of {instance.state} is full: a cluster needs 2 GiB; free some space.")
+        raise ClusterError(f"The disk of {instance.state} is full. A cluster needs 2 GiB: free some space.")
     with namespaces.listen() as listener:
         daemons.configure(instance)
         port = listener.getsockname()[1]
@@ -158,7 +158,7 @@ def _wait_for_node(instance: Instance) -> None:
 
 
 def _images(record: Record) -> list[str]:
-    """A line for each image: name, type, digest, ..."""
+    """Return a line for each image: name, type, digest, ..."""
     return run(_ctr(record, "images", "list"), doing="Listing images").splitlines()[1:]
 
 
@@ -176,7 +176,7 @@ def _answers(instance: Instance, seconds: float) -> bool:
 
 
 def _node_is_ready(instance: Instance) -> bool:
-    """The node is Ready, and the default namespace has the account without which it takes no pod."""
+    """Return whether the node is Ready and the default namespace has the service account that pods need."""
     ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
     return _output(
         _kubectl(instance, "get", "node", daemons.NODE, "--output", ready)
@@ -190,7 +190,7 @@ def _kubectl(instance: Instance, *arguments: str) -> list[str]:
 
 
 def _output(command: Sequence[str]) -> str | None:
-    """What a command prints; None if it fails."""
+    """Return the output of a command, or None if it fails."""
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
     )
@@ -206,12 +206,12 @@ def _await(condition: Callable[[], bool], what: str, instance: Instance) -> None
     while not condition():
         if instance.record() is None:
             raise ClusterError(
-                f"The cluster died while it started: {instance.logs} says why; then run this again."
+                f"The cluster died while it started. Look for the reason in {instance.logs}, then run this again."
             )
         if time.monotonic() > deadline:
             raise ClusterError(
-                f"After {READY_SECONDS:.0f} s {what} is not ready: {instance.logs} says why. Running this "
-                "again starts a new cluster."
+                f"After {READY_SECONDS:.0f} s {what} is not ready. Look for the reason in {instance.logs}. "
+                "Running this again starts a new cluster."
             )
         time.sleep(POLL_SECONDS)
 

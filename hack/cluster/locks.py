@@ -1,4 +1,4 @@
-"""File locks: one `up` or `down` of a cluster at a time, one maker of each cached thing at a time."""
+"""Lock files: one `up` or `down` of a cluster at a time, and one build of each cached artifact at a time."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from hack.cluster.console import say
 
 @contextmanager
 def locked(file: Path, waiting: str) -> Iterator[None]:
-    """Hold the lock `file` inside the block; the file is gone afterwards.
+    """Hold the lock `file` inside the block, and delete the file afterwards.
 
     Args:
-        waiting: said once when somebody else holds it, as in "Another up or down is running; waiting."
+        waiting: printed once while another process holds the lock, as in "Another up or down is running; waiting."
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    told = False
+    is_announced = False
     while True:
         with file.open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not told:
+                if not is_announced:
                     say(waiting)
-                    told = True
+                    is_announced = True
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            # The holder before us removed the file that we waited for: whoever comes next takes a new one.
+            # The previous holder deleted the file while this process waited for it. Lock a new file.
             if not _is_still(file, handle.fileno()):
                 continue
             try:

@@ -1,4 +1,4 @@
-"""The namespaces of a cluster from outside: start its process 1, enter them, end them and what they leave."""
+"""Start process 1 of a cluster in new namespaces, enter the namespaces, and end the cluster."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHECKOUT: Final = Path(__file__).parents[2]
 PREFERRED_PORT: Final = 16443
 CPUSET_FILES: Final = ("cpuset.cpus", "cpuset.mems")
 CONTROLLERS: Final = frozenset({"cpu", "cpuset", "hugetlb", "io", "memory", "pids"})
-# Nothing else of the caller's: a proxy for the internet would come between the daemons.
+# No other variables of the caller: daemons would use its Internet proxy to reach one another.
 ENVIRONMENT: Final = {
     "LANG": "C.UTF-8",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -33,7 +33,7 @@ REMOVAL_SECONDS: Final = 10.0
 
 
 def listen() -> socket.socket:
-    """A socket on the host's loopback, on the usual port if that is free."""
+    """Return a socket on the host's loopback, on the default port if that port is free."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -48,7 +48,7 @@ def start(instance: Instance, binaries: Path, listener: socket.socket) -> Proces
     """Start process 1 of a configured cluster.
 
     Returns:
-        Process 1 as the host sees it.
+        Process 1 with its number on the host.
 
     Raises:
         ClusterError: the kernel or the surrounding container does not allow the namespaces.
@@ -73,34 +73,34 @@ def start(instance: Instance, binaries: Path, listener: socket.socket) -> Proces
         )
     assert unshare.stdout is not None
     with unshare.stdout:
-        said = unshare.stdout.readline()
-    node = Process.of(int(said)) if said else None
+        first_line = unshare.stdout.readline()
+    node = Process.of(int(first_line)) if first_line else None
     if node is None:
         lines = log.read_text(errors="replace").strip().splitlines()
         raise ClusterError(
-            "The cluster's namespaces could not be made; this needs a machine (or a container) that lets "
-            f"root mount and make network namespaces. The last line of {log}: {lines[-1] if lines else 'nothing'}"
+            "The cluster's namespaces could not be made. Use a machine or a container that lets "
+            f"root mount and make network namespaces. The last line of {log} is: {lines[-1] if lines else 'nothing'}"
         )
     return node
 
 
 def enter(node: Process, *kinds: str) -> list[str]:
-    """The beginning of a command that runs in namespaces of the cluster.
+    """Return the start of a command that runs in namespaces of the cluster.
 
     Args:
-        kinds: of `net`, `mount` and `pid`.
+        kinds: any of `net`, `mount` and `pid`.
     """
     return ["nsenter", f"--target={node.pid}", *(f"--{kind}" for kind in kinds), "--"]
 
 
 def end(instance: Instance) -> bool:
-    """End a cluster in whatever state it is: its processes, control groups and state folder.
+    """Remove the processes, control groups and state folder of a cluster in any state.
 
     Returns:
-        Whether there was anything to end.
+        Whether there was something to remove.
 
     Raises:
-        ClusterError: something would not go away.
+        ClusterError: a part of the cluster could not be removed.
     """
     found = processes.with_arguments(MODULE, instance.name)
     groups = list(_cgroups(instance.cgroup))
@@ -109,7 +109,7 @@ def end(instance: Instance) -> bool:
     if not processes.kill(found):
         numbers = ", ".join(str(process.pid) for process in found)
         raise ClusterError(
-            f"The processes {numbers} of the cluster do not die: look at them with ps, then run this again."
+            f"The processes {numbers} of the cluster do not die. Look at them with ps, then run this again."
         )
     for group in groups:
         _remove_cgroup(group)
@@ -126,7 +126,7 @@ def _remove_folder(state: Path) -> None:
 
 
 def _hierarchies() -> Iterator[tuple[Path, str]]:
-    """Mount point and type of each control group hierarchy."""
+    """Yield the mount point and type of each control group hierarchy."""
     for mount in mounts():
         if mount.kind in {"cgroup", "cgroup2"}:
             yield mount.point, mount.kind
@@ -139,14 +139,14 @@ def _cgroups(name: str) -> Iterator[Path]:
 
 
 def _make_cgroups(name: str) -> None:
-    """Make the group that holds the pods; the kubelet insists that it is there, in every hierarchy."""
+    """Make the group of the pods in every hierarchy. The kubelet refuses to start without it."""
     for point, kind in _hierarchies():
         if kind == "cgroup2":
             _delegate(point)
         group = point / name
         group.mkdir(exist_ok=True)
         for file in CPUSET_FILES:
-            # In version 1 a new group has no processor and no memory until it is given some.
+            # In cgroup version 1, a new cpuset has no processors and no memory nodes until they are set.
             if kind == "cgroup" and (group / file).exists():
                 (group / file).write_text((point / file).read_text())
 
@@ -158,7 +158,7 @@ def _delegate(point: Path) -> None:
         try:
             (point / "cgroup.subtree_control").write_text(f"+{controller}")
         except OSError as error:
-            say(f"The control group controller {controller} cannot be used here: {error.strerror}.")
+            say(f"The control group controller {controller} is not available: {error.strerror}.")
 
 
 def _remove_cgroup(group: Path) -> None:
@@ -169,10 +169,10 @@ def _remove_cgroup(group: Path) -> None:
             for folder in folders:
                 folder.rmdir()
         except OSError as error:
-            # The kernel takes a moment to let go of the last process.
+            # The kernel needs a moment to remove the last process from the group.
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"The control group {group} is still in use ({error.strerror}): end the processes that "
+                    f"The control group {group} is still in use ({error.strerror}). End the processes that "
                     "are in it, then run this again."
                 ) from error
             time.sleep(0.1)

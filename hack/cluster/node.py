@@ -1,10 +1,10 @@
-"""Process 1 of the cluster: prepares its namespaces, starts its daemons, and starts again what ends.
+"""Process 1 of the cluster: prepare the namespaces, start the daemons, and restart a daemon that ends.
 
 Started by `namespaces.start` as `unshare ... python -m hack.cluster.node NAME STATE BINARIES LISTENER`, in
-new network, mount, process, IPC and host name namespaces; LISTENER is the number of an inherited socket that
-listens on the host's loopback (a socket stays in the network namespace it was made in). When this process is
-killed, the kernel kills everything else. It says its process number, the one that the host sees, on its
-standard output once the namespaces are ready.
+new network, mount, process, IPC and host name namespaces. LISTENER is the file descriptor of an inherited
+socket that listens on the host's loopback. A socket stays in the network namespace in which it was made. When
+this process is killed, the kernel kills all other processes of the cluster. Once the namespaces are ready, this
+process prints its process number on the host to standard output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hack.cluster.daemons import ADDRESS, BRIDGE_SETTINGS, NODE
 RESTART_SECONDS: Final = 0.5
 FORWARDED: Final = 3
 ENTERED_FOLDERS: Final = ("run", "tmp", "var")
-# What the kubelet insists on and would set on the whole machine: it finds these values in files of its own.
+# The kubelet requires these values and would set them on the whole machine. It finds them in private files instead.
 KERNEL_SETTINGS: Final = {
     "vm/overcommit_memory": "1",
     "vm/panic_on_oom": "0",
@@ -34,10 +34,10 @@ KERNEL_SETTINGS: Final = {
 
 
 def main() -> None:
-    """Prepare, say so, and look after the daemons for good."""
+    """Prepare the namespaces, print the process number, and supervise the daemons."""
     _, state, binaries, listener = sys.argv[1:]
     os.chdir("/")
-    # /proc is still the host's: this is our number out there.
+    # /proc is still the host's, so this is the process number on the host.
     number = Path("/proc/self").readlink()
     commands: dict[str, list[str]] = json.loads((Path(state) / "daemons.json").read_text())
     prepare_mounts(Path(state), Path(binaries))
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def prepare_mounts(state: Path, binaries: Path) -> None:
-    """Give the namespace a /proc, /var, /run and /tmp of its own, so that the host's stay as they are."""
+    """Mount a private /proc, /var, /run and /tmp, so that those of the host stay unchanged."""
     _call("mount", "--make-rshared", "/")
     _call("mount", "-t", "proc", "proc", "/proc")
     for name in ENTERED_FOLDERS:
@@ -62,13 +62,13 @@ def prepare_mounts(state: Path, binaries: Path) -> None:
         file = state / "run" / setting.replace("/", ".")
         file.write_text(value)
         _call("mount", "--bind", str(file), f"/proc/sys/{setting}")
-    # /var comes last, because the state folder itself lies under it.
+    # /var comes last, because the state folder is below it.
     for name in ENTERED_FOLDERS:
         _call("mount", "--rbind", str(state / name), f"/{name}")
 
 
 def prepare_network() -> None:
-    """The node's address on a bridge, and what bridged pod traffic needs to pass kube-proxy's rules."""
+    """Set the node's address on a bridge, and make bridged pod traffic pass kube-proxy's rules."""
     _call("hostname", NODE)
     _call("ip", "link", "set", "lo", "up")
     _call("ip", "link", "add", NODE, "type", "bridge")
@@ -81,7 +81,7 @@ def prepare_network() -> None:
 
 
 def supervise(commands: dict[str, list[str]], listener: int) -> None:
-    """Start the daemons, bury every orphan of the namespace, and start a daemon again when it ends."""
+    """Start the daemons, reap every orphan of the namespace, and restart a daemon that ends."""
     os.set_inheritable(listener, False)
     running = {start(name, command, listener): name for name, command in commands.items()}
     while True:
@@ -93,9 +93,9 @@ def supervise(commands: dict[str, list[str]], listener: int) -> None:
 
 
 def start(name: str, command: list[str], listener: int) -> int:
-    """Start a daemon that writes to its own log file; its process number.
+    """Start a daemon that writes to its own log file, and return its process number.
 
-    Not by `subprocess`, which would wait for its children itself.
+    `subprocess` is not used because it would wait for its children itself.
     """
     log = os.open(f"/var/log/cluster/{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Debian packages: what the machine has is used, what it lacks is installed."""
+"""Install the Debian packages that the machine lacks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CNI_PACKAGE: Final = "containernetworking-plugins"
 
 
 def missing() -> list[str]:
-    """The packages of which the machine lacks a program."""
+    """Return the packages with a program that is not on PATH."""
     packages = {package for program, package in PROGRAMS.items() if shutil.which(program) is None}
     if not any((folder / "bridge").exists() for folder in CNI_PLUGINS):
         packages.add(CNI_PACKAGE)
@@ -37,10 +37,10 @@ def missing() -> list[str]:
 
 
 def install() -> None:
-    """Install what is missing; the package lists are renewed only when they do not know a package.
+    """Install the missing packages. The package lists are updated only if they do not know a package.
 
     Raises:
-        ClusterError: there is no apt-get, or it failed.
+        ClusterError: apt-get is missing or failed.
     """
     packages = missing()
     if not packages:
@@ -48,7 +48,7 @@ def install() -> None:
     names = " ".join(packages)
     if shutil.which("apt-get") is None:
         raise ClusterError(
-            f"Programs are missing and there is no apt-get: install what Debian has in {names}."
+            f"Programs are missing and there is no apt-get. Install the programs of the Debian packages {names}."
         )
     with step(f"installing the Debian packages {names}", "about 1 minute, once"):
         try:

@@ -1,4 +1,4 @@
-"""The certificates of a cluster, made anew for each one: they live no longer than it does."""
+"""Make the certificates of a cluster. Each cluster gets new ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUBJECTS: Final = {
 
 
 class Authority:
-    """A certificate authority in a folder: `NAME.crt` and `NAME.key`, and what it signs beside them."""
+    """A certificate authority in a folder: `NAME.crt`, `NAME.key`, and the certificates that it signs."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
@@ -36,10 +36,10 @@ class Authority:
         )
 
     def sign(self, name: str, subject: str, alternative_names: str = "") -> None:
-        """Make `name`.key and a certificate for it that serves both sides of a TLS connection.
+        """Make `name`.key and a certificate for it that is valid for both sides of a TLS connection.
 
         Args:
-            subject: as openssl writes it; O is the group and CN the user that Kubernetes sees.
+            subject: in the notation of openssl. Kubernetes takes O as the group and CN as the user.
             alternative_names: as in "DNS:localhost,IP:127.0.0.1".
         """
         request = self._folder / f"{name}.csr"
@@ -68,11 +68,11 @@ class Authority:
 
 
 def make(folder: Path, *, node: str, address: str, service_address: str) -> None:
-    """Everything that the daemons need, in `folder`.
+    """Make all keys and certificates of the daemons in `folder`.
 
     Args:
         node: the name of the only node.
-        address: its IP address, where the API server and the kubelet listen.
+        address: the IP address on which the API server and the kubelet listen.
         service_address: the IP address of the service `kubernetes.default`.
     """
     folder.mkdir(parents=True, mode=0o700)
@@ -91,7 +91,7 @@ def make(folder: Path, *, node: str, address: str, service_address: str) -> None
             ]
         ),
     )
-    # Aggregated API servers know the API server by this authority, which signs nothing else.
+    # Aggregated API servers identify the API server by this authority, which signs nothing else.
     Authority(folder, "front-proxy-ca").sign("front-proxy-client", "/CN=front-proxy-client")
     run(["openssl", "genrsa", "-out", folder / "service-accounts.key", "2048"], doing=DOING)
     run(
@@ -104,7 +104,7 @@ def make(folder: Path, *, node: str, address: str, service_address: str) -> None
 
 
 def kubeconfig(folder: Path, user: str, server: str, context: str) -> str:
-    """A kubeconfig for one of the users of `SUBJECTS` (or `kubelet`), with everything inside it."""
+    """Return a self-contained kubeconfig for one of the users of `SUBJECTS` or for `kubelet`."""
 
     def encoded(file: str) -> str:
         return base64.b64encode((folder / file).read_bytes()).decode()

@@ -1,4 +1,4 @@
-"""Processes of this machine, told apart from later ones that got the same number."""
+"""Identify processes of this machine, even if a later process gets the same number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEATH_SECONDS: Final = 20.0
 
 @dataclass(frozen=True)
 class Process:
-    """A process: its number, the clock tick at which it started, and the boot in which it did."""
+    """A process: its number, the clock tick at which it started, and the boot in which it started."""
 
     pid: int
     started: int
@@ -24,24 +24,24 @@ class Process:
 
     @classmethod
     def of(cls, pid: int) -> Process | None:
-        """The process that has this number now; None if there is none, or only its remains."""
+        """Return the process that has this number now, or None if it has ended, even if it was not reaped."""
         try:
             stat = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             return None
-        # The program's name stands in brackets and may itself hold spaces and brackets.
+        # The program's name is in brackets and may itself contain spaces and brackets.
         state, *fields = stat.rpartition(")")[2].split()
         if state in "ZX":
             return None
         return cls(pid, int(fields[18]), (PROC / "sys/kernel/random/boot_id").read_text().strip())
 
     def is_alive(self) -> bool:
-        """Whether it still runs."""
+        """Return whether the process still runs."""
         return Process.of(self.pid) == self
 
 
 def with_arguments(*arguments: str) -> list[Process]:
-    """The processes whose command line has these arguments one after the other."""
+    """Return the processes whose command line contains these arguments in a row."""
     wanted = "\0".join(("", *arguments, "")).encode()
     found = []
     for entry in PROC.iterdir():
@@ -57,7 +57,7 @@ def with_arguments(*arguments: str) -> list[Process]:
 
 
 def children(pid: int) -> list[int]:
-    """The numbers of a process's children."""
+    """Return the numbers of a process's children."""
     try:
         return [int(child) for child in (PROC / f"{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
@@ -65,7 +65,7 @@ def children(pid: int) -> list[int]:
 
 
 def program(pid: int) -> str:
-    """The name of the program that a process runs; empty if it is gone."""
+    """Return the name of the program of a process, or an empty string if the process is gone."""
     try:
         return Path((PROC / f"{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")).name
     except (FileNotFoundError, ProcessLookupError):
@@ -73,7 +73,7 @@ def program(pid: int) -> str:
 
 
 def kill(processes: Iterable[Process]) -> bool:
-    """Kill processes with SIGKILL and wait until they are gone; False if one is still there after 20 s."""
+    """Kill processes with SIGKILL and return whether all are gone within 20 s."""
     remaining = list(processes)
     for process in remaining:
         if process.is_alive():

@@ -1,7 +1,7 @@
-"""Prometheus and promtool: those on PATH, else Debian's, unpacked once into the user's cache folder.
+"""Find Prometheus and promtool: on PATH, or from Debian, unpacked once into the user's cache folder.
 
-Place in the flow: the tests of the alerts run promtool, those of the dashboard a Prometheus. The package is not
-installed, since it would start a service.
+The tests of the alerts run promtool, and the tests of the dashboard run Prometheus. The package is not installed,
+because it would start a service.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ PACKAGE: Final = "prometheus"
 
 
 def prometheus() -> Path:
-    """The Prometheus server.
+    """Return the path of the Prometheus server.
 
     Raises:
-        ClusterError: it is not on PATH, and apt-get is missing or failed.
+        ClusterError: Prometheus is not on PATH, and apt-get is missing or failed.
     """
     return _program("prometheus")
 
 
 def promtool() -> Path:
-    """The tool that checks and tests rules.
+    """Return the path of the tool that checks and tests rules.
 
     Raises:
         ClusterError: as for `prometheus`.
@@ -45,12 +45,12 @@ def _program(name: str) -> Path:
 
 
 def _unpacked() -> Path:
-    """The folder with the files of the package."""
+    """Return the folder with the files of the package."""
     folder = cache_folder() / "debian" / PACKAGE
     if folder.is_dir():
         return folder
     if shutil.which("apt-get") is None:
-        raise ClusterError("Prometheus is not on PATH and there is no apt-get: install Prometheus.")
+        raise ClusterError("Prometheus is not on PATH and there is no apt-get. Install Prometheus.")
     with locked(folder.with_name(f".{PACKAGE}.lock"), "Another process unpacks Prometheus; waiting for it."):
         if not folder.is_dir():
             unfinished = folder.with_name(f".{PACKAGE}.unfinished")
@@ -68,7 +68,7 @@ def _unpack(folder: Path) -> None:
     try:
         run(download, doing=doing, folder=folder)
     except ClusterError:
-        run(["apt-get", "--quiet", "update"], doing="Renewing the lists of packages")
+        run(["apt-get", "--quiet", "update"], doing="Updating the package lists")
         run(download, doing=doing, folder=folder)
     (archive,) = folder.glob("*.deb")
     run(["dpkg-deb", "--extract", archive, folder], doing="Unpacking Prometheus")

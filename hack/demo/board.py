@@ -1,6 +1,6 @@
-"""What the user sees: a line for each step, and while messages are handled a table that grows as things change.
+"""Print a line for each step, and a table that gets a row for each change while workers handle messages.
 
-Where there is no terminal, the rows of the table are plain lines: one on a change, at most one a second.
+Without a terminal, the rows of the table are plain lines: one for each change, at most one per second.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ BUSY, READY, STARTING = "■", "□", "·"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One look at everything.
+    """One row of the table.
 
     Attributes:
-        waiting: messages in the queue; None while that is not known.
-        done: documents of which the result is there.
+        waiting: messages in the queue, or None while the count is unknown.
+        done: documents with a result.
     """
 
     waiting: int | None
@@ -41,7 +41,7 @@ class Row:
 
 
 class Step:
-    """A step that is under way. `title` may be changed until it ends."""
+    """A running step. `title` may change until it ends."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -55,14 +55,14 @@ class Screen:
         if not self.console.is_terminal:
             self.console.width = PLAIN_WIDTH
 
-    def say(self, text: str = "", style: str = "", *, as_it_is: bool = False) -> None:
-        """One line; on a narrow terminal it is broken between words, unless it is to be copied as it is."""
+    def say(self, text: str = "", style: str = "", *, verbatim: bool = False) -> None:
+        """Print one line. A narrow terminal wraps it between words, unless it is `verbatim`, for copying."""
         self.console.print(
-            text, style=style, markup=False, soft_wrap=as_it_is or not self.console.is_terminal
+            text, style=style, markup=False, soft_wrap=verbatim or not self.console.is_terminal
         )
 
     def figures(self, rows: Iterable[tuple[str, str, str]]) -> None:
-        """Name, value and remark of each figure."""
+        """Print the name, value and remark of each figure."""
         table = Table(box=None, padding=(0, 2), show_header=False)
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True, justify="right", style="bold")
@@ -73,7 +73,7 @@ class Screen:
 
     @contextmanager
     def step(self, title: str) -> Iterator[Step]:
-        """Show that something is under way, and at the end how long it took."""
+        """Show a running step, and its duration at the end."""
         step, started = Step(title), time.monotonic()
         try:
             if self.console.is_terminal:
@@ -88,10 +88,10 @@ class Screen:
 
 
 class Board:
-    """The live table, for as long as the context lasts.
+    """The live table, inside a `with` block.
 
     Args:
-        total: how many documents there are.
+        total: the number of documents.
     """
 
     def __init__(self, screen: Screen, total: int) -> None:
@@ -121,7 +121,7 @@ class Board:
             self._live.stop()
 
     def show(self, row: Row) -> None:
-        """Show the present; it stays as a row when something changed and a second has passed."""
+        """Show the current row. It stays in the table if it differs from the last row and 1 s has passed."""
         now = time.monotonic()
         self._shown = row
         if not self._rows or now - self._written >= SECONDS_BETWEEN_ROWS:
@@ -140,7 +140,7 @@ class Board:
             self._screen.say(self._line(*self._rows[-1]))
 
     def _is_last(self, row: Row) -> bool:
-        """Whether it would look like the last row that was kept."""
+        """Return whether the row would look like the last row that was kept."""
         return bool(self._rows) and self._line(0, self._rows[-1][1]) == self._line(0, row)
 
     def _line(self, elapsed: float, row: Row) -> str:
@@ -173,12 +173,12 @@ class Board:
 
 
 def bar(count: int, total: int, width: int = BAR) -> str:
-    """A bar of at most `width` characters; one for any count but 0."""
+    """Return a bar of at most `width` characters, and of at least one unless the count is 0."""
     return "█" * min(width, -(-count * width // total))
 
 
 def picture(workers: Workers) -> str:
-    """One sign for each replica: at work, Ready, or starting (or, at the end, stopping)."""
+    """Return one sign for each replica: busy, Ready, or starting (at the end: stopping)."""
     busy = min(workers.busy, workers.ready)
     starting = max(workers.desired, workers.existing) - workers.ready
     return BUSY * busy + READY * (workers.ready - busy) + STARTING * max(starting, 0)

@@ -1,6 +1,6 @@
-"""The demo's own look into RabbitMQ: takes the results, sees how many messages wait, empties queues.
+"""Consume the results, count the waiting messages, and purge queues.
 
-The one place of the demo that knows pika. Publishing is done with the project's own publisher.
+Only this module of the demo imports pika. The demo publishes with the project's own publisher.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from hack.demo.errors import DemoError
 from workqueue.contract.binding import Binding
 
-LOOK_SECONDS: Final = 0.2
-AGAIN_SECONDS: Final = 0.3
+POLL_SECONDS: Final = 0.2
+RECONNECT_SECONDS: Final = 0.3
 PREFETCH: Final = 100
 NOT_FOUND: Final = 404
 CLOSE_SECONDS: Final = 5.0
 
 
 def empty(binding: Binding, queues: Iterable[str]) -> int:
-    """Remove every waiting message from those of the queues that exist; how many there were.
+    """Purge the queues that exist, and return the number of purged messages.
 
     Raises:
-        DemoError: RabbitMQ cannot be reached or refused.
+        DemoError: RabbitMQ is not reachable or refused.
     """
     removed = 0
     try:
@@ -42,36 +42,36 @@ def empty(binding: Binding, queues: Iterable[str]) -> int:
                     if error.reply_code != NOT_FOUND:
                         raise
     except AMQPError as error:
-        raise DemoError(f"RabbitMQ's queues could not be emptied: {error!r}.") from error
+        raise DemoError(f"RabbitMQ's queues could not be purged: {error!r}.") from error
     return removed
 
 
 class Inbox:
-    """Takes the results as they come, and looks at queues, in a thread, until the context ends.
+    """Consumes the results and polls queues in a thread, inside a `with` block.
 
     Args:
-        binding: where RabbitMQ is; asked at each attempt to connect.
+        binding: returns the address of RabbitMQ. It is called for each attempt to connect.
         results: the queue of the results.
-        looked_at: queues whose waiting messages are counted.
-        on_result: called in the thread with message id, correlation id and body; twice for one message where
-            a connection was lost.
+        polled: queues whose waiting messages are counted.
+        on_result: called in the thread with message id, correlation id and body. After a lost connection it may be
+            called twice for one message.
     """
 
     def __init__(
         self,
         binding: Callable[[], Binding],
         results: str,
-        looked_at: Iterable[str],
+        polled: Iterable[str],
         on_result: Callable[[str, str | None, bytes], None],
     ) -> None:
         self._binding = binding
         self._results = results
-        self._looked_at = tuple(looked_at)
+        self._polled = tuple(polled)
         self._on_result = on_result
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
-        self.waiting: dict[str, int | None] = dict.fromkeys(self._looked_at)
-        """By queue, the messages that wait; None while that is not known."""
+        self.waiting: dict[str, int | None] = dict.fromkeys(self._polled)
+        """The number of waiting messages of each queue, or None while it is unknown."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -89,17 +89,17 @@ class Inbox:
                 with _connected(self._binding()) as connection:
                     self._serve(connection)
             except (AMQPError, OSError):
-                # The port-forward comes back by itself; results that are not acknowledged come again.
-                self.waiting = dict.fromkeys(self._looked_at)
-                self._ended.wait(AGAIN_SECONDS)
+                # The port-forward restarts on its own, and RabbitMQ redelivers unacknowledged results.
+                self.waiting = dict.fromkeys(self._polled)
+                self._ended.wait(RECONNECT_SECONDS)
 
     def _serve(self, connection: Any) -> None:
-        incoming, looking = connection.channel(), connection.channel()
+        incoming, polling = connection.channel(), connection.channel()
         incoming.basic_qos(prefetch_count=PREFETCH)
         incoming.basic_consume(self._results, self._take)
         while not self._ended.is_set():
-            self._look(looking)
-            until = time.monotonic() + LOOK_SECONDS
+            self._poll(polling)
+            until = time.monotonic() + POLL_SECONDS
             while (left := until - time.monotonic()) > 0:
                 connection.process_data_events(time_limit=left)
 
@@ -107,10 +107,9 @@ class Inbox:
         self._on_result(properties.message_id, properties.correlation_id, body)
         channel.basic_ack(method.delivery_tag)
 
-    def _look(self, channel: Any) -> None:
+    def _poll(self, channel: Any) -> None:
         self.waiting = {
-            queue: channel.queue_declare(queue, passive=True).method.message_count
-            for queue in self._looked_at
+            queue: channel.queue_declare(queue, passive=True).method.message_count for queue in self._polled
         }
 
 

@@ -1,4 +1,4 @@
-"""The documents that are sent: texts that every Debian system has, licences and package documentation."""
+"""Find the documents to send: licences and package documentation, which every Debian system has."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ MOST_BYTES: Final = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text and where it is from."""
+    """A text and its origin."""
 
     path: Path
     body: bytes
 
 
 def find(most: int, folders: Iterable[Path] = FOLDERS) -> list[Document]:
-    """At most so many documents, in the order of folders and names.
+    """Return at most `most` documents, ordered by folder and name.
 
     Raises:
-        DemoError: there is none.
+        DemoError: the folders hold no text.
     """
     found: list[Document] = []
     for path in _files(folders):
@@ -41,7 +41,7 @@ def find(most: int, folders: Iterable[Path] = FOLDERS) -> list[Document]:
 
 
 def _files(folders: Iterable[Path]) -> Iterator[Path]:
-    """Files that are not links and not too large."""
+    """Yield the files that are neither links nor too large."""
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and not path.is_symlink() and path.stat().st_size <= MOST_BYTES:

@@ -1,5 +1,5 @@
-"""The one error of the demo."""
+"""The error of hack.demo."""
 
 
 class DemoError(Exception):
-    """Something is not as promised, or cannot be had. Says what, and what to do about it."""
+    """A check failed, or a requirement is missing. The message says what is wrong and what to do."""

@@ -1,6 +1,6 @@
-"""kubectl commands that go on, such as `get --watch` and `port-forward`: their lines, as they come.
+"""Follow the output of kubectl commands that keep running, such as `get --watch` and `port-forward`.
 
-kubectl knows how to sign in to any cluster that a kubeconfig names; it is started again when it ends.
+kubectl can sign in to any cluster of a kubeconfig. It is restarted when it ends.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ LINES_KEPT: Final = 3
 
 
 class Following:
-    """Runs one command for as long as the context lasts.
+    """Runs one command inside a `with` block.
 
     Args:
-        on_line: called with each line, in a thread.
+        on_line: called in a thread with each line.
     """
 
     def __init__(self, command: Sequence[str | Path], on_line: Callable[[str], None]) -> None:
@@ -31,8 +31,8 @@ class Following:
         self._process: subprocess.Popen[str] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kubectl", daemon=True)
-        self.said: list[str] = []
-        """The last lines, for an error."""
+        self.last_lines: list[str] = []
+        """The last lines of output, for an error message."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -49,7 +49,7 @@ class Following:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            # In a session of its own: an interrupt at the terminal is for us, who still need it then.
+            # A separate session: an interrupt at the terminal must not end the command before the demo ends it.
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -58,11 +58,13 @@ class Following:
                 text=True,
                 start_new_session=True,
             )
-            if self._ended.is_set():  # meanwhile: whoever set it may not have seen this process
+            if (
+                self._ended.is_set()
+            ):  # set while the process started: `__exit__` may not have seen the process
                 self._process.terminate()
             with self._process as process:
                 assert process.stdout is not None
                 for line in process.stdout:
-                    self.said = [*self.said, line.strip()][-LINES_KEPT:]
+                    self.last_lines = [*self.last_lines, line.strip()][-LINES_KEPT:]
                     self._on_line(line)
             self._ended.wait(PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""RabbitMQ's port on this machine, through `kubectl port-forward`."""
+"""Forward RabbitMQ's port to this machine with `kubectl port-forward`."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ START_SECONDS: Final = 20.0
 def forwarded(
     kubectl: Sequence[str | Path], target: str, binding: Binding
 ) -> Iterator[Callable[[], Binding]]:
-    """Forward a free local port for as long as the context lasts.
+    """Forward a free local port inside a `with` block.
 
     Args:
         kubectl: the command, up to and including the namespace.
         target: such as `service/rabbitmq`.
-        binding: how RabbitMQ is reached within the cluster.
+        binding: the address of RabbitMQ within the cluster.
 
     Returns:
-        A function that says how RabbitMQ is reached from this machine at that moment.
+        A function that returns the current address of RabbitMQ on this machine.
 
     Raises:
-        DemoError: no port was forwarded in time.
+        DemoError: no port was forwarded within the time limit.
     """
     ports: list[int] = []
     is_open = threading.Event()
@@ -49,6 +49,6 @@ def forwarded(
     command = [*kubectl, "port-forward", f"--address={HOST}", target, f":{binding.addresses[0][1]}"]
     with Following(command, on_line) as following:
         if not is_open.wait(START_SECONDS):
-            said = "; ".join(following.said) or "kubectl said nothing"
-            raise DemoError(f"RabbitMQ's port was not forwarded to this machine: {said}.")
+            output = "; ".join(following.last_lines) or "kubectl printed nothing"
+            raise DemoError(f"RabbitMQ's port was not forwarded to this machine: {output}.")
         yield here

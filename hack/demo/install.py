@@ -1,4 +1,4 @@
-"""RabbitMQ, the operator and the WorkQueue, brought into the cluster with kubectl and helm as a user does it."""
+"""Install RabbitMQ, the operator and the WorkQueue with kubectl and helm, as a user does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMESPACE: Final = "workqueue-demo"
 RABBITMQ_NAMESPACE: Final = "workqueue-demo-rabbitmq"
 RELEASE: Final = "workqueue-operator"
 RESOURCE: Final = f"{names.PLURAL}.{names.GROUP}"
-"""The whole name: another definition in the cluster may have the same short one."""
+"""The full name, because another definition in the cluster may have the same short name."""
 
 CHART: Final = CHECKOUT / "charts/workqueue-operator"
 RABBITMQ: Final = CHECKOUT / "examples/rabbitmq.yaml"
@@ -47,10 +47,10 @@ _CONDITIONS: Final = '{range .status.conditions[?(@.status!="True")]}{.type}: {.
 
 
 class Cluster:
-    """The cluster that this checkout has access to.
+    """The cluster to which this checkout has access.
 
     Raises:
-        DemoError: it has access to none.
+        DemoError: the checkout has access to no cluster.
     """
 
     def __init__(self) -> None:
@@ -58,28 +58,28 @@ class Cluster:
         self.kubeconfig: Final = folder / "kubeconfig"
         self.programs: Final = folder / "bin"
         if not self.kubeconfig.exists():
-            raise DemoError("There is no cluster yet: `make demo` starts one, and so does `make cluster`.")
+            raise DemoError("There is no cluster yet. Start one with `make demo` or `make cluster`.")
 
     def kubectl(self, namespace: str = NAMESPACE) -> list[str | Path]:
-        """The beginning of a kubectl command."""
+        """Return the start of a kubectl command."""
         return [self.programs / "kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={namespace}"]
 
     def run(self, *arguments: str | Path, doing: str, namespace: str = NAMESPACE) -> str:
-        """What kubectl prints.
+        """Run kubectl and return its output.
 
         Raises:
-            ClusterError: it failed.
+            ClusterError: kubectl failed.
         """
         return run([*self.kubectl(namespace), *arguments], doing=doing)
 
     def apply(self, *objects: Object, doing: str, namespace: str = NAMESPACE) -> None:
-        """kubectl apply.
+        """Apply objects with kubectl.
 
         Raises:
-            ClusterError: it failed.
+            ClusterError: kubectl failed.
         """
         bundle = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
-        # In a file that has no name: what is applied may be a Secret.
+        # A file without a name, because an object may be a Secret.
         with tempfile.TemporaryFile() as file:
             file.write(json.dumps(bundle).encode())
             file.seek(0)
@@ -87,7 +87,7 @@ class Cluster:
 
 
 def namespaces(cluster: Cluster) -> None:
-    """Make the three namespaces, in which nothing may run that is not restricted."""
+    """Make the three namespaces. They enforce the Pod Security Standard `restricted`."""
     made = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": POD_SECURITY}}
         for name in (OPERATOR_NAMESPACE, NAMESPACE, RABBITMQ_NAMESPACE)
@@ -96,7 +96,7 @@ def namespaces(cluster: Cluster) -> None:
 
 
 def rabbitmq(cluster: Cluster) -> Binding:
-    """Apply RabbitMQ, with a user whose password is made up the first time; how it is reached in the cluster."""
+    """Apply RabbitMQ with the user of an earlier run or a new one. Return its address in the cluster."""
     keys = {
         "type": "rabbitmq",
         "host": f"rabbitmq.{RABBITMQ_NAMESPACE}.svc",
@@ -114,7 +114,7 @@ def wait_for_rabbitmq(cluster: Cluster) -> None:
     """Wait until RabbitMQ is Ready.
 
     Raises:
-        ClusterError: it is not, in three minutes.
+        ClusterError: it is not Ready after 3 minutes.
     """
     cluster.run(
         *("rollout", "status", "deployment/rabbitmq", WAIT),
@@ -124,7 +124,7 @@ def wait_for_rabbitmq(cluster: Cluster) -> None:
 
 
 def operator(cluster: Cluster, image: str) -> None:
-    """helm upgrade --install, and wait until the operator is Ready."""
+    """Install or upgrade the operator with helm, and wait until it is Ready."""
     repository, _, tag = image.rpartition(":")
     run(
         [
@@ -132,7 +132,7 @@ def operator(cluster: Cluster, image: str) -> None:
             *(f"--namespace={OPERATOR_NAMESPACE}", "--create-namespace"),
             *("--set-string", f"image.repository={repository}", "--set-string", f"image.tag={tag}"),
             *("--set-string", f"podAnnotations.{ANNOTATION_SOURCES}={sources()}"),
-            # A CustomResourceDefinition that kubectl applied before becomes helm's.
+            # helm takes over a CustomResourceDefinition that kubectl applied before.
             *("--take-ownership", "--force-conflicts"),
             *("--wait", WAIT, f"--kubeconfig={cluster.kubeconfig}"),
         ],
@@ -141,10 +141,10 @@ def operator(cluster: Cluster, image: str) -> None:
 
 
 def workqueue(cluster: Cluster, image: str) -> WorkQueueSpec:
-    """Apply the example with this image, and wait until its WorkQueue is Ready; its spec.
+    """Apply the example with this image, wait until its WorkQueue is Ready, and return its spec.
 
     Raises:
-        DemoError: it does not become Ready; the text is what it says of itself.
+        DemoError: it does not become Ready. The message contains its conditions.
     """
     doing = "Applying the WorkQueue"
     objects = list(yaml.safe_load_all(cluster.run("kustomize", EXAMPLE, doing=doing)))
@@ -152,25 +152,29 @@ def workqueue(cluster: Cluster, image: str) -> WorkQueueSpec:
     made["spec"]["worker"]["image"] = image
     made["spec"]["worker"]["podAnnotations"] = {ANNOTATION_SOURCES: sources()}
     cluster.apply(*objects, doing=doing)
-    # What somebody tried after an earlier run (kubectl scale) is no part of what is applied, and would stay.
+    # The manifest does not set these fields, so `apply` would keep a pin or a suspend from an earlier run.
     cluster.run("patch", f"{RESOURCE}/{WORKQUEUE}", "--type=merge", f"--patch={_AS_APPLIED}", doing=doing)
     try:
         cluster.run("wait", "--for=condition=Ready", f"{RESOURCE}/{WORKQUEUE}", WAIT, doing=doing)
     except ClusterError as error:
-        said = cluster.run("get", RESOURCE, WORKQUEUE, f"--output=jsonpath={_CONDITIONS}", doing=doing)
-        raise DemoError(f"The WorkQueue does not become Ready: {said or 'it says nothing'}") from error
+        conditions = cluster.run("get", RESOURCE, WORKQUEUE, f"--output=jsonpath={_CONDITIONS}", doing=doing)
+        raise DemoError(
+            f"The WorkQueue does not become Ready: {conditions or 'it has no conditions'}"
+        ) from error
     return WorkQueueSpec.model_validate(made["spec"])
 
 
 def sources() -> str:
-    """What the image is made from. As an annotation it makes Kubernetes start new pods of an image whose name
-    is the same as before."""
+    """Return a digest of the image's sources.
+
+    As a pod annotation, it makes Kubernetes replace the pods when the image changes but its name does not.
+    """
     with tempfile.TemporaryDirectory() as folder:
         return copy_sources(Path(folder))
 
 
 def _user(cluster: Cluster) -> dict[str, str]:
-    """The user of an earlier run, which RabbitMQ knows, or a new one."""
+    """Return the user of an earlier run, which RabbitMQ knows, or make a new one."""
     doing = "Making RabbitMQ's user"
     where = {"doing": doing, "namespace": RABBITMQ_NAMESPACE}
     found = cluster.run("get", "secret", USER_SECRET, "--ignore-not-found", "--output=json", **where)

@@ -1,6 +1,6 @@
-"""What ought to come back, and what did. Every document must come back exactly once, with the right counts.
+"""Compare results with the expected ones. Each document needs exactly one result, with the right counts.
 
-Filled by the thread that takes the results, read by the others.
+The thread that consumes the results writes the ledger, and other threads read it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Ledger:
     """The results of one run.
 
     Args:
-        expected: by the id of its message, what each document's result must be.
-        names: by the id of its message, what to call a document.
+        expected: the right result of each document, by the id of its message.
+        names: the name of each document, by the id of its message.
     """
 
     def __init__(self, expected: Mapping[str, Result], names: Mapping[str, str]) -> None:
@@ -30,32 +30,32 @@ class Ledger:
         self._repeated: list[str] = []
         self._taken: set[str] = set()
         self.seen_at: dict[str, float] = {}
-        """By message id, when the first result came, on the clock of `time.monotonic()`."""
-        self.strangers = 0
-        """Results of another run, such as one that was interrupted."""
+        """When the first result of a message came, by message id, on the clock of `time.monotonic()`."""
+        self.foreign = 0
+        """The number of results from another run, such as an interrupted one."""
 
     @property
     def total(self) -> int:
-        """How many results there must be."""
+        """Return the number of expected results."""
         return len(self._expected)
 
     @property
     def done(self) -> int:
-        """How many documents have a result."""
+        """Return the number of documents with a result."""
         return len(self.seen_at)
 
     def record(self, result_id: str, message_id: str | None, body: bytes) -> None:
-        """Write down one result.
+        """Record one result.
 
         Args:
-            result_id: the id of the result's own message: after a lost connection RabbitMQ hands it out again.
+            result_id: the id of the result's own message. RabbitMQ redelivers it after a lost connection.
             message_id: the id of the document's message.
         """
         if result_id in self._taken:
             return
         self._taken.add(result_id)
         if message_id is None or message_id not in self._expected:
-            self.strangers += 1
+            self.foreign += 1
             return
         if message_id in self.seen_at:
             self._repeated.append(message_id)
@@ -65,7 +65,7 @@ class Ledger:
         self.seen_at[message_id] = time.monotonic()
 
     def complaints(self) -> list[str]:
-        """One clause for each way in which the results are not as they must be; empty when all is well."""
+        """Return one clause for each kind of wrong result. The list is empty if all results are right."""
         missing = [message_id for message_id in self._expected if message_id not in self.seen_at]
         found = ((missing, "missing"), (self._wrong, "wrong"), (self._repeated, "there more than once"))
         return [self._clause(ids, what) for ids, what in found if ids]

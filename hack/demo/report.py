@@ -1,4 +1,4 @@
-"""What came of it: the figures of a run in which everything was as promised."""
+"""Print the figures of a successful run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from workqueue_operator.api.workqueue import WorkQueueSpec
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was measured.
+    """The measurements of a run.
 
     Attributes:
         confirmed, wake, first_result: seconds from the publish of one message at 0 replicas until RabbitMQ
-            confirmed it, until the replicas were written, and until its result was there.
+            confirmed it, until the replica count was written, and until its result came.
         published: when all the other messages were published, on the clock of `time.monotonic()`.
-        scale_out: the changes outward after that.
-        last_result: seconds from then until the last result.
+        scale_out: the increases of the replica count after that.
+        last_result: seconds from `published` until the last result.
         zero: seconds from the last result until no pod was left.
     """
 
@@ -33,11 +33,11 @@ class Figures:
 
 
 def report(screen: Screen, figures: Figures, spec: WorkQueueSpec, total: int, pause: float) -> None:
-    """Say it.
+    """Print the figures.
 
     Args:
-        total: how many documents there were.
-        pause: seconds that the handler pauses for each.
+        total: the number of documents.
+        pause: seconds that the handler pauses for each document.
     """
     rest = total - 1
     counts = " → ".join(str(count) for count in (0, *(write.after for write in figures.scale_out)))

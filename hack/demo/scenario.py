@@ -1,5 +1,6 @@
-"""What happens: one document wakes one worker; all the others at once bring as many workers as they need; and
-each time the workers go away again. Then every result is compared.
+"""Send one document, which wakes one worker, then all others at once, which need more workers.
+
+After each step the operator scales back to zero. Then the ledger checks every result.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ QUEUE: Final = install.WORKQUEUE
 DEAD: Final = topology.dead_letter_queue_name(QUEUE)
 RESULTS: Final = f"{QUEUE}.results"
 
-LOOK_SECONDS: Final = 0.1
+POLL_SECONDS: Final = 0.1
 WAKE_SECONDS: Final = 60.0
 RESULT_SECONDS: Final = 180.0
-"""How long no result may come, before the demo gives up. Long enough for an image that has to be pulled."""
+"""The longest wait for the next result. Pulling an image must fit in."""
 
 ZERO_SECONDS: Final = 60.0
-"""How long the workers may take to go away, on top of scaleInDelaySeconds."""
+"""The longest wait for the last pod to go, on top of scaleInDelaySeconds."""
 
 SETTLE_SECONDS: Final = 10.0
 
 
 class Scenario:
-    """One run. Its documents are told from those of another run by their message ids."""
+    """One run. Its message ids distinguish its documents from those of other runs."""
 
     def __init__(
         self, screen: Screen, cluster: Cluster, spec: WorkQueueSpec, documents: Sequence[Document]
@@ -61,25 +62,25 @@ class Scenario:
         self._watch = Watch(cluster.kubectl(), QUEUE)
 
     def run(self, binding: Callable[[], Binding]) -> Figures:
-        """Do it.
+        """Run the scenario and return the measurements.
 
         Args:
-            binding: how RabbitMQ is reached from this machine.
+            binding: returns the address of RabbitMQ on this machine.
 
         Raises:
-            DemoError: something is not as promised.
+            DemoError: a check failed.
         """
         with self._watch, Publisher(binding, "workqueue demo") as publisher, _named_errors():
-            self._start_from_nothing(publisher, binding())
+            self._start_empty(publisher, binding())
             with Inbox(binding, RESULTS, (QUEUE, DEAD, RESULTS), self.ledger.record) as inbox:
-                confirmed, wake, first_result = self._one(publisher)
-                published, scale_out = self._all_others(publisher, inbox)
+                confirmed, wake, first_result = self._send_first(publisher)
+                published, scale_out = self._send_rest(publisher, inbox)
                 zero = time.monotonic()
                 self._check(inbox)
         last = max(self.ledger.seen_at.values())
         return Figures(confirmed, wake, first_result, published, scale_out, last - published, zero - last)
 
-    def _start_from_nothing(self, publisher: Publisher, binding: Binding) -> None:
+    def _start_empty(self, publisher: Publisher, binding: Binding) -> None:
         with self._screen.step(f"Queue {RESULTS} for the results") as step:
             publisher.declare(topology.Queue(RESULTS, {"x-queue-type": "quorum"})).result()
             delayed = (
@@ -91,31 +92,33 @@ class Scenario:
         with self._screen.step("No worker runs"):
             self._wait_for_zero()
 
-    def _one(self, publisher: Publisher) -> tuple[float, float, float]:
+    def _send_first(self, publisher: Publisher) -> tuple[float, float, float]:
         """Send the first document.
 
         Returns:
-            Seconds from its publish until RabbitMQ confirmed it, until the replicas were written, and until its
-            result was there.
+            Seconds from its publish until RabbitMQ confirmed it, until the replica count was written, and
+            until its result came.
         """
         with self._screen.step("The first document") as step:
             before, began = len(self._watch.writes), time.monotonic()
             publisher.publish(self._message(0)).result()
             confirmed = time.monotonic() - began
-            self._wait(lambda: len(self._watch.writes) > before, WAKE_SECONDS, "no worker was asked for")
+            self._wait(
+                lambda: len(self._watch.writes) > before, WAKE_SECONDS, "the operator asked for no worker"
+            )
             self._wait(lambda: self.ledger.done > 0, RESULT_SECONDS, "the first document has no result")
             wake = self._watch.writes[before].at - began
             result = self.ledger.seen_at[self._ids[0]] - began
             step.title = (
-                f"One document: a replica written {wake * 1000:.0f} ms after its publish, "
-                f"its result there after {result:.2f} s"
+                f"One document: 1 replica written {wake * 1000:.0f} ms after its publish, "
+                f"its result after {result:.2f} s"
             )
         with self._screen.step("Its worker is gone again"):
             self._wait_for_zero()
         return confirmed, wake, result
 
-    def _all_others(self, publisher: Publisher, inbox: Inbox) -> tuple[float, list[Write]]:
-        """Send the rest; when that began, and the changes of the replicas on the way out."""
+    def _send_rest(self, publisher: Publisher, inbox: Inbox) -> tuple[float, list[Write]]:
+        """Send the other documents. Return when that began, and the increases of the replica count."""
         rest = range(1, len(self._documents))
         self._screen.say(f"          {len(rest)} documents at once")
         before, began = len(self._watch.writes), time.monotonic()
@@ -130,22 +133,22 @@ class Scenario:
                 waited = time.monotonic() - progress
                 if done < self.ledger.total and waited > RESULT_SECONDS:
                     complaints = "; ".join(self.ledger.complaints())
-                    raise self._late(RESULT_SECONDS, f"no further result has come: {complaints}")
+                    raise self._late(RESULT_SECONDS, f"there is no further result: {complaints}")
                 if done == self.ledger.total and waited > self._zero_seconds():
                     raise self._late(self._zero_seconds(), self._pods_left())
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
             board.show(Row(inbox.waiting[QUEUE], self._watch.workers(), self.ledger.done))
         for future in sent:
             future.result()
         return began, [write for write in self._watch.writes[before:] if write.after > write.before]
 
     def _check(self, inbox: Inbox) -> None:
-        """Nobody works any more: look whether everything is there, once, and nothing else."""
+        """Check, after the last worker is gone, that each result came once and that the queues are empty."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while any(inbox.waiting.values()) or None in inbox.waiting.values():
             if time.monotonic() > deadline:
                 break
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
         complaints = self.ledger.complaints()
         complaints += [
             f"{'an unknown number of' if left is None else left} messages are left in the queue {queue}"
@@ -153,7 +156,7 @@ class Scenario:
             if left != 0
         ]
         if complaints:
-            raise DemoError(f"Not as promised: {'; '.join(complaints)}.")
+            raise DemoError(f"The results are wrong: {'; '.join(complaints)}.")
 
     def _message(self, number: int) -> Outgoing:
         exchange = self._spec.queue.exchange
@@ -179,15 +182,15 @@ class Scenario:
         if not self._watch.wait(self._is_zero, seconds):
             raise self._late(seconds, self._pods_left())
 
-    def _wait(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+    def _wait(self, condition: Callable[[], bool], seconds: float, failure: str) -> None:
         if not self._watch.wait(condition, seconds):
-            raise self._late(seconds, otherwise)
+            raise self._late(seconds, failure)
 
     def _pods_left(self) -> str:
-        return f"pods of workers are still there: {self._watch.workers().existing}, with those that terminate"
+        return f"there are still {self._watch.workers().existing} worker pods, terminating pods included"
 
     def _late(self, seconds: float, what: str) -> DemoError:
-        return DemoError(f"After {seconds:.0f} s {what}. The WorkQueue says: {self._watch.conditions()}")
+        return DemoError(f"After {seconds:.0f} s {what}. The WorkQueue reports: {self._watch.conditions()}")
 
 
 def _raise_for(sent: Sequence[Future[None]]) -> None:

@@ -1,4 +1,4 @@
-"""What the cluster shows of the workers, followed as it changes; and when the count of replicas was written."""
+"""Watch the workers and the writes of the replica count."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workqueue_operator import names
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """The workers at one moment: replicas asked for, pods that exist and are Ready, and that handle something."""
+    """The workers at one moment: desired replicas, existing pods, Ready pods, and busy workers."""
 
     desired: int = 0
     existing: int = 0
@@ -28,7 +28,7 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A change of the count of replicas. `at` is when it was seen, on the clock of `time.monotonic()`."""
+    """A change of the replica count. `at` is when the watch saw it, on the clock of `time.monotonic()`."""
 
     at: float
     before: int
@@ -36,7 +36,7 @@ class Write:
 
 
 class Watch:
-    """Follows a WorkQueue and its Deployment for as long as the context lasts.
+    """Follows a WorkQueue and its Deployment inside a `with` block.
 
     Args:
         kubectl: the command, up to and including the namespace.
@@ -51,7 +51,7 @@ class Watch:
         self._deployment: Mapping[str, Any] | None = None
         self._workqueue: Mapping[str, Any] | None = None
         self.writes: list[Write] = []
-        """Every change of the count since the watch began."""
+        """Every change of the replica count since the watch began."""
 
     def __enter__(self) -> Self:
         self._follow("deployments.apps", names.workload_name(self._name), self._on_deployment)
@@ -64,21 +64,21 @@ class Watch:
         self._open.close()
 
     def workers(self) -> Workers:
-        """The workers as seen last."""
+        """Return the last known state of the workers."""
         spec, status = (self._deployment or {}).get("spec", {}), (self._deployment or {}).get("status", {})
-        # Pods that are being stopped are not among `replicas` any more, but still exist.
+        # `replicas` does not include terminating pods, but they still exist.
         existing = status.get("replicas", 0) + (status.get("terminatingReplicas") or 0)
         busy = (self._workqueue or {}).get("status", {}).get("busyReplicas", 0)
         return Workers(spec.get("replicas", 0), existing, status.get("readyReplicas", 0), busy)
 
     def conditions(self) -> str:
-        """What the WorkQueue says of itself."""
+        """Return the conditions of the WorkQueue that are not as they should be, as a sentence."""
         conditions = (self._workqueue or {}).get("status", {}).get("conditions", [])
         bad = [one for one in conditions if one["status"] != "True"] or conditions[-1:]
         return " ".join(f"{one['type']} is {one['status']}: {one['message']}" for one in bad) or "nothing"
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait until the condition is true, looking at each change and twice a second; whether it is."""
+        """Wait until the condition is true, and return whether it is. Check on each change and twice a second."""
         deadline = time.monotonic() + seconds
         with self._changed:
             while not condition():
@@ -88,7 +88,7 @@ class Watch:
         return True
 
     def is_known(self) -> bool:
-        """Whether both objects were seen."""
+        """Return whether both objects were seen."""
         return self._deployment is not None and self._workqueue is not None
 
     def _on_deployment(self, seen: Mapping[str, Any]) -> None:
@@ -104,7 +104,7 @@ class Watch:
 
     def _follow(self, kind: str, name: str, on_change: Callable[[Mapping[str, Any]], None]) -> None:
         def on_line(line: str) -> None:
-            if line.startswith("{"):  # everything else is an error, and then kubectl ends
+            if line.startswith("{"):  # any other line is an error, and kubectl ends after it
                 with self._changed:
                     on_change(json.loads(line))
                     self._changed.notify_all()

@@ -1,7 +1,7 @@
-"""The Grafana dashboard of the chart, made from the list of panels below.
+"""Generate the Grafana dashboard of the chart from the list of panels below.
 
-Place in the flow: `hack.generate` writes it to the chart, which brings it as a ConfigMap. The tests ask a real
-Prometheus every query, with the variables replaced by `filled`.
+`hack.generate` writes it to the chart, which installs it as a ConfigMap. The tests run every query on a real
+Prometheus, with the variables replaced by `filled`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, Final, Literal
 Kind = Literal["timeseries", "stat", "table"]
 
 COLUMNS: Final = 24
-"""Of Grafana's grid."""
+"""The width of Grafana's grid, in columns."""
 
 HEIGHTS: Final[dict[Kind, int]] = {"stat": 4, "timeseries": 8, "table": 9}
-"""In rows of the grid."""
+"""The height of a panel, in rows of the grid."""
 
 _DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 _QUEUE: Final = 'namespace=~"$namespace", workqueue=~"$workqueue"'
@@ -25,7 +25,7 @@ _QUEUE: Final = 'namespace=~"$namespace", workqueue=~"$workqueue"'
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A PromQL expression; `legend` is Grafana's template for the name of each series, or a table's column."""
+    """A PromQL expression. `legend` is Grafana's template for the name of a series or of a table column."""
 
     expr: str
     legend: str = ""
@@ -33,13 +33,13 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One picture.
+    """One panel.
 
     Attributes:
-        description: what a good or a bad value means.
+        description: the meaning of good and bad values.
         unit: Grafana's name of the unit.
         width: in columns of the grid.
-        alarm: for a stat, the value from which it is red.
+        alarm: the value from which a stat is red, inclusive.
     """
 
     title: str
@@ -60,7 +60,7 @@ class Row:
 
 
 def _sum(metric: str, *by: str, also: str = "") -> str:
-    """The sum of a metric of the chosen queues."""
+    """Return the sum of a metric of the selected queues."""
     grouped = f" by ({', '.join(by)})" if by else ""
     return f"sum{grouped} ({metric}{{{_QUEUE}{also}}})"
 
@@ -74,7 +74,7 @@ def _quantile(quantile: float, metric: str, *by: str, where: str = _QUEUE) -> st
 
 
 def _conditions(labels: str) -> str:
-    """How many of the chosen queues have such a condition; 0 and not nothing when none has."""
+    """Return the number of selected queues with such a condition. Without one, it is 0 instead of no value."""
     return f"count(workqueue_condition{{{_QUEUE}, {labels}}}) or vector(0)"
 
 
@@ -113,7 +113,7 @@ OVERVIEW: Final = Row(
         ),
         Panel(
             "Dead letters",
-            "Messages that were given up and are kept.",
+            "Messages that were given up and kept.",
             (Query(_sum("workqueue_dead_letters")),),
             kind="stat",
             width=4,
@@ -128,7 +128,7 @@ OVERVIEW: Final = Row(
         ),
         Panel(
             "Done per second",
-            "Messages that a handler finished with success.",
+            "Messages that a handler finished successfully.",
             (
                 Query(
                     f'sum(rate(workqueue_worker_messages_total{{{_QUEUE}, outcome="acked"}}[$__rate_interval]))'
@@ -139,7 +139,7 @@ OVERVIEW: Final = Row(
         ),
         Panel(
             "WorkQueues",
-            "All chosen WorkQueues as they are at the end of the time range.",
+            "All selected WorkQueues at the end of the time range.",
             (
                 Query(_sum("workqueue_messages_ready", *_NAMES), "Waiting"),
                 Query(_sum("workqueue_messages_retrying", *_NAMES), "Retrying"),
@@ -161,12 +161,12 @@ QUEUES: Final = Row(
     (
         Panel(
             "Messages that wait",
-            "A backlog that grows for long needs more workers, or faster handlers.",
+            "A backlog that keeps growing needs more workers or faster handlers.",
             (Query(_sum("workqueue_messages_ready", *_NAMES), _LEGEND),),
         ),
         Panel(
             "Messages per second by outcome",
-            "acked: done. retried, dead_lettered, timed_out: failed. lost, requeued: handed out again.",
+            "acked: done. retried, dead_lettered, timed_out: failed. lost, requeued: redelivered.",
             (Query(_rate("workqueue_worker_messages_total", "outcome"), "{{outcome}}"),),
             unit="ops",
         ),
@@ -208,7 +208,7 @@ WORKERS: Final = Row(
     (
         Panel(
             "Slots in use",
-            "Near 100 % for long means that workers are the bottleneck.",
+            "If this stays near 100 %, workers are the bottleneck.",
             (
                 Query(
                     f"{_sum('workqueue_worker_busy_slots', *_NAMES)}"
@@ -220,17 +220,17 @@ WORKERS: Final = Row(
         ),
         Panel(
             "Workers without a connection",
-            "Their broker is away, or refuses them.",
+            "RabbitMQ is unreachable or refuses them.",
             (Query(f"count(workqueue_worker_connected{{{_QUEUE}}} == 0) or vector(0)", "disconnected"),),
         ),
         Panel(
             "Stuck handlers",
-            "Handlers that run on although their time was up.",
+            "Handlers that still run after their timeout.",
             (Query(_sum("workqueue_worker_stuck_slots", *_NAMES), _LEGEND),),
         ),
         Panel(
             "Reconnects per second",
-            "How often workers lost their connection and came back.",
+            "How often workers lost their connection and reconnected.",
             (Query(_rate("workqueue_worker_reconnects_total", *_NAMES), _LEGEND),),
             unit="ops",
         ),
@@ -248,7 +248,7 @@ WORKERS: Final = Row(
         ),
         Panel(
             "Consumers",
-            "As RabbitMQ counts them, without the operator's own.",
+            "Consumers that RabbitMQ counts, without the operator's own.",
             (Query(_sum("workqueue_consumers", *_NAMES), _LEGEND),),
         ),
     ),
@@ -260,7 +260,7 @@ OPERATOR: Final = Row(
     (
         Panel(
             "Leaders",
-            "1, and for some seconds 0 during a takeover.",
+            "1. During a takeover it is 0 for a few seconds.",
             (Query("sum(workqueue_leader)", "leaders"),),
         ),
         Panel(
@@ -270,13 +270,13 @@ OPERATOR: Final = Row(
         ),
         Panel(
             "Age of the oldest depth",
-            "Of queues with workers. Above a few seconds: trouble.",
+            "For queues with workers. Normal: up to a few seconds.",
             (Query("max by (broker, user) (workqueue_depth_age_seconds)", "{{broker}} {{user}}"),),
             unit="s",
         ),
         Panel(
             "Waking an idle queue",
-            "From a message on an idle queue to the replicas written.",
+            "From a message on an idle queue to the write of the replica count.",
             tuple(
                 Query(_quantile(q, "workqueue_wake_seconds", where=_EVERYWHERE), f"p{q * 100:g}")
                 for q in (0.5, 0.9, 0.99)
@@ -300,14 +300,14 @@ OPERATOR: Final = Row(
             unit="ops",
         ),
         Panel(
-            "Answers of workers that were asked to leave",
-            "A busy worker says no and stays.",
+            "Answers of workers that were asked to retire",
+            "A busy worker refuses and stays.",
             (Query(_rate("workqueue_retire_total", "answer", where=_EVERYWHERE), "{{answer}}"),),
             unit="ops",
         ),
         Panel(
             "Running time of passes",
-            "How long one look at one WorkQueue took, with everything that it led to.",
+            "The duration of one pass over one WorkQueue.",
             tuple(
                 Query(_quantile(q, "workqueue_reconcile_seconds", where=_EVERYWHERE), f"p{q * 100:g}")
                 for q in (0.5, 0.99)
@@ -316,7 +316,7 @@ OPERATOR: Final = Row(
         ),
         Panel(
             "Passes that failed per second",
-            "They are tried again with growing pauses.",
+            "The operator retries them with increasing delays.",
             (
                 Query(
                     _rate("workqueue_reconcile_errors_total", "reason", where=_EVERYWHERE),
@@ -327,13 +327,13 @@ OPERATOR: Final = Row(
         ),
         Panel(
             "Requests to the API server per second",
-            "Beside watches. Next to none while nothing happens.",
+            "Without watches. Almost none while nothing changes.",
             (Query("sum(rate(workqueue_api_requests[$__rate_interval]))", "requests"),),
             unit="ops",
         ),
         Panel(
             "Memory of the operator",
-            "Of each process.",
+            "The memory of each process.",
             (
                 Query(
                     "max by (namespace, pod) (process_resident_memory_bytes"
@@ -361,13 +361,13 @@ ROWS: Final = (OVERVIEW, QUEUES, WORKERS, OPERATOR)
 
 
 def panels() -> Iterator[Panel]:
-    """All panels, from top to bottom."""
+    """Yield all panels, from top to bottom."""
     for row in ROWS:
         yield from row.panels
 
 
 def filled(expr: str, *, namespace: str, workqueue: str, rate_interval: str) -> str:
-    """An expression as Grafana sends it, with its variables replaced."""
+    """Return an expression as Grafana sends it, with its variables replaced."""
     values = {"$namespace": namespace, "$workqueue": workqueue, "$__rate_interval": rate_interval}
     for variable, value in values.items():
         expr = expr.replace(variable, value)
@@ -375,7 +375,7 @@ def filled(expr: str, *, namespace: str, workqueue: str, rate_interval: str) -> 
 
 
 def text() -> str:
-    """The dashboard as JSON."""
+    """Return the dashboard as JSON."""
     dashboard = {
         "title": "WorkQueues",
         "uid": "workqueue-operator",
@@ -415,7 +415,7 @@ def _variables() -> list[dict[str, Any]]:
 
 
 def _grid() -> Iterator[dict[str, Any]]:
-    """Rows and panels with their places, each panel beside the one before it as long as there is room."""
+    """Yield rows and panels with their positions. Panels fill a row from left to right."""
     number, top = 0, 0
     for row in ROWS:
         number += 1
@@ -444,9 +444,9 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "fieldConfig": {"defaults": defaults, "overrides": []},
     }
     if panel.kind == "stat":
-        calm = {"color": "green", "value": None}
+        green = {"color": "green", "value": None}
         red = [] if panel.alarm is None else [{"color": "red", "value": panel.alarm}]
-        defaults["thresholds"] = {"mode": "absolute", "steps": [calm, *red]}
+        defaults["thresholds"] = {"mode": "absolute", "steps": [green, *red]}
         made["options"] = {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "value"}
     elif panel.kind == "timeseries":
         made["options"] = {
@@ -472,10 +472,10 @@ def _target(panel: Panel, place: int, query: Query) -> dict[str, Any]:
 
 
 def _columns(panel: Panel) -> Iterator[dict[str, Any]]:
-    """One line for each WorkQueue: the answers joined, the columns named by the legends."""
+    """Yield the transformations that make one line for each WorkQueue, with legends as column names."""
     columns = {f"Value #{_letter(place)}": query.legend for place, query in enumerate(panel.queries)}
     ready = f"Value #{_letter(len(panel.queries) - 1)}"
-    # A condition's value is always 1; what it has to say is its reason.
+    # The value of a condition is always 1. Its reason is a label.
     shown = {"namespace": "Namespace", "workqueue": "WorkQueue", **columns, "reason": columns[ready]}
     del shown[ready]
     yield {"id": "merge", "options": {}}

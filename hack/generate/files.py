@@ -1,6 +1,6 @@
-"""Everything in this repository that is made from something else: `python -m hack.generate`.
+"""Write the generated files of this repository: `python -m hack.generate`.
 
-With `--check` nothing is written: the command fails and names each file that differs.
+With `--check`, the command writes nothing. It fails and names each file that is out of date.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "charts" / "workqueue-operator"
 COMMAND: Final = "python -m hack.generate"
 NAMESPACE: Final = "workqueue-system"
-"""Where the plain install puts the operator."""
+"""The operator's namespace in manifests/install.yaml."""
 
 _TABLE: Final = re.compile(r"(?<=<!-- values: generated -->\n).*(?=<!-- end of values -->)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A generated file and how its text is made."""
+    """A generated file and the function that returns its text."""
 
     path: Path
     text: Callable[[], str]
 
     @property
     def name(self) -> str:
-        """Its path for people."""
+        """Return the path below the repository."""
         return str(self.path.relative_to(ROOT))
 
     @property
     def current(self) -> str:
-        """What it holds now; nothing when it does not exist."""
+        """Return the text of the file on disk, or an empty text if there is no file."""
         return self.path.read_text() if self.path.exists() else ""
 
     def write(self) -> None:
-        """Bring the file up to date."""
+        """Write the generated text."""
         text = self.text()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(text)
 
     def difference(self) -> str:
-        """What would change; empty when the file is up to date."""
+        """Return the difference to the generated text, or an empty text if the file is up to date."""
         before, after = self.current.splitlines(), self.text().splitlines()
         return "\n".join(
             difflib.unified_diff(before, after, self.name, f"{self.name} (generated)", n=1, lineterm="")
@@ -64,14 +64,14 @@ class Generated:
 
 
 def chart_yaml() -> str:
-    """Chart.yaml with the version of the project, which stands in one place only."""
+    """Return Chart.yaml with the version of the project, which only the code defines."""
     text = (CHART / "Chart.yaml").read_text()
     text = re.sub(r"(?m)^version: .*$", f"version: {__version__}", text)
     return re.sub(r"(?m)^appVersion: .*$", f'appVersion: "{__version__}"', text)
 
 
 def chart_crd() -> str:
-    """The CRD as a template: people choose whether the chart brings it, and whether it stays behind."""
+    """Return the CRD as a template. Values decide whether the chart installs it and whether helm keeps it."""
     head, metadata, rest = crd.text().partition(f"  name: {crd.crd()['metadata']['name']}\n")
     return (
         "{{- if .Values.crds.enabled }}\n"
@@ -88,28 +88,28 @@ def chart_crd() -> str:
 
 
 def chart_values() -> tuple[values.Value, ...]:
-    """The values of the chart."""
+    """Return the values of the chart."""
     return values.read((CHART / "values.yaml").read_text())
 
 
 def values_schema() -> str:
-    """What helm checks values against."""
+    """Return the JSON schema with which helm checks values."""
     return json.dumps(values.schema(chart_values()), indent=2) + "\n"
 
 
 def chart_readme() -> str:
-    """The chart's README with its table of values."""
+    """Return the chart's README with its table of values."""
     text = (CHART / "README.md").read_text()
     return _TABLE.sub(lambda _: f"\n{values.table(chart_values())}\n", text)
 
 
 def install() -> str:
-    """Everything in one file, for people who do not use helm."""
+    """Return all manifests in one file, for users without helm."""
     options = ("--namespace", NAMESPACE, "--set", "crds.keep=false", "--skip-tests")
     command: list[str | Path] = [toolchain.helm(), "template", "workqueue-operator", CHART, *options]
     rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     objects = [loaded for loaded in yaml.safe_load_all(rendered) if loaded]
-    # helm's own order and comments differ from version to version.
+    # The order and the comments of helm's output depend on its version.
     objects.sort(
         key=lambda made: (made["kind"] != "CustomResourceDefinition", made["kind"], made["metadata"]["name"])
     )
@@ -124,10 +124,6 @@ def install() -> str:
     }
     head = f"# Generated from charts/workqueue-operator by `{COMMAND}`: do not edit.\n"
     return head + "---\n".join(crd.to_yaml(made) for made in (namespace, *objects))
-
-
-def _place(made: dict[str, Any]) -> tuple[bool, str, str]:
-    return made["kind"] != "CustomResourceDefinition", made["kind"], made["metadata"]["name"]
 
 
 def _pod_labels(made: dict[str, Any]) -> dict[str, str]:
@@ -147,11 +143,11 @@ FILES: Final = (
     Generated(CHART / "templates" / "crd.yaml", chart_crd),
     Generated(ROOT / "manifests" / "install.yaml", install),
 )
-"""In the order of making: later ones are made from earlier ones."""
+"""In generation order: later files are made from earlier ones."""
 
 
 def main() -> int:
-    """Write the files, or compare them."""
+    """Write the files, or compare them with `--check`."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of date")
     if not parser.parse_args().check:

@@ -1,7 +1,7 @@
-"""The page docs/metrics.md: every metric of operator and worker, read from the objects that expose them.
+"""Generate docs/metrics.md from the objects that expose the metrics of operator and worker.
 
-Place in the flow: `hack.generate` writes it. Names, types and labels come from the code; what a person reads in a
-metric stands here, and a metric that is missing here stops the generation.
+Names, types and labels come from the code. The meaning of each metric is here, and the generation fails if one is
+missing.
 """
 
 from __future__ import annotations
@@ -17,54 +17,54 @@ from workqueue.worker.runtime import Runtime
 from workqueue_operator.metrics import Metrics
 
 _MEANING: Final = {
-    "workqueue_messages_ready": "Messages that wait. Not those in handlers, nor those that wait for a retry.",
-    "workqueue_messages_in_handlers": "Messages that are known to be in a handler. Scale-out goes by this number.",
+    "workqueue_messages_ready": "Waiting messages. Messages being handled or waiting for a retry are not included.",
+    "workqueue_messages_in_handlers": "Messages being handled, as far as workers answer. Scale-out uses this number.",
     "workqueue_messages_in_handlers_max": (
-        "The same, with the slots of workers that do not answer. Scale-in goes by this number; both are equal while "
+        "The same plus the slots of workers that do not answer. Scale-in uses this number. Both are equal while "
         "every worker answers."
     ),
-    "workqueue_messages_retrying": "Messages that wait in delay queues for their next attempt.",
+    "workqueue_messages_retrying": "Messages in delay queues, waiting for their next attempt.",
     "workqueue_dead_letters": "Messages in the dead-letter queue.",
     "workqueue_consumers": "Consumers of the queue, without the operator's own.",
     "workqueue_replicas": (
-        "`state` is `desired` (asked for), `current` (pods that exist), `ready`, `busy`, `maximum`, which is "
-        "`scaling.maxReplicas`, or 1 with `queue.singleActiveConsumer`, or `pinned`, which is `spec.replicas` and "
-        "absent without a pin."
+        "`state` is `desired` (the replica count), `current` (existing pods), `ready`, `busy`, `maximum` "
+        "(`scaling.maxReplicas`, or 1 with `queue.singleActiveConsumer`) or `pinned` (`spec.replicas`; absent "
+        "without a pin)."
     ),
-    "workqueue_condition": "1 for the `status` and the [reason](conditions.md) that each condition has.",
-    "workqueue_depth_age_seconds": "Age of the oldest depth of a queue with workers. Above a few seconds: trouble.",
-    "workqueue_reconcile_seconds": "How long one pass over one WorkQueue took.",
-    "workqueue_reconcile_errors_total": "Passes that failed, by [reason](conditions.md). They are tried again.",
+    "workqueue_condition": "1 for the current `status` and [reason](conditions.md) of each condition.",
+    "workqueue_depth_age_seconds": "Age of the oldest depth of a queue with workers. Normal: up to a few seconds.",
+    "workqueue_reconcile_seconds": "Duration of one pass over one WorkQueue.",
+    "workqueue_reconcile_errors_total": "Failed passes, by [reason](conditions.md). The operator retries them.",
     "workqueue_scale_total": "Writes of a replica count. `direction` is `out` or `in`.",
-    "workqueue_retire_total": "What workers answered that were asked to leave.",
-    "workqueue_wake_seconds": "From a bell's ring to the replicas written.",
+    "workqueue_retire_total": "Answers of workers that were asked to retire.",
+    "workqueue_wake_seconds": "From a ring of the doorbell to the write of the replica count.",
     "workqueue_broker_up": "1 while the operator's connection to this broker is open.",
-    "workqueue_bells": "Idle queues that the operator listens to.",
-    "workqueue_leader": "1 in the process that leads.",
-    "workqueue_namespaces_left_out": "Listed namespaces that do not exist or in which the operator has no rights.",
+    "workqueue_bells": "Idle queues with a doorbell.",
+    "workqueue_leader": "1 in the leading process.",
+    "workqueue_namespaces_left_out": "Listed namespaces that do not exist or that the operator may not read.",
     "workqueue_namespaces_served_elsewhere": (
-        "1 for a namespace whose WorkQueues another release serves, which `operator` names."
+        "1 for a namespace that another release serves. `operator` names that release."
     ),
-    "workqueue_api_requests": "Requests to the API server beside watches, since the process started.",
-    "workqueue_worker_messages_total": "Messages by how they ended; see below.",
-    "workqueue_worker_handler_seconds": "How long handlers ran.",
+    "workqueue_api_requests": "Requests to the API server since the process started, without watches.",
+    "workqueue_worker_messages_total": "Messages by outcome, see below.",
+    "workqueue_worker_handler_seconds": "Running time of handlers.",
     "workqueue_worker_message_age_seconds": (
-        "From the publisher's timestamp to the arrival at the worker, for messages that have one."
+        "From the publisher's timestamp to the arrival at the worker, for messages with a timestamp."
     ),
-    "workqueue_worker_slots": "Messages that this worker can handle at a time.",
-    "workqueue_worker_busy_slots": "Messages that it has in hand.",
-    "workqueue_worker_stuck_slots": "Those of them whose handler runs on a minute after its time was up.",
-    "workqueue_worker_connected": "1 while its connection to RabbitMQ is open.",
-    "workqueue_worker_reconnects_total": "How often that connection came back.",
+    "workqueue_worker_slots": "Messages that this worker can handle at the same time.",
+    "workqueue_worker_busy_slots": "Messages that this worker is handling.",
+    "workqueue_worker_stuck_slots": "Busy slots whose handler still runs 1 minute after its timeout.",
+    "workqueue_worker_connected": "1 while the worker's connection to RabbitMQ is open.",
+    "workqueue_worker_reconnects_total": "How often that connection was opened again.",
 }
 
 _OUTCOMES: Final = {
     Outcome.ACKED: "done",
     Outcome.RETRIED: "a copy waits for its retry",
     Outcome.DEAD_LETTERED: "given up: attempts used up, rejected, or not decodable",
-    Outcome.TIMED_OUT: "the handler ran too long; then retried or given up",
-    Outcome.LOST: "the connection was lost meanwhile; RabbitMQ hands the message out again",
-    Outcome.REQUEUED: "handed back by a worker that was stopped",
+    Outcome.TIMED_OUT: "the handler ran too long; the message is retried or given up",
+    Outcome.LOST: "the connection was lost during the handler; RabbitMQ redelivers the message",
+    Outcome.REQUEUED: "returned to the queue by a worker that was stopped",
 }
 
 _HEAD: Final = """\
@@ -72,16 +72,16 @@ _HEAD: Final = """\
 
 # Metrics
 
-In the Prometheus format, base units, without authentication. How they are scraped, with the Prometheus operator or
-without, and the alerts and the dashboard that come with the chart: [operations](operations.md#monitoring).
+All metrics of operator and worker. They use the Prometheus format and base units, and need no authentication.
+[Operations](operations.md#monitoring) describes how to scrape them, and the alerts and the dashboard of the chart.
 """
 
 _OPERATOR: Final = """\
 ## Operator
 
-`GET /metrics` on port 8080 of each operator pod; the Service of the chart selects them all. Series of queues come
-from the pod that leads. A count that the operator does not know at present keeps its last value, so that a pending
-alert survives an outage; `workqueue_condition{condition="DepthKnown"}` says whether the depth is known.
+`GET /metrics` on port 8080 of each operator pod. The Service of the chart selects all of them. The leading pod
+exposes the series of queues. A count that is currently unknown keeps its last value, so that a pending alert survives
+an outage. `workqueue_condition{condition="DepthKnown"}` shows whether the depth is known.
 
     kubectl -n workqueue-system port-forward deployment/workqueue-operator 8080
     curl -s localhost:8080/metrics | grep ^workqueue_
@@ -90,8 +90,8 @@ alert survives an outage; `workqueue_condition{condition="DepthKnown"}` says whe
 _WORKER: Final = """\
 ## Worker
 
-`GET /metrics` on the port `workqueue` (8090) of each worker pod. Metrics that a handler keeps in prometheus-client's
-default registry are shown beside these. `GET /status` says some of the same as JSON, for people and the operator.
+`GET /metrics` on the port `workqueue` (8090) of each worker pod. It also exposes a handler's metrics from
+prometheus-client's default registry. `GET /status` returns some of the same values as JSON.
 
     kubectl port-forward POD 8090
     curl -s localhost:8090/metrics | grep ^workqueue_
@@ -101,10 +101,10 @@ default registry are shown beside these. `GET /status` says some of the same as 
 _QUERIES: Final = """\
 ## Questions
 
-    # Is the backlog being worked off? Messages a second, by outcome:
+    # How fast do workers handle the backlog? Messages per second, by outcome:
     sum by (queue, outcome) (rate(workqueue_worker_messages_total[5m]))
 
-    # How long do nine of ten messages wait and how long do they take?
+    # How long do 90 % of the messages wait at most, and how long do their handlers run?
     histogram_quantile(0.9, sum by (queue, le) (rate(workqueue_worker_message_age_seconds_bucket[5m])))
     histogram_quantile(0.9, sum by (queue, le) (rate(workqueue_worker_handler_seconds_bucket[5m])))
 
@@ -117,16 +117,16 @@ _QUERIES: Final = """\
 
 
 def page() -> str:
-    """The whole page as Markdown.
+    """Return the page as Markdown.
 
     Raises:
-        ValueError: a metric is not described here, or one that is described does not exist.
+        ValueError: a metric has no meaning here, or a metric here does not exist.
     """
     operator, worker = list(_operator()), list(_worker())
     names = {name for name, _, _ in (*operator, *worker)}
-    if strangers := names ^ set(_MEANING):
+    if mismatches := names ^ set(_MEANING):
         raise ValueError(
-            f"hack/generate/metrics.py and the code do not agree on {', '.join(sorted(strangers))}."
+            f"hack/generate/metrics.py and the code disagree on {', '.join(sorted(mismatches))}."
         )
     outcomes = ["| Outcome | Meaning |", "|---|---|", *(f"| `{o}` | {_OUTCOMES[o]} |" for o in Outcome)]
     return "\n".join(
@@ -135,11 +135,11 @@ def page() -> str:
 
 
 def series() -> frozenset[str]:
-    """The names of all series, as a query names them: a histogram has three."""
+    """Return the names of all series, as queries use them. A histogram has three."""
     names = set()
     for name, kind, _ in (*_operator(), *_worker()):
-        endings = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
-        names |= {f"{name}{ending}" for ending in endings}
+        suffixes = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
+        names |= {f"{name}{suffix}" for suffix in suffixes}
     return frozenset(names)
 
 
@@ -176,7 +176,7 @@ def _full(name: str, kind: str) -> str:
 
 
 class _Idle:
-    """A runtime that has done nothing yet, as far as its metrics go."""
+    """The metrics' view of a runtime that has handled nothing yet."""
 
     def __init__(self) -> None:
         self.config = self.connection = self
@@ -191,5 +191,5 @@ class _Idle:
 
     @staticmethod
     def busy() -> int:
-        """No slot is."""
+        """Return the number of busy slots."""
         return 0

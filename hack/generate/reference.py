@@ -1,7 +1,4 @@
-"""The page docs/reference.md: every field of a WorkQueue, made from the definition.
-
-Place in the flow: `hack.generate` writes it.
-"""
+"""Generate docs/reference.md, every field of a WorkQueue, from its definition."""
 
 from __future__ import annotations
 
@@ -20,8 +17,9 @@ _HEAD: Final = f"""\
 
 # The WorkQueue resource
 
-`apiVersion: {names.API_VERSION}`, `kind: {names.KIND}`; `kubectl explain {names.SHORT_NAME}.spec` shows the
-same in a terminal. Fields that Kubernetes knows from pods are marked *as in a pod* and are passed on as they are.
+All fields of a WorkQueue (`apiVersion: {names.API_VERSION}`, `kind: {names.KIND}`). `kubectl explain
+{names.SHORT_NAME}.spec` shows the same in a terminal. The operator copies fields that are marked *as in a pod*
+unchanged to the worker pods.
 """
 
 _BOUNDS: Final = {
@@ -34,7 +32,7 @@ _BOUNDS: Final = {
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Return the page as Markdown."""
     schema = crd.schema()
     sections = [
         _section(path, node)
@@ -45,7 +43,7 @@ def page() -> str:
 
 
 def _objects(path: str, node: Schema) -> Iterator[tuple[str, Schema]]:
-    """Every object that has fields of its own, from the top down."""
+    """Yield every object with fields of its own, from the top down."""
     if "properties" not in node:
         return
     yield path, node
@@ -72,7 +70,7 @@ def _section(path: str, node: Schema) -> str:
     if rules:
         lines += [
             "",
-            "Refused, with the sentence that comes back:",
+            "The API server refuses a WorkQueue that breaks one of these rules, with this message:",
             "",
             *(f"- {message}" for message in rules),
         ]
@@ -95,15 +93,20 @@ def _default(field: Schema) -> str:
 
 
 def _describe(field: Schema) -> str:
-    said = [str(field.get("description", ""))]
+    sentences = [str(field.get("description", ""))]
     if "enum" in field:
-        said.append(f"One of {', '.join(f'`{value}`' for value in field['enum'])}.")
+        sentences.append(f"One of {', '.join(f'`{value}`' for value in field['enum'])}.")
     bounds = [text.format(f"{field[key]:,}") for key, text in _BOUNDS.items() if key in field]
     if bounds:
-        said.append(f"{', '.join(bounds).capitalize()}.")
+        sentences.append(f"{_sentence(', '.join(bounds))}.")
     if "properties" not in field:
-        said += [f"{rule['message'].capitalize()}." for rule in field.get(VALIDATIONS, ())]
-    return " ".join(part for part in said if part)
+        sentences += [f"{_sentence(rule['message'])}." for rule in field.get(VALIDATIONS, ())]
+    return " ".join(part for part in sentences if part)
+
+
+def _sentence(text: str) -> str:
+    """Return the text with a capital first letter. Unlike `str.capitalize`, keep the case of the rest."""
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def _cell(text: str) -> str:

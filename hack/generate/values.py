@@ -1,9 +1,9 @@
-"""What a chart's values.yaml says about itself: each value with the comment above it.
+"""Read a chart's values.yaml: each value with the comment above it.
 
-Place in the flow: `hack.generate` makes the chart's values.schema.json and the table of its README from this.
+`hack.generate` makes the chart's values.schema.json and the table in its README from them.
 
-A value is a leaf (a scalar, a list, an empty map, or a map whose `@schema` names a type) or a group of
-values. The comment lines above a key are its description; a line `@schema {...}` adds to its JSON schema.
+A value is a leaf (a scalar, a list, an empty map, or a map whose `@schema` names a type) or a group of values. The
+comment lines above a key are its description. A line `@schema {...}` extends its JSON schema.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Value:
     """One key of values.yaml.
 
     Attributes:
-        path: the keys that lead to it.
-        default: what it is when nobody sets it.
-        description: for people; empty for a group.
-        extra: what `@schema` adds to its JSON schema.
-        group: the values below it; empty for a leaf.
+        path: the keys from the top to this one.
+        default: the default value.
+        description: the comment; empty for a group.
+        extra: the extension of its JSON schema.
+        group: the values below; empty for a leaf.
     """
 
     path: tuple[str, ...]
@@ -46,11 +46,11 @@ class Value:
 
     @property
     def name(self) -> str:
-        """As `helm --set` spells it."""
+        """Return the name in the notation of `helm --set`."""
         return ".".join(self.path)
 
     def leaves(self) -> Iterator[Value]:
-        """This value, or all below it."""
+        """Yield this value if it is a leaf, otherwise all leaves below it."""
         if not self.group:
             yield self
         for value in self.group:
@@ -58,10 +58,10 @@ class Value:
 
 
 def read(text: str) -> tuple[Value, ...]:
-    """The values of a values.yaml.
+    """Return the values of a values.yaml.
 
     Raises:
-        TypeError: the text is no map.
+        TypeError: the text is not a map.
         ValueError: a leaf has no description.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -71,14 +71,14 @@ def read(text: str) -> tuple[Value, ...]:
 
 
 def schema(values: tuple[Value, ...]) -> dict[str, Any]:
-    """The JSON schema of a chart's values. What is not known is refused, so that a typing error shows."""
+    """Return the JSON schema of a chart's values. It refuses unknown values, so that typos are found."""
     top = _object(values)
-    top["properties"]["global"] = {"type": "object", "description": "Helm's own; not used."}
+    top["properties"]["global"] = {"type": "object", "description": "Reserved by Helm; not used."}
     return {"$schema": "http://json-schema.org/draft-07/schema#", **top}
 
 
 def table(values: tuple[Value, ...]) -> str:
-    """The values as a Markdown table."""
+    """Return the values as a Markdown table."""
     rows = ["| Value | Default | Description |", "|---|---|---|"]
     for value in (leaf for top in values for leaf in top.leaves()):
         default = json.dumps(value.default).replace("|", "\\|")
@@ -99,7 +99,7 @@ def _group(
             group = _group(below, here, lines, default)
         elif not description:
             raise ValueError(
-                f"values.yaml: {'.'.join(here)} has no comment above it that says what it is for"
+                f"values.yaml: {'.'.join(here)} has no comment above it. Describe the value there."
             )
         made.append(Value(here, default, description, extra, group))
     return tuple(made)
@@ -112,11 +112,11 @@ def _comment(lines: list[str], at: int) -> tuple[str, dict[str, Any]]:
     while first > 0 and lines[first - 1].lstrip().startswith("#"):
         first -= 1
     for line in lines[first:at]:
-        said = line.strip().removeprefix("#").strip()
-        if said.startswith(MARK):
-            extra.update(yaml.safe_load(said.removeprefix(MARK)))
+        comment = line.strip().removeprefix("#").strip()
+        if comment.startswith(MARK):
+            extra.update(yaml.safe_load(comment.removeprefix(MARK)))
         else:
-            text.append(said)
+            text.append(comment)
     return " ".join(text), extra
 
 

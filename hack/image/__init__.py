@@ -1,1 +1,1 @@
-"""The container image: build, audit, bill of materials."""
+"""Build the container image, audit its packages, and write its bill of materials."""

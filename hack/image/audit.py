@@ -1,7 +1,7 @@
-"""Known weaknesses of the packages that the image has: `make audit`.
+"""Check the image's packages for known vulnerabilities: `make audit`.
 
-pip-audit looks each locked package up at an advisory service. One that it cannot reach, or that does not know the
-packages, must not pass for a clean result: then nothing is known, and that is what is said.
+pip-audit looks up each locked package at an advisory service. If the service is not reachable or does not know the
+packages, the result is unknown. It must not count as clean.
 """
 
 from __future__ import annotations
@@ -16,34 +16,36 @@ ROOT: Final = Path(__file__).parents[2]
 SERVICES: Final = ("pypi", "osv")
 TIMEOUT_SECONDS: Final = 10
 
-CLEAN, WEAK, UNKNOWN = 0, 1, 3
+CLEAN, VULNERABLE, UNKNOWN = 0, 1, 3
 
 
 class Verdict(NamedTuple):
-    """What an audit has shown: the exit code, and lines for a person."""
+    """The result of an audit: the exit code, and lines to print."""
 
     code: int
     lines: list[str]
 
 
 def verdict(report: dict[str, Any]) -> Verdict:
-    """Judge pip-audit's report."""
+    """Derive the result from pip-audit's report."""
     packages = report["dependencies"]
     skipped = [one for one in packages if "skip_reason" in one]
     if skipped or not packages:
         return Verdict(UNKNOWN, [f"{len(skipped)} of {len(packages)} packages are unknown to the service."])
-    weak = [
+    vulnerable = [
         f"{one['name']} {one['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'no version'}"
         for one in packages
         for found in one["vulns"]
     ]
-    if weak:
-        return Verdict(WEAK, [*weak, "Raise the versions in pyproject.toml and lock them anew."])
-    return Verdict(CLEAN, [f"No known weakness in {len(packages)} packages."])
+    if vulnerable:
+        return Verdict(
+            VULNERABLE, [*vulnerable, "Raise the versions with `make lock ARGS='--upgrade-package NAME'`."]
+        )
+    return Verdict(CLEAN, [f"No known vulnerability in {len(packages)} packages."])
 
 
 def ask(service: str) -> Verdict:
-    """Ask one service."""
+    """Audit with one service."""
     command = [
         *(sys.executable, "-m", "pip_audit", "--requirement", "requirements.lock", "--require-hashes"),
         *("--disable-pip", "--progress-spinner=off", "--format=json"),
@@ -58,14 +60,14 @@ def ask(service: str) -> Verdict:
 
 
 def main() -> int:
-    """Ask the services in turn, until one knows."""
+    """Audit with one service after another until one knows the packages."""
     for service in SERVICES:
         found = ask(service)
         print(*(f"{service}: {line}" for line in found.lines), sep="\n")
         if found.code != UNKNOWN:
             return found.code
     print(
-        "Nothing is known: no advisory service could be asked. Run `make audit` where the Internet is reachable."
+        "The result is unknown: no advisory service is reachable. Run `make audit` on a machine with Internet access."
     )
     return UNKNOWN
 

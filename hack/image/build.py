@@ -1,10 +1,10 @@
-"""Builds the project's image from its Dockerfile, and brings it into the local cluster.
+"""Build the project's image from its Dockerfile, and load it into the local cluster.
 
     python -m hack.image [--tag workqueue-operator:dev] [--load]
 
-A docker engine builds it where one answers, else buildah does, on a base image of our own where no registry
-can be reached. pip inside the build is configured as pip is on this machine. An image is named by what it is
-made from, so that nothing is built, and nothing is loaded, a second time.
+A docker engine builds the image if one answers, otherwise buildah. If no registry is reachable, the base image is
+built here too. pip inside the build uses this machine's pip configuration. The archive's name contains a digest of
+the sources, so an unchanged image is neither built nor loaded again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VERSION_FILE: Final = CHECKOUT / "worker/workqueue/__init__.py"
 
 
 def build(tag: str = DEFAULT_TAG) -> Archive:
-    """The archive of the image that this checkout makes now, from the cache if it was made before.
+    """Return the archive of this checkout's image. Build it if it is not in the cache.
 
     Raises:
         ClusterError: the build failed.
@@ -52,7 +52,7 @@ def build(tag: str = DEFAULT_TAG) -> Archive:
         locked(folder / f".{slug}.lock", f"Another process builds {tag}; waiting for it."),
         tempfile.TemporaryDirectory(prefix="workqueue-image-") as context,
     ):
-        # A copy, so that what is edited meanwhile is not built under the name of what was there before.
+        # Build from a copy, because an edit during the build would not match the digest in the name.
         file = folder / f"{slug}-{copy_sources(Path(context))}.tar"
         if file.exists():
             say(f"The image {tag} is already built from these sources.")
@@ -65,7 +65,7 @@ def build(tag: str = DEFAULT_TAG) -> Archive:
 
 
 def full_name(tag: str) -> str:
-    """An image's name as Kubernetes completes it: `a:1` is docker.io/library/a:1."""
+    """Return an image's name as Kubernetes completes it: `a:1` is docker.io/library/a:1."""
     first, slash, _ = tag.partition("/")
     if slash and (first == "localhost" or "." in first or ":" in first):
         return tag
@@ -73,7 +73,7 @@ def full_name(tag: str) -> str:
 
 
 def copy_sources(context: Path) -> str:
-    """Copy all that goes into the image to a folder; the name of that content, 16 hexadecimal digits."""
+    """Copy the image's sources to a folder and return their digest, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for file in sources():
         name = file.relative_to(CHECKOUT)
@@ -88,7 +88,7 @@ def copy_sources(context: Path) -> str:
 
 
 def sources() -> Iterator[Path]:
-    """The files that the build sees: .dockerignore lists what is not ignored."""
+    """Yield the files that the build sees, which are the exceptions in .dockerignore."""
     ignore = CHECKOUT / ".dockerignore"
     yield CHECKOUT / "Dockerfile"
     yield ignore
@@ -114,7 +114,9 @@ def _build(name: str, context: Path, file: Path) -> None:
             unfinished.rename(file)
         return
     if os.geteuid() != 0:
-        raise ClusterError("Without a docker engine the image is built by buildah, which needs root here.")
+        raise ClusterError(
+            "There is no docker engine, and buildah needs root. Start docker, or run this as root."
+        )
     packages.install()
     base = _base()
     with step(f"building {name} with buildah", "about 30 s, later about 10 s"):
@@ -138,7 +140,7 @@ def _docker_answers() -> bool:
 
 
 def _base() -> str:
-    """The base image: the public one, or our own where it cannot be pulled."""
+    """Return the base image: the public one, or one that is built here if no registry is reachable."""
     if not images.is_in_store(images.BASE_IMAGE) and images.pull(PUBLIC_BASE):
         return PUBLIC_BASE
     archive = images.base()
@@ -158,7 +160,7 @@ def _arguments() -> list[str]:
 
 
 def _volumes() -> list[str]:
-    """What pip needs to reach the package index as it does here, there only while the image is built."""
+    """Return the mounts that give pip in the build this machine's pip configuration and certificates."""
     configuration = cache_folder() / "pip.conf"
     settings = _pip_settings()
     configuration.write_text(
@@ -176,7 +178,7 @@ def _volumes() -> list[str]:
 
 
 def _pip_settings() -> dict[str, dict[str, str]]:
-    """pip's configuration files and PIP_ variables on this machine, by section; the variables win."""
+    """Return this machine's pip configuration by section. PIP_ variables override the files."""
     listed = run([sys.executable, "-m", "pip", "config", "list"], doing="Reading pip's configuration")
     settings: dict[str, dict[str, str]] = {}
     variables: dict[str, str] = {}
@@ -187,10 +189,10 @@ def _pip_settings() -> dict[str, dict[str, str]]:
 
 
 def main() -> int:
-    """Build, and load if that is asked for."""
+    """Build the image, and load it with `--load`."""
     parser = argparse.ArgumentParser(prog="python -m hack.image", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--tag", default=DEFAULT_TAG, help="the image's name (default: %(default)s)")
-    parser.add_argument("--load", action="store_true", help="bring it into the local cluster")
+    parser.add_argument("--load", action="store_true", help="load it into the local cluster")
     arguments = parser.parse_args()
     try:
         archive = build(arguments.tag)

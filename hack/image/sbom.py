@@ -1,4 +1,4 @@
-"""A bill of materials of what the image has, in CycloneDX's format: `make sbom`."""
+"""Write a bill of materials of the image in CycloneDX format: `make sbom`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILE: Final = ROOT / "build/sbom.cdx.json"
 
 
 def main() -> None:
-    """Write it."""
+    """Write the file and print the number of packages."""
     FILE.parent.mkdir(exist_ok=True)
     command = [
         *(sys.executable, "-W", "ignore", "-m", "cyclonedx_py", "requirements", "requirements.lock"),
@@ -23,7 +23,7 @@ def main() -> None:
     ]
     subprocess.run(command, cwd=ROOT, check=True)
     bill = json.loads(FILE.read_text())
-    # The version is not in pyproject.toml, but in the code.
+    # The version is in the code, not in pyproject.toml.
     bill["metadata"]["component"]["version"] = __version__
     FILE.write_text(json.dumps(bill, indent=2) + "\n")
     print(f"{FILE.relative_to(ROOT)}: {len(bill['components'])} packages")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hack.image import sbom
-from hack.image.audit import CLEAN, UNKNOWN, WEAK, verdict
+from hack.image.audit import CLEAN, UNKNOWN, VULNERABLE, verdict
 from workqueue import __version__
 
 GOOD: dict[str, Any] = {"name": "pika", "version": "1.4.4", "vulns": []}
@@ -24,9 +24,11 @@ SKIPPED: dict[str, Any] = {"name": "yarl", "skip_reason": "Dependency not found"
 @pytest.mark.parametrize(
     ("packages", "code", "line"),
     [
-        pytest.param([GOOD, GOOD], CLEAN, "No known weakness in 2 packages.", id="all are known and good"),
-        pytest.param([GOOD, BAD], WEAK, "aiohttp 3.0: PYSEC-1, fixed in 3.1", id="one is weak"),
-        pytest.param([BAD], WEAK, "aiohttp 3.0: PYSEC-2, fixed in no version", id="nothing fixes it"),
+        pytest.param(
+            [GOOD, GOOD], CLEAN, "No known vulnerability in 2 packages.", id="all are known and good"
+        ),
+        pytest.param([GOOD, BAD], VULNERABLE, "aiohttp 3.0: PYSEC-1, fixed in 3.1", id="one is vulnerable"),
+        pytest.param([BAD], VULNERABLE, "aiohttp 3.0: PYSEC-2, fixed in no version", id="nothing fixes it"),
         pytest.param(
             [GOOD, SKIPPED], UNKNOWN, "1 of 2 packages are unknown to the service.", id="one is unknown"
         ),

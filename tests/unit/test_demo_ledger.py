@@ -50,7 +50,7 @@ def test_what_is_not_as_promised(
 @pytest.mark.parametrize("message_id", ["earlier-0", None])
 def test_a_result_of_another_run_counts_for_nothing(message_id: str | None) -> None:
     seen = ledger(("r0", message_id, {"words": 2}))
-    assert (seen.done, seen.strangers) == (0, 1)
+    assert (seen.done, seen.foreign) == (0, 1)
 
 
 def test_a_result_that_is_no_json_is_wrong() -> None:

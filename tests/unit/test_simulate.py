@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_unit_costs_come_from_the_operators_results(tmp_path: Path) -> None:
     def rest(figure: str, **raw: Any) -> dict[str, Any]:
         return {"figure": figure, "raw": raw}
 
-    file = tmp_path / "operator.json"
+    file = tmp_path / "operator.json.gz"
     assert shards.from_results(file) is None
     rows = [
         rest("at rest, 1 WorkQueue, 60 s", resident_mib=70.0, cores=0.005),
@@ -148,7 +149,7 @@ def test_unit_costs_come_from_the_operators_results(tmp_path: Path) -> None:
         rest("operator restarted with 1 WorkQueue, to all", hung=1.5, process=0.5),
         rest("operator restarted with 1,001 WorkQueues, to all", hung=5.5, process=0.5),
     ]
-    file.write_text(json.dumps({"rows": rows}))
+    file.write_bytes(gzip.compress(json.dumps({"rows": rows}).encode()))
     costs = shards.from_results(file)
     assert costs is not None
     assert costs.queue_kib == pytest.approx(25.6)

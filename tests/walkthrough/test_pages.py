@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hack.demo import install as demo_install
 from tests.support.kubernetes import (
     CHECKOUT,
     PROGRAMS,
@@ -195,7 +196,11 @@ def _dead_letter() -> str:
 
 
 def _clean() -> None:
-    """Whatever an interrupted run or a demo has left."""
+    """Remove what an interrupted run has left. The definition goes too, and with it every WorkQueue."""
+    demo = kubectl("get", "namespace", demo_install.NAMESPACE, "--ignore-not-found", "--output=name")
+    assert not demo, (
+        "A demo is installed in this cluster, and these tests would delete it: run `make walkthrough`."
+    )
     kubectl("delete", "namespace", *NAMESPACES, "--ignore-not-found", "--timeout=120s")
     release_workqueues()
     kubectl("delete", "crd", CRD, "--ignore-not-found", "--timeout=60s")

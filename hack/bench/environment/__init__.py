@@ -1,6 +1,6 @@
-"""The environment of the benchmarks: other projects' consumers, and matplotlib. Made once, from locked hashes.
+"""Make the benchmarks' own environment, with the peers' packages and matplotlib, once, from locked hashes.
 
-`peers.lock` is made anew with the command at its head, in this folder.
+`make lock` writes `peers.lock` from `peers.in`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ LOCK: Final = Path(__file__).with_name("peers.lock")
 
 
 def python() -> Path:
-    """The interpreter of the environment, which is made if this lock has none yet.
+    """Return the Python interpreter of the environment. Make the environment if this lock file has none.
 
     Raises:
-        BenchError: the packages cannot be had.
+        BenchError: the packages cannot be installed.
     """
     key = hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = cache_folder() / "bench" / key
@@ -33,17 +33,17 @@ def python() -> Path:
     if interpreter.exists():
         return interpreter
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Under its own name only when it is whole: an environment of an interrupted run is not found again.
+    # The environment gets its final name when it is complete, so an interrupted run leaves no broken one.
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
     try:
-        with step("The environment of the benchmarks", "about 30 s, once"):
+        with step("Making the benchmarks' environment", "about 30 s, once"):
             run([sys.executable, "-m", "venv", unfinished], doing="Making an environment")
             install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes")
             run([unfinished / "bin/python", *install, "--requirement", LOCK], doing="Installing the peers")
         unfinished.rename(folder)
     except ClusterError as error:
         raise BenchError(
-            f"{error}\n`--only` with figures other than worker and publisher needs none."
+            f"{error}\nOnly worker and publisher need these packages: select other figures with `--only`."
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -51,7 +51,7 @@ def python() -> Path:
 
 
 def versions(*names: str) -> dict[str, str]:
-    """The versions of packages in it."""
+    """Return the versions of packages in the environment."""
     locked = dict(
         line.split(" ", 1)[0].split("==") for line in LOCK.read_text().splitlines() if "==" in line[:40]
     )

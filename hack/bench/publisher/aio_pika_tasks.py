@@ -1,4 +1,4 @@
-"""Publishes with aio-pika and prints how fast: URL QUEUE TOTAL TASKS BYTES. Runs in the benchmarks' environment."""
+"""Publish with aio-pika and print the rate: URL QUEUE TOTAL TASKS BYTES. Runs in the benchmarks' environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import aio_pika
 
 
 async def main(url: str, queue: str, total: int, tasks: int, size: int) -> float:
-    """Messages a second."""
+    """Return the messages per second."""
     body = bytes(size)
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)

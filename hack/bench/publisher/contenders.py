@@ -1,7 +1,4 @@
-"""Who publishes, and how: each a function from (URL, queue, number of messages) to messages a second.
-
-Place in the flow: `figures` lets them take turns.
-"""
+"""The contenders: functions from (URL, queue, number of messages) to messages per second."""
 
 from __future__ import annotations
 
@@ -23,13 +20,13 @@ from workqueue.contract.binding import from_url
 
 BODY: Final = bytes(100)
 ONE_BY_ONE_SHARE: Final = 20
-"""One confirmation at a time is so slow that it gets a fraction of the messages."""
+"""The share of the messages for contenders that wait for each confirmation, because they are slow."""
 
 Contender: TypeAlias = Callable[[str, str, int], float]
 
 
 class BarePipeline:
-    """The best that plain pika does: a SelectConnection that publishes in its callbacks, a full window."""
+    """The fastest plain pika: a SelectConnection that publishes in its callbacks, up to a full window."""
 
     def __init__(self, url: str, queue: str, total: int) -> None:
         self._queue = queue
@@ -43,7 +40,7 @@ class BarePipeline:
         )
 
     def run(self) -> float:
-        """Messages a second."""
+        """Return the messages per second."""
         self._connection.ioloop.start()
         return self._total / (self._ended - self._begun)
 
@@ -74,7 +71,7 @@ class BarePipeline:
 
 
 def blocking_one_by_one(url: str, queue: str, total: int) -> float:
-    """pika's BlockingConnection, which waits for each confirmation."""
+    """Publish with pika's BlockingConnection, which waits for each confirmation."""
     total //= ONE_BY_ONE_SHARE
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
@@ -86,7 +83,7 @@ def blocking_one_by_one(url: str, queue: str, total: int) -> float:
 
 
 def ours_one_by_one(url: str, queue: str, total: int) -> float:
-    """`publish_and_wait`, again and again."""
+    """Publish with `publish_and_wait` in a loop."""
     total //= ONE_BY_ONE_SHARE
     with Publisher(lambda: from_url(url), "bench") as publisher:
         publisher.publish_and_wait(Outgoing(queue, BODY))
@@ -97,7 +94,7 @@ def ours_one_by_one(url: str, queue: str, total: int) -> float:
 
 
 def ours_threads(url: str, queue: str, total: int) -> float:
-    """`publish` from one thread, as fast as the window allows."""
+    """Publish with `publish` from one thread, as fast as the window allows."""
     with Publisher(lambda: from_url(url), "bench") as publisher:
         publisher.publish_and_wait(Outgoing(queue, BODY))
         begun = time.perf_counter()
@@ -108,7 +105,7 @@ def ours_threads(url: str, queue: str, total: int) -> float:
 
 
 def ours_tasks(url: str, queue: str, total: int) -> float:
-    """`await publish_async` in as many tasks as the window has places."""
+    """Publish with `await publish_async`, in as many tasks as the window has places."""
 
     async def publish(publisher: Publisher) -> float:
         async def task() -> None:
@@ -125,25 +122,25 @@ def ours_tasks(url: str, queue: str, total: int) -> float:
 
 
 def aio_pika_tasks(url: str, queue: str, total: int) -> float:
-    """aio-pika, as many tasks as our window has places."""
+    """Publish with aio-pika, in as many tasks as the window of this project's publisher has places."""
     return _aio_pika(url, queue, total, DEFAULT_WINDOW)
 
 
 def aio_pika_one_by_one(url: str, queue: str, total: int) -> float:
-    """aio-pika, awaiting each confirmation."""
+    """Publish with aio-pika and await each confirmation."""
     return _aio_pika(url, queue, total // ONE_BY_ONE_SHARE, 1)
 
 
 def _aio_pika(url: str, queue: str, total: int, tasks: int) -> float:
     module = "hack.bench.publisher.aio_pika_tasks"
     asked = (url, queue, str(total), str(tasks), str(len(BODY)))
-    told = run(
+    output = run(
         [environment.python(), "-m", module, *asked],
         doing="Publishing with aio-pika",
         environment={"PYTHONPATH": str(CHECKOUT), "PATH": os.environ["PATH"]},
         timeout=120,
     )
-    return float(json.loads(told)["rate"])
+    return float(json.loads(output)["rate"])
 
 
 BASELINE: Final = "pika SelectConnection, pipelined"

@@ -1,4 +1,4 @@
-"""Rounds in which all publish in turn, and the rows, the table and the plot of the medians."""
+"""Run all contenders in rounds, and report the medians in rows, a table and a plot."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PIPELINE_GOAL: Final = 0.9
 ONE_BY_ONE_GOAL: Final = 10
 
 Rates: TypeAlias = dict[str, list[float]]
-"""Messages a second of each contender, round by round."""
+"""The messages per second of each contender, by round."""
 
 
 def measure(*, quick: bool, folder: Path) -> Report:
-    """Measure everything, and draw the plot into the folder.
+    """Measure all contenders, and write the plot to the folder.
 
     Raises:
-        BenchError: the environment of the benchmarks cannot be had.
+        BenchError: the benchmarks' environment cannot be made.
         ClusterError: aio-pika failed.
     """
     name = "publisher-quick" if quick else "publisher"
@@ -50,7 +50,7 @@ def measure(*, quick: bool, folder: Path) -> Report:
 
 
 def ratios(rates: Rates, name: str, base: str) -> list[float]:
-    """How a contender did in each round, as a multiple of another."""
+    """Return the rate of a contender in each round, as a multiple of another contender's rate."""
     return [one / other for one, other in zip(rates[name], rates[base], strict=True)]
 
 
@@ -97,8 +97,9 @@ def _table(found: dict[str, Rates], name: str) -> str:
             ]
         body.append(line)
     return (
-        f"![Messages a second of each publisher]({name}.png)\n\n{report.grid(head, body)}\n\n"
-        "Medians over the rounds, in brackets the smallest and the largest. A ratio is taken within a round."
+        f"![Messages per second of each publisher]({name}.png)\n\n{report.grid(head, body)}\n\n"
+        "Medians over the rounds, with the smallest and the largest in brackets. "
+        "Each ratio compares rates of the same round."
     )
 
 

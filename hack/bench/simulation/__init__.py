@@ -1,16 +1,16 @@
-"""How autoscalers behave over hours, in seconds: a discrete-event simulation around the operator's own `decide`.
+"""Simulate hours of autoscaling in seconds: a discrete-event simulation with the operator's own `decide`.
 
     python -m hack.bench --only simulation
 
-The flow of a run:
+The modules, in the order of a run:
 
-    jobs         when messages come, and how long each is handled: synthetic, or recorded
-    world        a queue, pods that start and end, and a clock that jumps from event to event
-    operator     asks the real `decide` when the operator would, and does what it says
-    keda         a model of KEDA with a HorizontalPodAutoscaler
-    outcome      what it came to: waiting, replica-seconds, writes, interrupted jobs
-    shards       what 100,000 queues ask of several operators, from measured unit costs
-    figures      tables and plots of all of it
+    jobs         generate the time and the handler time of each message: synthetic, or recorded
+    world        simulate a queue, pods that start and end, and a clock that jumps to the next event
+    operator     call the real `decide` when the operator would, and apply its decision
+    keda         model KEDA with a HorizontalPodAutoscaler
+    outcome      sum up waiting times, replica-seconds, writes and interrupted jobs
+    shards       compute the load of 100,000 queues on several operators, from measured unit costs
+    figures      write the tables and plots
 
-Everything is seeded: the same code gives the same numbers on every machine.
+All random numbers are seeded. The same code gives the same results on every machine.
 """

@@ -1,7 +1,4 @@
-"""Tables and plots: the operator beside KEDA, what its defaults do, and what very many queues ask for.
-
-Place in the flow: the end; a family of `python -m hack.bench`.
-"""
+"""Write the tables and plots: the operator beside KEDA, the effect of settings, and 100,000 queues."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ TRIED_ON: Final = ("bursts", "steady", "heavy tail", "recorded")
 TRIED_ON_QUICK: Final = ("bursts",)
 OPERATORS: Final = (1, 2, 5, 10, 20, 50, 100)
 PLOTTED: Final = (("bursts", 44 * 60.0, 84 * 60.0), ("recorded", 3_925 * 60.0, 3_960 * 60.0))
-"""Which part of which workload is shown, in seconds from its beginning."""
+"""The plotted part of each workload, in seconds from its start."""
 
 WAKES_PER_SECOND: Final = (10.0, 100.0)
 
@@ -47,14 +44,14 @@ Outcomes: TypeAlias = dict[str, tuple[Summary, Outcome]]
 
 
 def measure(*, quick: bool, folder: Path) -> Report:
-    """Simulate everything, and draw the plots into the folder.
+    """Run all simulations, and write the plots to the folder.
 
     Args:
-        quick: fewer workloads for the settings.
-        folder: also where `operator.json` is looked for, from which the unit costs come.
+        quick: simulate fewer workloads for the settings.
+        folder: may contain `operator.json.gz`, the source of the unit costs.
 
     Raises:
-        BenchError: a plot cannot be drawn.
+        BenchError: drawing a plot failed.
     """
     tried_on = TRIED_ON_QUICK if quick else TRIED_ON
     workloads = [make() for make in WORKLOADS]
@@ -69,7 +66,7 @@ def measure(*, quick: bool, folder: Path) -> Report:
     _draw_settings(settings, folder / "simulation-settings.png")
     parts = [_text(), *(_compared_table(workload, compared[workload.name]) for workload in workloads)]
     parts += [_settings_text(), *(_settings_table(name, found) for name, found in settings.items())]
-    costs = shards.from_results(folder / ("operator-quick.json" if quick else "operator.json"))
+    costs = shards.from_results(report.results_file(folder, "operator-quick" if quick else "operator"))
     if costs is not None:
         parts.append(_shards_text(costs))
         _draw_shards(costs, folder / "simulation-shards.png")
@@ -106,28 +103,29 @@ def _row(workload: JobMix, outcomes: Outcomes) -> Row:
 def _words(found: Summary) -> str:
     return (
         f"wait p50 {found.wait_p50:.1f} s, p99 {found.wait_p99:.0f} s; {found.replica_hours:.1f} replica-hours; "
-        f"{found.writes} writes; {found.interrupted} busy workers told to stop"
+        f"{found.writes} writes; {found.interrupted} busy workers terminated"
     )
 
 
 def _text() -> str:
     return f"""\
-![Replicas and backlog age over the same time](simulation.png)
+![Replicas and backlog age over time](simulation.png)
 
-## How it is simulated
+## The simulation
 
-One queue, workers with one slot each that start in {START_SECONDS:g} s, and a clock that jumps from event to event.
-For the operator the real `decide` is asked, when the operator asks it: at the ring of an idle queue, then twice a
-second. Settings are the defaults; `messagesPerReplica` is the same for all. KEDA and the HorizontalPodAutoscaler
-are a model ([keda.py](../../hack/bench/simulation/keda.py)): polling each 30 s or each second, cooldown 300 s,
-sync each 15 s, tolerance 0.1, at most the double or 4 in one step, 300 s of stabilization inward. It is kind to them:
-their count of messages is exact, fresh, and includes those in handlers. A job that is still in its handler 30 s after
-its pod was told to stop is killed and begins again. Nothing here depends on the machine or its load."""
+There is one queue. Its workers have one slot each and start in {START_SECONDS:g} s. The clock jumps from event to
+event. The simulated operator calls the real `decide` when the operator does: at the ring of the doorbell, then twice
+per second. All settings have their defaults, and `messagesPerReplica` is the same for all autoscalers. KEDA and the
+HorizontalPodAutoscaler are a model ([keda.py](../../hack/bench/simulation/keda.py)): polling every 30 s or every
+second, cooldown 300 s, sync every 15 s, tolerance 0.1, per step at most to double or to 4, 300 s of stabilization
+before scale-in. The model favours them: their message count is exact, current, and includes messages being handled.
+A job that still runs 30 s after the termination of its pod is killed and restarted. The machine and its load do not
+matter."""
 
 
 def _compared_table(workload: JobMix, outcomes: Outcomes) -> str:
     head = ["", "wait p50", "p99", "longest", "mean backlog age", "replica-hours", "used", "writes"]
-    head += ["busy told to stop", "jobs begun again"]
+    head += ["busy terminated", "jobs restarted"]
     body = []
     for name, (found, _) in outcomes.items():
         seconds = (found.wait_p50, found.wait_p99, found.wait_max, found.age_mean)
@@ -156,7 +154,7 @@ def _draw_compared(compared: dict[str, Outcomes], file: Path) -> None:
             Panel(f"{name}: replicas", "steps", counts, "minutes", "replicas"),
             Panel(f"{name}: age of the oldest waiting message", "lines", ages, "minutes", "seconds"),
         ]
-    draw(Plot("What each autoscaler does with the same messages", panels, size=(6.5, 3.2)), file)
+    draw(Plot("Each autoscaler with the same messages", panels, size=(6.5, 3.2)), file)
 
 
 def _between(steps: list[tuple[float, int]], begin: float, end: float) -> tuple[list[float], list[float]]:
@@ -170,7 +168,7 @@ def _between(steps: list[tuple[float, int]], begin: float, end: float) -> tuple[
 
 
 def _ages(outcome: Outcome, begin: float, end: float, points: int = 600) -> tuple[list[float], list[float]]:
-    """The highest age in each of so many parts of the time: an age grows until its message is taken."""
+    """Return the highest age in each of `points` intervals. An age grows until a worker takes the message."""
     width = (end - begin) / points
     highest = [0.0] * points
     for (at, published), (until, _) in zip(outcome.oldest, outcome.oldest[1:], strict=False):
@@ -198,16 +196,15 @@ def _settings(workload: JobMix) -> dict[str, Summary]:
 
 def _settings_text() -> str:
     return """\
-## What the settings do
+## The effect of settings
 
 ![Replica-hours and backlog age for each setting](simulation-settings.png)
 
-Each setting alone, all others at their defaults (`scaleInDelaySeconds` 60) and as above. A longer delay costs
-replicas and saves writes; it does little for the waiting. 60 s is where most of the writes are saved already and
-little is paid: 300 s costs up to four times the replica-hours. `messagesPerReplica` trades replicas for waiting, and
-says most where handlers take long: then it should be small. `targetDrainSeconds` asks for no such choice where
-handlers take about the same time each; on a heavy tail, where the mean of a minute says little, messages wait longer
-with it."""
+Each row changes one setting. All others have their defaults (`scaleInDelaySeconds` 60). A longer delay costs replicas
+and saves writes, but hardly changes the waiting time. 60 s saves most of the writes at a low price: 300 s costs up to
+four times the replica-hours. `messagesPerReplica` trades replicas for waiting time. It matters most with long
+handlers, and should be small there. `targetDrainSeconds` needs no such choice if all handlers take about the same
+time. With a heavy tail, the mean of the last minute predicts little, and messages wait longer."""
 
 
 def _settings_table(name: str, found: dict[str, Summary]) -> str:
@@ -235,8 +232,8 @@ def _draw_settings(settings: dict[str, dict[str, Summary]], file: Path) -> None:
             for label, color in (("scaleInDelaySeconds", 0), ("messagesPerReplica", 4))
         ]
         panels.append(Panel(name, "points", series, "replica-hours", "mean backlog age (s)"))
-    caption = "Numbers beside the points: the setting. To the left is cheaper, lower is faster."
-    draw(Plot("What two settings do", panels, size=(5.5, 3.4), caption=caption), file)
+    caption = "The number beside a point is the setting. Further left is cheaper, lower is faster."
+    draw(Plot("The effect of two settings", panels, size=(5.5, 3.4), caption=caption), file)
 
 
 def _curve(label: str, found: dict[str, Summary], color: int) -> Series:
@@ -253,13 +250,13 @@ def _shards_text(costs: shards.UnitCosts) -> str:
         f"""\
 ## {shards.QUEUES:,} queues
 
-One operator takes, as [measured](operator.md): {costs.base_mib:.0f} MiB and {costs.queue_kib:.0f} KiB for each
-WorkQueue; at rest {costs.base_cores:.4f} core and {costs.queue_cores * 1e6:.1f} millionths of a core for each
-WorkQueue; {costs.restart_seconds * 1000:.1f} ms for each WorkQueue after a restart; for a wake with the scale-in
-after it {costs.wake_processor_seconds * 1000:.1f} ms of processor time. An operator fits when it needs at most
-{shards.MEMORY_MIB} MiB and {shards.HEADROOM:g} core, and has hung all bells {shards.RESTART_SECONDS:.0f} s after a
-restart. Wakes come at random times and wait for each other in one operator. How queues are shared out is said in
-[ADR 5](../adr/0005-shards.md).
+One operator [needs](operator.md) {costs.base_mib:.0f} MiB, and {costs.queue_kib:.0f} KiB for each WorkQueue. At rest
+it uses {costs.base_cores:.4f} core, and {costs.queue_cores * 1e6:.1f} millionths of a core for each WorkQueue. A
+restart takes {costs.restart_seconds * 1000:.1f} ms for each WorkQueue. A wake and the scale-in after it take
+{costs.wake_processor_seconds * 1000:.1f} ms of processor time. An operator "fits" if it needs at most
+{shards.MEMORY_MIB} MiB and {shards.HEADROOM:g} core, and installs all doorbells within {shards.RESTART_SECONDS:.0f} s
+of a restart. Wakes come at random times, and an operator handles them one after another.
+[ADR 5](../adr/0005-shards.md) describes how releases share the queues.
 
 ![Wake latency and memory by the number of operators](simulation-shards.png)"""
     ]
@@ -268,7 +265,7 @@ restart. Wakes come at random times and wait for each other in one operator. How
         "WorkQueues each",
         "memory",
         "processor",
-        "restart to all bells",
+        "restart to all doorbells",
         "wake p50",
         "wake p99",
     ]
@@ -284,7 +281,7 @@ restart. Wakes come at random times and wait for each other in one operator. How
             line += [f"{plan.cores:.2f} core", f"{plan.restart_seconds:.0f} s"]
             line += [f"{seconds * 1000:.0f} ms" for seconds in (plan.wake_p50, plan.wake_p99)]
             body.append(line)
-        parts.append(f"{rate:.0f} wakes a second, of all queues together:\n\n{report.grid(head, body)}")
+        parts.append(f"{rate:.0f} wakes per second over all queues:\n\n{report.grid(head, body)}")
     return "\n\n".join(parts)
 
 
@@ -311,7 +308,7 @@ def _draw_shards(costs: shards.UnitCosts, file: Path) -> None:
             limit=50.0,
         ),
         Panel(
-            "memory of each",
+            "memory of each operator",
             "points",
             [series(lambda plan: plan.memory_mib, WAKES_PER_SECOND[0], 0)],
             "operators",
@@ -321,7 +318,7 @@ def _draw_shards(costs: shards.UnitCosts, file: Path) -> None:
             limit=float(shards.MEMORY_MIB),
         ),
         Panel(
-            "restart to all bells hung",
+            "restart to all doorbells",
             "points",
             [series(lambda plan: plan.restart_seconds, WAKES_PER_SECOND[0], 0)],
             "operators",

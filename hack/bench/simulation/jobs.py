@@ -1,7 +1,4 @@
-"""Jobs: when each message is published, and how long its handler takes. Seeded, so that all get the same.
-
-Place in the flow: the input of a simulation.
-"""
+"""Generate the publish time and the handler time of each message. All autoscalers get the same seeded jobs."""
 
 from __future__ import annotations
 
@@ -21,8 +18,8 @@ class Job:
     """One message.
 
     Attributes:
-        published: seconds from the beginning.
-        seconds: that its handler takes.
+        published: seconds from the start of the simulation.
+        seconds: the running time of its handler.
     """
 
     published: float
@@ -31,12 +28,12 @@ class Job:
 
 @dataclass(frozen=True)
 class JobMix:
-    """What comes to one queue, and how it is scaled.
+    """The messages of one queue, and its scaling settings.
 
     Attributes:
-        jobs: by their time.
-        seconds: how long it is watched; the last jobs come before.
-        messages_per_replica: the target, the same for all autoscalers.
+        jobs: ordered by publish time.
+        seconds: the length of the simulation. The last jobs come before its end.
+        messages_per_replica: the target of all autoscalers.
     """
 
     name: str
@@ -48,30 +45,30 @@ class JobMix:
 
 
 def sparse() -> JobMix:
-    """A message now and then."""
+    """Return rare single messages."""
     chance = random.Random(1)
     jobs = tuple(Job(at, 2.0) for at in _poisson(chance, 4 * HOUR, lambda _: 1 / 600))
-    return JobMix("sparse", "one message each 10 minutes on average, 2 s each", jobs, 5 * HOUR, 10, 10)
+    return JobMix("sparse", "one message every 10 minutes on average, 2 s each", jobs, 5 * HOUR, 10, 10)
 
 
 def bursts() -> JobMix:
-    """Much at once, then nothing."""
+    """Return bursts with pauses between them."""
     chance = random.Random(2)
     starts = _poisson(chance, 4 * HOUR, lambda _: 1 / 900)
     jobs = tuple(Job(at + 0.002 * number, 2.0) for at in starts for number in range(200))
-    what = "200 messages at once, each 15 minutes on average, 2 s each"
+    what = "200 messages at once, every 15 minutes on average, 2 s each"
     return JobMix("bursts", what, _in_order(jobs), 5 * HOUR, 10, 20)
 
 
 def steady() -> JobMix:
-    """A load that does not change: replicas that do are for nothing."""
+    """Return a constant load, for which a changing replica count is a waste."""
     chance = random.Random(3)
     jobs = tuple(Job(at, chance.expovariate(1.0)) for at in _poisson(chance, HOUR, lambda _: 5.0))
-    return JobMix("steady", "5 messages a second for an hour, 1 s each on average", jobs, 1.5 * HOUR, 2, 20)
+    return JobMix("steady", "5 messages per second for an hour, 1 s each on average", jobs, 1.5 * HOUR, 2, 20)
 
 
 def diurnal() -> JobMix:
-    """Day and night."""
+    """Return the load of a day and a night."""
     chance = random.Random(4)
 
     def rate(now: float) -> float:
@@ -80,23 +77,23 @@ def diurnal() -> JobMix:
     jobs = tuple(
         Job(at, chance.lognormvariate(0.0, 0.8)) for at in _poisson(chance, 24 * HOUR, rate, most=1.5)
     )
-    what = "a day: up to 1.5 messages a second at noon, none at night; log-normal, 1.4 s each on average"
+    what = "a day: up to 1.5 messages per second at noon, none at night; log-normal, 1.4 s each on average"
     return JobMix("diurnal", what, jobs, 25 * HOUR, 2, 20)
 
 
 def heavy() -> JobMix:
-    """Most handlers are short, a few are very long."""
+    """Return mostly short and a few very long handlers."""
     chance = random.Random(5)
     jobs = tuple(
         Job(at, min(2.0 * chance.paretovariate(1.2), HOUR))
         for at in _poisson(chance, 4 * HOUR, lambda _: 0.3)
     )
-    what = "0.3 messages a second; Pareto, half of them below 4 s, the longest an hour at most"
+    what = "0.3 messages per second; Pareto, half of them below 4 s, the longest an hour at most"
     return JobMix("heavy tail", what, jobs, 6 * HOUR, 2, 30)
 
 
 def recorded() -> JobMix:
-    """Pushes to a busy project in one week, each of which starts 20 jobs of continuous integration."""
+    """Return one week of pushes to a busy project. Each push starts 20 jobs of continuous integration."""
     chance = random.Random(6)
     commits = [float(line) for line in COMMITS.read_text().splitlines() if not line.startswith("#")]
     jobs = tuple(Job(at, chance.lognormvariate(3.5, 0.8)) for at in commits for _ in range(20))
@@ -110,7 +107,7 @@ WORKLOADS: Final[tuple[Callable[[], JobMix], ...]] = (sparse, bursts, steady, di
 def _poisson(
     chance: random.Random, end: float, rate: Callable[[float], float], most: float | None = None
 ) -> Iterator[float]:
-    """Times of a Poisson process whose rate (a second) may change but never exceeds `most`."""
+    """Return the times of a Poisson process whose rate (per second) may change but never exceeds `most`."""
     highest = rate(0.0) if most is None else most
     now = 0.0
     while (now := now + chance.expovariate(highest)) < end:

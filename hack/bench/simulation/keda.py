@@ -1,9 +1,9 @@
-"""KEDA with a HorizontalPodAutoscaler, as their sources and documentation have it, where they differ from nothing.
+"""Model KEDA with a HorizontalPodAutoscaler, after their sources and documentation.
 
-Place in the flow: an autoscaler for `world`. Between 0 and 1 KEDA's operator decides, at each poll; above 1 the
-controller of Kubernetes, every 15 s. The model is kind to them: the count of messages is exact and fresh, includes
-those in handlers (which the AMQP protocol of the scaler cannot see), and no request is throttled. Against a run of
-KEDA 2.20 with 20 messages from 0 it gives the same counts 15 s apart: 1, 4, 8, 16, 20.
+Between 0 and 1 replicas, KEDA's operator decides at each poll. Above 1, the controller of Kubernetes decides every
+15 s. The model favours both: the message count is exact, current and includes messages being handled, which KEDA's
+scaler cannot see over AMQP, and no request is throttled. For 20 messages at 0 replicas, the model gives the same
+counts as a run of KEDA 2.20, 15 s apart: 1, 4, 8, 16, 20.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ SYNC_SECONDS: Final = 15.0
 TOLERANCE: Final = 0.1
 STABILIZATION_SECONDS: Final = 300.0
 SMALLEST_STEP: Final = 4
-"""Without a behavior of its own an HPA goes to twice its count or to 4 in one step, whichever is more."""
+"""The default behavior of an HPA: one step leads to at most twice the count or to 4, whichever is more."""
 
 
 class Keda:
     """Scales one queue.
 
     Args:
-        phase: seconds from the beginning to the first poll and the first sync: where in their cycles the first
-            message meets them.
+        phase: seconds from the start to the first poll and the first sync. It sets the point in both cycles at
+            which the first message comes.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Keda:
         self._recommended: deque[tuple[float, int]] = deque()
 
     def start(self, world: World) -> None:
-        """Poll and sync for ever."""
+        """Start the periodic polls and syncs."""
         self._world = world
         world.later(self._phase % self._polling, self._poll)
         world.later(self._phase % SYNC_SECONDS, self._sync)
 
     def published(self) -> None:
-        """Nobody tells it."""
+        """Do nothing, because KEDA does not learn of a new message before its next poll."""
 
     @property
     def _messages(self) -> int:
@@ -74,7 +74,7 @@ class Keda:
 
     def _sync(self) -> None:
         world = self._world
-        if world.replicas:  # at 0 it is switched off
+        if world.replicas:  # an HPA does nothing at 0 replicas
             world.scale(self._wanted(world.replicas))
         world.later(SYNC_SECONDS, self._sync)
 

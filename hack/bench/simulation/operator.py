@@ -1,7 +1,7 @@
-"""The operator in the simulation: the real `decide`, asked when the operator asks it.
+"""Simulate the operator with the real `decide`, called when the operator calls it.
 
-Place in the flow: an autoscaler for `world`. What is around `decide` is modelled: the bell of an idle queue, the
-sweep twice a second while there are workers, idle workers that agree to leave.
+The surroundings of `decide` are a model: the doorbell of an idle queue, the poll twice per second while workers run,
+and idle workers that agree to retire.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from workqueue_operator.scaling.decide import (
 from workqueue_operator.scaling.decide import WorkloadState as Deployment
 
 RING_TO_WRITTEN_SECONDS: Final = 0.009
-"""The median that is measured from publishing one message at 0 replicas to the new count."""
+"""The measured median time from the publish of one message at 0 replicas to the write of the count."""
 
-SWEEP_SECONDS: Final = Config().sweep_seconds
+POLL_SECONDS: Final = Config().sweep_seconds
 LOAD_SECONDS: Final = 60.0
-"""Workers tell their handler times and arrivals over the last minute."""
+"""Workers report their handler times and arrivals of the last minute."""
 
 
 class Operator:
     """Scales one queue.
 
     Args:
-        scaling: further fields of spec.scaling, such as `scaleInDelaySeconds`; the rest are the defaults.
+        scaling: further fields of spec.scaling, such as `scaleInDelaySeconds`. The others have their defaults.
     """
 
     def __init__(self, workload: JobMix, **scaling: Any) -> None:
@@ -54,27 +54,27 @@ class Operator:
         self._drains = "targetDrainSeconds" in scaling
         self._window = ScaleInWindow(0.0)
         self._arrivals: deque[float] = deque()
-        self._sweeping = False
+        self._polling = False
 
     def start(self, world: World) -> None:
-        """Nothing runs: the bell hangs."""
+        """Do nothing, because the queue starts idle with a doorbell."""
         self._world = world
 
     def published(self) -> None:
-        """The bell rings when no workers are there."""
+        """Ring the doorbell if there is no worker."""
         self._arrivals.append(self._world.now)
-        if not self._sweeping:
-            self._sweeping = True
-            self._world.later(RING_TO_WRITTEN_SECONDS, self._sweep)
+        if not self._polling:
+            self._polling = True
+            self._world.later(RING_TO_WRITTEN_SECONDS, self._poll)
 
-    def _sweep(self) -> None:
-        self._look()
+    def _poll(self) -> None:
+        self._decide()
         if self._world.replicas or self._world.waiting:
-            self._world.later(SWEEP_SECONDS, self._sweep)
+            self._world.later(POLL_SECONDS, self._poll)
         else:
-            self._sweeping = False
+            self._polling = False
 
-    def _look(self) -> None:
+    def _decide(self) -> None:
         world = self._world
         staying = world.staying
         depth = Depth(

@@ -1,7 +1,4 @@
-"""What a simulation came to, in the numbers that are compared.
-
-Place in the flow: from `world`'s raw outcome to one line of a table.
-"""
+"""Sum up the raw outcome of a simulation in one line of a table."""
 
 from __future__ import annotations
 
@@ -14,16 +11,16 @@ from hack.bench.simulation.world import Autoscaler, Outcome, World
 
 @dataclass(frozen=True)
 class Summary:
-    """One line. Times are in seconds.
+    """One line of a table. Times are in seconds.
 
     Attributes:
-        wait_p50, wait_p99, wait_max: from publishing to the handler.
-        age_mean: age of the oldest waiting message, averaged over the time in which any waits.
-        replica_hours: time for which pods existed.
-        utilization: the part of it that handlers needed.
-        writes: changes of the count.
-        interrupted: busy pods that were told to stop.
-        repeated: jobs that were killed and began again.
+        wait_p50, wait_p99, wait_max: from the publish to the handler.
+        age_mean: the age of the oldest waiting message, averaged over the time in which messages wait.
+        replica_hours: the lifetime of all pods.
+        utilization: the share of it that handlers used.
+        writes: the changes of the replica count.
+        interrupted: the terminated busy pods.
+        repeated: the killed and restarted jobs.
     """
 
     wait_p50: float
@@ -44,7 +41,7 @@ def simulate(workload: JobMix, autoscaler: Autoscaler) -> tuple[Summary, Outcome
 
 
 def summary(workload: JobMix, outcome: Outcome) -> Summary:
-    """The numbers of an outcome."""
+    """Return the summary of an outcome."""
     waits = sorted(outcome.waits)
     needed = sum(job.seconds for job in workload.jobs)
     return Summary(
@@ -61,7 +58,7 @@ def summary(workload: JobMix, outcome: Outcome) -> Summary:
 
 
 def _mean_age(oldest: list[tuple[float, float | None]]) -> float:
-    """Between two changes an age grows with the clock."""
+    """Return the mean age. Between two changes, an age grows with the clock."""
     area = seconds = 0.0
     for (begun, published), (ended, _) in pairwise(oldest):
         if published is not None:

@@ -1,40 +1,39 @@
-"""What very many queues ask of several operators: unit costs times numbers, and a simulation of their wakes.
+"""Compute the load of very many queues on several operators, from measured unit costs.
 
-Place in the flow: beside the others; the unit costs come from the operator's own benchmark.
-
-An operator is one process with one event loop, so that its wakes wait for each other: the simulation is a queue
-with one server for each operator. What a wake takes beside processor time (RabbitMQ, the API server) is the same
-with one operator and with many, and is added as it was measured.
+An operator is one process with one event loop, so it handles wakes one after another. The simulation is a queue with
+one server for each operator. The other parts of a wake (RabbitMQ, the API server) take as long with one operator as
+with many. Their measured time is added.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hack.bench.report import read_rows
+
 QUEUES: Final = 100_000
 HEADROOM: Final = 0.5
-"""The part of a processor that wakes may use: the rest is for what comes at once."""
+"""The share of a core that wakes may use. The rest is for bursts."""
 
 MEMORY_MIB: Final = 1_024
 RESTART_SECONDS: Final = 30.0
-"""What an operator may need, and for how long a standby that takes over may leave idle queues unwatched."""
+"""The longest time without doorbells during a takeover by a standby."""
 
 
 @dataclass(frozen=True)
 class UnitCosts:
-    """What one operator costs, as measured.
+    """The measured costs of one operator.
 
     Attributes:
-        base_mib, queue_kib: memory of the process, and of each WorkQueue more.
+        base_mib, queue_kib: memory of the process, and additional memory for each WorkQueue.
         base_cores, queue_cores: processor time at rest.
-        restart_seconds: for each WorkQueue, from the start of the process to its bell.
-        wake_seconds: from publishing to the new count, median, alone.
-        wake_processor_seconds: of the operator, for one wake and the scale-in after it.
+        restart_seconds: for each WorkQueue, from the start of the process to its doorbell.
+        wake_seconds: the median time from the publish to the write of the count, without other wakes.
+        wake_processor_seconds: processor time of the operator for one wake and the scale-in after it.
     """
 
     base_mib: float
@@ -48,7 +47,7 @@ class UnitCosts:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What each of so many operators has to bear. Times are in seconds."""
+    """The load of each operator. Times are in seconds."""
 
     operators: int
     queues: int
@@ -60,16 +59,16 @@ class ShardPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether an operator stays within what it may need."""
+        """Return whether an operator stays within the limits."""
         enough = self.memory_mib <= MEMORY_MIB and self.restart_seconds <= RESTART_SECONDS
         return enough and self.cores <= HEADROOM
 
 
 def from_results(file: Path) -> UnitCosts | None:
-    """Unit costs from the results of the operator's benchmark; None where it has not measured two sizes."""
+    """Return the unit costs from the operator's benchmark, or None if it has not measured two sizes."""
     if not file.exists():
         return None
-    rows = json.loads(file.read_text())["rows"]
+    rows = read_rows(file)
     rest = _by_queues(rows, "at rest, ")
     wake = _by_queues(rows, "wake, ")
     restart = _by_queues(rows, "operator restarted with ")
@@ -80,23 +79,23 @@ def from_results(file: Path) -> UnitCosts | None:
     raw_few, raw_many = rest[few]["raw"], rest[many]["raw"]
     most, least = max(restart), min(restart)
     slope = (_restart(restart[most]) - _restart(restart[least])) / max(1, most - least)
-    waked = wake[max(wake)]["raw"]
+    raw_wake = wake[max(wake)]["raw"]
     return UnitCosts(
         base_mib=raw_few["resident_mib"],
         queue_kib=(raw_many["resident_mib"] - raw_few["resident_mib"]) * 1024 / more,
         base_cores=raw_few["cores"],
         queue_cores=max(0.0, raw_many["cores"] - raw_few["cores"]) / more,
         restart_seconds=slope,
-        wake_seconds=sorted(waked["seconds"])[len(waked["seconds"]) // 2],
-        wake_processor_seconds=waked["processor_seconds_each"],
+        wake_seconds=sorted(raw_wake["seconds"])[len(raw_wake["seconds"]) // 2],
+        wake_processor_seconds=raw_wake["processor_seconds_each"],
     )
 
 
 def plan(costs: UnitCosts, operators: int, wakes_per_second: float, queues: int = QUEUES) -> ShardPlan:
-    """What each operator bears when queues and wakes are shared out evenly.
+    """Return the load of each operator if they share queues and wakes evenly.
 
     Args:
-        wakes_per_second: of all queues together.
+        wakes_per_second: over all queues.
     """
     each = math.ceil(queues / operators)
     rate = wakes_per_second / operators
@@ -113,11 +112,11 @@ def plan(costs: UnitCosts, operators: int, wakes_per_second: float, queues: int 
 
 
 def wake_waits(rate: float, seconds: float, count: int = 20_000) -> list[float]:
-    """How long each of many wakes waits for those before it, sorted.
+    """Return how long each wake waits for earlier wakes, sorted, in seconds.
 
     Args:
-        rate: wakes a second, at random times.
-        seconds: that the operator is busy with each.
+        rate: wakes per second, at random times.
+        seconds: the processor time of one wake.
     """
     if rate * seconds >= 1:
         return [math.inf]
@@ -132,7 +131,7 @@ def wake_waits(rate: float, seconds: float, count: int = 20_000) -> list[float]:
 
 
 def _by_queues(rows: list[dict[str, Any]], beginning: str) -> dict[int, dict[str, Any]]:
-    """The rows of a figure by the number of WorkQueues."""
+    """Return the rows of a figure by the number of WorkQueues."""
     found = {}
     for row in rows:
         if row["figure"].startswith(beginning):

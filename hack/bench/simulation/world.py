@@ -1,7 +1,4 @@
-"""A queue, its workers and a clock: what an autoscaler sees and changes. A discrete-event simulation.
-
-Place in the flow: `run` lets the jobs of a workload come, and an autoscaler look and act.
-"""
+"""Simulate a queue, its workers and a clock, which an autoscaler reads and changes."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ from typing import Final, Protocol
 from hack.bench.simulation.jobs import Job, JobMix
 
 START_SECONDS: Final = 2.0
-"""From the new count to a worker that consumes, with the image on the node. On an idle local cluster it is 0.6 s."""
+"""From the new count to a consuming worker, with the image on the node. An idle local cluster takes 0.6 s."""
 
 GRACE_SECONDS: Final = 30.0
-"""Kubernetes' own default: so long a pod that is told to stop may go on."""
+"""The default of terminationGracePeriodSeconds in Kubernetes."""
 
 
 class State(Enum):
-    """Where a pod is."""
+    """The phase of a pod."""
 
     STARTING = "starting"
     IDLE = "idle"
@@ -35,9 +32,9 @@ class Pod:
     """One worker with one slot.
 
     Attributes:
-        job: in its handler.
-        until: when it will be done with that.
-        stopping: told to stop; it takes no further job.
+        job: the job in its handler.
+        until: when the handler will finish.
+        stopping: terminating; it takes no further job.
     """
 
     made: float
@@ -49,16 +46,16 @@ class Pod:
 
 @dataclass
 class Outcome:
-    """What a simulation came to. Times are in seconds.
+    """The raw outcome of a simulation. Times are in seconds.
 
     Attributes:
-        waits: of each job, from its publishing to its (last) handler.
-        replica_seconds: time for which pods existed.
-        writes: changes of the count.
-        interrupted: busy pods that were told to stop.
-        repeated: jobs that were killed in their handler and given out again.
-        oldest: (time, when the oldest waiting message was published, None while none waits), at each change.
-        counts: (time, count), at each change.
+        waits: of each job, from its publish to its last handler.
+        replica_seconds: the lifetime of all pods.
+        writes: the changes of the replica count.
+        interrupted: the terminated busy pods.
+        repeated: the jobs that were killed in their handler and redelivered.
+        oldest: (time, publish time of the oldest waiting message or None) at each change.
+        counts: (time, count) at each change.
     """
 
     waits: list[float] = field(default_factory=list)
@@ -71,20 +68,20 @@ class Outcome:
 
 
 class Autoscaler(Protocol):
-    """Looks at the world and changes the count."""
+    """Reads the world and changes the count."""
 
     def start(self, world: World) -> None:
         """Set the first timer."""
 
     def published(self) -> None:
-        """A message came."""
+        """React to a new message."""
 
 
 class World:
-    """Everything there is at `now`.
+    """The state of the simulation at the time `now`.
 
     Args:
-        grace_seconds: after which a busy pod that was told to stop is killed.
+        grace_seconds: the time after which a terminating pod is killed.
     """
 
     def __init__(
@@ -95,7 +92,7 @@ class World:
         self.pods: list[Pod] = []
         self.replicas = 0
         self.handled: deque[tuple[float, float]] = deque()
-        """When each job of the last minute was done, and how long it took."""
+        """The end and the duration of each job of the last minute."""
         self.outcome = Outcome()
         self._end = workload.seconds
         self._autoscaler = autoscaler
@@ -106,7 +103,7 @@ class World:
             self._at(job.published, lambda job=job: self._publish(job))  # type: ignore[misc]
 
     def run(self) -> Outcome:
-        """To the end of the workload."""
+        """Run the simulation to the end of the workload."""
         self._autoscaler.start(self)
         while self._events and self._events[0][0] <= self._end:
             self.now, _, event = heapq.heappop(self._events)
@@ -116,25 +113,25 @@ class World:
         return self.outcome
 
     def later(self, seconds: float, event: Callable[[], None]) -> None:
-        """Have something happen."""
+        """Call `event` after `seconds`."""
         self._at(self.now + seconds, event)
 
-    # What an autoscaler sees ------------------------------------------------------------------------------
+    # Read by an autoscaler --------------------------------------------------------------------------------
 
     @property
     def staying(self) -> list[Pod]:
-        """Pods that were not told to stop."""
+        """Return the pods that are not terminating."""
         return [pod for pod in self.pods if not pod.stopping]
 
     @property
     def in_handlers(self) -> int:
-        """Messages that a worker has."""
+        """Return the number of messages being handled."""
         return sum(pod.job is not None for pod in self.pods)
 
-    # What it changes --------------------------------------------------------------------------------------
+    # Changed by an autoscaler -----------------------------------------------------------------------------
 
     def scale(self, replicas: int, leaving: list[Pod] | None = None) -> None:
-        """Write the count. Kubernetes chooses who leaves, unless they are named: not Ready first, then the young."""
+        """Write the count and remove the pods `leaving`, by default pods that are not Ready, then the youngest."""
         if replicas == self.replicas:
             return
         self.outcome.writes += 1
@@ -158,15 +155,15 @@ class World:
 
     def _publish(self, job: Job) -> None:
         self.waiting.append(job)
-        self._give_out()
+        self._deliver()
         self._autoscaler.published()
 
     def _started(self, pod: Pod) -> None:
         if pod in self.pods and not pod.stopping:
             pod.state = State.IDLE
-            self._give_out()
+            self._deliver()
 
-    def _give_out(self) -> None:
+    def _deliver(self) -> None:
         for pod in self.pods:
             if not self.waiting:
                 break
@@ -180,13 +177,13 @@ class World:
 
     def _done(self, pod: Pod, job: Job) -> None:
         if pod.job is not job:
-            return  # it was killed meanwhile
+            return  # the pod was killed
         self.outcome.waits.append(self.now - job.seconds - job.published)
         self.handled.append((self.now, job.seconds))
         pod.state, pod.job = State.IDLE, None
         if pod.stopping:
             self._gone(pod)
-        self._give_out()
+        self._deliver()
 
     def _stop(self, pod: Pod) -> None:
         pod.stopping = True
@@ -202,7 +199,7 @@ class World:
             self.waiting.appendleft(pod.job)
             pod.job = None
             self._gone(pod)
-            self._give_out()
+            self._deliver()
 
     def _gone(self, pod: Pod) -> None:
         self.pods.remove(pod)

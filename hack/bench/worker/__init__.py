@@ -1,13 +1,13 @@
-"""How many messages a second a worker takes, beside everything else that people consume with.
+"""Compare the messages per second of a worker with those of other consumers.
 
-The flow of a run:
+The modules, in the order of a run:
 
-    cases        what is measured: slots, handler, size of the body, kind of queue, and how often
-    contenders   who takes part, and how each is started
-    consumers/   one small program for each; all count their messages with the same `tally`
-    race         one run of one contender: a full queue, a fresh process, its tally
-    figures      rounds in which all take turns, and rows and tables of the medians
+    cases        list the cases: slots, handler, size of the body, queue type, and number of rounds
+    contenders   list the contenders and their commands
+    consumers/   one small program for each contender; all count with the same `tally`
+    race         run one contender once: a full queue, a new process, its tally
+    figures      run all contenders in rounds, and report the medians
 
-RabbitMQ is a real one on loopback. Nobody's configuration is the default where that would not be one message at
-a time, acknowledged when it is done.
+RabbitMQ is a real one on loopback. Each contender takes one message at a time and acknowledges it after the handler,
+even if that is not its default.
 """

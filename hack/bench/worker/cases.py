@@ -1,7 +1,6 @@
-"""What is measured: a small number of cases around the one that says most, a message that costs nothing.
+"""List the measured cases. The first and most telling one is a message whose handler does nothing.
 
-Place in the flow: the beginning. The first case has the goals and gets the most rounds; each other one changes one
-thing, so that what it does can be seen.
+The first case has goals and the most rounds. Each other case changes one parameter, to show its effect.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ class Case:
     """One line of the plots.
 
     Attributes:
-        slots: messages in hand at once.
-        handler_seconds: how long the handler waits; 0 for one that returns at once.
-        body: bytes.
-        warm, count: messages before the measured ones, and at most so many measured.
-        rounds: how often all take turns.
+        slots: messages that are handled at the same time.
+        handler_seconds: how long the handler sleeps; 0 returns immediately.
+        body: the size of the body in bytes.
+        warm, count: the number of messages before the measurement, and the most that are measured.
+        rounds: how often each contender runs.
     """
 
     slots: int
@@ -35,7 +34,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """What it is, in words."""
+        """Return a description."""
         slots = "1 slot" if self.slots == 1 else f"{self.slots} slots"
         handler = f"{self.handler_seconds * 1000:.0f} ms" if self.handler_seconds else "no-op"
         body = f"{self.body} B" if self.body < 1024 else f"{self.body // 1024} KiB"

@@ -1,7 +1,4 @@
-"""Who takes part, what its messages look like, and how it is started.
-
-Place in the flow: `race` starts a contender with a queue that is full of its messages.
-"""
+"""List the contenders, each with the format of its messages and its command."""
 
 from __future__ import annotations
 
@@ -27,12 +24,12 @@ Maker = Callable[[str, bytes], Outgoing]
 
 
 def plain(queue: str, body: bytes) -> Outgoing:
-    """The body as it is."""
+    """Return a message with the plain body."""
     return Outgoing(queue, body)
 
 
 def celery(queue: str, body: bytes) -> Outgoing:
-    """Celery's task message, protocol 2, whose argument is the body."""
+    """Return a task message of Celery's protocol 2 with the body as its argument."""
     task = str(uuid.uuid4())
     content = json.dumps([[body.decode()], {}, {}])
     headers = {
@@ -54,7 +51,7 @@ def celery(queue: str, body: bytes) -> Outgoing:
 
 
 def dramatiq(queue: str, body: bytes) -> Outgoing:
-    """Dramatiq's message, whose argument is the body."""
+    """Return a message of Dramatiq with the body as its argument."""
     content = {
         "queue_name": queue,
         "actor_name": "handle",
@@ -69,15 +66,15 @@ def dramatiq(queue: str, body: bytes) -> Outgoing:
 
 @dataclass(frozen=True)
 class Contender:
-    """Somebody who consumes.
+    """A consumer program.
 
     Attributes:
-        module: its program, a module of `consumers`; for ours the function that `workqueue run` loads.
-        ours: whether it is our worker.
-        peer: whether it needs the environment of the benchmarks.
-        one_slot: whether it can have no more than one message in hand.
-        message: makes its messages.
-        extra: further arguments.
+        module: its program, a module of `consumers`, or the function that `workqueue run` loads.
+        ours: whether it is this project's worker.
+        peer: whether it needs the benchmarks' environment.
+        one_slot: whether it can handle only one message at a time.
+        message: returns a message in its format.
+        extra: further command line arguments.
     """
 
     name: str
@@ -89,11 +86,11 @@ class Contender:
     extra: tuple[str, ...] = ()
 
     def takes_part(self, case: Case) -> bool:
-        """Whether it can do what the case asks for."""
+        """Return whether the contender supports the case."""
         return case.slots == 1 or not self.one_slot
 
     def command(self, url: str, queue: str, kind: str, case: Case) -> list[str | Path]:
-        """How it is started."""
+        """Return the command that starts the contender."""
         if self.ours:
             run = [sys.executable, "-m", "workqueue", "run", f"{CONSUMERS}.ours:{self.module}"]
             where = [f"--url={url}", f"--queue={queue}", f"--queue-type={kind}"]

@@ -1,7 +1,7 @@
-"""Rounds in which all contenders take turns; rows for the goals, and tables of all medians.
+"""Run all contenders in rounds, and report rows with goals and tables of medians.
 
-Place in the flow: the end. A ratio is taken within a round, between neighbours in time, and the median is that of
-the ratios: a machine that is busy for a while is busy for both.
+A ratio compares two runs of the same round, which are close in time: a busy machine slows both. The reported median
+is the median of the ratios.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hack.cluster.console import step
 from tests.support.rabbitmq import DEFAULT, running
 
 Runs: TypeAlias = dict[str, list[Run]]
-"""What each contender did in each round of one case and kind of queue."""
+"""The runs of each contender, by round, for one case and queue type."""
 
 GOALS: Final = {ASYNC: 0.95, THREADS: 0.80}
 PLAIN_THREADS: Final = "pika, threads"
@@ -32,10 +32,10 @@ QUICK_STARTS: Final = 5
 
 
 def measure(*, quick: bool, folder: Path) -> Report:
-    """Measure everything, and draw the plots into the folder.
+    """Measure all cases, and write the plots to the folder.
 
     Raises:
-        BenchError: a contender did not do what it should.
+        BenchError: a contender failed.
     """
     cases = QUICK if quick else FULL
     name = "worker-quick" if quick else "worker"
@@ -73,28 +73,28 @@ def measure(*, quick: bool, folder: Path) -> Report:
 
 
 def ratios(runs: Runs, name: str, base: str = BASELINE) -> list[float]:
-    """How a contender did in each round, as a multiple of another."""
+    """Return the rate of a contender in each round, as a multiple of another contender's rate."""
     return [run.rate / beside.rate for run, beside in zip(runs[name], runs[base], strict=True)]
 
 
 def _rounds(track: Track, case: Case) -> dict[tuple[Case, str], Runs]:
-    parting = [contender for contender in CONTENDERS if contender.takes_part(case)]
+    contenders = [contender for contender in CONTENDERS if contender.takes_part(case)]
     found: dict[tuple[Case, str], Runs] = {
-        (case, kind): {contender.name: [] for contender in parting} for kind in KINDS
+        (case, kind): {contender.name: [] for contender in contenders} for kind in KINDS
     }
     for number in range(case.rounds):
         for kind in KINDS:
-            # Each round begins with another one, so that nobody always comes after the same neighbour.
-            for contender in parting[number:] + parting[:number]:
+            # Each round starts with a different contender, so the order within a round does not favour one.
+            for contender in contenders[number:] + contenders[:number]:
                 found[case, kind][contender.name].append(track.run(contender, kind, case))
     return found
 
 
 def _starts(track: Track, count: int) -> dict[str, list[float]]:
-    racing = [contender for contender in CONTENDERS if contender.name in {BASELINE, ASYNC, THREADS}]
-    found: dict[str, list[float]] = {contender.name: [] for contender in racing}
+    contenders = [contender for contender in CONTENDERS if contender.name in {BASELINE, ASYNC, THREADS}]
+    found: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for _ in range(count):
-        for contender in racing:
+        for contender in contenders:
             found[contender.name].append(track.start(contender, KINDS[0]))
     return found
 
@@ -118,7 +118,7 @@ def _start_row(starts: dict[str, list[float]]) -> Row:
     medians = {name: statistics.median(found) for name, found in starts.items()}
     slower = max(medians[ASYNC], medians[THREADS])
     return Row(
-        "worker process made to its first message in a handler",
+        "start of a worker process to its first message in a handler",
         f"threads {medians[THREADS]:.3f} s ({_spread(starts[THREADS])} s), async {medians[ASYNC]:.3f} s "
         f"({_spread(starts[ASYNC])} s); medians of {len(starts[ASYNC])}",
         f"<= {START_SECONDS:.2f} s",
@@ -129,7 +129,7 @@ def _start_row(starts: dict[str, list[float]]) -> Row:
 
 
 def _tables(found: dict[tuple[Case, str], Runs], cases: Sequence[Case], name: str) -> str:
-    parts = [f"![Messages a second of each contender]({name}.png)"]
+    parts = [f"![Messages per second of each contender]({name}.png)"]
     for case in cases:
         head = [case.title]
         for kind in KINDS:
@@ -152,8 +152,8 @@ def _tables(found: dict[tuple[Case, str], Runs], cases: Sequence[Case], name: st
             body.append(line)
         parts.append(f"## {case.title[0].upper()}{case.title[1:]}\n\n{report.grid(head, body)}")
     parts.append(
-        "Medians over the rounds of a case, in brackets the smallest and the largest. A ratio is taken within a "
-        "round. Processor time is that of the consumer's process for each message."
+        "Medians over the rounds of a case, with the smallest and the largest in brackets. Each ratio compares "
+        "rates of the same round. Processor time is that of the consumer's process for each message."
     )
     return "\n\n".join(parts)
 
@@ -163,20 +163,20 @@ def _draw(found: dict[tuple[Case, str], Runs], cases: Sequence[Case], folder: Pa
     caption = (
         "Medians; whiskers from the smallest to the largest round; x: multiples of a bare SelectConnection."
     )
-    draw(Plot("Messages a second, one message at a time", panels, caption=caption), folder / f"{name}.png")
+    draw(Plot("Messages per second, one message at a time", panels, caption=caption), folder / f"{name}.png")
 
 
 def _panel(case: Case, kind: str, runs: Runs) -> Panel:
-    parting = [contender for contender in CONTENDERS if contender.takes_part(case)]
-    rates = [[run.rate for run in runs[contender.name]] for contender in parting]
+    contenders = [contender for contender in CONTENDERS if contender.takes_part(case)]
+    rates = [[run.rate for run in runs[contender.name]] for contender in contenders]
     series = Series(
         "",
-        x=[contender.name for contender in parting],
+        x=[contender.name for contender in contenders],
         y=[statistics.median(many) for many in rates],
         low=[min(many) for many in rates],
         high=[max(many) for many in rates],
-        texts=[f"{statistics.median(ratios(runs, contender.name)):.2f} x" for contender in parting],
-        colors=[_color(contender) for contender in parting],
+        texts=[f"{statistics.median(ratios(runs, contender.name)):.2f} x" for contender in contenders],
+        colors=[_color(contender) for contender in contenders],
     )
     return Panel(f"{case.title}, {kind}", "bars", [series], x_label="messages/s")
 

@@ -1,7 +1,4 @@
-"""One run of one contender: a queue full of its messages, a fresh process that takes them, and what it tells.
-
-Place in the flow: `figures` asks for one run after another.
-"""
+"""Run one contender once: fill a queue with its messages, start its process, and read its tally."""
 
 from __future__ import annotations
 
@@ -29,10 +26,10 @@ from workqueue.amqp.publisher import Publisher
 from workqueue.contract.binding import from_url
 
 SECONDS: Final = 0.8
-"""How long is measured at most."""
+"""The longest measurement, in seconds."""
 
-PATIENCE_SECONDS: Final = 60.0
-"""How long a contender may take from its start to its result."""
+RESULT_SECONDS: Final = 60.0
+"""The longest time from the start of a contender to its result."""
 
 LAST_LINES: Final = 12
 
@@ -41,11 +38,11 @@ ONE_MESSAGE: Final = Case(slots=1, handler_seconds=0, body=100, warm=0, count=1,
 
 @dataclass(frozen=True)
 class Run:
-    """What one run gave.
+    """The result of one run.
 
     Attributes:
-        rate: messages a second.
-        processor_seconds: that the consumer used for each message.
+        rate: messages per second.
+        processor_seconds: processor time of the consumer for each message.
     """
 
     rate: float
@@ -53,10 +50,10 @@ class Run:
 
 
 class Track:
-    """A RabbitMQ with a queue that is made anew for each run.
+    """A RabbitMQ with a new queue for each run.
 
     Args:
-        url: of the server.
+        url: the URL of the server.
     """
 
     def __init__(self, url: str) -> None:
@@ -74,18 +71,18 @@ class Track:
         """Measure one contender once.
 
         Raises:
-            BenchError: it ended, or has told nothing for a minute.
+            BenchError: its process ended, or there is no result within 60 s.
         """
         with (
             self._full(contender, kind, case) as queue,
             _started(contender, self._url, queue, kind, case) as (pipe, process, log),
         ):
-            result = _told(pipe, process, log, contender)
+            result = _result(pipe, process, log, contender)
         messages = result["messages"]
         return Run(messages / result["seconds"], result["processor_seconds"] / messages)
 
     def start(self, contender: Contender, kind: str) -> float:
-        """Seconds from before the process is made to the first message in its handler.
+        """Return the seconds from the start of the process to the first message in its handler.
 
         Raises:
             BenchError: as for `run`.
@@ -93,19 +90,19 @@ class Track:
         with self._full(contender, kind, ONE_MESSAGE) as queue:
             begun = time.perf_counter()
             with _started(contender, self._url, queue, kind, ONE_MESSAGE) as (pipe, process, log):
-                _told(pipe, process, log, contender)
+                _result(pipe, process, log, contender)
                 return time.perf_counter() - begun
 
     @contextmanager
     def _full(self, contender: Contender, kind: str, case: Case) -> Iterator[str]:
         queue = f"bench-{kind}"
-        self._connection.process_data_events()  # the heartbeats of a connection that waits
+        self._connection.process_data_events()  # send heartbeats on the idle connection
         self._channel.queue_delete(queue)
         self._channel.queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
         body = b"x" * case.body
         for _ in range(case.warm + case.count + case.slots):
             self._publisher.publish(contender.message(queue, body))
-        self._publisher.wait(PATIENCE_SECONDS)
+        self._publisher.wait(RESULT_SECONDS)
         yield queue
         self._channel.queue_delete(queue)
 
@@ -142,17 +139,17 @@ def _started(
             os.close(reader)
 
 
-def _told(pipe: int, process: subprocess.Popen[bytes], log: Path, contender: Contender) -> dict[str, float]:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    told = b""
-    while not told.endswith(b"\n"):
+def _result(pipe: int, process: subprocess.Popen[bytes], log: Path, contender: Contender) -> dict[str, float]:
+    deadline = time.monotonic() + RESULT_SECONDS
+    line = b""
+    while not line.endswith(b"\n"):
         ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
         part = os.read(pipe, 4096) if ready else b""
-        if not part:  # the time is over, or the process has ended and its end of the pipe with it
-            said = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+        if not part:  # the time is over, or the process has ended and closed the pipe
+            output = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
             raise BenchError(
-                f"{contender.name} told nothing in {PATIENCE_SECONDS:.0f} s (exit code {process.poll()}):\n{said}"
+                f"{contender.name} gave no result in {RESULT_SECONDS:.0f} s (exit code {process.poll()}):\n{output}"
             )
-        told += part
-    result: dict[str, float] = json.loads(told)
+        line += part
+    result: dict[str, float] = json.loads(line)
     return result

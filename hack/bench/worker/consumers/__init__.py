@@ -1,4 +1,4 @@
-"""The consumers that are measured. Each is a program: URL, QUEUE, KIND of queue, SLOTS and SECONDS of a handler.
+"""The measured consumers. The arguments of each program are URL, QUEUE, KIND, SLOTS and SECONDS.
 
-Those of other projects run in an environment of their own, which has nothing of ours but these files.
+The consumers of other projects run in the benchmarks' own environment, which has no package of this project.
 """

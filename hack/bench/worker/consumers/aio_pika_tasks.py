@@ -1,4 +1,4 @@
-"""aio-pika: a channel with prefetch 1 for each slot, a coroutine for each message."""
+"""Consume with aio-pika: a channel with prefetch 1 for each slot, a coroutine for each message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hack.bench.worker.consumers import arguments, tally
 
 
 async def main() -> None:
-    """Consume until somebody ends the process."""
+    """Consume until the process is killed."""
     asked, tick = arguments.read(), tally.asked().tick
 
     async def handle(message: AbstractIncomingMessage) -> None:

@@ -1,4 +1,4 @@
-"""The command line that all consumers share."""
+"""Parse the command line of all consumers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Arguments(NamedTuple):
-    """What a consumer is to do.
+    """The arguments of a consumer.
 
     Attributes:
         kind: `classic` or `quorum`.
-        slots: messages in hand at once.
-        seconds: that a handler waits.
+        slots: messages that are handled at the same time.
+        seconds: how long a handler sleeps.
     """
 
     url: str
@@ -23,6 +23,6 @@ class Arguments(NamedTuple):
 
 
 def read() -> Arguments:
-    """The arguments of this process."""
+    """Return the arguments of this process."""
     url, queue, kind, slots, seconds = sys.argv[1:]
     return Arguments(url, queue, kind, int(slots), float(seconds))

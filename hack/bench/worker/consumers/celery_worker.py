@@ -1,4 +1,4 @@
-"""Celery as reliable as it gets: late acknowledgement, one message for each slot, no results, no chatter."""
+"""Consume with Celery in its most reliable setup: late acknowledgement, one message per slot, no results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hack.bench.worker.consumers import arguments, tally
 
 
 def main() -> None:
-    """Consume until somebody ends the process."""
+    """Consume until the process is killed."""
     pool = sys.argv.pop()
     asked, tick = arguments.read(), tally.asked().tick
     app = Celery("bench", broker=asked.url)

@@ -1,4 +1,4 @@
-"""Dramatiq: a thread for each slot, and a prefetch of one message for each instead of its two."""
+"""Consume with Dramatiq: a thread for each slot, and a prefetch of one message per thread instead of two."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dramatiq.brokers.rabbitmq import RabbitmqBroker  # noqa: E402
 
 
 class Broker(RabbitmqBroker):  # type: ignore[misc]
-    """Uses the queue as it was declared, whatever its type."""
+    """Uses the existing queue, of any type."""
 
     def _declare_queue(self, queue_name: str) -> Any:
         return self.channel.queue_declare(queue=queue_name, passive=True)
 
 
 def main() -> None:
-    """Consume until somebody ends the process."""
+    """Consume until the process is killed."""
     tick = tally.asked().tick
     broker = Broker(url=ASKED.url)
     dramatiq.set_broker(broker)

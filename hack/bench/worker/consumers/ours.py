@@ -1,4 +1,4 @@
-"""Handlers for our own worker, which is started as everybody starts it: `workqueue run`."""
+"""Handlers for this project's worker, which `workqueue run` starts as usual."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SECONDS = float(os.environ["WORKQUEUE_BENCH_SECONDS"])
 
 
 def thread(_message: Message) -> None:
-    """A plain function."""
+    """Handle a message in a thread."""
     tick()
     if SECONDS:
         time.sleep(SECONDS)
 
 
 async def task(_message: Message) -> None:
-    """A coroutine function."""
+    """Handle a message in a task."""
     tick()
     if SECONDS:
         await asyncio.sleep(SECONDS)

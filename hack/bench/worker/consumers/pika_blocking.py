@@ -1,7 +1,7 @@
-"""The loop of most tutorials: a BlockingConnection that handles each message in its callback.
+"""Consume like most tutorials: a BlockingConnection that handles each message in its callback.
 
-One channel with prefetch 1. Its handler stops the connection for as long as it runs, heartbeats included, so that
-it has one slot and no more.
+It has one channel with prefetch 1. A running handler blocks the connection and its heartbeats, so only one slot is
+possible.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hack.bench.worker.consumers import arguments, tally
 
 
 def main() -> None:
-    """Consume until somebody ends the process."""
+    """Consume until the process is killed."""
     asked, tick = arguments.read(), tally.asked().tick
 
     def handle(channel: Any, method: Any, _properties: Any, _body: bytes) -> None:

@@ -1,6 +1,6 @@
-"""The fastest that plain pika does: a SelectConnection whose callbacks do all the work.
+"""Consume with the fastest plain pika: a SelectConnection that handles messages in callbacks.
 
-A channel with prefetch 1 for each slot. A handler that waits is a timer, as it must be in such a loop.
+Each slot has a channel with prefetch 1. A sleeping handler is a timer, because a callback must not block the loop.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hack.bench.worker.consumers import arguments, tally
 
 
 def main() -> None:
-    """Consume until somebody ends the process."""
+    """Consume until the process is killed."""
     asked, tick = arguments.read(), tally.asked().tick
 
     def handle(channel: Any, method: Any, _properties: Any, _body: bytes) -> None:

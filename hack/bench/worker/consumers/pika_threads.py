@@ -1,7 +1,7 @@
-"""What pika's documentation shows for handlers that take long: they run in threads, the connection in another.
+"""Consume as pika's documentation recommends for long handlers: they run in threads beside the connection's.
 
-A BlockingConnection with prefetch as large as there are slots, a pool of as many threads, and acknowledgements by
-`add_callback_threadsafe`, the only call that another thread may make.
+Prefetch and the size of the thread pool are the number of slots. Threads acknowledge with `add_callback_threadsafe`,
+the only method of a BlockingConnection that other threads may call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hack.bench.worker.consumers import arguments, tally
 
 
 def main() -> None:
-    """Consume until somebody ends the process."""
+    """Consume until the process is killed."""
     asked, tick = arguments.read(), tally.asked().tick
     connection = pika.BlockingConnection(pika.URLParameters(asked.url))
     channel = connection.channel()

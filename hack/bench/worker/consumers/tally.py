@@ -1,8 +1,8 @@
-"""Counts the messages of a consumer and says how fast they came; the same few lines in every contender.
+"""Count the messages of a consumer and report their rate. All contenders use this module.
 
-Place in the flow: a handler calls `tick()` for each message. With one message at a time for each slot, the next
-comes only when the one before is acknowledged, so that acknowledgements are in the time. What `race` asked for
-comes in the environment; the result goes back through a pipe.
+A handler calls `tick()` for each message. Each slot has one message at a time, so the next one comes only after the
+acknowledgement of the previous one, and the measured time includes acknowledgements. `race` passes the settings in an
+environment variable and reads the result from a pipe.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ VARIABLE = "WORKQUEUE_BENCH_TALLY"
 
 
 class Tally:
-    """Counts `count` calls after the first `warm`, or as many as there are in `seconds`.
+    """Counts up to `count` calls after the first `warm` calls, for at most `seconds`.
 
     Args:
-        pipe: file descriptor that the result is written to.
+        pipe: the file descriptor for the result.
     """
 
     def __init__(self, pipe: int, warm: int, count: int, seconds: float) -> None:
@@ -28,12 +28,12 @@ class Tally:
         self._warm = warm
         self._last = warm + count
         self._seconds = seconds
-        self._calls = itertools.count(1)  # its steps are atomic, so that threads need no lock
+        self._calls = itertools.count(1)  # `next` on it is atomic, so threads need no lock
         self._begun = time.perf_counter()
         self._processor = 0.0
 
     def tick(self) -> None:
-        """One message."""
+        """Count one message."""
         call = next(self._calls)
         if call <= self._warm:
             if call == self._warm:
@@ -41,9 +41,9 @@ class Tally:
             return
         now = time.perf_counter()
         if call >= self._last or now - self._begun >= self._seconds:
-            self._tell(call - self._warm, now - self._begun)
+            self._report(call - self._warm, now - self._begun)
 
-    def _tell(self, messages: int, seconds: float) -> None:
+    def _report(self, messages: int, seconds: float) -> None:
         processor = processor_seconds() - self._processor
         self._begun = float("inf")
         self._last = 1 << 62
@@ -52,11 +52,11 @@ class Tally:
 
 
 def processor_seconds() -> float:
-    """What this process has used of a processor, in user and system mode."""
+    """Return the processor time of this process, in user and system mode."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def asked() -> Tally:
-    """The tally that the benchmark asked this process for."""
+    """Return the tally with the settings from the environment."""
     return Tally(**json.loads(os.environ[VARIABLE]))
