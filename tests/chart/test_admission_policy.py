@@ -16,7 +16,7 @@ def made(**values: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return tuple(of_kind(objects, f"ValidatingAdmissionPolicy{end}") for end in ("", "Binding"))  # type: ignore[return-value]
 
 
-def test_every_policy_denies_and_fails_closed_for_the_operator_alone() -> None:
+def test_policies_deny_and_fail_closed_for_operator_only() -> None:
     policies, bindings = made(fullnameOverride="jobs")
     assert {one["metadata"]["name"] for one in policies} == {one["spec"]["policyName"] for one in bindings}
     assert all(one["spec"]["validationActions"] == ["Deny"] for one in bindings)
@@ -26,7 +26,7 @@ def test_every_policy_denies_and_fails_closed_for_the_operator_alone() -> None:
         assert '"system:serviceaccount:workqueue-system:jobs"' in condition["expression"]
 
 
-def test_policies_cover_whatever_the_operator_writes_of_other_peoples() -> None:
+def test_policies_cover_all_foreign_objects_that_operator_writes() -> None:
     policies, _ = made()
     covered = {
         resource
@@ -79,6 +79,6 @@ def test_policies_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize(("version", "there"), [("1.29.0", False), ("1.30.0", True)])
-def test_policies_are_left_out_where_the_api_is_missing(version: str, there: bool) -> None:
+def test_policies_are_omitted_without_their_api(version: str, there: bool) -> None:
     rendered = run("template", "jobs", CHART, "--kube-version", version)
     assert ("ValidatingAdmissionPolicy" in rendered) == there

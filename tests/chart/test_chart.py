@@ -113,14 +113,14 @@ def environment(objects: list[Object]) -> dict[str, str | None]:
     return {variable["name"]: variable.get("value") for variable in container["env"]}
 
 
-def test_lint_finds_nothing() -> None:
+def test_chart_passes_helm_lint() -> None:
     said = helm.run("lint", "--strict", CHART)
     assert "0 chart(s) failed" in said
     assert "[WARNING]" not in said
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
-def test_every_object_is_valid_where_it_says_it_runs(values: Object) -> None:
+def test_rendered_objects_are_valid_in_supported_kubernetes(values: Object) -> None:
     for made in template(values, tests=True):
         if "monitoring.coreos.com" not in made["apiVersion"]:
             for version in ("1.30" if made["kind"].startswith("ValidatingAdmission") else "1.29", "1.35"):
@@ -128,7 +128,7 @@ def test_every_object_is_valid_where_it_says_it_runs(values: Object) -> None:
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
-def test_every_pod_meets_the_restricted_standard(values: Object) -> None:
+def test_pods_meet_restricted_standard(values: Object) -> None:
     objects = template(values, tests=True)
     pods = [pod(objects), *(made["spec"] for made in of_kind(objects, "Pod"))]
     assert [podsecurity.violations(spec) for spec in pods] == [[]] * len(pods)
@@ -137,7 +137,7 @@ def test_every_pod_meets_the_restricted_standard(values: Object) -> None:
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
-def test_everything_carries_the_recommended_labels(values: Object) -> None:
+def test_objects_carry_recommended_labels(values: Object) -> None:
     for made in template(values, tests=True):
         labels = made["metadata"]["labels"]
         assert labels["app.kubernetes.io/name"] == "workqueue-operator"
@@ -145,13 +145,13 @@ def test_everything_carries_the_recommended_labels(values: Object) -> None:
         assert {"app.kubernetes.io/version", "app.kubernetes.io/managed-by", "helm.sh/chart"} <= set(labels)
 
 
-def test_the_defaults_make_what_they_made_before(snapshot: SnapshotAssertion) -> None:
+def test_default_values_render_the_snapshot(snapshot: SnapshotAssertion) -> None:
     objects = template({"crds": {"enabled": False}})
     assert [f"{made['kind']}/{made['metadata']['name']}" for made in objects] == snapshot
     assert yaml.safe_dump_all(objects, sort_keys=False) == snapshot
 
 
-def test_over_the_whole_cluster_the_operator_may_do_only_what_it_does() -> None:
+def test_cluster_wide_operator_has_only_rights_it_uses() -> None:
     roles = {role["metadata"]["name"]: rules(role) for role in of_kind(template({}), "ClusterRole")}
     assert roles["workqueue-operator"] == CLUSTER_RULES
     assert roles["workqueue.dev"] == {}
@@ -162,7 +162,7 @@ def test_over_the_whole_cluster_the_operator_may_do_only_what_it_does() -> None:
     ]
 
 
-def test_with_listed_namespaces_the_operator_has_no_right_elsewhere() -> None:
+def test_operator_with_listed_namespaces_has_no_rights_elsewhere() -> None:
     objects = template({"watchNamespaces": ["shop", "mail"]})
     assert not of_kind(objects, "ClusterRoleBinding")
     roles = {
@@ -180,7 +180,7 @@ def test_with_listed_namespaces_the_operator_has_no_right_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["shop"]}], ids=["cluster-wide", "listed"])
-def test_claims_are_readable_by_their_name_only(values: Object) -> None:
+def test_claims_are_readable_by_name_only(values: Object) -> None:
     objects = [*of_kind(template(values), "ClusterRole"), *of_kind(template(values), "Role")]
     role = next(role for role in objects if role["metadata"]["name"] == "workqueue-operator")
     named = [rule for rule in role["rules"] if set(rule["resources"]) & {"leases", "clusterroles"}]
@@ -188,7 +188,7 @@ def test_claims_are_readable_by_their_name_only(values: Object) -> None:
     assert all(rule["resourceNames"] == ["workqueue.dev"] for rule in named)
 
 
-def test_each_release_says_what_it_serves() -> None:
+def test_release_states_namespaces_it_serves() -> None:
     holder = f"{helm.NAMESPACE}/{helm.RELEASE}"
     leases = of_kind(template({"watchNamespaces": ["shop", "mail"]}), "Lease")
     assert {(one["metadata"]["namespace"], one["metadata"]["name"]) for one in leases} == {
@@ -203,7 +203,7 @@ def test_each_release_says_what_it_serves() -> None:
     assert claim["rules"] == []
 
 
-def test_only_the_operators_own_lease_can_be_read_or_written() -> None:
+def test_operator_can_access_only_its_own_lease() -> None:
     role = next(
         role for role in of_kind(template(EVERYTHING), "Role") if role["metadata"]["name"] == "jobs-leader"
     )
@@ -211,7 +211,7 @@ def test_only_the_operators_own_lease_can_be_read_or_written() -> None:
     assert role["rules"][0]["verbs"] == ["create"]
 
 
-def test_people_who_may_edit_may_write_workqueues_and_people_who_may_view_may_not() -> None:
+def test_edit_role_writes_workqueues_and_view_role_only_reads() -> None:
     roles = {role["metadata"]["name"]: role for role in of_kind(template({}), "ClusterRole")}
     edit, view = roles["workqueue-operator-edit"], roles["workqueue-operator-view"]
     aggregated = "rbac.authorization.k8s.io/aggregate-to-"
@@ -263,7 +263,7 @@ def test_people_who_may_edit_may_write_workqueues_and_people_who_may_view_may_no
         ),
     ],
 )
-def test_values_reach_the_operator_by_its_environment(
+def test_values_become_environment_variables_of_operator(
     values: Object, expected: dict[str, str | None]
 ) -> None:
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
@@ -272,12 +272,12 @@ def test_values_reach_the_operator_by_its_environment(
         assert given[name] == (value and value.replace("{version}", version))
 
 
-def test_a_digest_wins_over_the_tag() -> None:
+def test_digest_overrides_tag() -> None:
     image = pod(template({"image": {"tag": "2", "digest": f"sha256:{'a' * 64}"}}))["containers"][0]["image"]
     assert image == f"workqueue-operator@sha256:{'a' * 64}"
 
 
-def test_the_definition_is_the_models_and_outlives_the_release() -> None:
+def test_crd_matches_model_and_survives_uninstall() -> None:
     definition = only(template({}), "CustomResourceDefinition")
     assert definition["spec"] == crd.crd()["spec"]
     assert definition["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
@@ -286,12 +286,12 @@ def test_the_definition_is_the_models_and_outlives_the_release() -> None:
     assert not of_kind(template({"crds": {"enabled": False}}), "CustomResourceDefinition")
 
 
-def test_a_single_replica_has_no_disruption_budget_that_would_block_a_drain() -> None:
+def test_single_replica_has_no_disruption_budget() -> None:
     assert only(template({}), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
     assert not of_kind(template({"replicaCount": 1}), "PodDisruptionBudget")
 
 
-def test_monitors_select_what_there_is() -> None:
+def test_monitors_select_existing_objects() -> None:
     objects = template(EVERYTHING)
     service, monitor = only(objects, "Service"), only(objects, "ServiceMonitor")
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
@@ -310,14 +310,14 @@ def rules_of(values: Object) -> dict[str, Object]:
     }
 
 
-def test_the_alerts_are_those_of_the_file() -> None:
+def test_chart_alerts_match_alert_file() -> None:
     file = yaml.safe_load((CHART / "files/alerts.yaml").read_text())
     made = only(template(EVERYTHING), "PrometheusRule")
     assert made["spec"] == file
     assert made["metadata"]["labels"]["release"] == "prometheus"
 
 
-def test_alerts_can_be_left_out_routed_and_led_to_pages_of_yours() -> None:
+def test_alerts_can_be_disabled_labelled_and_linked_to_own_runbooks() -> None:
     names = set(rules_of({}))
     changed = rules_of(
         {
@@ -332,7 +332,7 @@ def test_alerts_can_be_left_out_routed_and_led_to_pages_of_yours() -> None:
         assert rule["annotations"]["runbook_url"] == f"https://wiki.example/jobs/{name}"
 
 
-def test_grafana_finds_the_dashboard() -> None:
+def test_dashboard_is_discoverable_by_grafana() -> None:
     made = only(template(EVERYTHING), "ConfigMap")
     assert made["metadata"]["namespace"] == "grafana"
     assert made["metadata"]["labels"]["grafana_dashboard"] == "1"
@@ -375,7 +375,7 @@ def test_grafana_finds_the_dashboard() -> None:
         ),
     ],
 )
-def test_nonsense_is_refused(values: Object, sentence: str) -> None:
+def test_invalid_values_are_refused(values: Object, sentence: str) -> None:
     with pytest.raises(HelmError) as refused:
         template(values)
     assert sentence in str(refused.value)
@@ -405,7 +405,7 @@ def test_the_schema_knows_every_value_and_its_default() -> None:
         assert value.description.endswith(".")
 
 
-def test_the_pod_of_helm_test_is_none_of_the_operators() -> None:
+def test_helm_test_pod_is_not_selected_as_operator() -> None:
     objects = template({"watchNamespaces": ["shop"]}, tests=True)
     tester = only(objects, "Pod")
     assert tester["metadata"]["namespace"] == "shop"

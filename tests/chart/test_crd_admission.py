@@ -531,19 +531,19 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", VALID.values(), ids=VALID)
-def test_is_let_in(admission: Admission, change: Spec) -> None:
+def test_valid_workqueue_is_admitted(admission: Admission, change: Spec) -> None:
     admission.create(merged(BASE, change))
 
 
 @pytest.mark.parametrize("row", INVALID, ids=lambda row: row.case)
-def test_is_refused_with_a_sentence(admission: Admission, row: Row) -> None:
+def test_invalid_workqueue_is_refused_with_advice(admission: Admission, row: Row) -> None:
     with pytest.raises(RefusedError) as refused:
         admission.create(merged(BASE, row.change))
     assert row.sentence in str(refused.value)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.case)
-def test_a_change_is_allowed_or_refused_with_a_sentence(admission: Admission, change: Change) -> None:
+def test_update_is_admitted_or_refused_with_advice(admission: Admission, change: Change) -> None:
     with admission.stored(merged(BASE, change.before)) as stored:
         if change.sentence is None:
             admission.update(stored, merged(BASE, change.after))
@@ -553,13 +553,13 @@ def test_a_change_is_allowed_or_refused_with_a_sentence(admission: Admission, ch
         assert change.sentence in str(refused.value)
 
 
-def test_a_name_has_at_most_52_characters(admission: Admission) -> None:
+def test_name_is_limited_to_52_characters(admission: Admission) -> None:
     admission.create(BASE, name="x" * 52)
     with pytest.raises(RefusedError, match="the name of a WorkQueue has at most 52 characters"):
         admission.create(BASE, name="x" * 53)
 
 
-def test_every_default_is_written_out(admission: Admission) -> None:
+def test_defaults_are_persisted(admission: Admission) -> None:
     assert admission.create(BASE)["spec"] == {
         "connectionSecretRef": {"name": "rabbitmq"},
         "suspend": False,
@@ -575,13 +575,13 @@ def test_every_default_is_written_out(admission: Admission) -> None:
     }
 
 
-def test_what_belongs_to_kubernetes_is_kept_as_it_is(admission: Admission) -> None:
+def test_kubernetes_fields_are_stored_unchanged(admission: Admission) -> None:
     given = merged(BASE, VALID["a sidecar and every scheduling wish"])
     kept = admission.create(given)["spec"]["worker"]
     assert {key: kept[key] for key in given["worker"]} == given["worker"]
 
 
-def test_one_that_no_operator_has_seen_is_not_taken_for_ready(admission: Admission) -> None:
+def test_unseen_workqueue_is_not_ready(admission: Admission) -> None:
     made = admission.create(BASE)
     (condition,) = made["status"]["conditions"]
     assert (condition["type"], condition["status"], condition["reason"]) == (

@@ -27,7 +27,7 @@ WORKQUEUES = sorted(file for file in FOLDER.glob("*.yaml") if loaded(file)["kind
 
 
 @pytest.mark.parametrize("file", WORKQUEUES, ids=lambda file: file.stem)
-def test_an_example_is_taken(admission: Admission, file: Path) -> None:
+def test_example_is_admitted(admission: Admission, file: Path) -> None:
     example = loaded(file)
     assert example["apiVersion"] == names.API_VERSION
     stored = admission.create(example["spec"], name=example["metadata"]["name"])
@@ -37,11 +37,11 @@ def test_an_example_is_taken(admission: Admission, file: Path) -> None:
     assert not image or not image.startswith("workqueue-operator:") or image.endswith(f":{__version__}")
 
 
-def test_the_example_connection_can_be_read() -> None:
+def test_example_connection_parses() -> None:
     secret = loaded(FOLDER / "connection.yaml")
     read = binding.from_mapping(secret["stringData"], 'Secret "rabbitmq"')
     assert read.display == "amqp://rabbitmq.default.svc:5672/"
 
 
-def test_kustomize_finds_what_it_names() -> None:
+def test_kustomization_resolves_its_resources() -> None:
     assert all((FOLDER / name).exists() for name in loaded(FOLDER / "kustomization.yaml")["resources"])

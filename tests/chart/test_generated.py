@@ -8,5 +8,5 @@ from hack.generate.files import COMMAND, FILES, Generated
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_a_generated_file_is_up_to_date(file: Generated) -> None:
+def test_generated_file_is_up_to_date(file: Generated) -> None:
     assert not file.difference(), f"{file.name} is out of date: run `{COMMAND}`."

@@ -19,17 +19,17 @@ def _these_are_two_versions() -> None:
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
-def test_helm_3_makes_the_same_objects(values: dict[str, Any]) -> None:
+def test_helm_3_renders_the_same_objects(values: dict[str, Any]) -> None:
     made = helm.template(values, tests=True, program=toolchain.helm_3())
     assert made == helm.template(values, tests=True)
 
 
-def test_helm_3_finds_nothing_to_complain_about() -> None:
+def test_chart_passes_helm_3_lint() -> None:
     said = helm.run("lint", "--strict", CHART, program=toolchain.helm_3())
     assert "0 chart(s) failed" in said
     assert "[WARNING]" not in said
 
 
-def test_helm_3_refuses_a_name_that_is_not_there() -> None:
+def test_helm_3_refuses_unknown_value() -> None:
     with pytest.raises(helm.HelmError, match="additional properties 'replicas' not allowed"):
         helm.template({"replicas": 3}, program=toolchain.helm_3())

@@ -24,21 +24,21 @@ def pinned(lock: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("requirement", SHIPPED)
-def test_what_the_project_needs_is_pinned_in_a_version_that_will_do(requirement: str) -> None:
+def test_dependencies_are_pinned_to_compatible_versions(requirement: str) -> None:
     needed = Requirement(requirement)
     version = pinned(ROOT / "requirements.lock")[needed.name.lower()]
     assert needed.specifier.contains(version), "Run the command at the top of requirements.lock."
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-build.lock"])
-def test_what_ships_is_what_was_tested(name: str) -> None:
+def test_image_ships_tested_versions(name: str) -> None:
     lock = ROOT / name
     tested = pinned(ROOT / "requirements-dev.lock")
     assert pinned(lock).items() <= tested.items(), f"Run the command at the top of {name}."
     assert lock.read_text().count("--hash=sha256:") >= len(pinned(lock))
 
 
-def test_the_context_of_the_build_holds_all_that_is_copied() -> None:
+def test_build_context_holds_every_copied_file() -> None:
     copied = re.findall(r"(?m)^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text())
     sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for name in " ".join(copied).split():

@@ -33,7 +33,7 @@ def made(tmp_path: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(done.stdout))
 
 
-def test_an_overlay_changes_image_and_replicas_and_leaves_the_rest(made: list[dict[str, Any]]) -> None:
+def test_overlay_changes_only_image_and_replicas(made: list[dict[str, Any]]) -> None:
     before = list(yaml.safe_load_all((ROOT / "manifests/install.yaml").read_text()))
     (container,) = only(before, "Deployment")["spec"]["template"]["spec"]["containers"]
     only(before, "Deployment")["spec"]["replicas"] = 3

@@ -22,7 +22,7 @@ def ports(rule: dict[str, Any]) -> list[Any]:
     return [port["port"] for port in rule["ports"]]
 
 
-def test_no_peers_mean_nobody() -> None:
+def test_empty_peers_admit_no_traffic() -> None:
     assert policy(networkPolicy={"metricsFrom": []})["ingress"] == []
 
 
@@ -32,7 +32,7 @@ def test_named_peers_may_scrape() -> None:
 
 
 @pytest.mark.parametrize("peers", [[], [PEER]], ids=["nobody", "one peer"])
-def test_page_is_open_to_the_standbys_and_to_named_peers(peers: list[Any]) -> None:
+def test_page_admits_standbys_and_named_peers(peers: list[Any]) -> None:
     (rule,) = policy(page={"enabled": True, "from": peers})["ingress"]
     assert ports(rule) == ["page"]
     operator, *others = rule["from"]
@@ -40,12 +40,12 @@ def test_page_is_open_to_the_standbys_and_to_named_peers(peers: list[Any]) -> No
     assert others == peers
 
 
-def test_what_the_operator_connects_to_is_limited_only_on_request() -> None:
+def test_egress_is_unrestricted_by_default() -> None:
     assert policy()["policyTypes"] == ["Ingress"]
     assert "egress" not in policy()
 
 
-def test_egress_goes_to_dns_the_api_server_brokers_and_workers() -> None:
+def test_egress_admits_dns_api_server_brokers_and_workers() -> None:
     broker = {"ipBlock": {"cidr": "10.1.0.0/16"}}
     spec = policy(networkPolicy={"egress": {"enabled": True, "brokers": [broker]}}, page={"enabled": True})
     assert spec["policyTypes"] == ["Ingress", "Egress"]
@@ -58,7 +58,7 @@ def test_egress_goes_to_dns_the_api_server_brokers_and_workers() -> None:
     assert ports(page) == ["page"]
 
 
-def test_every_rule_names_its_peers_but_for_dns() -> None:
+def test_network_policy_rules_name_peers_except_dns() -> None:
     """An empty list of peers would mean everybody."""
     everything = policy(
         networkPolicy={"metricsFrom": [PEER], "egress": {"enabled": True}}, page={"enabled": True}

@@ -21,19 +21,19 @@ def notes(values: dict[str, Any]) -> str:
     return said.partition("NOTES:\n")[2]
 
 
-def test_the_first_command_waits_for_the_operator() -> None:
+def test_first_command_in_notes_waits_for_operator() -> None:
     (first, *_) = re.findall(r"(?m)^  (kubectl .+)$", notes({}))
     assert first == "kubectl -n workqueue-system rollout status deployment/workqueue-operator"
 
 
-def test_the_workqueue_to_begin_with_is_valid() -> None:
+def test_sample_workqueue_in_notes_is_valid() -> None:
     (block,) = re.findall(r"(?s)<<'END'\n(.+?)\n  END", notes({"image": {"tag": "7"}}))
     made = yaml.safe_load(textwrap.dedent(block))
     jsonschema.validate(made["spec"], crd.schema()["properties"]["spec"])
     assert made["spec"]["worker"]["image"] == "workqueue-operator:7"
 
 
-def test_with_listed_namespaces_the_commands_go_to_one_of_them() -> None:
+def test_commands_in_notes_use_a_listed_namespace() -> None:
     said = notes({"watchNamespaces": ["shop", "mail"]})
     assert "works in shop, mail." in said
     _, *commands = re.findall(r"(?m)^  (kubectl .+)$", said)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from tests.support.helm import of_kind, template
 
 
-def test_while_it_is_off_nothing_of_it_is_there() -> None:
+def test_disabled_page_renders_no_objects() -> None:
     made = str(template({}))
     for word in ("page", "tokenreviews", "subjectaccessreviews"):
         assert word not in made
 
 
-def test_switched_on_it_may_ask_who_somebody_is_and_where_the_leader_is_and_nothing_else() -> None:
+def test_enabled_page_may_only_review_tokens_and_find_leader() -> None:
     before = {(one["kind"], one["metadata"]["name"]) for one in template({})}
     objects = template({"page": {"enabled": True, "annotations": {"a": "b"}}})
     added = {one["kind"]: one for one in objects if (one["kind"], one["metadata"]["name"]) not in before}
@@ -27,7 +27,7 @@ def test_switched_on_it_may_ask_who_somebody_is_and_where_the_leader_is_and_noth
     assert {"name": "page", "containerPort": 8081} in container["ports"]
 
 
-def test_without_rights_of_the_charts_only_the_service_is_made() -> None:
+def test_page_without_chart_rbac_renders_only_service() -> None:
     values = {"page": {"enabled": True}, "rbac": {"create": False}}
     names = {one["kind"] for one in template(values) if one["metadata"]["name"].endswith("-page")}
     assert names == {"Service"}

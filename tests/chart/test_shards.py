@@ -14,12 +14,12 @@ def identities(objects: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
     return {(one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]) for one in objects}
 
 
-def test_two_shards_have_no_object_in_common() -> None:
+def test_shards_share_no_object() -> None:
     first, second = template(FIRST, release="shard-a"), template(SECOND, release="shard-b")
     assert not identities(first) & identities(second)
 
 
-def test_each_shard_has_a_lease_and_rights_of_its_own() -> None:
+def test_shards_have_separate_leases_and_rights() -> None:
     leases = set()
     for values, release in ((FIRST, "shard-a"), (SECOND, "shard-b")):
         objects = template(values, release=release)

@@ -35,7 +35,7 @@ def definition() -> Iterator[str]:
     kubectl("delete", "crd", name, "--ignore-not-found")
 
 
-def test_definition_of_the_tests_goes_unless_something_needs_it(definition: str) -> None:
+def test_crd_of_tests_is_removed_unless_in_use(definition: str) -> None:
     kubectl("annotate", "crd", definition, f"{BROUGHT_BY_TESTS}={SESSION}")
     group = definition.partition(".")[2]
     with temporary_namespace("definition") as namespace:
@@ -53,10 +53,10 @@ def test_definition_of_the_tests_goes_unless_something_needs_it(definition: str)
     assert definition not in names_left
 
 
-def test_definition_that_was_there_before_stays(definition: str) -> None:
+def test_preexisting_crd_is_kept(definition: str) -> None:
     assert not remove_if_only_tests_need_it(definition)
 
 
-def test_definition_of_a_session_beside_this_one_stays(definition: str) -> None:
+def test_crd_of_parallel_session_is_kept(definition: str) -> None:
     kubectl("annotate", "crd", definition, f"{BROUGHT_BY_TESTS}=another")
     assert not remove_if_only_tests_need_it(definition)

@@ -51,7 +51,7 @@ def start_up() -> subprocess.Popen[bytes]:
     return subprocess.Popen(command("up"), env=environment(NAME), cwd=CHECKOUT, stderr=subprocess.DEVNULL)
 
 
-def test_an_up_that_was_killed_half_way_is_finished_by_the_next(instance: Instance) -> None:
+def test_killed_up_is_completed_by_next_up(instance: Instance) -> None:
     with start_up() as up:
         wait_until(instance.record, 120, "process 1 was started")
         up.kill()
@@ -61,7 +61,7 @@ def test_an_up_that_was_killed_half_way_is_finished_by_the_next(instance: Instan
     cluster("status", name=NAME)
 
 
-def test_when_everything_was_killed_up_says_so_and_starts_an_empty_cluster(instance: Instance) -> None:
+def test_up_after_total_kill_reports_it_and_starts_empty_cluster(instance: Instance) -> None:
     dead = node(instance)
     namespace = process_namespace(dead.pid)
     os.kill(dead.pid, signal.SIGKILL)
@@ -75,7 +75,7 @@ def test_when_everything_was_killed_up_says_so_and_starts_an_empty_cluster(insta
     assert "already up" in said or "starts empty" in said
 
 
-def test_the_kernel_settings_of_the_machine_stay_as_they_are(
+def test_cluster_leaves_kernel_settings_unchanged(
     instance: Instance, machine_settings: dict[str, str]
 ) -> None:
     seen_by_kubelet = Path(f"/proc/{node(instance).pid}/root/proc/sys/kernel/panic_on_oops").read_text()
@@ -83,7 +83,7 @@ def test_the_kernel_settings_of_the_machine_stay_as_they_are(
     assert settings() == machine_settings
 
 
-def test_a_daemon_that_ends_is_started_again(instance: Instance) -> None:
+def test_ended_daemon_is_restarted(instance: Instance) -> None:
     namespace = process_namespace(node(instance).pid)
     scheduler = [pid for pid in processes_in(namespace) if b"kube-scheduler\0" in command_line(pid)]
     assert len(scheduler) == 1

@@ -25,7 +25,7 @@ from hack.image import build
 from tests.support.wait import eventually
 
 
-def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
+def test_process_is_distinguished_from_later_one_with_same_pid() -> None:
     own = Process.of(os.getpid())
     assert own is not None
     assert own.is_alive()
@@ -33,7 +33,7 @@ def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
     assert not replace(own, boot="another").is_alive()
 
 
-def test_a_process_that_ended_but_was_not_waited_for_is_not_alive() -> None:
+def test_zombie_process_is_not_alive() -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
         process = Process.of(child.pid)
         assert process is not None
@@ -43,7 +43,7 @@ def test_a_process_that_ended_but_was_not_waited_for_is_not_alive() -> None:
         assert not process.is_alive()
 
 
-def test_processes_are_found_by_neighbouring_arguments_only() -> None:
+def test_process_search_matches_adjacent_arguments_only() -> None:
     script = "import sys; sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", script, "mark-a", "mark-b"], stdin=subprocess.PIPE) as child:
         eventually(lambda: [process.pid for process in with_arguments("mark-a", "mark-b")] == [child.pid])
@@ -53,7 +53,7 @@ def test_processes_are_found_by_neighbouring_arguments_only() -> None:
         child.stdin.close()
 
 
-def test_a_lock_keeps_others_out_and_leaves_no_file(tmp_path: Path) -> None:
+def test_lock_excludes_others_and_leaves_no_file(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     inside: list[int] = []
     most: list[int] = []
@@ -85,11 +85,11 @@ def test_a_lock_keeps_others_out_and_leaves_no_file(tmp_path: Path) -> None:
         pytest.param("registry:5000/a", "registry:5000/a", id="a port makes it a registry"),
     ],
 )
-def test_image_names_are_completed_as_kubernetes_does(tag: str, name: str) -> None:
+def test_image_names_are_normalized_like_kubernetes(tag: str, name: str) -> None:
     assert build.full_name(tag) == name
 
 
-def test_the_image_is_made_of_and_named_by_a_copy_of_its_sources(tmp_path: Path) -> None:
+def test_image_is_built_from_and_named_by_copied_sources(tmp_path: Path) -> None:
     names = {str(path.relative_to(build.CHECKOUT)) for path in build.sources()}
     assert {"Dockerfile", ".dockerignore", "pyproject.toml", "requirements.lock"} <= names
     assert "worker/workqueue/contract/topology.py" in names
@@ -99,7 +99,7 @@ def test_the_image_is_made_of_and_named_by_a_copy_of_its_sources(tmp_path: Path)
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == names
 
 
-def test_pip_in_the_image_is_configured_as_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_image_build_uses_local_pip_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "pip.conf"
     file.write_text("[global]\ntimeout = 7\nretries = 3\n[install]\nprefer-binary = true\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
@@ -111,13 +111,13 @@ def test_pip_in_the_image_is_configured_as_here(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("name", ["Upper", "-dash", "dash-", "a/b", "a" * 33, "..", "a b"])
-def test_a_name_that_is_no_path_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_name_unfit_for_a_path_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAME_VARIABLE, name)
     with pytest.raises(ClusterError, match="lower-case letters"):
         Instance.from_environment()
 
 
-def test_without_a_name_it_is_the_usual_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_name_selects_default_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(NAME_VARIABLE, raising=False)
     assert Instance.from_environment() == Instance(DEFAULT_NAME)
 
@@ -134,7 +134,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CLUSTER", raising=False)
 
 
-def test_without_root_it_says_to_use_sudo(
+def test_command_without_root_advises_sudo(
     monkeypatch: pytest.MonkeyPatch, no_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -142,7 +142,7 @@ def test_without_root_it_says_to_use_sudo(
     assert capsys.readouterr().err == "A local cluster needs root: run this with sudo, or as root.\n"
 
 
-def test_elsewhere_than_on_linux_it_names_the_way_out(
+def test_command_outside_linux_names_alternative(
     monkeypatch: pytest.MonkeyPatch, no_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
@@ -151,7 +151,7 @@ def test_elsewhere_than_on_linux_it_names_the_way_out(
 
 
 @pytest.mark.parametrize("arguments", [("load", "x.tar"), ("exec", "--", "true")])
-def test_without_a_cluster_it_says_how_to_start_one(
+def test_missing_cluster_error_names_start_command(
     arguments: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
     no_cluster: None,
@@ -161,17 +161,17 @@ def test_without_a_cluster_it_says_how_to_start_one(
     assert "start it with `python -m hack.cluster up`" in capsys.readouterr().err
 
 
-def test_down_without_a_cluster_is_no_error(monkeypatch: pytest.MonkeyPatch, no_cluster: None) -> None:
+def test_down_without_cluster_succeeds(monkeypatch: pytest.MonkeyPatch, no_cluster: None) -> None:
     assert run_main(monkeypatch, "down") == 0
 
 
-def test_another_choice_than_the_current_context_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_cluster_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLUSTER", "production")
     with pytest.raises(ClusterError, match="'current'"):
         checkout.wants_current_context()
 
 
-def test_with_the_current_context_only_dot_cluster_is_written_and_removed(
+def test_current_context_mode_writes_and_removes_only_dot_cluster(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kubectl = tmp_path / "programs/kubectl"
@@ -199,33 +199,33 @@ def test_with_the_current_context_only_dot_cluster_is_written_and_removed(
     ]
 
 
-def test_missing_programs_are_named_by_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_programs_are_reported_by_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda program: None)
     assert {"buildah", "containerd", "iproute2"} <= set(packages.missing())
     with pytest.raises(ClusterError, match="there is no apt-get"):
         packages.install()
 
 
-def test_a_full_disk_is_told_from_other_failures() -> None:
+def test_full_disk_is_distinguished_from_other_failures() -> None:
     with pytest.raises(ClusterError, match="Copying failed because the disk is full"):
         commands.run(["sh", "-c", "echo write: No space left on device >&2; exit 1"], doing="Copying")
     with pytest.raises(ClusterError, match="Copying failed: sh ended with exit code 3 and said:\n  why"):
         commands.run(["sh", "-c", "echo why >&2; exit 3"], doing="Copying")
 
 
-def test_a_program_that_is_not_there_is_named() -> None:
+def test_missing_program_is_named() -> None:
     with pytest.raises(ClusterError, match="Copying needs the program no-such-program"):
         commands.run(["no-such-program"], doing="Copying")
 
 
-def test_a_build_needs_room_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_build_checks_free_space_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(toolchain, "DISK_NEEDED", 2**60)
     with pytest.raises(ClusterError, match="make room, or name another folder with XDG_CACHE_HOME"):
         toolchain.binaries()
 
 
-def test_our_own_link_to_kubectl_is_not_taken_for_the_machines(
+def test_own_kubectl_link_is_not_mistaken_for_system_kubectl(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     programs = tmp_path / ".cluster/bin"
@@ -236,7 +236,7 @@ def test_our_own_link_to_kubectl_is_not_taken_for_the_machines(
     assert toolchain._installed("kubectl", [], (1, 29)) is None
 
 
-def test_without_a_terminal_a_step_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_step_without_terminal_prints_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with step("making tea", "about 3 minutes"):
         pass
     assert capsys.readouterr().err == "making tea: about 3 minutes\n"

@@ -22,7 +22,7 @@ def running() -> None:
     cluster("up")
 
 
-def test_a_second_up_is_quick_and_changes_nothing() -> None:
+def test_second_up_is_quick_and_changes_nothing() -> None:
     before = Instance(DEFAULT_NAME).record()
     started = time.monotonic()
     done = cluster("up")
@@ -31,23 +31,23 @@ def test_a_second_up_is_quick_and_changes_nothing() -> None:
     assert Instance(DEFAULT_NAME).record() == before
 
 
-def test_another_checkout_finds_the_cluster(tmp_path: Path) -> None:
+def test_cluster_is_found_from_another_checkout(tmp_path: Path) -> None:
     shutil.copytree(CHECKOUT / "hack", tmp_path / "hack")
     cluster("up", checkout=tmp_path)
     assert (tmp_path / ".cluster/kubeconfig").read_text() == (CHECKOUT / ".cluster/kubeconfig").read_text()
 
 
-def test_status_names_every_daemon_as_running() -> None:
+def test_status_lists_every_daemon_as_running() -> None:
     lines = cluster("status").stdout.splitlines()
     assert lines[0].startswith("workqueue: up")
     assert not [line for line in lines if "not running" in line]
 
 
-def test_it_is_the_kubernetes_that_was_asked_for() -> None:
+def test_cluster_runs_requested_kubernetes_version() -> None:
     assert kubectl_json("version")["serverVersion"]["gitVersion"] == "v1.35.4"
 
 
-def test_aggregated_api_servers_can_know_their_callers() -> None:
+def test_aggregated_api_servers_can_authenticate_callers() -> None:
     name = ("get", "configmap", "--namespace=kube-system", "extension-apiserver-authentication")
     data = kubectl_json(*name)["data"]
     assert {"client-ca-file", "requestheader-client-ca-file"} <= set(data)
@@ -57,22 +57,22 @@ def test_kubectl_and_helm_are_beside_the_kubeconfig() -> None:
     assert all((CHECKOUT / ".cluster/bin" / program).exists() for program in ("kubectl", "helm"))
 
 
-def test_a_command_runs_in_the_clusters_network() -> None:
+def test_command_runs_in_cluster_network() -> None:
     done = cluster("exec", "--", "bash", "-c", "exec 3<>/dev/tcp/10.96.0.1/443 && echo reached")
     assert done.stdout == "reached\n"
 
 
-def test_exec_passes_the_exit_code_on() -> None:
+def test_exec_returns_exit_code_of_command() -> None:
     cluster("exec", "--", "sh", "-c", "exit 7", codes=[7])
 
 
-def test_loading_what_is_not_an_archive_is_one_sentence(tmp_path: Path) -> None:
+def test_load_of_non_archive_fails_with_one_sentence(tmp_path: Path) -> None:
     done = cluster("load", str(tmp_path / "nothing.tar"), codes=[1])
     assert "cannot be read: No such file or directory" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_restricted_pod_runs_and_finds_services_by_name() -> None:
+def test_restricted_pod_runs_and_finds_services_by_name() -> None:
     with temporary_namespace(pod_security="restricted") as namespace:
         apply(rabbitmq_pod("getent hosts kubernetes.default.svc && id --user"), namespace=namespace)
         pod = ("pod/client", f"--namespace={namespace}")

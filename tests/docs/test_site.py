@@ -29,14 +29,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_every_page_is_on_the_site_and_in_its_search(site: Path) -> None:
+def test_every_page_is_published_and_searchable(site: Path) -> None:
     pages = {str(page.relative_to(ROOT).with_suffix("")) for page in (ROOT / "docs").rglob("*.md")}
     assert {page for page in pages if not (site / f"{page}.html").exists()} == set()
     index = (site / "searchindex.js").read_text()
     assert {page for page in pages if f'"{page}"' not in index} == set()
 
 
-def test_the_front_door_leads_in(site: Path) -> None:
+def test_front_page_links_into_the_site(site: Path) -> None:
     target = re.search(r'url=([^"]+)"', (site / "index.html").read_text())
     assert target
     assert "get-started.html" in (site / target[1]).read_text()

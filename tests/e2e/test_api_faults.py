@@ -160,7 +160,7 @@ def is_watch(request: Request) -> bool:
 
 
 @pytest.mark.usefixtures("crd")
-def test_what_was_deleted_while_the_watch_was_blind_is_forgotten(rabbitmq: Broker, tmp_path: Path) -> None:
+def test_object_deleted_during_blind_watch_is_forgotten(rabbitmq: Broker, tmp_path: Path) -> None:
     """kopf lists again after a 410 and never says what was deleted in the gap: our own LIST does."""
     with bench(rabbitmq, tmp_path, resync=3) as under_test:
         queue = under_test.create("ghost")
@@ -173,7 +173,7 @@ def test_what_was_deleted_while_the_watch_was_blind_is_forgotten(rabbitmq: Broke
 
 @pytest.mark.usefixtures("crd")
 @pytest.mark.parametrize("status", [409, 429, 500, 503])
-def test_refused_writes_are_tried_again(status: int, rabbitmq: Broker, tmp_path: Path) -> None:
+def test_refused_writes_are_retried(status: int, rabbitmq: Broker, tmp_path: Path) -> None:
     headers = (("Retry-After", "1"),) if status == 429 else ()
     with bench(rabbitmq, tmp_path) as under_test:
         queue = under_test.create("refused")
@@ -187,7 +187,7 @@ def test_refused_writes_are_tried_again(status: int, rabbitmq: Broker, tmp_path:
 
 
 @pytest.mark.usefixtures("crd")
-def test_a_slow_api_server_delays_and_breaks_nothing(rabbitmq: Broker, tmp_path: Path) -> None:
+def test_slow_api_server_delays_but_breaks_nothing(rabbitmq: Broker, tmp_path: Path) -> None:
     with bench(rabbitmq, tmp_path) as under_test, under_test.proxy.fault(Fault(lambda _: True, delay=1.0)):
         queue = under_test.create("slow")
         under_test.publish(queue)
@@ -195,9 +195,7 @@ def test_a_slow_api_server_delays_and_breaks_nothing(rabbitmq: Broker, tmp_path:
 
 
 @pytest.mark.usefixtures("crd")
-def test_a_leader_that_cannot_renew_ends_and_writes_nothing_after_its_lease(
-    rabbitmq: Broker, tmp_path: Path
-) -> None:
+def test_leader_that_cannot_renew_exits_and_stops_writing(rabbitmq: Broker, tmp_path: Path) -> None:
     """A request that hangs must not keep a dead leader: every one has a timeout below the renew deadline."""
     with bench(rabbitmq, tmp_path, election=True) as under_test:
         queue = under_test.create("fenced")
@@ -210,7 +208,7 @@ def test_a_leader_that_cannot_renew_ends_and_writes_nothing_after_its_lease(
 
 
 @pytest.mark.usefixtures("crd")
-def test_liveness_does_not_depend_on_the_api_server(rabbitmq: Broker, tmp_path: Path) -> None:
+def test_liveness_is_independent_of_api_server(rabbitmq: Broker, tmp_path: Path) -> None:
     with bench(rabbitmq, tmp_path, resync=1) as under_test:
         under_test.create("alive")
         with under_test.proxy.fault(Fault(lambda _: True, status=503)):
@@ -221,7 +219,7 @@ def test_liveness_does_not_depend_on_the_api_server(rabbitmq: Broker, tmp_path: 
 
 @pytest.mark.usefixtures("crd")
 @pytest.mark.parametrize("stops", [False, True], ids=["until-it-is-answered", "until-the-process-is-stopped"])
-def test_refused_first_list_is_retried_by_the_leader(stops: bool, rabbitmq: Broker, tmp_path: Path) -> None:
+def test_leader_retries_refused_first_list(stops: bool, rabbitmq: Broker, tmp_path: Path) -> None:
     first = FirstList()
     fault = Fault(first, status=429, headers=(("Retry-After", "1"),))
     with bench(rabbitmq, tmp_path, election=True, fault=fault) as under_test:

@@ -9,7 +9,7 @@ from tests.support.operators import OperatorRelease
 from tests.support.workqueues import Lab
 
 
-def test_a_standby_takes_over_when_the_leader_stops_or_dies(lab: Lab, operator: OperatorRelease) -> None:
+def test_standby_takes_over_when_the_leader_stops_or_dies(lab: Lab, operator: OperatorRelease) -> None:
     for grace, bound in (("--grace-period=30", 8.0), ("--grace-period=0", 20.0)):
         leader = operator.wait_leader()
         force = ["--force"] if bound > 10 else []
@@ -24,7 +24,7 @@ def test_a_standby_takes_over_when_the_leader_stops_or_dies(lab: Lab, operator: 
     workqueue.delete()
 
 
-def test_two_leaders_at_once_do_no_harm(lab: Lab, operator: OperatorRelease) -> None:
+def test_two_simultaneous_leaders_do_no_harm(lab: Lab, operator: OperatorRelease) -> None:
     """The election off and two processes of one release at work: the writes' own guards have to do."""
     operator.install(watchNamespaces=[lab.namespace], replicaCount=2, leaderElection={"enabled": False})
     try:
@@ -41,9 +41,7 @@ def test_two_leaders_at_once_do_no_harm(lab: Lab, operator: OperatorRelease) -> 
         operator.install(watchNamespaces=[lab.namespace])
 
 
-def test_helm_uninstall_leaves_no_finalizer_stuck_and_no_queue_deleted(
-    lab: Lab, operator: OperatorRelease
-) -> None:
+def test_helm_uninstall_removes_finalizers_and_keeps_queues(lab: Lab, operator: OperatorRelease) -> None:
     workqueue = lab.workqueue("orphan").apply().wait_ready()
     operator.uninstall()
     try:

@@ -105,7 +105,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("title", CASES)
-def test_a_mistake_is_named_and_recovered_from(title: str, lab: Lab) -> None:
+def test_user_mistake_is_named_and_recovered_from(title: str, lab: Lab) -> None:
     case = CASES[title]
     name = f"bad-{list(CASES).index(title)}"
     case.before(lab, name)
@@ -154,15 +154,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("title", REFUSED)
-def test_kubectl_apply_refuses_with_a_sentence(title: str, lab: Lab) -> None:
+def test_kubectl_apply_refuses_invalid_workqueue_with_advice(title: str, lab: Lab) -> None:
     change, sentence = REFUSED[title]
     assert sentence in refusal(lab.workqueue("refused", **change).body)
 
 
 @pytest.mark.parametrize("user", ["same", "another", "address"])
-def test_of_two_workqueues_on_one_queue_the_older_has_it(
-    user: str, lab: Lab, operator: OperatorRelease
-) -> None:
+def test_older_of_two_workqueues_owns_the_queue(user: str, lab: Lab, operator: OperatorRelease) -> None:
     """Also after a restart, when the younger may come first. Two users, or two addresses, have two connections."""
     name = f"claimed-{user}"
     if user == "another":

@@ -36,7 +36,7 @@ def assert_it_works(lab: Lab, name: str) -> None:
     workqueue.delete()
 
 
-def test_a_broken_aggregated_api_does_not_stop_the_operator(lab: Lab, operator: OperatorRelease) -> None:
+def test_broken_aggregated_api_does_not_stop_operator(lab: Lab, operator: OperatorRelease) -> None:
     kubectl("create", "--filename=-", input=json.dumps(BROKEN))
     try:
         restart(operator)
@@ -45,9 +45,7 @@ def test_a_broken_aggregated_api_does_not_stop_the_operator(lab: Lab, operator: 
         kubectl("delete", "apiservice", "v1.broken.example.com")
 
 
-def test_a_listed_namespace_that_is_forbidden_is_left_out_and_said(
-    lab: Lab, operator: OperatorRelease
-) -> None:
+def test_forbidden_listed_namespace_is_skipped_and_reported(lab: Lab, operator: OperatorRelease) -> None:
     where = f"--namespace={operator.namespace}"
     listed = f"WORKQUEUE_WATCH_NAMESPACES={lab.namespace},no-such-namespace"
     kubectl("set", "env", f"deployment/{operator.name}", listed, where)

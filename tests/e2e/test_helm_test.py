@@ -43,9 +43,7 @@ def helm_test(release: OperatorRelease) -> str:
     return helm.run("test", release.name, *where, "--logs", "--timeout=110s")
 
 
-def test_it_sends_a_message_through_a_workqueue_and_leaves_nothing(
-    place: Lab, release: OperatorRelease
-) -> None:
+def test_helm_test_sends_a_message_and_cleans_up(place: Lab, release: OperatorRelease) -> None:
     said = helm_test(release)
     assert "A worker was started and has handled it." in said
     assert "All is well." in said
@@ -62,7 +60,7 @@ MISTAKES: dict[str, tuple[dict[str, str] | None, str, str]] = {
 
 
 @pytest.mark.parametrize("title", MISTAKES)
-def test_it_fails_and_says_what_to_do(title: str, place: Lab, release: OperatorRelease) -> None:
+def test_helm_test_fails_with_advice(title: str, place: Lab, release: OperatorRelease) -> None:
     secret, wrong, advice = MISTAKES[title]
     if secret is not None:
         place.secret("mistaken", **secret)

@@ -86,7 +86,7 @@ def workqueue(lab: Lab) -> Iterator[WorkQueueUnderTest]:
     made.delete()
 
 
-def test_send_reaches_the_broker_inside_of_the_cluster_with_the_secrets_credentials(
+def test_send_reaches_in_cluster_broker_with_secret_credentials(
     run: Any, workqueue: WorkQueueUnderTest
 ) -> None:
     sent = run("send", "plugin", '{"id": "a"}', "--header", "shop=1", "-o", "json")
@@ -97,7 +97,9 @@ def test_send_reaches_the_broker_inside_of_the_cluster_with_the_secrets_credenti
     assert sorted(result["id"] for result in workqueue.results(3)) == ["a", "b", "c"]
 
 
-def test_dead_letters_are_listed_shown_put_back_and_dropped(run: Any, workqueue: WorkQueueUnderTest) -> None:
+def test_dead_letters_can_be_listed_shown_replayed_and_purged(
+    run: Any, workqueue: WorkQueueUnderTest
+) -> None:
     workqueue.publish([{"id": number, "reject": True} for number in range(3)])
     wait_until(
         lambda: run("dead", "list", "plugin", "-o", "json").json["total"] == 3, 60, "three dead letters"
@@ -115,7 +117,7 @@ def test_dead_letters_are_listed_shown_put_back_and_dropped(run: Any, workqueue:
     assert run("dead", "purge", "plugin", "--yes", "-o", "json").json == {"queue": "plugin", "dropped": 3}
 
 
-def test_status_says_why_and_what_would_change_it(run: Any, workqueue: WorkQueueUnderTest) -> None:
+def test_status_explains_count_and_what_would_change_it(run: Any, workqueue: WorkQueueUnderTest) -> None:
     workqueue.publish([{"id": "busy", "seconds": 1}])
     assert [result["id"] for result in workqueue.results(1)] == ["busy"]
     document = wait_until(
@@ -144,7 +146,7 @@ def test_status_says_why_and_what_would_change_it(run: Any, workqueue: WorkQueue
     assert re.search(r"plugin-worker-\S+ +idle +0/1", text)
 
 
-def test_top_shows_numbers_once_where_there_is_no_terminal(run: Any, workqueue: WorkQueueUnderTest) -> None:
+def test_top_without_terminal_prints_once(run: Any, workqueue: WorkQueueUnderTest) -> None:
     done = run("top")
     head, *rows = done.out.splitlines()
     assert head.split() == [
@@ -191,7 +193,7 @@ def test_top_refreshes_on_a_terminal_until_ctrl_c(lab: Lab, workqueue: WorkQueue
     assert "\x1b[?1049l" in text, "and what was there before comes back"
 
 
-def test_pause_resume_scale_and_release(run: Any, workqueue: WorkQueueUnderTest) -> None:
+def test_pause_resume_scale_and_release_change_the_workqueue(run: Any, workqueue: WorkQueueUnderTest) -> None:
     assert run("pause", "plugin").out.startswith("plugin is paused: ")
     workqueue.wait_condition("Ready", "False", "Suspended")
     assert run("status", "plugin", "-o", "json").json["whatWouldChangeIt"] == [
@@ -207,9 +209,7 @@ def test_pause_resume_scale_and_release(run: Any, workqueue: WorkQueueUnderTest)
     assert "replicas" not in workqueue.get()["spec"]
 
 
-def test_a_broker_that_only_the_cluster_reaches_is_reached_through_a_worker(
-    run: Any, workqueue: WorkQueueUnderTest
-) -> None:
+def test_cluster_internal_broker_is_reached_through_worker(run: Any, workqueue: WorkQueueUnderTest) -> None:
     workqueue.publish([{"id": "through", "seconds": 0}])
     pod = wait_until(
         lambda: next(
@@ -228,14 +228,14 @@ def test_a_broker_that_only_the_cluster_reaches_is_reached_through_a_worker(
     assert sorted(result["id"] for result in workqueue.results(2)) == ["relayed", "through"]
 
 
-def test_a_name_that_leads_nowhere_from_here_says_what_to_do(run: Any, workqueue: WorkQueueUnderTest) -> None:
+def test_unresolvable_broker_name_gives_advice(run: Any, workqueue: WorkQueueUnderTest) -> None:
     done = run("send", "plugin", "x", "--direct")
     assert (done.code, done.out) == (1, "")
     assert "RabbitMQ at amqp://rabbitmq.e2e-rabbitmq" in done.err
     assert "tried from here. If only the cluster can reach it, --through POD goes through a pod" in done.err
 
 
-def test_a_login_that_is_refused_is_one_sentence_with_how_it_was_tried(run: Any, lab: Lab) -> None:
+def test_refused_login_error_names_the_route(run: Any, lab: Lab) -> None:
     lab.secret("wrong", password="wrong")
     refused = lab.workqueue("refused", connectionSecretRef={"name": "wrong"}).apply()
     done = run("dead", "list", "refused")
@@ -245,7 +245,7 @@ def test_a_login_that_is_refused_is_one_sentence_with_how_it_was_tried(run: Any,
     refused.delete()
 
 
-def test_another_service_can_be_named(run: Any, lab: Lab, workqueue: WorkQueueUnderTest) -> None:
+def test_broker_service_can_be_overridden(run: Any, lab: Lab, workqueue: WorkQueueUnderTest) -> None:
     sent = run(
         "dead", "list", "plugin", "--forward", f"{lab.rabbit.namespace}/{lab.rabbit.name}", "-o", "json"
     )
@@ -277,7 +277,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "sentence"), WRONG)
-def test_what_goes_wrong_is_said_with_what_to_do(
+def test_plugin_errors_give_advice(
     run: Any, workqueue: WorkQueueUnderTest, words: list[str], sentence: str
 ) -> None:
     done = run(*words)
@@ -287,7 +287,7 @@ def test_what_goes_wrong_is_said_with_what_to_do(
     assert len(done.err.splitlines()) == 1
 
 
-def test_who_may_read_workqueues_only_sees_workers_and_events_as_unknown(
+def test_workqueue_reader_sees_workers_and_events_as_unknown(
     run: Any, lab: Lab, workqueue: WorkQueueUnderTest
 ) -> None:
     where = f"--namespace={lab.namespace}"
@@ -305,7 +305,7 @@ def test_who_may_read_workqueues_only_sees_workers_and_events_as_unknown(
     assert "The credentials are in the Secret 'rabbitmq'" in refused.err
 
 
-def test_kubectl_completes_names_by_the_plugins_own_word(lab: Lab, workqueue: WorkQueueUnderTest) -> None:
+def test_kubectl_completes_workqueue_names(lab: Lab, workqueue: WorkQueueUnderTest) -> None:
     done = subprocess.run(
         ["kubectl", "__complete", "workqueue", "status", f"--namespace={lab.namespace}", "plu"],
         env=environment(),
@@ -317,7 +317,7 @@ def test_kubectl_completes_names_by_the_plugins_own_word(lab: Lab, workqueue: Wo
     assert done.stdout.splitlines()[0] == "plugin"
 
 
-def test_the_plugin_is_what_is_installed() -> None:
+def test_installed_plugin_is_the_project_plugin() -> None:
     listed = subprocess.run(
         ["kubectl", "plugin", "list", "--name-only"],
         env=environment(),

@@ -14,7 +14,7 @@ from tests.support.operators import operator_of_the_whole_cluster
 from tests.support.workqueues import Lab, lab_in, watching_replicas
 
 
-def test_a_queue_that_somebody_deletes_is_declared_again_and_said_so(lab: Lab) -> None:
+def test_deleted_queue_is_redeclared_and_reported(lab: Lab) -> None:
     workqueue = lab.workqueue("drift").apply().wait_ready()
     lab.channel.queue_delete("drift")
     workqueue.wait_condition("QueueDeclared", "True", "DeclaredAgain")
@@ -23,7 +23,7 @@ def test_a_queue_that_somebody_deletes_is_declared_again_and_said_so(lab: Lab) -
     workqueue.delete()
 
 
-def test_a_bell_that_the_broker_cancels_is_hung_again_and_no_loss_is_told(lab: Lab) -> None:
+def test_cancelled_doorbell_is_reinstalled_without_reporting_loss(lab: Lab) -> None:
     """RabbitMQ cancels consumers when a queue is deleted, and also when its leader moves."""
     workqueue = lab.workqueue("cancelled").apply().wait_ready()
     wait_until(lambda: lab.queues()["cancelled"]["consumers"] == 1, 30, "the bell hangs")
@@ -40,7 +40,7 @@ def test_a_bell_that_the_broker_cancels_is_hung_again_and_no_loss_is_told(lab: L
     workqueue.delete()
 
 
-def test_tools_that_wait_see_it_in_progress_until_it_is_ready(lab: Lab) -> None:
+def test_waiting_tools_see_progress_until_workqueue_is_ready(lab: Lab) -> None:
     """As Flux does; `kubectl wait` is how every other test here waits."""
     workqueue = lab.workqueue("waited").apply()
     wait_until(lambda: kstatus(workqueue.get()) == "Current", 60, "it is done")
@@ -57,7 +57,7 @@ def test_tools_that_wait_see_it_in_progress_until_it_is_ready(lab: Lab) -> None:
     [{"status": None}, {"status": {"conditions": None, "queueName": None}}],
     ids=["all of it", "its conditions"],
 )
-def test_a_status_that_somebody_wipes_is_written_again(wipe: dict[str, object], lab: Lab) -> None:
+def test_wiped_status_is_rewritten(wipe: dict[str, object], lab: Lab) -> None:
     workqueue = lab.workqueue("wiped").apply().wait_ready()
     before = {one["type"]: one["reason"] for one in workqueue.status()["conditions"]}
     where = f"--namespace={lab.namespace}"
@@ -75,7 +75,7 @@ def test_a_status_that_somebody_wipes_is_written_again(wipe: dict[str, object], 
     workqueue.delete()
 
 
-def test_there_and_back_again_ends_where_it_began(lab: Lab) -> None:
+def test_reverted_change_ends_at_original_deployment(lab: Lab) -> None:
     """A -> B -> A while B is still being carried out: the Deployment is that of A, and messages are handled."""
     workqueue = lab.workqueue("back", scaling={"minReplicas": 1}).apply()
     workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
@@ -97,7 +97,7 @@ def test_there_and_back_again_ends_where_it_began(lab: Lab) -> None:
     workqueue.delete()
 
 
-def test_a_deployment_that_somebody_edits_or_deletes_is_put_right_without_losing_its_count(lab: Lab) -> None:
+def test_edited_or_deleted_deployment_is_repaired_with_its_count(lab: Lab) -> None:
     workqueue = lab.workqueue("edited", scaling={"minReplicas": 1}).apply()
     workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
     where = f"--namespace={lab.namespace}"
@@ -122,7 +122,7 @@ def test_a_deployment_that_somebody_edits_or_deletes_is_put_right_without_losing
     workqueue.delete()
 
 
-def test_kubectl_scale_pins_and_a_merge_patch_releases(lab: Lab) -> None:
+def test_kubectl_scale_pins_count_and_merge_patch_releases_it(lab: Lab) -> None:
     workqueue = lab.workqueue("pinned").apply().wait_ready()
     where = f"--namespace={lab.namespace}"
     kubectl("scale", "wq/pinned", "--replicas=2", where)
@@ -133,7 +133,7 @@ def test_kubectl_scale_pins_and_a_merge_patch_releases(lab: Lab) -> None:
     workqueue.delete()
 
 
-def test_suspend_leaves_all_as_it_is(lab: Lab) -> None:
+def test_suspended_workqueue_is_left_unchanged(lab: Lab) -> None:
     workqueue = lab.workqueue("suspended").apply().wait_ready()
     workqueue.change(suspend=True).wait_condition("ScalingActive", "False", "Suspended")
     workqueue.publish([{"id": 1}])
@@ -145,7 +145,7 @@ def test_suspend_leaves_all_as_it_is(lab: Lab) -> None:
     workqueue.delete()
 
 
-def test_a_changed_template_rolls_out_without_interrupting_a_handler(lab: Lab) -> None:
+def test_changed_template_rolls_out_without_interrupting_handlers(lab: Lab) -> None:
     workqueue = lab.workqueue("rolling", scaling={"minReplicas": 2}).apply()
     wait_until(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two workers are Ready")
     before = {pod["metadata"]["name"] for pod in workqueue.pods()}
@@ -164,14 +164,14 @@ def test_a_changed_template_rolls_out_without_interrupting_a_handler(lab: Lab) -
     workqueue.delete()
 
 
-def test_a_deleted_workqueue_leaves_its_queue_unless_asked_otherwise(lab: Lab) -> None:
+def test_deleted_workqueue_keeps_its_queue_by_default(lab: Lab) -> None:
     workqueue = lab.workqueue("retained").apply().wait_ready()
     assert not workqueue.get()["metadata"].get("finalizers")
     workqueue.delete(seconds=20)
     assert {"retained", "retained.dead"} <= set(lab.queues())
 
 
-def test_delete_takes_the_queues_along(lab: Lab) -> None:
+def test_delete_policy_deletes_the_queues(lab: Lab) -> None:
     workqueue = (
         lab.workqueue("deleted", queue={"deletionPolicy": "Delete"}, suspend=False).apply().wait_ready()
     )
@@ -180,7 +180,7 @@ def test_delete_takes_the_queues_along(lab: Lab) -> None:
     assert not {"deleted", "deleted.dead"} & set(lab.queues())
 
 
-def test_delete_if_empty_waits_and_says_why(lab: Lab) -> None:
+def test_delete_if_empty_waits_and_reports_why(lab: Lab) -> None:
     workqueue = (
         lab.workqueue("kept", queue={"deletionPolicy": "DeleteIfEmpty"}, replicas=0).apply().wait_ready()
     )
@@ -194,7 +194,7 @@ def test_delete_if_empty_waits_and_says_why(lab: Lab) -> None:
     assert not {"kept", "kept.dead"} & set(lab.queues())
 
 
-def test_an_annotation_releases_a_stuck_one_and_leaves_the_queue(lab: Lab) -> None:
+def test_annotation_releases_stuck_workqueue_and_keeps_queue(lab: Lab) -> None:
     workqueue = (
         lab.workqueue("stuck", queue={"deletionPolicy": "DeleteIfEmpty"}, replicas=0).apply().wait_ready()
     )
@@ -207,7 +207,7 @@ def test_an_annotation_releases_a_stuck_one_and_leaves_the_queue(lab: Lab) -> No
     wait_until(lambda: lab.queues()["stuck"]["messages"] == 1, 30, "it still waits in the queue")
 
 
-def test_a_foreign_deployment_of_our_name_is_not_touched(lab: Lab) -> None:
+def test_foreign_deployment_with_same_name_is_untouched(lab: Lab) -> None:
     where = f"--namespace={lab.namespace}"
     image = "--image=workqueue-operator:dev"
     kubectl("create", "deployment", "taken-worker", image, "--replicas=0", where)
@@ -220,7 +220,7 @@ def test_a_foreign_deployment_of_our_name_is_not_touched(lab: Lab) -> None:
     workqueue.delete()
 
 
-def test_a_foreign_workload_is_scaled_unless_somebody_else_does(lab: Lab) -> None:
+def test_foreign_workload_is_scaled_unless_an_autoscaler_does(lab: Lab) -> None:
     where = f"--namespace={lab.namespace}"
     kubectl("create", "--filename=-", where, input=json.dumps(sleepers("theirs")))
     workqueue = lab.workqueue("foreign", worker=None, workloadRef={"name": "theirs"}).apply().wait_ready()
@@ -278,7 +278,7 @@ def sleepers(name: str) -> Object:
 
 
 @pytest.mark.parametrize("by", ["hpa", "keda"])
-def test_an_autoscaler_on_the_same_deployment_is_reported_and_not_fought(by: str, lab: Lab) -> None:
+def test_competing_autoscaler_is_reported_and_not_fought(by: str, lab: Lab) -> None:
     """KEDA makes a HorizontalPodAutoscaler, but sets 0 and 1 itself, by the scale subresource."""
     where, name = f"--namespace={lab.namespace}", f"contested-by-{by}"
     kubectl("create", "deployment", name, "--image=workqueue-operator:dev", "--replicas=1", where)
@@ -318,7 +318,7 @@ def test_an_autoscaler_on_the_same_deployment_is_reported_and_not_fought(by: str
     kubectl("delete", "deployment", name, where)
 
 
-def test_a_scheduled_minimum_is_kept(lab: Lab) -> None:
+def test_scheduled_minimum_is_kept(lab: Lab) -> None:
     always = {"start": "* * * * *", "end": "0 0 1 1 *", "timeZone": "Europe/Berlin", "minReplicas": 1}
     workqueue = lab.workqueue("scheduled", scaling={"schedules": [always]}).apply()
     wait_until(lambda: workqueue.status().get("readyReplicas") == 1, 60, "the minimum of the schedule runs")
@@ -370,7 +370,7 @@ def test_rotated_credentials_need_no_restart(lab: Lab) -> None:
     workqueue.delete()
 
 
-def test_a_namespace_can_be_deleted_with_everything_in_it(lab: Lab) -> None:
+def test_namespace_can_be_deleted_with_its_workqueues(lab: Lab) -> None:
     """The Secret is gone before the WorkQueue's finalizer is looked at. With an operator of the whole cluster:
     the rights that one has in listed namespaces go with them."""
     with (
@@ -386,7 +386,7 @@ def test_a_namespace_can_be_deleted_with_everything_in_it(lab: Lab) -> None:
         other.close()
 
 
-def test_a_message_on_an_idle_queue_is_one_step_from_its_worker(lab: Lab) -> None:
+def test_message_on_idle_queue_scales_out_in_one_step(lab: Lab) -> None:
     """Twenty wake-ups in a row: each message done, none dead-lettered, each scale-out a single write."""
     workqueue = lab.workqueue("sleeper", scaling={"scaleInDelaySeconds": 0}).apply().wait_ready()
     workqueue.publish([{"id": "canary"}])

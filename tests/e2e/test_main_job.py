@@ -10,7 +10,7 @@ from tests.support.operators import OperatorRelease
 from tests.support.workqueues import Lab, watching_replicas
 
 
-def test_from_zero_to_many_and_back_with_every_result_accounted_for(lab: Lab) -> None:
+def test_workers_scale_from_zero_and_back_with_every_result(lab: Lab) -> None:
     workqueue = lab.workqueue("ladder").apply().wait_ready()
     assert workqueue.replicas() == 0
     # A template that never had a Ready pod sends one ahead; this is the one.
@@ -40,7 +40,7 @@ def test_from_zero_to_many_and_back_with_every_result_accounted_for(lab: Lab) ->
     assert "ladder.retry.1s" not in queues, "delay queues are made on first need"
 
 
-def test_workers_that_are_just_starting_call_for_no_more_workers(lab: Lab) -> None:
+def test_starting_workers_cause_no_further_scale_out(lab: Lab) -> None:
     """Some have a message while others do not answer yet, whose messages wait: nobody may be counted twice."""
     scaling = {"maxReplicas": 30, "messagesPerReplica": 1, "scaleInDelaySeconds": 0}
     workqueue = lab.workqueue("eight", scaling=scaling).apply().wait_ready()
@@ -57,7 +57,7 @@ def test_workers_that_are_just_starting_call_for_no_more_workers(lab: Lab) -> No
     workqueue.delete()
 
 
-def test_retries_and_dead_letters_are_all_accounted_for(lab: Lab) -> None:
+def test_every_retry_and_dead_letter_is_accounted_for(lab: Lab) -> None:
     workqueue = lab.workqueue("moody", worker={"handler": {"python": "jobs:moody"}}).apply().wait_ready()
     workqueue.publish(
         [{"id": number, "failures": number % 3} for number in range(6)]
@@ -69,7 +69,7 @@ def test_retries_and_dead_letters_are_all_accounted_for(lab: Lab) -> None:
     wait_until(lambda: workqueue.status().get("deadLetters") == 2, 60, "the status says so")
 
 
-def test_message_that_kills_its_worker_gets_the_stated_number_of_attempts(lab: Lab) -> None:
+def test_message_that_kills_its_worker_gets_configured_attempts(lab: Lab) -> None:
     """A limit of 1 lets it come back once. The doorbell's ring does not count."""
     changes = {"queue": {"deliveryLimit": 1}, "worker": {"handler": {"python": "jobs:poison"}}}
     workqueue = lab.workqueue("poison", **changes).apply().wait_ready()
@@ -83,7 +83,7 @@ def test_message_that_kills_its_worker_gets_the_stated_number_of_attempts(lab: L
     workqueue.delete()
 
 
-def test_an_operator_that_is_killed_and_restarted_does_no_harm(lab: Lab, operator: OperatorRelease) -> None:
+def test_killed_and_restarted_operator_does_no_harm(lab: Lab, operator: OperatorRelease) -> None:
     workqueue = lab.workqueue("steady").apply().wait_ready()
     workqueue.publish([{"id": number, "seconds": 0.5} for number in range(40)])
     wait_until(lambda: workqueue.status().get("readyReplicas", 0) > 0, 60, "a worker is Ready")
@@ -94,9 +94,7 @@ def test_an_operator_that_is_killed_and_restarted_does_no_harm(lab: Lab, operato
     wait_until(lambda: workqueue.replicas() == 0, 120, "the new operator has brought the workers home")
 
 
-def test_a_restarted_operator_still_says_when_the_count_last_changed(
-    lab: Lab, operator: OperatorRelease
-) -> None:
+def test_restarted_operator_keeps_time_of_last_scaling(lab: Lab, operator: OperatorRelease) -> None:
     workqueue = lab.workqueue("recall").apply().wait_ready()
     workqueue.publish([{"id": 0}])
     workqueue.results(1)

@@ -36,7 +36,7 @@ def prometheus(lab: Lab, operator: OperatorRelease, tmp_path: Path) -> Iterator[
         yield made
 
 
-def test_every_panel_of_the_dashboard_finds_what_it_shows(lab: Lab, prometheus: Prometheus) -> None:
+def test_every_dashboard_panel_has_data(lab: Lab, prometheus: Prometheus) -> None:
     begun = time.time()
     steady = lab.workqueue("shown", scaling={"messagesPerReplica": 1, "maxReplicas": 3}).apply()
     moody = lab.workqueue("shown-moody", worker={"handler": {"python": "jobs:moody"}}).apply()
@@ -86,7 +86,7 @@ def commands(section: str, *programs: str) -> Iterator[list[str]]:
     return map(shlex.split, sorted(seen))
 
 
-def test_the_commands_of_the_runbooks_work(lab: Lab, operator: OperatorRelease) -> None:
+def test_runbook_commands_work(lab: Lab, operator: OperatorRelease) -> None:
     """Those that look are run as they stand, those that change something with --dry-run where kubectl has it."""
     workqueue = lab.workqueue(
         "sick", worker={"handler": {"python": "jobs:moody"}}, scaling={"minReplicas": 1}

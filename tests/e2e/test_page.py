@@ -93,7 +93,7 @@ def text_of(url: str, token: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def test_token_for_the_api_server_is_refused_and_the_other_way_round(
+def test_page_and_api_server_refuse_tokens_of_each_other(
     page_lab: Lab, pages: dict[str, str], tokens: dict[str, str]
 ) -> None:
     for_the_api_server = kubectl("create", "token", "looker", f"--namespace={page_lab.namespace}").strip()
@@ -105,7 +105,7 @@ def test_token_for_the_api_server_is_refused_and_the_other_way_round(
     assert not answer["status"].get("authenticated"), "the page's token at the API server"
 
 
-async def test_whoever_may_list_workqueues_watches_the_main_job_and_nobody_else(
+async def test_page_shows_main_job_only_to_users_who_may_list_workqueues(
     page_lab: Lab, pages: dict[str, str], tokens: dict[str, str]
 ) -> None:
     workqueue = page_lab.workqueue(
@@ -143,7 +143,7 @@ async def test_whoever_may_list_workqueues_watches_the_main_job_and_nobody_else(
     assert queues["watched.dead"]["consumers"] == 0, "what was looked at was put back"
 
 
-async def test_a_standby_shows_what_the_leader_knows(
+async def test_standby_shows_data_of_leader(
     page_lab: Lab, pages: dict[str, str], tokens: dict[str, str]
 ) -> None:
     await asyncio.to_thread(lambda: page_lab.workqueue("relayed").apply().wait_ready())
@@ -157,7 +157,7 @@ async def test_a_standby_shows_what_the_leader_knows(
     assert seen.complaints == []
 
 
-def test_a_right_that_is_taken_away_is_gone_within_a_minute(
+def test_revoked_right_ends_access_within_a_minute(
     page_lab: Lab, pages: dict[str, str], tokens: dict[str, str]
 ) -> None:
     def status() -> int:

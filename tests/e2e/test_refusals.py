@@ -63,7 +63,7 @@ def in_force(workqueue: WorkQueueUnderTest, replicas: int) -> None:
 
 
 @pytest.mark.parametrize("reason", ["Invalid", "Forbidden"], ids=["answer-422", "answer-403"])
-def test_limit_of_an_admission_policy_is_used_and_named(lab: Lab, reason: str) -> None:
+def test_admission_policy_limit_is_obeyed_and_named(lab: Lab, reason: str) -> None:
     workqueue = lab.workqueue(
         f"limited-{reason.lower()}", scaling={"messagesPerReplica": 1, "maxReplicas": 9}
     )
@@ -84,7 +84,7 @@ def test_limit_of_an_admission_policy_is_used_and_named(lab: Lab, reason: str) -
     workqueue.delete()
 
 
-def test_refused_template_leaves_the_working_deployment_scaled(lab: Lab) -> None:
+def test_refused_template_keeps_working_deployment_scaled(lab: Lab) -> None:
     workqueue = lab.workqueue("unsigned").apply().wait_ready()
     workqueue.publish([{"id": "before"}])
     workqueue.results(1)
@@ -114,7 +114,7 @@ def test_refused_template_leaves_the_working_deployment_scaled(lab: Lab) -> None
     workqueue.delete()
 
 
-def test_quota_on_disruption_budgets_does_not_stop_the_workers(lab: Lab) -> None:
+def test_disruption_budget_quota_does_not_stop_workers(lab: Lab) -> None:
     name = f"e2e-{secrets.token_hex(3)}"
     hard = {"count/poddisruptionbudgets.policy": "0"}
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": name}, "spec": {"hard": hard}}

@@ -67,7 +67,7 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab, removals: int) -> N
     workqueue.delete()
 
 
-def test_nobody_is_removed_before_kubernetes_knows_who_agreed(lab: Lab) -> None:
+def test_pod_is_removed_only_after_kubernetes_saw_its_mark(lab: Lab) -> None:
     """Its controller would choose by what it knew before it stood still."""
     workqueue = (
         lab.workqueue("still", scaling={"minReplicas": 3, "scaleInDelaySeconds": 0}).apply().wait_ready()
@@ -86,7 +86,7 @@ def test_nobody_is_removed_before_kubernetes_knows_who_agreed(lab: Lab) -> None:
     workqueue.delete()
 
 
-def test_marks_that_a_dead_operator_left_are_taken_back(lab: Lab) -> None:
+def test_marks_of_dead_operator_are_cleared(lab: Lab) -> None:
     """Kubernetes would choose among all that carry one, and whoever has carried it for long works again."""
     workqueue = lab.workqueue("left", replicas=2).apply().wait_ready()
     wait_until(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two work")
@@ -108,7 +108,7 @@ def is_marked(metadata: Object) -> bool:
     return cost
 
 
-def test_pods_that_no_node_takes_shrink_by_marks(lab: Lab) -> None:
+def test_unschedulable_pods_are_scaled_in_by_marks(lab: Lab) -> None:
     """One of them that stays is not Ready, but Kubernetes ranks it like those that leave: the marks decide."""
     alone = {
         "topologyKey": "kubernetes.io/hostname",
@@ -161,7 +161,7 @@ def watching_deletions(workqueue: WorkQueueUnderTest) -> Iterator[dict[str, Dele
         yield deletions
 
 
-def test_a_quota_does_not_stop_scale_in(lab: Lab) -> None:
+def test_quota_does_not_stop_scale_in(lab: Lab) -> None:
     """Three of ten pods are admitted. They leave when they are idle, and a quota that grows starts none."""
     where = f"--namespace={lab.namespace}"
     wait_until(lambda: not kubectl_json("get", "pods", where)["items"], 120, "no pod of another test is left")
@@ -184,7 +184,7 @@ def test_a_quota_does_not_stop_scale_in(lab: Lab) -> None:
         kubectl("delete", "quota", "three-pods", where)
 
 
-def test_unreachable_workers_neither_multiply_nor_vanish(lab: Lab) -> None:
+def test_unreachable_workers_neither_raise_nor_lower_the_count(lab: Lab) -> None:
     """A default-deny network: the kubelet's probes reach the workers, the operator does not."""
     scaling = {"maxReplicas": 12, "messagesPerReplica": 10, "scaleInDelaySeconds": 2}
     workqueue = lab.workqueue("unreachable", worker={"concurrency": 20}, scaling=scaling).apply().wait_ready()

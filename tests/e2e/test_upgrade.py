@@ -14,7 +14,7 @@ BETWEEN = 0.7
 """Seconds between two messages, each of which takes about twice as long: always some worker is busy."""
 
 
-def test_an_upgrade_and_a_rollback_interrupt_no_worker(lab: Lab, operator: OperatorRelease) -> None:
+def test_upgrade_and_rollback_interrupt_no_worker(lab: Lab, operator: OperatorRelease) -> None:
     workqueue = lab.workqueue("through", scaling={"messagesPerReplica": 1, "maxReplicas": 3}).apply()
     workqueue.wait_ready()
     template = workqueue.deployment()["spec"]["template"]

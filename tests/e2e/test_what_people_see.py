@@ -42,7 +42,7 @@ def draining(lab: Lab) -> Iterator[WorkQueueUnderTest]:
     )
 
 
-def test_message_in_a_worker_that_shuts_down_is_shown_and_starts_no_worker(
+def test_message_in_stopping_worker_is_shown_and_starts_no_worker(
     draining: WorkQueueUnderTest,
 ) -> None:
     wait_until(lambda: draining.replicas() == 0, 90, "no new worker is needed")
@@ -57,7 +57,7 @@ def test_message_in_a_worker_that_shuts_down_is_shown_and_starts_no_worker(
     assert draining.replicas() == 0
 
 
-def test_message_that_waits_for_a_retry_is_shown_also_after_its_worker_has_gone(lab: Lab) -> None:
+def test_message_awaiting_retry_is_shown_after_its_worker_has_ended(lab: Lab) -> None:
     workqueue = lab.workqueue(
         "retried",
         retry={"maxAttempts": 2, "delaysSeconds": [3600]},
@@ -74,7 +74,7 @@ def test_message_that_waits_for_a_retry_is_shown_also_after_its_worker_has_gone(
     workqueue.delete()
 
 
-def test_counts_are_question_marks_while_the_broker_cannot_be_asked(lab: Lab) -> None:
+def test_counts_are_question_marks_while_broker_is_unreachable(lab: Lab) -> None:
     lab.secret("nobody-there", host="nobody-there.invalid")
     workqueue = lab.workqueue("blind", connectionSecretRef={"name": "nobody-there"}).apply()
     workqueue.wait_condition("DepthKnown", "False")

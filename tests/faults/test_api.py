@@ -80,7 +80,7 @@ SHORT = {"refuses connections", "answers 401", "answers writes with 409"}
 @pytest.mark.parametrize(
     "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.nightly) for name in TROUBLES]
 )
-def test_while_the_api_server(name: str, place: Site) -> None:
+def test_operator_recovers_from_api_server_fault(name: str, place: Site) -> None:
     """A message comes and another WorkQueue is made meanwhile; both are served once the fault is over."""
     site, problem, ledger = place, TROUBLES[name], Ledger()
     site.operator.start().wait_serving()
@@ -140,7 +140,7 @@ def asks_for(workqueue: WorkQueueUnderTest, asked: Request) -> bool:
     return asked.path.endswith(f"/workqueues/{workqueue.name}")
 
 
-def test_a_queue_is_not_deleted_for_a_workqueue_of_the_past(place: Site) -> None:
+def test_stale_workqueue_does_not_cause_queue_deletion(place: Site) -> None:
     """In the past a WorkQueue with deletionPolicy Delete is being deleted; today another one has its name."""
     site, ledger = place, Ledger()
     site.operator.start().wait_serving()
@@ -167,7 +167,7 @@ def test_a_queue_is_not_deleted_for_a_workqueue_of_the_past(place: Site) -> None
 
 
 @pytest.mark.nightly
-def test_a_count_of_the_past_is_not_scaled_from(place: Site) -> None:
+def test_stale_count_is_no_base_for_scaling(place: Site) -> None:
     """In the past there was one worker with nothing to do; today a person has set three."""
     site, ledger = place, Ledger()
     site.operator.start().wait_serving()

@@ -47,14 +47,14 @@ def work(cluster: RabbitCluster, workers: Workers, report: Report) -> Iterator[W
         cluster.start_missing()
 
 
-def test_the_leader_of_a_quorum_queue_is_lost(work: Work, cluster: RabbitCluster) -> None:
+def test_work_survives_loss_of_quorum_queue_leader(work: Work, cluster: RabbitCluster) -> None:
     with work.through("leader of a quorum queue lost", within=30):
         for _ in range(3):
             cluster.leader_of(QUEUE, work.vhost.name).kill_leader(QUEUE, work.vhost.name)
             work.await_done(20)
 
 
-def test_the_node_of_the_leader_is_killed(work: Work, cluster: RabbitCluster) -> None:
+def test_work_survives_killed_leader_node(work: Work, cluster: RabbitCluster) -> None:
     """The workers are connected to it, too. Work goes on without it."""
     with work.through("leader's node of three killed (-9)", within=60):
         node = cluster.leader_of(QUEUE, work.vhost.name)
@@ -67,7 +67,7 @@ def test_the_node_of_the_leader_is_killed(work: Work, cluster: RabbitCluster) ->
             node.start()
 
 
-def test_the_majority_is_killed(work: Work, cluster: RabbitCluster) -> None:
+def test_work_survives_killed_majority(work: Work, cluster: RabbitCluster) -> None:
     """Nothing is confirmed meanwhile, and nothing that was confirmed is lost."""
     with work.through("two nodes of three killed (-9)", within=90):
         *killed, left = cluster.nodes
@@ -78,9 +78,7 @@ def test_the_majority_is_killed(work: Work, cluster: RabbitCluster) -> None:
         cluster.start_missing()
 
 
-def test_a_publisher_that_meets_a_queue_without_a_leader_finds_the_next_one(
-    work: Work, cluster: RabbitCluster
-) -> None:
+def test_publisher_finds_new_leader_of_quorum_queue(work: Work, cluster: RabbitCluster) -> None:
     """On RabbitMQ 3.10 its first channel is refused everything until the node is back."""
     node = cluster.leader_of(QUEUE, work.vhost.name)
     left = next(other for other in cluster.running if other is not node)

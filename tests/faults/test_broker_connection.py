@@ -25,7 +25,7 @@ def network(work: Work) -> Iterator[TcpProxy]:
     [THREADS, pytest.param(ASYNC, marks=pytest.mark.nightly)],
     ids=["in a thread", "as a coroutine"],
 )
-def test_connections_that_are_refused(work: Work, network: TcpProxy, handler: str) -> None:
+def test_work_survives_refused_connections(work: Work, network: TcpProxy, handler: str) -> None:
     work.start(2, port=network.port, handler=handler)
     with work.through("connection refused", within=30), network.refusing():
         eventually(lambda: work.connected == 0)
@@ -33,7 +33,7 @@ def test_connections_that_are_refused(work: Work, network: TcpProxy, handler: st
 
 
 @pytest.mark.nightly
-def test_a_slow_network(work: Work, network: TcpProxy) -> None:
+def test_work_survives_slow_network(work: Work, network: TcpProxy) -> None:
     work.start(2, port=network.port)
     with (
         work.through("latency of 0.3 s in each direction", within=20, duplicates=False),
@@ -43,7 +43,7 @@ def test_a_slow_network(work: Work, network: TcpProxy) -> None:
 
 
 @pytest.mark.nightly
-def test_a_black_hole_that_ends_before_a_heartbeat_is_missed(work: Work, network: TcpProxy) -> None:
+def test_work_survives_black_hole_shorter_than_heartbeat(work: Work, network: TcpProxy) -> None:
     work.start(2, port=network.port)
     with work.through("black hole for 2 s", within=20, duplicates=False), network.black_hole():
         work.await_sent(80)
@@ -51,7 +51,7 @@ def test_a_black_hole_that_ends_before_a_heartbeat_is_missed(work: Work, network
 
 
 @pytest.mark.nightly
-def test_a_black_hole_until_heartbeats_are_missed(work: Work, network: TcpProxy) -> None:
+def test_work_survives_black_hole_longer_than_heartbeats(work: Work, network: TcpProxy) -> None:
     work.start(2, "--heartbeat", "10", port=network.port)
     with work.through("black hole until heartbeats are missed", within=60), network.black_hole():
         eventually(lambda: work.connected == 0, 60)
@@ -66,7 +66,7 @@ CUTS = [
 
 
 @pytest.mark.parametrize(("name", "where"), CUTS)
-def test_a_connection_that_is_reset_in_the_middle_of_a_frame(
+def test_work_survives_connection_reset_within_a_frame(
     work: Work, network: TcpProxy, name: str, where: Cut
 ) -> None:
     work.start(2, port=network.port)

@@ -54,7 +54,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("awake", [False, True], ids=["asleep", "with a worker"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_rabbitmq_forgot_is_declared_again(place: Site, fault: str, *, awake: bool) -> None:
+def test_operator_redeclares_what_rabbitmq_lost(place: Site, fault: str, *, awake: bool) -> None:
     forget: Callable[[Site, WorkQueueUnderTest], None] = FAULTS[fault]
     place.operator.start().wait_serving()
     workqueue = place.workqueue(scaling={"minReplicas": int(awake)}).apply()

@@ -20,7 +20,7 @@ RESTARTS = [
 
 
 @pytest.mark.parametrize(("fault", "kill"), RESTARTS)
-def test_a_broker_that_restarts(work: Work, fault: str, kill: bool) -> None:
+def test_work_survives_broker_restart(work: Work, fault: str, kill: bool) -> None:
     work.declare()
     work.let_stand()
     work.start(2)
@@ -29,7 +29,7 @@ def test_a_broker_that_restarts(work: Work, fault: str, kill: bool) -> None:
 
 
 @pytest.mark.parametrize("alarm", ["memory", pytest.param("disk", marks=pytest.mark.nightly)])
-def test_an_alarm(work: Work, alarm: str) -> None:
+def test_work_survives_resource_alarm(work: Work, alarm: str) -> None:
     """Who publishes is blocked: acknowledgements pass, copies wait."""
     work.declare()
     work.start(2)
@@ -44,7 +44,7 @@ def test_an_alarm(work: Work, alarm: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_queue_that_is_deleted_and_declared_again(work: Work, kind: QueueType) -> None:
+def test_work_continues_after_queue_is_recreated(work: Work, kind: QueueType) -> None:
     work.declare(kind)
     work.start(2)
     with work.through(f"queue deleted ({kind.value}), declared again", within=20):
@@ -55,7 +55,7 @@ def test_a_queue_that_is_deleted_and_declared_again(work: Work, kind: QueueType)
         work.declare(kind)
 
 
-def test_a_virtual_host_that_is_deleted_and_made_again(work: Work) -> None:
+def test_work_continues_after_virtual_host_is_recreated(work: Work) -> None:
     work.declare()
     work.start(2)
     with work.through("virtual host deleted, made again", within=30):
@@ -67,7 +67,7 @@ def test_a_virtual_host_that_is_deleted_and_made_again(work: Work) -> None:
 
 
 @pytest.mark.nightly
-def test_a_broker_that_lost_all_its_data(work: Work) -> None:
+def test_work_continues_after_broker_loses_its_data(work: Work) -> None:
     work.declare()
     work.start(2)
     with work.through("all data wiped, queues declared again", within=30):
@@ -77,7 +77,7 @@ def test_a_broker_that_lost_all_its_data(work: Work) -> None:
         work.declare()
 
 
-def test_credentials_that_are_rotated(work: Work, tmp_path: Path) -> None:
+def test_work_survives_credential_rotation(work: Work, tmp_path: Path) -> None:
     folder = tmp_path / "binding"
     folder.mkdir()
     work.declare()
@@ -103,7 +103,7 @@ def user_of(work: Work, password: str = "secret") -> Iterator[str]:
 
 
 @pytest.mark.nightly
-def test_access_to_the_virtual_host_is_withdrawn(work: Work) -> None:
+def test_work_resumes_when_virtual_host_access_returns(work: Work) -> None:
     work.declare()
     with user_of(work) as name:
         work.start(2, url=work.broker.url_of(work.vhost.name, name, "secret"))
@@ -116,7 +116,7 @@ def test_access_to_the_virtual_host_is_withdrawn(work: Work) -> None:
 
 
 @pytest.mark.nightly
-def test_the_permission_to_consume_is_withdrawn(work: Work) -> None:
+def test_work_resumes_when_consume_permission_returns(work: Work) -> None:
     work.declare()
     with user_of(work) as name:
         work.start(2, url=work.broker.url_of(work.vhost.name, name, "secret"))
@@ -128,7 +128,7 @@ def test_the_permission_to_consume_is_withdrawn(work: Work) -> None:
             work.broker.allow(name, work.vhost.name)
 
 
-def test_the_permission_to_publish_copies_is_withdrawn(work: Work) -> None:
+def test_work_resumes_when_publish_permission_returns(work: Work) -> None:
     """A message whose copy is refused stays unacknowledged."""
     work.declare()
     with user_of(work) as name:
@@ -141,7 +141,7 @@ def test_the_permission_to_publish_copies_is_withdrawn(work: Work) -> None:
 
 
 @pytest.mark.nightly
-def test_a_delay_queue_that_exists_with_other_arguments(work: Work) -> None:
+def test_work_survives_conflicting_delay_queue(work: Work) -> None:
     """It is in the way (406): whatever should be tried again waits until it is gone."""
     work.declare()
     work.delete(DELAY_QUEUE)
@@ -153,7 +153,7 @@ def test_a_delay_queue_that_exists_with_other_arguments(work: Work) -> None:
     assert work.lost_leases() == 0
 
 
-def test_a_message_that_is_held_longer_than_the_consumer_timeout(work: Work) -> None:
+def test_work_survives_exceeded_consumer_timeout(work: Work) -> None:
     """RabbitMQ closes the channel before 4.3, and cancels the consumer since."""
     # From 4.3 a worker brings a timeout of its own, unless it takes the queue for a classic one.
     newest = work.broker.series == "4.3"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from tests.faults.doorbell import frozen_bell
 
+from tests.faults.doorbell import frozen_bell
 from tests.faults.work import DEAD, DELAY_QUEUE, QUEUE, Work
 from tests.support.brokers import probe, until
 from tests.support.deletion import deleted, finalizer, told
@@ -28,7 +28,7 @@ KILLS_WITHIN_SECONDS = 5.0
 """A message that kills its worker has done so within this time, the start of a new worker included."""
 
 
-def test_the_delay_queue_and_the_dead_letter_queue_are_deleted(work: Work) -> None:
+def test_deleted_delay_and_dead_letter_queues_are_redeclared(work: Work) -> None:
     """Whoever needs them next declares them again; the message stays unacknowledged until then."""
     work.declare()
     work.start(2)
@@ -46,7 +46,7 @@ def test_the_delay_queue_and_the_dead_letter_queue_are_deleted(work: Work) -> No
 @pytest.mark.nightly
 @pytest.mark.timeout(STALLS_SECONDS + 120)
 @KINDS
-def test_the_work_queue_is_missing_when_a_delay_ends(work: Work, kind: QueueType) -> None:
+def test_delayed_messages_survive_missing_work_queue(work: Work, kind: QueueType) -> None:
     work.declare(kind)
     work.start(2)
     with work.through("work queue missing when a delay ends", within=STALLS_SECONDS), work.quiet():
@@ -59,7 +59,7 @@ def test_the_work_queue_is_missing_when_a_delay_ends(work: Work, kind: QueueType
 @pytest.mark.nightly
 @pytest.mark.timeout(STALLS_SECONDS + 120)
 @KINDS
-def test_the_work_queue_is_full_when_a_delay_ends(work: Work, kind: QueueType) -> None:
+def test_delayed_messages_survive_full_work_queue(work: Work, kind: QueueType) -> None:
     work.declare(kind, max_length=10)
     work.publish_until_refused()
     strand(work, 5)
@@ -76,7 +76,7 @@ def strand(work: Work, count: int) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.timeout(STALLS_SECONDS + 120)
-def test_the_dead_letter_queue_is_missing_when_rabbitmq_gives_a_message_up(work: Work) -> None:
+def test_dead_letters_survive_missing_dead_letter_queue(work: Work) -> None:
     work.declare(limit=2)
     work.start(2)
     with work.through("dead-letter queue missing at the delivery limit", within=STALLS_SECONDS):
@@ -96,7 +96,7 @@ def given_up(work: Work) -> bool:
 
 
 @KINDS
-def test_an_operator_is_frozen_while_it_holds_a_ring(work: Work, kind: QueueType) -> None:
+def test_message_held_by_frozen_operator_is_redelivered(work: Work, kind: QueueType) -> None:
     """RabbitMQ gives its message to somebody else when its heartbeats are missed."""
     work.declare(kind)
     with frozen_bell(work.vhost.url, QUEUE):
@@ -108,7 +108,7 @@ def test_an_operator_is_frozen_while_it_holds_a_ring(work: Work, kind: QueueType
 
 
 @KINDS
-def test_a_queue_that_comes_back_as_another_type(work: Work, kind: QueueType) -> None:
+def test_work_survives_queue_recreated_as_another_type(work: Work, kind: QueueType) -> None:
     other = QueueType.CLASSIC if kind is QueueType.QUORUM else QueueType.QUORUM
     work.declare(kind)
     work.start(2)
@@ -121,7 +121,7 @@ def test_a_queue_that_comes_back_as_another_type(work: Work, kind: QueueType) ->
 
 
 @KINDS
-async def test_twenty_rings_in_a_row_do_not_count_against_a_message(work: Work, kind: QueueType) -> None:
+async def test_twenty_rings_do_not_count_against_a_message(work: Work, kind: QueueType) -> None:
     """Before RabbitMQ 4.3 each ring counts as a delivery, and the limit allows for them."""
     work.declare(kind, delivery_limit=1)
     async with probe(work.vhost.url) as broker:
@@ -140,7 +140,7 @@ async def test_twenty_rings_in_a_row_do_not_count_against_a_message(work: Work, 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(STALLS_SECONDS + 120)
-async def test_a_delay_queue_that_looks_empty_is_not_deleted(work: Work) -> None:
+async def test_delay_queue_with_hidden_messages_is_not_deleted(work: Work) -> None:
     """Its messages have expired while the work queue was missing: a passive declaration counts none of them."""
     work.declare()
     strand(work, 5)

@@ -198,14 +198,14 @@ SCENE = pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.doing)
 
 
 @SCENE
-def test_a_kill_between_some_writes(scene: Scene, place: Site) -> None:
+def test_operator_survives_kills_between_some_writes(scene: Scene, place: Site) -> None:
     run_scene(place, scene, SHORT)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 @SCENE
-def test_a_kill_before_and_after_each_write(scene: Scene, place: Site) -> None:
+def test_operator_survives_kills_around_each_write(scene: Scene, place: Site) -> None:
     run_scene(place, scene)
 
 
@@ -224,9 +224,7 @@ def second_operator(site: Site, folder: Path, **settings: object) -> Iterator[tu
             operator.kill()
 
 
-def test_a_leader_that_was_frozen_for_longer_than_its_lease_writes_nothing(
-    place: Site, tmp_path: Path
-) -> None:
+def test_leader_frozen_past_its_lease_writes_nothing(place: Site, tmp_path: Path) -> None:
     """It holds a message that rang its bell all the time; the message comes back when it ends."""
     site, ledger = place, Ledger()
     site.operator.start(leader_election=True).wait_serving()
@@ -253,7 +251,7 @@ def test_a_leader_that_was_frozen_for_longer_than_its_lease_writes_nothing(
 
 
 @pytest.mark.nightly
-def test_two_leaders_at_once(place: Site, tmp_path: Path) -> None:
+def test_two_simultaneous_leaders_converge(place: Site, tmp_path: Path) -> None:
     """The writes' own guards have to do."""
     site, ledger = place, Ledger()
     site.operator.start().wait_serving()
@@ -267,7 +265,7 @@ def test_two_leaders_at_once(place: Site, tmp_path: Path) -> None:
         workqueue.delete()
 
 
-def test_restarts_under_load(place: Site) -> None:
+def test_operator_survives_restarts_under_load(place: Site) -> None:
     site, ledger = place, Ledger()
     site.operator.start().wait_serving()
     workqueue = site.ready()
@@ -298,7 +296,7 @@ def chart_of(commit: str, folder: Path) -> Path:
 
 
 @pytest.mark.nightly
-def test_an_upgrade_from_the_previous_chart_with_work_in_flight(place: Site, tmp_path: Path) -> None:
+def test_upgrade_from_previous_chart_keeps_work_in_flight(place: Site, tmp_path: Path) -> None:
     """Both charts with the same image: what changes under way is everything that a chart says."""
     site, ledger = place, Ledger()
     site.operator.leave()

@@ -75,7 +75,7 @@ FAULTS: Final[dict[str, Injected]] = {
 
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
-def test_two_faults_at_once(place: Site) -> None:
+def test_site_survives_two_simultaneous_faults(place: Site) -> None:
     print(f"seed {SEED}")
     pairs = random.Random(SEED).sample(list(itertools.combinations(FAULTS, 2)), PAIRS)
     for first, second in pairs:

@@ -32,13 +32,13 @@ CREATED = 40
 # -- malformed by every field ----------------------------------------------------------------------
 
 
-def test_some_malformed_specs_are_named_and_stop_nothing(place: Site) -> None:
+def test_some_malformed_specs_are_reported_and_stop_nothing(place: Site) -> None:
     chosen = random.Random(SEED)
     malformed(place, chosen.sample(list(cases()), SHORT), lambda let_in: chosen.sample(let_in, CREATED))
 
 
 @pytest.mark.timeout(900)
-def test_every_field_malformed_in_every_way_is_named_and_stops_nothing(place: Site) -> None:
+def test_every_malformed_field_is_reported_and_stops_nothing(place: Site) -> None:
     malformed(place, list(cases()), list)
 
 
@@ -125,7 +125,7 @@ def create(site: Site, objects: Objects, let_in: list[Case]) -> list[str]:
 # -- names at their limits -------------------------------------------------------------------------
 
 
-def test_names_at_their_limits(place: Site) -> None:
+def test_longest_names_are_served_and_longer_ones_refused(place: Site) -> None:
     """The longest names work to the end, one character more is refused with the limit."""
     site, ledger = place, Ledger()
     site.operator.start().wait_serving()
@@ -164,7 +164,7 @@ def row(site: Site, fault: str, ledger: Ledger, seconds: float) -> None:
     site.report.ledger(fault, site.broker.version, ledger, seconds)
 
 
-def test_the_secret_goes_first(place: Site) -> None:
+def test_queue_is_deleted_after_its_secret(place: Site) -> None:
     """The connection is still open, so the queue is deleted as asked."""
     site, where = place, f"--namespace={place.namespace}"
     site.operator.start().wait_serving()
@@ -179,7 +179,7 @@ def test_the_secret_goes_first(place: Site) -> None:
         site.lab.secret("rabbitmq")
 
 
-def test_a_queue_with_messages_is_kept_until_it_is_empty(place: Site) -> None:
+def test_deletion_keeps_queue_until_it_is_empty(place: Site) -> None:
     site, ledger = place, Ledger()
     site.operator.start().wait_serving()
     workqueue = deleting(site, "DeleteIfEmpty")
@@ -194,7 +194,7 @@ def test_a_queue_with_messages_is_kept_until_it_is_empty(place: Site) -> None:
     row(site, "WorkQueue deleted while its queue has messages", ledger, time.monotonic() - begun)
 
 
-def test_deleted_while_the_broker_is_gone(place: Site) -> None:
+def test_deletion_waits_for_unreachable_broker(place: Site) -> None:
     """Nobody knows what is in the queue: the deletion waits, says why, and ends when the broker is back."""
     site, ledger = place, Ledger()
     site.operator.start().wait_serving()
@@ -211,7 +211,7 @@ def test_deleted_while_the_broker_is_gone(place: Site) -> None:
     row(site, "WorkQueue deleted while the broker is gone", ledger, time.monotonic() - begun)
 
 
-def test_deleted_while_the_operator_is_down(place: Site) -> None:
+def test_deletion_waits_for_stopped_operator(place: Site) -> None:
     site, ledger = place, Ledger()
     site.operator.start().wait_serving()
     workqueue = deleting(site, "DeleteIfEmpty")
@@ -227,7 +227,9 @@ def test_deleted_while_the_operator_is_down(place: Site) -> None:
     row(site, "WorkQueue deleted while the operator is down", ledger, time.monotonic() - begun)
 
 
-def test_the_namespace_goes(rabbitmq: Broker, crd: None, report: Report, tmp_path: Path) -> None:
+def test_namespace_deletion_completes_in_any_order(
+    rabbitmq: Broker, crd: None, report: Report, tmp_path: Path
+) -> None:
     """Everything in it is deleted in any order, the Secret among the first."""
     with site(rabbitmq, tmp_path, report) as doomed:
         doomed.operator.start().wait_serving()
@@ -244,7 +246,7 @@ def test_the_namespace_goes(rabbitmq: Broker, crd: None, report: Report, tmp_pat
         row(doomed, "namespace deleted with its WorkQueues", ledger, seconds)
 
 
-def test_two_workqueues_on_one_queue(place: Site) -> None:
+def test_younger_of_two_workqueues_takes_over_the_queue(place: Site) -> None:
     """The older has it; the younger says so, and takes over when the older goes."""
     site, ledger = place, Ledger()
     site.operator.start().wait_serving()

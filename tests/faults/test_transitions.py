@@ -167,13 +167,13 @@ class Walk:
         return max(scaling.get("minReplicas", 0), *scheduled, 0) if pinned is None else int(pinned)
 
 
-def test_some_sequences_of_changes_converge(place: Site) -> None:
+def test_some_change_sequences_converge(place: Site) -> None:
     run(place, examples=2, together=3)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
-def test_two_hundred_sequences_of_changes_converge(place: Site) -> None:
+def test_two_hundred_change_sequences_converge(place: Site) -> None:
     run(place, examples=11, together=TOGETHER)  # the first example is the simplest: all steps the same
 
 

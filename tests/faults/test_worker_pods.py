@@ -29,7 +29,7 @@ def finish(place: Site, workqueue: WorkQueueUnderTest, ledger: Ledger, fault: st
     workqueue.delete()
 
 
-def test_a_worker_is_killed_for_its_memory(place: Site) -> None:
+def test_work_survives_oom_killed_worker(place: Site) -> None:
     """Its handler takes more than the container's limit; the message comes again, and then it is modest."""
     place.operator.start().wait_serving()
     memory = {"limits": {"memory": "160Mi"}, "requests": {"memory": "64Mi"}}
@@ -56,7 +56,7 @@ def killed_for_memory(workqueue: WorkQueueUnderTest) -> int:
     return sum(state.get("reason") == "OOMKilled" for state in last)
 
 
-def test_workers_are_evicted_as_by_the_drain_of_a_node(place: Site) -> None:
+def test_work_survives_evicted_workers(place: Site) -> None:
     """One after the other, as the disruption budget allows; each finishes what it has in hand."""
     place.operator.start().wait_serving()
     workqueue = place.workqueue(

@@ -20,7 +20,7 @@ TIMES = 3
 
 
 @BOTH
-def test_workers_that_are_killed_in_the_middle_of_a_message(work: Work, handler: str) -> None:
+def test_work_survives_workers_killed_within_a_message(work: Work, handler: str) -> None:
     work.declare()
     work.start(2, handler=handler)
     with work.through("worker killed (-9) in the middle of a message", within=30):
@@ -32,7 +32,7 @@ def test_workers_that_are_killed_in_the_middle_of_a_message(work: Work, handler:
 
 
 @BOTH
-def test_workers_that_are_stopped_while_they_work(work: Work, handler: str) -> None:
+def test_stopped_workers_finish_messages_in_handlers(work: Work, handler: str) -> None:
     """They finish what they have in hand, and what they had only been sent goes back."""
     work.declare()
     work.start(2, handler=handler)
@@ -46,7 +46,7 @@ def test_workers_that_are_stopped_while_they_work(work: Work, handler: str) -> N
 
 
 @BOTH
-def test_handlers_that_hang(work: Work, handler: str) -> None:
+def test_hanging_handlers_are_cancelled_and_given_up(work: Work, handler: str) -> None:
     """They are cancelled when their time is up, and given up after the last attempt."""
     work.declare()
     work.start(2, "--timeout", "1", "--max-attempts", "2", handler=handler)
@@ -58,7 +58,7 @@ def test_handlers_that_hang(work: Work, handler: str) -> None:
 
 
 @pytest.mark.nightly
-def test_a_handler_that_hangs_and_ignores_its_cancellation(work: Work) -> None:
+def test_result_of_uncancellable_handler_does_not_count(work: Work) -> None:
     """Another worker takes the copy while it still runs: its end is no end of the message."""
     work.declare()
     work.start(2, "--timeout", "1")
@@ -70,7 +70,7 @@ def test_a_handler_that_hangs_and_ignores_its_cancellation(work: Work) -> None:
     assert set(work.ledger.duplicates) == {"deaf 0", "deaf 1"}
 
 
-def test_messages_that_kill_their_workers(work: Work) -> None:
+def test_messages_that_kill_their_workers_are_dead_lettered(work: Work) -> None:
     """The delivery limit ends it: they become dead letters, and whatever was in hand beside them is done."""
     work.declare(limit=5)
     work.start(2)
@@ -81,7 +81,7 @@ def test_messages_that_kill_their_workers(work: Work) -> None:
 
 
 @BOTH
-def test_channels_that_are_killed(work: Work, handler: str) -> None:
+def test_work_survives_killed_channels(work: Work, handler: str) -> None:
     work.declare()
     work.start(2, handler=handler)
     with work.through("channel killed", within=30):
@@ -92,7 +92,7 @@ def test_channels_that_are_killed(work: Work, handler: str) -> None:
             eventually(lambda: work.consuming == len(work.workers))
 
 
-def test_two_workers_on_one_message_after_a_lost_lease(work: Work) -> None:
+def test_late_result_after_lost_lease_does_not_count(work: Work) -> None:
     """The first one's result comes too late and does not count, whatever it is."""
     work.declare()
     with tcp_proxy(work.broker.port) as network:

@@ -40,11 +40,11 @@ def expectations(name: str) -> list[list[Object]]:
     return [look.get("exp_alerts", []) for look in looks]
 
 
-def test_promtool_finds_no_mistake_in_the_rules() -> None:
+def test_alert_rules_pass_promtool_check() -> None:
     checked("check", "rules", "--lint=all", "--lint-fatal", FILE)
 
 
-def test_every_alert_fires_and_stays_silent_as_its_tests_say(tmp_path: Path) -> None:
+def test_alerts_pass_their_promtool_tests(tmp_path: Path) -> None:
     """The tests expect the summary alone; the rest would stand in two places."""
     groups = [
         {
@@ -65,25 +65,25 @@ def test_every_alert_fires_and_stays_silent_as_its_tests_say(tmp_path: Path) -> 
 
 
 @each_alert
-def test_an_alert_has_a_test_that_fires_it_and_one_that_shows_it_silent(name: str) -> None:
+def test_alert_has_a_firing_and_a_silent_test(name: str) -> None:
     expected = expectations(name)
     assert any(expected)
     assert not all(expected)
 
 
-def test_every_test_belongs_to_an_alert() -> None:
+def test_every_alert_test_belongs_to_an_alert() -> None:
     assert {test.stem for test in TESTS.glob("*.yaml")} == set(ALERTS)
 
 
 @each_alert
-def test_an_alert_asks_only_for_what_is_measured(name: str) -> None:
+def test_alert_queries_only_existing_metrics(name: str) -> None:
     used = set(re.findall(r"\bworkqueue_\w+", ALERTS[name]["expr"]))
     assert used
     assert used <= metrics.series()
 
 
 @each_alert
-def test_an_alert_says_what_is_wrong_and_where_to_read_on(name: str) -> None:
+def test_alert_has_a_summary_and_a_runbook_link(name: str) -> None:
     rule = ALERTS[name]
     annotations = rule["annotations"]
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
@@ -93,14 +93,14 @@ def test_an_alert_says_what_is_wrong_and_where_to_read_on(name: str) -> None:
 
 
 @each_alert
-def test_an_alert_names_only_labels_that_it_has(name: str) -> None:
+def test_alert_names_only_labels_it_has(name: str) -> None:
     named = set(re.findall(r"\$labels\.(\w+)", " ".join(ALERTS[name]["annotations"].values())))
     for alert in (alert for alerts in expectations(name) for alert in alerts):
         assert named <= alert["exp_labels"].keys()
 
 
 @each_alert
-def test_an_alert_has_a_runbook_with_all_its_parts(name: str) -> None:
+def test_alert_has_a_complete_runbook(name: str) -> None:
     page = (RUNBOOKS / f"{name}.md").read_text()
     assert page.startswith(f"# {name}\n")
     assert re.findall(r"(?m)^## (.+)$", page) == SECTIONS

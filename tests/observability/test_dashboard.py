@@ -26,7 +26,7 @@ def expressions() -> list[str]:
     ]
 
 
-def test_prometheus_understands_every_query(tmp_path: Path) -> None:
+def test_every_dashboard_query_is_valid_promql(tmp_path: Path) -> None:
     rules = [{"record": f"query:{place}", "expr": expr} for place, expr in enumerate(expressions())]
     file = tmp_path / "queries.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
@@ -34,24 +34,24 @@ def test_prometheus_understands_every_query(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_query_asks_for_what_is_measured() -> None:
+def test_dashboard_queries_only_existing_metrics() -> None:
     for expr in expressions():
         used = set(re.findall(r"\b(?:workqueue|process)_\w+", expr))
         assert used
         assert used <= metrics.series() | OF_EVERY_PROCESS
 
 
-def test_every_metric_is_shown_somewhere() -> None:
+def test_every_metric_is_on_the_dashboard() -> None:
     shown = {name for expr in expressions() for name in re.findall(r"\bworkqueue_\w+", expr)}
     shown |= {f"{name.removesuffix('_bucket')}{ending}" for name in shown for ending in ("_count", "_sum")}
     assert metrics.series() - shown == {"workqueue_namespaces_left_out"}, "which has an alert"
 
 
-def test_no_variable_is_left_in_what_prometheus_gets() -> None:
+def test_dashboard_variables_are_all_substituted() -> None:
     assert not [expr for expr in expressions() if "$" in expr]
 
 
-def test_panels_lie_beside_each_other() -> None:
+def test_dashboard_panels_do_not_overlap() -> None:
     cells = [
         (x, y)
         for place in (panel["gridPos"] for panel in MADE["panels"])
@@ -63,12 +63,12 @@ def test_panels_lie_beside_each_other() -> None:
     assert [panel["id"] for panel in MADE["panels"]] == list(range(1, len(MADE["panels"]) + 1))
 
 
-def test_a_panel_says_what_its_values_mean() -> None:
+def test_panel_has_a_description_and_a_unit() -> None:
     for panel in dashboard.panels():
         assert panel.description.endswith(".")
 
 
-def test_series_of_one_panel_have_names_of_their_own() -> None:
+def test_series_of_one_panel_have_distinct_names() -> None:
     for panel in dashboard.panels():
         if panel.kind != "stat":
             assert all(query.legend for query in panel.queries), panel.title

@@ -89,7 +89,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("title", CASES)
-async def test_when_a_bell_hangs(title: str, vhost: VirtualHost) -> None:
+async def test_doorbell_is_installed_only_on_idle_wakeable_queue(title: str, vhost: VirtualHost) -> None:
     case = CASES[title]
     one = workqueue(**(case.spec or {}))
     async with linked(vhost.url) as handle:
@@ -99,9 +99,7 @@ async def test_when_a_bell_hangs(title: str, vhost: VirtualHost) -> None:
 
 
 @pytest.mark.parametrize("title", CASES)
-async def test_one_that_hangs_is_taken_down_unless_it_should_hang_or_nothing_is_known(
-    title: str, vhost: VirtualHost
-) -> None:
+async def test_doorbell_is_removed_unless_needed_or_depth_unknown(title: str, vhost: VirtualHost) -> None:
     case = CASES[title]
     async with linked(vhost.url) as handle:
         assert await handle.broker.install_doorbell("jobs")
@@ -111,7 +109,7 @@ async def test_one_that_hangs_is_taken_down_unless_it_should_hang_or_nothing_is_
         assert handle.broker.has_doorbell("jobs") is (case.hangs or isinstance(case.depth, Unknown))
 
 
-async def test_where_it_may_not_consume_it_polls_and_says_so_unless_that_is_meant(
+async def test_operator_without_consume_permission_polls_and_reports_it(
     vhost: VirtualHost, unreadable: str
 ) -> None:
     async with linked(vhost.url), linked(unreadable, declare=False) as handle:
@@ -125,7 +123,7 @@ async def test_where_it_may_not_consume_it_polls_and_says_so_unless_that_is_mean
         assert await wake.mind(polling, handle, NOBODY, (), EMPTY, IDLE) is None
 
 
-async def test_a_queue_that_is_not_ours_is_polled_where_a_ring_counts_as_a_delivery(
+async def test_foreign_queue_is_polled_where_a_ring_counts_as_a_delivery(
     every_vhost: VirtualHost,
 ) -> None:
     """Its delivery limit is not ours to choose, and may leave no room for rings."""
@@ -139,7 +137,7 @@ async def test_a_queue_that_is_not_ours_is_polled_where_a_ring_counts_as_a_deliv
         assert wake.wake_of(OURS, handle, watched) is Wake.PUSH
 
 
-async def test_twenty_rings_cost_a_message_no_delivery_of_its_own(every_vhost: VirtualHost) -> None:
+async def test_twenty_rings_leave_delivery_limit_of_message_intact(every_vhost: VirtualHost) -> None:
     """Before 4.3 each of them counts; the limit that is declared has room for them."""
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()
@@ -157,7 +155,7 @@ async def test_twenty_rings_cost_a_message_no_delivery_of_its_own(every_vhost: V
         assert every_vhost.depth("jobs.dead") == (0, 0)
 
 
-async def test_a_queue_is_confirmed_empty_only_with_a_bell_over_it(
+async def test_queue_is_confirmed_empty_only_with_a_doorbell(
     every_vhost: VirtualHost,
 ) -> None:
     async with linked(every_vhost.url) as handle, channel_of(every_vhost) as channel:
@@ -171,7 +169,7 @@ async def test_a_queue_is_confirmed_empty_only_with_a_bell_over_it(
         assert not handle.broker.has_doorbell("jobs")
 
 
-async def test_without_a_bell_nothing_is_confirmed_until_polling_is_agreed_on(
+async def test_empty_queue_without_doorbell_is_confirmed_only_once_polling_is_settled(
     vhost: VirtualHost, unreadable: str
 ) -> None:
     async with linked(vhost.url), linked(unreadable, declare=False) as handle:

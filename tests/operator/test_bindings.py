@@ -59,7 +59,7 @@ async def routed(vhost: VirtualHost, *keys: str) -> list[bytes]:
         return [body for body, _ in take_all(channel, "jobs")]
 
 
-async def test_removed_routing_key_is_unbound_and_foreign_binding_stays(every_vhost: VirtualHost) -> None:
+async def test_removed_routing_key_is_unbound_and_foreign_binding_kept(every_vhost: VirtualHost) -> None:
     api = Api()
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()
@@ -88,7 +88,7 @@ async def test_removed_exchange_is_unbound(vhost: VirtualHost) -> None:
         assert ANNOTATION_BINDINGS not in api.annotations
 
 
-async def test_binding_is_noted_before_it_is_made(vhost: VirtualHost) -> None:
+async def test_binding_is_recorded_before_it_is_created(vhost: VirtualHost) -> None:
     """An operator that dies in between still knows that the binding is its own."""
     api = Api()
     async with probe(vhost.url) as broker:
@@ -103,7 +103,7 @@ async def test_binding_is_noted_before_it_is_made(vhost: VirtualHost) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[1]", '{"images": 7}'])
-async def test_edited_note_removes_nothing(vhost: VirtualHost, text: str) -> None:
+async def test_edited_record_removes_no_binding(vhost: VirtualHost, text: str) -> None:
     api = Api()
     async with probe(vhost.url) as broker:
         await broker.ready()

@@ -45,7 +45,7 @@ def refused_port() -> int:
         return bound.getsockname()[1]
 
 
-async def test_it_connects_and_knows_the_version(every_rabbitmq: Server) -> None:
+async def test_broker_connects_and_knows_server_version(every_rabbitmq: Server) -> None:
     async with probe(every_rabbitmq.url) as broker:
         await broker.ready()
         assert broker.connected
@@ -53,20 +53,20 @@ async def test_it_connects_and_knows_the_version(every_rabbitmq: Server) -> None
         assert broker.told.states == 1
 
 
-async def test_a_wrong_password_is_named_without_being_shown(every_rabbitmq: Server) -> None:
+async def test_wrong_password_is_reported_but_not_shown(every_rabbitmq: Server) -> None:
     problem = await trouble_of(every_rabbitmq.url_of("/", password="wrong-secret"))
     assert problem.reason is Reason.AUTHENTICATION_FAILED
     assert "'guest'" in problem.message
     assert "wrong-secret" not in problem.message
 
 
-async def test_a_missing_virtual_host_is_named(every_rabbitmq: Server) -> None:
+async def test_missing_virtual_host_is_reported(every_rabbitmq: Server) -> None:
     problem = await trouble_of(every_rabbitmq.url_of("nowhere"))
     assert problem.reason is Reason.VIRTUAL_HOST_NOT_FOUND
     assert "'nowhere'" in problem.message
 
 
-async def test_no_access_to_the_virtual_host_is_told_apart_from_a_missing_one(
+async def test_denied_virtual_host_is_distinguished_from_missing_one(
     every_rabbitmq: Server, every_vhost: VirtualHost
 ) -> None:
     every_rabbitmq.add_user("stranger", "secret", "/")
@@ -78,20 +78,20 @@ async def test_no_access_to_the_virtual_host_is_told_apart_from_a_missing_one(
     assert "'stranger'" in problem.message
 
 
-async def test_a_refused_port_is_unreachable() -> None:
+async def test_refused_port_is_unreachable() -> None:
     problem = await trouble_of(f"amqp://guest:guest@127.0.0.1:{refused_port()}/")
     assert problem.reason is Reason.BROKER_UNREACHABLE
     assert "Connection refused" in problem.message or "ConnectionRefused" in problem.message
 
 
-async def test_an_unknown_host_is_unreachable() -> None:
+async def test_unknown_host_is_unreachable() -> None:
     problem = await trouble_of("amqp://guest:guest@no-such-host.invalid/")
     assert problem.reason is Reason.BROKER_UNREACHABLE
     assert "no-such-host.invalid" in problem.message
 
 
 @pytest.mark.usefixtures("quick_limits")
-async def test_a_black_hole_is_given_up_in_time() -> None:
+async def test_connection_attempt_into_black_hole_times_out() -> None:
     with black_hole() as port:
         async with probe(f"amqp://guest:guest@127.0.0.1:{port}/") as broker:
             for _ in range(2):  # the first attempt, and what is known of it later
@@ -102,14 +102,14 @@ async def test_a_black_hole_is_given_up_in_time() -> None:
                 assert f"127.0.0.1:{port}" in caught.value.message
 
 
-async def test_it_closes_at_once_while_it_is_connecting() -> None:
+async def test_broker_closes_immediately_while_connecting() -> None:
     with black_hole() as port:
         async with asyncio.timeout(3):
             async with probe(f"amqp://guest:guest@127.0.0.1:{port}/"):
                 await asyncio.sleep(0)
 
 
-async def test_a_broker_that_goes_down_in_the_handshake_is_not_a_wrong_password(rabbitmq: Server) -> None:
+async def test_broker_stopping_within_handshake_is_not_a_wrong_password(rabbitmq: Server) -> None:
     """It lets the server's greeting through, and hangs up on the answer."""
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -127,7 +127,7 @@ async def test_a_broker_that_goes_down_in_the_handshake_is_not_a_wrong_password(
     assert problem.reason is Reason.BROKER_UNREACHABLE
 
 
-async def test_a_server_that_speaks_something_else_is_unreachable() -> None:
+async def test_server_of_another_protocol_is_unreachable() -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
@@ -140,14 +140,14 @@ async def test_a_server_that_speaks_something_else_is_unreachable() -> None:
 
 
 @pytest.mark.usefixtures("quick_limits")
-async def test_of_several_addresses_the_first_that_answers_is_taken(rabbitmq: Server) -> None:
+async def test_first_responding_address_is_used(rabbitmq: Server) -> None:
     with black_hole() as port:
         where = f"127.0.0.1:{refused_port()},127.0.0.1:{port},127.0.0.1:{rabbitmq.port}"
         async with probe(f"amqp://guest:guest@{where}/") as broker:
             await until(lambda: broker.connected)
 
 
-async def test_special_characters_in_password_and_virtual_host(every_rabbitmq: Server) -> None:
+async def test_password_and_virtual_host_may_have_special_characters(every_rabbitmq: Server) -> None:
     user, password, vhost = "jürgen@team:a", "p/ä%s:w@rd?#&+ ", "team/jobs %2F+ü"
     with every_rabbitmq.new_vhost(vhost) as made:
         every_rabbitmq.add_user(user, password, vhost)
@@ -167,14 +167,14 @@ def tls_binding(server: Server, authority: str, **changes: str) -> Binding:
     return replace(from_url(server.url_of("/", tls=True)), tls=TLS(authority=authority, **changes))
 
 
-async def test_tls_with_a_private_authority(every_rabbitmq: Server) -> None:
+async def test_broker_connects_over_tls_with_private_ca(every_rabbitmq: Server) -> None:
     async with probe(
         tls_binding(every_rabbitmq, every_rabbitmq.certificates.authority.read_text())
     ) as broker:
         await broker.ready()
 
 
-async def test_tls_with_a_client_certificate_instead_of_a_password(every_rabbitmq: Server) -> None:
+async def test_broker_authenticates_with_client_certificate(every_rabbitmq: Server) -> None:
     certificates = every_rabbitmq.certificates
     binding = tls_binding(
         every_rabbitmq,
@@ -186,7 +186,7 @@ async def test_tls_with_a_client_certificate_instead_of_a_password(every_rabbitm
         await broker.ready()
 
 
-async def test_a_server_certificate_of_an_unknown_authority_is_refused(rabbitmq: Server) -> None:
+async def test_server_certificate_of_unknown_ca_is_refused(rabbitmq: Server) -> None:
     problem = await trouble_of(tls_binding(rabbitmq, ""))
     assert problem.reason is Reason.BROKER_UNREACHABLE
     assert "certificate" in problem.message.lower()
@@ -205,7 +205,7 @@ async def test_a_server_certificate_of_an_unknown_authority_is_refused(rabbitmq:
         "a certificate that is no PEM",
     ],
 )
-async def test_a_certificate_that_cannot_be_read_is_the_secrets_fault(
+async def test_unreadable_certificate_is_blamed_on_the_secret(
     rabbitmq: Server, changes: dict[str, str]
 ) -> None:
     problem = await trouble_of(tls_binding(rabbitmq, **{"authority": "", **changes}))
@@ -230,7 +230,7 @@ async def lost(broker: Probe) -> ReconcileError:
     return caught.value
 
 
-async def test_it_comes_back_after_a_restart_and_after_a_kill_and_bells_work_again(
+async def test_broker_reconnects_after_restart_or_kill_and_doorbells_ring(
     own_server: Server,
 ) -> None:
     async with probe(own_server.url) as broker:
@@ -256,7 +256,7 @@ async def test_it_comes_back_after_a_restart_and_after_a_kill_and_bells_work_aga
                 await until(lambda: plain.channel().queue_purge("jobs").method.message_count == 1)
 
 
-async def test_a_frozen_server_answers_with_a_timeout_and_its_late_answers_harm_nobody(
+async def test_frozen_server_times_out_and_its_late_responses_do_no_harm(
     own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workqueue_operator.broker.channel.CALL_TIMEOUT", 0.3)
@@ -282,7 +282,7 @@ async def test_a_frozen_server_answers_with_a_timeout_and_its_late_answers_harm_
         await until(lambda: int(own_server.evaluate("length(rabbit_channel:list())")) <= wanted)
 
 
-async def test_a_cancelled_question_leaves_nothing_behind(vhost: VirtualHost) -> None:
+async def test_cancelled_request_leaves_no_channel_behind(vhost: VirtualHost) -> None:
     async with probe(vhost.url) as broker:
         await broker.ready()
         await broker.declare(plan(QueueSettings("one")))
@@ -298,7 +298,7 @@ async def test_a_cancelled_question_leaves_nothing_behind(vhost: VirtualHost) ->
             assert (await broker.counts("two")).ready == 2
 
 
-async def test_what_nobody_thought_of_does_not_end_the_attempts(
+async def test_unexpected_error_does_not_end_reconnecting(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -314,7 +314,7 @@ async def test_what_nobody_thought_of_does_not_end_the_attempts(
             await until(lambda: broker.connected)
 
 
-async def test_a_broker_that_ends_each_connection_at_once_is_tried_ever_later(
+async def test_immediately_closed_connections_are_retried_with_growing_delay(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     longest: list[float] = []
@@ -341,7 +341,7 @@ async def test_a_broker_that_ends_each_connection_at_once_is_tried_ever_later(
         await until(lambda: broker.connected)
 
 
-async def test_one_connection_whatever_the_number_of_queues(own_server: Server) -> None:
+async def test_one_connection_serves_any_number_of_queues(own_server: Server) -> None:
     async with probe(own_server.url) as broker:
         await broker.ready()
         names = [f"jobs-{number}" for number in range(40)]
@@ -354,7 +354,7 @@ async def test_one_connection_whatever_the_number_of_queues(own_server: Server) 
     await until(lambda: own_server.evaluate("length(rabbit_networking:connections())") == "0")
 
 
-async def test_one_tls_context_is_built_for_all_addresses_and_attempts(
+async def test_one_tls_context_serves_all_addresses_and_attempts(
     monkeypatch: pytest.MonkeyPatch, rabbitmq: Server
 ) -> None:
     """Building one takes tens of milliseconds, so it does not happen in the event loop."""
@@ -379,7 +379,7 @@ async def test_one_tls_context_is_built_for_all_addresses_and_attempts(
     assert built_in[0] is not threading.main_thread()
 
 
-async def test_secret_does_not_lead_to_the_operator_itself(rabbitmq: Server) -> None:
+async def test_secret_cannot_point_at_operator_itself(rabbitmq: Server) -> None:
     def nothing(*_: object) -> None:
         pass
 
@@ -398,7 +398,7 @@ async def test_secret_does_not_lead_to_the_operator_itself(rabbitmq: Server) -> 
             await broker.close()
 
 
-async def test_allowed_address_is_used_beside_one_that_is_not(rabbitmq: Server) -> None:
+async def test_allowed_address_is_used_beside_a_refused_one(rabbitmq: Server) -> None:
     """A short host name is also tried as it is, and only the longer form may be allowed."""
 
     def nothing(*_: object) -> None:

@@ -43,7 +43,7 @@ def consumers(vhost: VirtualHost) -> int:
 
 
 @TYPES
-async def test_a_ring_puts_the_messages_back_in_their_order_and_the_bell_is_gone(
+async def test_ring_requeues_messages_in_order_and_removes_doorbell(
     every_vhost: VirtualHost, queue_type: QueueType
 ) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
@@ -68,7 +68,9 @@ async def ready(broker: Probe, queue: str, count: int) -> bool:
 
 
 @TYPES
-async def test_soon_after_a_ring_the_count_agrees(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+async def test_message_count_agrees_soon_after_a_ring(
+    every_vhost: VirtualHost, queue_type: QueueType
+) -> None:
     """A ring means at least one message, but a passive declare may lag: by less than 200 ms."""
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs", queue_type=queue_type)
@@ -83,7 +85,7 @@ async def test_soon_after_a_ring_the_count_agrees(every_vhost: VirtualHost, queu
 
 
 @TYPES
-async def test_to_zero_no_message_is_lost_from_sight(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+async def test_scale_in_to_zero_sees_every_message(every_vhost: VirtualHost, queue_type: QueueType) -> None:
     """Cancel the worker, hang the bell, look; a message published at any moment of it is seen or rings."""
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs", queue_type=queue_type)
@@ -116,7 +118,7 @@ async def test_to_zero_no_message_is_lost_from_sight(every_vhost: VirtualHost, q
 
 
 @TYPES
-async def test_one_ring_of_many_disturbs_no_other(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+async def test_one_ring_disturbs_no_other_doorbell(every_vhost: VirtualHost, queue_type: QueueType) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         names = [f"jobs-{number}" for number in range(300 if queue_type is QueueType.CLASSIC else 130)]
         await broker.ready()
@@ -134,7 +136,7 @@ async def test_one_ring_of_many_disturbs_no_other(every_vhost: VirtualHost, queu
 
 
 @TYPES
-async def test_a_bell_that_rings_while_many_are_being_hung_gets_its_message_once(
+async def test_ring_during_many_installs_gets_its_message_once(
     every_vhost: VirtualHost, queue_type: QueueType
 ) -> None:
     """A cancel that waited behind the others' consumes would let the message come back again and again."""
@@ -156,7 +158,7 @@ async def test_a_bell_that_rings_while_many_are_being_hung_gets_its_message_once
 
 
 @TYPES
-async def test_bells_hung_and_taken_down_while_messages_come_lose_nothing(
+async def test_doorbells_installed_and_removed_under_load_lose_no_message(
     every_vhost: VirtualHost, queue_type: QueueType
 ) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
@@ -182,7 +184,7 @@ async def test_bells_hung_and_taken_down_while_messages_come_lose_nothing(
 
 
 @TYPES
-async def test_take_down_leaves_no_consumer(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+async def test_removed_doorbell_leaves_no_consumer(every_vhost: VirtualHost, queue_type: QueueType) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs", queue_type=queue_type)
         for _ in range(10):
@@ -199,7 +201,7 @@ async def test_take_down_leaves_no_consumer(every_vhost: VirtualHost, queue_type
         assert (broker.told.rings, broker.told.falls) == ([], [])
 
 
-async def test_a_worker_comes_before_the_bell(every_vhost: VirtualHost) -> None:
+async def test_worker_gets_messages_before_the_doorbell(every_vhost: VirtualHost) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs")
         assert await broker.install_doorbell("jobs")
@@ -213,7 +215,7 @@ async def test_a_worker_comes_before_the_bell(every_vhost: VirtualHost) -> None:
 
 
 @TYPES
-async def test_a_refused_bell_falls_alone(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+async def test_refused_doorbell_affects_no_other(every_vhost: VirtualHost, queue_type: QueueType) -> None:
     server = every_vhost.broker
     server.add_user("bell", "secret", every_vhost.name, read="^open-")
     try:
@@ -242,7 +244,7 @@ async def test_a_refused_bell_falls_alone(every_vhost: VirtualHost, queue_type: 
         server.delete_user("bell")
 
 
-async def test_beside_an_exclusive_consumer_the_bell_falls_alone(every_vhost: VirtualHost) -> None:
+async def test_doorbell_refused_by_exclusive_consumer_affects_no_other(every_vhost: VirtualHost) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()
         for name in ("jobs", "other"):
@@ -258,7 +260,7 @@ async def test_beside_an_exclusive_consumer_the_bell_falls_alone(every_vhost: Vi
 
 
 @TYPES
-async def test_a_bell_on_a_missing_queue_falls(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+async def test_doorbell_on_missing_queue_is_refused(every_vhost: VirtualHost, queue_type: QueueType) -> None:
     async with probe(every_vhost.url) as broker:
         await declared(broker, "other", queue_type=queue_type)
         assert await broker.install_doorbell("other")
@@ -272,7 +274,7 @@ async def test_a_bell_on_a_missing_queue_falls(every_vhost: VirtualHost, queue_t
 
 @TYPES
 @pytest.mark.parametrize("same_type", [True, False], ids=["of the same type", "of another type"])
-async def test_a_queue_deleted_under_a_bell_and_made_again(
+async def test_doorbell_works_after_its_queue_is_recreated(
     every_vhost: VirtualHost, queue_type: QueueType, *, same_type: bool
 ) -> None:
     """The next bells work, and the connection with all the other bells lives on."""
@@ -307,7 +309,7 @@ async def test_a_queue_deleted_under_a_bell_and_made_again(
 
 
 @TYPES
-async def test_a_queue_that_vanished_between_two_bells_gets_channels_of_its_own(
+async def test_recreated_queue_gets_a_new_doorbell_channel(
     every_vhost: VirtualHost, queue_type: QueueType
 ) -> None:
     """The old channel remembers the old queue: a bell of another type on it would kill the connection (541)."""
@@ -332,7 +334,7 @@ async def test_a_queue_that_vanished_between_two_bells_gets_channels_of_its_own(
         assert broker.has_doorbell("other")
 
 
-async def test_a_lost_connection_drops_all_bells_and_the_next_one_works(every_vhost: VirtualHost) -> None:
+async def test_lost_connection_removes_all_doorbells_and_next_ones_work(every_vhost: VirtualHost) -> None:
     async with probe(every_vhost.url) as broker:
         names = [f"jobs-{number}" for number in range(5)]
         await declared(broker, *names)
@@ -358,7 +360,7 @@ AT_ONCE = 50
 
 @pytest.mark.timeout(180)
 @TYPES
-async def test_fifty_large_bodies_at_once_are_not_kept(
+async def test_fifty_simultaneous_large_bodies_are_discarded(
     every_vhost: VirtualHost, queue_type: QueueType
 ) -> None:
     """Bodies are discarded as they arrive."""
@@ -382,7 +384,7 @@ async def test_fifty_large_bodies_at_once_are_not_kept(
 
 @pytest.mark.timeout(180)
 @TYPES
-async def test_large_message_on_idle_queue_does_not_grow_operator(
+async def test_large_message_on_idle_queue_does_not_grow_operator_memory(
     every_vhost: VirtualHost, queue_type: QueueType
 ) -> None:
     async with probe(every_vhost.url) as broker:
@@ -402,7 +404,7 @@ async def test_large_message_on_idle_queue_does_not_grow_operator(
 
 
 @pytest.mark.timeout(180)
-async def test_sampling_large_dead_letters_does_not_grow_operator(every_vhost: VirtualHost) -> None:
+async def test_sampling_large_dead_letters_does_not_grow_operator_memory(every_vhost: VirtualHost) -> None:
     async with probe(every_vhost.url) as broker:
         await declared(broker, "jobs")
         size = await put_large(every_vhost, "jobs.dead")

@@ -73,7 +73,7 @@ async def wakes(broker: Clocked, vhost: VirtualHost) -> list[float]:
 
 
 @pytest.mark.timeout(300)
-async def test_doorbell_on_queue_without_majority_silences_no_other(
+async def test_doorbell_on_queue_without_majority_silences_no_other_doorbell(
     cluster: RabbitCluster, vhost: VirtualHost
 ) -> None:
     broker = Clocked(vhost.url)
@@ -95,7 +95,7 @@ async def test_doorbell_on_queue_without_majority_silences_no_other(
 
 
 @pytest.mark.timeout(300)
-async def test_removing_doorbell_from_queue_without_majority_silences_no_other(
+async def test_doorbell_removal_on_queue_without_majority_silences_no_other(
     cluster: RabbitCluster, vhost: VirtualHost
 ) -> None:
     broker = Clocked(vhost.url)

@@ -28,7 +28,7 @@ def limited(every_vhost: VirtualHost) -> Iterator[str]:
 
 
 @TYPES
-async def test_declaring_twice_changes_nothing(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+async def test_second_declare_changes_nothing(every_vhost: VirtualHost, queue_type: QueueType) -> None:
     exchange = Exchange("images", ExchangeType.TOPIC, ("thumb.*", "icon"))
     wanted = plan(QueueSettings("jobs", queue_type, exchange=exchange, max_length=10))
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
@@ -51,7 +51,7 @@ async def test_declaring_twice_changes_nothing(every_vhost: VirtualHost, queue_t
     ],
     ids=["another type", "another length", "another time to live", "a single active consumer"],
 )
-async def test_a_conflict_names_the_argument_and_touches_nothing(
+async def test_declare_conflict_names_the_argument_and_changes_nothing(
     every_vhost: VirtualHost, changes: dict[str, object], argument: str
 ) -> None:
     first = QueueSettings("jobs")
@@ -85,7 +85,7 @@ async def test_publisher_may_declare_a_classic_queue_before_and_after_the_operat
         assert take_all(channel, "hello") == [(b"Hello World!", 0)]
 
 
-async def test_conflict_with_a_publishers_declaration_names_both_ways_out(every_vhost: VirtualHost) -> None:
+async def test_conflict_with_publisher_declaration_offers_both_remedies(every_vhost: VirtualHost) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()
         channel.queue_declare("hello", durable=True)
@@ -100,7 +100,7 @@ async def test_conflict_with_a_publishers_declaration_names_both_ways_out(every_
 
 @pytest.mark.parametrize("exchange", [Exchange("images"), None], ids=["with an exchange", "without one"])
 @pytest.mark.parametrize("theirs", ["jobs", "jobs.dead"], ids=["the work queue", "the dead-letter queue"])
-async def test_a_conflict_makes_nothing(
+async def test_declare_conflict_creates_nothing(
     every_vhost: VirtualHost, theirs: str, exchange: Exchange | None
 ) -> None:
     """Neither the exchange nor the other queue, which would stay behind when the name is corrected."""
@@ -115,7 +115,7 @@ async def test_a_conflict_makes_nothing(
             channel.exchange_declare("images", passive=True)
 
 
-async def test_an_exchange_of_another_type_is_a_conflict_and_makes_nothing(every_vhost: VirtualHost) -> None:
+async def test_exchange_of_another_type_is_a_conflict_and_creates_nothing(every_vhost: VirtualHost) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()
         channel.exchange_declare("images", "direct", durable=True)
@@ -130,7 +130,7 @@ async def test_an_exchange_of_another_type_is_a_conflict_and_makes_nothing(every
 
 
 @TYPES
-async def test_counts_are_live_and_leave_the_bell_out(
+async def test_counts_are_live_and_exclude_the_doorbell(
     every_vhost: VirtualHost, queue_type: QueueType
 ) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
@@ -148,7 +148,7 @@ async def test_counts_are_live_and_leave_the_bell_out(
 
 
 @TYPES
-async def test_declaring_brings_the_counts_along(every_vhost: VirtualHost, queue_type: QueueType) -> None:
+async def test_declare_returns_the_counts(every_vhost: VirtualHost, queue_type: QueueType) -> None:
     """A pass that has declared need not ask."""
     wanted = plan(QueueSettings("jobs", queue_type))
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
@@ -167,7 +167,7 @@ async def counted(broker, queue: str, wanted: tuple[int, int, bool]) -> bool:  #
     return (seen.ready, seen.consumers, seen.doorbell) == wanted
 
 
-async def test_a_missing_queue_is_missing_and_does_not_disturb_other_questions(
+async def test_missing_queue_does_not_disturb_other_requests(
     every_vhost: VirtualHost,
 ) -> None:
     async with probe(every_vhost.url) as broker:
@@ -185,7 +185,7 @@ async def test_a_missing_queue_is_missing_and_does_not_disturb_other_questions(
             await broker.counts("jobs")
 
 
-async def test_no_permission_says_whose_and_for_what(every_vhost: VirtualHost, limited: str) -> None:
+async def test_denied_permission_names_user_and_action(every_vhost: VirtualHost, limited: str) -> None:
     async with probe(limited) as broker:
         await broker.ready()
         with pytest.raises(ReconcileError) as caught:
@@ -195,7 +195,7 @@ async def test_no_permission_says_whose_and_for_what(every_vhost: VirtualHost, l
         assert "'jobs.dead'" in caught.value.message
 
 
-async def test_an_exclusive_queue_of_somebody_else_is_refused_with_the_brokers_words(
+async def test_foreign_exclusive_queue_is_refused_with_broker_message(
     every_vhost: VirtualHost,
 ) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
@@ -206,7 +206,7 @@ async def test_an_exclusive_queue_of_somebody_else_is_refused_with_the_brokers_w
         assert caught.value.reason is Reason.QUEUE_REFUSED
 
 
-async def test_during_a_memory_alarm_everything_works(every_vhost: VirtualHost) -> None:
+async def test_operator_works_during_memory_alarm(every_vhost: VirtualHost) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()
         await broker.declare(plan(QueueSettings("one")))

@@ -86,7 +86,7 @@ def publish(folder: Path, url: str, path: Path, count: int) -> None:
     subprocess.run([environment.python(), "-c", program], check=True, **surroundings(folder, url))
 
 
-async def test_celerys_queue_is_used_as_it_is_and_its_tasks_count_until_they_are_done(
+async def test_celery_queue_is_used_unchanged_and_its_tasks_count_until_done(
     vhost: VirtualHost, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(managing, "FRESH", 0.0)

@@ -38,7 +38,7 @@ def left(vhost: VirtualHost) -> list[str]:
     return [name for name in QUEUES if vhost.exists(name)]
 
 
-async def test_delete_takes_every_delay_queue_whose_name_is_known(every_vhost: VirtualHost) -> None:
+async def test_delete_removes_every_known_delay_queue(every_vhost: VirtualHost) -> None:
     await declare(every_vhost)
     async with finalizer(every_vhost) as (under_test, cluster):
         assert await under_test.finalize(deleted("Delete")) is None
@@ -46,7 +46,7 @@ async def test_delete_takes_every_delay_queue_whose_name_is_known(every_vhost: V
         assert let_go(cluster)
 
 
-async def test_with_the_management_api_delete_takes_all_of_them(every_vhost: VirtualHost) -> None:
+async def test_delete_with_management_api_removes_every_delay_queue(every_vhost: VirtualHost) -> None:
     await declare(every_vhost)
     uri = {"management-uri": every_vhost.broker.management_url}
     async with finalizer(every_vhost, **uri) as (under_test, cluster):
@@ -55,7 +55,7 @@ async def test_with_the_management_api_delete_takes_all_of_them(every_vhost: Vir
         assert let_go(cluster)
 
 
-async def test_a_management_api_that_is_away_holds_nothing_up_and_is_told(vhost: VirtualHost) -> None:
+async def test_unreachable_management_api_blocks_nothing_and_is_reported(vhost: VirtualHost) -> None:
     await declare(vhost)
     uri = {"management-uri": f"http://127.0.0.1:{vhost.broker.port}"}
     async with finalizer(vhost, **uri) as (under_test, cluster):
@@ -66,7 +66,7 @@ async def test_a_management_api_that_is_away_holds_nothing_up_and_is_told(vhost:
 
 
 @pytest.mark.parametrize("where", [*QUEUES[:4], f"jobs.retry.{EARLIER}s"])
-async def test_delete_if_empty_waits_for_a_message_in_any_of_them(vhost: VirtualHost, where: str) -> None:
+async def test_delete_if_empty_waits_for_a_message_in_any_queue(vhost: VirtualHost, where: str) -> None:
     await declare(vhost)
     uri = {"management-uri": vhost.broker.management_url}
     async with (
@@ -84,7 +84,7 @@ async def test_delete_if_empty_waits_for_a_message_in_any_of_them(vhost: Virtual
         assert let_go(cluster)
 
 
-async def test_a_delay_queue_that_looks_empty_is_not_deleted_before_nothing_can_be_hidden_in_it(
+async def test_delay_queue_is_deleted_only_when_no_message_can_be_hidden(
     every_vhost: VirtualHost,
 ) -> None:
     """Its message has expired while the work queue was missing: no passive declaration counts it."""
@@ -123,9 +123,7 @@ async def test_deletion_refuses_while_foreign_consumer_is_on_queue(
 
 
 @pytest.mark.parametrize("namespace", ["team", "other"])
-async def test_queue_of_workqueue_with_other_address_is_left_behind(
-    vhost: VirtualHost, namespace: str
-) -> None:
+async def test_queue_shared_through_another_address_is_kept(vhost: VirtualHost, namespace: str) -> None:
     await declare(vhost)
     store = Store(lambda _: None)
     store.put_workqueue(theirs("their-jobs", namespace, "jobs"))
@@ -141,7 +139,7 @@ async def test_queue_of_workqueue_with_other_address_is_left_behind(
         assert ("their-jobs" in told(cluster)) is (namespace == "team")
 
 
-async def test_queue_of_other_broker_with_same_name_does_not_count(
+async def test_same_queue_name_on_another_broker_does_not_block_deletion(
     vhost: VirtualHost, rabbitmq_43: Server
 ) -> None:
     await declare(vhost)

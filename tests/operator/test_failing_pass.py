@@ -22,7 +22,7 @@ def cluster(vhost: VirtualHost) -> FakeCluster:
     return made
 
 
-async def test_failing_status_writes_back_off_to_one_a_minute(cluster: FakeCluster) -> None:
+async def test_failing_status_writes_back_off_to_one_per_minute(cluster: FakeCluster) -> None:
     async with operator(cluster, "team") as passes:
         dues: list[NextPass] = [await passes.run() for _ in range(14)]
 

@@ -76,7 +76,7 @@ def stopping(name: str, address: str) -> PodView:
     return PodView(name, f"uid-{name}", address, False, True, True, "h", False, None)
 
 
-async def test_message_in_a_stopping_worker_is_seen_and_is_no_part_of_the_depth(site: Site) -> None:
+async def test_message_in_stopping_worker_is_reported_outside_the_depth(site: Site) -> None:
     site.busy = {"127.0.0.1": 1, "127.0.0.2": 0}
 
     answers = await site.look(stopping("busy", "127.0.0.1"), stopping("idle", "127.0.0.2"))

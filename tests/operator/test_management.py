@@ -37,7 +37,7 @@ def binding_of(vhost: VirtualHost) -> Binding:
     return replace(from_url(vhost.url), management_uri=vhost.broker.management_url)
 
 
-async def test_the_exact_number_of_unacknowledged_messages(
+async def test_management_api_returns_exact_unacknowledged_count(
     odd_vhost: VirtualHost, management: Management, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(managing, "FRESH", 0.0)
@@ -54,7 +54,9 @@ async def test_the_exact_number_of_unacknowledged_messages(
         await until(counted)
 
 
-async def test_the_delay_queues_that_exist(odd_vhost: VirtualHost, management: Management) -> None:
+async def test_management_api_lists_existing_delay_queues(
+    odd_vhost: VirtualHost, management: Management
+) -> None:
     async with channel_of(odd_vhost) as channel:
         theirs = (f"{ODD}x.retry.1s", f"{ODD}.retry.1", f"{ODD}.retry.1s.dead", f"x{ODD}.retry.1s")
         for name in (ODD, f"{ODD}.dead", f"{ODD}.retry.1s", f"{ODD}.retry.77s", *theirs):
@@ -71,7 +73,7 @@ def closed_port() -> str:
 
 
 @pytest.mark.parametrize("mistake", ["nobody listens", "a wrong password", "not the API", "no such queue"])
-async def test_what_cannot_be_asked_is_unknown_and_never_zero(
+async def test_unanswered_management_request_is_unknown_and_never_zero(
     vhost: VirtualHost, management: Management, mistake: str
 ) -> None:
     right = binding_of(vhost)
@@ -89,7 +91,9 @@ async def test_what_cannot_be_asked_is_unknown_and_never_zero(
         assert isinstance(await management.delay_queues(wrong, "jobs"), Unknown)
 
 
-async def test_without_its_address_the_number_is_unknown(vhost: VirtualHost, management: Management) -> None:
+async def test_unacknowledged_count_without_management_address_is_unknown(
+    vhost: VirtualHost, management: Management
+) -> None:
     count = await management.unacknowledged(from_url(vhost.url), "jobs")
     assert isinstance(count, Unknown)
     assert "management-uri" in count.message

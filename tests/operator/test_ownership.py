@@ -38,7 +38,7 @@ def elsewhere(metrics: Any) -> list[tuple[str, str]]:
     return [(sample.labels["namespace"], sample.labels["operator"]) for sample in family.samples]
 
 
-async def test_operator_that_is_not_responsible_leaves_a_workqueue_alone_and_says_so(
+async def test_operator_ignores_foreign_workqueue_and_reports_it(
     vhost: VirtualHost,
 ) -> None:
     cluster = api(vhost.url)

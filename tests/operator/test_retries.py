@@ -71,26 +71,26 @@ async def fill(site: Site, vhost: VirtualHost, seconds: int, messages: int) -> N
         await until(lambda: vhost.depth(declared.name).ready >= messages)
 
 
-async def test_delay_queues_that_workers_name_are_counted(site: Site, vhost: VirtualHost) -> None:
+async def test_delay_queues_named_by_workers_are_counted(site: Site, vhost: VirtualHost) -> None:
     await fill(site, vhost, 3600, 2)
     await fill(site, vhost, 7200, 3)
 
     assert await site.waiting(worker(3600), worker(3600, 7200)) == 5
 
 
-async def test_delay_queues_are_known_from_the_status_after_a_restart(site: Site, vhost: VirtualHost) -> None:
+async def test_delay_queues_are_restored_from_status_after_restart(site: Site, vhost: VirtualHost) -> None:
     await fill(site, vhost, 3600, 2)
     ours = workqueue(status={"retryDelaysSeconds": [3600]})
 
     assert await site.waiting(ours=ours, workers_run=False) == 2
 
 
-async def test_delay_queue_that_no_worker_has_named_is_not_asked_about(site: Site) -> None:
+async def test_unnamed_delay_queue_is_not_polled(site: Site) -> None:
     assert await site.waiting(worker()) == 0
     assert site.asked == []
 
 
-async def test_missing_delay_queue_is_asked_about_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_delay_queue_is_polled_only_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         assert await site.waiting(worker(10)) == 0
     assert site.asked == ["jobs.retry.10s"], "each question would close a channel"
@@ -103,26 +103,26 @@ async def test_missing_delay_queue_is_asked_about_once(site: Site, monkeypatch: 
     assert len(site.asked) == 2
 
 
-async def test_count_is_unknown_while_a_worker_is_too_old_to_name_its_delay_queues(site: Site) -> None:
+async def test_delayed_count_is_unknown_while_a_worker_names_no_delay_queues(site: Site) -> None:
     old = WorkerStatus(1, 0, True, None, 0.0)
 
     assert await site.waiting(worker(), old) is None
 
 
-async def test_count_is_unknown_while_the_broker_is_away(site: Site, vhost: VirtualHost) -> None:
+async def test_delayed_count_is_unknown_while_broker_is_unreachable(site: Site, vhost: VirtualHost) -> None:
     await fill(site, vhost, 3600, 2)
     await site.handle.broker.close()
 
     assert await site.waiting(worker(3600)) is None
 
 
-async def test_workers_that_are_not_ours_have_no_delay_queues(site: Site) -> None:
+async def test_foreign_workers_have_no_delay_queues(site: Site) -> None:
     ours = workqueue(workloadRef={"name": "celery"})
 
     assert await site.waiting(ours=ours) is None
 
 
-async def test_last_look_comes_after_the_last_worker_has_gone(site: Site, vhost: VirtualHost) -> None:
+async def test_final_delay_queue_poll_follows_last_worker(site: Site, vhost: VirtualHost) -> None:
     await fill(site, vhost, 3600, 1)
     assert await site.waiting(worker(3600)) == 1
     await fill(site, vhost, 3600, 1)

@@ -64,7 +64,7 @@ async def a_round(handle: BrokerHandle) -> None:
 
 
 @pytest.mark.parametrize("active", [True, False], ids=["an active queue", "an idle queue"])
-async def test_changed_numbers_wake_and_unchanged_do_not(vhost: VirtualHost, *, active: bool) -> None:
+async def test_only_changed_counts_enqueue_workqueues(vhost: VirtualHost, *, active: bool) -> None:
     async with operators() as (brokers, told), channel_of(vhost) as channel:
         handle = await linked(brokers, vhost.url, "jobs")
         polled = handle.poller.watch(JOBS, "jobs")
@@ -79,7 +79,7 @@ async def test_changed_numbers_wake_and_unchanged_do_not(vhost: VirtualHost, *, 
         await until(lambda: isinstance(polled.last, QueueCounts) and polled.last.ready == 2)
 
 
-async def test_warm_queue_is_asked_more_often_than_an_idle_one(
+async def test_warm_queue_is_polled_more_often_than_idle_queue(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeping, "WARM_SECONDS", 0.02)
@@ -95,7 +95,7 @@ async def test_warm_queue_is_asked_more_often_than_an_idle_one(
         assert idle.last is None
 
 
-async def test_queue_that_cools_down_is_asked_once_more(vhost: VirtualHost) -> None:
+async def test_cooling_queue_is_polled_one_last_time(vhost: VirtualHost) -> None:
     async with operators(idle=3600) as (brokers, _), channel_of(vhost) as channel:
         handle = await linked(brokers, vhost.url, "jobs")
         first = await handle.poller.look_in_passing(JOBS, "jobs", warm=True)
@@ -109,7 +109,7 @@ async def test_queue_that_cools_down_is_asked_once_more(vhost: VirtualHost) -> N
         assert (first.ready, last.ready) == (0, 1)
 
 
-async def test_a_queue_that_goes_away_is_reported_and_so_is_its_return(vhost: VirtualHost) -> None:
+async def test_missing_queue_and_its_return_are_reported(vhost: VirtualHost) -> None:
     async with operators() as (brokers, told):
         handle = await linked(brokers, vhost.url, "jobs")
         polled = handle.poller.watch(JOBS, "jobs")
@@ -122,7 +122,7 @@ async def test_a_queue_that_goes_away_is_reported_and_so_is_its_return(vhost: Vi
         await until(lambda: isinstance(polled.last, QueueCounts) and told.woken)
 
 
-async def test_what_was_forgotten_is_asked_no_more(vhost: VirtualHost) -> None:
+async def test_unregistered_queue_is_no_longer_polled(vhost: VirtualHost) -> None:
     async with operators() as (brokers, _):
         handle = await linked(brokers, vhost.url, "jobs")
         polled = handle.poller.watch(JOBS, "jobs")
@@ -136,7 +136,7 @@ async def test_what_was_forgotten_is_asked_no_more(vhost: VirtualHost) -> None:
         assert polled.answered_at == answered
 
 
-async def test_a_slow_broker_gets_no_second_round_before_the_first_has_ended(
+async def test_slow_broker_gets_only_one_poll_round_at_a_time(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with operators(seconds=0.001) as (brokers, _):
@@ -161,7 +161,7 @@ async def test_a_slow_broker_gets_no_second_round_before_the_first_has_ended(
         await until(lambda: len(asked) >= 4)
 
 
-async def test_a_round_that_fails_is_not_the_last(
+async def test_failed_poll_round_is_followed_by_another(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with operators() as (brokers, _):
@@ -180,7 +180,7 @@ async def test_a_round_that_fails_is_not_the_last(
         await until(lambda: isinstance(polled.last, QueueCounts))
 
 
-async def test_a_frozen_broker_delays_no_other(
+async def test_frozen_broker_delays_no_other_broker(
     vhost: VirtualHost, rabbitmq_43: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workqueue_operator.broker.channel.CALL_TIMEOUT", 0.5)
@@ -210,7 +210,7 @@ async def test_a_frozen_broker_delays_no_other(
             await until(lambda: isinstance(silent.last, QueueCounts))
 
 
-async def test_a_closed_broker_is_asked_without_waiting(vhost: VirtualHost) -> None:
+async def test_closed_broker_fails_polls_without_waiting(vhost: VirtualHost) -> None:
     async with operators() as (brokers, told):
         handle = await linked(brokers, vhost.url, "jobs")
         polled = handle.poller.watch(JOBS, "jobs")
@@ -226,7 +226,7 @@ async def test_a_closed_broker_is_asked_without_waiting(vhost: VirtualHost) -> N
 # -- links
 
 
-async def test_the_same_connection_data_share_a_link_and_the_last_user_closes_it(vhost: VirtualHost) -> None:
+async def test_equal_connection_data_share_a_handle_until_last_user_closes_it(vhost: VirtualHost) -> None:
     async with operators() as (brokers, _):
         one, two = await linked(brokers, vhost.url), await linked(brokers, vhost.url, key=OTHER)
         assert one is two
@@ -239,7 +239,7 @@ async def test_the_same_connection_data_share_a_link_and_the_last_user_closes_it
         await brokers.leave(OTHER)
 
 
-async def test_who_looks_at_a_queue_is_known_whatever_user_each_has(
+async def test_users_of_a_queue_are_known_across_broker_users(
     vhost: VirtualHost, rabbitmq_43: Server
 ) -> None:
     vhost.broker.add_user("another", "secret", vhost.name)
@@ -270,7 +270,7 @@ async def test_who_looks_at_a_queue_is_known_whatever_user_each_has(
         vhost.broker.delete_user("another")
 
 
-async def test_two_addresses_of_one_broker_are_one_broker(every_vhost: VirtualHost) -> None:
+async def test_two_addresses_of_one_broker_are_recognized_as_one(every_vhost: VirtualHost) -> None:
     """The user may declare what the operator's user needs, and nothing else."""
     server = every_vhost.broker
     server.add_user("narrow", "secret", every_vhost.name, configure=r"^jobs(\.dead|\.retry\..*)?$")
@@ -289,7 +289,9 @@ async def test_two_addresses_of_one_broker_are_one_broker(every_vhost: VirtualHo
         server.delete_user("narrow")
 
 
-async def test_two_brokers_with_one_name_are_two_brokers(rabbitmq_43: Server, rabbitmq_310: Server) -> None:
+async def test_two_brokers_with_the_same_name_are_distinguished(
+    rabbitmq_43: Server, rabbitmq_310: Server
+) -> None:
     """As the first pods of two StatefulSets, which are both called rabbit@rabbitmq-0."""
     with rabbitmq_43.new_vhost("shared-name"), rabbitmq_310.new_vhost("shared-name"):
         async with operators() as (brokers, _):
@@ -303,7 +305,7 @@ async def test_two_brokers_with_one_name_are_two_brokers(rabbitmq_43: Server, ra
             assert await brokers.claimants("jobs", there) == [OTHER]
 
 
-async def test_a_rotated_password_moves_all_users_to_one_new_link(vhost: VirtualHost) -> None:
+async def test_rotated_password_moves_all_users_to_one_new_handle(vhost: VirtualHost) -> None:
     vhost.broker.add_user("rotating", "old", vhost.name)
     try:
         async with operators() as (brokers, told):
@@ -327,7 +329,7 @@ async def test_a_rotated_password_moves_all_users_to_one_new_link(vhost: Virtual
         vhost.broker.delete_user("rotating")
 
 
-async def test_who_leaves_does_not_take_down_the_bell_of_who_stays(vhost: VirtualHost) -> None:
+async def test_leaving_workqueue_keeps_doorbell_of_remaining_one(vhost: VirtualHost) -> None:
     async with operators() as (brokers, _):
         handle = await linked(brokers, vhost.url, "jobs", "mine")
         await linked(brokers, vhost.url, key=OTHER)
@@ -341,7 +343,7 @@ async def test_who_leaves_does_not_take_down_the_bell_of_who_stays(vhost: Virtua
         assert not handle.broker.has_doorbell("mine")
 
 
-async def test_a_lost_connection_wakes_every_user_and_so_does_its_return(vhost: VirtualHost) -> None:
+async def test_lost_and_restored_connection_enqueue_every_user(vhost: VirtualHost) -> None:
     async with operators() as (brokers, told):
         handle = await linked(brokers, vhost.url)
         await linked(brokers, vhost.url, key=OTHER)
@@ -351,7 +353,7 @@ async def test_a_lost_connection_wakes_every_user_and_so_does_its_return(vhost: 
         assert sorted(told.woken) == [JOBS, JOBS, OTHER, OTHER]
 
 
-async def test_a_refused_bell_is_remembered_for_a_while_only(
+async def test_doorbell_refusal_is_remembered_for_a_limited_time(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vhost.broker.add_user("bell", "secret", vhost.name, read="")
@@ -372,7 +374,7 @@ async def test_a_refused_bell_is_remembered_for_a_while_only(
 
 
 @pytest.mark.parametrize("deleted", [True, False], ids=["the queue is deleted", "its leader moves"])
-async def test_a_bell_that_the_broker_cancels_makes_the_queue_doubtful_until_it_is_asked(
+async def test_cancelled_doorbell_marks_queue_doubtful_until_polled(
     every_vhost: VirtualHost, *, deleted: bool
 ) -> None:
     """A cancel says that the queue is gone, or that its leader is: only a look tells which."""
@@ -404,7 +406,7 @@ async def settled(
     return answer if (answer is QUEUE_MISSING) is deleted and not isinstance(answer, ReconcileError) else None
 
 
-async def test_a_bell_on_a_queue_that_is_not_there_says_so(vhost: VirtualHost) -> None:
+async def test_doorbell_on_missing_queue_reports_it(vhost: VirtualHost) -> None:
     async with operators(idle=60) as (brokers, told):
         handle = await linked(brokers, vhost.url)
         polled = handle.poller.watch(JOBS, "jobs")

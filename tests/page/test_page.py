@@ -182,7 +182,7 @@ async def logged_in(site: Site, token: str = "admins", url: str = "", **options:
         yield seen
 
 
-async def test_a_token_that_the_cluster_does_not_know_is_told_so_and_a_good_one_shows_everything(
+async def test_unknown_token_is_refused_and_valid_token_shows_workqueues(
     site: Site,
 ) -> None:
     site.put(
@@ -231,7 +231,7 @@ async def test_unknown_counts_are_question_marks(site: Site) -> None:
     assert seen.complaints == []
 
 
-async def test_what_changes_is_shown_without_loading_and_the_keyboard_stays_where_it_was(site: Site) -> None:
+async def test_changes_appear_without_reload_and_keep_keyboard_focus(site: Site) -> None:
     site.put(workqueue("calm"), workqueue("other"))
     async with logged_in(site) as seen:
         page = seen.page
@@ -246,7 +246,7 @@ async def test_what_changes_is_shown_without_loading_and_the_keyboard_stays_wher
     assert seen.complaints == []
 
 
-async def test_one_workqueue_shows_conditions_decisions_pods_and_dead_letters(site: Site) -> None:
+async def test_workqueue_page_shows_conditions_decisions_pods_and_dead_letters(site: Site) -> None:
     site.put(
         workqueue(
             "thumbs",
@@ -277,7 +277,7 @@ async def test_one_workqueue_shows_conditions_decisions_pods_and_dead_letters(si
     assert seen.complaints == []
 
 
-async def test_text_from_anywhere_is_text(site: Site) -> None:
+async def test_foreign_text_is_shown_as_text(site: Site) -> None:
     site.put(workqueue("thumbs", message=EVIL, deadLetters=1, conditions={"Ready": "False"}))
     site.watch.decided("uid-shop-thumbs", True, EVIL, EVIL, EVIL)
     site.letters.found = Reasons(((EVIL, 1),), 1, 1)
@@ -296,7 +296,7 @@ async def test_text_from_anywhere_is_text(site: Site) -> None:
     assert seen.complaints == []
 
 
-async def test_a_browser_runs_nothing_that_the_page_did_not_bring(site: Site) -> None:
+async def test_browser_runs_no_foreign_script(site: Site) -> None:
     async with logged_in(site) as seen:
         await expect(seen.page.locator("#state")).to_have_text("live")
         assert seen.complaints == []
@@ -313,7 +313,7 @@ async def test_a_browser_runs_nothing_that_the_page_did_not_bring(site: Site) ->
 
 
 @pytest.mark.parametrize("path", ["/", "/login", "/static/page.js", "/queues/a/b", "/nowhere", "/events"])
-async def test_every_answer_has_the_headers_that_keep_browsers_in_bounds(site: Site, path: str) -> None:
+async def test_every_response_has_security_headers(site: Site, path: str) -> None:
     headers = {"Authorization": "Bearer admins"}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
@@ -324,7 +324,7 @@ async def test_every_answer_has_the_headers_that_keep_browsers_in_bounds(site: S
                 assert answer.headers[name] == value, name
 
 
-async def test_each_sees_what_kubectl_would_show_them(site: Site) -> None:
+async def test_user_sees_only_what_kubectl_would_show(site: Site) -> None:
     site.put(workqueue("thumbs"), workqueue("letters", "mail"))
     async with logged_in(site, "shops") as seen:
         await expect(seen.page.locator("tbody tr")).to_have_count(1)
@@ -340,7 +340,7 @@ async def test_each_sees_what_kubectl_would_show_them(site: Site) -> None:
                 assert status == 200 or f"There is no WorkQueue {name}, or you may not see it." in text
 
 
-async def test_a_token_that_is_withdrawn_ends_what_is_open_within_a_minute(site: Site) -> None:
+async def test_revoked_token_ends_open_pages_within_a_minute(site: Site) -> None:
     site.put(workqueue("thumbs"))
     async with logged_in(site) as seen:
         await expect(seen.page.locator("#state")).to_have_text("live")
@@ -355,7 +355,7 @@ async def test_a_token_that_is_withdrawn_ends_what_is_open_within_a_minute(site:
         await expect(seen.page.get_by_label("Token")).to_be_visible()
 
 
-async def test_without_scripts_everything_is_there_as_of_the_last_load(site: Site) -> None:
+async def test_page_without_scripts_shows_last_loaded_state(site: Site) -> None:
     site.put(workqueue("thumbs", messages=3))
     async with logged_in(site, scripts=False) as seen:
         await expect(seen.page.get_by_role("row", name="shop/thumbs")).to_contain_text("3")
@@ -365,7 +365,7 @@ async def test_without_scripts_everything_is_there_as_of_the_last_load(site: Sit
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_nothing_keeps_people_from_reading_it(site: Site, scheme: str) -> None:
+async def test_page_passes_accessibility_checks(site: Site, scheme: str) -> None:
     site.put(
         workqueue("thumbs", messages=7, deadLetters=4),
         workqueue("broken", conditions={"Ready": "False"}, reason="BrokerUnreachable"),
@@ -388,7 +388,7 @@ async def test_nothing_keeps_people_from_reading_it(site: Site, scheme: str) -> 
             assert found.violations_count == 0, found.generate_report()
 
 
-async def test_page_that_was_asked_for_is_shown_after_the_login(site: Site) -> None:
+async def test_login_leads_back_to_requested_page(site: Site) -> None:
     site.put(workqueue("thumbs"), workqueue("mail"))
     async with logged_in(site, "wrong", f"{site.url}/queues/shop/thumbs") as seen:
         page = seen.page
@@ -424,13 +424,13 @@ async def test_login_never_leads_to_another_site(site: Site, wanted: str) -> Non
         assert (answer.status, answer.headers["Location"]) == (303, "/")
 
 
-async def test_command_for_events_names_the_namespace(site: Site) -> None:
+async def test_events_command_names_the_namespace(site: Site) -> None:
     site.put(workqueue("thumbs"))
     async with logged_in(site, url=f"{site.url}/queues/shop/thumbs") as seen:
         await expect(seen.page.get_by_text("kubectl events --for wq/thumbs --namespace shop")).to_be_visible()
 
 
-async def test_cause_of_a_condition_can_be_read_on_a_narrow_screen(site: Site) -> None:
+async def test_condition_message_is_readable_on_narrow_screen(site: Site) -> None:
     message = "The broker amqp://rabbitmq.queues.svc:5672/jobs refuses the user 'jobs' with this password."
     site.put(
         workqueue("thumbs", message=message, reason="AuthenticationFailed", conditions={"Ready": "False"})
@@ -446,7 +446,7 @@ async def test_cause_of_a_condition_can_be_read_on_a_narrow_screen(site: Site) -
         assert await table.evaluate("one => one.scrollWidth <= one.clientWidth"), "nothing to scroll to"
 
 
-async def test_on_a_narrow_screen_only_the_tables_scroll_sideways(site: Site) -> None:
+async def test_only_tables_scroll_sideways_on_narrow_screen(site: Site) -> None:
     site.put(
         workqueue(
             "a-name-that-is-as-long-as-names-of-workqueues-may-be-52", "a-namespace-with-a-long-name-too"
@@ -457,7 +457,7 @@ async def test_on_a_narrow_screen_only_the_tables_scroll_sideways(site: Site) ->
         assert await seen.page.evaluate("document.documentElement.scrollWidth") == 360
 
 
-async def test_many_workqueues_are_cut_off_and_found_by_a_filter(site: Site) -> None:
+async def test_long_workqueue_list_is_cut_off_and_filterable(site: Site) -> None:
     site.put(*(workqueue(f"queue-{number:03}") for number in range(250)))
     async with logged_in(site) as seen:
         page = seen.page
@@ -469,7 +469,7 @@ async def test_many_workqueues_are_cut_off_and_found_by_a_filter(site: Site) -> 
         await expect(page.locator("tbody tr")).to_have_count(1)
 
 
-async def test_a_form_of_another_site_logs_nobody_in(site: Site) -> None:
+async def test_cross_site_form_cannot_log_in(site: Site) -> None:
     async with (
         aiohttp.ClientSession() as session,
         session.post(
@@ -480,7 +480,7 @@ async def test_a_form_of_another_site_logs_nobody_in(site: Site) -> None:
         assert "Set-Cookie" not in answer.headers
 
 
-async def test_where_the_cluster_gives_no_answer_nobody_is_let_in(site: Site) -> None:
+async def test_login_is_refused_without_answer_of_api_server(site: Site) -> None:
     site.cluster.answer("POST", "tokenreviews", ClusterError(0, "the API server did not answer"))
     headers = {"Authorization": "Bearer admins"}
     async with aiohttp.ClientSession(headers=headers) as session, session.get(site.url) as answer:
@@ -488,7 +488,7 @@ async def test_where_the_cluster_gives_no_answer_nobody_is_let_in(site: Site) ->
         assert "the API server did not answer" in await answer.text()
 
 
-async def test_guessing_tokens_leaves_the_operators_own_requests_room(site: Site) -> None:
+async def test_token_guessing_leaves_room_for_operator_requests(site: Site) -> None:
     held = asyncio.Event()
     asked = 0
 
@@ -516,7 +516,7 @@ async def test_guessing_tokens_leaves_the_operators_own_requests_room(site: Site
         await asyncio.gather(*guesses)
 
 
-async def test_only_so_many_browsers_are_kept_up_to_date(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_number_of_live_browsers_is_limited(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MOST_LIVE", 1)
     headers = {"Authorization": "Bearer admins"}
     async with aiohttp.ClientSession(headers=headers) as session:
@@ -532,7 +532,7 @@ async def test_only_so_many_browsers_are_kept_up_to_date(site: Site, monkeypatch
                         break
 
 
-async def test_a_standby_sends_browsers_on_to_the_leader(site: Site) -> None:
+async def test_standby_redirects_browsers_to_leader(site: Site) -> None:
     site.put(workqueue("thumbs", messages=3))
 
     async def address() -> str | None:
@@ -550,7 +550,7 @@ async def test_a_standby_sends_browsers_on_to_the_leader(site: Site) -> None:
         await standby.stop()
 
 
-async def test_without_a_leader_it_says_so_and_requests_do_not_go_round_in_circles() -> None:
+async def test_standby_without_leader_reports_it_and_does_not_loop() -> None:
     async def ourselves() -> str | None:
         return f"http://127.0.0.1:{page.port}"
 
@@ -577,14 +577,14 @@ LEASES = [
 
 
 @pytest.mark.parametrize(("holder", "ip", "address"), LEASES)
-async def test_the_leader_is_found_by_its_lease(holder: str, ip: str, address: str | None) -> None:
+async def test_leader_is_found_by_its_lease(holder: str, ip: str, address: str | None) -> None:
     cluster = FakeCluster()
     cluster.answer("GET", "/namespaces/system/leases/lease", {"spec": {"holderIdentity": holder}})
     cluster.answer("GET", f"/namespaces/system/pods/{holder}", {"status": {"podIP": ip}})
     assert await leader_address(cluster, "system", "lease", "me", 8081) == address
 
 
-def test_memory_is_bounded_by_what_is_said() -> None:
+def test_page_memory_stays_below_documented_bound() -> None:
     history, count = History(), 200
     tracemalloc.start()
     try:

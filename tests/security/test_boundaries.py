@@ -64,7 +64,7 @@ def test_no_field_of_a_workqueue_names_a_namespace() -> None:
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_a_name_that_is_a_path_is_no_name_for_the_operator_either(name: str) -> None:
+def test_operator_refuses_names_that_are_paths(name: str) -> None:
     """The definition in the cluster may be older than the operator, or none of ours."""
     for path in (secret_path, deployment_path, pod_path, workqueue_path):
         with pytest.raises(ClusterError, match="cannot be the name"):
@@ -78,17 +78,17 @@ def admission() -> Iterator[Admission]:
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_the_api_server_refuses_a_secret_elsewhere(admission: Admission, name: str) -> None:
+def test_api_server_refuses_foreign_secret(admission: Admission, name: str) -> None:
     with pytest.raises(RefusedError, match="connectionSecretRef"):
         admission.create(merged(BASE, {"connectionSecretRef": {"name": name}}))
 
 
-def test_the_api_server_knows_no_namespace_of_a_secret(admission: Admission) -> None:
+def test_api_server_drops_namespace_of_a_secret(admission: Admission) -> None:
     with pytest.raises(RefusedError, match=r'unknown field "spec.connectionSecretRef.namespace"'):
         admission.create(merged(BASE, {"connectionSecretRef": {"name": "rabbitmq", "namespace": "other"}}))
 
 
-async def test_the_operator_asks_for_no_secret_but_the_one_that_is_named() -> None:
+async def test_operator_reads_only_the_named_secret() -> None:
     cluster = FakeCluster()
     with pytest.raises(ReconcileError):
         await Secrets(cluster).binding("team", "rabbitmq")
@@ -96,7 +96,7 @@ async def test_the_operator_asks_for_no_secret_but_the_one_that_is_named() -> No
 
 
 @pytest.mark.usefixtures("crd")
-def test_a_secret_of_another_namespace_is_not_found(vhost: VirtualHost, tmp_path: Path) -> None:
+def test_secret_of_another_namespace_is_not_found(vhost: VirtualHost, tmp_path: Path) -> None:
     """Although the operator serves that one too, and has just read the Secret for somebody there."""
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs"}}
     with temporary_namespace("security-theirs") as theirs, temporary_namespace("security-ours") as ours:
@@ -131,7 +131,7 @@ HANDLERS: dict[str, Object] = {
 
 
 @pytest.mark.parametrize("handler", HANDLERS.values(), ids=HANDLERS.keys())
-def test_a_worker_pod_has_no_token_no_other_secret_and_nothing_to_write_to(handler: Object) -> None:
+def test_worker_pod_has_no_token_no_foreign_secret_and_nothing_writable(handler: Object) -> None:
     made = workqueue(worker={"handler": handler})
     assert made.spec.worker is not None
     rendered = render.deployment(
@@ -166,7 +166,7 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("isolated", [True, False], ids=["as rendered", "with one user for both"])
-def test_http_handler_cannot_read_the_connection_of_the_worker(isolated: bool) -> None:
+def test_http_handler_cannot_read_connection_of_worker(isolated: bool) -> None:
     """The containers share their processes, so that /proc shows those of the worker to the handler."""
     made = workqueue(worker={"handler": HANDLERS["http"]})
     assert made.spec.worker is not None

@@ -172,7 +172,7 @@ scripts = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS.keys()
 
 
 @scripts
-def test_a_worker_survives_a_hostile_broker(
+def test_worker_survives_hostile_broker(
     vhost: VirtualHost, workers: Workers, script: Callable[[Peer], None]
 ) -> None:
     """It lives, says what is wrong, and works as soon as RabbitMQ is there."""
@@ -194,7 +194,7 @@ def test_a_worker_survives_a_hostile_broker(
 
 
 @scripts
-async def test_the_operator_survives_a_hostile_broker(
+async def test_operator_survives_hostile_broker(
     vhost: VirtualHost, script: Callable[[Peer], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its one connection to that broker fails with a reason, the loop serves others, and it comes back."""

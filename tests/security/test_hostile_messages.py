@@ -103,7 +103,7 @@ hostile = pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE.keys())
 
 
 @hostile
-def test_hostile_properties_are_handled_and_their_failure_is_dead_lettered(
+def test_messages_with_hostile_properties_are_handled_or_dead_lettered(
     vhost: VirtualHost, workers: Workers, raw: Raw
 ) -> None:
     """Once as a message that succeeds, and once as one that must be copied to other queues."""
@@ -120,9 +120,7 @@ def test_hostile_properties_are_handled_and_their_failure_is_dead_lettered(
 
 
 @hostile
-async def test_hostile_properties_do_not_disturb_the_operators_connection(
-    vhost: VirtualHost, raw: Raw
-) -> None:
+async def test_hostile_properties_do_not_disturb_operator_connection(vhost: VirtualHost, raw: Raw) -> None:
     """All queues of a broker hang on it."""
     async with probe(vhost.url) as broker, channel_of(vhost) as channel:
         await broker.ready()
@@ -176,7 +174,7 @@ def pairs(environment: bytes) -> dict[bytes, bytes]:
     return {name: value for name, _, value in parts}
 
 
-def test_headers_reach_a_command_only_under_names_of_ours(
+def test_headers_reach_command_only_under_project_names(
     vhost: VirtualHost, workers: Workers, tmp_path: Path
 ) -> None:
     script = f"env -0 > {tmp_path}/env"
@@ -196,7 +194,7 @@ def test_headers_reach_a_command_only_under_names_of_ours(
     assert found[b"WORKQUEUE_MESSAGE_MESSAGE_ID"] == b"id\n\\xff"
 
 
-def test_properties_reach_a_server_as_single_header_lines(vhost: VirtualHost, workers: Workers) -> None:
+def test_properties_reach_http_handler_as_single_header_lines(vhost: VirtualHost, workers: Workers) -> None:
     crlf = b"x\r\nInjected: yes\r\n\r\nPOST /admin HTTP/1.1\r\n"
     raw = Raw(
         0x8000 | HEADERS | CORRELATION_ID | MESSAGE_ID | TYPE,
@@ -216,7 +214,7 @@ def test_properties_reach_a_server_as_single_header_lines(vhost: VirtualHost, wo
     assert json.loads(seen["Workqueue-Headers"]) == {"Injected\r\nInjected": crlf.decode()}
 
 
-def test_no_line_can_be_forged_in_a_log(vhost: VirtualHost, workers: Workers) -> None:
+def test_message_cannot_forge_log_lines(vhost: VirtualHost, workers: Workers) -> None:
     """For machines and for people: a message id or a reason is one value in one line, without control codes."""
     for number, form in enumerate(("json", "text")):
         queue = f"jobs-{form}"
@@ -232,7 +230,7 @@ def test_no_line_can_be_forged_in_a_log(vhost: VirtualHost, workers: Workers) ->
         assert all(character.isprintable() for character in worker.log.replace("\n", ""))
 
 
-def test_a_terminal_is_shown_no_control_codes_of_a_dead_letter(vhost: VirtualHost, workers: Workers) -> None:
+def test_dead_letter_prints_no_control_codes_to_terminal(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--max-attempts", "1").wait_consuming()
     why = "line\x1b]0;title\x07\x1b[2J\x9b2J\r\u202e"
     body = json.dumps({"id": 1, "do": "reject", "why": why}).encode() + b" \x1b[31m"

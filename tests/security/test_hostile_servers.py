@@ -94,7 +94,7 @@ answers = pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys()
 
 
 @answers
-async def test_whatever_answers_for_the_management_api_no_password_is_shown_and_nobody_else_is_asked(
+async def test_hostile_management_api_gets_no_password_and_no_redirect(
     answer: Answering,
 ) -> None:
     management = Management()
@@ -131,7 +131,7 @@ async def test_whatever_answers_for_the_management_api_no_password_is_shown_and_
         f"file:///{PASSWORD}",
     ],
 )
-async def test_an_address_that_cannot_be_read_is_not_quoted(address: str) -> None:
+async def test_unreadable_management_address_is_not_quoted(address: str) -> None:
     management = Management()
     try:
         said = await management.unacknowledged(binding(address), "jobs")
@@ -144,7 +144,7 @@ async def test_an_address_that_cannot_be_read_is_not_quoted(address: str) -> Non
 
 
 @pytest.mark.parametrize("rest", ["?x=1", "/?", "#x", "/#"])
-async def test_management_address_with_query_or_fragment_is_not_asked(rest: str) -> None:
+async def test_management_address_with_query_or_fragment_is_not_called(rest: str) -> None:
     management = Management()
     try:
         async with server(fixed(200, b'{"messages_unacknowledged": 7}')) as (port, asked):
@@ -166,7 +166,7 @@ async def test_management_address_with_query_or_fragment_is_not_asked(rest: str)
     ],
     ids=["no-list", "everything", "another-host"],
 )
-async def test_management_address_of_the_operator_itself_is_not_asked(
+async def test_management_address_of_operator_itself_is_not_called(
     host: str, rule: Destinations, sentence: str
 ) -> None:
     management = Management(rule)
@@ -180,7 +180,7 @@ async def test_management_address_of_the_operator_itself_is_not_asked(
     assert asked == []
 
 
-async def test_exactly_allowed_management_host_is_asked() -> None:
+async def test_explicitly_allowed_management_host_is_called() -> None:
     management = Management(Destinations(("localhost",)))
     try:
         async with server(fixed(200, b'{"messages_unacknowledged": 7}')) as (port, asked):
@@ -232,7 +232,7 @@ async def test_large_page_is_parsed_in_a_thread_and_bounded(monkeypatch: pytest.
 
 
 @answers
-async def test_whatever_answers_at_the_address_of_a_worker_counts_as_no_answer(answer: Answering) -> None:
+async def test_hostile_worker_response_counts_as_no_response(answer: Answering) -> None:
     async with server(answer) as (port, asked):
         workers = Workers(port)
         try:
@@ -247,7 +247,7 @@ async def test_whatever_answers_at_the_address_of_a_worker_counts_as_no_answer(a
     assert peak < MOST_MEMORY
 
 
-async def test_a_worker_that_agrees_without_end_has_not_agreed() -> None:
+async def test_endless_worker_response_is_no_consent() -> None:
     async with server(endless) as (port, _):
         workers = Workers(port)
         try:
@@ -259,7 +259,7 @@ async def test_a_worker_that_agrees_without_end_has_not_agreed() -> None:
     assert said == {"pod": Answer.UNREACHABLE}
 
 
-async def test_calls_to_a_worker_do_not_let_anybody_guess_the_password() -> None:
+async def test_calls_to_worker_do_not_expose_password_to_guessing() -> None:
     """Whoever sits at the address of a pod gets a signature with the retirement key, which is random."""
     seen: list[str] = []
 

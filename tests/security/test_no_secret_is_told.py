@@ -83,7 +83,7 @@ class Plants:
         ]
 
 
-def test_the_search_finds_each_form() -> None:
+def test_secret_search_finds_every_encoding() -> None:
     """Else the tests below would show nothing."""
     for leak in (
         lambda password: f"amqp://user:{quote(password, safe='')}@host/",
@@ -120,7 +120,7 @@ def uris(plants: Plants) -> dict[str, str]:
 # -- the worker and the command line -------------------------------------------------------------------
 
 
-def test_worker_and_commands_tell_no_password(vhost: VirtualHost, workers: Workers, tmp_path: Path) -> None:
+def test_worker_and_commands_reveal_no_password(vhost: VirtualHost, workers: Workers, tmp_path: Path) -> None:
     plants, broker = Plants(), vhost.broker
     good, user = plants.new("good"), vhost.name
     broker.add_user(user, good, vhost.name)
@@ -187,7 +187,7 @@ def body(name: str, **spec: Any) -> Object:
     }
 
 
-def test_the_operator_tells_no_password(vhost: VirtualHost, tmp_path: Path) -> None:
+def test_operator_reveals_no_password(vhost: VirtualHost, tmp_path: Path) -> None:
     plants, broker = Plants(), vhost.broker
     good, user, log = plants.new("good"), vhost.name, tmp_path / "operator.log"
     broker.add_user(user, good, vhost.name)

@@ -106,7 +106,7 @@ def small_headers(number: int) -> bytes:
 
 
 @pytest.mark.parametrize("request_start", [many_headers, small_headers], ids=["800 KB", "almost 32 KiB"])
-def test_300_unfinished_requests_neither_fill_the_memory_nor_keep_anybody_out(
+def test_300_unfinished_requests_exhaust_neither_memory_nor_connections(
     target: Target, request_start: type[bytes]
 ) -> None:
     before, connections = memory(target.pid), []
@@ -143,7 +143,7 @@ def test_request_body_counts_towards_the_limits(target: Target) -> None:
         eventually(lambda: not is_open(connection), 3 * REQUEST_SECONDS)
 
 
-def test_unread_answer_is_given_up() -> None:
+def test_unread_response_is_abandoned() -> None:
     """64 clients ask for metrics and never read them: the next one is answered within the limit."""
     with served("endpoint") as target:
         connections = []

@@ -110,13 +110,13 @@ def chart_roles(**values: Any) -> dict[str, Object]:
     }
 
 
-def test_every_right_of_the_chart_has_its_reason_and_its_test() -> None:
+def test_every_chart_right_has_a_reason_and_a_test() -> None:
     roles = chart_roles(watchNamespaces=["shop"])
     given = rights(roles["workqueue-operator"]) | rights(roles["workqueue-operator-leader"])
     assert given == LOST.keys() | UNSEEN
 
 
-def test_over_the_whole_cluster_the_rights_are_the_same_as_in_a_namespace() -> None:
+def test_cluster_wide_rights_equal_namespaced_rights() -> None:
     """So that what is shown in a namespace holds for the ClusterRole too, only its breadth differs."""
     everywhere, here = chart_roles(), chart_roles(watchNamespaces=["shop"])
     assert _where_workqueues_are(everywhere) == _where_workqueues_are(here)
@@ -129,7 +129,7 @@ def _where_workqueues_are(roles: dict[str, Object]) -> list[Object]:
     return [rule for rule in roles["workqueue-operator"]["rules"] if not claims & set(rule["resources"])]
 
 
-def test_the_page_on_security_has_the_same_table() -> None:
+def test_security_page_lists_the_same_rights() -> None:
     page = (CHECKOUT / "docs/security.md").read_text()
     rows = [
         [cell.strip().strip("`") for cell in line.strip("|").split("|")]
@@ -411,7 +411,7 @@ def life_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("crd")
-def test_with_all_its_rights_nothing_is_refused(vhost: VirtualHost, tmp_path: Path) -> None:
+def test_operator_with_all_rights_is_refused_nothing(vhost: VirtualHost, tmp_path: Path) -> None:
     with life_without(None, vhost, tmp_path) as life:
         assert life.go(STEPS) is None
         assert "forbidden" not in life.log
@@ -422,7 +422,7 @@ def test_with_all_its_rights_nothing_is_refused(vhost: VirtualHost, tmp_path: Pa
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("crd")
 @pytest.mark.parametrize("right", LOST, ids=lambda right: f"{right[1]} {right[0]}")
-def test_without_this_right_something_breaks_and_is_said(
+def test_missing_right_breaks_something_and_is_reported(
     right: Right, vhost: VirtualHost, tmp_path: Path
 ) -> None:
     lost = LOST[right]

@@ -58,9 +58,7 @@ def forged() -> list[tuple[str | None, str]]:
     ]
 
 
-def test_what_is_not_signed_for_this_worker_and_minute_is_refused(
-    vhost: VirtualHost, workers: Workers
-) -> None:
+def test_request_signed_for_other_worker_or_time_is_refused(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     for header, said in forged():
         headers = {} if header is None else {HEADER: header}
@@ -69,7 +67,7 @@ def test_what_is_not_signed_for_this_worker_and_minute_is_refused(
     assert not worker.status()["retired"]
 
 
-def test_a_signature_is_good_once(vhost: VirtualHost, workers: Workers) -> None:
+def test_signature_is_valid_only_once(vhost: VirtualHost, workers: Workers) -> None:
     """Also after the worker was called back meanwhile, and when the same call comes twenty times at once."""
     worker = workers.start(vhost.url).wait_consuming()
     port_of(worker)
@@ -82,7 +80,7 @@ def test_a_signature_is_good_once(vhost: VirtualHost, workers: Workers) -> None:
     eventually(lambda: worker.status()["consuming"])
 
 
-def test_a_flood_of_forged_calls_stops_neither_consuming_nor_heartbeats(
+def test_forged_call_flood_stops_neither_consuming_nor_heartbeats(
     vhost: VirtualHost, workers: Workers
 ) -> None:
     """5,000 calls over 20 connections at once, while 300 messages are handled."""
@@ -163,7 +161,7 @@ class Loris:
 @pytest.mark.parametrize(
     "first", [b"", b"G", b"POST /retire HTTP/1.1\r\nX: "], ids=["nothing", "a letter", "half a header"]
 )
-def test_connections_that_never_finish_a_request_keep_nobody_out(
+def test_unfinished_requests_do_not_block_other_clients(
     vhost: VirtualHost, workers: Workers, first: bytes
 ) -> None:
     """Three times as many as there may be: the kubelet is answered all the while, and they are closed soon."""
@@ -186,7 +184,7 @@ def test_connections_that_never_finish_a_request_keep_nobody_out(
     assert memory(worker.process.pid) - before < MORE_MEMORY
 
 
-def test_a_request_that_is_too_large_is_not_read_to_its_end(vhost: VirtualHost, workers: Workers) -> None:
+def test_oversized_request_is_not_read_to_its_end(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     port, before = port_of(worker), memory(worker.process.pid)
     sent = 0
@@ -204,7 +202,7 @@ def test_a_request_that_is_too_large_is_not_read_to_its_end(vhost: VirtualHost, 
     assert worker.request("/livez")[0] == 200
 
 
-def test_an_answer_that_nobody_takes_holds_nothing_up(vhost: VirtualHost, workers: Workers) -> None:
+def test_unread_response_blocks_nothing(vhost: VirtualHost, workers: Workers) -> None:
     """Thousands of requests in one connection, whose answers are never read."""
     worker = workers.start(vhost.url).wait_consuming()
     port = port_of(worker)

@@ -240,18 +240,18 @@ ALLOWED: dict[str, Callable[[Thief], None]] = {
 
 
 @pytest.mark.parametrize("change", FORBIDDEN.values(), ids=FORBIDDEN)
-def test_stolen_token_cannot_change(thief: Thief, change: Callable[[Thief], None]) -> None:
+def test_stolen_token_cannot_change_foreign_objects(thief: Thief, change: Callable[[Thief], None]) -> None:
     with pytest.raises(client.ApiException) as caught:
         change(thief)
     assert "ValidatingAdmissionPolicy" in caught.value.body, caught.value.body
 
 
 @pytest.mark.parametrize("change", ALLOWED.values(), ids=ALLOWED)
-def test_operator_may_change(thief: Thief, change: Callable[[Thief], None]) -> None:
+def test_operator_may_change_its_objects(thief: Thief, change: Callable[[Thief], None]) -> None:
     change(thief)
 
 
-def test_policies_concern_nobody_else(thief: Thief) -> None:
+def test_policies_do_not_restrict_other_users(thief: Thief) -> None:
     where = f"--namespace={thief.namespace}"
     kubectl("set", "image", "deployment/shop", "worker=other:1", where)
     kubectl("label", "pod", "shop-1", "a=b", where)

@@ -45,14 +45,14 @@ CASES = {
 
 
 @pytest.mark.parametrize(("arguments", "expected"), CASES.values(), ids=CASES.keys())
-def test_health_follows_the_ready_condition(arguments: tuple[Any, ...], expected: str) -> None:
+def test_argocd_health_follows_ready_condition(arguments: tuple[Any, ...], expected: str) -> None:
     assert health(*arguments)[0] == expected
 
 
-def test_one_that_is_being_deleted_is_under_way() -> None:
+def test_workqueue_in_deletion_is_progressing() -> None:
     found = health(conditions("True", "AsExpected"), deletionTimestamp="2030-01-01T00:00:00Z")
     assert found == ("Progressing", "It is being deleted.")
 
 
-def test_the_message_is_the_conditions() -> None:
+def test_health_message_is_that_of_the_condition() -> None:
     assert health(conditions("False", "SecretNotFound"))[1] == "SecretNotFound: so it is"

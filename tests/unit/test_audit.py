@@ -35,13 +35,13 @@ SKIPPED: dict[str, Any] = {"name": "yarl", "skip_reason": "Dependency not found"
         pytest.param([], UNKNOWN, "0 of 0 packages are unknown to the service.", id="nothing was looked up"),
     ],
 )
-def test_a_report_is_judged(packages: list[dict[str, Any]], code: int, line: str) -> None:
+def test_audit_report_is_evaluated(packages: list[dict[str, Any]], code: int, line: str) -> None:
     found = verdict({"dependencies": packages})
     assert found.code == code
     assert line in found.lines
 
 
-def test_the_bill_of_materials_has_every_locked_package_with_its_version() -> None:
+def test_bill_of_materials_lists_every_locked_package_version() -> None:
     sbom.main()
     bill = json.loads(sbom.FILE.read_text())
     listed = {(one["name"], one["version"]) for one in bill["components"]}

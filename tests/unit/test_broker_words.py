@@ -34,5 +34,5 @@ from workqueue_operator.broker.channel import words_of
         pytest.param(TimeoutError(), "TimeoutError", id="without a word"),
     ],
 )
-def test_words(error: Exception, words: str) -> None:
+def test_broker_message_is_decoded_for_people(error: Exception, words: str) -> None:
     assert words_of(error) == words

@@ -8,13 +8,13 @@ from workqueue_operator.config import Config, from_environment
 from workqueue_operator.errors import ConfigurationError
 
 
-def test_nothing_set_is_fine() -> None:
+def test_empty_environment_gives_default_config() -> None:
     config = from_environment({})
     assert config == Config(pod_name=config.pod_name)
     assert config.namespaces == ()
 
 
-def test_everything_set() -> None:
+def test_full_environment_gives_full_config() -> None:
     config = from_environment(
         {
             "WORKQUEUE_WATCH_NAMESPACES": " one, two ,one,",
@@ -55,7 +55,7 @@ def test_everything_set() -> None:
     )
 
 
-def test_an_empty_variable_is_one_that_is_not_set() -> None:
+def test_empty_variable_counts_as_unset() -> None:
     assert from_environment({"WORKQUEUE_PORT": " ", "KUBECONFIG": ""}).port == Config().port
 
 
@@ -81,14 +81,14 @@ def test_an_empty_variable_is_one_that_is_not_set() -> None:
         ("WORKQUEUE_WATCH_NAMESPACES", "One"),
     ],
 )
-def test_a_mistake_names_the_variable_and_its_value(name: str, text: str) -> None:
+def test_config_error_names_variable_and_value(name: str, text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         from_environment({name: text})
     (mistake,) = caught.value.mistakes
     assert mistake.startswith(f"{name} is {text!r}: ")
 
 
-def test_all_mistakes_are_told_together() -> None:
+def test_all_config_errors_are_reported_together() -> None:
     with pytest.raises(ConfigurationError) as caught:
         from_environment(
             {"WORKQUEUE_PORT": "x", "WORKQUEUE_LEADER_ELECTION": "x", "WORKQUEUE_LOG_LEVEL": "x"}

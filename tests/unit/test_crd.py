@@ -33,15 +33,15 @@ ALL = dict(nodes(crd.schema()))
 SPEC = {path: node for path, node in ALL.items() if path.startswith(".spec")}
 
 
-def test_it_is_a_valid_definition() -> None:
+def test_crd_is_a_valid_definition() -> None:
     kubernetes_validate.validate(crd.crd(), "1.29", strict=True)
 
 
-def test_it_stays_far_below_the_limit_of_client_side_apply() -> None:
+def test_crd_stays_far_below_client_side_apply_limit() -> None:
     assert len(crd.text()) < CLIENT_SIDE_APPLY_LIMIT / 3
 
 
-def test_the_module_prints_it() -> None:
+def test_crd_module_prints_the_definition() -> None:
     printed = subprocess.run(
         [sys.executable, "-m", "workqueue_operator.api.crd"], capture_output=True, text=True, check=True
     ).stdout
@@ -49,7 +49,7 @@ def test_the_module_prints_it() -> None:
 
 
 @pytest.mark.parametrize("node", ALL.values(), ids=ALL)
-def test_the_schema_is_structural(node: Schema) -> None:
+def test_crd_schema_is_structural(node: Schema) -> None:
     assert not {"$ref", "$defs", "const", "examples", "exclusiveMinimum", "exclusiveMaximum", "title"} & set(
         node
     )
@@ -62,7 +62,7 @@ def test_the_schema_is_structural(node: Schema) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in ALL if path and not path.endswith(("s", "metadata"))])
-def test_every_field_is_described_in_a_sentence(path: str) -> None:
+def test_every_crd_field_has_a_description(path: str) -> None:
     node = ALL[path]
     if path.endswith((".items", ".additionalProperties")) and "description" not in node:
         assert "properties" not in node
@@ -72,7 +72,7 @@ def test_every_field_is_described_in_a_sentence(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path, node in SPEC.items() if node.get("type") == "array"])
-def test_every_list_is_bounded_and_says_how_it_is_merged(path: str) -> None:
+def test_every_crd_list_has_a_bound_and_a_merge_strategy(path: str) -> None:
     node = SPEC[path]
     assert node["maxItems"] <= 200
     assert node["x-kubernetes-list-type"] in {"atomic", "map", "set"}
@@ -82,7 +82,7 @@ def test_every_list_is_bounded_and_says_how_it_is_merged(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path, node in ALL.items() if VALIDATIONS in node])
-def test_every_rule_speaks_in_a_sentence_about_a_field_that_exists(path: str) -> None:
+def test_every_cel_rule_has_a_message_about_an_existing_field(path: str) -> None:
     node = ALL[path]
     for rule in node[VALIDATIONS]:
         assert len(rule["message"].split()) > 4
@@ -91,14 +91,14 @@ def test_every_rule_speaks_in_a_sentence_about_a_field_that_exists(path: str) ->
             assert rule["fieldPath"].removeprefix(".") in node["properties"]
 
 
-def test_defaults_of_objects_repeat_the_defaults_inside() -> None:
+def test_defaults_of_objects_repeat_defaults_of_their_fields() -> None:
     queue = ALL[".spec.queue"]
     assert queue["default"] == {"type": "Quorum", "declare": True, "deletionPolicy": "Retain"}
     assert "messagesPerReplica" not in ALL[".spec.scaling"]["default"]
     assert "default" not in ALL[".spec.replicas"]
 
 
-def test_a_status_begins_with_one_condition_and_nothing_in_it_has_defaults() -> None:
+def test_initial_status_has_one_condition_and_no_field_defaults() -> None:
     assert [path for path, node in ALL.items() if path.startswith(".status") and "default" in node] == [
         ".status"
     ]
@@ -110,7 +110,7 @@ def test_a_status_begins_with_one_condition_and_nothing_in_it_has_defaults() -> 
     )
 
 
-def test_the_printer_columns() -> None:
+def test_printer_columns_are_those_documented() -> None:
     (version,) = crd.crd()["spec"]["versions"]
     columns = version["additionalPrinterColumns"]
     assert [column["name"] for column in columns if "priority" not in column] == [
@@ -131,12 +131,12 @@ def test_the_printer_columns() -> None:
         assert path in ALL or path == ".metadata.creationTimestamp"
 
 
-def test_the_scale_subresource_points_at_fields_that_exist() -> None:
+def test_scale_subresource_points_at_existing_fields() -> None:
     (version,) = crd.crd()["spec"]["versions"]
     assert {ALL[path]["type"] for path in version["subresources"]["scale"].values()} == {"integer", "string"}
 
 
-def test_names_agree_with_the_operator() -> None:
+def test_crd_names_match_the_operator() -> None:
     definition = crd.crd()
     assert definition["metadata"]["name"] == f"{names.PLURAL}.{names.GROUP}"
     assert definition["spec"]["names"]["shortNames"] == [names.SHORT_NAME]

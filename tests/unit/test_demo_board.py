@@ -21,7 +21,7 @@ from hack.demo.watch import Workers
         pytest.param(500, 24, id="more than there should be"),
     ],
 )
-def test_bar(count: int, length: int) -> None:
+def test_bar_chart_is_proportional(count: int, length: int) -> None:
     assert bar(count, 400, 24) == "█" * length
 
 
@@ -37,11 +37,11 @@ def test_bar(count: int, length: int) -> None:
         ),
     ],
 )
-def test_picture(workers: Workers, shown: str) -> None:
+def test_demo_board_draws_every_row(workers: Workers, shown: str) -> None:
     assert picture(workers) == shown
 
 
-def test_without_a_terminal_rows_are_lines_and_nothing_is_said_twice() -> None:
+def test_demo_board_without_terminal_prints_each_row_once() -> None:
     out = io.StringIO()
     screen = Screen(Console(file=out))
     with Board(screen, 4) as board:

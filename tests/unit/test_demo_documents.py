@@ -10,7 +10,7 @@ from hack.demo import documents
 from hack.demo.errors import DemoError
 
 
-def test_only_texts_are_sent(tmp_path: Path) -> None:
+def test_demo_sends_only_text_files(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "below/text").write_text("Grüße\n")
     (tmp_path / "empty").write_bytes(b" \n")
@@ -22,12 +22,12 @@ def test_only_texts_are_sent(tmp_path: Path) -> None:
     assert [(one.path, one.body.decode()) for one in found] == [(tmp_path / "below/text", "Grüße\n")]
 
 
-def test_no_more_are_sent_than_asked_for(tmp_path: Path) -> None:
+def test_demo_sends_at_most_the_requested_number(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_text("text")
     assert [one.path.name for one in documents.find(2, [tmp_path])] == ["0.txt", "1.txt"]
 
 
-def test_a_machine_without_texts_is_told_so(tmp_path: Path) -> None:
+def test_demo_without_text_files_reports_it(tmp_path: Path) -> None:
     with pytest.raises(DemoError, match="hold no text: name a folder"):
         documents.find(10, [tmp_path, tmp_path / "missing"])

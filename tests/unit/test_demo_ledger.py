@@ -41,25 +41,25 @@ def ledger(*results: tuple[str, str | None, object]) -> Ledger:
         pytest.param([*RIGHT, RIGHT[0]], [], id="the same message of a result is handed out again"),
     ],
 )
-def test_what_is_not_as_promised(
+def test_demo_ledger_reports_broken_promises(
     results: list[tuple[str, str | None, object]], complaints: list[str]
 ) -> None:
     assert ledger(*results).complaints() == complaints
 
 
 @pytest.mark.parametrize("message_id", ["earlier-0", None])
-def test_a_result_of_another_run_counts_for_nothing(message_id: str | None) -> None:
+def test_result_of_another_run_is_ignored(message_id: str | None) -> None:
     seen = ledger(("r0", message_id, {"words": 2}))
     assert (seen.done, seen.foreign) == (0, 1)
 
 
-def test_a_result_that_is_no_json_is_wrong() -> None:
+def test_result_that_is_not_json_is_an_error() -> None:
     seen = ledger(RIGHT[0])
     seen.record("r1", "run-1", b"\xff{")
     assert seen.complaints() == ["1 of 2 results is wrong: b.txt"]
 
 
-def test_many_are_not_all_named() -> None:
+def test_long_demo_report_is_truncated() -> None:
     expected = {f"run-{number}": {} for number in range(5)}
     names = {f"run-{number}": f"{number}.txt" for number in range(5)}
     assert Ledger(expected, names).complaints() == [

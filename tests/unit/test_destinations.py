@@ -54,7 +54,7 @@ def test_exactly_listed_host_may_have_any_address() -> None:
         ("rabbit.example.org.evil.test", False),
     ],
 )
-def test_listed_hosts_alone_are_permitted(host: str, *, permitted: bool) -> None:
+def test_only_listed_hosts_are_permitted(host: str, *, permitted: bool) -> None:
     assert Destinations(("*.svc", "rabbit.example.org")).permits(host) is permitted
 
 

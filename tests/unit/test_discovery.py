@@ -33,7 +33,7 @@ def cluster() -> FakeCluster:
     [NOT_FOUND, {"resources": [{"name": "others"}]}, ClusterError(503, "busy"), ClusterError(0, "no answer")],
     ids=["no such group", "no such kind", "an API server that is busy", "none that answers"],
 )
-async def test_a_definition_that_comes_late_is_waited_for(
+async def test_operator_waits_for_missing_crd(
     cluster: FakeCluster, before: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = 0
@@ -52,7 +52,7 @@ async def test_a_definition_that_comes_late_is_waited_for(
     ], "told once"
 
 
-async def test_a_namespace_that_is_forbidden_is_left_out_and_said(
+async def test_forbidden_namespace_is_skipped_and_reported(
     cluster: FakeCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster.answer("GET", "/namespaces/secret/", ClusterError(403, "no right in secret"))
@@ -62,7 +62,7 @@ async def test_a_namespace_that_is_forbidden_is_left_out_and_said(
     assert [vars(record)["namespace"] for record in caplog.records] == ["secret"]
 
 
-async def test_while_no_namespace_can_be_used_it_waits(cluster: FakeCluster) -> None:
+async def test_operator_waits_while_no_namespace_is_usable(cluster: FakeCluster) -> None:
     def answer(_: Request) -> object:
         return {"items": []} if len(cluster.asked) > 9 else ClusterError(403, "not yet")
 
@@ -71,6 +71,6 @@ async def test_while_no_namespace_can_be_used_it_waits(cluster: FakeCluster) -> 
     assert len(cluster.asked) > 9
 
 
-async def test_no_list_means_the_whole_cluster(cluster: FakeCluster) -> None:
+async def test_empty_namespace_list_means_whole_cluster(cluster: FakeCluster) -> None:
     assert await usable_namespaces(cluster, []) == ((), {})
     assert not cluster.asked

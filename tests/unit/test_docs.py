@@ -61,7 +61,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pages
-def test_links_lead_somewhere(page: Path) -> None:
+def test_every_link_has_an_existing_target(page: Path) -> None:
     dead = []
     for target in LINK.findall(INDENTED.sub("", FENCE.sub("", page.read_text()))):
         if re.match(r"\w+:", target):
@@ -90,7 +90,7 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 
 @pages
-def test_files_that_are_named_exist(page: Path) -> None:
+def test_every_named_file_exists(page: Path) -> None:
     folders = "|".join(("tests", "hack", "examples", "charts", "manifests", "operator", "worker"))
     named = (
         text for text in INLINE.findall(page.read_text()) if re.fullmatch(rf"({folders})/[\w./-]+", text)
@@ -99,7 +99,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 
 @pages
-def test_tests_that_are_named_exist_where_the_link_leads(page: Path) -> None:
+def test_every_linked_test_exists_in_its_file(page: Path) -> None:
     links = re.findall(r"\[`(test_\w+)`\]\(([^)]+)\)", page.read_text())
     assert not [
         (test, path)
@@ -118,13 +118,13 @@ def complaints() -> list[str]:
 
 
 @pytest.mark.parametrize("row", complaints(), ids=lambda row: row.split("|", 2)[1].strip())
-def test_a_complaint_about_a_peer_has_a_test_that_it_does_not_happen_here(row: str) -> None:
+def test_every_complaint_about_a_peer_links_a_counter_test(row: str) -> None:
     _, _, where, here, _ = row.split("|")
     assert where.strip()
     assert re.search(r"\[`test_\w+`\]\(", here)
 
 
-def test_pictures_are_well_formed() -> None:
+def test_every_picture_is_well_formed() -> None:
     for picture in (ROOT / "docs/images").glob("*.svg"):
         ET.fromstring(picture.read_text())
 
@@ -160,7 +160,7 @@ def targets() -> set[str]:
 
 
 @pages
-def test_make_targets_exist(page: Path) -> None:
+def test_every_named_make_target_exists(page: Path) -> None:
     run = commands([*blocks(page), *prose(page)], r"(?:CLUSTER=current )?make")
     assert {word for words in run for word in words if "=" not in word} <= targets()
 
@@ -182,13 +182,13 @@ def options(parser: argparse.ArgumentParser) -> set[str]:
 
 
 @pages
-def test_workqueue_commands_to_type_are_understood(page: Path) -> None:
+def test_documented_workqueue_commands_parse(page: Path) -> None:
     for command, *words in commands(blocks(page), "workqueue"):
         parser_of(command).parse_args(words)
 
 
 @pages
-def test_workqueue_commands_that_are_mentioned_exist(page: Path) -> None:
+def test_mentioned_workqueue_commands_exist(page: Path) -> None:
     for words in commands(prose(page), "workqueue"):
         if words:
             assert words[0] in main.COMMANDS
@@ -231,7 +231,7 @@ def unknown_fields(value: Any, schema: Schema, path: str = "") -> Iterator[str]:
 
 
 @pytest.mark.parametrize("made", workqueues())
-def test_a_workqueue_to_copy_is_valid(made: dict[str, Any]) -> None:
+def test_documented_workqueue_is_valid(made: dict[str, Any]) -> None:
     schema = crd.schema()
     spec = schema["properties"]["spec"]
     assert made["apiVersion"] == names.API_VERSION
@@ -243,12 +243,12 @@ def test_a_workqueue_to_copy_is_valid(made: dict[str, Any]) -> None:
 # -- the vocabulary --------------------------------------------------------------------------------
 
 
-def test_every_reason_is_explained() -> None:
+def test_every_reason_is_documented() -> None:
     page = anchors(ROOT / "docs/conditions.md")
     assert not {reason for reason in Reason if reason.lower() not in page}
 
 
-def test_every_metric_is_explained_and_every_metric_that_is_named_exists() -> None:
+def test_documented_metrics_match_existing_metrics() -> None:
     known = set(re.findall(r"^\| `(workqueue_\w+)`", metrics.page(), re.MULTILINE))
     packages = {"workqueue_kubectl", "workqueue_operator", "workqueue"}
     alerts = ROOT / "charts/workqueue-operator/files/alerts.yaml"
@@ -271,7 +271,7 @@ SPOKEN_OF = {
 
 
 @pages
-def test_the_project_speaks_of_itself_alone(page: Path) -> None:
+def test_project_text_mentions_no_workplace_tools(page: Path) -> None:
     text = page.read_text()
     assert not re.findall(r"pypi\.org|docker\.io|ghcr\.io|quay\.io", text)
     assert set(ABSOLUTE_PATH.findall(WEB_ADDRESS.sub("", text))) <= SPOKEN_OF

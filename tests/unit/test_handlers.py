@@ -48,7 +48,7 @@ class Part(dict[str, Any]):
 
 @pytest.mark.usefixtures("_no_collector")
 @pytest.mark.parametrize("kind", ["MODIFIED", "DELETED"])
-def test_an_event_wrapped_by_kopf_lets_its_object_go_without_the_garbage_collector(kind: str) -> None:
+def test_kopf_event_releases_its_object_without_garbage_collector(kind: str) -> None:
     store = Store(lambda _: None)
     raw = pod()
     raw["status"] = Part(raw["status"])
@@ -60,7 +60,7 @@ def test_an_event_wrapped_by_kopf_lets_its_object_go_without_the_garbage_collect
     assert watched() is None
 
 
-def test_what_the_store_keeps_of_an_event_is_its_own() -> None:
+def test_store_keeps_its_own_copy_of_an_event() -> None:
     store = Store(lambda _: None)
     event = {"type": None, "object": pod()}
     watch._feed(store, "pods", event)
@@ -69,7 +69,7 @@ def test_what_the_store_keeps_of_an_event_is_its_own() -> None:
     assert event["object"]["metadata"]["resourceVersion"] == "7", "kopf goes on with it"
 
 
-def test_a_login_is_another_one_also_with_the_same_token() -> None:
+def test_repeated_login_with_same_token_is_a_new_login() -> None:
     """kopf ends when it is given again what was refused; an API server may refuse for a moment only."""
     one, other = (watch._Connection(server="https://kubernetes", token="same") for _ in range(2))
     assert one != other

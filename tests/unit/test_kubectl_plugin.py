@@ -173,14 +173,14 @@ SENTENCES = [
 
 
 @pytest.mark.parametrize(("shown", "seen", "why", "changes"), SENTENCES)
-def test_why_it_is_at_its_count_and_what_would_change_it(
+def test_status_explains_count_and_next_change(
     shown: WorkQueue, seen: Seen, why: list[str], changes: list[str]
 ) -> None:
     assert explain.why(shown, seen, MONDAY_MORNING) == why
     assert explain.what_would_change_it(shown, seen, MONDAY_MORNING) == changes
 
 
-def test_the_bounds_that_are_named_are_those_at_which_the_operator_decides() -> None:
+def test_explained_bounds_match_operator_decisions() -> None:
     by_messages = workqueue(desired=4, messages=20)
     by_time = workqueue(
         desired=4, messages=200, scaling={"messagesPerReplica": None, "targetDrainSeconds": 60}
@@ -195,7 +195,7 @@ def test_the_bounds_that_are_named_are_those_at_which_the_operator_decides() -> 
         assert [explain._wanted(shown, count, seen) for count in (most, most + 1)] == [3, 4]
 
 
-def test_the_next_change_of_a_schedule_in_its_own_time_zone() -> None:
+def test_next_schedule_change_is_in_schedule_time_zone() -> None:
     schedule = {
         "name": "office hours",
         "start": "45 7 * * 1-5",
@@ -236,11 +236,11 @@ HOSTS = [
 
 
 @pytest.mark.parametrize(("host", "place"), HOSTS, ids=[host for host, _ in HOSTS])
-def test_what_a_host_name_is_in_the_cluster(host: str, place: InClusterTarget | None) -> None:
+def test_host_name_is_resolved_to_in_cluster_target(host: str, place: InClusterTarget | None) -> None:
     assert broker_access.candidates(host, "shop") == place
 
 
-def test_options_of_kubectl_may_stand_anywhere_and_messages_are_left_alone() -> None:
+def test_kubectl_options_may_stand_anywhere_but_messages_stay_unchanged() -> None:
     ours, rest = cli.split(["send", "-n", "shop", "mail", "--context=x", "--header", "a=b", "--", "-n", "-A"])
     assert (ours.namespace, ours.context, ours.all_namespaces) == ("shop", "x", False)
     assert rest == ["send", "mail", "--header", "a=b", "--", "-n", "-A"]
@@ -267,7 +267,7 @@ def test_wrong_arguments_end_with_2(words: list[str], capsys: pytest.CaptureFixt
     assert "error:" in capsys.readouterr().err
 
 
-def test_without_kubectl_it_says_so(
+def test_missing_kubectl_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", "")
@@ -313,21 +313,21 @@ COMPLETIONS = [
 @pytest.mark.parametrize(
     ("words", "proposals"), COMPLETIONS, ids=[" ".join(words) for words, _ in COMPLETIONS]
 )
-def test_completion(
+def test_completion_offers_commands_and_workqueues(
     words: list[str], proposals: list[str], fake_kubectl: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert completion.main(words) == 0
     assert capsys.readouterr().out.split() == proposals
 
 
-def test_kubectls_refusals_are_told_in_its_own_words(
+def test_kubectl_refusal_is_passed_on_verbatim(
     fake_kubectl: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["top", "-A"]) == 1
     assert capsys.readouterr().err == "kubectl workqueue top: Error from server (Forbidden): you may not\n"
 
 
-def test_a_port_forward_that_fails_says_why_and_leaves_nothing_behind(fake_kubectl: Path) -> None:
+def test_failed_port_forward_reports_why_and_leaves_no_process(fake_kubectl: Path) -> None:
     with pytest.raises(Exception, match="you may not"), Kubectl().forwarded("shop", "service/x", 5672):
         pytest.fail("it was not forwarded")
 
@@ -345,11 +345,11 @@ AGES = [
 
 
 @pytest.mark.parametrize(("seconds", "text"), AGES, ids=[text for _, text in AGES])
-def test_ages(seconds: int, text: str) -> None:
+def test_age_is_shown_like_kubectl(seconds: int, text: str) -> None:
     assert _ago(timedelta(seconds=seconds)) == text
 
 
-def test_the_commands_are_listed_and_described() -> None:
+def test_help_lists_and_describes_every_command() -> None:
     parser = cli.build([])
     assert set(completion._subcommands(parser) or ()) == set(cli.COMMANDS)
     for command in cli.COMMANDS:
@@ -368,7 +368,7 @@ def typed() -> list[str]:
 
 
 @pytest.mark.parametrize("line", typed())
-def test_commands_in_the_docs_are_understood(line: str) -> None:
+def test_documented_plugin_commands_parse(line: str) -> None:
     _, rest = cli.split(shlex.split(line)[2:])
     parsed = cli.build(word for word in rest if not word.startswith("-")).parse_args(rest)
     assert parsed.command in cli.COMMANDS

@@ -47,12 +47,14 @@ BOTH_DONE = (event(0, "done"), event(1, "done"))
         pytest.param(ledger(*BOTH_DONE, event(7, "done")), set(), {7}, id="nobody sent it"),
     ],
 )
-def test_what_is_lost_and_what_is_unexplained(made: Ledger, lost: set[int], unexplained: set[int]) -> None:
+def test_ledger_finds_lost_and_unexplained_messages(
+    made: Ledger, lost: set[int], unexplained: set[int]
+) -> None:
     assert (made.lost, made.unexplained) == (lost, unexplained)
     assert bool(made.problems()) == bool(lost or unexplained)
 
 
-def test_the_dead_and_the_waiting_are_not_lost_and_what_nobody_confirmed_may_be() -> None:
+def test_dead_and_waiting_messages_are_not_lost_and_unconfirmed_may_be() -> None:
     made = ledger()
     made.read_dead([{"id": 0}])
     made.read_waiting([{"id": 1}])
@@ -60,7 +62,7 @@ def test_the_dead_and_the_waiting_are_not_lost_and_what_nobody_confirmed_may_be(
     assert not made.problems()
 
 
-def test_two_dead_letters_have_a_cause_when_they_tell_of_one_failure() -> None:
+def test_duplicate_dead_letters_of_one_failure_are_explained() -> None:
     def given_up(attempt: int) -> dict[str, Any]:
         return dead_letter(b'{"id": 0}', {headers.ATTEMPT: attempt, headers.WORKER: "one"})
 
@@ -75,7 +77,7 @@ def test_two_dead_letters_have_a_cause_when_they_tell_of_one_failure() -> None:
     assert bare.unexplained == {0}
 
 
-def test_the_table_has_a_line_for_each_fault_and_the_row_of_a_loss_fails(tmp_path: Path) -> None:
+def test_fault_table_has_a_line_per_fault_and_loss_fails(tmp_path: Path) -> None:
     file = tmp_path / "report"
     report = Report(file)
     report.ledger("cut", "4.0.5", ledger(*BOTH_DONE), 1.0)

@@ -38,7 +38,7 @@ def parsed(**spec: Any) -> WorkQueue:
     return WorkQueue.model_validate({**SHORTEST, "spec": {**SHORTEST["spec"], **spec}})
 
 
-def test_what_is_left_out_has_its_default() -> None:
+def test_omitted_field_has_its_default() -> None:
     workqueue = parsed()
     spec = workqueue.spec
     assert workqueue.key == ("shop", "thumbs")
@@ -55,7 +55,7 @@ def test_what_is_left_out_has_its_default() -> None:
     assert not workqueue.deleting
 
 
-def test_the_whole_queue_reaches_the_topology() -> None:
+def test_all_queue_fields_reach_the_topology() -> None:
     workqueue = parsed(
         queue={
             "name": "images/thumbs",
@@ -91,14 +91,12 @@ def test_the_whole_queue_reaches_the_topology() -> None:
         pytest.param({"targetDrainSeconds": None}, 10, None, id="null is as good as nothing"),
     ],
 )
-def test_there_is_always_exactly_one_scaling_target(
-    given: Body, messages: int | None, drain: int | None
-) -> None:
+def test_scaling_always_has_exactly_one_target(given: Body, messages: int | None, drain: int | None) -> None:
     scaling = parsed(scaling=given).spec.scaling
     assert (scaling.messages_per_replica, scaling.target_drain_seconds) == (messages, drain)
 
 
-def test_scaling_made_in_code_has_a_target_too() -> None:
+def test_scaling_constructed_in_code_has_a_target() -> None:
     assert Scaling().messages_per_replica == 10
     assert Scaling(target_drain_seconds=5).messages_per_replica is None
 
@@ -112,7 +110,7 @@ def test_scaling_made_in_code_has_a_target_too() -> None:
         pytest.param({**SHORTEST["spec"], "scaling": {"wake": "Poll"}}, Wake.POLL, id="or asked not to"),
     ],
 )
-def test_how_an_idle_queue_is_noticed(spec: Body, wake: Wake) -> None:
+def test_idle_queue_detection_follows_the_spec(spec: Body, wake: Wake) -> None:
     assert WorkQueue.model_validate({**SHORTEST, "spec": spec}).wake is wake
 
 
@@ -149,19 +147,19 @@ def test_how_an_idle_queue_is_noticed(spec: Body, wake: Wake) -> None:
         ),
     ],
 )
-def test_what_an_older_definition_let_in_is_refused_here(spec: Body, sentence: str) -> None:
+def test_model_refuses_what_an_older_crd_admitted(spec: Body, sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         WorkQueueSpec.model_validate(spec)
 
 
-def test_fields_of_a_newer_definition_are_passed_over() -> None:
+def test_fields_of_a_newer_crd_are_ignored() -> None:
     body = json.loads(json.dumps(SHORTEST))
     body["spec"]["fromTheFuture"] = body["spec"]["worker"]["handler"]["wasm"] = {"a": 1}
     body["status"] = {"messages": 3, "fromTheFuture": True}
     assert WorkQueue.model_validate(body).status.messages == 3
 
 
-def test_parts_of_the_pod_stay_as_kubernetes_spells_them() -> None:
+def test_pod_fields_keep_kubernetes_spelling() -> None:
     toleration = {"key": "gpu", "operator": "Exists", "tolerationSeconds": 3}
     affinity = {"nodeAffinity": {"fromTheFuture": [1]}}
     given = {**SHORTEST["spec"]["worker"], "tolerations": [toleration], "affinity": affinity}
@@ -170,12 +168,12 @@ def test_parts_of_the_pod_stay_as_kubernetes_spells_them() -> None:
     assert (worker.tolerations, worker.affinity) == ((toleration,), affinity)
 
 
-def test_it_cannot_be_changed() -> None:
+def test_model_is_immutable() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         parsed().spec.replicas = 3  # type: ignore[misc]
 
 
-def test_a_status_survives_the_way_to_the_api_server_and_back() -> None:
+def test_status_survives_round_trip() -> None:
     wire = {
         "observedGeneration": 3,
         "workers": "2/5",
@@ -200,11 +198,11 @@ def test_a_status_survives_the_way_to_the_api_server_and_back() -> None:
     assert status.to_wire() == wire
 
 
-def test_an_empty_status_is_no_status() -> None:
+def test_empty_status_is_none() -> None:
     assert WorkQueue.model_validate({**SHORTEST, "status": None}).status == WorkQueueStatus()
 
 
-def test_other_peoples_annotations_are_not_kept() -> None:
+def test_foreign_annotations_are_not_kept() -> None:
     annotations = {
         names.ANNOTATION_ABANDON: "true",
         "kubectl.kubernetes.io/last-applied-configuration": "x" * 9999,
@@ -213,7 +211,7 @@ def test_other_peoples_annotations_are_not_kept() -> None:
     assert WorkQueue.model_validate(body).metadata.annotations == {names.ANNOTATION_ABANDON: "true"}
 
 
-def test_a_thousand_of_them_fit_into_ten_mebibytes() -> None:
+def test_thousand_workqueues_fit_into_ten_mebibytes() -> None:
     text = json.dumps(SHORTEST)
     tracemalloc.start()
     held = [WorkQueue.model_validate(json.loads(text)) for _ in range(1000)]

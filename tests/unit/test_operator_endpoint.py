@@ -44,7 +44,7 @@ async def series(session: aiohttp.ClientSession, query: str = "") -> set[str]:
     return {line for line in text.splitlines() if not line.startswith("#")}
 
 
-async def test_what_is_known_of_a_workqueue_is_shown_until_it_is_gone() -> None:
+async def test_workqueue_metrics_are_exposed_until_it_is_deleted() -> None:
     metrics = Metrics()
     shown = metrics.workqueues.of("team", "jobs")
     shown.messages_ready, shown.busy, shown.conditions = 7, 2, CONDITIONS
@@ -69,14 +69,14 @@ async def test_what_is_known_of_a_workqueue_is_shown_until_it_is_gone() -> None:
         ("workqueue_dead_letters", 'workqueue_dead_letters{namespace="team",workqueue="jobs"} 3.0'),
     ],
 )
-async def test_a_scrape_can_pick_metrics(name: str, line: str) -> None:
+async def test_scrape_can_select_metrics(name: str, line: str) -> None:
     metrics = Metrics()
     metrics.workqueues.of("team", "jobs").dead_letters = 3
     async with served(metrics) as session:
         assert await series(session, f"?name[]={name}") == {line}
 
 
-async def test_scrapes_come_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_scrapes_are_serialized(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is set anew for one of them would be missing in the other."""
     metrics, steps = Metrics(), []
 
@@ -92,7 +92,7 @@ async def test_scrapes_come_one_after_the_other(monkeypatch: pytest.MonkeyPatch)
     assert steps == ["begins", "ends"] * 2
 
 
-async def test_a_scrape_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_scrape_does_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     scraped, metrics = [], Metrics()
     monkeypatch.setattr(
         metrics.workqueues, "collect", lambda: scraped.append(threading.current_thread()) or iter(())
@@ -112,7 +112,7 @@ async def test_a_scrape_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatc
         ("/readyz", None, False, (503, "starting")),
     ],
 )
-async def test_the_probes_say_what_is_wrong(
+async def test_failing_probe_names_the_cause(
     path: str, problem: str | None, ready: bool, answer: tuple[int, str]
 ) -> None:
     async with served(Metrics(), problem, ready=ready) as session:

@@ -93,7 +93,7 @@ async def test_exactly_one_operator_serves_a_namespace(
     assert found == ([expected] if expected else [])
 
 
-async def test_cluster_wide_operator_with_the_claim_serves_what_nobody_lists(site: Site) -> None:
+async def test_cluster_wide_operator_with_claim_serves_unlisted_namespaces(site: Site) -> None:
     site.listed = {"shop": SHOP}
     site.everywhere = WIDE
 
@@ -106,12 +106,12 @@ async def test_claim_of_another_operator_wins_over_a_list_without_one(site: Site
     assert await site.servers(site.operator("x/first", "shop"), site.operator(SHOP, "shop")) == [SHOP]
 
 
-async def test_operator_without_a_claim_serves_where_no_other_does(site: Site) -> None:
+async def test_operator_without_claim_serves_unclaimed_namespaces(site: Site) -> None:
     assert await site.servers(site.operator(WIDE)) == [WIDE]
     assert await site.servers(site.operator(SHOP, "shop")) == [SHOP]
 
 
-async def test_releases_of_one_name_are_told_apart_by_their_namespaces(site: Site) -> None:
+async def test_releases_of_same_name_are_distinguished_by_namespace(site: Site) -> None:
     site.listed = {"shop": "shop-system/workqueue"}
     site.everywhere = "ops/workqueue"
     site.labels["shop"] = "workqueue"
@@ -121,7 +121,7 @@ async def test_releases_of_one_name_are_told_apart_by_their_namespaces(site: Sit
     assert found == ["shop-system/workqueue"]
 
 
-async def test_change_wakes_the_namespaces_concerned_alone(site: Site) -> None:
+async def test_claim_change_enqueues_only_affected_namespaces(site: Site) -> None:
     operator = site.operator(WIDE)
     await operator.first()
 
@@ -144,7 +144,9 @@ async def test_claim_of_a_new_namespace_is_read_before_its_first_pass(site: Site
     assert len(site.cluster.asked) == before + 3, "one look for all of them"
 
 
-async def test_api_server_that_is_away_changes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_api_server_changes_no_ownership(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "LOOK_EVERY", 0.01)
     site.listed = {"shop": SHOP}
     operator = site.operator(WIDE)
@@ -161,7 +163,7 @@ async def test_api_server_that_is_away_changes_nothing(site: Site, monkeypatch: 
     assert site.changed == []
 
 
-async def test_first_look_is_retried(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_first_ownership_read_is_retried(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_AGAIN", 0.01)
     refusals = [ClusterError(0, "no answer"), ClusterError(429, "busy", retry_after=0.01)]
     site.cluster.answer(
@@ -173,7 +175,7 @@ async def test_first_look_is_retried(site: Site, monkeypatch: pytest.MonkeyPatch
     assert refusals == []
 
 
-async def test_missing_right_is_said_once_and_stops_nothing(
+async def test_missing_right_is_reported_once_and_stops_nothing(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.cluster.answer("GET", "/api/v1/namespaces", ClusterError(403, "cannot get resource namespaces"))

@@ -18,7 +18,7 @@ def cluster(**status: Any) -> FakeCluster:
     return made
 
 
-async def test_token_is_asked_about_for_the_audience_of_the_page() -> None:
+async def test_token_review_uses_audience_of_the_page() -> None:
     asked = cluster(authenticated=True, user=USER, audiences=["jobs"])
     person = await Access(asked, audience="jobs").person("token")
 
@@ -33,6 +33,6 @@ async def test_token_is_asked_about_for_the_audience_of_the_page() -> None:
     [{}, {"audiences": []}, {"audiences": ["https://kubernetes.default.svc"]}],
     ids=["an API server that knows no audiences", "none", "another audience"],
 )
-async def test_token_of_another_audience_is_nobodys(audiences: dict[str, Any]) -> None:
+async def test_token_of_another_audience_is_refused(audiences: dict[str, Any]) -> None:
     said = cluster(authenticated=True, user=USER, **audiences)
     assert await Access(said).person("token") is None

@@ -22,7 +22,7 @@ def body(name: str, ready: str = "True", **status: Any) -> dict[str, Any]:
     }
 
 
-def test_what_needs_a_look_comes_first_then_the_deepest_queue() -> None:
+def test_workqueues_are_sorted_by_problems_then_depth() -> None:
     bodies = [
         body("b"),
         body("a"),
@@ -39,7 +39,7 @@ def test_what_needs_a_look_comes_first_then_the_deepest_queue() -> None:
     ]
 
 
-def test_what_is_not_known_is_no_zero() -> None:
+def test_unknown_count_is_not_zero() -> None:
     row = view_model.row({**body("new"), "status": None}, [], None)
     assert (row.messages, row.dead, row.busy, row.desired, row.rate, row.spark) == (None,) * 6
     assert row.ready.status == "Unknown"
@@ -85,7 +85,7 @@ def test_sums_name_the_workqueues_whose_count_is_unknown() -> None:
     assert (summary.busy.known, summary.busy.unknown) == (0, 2)
 
 
-def test_advice_stands_beside_a_condition_that_does_not_hold_and_only_there() -> None:
+def test_advice_appears_only_beside_failed_condition() -> None:
     assert "Check host and port" in view_model.row(body("x", "False"), [], None).ready.advice
     assert view_model.row(body("x", "True"), [], None).ready.advice == ""
 
@@ -100,12 +100,12 @@ LINES = [
 
 
 @pytest.mark.parametrize(("depths", "lines"), LINES)
-def test_a_sparkline(depths: list[int | None], lines: tuple[str, ...] | None) -> None:
+def test_sparkline_scales_to_its_peak(depths: list[int | None], lines: tuple[str, ...] | None) -> None:
     spark = view_model.sparkline(depths)
     assert (spark.lines if spark is not None else None) == lines
 
 
-def test_a_peak_does_not_get_lost_when_an_hour_is_drawn() -> None:
+def test_sparkline_of_an_hour_keeps_its_peak() -> None:
     depths: list[int | None] = [0] * SAMPLES
     depths[101] = 70
     spark = view_model.sparkline(depths)
@@ -116,7 +116,7 @@ def test_a_peak_does_not_get_lost_when_an_hour_is_drawn() -> None:
     assert spark.sentence == "Waiting messages in the last hour: highest 70, lowest 0, last 0."
 
 
-def test_a_series_forgets_the_oldest_and_keeps_what_was_not_known() -> None:
+def test_series_drops_oldest_sample_and_keeps_unknown_ones() -> None:
     series = Series()
     for value in range(SAMPLES + 3):
         series.add(None if value % 2 else value)
@@ -128,7 +128,7 @@ def test_a_series_forgets_the_oldest_and_keeps_what_was_not_known() -> None:
     assert series.values()[-1] == 0xFFFF_FFFE
 
 
-def test_who_is_gone_is_forgotten() -> None:
+def test_deleted_workqueue_is_forgotten() -> None:
     history = History()
     history.record([("a", 1), ("b", 2)])
     history.record([("b", 3)])
@@ -147,11 +147,11 @@ def test_who_is_gone_is_forgotten() -> None:
         ("th nails x", False),
     ],
 )
-def test_a_filter(words: str, found: bool) -> None:
+def test_filter_matches_namespace_and_name(words: str, found: bool) -> None:
     assert view_model.matches(body("thumbnails"), words) is found
 
 
-def test_sessions_end_with_their_time_and_the_oldest_makes_room() -> None:
+def test_sessions_expire_and_oldest_is_evicted() -> None:
     now = 0.0
     sessions = Sessions(lambda: now)
     first = sessions.begin("token")

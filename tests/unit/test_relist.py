@@ -47,7 +47,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return clock
 
 
-async def test_all_kinds_are_listed_page_by_page(cluster: FakeCluster, store: Store) -> None:
+async def test_resync_lists_all_kinds_page_by_page(cluster: FakeCluster, store: Store) -> None:
     def pages(request: Request) -> dict[str, Any]:
         return (
             listed(thing("two", 2))
@@ -67,7 +67,7 @@ async def test_all_kinds_are_listed_page_by_page(cluster: FakeCluster, store: St
     assert cluster.asked[-1].query["labelSelector"] == LABEL_WORKQUEUE
 
 
-async def test_listed_namespaces_are_asked_one_by_one(cluster: FakeCluster, store: Store) -> None:
+async def test_resync_lists_namespaces_one_by_one(cluster: FakeCluster, store: Store) -> None:
     await Resync(cluster, store, ("one", "two"), 300).once()
     assert [path for path in cluster.paths("GET") if path.endswith("pods")] == [
         "/api/v1/namespaces/one/pods",
@@ -75,9 +75,7 @@ async def test_listed_namespaces_are_asked_one_by_one(cluster: FakeCluster, stor
     ]
 
 
-async def test_a_list_that_fails_half_way_drops_nothing_of_that_kind(
-    cluster: FakeCluster, store: Store
-) -> None:
+async def test_partially_failed_list_drops_no_object_of_that_kind(cluster: FakeCluster, store: Store) -> None:
     def half(request: Request) -> object:
         if request.query.get("continue"):
             return ClusterError(410, "the continue token is too old")
@@ -90,7 +88,7 @@ async def test_a_list_that_fails_half_way_drops_nothing_of_that_kind(
     assert ("team", "two") in store.workqueues
 
 
-async def test_whatever_fails_the_next_list_comes(cluster: FakeCluster, store: Store) -> None:
+async def test_failed_resync_is_followed_by_the_next(cluster: FakeCluster, store: Store) -> None:
     resync = Resync(cluster, store, (), 0.001)
     cluster.answer("GET", "/workqueues", ClusterError(0, "no answer"))
     running = asyncio.create_task(resync.run())
@@ -107,7 +105,7 @@ async def test_whatever_fails_the_next_list_comes(cluster: FakeCluster, store: S
 # -- blind
 
 
-async def test_the_first_list_of_a_start_is_no_sign_of_a_blind_watch(
+async def test_first_list_after_start_is_no_sign_of_blind_watch(
     cluster: FakeCluster, store: Store, now: list[float]
 ) -> None:
     resync = Resync(cluster, store, (), 300)
@@ -119,7 +117,7 @@ async def test_the_first_list_of_a_start_is_no_sign_of_a_blind_watch(
         assert not resync.blind
 
 
-async def test_one_change_that_a_list_saw_first_is_no_sign_when_the_watch_brings_it_later(
+async def test_late_watch_event_is_no_sign_of_blind_watch(
     cluster: FakeCluster, store: Store, now: list[float]
 ) -> None:
     resync = Resync(cluster, store, (), 300)
@@ -132,7 +130,7 @@ async def test_one_change_that_a_list_saw_first_is_no_sign_when_the_watch_brings
     assert not resync.blind
 
 
-async def test_a_watch_that_brings_nothing_while_lists_show_changes_is_blind(
+async def test_watch_without_events_while_lists_change_is_blind(
     cluster: FakeCluster, store: Store, now: list[float]
 ) -> None:
     resync = Resync(cluster, store, (), 300)
@@ -147,7 +145,9 @@ async def test_a_watch_that_brings_nothing_while_lists_show_changes_is_blind(
     assert not resync.blind
 
 
-async def test_a_quiet_cluster_is_not_blind(cluster: FakeCluster, store: Store, now: list[float]) -> None:
+async def test_watch_of_quiet_cluster_is_not_blind(
+    cluster: FakeCluster, store: Store, now: list[float]
+) -> None:
     resync = Resync(cluster, store, (), 300)
     cluster.answer("GET", "/workqueues", listed(thing("one", 1)))
     store.put_workqueue(thing("one", 1))
@@ -157,7 +157,7 @@ async def test_a_quiet_cluster_is_not_blind(cluster: FakeCluster, store: Store, 
         assert not resync.blind
 
 
-async def test_an_api_server_that_is_away_makes_nobody_blind(
+async def test_unreachable_api_server_is_no_sign_of_blind_watch(
     cluster: FakeCluster, store: Store, now: list[float]
 ) -> None:
     resync = Resync(cluster, store, (), 300)

@@ -44,7 +44,7 @@ def cluster() -> ApiServer:
     return ApiServer()
 
 
-async def test_key_is_random_and_goes_with_its_workqueue(cluster: ApiServer) -> None:
+async def test_retirement_key_is_random_and_owned_by_its_workqueue(cluster: ApiServer) -> None:
     await RetirementKeys(cluster).ensure(workqueue())
 
     assert cluster.secret is not None
@@ -57,7 +57,7 @@ async def test_key_is_random_and_goes_with_its_workqueue(cluster: ApiServer) -> 
     assert cluster.key != first
 
 
-async def test_key_is_created_once_and_kept_for_a_minute(cluster: ApiServer) -> None:
+async def test_retirement_key_is_created_once_and_cached_for_a_minute(cluster: ApiServer) -> None:
     keys = RetirementKeys(cluster)
     await keys.ensure(workqueue())
     await keys.ensure(workqueue())
@@ -66,7 +66,7 @@ async def test_key_is_created_once_and_kept_for_a_minute(cluster: ApiServer) -> 
     assert [request.method for request in cluster.asked] == ["POST"]
 
 
-async def test_another_operator_process_uses_the_key_that_exists(cluster: ApiServer) -> None:
+async def test_another_operator_process_uses_existing_key(cluster: ApiServer) -> None:
     await RetirementKeys(cluster).ensure(workqueue())
     first = cluster.key
     successor = RetirementKeys(cluster)
@@ -75,7 +75,7 @@ async def test_another_operator_process_uses_the_key_that_exists(cluster: ApiSer
     assert await successor.read(workqueue()) == first
 
 
-async def test_deleted_secret_is_created_again(cluster: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_deleted_secret_is_recreated(cluster: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = RetirementKeys(cluster)
     await keys.ensure(workqueue())
     first, cluster.secret = cluster.key, None

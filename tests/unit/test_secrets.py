@@ -47,7 +47,7 @@ async def problem(secrets: Secrets) -> ReconcileError:
     return caught.value
 
 
-async def test_a_secret_is_read_by_its_name_and_kept(cluster: FakeCluster, secrets: Secrets) -> None:
+async def test_secret_is_read_by_name_and_cached(cluster: FakeCluster, secrets: Secrets) -> None:
     cluster.answer("GET", "/namespaces/team/secrets/rabbitmq", GOOD)
     for _ in range(3):
         binding = await secrets.binding("team", "rabbitmq")
@@ -55,7 +55,7 @@ async def test_a_secret_is_read_by_its_name_and_kept(cluster: FakeCluster, secre
     assert cluster.paths("GET") == ["/api/v1/namespaces/team/secrets/rabbitmq"]
 
 
-async def test_many_that_ask_at_once_cause_one_read(cluster: FakeCluster, secrets: Secrets) -> None:
+async def test_concurrent_requests_share_one_secret_read(cluster: FakeCluster, secrets: Secrets) -> None:
     go = asyncio.Event()
 
     async def slowly(_: Request) -> object:
@@ -73,7 +73,7 @@ async def test_many_that_ask_at_once_cause_one_read(cluster: FakeCluster, secret
     assert len(cluster.asked) == 1
 
 
-async def test_it_is_read_again_when_it_is_old_and_when_it_was_forgotten(
+async def test_expired_or_forgotten_secret_is_reread(
     cluster: FakeCluster, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.answer("GET", "rabbitmq", GOOD)
@@ -86,7 +86,7 @@ async def test_it_is_read_again_when_it_is_old_and_when_it_was_forgotten(
     assert len(cluster.asked) == 3
 
 
-async def test_who_is_in_a_hurry_takes_what_is_known(
+async def test_urgent_request_uses_cached_secret(
     cluster: FakeCluster, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_AGE", -1.0)
@@ -96,7 +96,7 @@ async def test_who_is_in_a_hurry_takes_what_is_known(
     assert len(cluster.asked) == 1
 
 
-async def test_while_the_api_server_is_away_what_is_known_goes_on(
+async def test_cached_secret_is_used_while_api_server_is_unreachable(
     cluster: FakeCluster, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.answer("GET", "rabbitmq", ClusterError(0, "no answer"))
@@ -109,7 +109,7 @@ async def test_while_the_api_server_is_away_what_is_known_goes_on(
     assert (await secrets.binding("team", "rabbitmq")).password == "secret"
 
 
-async def test_what_nobody_asks_for_is_not_kept_for_ever(
+async def test_unused_secret_is_evicted(
     cluster: FakeCluster, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.answer("GET", "secrets", GOOD)
@@ -135,7 +135,7 @@ async def test_what_nobody_asks_for_is_not_kept_for_ever(
     ],
     ids=["missing", "forbidden", "empty", "a URL of another kind", "a port that is no number"],
 )
-async def test_trouble_says_where_and_what(
+async def test_secret_error_names_secret_and_problem(
     cluster: FakeCluster, secrets: Secrets, answer: object, reason: Reason, words: list[str]
 ) -> None:
     cluster.answer("GET", "rabbitmq", answer)  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ async def test_trouble_says_where_and_what(
     assert "hidden" not in found.message
 
 
-async def test_a_corrected_secret_is_noticed_soon(
+async def test_corrected_secret_is_noticed_within_seconds(
     cluster: FakeCluster, secrets: Secrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.answer("GET", "rabbitmq", {})
@@ -158,14 +158,14 @@ async def test_a_corrected_secret_is_noticed_soon(
     assert (await secrets.binding("team", "rabbitmq")).username == "user"
 
 
-async def test_keys_that_are_no_text_do_no_harm(cluster: FakeCluster, secrets: Secrets) -> None:
+async def test_binary_secret_keys_are_ignored(cluster: FakeCluster, secrets: Secrets) -> None:
     cluster.answer(
         "GET", "rabbitmq", secret(uri="amqp://user:secret@rabbit.example/jobs", keystore=b"\xff\xfe\x00")
     )
     assert (await secrets.binding("team", "rabbitmq")).username == "user"
 
 
-async def test_a_short_host_name_is_looked_for_in_the_namespace_of_the_secret(
+async def test_short_host_name_is_resolved_in_secret_namespace(
     cluster: FakeCluster, secrets: Secrets
 ) -> None:
     cluster.answer("GET", "rabbitmq", secret(uri="amqp://user:secret@rabbit:5673/jobs"))
@@ -183,7 +183,7 @@ def used(cluster: FakeCluster, woken: list[Key]) -> Secrets:
     return Secrets(cluster, woken.append)
 
 
-async def test_a_changed_secret_in_use_wakes_its_workqueues_without_a_pass(
+async def test_changed_secret_enqueues_its_workqueues(
     cluster: FakeCluster, used: Secrets, woken: list[Key], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "READ_AFTER", 0.01)
@@ -202,7 +202,7 @@ async def test_a_changed_secret_in_use_wakes_its_workqueues_without_a_pass(
     watching.cancel()
 
 
-async def test_a_secret_that_no_workqueue_uses_is_not_read_again(cluster: FakeCluster, used: Secrets) -> None:
+async def test_unreferenced_secret_is_not_reread(cluster: FakeCluster, used: Secrets) -> None:
     cluster.answer("GET", "/secrets/", GOOD)
     used.use(("team", "jobs"), "rabbitmq")
     await used.binding("team", "rabbitmq")
@@ -214,9 +214,7 @@ async def test_a_secret_that_no_workqueue_uses_is_not_read_again(cluster: FakeCl
     assert cluster.asked == []
 
 
-async def test_secrets_are_read_once_a_minute_in_shares_and_few_at_a_time(
-    cluster: FakeCluster, used: Secrets
-) -> None:
+async def test_secrets_are_reread_every_minute_in_small_batches(cluster: FakeCluster, used: Secrets) -> None:
     reading = most = 0
 
     async def slowly(_: Request) -> object:
@@ -242,7 +240,7 @@ async def test_secrets_are_read_once_a_minute_in_shares_and_few_at_a_time(
     assert most == module.READS_AT_ONCE
 
 
-async def test_a_failed_read_is_tried_again_within_seconds(cluster: FakeCluster, used: Secrets) -> None:
+async def test_failed_secret_read_is_retried_within_seconds(cluster: FakeCluster, used: Secrets) -> None:
     cluster.answer("GET", "rabbitmq", GOOD)
     used.use(("team", "jobs"), "rabbitmq")
     await used.binding("team", "rabbitmq")

@@ -30,7 +30,7 @@ def counts(load: JobMix, autoscaler: Autoscaler) -> list[tuple[float, int]]:
     return World(load, autoscaler).run().counts[1:]
 
 
-def test_the_model_of_keda_climbs_as_a_real_one_did() -> None:
+def test_keda_model_scales_out_like_real_keda() -> None:
     # Measured with KEDA 2.20, polling each second, 20 long messages from 0: 0.5 s, 2.5 s, then each 15 s.
     load = workload(*[(0.0, 500.0)] * 20, seconds=100)
     steps = counts(load, Keda(load, polling_seconds=1.0, phase=2.5))
@@ -38,7 +38,7 @@ def test_the_model_of_keda_climbs_as_a_real_one_did() -> None:
     assert [at for at, _ in steps[1:]] == pytest.approx([2.5, 17.5, 32.5, 47.5])
 
 
-def test_the_model_of_keda_goes_to_zero_after_its_cooldown() -> None:
+def test_keda_model_scales_to_zero_after_cooldown() -> None:
     load = workload((10.0, 1.0))
     (at_one, one), (at_zero, zero) = counts(load, Keda(load))
     assert (one, zero) == (1, 0)
@@ -47,7 +47,7 @@ def test_the_model_of_keda_goes_to_zero_after_its_cooldown() -> None:
     assert at_zero == 330.0
 
 
-def test_the_model_of_keda_stays_within_its_tolerance() -> None:
+def test_keda_model_stays_within_its_tolerance() -> None:
     # 40 messages ask for 4 replicas of 10 each. 5 % more are too few to change that, 15 % are not.
     few, more = ([(0.0, 1_500.0)] * 40 + [(100.0, 1_500.0)] * extra for extra in (2, 6))
     for jobs, wanted in ((few, [1, 4]), (more, [1, 4, 5])):
@@ -55,12 +55,12 @@ def test_the_model_of_keda_stays_within_its_tolerance() -> None:
         assert [count for _, count in counts(load, Keda(load))] == wanted
 
 
-def test_the_operator_climbs_in_one_step_as_soon_as_a_message_comes() -> None:
+def test_operator_model_scales_out_in_one_step_on_a_message() -> None:
     load = workload(*[(5.0, 500.0)] * 20, seconds=100)
     assert counts(load, Operator(load)) == [(5.0 + RING_TO_WRITTEN_SECONDS, 20)]
 
 
-def test_a_message_on_an_idle_queue_waits_for_one_start() -> None:
+def test_message_on_idle_queue_waits_for_one_pod_start() -> None:
     load = workload((5.0, 1.0))
     _, outcome = simulate(load, Operator(load))
     assert outcome.waits == [pytest.approx(RING_TO_WRITTEN_SECONDS + START_SECONDS)]
@@ -68,14 +68,14 @@ def test_a_message_on_an_idle_queue_waits_for_one_start() -> None:
 
 
 @pytest.mark.parametrize("make", [sparse, bursts, heavy, recorded])
-def test_the_operator_never_stops_a_busy_worker(make: Any) -> None:
+def test_operator_model_never_stops_a_busy_worker(make: Any) -> None:
     load = make()
     found, outcome = simulate(load, Operator(load))
     assert (found.interrupted, found.repeated) == (0, 0)
     assert len(outcome.waits) == len(load.jobs)
 
 
-def test_who_is_killed_in_a_handler_begins_again() -> None:
+def test_job_killed_in_its_handler_starts_again() -> None:
     load = workload(*[(0.0, 60.0)] * 4, (0.0, 1_000.0), seconds=6_000)
     found, outcome = simulate(load, Keda(load, cooldown_seconds=0.0))
     assert found.interrupted > 0
@@ -87,7 +87,9 @@ some_jobs = st.lists(st.tuples(st.floats(0, 300), st.floats(0.01, 60)), min_size
 
 
 @given(some_jobs, st.sampled_from(["ours", "keda"]))
-def test_every_job_is_done_and_no_time_is_lost(chosen: list[tuple[float, float]], who: str) -> None:
+def test_simulation_completes_every_job_and_accounts_for_all_time(
+    chosen: list[tuple[float, float]], who: str
+) -> None:
     load = workload(*sorted(chosen), seconds=20_000)
     autoscaler: Autoscaler = Operator(load) if who == "ours" else Keda(load)
     world = World(load, autoscaler, grace_seconds=math.inf)
@@ -99,7 +101,7 @@ def test_every_job_is_done_and_no_time_is_lost(chosen: list[tuple[float, float]]
     assert all(0 <= count <= load.max_replicas for _, count in outcome.counts)
 
 
-def test_the_same_seed_gives_the_same_jobs() -> None:
+def test_same_seed_gives_same_jobs() -> None:
     assert heavy() == heavy()
 
 
@@ -116,7 +118,7 @@ COSTS = shards.UnitCosts(
 )
 
 
-def test_more_operators_bear_less_each() -> None:
+def test_more_shards_mean_less_load_each() -> None:
     few, many = (shards.plan(COSTS, number, 10.0) for number in (2, 20))
     assert (few.queues, many.queues) == (50_000, 5_000)
     assert many.memory_mib < few.memory_mib
@@ -126,17 +128,17 @@ def test_more_operators_bear_less_each() -> None:
     assert not few.fits
 
 
-def test_wakes_that_come_faster_than_they_are_served_wait_for_ever() -> None:
+def test_wakes_beyond_capacity_queue_without_bound() -> None:
     assert shards.wake_waits(60.0, 0.02) == [math.inf]
 
 
-def test_wakes_wait_as_the_theory_of_queues_says() -> None:
+def test_wake_delay_matches_queueing_theory() -> None:
     # One server, fixed service: mean wait = load / (2 * (1 - load)) services.
     waits = shards.wake_waits(25.0, 0.02, count=200_000)
     assert sum(waits) / len(waits) == pytest.approx(0.5 / (2 * 0.5) * 0.02, rel=0.05)
 
 
-def test_unit_costs_come_from_the_operators_results(tmp_path: Path) -> None:
+def test_unit_costs_come_from_operator_benchmark(tmp_path: Path) -> None:
     def rest(figure: str, **raw: Any) -> dict[str, Any]:
         return {"figure": figure, "raw": raw}
 

@@ -62,7 +62,7 @@ def take_list(
 # -- order
 
 
-def test_an_older_version_never_replaces_a_newer_one(store: Store, woken: list[Key]) -> None:
+def test_older_version_never_replaces_newer_one(store: Store, woken: list[Key]) -> None:
     store.put_workqueue(thing("jobs", 10, generation=2))
     woken.clear()
     store.put_workqueue(thing("jobs", 9, generation=1))
@@ -70,7 +70,7 @@ def test_an_older_version_never_replaces_a_newer_one(store: Store, woken: list[K
     assert woken == []
 
 
-def test_an_older_list_does_not_undo_our_own_write(store: Store) -> None:
+def test_older_list_does_not_undo_own_write(store: Store) -> None:
     taken_at = time.monotonic()
     store.put_deployment({**thing("jobs-worker", 12), "spec": {"replicas": 5}})
     take_list(store, "deployments", [{**thing("jobs-worker", 11), "spec": {"replicas": 0}}], taken_at)
@@ -79,13 +79,13 @@ def test_an_older_list_does_not_undo_our_own_write(store: Store) -> None:
     assert seen["spec"]["replicas"] == 5
 
 
-def test_an_older_answer_to_our_own_write_does_not_undo_an_event(store: Store) -> None:
+def test_older_write_response_does_not_undo_an_event(store: Store) -> None:
     store.put_pod(pod("a", 20, annotations={ANNOTATION_DELETION_COST: "-1"}))
     store.put_pod(pod("a", 19))
     assert store.pods["team", "a"].marked
 
 
-def test_versions_are_compared_as_numbers(store: Store) -> None:
+def test_resource_versions_are_compared_as_numbers(store: Store) -> None:
     store.put_workqueue(thing("jobs", 999, generation=1))
     store.put_workqueue(thing("jobs", 1000, generation=2))
     assert store.workqueues[JOBS]["metadata"]["generation"] == 2
@@ -94,21 +94,21 @@ def test_versions_are_compared_as_numbers(store: Store) -> None:
 # -- the same name again
 
 
-def test_an_object_made_anew_in_the_same_second_is_kept(store: Store) -> None:
+def test_object_recreated_within_the_same_second_is_kept(store: Store) -> None:
     store.put_workqueue(thing("jobs", 10, "old"))
     store.put_workqueue(thing("jobs", 20, "new"))
     store.put_workqueue(thing("jobs", 11, "old"))
     assert store.workqueues[JOBS]["metadata"]["uid"] == "new"
 
 
-def test_the_late_deletion_of_the_old_object_does_not_take_the_new_one(store: Store) -> None:
+def test_late_deletion_of_old_object_keeps_new_one(store: Store) -> None:
     store.put_workqueue(thing("jobs", 10, "old"))
     store.put_workqueue(thing("jobs", 20, "new"))
     store.drop("workqueues", thing("jobs", 15, "old"))
     assert store.workqueues[JOBS]["metadata"]["uid"] == "new"
 
 
-def test_a_deleted_object_does_not_come_back_by_a_list_that_is_older(store: Store, woken: list[Key]) -> None:
+def test_older_list_does_not_restore_deleted_object(store: Store, woken: list[Key]) -> None:
     store.put_workqueue(thing("jobs", 10))
     taken_at = time.monotonic()
     store.drop("workqueues", thing("jobs", 12))
@@ -118,14 +118,14 @@ def test_a_deleted_object_does_not_come_back_by_a_list_that_is_older(store: Stor
     assert woken == []
 
 
-def test_a_deleted_pod_does_not_come_back_by_the_answer_to_our_own_write(store: Store) -> None:
+def test_write_response_does_not_restore_deleted_pod(store: Store) -> None:
     store.put_pod(pod("a", 10))
     store.drop("pods", pod("a", 12))
     store.put_pod(pod("a", 11))
     assert names(store) == []
 
 
-def test_a_name_that_was_deleted_can_be_used_again(store: Store) -> None:
+def test_name_of_deleted_object_can_be_reused(store: Store) -> None:
     store.put_workqueue(thing("jobs", 10))
     store.drop("workqueues", thing("jobs", 12))
     store.put_workqueue(thing("jobs", 13, "new"))
@@ -135,7 +135,7 @@ def test_a_name_that_was_deleted_can_be_used_again(store: Store) -> None:
 # -- lists
 
 
-def test_a_list_drops_ghosts_and_wakes_who_is_concerned(store: Store, woken: list[Key]) -> None:
+def test_list_drops_ghosts_and_enqueues_affected_workqueues(store: Store, woken: list[Key]) -> None:
     store.put_workqueue(thing("jobs", 1))
     store.put_workqueue(thing("other", 2))
     store.put_pod(pod("a", 3))
@@ -149,12 +149,12 @@ def test_a_list_drops_ghosts_and_wakes_who_is_concerned(store: Store, woken: lis
     assert woken == [JOBS, JOBS, JOBS]
 
 
-def test_a_list_brings_what_the_watch_missed(store: Store, woken: list[Key]) -> None:
+def test_list_adds_objects_the_watch_missed(store: Store, woken: list[Key]) -> None:
     take_list(store, "workqueues", [thing("jobs", 1)], time.monotonic())
     assert woken == [JOBS]
 
 
-def test_a_list_that_brings_nothing_new_wakes_nobody(store: Store, woken: list[Key]) -> None:
+def test_unchanged_list_enqueues_nothing(store: Store, woken: list[Key]) -> None:
     store.put_workqueue(thing("jobs", 1))
     woken.clear()
     take_list(store, "workqueues", [thing("jobs", 1)], time.monotonic())
@@ -162,7 +162,7 @@ def test_a_list_that_brings_nothing_new_wakes_nobody(store: Store, woken: list[K
 
 
 @pytest.mark.parametrize(("kind", "body"), [("deployments", thing("jobs-worker", 5)), ("pods", pod("p", 5))])
-def test_the_version_that_is_known_wakes_nobody_again(
+def test_known_version_enqueues_nothing(
     store: Store, woken: list[Key], kind: str, body: dict[str, Any]
 ) -> None:
     """After the answer to our own write the watch brings it, too; and a LIST brings everything."""
@@ -172,7 +172,7 @@ def test_the_version_that_is_known_wakes_nobody_again(
     assert woken == [JOBS]
 
 
-def test_what_is_seen_again_during_a_list_is_not_dropped_by_it(store: Store) -> None:
+def test_object_seen_during_a_list_is_not_dropped_by_it(store: Store) -> None:
     store.put_deployment(thing("jobs-worker", 5))
     taken_at = time.monotonic()
     store.put_deployment(thing("jobs-worker", 5))
@@ -180,14 +180,14 @@ def test_what_is_seen_again_during_a_list_is_not_dropped_by_it(store: Store) -> 
     assert store.deployment("team", "jobs-worker") is not None
 
 
-def test_a_list_does_not_drop_what_came_after_it_was_taken(store: Store) -> None:
+def test_list_does_not_drop_newer_object(store: Store) -> None:
     taken_at = time.monotonic() - 1
     store.put_workqueue(thing("jobs", 5))
     take_list(store, "workqueues", [], taken_at)
     assert store.workqueue(JOBS) is not None
 
 
-def test_a_list_of_one_namespace_leaves_the_others_alone(store: Store) -> None:
+def test_list_of_one_namespace_keeps_other_namespaces(store: Store) -> None:
     store.put_workqueue(thing("jobs", 5, namespace="elsewhere"))
     take_list(store, "workqueues", [], time.monotonic() + 1, "team")
     assert store.workqueue(("elsewhere", "jobs")) is not None
@@ -196,7 +196,7 @@ def test_a_list_of_one_namespace_leaves_the_others_alone(store: Store) -> None:
 # -- who is woken
 
 
-def test_our_own_status_wakes_nobody(store: Store, woken: list[Key]) -> None:
+def test_own_status_write_enqueues_nothing(store: Store, woken: list[Key]) -> None:
     store.put_workqueue({**thing("jobs", 1, generation=1), "status": {}})
     woken.clear()
     ours = {**thing("jobs", 2, generation=1), "status": {"messages": 3}}
@@ -206,14 +206,14 @@ def test_our_own_status_wakes_nobody(store: Store, woken: list[Key]) -> None:
     assert store.workqueues[JOBS]["status"] == {"messages": 3}
 
 
-def test_a_status_that_somebody_else_changed_wakes(store: Store, woken: list[Key]) -> None:
+def test_foreign_status_change_enqueues_the_workqueue(store: Store, woken: list[Key]) -> None:
     store.put_workqueue({**thing("jobs", 1, generation=1), "status": {"messages": 3}})
     woken.clear()
     store.put_workqueue(thing("jobs", 2, generation=1))
     assert woken == [JOBS]
 
 
-def test_a_spec_that_changed_with_our_status_wakes(store: Store, woken: list[Key]) -> None:
+def test_spec_change_along_with_own_status_enqueues_the_workqueue(store: Store, woken: list[Key]) -> None:
     store.put_workqueue(thing("jobs", 1, generation=1))
     woken.clear()
     store.put_workqueue({**thing("jobs", 2, generation=2), "status": {"messages": 3}}, our_status=True)
@@ -231,25 +231,27 @@ def test_a_spec_that_changed_with_our_status_wakes(store: Store, woken: list[Key
     ],
     ids=["the spec", "its deletion", "a finalizer", "an annotation", "another object of that name"],
 )
-def test_what_concerns_a_pass_wakes(store: Store, woken: list[Key], change: dict[str, Any]) -> None:
+def test_relevant_change_enqueues_the_workqueue(
+    store: Store, woken: list[Key], change: dict[str, Any]
+) -> None:
     store.put_workqueue(thing("jobs", 1, generation=1))
     woken.clear()
     store.put_workqueue(thing("jobs", 2, **{"generation": 1, **change}))
     assert woken == [JOBS]
 
 
-def test_a_foreign_deployment_under_our_name_concerns_the_workqueue(store: Store, woken: list[Key]) -> None:
+def test_foreign_deployment_of_same_name_enqueues_the_workqueue(store: Store, woken: list[Key]) -> None:
     store.put_deployment(thing("jobs-worker", 1))
     assert woken == [JOBS]
 
 
-def test_other_peoples_deployments_and_pods_are_not_kept(store: Store, woken: list[Key]) -> None:
+def test_foreign_deployments_and_pods_are_not_kept(store: Store, woken: list[Key]) -> None:
     store.put_deployment(thing("website", 1))
     store.put_pod(thing("website-1", 1))
     assert (store.deployments, store.pods, woken) == ({}, {}, [])
 
 
-def test_a_pod_that_gets_another_label_moves(store: Store, woken: list[Key]) -> None:
+def test_relabelled_pod_moves_to_its_new_workqueue(store: Store, woken: list[Key]) -> None:
     store.put_pod(pod("a", 1))
     woken.clear()
     store.put_pod(pod("a", 2, owner="other"))
@@ -257,7 +259,7 @@ def test_a_pod_that_gets_another_label_moves(store: Store, woken: list[Key]) -> 
     assert woken == [JOBS, OTHER]
 
 
-def test_a_deployment_that_loses_our_label_is_let_go(store: Store) -> None:
+def test_deployment_without_label_is_dropped(store: Store) -> None:
     store.put_deployment(thing("workers", 1, labels={LABEL_WORKQUEUE: "jobs"}))
     store.put_deployment(thing("workers", 2))
     assert store.deployments == {}
@@ -266,7 +268,7 @@ def test_a_deployment_that_loses_our_label_is_let_go(store: Store) -> None:
 # -- followers
 
 
-def test_a_followed_deployment_wakes_its_followers(store: Store, woken: list[Key]) -> None:
+def test_followed_deployment_enqueues_its_followers(store: Store, woken: list[Key]) -> None:
     store.follow(JOBS, "team", "celery")
     store.follow(OTHER, "team", "celery")
     store.put_deployment(thing("celery", 1))
@@ -274,7 +276,7 @@ def test_a_followed_deployment_wakes_its_followers(store: Store, woken: list[Key
     assert store.followers_of("team", "celery") == {JOBS, OTHER}
 
 
-def test_who_follows_another_deployment_lets_go_of_the_first(store: Store) -> None:
+def test_following_another_deployment_drops_the_first(store: Store) -> None:
     store.follow(JOBS, "team", "celery")
     store.put_deployment(thing("celery", 1))
     store.follow(JOBS, "team", "dramatiq")
@@ -282,7 +284,7 @@ def test_who_follows_another_deployment_lets_go_of_the_first(store: Store) -> No
     assert store.deployment("team", "celery") is None
 
 
-def test_a_deployment_that_nobody_follows_any_more_is_not_kept(store: Store) -> None:
+def test_unfollowed_deployment_is_dropped(store: Store) -> None:
     store.follow(JOBS, "team", "celery")
     store.put_deployment(thing("celery", 1))
     store.unfollow(JOBS)
@@ -295,7 +297,7 @@ def test_a_deployment_that_nobody_follows_any_more_is_not_kept(store: Store) -> 
 # -- memory
 
 
-def test_nothing_is_left_of_what_has_gone(store: Store) -> None:
+def test_deleted_objects_leave_nothing_in_the_store(store: Store) -> None:
     for number in range(50):
         name = f"jobs-{number}"
         store.put_workqueue(thing(name, 1))
@@ -313,7 +315,7 @@ def test_nothing_is_left_of_what_has_gone(store: Store) -> None:
     assert not any([*left, store._seen, store._pods_of, store._followers, store._gone])
 
 
-def test_of_metadata_what_others_keep_there_is_left_out(store: Store, woken: list[Key]) -> None:
+def test_foreign_metadata_is_not_kept(store: Store, woken: list[Key]) -> None:
     applied = {"kubectl.kubernetes.io/last-applied-configuration": "{}"}
     store.put_workqueue(thing("jobs", 1, managedFields=[{}], annotations={**applied, "a": "b"}))
     assert "managedFields" not in store.workqueues[JOBS]["metadata"]
@@ -323,7 +325,7 @@ def test_of_metadata_what_others_keep_there_is_left_out(store: Store, woken: lis
     assert woken == []
 
 
-def test_of_a_deployment_only_what_a_pass_reads_is_kept(store: Store) -> None:
+def test_only_deployment_fields_a_pass_reads_are_kept(store: Store) -> None:
     body = thing("jobs-worker", 1, labels={LABEL_WORKQUEUE: "jobs"}, managedFields=[{}], generation=5)
     marked = {ANNOTATION_TEMPLATE_HASH: "abc"}
     body["spec"] = {
@@ -347,7 +349,7 @@ def test_of_a_deployment_only_what_a_pass_reads_is_kept(store: Store) -> None:
     assert deployment_view(kept) == deployment_view(body)
 
 
-def test_pods_come_by_name_and_not_when_they_have_ended(store: Store) -> None:
+def test_pods_are_sorted_by_name_without_ended_ones(store: Store) -> None:
     """Evicted pods stay for hours, and a Deployment has replaced them long since."""
     store.put_pod(pod("b", 1))
     store.put_pod({**pod("c", 2), "status": {"phase": "Failed", "reason": "Evicted"}})
@@ -359,7 +361,7 @@ def test_pods_come_by_name_and_not_when_they_have_ended(store: Store) -> None:
     assert (names(store), store.pods) == ([], {})
 
 
-async def test_each_workqueue_comes_in_turn_and_others_have_theirs(store: Store) -> None:
+async def test_workqueue_iteration_yields_to_other_tasks(store: Store) -> None:
     for number in range(120):
         store.put_workqueue(thing(f"jobs-{number}", 1))
     turns = 0
@@ -381,7 +383,7 @@ async def test_each_workqueue_comes_in_turn_and_others_have_theirs(store: Store)
     assert turns >= 3
 
 
-async def test_each_workqueue_of_some_namespaces(store: Store) -> None:
+async def test_workqueues_are_selected_by_namespaces(store: Store) -> None:
     for namespace in ("team", "shop", "other"):
         store.put_workqueue(thing("jobs", 1, namespace=namespace))
     found = [body["metadata"]["namespace"] async for body in store.each_workqueue({"shop", "team", "none"})]

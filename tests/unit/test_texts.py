@@ -18,7 +18,7 @@ def texts(**objects: dict[str, Any]) -> JsonMap:
     return made
 
 
-def test_what_is_put_comes_back() -> None:
+def test_stored_object_is_returned_equal() -> None:
     body = {"text": 'a "quoted" é 😀', "number": 3, "none": None, "list": [True, {"deep": 1.5}]}
     made = texts(one=body)
     assert made[ONE] == body
@@ -28,20 +28,20 @@ def test_what_is_put_comes_back() -> None:
         made[TWO]
 
 
-def test_what_is_changed_in_an_object_is_not_kept() -> None:
+def test_change_of_returned_object_is_not_stored() -> None:
     made = texts(one={"list": [1]})
     made[ONE]["list"].append(2)
     assert made[ONE] == {"list": [1]}
 
 
-def test_what_is_deleted_is_gone() -> None:
+def test_deleted_object_is_gone() -> None:
     made = texts(one={}, two={})
     del made[ONE]
     assert list(made) == [TWO]
 
 
 @pytest.mark.parametrize("sought", ["jobs", "größe", 'a"b', "a\\b"])
-def test_objects_are_found_by_a_text_in_them(sought: str) -> None:
+def test_objects_are_found_by_contained_text(sought: str) -> None:
     made = texts(
         one={"spec": {"name": sought}},
         two={"spec": {"name": f"{sought}-2"}},

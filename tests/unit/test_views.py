@@ -171,7 +171,9 @@ FAILURES: list[tuple[str, dict[str, Any], Reason, list[str]]] = [
 @pytest.mark.parametrize(
     ("status", "reason", "words"), [row[1:] for row in FAILURES], ids=[r[0] for r in FAILURES]
 )
-def test_what_keeps_a_pod_from_being_ready(status: dict[str, Any], reason: Reason, words: list[str]) -> None:
+def test_pod_view_names_what_prevents_readiness(
+    status: dict[str, Any], reason: Reason, words: list[str]
+) -> None:
     failure = pod_view(body(**status)).failure
     assert failure is not None
     assert failure.reason is reason
@@ -194,18 +196,18 @@ def test_what_keeps_a_pod_from_being_ready(status: dict[str, Any], reason: Reaso
     ],
     ids=["just made", "being created", "starting", "recovered from a crash", "drained"],
 )
-def test_what_is_no_failure(status: dict[str, Any]) -> None:
+def test_pod_view_ignores_transient_states(status: dict[str, Any]) -> None:
     assert pod_view(body(**status)).failure is None
 
 
 @pytest.mark.parametrize(
     ("phase", "ended"), [("Succeeded", True), ("Failed", True), ("Running", False), ("Pending", False)]
 )
-def test_a_pod_that_will_not_run_again_has_ended(phase: str, ended: bool) -> None:
+def test_pod_that_cannot_restart_has_ended(phase: str, ended: bool) -> None:
     assert pod_view(body(phase=phase, reason="Evicted")).ended is ended
 
 
-def test_a_pods_view() -> None:
+def test_pod_view_has_all_fields() -> None:
     raw = body(
         conditions=[{"type": "Ready", "status": "True"}],
         containerStatuses=[container("proxy"), container(ready=True, running={"startedAt": "now"})],
@@ -228,7 +230,7 @@ def test_a_pods_view() -> None:
     )
 
 
-def test_a_pod_of_which_nothing_is_known_yet() -> None:
+def test_pod_without_status_has_an_empty_view() -> None:
     bare = {"metadata": {"name": "a", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}}
     assert pod_view(bare) == PodView(
         "a", "u", "", False, False, False, "", False, None, CREATED, scheduled=False, started=False
@@ -255,7 +257,7 @@ def deployment(wanted: int | None = 2, /, **status: Any) -> dict[str, Any]:
     }
 
 
-def test_a_deployment_that_has_rolled_out() -> None:
+def test_rolled_out_deployment_is_settled() -> None:
     view = deployment_view(deployment())
     assert (view.replicas, view.current, view.ready, view.template_hash) == (2, 2, 2, "h1")
     assert view.rolled_out
@@ -267,11 +269,11 @@ def test_a_deployment_that_has_rolled_out() -> None:
     [{"observedGeneration": 3}, {"updatedReplicas": 1}],
     ids=["the controller has not seen the last spec", "old pods are left"],
 )
-def test_a_rollout_under_way(status: dict[str, Any]) -> None:
+def test_rollout_in_progress_is_recognized(status: dict[str, Any]) -> None:
     assert not deployment_view(deployment(**status)).rolled_out
 
 
-def test_pods_that_the_api_server_refuses() -> None:
+def test_refused_pods_are_reported() -> None:
     refusal = deployment_view(
         deployment(conditions=[{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}])
     ).refusal
@@ -280,7 +282,7 @@ def test_pods_that_the_api_server_refuses() -> None:
     assert "exceeded quota" in refusal.message
 
 
-def test_replicas_left_out_mean_one_and_no_status_means_none() -> None:
+def test_omitted_replicas_mean_one_and_missing_status_means_zero() -> None:
     raw = deployment(None)
     del raw["status"]
     view = deployment_view(raw)
@@ -301,11 +303,11 @@ def pods(count: int, **changes: Any) -> list[PodView]:
     return made
 
 
-def test_a_settled_deployment_may_shrink() -> None:
+def test_settled_deployment_may_scale_in() -> None:
     assert unsettled(deployment_view(deployment(2)), pods(2)) is None
 
 
-def test_pods_on_their_way_out_do_not_matter() -> None:
+def test_terminating_pods_do_not_block_scale_in() -> None:
     old = pods(1, terminating=True, template_hash="old")
     assert unsettled(deployment_view(deployment(2)), [*pods(2), *old]) is None
 
@@ -327,7 +329,9 @@ def test_pods_on_their_way_out_do_not_matter() -> None:
         "the store has seen too many pods",
     ],
 )
-def test_what_must_settle_first(raw: dict[str, Any], there: list[PodView], reason: Reason) -> None:
+def test_unsettled_deployment_may_not_scale_in(
+    raw: dict[str, Any], there: list[PodView], reason: Reason
+) -> None:
     found = unsettled(deployment_view(raw), there)
     assert found is not None
     assert found.reason is reason
@@ -363,7 +367,7 @@ QUOTA = {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": 
         "pods-of-other-template",
     ],
 )
-def test_existing_pods_beside_refused_ones(
+def test_existing_pods_beside_refused_ones_may_scale_in(
     raw: dict[str, Any], there: list[PodView], existing: int | None
 ) -> None:
     assert existing_of_refused(deployment_view(raw), there) == existing

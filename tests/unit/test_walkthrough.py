@@ -47,7 +47,7 @@ def followed(page: str, folder: Path) -> None:
     walk(folder / "page.md", folder, {}, seconds=20)
 
 
-def test_files_are_written_commands_run_in_one_shell_and_tables_compared_by_their_headers(
+def test_walkthrough_writes_files_runs_commands_and_compares_tables(
     tmp_path: Path,
 ) -> None:
     followed(PAGE, tmp_path)
@@ -62,6 +62,6 @@ def test_files_are_written_commands_run_in_one_shell_and_tables_compared_by_thei
         pytest.param("export WHOM=you", "false", id="a command that fails"),
     ],
 )
-def test_a_page_that_is_not_true_is_seen(right: str, wrong: str, tmp_path: Path) -> None:
+def test_walkthrough_detects_an_untrue_page(right: str, wrong: str, tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         followed(PAGE.replace(right, wrong), tmp_path)

@@ -18,7 +18,7 @@ async def fails() -> None:
     raise RuntimeError("kopf has met something")
 
 
-async def test_when_a_task_of_kopf_fails_the_watch_ends_and_no_other_task_does(
+async def test_failed_kopf_task_ends_the_watch_but_no_other_task(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tasks: list[asyncio.Task[Any]] = []

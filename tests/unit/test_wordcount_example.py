@@ -31,11 +31,11 @@ from workqueue import Message
         ),
     ],
 )
-def test_count(text: str, result: dict[str, object]) -> None:
+def test_wordcount_handler_counts_words(text: str, result: dict[str, object]) -> None:
     assert count(text.encode()) == result
 
 
-def test_a_message_that_wants_no_reply_is_counted_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+def test_message_without_reply_to_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         handle(Message(b"one two"))
     assert [record.message for record in caplog.records] == ["Counted a document."]

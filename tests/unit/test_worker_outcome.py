@@ -67,7 +67,7 @@ def test_the_verdict(error: BaseException | None, attempt: int, expected: object
 
 
 @pytest.mark.parametrize("expires_in", [1.0, 0.0, -3.0])
-def test_message_whose_ttl_passes_before_the_next_attempt_is_given_up_as_expired(expires_in: float) -> None:
+def test_message_expiring_before_next_attempt_is_dead_lettered_as_expired(expires_in: float) -> None:
     found = verdict(ValueError("disk full"), 1, POLICY, 0.0, expires_in)
 
     assert isinstance(found, GiveUp)

@@ -68,7 +68,7 @@ RUN_ELSEWHERE = {
 
 
 @pytest.mark.timeout(900)
-def test_the_pages(folder: Path, environment: dict[str, str]) -> None:
+def test_documented_commands_work(folder: Path, environment: dict[str, str]) -> None:
     """Get started and the tutorial step by step; then every command of the other pages; then the cleaning up."""
     started = (CHECKOUT / "docs/get-started.md").read_text()
     journey, end = started.split("Clean up with")
@@ -81,7 +81,7 @@ def test_the_pages(folder: Path, environment: dict[str, str]) -> None:
     assert not living & {"shop", "billing", "rabbitmq"}
 
 
-def test_no_command_is_left_out_without_need() -> None:
+def test_every_documented_command_is_found_and_run() -> None:
     """And each that the pages have is found: there are no fewer than when this was written."""
     found = [command for page in _pages() for command in commands(page.read_text())]
     assert len(found) > 110

@@ -54,7 +54,7 @@ def dead(vhost, action, *arguments, queue="jobs"):
     return workqueue("dead", action, "--queue", queue, *arguments, url=vhost.url)
 
 
-def test_list_shows_why_and_when_and_takes_nothing(every_vhost):
+def test_dead_list_shows_reason_and_time_and_takes_nothing(every_vhost):
     fill(every_vhost, letter("a", "Rejected"), letter("b", "TimedOut", age=7200))
     done = dead(every_vhost, "list")
     assert (done.code, done.err) == (0, "")
@@ -82,7 +82,7 @@ def test_list_shows_why_and_when_and_takes_nothing(every_vhost):
     }
 
 
-def test_a_message_that_rabbitmq_gave_up_says_why(every_vhost):
+def test_dead_letter_of_rabbitmq_shows_its_reason(every_vhost):
     fill(
         every_vhost,
         Outgoing("jobs", b"x", message_id="a", headers={"x-workqueue-failure-reason": "Exception"}),
@@ -97,7 +97,7 @@ def test_a_message_that_rabbitmq_gave_up_says_why(every_vhost):
     assert abs(datetime.fromisoformat(one["failedAt"]) - datetime.now(UTC)) < timedelta(minutes=2)
 
 
-def test_show_shows_everything_and_takes_nothing(vhost):
+def test_dead_show_prints_everything_and_takes_nothing(vhost):
     fill(vhost, letter("a"), letter("b", headers={"n": 7}))
     done = dead(vhost, "show", "b")
     assert done.code == 0
@@ -121,7 +121,7 @@ def test_show_shows_everything_and_takes_nothing(vhost):
     assert vhost.depth("jobs.dead") == (2, 0)
 
 
-def test_replay_puts_the_message_back_as_its_publisher_made_it(every_vhost):
+def test_replay_restores_message_as_published(every_vhost):
     original = {
         "priority": 3,
         "correlation_id": "c",
@@ -168,7 +168,7 @@ FILTERS = [
 @pytest.mark.parametrize(
     ("arguments", "chosen"), [row[1:] for row in FILTERS], ids=[row[0] for row in FILTERS]
 )
-def test_replay_takes_what_is_asked_for_and_leaves_the_rest(vhost, arguments, chosen):
+def test_replay_takes_only_selected_messages(vhost, arguments, chosen):
     fill(
         vhost,
         letter("a"),
@@ -182,7 +182,7 @@ def test_replay_takes_what_is_asked_for_and_leaves_the_rest(vhost, arguments, ch
     assert set(taken(vhost, "jobs.dead")) == {"a", "b", "c", "d"} - chosen
 
 
-def test_replay_to_a_queue_that_is_full_moves_what_fits_and_keeps_the_rest(every_vhost):
+def test_replay_to_full_queue_moves_what_fits(every_vhost):
     names = [f"m{number}" for number in range(50)]
     fill(every_vhost, *map(letter, names), settings=QueueSettings("jobs", max_length=3))
     done = dead(every_vhost, "replay", "--json")
@@ -194,7 +194,7 @@ def test_replay_to_a_queue_that_is_full_moves_what_fits_and_keeps_the_rest(every
     assert sorted([*moved, *kept]) == sorted(names)
 
 
-def test_replay_to_a_queue_that_does_not_exist_moves_nothing(vhost):
+def test_replay_to_missing_queue_moves_nothing(vhost):
     fill(vhost, letter("a"))
     with vhost.connect() as connection:
         connection.channel().queue_delete("jobs")
@@ -206,7 +206,7 @@ def test_replay_to_a_queue_that_does_not_exist_moves_nothing(vhost):
     assert vhost.depth("jobs.dead") == (1, 0)
 
 
-def test_a_replay_that_is_killed_loses_nothing(every_vhost):
+def test_killed_replay_loses_nothing(every_vhost):
     names = {f"m{number}" for number in range(3000)}
     fill(every_vhost, *map(letter, names))
     with started(
@@ -221,7 +221,7 @@ def test_a_replay_that_is_killed_loses_nothing(every_vhost):
     assert every_vhost.depth("jobs") == every_vhost.depth("jobs.dead") == (0, 0)
 
 
-def test_a_replay_takes_only_what_was_there_at_the_start(vhost):
+def test_replay_takes_only_initially_present_messages(vhost):
     """A handler that rejects at once does not keep it going for ever."""
     fill(vhost, *(letter(f"m{number}") for number in range(300)))
     with started(("dead", "replay", "--queue", "jobs"), vhost.url, stdout=subprocess.PIPE) as command:
@@ -234,7 +234,7 @@ def test_a_replay_takes_only_what_was_there_at_the_start(vhost):
         assert command.stdout.read() == b"300 messages put back to work on jobs.\n"
 
 
-def test_purge_asks_and_drops_what_was_asked_for(vhost):
+def test_purge_asks_and_drops_selected_messages(vhost):
     fill(vhost, letter("a"), letter("b", "Rejected"))
     done = dead(vhost, "purge")
     assert (done.code, done.err) == (2, "Nothing was dropped; --yes drops without asking.\n")
@@ -246,7 +246,7 @@ def test_purge_asks_and_drops_what_was_asked_for(vhost):
     assert dead(vhost, "list").out == "0 of 0 dead letters of jobs.\n"
 
 
-def test_purge_leaves_what_has_died_since_the_question(vhost):
+def test_purge_keeps_dead_letters_that_came_after_the_prompt(vhost):
     fill(vhost, letter("counted"))
     terminal, question = os.openpty()
     with started(
@@ -268,7 +268,7 @@ def test_purge_leaves_what_has_died_since_the_question(vhost):
 
 
 @pytest.mark.parametrize("number", ["-3", "0", "x", "1.5"])
-def test_peek_refuses_what_is_not_a_number_of_messages(number):
+def test_peek_refuses_invalid_message_count(number):
     done = workqueue("peek", "--queue", "jobs", "-n", number)
 
     assert done.code == 2
@@ -280,7 +280,7 @@ def test_peek_refuses_what_is_not_a_number_of_messages(number):
     [("stats",), ("peek",), ("dead", "list"), ("send", "x")],
     ids=["stats", "peek", "dead", "send"],
 )
-def test_broker_error_is_a_json_document_too(command):
+def test_broker_error_is_printed_as_json(command):
     done = workqueue(*command, "--queue", "jobs", "--json", url=f"amqp://localhost:{free_port()}/")
 
     assert done.code == 1
@@ -289,12 +289,12 @@ def test_broker_error_is_a_json_document_too(command):
     assert "cannot be used" in done.json["error"]
 
 
-def test_description_keeps_the_names_in_a_summary():
+def test_description_keeps_names_of_the_summary():
     assert "RabbitMQ's confirmation" in workqueue("send", "--help").out
 
 
 @pytest.mark.parametrize("action", ["list", "show", "replay", "purge"])
-def test_a_queue_without_a_dead_letter_queue_is_said(vhost, action):
+def test_missing_dead_letter_queue_is_reported(vhost, action):
     done = dead(vhost, action, *(["--yes"] if action == "purge" else []), queue="nope")
     assert (done.code, done.err) == (
         1,
@@ -319,7 +319,7 @@ def test_peek_shows_the_first_messages_and_loses_none(every_vhost):
     assert every_vhost.depth("jobs") == (5, 0)
 
 
-def test_peek_at_a_body_that_is_no_text(vhost):
+def test_peek_shows_binary_body(vhost):
     fill(vhost, Outgoing("jobs", b"\xff\x00"))
     assert "(2 bytes, no text)" in workqueue("peek", "--queue", "jobs", url=vhost.url).out
     assert (
@@ -328,14 +328,14 @@ def test_peek_at_a_body_that_is_no_text(vhost):
     )
 
 
-def test_peek_at_nothing(vhost):
+def test_peek_at_empty_queue_reports_it(vhost):
     fill(vhost)
     assert workqueue("peek", "--queue", "jobs", url=vhost.url).out == "jobs has no message that is ready.\n"
     missing = workqueue("peek", "--queue", "nope", url=vhost.url)
     assert (missing.code, missing.err) == (1, "workqueue peek: The queue nope does not exist.\n")
 
 
-def test_stats_counts_the_queue_and_those_around_it(every_vhost):
+def test_stats_counts_the_queue_and_its_related_queues(every_vhost):
     fill(every_vhost, Outgoing("jobs", b""), Outgoing("jobs", b""), letter("a"))
     with Publisher(lambda: from_url(every_vhost.url), "test") as publisher:
         for seconds in (60, 77):
@@ -361,12 +361,12 @@ def test_stats_counts_the_queue_and_those_around_it(every_vhost):
     assert lines[1].split() == ["jobs", "2", "0"]
 
 
-def test_stats_of_a_queue_that_does_not_exist(vhost):
+def test_stats_of_missing_queue_reports_it(vhost):
     done = workqueue("stats", "--queue", "nope", "--json", url=vhost.url)
     assert (done.code, done.json["exists"], done.err) == (4, False, "The queue nope does not exist.\n")
 
 
-def test_a_lost_connection_is_said(vhost):
+def test_lost_connection_is_reported(vhost):
     fill(vhost, *(letter(f"m{number}") for number in range(2000)))
     with started(
         ("dead", "list", "--queue", "jobs", "-n", "5000"),
@@ -385,12 +385,12 @@ DURATIONS = [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("7d", 604800)
 
 
 @pytest.mark.parametrize(("text", "seconds"), DURATIONS, ids=[row[0] for row in DURATIONS])
-def test_a_duration_is_read(text, seconds):
+def test_duration_is_parsed(text, seconds):
     assert dead_letters.duration(text) == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize("text", ["", "h", "1w", "-1s", "1.5h", "1 h", "9" * 10])
-def test_other_texts_are_no_duration(text):
+def test_invalid_duration_is_refused(text):
     with pytest.raises(ValueError, match="is no time such as"):
         dead_letters.duration(text)
 
@@ -425,6 +425,6 @@ ODD_LETTERS = [
 @pytest.mark.parametrize(
     ("headers", "read"), [row[1:] for row in ODD_LETTERS], ids=[row[0] for row in ODD_LETTERS]
 )
-def test_whatever_the_headers_are_a_letter_can_be_read(headers, read):
+def test_dead_letter_with_any_headers_can_be_read(headers, read):
     found = dead_letters.read(received(**headers), "jobs")
     assert (found.reason, found.failed_at, found.attempts) == read

@@ -34,7 +34,7 @@ def bodies(vhost):
     return [body for _, body in sent(vhost)]
 
 
-def test_the_first_message_on_a_new_broker(every_vhost):
+def test_send_declares_queue_on_a_new_broker(every_vhost):
     done = workqueue("send", "--queue", "hello", "--declare", "Hello World!", url=every_vhost.url)
     assert (done.code, done.out, done.err) == (0, "1 message of 1 confirmed.\n", "")
     assert every_vhost.exists("hello.dead")
@@ -45,7 +45,7 @@ def test_the_first_message_on_a_new_broker(every_vhost):
     assert properties.timestamp
 
 
-def test_options_become_properties(hello):
+def test_send_options_become_properties(hello):
     done = workqueue(
         *("send", "--queue", "hello", "a", "b", "--header", "k=v", "--header", "e=x=y"),
         *("--priority", "3", "--content-type", "text/x", "--json"),
@@ -59,13 +59,13 @@ def test_options_become_properties(hello):
 
 
 @pytest.mark.parametrize("flag", ["--stdin", "-"])
-def test_one_message_a_line_of_standard_input(hello, flag):
+def test_send_publishes_one_message_per_input_line(hello, flag):
     done = workqueue("send", "--queue", "hello", flag, url=hello.url, stdin="one\ntwo\r\n\nü\nlast")
     assert (done.code, done.out) == (0, "5 messages of 5 confirmed.\n")
     assert bodies(hello) == [b"one", b"two", b"", "ü".encode(), b"last"]
 
 
-def test_json_lines(hello, tmp_path):
+def test_send_accepts_json_lines(hello, tmp_path):
     file = tmp_path / "jobs.jsonl"
     file.write_text(
         '{"body": "text", "id": "m1", "headers": {"n": 2, "t": "x"}, "priority": 7}\n\n'
@@ -81,7 +81,7 @@ def test_json_lines(hello, tmp_path):
     assert (p4.content_type, b4) == ("application/octet-stream", b"\x00\xff")
 
 
-def test_one_message_a_file(hello, tmp_path):
+def test_send_publishes_one_message_per_file(hello, tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
     (tmp_path / "b").write_bytes(bytes(300_000))
     done = workqueue(
@@ -97,7 +97,7 @@ def test_one_message_a_file(hello, tmp_path):
     )
 
 
-def test_a_delay(hello):
+def test_send_delays_a_message(hello):
     done = workqueue("send", "--queue", "hello", "--delay", "1", "later", url=hello.url)
     assert (done.code, done.out) == (0, "1 message of 1 confirmed.\n")
     eventually(lambda: hello.depth("hello").ready == 1)
@@ -115,7 +115,7 @@ def test_delayed_message_carries_its_priority_in_a_header(hello):
     assert (properties.priority, properties.headers["x-workqueue-original-priority"]) == (None, 7)
 
 
-def test_an_exchange(hello):
+def test_send_publishes_to_an_exchange(hello):
     with hello.connect() as connection:
         channel = connection.channel()
         channel.exchange_declare("images", "topic", durable=True)
@@ -132,7 +132,7 @@ def test_an_exchange(hello):
     assert not done.json["complete"]
 
 
-def test_a_queue_that_does_not_exist(every_vhost):
+def test_send_to_missing_queue_fails(every_vhost):
     done = workqueue("send", "--queue", "nope", "x", url=every_vhost.url)
     assert done.code == 1
     assert done.out == "0 messages of 1 confirmed.\n"
@@ -141,7 +141,7 @@ def test_a_queue_that_does_not_exist(every_vhost):
     )
 
 
-def test_an_endless_stream_to_a_queue_that_does_not_exist_ends(vhost, tmp_path):
+def test_endless_stream_to_missing_queue_ends(vhost, tmp_path):
     send = ("send", "--queue", "nope", "--stdin")
     errors = tmp_path / "stderr"
     with (
@@ -155,7 +155,7 @@ def test_an_endless_stream_to_a_queue_that_does_not_exist_ends(vhost, tmp_path):
     assert "Not everything was sent: stopped before line" in errors.read_text()
 
 
-def test_messages_that_a_full_queue_refuses_are_named(vhost):
+def test_messages_refused_by_full_queue_are_named(vhost):
     with vhost.connect() as connection:
         connection.channel().queue_declare(
             "full", durable=True, arguments={"x-max-length": 2, "x-overflow": "reject-publish"}
@@ -168,7 +168,7 @@ def test_messages_that_a_full_queue_refuses_are_named(vhost):
     assert all(one["message"] in done.err for one in failed)
 
 
-def test_sigterm_stops_it_and_it_says_what_is_confirmed(hello):
+def test_sigterm_stops_send_and_reports_confirmed_messages(hello):
     with started(
         ("send", "--queue", "hello", "--stdin", "--json"),
         hello.url,
@@ -191,7 +191,7 @@ def test_sigterm_stops_it_and_it_says_what_is_confirmed(hello):
     assert hello.depth("hello").ready >= report["confirmed"] >= 500
 
 
-def test_a_bad_json_line_in_a_file_is_found_before_anything_is_sent(hello, tmp_path):
+def test_bad_json_line_in_file_is_found_before_sending(hello, tmp_path):
     file = tmp_path / "jobs.jsonl"
     file.write_text('{"body": 1}\n{"boddy": 2}\n')
     done = workqueue("send", "--queue", "hello", "--jsonl", str(file), url=hello.url)
@@ -202,7 +202,7 @@ def test_a_bad_json_line_in_a_file_is_found_before_anything_is_sent(hello, tmp_p
     assert hello.depth("hello").ready == 0
 
 
-def test_a_bad_json_line_in_a_stream_stops_it(hello):
+def test_bad_json_line_in_stream_stops_send(hello):
     done = workqueue(
         "send", "--queue", "hello", "--jsonl", "-", url=hello.url, stdin='{"body": 1}\n[]\n{"body": 3}\n'
     )
@@ -224,7 +224,7 @@ BAD_LINES = [
 
 
 @pytest.mark.parametrize(("line", "words"), [row[1:] for row in BAD_LINES], ids=[row[0] for row in BAD_LINES])
-def test_a_bad_json_line_is_named(line, words):
+def test_bad_json_line_is_named(line, words):
     from workqueue.amqp.outgoing import Outgoing
     from workqueue.cli.message_sources import InputError, from_json_lines
 
@@ -260,7 +260,7 @@ BAD_USAGE = [
 @pytest.mark.parametrize(
     ("arguments", "words"), [row[1:] for row in BAD_USAGE], ids=[row[0] for row in BAD_USAGE]
 )
-def test_bad_usage_is_said_and_exits_with_2(capsys, monkeypatch, arguments, words):
+def test_bad_usage_exits_with_2_and_advice(capsys, monkeypatch, arguments, words):
     from workqueue.cli.main import main
 
     for name in ("WORKQUEUE_URL", "WORKQUEUE_BINDING", "SERVICE_BINDING_ROOT"):
@@ -280,7 +280,7 @@ UNREACHABLE = [
 ]
 
 
-def test_a_broker_that_cannot_be_reached_is_said_at_once():
+def test_unreachable_broker_is_reported_immediately():
     begun = time.monotonic()
     done = workqueue("send", "--queue", "q", "x", url="amqp://127.0.0.1:1/")
     assert done.code == 1
@@ -290,7 +290,7 @@ def test_a_broker_that_cannot_be_reached_is_said_at_once():
     assert time.monotonic() - begun < 5
 
 
-def test_a_wrong_password_is_said_and_not_shown(vhost):
+def test_wrong_password_is_reported_and_not_shown(vhost):
     url = vhost.broker.url_of(vhost.name, "guest", "s3cr3t")
     done = workqueue("send", "--queue", "q", "x", url=url)
     assert done.code == 1
@@ -312,7 +312,7 @@ def bind(folder, vhost):
         (folder / key).write_text(value)
 
 
-def test_the_connection_comes_from_flags_before_the_environment(hello, tmp_path):
+def test_connection_flags_override_the_environment(hello, tmp_path):
     bind(tmp_path / "bindings/rabbitmq", hello)
     (tmp_path / "bindings/other").mkdir()
     (tmp_path / "bindings/other/type").write_text("postgresql")
@@ -333,7 +333,7 @@ def test_the_connection_comes_from_flags_before_the_environment(hello, tmp_path)
 
 
 @pytest.mark.parametrize("with_rich", [True, False], ids=["with rich", "without rich"])
-def test_progress_is_shown_on_a_terminal(hello, tmp_path, with_rich):
+def test_send_shows_progress_on_a_terminal(hello, tmp_path, with_rich):
     if not with_rich:
         (tmp_path / "rich.py").write_text("raise ImportError")
     parent, child = pty.openpty()

@@ -43,7 +43,7 @@ def two_each(count: int) -> dict[tuple[Any, int], int]:
     return {(name, attempt): 1 for name in ("first", *range(count)) for attempt in (1, 2)}
 
 
-def test_worker_stays_responsive_while_copies_exceed_the_publishers_limit(
+def test_worker_stays_responsive_while_copies_exceed_publisher_limit(
     every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers, tmp_path: Path
 ) -> None:
     """72 MiB of copies during a memory alarm: more than a publisher keeps on its way at once by itself."""
@@ -67,7 +67,7 @@ def test_worker_stays_responsive_while_copies_exceed_the_publishers_limit(
     assert is_empty(every_vhost)
 
 
-def test_slow_confirm_makes_no_second_copy(
+def test_slow_confirm_causes_no_second_copy(
     every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers, tmp_path: Path
 ) -> None:
     """A memory alarm that lasts longer than an ordinary publisher waits for a confirm."""
@@ -86,7 +86,7 @@ def test_slow_confirm_makes_no_second_copy(
     assert worker.outcomes() == {"retried": count + 1, "acked": count + 1}
 
 
-def test_message_without_id_gets_one_that_all_later_attempts_share(
+def test_message_without_id_gets_one_shared_by_all_attempts(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
     worker = workers.start(every_vhost.url, "--max-attempts", "3").wait_consuming()

@@ -17,7 +17,7 @@ from tests.support.worker import ROOT, Workers, publish, take_all
 EXAMPLES = ROOT / "examples"
 
 
-def test_hello_two_workers_share_a_queue(vhost: VirtualHost, workers: Workers) -> None:
+def test_two_workers_of_hello_example_share_a_queue(vhost: VirtualHost, workers: Workers) -> None:
     environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{EXAMPLES / 'hello'}"}
     pair = [
         workers.start(vhost.url, handler="hello:handle", queue="hello", environment=environment)
@@ -31,7 +31,7 @@ def test_hello_two_workers_share_a_queue(vhost: VirtualHost, workers: Workers) -
     assert all(worker.log.count(" [x] Received ") >= 1 for worker in pair), "work is shared out"
 
 
-def test_the_async_handler_fetches_pages(vhost: VirtualHost, workers: Workers) -> None:
+def test_async_handler_example_fetches_pages(vhost: VirtualHost, workers: Workers) -> None:
     environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{EXAMPLES / 'async-handler'}"}
     worker = workers.start(
         vhost.url, "--concurrency", "50", handler="pages:fetch", environment=environment
@@ -52,7 +52,7 @@ def test_the_async_handler_fetches_pages(vhost: VirtualHost, workers: Workers) -
     assert "127.0.0.1: HTTP/1.0 200 OK" in worker.log
 
 
-def test_the_exec_handler_counts_words(vhost: VirtualHost, workers: Workers) -> None:
+def test_exec_handler_example_counts_words(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(
         vhost.url, "--exec", str(EXAMPLES / "exec-handler/count-words.sh"), handler=None
     ).wait_consuming()
@@ -65,7 +65,7 @@ def test_the_exec_handler_counts_words(vhost: VirtualHost, workers: Workers) -> 
 
 
 @pytest.mark.parametrize("size", [1, 100_000], ids=["a small message", "a large message"])
-def test_the_http_handler_in_node_turns_letters_round(
+def test_http_handler_example_in_node_reverses_letters(
     vhost: VirtualHost, workers: Workers, size: int
 ) -> None:
     node = shutil.which("node")

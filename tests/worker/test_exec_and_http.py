@@ -61,7 +61,7 @@ EXIT_CODES = {
 
 
 @pytest.mark.parametrize(("script", "outcomes", "failure"), EXIT_CODES.values(), ids=EXIT_CODES.keys())
-def test_the_exit_code_is_the_outcome(
+def test_exit_code_decides_the_outcome(
     vhost: VirtualHost,
     workers: Workers,
     script: str,
@@ -81,7 +81,7 @@ def test_the_exit_code_is_the_outcome(
     assert dead == ([failure] if failure else [])
 
 
-def test_a_command_gets_body_headers_and_properties(
+def test_command_gets_body_headers_and_properties(
     vhost: VirtualHost, workers: Workers, tmp_path: Path
 ) -> None:
     script = f"cat > {tmp_path}/body; env | grep ^WORKQUEUE_ > {tmp_path}/env"
@@ -102,15 +102,13 @@ def test_a_command_gets_body_headers_and_properties(
         assert line in environment
 
 
-def test_a_command_need_not_read_its_input(vhost: VirtualHost, workers: Workers) -> None:
+def test_command_may_ignore_its_input(vhost: VirtualHost, workers: Workers) -> None:
     worker = exec_worker(workers, vhost, "exit 0")
     publish(vhost, b"x" * 1_000_000)
     eventually(lambda: worker.outcomes() == {"acked": 1})
 
 
-def test_when_its_time_is_up_the_whole_process_group_is_ended(
-    vhost: VirtualHost, workers: Workers, tmp_path: Path
-) -> None:
+def test_timeout_ends_the_whole_process_group(vhost: VirtualHost, workers: Workers, tmp_path: Path) -> None:
     script = f"trap '' TERM; sleep 300 & echo $! > {tmp_path}/child; echo $$ > {tmp_path}/parent; sleep 300"
     worker = exec_worker(workers, vhost, script, "--timeout", "1", "--max-attempts", "1")
     publish(vhost, b"body")
@@ -120,16 +118,14 @@ def test_when_its_time_is_up_the_whole_process_group_is_ended(
     eventually(lambda: worker.status()["consuming"])
 
 
-def test_what_a_command_leaves_behind_is_ended_with_it(
-    vhost: VirtualHost, workers: Workers, tmp_path: Path
-) -> None:
+def test_processes_left_by_a_command_are_ended(vhost: VirtualHost, workers: Workers, tmp_path: Path) -> None:
     worker = exec_worker(workers, vhost, f"sleep 300 & echo $! > {tmp_path}/child")
     publish(vhost, b"body")
     eventually(lambda: worker.outcomes() == {"acked": 1})
     eventually(lambda: not _alive(int((tmp_path / "child").read_text())))
 
 
-def test_a_shutdown_that_cannot_wait_ends_the_command_and_hands_the_message_back(
+def test_expired_shutdown_ends_command_and_requeues_message(
     vhost: VirtualHost, workers: Workers, tmp_path: Path
 ) -> None:
     worker = exec_worker(workers, vhost, f"echo $$ > {tmp_path}/parent; sleep 300", "--grace", "1")
@@ -172,7 +168,7 @@ STATUS_CODES = {
 
 
 @pytest.mark.parametrize(("answer", "outcomes", "failure"), STATUS_CODES.values(), ids=STATUS_CODES.keys())
-def test_the_status_code_is_the_outcome(
+def test_status_code_decides_the_outcome(
     vhost: VirtualHost,
     workers: Workers,
     answer: Callable[[BaseHTTPRequestHandler, int], None],
@@ -207,7 +203,7 @@ def test_retry_after_is_honoured(vhost: VirtualHost, workers: Workers) -> None:
     assert 1.9 < times[1] - times[0] < 6
 
 
-def test_a_server_gets_body_headers_and_properties(vhost: VirtualHost, workers: Workers) -> None:
+def test_http_handler_gets_body_headers_and_properties(vhost: VirtualHost, workers: Workers) -> None:
     with server(say(200)) as requests:
         worker = workers.start(vhost.url, "--http", requests.url, handler=None).wait_consuming()
         publish(vhost, b"\0body", headers={"Tenant": "blüe\r\n"}, message_id="m-1", content_type="a/b")
@@ -220,7 +216,7 @@ def test_a_server_gets_body_headers_and_properties(vhost: VirtualHost, workers: 
     assert json.loads(headers["Workqueue-Headers"]) == {"Tenant": "blüe\r\n"}
 
 
-def test_a_server_that_takes_too_long_is_hung_up_on(vhost: VirtualHost, workers: Workers) -> None:
+def test_slow_http_handler_is_disconnected(vhost: VirtualHost, workers: Workers) -> None:
     ended = threading.Event()
     with server(lambda request, number: ended.wait(10) and None) as requests:
         worker = workers.start(
@@ -232,7 +228,7 @@ def test_a_server_that_takes_too_long_is_hung_up_on(vhost: VirtualHost, workers:
         ended.set()
 
 
-def test_no_answer_before_the_deadline_is_a_timeout_whoever_notices_it_first() -> None:
+def test_missing_response_by_the_deadline_is_a_timeout() -> None:
     """Nobody cancels here: the socket's own timeout is the first, as on a machine that is overloaded."""
     ended = threading.Event()
     with server(lambda request, number: ended.wait(10) and None) as requests:
@@ -241,7 +237,7 @@ def test_no_answer_before_the_deadline_is_a_timeout_whoever_notices_it_first() -
         ended.set()
 
 
-def test_who_is_cancelled_before_it_is_connected_asks_nothing() -> None:
+def test_http_call_cancelled_before_connecting_sends_nothing() -> None:
     message = Message(b"body", deadline=time.monotonic() + 60)
     message.cancelled.set()
     with server(say(200)) as requests, pytest.raises(HandlerFailed, match="cancelled"):
@@ -277,7 +273,7 @@ def test_a_server_that_never_listens_is_named() -> None:
     assert pauses
 
 
-def test_a_worker_that_is_stopped_while_it_waits_for_its_server_says_so(workers: Workers) -> None:
+def test_worker_stopped_while_waiting_for_http_handler_reports_it(workers: Workers) -> None:
     with server(say(200)) as gone:
         url = gone.url
     worker = workers.start(None, "--http", url, handler=None)
@@ -293,7 +289,7 @@ def _waits_in(pid: int) -> bool:
     return bool(caught & 1 << signal.SIGTERM - 1)
 
 
-def test_server_that_starts_late_is_waited_for(vhost: VirtualHost, workers: Workers) -> None:
+def test_worker_waits_for_late_http_handler(vhost: VirtualHost, workers: Workers) -> None:
     with server(say(200)) as first:
         url = first.url
     worker = workers.start(vhost.url, "--http", url, handler=None)
@@ -304,7 +300,7 @@ def test_server_that_starts_late_is_waited_for(vhost: VirtualHost, workers: Work
         worker.wait_consuming()
 
 
-def test_server_that_refuses_connections_costs_no_attempts(
+def test_http_handler_that_refuses_connections_costs_no_attempts(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
     with server(say(200)) as first:
@@ -332,9 +328,7 @@ def test_server_that_refuses_connections_costs_no_attempts(
     assert worker.status()["lastError"] is None
 
 
-def test_message_that_waits_for_its_server_is_handed_back_at_shutdown(
-    vhost: VirtualHost, workers: Workers
-) -> None:
+def test_message_awaiting_http_handler_is_requeued_at_shutdown(vhost: VirtualHost, workers: Workers) -> None:
     with server(say(200)) as gone:
         worker = workers.start(vhost.url, "--http", gone.url, handler=None).wait_consuming()
     publish(vhost, b"body")
@@ -346,7 +340,9 @@ def test_message_that_waits_for_its_server_is_handed_back_at_shutdown(
     assert not vhost.exists("jobs.retry.1s")
 
 
-def test_message_that_waited_for_its_server_has_its_whole_time(vhost: VirtualHost, workers: Workers) -> None:
+def test_message_that_waited_for_http_handler_has_its_full_timeout(
+    vhost: VirtualHost, workers: Workers
+) -> None:
     with server(say(200)) as first:
         worker = workers.start(
             vhost.url, "--http", first.url, "--timeout", "3", "--max-attempts", "1", handler=None
@@ -360,7 +356,7 @@ def test_message_that_waited_for_its_server_has_its_whole_time(vhost: VirtualHos
     assert float(second.seen[0][0]["Workqueue-Remaining-Seconds"]) > 0
 
 
-def test_command_that_cannot_be_started_for_lack_of_resources_costs_no_attempts(
+def test_command_unstarted_for_lack_of_resources_costs_no_attempts(
     vhost: VirtualHost, workers: Workers
 ) -> None:
     worker = exec_worker(workers, vhost, "exit 0", "--max-attempts", "1")
@@ -377,9 +373,7 @@ def test_command_that_cannot_be_started_for_lack_of_resources_costs_no_attempts(
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE])
-def test_command_for_which_the_machine_has_no_room_was_not_started(
-    number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_without_memory_to_fork_was_not_started(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -389,7 +383,9 @@ def test_command_for_which_the_machine_has_no_room_was_not_started(
         run(["true"], Message(b"body", deadline=time.monotonic() + 60))
 
 
-def test_command_that_cannot_be_fed_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_that_cannot_receive_its_input_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started: list[int] = []
     popen = subprocess.Popen
 
@@ -410,6 +406,6 @@ def test_command_that_cannot_be_fed_is_ended(tmp_path: Path, monkeypatch: pytest
     assert not _alive(started[0])
 
 
-def test_command_that_does_not_exist_any_more_has_failed() -> None:
+def test_deleted_command_fails_its_message() -> None:
     with pytest.raises(HandlerFailed, match="No such file"):
         run(["/no/such/command"], Message(b"body", deadline=time.monotonic() + 60))

@@ -24,7 +24,7 @@ BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", 
 
 
 @BOTH
-def test_a_delivery_whose_connection_is_lost_is_cancelled_and_comes_again(
+def test_delivery_of_lost_connection_is_cancelled_and_redelivered(
     every_vhost: VirtualHost, workers: Workers, handler: str
 ) -> None:
     worker = workers.start(every_vhost.url, handler=handler).wait_consuming()
@@ -41,7 +41,7 @@ def test_a_delivery_whose_connection_is_lost_is_cancelled_and_comes_again(
     assert 'workqueue_worker_reconnects_total{queue="jobs"} 1.0' in worker.request("/metrics")[1]
 
 
-def test_the_slot_stays_closed_until_the_handler_of_a_lost_delivery_has_returned(
+def test_slot_stays_closed_until_handler_of_lost_delivery_returns(
     vhost: VirtualHost, workers: Workers
 ) -> None:
     worker = workers.start(vhost.url).wait_consuming()
@@ -56,7 +56,7 @@ def test_the_slot_stays_closed_until_the_handler_of_a_lost_delivery_has_returned
     assert moments == sorted(moments)
 
 
-def test_a_queue_that_is_deleted_and_comes_back_as_another_type_is_consumed_again(
+def test_queue_recreated_as_another_type_is_consumed_again(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
     worker = workers.start(every_vhost.url).wait_consuming()
@@ -75,7 +75,7 @@ def test_a_queue_that_is_deleted_and_comes_back_as_another_type_is_consumed_agai
     assert worker.count_log("The queue does not exist; trying again.") == 1
 
 
-def test_a_missing_queue_is_waited_for(vhost: VirtualHost, workers: Workers) -> None:
+def test_worker_waits_for_missing_queue(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, declare=False)
     eventually(lambda: worker.status()["lastError"])
     assert worker.request("/readyz")[0] == 200
@@ -85,7 +85,7 @@ def test_a_missing_queue_is_waited_for(vhost: VirtualHost, workers: Workers) -> 
     eventually(lambda: worker.events_of("end") == [1])
 
 
-def test_a_classic_queue_that_somebody_else_declared_is_consumed_on_every_version(
+def test_foreign_classic_queue_is_consumed_on_every_version(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
     with every_vhost.connect() as connection:
@@ -96,7 +96,7 @@ def test_a_classic_queue_that_somebody_else_declared_is_consumed_on_every_versio
     assert not [entry for entry in worker.log_entries if entry["level"] == "warning"]
 
 
-def test_a_queue_declared_otherwise_is_told_and_tried_again(vhost: VirtualHost, workers: Workers) -> None:
+def test_conflicting_queue_is_reported_and_retried(vhost: VirtualHost, workers: Workers) -> None:
     with vhost.connect() as connection:
         channel = connection.channel()
         channel.queue_declare("jobs", durable=True, arguments={"x-max-length": 5})
@@ -106,7 +106,7 @@ def test_a_queue_declared_otherwise_is_told_and_tried_again(vhost: VirtualHost, 
     eventually(lambda: worker.status()["consuming"])
 
 
-def test_a_message_held_longer_than_the_consumer_timeout_comes_again(
+def test_message_held_past_consumer_timeout_is_redelivered(
     every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers
 ) -> None:
     """RabbitMQ closes the channel before 4.3, and cancels the consumer since."""
@@ -128,7 +128,7 @@ def test_a_message_held_longer_than_the_consumer_timeout_comes_again(
     eventually(lambda: len(worker.events_of("start")) >= 2)
 
 
-def test_acknowledgements_pass_and_retries_wait_while_the_memory_alarm_blocks_publishing(
+def test_memory_alarm_delays_retries_but_not_acknowledgements(
     every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers
 ) -> None:
     worker = workers.start(every_vhost.url, "--concurrency", "2").wait_consuming()
@@ -145,7 +145,7 @@ def test_acknowledgements_pass_and_retries_wait_while_the_memory_alarm_blocks_pu
     assert is_empty(every_vhost)
 
 
-def test_a_delay_queue_that_vanished_is_declared_again(vhost: VirtualHost, workers: Workers) -> None:
+def test_missing_delay_queue_is_redeclared(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     publish(vhost, {"id": 1, "do": "fail once"})
     eventually(lambda: worker.events_of("end") == [1])
@@ -159,9 +159,7 @@ def test_a_delay_queue_that_vanished_is_declared_again(vhost: VirtualHost, worke
     assert worker.outcomes() == {"acked": 2, "retried": 2, "dead_lettered": 1}
 
 
-def test_a_copy_that_is_refused_leaves_the_message_unacknowledged(
-    vhost: VirtualHost, workers: Workers
-) -> None:
+def test_refused_copy_leaves_message_unacknowledged(vhost: VirtualHost, workers: Workers) -> None:
     """The dead-letter queue was declared by somebody else, and is full."""
     with vhost.connect() as connection:
         channel = connection.channel()
@@ -185,7 +183,7 @@ def test_a_copy_that_is_refused_leaves_the_message_unacknowledged(
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["in order", "by a crash"])
-def test_a_broker_that_restarts_loses_nothing(
+def test_broker_restart_loses_no_message(
     rabbitmq: Broker, vhost: VirtualHost, workers: Workers, kill: bool
 ) -> None:
     worker = workers.start(vhost.url).wait_consuming()
@@ -202,7 +200,7 @@ def test_a_broker_that_restarts_loses_nothing(
     assert "Traceback" not in worker.log
 
 
-def test_a_half_open_connection_is_noticed_by_its_heartbeat(rabbitmq: Broker, vhost: VirtualHost) -> None:
+def test_half_open_connection_is_detected_by_heartbeat(rabbitmq: Broker, vhost: VirtualHost) -> None:
     connection = Connection(lambda: from_url(f"{vhost.url}?heartbeat=1"), "test")
     connection.start()
     try:
@@ -217,7 +215,7 @@ def test_a_half_open_connection_is_noticed_by_its_heartbeat(rabbitmq: Broker, vh
         connection.close()
 
 
-def test_rotated_credentials_are_read_at_the_next_connect(
+def test_rotated_credentials_are_read_at_next_connect(
     rabbitmq: Broker, vhost: VirtualHost, workers: Workers, tmp_path: Path
 ) -> None:
     folder = tmp_path / "binding"
@@ -244,7 +242,7 @@ def test_rotated_credentials_are_read_at_the_next_connect(
     rabbitmq.delete_user("rotating")
 
 
-def test_a_queue_that_may_not_be_read_is_told_once_and_tried_again(
+def test_unreadable_queue_is_reported_once_and_retried(
     every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers
 ) -> None:
     every_rabbitmq.add_user("reader", "secret", every_vhost.name, read="nothing")
@@ -267,7 +265,7 @@ def test_a_queue_that_may_not_be_read_is_told_once_and_tried_again(
         every_rabbitmq.delete_user("reader")
 
 
-def test_tls_with_a_private_authority_and_a_client_certificate_instead_of_a_password(
+def test_worker_connects_over_tls_with_private_ca_and_client_certificate(
     rabbitmq: Broker, vhost: VirtualHost, workers: Workers, tmp_path: Path
 ) -> None:
     folder = tmp_path / "binding"
@@ -282,19 +280,19 @@ def test_tls_with_a_private_authority_and_a_client_certificate_instead_of_a_pass
     eventually(lambda: worker.outcomes() == {"acked": 2, "retried": 1})
 
 
-def test_an_unknown_authority_is_refused(rabbitmq: Broker, vhost: VirtualHost, workers: Workers) -> None:
+def test_certificate_of_unknown_ca_is_refused(rabbitmq: Broker, vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(rabbitmq.url_of(vhost.name, tls=True))
     eventually(lambda: "certificate verify failed" in (worker.status()["lastError"] or ""))
     assert "Traceback" not in worker.log
 
 
-def test_several_addresses_are_tried_in_turn(rabbitmq: Broker, vhost: VirtualHost, workers: Workers) -> None:
+def test_broker_addresses_are_tried_in_order(rabbitmq: Broker, vhost: VirtualHost, workers: Workers) -> None:
     url = vhost.url.replace("@127.0.0.1", "@127.0.0.1:1,127.0.0.1:2,127.0.0.1")
     worker = workers.start(url).wait_consuming()
     assert worker.count_log("RabbitMQ cannot be reached; trying again.") == 2
 
 
-def test_an_outage_is_told_once_and_ends_by_itself(workers: Workers, vhost: VirtualHost) -> None:
+def test_outage_is_reported_once_and_worker_recovers(workers: Workers, vhost: VirtualHost) -> None:
     """Nothing listens at first; then a proxy to the real broker does."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -328,7 +326,7 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
         one.close()
 
 
-def test_a_handler_that_blocks_for_three_heartbeats_keeps_its_connection(
+def test_handler_blocking_for_three_heartbeats_keeps_its_connection(
     vhost: VirtualHost, workers: Workers
 ) -> None:
     """In a thread, and as a coroutine that holds up its whole loop: the two at the same time."""
@@ -347,7 +345,7 @@ def test_a_handler_that_blocks_for_three_heartbeats_keeps_its_connection(
     assert is_empty(vhost)
 
 
-def test_handler_that_holds_the_interpreter_keeps_its_connection(
+def test_handler_holding_the_interpreter_lock_keeps_its_connection(
     rabbitmq_310: Broker, rabbitmq_40: Broker, rabbitmq_43: Broker, workers: Workers
 ) -> None:
     """A C extension that never releases Python's lock stops every thread; on all versions at the same time."""
@@ -369,7 +367,7 @@ def test_handler_that_holds_the_interpreter_keeps_its_connection(
             assert worker.count_log("Connected to RabbitMQ.") == 1
 
 
-def test_peer_of_an_idle_connection_is_probed_by_the_kernel(vhost: VirtualHost) -> None:
+def test_idle_connection_has_tcp_keepalive(vhost: VirtualHost) -> None:
     connection = Connection(lambda: from_url(vhost.url), "test")
     connection.start()
     try:
@@ -386,7 +384,7 @@ def test_peer_of_an_idle_connection_is_probed_by_the_kernel(vhost: VirtualHost) 
         connection.close()
 
 
-def test_a_callback_that_fails_while_the_connection_is_lost_does_not_end_reconnecting(
+def test_failing_callback_does_not_end_reconnecting(
     vhost: VirtualHost,
 ) -> None:
     """pika stops calling back when one callback raises, so it never says that the connection is closed."""

@@ -18,7 +18,7 @@ BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", 
 
 
 @BOTH
-def test_messages_are_handled_retried_and_given_up_on_every_version(
+def test_messages_are_handled_retried_and_dead_lettered_on_every_version(
     every_vhost: VirtualHost, workers: Workers, handler: str
 ) -> None:
     worker = workers.start(every_vhost.url, "--max-attempts", "2", handler=handler).wait_consuming()
@@ -53,7 +53,7 @@ def test_coroutine_function_behind_a_synchronous_decorator_runs(vhost: VirtualHo
     assert sorted(worker.events_of("end")) == [1, 2]
 
 
-def test_a_classic_work_queue_has_the_same_outcomes(every_vhost: VirtualHost, workers: Workers) -> None:
+def test_classic_work_queue_has_the_same_outcomes(every_vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(every_vhost.url, "--queue-type", "Classic", "--max-attempts", "2").wait_consuming()
     publish(every_vhost, {"id": 1, "do": "fail once"}, {"id": 2, "do": "fail"})
     eventually(lambda: worker.outcomes() == {"acked": 1, "retried": 2, "dead_lettered": 1})
@@ -61,7 +61,7 @@ def test_a_classic_work_queue_has_the_same_outcomes(every_vhost: VirtualHost, wo
 
 
 @pytest.mark.parametrize("first", ["publisher", "worker"])
-def test_publisher_that_declares_the_queue_without_arguments_works_beside_a_classic_worker(
+def test_publisher_declaring_without_arguments_works_beside_classic_worker(
     every_vhost: VirtualHost, workers: Workers, first: str
 ) -> None:
     def publish_as_tutorials_do(job: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ def test_publisher_that_declares_the_queue_without_arguments_works_beside_a_clas
     eventually(lambda: worker.events_of("end") == [1, 2])
 
 
-def test_worker_that_cannot_declare_its_queue_names_both_ways_out(
+def test_worker_that_cannot_declare_its_queue_offers_both_remedies(
     vhost: VirtualHost, workers: Workers
 ) -> None:
     with vhost.connect() as connection:
@@ -94,7 +94,7 @@ def test_worker_that_cannot_declare_its_queue_names_both_ways_out(
     assert "passively" in entry["reason"]
 
 
-def test_a_retry_keeps_what_the_publisher_set_and_says_what_happened(
+def test_retry_keeps_published_properties_and_records_the_failure(
     vhost: VirtualHost, workers: Workers
 ) -> None:
     worker = workers.start(vhost.url, "--max-attempts", "2").wait_consuming()
@@ -143,7 +143,7 @@ def test_a_retry_keeps_what_the_publisher_set_and_says_what_happened(
     assert "x-death" not in headers
 
 
-def test_message_whose_ttl_passes_before_the_next_attempt_is_given_up_as_expired(
+def test_message_expiring_before_next_attempt_is_dead_lettered_as_expired(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
     worker = workers.start(every_vhost.url, "--delays", "30").wait_consuming()
@@ -160,7 +160,7 @@ def test_message_whose_ttl_passes_before_the_next_attempt_is_given_up_as_expired
     assert properties.headers["x-workqueue-attempt"] == 1
 
 
-def test_message_whose_ttl_passes_while_it_waits_for_a_retry_is_not_handled_again(
+def test_message_expiring_while_it_awaits_retry_is_not_handled_again(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
     first = workers.start(every_vhost.url, "--delays", "1").wait_consuming()
@@ -179,7 +179,7 @@ def test_message_whose_ttl_passes_while_it_waits_for_a_retry_is_not_handled_agai
     assert properties.headers["x-workqueue-attempt"] == 1
 
 
-def test_message_that_expires_unless_it_is_delivered_immediately_is_handled(
+def test_message_with_zero_ttl_is_handled_if_delivered_immediately(
     vhost: VirtualHost, workers: Workers
 ) -> None:
     worker = workers.start(vhost.url).wait_consuming()
@@ -189,7 +189,7 @@ def test_message_that_expires_unless_it_is_delivered_immediately_is_handled(
     eventually(lambda: worker.outcomes() == {"acked": 1})
 
 
-def test_newer_retry_with_a_priority_does_not_hold_up_older_ones(
+def test_newer_retry_with_priority_does_not_block_older_ones(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
     """Only the head of the delay queue expires, and in a quorum queue a priority makes a copy the head."""
@@ -208,7 +208,7 @@ def test_newer_retry_with_a_priority_does_not_hold_up_older_ones(
     assert (second["id"], second["attempt"], second["priority"]) == ("prioritised", 2, 7)
 
 
-def test_message_that_kills_its_worker_is_given_up_after_the_stated_number_of_attempts(
+def test_message_that_kills_its_worker_is_dead_lettered_after_configured_attempts(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
     """A limit of 1 lets a message come back once: two attempts, whatever the broker's version."""
@@ -229,9 +229,7 @@ def test_message_that_kills_its_worker_is_given_up_after_the_stated_number_of_at
     assert worker.stop() == 0
 
 
-def test_wake_up_does_not_count_towards_the_delivery_limit(
-    every_vhost: VirtualHost, workers: Workers
-) -> None:
+def test_ring_does_not_count_towards_delivery_limit(every_vhost: VirtualHost, workers: Workers) -> None:
     settings = {"WORKQUEUE_DELIVERY_LIMIT": "1", "WORKQUEUE_WAKE_DELIVERIES": "1"}
     workers.start(every_vhost.url, environment=settings).wait_consuming().stop()
     publish(every_vhost, {"id": "poison", "do": "die"})
@@ -248,7 +246,7 @@ def test_wake_up_does_not_count_towards_the_delivery_limit(
     assert worker.events_of("start") == ["poison", "poison"]
 
 
-def test_a_body_that_cannot_be_decoded_is_dead_lettered_at_once(vhost: VirtualHost, workers: Workers) -> None:
+def test_undecodable_body_is_dead_lettered_immediately(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     publish(vhost, b"not json \xff")
     eventually(lambda: worker.outcomes() == {"dead_lettered": 1})
@@ -258,7 +256,7 @@ def test_a_body_that_cannot_be_decoded_is_dead_lettered_at_once(vhost: VirtualHo
     assert properties.headers["x-workqueue-attempt"] == 1
 
 
-def test_a_handler_may_ask_for_its_own_delay(vhost: VirtualHost, workers: Workers) -> None:
+def test_handler_may_choose_its_retry_delay(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--delays", "60").wait_consuming()
     publish(vhost, {"id": 1, "do": "retry", "after": 1.2, "why": "busy"})
     eventually(lambda: worker.events_of("end") == [1])
@@ -268,9 +266,7 @@ def test_a_handler_may_ask_for_its_own_delay(vhost: VirtualHost, workers: Worker
     assert vhost.exists("jobs.retry.2s"), "the next delay for which there is a queue"
 
 
-def test_delays_follow_the_configuration_and_the_last_one_repeats(
-    vhost: VirtualHost, workers: Workers
-) -> None:
+def test_retry_delays_follow_configuration_and_last_one_repeats(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--delays", "1,2", "--max-attempts", "4").wait_consuming()
     publish(vhost, {"id": 1, "do": "fail"})
     eventually(lambda: worker.outcomes() == {"retried": 3, "dead_lettered": 1})
@@ -282,7 +278,7 @@ def test_delays_follow_the_configuration_and_the_last_one_repeats(
 
 
 @BOTH
-def test_a_handler_that_runs_too_long_is_cancelled_and_its_message_retried(
+def test_timed_out_handler_is_cancelled_and_its_message_retried(
     vhost: VirtualHost, workers: Workers, handler: str
 ) -> None:
     worker = workers.start(
@@ -297,9 +293,7 @@ def test_a_handler_that_runs_too_long_is_cancelled_and_its_message_retried(
     eventually(lambda: worker.events_of("end") == [2])
 
 
-def test_a_handler_that_ignores_its_cancellation_gets_no_second_message_beside_it(
-    vhost: VirtualHost, workers: Workers
-) -> None:
+def test_handler_ignoring_cancellation_gets_no_second_message(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--timeout", "1", "--max-attempts", "1").wait_consuming()
     publish(vhost, {"id": "deaf", "do": "ignore", "seconds": 3}, {"id": "next"})
     eventually(lambda: worker.outcomes()["timed_out"] == 1)
@@ -310,7 +304,7 @@ def test_a_handler_that_ignores_its_cancellation_gets_no_second_message_beside_i
     assert worker.outcomes() == {"timed_out": 1, "acked": 1}
 
 
-def test_retries_are_warnings_and_a_message_that_is_given_up_is_an_error_with_its_traceback(
+def test_retry_is_logged_as_warning_and_dead_letter_as_error_with_traceback(
     vhost: VirtualHost, workers: Workers
 ) -> None:
     worker = workers.start(vhost.url, "--max-attempts", "2").wait_consuming()
@@ -329,7 +323,7 @@ def test_retries_are_warnings_and_a_message_that_is_given_up_is_an_error_with_it
     assert end["exception"].endswith("ValueError: disk full")
 
 
-def test_rejected_message_is_an_error_without_a_traceback(vhost: VirtualHost, workers: Workers) -> None:
+def test_rejected_message_is_logged_as_error_without_traceback(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
 
     publish(vhost, {"id": 1, "do": "reject", "why": "no image"})
@@ -340,7 +334,7 @@ def test_rejected_message_is_an_error_without_a_traceback(vhost: VirtualHost, wo
     assert "exception" not in end
 
 
-def test_log_level_hides_what_is_below_it(vhost: VirtualHost, workers: Workers) -> None:
+def test_log_level_hides_lower_levels(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--log-level", "error", "--max-attempts", "1")
 
     eventually(lambda: vhost.exists("jobs") and vhost.depth("jobs") == (0, 0))
@@ -350,14 +344,14 @@ def test_log_level_hides_what_is_below_it(vhost: VirtualHost, workers: Workers) 
     assert {entry["level"] for entry in worker.log_entries} == {"error"}
 
 
-def test_a_handler_that_calls_exit_fails_like_any_other(vhost: VirtualHost, workers: Workers) -> None:
+def test_handler_that_calls_exit_fails_like_any_other(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--max-attempts", "1").wait_consuming()
     publish(vhost, {"id": 1, "do": "exit"}, {"id": 2})
     eventually(lambda: worker.outcomes() == {"dead_lettered": 1, "acked": 1})
 
 
 @BOTH
-def test_slots_work_beside_each_other_and_each_holds_one_message(
+def test_slots_run_concurrently_and_hold_one_message_each(
     vhost: VirtualHost, workers: Workers, handler: str
 ) -> None:
     worker = workers.start(vhost.url, "--concurrency", "3", handler=handler).wait_consuming()
@@ -369,7 +363,7 @@ def test_slots_work_beside_each_other_and_each_holds_one_message(
     assert max(event["at"] for event in worker.events) - worker.events[0]["at"] < 4.5
 
 
-def test_figures_of_the_last_minute_are_told(vhost: VirtualHost, workers: Workers) -> None:
+def test_worker_reports_figures_of_last_minute(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     publish(vhost, *({"id": number, "do": "sleep", "seconds": 0.2} for number in range(3)))
     eventually(lambda: worker.status()["handled"] == 3)
@@ -382,7 +376,7 @@ def test_figures_of_the_last_minute_are_told(vhost: VirtualHost, workers: Worker
     assert eventually(lambda: worker.status()["arrivalPerSecond"]) <= 3 / 5
 
 
-def test_worker_names_the_delays_whose_queues_it_has_declared(vhost: VirtualHost, workers: Workers) -> None:
+def test_worker_names_its_declared_delay_queues(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--delays", "1800").wait_consuming()
     assert worker.status()["retryDelaysSeconds"] == []
 
@@ -392,7 +386,7 @@ def test_worker_names_the_delays_whose_queues_it_has_declared(vhost: VirtualHost
     assert worker.status()["retryDelaysSeconds"] == [1800]
 
 
-def test_the_age_of_messages_is_measured_from_their_timestamp(vhost: VirtualHost, workers: Workers) -> None:
+def test_message_age_is_measured_from_its_timestamp(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     publish(vhost, {"id": 1}, timestamp=int(time.time()) - 100)
     eventually(lambda: worker.outcomes() == {"acked": 1})

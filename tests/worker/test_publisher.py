@@ -36,7 +36,7 @@ def received(vhost, queue):
 
 
 @pytest.mark.parametrize("kind", ["quorum", "classic"])
-def test_what_is_confirmed_is_there(every_vhost, kind):
+def test_confirmed_message_is_in_the_queue(every_vhost, kind):
     with publishing(every_vhost) as publisher:
         publisher.declare(Queue("q", {"x-queue-type": kind})).result()
         futures = [publisher.publish(Outgoing("q", b"%d" % number)) for number in range(1500)]
@@ -45,7 +45,7 @@ def test_what_is_confirmed_is_there(every_vhost, kind):
     assert sorted(int(body) for _, body in received(every_vhost, "q")) == list(range(1500))
 
 
-def test_properties_arrive_as_they_were_given(vhost):
+def test_published_properties_arrive_unchanged(vhost):
     outgoing = Outgoing(
         "q",
         b"\x00body",
@@ -73,7 +73,7 @@ def test_properties_arrive_as_they_were_given(vhost):
     assert properties.delivery_mode == 2
 
 
-def test_a_message_gets_an_id_of_its_own_and_the_time(vhost):
+def test_message_gets_an_id_and_a_timestamp(vhost):
     with publishing(vhost) as publisher:
         publisher.declare(Queue("q", {})).result()
         for _ in range(3):
@@ -92,7 +92,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize("size", [row[1] for row in SIZES], ids=[row[0] for row in SIZES])
-def test_a_body_of_any_size_arrives_whole(vhost, size):
+def test_body_of_any_size_arrives_whole(vhost, size):
     body = bytes(range(256)) * (size // 256 + 1)
     with publishing(vhost) as publisher:
         publisher.declare(Queue("q", {})).result()
@@ -100,7 +100,7 @@ def test_a_body_of_any_size_arrives_whole(vhost, size):
     assert [got for _, got in received(vhost, "q")] == [body[:size]]
 
 
-def test_a_message_that_no_queue_takes_is_returned_and_the_others_are_not(every_vhost):
+def test_only_unroutable_message_is_returned(every_vhost):
     with publishing(every_vhost) as publisher:
         publisher.declare(Queue("q", QUORUM)).result()
         queues = ["missing" if number % 3 == 0 else "q" for number in range(300)]
@@ -125,7 +125,7 @@ def test_a_message_that_no_queue_takes_is_returned_and_the_others_are_not(every_
 
 
 @pytest.mark.parametrize("kind", QueueType)
-def test_a_message_that_a_full_queue_refuses_is_nacked(every_vhost, kind):
+def test_message_refused_by_full_queue_is_nacked(every_vhost, kind):
     confirmed = 0
     with publishing(every_vhost) as publisher:
         publisher.declare_plan(topology.plan(QueueSettings("q", kind, max_length=5))).result()
@@ -137,7 +137,7 @@ def test_a_message_that_a_full_queue_refuses_is_nacked(every_vhost, kind):
     assert every_vhost.depth("q").ready == confirmed
 
 
-def test_an_exchange_that_does_not_exist_fails_its_messages_and_nothing_after_them(every_vhost):
+def test_missing_exchange_fails_only_its_own_messages(every_vhost):
     with publishing(every_vhost) as publisher:
         publisher.declare(Queue("q", QUORUM)).result()
         with pytest.raises(Unconfirmed, match=r"404 NOT_FOUND - no exchange 'missing'"):
@@ -145,7 +145,7 @@ def test_an_exchange_that_does_not_exist_fails_its_messages_and_nothing_after_th
         publisher.publish_and_wait(Outgoing("q", b""))
 
 
-def test_a_message_that_may_not_be_published_fails_with_the_reason(vhost):
+def test_forbidden_publish_fails_with_the_reason(vhost):
     vhost.broker.add_user(vhost.name, "pw", vhost.name, write="^$")
     url = vhost.broker.url_of(vhost.name, vhost.name, "pw")
     try:
@@ -167,7 +167,7 @@ UNENCODABLE = [
 
 
 @pytest.mark.parametrize("outgoing", [row[1] for row in UNENCODABLE], ids=[row[0] for row in UNENCODABLE])
-def test_a_message_that_cannot_be_encoded_fails_alone(vhost, outgoing):
+def test_unencodable_message_fails_alone(vhost, outgoing):
     with publishing(vhost) as publisher:
         publisher.declare(Queue("q", {})).result()
         futures = [publisher.publish(one) for one in (Outgoing("q", b"1"), outgoing, Outgoing("q", b"2"))]
@@ -176,7 +176,7 @@ def test_a_message_that_cannot_be_encoded_fails_alone(vhost, outgoing):
     assert [body for _, body in received(vhost, "q")] == [b"1", b"2"]
 
 
-def test_a_lost_connection_leaves_no_message_without_a_fate(every_vhost):
+def test_lost_connection_settles_every_pending_message(every_vhost):
     """What was confirmed is there. What was not may be there, once. Nothing is sent a second time."""
     total = 1500
     with publishing(every_vhost) as publisher:
@@ -197,7 +197,7 @@ def test_a_lost_connection_leaves_no_message_without_a_fate(every_vhost):
     assert len(found) == len(set(found))
 
 
-def test_what_was_sent_but_not_confirmed_when_the_connection_broke_fails(vhost):
+def test_unconfirmed_message_fails_when_connection_breaks(vhost):
     with publishing(vhost) as publisher:
         publisher.declare(Queue("q", {})).result()
         publisher.publish_and_wait(Outgoing("q", b""))
@@ -209,7 +209,7 @@ def test_what_was_sent_but_not_confirmed_when_the_connection_broke_fails(vhost):
         publisher.publish_and_wait(Outgoing("q", b""))
 
 
-def test_the_death_of_the_broker_loses_nothing_that_was_confirmed(rabbitmq):
+def test_broker_death_loses_no_confirmed_message(rabbitmq):
     with rabbitmq.new_vhost() as vhost, publishing(vhost, timeout_seconds=60) as publisher:
         publisher.declare(Queue("q", QUORUM)).result()
         eventually_safe = time.monotonic() + 2
@@ -235,7 +235,7 @@ def test_the_death_of_the_broker_loses_nothing_that_was_confirmed(rabbitmq):
         assert "after" in found
 
 
-def test_a_message_waits_for_the_connection_and_then_its_time_is_over():
+def test_message_waits_for_connection_until_its_timeout():
     with Publisher(lambda: from_url("amqp://127.0.0.1:1"), "test", timeout_seconds=0.5) as publisher:
         future = publisher.publish(Outgoing("q", b""))
         assert not future.done()
@@ -245,7 +245,7 @@ def test_a_message_waits_for_the_connection_and_then_its_time_is_over():
             publisher.declare(Queue("q", {})).result()
 
 
-def test_an_alarm_makes_messages_wait_and_its_end_sends_them(every_vhost):
+def test_resource_alarm_delays_messages_until_it_ends(every_vhost):
     broker = every_vhost.broker
     with publishing(every_vhost) as publisher:
         publisher.declare(Queue("q", QUORUM)).result()
@@ -265,7 +265,7 @@ def test_an_alarm_makes_messages_wait_and_its_end_sends_them(every_vhost):
     assert every_vhost.depth("q").ready == 102
 
 
-def test_an_alarm_that_lasts_longer_than_a_message_may_wait_fails_it(vhost):
+def test_resource_alarm_longer_than_timeout_fails_the_message(vhost):
     with publishing(vhost, timeout_seconds=1.0) as publisher:
         publisher.declare(Queue("q", QUORUM)).result()
         with vhost.broker.memory_alarm():
@@ -275,7 +275,7 @@ def test_an_alarm_that_lasts_longer_than_a_message_may_wait_fails_it(vhost):
                 publisher.publish_and_wait(Outgoing("q", b""))
 
 
-def test_a_full_window_makes_the_publisher_wait(vhost):
+def test_full_publish_limit_blocks_the_publisher(vhost):
     with publishing(vhost, window=10) as publisher:
         publisher.declare(Queue("q", QUORUM)).result()
         with vhost.broker.memory_alarm():
@@ -293,7 +293,7 @@ def test_a_full_window_makes_the_publisher_wait(vhost):
     assert vhost.depth("q").ready == 12
 
 
-def test_a_window_that_stays_full_is_said(vhost):
+def test_full_publish_limit_is_named_in_the_timeout(vhost):
     with publishing(vhost, window=1, timeout_seconds=0.5) as publisher:
         publisher.declare(Queue("q", QUORUM)).result()
         with vhost.broker.frozen():
@@ -338,7 +338,7 @@ def test_broker_that_answers_nothing_loses_the_connection_before_the_message_fai
         publisher.publish_and_wait(Outgoing("q", b"after"))
 
 
-def test_submit_takes_a_message_although_the_window_is_full():
+def test_submit_accepts_a_message_beyond_the_publish_limit():
     with Publisher(lambda: from_url("amqp://127.0.0.1:1"), "test", window=1, timeout_seconds=60) as publisher:
         futures = [publisher.submit(Outgoing("q", b"")) for _ in range(3)]
 
@@ -348,7 +348,7 @@ def test_submit_takes_a_message_although_the_window_is_full():
         assert publisher.pending == 0
 
 
-def test_submitted_message_that_is_no_longer_wanted_is_not_sent(vhost):
+def test_withdrawn_submitted_message_is_not_sent(vhost):
     with publishing(vhost) as publisher:
         publisher.declare(Queue("q", QUORUM)).result()
         wanted = {"a": True, "b": True}
@@ -368,7 +368,7 @@ def test_submitted_message_that_is_no_longer_wanted_is_not_sent(vhost):
     assert [body for _, body in received(vhost, "q")] == [b"", b"a"]
 
 
-def test_a_window_of_bytes_lets_one_large_message_pass_at_a_time(vhost):
+def test_publish_limit_in_bytes_admits_one_large_message_at_a_time(vhost):
     with publishing(vhost, window_bytes=1000) as publisher:
         publisher.declare(Queue("q", {})).result()
         futures = [publisher.publish(Outgoing("q", bytes(5000))) for _ in range(10)]
@@ -392,7 +392,7 @@ def test_threads_share_a_publisher(vhost):
     assert len(received(vhost, "q")) == 2000
 
 
-async def test_tasks_share_a_publisher_and_wait_for_the_window(vhost):
+async def test_tasks_share_a_publisher_and_wait_for_its_limit(vhost):
     with publishing(vhost, window=50) as publisher:
         await asyncio.wrap_future(publisher.declare(Queue("q", {})))
         outcomes = await asyncio.gather(
@@ -403,7 +403,7 @@ async def test_tasks_share_a_publisher_and_wait_for_the_window(vhost):
     assert len(received(vhost, "q")) == 500
 
 
-async def test_a_cancelled_task_disturbs_nobody(vhost):
+async def test_cancelled_task_disturbs_no_other(vhost):
     with publishing(vhost) as publisher:
         await asyncio.wrap_future(publisher.declare(Queue("q", {})))
         tasks = [asyncio.create_task(publisher.publish_async(Outgoing("q", b""))) for _ in range(100)]
@@ -415,7 +415,7 @@ async def test_a_cancelled_task_disturbs_nobody(vhost):
         assert publisher.wait(5)
 
 
-def test_closing_waits_for_the_confirmations_and_then_refuses(vhost):
+def test_close_waits_for_confirms_and_then_refuses_messages(vhost):
     publisher = Publisher(lambda: from_url(vhost.url), "test").start()
     publisher.declare(Queue("q", {})).result()
     futures = [publisher.publish(Outgoing("q", b"")) for _ in range(500)]
@@ -428,14 +428,14 @@ def test_closing_waits_for_the_confirmations_and_then_refuses(vhost):
         publisher.declare(Queue("q", {}))
 
 
-def test_closing_without_a_connection_leaves_no_message_without_a_fate():
+def test_close_without_connection_settles_every_pending_message():
     publisher = Publisher(lambda: from_url("amqp://127.0.0.1:1"), "test").start()
     future = publisher.publish(Outgoing("q", b""))
     publisher.close(0.1)
     assert isinstance(future.exception(), NotSent)
 
 
-def test_it_publishes_over_tls_with_a_private_authority_and_a_client_certificate(every_vhost):
+def test_publisher_uses_tls_with_private_ca_and_client_certificate(every_vhost):
     broker = every_vhost.broker
     certificates = broker.certificates
     tls = TLS(
@@ -450,7 +450,7 @@ def test_it_publishes_over_tls_with_a_private_authority_and_a_client_certificate
     assert len(received(every_vhost, "q")) == 50
 
 
-def test_a_queue_that_may_not_be_declared_is_named(vhost):
+def test_undeclarable_queue_is_named(vhost):
     vhost.broker.add_user(vhost.name, "pw", vhost.name, configure="^$")
     url = vhost.broker.url_of(vhost.name, vhost.name, "pw")
     try:
@@ -461,7 +461,7 @@ def test_a_queue_that_may_not_be_declared_is_named(vhost):
         vhost.broker.delete_user(vhost.name)
 
 
-def test_what_pika_sends_and_what_we_send_is_the_same_to_a_consumer(vhost):
+def test_publisher_messages_equal_those_of_pika(vhost):
     """The frames are ours; see test_publisher_encoding for the comparison byte for byte."""
     with vhost.connect() as connection:
         channel = connection.channel()

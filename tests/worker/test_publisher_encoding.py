@@ -53,7 +53,7 @@ outgoings = st.builds(
     message_id=short_text,
     now=st.integers(0, 2**40),
 )
-def test_the_frames_are_those_of_pika(outgoing, channel, frame_max, message_id, now):
+def test_encoded_frames_equal_those_of_pika(outgoing, channel, frame_max, message_id, now):
     properties = BasicProperties(
         content_type=outgoing.content_type,
         content_encoding=outgoing.content_encoding,
@@ -84,7 +84,7 @@ def test_the_frames_are_those_of_pika(outgoing, channel, frame_max, message_id, 
 
 
 @given(outgoing=outgoings, message_id=short_text)
-def test_the_properties_that_come_are_read_as_pika_reads_them(outgoing, message_id):
+def test_received_properties_are_decoded_like_pika(outgoing, message_id):
     raw = outgoing._asdict() | {"message_id": message_id, "timestamp": outgoing.timestamp or 0}
     given = BasicProperties(**{name: value for name, value in raw.items() if name in vars(BasicProperties())})
     encoded = b"".join(given.encode())
@@ -92,7 +92,7 @@ def test_the_properties_that_come_are_read_as_pika_reads_them(outgoing, message_
     assert properties(encoded) == BasicProperties().decode(encoded)
 
 
-def test_flags_that_continue_are_read_as_pika_reads_them():
+def test_continued_property_flags_are_decoded_like_pika():
     encoded = struct.pack(">HH", 0xA001, 0) + b"\x01t" + table({"a": 1})
 
     assert properties(encoded) == BasicProperties().decode(encoded)
@@ -105,11 +105,11 @@ def read(headers):
 
 
 @given(value=st.floats(allow_nan=False))
-def test_a_floating_point_number_comes_back_as_it_was(value):
+def test_floating_point_number_survives_round_trip(value):
     assert read(table({"a": value, "b": [value]})) == {"a": value, "b": [value]}
 
 
-def test_a_long_number_stays_long_and_a_string_that_is_no_text_stays_bytes():
+def test_long_number_stays_long_and_non_text_string_stays_bytes():
     assert table({"a": long(1)}) == struct.pack(">I2scq", 11, b"\x01a", b"l", 1)
     outgoing = Outgoing("q", b"", correlation_id=b"\xff")
     assert b"\x01\xff" in outgoing.encode(1, 4096, "m", 0)
@@ -126,10 +126,10 @@ UNENCODABLE = [
 @pytest.mark.parametrize(
     ("headers", "error"), [row[1:] for row in UNENCODABLE], ids=[row[0] for row in UNENCODABLE]
 )
-def test_headers_that_cannot_be_written_are_refused(headers, error):
+def test_unencodable_headers_are_refused(headers, error):
     with pytest.raises(error):
         table(headers)
 
 
-def test_a_short_floating_point_number_is_read():
+def test_single_precision_number_is_decoded():
     assert read(struct.pack(">I2scf", 7, b"\x01a", b"f", 0.5)) == {"a": 0.5}

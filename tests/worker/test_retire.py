@@ -14,9 +14,7 @@ from workqueue.contract.signing import Purpose, sign
 from workqueue.worker.retirement import LEASE_SECONDS
 
 
-def test_an_idle_worker_retires_and_comes_back_when_it_is_called_off(
-    every_vhost: VirtualHost, workers: Workers
-) -> None:
+def test_idle_worker_retires_and_resumes_on_cancellation(every_vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(every_vhost.url, "--concurrency", "2").wait_consuming()
     assert worker.retire() == (200, {"leaseSeconds": 30.0})
     assert (worker.status()["retired"], worker.status()["consuming"]) == (True, False)
@@ -28,9 +26,7 @@ def test_an_idle_worker_retires_and_comes_back_when_it_is_called_off(
     assert (worker.status()["retired"], worker.status()["consuming"]) == (False, True)
 
 
-def test_a_worker_that_nobody_removes_takes_messages_again_when_its_lease_ends(
-    vhost: VirtualHost, workers: Workers
-) -> None:
+def test_retired_worker_resumes_when_its_lease_expires(vhost: VirtualHost, workers: Workers) -> None:
     """As when the operator died between the question and the removal."""
     worker = workers.start(vhost.url).wait_consuming()
     assert worker.retire() == (200, {"leaseSeconds": LEASE_SECONDS})
@@ -41,7 +37,7 @@ def test_a_worker_that_nobody_removes_takes_messages_again_when_its_lease_ends(
     assert not worker.status()["retired"]
 
 
-def test_a_busy_worker_refuses(vhost: VirtualHost, workers: Workers) -> None:
+def test_busy_worker_refuses_retirement(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--concurrency", "3").wait_consuming()
     publish(vhost, *({"id": number, "do": "sleep", "seconds": 1} for number in range(2)))
     eventually(lambda: worker.status()["busy"] == 2)
@@ -51,9 +47,7 @@ def test_a_busy_worker_refuses(vhost: VirtualHost, workers: Workers) -> None:
     eventually(lambda: worker.retire()[0] == 200)
 
 
-def test_handler_whose_message_is_lost_does_not_keep_the_worker_from_retiring(
-    vhost: VirtualHost, workers: Workers
-) -> None:
+def test_handler_of_lost_message_does_not_prevent_retirement(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     publish(vhost, {"id": "deaf", "do": "ignore", "seconds": 600})
     eventually(lambda: worker.events_of("start") == ["deaf"])
@@ -63,13 +57,13 @@ def test_handler_whose_message_is_lost_does_not_keep_the_worker_from_retiring(
     assert worker.retire()[0] == 200
 
 
-def test_a_worker_whose_broker_is_away_retires_and_stays_so(vhost: VirtualHost, workers: Workers) -> None:
+def test_disconnected_worker_retires_and_stays_retired(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start("amqp://127.0.0.1:1")
     eventually(lambda: worker.request("/readyz")[0] == 200)
     assert worker.retire()[0] == 200
 
 
-def test_a_retired_worker_does_not_consume_after_a_reconnect(vhost: VirtualHost, workers: Workers) -> None:
+def test_retired_worker_does_not_consume_after_a_reconnect(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     assert worker.retire()[0] == 200
     vhost.broker.close_connections()
@@ -81,7 +75,7 @@ def test_a_retired_worker_does_not_consume_after_a_reconnect(vhost: VirtualHost,
     eventually(lambda: worker.events_of("end") == [1])
 
 
-def test_only_a_fresh_signature_for_this_pod_and_purpose_is_good(
+def test_only_fresh_signature_for_this_pod_and_purpose_is_accepted(
     vhost: VirtualHost, workers: Workers
 ) -> None:
     worker = workers.start(vhost.url).wait_consuming()
@@ -98,7 +92,7 @@ def test_only_a_fresh_signature_for_this_pod_and_purpose_is_good(
     assert worker.retire(header=good) == (401, {"error": "Replayed"})
 
 
-def test_retirement_key_takes_the_place_of_the_password_and_can_be_rotated(
+def test_retirement_key_replaces_password_and_can_be_rotated(
     vhost: VirtualHost, workers: Workers, tmp_path: Path
 ) -> None:
     file = tmp_path / "key"
@@ -117,12 +111,12 @@ def test_retirement_key_takes_the_place_of_the_password_and_can_be_rotated(
     assert worker.status()["consuming"]
 
 
-def test_outside_a_cluster_nobody_can_retire_it(vhost: VirtualHost, workers: Workers) -> None:
+def test_worker_outside_a_cluster_cannot_be_retired(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, environment={"WORKQUEUE_POD_UID": ""}).wait_consuming()
     assert worker.retire()[0] == 404
 
 
-def test_a_retirement_that_races_with_deliveries_loses_and_doubles_nothing(
+def test_retirement_racing_with_deliveries_loses_and_duplicates_nothing(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
     """While messages trickle in, the worker is retired and called back as fast as it answers."""

@@ -15,9 +15,7 @@ def binding(broker: Broker, vhost: VirtualHost, server_name: str) -> Binding:
     return Binding((("127.0.0.1", broker.tls_port),), "guest", "guest", vhost.name, tls)
 
 
-def test_the_name_that_the_certificate_must_be_for_wins_over_the_host(
-    rabbitmq: Broker, vhost: VirtualHost
-) -> None:
+def test_tls_server_name_overrides_the_host(rabbitmq: Broker, vhost: VirtualHost) -> None:
     with Session(lambda: binding(rabbitmq, vhost, "localhost"), "test") as session:
         assert session.depth("nothing") is None
     with (

@@ -16,7 +16,7 @@ BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", 
 
 
 @BOTH
-def test_after_sigterm_a_running_handler_finishes_and_nothing_more_is_taken(
+def test_running_handler_finishes_after_sigterm_and_no_message_follows(
     vhost: VirtualHost, workers: Workers, handler: str
 ) -> None:
     worker = workers.start(vhost.url, handler=handler).wait_consuming()
@@ -28,9 +28,7 @@ def test_after_sigterm_a_running_handler_finishes_and_nothing_more_is_taken(
     assert worker.log_entries[-1]["message"] == "Shut down."
 
 
-def test_worker_that_shuts_down_tells_what_it_has_in_hand_until_it_ends(
-    vhost: VirtualHost, workers: Workers
-) -> None:
+def test_stopping_worker_reports_its_messages_until_exit(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     publish(vhost, {"id": 1, "do": "sleep", "seconds": 60})
     eventually(lambda: worker.events_of("start") == [1])
@@ -43,7 +41,7 @@ def test_worker_that_shuts_down_tells_what_it_has_in_hand_until_it_ends(
 
 
 @BOTH
-def test_what_does_not_finish_within_the_grace_is_cancelled_and_handed_back(
+def test_handler_exceeding_the_grace_period_is_cancelled_and_requeued(
     vhost: VirtualHost, workers: Workers, handler: str
 ) -> None:
     worker = workers.start(vhost.url, "--grace", "1", handler=handler).wait_consuming()
@@ -60,7 +58,7 @@ def test_what_does_not_finish_within_the_grace_is_cancelled_and_handed_back(
         assert "x-workqueue-attempt" not in (properties.headers or {}), "it was no attempt"
 
 
-def test_a_handler_that_ignores_its_cancellation_keeps_no_process_alive(
+def test_handler_ignoring_cancellation_does_not_keep_process_alive(
     vhost: VirtualHost, workers: Workers
 ) -> None:
     worker = workers.start(vhost.url, "--grace", "0.5").wait_consuming()
@@ -71,7 +69,9 @@ def test_a_handler_that_ignores_its_cancellation_keeps_no_process_alive(
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_the_grace(vhost: VirtualHost, workers: Workers, second: signal.Signals) -> None:
+def test_second_signal_ends_the_grace_period(
+    vhost: VirtualHost, workers: Workers, second: signal.Signals
+) -> None:
     worker = workers.start(vhost.url, "--grace", "60").wait_consuming()
     publish(vhost, {"id": 1, "do": "sleep", "seconds": 60})
     eventually(lambda: worker.events_of("start") == [1])
@@ -82,9 +82,7 @@ def test_a_second_signal_ends_the_grace(vhost: VirtualHost, workers: Workers, se
     assert vhost.depth("jobs") == (1, 0)
 
 
-def test_thread_that_a_handler_left_behind_does_not_keep_the_process_alive(
-    vhost: VirtualHost, workers: Workers
-) -> None:
+def test_thread_left_by_handler_does_not_keep_process_alive(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     publish(vhost, {"id": 1, "do": "start a thread", "seconds": 600})
     eventually(lambda: worker.events_of("end") == [1])
@@ -94,9 +92,7 @@ def test_thread_that_a_handler_left_behind_does_not_keep_the_process_alive(
     assert worker.log_entries[-1]["message"] == "Shut down."
 
 
-def test_exit_hook_that_does_not_return_does_not_keep_the_process_alive(
-    workers: Workers, tmp_path: Path
-) -> None:
+def test_hanging_exit_hook_does_not_keep_process_alive(workers: Workers, tmp_path: Path) -> None:
     (tmp_path / "hooked.py").write_text(
         "import atexit, pathlib, time\n"
         f"atexit.register(time.sleep, 600)\n"
@@ -113,9 +109,7 @@ def test_exit_hook_that_does_not_return_does_not_keep_the_process_alive(
     assert (tmp_path / "ran").exists()
 
 
-def test_thread_of_a_module_that_cannot_be_loaded_does_not_keep_the_process_alive(
-    workers: Workers, tmp_path: Path
-) -> None:
+def test_thread_of_unloadable_module_does_not_keep_process_alive(workers: Workers, tmp_path: Path) -> None:
     (tmp_path / "threaded.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=[600]).start()\n1 / 0\n"
     )
@@ -144,7 +138,7 @@ EXITS = ["exit in a task", "exit in a callback", "stop the loop"]
 
 
 @pytest.mark.parametrize("what", EXITS)
-def test_worker_whose_asyncio_loop_was_ended_hands_back_and_fails(
+def test_worker_with_ended_asyncio_loop_requeues_and_fails(
     vhost: VirtualHost, workers: Workers, what: str
 ) -> None:
     worker = workers.start(vhost.url, "--concurrency", "2", handler=ASYNC).wait_consuming()
@@ -162,7 +156,7 @@ def test_worker_whose_asyncio_loop_was_ended_hands_back_and_fails(
 
 
 @BOTH
-def test_child_that_a_handler_forked_exits_with_its_own_code(
+def test_child_forked_by_handler_exits_with_its_own_code(
     vhost: VirtualHost, workers: Workers, handler: str
 ) -> None:
     worker = workers.start(vhost.url, handler=handler).wait_consuming()
@@ -174,9 +168,7 @@ def test_child_that_a_handler_forked_exits_with_its_own_code(
     assert worker.count_log("Connected to RabbitMQ.") == 1
 
 
-def test_hung_handler_ends_the_worker_after_the_other_slots_have_finished(
-    vhost: VirtualHost, workers: Workers
-) -> None:
+def test_stuck_handler_ends_worker_after_other_slots_finish(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(
         vhost.url, "--timeout", "4", "--concurrency", "2", "--max-attempts", "1"
     ).wait_consuming()
@@ -222,20 +214,20 @@ def test_a_retry_that_is_under_way_is_finished_first(vhost: VirtualHost, workers
     assert vhost.depth("jobs.retry.30s").ready == 1
 
 
-def test_an_idle_worker_ends_at_once(vhost: VirtualHost, workers: Workers) -> None:
+def test_idle_worker_exits_immediately(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     begun = time.monotonic()
     assert worker.stop() == 0
     assert time.monotonic() - begun < 2
 
 
-def test_a_worker_that_never_reached_its_broker_ends_too(workers: Workers) -> None:
+def test_never_connected_worker_exits_on_sigterm(workers: Workers) -> None:
     worker = workers.start("amqp://127.0.0.1:1")
     eventually(lambda: worker.request("/readyz")[0] == 200)
     assert worker.stop() == 0
 
 
-def test_a_killed_worker_loses_nothing(vhost: VirtualHost, workers: Workers) -> None:
+def test_killed_worker_loses_nothing(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     publish(vhost, {"id": 1, "do": "sleep", "seconds": 2})
     eventually(lambda: worker.events_of("start") == [1])
@@ -245,9 +237,7 @@ def test_a_killed_worker_loses_nothing(vhost: VirtualHost, workers: Workers) -> 
     assert [event["redelivered"] for event in second.events if event["event"] == "start"] == [False, True]
 
 
-def test_a_message_that_kills_its_workers_ends_in_the_dead_letter_queue(
-    every_vhost: VirtualHost, workers: Workers
-) -> None:
+def test_message_that_kills_its_workers_is_dead_lettered(every_vhost: VirtualHost, workers: Workers) -> None:
     with every_vhost.connect() as connection:  # a small limit, so that the test is short
         channel = connection.channel()
         channel.queue_declare("poison.dead", durable=True, arguments={"x-queue-type": "quorum"})

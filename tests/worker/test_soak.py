@@ -8,7 +8,7 @@ from hack.bench.soak import Soak
 from tests.support.rabbitmq import Broker
 
 
-def test_the_ledger_balances_whatever_dies(rabbitmq: Broker, tmp_path: Path) -> None:
+def test_ledger_balances_whatever_process_dies(rabbitmq: Broker, tmp_path: Path) -> None:
     with rabbitmq.new_vhost() as vhost:
         soak = Soak(rabbitmq, vhost, tmp_path, seed=7, rate=60, restarts=False)
         try:

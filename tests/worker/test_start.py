@@ -13,7 +13,7 @@ from tests.support.wait import eventually
 from tests.support.worker import THREADS, Workers, publish
 
 
-def test_all_mistakes_of_the_configuration_are_told_together(workers: Workers) -> None:
+def test_all_configuration_errors_are_reported_together(workers: Workers) -> None:
     worker = workers.start(
         "http://nowhere",
         *("--concurrency", "0", "--timeout", "soon", "--delays", "1,x"),
@@ -50,7 +50,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("source", "name", "expected"), BROKEN.values(), ids=BROKEN.keys())
-def test_a_handler_that_cannot_be_loaded_ends_the_process_with_one_sentence(
+def test_unloadable_handler_ends_process_with_one_sentence(
     workers: Workers, tmp_path: Path, source: str, name: str, expected: str
 ) -> None:
     (tmp_path / "broken.py").write_text(source)
@@ -63,13 +63,13 @@ def test_a_handler_that_cannot_be_loaded_ends_the_process_with_one_sentence(
     assert "Traceback" not in worker.log
 
 
-def test_an_exec_handler_that_does_not_exist_ends_the_process(workers: Workers) -> None:
+def test_missing_exec_handler_ends_the_process(workers: Workers) -> None:
     worker = workers.start(None, "--exec", "./no-such-command", handler=None)
     assert worker.wait() == 3
     assert "'./no-such-command' is no executable file" in worker.termination_log.read_text()
 
 
-def test_slots_beyond_the_brokers_channel_limit_are_an_error_that_names_it(
+def test_slots_beyond_broker_channel_limit_are_a_named_error(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
     with every_vhost.broker.channel_max(3):
@@ -86,13 +86,13 @@ def test_slots_beyond_the_brokers_channel_limit_are_an_error_that_names_it(
     eventually(lambda: worker.status()["busy"] == 3 and every_vhost.depth("jobs") == (2, 3))
 
 
-def test_two_workers_on_one_machine_need_no_ports_chosen(vhost: VirtualHost, workers: Workers) -> None:
+def test_two_workers_on_one_machine_get_different_ports(vhost: VirtualHost, workers: Workers) -> None:
     first = workers.start(vhost.url).wait_consuming()
     second = workers.start(vhost.url).wait_consuming()
     assert first.port != second.port
 
 
-def test_a_port_that_was_asked_for_and_is_taken_is_told(workers: Workers) -> None:
+def test_requested_port_in_use_is_reported(workers: Workers) -> None:
     with socket.socket() as listener:
         listener.bind(("", 0))
         listener.listen()
@@ -139,7 +139,7 @@ def test_the_environment_alone_configures_a_worker_as_in_a_pod(vhost: VirtualHos
     assert vhost.exists("from-environment.dead")
 
 
-def test_declare_makes_and_binds_an_exchange(vhost: VirtualHost, workers: Workers) -> None:
+def test_worker_declares_and_binds_an_exchange(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--exchange", "images").wait_consuming()
     with vhost.connect() as connection:
         channel = connection.channel()
@@ -148,9 +148,7 @@ def test_declare_makes_and_binds_an_exchange(vhost: VirtualHost, workers: Worker
     eventually(lambda: worker.events_of("end") == [1])
 
 
-def test_the_endpoint_answers_what_the_kubelet_and_prometheus_ask(
-    vhost: VirtualHost, workers: Workers
-) -> None:
+def test_endpoint_answers_kubelet_and_prometheus(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     assert worker.request("/livez")[0] == worker.request("/readyz")[0] == 200
     assert worker.request("/nothing")[0] == 404
@@ -168,7 +166,7 @@ def test_the_endpoint_answers_what_the_kubelet_and_prometheus_ask(
     assert "process_resident_memory_bytes" in metrics
 
 
-def test_a_worker_at_rest_is_small_and_quick_to_start(vhost: VirtualHost, workers: Workers) -> None:
+def test_idle_worker_is_small_and_starts_quickly(vhost: VirtualHost, workers: Workers) -> None:
     """Loose bounds, against regressions; the figures themselves are measured by the benchmark."""
     begun = time.monotonic()
     worker = workers.start(vhost.url).wait_consuming()

@@ -75,7 +75,7 @@ def take(channel, queue):
 
 
 @pytest.mark.parametrize("settings", [row[1] for row in SETTINGS], ids=[row[0] for row in SETTINGS])
-def test_a_plan_is_accepted_and_declaring_it_again_changes_nothing(every_vhost, publisher, settings):
+def test_topology_is_accepted_and_second_declare_changes_nothing(every_vhost, publisher, settings):
     plan = topology.plan(settings)
     assert publisher.declare_plan(plan).result(), "created"
     assert not publisher.declare_plan(plan).result(), "there already"
@@ -86,7 +86,7 @@ def test_a_plan_is_accepted_and_declaring_it_again_changes_nothing(every_vhost, 
     assert every_vhost.exists("jobs.retry.10s")
 
 
-def test_the_exchange_routes_with_its_keys(every_vhost, publisher):
+def test_exchange_routes_by_its_routing_keys(every_vhost, publisher):
     exchange = Exchange("images", ExchangeType.DIRECT, ("thumb", "icon"))
     publisher.declare_plan(topology.plan(QueueSettings("jobs", exchange=exchange))).result()
     with channel_of(every_vhost) as channel:
@@ -97,7 +97,7 @@ def test_the_exchange_routes_with_its_keys(every_vhost, publisher):
     assert every_vhost.depth("jobs").ready == 2
 
 
-def test_a_queue_with_other_arguments_is_not_changed_but_named(every_vhost, publisher):
+def test_conflicting_queue_is_named_and_not_changed(every_vhost, publisher):
     with channel_of(every_vhost) as channel:
         channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum"})
     with pytest.raises(
@@ -108,7 +108,7 @@ def test_a_queue_with_other_arguments_is_not_changed_but_named(every_vhost, publ
     publisher.declare(topology.delay_queue("jobs", 1)).result()  # what was refused harms nobody else
 
 
-def test_classic_plan_accepts_the_queue_of_a_publisher_that_declared_it_first(every_vhost, publisher):
+def test_classic_topology_accepts_queue_declared_by_publisher_first(every_vhost, publisher):
     with channel_of(every_vhost) as channel:
         channel.queue_declare("hello", durable=True)
         put(channel, "hello", b"Hello World!")
@@ -118,7 +118,7 @@ def test_classic_plan_accepts_the_queue_of_a_publisher_that_declared_it_first(ev
         assert take(channel, "hello")[2] == b"Hello World!"
 
 
-def test_publisher_may_declare_the_queue_of_a_classic_plan_again(every_vhost, publisher):
+def test_publisher_may_redeclare_queue_of_classic_topology(every_vhost, publisher):
     publisher.declare_plan(topology.plan(QueueSettings("hello", QueueType.CLASSIC))).result()
 
     with channel_of(every_vhost) as channel:
@@ -128,7 +128,7 @@ def test_publisher_may_declare_the_queue_of_a_classic_plan_again(every_vhost, pu
         assert take(channel, "hello")[2] == b"Hello World!"
 
 
-def test_conflict_with_a_publishers_declaration_names_both_ways_out(every_vhost, publisher):
+def test_conflict_with_publisher_declaration_offers_both_remedies(every_vhost, publisher):
     with channel_of(every_vhost) as channel:
         channel.queue_declare("hello", durable=True)
 
@@ -141,7 +141,7 @@ def test_conflict_with_a_publishers_declaration_names_both_ways_out(every_vhost,
 
 
 @pytest.mark.parametrize("kind", QueueType)
-def test_a_full_queue_refuses_and_keeps_what_it_confirmed(every_vhost, publisher, kind):
+def test_full_queue_refuses_and_keeps_confirmed_messages(every_vhost, publisher, kind):
     publisher.declare_plan(topology.plan(QueueSettings("jobs", kind, max_length=3))).result()
     confirmed = refused = 0
     with channel_of(every_vhost) as channel:
@@ -156,7 +156,7 @@ def test_a_full_queue_refuses_and_keeps_what_it_confirmed(every_vhost, publisher
 
 
 @pytest.mark.parametrize("kind", QueueType)
-def test_a_delayed_message_returns_to_the_work_queue(every_vhost, publisher, kind):
+def test_delayed_message_returns_to_the_work_queue(every_vhost, publisher, kind):
     publisher.declare_plan(topology.plan(QueueSettings("jobs", kind))).result()
     publisher.declare(topology.delay_queue("jobs", 1)).result()
     with channel_of(every_vhost) as channel:
@@ -169,7 +169,7 @@ def test_a_delayed_message_returns_to_the_work_queue(every_vhost, publisher, kin
         channel.basic_ack(method.delivery_tag)
 
 
-def test_a_delay_queue_keeps_a_message_whose_work_queue_is_missing(every_vhost, publisher):
+def test_delay_queue_keeps_a_message_whose_work_queue_is_missing(every_vhost, publisher):
     publisher.declare(topology.delay_queue("jobs", 1)).result()
     with channel_of(every_vhost) as channel:
         put(channel, "jobs.retry.1s")
@@ -183,7 +183,7 @@ def test_a_delay_queue_keeps_a_message_whose_work_queue_is_missing(every_vhost, 
     [QueueSettings("jobs"), QueueSettings("jobs", QueueType.CLASSIC, message_ttl_seconds=3600)],
     ids=["quorum", "classic-with-ttl"],
 )
-def test_a_rejected_message_becomes_a_dead_letter(every_vhost, publisher, settings):
+def test_rejected_message_becomes_a_dead_letter(every_vhost, publisher, settings):
     publisher.declare_plan(topology.plan(settings)).result()
     with channel_of(every_vhost) as channel:
         put(channel, "jobs", b"bad")
@@ -194,7 +194,7 @@ def test_a_rejected_message_becomes_a_dead_letter(every_vhost, publisher, settin
         assert properties.headers["x-death"][0]["reason"] == "rejected"
 
 
-def test_a_message_whose_workers_die_becomes_a_dead_letter_after_the_limit(every_vhost, publisher):
+def test_message_whose_workers_die_is_dead_lettered_at_the_limit(every_vhost, publisher):
     settings = QueueSettings("jobs", delivery_limit=1)
     publisher.declare_plan(topology.plan(settings)).result()
     with channel_of(every_vhost) as channel:
@@ -211,7 +211,7 @@ def test_a_message_whose_workers_die_becomes_a_dead_letter_after_the_limit(every
         assert properties.headers["x-death"][0]["reason"] == "delivery_limit"
 
 
-def test_a_dead_letter_survives_being_looked_at_any_number_of_times(every_vhost, publisher):
+def test_dead_letter_survives_any_number_of_reads(every_vhost, publisher):
     publisher.declare(topology.dead_letter_queue("jobs")).result()
     with channel_of(every_vhost) as channel:
         put(channel, "jobs.dead", b"bad")
@@ -224,7 +224,7 @@ def test_a_dead_letter_survives_being_looked_at_any_number_of_times(every_vhost,
     eventually(lambda: every_vhost.depth("jobs.dead") == (1, 0))
 
 
-def test_messages_survive_the_death_of_the_broker(rabbitmq):
+def test_messages_survive_broker_death(rabbitmq):
     queues = ("quorum", "quorum.dead", "quorum.retry.3600s", "classic", "classic.dead")
     with rabbitmq.new_vhost() as vhost:
         with Publisher(lambda: from_url(vhost.url), "test") as publisher:
@@ -247,7 +247,7 @@ PERMISSIONS = [
 
 
 @pytest.mark.parametrize("permissions", [row[1] for row in PERMISSIONS], ids=[row[0] for row in PERMISSIONS])
-def test_these_permissions_are_enough_to_declare(every_vhost, permissions):
+def test_documented_permissions_suffice_to_declare(every_vhost, permissions):
     broker, vhost = every_vhost.broker, every_vhost.name
     broker.add_user(f"user-{vhost}", "pw", vhost, **permissions)
     try:

@@ -132,7 +132,7 @@ BOTH = pytest.mark.parametrize("kind", [as_sync, as_async], ids=["in a thread", 
 
 
 @BOTH
-def test_a_trace_goes_on_from_the_publisher_through_each_attempt_to_what_the_handler_does(
+def test_trace_spans_publisher_attempts_and_handler(
     vhost: VirtualHost, traces: Traces, kind: Callable[[Callable[[Message], None]], Handler]
 ) -> None:
     tracer = traces.provider.get_tracer("mine")
@@ -183,7 +183,7 @@ def test_a_trace_goes_on_from_the_publisher_through_each_attempt_to_what_the_han
     assert [below(span) for span in inner] == [ids(attempt) for attempt in attempts]
 
 
-def test_a_dead_letter_and_its_replay_belong_to_the_trace(vhost: VirtualHost, traces: Traces) -> None:
+def test_dead_letter_and_replay_belong_to_the_trace(vhost: VirtualHost, traces: Traces) -> None:
     rejected = threading.Event()
 
     def handle(message: Message) -> None:
@@ -206,7 +206,7 @@ def test_a_dead_letter_and_its_replay_belong_to_the_trace(vhost: VirtualHost, tr
     assert state.trace_state.to_header() == "vendor=1"
 
 
-def test_without_tracing_the_context_is_carried_all_the_same(vhost: VirtualHost, workers: Workers) -> None:
+def test_trace_context_is_carried_without_tracing(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--max-attempts", "2").wait_consuming()
     with tracing.publisher(None, lambda: from_url(vhost.url), "test") as publisher:
         assert type(publisher) is not TracedPublisher
@@ -217,7 +217,7 @@ def test_without_tracing_the_context_is_carried_all_the_same(vhost: VirtualHost,
     assert len(worker.events) >= 2
 
 
-def test_a_message_that_no_queue_takes_ends_its_span_as_an_error(vhost: VirtualHost, traces: Traces) -> None:
+def test_unroutable_message_ends_its_span_as_error(vhost: VirtualHost, traces: Traces) -> None:
     with pytest.raises(Returned):
         send(vhost, traces, Outgoing("nowhere", b"x"))
     span = traces.named("publish nowhere")[0]
@@ -237,7 +237,7 @@ async def test_awaited_publishing_is_traced_too(vhost: VirtualHost, traces: Trac
     assert attributes(span)["messaging.destination.name"] == "amq.direct:nowhere"
 
 
-def test_a_message_with_headers_that_are_no_text_or_nonsense_begins_a_trace_of_its_own(
+def test_message_with_invalid_trace_headers_starts_a_new_trace(
     traces: Traces,
 ) -> None:
     handler = traces.tracing.handler(as_sync(lambda _: None))
@@ -246,7 +246,7 @@ def test_a_message_with_headers_that_are_no_text_or_nonsense_begins_a_trace_of_i
     assert [span.parent for span in traces.named("process jobs", 4)] == [None] * 4
 
 
-def test_handlers_in_other_languages_get_the_context_under_its_own_name(traces: Traces) -> None:
+def test_foreign_language_handler_gets_standard_trace_context(traces: Traces) -> None:
     context = {"traceparent": PARENT, "tracestate": "a=b"}
     message = Message(b"x", headers=context, queue="jobs", deadline=time.monotonic() + 60)
     environment = exec_handlers.environment(message)
@@ -274,19 +274,19 @@ ASKED = [
 
 
 @pytest.mark.parametrize(("environment", "asked"), ASKED, ids=[str(environment) for environment, _ in ASKED])
-def test_traces_are_made_when_opentelemetrys_variables_ask_for_them(
+def test_opentelemetry_variables_enable_traces(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], asked: bool
 ) -> None:
     monkeypatch.delitem(sys.modules, "opentelemetry.sdk.trace")
     assert tracing.wanted(environment) is asked
 
 
-def test_an_sdk_that_is_there_but_not_set_up_sends_nothing_anywhere() -> None:
+def test_unconfigured_sdk_sends_nothing() -> None:
     assert tracing.wanted({}), "somebody has imported it"
     assert tracing.start("jobs", {}) is None
 
 
-def test_the_extra_that_is_missing_is_a_warning_and_no_reason_to_stop(
+def test_missing_tracing_extra_only_warns(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
@@ -343,7 +343,7 @@ def collector() -> Iterator[Collector]:
     made.close()
 
 
-def test_the_commands_send_their_spans_to_a_collector_before_they_end(
+def test_commands_flush_spans_to_collector_before_exit(
     vhost: VirtualHost, workers: Workers, collector: Collector
 ) -> None:
     worker = workers.start(
@@ -363,7 +363,7 @@ def test_the_commands_send_their_spans_to_a_collector_before_they_end(
     assert ("jobs", "process jobs") in collector.spans
 
 
-def test_nothing_is_imported_where_no_traces_are_asked_for(vhost: VirtualHost) -> None:
+def test_tracing_imports_nothing_when_disabled(vhost: VirtualHost) -> None:
     code = (
         "import sys; import workqueue.cli.run, workqueue.worker.runtime, workqueue.worker.tracing;"
         " assert not workqueue.worker.tracing.wanted({});"

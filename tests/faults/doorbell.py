@@ -1,6 +1,6 @@
 """The operator's end of a doorbell in a process of its own, so that a test can freeze it.
 
-python -m tests.faults.bell URL QUEUE       hangs one bell, says so, and says when it rang
+python -m tests.faults.doorbell URL QUEUE       hangs one bell, says so, and says when it rang
 """
 
 from __future__ import annotations
@@ -44,5 +44,5 @@ def frozen_bell(url: str, queue: str) -> Iterator[subprocess.Popen[str]]:
 
 _START = (
     "import sys; sys.path[:0] = ['operator', 'worker', '.'];"
-    "import asyncio; from tests.faults.bell import main; asyncio.run(main(*sys.argv[1:]))"
+    "import asyncio; from tests.faults.doorbell import main; asyncio.run(main(*sys.argv[1:]))"
 )
