@@ -13,9 +13,9 @@ import pytest
 
 from hack.cluster.instance import Instance
 from hack.cluster.processes import Process
-from tests.support.kubernetes import wait_until
 from tests.support.localcluster import CHECKOUT, cluster, command, environment
 from tests.support.machine import process_namespace, processes_in, settings, snapshot
+from tests.support.wait import eventually
 
 NAME = "test"
 GONE_SECONDS = 20
@@ -53,7 +53,7 @@ def start_up() -> subprocess.Popen[bytes]:
 
 def test_killed_up_is_completed_by_next_up(instance: Instance) -> None:
     with start_up() as up:
-        wait_until(instance.record, 120, "process 1 was started")
+        eventually(instance.record, 120, "process 1 was started")
         up.kill()
     half_way = node(instance)
     cluster("up", name=NAME)
@@ -65,7 +65,7 @@ def test_up_after_total_kill_reports_it_and_starts_empty_cluster(instance: Insta
     dead = node(instance)
     namespace = process_namespace(dead.pid)
     os.kill(dead.pid, signal.SIGKILL)
-    wait_until(lambda: not processes_in(namespace), GONE_SECONDS, "the kernel ended the daemons")
+    eventually(lambda: not processes_in(namespace), GONE_SECONDS, "the kernel ended the daemons")
     assert "test: died" in cluster("status", name=NAME, codes=[1]).stdout
 
     with start_up() as first:
@@ -88,7 +88,7 @@ def test_ended_daemon_is_restarted(instance: Instance) -> None:
     scheduler = [pid for pid in processes_in(namespace) if b"kube-scheduler\0" in command_line(pid)]
     assert len(scheduler) == 1
     os.kill(scheduler[0], signal.SIGKILL)
-    wait_until(
+    eventually(
         lambda: cluster("status", name=NAME).stdout.count(" running") == 9, 30, "all nine daemons are running"
     )
 

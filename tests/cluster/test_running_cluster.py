@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from hack.cluster.instance import DEFAULT_NAME, Instance
-from tests.support.kubernetes import apply, kubectl, kubectl_json, temporary_namespace, wait_until
+from tests.support.kubernetes import apply, kubectl, kubectl_json, temporary_namespace
 from tests.support.localcluster import CHECKOUT, cluster
+from tests.support.wait import eventually
 
 UP_AGAIN_SECONDS = 30
 
@@ -76,7 +77,7 @@ def test_restricted_pod_runs_and_finds_services_by_name() -> None:
     with temporary_namespace(pod_security="restricted") as namespace:
         apply(rabbitmq_pod("getent hosts kubernetes.default.svc && id --user"), namespace=namespace)
         pod = ("pod/client", f"--namespace={namespace}")
-        wait_until(
+        eventually(
             lambda: kubectl_json("get", *pod)["status"]["phase"] == "Succeeded", 60, "the pod ran to its end"
         )
         address, user = kubectl("logs", *pod).split("\n")[:2]

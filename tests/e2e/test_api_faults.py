@@ -21,9 +21,10 @@ import pytest
 
 from tests.support import operatorprocess
 from tests.support.apiproxy import ApiProxy, Fault, Request, api_proxy
-from tests.support.kubernetes import kubectl, kubectl_json, temporary_namespace, wait_until
+from tests.support.kubernetes import kubectl, kubectl_json, temporary_namespace
 from tests.support.ports import free_port
 from tests.support.rabbitmq import Broker
+from tests.support.wait import eventually
 
 LEASE_LOST = 3
 
@@ -59,7 +60,7 @@ class Bench:
         kubectl("apply", "--filename=-", input=json.dumps(body))
         where = f"--namespace={self.namespace}"
         kubectl("wait", "--for=condition=Ready", f"wq/{name}", where, "--timeout=30s")
-        wait_until(lambda: self.consumers(queue) == 1, 10, "the bell hangs")
+        eventually(lambda: self.consumers(queue) == 1, 10, "the bell hangs")
         return queue
 
     def consumers(self, queue: str) -> int:
@@ -167,7 +168,7 @@ def test_object_deleted_during_blind_watch_is_forgotten(rabbitmq: Broker, tmp_pa
         with under_test.proxy.fault(Fault(is_watch, event=EXPIRED)):
             under_test.proxy.cut_watches()
             kubectl("delete", "wq", "ghost", f"--namespace={under_test.namespace}")
-            wait_until(lambda: under_test.consumers(queue) == 0, 20, "its bell is taken down")
+            eventually(lambda: under_test.consumers(queue) == 0, 20, "its bell is taken down")
         assert 'workqueue="ghost"' not in under_test.get("/metrics")
 
 
@@ -181,9 +182,9 @@ def test_refused_writes_are_retried(status: int, rabbitmq: Broker, tmp_path: Pat
             before = len(under_test.proxy.seen)
             under_test.publish(queue)
             refused = lambda: sum(map(is_write, under_test.proxy.seen[before:]))  # noqa: E731
-            wait_until(lambda: refused() >= 2, 20, "it was tried twice")
+            eventually(lambda: refused() >= 2, 20, "it was tried twice")
             assert under_test.replicas("refused") == 0
-        wait_until(lambda: under_test.replicas("refused") == 1, 30, "it goes through once it may")
+        eventually(lambda: under_test.replicas("refused") == 1, 30, "it goes through once it may")
 
 
 @pytest.mark.usefixtures("crd")
@@ -191,7 +192,7 @@ def test_slow_api_server_delays_but_breaks_nothing(rabbitmq: Broker, tmp_path: P
     with bench(rabbitmq, tmp_path) as under_test, under_test.proxy.fault(Fault(lambda _: True, delay=1.0)):
         queue = under_test.create("slow")
         under_test.publish(queue)
-        wait_until(lambda: under_test.replicas("slow") == 1, 30, "it wakes")
+        eventually(lambda: under_test.replicas("slow") == 1, 30, "it wakes")
 
 
 @pytest.mark.usefixtures("crd")
@@ -213,7 +214,7 @@ def test_liveness_is_independent_of_api_server(rabbitmq: Broker, tmp_path: Path)
         under_test.create("alive")
         with under_test.proxy.fault(Fault(lambda _: True, status=503)):
             before = len(under_test.proxy.seen)
-            wait_until(lambda: len(under_test.proxy.seen) > before + 3, 20, "it has noticed")
+            eventually(lambda: len(under_test.proxy.seen) > before + 3, 20, "it has noticed")
             assert under_test.get("/livez") == "ok"
 
 
@@ -223,7 +224,7 @@ def test_leader_retries_refused_first_list(stops: bool, rabbitmq: Broker, tmp_pa
     first = FirstList()
     fault = Fault(first, status=429, headers=(("Retry-After", "1"),))
     with bench(rabbitmq, tmp_path, election=True, fault=fault) as under_test:
-        wait_until(lambda: first.asked >= 4, 60, "it was retried")
+        eventually(lambda: first.asked >= 4, 60, "it was retried")
         assert under_test.process.poll() is None
         assert holder(under_test)
         if stops:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from tests.support.kubernetes import kubectl, wait_until
+from tests.support.kubernetes import kubectl
 from tests.support.operators import OperatorRelease
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab
 
 
@@ -34,7 +35,7 @@ def test_two_simultaneous_leaders_do_no_harm(lab: Lab, operator: OperatorRelease
             results = workqueue.results(30)
             assert sorted(result["id"] for result in results) == list(range(30))
             assert {result["event"] for result in results} == {"done"}
-            wait_until(lambda: workqueue.replicas() == 0, 90, "the workers have gone")
+            eventually(lambda: workqueue.replicas() == 0, 90, "the workers have gone")
         assert lab.queues()["twins.dead"]["messages"] == 0
         workqueue.delete()
     finally:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.kubernetes import kubectl, wait_until
+from tests.support.kubernetes import kubectl
 from tests.support.operators import OperatorRelease
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab, WorkQueueUnderTest, refusal
 
 Object = dict[str, Any]
@@ -118,7 +119,7 @@ def test_user_mistake_is_named_and_recovered_from(title: str, lab: Lab) -> None:
     assert case.says in condition["message"]
     assert workqueue.condition("Ready")["reason"] == case.reason
     assert lab.password not in str(workqueue.get()["status"])
-    wait_until(lambda: case.reason in workqueue.event_reasons(), 20, f"an Event says {case.reason}")
+    eventually(lambda: case.reason in workqueue.event_reasons(), 20, f"an Event says {case.reason}")
     if case.reason == "QueueConflict":
         assert {"x-max-length": 7}.items() <= arguments_of(lab, name).items(), "it was not touched"
         assert f"{name}.dead" not in lab.queues(), "and nothing was made beside it"
@@ -171,14 +172,14 @@ def test_older_of_two_workqueues_owns_the_queue(user: str, lab: Lab, operator: O
         lab.secret(name, host=lab.rabbit.host.removesuffix(".svc"))
     secret = "rabbitmq" if user == "same" else name
     older = lab.workqueue(f"{name}-b", queue={"name": name}).apply().wait_ready()
-    wait_until(lambda: older.get()["metadata"]["creationTimestamp"] < now(), 5, "a second has passed")
+    eventually(lambda: older.get()["metadata"]["creationTimestamp"] < now(), 5, "a second has passed")
     younger = lab.workqueue(f"{name}-a", queue={"name": name}, connectionSecretRef={"name": secret}).apply()
     condition = younger.wait_condition("QueueDeclared", "False", "QueueClaimed")
     assert f"'{name}-b'" in condition["message"]
     leader = operator.wait_leader()
     kubectl("delete", "pod", leader, "--wait=false", f"--namespace={operator.namespace}")
     operator.wait_leader(other_than=leader)
-    wait_until(lambda: lab.queues()[name]["consumers"] == 1, 30, "one bell hangs, the older's")
+    eventually(lambda: lab.queues()[name]["consumers"] == 1, 30, "one bell hangs, the older's")
     younger.wait_condition("QueueDeclared", "False", "QueueClaimed")
     assert older.condition("Ready")["status"] == "True"
     lab.rabbit.publish(lab.channel, name, [{"id": 1}])

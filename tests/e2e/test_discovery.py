@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from tests.support.kubernetes import kubectl, wait_until
+from tests.support.kubernetes import kubectl
 from tests.support.operators import OperatorRelease
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab
 
 BROKEN = {
@@ -52,6 +53,6 @@ def test_forbidden_listed_namespace_is_skipped_and_reported(lab: Lab, operator: 
     try:
         kubectl("rollout", "status", f"deployment/{operator.name}", where, "--timeout=90s")
         assert_it_works(lab, "beside-forbidden")
-        wait_until(lambda: "A namespace is left out." in operator.logs(), 20, "the log says so")
+        eventually(lambda: "A namespace is left out." in operator.logs(), 20, "the log says so")
     finally:
         operator.install(watchNamespaces=[lab.namespace])

@@ -9,8 +9,9 @@ import pytest
 
 from tests.support import helm
 from tests.support.inside import Rabbit
-from tests.support.kubernetes import KUBECONFIG, kubectl, kubectl_json, temporary_namespace, wait_until
+from tests.support.kubernetes import KUBECONFIG, kubectl, kubectl_json, temporary_namespace
 from tests.support.operators import OperatorRelease
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab, lab_in
 
 
@@ -73,4 +74,4 @@ def test_helm_test_fails_with_advice(title: str, place: Lab, release: OperatorRe
     assert advice in said
     assert place.password not in said
     where = f"--namespace={place.namespace}"
-    wait_until(lambda: not kubectl_json("get", "wq", where)["items"], 30, "no WorkQueue stays behind")
+    eventually(lambda: not kubectl_json("get", "wq", where)["items"], 30, "no WorkQueue stays behind")

@@ -19,7 +19,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support.kubernetes import PROGRAMS, kubeconfig, kubectl, wait_until
+from tests.support.kubernetes import PROGRAMS, kubeconfig, kubectl
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab, WorkQueueUnderTest
 
 SECONDS: Final = 90
@@ -101,7 +102,7 @@ def test_dead_letters_can_be_listed_shown_replayed_and_purged(
     run: Any, workqueue: WorkQueueUnderTest
 ) -> None:
     workqueue.publish([{"id": number, "reject": True} for number in range(3)])
-    wait_until(
+    eventually(
         lambda: run("dead", "list", "plugin", "-o", "json").json["total"] == 3, 60, "three dead letters"
     )
     listed = run("dead", "list", "plugin", "--reason", "Rejected", "--limit", "2")
@@ -111,7 +112,7 @@ def test_dead_letters_can_be_listed_shown_replayed_and_purged(
     assert run("dead", "show", "plugin", letter, "-o", "json").json["reason"] == "Rejected"
     assert run("dead", "replay", "plugin", "--id", letter).out == "1 message put back to work on plugin.\n"
     # It is rejected again.
-    wait_until(lambda: run("dead", "list", "plugin", "-o", "json").json["total"] == 3, 60, "it came back")
+    eventually(lambda: run("dead", "list", "plugin", "-o", "json").json["total"] == 3, 60, "it came back")
     refused = run("dead", "purge", "plugin")
     assert (refused.code, "--yes" in refused.err) == (2, True)
     assert run("dead", "purge", "plugin", "--yes", "-o", "json").json == {"queue": "plugin", "dropped": 3}
@@ -120,7 +121,7 @@ def test_dead_letters_can_be_listed_shown_replayed_and_purged(
 def test_status_explains_count_and_what_would_change_it(run: Any, workqueue: WorkQueueUnderTest) -> None:
     workqueue.publish([{"id": "busy", "seconds": 1}])
     assert [result["id"] for result in workqueue.results(1)] == ["busy"]
-    document = wait_until(
+    document = eventually(
         lambda: (
             (found := run("status", "plugin", "-o", "json").json)
             and found["inHandlers"] == 0
@@ -179,7 +180,7 @@ def test_top_refreshes_on_a_terminal_until_ctrl_c(lab: Lab, workqueue: WorkQueue
     reading = threading.Thread(target=follow)
     reading.start()
     try:
-        wait_until(lambda: "".join(shown).count("MESSAGES") >= 3, 30, "the table has come three times")
+        eventually(lambda: "".join(shown).count("MESSAGES") >= 3, 30, "the table has come three times")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     finally:
@@ -203,7 +204,7 @@ def test_pause_resume_scale_and_release_change_the_workqueue(run: Any, workqueue
     workqueue.wait_ready()
     assert run("scale", "plugin", "2", "-o", "json").json["replicas"] == 2
     workqueue.wait_condition("ScalingActive", "False", "Pinned")
-    wait_until(lambda: workqueue.replicas() == 2, 60, "two, as was asked for")
+    eventually(lambda: workqueue.replicas() == 2, 60, "two, as was asked for")
     assert run("scale", "plugin", "--release").out == "plugin follows its queue again.\n"
     workqueue.wait_condition("ScalingActive", "True")
     assert "replicas" not in workqueue.get()["spec"]
@@ -211,7 +212,7 @@ def test_pause_resume_scale_and_release_change_the_workqueue(run: Any, workqueue
 
 def test_cluster_internal_broker_is_reached_through_worker(run: Any, workqueue: WorkQueueUnderTest) -> None:
     workqueue.publish([{"id": "through", "seconds": 0}])
-    pod = wait_until(
+    pod = eventually(
         lambda: next(
             (
                 pod["name"]
@@ -294,7 +295,7 @@ def test_workqueue_reader_sees_workers_and_events_as_unknown(
     kubectl("create", "role", "looker", "--verb=get,list", "--resource=workqueues.workqueue.dev,pods", where)
     kubectl("create", "rolebinding", "looker", "--role=looker", "--user=looker", where)
     workqueue.publish([{"id": "look"}])
-    wait_until(lambda: workqueue.status().get("readyReplicas", 0) >= 1, 60, "a worker is Ready")
+    eventually(lambda: workqueue.status().get("readyReplicas", 0) >= 1, 60, "a worker is Ready")
     done = run("status", "plugin", "--as=looker")
     assert done.code == 0
     assert "Just now it is not known how many are in handlers." in done.out

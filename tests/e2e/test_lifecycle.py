@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.support.kstatus import kstatus
-from tests.support.kubernetes import kubectl, kubectl_json, temporary_namespace, wait_until
+from tests.support.kubernetes import kubectl, kubectl_json, temporary_namespace
 from tests.support.objects import Object
 from tests.support.operators import operator_of_the_whole_cluster
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab, lab_in, watching_replicas
 
 
@@ -26,7 +27,7 @@ def test_deleted_queue_is_redeclared_and_reported(lab: Lab) -> None:
 def test_cancelled_doorbell_is_reinstalled_without_reporting_loss(lab: Lab) -> None:
     """RabbitMQ cancels consumers when a queue is deleted, and also when its leader moves."""
     workqueue = lab.workqueue("cancelled").apply().wait_ready()
-    wait_until(lambda: lab.queues()["cancelled"]["consumers"] == 1, 30, "the bell hangs")
+    eventually(lambda: lab.queues()["cancelled"]["consumers"] == 1, 30, "the bell hangs")
     queue = f'rabbit_misc:r(<<"{lab.vhost}">>, queue, <<"cancelled">>)'
     cancel = (
         f"{{ok, Q}} = rabbit_amqqueue:lookup({queue}), [rabbit_channel:send_command(element(1, C),"
@@ -34,7 +35,7 @@ def test_cancelled_doorbell_is_reinstalled_without_reporting_loss(lab: Lab) -> N
     )
     lab.rabbit.ctl("eval", cancel)
     # The broker itself still counts the consumer that it was made to cancel.
-    wait_until(lambda: lab.queues()["cancelled"]["consumers"] == 2, 30, "a new bell hangs")
+    eventually(lambda: lab.queues()["cancelled"]["consumers"] == 2, 30, "a new bell hangs")
     assert workqueue.condition("QueueDeclared")["reason"] == "Declared"
     assert "DeclaredAgain" not in workqueue.event_reasons()
     workqueue.delete()
@@ -43,12 +44,12 @@ def test_cancelled_doorbell_is_reinstalled_without_reporting_loss(lab: Lab) -> N
 def test_waiting_tools_see_progress_until_workqueue_is_ready(lab: Lab) -> None:
     """As Flux does; `kubectl wait` is how every other test here waits."""
     workqueue = lab.workqueue("waited").apply()
-    wait_until(lambda: kstatus(workqueue.get()) == "Current", 60, "it is done")
+    eventually(lambda: kstatus(workqueue.get()) == "Current", 60, "it is done")
     assert workqueue.condition("Ready")["status"] == "True", "and not before it is Ready"
     workqueue.change(connectionSecretRef={"name": "nowhere"})
-    wait_until(lambda: kstatus(workqueue.get()) == "InProgress", 30, "it is not Ready")
+    eventually(lambda: kstatus(workqueue.get()) == "InProgress", 30, "it is not Ready")
     workqueue.change(connectionSecretRef={"name": "rabbitmq"})
-    wait_until(lambda: kstatus(workqueue.get()) == "Current", 60, "it is done again")
+    eventually(lambda: kstatus(workqueue.get()) == "Current", 60, "it is done again")
     workqueue.delete()
 
 
@@ -71,7 +72,7 @@ def test_wiped_status_is_rewritten(wipe: dict[str, object], lab: Lab) -> None:
             status.get("queueName")
         )
 
-    wait_until(written, 30, "the operator says it again")
+    eventually(written, 30, "the operator says it again")
     workqueue.delete()
 
 
@@ -83,17 +84,17 @@ def test_reverted_change_ends_at_original_deployment(lab: Lab) -> None:
     def proven() -> bool:
         return workqueue.deployment()["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == "25%"
 
-    wait_until(proven, 30, "A replaces more than one pod at a time from now on")
+    eventually(proven, 30, "A replaces more than one pod at a time from now on")
     first = workqueue.deployment()["spec"]
     # B never gets ready: its canary is still on its way when A comes back.
     workqueue.change(worker={"image": "workqueue-operator:no-such-tag", "imagePullPolicy": "Never"})
-    wait_until(lambda: workqueue.deployment()["spec"] != first, 30, "B is being rolled out")
+    eventually(lambda: workqueue.deployment()["spec"] != first, 30, "B is being rolled out")
     workqueue.change(worker={"image": "workqueue-operator:dev", "imagePullPolicy": "IfNotPresent"})
-    wait_until(lambda: workqueue.deployment()["spec"] == first, 30, "A is back, to the letter")
+    eventually(lambda: workqueue.deployment()["spec"] == first, 30, "A is back, to the letter")
     workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
     workqueue.publish([{"id": 1}])
     assert [result["id"] for result in workqueue.results(1)] == [1]
-    wait_until(lambda: len(workqueue.pods()) == 1, 60, "nothing of B is left")
+    eventually(lambda: len(workqueue.pods()) == 1, 60, "nothing of B is left")
     workqueue.delete()
 
 
@@ -111,12 +112,12 @@ def test_edited_or_deleted_deployment_is_repaired_with_its_count(lab: Lab) -> No
         live = workqueue.deployment()
         return live["spec"]["template"]["spec"]["enableServiceLinks"] is False
 
-    wait_until(put_right, 30, "our field is put right")
+    eventually(put_right, 30, "our field is put right")
     live = workqueue.deployment()
     assert live["metadata"]["labels"]["theirs"] == "kept"
     assert live["spec"]["replicas"] == 1
     kubectl("delete", "deployment", "edited-worker", where)
-    wait_until(
+    eventually(
         lambda: any(p["status"].get("phase") == "Running" for p in workqueue.pods()), 60, "it is made again"
     )
     workqueue.delete()
@@ -126,10 +127,10 @@ def test_kubectl_scale_pins_count_and_merge_patch_releases_it(lab: Lab) -> None:
     workqueue = lab.workqueue("pinned").apply().wait_ready()
     where = f"--namespace={lab.namespace}"
     kubectl("scale", "wq/pinned", "--replicas=2", where)
-    wait_until(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two workers are Ready")
+    eventually(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two workers are Ready")
     assert workqueue.condition("ScalingActive")["reason"] == "Pinned"
     kubectl("patch", "wq", "pinned", "--type=merge", '--patch={"spec":{"replicas":null}}', where)
-    wait_until(lambda: workqueue.replicas() == 0, 60, "nothing is to do, so nobody stays")
+    eventually(lambda: workqueue.replicas() == 0, 60, "nothing is to do, so nobody stays")
     workqueue.delete()
 
 
@@ -137,8 +138,8 @@ def test_suspended_workqueue_is_left_unchanged(lab: Lab) -> None:
     workqueue = lab.workqueue("suspended").apply().wait_ready()
     workqueue.change(suspend=True).wait_condition("ScalingActive", "False", "Suspended")
     workqueue.publish([{"id": 1}])
-    wait_until(lambda: lab.queues()["suspended"]["consumers"] == 0, 30, "nobody listens")
-    wait_until(lambda: lab.queues()["suspended"]["messages"] == 1, 30, "it waits")
+    eventually(lambda: lab.queues()["suspended"]["consumers"] == 0, 30, "nobody listens")
+    eventually(lambda: lab.queues()["suspended"]["messages"] == 1, 30, "it waits")
     assert workqueue.replicas() == 0
     workqueue.change(suspend=False)
     assert len(workqueue.results(1)) == 1
@@ -147,10 +148,10 @@ def test_suspended_workqueue_is_left_unchanged(lab: Lab) -> None:
 
 def test_changed_template_rolls_out_without_interrupting_handlers(lab: Lab) -> None:
     workqueue = lab.workqueue("rolling", scaling={"minReplicas": 2}).apply()
-    wait_until(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two workers are Ready")
+    eventually(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two workers are Ready")
     before = {pod["metadata"]["name"] for pod in workqueue.pods()}
     workqueue.publish([{"id": number, "seconds": 4} for number in range(4)])
-    wait_until(lambda: workqueue.status().get("busyReplicas") == 2, 30, "both are busy")
+    eventually(lambda: workqueue.status().get("busyReplicas") == 2, 30, "both are busy")
     workqueue.change(worker={"podAnnotations": {"example.com/version": "2"}})
     results = workqueue.results(4)
     assert {result["event"] for result in results} == {"done"}
@@ -160,7 +161,7 @@ def test_changed_template_rolls_out_without_interrupting_handlers(lab: Lab) -> N
         names = {pod["metadata"]["name"] for pod in workqueue.pods()}
         return len(names) == 2 and not names & before
 
-    wait_until(replaced, 90, "both pods are of the new template")
+    eventually(replaced, 90, "both pods are of the new template")
     workqueue.delete()
 
 
@@ -175,7 +176,7 @@ def test_delete_policy_deletes_the_queues(lab: Lab) -> None:
     workqueue = (
         lab.workqueue("deleted", queue={"deletionPolicy": "Delete"}, suspend=False).apply().wait_ready()
     )
-    wait_until(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+    eventually(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
     workqueue.delete()
     assert not {"deleted", "deleted.dead"} & set(lab.queues())
 
@@ -184,13 +185,13 @@ def test_delete_if_empty_waits_and_reports_why(lab: Lab) -> None:
     workqueue = (
         lab.workqueue("kept", queue={"deletionPolicy": "DeleteIfEmpty"}, replicas=0).apply().wait_ready()
     )
-    wait_until(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+    eventually(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
     workqueue.publish([{"id": 1}])
     workqueue.delete(wait=False)
     condition = workqueue.wait_condition("Ready", "False", "QueueNotEmpty")
     assert "abandon-queue" in condition["message"]
     lab.channel.queue_purge("kept")
-    wait_until(lambda: not workqueue.exists(), 60, "it goes once the queue is empty")
+    eventually(lambda: not workqueue.exists(), 60, "it goes once the queue is empty")
     assert not {"kept", "kept.dead"} & set(lab.queues())
 
 
@@ -198,13 +199,13 @@ def test_annotation_releases_stuck_workqueue_and_keeps_queue(lab: Lab) -> None:
     workqueue = (
         lab.workqueue("stuck", queue={"deletionPolicy": "DeleteIfEmpty"}, replicas=0).apply().wait_ready()
     )
-    wait_until(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+    eventually(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
     workqueue.publish([{"id": 1}])
     workqueue.delete(wait=False)
     workqueue.wait_condition("Ready", "False", "QueueNotEmpty")
     kubectl("annotate", "wq", "stuck", "workqueue.dev/abandon-queue=true", f"--namespace={lab.namespace}")
-    wait_until(lambda: not workqueue.exists(), 30, "it goes")
-    wait_until(lambda: lab.queues()["stuck"]["messages"] == 1, 30, "it still waits in the queue")
+    eventually(lambda: not workqueue.exists(), 30, "it goes")
+    eventually(lambda: lab.queues()["stuck"]["messages"] == 1, 30, "it still waits in the queue")
 
 
 def test_foreign_deployment_with_same_name_is_untouched(lab: Lab) -> None:
@@ -229,9 +230,9 @@ def test_foreign_workload_is_scaled_unless_an_autoscaler_does(lab: Lab) -> None:
     def replicas() -> int:
         return int(kubectl_json("get", "deployment", "theirs", where)["spec"]["replicas"])
 
-    wait_until(lambda: replicas() == 3, 30, "six messages, two for each replica")
+    eventually(lambda: replicas() == 3, 30, "six messages, two for each replica")
     created = datetime.fromisoformat(workqueue.get()["metadata"]["creationTimestamp"])
-    wait_until(
+    eventually(
         lambda: datetime.now(UTC) - created > timedelta(seconds=1), 5, "ages are told apart by whole seconds"
     )
     second = lab.workqueue("contest", worker=None, workloadRef={"name": "theirs"}).apply()
@@ -243,7 +244,7 @@ def test_foreign_workload_is_scaled_unless_an_autoscaler_does(lab: Lab) -> None:
     lab.rabbit.ctl("set_user_tags", lab.vhost, "monitoring")
     lab.secret("rabbitmq-management", management_uri=f"http://{lab.rabbit.host}:15672")
     workqueue.change(connectionSecretRef={"name": "rabbitmq-management"})
-    wait_until(lambda: replicas() == 0, 60, "nothing is waiting and nothing is unacknowledged")
+    eventually(lambda: replicas() == 0, 60, "nothing is waiting and nothing is unacknowledged")
     workqueue.delete()
     assert kubectl_json("get", "deployment", "theirs", where)["spec"]["replicas"] == 0, (
         "it is theirs and stays"
@@ -297,7 +298,7 @@ def test_competing_autoscaler_is_reported_and_not_fought(by: str, lab: Lab) -> N
     def replicas() -> int:
         return int(kubectl_json("get", "deployment", name, where)["spec"]["replicas"])
 
-    wait_until(lambda: replicas() == 3, 60, "the HorizontalPodAutoscaler has set its minimum")
+    eventually(lambda: replicas() == 3, 60, "the HorizontalPodAutoscaler has set its minimum")
     count = 3
     if by == "keda":
         count = 0
@@ -307,11 +308,11 @@ def test_competing_autoscaler_is_reported_and_not_fought(by: str, lab: Lab) -> N
     condition = workqueue.wait_condition("WorkersAvailable", "False", "WorkloadContested")
     assert f"the HorizontalPodAutoscaler '{name}'" in condition["message"]
     workqueue.publish([{"id": number} for number in range(8)])
-    wait_until(lambda: workqueue.status().get("messages") == 8, 30, "the messages are seen")
+    eventually(lambda: workqueue.status().get("messages") == 8, 30, "the messages are seen")
     assert replicas() == count
     kubectl("delete", "hpa", name, where)
-    wait_until(lambda: replicas() == 4, 60, "once it is gone the WorkQueue takes over")
-    wait_until(
+    eventually(lambda: replicas() == 4, 60, "once it is gone the WorkQueue takes over")
+    eventually(
         lambda: workqueue.condition("WorkersAvailable")["reason"] != "WorkloadContested", 30, "it says so"
     )
     workqueue.delete()
@@ -321,15 +322,15 @@ def test_competing_autoscaler_is_reported_and_not_fought(by: str, lab: Lab) -> N
 def test_scheduled_minimum_is_kept(lab: Lab) -> None:
     always = {"start": "* * * * *", "end": "0 0 1 1 *", "timeZone": "Europe/Berlin", "minReplicas": 1}
     workqueue = lab.workqueue("scheduled", scaling={"schedules": [always]}).apply()
-    wait_until(lambda: workqueue.status().get("readyReplicas") == 1, 60, "the minimum of the schedule runs")
+    eventually(lambda: workqueue.status().get("readyReplicas") == 1, 60, "the minimum of the schedule runs")
     workqueue.change(scaling={"schedules": []})
-    wait_until(lambda: workqueue.replicas() == 0, 60, "without it none does")
+    eventually(lambda: workqueue.replicas() == 0, 60, "without it none does")
     never = {**always, "start": "0 0 30 2 *"}
     workqueue.change(scaling={"schedules": [never, always]})
     assert "0 0 30 2 *" in workqueue.wait_condition("Ready", "False", "ScheduleInvalid")["message"]
-    wait_until(lambda: workqueue.status().get("readyReplicas") == 1, 60, "the other schedule has its minimum")
+    eventually(lambda: workqueue.status().get("readyReplicas") == 1, 60, "the other schedule has its minimum")
     workqueue.change(scaling={"schedules": [never]})
-    wait_until(lambda: workqueue.replicas() == 0, 60, "without it none does")
+    eventually(lambda: workqueue.replicas() == 0, 60, "without it none does")
     workqueue.publish([{"id": 1}])
     assert [result["id"] for result in workqueue.results(1)] == [1], "the queue is served all the same"
     workqueue.delete()
@@ -341,7 +342,7 @@ def test_single_active_consumer_gets_one_worker(lab: Lab) -> None:
         workqueue.publish([{"id": number, "seconds": 1} for number in range(10)])
         workqueue.wait_condition("ScalingActive", "True", "SingleActiveConsumer")
         assert [result["id"] for result in workqueue.results(10)] == list(range(10)), "in order"
-        wait_until(lambda: replicas.counts[-1] == 0, 60, "the worker leaves")
+        eventually(lambda: replicas.counts[-1] == 0, 60, "the worker leaves")
     assert replicas.counts == [0, 1, 0]
     workqueue.delete()
 
@@ -379,10 +380,10 @@ def test_namespace_can_be_deleted_with_its_workqueues(lab: Lab) -> None:
         lab_in(namespace, lab.rabbit) as other,
     ):
         workqueue = other.workqueue("doomed", queue={"deletionPolicy": "Delete"}).apply().wait_ready()
-        wait_until(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
+        eventually(lambda: workqueue.get()["metadata"].get("finalizers"), 20, "the finalizer is set")
         kubectl("delete", "namespace", namespace, "--wait=false")
         gone = "--ignore-not-found"
-        wait_until(lambda: not kubectl("get", "namespace", namespace, gone), 150, "the namespace is gone")
+        eventually(lambda: not kubectl("get", "namespace", namespace, gone), 150, "the namespace is gone")
         other.close()
 
 
@@ -393,7 +394,7 @@ def test_message_on_idle_queue_scales_out_in_one_step(lab: Lab) -> None:
     workqueue.results(1)
     with watching_replicas(workqueue) as watch:
         for number in range(20):
-            wait_until(lambda: watch.counts[-1] == 0, 60, "it sleeps")
+            eventually(lambda: watch.counts[-1] == 0, 60, "it sleeps")
             workqueue.publish([{"id": number}])
             assert [result["id"] for result in workqueue.results(1)] == [number]
     assert set(watch.counts) == {0, 1}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
-from tests.support.kubernetes import kubectl, wait_until
+from tests.support.kubernetes import kubectl
 from tests.support.objects import Object
 from tests.support.operators import OperatorRelease
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab, watching_replicas
 
 
@@ -16,14 +17,14 @@ def test_workers_scale_from_zero_and_back_with_every_result(lab: Lab) -> None:
     # A template that never had a Ready pod sends one ahead; this is the one.
     workqueue.publish([{"id": "first"}])
     assert [result["id"] for result in workqueue.results(1)] == ["first"]
-    wait_until(lambda: workqueue.replicas() == 0, 60, "the first worker has gone")
+    eventually(lambda: workqueue.replicas() == 0, 60, "the first worker has gone")
     with watching_replicas(workqueue) as watch:
         jobs = [{"id": number, "seconds": 0.4} for number in range(60)]
         published = time.monotonic()
         workqueue.publish(jobs)
         results = workqueue.results(60)
-        wait_until(lambda: workqueue.replicas() == 0, 60, "the workers have gone")
-        wait_until(lambda: watch.counts[-1] == 0, 10, "the watch has seen it")
+        eventually(lambda: workqueue.replicas() == 0, 60, "the workers have gone")
+        eventually(lambda: watch.counts[-1] == 0, 10, "the watch has seen it")
     assert sorted(result["id"] for result in results) == list(range(60)), "each once, none lost"
     assert {result["event"] for result in results} == {"done"}
     assert len({result["pod"] for result in results}) > 1, "the work was shared"
@@ -34,7 +35,7 @@ def test_workers_scale_from_zero_and_back_with_every_result(lab: Lab) -> None:
     assert first is not None
     assert first - published < 5, "the wake-up does not wait for a poll"
     # RabbitMQ lists the numbers of quorum queues some seconds late.
-    wait_until(lambda: lab.queues()["ladder"]["messages"] == 0, 30, "the queue is empty")
+    eventually(lambda: lab.queues()["ladder"]["messages"] == 0, 30, "the queue is empty")
     queues = lab.queues()
     assert queues["ladder.dead"]["messages"] == 0
     assert "ladder.retry.1s" not in queues, "delay queues are made on first need"
@@ -46,12 +47,12 @@ def test_starting_workers_cause_no_further_scale_out(lab: Lab) -> None:
     workqueue = lab.workqueue("eight", scaling=scaling).apply().wait_ready()
     workqueue.publish([{"id": "first"}])
     workqueue.results(1)
-    wait_until(lambda: workqueue.replicas() == 0, 60, "the first worker has gone")
+    eventually(lambda: workqueue.replicas() == 0, 60, "the first worker has gone")
     with watching_replicas(workqueue) as watch:
         workqueue.publish([{"id": number, "seconds": 6} for number in range(8)])
         results = workqueue.results(8)
-        wait_until(lambda: workqueue.replicas() == 0, 60, "the workers have gone")
-        wait_until(lambda: watch.counts[-1] == 0, 10, "the watch has seen it")
+        eventually(lambda: workqueue.replicas() == 0, 60, "the workers have gone")
+        eventually(lambda: watch.counts[-1] == 0, 10, "the watch has seen it")
     assert sorted(result["id"] for result in results) == list(range(8))
     assert max(watch.counts) == 8
     workqueue.delete()
@@ -65,8 +66,8 @@ def test_every_retry_and_dead_letter_is_accounted_for(lab: Lab) -> None:
     )
     results = {result["id"]: result["attempt"] for result in workqueue.results(7)}
     assert results == {**{number: number % 3 + 1 for number in range(6)}, 8: 1}
-    wait_until(lambda: lab.queues()["moody.dead"]["messages"] == 2, 30, "two messages were given up")
-    wait_until(lambda: workqueue.status().get("deadLetters") == 2, 60, "the status says so")
+    eventually(lambda: lab.queues()["moody.dead"]["messages"] == 2, 30, "two messages were given up")
+    eventually(lambda: workqueue.status().get("deadLetters") == 2, 60, "the status says so")
 
 
 def test_message_that_kills_its_worker_gets_configured_attempts(lab: Lab) -> None:
@@ -75,7 +76,7 @@ def test_message_that_kills_its_worker_gets_configured_attempts(lab: Lab) -> Non
     workqueue = lab.workqueue("poison", **changes).apply().wait_ready()
 
     workqueue.publish([{"id": "poison"}])
-    wait_until(lambda: workqueue.status().get("deadLetters") == 1, 180, "the message was given up")
+    eventually(lambda: workqueue.status().get("deadLetters") == 1, 180, "the message was given up")
 
     assert [result["event"] for result in workqueue.results(2, 1)] == ["started", "started"]
     _, properties, _ = lab.channel.basic_get("poison.dead", auto_ack=True)
@@ -86,23 +87,23 @@ def test_message_that_kills_its_worker_gets_configured_attempts(lab: Lab) -> Non
 def test_killed_and_restarted_operator_does_no_harm(lab: Lab, operator: OperatorRelease) -> None:
     workqueue = lab.workqueue("steady").apply().wait_ready()
     workqueue.publish([{"id": number, "seconds": 0.5} for number in range(40)])
-    wait_until(lambda: workqueue.status().get("readyReplicas", 0) > 0, 60, "a worker is Ready")
+    eventually(lambda: workqueue.status().get("readyReplicas", 0) > 0, 60, "a worker is Ready")
     kill(operator)
     results = workqueue.results(40)
     assert sorted(result["id"] for result in results) == list(range(40))
     assert {result["event"] for result in results} == {"done"}
-    wait_until(lambda: workqueue.replicas() == 0, 120, "the new operator has brought the workers home")
+    eventually(lambda: workqueue.replicas() == 0, 120, "the new operator has brought the workers home")
 
 
 def test_restarted_operator_keeps_time_of_last_scaling(lab: Lab, operator: OperatorRelease) -> None:
     workqueue = lab.workqueue("recall").apply().wait_ready()
     workqueue.publish([{"id": 0}])
     workqueue.results(1)
-    idle = wait_until(lambda: _says_idle(workqueue.status()), 60, "the status says why the last worker went")
+    idle = eventually(lambda: _says_idle(workqueue.status()), 60, "the status says why the last worker went")
     kill(operator)
     workqueue.change(scaling={"maxReplicas": 3})
     generation = workqueue.get()["metadata"]["generation"]
-    wait_until(
+    eventually(
         lambda: workqueue.status().get("observedGeneration") == generation, 60, "the new operator writes"
     )
     assert _says_idle(workqueue.status()) == idle

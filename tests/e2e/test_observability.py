@@ -14,9 +14,10 @@ import yaml
 
 from hack.generate import dashboard
 from hack.generate.files import CHART, ROOT
-from tests.support.kubernetes import kubectl, wait_until
+from tests.support.kubernetes import kubectl
 from tests.support.operators import OperatorRelease
 from tests.support.prometheus import Prometheus, scraping
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab
 
 OPERATIONS = ROOT / "docs/operations.md"
@@ -30,7 +31,7 @@ def prometheus(lab: Lab, operator: OperatorRelease, tmp_path: Path) -> Iterator[
     alerts = CHART / "files/alerts.yaml"
     namespaces, begun = [lab.namespace, operator.namespace], time.time()
     with scraping(yaml.safe_load(config)["scrape_configs"], alerts, namespaces, tmp_path) as made:
-        wait_until(
+        eventually(
             lambda: made.over_time("workqueue_leader", begun, time.time()), 30, "the operator is scraped"
         )
         yield made
@@ -66,7 +67,7 @@ def test_every_dashboard_panel_has_data(lab: Lab, prometheus: Prometheus) -> Non
         return not silent()
 
     try:
-        wait_until(all_speak, 60, "every query has found something")
+        eventually(all_speak, 60, "every query has found something")
     except TimeoutError:
         assert silent() == []
     assert {rule["health"] for rule in prometheus.alerts().values()} == {"ok"}
@@ -93,7 +94,7 @@ def test_runbook_commands_work(lab: Lab, operator: OperatorRelease) -> None:
     )
     workqueue.apply().wait_ready()
     workqueue.publish([{"id": 1, "reject": True}])
-    wait_until(
+    eventually(
         lambda: lab.channel.queue_declare("sick.dead", passive=True).method.message_count,
         60,
         "there is a dead letter",

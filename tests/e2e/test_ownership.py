@@ -11,8 +11,9 @@ import pytest
 
 from tests.support import helm
 from tests.support.inside import Rabbit
-from tests.support.kubernetes import PortForward, kubectl, kubectl_json, temporary_namespace, wait_until
+from tests.support.kubernetes import PortForward, kubectl, kubectl_json, temporary_namespace
 from tests.support.operators import OperatorRelease, operator_of_the_whole_cluster
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab, lab_in
 
 LABEL = "workqueue.dev/operator"
@@ -56,7 +57,7 @@ def says(lab: Lab, release: OperatorRelease, other: OperatorRelease) -> bool:
 
 def stands_aside(lab: Lab, release: OperatorRelease, other: OperatorRelease) -> None:
     """Wait until a release has left the namespace to another one, and says so by Event, log and metric."""
-    wait_until(lambda: says(lab, release, other), SEEN_WITHIN, f"{release.name} says that it stands aside")
+    eventually(lambda: says(lab, release, other), SEEN_WITHIN, f"{release.name} says that it stands aside")
     assert f"{other.name} serves the WorkQueues" in release.logs()
     wanted = f'workqueue_namespaces_served_elsewhere{{namespace="{lab.namespace}",operator='
     with closing(PortForward(release.namespace, f"pod/{release.leader()}", 8080)) as forward:
@@ -67,27 +68,27 @@ def stands_aside(lab: Lab, release: OperatorRelease, other: OperatorRelease) -> 
 
 def test_exactly_one_of_two_releases_serves_a_workqueue(place: Lab, wide: OperatorRelease) -> None:
     workqueue = place.workqueue("owned").apply().wait_ready()
-    wait_until(lambda: doorbells(place, "owned") == 1, 30, "the cluster-wide release serves it")
+    eventually(lambda: doorbells(place, "owned") == 1, 30, "the cluster-wide release serves it")
     with temporary_namespace("e2e-owner", pod_security="restricted") as system:
         narrow = OperatorRelease(f"narrow-{secrets.token_hex(3)}", system, helm.run)
         narrow.install(watchNamespaces=[place.namespace], replicaCount=1)
 
         stands_aside(place, wide, narrow)
-        wait_until(lambda: doorbells(place, "owned") == 1, SEEN_WITHIN, "one doorbell")
+        eventually(lambda: doorbells(place, "owned") == 1, SEEN_WITHIN, "one doorbell")
         workqueue.publish([{"id": 1}])
         assert [result["id"] for result in workqueue.results(1)] == [1]
 
         kubectl("label", "namespace", place.namespace, f"{LABEL}={wide.name}")
         stands_aside(place, narrow, wide)
-        wait_until(lambda: workqueue.replicas() == 0, 90, "the workers have gone")
-        wait_until(lambda: doorbells(place, "owned") == 1, SEEN_WITHIN, "one doorbell")
+        eventually(lambda: workqueue.replicas() == 0, 90, "the workers have gone")
+        eventually(lambda: doorbells(place, "owned") == 1, SEEN_WITHIN, "one doorbell")
         workqueue.publish([{"id": 2}])
         assert [result["id"] for result in workqueue.results(1)] == [2]
 
         kubectl("label", "namespace", place.namespace, f"{LABEL}-")
         narrow.uninstall()
-    wait_until(lambda: workqueue.replicas() == 0, 90, "the workers have gone")
-    wait_until(
+    eventually(lambda: workqueue.replicas() == 0, 90, "the workers have gone")
+    eventually(
         lambda: doorbells(place, "owned") == 1, SEEN_WITHIN, "the cluster-wide release serves it again"
     )
     workqueue.publish([{"id": 3}])

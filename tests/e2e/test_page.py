@@ -17,8 +17,9 @@ from playwright.async_api import expect
 from tests.support import helm
 from tests.support.browser import chromium, looking
 from tests.support.inside import Rabbit
-from tests.support.kubernetes import PortForward, kubectl, temporary_namespace, wait_until
+from tests.support.kubernetes import PortForward, kubectl, temporary_namespace
 from tests.support.operators import OperatorRelease
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab, lab_in
 
 MINUTE = 60_000
@@ -135,7 +136,7 @@ async def test_page_shows_main_job_only_to_users_who_may_list_workqueues(
         await expect(page.get_by_text("The first 3 of 3 were looked at.")).to_be_visible()
     assert [text for text in seen.complaints if "401" not in text] == []
     queues = await asyncio.to_thread(
-        wait_until,
+        eventually,
         lambda: (found := page_lab.queues())["watched.dead"]["messages_ready"] == 3 and found,
         60,
         "all back",
@@ -165,4 +166,4 @@ def test_revoked_right_ends_access_within_a_minute(
 
     assert status() == 200
     kubectl("delete", "rolebinding", "looker", f"--namespace={page_lab.namespace}")
-    wait_until(lambda: status() == 403, 100, "the page asks again")
+    eventually(lambda: status() == 403, 100, "the page asks again")

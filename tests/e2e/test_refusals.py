@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.kubernetes import KubectlError, apply, kubectl, kubectl_json, wait_until
+from tests.support.kubernetes import KubectlError, apply, kubectl, kubectl_json
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab, WorkQueueUnderTest
 
 JOBS = [{"id": number, "seconds": 2} for number in range(40)]
@@ -59,7 +60,7 @@ def in_force(workqueue: WorkQueueUnderTest, replicas: int) -> None:
             return "denied request" in str(error)
         return False
 
-    wait_until(refused, 60, "the policy is in force")
+    eventually(refused, 60, "the policy is in force")
 
 
 @pytest.mark.parametrize("reason", ["Invalid", "Forbidden"], ids=["answer-422", "answer-403"])
@@ -73,7 +74,7 @@ def test_admission_policy_limit_is_obeyed_and_named(lab: Lab, reason: str) -> No
     with policy(lab, "object.spec.replicas <= 2", "no more than two replicas here", reason):
         in_force(workqueue, 9)
         workqueue.publish(JOBS)
-        wait_until(lambda: workqueue.replicas() == 2, 60, "the highest admitted count is written")
+        eventually(lambda: workqueue.replicas() == 2, 60, "the highest admitted count is written")
         ready = workqueue.wait_condition("Ready", "False", "CountRefused")
         assert "no more than two replicas here" in ready["message"]
         assert workqueue.condition("ScalingActive")["reason"] == "CountRefused"
@@ -100,12 +101,12 @@ def test_refused_template_keeps_working_deployment_scaled(lab: Lab) -> None:
                 return "not signed" in str(error)
             return False
 
-        wait_until(refused, 60, "the policy is in force")
+        eventually(refused, 60, "the policy is in force")
         workqueue.change(worker={"image": "workqueue-operator:unsigned"})
         applied = workqueue.wait_condition("WorkloadApplied", "False", "WorkloadRefused")
         assert "this image is not signed" in applied["message"]
 
-        wait_until(lambda: workqueue.replicas() == 0, 90, "it is scaled in")
+        eventually(lambda: workqueue.replicas() == 0, 90, "it is scaled in")
         workqueue.publish([{"id": "after"}])
         assert [result["id"] for result in workqueue.results(1)] == ["after"]
         assert workqueue.condition("Ready")["reason"] == "WorkloadRefused"
@@ -121,7 +122,7 @@ def test_disruption_budget_quota_does_not_stop_workers(lab: Lab) -> None:
     apply(quota, namespace=lab.namespace)
     where = f"--namespace={lab.namespace}"
     try:
-        wait_until(
+        eventually(
             lambda: kubectl_json("get", "resourcequota", name, where).get("status", {}).get("hard"),
             30,
             "the quota is in force",

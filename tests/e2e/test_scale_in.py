@@ -12,8 +12,9 @@ from typing import NamedTuple
 import pytest
 
 from tests.support import clusternet
-from tests.support.kubernetes import kubectl, kubectl_json, wait_until, watching
+from tests.support.kubernetes import kubectl, kubectl_json, watching
 from tests.support.localcluster import standing_still
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab, Object, WorkQueueUnderTest, watching_replicas
 
 WORKERS = 12
@@ -44,9 +45,9 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab, removals: int) -> N
             sent += burst
             results += workqueue.results(chance.randint(0, burst // 2)) if burst > 1 else []
             busy_until = time.monotonic() + chance.uniform(0.2, 1.2)
-            wait_until(lambda moment=busy_until: time.monotonic() > moment, 5, "the load breathes")
+            eventually(lambda moment=busy_until: time.monotonic() > moment, 5, "the load breathes")
         results += workqueue.results(sent - len(results))
-        wait_until(lambda: workqueue.replicas() == 0, 90, "the last workers have gone")
+        eventually(lambda: workqueue.replicas() == 0, 90, "the last workers have gone")
     assert sorted(result["id"] for result in results) == list(range(sent)), "each once, none lost"
     assert {result["event"] for result in results} == {"done"}
     assert {result["attempt"] for result in results} == {1}
@@ -72,14 +73,14 @@ def test_pod_is_removed_only_after_kubernetes_saw_its_mark(lab: Lab) -> None:
     workqueue = (
         lab.workqueue("still", scaling={"minReplicas": 3, "scaleInDelaySeconds": 0}).apply().wait_ready()
     )
-    wait_until(lambda: workqueue.status().get("readyReplicas") == 3, 60, "three work")
+    eventually(lambda: workqueue.status().get("readyReplicas") == 3, 60, "three work")
     with watching_deletions(workqueue) as deletions:
         with standing_still("kube-controller-manager"):
             workqueue.change(scaling={"minReplicas": 1})
             workqueue.wait_condition("ScalingActive", "True", "PodsSettling")
             assert workqueue.replicas() == 3
             assert not deletions
-        wait_until(lambda: len(deletions) == 2, 60, "two are removed once it goes on")
+        eventually(lambda: len(deletions) == 2, 60, "two are removed once it goes on")
     assert {deletion.mark for deletion in deletions.values()} == {"-1000"}
     (stays,) = [pod["metadata"] for pod in workqueue.pods() if "deletionTimestamp" not in pod["metadata"]]
     assert not is_marked(stays)
@@ -89,12 +90,12 @@ def test_pod_is_removed_only_after_kubernetes_saw_its_mark(lab: Lab) -> None:
 def test_marks_of_dead_operator_are_cleared(lab: Lab) -> None:
     """Kubernetes would choose among all that carry one, and whoever has carried it for long works again."""
     workqueue = lab.workqueue("left", replicas=2).apply().wait_ready()
-    wait_until(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two work")
+    eventually(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two work")
     first = workqueue.pods()[0]["metadata"]
     where = (first["name"], f"--namespace={lab.namespace}")
     kubectl("label", "pod", *where, "--overwrite", "workqueue.dev/retiring=true")
     kubectl("annotate", "pod", *where, "controller.kubernetes.io/pod-deletion-cost=-1000")
-    wait_until(
+    eventually(
         lambda: not any(is_marked(pod["metadata"]) for pod in workqueue.pods()), 30, "no pod is marked"
     )
     assert workqueue.replicas() == len(workqueue.pods()) == 2
@@ -119,11 +120,11 @@ def test_unschedulable_pods_are_scaled_in_by_marks(lab: Lab) -> None:
     workqueue.wait_condition("WorkersAvailable", "True")
     workqueue.change(replicas=4)
     workqueue.wait_condition("WorkersAvailable", "False", "PodUnschedulable")
-    wait_until(lambda: len(workqueue.pods()) == 4, 30, "four pods exist")
+    eventually(lambda: len(workqueue.pods()) == 4, 30, "four pods exist")
     working = [pod["metadata"]["uid"] for pod in workqueue.pods() if pod["spec"].get("nodeName")]
     workqueue.change(replicas=2)
-    wait_until(lambda: workqueue.replicas() == 2, 30, "two of them have gone")
-    wait_until(lambda: len(workqueue.pods()) == 2, 30, "and their pods")
+    eventually(lambda: workqueue.replicas() == 2, 30, "two of them have gone")
+    eventually(lambda: len(workqueue.pods()) == 2, 30, "and their pods")
     assert set(working) <= {pod["metadata"]["uid"] for pod in workqueue.pods()}, "the one that works stays"
     workqueue.delete()
 
@@ -164,19 +165,19 @@ def watching_deletions(workqueue: WorkQueueUnderTest) -> Iterator[dict[str, Dele
 def test_quota_does_not_stop_scale_in(lab: Lab) -> None:
     """Three of ten pods are admitted. They leave when they are idle, and a quota that grows starts none."""
     where = f"--namespace={lab.namespace}"
-    wait_until(lambda: not kubectl_json("get", "pods", where)["items"], 120, "no pod of another test is left")
+    eventually(lambda: not kubectl_json("get", "pods", where)["items"], 120, "no pod of another test is left")
     scaling = {"maxReplicas": 10, "messagesPerReplica": 1, "scaleInDelaySeconds": 20}
     kubectl("create", "quota", "three-pods", "--hard=pods=3", where)
     try:
         workqueue = lab.workqueue("rationed", scaling=scaling).apply().wait_ready()
         with watching_pods(workqueue) as pods, watching_replicas(workqueue) as replicas:
             workqueue.publish([{"id": number, "seconds": 1} for number in range(40)])
-            wait_until(lambda: 10 in replicas.counts, 60, "the backlog asks for ten")
+            eventually(lambda: 10 in replicas.counts, 60, "the backlog asks for ten")
             workqueue.wait_condition("WorkersAvailable", "False", "PodRefused")
             workqueue.results(40)
-            wait_until(lambda: replicas.counts[-1] == 3, 10, "the pods that were refused are given up")
+            eventually(lambda: replicas.counts[-1] == 3, 10, "the pods that were refused are given up")
             kubectl("patch", "quota", "three-pods", '--patch={"spec":{"hard":{"pods":"20"}}}', where)
-            wait_until(lambda: replicas.counts[-1] == 0, 120, "the idle ones are retired")
+            eventually(lambda: replicas.counts[-1] == 0, 120, "the idle ones are retired")
         assert replicas.counts[:4] == [0, 1, 10, 3]
         assert len(pods) == 3, "the larger quota has started none"
         workqueue.delete()
@@ -196,13 +197,13 @@ def test_unreachable_workers_neither_raise_nor_lower_the_count(lab: Lab) -> None
             assert f"Worker {workqueue.pods()[0]['metadata']['name']} " in named["message"]
             assert [result["id"] for result in workqueue.results(1)] == [1]
             workqueue.publish([{"id": number, "seconds": 30} for number in range(2, 42)])
-            wait_until(lambda: replicas.counts[-1] > 1, 30, "a backlog that is seen to wait is still served")
+            eventually(lambda: replicas.counts[-1] > 1, 30, "a backlog that is seen to wait is still served")
             workqueue.results(40, seconds=180)
             most = replicas.counts[-1]
             assert most <= 4, "forty messages, ten for each replica"
             workqueue.wait_condition("ScalingActive", "False", "RetireUnreachable", seconds=60)
             assert replicas.counts == [0, 1, most], "workers that cannot be asked stay"
-        wait_until(lambda: replicas.counts[-1] == 0, 60, "they are retired once they can be asked")
+        eventually(lambda: replicas.counts[-1] == 0, 60, "they are retired once they can be asked")
     workqueue.wait_condition("ScalingActive", "True", "AsExpected")
     workqueue.delete()
 

@@ -8,7 +8,8 @@ import secrets
 
 import pytest
 
-from tests.support.kubernetes import kubectl, wait_until
+from tests.support.kubernetes import kubectl
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab
 
 ACTED_ON_WITHIN = 90
@@ -32,7 +33,7 @@ def test_changed_secret_takes_effect_while_old_broker_runs(lab: Lab, scaling: di
     patch = json.dumps({"data": data})
     kubectl("patch", "secret", name, f"--namespace={lab.namespace}", f"--patch={patch}")
 
-    wait_until(
+    eventually(
         lambda: name in lab.rabbit.queues(moved), ACTED_ON_WITHIN, "the queue is on the new virtual host"
     )
     workqueue.wait_condition("Ready", "True", seconds=120)

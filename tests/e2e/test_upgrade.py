@@ -6,8 +6,8 @@ import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.support.kubernetes import wait_until
 from tests.support.operators import OperatorRelease
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab
 
 BETWEEN = 0.7
@@ -37,7 +37,7 @@ def test_upgrade_and_rollback_interrupt_no_worker(lab: Lab, operator: OperatorRe
         for number in itertools.count():
             workqueue.publish([{"id": number, "seconds": 1.5}])
             moment = time.monotonic() + BETWEEN
-            wait_until(lambda until=moment: time.monotonic() > until, 5, "the next message is due")
+            eventually(lambda until=moment: time.monotonic() > until, 5, "the next message is due")
             if changing.done():
                 break
     first, upgraded, rolled_back = changing.result()

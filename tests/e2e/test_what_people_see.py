@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.kubernetes import kubectl, wait_until
+from tests.support.kubernetes import kubectl
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab, WorkQueueUnderTest
 
 
@@ -23,9 +24,9 @@ def draining(lab: Lab) -> Iterator[WorkQueueUnderTest]:
     """A WorkQueue whose only message is in hand of a worker that a restart has told to stop."""
     workqueue = lab.workqueue("draining", worker={"timeoutSeconds": 240}).apply().wait_ready()
     workqueue.publish([{"id": "long", "seconds": 200}])
-    wait_until(lambda: workqueue.status().get("busyReplicas") == 1, 60, "it is in hand")
+    eventually(lambda: workqueue.status().get("busyReplicas") == 1, 60, "it is in hand")
     kubectl("rollout", "restart", "deployment/draining-worker", f"--namespace={lab.namespace}")
-    wait_until(
+    eventually(
         lambda: any("deletionTimestamp" in pod["metadata"] for pod in workqueue.pods()),
         90,
         "the busy worker is told to stop",
@@ -45,8 +46,8 @@ def draining(lab: Lab) -> Iterator[WorkQueueUnderTest]:
 def test_message_in_stopping_worker_is_shown_and_starts_no_worker(
     draining: WorkQueueUnderTest,
 ) -> None:
-    wait_until(lambda: draining.replicas() == 0, 90, "no new worker is needed")
-    wait_until(lambda: columns(draining)["WORKERS"] == "0/0", 30, "the status says so")
+    eventually(lambda: draining.replicas() == 0, 90, "no new worker is needed")
+    eventually(lambda: columns(draining)["WORKERS"] == "0/0", 30, "the status says so")
 
     shown = columns(draining)
     reason = draining.status()["lastScaleReason"]
@@ -64,9 +65,9 @@ def test_message_awaiting_retry_is_shown_after_its_worker_has_ended(lab: Lab) ->
         worker={"handler": {"python": "jobs:moody"}},
     ).apply()
     workqueue.wait_ready().publish([{"id": 1, "failures": 9}])
-    wait_until(lambda: workqueue.status().get("retrying") == 1, 60, "it waits for its retry")
+    eventually(lambda: workqueue.status().get("retrying") == 1, 60, "it waits for its retry")
 
-    wait_until(lambda: not workqueue.pods(), 90, "the worker has gone")
+    eventually(lambda: not workqueue.pods(), 90, "the worker has gone")
 
     shown = columns(workqueue)
     assert (shown["MESSAGES"], shown["RETRYING"], shown["DEAD"]) == ("0", "1", "0")

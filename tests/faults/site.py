@@ -33,11 +33,12 @@ from tests.support import clusternet, operatorprocess
 from tests.support.apiproxy import ApiProxy, api_proxy
 from tests.support.crash import CrashPoints
 from tests.support.inside import Rabbit, drain
-from tests.support.kubernetes import KubectlError, kubectl, temporary_namespace, wait_until
+from tests.support.kubernetes import KubectlError, kubectl, temporary_namespace
 from tests.support.ledger import Ledger
 from tests.support.ports import free_port
 from tests.support.rabbitmq import Broker
 from tests.support.relay import Relay, relay_to
+from tests.support.wait import eventually
 from tests.support.workqueues import Lab, WorkQueueUnderTest, lab_in
 
 Object = dict[str, Any]
@@ -135,7 +136,7 @@ class OperatorProcess:
 
     def wait_serving(self) -> OperatorProcess:
         """Wait until it says that it is ready."""
-        wait_until(self._is_ready, START, "the operator is ready")
+        eventually(self._is_ready, START, "the operator is ready")
         return self
 
     def _is_ready(self) -> bool:
@@ -278,7 +279,7 @@ class Site:
             return not ledger.lost
 
         with suppress(TimeoutError):  # the ledger says what is missing, in better words
-            wait_until(balanced, seconds, "every message ended")
+            eventually(balanced, seconds, "every message ended")
         return ledger
 
     def converged(self, workqueue: WorkQueueUnderTest, replicas: int | None = None) -> bool:
@@ -304,7 +305,7 @@ class Site:
             return time.monotonic() - held_at[0] >= STAYS
 
         try:
-            wait_until(stays, CONVERGE, "everything is as the spec says")
+            eventually(stays, CONVERGE, "everything is as the spec says")
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{self.operator.tail()}") from None
         return held_at[0] - begun

@@ -14,8 +14,9 @@ import pytest
 
 from tests.faults.site import NOWHERE, Site, release_all
 from tests.support.apiproxy import Fault, Request
-from tests.support.kubernetes import kubectl, wait_until
+from tests.support.kubernetes import kubectl
 from tests.support.ledger import Ledger
+from tests.support.wait import eventually
 from tests.support.workqueues import WorkQueueUnderTest
 
 EXPIRED = {
@@ -120,7 +121,7 @@ def meeting(site: Site, problem: Trouble) -> Iterator[None]:
     with site.proxy.fault(fault):
         site.proxy.cut_watches()
         yield
-        wait_until(over, 60, "the operator has met the fault")
+        eventually(over, 60, "the operator has met the fault")
 
 
 # -- nothing destructive from stale data -----------------------------------------------------------
@@ -132,7 +133,7 @@ def keep_the_past(site: Site, workqueue: WorkQueueUnderTest) -> None:
     with site.proxy.fault(passive):
         before = len(site.proxy.seen)
         site.operator.start()
-        wait_until(lambda: sum(map(is_watch, site.proxy.seen[before:])) >= 3, 30, "it has listed and watches")
+        eventually(lambda: sum(map(is_watch, site.proxy.seen[before:])) >= 3, 30, "it has listed and watches")
         site.operator.kill()
 
 
@@ -149,14 +150,14 @@ def test_stale_workqueue_does_not_cause_queue_deletion(place: Site) -> None:
     workqueue.delete(wait=False)
     keep_the_past(site, workqueue)
     release_all(site.namespace)
-    wait_until(lambda: not workqueue.exists(), 20, "the old one is gone")
+    eventually(lambda: not workqueue.exists(), 20, "the old one is gone")
     workqueue.apply()
     site.publish(workqueue, ledger, 2)
     with site.proxy.fault(Fault(is_read, stale=True)):
         before = len(site.proxy.seen)
         site.operator.start()
         looked = lambda: sum(asks_for(workqueue, asked) for asked in site.proxy.seen[before:])  # noqa: E731
-        wait_until(lambda: looked() >= 2, 30, "it has asked for the present one, and again")
+        eventually(lambda: looked() >= 2, 30, "it has asked for the present one, and again")
         assert site.consumers(workqueue.name) >= 0, "the queue is there"
     begun = time.monotonic()
     seconds = site.wait_converged(lambda: workqueue.replicas() >= 1, begun)
@@ -177,7 +178,7 @@ def test_stale_count_is_no_base_for_scaling(place: Site) -> None:
     site.operator.kill()
     scale = ("scale", f"deployment/{workqueue.name}-worker", f"--namespace={site.namespace}")
     kubectl(*scale, "--replicas=1")
-    wait_until(workqueue.pods, 20, "there is a pod")
+    eventually(workqueue.pods, 20, "there is a pod")
     keep_the_past(site, workqueue)
     kubectl(*scale, "--replicas=3")
     with site.proxy.fault(Fault(is_read, stale=True)):
@@ -187,7 +188,7 @@ def test_stale_count_is_no_base_for_scaling(place: Site) -> None:
         def passes() -> bool:
             return any(asked.write == "apply workqueues/status" for asked in site.proxy.seen[before:])
 
-        wait_until(passes, 30, "a pass went through to its end")
+        eventually(passes, 30, "a pass went through to its end")
         assert workqueue.replicas() == 3, "three stay"
     site.publish(workqueue, ledger, 3)
     begun = time.monotonic()

@@ -10,8 +10,8 @@ import pika.exceptions
 import pytest
 
 from tests.faults.site import Site
-from tests.support.kubernetes import wait_until
 from tests.support.ledger import Ledger
+from tests.support.wait import eventually
 from tests.support.workqueues import WorkQueueUnderTest
 
 pytestmark = pytest.mark.nightly
@@ -64,8 +64,8 @@ def test_operator_redeclares_what_rabbitmq_lost(place: Site, fault: str, *, awak
     place.settle(workqueue, ledger)
     forget(place, workqueue)
     over = time.monotonic()
-    wait_until(lambda: exists(place, workqueue), 60, "the queues are declared again")
-    wait_until(lambda: len(ledger.confirmed) == 25 or publish(workqueue, ledger), 60, "20 more are confirmed")
+    eventually(lambda: exists(place, workqueue), 60, "the queues are declared again")
+    eventually(lambda: len(ledger.confirmed) == 25 or publish(workqueue, ledger), 60, "20 more are confirmed")
     place.settle(workqueue, ledger)
     place.report.ledger(fault, place.broker.version, ledger, round(time.monotonic() - over, 1))
     workqueue.delete()

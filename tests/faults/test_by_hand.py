@@ -12,9 +12,9 @@ import pytest
 
 from tests.faults.doorbell import frozen_bell
 from tests.faults.work import DEAD, DELAY_QUEUE, QUEUE, Work
-from tests.support.brokers import probe, until
+from tests.support.brokers import probe
 from tests.support.deletion import deleted, finalizer, told
-from tests.support.wait import eventually
+from tests.support.wait import eventually, until
 from workqueue.contract.topology import WAKE_ALLOWANCE, QueueType
 
 KINDS = pytest.mark.parametrize(

@@ -21,9 +21,10 @@ from tests.support import clusternet, helm
 from tests.support.apiproxy import api_proxy
 from tests.support.crash import Point
 from tests.support.inside import drain
-from tests.support.kubernetes import CHECKOUT, KubectlError, kubectl, temporary_namespace, wait_until
+from tests.support.kubernetes import CHECKOUT, KubectlError, kubectl, temporary_namespace
 from tests.support.ledger import Ledger
 from tests.support.operators import OperatorRelease
+from tests.support.wait import eventually
 from tests.support.workqueues import WorkQueueUnderTest
 
 SEED = random.SystemRandom().randrange(10_000)
@@ -70,7 +71,7 @@ def apply(workqueue: WorkQueueUnderTest) -> None:
 def wakes(site: Site, workqueue: WorkQueueUnderTest, ledger: Ledger) -> None:
     """A message that comes now rings, and waits for its worker."""
     site.publish(workqueue, ledger, 1)
-    wait_until(lambda: workqueue.replicas() == 1, 30, "the message wakes its queue")
+    eventually(lambda: workqueue.replicas() == 1, 30, "the message wakes its queue")
     site.settle(workqueue, ledger)
 
 
@@ -176,7 +177,7 @@ def play(site: Site, scene: Scene, point: Point | None) -> list[Point]:
     scene.act(site, workqueue, ledger)
     begun, seen = time.monotonic(), []
     if point is not None:
-        wait_until(
+        eventually(
             lambda: site.crash.fired.is_set() or scene.holds(site, workqueue, ledger), 60, f"it dies {point}"
         )
         if site.crash.fired.is_set():
@@ -233,7 +234,7 @@ def test_leader_frozen_past_its_lease_writes_nothing(place: Site, tmp_path: Path
         second.start()
         with site.operator.frozen():
             site.publish(workqueue, ledger, 1)
-            wait_until(second.leads, 40, "the second one leads")
+            eventually(second.leads, 40, "the second one leads")
             before = len(site.proxy.seen)
         begun = time.monotonic()
         assert site.operator.process.wait(20) == 3, "it has noticed that it does not lead any more"
@@ -271,7 +272,7 @@ def test_operator_survives_restarts_under_load(place: Site) -> None:
     workqueue = site.ready()
     with site.flowing(workqueue, ledger):
         for end in (site.operator.stop, site.operator.kill) * 2:
-            wait_until(lambda: workqueue.status().get("readyReplicas", 0) > 0, 60, "a worker is Ready")
+            eventually(lambda: workqueue.status().get("readyReplicas", 0) > 0, 60, "a worker is Ready")
             end()
             site.operator.start().wait_serving()
     begun = time.monotonic()
@@ -306,10 +307,10 @@ def test_upgrade_from_previous_chart_keeps_work_in_flight(place: Site, tmp_path:
         try:
             workqueue = site.ready()
             with site.flowing(workqueue, ledger):
-                wait_until(lambda: workqueue.status().get("readyReplicas", 0) > 0, 60, "a worker is Ready")
+                eventually(lambda: workqueue.status().get("readyReplicas", 0) > 0, 60, "a worker is Ready")
                 before = {pod["metadata"]["uid"] for pod in release.pods()}
                 release.install(watchNamespaces=[site.namespace], podAnnotations={"upgraded": "yes"})
-                wait_until(
+                eventually(
                     lambda: not before & {pod["metadata"]["uid"] for pod in release.pods()},
                     60,
                     "the old pods are gone",

@@ -13,8 +13,9 @@ import pytest
 
 from tests.faults.site import BYSTANDER, Site
 from tests.support.apiproxy import Fault
-from tests.support.kubernetes import kubectl, wait_until
+from tests.support.kubernetes import kubectl
 from tests.support.ledger import Ledger
+from tests.support.wait import eventually
 from tests.support.workqueues import WorkQueueUnderTest
 
 SEED: Final = random.SystemRandom().randrange(10_000)
@@ -88,10 +89,10 @@ def together(site: Site, first: Injected, second: Injected) -> None:
     site.operator.start().wait_serving()
     workqueue = site.ready()
     with site.flowing(workqueue, ledger):
-        wait_until(lambda: workqueue.status().get("readyReplicas", 0) > 0, 60, "a worker is Ready")
+        eventually(lambda: workqueue.status().get("readyReplicas", 0) > 0, 60, "a worker is Ready")
         with first(site, workqueue), second(site, workqueue):
             enough = len(ledger.confirmed) + MESSAGES
-            wait_until(lambda: len(ledger.confirmed) >= enough, 60, "messages came meanwhile")
+            eventually(lambda: len(ledger.confirmed) >= enough, 60, "messages came meanwhile")
         site.operator.keep_alive()
     begun = time.monotonic()
     site.settle(workqueue, ledger)

@@ -16,9 +16,10 @@ from tests.faults.malformed import Case, cases
 from tests.faults.objects import Objects, RefusedError, condition, objects_in
 from tests.faults.report import Report
 from tests.faults.site import NOWHERE, Site, site
-from tests.support.kubernetes import apply, kubectl, wait_until
+from tests.support.kubernetes import apply, kubectl
 from tests.support.ledger import Ledger
 from tests.support.rabbitmq import Broker
+from tests.support.wait import eventually
 from tests.support.workqueues import WorkQueueUnderTest, refusal
 
 pytestmark = pytest.mark.nightly
@@ -58,7 +59,7 @@ def malformed(site: Site, every: list[Case], choose: Callable[[list[Case]], list
             silent = create(site, objects, choose(let_in))
             assert not silent, "\n".join(silent)
             site.publish(witness, ledger, 1)
-            wait_until(lambda: witness.replicas() == 1, 30, "the good one wakes among the bad ones")
+            eventually(lambda: witness.replicas() == 1, 30, "the good one wakes among the bad ones")
             seconds = time.monotonic() - begun
             assert not internal_errors(site)
             assert site.operator.restarts == restarts
@@ -67,7 +68,7 @@ def malformed(site: Site, every: list[Case], choose: Callable[[list[Case]], list
         finally:
             kubectl("delete", "resourcequota", "no-pods", f"--namespace={site.namespace}")
             objects.delete_all()
-            wait_until(lambda: not objects.workqueues(), 120, "all are gone")
+            eventually(lambda: not objects.workqueues(), 120, "all are gone")
 
 
 def internal_errors(site: Site) -> float:
@@ -107,7 +108,7 @@ def create(site: Site, objects: Objects, let_in: list[Case]) -> list[str]:
         return all(condition(bodies[name], "Ready").get("reason") for name in titles)
 
     try:
-        wait_until(answered, 30 + len(titles) / 4, "each has a condition with a reason")
+        eventually(answered, 30 + len(titles) / 4, "each has a condition with a reason")
     except TimeoutError:
         bodies = objects.workqueues()
         return [
@@ -190,7 +191,7 @@ def test_deletion_keeps_queue_until_it_is_empty(place: Site) -> None:
     assert site.consumers(workqueue.name) >= 0
     site.settle(workqueue, ledger)
     begun = time.monotonic()
-    wait_until(lambda: not workqueue.exists(), 30, "it goes")
+    eventually(lambda: not workqueue.exists(), 30, "it goes")
     row(site, "WorkQueue deleted while its queue has messages", ledger, time.monotonic() - begun)
 
 
@@ -207,7 +208,7 @@ def test_deletion_waits_for_unreachable_broker(place: Site) -> None:
     workqueue.wait_condition("Ready", "False", "QueueNotEmpty")
     site.settle(workqueue, ledger)
     begun = time.monotonic()
-    wait_until(lambda: not workqueue.exists(), 60, "it goes")
+    eventually(lambda: not workqueue.exists(), 60, "it goes")
     row(site, "WorkQueue deleted while the broker is gone", ledger, time.monotonic() - begun)
 
 
@@ -222,7 +223,7 @@ def test_deletion_waits_for_stopped_operator(place: Site) -> None:
     begun = time.monotonic()
     workqueue.wait_condition("Ready", "False", "QueueNotEmpty")
     site.settle(workqueue, ledger)
-    wait_until(lambda: not workqueue.exists(), 60, "it goes")
+    eventually(lambda: not workqueue.exists(), 60, "it goes")
     assert site.consumers(workqueue.name) == -1
     row(site, "WorkQueue deleted while the operator is down", ledger, time.monotonic() - begun)
 
@@ -240,7 +241,7 @@ def test_namespace_deletion_completes_in_any_order(
         begun = time.monotonic()
         kubectl("delete", "namespace", doomed.namespace, "--wait=false")
         gone = ("get", "namespace", doomed.namespace, "--ignore-not-found", "--output=name")
-        wait_until(lambda: not kubectl(*gone), 150, "the namespace is gone")
+        eventually(lambda: not kubectl(*gone), 150, "the namespace is gone")
         seconds = time.monotonic() - begun
         doomed.settle(kept, ledger)
         row(doomed, "namespace deleted with its WorkQueues", ledger, seconds)
@@ -262,7 +263,7 @@ def test_younger_of_two_workqueues_takes_over_the_queue(place: Site) -> None:
         younger.delete()
         return False
 
-    wait_until(a_second_later, 20, "it is younger by a second")
+    eventually(a_second_later, 20, "it is younger by a second")
     younger.wait_condition("Ready", "False", "QueueClaimed")
     assert site.converged(older, 0)
     older.delete()
@@ -270,7 +271,7 @@ def test_younger_of_two_workqueues_takes_over_the_queue(place: Site) -> None:
     seconds = site.wait_converged(lambda: site.asleep(younger), begun)
     site.lab.rabbit.publish(site.lab.channel, queue["name"], [{"id": 0}])
     ledger.sent(0)
-    wait_until(lambda: younger.replicas() == 1, 30, "it is served")
+    eventually(lambda: younger.replicas() == 1, 30, "it is served")
     site.settle(younger, ledger)
     row(site, "two WorkQueues on one queue, the older goes", ledger, seconds)
     younger.delete()

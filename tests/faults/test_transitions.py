@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from tests.faults.objects import Objects, RefusedError, condition, objects_in
 from tests.faults.site import NOWHERE, Site
-from tests.support.kubernetes import wait_until
 from tests.support.objects import merged
 from tests.support.rabbitmq import BrokerError
+from tests.support.wait import eventually
 
 Object = dict[str, Any]
 
@@ -129,7 +129,7 @@ class Walk:
             case "it is deleted and made again":
                 if self.has_secret:  # else the deletion waits a minute for it
                     objects.delete(self.name)
-                    wait_until(lambda: self.name not in objects.workqueues(), 60, f"{self.name} is gone")
+                    eventually(lambda: self.name not in objects.workqueues(), 60, f"{self.name} is gone")
                     objects.create(self.name, self.spec)
 
     def _delete_queue(self, site: Site) -> None:
@@ -142,7 +142,7 @@ class Walk:
             return site.broker.leader(self.name, site.lab.vhost) != "none"
 
         try:
-            wait_until(has_leader, 30, f"{self.name} has a leader")
+            eventually(has_leader, 30, f"{self.name} has a leader")
         except BrokerError:
             return  # there is no such queue
         site.lab.channel.queue_delete(self.name)
@@ -230,7 +230,7 @@ def converge(site: Site, objects: Objects, walks: list[Walk]) -> None:
             if not walk.has_secret:
                 objects.replace_spec(name, merged(walk.spec, {"connectionSecretRef": {"name": "rabbitmq"}}))
             objects.delete(name)
-    wait_until(lambda: not objects.workqueues(), 60, "all are gone")
+    eventually(lambda: not objects.workqueues(), 60, "all are gone")
 
 
 def compare(site: Site, walk: Walk, bodies: dict[str, Object], deployments: dict[str, Any]) -> list[str]:

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from tests.faults.site import Site
-from tests.support.kubernetes import KubectlError, kubectl, wait_until
+from tests.support.kubernetes import KubectlError, kubectl
 from tests.support.ledger import Ledger
+from tests.support.wait import eventually
 from tests.support.workqueues import WorkQueueUnderTest
 
 pytestmark = [pytest.mark.nightly, pytest.mark.usefixtures("place")]
@@ -40,11 +41,11 @@ def test_work_survives_oom_killed_worker(place: Site) -> None:
     workqueue.apply().wait_ready()
     ledger = Ledger()
     with place.flowing(workqueue, ledger, 0.05):
-        wait_until(lambda: len(ledger.confirmed) > 20, 30, "messages flow")
+        eventually(lambda: len(ledger.confirmed) > 20, 30, "messages flow")
         workqueue.publish([{"id": f"eats {n}", "eat": True} for n in range(TIMES)])
         for n in range(TIMES):
             ledger.sent(f"eats {n}")
-        wait_until(lambda: killed_for_memory(workqueue) > 0, 60, "a container is killed for its memory")
+        eventually(lambda: killed_for_memory(workqueue) > 0, 60, "a container is killed for its memory")
         over = time.monotonic()
     finish(place, workqueue, ledger, "worker's container killed for its memory (OOM)", over)
 
@@ -65,11 +66,11 @@ def test_work_survives_evicted_workers(place: Site) -> None:
     workqueue.apply().wait_ready()
     ledger = Ledger()
     with place.flowing(workqueue, ledger, 0.3, seconds=1.0):
-        wait_until(lambda: len(names(workqueue)) == 3, 60, "three workers")
+        eventually(lambda: len(names(workqueue)) == 3, 60, "three workers")
         evicted = names(workqueue)
         for pod in evicted:
-            wait_until(lambda pod=pod: evict(place.namespace, pod), 60, f"{pod} is evicted")
-        wait_until(
+            eventually(lambda pod=pod: evict(place.namespace, pod), 60, f"{pod} is evicted")
+        eventually(
             lambda: not evicted & {pod["metadata"]["name"] for pod in workqueue.pods()},
             90,
             "the evicted pods are gone",

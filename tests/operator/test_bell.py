@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.brokers import channel_of, probe, put, until
+from tests.support.brokers import channel_of, probe, put
 from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import until
 from tests.support.workqueue import workqueue
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import QueueSettings, plan

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.brokers import Probe, channel_of, probe, take_all, until
+from tests.support.brokers import Probe, channel_of, probe, take_all
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import until
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker import declare

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.brokers import Probe, channel_of, probe, put, trouble_of, until
+from tests.support.brokers import Probe, channel_of, probe, put, trouble_of
 from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost, running
+from tests.support.wait import until
 from workqueue.contract.binding import TLS, Binding, from_url
 from workqueue.contract.topology import BrokerVersion, QueueSettings, plan
 from workqueue_operator.api.reasons import Reason

@@ -8,9 +8,10 @@ import threading
 
 import pytest
 
-from tests.support.brokers import Probe, channel_of, probe, put, put_large, take_all, until
+from tests.support.brokers import Probe, channel_of, probe, put, put_large, take_all
 from tests.support.process import forget_peak, memory
 from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import until
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import Queue, QueueSettings, QueueType, plan
 from workqueue_operator.broker import doorbell

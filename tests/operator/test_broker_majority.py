@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.brokers import Probe, put, until
+from tests.support.brokers import Probe, put
 from tests.support.rabbitmq import DEFAULT, RELEASES, VirtualHost
 from tests.support.rabbitmq_cluster import RabbitCluster, rabbit_cluster
+from tests.support.wait import until
 from workqueue.contract.topology import Queue
 
 HEALTHY = [f"healthy-{number}" for number in range(100)]

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 from pika.exceptions import ChannelClosedByBroker
 
-from tests.support.brokers import channel_of, probe, put, take_all, until
+from tests.support.brokers import channel_of, probe, put, take_all
 from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import until
 from workqueue.contract.topology import Exchange, ExchangeType, QueueSettings, QueueType, plan
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.broker.connection import QueueMissingError

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from hack.bench import environment
-from tests.support.brokers import probe, until
+from tests.support.brokers import probe
 from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import until
 from workqueue.contract.binding import from_url
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.api.workqueue import WorkQueue

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.brokers import channel_of, put, until
+from tests.support.brokers import channel_of, put
 from tests.support.deletion import ASKED, EARLIER, QUEUES, SPEC, deleted, finalizer, let_go, secret_of, told
 from tests.support.fakecluster import FakeCluster
 from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import until
 from tests.support.worker import Worker, Workers, publish
 from tests.support.workqueue import workqueue
 from workqueue.contract.topology import QueueType, dead_letter_queue, delay_queue

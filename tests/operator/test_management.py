@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.brokers import channel_of, put, until
+from tests.support.brokers import channel_of, put
 from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import until
 from workqueue.contract.binding import Binding, from_url
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.broker import management as managing

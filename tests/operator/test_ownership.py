@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tests.support.brokers import until
 from tests.support.fakecluster import FakeCluster
 from tests.support.passes import KEY, api, operator
 from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import until
 
 OTHER = "team-system/other"
 

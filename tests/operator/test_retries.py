@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.support.brokers import channel_of, put, until
+from tests.support.brokers import channel_of, put
 from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import until
 from tests.support.workqueue import workqueue
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import QueueSettings, delay_queue, plan

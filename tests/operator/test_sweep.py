@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.brokers import channel_of, put, until
+from tests.support.brokers import channel_of, put
 from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import until
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import QueueSettings, plan
 from workqueue_operator.api.reasons import Reason

@@ -18,11 +18,11 @@ from tests.support.kubernetes import (
     kubectl,
     kubectl_json,
     temporary_namespace,
-    wait_until,
 )
 from tests.support.objects import merged
 from tests.support.operatorprocess import operator_process
 from tests.support.rabbitmq import VirtualHost
+from tests.support.wait import eventually
 from tests.support.workqueue import workqueue
 from workqueue_operator.api import crd
 from workqueue_operator.api.reasons import Reason
@@ -102,9 +102,9 @@ def test_secret_of_another_namespace_is_not_found(vhost: VirtualHost, tmp_path: 
     with temporary_namespace("security-theirs") as theirs, temporary_namespace("security-ours") as ours:
         apply({**secret, "stringData": {"uri": vhost.url}}, manifest("theirs"), namespace=theirs)
         with operator_process(tmp_path / "operator.log", theirs, ours):
-            wait_until(lambda: "Declared" in reasons("theirs", theirs), 60, "theirs works")
+            eventually(lambda: "Declared" in reasons("theirs", theirs), 60, "theirs works")
             apply(manifest("theirs"), namespace=ours)
-            found = wait_until(lambda: reasons("theirs", ours), 60, "ours is judged")
+            found = eventually(lambda: reasons("theirs", ours), 60, "ours is judged")
     assert Reason.SECRET_NOT_FOUND.value in found
 
 
@@ -193,5 +193,5 @@ def test_http_handler_cannot_read_connection_of_worker(isolated: bool) -> None:
                 return text if "done" in (text := kubectl(*log)) else ""
             return ""
 
-        found = wait_until(said, 120, "the handler has looked")
+        found = eventually(said, 120, "the handler has looked")
     assert ("readable:" in found, "refused:" in found) == (not isolated, isolated), found

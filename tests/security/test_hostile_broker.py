@@ -13,11 +13,11 @@ from typing import Final
 import pytest
 from pika import spec
 
-from tests.support.brokers import probe, until
+from tests.support.brokers import probe
 from tests.support.hostilebroker import Peer, hostile_broker, long_string, raw_frame, raw_method
 from tests.support.process import memory
 from tests.support.rabbitmq import VirtualHost
-from tests.support.wait import eventually
+from tests.support.wait import eventually, until
 from tests.support.worker import Workers, publish
 from workqueue.contract.topology import QueueSettings, plan
 from workqueue_operator.api.reasons import Reason

@@ -13,11 +13,11 @@ from pathlib import Path
 import pika
 import pytest
 
-from tests.support.brokers import channel_of, probe, put, until
+from tests.support.brokers import channel_of, probe, put
 from tests.support.commands import workqueue
 from tests.support.httpserver import say, server
 from tests.support.rabbitmq import VirtualHost
-from tests.support.wait import eventually
+from tests.support.wait import eventually, until
 from tests.support.worker import Workers, publish, take_all
 from workqueue.contract.topology import QueueSettings, plan
 

@@ -12,14 +12,7 @@ from typing import Any, Final
 from urllib.parse import quote, quote_plus
 
 from tests.support.commands import kubectl_workqueue, workqueue
-from tests.support.kubernetes import (
-    apply,
-    kubeconfig,
-    kubectl,
-    kubectl_json,
-    temporary_namespace,
-    wait_until,
-)
+from tests.support.kubernetes import apply, kubeconfig, kubectl, kubectl_json, temporary_namespace
 from tests.support.operatorprocess import operator_process
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
@@ -255,11 +248,11 @@ def test_operator_reveals_no_password(vhost: VirtualHost, tmp_path: Path) -> Non
                 seen = reasons()
                 return {name: seen[name] for name, reason in expected.items() if reason not in seen[name]}
 
-            with suppress(AssertionError):
+            with suppress(TimeoutError):
                 eventually(lambda: not missing(), 120)
             assert not missing()
             broker.close_connections("closed by a test")
-            wait_until(lambda: "was lost" in log.read_text(), 20, "the connection was lost")
+            eventually(lambda: "was lost" in log.read_text(), 20, "the connection was lost")
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
                 plants.hear("/metrics", answer.read().decode())
             plants.hear(

@@ -19,18 +19,11 @@ from typing import Any, Final
 import pytest
 
 from tests.support import helm, operatorprocess
-from tests.support.kubernetes import (
-    CHECKOUT,
-    KubectlError,
-    apply,
-    kubectl,
-    kubectl_json,
-    temporary_namespace,
-    wait_until,
-)
+from tests.support.kubernetes import CHECKOUT, KubectlError, apply, kubectl, kubectl_json, temporary_namespace
 from tests.support.ports import free_port
 from tests.support.rabbitmq import VirtualHost
 from tests.support.stolen import kubeconfig_of, policies_for
+from tests.support.wait import eventually
 
 Object = dict[str, Any]
 Right = tuple[str, str]
@@ -187,7 +180,7 @@ class Life:
                 return condition()
             return None
 
-        return wait_until(alive, seconds, what)
+        return eventually(alive, seconds, what)
 
     def get(self, kind: str, name: str) -> Object:
         return dict(kubectl_json("get", kind, name, self.where))
@@ -430,4 +423,4 @@ def test_missing_right_breaks_something_and_is_reported(
         stopped = life.go(STEPS)
         stops = lost.step is None and not lost.harmless
         assert stopped == lost.step or (stops and stopped is not None), life.done
-        wait_until(lambda: lost.said in life.said(), STEP_SECONDS, f"{lost.said!r} is said")
+        eventually(lambda: lost.said in life.said(), STEP_SECONDS, f"{lost.said!r} is said")

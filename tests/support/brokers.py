@@ -1,13 +1,13 @@
-"""The operator's Broker under test: what it told, and waiting for conditions inside a running loop."""
+"""The operator's Broker under test: a connection that records its callbacks, and helpers for messages."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
@@ -16,10 +16,6 @@ from tests.support.rabbitmq import VirtualHost
 from workqueue.contract.binding import Binding, from_url
 from workqueue_operator.broker.connection import Broker
 from workqueue_operator.errors import ReconcileError
-
-T = TypeVar("T")
-
-SECONDS: Final = 20.0
 
 
 @dataclass
@@ -66,20 +62,6 @@ async def trouble_of(binding: Binding | str) -> ReconcileError:
         except ReconcileError as problem:
             return problem
     raise AssertionError("it is connected")
-
-
-async def until(condition: Callable[[], T | Awaitable[T]], seconds: float = SECONDS) -> T:
-    """Ask until the answer is true, and return it; the loop runs meanwhile."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    while True:
-        answer = condition()
-        if isinstance(answer, Awaitable):
-            answer = await answer
-        if answer:
-            return answer
-        now = asyncio.get_running_loop().time()
-        assert now < deadline, f"not within {seconds:g} s; at the end it was {answer!r}"
-        await asyncio.sleep(0.005)
 
 
 @asynccontextmanager

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import pika
 
-from tests.support.kubernetes import PortForward, apply, kubectl, wait_until
+from tests.support.kubernetes import PortForward, apply, kubectl
+from tests.support.wait import eventually
 
 IMAGE: Final = "docker.io/library/rabbitmq:4-management"
 Object = dict[str, Any]
@@ -80,7 +81,7 @@ class Rabbit:
         kubectl(
             "rollout", "status", f"deployment/{self.name}", f"--namespace={self.namespace}", "--timeout=90s"
         )
-        wait_until(lambda: self._try_ctl("await_startup"), 60, "RabbitMQ has started")
+        eventually(lambda: self._try_ctl("await_startup"), 60, "RabbitMQ has started")
 
     def ctl(self, *arguments: str) -> str:
         """rabbitmqctl in its pod."""

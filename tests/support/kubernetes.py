@@ -1,6 +1,6 @@
 """kubectl for the tests, with the .cluster/kubeconfig of this checkout that `python -m hack.cluster up` writes.
 
-Tests ask for a namespace of their own with `temporary_namespace` and wait with `wait_until`, never with a sleep.
+Tests ask for a namespace of their own with `temporary_namespace` and wait with `eventually`, never with a sleep.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import re
 import secrets
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 from hack.cluster.checkout import folder
 from hack.cluster.instance import Instance
@@ -24,10 +23,8 @@ FOLDER: Final = folder(Instance.from_environment().name)
 KUBECONFIG: Final = FOLDER / "kubeconfig"
 PROGRAMS: Final = FOLDER / "bin"
 KUBECTL_SECONDS: Final = 120
-POLL_SECONDS: Final = 0.1
 
 PodSecurity = Literal["privileged", "baseline", "restricted"]
-Answer = TypeVar("Answer")
 
 
 class KubectlError(Exception):
@@ -76,26 +73,6 @@ def apply(*manifests: dict[str, Any], namespace: str | None = None) -> None:
     objects = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
     where = [f"--namespace={namespace}"] if namespace else []
     kubectl("apply", "--server-side", "--filename=-", *where, input=json.dumps(objects))
-
-
-def wait_until(condition: Callable[[], Answer | None], timeout: float, what: str) -> Answer:
-    """Ask until the answer is true, and return that answer.
-
-    Args:
-        timeout: seconds.
-        what: what is waited for, for the message.
-
-    Raises:
-        TimeoutError: it did not come true; the message has the last answer.
-    """
-    deadline = time.monotonic() + timeout
-    while True:
-        answer = condition()
-        if answer:
-            return answer
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {timeout:g} s: {what} (last answer: {answer!r})")
-        time.sleep(POLL_SECONDS)
 
 
 @contextmanager

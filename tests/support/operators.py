@@ -10,14 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.support import helm
-from tests.support.kubernetes import (
-    CHECKOUT,
-    KUBECONFIG,
-    kubectl,
-    kubectl_json,
-    temporary_namespace,
-    wait_until,
-)
+from tests.support.kubernetes import CHECKOUT, KUBECONFIG, kubectl, kubectl_json, temporary_namespace
+from tests.support.wait import eventually
 from workqueue_operator.names import CLAIM, LABEL_OPERATOR
 
 CHART: Final = CHECKOUT / "charts/workqueue-operator"
@@ -82,7 +76,7 @@ class OperatorRelease:
 
     def wait_leader(self, other_than: str = "", seconds: float = 60) -> str:
         """Wait for a leader, and return its pod."""
-        return wait_until(
+        return eventually(
             lambda: (leader := self.leader()) and leader != other_than and leader,
             seconds,
             "there is a leader",

@@ -21,8 +21,9 @@ from typing import Any, Final
 import yaml
 
 from hack.cluster.prometheus import prometheus
-from tests.support.kubernetes import PROGRAMS, kubeconfig, wait_until
+from tests.support.kubernetes import PROGRAMS, kubeconfig
 from tests.support.ports import free_port
+from tests.support.wait import eventually
 
 Object = dict[str, Any]
 
@@ -101,7 +102,7 @@ def scraping(
         log = folder / "prometheus.log"
         with log.open("w") as output, _running(command, stdout=output, stderr=output) as process:
             made = Prometheus(f"http://{address}")
-            wait_until(lambda: made.is_ready() or process.poll() is not None, 20, "Prometheus answers")
+            eventually(lambda: made.is_ready() or process.poll() is not None, 20, "Prometheus answers")
             assert process.poll() is None, log.read_text()
             yield made
 

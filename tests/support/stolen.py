@@ -10,7 +10,8 @@ from typing import Final
 import yaml
 
 from tests.support import helm
-from tests.support.kubernetes import KubectlError, apply, kubeconfig, kubectl, wait_until
+from tests.support.kubernetes import KubectlError, apply, kubeconfig, kubectl
+from tests.support.wait import eventually
 
 POLICIES: Final = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 
@@ -36,7 +37,7 @@ def policies_for(account: str, namespace: str) -> Iterator[None]:
     made = [one for one in helm.template(values, namespace=namespace) if one["kind"] in POLICIES]
     apply(*made)
     try:
-        wait_until(lambda: _are_in_force(account, namespace), 60, "the policies are in force")
+        eventually(lambda: _are_in_force(account, namespace), 60, "the policies are in force")
         yield
     finally:
         for one in made:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.support.inside import Rabbit, drain
-from tests.support.kubernetes import KubectlError, kubectl, kubectl_json, wait_until, watching
+from tests.support.kubernetes import KubectlError, kubectl, kubectl_json, watching
 from tests.support.objects import Object, merged
+from tests.support.wait import eventually
 
 IMAGE: Final = "workqueue-operator:dev"
 HANDLERS: Final = Path(__file__).parents[1] / "e2e/handlers/jobs.py"
@@ -168,7 +169,7 @@ class WorkQueueUnderTest:
             return found if good else None
 
         try:
-            return wait_until(holds, seconds, f"{self.name}: {kind} is {status} ({reason or 'any reason'})")
+            return eventually(holds, seconds, f"{self.name}: {kind} is {status} ({reason or 'any reason'})")
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{json.dumps(self.status(), indent=1)}") from None
 
@@ -211,7 +212,7 @@ class WorkQueueUnderTest:
             return len(taken) >= count
 
         try:
-            wait_until(enough, seconds, f"{count} results of {self.name}")
+            eventually(enough, seconds, f"{count} results of {self.name}")
         except TimeoutError as error:
             ids = sorted(str(result["id"]) for result in taken)
             raise AssertionError(f"{error}; {len(taken)} came: {ids}; {self.lab.queues()}") from None
@@ -221,7 +222,7 @@ class WorkQueueUnderTest:
         """kubectl delete."""
         kubectl("delete", "wq", self.name, self._where, "--wait=false", "--ignore-not-found")
         if wait:
-            wait_until(lambda: not self.exists(), seconds, f"{self.name} is gone")
+            eventually(lambda: not self.exists(), seconds, f"{self.name} is gone")
 
 
 @dataclass
@@ -253,7 +254,7 @@ def watching_replicas(workqueue: WorkQueueUnderTest) -> Iterator[ReplicaWatch]:
         "--output=jsonpath={.spec.replicas}{'\\n'}",
         each=lambda line: watch.seen.append((time.monotonic(), int(line))),
     ):
-        wait_until(lambda: watch.seen, 20, "the Deployment is being watched")
+        eventually(lambda: watch.seen, 20, "the Deployment is being watched")
         yield watch
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.brokers import until
 from tests.support.fakecluster import FakeCluster, Request
+from tests.support.wait import until
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube import ownership as module
 from workqueue_operator.kube.ownership import Ownership

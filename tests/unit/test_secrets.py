@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from tests.support.brokers import until
 from tests.support.fakecluster import FakeCluster, Request
+from tests.support.wait import until
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube import secrets as module

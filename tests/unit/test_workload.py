@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.brokers import until
 from tests.support.fakecluster import FakeCluster, Request
+from tests.support.wait import until
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.errors import ClusterError, ReconcileError

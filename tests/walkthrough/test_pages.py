@@ -25,6 +25,7 @@ from tests.support.kubernetes import (
 )
 from tests.support.objects import Object
 from tests.support.typed import Terminal, commands
+from tests.support.wait import eventually
 from tests.support.walkthrough import walk
 
 SECONDS = 240.0
@@ -138,7 +139,7 @@ def _type_everything(folder: Path, environment: dict[str, str]) -> None:
 
 
 def _prepare(command: str) -> None:
-    wait_until(_settled, 90, "every Deployment has the pods that it wants, all of them Ready")
+    eventually(_settled, 90, "every Deployment has the pods that it wants, all of them Ready")
     if "dead show" in command:
         _dead_letter()
 
@@ -180,7 +181,7 @@ def _pod(namespace: str) -> str:
         pods = kubectl_json("get", "pods", f"--namespace={namespace}", f"--selector={label}")["items"]
         return next((str(pod["metadata"]["name"]) for pod in pods if _is_ready(pod)), None)
 
-    return wait_until(ready, 60, f"a pod in {namespace} is Ready")
+    return eventually(ready, 60, f"a pod in {namespace} is Ready")
 
 
 def _dead_letter() -> str:
@@ -192,7 +193,7 @@ def _dead_letter() -> str:
         letters = json.loads(kubectl(*inside, "dead", "list", "--queue", "hello", "--json"))
         return letters["messages"][0]["id"] if letters["messages"] else None
 
-    return wait_until(dead, 30, "the message is a dead letter")
+    return eventually(dead, 30, "the message is a dead letter")
 
 
 def _clean() -> None:
