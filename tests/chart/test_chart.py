@@ -1,4 +1,4 @@
-"""What the chart makes of its values: valid objects, no right too many, pods for the strictest standard."""
+"""What the chart renders from its values: valid objects, minimal rights, pods for the strictest standard."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ OPERATOR_RULES = {
     ("", "secrets"): {"get", "create"},
     ("events.k8s.io", "events"): {"create"},
 }
-"""Everything that the operator may do where WorkQueues are."""
+"""All rights of the operator in the namespaces of WorkQueues."""
 
 LISTED_RULES = {
     **OPERATOR_RULES,
@@ -91,7 +91,7 @@ CLUSTER_RULES = {
     ("coordination.k8s.io", "leases"): {"list"},
     ("rbac.authorization.k8s.io", "clusterroles"): {"get"},
 }
-"""With them, what tells which release serves a namespace."""
+"""The same, with the Leases that state which release serves a namespace."""
 
 
 def rules(role: Object) -> dict[tuple[str, str], set[str]]:

@@ -1,4 +1,4 @@
-"""What the API server lets in, and what it says to the rest: every rule of the definition, one row each."""
+"""What the API server admits, and how it refuses the rest: one row for each rule of the CRD."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ VALID = {
         consumerTimeoutSeconds=3600,
         deletionPolicy="DeleteIfEmpty",
     ),
-    "a queue of somebody else": queue(name="theirs", declare=False),
+    "a queue declared elsewhere": queue(name="theirs", declare=False),
     "an exec handler": handler(exec={"command": ["./resize", "--fast"]}),
-    "an http handler without an image of ours": {
+    "http-handler-without-project-image": {
         "worker": {
             "image": None,
             "handler": {"python": None, "http": {"image": "thumbs-go:1", "path": "/jobs"}},
@@ -230,7 +230,7 @@ INVALID = [
     ),
     *(
         Row(
-            f"{argument} on a queue that somebody else declares",
+            f"{argument} on a queue declared elsewhere",
             queue(declare=False, **{argument: value}),
             f"queue.declare is false, so the queue is used as it is: remove queue.{argument}",
         )
@@ -245,7 +245,7 @@ INVALID = [
         )
     ),
     Row(
-        "deleting a queue that somebody else declares",
+        "deleting a queue declared elsewhere",
         queue(declare=False, deletionPolicy="Delete"),
         "queue.declare is false, so the queue belongs to somebody else and is not deleted: set "
         "queue.deletionPolicy to Retain",
@@ -349,7 +349,7 @@ INVALID = [
         "or another volume type",
     ),
     Row(
-        "a volume name of ours",
+        "a volume name reserved by the operator",
         worker(volumes=[{"name": "workqueue-binding", "emptyDir": {}}]),
         "volume names that begin with workqueue- belong to the operator: choose another name",
     ),

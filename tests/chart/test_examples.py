@@ -1,4 +1,4 @@
-"""The examples are what the API server takes, and what the operator reads."""
+"""The examples are admitted by the API server and read by the operator."""
 
 from __future__ import annotations
 

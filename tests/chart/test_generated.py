@@ -1,4 +1,4 @@
-"""Files that are made from others are up to date."""
+"""Generated files are up to date."""
 
 from __future__ import annotations
 

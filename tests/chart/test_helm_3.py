@@ -1,4 +1,4 @@
-"""helm 3 makes of the chart what helm 4 makes of it, so that all other tests hold for both."""
+"""helm 3 renders the chart as helm 4 does, so that all other tests hold for both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image is made from pinned parts only. That it runs is shown by the end-to-end tests."""
+"""The image is built from pinned parts only. The end-to-end tests show that it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plain install is a base for kustomize: the overlay of the documentation makes what it says."""
+"""The plain install is a base for kustomize: the documented overlay renders what the page says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OVERLAY = re.compile(r"(?ms)^```yaml\n# kustomization.yaml, .+?^```")
 
 @pytest.fixture
 def made(tmp_path: Path) -> list[dict[str, Any]]:
-    """What kustomize makes of the overlay in docs/operations.md."""
+    """What kustomize renders from the overlay in docs/operations.md."""
     (block,) = OVERLAY.findall((ROOT / "docs/operations.md").read_text())
     (tmp_path / "kustomization.yaml").write_text(block.strip("`").removeprefix("yaml\n"))
     (tmp_path / "manifests").mkdir()

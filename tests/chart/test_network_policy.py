@@ -59,7 +59,7 @@ def test_egress_admits_dns_api_server_brokers_and_workers() -> None:
 
 
 def test_network_policy_rules_name_peers_except_dns() -> None:
-    """An empty list of peers would mean everybody."""
+    """An empty list of peers would admit all."""
     everything = policy(
         networkPolicy={"metricsFrom": [PEER], "egress": {"enabled": True}}, page={"enabled": True}
     )

@@ -1,4 +1,4 @@
-"""What helm says after an installation: commands to go on with, which fit the values."""
+"""The notes that helm prints after an installation: next commands, which fit the values."""
 
 from __future__ import annotations
 

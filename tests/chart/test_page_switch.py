@@ -1,4 +1,4 @@
-"""The web page in the chart: nothing of it while it is off, and no more rights than it needs when it is on."""
+"""The web page in the chart: no objects while it is disabled, and minimal rights while it is enabled."""
 
 from __future__ import annotations
 

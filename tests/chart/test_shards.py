@@ -1,4 +1,4 @@
-"""Several releases of the chart beside each other, each with namespaces of its own: docs/operations.md."""
+"""Several releases of the chart in one cluster, each with its own namespaces: docs/operations.md."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the tests leave behind in a cluster: no definition that they brought, and every other one.
+"""What the tests leave behind in a cluster: every CRD but those they created.
 
-A copy of the definition under another group stands for it, since a demo may be using the real one.
+A copy of the CRD under another group stands for it, since a demo may be using the real one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPEC = {
 
 @pytest.fixture
 def definition() -> Iterator[str]:
-    """The name of a definition that is served."""
+    """The name of a CRD that is served."""
     made = crd.crd()
     group = f"t{uuid.uuid4().hex[:8]}.test.{names.GROUP}"
     made["spec"]["names"] |= {"plural": "tested", "singular": "tested", "shortNames": []}

@@ -1,4 +1,4 @@
-"""A cluster of another name beside the usual one: interrupted, killed, renewed, and gone without a trace."""
+"""A second cluster beside the default one: interrupted, killed, renewed, and removed without a trace."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def machine(machine_settings: dict[str, str]) -> frozenset[str]:
 
 @pytest.fixture(scope="module")
 def instance(machine: frozenset[str]) -> Iterator[Instance]:
-    """The name of a cluster that is not up; the tests of this module build on one another, in their order."""
+    """The name of a cluster that is not up; the tests of this module depend on their order."""
     yield Instance(NAME)
     cluster("down", name=NAME)
 
@@ -95,7 +95,7 @@ def test_ended_daemon_is_restarted(instance: Instance) -> None:
 
 def test_down_leaves_nothing_behind(instance: Instance, machine: frozenset[str]) -> None:
     namespace = process_namespace(node(instance).pid)
-    # A pod is a process, an interface, mounts, control groups and firewall rules more.
+    # A pod adds a process, an interface, mounts, control groups and firewall rules.
     spec = {"containers": [{"name": "rabbitmq", "image": "rabbitmq:4-management"}]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}
     kubectl = [str(CHECKOUT / ".cluster" / NAME / "bin/kubectl"), f"--kubeconfig={instance.kubeconfig}"]

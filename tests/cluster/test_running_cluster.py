@@ -1,4 +1,4 @@
-"""The usual cluster of this machine, which may be in use by others: it is started if need be, never stopped."""
+"""The default cluster of this machine, which others may use: started if necessary, never stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation as a site: every page and link of it, and its search."""
+"""The documentation as a site: every page, every link, and the search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as `make docs` builds it: a warning, such as one of a dead link, is an error."""
+    """The site as `make docs` builds it: a warning, such as a dead link, is an error."""
     target = tmp_path_factory.mktemp("site")
     options = ["--quiet", "--fail-on-warning", "--keep-going", "--conf-dir", "docs"]
     done = subprocess.run(

@@ -197,7 +197,7 @@ def test_slow_api_server_delays_but_breaks_nothing(rabbitmq: Broker, tmp_path: P
 
 @pytest.mark.usefixtures("crd")
 def test_leader_that_cannot_renew_exits_and_stops_writing(rabbitmq: Broker, tmp_path: Path) -> None:
-    """A request that hangs must not keep a dead leader: every one has a timeout below the renew deadline."""
+    """A hanging request must not keep a dead leader alive: every request times out before the renew deadline."""
     with bench(rabbitmq, tmp_path, election=True) as under_test:
         queue = under_test.create("fenced")
         with under_test.proxy.fault(Fault(lambda _: True, status=0)):

@@ -1,4 +1,4 @@
-"""Whatever a person gets wrong: a reason of its own, a sentence that says what to do, and recovery by itself."""
+"""User mistakes: each has its own reason, a message that says what to do, and automatic recovery."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ class Case:
         secret: the keys that make the connection Secret wrong; None: the Secret does not exist.
         condition: which one says so.
         says: what the message must contain.
-        mend: puts it right.
+        correct: undoes the mistake.
     """
 
     condition: str
     reason: str
     says: str
-    mend: Callable[[Lab, WorkQueueUnderTest, str], object]
+    correct: Callable[[Lab, WorkQueueUnderTest, str], object]
     spec: Object | None = None
     secret: dict[str, str] | None = None
     before: Callable[[Lab, str], object] = lambda lab, name: None
     seconds: float = 60
 
 
-def mend_secret(lab: Lab, _: WorkQueueUnderTest, name: str) -> None:
+def correct_secret(lab: Lab, _: WorkQueueUnderTest, name: str) -> None:
     lab.secret(f"{name}-secret")
 
 
-def mend_spec(_: Lab, workqueue: WorkQueueUnderTest, __: str) -> None:
+def correct_spec(_: Lab, workqueue: WorkQueueUnderTest, __: str) -> None:
     workqueue.change(worker={"image": "workqueue-operator:dev", "handler": {"python": "jobs:record"}})
 
 
@@ -57,29 +57,29 @@ def delete_queue(lab: Lab, _: WorkQueueUnderTest, name: str) -> None:
 
 CASES = {
     "the Secret is missing": Case(
-        "QueueDeclared", "SecretNotFound", "does not exist", mend_secret, secret=None
+        "QueueDeclared", "SecretNotFound", "does not exist", correct_secret, secret=None
     ),
     "the Secret has no host": Case(
         "QueueDeclared",
         "SecretInvalid",
         "neither the key uri nor the key host",
-        mend_secret,
+        correct_secret,
         secret={"host": ""},
     ),
     "the password is wrong": Case(
-        "QueueDeclared", "AuthenticationFailed", "password", mend_secret, secret={"password": "wrong"}
+        "QueueDeclared", "AuthenticationFailed", "password", correct_secret, secret={"password": "wrong"}
     ),
     "the virtual host does not exist": Case(
-        "QueueDeclared", "VirtualHostNotFound", "no-such", mend_secret, secret={"virtual_host": "no-such"}
+        "QueueDeclared", "VirtualHostNotFound", "no-such", correct_secret, secret={"virtual_host": "no-such"}
     ),
-    "nobody listens at the port": Case(
-        "QueueDeclared", "BrokerUnreachable", "cannot be reached", mend_secret, secret={"port": "5999"}
+    "no listener at the port": Case(
+        "QueueDeclared", "BrokerUnreachable", "cannot be reached", correct_secret, secret={"port": "5999"}
     ),
     "the handler cannot be imported": Case(
         "WorkersAvailable",
         "HandlerFailed",
         "no_such_module",
-        mend_spec,
+        correct_spec,
         spec={"worker": {"handler": {"python": "no_such_module:handle"}}, "scaling": {"minReplicas": 1}},
         secret={},
     ),
@@ -87,7 +87,7 @@ CASES = {
         "WorkersAvailable",
         "ImagePullFailed",
         "workqueue-operator:no-such-tag",
-        mend_spec,
+        correct_spec,
         spec={
             "worker": {"image": "workqueue-operator:no-such-tag", "imagePullPolicy": "Never"},
             "scaling": {"minReplicas": 1},
@@ -123,7 +123,7 @@ def test_user_mistake_is_named_and_recovered_from(title: str, lab: Lab) -> None:
     if case.reason == "QueueConflict":
         assert {"x-max-length": 7}.items() <= arguments_of(lab, name).items(), "it was not touched"
         assert f"{name}.dead" not in lab.queues(), "and nothing was made beside it"
-    case.mend(lab, workqueue, name)
+    case.correct(lab, workqueue, name)
     workqueue.wait_condition("Ready", "True", seconds=90)
     workqueue.wait_condition("WorkersAvailable", "True", seconds=90)
     workqueue.publish([{"id": title}])
@@ -179,7 +179,7 @@ def test_older_of_two_workqueues_owns_the_queue(user: str, lab: Lab, operator: O
     leader = operator.wait_leader()
     kubectl("delete", "pod", leader, "--wait=false", f"--namespace={operator.namespace}")
     operator.wait_leader(other_than=leader)
-    eventually(lambda: lab.queues()[name]["consumers"] == 1, 30, "one bell hangs, the older's")
+    eventually(lambda: lab.queues()[name]["consumers"] == 1, 30, "one doorbell is installed, the older's")
     younger.wait_condition("QueueDeclared", "False", "QueueClaimed")
     assert older.condition("Ready")["status"] == "True"
     lab.rabbit.publish(lab.channel, name, [{"id": 1}])

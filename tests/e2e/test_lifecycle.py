@@ -112,7 +112,7 @@ def test_edited_or_deleted_deployment_is_repaired_with_its_count(lab: Lab) -> No
         live = workqueue.deployment()
         return live["spec"]["template"]["spec"]["enableServiceLinks"] is False
 
-    eventually(put_right, 30, "our field is put right")
+    eventually(put_right, 30, "our field is restored")
     live = workqueue.deployment()
     assert live["metadata"]["labels"]["theirs"] == "kept"
     assert live["spec"]["replicas"] == 1
@@ -130,7 +130,7 @@ def test_kubectl_scale_pins_count_and_merge_patch_releases_it(lab: Lab) -> None:
     eventually(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two workers are Ready")
     assert workqueue.condition("ScalingActive")["reason"] == "Pinned"
     kubectl("patch", "wq", "pinned", "--type=merge", '--patch={"spec":{"replicas":null}}', where)
-    eventually(lambda: workqueue.replicas() == 0, 60, "nothing is to do, so nobody stays")
+    eventually(lambda: workqueue.replicas() == 0, 60, "no message is left, so no worker stays")
     workqueue.delete()
 
 
@@ -232,9 +232,7 @@ def test_foreign_workload_is_scaled_unless_an_autoscaler_does(lab: Lab) -> None:
 
     eventually(lambda: replicas() == 3, 30, "six messages, two for each replica")
     created = datetime.fromisoformat(workqueue.get()["metadata"]["creationTimestamp"])
-    eventually(
-        lambda: datetime.now(UTC) - created > timedelta(seconds=1), 5, "ages are told apart by whole seconds"
-    )
+    eventually(lambda: datetime.now(UTC) - created > timedelta(seconds=1), 5, "ages differ by whole seconds")
     second = lab.workqueue("contest", worker=None, workloadRef={"name": "theirs"}).apply()
     second.wait_condition("WorkersAvailable", "False", "WorkloadContested")
     second.delete()

@@ -42,7 +42,7 @@ def test_workers_scale_from_zero_and_back_with_every_result(lab: Lab) -> None:
 
 
 def test_starting_workers_cause_no_further_scale_out(lab: Lab) -> None:
-    """Some have a message while others do not answer yet, whose messages wait: nobody may be counted twice."""
+    """Some workers have a message while others do not respond yet. No worker may be counted twice."""
     scaling = {"maxReplicas": 30, "messagesPerReplica": 1, "scaleInDelaySeconds": 0}
     workqueue = lab.workqueue("eight", scaling=scaling).apply().wait_ready()
     workqueue.publish([{"id": "first"}])

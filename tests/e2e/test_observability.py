@@ -1,4 +1,4 @@
-"""What operator and workers say of themselves: to Prometheus, to Grafana, and to somebody with a runbook."""
+"""Observability of operator and workers: Prometheus, Grafana and the commands of the runbooks."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def commands(section: str, *programs: str) -> Iterator[list[str]]:
 
 
 def test_runbook_commands_work(lab: Lab, operator: OperatorRelease) -> None:
-    """Those that look are run as they stand, those that change something with --dry-run where kubectl has it."""
+    """Read-only commands run unchanged. Commands that change something run with --dry-run where kubectl has it."""
     workqueue = lab.workqueue(
         "sick", worker={"handler": {"python": "jobs:moody"}}, scaling={"minReplicas": 1}
     )

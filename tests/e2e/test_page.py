@@ -66,7 +66,7 @@ def pages(release: OperatorRelease) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def tokens(page_lab: Lab, release: OperatorRelease) -> dict[str, str]:
-    """Of somebody who may list the WorkQueues of the namespace, and of somebody who may not."""
+    """A token of a user who may list the WorkQueues of the namespace, and a token of one who may not."""
     where = f"--namespace={page_lab.namespace}"
     for name in ("looker", "stranger"):
         kubectl("create", "serviceaccount", name, where)
@@ -84,7 +84,7 @@ def tokens(page_lab: Lab, release: OperatorRelease) -> dict[str, str]:
 
 
 def text_of(url: str, token: str) -> tuple[int, str]:
-    """Status and text of a page, for whoever has this token."""
+    """Return status and text of a page for the user of this token."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:

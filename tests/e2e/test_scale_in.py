@@ -63,7 +63,7 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab, removals: int) -> N
     )
     assert not interrupted, "no SIGTERM to a busy worker"
     unasked = {name: deletion for name, deletion in deletions.items() if deletion.mark == "<none>"}
-    assert not unasked, "whoever left had been asked and marked"
+    assert not unasked, "each removed pod had been asked and marked"
     assert lab.queues()["bounce.dead"]["messages"] == 0
     workqueue.delete()
 
@@ -88,7 +88,7 @@ def test_pod_is_removed_only_after_kubernetes_saw_its_mark(lab: Lab) -> None:
 
 
 def test_marks_of_dead_operator_are_cleared(lab: Lab) -> None:
-    """Kubernetes would choose among all that carry one, and whoever has carried it for long works again."""
+    """Kubernetes would choose among all marked pods, and a pod marked long ago works again."""
     workqueue = lab.workqueue("left", replicas=2).apply().wait_ready()
     eventually(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two work")
     first = workqueue.pods()[0]["metadata"]
@@ -103,14 +103,14 @@ def test_marks_of_dead_operator_are_cleared(lab: Lab) -> None:
 
 
 def is_marked(metadata: Object) -> bool:
-    """Whether it is among those that Kubernetes removes first."""
+    """Whether Kubernetes removes this pod before others."""
     cost = "controller.kubernetes.io/pod-deletion-cost" in metadata["annotations"]
     assert (metadata["labels"]["workqueue.dev/retiring"] == "true") == cost
     return cost
 
 
 def test_unschedulable_pods_are_scaled_in_by_marks(lab: Lab) -> None:
-    """One of them that stays is not Ready, but Kubernetes ranks it like those that leave: the marks decide."""
+    """One remaining pod is not Ready. Kubernetes ranks it like the leaving pods, so the marks decide."""
     alone = {
         "topologyKey": "kubernetes.io/hostname",
         "labelSelector": {"matchLabels": {"workqueue.dev/workqueue": "homeless"}},
@@ -125,7 +125,7 @@ def test_unschedulable_pods_are_scaled_in_by_marks(lab: Lab) -> None:
     workqueue.change(replicas=2)
     eventually(lambda: workqueue.replicas() == 2, 30, "two of them have gone")
     eventually(lambda: len(workqueue.pods()) == 2, 30, "and their pods")
-    assert set(working) <= {pod["metadata"]["uid"] for pod in workqueue.pods()}, "the one that works stays"
+    assert set(working) <= {pod["metadata"]["uid"] for pod in workqueue.pods()}, "the busy pod stays"
     workqueue.delete()
 
 

@@ -11,7 +11,7 @@ from tests.support.wait import eventually
 from tests.support.workqueues import Lab
 
 BETWEEN = 0.7
-"""Seconds between two messages, each of which takes about twice as long: always some worker is busy."""
+"""Seconds between two messages. A message takes about twice as long, so some worker is always busy."""
 
 
 def test_upgrade_and_rollback_interrupt_no_worker(lab: Lab, operator: OperatorRelease) -> None:

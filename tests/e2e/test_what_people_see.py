@@ -21,7 +21,7 @@ def columns(workqueue: WorkQueueUnderTest) -> dict[str, str]:
 
 @pytest.fixture
 def draining(lab: Lab) -> Iterator[WorkQueueUnderTest]:
-    """A WorkQueue whose only message is in hand of a worker that a restart has told to stop."""
+    """A WorkQueue whose only message is in a worker that a restart has asked to stop."""
     workqueue = lab.workqueue("draining", worker={"timeoutSeconds": 240}).apply().wait_ready()
     workqueue.publish([{"id": "long", "seconds": 200}])
     eventually(lambda: workqueue.status().get("busyReplicas") == 1, 60, "it is in hand")
@@ -29,7 +29,7 @@ def draining(lab: Lab) -> Iterator[WorkQueueUnderTest]:
     eventually(
         lambda: any("deletionTimestamp" in pod["metadata"] for pod in workqueue.pods()),
         90,
-        "the busy worker is told to stop",
+        "the busy worker gets SIGTERM",
     )
     yield workqueue
     workqueue.delete()

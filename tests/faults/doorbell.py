@@ -1,6 +1,6 @@
 """The operator's end of a doorbell in a process of its own, so that a test can freeze it.
 
-python -m tests.faults.doorbell URL QUEUE       hangs one bell, says so, and says when it rang
+python -m tests.faults.doorbell URL QUEUE       installs one doorbell, reports it, and reports its ring
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INSTALLED = "hung"
 
 
 async def main(url: str, queue: str) -> None:
-    """Hang the bell and wait to be killed."""
+    """Install the doorbell and wait to be killed."""
     broker = Broker(from_url(url), lambda _: print("rang", flush=True), lambda *_: None, lambda: None)
     await broker.ready()
     assert await broker.install_doorbell(queue)
@@ -29,7 +29,7 @@ async def main(url: str, queue: str) -> None:
 
 @contextmanager
 def frozen_bell(url: str, queue: str) -> Iterator[subprocess.Popen[str]]:
-    """A bell that hangs, whose process is stopped (SIGSTOP) before it can ring."""
+    """An installed doorbell whose process is stopped (SIGSTOP) before it can ring."""
     command = [sys.executable, "-c", _START, url, queue]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

@@ -27,7 +27,7 @@ class Row:
         sent: messages that were confirmed to the publisher.
         lost: confirmed messages that are nowhere.
         duplicates: how often messages ended more than once, explained or not.
-        unexplained: messages that ended more than once without a cause, or that nobody sent.
+        unexplained: messages that ended more than once without a cause, or that the test never sent.
         seconds: from the end of the fault until everything was as it should be; None: there was nothing to
             converge to.
     """

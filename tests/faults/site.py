@@ -91,7 +91,7 @@ class OperatorProcess:
 
     Attributes:
         port: of its endpoint.
-        restarts: how often it ended by itself.
+        restarts: how often it ended unasked.
     """
 
     _numbers = itertools.count(1)
@@ -123,7 +123,7 @@ class OperatorProcess:
         return self
 
     def keep_alive(self) -> None:
-        """Start it again if it has ended by itself, as the kubelet would; not after `leave`."""
+        """Restart it if it has ended unasked, as the kubelet would; not after `leave`."""
         if self._process is not None and self._process.poll() is not None:
             self.restarts += 1
             self.start()
@@ -219,7 +219,7 @@ class Site:
         return workqueue
 
     def asleep(self, workqueue: WorkQueueUnderTest) -> bool:
-        """Whether it is Ready, without a worker, and its bell hangs."""
+        """Whether it is Ready, has no worker, and its doorbell is installed."""
         queue = workqueue.queue_name
         return self.converged(workqueue, 0) and self.consumers(queue) == 1
 

@@ -94,7 +94,7 @@ def test_operator_recovers_from_api_server_fault(name: str, place: Site) -> None
     begun = time.monotonic()
     seconds = site.wait_converged(lambda: workqueue.replicas() >= 1 and site.asleep(later), begun)
     site.settle(workqueue, ledger)
-    assert site.operator.restarts == restarts, "no trouble of the API server ends the operator"
+    assert site.operator.restarts == restarts, "no fault of the API server ends the operator"
     site.report.ledger(f"API server {name}", site.broker.version, ledger, seconds)
     workqueue.delete()
     later.delete()

@@ -61,8 +61,8 @@ def test_work_survives_killed_leader_node(work: Work, cluster: RabbitCluster) ->
         node.kill()
         work.vhost = VirtualHost(cluster.running[0], work.vhost.name)
         work.await_done(40, 60)
-        # All have ended, those that were tried again, too. From RabbitMQ 4.3 what a consumer on the lost node had in
-        # hand comes back after a minute.
+        # All have ended, retried ones included. From RabbitMQ 4.3, deliveries of a consumer on the lost node are
+        # redelivered after a minute.
         with work.quiet(90):
             node.start()
 

@@ -29,7 +29,7 @@ KILLS_WITHIN_SECONDS = 5.0
 
 
 def test_deleted_delay_and_dead_letter_queues_are_redeclared(work: Work) -> None:
-    """Whoever needs them next declares them again; the message stays unacknowledged until then."""
+    """The next worker that needs them redeclares them; the message stays unacknowledged until then."""
     work.declare()
     work.start(2)
     with work.through("delay queue and dead-letter queue deleted", within=20, duplicates=False):
@@ -97,7 +97,7 @@ def given_up(work: Work) -> bool:
 
 @KINDS
 def test_message_held_by_frozen_operator_is_redelivered(work: Work, kind: QueueType) -> None:
-    """RabbitMQ gives its message to somebody else when its heartbeats are missed."""
+    """RabbitMQ redelivers its message after missed heartbeats."""
     work.declare(kind)
     with frozen_bell(work.vhost.url, QUEUE):
         work.publish(*({"id": number} for number in range(20)))

@@ -44,7 +44,7 @@ class Scene:
 
     Attributes:
         doing: how the table says it.
-        prepare: makes what is needed before; the operator runs.
+        prepare: creates the prerequisites while the operator runs.
         act: begins it.
         holds: whether it has led to where it should.
         after: what is done then, until the ledger has every message.
@@ -76,7 +76,7 @@ def wakes(site: Site, workqueue: WorkQueueUnderTest, ledger: Ledger) -> None:
 
 
 def drift(site: Site, workqueue: WorkQueueUnderTest, _: Ledger) -> None:
-    """Somebody deletes the queue, and sets another image."""
+    """A person deletes the queue and sets another image."""
     site.lab.channel.queue_delete(workqueue.name)
     container = {"name": "worker", "image": "theirs:1"}
     patch = json.dumps({"spec": {"template": {"spec": {"containers": [container]}}}})
@@ -226,7 +226,7 @@ def second_operator(site: Site, folder: Path, **settings: object) -> Iterator[tu
 
 
 def test_leader_frozen_past_its_lease_writes_nothing(place: Site, tmp_path: Path) -> None:
-    """It holds a message that rang its bell all the time; the message comes back when it ends."""
+    """It holds the message of a ring until it exits; RabbitMQ then requeues the message."""
     site, ledger = place, Ledger()
     site.operator.start(leader_election=True).wait_serving()
     workqueue = site.ready(worker={"nodeSelector": NOWHERE})
@@ -237,7 +237,7 @@ def test_leader_frozen_past_its_lease_writes_nothing(place: Site, tmp_path: Path
             eventually(second.leads, 40, "the second one leads")
             before = len(site.proxy.seen)
         begun = time.monotonic()
-        assert site.operator.process.wait(20) == 3, "it has noticed that it does not lead any more"
+        assert site.operator.process.wait(20) == 3, "it has noticed that it no longer leads"
         writes = [seen for seen in site.proxy.seen[before:] if seen.write and "leases" not in seen.path]
         assert writes == []
         seconds = site.wait_converged(lambda: workqueue.replicas() == 1, begun)

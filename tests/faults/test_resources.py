@@ -72,14 +72,14 @@ def malformed(site: Site, every: list[Case], choose: Callable[[list[Case]], list
 
 
 def internal_errors(site: Site) -> float:
-    """How many passes have failed for a reason that nobody thought of."""
+    """Count the passes that failed for an unexpected reason."""
     series = 'workqueue_reconcile_errors_total{reason="InternalError"} '
     (line,) = (line for line in site.operator.get("/metrics").splitlines() if line.startswith(series))
     return float(line.removeprefix(series))
 
 
 def admit(objects: Objects, every: list[Case]) -> tuple[list[Case], list[str]]:
-    """Those that the API server would let in, and complaints about refusals that do not name the field."""
+    """The specs that the API server would admit, and complaints about refusals that do not name the field."""
     let_in, unnamed = [], []
     for case in every:
         try:
@@ -93,7 +93,7 @@ def admit(objects: Objects, every: list[Case]) -> tuple[list[Case], list[str]]:
 
 
 def create(site: Site, objects: Objects, let_in: list[Case]) -> list[str]:
-    """Create them all; complaints about those that nobody says anything about, or not why."""
+    """Create them all, and return complaints about those without a condition, a reason or a message."""
     titles = {}
     for number, case in enumerate(let_in):
         # A queue of its own for each, so that they are not in one another's way.
@@ -196,7 +196,7 @@ def test_deletion_keeps_queue_until_it_is_empty(place: Site) -> None:
 
 
 def test_deletion_waits_for_unreachable_broker(place: Site) -> None:
-    """Nobody knows what is in the queue: the deletion waits, says why, and ends when the broker is back."""
+    """The queue cannot be read: the deletion waits, reports why, and completes when the broker is back."""
     site, ledger = place, Ledger()
     site.operator.start().wait_serving()
     workqueue = deleting(site, "DeleteIfEmpty")

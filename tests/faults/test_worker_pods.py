@@ -58,7 +58,7 @@ def killed_for_memory(workqueue: WorkQueueUnderTest) -> int:
 
 
 def test_work_survives_evicted_workers(place: Site) -> None:
-    """One after the other, as the disruption budget allows; each finishes what it has in hand."""
+    """Evicted one at a time, as the disruption budget allows; each finishes its messages in handlers."""
     place.operator.start().wait_serving()
     workqueue = place.workqueue(
         worker={"handler": {"python": "jobs:record"}}, scaling={"maxReplicas": 3, "messagesPerReplica": 1}
@@ -77,7 +77,7 @@ def test_work_survives_evicted_workers(place: Site) -> None:
         )
         over = time.monotonic()
     place.settle(workqueue, ledger)
-    assert ledger.duplicates == {}, "each finished what it had in hand"
+    assert ledger.duplicates == {}, "each finished its messages in handlers"
     finish(place, workqueue, ledger, "worker evicted (drain of a node)", over)
 
 

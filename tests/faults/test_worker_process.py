@@ -1,4 +1,4 @@
-"""What can happen to a worker: it is killed, stopped, hangs, dies of a message, loses its lease."""
+"""Faults of a worker: it is killed, stopped, stuck, crashes on a message, loses its lease."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_work_survives_workers_killed_within_a_message(work: Work, handler: str)
 
 @BOTH
 def test_stopped_workers_finish_messages_in_handlers(work: Work, handler: str) -> None:
-    """They finish what they have in hand, and what they had only been sent goes back."""
+    """They finish messages in handlers, and RabbitMQ requeues deliveries that no handler got."""
     work.declare()
     work.start(2, handler=handler)
     with work.through("worker stopped (SIGTERM) while it works", within=20, duplicates=False):
@@ -71,7 +71,7 @@ def test_result_of_uncancellable_handler_does_not_count(work: Work) -> None:
 
 
 def test_messages_that_kill_their_workers_are_dead_lettered(work: Work) -> None:
-    """The delivery limit ends it: they become dead letters, and whatever was in hand beside them is done."""
+    """The delivery limit makes them dead letters; the other messages of the killed workers are handled."""
     work.declare(limit=5)
     work.start(2)
     with work.through("message that kills its worker", within=60):

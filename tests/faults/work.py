@@ -2,7 +2,7 @@
 
 Place in the flow: the tests of the broker and of the workers say what breaks, between two lines of `through`.
 The messages are published over a plain connection of the test's own, straight to RabbitMQ; what became of them
-is read from the file that the handlers write and from the queues, not from what the workers say of themselves.
+is read from the file that the handlers write and from the queues, not from what the workers report.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Source:
         finally:
             self._stop.set()
             self._thread.join(30)
-            assert not self._thread.is_alive(), "the test's own publisher hangs"
+            assert not self._thread.is_alive(), "the test's own publisher is stuck"
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -128,12 +128,12 @@ class Work:
         vhost: has the queues.
         workers: starts worker processes.
         report: takes the row.
-        url: where workers connect, unless they are told otherwise.
+        url: where workers connect by default.
         connect: how the test connects to publish.
 
     Attributes:
-        ledger: of all messages of `through`, and of those that a test writes into it.
-        workers: those that `start` has started.
+        ledger: of all messages of `through`, and of those a test adds.
+        workers: all that `start` has started.
         last_death: when `replace_dead` last found one that had ended, on the monotonic clock.
     """
 
@@ -195,7 +195,7 @@ class Work:
         handler: str = THREADS,
         wait: bool = True,
     ) -> list[Worker]:
-        """Start workers that use the queue as it is, as those in pods do.
+        """Start workers that use the existing queue, as workers in pods do.
 
         Args:
             port: of a proxy that they connect to.
@@ -267,7 +267,7 @@ class Work:
                 return
 
     def delete(self, queue: str) -> None:
-        """Delete a queue with what is in it, as somebody does by mistake."""
+        """Delete a queue with its messages, as a person may by mistake."""
         with self._connect() as connection:
             connection.channel().queue_delete(queue)
 
@@ -282,7 +282,7 @@ class Work:
         eventually(lambda: len(self.ledger.unconfirmed) - before >= count, seconds)
 
     def await_blocked(self, seconds: float = 30) -> None:
-        """Wait until RabbitMQ takes no messages any more and only such as need a copy are left in hand."""
+        """Wait until RabbitMQ accepts no more messages and only messages that need a copy are left in workers."""
         looks: list[tuple[int, int]] = []
 
         def blocked() -> bool:
@@ -293,7 +293,7 @@ class Work:
         eventually(blocked, seconds)
 
     def replace_dead(self, handler: str = THREADS) -> list[Worker]:
-        """Start another worker for each one that has ended, as Kubernetes does; returns those that run."""
+        """Replace each worker that has ended, as Kubernetes does, and return the running ones."""
         dead = [worker for worker in self.workers if worker.process.poll() is not None]
         self.workers = [worker for worker in self.workers if worker not in dead]
         if dead:

@@ -1,4 +1,4 @@
-"""Every alert fires when it should and is silent when it should be, and leads to a page that says what to do."""
+"""Every alert fires when it should, stays silent otherwise, and links to a runbook."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ each_alert = pytest.mark.parametrize("name", ALERTS)
 
 
 def checked(*arguments: str | Path) -> None:
-    """promtool, which must be content."""
+    """Run promtool, which must succeed."""
     done = subprocess.run([promtool(), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def expectations(name: str) -> list[list[Object]]:
-    """What the promtool tests of an alert expect, one entry for each time at which they look."""
+    """What the promtool tests of an alert expect, one entry for each evaluation time."""
     tests = yaml.safe_load((TESTS / f"{name}.yaml").read_text())["tests"]
     looks = [look for test in tests for look in test["alert_rule_test"]]
     assert {look["alertname"] for look in looks} == {name}
@@ -45,7 +45,7 @@ def test_alert_rules_pass_promtool_check() -> None:
 
 
 def test_alerts_pass_their_promtool_tests(tmp_path: Path) -> None:
-    """The tests expect the summary alone; the rest would stand in two places."""
+    """The tests expect only the summary; the other annotations would be written twice."""
     groups = [
         {
             **group,

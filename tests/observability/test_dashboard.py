@@ -1,4 +1,4 @@
-"""The dashboard is well made. That its queries find something is shown in tests/e2e/test_observability.py."""
+"""The dashboard is consistent. tests/e2e/test_observability.py shows that its queries find data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a bell hangs, on a real RabbitMQ: only over a queue that sleeps and may be woken, at no message's cost."""
+"""When a doorbell is installed, on a real RabbitMQ: only on an idle queue, and without cost for messages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OUTAGE = Unknown(Reason.BROKER_TIMEOUT, "…")
 
 @asynccontextmanager
 async def linked(url: str, *, declare: bool = True) -> AsyncIterator[BrokerHandle]:
-    """A link to a broker with the queue jobs."""
+    """A handle of a broker with the queue jobs."""
     brokers = BrokerPool(lambda _: None, lambda _: None, 60, 60)
     try:
         handle = await brokers.handle(OURS.key, from_url(url))
@@ -54,11 +54,11 @@ def unreadable(vhost: VirtualHost) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Case:
-    """What a pass knows at its end, and what becomes of the bell.
+    """What a pass knows at its end, and the resulting state of the doorbell.
 
     Attributes:
-        hangs: whether a bell hangs afterwards.
-        active: whether the queue is asked in each round of the sweep.
+        hangs: whether a doorbell is installed afterwards.
+        active: whether the queue is polled in each round.
     """
 
     hangs: bool
@@ -71,7 +71,7 @@ class Case:
 
 
 CASES = {
-    "nobody is there and nothing is to do": Case(hangs=True, active=False),
+    "no worker and no message": Case(hangs=True, active=False),
     "the last pods are on their way out": Case(
         hangs=True, active=False, pods=(replace(POD, terminating=True),)
     ),
@@ -127,7 +127,7 @@ async def test_operator_without_consume_permission_polls_and_reports_it(
 async def test_foreign_queue_is_polled_where_a_ring_counts_as_a_delivery(
     every_vhost: VirtualHost,
 ) -> None:
-    """Its delivery limit is not ours to choose, and may leave no room for rings."""
+    """The operator cannot choose its delivery limit, which may leave no room for rings."""
     counts = every_vhost.broker.series != "4.3"
     async with linked(every_vhost.url) as handle:
         watched = handle.poller.watch(OURS.key, "jobs")
@@ -139,7 +139,7 @@ async def test_foreign_queue_is_polled_where_a_ring_counts_as_a_delivery(
 
 
 async def test_twenty_rings_leave_delivery_limit_of_message_intact(every_vhost: VirtualHost) -> None:
-    """Before 4.3 each of them counts; the limit that is declared has room for them."""
+    """Before 4.3 each ring counts; the declared limit has room for them."""
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()
         await broker.declare(plan(QueueSettings("jobs", delivery_limit=1)))
@@ -148,7 +148,7 @@ async def test_twenty_rings_leave_delivery_limit_of_message_intact(every_vhost: 
             await broker.install_doorbell("jobs")
             await until(lambda count=count: len(broker.told.rings) == count)
         await until(lambda: every_vhost.depth("jobs") == (1, 0))
-        # The one delivery that the limit allows: a worker that dies with it gets it back once.
+        # The limit allows one redelivery: a worker that dies with the message gets it back once.
         method, _, body = channel.basic_get("jobs")
         assert body == b"x"
         channel.basic_nack(method.delivery_tag)
@@ -165,7 +165,7 @@ async def test_queue_is_confirmed_empty_only_with_a_doorbell(
         handle.broker.remove_doorbell("jobs")
         put(channel, "jobs", b"x")
         await until(lambda: every_vhost.depth("jobs").ready == 1)
-        # It rings at once, and may be counted or be on its way back.
+        # It rings immediately, and may be counted or about to be requeued.
         assert await wake.confirm_empty(OURS, handle) is not True
         assert not handle.broker.has_doorbell("jobs")
 

@@ -1,4 +1,4 @@
-"""Bindings of a work queue: made as the spec asks, and removed when it no longer does."""
+"""Bindings of a work queue: created as the spec asks, and removed when it no longer does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGES: Exchange = {"name": "images", "type": "Topic"}
 
 
 class Api:
-    """An API server that keeps the annotations of one WorkQueue, and loses nothing in a restart of the operator."""
+    """An API server that keeps the annotations of one WorkQueue across restarts of the operator."""
 
     def __init__(self) -> None:
         self.annotations: dict[str, str] = {}
@@ -31,7 +31,7 @@ class Api:
         self._cluster.answer("PATCH", "/workqueues/jobs", self._patch)
 
     async def declare(self, exchange: Exchange | None, broker: Probe) -> None:
-        """What a pass of an operator that has just started does for a spec."""
+        """Run the pass of an operator that has just started."""
         seen = self.workqueue(exchange)
         bindings = Bindings(self._cluster, Store(lambda _: None))
         await bindings.announce(seen)
@@ -53,7 +53,7 @@ class Api:
 
 
 async def routed(vhost: VirtualHost, *keys: str) -> list[bytes]:
-    """Which of these keys reach the queue."""
+    """The keys whose messages reach the queue."""
     async with channel_of(vhost) as channel:
         for key in keys:
             channel.basic_publish("images", key, key.encode())
@@ -90,7 +90,7 @@ async def test_removed_exchange_is_unbound(vhost: VirtualHost) -> None:
 
 
 async def test_binding_is_recorded_before_it_is_created(vhost: VirtualHost) -> None:
-    """An operator that dies in between still knows that the binding is its own."""
+    """An operator that dies in between still recognizes the binding as its own."""
     api = Api()
     async with probe(vhost.url) as broker:
         await broker.ready()

@@ -1,4 +1,4 @@
-"""The operator's connection to RabbitMQ: it connects, says why it cannot, and comes back by itself."""
+"""The operator's connection to RabbitMQ: it connects, reports why it cannot, and reconnects."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def black_hole() -> Iterator[int]:
-    """A port that accepts connections and never says a word."""
+    """A port that accepts connections and never sends a byte."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(16)
@@ -95,7 +95,7 @@ async def test_unknown_host_is_unreachable() -> None:
 async def test_connection_attempt_into_black_hole_times_out() -> None:
     with black_hole() as port:
         async with probe(f"amqp://guest:guest@127.0.0.1:{port}/") as broker:
-            for _ in range(2):  # the first attempt, and what is known of it later
+            for _ in range(2):  # the first attempt, and its error as seen later
                 async with asyncio.timeout(5):
                     with pytest.raises(ReconcileError) as caught:
                         await broker.ready()
@@ -111,7 +111,7 @@ async def test_broker_closes_immediately_while_connecting() -> None:
 
 
 async def test_broker_stopping_within_handshake_is_not_a_wrong_password(rabbitmq: Server) -> None:
-    """It lets the server's greeting through, and hangs up on the answer."""
+    """The proxy forwards the server's greeting and disconnects on the response."""
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream, to_server = await asyncio.open_connection("127.0.0.1", rabbitmq.port)
@@ -214,7 +214,7 @@ async def test_unreadable_certificate_is_blamed_on_the_secret(
     assert "ca.crt" in problem.message
 
 
-# -- losing and finding it again
+# -- connection loss and reconnect
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ async def test_frozen_server_times_out_and_its_late_responses_do_no_harm(
         for _ in range(2 * connection.LANES):
             assert (await broker.counts("one")).ready == 0
             assert (await broker.counts("two")).ready == 2
-        # The channels that were given up are closed, not left behind.
+        # Abandoned channels are closed.
         wanted = connection.LANES + 1
         await until(lambda: int(own_server.evaluate("length(rabbit_channel:list())")) <= wanted)
 
@@ -358,7 +358,7 @@ async def test_one_connection_serves_any_number_of_queues(own_server: Server) ->
 async def test_one_tls_context_serves_all_addresses_and_attempts(
     monkeypatch: pytest.MonkeyPatch, rabbitmq: Server
 ) -> None:
-    """Building one takes tens of milliseconds, so it does not happen in the event loop."""
+    """Building one takes tens of milliseconds, so it happens outside the event loop."""
     built_in: list[threading.Thread] = []
     make = ssl.create_default_context
 
@@ -400,7 +400,7 @@ async def test_secret_cannot_point_at_operator_itself(rabbitmq: Server) -> None:
 
 
 async def test_allowed_address_is_used_beside_a_refused_one(rabbitmq: Server) -> None:
-    """A short host name is also tried as it is, and only the longer form may be allowed."""
+    """A short host name is tried unchanged, too, and only the longer form may be allowed."""
 
     def nothing(*_: object) -> None:
         pass

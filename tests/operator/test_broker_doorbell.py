@@ -1,4 +1,4 @@
-"""The rules of the bell, each against every supported RabbitMQ, on quorum and classic queues."""
+"""The rules of the doorbell, each against every supported RabbitMQ, on quorum and classic queues."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def declared(broker: Probe, *names: str, queue_type: QueueType = QueueType
 
 
 async def declared_plainly(broker: Probe, names: list[str], queue_type: QueueType) -> None:
-    """Many at once, each without a queue for its dead letters."""
+    """Declare many at the same time, each without a dead-letter queue."""
     await asyncio.gather(
         *(broker.declare_queue(Queue(name, {"x-queue-type": queue_type.value.lower()})) for name in names)
     )
@@ -59,7 +59,7 @@ async def test_ring_requeues_messages_in_order_and_removes_doorbell(
         assert broker.told.rings == ["jobs"]
         taken = take_all(channel, "jobs")
         assert [body for body, _ in taken] == bodies
-        # Handed back once, and none of the others was touched.
+        # Requeued once, and no other message was delivered.
         assert taken[0][1] <= 1
         assert {count for _, count in taken[1:]} == {0}
 
@@ -76,7 +76,7 @@ async def test_message_count_agrees_soon_after_a_ring(
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs", queue_type=queue_type)
         for count in range(1, 21):
-            # The bell rings again at once when messages are left, so each round begins with an empty queue.
+            # The doorbell rings again immediately when messages are left, so each round begins with an empty queue.
             assert await broker.install_doorbell("jobs")
             put(channel, "jobs", *[b"x"] * 3)
             await until(lambda wanted=count: len(broker.told.rings) == wanted)
@@ -87,7 +87,7 @@ async def test_message_count_agrees_soon_after_a_ring(
 
 @TYPES
 async def test_scale_in_to_zero_sees_every_message(every_vhost: VirtualHost, queue_type: QueueType) -> None:
-    """Cancel the worker, hang the bell, look; a message published at any moment of it is seen or rings."""
+    """Cancel the worker, install the doorbell, poll: a message published at any moment is counted or rings."""
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs", queue_type=queue_type)
         with every_vhost.connect() as publishing:
@@ -105,7 +105,7 @@ async def test_scale_in_to_zero_sees_every_message(every_vhost: VirtualHost, que
 
                 publishing_thread = asyncio.create_task(asyncio.to_thread(publish))
                 go.set()
-                # What came while the worker consumed is handed back, as a worker does when it retires.
+                # Deliveries to the worker are requeued, as a worker does when it retires.
                 for method, _, _ in channel.basic_cancel(worker) or ():
                     channel.basic_nack(method.delivery_tag)
                 installed = await broker.install_doorbell("jobs")
@@ -140,7 +140,7 @@ async def test_one_ring_disturbs_no_other_doorbell(every_vhost: VirtualHost, que
 async def test_ring_during_many_installs_gets_its_message_once(
     every_vhost: VirtualHost, queue_type: QueueType
 ) -> None:
-    """A cancel that waited behind the others' consumes would let the message come back again and again."""
+    """A cancel that waited behind other consumes would let the message be redelivered repeatedly."""
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         names = [f"jobs-{number}" for number in range(doorbell.DOORBELLS_PER_CHANNEL)]
         await broker.ready()
@@ -278,7 +278,7 @@ async def test_doorbell_on_missing_queue_is_refused(every_vhost: VirtualHost, qu
 async def test_doorbell_works_after_its_queue_is_recreated(
     every_vhost: VirtualHost, queue_type: QueueType, *, same_type: bool
 ) -> None:
-    """The next bells work, and the connection with all the other bells lives on."""
+    """The next doorbells work, and the connection with all other doorbells stays open."""
     other_type = QueueType.CLASSIC if queue_type is QueueType.QUORUM else QueueType.QUORUM
     next_type = queue_type if same_type else other_type
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
@@ -287,7 +287,7 @@ async def test_doorbell_works_after_its_queue_is_recreated(
         for round_ in range(3):
             now, then = (queue_type, next_type) if round_ % 2 == 0 else (next_type, queue_type)
             assert await broker.install_doorbell("jobs")
-            # Rung and taken down before, so that the channel has seen this queue in every way.
+            # The doorbell rang and was removed before, so that the channel has used this queue in every way.
             put(channel, "jobs", b"x")
             await until(lambda before=round_: len(broker.told.rings) == 3 * before + 1)
             await until(lambda: ready(broker, "jobs", 1))
@@ -313,7 +313,7 @@ async def test_doorbell_works_after_its_queue_is_recreated(
 async def test_recreated_queue_gets_a_new_doorbell_channel(
     every_vhost: VirtualHost, queue_type: QueueType
 ) -> None:
-    """The old channel remembers the old queue: a bell of another type on it would kill the connection (541)."""
+    """The old channel remembers the old queue: a doorbell of another type on it would end the connection (541)."""
     other_type = QueueType.CLASSIC if queue_type is QueueType.QUORUM else QueueType.QUORUM
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs", "other", queue_type=queue_type)

@@ -59,7 +59,7 @@ async def declared(broker: Probe) -> None:
 
 
 async def wakes(broker: Clocked, vhost: VirtualHost) -> list[float]:
-    """Wake one healthy queue after the other; seconds from publishing to the ring, in order of size."""
+    """Wake the healthy queues in sequence; return the sorted seconds from publish to ring."""
     found = []
     with vhost.connect() as connection:
         channel = connection.channel()

@@ -1,4 +1,4 @@
-"""Declarations, questions and refusals over the operator's connection, on each supported RabbitMQ."""
+"""Declarations, polls and refusals over the operator's connection, on each supported RabbitMQ."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TYPES = pytest.mark.parametrize("queue_type", list(QueueType), ids=lambda kind: 
 
 @pytest.fixture
 def limited(every_vhost: VirtualHost) -> Iterator[str]:
-    """A user who may see the virtual host but do nothing in it: the URL."""
+    """The URL of a user who may open the virtual host but do nothing in it."""
     every_vhost.broker.add_user("limited", "secret", every_vhost.name, configure="", write="", read="")
     yield every_vhost.broker.url_of(every_vhost.name, "limited", "secret")
     every_vhost.broker.delete_user("limited")
@@ -104,7 +104,7 @@ async def test_conflict_with_publisher_declaration_offers_both_remedies(every_vh
 async def test_declare_conflict_creates_nothing(
     every_vhost: VirtualHost, theirs: str, exchange: Exchange | None
 ) -> None:
-    """Neither the exchange nor the other queue, which would stay behind when the name is corrected."""
+    """Neither the exchange nor the other queue, which would be left over after the name is corrected."""
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()
         channel.queue_declare(theirs, durable=True, arguments={"x-max-length": 7})
@@ -150,7 +150,7 @@ async def test_counts_are_live_and_exclude_the_doorbell(
 
 @TYPES
 async def test_declare_returns_the_counts(every_vhost: VirtualHost, queue_type: QueueType) -> None:
-    """A pass that has declared need not ask."""
+    """A pass that has declared need not poll."""
     wanted = plan(QueueSettings("jobs", queue_type))
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await broker.ready()

@@ -1,4 +1,4 @@
-"""The Celery example of docs/scaling.md, with a real Celery: what the operator sees of workers that are not ours."""
+"""The Celery example of docs/scaling.md, with a real Celery: what the operator sees of foreign workers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def workqueue() -> WorkQueue:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A project with the tasks of the page, and one that lasts until a file is there."""
+    """A project with the tasks of the page, and one that lasts until a file exists."""
     (tmp_path / "tasks.py").write_text(found(r"```python\n# tasks.py\n(.*?)```")[1])
     (tmp_path / "hold.py").write_text(HOLD)
     return tmp_path
@@ -109,7 +109,7 @@ async def test_celery_queue_is_used_unchanged_and_its_tasks_count_until_done(
                     return ((await broker.counts("celery")).ready, in_hand) == (ready, unacknowledged)
 
                 await until(lambda: seen(3, 2), seconds=60)
-                # SIGTERM is what a scale-in would bring: what is in hand is finished, the rest stays.
+                # A scale-in sends SIGTERM: messages in handlers are finished, the rest stays in the queue.
                 worker.terminate()
                 release.touch()
                 await until(lambda: worker.poll() is not None, seconds=60)

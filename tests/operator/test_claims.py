@@ -1,4 +1,4 @@
-"""Which WorkQueue has a queue that two of them name."""
+"""Which of two WorkQueues owns a queue that both name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queues that go with their WorkQueue: all of them, and with DeleteIfEmpty not before all are empty."""
+"""Deletion of queues with their WorkQueue: all of them, and with DeleteIfEmpty only after all are empty."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_delete_if_empty_waits_for_a_message_in_any_queue(vhost: VirtualHo
 async def test_delay_queue_is_deleted_only_when_no_message_can_be_hidden(
     every_vhost: VirtualHost,
 ) -> None:
-    """Its message has expired while the work queue was missing: no passive declaration counts it."""
+    """Its message has expired while the work queue was missing: a passive declare does not count it."""
     await declare(every_vhost)
     delay = f"jobs.retry.{SPEC}s"
     async with finalizer(every_vhost) as (under_test, cluster), channel_of(every_vhost) as channel:
@@ -175,7 +175,7 @@ async def test_delete_if_empty_keeps_workers_until_handlers_end(vhost: VirtualHo
         assert "1 messages are in handlers" in told(cluster)
         assert statuses(cluster)[-1]["busyReplicas"] == 1
 
-        # Its message comes back, as that of a handler that fails, and no worker is left.
+        # RabbitMQ requeues its message, as after a failed handler, and no worker is left.
         worker.kill()
         store.pods.clear()
         store._pods_of.clear()
@@ -193,7 +193,7 @@ async def test_delete_if_empty_keeps_workers_until_handlers_end(vhost: VirtualHo
 
 
 def theirs(name: str, namespace: str, queue: str) -> dict[str, Any]:
-    """A WorkQueue on a queue, whose Secret is `by-name`."""
+    """A WorkQueue on a queue, with the Secret `by-name`."""
     body = workqueue(name=name, queue={"name": queue}).model_dump(mode="json", by_alias=True)
     body["metadata"] |= {"namespace": namespace, "uid": "uid-2", "resourceVersion": "1"}
     body["spec"]["connectionSecretRef"] = {"name": "by-name"}
@@ -201,7 +201,7 @@ def theirs(name: str, namespace: str, queue: str) -> dict[str, Any]:
 
 
 def store_with(worker: Worker, replicas: int) -> Store:
-    """A store that has one worker's pod, and its Deployment."""
+    """A store with one worker's pod and its Deployment."""
     store = Store(lambda _: None)
     pod = PodView("pod-0", "u", "127.0.0.1", True, True, False, "hash", False, None, workqueue="jobs")
     store.pods["team", "pod-0"] = pod

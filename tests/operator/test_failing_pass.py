@@ -1,4 +1,4 @@
-"""A pass that fails at the API server, on a real RabbitMQ: its pauses grow, whatever part of it works."""
+"""A pass that fails at the API server, on a real RabbitMQ: its pauses grow even when parts of it succeed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One look at a queue of a real RabbitMQ, with workers that answer on the loopback or do not."""
+"""One gathering for a queue of a real RabbitMQ, with responding and silent workers on the loopback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Site:
     """A gatherer, a broker with the queue jobs, and workers by their loopback address.
 
     Attributes:
-        busy: messages in hand, by address; a worker that is not in it does not answer.
+        busy: messages in handlers, by address; a worker that is missing here does not respond.
     """
 
     url: str

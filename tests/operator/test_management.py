@@ -1,4 +1,4 @@
-"""What is asked of RabbitMQ's management API, on each supported version."""
+"""Requests to RabbitMQ's management API, on each supported version."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workqueue_operator.broker import management as managing
 from workqueue_operator.broker.management import Management
 
 ODD = "a/b %2F?#"
-"""A name with everything that a URL would have to escape."""
+"""A name with every character that a URL must escape."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A WorkQueue that another operator begins to serve, on a real RabbitMQ: this one leaves nothing of its own there."""
+"""A WorkQueue that another operator begins to serve, on a real RabbitMQ: the first one leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ OTHER = "team-system/other"
 
 
 def claim(cluster: FakeCluster, holder: str | None) -> None:
-    """Let an operator list the namespace, or none."""
+    """Let an operator or none list the namespace."""
 
     lease = {"metadata": {"namespace": "team"}, "spec": {"holderIdentity": holder}}
     cluster.answer("GET", "/leases", {"items": [lease] if holder else []})
 
 
 async def hears(vhost: VirtualHost, consumers: int) -> None:
-    """Wait until the queue has so many consumers."""
+    """Wait until the queue has this number of consumers."""
 
     def count() -> int:
         with vhost.connect() as connection:

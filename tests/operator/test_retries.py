@@ -1,4 +1,4 @@
-"""Messages that wait for a retry, on a real RabbitMQ: counted where a delay queue exists, without guessing."""
+"""Messages that wait for a retry, on a real RabbitMQ: counted in existing delay queues."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Site:
     """A broker with the queue jobs.
 
     Attributes:
-        asked: the queues that were asked about, in order.
+        asked: the polled queues, in order.
     """
 
     handle: BrokerHandle

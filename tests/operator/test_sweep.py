@@ -1,4 +1,4 @@
-"""The sweep and the links: changed numbers wake, nothing piles up, one broker's trouble is no other's."""
+"""The depth poller and the broker handles: changed counts enqueue, polls never pile up, brokers are independent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OTHER: Key = ("team", "other")
 
 
 class Told:
-    """Who was woken, and who rang."""
+    """Records the enqueued WorkQueues and the rings."""
 
     def __init__(self) -> None:
         self.woken: list[Key] = []
@@ -58,7 +58,7 @@ def rounds(handle: BrokerHandle) -> float | None:
 
 
 async def a_round(handle: BrokerHandle) -> None:
-    """Wait until a round over the active queues that begins from now on has ended."""
+    """Wait until a later round over the active queues has ended."""
     for _ in range(2):
         before = rounds(handle)
         await until(lambda before=before: rounds(handle) != before)
@@ -154,7 +154,7 @@ async def test_slow_broker_gets_only_one_poll_round_at_a_time(
         for name in ("one", "two"):
             handle.poller.watch(JOBS, name).active = True
         await until(lambda: len(asked) == 2)
-        # Time for many rounds, by the clock that the rounds go by.
+        # Time for many rounds, by the clock of the rounds.
         deadline = asyncio.get_running_loop().time() + 0.05
         await until(lambda: asyncio.get_running_loop().time() > deadline)
         assert sorted(asked) == ["one", "two"]
@@ -204,7 +204,7 @@ async def test_frozen_broker_delays_no_other_broker(
                 await until(lambda: isinstance(silent.last, ReconcileError))
                 assert isinstance(silent.last, ReconcileError)
                 assert silent.last.reason is Reason.BROKER_TIMEOUT
-                # The metric goes on growing while there is no answer.
+                # The metric keeps growing without a response.
                 age = stuck.poller.age()
                 assert age is not None
                 await until(lambda: (stuck.poller.age() or 0) > age)
@@ -224,7 +224,7 @@ async def test_closed_broker_fails_polls_without_waiting(vhost: VirtualHost) -> 
         assert list(brokers) == []
 
 
-# -- links
+# -- broker handles
 
 
 async def test_equal_connection_data_share_a_handle_until_last_user_closes_it(vhost: VirtualHost) -> None:
@@ -293,7 +293,7 @@ async def test_two_addresses_of_one_broker_are_recognized_as_one(every_vhost: Vi
 async def test_two_brokers_with_the_same_name_are_distinguished(
     rabbitmq_43: Server, rabbitmq_310: Server
 ) -> None:
-    """As the first pods of two StatefulSets, which are both called rabbit@rabbitmq-0."""
+    """Like the first pods of two StatefulSets, which are both called rabbit@rabbitmq-0."""
     with rabbitmq_43.new_vhost("shared-name"), rabbitmq_310.new_vhost("shared-name"):
         async with operators() as (brokers, _):
             here = await linked(brokers, rabbitmq_43.url_of("shared-name"), "jobs")
@@ -378,7 +378,7 @@ async def test_doorbell_refusal_is_remembered_for_a_limited_time(
 async def test_cancelled_doorbell_marks_queue_doubtful_until_polled(
     every_vhost: VirtualHost, *, deleted: bool
 ) -> None:
-    """A cancel says that the queue is gone, or that its leader is: only a look tells which."""
+    """A cancel means that the queue or its leader is gone: only a poll tells which."""
     async with operators(idle=60) as (brokers, told):
         handle = await linked(brokers, every_vhost.url)
         await handle.broker.declare(plan(QueueSettings("jobs")))
@@ -402,7 +402,7 @@ async def test_cancelled_doorbell_marks_queue_doubtful_until_polled(
 async def settled(
     handle: BrokerHandle, polled: PolledQueue, *, deleted: bool
 ) -> QueueCounts | QueueMissing | ReconcileError | None:
-    """The answer about a queue once it is gone, or has its process again."""
+    """The reading of a queue once it is gone, or has its process again."""
     answer = await handle.poller.ask(polled)
     return answer if (answer is QUEUE_MISSING) is deleted and not isinstance(answer, ReconcileError) else None
 

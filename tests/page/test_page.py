@@ -1,4 +1,4 @@
-"""The web page in a real Chromium: what is shown to whom, live, by keyboard too, and what a browser refuses."""
+"""The web page in a real Chromium: rights, live updates, keyboard use, and what the browser refuses."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def pod(name: str, workqueue: str, ip: str, namespace: str = "shop") -> dict[str
 
 
 class Letters:
-    """In place of RabbitMQ: tests/e2e/test_page.py has the real one."""
+    """Replaces RabbitMQ: tests/e2e/test_page.py has the real one."""
 
     def __init__(self) -> None:
         self.found = Reasons((("Rejected", 3), ("TimedOut", 1)), 4, 9)
@@ -100,8 +100,8 @@ class Site:
     """A page with its parts.
 
     Attributes:
-        rights: (user, namespace) that may list; an empty namespace is all.
-        now: the clock of what `access` remembers.
+        rights: (user, namespace) pairs that may list; an empty namespace means all.
+        now: the clock for the cache of `access`.
     """
 
     def __init__(self, workers: Workers) -> None:
@@ -149,7 +149,7 @@ class Site:
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
-    """A page that leads, with workers that answer on the loopback."""
+    """The page of a leader, with workers that respond on the loopback."""
 
     async def status(_: web.Request) -> web.Response:
         return web.json_response(
@@ -208,7 +208,7 @@ async def test_unknown_token_is_refused_and_valid_token_shows_workqueues(
         await expect(page.get_by_label("Token")).to_be_visible()
         await page.goto(f"{site.url}/queues/shop/calm")
         await expect(page.get_by_label("Token")).to_be_visible()
-    # The wrong token's answer is a 401, which a browser notes; nothing else was complained about.
+    # The response to the wrong token is a 401, which a browser logs; it logged nothing else.
     assert [text for text in seen.complaints if "401" not in text] == []
 
 
@@ -528,7 +528,7 @@ async def test_number_of_live_browsers_is_limited(site: Site, monkeypatch: pytes
         async with asyncio.timeout(10):
             while True:
                 async with session.get(f"{site.url}/events") as next_one:
-                    if next_one.status == 200:  # who has gone makes room
+                    if next_one.status == 200:  # a closed browser makes room
                         break
 
 

@@ -65,7 +65,7 @@ def test_no_field_of_a_workqueue_names_a_namespace() -> None:
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_operator_refuses_names_that_are_paths(name: str) -> None:
-    """The definition in the cluster may be older than the operator, or none of ours."""
+    """The definition in the cluster may be older than the operator, or foreign."""
     for path in (secret_path, deployment_path, pod_path, workqueue_path):
         with pytest.raises(ClusterError, match="cannot be the name"):
             path("team", name)
@@ -97,7 +97,7 @@ async def test_operator_reads_only_the_named_secret() -> None:
 
 @pytest.mark.usefixtures("crd")
 def test_secret_of_another_namespace_is_not_found(vhost: VirtualHost, tmp_path: Path) -> None:
-    """Although the operator serves that one too, and has just read the Secret for somebody there."""
+    """Although the operator also serves that namespace, and has just read the Secret for a WorkQueue there."""
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs"}}
     with temporary_namespace("security-theirs") as theirs, temporary_namespace("security-ours") as ours:
         apply({**secret, "stringData": {"uri": vhost.url}}, manifest("theirs"), namespace=theirs)

@@ -158,7 +158,7 @@ AFTER: dict[str, Callable[[Peer], None]] = {
     "a single channel": lambda peer: peer.open(channels=1),
     "random bytes": lambda peer: (peer.open(), peer.send(RANDOM), None)[-1],
     "a message without end": message_without_end,
-    "messages for a consumer that is none of ours": unknown_consumer,
+    "messages for an unknown consumer": unknown_consumer,
     "frames for a channel that is not open": unknown_channel,
     "answers to what was not asked": answers_to_nothing,
     "every channel is closed again": closed_channels,
@@ -223,7 +223,7 @@ async def test_operator_survives_hostile_broker(
 
 
 async def first_trouble(*asks: Callable[[], object]) -> ReconcileError:
-    """Ask again and again, until something is in the way."""
+    """Send requests until one fails."""
     while True:
         for ask in asks:
             try:

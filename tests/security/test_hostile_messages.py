@@ -1,4 +1,4 @@
-"""A publisher who means harm: whatever it sends is handled or dead-lettered, and stops nobody.
+"""A hostile publisher: each of its messages is handled or dead-lettered and stops no worker.
 
 Properties are sent as raw bytes, since no decent client lets one write what a hostile one does.
 """
@@ -25,7 +25,7 @@ HEADERS, MESSAGE_ID, CORRELATION_ID, TYPE, TIMESTAMP = 0x2000, 0x0080, 0x0400, 0
 
 
 class Raw(pika.BasicProperties):
-    """Properties as they are to stand on the wire: the flags, and the bytes behind them."""
+    """Properties in wire format: the flags and the bytes after them."""
 
     def __init__(self, flags: int, content: bytes) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ HOSTILE: dict[str, Raw] = {
         **{"x-workqueue-attempt": b"l" + struct.pack(">q", 2**63 - 1)}
     ),
     "an attempt number below zero": headers(**{"x-workqueue-attempt": b"l" + struct.pack(">q", -(2**63))}),
-    "headers of ours of another type": headers(
+    "project headers of another type": headers(
         **{
             "x-workqueue-attempt": nested(2),
             "x-workqueue-original-expiration": nested(2),
@@ -121,7 +121,7 @@ def test_messages_with_hostile_properties_are_handled_or_dead_lettered(
 
 @hostile
 async def test_hostile_properties_do_not_disturb_operator_connection(vhost: VirtualHost, raw: Raw) -> None:
-    """All queues of a broker hang on it."""
+    """All queues of a broker depend on it."""
     async with probe(vhost.url) as broker, channel_of(vhost) as channel:
         await broker.ready()
         for queue in ("jobs", "others"):
@@ -135,7 +135,7 @@ async def test_hostile_properties_do_not_disturb_operator_connection(vhost: Virt
 
 
 def test_bodies_of_any_size_and_kind_are_handled(vhost: VirtualHost, workers: Workers) -> None:
-    """`Message.json()` says of each that it is no JSON, and such a message is dead-lettered at once."""
+    """`Message.json()` rejects each as no JSON, and the message is dead-lettered immediately."""
     worker = workers.start(vhost.url).wait_consuming()
     hostile = [
         b"[" * 100_000,

@@ -1,4 +1,4 @@
-"""Whoever may write a Secret or run a pod decides what answers there: the operator reads it with care."""
+"""Users who may write a Secret or run a pod choose the server behind an address: the operator distrusts it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ ANSWERS: dict[str, Answering] = {
     "401": fixed(401),
     "404 with our own header sent back": fixed(404, BASIC.encode()),
     "500": fixed(500, b"[" * 1000),
-    "a redirect to somebody else": fixed(302, Location="http://169.254.169.254/latest/meta-data"),
+    "a redirect to another server": fixed(302, Location="http://169.254.169.254/latest/meta-data"),
     "a redirect within": fixed(307, Location="/elsewhere"),
     "an answer without end": endless,
     "a compressed gigabyte": fixed(200, gzip.compress(b" " * 64_000_000), Content_Encoding="gzip"),
@@ -260,7 +260,7 @@ async def test_endless_worker_response_is_no_consent() -> None:
 
 
 async def test_calls_to_worker_do_not_expose_password_to_guessing() -> None:
-    """Whoever sits at the address of a pod gets a signature with the retirement key, which is random."""
+    """A process at the address of a pod gets a signature with the retirement key, which is random."""
     seen: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:

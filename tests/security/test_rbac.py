@@ -1,4 +1,4 @@
-"""The operator's rights are the least that it can work with: each verb, taken away, breaks something that is said.
+"""The operator's rights are the least it can work with: each verb, when removed, breaks something and is reported.
 
 The operator runs as a process of the test, as a service account bound to the chart's Role without one verb, and
 goes through one WorkQueue's life. Its pods never start (no node matches), since only its own requests count.
@@ -44,7 +44,7 @@ class Loss:
     Attributes:
         step: of the life below, the first that does not come about; None: whichever it is when kopf gives its
             watch up after a minute, or when the Lease ends.
-        said: where it is said: a sentence of the log, or a reason of a condition.
+        said: how it is reported: a log message, or the reason of a condition.
         harmless: every step comes about all the same.
     """
 
@@ -268,7 +268,7 @@ def finds_a_foreign_workload(life: Life) -> None:
         lambda: (
             "WorkloadNotFound" in {one["reason"] for one in life.get("wq", "foreign")["status"]["conditions"]}
         ),
-        "it says that there is none",
+        "it reports the missing leader",
     )
 
 

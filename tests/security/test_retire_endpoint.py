@@ -35,7 +35,7 @@ def port_of(worker: Worker) -> int:
 
 
 def forged() -> list[tuple[str | None, str]]:
-    """Signatures that are none, and what is said of each."""
+    """Invalid signatures, and the error for each."""
     now = time.time()
     good = sign(Purpose.RETIRE, POD_UID, b"guest", now)
     stamp, digest = good.split(":")

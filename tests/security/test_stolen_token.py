@@ -23,7 +23,7 @@ PDB = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget"}
 
 @dataclass(frozen=True)
 class Thief:
-    """Somebody with the operator's token, in a namespace with a WorkQueue, its objects, and others."""
+    """A thief of the operator's token, in a namespace with a WorkQueue, its objects, and foreign ones."""
 
     namespace: str
     owner: Object

@@ -1,8 +1,8 @@
 """A proxy between an operator and the real API server that can misbehave on demand.
 
 It takes plain HTTP on loopback and passes each request on with the credentials of the cluster under test, so
-that an operator process of the test runs through it with an ordinary kubeconfig. Each write is told to
-`CrashPoints`, if there are any.
+that an operator process of the test runs through it with an ordinary kubeconfig. Each write is reported
+to `CrashPoints`, if there are any.
 """
 
 from __future__ import annotations

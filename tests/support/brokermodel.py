@@ -37,7 +37,7 @@ class UnexpectedError(Exception):
 
 
 class Clock:
-    """Time that passes only when it is told to, in steps of 1/16 s, so that sums are exact.
+    """A clock that advances only on request, in steps of 1/16 s, so that sums are exact.
 
     Stands in for the module `time`.
     """
@@ -72,7 +72,7 @@ class Clock:
 
 
 class Copy(Enum):
-    """Where the copy of a message is that is to be settled by it."""
+    """The state of the copy that settles a message."""
 
     NONE = "none"
     UNDER_WAY = "under way"
@@ -427,7 +427,7 @@ class _Loop:
 
 
 class Changed:
-    """The runtime's condition; the world moves while somebody waits for it."""
+    """The runtime's condition; the model advances while a caller waits for it."""
 
     def __init__(self, lock: Lock, meanwhile: Callable[[float], None]) -> None:
         self._lock = lock
@@ -555,7 +555,7 @@ class LeaseTimer:
 
 
 class NotWaitedForError(Exception):
-    """Ends a thread that nobody waits for any more."""
+    """Ends a thread that is no longer joined."""
 
 
 class Thread:

@@ -56,7 +56,7 @@ class Seen:
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
     """A browser."""
-    # Root has no sandbox; without a GPU and with little shared memory it is told so.
+    # Chromium has no sandbox for root; the flags also announce a missing GPU and little shared memory.
     options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=program(), args=options)

@@ -1,6 +1,6 @@
 """The network of the local cluster, from a test: sockets in it, and processes that run in it.
 
-A socket stays in the network it was made in, whoever uses it. So a proxy of the test can listen where pods and
+A socket stays in the network namespace that it was created in. So a proxy of the test can listen where pods and
 an operator process in the cluster's network reach it, and lead to servers on the machine's loopback.
 """
 
@@ -53,7 +53,7 @@ def get(port: int, path: str) -> str:
     """What a server on the loopback of the cluster's network answers.
 
     Raises:
-        OSError: nobody listens.
+        OSError: no server listens.
         AssertionError: it answered with an error.
     """
     with _in_network(lambda: socket.create_connection((LOOPBACK, port), timeout=5)) as connected:

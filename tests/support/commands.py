@@ -65,5 +65,5 @@ def _run(command: Sequence[str], stdin: bytes, environment: dict[str, str]) -> D
 
 
 def started(arguments: Sequence[str], url: str, **options: Any) -> subprocess.Popen[bytes]:
-    """Start a command; whoever asks for it ends it."""
+    """Start a command; the caller ends it."""
     return subprocess.Popen([*COMMAND, *arguments], env=environment(url), **options)

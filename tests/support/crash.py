@@ -1,8 +1,8 @@
 """Points between two writes of an operator process, at which it can be killed.
 
 The proxies on its way to the API server and to RabbitMQ tell each write before they pass it on, and again when
-it was answered. So the process dies with a write that nobody has seen, or with one that was done and of which
-it never heard.
+it was answered. So the process dies before a write that no server has seen, or after a write whose response it
+never got.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class CrashPoints:
         self._lock = threading.Lock()
 
     def arm(self, point: Point, kill: Callable[[], None]) -> None:
-        """Count from anew, and kill at that point, once."""
+        """Restart the counts, and kill at that point, once."""
         with self._lock:
             self.seen.clear()
             self.fired.clear()
             self._point, self._kill = point, kill
 
     def disarm(self) -> None:
-        """Kill nowhere, and count from anew."""
+        """Restart the counts, and kill nowhere."""
         with self._lock:
             self.seen.clear()
             self._point = None

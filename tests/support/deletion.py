@@ -30,7 +30,7 @@ QUEUES = ["jobs", "jobs.dead", *(f"jobs.retry.{seconds}s" for seconds in (SPEC, 
 
 
 def deleted(policy: str, **queue: str) -> WorkQueue:
-    """A WorkQueue that somebody has deleted."""
+    """A deleted WorkQueue."""
     return workqueue(
         queue={"deletionPolicy": policy, **queue},
         retry={"delaysSeconds": [SPEC]},

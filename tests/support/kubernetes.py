@@ -155,7 +155,7 @@ def temporary_namespace(prefix: str = "test", *, pod_security: PodSecurity | Non
 
 
 def release_workqueues(where: str = "--all-namespaces") -> None:
-    """Let go of WorkQueues whose operator is gone, or may do nothing, and so cannot let go of them itself."""
+    """Remove the finalizers of WorkQueues whose operator is gone or without rights."""
     with suppress(KubectlError):  # no definition, no WorkQueues; or one that went in this moment
         for found in kubectl_json("get", "workqueues.workqueue.dev", where)["items"]:
             metadata = found["metadata"]

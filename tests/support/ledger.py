@@ -105,7 +105,7 @@ class Ledger:
 
     @property
     def unexplained(self) -> set[Id]:
-        """Messages that ended more than once without a cause, and such as nobody sent."""
+        """Messages that ended more than once without a cause, and messages that the test never sent."""
         strangers = set(self.ends) - self.confirmed - self.unconfirmed
         return strangers | (set(self.duplicates) - set().union(*self.causes.values()))
 

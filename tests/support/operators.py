@@ -70,7 +70,7 @@ class OperatorRelease:
         return list(kubectl_json("get", "pods", selector, f"--namespace={self.namespace}")["items"])
 
     def leader(self) -> str:
-        """The pod that holds the Lease; empty while nobody does."""
+        """The pod that holds the Lease; empty while no pod does."""
         lease = kubectl_json("get", "lease", self.name, f"--namespace={self.namespace}")
         return str(lease["spec"].get("holderIdentity") or "")
 
@@ -90,7 +90,7 @@ class OperatorRelease:
 
 @contextmanager
 def operator_of_the_whole_cluster() -> Iterator[OperatorRelease]:
-    """The one that is there already, such as a demo's, or one for the test: a cluster has room for one."""
+    """The existing one, such as a demo's, or one for the test: a cluster has room for one."""
     found = kubectl("get", "clusterrole", CLAIM, "--ignore-not-found", "--output=json")
     if found:
         namespace, _, name = json.loads(found)["metadata"]["annotations"][LABEL_OPERATOR].partition("/")

@@ -1,4 +1,4 @@
-"""The restricted Pod Security Standard, as far as a pod of ours can break it."""
+"""The restricted Pod Security Standard, as far as a pod of this project can break it."""
 
 from __future__ import annotations
 

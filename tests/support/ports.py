@@ -9,11 +9,11 @@ from typing import Final
 
 FIRST: Final = 10_000
 BEHIND: Final = 32_000
-"""Below those that the kernel gives to outgoing connections, which could take one before its server does."""
+"""Below the ports for outgoing connections, which could take a port before its server does."""
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that the kernel gives to no outgoing connection."""
+    """A port without a listener, which the kernel gives to no outgoing connection."""
     (port,) = free_ports(1)
     return port
 

@@ -1,4 +1,4 @@
-"""A process by its number: what the kernel tells of it (proc_pid_status(5)), and how it stands still."""
+"""A process by its PID: what the kernel reports (proc_pid_status(5)), and how to freeze it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def threads(pid: int) -> int:
 
 
 def forget_peak(pid: int) -> None:
-    """Let `VmHWM` begin anew at what is held now (proc_pid_clear_refs(5))."""
+    """Reset `VmHWM` to the current usage (proc_pid_clear_refs(5))."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 

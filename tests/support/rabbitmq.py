@@ -405,7 +405,7 @@ class Broker:
     def cancel_consumers(self, queue: str, vhost: str = "/") -> None:
         """Tell the consumers of a queue that they are cancelled, as when its leader moves; the queue stays.
 
-        A server of one node does so by itself only when the queue is deleted.
+        A server of one node does so unasked only when the queue is deleted.
         """
         self.evaluate(
             f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}),"
@@ -417,7 +417,7 @@ class Broker:
         """Close every client connection from the server's side (320 CONNECTION_FORCED).
 
         Args:
-            spared: the `connection_name` that clients have given to those that stay.
+            spared: the `connection_name` of the connections that stay.
         """
         name = f'{{<<"connection_name">>, longstr, <<"{spared}">>}}'
         self.evaluate(
@@ -745,7 +745,7 @@ def rabbitmq(rabbitmq_40: Broker) -> Broker:
 
 @pytest.fixture(scope="session", params=list(RELEASES), ids=lambda series: f"RabbitMQ {series}")
 def every_rabbitmq(request: pytest.FixtureRequest, rabbitmq_servers: _Brokers) -> Broker:
-    """Each supported RabbitMQ in turn."""
+    """Each supported RabbitMQ."""
     return rabbitmq_servers.get(request.param)
 
 
@@ -758,7 +758,7 @@ def vhost(rabbitmq: Broker) -> Iterator[VirtualHost]:
 
 @pytest.fixture
 def every_vhost(every_rabbitmq: Broker) -> Iterator[VirtualHost]:
-    """A virtual host of the test's own, on each supported RabbitMQ in turn."""
+    """A virtual host of the test's own, on each supported RabbitMQ."""
     with every_rabbitmq.new_vhost() as made:
         yield made
 

@@ -1,7 +1,7 @@
 """A RabbitMQ cluster of three nodes on loopback, whose nodes can be killed one by one.
 
 Each node is a `Broker` with a name and ports of its own. They find each other through one epmd, Erlang's name
-service, which belongs to the cluster: the one that a node starts for itself would die with that node.
+service, which belongs to the cluster: one started by a node would die with that node.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A relay between clients in the cluster's network and a RabbitMQ on the machine's loopback.
 
 It tells the writes of an operator process (declarations, deletions, consumers, what is handed back) to
-`CrashPoints`; connections of pods pass as they are.
+`CrashPoints`; connections of pods pass unchanged.
 """
 
 from __future__ import annotations

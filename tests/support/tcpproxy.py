@@ -103,7 +103,7 @@ class TcpProxy:
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Every connection is reset, and nobody listens while the context lasts."""
+        """Reset every connection, and refuse new ones while the context lasts."""
         self._run(self._refuse())
         try:
             yield

@@ -52,7 +52,7 @@ class Terminal:
         self._prepare = prepare
 
     def type(self, typed: Iterable[str]) -> None:
-        """Run commands one after the other; what they forward stays until the last has ended.
+        """Run commands in sequence; what they forward stays until the last has ended.
 
         Raises:
             AssertionError: one failed.

@@ -1,6 +1,6 @@
 """A page of the documentation, done as it says: its files written, its commands run, their output compared.
 
-A page is written for people. What a person does by reading is said to the test in a comment before a block:
+A page is written for people. Comments before a block tell the test what a person does by reading:
 
     <!-- walkthrough: background -->    a command for a terminal of its own, which goes on
     <!-- walkthrough: skip -->          what is true of this checkout already, or is not for this place

@@ -107,7 +107,7 @@ class Worker:
         return answer
 
     def outcomes(self) -> Counter[str]:
-        """Messages by outcome, from /metrics; only those that happened."""
+        """Messages by outcome, from /metrics, without zero counts."""
         found: Counter[str] = Counter()
         for line in self.request("/metrics")[1].splitlines():
             if line.startswith("workqueue_worker_messages_total{"):

@@ -142,11 +142,11 @@ class WorkQueueUnderTest:
         return self.apply()
 
     def get(self) -> Object:
-        """The WorkQueue as it is now."""
+        """The current WorkQueue."""
         return dict(kubectl_json("get", "wq", self.name, self._where))
 
     def status(self) -> Object:
-        """Its status; empty while there is none."""
+        """Its status; empty before the first write."""
         return dict(self.get().get("status", {}))
 
     def exists(self) -> bool:

@@ -35,7 +35,7 @@ CASES = {
     "Ready is False": ((conditions("False", "SecretNotFound"),), "Degraded"),
     "Ready is Unknown": ((conditions("Unknown", "BrokerTimeout"),), "Progressing"),
     "nobody has looked yet": ((None,), "Progressing"),
-    "nobody has looked yet, as the API server says": (
+    "unseen by an operator": (
         (crd.schema()["properties"]["status"]["default"],),
         "Progressing",
     ),

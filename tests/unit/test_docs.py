@@ -46,7 +46,7 @@ def name_of(page: Path) -> str:
 pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
-# -- links -----------------------------------------------------------------------------------------
+# -- broker handles -----------------------------------------------------------------------------------------
 
 
 def slug(heading: str) -> str:

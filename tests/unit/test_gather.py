@@ -21,7 +21,7 @@ from workqueue_operator.workers.client import Workers
 
 READY = PodView("jobs-1", "uid-1", "127.0.0.1", True, True, False, "h", False, None)
 STARTING = PodView("jobs-0", "uid-0", "127.0.0.1", False, True, False, "h", False, None)
-"""Workers that nobody can reach: no process listens on their port."""
+"""Unreachable workers: no process listens on their port."""
 
 
 @pytest.fixture

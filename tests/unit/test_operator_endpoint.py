@@ -77,7 +77,7 @@ async def test_scrape_can_select_metrics(name: str, line: str) -> None:
 
 
 async def test_scrapes_are_serialized(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is set anew for one of them would be missing in the other."""
+    """A setting changed for one of them would be missing in the other."""
     metrics, steps = Metrics(), []
 
     def collect() -> list[Metric]:

@@ -64,7 +64,7 @@ class Site:
         return Ownership(self.cluster, name, namespaces, self.changed.append, lambda: self.known)
 
     async def servers(self, *operators: Ownership, namespace: str = "shop") -> list[str]:
-        """The operators that take themselves for the one that serves a namespace."""
+        """The operators that claim to serve a namespace."""
         for operator in operators:
             await operator.first()
         return [one.operator for one in operators if await one.elsewhere(namespace) is None]

@@ -1,4 +1,4 @@
-"""The Secret with a WorkQueue's retirement key: created once, read again, never taken from somebody else."""
+"""The Secret with a WorkQueue's retirement key: created once, read again, never a foreign one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulation against what is known: the steps of a real KEDA, and laws that hold for any workload."""
+"""The simulation against known facts: the steps of a real KEDA, and laws that hold for any workload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: no ghosts, nothing newer overwritten, nobody woken in vain and nobody forgotten."""
+"""The store: no ghosts, no newer object overwritten, and exactly the affected WorkQueues enqueued."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kopf's tasks: when one of them fails the watch ends with it, and nobody else's task does."""
+"""kopf's tasks: when one of them fails the watch ends with it, and no other task does."""
 
 from __future__ import annotations
 

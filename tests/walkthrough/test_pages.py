@@ -1,6 +1,6 @@
-"""The pages that a newcomer follows step by step, followed step by step in the cluster under test.
+"""Follow the pages for newcomers step by step in the cluster under test.
 
-They install the operator for the whole cluster, so nothing else may run in it meanwhile.
+They install the operator for the whole cluster, so nothing else may run in it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CRD = "workqueues.workqueue.dev"
 
 @pytest.fixture(scope="module")
 def environment() -> Iterator[dict[str, str]]:
-    """What `export KUBECONFIG=... PATH=...` of the first page gives, in a cluster that nobody has prepared."""
+    """What `export KUBECONFIG=... PATH=...` of the first page gives, in an unprepared cluster."""
     programs = [str(PROGRAMS), str(Path(sys.executable).parent), os.environ["PATH"]]
     _clean()
     yield {"KUBECONFIG": str(kubeconfig()), "PATH": ":".join(programs)}
@@ -44,14 +44,14 @@ def environment() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that looks like the checkout, and may be written to."""
+    """A writable folder that looks like the checkout."""
     for name in ("charts", "examples", "manifests"):
         (tmp_path / name).symlink_to(CHECKOUT / name)
     return tmp_path
 
 
 STOOD_FOR = ("thumbs", "thumbnails", "invoices")
-"""Queues of the pages' readers; `hello` stands for all of them."""
+"""Queues of the readers; `hello` stands for all of them."""
 
 RUN_ELSEWHERE = {
     "helm install": "by the fixture of every test; shards by tests/chart/test_shards.py",
@@ -65,12 +65,12 @@ RUN_ELSEWHERE = {
     "kubectl apply --server-side -k .": "by tests/chart/test_kustomize.py",
     "pip install": "by `make venv`",
 }
-"""Beginnings of commands that are not run here, and where they are."""
+"""Prefixes of commands that are not run here, and where they are run."""
 
 
 @pytest.mark.timeout(900)
 def test_documented_commands_work(folder: Path, environment: dict[str, str]) -> None:
-    """Get started and the tutorial step by step; then every command of the other pages; then the cleaning up."""
+    """Follow Get started and the tutorial step by step, then run every command of the other pages, then clean up."""
     started = (CHECKOUT / "docs/get-started.md").read_text()
     journey, end = started.split("Clean up with")
     tutorial = (CHECKOUT / "docs/tutorial.md").read_text()
@@ -83,7 +83,7 @@ def test_documented_commands_work(folder: Path, environment: dict[str, str]) -> 
 
 
 def test_every_documented_command_is_found_and_run() -> None:
-    """And each that the pages have is found: there are no fewer than when this was written."""
+    """The search finds every command of the pages: no fewer than when this test was written."""
     found = [command for page in _pages() for command in commands(page.read_text())]
     assert len(found) > 110
     for beginning in RUN_ELSEWHERE:
@@ -91,7 +91,7 @@ def test_every_documented_command_is_found_and_run() -> None:
 
 
 def _pages() -> list[Path]:
-    """All that are not followed step by step."""
+    """All commands that are not followed step by step."""
     pages = sorted((CHECKOUT / "docs").rglob("*.md"))
     return [page for page in pages if page.name not in {"get-started.md", "tutorial.md"}]
 
@@ -104,7 +104,7 @@ def _walk(folder: Path, environment: dict[str, str], pages: dict[str, str]) -> N
 
 
 def _type_everything(folder: Path, environment: dict[str, str]) -> None:
-    """In `shop`, where `hello` has a worker, and gets a dead letter for each command that wants one."""
+    """Run in `shop`, where `hello` has a worker and gets a dead letter for each command that needs one."""
     mine = folder / "kubeconfig"
     mine.write_text(kubeconfig().read_text())
     kubectl("config", "set-context", "--current", "--namespace=shop", f"--kubeconfig={mine}")
@@ -145,7 +145,7 @@ def _prepare(command: str) -> None:
 
 
 def _settled() -> bool:
-    """Nothing starts and nothing ends: `kubectl logs` and `exec` take any pod that they find."""
+    """Wait until no pod starts or ends: `kubectl logs` and `exec` take any pod that they find."""
     found = kubectl_json("get", "deployments,pods", "--all-namespaces")["items"]
     return all(
         _has_its_pods(one) if one["kind"] == "Deployment" else _is_ready(one)

@@ -222,7 +222,7 @@ def test_killed_replay_loses_nothing(every_vhost):
 
 
 def test_replay_takes_only_initially_present_messages(vhost):
-    """A handler that rejects at once does not keep it going for ever."""
+    """A handler that rejects immediately does not keep it running endlessly."""
     fill(vhost, *(letter(f"m{number}") for number in range(300)))
     with started(("dead", "replay", "--queue", "jobs"), vhost.url, stdout=subprocess.PIPE) as command:
         with vhost.connect() as connection:

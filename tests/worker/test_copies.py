@@ -17,7 +17,7 @@ MIB = 1024 * 1024
 
 
 def start_jobs(vhost: VirtualHost, workers: Workers, sign: Path, count: int, padding: int = 0) -> Worker:
-    """A worker that has `count` messages in hand, all of which fail once the file `sign` exists."""
+    """A worker with `count` messages in handlers, which all fail once the file `sign` exists."""
     worker = workers.start(vhost.url, "--concurrency", str(count + 1)).wait_consuming()
     publish(vhost, {"id": "first", "do": "fail once"})  # so that the publishing connection exists
     eventually(lambda: worker.outcomes() == {"retried": 1, "acked": 1})
@@ -46,7 +46,7 @@ def two_each(count: int) -> dict[tuple[Any, int], int]:
 def test_worker_stays_responsive_while_copies_exceed_publisher_limit(
     every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers, tmp_path: Path
 ) -> None:
-    """72 MiB of copies during a memory alarm: more than a publisher keeps on its way at once by itself."""
+    """72 MiB of copies during a memory alarm: more than a publisher keeps unconfirmed by default."""
     count, sign = 6, tmp_path / "sign"
     worker = start_jobs(every_vhost, workers, sign, count, padding=12 * MIB)
     publish(every_vhost, {"id": "other", "do": "sleep", "seconds": 3})

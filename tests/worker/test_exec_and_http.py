@@ -229,7 +229,7 @@ def test_slow_http_handler_is_disconnected(vhost: VirtualHost, workers: Workers)
 
 
 def test_missing_response_by_the_deadline_is_a_timeout() -> None:
-    """Nobody cancels here: the socket's own timeout is the first, as on a machine that is overloaded."""
+    """No cancellation here: the socket's own timeout comes first, as on an overloaded machine."""
     ended = threading.Event()
     with server(lambda request, number: ended.wait(10) and None) as requests:
         with pytest.raises(HandlerTimeout, match="before the deadline"):

@@ -1,4 +1,4 @@
-"""What a broker can do to a worker: the worker comes back by itself, loses nothing, and says it once."""
+"""What a broker can do to a worker: the worker reconnects, loses nothing, and logs it once."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_missing_delay_queue_is_redeclared(vhost: VirtualHost, workers: Workers)
 
 
 def test_refused_copy_leaves_message_unacknowledged(vhost: VirtualHost, workers: Workers) -> None:
-    """The dead-letter queue was declared by somebody else, and is full."""
+    """The dead-letter queue is foreign, and full."""
     with vhost.connect() as connection:
         channel = connection.channel()
         full = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}

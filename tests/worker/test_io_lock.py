@@ -101,7 +101,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_no_wait_happens_under_the_io_lock(vhost: VirtualHost, waits: list[str]) -> None:
-    """More copies than a publisher keeps on its way, during a memory alarm; a retirement; a lost connection."""
+    """More copies than a publisher keeps unconfirmed, during a memory alarm; a retirement; a lost connection."""
     count, begun, alarm = 6, [], threading.Event()
 
     def handle(message: Message) -> None:

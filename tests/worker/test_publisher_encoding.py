@@ -1,4 +1,4 @@
-"""The frames that we write by hand are those that pika would write, byte for byte."""
+"""The frames that we encode equal those of pika, byte for byte."""
 
 import struct
 from datetime import UTC, datetime

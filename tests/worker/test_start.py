@@ -1,4 +1,4 @@
-"""The start of a worker: what is wrong is said at once, in one place, with an exit code of its own."""
+"""The start of a worker: an error is reported immediately, in one place, with its own exit code."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_conflicting_queue_is_named_and_not_changed(every_vhost, publisher):
     ) as caught:
         publisher.declare_plan(topology.plan(QueueSettings("jobs"))).result()
     assert caught.value.code == 406
-    publisher.declare(topology.delay_queue("jobs", 1)).result()  # what was refused harms nobody else
+    publisher.declare(topology.delay_queue("jobs", 1)).result()  # the refusal affects no other queue
 
 
 def test_classic_topology_accepts_queue_declared_by_publisher_first(every_vhost, publisher):

@@ -1,7 +1,7 @@
 """The handlers of the end-to-end tests, mounted into the workers from a ConfigMap.
 
-Each message is a JSON object with an id; what was done with it is told to the results queue, confirmed, so
-that the test has a ledger outside of the system under test.
+Each message is a JSON object with an id; the handler publishes the result to the results queue with
+a confirm, so that the test has a ledger outside the system under test.
 """
 
 from __future__ import annotations
