@@ -54,7 +54,7 @@ def lab(session_namespace: str, rabbit: Rabbit, operator: OperatorRelease) -> It
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A test that failed shows what the operator has logged lately."""
+    """Show recent log lines of the operator when a test failed."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     release = item.session.stash.get(RELEASE, None)

@@ -1,7 +1,7 @@
 """The operator between a real API server that is made to misbehave and a real RabbitMQ.
 
-It runs as a process of the test, so that the proxy and the broker are within its reach on loopback. Its
-WorkQueues never get a pod (no node matches), since only the operator's own behaviour is looked at.
+It runs as a process of the test, so that it reaches the proxy and the broker on loopback. Its WorkQueues
+never get a pod (no node matches), since these tests check only the operator's behaviour.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Bench:
         return queue
 
     def consumers(self, queue: str) -> int:
-        """Consumers of a queue: the bell."""
+        """Consumers of a queue: the doorbell."""
         with self.broker.connect() as connection:
             return int(connection.channel().queue_declare(queue, passive=True).method.consumer_count)
 
@@ -95,7 +95,7 @@ def bench(
     election: bool = False,
     fault: Fault | None = None,
 ) -> Iterator[Bench]:
-    """An operator process, where wanted with a fault from its start on."""
+    """An operator process, optionally with a fault from its start."""
     with (
         temporary_namespace("e2e-api") as namespace,
         api_proxy() as proxy,
@@ -128,11 +128,11 @@ EXPIRED = {
     "type": "ERROR",
     "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410},
 }
-"""How an API server says that a watch asked for a version that is too old."""
+"""The API server's response to a watch from a version that is too old."""
 
 
 class FirstList:
-    """Refuses the LIST with which a leader begins; the one before, of discovery, passes."""
+    """Refuses the first LIST of a leader; the earlier one, of discovery, passes."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -146,7 +146,7 @@ class FirstList:
 
 
 def holder(under_test: Bench) -> str:
-    """Who has the Lease; empty when it was released."""
+    """The holder of the Lease; empty after it was released."""
     where = f"--namespace={under_test.namespace}"
     lease = kubectl_json("get", "lease", "workqueue-operator", where)
     return str(lease["spec"].get("holderIdentity") or "")
@@ -162,7 +162,7 @@ def is_watch(request: Request) -> bool:
 
 @pytest.mark.usefixtures("crd")
 def test_object_deleted_during_blind_watch_is_forgotten(rabbitmq: Broker, tmp_path: Path) -> None:
-    """kopf lists again after a 410 and never says what was deleted in the gap: our own LIST does."""
+    """kopf lists again after a 410 but never reports deletions in the gap; the resync finds them."""
     with bench(rabbitmq, tmp_path, resync=3) as under_test:
         queue = under_test.create("ghost")
         with under_test.proxy.fault(Fault(is_watch, event=EXPIRED)):

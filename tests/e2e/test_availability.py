@@ -1,4 +1,4 @@
-"""Two operators, one leader: takeovers, and an uninstall that leaves nothing stuck."""
+"""Two operators, one leader: takeovers, and an uninstall that leaves no finalizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_standby_takes_over_when_the_leader_stops_or_dies(lab: Lab, operator: Op
 
 
 def test_two_simultaneous_leaders_do_no_harm(lab: Lab, operator: OperatorRelease) -> None:
-    """The election off and two processes of one release at work: the writes' own guards have to do."""
+    """Leader election is off and two processes of one release run: only the guards of each write protect."""
     operator.install(watchNamespaces=[lab.namespace], replicaCount=2, leaderElection={"enabled": False})
     try:
         workqueue = lab.workqueue("twins").apply().wait_ready()

@@ -132,7 +132,7 @@ def test_user_mistake_is_named_and_recovered_from(title: str, lab: Lab) -> None:
 
 
 def arguments_of(lab: Lab, queue: str) -> Object:
-    """The arguments of a queue, whichever way rabbitmqctl writes them."""
+    """The arguments of a queue, in either notation of rabbitmqctl."""
     arguments = lab.queues()[queue]["arguments"]
     if isinstance(arguments, dict):
         return arguments
@@ -162,7 +162,7 @@ def test_kubectl_apply_refuses_invalid_workqueue_with_advice(title: str, lab: La
 
 @pytest.mark.parametrize("user", ["same", "another", "address"])
 def test_older_of_two_workqueues_owns_the_queue(user: str, lab: Lab, operator: OperatorRelease) -> None:
-    """Also after a restart, when the younger may come first. Two users, or two addresses, have two connections."""
+    """Also after a restart, when the younger may be listed first. Two users or addresses mean two connections."""
     name = f"claimed-{user}"
     if user == "another":
         lab.rabbit.ctl("add_user", name, "their-password")

@@ -1,4 +1,4 @@
-"""A cluster that is not in order does not keep the operator from its work."""
+"""A partly broken cluster does not stop the operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`helm test`: the chart's own test, as a person runs it after an installation."""
+"""`helm test`: the chart's own test, as a user runs it after an installation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def place(crd: None, rabbit: Rabbit) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def release(place: Lab) -> Iterator[OperatorRelease]:
-    """An operator that serves the namespace in which it is itself."""
+    """An operator that serves its own namespace."""
     made = OperatorRelease(f"e2e-{secrets.token_hex(3)}", place.namespace, helm.run)
     made.install(watchNamespaces=[place.namespace], replicaCount=1)
     yield made
@@ -35,7 +35,7 @@ def release(place: Lab) -> Iterator[OperatorRelease]:
 
 
 def helm_test(release: OperatorRelease) -> str:
-    """What it prints, the log of its pod included.
+    """Run it and return its output, including the log of its pod.
 
     Raises:
         helm.HelmError: it failed.
@@ -68,7 +68,7 @@ def test_helm_test_fails_with_advice(title: str, place: Lab, release: OperatorRe
     release.install(watchNamespaces=[place.namespace], replicaCount=1, test={"connectionSecret": "mistaken"})
     with pytest.raises(helm.HelmError, match=f"{release.name}-test failed"):
         helm_test(release)
-    # The pod that failed stays, for its log to be read.
+    # The failed pod stays, so that its log can be read.
     said = kubectl("logs", f"{release.name}-test", f"--namespace={place.namespace}")
     assert wrong in said
     assert advice in said

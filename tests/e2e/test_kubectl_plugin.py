@@ -1,4 +1,4 @@
-"""`kubectl workqueue` as people run it: by kubectl itself, against the real cluster and its RabbitMQ."""
+"""`kubectl workqueue` as users run it: by kubectl, against the real cluster and its RabbitMQ."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ATTENTIVE: Final = (
     "-c",
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])",
 )
-"""Hears Ctrl-C, also where the tests run in the background and were told not to."""
+"""Receives Ctrl-C even where the tests run in the background with SIGINT ignored."""
 
 PLUGINS: Final = Path(sysconfig.get_path("scripts"))
 
@@ -77,7 +77,7 @@ def run(lab: Lab) -> Any:
 
 @pytest.fixture(scope="module")
 def workqueue(lab: Lab) -> Iterator[WorkQueueUnderTest]:
-    """A WorkQueue that shrinks late, so that a worker is there to be looked at."""
+    """A WorkQueue that scales in late, so that a worker stays for inspection."""
     made = lab.workqueue(
         "plugin",
         worker={"handler": {"python": "jobs:moody"}},

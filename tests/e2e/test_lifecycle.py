@@ -1,4 +1,4 @@
-"""Drift, change, pins, deletion: what happens to a WorkQueue in its life."""
+"""Drift, change, pins, deletion: the life of a WorkQueue."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_cancelled_doorbell_is_reinstalled_without_reporting_loss(lab: Lab) -> N
         " {'basic.cancel', element(2, C), true}) || C <- rabbit_amqqueue:consumers(Q)]."
     )
     lab.rabbit.ctl("eval", cancel)
-    # The broker itself still counts the consumer that it was made to cancel.
+    # The broker still counts the consumer after the forced cancel.
     eventually(lambda: lab.queues()["cancelled"]["consumers"] == 2, 30, "a new bell hangs")
     assert workqueue.condition("QueueDeclared")["reason"] == "Declared"
     assert "DeclaredAgain" not in workqueue.event_reasons()
@@ -42,7 +42,7 @@ def test_cancelled_doorbell_is_reinstalled_without_reporting_loss(lab: Lab) -> N
 
 
 def test_waiting_tools_see_progress_until_workqueue_is_ready(lab: Lab) -> None:
-    """As Flux does; `kubectl wait` is how every other test here waits."""
+    """As Flux does; every other test here waits like `kubectl wait`."""
     workqueue = lab.workqueue("waited").apply()
     eventually(lambda: kstatus(workqueue.get()) == "Current", 60, "it is done")
     assert workqueue.condition("Ready")["status"] == "True", "and not before it is Ready"
@@ -77,7 +77,7 @@ def test_wiped_status_is_rewritten(wipe: dict[str, object], lab: Lab) -> None:
 
 
 def test_reverted_change_ends_at_original_deployment(lab: Lab) -> None:
-    """A -> B -> A while B is still being carried out: the Deployment is that of A, and messages are handled."""
+    """A -> B -> A during the rollout of B: the Deployment is that of A, and messages are handled."""
     workqueue = lab.workqueue("back", scaling={"minReplicas": 1}).apply()
     workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
 
@@ -86,7 +86,7 @@ def test_reverted_change_ends_at_original_deployment(lab: Lab) -> None:
 
     eventually(proven, 30, "A replaces more than one pod at a time from now on")
     first = workqueue.deployment()["spec"]
-    # B never gets ready: its canary is still on its way when A comes back.
+    # B never becomes ready: its canary is still starting when A returns.
     workqueue.change(worker={"image": "workqueue-operator:no-such-tag", "imagePullPolicy": "Never"})
     eventually(lambda: workqueue.deployment()["spec"] != first, 30, "B is being rolled out")
     workqueue.change(worker={"image": "workqueue-operator:dev", "imagePullPolicy": "IfNotPresent"})
@@ -278,7 +278,7 @@ def sleepers(name: str) -> Object:
 
 @pytest.mark.parametrize("by", ["hpa", "keda"])
 def test_competing_autoscaler_is_reported_and_not_fought(by: str, lab: Lab) -> None:
-    """KEDA makes a HorizontalPodAutoscaler, but sets 0 and 1 itself, by the scale subresource."""
+    """KEDA creates a HorizontalPodAutoscaler, but sets 0 and 1 itself through the scale subresource."""
     where, name = f"--namespace={lab.namespace}", f"contested-by-{by}"
     kubectl("create", "deployment", name, "--image=workqueue-operator:dev", "--replicas=1", where)
     autoscaler = {
@@ -362,7 +362,7 @@ def test_rotated_credentials_need_no_restart(lab: Lab) -> None:
     kubectl("patch", "secret", "rotating", f"--patch={json.dumps(change)}", where)
     lab.rabbit.ctl("close_all_user_connections", user, "rotated")
     workqueue.publish([{"id": 1}])
-    # The kubelet brings a changed Secret into a pod within about a minute.
+    # The kubelet updates a changed Secret in a pod within about a minute.
     assert [result["id"] for result in workqueue.results(1, seconds=150)] == [1]
     workqueue.wait_condition("Ready", "True")
     assert {pod["metadata"]["uid"] for pod in workqueue.pods()} == before, "no pod was restarted"
@@ -370,8 +370,8 @@ def test_rotated_credentials_need_no_restart(lab: Lab) -> None:
 
 
 def test_namespace_can_be_deleted_with_its_workqueues(lab: Lab) -> None:
-    """The Secret is gone before the WorkQueue's finalizer is looked at. With an operator of the whole cluster:
-    the rights that one has in listed namespaces go with them."""
+    """The Secret is gone before the operator handles the finalizer. The operator is cluster-wide: rights in
+    listed namespaces would be deleted with the namespace.
     with (
         operator_of_the_whole_cluster(),
         temporary_namespace("e2e-gone", pod_security="restricted") as namespace,
@@ -386,7 +386,7 @@ def test_namespace_can_be_deleted_with_its_workqueues(lab: Lab) -> None:
 
 
 def test_message_on_idle_queue_scales_out_in_one_step(lab: Lab) -> None:
-    """Twenty wake-ups in a row: each message done, none dead-lettered, each scale-out a single write."""
+    """Twenty wakes in a row: each message done, none dead-lettered, each scale-out a single write."""
     workqueue = lab.workqueue("sleeper", scaling={"scaleInDelaySeconds": 0}).apply().wait_ready()
     workqueue.publish([{"id": "canary"}])
     workqueue.results(1)

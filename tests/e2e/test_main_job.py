@@ -14,7 +14,7 @@ from tests.support.workqueues import Lab, watching_replicas
 def test_workers_scale_from_zero_and_back_with_every_result(lab: Lab) -> None:
     workqueue = lab.workqueue("ladder").apply().wait_ready()
     assert workqueue.replicas() == 0
-    # A template that never had a Ready pod sends one ahead; this is the one.
+    # A template that never had a Ready pod starts with a canary.
     workqueue.publish([{"id": "first"}])
     assert [result["id"] for result in workqueue.results(1)] == ["first"]
     eventually(lambda: workqueue.replicas() == 0, 60, "the first worker has gone")
@@ -71,7 +71,7 @@ def test_every_retry_and_dead_letter_is_accounted_for(lab: Lab) -> None:
 
 
 def test_message_that_kills_its_worker_gets_configured_attempts(lab: Lab) -> None:
-    """A limit of 1 lets it come back once. The doorbell's ring does not count."""
+    """A limit of 1 allows one redelivery. The ring does not count."""
     changes = {"queue": {"deliveryLimit": 1}, "worker": {"handler": {"python": "jobs:poison"}}}
     workqueue = lab.workqueue("poison", **changes).apply().wait_ready()
 
@@ -116,6 +116,6 @@ def _says_idle(status: Object) -> tuple[str, str] | None:
 
 
 def kill(operator: OperatorRelease) -> None:
-    """End the operator's pods without a word."""
+    """Kill the operator's pods."""
     pods = [pod["metadata"]["name"] for pod in operator.pods()]
     kubectl("delete", "pod", *pods, "--force", "--grace-period=0", f"--namespace={operator.namespace}")

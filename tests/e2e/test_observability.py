@@ -26,7 +26,7 @@ RUNBOOKS = ROOT / "docs/runbooks"
 
 @pytest.fixture
 def prometheus(lab: Lab, operator: OperatorRelease, tmp_path: Path) -> Iterator[Prometheus]:
-    """A Prometheus that is configured as the documentation says, with the alerts of the chart."""
+    """A Prometheus configured as documented, with the alerts of the chart."""
     (config,) = re.findall(r"(?ms)^```yaml\n(scrape_configs:\n.+?)^```", OPERATIONS.read_text())
     alerts = CHART / "files/alerts.yaml"
     namespaces, begun = [lab.namespace, operator.namespace], time.time()
@@ -62,7 +62,7 @@ def test_every_dashboard_panel_has_data(lab: Lab, prometheus: Prometheus) -> Non
     more = itertools.count(7)
 
     def all_speak() -> bool:
-        # A rate needs what a worker did between two scrapes, and Prometheus finds new pods late on a busy machine.
+        # A rate needs two scrapes of a working pod, and Prometheus discovers new pods late on a busy machine.
         steady.publish([{"id": next(more), "seconds": 0.5}])
         return not silent()
 
@@ -109,7 +109,7 @@ def test_runbook_commands_work(lab: Lab, operator: OperatorRelease) -> None:
     def told(words: list[str]) -> list[str]:
         pods = operator.pods() if "workqueue-system" in words else workqueue.pods()
         here = names | {"POD": pods[0]["metadata"]["name"]}
-        # A label's value is no name: app.kubernetes.io/name=workqueue-operator stays.
+        # A label value is no release name: app.kubernetes.io/name=workqueue-operator stays.
         return [
             word
             if "kubernetes.io/name=" in word

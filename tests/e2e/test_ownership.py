@@ -42,7 +42,7 @@ def doorbells(lab: Lab, queue: str) -> int:
 
 
 def says(lab: Lab, release: OperatorRelease, other: OperatorRelease) -> bool:
-    """Whether a release's Event says that another one serves the namespace.
+    """Whether an Event of this release names another release that serves the namespace.
 
     A release that lists its namespaces knows the other one from the label alone, which is its name.
     """
@@ -56,7 +56,7 @@ def says(lab: Lab, release: OperatorRelease, other: OperatorRelease) -> bool:
 
 
 def stands_aside(lab: Lab, release: OperatorRelease, other: OperatorRelease) -> None:
-    """Wait until a release has left the namespace to another one, and says so by Event, log and metric."""
+    """Wait until a release has left the namespace to another one and reports it by Event, log and metric."""
     eventually(lambda: says(lab, release, other), SEEN_WITHIN, f"{release.name} says that it stands aside")
     assert f"{other.name} serves the WorkQueues" in release.logs()
     wanted = f'workqueue_namespaces_served_elsewhere{{namespace="{lab.namespace}",operator='

@@ -1,4 +1,4 @@
-"""The web page on the real cluster: tokens and rights are the API server's, what it shows is the operator's."""
+"""The web page on the real cluster: tokens and rights from the API server, data from the operator."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MINUTE = 60_000
 
 @pytest.fixture(scope="module")
 def page_lab(crd: None, rabbit: Rabbit) -> Iterator[Lab]:
-    """A namespace that only this module's operator serves."""
+    """A namespace that only the operator of this module serves."""
     with (
         temporary_namespace("e2e-page", pod_security="restricted") as namespace,
         lab_in(namespace, rabbit) as made,
@@ -37,7 +37,7 @@ def page_lab(crd: None, rabbit: Rabbit) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def release(page_lab: Lab) -> Iterator[OperatorRelease]:
-    """An operator with the page switched on."""
+    """An operator with the page enabled."""
     with temporary_namespace("e2e-page-system", pod_security="restricted") as system:
         made = OperatorRelease(f"page-{secrets.token_hex(3)}", system, helm.run)
         made.install(watchNamespaces=[page_lab.namespace], page={"enabled": True})
@@ -47,7 +47,7 @@ def release(page_lab: Lab) -> Iterator[OperatorRelease]:
 
 @contextmanager
 def forwarded(namespace: str, pod: str) -> Iterator[str]:
-    """The page of one of the operator's pods, from here."""
+    """The page of one operator pod, through a port-forward."""
     forward = PortForward(namespace, f"pod/{pod}", 8081)
     try:
         yield f"http://127.0.0.1:{forward.port}"

@@ -1,4 +1,4 @@
-"""What an admission policy or a quota of the cluster refuses: it is named, and what is admitted goes on."""
+"""Refusals by an admission policy or a quota: the operator reports them and applies what is admitted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scale-in asks first: workers leave while messages keep coming, and none is taken from its handler."""
+"""Scale-in asks first: workers leave under load, and no handler is interrupted."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.support.workqueues import Lab, Object, WorkQueueUnderTest, watching_r
 
 WORKERS = 12
 SEEN_LATE = 0.25
-"""Seconds by which the test may see a deletion later than the worker's SIGTERM."""
+"""Seconds by which the test may see a deletion after the worker's SIGTERM."""
 
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("removals", [60, pytest.param(300, marks=pytest.mark.nightly)])
 def test_scale_ins_under_load_interrupt_no_handler(lab: Lab, removals: int) -> None:
-    """So many workers must have left; a node takes about one pod a second."""
+    """This number of workers must have left; a node starts about one pod per second."""
     most_seconds = 60 + 3 * removals
     workqueue = (
         lab.workqueue(
@@ -69,7 +69,7 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab, removals: int) -> N
 
 
 def test_pod_is_removed_only_after_kubernetes_saw_its_mark(lab: Lab) -> None:
-    """Its controller would choose by what it knew before it stood still."""
+    """A frozen controller would choose by its stale cache."""
     workqueue = (
         lab.workqueue("still", scaling={"minReplicas": 3, "scaleInDelaySeconds": 0}).apply().wait_ready()
     )
@@ -130,7 +130,7 @@ def test_unschedulable_pods_are_scaled_in_by_marks(lab: Lab) -> None:
 
 
 class Deletion(NamedTuple):
-    """A pod on its way out, as it was first seen: when (time.time()), with which mark, and since when Ready."""
+    """A terminating pod as first seen: when (time.time()), with which mark, and since when Ready."""
 
     seen: float
     mark: str
@@ -139,7 +139,7 @@ class Deletion(NamedTuple):
 
 @contextlib.contextmanager
 def watching_deletions(workqueue: WorkQueueUnderTest) -> Iterator[dict[str, Deletion]]:
-    """The WorkQueue's pods that were seen to be on their way out, by name."""
+    """The terminating pods of the WorkQueue that were seen, by name."""
     deletions: dict[str, Deletion] = {}
 
     def note(line: str) -> None:
@@ -163,7 +163,7 @@ def watching_deletions(workqueue: WorkQueueUnderTest) -> Iterator[dict[str, Dele
 
 
 def test_quota_does_not_stop_scale_in(lab: Lab) -> None:
-    """Three of ten pods are admitted. They leave when they are idle, and a quota that grows starts none."""
+    """Three of ten pods are admitted. They leave when idle, and a larger quota starts no new ones."""
     where = f"--namespace={lab.namespace}"
     eventually(lambda: not kubectl_json("get", "pods", where)["items"], 120, "no pod of another test is left")
     scaling = {"maxReplicas": 10, "messagesPerReplica": 1, "scaleInDelaySeconds": 20}

@@ -1,4 +1,4 @@
-"""A connection Secret that changes while the broker it named stays up, as in a migration."""
+"""A connection Secret that changes while its old broker stays up, as in a migration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator is upgraded and rolled back while people work with it."""
+"""Upgrade and rollback of the operator under load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `kubectl get` and the status show of messages that are easily overlooked."""
+"""What `kubectl get` and the status show of messages that are easy to miss."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ EXPIRED = {
     "type": "ERROR",
     "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410},
 }
-"""How an API server says that a watch asked for a version that is too old."""
+"""The API server's response to a watch from a version that is too old."""
 
 
 def everything(_: Request) -> bool:

@@ -1,4 +1,4 @@
-"""What a WorkQueue can reach: its own namespace, and in its pods nothing that it was not given."""
+"""What a WorkQueue can reach: only its own namespace, and in its pods only what it was given."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ELSEWHERE = [
 
 
 def properties(schema: Object, path: str = "") -> Iterator[str]:
-    """Every field that the schema knows."""
+    """Every field of the schema."""
     for name, below in schema.get("properties", {}).items():
         yield f"{path}.{name}"
         yield from properties(below, f"{path}.{name}")

@@ -1,4 +1,4 @@
-"""What answers on RabbitMQ's port may be anything: worker and operator say so, stay small, and come back."""
+"""Any server may listen on RabbitMQ's port: worker and operator report it, stay small, and recover."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ scripts = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS.keys()
 def test_worker_survives_hostile_broker(
     vhost: VirtualHost, workers: Workers, script: Callable[[Peer], None]
 ) -> None:
-    """It lives, says what is wrong, and works as soon as RabbitMQ is there."""
+    """It survives, reports the error, and works as soon as RabbitMQ is there."""
     with hostile_broker(script, vhost.broker.port) as broker:
         url = vhost.url.replace(f":{vhost.broker.port}/", f":{broker.port}/")
         worker = workers.start(url, "--concurrency", "3", "--heartbeat", "10")
@@ -197,7 +197,7 @@ def test_worker_survives_hostile_broker(
 async def test_operator_survives_hostile_broker(
     vhost: VirtualHost, script: Callable[[Peer], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its one connection to that broker fails with a reason, the loop serves others, and it comes back."""
+    """Its one connection to that broker fails with a reason, the loop serves others, and it reconnects."""
     caplog.set_level(logging.CRITICAL, "pika")  # as the process does it
     with hostile_broker(script, vhost.broker.port) as hostile:
         url = vhost.url.replace(f":{vhost.broker.port}/", f":{hostile.port}/")

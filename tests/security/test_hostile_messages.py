@@ -1,6 +1,6 @@
 """A hostile publisher: each of its messages is handled or dead-lettered and stops no worker.
 
-Properties are sent as raw bytes, since no decent client lets one write what a hostile one does.
+Properties are sent as raw bytes, since ordinary clients refuse to write hostile ones.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ hostile = pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE.keys())
 def test_messages_with_hostile_properties_are_handled_or_dead_lettered(
     vhost: VirtualHost, workers: Workers, raw: Raw
 ) -> None:
-    """Once as a message that succeeds, and once as one that must be copied to other queues."""
+    """Each once in a message that succeeds, and once in a message that must be copied to other queues."""
     worker = workers.start(vhost.url, "--max-attempts", "2").wait_consuming()
     send(vhost, raw, b'{"id": "good"}', b'{"id": "bad", "do": "fail"}')
     publish(vhost, {"id": "after"})
@@ -169,7 +169,7 @@ INTO_THE_ENVIRONMENT = {
 
 
 def pairs(environment: bytes) -> dict[bytes, bytes]:
-    """NAME=VALUE, each ended by NUL, as the kernel and env have them."""
+    """NAME=VALUE, each ended by NUL, as in the kernel and env."""
     parts = [pair.partition(b"=") for pair in environment.split(b"\0") if pair]
     return {name: value for name, _, value in parts}
 
@@ -215,7 +215,7 @@ def test_properties_reach_http_handler_as_single_header_lines(vhost: VirtualHost
 
 
 def test_message_cannot_forge_log_lines(vhost: VirtualHost, workers: Workers) -> None:
-    """For machines and for people: a message id or a reason is one value in one line, without control codes."""
+    """In both log formats a message id or a reason is one value in one line, without control codes."""
     for number, form in enumerate(("json", "text")):
         queue = f"jobs-{form}"
         worker = workers.start(vhost.url, "--max-attempts", "1", "--log-format", form, queue=queue)

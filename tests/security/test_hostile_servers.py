@@ -37,7 +37,7 @@ Answering = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @asynccontextmanager
 async def server(answer: Answering) -> AsyncIterator[tuple[int, list[str]]]:
-    """An HTTP server; gives its port and the paths that it was asked for."""
+    """An HTTP server; yields its port and the requested paths."""
     asked: list[str] = []
 
     async def handle(request: web.Request) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""Odd passwords are planted, everything goes wrong with them, and all that anybody can read is searched for them."""
+"""Plant odd passwords, provoke every error, and search all readable output for the passwords."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CLOSED_PORT: Final = 9
 
 
 def planted(name: str) -> str:
-    """A password that stands nowhere else, with what URLs, JSON and shells have to escape."""
+    """A unique password, with characters that URLs, JSON and shells must escape."""
     return f"{name}-{secrets.token_hex(8)}@:/%#?&\"'$ü"
 
 
 def forms(password: str) -> set[str]:
-    """The ways in which it could be told."""
+    """The encodings in which it could leak."""
     plain = password.encode()
     found = {
         password,
@@ -39,7 +39,7 @@ def forms(password: str) -> set[str]:
         repr(password)[1:-1],
         repr(plain)[2:-1],
         plain.hex(),
-        # The part that nothing has to escape.
+        # The part that needs no escape anywhere.
         password.partition("@")[0],
     }
     for before in range(3):  # base64 of something longer that contains it, at each of three offsets
@@ -52,7 +52,7 @@ def forms(password: str) -> set[str]:
 
 
 class Plants:
-    """The passwords of one test, and everything that was said."""
+    """The passwords of one test, and all output."""
 
     def __init__(self) -> None:
         self._passwords: dict[str, str] = {}
@@ -77,7 +77,7 @@ class Plants:
 
 
 def test_secret_search_finds_every_encoding() -> None:
-    """Else the tests below would show nothing."""
+    """Without this, the tests below would prove nothing."""
     for leak in (
         lambda password: f"amqp://user:{quote(password, safe='')}@host/",
         lambda password: f"Authorization: Basic {base64.b64encode(f'user:{password}'.encode()).decode()}",
@@ -272,7 +272,7 @@ def test_operator_reveals_no_password(vhost: VirtualHost, tmp_path: Path) -> Non
 
 
 def plugin(*words: str) -> str:
-    """All that kubectl's plugin says."""
+    """All output of the kubectl plugin."""
     done = kubectl_workqueue(*words, KUBECONFIG=str(kubeconfig()))
     return done.out + done.err
 

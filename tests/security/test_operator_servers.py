@@ -1,4 +1,4 @@
-"""The operator's servers under clients that want to exhaust them. Each runs in a process of its own."""
+"""The operator's servers under clients that try to exhaust them. Each runs in its own process."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.support.wait import eventually
 from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
 
 MORE_MEMORY: Final = 48 * 1024 * 1024
-"""Bytes. What an attack may add; the pod's limit is 512 MiB."""
+"""Bytes that an attack may add; the pod's limit is 512 MiB."""
 
 SERVERS: Final = """
 import asyncio, json, sys
 from workqueue_operator.endpoint import Endpoint
 from workqueue_operator.metrics import Metrics
-from workqueue_operator.page.server import Page
+from workqueue_operator.web.server import Page
 
 async def main():
     metrics = Metrics()
@@ -95,13 +95,13 @@ def is_open(connection: socket.socket) -> bool:
 
 
 def many_headers(number: int) -> bytes:
-    """Headers that aiohttp takes, without the empty line that ends them: 100 with 8,000 bytes each."""
+    """Headers that aiohttp accepts, without the final empty line: 100 with 8,000 bytes each."""
     lines = b"".join(b"X-%d-%d: " % (number, line) + b"x" * 8000 + b"\r\n" for line in range(100))
     return b"GET /livez HTTP/1.1\r\nHost: x\r\n" + lines
 
 
 def small_headers(number: int) -> bytes:
-    """The same with as many bytes as are allowed."""
+    """The same with the largest allowed size."""
     return many_headers(number)[: REQUEST_BYTES - 100]
 
 
@@ -144,7 +144,7 @@ def test_request_body_counts_towards_the_limits(target: Target) -> None:
 
 
 def test_unread_response_is_abandoned() -> None:
-    """64 clients ask for metrics and never read them: the next one is answered within the limit."""
+    """64 clients request metrics and never read them: the next client gets a response within the limit."""
     with served("endpoint") as target:
         connections = []
         for _ in range(CONNECTIONS):

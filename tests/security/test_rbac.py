@@ -30,7 +30,7 @@ Right = tuple[str, str]
 """Resource and verb."""
 
 STEP_SECONDS: Final = 40.0
-"""Each step takes two or three on a machine that has nothing else to do."""
+"""Each step takes two or three seconds on an idle machine."""
 
 START_SECONDS: Final = 120.0
 
@@ -42,10 +42,10 @@ class Loss:
     """What is missing without a right.
 
     Attributes:
-        step: of the life below, the first that does not come about; None: whichever it is when kopf gives its
-            watch up after a minute, or when the Lease ends.
+        step: of the life below, the first that does not complete; None: any, since kopf gives up its watch
+            after a minute, or the Lease expires.
         said: how it is reported: a log message, or the reason of a condition.
-        harmless: every step comes about all the same.
+        harmless: every step completes anyway.
     """
 
     step: str | None
@@ -110,14 +110,14 @@ def test_every_chart_right_has_a_reason_and_a_test() -> None:
 
 
 def test_cluster_wide_rights_equal_namespaced_rights() -> None:
-    """So that what is shown in a namespace holds for the ClusterRole too, only its breadth differs."""
+    """So results in a namespace hold for the ClusterRole too; only its scope differs."""
     everywhere, here = chart_roles(), chart_roles(watchNamespaces=["shop"])
     assert _where_workqueues_are(everywhere) == _where_workqueues_are(here)
     assert everywhere["workqueue-operator-leader"]["rules"] == here["workqueue-operator-leader"]["rules"]
 
 
 def _where_workqueues_are(roles: dict[str, Object]) -> list[Object]:
-    """The operator's rules, but for those about which release serves a namespace."""
+    """The operator's rules, without those about which release serves a namespace."""
     claims = {"namespaces", "leases", "clusterroles"}
     return [rule for rule in roles["workqueue-operator"]["rules"] if not claims & set(rule["resources"])]
 
@@ -135,12 +135,12 @@ def test_security_page_lists_the_same_rights() -> None:
 
 
 class MissingError(Exception):
-    """A step did not come about."""
+    """A step did not complete."""
 
 
 @dataclass
 class Life:
-    """A namespace, a service account with rights in it, an operator that runs as it, and one WorkQueue."""
+    """A namespace, a service account with rights in it, an operator with this account, and one WorkQueue."""
 
     namespace: str
     vhost: VirtualHost
@@ -158,12 +158,12 @@ class Life:
         return f"--namespace={self.namespace}"
 
     def said(self) -> str:
-        """Everything that a person could look at: log, conditions, Events."""
+        """All that a person can look at: log, conditions, Events."""
         shown = kubectl("get", "wq,events", self.where, "--output=yaml")
         return f"{self.log}\n{shown}"
 
     def go(self, steps: dict[str, Callable[[Life], object]]) -> str | None:
-        """Take the steps in their order; returns the first that did not come about."""
+        """Take the steps in order and return the first that did not complete."""
         for name, step in steps.items():
             try:
                 step(self)
@@ -273,7 +273,7 @@ def finds_a_foreign_workload(life: Life) -> None:
 
 
 def follows_an_autoscaler(life: Life) -> None:
-    """A Deployment whose count an autoscaler has set that has gone since."""
+    """A Deployment whose count was set by an autoscaler that is now gone."""
     labels = {"app": "celery"}
     container = {"name": "celery", "image": "nothing:1"}
     template = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
@@ -340,7 +340,7 @@ def workqueue(name: str) -> Object:
 
 
 def without(role: Object, right: Right | None) -> list[Object]:
-    """The rules of a role, but for one right."""
+    """The rules of a role without one right."""
     return [
         {**rule, "verbs": verbs}
         for rule in role["rules"]

@@ -1,4 +1,4 @@
-"""The worker's endpoint under people who are not its operator: it says no, and goes on working."""
+"""The worker's endpoint under clients other than its operator: it refuses them and keeps working."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECOND
 from workqueue.contract.signing import HEADER, Purpose, sign
 
 MORE_MEMORY: Final = 48 * 1024 * 1024
-"""Bytes. What a flood may add."""
+"""Bytes that a flood may add."""
 
 ANSWER_SECONDS: Final = 5.0
-"""The kubelet gives up on a probe after so long."""
+"""The kubelet's timeout for a probe."""
 
 
 def port_of(worker: Worker) -> int:
@@ -68,7 +68,7 @@ def test_request_signed_for_other_worker_or_time_is_refused(vhost: VirtualHost, 
 
 
 def test_signature_is_valid_only_once(vhost: VirtualHost, workers: Workers) -> None:
-    """Also after the worker was called back meanwhile, and when the same call comes twenty times at once."""
+    """Also after the worker has resumed, and when the same call comes twenty times simultaneously."""
     worker = workers.start(vhost.url).wait_consuming()
     port_of(worker)
     good = sign(Purpose.RETIRE, POD_UID, b"guest", time.time())
@@ -83,9 +83,9 @@ def test_signature_is_valid_only_once(vhost: VirtualHost, workers: Workers) -> N
 def test_forged_call_flood_stops_neither_consuming_nor_heartbeats(
     vhost: VirtualHost, workers: Workers
 ) -> None:
-    """5,000 calls over 20 connections at once, while 300 messages are handled."""
+    """5,000 calls over 20 simultaneous connections, while 300 messages are handled."""
     worker = workers.start(vhost.url).wait_consuming()
-    # One from the future, though signed with the key, becomes good while it goes on.
+    # A correctly signed call from the future becomes valid during the flood.
     headers = [header for header, said in forged() if said != "Expired"]
     port = port_of(worker)
     before = memory(worker.process.pid)
@@ -135,7 +135,7 @@ class Loris:
 
     @property
     def left(self) -> int:
-        """How many the worker has not closed."""
+        """How many connections the worker has not closed."""
         return sum(map(self._is_open, self._sockets))
 
     @staticmethod
@@ -164,7 +164,7 @@ class Loris:
 def test_unfinished_requests_do_not_block_other_clients(
     vhost: VirtualHost, workers: Workers, first: bytes
 ) -> None:
-    """Three times as many as there may be: the kubelet is answered all the while, and they are closed soon."""
+    """Three times the limit: the kubelet keeps getting responses, and these connections are closed soon."""
     worker = workers.start(vhost.url).wait_consuming()
     port, before = port_of(worker), memory(worker.process.pid)
     with Loris(port, 3 * CONNECTIONS, first) as loris:
@@ -203,7 +203,7 @@ def test_oversized_request_is_not_read_to_its_end(vhost: VirtualHost, workers: W
 
 
 def test_unread_response_blocks_nothing(vhost: VirtualHost, workers: Workers) -> None:
-    """Thousands of requests in one connection, whose answers are never read."""
+    """Thousands of requests in one connection, with responses that are never read."""
     worker = workers.start(vhost.url).wait_consuming()
     port = port_of(worker)
     with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:

@@ -28,7 +28,7 @@ def fill(vhost, *outgoings, settings=None):
 
 
 def letter(name, reason="Exception", age=0, **properties):
-    """A dead letter as the worker makes it."""
+    """A dead letter in the worker's format."""
     headers = {
         "mine": name,
         "x-workqueue-attempt": 5,
@@ -139,7 +139,7 @@ def test_replay_restores_message_as_published(every_vhost):
     assert every_vhost.depth("jobs.dead") == (0, 0)
     properties, body = taken(every_vhost, "jobs")["a"]
     assert body == b"a"
-    # CC stays set aside: it would send copies to other queues a second time. The handler sees it restored.
+    # CC stays preserved: it would send copies to other queues a second time. The handler sees it restored.
     assert properties.headers == {"mine": "a", "x-workqueue-original-cc": ["other"]}
     assert (properties.priority, properties.correlation_id, properties.content_type) == (3, "c", "text/x")
     assert (properties.expiration, properties.timestamp, properties.delivery_mode) == (

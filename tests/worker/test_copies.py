@@ -1,4 +1,4 @@
-"""Copies of failed messages while RabbitMQ takes none: nothing else waits for them, and each is made once."""
+"""Copies of failed messages while RabbitMQ accepts none: nothing else waits, and each is published once."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def start_jobs(vhost: VirtualHost, workers: Workers, sign: Path, count: int, pad
 
 
 def attempts(worker: Worker) -> Counter[tuple[Any, int]]:
-    """How often a job (its id, and the number of the attempt) was begun."""
+    """How often a job (its id and attempt number) was started."""
     return Counter((event["id"], event["attempt"]) for event in worker.events if event["event"] == "start")
 
 
 def two_each(count: int) -> dict[tuple[Any, int], int]:
-    """What `attempts` is when each job and the first one had exactly two."""
+    """What `attempts` returns when each job had exactly two attempts."""
     return {(name, attempt): 1 for name in ("first", *range(count)) for attempt in (1, 2)}
 
 

@@ -1,4 +1,4 @@
-"""Each example runs, as its own head says."""
+"""Each example runs as its header says."""
 
 from __future__ import annotations
 

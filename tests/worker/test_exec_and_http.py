@@ -1,4 +1,4 @@
-"""Handlers in other languages: a command for each message, or a POST to a server."""
+"""Handlers in other languages: one command or one POST for each message."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from workqueue.contract.binding import from_url
 from workqueue.contract.topology import QueueSettings, QueueType, dead_letter_queue, delay_queue, work_queue
 
 SAFE_AFTER_SECONDS = 2.5
-"""A quorum queue that was declared just before RabbitMQ crashes may not recover."""
+"""A quorum queue declared just before a crash of RabbitMQ may not recover."""
 
 BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", "as a coroutine"])
 
@@ -329,7 +329,7 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 def test_handler_blocking_for_three_heartbeats_keeps_its_connection(
     vhost: VirtualHost, workers: Workers
 ) -> None:
-    """In a thread, and as a coroutine that holds up its whole loop: the two at the same time."""
+    """In a thread, and as a coroutine that blocks its whole loop, simultaneously."""
     blocked_seconds = 32
     jobs = {THREADS: {"id": "thread", "do": "ignore"}, ASYNC: {"id": "loop", "do": "block"}}
     busy = []
@@ -348,7 +348,7 @@ def test_handler_blocking_for_three_heartbeats_keeps_its_connection(
 def test_handler_holding_the_interpreter_lock_keeps_its_connection(
     rabbitmq_310: Broker, rabbitmq_40: Broker, rabbitmq_43: Broker, workers: Workers
 ) -> None:
-    """A C extension that never releases Python's lock stops every thread; on all versions at the same time."""
+    """A C extension that never releases the GIL stops every thread; on all RabbitMQ versions simultaneously."""
     held_seconds = 40
     with ExitStack() as stack:
         running = {}
@@ -387,7 +387,7 @@ def test_idle_connection_has_tcp_keepalive(vhost: VirtualHost) -> None:
 def test_failing_callback_does_not_end_reconnecting(
     vhost: VirtualHost,
 ) -> None:
-    """pika stops calling back when one callback raises, so it never says that the connection is closed."""
+    """pika stops calling back when one callback raises, so it never reports the closed connection."""
     opened: list[int] = []
     connection = Connection(
         lambda: from_url(vhost.url), "test", on_open=opened.append, on_lost=lambda _: None

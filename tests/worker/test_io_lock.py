@@ -1,4 +1,4 @@
-"""The lock of the I/O: nothing waits while it is held, and the endpoint answers without it."""
+"""The I/O lock: no thread waits while it holds the lock, and the endpoint responds without it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def running(url: str, call: Callable[[Message], object], slots: int) -> Iterator
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Where a thread waited while it held the lock of an I/O loop: stacks."""
+    """Stacks of threads that waited while they held the lock of an I/O loop."""
     found: list[str] = []
     loops: list[Loop] = []
     here = threading.local()
@@ -83,7 +83,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         loops.append(loop)
 
     def started(thread: threading.Thread) -> None:
-        # This waits for the kernel alone, which runs the new thread.
+        # This waits only for the kernel, which starts the new thread.
         here.starts_a_thread = True
         try:
             start(thread)

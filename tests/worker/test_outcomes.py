@@ -1,4 +1,4 @@
-"""What becomes of a message, by how its handler ends: on a real RabbitMQ, with real worker processes."""
+"""The outcome of a message for each way its handler ends: real RabbitMQ, real worker processes."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_newer_retry_with_priority_does_not_block_older_ones(
 
     publish(every_vhost, *({"id": number, "do": "fail once"} for number in range(7)))
     eventually(lambda: worker.outcomes()["retried"] == 8)
-    time.sleep(4)  # so that the next copy's own delay ends that much later
+    time.sleep(4)  # so that the delay of the next copy ends later
     publish(every_vhost, {"id": "prioritised", "do": "fail once"}, priority=7)
 
     eventually(lambda: len(worker.events_of("end")) == 9)
@@ -272,7 +272,7 @@ def test_retry_delays_follow_configuration_and_last_one_repeats(vhost: VirtualHo
     eventually(lambda: worker.outcomes() == {"retried": 3, "dead_lettered": 1})
     times = [event["at"] for event in worker.events]
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    # A worker lets a delay queue that it made stand for two seconds before it uses it.
+    # A worker waits two seconds before it uses a delay queue that it declared.
     new = SAFE_AFTER_SECONDS
     assert [round(gap) for gap in gaps] == [1 + new, 2 + new, 2]
 

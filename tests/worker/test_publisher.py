@@ -1,4 +1,4 @@
-"""The publisher on real brokers: each message is known to be there, or its failure has a name."""
+"""The publisher on real brokers: each message is confirmed or fails with a named error."""
 
 import asyncio
 import threading
@@ -104,7 +104,7 @@ def test_only_unroutable_message_is_returned(every_vhost):
     with publishing(every_vhost) as publisher:
         publisher.declare(Queue("q", QUORUM)).result()
         queues = ["missing" if number % 3 == 0 else "q" for number in range(300)]
-        # The same id for two of them, as when a program tries again: each has its own fate.
+        # Two messages with the same id, as after a retry of the program: each has its own result.
         futures = [
             publisher.publish(Outgoing(queue, b"", message_id=f"{n // 2}")) for n, queue in enumerate(queues)
         ]
@@ -177,7 +177,7 @@ def test_unencodable_message_fails_alone(vhost, outgoing):
 
 
 def test_lost_connection_settles_every_pending_message(every_vhost):
-    """What was confirmed is there. What was not may be there, once. Nothing is sent a second time."""
+    """Confirmed messages are stored. Unconfirmed ones may be stored, once. No message is sent twice."""
     total = 1500
     with publishing(every_vhost) as publisher:
         publisher.declare(Queue("q", QUORUM)).result()
@@ -252,7 +252,7 @@ def test_resource_alarm_delays_messages_until_it_ends(every_vhost):
         publisher.publish_and_wait(Outgoing("q", b""))
         assert not publisher.blocked
         with broker.memory_alarm():
-            # RabbitMQ takes one, and says that it was the last.
+            # RabbitMQ accepts one and then reports its alarm.
             publisher.publish_and_wait(Outgoing("q", b""))
             eventually(lambda: publisher.blocked)
             futures = [publisher.publish(Outgoing("q", b"")) for _ in range(100)]
@@ -462,7 +462,7 @@ def test_undeclarable_queue_is_named(vhost):
 
 
 def test_publisher_messages_equal_those_of_pika(vhost):
-    """The frames are ours; see test_publisher_encoding for the comparison byte for byte."""
+    """Our encoder makes the frames; test_publisher_encoding compares them byte for byte."""
     with vhost.connect() as connection:
         channel = connection.channel()
         channel.queue_declare("q")

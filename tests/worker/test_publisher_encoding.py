@@ -100,7 +100,7 @@ def test_continued_property_flags_are_decoded_like_pika():
 
 
 def read(headers):
-    """The headers of a message that has nothing else."""
+    """The headers of a message without other properties."""
     return properties(struct.pack(">H", BasicProperties.FLAG_HEADERS) + headers).headers
 
 

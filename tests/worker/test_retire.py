@@ -1,4 +1,4 @@
-"""The operator asks a worker whether it may be removed. Only an idle one says yes, and then takes nothing."""
+"""The operator asks a worker to retire. Only an idle worker agrees, and then takes no messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_idle_worker_retires_and_resumes_on_cancellation(every_vhost: VirtualHos
 
 
 def test_retired_worker_resumes_when_its_lease_expires(vhost: VirtualHost, workers: Workers) -> None:
-    """As when the operator died between the question and the removal."""
+    """As when the operator died between the request and the removal."""
     worker = workers.start(vhost.url).wait_consuming()
     assert worker.retire() == (200, {"leaseSeconds": LEASE_SECONDS})
     retired = time.monotonic()
@@ -119,7 +119,7 @@ def test_worker_outside_a_cluster_cannot_be_retired(vhost: VirtualHost, workers:
 def test_retirement_racing_with_deliveries_loses_and_duplicates_nothing(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
-    """While messages trickle in, the worker is retired and called back as fast as it answers."""
+    """While messages trickle in, the worker is retired and resumed as fast as it responds."""
     worker = workers.start(every_vhost.url, "--concurrency", "2").wait_consuming()
     count = 500
     done = threading.Event()

@@ -1,4 +1,4 @@
-"""A broker behind a tunnel: its certificate is verified for its own name, not for where the tunnel begins."""
+"""A broker behind a tunnel: its certificate is verified for the broker's name, not for the tunnel's."""
 
 from __future__ import annotations
 

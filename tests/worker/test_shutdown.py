@@ -1,4 +1,4 @@
-"""The end of a worker process: what finishes, what is handed back, what is lost (nothing)."""
+"""The end of a worker process: which messages finish, which are requeued, and that none is lost."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_endpoint_answers_kubelet_and_prometheus(vhost: VirtualHost, workers: Wo
 
 
 def test_idle_worker_is_small_and_starts_quickly(vhost: VirtualHost, workers: Workers) -> None:
-    """Loose bounds, against regressions; the figures themselves are measured by the benchmark."""
+    """Loose bounds against regressions; the benchmark measures the figures."""
     begun = time.monotonic()
     worker = workers.start(vhost.url).wait_consuming()
     assert time.monotonic() - begun < 5

@@ -70,7 +70,7 @@ def put(channel, queue, body=b"x", **properties):
 
 
 def take(channel, queue):
-    """The next message, when it is there."""
+    """Wait for the next message and return it."""
     return eventually(lambda: (got := channel.basic_get(queue))[0] and got)
 
 
@@ -174,7 +174,7 @@ def test_delay_queue_keeps_a_message_whose_work_queue_is_missing(every_vhost, pu
     with channel_of(every_vhost) as channel:
         put(channel, "jobs.retry.1s")
         eventually(lambda: channel.queue_declare("jobs.retry.1s", passive=True).method.message_count == 0)
-    # It has expired and does not count as ready, but the queue holds it until its target takes it.
+    # It has expired and does not count as ready, but the queue holds it until the target queue accepts it.
     assert every_vhost.depth("jobs.retry.1s") == (0, 1)
 
 
@@ -231,7 +231,7 @@ def test_messages_survive_broker_death(rabbitmq):
             publisher.declare_plan(topology.plan(QueueSettings("quorum"))).result()
             publisher.declare_plan(topology.plan(QueueSettings("classic", QueueType.CLASSIC))).result()
             assert publisher.declare(topology.delay_queue("quorum", 3600)).result()
-            time.sleep(SAFE_AFTER_SECONDS)  # what is tested: from then on it is safe
+            time.sleep(SAFE_AFTER_SECONDS)  # under test: from then on it is safe
             for queue in queues:
                 publisher.publish_and_wait(Outgoing(queue, b"x"))
         rabbitmq.restart(kill=True)

@@ -52,7 +52,7 @@ class Traces:
         self.tracing = Tracing(self.provider)
 
     def named(self, name: str, count: int = 1) -> list[ReadableSpan]:
-        """Wait for so many spans of a name; in the order in which they ended."""
+        """Wait for this number of spans of a name and return them in the order in which they ended."""
 
         def found() -> list[ReadableSpan] | None:
             spans = [span for span in self._exporter.get_finished_spans() if span.name == name]
@@ -295,7 +295,7 @@ def test_missing_tracing_extra_only_warns(
 
 
 class Collector:
-    """What an OpenTelemetry collector does first: take spans by HTTP."""
+    """A stub of an OpenTelemetry collector: accepts spans over HTTP."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, str]] = []

@@ -37,7 +37,7 @@ def done(message: Message, job: dict[str, Any], **more: object) -> None:
 
 
 def record(message: Message) -> None:
-    """Take as long as the message says, then say that it was done."""
+    """Take as long as the message says, then publish the result."""
     job = message.json()
     begun = time.time()
     deadline = time.monotonic() + job.get("seconds", 0)
@@ -49,7 +49,7 @@ def record(message: Message) -> None:
 
 
 def poison(message: Message) -> None:
-    """Say that an attempt begins, and kill the worker."""
+    """Publish the start of an attempt, and kill the worker."""
     tell(id=message.json()["id"], event="started", attempt=message.attempt)
     os.kill(os.getpid(), signal.SIGKILL)
 
