@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 from hypothesis import HealthCheck, settings
 
-# No property is one of time: on a busy machine any example may take long. The timeout of a test bounds all of them.
+# No property is about time: any example may be slow on a busy machine. The timeout of the test bounds all of them.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock")
 
@@ -19,7 +19,7 @@ SLOW: Final = ("e2e", "faults", "operator", "security", "worker", "observability
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Folders whose files take long come first: of several files at once the last would otherwise be a long one."""
+    """Run slow folders first, so that no parallel process ends with a slow file."""
     items.sort(key=_place)
 
 

@@ -371,7 +371,7 @@ def test_rotated_credentials_need_no_restart(lab: Lab) -> None:
 
 def test_namespace_can_be_deleted_with_its_workqueues(lab: Lab) -> None:
     """The Secret is gone before the operator handles the finalizer. The operator is cluster-wide: rights in
-    listed namespaces would be deleted with the namespace.
+    listed namespaces would be deleted with the namespace."""
     with (
         operator_of_the_whole_cluster(),
         temporary_namespace("e2e-gone", pod_security="restricted") as namespace,

@@ -1,7 +1,7 @@
-"""What a real API server says to a WorkQueue.
+"""The response of a real API server to a WorkQueue.
 
-The definition is installed under a group of its own and removed afterwards, so that an operator that runs in
-the cluster, and a chart that brings the real definition, are not concerned.
+The CRD is installed under its own group and removed afterwards, so that it affects neither an operator in the
+cluster nor a chart with the real CRD.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BASE: Object = {
 
 @dataclass(frozen=True)
 class Admission:
-    """An API server that knows the definition. Nothing is stored but by `stored`."""
+    """An API server with the CRD. Only `stored` stores an object."""
 
     api: Any
     group: str
@@ -49,7 +49,7 @@ class Admission:
 
     @contextmanager
     def stored(self, spec: Object) -> Iterator[Object]:
-        """A WorkQueue that exists."""
+        """A stored WorkQueue."""
         made = self._ask(
             self.api.create_namespaced_custom_object, body=self._body(spec, f"thumbs-{uuid.uuid4().hex[:8]}")
         )
@@ -93,12 +93,12 @@ class RefusedError(Exception):
 
 @contextmanager
 def installed(kubeconfig: Path) -> Iterator[Admission]:
-    """The definition, under a group of its own."""
+    """The CRD, under its own group."""
     group = f"t{uuid.uuid4().hex[:8]}.test.{names.GROUP}"
     definition = crd.crd()
     definition["metadata"]["name"] = f"{PLURAL}.{group}"
     definition["spec"]["group"] = group
-    # `kubectl get workqueues`, `workqueue` and `wq` must go on to mean the real ones.
+    # `kubectl get workqueues`, `workqueue` and `wq` must still mean the real ones.
     definition["spec"]["names"] |= {"plural": PLURAL, "singular": SINGULAR, "shortNames": []}
     with config.new_client_from_config(str(kubeconfig)) as connection:
         extensions = client.ApiextensionsV1Api(connection)

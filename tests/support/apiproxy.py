@@ -1,6 +1,6 @@
 """A proxy between an operator and the real API server that can misbehave on demand.
 
-It takes plain HTTP on loopback and passes each request on with the credentials of the cluster under test, so
+It accepts plain HTTP on loopback and passes each request on with the credentials of the cluster under test, so
 that an operator process of the test runs through it with an ordinary kubeconfig. Each write is reported
 to `CrashPoints`, if there are any.
 """
@@ -35,7 +35,7 @@ _HOP_BY_HOP: Final = frozenset({"transfer-encoding", "connection", "content-leng
 
 @dataclass(frozen=True)
 class Request:
-    """What a fault may go by."""
+    """The parts of a request that select a fault."""
 
     method: str
     path: str
@@ -44,7 +44,7 @@ class Request:
 
     @property
     def write(self) -> str | None:
-        """The name of a write, such as `apply deployments` or `POST events`; None: it is none."""
+        """The name of a write, such as `apply deployments` or `POST events`; None: a read."""
         if self.method == "GET":
             return None
         words = self.path.strip("/").split("/")
@@ -62,16 +62,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to requests instead of being passed on.
+    """A response to requests that are not passed on.
 
     Attributes:
         applies: to which.
-        status: the answer; 0: none at all, until the fault is lifted (a black hole).
-        event: instead of an answer, the one line that a watch brings before it ends.
+        status: the response; 0: none until the fault ends (a black hole).
+        event: the only line of a watch before it ends, instead of a response.
         delay: seconds before the request is passed on, when there is no status.
-        stale: LISTs are answered as they last were before the fault, and a watch brings nothing, as from a server
-            that has lost touch with its database; a GET of one object is always current, also there.
-        refused: the connection is closed without a word.
+        stale: LISTs return their last result before the fault and watches bring nothing, as from a server that
+            has lost its database; a GET of one object is current even on such a server.
+        refused: the connection is closed without a response.
     """
 
     applies: Callable[[Request], bool]
@@ -226,7 +226,7 @@ class ApiProxy:
                 await response.prepare(request)
                 await self._pass_on(upstream, response)
                 return response
-            # Whole before a word of it goes out: a write that was answered is done.
+            # Complete before its first byte is sent: a write with a response is done.
             body = await upstream.read()
             if asked.lists and upstream.ok:
                 self._lists[request.path_qs] = body
@@ -240,7 +240,7 @@ class ApiProxy:
     async def _misbehave(
         self, fault: Fault, asked: Request, request: web.Request
     ) -> web.StreamResponse | None:
-        """What is answered instead; None: the request is passed on after all."""
+        """The response of a fault; None: the request is passed on."""
         if fault.refused:
             raise _hang_up(request)
         if fault.status == 0:

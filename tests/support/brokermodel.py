@@ -1,9 +1,8 @@
-"""A model of RabbitMQ and of the network before it, in one thread and with a clock of its own.
+"""A model of RabbitMQ and of its network, in one thread and with its own clock.
 
-For the state machine of the worker (tests/unit/test_worker_state_machine.py), where frames have to travel at
-any pace and everything may die at any moment. It is as strict as RabbitMQ and pika are, and stricter: what
-would be ignored there, such as settling a message twice, is an error here. It stands behind the interfaces of
-pika's channel and of the worker's connection and publisher.
+For the state machine of the worker (tests/unit/test_worker_state_machine.py), where frames travel at any pace and
+anything may die at any moment. It is stricter than RabbitMQ and pika: errors that they ignore, such as settling a
+message twice, fail here. It implements the interfaces of pika's channel and of the worker's connection and publisher.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ QUEUE: Final = "q"
 
 
 class UnexpectedError(Exception):
-    """Stands for any bug in what the worker calls."""
+    """Stands for any bug in code that the worker calls."""
 
 
 class Clock:
@@ -57,12 +56,12 @@ class Clock:
     time = monotonic
 
     def call_later(self, seconds: float, function: Frame) -> None:
-        """Run a function when its time has come."""
+        """Run a function when it is due."""
         when = self.now + -(-seconds * 16 // 1) / 16
         heapq.heappush(self._timers, (when, next(self._numbers), function))
 
     def advance(self, until: float, tick: Frame = lambda: None) -> None:
-        """Let time pass, and whatever is due in it happen; `tick` is called whenever the time has changed."""
+        """Advance the time and run what is due; `tick` is called whenever the time has changed."""
         while self._timers and self._timers[0][0] <= until:
             self.now, _, function = heapq.heappop(self._timers)
             tick()
@@ -96,12 +95,12 @@ class ModelDelivery:
 
     @property
     def body(self) -> bytes:
-        """Names the delivery, so that a copy tells which one it was made of."""
+        """Names the delivery, so that a copy identifies its original."""
         return f"{self.message} {self.channel.number} {self.tag}".encode()
 
 
 class Channel:
-    """A pika channel and the broker's end of it, with frames on their way in between."""
+    """A pika channel and the broker's end of it, with frames in flight between them."""
 
     def __init__(self, broker: Broker, number: int, on_open: Callable[[Channel], None]) -> None:
         self.broker = broker
@@ -116,7 +115,7 @@ class Channel:
         """As the broker sees it."""
         self.cancel_was_asked = False
         self.is_stuck = False
-        """basic.consume was not answered, and never will be."""
+        """basic.consume never gets its response."""
         self._cancelled: set[str] = set()
         self._on_close: Any = None
         self._on_cancel: Any = None
@@ -190,7 +189,7 @@ class Channel:
             self.broker.channels.remove(self)
             self._on_close(self, pika.exceptions.ChannelClosedByClient(200, "Normal shutdown"))
 
-        self.to_client.append(closed)  # after what is on its way already
+        self.to_client.append(closed)  # after the frames in flight
 
     # the client's end
 
@@ -249,7 +248,7 @@ class Channel:
         self.to_client.append(lambda: self._on_cancel(None))
 
     def die(self, error: Exception) -> None:
-        """The channel is closed. Frames that were on their way never arrive."""
+        """The channel is closed. Frames in flight are lost."""
         self.is_open = False
         self._take_back()
         self._on_close(self, error)
@@ -306,7 +305,7 @@ class Broker:
         self.is_classic = False
         self.has_no_leader = False
         self.is_cut_off = False
-        """The client has given the connection up, and is about to hear of it."""
+        """The client has abandoned the connection, and is about to be notified."""
         self.on_consume: Frame = lambda: None
         self.on_settle: Callable[[ModelDelivery, str], None] = lambda _delivery, _how: None
 
@@ -316,7 +315,7 @@ class Broker:
                 channel.deliver(self.ready.popleft())
 
     def frames(self) -> list[deque[Frame]]:
-        """Everything that is on its way, by channel and direction; in each the first is the next."""
+        """All frames in flight, by channel and direction, in order."""
         if self.is_cut_off:
             return []
         return [
@@ -400,7 +399,7 @@ class Connection:
         self._on_open(self.generation)
 
     def lose(self) -> None:
-        # As pika does it: first every channel hears of it, then the connection's owner.
+        # As in pika: first every channel is notified, then the owner of the connection.
         if not self.is_open:
             return
         self.is_open = False
@@ -484,7 +483,7 @@ class Publisher:
         return future
 
     def answer(self, entry: tuple[Future[Any], Any], *, well: bool) -> None:
-        """The broker's answer comes, or none ever does."""
+        """The broker's response arrives, or never does."""
         self.under_way.remove(entry)
         future, about = entry
         self._lock.is_forbidden = True

@@ -1,4 +1,4 @@
-"""The command line `workqueue`, run as people run it: in a process of its own."""
+"""The command line `workqueue`, run as users run it: in its own process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Done:
 
 
 def environment(url: str | None = None, **more: str) -> dict[str, str]:
-    """An environment in which nothing of the machine's own settings is left."""
+    """An environment without the machine's own settings."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("WORKQUEUE_", "SERVICE_"))
     }

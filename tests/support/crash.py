@@ -55,14 +55,14 @@ class CrashPoints:
             self._point = None
 
     def begins(self, write: str) -> int | None:
-        """A write is about to be passed on; its number, or None: the process is dead, it must not be."""
+        """Announce a write before it is passed on. Return its number; None: the process is dead, so drop it."""
         with self._lock:
             self.seen[write] += 1
             number = self.seen[write]
         return None if self._dies(Point(write, number, done=False)) else number
 
     def ended(self, write: str, number: int) -> None:
-        """A write was carried out; the answer must not be passed on before this returns."""
+        """Announce a completed write. Its response must not be passed on before this returns."""
         self._dies(Point(write, number, done=True))
 
     def points(self, at_most: int = 2) -> list[Point]:

@@ -1,6 +1,6 @@
-"""The definition of the resource in the cluster under test, for every test that applies a WorkQueue there.
+"""The CRD in the cluster under test, for every test that applies a WorkQueue there.
 
-A definition that the tests brought goes when they end: `helm install` refuses one that is not helm's.
+Tests remove a CRD that they created: `helm install` refuses one that helm does not own.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ CRD: Final = CHECKOUT / "manifests/crd/workqueues.yaml"
 NAME: Final = "workqueues.workqueue.dev"
 BROUGHT_BY_TESTS: Final = "workqueue.dev/brought-by-tests"
 SESSION: Final = os.environ.setdefault("WORKQUEUE_TEST_SESSION", uuid.uuid4().hex)
-"""The same in all of pytest's processes. A session beside this one may need the definition longer."""
+"""The same in all processes of pytest. A parallel session may need the CRD longer."""
 
 HELM_RELEASE: Final = "meta.helm.sh/release-name"
 
 
 @pytest.fixture(scope="session")
 def crd() -> None:
-    """The current definition, with a note if there was none before."""
+    """The current CRD, annotated if the tests created it."""
     brought = not kubectl("get", "crd", NAME, "--ignore-not-found", "--output=name")
     kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CRD}")
     if brought:
@@ -40,14 +40,14 @@ def crd() -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Remove the definition once all of pytest's processes have ended."""
+    """Remove the CRD after all processes of pytest have ended."""
     if not hasattr(session.config, "workerinput") and KUBECONFIG.exists():
-        with suppress(KubectlError):  # the cluster is gone, or the definition is
+        with suppress(KubectlError):  # the cluster or the CRD is gone
             remove_if_only_tests_need_it()
 
 
 def remove_if_only_tests_need_it(name: str = NAME) -> bool:
-    """Delete a definition that this session brought, unless a helm release or an object came to need it.
+    """Delete a CRD that this session created, unless a helm release or an object needs it.
 
     Returns:
         Whether it was deleted.

@@ -1,4 +1,4 @@
-"""The deletion of a WorkQueue on a real RabbitMQ, with an API server that only takes notes."""
+"""The deletion of a WorkQueue on a real RabbitMQ, with an API server that only records requests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def deleted(policy: str, **queue: str) -> WorkQueue:
 
 
 def secret_of(**keys: str) -> dict[str, Any]:
-    """A connection Secret as the API server gives it."""
+    """A connection Secret as the API server returns it."""
     return {"data": {key: base64.b64encode(value.encode()).decode() for key, value in keys.items()}}
 
 
@@ -55,8 +55,8 @@ async def finalizer(
     """A Finalizer, and the API server as it sees it.
 
     Args:
-        hidden_seconds: for how long queues must look empty before that is believed.
-        store: what the API server is known to have.
+        hidden_seconds: how long queues must look empty before they count as empty.
+        store: the known objects of the API server.
         port: of the workers' endpoints.
         secret: more keys of the connection Secret.
     """
@@ -97,5 +97,5 @@ def let_go(cluster: FakeCluster) -> bool:
 
 
 def told(cluster: FakeCluster) -> str:
-    """What all Events say."""
+    """The messages of all Events."""
     return " ".join(request.body["note"] for request in cluster.asked if request.path.endswith("/events"))

@@ -1,4 +1,4 @@
-"""A Kubernetes API server in memory, behind the interface of the operator's Cluster: what was asked, and answers."""
+"""A Kubernetes API server in memory, behind the operator's Cluster interface: recorded requests and responses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Request:
 
 
 class FakeCluster(Cluster):
-    """Answers each request by the first rule that fits: an object, an error, or a function of the request."""
+    """Responds to each request by the first matching rule: an object, an error, or a function of the request."""
 
     def __init__(self) -> None:
         super().__init__(cast("Any", None))

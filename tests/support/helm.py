@@ -1,4 +1,4 @@
-"""helm, as a user calls it."""
+"""helm, as a user runs it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NAMESPACE = "workqueue-system"
 
 
 class HelmError(Exception):
-    """helm refused; the text is what it says."""
+    """helm failed; the text is its message."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a map, as the API server does."""
+    """Refuses a duplicate key in a map, as the API server does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Object:
         made = super().construct_mapping(node, deep)
@@ -35,7 +35,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def run(*arguments: str | Path, stdin: str = "", program: Path | None = None) -> str:
-    """What helm prints.
+    """The output of helm.
 
     Args:
         program: another helm than the toolchain's.
@@ -64,7 +64,7 @@ def template(
     tests: bool = False,
     program: Path | None = None,
 ) -> list[Object]:
-    """What the chart makes of these values, without the pods of `helm test`.
+    """The objects that the chart renders from these values, without the pods of `helm test`.
 
     Raises:
         HelmError: the values are refused.

@@ -1,4 +1,4 @@
-"""A server on RabbitMQ's port that is none, or one that means harm; afterwards it can become a real one.
+"""A foreign or hostile server on RabbitMQ's port, which can become a real RabbitMQ.
 
 Each connection runs a script, which gets a `Peer`. When the server is `healed`, new connections lead to a real
 RabbitMQ.
@@ -37,18 +37,18 @@ class Peer:
         self.connection.sendall(b"".join(pieces))
 
     def endlessly(self, piece: bytes) -> None:
-        """Send the same until the client has had enough."""
+        """Repeat the same bytes until the client disconnects."""
         while not self._ended.is_set():
             self.send(piece)
 
     def linger(self) -> None:
-        """Say nothing until the client goes."""
+        """Send nothing until the client disconnects."""
         with contextlib.suppress(OSError):
             while not self._ended.is_set() and self.connection.recv(65_536):
                 pass
 
     def method(self, kind: type[Any]) -> tuple[int, Any]:
-        """Wait for a method of the client's; (channel, method)."""
+        """Wait for a method from the client; return (channel, method)."""
         while True:
             size, found = frame.decode_frame(self._received)
             if found is None:
@@ -92,7 +92,7 @@ class Peer:
 
 
 def long_string(text: bytes) -> bytes:
-    """As AMQP has it."""
+    """Encoded as in AMQP."""
     return struct.pack(">I", len(text)) + text
 
 
@@ -128,7 +128,7 @@ class HostileBroker:
         self._start(self._accept)
 
     def heal(self) -> None:
-        """From now on, be RabbitMQ."""
+        """Forward new connections to RabbitMQ."""
         self._healed.set()
         self._hang_up()
 

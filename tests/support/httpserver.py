@@ -1,4 +1,4 @@
-"""A small HTTP server, as an http handler of a user's."""
+"""A small HTTP server, as a user's http handler."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Requests:
-    """What an HTTP handler was asked."""
+    """A request to an HTTP handler."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[dict[str, str], bytes]] = []

@@ -1,4 +1,4 @@
-"""RabbitMQ inside the cluster under test, and the way to it from the test.
+"""RabbitMQ inside the cluster under test, and access to it from the test.
 
 `Cluster RabbitMQ` is a Deployment from the image that a real cluster would pull; the test reaches it through
 `kubectl port-forward`, the workers and the operator by its Service.
@@ -22,7 +22,7 @@ Object = dict[str, Any]
 
 
 def manifests(namespace: str, name: str = "rabbitmq") -> list[Object]:
-    """A broker without persistence: its pod is its life."""
+    """A broker without persistence: it loses its data with its pod."""
     labels = {"app": name}
     container = {
         "name": "rabbitmq",
@@ -91,7 +91,7 @@ class Rabbit:
     def _try_ctl(self, *arguments: str) -> bool:
         try:
             self.ctl(*arguments)
-        except Exception:  # noqa: BLE001 - whatever it is, it is asked again
+        except Exception:  # noqa: BLE001 - any error is retried
             return False
         return True
 
@@ -150,7 +150,7 @@ class Rabbit:
 
 
 def drain(channel: Any, queue: str) -> Iterator[Object]:
-    """Every message that is in a queue now, taken out of it."""
+    """Take all current messages of a queue."""
     while True:
         method, _, body = channel.basic_get(queue, auto_ack=True)
         if method is None:

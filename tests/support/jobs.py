@@ -1,4 +1,4 @@
-"""Handlers for tests: the message says what is to happen, and what happened is written to a file.
+"""Handlers for tests: the message says what to do, and a file records what happened.
 
 Runs inside worker processes: `workqueue run tests.support.jobs:handle`. The body is JSON such as
 `{"id": 1, "do": "sleep", "seconds": 2}`; EVENTS in the environment names the file.
@@ -20,7 +20,7 @@ from workqueue import Message, Reject, Retry
 
 
 def record(event: str, message: Message, job: dict[str, Any]) -> None:
-    """Append one event; a line this short is written whole, whatever else dies."""
+    """Append one event; a line this short is written atomically, even when the process dies."""
     line = json.dumps(
         {
             "event": event,

@@ -1,4 +1,4 @@
-"""What tools that wait for resources conclude from an object: the generic rules of kstatus, with which Flux waits.
+"""The status of an object for tools that wait for it: the generic rules of kstatus, which Flux uses.
 
 Source of the rules: `pkg/kstatus/status` of sigs.k8s.io/cli-utils 0.37, `Compute` for kinds without rules of their
 own.
@@ -21,5 +21,5 @@ def kstatus(body: Object) -> str:
         return "InProgress"
     if conditions.get("Stalled") == "True":
         return "Failed"
-    # An object that says nothing counts as done.
+    # An object without conditions counts as done.
     return "Current" if conditions.get("Ready", "True") == "True" else "InProgress"

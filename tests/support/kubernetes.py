@@ -28,7 +28,7 @@ PodSecurity = Literal["privileged", "baseline", "restricted"]
 
 
 class KubectlError(Exception):
-    """kubectl failed; the message is what it said."""
+    """kubectl failed; the message is its output."""
 
 
 def kubeconfig() -> Path:
@@ -64,7 +64,7 @@ def kubectl(*arguments: str, input: str | None = None) -> str:  # noqa: A002 (as
 
 
 def kubectl_json(*arguments: str) -> Any:
-    """What kubectl prints with `--output=json`, parsed."""
+    """The parsed output of kubectl with `--output=json`."""
     return json.loads(kubectl(*arguments, "--output=json"))
 
 

@@ -1,4 +1,4 @@
-"""What was sent and what became of it, written down outside of the system under test.
+"""Sent messages and their outcomes, recorded outside the system under test.
 
 Every message that was confirmed to its publisher must be done, dead-lettered or waiting in a queue. A message
 that ended more than once must have a cause: RabbitMQ delivered it again, or a retry had two copies.
@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 from workqueue.contract import headers
 
 Id: TypeAlias = Hashable
-"""What tells messages apart: the `id` of the JSON bodies that tests publish."""
+"""The identity of a message: the `id` of its JSON body."""
 
 DELIVERED_AGAIN: Final = "delivered again"
 COPIED_TWICE: Final = "retried or given up with two copies"
@@ -29,8 +29,8 @@ class Ledger:
     """The fate of every message, by id.
 
     Attributes:
-        confirmed: the broker took them; they may not be lost.
-        unconfirmed: their publisher heard nothing, or a refusal; they may be there or not.
+        confirmed: the broker accepted them; they must not be lost.
+        unconfirmed: refused, or without a response; RabbitMQ may or may not have stored them.
         done: how often each was handled to its end.
         dead: how often each is in the dead-letter queue.
         waiting: how often each is in the work queue or a delay queue.
@@ -47,10 +47,10 @@ class Ledger:
     _retried: set[tuple[Id, int]] = field(default_factory=set, repr=False)
     _given_up: set[tuple[Id, tuple[Any, ...]]] = field(default_factory=set, repr=False)
 
-    # -- what is written into it
+    # -- input
 
     def sent(self, number: Id, error: BaseException | None = None) -> None:
-        """The publisher has heard of a message: confirmed, or why not. From any thread."""
+        """Record the result of a publish: confirmed, or the error. Callable from any thread."""
         with self._lock:
             (self.confirmed if error is None else self.unconfirmed).add(number)
 
@@ -86,7 +86,7 @@ class Ledger:
         """Take in the JSON bodies that are still in the work queue or a delay queue."""
         self.waiting.update(body["id"] for body in bodies)
 
-    # -- what it says
+    # -- results
 
     @property
     def ends(self) -> Counter[Id]:
@@ -100,7 +100,7 @@ class Ledger:
 
     @property
     def duplicates(self) -> dict[Id, int]:
-        """Messages that ended more than once, and how often too much."""
+        """Messages that ended more than once, with the number of extra ends."""
         return {number: count - 1 for number, count in self.ends.items() if count > 1}
 
     @property
@@ -110,7 +110,7 @@ class Ledger:
         return strangers | (set(self.duplicates) - set().union(*self.causes.values()))
 
     def problems(self) -> list[str]:
-        """Everything that does not balance, in sentences; empty when all is well."""
+        """All imbalances, in sentences; empty when the ledger balances."""
         found = []
         if self.lost:
             found.append(f"{len(self.lost)} confirmed messages are lost: {_some(self.lost)}")
@@ -126,8 +126,8 @@ def dead_letter(body: bytes, found: Mapping[str, Any] | None) -> dict[str, Any]:
     """A message of a dead-letter queue as `Ledger.read_dead` takes it.
 
     Args:
-        found: its headers. Two letters that tell of one failure, by the same worker, are copies of one message: the
-            confirmation of the first did not arrive.
+        found: its headers. Two dead letters about one failure, by the same worker, are copies of one message: the
+            confirm of the first did not arrive.
     """
     failure = tuple((found or {}).get(name) for name in _FAILURE)
     return {**json.loads(body), **({"failure": failure} if any(failure) else {})}

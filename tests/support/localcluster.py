@@ -19,7 +19,7 @@ UP_SECONDS: Final = 240
 
 
 def environment(name: str | None = None) -> dict[str, str]:
-    """The environment that chooses the cluster `name`, or the usual one."""
+    """The environment that selects the cluster `name`, or the default one."""
     inherited = {key: value for key, value in os.environ.items() if key not in {NAME_VARIABLE, "CLUSTER"}}
     return {**inherited, NAME_VARIABLE: name} if name else inherited
 
@@ -53,7 +53,7 @@ def cluster(
 
 @contextmanager
 def standing_still(name: str) -> Iterator[None]:
-    """A process of the usual cluster, such as kube-controller-manager, does nothing for a while (SIGSTOP)."""
+    """Stop a process of the default cluster, such as kube-controller-manager, for a while (SIGSTOP)."""
     record = Instance.from_environment().record()
     assert record is not None, "the local cluster is not up"
     pid = next(pid for pid in processes.children(record.node.pid) if processes.program(pid) == name)

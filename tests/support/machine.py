@@ -1,4 +1,4 @@
-"""What a cluster could leave on this machine, looked at from outside, to compare before and after."""
+"""Leftovers of a cluster on this machine, seen from outside, to compare before and after."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SETTINGS: Final = (
 
 
 def snapshot(cluster: str) -> frozenset[str]:
-    """What there is: folders, the cluster's lock, mounts, interfaces, firewall rules and control groups."""
+    """The current folders, cluster lock, mounts, interfaces, firewall rules and control groups."""
     control_groups = Path("/sys/fs/cgroup").glob(f"**/workqueue-cluster-{cluster}")
     return frozenset(
         [
@@ -54,7 +54,7 @@ def snapshot(cluster: str) -> frozenset[str]:
 
 
 def settings() -> dict[str, str]:
-    """The kernel's settings that Kubernetes would like to be different."""
+    """The kernel settings that Kubernetes would change."""
     return {name: Path("/proc/sys", name).read_text().strip() for name in SETTINGS}
 
 

@@ -10,7 +10,7 @@ Object = dict[str, Any]
 
 
 def merged(base: Object, change: Mapping[str, Any]) -> Object:
-    """A copy of `base` with `change` laid over it; None removes a key."""
+    """A copy of `base` with `change` merged into it; None removes a key."""
     result = copy.deepcopy(base)
     for key, value in change.items():
         if value is None:

@@ -1,4 +1,4 @@
-"""The operator as a process of the test, with all rights, for what is within its reach on loopback."""
+"""The operator as a process of the test, with all rights, for servers on loopback."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from workqueue_operator.__main__ import main
 main()
 """
 COMMAND: Final = (sys.executable, "-c", _RUN)
-"""`workqueue-operator`. The Kubernetes client imports a validator where there is one, as for these tests but in no
-image, and with it a parser of grammars: a second of processor time for each start."""
+"""`workqueue-operator`. The Kubernetes client imports an installed validator with its parser, which is in the test
+environment but in no image. That would cost a second of processor time for each start."""
 
 
 def start(
@@ -45,7 +45,7 @@ def start(
 
 @contextmanager
 def operator_process(log: Path, *namespaces: str) -> Iterator[int]:
-    """One that logs all it can while the context lasts; gives the port of its endpoint."""
+    """Run an operator with debug logs while the context lasts; yield the port of its endpoint."""
     port = free_port()
     process = start(
         log,

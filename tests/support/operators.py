@@ -30,7 +30,7 @@ class OperatorRelease:
         self._helm = helm
 
     def install(self, chart: Path = CHART, **values: Any) -> None:
-        """helm upgrade --install, and wait until it serves."""
+        """Run helm upgrade --install and wait until the release serves."""
         settings = {
             "image": {"repository": "workqueue-operator", "tag": "dev"},
             "crds": {"enabled": False},
@@ -47,13 +47,13 @@ class OperatorRelease:
             "--values=-",
             "--wait",
             "--timeout=110s",
-            # Some tests change the Deployment by hand; the next installation puts it right.
+            # Some tests change the Deployment by hand; the next installation restores it.
             "--force-conflicts",
             stdin=json.dumps(settings),
         )
 
     def rollback(self) -> None:
-        """helm rollback to the revision before, and wait until it serves."""
+        """Run helm rollback to the previous revision and wait until the release serves."""
         self._helm("rollback", self.name, *self._where, "--wait", "--timeout=110s")
 
     def uninstall(self) -> None:

@@ -1,4 +1,4 @@
-"""The parts of one operator around an API server in memory, for tests that run its passes themselves."""
+"""One operator around an API server in memory, for tests that run single passes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KEY = ("team", "jobs")
 
 @dataclass
 class Passes:
-    """An operator whose passes begin when the test says so."""
+    """An operator whose passes the test starts."""
 
     reconciler: Reconciler
     parts: Dependencies
@@ -44,7 +44,7 @@ class Passes:
 
 
 def api(url: str) -> FakeCluster:
-    """An API server that takes everything; its Secret leads to this RabbitMQ."""
+    """An API server that accepts everything; its Secret leads to this RabbitMQ."""
     made = FakeCluster()
     made.answer("GET", "/api/v1/namespaces", {"items": []})
     uri = base64.b64encode(url.encode()).decode()
@@ -76,7 +76,7 @@ def workqueue() -> dict[str, Any]:
 
 
 def applied(request: Request) -> dict[str, Any]:
-    """What the API server makes of an applied Deployment."""
+    """The stored form of an applied Deployment."""
     metadata = {**request.body["metadata"], "uid": "d", "generation": 1, "resourceVersion": "2"}
     return {**request.body, "metadata": metadata, "spec": {"replicas": 0, **request.body["spec"]}}
 

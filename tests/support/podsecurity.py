@@ -20,7 +20,7 @@ _VOLUMES = {
 
 
 def violations(pod: Object) -> list[str]:
-    """What the admission controller would refuse in a pod's spec."""
+    """The violations that the admission controller would refuse in a pod's spec."""
     return list(_of_pod(pod)) + [
         f"{container['name']}: {found}"
         for container in (*pod.get("initContainers", ()), *pod["containers"])

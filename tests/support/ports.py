@@ -1,4 +1,4 @@
-"""Free ports, for servers that cannot be told to choose one themselves."""
+"""Free ports, for servers that cannot choose one themselves."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different ones.
+    """This number of different free ports.
 
     Raises:
-        OSError: hardly any is free.
+        OSError: too few are free.
     """
     with ExitStack() as stack:
         return [_take(stack.enter_context(socket.socket())) for _ in range(count)]
@@ -30,7 +30,7 @@ def free_ports(count: int) -> list[int]:
 
 def _take(held: socket.socket) -> int:
     for _ in range(100):
-        port = FIRST + secrets.randbelow(BEHIND - FIRST)  # by no seed that another process has, too
+        port = FIRST + secrets.randbelow(BEHIND - FIRST)  # with a seed that no other process has
         with suppress(OSError):
             held.bind(("", port))
             return port

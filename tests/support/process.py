@@ -26,7 +26,7 @@ def forget_peak(pid: int) -> None:
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """It does nothing while the context lasts (SIGSTOP), and must outlive it."""
+    """Stop the process while the context lasts (SIGSTOP); it must outlive the context."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield

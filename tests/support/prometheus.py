@@ -1,7 +1,7 @@
-"""A Prometheus that scrapes the cluster under test, by way of the API server: pods need not be reachable.
+"""A Prometheus that scrapes the cluster under test through the API server, so that pods need not be reachable.
 
-Debian's Prometheus does not know Kubernetes, so pods are found here, and given to it with the labels that Kubernetes'
-discovery gives them.
+Debian's Prometheus lacks Kubernetes discovery, so this module finds the pods and passes them on with the labels of
+that discovery.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.wait import eventually
 Object = dict[str, Any]
 
 STEP_SECONDS: Final = 1
-"""Between two scrapes, two looks at the rules, and two points of an answer."""
+"""Seconds between two scrapes, two rule evaluations, and two points of a result."""
 
 DISCOVERY_SECONDS: Final = 0.5
 
@@ -41,14 +41,14 @@ class Prometheus:
     """A running Prometheus.
 
     Args:
-        url: where it answers.
+        url: its address.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     def over_time(self, expr: str, start: float, end: float) -> list[tuple[Object, list[float]]]:
-        """The series that a query has in a span of time (Unix seconds): labels and values, without NaN."""
+        """The series of a query in a time span (Unix seconds): labels and values, without NaN."""
         answer = self._get("query_range", query=expr, start=start, end=end, step=STEP_SECONDS)
         series = [(one["metric"], [float(value) for _, value in one["values"]]) for one in answer["result"]]
         numbers = [
@@ -81,7 +81,7 @@ def scraping(
 
     Args:
         rules: a file with rules.
-        namespaces: where pods are looked for.
+        namespaces: the namespaces of the pods.
         folder: for its data.
     """
     every = f"{STEP_SECONDS}s"
@@ -108,7 +108,7 @@ def scraping(
 
 
 def _by_way_of(api: str, pods: Path, scrape: Object) -> Object:
-    """The same scrape, with the API server between Prometheus and the pods."""
+    """The same scrape through the API server."""
     path = {
         "source_labels": [_NAMESPACE, f"{_POD}_name", f"{_PORT}_number"],
         "separator": "/",
@@ -131,7 +131,7 @@ def _by_way_of(api: str, pods: Path, scrape: Object) -> Object:
 
 @contextlib.contextmanager
 def _discovering(api: str, namespaces: list[str], file: Path) -> Iterator[Path]:
-    """Keep a file up to date with the ports of all pods, as Prometheus reads targets from files."""
+    """Keep a Prometheus target file up to date with the ports of all pods."""
     enough = threading.Event()
 
     def follow() -> None:
@@ -174,7 +174,7 @@ def _targets(api: str, namespace: str) -> Iterator[Object]:
 
 @contextlib.contextmanager
 def _api_server() -> Iterator[str]:
-    """The API server at an address of this machine, without credentials, by `kubectl proxy`."""
+    """The API server at a local address without credentials, through `kubectl proxy`."""
     command = [str(PROGRAMS / "kubectl"), f"--kubeconfig={kubeconfig()}", "proxy", "--port=0"]
     with _running(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None

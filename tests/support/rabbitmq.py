@@ -1,7 +1,7 @@
 """Real RabbitMQ servers for tests, benchmarks and people: 3.10, 4.0 and 4.3, side by side on loopback.
 
-Each runs from a Debian root file system (hack/cluster/rootfs.py) in mount and process namespaces of its own, so
-that nothing stays mounted and no process stays behind, however this process ends. By hand:
+Each runs from a Debian root file system (hack/cluster/rootfs.py) in its own mount and process namespaces, so that
+no mount and no process is left, however this process ends. By hand:
 
     python -m tests.support.rabbitmq 4.0        runs one until Ctrl-C and prints its URL
 """
@@ -37,7 +37,7 @@ from tests.support.process import frozen
 from tests.support.wait import eventually
 
 RELEASES: Final = {"3.10": "bookworm", "4.0": "trixie", "4.3": "sid"}
-"""The RabbitMQ series under test, and the Debian release that has it."""
+"""The RabbitMQ series under test, and the Debian release of each."""
 
 DEFAULT: Final = "4.0"
 START_SECONDS: Final = 120.0
@@ -50,15 +50,15 @@ _ORDINARY: Final = re.compile(
     r"\[(?:info|notice|debug)\]|Channel error on connection|channel exception (?:not_found|precondition_failed)"
 )
 
-# Asked of the consensus library: what the queue's own record says may be old after a failover.
+# From the consensus library: the queue's own record may be stale after a failover.
 _LEADER: Final = (
     "case ra:members({element(1, amqqueue:get_pid(Q)), node()}) of {ok, _, {_, Node}} -> Node; _ -> none end"
 )
 
 # Process 1 of the namespaces. It ends, and the kernel then kills all the others, when the server ends or
 # when standard input reaches its end: the other end of that pipe dies with the process that started us.
-# The host is called localhost in there: RabbitMQ looks up its host's name for each connection, and one that
-# stands in no hosts file makes it wait 5 s for a name server at times.
+# The host name inside is localhost: RabbitMQ looks up its host name for each connection, and a name that is
+# missing in the hosts file sometimes makes it wait 5 s for a name server.
 _FIRST_PROCESS: Final = """
 set -e
 root=$1 data=$2
@@ -81,8 +81,8 @@ def in_namespaces(root: Path, data: Path, command: Sequence[str], log: Path) -> 
     """Run a command in a root file system and namespaces of its own, until it ends or its stdin is closed.
 
     Args:
-        data: mounted over `/var/lib/rabbitmq`.
-        log: takes what it prints.
+        data: folder mounted over `/var/lib/rabbitmq`.
+        log: receives the output.
     """
     outside = ["unshare", *_NAMESPACES, "--fork", "--kill-child", "bash", "-c", _FIRST_PROCESS]
     with log.open("ab") as file:
@@ -95,15 +95,15 @@ def in_namespaces(root: Path, data: Path, command: Sequence[str], log: Path) -> 
 
 
 class BrokerError(AssertionError):
-    """RabbitMQ did not do what the test needs; the message ends with the tail of its log."""
+    """RabbitMQ failed to do what the test needs; the message ends with the tail of its log."""
 
 
 class _NotConnectedError(BrokerError):
-    """The tool found no way to the server."""
+    """The tool could not reach the server."""
 
 
 class Depth(NamedTuple):
-    """How many messages a queue holds."""
+    """The message counts of a queue."""
 
     ready: int
     unacknowledged: int
@@ -130,11 +130,11 @@ class VirtualHost:
         return self.broker.url_of(self.name)
 
     def connect(self) -> pika.BlockingConnection:
-        """A plain connection for the test's own use."""
+        """A plain connection for the test itself."""
         return pika.BlockingConnection(pika.URLParameters(self.url))
 
     def depth(self, queue: str) -> Depth:
-        """Messages that are ready, and messages that are delivered but not acknowledged."""
+        """The counts of ready and of unacknowledged messages."""
         return self.broker.depth(queue, self.name)
 
     def exists(self, queue: str) -> bool:
@@ -142,18 +142,18 @@ class VirtualHost:
         return self.broker.exists(queue, self.name)
 
     def cancel_consumers(self, queue: str) -> None:
-        """Tell the consumers of a queue that they are cancelled, as when its leader moves."""
+        """Cancel the consumers of a queue, as when its leader moves."""
         self.broker.cancel_consumers(queue, self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What makes a server one of a cluster; see tests/support/rabbitmq_cluster.py.
+    """The settings of a cluster node; see tests/support/rabbitmq_cluster.py.
 
     Attributes:
         node: its name as an Erlang node.
-        epmd_port: of the name service that all nodes ask for each other.
-        cookie: what the nodes recognise each other by.
+        epmd_port: the port of the name service of all nodes.
+        cookie: the shared secret of the nodes.
         peers: all nodes of the cluster; empty for a server of its own.
     """
 
@@ -168,7 +168,7 @@ class Broker:
 
     Attributes:
         series: `3.10`, `4.0` or `4.3`.
-        version: what the server says, such as `4.0.5`; empty before the first start.
+        version: as reported by the server, such as `4.0.5`; empty before the first start.
         port, tls_port, management_port: on 127.0.0.1.
         certificates: of the TLS listener, and a client certificate for the user guest (EXTERNAL works).
         node: its name as an Erlang node.
@@ -249,7 +249,7 @@ class Broker:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Shut down in order, as for an upgrade. Does nothing when it is not running."""
+        """Shut down cleanly, as for an upgrade. Do nothing when it is not running."""
         if self._process is None:
             return
         with suppress(ProcessLookupError):
@@ -259,7 +259,7 @@ class Broker:
         self.kill()
 
     def kill(self) -> None:
-        """Kill it at once (SIGKILL), as a machine dies. Does nothing when it is not running."""
+        """Kill it immediately (SIGKILL), as when a machine fails. Do nothing when it is not running."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -276,7 +276,7 @@ class Broker:
         self.start()
 
     def wipe(self) -> None:
-        """Kill it, and start it again without any of its data: an empty server on the same ports."""
+        """Kill it and start it again without its data: an empty server on the same ports."""
         self.kill()
         shutil.rmtree(self._data / "mnesia")
         self.start()
@@ -288,14 +288,14 @@ class Broker:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """The server answers nothing while its sockets stay open, as behind a network that drops packets."""
+        """Freeze the server while its sockets stay open, as behind a network that drops packets."""
         with frozen(self._server_process()):
             yield
 
-    # -- what a test asks of it
+    # -- requests of a test
 
     def connect(self, vhost: str = "/") -> pika.BlockingConnection:
-        """A plain connection for the test's own use."""
+        """A plain connection for the test itself."""
         return pika.BlockingConnection(pika.URLParameters(self.url_of(vhost)))
 
     def ctl(self, *arguments: str) -> str:
@@ -307,7 +307,7 @@ class Broker:
         command = ("erl_call", "-sname", self.node, "-c", self._member.cookie, "-e")
         try:
             printed = self._run(*command, input=f"{expression}.\n")
-        except _NotConnectedError:  # now and then, on a busy machine; nothing was evaluated
+        except _NotConnectedError:  # sometimes on a busy machine; nothing was evaluated
             printed = self._run(*command, input=f"{expression}.\n")
         found = re.fullmatch(r"\{ok, (.*)\}\s*", printed, re.DOTALL)
         if not found:
@@ -316,7 +316,7 @@ class Broker:
 
     @contextmanager
     def new_vhost(self, name: str | None = None) -> Iterator[VirtualHost]:
-        """A virtual host of its own, in which guest may do everything; deleted at the end."""
+        """A new virtual host in which guest may do everything; deleted at the end."""
         name = name or f"test-{uuid.uuid4().hex[:12]}"
         self.add_vhost(name)
         try:
@@ -371,9 +371,9 @@ class Broker:
         self.evaluate(f"rabbit_auth_backend_internal:delete_user({_binary(username)}, {_binary('test')})")
 
     def depth(self, queue: str, vhost: str = "/") -> Depth:
-        """Messages that are ready, and messages that are held but not ready; both live.
+        """The live counts of ready messages, and of held messages that are not ready.
 
-        Held: delivered and not acknowledged, or on their way from a quorum queue to a dead-letter target.
+        Held: unacknowledged, or in transfer from a quorum queue to a dead-letter target.
         """
         expression = (
             f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}),"
@@ -403,7 +403,7 @@ class Broker:
         return self.evaluate(f"rabbit_amqqueue:exists({_resource(vhost, queue)})") == "true"
 
     def cancel_consumers(self, queue: str, vhost: str = "/") -> None:
-        """Tell the consumers of a queue that they are cancelled, as when its leader moves; the queue stays.
+        """Cancel the consumers of a queue, as when its leader moves; the queue stays.
 
         A server of one node does so unasked only when the queue is deleted.
         """
@@ -428,12 +428,12 @@ class Broker:
         )
 
     def leader(self, queue: str, vhost: str = "/") -> str:
-        """The node that leads a quorum queue, as far as this one knows."""
+        """The leader node of a quorum queue, as known to this node."""
         found = self.evaluate(f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}), {_LEADER}")
         return found.strip("'")
 
     def kill_leader(self, queue: str, vhost: str = "/") -> None:
-        """Kill the process that leads a quorum queue on this node; another member is elected."""
+        """Kill the leader process of a quorum queue on this node; another member is elected."""
         self.evaluate(
             f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}),"
             "exit(whereis(element(1, amqqueue:get_pid(Q))), kill)"
@@ -441,7 +441,7 @@ class Broker:
 
     @contextmanager
     def suspended(self, queue: str, vhost: str = "/") -> Iterator[None]:
-        """The queue takes and confirms nothing, while the server and its channels go on."""
+        """Freeze the queue: it accepts and confirms nothing, while the server and its channels keep running."""
         queue_record = f"element(2, rabbit_amqqueue:lookup({_resource(vhost, queue)}))"
         self.evaluate(f"sys:suspend(amqqueue:get_pid({queue_record}))")
         try:
@@ -451,7 +451,7 @@ class Broker:
 
     @contextmanager
     def suspended_member(self, queue: str, vhost: str = "/") -> Iterator[None]:
-        """This node's member of a quorum queue does nothing while the context lasts; all else on the node goes on."""
+        """Freeze this node's member of a quorum queue while the context lasts; the rest of the node keeps running."""
         member = f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, queue)}), M = element(1, amqqueue:get_pid(Q))"
         self.evaluate(f"{member}, sys:suspend(M)")
         try:
@@ -461,7 +461,7 @@ class Broker:
 
     @contextmanager
     def consumer_timeout(self, seconds: float) -> Iterator[None]:
-        """The server takes back what a consumer holds for longer; its looks are as frequent."""
+        """Set the consumer timeout; the server checks it at the same interval."""
         names = ("consumer_timeout", "channel_tick_interval")
         before = [self.evaluate(f"{{ok, T}} = application:get_env(rabbit, {name}), T") for name in names]
         for name, value in zip(names, (int(seconds * 1000), int(seconds * 250)), strict=True):
@@ -474,7 +474,7 @@ class Broker:
 
     @contextmanager
     def channel_max(self, count: int) -> Iterator[None]:
-        """So many channels for each connection that is opened meanwhile."""
+        """Limit the channels of each connection that is opened while the context lasts."""
         old = self.evaluate("{ok, Old} = application:get_env(rabbit, channel_max), Old")
         self.evaluate(f"application:set_env(rabbit, channel_max, {count})")
         try:
@@ -492,7 +492,7 @@ class Broker:
 
     @contextmanager
     def disk_alarm(self) -> Iterator[None]:
-        """The server's disk alarm is on: connections that publish are blocked."""
+        """Raise the server's disk alarm: connections that publish are blocked."""
         before = self.evaluate("rabbit_disk_monitor:get_disk_free_limit()")
         self.evaluate("rabbit_disk_monitor:set_disk_free_limit(1000000000000000)")
         try:
@@ -502,11 +502,11 @@ class Broker:
 
     @contextmanager
     def memory_alarm(self) -> Iterator[None]:
-        """The server's memory alarm is on: connections that publish are blocked."""
+        """Raise the server's memory alarm: connections that publish are blocked."""
         before = self.evaluate("vm_memory_monitor:get_vm_memory_high_watermark()")
         self.evaluate("vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1})")
         try:
-            # Some versions look at their memory only now and then.
+            # Some versions check their memory only at intervals.
             eventually(lambda: "resource_limit" in self.evaluate("rabbit_alarm:get_alarms()"))
             yield
         finally:
@@ -517,7 +517,7 @@ class Broker:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def complaints(self, since: int = 0, lines: int = 120) -> str:
-        """The first lines of the server's log, from an offset, that are more than a client's question answered."""
+        """The first lines of the server's log after an offset, without refused requests of clients."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
@@ -621,7 +621,7 @@ def _resource(vhost: str, queue: str) -> str:
 
 @contextmanager
 def running(series: str = DEFAULT, *, management: bool = True) -> Iterator[Broker]:
-    """One RabbitMQ that runs until the context ends; its data go to the temporary folder and away again."""
+    """One RabbitMQ that runs until the context ends, with its data in a temporary folder."""
     broker = Broker(series, Path(tempfile.mkdtemp(prefix="rabbitmq-")), management=management)
     try:
         broker.start()
@@ -634,7 +634,7 @@ def running(series: str = DEFAULT, *, management: bool = True) -> Iterator[Broke
 
 
 class _Brokers:
-    """The servers of one test session. The first use of any starts all that the session will need."""
+    """The servers of one test session. The first use starts all servers that the session needs."""
 
     def __init__(self, needed: Sequence[str], folder: Path) -> None:
         self._needed = needed
@@ -658,12 +658,12 @@ class _Brokers:
             broker.close()
 
     def mark(self) -> None:
-        """A test begins: only what is logged from here on concerns it."""
+        """Remember the end of each log at the start of a test."""
         for series, broker in self._spawned.items():
             self._marks[series] = broker.log.stat().st_size if broker.log.exists() else 0
 
     def complaints(self) -> dict[str, str]:
-        """What each server has complained of since the mark, by series."""
+        """The complaints of each server since the mark, by series."""
         return {
             series: broker.complaints(self._marks.get(series, 0)) for series, broker in self._spawned.items()
         }
@@ -673,14 +673,14 @@ _SERVERS: Final = pytest.StashKey[_Brokers]()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Remember where the servers' logs are when a test begins."""
+    """Mark the ends of the servers' logs at the start of a test."""
     if (servers := item.session.stash.get(_SERVERS, None)) is not None:
         servers.mark()
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A test that failed shows what the servers have complained of."""
+    """Show the complaints of the servers when a test failed."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     servers = item.session.stash.get(_SERVERS, None)
@@ -698,7 +698,7 @@ def _needed(session: pytest.Session) -> list[str]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Make the root file systems here, where it is no test's time and people can see what is going on."""
+    """Build the root file systems here: visible to users, and not part of a test's time."""
     if session.config.option.collectonly:
         return
     capture = session.config.pluginmanager.getplugin("capturemanager")

@@ -25,7 +25,7 @@ from tests.support.wait import eventually
 NODES: Final = 3
 JOIN_SECONDS: Final = 60.0
 
-# RabbitMQ 3.10 has only the second one.
+# RabbitMQ 3.10 has only the second variant.
 _RUNNING: Final = (
     "length(try rabbit_nodes:list_running() catch error:undef -> rabbit_nodes:all_running() end)"
 )
@@ -66,7 +66,7 @@ class RabbitCluster:
         eventually(lambda: all(self.members(node) == NODES for node in self.nodes), JOIN_SECONDS)
 
     def members(self, node: Broker) -> int:
-        """How many running nodes a node sees, itself included."""
+        """How many running nodes this node sees, including itself."""
         return int(node.evaluate(_RUNNING))
 
     def url(self, vhost: str) -> str:
@@ -92,7 +92,7 @@ class RabbitCluster:
         return pika.BlockingConnection([pika.URLParameters(node.url_of(vhost)) for node in self.nodes])
 
     def leader_of(self, queue: str, vhost: str) -> Broker:
-        """The node that leads a quorum queue, as soon as there is one."""
+        """Wait for a leader of a quorum queue and return its node."""
 
         def found() -> Broker | None:
             name = self.running[0].leader(queue, vhost)

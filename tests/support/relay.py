@@ -1,6 +1,6 @@
 """A relay between clients in the cluster's network and a RabbitMQ on the machine's loopback.
 
-It tells the writes of an operator process (declarations, deletions, consumers, what is handed back) to
+It reports the writes of an operator process (declarations, deletions, consumers, requeues) to
 `CrashPoints`; connections of pods pass unchanged.
 """
 
@@ -61,7 +61,7 @@ class Relay:
         )
 
     def start(self) -> None:
-        """Take connections."""
+        """Accept connections."""
         self._thread.start()
         assert self._up.wait(10), "the relay did not start"
 
@@ -73,7 +73,7 @@ class Relay:
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Every connection is reset, and new ones are, too, while the context lasts."""
+        """Reset all connections and all new ones while the context lasts."""
         self._refusing = True
         self._loop.call_soon_threadsafe(self._reset)
         try:
@@ -123,7 +123,7 @@ class Relay:
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:
-    """End a connection with a reset, as a machine does that is not what it was."""
+    """End a connection with a reset, as a restarted machine does."""
     made = writer.get_extra_info("socket")
     with contextlib.suppress(OSError):
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

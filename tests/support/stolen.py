@@ -1,4 +1,4 @@
-"""A service account's rights in other hands: its kubeconfig, and the policies of the chart that limit it."""
+"""A stolen service account: its kubeconfig, and the policies of the chart that limit it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def policies_for(account: str, namespace: str) -> Iterator[None]:
 
 
 def _are_in_force(account: str, namespace: str) -> bool:
-    """Whether the API server refuses what the policies forbid; it learns of them some time after they exist."""
+    """Whether the policies are in force: the API server loads them some time after their creation."""
     who = f"--as=system:serviceaccount:{namespace}:{account}", f"--namespace={namespace}", "--dry-run=server"
     return all(
         _refused("create", *what, *who)

@@ -1,6 +1,6 @@
 """A network between a client and RabbitMQ that can be made to fail: it refuses, delays, swallows and cuts.
 
-It knows where AMQP's frames begin and end, so that it can break a connection in the middle of one.
+It parses AMQP frames, so that it can break a connection in the middle of one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ DELIVERY: Final = Cut(to_broker=False, fits=_is_body)
 """A message on its way to the worker."""
 
 ACKNOWLEDGEMENT: Final = Cut(to_broker=True, fits=_is_ack)
-"""A worker's acknowledgement."""
+"""An acknowledgement from a worker."""
 
 COPY: Final = Cut(to_broker=True, fits=_is_body)
 """A copy that a worker publishes, for a retry or a dead letter."""
@@ -99,7 +99,7 @@ class TcpProxy:
         self._thread.join(10)
         self._loop.close()
 
-    # -- what can be wrong with it
+    # -- faults
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
@@ -112,7 +112,7 @@ class TcpProxy:
 
     @contextmanager
     def slow(self, seconds: float) -> Iterator[None]:
-        """Everything takes so much longer, in each direction."""
+        """Delay all data in both directions."""
         self._delay = seconds
         try:
             yield
@@ -121,7 +121,7 @@ class TcpProxy:
 
     @contextmanager
     def black_hole(self) -> Iterator[None]:
-        """Connections stay open and can be made, and nothing passes; what was held back passes afterwards."""
+        """Connections open and stay open, but no data passes until the context ends."""
         self._loop.call_soon_threadsafe(self._passes.clear)
         try:
             yield
@@ -129,7 +129,7 @@ class TcpProxy:
             self._loop.call_soon_threadsafe(self._passes.set)
 
     def cut(self, where: Cut, seconds: float = 20.0) -> None:
-        """Reset a connection in the middle of the next frame that fits, and return when that has happened."""
+        """Reset a connection in the middle of the next matching frame, and return after the reset."""
         before = self.cuts
         self._cut = where
         eventually(lambda: self.cuts > before, seconds)
@@ -236,7 +236,7 @@ async def _first_ends(*work: Any) -> None:
 
 
 def _frames(buffer: bytearray) -> Iterator[bytes]:
-    """Take whole frames from the front of what has come; the first thing a client sends is no frame."""
+    """Take whole frames from the received data; the first data from a client is no frame."""
     while len(buffer) >= _HEADER + _END:
         size = 8 if buffer.startswith(b"AMQP") else _HEADER + int.from_bytes(buffer[3:7]) + _END
         if len(buffer) < size:

@@ -1,7 +1,7 @@
-"""Commands that pages show in passing, run where the names in them mean something.
+"""Commands that pages show in passing, run where their names exist.
 
-`walkthrough` follows a page step by step. The other pages show single commands, indented, for a WorkQueue that the
-reader has: here one stands in for all of them.
+`walkthrough` follows a page step by step. The other pages show single indented commands for a WorkQueue of the
+reader: here one WorkQueue replaces all of them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def commands(page: str) -> Iterator[str]:
 
 
 class Terminal:
-    """Types commands, each with the names that it needs.
+    """Runs commands, each with the names that it needs.
 
     Args:
-        names: what stands for words in a command, asked for when the command is about to run.
-        inside: for a program that this machine lacks, what is put before it.
+        names: replacements for words in a command, called just before the command runs.
+        inside: the prefix for a program that this machine lacks.
         prepare: called with each command before it runs.
     """
 

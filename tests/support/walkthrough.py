@@ -1,4 +1,4 @@
-"""A page of the documentation, done as it says: its files written, its commands run, their output compared.
+"""Follow a page of the documentation: write its files, run its commands, compare their output.
 
 A page is written for people. Comments before a block tell the test what a person does by reading:
 
@@ -49,7 +49,7 @@ def blocks(page: str) -> Iterator[Block]:
 
 
 def walk(page: Path, folder: Path, environment: Mapping[str, str], seconds: float) -> None:
-    """Do in `folder` what a page says.
+    """Follow a page in `folder`.
 
     Raises:
         AssertionError: a command failed, or its output is not what the page shows.
@@ -89,7 +89,7 @@ def walk(page: Path, folder: Path, environment: Mapping[str, str], seconds: floa
 
 
 def _last_output(folder: Path) -> str:
-    """What the command that was running last has printed."""
+    """The output of the command that ran last."""
     outputs = sorted(folder.glob("output.*"), key=lambda path: path.stat().st_ctime)
     return outputs[-1].read_text()[-3000:] if outputs else "nothing was run"
 

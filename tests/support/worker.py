@@ -1,4 +1,4 @@
-"""Worker processes for tests: started for real, asked over their endpoint, ended with signals."""
+"""Real worker processes for tests: observed over their endpoint, ended with signals."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Worker:
                 },
             )
 
-    # -- what it says
+    # -- output
 
     @property
     def log(self) -> str:
@@ -72,7 +72,7 @@ class Worker:
         return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
 
     def count_log(self, sentence: str) -> int:
-        """How often a sentence was logged."""
+        """How often a message was logged."""
         return sum(entry["message"] == sentence for entry in self.log_entries)
 
     @property
@@ -80,7 +80,7 @@ class Worker:
         if not self._events_file.exists():
             return []
         text = self._events_file.read_text()
-        # A line that is just being written may be seen in part.
+        # A line may still be incomplete.
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def events_of(self, kind: str) -> list[Any]:
@@ -126,7 +126,7 @@ class Worker:
         eventually(lambda: self._check_alive() and self.status()["consuming"])
         return self
 
-    # -- what is done to it
+    # -- actions
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)

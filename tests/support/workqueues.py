@@ -1,4 +1,4 @@
-"""WorkQueues in the cluster under test, as a person works with them: applied, watched, deleted with kubectl."""
+"""WorkQueues in the cluster under test, as users work with them: applied, watched, deleted with kubectl."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Lab:
     _channel: Any = None
 
     def prepare(self) -> None:
-        """The Secret (its password has every character that a URL would have to escape) and the handlers."""
+        """The Secret (its password has every character that a URL must escape) and the handlers."""
         self.rabbit.add_vhost(self.vhost, self.vhost, self.password)
         self.secret("rabbitmq")
         kubectl(
@@ -66,7 +66,7 @@ class Lab:
     def channel(self) -> Any:
         """A channel in this lab's virtual host."""
         if self._channel is not None and not self._channel.is_open:
-            self.close()  # a refusal ends a channel, and leaves its connection open
+            self.close()  # a refusal closes the channel but not the connection
             self._channel = None
         if self._channel is None:
             self._channel = self.rabbit.channel(self.vhost, self.vhost, self.password)
@@ -78,7 +78,7 @@ class Lab:
             self._channel.connection.close()
 
     def reconnect(self) -> None:
-        """Begin with a new connection, after the broker was away."""
+        """Open a new connection, after the broker was unreachable."""
         self._channel = None
 
     def queues(self) -> dict[str, Object]:
@@ -86,7 +86,7 @@ class Lab:
         return self.rabbit.queues(self.vhost)
 
     def workqueue(self, name: str, **changes: Any) -> WorkQueueUnderTest:
-        """A WorkQueue whose workers tell the results queue `<name>.results`, not applied yet."""
+        """A WorkQueue whose workers publish to the results queue `<name>.results`, not applied yet."""
         results = f"{name}.results"
         self.channel.queue_declare(results, durable=True, arguments={"x-queue-type": "quorum"})
         body: Object = {
@@ -150,11 +150,11 @@ class WorkQueueUnderTest:
         return dict(self.get().get("status", {}))
 
     def exists(self) -> bool:
-        """Whether it is there at all."""
+        """Whether it exists."""
         return bool(kubectl("get", "wq", self.name, self._where, "--ignore-not-found", "--output=name"))
 
     def condition(self, kind: str) -> Object:
-        """A condition; empty while it is not there."""
+        """A condition; empty while it does not exist."""
         found = [c for c in self.status().get("conditions", []) if c["type"] == kind]
         return dict(found[0]) if found else {}
 
@@ -174,7 +174,7 @@ class WorkQueueUnderTest:
             raise AssertionError(f"{error}\n{json.dumps(self.status(), indent=1)}") from None
 
     def wait_ready(self) -> WorkQueueUnderTest:
-        """Wait until it says Ready, as `kubectl wait` would."""
+        """Wait until it is Ready, as `kubectl wait` does."""
         self.wait_condition("Ready", "True")
         return self
 
@@ -204,7 +204,7 @@ class WorkQueueUnderTest:
         self.lab.rabbit.publish(self.lab.channel, self.name, jobs)
 
     def results(self, count: int, seconds: float = 120) -> list[Object]:
-        """Wait for so many results, and take them."""
+        """Wait for this number of results, and take them."""
         taken: list[Object] = []
 
         def enough() -> bool:
@@ -241,7 +241,7 @@ class ReplicaWatch:
         return counts
 
     def first(self, condition: Callable[[int], bool]) -> float | None:
-        """When the first such value was seen, on time.monotonic()."""
+        """When the first matching value was seen, on time.monotonic()."""
         return next((at for at, count in self.seen if condition(count)), None)
 
 
@@ -260,7 +260,7 @@ def watching_replicas(workqueue: WorkQueueUnderTest) -> Iterator[ReplicaWatch]:
 
 @contextlib.contextmanager
 def lab_in(namespace: str, rabbit: Rabbit) -> Iterator[Lab]:
-    """A lab in a namespace that is there."""
+    """A lab in an existing namespace."""
     made = Lab(namespace, rabbit)
     made.prepare()
     try:
@@ -270,7 +270,7 @@ def lab_in(namespace: str, rabbit: Rabbit) -> Iterator[Lab]:
 
 
 def refusal(body: Object) -> str:
-    """What kubectl apply says to a resource that must be refused."""
+    """The error of kubectl apply for a resource that must be refused."""
     try:
         kubectl("apply", "--filename=-", input=json.dumps(body))
     except KubectlError as error:

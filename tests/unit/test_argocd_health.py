@@ -1,4 +1,4 @@
-"""What Argo CD shows of a WorkQueue, by the script in manifests/argocd, run by a Lua interpreter."""
+"""The health that Argo CD shows for a WorkQueue: the script in manifests/argocd, run by a Lua interpreter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an audit says, clean only if every package was looked up, and what the bill of materials lists."""
+"""The audit report, clean only if every package was looked up, and the bill of materials."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_tally_reports_nothing_before_its_end() -> None:
 
 
 def test_ratio_is_calculated_within_its_round() -> None:
-    # The second round met a machine that was ten times slower, for both.
+    # In the second round the machine was ten times slower for both.
     runs = {BASELINE: [Run(1000, 0), Run(100, 0)], "one": [Run(500, 0), Run(50, 0)]}
     assert ratios(runs, "one") == [0.5, 0.5]
 

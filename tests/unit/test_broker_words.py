@@ -1,4 +1,4 @@
-"""What people read when a connection ends: the broker's words or the system's, no name of a Python class."""
+"""The message when a connection ends: text from the broker or the system, no name of a Python class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is applied goes as text that is JSON and YAML at once: the API server reads it as YAML."""
+"""Applied objects are sent as text that is both JSON and YAML: the API server reads it as YAML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workqueue_operator.kube.client import _yaml
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
     ["😀", "\\ud83d\\ude00", "\\😀\\", "\x00\x7f"]
 )
-# YAML ends a key after 1,024 characters. None of what is applied is half as long: labels, annotations, field names.
+# YAML limits a key to 1,024 characters. The longest applied key (label, annotation, field name) is half as long.
 KEYS = TEXTS.filter(lambda text: len(text) <= 64)
 
 

@@ -1,4 +1,4 @@
-"""The operator's configuration: read once, all mistakes told together."""
+"""The operator's configuration: read once, all errors reported together."""
 
 from __future__ import annotations
 

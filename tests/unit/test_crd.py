@@ -1,4 +1,4 @@
-"""The definition has the form that Kubernetes accepts. What it lets in is asked of a real API server."""
+"""The CRD has the form that Kubernetes accepts. Admission is tested with a real API server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo's table shows."""
+"""The table of the demo."""
 
 from __future__ import annotations
 

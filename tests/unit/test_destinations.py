@@ -1,4 +1,4 @@
-"""Which hosts and addresses a connection Secret may lead the operator to."""
+"""The hosts and addresses to which a connection Secret may direct the operator."""
 
 from __future__ import annotations
 

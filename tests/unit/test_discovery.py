@@ -1,4 +1,4 @@
-"""What must be there before the watch starts: it is waited for, and what cannot be used is left out and said."""
+"""Prerequisites of the watch: the operator waits for them, and reports and skips unusable namespaces."""
 
 from __future__ import annotations
 

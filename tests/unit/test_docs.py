@@ -1,4 +1,4 @@
-"""The documentation against what it speaks about: links, commands, resources, metrics, reasons and tests."""
+"""The documentation against its subjects: links, commands, resources, metrics, reasons and tests."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def name_of(page: Path) -> str:
 pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
-# -- broker handles -----------------------------------------------------------------------------------------
+# -- links ----------------------------------------------------------------------------------------
 
 
 def slug(heading: str) -> str:
-    """The anchor that a heading gets where Markdown is shown."""
+    """The anchor of a heading in rendered Markdown."""
     text = LINK.sub(lambda link: link[0].partition("]")[0][1:], heading).strip().lower()
     return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
 
@@ -133,7 +133,7 @@ def test_every_picture_is_well_formed() -> None:
 
 
 def blocks(page: Path) -> list[str]:
-    """The lines of a page that are meant to be typed."""
+    """The lines of a page to type."""
     text = page.read_text().replace("\\\n", " ")
     lines = INDENTED.findall(FENCE.sub("", text))
     for language, block in FENCE.findall(text):
@@ -143,7 +143,7 @@ def blocks(page: Path) -> list[str]:
 
 
 def prose(page: Path) -> list[str]:
-    """What a page mentions in passing, which need not be complete."""
+    """Commands that a page mentions in passing, which may be incomplete."""
     return INLINE.findall(FENCE.sub("", page.read_text()))
 
 
@@ -267,7 +267,7 @@ SPOKEN_OF = {
     *("app", "bindings", "proc", "usr"),  # in containers
     *("handler", "job", "jobs", "spec"),  # of examples and JSON patches
 }
-"""Where absolute paths may begin. Those of the machine that a page was written on are none of these."""
+"""Allowed beginnings of absolute paths. Paths of an author's machine have other beginnings."""
 
 
 @pages

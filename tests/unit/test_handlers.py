@@ -1,4 +1,4 @@
-"""What an event of kopf leaves behind: its object in the store, and nothing large in the event itself."""
+"""What a kopf event leaves in memory: its object in the store, and nothing large in the event itself."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pod() -> dict[str, Any]:
 
 @pytest.fixture
 def _no_collector() -> Iterator[None]:
-    """Only reference counts free anything."""
+    """Disable the garbage collector: only reference counts free memory."""
     gc.collect()
     gc.disable()
     yield
@@ -70,7 +70,7 @@ def test_store_keeps_its_own_copy_of_an_event() -> None:
 
 
 def test_repeated_login_with_same_token_is_a_new_login() -> None:
-    """kopf ends when it is given again what was refused; an API server may refuse for a moment only."""
+    """kopf exits when it gets refused credentials again; an API server may refuse them only for a moment."""
     one, other = (watch._Connection(server="https://kubernetes", token="same") for _ in range(2))
     assert one != other
     assert len({one, other}) == 2

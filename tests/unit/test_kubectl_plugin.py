@@ -1,4 +1,4 @@
-"""The pure parts of `kubectl workqueue`: options, sentences, ways to the broker, completion."""
+"""The pure parts of `kubectl workqueue`: options, sentences, broker access, completion."""
 
 from __future__ import annotations
 
@@ -362,7 +362,7 @@ DOCS = sorted(Path(__file__).parents[2].glob("docs/**/*.md"))
 
 
 def typed() -> list[str]:
-    """Every `kubectl workqueue` that the pages tell people to type."""
+    """Every `kubectl workqueue` command in the documentation."""
     lines = (line.strip().removeprefix("$ ") for page in DOCS for line in page.read_text().splitlines())
     return sorted({line.partition(" < ")[0] for line in lines if line.startswith("kubectl workqueue ")})
 

@@ -1,4 +1,4 @@
-"""The ledger outside of the system: what it calls lost, twice, and explained; and the table of the fault matrix."""
+"""The ledger outside the system: lost, duplicate and explained messages; and the table of the fault matrix."""
 
 from __future__ import annotations
 

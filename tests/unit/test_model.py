@@ -1,4 +1,4 @@
-"""The model reads what the API server holds, and says what the code may rely on."""
+"""The model parses stored objects and guarantees what the code relies on."""
 
 from __future__ import annotations
 

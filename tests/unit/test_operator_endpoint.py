@@ -1,4 +1,4 @@
-"""The operator's endpoint, asked over HTTP on loopback."""
+"""The operator's endpoint, over HTTP on loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of several operators serves a namespace: each must come to the same answer from what it can read."""
+"""Which of several operators serves a namespace: each must reach the same result from what it can read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose token it is: asked of the cluster, for the page's own audience."""
+"""The user of a token: a TokenReview for the page's own audience."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page works out before it shows anything: rows, their order, the sparkline, ages."""
+"""The view model of the page: rows, their order, the sparkline, ages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The LISTs that correct the store, and when a watch counts as blind."""
+"""The LISTs that correct the store, and the detection of a blind watch."""
 
 from __future__ import annotations
 

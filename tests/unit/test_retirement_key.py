@@ -94,7 +94,7 @@ async def test_foreign_secret_is_not_used(cluster: ApiServer) -> None:
 
 @pytest.mark.parametrize("data", [None, {}, {"key": "?"}], ids=["no data", "no key", "no base64"])
 async def test_unreadable_key_is_empty(cluster: ApiServer, data: Any) -> None:
-    """An empty key signs nothing that a worker takes: it counts as busy."""
+    """An empty key signs no valid request: the worker counts as busy."""
     owners = [render.owner_reference(workqueue())]
     cluster.secret = {"metadata": {"name": NAME, "ownerReferences": owners}, "data": data}
     assert await RetirementKeys(cluster).read(workqueue()) == b""

@@ -1,4 +1,4 @@
-"""Connection Secrets: read once, kept for a while, and each mistake a sentence without a password."""
+"""Connection Secrets: read once, cached for a while, and each error is a sentence without a password."""
 
 from __future__ import annotations
 

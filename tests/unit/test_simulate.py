@@ -31,7 +31,7 @@ def counts(load: JobMix, autoscaler: Autoscaler) -> list[tuple[float, int]]:
 
 
 def test_keda_model_scales_out_like_real_keda() -> None:
-    # Measured with KEDA 2.20, polling each second, 20 long messages from 0: 0.5 s, 2.5 s, then each 15 s.
+    # Measured with KEDA 2.20, polling every second, 20 long messages from 0: 0.5 s, 2.5 s, then every 15 s.
     load = workload(*[(0.0, 500.0)] * 20, seconds=100)
     steps = counts(load, Keda(load, polling_seconds=1.0, phase=2.5))
     assert [count for _, count in steps] == [1, 4, 8, 16, 20]
@@ -43,7 +43,7 @@ def test_keda_model_scales_to_zero_after_cooldown() -> None:
     (at_one, one), (at_zero, zero) = counts(load, Keda(load))
     assert (one, zero) == (1, 0)
     assert at_one == 30.0
-    # It is active for the last time at 30 s, and looks each 30 s.
+    # It is last active at 30 s, and polls every 30 s.
     assert at_zero == 330.0
 
 

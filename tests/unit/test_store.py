@@ -53,7 +53,7 @@ def names(store: Store, key: Key = JOBS) -> list[str]:
 def take_list(
     store: Store, kind: str, bodies: list[dict[str, Any]], taken_at: float, namespace: str | None = None
 ) -> None:
-    """A whole LIST, as `resync` brings it."""
+    """A whole LIST, as `resync` delivers it."""
     for body in bodies:
         store.put(kind, body)
     store.correct(kind, {key_of(body) for body in bodies}, namespace, taken_at)
@@ -165,7 +165,7 @@ def test_unchanged_list_enqueues_nothing(store: Store, woken: list[Key]) -> None
 def test_known_version_enqueues_nothing(
     store: Store, woken: list[Key], kind: str, body: dict[str, Any]
 ) -> None:
-    """After the answer to our own write the watch brings it, too; and a LIST brings everything."""
+    """After the response to our own write, the watch and each LIST deliver the same version."""
     store.put(kind, body)
     assert woken == [JOBS]
     store.put(kind, copy.deepcopy(body))
@@ -193,7 +193,7 @@ def test_list_of_one_namespace_keeps_other_namespaces(store: Store) -> None:
     assert store.workqueue(("elsewhere", "jobs")) is not None
 
 
-# -- who is woken
+# -- which WorkQueues are enqueued
 
 
 def test_own_status_write_enqueues_nothing(store: Store, woken: list[Key]) -> None:
@@ -350,7 +350,7 @@ def test_only_deployment_fields_a_pass_reads_are_kept(store: Store) -> None:
 
 
 def test_pods_are_sorted_by_name_without_ended_ones(store: Store) -> None:
-    """Evicted pods stay for hours, and a Deployment has replaced them long since."""
+    """Evicted pods stay for hours after the Deployment has replaced them."""
     store.put_pod(pod("b", 1))
     store.put_pod({**pod("c", 2), "status": {"phase": "Failed", "reason": "Evicted"}})
     store.put_pod(pod("a", 3))

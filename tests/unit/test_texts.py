@@ -1,4 +1,4 @@
-"""A mapping of JSON texts: like a dictionary of objects, but each look makes a new one."""
+"""A mapping stored as JSON: like a dictionary of objects, but each access parses a new one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the API server's pods and Deployments to what the operator says about them."""
+"""Views of the API server's pods and Deployments."""
 
 from __future__ import annotations
 

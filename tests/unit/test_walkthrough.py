@@ -1,4 +1,4 @@
-"""Pages that are followed step by step: what would go wrong on a page is seen."""
+"""The walkthrough of pages: an error on a page is detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example handler, as far as it needs no RabbitMQ; the rest is what `make demo` shows."""
+"""The example handler without RabbitMQ; `make demo` shows the rest."""
 
 from __future__ import annotations
 
