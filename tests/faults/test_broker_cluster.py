@@ -41,7 +41,7 @@ def work(cluster: RabbitCluster, workers: Workers, report: Report) -> Iterator[W
             connect=lambda: cluster.connect(vhost.name),
         )
         made.declare()
-        made.let_stand()
+        made.await_durable()
         made.start(2)
         yield made
         cluster.start_missing()

@@ -182,7 +182,7 @@ class Work:
                     arguments["x-delivery-limit"] = limit
                 channel.queue_declare(queue.name, durable=True, arguments=arguments)
 
-    def let_stand(self) -> None:
+    def await_durable(self) -> None:
         """A quorum queue survives the death of its broker only some time after it was declared."""
         time.sleep(SAFE_AFTER_SECONDS)
 

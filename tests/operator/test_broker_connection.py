@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.brokers import Probe, channel_of, probe, put, trouble_of
+from tests.support.brokers import Probe, channel_of, probe, put, connect_error_of
 from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost, running
 from tests.support.wait import until
@@ -55,14 +55,14 @@ async def test_broker_connects_and_knows_server_version(every_rabbitmq: Server) 
 
 
 async def test_wrong_password_is_reported_but_not_shown(every_rabbitmq: Server) -> None:
-    problem = await trouble_of(every_rabbitmq.url_of("/", password="wrong-secret"))
+    problem = await connect_error_of(every_rabbitmq.url_of("/", password="wrong-secret"))
     assert problem.reason is Reason.AUTHENTICATION_FAILED
     assert "'guest'" in problem.message
     assert "wrong-secret" not in problem.message
 
 
 async def test_missing_virtual_host_is_reported(every_rabbitmq: Server) -> None:
-    problem = await trouble_of(every_rabbitmq.url_of("nowhere"))
+    problem = await connect_error_of(every_rabbitmq.url_of("nowhere"))
     assert problem.reason is Reason.VIRTUAL_HOST_NOT_FOUND
     assert "'nowhere'" in problem.message
 
@@ -72,7 +72,7 @@ async def test_denied_virtual_host_is_distinguished_from_missing_one(
 ) -> None:
     every_rabbitmq.add_user("stranger", "secret", "/")
     try:
-        problem = await trouble_of(every_rabbitmq.url_of(every_vhost.name, "stranger", "secret"))
+        problem = await connect_error_of(every_rabbitmq.url_of(every_vhost.name, "stranger", "secret"))
     finally:
         every_rabbitmq.delete_user("stranger")
     assert problem.reason is Reason.PERMISSION_DENIED
@@ -80,13 +80,13 @@ async def test_denied_virtual_host_is_distinguished_from_missing_one(
 
 
 async def test_refused_port_is_unreachable() -> None:
-    problem = await trouble_of(f"amqp://guest:guest@127.0.0.1:{refused_port()}/")
+    problem = await connect_error_of(f"amqp://guest:guest@127.0.0.1:{refused_port()}/")
     assert problem.reason is Reason.BROKER_UNREACHABLE
     assert "Connection refused" in problem.message or "ConnectionRefused" in problem.message
 
 
 async def test_unknown_host_is_unreachable() -> None:
-    problem = await trouble_of("amqp://guest:guest@no-such-host.invalid/")
+    problem = await connect_error_of("amqp://guest:guest@no-such-host.invalid/")
     assert problem.reason is Reason.BROKER_UNREACHABLE
     assert "no-such-host.invalid" in problem.message
 
@@ -124,7 +124,7 @@ async def test_broker_stopping_within_handshake_is_not_a_wrong_password(rabbitmq
     server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        problem = await trouble_of(f"amqp://guest:guest@127.0.0.1:{port}/")
+        problem = await connect_error_of(f"amqp://guest:guest@127.0.0.1:{port}/")
     assert problem.reason is Reason.BROKER_UNREACHABLE
 
 
@@ -136,7 +136,7 @@ async def test_server_of_another_protocol_is_unreachable() -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        problem = await trouble_of(f"amqp://guest:guest@127.0.0.1:{port}/")
+        problem = await connect_error_of(f"amqp://guest:guest@127.0.0.1:{port}/")
     assert problem.reason is Reason.BROKER_UNREACHABLE
 
 
@@ -188,7 +188,7 @@ async def test_broker_authenticates_with_client_certificate(every_rabbitmq: Serv
 
 
 async def test_server_certificate_of_unknown_ca_is_refused(rabbitmq: Server) -> None:
-    problem = await trouble_of(tls_binding(rabbitmq, ""))
+    problem = await connect_error_of(tls_binding(rabbitmq, ""))
     assert problem.reason is Reason.BROKER_UNREACHABLE
     assert "certificate" in problem.message.lower()
 
@@ -209,7 +209,7 @@ async def test_server_certificate_of_unknown_ca_is_refused(rabbitmq: Server) -> 
 async def test_unreadable_certificate_is_blamed_on_the_secret(
     rabbitmq: Server, changes: dict[str, str]
 ) -> None:
-    problem = await trouble_of(tls_binding(rabbitmq, **{"authority": "", **changes}))
+    problem = await connect_error_of(tls_binding(rabbitmq, **{"authority": "", **changes}))
     assert problem.reason is Reason.SECRET_INVALID
     assert "ca.crt" in problem.message
 

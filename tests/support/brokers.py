@@ -54,7 +54,7 @@ async def probe(binding: Binding | str) -> AsyncIterator[Probe]:
         await made.close()
 
 
-async def trouble_of(binding: Binding | str) -> ReconcileError:
+async def connect_error_of(binding: Binding | str) -> ReconcileError:
     """Why a Broker cannot connect."""
     async with probe(binding) as broker:
         try:
