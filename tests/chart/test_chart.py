@@ -245,7 +245,7 @@ def test_edit_role_writes_workqueues_and_view_role_only_reads() -> None:
                 "WORKQUEUE_POD_NAME": None,
                 "WORKQUEUE_POD_NAMESPACE": None,
             },
-            id="the defaults",
+            id="default-values",
         ),
         pytest.param(
             EVERYTHING,
@@ -259,7 +259,7 @@ def test_edit_role_writes_workqueues_and_view_role_only_reads() -> None:
                 "WORKQUEUE_METRICS_FROM": '[{"namespaceSelector":{}}]',
                 "SSL_CERT_DIR": "/etc/ssl/certs",
             },
-            id="everything at once",
+            id="all-values",
         ),
     ],
 )
@@ -343,35 +343,29 @@ def test_dashboard_is_discoverable_by_grafana() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
+        pytest.param({"replicas": 3}, "additional properties 'replicas' not allowed", id="unknown-value"),
         pytest.param(
-            {"replicas": 3}, "additional properties 'replicas' not allowed", id="a name that is not there"
+            {"image": {"name": "x"}}, "additional properties 'name' not allowed", id="unknown-nested-value"
         ),
+        pytest.param({"replicaCount": "two"}, "got string, want integer", id="word-for-a-number"),
+        pytest.param({"replicaCount": -1}, "minimum: got -1, want 0", id="negative-count"),
+        pytest.param({"watchNamespaces": "shop"}, "got string, want array", id="namespace-without-list"),
+        pytest.param({"watchNamespaces": ["Shop"]}, "does not match pattern", id="impossible-namespace"),
         pytest.param(
-            {"image": {"name": "x"}}, "additional properties 'name' not allowed", id="one below a group"
+            {"watchNamespaces": ["shop", "shop"]}, "items at 0 and 1 are equal", id="duplicate-namespace"
         ),
-        pytest.param({"replicaCount": "two"}, "got string, want integer", id="a word for a number"),
-        pytest.param({"replicaCount": -1}, "minimum: got -1, want 0", id="a negative count"),
-        pytest.param(
-            {"watchNamespaces": "shop"}, "got string, want array", id="one namespace without a list"
-        ),
-        pytest.param(
-            {"watchNamespaces": ["Shop"]}, "does not match pattern", id="a namespace that cannot exist"
-        ),
-        pytest.param(
-            {"watchNamespaces": ["shop", "shop"]}, "items at 0 and 1 are equal", id="a namespace twice"
-        ),
-        pytest.param({"logLevel": "loud"}, "value must be one of 'debug', 'info'", id="an unknown level"),
-        pytest.param({"sweepSeconds": 0}, "exclusiveMinimum: got 0, want 0", id="a sweep without pause"),
-        pytest.param({"image": {"digest": "sha256:1"}}, "does not match pattern", id="half a digest"),
+        pytest.param({"logLevel": "loud"}, "value must be one of 'debug', 'info'", id="unknown-log-level"),
+        pytest.param({"sweepSeconds": 0}, "exclusiveMinimum: got 0, want 0", id="poll-without-pause"),
+        pytest.param({"image": {"digest": "sha256:1"}}, "does not match pattern", id="truncated-digest"),
         pytest.param(
             {"metrics": {"prometheusRule": {"alertLabels": {"team": 1}}}},
             "got number, want string",
-            id="a label that is a number",
+            id="numeric-label",
         ),
         pytest.param(
             {"metrics": {"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}},
             "metrics.serviceMonitor needs the Service: set metrics.service.enabled to true",
-            id="a monitor of nothing",
+            id="monitor-without-target",
         ),
     ],
 )

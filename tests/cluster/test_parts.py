@@ -78,11 +78,11 @@ def test_lock_excludes_others_and_leaves_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tag", "name"),
     [
-        pytest.param("a:1", "docker.io/library/a:1", id="a bare name is in the library"),
-        pytest.param("a/b:1", "docker.io/a/b:1", id="an owner is one of the usual registry"),
-        pytest.param("localhost/a:1", "localhost/a:1", id="localhost is a registry"),
-        pytest.param("registry.test/a:1", "registry.test/a:1", id="a dot makes it a registry"),
-        pytest.param("registry:5000/a", "registry:5000/a", id="a port makes it a registry"),
+        pytest.param("a:1", "docker.io/library/a:1", id="bare-name-in-library"),
+        pytest.param("a/b:1", "docker.io/a/b:1", id="owner-in-default-registry"),
+        pytest.param("localhost/a:1", "localhost/a:1", id="localhost-registry"),
+        pytest.param("registry.test/a:1", "registry.test/a:1", id="registry-with-dot"),
+        pytest.param("registry:5000/a", "registry:5000/a", id="registry-with-port"),
     ],
 )
 def test_image_names_are_normalized_like_kubernetes(tag: str, name: str) -> None:

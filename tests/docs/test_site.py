@@ -36,7 +36,7 @@ def test_every_page_is_published_and_searchable(site: Path) -> None:
     assert {page for page in pages if f'"{page}"' not in index} == set()
 
 
-def test_front_page_links_into_the_site(site: Path) -> None:
+def test_site_index_leads_to_get_started(site: Path) -> None:
     target = re.search(r'url=([^"]+)"', (site / "index.html").read_text())
     assert target
     assert "get-started.html" in (site / target[1]).read_text()

@@ -261,18 +261,18 @@ WRONG = [
     pytest.param(
         ["status", "nobody"],
         "has no WorkQueue 'nobody': `kubectl get wq -A` lists all, -n chooses a namespace.",
-        id="no such WorkQueue",
+        id="status-of-missing-workqueue",
     ),
-    pytest.param(["pause", "nobody"], "has no WorkQueue 'nobody'", id="nothing to pause"),
-    pytest.param(["send", "nobody", "x"], "has no WorkQueue 'nobody'", id="nothing to send to"),
-    pytest.param(["top", "--context=other"], 'context "other" does not exist', id="no such context"),
+    pytest.param(["pause", "nobody"], "has no WorkQueue 'nobody'", id="pause-of-missing-workqueue"),
+    pytest.param(["send", "nobody", "x"], "has no WorkQueue 'nobody'", id="send-to-missing-workqueue"),
+    pytest.param(["top", "--context=other"], 'context "other" does not exist', id="missing-context"),
     pytest.param(
-        ["top", "--as=stranger"], 'User "stranger" cannot list resource "workqueues"', id="no right"
+        ["top", "--as=stranger"], 'User "stranger" cannot list resource "workqueues"', id="missing-right"
     ),
     pytest.param(
         ["send", "plugin", "x", "--as=system:serviceaccount:default:default"],
         "cannot get resource",
-        id="no right to the credentials",
+        id="missing-right-to-credentials",
     ),
 ]
 

@@ -54,7 +54,7 @@ def connections_closed(site: Site, _: WorkQueueUnderTest) -> Iterator[None]:
 
 
 @contextmanager
-def nobody_marks(site: Site, _: WorkQueueUnderTest) -> Iterator[None]:
+def marks_refused(site: Site, _: WorkQueueUnderTest) -> Iterator[None]:
     with site.proxy.fault(Fault(lambda asked: asked.write == "merge pods", status=409)):
         yield
 
@@ -70,7 +70,7 @@ FAULTS: Final[dict[str, Injected]] = {
     "RabbitMQ unreachable": lambda site, _: site.relay.refusing(),
     "all connections to RabbitMQ closed": connections_closed,
     "worker pod killed": a_worker_dies,
-    "pods cannot be marked": nobody_marks,
+    "pods cannot be marked": marks_refused,
 }
 
 

@@ -63,7 +63,7 @@ def test_dashboard_panels_do_not_overlap() -> None:
     assert [panel["id"] for panel in MADE["panels"]] == list(range(1, len(MADE["panels"]) + 1))
 
 
-def test_panel_has_a_description_and_a_unit() -> None:
+def test_panel_has_a_description() -> None:
     for panel in dashboard.panels():
         assert panel.description.endswith(".")
 

@@ -303,7 +303,7 @@ async def test_unexpected_error_does_not_end_reconnecting(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise RuntimeError("nobody thought of this")
+        raise RuntimeError("an unexpected error")
 
     with monkeypatch.context() as broken:
         broken.setattr(Probe, "_parameters", fail)

@@ -73,22 +73,22 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{held.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("mistake", ["nobody listens", "a wrong password", "not the API", "no such queue"])
+@pytest.mark.parametrize("mistake", ["no-listener", "wrong-password", "not-the-api", "missing-queue"])
 async def test_unanswered_management_request_is_unknown_and_never_zero(
     vhost: VirtualHost, management: Management, mistake: str
 ) -> None:
     right = binding_of(vhost)
     wrong = {
-        "nobody listens": replace(right, management_uri=closed_port()),
-        "a wrong password": replace(right, password="wrong"),
-        "not the API": replace(right, management_uri=f"http://127.0.0.1:{vhost.broker.port}"),
-        "no such queue": right,
+        "no-listener": replace(right, management_uri=closed_port()),
+        "wrong-password": replace(right, password="wrong"),
+        "not-the-api": replace(right, management_uri=f"http://127.0.0.1:{vhost.broker.port}"),
+        "missing-queue": right,
     }[mistake]
     count = await management.unacknowledged(wrong, "jobs")
     assert isinstance(count, Unknown)
     assert count.reason is Reason.UNACKNOWLEDGED_UNKNOWN
     assert "wrong" not in count.message
-    if mistake != "no such queue":
+    if mistake != "missing-queue":
         assert isinstance(await management.delay_queues(wrong, "jobs"), Unknown)
 
 

@@ -174,7 +174,7 @@ async def test_failed_poll_round_is_followed_by_another(
 
             async def counts(queue: str) -> QueueCounts:
                 failed.append(queue)
-                raise RuntimeError("nobody thought of this")
+                raise RuntimeError("an unexpected error")
 
             broken.setattr(handle.broker, "counts", counts)
             await until(lambda: failed)

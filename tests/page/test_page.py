@@ -568,11 +568,11 @@ async def test_standby_without_leader_reports_it_and_does_not_loop() -> None:
 
 
 LEASES = [
-    pytest.param("op-1", "10.0.0.7", "http://10.0.0.7:8081", id="another pod leads"),
-    pytest.param("op-1", "fd00::7", "http://[fd00::7]:8081", id="with an address of IPv6"),
-    pytest.param("op-1", "", None, id="a pod without an address yet"),
-    pytest.param("me", "10.0.0.7", None, id="we hold it ourselves and do not serve yet"),
-    pytest.param("", "10.0.0.7", None, id="nobody holds it"),
+    pytest.param("op-1", "10.0.0.7", "http://10.0.0.7:8081", id="other-leader-ipv4"),
+    pytest.param("op-1", "fd00::7", "http://[fd00::7]:8081", id="other-leader-ipv6"),
+    pytest.param("op-1", "", None, id="leader-without-address"),
+    pytest.param("me", "10.0.0.7", None, id="own-lease-before-serving"),
+    pytest.param("", "10.0.0.7", None, id="unheld-lease"),
 ]
 
 

@@ -34,7 +34,7 @@ CASES = {
     "Ready is True": ((conditions("True", "AsExpected"),), "Healthy"),
     "Ready is False": ((conditions("False", "SecretNotFound"),), "Degraded"),
     "Ready is Unknown": ((conditions("Unknown", "BrokerTimeout"),), "Progressing"),
-    "nobody has looked yet": ((None,), "Progressing"),
+    "no status yet": ((None,), "Progressing"),
     "unseen by an operator": (
         (crd.schema()["properties"]["status"]["default"],),
         "Progressing",

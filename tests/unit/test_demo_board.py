@@ -37,7 +37,7 @@ def test_bar_chart_is_proportional(count: int, length: int) -> None:
         ),
     ],
 )
-def test_demo_board_draws_every_row(workers: Workers, shown: str) -> None:
+def test_worker_picture_shows_each_state(workers: Workers, shown: str) -> None:
     assert picture(workers) == shown
 
 

@@ -44,7 +44,7 @@ BOTH_DONE = (event(0, "done"), event(1, "done"))
             set(),
             id="a retry had two copies",
         ),
-        pytest.param(ledger(*BOTH_DONE, event(7, "done")), set(), {7}, id="nobody sent it"),
+        pytest.param(ledger(*BOTH_DONE, event(7, "done")), set(), {7}, id="never-sent"),
     ],
 )
 def test_ledger_finds_lost_and_unexplained_messages(

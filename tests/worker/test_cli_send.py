@@ -273,7 +273,7 @@ def test_bad_usage_exits_with_2_and_advice(capsys, monkeypatch, arguments, words
 
 UNREACHABLE = [
     (
-        "nobody listens",
+        "no listener",
         "amqp://127.0.0.1:1/",
         r"RabbitMQ at amqp://127.0.0.1:1/ cannot be used: ConnectionRefused",
     ),
