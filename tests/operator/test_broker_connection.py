@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.brokers import Probe, channel_of, probe, put, connect_error_of
+from tests.support.brokers import Probe, channel_of, connect_error_of, probe, put
 from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost, running
 from tests.support.wait import until
