@@ -74,7 +74,7 @@ def test_releases_of_one_name_in_two_namespaces_have_policies_of_their_own() -> 
     assert not {name for name in video & reports if name[0].startswith("ValidatingAdmission")}
 
 
-def test_policies_can_be_left_out() -> None:
+def test_policies_can_be_disabled() -> None:
     assert made(admissionPolicy={"enabled": False}) == ([], [])
 
 

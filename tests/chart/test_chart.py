@@ -388,7 +388,7 @@ def test_upgrade_that_reuses_the_values_of_an_older_chart_has_the_policies() -> 
     assert only(objects, "NetworkPolicy")["spec"]["policyTypes"] == ["Ingress"]
 
 
-def test_the_schema_knows_every_value_and_its_default() -> None:
+def test_values_schema_covers_every_value_and_default() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     for value in (leaf for top in chart_values() for leaf in top.leaves()):
         node = schema

@@ -75,7 +75,7 @@ def test_detail_page_names_what_ails_pods_and_dead_letters() -> None:
     assert "RabbitMQ is away." in page
 
 
-def test_sums_name_the_workqueues_whose_count_is_unknown() -> None:
+def test_sum_names_workqueues_with_unknown_count() -> None:
     summary = view_model.Summary()
     for one in (body("a", messages=3, deadLetters=0), body("b", "False", deadLetters=2)):
         summary.add(one)

@@ -21,7 +21,6 @@ from tests.support.kubernetes import (
     kubectl,
     kubectl_json,
     release_workqueues,
-    wait_until,
 )
 from tests.support.objects import Object
 from tests.support.typed import Terminal, commands

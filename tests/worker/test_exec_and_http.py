@@ -257,7 +257,7 @@ def test_message_that_waits_for_its_server_keeps_nothing_of_the_calls_that_faile
     assert message.cancelled._callbacks is None
 
 
-def test_a_server_that_never_listens_is_named() -> None:
+def test_http_handler_that_never_listens_is_named() -> None:
     with server(say(200)) as gone:
         url = gone.url
     pauses: list[float] = []

@@ -205,7 +205,7 @@ def test_first_signal_does_not_end_the_grace_of_a_worker_that_ends_by_itself(
     assert worker.events_of("start")[1:] == worker.events_of("end"), "the other slot's handler has finished"
 
 
-def test_a_retry_that_is_under_way_is_finished_first(vhost: VirtualHost, workers: Workers) -> None:
+def test_pending_retry_is_finished_before_exit(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--delays", "30").wait_consuming()
     publish(vhost, {"id": 1, "do": "fail"})
     eventually(lambda: worker.events_of("start") == [1])

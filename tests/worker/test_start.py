@@ -120,7 +120,7 @@ def test_worker_whose_port_is_taken_takes_no_message(vhost: VirtualHost, workers
     assert not properties.headers
 
 
-def test_the_environment_alone_configures_a_worker_as_in_a_pod(vhost: VirtualHost, workers: Workers) -> None:
+def test_environment_alone_configures_a_worker(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(
         None,
         handler=None,
