@@ -21,6 +21,7 @@ from workqueue import logs
 from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.config import Config, from_environment
 from workqueue_operator.destinations import Destinations
 from workqueue_operator.endpoint import Endpoint
@@ -36,6 +37,7 @@ from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.reconcile.finalize import Finalizer
+from workqueue_operator.reconcile.queue import ReconcileQueue
 from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
 from workqueue_operator.reconcile.reporter import Reporter
 from workqueue_operator.scaling.gather import Gatherer
@@ -158,23 +160,24 @@ class Operator:
     async def _serve(self, cluster: Cluster, namespaces: tuple[str, ...], left_out: dict[str, str]) -> None:
         config = self._config
         destinations = Destinations(config.allowed_broker_hosts)
-        reconciler = Reconciler(self._fail)
-        store = Store(reconciler.wake)
+        clock = SystemClock()
+        queue = ReconcileQueue(clock)
+        store = Store(queue.add)
         brokers = self._brokers = BrokerPool(
-            reconciler.wake,
-            reconciler.rang,
+            queue.add,
+            queue.ring,
             config.sweep_seconds,
             config.idle_sweep_seconds,
             destinations,
         )
         workers = Workers()
         management = Management(destinations)
-        secrets = Secrets(cluster, reconciler.wake)
+        secrets = Secrets(cluster, queue.add)
         ownership = Ownership(
             cluster,
             f"{config.pod_namespace}/{config.release}",
             config.namespaces,
-            reconciler.wake_namespaces,
+            lambda moved: add_namespaces(queue, store, moved),
             lambda: {namespace for namespace, _ in store.workqueues},
         )
         listener = (
@@ -192,29 +195,34 @@ class Operator:
                 "podSelector": {"matchLabels": {"app.kubernetes.io/name": "workqueue-operator"}},
             },
         )
-        workload = WorkloadApplier(cluster, defaults, reconciler.wake)
+        workload = WorkloadApplier(cluster, defaults, queue.add)
         self._metrics.namespaces_left_out.set(len(left_out))
         resync = Resync(cluster, store, namespaces, config.relist_seconds)
-        self._health = Health(resync, reconciler.keys, brokers)
+        self._health = Health(resync, queue, brokers)
+        targets = Targets(cluster, store, workload)
         parts = Dependencies(
+            queue=queue,
+            clock=clock,
             store=store,
             ownership=ownership,
             secrets=secrets,
             brokers=brokers,
-            gatherer=Gatherer(workers, management),
-            targets=Targets(cluster, store, workload),
-            scaler=Scaler(store, workload, Retirer(cluster, workers, store), reporter, self._metrics),
+            gatherer=Gatherer(targets, workers, management, clock),
+            targets=targets,
+            scaler=Scaler(store, workload, Retirer(cluster, workers, store), clock),
             reporter=reporter,
             finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter),
             bindings=Bindings(cluster, store),
             metrics=self._metrics,
+            on_fatal=self._fail,
         )
+        reconciler = Reconciler(parts)
         running: list[asyncio.Task[None]] = []
         try:
             # Everything is known before the first pass: one that misses a Deployment makes it.
             known = await self._unless_ended(ownership.first()) and await self._unless_ended(resync.first())
             if known:
-                reconciler.start(parts)
+                reconciler.start()
                 self._serving = True
                 running.append(asyncio.create_task(resync.run(), name="relist"))
                 running.append(asyncio.create_task(secrets.run(), name="secrets"))
@@ -227,7 +235,7 @@ class Operator:
                 running.append(watching)
                 await self._unless_ended(self._stop.wait())
         finally:
-            await reconciler.keys.stop(PATIENCE)
+            await queue.stop(PATIENCE)
             await brokers.close()
             if self._page is not None:
                 await self._page.stop_looking()
@@ -354,6 +362,12 @@ class Operator:
             age = handle.poller.age()
             if age is not None:
                 self._metrics.depth_age_seconds.labels(name, user).set(age)
+
+
+def add_namespaces(queue: ReconcileQueue, store: Store, namespaces: set[str]) -> None:
+    """Run a pass over each WorkQueue in these namespaces: another operator serves them from now on."""
+    for key in [key for key in store.workqueues if key[0] in namespaces]:
+        queue.add(key)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, LABEL_WORKQUEUE
 from workqueue_operator.workers import retire
 from workqueue_operator.workers.client import Address, Answer, SigningKeys, Workers, WorkerStatus
-from workqueue_operator.workers.retire import RetireOutcome, RetirePlan, Retirer, plan
+from workqueue_operator.workers.retire import RetireOutcome, RetirePlan, Retirer, RetireSteps, plan
 
 NOW = 1_800_000_000.0
 
@@ -202,14 +202,9 @@ class Scene:
     ) -> RetireOutcome:
         self.counted = self.counted or sum(not pod.terminating for pod in pods)
         retirement = Retirer(self.cluster, self.workers, self.store)
-        return await retirement.carry_out(
-            "team",
-            chosen,
-            lambda: pods,
-            KEYS,
-            self.lower,
-            self.confirm_empty if guarded else None,
-        )
+        confirm_empty = self.confirm_empty if guarded else None
+        steps = RetireSteps(lambda: pods, self.lower, confirm_empty)
+        return await retirement.retire("team", chosen, KEYS, steps)
 
     async def clear_left_over(self, pods: list[PodView], **replicaset: int) -> None:
         vars(self).update(replicaset)

@@ -27,7 +27,7 @@ from workqueue_operator.kube.store import Key, Store, key_of
 from workqueue_operator.kube.views import deployment_view
 from workqueue_operator.names import ANNOTATION_ABANDON, FINALIZER, workload_name
 from workqueue_operator.reconcile import status
-from workqueue_operator.reconcile.reporter import Reporter
+from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.scaling.decide import Depth
 from workqueue_operator.workers.client import Address, Workers
 
@@ -281,49 +281,47 @@ class Finalizer:
             return None
         finding = Finding("False", problem.reason, f"Deletion waits: {problem.message}")
         findings = {ConditionType.READY: finding, ConditionType.QUEUE_DECLARED: finding}
-        await self._reporter.event(
-            workqueue,
-            problem.reason is not Reason.DELETING,
-            problem.reason,
-            finding.message,
-            "Delete",
-            time.monotonic(),
-        )
+        warning = problem.reason is not Reason.DELETING
+        event = Event(problem.reason, finding.message, "Delete", warning=warning)
+        await self._reporter.event(workqueue, event, time.monotonic())
         moment = timestamp(datetime.now(UTC))
-        seen = await self._seen(workqueue, finding)
+        outcome = await self._outcome(workqueue, finding)
         await self._reporter.status(
-            workqueue, status.status(workqueue, seen, findings, moment), time.monotonic()
+            workqueue, status.status(workqueue, outcome, findings, moment), time.monotonic()
         )
         return AGAIN
 
-    async def _seen(self, workqueue: WorkQueue, finding: Finding) -> status.Seen:
+    async def _outcome(self, workqueue: WorkQueue, finding: Finding) -> status.Outcome:
         """What there is while the deletion waits."""
         namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
-        seen = status.Seen(finding, pods=self._store.pods_of(workqueue.key))
+        outcome = status.Outcome(finding, pods=self._store.pods_of(workqueue.key))
         if (
             workqueue.spec.worker is not None
             and (live := self._store.deployment(namespace, name)) is not None
         ):
-            running = [pod for pod in seen.pods if pod.running]
+            running = [pod for pod in outcome.pods if pod.running]
             statuses = await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in running])
             busy = sum(worker.busy > 0 for worker in statuses.values())
-            seen = replace(
-                seen, deployment=deployment_view(live), busy=busy if len(statuses) == len(running) else None
+            outcome = replace(
+                outcome,
+                deployment=deployment_view(live),
+                busy=busy if len(statuses) == len(running) else None,
             )
         handle = self._brokers.known(workqueue.key)
         if handle is None or not handle.broker.connected:
-            return seen
+            return outcome
         work = await _counts(handle, workqueue.queue_name)
         dead = await _counts(handle, dead_letter_queue_name(workqueue.queue_name))
         return replace(
-            seen,
+            outcome,
             depth=None if work is None else Depth(work.ready, 0, work.consumers),
             dead_letters=None if dead is None else dead.ready,
         )
 
     async def _let_go(self, workqueue: WorkQueue, message: str, *, warning: bool = False) -> None:
         self._empty_since.pop(workqueue.metadata.uid, None)
-        await self._reporter.event(workqueue, warning, Reason.DELETING, message, "Delete", time.monotonic())
+        event = Event(Reason.DELETING, message, "Delete", warning=warning)
+        await self._reporter.event(workqueue, event, time.monotonic())
         await self._write(workqueue, [name for name in workqueue.metadata.finalizers if name != FINALIZER])
         await self._brokers.leave(workqueue.key)
 

@@ -56,6 +56,16 @@ class Written:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What an Event and its log line say."""
+
+    reason: Reason
+    message: str
+    action: str
+    warning: bool = False
+
+
 class Reporter:
     """Writes status and Events.
 
@@ -162,31 +172,34 @@ class Reporter:
                 continue
             if before is None and finding.status == "True" and kind is not ConditionType.QUEUE_DECLARED:
                 continue
-            await self.event(workqueue, finding.status == "False", finding.reason, finding.message, kind, now)
+            event = Event(finding.reason, finding.message, kind, warning=finding.status == "False")
+            await self.event(workqueue, event, now)
 
-    async def event(
-        self, workqueue: WorkQueue, warning: bool, reason: Reason, message: str, action: str, now: float
-    ) -> None:
-        """Send one Event and write one log line; a failure to send is only logged."""
+    async def event(self, workqueue: WorkQueue, event: Event, now: float) -> None:
+        """Send one Event and write one log line. A failure to send is only logged.
+
+        Args:
+            now: seconds on the monotonic clock.
+        """
         namespace, name = workqueue.key
         logger.log(
-            logging.WARNING if warning else logging.INFO,
+            logging.WARNING if event.warning else logging.INFO,
             "A WorkQueue changed.",
             extra={
                 "namespace": namespace,
                 "workqueue": name,
-                "action": str(action),
-                "reason": reason.value,
-                "detail": message,
+                "action": str(event.action),
+                "reason": event.reason.value,
+                "detail": event.message,
             },
         )
-        uid, sent = workqueue.metadata.uid, (reason.value, message)
-        lately = {known: at for known, at in self._sent.get(uid, {}).items() if now - at < EVENT_AGAIN_AFTER}
-        if sent in lately:
+        uid, sent = workqueue.metadata.uid, (event.reason.value, event.message)
+        recent = {known: at for known, at in self._sent.get(uid, {}).items() if now - at < EVENT_AGAIN_AFTER}
+        if sent in recent:
             return
-        self._sent[uid] = {**lately, sent: now}
+        self._sent[uid] = {**recent, sent: now}
         if self._listener is not None:
-            self._listener(uid, warning, str(action), reason.value, message)
+            self._listener(uid, event.warning, str(event.action), event.reason.value, event.message)
         regarding = {
             "apiVersion": API_VERSION,
             "kind": KIND,
@@ -194,31 +207,34 @@ class Reporter:
             "name": name,
             "uid": uid,
         }
-        await self._send(regarding, warning, reason, message, str(action))
+        await self._send(regarding, event)
 
-    async def namespace_event(self, namespace: str, reason: Reason, message: str, action: str) -> None:
+    async def namespace_event(self, namespace: str, event: Event) -> None:
         """Send one Event about a namespace and write one log line."""
         logger.info(
             "A namespace changed.",
-            extra={"namespace": namespace, "action": action, "reason": reason.value, "detail": message},
+            extra={
+                "namespace": namespace,
+                "action": event.action,
+                "reason": event.reason.value,
+                "detail": event.message,
+            },
         )
         regarding = {"apiVersion": "v1", "kind": "Namespace", "namespace": namespace, "name": namespace}
-        await self._send(regarding, False, reason, message, action)
+        await self._send(regarding, event)
 
-    async def _send(
-        self, regarding: Mapping[str, str], warning: bool, reason: Reason, message: str, action: str
-    ) -> None:
-        """Send one Event; a failure is only logged."""
+    async def _send(self, regarding: Mapping[str, str], event: Event) -> None:
+        """Send one Event. A failure is only logged."""
         moment = datetime.now(UTC)
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {"generateName": f"{regarding['name']}-", "namespace": regarding["namespace"]},
             "eventTime": moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            "type": "Warning" if warning else "Normal",
-            "reason": reason.value,
-            "action": action,
-            "note": message[:1024],
+            "type": "Warning" if event.warning else "Normal",
+            "reason": event.reason.value,
+            "action": str(event.action),
+            "note": event.message[:1024],
             "reportingController": EVENT_REPORTER,
             "reportingInstance": self._instance,
             "regarding": dict(regarding),

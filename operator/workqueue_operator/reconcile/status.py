@@ -1,4 +1,4 @@
-"""From what was seen, decided and done to the status of a WorkQueue. PURE.
+"""From what was outcome, decided and done to the status of a WorkQueue. PURE.
 
 Place in the flow: the last step of a pass; `report` writes what is made here. Numbers stand in fields of
 their own, rounded, and never in a condition's message, so that a busy queue does not rewrite its conditions.
@@ -50,7 +50,7 @@ _REPLICAS: Final = frozenset({"replicas", "readyReplicas", "desiredReplicas", "b
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Outcome:
     """What a pass came to know and did.
 
     Attributes:
@@ -88,20 +88,20 @@ def rounded(count: int) -> int:
     return int(float(f"{count:.1e}"))
 
 
-def conditions(workqueue: WorkQueue, seen: Seen) -> dict[ConditionType, Finding]:
+def conditions(workqueue: WorkQueue, outcome: Outcome) -> dict[ConditionType, Finding]:
     """The findings of all conditions, in the order of ConditionType."""
     found = {
-        ConditionType.QUEUE_DECLARED: seen.queue,
-        ConditionType.DEPTH_KNOWN: _depth_known(seen),
-        ConditionType.WORKLOAD_APPLIED: _workload_applied(workqueue, seen),
-        ConditionType.WORKERS_AVAILABLE: _workers_available(seen),
-        ConditionType.SCALING_ACTIVE: _scaling_active(seen),
+        ConditionType.QUEUE_DECLARED: outcome.queue,
+        ConditionType.DEPTH_KNOWN: _depth_known(outcome),
+        ConditionType.WORKLOAD_APPLIED: _workload_applied(workqueue, outcome),
+        ConditionType.WORKERS_AVAILABLE: _workers_available(outcome),
+        ConditionType.SCALING_ACTIVE: _scaling_active(outcome),
     }
     return {**found, ConditionType.READY: _ready(workqueue, found)}
 
 
 def status(
-    workqueue: WorkQueue, seen: Seen, findings: Mapping[ConditionType, Finding], now: str
+    workqueue: WorkQueue, outcome: Outcome, findings: Mapping[ConditionType, Finding], now: str
 ) -> dict[str, Any]:
     """The whole status as the API server takes it.
 
@@ -114,13 +114,13 @@ def status(
         "selector": ",".join(
             f"{key}={value}" for key, value in pod_selector(workqueue.metadata.name).items()
         ),
-        **(seen.last_scale or _last_scale_before(workqueue)),
-        **_counts(workqueue, seen),
+        **(outcome.last_scale or _last_scale_before(workqueue)),
+        **_counts(workqueue, outcome),
     }
-    delays = workqueue.status.retry_delays_seconds if seen.retry_delays is None else seen.retry_delays
+    delays = workqueue.status.retry_delays_seconds if outcome.retry_delays is None else outcome.retry_delays
     if delays:
         fields["retryDelaysSeconds"] = list(delays)
-    if proven := seen.proven_hash or workqueue.status.proven_template_hash:
+    if proven := outcome.proven_hash or workqueue.status.proven_template_hash:
         fields["provenTemplateHash"] = proven
     fields["conditions"] = [_condition(workqueue, kind, finding, now) for kind, finding in findings.items()]
     return fields
@@ -158,24 +158,24 @@ def _last_scale_before(workqueue: WorkQueue) -> dict[str, str]:
     }
 
 
-def _counts(workqueue: WorkQueue, seen: Seen) -> dict[str, Any]:
+def _counts(workqueue: WorkQueue, outcome: Outcome) -> dict[str, Any]:
     """Return the counts that are known. An unknown count is left out, and is `?` in its column."""
     found: dict[str, int | None] = {
         "messages": None,
-        "retrying": seen.retrying,
+        "retrying": outcome.retrying,
         "consumers": None,
-        "busyReplicas": seen.busy,
-        "deadLetters": seen.dead_letters,
+        "busyReplicas": outcome.busy,
+        "deadLetters": outcome.dead_letters,
         # The scale subresource would read 0 where it is left out.
         "replicas": workqueue.status.replicas,
     }
-    if isinstance(seen.depth, Depth):
-        found |= {"messages": seen.depth.ready, "consumers": seen.depth.consumers}
-    if isinstance(seen.deployment, DeploymentView):
+    if isinstance(outcome.depth, Depth):
+        found |= {"messages": outcome.depth.ready, "consumers": outcome.depth.consumers}
+    if isinstance(outcome.deployment, DeploymentView):
         found |= {
-            "replicas": seen.deployment.current,
-            "readyReplicas": seen.deployment.ready,
-            "desiredReplicas": seen.deployment.replicas,
+            "replicas": outcome.deployment.current,
+            "readyReplicas": outcome.deployment.ready,
+            "desiredReplicas": outcome.deployment.replicas,
         }
     counts = {
         name: count if name in _REPLICAS else rounded(count)
@@ -183,8 +183,8 @@ def _counts(workqueue: WorkQueue, seen: Seen) -> dict[str, Any]:
         if count is not None
     }
     workers = UNKNOWN_COUNT
-    if isinstance(seen.deployment, DeploymentView):
-        workers = f"{seen.deployment.ready}/{seen.deployment.replicas}"
+    if isinstance(outcome.deployment, DeploymentView):
+        workers = f"{outcome.deployment.ready}/{outcome.deployment.replicas}"
     columns = {column: str(counts.get(name, UNKNOWN_COUNT)) for column, name in _COLUMNS.items()}
     return {**counts, "workers": workers, "columns": columns}
 
@@ -193,24 +193,24 @@ def _negative(unknown: Unknown) -> Finding:
     return Finding("Unknown" if unknown.reason in PENDING else "False", unknown.reason, unknown.message)
 
 
-def _depth_known(seen: Seen) -> Finding:
-    if isinstance(seen.depth, Unknown):
-        return _negative(seen.depth)
-    if seen.depth is None:
-        cause = seen.problem or Unknown(Reason.DEPTH_PENDING, "The queue has not been asked yet.")
+def _depth_known(outcome: Outcome) -> Finding:
+    if isinstance(outcome.depth, Unknown):
+        return _negative(outcome.depth)
+    if outcome.depth is None:
+        cause = outcome.problem or Unknown(Reason.DEPTH_PENDING, "The queue has not been asked yet.")
         return _negative(cause)
-    if seen.doorbell is not None:
-        return Finding("True", seen.doorbell.reason, seen.doorbell.message)
+    if outcome.doorbell is not None:
+        return Finding("True", outcome.doorbell.reason, outcome.doorbell.message)
     return Finding("True", Reason.DEPTH_OBSERVED, "The queue's depth is known.")
 
 
-def _workload_applied(workqueue: WorkQueue, seen: Seen) -> Finding:
+def _workload_applied(workqueue: WorkQueue, outcome: Outcome) -> Finding:
     if workqueue.spec.suspend:
         return Finding("Unknown", Reason.SUSPENDED, "spec.suspend is true: nothing is applied.")
-    if seen.deployment is None:
-        cause = seen.problem or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
+    if outcome.deployment is None:
+        cause = outcome.problem or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
         return Finding("Unknown", cause.reason, cause.message)
-    refusal = seen.deployment if isinstance(seen.deployment, Unknown) else seen.refusal
+    refusal = outcome.deployment if isinstance(outcome.deployment, Unknown) else outcome.refusal
     if refusal is not None:
         return _negative(refusal)
     if workqueue.spec.worker is None:
@@ -220,22 +220,24 @@ def _workload_applied(workqueue: WorkQueue, seen: Seen) -> Finding:
     return Finding("True", Reason.WORKLOAD_APPLIED, message)
 
 
-def _workers_available(seen: Seen) -> Finding:  # noqa: PLR0911 - one return a case reads best
-    deployment = seen.deployment
+def _workers_available(outcome: Outcome) -> Finding:  # noqa: PLR0911 - one return a case reads best
+    deployment = outcome.deployment
     if deployment is None:
-        cause = seen.problem or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
+        cause = outcome.problem or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
         return Finding("Unknown", cause.reason, cause.message)
     if isinstance(deployment, Unknown):
         return _negative(deployment)
     if deployment.refusal is not None:
         return _negative(deployment.refusal)
     failures = [
-        pod.failure for pod in seen.pods if pod.failure is not None and not pod.ready and not pod.terminating
+        pod.failure
+        for pod in outcome.pods
+        if pod.failure is not None and not pod.ready and not pod.terminating
     ]
     if failures:
         return _negative(failures[0])
     if deployment.replicas == 0:
-        running = "Workers finish what they have in hand and stop" if seen.busy else "No worker runs"
+        running = "Workers finish what they have in hand and stop" if outcome.busy else "No worker runs"
         return Finding("True", Reason.SCALED_TO_ZERO, f"{running}; a message on the queue starts one.")
     if deployment.ready == 0:
         return Finding(
@@ -244,26 +246,26 @@ def _workers_available(seen: Seen) -> Finding:  # noqa: PLR0911 - one return a c
     return Finding("True", Reason.WORKERS_READY, "Workers are Ready.")
 
 
-def _scaling_active(seen: Seen) -> Finding:
-    decision = seen.decision
+def _scaling_active(outcome: Outcome) -> Finding:
+    decision = outcome.decision
     if decision is None:
-        cause = seen.problem or Unknown(Reason.DEPTH_PENDING, "Nothing has been decided yet.")
+        cause = outcome.problem or Unknown(Reason.DEPTH_PENDING, "Nothing has been decided yet.")
         return _negative(cause)
-    if (obstacle := _obstacle(seen, decision)) is not None:
+    if (obstacle := _obstacle(outcome, decision)) is not None:
         return _negative(obstacle)
     if decision.reason in _WORTH_SAYING:
         return Finding("True", decision.reason, ADVICE[decision.reason])
     return Finding("True", Reason.AS_EXPECTED, "Replicas follow the depth of the queue.")
 
 
-def _obstacle(seen: Seen, decision: Decision) -> Unknown | None:
+def _obstacle(outcome: Outcome, decision: Decision) -> Unknown | None:
     """What keeps the count from following the depth as the spec asks, or None."""
     because = Unknown(decision.reason, decision.message)
     if decision.reason in _STANDING_STILL | _COUNT_REFUSED:
         return because
-    if seen.ignored is not None:
-        return seen.ignored
-    doubt = seen.depth.doubt if isinstance(seen.depth, Depth) else None
+    if outcome.ignored is not None:
+        return outcome.ignored
+    doubt = outcome.depth.doubt if isinstance(outcome.depth, Depth) else None
     if doubt is not None and doubt.reason is Reason.RETIRE_UNREACHABLE:
         return doubt
     unknown = isinstance(decision, Hold) and decision.wanted is None

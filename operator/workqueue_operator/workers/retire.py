@@ -85,6 +85,23 @@ class RetirePlan:
     ask: tuple[PodView, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RetireSteps:
+    """What a scale-in asks of its caller.
+
+    Attributes:
+        pods: returns the pods as the store knows them then. Asking takes seconds when a worker does not answer.
+        lower: lowers the count by a number, in one guarded write; returns None when the guard failed.
+        confirm_empty: before the step to zero, installs the doorbell and reads the queue. Returns True when the queue
+            is empty, False when a message waits, None when the doorbell cannot be installed. None instead of a
+            function: the queue need not be empty.
+    """
+
+    pods: Callable[[], Sequence[PodView]]
+    lower: Callable[[int], Awaitable[Object | None]]
+    confirm_empty: Callable[[], Awaitable[bool | None]] | None
+
+
 SEEN_WITHIN: Final = 5.0
 """Seconds for Kubernetes to see the marks."""
 
@@ -138,30 +155,20 @@ class Retirer:
         self._store = store
         self._workers = workers
 
-    async def carry_out(
-        self,
-        namespace: str,
-        chosen: RetirePlan,
-        look: Callable[[], Sequence[PodView]],
-        keys: SigningKeys,
-        lower: Callable[[int], Awaitable[Object | None]],
-        confirm_empty: Callable[[], Awaitable[bool | None]] | None,
+    async def retire(
+        self, namespace: str, chosen: RetirePlan, keys: SigningKeys, steps: RetireSteps
     ) -> RetireOutcome:
-        """Ask, mark, wait until that was seen, lower.
+        """Ask the workers, mark those that agree, wait until Kubernetes has seen the marks, lower the count.
 
         Args:
-            look: the pods as they are known at that moment; asking takes seconds when one does not answer.
-            keys: what the calls are signed with.
-            lower: lowers the count by a number in one guarded write; None when the guard failed.
-            confirm_empty: for the step to zero: hangs the bell and looks; True when the queue is empty, None
-                when the bell does not hang. None instead of a function: this step is not to zero.
+            keys: sign the calls to the workers.
         """
         deadline = time.monotonic() + LOWER_WITHIN
         answers = await self._workers.retire(map(_address, chosen.ask), keys)
         agreed = [pod for pod in chosen.ask if answers[pod.name] is Answer.RETIRED]
         leaving = [*chosen.dead, *agreed]
         going = {pod.uid for pod in leaving}
-        staying = [pod for pod in look() if not pod.terminating and pod.uid not in going]
+        staying = [pod for pod in steps.pods() if not pod.terminating and pod.uid not in going]
         outranked = _outranked(staying, leaving)
         if not leaving or outranked:
             await self._call_off(agreed, [], namespace, keys)
@@ -175,8 +182,8 @@ class Retirer:
         if before is None:
             await self._call_off(agreed, [], namespace, keys)
             return RetireOutcome(0, None, answers, UNSEEN)
-        if not staying and confirm_empty is not None:
-            empty = await confirm_empty()
+        if not staying and steps.confirm_empty is not None:
+            empty = await steps.confirm_empty()
             if not empty:
                 await self._call_off(agreed, [], namespace, keys)
                 return RetireOutcome(0, None, answers, _NO_DOORBELL if empty is None else _MESSAGE_CAME)
@@ -192,7 +199,7 @@ class Retirer:
             await self._call_off(agreed, leaving, namespace, keys)
             raise
         try:
-            lowered = await lower(len(leaving))
+            lowered = await steps.lower(len(leaving))
         except ClusterError as error:
             if error.refused:
                 await self._call_off(agreed, leaving, namespace, keys)

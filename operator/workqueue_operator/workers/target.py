@@ -13,6 +13,7 @@ from workqueue_operator.api.workqueue import WorkloadRef, WorkQueue
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import Cluster, Object, deployment_path
 from workqueue_operator.kube.store import Store
+from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import workload_name
 from workqueue_operator.workers.apply import Ensured, WorkloadApplier
 from workqueue_operator.workers.autoscalers import FRESH, Autoscalers
@@ -46,6 +47,10 @@ class Targets:
         ref = workqueue.spec.workload_ref
         name = ref.name if ref is not None else workload_name(workqueue.metadata.name)
         return self._store.deployment(workqueue.metadata.namespace, name)
+
+    def pods(self, workqueue: WorkQueue) -> list[PodView]:
+        """The pods of the WorkQueue as the store has them."""
+        return self._store.pods_of(workqueue.key)
 
     async def ensure(self, workqueue: WorkQueue) -> Ensured | Unknown:
         """The Deployment as it is now, made or put right where it is ours; or why there is none to scale.
