@@ -52,6 +52,7 @@ def api(url: str) -> FakeCluster:
     made.answer("GET", "/secrets/rabbitmq", {"data": {"uri": uri}})
     made.answer("PATCH", "/deployments/jobs-worker", applied)
     made.answer("PATCH", "/poddisruptionbudgets/jobs-worker", {})
+    made.answer("POST", "/secrets", {})
     made.answer("POST", "/events", {})
     made.answer("PATCH", "/workqueues/jobs/status", workqueue())
     return made
