@@ -185,7 +185,7 @@ class Operator:
             if self._page is not None
             else None
         )
-        reporter = Reporter(cluster, store, config.pod_name, self._metrics, listener)
+        reporter = Reporter(cluster, store, config.pod_name, self._metrics, listener, clock=clock)
         defaults = render.Defaults(
             config.worker_image,
             config.worker_network_policy,
@@ -195,11 +195,11 @@ class Operator:
                 "podSelector": {"matchLabels": {"app.kubernetes.io/name": "workqueue-operator"}},
             },
         )
-        workload = WorkloadApplier(cluster, defaults, queue.add)
+        workload = WorkloadApplier(cluster, defaults, queue.add, clock)
         self._metrics.namespaces_left_out.set(len(left_out))
         resync = Resync(cluster, store, namespaces, config.relist_seconds)
         self._health = Health(resync, queue, brokers)
-        targets = Targets(cluster, store, workload)
+        targets = Targets(cluster, store, workload, clock)
         parts = Dependencies(
             queue=queue,
             clock=clock,
@@ -209,9 +209,9 @@ class Operator:
             brokers=brokers,
             gatherer=Gatherer(targets, workers, management, clock),
             targets=targets,
-            scaler=Scaler(store, workload, Retirer(cluster, workers, store), clock),
+            scaler=Scaler(store, workload, Retirer(cluster, workers, store, clock), clock),
             reporter=reporter,
-            finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter),
+            finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
             bindings=Bindings(cluster, store),
             metrics=self._metrics,
             on_fatal=self._fail,

@@ -90,10 +90,10 @@ async def operator(cluster: FakeCluster, *namespaces: str) -> AsyncIterator[Pass
     queue = ReconcileQueue(clock)
     store, metrics, workers, management = Store(lambda _: None), Metrics(), Workers(), Management()
     secrets, brokers = Secrets(cluster), BrokerPool(lambda _: None, lambda _: None, 60, 60)
-    reporter = Reporter(cluster, store, "me", metrics)
-    workload = WorkloadApplier(cluster, Defaults(), lambda _: None)
+    reporter = Reporter(cluster, store, "me", metrics, clock=clock)
+    workload = WorkloadApplier(cluster, Defaults(), lambda _: None, clock)
     store.put_workqueue(workqueue())
-    targets = Targets(cluster, store, workload)
+    targets = Targets(cluster, store, workload, clock)
     parts = Dependencies(
         queue=queue,
         clock=clock,
@@ -103,9 +103,9 @@ async def operator(cluster: FakeCluster, *namespaces: str) -> AsyncIterator[Pass
         brokers=brokers,
         gatherer=Gatherer(targets, workers, management, clock),
         targets=targets,
-        scaler=Scaler(store, workload, Retirer(cluster, workers, store), clock),
+        scaler=Scaler(store, workload, Retirer(cluster, workers, store, clock), clock),
         reporter=reporter,
-        finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter),
+        finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
         bindings=Bindings(cluster, store),
         metrics=metrics,
         on_fatal=lambda _: None,

@@ -9,6 +9,7 @@ import pytest
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.metrics import Metrics
@@ -62,7 +63,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def reporter(cluster: FakeCluster, store: Store, metrics: Metrics) -> Reporter:
-    return Reporter(cluster, store, "operator-1", metrics)
+    return Reporter(cluster, store, "operator-1", metrics, clock=SystemClock())
 
 
 def events(cluster: FakeCluster) -> list[Any]:

@@ -40,9 +40,9 @@ class Api:
         self.cluster.answer("PATCH", "/deployments/jobs-worker", self.patch)
         self.cluster.answer("GET", "/deployments/jobs-worker", lambda _: self.body)
         store = Store(lambda _: None)
-        workload = WorkloadApplier(self.cluster, Defaults(), lambda _: None)
+        workload = WorkloadApplier(self.cluster, Defaults(), lambda _: None, SystemClock())
         nobody: Any = None
-        retirement = Retirer(self.cluster, nobody, store)
+        retirement = Retirer(self.cluster, nobody, store, SystemClock())
         self.scaler = Scaler(store, workload, retirement, SystemClock())
         self.state = ScaleState()
 

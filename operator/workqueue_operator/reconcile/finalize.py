@@ -7,9 +7,7 @@ deletionPolicy Retain never has our finalizer and goes at once.
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from workqueue.contract.binding import Binding
@@ -21,15 +19,16 @@ from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
 from workqueue_operator.errors import ClusterError, ReconcileError
-from workqueue_operator.kube.client import Cluster, deployment_path, workqueue_path
+from workqueue_operator.kube.client import deployment_path, workqueue_path
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Key, Store, key_of
 from workqueue_operator.kube.views import deployment_view
 from workqueue_operator.names import ANNOTATION_ABANDON, FINALIZER, workload_name
+from workqueue_operator.ports import Clock, Kubernetes, Workers
 from workqueue_operator.reconcile import status
 from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.scaling.decide import Depth
-from workqueue_operator.workers.client import Address, Workers
+from workqueue_operator.workers.client import Address
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class Finalizer:
 
     def __init__(
         self,
-        cluster: Cluster,
+        kubernetes: Kubernetes,
         store: Store,
         secrets: Secrets,
         brokers: BrokerPool,
@@ -57,9 +56,11 @@ class Finalizer:
         workers: Workers,
         reporter: Reporter,
         *,
+        clock: Clock,
         hidden_seconds: float = declare.HIDES_SECONDS,
     ) -> None:
-        self._cluster = cluster
+        self._kubernetes = kubernetes
+        self._clock = clock
         self._store = store
         self._secrets = secrets
         self._brokers = brokers
@@ -119,7 +120,7 @@ class Finalizer:
         """Ask the API server itself before anything is destroyed: the store may lag."""
         namespace, name = workqueue.key
         try:
-            live = await self._cluster.get(workqueue_path(namespace, name))
+            live = await self._kubernetes.get(workqueue_path(namespace, name))
         except ClusterError as error:
             if error.not_found:
                 return False
@@ -220,7 +221,7 @@ class Finalizer:
         deployment = self._store.deployment(namespace, name)
         if deployment is not None and deployment["spec"].get("replicas", 1) == 0:
             self._store.put_deployment(
-                await self._cluster.merge(deployment_path(namespace, name), {"spec": {"replicas": 1}})
+                await self._kubernetes.merge(deployment_path(namespace, name), {"spec": {"replicas": 1}})
             )
 
     async def _require_no_messages(
@@ -233,7 +234,7 @@ class Finalizer:
         except ReconcileError:
             self._empty_since.pop(uid, None)
             raise
-        now = time.monotonic()
+        now = self._clock.monotonic()
         looked = now - self._empty_since.setdefault(uid, now)
         if looked < self._hidden_seconds:
             await declare.require_nothing_hidden(workqueue, names, handle.broker)
@@ -258,7 +259,7 @@ class Finalizer:
         deployment = self._store.deployment(namespace, name)
         if deployment is not None and deployment["spec"].get("replicas", 1) > 0:
             self._store.put_deployment(
-                await self._cluster.merge(deployment_path(namespace, name), {"spec": {"replicas": 0}})
+                await self._kubernetes.merge(deployment_path(namespace, name), {"spec": {"replicas": 0}})
             )
         left = self._store.pods_of(workqueue.key)
         if left:
@@ -270,7 +271,7 @@ class Finalizer:
     async def _in_the_way(self, workqueue: WorkQueue, problem: ReconcileError) -> float | None:
         deleted = workqueue.metadata.deletion_timestamp
         assert deleted is not None  # noqa: S101 - only deleted WorkQueues come here
-        waited = (datetime.now(UTC) - deleted).total_seconds()
+        waited = (self._clock.now() - deleted).total_seconds()
         if problem.reason in _SECRET_IS_GONE and waited > WITHOUT_SECRET:
             await self._let_go(
                 workqueue,
@@ -283,11 +284,11 @@ class Finalizer:
         findings = {ConditionType.READY: finding, ConditionType.QUEUE_DECLARED: finding}
         warning = problem.reason is not Reason.DELETING
         event = Event(problem.reason, finding.message, "Delete", warning=warning)
-        await self._reporter.event(workqueue, event, time.monotonic())
-        moment = timestamp(datetime.now(UTC))
+        await self._reporter.event(workqueue, event, self._clock.monotonic())
+        moment = timestamp(self._clock.now())
         outcome = await self._outcome(workqueue, finding)
         await self._reporter.status(
-            workqueue, status.status(workqueue, outcome, findings, moment), time.monotonic()
+            workqueue, status.status(workqueue, outcome, findings, moment), self._clock.monotonic()
         )
         return AGAIN
 
@@ -321,7 +322,7 @@ class Finalizer:
     async def _let_go(self, workqueue: WorkQueue, message: str, *, warning: bool = False) -> None:
         self._empty_since.pop(workqueue.metadata.uid, None)
         event = Event(Reason.DELETING, message, "Delete", warning=warning)
-        await self._reporter.event(workqueue, event, time.monotonic())
+        await self._reporter.event(workqueue, event, self._clock.monotonic())
         await self._write(workqueue, [name for name in workqueue.metadata.finalizers if name != FINALIZER])
         await self._brokers.leave(workqueue.key)
 
@@ -331,7 +332,7 @@ class Finalizer:
             "metadata": {"finalizers": finalizers, "resourceVersion": workqueue.metadata.resource_version}
         }
         try:
-            self._store.put_workqueue(await self._cluster.merge(workqueue_path(namespace, name), body))
+            self._store.put_workqueue(await self._kubernetes.merge(workqueue_path(namespace, name), body))
         except ClusterError as error:
             # Gone, or changed meanwhile: the event that says so brings the next pass.
             if not error.not_found and not error.conflict:

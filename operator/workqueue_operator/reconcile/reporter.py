@@ -10,17 +10,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.digest import digest
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.kube.client import Cluster, workqueue_path
+from workqueue_operator.kube.client import workqueue_path
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import API_VERSION, EVENT_REPORTER, KIND, STATUS_FIELD_MANAGER
+from workqueue_operator.ports import Clock, Kubernetes
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +77,16 @@ class Reporter:
 
     def __init__(
         self,
-        cluster: Cluster,
+        kubernetes: Kubernetes,
         store: Store,
         instance: str,
         metrics: Metrics,
         listener: Callable[[str, bool, str, str, str], None] | None = None,
+        *,
+        clock: Clock,
     ) -> None:
-        self._cluster = cluster
+        self._kubernetes = kubernetes
+        self._clock = clock
         self._listener = listener
         self._store = store
         self._metrics = metrics
@@ -123,7 +126,7 @@ class Reporter:
             if written.without_numbers == wanted.without_numbers and now - written.at < NUMBERS_EVERY:
                 return NUMBERS_EVERY - (now - written.at)
         namespace, name = workqueue.key
-        answer = await self._cluster.apply(
+        answer = await self._kubernetes.apply(
             f"{workqueue_path(namespace, name)}/status",
             {
                 "apiVersion": API_VERSION,
@@ -225,7 +228,7 @@ class Reporter:
 
     async def _send(self, regarding: Mapping[str, str], event: Event) -> None:
         """Send one Event. A failure is only logged."""
-        moment = datetime.now(UTC)
+        moment = self._clock.now()
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
@@ -240,7 +243,7 @@ class Reporter:
             "regarding": dict(regarding),
         }
         try:
-            await self._cluster.create(
+            await self._kubernetes.create(
                 f"/apis/events.k8s.io/v1/namespaces/{regarding['namespace']}/events", body
             )
         except ClusterError as error:

@@ -190,27 +190,24 @@ class ScaleInWindow:
         return self.peaks[0][1] if self.peaks else 0
 
 
-def wanted_replicas(
-    spec: WorkQueueSpec, depth: Depth, load: Load, concurrency: int, *, unconfirmed: int = 0
-) -> int:
-    """The count that the backlog asks for, before minimum and maximum.
+def wanted_replicas(spec: WorkQueueSpec, depth: Depth, load: Load, concurrency: int) -> int:
+    """Return the count that the backlog asks for, before minimum and maximum.
 
-    With `messagesPerReplica` m: ceil((ready + in handlers) / m). With `targetDrainSeconds` T, handler
-    seconds s and arrivals r: ceil((ready * s / T + r * s) / concurrency); the second term is Little's law,
-    enough workers to keep up, so that a steady load does not make the count bounce.
+    With `messagesPerReplica` m: ceil((ready + in handlers) / m). With `targetDrainSeconds` T, handler seconds s and
+    arrivals r: ceil((ready * s / T + r * s) / concurrency). The second term is Little's law: enough workers to keep
+    up, so that a steady load does not make the count oscillate.
 
-    Args:
-        unconfirmed: slots that are counted as busy on top. Their workers did not say what they received, so
-            with `targetDrainSeconds` they count beside the arrivals.
+    Unconfirmed messages count as busy slots. Their workers did not say what they received, so with
+    `targetDrainSeconds` they are added to the arrivals.
     """
     scaling = spec.scaling
     if scaling.target_drain_seconds is None:
-        messages = depth.ready + depth.in_handlers + unconfirmed
+        messages = depth.ready + depth.most_in_handlers
         return math.ceil(messages / (scaling.messages_per_replica or 1))
     seconds = load.handler_seconds if load.handler_seconds is not None else ESTIMATED_HANDLER_SECONDS
     slots = depth.ready * seconds / scaling.target_drain_seconds + load.arrivals_per_second * seconds
-    some = 1 if depth.ready or depth.in_handlers or unconfirmed else 0
-    return max(math.ceil((slots + unconfirmed) / concurrency), some)
+    some = 1 if depth.ready or depth.in_handlers or depth.unconfirmed else 0
+    return max(math.ceil((slots + depth.unconfirmed) / concurrency), some)
 
 
 def decide(
@@ -242,7 +239,7 @@ def decide(
     highest = _highest(spec, seen.workload, window, now)
     needed = bounds.least if seen.depth.ready == 0 else highest
     trim = _trim(needed, bounds.wanted, seen.workload)
-    return trim or _step(spec, seen.workload, seen.depth, bounds, highest), window
+    return trim or _step(_Case(spec, seen.workload, seen.depth, bounds, highest)), window
 
 
 def _highest(spec: WorkQueueSpec, workload: WorkloadState, window: ScaleInWindow, now: float) -> int:
@@ -270,6 +267,21 @@ class _Bounds:
     wanted: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A WorkQueue without a pin whose depth is known.
+
+    Attributes:
+        highest: the highest count that was wanted in the scale-in window.
+    """
+
+    spec: WorkQueueSpec
+    workload: WorkloadState
+    depth: Depth
+    bounds: _Bounds
+    highest: int
+
+
 def _bounds(spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, seen: Observation) -> _Bounds:
     maximum = spec.most_replicas
     minimum = min(max(spec.scaling.min_replicas, seen.minimum), maximum)
@@ -277,9 +289,9 @@ def _bounds(spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, seen: Ob
     def within(count: int) -> int:
         return min(max(count, minimum), maximum)
 
-    need = wanted_replicas(spec, depth, seen.load, workload.concurrency)
-    most = wanted_replicas(spec, depth, seen.load, workload.concurrency, unconfirmed=depth.unconfirmed)
-    # Scale-out goes by what is known to be there, scale-in by what may be there.
+    # Scale-out follows the lower bound of the depth, scale-in the upper bound.
+    need = wanted_replicas(spec, replace(depth, unconfirmed=0), seen.load, workload.concurrency)
+    most = wanted_replicas(spec, depth, seen.load, workload.concurrency)
     wanted = min(max(workload.replicas, within(need)), within(most))
     return _Bounds(need, minimum, maximum, within(need), wanted)
 
@@ -297,15 +309,14 @@ def _pinned(pin: int, workload: WorkloadState) -> Decision:
     return Hold(pin, Reason.PINNED, message)
 
 
-def _step(
-    spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, bounds: _Bounds, highest: int
-) -> Decision:
+def _step(case: _Case) -> Decision:
+    spec, workload, depth, bounds = case.spec, case.workload, case.depth, case.bounds
     wanted = bounds.wanted
     if wanted > workload.replicas:
         reason = Reason.BELOW_MINIMUM if bounds.need < bounds.minimum else Reason.BACKLOG
         return _outward(wanted, workload, reason, f"{depth} ask for {_replicas(wanted)}.")
     if wanted < workload.replicas:
-        return _inward(spec, workload, depth, wanted, highest)
+        return _inward(case)
     if bounds.need > bounds.maximum:
         return _at_maximum(spec, wanted, f"{depth} ask for {_replicas(bounds.need)}")
     if bounds.least < workload.replicas and depth.doubt is not None:
@@ -346,10 +357,9 @@ def _outward(wanted: int, workload: WorkloadState, reason: Reason, message: str)
     return ScaleOut(CANARY_REPLICAS, wanted, Reason.CANARY, waiting)
 
 
-def _inward(
-    spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, wanted: int, highest: int
-) -> Decision:
-    delay = spec.scaling.scale_in_delay_seconds
+def _inward(case: _Case) -> Decision:
+    workload, depth, wanted, highest = case.workload, case.depth, case.bounds.wanted, case.highest
+    delay = case.spec.scaling.scale_in_delay_seconds
     if highest >= workload.replicas:
         return Hold(
             wanted,

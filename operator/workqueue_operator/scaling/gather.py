@@ -17,14 +17,13 @@ from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import PolledQueue, QueueMissing
 from workqueue_operator.broker.management import Management
-from workqueue_operator.broker.pool import BrokerHandle
 from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view
-from workqueue_operator.ports import Clock
+from workqueue_operator.ports import Broker, Clock, Workers
 from workqueue_operator.scaling import schedule
 from workqueue_operator.scaling.depth import QueueReadings, is_implausible, judge, workers_decide
 from workqueue_operator.scaling.snapshot import Snapshot
-from workqueue_operator.workers.client import Address, Workers
+from workqueue_operator.workers.client import Address
 from workqueue_operator.workers.target import Targets
 
 FRESH: Final = 1.0
@@ -65,7 +64,7 @@ class Connection:
         binding: the WorkQueue's own. The handle may have been made from another one of the same identity.
     """
 
-    handle: BrokerHandle
+    handle: Broker
     binding: Binding
 
 
@@ -173,7 +172,7 @@ class Gatherer:
         return replace(readings, unreachable=self._unreachable(readings.pods, state)), state
 
     async def _until_plausible(
-        self, workqueue: WorkQueue, handle: BrokerHandle, readings: QueueReadings
+        self, workqueue: WorkQueue, handle: Broker, readings: QueueReadings
     ) -> QueueReadings:
         polled = handle.poller.watch(workqueue.key, workqueue.queue_name)
         deadline = self._clock.monotonic() + CONSUMERS_SHOW_WITHIN
@@ -183,7 +182,7 @@ class Gatherer:
         return readings
 
     async def _counts(
-        self, workqueue: WorkQueue, handle: BrokerHandle, *, ring: bool
+        self, workqueue: WorkQueue, handle: Broker, *, ring: bool
     ) -> QueueCounts | QueueMissing | ReconcileError:
         polled = handle.poller.watch(workqueue.key, workqueue.queue_name)
         if ring:
@@ -194,7 +193,7 @@ class Gatherer:
         return await handle.poller.ask(polled)
 
     async def _counts_after_ring(
-        self, handle: BrokerHandle, polled: PolledQueue
+        self, handle: Broker, polled: PolledQueue
     ) -> QueueCounts | QueueMissing | ReconcileError:
         """A ring means at least one message. While the count grows, a burst is arriving."""
         deadline = self._clock.monotonic() + RING_AGREES_WITHIN

@@ -7,16 +7,15 @@ queues that they have declared, and the WorkQueue's status keeps the names.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from workqueue.contract.topology import delay_queue_name
-from workqueue_operator.api.workqueue import MOST_RETRY_DELAYS, WorkQueue
+from workqueue_operator.api.workqueue import MOST_RETRY_DELAYS
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import QUEUE_MISSING
-from workqueue_operator.broker.pool import BrokerHandle
+from workqueue_operator.ports import Broker
 from workqueue_operator.scaling.snapshot import Snapshot
 
 MISSING_STANDS: Final = 300.0
@@ -36,9 +35,7 @@ class RetryState:
     missing: Mapping[int, float] = field(default_factory=dict)
 
 
-async def waiting(
-    snapshot: Snapshot, state: RetryState, handle: BrokerHandle
-) -> tuple[int | None, RetryState]:
+async def waiting(snapshot: Snapshot, state: RetryState, handle: Broker) -> tuple[int | None, RetryState]:
     """Count the messages that wait for a retry.
 
     Returns:
@@ -49,7 +46,7 @@ async def waiting(
         return None, state  # the operator does not know how these workers retry
     statuses = [*readings.statuses.values(), *(readings.stopping_statuses or {}).values()]
     named = [status.retry_delays for status in statuses]
-    delays = _known(workqueue, state, frozenset().union(*(some for some in named if some is not None)))
+    delays = _known(snapshot, state, frozenset().union(*(some for some in named if some is not None)))
     missing = dict(state.missing)
     total: int | None = 0 if all(some is not None for some in named) else None
     for seconds in sorted(delays):
@@ -57,17 +54,17 @@ async def waiting(
         answer = await handle.poller.look_in_passing(workqueue.key, queue, warm=snapshot.workers_run)
         if answer is QUEUE_MISSING:
             delays.discard(seconds)
-            missing[seconds] = asyncio.get_running_loop().time()
+            missing[seconds] = snapshot.now
             handle.poller.forget_queue(workqueue.key, queue)
         elif total is not None:
             total = total + answer.ready if isinstance(answer, QueueCounts) else None
     return total, RetryState(frozenset(delays), missing)
 
 
-def _known(workqueue: WorkQueue, state: RetryState, named: frozenset[int]) -> set[int]:
+def _known(snapshot: Snapshot, state: RetryState, named: frozenset[int]) -> set[int]:
     """The delays whose queues exist, including those that workers name now."""
-    known = workqueue.status.retry_delays_seconds or () if state.delays is None else state.delays
-    delays, now = set(known), asyncio.get_running_loop().time()
+    known = snapshot.workqueue.status.retry_delays_seconds or () if state.delays is None else state.delays
+    delays, now = set(known), snapshot.now
     for seconds in sorted(named - delays):
         missing_at = state.missing.get(seconds)
         may_exist = missing_at is None or now - missing_at >= MISSING_STANDS

@@ -12,12 +12,11 @@ from typing import Final
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.backoff import delay
-from workqueue_operator.broker.pool import BrokerHandle
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.client import Object
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import DeploymentView, deployment_view, unsettled
-from workqueue_operator.ports import Clock
+from workqueue_operator.ports import Broker, Clock
 from workqueue_operator.scaling import wake
 from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut, Trim
 from workqueue_operator.scaling.snapshot import Snapshot
@@ -126,7 +125,7 @@ class Scaler:
         self._clock = clock
 
     async def scale(
-        self, snapshot: Snapshot, decision: Decision, state: ScaleState, handle: BrokerHandle
+        self, snapshot: Snapshot, decision: Decision, state: ScaleState, handle: Broker
     ) -> Scaled:
         """Carry out a decision."""
         deployment, workqueue = snapshot.deployment, snapshot.workqueue
@@ -187,7 +186,7 @@ class Scaler:
             attempt.state = replace(attempt.state, refused_out=None)
         return decision
 
-    async def _scale_in(self, attempt: _Attempt, snapshot: Snapshot, handle: BrokerHandle) -> Decision:
+    async def _scale_in(self, attempt: _Attempt, snapshot: Snapshot, handle: Broker) -> Decision:
         decision = attempt.decision
         try:
             if isinstance(decision, Retire) and attempt.workqueue.spec.worker is not None:
@@ -219,7 +218,7 @@ class Scaler:
         self._store.put_deployment(live)
         return live
 
-    async def _retire(self, attempt: _Attempt, snapshot: Snapshot, handle: BrokerHandle) -> Decision:
+    async def _retire(self, attempt: _Attempt, snapshot: Snapshot, handle: Broker) -> Decision:
         workqueue, deployment, decision = attempt.workqueue, attempt.deployment, attempt.decision
         if await self._clear_marks(snapshot, deployment, handle):
             return attempt.hold(UNSEEN)
@@ -260,9 +259,7 @@ class Scaler:
         assert outcome.obstacle is not None  # noqa: S101 - for the type checker; nothing was lowered
         return attempt.hold(outcome.obstacle)
 
-    async def _clear_marks(
-        self, snapshot: Snapshot, deployment: DeploymentView, handle: BrokerHandle
-    ) -> bool:
+    async def _clear_marks(self, snapshot: Snapshot, deployment: DeploymentView, handle: Broker) -> bool:
         """Whether an interrupted scale-in has left marks on pods. They are removed as soon as that is safe."""
         workqueue, pods = snapshot.workqueue, snapshot.pods
         if workqueue.spec.worker is None or unsettled(deployment, pods) is not None:

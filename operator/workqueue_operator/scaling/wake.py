@@ -9,13 +9,13 @@ from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import Wake, WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import PolledQueue
-from workqueue_operator.broker.pool import BrokerHandle
 from workqueue_operator.kube.views import DeploymentView
+from workqueue_operator.ports import Broker
 from workqueue_operator.scaling.decide import Decision, Depth, ScaleOut
 from workqueue_operator.scaling.snapshot import Snapshot
 
 
-def wake_of(workqueue: WorkQueue, handle: BrokerHandle, polled: PolledQueue) -> Wake:
+def wake_of(workqueue: WorkQueue, handle: Broker, polled: PolledQueue) -> Wake:
     """Return how the operator notices a message on an idle queue.
 
     Push, except where RabbitMQ refused the doorbell or where rings would count as deliveries: before RabbitMQ 4.3
@@ -30,7 +30,7 @@ def wake_of(workqueue: WorkQueue, handle: BrokerHandle, polled: PolledQueue) -> 
     return Wake.POLL if polled.refusal is not None or borrowed else workqueue.wake
 
 
-async def adjust_doorbell(snapshot: Snapshot, decision: Decision, handle: BrokerHandle) -> Unknown | None:
+async def adjust_doorbell(snapshot: Snapshot, decision: Decision, handle: Broker) -> Unknown | None:
     """Install or remove the doorbell, and poll the queue as often as that requires.
 
     Args:
@@ -73,7 +73,7 @@ def _silent(queue: str) -> Unknown:
     )
 
 
-async def confirm_empty(workqueue: WorkQueue, handle: BrokerHandle) -> bool | None:
+async def confirm_empty(workqueue: WorkQueue, handle: Broker) -> bool | None:
     """Check, before the step to zero, that the queue is empty and that the operator will notice a message.
 
     The last workers have stopped consuming by then.

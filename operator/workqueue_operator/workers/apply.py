@@ -7,9 +7,7 @@ the decision was made from.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,13 +17,14 @@ from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.backoff import delay
 from workqueue_operator.digest import digest
 from workqueue_operator.errors import ClusterError, ReconcileError
-from workqueue_operator.kube.client import Cluster, Object, deployment_path
+from workqueue_operator.kube.client import Object, deployment_path
 from workqueue_operator.names import (
     ANNOTATION_TEMPLATE_HASH,
     REPLICAS_FIELD_MANAGER,
     retirement_secret_name,
     workload_name,
 )
+from workqueue_operator.ports import Clock, Kubernetes
 from workqueue_operator.workers import render
 from workqueue_operator.workers.retirement_key import RetirementKeys
 
@@ -87,12 +86,17 @@ class WorkloadApplier:
     """Applies and scales Deployments."""
 
     def __init__(
-        self, cluster: Cluster, defaults: render.Defaults, wake: Callable[[tuple[str, str]], None]
+        self,
+        kubernetes: Kubernetes,
+        defaults: render.Defaults,
+        wake: Callable[[tuple[str, str]], None],
+        clock: Clock,
     ) -> None:
-        self._cluster = cluster
+        self._kubernetes = kubernetes
+        self._clock = clock
         self._defaults = defaults
         self._wake = wake
-        self._keys = RetirementKeys(cluster)
+        self._keys = RetirementKeys(kubernetes, clock)
         self._applied: dict[str, Applied] = {}
         self._refusals: dict[str, _Refusal] = {}
         self._turns: dict[str, float] = {}
@@ -129,7 +133,11 @@ class WorkloadApplier:
         refusal = self._refusals.get(uid)
         if refusal is None and seen is not None and self._is_applied(workqueue, wanted, seen):
             return Ensured(seen)
-        if refusal is not None and refusal.digest == digest(wanted) and time.monotonic() < refusal.until:
+        if (
+            refusal is not None
+            and refusal.digest == digest(wanted)
+            and self._clock.monotonic() < refusal.until
+        ):
             return _as_far_as_admitted(seen, refusal.why)
         no_key = await self._ensure_key(workqueue)
         try:
@@ -172,7 +180,7 @@ class WorkloadApplier:
         before = self._refusals.get(uid)
         failures = before.failures + 1 if before is not None and before.digest == digest(wanted) else 1
         why = Unknown(problem.reason, problem.message)
-        until = time.monotonic() + delay(failures, *REFUSED_AGAIN)
+        until = self._clock.monotonic() + delay(failures, *REFUSED_AGAIN)
         self._refusals[uid] = _Refusal(digest(wanted), why, until, failures)
         return why
 
@@ -206,7 +214,7 @@ class WorkloadApplier:
             ClusterError: the API server refused the count (`denied`), or did not answer.
         """
         try:
-            live = await self._cluster.json_patch(
+            live = await self._kubernetes.json_patch(
                 deployment_path(workqueue.metadata.namespace, name),
                 [
                     {"op": "test", "path": "/spec/replicas", "value": observed},
@@ -229,7 +237,7 @@ class WorkloadApplier:
     async def read(self, workqueue: WorkQueue, name: str) -> Object | None:
         """A Deployment as the API server has it now; None when it is gone."""
         try:
-            return await self._cluster.get(deployment_path(workqueue.metadata.namespace, name))
+            return await self._kubernetes.get(deployment_path(workqueue.metadata.namespace, name))
         except ClusterError as error:
             if error.not_found:
                 return None
@@ -244,11 +252,11 @@ class WorkloadApplier:
 
         After a restart all of them look as they should, and very likely are: what is urgent goes first.
         """
-        uid, now = workqueue.metadata.uid, time.monotonic()
+        uid, now = workqueue.metadata.uid, self._clock.monotonic()
         turn = self._turns.get(uid)
         if turn is None:
             turn = self._turns[uid] = self._last_turn = max(self._last_turn, now) + VERIFY_EVERY
-            asyncio.get_running_loop().call_later(turn - now, self._wake, workqueue.key)
+            self._clock.call_later(turn - now, lambda: self._wake(workqueue.key))
         return now >= turn
 
     async def _ensure_key(self, workqueue: WorkQueue) -> Exception | None:
@@ -267,7 +275,7 @@ class WorkloadApplier:
                 return await self._create_deployment(path, workqueue, wanted)
             if not seen["spec"].get("replicas"):
                 await self._let_go_of_replicas(path, wanted, seen)
-            return await self._cluster.apply(path, wanted)
+            return await self._kubernetes.apply(path, wanted)
         except ClusterError as error:
             raise _refused(error, f"Deployment {name!r}") from error
 
@@ -279,11 +287,11 @@ class WorkloadApplier:
         """
         with_none = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
         try:
-            live = await self._cluster.apply(path, with_none, force=False)
+            live = await self._kubernetes.apply(path, with_none, force=False)
         except ClusterError as error:
             if error.status != _CONFLICT:
                 raise
-            live = await self._cluster.get(path)
+            live = await self._kubernetes.get(path)
             _require_ours(live, workqueue)
             return await self._apply_deployment(workqueue, wanted, live)
         _require_ours(live, workqueue)
@@ -296,7 +304,9 @@ class WorkloadApplier:
         owner, who is a conflict here and keeps it.
         """
         try:
-            await self._cluster.apply(path, _only_replicas(wanted, seen), REPLICAS_FIELD_MANAGER, force=False)
+            await self._kubernetes.apply(
+                path, _only_replicas(wanted, seen), REPLICAS_FIELD_MANAGER, force=False
+            )
         except ClusterError as error:
             if error.status != _CONFLICT:
                 raise
@@ -313,7 +323,7 @@ class WorkloadApplier:
             objects[path] = render.network_policy(workqueue, self._defaults)
         for path, body in objects.items():
             try:
-                await self._cluster.apply(path, body)
+                await self._kubernetes.apply(path, body)
             except ClusterError as error:
                 raise _refused(error, f"{body['kind']} {name!r}") from error
 

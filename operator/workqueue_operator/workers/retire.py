@@ -18,18 +18,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.kube.client import Cluster, Object, pod_path, replicaset_path
+from workqueue_operator.kube.client import Object, pod_path, replicaset_path
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, RETIRED_DELETION_COST
-from workqueue_operator.workers.client import Address, Answer, SigningKeys, Workers, WorkerStatus
+from workqueue_operator.ports import Clock, Kubernetes, Workers
+from workqueue_operator.workers.client import Address, Answer, SigningKeys, WorkerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -150,10 +150,11 @@ def _busy(pod: PodView, statuses: Mapping[str, WorkerStatus]) -> bool:
 class Retirer:
     """Carries out scale-ins."""
 
-    def __init__(self, cluster: Cluster, workers: Workers, store: Store) -> None:
-        self._cluster = cluster
+    def __init__(self, kubernetes: Kubernetes, workers: Workers, store: Store, clock: Clock) -> None:
+        self._kubernetes = kubernetes
         self._store = store
         self._workers = workers
+        self._clock = clock
 
     async def retire(
         self, namespace: str, chosen: RetirePlan, keys: SigningKeys, steps: RetireSteps
@@ -163,7 +164,7 @@ class Retirer:
         Args:
             keys: sign the calls to the workers.
         """
-        deadline = time.monotonic() + LOWER_WITHIN
+        deadline = self._clock.monotonic() + LOWER_WITHIN
         answers = await self._workers.retire(map(_address, chosen.ask), keys)
         agreed = [pod for pod in chosen.ask if answers[pod.name] is Answer.RETIRED]
         leaving = [*chosen.dead, *agreed]
@@ -191,7 +192,7 @@ class Retirer:
             marked = await self._mark(namespace, leaving, RETIRED_DELETION_COST)
             # A pod that vanished meanwhile gets a successor, and the count would be lowered by one too many.
             seen = marked == len(leaving) and await self._come_to(before + marked, namespace, pods)
-            obstacle = UNSEEN if not seen else TOO_SLOW if time.monotonic() >= deadline else None
+            obstacle = UNSEEN if not seen else TOO_SLOW if self._clock.monotonic() >= deadline else None
             if obstacle is not None:
                 await self._call_off(agreed, leaving, namespace, keys)
                 return RetireOutcome(0, None, answers, obstacle)
@@ -234,9 +235,9 @@ class Retirer:
 
     async def _come_to(self, marked: int, namespace: str, pods: Sequence[PodView]) -> bool:
         """Whether the ReplicaSet counts so many marked pods within some seconds."""
-        deadline, pause = time.monotonic() + SEEN_WITHIN, FIRST_LOOK
-        while time.monotonic() < deadline:
-            await asyncio.sleep(pause)
+        deadline, pause = self._clock.monotonic() + SEEN_WITHIN, FIRST_LOOK
+        while self._clock.monotonic() < deadline:
+            await self._clock.sleep(pause)
             if await self._counted(namespace, pods) == marked:
                 return True
             pause *= 1.5
@@ -254,7 +255,7 @@ class Retirer:
         replicasets = {pod.replicaset for pod in pods}
         if len(replicasets) != 1:
             return None
-        live = await self._cluster.get(replicaset_path(namespace, *replicasets))
+        live = await self._kubernetes.get(replicaset_path(namespace, *replicasets))
         status = live["status"]
         carried_out = status.get("observedGeneration", 0) >= live["metadata"]["generation"]
         if not carried_out or not live["spec"]["replicas"] == status["replicas"] == len(pods):
@@ -279,7 +280,7 @@ class Retirer:
 
         async def mark(pod: PodView) -> bool:
             try:
-                live = await self._cluster.merge(pod_path(namespace, pod.name), body)
+                live = await self._kubernetes.merge(pod_path(namespace, pod.name), body)
             except ClusterError as error:
                 if not error.not_found:
                     raise

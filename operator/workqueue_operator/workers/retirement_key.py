@@ -8,15 +8,15 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
-import time
 from dataclasses import dataclass, field
 from typing import Final
 
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.errors import ClusterError, ReconcileError
-from workqueue_operator.kube.client import Cluster, Object, secret_path, secrets_path
+from workqueue_operator.kube.client import Object, secret_path, secrets_path
 from workqueue_operator.names import RETIREMENT_KEY, retirement_secret_name
+from workqueue_operator.ports import Clock, Kubernetes
 from workqueue_operator.workers import render
 
 MAX_AGE: Final = 60.0
@@ -36,8 +36,9 @@ class _Known:
 class RetirementKeys:
     """Creates and reads the keys."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, kubernetes: Kubernetes, clock: Clock) -> None:
+        self._kubernetes = kubernetes
+        self._clock = clock
         self._known: dict[str, _Known] = {}
 
     def forget(self, uid: str) -> None:
@@ -65,11 +66,11 @@ class RetirementKeys:
             ClusterError: the API server refused or did not answer.
         """
         known = self._known.get(workqueue.metadata.uid)
-        if known is not None and time.monotonic() - known.at < MAX_AGE:
+        if known is not None and self._clock.monotonic() - known.at < MAX_AGE:
             return known.key
         name = retirement_secret_name(workqueue.metadata.name)
         try:
-            secret = await self._cluster.get(secret_path(workqueue.metadata.namespace, name))
+            secret = await self._kubernetes.get(secret_path(workqueue.metadata.namespace, name))
         except ClusterError as error:
             if not error.not_found:
                 raise
@@ -86,11 +87,11 @@ class RetirementKeys:
     async def _create(self, workqueue: WorkQueue) -> bytes:
         key = secrets.token_hex(KEY_BYTES).encode()
         body = render.retirement_secret(workqueue, key)
-        await self._cluster.create(secrets_path(workqueue.metadata.namespace), body)
+        await self._kubernetes.create(secrets_path(workqueue.metadata.namespace), body)
         return self._keep(workqueue, key)
 
     def _keep(self, workqueue: WorkQueue, key: bytes) -> bytes:
-        self._known[workqueue.metadata.uid] = _Known(time.monotonic(), key)
+        self._known[workqueue.metadata.uid] = _Known(self._clock.monotonic(), key)
         return key
 
 

@@ -6,15 +6,14 @@ else does: an HPA (also one that KEDA made) or an older WorkQueue on the same ta
 
 from __future__ import annotations
 
-import time
-
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkloadRef, WorkQueue
 from workqueue_operator.errors import ClusterError, ReconcileError
-from workqueue_operator.kube.client import Cluster, Object, deployment_path
+from workqueue_operator.kube.client import Object, deployment_path
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import workload_name
+from workqueue_operator.ports import Clock, Kubernetes
 from workqueue_operator.workers.apply import Ensured, WorkloadApplier
 from workqueue_operator.workers.autoscalers import FRESH, Autoscalers
 
@@ -22,11 +21,12 @@ from workqueue_operator.workers.autoscalers import FRESH, Autoscalers
 class Targets:
     """Finds or makes Deployments."""
 
-    def __init__(self, cluster: Cluster, store: Store, workload: WorkloadApplier) -> None:
-        self._cluster = cluster
+    def __init__(self, kubernetes: Kubernetes, store: Store, workload: WorkloadApplier, clock: Clock) -> None:
+        self._kubernetes = kubernetes
+        self._clock = clock
         self._store = store
         self._workload = workload
-        self._autoscalers = Autoscalers(cluster)
+        self._autoscalers = Autoscalers(kubernetes, clock)
 
     def forget(self, uid: str) -> None:
         """The WorkQueue is gone."""
@@ -40,7 +40,7 @@ class Targets:
         if workqueue.spec.workload_ref is not None:
             return FRESH
         moment = self._workload.next_attempt(workqueue)
-        return None if moment is None else max(moment - time.monotonic(), 0.0)
+        return None if moment is None else max(moment - self._clock.monotonic(), 0.0)
 
     def seen(self, workqueue: WorkQueue) -> Object | None:
         """The Deployment as the store has it."""
@@ -90,7 +90,7 @@ class Targets:
 
     async def _find(self, namespace: str, name: str) -> Object:
         try:
-            live = await self._cluster.get(deployment_path(namespace, name))
+            live = await self._kubernetes.get(deployment_path(namespace, name))
         except ClusterError as error:
             if not error.not_found:
                 raise
