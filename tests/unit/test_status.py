@@ -204,7 +204,7 @@ def test_conditions(given: Outcome, expected: dict[str, tuple[str, Reason]]) -> 
 def test_a_count_of_zero_does_not_say_that_nothing_runs_while_a_worker_finishes() -> None:
     found = conditions(workqueue(), seen(pods=[pod(terminating=True)], busy=1))
     assert found[ConditionType.WORKERS_AVAILABLE].message == (
-        "Workers finish what they have in hand and stop; a message on the queue starts one."
+        "Workers finish their messages and stop; a message on the queue starts one."
     )
 
 

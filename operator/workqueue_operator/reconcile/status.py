@@ -1,7 +1,7 @@
-"""From what was outcome, decided and done to the status of a WorkQueue. PURE.
+"""Make the status of a WorkQueue from the outcome of a pass. PURE.
 
-Place in the flow: the last step of a pass; `report` writes what is made here. Numbers stand in fields of
-their own, rounded, and never in a condition's message, so that a busy queue does not rewrite its conditions.
+This is the last step of a pass; the reporter writes the result. Numbers are in fields of their own, rounded, and
+never in the message of a condition, so that a busy queue does not rewrite its conditions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from workqueue_operator.names import pod_selector
 from workqueue_operator.scaling.decide import Decision, Depth, Hold
 
 PENDING: Final = frozenset({Reason.DEPTH_PENDING, Reason.WORKERS_STARTING})
-"""Reasons that pass by themselves within moments: neither true nor false."""
+"""Transient reasons. Reported as Unknown rather than False."""
 
 _STANDING_STILL: Final = frozenset({Reason.SUSPENDED, Reason.PINNED, Reason.DELETING})
 _COUNT_REFUSED: Final = frozenset({Reason.COUNT_REFUSED, Reason.API_FORBIDDEN})
@@ -38,7 +38,7 @@ _WORTH_SAYING: Final = frozenset(
         Reason.DOORBELL_UNAVAILABLE,
     }
 )
-"""Why the count is not what the backlog alone would make it."""
+"""Reasons why the count differs from what the backlog alone asks for."""
 
 _COLUMNS: Final = {
     "messages": "messages",
@@ -51,16 +51,18 @@ _REPLICAS: Final = frozenset({"replicas", "readyReplicas", "desiredReplicas", "b
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a pass came to know and did.
+    """What a pass has learned and done.
 
     Attributes:
         queue: the QueueDeclared finding.
-        depth: None when the pass ended before it was asked.
-        refusal: why the Deployment, or an object beside it, is not as the WorkQueue asks, or None.
-        doorbell: why an idle queue is polled although Push is wanted, or None.
-        busy: pods in a handler, None when not known.
+        depth: None when the pass ended before it asked.
+        deployment: after the scaling, like the pods.
+        problem: what ended the pass early, or None.
+        refusal: why the Deployment, or an object beside it, differs from what the WorkQueue asks for, or None.
+        doorbell: why the operator polls an idle queue although Push is wanted, or None.
+        busy: pods with a message in a handler; None when unknown.
         ignored: which schedules cannot be read.
-        retrying: messages that wait for a retry, None when not known.
+        retrying: messages that wait for a retry; None when unknown.
         retry_delays: seconds of the delay queues that exist; None when the pass did not look.
     """
 
@@ -89,7 +91,7 @@ def rounded(count: int) -> int:
 
 
 def conditions(workqueue: WorkQueue, outcome: Outcome) -> dict[ConditionType, Finding]:
-    """The findings of all conditions, in the order of ConditionType."""
+    """Return the finding of each condition, in the order of ConditionType."""
     found = {
         ConditionType.QUEUE_DECLARED: outcome.queue,
         ConditionType.DEPTH_KNOWN: _depth_known(outcome),
@@ -103,7 +105,7 @@ def conditions(workqueue: WorkQueue, outcome: Outcome) -> dict[ConditionType, Fi
 def status(
     workqueue: WorkQueue, outcome: Outcome, findings: Mapping[ConditionType, Finding], now: str
 ) -> dict[str, Any]:
-    """The whole status as the API server takes it.
+    """Return the whole status as the API server accepts it.
 
     Args:
         now: RFC 3339; becomes the lastTransitionTime of conditions whose status has changed.
@@ -127,7 +129,7 @@ def status(
 
 
 def unreadable(workqueue: WorkQueue, finding: Finding, now: str) -> dict[str, Any]:
-    """The status of a WorkQueue whose spec cannot be read: only its metadata is looked at."""
+    """Return the status of a WorkQueue whose spec cannot be read. It uses only the metadata."""
     return {
         "observedGeneration": workqueue.metadata.generation,
         "conditions": [_condition(workqueue, ConditionType.READY, finding, now)],
@@ -148,7 +150,7 @@ def _condition(workqueue: WorkQueue, kind: ConditionType, finding: Finding, now:
 
 
 def _last_scale_before(workqueue: WorkQueue) -> dict[str, str]:
-    """What an earlier process wrote: a restart of the operator is no reason to forget it."""
+    """Return what an earlier process wrote, which a restart of the operator must keep."""
     before = workqueue.status
     if before.last_scale_time is None or before.last_scale_reason is None:
         return {}
@@ -159,7 +161,7 @@ def _last_scale_before(workqueue: WorkQueue) -> dict[str, str]:
 
 
 def _counts(workqueue: WorkQueue, outcome: Outcome) -> dict[str, Any]:
-    """Return the counts that are known. An unknown count is left out, and is `?` in its column."""
+    """Return the known counts. An unknown count is missing, and its column shows `?`."""
     found: dict[str, int | None] = {
         "messages": None,
         "retrying": outcome.retrying,
@@ -197,7 +199,9 @@ def _depth_known(outcome: Outcome) -> Finding:
     if isinstance(outcome.depth, Unknown):
         return _negative(outcome.depth)
     if outcome.depth is None:
-        cause = outcome.problem or Unknown(Reason.DEPTH_PENDING, "The queue has not been asked yet.")
+        cause = outcome.problem or Unknown(
+            Reason.DEPTH_PENDING, "The operator has not read the queue's counts yet."
+        )
         return _negative(cause)
     if outcome.doorbell is not None:
         return Finding("True", outcome.doorbell.reason, outcome.doorbell.message)
@@ -206,9 +210,11 @@ def _depth_known(outcome: Outcome) -> Finding:
 
 def _workload_applied(workqueue: WorkQueue, outcome: Outcome) -> Finding:
     if workqueue.spec.suspend:
-        return Finding("Unknown", Reason.SUSPENDED, "spec.suspend is true: nothing is applied.")
+        return Finding("Unknown", Reason.SUSPENDED, "spec.suspend is true: the operator applies nothing.")
     if outcome.deployment is None:
-        cause = outcome.problem or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
+        cause = outcome.problem or Unknown(
+            Reason.WORKERS_STARTING, "The operator is creating the Deployment."
+        )
         return Finding("Unknown", cause.reason, cause.message)
     refusal = outcome.deployment if isinstance(outcome.deployment, Unknown) else outcome.refusal
     if refusal is not None:
@@ -223,7 +229,9 @@ def _workload_applied(workqueue: WorkQueue, outcome: Outcome) -> Finding:
 def _workers_available(outcome: Outcome) -> Finding:  # noqa: PLR0911 - one return a case reads best
     deployment = outcome.deployment
     if deployment is None:
-        cause = outcome.problem or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
+        cause = outcome.problem or Unknown(
+            Reason.WORKERS_STARTING, "The operator is creating the Deployment."
+        )
         return Finding("Unknown", cause.reason, cause.message)
     if isinstance(deployment, Unknown):
         return _negative(deployment)
@@ -237,7 +245,7 @@ def _workers_available(outcome: Outcome) -> Finding:  # noqa: PLR0911 - one retu
     if failures:
         return _negative(failures[0])
     if deployment.replicas == 0:
-        running = "Workers finish what they have in hand and stop" if outcome.busy else "No worker runs"
+        running = "Workers finish their messages and stop" if outcome.busy else "No worker runs"
         return Finding("True", Reason.SCALED_TO_ZERO, f"{running}; a message on the queue starts one.")
     if deployment.ready == 0:
         return Finding(
@@ -259,7 +267,7 @@ def _scaling_active(outcome: Outcome) -> Finding:
 
 
 def _obstacle(outcome: Outcome, decision: Decision) -> Unknown | None:
-    """What keeps the count from following the depth as the spec asks, or None."""
+    """Return why the count does not follow the depth as the spec asks, or None."""
     because = Unknown(decision.reason, decision.message)
     if decision.reason in _STANDING_STILL | _COUNT_REFUSED:
         return because
@@ -276,7 +284,7 @@ def _ready(workqueue: WorkQueue, found: Mapping[ConditionType, Finding]) -> Find
     scaling = found[ConditionType.SCALING_ACTIVE]
     if workqueue.spec.suspend:
         return Finding("False", Reason.SUSPENDED, scaling.message)
-    # Workers that are starting do not make a WorkQueue unready: that happens at each wake-up.
+    # Starting workers do not make a WorkQueue unready: workers start at each wake.
     decisive = [found[kind] for kind in (ConditionType.QUEUE_DECLARED, ConditionType.DEPTH_KNOWN)]
     workers = [found[kind] for kind in (ConditionType.WORKLOAD_APPLIED, ConditionType.WORKERS_AVAILABLE)]
     decisive += [finding for finding in workers if finding.status == "False"]

@@ -1,1 +1,1 @@
-"""What is known about a queue, and how many replicas follow from it."""
+"""Gather what is known about a queue, decide how many replicas it needs, and scale."""

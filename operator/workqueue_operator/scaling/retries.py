@@ -24,7 +24,7 @@ MISSING_STANDS: Final = 300.0
 
 @dataclass(frozen=True, slots=True)
 class RetryState:
-    """What is known about the delay queues of one WorkQueue between its passes.
+    """What `waiting` keeps about the delay queues of one WorkQueue between its passes.
 
     Attributes:
         delays: seconds of the delay queues that exist; None before the first look.

@@ -1,7 +1,7 @@
-"""Whether somebody else scales a Deployment: the HorizontalPodAutoscalers of its namespace, KEDA's included.
+"""Find the HorizontalPodAutoscaler (KEDA's included) that scales a Deployment.
 
-Place in the flow: `act.target` asks before it takes a Deployment of a workloadRef. What the Deployment itself
-tells of who has set its replicas is no help: it stays after the autoscaler has gone, and a 0 leaves no trace.
+`target` asks before it scales the Deployment of a workloadRef. The managed fields of the Deployment do not help: they
+keep an autoscaler's entry after the autoscaler is deleted, and a 0 leaves no entry.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from workqueue_operator.kube.client import Object, autoscalers_path
 from workqueue_operator.ports import Clock, Kubernetes
 
 FRESH: Final = 30.0
-"""Seconds for which the answer about a namespace is used again."""
+"""Seconds for which a LIST of a namespace is used again."""
 
 
 class Autoscalers:
-    """Asks for them, one LIST for a namespace at a time."""
+    """Lists autoscalers, one LIST per namespace at a time."""
 
     def __init__(self, kubernetes: Kubernetes, clock: Clock) -> None:
         self._kubernetes = kubernetes
@@ -29,10 +29,10 @@ class Autoscalers:
         self._listed: dict[str, tuple[float, dict[str, str]]] = {}
 
     async def of(self, namespace: str, deployment: str) -> str | None:
-        """What scales that Deployment, in words; None when nothing does.
+        """Describe what scales that Deployment; None when nothing does.
 
         Raises:
-            Trouble: they may not be listed.
+            ReconcileError: the operator may not list them.
             ClusterError: the API server did not answer.
         """
         async with self._turns[namespace]:

@@ -1,6 +1,6 @@
-"""The key that retirement calls to the workers of one WorkQueue are signed with, in a Secret that it owns.
+"""The key that signs retirement calls to the workers of one WorkQueue, in a Secret that the WorkQueue owns.
 
-Place in the flow: `workload` creates it before the Deployment that mounts it; `scale` asks for it before a scale-in.
+`apply` creates the Secret before the Deployment that mounts it. `scale` reads it before a scale-in.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RetirementKeys:
         self._known: dict[str, _Known] = {}
 
     def forget(self, uid: str) -> None:
-        """The WorkQueue is gone; Kubernetes deletes the Secret."""
+        """The WorkQueue is deleted. Kubernetes deletes the Secret."""
         self._known.pop(uid, None)
 
     async def ensure(self, workqueue: WorkQueue) -> None:
@@ -59,10 +59,10 @@ class RetirementKeys:
                     raise
 
     async def read(self, workqueue: WorkQueue) -> bytes:
-        """Return the key, and create the Secret if somebody deleted it.
+        """Return the key, and create the Secret again if it was deleted.
 
         Raises:
-            Trouble: a Secret of that name exists and belongs to somebody else.
+            ReconcileError: a Secret of that name exists and has another owner.
             ClusterError: the API server refused or did not answer.
         """
         known = self._known.get(workqueue.metadata.uid)
@@ -96,7 +96,7 @@ class RetirementKeys:
 
 
 def _decoded(secret: Object) -> bytes:
-    """The key in a Secret; empty when there is none, which no worker takes."""
+    """Return the key in a Secret; empty without one, which every worker refuses."""
     try:
         return base64.b64decode((secret.get("data") or {}).get(RETIREMENT_KEY, "")).strip()
     except binascii.Error:

@@ -1,7 +1,8 @@
-"""The Deployment that a WorkQueue scales: the one that we make, or one that a person owns.
+"""The Deployment that a WorkQueue scales: one that the operator creates, or the one of spec.workloadRef.
 
-Place in the flow: before the depth is asked. A foreign Deployment is only read, and only scaled when nothing
-else does: an HPA (also one that KEDA made) or an older WorkQueue on the same target is reported, not fought.
+The operator only reads and scales the Deployment of a workloadRef, and only while nothing else scales it. It
+reports a HorizontalPodAutoscaler (also KEDA's) or an older WorkQueue on the same Deployment, and does not compete
+with it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from workqueue_operator.workers.autoscalers import FRESH, Autoscalers
 
 
 class Targets:
-    """Finds or makes Deployments."""
+    """Finds or creates Deployments."""
 
     def __init__(self, kubernetes: Kubernetes, store: Store, workload: WorkloadApplier, clock: Clock) -> None:
         self._kubernetes = kubernetes
@@ -33,9 +34,9 @@ class Targets:
         self._workload.forget(uid)
 
     def looks_again(self, workqueue: WorkQueue) -> float | None:
-        """After how many seconds a pass is due though nothing changed.
+        """Return the seconds until a pass is due although nothing changed.
 
-        Autoscalers are asked for, not watched; and what the API server refused is applied again.
+        The operator lists autoscalers and does not watch them. It also applies again what the API server refused.
         """
         if workqueue.spec.workload_ref is not None:
             return FRESH
@@ -53,7 +54,7 @@ class Targets:
         return self._store.pods_of(workqueue.key)
 
     async def ensure(self, workqueue: WorkQueue) -> Ensured | Unknown:
-        """The Deployment as it is now, made or put right where it is ours; or why there is none to scale.
+        """Return the current Deployment, created or repaired if the operator owns it; or why it cannot be scaled.
 
         Raises:
             ClusterError: the API server did not answer.
