@@ -1,6 +1,6 @@
 """Delete the queues of a deleted WorkQueue before its finalizer is removed.
 
-The reconciler calls `finalize` for every WorkQueue that is being deleted. A WorkQueue with deletionPolicy Retain
+The reconciler calls `finalize` for each WorkQueue that is being deleted. A WorkQueue with deletionPolicy Retain
 has no finalizer, and Kubernetes deletes it immediately.
 """
 

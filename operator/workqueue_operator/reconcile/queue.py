@@ -133,7 +133,7 @@ class ReconcileQueue:
         (self._later if self._is_known(key) else self._first).join(key)
 
     def ring(self, key: Key) -> None:
-        """The doorbell of this WorkQueue rang: at least one message is waiting."""
+        """Note a ring of this WorkQueue's doorbell: at least one message is waiting."""
         self._rings.setdefault(key, self._clock.monotonic())
         self.add(key)
 
@@ -157,7 +157,7 @@ class ReconcileQueue:
         return 0.0 if begun is None else self._clock.monotonic() - begun
 
     async def stop(self, patience: float) -> None:
-        """Begin no further pass, wait for running ones, and cancel those that take longer.
+        """Begin no further pass, wait for running passes, and cancel any that takes longer.
 
         Args:
             patience: seconds to wait.

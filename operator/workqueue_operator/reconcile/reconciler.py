@@ -7,7 +7,6 @@ except for the scale-in window, which a restart begins again.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -282,7 +281,7 @@ class Reconciler:
                 workqueue.metadata.namespace,
                 secret,
                 suspect=known is not None and known.broker.problem is not None,
-                # The doorbell has just rung over this connection, and the wake must not wait for a GET.
+                # A ring has just arrived over this connection, and the wake must not wait for a GET.
                 proven=parts.queue.rang_at(workqueue.key) is not None,
             )
             handle = await self._connect(workqueue, binding)
@@ -344,8 +343,7 @@ class Reconciler:
         if not handle.broker.connected:
             # A healthy broker answers within this time. Otherwise a thousand passes would begin together meanwhile.
             patience = CONNECTING_SECONDS if handle.broker.problem is None else 0.0
-            loop = asyncio.get_running_loop()
-            loop.call_later(patience, self._parts.queue.release_place, workqueue.key)
+            self._clock.call_later(patience, lambda: self._parts.queue.release_place(workqueue.key))
         try:
             await handle.broker.ready()
         except ReconcileError as problem:
@@ -514,7 +512,7 @@ def _next_look(snapshot: Snapshot, decision: Decision) -> float | None:
     if spec.scaling.schedules or isinstance(deployment, Unknown):
         delays.append(SCHEDULE_EVERY)
     if isinstance(deployment, DeploymentView) and snapshot.workers_run:
-        # An exact count comes from the management API, which reports no change by itself.
+        # An exact count comes from the management API, which does not report changes.
         exact = isinstance(snapshot.readings.unacknowledged, int)
         surplus = decision.wanted is not None and decision.wanted < deployment.replicas
         if exact or surplus or deployment.replicas > spec.scaling.min_replicas:

@@ -23,7 +23,6 @@ class PassState:
         window: the counts that recent passes wanted.
         declared: the connection and the digest of the spec for which the queues were last declared.
         queue: the result of that declaration.
-        ring_at: when the doorbell rang; None once a pass has taken the ring up.
         last_scale: the status fields about the last change of the count.
         failures: failed passes in a row.
     """
@@ -32,7 +31,6 @@ class PassState:
     window: ScaleInWindow
     declared: tuple[int, bytes] | None = None
     queue: Finding | None = None
-    ring_at: float | None = None
     last_scale: dict[str, str] = field(default_factory=dict)
     failures: int = 0
     gathered: GatherState = field(default_factory=GatherState)

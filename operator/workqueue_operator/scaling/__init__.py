@@ -1,1 +1,1 @@
-"""Gather what is known about a queue, decide how many replicas it needs, and scale."""
+"""Gather the depth of a queue, decide how many replicas it needs, and scale."""

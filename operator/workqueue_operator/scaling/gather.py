@@ -77,7 +77,7 @@ class GatherState:
         workers_asked_at: when the operator last asked the workers for their status.
         ready_before: when the queue was last read, and how many messages were waiting.
         growth: by how many messages a second the backlog has grown over the last minute.
-        proven_hash: the template hash of which a pod was Ready.
+        proven_hash: the hash of the last template that had a Ready pod.
     """
 
     silent_since: Mapping[str, float] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Gatherer:
         """Gather everything that a decision needs.
 
         Args:
-            ring: whether the doorbell rang since the last pass.
+            ring: whether a ring has arrived since the last pass.
 
         Returns:
             The snapshot, and the state for the next pass.

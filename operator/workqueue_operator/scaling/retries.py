@@ -62,7 +62,7 @@ async def waiting(snapshot: Snapshot, state: RetryState, handle: Broker) -> tupl
 
 
 def _known(snapshot: Snapshot, state: RetryState, named: frozenset[int]) -> set[int]:
-    """The delays whose queues exist, including those that workers name now."""
+    """The delays whose queues exist, including the delays that workers name now."""
     known = snapshot.workqueue.status.retry_delays_seconds or () if state.delays is None else state.delays
     delays, now = set(known), snapshot.now
     for seconds in sorted(named - delays):

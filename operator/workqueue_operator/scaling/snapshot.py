@@ -21,13 +21,13 @@ class Snapshot:
     """What a pass knows before it decides.
 
     Attributes:
-        deployment: the Deployment that the WorkQueue scales, or why there is none to scale.
+        deployment: the Deployment that the WorkQueue scales, or why it cannot be scaled.
         refusal: why the Deployment, or an object beside it, differs from what the WorkQueue asks for.
         readings: what the broker and the workers answered.
         depth: what the readings mean.
         minimum: the fewest replicas at this time.
         growth: by how many messages a second the backlog has grown over the last minute.
-        proven_hash: the template hash of which a pod was Ready; None before the first.
+        proven_hash: the hash of the last template that had a Ready pod; None before the first.
         now: seconds on the monotonic clock when everything was gathered.
     """
 

@@ -51,7 +51,7 @@ async def adjust_doorbell(snapshot: Snapshot, decision: Decision, handle: Broker
     else:
         polled.active = not await handle.broker.install_doorbell(queue, ours=workqueue.spec.queue.declare)
         if polled.active:
-            # It rang immediately or was refused. Another pass follows, and the last answer is out of date.
+            # A ring came immediately, or RabbitMQ refused. Another pass follows, and the last answer is old.
             polled.last = None
             if handle.broker.bell_is_silent(queue):
                 return _silent(queue)

@@ -200,7 +200,7 @@ class WorkloadApplier:
             raise
 
     async def scale(self, workqueue: WorkQueue, name: str, observed: int, replicas: int) -> Object | None:
-        """Set replicas, if the count is still the one that the decision was made from.
+        """Set replicas, if the count has not changed since the decision.
 
         Args:
             name: of the Deployment.

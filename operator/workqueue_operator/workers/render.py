@@ -67,7 +67,7 @@ class Defaults:
 
 
 def owner_reference(workqueue: WorkQueue) -> Object:
-    """Return the owner reference, because of which Kubernetes deletes an object with its WorkQueue."""
+    """Return the owner reference: Kubernetes deletes the object with its WorkQueue."""
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,

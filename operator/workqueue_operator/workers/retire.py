@@ -160,7 +160,7 @@ class Retirer:
     async def retire(
         self, namespace: str, chosen: RetirePlan, keys: SigningKeys, steps: RetireSteps
     ) -> RetireOutcome:
-        """Ask the workers, mark those that agree, wait until Kubernetes has seen the marks, lower the count.
+        """Ask workers, mark the pods of workers that agree, wait until Kubernetes sees the marks, lower the count.
 
         Args:
             keys: sign the calls to the workers.
