@@ -22,17 +22,17 @@ STUCK_SWEEP_SECONDS: Final = 60.0
 class Health:
     """Looks at the parts that run for ever."""
 
-    def __init__(self, resync: Resync, queue: ReconcileQueue, brokers: BrokerPool) -> None:
+    def __init__(self, resync: Resync, keys: ReconcileQueue, brokers: BrokerPool) -> None:
         self._resync = resync
-        self._queue = queue
+        self._keys = keys
         self._brokers = brokers
 
     def problem(self) -> str | None:
         """One sentence, or None when all is well."""
         if self._resync.blind:
             return "the watch has brought nothing although a LIST shows changes"
-        if self._queue.longest > STUCK_PASS_SECONDS:
-            return f"a pass has been running for {self._queue.longest:.0f} s"
+        if self._keys.longest > STUCK_PASS_SECONDS:
+            return f"a pass has been running for {self._keys.longest:.0f} s"
         now = asyncio.get_running_loop().time()
         for handle in self._brokers:
             if now - handle.poller.last_round > max(STUCK_SWEEP_SECONDS, 3 * handle.poller.seconds):

@@ -349,8 +349,8 @@ def _environment(workqueue: WorkQueue, worker: Worker) -> list[Object]:
     if spec.queue.declare and spec.queue.type is QueueType.QUORUM:
         settings["WORKQUEUE_DELIVERY_LIMIT"] = str(spec.queue.delivery_limit or DEFAULT_DELIVERY_LIMIT)
         if workqueue.wake is Wake.PUSH:
-            # The doorbell has requeued the message that started the first worker. Before 4.3 RabbitMQ counts that
-            # as a delivery.
+            # The doorbell that started the first worker has returned its message once, and before 4.3
+            # RabbitMQ counts that.
             settings["WORKQUEUE_WAKE_DELIVERIES"] = "1"
     downward = {"WORKQUEUE_POD_NAME": "metadata.name", "WORKQUEUE_POD_UID": "metadata.uid"}
     return [{"name": name, "value": value} for name, value in settings.items()] + [
