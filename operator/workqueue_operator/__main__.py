@@ -1,6 +1,6 @@
-"""The operator's process: configuration, endpoint, election, then kopf and the passes, and an orderly end.
+"""The operator's process: configuration, endpoint, leader election, then kopf and the passes, and an orderly end.
 
-Place in the flow: the outermost layer; makes every part once and hands each what it needs.
+This is the outermost layer. It makes every part once and passes each part what it needs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from workqueue import logs
 from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.config import Config, from_environment
 from workqueue_operator.destinations import Destinations
 from workqueue_operator.endpoint import Endpoint
@@ -36,6 +37,7 @@ from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.reconcile.finalize import Finalizer
+from workqueue_operator.reconcile.queue import ReconcileQueue
 from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
 from workqueue_operator.reconcile.reporter import Reporter
 from workqueue_operator.scaling.gather import Gatherer
@@ -52,11 +54,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PATIENCE: Final = 5.0
-"""Seconds that passes under way get to end when the process does."""
+"""Seconds that running passes get to finish when the process stops."""
 
 COLLECT_AFTER: Final = (10_000, 20, 50)
-"""Thresholds of the garbage collector. A pass makes thousands of objects that their reference counts free; with
-Python's own thresholds 1,000 WorkQueues cost a fifth of the start, and a wake now and then waits 0.1 s."""
+"""Thresholds of the garbage collector. A pass makes thousands of objects that reference counting frees. With Python's
+own thresholds, the collector takes a fifth of the start with 1,000 WorkQueues, and delays some wakes by 0.1 s."""
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIGURATION: Final = 2
@@ -71,10 +73,11 @@ def main() -> None:
         sys.stderr.write(f"The operator's configuration is wrong:\n{error}\n")
         sys.exit(EXIT_CONFIGURATION)
     logs.configure(config.log_format, config.log_level)
-    # kopf logs each event at INFO. pika logs each failed attempt several times; we say it once, with a reason.
+    # kopf logs each event at INFO. pika logs each failed attempt several times; the operator logs it once, with a
+    # reason.
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("pika").setLevel(logging.CRITICAL)
-    # What is loaded by now stays until the end, and is not looked through again.
+    # Objects that exist now stay until the end. The collector skips them.
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
     sys.exit(asyncio.run(Operator(config).run()))
@@ -96,7 +99,7 @@ class Operator:
         self._serving = False
 
     async def run(self) -> int:
-        """Serve until a signal, or until something makes it impossible.
+        """Serve until a signal arrives or a fatal error occurs.
 
         Returns:
             The process' exit code.
@@ -122,7 +125,7 @@ class Operator:
         try:
             await self._lead()
         except (ClusterError, LeadershipLostError) as error:
-            logger.error("The operator cannot go on.", extra={"detail": str(error)})  # noqa: TRY400
+            logger.error("The operator cannot continue.", extra={"detail": str(error)})  # noqa: TRY400
             self._exit_code = self._exit_code or EXIT_FAILED
         finally:
             if self._page is not None:
@@ -142,9 +145,9 @@ class Operator:
                 self._leadership = Leadership(
                     election.api, self._config.lease_name, self._config.pod_namespace, self._config.pod_name
                 )
-                # Whatever ends this process, its successor need not wait for the Lease to expire.
+                # However this process ends, its successor need not wait for the Lease to expire.
                 clients.push_async_callback(self._leadership.release)
-                # A standby is Ready: it does its part by waiting.
+                # A standby is Ready while it waits.
                 self._serving = True
                 if not await self._unless_ended(self._leadership.win()):
                     return
@@ -158,23 +161,24 @@ class Operator:
     async def _serve(self, cluster: Cluster, namespaces: tuple[str, ...], left_out: dict[str, str]) -> None:
         config = self._config
         destinations = Destinations(config.allowed_broker_hosts)
-        reconciler = Reconciler(self._fail)
-        store = Store(reconciler.wake)
+        clock = SystemClock()
+        queue = ReconcileQueue(clock)
+        store = Store(queue.add)
         brokers = self._brokers = BrokerPool(
-            reconciler.wake,
-            reconciler.rang,
+            queue.add,
+            queue.ring,
             config.sweep_seconds,
             config.idle_sweep_seconds,
             destinations,
         )
         workers = Workers()
         management = Management(destinations)
-        secrets = Secrets(cluster, reconciler.wake)
+        secrets = Secrets(cluster, queue.add)
         ownership = Ownership(
             cluster,
             f"{config.pod_namespace}/{config.release}",
             config.namespaces,
-            reconciler.wake_namespaces,
+            lambda moved: add_namespaces(queue, store, moved),
             lambda: {namespace for namespace, _ in store.workqueues},
         )
         listener = (
@@ -182,7 +186,7 @@ class Operator:
             if self._page is not None
             else None
         )
-        reporter = Reporter(cluster, store, config.pod_name, self._metrics, listener)
+        reporter = Reporter(cluster, store, config.pod_name, self._metrics, listener, clock=clock)
         defaults = render.Defaults(
             config.worker_image,
             config.worker_network_policy,
@@ -192,31 +196,36 @@ class Operator:
                 "podSelector": {"matchLabels": {"app.kubernetes.io/name": "workqueue-operator"}},
             },
         )
-        workload = WorkloadApplier(cluster, defaults, reconciler.wake)
+        workload = WorkloadApplier(cluster, defaults, queue.add, clock)
         self._metrics.namespaces_left_out.set(len(left_out))
         resync = Resync(cluster, store, namespaces, config.relist_seconds)
-        self._health = Health(resync, reconciler.keys, brokers)
+        self._health = Health(resync, queue, brokers)
+        targets = Targets(cluster, store, workload, clock)
         parts = Dependencies(
+            queue=queue,
+            clock=clock,
             store=store,
             ownership=ownership,
             secrets=secrets,
             brokers=brokers,
-            gatherer=Gatherer(workers, management),
-            targets=Targets(cluster, store, workload),
-            scaler=Scaler(store, workload, Retirer(cluster, workers, store), reporter, self._metrics),
+            gatherer=Gatherer(targets, workers, management, clock),
+            targets=targets,
+            scaler=Scaler(store, workload, Retirer(cluster, workers, store, clock), clock),
             reporter=reporter,
-            finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter),
+            finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
             bindings=Bindings(cluster, store),
             metrics=self._metrics,
+            on_fatal=self._fail,
         )
+        reconciler = Reconciler(parts)
         running: list[asyncio.Task[None]] = []
         try:
-            # Everything is known before the first pass: one that misses a Deployment makes it.
+            # The store is complete before the first pass: a pass that misses a Deployment creates it.
             known = await self._unless_ended(ownership.first()) and await self._unless_ended(resync.first())
             if known:
-                reconciler.start(parts)
+                reconciler.start()
                 self._serving = True
-                running.append(asyncio.create_task(resync.run(), name="relist"))
+                running.append(asyncio.create_task(resync.run(), name="resync"))
                 running.append(asyncio.create_task(secrets.run(), name="secrets"))
                 running.append(asyncio.create_task(ownership.run(), name="ownership"))
                 if left_out:
@@ -227,13 +236,13 @@ class Operator:
                 running.append(watching)
                 await self._unless_ended(self._stop.wait())
         finally:
-            await reconciler.keys.stop(PATIENCE)
+            await queue.stop(PATIENCE)
             await brokers.close()
             if self._page is not None:
                 await self._page.stop_looking()
             await workers.close()
             await management.close()
-            # Everything that writes has ended: the successor may begin while kopf, which only reads, winds down.
+            # Every writer has ended. The successor may begin while kopf, which only reads, shuts down.
             if self._leadership is not None:
                 await self._leadership.release()
             for task in running:
@@ -241,7 +250,7 @@ class Operator:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def _leading_page(self) -> str | None:
-        """Where the page of the leader is, for a standby that is asked for it."""
+        """Return the address of the leader's page; a standby forwards requests to it."""
         from workqueue_operator.web.relay import leader_address
 
         if self._cluster is None or self._config.page_port is None:
@@ -252,20 +261,20 @@ class Operator:
         )
 
     async def _watch(self, store: Store, namespaces: tuple[str, ...]) -> None:
-        """kopf, until one of its tasks ends, which none does unless it fails.
+        """Run kopf until one of its tasks ends, which happens only when it fails.
 
-        `kopf.operator` would then cancel every task of this process that is younger than itself, and wait for them.
+        `kopf.operator` would then cancel every younger task of this process, and wait for them.
         """
         tasks = await kopf.spawn_tasks(
             registry=watch.registry(store),
             settings=watch.settings(),
             standalone=True,
-            # kopf would ask for the name of a user that the image does not have.
+            # Otherwise kopf asks for a user name, which the image does not have.
             identity=cast(Any, self._config.pod_name),
             clusterwide=not self._config.namespaces,
             namespaces=namespaces,
         )
-        # kopf has just put its own signal handlers in place.
+        # kopf has just installed its own signal handlers.
         self._listen_to_signals()
         try:
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -277,13 +286,13 @@ class Operator:
             await asyncio.wait([asyncio.gather(*tasks, return_exceptions=True)], timeout=PATIENCE)
 
     async def _watch_for(self, cluster: Cluster, wanted: tuple[str, ...], usable: tuple[str, ...]) -> None:
-        """A listed namespace that becomes usable later: kopf cannot be told, so the process begins anew."""
+        """Restart the process when a listed namespace becomes usable: kopf cannot watch it later."""
         while True:
             await asyncio.sleep(30)
             now_usable, _ = await usable_namespaces(cluster, wanted)
             if set(now_usable) != set(usable):
                 logger.info(
-                    "The usable namespaces changed: starting again.", extra={"namespaces": now_usable}
+                    "The usable namespaces changed: the process restarts.", extra={"namespaces": now_usable}
                 )
                 self._stop.set()
                 return
@@ -296,7 +305,7 @@ class Operator:
             loop.add_signal_handler(number, self._stop.set)
 
     def _fail(self, error: BaseException) -> None:
-        logger.error("This process must not write any more.", extra={"detail": str(error)})
+        logger.error("This process must no longer write.", extra={"detail": str(error)})
         self._exit_code = EXIT_LEADERSHIP_LOST
         self._stop.set()
 
@@ -308,7 +317,7 @@ class Operator:
             self._stop.set()
 
     async def _unless_ended(self, work: Awaitable[Any]) -> bool:
-        """Whether the work ended before the process was told to stop, or lost its Lease."""
+        """Whether the work ended before the process was told to stop or lost its Lease."""
         task = asyncio.ensure_future(work)
         stop = asyncio.create_task(self._stop.wait())
         ends = {stop}
@@ -354,6 +363,12 @@ class Operator:
             age = handle.poller.age()
             if age is not None:
                 self._metrics.depth_age_seconds.labels(name, user).set(age)
+
+
+def add_namespaces(queue: ReconcileQueue, store: Store, namespaces: set[str]) -> None:
+    """Run a pass over each WorkQueue in these namespaces: another operator serves them from now on."""
+    for key in [key for key in store.workqueues if key[0] in namespaces]:
+        queue.add(key)
 
 
 if __name__ == "__main__":

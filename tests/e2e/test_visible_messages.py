@@ -54,7 +54,7 @@ def test_message_in_stopping_worker_is_shown_and_starts_no_worker(
 
     assert (shown["MESSAGES"], shown["BUSY"]) == ("0", "1")
     assert reason.endswith("not counting 1 message in workers that are shutting down.")
-    assert "finish what they have in hand" in draining.condition("WorkersAvailable")["message"]
+    assert "finish their messages" in draining.condition("WorkersAvailable")["message"]
     assert draining.replicas() == 0
 
 

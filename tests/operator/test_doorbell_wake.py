@@ -11,16 +11,18 @@ import pytest
 
 from tests.support.brokers import channel_of, probe, put
 from tests.support.rabbitmq import VirtualHost
+from tests.support.snapshots import snapshot
 from tests.support.wait import until
 from tests.support.workqueue import workqueue
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import QueueSettings, plan
 from workqueue_operator.api.reasons import Reason, Unknown
-from workqueue_operator.api.workqueue import Wake
+from workqueue_operator.api.workqueue import Wake, WorkQueue
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
 from workqueue_operator.kube.views import DeploymentView, PodView
 from workqueue_operator.scaling import wake
 from workqueue_operator.scaling.decide import Decision, Depth, Hold, ScaleOut
+from workqueue_operator.scaling.snapshot import Snapshot
 
 OURS = workqueue()
 NOBODY = DeploymentView("jobs-worker", "u", 1, 0, 0, 0, rolled_out=True, template_hash="h", refusal=None)
@@ -69,6 +71,9 @@ class Case:
     depth: Depth | Unknown = EMPTY
     decision: Decision = IDLE
 
+    def snapshot(self, one: WorkQueue) -> Snapshot:
+        return snapshot(one, deployment=self.deployment, pods=self.pods, depth=self.depth)
+
 
 CASES = {
     "no worker and no message": Case(hangs=True, active=False),
@@ -94,7 +99,7 @@ async def test_doorbell_is_installed_only_on_idle_wakeable_queue(title: str, vho
     case = CASES[title]
     one = workqueue(**(case.spec or {}))
     async with linked(vhost.url) as handle:
-        assert await wake.mind(one, handle, case.deployment, case.pods, case.depth, case.decision) is None
+        assert await wake.adjust_doorbell(case.snapshot(one), case.decision, handle) is None
         assert handle.broker.has_doorbell("jobs") is case.hangs
         assert handle.poller.watch(one.key, "jobs").active is case.active
 
@@ -104,9 +109,8 @@ async def test_doorbell_is_removed_unless_needed_or_depth_unknown(title: str, vh
     case = CASES[title]
     async with linked(vhost.url) as handle:
         assert await handle.broker.install_doorbell("jobs")
-        await wake.mind(
-            workqueue(**(case.spec or {})), handle, case.deployment, case.pods, case.depth, case.decision
-        )
+        seen = case.snapshot(workqueue(**(case.spec or {})))
+        await wake.adjust_doorbell(seen, case.decision, handle)
         assert handle.broker.has_doorbell("jobs") is (case.hangs or isinstance(case.depth, Unknown))
 
 
@@ -114,14 +118,14 @@ async def test_operator_without_consume_permission_polls_and_reports_it(
     vhost: VirtualHost, unreadable: str
 ) -> None:
     async with linked(vhost.url), linked(unreadable, declare=False) as handle:
-        await wake.mind(OURS, handle, NOBODY, (), EMPTY, IDLE)
-        said = await wake.mind(OURS, handle, NOBODY, (), EMPTY, IDLE)
+        await wake.adjust_doorbell(snapshot(OURS), IDLE, handle)
+        said = await wake.adjust_doorbell(snapshot(OURS), IDLE, handle)
         assert said is not None
         assert said.reason is Reason.DOORBELL_UNAVAILABLE
         assert "read permission" in said.message
         assert handle.poller.watch(OURS.key, "jobs").active
         polling = workqueue(scaling={"wake": "Poll"})
-        assert await wake.mind(polling, handle, NOBODY, (), EMPTY, IDLE) is None
+        assert await wake.adjust_doorbell(snapshot(polling), IDLE, handle) is None
 
 
 async def test_foreign_queue_is_polled_where_a_ring_counts_as_a_delivery(

@@ -10,16 +10,17 @@ import pytest
 from aiohttp import web
 
 from tests.support.rabbitmq import VirtualHost
+from tests.support.snapshots import Deployments
 from tests.support.workqueue import workqueue
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import QueueSettings, plan
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.kube.views import PodView
-from workqueue_operator.reconcile.state import PassState
-from workqueue_operator.scaling.decide import Depth, ScaleInWindow
+from workqueue_operator.scaling.decide import Depth
 from workqueue_operator.scaling.depth import QueueReadings, busy_pods, judge, messages_in_stopping_workers
-from workqueue_operator.scaling.gather import Gatherer
+from workqueue_operator.scaling.gather import Connection, Gatherer, GatherState
 from workqueue_operator.workers.client import Workers
 
 OURS = workqueue()
@@ -27,7 +28,7 @@ OURS = workqueue()
 
 @dataclass
 class Site:
-    """A gatherer, a broker with the queue jobs, and workers by their loopback address.
+    """A broker with the queue jobs, and workers by their loopback address.
 
     Attributes:
         busy: messages in handlers, by address; a worker that is missing here does not respond.
@@ -35,12 +36,15 @@ class Site:
 
     url: str
     handle: BrokerHandle
-    gatherer: Gatherer
+    workers: Workers
+    management: Management
     busy: dict[str, int] = field(default_factory=dict)
 
     async def look(self, *pods: PodView) -> QueueReadings:
-        pass_state = PassState("uid-1", ScaleInWindow(0.0))
-        return await self.gatherer.ask(OURS, pass_state, self.handle, from_url(self.url), pods)
+        gatherer = Gatherer(Deployments(pods), self.workers, self.management, SystemClock())
+        connection = Connection(self.handle, from_url(self.url))
+        seen, _ = await gatherer.gather(OURS, connection, GatherState(), ring=False)
+        return seen.readings
 
 
 @pytest.fixture
@@ -64,7 +68,7 @@ async def site(vhost: VirtualHost) -> AsyncIterator[Site]:
     handle = await brokers.handle(OURS.key, from_url(vhost.url))
     await handle.broker.ready()
     await handle.broker.declare(plan(QueueSettings("jobs")))
-    made = Site(vhost.url, handle, Gatherer(workers, management))
+    made = Site(vhost.url, handle, workers, management)
     yield made
     await brokers.close()
     await management.close()

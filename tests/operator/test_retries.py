@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from tests.support.brokers import channel_of, put
 from tests.support.rabbitmq import VirtualHost
+from tests.support.snapshots import NO_WORKERS, snapshot
 from tests.support.wait import until
 from tests.support.workqueue import workqueue
 from workqueue.contract.binding import from_url
@@ -16,9 +17,9 @@ from workqueue.contract.topology import QueueSettings, delay_queue, plan
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
-from workqueue_operator.reconcile.state import PassState
 from workqueue_operator.scaling import retries
-from workqueue_operator.scaling.decide import ScaleInWindow
+from workqueue_operator.scaling.depth import QueueReadings
+from workqueue_operator.scaling.retries import RetryState
 from workqueue_operator.workers.client import WorkerStatus
 
 OURS = workqueue()
@@ -37,13 +38,20 @@ class Site:
     """
 
     handle: BrokerHandle
-    pass_state: PassState = field(default_factory=lambda: PassState("uid-1", ScaleInWindow(0.0)))
+    state: RetryState = field(default_factory=RetryState)
     asked: list[str] = field(default_factory=list)
 
     async def waiting(
         self, *said: WorkerStatus, ours: WorkQueue = OURS, workers_run: bool = True
     ) -> int | None:
-        return await retries.waiting(ours, self.pass_state, self.handle, said, workers_run=workers_run)
+        statuses = {str(number): status for number, status in enumerate(said)}
+        seen = snapshot(
+            ours,
+            deployment=replace(NO_WORKERS, replicas=int(workers_run)),
+            readings=QueueReadings(counts=None, statuses=statuses),
+        )
+        count, self.state = await retries.waiting(seen, self.state, self.handle)
+        return count
 
 
 @pytest.fixture
@@ -95,7 +103,7 @@ async def test_missing_delay_queue_is_polled_only_once(site: Site, monkeypatch: 
     for _ in range(3):
         assert await site.waiting(worker(10)) == 0
     assert site.asked == ["jobs.retry.10s"], "each question would close a channel"
-    assert site.pass_state.retry_delays == set()
+    assert site.state.delays == frozenset()
     assert "jobs.retry.10s" not in site.handle.poller.queues_of(OURS.key)
 
     monkeypatch.setattr(retries, "MISSING_STANDS", 0.0)

@@ -14,6 +14,7 @@ from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.declare import HIDES_SECONDS
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
@@ -69,11 +70,19 @@ async def finalizer(
     brokers = BrokerPool(lambda _: None, lambda _: None, 60, 60)
     management = Management()
     workers = Workers(port)
-    reporter = Reporter(cluster, store, "operator-1", Metrics())
+    reporter = Reporter(cluster, store, "operator-1", Metrics(), clock=SystemClock())
     try:
         secrets = Secrets(cluster)
         made = Finalizer(
-            cluster, store, secrets, brokers, management, workers, reporter, hidden_seconds=hidden_seconds
+            cluster,
+            store,
+            secrets,
+            brokers,
+            management,
+            workers,
+            reporter,
+            clock=SystemClock(),
+            hidden_seconds=hidden_seconds,
         )
         yield made, cluster
     finally:

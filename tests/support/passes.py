@@ -12,12 +12,13 @@ from tests.support.fakecluster import FakeCluster, Request
 from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.kube.ownership import Ownership
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.reconcile.finalize import Finalizer
-from workqueue_operator.reconcile.queue import NextPass
+from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
 from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
 from workqueue_operator.reconcile.reporter import Reporter
 from workqueue_operator.scaling.gather import Gatherer
@@ -40,7 +41,7 @@ class Passes:
 
     async def run(self) -> NextPass:
         """One pass over the WorkQueue."""
-        return await self.reconciler._guarded(KEY)
+        return await self.reconciler.reconcile(KEY)
 
 
 def api(url: str) -> FakeCluster:
@@ -51,6 +52,7 @@ def api(url: str) -> FakeCluster:
     made.answer("GET", "/secrets/rabbitmq", {"data": {"uri": uri}})
     made.answer("PATCH", "/deployments/jobs-worker", applied)
     made.answer("PATCH", "/poddisruptionbudgets/jobs-worker", {})
+    made.answer("POST", "/secrets", {})
     made.answer("POST", "/events", {})
     made.answer("PATCH", "/workqueues/jobs/status", workqueue())
     return made
@@ -84,28 +86,32 @@ def applied(request: Request) -> dict[str, Any]:
 @asynccontextmanager
 async def operator(cluster: FakeCluster, *namespaces: str) -> AsyncIterator[Passes]:
     """An operator that knows the WorkQueue; it lists some namespaces, or watches everything."""
-    reconciler = Reconciler(lambda _: None)
+    clock = SystemClock()
+    queue = ReconcileQueue(clock)
     store, metrics, workers, management = Store(lambda _: None), Metrics(), Workers(), Management()
     secrets, brokers = Secrets(cluster), BrokerPool(lambda _: None, lambda _: None, 60, 60)
-    reporter = Reporter(cluster, store, "me", metrics)
-    workload = WorkloadApplier(cluster, Defaults(), lambda _: None)
+    reporter = Reporter(cluster, store, "me", metrics, clock=clock)
+    workload = WorkloadApplier(cluster, Defaults(), lambda _: None, clock)
     store.put_workqueue(workqueue())
+    targets = Targets(cluster, store, workload, clock)
     parts = Dependencies(
+        queue=queue,
+        clock=clock,
         store=store,
         ownership=Ownership(cluster, "ops/me", namespaces, lambda _: None, list),
         secrets=secrets,
         brokers=brokers,
-        gatherer=Gatherer(workers, management),
-        targets=Targets(cluster, store, workload),
-        scaler=Scaler(store, workload, Retirer(cluster, workers, store), reporter, metrics),
+        gatherer=Gatherer(targets, workers, management, clock),
+        targets=targets,
+        scaler=Scaler(store, workload, Retirer(cluster, workers, store, clock), clock),
         reporter=reporter,
-        finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter),
+        finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
         bindings=Bindings(cluster, store),
         metrics=metrics,
+        on_fatal=lambda _: None,
     )
-    reconciler._dependencies = parts
     try:
-        yield Passes(reconciler, parts)
+        yield Passes(Reconciler(parts), parts)
     finally:
         await brokers.close()
         await workers.close()

@@ -370,8 +370,8 @@ def test_a_target_drain_time(case: str) -> None:
 def test_a_target_drain_time_counts_unconfirmed_slots_beside_the_arrivals() -> None:
     depth, load = Depth(0, 5, 30, 10, SILENT), Load(2.0, 5.0)
 
-    assert wanted_replicas(spec(targetDrainSeconds=60), depth, load, 1) == 10
-    assert wanted_replicas(spec(targetDrainSeconds=60), depth, load, 1, unconfirmed=10) == 20
+    assert wanted_replicas(spec(targetDrainSeconds=60), replace(depth, unconfirmed=0), load, 1) == 10
+    assert wanted_replicas(spec(targetDrainSeconds=60), depth, load, 1) == 20
 
 
 def test_a_target_drain_time_reckons_with_the_slots_of_a_pod() -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.support.ports import free_port
+from tests.support.snapshots import Deployments
 from tests.support.workqueue import workqueue
 from workqueue_operator.broker.connection import QueueCounts
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.kube.views import PodView
-from workqueue_operator.reconcile.state import PassState
 from workqueue_operator.scaling import gather
-from workqueue_operator.scaling.decide import ScaleInWindow
 from workqueue_operator.scaling.depth import QueueReadings
-from workqueue_operator.scaling.gather import Gatherer
+from workqueue_operator.scaling.gather import Connection, Gatherer, GatherState
 from workqueue_operator.workers.client import Workers
 
 READY = PodView("jobs-1", "uid-1", "127.0.0.1", True, True, False, "h", False, None)
@@ -24,64 +25,79 @@ STARTING = PodView("jobs-0", "uid-0", "127.0.0.1", False, True, False, "h", Fals
 """Unreachable workers: no process listens on their port."""
 
 
+class Clock(SystemClock):
+    """A clock that only the test moves."""
+
+    def __init__(self) -> None:
+        self.time = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.time
+
+
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that the gatherer sees, in seconds; tests move it."""
-    now = [1_000.0]
-    monkeypatch.setattr(gather, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    return now
+def clock() -> Clock:
+    return Clock()
 
 
-def ask(pass_state: PassState, ready: int, *pods: PodView) -> QueueReadings:
-    """One look at a queue with as many consumers as pods."""
+@dataclass
+class Site:
+    """A queue and its workers, looked at once in a while."""
 
-    async def look() -> QueueReadings:
+    clock: Clock
+    state: GatherState = field(default_factory=GatherState)
+
+    def ask(self, ready: int, *pods: PodView) -> QueueReadings:
+        """One look at a queue with as many consumers as pods."""
+        return asyncio.run(self._ask(ready, pods))
+
+    async def _ask(self, ready: int, pods: tuple[PodView, ...]) -> QueueReadings:
         workers = Workers(port=free_port())
-        counts = QueueCounts(ready, len(pods), asyncio.get_running_loop().time())
-        watched = SimpleNamespace(last=counts)
-        link: Any = SimpleNamespace(
+        watched = SimpleNamespace(last=QueueCounts(ready, len(pods), self.clock.time))
+        handle: Any = SimpleNamespace(
             poller=SimpleNamespace(watch=lambda *_: watched),
             broker=SimpleNamespace(doorbell_installed_at=lambda _: None),
         )
         nobody: Any = None
         try:
-            gatherer = Gatherer(workers, nobody)
-            answers = await gatherer.ask(workqueue(), pass_state, link, nobody, pods)
-            return await gatherer.ask_the_rest(pass_state, answers)
+            gatherer = Gatherer(Deployments(pods), workers, nobody, self.clock)
+            seen, state = await gatherer.gather(
+                workqueue(), Connection(handle, nobody), self.state, ring=False
+            )
+            seen, self.state = await gatherer.gather_rest(seen, state)
+            return seen.readings
         finally:
             await workers.close()
 
-    return asyncio.run(look())
+
+@pytest.fixture
+def site(clock: Clock) -> Site:
+    return Site(clock)
 
 
 @pytest.mark.parametrize("ready", [0, 50], ids=["empty-queue", "backlog"])
-def test_silent_worker_is_named_within_a_minute(ready: int, clock: list[float]) -> None:
-    pass_state = PassState("uid", ScaleInWindow(clock[0]))
-    begun, named = clock[0], None
+def test_silent_worker_is_named_within_a_minute(ready: int, site: Site, clock: Clock) -> None:
+    begun, named = clock.time, None
 
-    while named is None and clock[0] < begun + 60:
-        named = ask(pass_state, ready, READY, STARTING).unreachable
-        clock[0] += 5
+    while named is None and clock.time < begun + 60:
+        named = site.ask(ready, READY, STARTING).unreachable
+        clock.time += 5
 
     assert named == "jobs-1"
-    assert clock[0] - begun > gather.SILENT_AFTER
+    assert clock.time - begun > gather.SILENT_AFTER
 
 
-def test_starting_worker_is_not_named(clock: list[float]) -> None:
-    pass_state = PassState("uid", ScaleInWindow(clock[0]))
+def test_starting_worker_is_not_named(site: Site, clock: Clock) -> None:
+    site.ask(0, STARTING)
+    clock.time += 300
 
-    ask(pass_state, 0, STARTING)
-    clock[0] += 300
-
-    assert ask(pass_state, 0, STARTING).unreachable is None
+    assert site.ask(0, STARTING).unreachable is None
 
 
-def test_replaced_worker_is_not_named(clock: list[float]) -> None:
-    pass_state = PassState("uid", ScaleInWindow(clock[0]))
-
-    ask(pass_state, 0, READY)
-    clock[0] += 300
+def test_replaced_worker_is_not_named(site: Site, clock: Clock) -> None:
+    site.ask(0, READY)
+    clock.time += 300
     another = PodView("jobs-2", "uid-2", "127.0.0.1", True, True, False, "h", False, None)
 
-    assert ask(pass_state, 0, another).unreachable is None
-    assert set(pass_state.silent_since) == {"uid-2"}
+    assert site.ask(0, another).unreachable is None
+    assert set(site.state.silent_since) == {"uid-2"}

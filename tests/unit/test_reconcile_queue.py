@@ -7,14 +7,22 @@ from collections.abc import Callable
 
 import pytest
 
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.reconcile import queue as module
 from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
 
 KEY = ("team", "jobs")
+Kind = Callable[[tuple[str, str]], bool]
 
 
 def known(_: tuple[str, str]) -> bool:
     return True
+
+
+def started(runs: Runs, kind: Kind) -> ReconcileQueue:
+    keys = ReconcileQueue(SystemClock())
+    keys.start(runs, kind)
+    return keys
 
 
 class Runs:
@@ -60,11 +68,11 @@ class Runs:
 
 async def test_a_key_that_is_woken_while_it_runs_runs_exactly_once_more() -> None:
     runs = Runs()
-    keys = ReconcileQueue(runs, known)
-    keys.wake(KEY)
+    keys = started(runs, known)
+    keys.add(KEY)
     await runs.wait_begun(1)
     for _ in range(5):
-        keys.wake(KEY)
+        keys.add(KEY)
     runs.results.put_nowait(NextPass())
     await runs.wait_begun(2)
     runs.results.put_nowait(NextPass())
@@ -75,10 +83,10 @@ async def test_a_key_that_is_woken_while_it_runs_runs_exactly_once_more() -> Non
 
 async def test_a_run_that_failed_keeps_its_pause_although_it_woke_itself() -> None:
     runs = Runs()
-    keys = ReconcileQueue(runs, known)
-    keys.wake(KEY)
+    keys = started(runs, known)
+    keys.add(KEY)
     await runs.wait_begun(1)
-    keys.wake(KEY)
+    keys.add(KEY)
     begun = asyncio.get_running_loop().time()
     runs.results.put_nowait(NextPass(after=0.2, failed=True))
     await runs.wait_begun(2)
@@ -89,12 +97,12 @@ async def test_a_run_that_failed_keeps_its_pause_although_it_woke_itself() -> No
 
 async def test_a_change_from_outside_does_not_wait_for_the_pause() -> None:
     runs = Runs()
-    keys = ReconcileQueue(runs, known)
-    keys.wake(KEY)
+    keys = started(runs, known)
+    keys.add(KEY)
     await runs.wait_begun(1)
     runs.results.put_nowait(NextPass(after=60, failed=True))
     await runs.wait_idle()
-    keys.wake(KEY)
+    keys.add(KEY)
     await runs.wait_begun(2)
     runs.results.put_nowait(NextPass())
     await keys.stop(5)
@@ -102,20 +110,20 @@ async def test_a_change_from_outside_does_not_wait_for_the_pause() -> None:
 
 async def test_a_change_from_outside_waits_for_a_firm_pause() -> None:
     runs = Runs()
-    keys = ReconcileQueue(runs, known)
-    keys.wake(KEY)
+    keys = started(runs, known)
+    keys.add(KEY)
     await runs.wait_begun(1)
     begun = asyncio.get_running_loop().time()
     runs.results.put_nowait(NextPass(after=0.2, failed=True, firm=True))
     await runs.wait_idle()
 
-    keys.wake(KEY)
+    keys.add(KEY)
     await runs.wait_begun(2)
 
     assert asyncio.get_running_loop().time() - begun >= 0.19
     runs.results.put_nowait(NextPass())
     await runs.wait_idle()
-    keys.wake(KEY)
+    keys.add(KEY)
     await runs.wait_begun(3)
     runs.results.put_nowait(NextPass())
     await keys.stop(5)
@@ -123,9 +131,9 @@ async def test_a_change_from_outside_waits_for_a_firm_pause() -> None:
 
 async def test_different_keys_run_beside_each_other() -> None:
     runs = Runs()
-    keys = ReconcileQueue(runs, known)
+    keys = started(runs, known)
     for name in ("a", "b", "c"):
-        keys.wake(("team", name))
+        keys.add(("team", name))
     await runs.wait_begun(3)
     assert runs.most == 3
     runs.end(3)
@@ -134,11 +142,11 @@ async def test_different_keys_run_beside_each_other() -> None:
 
 async def test_stopping_ends_what_takes_too_long_and_begins_nothing_more() -> None:
     runs = Runs()
-    keys = ReconcileQueue(runs, known)
-    keys.wake(KEY)
+    keys = started(runs, known)
+    keys.add(KEY)
     await runs.wait_begun(1)
     await keys.stop(0.05)
-    keys.wake(KEY)
+    keys.add(KEY)
     assert (runs.begun, runs.running) == (1, 0)
 
 
@@ -153,15 +161,14 @@ def beginner(_: tuple[str, str]) -> bool:
     return False
 
 
-Kind = Callable[[tuple[str, str]], bool]
 EITHER = pytest.mark.parametrize("kind", [known, beginner])
 
 
 def woken(runs: Runs, kind: Kind, waiting: list[tuple[str, str]]) -> ReconcileQueue:
     """All of them woken."""
-    keys = ReconcileQueue(runs, kind)
+    keys = started(runs, kind)
     for key in waiting:
-        keys.wake(key)
+        keys.add(key)
     return keys
 
 
@@ -177,10 +184,10 @@ def two_places(monkeypatch: pytest.MonkeyPatch) -> None:
 @EITHER
 async def test_of_many_keys_a_few_run_at_once_and_each_has_its_turn(kind: Kind) -> None:
     runs = Runs()
-    keys = ReconcileQueue(runs, kind)
+    keys = started(runs, kind)
     for key in names(7):
-        keys.wake(key)
-        keys.wake(key)
+        keys.add(key)
+        keys.add(key)
     # The two that were under way when they were woken once more run again, the others were only waiting.
     for number in range(9):
         await runs.wait_begun(number + 1)
@@ -194,7 +201,7 @@ async def test_who_is_known_does_not_wait_for_beginners() -> None:
     runs = Runs()
     keys = woken(runs, lambda key: key == KEY, names(5))
     await runs.wait_begun(2)
-    keys.wake(KEY)
+    keys.add(KEY)
     await runs.wait_begun(3)
     runs.end(9)
     await keys.stop(5)
@@ -239,3 +246,31 @@ async def test_after_the_end_nobody_begins_who_was_waiting(kind: Kind) -> None:
     runs.end(2)
     await stopping
     assert runs.begun == 2
+
+
+# -- rings
+
+
+async def test_first_ring_counts_until_a_pass_takes_it() -> None:
+    keys = ReconcileQueue(SystemClock())
+    assert keys.rang_at(KEY) is None
+    keys.ring(KEY)
+    first = keys.rang_at(KEY)
+
+    keys.ring(KEY)
+
+    assert first is not None
+    assert keys.take_ring(KEY) == first
+    assert keys.take_ring(KEY) is None
+
+
+async def test_key_that_is_added_before_the_start_begins_no_pass() -> None:
+    runs = Runs()
+    keys = ReconcileQueue(SystemClock())
+    keys.add(KEY)
+    keys.start(runs, known)
+    await asyncio.sleep(0)
+
+    assert runs.begun == 0
+
+    await keys.stop(5)

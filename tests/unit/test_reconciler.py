@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from tests.unit.test_store import thing
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.kube.store import Key, Store
+from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
 from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
 
 
 @pytest.fixture
-def reconciler(monkeypatch: pytest.MonkeyPatch, woken: list[Key]) -> Reconciler:
-    made = Reconciler(lambda _: None)
-    monkeypatch.setattr(made.keys, "wake", woken.append)
-    return made
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[Key]:
+    """The keys of the passes that have begun."""
+    begun: list[Key] = []
+
+    async def reconcile(_: Reconciler, key: Key) -> NextPass:
+        begun.append(key)
+        return NextPass()
+
+    monkeypatch.setattr(Reconciler, "reconcile", reconcile)
+    return begun
 
 
-@pytest.fixture
-def woken() -> list[Key]:
-    return []
-
-
-def parts(store: Store) -> Dependencies:
+def reconciler_of(queue: ReconcileQueue, store: Store) -> Reconciler:
     nobody: Any = None
-    others = {name: nobody for name in Dependencies.__annotations__ if name != "store"}
-    return Dependencies(store=store, **others)
+    others = {name: nobody for name in Dependencies.__annotations__ if name not in {"queue", "store"}}
+    return Reconciler(Dependencies(queue=queue, store=store, **others))
 
 
-def test_no_pass_begins_before_everything_is_listed(reconciler: Reconciler, woken: list[Key]) -> None:
-    """One that did not know the Deployment yet would make it again."""
-    store = Store(reconciler.wake)
+async def test_no_pass_begins_before_everything_is_listed(passes: list[Key]) -> None:
+    """A pass that did not know the Deployment yet would create it again."""
+    queue = ReconcileQueue(SystemClock())
+    store = Store(queue.add)
+    reconciler = reconciler_of(queue, store)
     store.put_workqueue(thing("jobs", 1))
     store.put_workqueue(thing("mail", 2))
-    assert woken == []
-    reconciler.start(parts(store))
-    assert woken == [("team", "jobs"), ("team", "mail")]
+    await queue_turn()
+    assert passes == []
+
+    reconciler.start()
+    await queue_turn()
+
+    assert passes == [("team", "jobs"), ("team", "mail")]
+    await queue.stop(5)
 
 
-def test_afterwards_each_change_begins_one(reconciler: Reconciler, woken: list[Key]) -> None:
-    store = Store(reconciler.wake)
-    reconciler.start(parts(store))
+async def test_each_change_begins_a_pass_after_the_start(passes: list[Key]) -> None:
+    queue = ReconcileQueue(SystemClock())
+    store = Store(queue.add)
+    reconciler_of(queue, store).start()
+
     store.put_workqueue(thing("jobs", 1))
-    assert woken == [("team", "jobs")]
+    await queue_turn()
+
+    assert passes == [("team", "jobs")]
+    await queue.stop(5)
+
+
+async def queue_turn() -> None:
+    """Let the tasks of passes run that have just been created."""
+    await asyncio.sleep(0)

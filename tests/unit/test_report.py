@@ -9,11 +9,12 @@ import pytest
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import STATUS_FIELD_MANAGER
-from workqueue_operator.reconcile.reporter import EVENT_AGAIN_AFTER, NUMBERS_EVERY, Reporter
+from workqueue_operator.reconcile.reporter import EVENT_AGAIN_AFTER, NUMBERS_EVERY, Event, Reporter
 
 NOW = 1000.0
 ALL_WELL = Finding("True", Reason.DECLARED, "The queue exists.")
@@ -62,7 +63,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def reporter(cluster: FakeCluster, store: Store, metrics: Metrics) -> Reporter:
-    return Reporter(cluster, store, "operator-1", metrics)
+    return Reporter(cluster, store, "operator-1", metrics, clock=SystemClock())
 
 
 def events(cluster: FakeCluster) -> list[Any]:
@@ -110,6 +111,10 @@ async def test_a_metric_shows_the_conditions_even_of_a_status_that_is_not_writte
     assert shown() == {("Ready", "False", "BrokerUnreachable")}
     metrics.workqueues.forget(*workqueue().key)
     assert not shown()
+
+
+def conflict(message: str) -> Event:
+    return Event(Reason.QUEUE_CONFLICT, message, "QueueDeclared", warning=True)
 
 
 async def test_an_unchanged_status_is_not_written(cluster: FakeCluster, reporter: Reporter) -> None:
@@ -266,19 +271,19 @@ async def test_the_same_event_comes_again_only_after_a_while(
     cluster: FakeCluster, reporter: Reporter
 ) -> None:
     for later in (0, 1, EVENT_AGAIN_AFTER - 1, EVENT_AGAIN_AFTER + 1):
-        await reporter.event(workqueue(), True, Reason.QUEUE_CONFLICT, "a", "QueueDeclared", NOW + later)
+        await reporter.event(workqueue(), conflict("a"), NOW + later)
     assert len(events(cluster)) == 2
 
 
 async def test_an_event_that_cannot_be_sent_stops_nothing(cluster: FakeCluster, reporter: Reporter) -> None:
     cluster.answer("POST", "/events", ClusterError(403, "forbidden"))
-    await reporter.event(workqueue(), True, Reason.QUEUE_CONFLICT, "a", "QueueDeclared", NOW)
+    await reporter.event(workqueue(), conflict("a"), NOW)
 
 
 async def test_a_long_note_is_cut_to_what_the_api_server_takes(
     cluster: FakeCluster, reporter: Reporter
 ) -> None:
-    await reporter.event(workqueue(), True, Reason.QUEUE_CONFLICT, "a" * 5000, "QueueDeclared", NOW)
+    await reporter.event(workqueue(), conflict("a" * 5000), NOW)
     assert len(events(cluster)[0]["note"]) == 1024
 
 
@@ -287,9 +292,8 @@ async def test_a_long_note_is_cut_to_what_the_api_server_takes(
 
 async def test_the_memory_of_events_ends(cluster: FakeCluster, reporter: Reporter) -> None:
     for number in range(1000):
-        await reporter.event(
-            workqueue(), False, Reason.BACKLOG, f"{number} waiting", "Scale", NOW + number * 10
-        )
+        event = Event(Reason.BACKLOG, f"{number} waiting", "Scale")
+        await reporter.event(workqueue(), event, NOW + number * 10)
     assert len(reporter._sent["uid-1"]) <= EVENT_AGAIN_AFTER / 10 + 1
 
 
@@ -303,5 +307,5 @@ async def test_nothing_is_kept_of_a_workqueue_that_is_gone(cluster: FakeCluster,
 async def test_what_was_sent_is_remembered_for_as_long_as_it_is_not_sent_again(reporter: Reporter) -> None:
     told = [("one", NOW), ("two", NOW + 1), ("three", NOW + EVENT_AGAIN_AFTER)]
     for message, now in told:
-        await reporter.event(workqueue(), False, Reason.DECLARED, message, "Declare", now)
+        await reporter.event(workqueue(), Event(Reason.DECLARED, message, "Declare"), now)
     assert [message for _, message in reporter._sent["uid-1"]] == ["two", "three"]

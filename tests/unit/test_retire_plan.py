@@ -12,6 +12,7 @@ import pytest
 from tests.support.fakecluster import FakeCluster, Request
 from workqueue.worker.retirement import LEASE_SECONDS
 from workqueue_operator.api.reasons import Reason, Unknown
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.client import REQUEST_TIMEOUT
 from workqueue_operator.kube.store import Store
@@ -19,7 +20,7 @@ from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, LABEL_WORKQUEUE
 from workqueue_operator.workers import retire
 from workqueue_operator.workers.client import Address, Answer, SigningKeys, Workers, WorkerStatus
-from workqueue_operator.workers.retire import RetireOutcome, RetirePlan, Retirer, plan
+from workqueue_operator.workers.retire import RetireOutcome, RetirePlan, Retirer, RetireSteps, plan
 
 NOW = 1_800_000_000.0
 
@@ -201,19 +202,16 @@ class Scene:
         guarded: bool = True,
     ) -> RetireOutcome:
         self.counted = self.counted or sum(not pod.terminating for pod in pods)
-        retirement = Retirer(self.cluster, self.workers, self.store)
-        return await retirement.carry_out(
-            "team",
-            chosen,
-            lambda: pods,
-            KEYS,
-            self.lower,
-            self.confirm_empty if guarded else None,
-        )
+        retirement = Retirer(self.cluster, self.workers, self.store, SystemClock())
+        confirm_empty = self.confirm_empty if guarded else None
+        steps = RetireSteps(lambda: pods, self.lower, confirm_empty)
+        return await retirement.retire("team", chosen, KEYS, steps)
 
     async def clear_left_over(self, pods: list[PodView], **replicaset: int) -> None:
         vars(self).update(replicaset)
-        await Retirer(self.cluster, self.workers, self.store).clear_left_over("team", pods, KEYS)
+        await Retirer(self.cluster, self.workers, self.store, SystemClock()).clear_left_over(
+            "team", pods, KEYS
+        )
 
     @property
     def marks(self) -> list[str]:

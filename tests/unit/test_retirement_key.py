@@ -10,6 +10,7 @@ import pytest
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import Reason, Unknown
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.workers import render, retirement_key
 from workqueue_operator.workers.apply import WorkloadApplier
@@ -45,7 +46,7 @@ def cluster() -> ApiServer:
 
 
 async def test_retirement_key_is_random_and_owned_by_its_workqueue(cluster: ApiServer) -> None:
-    await RetirementKeys(cluster).ensure(workqueue())
+    await RetirementKeys(cluster, SystemClock()).ensure(workqueue())
 
     assert cluster.secret is not None
     assert cluster.secret["metadata"]["name"] == NAME
@@ -53,12 +54,12 @@ async def test_retirement_key_is_random_and_owned_by_its_workqueue(cluster: ApiS
     assert cluster.secret["type"] == "workqueue.dev/retirement-key"
     assert len(cluster.key) >= 32
     first, cluster.secret = cluster.key, None
-    await RetirementKeys(cluster).ensure(workqueue())
+    await RetirementKeys(cluster, SystemClock()).ensure(workqueue())
     assert cluster.key != first
 
 
 async def test_retirement_key_is_created_once_and_cached_for_a_minute(cluster: ApiServer) -> None:
-    keys = RetirementKeys(cluster)
+    keys = RetirementKeys(cluster, SystemClock())
     await keys.ensure(workqueue())
     await keys.ensure(workqueue())
 
@@ -67,16 +68,16 @@ async def test_retirement_key_is_created_once_and_cached_for_a_minute(cluster: A
 
 
 async def test_another_operator_process_uses_existing_key(cluster: ApiServer) -> None:
-    await RetirementKeys(cluster).ensure(workqueue())
+    await RetirementKeys(cluster, SystemClock()).ensure(workqueue())
     first = cluster.key
-    successor = RetirementKeys(cluster)
+    successor = RetirementKeys(cluster, SystemClock())
     await successor.ensure(workqueue())
 
     assert await successor.read(workqueue()) == first
 
 
 async def test_deleted_secret_is_recreated(cluster: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = RetirementKeys(cluster)
+    keys = RetirementKeys(cluster, SystemClock())
     await keys.ensure(workqueue())
     first, cluster.secret = cluster.key, None
     monkeypatch.setattr(retirement_key, "MAX_AGE", 0.0)
@@ -88,7 +89,7 @@ async def test_foreign_secret_is_not_used(cluster: ApiServer) -> None:
     cluster.secret = {"metadata": {"name": NAME}, "data": {"key": base64.b64encode(b"theirs").decode()}}
 
     with pytest.raises(ReconcileError) as caught:
-        await RetirementKeys(cluster).read(workqueue())
+        await RetirementKeys(cluster, SystemClock()).read(workqueue())
     assert caught.value.reason is Reason.NAME_CONFLICT
 
 
@@ -97,7 +98,7 @@ async def test_unreadable_key_is_empty(cluster: ApiServer, data: Any) -> None:
     """An empty key signs no valid request: the worker counts as busy."""
     owners = [render.owner_reference(workqueue())]
     cluster.secret = {"metadata": {"name": NAME, "ownerReferences": owners}, "data": data}
-    assert await RetirementKeys(cluster).read(workqueue()) == b""
+    assert await RetirementKeys(cluster, SystemClock()).read(workqueue()) == b""
 
 
 async def test_refused_secret_is_named(cluster: ApiServer) -> None:
@@ -105,7 +106,7 @@ async def test_refused_secret_is_named(cluster: ApiServer) -> None:
         "POST", "/secrets", ClusterError(403, 'secrets is forbidden: User "operator" cannot create')
     )
     cluster.answer("PATCH", "/deployments/jobs-worker", lambda request: _live(request.body))
-    workload = WorkloadApplier(cluster, render.Defaults(), lambda _: None)
+    workload = WorkloadApplier(cluster, render.Defaults(), lambda _: None, SystemClock())
 
     refusal = (await workload.ensure(workqueue(), None)).refusal
 

@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 
 from tests.support.fakecluster import FakeCluster, Request
+from tests.support.snapshots import snapshot
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import Reason
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import DeploymentView, deployment_view
-from workqueue_operator.metrics import Metrics
-from workqueue_operator.reconcile.reporter import Reporter
-from workqueue_operator.reconcile.state import PassState
-from workqueue_operator.scaling.decide import Hold, Retire, ScaleInWindow, ScaleOut
-from workqueue_operator.scaling.scale import Scaler, next_attempt
+from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut
+from workqueue_operator.scaling.scale import Scaled, Scaler, ScaleState
 from workqueue_operator.workers.apply import WorkloadApplier
 from workqueue_operator.workers.render import Defaults
 from workqueue_operator.workers.retire import Retirer
@@ -40,15 +39,12 @@ class Api:
         self.cluster = FakeCluster()
         self.cluster.answer("PATCH", "/deployments/jobs-worker", self.patch)
         self.cluster.answer("GET", "/deployments/jobs-worker", lambda _: self.body)
-        self.cluster.answer("POST", "/events", {})
-        store, metrics = Store(lambda _: None), Metrics()
-        workload = WorkloadApplier(self.cluster, Defaults(), lambda _: None)
+        store = Store(lambda _: None)
+        workload = WorkloadApplier(self.cluster, Defaults(), lambda _: None, SystemClock())
         nobody: Any = None
-        retirement = Retirer(self.cluster, nobody, store)
-        self.scaler = Scaler(
-            store, workload, retirement, Reporter(self.cluster, store, "me", metrics), metrics
-        )
-        self.pass_state = PassState("uid-1", ScaleInWindow(0.0))
+        retirement = Retirer(self.cluster, nobody, store, SystemClock())
+        self.scaler = Scaler(store, workload, retirement, SystemClock())
+        self.state = ScaleState()
 
     @property
     def body(self) -> dict[str, Any]:
@@ -77,14 +73,25 @@ class Api:
         self.replicas, self.version = replace["value"], self.version + 1
         return self.body
 
-    async def scale_out(self, replicas: int) -> ScaleOut | Hold | Retire:
-        decision = ScaleOut(replicas, replicas, Reason.BACKLOG, "the backlog")
-        return await self.scaler.raise_pinned(OURS, self.pass_state, decision, self.view)
+    def noted(self, scaled: Scaled) -> Decision:
+        """Keep the state as the reconciler does."""
+        self.state = scaled.state
+        if scaled.error is not None:
+            raise scaled.error
+        return scaled.decision
 
-    async def scale_in(self, replicas: int) -> ScaleOut | Hold | Retire:
+    def next_attempt(self) -> float | None:
+        return self.state.next_attempt(time.monotonic())
+
+    async def scale_out(self, replicas: int) -> Decision:
+        decision = ScaleOut(replicas, replicas, Reason.BACKLOG, "the backlog")
+        return self.noted(await self.scaler.raise_count(OURS, decision, self.view, self.state))
+
+    async def scale_in(self, replicas: int) -> Decision:
         decision = Retire(replicas, replicas, only_when_empty=True, reason=Reason.SURPLUS, message="surplus")
         nobody: Any = None
-        return (await self.scaler.carry_out(THEIRS, self.pass_state, nobody, decision, self.view, [], {}))[0]
+        seen = snapshot(THEIRS, deployment=self.view)
+        return self.noted(await self.scaler.scale(seen, decision, self.state, nobody))
 
 
 @pytest.mark.parametrize("status", [403, 422], ids=["403-of-a-webhook", "422-of-a-policy"])
@@ -120,13 +127,13 @@ async def test_refused_count_is_not_tried_again_before_its_pause_ends(
 
     assert api.tried == []
     assert decision.reason is Reason.COUNT_REFUSED
-    moment = next_attempt(api.pass_state)
+    moment = api.next_attempt()
     assert moment is not None
     monkeypatch.setattr(time, "monotonic", lambda: moment)
     api.most = 10
     decision = await api.scale_out(10)
     assert (api.replicas, decision.reason) == (10, Reason.BACKLOG)
-    assert next_attempt(api.pass_state) is None
+    assert api.next_attempt() is None
 
 
 async def test_pauses_between_refusals_grow_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +141,7 @@ async def test_pauses_between_refusals_grow_to_a_minute(monkeypatch: pytest.Monk
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for _ in range(12):
         await api.scale_out(1)
-        moment = next_attempt(api.pass_state)
+        moment = api.next_attempt()
         assert moment is not None
         pauses.append(moment - now)
         now = moment
@@ -169,10 +176,10 @@ async def test_failed_test_operation_is_a_conflict_and_no_refusal() -> None:
     api.replicas = 1
 
     decision = ScaleOut(2, 2, Reason.BACKLOG, "the backlog")
-    held = await api.scaler.raise_pinned(OURS, api.pass_state, decision, before)
+    held = api.noted(await api.scaler.raise_count(OURS, decision, before, api.state))
 
     assert held.reason is Reason.CONFLICTING_WRITE
-    assert next_attempt(api.pass_state) is None
+    assert api.next_attempt() is None
 
 
 async def test_refused_scale_in_is_reported_and_backs_off() -> None:
@@ -193,4 +200,23 @@ async def test_api_server_that_is_away_is_no_refusal(status: int) -> None:
 
     with pytest.raises(ClusterError):
         await api.scale_out(1)
-    assert next_attempt(api.pass_state) is None
+    assert api.next_attempt() is None
+
+
+async def test_write_before_an_outage_is_in_the_result() -> None:
+    """The reconciler sends its Event and its metric before it raises the error."""
+    api = Api(most=5)
+
+    def second_write_fails(request: Request) -> Any:
+        if api.tried[-1:] == [5]:
+            return ClusterError(503, "busy")
+        return api.patch(request)
+
+    api.cluster.answer("PATCH", "/deployments/jobs-worker", second_write_fails)
+    decision = ScaleOut(10, 10, Reason.BACKLOG, "the backlog")
+
+    scaled = await api.scaler.raise_count(OURS, decision, api.view, api.state)
+
+    assert [(write.before, write.after) for write in scaled.writes] == [(0, 5)]
+    assert scaled.error is not None
+    assert scaled.error.status == 503

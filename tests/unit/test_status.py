@@ -10,7 +10,7 @@ from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason, Unknown
 from workqueue_operator.api.workqueue import WorkQueueStatus
 from workqueue_operator.kube.views import DeploymentView, PodView
-from workqueue_operator.reconcile.status import Seen, conditions, rounded, status
+from workqueue_operator.reconcile.status import Outcome, conditions, rounded, status
 from workqueue_operator.scaling.decide import Depth, Hold, Retire, ScaleOut
 
 NOW = "2026-03-04T12:00:00Z"
@@ -28,14 +28,14 @@ def pod(failure: Unknown | None = None, *, ready: bool = False, terminating: boo
     return PodView("p", "u", "10.0.0.1", ready, True, terminating, "h", False, failure)
 
 
-def seen(**changes: Any) -> Seen:
+def seen(**changes: Any) -> Outcome:
     fields: dict[str, Any] = {
         "queue": DECLARED,
         "depth": Depth(0, 0, 0),
         "deployment": deployment(0),
         "decision": IDLE,
     }
-    return Seen(**{**fields, **changes})
+    return Outcome(**{**fields, **changes})
 
 
 AWAY = Unknown(Reason.BROKER_UNREACHABLE, "The broker is away.")
@@ -45,7 +45,7 @@ REFUSED = Unknown(Reason.POD_REFUSED, "quota")
 CONFLICT = Finding("False", Reason.QUEUE_CONFLICT, "other arguments")
 TAKEN = Unknown(Reason.NAME_CONFLICT, "somebody else's")
 
-TABLE: list[tuple[str, Seen, dict[str, tuple[str, Reason]]]] = [
+TABLE: list[tuple[str, Outcome, dict[str, tuple[str, Reason]]]] = [
     (
         "asleep",
         seen(),
@@ -192,7 +192,7 @@ TABLE: list[tuple[str, Seen, dict[str, tuple[str, Reason]]]] = [
 
 
 @pytest.mark.parametrize(("given", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
-def test_conditions(given: Seen, expected: dict[str, tuple[str, Reason]]) -> None:
+def test_conditions(given: Outcome, expected: dict[str, tuple[str, Reason]]) -> None:
     found = conditions(workqueue(), given)
     assert list(found) == list(ConditionType)
     assert {
@@ -204,7 +204,7 @@ def test_conditions(given: Seen, expected: dict[str, tuple[str, Reason]]) -> Non
 def test_a_count_of_zero_does_not_say_that_nothing_runs_while_a_worker_finishes() -> None:
     found = conditions(workqueue(), seen(pods=[pod(terminating=True)], busy=1))
     assert found[ConditionType.WORKERS_AVAILABLE].message == (
-        "Workers finish what they have in hand and stop; a message on the queue starts one."
+        "Workers finish their messages and stop; a message on the queue starts one."
     )
 
 
@@ -256,7 +256,7 @@ def test_rounded(count: int, expected: int) -> None:
     assert rounded(count) == expected
 
 
-def fields(given: Seen, before: dict[str, Any] | None = None) -> dict[str, Any]:
+def fields(given: Outcome, before: dict[str, Any] | None = None) -> dict[str, Any]:
     made = workqueue(status=before, queue={"name": "jobs.v2"})
     return status(made, given, conditions(made, given), NOW)
 

@@ -10,6 +10,7 @@ import pytest
 from tests.support.fakecluster import FakeCluster
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import Reason, Unknown
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Store
 from workqueue_operator.workers import autoscalers
@@ -49,7 +50,9 @@ def cluster() -> FakeCluster:
 @pytest.fixture
 def targets(cluster: FakeCluster) -> Targets:
     store = Store(lambda _: None)
-    return Targets(cluster, store, WorkloadApplier(cluster, Defaults(), lambda _: None))
+    return Targets(
+        cluster, store, WorkloadApplier(cluster, Defaults(), lambda _: None, SystemClock()), SystemClock()
+    )
 
 
 async def problem(targets: Targets) -> Unknown:

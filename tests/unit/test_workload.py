@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.support.fakecluster import FakeCluster, Request
 from tests.support.wait import until
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import Reason
+from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.names import FIELD_MANAGER, REPLICAS_FIELD_MANAGER
 from workqueue_operator.workers import apply as module
@@ -49,7 +51,7 @@ def woken() -> list[tuple[str, str]]:
 
 @pytest.fixture
 def workload(cluster: FakeCluster, woken: list[tuple[str, str]]) -> WorkloadApplier:
-    return WorkloadApplier(cluster, DEFAULTS, woken.append)
+    return WorkloadApplier(cluster, DEFAULTS, woken.append, SystemClock())
 
 
 def applies(cluster: FakeCluster) -> list[Request]:
@@ -202,7 +204,7 @@ async def test_refused_apply_is_repeated_after_pauses_that_grow(
     now = 100.0
     made = (await workload.ensure(workqueue(), None)).deployment
     cluster.answer("PATCH", DEPLOYMENT, REFUSED)
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     pauses = []
     for _ in range(10):
         await workload.ensure(CHANGED, made)

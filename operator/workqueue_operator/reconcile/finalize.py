@@ -1,15 +1,13 @@
-"""What has to happen before a WorkQueue may go: only where its queue is to be deleted with it.
+"""Delete the queues of a deleted WorkQueue before its finalizer is removed.
 
-Place in the flow: `reconcile` hands every WorkQueue that somebody deleted to `finalize`. A WorkQueue with
-deletionPolicy Retain never has our finalizer and goes at once.
+The reconciler calls `finalize` for each WorkQueue that is being deleted. A WorkQueue with deletionPolicy Retain
+has no finalizer, and Kubernetes deletes it immediately.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from workqueue.contract.binding import Binding
@@ -21,35 +19,36 @@ from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
 from workqueue_operator.errors import ClusterError, ReconcileError
-from workqueue_operator.kube.client import Cluster, deployment_path, workqueue_path
+from workqueue_operator.kube.client import deployment_path, workqueue_path
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Key, Store, key_of
 from workqueue_operator.kube.views import deployment_view
 from workqueue_operator.names import ANNOTATION_ABANDON, FINALIZER, workload_name
+from workqueue_operator.ports import Clock, Kubernetes, Workers
 from workqueue_operator.reconcile import status
-from workqueue_operator.reconcile.reporter import Reporter
+from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.scaling.decide import Depth
-from workqueue_operator.workers.client import Address, Workers
+from workqueue_operator.workers.client import Address
 
 logger = logging.getLogger(__name__)
 
 AGAIN: Final = 2.0
-"""Seconds between two tries while something is in the way."""
+"""Seconds between two attempts while something prevents the deletion."""
 
 WITHOUT_SECRET: Final = 60.0
-"""Seconds after the deletion for which a Secret that is gone is waited for; then the queue is left behind.
-In a namespace that is being deleted the Secret goes first and does not come back."""
+"""Seconds after the deletion for which the operator waits for a missing Secret. Then it leaves the queue behind. In a
+namespace that is being deleted, the Secret is deleted first and does not return."""
 
 
 _SECRET_IS_GONE: Final = frozenset({Reason.SECRET_NOT_FOUND, Reason.SECRET_FORBIDDEN})
 
 
 class Finalizer:
-    """Sets, keeps and fulfils the finalizer."""
+    """Adds the finalizer, and does what it stands for."""
 
     def __init__(
         self,
-        cluster: Cluster,
+        kubernetes: Kubernetes,
         store: Store,
         secrets: Secrets,
         brokers: BrokerPool,
@@ -57,9 +56,11 @@ class Finalizer:
         workers: Workers,
         reporter: Reporter,
         *,
+        clock: Clock,
         hidden_seconds: float = declare.HIDES_SECONDS,
     ) -> None:
-        self._cluster = cluster
+        self._kubernetes = kubernetes
+        self._clock = clock
         self._store = store
         self._secrets = secrets
         self._brokers = brokers
@@ -70,17 +71,17 @@ class Finalizer:
         self._empty_since: dict[str, float] = {}
 
     async def ensure(self, workqueue: WorkQueue) -> None:
-        """Have the finalizer exactly when the deletion policy needs it."""
+        """Add or remove the finalizer, as the deletion policy requires."""
         needed = workqueue.spec.queue.deletion_policy is not DeletionPolicy.RETAIN
         if needed != (FINALIZER in workqueue.metadata.finalizers):
             others = [name for name in workqueue.metadata.finalizers if name != FINALIZER]
             await self._write(workqueue, [*others, FINALIZER] if needed else others)
 
     async def finalize(self, workqueue: WorkQueue) -> float | None:
-        """One step towards letting the WorkQueue go.
+        """Do one step of the deletion.
 
         Returns:
-            After how many seconds to come back, None when there is nothing left to do.
+            The seconds until the next step; None when the deletion is complete.
         """
         if FINALIZER not in workqueue.metadata.finalizers:
             await self._brokers.leave(workqueue.key)
@@ -90,18 +91,18 @@ class Finalizer:
         try:
             message = await self._settle_queues(workqueue)
         except ReconcileError as problem:
-            return await self._in_the_way(workqueue, problem)
-        await self._let_go(workqueue, message)
+            return await self._wait(workqueue, problem)
+        await self._complete(workqueue, message)
         return None
 
     async def _settle_queues(self, workqueue: WorkQueue) -> str:
-        """Delete the queues, or know why not to.
+        """Delete the queues, or find out why they stay.
 
         Returns:
-            What became of them, in a sentence.
+            A sentence about the result.
 
         Raises:
-            Trouble: something is in the way.
+            ReconcileError: something prevents the deletion.
         """
         queue = f"The queue {workqueue.queue_name!r}"
         if workqueue.metadata.annotations.get(ANNOTATION_ABANDON) == "true":
@@ -116,10 +117,10 @@ class Finalizer:
         return f"{queue} was deleted with its WorkQueue.{left}"
 
     async def _is_current(self, workqueue: WorkQueue) -> bool:
-        """Ask the API server itself before anything is destroyed: the store may lag."""
+        """Ask the API server before the operator deletes a queue: the store may lag."""
         namespace, name = workqueue.key
         try:
-            live = await self._cluster.get(workqueue_path(namespace, name))
+            live = await self._kubernetes.get(workqueue_path(namespace, name))
         except ClusterError as error:
             if error.not_found:
                 return False
@@ -128,9 +129,10 @@ class Finalizer:
         return same and bool(live["metadata"].get("deletionTimestamp"))
 
     async def _other_claim(self, workqueue: WorkQueue, handle: BrokerHandle) -> str | None:
-        """Another WorkQueue that has the same queue on the same broker, or may have: its broker cannot be asked.
+        """Find another WorkQueue that has the same queue on the same broker, or may have if its broker is
+        unreachable.
 
-        The store is asked, since after a restart other WorkQueues may not have declared the queue yet.
+        This asks the store, because after a restart other WorkQueues may not have declared the queue yet.
         """
         for body in self._store.workqueues.saying(workqueue.queue_name):
             key, spec = key_of(body), body["spec"]
@@ -149,7 +151,7 @@ class Finalizer:
         return None
 
     async def _is_on(self, handle: BrokerHandle, key: Key, secret: str, queue: str) -> bool | None:
-        """Whether another WorkQueue's Secret leads to the broker and virtual host of `handle`; None: not known."""
+        """Whether another WorkQueue's Secret leads to the broker and virtual host of `handle`; None: unknown."""
         known = self._brokers.known(key)
         try:
             theirs = await self._brokers.handle(key, await self._secrets.binding(key[0], secret))
@@ -160,12 +162,12 @@ class Finalizer:
         except ReconcileError:
             same = None
         if known is None and (self._store.workqueue(key) or {}).get("spec", {}).get("suspend"):
-            # No pass of its own will leave it.
+            # A suspended WorkQueue has no pass that would leave the broker.
             await self._brokers.leave(key)
         return same
 
     async def _delete_queues(self, workqueue: WorkQueue, handle: BrokerHandle, binding: Binding) -> str:
-        """Returns a sentence about what may be left, if anything."""
+        """Delete the queues. Returns a sentence about queues that may be left, or an empty text."""
         handle.broker.remove_doorbell(workqueue.queue_name)
         listed: list[str] | Unknown = []
         if binding.management_uri is not None:
@@ -186,9 +188,9 @@ class Finalizer:
     async def _require_nothing_to_do(
         self, workqueue: WorkQueue, names: list[str], handle: BrokerHandle
     ) -> None:
-        """No message waits or is in a handler. Until then workers stay, and at least one is there.
+        """Require that no message waits or is in a handler. Until then the workers stay, and at least one runs.
 
-        A handler that fails hands its message to a delay queue before it is idle, so the queues are looked at again
+        A failing handler publishes its message to a delay queue before it becomes idle, so the queues are read again
         after the workers.
         """
         try:
@@ -198,11 +200,11 @@ class Finalizer:
         except ReconcileError:
             dead = names[-1]
             if any([(await _ready(handle, name)) for name in names if name != dead]):
-                await self._have_a_worker(workqueue)
+                await self._ensure_a_worker(workqueue)
             raise
 
     async def _require_idle_workers(self, workqueue: WorkQueue) -> None:
-        """No worker that answers is busy. One that does not answer finishes its message when it is stopped."""
+        """Require that no worker that answers is busy. A silent worker finishes its message when it is stopped."""
         pods = [pod for pod in self._store.pods_of(workqueue.key) if pod.running and not pod.terminating]
         statuses = await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in pods])
         if busy := sum(one.busy for one in statuses.values()):
@@ -211,8 +213,8 @@ class Finalizer:
                 f"{busy} messages are in handlers. The workers stay until the queue is empty; then it is deleted.",
             )
 
-    async def _have_a_worker(self, workqueue: WorkQueue) -> None:
-        """Start one worker for what is left, unless there is one or a person has stopped them all."""
+    async def _ensure_a_worker(self, workqueue: WorkQueue) -> None:
+        """Start one worker for the remaining messages, unless one runs or the spec forbids it."""
         spec = workqueue.spec
         if spec.worker is None or spec.suspend or spec.replicas is not None:
             return
@@ -220,20 +222,20 @@ class Finalizer:
         deployment = self._store.deployment(namespace, name)
         if deployment is not None and deployment["spec"].get("replicas", 1) == 0:
             self._store.put_deployment(
-                await self._cluster.merge(deployment_path(namespace, name), {"spec": {"replicas": 1}})
+                await self._kubernetes.merge(deployment_path(namespace, name), {"spec": {"replicas": 1}})
             )
 
     async def _require_no_messages(
         self, workqueue: WorkQueue, names: list[str], handle: BrokerHandle
     ) -> None:
-        """No queue shows a message, and none has for so long that none can be hidden. Workers may still run."""
+        """Require that no queue has shown a message for `hidden_seconds`. Workers may still run."""
         uid = workqueue.metadata.uid
         try:
             await declare.require_no_messages(names, handle.broker)
         except ReconcileError:
             self._empty_since.pop(uid, None)
             raise
-        now = time.monotonic()
+        now = self._clock.monotonic()
         looked = now - self._empty_since.setdefault(uid, now)
         if looked < self._hidden_seconds:
             await declare.require_nothing_hidden(workqueue, names, handle.broker)
@@ -244,86 +246,84 @@ class Finalizer:
             binding = await self._secrets.binding(namespace, secret)
             return await self._brokers.handle(workqueue.key, binding), binding
         except ReconcileError:
-            # In a namespace that is going the Secret may be gone first; a connection that is still open does.
+            # In a namespace that is being deleted the Secret may be deleted first. An open connection still works.
             known = self._brokers.known(workqueue.key)
             if known is None or not known.broker.connected:
                 raise
             return known, known.broker.binding
 
     async def _stop_workers(self, workqueue: WorkQueue) -> None:
-        """Let the workers finish what they have in hand; whatever they hand back is in the queue afterwards."""
+        """Stop the workers. They finish or requeue their messages; then the queue is read again."""
         if workqueue.spec.worker is None:
             return
         namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
         deployment = self._store.deployment(namespace, name)
         if deployment is not None and deployment["spec"].get("replicas", 1) > 0:
             self._store.put_deployment(
-                await self._cluster.merge(deployment_path(namespace, name), {"spec": {"replicas": 0}})
+                await self._kubernetes.merge(deployment_path(namespace, name), {"spec": {"replicas": 0}})
             )
         left = self._store.pods_of(workqueue.key)
         if left:
             raise ReconcileError(
                 Reason.DELETING,
-                f"{len(left)} workers finish the messages they have in hand; then the queue is deleted.",
+                f"{len(left)} workers finish their messages; then the queue is deleted.",
             )
 
-    async def _in_the_way(self, workqueue: WorkQueue, problem: ReconcileError) -> float | None:
+    async def _wait(self, workqueue: WorkQueue, problem: ReconcileError) -> float | None:
         deleted = workqueue.metadata.deletion_timestamp
         assert deleted is not None  # noqa: S101 - only deleted WorkQueues come here
-        waited = (datetime.now(UTC) - deleted).total_seconds()
+        waited = (self._clock.now() - deleted).total_seconds()
         if problem.reason in _SECRET_IS_GONE and waited > WITHOUT_SECRET:
-            await self._let_go(
+            await self._complete(
                 workqueue,
-                f"The queue {workqueue.queue_name!r} was left behind: its connection Secret cannot be read any "
-                "more, so that it could not be deleted. Delete it by hand if it is not needed.",
+                f"The queue {workqueue.queue_name!r} was left behind: its connection Secret can no longer be read, "
+                "so the operator could not delete the queue. Delete it by hand if it is not needed.",
                 warning=True,
             )
             return None
         finding = Finding("False", problem.reason, f"Deletion waits: {problem.message}")
         findings = {ConditionType.READY: finding, ConditionType.QUEUE_DECLARED: finding}
-        await self._reporter.event(
-            workqueue,
-            problem.reason is not Reason.DELETING,
-            problem.reason,
-            finding.message,
-            "Delete",
-            time.monotonic(),
-        )
-        moment = timestamp(datetime.now(UTC))
-        seen = await self._seen(workqueue, finding)
+        warning = problem.reason is not Reason.DELETING
+        event = Event(problem.reason, finding.message, "Delete", warning=warning)
+        await self._reporter.event(workqueue, event, self._clock.monotonic())
+        moment = timestamp(self._clock.now())
+        outcome = await self._outcome(workqueue, finding)
         await self._reporter.status(
-            workqueue, status.status(workqueue, seen, findings, moment), time.monotonic()
+            workqueue, status.status(workqueue, outcome, findings, moment), self._clock.monotonic()
         )
         return AGAIN
 
-    async def _seen(self, workqueue: WorkQueue, finding: Finding) -> status.Seen:
-        """What there is while the deletion waits."""
+    async def _outcome(self, workqueue: WorkQueue, finding: Finding) -> status.Outcome:
+        """Return the outcome while the deletion waits."""
         namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
-        seen = status.Seen(finding, pods=self._store.pods_of(workqueue.key))
+        outcome = status.Outcome(finding, pods=self._store.pods_of(workqueue.key))
         if (
             workqueue.spec.worker is not None
             and (live := self._store.deployment(namespace, name)) is not None
         ):
-            running = [pod for pod in seen.pods if pod.running]
+            running = [pod for pod in outcome.pods if pod.running]
             statuses = await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in running])
             busy = sum(worker.busy > 0 for worker in statuses.values())
-            seen = replace(
-                seen, deployment=deployment_view(live), busy=busy if len(statuses) == len(running) else None
+            outcome = replace(
+                outcome,
+                deployment=deployment_view(live),
+                busy=busy if len(statuses) == len(running) else None,
             )
         handle = self._brokers.known(workqueue.key)
         if handle is None or not handle.broker.connected:
-            return seen
+            return outcome
         work = await _counts(handle, workqueue.queue_name)
         dead = await _counts(handle, dead_letter_queue_name(workqueue.queue_name))
         return replace(
-            seen,
+            outcome,
             depth=None if work is None else Depth(work.ready, 0, work.consumers),
             dead_letters=None if dead is None else dead.ready,
         )
 
-    async def _let_go(self, workqueue: WorkQueue, message: str, *, warning: bool = False) -> None:
+    async def _complete(self, workqueue: WorkQueue, message: str, *, warning: bool = False) -> None:
         self._empty_since.pop(workqueue.metadata.uid, None)
-        await self._reporter.event(workqueue, warning, Reason.DELETING, message, "Delete", time.monotonic())
+        event = Event(Reason.DELETING, message, "Delete", warning=warning)
+        await self._reporter.event(workqueue, event, self._clock.monotonic())
         await self._write(workqueue, [name for name in workqueue.metadata.finalizers if name != FINALIZER])
         await self._brokers.leave(workqueue.key)
 
@@ -333,9 +333,9 @@ class Finalizer:
             "metadata": {"finalizers": finalizers, "resourceVersion": workqueue.metadata.resource_version}
         }
         try:
-            self._store.put_workqueue(await self._cluster.merge(workqueue_path(namespace, name), body))
+            self._store.put_workqueue(await self._kubernetes.merge(workqueue_path(namespace, name), body))
         except ClusterError as error:
-            # Gone, or changed meanwhile: the event that says so brings the next pass.
+            # Deleted or changed by another writer. The event about that change starts the next pass.
             if not error.not_found and not error.conflict:
                 raise
 

@@ -1,44 +1,44 @@
-"""The queue of WorkQueues that want a pass: one pass a key at a time, and once more when it came again.
+"""The queue of WorkQueues that need a pass: one pass per key at a time, and another when the key was added meanwhile.
 
-Place in the flow: everything that changes calls `wake`; `reconcile` is what is run. Keys begin in the order in
-which they were woken, a few at a time: what a thousand passes hold together stays with the process for ever,
-since Python gives memory back only in large empty pieces. There is no limit on how many run at once: a pass that
-waits, for a dead broker, pod or API server, must not hold up one that need not, so each has its place for a
-moment only.
+Passes begin in the order in which their keys were added, a few at a time. Python rarely returns memory to the OS, so
+peak usage is permanent; limiting how many passes begin together limits that peak. The number of running passes has no
+limit: a pass that waits for a dead broker, pod or API server must not delay others, so each keeps its place only for
+a moment.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 from workqueue_operator.kube.store import Key
+from workqueue_operator.ports import Clock
 
 FIRST_PASSES: Final = 20
-"""Places for keys that run for the first time."""
+"""Places for first passes."""
 
 FIRST_PASSES_SECONDS: Final = 2.0
+"""Seconds for which a first pass keeps its place."""
 
 LATER_PASSES: Final = 20
-"""Places for all others."""
+"""Places for all other passes."""
 
 LATER_PASSES_SECONDS: Final = 0.25
-"""Also when all of them wait, 80 begin each second: about as many as a process can run."""
+"""Seconds for which a later pass keeps its place. Even when all of them wait, 80 begin each second: about as many as
+one process can run."""
 
 
 @dataclass(frozen=True, slots=True)
 class NextPass:
-    """When the next run is due.
+    """When the next pass is due.
 
     Attributes:
-        after: in so many seconds; None: only when something changes.
-        failed: the run did not do its work. What it woke itself by then waits for the pause, too; otherwise
-            a run that changes something and fails would begin again at once, for ever.
-        firm: what wakes the key later waits for the pause as well, so that events cannot make a run that keeps
-            failing more frequent than its pauses allow.
+        after: seconds until then; None: only when something changes.
+        failed: the pass failed. A key that was added during it waits for the pause too. Otherwise a pass that changes
+            something and then fails would restart itself immediately, without end.
+        firm: a key that is added later also waits for the pause, so that events cannot run a failing pass more often.
     """
 
     after: float | None = None
@@ -50,9 +50,9 @@ class _Lane:
     """Keys that wait for one of a few places.
 
     Args:
-        places: how many there are.
-        seconds: for so long a key has its place.
-        begin: called when it gets it.
+        places: how many keys may hold a place together.
+        seconds: for which a key keeps its place at most.
+        begin: called with a key when it gets a place.
     """
 
     def __init__(self, places: int, seconds: float, begin: Callable[[Key], None]) -> None:
@@ -66,12 +66,12 @@ class _Lane:
         return key in self._waiting
 
     def join(self, key: Key) -> None:
-        """Begin with this key when there is a place for it, which may be now."""
+        """Begin with this key when a place is free, possibly now."""
         self._waiting[key] = None
         self._admit()
 
     def leave(self, key: Key) -> None:
-        """The key needs its place no more, if it has one: another one may begin."""
+        """Free the place of this key, if it has one. Another key may begin."""
         place = self._placed.pop(key, None)
         if place is not None:
             place.cancel()
@@ -79,7 +79,7 @@ class _Lane:
             self._admit()
 
     def close(self) -> None:
-        """Begin with nobody any more."""
+        """Begin with no further key."""
         self._waiting.clear()
         for place in self._placed.values():
             place.cancel()
@@ -93,51 +93,78 @@ class _Lane:
             self._begin(key)
 
 
+async def _never(key: Key) -> NextPass:
+    raise RuntimeError(f"a pass over {key} began before the queue was started")
+
+
 class ReconcileQueue:
-    """Runs a coroutine for each key that was woken.
+    """Runs a pass for each key that is added. Keys that are added before `start` are ignored."""
 
-    Args:
-        run: one pass. It must not raise.
-        is_known: whether a key has run before, so that its run costs little and does not wait for beginners.
-    """
-
-    def __init__(self, run: Callable[[Key], Awaitable[NextPass]], is_known: Callable[[Key], bool]) -> None:
-        self._run = run
-        self._is_known = is_known
-        self._beginners = _Lane(FIRST_PASSES, FIRST_PASSES_SECONDS, self._begin)
-        self._known = _Lane(LATER_PASSES, LATER_PASSES_SECONDS, self._begin)
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._reconcile: Callable[[Key], Awaitable[NextPass]] = _never
+        self._is_known: Callable[[Key], bool] = lambda _: False
+        self._first = _Lane(FIRST_PASSES, FIRST_PASSES_SECONDS, self._begin)
+        self._later = _Lane(LATER_PASSES, LATER_PASSES_SECONDS, self._begin)
         self._running: dict[Key, tuple[asyncio.Task[None], float]] = {}
         self._again: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._firm: set[Key] = set()
-        self._stopped = False
+        self._rings: dict[Key, float] = {}
+        self._open = False
 
-    def wake(self, key: Key) -> None:
-        """Run for this key soon; once more when it is running; after its pause when that is firm."""
-        if self._stopped or key in self._known or key in self._beginners or key in self._firm:
+    def start(self, reconcile: Callable[[Key], Awaitable[NextPass]], is_known: Callable[[Key], bool]) -> None:
+        """Run passes from now on.
+
+        Args:
+            reconcile: one pass. It must not raise.
+            is_known: whether a key has had a pass. Its later passes are cheap and do not wait for first passes.
+        """
+        self._reconcile, self._is_known, self._open = reconcile, is_known, True
+
+    def add(self, key: Key) -> None:
+        """Run a pass soon; another one if a pass is running; after the pause if that is firm."""
+        if not self._open or key in self._later or key in self._first or key in self._firm:
             return
         if key in self._running:
             self._again.add(key)
             return
         self._cancel_timer(key)
-        (self._known if self._is_known(key) else self._beginners).join(key)
+        (self._later if self._is_known(key) else self._first).join(key)
+
+    def ring(self, key: Key) -> None:
+        """Note a ring of this WorkQueue's doorbell: at least one message is waiting."""
+        self._rings.setdefault(key, self._clock.monotonic())
+        self.add(key)
+
+    def rang_at(self, key: Key) -> float | None:
+        """Return the monotonic time of the first ring that no pass has taken; None without one."""
+        return self._rings.get(key)
+
+    def take_ring(self, key: Key) -> float | None:
+        """Return the same, and forget it."""
+        return self._rings.pop(key, None)
 
     def release_place(self, key: Key) -> None:
-        """The run of this key waits for something that others need not wait for: another one may begin."""
-        self._beginners.leave(key)
-        self._known.leave(key)
+        """The pass over this key waits for something that others need not wait for. Another pass may begin."""
+        self._first.leave(key)
+        self._later.leave(key)
 
     @property
     def longest(self) -> float:
-        """Seconds for which the oldest run has been going on; 0 when none is."""
+        """Seconds for which the oldest pass has been running; 0 without one."""
         begun = min((begun for _, begun in self._running.values()), default=None)
-        return 0.0 if begun is None else time.monotonic() - begun
+        return 0.0 if begun is None else self._clock.monotonic() - begun
 
     async def stop(self, patience: float) -> None:
-        """Begin no run any more, wait for those that are under way, and cancel what takes longer."""
-        self._stopped = True
-        for line in (self._beginners, self._known):
-            line.close()
+        """Begin no further pass, wait for running passes, and cancel any that takes longer.
+
+        Args:
+            patience: seconds to wait.
+        """
+        self._open = False
+        for lane in (self._first, self._later):
+            lane.close()
         for timer in self._timers.values():
             timer.cancel()
         tasks = [task for task, _ in self._running.values()]
@@ -148,21 +175,21 @@ class ReconcileQueue:
             await asyncio.gather(*late, return_exceptions=True)
 
     def _begin(self, key: Key) -> None:
-        task = asyncio.create_task(self._go(key), name=f"pass {key[0]}/{key[1]}")
-        self._running[key] = (task, time.monotonic())
+        task = asyncio.create_task(self._run(key), name=f"pass {key[0]}/{key[1]}")
+        self._running[key] = (task, self._clock.monotonic())
 
-    async def _go(self, key: Key) -> None:
+    async def _run(self, key: Key) -> None:
         due = NextPass()
         try:
-            due = await self._run(key)
+            due = await self._reconcile(key)
         finally:
             del self._running[key]
             self.release_place(key)
             again = key in self._again
             self._again.discard(key)
             if again and not due.failed:
-                self.wake(key)
-            elif due.after is not None and not self._stopped:
+                self.add(key)
+            elif due.after is not None and self._open:
                 self._timers[key] = asyncio.get_running_loop().call_later(due.after, self._on_timer, key)
                 if due.firm:
                     self._firm.add(key)
@@ -170,7 +197,7 @@ class ReconcileQueue:
     def _on_timer(self, key: Key) -> None:
         del self._timers[key]
         self._firm.discard(key)
-        self.wake(key)
+        self.add(key)
 
     def _cancel_timer(self, key: Key) -> None:
         timer = self._timers.pop(key, None)

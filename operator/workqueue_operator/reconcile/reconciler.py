@@ -1,18 +1,15 @@
-"""One pass over one WorkQueue: observe, decide, act, report, in that order. The only place that calls them.
+"""One pass over one WorkQueue: gather, decide, scale, report, in that order. Only this module calls these steps.
 
-Place in the flow: whatever changes (spec, Deployment, pods, bell, depth, timer) wakes the WorkQueue's key;
-`keys` runs one pass a key at a time. A pass works from what is seen now. What is kept between passes only
-saves work, but for the scale-in window, which a restart begins anew.
+Every change (spec, Deployment, pods, doorbell, depth, timer) adds the WorkQueue's key to the queue, which runs one
+pass per key at a time. A pass works from what it sees now. The state that is kept between passes only saves work,
+except for the scale-in window, which a restart begins again.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Final
 
 from pydantic import ValidationError
@@ -33,21 +30,16 @@ from workqueue_operator.kube.client import Object
 from workqueue_operator.kube.ownership import Ownership
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Key, Store
-from workqueue_operator.kube.views import (
-    DeploymentView,
-    PodView,
-    deployment_view,
-    existing_of_refused,
-    unsettled,
-)
+from workqueue_operator.kube.views import DeploymentView, deployment_view
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import LABEL_OPERATOR
+from workqueue_operator.ports import Clock
 from workqueue_operator.reconcile import status
 from workqueue_operator.reconcile.finalize import Finalizer
 from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
-from workqueue_operator.reconcile.reporter import Reporter
+from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.reconcile.state import PassState
-from workqueue_operator.scaling import retries, schedule, wake
+from workqueue_operator.scaling import retries, wake
 from workqueue_operator.scaling.decide import (
     Decision,
     Depth,
@@ -58,34 +50,34 @@ from workqueue_operator.scaling.decide import (
     beside_stopping_workers,
     decide,
 )
-from workqueue_operator.scaling.depth import (
-    QueueReadings,
-    busy_pods,
-    judge,
-    load,
-    messages_in_stopping_workers,
-)
-from workqueue_operator.scaling.gather import Gatherer
-from workqueue_operator.scaling.scale import Scaler, next_attempt
-from workqueue_operator.workers.apply import Ensured
+from workqueue_operator.scaling.depth import busy_pods, messages_in_stopping_workers
+from workqueue_operator.scaling.gather import Connection, Gatherer
+from workqueue_operator.scaling.scale import CountWrite, Scaled, Scaler
+from workqueue_operator.scaling.snapshot import Snapshot
 from workqueue_operator.workers.target import Targets
 
 logger = logging.getLogger(__name__)
 
 LOOK_AGAIN: Final = 1.0
-"""Seconds until the next pass while workers run that may become idle: only they know when they do."""
+"""Seconds until the next pass while workers run that may become idle. Only the workers know when they do."""
 
 LOOK_AGAIN_PER_POD: Final = 0.02
-"""With many pods, asking all of them each second would cost more than it tells."""
+"""Seconds per pod until the next pass, if that is longer: asking many pods each second costs more than it tells."""
 
 LOOK_AGAIN_AT_REST: Final = 5.0
+"""Seconds until the next pass while workers run and the count cannot shrink."""
+
 SCHEDULE_EVERY: Final = 20.0
+"""Seconds until the next pass of a WorkQueue with schedules, or without a Deployment to scale."""
+
 CONNECTING_SECONDS: Final = 0.25
-"""For so long first passes wait for a connection before others may begin."""
+"""Seconds for which a pass that waits for a new connection keeps its place in the queue."""
 
 BACKOFF: Final = (0.5, 60.0)
+"""Seconds: the first and the longest pause after a pass that raised an error."""
+
 BACKOFF_AFTER_PROBLEM: Final = (1.0, 15.0)
-"""Seconds: the first and the longest pause after a pass that failed, and after one that met a trouble."""
+"""Seconds: the first and the longest pause after a pass that ended with a ReconcileError."""
 
 _SECRET_PROBLEMS: Final = frozenset({Reason.SECRET_NOT_FOUND, Reason.SECRET_INVALID, Reason.SECRET_FORBIDDEN})
 _REFUSALS: Final = frozenset(
@@ -97,8 +89,14 @@ _NOT_YET: Final = Finding("Unknown", Reason.DEPTH_PENDING, "The queue has not be
 
 @dataclass(eq=False, frozen=True)
 class Dependencies:
-    """What a pass works with, made once at the start of the process."""
+    """What the passes use, made once at the start of the process.
 
+    Attributes:
+        on_fatal: called when a pass finds that this process no longer leads.
+    """
+
+    queue: ReconcileQueue
+    clock: Clock
     store: Store
     ownership: Ownership
     secrets: Secrets
@@ -110,60 +108,37 @@ class Dependencies:
     finalizer: Finalizer
     bindings: Bindings
     metrics: Metrics
+    on_fatal: Callable[[BaseException], None]
 
 
 class Reconciler:
-    """Runs the passes.
+    """Runs the passes."""
 
-    Args:
-        on_fatal: called when a pass found that this process is not the leader any more.
-    """
-
-    def __init__(self, on_fatal: Callable[[BaseException], None]) -> None:
-        self._on_fatal = on_fatal
-        self._dependencies: Dependencies | None = None
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._parts = dependencies
+        self._clock = dependencies.clock
         self._pass_states: dict[Key, PassState] = {}
-        self._left: dict[str, str] = {}
-        self.keys = ReconcileQueue(self._guarded, self._pass_states.__contains__)
+        self._served_elsewhere: dict[str, str] = {}
 
-    def start(self, dependencies: Dependencies) -> None:
-        """Take the edges, which need `wake` and `rang` themselves, and begin with all that the store has.
+    def start(self) -> None:
+        """Run a pass over each WorkQueue in the store, and from now on after each change.
 
-        It has been filled by then: a pass that misses a Deployment makes it.
+        The store must be complete: a pass that misses a Deployment creates it.
         """
-        self._dependencies = dependencies
-        for key in dependencies.store.workqueues:
-            self.wake(key)
+        self._parts.queue.start(self.reconcile, self._pass_states.__contains__)
+        for key in list(self._parts.store.workqueues):
+            self._parts.queue.add(key)
 
-    def wake(self, key: Key) -> None:
-        """Run a pass over this WorkQueue soon."""
-        if self._dependencies is not None:
-            self.keys.wake(key)
+    # -- errors --------------------------------------------------------------------------------------
 
-    def wake_namespaces(self, namespaces: set[str]) -> None:
-        """Run a pass over each WorkQueue in these namespaces: another operator serves them now."""
-        if self._dependencies is not None:
-            for key in [key for key in self._dependencies.store.workqueues if key[0] in namespaces]:
-                self.wake(key)
-
-    def rang(self, key: Key) -> None:
-        """The bell of this WorkQueue rang: there is at least one message."""
-        pass_state = self._pass_states.get(key)
-        if pass_state is not None and pass_state.ring_at is None:
-            pass_state.ring_at = time.monotonic()
-        self.wake(key)
-
-    # -- what goes wrong -----------------------------------------------------------------------------
-
-    async def _guarded(self, key: Key) -> NextPass:
-        """A pass, with whatever it raises turned into a pause."""
-        assert self._dependencies is not None  # noqa: S101 - `wake` has looked
-        metrics, begun = self._dependencies.metrics, time.monotonic()
+    async def reconcile(self, key: Key) -> NextPass:
+        """Run one pass. An error becomes a pause."""
+        metrics, begun = self._parts.metrics, self._clock.monotonic()
         about = {"namespace": key[0], "workqueue": key[1]}
         try:
-            return NextPass(await self._pass(key, self._dependencies))
+            return NextPass(await self._pass(key))
         except LeadershipLostError as error:
-            self._on_fatal(error)
+            self._parts.on_fatal(error)
             return NextPass()
         except ClusterError as error:
             metrics.reconcile_errors.labels(Reason.API_UNAVAILABLE.value).inc()
@@ -173,61 +148,61 @@ class Reconciler:
             )
             return self._failed(key, at_least=error.retry_after or 0.0)
         except Exception:
-            # Whatever nobody thought of must not end the operator, which serves a thousand other queues.
+            # An unexpected error must not end the operator, which serves a thousand other queues.
             metrics.reconcile_errors.labels(Reason.INTERNAL_ERROR.value).inc()
             logger.exception("A pass failed.", extra={**about, "reason": Reason.INTERNAL_ERROR.value})
             return self._failed(key)
         finally:
-            metrics.reconcile_seconds.observe(time.monotonic() - begun)
+            metrics.reconcile_seconds.observe(self._clock.monotonic() - begun)
 
     def _failed(self, key: Key, *, at_least: float = 0.0) -> NextPass:
-        """The pause after a failed pass; from the second failure in a row on, nothing shortens it."""
-        pass_state = self._pass_states.get(key)
-        if pass_state is None:
+        """The pause after a failed pass. From the second failure in a row on, nothing shortens it."""
+        state = self._pass_states.get(key)
+        if state is None:
             return NextPass(BACKOFF[1], failed=True)
-        pass_state.failures += 1
-        pause = max(at_least, delay(pass_state.failures, *BACKOFF))
-        return NextPass(pause, failed=True, firm=pass_state.failures > 1)
+        state.failures += 1
+        pause = max(at_least, delay(state.failures, *BACKOFF))
+        return NextPass(pause, failed=True, firm=state.failures > 1)
 
     # -- the pass ------------------------------------------------------------------------------------
 
-    async def _pass(self, key: Key, dependencies: Dependencies) -> float | None:
-        """Returns after how many seconds the next pass is due, None when only a change is."""
-        body = dependencies.store.workqueue(key)
-        other = await dependencies.ownership.elsewhere(key[0])
+    async def _pass(self, key: Key) -> float | None:
+        """Returns the seconds until the next pass, None when only a change needs one."""
+        parts = self._parts
+        body = parts.store.workqueue(key)
+        other = await parts.ownership.elsewhere(key[0])
         if body is None or other is not None:
-            await self._gone(key, dependencies)
+            await self._forget_key(key)
         if body is None:
             return None
-        if other != self._left.get(key[0]):
-            await self._tell_who_serves(key[0], other, dependencies)
+        if other != self._served_elsewhere.get(key[0]):
+            await self._report_who_serves(key[0], other)
         if other is not None:
             return None
-        pass_state = self._pass_state(key, body["metadata"]["uid"], dependencies)
+        state = self._pass_state(key, body["metadata"]["uid"])
         try:
             workqueue = WorkQueue.model_validate(body)
         except ValidationError as error:
-            await self._report_unreadable(body, error, dependencies.reporter)
+            await self._report_unreadable(body, error)
             return None
         if workqueue.deleting:
-            return await dependencies.finalizer.finalize(workqueue)
-        await dependencies.finalizer.ensure(workqueue)
-        seen, delay = await self._look_and_act(workqueue, pass_state, dependencies)
-        findings = status.conditions(workqueue, seen)
-        _measure(workqueue, seen, dependencies.metrics)
-        now, moment = time.monotonic(), timestamp(datetime.now(UTC))
-        await dependencies.reporter.transitions(workqueue, findings, now)
-        put_off = await dependencies.reporter.status(
-            workqueue, status.status(workqueue, seen, findings, moment), now
+            return await parts.finalizer.finalize(workqueue)
+        await parts.finalizer.ensure(workqueue)
+        outcome, due = await self._gather_and_scale(workqueue, state)
+        findings = status.conditions(workqueue, outcome)
+        _measure(workqueue, outcome, parts.metrics)
+        now, moment = self._clock.monotonic(), timestamp(self._clock.now())
+        await parts.reporter.transitions(workqueue, findings, now)
+        put_off = await parts.reporter.status(
+            workqueue, status.status(workqueue, outcome, findings, moment), now
         )
-        if seen.problem is None:
-            pass_state.failures = 0
-        again = dependencies.targets.looks_again(workqueue)
-        return min((wait for wait in (delay, put_off, again) if wait is not None), default=None)
+        if outcome.problem is None:
+            state.failures = 0
+        again = parts.targets.looks_again(workqueue)
+        return min((wait for wait in (due, put_off, again) if wait is not None), default=None)
 
-    @staticmethod
-    async def _report_unreadable(body: Object, error: ValidationError, reporter: Reporter) -> None:
-        """The CRD is older than this operator, or was bypassed: nothing is done but said."""
+    async def _report_unreadable(self, body: Object, error: ValidationError) -> None:
+        """The CRD is older than this operator, or was bypassed. The operator only reports that."""
         named = WorkQueue.model_construct(
             metadata=Metadata.model_validate(body["metadata"]), status=WorkQueueStatus()
         )
@@ -236,280 +211,277 @@ class Reconciler:
             f"The resource cannot be read ({'; '.join(mistakes)}). Apply the current CRD, and correct it."
         )
         finding = Finding("False", Reason.SPEC_INVALID, message)
-        moment = timestamp(datetime.now(UTC))
-        await reporter.event(named, True, finding.reason, message, ConditionType.READY, time.monotonic())
-        await reporter.status(named, status.unreadable(named, finding, moment), time.monotonic())
+        event = Event(finding.reason, message, ConditionType.READY, warning=True)
+        await self._parts.reporter.event(named, event, self._clock.monotonic())
+        shown = status.unreadable(named, finding, timestamp(self._clock.now()))
+        await self._parts.reporter.status(named, shown, self._clock.monotonic())
 
-    def _pass_state(self, key: Key, uid: str, dependencies: Dependencies) -> PassState:
-        pass_state = self._pass_states.get(key)
-        if pass_state is None or pass_state.uid != uid:
-            if pass_state is not None:
-                self._forget(pass_state, dependencies)
-            pass_state = self._pass_states[key] = PassState(uid, ScaleInWindow(time.monotonic()))
-        return pass_state
+    def _pass_state(self, key: Key, uid: str) -> PassState:
+        state = self._pass_states.get(key)
+        if state is None or state.uid != uid:
+            if state is not None:
+                self._forget(state)
+            # A ring from before was for another WorkQueue of this name.
+            self._parts.queue.take_ring(key)
+            state = self._pass_states[key] = PassState(uid, ScaleInWindow(self._clock.monotonic()))
+        return state
 
-    async def _tell_who_serves(self, namespace: str, other: str | None, dependencies: Dependencies) -> None:
-        """Say once for each namespace that another operator serves it, or that this one does again."""
-        before = self._left.pop(namespace, None)
+    async def _report_who_serves(self, namespace: str, other: str | None) -> None:
+        """Report once for each namespace that another operator serves it, or that this one does again."""
+        parts = self._parts
+        before = self._served_elsewhere.pop(namespace, None)
         if before is not None:
-            dependencies.metrics.served_elsewhere.remove(namespace, before)
-        own = dependencies.ownership.operator
+            parts.metrics.served_elsewhere.remove(namespace, before)
+        own = parts.ownership.operator
         if other is None:
             message = f"The operator {own} serves the WorkQueues of namespace {namespace!r} again."
         else:
-            self._left[namespace] = other
-            dependencies.metrics.served_elsewhere.labels(namespace, other).set(1)
+            self._served_elsewhere[namespace] = other
+            parts.metrics.served_elsewhere.labels(namespace, other).set(1)
             message = (
                 f"The operator {other} serves the WorkQueues of namespace {namespace!r}; {own} leaves them alone. "
                 f"The namespace's label {LABEL_OPERATOR} decides; without it the release that lists the namespace "
                 "serves it."
             )
-        await dependencies.reporter.namespace_event(namespace, Reason.SERVED_ELSEWHERE, message, "Serve")
+        await parts.reporter.namespace_event(namespace, Event(Reason.SERVED_ELSEWHERE, message, "Serve"))
 
-    async def _gone(self, key: Key, dependencies: Dependencies) -> None:
-        """Forget a WorkQueue that is not there, or not this operator's to serve."""
-        pass_state = self._pass_states.pop(key, None)
-        await dependencies.brokers.leave(key)
-        dependencies.secrets.leave(key)
-        dependencies.store.unfollow(key)
-        dependencies.metrics.workqueues.forget(*key)
-        if pass_state is not None:
-            self._forget(pass_state, dependencies)
+    async def _forget_key(self, key: Key) -> None:
+        """Forget a WorkQueue that does not exist, or that another operator serves."""
+        parts = self._parts
+        state = self._pass_states.pop(key, None)
+        await parts.brokers.leave(key)
+        parts.queue.take_ring(key)
+        parts.secrets.leave(key)
+        parts.store.unfollow(key)
+        parts.metrics.workqueues.forget(*key)
+        if state is not None:
+            self._forget(state)
 
-    @staticmethod
-    def _forget(pass_state: PassState, dependencies: Dependencies) -> None:
-        dependencies.reporter.forget(pass_state.uid)
-        dependencies.targets.forget(pass_state.uid)
+    def _forget(self, state: PassState) -> None:
+        self._parts.reporter.forget(state.uid)
+        self._parts.targets.forget(state.uid)
 
-    async def _look_and_act(
-        self, workqueue: WorkQueue, pass_state: PassState, dependencies: Dependencies
-    ) -> tuple[status.Seen, float | None]:
+    async def _gather_and_scale(
+        self, workqueue: WorkQueue, state: PassState
+    ) -> tuple[status.Outcome, float | None]:
         """Everything between reading the resource and writing its status."""
+        parts, secret = self._parts, workqueue.spec.connection_secret_ref.name
         if workqueue.spec.suspend:
-            await dependencies.brokers.leave(workqueue.key)
-            dependencies.secrets.leave(workqueue.key)
+            await parts.brokers.leave(workqueue.key)
+            parts.secrets.leave(workqueue.key)
             nothing = Unknown(Reason.SUSPENDED, "spec.suspend is true.")
-            decision, pass_state.window = decide(
-                workqueue.spec, Observation(nothing, nothing), pass_state.window, time.monotonic()
-            )
+            decision = self._decide(workqueue, state, Observation(nothing, nothing))
             return self._with_workload(
-                workqueue, dependencies, status.Seen(pass_state.queue or _NOT_YET, decision=decision)
+                workqueue, status.Outcome(state.queue or _NOT_YET, decision=decision)
             ), None
-        dependencies.secrets.use(workqueue.key, workqueue.spec.connection_secret_ref.name)
+        parts.secrets.use(workqueue.key, secret)
         try:
-            known = dependencies.brokers.known(workqueue.key)
-            binding = await dependencies.secrets.binding(
+            known = parts.brokers.known(workqueue.key)
+            binding = await parts.secrets.binding(
                 workqueue.metadata.namespace,
-                workqueue.spec.connection_secret_ref.name,
+                secret,
                 suspect=known is not None and known.broker.problem is not None,
-                # The bell has just rung over this connection, and an answer to it must not wait for a read.
-                proven=pass_state.ring_at is not None,
+                # A ring has just arrived over this connection, and the wake must not wait for a GET.
+                proven=parts.queue.rang_at(workqueue.key) is not None,
             )
-            handle = await self._connect(workqueue, binding, dependencies)
+            handle = await self._connect(workqueue, binding)
         except ReconcileError as problem:
-            keeps = pass_state.queue is not None and problem.reason not in _SECRET_PROBLEMS
-            return await self._blind(
-                workqueue, pass_state, problem, pass_state.queue if keeps else None, dependencies
-            )
+            keeps = state.queue is not None and problem.reason not in _SECRET_PROBLEMS
+            return await self._without_depth(workqueue, state, problem, state.queue if keeps else None)
         try:
-            queue = await self._declare(workqueue, pass_state, handle, dependencies)
+            queue = await self._declare(workqueue, state, handle)
         except ReconcileError as problem:
-            pass_state.queue = None
-            if not _leaves_doorbell_to_older(workqueue, handle, dependencies.store):
+            state.queue = None
+            if not _leaves_doorbell_to_older(workqueue, handle, parts.store):
                 handle.broker.remove_doorbell(workqueue.queue_name)
-            return await self._blind(workqueue, pass_state, problem, None, dependencies)
-        return await self._scale(workqueue, pass_state, handle, binding, queue, dependencies)
+            return await self._without_depth(workqueue, state, problem, None)
+        return await self._scale(workqueue, state, Connection(handle, binding), queue)
 
-    async def _blind(
-        self,
-        workqueue: WorkQueue,
-        pass_state: PassState,
-        problem: ReconcileError,
-        queue: Finding | None,
-        dependencies: Dependencies,
-    ) -> tuple[status.Seen, float]:
-        """A pass without a depth: the count holds, unless a person has pinned it."""
+    async def _without_depth(
+        self, workqueue: WorkQueue, state: PassState, problem: ReconcileError, queue: Finding | None
+    ) -> tuple[status.Outcome, float]:
+        """A pass without a depth holds the count, unless a person has pinned it."""
         unknown = Unknown(problem.reason, problem.message)
-        ensured = await dependencies.targets.ensure(workqueue)
+        ensured = await self._parts.targets.ensure(workqueue)
         workload: WorkloadState | Unknown = (
             ensured
             if isinstance(ensured, Unknown)
             else WorkloadState(deployment_view(ensured.deployment).replicas)
         )
-        decision, pass_state.window = decide(
-            workqueue.spec, Observation(workload, unknown), pass_state.window, time.monotonic()
-        )
+        decision = self._decide(workqueue, state, Observation(workload, unknown))
         if isinstance(decision, ScaleOut) and not isinstance(ensured, Unknown):
             view = deployment_view(ensured.deployment)
-            decision = await dependencies.scaler.raise_pinned(workqueue, pass_state, decision, view)
-        seen = status.Seen(
+            scaled = await self._parts.scaler.raise_count(workqueue, decision, view, state.scaled)
+            await self._record(workqueue, state, decision, scaled)
+            decision = scaled.decision
+        outcome = status.Outcome(
             queue or Finding("False", problem.reason, problem.message),
             depth=unknown,
             decision=decision,
             problem=unknown,
-            refusal=_refusal(ensured),
+            refusal=ensured if isinstance(ensured, Unknown) else ensured.refusal,
         )
-        pass_state.failures += 1
-        return self._with_workload(workqueue, dependencies, seen), delay(
-            pass_state.failures, *BACKOFF_AFTER_PROBLEM
-        )
+        state.failures += 1
+        pause = delay(state.failures, *BACKOFF_AFTER_PROBLEM)
+        return self._with_workload(workqueue, outcome), pause
 
-    def _with_workload(
-        self, workqueue: WorkQueue, dependencies: Dependencies, seen: status.Seen
-    ) -> status.Seen:
-        """Add what the store shows of the workload to a pass that ended early."""
-        live = dependencies.targets.seen(workqueue)
+    def _decide(self, workqueue: WorkQueue, state: PassState, seen: Observation) -> Decision:
+        decision, state.window = decide(workqueue.spec, seen, state.window, self._clock.monotonic())
+        return decision
+
+    def _with_workload(self, workqueue: WorkQueue, outcome: status.Outcome) -> status.Outcome:
+        """Add the Deployment and the pods of the store to a pass that ended early."""
+        live = self._parts.targets.seen(workqueue)
         if live is None:
-            return seen
-        return replace(seen, deployment=deployment_view(live), pods=dependencies.store.pods_of(workqueue.key))
+            return outcome
+        return replace(outcome, deployment=deployment_view(live), pods=self._parts.targets.pods(workqueue))
 
     # -- the connection and the queue ----------------------------------------------------------------
 
-    async def _connect(
-        self, workqueue: WorkQueue, binding: Binding, dependencies: Dependencies
-    ) -> BrokerHandle:
-        handle = await dependencies.brokers.handle(workqueue.key, binding)
+    async def _connect(self, workqueue: WorkQueue, binding: Binding) -> BrokerHandle:
+        handle = await self._parts.brokers.handle(workqueue.key, binding)
         if not handle.broker.connected:
-            # All of a thousand begin together otherwise, in the moment that a healthy broker takes to answer.
+            # A healthy broker answers within this time. Otherwise a thousand passes would begin together meanwhile.
             patience = CONNECTING_SECONDS if handle.broker.problem is None else 0.0
-            asyncio.get_running_loop().call_later(patience, self.keys.release_place, workqueue.key)
+            self._clock.call_later(patience, lambda: self._parts.queue.release_place(workqueue.key))
         try:
             await handle.broker.ready()
         except ReconcileError as problem:
             if problem.reason in _REFUSALS:
                 # A rotated password shows first as a refused login.
-                dependencies.secrets.forget(
+                self._parts.secrets.forget(
                     workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
                 )
             raise
         return handle
 
-    async def _declare(
-        self, workqueue: WorkQueue, pass_state: PassState, handle: BrokerHandle, dependencies: Dependencies
-    ) -> Finding:
-        """Declare when something changed: the plan, the connection, or a queue that has vanished."""
-        queue = workqueue.queue_name
+    async def _declare(self, workqueue: WorkQueue, state: PassState, handle: BrokerHandle) -> Finding:
+        """Declare the queues when something changed: the spec, the connection, or a queue that has vanished."""
+        parts, queue = self._parts, workqueue.queue_name
         watched = handle.poller.watch(workqueue.key, queue)
         dead = handle.poller.watch(workqueue.key, dead_letter_queue_name(queue))
-        claimants = await dependencies.brokers.claimants(queue, handle)
-        _require_first_claim(workqueue, claimants, dependencies.store)
+        claimants = await parts.brokers.claimants(queue, handle)
+        _require_first_claim(workqueue, claimants, parts.store)
         if watched.doubtful:
             await handle.poller.ask(watched)
         vanished = [entry for entry in (watched, dead) if entry.last is QUEUE_MISSING]
         wanted = digest([handle.broker.binding.identity, workqueue.spec.queue.model_dump(mode="json")])
-        state = (handle.broker.generation, wanted)
-        if pass_state.declared == state and pass_state.queue is not None and not vanished:
-            return pass_state.queue
+        declared = (handle.broker.generation, wanted)
+        if state.declared == declared and state.queue is not None and not vanished:
+            return state.queue
         for entry in vanished:
             handle.broker.mark_vanished(entry.queue)
-        await dependencies.bindings.announce(workqueue)
+        await parts.bindings.announce(workqueue)
         try:
-            if vanished and pass_state.queue is not None and workqueue.spec.queue.declare:
+            if vanished and state.queue is not None and workqueue.spec.queue.declare:
                 again = [entry.queue for entry in vanished]
                 finding, answers = await declare.declare_again(workqueue, handle.broker, again)
             else:
                 finding, answers = await declare.declare(workqueue, handle.broker)
-            await dependencies.bindings.remove_unwanted(workqueue, handle.broker)
+            await parts.bindings.remove_unwanted(workqueue, handle.broker)
         except ReconcileError as problem:
             watched.claimed = watched.claimed and problem.reason in _NO_ANSWER
             raise
-        # Only now: a user whom the broker does not let declare the queue has no claim on it.
+        # Not earlier: a user whom the broker refuses to let declare the queue has no claim on it.
         watched.claimed = True
         finding = declare.consumer_timeout_problem(workqueue, handle.broker) or finding
-        pass_state.declared, pass_state.queue = state, finding
+        state.declared, state.queue = declared, finding
         for entry in (watched, dead):
             entry.hear(answers[entry.queue])
         for other in claimants:
-            # A younger one may have come first, after a restart; its next pass finds out.
+            # After a restart a younger WorkQueue may have come first. Its next pass finds out.
             if other != workqueue.key:
-                self.wake(other)
+                parts.queue.add(other)
         return finding
 
     # -- the count -----------------------------------------------------------------------------------
 
     async def _scale(
-        self,
-        workqueue: WorkQueue,
-        pass_state: PassState,
-        handle: BrokerHandle,
-        binding: Binding,
-        queue: Finding,
-        dependencies: Dependencies,
-    ) -> tuple[status.Seen, float | None]:
-        # Taken up here and not at the end: a ring that comes during the pass is for the next one.
-        pass_state.waking_since, pass_state.ring_at = pass_state.ring_at, None
-        ensured = await dependencies.targets.ensure(workqueue)
-        deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
-        pods = dependencies.store.pods_of(workqueue.key)
-        answers = await dependencies.gatherer.ask(workqueue, pass_state, handle, binding, pods)
-        depth = judge(answers, workqueue.queue_name)
-        minimum = schedule.minimum_replicas(workqueue.spec, datetime.now(UTC))
-        observation = _observation(workqueue, pass_state, deployment, pods, depth, answers, minimum.replicas)
-        decision, pass_state.window = decide(workqueue.spec, observation, pass_state.window, time.monotonic())
-        decision = beside_stopping_workers(decision, messages_in_stopping_workers(answers))
-        decision, deployment = await dependencies.scaler.carry_out(
-            workqueue, pass_state, handle, decision, deployment, pods, answers.statuses
+        self, workqueue: WorkQueue, state: PassState, connection: Connection, queue: Finding
+    ) -> tuple[status.Outcome, float | None]:
+        parts, handle = self._parts, connection.handle
+        # Taken here and not at the end: a ring during the pass is for the next pass.
+        ring_at = parts.queue.take_ring(workqueue.key)
+        snapshot, state.gathered = await parts.gatherer.gather(
+            workqueue, connection, state.gathered, ring=ring_at is not None
         )
-        pods = dependencies.store.pods_of(workqueue.key)
-        doorbell = await wake.mind(workqueue, handle, deployment, pods, depth, decision)
-        fruitless_ring = pass_state.waking_since is not None and not isinstance(decision, ScaleOut)
-        answers = await dependencies.gatherer.ask_the_rest(pass_state, answers)
-        # Whether a worker may be putting messages into the queues beside the work queue.
-        workers_run = bool(pods) or (isinstance(deployment, DeploymentView) and deployment.replicas > 0)
-        retrying = await retries.waiting(
-            workqueue,
-            pass_state,
-            handle,
-            [*answers.statuses.values(), *(answers.stopping_statuses or {}).values()],
-            workers_run=workers_run,
-        )
-        # Gone since the pass began: the next one declares it again.
-        vanished = isinstance(answers.counts, QueueMissing)
+        decision, state.window = decide(workqueue.spec, snapshot.observation, state.window, snapshot.now)
+        decision = beside_stopping_workers(decision, messages_in_stopping_workers(snapshot.readings))
+        scaled = await parts.scaler.scale(snapshot, decision, state.scaled, handle)
+        self._observe_wake(scaled.writes, ring_at)
+        await self._record(workqueue, state, decision, scaled)
+        decision = scaled.decision
+        snapshot = replace(snapshot, deployment=scaled.deployment, pods=parts.targets.pods(workqueue))
+        doorbell = await wake.adjust_doorbell(snapshot, decision, handle)
+        snapshot, state.gathered = await parts.gatherer.gather_rest(snapshot, state.gathered)
+        retrying, state.retries = await retries.waiting(snapshot, state.retries, handle)
+        # The queue has vanished since the pass began. The next pass declares it again.
+        vanished = isinstance(snapshot.readings.counts, QueueMissing)
         dead = await handle.poller.look_in_passing(
-            workqueue.key, dead_letter_queue_name(workqueue.queue_name), warm=workers_run
+            workqueue.key, dead_letter_queue_name(workqueue.queue_name), warm=snapshot.workers_run
         )
-        seen = status.Seen(
+        deployment = snapshot.deployment
+        current = deployment.current if isinstance(deployment, DeploymentView) else None
+        outcome = status.Outcome(
             queue,
-            depth=depth,
+            depth=snapshot.depth,
             deployment=deployment,
-            pods=pods,
+            pods=snapshot.pods,
             decision=decision,
-            refusal=_refusal(ensured),
+            refusal=snapshot.refusal,
             doorbell=doorbell,
             retrying=retrying,
-            retry_delays=tuple(sorted(pass_state.retry_delays or ())),
+            retry_delays=tuple(sorted(state.retries.delays or ())),
             dead_letters=dead.ready if isinstance(dead, QueueCounts) else None,
-            busy=busy_pods(
-                answers, depth, deployment.current if isinstance(deployment, DeploymentView) else None
-            ),
-            ignored=minimum.ignored,
-            last_scale=pass_state.last_scale,
-            proven_hash=pass_state.proven_hash,
+            busy=busy_pods(snapshot.readings, snapshot.depth, current),
+            ignored=snapshot.minimum.ignored,
+            last_scale=state.last_scale,
+            proven_hash=state.gathered.proven_hash,
         )
-        # Whoever took the message of a ring that led to nothing may hand it back.
+        # A ring that led to nothing: whatever took its message may requeue it.
+        fruitless_ring = ring_at is not None and not isinstance(decision, ScaleOut)
         conflict = decision.reason is Reason.CONFLICTING_WRITE
-        soon = LOOK_AGAIN if fruitless_ring or vanished or conflict else None
-        # Nothing but a look shows that it has changed.
-        exact = isinstance(answers.unacknowledged, int)
+        now = self._clock.monotonic()
+        refused_until = state.scaled.next_attempt(now)
         delays = [
-            soon,
-            _next_look(workqueue, deployment, pods, decision, exact=exact),
-            _until(next_attempt(pass_state)),
+            LOOK_AGAIN if fruitless_ring or vanished or conflict else None,
+            _next_look(snapshot, decision),
+            None if refused_until is None else max(refused_until - now, 0.0),
         ]
-        return seen, min((delay for delay in delays if delay is not None), default=None)
+        return outcome, min((seconds for seconds in delays if seconds is not None), default=None)
 
+    def _observe_wake(self, writes: Sequence[CountWrite], ring_at: float | None) -> None:
+        if ring_at is not None:
+            for write in writes:
+                self._parts.metrics.wake_seconds.observe(write.at - ring_at)
 
-def _refusal(ensured: Ensured | Unknown) -> Unknown | None:
-    return ensured if isinstance(ensured, Unknown) else ensured.refusal
+    async def _record(
+        self, workqueue: WorkQueue, state: PassState, decision: Decision, scaled: Scaled
+    ) -> None:
+        """Note what a scaling has done, and report it. Then raise the error that ended it, if any.
 
-
-def _until(moment: float | None) -> float | None:
-    """Seconds until a monotonic time."""
-    return None if moment is None else max(moment - time.monotonic(), 0.0)
+        Args:
+            decision: that was carried out.
+        """
+        parts, state.scaled = self._parts, scaled.state
+        for answer in scaled.answers:
+            parts.metrics.retire.labels(answer.value).inc()
+        if scaled.writes:
+            state.last_scale = {
+                "lastScaleTime": timestamp(self._clock.now()),
+                "lastScaleReason": f"{decision.reason.value}: {decision.message}",
+            }
+        for write in scaled.writes:
+            direction = "out" if write.after > write.before else "in"
+            parts.metrics.scale.labels(direction, decision.reason.value).inc()
+            message = f"Scaled {direction} from {write.before} to {write.after}: {decision.message}"
+            await parts.reporter.event(workqueue, Event(decision.reason, message, "Scale"), write.at)
+        if scaled.error is not None:
+            raise scaled.error
 
 
 def _require_first_claim(workqueue: WorkQueue, claimants: Sequence[Key], store: Store) -> None:
-    """Of several WorkQueues on one queue the oldest has it."""
+    """Of several WorkQueues on one queue, the oldest has it."""
     for other in claimants:
         if store.is_older(other, workqueue.key):
             raise ReconcileError(
@@ -520,82 +492,49 @@ def _require_first_claim(workqueue: WorkQueue, claimants: Sequence[Key], store: 
 
 
 def _named(other: Key, workqueue: WorkQueue) -> str:
-    """An older WorkQueue, by name only in the same namespace: others are none of this one's business."""
+    """Describe an older WorkQueue. Its name is shown only within the same namespace."""
     if other[0] == workqueue.metadata.namespace:
         return f"the older WorkQueue {other[1]!r}"
     return "an older WorkQueue of another namespace"
 
 
 def _leaves_doorbell_to_older(workqueue: WorkQueue, handle: BrokerHandle, store: Store) -> bool:
-    """Whether the bell that hangs over this link is that of an older WorkQueue on the same queue."""
+    """Whether the doorbell on this connection belongs to an older WorkQueue on the same queue."""
     return any(
         store.is_older(other, workqueue.key) for other in handle.poller.claims_on(workqueue.queue_name)
     )
 
 
-def _observation(
-    workqueue: WorkQueue,
-    pass_state: PassState,
-    deployment: DeploymentView | Unknown,
-    pods: Sequence[PodView],
-    depth: Depth | Unknown,
-    answers: QueueReadings,
-    minimum: int,
-) -> Observation:
-    if isinstance(deployment, Unknown):
-        return Observation(deployment, depth, minimum)
-    if workqueue.spec.worker is None:
-        unknown = answers.unacknowledged if isinstance(answers.unacknowledged, Unknown) else None
-        existing = existing_of_refused(deployment, ())
-        return Observation(
-            WorkloadState(deployment.replicas, unsettled=unknown, existing=existing), depth, minimum
-        )
-    if any(pod.ready and pod.template_hash == deployment.template_hash for pod in pods):
-        pass_state.proven_hash = deployment.template_hash
-    proven = pass_state.proven_hash or workqueue.status.proven_template_hash
-    workload = WorkloadState(
-        replicas=deployment.replicas,
-        proven=proven == deployment.template_hash,
-        unsettled=unsettled(deployment, pods),
-        concurrency=answers.concurrency,
-        existing=existing_of_refused(deployment, pods),
-    )
-    return Observation(workload, depth, minimum, load(answers.statuses, pass_state.growth))
-
-
-def _next_look(
-    workqueue: WorkQueue,
-    deployment: DeploymentView | Unknown,
-    pods: Sequence[PodView],
-    decision: Decision,
-    *,
-    exact: bool,
-) -> float | None:
+def _next_look(snapshot: Snapshot, decision: Decision) -> float | None:
+    """Seconds until a pass must look again although nothing changed; None when only a change needs a pass."""
+    spec, deployment = snapshot.workqueue.spec, snapshot.deployment
     delays = []
-    if workqueue.spec.scaling.schedules or isinstance(deployment, Unknown):
+    if spec.scaling.schedules or isinstance(deployment, Unknown):
         delays.append(SCHEDULE_EVERY)
-    if isinstance(deployment, DeploymentView) and (deployment.replicas > 0 or pods):
+    if isinstance(deployment, DeploymentView) and snapshot.workers_run:
+        # An exact count comes from the management API, which does not report changes.
+        exact = isinstance(snapshot.readings.unacknowledged, int)
         surplus = decision.wanted is not None and decision.wanted < deployment.replicas
-        if exact or surplus or deployment.replicas > workqueue.spec.scaling.min_replicas:
-            delays.append(max(LOOK_AGAIN, LOOK_AGAIN_PER_POD * len(pods)))
+        if exact or surplus or deployment.replicas > spec.scaling.min_replicas:
+            delays.append(max(LOOK_AGAIN, LOOK_AGAIN_PER_POD * len(snapshot.pods)))
         else:
             delays.append(LOOK_AGAIN_AT_REST)
     return min(delays, default=None)
 
 
-def _measure(workqueue: WorkQueue, seen: status.Seen, metrics: Metrics) -> None:
+def _measure(workqueue: WorkQueue, outcome: status.Outcome, metrics: Metrics) -> None:
     shown = metrics.workqueues.of(*workqueue.key)
     shown.pinned = workqueue.spec.replicas
-    if isinstance(seen.depth, Depth):
-        shown.messages_ready, shown.consumers = seen.depth.ready, seen.depth.consumers
-        shown.in_handlers, shown.most_in_handlers = seen.depth.in_handlers, seen.depth.most_in_handlers
-    if seen.retrying is not None:
-        shown.messages_retrying = seen.retrying
-    if seen.dead_letters is not None:
-        shown.dead_letters = seen.dead_letters
-    if isinstance(seen.deployment, DeploymentView):
-        view = seen.deployment
+    if isinstance(outcome.depth, Depth):
+        shown.messages_ready, shown.consumers = outcome.depth.ready, outcome.depth.consumers
+        shown.in_handlers, shown.most_in_handlers = outcome.depth.in_handlers, outcome.depth.most_in_handlers
+    if outcome.retrying is not None:
+        shown.messages_retrying = outcome.retrying
+    if outcome.dead_letters is not None:
+        shown.dead_letters = outcome.dead_letters
+    if isinstance(outcome.deployment, DeploymentView):
+        view = outcome.deployment
         shown.desired, shown.current, shown.ready = view.replicas, view.current, view.ready
         shown.maximum = workqueue.spec.most_replicas
-    if seen.busy is not None:
-        shown.busy = seen.busy
+    if outcome.busy is not None:
+        shown.busy = outcome.busy

@@ -1,8 +1,7 @@
-"""The status and the Events of a WorkQueue, written; its conditions also shown as a metric.
+"""Write the status and the Events of a WorkQueue, and show its conditions as a metric.
 
-Place in the flow: the end of a pass. Status goes by server-side apply under a field manager of its own, so
-that other people's conditions survive; it is written only when it changed, and at most once in five seconds
-when only numbers did.
+This is the end of a pass. The status is applied server-side under a field manager of its own, so that conditions of
+others survive. It is written only after a change, and at most once in five seconds when only numbers changed.
 """
 
 from __future__ import annotations
@@ -10,24 +9,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.digest import digest
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.kube.client import Cluster, workqueue_path
+from workqueue_operator.kube.client import workqueue_path
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import API_VERSION, EVENT_REPORTER, KIND, STATUS_FIELD_MANAGER
+from workqueue_operator.ports import Clock, Kubernetes
 
 logger = logging.getLogger(__name__)
 
 NUMBERS_EVERY: Final = 5.0
-"""Seconds between two writes of the status when only its numbers changed, or only somebody else changed it.
+"""Seconds between two writes of the status when only its numbers changed, or only another writer changed it.
 
-The dead letters are not among these numbers: a new one is written immediately, and above 100 they are rounded.
+Dead letters are not among these numbers: a new one is written immediately. Above 100 they are rounded.
 """
 
 EVENT_AGAIN_AFTER: Final = 600.0
@@ -49,31 +48,44 @@ _NUMBERS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was last written for one WorkQueue: digests of its status, whole and without its numbers; and when."""
+    """What was last written for one WorkQueue: digests of its status, with and without numbers, and the time."""
 
     whole: bytes
     without_numbers: bytes
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What an Event and its log line say."""
+
+    reason: Reason
+    message: str
+    action: str
+    warning: bool = False
+
+
 class Reporter:
     """Writes status and Events.
 
     Args:
-        store: what each WorkQueue says at present.
+        store: shows the present status of each WorkQueue.
         instance: this operator's pod name, for the Events.
-        heard: told of each Event as well: uid of the WorkQueue, whether it is a warning, action, reason, message.
+        listener: called with each Event: uid of the WorkQueue, whether it is a warning, action, reason, message.
     """
 
     def __init__(
         self,
-        cluster: Cluster,
+        kubernetes: Kubernetes,
         store: Store,
         instance: str,
         metrics: Metrics,
         listener: Callable[[str, bool, str, str, str], None] | None = None,
+        *,
+        clock: Clock,
     ) -> None:
-        self._cluster = cluster
+        self._kubernetes = kubernetes
+        self._clock = clock
         self._listener = listener
         self._store = store
         self._metrics = metrics
@@ -83,19 +95,19 @@ class Reporter:
         self._sent: dict[str, dict[tuple[str, str], float]] = {}
 
     def forget(self, uid: str) -> None:
-        """The WorkQueue is gone."""
+        """Forget a WorkQueue that was deleted."""
         self._written.pop(uid, None)
         self._told.pop(uid, None)
         self._sent.pop(uid, None)
 
     async def status(self, workqueue: WorkQueue, status: Mapping[str, Any], now: float) -> float | None:
-        """Write a status, unless the WorkQueue says it already.
+        """Write a status, unless the WorkQueue shows it already.
 
         Args:
             now: seconds on the monotonic clock.
 
         Returns:
-            In how many seconds it should be tried again, when it was put off; None otherwise.
+            The seconds until the next attempt if the write was postponed; None otherwise.
         """
         uid = workqueue.metadata.uid
         written, shown = self._written.get(uid), self._shown(workqueue)
@@ -113,12 +125,12 @@ class Reporter:
             if written.without_numbers == wanted.without_numbers and now - written.at < NUMBERS_EVERY:
                 return NUMBERS_EVERY - (now - written.at)
         namespace, name = workqueue.key
-        answer = await self._cluster.apply(
+        answer = await self._kubernetes.apply(
             f"{workqueue_path(namespace, name)}/status",
             {
                 "apiVersion": API_VERSION,
                 "kind": KIND,
-                # With the uid the API server refuses when another object of this name has taken its place.
+                # With the uid, the API server refuses the write if another object of this name has replaced it.
                 "metadata": {"name": name, "namespace": namespace, "uid": uid},
                 "status": dict(status),
             },
@@ -138,7 +150,7 @@ class Reporter:
     async def transitions(
         self, workqueue: WorkQueue, findings: Mapping[ConditionType, Finding], now: float
     ) -> None:
-        """One Event and one log line for each condition whose status or reason has changed."""
+        """Send one Event and write one log line for each condition whose status or reason has changed."""
         uid, known = workqueue.metadata.uid, workqueue.status.conditions
         told = self._told.setdefault(uid, {c.type: (c.status.value, c.reason) for c in known})
         for kind, finding in findings.items():
@@ -150,43 +162,46 @@ class Reporter:
                 and before is not None
                 and {before[0], finding.status} == {"True"}
             ):
-                # Why the count is as it is changes all the time; each change of the count has its own Event.
+                # The reason for the count changes often, and each change of the count has its own Event.
                 continue
             if (
                 kind is ConditionType.READY
                 or finding.status == "Unknown"
                 or finding.reason is Reason.SCALED_TO_ZERO
             ):
-                # Ready repeats another condition's reason, Unknown passes by itself, and the step to zero has an
-                # Event that says why.
+                # Ready repeats another condition's reason, Unknown is transient, and the step to zero has its own
+                # Event.
                 continue
             if before is None and finding.status == "True" and kind is not ConditionType.QUEUE_DECLARED:
                 continue
-            await self.event(workqueue, finding.status == "False", finding.reason, finding.message, kind, now)
+            event = Event(finding.reason, finding.message, kind, warning=finding.status == "False")
+            await self.event(workqueue, event, now)
 
-    async def event(
-        self, workqueue: WorkQueue, warning: bool, reason: Reason, message: str, action: str, now: float
-    ) -> None:
-        """Send one Event and write one log line; a failure to send is only logged."""
+    async def event(self, workqueue: WorkQueue, event: Event, now: float) -> None:
+        """Send one Event and write one log line. A failure to send is only logged.
+
+        Args:
+            now: seconds on the monotonic clock.
+        """
         namespace, name = workqueue.key
         logger.log(
-            logging.WARNING if warning else logging.INFO,
+            logging.WARNING if event.warning else logging.INFO,
             "A WorkQueue changed.",
             extra={
                 "namespace": namespace,
                 "workqueue": name,
-                "action": str(action),
-                "reason": reason.value,
-                "detail": message,
+                "action": str(event.action),
+                "reason": event.reason.value,
+                "detail": event.message,
             },
         )
-        uid, sent = workqueue.metadata.uid, (reason.value, message)
-        lately = {known: at for known, at in self._sent.get(uid, {}).items() if now - at < EVENT_AGAIN_AFTER}
-        if sent in lately:
+        uid, sent = workqueue.metadata.uid, (event.reason.value, event.message)
+        recent = {known: at for known, at in self._sent.get(uid, {}).items() if now - at < EVENT_AGAIN_AFTER}
+        if sent in recent:
             return
-        self._sent[uid] = {**lately, sent: now}
+        self._sent[uid] = {**recent, sent: now}
         if self._listener is not None:
-            self._listener(uid, warning, str(action), reason.value, message)
+            self._listener(uid, event.warning, str(event.action), event.reason.value, event.message)
         regarding = {
             "apiVersion": API_VERSION,
             "kind": KIND,
@@ -194,37 +209,40 @@ class Reporter:
             "name": name,
             "uid": uid,
         }
-        await self._send(regarding, warning, reason, message, str(action))
+        await self._send(regarding, event)
 
-    async def namespace_event(self, namespace: str, reason: Reason, message: str, action: str) -> None:
+    async def namespace_event(self, namespace: str, event: Event) -> None:
         """Send one Event about a namespace and write one log line."""
         logger.info(
             "A namespace changed.",
-            extra={"namespace": namespace, "action": action, "reason": reason.value, "detail": message},
+            extra={
+                "namespace": namespace,
+                "action": event.action,
+                "reason": event.reason.value,
+                "detail": event.message,
+            },
         )
         regarding = {"apiVersion": "v1", "kind": "Namespace", "namespace": namespace, "name": namespace}
-        await self._send(regarding, False, reason, message, action)
+        await self._send(regarding, event)
 
-    async def _send(
-        self, regarding: Mapping[str, str], warning: bool, reason: Reason, message: str, action: str
-    ) -> None:
-        """Send one Event; a failure is only logged."""
-        moment = datetime.now(UTC)
+    async def _send(self, regarding: Mapping[str, str], event: Event) -> None:
+        """Send one Event. A failure is only logged."""
+        moment = self._clock.now()
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {"generateName": f"{regarding['name']}-", "namespace": regarding["namespace"]},
             "eventTime": moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            "type": "Warning" if warning else "Normal",
-            "reason": reason.value,
-            "action": action,
-            "note": message[:1024],
+            "type": "Warning" if event.warning else "Normal",
+            "reason": event.reason.value,
+            "action": str(event.action),
+            "note": event.message[:1024],
             "reportingController": EVENT_REPORTER,
             "reportingInstance": self._instance,
             "regarding": dict(regarding),
         }
         try:
-            await self._cluster.create(
+            await self._kubernetes.create(
                 f"/apis/events.k8s.io/v1/namespaces/{regarding['namespace']}/events", body
             )
         except ClusterError as error:
@@ -235,7 +253,7 @@ class Reporter:
 
 
 def _says_all_of(shown: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
-    """Whether a WorkQueue says a status, perhaps beside conditions of other people."""
+    """Whether a WorkQueue shows this status, possibly beside conditions of others."""
     conditions = {one["type"]: one for one in shown.get("conditions", ())}
     return all(
         all(conditions.get(one["type"]) == one for one in value)
@@ -246,12 +264,12 @@ def _says_all_of(shown: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
 
 
 def _without_numbers(status: Mapping[str, Any]) -> dict[str, Any]:
-    """What is worth an immediate write. Why an active scaling stands where it stands changes like a number."""
+    """Return the part that is written immediately. The reason of an active scaling changes as often as a number."""
     rest = {name: value for name, value in status.items() if name not in _NUMBERS}
     rest["conditions"] = [
         (one["type"], one["status"])
         if (one["type"], one["status"]) == (ConditionType.SCALING_ACTIVE.value, "True")
-        # A time that changes alone: somebody else had taken the condition away.
+        # If only the time changes, another writer had removed the condition.
         else {name: value for name, value in one.items() if name != "lastTransitionTime"}
         for one in status.get("conditions", ())
     ]

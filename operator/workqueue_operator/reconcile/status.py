@@ -1,7 +1,7 @@
-"""From what was seen, decided and done to the status of a WorkQueue. PURE.
+"""Make the status of a WorkQueue from the outcome of a pass. PURE.
 
-Place in the flow: the last step of a pass; `report` writes what is made here. Numbers stand in fields of
-their own, rounded, and never in a condition's message, so that a busy queue does not rewrite its conditions.
+This is the last step of a pass; the reporter writes the result. Numbers are in fields of their own, rounded, and
+never in the message of a condition, so that a busy queue does not rewrite its conditions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from workqueue_operator.names import pod_selector
 from workqueue_operator.scaling.decide import Decision, Depth, Hold
 
 PENDING: Final = frozenset({Reason.DEPTH_PENDING, Reason.WORKERS_STARTING})
-"""Reasons that pass by themselves within moments: neither true nor false."""
+"""Transient reasons. Reported as Unknown rather than False."""
 
 _STANDING_STILL: Final = frozenset({Reason.SUSPENDED, Reason.PINNED, Reason.DELETING})
 _COUNT_REFUSED: Final = frozenset({Reason.COUNT_REFUSED, Reason.API_FORBIDDEN})
@@ -38,7 +38,7 @@ _WORTH_SAYING: Final = frozenset(
         Reason.DOORBELL_UNAVAILABLE,
     }
 )
-"""Why the count is not what the backlog alone would make it."""
+"""Reasons why the count differs from what the backlog alone asks for."""
 
 _COLUMNS: Final = {
     "messages": "messages",
@@ -50,17 +50,19 @@ _REPLICAS: Final = frozenset({"replicas", "readyReplicas", "desiredReplicas", "b
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a pass came to know and did.
+class Outcome:
+    """What a pass has learned and done.
 
     Attributes:
         queue: the QueueDeclared finding.
-        depth: None when the pass ended before it was asked.
-        refusal: why the Deployment, or an object beside it, is not as the WorkQueue asks, or None.
-        doorbell: why an idle queue is polled although Push is wanted, or None.
-        busy: pods in a handler, None when not known.
+        depth: None when the pass ended before it asked.
+        deployment: after the scaling, like the pods.
+        problem: what ended the pass early, or None.
+        refusal: why the Deployment, or an object beside it, differs from what the WorkQueue asks for, or None.
+        doorbell: why the operator polls an idle queue although Push is wanted, or None.
+        busy: pods with a message in a handler; None when unknown.
         ignored: which schedules cannot be read.
-        retrying: messages that wait for a retry, None when not known.
+        retrying: messages that wait for a retry; None when unknown.
         retry_delays: seconds of the delay queues that exist; None when the pass did not look.
     """
 
@@ -88,22 +90,22 @@ def rounded(count: int) -> int:
     return int(float(f"{count:.1e}"))
 
 
-def conditions(workqueue: WorkQueue, seen: Seen) -> dict[ConditionType, Finding]:
-    """The findings of all conditions, in the order of ConditionType."""
+def conditions(workqueue: WorkQueue, outcome: Outcome) -> dict[ConditionType, Finding]:
+    """Return the finding of each condition, in the order of ConditionType."""
     found = {
-        ConditionType.QUEUE_DECLARED: seen.queue,
-        ConditionType.DEPTH_KNOWN: _depth_known(seen),
-        ConditionType.WORKLOAD_APPLIED: _workload_applied(workqueue, seen),
-        ConditionType.WORKERS_AVAILABLE: _workers_available(seen),
-        ConditionType.SCALING_ACTIVE: _scaling_active(seen),
+        ConditionType.QUEUE_DECLARED: outcome.queue,
+        ConditionType.DEPTH_KNOWN: _depth_known(outcome),
+        ConditionType.WORKLOAD_APPLIED: _workload_applied(workqueue, outcome),
+        ConditionType.WORKERS_AVAILABLE: _workers_available(outcome),
+        ConditionType.SCALING_ACTIVE: _scaling_active(outcome),
     }
     return {**found, ConditionType.READY: _ready(workqueue, found)}
 
 
 def status(
-    workqueue: WorkQueue, seen: Seen, findings: Mapping[ConditionType, Finding], now: str
+    workqueue: WorkQueue, outcome: Outcome, findings: Mapping[ConditionType, Finding], now: str
 ) -> dict[str, Any]:
-    """The whole status as the API server takes it.
+    """Return the whole status as the API server accepts it.
 
     Args:
         now: RFC 3339; becomes the lastTransitionTime of conditions whose status has changed.
@@ -114,20 +116,20 @@ def status(
         "selector": ",".join(
             f"{key}={value}" for key, value in pod_selector(workqueue.metadata.name).items()
         ),
-        **(seen.last_scale or _last_scale_before(workqueue)),
-        **_counts(workqueue, seen),
+        **(outcome.last_scale or _last_scale_before(workqueue)),
+        **_counts(workqueue, outcome),
     }
-    delays = workqueue.status.retry_delays_seconds if seen.retry_delays is None else seen.retry_delays
+    delays = workqueue.status.retry_delays_seconds if outcome.retry_delays is None else outcome.retry_delays
     if delays:
         fields["retryDelaysSeconds"] = list(delays)
-    if proven := seen.proven_hash or workqueue.status.proven_template_hash:
+    if proven := outcome.proven_hash or workqueue.status.proven_template_hash:
         fields["provenTemplateHash"] = proven
     fields["conditions"] = [_condition(workqueue, kind, finding, now) for kind, finding in findings.items()]
     return fields
 
 
 def unreadable(workqueue: WorkQueue, finding: Finding, now: str) -> dict[str, Any]:
-    """The status of a WorkQueue whose spec cannot be read: only its metadata is looked at."""
+    """Return the status of a WorkQueue whose spec cannot be read. It uses only the metadata."""
     return {
         "observedGeneration": workqueue.metadata.generation,
         "conditions": [_condition(workqueue, ConditionType.READY, finding, now)],
@@ -148,7 +150,7 @@ def _condition(workqueue: WorkQueue, kind: ConditionType, finding: Finding, now:
 
 
 def _last_scale_before(workqueue: WorkQueue) -> dict[str, str]:
-    """What an earlier process wrote: a restart of the operator is no reason to forget it."""
+    """Return what an earlier process wrote, which a restart of the operator must keep."""
     before = workqueue.status
     if before.last_scale_time is None or before.last_scale_reason is None:
         return {}
@@ -158,24 +160,24 @@ def _last_scale_before(workqueue: WorkQueue) -> dict[str, str]:
     }
 
 
-def _counts(workqueue: WorkQueue, seen: Seen) -> dict[str, Any]:
-    """Return the counts that are known. An unknown count is left out, and is `?` in its column."""
+def _counts(workqueue: WorkQueue, outcome: Outcome) -> dict[str, Any]:
+    """Return the known counts. An unknown count is missing, and its column shows `?`."""
     found: dict[str, int | None] = {
         "messages": None,
-        "retrying": seen.retrying,
+        "retrying": outcome.retrying,
         "consumers": None,
-        "busyReplicas": seen.busy,
-        "deadLetters": seen.dead_letters,
+        "busyReplicas": outcome.busy,
+        "deadLetters": outcome.dead_letters,
         # The scale subresource would read 0 where it is left out.
         "replicas": workqueue.status.replicas,
     }
-    if isinstance(seen.depth, Depth):
-        found |= {"messages": seen.depth.ready, "consumers": seen.depth.consumers}
-    if isinstance(seen.deployment, DeploymentView):
+    if isinstance(outcome.depth, Depth):
+        found |= {"messages": outcome.depth.ready, "consumers": outcome.depth.consumers}
+    if isinstance(outcome.deployment, DeploymentView):
         found |= {
-            "replicas": seen.deployment.current,
-            "readyReplicas": seen.deployment.ready,
-            "desiredReplicas": seen.deployment.replicas,
+            "replicas": outcome.deployment.current,
+            "readyReplicas": outcome.deployment.ready,
+            "desiredReplicas": outcome.deployment.replicas,
         }
     counts = {
         name: count if name in _REPLICAS else rounded(count)
@@ -183,8 +185,8 @@ def _counts(workqueue: WorkQueue, seen: Seen) -> dict[str, Any]:
         if count is not None
     }
     workers = UNKNOWN_COUNT
-    if isinstance(seen.deployment, DeploymentView):
-        workers = f"{seen.deployment.ready}/{seen.deployment.replicas}"
+    if isinstance(outcome.deployment, DeploymentView):
+        workers = f"{outcome.deployment.ready}/{outcome.deployment.replicas}"
     columns = {column: str(counts.get(name, UNKNOWN_COUNT)) for column, name in _COLUMNS.items()}
     return {**counts, "workers": workers, "columns": columns}
 
@@ -193,24 +195,28 @@ def _negative(unknown: Unknown) -> Finding:
     return Finding("Unknown" if unknown.reason in PENDING else "False", unknown.reason, unknown.message)
 
 
-def _depth_known(seen: Seen) -> Finding:
-    if isinstance(seen.depth, Unknown):
-        return _negative(seen.depth)
-    if seen.depth is None:
-        cause = seen.problem or Unknown(Reason.DEPTH_PENDING, "The queue has not been asked yet.")
+def _depth_known(outcome: Outcome) -> Finding:
+    if isinstance(outcome.depth, Unknown):
+        return _negative(outcome.depth)
+    if outcome.depth is None:
+        cause = outcome.problem or Unknown(
+            Reason.DEPTH_PENDING, "The operator has not read the queue's counts yet."
+        )
         return _negative(cause)
-    if seen.doorbell is not None:
-        return Finding("True", seen.doorbell.reason, seen.doorbell.message)
+    if outcome.doorbell is not None:
+        return Finding("True", outcome.doorbell.reason, outcome.doorbell.message)
     return Finding("True", Reason.DEPTH_OBSERVED, "The queue's depth is known.")
 
 
-def _workload_applied(workqueue: WorkQueue, seen: Seen) -> Finding:
+def _workload_applied(workqueue: WorkQueue, outcome: Outcome) -> Finding:
     if workqueue.spec.suspend:
-        return Finding("Unknown", Reason.SUSPENDED, "spec.suspend is true: nothing is applied.")
-    if seen.deployment is None:
-        cause = seen.problem or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
+        return Finding("Unknown", Reason.SUSPENDED, "spec.suspend is true: the operator applies nothing.")
+    if outcome.deployment is None:
+        cause = outcome.problem or Unknown(
+            Reason.WORKERS_STARTING, "The operator is creating the Deployment."
+        )
         return Finding("Unknown", cause.reason, cause.message)
-    refusal = seen.deployment if isinstance(seen.deployment, Unknown) else seen.refusal
+    refusal = outcome.deployment if isinstance(outcome.deployment, Unknown) else outcome.refusal
     if refusal is not None:
         return _negative(refusal)
     if workqueue.spec.worker is None:
@@ -220,22 +226,26 @@ def _workload_applied(workqueue: WorkQueue, seen: Seen) -> Finding:
     return Finding("True", Reason.WORKLOAD_APPLIED, message)
 
 
-def _workers_available(seen: Seen) -> Finding:  # noqa: PLR0911 - one return a case reads best
-    deployment = seen.deployment
+def _workers_available(outcome: Outcome) -> Finding:  # noqa: PLR0911 - one return a case reads best
+    deployment = outcome.deployment
     if deployment is None:
-        cause = seen.problem or Unknown(Reason.WORKERS_STARTING, "The Deployment is being made.")
+        cause = outcome.problem or Unknown(
+            Reason.WORKERS_STARTING, "The operator is creating the Deployment."
+        )
         return Finding("Unknown", cause.reason, cause.message)
     if isinstance(deployment, Unknown):
         return _negative(deployment)
     if deployment.refusal is not None:
         return _negative(deployment.refusal)
     failures = [
-        pod.failure for pod in seen.pods if pod.failure is not None and not pod.ready and not pod.terminating
+        pod.failure
+        for pod in outcome.pods
+        if pod.failure is not None and not pod.ready and not pod.terminating
     ]
     if failures:
         return _negative(failures[0])
     if deployment.replicas == 0:
-        running = "Workers finish what they have in hand and stop" if seen.busy else "No worker runs"
+        running = "Workers finish their messages and stop" if outcome.busy else "No worker runs"
         return Finding("True", Reason.SCALED_TO_ZERO, f"{running}; a message on the queue starts one.")
     if deployment.ready == 0:
         return Finding(
@@ -244,26 +254,26 @@ def _workers_available(seen: Seen) -> Finding:  # noqa: PLR0911 - one return a c
     return Finding("True", Reason.WORKERS_READY, "Workers are Ready.")
 
 
-def _scaling_active(seen: Seen) -> Finding:
-    decision = seen.decision
+def _scaling_active(outcome: Outcome) -> Finding:
+    decision = outcome.decision
     if decision is None:
-        cause = seen.problem or Unknown(Reason.DEPTH_PENDING, "Nothing has been decided yet.")
+        cause = outcome.problem or Unknown(Reason.DEPTH_PENDING, "Nothing has been decided yet.")
         return _negative(cause)
-    if (obstacle := _obstacle(seen, decision)) is not None:
+    if (obstacle := _obstacle(outcome, decision)) is not None:
         return _negative(obstacle)
     if decision.reason in _WORTH_SAYING:
         return Finding("True", decision.reason, ADVICE[decision.reason])
     return Finding("True", Reason.AS_EXPECTED, "Replicas follow the depth of the queue.")
 
 
-def _obstacle(seen: Seen, decision: Decision) -> Unknown | None:
-    """What keeps the count from following the depth as the spec asks, or None."""
+def _obstacle(outcome: Outcome, decision: Decision) -> Unknown | None:
+    """Return why the count does not follow the depth as the spec asks, or None."""
     because = Unknown(decision.reason, decision.message)
     if decision.reason in _STANDING_STILL | _COUNT_REFUSED:
         return because
-    if seen.ignored is not None:
-        return seen.ignored
-    doubt = seen.depth.doubt if isinstance(seen.depth, Depth) else None
+    if outcome.ignored is not None:
+        return outcome.ignored
+    doubt = outcome.depth.doubt if isinstance(outcome.depth, Depth) else None
     if doubt is not None and doubt.reason is Reason.RETIRE_UNREACHABLE:
         return doubt
     unknown = isinstance(decision, Hold) and decision.wanted is None
@@ -274,7 +284,7 @@ def _ready(workqueue: WorkQueue, found: Mapping[ConditionType, Finding]) -> Find
     scaling = found[ConditionType.SCALING_ACTIVE]
     if workqueue.spec.suspend:
         return Finding("False", Reason.SUSPENDED, scaling.message)
-    # Workers that are starting do not make a WorkQueue unready: that happens at each wake-up.
+    # Starting workers do not make a WorkQueue unready: workers start at each wake.
     decisive = [found[kind] for kind in (ConditionType.QUEUE_DECLARED, ConditionType.DEPTH_KNOWN)]
     workers = [found[kind] for kind in (ConditionType.WORKLOAD_APPLIED, ConditionType.WORKERS_AVAILABLE)]
     decisive += [finding for finding in workers if finding.status == "False"]

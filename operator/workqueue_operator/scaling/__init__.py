@@ -1,1 +1,1 @@
-"""What is known about a queue, and how many replicas follow from it."""
+"""Gather the depth of a queue, decide how many replicas it needs, and scale."""

@@ -1,12 +1,16 @@
-"""How many replicas, and what to do about it. PURE: no I/O, and the clock is an argument.
+"""Decide how many replicas should run. PURE: no I/O, and the clock is an argument.
 
-Place in the flow: after `observe`, before `act`. One of Hold, ScaleOut, Retire and Trim, each with the reason and
-the message that the condition, the Event and the log line will carry.
+The result is a Hold, ScaleOut, Retire or Trim, with the reason and the message for the condition, the Event and the
+log line.
 
-The laws, each held by a property test: an unknown depth holds; a suspended WorkQueue holds and a pinned one
-goes to its pin; outward in one step, by the messages that are known to be there; inward only to the highest count
-wanted in the window, by the messages that may be there, never below the workers that may be busy; never outside of
-minimum and maximum; the same input gives the same output.
+Property tests hold these laws:
+
+- An unknown depth holds the count. A suspended WorkQueue holds it too, and a pinned one goes to its pin.
+- Scale-out is one step, by the lower bound of the depth.
+- Scale-in goes to the highest count that was wanted in the window, by the upper bound of the depth, and never
+  below the workers that may be busy.
+- The count stays between minimum and maximum.
+- The same input gives the same output.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkQueueSpec
 
 ESTIMATED_HANDLER_SECONDS: Final = 1.0
-"""Taken for the mean handler time until the workers have measured one."""
+"""The assumed mean handler time, in seconds, until the workers have measured one."""
 
 CANARY_REPLICAS: Final = 1
 
@@ -39,14 +43,14 @@ _ABOUT_THE_BACKLOG: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """What is in front of the workers: at least `ready + in_handlers` messages, at most `unconfirmed` more.
+    """At least `ready + in_handlers` messages, at most `unconfirmed` more.
 
     Attributes:
         ready: messages that wait.
         in_handlers: messages that are known to be in a handler.
-        consumers: consumers without our bell.
+        consumers: consumers without the doorbell.
         unconfirmed: further messages that may be in a handler: the slots of workers that did not answer.
-        doubt: why that is not known, or which worker cannot be asked; None while every worker answers.
+        doubt: why the depth is not exact; None while every worker answers.
     """
 
     ready: int
@@ -67,11 +71,11 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the workers measured lately; None where they have not yet.
+    """What the workers measured recently.
 
     Attributes:
-        handler_seconds: mean time of one message.
-        arrivals_per_second: messages that came to the queue.
+        handler_seconds: mean seconds per message; None before the first measurement.
+        arrivals_per_second: messages per second that arrived at the queue.
     """
 
     handler_seconds: float | None = None
@@ -80,14 +84,14 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadState:
-    """The Deployment as far as the count goes.
+    """What a decision depends on in the Deployment.
 
     Attributes:
-        replicas: what it is set to.
-        proven: whether a pod of the current template was Ready once.
-        unsettled: why the count must not shrink just now, or None.
+        replicas: spec.replicas.
+        proven: whether a pod of the current template has ever been Ready.
+        unsettled: why the count must not shrink now, or None.
         concurrency: messages that one pod handles at a time.
-        existing: how many pods exist while the API server refuses the others; None while it refuses none.
+        existing: how many pods exist while the API server refuses further pods; None while it refuses none.
     """
 
     replicas: int
@@ -113,7 +117,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Leave the count as it is. `wanted` is the count that the backlog asks for, None when not known."""
+    """Keep the count. `wanted` is the count that the backlog asks for; None when unknown."""
 
     wanted: int | None
     reason: Reason
@@ -121,7 +125,7 @@ class Hold:
 
     @classmethod
     def because(cls, wanted: int | None, why: Unknown) -> Hold:
-        """For that reason, in those words."""
+        """Return a Hold with this reason and message."""
         return cls(wanted, why.reason, why.message)
 
 
@@ -140,7 +144,7 @@ class Retire:
     """Ask idle workers to leave until `replicas` are left.
 
     Attributes:
-        only_when_empty: to zero only on a queue that is seen to be empty; not so for a person's pin.
+        only_when_empty: go to zero only while the queue is empty. A pin to zero does not require that.
     """
 
     replicas: int
@@ -152,7 +156,7 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class Trim:
-    """Lower the count to `replicas` without asking anybody: the pods beyond it do not exist."""
+    """Lower the count to `replicas` without asking a worker: no pods exist beyond it."""
 
     replicas: int
     wanted: int
@@ -165,23 +169,23 @@ Decision: TypeAlias = Hold | ScaleOut | Retire | Trim
 
 @dataclass(frozen=True, slots=True)
 class ScaleInWindow:
-    """The counts that were wanted lately, as far as they can still matter.
+    """The counts that recent passes wanted, as far as they can still matter.
 
     Attributes:
-        since: when the window was begun (seconds, any clock that only goes forward).
-        peaks: (time, wanted), newest last, each higher than all that follow it.
+        since: when the window began, in seconds on a monotonic clock.
+        peaks: (time, wanted), newest last. Each is higher than all later ones.
     """
 
     since: float
     peaks: tuple[tuple[float, int], ...] = ()
 
     def record(self, now: float, wanted: int, seconds: float) -> ScaleInWindow:
-        """The window after `wanted` was seen at `now`; what is older than `seconds` is forgotten."""
+        """Return the window with `wanted` at `now`, without entries older than `seconds`."""
         kept = tuple((at, count) for at, count in self.peaks if count > wanted and now - at < seconds)
         return ScaleInWindow(self.since, (*kept, (now, wanted)))
 
     def is_full(self, now: float, seconds: float) -> bool:
-        """Whether the window covers the whole time."""
+        """Whether the window covers this many seconds."""
         return now - self.since >= seconds
 
     @property
@@ -190,27 +194,24 @@ class ScaleInWindow:
         return self.peaks[0][1] if self.peaks else 0
 
 
-def wanted_replicas(
-    spec: WorkQueueSpec, depth: Depth, load: Load, concurrency: int, *, unconfirmed: int = 0
-) -> int:
-    """The count that the backlog asks for, before minimum and maximum.
+def wanted_replicas(spec: WorkQueueSpec, depth: Depth, load: Load, concurrency: int) -> int:
+    """Return the count that the backlog asks for, before minimum and maximum.
 
-    With `messagesPerReplica` m: ceil((ready + in handlers) / m). With `targetDrainSeconds` T, handler
-    seconds s and arrivals r: ceil((ready * s / T + r * s) / concurrency); the second term is Little's law,
-    enough workers to keep up, so that a steady load does not make the count bounce.
+    With `messagesPerReplica` m: ceil((ready + in handlers) / m). With `targetDrainSeconds` T, handler seconds s and
+    arrivals r: ceil((ready * s / T + r * s) / concurrency). The second term is Little's law: enough workers to keep
+    up, so that a steady load does not make the count oscillate.
 
-    Args:
-        unconfirmed: slots that are counted as busy on top. Their workers did not say what they received, so
-            with `targetDrainSeconds` they count beside the arrivals.
+    Unconfirmed messages count as busy slots. Their workers did not say what they received, so with
+    `targetDrainSeconds` they are added to the arrivals.
     """
     scaling = spec.scaling
     if scaling.target_drain_seconds is None:
-        messages = depth.ready + depth.in_handlers + unconfirmed
+        messages = depth.ready + depth.most_in_handlers
         return math.ceil(messages / (scaling.messages_per_replica or 1))
     seconds = load.handler_seconds if load.handler_seconds is not None else ESTIMATED_HANDLER_SECONDS
     slots = depth.ready * seconds / scaling.target_drain_seconds + load.arrivals_per_second * seconds
-    some = 1 if depth.ready or depth.in_handlers or unconfirmed else 0
-    return max(math.ceil((slots + unconfirmed) / concurrency), some)
+    some = 1 if depth.ready or depth.in_handlers or depth.unconfirmed else 0
+    return max(math.ceil((slots + depth.unconfirmed) / concurrency), some)
 
 
 def decide(
@@ -233,20 +234,20 @@ def decide(
     if spec.replicas is not None:
         return _pinned(spec.replicas, seen.workload), ScaleInWindow(now)
     if isinstance(seen.depth, Unknown):
-        # Time in which nothing was known must not let the count shrink afterwards.
+        # A time without knowledge must not make the count shrink afterwards.
         unknown = window.record(now, seen.workload.replicas, spec.scaling.scale_in_delay_seconds)
         return Hold.because(None, seen.depth), unknown
     bounds = _bounds(spec, seen.workload, seen.depth, seen)
     window = window.record(now, bounds.wanted, spec.scaling.scale_in_delay_seconds)
-    # Nothing waits: only what is in handlers counts. Otherwise the window keeps a backlog from moving the count.
+    # With no message waiting, only handled messages count. Otherwise the window keeps the count steady.
     highest = _highest(spec, seen.workload, window, now)
     needed = bounds.least if seen.depth.ready == 0 else highest
     trim = _trim(needed, bounds.wanted, seen.workload)
-    return trim or _step(spec, seen.workload, seen.depth, bounds, highest), window
+    return trim or _step(_Case(spec, seen.workload, seen.depth, bounds, highest)), window
 
 
 def _highest(spec: WorkQueueSpec, workload: WorkloadState, window: ScaleInWindow, now: float) -> int:
-    """The highest count wanted in the window; at least the present one until the window covers its time."""
+    """The highest count wanted in the window. Until the window is full, at least the present count."""
     highest = min(window.highest, spec.most_replicas)
     full = window.is_full(now, spec.scaling.scale_in_delay_seconds)
     return highest if full else max(highest, workload.replicas)
@@ -258,7 +259,8 @@ class _Bounds:
 
     Attributes:
         need: the fewest replicas that the backlog asks for, before minimum and maximum.
-        minimum: the fewest replicas that are allowed; the next is the most.
+        minimum: the fewest replicas that are allowed.
+        maximum: the most replicas that are allowed.
         least: `need` between minimum and maximum.
         wanted: the count nearest to the present one that the depth allows.
     """
@@ -270,6 +272,21 @@ class _Bounds:
     wanted: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A WorkQueue without a pin whose depth is known.
+
+    Attributes:
+        highest: the highest count that was wanted in the scale-in window.
+    """
+
+    spec: WorkQueueSpec
+    workload: WorkloadState
+    depth: Depth
+    bounds: _Bounds
+    highest: int
+
+
 def _bounds(spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, seen: Observation) -> _Bounds:
     maximum = spec.most_replicas
     minimum = min(max(spec.scaling.min_replicas, seen.minimum), maximum)
@@ -277,9 +294,9 @@ def _bounds(spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, seen: Ob
     def within(count: int) -> int:
         return min(max(count, minimum), maximum)
 
-    need = wanted_replicas(spec, depth, seen.load, workload.concurrency)
-    most = wanted_replicas(spec, depth, seen.load, workload.concurrency, unconfirmed=depth.unconfirmed)
-    # Scale-out goes by what is known to be there, scale-in by what may be there.
+    # Scale-out follows the lower bound of the depth, scale-in the upper bound.
+    need = wanted_replicas(spec, replace(depth, unconfirmed=0), seen.load, workload.concurrency)
+    most = wanted_replicas(spec, depth, seen.load, workload.concurrency)
     wanted = min(max(workload.replicas, within(need)), within(most))
     return _Bounds(need, minimum, maximum, within(need), wanted)
 
@@ -297,15 +314,14 @@ def _pinned(pin: int, workload: WorkloadState) -> Decision:
     return Hold(pin, Reason.PINNED, message)
 
 
-def _step(
-    spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, bounds: _Bounds, highest: int
-) -> Decision:
+def _step(case: _Case) -> Decision:
+    spec, workload, depth, bounds = case.spec, case.workload, case.depth, case.bounds
     wanted = bounds.wanted
     if wanted > workload.replicas:
         reason = Reason.BELOW_MINIMUM if bounds.need < bounds.minimum else Reason.BACKLOG
         return _outward(wanted, workload, reason, f"{depth} ask for {_replicas(wanted)}.")
     if wanted < workload.replicas:
-        return _inward(spec, workload, depth, wanted, highest)
+        return _inward(case)
     if bounds.need > bounds.maximum:
         return _at_maximum(spec, wanted, f"{depth} ask for {_replicas(bounds.need)}")
     if bounds.least < workload.replicas and depth.doubt is not None:
@@ -346,10 +362,9 @@ def _outward(wanted: int, workload: WorkloadState, reason: Reason, message: str)
     return ScaleOut(CANARY_REPLICAS, wanted, Reason.CANARY, waiting)
 
 
-def _inward(
-    spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, wanted: int, highest: int
-) -> Decision:
-    delay = spec.scaling.scale_in_delay_seconds
+def _inward(case: _Case) -> Decision:
+    workload, depth, wanted, highest = case.workload, case.depth, case.bounds.wanted, case.highest
+    delay = case.spec.scaling.scale_in_delay_seconds
     if highest >= workload.replicas:
         return Hold(
             wanted,
@@ -381,9 +396,9 @@ def _replicas(count: int) -> str:
 
 
 def beside_stopping_workers(decision: Decision, messages: int) -> Decision:
-    """Add to the message how many messages are in handlers of workers that were told to stop.
+    """Add to the message how many messages terminating workers handle.
 
-    They are no part of the depth, so that without this "nothing is in a handler" would be wrong.
+    The depth does not include them, so "nothing is in a handler" alone would be wrong.
     """
     if not messages or decision.reason not in _ABOUT_THE_BACKLOG:
         return decision

@@ -1,6 +1,6 @@
-"""From what the broker and the workers answer to a depth that can be acted on, or to Unknown. Pure.
+"""Turn the answers of the broker and the workers into a depth, or into Unknown. PURE.
 
-Place in the flow: `reconcile` gathers the answers, this module judges them, `decide` uses the result.
+`gather` collects the answers, this module judges them, `decide` uses the result.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ from workqueue_operator.scaling.decide import Depth, Load
 from workqueue_operator.workers.client import WorkerStatus
 
 DOORBELL_SHOWS_AFTER: Final = 2.0
-"""Seconds after which a confirmed consumer surely counts in a passive declare (seen: it lags a little)."""
+"""Seconds after which a passive declare must count a confirmed consumer (measured: it lags a little)."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueReadings:
-    """What was answered about one queue.
+    """The answers about one queue.
 
     Attributes:
-        counts: the broker's answer, None before the first.
-        bell_hung_at: when the broker confirmed our bell, on the clock of `counts.at`; None while none hangs.
-        ours: whether the workers are ours, so that they can be asked.
-        pods: pods whose worker runs, not retired and not on their way out.
-        statuses: the workers' own answers by pod name; who did not answer is not in it.
-        single_active: whether RabbitMQ hands messages to one consumer at a time.
-        unreachable: a Ready worker that has not answered for `gather.SILENT_AFTER`, by its pod's name.
-        unacknowledged: for workers that are not ours, the exact count from the management API.
-        stopping: pods that were told to stop and whose worker still runs. They consume no longer, but may have
-            messages in handlers.
-        stopping_statuses: their answers by pod name; None while they have not been asked.
+        counts: the broker's answer; None before the first.
+        doorbell_installed_at: when the broker confirmed the doorbell, on the clock of `counts.at`; None without one.
+        ours: whether the WorkQueue has workers of its own, which the operator can ask.
+        pods: pods whose worker runs and is neither retired nor terminating.
+        statuses: the workers' answers by pod name, without the workers that did not answer.
+        single_active: whether RabbitMQ delivers to one consumer at a time.
+        unreachable: the pod name of a Ready worker that has not answered for `gather.SILENT_AFTER`.
+        unacknowledged: for the workers of a workloadRef, the exact count from the management API.
+        stopping: terminating pods whose worker still runs. They no longer consume, but may have messages in handlers.
+        stopping_statuses: their answers by pod name; None before the operator has asked them.
     """
 
     counts: QueueCounts | QueueMissing | ReconcileError | None
@@ -55,19 +54,19 @@ class QueueReadings:
 
 
 def workers_decide(counts: QueueCounts | QueueMissing | ReconcileError | None) -> bool:
-    """Whether only the workers can say how many messages are in handlers.
+    """Whether only the workers know how many messages they handle.
 
-    While more messages wait than there are consumers, every consumer has one (prefetch 1). Otherwise some
-    may be idle, and the broker does not say which.
+    While more messages wait than consumers exist, every consumer has one (prefetch 1). Otherwise some consumers
+    may be idle, and the broker does not show which.
     """
     return isinstance(counts, QueueCounts) and counts.ready <= counts.consumers
 
 
 def judge(answers: QueueReadings, queue: str) -> Depth | Unknown:
-    """The depth, unless something speaks against believing the answers."""
+    """Return the depth, or Unknown when the answers are missing or implausible."""
     counts = answers.counts
     if counts is None:
-        return Unknown(Reason.DEPTH_PENDING, f"The queue {queue!r} has not been asked yet.")
+        return Unknown(Reason.DEPTH_PENDING, f"The operator has not read the counts of queue {queue!r} yet.")
     if isinstance(counts, QueueMissing):
         return Unknown(Reason.QUEUE_NOT_FOUND, f"The queue {queue!r} does not exist.")
     if isinstance(counts, ReconcileError):
@@ -75,17 +74,18 @@ def judge(answers: QueueReadings, queue: str) -> Depth | Unknown:
     if is_implausible(answers):
         return Unknown(
             Reason.DEPTH_IMPLAUSIBLE,
-            f"RabbitMQ answers zero messages and zero consumers for queue {queue!r} although there are consumers, "
-            "as it does while a quorum queue has no leader. Replicas stay as they are.",
+            f"RabbitMQ reports zero messages and zero consumers for queue {queue!r} although it has consumers, as it "
+            "does while a quorum queue has no leader. The count does not change until RabbitMQ reports them.",
         )
     in_handlers, unconfirmed = _in_handlers(answers, counts)
     return Depth(counts.ready, in_handlers, counts.consumers, unconfirmed, _doubt(answers, unconfirmed))
 
 
 def is_implausible(answers: QueueReadings) -> bool:
-    """Whether RabbitMQ says zero and zero although somebody consumes, as a leaderless quorum queue does.
+    """Whether RabbitMQ reports zero messages and consumers although a consumer exists.
 
-    A Ready worker that does not answer may well consume, so it speaks against a zero too.
+    RabbitMQ does that while a quorum queue has no leader. A Ready worker that does not answer may consume, so it
+    contradicts a zero too.
     """
     counts = answers.counts
     if not isinstance(counts, QueueCounts) or counts.ready or counts.consumers or counts.doorbell:
@@ -99,10 +99,10 @@ def is_implausible(answers: QueueReadings) -> bool:
 
 
 def load(statuses: Mapping[str, WorkerStatus], growth_per_second: float) -> Load:
-    """What the workers measured, weighted by what each has handled lately.
+    """Return the workers' measurements, weighted by each worker's recent deliveries.
 
     Args:
-        growth_per_second: by how much the waiting messages have grown; arrivals are what was taken plus that.
+        growth_per_second: of the backlog. Arrivals are the deliveries plus the growth.
     """
     measured = [status for status in statuses.values() if status.handler_seconds is not None]
     weight = sum(status.deliveries_per_second for status in measured)
@@ -116,7 +116,7 @@ def load(statuses: Mapping[str, WorkerStatus], growth_per_second: float) -> Load
 
 
 def _in_handlers(answers: QueueReadings, counts: QueueCounts) -> tuple[int, int]:
-    """Messages that are known to be in a handler, and how many more there may be."""
+    """Return the number of messages that are known to be in a handler, and how many more may be."""
     if isinstance(answers.unacknowledged, int):
         return answers.unacknowledged, 0
     if counts.ready > counts.consumers:
@@ -125,7 +125,7 @@ def _in_handlers(answers: QueueReadings, counts: QueueCounts) -> tuple[int, int]
         return 0, counts.consumers
     busy = sum(answers.statuses[pod.name].busy for pod in answers.pods if pod.name in answers.statuses)
     silent = sum(pod.name not in answers.statuses for pod in answers.pods) * answers.concurrency
-    # A message that was taken since the broker answered is among those that wait: it must not ask for a worker twice.
+    # A message that a worker has taken since the broker answered still counts as waiting. It must not count twice.
     known = min(busy, counts.consumers) if counts.ready else busy
     return known, busy - known + silent
 
@@ -148,18 +148,18 @@ def _doubt(answers: QueueReadings, unconfirmed: int) -> Unknown | None:
 
 
 def messages_in_stopping_workers(answers: QueueReadings) -> int:
-    """Return how many messages are known to be in handlers of workers that were told to stop.
+    """Return how many messages terminating workers are known to handle.
 
-    They are no part of the depth: such a message needs no new worker and keeps no other worker from leaving.
+    The depth does not include them: such a message needs no new worker, and no other worker must stay for it.
     """
     return sum(status.busy for status in (answers.stopping_statuses or {}).values())
 
 
 def busy_pods(answers: QueueReadings, depth: Depth | Unknown, replicas: int | None) -> int | None:
-    """Return how many pods handle a message, those that were told to stop included; None when that is not known.
+    """Return how many pods handle a message, including terminating pods; None when that is unknown.
 
     Args:
-        replicas: pods of the Deployment, None when not known.
+        replicas: pods of the Deployment; None when unknown.
     """
     if not isinstance(depth, Depth):
         return None

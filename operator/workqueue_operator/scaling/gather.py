@@ -1,188 +1,271 @@
-"""One look at a queue: the broker's answer, and where only they know, the workers' or the management API's.
+"""Gather what one pass knows: the Deployment, the pods, and what the broker and the workers answer.
 
-Place in the flow: the first step of a pass that has a connection; `depth.judge` says what the answers mean.
+This is the first step of a pass that has a connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from workqueue.contract.binding import Binding
+from workqueue_operator.api.reasons import Unknown
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import PolledQueue, QueueMissing
 from workqueue_operator.broker.management import Management
-from workqueue_operator.broker.pool import BrokerHandle
 from workqueue_operator.errors import ReconcileError
-from workqueue_operator.kube.views import PodView
-from workqueue_operator.reconcile.state import PassState
-from workqueue_operator.scaling.depth import QueueReadings, is_implausible, workers_decide
-from workqueue_operator.workers.client import Address, Workers, WorkerStatus
+from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view
+from workqueue_operator.ports import Broker, Clock, Workers
+from workqueue_operator.scaling import schedule
+from workqueue_operator.scaling.depth import QueueReadings, is_implausible, judge, workers_decide
+from workqueue_operator.scaling.snapshot import Snapshot
+from workqueue_operator.workers.client import Address
+from workqueue_operator.workers.target import Targets
 
 FRESH: Final = 1.0
-"""Seconds for which a sweep's answer counts as now; the sweep of active queues is faster."""
+"""Seconds for which the poller's last answer is used; the poller asks about active queues more often."""
 
 RING_AGREES_WITHIN: Final = 0.2
+"""Seconds after a ring within which a passive declare must show its message."""
+
 RING_SHOWS_PAUSE: Final = 0.001
-"""A passive declare may lag behind a ring by some milliseconds (tried; mostly by less than two)."""
+"""Seconds between two passive declares after a ring. They lag behind it by a few milliseconds (measured; mostly less
+than two)."""
 
 RING_PAUSE: Final = 0.004
-"""Between two looks at a count that grows."""
+"""Seconds between two passive declares while the count grows."""
 
 CONSUMERS_SHOW_WITHIN: Final = 0.5
+"""Seconds within which a passive declare shows a new consumer. A queue without a leader never does."""
+
 CONSUMERS_PAUSE: Final = 0.05
-"""It may lag behind a consumer that has just come, too; a leaderless queue goes on lying."""
+"""Seconds between two passive declares until the consumer shows."""
 
 ASK_WORKERS_EVERY: Final = 10.0
-"""Seconds between two questions to workers whose answers the decision does not need, so that one that cannot be asked
-is noticed during a backlog, too."""
+"""Seconds between two requests to workers whose answers the decision does not need. They reveal a silent worker
+during a backlog too."""
 
 SILENT_AFTER: Final = 30.0
-"""Seconds after which a Ready worker that does not answer is named in a condition: within a minute of its start."""
+"""Seconds after which a condition names a Ready worker that does not answer: within a minute of its start."""
 
 GROWTH_SECONDS: Final = 60.0
-"""Time over which the growth of the waiting messages is averaged."""
+"""Seconds over which the growth of the backlog is averaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The way to the queue of one WorkQueue.
+
+    Attributes:
+        binding: the WorkQueue's own. The handle may have been made from another one of the same identity.
+    """
+
+    handle: Broker
+    binding: Binding
+
+
+@dataclass(frozen=True, slots=True)
+class GatherState:
+    """What `gather` keeps about one WorkQueue between its passes. Times are seconds on the monotonic clock.
+
+    Attributes:
+        silent_since: since when a running worker has not answered, by the uid of its pod.
+        workers_asked_at: when the operator last asked the workers for their status.
+        ready_before: when the queue was last read, and how many messages were waiting.
+        growth: by how many messages a second the backlog has grown over the last minute.
+        proven_hash: the hash of the last template that had a Ready pod.
+    """
+
+    silent_since: Mapping[str, float] = field(default_factory=dict)
+    workers_asked_at: float = 0.0
+    ready_before: tuple[float, int] | None = None
+    growth: float = 0.0
+    proven_hash: str | None = None
 
 
 class Gatherer:
-    """Asks whoever knows."""
+    """Asks the API server, the broker and the workers."""
 
-    def __init__(self, workers: Workers, management: Management) -> None:
+    def __init__(self, targets: Targets, workers: Workers, management: Management, clock: Clock) -> None:
+        self._targets = targets
         self._workers = workers
         self._management = management
+        self._clock = clock
 
-    async def ask(
-        self,
-        workqueue: WorkQueue,
-        pass_state: PassState,
-        handle: BrokerHandle,
-        binding: Binding,
-        pods: Sequence[PodView],
-    ) -> QueueReadings:
-        """Everything that can be known about the queue of a WorkQueue now.
+    async def gather(
+        self, workqueue: WorkQueue, connection: Connection, state: GatherState, *, ring: bool
+    ) -> tuple[Snapshot, GatherState]:
+        """Gather everything that a decision needs.
 
         Args:
-            binding: this WorkQueue's own; the link may have been made for another one of the same identity.
+            ring: whether a ring has arrived since the last pass.
+
+        Returns:
+            The snapshot, and the state for the next pass.
         """
-        polled = handle.poller.watch(workqueue.key, workqueue.queue_name)
-        counts = await self._counts(handle, polled, rung=pass_state.waking_since is not None)
-        answers = QueueReadings(
+        ensured = await self._targets.ensure(workqueue)
+        deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
+        pods = self._targets.pods(workqueue)
+        counts = await self._counts(workqueue, connection.handle, ring=ring)
+        readings = QueueReadings(
             counts=counts,
-            doorbell_installed_at=handle.broker.doorbell_installed_at(workqueue.queue_name),
+            doorbell_installed_at=connection.handle.broker.doorbell_installed_at(workqueue.queue_name),
             ours=workqueue.spec.worker is not None,
             single_active=bool(workqueue.spec.queue.single_active_consumer),
             concurrency=workqueue.spec.worker.concurrency if workqueue.spec.worker is not None else 1,
         )
         if workqueue.spec.worker is None:
-            unacknowledged = await self._management.unacknowledged(binding, workqueue.queue_name)
-            return replace(answers, unacknowledged=unacknowledged)
-        running = [pod for pod in pods if pod.running and not pod.terminating and not pod.marked]
-        answers = replace(answers, pods=running, stopping=_stopping(pods))
-        if workers_decide(counts):
-            statuses, answers = await asyncio.gather(
-                self._statuses(workqueue, pass_state, counts, running), self.ask_stopping(answers)
-            )
+            unacknowledged = await self._management.unacknowledged(connection.binding, workqueue.queue_name)
+            readings = replace(readings, unacknowledged=unacknowledged)
         else:
-            # Much waits: nothing may hold up the decision, and those that stop do not matter to it.
-            statuses = await self._statuses(workqueue, pass_state, counts, running)
-        answers = replace(answers, statuses=statuses, unreachable=_unreachable(pass_state, running))
-        if isinstance(counts, QueueCounts):
-            _follow_growth(pass_state, counts)
-        deadline = time.monotonic() + CONSUMERS_SHOW_WITHIN
-        while is_implausible(answers) and time.monotonic() < deadline:
-            await asyncio.sleep(CONSUMERS_PAUSE)
-            answers = replace(answers, counts=await handle.poller.ask(polled))
-        return answers
+            readings = replace(readings, pods=_consuming(pods), stopping=_stopping(pods))
+            readings, state = await self._ask_who_matters(workqueue, readings, state)
+            state = _proven(_with_growth(state, counts), deployment, pods)
+            readings = await self._until_plausible(workqueue, connection.handle, readings)
+        snapshot = Snapshot(
+            workqueue=workqueue,
+            deployment=deployment,
+            pods=pods,
+            readings=readings,
+            depth=judge(readings, workqueue.queue_name),
+            minimum=schedule.minimum_replicas(workqueue.spec, self._clock.now()),
+            now=self._clock.monotonic(),
+            refusal=ensured if isinstance(ensured, Unknown) else ensured.refusal,
+            growth=state.growth,
+            proven_hash=state.proven_hash,
+        )
+        return snapshot, state
 
-    async def ask_the_rest(self, pass_state: PassState, answers: QueueReadings) -> QueueReadings:
-        """Ask, after the decision was carried out, what only people want to know.
+    async def gather_rest(self, snapshot: Snapshot, state: GatherState) -> tuple[Snapshot, GatherState]:
+        """Ask, after the scaling, what only the status shows.
 
-        During a backlog the decision needs no worker's answer; now and then they are asked all the same.
+        During a backlog the decision needs no worker's answer. The operator still asks the workers every
+        `ASK_WORKERS_EVERY` seconds.
         """
-        answers = await self.ask_stopping(answers)
-        if not answers.pods or time.monotonic() - pass_state.workers_asked_at < ASK_WORKERS_EVERY:
-            return answers
-        return replace(answers, statuses=await self._ask_workers(pass_state, answers.pods))
+        readings = await self._ask_stopping(snapshot.readings)
+        due = self._clock.monotonic() - state.workers_asked_at >= ASK_WORKERS_EVERY
+        if readings.pods and due:
+            readings, state = await self._ask_workers(readings, state)
+        return replace(snapshot, readings=readings), state
 
-    async def ask_stopping(self, answers: QueueReadings) -> QueueReadings:
-        """Ask the workers that were told to stop, unless they have been asked."""
-        if answers.stopping_statuses is not None:
-            return answers
-        addresses = [Address(pod.name, pod.uid, pod.ip) for pod in answers.stopping]
-        return replace(answers, stopping_statuses=await self._workers.stopping(addresses))
+    async def _ask_who_matters(
+        self, workqueue: WorkQueue, readings: QueueReadings, state: GatherState
+    ) -> tuple[QueueReadings, GatherState]:
+        """Ask those workers whose answers the decision needs."""
+        decisive = workers_decide(readings.counts)
+        measured = workqueue.spec.scaling.target_drain_seconds is not None
+        wanted = bool(readings.pods) and (measured or decisive)
+        if decisive and wanted:
+            (asked, state), stopping = await asyncio.gather(
+                self._ask_workers(readings, state), self._ask_stopping(readings)
+            )
+            readings = replace(asked, stopping_statuses=stopping.stopping_statuses)
+        elif decisive:
+            readings = await self._ask_stopping(readings)
+        elif wanted:
+            # During a backlog nothing may delay the decision, and workers that stop do not change it.
+            readings, state = await self._ask_workers(readings, state)
+        return replace(readings, unreachable=self._unreachable(readings.pods, state)), state
+
+    async def _until_plausible(
+        self, workqueue: WorkQueue, handle: Broker, readings: QueueReadings
+    ) -> QueueReadings:
+        polled = handle.poller.watch(workqueue.key, workqueue.queue_name)
+        deadline = self._clock.monotonic() + CONSUMERS_SHOW_WITHIN
+        while is_implausible(readings) and self._clock.monotonic() < deadline:
+            await self._clock.sleep(CONSUMERS_PAUSE)
+            readings = replace(readings, counts=await handle.poller.ask(polled))
+        return readings
 
     async def _counts(
-        self, handle: BrokerHandle, polled: PolledQueue, *, rung: bool
+        self, workqueue: WorkQueue, handle: Broker, *, ring: bool
     ) -> QueueCounts | QueueMissing | ReconcileError:
-        if rung:
+        polled = handle.poller.watch(workqueue.key, workqueue.queue_name)
+        if ring:
             return await self._counts_after_ring(handle, polled)
         last = polled.last
-        if isinstance(last, QueueCounts) and asyncio.get_running_loop().time() - last.at < FRESH:
+        if isinstance(last, QueueCounts) and self._clock.monotonic() - last.at < FRESH:
             return last
         return await handle.poller.ask(polled)
 
     async def _counts_after_ring(
-        self, handle: BrokerHandle, polled: PolledQueue
+        self, handle: Broker, polled: PolledQueue
     ) -> QueueCounts | QueueMissing | ReconcileError:
-        """A ring means at least one message; while the count grows, a burst is coming in."""
-        deadline = time.monotonic() + RING_AGREES_WITHIN
+        """A ring means at least one message. While the count grows, a burst is arriving."""
+        deadline = self._clock.monotonic() + RING_AGREES_WITHIN
         before = -1
         while True:
             counts = await handle.poller.ask(polled)
             if not isinstance(counts, QueueCounts) or counts.ready == 1 or 0 < counts.ready == before:
                 return counts
-            if time.monotonic() >= deadline:
+            if self._clock.monotonic() >= deadline:
                 return counts
             before = counts.ready
-            await asyncio.sleep(RING_PAUSE if counts.ready else RING_SHOWS_PAUSE)
-
-    async def _statuses(
-        self,
-        workqueue: WorkQueue,
-        pass_state: PassState,
-        counts: QueueCounts | QueueMissing | ReconcileError,
-        running: Sequence[PodView],
-    ) -> Mapping[str, WorkerStatus]:
-        measured = workqueue.spec.scaling.target_drain_seconds is not None
-        if not running or not (measured or workers_decide(counts)):
-            return {}
-        return await self._ask_workers(pass_state, running)
+            await self._clock.sleep(RING_PAUSE if counts.ready else RING_SHOWS_PAUSE)
 
     async def _ask_workers(
-        self, pass_state: PassState, running: Sequence[PodView]
-    ) -> Mapping[str, WorkerStatus]:
-        pass_state.workers_asked_at = now = time.monotonic()
-        answers = await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in running])
-        pass_state.silent_since = {
-            pod.uid: pass_state.silent_since.get(pod.uid, now) for pod in running if pod.name not in answers
+        self, readings: QueueReadings, state: GatherState
+    ) -> tuple[QueueReadings, GatherState]:
+        now = self._clock.monotonic()
+        statuses = await self._workers.statuses([_address(pod) for pod in readings.pods])
+        silent_since = {
+            pod.uid: state.silent_since.get(pod.uid, now) for pod in readings.pods if pod.name not in statuses
         }
-        return answers
+        return (
+            replace(readings, statuses=statuses),
+            replace(state, workers_asked_at=now, silent_since=silent_since),
+        )
+
+    async def _ask_stopping(self, readings: QueueReadings) -> QueueReadings:
+        """Ask the workers that were told to stop, unless they have been asked."""
+        if readings.stopping_statuses is not None:
+            return readings
+        statuses = await self._workers.stopping([_address(pod) for pod in readings.stopping])
+        return replace(readings, stopping_statuses=statuses)
+
+    def _unreachable(self, running: Sequence[PodView], state: GatherState) -> str | None:
+        """The name of a Ready worker that has been silent for too long. A starting worker is not Ready yet."""
+        latest = self._clock.monotonic() - SILENT_AFTER
+        silent = (
+            pod.name for pod in running if pod.ready and state.silent_since.get(pod.uid, math.inf) <= latest
+        )
+        return min(silent, default=None)
 
 
-def _unreachable(pass_state: PassState, running: Sequence[PodView]) -> str | None:
-    """The name of a Ready worker that has not answered for too long; one that starts is not Ready yet."""
-    latest = time.monotonic() - SILENT_AFTER
-    silent = (
-        pod.name for pod in running if pod.ready and pass_state.silent_since.get(pod.uid, math.inf) <= latest
-    )
-    return min(silent, default=None)
+def _address(pod: PodView) -> Address:
+    return Address(pod.name, pod.uid, pod.ip)
+
+
+def _consuming(pods: Sequence[PodView]) -> list[PodView]:
+    return [pod for pod in pods if pod.running and not pod.terminating and not pod.marked]
 
 
 def _stopping(pods: Sequence[PodView]) -> list[PodView]:
     return [pod for pod in pods if pod.running and pod.terminating]
 
 
-def _follow_growth(pass_state: PassState, counts: QueueCounts) -> None:
-    if pass_state.ready_before is not None:
-        at, ready = pass_state.ready_before
+def _proven(state: GatherState, deployment: DeploymentView | Unknown, pods: Sequence[PodView]) -> GatherState:
+    """Remember the template hash once one of its pods is Ready."""
+    if isinstance(deployment, Unknown):
+        return state
+    if not any(pod.ready and pod.template_hash == deployment.template_hash for pod in pods):
+        return state
+    return replace(state, proven_hash=deployment.template_hash)
+
+
+def _with_growth(state: GatherState, counts: QueueCounts | QueueMissing | ReconcileError) -> GatherState:
+    if not isinstance(counts, QueueCounts):
+        return state
+    growth = state.growth
+    if state.ready_before is not None:
+        at, ready = state.ready_before
         span = counts.at - at
         if span <= 0:
-            return
+            return state
         weight = min(span / GROWTH_SECONDS, 1.0)
-        pass_state.growth += weight * ((counts.ready - ready) / span - pass_state.growth)
-    pass_state.ready_before = (counts.at, counts.ready)
+        growth += weight * ((counts.ready - ready) / span - growth)
+    return replace(state, growth=growth, ready_before=(counts.at, counts.ready))

@@ -1,260 +1,286 @@
-"""A decision carried out: replicas raised in one write, or workers asked to leave.
+"""Carry out a decision: raise the count in one write, or ask workers to leave.
 
-Place in the flow: after `decide`. Every write of a count goes through here, with its metric, its Event and
-its note for the status.
+Every write of a count goes through this module. The reconciler sends its Event and its metrics.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
 from workqueue_operator.api.reasons import Reason, Unknown
-from workqueue_operator.api.workqueue import WorkQueue, timestamp
+from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.backoff import delay
-from workqueue_operator.broker.pool import BrokerHandle
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.client import Object
 from workqueue_operator.kube.store import Store
-from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view, unsettled
-from workqueue_operator.metrics import Metrics
-from workqueue_operator.reconcile.reporter import Reporter
-from workqueue_operator.reconcile.state import PassState, Refusal
+from workqueue_operator.kube.views import DeploymentView, deployment_view, unsettled
+from workqueue_operator.ports import Broker, Clock
 from workqueue_operator.scaling import wake
 from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut, Trim
+from workqueue_operator.scaling.snapshot import Snapshot
 from workqueue_operator.workers.apply import REFUSED_AGAIN, WorkloadApplier, why_denied
-from workqueue_operator.workers.client import SigningKeys, WorkerStatus
-from workqueue_operator.workers.retire import CONFLICT, UNSEEN, RetireOutcome, Retirer, plan
+from workqueue_operator.workers.client import Answer, SigningKeys
+from workqueue_operator.workers.retire import CONFLICT, UNSEEN, RetireOutcome, Retirer, RetireSteps, plan
 
 UNREACHABLE_AFTER: Final = 30.0
-"""Seconds after which a worker that cannot be asked is worth a person's attention."""
+"""Seconds after which a condition names a worker that cannot be asked to leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountRefusal:
+    """A write of the count that the API server refused.
+
+    Attributes:
+        replicas: the refused count that is nearest to the present one.
+        why: the API server's words.
+        until: the monotonic time of the next attempt.
+        failures: refusals in a row, at least 1.
+    """
+
+    replicas: int
+    why: Unknown
+    until: float
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleState:
+    """What scaling keeps about one WorkQueue between its passes.
+
+    Attributes:
+        refused_out: the last refusal to raise the count; None after a count as high was written.
+        refused_in: the last refusal to lower the count; None after one was written.
+        unreachable_since: since when a worker that should leave has not answered, on the monotonic clock.
+    """
+
+    refused_out: CountRefusal | None = None
+    refused_in: CountRefusal | None = None
+    unreachable_since: float | None = None
+
+    def next_attempt(self, now: float) -> float | None:
+        """Return the monotonic time at which a refused count may be written again; None without a recent refusal."""
+        refusals = (refusal for refusal in (self.refused_out, self.refused_in) if refusal is not None)
+        return min((refusal.until for refusal in refusals if refusal.until > now), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class CountWrite:
+    """One successful write of the count, at a monotonic time."""
+
+    at: float
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """What became of a decision.
+
+    Attributes:
+        decision: the decision, or a Hold that says why it could not be carried out.
+        deployment: the Deployment afterwards.
+        state: for the next pass.
+        writes: every count that was written, in order.
+        answers: what workers answered that were asked to leave.
+        error: what ended the scaling early. Everything else here happened before it.
+    """
+
+    decision: Decision
+    deployment: DeploymentView | Unknown
+    state: ScaleState
+    writes: tuple[CountWrite, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    error: ClusterError | None = None
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One decision while it is carried out, and what has happened so far."""
+
+    workqueue: WorkQueue
+    decision: ScaleOut | Retire | Trim
+    deployment: DeploymentView
+    state: ScaleState
+    writes: list[CountWrite] = field(default_factory=list)
+    answers: tuple[Answer, ...] = ()
+
+    def hold(self, why: Unknown) -> Hold:
+        """Return the Hold that replaces the decision."""
+        return Hold.because(self.decision.wanted, why)
+
+    def ended(self, decision: Decision, error: ClusterError | None = None) -> Scaled:
+        """Return the result."""
+        return Scaled(decision, self.deployment, self.state, tuple(self.writes), self.answers, error)
 
 
 class Scaler:
     """Changes counts."""
 
-    def __init__(
-        self,
-        store: Store,
-        workload: WorkloadApplier,
-        retirement: Retirer,
-        reporter: Reporter,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, store: Store, workload: WorkloadApplier, retirer: Retirer, clock: Clock) -> None:
         self._store = store
         self._workload = workload
-        self._retirement = retirement
-        self._reporter = reporter
-        self._metrics = metrics
+        self._retirer = retirer
+        self._clock = clock
 
-    async def carry_out(
-        self,
-        workqueue: WorkQueue,
-        pass_state: PassState,
-        handle: BrokerHandle,
-        decision: Decision,
-        deployment: DeploymentView | Unknown,
-        pods: Sequence[PodView],
-        statuses: Mapping[str, WorkerStatus],
-    ) -> tuple[Decision, DeploymentView | Unknown]:
-        """Do what was decided.
-
-        Returns:
-            The decision, or a Hold that says why it could not be carried out; and the Deployment after it.
-        """
+    async def scale(
+        self, snapshot: Snapshot, decision: Decision, state: ScaleState, handle: Broker
+    ) -> Scaled:
+        """Carry out a decision."""
+        deployment, workqueue = snapshot.deployment, snapshot.workqueue
         if isinstance(deployment, Unknown):
-            return decision, deployment
-        match decision:
-            case Hold():
-                await self._clear_left_over(workqueue, handle, deployment, pods)
-                return decision, deployment
-            case ScaleOut():
-                # A bell that still hung would get the message on a queue with a single active consumer.
-                handle.broker.remove_doorbell(workqueue.queue_name)
-                return await self._raise(workqueue, pass_state, decision, deployment)
-            case Retire() | Trim() if (
-                refusal := pass_state.refused_in
-            ) is not None and time.monotonic() < refusal.until:
-                return Hold.because(decision.wanted, refusal.why), deployment
-            case Retire() | Trim():
-                return await self._lower(workqueue, pass_state, handle, decision, deployment, pods, statuses)
+            return Scaled(decision, deployment, state)
+        if isinstance(decision, Hold):
+            await self._clear_marks(snapshot, deployment, handle)
+            return Scaled(decision, deployment, state)
+        if isinstance(decision, ScaleOut):
+            # On a queue with a single active consumer the doorbell would receive the message.
+            handle.broker.remove_doorbell(workqueue.queue_name)
+            return await self.raise_count(workqueue, decision, deployment, state)
+        refusal = state.refused_in
+        if refusal is not None and self._clock.monotonic() < refusal.until:
+            return Scaled(Hold.because(decision.wanted, refusal.why), deployment, state)
+        attempt = _Attempt(workqueue, decision, deployment, state)
+        try:
+            return attempt.ended(await self._scale_in(attempt, snapshot, handle))
+        except ClusterError as error:
+            return attempt.ended(decision, error)
 
-    async def raise_pinned(
-        self, workqueue: WorkQueue, pass_state: PassState, decision: ScaleOut, deployment: DeploymentView
-    ) -> Decision:
-        """Raise a count that a person has pinned; it needs no broker."""
-        return (await self._raise(workqueue, pass_state, decision, deployment))[0]
+    async def raise_count(
+        self, workqueue: WorkQueue, decision: ScaleOut, deployment: DeploymentView, state: ScaleState
+    ) -> Scaled:
+        """Raise the count to what was decided, or as far as the API server admits. This needs no broker."""
+        attempt = _Attempt(workqueue, decision, deployment, state)
+        try:
+            return attempt.ended(await self._raise(attempt, decision))
+        except ClusterError as error:
+            return attempt.ended(decision, error)
 
-    async def _raise(
-        self, workqueue: WorkQueue, pass_state: PassState, decision: ScaleOut, deployment: DeploymentView
-    ) -> tuple[Decision, DeploymentView]:
-        """Raise the count to what was decided, or as far as the API server admits, which is found by halving."""
-        refusal, why = pass_state.refused_out, None
+    async def _raise(self, attempt: _Attempt, decision: ScaleOut) -> Decision:
+        """Find the highest count that the API server admits, by halving."""
+        refusal, why = attempt.state.refused_out, None
         highest, lowest_refused = decision.replicas, decision.replicas + 1
-        if refusal is not None and time.monotonic() < refusal.until and refusal.replicas <= highest:
+        if refusal is not None and self._clock.monotonic() < refusal.until and refusal.replicas <= highest:
             highest, lowest_refused = refusal.replicas - 1, refusal.replicas
         target = highest
-        while target > deployment.replicas:
+        while target > attempt.deployment.replicas:
             try:
-                live = await self._write(workqueue, pass_state, decision, deployment, target)
+                live = await self._write(attempt, target)
             except ClusterError as error:
                 if not error.denied:
                     raise
-                why, lowest_refused = _why_refused(error, deployment, target), target
+                why, lowest_refused = _why_refused(error, attempt.deployment, target), target
             else:
                 if live is None:
-                    return Hold.because(decision.wanted, CONFLICT), deployment
-                deployment = deployment_view(live)
-            target = (deployment.replicas + lowest_refused) // 2
+                    return attempt.hold(CONFLICT)
+                attempt.deployment = deployment_view(live)
+            target = (attempt.deployment.replicas + lowest_refused) // 2
         if why is not None:
-            refusal = pass_state.refused_out = _refused_again(refusal, lowest_refused, why)
-        elif lowest_refused > decision.replicas:
-            if refusal is not None and deployment.replicas >= refusal.replicas:
-                pass_state.refused_out = None
-            return decision, deployment
-        assert refusal is not None  # noqa: S101 - for the type checker; it is what limits the count
-        return Hold.because(decision.wanted, refusal.why), deployment
+            refusal = self._refused_again(refusal, lowest_refused, why)
+            attempt.state = replace(attempt.state, refused_out=refusal)
+            return attempt.hold(why)
+        if refusal is not None and lowest_refused <= decision.replicas:
+            return attempt.hold(refusal.why)
+        if refusal is not None and attempt.deployment.replicas >= refusal.replicas:
+            attempt.state = replace(attempt.state, refused_out=None)
+        return decision
 
-    async def _lower(
-        self,
-        workqueue: WorkQueue,
-        pass_state: PassState,
-        handle: BrokerHandle,
-        decision: Retire | Trim,
-        deployment: DeploymentView,
-        pods: Sequence[PodView],
-        statuses: Mapping[str, WorkerStatus],
-    ) -> tuple[Decision, DeploymentView]:
+    async def _scale_in(self, attempt: _Attempt, snapshot: Snapshot, handle: Broker) -> Decision:
+        decision = attempt.decision
         try:
-            if isinstance(decision, Retire) and workqueue.spec.worker is not None:
-                return await self._retire(workqueue, pass_state, handle, decision, deployment, pods, statuses)
-            live = await self._write(workqueue, pass_state, decision, deployment, decision.replicas)
+            if isinstance(decision, Retire) and attempt.workqueue.spec.worker is not None:
+                return await self._retire(attempt, snapshot, handle)
+            live = await self._write(attempt, decision.replicas)
         except ClusterError as error:
             if not error.denied:
                 raise
-            why = _why_refused(error, deployment, decision.replicas)
-            pass_state.refused_in = _refused_again(pass_state.refused_in, decision.replicas, why)
-            return Hold.because(decision.wanted, why), deployment
+            why = _why_refused(error, attempt.deployment, decision.replicas)
+            refusal = self._refused_again(attempt.state.refused_in, decision.replicas, why)
+            attempt.state = replace(attempt.state, refused_in=refusal)
+            return attempt.hold(why)
         if live is None:
-            return Hold.because(decision.wanted, CONFLICT), deployment
-        return decision, deployment_view(live)
+            return attempt.hold(CONFLICT)
+        attempt.deployment = deployment_view(live)
+        return decision
 
-    async def _write(
-        self,
-        workqueue: WorkQueue,
-        pass_state: PassState,
-        decision: ScaleOut | Retire | Trim,
-        deployment: DeploymentView,
-        replicas: int,
-    ) -> Object | None:
+    async def _write(self, attempt: _Attempt, replicas: int) -> Object | None:
+        workqueue, deployment = attempt.workqueue, attempt.deployment
         live = await self._workload.scale(workqueue, deployment.name, deployment.replicas, replicas)
         if live is None:
-            # The store was behind: what made the guard fail must be seen before the next decision.
+            # The store was behind. The next decision must see the write that made the `test` operation fail.
             if (current := await self._workload.read(workqueue, deployment.name)) is not None:
                 self._store.put_deployment(current)
             return None
-        now = time.monotonic()
-        if pass_state.waking_since is not None:
-            self._metrics.wake_seconds.observe(now - pass_state.waking_since)
-        direction = "out" if replicas > deployment.replicas else "in"
-        self._metrics.scale.labels(direction, decision.reason.value).inc()
-        pass_state.last_scale = {
-            "lastScaleTime": timestamp(datetime.now(UTC)),
-            "lastScaleReason": f"{decision.reason.value}: {decision.message}",
-        }
-        if direction == "in":
-            pass_state.refused_in = None
+        attempt.writes.append(CountWrite(self._clock.monotonic(), deployment.replicas, replicas))
+        if replicas < deployment.replicas:
+            attempt.state = replace(attempt.state, refused_in=None)
         self._store.put_deployment(live)
-        message = f"Scaled {direction} from {deployment.replicas} to {replicas}: {decision.message}"
-        await self._reporter.event(workqueue, False, decision.reason, message, "Scale", now)
         return live
 
-    async def _retire(
-        self,
-        workqueue: WorkQueue,
-        pass_state: PassState,
-        handle: BrokerHandle,
-        decision: Retire,
-        deployment: DeploymentView,
-        pods: Sequence[PodView],
-        statuses: Mapping[str, WorkerStatus],
-    ) -> tuple[Decision, DeploymentView]:
-        if await self._clear_left_over(workqueue, handle, deployment, pods):
-            return Hold.because(decision.wanted, UNSEEN), deployment
-
+    async def _retire(self, attempt: _Attempt, snapshot: Snapshot, handle: Broker) -> Decision:
+        workqueue, deployment, decision = attempt.workqueue, attempt.deployment, attempt.decision
+        if await self._clear_marks(snapshot, deployment, handle):
+            return attempt.hold(UNSEEN)
         key = await self._workload.retirement_key(workqueue)
         if isinstance(key, Unknown):
-            return Hold.because(decision.wanted, key), deployment
-
-        async def lower(number: int) -> Object | None:
-            return await self._write(
-                workqueue, pass_state, decision, deployment, deployment.replicas - number
-            )
-
-        outcome = await self._retirement.carry_out(
+            return attempt.hold(key)
+        only_when_empty = isinstance(decision, Retire) and decision.only_when_empty
+        surplus = deployment.replicas - decision.replicas
+        outcome = await self._retirer.retire(
             workqueue.metadata.namespace,
-            plan(pods, statuses, deployment.replicas - decision.replicas, time.time()),
-            lambda: self._store.pods_of(workqueue.key),
+            plan(snapshot.pods, snapshot.readings.statuses, surplus, self._clock.now().timestamp()),
             SigningKeys(key, handle.broker.binding.signing_key),
-            lower,
-            partial(wake.confirm_empty, workqueue, handle) if decision.only_when_empty else None,
+            RetireSteps(
+                pods=lambda: self._store.pods_of(workqueue.key),
+                lower=lambda number: self._write(attempt, deployment.replicas - number),
+                confirm_empty=partial(wake.confirm_empty, workqueue, handle) if only_when_empty else None,
+            ),
         )
-        for answer in outcome.answers.values():
-            self._metrics.retire.labels(answer.value).inc()
-        if outcome.deployment is not None:
-            pass_state.unreachable_since = None
-            return decision, deployment_view(outcome.deployment)
-        return _why_not(pass_state, decision, outcome), deployment
+        attempt.answers = tuple(outcome.answers.values())
+        if outcome.deployment is None:
+            return self._why_none_left(attempt, outcome)
+        attempt.state = replace(attempt.state, unreachable_since=None)
+        attempt.deployment = deployment_view(outcome.deployment)
+        return decision
 
-    async def _clear_left_over(
-        self, workqueue: WorkQueue, handle: BrokerHandle, deployment: DeploymentView, pods: Sequence[PodView]
-    ) -> bool:
-        """Whether there are marks of a scale-in that was broken off; they go as soon as that is safe."""
+    def _why_none_left(self, attempt: _Attempt, outcome: RetireOutcome) -> Hold:
+        """Why no worker was removed."""
+        now = self._clock.monotonic()
+        since = (attempt.state.unreachable_since or now) if outcome.unreachable else None
+        attempt.state = replace(attempt.state, unreachable_since=since)
+        if since is not None and now - since >= UNREACHABLE_AFTER:
+            return Hold(
+                attempt.decision.wanted,
+                Reason.RETIRE_UNREACHABLE,
+                f"Worker {outcome.unreachable[0]} does not answer the operator, so that it cannot be asked whether "
+                "it is busy, and stays. Look for a NetworkPolicy between them, and at its log.",
+            )
+        assert outcome.obstacle is not None  # noqa: S101 - for the type checker; nothing was lowered
+        return attempt.hold(outcome.obstacle)
+
+    async def _clear_marks(self, snapshot: Snapshot, deployment: DeploymentView, handle: Broker) -> bool:
+        """Whether an interrupted scale-in has left marks on pods. They are removed as soon as that is safe."""
+        workqueue, pods = snapshot.workqueue, snapshot.pods
         if workqueue.spec.worker is None or unsettled(deployment, pods) is not None:
             return False
         if not any(pod.marked and not pod.terminating for pod in pods):
             return False
-        # The store may not have heard yet of a count that was written without an answer.
+        # The store may not show a count yet that was written without an answer.
         live = await self._workload.read(workqueue, deployment.name)
         if live is not None and unsettled(deployment_view(live), pods) is None:
             key = await self._workload.retirement_key(workqueue)
-            # Without a key the workers are not called back, and consume again when their lease ends.
+            # Without a key the operator cannot resume the workers. They consume again when their lease ends.
             keys = SigningKeys(b"" if isinstance(key, Unknown) else key, handle.broker.binding.signing_key)
-            await self._retirement.clear_left_over(workqueue.metadata.namespace, pods, keys)
+            await self._retirer.clear_left_over(workqueue.metadata.namespace, pods, keys)
         return True
 
-
-def next_attempt(pass_state: PassState) -> float | None:
-    """The monotonic time at which a refused count may be tried again, None when none was refused lately."""
-    moments = [
-        refusal.until for refusal in (pass_state.refused_out, pass_state.refused_in) if refusal is not None
-    ]
-    return min((moment for moment in moments if moment > time.monotonic()), default=None)
+    def _refused_again(self, before: CountRefusal | None, replicas: int, why: Unknown) -> CountRefusal:
+        failures = before.failures + 1 if before is not None else 1
+        until = self._clock.monotonic() + delay(failures, *REFUSED_AGAIN)
+        return CountRefusal(replicas, why, until, failures)
 
 
 def _why_refused(error: ClusterError, deployment: DeploymentView, replicas: int) -> Unknown:
     counted = "1 replica" if replicas == 1 else f"{replicas} replicas"
     return why_denied(error, f"{counted} of the Deployment {deployment.name!r}", Reason.COUNT_REFUSED)
-
-
-def _refused_again(before: Refusal | None, replicas: int, why: Unknown) -> Refusal:
-    failures = before.failures + 1 if before is not None else 1
-    return Refusal(replicas, why, time.monotonic() + delay(failures, *REFUSED_AGAIN), failures)
-
-
-def _why_not(pass_state: PassState, decision: Retire, outcome: RetireOutcome) -> Hold:
-    """Why nobody was removed."""
-    now = time.monotonic()
-    pass_state.unreachable_since = (pass_state.unreachable_since or now) if outcome.unreachable else None
-    if pass_state.unreachable_since is not None and now - pass_state.unreachable_since >= UNREACHABLE_AFTER:
-        return Hold(
-            decision.wanted,
-            Reason.RETIRE_UNREACHABLE,
-            f"Worker {outcome.unreachable[0]} does not answer the operator, so that it cannot be asked whether it "
-            "is busy, and stays. Look for a NetworkPolicy between them, and at its log.",
-        )
-    assert outcome.obstacle is not None  # noqa: S101 - for the type checker; nothing was lowered
-    return Hold.because(decision.wanted, outcome.obstacle)

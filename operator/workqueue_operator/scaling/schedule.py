@@ -1,7 +1,7 @@
 """Scheduled minimums: which of them apply at a moment. PURE: the clock is an argument.
 
-Place in the flow: `reconcile` asks before it decides. Cron expressions and daylight saving time are the
-business of cronsim, which follows Debian's cron. A schedule that cannot be read is ignored alone, and named.
+cronsim handles cron expressions and daylight saving time; it follows Debian's cron. A schedule that cannot be read is
+ignored and named; the others still apply.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def is_active(schedule: Schedule, now: datetime) -> bool:
     """Whether the schedule's last start is later than its last end.
 
     Raises:
-        Trouble: a cron expression or the time zone cannot be read.
+        ReconcileError: a cron expression or the time zone cannot be read.
     """
     try:
         local = now.astimezone(ZoneInfo(schedule.time_zone))

@@ -1,26 +1,26 @@
-"""The bell of an idle queue: hung when there is no worker and may be one, taken down before any is started.
+"""The doorbell of an idle queue: installed while no worker exists and one may, removed before any is started.
 
-Place in the flow: the last act of a pass, and a step of every scale-in to zero.
+A pass adjusts it after the scaling. Every scale-in to zero installs it first.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import Wake, WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import PolledQueue
-from workqueue_operator.broker.pool import BrokerHandle
-from workqueue_operator.kube.views import DeploymentView, PodView
+from workqueue_operator.kube.views import DeploymentView
+from workqueue_operator.ports import Broker
 from workqueue_operator.scaling.decide import Decision, Depth, ScaleOut
+from workqueue_operator.scaling.snapshot import Snapshot
 
 
-def wake_of(workqueue: WorkQueue, handle: BrokerHandle, polled: PolledQueue) -> Wake:
-    """How an idle queue is noticed: Push, but not where a bell was refused or where its rings would count.
+def wake_of(workqueue: WorkQueue, handle: Broker, polled: PolledQueue) -> Wake:
+    """Return how the operator notices a message on an idle queue.
 
-    Before RabbitMQ 4.3 each ring moves a message towards its delivery limit, and a queue that we did not
-    declare may have none to spare.
+    Push, except where RabbitMQ refused the doorbell or where rings would count as deliveries: before RabbitMQ 4.3
+    each ring brings a message closer to its delivery limit, and a queue that the operator did not declare may have a
+    low one.
     """
     borrowed = (
         not workqueue.spec.queue.declare
@@ -30,31 +30,28 @@ def wake_of(workqueue: WorkQueue, handle: BrokerHandle, polled: PolledQueue) -> 
     return Wake.POLL if polled.refusal is not None or borrowed else workqueue.wake
 
 
-async def mind(
-    workqueue: WorkQueue,
-    handle: BrokerHandle,
-    deployment: DeploymentView | Unknown,
-    pods: Sequence[PodView],
-    depth: Depth | Unknown,
-    decision: Decision,
-) -> Unknown | None:
-    """Hang the bell or take it down, and watch the queue as closely as that leaves necessary.
+async def adjust_doorbell(snapshot: Snapshot, decision: Decision, handle: Broker) -> Unknown | None:
+    """Install or remove the doorbell, and poll the queue as often as that requires.
+
+    Args:
+        snapshot: with the Deployment and the pods after the scaling.
 
     Returns:
-        Why the queue is polled although Push is wanted, or None.
+        Why the operator polls the queue although Push is wanted, or None.
     """
+    workqueue = snapshot.workqueue
     queue = workqueue.queue_name
     polled = handle.poller.watch(workqueue.key, queue)
-    if isinstance(depth, Unknown) and handle.broker.has_doorbell(queue):
-        # It does no harm while nothing is known, and it is the first to know.
+    if isinstance(snapshot.depth, Unknown) and handle.broker.has_doorbell(queue):
+        # While nothing is known it does no harm, and it learns of a message first.
         polled.active = True
-    elif wake_of(workqueue, handle, polled) is Wake.POLL or not _is_asleep(deployment, pods, depth, decision):
+    elif wake_of(workqueue, handle, polled) is Wake.POLL or not _is_asleep(snapshot, decision):
         handle.broker.remove_doorbell(queue)
-        polled.active = not (workqueue.spec.replicas == 0 and _has_none(deployment))
+        polled.active = not (workqueue.spec.replicas == 0 and _has_none(snapshot.deployment))
     else:
         polled.active = not await handle.broker.install_doorbell(queue, ours=workqueue.spec.queue.declare)
         if polled.active:
-            # It rang at once or was refused: another pass is on its way, and the last answer is out of date.
+            # A ring came immediately, or RabbitMQ refused. Another pass follows, and the last answer is old.
             polled.last = None
             if handle.broker.bell_is_silent(queue):
                 return _silent(queue)
@@ -76,12 +73,14 @@ def _silent(queue: str) -> Unknown:
     )
 
 
-async def confirm_empty(workqueue: WorkQueue, handle: BrokerHandle) -> bool | None:
-    """For the step to zero, after the last workers have stopped consuming: is the queue empty, and will we hear?
+async def confirm_empty(workqueue: WorkQueue, handle: Broker) -> bool | None:
+    """Check, before the step to zero, that the queue is empty and that the operator will notice a message.
+
+    The last workers have stopped consuming by then.
 
     Returns:
-        True: empty, and a message that comes later rings (or is polled for). False: something waits. None:
-        the bell does not hang just now, so that nobody would notice a message.
+        True: the queue is empty, and a later message rings the doorbell or is found by polling. False: a message is
+        waiting. None: the doorbell cannot be installed now, so that a message would not be noticed.
     """
     queue = workqueue.queue_name
     polled = handle.poller.watch(workqueue.key, queue)
@@ -101,18 +100,13 @@ def _has_none(deployment: DeploymentView | Unknown) -> bool:
     return isinstance(deployment, DeploymentView) and deployment.replicas == 0
 
 
-def _is_asleep(
-    deployment: DeploymentView | Unknown,
-    pods: Sequence[PodView],
-    depth: Depth | Unknown,
-    decision: Decision,
-) -> bool:
-    """No worker is there, none is needed, and the next message may start one."""
+def _is_asleep(snapshot: Snapshot, decision: Decision) -> bool:
+    """Whether no worker exists, none is needed, and the next message may start one."""
     return (
-        _has_none(deployment)
-        and all(pod.terminating or pod.marked for pod in pods)
-        and isinstance(depth, Depth)
-        and depth.ready == 0
+        _has_none(snapshot.deployment)
+        and all(pod.terminating or pod.marked for pod in snapshot.pods)
+        and isinstance(snapshot.depth, Depth)
+        and snapshot.depth.ready == 0
         and not isinstance(decision, ScaleOut)
         and decision.wanted == 0
         and decision.reason is not Reason.PINNED

@@ -1,15 +1,12 @@
-"""The objects that run the workers: applied, kept as they should be, and scaled.
+"""Apply the objects that run the workers, repair drift, and scale them.
 
-Place in the flow: after the queues exist. Fields that we own are put right by server-side apply, foreign
-additions stay; replicas are written only by the two functions at the end, each of which tests the count that
-the decision was made from.
+Server-side apply repairs the operator's own fields; additions of others stay. Only `scale` writes replicas, and it
+tests the count that the decision was made from.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,34 +16,35 @@ from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.backoff import delay
 from workqueue_operator.digest import digest
 from workqueue_operator.errors import ClusterError, ReconcileError
-from workqueue_operator.kube.client import Cluster, Object, deployment_path
+from workqueue_operator.kube.client import Object, deployment_path
 from workqueue_operator.names import (
     ANNOTATION_TEMPLATE_HASH,
     REPLICAS_FIELD_MANAGER,
     retirement_secret_name,
     workload_name,
 )
+from workqueue_operator.ports import Clock, Kubernetes
 from workqueue_operator.workers import render
 from workqueue_operator.workers.retirement_key import RetirementKeys
 
 logger = logging.getLogger(__name__)
 
 VERIFY_EVERY: Final = 0.2
-"""Seconds between two Deployments that are applied after a restart only to be sure."""
+"""Seconds between two Deployments that are applied after a restart only as a check."""
 
 REFUSED_AGAIN: Final = (1.0, 60.0)
-"""Seconds: the first and the longest delay before something that was refused is applied or written again."""
+"""Seconds: the first and the longest delay before the operator repeats a refused write."""
 
 _CONFLICT: Final = 409
 
 
 @dataclass(slots=True)
 class Applied:
-    """What was last applied for one WorkQueue, so that nothing is applied without need.
+    """What was last applied for one WorkQueue. It saves needless applies.
 
     Attributes:
-        generation: of the Deployment after our apply, or after our last scaling.
-        digest: of the Deployment that was wanted.
+        generation: of the Deployment after the operator's apply, or after its last scaling.
+        digest: of the rendered Deployment.
     """
 
     uid: str
@@ -59,8 +57,8 @@ class Ensured:
     """A Deployment that can be scaled.
 
     Attributes:
-        deployment: as it is now; the very one that was seen when nothing had to be done.
-        refusal: why it, or an object beside it, is not as the WorkQueue asks; None when all is applied.
+        deployment: its current body; the same object as in the store when nothing was applied.
+        refusal: why it, or an object beside it, differs from what the WorkQueue asks for; None when all is applied.
     """
 
     deployment: Object
@@ -72,8 +70,8 @@ class _Refusal:
     """An apply that the API server refused.
 
     Attributes:
-        digest: of the Deployment that was wanted.
-        until: the monotonic time before which the same is not applied again.
+        digest: of the rendered Deployment.
+        until: the monotonic time of the next attempt with the same digest.
         failures: refusals in a row.
     """
 
@@ -87,35 +85,40 @@ class WorkloadApplier:
     """Applies and scales Deployments."""
 
     def __init__(
-        self, cluster: Cluster, defaults: render.Defaults, wake: Callable[[tuple[str, str]], None]
+        self,
+        kubernetes: Kubernetes,
+        defaults: render.Defaults,
+        wake: Callable[[tuple[str, str]], None],
+        clock: Clock,
     ) -> None:
-        self._cluster = cluster
+        self._kubernetes = kubernetes
+        self._clock = clock
         self._defaults = defaults
         self._wake = wake
-        self._keys = RetirementKeys(cluster)
+        self._keys = RetirementKeys(kubernetes, clock)
         self._applied: dict[str, Applied] = {}
         self._refusals: dict[str, _Refusal] = {}
         self._turns: dict[str, float] = {}
         self._last_turn = 0.0
 
     def forget(self, uid: str) -> None:
-        """The WorkQueue is gone; Kubernetes deletes what it owns."""
+        """The WorkQueue is deleted. Kubernetes deletes what it owns."""
         self._applied.pop(uid, None)
         self._refusals.pop(uid, None)
         self._turns.pop(uid, None)
         self._keys.forget(uid)
 
     async def ensure(self, workqueue: WorkQueue, seen: Object | None) -> Ensured:
-        """Make the Deployment and what goes with it as they should be.
+        """Apply the Deployment and the objects beside it, if they differ from what the WorkQueue asks for.
 
-        A refusal does not stop the scaling of what exists: the Deployment of the last template that was admitted
-        works, and so does one whose PodDisruptionBudget does not fit into a quota.
+        A refusal does not stop the scaling. The Deployment of the last admitted template still works, and so does a
+        Deployment whose PodDisruptionBudget exceeds a quota.
 
         Args:
             seen: the Deployment in the store, or None.
 
         Raises:
-            Trouble: the name is taken, or the API server refuses to create the Deployment.
+            ReconcileError: the name is taken, or the API server refuses to create the Deployment.
             ClusterError: it did not answer.
         """
         worker = workqueue.spec.worker
@@ -129,7 +132,11 @@ class WorkloadApplier:
         refusal = self._refusals.get(uid)
         if refusal is None and seen is not None and self._is_applied(workqueue, wanted, seen):
             return Ensured(seen)
-        if refusal is not None and refusal.digest == digest(wanted) and time.monotonic() < refusal.until:
+        if (
+            refusal is not None
+            and refusal.digest == digest(wanted)
+            and self._clock.monotonic() < refusal.until
+        ):
             return _as_far_as_admitted(seen, refusal.why)
         no_key = await self._ensure_key(workqueue)
         try:
@@ -150,12 +157,12 @@ class WorkloadApplier:
         return Ensured(live, why)
 
     def next_attempt(self, workqueue: WorkQueue) -> float | None:
-        """The monotonic time at which something refused is to be applied again, or None."""
+        """Return the monotonic time of the next attempt after a refusal; None without one."""
         refusal = self._refusals.get(workqueue.metadata.uid)
         return None if refusal is None else refusal.until
 
     def _is_applied(self, workqueue: WorkQueue, wanted: Object, seen: Object) -> bool:
-        """Whether nothing need be applied now."""
+        """Whether no apply is necessary now."""
         applied = self._applied.get(workqueue.metadata.uid)
         if applied is None:
             return _is_of(seen, wanted) and not self._has_turn(workqueue)
@@ -167,17 +174,17 @@ class WorkloadApplier:
         )
 
     def _refuse(self, workqueue: WorkQueue, wanted: Object, problem: ReconcileError) -> Unknown:
-        """Note a refusal, and when to try again."""
+        """Remember a refusal, and when to try again."""
         uid = workqueue.metadata.uid
         before = self._refusals.get(uid)
         failures = before.failures + 1 if before is not None and before.digest == digest(wanted) else 1
         why = Unknown(problem.reason, problem.message)
-        until = time.monotonic() + delay(failures, *REFUSED_AGAIN)
+        until = self._clock.monotonic() + delay(failures, *REFUSED_AGAIN)
         self._refusals[uid] = _Refusal(digest(wanted), why, until, failures)
         return why
 
     async def retirement_key(self, workqueue: WorkQueue) -> bytes | Unknown:
-        """What calls to the workers are signed with, or why there is no key.
+        """Return the key that signs calls to the workers, or why the operator has none.
 
         Raises:
             ClusterError: the API server did not answer.
@@ -193,20 +200,20 @@ class WorkloadApplier:
             raise
 
     async def scale(self, workqueue: WorkQueue, name: str, observed: int, replicas: int) -> Object | None:
-        """Set replicas, if they still are what the decision was made from.
+        """Set replicas, if the count has not changed since the decision.
 
         Args:
             name: of the Deployment.
             observed: the count that the decision was made from.
 
         Returns:
-            The Deployment after it; None when somebody else had changed the count.
+            The Deployment afterwards; None when another writer had changed the count.
 
         Raises:
             ClusterError: the API server refused the count (`denied`), or did not answer.
         """
         try:
-            live = await self._cluster.json_patch(
+            live = await self._kubernetes.json_patch(
                 deployment_path(workqueue.metadata.namespace, name),
                 [
                     {"op": "test", "path": "/spec/replicas", "value": observed},
@@ -216,20 +223,20 @@ class WorkloadApplier:
         except ClusterError as error:
             if error.conflict or error.not_found:
                 return None
-            # Both a failed `test` and an admission policy answer 422: the object itself says which it was.
+            # A failed `test` operation and an admission policy both answer 422. The object shows which it was.
             if error.invalid and await self._count_changed(workqueue, name, observed):
                 return None
             raise
         applied = self._applied.get(workqueue.metadata.uid)
         if applied is not None and live["metadata"]["generation"] == applied.generation + 1:
-            # Ours alone; a generation that jumped further holds somebody else's change as well.
+            # Only this write. A higher generation contains another writer's change as well.
             applied.generation += 1
         return live
 
     async def read(self, workqueue: WorkQueue, name: str) -> Object | None:
-        """A Deployment as the API server has it now; None when it is gone."""
+        """Return the Deployment from the API server; None when it does not exist."""
         try:
-            return await self._cluster.get(deployment_path(workqueue.metadata.namespace, name))
+            return await self._kubernetes.get(deployment_path(workqueue.metadata.namespace, name))
         except ClusterError as error:
             if error.not_found:
                 return None
@@ -240,19 +247,20 @@ class WorkloadApplier:
         return live is None or live["spec"].get("replicas", 1) != observed
 
     def _has_turn(self, workqueue: WorkQueue) -> bool:
-        """Whether this Deployment of an earlier process may be applied now; else its pass is woken in its turn.
+        """Whether this Deployment of an earlier process may be applied now. Otherwise a timer adds its WorkQueue
+        later.
 
-        After a restart all of them look as they should, and very likely are: what is urgent goes first.
+        After a restart all Deployments look correct, and very likely are, so urgent work goes first.
         """
-        uid, now = workqueue.metadata.uid, time.monotonic()
+        uid, now = workqueue.metadata.uid, self._clock.monotonic()
         turn = self._turns.get(uid)
         if turn is None:
             turn = self._turns[uid] = self._last_turn = max(self._last_turn, now) + VERIFY_EVERY
-            asyncio.get_running_loop().call_later(turn - now, self._wake, workqueue.key)
+            self._clock.call_later(turn - now, lambda: self._wake(workqueue.key))
         return now >= turn
 
     async def _ensure_key(self, workqueue: WorkQueue) -> Exception | None:
-        """Create the Secret that the pods mount. Why it cannot be created is no reason to have no workers."""
+        """Create the Secret that the pods mount. Returns why it cannot be created: workers run without it too."""
         try:
             await self._keys.ensure(workqueue)
         except ClusterError as error:
@@ -266,37 +274,39 @@ class WorkloadApplier:
             if seen is None:
                 return await self._create_deployment(path, workqueue, wanted)
             if not seen["spec"].get("replicas"):
-                await self._let_go_of_replicas(path, wanted, seen)
-            return await self._cluster.apply(path, wanted)
+                await self._hand_over_replicas(path, wanted, seen)
+            return await self._kubernetes.apply(path, wanted)
         except ClusterError as error:
             raise _refused(error, f"Deployment {name!r}") from error
 
     async def _create_deployment(self, path: str, workqueue: WorkQueue, wanted: Object) -> Object:
-        """Create it with no replicas: left out, they would be 1 for a moment.
+        """Create the Deployment with 0 replicas: without the field it would have 1 for a moment.
 
-        Without force, since the store may lag: a Deployment of somebody else that stands here has another
-        selector, which is a conflict.
+        The apply has no force, because the store may lag: the Deployment of another owner has another selector, which
+        is a conflict.
         """
         with_none = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
         try:
-            live = await self._cluster.apply(path, with_none, force=False)
+            live = await self._kubernetes.apply(path, with_none, force=False)
         except ClusterError as error:
             if error.status != _CONFLICT:
                 raise
-            live = await self._cluster.get(path)
+            live = await self._kubernetes.get(path)
             _require_ours(live, workqueue)
             return await self._apply_deployment(workqueue, wanted, live)
         _require_ours(live, workqueue)
         return live
 
-    async def _let_go_of_replicas(self, path: str, wanted: Object, seen: Object) -> None:
-        """Before the second apply: give the count of the creation to another manager, or it would become 1.
+    async def _hand_over_replicas(self, path: str, wanted: Object, seen: Object) -> None:
+        """Give the count of the creation to another field manager before the second apply, or it would become 1.
 
-        A field that nobody applies any more goes back to its default. Once the count was scaled it has an
-        owner, who is a conflict here and keeps it.
+        A field that its manager no longer applies returns to its default. A count that was scaled already has another
+        manager; that is a conflict here, and the manager keeps it.
         """
         try:
-            await self._cluster.apply(path, _only_replicas(wanted, seen), REPLICAS_FIELD_MANAGER, force=False)
+            await self._kubernetes.apply(
+                path, _only_replicas(wanted, seen), REPLICAS_FIELD_MANAGER, force=False
+            )
         except ClusterError as error:
             if error.status != _CONFLICT:
                 raise
@@ -313,7 +323,7 @@ class WorkloadApplier:
             objects[path] = render.network_policy(workqueue, self._defaults)
         for path, body in objects.items():
             try:
-                await self._cluster.apply(path, body)
+                await self._kubernetes.apply(path, body)
             except ClusterError as error:
                 raise _refused(error, f"{body['kind']} {name!r}") from error
 
@@ -332,7 +342,7 @@ def _only_replicas(wanted: Object, live: Object) -> Object:
 
 
 def _is_of(live: Object, wanted: Object) -> bool:
-    """Whether the last apply was of this very template, as its hash says."""
+    """Whether the last apply was of this template, according to its hash."""
     annotations = [
         body["spec"]["template"].get("metadata", {}).get("annotations", {}) for body in (live, wanted)
     ]
@@ -340,10 +350,10 @@ def _is_of(live: Object, wanted: Object) -> bool:
 
 
 def _as_far_as_admitted(seen: Object | None, why: Unknown) -> Ensured:
-    """Scale what exists.
+    """Return the existing Deployment with the refusal.
 
     Raises:
-        Trouble: nothing does.
+        ReconcileError: it does not exist.
     """
     if seen is None:
         raise ReconcileError(why.reason, why.message)
@@ -366,11 +376,11 @@ def _key_refused(error: ClusterError, workqueue: WorkQueue) -> Exception:
 
 
 def why_denied(error: ClusterError, what: str, reason: Reason) -> Unknown:
-    """Say that a write was denied, in the API server's words.
+    """Describe a denied write in the API server's words.
 
     Args:
-        what: was written.
-        reason: unless it is the operator's own rights that are missing.
+        what: the object and the field that were written.
+        reason: for any cause but missing rights of the operator.
     """
     if error.forbidden and "forbidden: User" in error.message:
         return Unknown(
@@ -388,7 +398,7 @@ def _refused(error: ClusterError, what: str) -> Exception:
 
 
 def _contains(live: Any, wanted: Any) -> bool:
-    """Whether everything in `wanted` is in `live` as it should be; foreign additions do not matter."""
+    """Whether `live` contains everything in `wanted`. Additions of others do not matter."""
     if isinstance(wanted, dict):
         return isinstance(live, dict) and all(
             _contains(live.get(key), value) for key, value in wanted.items()

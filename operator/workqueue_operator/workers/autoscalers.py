@@ -1,48 +1,49 @@
-"""Whether somebody else scales a Deployment: the HorizontalPodAutoscalers of its namespace, KEDA's included.
+"""Find the HorizontalPodAutoscaler (KEDA's included) that scales a Deployment.
 
-Place in the flow: `act.target` asks before it takes a Deployment of a workloadRef. What the Deployment itself
-tells of who has set its replicas is no help: it stays after the autoscaler has gone, and a 0 leaves no trace.
+`target` asks before it scales the Deployment of a workloadRef. The managed fields of the Deployment do not help: they
+keep an autoscaler's entry after the autoscaler is deleted, and a 0 leaves no entry.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import defaultdict
 from typing import Final
 
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.errors import ClusterError, ReconcileError
-from workqueue_operator.kube.client import Cluster, Object, autoscalers_path
+from workqueue_operator.kube.client import Object, autoscalers_path
+from workqueue_operator.ports import Clock, Kubernetes
 
 FRESH: Final = 30.0
-"""Seconds for which the answer about a namespace is used again."""
+"""Seconds for which a LIST of a namespace is used again."""
 
 
 class Autoscalers:
-    """Asks for them, one LIST for a namespace at a time."""
+    """Lists autoscalers, one LIST per namespace at a time."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, kubernetes: Kubernetes, clock: Clock) -> None:
+        self._kubernetes = kubernetes
+        self._clock = clock
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._listed: dict[str, tuple[float, dict[str, str]]] = {}
 
     async def of(self, namespace: str, deployment: str) -> str | None:
-        """What scales that Deployment, in words; None when nothing does.
+        """Describe what scales that Deployment; None when nothing does.
 
         Raises:
-            Trouble: they may not be listed.
+            ReconcileError: the operator may not list them.
             ClusterError: the API server did not answer.
         """
         async with self._turns[namespace]:
             known = self._listed.get(namespace)
-            if known is None or time.monotonic() - known[0] > FRESH:
-                known = self._listed[namespace] = time.monotonic(), await self._list(namespace)
+            if known is None or self._clock.monotonic() - known[0] > FRESH:
+                known = self._listed[namespace] = self._clock.monotonic(), await self._list(namespace)
         return known[1].get(deployment)
 
     async def _list(self, namespace: str) -> dict[str, str]:
         try:
-            listed = await self._cluster.get(autoscalers_path(namespace))
+            listed = await self._kubernetes.get(autoscalers_path(namespace))
         except ClusterError as error:
             if not error.forbidden:
                 raise

@@ -1,7 +1,6 @@
-"""What the workers say of themselves: GET /status, and the signed calls of the retire protocol.
+"""Calls to the workers' endpoints: GET /status, and the signed calls of the retire protocol.
 
-Place in the flow: a pass asks when the queue is empty and the question is who is still in a handler;
-`act.retire` asks workers to leave, or to stay after all.
+`gather` asks which workers are busy. `retire` asks workers to leave, or to stay after all.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
 
 
 _WITHOUT_RETIREMENT_KEY: Final = b'{"error": "Wrong"}'
-"""What a worker answers that knows no retirement key: its image, or its pod, is of the release before it."""
+"""The answer of a worker without a retirement key: its image or its pod is of an older release."""
 
 
 @dataclass(frozen=True, slots=True)
 class SigningKeys:
-    """What calls to the workers of one WorkQueue are signed with.
+    """The keys that sign calls to the workers of one WorkQueue.
 
     Attributes:
         current: the WorkQueue's retirement key.
-        previous: the connection Secret's password or private key, for workers that know no retirement key.
+        previous: the connection Secret's password or private key, for workers without a retirement key.
     """
 
     current: bytes = field(repr=False)
@@ -57,8 +56,8 @@ class WorkerStatus:
         busy: slots in a handler.
         consuming: whether it takes messages (false while retired or cut off from the broker).
         handler_seconds: mean time of recent handlers, None before the first.
-        deliveries_per_second: what it has received lately.
-        retry_delays: seconds of the delay queues that it has declared; None from a worker too old to say.
+        deliveries_per_second: its recent rate.
+        retry_delays: seconds of the delay queues that it has declared; None from a worker of an older release.
     """
 
     slots: int
@@ -77,7 +76,7 @@ ENDED: Final = WorkerStatus(
     deliveries_per_second=0.0,
     retry_delays=frozenset(),
 )
-"""A worker that was told to stop and whose port is closed: its process has ended, the kubelet has not said so yet."""
+"""A terminating worker whose port is closed: its process has ended, and the kubelet has not reported it yet."""
 
 
 class Answer(Enum):
@@ -112,10 +111,10 @@ class Workers:
         await self._session.close()
 
     async def statuses(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
-        """Ask all of them at once.
+        """Ask all workers concurrently.
 
         Returns:
-            The answers by pod name; who did not answer is not in it.
+            The answers by pod name, without the workers that did not answer.
         """
         answers = await asyncio.gather(*(self._status(address) for address in addresses))
         return {
@@ -125,10 +124,10 @@ class Workers:
         }
 
     async def stopping(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
-        """Ask workers that were told to stop. They answer until their process ends, and then they are ENDED.
+        """Ask terminating workers. They answer until their process ends; then they count as ENDED.
 
         Returns:
-            The answers by pod name; a worker that did not answer is not in it.
+            The answers by pod name, without the workers that did not answer.
         """
         answers = await asyncio.gather(*(self._status(address, closed=ENDED) for address in addresses))
         return {
@@ -138,10 +137,10 @@ class Workers:
         }
 
     async def retire(self, addresses: Iterable[Address], keys: SigningKeys) -> dict[str, Answer]:
-        """Ask workers to stop consuming and to hold themselves out for a lease.
+        """Ask workers to stop consuming for the duration of a lease.
 
         Returns:
-            The answer by pod name. Only RETIRED means that it takes no message any more.
+            The answers by pod name. Only RETIRED means that the worker no longer takes messages.
         """
         asked = list(addresses)
         answers = await asyncio.gather(
@@ -150,7 +149,7 @@ class Workers:
         return {address.pod: answer for address, answer in zip(asked, answers, strict=True)}
 
     async def resume(self, addresses: Iterable[Address], keys: SigningKeys) -> None:
-        """Let retired workers consume again at once; one that cannot be reached does so when its lease ends."""
+        """Let retired workers consume again. An unreachable worker does so when its lease ends."""
         await asyncio.gather(
             *(self._signed("DELETE", address, signing.Purpose.RESUME, keys) for address in addresses)
         )
@@ -183,7 +182,7 @@ class Workers:
     async def _call(
         self, method: str, address: Address, purpose: signing.Purpose, key: bytes
     ) -> tuple[int | None, bytes]:
-        """The status and the body of an answer; no status when there was none."""
+        """Return the status and the body of the answer; None as the status without one."""
         headers = {signing.HEADER: signing.sign(purpose, address.uid, key, time.time())}
         try:
             async with self._session.request(
@@ -195,10 +194,10 @@ class Workers:
 
 
 def _parse(said: Any) -> WorkerStatus:
-    """Read an answer; whoever sits at a pod's address may answer anything.
+    """Parse an answer. Any process may listen on a pod's address, so the answer is not trusted.
 
     Raises:
-        ValueError, KeyError, TypeError: it is not what a worker says.
+        ValueError, KeyError, TypeError: this is no status of a worker.
     """
     if not isinstance(said, dict):
         raise TypeError("the answer is no object")
@@ -215,7 +214,7 @@ def _parse(said: Any) -> WorkerStatus:
 
 
 def _delays(said: Any) -> frozenset[int] | None:
-    """Read delays. Queues are asked for because of them, so that only possible ones are taken, and not many."""
+    """Parse delays. The operator polls a queue for each, so impossible delays, or too many, are refused."""
     if said is None:
         return None
     delays = frozenset(int(_number(seconds)) for seconds in said)

@@ -1,7 +1,6 @@
-"""WorkQueue -> the objects that run its workers. PURE.
+"""Render the objects that run the workers of a WorkQueue. PURE.
 
-Place in the flow: `act.workload` applies what is made here. Replicas are never mentioned: they belong to the
-scaling alone.
+`apply` applies them. They never contain replicas: only `scale` writes the count.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ from workqueue_operator.names import (
 Object: TypeAlias = dict[str, Any]
 
 USER_ID: Final = 65532
-"""runAsNonRoot alone fails on an image whose user is root, so a number is given."""
+"""runAsNonRoot alone fails on an image whose user is root, so the pod names a user."""
 
 GRACE_MARGIN_SECONDS: Final = 15
-"""On top of the handler's time: hand back what did not finish, and close the connections."""
+"""Seconds beyond the handler's timeout: to requeue unfinished messages and close the connections."""
 
 _RESTRICTED: Final[Object] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-"""What the restricted Pod Security Standard wants of a container, beside what stands in the pod."""
+"""What the restricted Pod Security Standard requires of a container, beside the settings of the pod."""
 
 _BINDING_VOLUME: Final = "workqueue-binding"
 _RETIREMENT_VOLUME: Final = "workqueue-retirement"
@@ -68,7 +67,7 @@ class Defaults:
 
 
 def owner_reference(workqueue: WorkQueue) -> Object:
-    """What makes Kubernetes delete an object together with its WorkQueue."""
+    """Return the owner reference: Kubernetes deletes the object with its WorkQueue."""
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -85,8 +84,8 @@ def deployment(
     """The Deployment, without replicas.
 
     Args:
-        proven_hash: the template hash of which a pod was Ready once. A template that was never Ready
-            replaces the old pods one at a time.
+        proven_hash: the hash of a template that has had a Ready pod. A template without one replaces the old pods
+            one at a time.
     """
     name = workqueue.metadata.name
     template = _pod_template(workqueue, worker, defaults)
@@ -114,7 +113,7 @@ def template_hash(template: Object) -> str:
 
 
 def disruption_budget(workqueue: WorkQueue) -> Object:
-    """The PodDisruptionBudget: a drain takes the workers one at a time, broken ones at once."""
+    """The PodDisruptionBudget: a node drain evicts workers one at a time, and broken workers immediately."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
@@ -128,10 +127,9 @@ def disruption_budget(workqueue: WorkQueue) -> Object:
 
 
 def network_policy(workqueue: WorkQueue, defaults: Defaults) -> Object:
-    """The NetworkPolicy: the endpoint is for the operator and for metrics; other ports stay open.
+    """The NetworkPolicy: only the operator and the metrics peers reach the endpoint. Other ports stay open.
 
-    A NetworkPolicy cannot exempt a port for everybody and close one for some other than by naming the
-    ranges on both sides of it.
+    A NetworkPolicy cannot exclude one port, so the rule names the port ranges on both sides of it.
     """
     endpoint: Object = {
         "ports": [{"port": ENDPOINT_PORT, "protocol": "TCP"}],
@@ -157,7 +155,7 @@ def network_policy(workqueue: WorkQueue, defaults: Defaults) -> Object:
 
 
 def retirement_secret(workqueue: WorkQueue, key: bytes) -> Object:
-    """The Secret with the key that calls to the workers are signed with."""
+    """The Secret with the key that signs calls to the workers."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -182,8 +180,8 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
     spec: Object = {
         "automountServiceAccountToken": worker.service_account_name is not None,
         "enableServiceLinks": False,
-        # A process 1 ignores SIGTERM until it has set a handler: a worker that is told to go in its first
-        # moments would stay, consume, and be killed in a handler when its grace ends. So it is not process 1.
+        # Process 1 ignores SIGTERM until it has set a handler. A worker that receives it while starting would go on,
+        # consume, and be killed in a handler at the end of its grace period. So the worker is not process 1.
         "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": worker.timeout_seconds + GRACE_MARGIN_SECONDS,
         "securityContext": {
@@ -205,7 +203,7 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
             },
             {
                 "name": _RETIREMENT_VOLUME,
-                # A pod starts without it, and gets it later. Until then its worker refuses to retire.
+                # A pod also starts without the Secret. Until it appears, the worker refuses to retire.
                 "secret": {
                     "secretName": retirement_secret_name(name),
                     "optional": True,
@@ -263,7 +261,7 @@ def _worker_container(workqueue: WorkQueue, worker: Worker, wire: Object, defaul
 
 
 def _handler_container(worker: Worker, wire: Object) -> Object:
-    """An http handler's own image as a native sidecar: it is stopped after the worker has drained."""
+    """The image of an http handler, as a native sidecar. Kubernetes stops it after the worker has drained."""
     http = worker.handler.http
     assert http is not None  # noqa: S101 - for the type checker; the caller has looked
     container: Object = {
@@ -282,7 +280,7 @@ def _handler_container(worker: Worker, wire: Object) -> Object:
 
 
 def _add_own_parts(container: Object, wire: Object) -> None:
-    """What a person gave for the container that runs the handler."""
+    """Add the user's settings to the container that runs the handler."""
     container["env"] += wire.get("env", [])
     container["volumeMounts"] += wire.get("volumeMounts", [])
     container["env"] = _last_of_each(container["env"], "name")
@@ -293,7 +291,7 @@ def _add_own_parts(container: Object, wire: Object) -> None:
 
 
 def _last_of_each(entries: list[Object], key: str) -> list[Object]:
-    """A person's entry replaces ours of the same key; server-side apply refuses a key twice."""
+    """Keep the user's entry where the operator has one of the same key. Server-side apply refuses a key twice."""
     return list({entry[key]: entry for entry in entries}.values())
 
 
@@ -302,9 +300,9 @@ def _security_context(wire: Object) -> Object:
 
 
 def _beside_handler(wire: Object) -> Object:
-    """Of the worker beside an http handler, with another user than the handler has.
+    """The security context of the worker beside an http handler: its user differs from the handler's.
 
-    The containers share their processes. With one user the handler could read the connection under /proc.
+    The containers share a process namespace. With the same user the handler could read the connection under /proc.
     """
     users = [wire.get(part, {}).get("runAsUser") for part in ("securityContext", "podSecurityContext")]
     handler = next((user for user in users if user is not None), USER_ID)
@@ -312,12 +310,13 @@ def _beside_handler(wire: Object) -> Object:
 
 
 def _sidecar(container: Object) -> Object:
-    """A person's container, restricted as ours are. Its root file system stays writable, as its image may need."""
+    """The user's container with the same restrictions. Its root file system stays writable: its image may need
+    that."""
     return {**container, "securityContext": _restricted(container.get("securityContext", {}))}
 
 
 def _restricted(given: Object) -> Object:
-    """A person's settings over the standard's. Capabilities stay dropped, whichever are added."""
+    """Merge the user's settings into the standard's. All capabilities stay dropped, whichever the user adds."""
     return {**_RESTRICTED, **given, "capabilities": {**given.get("capabilities", {}), "drop": ["ALL"]}}
 
 

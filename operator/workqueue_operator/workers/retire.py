@@ -1,69 +1,70 @@
-"""Scale-in asks first: no worker is removed that has not agreed to go.
+"""Scale-in asks first: no worker is removed unless it agrees to leave.
 
-Place in the flow: what is done about a Retire decision. The order is what matters:
+This module carries out a Retire decision. The order of the steps prevents the loss of messages:
 
-1. idle workers are asked to stop consuming (POST /retire); a busy one says no and is left alone;
-2. to zero: the bell is hung, so that a message that comes now is noticed, and the queue must be seen empty;
-3. exactly the workers that agreed are marked. Not while a pod that is to stay is not Ready: Kubernetes removes it
-   first, whatever the marks say, and it may be busy already;
-4. once the ReplicaSet's own count shows that its controller has seen the marks, and with them all that happened to
-   pods before, the count is lowered by their number, in one patch that tests the count that was observed.
+1. Ask idle workers to stop consuming (POST /retire). A busy worker refuses and is not touched.
+2. Before the step to zero, install the doorbell, so that a new message is noticed, and check that the queue is empty.
+3. Mark exactly the workers that agreed. Not while a pod that must stay is not Ready: Kubernetes removes such a pod
+   first, whatever the marks say, and it may already be busy.
+4. Wait until the ReplicaSet's own count shows that its controller has seen the marks, and with them everything that
+   happened to the pods before. Then lower the count by their number, in one patch that tests the observed count.
 
-Whatever fails on the way, the marks go and the workers consume again, at the latest when their lease ends. The
-exception: a patch of which nobody knows whether it was carried out, or that came after somebody else's. Then marks
-and leases stay, since without them Kubernetes would choose whom to remove; a later pass sees what became of it.
+If a step fails, the marks are removed and the workers consume again, at the latest when their lease ends. There
+is one exception: the result of the patch is unknown, or another writer came first. Then marks and leases stay,
+because without them Kubernetes would choose which pods to remove. A later pass sees the result.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.kube.client import Cluster, Object, pod_path, replicaset_path
+from workqueue_operator.kube.client import Object, pod_path, replicaset_path
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, RETIRED_DELETION_COST
-from workqueue_operator.workers.client import Address, Answer, SigningKeys, Workers, WorkerStatus
+from workqueue_operator.ports import Clock, Kubernetes, Workers
+from workqueue_operator.workers.client import Address, Answer, SigningKeys, WorkerStatus
 
 logger = logging.getLogger(__name__)
 
 
 CONFLICT: Final = Unknown(
-    Reason.CONFLICTING_WRITE, "Somebody else changed the count at the same moment; it is decided anew."
+    Reason.CONFLICTING_WRITE,
+    "Another writer changed the count at the same time. The next pass decides again.",
 )
 UNSEEN: Final = Unknown(
     Reason.PODS_SETTLING,
-    "The ReplicaSet does not count these pods yet, or those that agreed to leave, and until it does Kubernetes might "
-    "remove others. If this stays, look at kube-controller-manager, and for a policy that changes labels which pods "
-    "have from their template.",
+    "The ReplicaSet has not counted these pods yet, or not the workers that agreed to leave. Until it does, "
+    "Kubernetes might remove others. If this persists, look at kube-controller-manager, and for a policy that "
+    "changes labels which pods have from their template.",
 )
 TOO_SLOW: Final = Unknown(
     Reason.RETIREMENT_TOO_SLOW,
-    "The API server took so long that the workers that agreed to leave may take messages again soon. They stay, and "
-    "are asked again.",
+    "The API server was so slow that the workers that agreed to leave may soon take messages again. They stay, and "
+    "the operator asks again.",
 )
-_MESSAGE_CAME: Final = Unknown(Reason.MESSAGES_WAITING, "A message came; the last workers stay.")
+_MESSAGE_CAME: Final = Unknown(Reason.MESSAGES_WAITING, "A message arrived; the last workers stay.")
 _NO_DOORBELL: Final = Unknown(
-    Reason.DOORBELL_UNAVAILABLE, "The bell cannot be hung just now; the last workers stay until it can."
+    Reason.DOORBELL_UNAVAILABLE, "The doorbell cannot be installed now; the last workers stay until it can."
 )
 _BUSY: Final = Unknown(Reason.WORKERS_BUSY, "Surplus workers are busy and stay until they are idle.")
 
 
 @dataclass(frozen=True, slots=True)
 class RetireOutcome:
-    """What became of a scale-in.
+    """The result of a scale-in.
 
     Attributes:
-        removed: by how many the count was lowered.
-        deployment: the Deployment after it, None when nothing was lowered.
-        answers: what each asked worker said.
-        obstacle: why nothing was lowered.
+        removed: how many replicas were removed.
+        deployment: the Deployment afterwards; None when the count was not lowered.
+        answers: each worker's answer, by pod name.
+        obstacle: why the count was not lowered.
     """
 
     removed: int
@@ -79,33 +80,50 @@ class RetireOutcome:
 
 @dataclass(frozen=True, slots=True)
 class RetirePlan:
-    """Whom to ask. Pods whose worker does not run need not be asked and go first."""
+    """Which workers to ask. Pods whose worker does not run are removed first, without a question."""
 
     dead: tuple[PodView, ...]
     ask: tuple[PodView, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RetireSteps:
+    """What a scale-in asks of its caller.
+
+    Attributes:
+        pods: returns the pods as the store knows them then. Asking takes seconds when a worker does not answer.
+        lower: lowers the count by a number, in one guarded write; returns None when the guard failed.
+        confirm_empty: before the step to zero, installs the doorbell and reads the queue. Returns True when the queue
+            is empty, False when a message waits, None when the doorbell cannot be installed. None instead of a
+            function: the queue need not be empty.
+    """
+
+    pods: Callable[[], Sequence[PodView]]
+    lower: Callable[[int], Awaitable[Object | None]]
+    confirm_empty: Callable[[], Awaitable[bool | None]] | None
+
+
 SEEN_WITHIN: Final = 5.0
-"""Seconds for Kubernetes to see the marks."""
+"""Seconds within which Kubernetes must see the marks."""
 
 LOWER_WITHIN: Final = 18.0
-"""Seconds from before the first worker is asked until the count may be lowered. A worker that agreed consumes again
-after 30 s, and the request that lowers the count may take 8 s (`cluster.REQUEST_TIMEOUT`)."""
+"""Seconds from the first request to a worker within which the count may be lowered. A worker that agreed consumes
+again after 30 s, and the request that lowers the count may take 8 s (`kube.client.REQUEST_TIMEOUT`)."""
 
 FIRST_LOOK: Final = 0.02
-"""Seconds after the marks; about as long as Kubernetes takes to count when it has nothing else to do."""
+"""Seconds from the marks to the first look: about as long as an idle Kubernetes takes to count."""
 
 START_SECONDS: Final = 60.0
-"""For so long a pod that a node has may have a running worker that the kubelet has not told of yet."""
+"""Seconds within which a scheduled pod may have a running worker that the kubelet has not reported yet."""
 
 
 def plan(
     pods: Sequence[PodView], statuses: Mapping[str, WorkerStatus], surplus: int, now: float
 ) -> RetirePlan:
-    """Choose whom to ask: workers that do not run, then idle ones, then those whose state is not known.
+    """Choose which workers to ask: first workers that do not run, then idle ones, then those in an unknown state.
 
-    Pure. Busy workers are not asked at all. Lower ranks come first, since Kubernetes removes them first whatever
-    the marks say.
+    Pure. Busy workers are not asked. Lower ranks come first, because Kubernetes removes them first, whatever the
+    marks say.
 
     Args:
         now: Unix seconds.
@@ -133,35 +151,26 @@ def _busy(pod: PodView, statuses: Mapping[str, WorkerStatus]) -> bool:
 class Retirer:
     """Carries out scale-ins."""
 
-    def __init__(self, cluster: Cluster, workers: Workers, store: Store) -> None:
-        self._cluster = cluster
+    def __init__(self, kubernetes: Kubernetes, workers: Workers, store: Store, clock: Clock) -> None:
+        self._kubernetes = kubernetes
         self._store = store
         self._workers = workers
+        self._clock = clock
 
-    async def carry_out(
-        self,
-        namespace: str,
-        chosen: RetirePlan,
-        look: Callable[[], Sequence[PodView]],
-        keys: SigningKeys,
-        lower: Callable[[int], Awaitable[Object | None]],
-        confirm_empty: Callable[[], Awaitable[bool | None]] | None,
+    async def retire(
+        self, namespace: str, chosen: RetirePlan, keys: SigningKeys, steps: RetireSteps
     ) -> RetireOutcome:
-        """Ask, mark, wait until that was seen, lower.
+        """Ask workers, mark the pods of workers that agree, wait until Kubernetes sees the marks, lower the count.
 
         Args:
-            look: the pods as they are known at that moment; asking takes seconds when one does not answer.
-            keys: what the calls are signed with.
-            lower: lowers the count by a number in one guarded write; None when the guard failed.
-            confirm_empty: for the step to zero: hangs the bell and looks; True when the queue is empty, None
-                when the bell does not hang. None instead of a function: this step is not to zero.
+            keys: sign the calls to the workers.
         """
-        deadline = time.monotonic() + LOWER_WITHIN
+        deadline = self._clock.monotonic() + LOWER_WITHIN
         answers = await self._workers.retire(map(_address, chosen.ask), keys)
         agreed = [pod for pod in chosen.ask if answers[pod.name] is Answer.RETIRED]
         leaving = [*chosen.dead, *agreed]
         going = {pod.uid for pod in leaving}
-        staying = [pod for pod in look() if not pod.terminating and pod.uid not in going]
+        staying = [pod for pod in steps.pods() if not pod.terminating and pod.uid not in going]
         outranked = _outranked(staying, leaving)
         if not leaving or outranked:
             await self._call_off(agreed, [], namespace, keys)
@@ -175,16 +184,16 @@ class Retirer:
         if before is None:
             await self._call_off(agreed, [], namespace, keys)
             return RetireOutcome(0, None, answers, UNSEEN)
-        if not staying and confirm_empty is not None:
-            empty = await confirm_empty()
+        if not staying and steps.confirm_empty is not None:
+            empty = await steps.confirm_empty()
             if not empty:
                 await self._call_off(agreed, [], namespace, keys)
                 return RetireOutcome(0, None, answers, _NO_DOORBELL if empty is None else _MESSAGE_CAME)
         try:
             marked = await self._mark(namespace, leaving, RETIRED_DELETION_COST)
-            # A pod that vanished meanwhile gets a successor, and the count would be lowered by one too many.
+            # A pod that has vanished gets a successor, and the count would be lowered by one too many.
             seen = marked == len(leaving) and await self._come_to(before + marked, namespace, pods)
-            obstacle = UNSEEN if not seen else TOO_SLOW if time.monotonic() >= deadline else None
+            obstacle = UNSEEN if not seen else TOO_SLOW if self._clock.monotonic() >= deadline else None
             if obstacle is not None:
                 await self._call_off(agreed, leaving, namespace, keys)
                 return RetireOutcome(0, None, answers, obstacle)
@@ -192,21 +201,20 @@ class Retirer:
             await self._call_off(agreed, leaving, namespace, keys)
             raise
         try:
-            lowered = await lower(len(leaving))
+            lowered = await steps.lower(len(leaving))
         except ClusterError as error:
             if error.refused:
                 await self._call_off(agreed, leaving, namespace, keys)
             raise
         if lowered is None:
-            # Whoever changed the count may have lowered it: the marks stay until Kubernetes has carried that out.
+            # The other writer may have lowered the count. The marks stay until Kubernetes has carried that out.
             return RetireOutcome(0, None, answers, CONFLICT)
         return RetireOutcome(len(leaving), lowered, answers)
 
     async def clear_left_over(self, namespace: str, pods: Sequence[PodView], keys: SigningKeys) -> None:
-        """Take back what a scale-in that was broken off has left, once the ReplicaSet has carried out its last count.
+        """Remove the marks of an interrupted scale-in, after the ReplicaSet has carried out its last count.
 
-        Before, Kubernetes may still be about to remove those that are marked, and without the marks would remove
-        others.
+        Before that, Kubernetes may still remove the marked pods, and would remove others without the marks.
         """
         alive = [pod for pod in pods if not pod.terminating]
         if await self._counted(namespace, alive) is not None:
@@ -226,28 +234,28 @@ class Retirer:
             )
 
     async def _come_to(self, marked: int, namespace: str, pods: Sequence[PodView]) -> bool:
-        """Whether the ReplicaSet counts so many marked pods within some seconds."""
-        deadline, pause = time.monotonic() + SEEN_WITHIN, FIRST_LOOK
-        while time.monotonic() < deadline:
-            await asyncio.sleep(pause)
+        """Whether the ReplicaSet counts this number of marked pods within SEEN_WITHIN."""
+        deadline, pause = self._clock.monotonic() + SEEN_WITHIN, FIRST_LOOK
+        while self._clock.monotonic() < deadline:
+            await self._clock.sleep(pause)
             if await self._counted(namespace, pods) == marked:
                 return True
             pause *= 1.5
         return False
 
     async def _counted(self, namespace: str, pods: Sequence[PodView]) -> int | None:
-        """How many of these pods their ReplicaSet counts as marked: without a label of its template.
+        """Return how many of these pods their ReplicaSet counts as marked: without a label of its template.
 
-        Its controller counts from the same memory from which it chooses whom to remove. What happens to pods reaches
-        that memory in order, so that a controller that knows of a mark knows of all that happened before.
+        Its controller counts from the same cache from which it chooses which pods to remove. Changes of pods reach
+        that cache in order, so a controller that has seen a mark has seen everything before it.
 
         Returns:
-            None when it does not count exactly these pods, or is about to change their number.
+            None when the ReplicaSet does not count exactly these pods, or is about to change their number.
         """
         replicasets = {pod.replicaset for pod in pods}
         if len(replicasets) != 1:
             return None
-        live = await self._cluster.get(replicaset_path(namespace, *replicasets))
+        live = await self._kubernetes.get(replicaset_path(namespace, *replicasets))
         status = live["status"]
         carried_out = status.get("observedGeneration", 0) >= live["metadata"]["generation"]
         if not carried_out or not live["spec"]["replicas"] == status["replicas"] == len(pods):
@@ -258,10 +266,10 @@ class Retirer:
         """Set or clear the marks.
 
         Returns:
-            On how many pods; one that is gone or about to go is passed over.
+            The number of pods that were changed. Pods that are deleted or terminating do not count.
 
         Raises:
-            ClusterError: one of them failed; by then every other request has ended, too.
+            ClusterError: one request failed. All other requests have ended by then.
         """
         body: Object = {
             "metadata": {
@@ -272,12 +280,12 @@ class Retirer:
 
         async def mark(pod: PodView) -> bool:
             try:
-                live = await self._cluster.merge(pod_path(namespace, pod.name), body)
+                live = await self._kubernetes.merge(pod_path(namespace, pod.name), body)
             except ClusterError as error:
                 if not error.not_found:
                     raise
                 return False
-            # Told to the store at once: a marked pod must not be asked again before it goes.
+            # The store learns it immediately: a marked pod must not be asked again before it is removed.
             self._store.put_pod(live)
             return not live["metadata"].get("deletionTimestamp")
 
@@ -289,20 +297,20 @@ class Retirer:
 
 
 def _outranked(staying: Sequence[PodView], leaving: Sequence[PodView]) -> Unknown | None:
-    """Whether Kubernetes would remove a pod that is to stay before one that is to leave."""
+    """Whether Kubernetes would remove a pod that must stay before one that should leave."""
     last = max(map(_rank_at_removal, leaving), default=(False, False, False))
     first = next((pod.name for pod in staying if pod.rank < last), None)
     if first is None:
         return None
     return Unknown(
         Reason.POD_NOT_READY,
-        f"Pod {first} is to stay and is not Ready. Kubernetes would remove it before the idle workers, so nobody is "
-        "removed until it is Ready.",
+        f"Pod {first} must stay and is not Ready. Kubernetes would remove it before the idle workers, so no worker "
+        "is removed until it is Ready.",
     )
 
 
 def _rank_at_removal(pod: PodView) -> tuple[bool, bool, bool]:
-    """A worker that runs may become Ready between being chosen and being removed."""
+    """The rank when Kubernetes removes pods. A running worker may become Ready until then."""
     return (True, True, True) if pod.running else pod.rank
 
 

@@ -1,6 +1,6 @@
-"""The key that retirement calls to the workers of one WorkQueue are signed with, in a Secret that it owns.
+"""The key that signs retirement calls to the workers of one WorkQueue, in a Secret that the WorkQueue owns.
 
-Place in the flow: `workload` creates it before the Deployment that mounts it; `scale` asks for it before a scale-in.
+`apply` creates the Secret before the Deployment that mounts it. `scale` reads it before a scale-in.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
-import time
 from dataclasses import dataclass, field
 from typing import Final
 
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.errors import ClusterError, ReconcileError
-from workqueue_operator.kube.client import Cluster, Object, secret_path, secrets_path
+from workqueue_operator.kube.client import Object, secret_path, secrets_path
 from workqueue_operator.names import RETIREMENT_KEY, retirement_secret_name
+from workqueue_operator.ports import Clock, Kubernetes
 from workqueue_operator.workers import render
 
 MAX_AGE: Final = 60.0
@@ -36,12 +36,13 @@ class _Known:
 class RetirementKeys:
     """Creates and reads the keys."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, kubernetes: Kubernetes, clock: Clock) -> None:
+        self._kubernetes = kubernetes
+        self._clock = clock
         self._known: dict[str, _Known] = {}
 
     def forget(self, uid: str) -> None:
-        """The WorkQueue is gone; Kubernetes deletes the Secret."""
+        """The WorkQueue is deleted. Kubernetes deletes the Secret."""
         self._known.pop(uid, None)
 
     async def ensure(self, workqueue: WorkQueue) -> None:
@@ -58,18 +59,18 @@ class RetirementKeys:
                     raise
 
     async def read(self, workqueue: WorkQueue) -> bytes:
-        """Return the key, and create the Secret if somebody deleted it.
+        """Return the key, and create the Secret again if it was deleted.
 
         Raises:
-            Trouble: a Secret of that name exists and belongs to somebody else.
+            ReconcileError: a Secret of that name exists and has another owner.
             ClusterError: the API server refused or did not answer.
         """
         known = self._known.get(workqueue.metadata.uid)
-        if known is not None and time.monotonic() - known.at < MAX_AGE:
+        if known is not None and self._clock.monotonic() - known.at < MAX_AGE:
             return known.key
         name = retirement_secret_name(workqueue.metadata.name)
         try:
-            secret = await self._cluster.get(secret_path(workqueue.metadata.namespace, name))
+            secret = await self._kubernetes.get(secret_path(workqueue.metadata.namespace, name))
         except ClusterError as error:
             if not error.not_found:
                 raise
@@ -86,16 +87,16 @@ class RetirementKeys:
     async def _create(self, workqueue: WorkQueue) -> bytes:
         key = secrets.token_hex(KEY_BYTES).encode()
         body = render.retirement_secret(workqueue, key)
-        await self._cluster.create(secrets_path(workqueue.metadata.namespace), body)
+        await self._kubernetes.create(secrets_path(workqueue.metadata.namespace), body)
         return self._keep(workqueue, key)
 
     def _keep(self, workqueue: WorkQueue, key: bytes) -> bytes:
-        self._known[workqueue.metadata.uid] = _Known(time.monotonic(), key)
+        self._known[workqueue.metadata.uid] = _Known(self._clock.monotonic(), key)
         return key
 
 
 def _decoded(secret: Object) -> bytes:
-    """The key in a Secret; empty when there is none, which no worker takes."""
+    """Return the key in a Secret; empty without one, which every worker refuses."""
     try:
         return base64.b64decode((secret.get("data") or {}).get(RETIREMENT_KEY, "")).strip()
     except binascii.Error:

@@ -1,45 +1,47 @@
-"""The Deployment that a WorkQueue scales: the one that we make, or one that a person owns.
+"""The Deployment that a WorkQueue scales: one that the operator creates, or the one of spec.workloadRef.
 
-Place in the flow: before the depth is asked. A foreign Deployment is only read, and only scaled when nothing
-else does: an HPA (also one that KEDA made) or an older WorkQueue on the same target is reported, not fought.
+The operator only reads and scales the Deployment of a workloadRef, and only while nothing else scales it. It
+reports a HorizontalPodAutoscaler (also KEDA's) or an older WorkQueue on the same Deployment, and does not compete
+with it.
 """
 
 from __future__ import annotations
 
-import time
-
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkloadRef, WorkQueue
 from workqueue_operator.errors import ClusterError, ReconcileError
-from workqueue_operator.kube.client import Cluster, Object, deployment_path
+from workqueue_operator.kube.client import Object, deployment_path
 from workqueue_operator.kube.store import Store
+from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import workload_name
+from workqueue_operator.ports import Clock, Kubernetes
 from workqueue_operator.workers.apply import Ensured, WorkloadApplier
 from workqueue_operator.workers.autoscalers import FRESH, Autoscalers
 
 
 class Targets:
-    """Finds or makes Deployments."""
+    """Finds or creates Deployments."""
 
-    def __init__(self, cluster: Cluster, store: Store, workload: WorkloadApplier) -> None:
-        self._cluster = cluster
+    def __init__(self, kubernetes: Kubernetes, store: Store, workload: WorkloadApplier, clock: Clock) -> None:
+        self._kubernetes = kubernetes
+        self._clock = clock
         self._store = store
         self._workload = workload
-        self._autoscalers = Autoscalers(cluster)
+        self._autoscalers = Autoscalers(kubernetes, clock)
 
     def forget(self, uid: str) -> None:
         """The WorkQueue is gone."""
         self._workload.forget(uid)
 
     def looks_again(self, workqueue: WorkQueue) -> float | None:
-        """After how many seconds a pass is due though nothing changed.
+        """Return the seconds until a pass is due although nothing changed.
 
-        Autoscalers are asked for, not watched; and what the API server refused is applied again.
+        The operator lists autoscalers and does not watch them. It also applies again what the API server refused.
         """
         if workqueue.spec.workload_ref is not None:
             return FRESH
         moment = self._workload.next_attempt(workqueue)
-        return None if moment is None else max(moment - time.monotonic(), 0.0)
+        return None if moment is None else max(moment - self._clock.monotonic(), 0.0)
 
     def seen(self, workqueue: WorkQueue) -> Object | None:
         """The Deployment as the store has it."""
@@ -47,8 +49,12 @@ class Targets:
         name = ref.name if ref is not None else workload_name(workqueue.metadata.name)
         return self._store.deployment(workqueue.metadata.namespace, name)
 
+    def pods(self, workqueue: WorkQueue) -> list[PodView]:
+        """The pods of the WorkQueue as the store has them."""
+        return self._store.pods_of(workqueue.key)
+
     async def ensure(self, workqueue: WorkQueue) -> Ensured | Unknown:
-        """The Deployment as it is now, made or put right where it is ours; or why there is none to scale.
+        """Return the current Deployment, created or repaired if the operator owns it; or why it cannot be scaled.
 
         Raises:
             ClusterError: the API server did not answer.
@@ -85,7 +91,7 @@ class Targets:
 
     async def _find(self, namespace: str, name: str) -> Object:
         try:
-            live = await self._cluster.get(deployment_path(namespace, name))
+            live = await self._kubernetes.get(deployment_path(namespace, name))
         except ClusterError as error:
             if not error.not_found:
                 raise

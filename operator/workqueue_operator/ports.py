@@ -1,0 +1,155 @@
+"""The four ways out of the process that a pass has: time, the API server, the broker and the workers.
+
+`clock`, `kube`, `broker` and `workers` implement them. The steps of a pass use nothing else of the outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from workqueue.contract.binding import Binding
+    from workqueue.contract.topology import BrokerVersion
+    from workqueue_operator.broker.connection import QueueCounts
+    from workqueue_operator.broker.depth_poller import PolledQueue, QueueMissing
+    from workqueue_operator.errors import ReconcileError
+    from workqueue_operator.kube.store import Key
+    from workqueue_operator.workers.client import Address, Answer, SigningKeys, WorkerStatus
+
+
+class Clock(Protocol):
+    """Time."""
+
+    def monotonic(self) -> float:
+        """Return seconds that only grow."""
+        ...
+
+    def now(self) -> datetime:
+        """Return the time of day, in UTC."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Call a function after some seconds."""
+        ...
+
+
+class Kubernetes(Protocol):
+    """The API server. Every method raises ClusterError when it refuses or does not answer."""
+
+    async def get(self, path: str, **query: str) -> dict[str, Any]:
+        """Read an object or a list."""
+        ...
+
+    async def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Create an object."""
+        ...
+
+    async def apply(
+        self, path: str, body: dict[str, Any], manager: str = ..., *, force: bool = True
+    ) -> dict[str, Any]:
+        """Apply fields server-side. Without `force`, a field of another manager is a conflict."""
+        ...
+
+    async def merge(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Write some fields of an object with a merge patch."""
+        ...
+
+    async def json_patch(self, path: str, operations: list[dict[str, Any]]) -> dict[str, Any]:
+        """Write some fields of an object with a JSON Patch."""
+        ...
+
+
+class Workers(Protocol):
+    """The endpoints of the workers. A worker that does not answer is no error."""
+
+    async def statuses(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
+        """Return the answers by pod name, without the workers that did not answer."""
+        ...
+
+    async def stopping(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
+        """The same for workers that were told to stop. A closed port means that the worker has ended."""
+        ...
+
+    async def retire(self, addresses: Iterable[Address], keys: SigningKeys) -> dict[str, Answer]:
+        """Ask workers to take no more messages for the duration of a lease."""
+        ...
+
+    async def resume(self, addresses: Iterable[Address], keys: SigningKeys) -> None:
+        """Let retired workers take messages again."""
+        ...
+
+
+class Broker(Protocol):
+    """The broker of a WorkQueue: a connection that WorkQueues may share, and the poller of its queues."""
+
+    @property
+    def broker(self) -> BrokerConnection:
+        """The connection."""
+        ...
+
+    @property
+    def poller(self) -> Poller:
+        """The poller."""
+        ...
+
+
+class BrokerConnection(Protocol):
+    """The doorbells of one connection."""
+
+    @property
+    def binding(self) -> Binding:
+        """Where the connection leads to, and as whom."""
+        ...
+
+    @property
+    def version(self) -> BrokerVersion:
+        """RabbitMQ's version."""
+        ...
+
+    def doorbell_installed_at(self, queue: str) -> float | None:
+        """Return the monotonic time of the confirmation; None without a doorbell."""
+        ...
+
+    def has_doorbell(self, queue: str) -> bool:
+        """Whether the doorbell counts among the queue's consumers."""
+        ...
+
+    async def install_doorbell(self, queue: str, *, ours: bool = True) -> bool:
+        """Install the doorbell. Returns whether the broker confirmed it."""
+        ...
+
+    def remove_doorbell(self, queue: str) -> None:
+        """Cancel the doorbell, if there is one."""
+        ...
+
+    def bell_is_silent(self, queue: str) -> bool:
+        """Whether the broker does not answer the doorbell's consumer."""
+        ...
+
+
+class Poller(Protocol):
+    """Reads the counts of queues by passive declare."""
+
+    def watch(self, key: Key, queue: str) -> PolledQueue:
+        """Poll a queue from now on."""
+        ...
+
+    async def ask(self, polled: PolledQueue) -> QueueCounts | QueueMissing | ReconcileError:
+        """Read the counts now."""
+        ...
+
+    async def look_in_passing(
+        self, key: Key, queue: str, *, warm: bool
+    ) -> QueueCounts | QueueMissing | ReconcileError | None:
+        """Return the last answer about a queue beside the work queue."""
+        ...
+
+    def forget_queue(self, key: Key, queue: str) -> None:
+        """Poll this queue no longer."""
+        ...
