@@ -14,7 +14,7 @@ from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import Cluster, Object, deployment_path
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import workload_name
-from workqueue_operator.workers.apply import Ensured, WorkloadApplier
+from workqueue_operator.workers.apply import REFUSED_AGAIN, Ensured, WorkloadApplier
 from workqueue_operator.workers.autoscalers import FRESH, Autoscalers
 
 
@@ -36,10 +36,12 @@ class Targets:
 
         Autoscalers are asked for, not watched; and what the API server refused is applied again.
         """
+        if workqueue.spec.suspend:
+            return None  # nothing is applied, so that an attempt would stay due
         if workqueue.spec.workload_ref is not None:
             return FRESH
         moment = self._workload.next_attempt(workqueue)
-        return None if moment is None else max(moment - time.monotonic(), 0.0)
+        return None if moment is None else max(moment - time.monotonic(), REFUSED_AGAIN[0])
 
     def seen(self, workqueue: WorkQueue) -> Object | None:
         """The Deployment as the store has it."""
