@@ -87,6 +87,9 @@ BACKOFF: Final = (0.5, 60.0)
 BACKOFF_AFTER_PROBLEM: Final = (1.0, 15.0)
 """Seconds: the first and the longest pause after a pass that failed, and after one that met a trouble."""
 
+UNKNOWN_AGAIN: Final = 5.0
+"""Seconds until a pass that failed before anything was known of its WorkQueue is repeated."""
+
 _SECRET_PROBLEMS: Final = frozenset({Reason.SECRET_NOT_FOUND, Reason.SECRET_INVALID, Reason.SECRET_FORBIDDEN})
 _REFUSALS: Final = frozenset(
     {Reason.AUTHENTICATION_FAILED, Reason.VIRTUAL_HOST_NOT_FOUND, Reason.PERMISSION_DENIED}
@@ -184,7 +187,7 @@ class Reconciler:
         """The pause after a failed pass; from the second failure in a row on, nothing shortens it."""
         pass_state = self._pass_states.get(key)
         if pass_state is None:
-            return NextPass(BACKOFF[1], failed=True)
+            return NextPass(max(at_least, UNKNOWN_AGAIN), failed=True)
         pass_state.failures += 1
         pause = max(at_least, delay(pass_state.failures, *BACKOFF))
         return NextPass(pause, failed=True, firm=pass_state.failures > 1)
@@ -210,7 +213,9 @@ class Reconciler:
             await self._report_unreadable(body, error, dependencies.reporter)
             return None
         if workqueue.deleting:
-            return await dependencies.finalizer.finalize(workqueue)
+            again = await dependencies.finalizer.finalize(workqueue)
+            pass_state.failures = 0
+            return again
         await dependencies.finalizer.ensure(workqueue)
         seen, delay = await self._look_and_act(workqueue, pass_state, dependencies)
         findings = status.conditions(workqueue, seen)
@@ -220,8 +225,9 @@ class Reconciler:
         put_off = await dependencies.reporter.status(
             workqueue, status.status(workqueue, seen, findings, moment), now
         )
+        pass_state.failures = 0
         if seen.problem is None:
-            pass_state.failures = 0
+            pass_state.problems = 0
         again = dependencies.targets.looks_again(workqueue)
         return min((wait for wait in (delay, put_off, again) if wait is not None), default=None)
 
@@ -349,9 +355,9 @@ class Reconciler:
             problem=unknown,
             refusal=_refusal(ensured),
         )
-        pass_state.failures += 1
+        pass_state.problems += 1
         return self._with_workload(workqueue, dependencies, seen), delay(
-            pass_state.failures, *BACKOFF_AFTER_PROBLEM
+            pass_state.problems, *BACKOFF_AFTER_PROBLEM
         )
 
     def _with_workload(

@@ -45,7 +45,8 @@ class PassState:
         last_scale: the status fields about the last change of the count.
         ready_before: when the queue was last looked at, and how many messages waited.
         growth: by how many messages a second the queue has grown lately.
-        failures: passes in a row that failed.
+        failures: passes in a row that failed at the API server, or for a reason nobody thought of.
+        problems: passes in a row that had no depth.
         retry_delays: seconds of the delay queues that exist as far as is known; None before the first look.
         missing_delays: when a delay queue that a worker had named was found missing.
         workers_asked_at: when the workers were last asked for their state.
@@ -66,6 +67,7 @@ class PassState:
     ready_before: tuple[float, int] | None = None
     growth: float = 0.0
     failures: int = 0
+    problems: int = 0
     retry_delays: set[int] | None = None
     missing_delays: dict[int, float] = field(default_factory=dict)
     workers_asked_at: float = 0.0
