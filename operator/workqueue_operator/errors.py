@@ -6,7 +6,7 @@ becomes a condition. An error carries the reason that the condition, the Event a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from workqueue_operator.api.reasons import Reason
@@ -46,6 +46,10 @@ class ReconcileError(OperatorError):
         self.message = message
 
 
+_WEBHOOK_IS_DOWN: Final = "Internal error occurred: failed calling webhook"
+"""An admission webhook that has to be asked does not answer: 500, and nothing was written."""
+
+
 class ClusterError(OperatorError):
     """The API server refused a request or did not answer it.
 
@@ -72,7 +76,7 @@ class ClusterError(OperatorError):
     @property
     def refused(self) -> bool:
         """The server said no, so that nothing was changed; otherwise it may have been."""
-        return 400 <= self.status < 500 or self.invalid  # noqa: PLR2004 - HTTP
+        return 400 <= self.status < 500 or self.denied  # noqa: PLR2004 - HTTP
 
     @property
     def invalid(self) -> bool:
@@ -85,7 +89,7 @@ class ClusterError(OperatorError):
 
         A JSON patch whose `test` operation failed answers 422 as well; only the object itself can say which it was.
         """
-        return self.forbidden or self.invalid
+        return self.forbidden or self.invalid or self.message.startswith(_WEBHOOK_IS_DOWN)
 
     @property
     def conflict(self) -> bool:

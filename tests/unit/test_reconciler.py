@@ -12,6 +12,8 @@ from workqueue_operator.clock import SystemClock
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
 from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
+from workqueue_operator.reconcile.state import PassState
+from workqueue_operator.scaling.decide import ScaleInWindow
 
 
 @pytest.fixture
@@ -60,6 +62,29 @@ async def test_each_change_begins_a_pass_after_the_start(passes: list[Key]) -> N
 
     assert passes == [("team", "jobs")]
     await queue.stop(5)
+
+
+def test_pass_without_a_broker_does_not_count_as_a_failure_at_the_api_server() -> None:
+    """Otherwise the first 429 after a broker outage would make the WorkQueue wait for a minute, doorbell or not."""
+    queue = ReconcileQueue(SystemClock())
+    reconciler = reconciler_of(queue, Store(queue.add))
+    state = reconciler._pass_states["team", "jobs"] = PassState("uid-1", ScaleInWindow(0.0))
+    state.problems = 20
+
+    due = reconciler._failed(("team", "jobs"))
+
+    assert not due.firm
+    assert due.after is not None
+    assert due.after < 1
+
+
+def test_first_pass_that_fails_is_repeated_soon() -> None:
+    queue = ReconcileQueue(SystemClock())
+
+    after = reconciler_of(queue, Store(queue.add))._failed(("team", "new")).after
+
+    assert after is not None
+    assert after <= 5
 
 
 async def queue_turn() -> None:

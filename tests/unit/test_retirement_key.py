@@ -101,6 +101,13 @@ async def test_unreadable_key_is_empty(cluster: ApiServer, data: Any) -> None:
     assert await RetirementKeys(cluster, SystemClock()).read(workqueue()) == b""
 
 
+async def test_quota_that_is_full_does_not_hide_the_secret_that_exists(cluster: ApiServer) -> None:
+    """A quota refuses an object before its name is looked at."""
+    await RetirementKeys(cluster, SystemClock()).ensure(workqueue())
+    cluster.answer("POST", "/secrets", ClusterError(403, "exceeded quota: secrets"))
+    await RetirementKeys(cluster, SystemClock()).ensure(workqueue())
+
+
 async def test_refused_secret_is_named(cluster: ApiServer) -> None:
     cluster.answer(
         "POST", "/secrets", ClusterError(403, 'secrets is forbidden: User "operator" cannot create')

@@ -369,3 +369,10 @@ def test_a_new_condition_gets_the_time_of_now() -> None:
     found = fields(seen())
     assert {condition["lastTransitionTime"] for condition in found["conditions"]} == {NOW}
     assert {condition["observedGeneration"] for condition in found["conditions"]} == {3}
+
+
+@pytest.mark.parametrize("reason", [Reason.NAME_CONFLICT, Reason.WORKLOAD_REFUSED])
+def test_scale_in_without_a_retirement_key_is_named(reason: Reason) -> None:
+    given = seen(deployment=deployment(3), decision=Hold(0, reason, "The Secret is somebody else's."))
+    scaling = conditions(workqueue(), given)[ConditionType.SCALING_ACTIVE]
+    assert (scaling.status, scaling.reason) == ("False", reason)

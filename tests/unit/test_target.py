@@ -93,3 +93,14 @@ async def test_an_api_server_that_is_away_is_no_autoscaler(cluster: FakeCluster,
     cluster.answer("GET", "/horizontalpodautoscalers", ClusterError(0, "no answer"))
     with pytest.raises(ClusterError):
         await targets.ensure(OURS)
+
+
+async def test_refusal_wakes_no_suspended_workqueue(cluster: FakeCluster, targets: Targets) -> None:
+    """Nothing is applied then, so that its next attempt would be due for ever, at once."""
+    cluster.answer("POST", "/secrets", {})
+    cluster.answer("PATCH", "/deployments/jobs-worker", ClusterError(403, "quota"))
+    await targets.ensure(workqueue())
+    soon = targets.looks_again(workqueue())
+    assert soon is not None
+    assert soon >= 1
+    assert targets.looks_again(workqueue(suspend=True)) is None

@@ -235,3 +235,15 @@ async def test_corrected_template_is_applied_without_waiting(
 
     assert ensured.refusal is None
     assert ensured.deployment is not made
+
+
+@pytest.mark.parametrize("path", ["/secrets", "/poddisruptionbudgets/jobs-worker"])
+async def test_webhook_that_is_down_for_a_side_object_does_not_stop_the_scaling(
+    path: str, cluster: FakeCluster, workload: WorkloadApplier
+) -> None:
+    down = ClusterError(500, 'Internal error occurred: failed calling webhook "x.example.com": refused')
+    for method in ("POST", "PATCH"):
+        cluster.answer(method, path, down)
+    ensured = await workload.ensure(workqueue(), None)
+    assert ensured.refusal is not None
+    assert "failed calling webhook" in ensured.refusal.message

@@ -79,6 +79,9 @@ BACKOFF: Final = (0.5, 60.0)
 BACKOFF_AFTER_PROBLEM: Final = (1.0, 15.0)
 """Seconds: the first and the longest pause after a pass that ended with a ReconcileError."""
 
+UNKNOWN_AGAIN: Final = 5.0
+"""Seconds until a pass that failed before anything was known of its WorkQueue is repeated."""
+
 _SECRET_PROBLEMS: Final = frozenset({Reason.SECRET_NOT_FOUND, Reason.SECRET_INVALID, Reason.SECRET_FORBIDDEN})
 _REFUSALS: Final = frozenset(
     {Reason.AUTHENTICATION_FAILED, Reason.VIRTUAL_HOST_NOT_FOUND, Reason.PERMISSION_DENIED}
@@ -159,7 +162,7 @@ class Reconciler:
         """The pause after a failed pass. From the second failure in a row on, nothing shortens it."""
         state = self._pass_states.get(key)
         if state is None:
-            return NextPass(BACKOFF[1], failed=True)
+            return NextPass(max(at_least, UNKNOWN_AGAIN), failed=True)
         state.failures += 1
         pause = max(at_least, delay(state.failures, *BACKOFF))
         return NextPass(pause, failed=True, firm=state.failures > 1)
@@ -186,7 +189,9 @@ class Reconciler:
             await self._report_unreadable(body, error)
             return None
         if workqueue.deleting:
-            return await parts.finalizer.finalize(workqueue)
+            again = await parts.finalizer.finalize(workqueue)
+            state.failures = 0
+            return again
         await parts.finalizer.ensure(workqueue)
         outcome, due = await self._gather_and_scale(workqueue, state)
         findings = status.conditions(workqueue, outcome)
@@ -196,8 +201,9 @@ class Reconciler:
         put_off = await parts.reporter.status(
             workqueue, status.status(workqueue, outcome, findings, moment), now
         )
+        state.failures = 0
         if outcome.problem is None:
-            state.failures = 0
+            state.problems = 0
         again = parts.targets.looks_again(workqueue)
         return min((wait for wait in (due, put_off, again) if wait is not None), default=None)
 
@@ -321,8 +327,8 @@ class Reconciler:
             problem=unknown,
             refusal=ensured if isinstance(ensured, Unknown) else ensured.refusal,
         )
-        state.failures += 1
-        pause = delay(state.failures, *BACKOFF_AFTER_PROBLEM)
+        state.problems += 1
+        pause = delay(state.problems, *BACKOFF_AFTER_PROBLEM)
         return self._with_workload(workqueue, outcome), pause
 
     def _decide(self, workqueue: WorkQueue, state: PassState, seen: Observation) -> Decision:

@@ -24,7 +24,8 @@ class PassState:
         declared: the connection and the digest of the spec for which the queues were last declared.
         queue: the result of that declaration.
         last_scale: the status fields about the last change of the count.
-        failures: failed passes in a row.
+        failures: passes in a row that raised an error, such as one of the API server.
+        problems: passes in a row that had no depth.
     """
 
     uid: str
@@ -33,6 +34,7 @@ class PassState:
     queue: Finding | None = None
     last_scale: dict[str, str] = field(default_factory=dict)
     failures: int = 0
+    problems: int = 0
     gathered: GatherState = field(default_factory=GatherState)
     scaled: ScaleState = field(default_factory=ScaleState)
     retries: RetryState = field(default_factory=RetryState)

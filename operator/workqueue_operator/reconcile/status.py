@@ -21,7 +21,15 @@ PENDING: Final = frozenset({Reason.DEPTH_PENDING, Reason.WORKERS_STARTING})
 
 _STANDING_STILL: Final = frozenset({Reason.SUSPENDED, Reason.PINNED, Reason.DELETING})
 _COUNT_REFUSED: Final = frozenset({Reason.COUNT_REFUSED, Reason.API_FORBIDDEN})
-_CANNOT_SHRINK: Final = frozenset({Reason.RETIRE_UNREACHABLE, Reason.UNACKNOWLEDGED_UNKNOWN})
+_CANNOT_SHRINK: Final = frozenset(
+    {
+        Reason.RETIRE_UNREACHABLE,
+        Reason.UNACKNOWLEDGED_UNKNOWN,
+        # There is no key that workers could be asked to leave with.
+        Reason.NAME_CONFLICT,
+        Reason.WORKLOAD_REFUSED,
+    }
+)
 _WORTH_SAYING: Final = frozenset(
     {
         Reason.AT_MAXIMUM,

@@ -55,7 +55,10 @@ class RetirementKeys:
             try:
                 await self._create(workqueue)
             except ClusterError as error:
-                if error.status != _CONFLICT:
+                if error.status == _CONFLICT:
+                    return
+                # A quota or a policy refuses an object before the API server looks whether it exists.
+                if not (error.denied and await self._exists(workqueue)):
                     raise
 
     async def read(self, workqueue: WorkQueue) -> bytes:
@@ -83,6 +86,14 @@ class RetirementKeys:
                 "the key that it signs its calls to the workers with. Delete or rename the Secret.",
             )
         return self._keep(workqueue, _decoded(secret))
+
+    async def _exists(self, workqueue: WorkQueue) -> bool:
+        name = retirement_secret_name(workqueue.metadata.name)
+        try:
+            await self._kubernetes.get(secret_path(workqueue.metadata.namespace, name))
+        except ClusterError:
+            return False
+        return True
 
     async def _create(self, workqueue: WorkQueue) -> bytes:
         key = secrets.token_hex(KEY_BYTES).encode()

@@ -15,7 +15,7 @@ from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import workload_name
 from workqueue_operator.ports import Clock, Kubernetes
-from workqueue_operator.workers.apply import Ensured, WorkloadApplier
+from workqueue_operator.workers.apply import REFUSED_AGAIN, Ensured, WorkloadApplier
 from workqueue_operator.workers.autoscalers import FRESH, Autoscalers
 
 
@@ -38,10 +38,12 @@ class Targets:
 
         The operator lists autoscalers and does not watch them. It also applies again what the API server refused.
         """
+        if workqueue.spec.suspend:
+            return None  # nothing is applied, so that an attempt would stay due
         if workqueue.spec.workload_ref is not None:
             return FRESH
         moment = self._workload.next_attempt(workqueue)
-        return None if moment is None else max(moment - self._clock.monotonic(), 0.0)
+        return None if moment is None else max(moment - self._clock.monotonic(), REFUSED_AGAIN[0])
 
     def seen(self, workqueue: WorkQueue) -> Object | None:
         """The Deployment as the store has it."""
