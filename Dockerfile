@@ -1,5 +1,5 @@
-# One image serves the operator and the workers. It is built by docker, and by buildah with --isolation chroot.
-# The base needs python3 (3.11 or later) with venv, and nothing else.
+# One image for the operator and the workers. Build it with docker, or with buildah and --isolation chroot. The base
+# only needs python3 (3.11 or later) with venv.
 ARG BASE_IMAGE=python:3.13-slim
 
 FROM ${BASE_IMAGE} AS dependencies
@@ -7,8 +7,8 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off PIP_
 RUN python3 -m venv /opt/venv
 COPY requirements.lock /src/
 RUN /opt/venv/bin/pip install --require-hashes --no-deps --no-compile --requirement /src/requirements.lock
-# Compiled once here: the root file system is read-only where the image runs, and each start is faster.
-# Unchecked, since whatever copies layers may change the time stamps that a check would go by.
+# Compile once here: at run time the root file system is read-only, and each start is faster. Unchecked, because tools
+# that copy layers may change the time stamps that a check would use.
 RUN /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
 
 FROM dependencies AS project
@@ -19,14 +19,14 @@ COPY pyproject.toml README.md LICENSE /src/
 COPY kubectl /src/kubectl
 COPY operator /src/operator
 COPY worker /src/worker
-# A tree of its own, so that a change of the project changes only a small layer of the image.
+# A separate tree, so that a change of the project changes only a small layer of the image.
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /src/dist /src \
     && /opt/venv/bin/pip install --no-deps --no-compile --prefix /opt/project /src/dist/*.whl \
     && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash \
         -s /opt/project -p /opt/venv /opt/project/lib
 
 FROM ${BASE_IMAGE}
-# The name, since libraries ask for it and the user id may be any: it need not stand in /etc/passwd.
+# Libraries look up the user's name, and the user id may be any number, without an entry in /etc/passwd.
 ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     LOGNAME=workqueue \
     HOME=/tmp \
@@ -34,7 +34,7 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     PYTHONUNBUFFERED=1
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=project /opt/project /opt/venv
-# Where an image built from this one puts its handlers.
+# An image that is built from this one puts its handlers here.
 RUN mkdir /app
 WORKDIR /app
 USER 65532:65532

@@ -1,4 +1,4 @@
-"""An async handler: many slow things at once in one process, such as calls to other services.
+"""An async handler: many concurrent slow calls in one process, for instance to other services.
 
 workqueue run pages:fetch --queue pages --declare --concurrency 50
 workqueue send --queue pages '{"host": "example.org"}'
@@ -10,8 +10,8 @@ from workqueue import Message, Reject, Retry
 
 
 async def fetch(message: Message) -> None:
-    """Ask a web server for its front page and print the first line of the answer."""
-    job = message.json()  # a body that is no JSON goes to the dead-letter queue by itself
+    """Request the front page of a web server and print the first line of the response."""
+    job = message.json()  # a body that is not JSON becomes a dead letter
     if "host" not in job:
         raise Reject("the job names no host")
     try:

@@ -10,7 +10,7 @@ from workqueue import Message
 
 
 def handle(message: Message) -> None:
-    """Each character of the text is a tenth of a second of work."""
+    """Work for a tenth of a second per character of the text."""
     text = message.text()
     print(f" [x] Received {text}", flush=True)
     time.sleep(len(text) / 10)

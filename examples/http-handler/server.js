@@ -1,4 +1,4 @@
-// An HTTP handler: a server in any language, beside the worker in the same pod.
+// An HTTP handler: a server in any language, in the same pod as the worker.
 //
 //     PORT=8080 node server.js
 //     workqueue run --http http://localhost:8080/jobs --queue letters --declare
@@ -28,5 +28,5 @@ const server = http.createServer((request, response) => {
 });
 
 server.listen(Number(process.env.PORT || 8080), '127.0.0.1');
-// The worker is stopped first and still needs us for what it is handling: end when that is done.
+// The worker stops first and still needs this server for its last messages: end after the last response.
 process.on('SIGTERM', () => server.close());

@@ -1,15 +1,15 @@
-"""Counts the words of documents: the handler of `make demo`, and an example of a handler that publishes.
+"""Count the words of documents: the handler of `make demo`, and an example of a handler that publishes.
 
-Each message is the text of a document. The counts go to the queue that the message names in its property
-`reply_to`, and are confirmed there before the handler returns; only then is the message acknowledged. So a
-document is counted at least once, whatever dies; `correlation_id` tells which document a result is for.
+Each message is the text of a document. The handler publishes the counts to the queue in the message's property
+`reply_to`, and waits for the confirmation. The worker acknowledges the message after that. So each document is
+counted at least once, whatever crashes. The `correlation_id` of a result identifies its document.
 
     workqueue run wordcount:handle --queue wordcount --declare      # in this folder
     workqueue send --queue wordcount --files /usr/share/common-licenses/*
 
 Environment:
-    WORDCOUNT_SECONDS: pause for each document, in seconds, 0 by default. To count words takes no time; the
-        demo asks for a pause to stand for real work.
+    WORDCOUNT_SECONDS: pause for each document, in seconds, 0 by default. Counting words takes no time, so the demo
+        sets a pause that stands for real work.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def count(body: bytes) -> dict[str, Any]:
-    """What is in a document: lines, words, different words, bytes, and the word that is there most often."""
+    """Return the lines, words, distinct words and bytes of a document, and its most frequent word."""
     words = re.findall(r"\w+", body.decode().lower())
     ranking = sorted(Counter(words).items(), key=lambda entry: (-entry[1], entry[0]))
     return {
@@ -48,9 +48,9 @@ def count(body: bytes) -> dict[str, Any]:
 
 
 def handle(message: Message) -> None:
-    """Count one document and send the result to where the message wants it; without such a place, log it.
+    """Count one document and publish the result to the queue in `reply_to`; without one, log it.
 
-    What goes wrong is raised, and the message is tried again later.
+    Any error is raised, and the worker retries the message later.
     """
     time.sleep(PAUSE_SECONDS)
     result = count(message.body)
@@ -74,7 +74,7 @@ def _publisher() -> Publisher:
 
 
 def _binding() -> Binding:
-    """The Secret that is mounted into the pod, or on a laptop the same URL that the worker uses."""
+    """Return the connection of the mounted Secret; on a laptop, of the URL that the worker uses."""
     if folder := os.environ.get("WORKQUEUE_BINDING"):
         return from_folder(Path(folder))
     return from_url(os.environ.get("WORKQUEUE_URL", DEFAULT_URL))

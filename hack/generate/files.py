@@ -19,7 +19,7 @@ from typing import Any, Final
 import yaml
 
 from hack.cluster import toolchain
-from hack.generate import conditions, dashboard, metrics, reference, values
+from hack.generate import conditions, dashboard, metrics, packages, reference, values
 from workqueue import __version__
 from workqueue_operator.api import crd
 
@@ -136,6 +136,8 @@ FILES: Final = (
     Generated(ROOT / "docs" / "reference.md", reference.page),
     Generated(ROOT / "docs" / "conditions.md", conditions.page),
     Generated(ROOT / "docs" / "metrics.md", metrics.page),
+    Generated(ROOT / "docs" / "images" / "packages.svg", packages.packages_picture),
+    Generated(ROOT / "docs" / "images" / "pass.svg", packages.pass_picture),
     Generated(CHART / "files" / "dashboard.json", dashboard.text),
     Generated(CHART / "Chart.yaml", chart_yaml),
     Generated(CHART / "values.schema.json", values_schema),

@@ -1,6 +1,6 @@
--- The health of a WorkQueue for Argo CD: put it into argocd-cm as
+-- The health of a WorkQueue for Argo CD. Put this script into argocd-cm as
 -- resource.customizations.health.workqueue.dev_WorkQueue.
-local health = { status = "Progressing", message = "The operator has not looked at it yet." }
+local health = { status = "Progressing", message = "The operator has not reconciled it yet." }
 
 if obj.metadata.deletionTimestamp ~= nil then
   health.message = "It is being deleted."
