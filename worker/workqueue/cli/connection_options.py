@@ -17,6 +17,7 @@ from typing import Final
 
 from workqueue.contract.binding import DEFAULT_URL, Binding, from_folder, from_url
 from workqueue.contract.errors import BindingError
+from workqueue.contract.worker_api import Variable
 
 BAD_USAGE: Final = 2
 
@@ -25,13 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--url` and `--binding`."""
     group = parser.add_argument_group("connection")
     group.add_argument(
-        "--url", metavar="URL", help=f"amqp[s]://user:password@host:port/vhost (WORKQUEUE_URL; {DEFAULT_URL})"
+        "--url",
+        metavar="URL",
+        help=f"amqp[s]://user:password@host:port/vhost ({Variable.URL}; {DEFAULT_URL})",
     )
     group.add_argument(
         "--binding",
         metavar="FOLDER",
         type=Path,
-        help="mounted Secret with host, username, password, ... (WORKQUEUE_BINDING, SERVICE_BINDING_ROOT)",
+        help="mounted Secret with host, username, password, ..."
+        f" ({Variable.BINDING}, {Variable.SERVICE_BINDING_ROOT})",
     )
 
 
@@ -62,14 +66,14 @@ def _source(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Ca
     if url and folder:
         raise BindingError("Give --url or --binding, not both.")
     if not url and not folder:
-        url = environment.get("WORKQUEUE_URL")
-        folder = environment.get("WORKQUEUE_BINDING")
+        url = environment.get(Variable.URL)
+        folder = environment.get(Variable.BINDING)
     if url:
         return partial(from_url, url)
     if folder:
         return partial(from_folder, Path(folder))
-    if environment.get("SERVICE_BINDING_ROOT"):
-        return partial(from_folder, _only_binding(Path(environment["SERVICE_BINDING_ROOT"])))
+    if environment.get(Variable.SERVICE_BINDING_ROOT):
+        return partial(from_folder, _only_binding(Path(environment[Variable.SERVICE_BINDING_ROOT])))
     return partial(from_url, DEFAULT_URL)
 
 

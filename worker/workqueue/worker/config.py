@@ -20,10 +20,10 @@ from workqueue.contract import binding as bindings
 from workqueue.contract.binding import Binding
 from workqueue.contract.errors import BindingError
 from workqueue.contract.topology import DEFAULT_DELIVERY_LIMIT, Exchange, QueueSettings, QueueType
+from workqueue.contract.worker_api import PORT, Variable
 from workqueue.worker.errors import ConfigurationError
 from workqueue.worker.handlers.outcome import LONGEST_DELAY_SECONDS, RetryPolicy
 
-DEFAULT_PORT: Final = 8090
 DEFAULT_TIMEOUT_SECONDS: Final = 300.0
 DEFAULT_TERMINATION_LOG: Final = Path("/dev/termination-log")
 MAX_CONCURRENCY: Final = 1_000
@@ -134,7 +134,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
     """
     reader = _Reader(flags, environment)
     handler = reader.handler()
-    queue = reader.text("queue", "WORKQUEUE_QUEUE")
+    queue = reader.text("queue", Variable.QUEUE)
     if not queue:
         swallowed = isinstance(handler, ExecHandler) and any(
             word.partition("=")[0] == "--queue" for word in handler.command
@@ -145,10 +145,10 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         )
     elif len(queue.encode()) > 255:  # noqa: PLR2004 - AMQP's short string
         reader.mistakes.append("The queue's name is longer than 255 bytes.")
-    queue_type = reader.read("queue_type", "WORKQUEUE_QUEUE_TYPE", QueueType.QUORUM, _queue_type)
-    exchange = reader.text("exchange", "WORKQUEUE_EXCHANGE")
-    declare = reader.read("declare", "WORKQUEUE_DECLARE", False, _boolean)
-    delivery_limit = reader.read("delivery_limit", "WORKQUEUE_DELIVERY_LIMIT", None, _count)
+    queue_type = reader.read("queue_type", Variable.QUEUE_TYPE, QueueType.QUORUM, _queue_type)
+    exchange = reader.text("exchange", Variable.EXCHANGE)
+    declare = reader.read("declare", Variable.DECLARE, False, _boolean)
+    delivery_limit = reader.read("delivery_limit", Variable.DELIVERY_LIMIT, None, _count)
     if queue_type is QueueType.CLASSIC and delivery_limit is not None:
         reader.mistakes.append(
             "A Classic queue has no delivery limit, since RabbitMQ counts deliveries on quorum queues only; "
@@ -156,10 +156,10 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         )
     elif delivery_limit is None and declare and queue_type is QueueType.QUORUM:
         delivery_limit = DEFAULT_DELIVERY_LIMIT
-    timeout = reader.read("timeout", "WORKQUEUE_TIMEOUT_SECONDS", DEFAULT_TIMEOUT_SECONDS, _seconds)
-    port = reader.read("port", "WORKQUEUE_PORT", None, _port)
-    pod_uid = environment.get("WORKQUEUE_POD_UID") or None
-    key_file = environment.get("WORKQUEUE_RETIREMENT_KEY_FILE")
+    timeout = reader.read("timeout", Variable.TIMEOUT_SECONDS, DEFAULT_TIMEOUT_SECONDS, _seconds)
+    port = reader.read("port", Variable.PORT, None, _port)
+    pod_uid = environment.get(Variable.POD_UID) or None
+    key_file = environment.get(Variable.RETIREMENT_KEY_FILE)
     url, folder = reader.place()
     config = RunConfig(
         handler=handler,
@@ -171,24 +171,24 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         ),
         declare=declare,
         retry=RetryPolicy(
-            reader.read("max_attempts", "WORKQUEUE_MAX_ATTEMPTS", 5, _count),
-            reader.read("delays", "WORKQUEUE_DELAYS_SECONDS", (1, 10, 60), _delays),
+            reader.read("max_attempts", Variable.MAX_ATTEMPTS, 5, _count),
+            reader.read("delays", Variable.DELAYS_SECONDS, (1, 10, 60), _delays),
         ),
         delivery_limit=delivery_limit,
-        wake_deliveries=reader.read("wake_deliveries", "WORKQUEUE_WAKE_DELIVERIES", 0, _count),
+        wake_deliveries=reader.read("wake_deliveries", Variable.WAKE_DELIVERIES, 0, _count),
         timeout_seconds=timeout,
-        concurrency=reader.read("concurrency", "WORKQUEUE_CONCURRENCY", 1, _concurrency),
-        grace_seconds=reader.read("grace", "WORKQUEUE_GRACE_SECONDS", timeout, _seconds_or_none),
-        port=DEFAULT_PORT if port is None else port,
+        concurrency=reader.read("concurrency", Variable.CONCURRENCY, 1, _concurrency),
+        grace_seconds=reader.read("grace", Variable.GRACE_SECONDS, timeout, _seconds_or_none),
+        port=PORT if port is None else port,
         port_is_default=port is None,
         url=url,
         binding_folder=folder,
         pod_uid=pod_uid,
-        worker_name=environment.get("WORKQUEUE_POD_NAME") or f"{socket.gethostname()}:{os.getpid()}",
-        log_format=reader.read("log_format", "WORKQUEUE_LOG_FORMAT", None, _log_format),
-        log_level=reader.read("log_level", "WORKQUEUE_LOG_LEVEL", "INFO", _log_level),
-        heartbeat_seconds=reader.read("heartbeat", "WORKQUEUE_HEARTBEAT_SECONDS", None, _heartbeat),
-        termination_log=Path(environment.get("WORKQUEUE_TERMINATION_LOG") or DEFAULT_TERMINATION_LOG),
+        worker_name=environment.get(Variable.POD_NAME) or f"{socket.gethostname()}:{os.getpid()}",
+        log_format=reader.read("log_format", Variable.LOG_FORMAT, None, _log_format),
+        log_level=reader.read("log_level", Variable.LOG_LEVEL, "INFO", _log_level),
+        heartbeat_seconds=reader.read("heartbeat", Variable.HEARTBEAT_SECONDS, None, _heartbeat),
+        termination_log=Path(environment.get(Variable.TERMINATION_LOG) or DEFAULT_TERMINATION_LOG),
         retirement_key_file=Path(key_file) if key_file else None,
     )
     if reader.mistakes:
@@ -227,9 +227,9 @@ class _Reader:
         flags = {kind: getattr(self._flags, kind, None) or None for kind in ("handler", "exec", "http")}
         if not any(flags.values()):
             flags = {
-                "handler": self._environment.get("WORKQUEUE_HANDLER_PYTHON") or None,
+                "handler": self._environment.get(Variable.HANDLER_PYTHON) or None,
                 "exec": self._command(),
-                "http": self._environment.get("WORKQUEUE_HANDLER_HTTP") or None,
+                "http": self._environment.get(Variable.HANDLER_HTTP) or None,
             }
         named = [kind for kind, value in flags.items() if value]
         if len(named) != 1:
@@ -253,8 +253,8 @@ class _Reader:
     def place(self) -> tuple[str | None, Path | None]:
         """The broker's URL, or the folder of a Service Binding."""
         flag_url, flag_folder = getattr(self._flags, "url", None), getattr(self._flags, "binding", None)
-        folder_text = flag_folder or (None if flag_url else self._environment.get("WORKQUEUE_BINDING"))
-        url = flag_url or (None if folder_text else self._environment.get("WORKQUEUE_URL")) or None
+        folder_text = flag_folder or (None if flag_url else self._environment.get(Variable.BINDING))
+        url = flag_url or (None if folder_text else self._environment.get(Variable.URL)) or None
         if flag_url and flag_folder:
             self.mistakes.append("Use either --url or --binding, not both.")
         folder = Path(folder_text) if folder_text else None
@@ -270,7 +270,7 @@ class _Reader:
         return url, folder
 
     def _service_binding(self) -> Path | None:
-        root = self._environment.get("SERVICE_BINDING_ROOT")
+        root = self._environment.get(Variable.SERVICE_BINDING_ROOT)
         if not root:
             return None
         types = sorted(Path(root).glob("*/type"))
@@ -282,7 +282,7 @@ class _Reader:
         return found[0] if len(found) == 1 else None
 
     def _command(self) -> list[str] | None:
-        text = self._environment.get("WORKQUEUE_HANDLER_EXEC")
+        text = self._environment.get(Variable.HANDLER_EXEC)
         if not text:
             return None
         try:

@@ -20,10 +20,11 @@ from socketserver import TCPServer
 from typing import Any, Final
 
 from workqueue import __version__
-from workqueue.contract import signing
+from workqueue.contract import signing, worker_api
 from workqueue.contract.errors import BindingError
 from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
 from workqueue.contract.signing import Purpose
+from workqueue.contract.worker_api import StatusField
 from workqueue.worker.metrics import Exposition
 from workqueue.worker.retirement import LEASE_SECONDS, Retirement
 from workqueue.worker.runtime import Runtime
@@ -99,20 +100,20 @@ class Endpoint:
         runtime, now = self.runtime, time.monotonic()
         # Without the lock of the I/O: an answer must not depend on what the connection does.
         return {
-            "queue": runtime.config.queue,
-            "slots": runtime.slot_count,
-            "busy": runtime.busy(),
-            "consuming": runtime.consuming,
-            "retired": self.retirement is not None and self.retirement.active,
-            "handled": runtime.recent.total_count,
-            "meanHandlerSeconds": runtime.recent.mean_seconds(),
-            "recentHandlerSeconds": runtime.recent.recent_seconds(now),
-            "arrivalPerSecond": runtime.recent.arrivals_per_second(now),
-            "connected": runtime.connection.is_open,
-            "lastError": runtime.last_error,
-            "retryDelaysSeconds": runtime.retry_delays_seconds,
-            "uptimeSeconds": round(now - runtime.started, 3),
-            "version": __version__,
+            StatusField.QUEUE: runtime.config.queue,
+            StatusField.SLOTS: runtime.slot_count,
+            StatusField.BUSY: runtime.busy(),
+            StatusField.CONSUMING: runtime.consuming,
+            StatusField.RETIRED: self.retirement is not None and self.retirement.active,
+            StatusField.HANDLED: runtime.recent.total_count,
+            StatusField.MEAN_HANDLER_SECONDS: runtime.recent.mean_seconds(),
+            StatusField.RECENT_HANDLER_SECONDS: runtime.recent.recent_seconds(now),
+            StatusField.ARRIVAL_PER_SECOND: runtime.recent.arrivals_per_second(now),
+            StatusField.CONNECTED: runtime.connection.is_open,
+            StatusField.LAST_ERROR: runtime.last_error,
+            StatusField.RETRY_DELAYS_SECONDS: runtime.retry_delays_seconds,
+            StatusField.UPTIME_SECONDS: round(now - runtime.started, 3),
+            StatusField.VERSION: __version__,
         }
 
 
@@ -231,15 +232,15 @@ class _Request(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         endpoint = self.server.endpoint
         match self.path.partition("?")[0]:
-            case "/livez":
+            case worker_api.LIVE_PATH:
                 reason = endpoint.dead_because()
                 code = HTTPStatus.OK if reason is None else HTTPStatus.SERVICE_UNAVAILABLE
                 self._answer(code, {"live": reason is None, "reason": reason})
-            case "/readyz":
+            case worker_api.READY_PATH:
                 self._answer(HTTPStatus.OK, {"ready": True})
-            case "/status":
+            case worker_api.STATUS_PATH:
                 self._answer(HTTPStatus.OK, endpoint.status())
-            case "/metrics":
+            case worker_api.METRICS_PATH:
                 self._send(HTTPStatus.OK, endpoint.exposition.content_type, endpoint.exposition.render())
             case _:
                 self._not_found()
@@ -253,7 +254,7 @@ class _Request(BaseHTTPRequestHandler):
     def _retire(self, purpose: Purpose) -> None:
         self.close_connection = True  # a body, which nobody needs, would be read as the next request
         retirement = self.server.endpoint.retirement
-        if self.path != "/retire" or retirement is None:
+        if self.path != worker_api.RETIRE_PATH or retirement is None:
             self._not_found()
             return
         try:
