@@ -11,6 +11,7 @@ import pytest
 
 from workqueue.cli.run import add_arguments
 from workqueue.contract.topology import QueueType
+from workqueue.contract.worker_api import Variable
 from workqueue.worker import config as config_module
 from workqueue.worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
 from workqueue.worker.errors import ConfigurationError
@@ -117,7 +118,7 @@ def test_every_environment_variable_in_the_help_is_read() -> None:
 
     source = Path(config_module.__file__).read_text()
 
-    assert {name for name in named if f'"{name}"' not in source} == set()
+    assert {name for name in named if f"Variable.{Variable(name).name}" not in source} == set()
 
 
 WRONG = {

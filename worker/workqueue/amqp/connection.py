@@ -12,9 +12,6 @@ itself, from another thread take it or use `call()`.
 from __future__ import annotations
 
 import logging
-import os
-import re
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,11 +23,13 @@ import pika.exceptions
 from pika.adapters.select_connection import SelectConnection
 
 from workqueue import __version__
+from workqueue.amqp import tls
 from workqueue.amqp.backoff import STEADY_SECONDS, Backoff
-from workqueue.amqp.errors import BrokerError
+from workqueue.amqp.errors import BrokerError, describe
 from workqueue.amqp.frame_limits import BoundedFrames
 from workqueue.amqp.io_loop import Loop, Timer, does_io
-from workqueue.contract.binding import TLS, Binding
+from workqueue.amqp.parameters import connection_parameters
+from workqueue.contract.binding import Binding
 from workqueue.contract.errors import BindingError
 from workqueue.contract.topology import BrokerVersion
 
@@ -231,8 +230,8 @@ class Connection:
         try:
             binding = self._binding_source()
             host, port = binding.addresses[self._address % len(binding.addresses)]
-            parameters = self._parameters(binding, host, port)
-        except (BindingError, ssl.SSLError, OSError) as error:
+            parameters = self._parameters(binding, (host, port))
+        except (BindingError, OSError, *tls.UNUSABLE) as error:
             self._failed(f"the connection data cannot be used: {error}", 1, None)
             return
         addresses = len(binding.addresses)
@@ -247,30 +246,17 @@ class Connection:
             custom_ioloop=self.loop,
         )
 
-    def _parameters(self, binding: Binding, host: str, port: int) -> pika.ConnectionParameters:
-        tls = binding.tls
-        credentials: Any
-        if binding.username:
-            credentials = pika.PlainCredentials(binding.username, binding.password)
-        else:
-            credentials = pika.credentials.ExternalCredentials()
-        return pika.ConnectionParameters(
-            host=host,
-            port=port,
-            virtual_host=binding.virtual_host,
-            credentials=credentials,
-            ssl_options=pika.SSLOptions(tls_context(tls), tls.server_name or host) if tls else None,
+    def _parameters(self, binding: Binding, address: tuple[str, int]) -> pika.ConnectionParameters:
+        return connection_parameters(
+            binding,
+            address,
+            tls.context(binding.tls) if binding.tls else None,
+            {"connection_name": self.name, "product": "workqueue-operator", "version": __version__},
             heartbeat=binding.heartbeat_seconds or HEARTBEAT_SECONDS,
             tcp_options=KEEPALIVE,
             blocked_connection_timeout=self._blocked_timeout_seconds,
             socket_timeout=CONNECT_TIMEOUT_SECONDS,
             stack_timeout=HANDSHAKE_TIMEOUT_SECONDS,
-            connection_attempts=1,
-            client_properties={
-                "connection_name": self.name,
-                "product": "workqueue-operator",
-                "version": __version__,
-            },
         )
 
     def _opened(self, opened: SelectConnection, binding: Binding) -> None:
@@ -371,56 +357,3 @@ class Connection:
         # What went wrong half-way may have left pika in any state: only a new connection is known to be good.
         logger.error("An I/O callback failed; connecting again.", exc_info=error)
         self.abort(f"an I/O callback failed: {error!r}")
-
-
-def tls_context(tls: TLS) -> ssl.SSLContext:
-    """The context for a private authority and a client certificate that exist only as PEM texts.
-
-    Raises:
-        ssl.SSLError, OSError: the texts are no certificates or no matching key.
-    """
-    context = ssl.create_default_context(cadata=tls.authority or None)
-    if tls.certificate:
-        with _as_file(f"{tls.certificate.strip()}\n{tls.private_key.strip()}\n") as path:
-            context.load_cert_chain(path)
-    return context
-
-
-@contextmanager
-def _as_file(text: str) -> Iterator[str]:
-    """The ssl module reads certificates from files only. In memory where there is a way: the root may be
-    read-only, and a private key has no business on a disk."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("certificate")
-        try:
-            os.write(descriptor, text.encode())
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-    else:
-        import tempfile
-
-        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
-            file.write(text)
-            file.flush()
-            yield file.name
-
-
-def describe(error: BaseException | None) -> str:
-    """One sentence about a pika error. Many of them have an empty `str()`, or hide the cause inside."""
-    if error is None:
-        return "unknown"
-    if isinstance(error, (pika.exceptions.ConnectionClosed, pika.exceptions.ChannelClosed)):
-        return f"{error.reply_code} {error.reply_text}"
-    inner = getattr(error, "exceptions", None) or error.args
-    causes = [cause for cause in inner if isinstance(cause, BaseException)]
-    if causes:
-        return describe(causes[-1])
-    nested = getattr(error, "exception", None)
-    if isinstance(nested, BaseException):
-        return describe(nested)
-    text = str(error)
-    reply = re.fullmatch(r"ConnectionClosedByBroker: \((\d+)\) (['\"])(.*)\2", text)
-    if reply:  # pika guesses what the broker meant, and keeps what it said only as text
-        return f"{reply[1]} {reply[3]}"
-    return text if text and type(error) in {OSError, ssl.SSLError} else f"{type(error).__name__}: {text}"

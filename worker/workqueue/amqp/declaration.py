@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import pika.exceptions
 
-from workqueue.amqp.connection import Connection, describe
-from workqueue.amqp.errors import BrokerError, DeclareError
+from workqueue.amqp.connection import Connection
+from workqueue.amqp.errors import BrokerError, DeclareError, describe
 from workqueue.contract.topology import Plan, conflict_advice
 
 SAFE_AFTER_SECONDS: Final = 2.0

@@ -12,6 +12,10 @@
 
 from __future__ import annotations
 
+import re
+
+import pika.exceptions
+
 from workqueue.contract.errors import WorkerError
 
 
@@ -89,3 +93,27 @@ class Unencodable(NotSent):
     """The message cannot be written as AMQP: a property has no form there, or all of them are too much."""
 
     _WHAT = "cannot be sent"
+
+
+def describe(error: BaseException | None) -> str:
+    """Return one clause about an error of pika or the system, in the words of RabbitMQ or of the system.
+
+    Many errors of pika have an empty `str()` or hide the cause in an attribute.
+    """
+    if error is None:
+        return "unknown"
+    if isinstance(error, (pika.exceptions.ConnectionClosed, pika.exceptions.ChannelClosed)):
+        return f"{error.reply_code} {error.reply_text}"
+    inner = getattr(error, "exceptions", None) or error.args
+    causes = [cause for cause in inner if isinstance(cause, BaseException)]
+    if causes:
+        return describe(causes[-1])
+    nested = getattr(error, "exception", None)
+    if isinstance(nested, BaseException):
+        return describe(nested)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    # pika guesses why the broker closed the connection, and keeps the broker's reply only as text.
+    reply = re.fullmatch(r"ConnectionClosedByBroker: \((\d+)\) (['\"])(.*)\2", text)
+    return f"{reply[1]} {reply[3]}" if reply else text or type(error).__name__

@@ -29,7 +29,7 @@ from typing import Any, Final, Self
 
 import pika.exceptions
 
-from workqueue.amqp.connection import Connection, describe
+from workqueue.amqp.connection import Connection
 from workqueue.amqp.declaration import Declaration
 from workqueue.amqp.errors import (
     BrokerError,
@@ -39,6 +39,7 @@ from workqueue.amqp.errors import (
     Returned,
     Unconfirmed,
     Unencodable,
+    describe,
 )
 from workqueue.amqp.io_loop import Timer
 from workqueue.amqp.outgoing import Outgoing

@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import pika.exceptions
 
-from workqueue.amqp.connection import Connection, describe
-from workqueue.amqp.errors import BrokerError, UnreachableError
+from workqueue.amqp.connection import Connection
+from workqueue.amqp.errors import BrokerError, UnreachableError, describe
 from workqueue.contract.binding import Binding
 from workqueue.contract.properties import Properties
 from workqueue.contract.topology import BrokerVersion
