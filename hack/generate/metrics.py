@@ -12,7 +12,8 @@ from typing import Any, Final, cast
 from prometheus_client.metrics import MetricWrapperBase
 
 from workqueue.worker.handlers.outcome import Outcome
-from workqueue.worker.metrics import Exposition, Histogram
+from workqueue.worker.histograms import Histogram
+from workqueue.worker.metrics import Exposition
 from workqueue.worker.runtime import Runtime
 from workqueue_operator.metrics import Metrics
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from workqueue import logs
 from workqueue.amqp.backoff import Backoff
 from workqueue.worker.handlers.http import retry_after
-from workqueue.worker.metrics import Histogram
+from workqueue.worker.histograms import Histogram
 from workqueue.worker.rates import WINDOW_SECONDS, HandlerRates
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from workqueue import Reject, Retry
 from workqueue.contract.errors import UndecodableError
+from workqueue.contract.topology import LONGEST_DELAY_SECONDS, delay_step
 from workqueue.worker.handlers.outcome import (
     ACK,
-    LONGEST_DELAY_SECONDS,
     MESSAGE_CHARACTERS,
     TRACEBACK_CHARACTERS,
     FailureReason,
@@ -21,7 +21,6 @@ from workqueue.worker.handlers.outcome import (
     HandlerTimeout,
     RetryLater,
     RetryPolicy,
-    delay_step,
     failure_of,
     refusal,
     verdict,

@@ -18,7 +18,7 @@ from typing import Any, Final
 import aiohttp
 
 from workqueue.contract import signing
-from workqueue.contract.topology import DELAY_STEPS
+from workqueue.contract.topology import LONGEST_DELAY_SECONDS
 from workqueue.contract.worker_api import PORT, RETIRE_PATH, STATUS_PATH, StatusField
 from workqueue_operator.api.workqueue import MOST_RETRY_DELAYS
 from workqueue_operator.bounded_http import PLAIN, body
@@ -27,8 +27,6 @@ TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0, sock_connect=1.0)
 AT_ONCE: Final = 32
 LARGEST_ANSWER: Final = 16 * 1024
 """Bytes."""
-
-LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
 
 
 _WITHOUT_RETIREMENT_KEY: Final = b'{"error": "Wrong"}'

@@ -30,7 +30,6 @@ from workqueue.cli.message_sources import InputError, Item
 from workqueue.cli.progress import Update, progress
 from workqueue.contract import headers, topology
 from workqueue.worker import tracing
-from workqueue.worker.handlers.outcome import LONGEST_DELAY_SECONDS, delay_step
 
 INTERRUPTED: Final = 130
 _CLOSE_SECONDS: Final = 2.0
@@ -248,7 +247,7 @@ def _template(arguments: argparse.Namespace) -> Outgoing:
     if arguments.delay is None:
         return template
     return template._replace(
-        routing_key=topology.delay_queue_name(arguments.queue, delay_step(arguments.delay)),
+        routing_key=topology.delay_queue_name(arguments.queue, topology.delay_step(arguments.delay)),
         expiration=str(max(1, round(arguments.delay * 1000))),
     )
 
@@ -259,7 +258,9 @@ def _declare(publisher: Publisher, arguments: argparse.Namespace) -> None:
         settings = topology.QueueSettings(arguments.queue, topology.QueueType(arguments.queue_type))
         asked.append(publisher.declare_plan(topology.plan(settings)))
     if arguments.delay is not None:
-        asked.append(publisher.declare(topology.delay_queue(arguments.queue, delay_step(arguments.delay))))
+        asked.append(
+            publisher.declare(topology.delay_queue(arguments.queue, topology.delay_step(arguments.delay)))
+        )
     created = [future.result() for future in asked]
     if any(created):
         time.sleep(SAFE_AFTER_SECONDS)
@@ -299,8 +300,10 @@ def _delay(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 < seconds <= LONGEST_DELAY_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time from 0 to {LONGEST_DELAY_SECONDS} seconds")
+    if not 0 < seconds <= topology.LONGEST_DELAY_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time from 0 to {topology.LONGEST_DELAY_SECONDS} seconds"
+        )
     return seconds
 
 

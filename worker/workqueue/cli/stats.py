@@ -7,13 +7,12 @@ a worker has. They cannot list queues, so that delay queues are asked for by the
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from typing import Final
 
 from workqueue.amqp.session import QueueDepth, Session
 from workqueue.cli import connection_options, output
 from workqueue.contract import topology
-from workqueue.worker.handlers.outcome import LONGEST_DELAY_SECONDS, RetryPolicy, delay_step
+from workqueue.worker.handlers.outcome import RetryPolicy
 
 NO_QUEUE: Final = 4
 """Its own exit code: 1 means that RabbitMQ cannot be reached or refused."""
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show the counts; return 0, or 4 when the queue does not exist."""
     queue = arguments.queue
-    delays = sorted({*RetryPolicy().delays_seconds, *_delay_steps(), *arguments.delays})
+    delays = sorted({*RetryPolicy().delays_seconds, *topology.DELAY_STEPS, *arguments.delays})
     names = [
         topology.dead_letter_queue_name(queue),
         *(topology.delay_queue_name(queue, delay) for delay in delays),
@@ -60,14 +59,6 @@ def run(arguments: argparse.Namespace) -> int:
         output.warn(f"The queue {queue} does not exist.")
         return NO_QUEUE
     return 0
-
-
-def _delay_steps() -> Iterator[int]:
-    """The delays to which a delay that a handler or a sender asks for is rounded up."""
-    seconds = 0
-    while seconds < LONGEST_DELAY_SECONDS:
-        seconds = delay_step(seconds + 1)
-        yield seconds
 
 
 def _as_json(depth: QueueDepth) -> dict[str, int]:

@@ -52,6 +52,8 @@ _HOURS: Final = tuple(3600 * hours for hours in (1, 2, 4, 8, 12, 24))
 DELAY_STEPS: Final = (1, 2, 5, 10, 20, 30, *_MINUTES, *_HOURS)
 """Seconds of the delay queues that serve the delays which handlers and publishers ask for: few for all."""
 
+LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
+
 
 class QueueType(StrEnum):
     """The queue types that can hold work."""
@@ -167,6 +169,11 @@ def delay_seconds(name: str, queue: str) -> int | None:
     """Return the delay of a delay queue of the work queue `queue`; None when `name` is no such queue."""
     found = re.fullmatch(re.escape(queue) + r"\.retry\.(\d+)s", name)
     return int(found[1]) if found else None
+
+
+def delay_step(seconds: float) -> int:
+    """Return the delay, in seconds, of the delay queue that serves a delay which a handler or publisher asks for."""
+    return next((step for step in DELAY_STEPS if step >= seconds), LONGEST_DELAY_SECONDS)
 
 
 def dead_letter_queue(queue: str) -> Queue:

@@ -19,10 +19,16 @@ from urllib.parse import urlsplit
 from workqueue.contract import binding as bindings
 from workqueue.contract.binding import Binding
 from workqueue.contract.errors import BindingError
-from workqueue.contract.topology import DEFAULT_DELIVERY_LIMIT, Exchange, QueueSettings, QueueType
+from workqueue.contract.topology import (
+    DEFAULT_DELIVERY_LIMIT,
+    LONGEST_DELAY_SECONDS,
+    Exchange,
+    QueueSettings,
+    QueueType,
+)
 from workqueue.contract.worker_api import PORT, Variable
 from workqueue.worker.errors import ConfigurationError
-from workqueue.worker.handlers.outcome import LONGEST_DELAY_SECONDS, RetryPolicy
+from workqueue.worker.handlers.outcome import RetryPolicy
 
 DEFAULT_TIMEOUT_SECONDS: Final = 300.0
 DEFAULT_TERMINATION_LOG: Final = Path("/dev/termination-log")

@@ -27,7 +27,7 @@ from workqueue.worker.executors.tasks import AsyncExecutor
 from workqueue.worker.executors.threads import ThreadExecutor
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerTimeout, HandlerUnavailable, Outcome, refusal, verdict
-from workqueue.worker.metrics import Histogram
+from workqueue.worker.histograms import Histogram
 from workqueue.worker.rates import HandlerRates
 from workqueue.worker.settlement import Settler
 from workqueue.worker.slot import Delivery, Slot

@@ -15,14 +15,12 @@ from enum import StrEnum
 from typing import Final, TypeAlias
 
 from workqueue.contract.errors import UndecodableError, WorkerError
-from workqueue.contract.topology import DELAY_STEPS
+from workqueue.contract.topology import delay_step
 from workqueue.message import Reject, Retry
 
 MESSAGE_CHARACTERS: Final = 2_000
 TRACEBACK_CHARACTERS: Final = 4_000
 """Headers travel in one frame (128 KiB at most) together with those of the publisher."""
-
-LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
 
 
 class Outcome(StrEnum):
@@ -171,11 +169,6 @@ def verdict(
         expired = f"the message's TTL passes before the next attempt; the last one failed: {failure.message}"
         return GiveUp(Failure(FailureReason.EXPIRED, _head(expired), failure.traceback))
     return RetryLater(failure, queue_seconds, seconds)
-
-
-def delay_step(seconds: float) -> int:
-    """The delay queue for a delay that a handler asked for: a few queues serve all delays."""
-    return next((step for step in DELAY_STEPS if step >= seconds), LONGEST_DELAY_SECONDS)
 
 
 def failure_of(error: BaseException) -> Failure:
