@@ -180,7 +180,7 @@ class _Idle:
     """The metrics' view of a runtime that has handled nothing yet."""
 
     def __init__(self) -> None:
-        self.config = self.connection = self
+        self.config = self.consumer = self.deliveries = self.connection = self
         self.queue = "hello"
         self.is_open = False
         self.slots: list[Any] = []

@@ -36,9 +36,8 @@ def test_a_worker_is_dead_when(age: float, slots: int, stuck: int, expected: str
 def endpoint(age: float = 0.1, slots: int = 1, stuck: int = 0, port: int = 0) -> Iterator[Endpoint]:
     runtime = SimpleNamespace(
         tick_age=age,
-        slots=[object()] * slots,
-        slot_count=slots,
-        stuck=stuck,
+        consumer=SimpleNamespace(slots=[object()] * slots, slot_count=slots),
+        deliveries=SimpleNamespace(stuck=stuck),
         config=SimpleNamespace(pod_uid=None),
     )
     made = Endpoint(runtime, port, any_port_will_do=not port)  # type: ignore[arg-type]

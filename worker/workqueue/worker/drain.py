@@ -77,14 +77,18 @@ def drain(runtime: Runtime, signals: Signals, grace_seconds: float) -> None:
     begun = time.monotonic()
     deadline = begun + grace_seconds
     runtime.stop_taking()
-    logger.info("Shutting down; handlers may finish.", extra={"busy": runtime.busy(), "grace": grace_seconds})
+    logger.info(
+        "Shutting down; handlers may finish.", extra={"busy": runtime.consumer.busy(), "grace": grace_seconds}
+    )
     quiet = _wait_quiet(runtime, signals, deadline - min(LONGEST_CANCEL_SECONDS, grace_seconds / 10))
     handed_back = 0
     if not quiet:
-        logger.warning("Handlers did not finish in time; cancelling them.", extra={"busy": runtime.busy()})
-        runtime.cancel_handlers()
+        logger.warning(
+            "Handlers did not finish in time; cancelling them.", extra={"busy": runtime.consumer.busy()}
+        )
+        runtime.deliveries.cancel_handlers()
         _wait_quiet(runtime, signals, min(deadline, time.monotonic() + LONGEST_CANCEL_SECONDS))
-        handed_back = runtime.hand_back()
+        handed_back = runtime.deliveries.hand_back()
     runtime.close()
     logger.info(
         "Shut down.",

@@ -52,8 +52,12 @@ class Endpoint:
 
     def __init__(self, runtime: Runtime, port: int, *, any_port_will_do: bool) -> None:
         self.runtime = runtime
-        pod_uid = runtime.config.pod_uid
-        self.retirement = Retirement(runtime, pod_uid) if pod_uid else None
+        config = runtime.config
+        self.retirement = (
+            Retirement(runtime.consumer, config.read_retirement_key, config.pod_uid)
+            if config.pod_uid
+            else None
+        )
         self._exposition: Exposition | None = None
         self._lock = threading.Lock()
         try:
@@ -91,27 +95,29 @@ class Endpoint:
         age = self.runtime.tick_age
         if age > LIVE_SECONDS:
             return f"an I/O loop has not turned for {age:.0f} s"
-        if self.runtime.slots and self.runtime.stuck == self.runtime.slot_count:
+        consumer = self.runtime.consumer
+        if consumer.slots and self.runtime.deliveries.stuck == consumer.slot_count:
             return "every slot is held by a handler that ignores its cancellation"
         return None
 
     def status(self) -> dict[str, Any]:
         """What /status answers."""
         runtime, now = self.runtime, time.monotonic()
+        consumer, rates = runtime.consumer, runtime.deliveries.rates
         # Without the lock of the I/O: an answer must not depend on what the connection does.
         return {
             StatusField.QUEUE: runtime.config.queue,
-            StatusField.SLOTS: runtime.slot_count,
-            StatusField.BUSY: runtime.busy(),
-            StatusField.CONSUMING: runtime.consuming,
+            StatusField.SLOTS: consumer.slot_count,
+            StatusField.BUSY: consumer.busy(),
+            StatusField.CONSUMING: consumer.consuming,
             StatusField.RETIRED: self.retirement is not None and self.retirement.active,
-            StatusField.HANDLED: runtime.recent.total_count,
-            StatusField.MEAN_HANDLER_SECONDS: runtime.recent.mean_seconds(),
-            StatusField.RECENT_HANDLER_SECONDS: runtime.recent.recent_seconds(now),
-            StatusField.ARRIVAL_PER_SECOND: runtime.recent.arrivals_per_second(now),
-            StatusField.CONNECTED: runtime.connection.is_open,
-            StatusField.LAST_ERROR: runtime.last_error,
-            StatusField.RETRY_DELAYS_SECONDS: runtime.retry_delays_seconds,
+            StatusField.HANDLED: rates.total_count,
+            StatusField.MEAN_HANDLER_SECONDS: rates.mean_seconds(),
+            StatusField.RECENT_HANDLER_SECONDS: rates.recent_seconds(now),
+            StatusField.ARRIVAL_PER_SECOND: rates.arrivals_per_second(now),
+            StatusField.CONNECTED: consumer.connection.is_open,
+            StatusField.LAST_ERROR: consumer.last_error,
+            StatusField.RETRY_DELAYS_SECONDS: runtime.deliveries.retry_delays_seconds,
             StatusField.UPTIME_SECONDS: round(now - runtime.started, 3),
             StatusField.VERSION: __version__,
         }

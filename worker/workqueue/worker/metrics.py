@@ -43,26 +43,26 @@ class Exposition:
         """Called by prometheus-client."""
         from prometheus_client import core
 
-        runtime = self._runtime
-        labels, queue = ["queue"], [runtime.config.queue]
+        consumer, deliveries = self._runtime.consumer, self._runtime.deliveries
+        labels, queue = ["queue"], [self._runtime.config.queue]
         messages = core.CounterMetricFamily(
             "workqueue_worker_messages", "Messages by how they ended.", labels=["queue", "outcome"]
         )
         for outcome in Outcome:
-            messages.add_metric([*queue, outcome], runtime.outcomes[outcome])
+            messages.add_metric([*queue, outcome], deliveries.outcomes[outcome])
         yield messages
         for name, text, histogram in (
-            ("handler_seconds", "How long handlers ran.", runtime.handler_seconds),
-            ("message_age_seconds", "From publishing to receiving.", runtime.message_age_seconds),
+            ("handler_seconds", "How long handlers ran.", deliveries.handler_seconds),
+            ("message_age_seconds", "From publishing to receiving.", deliveries.message_age_seconds),
         ):
             family = core.HistogramMetricFamily(f"workqueue_worker_{name}", text, labels=labels)
             family.add_metric(queue, histogram.buckets(), histogram.total)
             yield family
         for name, text, value in (
-            ("slots", "Messages that can be handled at once.", runtime.slot_count),
-            ("busy_slots", "Messages in hand.", runtime.busy()),
-            ("stuck_slots", "Handlers that run on although their time was up.", runtime.stuck),
-            ("connected", "Whether the consuming connection is open.", int(runtime.connection.is_open)),
+            ("slots", "Messages that can be handled at once.", consumer.slot_count),
+            ("busy_slots", "Messages in hand.", consumer.busy()),
+            ("stuck_slots", "Handlers that run on although their time was up.", deliveries.stuck),
+            ("connected", "Whether the consuming connection is open.", int(consumer.connection.is_open)),
         ):
             gauge = core.GaugeMetricFamily(f"workqueue_worker_{name}", text, labels=labels)
             gauge.add_metric(queue, value)
@@ -70,5 +70,5 @@ class Exposition:
         reconnects = core.CounterMetricFamily(
             "workqueue_worker_reconnects", "How often the consuming connection came back.", labels=labels
         )
-        reconnects.add_metric(queue, runtime.reconnects)
+        reconnects.add_metric(queue, consumer.reconnects)
         yield reconnects

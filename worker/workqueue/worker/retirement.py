@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from workqueue.contract import signing
 from workqueue.contract.signing import Purpose, SignatureCheck
-from workqueue.worker.runtime import Runtime
+from workqueue.worker.consumer import Consumer
 
 LEASE_SECONDS: Final = 30.0
 CANCEL_SECONDS: Final = 2.0
@@ -25,12 +26,14 @@ class Retirement:
     """Whether this worker holds itself out for removal.
 
     Args:
-        runtime: whose consumers are cancelled and started again.
+        consumer: takes no messages while the lease runs.
+        read_key: returns the key that calls are signed with; called for each of them, so that it can be rotated.
         pod_uid: signatures are made for it.
     """
 
-    def __init__(self, runtime: Runtime, pod_uid: str) -> None:
-        self._runtime = runtime
+    def __init__(self, consumer: Consumer, read_key: Callable[[], bytes], pod_uid: str) -> None:
+        self._consumer = consumer
+        self._read_key = read_key
         self._pod_uid = pod_uid
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
@@ -47,7 +50,7 @@ class Retirement:
         Args:
             now: Unix seconds.
         """
-        key = self._runtime.config.read_retirement_key()
+        key = self._read_key()
         verdict = signing.verify(header, purpose, self._pod_uid, key, now)
         if verdict is not SignatureCheck.GOOD or header is None:
             return str(verdict)
@@ -69,7 +72,7 @@ class Retirement:
         """
         with self._lock:
             renewed = self._end_lease()
-            busy = self._runtime.cancel_consumers(CANCEL_SECONDS)
+            busy = self._consumer.retire(CANCEL_SECONDS)
             if busy:
                 return busy
             self._timer = timer = threading.Timer(LEASE_SECONDS, lambda: self._expire(timer))
@@ -91,7 +94,7 @@ class Retirement:
 
     def _resume(self) -> None:
         if self._end_lease():
-            self._runtime.resume()
+            self._consumer.resume()
             logger.info("No longer retired; consuming again.")
 
     def _end_lease(self) -> bool:

@@ -85,16 +85,16 @@ class Settler:
         self,
         queue: str,
         worker: str,
-        port: SettlingConnection,
+        connection: SettlingConnection,
         republisher: Callable[[], Republisher],
         on_settled: Callable[[Delivery, Outcome], None],
     ) -> None:
         self.queue = queue
-        self.port = port
+        self.connection = connection
         self.republisher = republisher
         self.known_queues = {topology.dead_letter_queue_name(queue)}
         self.safe_from: dict[str, float] = {}
-        self._worker = worker
+        self._deliveryer = worker
         self._on_settled = on_settled
 
     @property
@@ -111,9 +111,9 @@ class Settler:
             error: what the handler raised, for the log.
         """
         if isinstance(verdict, Ack):
-            self.end(delivery, Outcome.ACKED)
+            self.ack(delivery, Outcome.ACKED)
             return
-        target, copy = make_copy(delivery, verdict, self.queue, self._worker, time.time())
+        target, copy = make_copy(delivery, verdict, self.queue, self._deliveryer, time.time())
         retried = isinstance(verdict, RetryLater)
         logger.log(
             logging.WARNING if retried else logging.ERROR,
@@ -134,11 +134,11 @@ class Settler:
             outcome = Outcome.TIMED_OUT
         _Republishing(self, delivery, target, copy, outcome).start()
 
-    def end(self, delivery: Delivery, outcome: Outcome) -> None:
+    def ack(self, delivery: Delivery, outcome: Outcome) -> None:
         """Acknowledge."""
         if delivery.lease.held:
             is_acked = delivery.lease.ack()
-            self.port.flush()  # while we count, RabbitMQ has the next message on its way
+            self.connection.flush()  # while we count, RabbitMQ has the next message on its way
             self._on_settled(delivery, outcome if is_acked else Outcome.LOST)
 
 
@@ -149,7 +149,7 @@ class _Republishing:
         self, settler: Settler, delivery: Delivery, target: topology.Queue, copy: Outgoing, outcome: Outcome
     ) -> None:
         self._settler = settler
-        self._work = delivery
+        self._delivery = delivery
         self._target = target
         self._copy = copy
         self._outcome = outcome
@@ -176,23 +176,23 @@ class _Republishing:
         # Also when another slot has just made the queue.
         wait = self._settler.safe_from.get(self._target.name, 0.0) - time.monotonic()
         if wait > 0:
-            self._settler.port.call_later(wait, self._publish)
+            self._settler.connection.call_later(wait, self._publish)
             return
         self._step(
             # The publisher asks from its own thread; to read the state is safe there.
-            lambda: self._settler.republisher().submit(self._copy, lambda: self._work.lease.held),
-            lambda _: self._settler.end(self._work, self._outcome),
+            lambda: self._settler.republisher().submit(self._copy, lambda: self._delivery.lease.held),
+            lambda _: self._settler.ack(self._delivery, self._outcome),
         )
 
     def _step(self, begin: Callable[[], Future[Any]], then: Callable[[Any], None]) -> None:
         def finished(done: Future[Any]) -> None:
             # We are in the publisher's thread, which must not wait for the consuming connection.
             error = done.exception()
-            self._settler.port.call(
+            self._settler.connection.call(
                 (lambda: then(done.result())) if error is None else lambda: self._failed(error)
             )
 
-        if not self._work.lease.held:
+        if not self._delivery.lease.held:
             return
         try:
             begin().add_done_callback(finished)
@@ -200,7 +200,7 @@ class _Republishing:
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
-        if not self._work.lease.held:
+        if not self._delivery.lease.held:
             return
         if isinstance(error, Unencodable) and self._room > LEAST_ROOM:
             # A message must not stay in hand for ever because of what its publisher wrote into its headers.
@@ -221,7 +221,7 @@ class _Republishing:
             )
         # Whatever it was, the queue may be gone: to declare it again is harmless and heals that.
         self._settler.known_queues.discard(self._target.name)
-        self._settler.port.call_later(self._backoff.next(), self._declare)
+        self._settler.connection.call_later(self._backoff.next(), self._declare)
 
 
 def make_copy(

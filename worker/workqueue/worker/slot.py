@@ -43,8 +43,8 @@ class SlotConnection(Protocol):
         """Run a function later."""
 
 
-class Consumer(Enum):
-    """Where the slot's consumer is."""
+class ConsumerState(Enum):
+    """The state of a slot's consumer."""
 
     NONE = "none"
     STARTING = "starting"
@@ -115,7 +115,7 @@ class Slot:
         self,
         number: int,
         queue: str,
-        port: SlotConnection,
+        connection: SlotConnection,
         *,
         arguments: Callable[[], dict[str, Any]],
         on_delivery: Callable[[Delivery], None],
@@ -125,11 +125,11 @@ class Slot:
     ) -> None:
         self.number = number
         self.queue = queue
-        self.consumer = Consumer.NONE
+        self.consumer = ConsumerState.NONE
         self.delivery: Delivery | None = None
-        self._port = port
+        self._connection = connection
         self._arguments = arguments
-        self._on_work = on_delivery
+        self._on_delivery = on_delivery
         self._on_lost = on_lost
         self._on_problem = on_problem
         self._on_change = on_change
@@ -145,23 +145,23 @@ class Slot:
     @property
     def closed(self) -> bool:
         """Whether no message can come: there is no consumer, not even one that is being cancelled."""
-        return self.consumer is Consumer.NONE
+        return self.consumer is ConsumerState.NONE
 
     @property
     def consuming(self) -> bool:
         """Whether the broker knows our consumer."""
-        return self.consumer is Consumer.ACTIVE
+        return self.consumer is ConsumerState.ACTIVE
 
     # What the runtime says -------------------------------------------------------------------------------
 
     def attach(self) -> None:
         """The connection is open: open a channel."""
-        if self._channel is not None or not self._port.is_open:
+        if self._channel is not None or not self._connection.is_open:
             return
         try:
-            channel = self._port.channel(self._opened)
+            channel = self._connection.channel(self._opened)
         except BrokerError as error:
-            if self._port.is_open:
+            if self._connection.is_open:
                 self._on_problem("No channel can be opened; trying again.", str(error))
                 self._reopen()
             return
@@ -218,17 +218,17 @@ class Slot:
             return
         wanted = self._wanted and not self._held
         channel = self._channel
-        if wanted and self.consumer is Consumer.NONE and self.delivery is None:
-            self.consumer = Consumer.STARTING
+        if wanted and self.consumer is ConsumerState.NONE and self.delivery is None:
+            self.consumer = ConsumerState.STARTING
             self._tag = channel.basic_consume(
                 self.queue,
                 on_message_callback=self._delivered,
                 arguments=self._arguments(),
                 callback=lambda _frame: self._started(channel),
             )
-            self._port.call_later(ANSWER_SECONDS, lambda: self._give_up_on(channel))
-        elif not wanted and self.consumer is Consumer.ACTIVE:
-            self.consumer = Consumer.CANCELLING
+            self._connection.call_later(ANSWER_SECONDS, lambda: self._give_up_on(channel))
+        elif not wanted and self.consumer is ConsumerState.ACTIVE:
+            self.consumer = ConsumerState.CANCELLING
             channel.basic_cancel(self._tag, callback=lambda _frame: self._stopped(channel))
             # pika would reject a delivery that is under way, and from RabbitMQ 4.3 that counts as a failure
             # of the message. Left to us, it is handed back by nack, which does not.
@@ -236,13 +236,13 @@ class Slot:
 
     def _started(self, channel: Any) -> None:
         if channel is self._channel:
-            self.consumer = Consumer.ACTIVE
+            self.consumer = ConsumerState.ACTIVE
             self._backoff.reset()
             self._on_problem(None, None)
             self._adjust()
 
     def _give_up_on(self, channel: Any) -> None:
-        if channel is self._channel and self.consumer is Consumer.STARTING:
+        if channel is self._channel and self.consumer is ConsumerState.STARTING:
             self._on_problem("The queue does not answer; trying again.", "no answer to basic.consume")
             self._drop()
             channel.close()
@@ -250,18 +250,18 @@ class Slot:
 
     def _stopped(self, channel: Any) -> None:
         if channel is self._channel:
-            self.consumer = Consumer.NONE
+            self.consumer = ConsumerState.NONE
             self._adjust()
             self._on_change()
 
     def _delivered(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        lease = Lease(self._port.generation, channel, method.delivery_tag)
+        lease = Lease(self._connection.generation, channel, method.delivery_tag)
         takes = self._wanted or self._takes_late
         if channel is not self._channel or not takes or self.delivery is not None:
             lease.hand_back()
             return
         self.delivery = Delivery(self, lease, method, properties, body)
-        self._on_work(self.delivery)
+        self._on_delivery(self.delivery)
 
     def _cancelled(self, channel: Any) -> None:
         """The broker cancelled the consumer: the queue is gone, or a message was held for too long."""
@@ -293,7 +293,7 @@ class Slot:
     def _drop(self) -> None:
         self._channel = None
         self._channel_is_open = False
-        self.consumer = Consumer.NONE
+        self.consumer = ConsumerState.NONE
         if self.delivery is not None and self.delivery.lease.lose():
             self._on_lost(self.delivery)
         self._on_change()
@@ -301,7 +301,7 @@ class Slot:
     def _reopen(self) -> None:
         if not self._reopening:
             self._reopening = True
-            self._port.call_later(self._backoff.next(), self._reopen_now)
+            self._connection.call_later(self._backoff.next(), self._reopen_now)
 
     def _reopen_now(self) -> None:
         self._reopening = False
