@@ -29,8 +29,8 @@ def signed_at(stamp):
 
 
 HEADERS = [
-    ("no header", None, SignatureCheck.QUEUE_MISSING),
-    ("an empty header", "", SignatureCheck.QUEUE_MISSING),
+    ("no header", None, SignatureCheck.MISSING),
+    ("an empty header", "", SignatureCheck.MISSING),
     ("no time", "abc", SignatureCheck.MALFORMED),
     ("a time that is no number", f"soon:{GOOD.partition(':')[2]}", SignatureCheck.MALFORMED),
     ("no signature", "1800000000.25", SignatureCheck.MALFORMED),

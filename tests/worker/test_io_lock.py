@@ -36,6 +36,8 @@ def running(url: str, call: Callable[[Message], object], slots: int) -> Iterator
         queue_settings=topology.QueueSettings("jobs"),
         declare=True,
         retry=RetryPolicy(5, (1,)),
+        delivery_limit=None,
+        wake_deliveries=0,
         timeout_seconds=60.0,
         concurrency=slots,
         grace_seconds=60.0,
@@ -46,6 +48,8 @@ def running(url: str, call: Callable[[Message], object], slots: int) -> Iterator
         pod_uid=None,
         worker_name="pod",
         log_format=None,
+        log_level="INFO",
+        heartbeat_seconds=None,
         termination_log=None,  # type: ignore[arg-type]
     )
     runtime = Runtime(config, lambda: from_url(url), Handler("m:f", call))

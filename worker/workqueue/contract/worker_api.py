@@ -1,6 +1,6 @@
-"""The contract between a worker process and its surroundings: HTTP endpoint, environment, exit codes.
+"""The contract between a worker process and its environment: HTTP endpoint, environment variables, exit codes.
 
-The worker, the operator, its Helm test and the kubectl plugin import these names. Nobody writes them a second time.
+Worker, operator, Helm test and kubectl plugin import these names instead of repeating them.
 """
 
 from __future__ import annotations
