@@ -125,19 +125,19 @@ WRONG = {
     "a queue behind --exec": (
         ["--exec", "./x", "--queue", "q"],
         {},
-        "--exec takes everything after it, --queue too: put --exec last",
+        "--exec takes everything after it, including --queue, so put --exec last",
     ),
     "a delivery limit on a Classic queue": (
         ["a:b", "--queue-type", "Classic", "--delivery-limit", "3"],
         {},
         "A Classic queue has no delivery limit",
     ),
-    "no handler": ([], {}, "Name exactly one handler"),
-    "two handlers": (["a:b", "--http", "http://x"], {}, "2 are named"),
+    "no handler": ([], {}, "Give exactly one handler"),
+    "two handlers": (["a:b", "--http", "http://x"], {}, "2 are given"),
     "two handlers in the environment": (
         [],
         {"WORKQUEUE_HANDLER_PYTHON": "a:b", "WORKQUEUE_HANDLER_HTTP": "http://x"},
-        "2 are named",
+        "2 are given",
     ),
     "a handler without a function": (["thumbs"], {}, "MODULE:FUNCTION"),
     "a command that is no list": ([], {"WORKQUEUE_HANDLER_EXEC": "ls"}, "JSON list of strings"),

@@ -108,12 +108,12 @@ def test_a_body_is_read_as_text_or_json() -> None:
     "body", [b"", b"{", b"\xff\xfe", b"[" * 100_000], ids=["nothing", "half", "bytes", "deep"]
 )
 def test_a_body_that_is_no_json_says_so(body: bytes) -> None:
-    with pytest.raises(UndecodableError, match="The body is no JSON"):
+    with pytest.raises(UndecodableError, match="The body is not JSON"):
         Message(body).json()
 
 
 def test_a_body_that_is_no_text_says_so() -> None:
-    with pytest.raises(UndecodableError, match="no UTF-8 text"):
+    with pytest.raises(UndecodableError, match="not UTF-8 text"):
         Message(b"\xff").text()
 
 

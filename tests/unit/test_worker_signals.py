@@ -52,7 +52,7 @@ def test_an_interruption_ends_the_wait_and_is_no_signal(signals: Signals) -> Non
 
 
 def test_first_one_is_awaited_by_a_worker_that_ends_by_itself(signals: Signals) -> None:
-    signals.end_alone()
+    signals.ignore_first()
     signal.raise_signal(signal.SIGTERM)
     assert not signals.wait(0)
     signal.raise_signal(signal.SIGTERM)

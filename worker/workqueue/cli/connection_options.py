@@ -1,7 +1,6 @@
-"""Where the commands that people run find RabbitMQ: flags before environment, a URL before a folder.
+"""Connection data for the commands that people run: flags before environment, a URL before a folder.
 
-Place in the flow: used by `send`, `dead`, `peek` and `stats`. Whoever runs one of them with a way of its own
-to RabbitMQ (the kubectl plugin) sets `source` in the arguments.
+The kubectl plugin, which has its own connection to RabbitMQ, sets `source` in the arguments.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def binding_source(
     arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ
 ) -> Callable[[], Binding]:
-    """How to read the connection data, each time anew.
+    """Return a function that reads the connection data at each call.
 
     Raises:
-        SystemExit: they cannot be used; the sentence is on standard error.
+        SystemExit: the data are invalid. The reason is on standard error.
     """
-    # What the connection has to say reaches the person as the command's own sentence.
+    # The command itself reports problems of the connection.
     logging.getLogger("workqueue").addHandler(logging.NullHandler())
     given: Callable[[], Binding] | None = getattr(arguments, "source", None)
     if given is not None:
@@ -78,7 +77,7 @@ def _source(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Ca
 
 
 def _only_binding(root: Path) -> Path:
-    """The one folder below SERVICE_BINDING_ROOT whose file `type` says rabbitmq."""
+    """Return the one folder below SERVICE_BINDING_ROOT whose file `type` contains rabbitmq."""
     try:
         folders = [
             entry
@@ -90,7 +89,7 @@ def _only_binding(root: Path) -> Path:
     if len(folders) != 1:
         found = ", ".join(folder.name for folder in folders) or "none"
         raise BindingError(
-            f"SERVICE_BINDING_ROOT={root} must hold one binding of type rabbitmq, but holds {found};"
-            " choose with --binding."
+            f"SERVICE_BINDING_ROOT={root} must contain one binding of type rabbitmq, but contains {found}."
+            " Choose with --binding."
         )
     return folders[0]

@@ -1,7 +1,4 @@
-"""`workqueue run`: take messages from a queue and handle them until SIGTERM.
-
-Place in the flow: configuration, handler, runtime, endpoint, and then the main thread waits for a signal.
-"""
+"""`workqueue run`: take messages from a queue and handle them until SIGTERM."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags. Each has an environment variable beside it; the flag wins."""
+    """Add the flags. Each overrides an environment variable."""
     parser.add_argument(
         "handler",
         nargs="?",
@@ -47,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exec",
         nargs=argparse.REMAINDER,
         metavar="COMMAND",
-        help="a command for each message; takes everything after it, so it comes last"
+        help="run this command for each message; takes everything after it, so it comes last"
         f" [{Variable.HANDLER_EXEC}, a JSON list]",
     )
     add("--http", metavar="URL", help=f"POST each message to this URL [{Variable.HANDLER_HTTP}]")
@@ -76,17 +73,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--delivery-limit",
         metavar="N",
-        help="how often a message may come back because its worker died (10 with --declare)"
+        help="how often a message may return because its worker died (10 with --declare)"
         f" [{Variable.DELIVERY_LIMIT}]",
     )
-    add("--timeout", metavar="SECONDS", help=f"for one message (300) [{Variable.TIMEOUT_SECONDS}]")
-    add("--concurrency", metavar="N", help=f"messages handled at once (1) [{Variable.CONCURRENCY}]")
+    add("--timeout", metavar="SECONDS", help=f"time for one message (300) [{Variable.TIMEOUT_SECONDS}]")
+    add("--concurrency", metavar="N", help=f"messages handled at the same time (1) [{Variable.CONCURRENCY}]")
     add(
         "--grace",
         metavar="SECONDS",
-        help=f"how long handlers may finish after SIGTERM (the timeout) [{Variable.GRACE_SECONDS}]",
+        help=f"time for handlers to finish after SIGTERM (default: the timeout) [{Variable.GRACE_SECONDS}]",
     )
-    add("--port", metavar="PORT", help=f"of the HTTP endpoint ({PORT}); 0 for none [{Variable.PORT}]")
+    add("--port", metavar="PORT", help=f"port of the HTTP endpoint ({PORT}); 0 for none [{Variable.PORT}]")
     add("--url", help=f"amqp://user:password@host:port/vhost?heartbeat=60 [{Variable.URL}]")
     add(
         "--binding",
@@ -96,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--heartbeat",
         metavar="SECONDS",
-        help=f"of the connections to RabbitMQ (60) [{Variable.HEARTBEAT_SECONDS}]",
+        help=f"heartbeat of the connections to RabbitMQ (60) [{Variable.HEARTBEAT_SECONDS}]",
     )
     add(
         "--log-format",
@@ -107,11 +104,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> NoReturn:
-    """Run the worker and end the process, whatever threads the handler has left behind."""
+    """Run the worker and end the process, even if the handler has left threads behind."""
     closers: list[Callable[[], None]] = []
     try:
         code = _run(arguments, closers)
-    except Exception:  # noqa: BLE001 - whatever it is, Python would wait for the handler's threads first
+    except Exception:  # noqa: BLE001 - Python would first wait for the handler's threads
         traceback.print_exc()
         code = ExitCode.FAILED
     leave(code, *closers)
@@ -167,7 +164,7 @@ def _work(config: RunConfig, handler: Handler, signals: Signals, closers: list[C
     if config.port:
         from workqueue.worker.endpoint import Endpoint
 
-        # Before any message is taken: a port that is taken would end their handlers half-way at each start.
+        # Before any message is taken: if the port is not free, the worker ends, and so would the running handlers.
         try:
             endpoint = Endpoint(runtime, config.port, any_port_will_do=config.port_is_default)
         except OSError as error:
@@ -179,7 +176,7 @@ def _work(config: RunConfig, handler: Handler, signals: Signals, closers: list[C
     signals.wait()
     failure = runtime.failure
     if failure is not None:
-        signals.end_alone()
+        signals.ignore_first()
     drain(runtime, signals, config.grace_seconds if failure is None else failure.grace_seconds)
     if endpoint is not None:
         endpoint.close()
@@ -189,8 +186,8 @@ def _work(config: RunConfig, handler: Handler, signals: Signals, closers: list[C
 
 
 def _fail(code: int, error: WorkerError, termination_log: Path) -> int:
-    """Say why there is no worker, to a person and to the pod's status."""
-    print(f"workqueue run: {error}", file=sys.stderr)  # noqa: T201 - a command line talks
+    """Print why there is no worker, and write it for the pod's status."""
+    print(f"workqueue run: {error}", file=sys.stderr)  # noqa: T201 - output of a command
     with contextlib.suppress(OSError):
         if termination_log.exists() or termination_log.parent != Path("/dev"):
             termination_log.write_text(f"{error}\n", encoding="utf-8")

@@ -45,8 +45,8 @@ OURS: Final = frozenset(
 )
 
 DELIVERY_COUNT: Final = "x-delivery-count"
-"""How often a message returned to its quorum queue. From RabbitMQ 4.3 this counts dead consumers and rejections; before,
-it also counts each nack. A classic queue does not set it."""
+"""How often a message returned to its quorum queue. From RabbitMQ 4.3 this counts dead consumers and rejections.
+Before 4.3 it also counts each nack. A classic queue does not set it."""
 
 HIGHEST_PRIORITY: Final = 255
 

@@ -35,7 +35,7 @@ class Properties:
         return cls(**{one.name: getattr(raw, one.name, None) for one in fields(cls)})
 
     def readable(self) -> Properties:
-        """Return the same with every string as text. pika gives bytes for a string that is not UTF-8; these are escaped."""
+        """Return the same with text only. pika gives bytes for a string that is not UTF-8; these are escaped."""
         found: dict[str, Any] = {
             one.name: value.decode(errors="backslashreplace")
             for one in fields(self)

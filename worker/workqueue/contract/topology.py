@@ -25,8 +25,9 @@ Arguments: TypeAlias = Mapping[str, ArgumentValue]
 WAKE_ALLOWANCE: Final = 20
 """Deliveries that RabbitMQ allows a message in addition to the limit that the user sets.
 
-The worker enforces the exact limit. RabbitMQ's own is higher, because before 4.3 each nack of the doorbell counts as a
-delivery. The number is the same on every version, so that an upgrade of the broker does not change the declaration.
+The worker enforces the exact limit. RabbitMQ's own is higher, because before 4.3 each nack of the doorbell
+counts as a delivery. The number is the same on every version, so that an upgrade of the broker does not
+change the declaration.
 """
 
 DEFAULT_DELIVERY_LIMIT: Final = 10
@@ -173,7 +174,7 @@ def delay_step(seconds: float) -> int:
 
 
 def dead_letter_queue(queue: str) -> Queue:
-    """Return the declaration of the dead-letter queue: quorum, without limits, so that RabbitMQ never drops a message."""
+    """Return the declaration of the dead-letter queue: quorum, and without limits, so that no message expires."""
     return Queue(
         dead_letter_queue_name(queue),
         {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED_DELIVERIES},

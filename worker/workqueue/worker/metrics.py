@@ -1,8 +1,7 @@
-"""The worker's figures for Prometheus.
+"""The worker's metrics, and a handler's own ones from prometheus-client's default registry.
 
-Place in the flow: the runtime counts, in plain numbers under a lock that it holds anyway; only when somebody
-asks for /metrics is prometheus-client imported, which would otherwise be a quarter of a worker's start. A
-handler's own metrics in prometheus-client's default registry are shown too.
+prometheus-client is imported at the first request for /metrics. Importing it earlier would take a quarter of
+a worker's start.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Exposition:
-    """Makes the text of /metrics.
+    """Renders the text of /metrics.
 
     Args:
-        runtime: whose figures to show.
+        runtime: whose metrics to show.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -32,43 +31,45 @@ class Exposition:
         prometheus_client.REGISTRY.register(self)
 
     def render(self) -> bytes:
-        """The whole page."""
+        """Return the page."""
         return self._client.generate_latest()
 
     def close(self) -> None:
-        """Take our figures out of the registry."""
+        """Remove the metrics from the registry."""
         self._client.REGISTRY.unregister(self)
 
     def collect(self) -> Iterator[Any]:
-        """Called by prometheus-client."""
+        """Yield the metrics, for prometheus-client."""
         from prometheus_client import core
 
         consumer, deliveries = self._runtime.consumer, self._runtime.deliveries
         labels, queue = ["queue"], [self._runtime.config.queue]
         messages = core.CounterMetricFamily(
-            "workqueue_worker_messages", "Messages by how they ended.", labels=["queue", "outcome"]
+            "workqueue_worker_messages", "Messages by outcome.", labels=["queue", "outcome"]
         )
         for outcome in Outcome:
             messages.add_metric([*queue, outcome], deliveries.outcomes[outcome])
         yield messages
         for name, text, histogram in (
             ("handler_seconds", "How long handlers ran.", deliveries.handler_seconds),
-            ("message_age_seconds", "From publishing to receiving.", deliveries.message_age_seconds),
+            ("message_age_seconds", "Time from publishing to receiving.", deliveries.message_age_seconds),
         ):
             family = core.HistogramMetricFamily(f"workqueue_worker_{name}", text, labels=labels)
             family.add_metric(queue, histogram.buckets(), histogram.total)
             yield family
         for name, text, value in (
-            ("slots", "Messages that can be handled at once.", consumer.slot_count),
-            ("busy_slots", "Messages in hand.", consumer.busy()),
-            ("stuck_slots", "Handlers that run on although their time was up.", deliveries.stuck),
+            ("slots", "Messages that can be handled at the same time.", consumer.slot_count),
+            ("busy_slots", "Slots with a message.", consumer.busy()),
+            ("stuck_slots", "Handlers that still run a minute after their timeout.", deliveries.stuck),
             ("connected", "Whether the consuming connection is open.", int(consumer.connection.is_open)),
         ):
             gauge = core.GaugeMetricFamily(f"workqueue_worker_{name}", text, labels=labels)
             gauge.add_metric(queue, value)
             yield gauge
         reconnects = core.CounterMetricFamily(
-            "workqueue_worker_reconnects", "How often the consuming connection came back.", labels=labels
+            "workqueue_worker_reconnects",
+            "How often the consuming connection was opened again.",
+            labels=labels,
         )
         reconnects.add_metric(queue, consumer.reconnects)
         yield reconnects

@@ -1,7 +1,6 @@
-"""The operator's question before it removes a worker: are you idle? then stop taking messages.
+"""Retirement: the operator asks a worker whether it is idle before it removes the worker.
 
-Place in the flow: asked over the endpoint. A worker that says yes has cancelled its consumers and holds
-itself out for a lease of 30 seconds; if it is still there then, it consumes again.
+An idle worker cancels its consumers and waits for its removal for a lease of 30 s. Then it consumes again.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from workqueue.worker.consumer import Consumer
 
 LEASE_SECONDS: Final = 30.0
 CANCEL_SECONDS: Final = 2.0
-"""How long the broker may take to confirm that it will send nothing more."""
+"""How long RabbitMQ may take to confirm that the consumers are cancelled."""
 
 logger = logging.getLogger(__name__)
 
 
 class Retirement:
-    """Whether this worker holds itself out for removal.
+    """Whether this worker waits for its removal.
 
     Args:
         consumer: takes no messages while the lease runs.
@@ -45,7 +44,7 @@ class Retirement:
         return self._timer is not None
 
     def verify(self, header: str | None, purpose: Purpose, now: float) -> str | None:
-        """Check a signature; a good one is good once. Returns what is wrong with it, or None.
+        """Return what is wrong with a signature, or None. Each signature is accepted once.
 
         Args:
             now: Unix seconds.
@@ -55,7 +54,7 @@ class Retirement:
         if verdict is not SignatureCheck.GOOD or header is None:
             return str(verdict)
         with self._lock:
-            # Only good ones are kept, and only for as long as they would be good, so that nobody can fill it.
+            # Only valid signatures are kept, and only while they are valid, so that a caller cannot fill the memory.
             self._seen = {
                 seen: at for seen, at in self._seen.items() if now - at <= 2 * signing.TOLERANCE_SECONDS
             }
@@ -65,10 +64,10 @@ class Retirement:
         return None
 
     def begin(self) -> int:
-        """Retire, or renew the lease. Returns how many slots are busy: 0 when it is done.
+        """Retire, or renew the lease. Return how many messages are unsettled: 0 if the worker retired.
 
         Raises:
-            TimeoutError: the broker did not confirm that the consumers are cancelled; they start again.
+            TimeoutError: RabbitMQ did not confirm that the consumers are cancelled. They start again.
         """
         with self._lock:
             renewed = self._end_lease()
@@ -89,7 +88,7 @@ class Retirement:
 
     def _expire(self, timer: threading.Timer) -> None:
         with self._lock:
-            if timer is self._timer:  # else the lease was renewed while this one waited for the lock
+            if timer is self._timer:  # otherwise the lease was renewed while this thread waited for the lock
                 self._resume()
 
     def _resume(self) -> None:
