@@ -1,4 +1,4 @@
-"""How to reach RabbitMQ: from a URL, from the keys of a Secret, from a folder."""
+"""Connection data from a URL, from the keys of a Secret, and from a folder."""
 
 # ruff: noqa: E501 - a table reads best with a row a line
 
@@ -200,7 +200,7 @@ def test_a_folder_that_does_not_exist_is_refused_with_a_sentence(tmp_path):
         from_folder(tmp_path / "nope")
 
 
-def test_a_folder_of_no_text_is_refused_with_a_sentence(tmp_path):
+def test_folder_with_binary_files_is_refused_with_a_sentence(tmp_path):
     (tmp_path / "host").write_bytes(b"\xff")
     with pytest.raises(BindingError, match=r"cannot be read: .*\."):
         from_folder(tmp_path)
@@ -218,7 +218,7 @@ SECRET = "s3cr3t"
     ],
     ids=["repr", "display", "identity"],
 )  # fmt: skip
-def test_no_secret_is_shown(text):
+def test_repr_shows_no_secret(text):
     assert SECRET not in text
 
 
@@ -256,7 +256,7 @@ DISPLAYS = [
 
 
 @pytest.mark.parametrize(("binding", "text"), [row[1:] for row in DISPLAYS], ids=[row[0] for row in DISPLAYS])
-def test_a_broker_is_named_for_people(binding, text):
+def test_display_has_no_credentials(binding, text):
     assert binding.display == text
 
 
@@ -292,5 +292,5 @@ SIGNING_KEYS = [
 @pytest.mark.parametrize(
     ("binding", "key"), [row[1:] for row in SIGNING_KEYS], ids=[row[0] for row in SIGNING_KEYS]
 )
-def test_operator_and_worker_sign_with(binding, key):
+def test_signing_key_is_password_or_private_key(binding, key):
     assert binding.signing_key == key

@@ -1,4 +1,4 @@
-"""The endpoint: where it listens, and when a worker asks to be restarted: only when a restart would help."""
+"""The endpoint: where it listens, and that /livez fails only when a restart helps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ CASES = {
 
 
 @pytest.mark.parametrize(("age", "slots", "stuck", "expected"), CASES.values(), ids=CASES.keys())
-def test_a_worker_is_dead_when(age: float, slots: int, stuck: int, expected: str | None) -> None:
+def test_livez_fails_only_when_a_restart_helps(
+    age: float, slots: int, stuck: int, expected: str | None
+) -> None:
     with endpoint(age, slots, stuck) as made:
         assert made.dead_because() == expected
 

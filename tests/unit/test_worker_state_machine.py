@@ -1,10 +1,10 @@
-"""Slots, leases, settling, retirement and drain, over random interleavings with a broker as mean as RabbitMQ.
+"""A worker in random interleavings with a model of RabbitMQ.
 
-The real Runtime, slots, settler, Retirement and drain run against a model of the world
-(tests/support/brokermodel.py): frames travel in both directions at their own pace, channels and connections
-die at any moment, confirmations come late or never, handlers ignore their cancellation. Each step of the
-worker towards the broker is judged when it is made, and after every step nothing may be lost, settled twice,
-or counted wrongly. When the world comes to rest, every slot that should take messages does.
+The real Runtime, slots, settler, Retirement and drain run against tests/support/brokermodel.py: frames travel in both
+directions at any speed, channels and connections close at any moment, confirms come late or never, and handlers
+ignore their cancellation. Each call of the worker to RabbitMQ is judged when it is made. After every step no message
+may be lost, settled twice or counted wrongly. When the model comes to rest, every slot that should
+take messages does.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self.running.append(attempt)
 
     def cancel(self, delivery: Delivery) -> None:
-        """A handler is told to stop."""
+        """A handler is cancelled."""
         [attempt] = [one for one in self.running if one.delivery is delivery]
         assert delivery.message.cancelled.is_set()
         assert delivery.lease.held not in attempt.told, "told twice"
@@ -242,7 +242,7 @@ class WorkerMachine(RuleBasedStateMachine):
     def _judge_copy(self, outgoing: Any) -> ModelDelivery:
         [attempt] = [one for one in self.attempts if one.model_delivery.body == outgoing.body]
         assert attempt.verdict is Verdict.COPY, "a copy of a message whose handler has not failed"
-        assert attempt.delivery.lease.held, "a copy of a message that somebody else has"
+        assert attempt.delivery.lease.held, "a copy of a message that was redelivered"
         attempt.target = outgoing.routing_key
         assert outgoing.message_id, "a copy without a message id"
         assert attempt.copy_id in {None, outgoing.message_id}, "a second message id"
@@ -316,7 +316,7 @@ class WorkerMachine(RuleBasedStateMachine):
     def _pass(self, seconds: float) -> None:
         self.clock.advance(self.clock.now + seconds, self._mark_whose_time_is_up)
         if any(self._is_hung(attempt) for attempt in self.running) and not self.broker.is_cut_off:
-            assert self.worker.consumer.draining, "a hung handler keeps a slot and the worker goes on"
+            assert self.worker.consumer.draining, "a handler never returns and the worker goes on"
         for attempt in self.running:
             told = (
                 attempt.delivery.message.cancelled.is_set() or self.broker.is_cut_off
@@ -362,7 +362,7 @@ class WorkerMachine(RuleBasedStateMachine):
             if self.drain_deadline is not None:
                 installed = sum(self._is_hung(attempt) for attempt in self.running)
                 quiet = quiet and self.worker.consumer.busy() == installed
-            assert not quiet, "nobody told the one who waits"
+            assert not quiet, "a waiting thread was not notified"
 
     def _moves(self) -> list[Callable[[], Any]]:
         moves: list[Callable[[], Any]] = []
@@ -623,7 +623,7 @@ class WorkerMachine(RuleBasedStateMachine):
             assert free <= consumers <= len(slots) - closed
 
     def teardown(self) -> None:
-        """Whatever happened, when trouble ends everything gets done."""
+        """After all faults have ended, every message is handled."""
         if not hasattr(self, "attempts"):
             return
         try:
@@ -664,10 +664,10 @@ TestWorker = WorkerMachine.TestCase
 )
 @settings(max_examples=150)
 @given(data=st.data(), slots=st.integers(1, 3), before=st.sampled_from([Before.BUSY, Before.SENT_TO]))
-def test_in_the_middle_of_something(
+def test_worker_from_a_state_that_random_runs_rarely_reach(
     step: Callable[..., None], data: st.DataObject, slots: int, before: Before
 ) -> None:
-    """What few random runs come to, again and again, from where it matters."""
+    """Start from states that random runs rarely reach."""
     machine = WorkerMachine()
     try:
         machine.start(slots=slots, classic=False)

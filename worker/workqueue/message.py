@@ -24,8 +24,9 @@ class Retry(Exception):  # noqa: N818 - it is a request, not an error
     """Raised by a handler that asks for another attempt later.
 
     Args:
-        after: seconds to wait; None for the queue's own delays. The actual delay may be up to twice as long,
-            and is at most one day, because a few delay queues serve all delays.
+        after: seconds to wait, at most one day; None for the queue's own delays. A few delay queues serve all
+            delays, so the message may wait longer: up to the next of 1, 2, 5, 10, 20, 30 s, 1, 2, 5 min and
+            so on.
         reason: for the failure header.
     """
 

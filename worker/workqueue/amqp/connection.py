@@ -61,9 +61,9 @@ logger = logging.getLogger(__name__)
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    """Drop pika's log records about our connections, since we log each event once. Critical ones are bugs of pika.
+    """Return False for pika's log records about our connections, since each event is logged once, here.
 
-    Records about other connections, those of the user's code, stay.
+    Critical records are bugs of pika and stay. So do records about other connections, those of the user's code.
     """
     return record.levelno >= logging.CRITICAL or not does_io()
 

@@ -96,8 +96,8 @@ class Publisher:
     The publisher sends each message at most once. After a lost connection, RabbitMQ may or may not have
     stored a message that was sent, and its future fails with Unconfirmed. A message that was not sent waits
     for the connection or for the end of a memory alarm, until it times out. When a message that was sent
-    times out, the publisher closes the
-    channel before the future fails: a message that was reported as Unconfirmed is never confirmed later.
+    times out, the publisher closes the channel before the future fails. A message that was reported as
+    Unconfirmed is therefore never confirmed later.
 
     Args:
         binding_source: returns the connection data; called at each attempt to connect.

@@ -75,8 +75,8 @@ def add_arguments(
     what.add_argument("--priority", type=_priority, metavar="0..255")
     what.add_argument("--content-type", metavar="TYPE")
     what.add_argument(
-        "--delay", type=_delay, metavar="SECONDS", help="delay before a message reaches the queue; may take up to"
-        " twice as long (with --queue)"
+        "--delay", type=_delay, metavar="SECONDS", help="deliver messages to the queue after this delay, or somewhat"
+        " later (with --queue)"
     )  # fmt: skip
     parser.add_argument(
         "--timeout",

@@ -174,7 +174,7 @@ def delay_step(seconds: float) -> int:
 
 
 def dead_letter_queue(queue: str) -> Queue:
-    """Return the declaration of the dead-letter queue: quorum, and without limits, so that no message expires."""
+    """Return the declaration of the dead-letter queue: quorum, without limits, so that RabbitMQ drops no message."""
     return Queue(
         dead_letter_queue_name(queue),
         {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED_DELIVERIES},

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def leave(code: int, *closers: Callable[[], None]) -> NoReturn:
     """End the worker's process.
 
-    Python itself waits for every thread that is not a daemon, including idle threads of an executor.
+    Python itself waits for all threads that are not daemons, including idle threads of an executor.
 
     Args:
         code: the exit code.

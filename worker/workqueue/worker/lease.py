@@ -23,7 +23,7 @@ class SettlingChannel(Protocol):
 
 
 class LeaseState(Enum):
-    """A lease starts as HELD and changes at most once, but for an ack that its channel refuses."""
+    """A lease starts as HELD and changes at most once, except when the channel refuses to settle it."""
 
     HELD = "held"
     SETTLED = "settled"

@@ -82,7 +82,7 @@ class Runtime:
     def wait_quiet(self, deadline: float) -> bool:
         """Wait until no slot has a message or could get one; return False when the deadline passes first.
 
-        A hung handler is not waited for.
+        It does not wait for a handler that never returns.
         """
         return self.consumer.wait_until(
             lambda: all(
