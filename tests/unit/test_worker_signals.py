@@ -51,7 +51,7 @@ def test_interrupt_ends_the_wait_without_a_signal(signals: Signals) -> None:
     assert signals.wait(PATIENCE) is True
 
 
-def test_first_one_is_awaited_by_a_worker_that_ends_by_itself(signals: Signals) -> None:
+def test_first_signal_is_ignored_when_the_worker_ends_by_itself(signals: Signals) -> None:
     signals.ignore_first()
     signal.raise_signal(signal.SIGTERM)
     assert not signals.wait(0)

@@ -59,8 +59,9 @@ class BoundedFrames:
         channel = self._channels.get(value.channel_number)
         if channel is None:
             if type(value) is frame.Method and type(value.method) is spec.Channel.Close:
-                # RabbitMQ 4.0 may close a channel twice within a millisecond, when a message exceeds the consumer
-                # timeout and its consumer is cancelled (seen with a channel_tick_interval of 1 s). Other channels stay.
+                # RabbitMQ 4.0 may close a channel twice within a millisecond, when a message exceeds the
+                # consumer timeout and its consumer is cancelled (seen with a channel_tick_interval of 1 s).
+                # Other channels stay.
                 return
             self._break_off(f"a frame came for channel {value.channel_number}, which is not open")
         else:

@@ -92,7 +92,8 @@ def post(target: SplitResult, message: Message) -> None:
         connection.close()
         raise HandlerUnavailable(f"{target.geturl()} cannot be reached: {error or repr(error)}") from error
     try:
-        # Set after the connect: a message may wait for its server for hours, and must not keep each failed connection.
+        # Set after the connect: a message may wait for its server for hours, and must not keep each failed
+        # connection.
         message.cancelled.on_set(partial(_hang_up, connection))
         connection.sock.settimeout(max(0.001, message.remaining))
         if message.cancelled:  # before there was a connection to close
