@@ -12,7 +12,8 @@ from typing import Any, Final, cast
 from prometheus_client.metrics import MetricWrapperBase
 
 from workqueue.worker.handlers.outcome import Outcome
-from workqueue.worker.metrics import Exposition, Histogram
+from workqueue.worker.histograms import Histogram
+from workqueue.worker.metrics import Exposition
 from workqueue.worker.runtime import Runtime
 from workqueue_operator.metrics import Metrics
 
@@ -179,7 +180,7 @@ class _Idle:
     """The metrics' view of a runtime that has handled nothing yet."""
 
     def __init__(self) -> None:
-        self.config = self.connection = self
+        self.config = self.consumer = self.deliveries = self.connection = self
         self.queue = "hello"
         self.is_open = False
         self.slots: list[Any] = []

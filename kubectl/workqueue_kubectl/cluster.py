@@ -14,10 +14,11 @@ from typing import Final
 from pydantic import ValidationError
 
 from workqueue.contract.binding import Binding, from_mapping
+from workqueue.contract.worker_api import PORT, STATUS_PATH
 from workqueue_kubectl.errors import KubectlFailed, NotFound, PluginError
 from workqueue_kubectl.kubectl import Kubectl, Object
 from workqueue_operator.api.workqueue import WorkQueue
-from workqueue_operator.names import API_VERSION, ENDPOINT_PORT, KIND, LABEL_WORKQUEUE, PLURAL
+from workqueue_operator.names import API_VERSION, KIND, LABEL_WORKQUEUE, PLURAL
 
 AT_ONCE: Final = 8
 _RESOURCE: Final = f"{PLURAL}.{API_VERSION.partition('/')[0]}"
@@ -124,7 +125,7 @@ class Cluster:
 
     def _worker_status(self, namespace: str, pod: str) -> Object | None:
         try:
-            return self.kubectl.get(f"/api/v1/namespaces/{namespace}/pods/{pod}:{ENDPOINT_PORT}/proxy/status")
+            return self.kubectl.get(f"/api/v1/namespaces/{namespace}/pods/{pod}:{PORT}/proxy{STATUS_PATH}")
         except (KubectlFailed, ValueError):
             return None
 

@@ -1,12 +1,11 @@
-"""How long to wait before something that failed is tried again. Pure but for the jitter.
-
-Place in the flow: used by `reconcile` for passes and by `act` for writes that the API server refuses.
-"""
+"""The delay before a failed pass or a refused write is tried again."""
 
 from __future__ import annotations
 
 import random
 from typing import Final
+
+from workqueue.amqp.backoff import doubled
 
 _JITTER: Final = 0.25
 
@@ -14,10 +13,12 @@ _JITTER: Final = 0.25
 def delay(failures: int, first: float, longest: float) -> float:
     """Return the delay before the next attempt, in seconds.
 
+    The jitter only adds to it, so that the rate of attempts stays below `1 / longest`. That is why `Backoff`, whose
+    full jitter also gives short delays, is not used here.
+
     Args:
         failures: in a row, at least 1; each doubles the delay.
-        first: the delay after the first failure.
-        longest: what the doubling ends at. The jitter only adds to it, so that the rate stays below its inverse.
+        first: the delay after the first failure, in seconds.
+        longest: the largest delay before jitter, in seconds.
     """
-    seconds = min(first * 2.0 ** min(failures - 1, 10), longest)
-    return seconds * random.uniform(1.0, 1.0 + _JITTER)  # noqa: S311 - jitter
+    return doubled(failures, first, longest) * random.uniform(1.0, 1.0 + _JITTER)  # noqa: S311 - jitter

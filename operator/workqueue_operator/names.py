@@ -59,7 +59,6 @@ FINALIZER: Final = f"{GROUP}/queue"
 
 WORKER_CONTAINER: Final = "worker"
 HANDLER_CONTAINER: Final = "handler"
-ENDPOINT_PORT: Final = 8090
 ENDPOINT_PORT_NAME: Final = "workqueue"
 BINDING_ROOT: Final = "/bindings"
 BINDING_NAME: Final = "rabbitmq"

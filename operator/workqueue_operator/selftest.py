@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 
 import aiohttp
 
+from workqueue.contract.worker_api import PORT, STATUS_PATH
 from workqueue_operator.api.workqueue import ConditionStatus, WorkQueue
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube import client
@@ -28,7 +29,6 @@ from workqueue_operator.names import (
     API_VERSION,
     BINDING_NAME,
     BINDING_ROOT,
-    ENDPOINT_PORT,
     KIND,
     LABEL_WORKQUEUE,
 )
@@ -126,7 +126,7 @@ async def _handled(api: Cluster, namespace: str, name: str) -> bool:
             try:
                 async with (
                     aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session,
-                    session.get(f"http://{host}:{ENDPOINT_PORT}/status") as response,
+                    session.get(f"http://{host}:{PORT}{STATUS_PATH}") as response,
                 ):
                     if (await response.json())["handled"] > 0:
                         return True

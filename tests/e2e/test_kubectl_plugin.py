@@ -110,7 +110,7 @@ def test_dead_letters_can_be_listed_shown_replayed_and_purged(
     assert "the test asked for it" in listed.out
     letter = run("dead", "list", "plugin", "-o", "json").json["messages"][0]["id"]
     assert run("dead", "show", "plugin", letter, "-o", "json").json["reason"] == "Rejected"
-    assert run("dead", "replay", "plugin", "--id", letter).out == "1 message put back to work on plugin.\n"
+    assert run("dead", "replay", "plugin", "--id", letter).out == "1 message replayed to plugin.\n"
     # It is rejected again.
     eventually(lambda: run("dead", "list", "plugin", "-o", "json").json["total"] == 3, 60, "it came back")
     refused = run("dead", "purge", "plugin")

@@ -248,4 +248,4 @@ def test_dead_letter_prints_no_control_codes_to_terminal(vhost: VirtualHost, wor
     done = workqueue("peek", "--queue", "jobs.dead", "-n", "2", url=vhost.url)
     assert all(character.isprintable() or character == "\n" for character in done.out)
     done = workqueue("dead", "replay", "--queue", "jobs", url=vhost.url)
-    assert (done.code, done.out) == (0, "2 messages put back to work on jobs.\n")
+    assert (done.code, done.out) == (0, "2 messages replayed to jobs.\n")

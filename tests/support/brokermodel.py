@@ -517,7 +517,7 @@ class Publisher:
         if queue not in self.queues:
             future.set_exception(Returned("", queue, "1", "no queue"))
         elif not well and not is_wanted():
-            future.set_exception(NotSent("", queue, "1", "no longer wanted"))
+            future.set_exception(NotSent("", queue, "1", "no longer needed"))
         elif not well:
             future.set_exception(Unconfirmed("", queue, "1", "connection lost"))
         else:

@@ -1,4 +1,4 @@
-"""How to reach RabbitMQ: from a URL, from the keys of a Secret, from a folder."""
+"""Connection data from a URL, from the keys of a Secret, and from a folder."""
 
 # ruff: noqa: E501 - a table reads best with a row a line
 
@@ -82,20 +82,20 @@ def test_every_user_password_and_virtual_host_can_be_written_as_a_url(username, 
 BAD_URLS = [
     ("another scheme", "http://rabbit", "The broker's URL has the scheme 'http'; it must start with amqp:// or amqps://."),
     ("no scheme", "rabbit:5672", "The broker's URL has the scheme 'rabbit'; it must start with amqp:// or amqps://."),
-    ("no host", "amqp://", "No host is named."),
-    ("no host but a user", "amqp://joe:pw@/", "No host is named."),
+    ("no host", "amqp://", "No host is given."),
+    ("no host but a user", "amqp://joe:pw@/", "No host is given."),
     ("no host but a port", "amqp://:5672/", "The address ':5672' has no host."),
     ("more hosts than are allowed", "amqp://" + ",".join(["rabbit"] * 17), "17 hosts are named; at most 16 are allowed. Name fewer nodes of the cluster, or a Service in front of them."),
-    ("a port that is no number", "amqp://rabbit:http/", "The address that begins with 'rabbit' has a port that is no number from 1 to 65535."),
-    ("a port that is too high", "amqp://rabbit:65536/", "The address that begins with 'rabbit' has a port that is no number from 1 to 65535."),
-    ("an address without its bracket", "amqp://[fd00::1/", "The broker's URL cannot be read; put an IPv6 address into brackets, and percent-encode special characters in user and password."),
+    ("a port that is no number", "amqp://rabbit:http/", "The address that begins with 'rabbit' has a port that is not a number from 1 to 65535."),
+    ("a port that is too high", "amqp://rabbit:65536/", "The address that begins with 'rabbit' has a port that is not a number from 1 to 65535."),
+    ("an address without its bracket", "amqp://[fd00::1/", "The broker's URL cannot be read. Put an IPv6 address into brackets, and percent-encode special characters in user and password."),
     ("unknown-parameter", "amqp://rabbit/?connection_timeout=5", "The broker's URL has the unknown parameter 'connection_timeout'; only heartbeat is known."),
     ("parameter-without-a-value", "amqp://rabbit/?heartbeat", "The broker's URL has heartbeat=; it must be a whole number of seconds from 1 to 65535."),
     ("heartbeat-of-0", "amqp://rabbit/?heartbeat=0", "The broker's URL has heartbeat=0; it must be a whole number of seconds from 1 to 65535."),
     ("heartbeat-that-is-too-long", "amqp://rabbit/?heartbeat=65536", "The broker's URL has heartbeat=65536; it must be a whole number of seconds from 1 to 65535."),
     ("heartbeat-that-is-no-number", "amqp://rabbit/?heartbeat=1.5", "The broker's URL has heartbeat=1.5; it must be a whole number of seconds from 1 to 65535."),
-    ("fragment", "amqp://rabbit/v#1", "The broker's URL has a part behind #; in user, password and virtual host write # as %23."),
-    ("a password with a bare slash", "amqp://joe:p/w@rabbit", "The broker's URL has an @ behind its host; in user, password and virtual host write / as %2F, ? as %3F, # as %23 and @ as %40."),
+    ("fragment", "amqp://rabbit/v#1", "The broker's URL has a fragment (#). In user, password and virtual host, write # as %23."),
+    ("a password with a bare slash", "amqp://joe:p/w@rabbit", "The broker's URL has an @ after its host. In user, password and virtual host, write / as %2F, ? as %3F, # as %23 and @ as %40."),
 ]  # fmt: skip
 
 
@@ -152,9 +152,9 @@ BAD_MAPPINGS = [
     ("nothing", {}, "The Secret has neither the key uri nor the key host; give one of them."),
     ("an empty host", KEYS | {"host": " "}, "The Secret has neither the key uri nor the key host; give one of them."),
     ("no user", {"host": "rabbit", "password": "pw"}, "The Secret has no key username; give username and password, or tls.crt and tls.key."),
-    ("a port that is no number", KEYS | {"port": "amqp"}, "The Secret: key port is no port; it must be a number from 1 to 65535."),
+    ("a port that is no number", KEYS | {"port": "amqp"}, "The Secret: key port is not a port; it must be a number from 1 to 65535."),
     ("port 0", KEYS | {"port": "0"}, "The Secret: key port is 0; it must be a number from 1 to 65535."),
-    ("a port in other digits", KEYS | {"port": "²"}, "The Secret: key port is no port; it must be a number from 1 to 65535."),
+    ("a port in other digits", KEYS | {"port": "²"}, "The Secret: key port is not a port; it must be a number from 1 to 65535."),
     ("a bad uri", {"uri": "http://rabbit"}, "The Secret: key uri: The broker's URL has the scheme 'http'; it must start with amqp:// or amqps://."),
     ("a certificate without its key", KEYS | {"tls.crt": "C"}, "The Secret has a client certificate without the key tls.key."),
     ("a key without its certificate", KEYS | {"tls.key": "K"}, "The Secret has a client certificate without the key tls.crt."),
@@ -200,7 +200,7 @@ def test_a_folder_that_does_not_exist_is_refused_with_a_sentence(tmp_path):
         from_folder(tmp_path / "nope")
 
 
-def test_a_folder_of_no_text_is_refused_with_a_sentence(tmp_path):
+def test_folder_with_binary_files_is_refused_with_a_sentence(tmp_path):
     (tmp_path / "host").write_bytes(b"\xff")
     with pytest.raises(BindingError, match=r"cannot be read: .*\."):
         from_folder(tmp_path)
@@ -218,7 +218,7 @@ SECRET = "s3cr3t"
     ],
     ids=["repr", "display", "identity"],
 )  # fmt: skip
-def test_no_secret_is_shown(text):
+def test_repr_shows_no_secret(text):
     assert SECRET not in text
 
 
@@ -256,7 +256,7 @@ DISPLAYS = [
 
 
 @pytest.mark.parametrize(("binding", "text"), [row[1:] for row in DISPLAYS], ids=[row[0] for row in DISPLAYS])
-def test_a_broker_is_named_for_people(binding, text):
+def test_display_has_no_credentials(binding, text):
     assert binding.display == text
 
 
@@ -292,5 +292,5 @@ SIGNING_KEYS = [
 @pytest.mark.parametrize(
     ("binding", "key"), [row[1:] for row in SIGNING_KEYS], ids=[row[0] for row in SIGNING_KEYS]
 )
-def test_operator_and_worker_sign_with(binding, key):
+def test_signing_key_is_password_or_private_key(binding, key):
     assert binding.signing_key == key

@@ -1,4 +1,4 @@
-"""What a copy has room for: the traceback goes first, then the largest of the publisher's, the attempt never."""
+"""The headers of a copy that must fit into one frame, and which are dropped."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def size(kept: dict[str, object]) -> int:
     return len(field_table.table(kept))
 
 
-def test_what_fits_stays_as_it_is() -> None:
+def test_headers_that_fit_are_unchanged() -> None:
     assert fitted(OURS | {"a": "b"}, ROOM) == OURS | {"a": "b"}
 
 
-def test_the_traceback_goes_first_and_then_the_largest() -> None:
+def test_traceback_is_dropped_first_then_the_largest() -> None:
     kept = fitted(OURS | {"small": "s", "large": "l" * 5_000}, 9_000)
     assert kept.keys() == OURS.keys() - {headers.FAILURE_TRACEBACK} | {"small", "large", headers.DROPPED}
     kept = fitted(OURS | {"small": "s", "large": "l" * 5_000}, 4_000)
@@ -33,12 +33,12 @@ def test_the_traceback_goes_first_and_then_the_largest() -> None:
     assert kept[headers.DROPPED] == f"{headers.FAILURE_TRACEBACK}, large"
 
 
-def test_what_has_no_form_in_amqp_goes_and_is_named() -> None:
+def test_header_without_encoding_is_dropped_and_named() -> None:
     kept = fitted({"object": object(), "number": 2**80, "a": 1}, ROOM)
     assert kept == {"a": 1, headers.DROPPED: "object, number"}
 
 
-def test_the_name_of_what_goes_anyway_has_room_too() -> None:
+def test_name_of_a_header_without_encoding_has_room() -> None:
     wanted = {"number": 2**63, "a": "a" * 2_000, "b": "b" * 500}
     room = field_table.size("a", wanted["a"]) + field_table.size("b", wanted["b"])  # type: ignore[operator]
     kept = fitted(wanted, room)
@@ -46,7 +46,7 @@ def test_the_name_of_what_goes_anyway_has_room_too() -> None:
     assert size(kept) <= room + 4
 
 
-def test_names_that_were_dropped_before_are_kept() -> None:
+def test_names_of_earlier_dropped_headers_are_kept() -> None:
     assert fitted({headers.DROPPED: "first", "second": object()}, ROOM) == {headers.DROPPED: "first, second"}
 
 
@@ -56,7 +56,7 @@ def test_names_that_were_dropped_before_are_kept() -> None:
     ),
     st.integers(LEAST_ROOM, 20_000),
 )
-def test_it_always_fits_and_the_attempt_stays(wanted: dict[str, object], room: int) -> None:
+def test_headers_always_fit_and_keep_the_attempt(wanted: dict[str, object], room: int) -> None:
     kept = fitted(wanted | OURS, room)
     assert kept[headers.ATTEMPT] == 3
     assert size(kept) <= room + 4

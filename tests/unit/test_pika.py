@@ -1,4 +1,4 @@
-"""The user's process shares pika with us: it stays as it is, and one that we cannot use is refused with a reason."""
+"""pika in the worker: not patched, and refused with a reason if it lacks a private name."""
 
 from __future__ import annotations
 

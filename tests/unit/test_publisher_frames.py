@@ -1,4 +1,4 @@
-"""Orders of frames that a real RabbitMQ does not send on demand: returns, and refusals on a closing channel."""
+"""Orders of frames that a real RabbitMQ does not send on demand: returns, and nacks on a closing channel."""
 
 from types import SimpleNamespace
 

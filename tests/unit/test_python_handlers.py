@@ -1,4 +1,4 @@
-"""Python handlers: which callables are loaded, as what, and which results are a failure."""
+"""Python handlers: which callables are loaded, and which results are failures."""
 
 from __future__ import annotations
 

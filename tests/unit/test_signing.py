@@ -1,4 +1,4 @@
-"""Signed calls: good only for one purpose, one pod and one minute, and only with the key."""
+"""Signed calls: valid for one purpose, one pod and one minute, and only with the key."""
 
 import math
 
@@ -17,7 +17,7 @@ def check(header, *, purpose=Purpose.RETIRE, pod_uid="pod-1", key=KEY, now=NOW):
     return verify(header, purpose, pod_uid, key, now)
 
 
-def test_what_was_signed_is_good():
+def test_signature_verifies():
     assert check(GOOD) is SignatureCheck.GOOD
 
 
@@ -29,8 +29,8 @@ def signed_at(stamp):
 
 
 HEADERS = [
-    ("no header", None, SignatureCheck.QUEUE_MISSING),
-    ("an empty header", "", SignatureCheck.QUEUE_MISSING),
+    ("no header", None, SignatureCheck.MISSING),
+    ("an empty header", "", SignatureCheck.MISSING),
     ("no time", "abc", SignatureCheck.MALFORMED),
     ("a time that is no number", f"soon:{GOOD.partition(':')[2]}", SignatureCheck.MALFORMED),
     ("no signature", "1800000000.25", SignatureCheck.MALFORMED),
@@ -59,11 +59,11 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("other", [row[1] for row in OTHERS], ids=[row[0] for row in OTHERS])
-def test_a_signature_is_worth_nothing_elsewhere(other):
+def test_signature_fails_for_another_call(other):
     assert check(GOOD, **other) is SignatureCheck.WRONG
 
 
-def test_an_empty_key_never_verifies_even_what_it_signed():
+def test_empty_key_never_verifies():
     assert check(sign(Purpose.RETIRE, "pod-1", b"", NOW), key=b"") is SignatureCheck.WRONG
 
 
@@ -93,5 +93,5 @@ def test_every_signature_verifies_for_its_own_call(purpose, pod_uid, key, now):
 
 
 @given(header=st.text())
-def test_no_text_makes_it_fail_otherwise_than_by_a_verdict(header):
+def test_any_header_gets_a_verdict(header):
     assert check(header) in set(SignatureCheck) - {SignatureCheck.GOOD}

@@ -1,4 +1,4 @@
-"""The queues of a work queue: their names and exactly the arguments they are declared with."""
+"""The queues of a work queue: their names and exact arguments."""
 
 import pytest
 from hypothesis import given
@@ -40,7 +40,7 @@ WORK_QUEUES = [
         QUORUM | {"x-delivery-limit": 3 + WAKE_ALLOWANCE},
     ),
     (
-        "limits, time to live, single active consumer and consumer timeout are said when asked for",
+        "limits, time to live, single active consumer and consumer timeout are set when requested",
         QueueSettings(
             "jobs",
             max_length=5,
@@ -105,11 +105,11 @@ def test_conflict_advice_for_a_derived_queue_does_not_blame_a_publisher(queue):
     assert conflict_advice(queue) == f"Delete '{queue}' when it is empty. It is then declared again."
 
 
-def test_the_dead_letter_queue_is_declared_before_the_work_queue():
+def test_dead_letter_queue_is_declared_first():
     assert [queue.name for queue in plan(QueueSettings("jobs")).queues] == ["jobs.dead", "jobs"]
 
 
-def test_a_dead_letter_is_never_dropped_for_having_been_looked_at():
+def test_looking_at_a_dead_letter_never_drops_it():
     assert dict(dead_letter_queue("jobs").arguments) == {
         "x-queue-type": "quorum",
         "x-delivery-limit": UNLIMITED_DELIVERIES,
@@ -141,7 +141,7 @@ BINDINGS = [
 @pytest.mark.parametrize(
     ("exchange", "keys"), [row[1:] for row in BINDINGS], ids=[row[0] for row in BINDINGS]
 )
-def test_the_work_queue_is_bound(exchange, keys):
+def test_work_queue_is_bound_by_its_routing_keys(exchange, keys):
     made = plan(QueueSettings("jobs", exchange=exchange))
     assert made.exchange is exchange
     assert made.bindings == tuple(QueueBinding("e", "jobs", key) for key in keys)
@@ -166,11 +166,11 @@ NOT_DELAY_QUEUES = [
 @pytest.mark.parametrize(
     "name", [row[1] for row in NOT_DELAY_QUEUES], ids=[row[0] for row in NOT_DELAY_QUEUES]
 )
-def test_other_names_are_no_delay_queues(name):
+def test_other_names_are_not_delay_queues(name):
     assert not is_delay_queue(name, "jobs")
 
 
-def test_a_queue_name_is_no_pattern():
+def test_queue_name_is_not_used_as_a_pattern():
     assert not is_delay_queue("jobs.retry.10s", "j..s")
 
 

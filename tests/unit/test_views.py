@@ -79,11 +79,11 @@ FAILURES: list[tuple[str, dict[str, Any], Reason, list[str]]] = [
         "a bad configuration, just ended",
         {
             "containerStatuses": [
-                container(terminated={"exitCode": 2, "message": "Name exactly one handler."})
+                container(terminated={"exitCode": 2, "message": "Give exactly one handler."})
             ]
         },
         Reason.HANDLER_FAILED,
-        ["Name exactly one handler."],
+        ["Give exactly one handler."],
     ),
     (
         "exit code 3 without a word",

@@ -1,4 +1,4 @@
-"""The configuration of `workqueue run`: flags, environment, and every mistake at once."""
+"""The configuration of `workqueue run`: flags, environment variables, and all mistakes in one error."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from workqueue.cli.run import add_arguments
 from workqueue.contract.topology import QueueType
+from workqueue.contract.worker_api import Variable
 from workqueue.worker import config as config_module
 from workqueue.worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
 from workqueue.worker.errors import ConfigurationError
@@ -30,7 +31,7 @@ def mistakes(*flags: str, environment: Mapping[str, str] | None = None) -> tuple
     return caught.value.mistakes
 
 
-def test_defaults() -> None:
+def test_defaults_of_all_settings() -> None:
     config = read(*GOOD)
     assert config.handler == PythonHandler("thumbs:resize")
     assert config.queue_settings.type is QueueType.QUORUM
@@ -43,7 +44,7 @@ def test_defaults() -> None:
     assert config.log_level == "INFO"
 
 
-def test_heartbeat_flag_wins_over_the_url() -> None:
+def test_heartbeat_flag_overrides_url() -> None:
     url = "amqp://rabbit/?heartbeat=20"
     assert read(*GOOD, "--url", url).read_binding().heartbeat_seconds == 20
     assert read(*GOOD, "--url", url, "--heartbeat", "30").read_binding().heartbeat_seconds == 30
@@ -63,7 +64,7 @@ def test_log_level_is_read_from_flag_and_environment() -> None:
     )
 
 
-def test_a_flag_wins_over_the_environment() -> None:
+def test_flag_overrides_environment() -> None:
     environment = {
         "WORKQUEUE_QUEUE": "other",
         "WORKQUEUE_CONCURRENCY": "7",
@@ -76,7 +77,7 @@ def test_a_flag_wins_over_the_environment() -> None:
     assert config.grace_seconds == 60, "the grace follows the timeout"
 
 
-def test_the_kinds_of_handlers() -> None:
+def test_each_kind_of_handler_is_read_from_flag_and_environment() -> None:
     assert read("--queue", "q", "--exec", "sh", "-c", "x").handler == ExecHandler(("sh", "-c", "x"))
     assert read("--queue", "q", "--http", "http://localhost:1/x").handler == HTTPHandler(
         "http://localhost:1/x"
@@ -89,7 +90,7 @@ def test_the_kinds_of_handlers() -> None:
         assert read("--queue", "q", environment={variable: value}).handler == expected
 
 
-def test_delivery_limit_is_the_declared_queues_own_unless_it_is_given() -> None:
+def test_delivery_limit_defaults_to_that_of_the_declared_queue() -> None:
     assert read(*GOOD).delivery_limit is None
     assert read(*GOOD, "--declare").delivery_limit == 10
     assert read(*GOOD, "--declare", "--queue-type", "Classic").delivery_limit is None
@@ -117,26 +118,26 @@ def test_every_environment_variable_in_the_help_is_read() -> None:
 
     source = Path(config_module.__file__).read_text()
 
-    assert {name for name in named if f'"{name}"' not in source} == set()
+    assert {name for name in named if f"Variable.{Variable(name).name}" not in source} == set()
 
 
 WRONG = {
     "a queue behind --exec": (
         ["--exec", "./x", "--queue", "q"],
         {},
-        "--exec takes everything after it, --queue too: put --exec last",
+        "--exec takes everything after it, including --queue, so put --exec last",
     ),
     "a delivery limit on a Classic queue": (
         ["a:b", "--queue-type", "Classic", "--delivery-limit", "3"],
         {},
         "A Classic queue has no delivery limit",
     ),
-    "no handler": ([], {}, "Name exactly one handler"),
-    "two handlers": (["a:b", "--http", "http://x"], {}, "2 are named"),
+    "no handler": ([], {}, "Give exactly one handler"),
+    "two handlers": (["a:b", "--http", "http://x"], {}, "2 are given"),
     "two handlers in the environment": (
         [],
         {"WORKQUEUE_HANDLER_PYTHON": "a:b", "WORKQUEUE_HANDLER_HTTP": "http://x"},
-        "2 are named",
+        "2 are given",
     ),
     "a handler without a function": (["thumbs"], {}, "MODULE:FUNCTION"),
     "a command that is no list": ([], {"WORKQUEUE_HANDLER_EXEC": "ls"}, "JSON list of strings"),
@@ -160,18 +161,18 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("flags", "environment", "expected"), WRONG.values(), ids=WRONG.keys())
-def test_one_mistake_is_one_sentence(flags: list[str], environment: dict[str, str], expected: str) -> None:
+def test_each_mistake_gets_one_sentence(flags: list[str], environment: dict[str, str], expected: str) -> None:
     words = flags if "--queue" in flags else [*flags, "--queue", "q"]
     found = mistakes(*words, environment=environment)
     assert len(found) >= 1
     assert any(expected in sentence for sentence in found)
 
 
-def test_mistakes_are_collected() -> None:
+def test_all_mistakes_are_reported_together() -> None:
     assert len(mistakes("a", "--concurrency", "x", "--timeout", "y")) == 4
 
 
-def test_a_service_binding_is_found_by_its_type(tmp_path: Path) -> None:
+def test_service_binding_is_found_by_its_type(tmp_path: Path) -> None:
     for name, kind in (("db", "postgresql"), ("broker", "rabbitmq")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "type").write_text(f"{kind}\n")

@@ -1,4 +1,4 @@
-"""The delivery lease by itself: settled once, and never after it is lost."""
+"""The delivery lease: settled once, and never after it is lost."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ENDS: dict[str, tuple[Callable[[Lease], bool], LeaseState]] = {
 
 
 @pytest.mark.parametrize(("settle", "asked"), SETTLE.values(), ids=SETTLE.keys())
-def test_is_settled_on_its_own_channel(settle: Callable[[Lease], bool], asked: str) -> None:
+def test_lease_is_settled_on_its_own_channel(settle: Callable[[Lease], bool], asked: str) -> None:
     lease = Lease(1, channel := Channel(), 7)
     assert lease.held
     assert settle(lease)
@@ -52,7 +52,7 @@ def test_is_settled_on_its_own_channel(settle: Callable[[Lease], bool], asked: s
 
 
 @pytest.mark.parametrize(("end", "state"), ENDS.values(), ids=ENDS.keys())
-def test_nothing_follows_its_end(end: Callable[[Lease], Any], state: LeaseState) -> None:
+def test_lease_is_settled_at_most_once(end: Callable[[Lease], Any], state: LeaseState) -> None:
     lease = Lease(1, channel := Channel(), 7)
     assert end(lease)
     asked = list(channel.asked)
@@ -62,7 +62,7 @@ def test_nothing_follows_its_end(end: Callable[[Lease], Any], state: LeaseState)
 
 
 @pytest.mark.parametrize("settle", [Lease.ack, Lease.hand_back], ids=SETTLE.keys())
-def test_what_a_closing_channel_does_not_take_is_lost(settle: Callable[[Lease], bool]) -> None:
+def test_lease_is_lost_when_its_channel_refuses_to_settle(settle: Callable[[Lease], bool]) -> None:
     lease = Lease(1, channel := Channel(), 7)
     channel.is_closing = True
     assert not settle(lease)

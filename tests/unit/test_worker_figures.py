@@ -1,4 +1,4 @@
-"""Figures, waits and log lines of the worker: small things that many others rest on."""
+"""Rates, histograms, backoff and log lines of the worker."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from workqueue import logs
 from workqueue.amqp.backoff import Backoff
 from workqueue.worker.handlers.http import retry_after
-from workqueue.worker.metrics import Histogram
+from workqueue.worker.histograms import Histogram
 from workqueue.worker.rates import WINDOW_SECONDS, HandlerRates
 
 
-def test_nothing_is_known_before_anything_happened() -> None:
+def test_rates_are_unknown_before_the_first_message() -> None:
     recent = HandlerRates(0)
     assert recent.mean_seconds() is None
     assert recent.recent_seconds(1) is None
@@ -27,7 +27,7 @@ def test_nothing_is_known_before_anything_happened() -> None:
     assert recent.arrivals_per_second(10) == 0
 
 
-def test_the_last_minute_is_not_the_whole_life() -> None:
+def test_recent_rates_cover_the_last_minute_only() -> None:
     recent = HandlerRates(0)
     recent.arrived(1)
     recent.handled(2, 10.0)
@@ -42,7 +42,7 @@ def test_the_last_minute_is_not_the_whole_life() -> None:
 
 
 @given(st.lists(st.floats(0, 1e6)))
-def test_every_value_is_in_exactly_one_bucket(values: list[float]) -> None:
+def test_histogram_counts_each_value_in_one_bucket(values: list[float]) -> None:
     histogram = Histogram.of_handler_seconds()
     for value in values:
         histogram.observe(value)
@@ -53,7 +53,7 @@ def test_every_value_is_in_exactly_one_bucket(values: list[float]) -> None:
     assert histogram.total == pytest.approx(sum(values))
 
 
-def test_waits_grow_to_a_bound_and_start_again() -> None:
+def test_backoff_doubles_up_to_its_bound_and_resets() -> None:
     backoff = Backoff(1, 8)
     for bound in (1, 2, 4, 8, 8, 8):
         assert 0 <= backoff.next() <= bound
@@ -74,7 +74,7 @@ RETRY_AFTER = {
 
 
 @pytest.mark.parametrize(("value", "expected"), RETRY_AFTER.values(), ids=RETRY_AFTER.keys())
-def test_retry_after_is_read_in_both_forms(value: str | None, expected: float | None) -> None:
+def test_retry_after_is_read_as_seconds_or_date(value: str | None, expected: float | None) -> None:
     now = 946_684_740.0  # 1999-12-31 23:59:00 UTC
     assert retry_after(value, now) == expected
 
@@ -93,7 +93,7 @@ def restore_logging():
     root.setLevel(level)
 
 
-def test_a_log_line_is_one_json_object_with_its_key_values(output: io.StringIO) -> None:
+def test_json_log_line_is_one_object_with_its_pairs(output: io.StringIO) -> None:
     logs.configure("json", stream=output)
     logging.getLogger("x").warning("Lost.", extra={"queue": "q", "reason": "it\nbroke", "at": time})
     entry = json.loads(output.getvalue())
@@ -103,20 +103,20 @@ def test_a_log_line_is_one_json_object_with_its_key_values(output: io.StringIO) 
     assert entry["time"].endswith("Z")
 
 
-def test_a_log_line_for_people_is_readable(output: io.StringIO) -> None:
+def test_text_log_line_has_time_level_sentence_and_pairs(output: io.StringIO) -> None:
     logs.configure("text", stream=output)
     logging.getLogger("x").info("Lost.", extra={"queue": "q", "reason": "two words", "empty": ""})
     assert output.getvalue().endswith('INFO    Lost.  queue=q  reason="two words"  empty=""\n')
 
 
 @pytest.mark.parametrize("log_format", logs.FORMATS)
-def test_an_exception_is_logged_with_its_traceback(output: io.StringIO, log_format: str) -> None:
+def test_exception_is_logged_with_its_traceback(output: io.StringIO, log_format: str) -> None:
     logs.configure(log_format, stream=output)
     logging.getLogger("x").error("Failed.", exc_info=ValueError("oops"))
     assert "ValueError: oops" in output.getvalue()
 
 
-def test_without_a_terminal_the_default_is_json(output: io.StringIO) -> None:
+def test_log_format_without_a_terminal_is_json(output: io.StringIO) -> None:
     logs.configure(stream=output)
     logging.getLogger("x").info("Hello.")
     assert output.getvalue().startswith("{")

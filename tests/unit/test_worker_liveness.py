@@ -1,4 +1,4 @@
-"""The endpoint: where it listens, and when a worker asks to be restarted: only when a restart would help."""
+"""The endpoint: where it listens, and that /livez fails only when a restart helps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ CASES = {
 
 
 @pytest.mark.parametrize(("age", "slots", "stuck", "expected"), CASES.values(), ids=CASES.keys())
-def test_a_worker_is_dead_when(age: float, slots: int, stuck: int, expected: str | None) -> None:
+def test_livez_fails_only_when_a_restart_helps(
+    age: float, slots: int, stuck: int, expected: str | None
+) -> None:
     with endpoint(age, slots, stuck) as made:
         assert made.dead_because() == expected
 
@@ -36,9 +38,8 @@ def test_a_worker_is_dead_when(age: float, slots: int, stuck: int, expected: str
 def endpoint(age: float = 0.1, slots: int = 1, stuck: int = 0, port: int = 0) -> Iterator[Endpoint]:
     runtime = SimpleNamespace(
         tick_age=age,
-        slots=[object()] * slots,
-        slot_count=slots,
-        stuck=stuck,
+        consumer=SimpleNamespace(slots=[object()] * slots, slot_count=slots),
+        deliveries=SimpleNamespace(stuck=stuck),
         config=SimpleNamespace(pod_uid=None),
     )
     made = Endpoint(runtime, port, any_port_will_do=not port)  # type: ignore[arg-type]

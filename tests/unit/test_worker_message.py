@@ -27,7 +27,7 @@ OTHER_HEADERS = st.dictionaries(TEXT.filter(lambda name: not name.startswith("x-
     st.lists(TEXT),
     st.none() | st.integers(0, 255),
 )
-def test_what_is_set_aside_comes_back_as_it_was(
+def test_preserved_properties_are_restored(
     others: dict[str, object],
     expiration: str | None,
     user: str | None,
@@ -84,22 +84,24 @@ EXPIRIES = {
 
 
 @pytest.mark.parametrize(("properties", "found", "expected"), EXPIRIES.values(), ids=EXPIRIES.keys())
-def test_ttl_passes(properties: Properties, found: dict[str, object], expected: float | None) -> None:
+def test_expiry_is_known_from_header_timestamp_or_arrival(
+    properties: Properties, found: dict[str, object], expected: float | None
+) -> None:
     assert headers.expires_at(properties, found, NOW) == expected
 
 
-def test_the_brokers_bookkeeping_does_not_travel_with_a_copy() -> None:
+def test_copy_has_none_of_the_brokers_own_headers() -> None:
     kept = headers.preserve(Properties(), {"x-death": [], "x-delivery-count": 3, "x-mine": 1})[1]
     assert kept == {"x-mine": 1}
 
 
 @pytest.mark.parametrize(("value", "attempt"), [(None, 1), (1, 2), (4, 5), ("4", 1), (-1, 1)], ids=repr)
-def test_the_attempt_is_counted_from_our_own_header(value: object, attempt: int) -> None:
+def test_attempt_comes_from_its_header(value: object, attempt: int) -> None:
     message = Message(b"", headers={} if value is None else {headers.ATTEMPT: value})
     assert message.attempt == attempt
 
 
-def test_a_body_is_read_as_text_or_json() -> None:
+def test_body_is_read_as_text_or_json() -> None:
     assert Message("grüße".encode()).text() == "grüße"
     assert Message(b'{"a": [1]}').json() == {"a": [1]}
 
@@ -107,17 +109,17 @@ def test_a_body_is_read_as_text_or_json() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"\xff\xfe", b"[" * 100_000], ids=["nothing", "half", "bytes", "deep"]
 )
-def test_a_body_that_is_no_json_says_so(body: bytes) -> None:
-    with pytest.raises(UndecodableError, match="The body is no JSON"):
+def test_body_that_is_not_json_raises(body: bytes) -> None:
+    with pytest.raises(UndecodableError, match="The body is not JSON"):
         Message(body).json()
 
 
-def test_a_body_that_is_no_text_says_so() -> None:
-    with pytest.raises(UndecodableError, match="no UTF-8 text"):
+def test_body_that_is_not_text_raises() -> None:
+    with pytest.raises(UndecodableError, match="not UTF-8 text"):
         Message(b"\xff").text()
 
 
-def test_a_thread_can_wait_for_its_cancellation() -> None:
+def test_thread_waits_for_its_cancellation() -> None:
     cancelled = Cancellation()
     assert not cancelled.wait(0.001)
     threading.Timer(0.05, cancelled.set).start()
@@ -126,7 +128,7 @@ def test_a_thread_can_wait_for_its_cancellation() -> None:
     assert cancelled.wait(0)
 
 
-async def test_a_task_can_wait_for_its_cancellation() -> None:
+async def test_task_waits_for_its_cancellation() -> None:
     cancelled = Cancellation()
     threading.Timer(0.05, cancelled.set).start()
     async with asyncio.timeout(5):
@@ -134,7 +136,7 @@ async def test_a_task_can_wait_for_its_cancellation() -> None:
         await cancelled
 
 
-def test_callbacks_of_a_cancellation_run_once_also_when_it_is_set_already() -> None:
+def test_callback_of_a_cancellation_runs_once_even_if_already_set() -> None:
     cancelled, seen = Cancellation(), []
     cancelled.on_set(lambda: seen.append(1))
     cancelled.set()

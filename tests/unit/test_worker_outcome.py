@@ -1,4 +1,4 @@
-"""What the end of a handler means, which delay follows, and what goes into the headers."""
+"""The verdict after a handler has ended: delay, reason and failure headers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from workqueue import Reject, Retry
 from workqueue.contract.errors import UndecodableError
+from workqueue.contract.topology import LONGEST_DELAY_SECONDS, delay_step
 from workqueue.worker.handlers.outcome import (
     ACK,
-    LONGEST_DELAY_SECONDS,
     MESSAGE_CHARACTERS,
     TRACEBACK_CHARACTERS,
     FailureReason,
@@ -21,7 +21,6 @@ from workqueue.worker.handlers.outcome import (
     HandlerTimeout,
     RetryLater,
     RetryPolicy,
-    delay_step,
     failure_of,
     refusal,
     verdict,
@@ -55,7 +54,9 @@ CASES = {
 
 
 @pytest.mark.parametrize(("error", "attempt", "expected"), CASES.values(), ids=CASES.keys())
-def test_the_verdict(error: BaseException | None, attempt: int, expected: object) -> None:
+def test_verdict_on_each_end_of_a_handler(
+    error: BaseException | None, attempt: int, expected: object
+) -> None:
     found = verdict(error, attempt, POLICY, 0.0)
     match found:
         case RetryLater(queue_seconds=seconds):
@@ -81,7 +82,7 @@ def test_message_whose_ttl_outlasts_the_delay_is_retried(expires_in: float | Non
     assert isinstance(verdict(ValueError(), 1, POLICY, 0.0, expires_in), RetryLater)
 
 
-def test_expiry_does_not_hide_why_a_message_is_given_up_anyway() -> None:
+def test_expiry_does_not_hide_another_reason() -> None:
     found = verdict(Reject("no"), 1, POLICY, 0.0, -1.0)
 
     assert isinstance(found, GiveUp)
@@ -116,7 +117,7 @@ def test_chance_spreads_retries_by_a_tenth_and_never_past_the_queue(chance: floa
 
 
 @given(st.floats(0, LONGEST_DELAY_SECONDS))
-def test_a_delay_that_was_asked_for_is_at_least_kept_and_at_most_doubled(after: float) -> None:
+def test_requested_delay_goes_to_the_next_longer_queue(after: float) -> None:
     found = verdict(Retry(after=after), 1, POLICY, 0.5)
     assert isinstance(found, RetryLater)
     assert found.queue_seconds >= after
@@ -125,7 +126,7 @@ def test_a_delay_that_was_asked_for_is_at_least_kept_and_at_most_doubled(after: 
     assert found.queue_seconds == delay_step(after)
 
 
-def test_long_texts_are_cut_so_that_the_headers_fit_into_a_frame() -> None:
+def test_long_failure_texts_are_cut() -> None:
     def deep(depth: int) -> None:
         if depth:
             deep(depth - 1)
@@ -138,7 +139,7 @@ def test_long_texts_are_cut_so_that_the_headers_fit_into_a_frame() -> None:
     assert len(failure.traceback) <= TRACEBACK_CHARACTERS
 
 
-def test_what_a_handler_raised_on_purpose_has_no_traceback() -> None:
+def test_retry_and_reject_have_no_traceback() -> None:
     assert failure_of(Reject("no image")).traceback == ""
     assert failure_of(Retry()).message == "the handler asked for a retry"
     assert failure_of(KeyError("a")).message == "KeyError: 'a'"

@@ -1,4 +1,4 @@
-"""The threads and the asyncio loop that run handlers, and turn the I/O loop meanwhile."""
+"""The executors: threads and the asyncio loop that run handlers and the I/O loop."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Bench:
             assert self.errors == []
 
     def turns(self) -> bool:
-        """Whether somebody turns the I/O loop."""
+        """Whether a thread runs the I/O loop."""
         turned = threading.Event()
         self.loop.add_callback(turned.set)
         return turned.wait(PATIENCE)
@@ -122,7 +122,7 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     return made
 
 
-def test_messages_of_one_turn_are_all_handled_beside_each_other_and_the_io_loop_turns(
+def test_messages_of_one_turn_are_handled_in_parallel_while_the_io_loop_runs(
     bench: Bench, gate: Gate
 ) -> None:
     bench.submit(*(b"%d" % number for number in range(SLOTS)))
@@ -134,7 +134,7 @@ def test_messages_of_one_turn_are_all_handled_beside_each_other_and_the_io_loop_
     assert {error for _, error in bench.ended} == {None}
 
 
-def test_one_message_after_the_other_is_handled_once(bench: Bench, gate: Gate) -> None:
+def test_each_message_is_handled_once(bench: Bench, gate: Gate) -> None:
     gate.opened.set()
     for number in range(30):
         [delivery] = bench.submit(b"%d" % number)
@@ -143,7 +143,7 @@ def test_one_message_after_the_other_is_handled_once(bench: Bench, gate: Gate) -
     assert len(bench.ended) == 30
 
 
-def test_a_handler_that_raises_is_told_and_the_next_is_handled(bench: Bench, gate: Gate) -> None:
+def test_exception_is_reported_and_the_next_message_handled(bench: Bench, gate: Gate) -> None:
     gate.opened.set()
     for _ in range(SLOTS + 2):
         bench.submit(b"exit")
@@ -154,7 +154,7 @@ def test_a_handler_that_raises_is_told_and_the_next_is_handled(bench: Bench, gat
     assert bench.turns()
 
 
-def test_only_one_thread_turns_the_io_loop_at_a_time(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_thread_runs_the_io_loop_at_a_time(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     inside: list[str] = []
     most: list[int] = []
     turn = Loop.run_once
@@ -172,7 +172,7 @@ def test_only_one_thread_turns_the_io_loop_at_a_time(gate: Gate, monkeypatch: py
     assert set(most) == {1}
 
 
-def test_a_thread_whose_handler_never_returns_is_left_behind(gate: Gate) -> None:
+def test_stop_leaves_a_handler_that_never_returns_behind(gate: Gate) -> None:
     bench = Bench(lambda loop, handled: ThreadExecutor(loop, gate.handle, handled, SLOTS))
     bench.submit(b"0")
     eventually(lambda: gate.inside)
@@ -181,7 +181,7 @@ def test_a_thread_whose_handler_never_returns_is_left_behind(gate: Gate) -> None
     bench.stop()
 
 
-def test_a_cancelled_task_is_told_once_also_when_it_never_began(loop_of_tasks: Bench, gate: Gate) -> None:
+def test_cancelled_task_is_reported_once_even_if_it_never_started(loop_of_tasks: Bench, gate: Gate) -> None:
     [running] = loop_of_tasks.submit(b"0")
     eventually(lambda: gate.inside == [b"0"])
     loop_of_tasks.runner.cancel(running)
@@ -201,9 +201,7 @@ def test_a_cancelled_task_is_told_once_also_when_it_never_began(loop_of_tasks: B
     assert gate.inside == [b"0"]
 
 
-def test_while_a_coroutine_blocks_the_io_loop_turns_and_messages_wait(
-    loop_of_tasks: Bench, gate: Gate
-) -> None:
+def test_io_loop_runs_while_a_coroutine_blocks(loop_of_tasks: Bench, gate: Gate) -> None:
     loop_of_tasks.submit(b"block")
     eventually(lambda: gate.inside == [b"block"])
     for _ in range(5):
@@ -215,7 +213,7 @@ def test_while_a_coroutine_blocks_the_io_loop_turns_and_messages_wait(
     eventually(lambda: [delivery.body for delivery, _ in loop_of_tasks.ended] == [b"block", b"next"])
 
 
-def test_tasks_that_are_left_when_it_stops_are_cancelled(loop_of_tasks: Bench, gate: Gate) -> None:
+def test_stop_cancels_remaining_tasks(loop_of_tasks: Bench, gate: Gate) -> None:
     [delivery] = loop_of_tasks.submit(b"0")
     eventually(lambda: gate.inside)
     loop_of_tasks.stop()

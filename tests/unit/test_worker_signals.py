@@ -1,4 +1,4 @@
-"""The signals that end a worker, as its main thread waits for them."""
+"""The signals that end a worker."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def signals() -> Iterator[Signals]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_one_that_came_before_is_not_lost(signals: Signals, number: signal.Signals) -> None:
+def test_signal_before_the_wait_is_not_lost(signals: Signals, number: signal.Signals) -> None:
     signal.raise_signal(number)
     assert signals.wait(PATIENCE)
     assert not signals.wait(0)
 
 
-def test_one_that_comes_meanwhile_ends_the_wait(signals: Signals) -> None:
+def test_signal_during_the_wait_ends_it(signals: Signals) -> None:
     main = threading.main_thread().ident
     assert main is not None
     sender = threading.Thread(target=signal.pthread_kill, args=(main, signal.SIGTERM))
@@ -37,22 +37,22 @@ def test_one_that_comes_meanwhile_ends_the_wait(signals: Signals) -> None:
     sender.join()
 
 
-def test_each_counts(signals: Signals) -> None:
+def test_each_signal_counts(signals: Signals) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.raise_signal(number)
     assert signals.wait(PATIENCE)
     assert signals.wait(PATIENCE)
 
 
-def test_an_interruption_ends_the_wait_and_is_no_signal(signals: Signals) -> None:
+def test_interrupt_ends_the_wait_without_a_signal(signals: Signals) -> None:
     threading.Thread(target=signals.interrupt).start()
     assert signals.wait() is False
     signal.raise_signal(signal.SIGTERM)
     assert signals.wait(PATIENCE) is True
 
 
-def test_first_one_is_awaited_by_a_worker_that_ends_by_itself(signals: Signals) -> None:
-    signals.end_alone()
+def test_first_signal_is_ignored_when_the_worker_ends_by_itself(signals: Signals) -> None:
+    signals.ignore_first()
     signal.raise_signal(signal.SIGTERM)
     assert not signals.wait(0)
     signal.raise_signal(signal.SIGTERM)

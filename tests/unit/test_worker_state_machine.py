@@ -1,10 +1,10 @@
-"""Slots, leases, settling, retirement and drain, over random interleavings with a broker as mean as RabbitMQ.
+"""A worker in random interleavings with a model of RabbitMQ.
 
-The real Runtime, slots, settler, Retirement and drain run against a model of the world
-(tests/support/brokermodel.py): frames travel in both directions at their own pace, channels and connections
-die at any moment, confirmations come late or never, handlers ignore their cancellation. Each step of the
-worker towards the broker is judged when it is made, and after every step nothing may be lost, settled twice,
-or counted wrongly. When the world comes to rest, every slot that should take messages does.
+The real Runtime, slots, settler, Retirement and drain run against tests/support/brokermodel.py: frames travel in both
+directions at any speed, channels and connections close at any moment, confirms come late or never, and handlers
+ignore their cancellation. Each call of the worker to RabbitMQ is judged when it is made. After every step no message
+may be lost, settled twice or counted wrongly. When the model comes to rest, every slot that should
+take messages does.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tests.support.brokermodel import (
 from workqueue import Reject, Retry
 from workqueue.amqp.errors import BrokerError
 from workqueue.contract.topology import QueueSettings
-from workqueue.worker import drain, retirement, runtime, settlement
+from workqueue.worker import consumer, deliveries, drain, retirement, runtime, settlement
 from workqueue.worker.config import PythonHandler, RunConfig
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerUnavailable, Outcome, RetryPolicy
@@ -116,7 +116,7 @@ class WorkerMachine(RuleBasedStateMachine):
     def start(self, slots: int, classic: bool) -> None:
         self.clock = Clock()
         self.patches = pytest.MonkeyPatch()
-        for module in (runtime, settlement, drain):
+        for module in (runtime, consumer, deliveries, settlement, drain):
             self.patches.setattr(module, "time", self.clock)
         self.old_leases: list[LeaseTimer] = []
         threads = SimpleNamespace(
@@ -125,7 +125,7 @@ class WorkerMachine(RuleBasedStateMachine):
             Thread=Thread,
             Timer=partial(LeaseTimer, self.clock, self.old_leases),
         )
-        self.patches.setattr(runtime, "threading", threads)
+        self.patches.setattr(consumer, "threading", threads)
         self.patches.setattr(drain, "threading", threads)
         self.patches.setattr(f"{retirement.__name__}.threading.Timer", threads.Timer)
         config = RunConfig(
@@ -156,16 +156,16 @@ class WorkerMachine(RuleBasedStateMachine):
             connect=lambda _source, _name, **callbacks: Connection(self.clock, **callbacks),  # type: ignore[arg-type,return-value]
             on_failure=self._judge_failure,
         )
-        self.connection: Connection = self.worker.connection  # type: ignore[assignment]
+        self.connection: Connection = self.worker.consumer.connection  # type: ignore[assignment]
         self.broker = self.connection.broker
         self.broker.is_classic = classic
         self.broker.on_consume = self._judge_consume
         self.broker.on_settle = self._judge_settling
         self.connection.on_close = self._judge_close
-        self.worker._runner = self  # type: ignore[assignment]
+        self.worker.deliveries._executor = self  # type: ignore[assignment]
         self.publisher = Publisher(self.clock, self.connection.lock, self._judge_copy)
-        self.worker._publisher = self.publisher  # type: ignore[assignment]
-        self.retirement = retirement.Retirement(self.worker, "uid")
+        self.worker.deliveries._publisher = self.publisher  # type: ignore[assignment]
+        self.retirement = retirement.Retirement(self.worker.consumer, config.read_retirement_key, "uid")
         self.published = 0
         self.attempts: list[Attempt] = []
         self.running: list[Attempt] = []
@@ -185,7 +185,7 @@ class WorkerMachine(RuleBasedStateMachine):
         """A message is given to a handler, again if it was not started before."""
         model_delivery = delivery.lease.channel.deliveries[delivery.lease.tag]  # type: ignore[attr-defined]
         assert not self._is_retired or self.is_asked_to_retire
-        assert not self.worker.draining
+        assert not self.worker.consumer.draining
         assert all(attempt.delivery.slot is not delivery.slot for attempt in self.running), (
             "two handlers in one slot"
         )
@@ -198,7 +198,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self.running.append(attempt)
 
     def cancel(self, delivery: Delivery) -> None:
-        """A handler is told to stop."""
+        """A handler is cancelled."""
         [attempt] = [one for one in self.running if one.delivery is delivery]
         assert delivery.message.cancelled.is_set()
         assert delivery.lease.held not in attempt.told, "told twice"
@@ -217,8 +217,8 @@ class WorkerMachine(RuleBasedStateMachine):
 
     def _judge_consume(self) -> None:
         assert not self._is_retired
-        assert not self.worker.draining
-        free = sum(slot.delivery is None for slot in self.worker.slots)
+        assert not self.worker.consumer.draining
+        free = sum(slot.delivery is None for slot in self.worker.consumer.slots)
         assert free > 0, "a consumer for a slot that has a message"
 
     def _judge_settling(self, model_delivery: ModelDelivery, how: str) -> None:
@@ -226,11 +226,11 @@ class WorkerMachine(RuleBasedStateMachine):
         if attempt is None:  # it came too late
             assert how == "nack"
             assert model_delivery.channel.cancel_was_asked, "taken, and then not wanted"
-            assert self.worker.draining, "before 4.3 this counts as a failure of the message"
+            assert self.worker.consumer.draining, "before 4.3 this counts as a failure of the message"
         elif how == "ack":
             assert attempt.verdict is Verdict.ACK or model_delivery.copy is Copy.CONFIRMED
         else:
-            assert self.worker.draining
+            assert self.worker.consumer.draining
             assert model_delivery.copy is not Copy.CONFIRMED or self.broker.calls, (
                 "its copy is there, and that is known"
             )
@@ -242,7 +242,7 @@ class WorkerMachine(RuleBasedStateMachine):
     def _judge_copy(self, outgoing: Any) -> ModelDelivery:
         [attempt] = [one for one in self.attempts if one.model_delivery.body == outgoing.body]
         assert attempt.verdict is Verdict.COPY, "a copy of a message whose handler has not failed"
-        assert attempt.delivery.lease.held, "a copy of a message that somebody else has"
+        assert attempt.delivery.lease.held, "a copy of a message that was redelivered"
         attempt.target = outgoing.routing_key
         assert outgoing.message_id, "a copy without a message id"
         assert attempt.copy_id in {None, outgoing.message_id}, "a second message id"
@@ -259,7 +259,9 @@ class WorkerMachine(RuleBasedStateMachine):
     def _judge_close(self) -> None:
         assert self.drain_deadline is not None
         if self.clock.now < self.drain_deadline - DRAIN_MARGIN and not self.signals:
-            assert all(slot.closed for slot in self.worker.slots), "did not wait for its consumers to end"
+            assert all(slot.closed for slot in self.worker.consumer.slots), (
+                "did not wait for its consumers to end"
+            )
         if self.broker.is_cut_off:
             return
         assert not any(attempt.delivery.lease.held for attempt in self.attempts), "not handed back"
@@ -307,14 +309,14 @@ class WorkerMachine(RuleBasedStateMachine):
         if not self.connection.is_open:
             self.connection.run(self.connection.open)
         self._all_handlers_end()
-        self._publish(len(self.worker.slots))
+        self._publish(len(self.worker.consumer.slots))
         if before is Before.BUSY:
             self._the_network_is_quick()
 
     def _pass(self, seconds: float) -> None:
         self.clock.advance(self.clock.now + seconds, self._mark_whose_time_is_up)
         if any(self._is_hung(attempt) for attempt in self.running) and not self.broker.is_cut_off:
-            assert self.worker.draining, "a hung handler keeps a slot and the worker goes on"
+            assert self.worker.consumer.draining, "a handler never returns and the worker goes on"
         for attempt in self.running:
             told = (
                 attempt.delivery.message.cancelled.is_set() or self.broker.is_cut_off
@@ -336,13 +338,13 @@ class WorkerMachine(RuleBasedStateMachine):
                 attempt.verdict = Verdict.NOTHING
             elif how != "was not started":
                 attempt.verdict = Verdict.ACK if how == "returns" else Verdict.COPY
-        self.worker._handled(attempt.delivery, ENDS[how])
+        self.worker.deliveries._handled(attempt.delivery, ENDS[how])
         if attempt.verdict is Verdict.NOTHING:
             assert not attempt.delivery.lease.held, "its handler was told to stop, and has: hand it back"
 
     def _while_somebody_waits(self, seconds: float) -> None:
         """Things happen until the worker tells the one who waits, or its time is over."""
-        changed: Changed = self.worker._changed  # type: ignore[assignment]
+        changed: Changed = self.worker.consumer.changed  # type: ignore[assignment]
         until = self.clock.now + seconds
         for _ in range(self._draw(range(WAIT_MOVES))):
             if moves := self._moves():
@@ -352,15 +354,15 @@ class WorkerMachine(RuleBasedStateMachine):
         if self._draw([False, True]):
             self._the_network_is_quick()
             if not changed.was_told and not any(channel.is_stuck for channel in self.broker.channels):
-                assert all(slot.closed for slot in self.worker.slots), "a consumer is not cancelled"
+                assert all(slot.closed for slot in self.worker.consumer.slots), "a consumer is not cancelled"
         while not changed.was_told and self.clock.now < until:
             self._pass(min(0.25, until - self.clock.now))
         if not changed.was_told:
-            quiet = all(slot.closed for slot in self.worker.slots)
+            quiet = all(slot.closed for slot in self.worker.consumer.slots)
             if self.drain_deadline is not None:
                 installed = sum(self._is_hung(attempt) for attempt in self.running)
-                quiet = quiet and self.worker.busy() == installed
-            assert not quiet, "nobody told the one who waits"
+                quiet = quiet and self.worker.consumer.busy() == installed
+            assert not quiet, "a waiting thread was not notified"
 
     def _moves(self) -> list[Callable[[], Any]]:
         moves: list[Callable[[], Any]] = []
@@ -375,7 +377,7 @@ class WorkerMachine(RuleBasedStateMachine):
         if self.connection.is_open:
             moves += [lambda: self.connection.run(self.connection.lose)]
         if self.drain_deadline is not None:
-            moves += [self.worker.resume]  # as a retirement that has failed only now
+            moves += [self.worker.consumer.resume]  # as a retirement that has failed only now
             if self.running:
                 moves += [self._second_signal]
         return moves
@@ -505,7 +507,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self._prepare(before)
         self.retired_until = None
         self.is_asked_to_retire = True
-        held = self.worker.held()
+        held = self.worker.consumer.held()
         try:
             held_in_the_end = self.retirement.begin()
         except TimeoutError:
@@ -535,7 +537,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self.data = data
         self._prepare(before)
         self.drain_deadline = self.drain_ends_by = self.clock.now + GRACE
-        hand_back = self.worker.hand_back
+        hand_back = self.worker.deliveries.hand_back
 
         def judged_hand_back() -> int:
             for attempt in self.running:
@@ -548,7 +550,7 @@ class WorkerMachine(RuleBasedStateMachine):
             self.is_handing_back = True
             return hand_back()
 
-        self.patches.setattr(self.worker, "hand_back", judged_hand_back)
+        self.patches.setattr(self.worker.deliveries, "hand_back", judged_hand_back)
         drain.drain(self.worker, self, GRACE)  # type: ignore[arg-type]
         self.is_over = True
         assert self.connection.is_closed
@@ -579,7 +581,7 @@ class WorkerMachine(RuleBasedStateMachine):
         if not hasattr(self, "attempts"):
             return
         expected = Counter(attempt.outcome for attempt in self.attempts if attempt.outcome)
-        assert +self.worker.outcomes == expected
+        assert +self.worker.deliveries.outcomes == expected
 
     @invariant()
     def who_has_lost_its_message_is_told(self) -> None:
@@ -610,10 +612,10 @@ class WorkerMachine(RuleBasedStateMachine):
             self._pass(ANSWER_SECONDS / 2 + LONGEST_WAIT_SECONDS)
         self._the_network_is_quick()
         consumers = sum(channel.consumer is not None for channel in self.broker.channels)
-        if self._is_retired or self.worker.draining:
+        if self._is_retired or self.worker.consumer.draining:
             assert consumers == 0
         else:
-            slots = self.worker.slots
+            slots = self.worker.consumer.slots
             free = sum(slot.delivery is None for slot in slots)
             closed = sum(
                 slot.delivery is not None and slot.delivery.message.cancelled.is_set() for slot in slots
@@ -621,7 +623,7 @@ class WorkerMachine(RuleBasedStateMachine):
             assert free <= consumers <= len(slots) - closed
 
     def teardown(self) -> None:
-        """Whatever happened, when trouble ends everything gets done."""
+        """After all faults have ended, every message is handled."""
         if not hasattr(self, "attempts"):
             return
         try:
@@ -639,8 +641,8 @@ class WorkerMachine(RuleBasedStateMachine):
             self._all_handlers_end()
         self.every_message_is_in_one_place()
         self.every_attempt_is_counted_once_and_for_what_it_was()
-        assert self.worker.busy() == 0
-        if not self.worker.draining:
+        assert self.worker.consumer.busy() == 0
+        if not self.worker.consumer.draining:
             assert sorted(self.broker.acked) == list(range(self.published))
 
 
@@ -662,10 +664,10 @@ TestWorker = WorkerMachine.TestCase
 )
 @settings(max_examples=150)
 @given(data=st.data(), slots=st.integers(1, 3), before=st.sampled_from([Before.BUSY, Before.SENT_TO]))
-def test_in_the_middle_of_something(
+def test_worker_from_a_state_that_random_runs_rarely_reach(
     step: Callable[..., None], data: st.DataObject, slots: int, before: Before
 ) -> None:
-    """What few random runs come to, again and again, from where it matters."""
+    """Start from states that random runs rarely reach."""
     machine = WorkerMachine()
     try:
         machine.start(slots=slots, classic=False)

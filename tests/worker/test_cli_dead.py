@@ -135,7 +135,7 @@ def test_replay_restores_message_as_published(every_vhost):
     }
     fill(every_vhost, letter("a", **original))
     done = dead(every_vhost, "replay")
-    assert (done.code, done.out, done.err) == (0, "1 message put back to work on jobs.\n", "")
+    assert (done.code, done.out, done.err) == (0, "1 message replayed to jobs.\n", "")
     assert every_vhost.depth("jobs.dead") == (0, 0)
     properties, body = taken(every_vhost, "jobs")["a"]
     assert body == b"a"
@@ -188,7 +188,7 @@ def test_replay_to_full_queue_moves_what_fits(every_vhost):
     done = dead(every_vhost, "replay", "--json")
     assert done.code == 1
     assert done.json["errors"]
-    assert "What was not moved is still in the dead-letter queue." in done.err
+    assert "The other messages are still in the dead-letter queue." in done.err
     moved, kept = taken(every_vhost, "jobs"), taken(every_vhost, "jobs.dead")
     assert len(moved) == done.json["replayed"] < 50
     assert sorted([*moved, *kept]) == sorted(names)
@@ -231,13 +231,13 @@ def test_replay_takes_only_initially_present_messages(vhost):
                 method, _, _ = channel.basic_get("jobs")
                 if method:
                     channel.basic_reject(method.delivery_tag, requeue=False)
-        assert command.stdout.read() == b"300 messages put back to work on jobs.\n"
+        assert command.stdout.read() == b"300 messages replayed to jobs.\n"
 
 
 def test_purge_asks_and_drops_selected_messages(vhost):
     fill(vhost, letter("a"), letter("b", "Rejected"))
     done = dead(vhost, "purge")
-    assert (done.code, done.err) == (2, "Nothing was dropped; --yes drops without asking.\n")
+    assert (done.code, done.err) == (2, "Nothing was dropped. Use --yes to drop without confirmation.\n")
     assert vhost.depth("jobs.dead").ready == 2
     assert dead(vhost, "purge", "--yes", "--reason", "Rejected").out == "1 dead letter of jobs dropped.\n"
     assert vhost.depth("jobs.dead") == (1, 0)
@@ -256,14 +256,14 @@ def test_purge_keeps_dead_letters_that_came_after_the_prompt(vhost):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as command:
-        asked = command.stderr.read(len("Drop all 1 dead letters of jobs for good? [y/N] "))
+        asked = command.stderr.read(len("Drop all 1 dead letters of jobs? This cannot be undone. [y/N] "))
         fill(vhost, letter("died since"))
         os.write(terminal, b"y\n")
         assert command.stdout.read() == b"1 dead letter of jobs dropped.\n"
     os.close(terminal)
     os.close(question)
 
-    assert asked == b"Drop all 1 dead letters of jobs for good? [y/N] "
+    assert asked == b"Drop all 1 dead letters of jobs? This cannot be undone. [y/N] "
     assert list(taken(vhost, "jobs.dead")) == ["died since"]
 
 
@@ -321,7 +321,7 @@ def test_peek_shows_the_first_messages_and_loses_none(every_vhost):
 
 def test_peek_shows_binary_body(vhost):
     fill(vhost, Outgoing("jobs", b"\xff\x00"))
-    assert "(2 bytes, no text)" in workqueue("peek", "--queue", "jobs", url=vhost.url).out
+    assert "(2 bytes, not text)" in workqueue("peek", "--queue", "jobs", url=vhost.url).out
     assert (
         workqueue("peek", "--queue", "jobs", "--json", url=vhost.url).json["messages"][0]["bodyBase64"]
         == "/wA="
@@ -330,7 +330,7 @@ def test_peek_shows_binary_body(vhost):
 
 def test_peek_at_empty_queue_reports_it(vhost):
     fill(vhost)
-    assert workqueue("peek", "--queue", "jobs", url=vhost.url).out == "jobs has no message that is ready.\n"
+    assert workqueue("peek", "--queue", "jobs", url=vhost.url).out == "jobs has no ready message.\n"
     missing = workqueue("peek", "--queue", "nope", url=vhost.url)
     assert (missing.code, missing.err) == (1, "workqueue peek: The queue nope does not exist.\n")
 
@@ -391,7 +391,7 @@ def test_duration_is_parsed(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "h", "1w", "-1s", "1.5h", "1 h", "9" * 10])
 def test_invalid_duration_is_refused(text):
-    with pytest.raises(ValueError, match="is no time such as"):
+    with pytest.raises(ValueError, match="is not a time such as"):
         dead_letters.duration(text)
 
 

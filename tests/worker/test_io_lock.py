@@ -36,6 +36,8 @@ def running(url: str, call: Callable[[Message], object], slots: int) -> Iterator
         queue_settings=topology.QueueSettings("jobs"),
         declare=True,
         retry=RetryPolicy(5, (1,)),
+        delivery_limit=None,
+        wake_deliveries=0,
         timeout_seconds=60.0,
         concurrency=slots,
         grace_seconds=60.0,
@@ -46,6 +48,8 @@ def running(url: str, call: Callable[[Message], object], slots: int) -> Iterator
         pod_uid=None,
         worker_name="pod",
         log_format=None,
+        log_level="INFO",
+        heartbeat_seconds=None,
         termination_log=None,  # type: ignore[arg-type]
     )
     runtime = Runtime(config, lambda: from_url(url), Handler("m:f", call))
@@ -54,8 +58,8 @@ def running(url: str, call: Callable[[Message], object], slots: int) -> Iterator
         yield runtime
     finally:
         runtime.stop_taking()
-        runtime.cancel_handlers()
-        runtime.hand_back()
+        runtime.deliveries.cancel_handlers()
+        runtime.deliveries.hand_back()
         runtime.close()
 
 
@@ -111,20 +115,20 @@ def test_no_wait_happens_under_the_io_lock(vhost: VirtualHost, waits: list[str])
             raise ValueError("the first time")
 
     with running(vhost.url, handle, count + 1) as runtime:
-        eventually(lambda: runtime.consuming)
+        eventually(lambda: runtime.consumer.consuming)
         publish(vhost, *[b"x" * (12 * MIB)] * count)
         eventually(lambda: len(begun) == count, 60)
         with vhost.broker.memory_alarm():
             alarm.set()
-            publisher = eventually(lambda: runtime._publisher)
+            publisher = eventually(lambda: runtime.deliveries._publisher)
             eventually(lambda: publisher.pending == count or waits)
             eventually(lambda: publisher.blocked or waits)
-            assert runtime.cancel_consumers(1.0) == count
-        eventually(lambda: runtime.outcomes.total() == 2 * count or waits, 60)
-        eventually(lambda: runtime.busy() == 0 or waits)
+            assert runtime.consumer.retire(1.0) == count
+        eventually(lambda: runtime.deliveries.outcomes.total() == 2 * count or waits, 60)
+        eventually(lambda: runtime.consumer.busy() == 0 or waits)
         vhost.broker.close_connections()
-        eventually(lambda: (runtime.consuming and runtime.reconnects == 1) or waits)
-        eventually(lambda: runtime.cancel_consumers(10.0) == 0 or waits)
+        eventually(lambda: (runtime.consumer.consuming and runtime.consumer.reconnects == 1) or waits)
+        eventually(lambda: runtime.consumer.retire(10.0) == 0 or waits)
 
     assert not waits, f"{len(waits)} waits, the first:\n{waits[0]}"
     assert is_empty(vhost)
@@ -137,7 +141,7 @@ def test_endpoint_answers_while_the_io_lock_is_held(path: str) -> None:
         endpoint.start()
         try:
             with (
-                runtime.connection.loop.lock,
+                runtime.consumer.connection.loop.lock,
                 urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}{path}", timeout=20) as answer,
             ):
                 assert answer.status == 200

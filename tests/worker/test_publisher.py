@@ -239,7 +239,7 @@ def test_message_waits_for_connection_until_its_timeout():
     with Publisher(lambda: from_url("amqp://127.0.0.1:1"), "test", timeout_seconds=0.5) as publisher:
         future = publisher.publish(Outgoing("q", b""))
         assert not future.done()
-        with pytest.raises(NotSent, match=r"not connected for 0.5 s: .*ConnectionRefused"):
+        with pytest.raises(NotSent, match=r"not connected for 0.5 s: .*Connection refused"):
             future.result()
         with pytest.raises(BrokerError, match=r"not connected for 0.5 s"):
             publisher.declare(Queue("q", {})).result()
@@ -271,7 +271,7 @@ def test_resource_alarm_longer_than_timeout_fails_the_message(vhost):
         with vhost.broker.memory_alarm():
             publisher.publish_and_wait(Outgoing("q", b""))
             eventually(lambda: publisher.blocked)
-            with pytest.raises(NotSent, match="memory or disk alarm is on"):
+            with pytest.raises(NotSent, match="because of its memory or disk alarm"):
                 publisher.publish_and_wait(Outgoing("q", b""))
 
 
@@ -298,7 +298,7 @@ def test_full_publish_limit_is_named_in_the_timeout(vhost):
         publisher.declare(Queue("q", QUORUM)).result()
         with vhost.broker.frozen():
             publisher.publish(Outgoing("q", b""))
-            with pytest.raises((NotSent, Unconfirmed), match=r"RabbitMQ gave no confirmation for 0\.5 s"):
+            with pytest.raises((NotSent, Unconfirmed), match=r"RabbitMQ has sent no confirm for 0\.5 s"):
                 publisher.publish_and_wait(Outgoing("q", b""))
 
 
@@ -312,7 +312,7 @@ def test_late_confirmation_ends_the_channel_before_the_message_fails(every_vhost
         with every_vhost.broker.suspended("q", every_vhost.name):
             future = publisher.publish(Outgoing("q", b"late"))
             future.add_done_callback(lambda _: was_closed.append(channel.is_closed))
-            with pytest.raises(Unconfirmed, match="RabbitMQ gave no confirmation for 1 s"):
+            with pytest.raises(Unconfirmed, match="RabbitMQ has sent no confirm for 1 s"):
                 future.result()
 
         eventually(lambda: was_closed == [True])
@@ -330,7 +330,7 @@ def test_broker_that_answers_nothing_loses_the_connection_before_the_message_fai
         with vhost.broker.frozen():
             future = publisher.publish(Outgoing("q", b"late"))
             future.add_done_callback(lambda _: was_closed.append(channel.is_closed))
-            with pytest.raises(Unconfirmed, match="RabbitMQ gave no confirmation for 1 s"):
+            with pytest.raises(Unconfirmed, match="RabbitMQ has sent no confirm for 1 s"):
                 future.result()
 
         eventually(lambda: was_closed == [True])
@@ -363,7 +363,7 @@ def test_withdrawn_submitted_message_is_not_sent(vhost):
             wanted["b"] = False
 
         assert futures["a"].result() is None
-        with pytest.raises(NotSent, match="no longer wanted"):
+        with pytest.raises(NotSent, match="no longer needed"):
             futures["b"].result()
     assert [body for _, body in received(vhost, "q")] == [b"", b"a"]
 

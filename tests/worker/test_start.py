@@ -26,7 +26,7 @@ def test_all_configuration_errors_are_reported_together(workers: Workers) -> Non
     assert said in worker.log
     for part in (
         "MODULE:FUNCTION",
-        "No queue is named",
+        "No queue is given",
         "--concurrency is '0'",
         "--timeout is 'soon'",
         "--delays is '1,x'",
@@ -66,7 +66,7 @@ def test_unloadable_handler_ends_process_with_one_sentence(
 def test_missing_exec_handler_ends_the_process(workers: Workers) -> None:
     worker = workers.start(None, "--exec", "./no-such-command", handler=None)
     assert worker.wait() == 3
-    assert "'./no-such-command' is no executable file" in worker.termination_log.read_text()
+    assert "'./no-such-command' is not an executable file" in worker.termination_log.read_text()
 
 
 def test_slots_beyond_broker_channel_limit_are_a_named_error(

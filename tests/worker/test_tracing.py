@@ -87,7 +87,7 @@ def running(vhost: VirtualHost, handler: Handler) -> Iterator[Runtime]:
     runtime = Runtime(config, lambda: from_url(vhost.url), handler)
     runtime.start()
     try:
-        eventually(lambda: runtime.consuming)
+        eventually(lambda: runtime.consumer.consuming)
         yield runtime
     finally:
         runtime.stop_taking()

@@ -1,8 +1,4 @@
-"""The worker of a work queue: consume, handle, settle; and what operator and publisher share with it.
-
-A handler needs three names from here: `Message`, which it is given, and `Retry` and `Reject`, which it may
-raise.
-"""
+"""The worker of a work queue. Handlers import three names: `Message`, `Retry` and `Reject`."""
 
 __version__ = "0.1.0"
 

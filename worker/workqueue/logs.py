@@ -1,7 +1,6 @@
-"""Logging of worker and operator: a constant sentence with key/values, as JSON or for people.
+"""Logging of worker and operator: a constant sentence with key/value pairs, as JSON or as text.
 
-Place in the flow: configured once at start, used everywhere as `logger.info("Sentence.", extra={...})`. In
-the cluster one JSON object a line, on a terminal one readable line. Bodies and passwords are never logged.
+`logger.info("Sentence.", extra={...})`. Bodies and passwords are never logged.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ _OWN_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "a
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object: time (UTC, RFC 3339), level, logger, message, then the key/values."""
+    """One JSON object per record: time (UTC, RFC 3339), level, logger, message, then the key/value pairs."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write the record as one line."""
+        """Return the record as one line."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         entry: dict[str, Any] = {
             "time": f"{stamp}.{int(record.msecs):03d}Z",
@@ -38,23 +37,23 @@ class JSONFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Time of day, level, sentence, then `key=value` for each."""
+    """One line per record: time of day, level, sentence, then `key=value` pairs."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write the record as one line, and an exception below it."""
+        """Return the record as one line, and an exception below it."""
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
         pairs = "".join(f"  {key}={_quoted(value)}" for key, value in key_values(record).items())
         line = f"{stamp} {record.levelname:<7} {escaped(record.getMessage())}{pairs}"
         if not record.exc_info:
             return line
-        # Set in, so that what an exception says cannot pass for a line of its own.
+        # Indented, so that the text of an exception cannot look like a log line.
         return (
             f"{line}\n{textwrap.indent(escaped(self.formatException(record.exc_info), keep=NEWLINE), '  ')}"
         )
 
 
 def key_values(record: logging.LogRecord) -> dict[str, Any]:
-    """What was given as `extra`."""
+    """Return the pairs that were given as `extra`."""
     return {key: value for key, value in vars(record).items() if key not in _OWN_FIELDS}
 
 
@@ -64,8 +63,8 @@ def configure(
     """Send all logging of the process to `stream` (default: standard error).
 
     Args:
-        log_format: `json` or `text`; None: text on a terminal, else JSON.
-        level: as the logging module names it.
+        log_format: `json` or `text`; None means text on a terminal and JSON otherwise.
+        level: a level of the logging module.
     """
     stream = stream or sys.stderr
     chosen = log_format or ("text" if stream.isatty() else "json")
@@ -84,12 +83,12 @@ def _quoted(value: object) -> str:
 
 
 def escaped(text: str, keep: str = "") -> str:
-    """Text without control codes, line breaks and invisible characters: they stand as JSON would write them.
+    """Return the text with control codes, line breaks and invisible characters escaped as in JSON.
 
-    What a publisher or a broker wrote can then neither forge a line nor steer a terminal.
+    Text from a publisher or a broker can then neither forge a log line nor control a terminal.
 
     Args:
-        keep: characters that stay as they are.
+        keep: characters that are not escaped.
     """
     if text.isprintable():
         return text

@@ -1,7 +1,7 @@
-"""What a handler is given, and what it may raise.
+"""What a handler receives, and what it may raise.
 
-Place in the flow: `runtime` makes a `Message` of each delivery and calls the handler with it. Returning
-means done. `Retry` and `Reject` say otherwise; any other exception is a retry too.
+A handler that returns has handled the message. `Retry` and `Reject` ask for something else. Any other exception means
+a retry.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 class Retry(Exception):  # noqa: N818 - it is a request, not an error
-    """Raised by a handler: not now, try again later.
+    """Raised by a handler that asks for another attempt later.
 
     Args:
-        after: seconds to wait at least; None for the queue's own delays. Rounded up to a delay for which
-            there is a queue, at most to the double, at most one day.
-        reason: goes into the failure header.
+        after: seconds to wait, at most one day; None for the queue's own delays. A few delay queues serve all
+            delays, so the message may wait longer: up to the next of 1, 2, 5, 10, 20, 30 s, 1, 2, 5 min and
+            so on.
+        reason: for the failure header.
     """
 
     def __init__(self, after: float | None = None, reason: str = "") -> None:
@@ -35,10 +36,10 @@ class Retry(Exception):  # noqa: N818 - it is a request, not an error
 
 
 class Reject(Exception):  # noqa: N818
-    """Raised by a handler: never try this message again; it goes to the dead-letter queue.
+    """Raised by a handler to send the message to the dead-letter queue without another attempt.
 
     Args:
-        reason: goes into the failure header.
+        reason: for the failure header.
     """
 
     def __init__(self, reason: str = "") -> None:
@@ -46,10 +47,10 @@ class Reject(Exception):  # noqa: N818
 
 
 class Cancellation:
-    """Tells a handler that its result will not count any more: time is up, or the delivery was lost.
+    """Tells a handler that its result no longer counts: it timed out, or the delivery was lost.
 
-    Like a `threading.Event`, and `await message.cancelled` waits for it in a coroutine (which is cancelled
-    anyway). Made for each message, so that what most handlers never use costs nothing.
+    Works like a `threading.Event`. A coroutine can `await message.cancelled`, but is also cancelled as a
+    task. There is one per message, so locks and events are made only for handlers that use them.
     """
 
     __slots__ = ("_callbacks", "_set")
@@ -66,7 +67,7 @@ class Cancellation:
     __bool__ = is_set
 
     def set(self) -> None:
-        """Tell the handler to stop. Only the runtime calls this."""
+        """Tell the handler to stop. Only the worker calls this."""
         with self._lock:
             self._set = True
             callbacks, self._callbacks = self._callbacks, None
@@ -74,11 +75,11 @@ class Cancellation:
             try:
                 callback()
             except BaseException:
-                # Also SystemExit: we are in the thread that does the I/O.
+                # Also SystemExit: this is the thread that runs the I/O loop.
                 logger.exception("A callback of the message's cancellation failed.")
 
     def on_set(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once it is set, at once if it is. It must be quick and must not raise."""
+        """Call `callback` when this is set, or immediately if it is set. It must be short and must not raise."""
         with self._lock:
             if not self._set:
                 self._callbacks = [*(self._callbacks or ()), callback]
@@ -86,7 +87,7 @@ class Cancellation:
         callback()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait in a thread, at most `timeout` seconds; returns whether it is set."""
+        """Wait in a thread, at most `timeout` seconds, and return whether it is set."""
         if not self._set:
             event = threading.Event()
             self.on_set(event.set)
@@ -107,17 +108,17 @@ class Cancellation:
 
 
 class Message:
-    """One message, for one attempt to handle it.
+    """A message in one attempt to handle it.
 
     Attributes:
         body: as published.
-        headers: as published, with those of ours (`x-workqueue-...`) on a retry.
+        headers: as published; on a retry also those of the worker (`x-workqueue-...`).
         attempt: 1 for the first attempt.
-        redelivered: whether RabbitMQ delivered it before, for instance to a worker that died.
-        queue: where it was taken from.
-        exchange, routing_key: how the last publisher sent it. After a retry that is the delay queue's way.
-        cancelled: set when the result will not count any more.
-        deadline: when the handler's time is up, on the clock of `time.monotonic()`.
+        redelivered: whether RabbitMQ delivered it before, such as to a worker that died.
+        queue: the work queue.
+        exchange, routing_key: from the last publishing. After a retry, they are those of the delay queue.
+        cancelled: set when the result no longer counts.
+        deadline: when the handler times out, on the clock of `time.monotonic()`.
     """
 
     __slots__ = (
@@ -162,7 +163,7 @@ class Message:
 
     @property
     def properties(self) -> Properties:
-        """The other properties, as published; also on a retry."""
+        """The properties except headers, as published, also on a retry."""
         if self._properties is None:
             self._properties = Properties.of(self._raw).readable()
         return self._properties
@@ -173,26 +174,28 @@ class Message:
         return self.deadline - time.monotonic()
 
     def text(self) -> str:
-        """The body as UTF-8 text.
+        """Return the body as UTF-8 text.
 
         Raises:
-            UndecodableError: it is none. If the handler lets it through, the message is dead-lettered.
+            UndecodableError: it is not. A handler that does not catch this sends the message to the
+            dead-letter queue.
         """
         try:
             return self.body.decode()
         except UnicodeDecodeError as error:
-            raise UndecodableError(f"The body is no UTF-8 text: {error}.") from error
+            raise UndecodableError(f"The body is not UTF-8 text: {error}.") from error
 
     def json(self) -> Any:
-        """The body as JSON.
+        """Return the body parsed as JSON.
 
         Raises:
-            UndecodableError: it is none. If the handler lets it through, the message is dead-lettered.
+            UndecodableError: it is not. A handler that does not catch this sends the message to the
+            dead-letter queue.
         """
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError) as error:
-            raise UndecodableError(f"The body is no JSON: {error}.") from error
+            raise UndecodableError(f"The body is not JSON: {error}.") from error
 
     def __repr__(self) -> str:
         return f"<Message from {self.queue}, attempt {self.attempt}, {len(self.body)} bytes>"

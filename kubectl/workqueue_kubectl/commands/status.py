@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from workqueue.cli import output
+from workqueue.contract.worker_api import StatusField
 from workqueue_kubectl import explain
 from workqueue_kubectl.cluster import Cluster, told_at
 from workqueue_kubectl.errors import KubectlFailed
@@ -49,13 +50,18 @@ class Picture:
         times = [
             found
             for status in statuses.values()
-            if (found := status.get("recentHandlerSeconds") or status.get("meanHandlerSeconds"))
+            if (
+                found := status.get(StatusField.RECENT_HANDLER_SECONDS)
+                or status.get(StatusField.MEAN_HANDLER_SECONDS)
+            )
         ]
         return explain.Seen(
             in_handlers=_busy(statuses, staying) if staying <= statuses.keys() else None,
             in_stopping_workers=_busy(statuses, stopping),
             handler_seconds=sum(times) / len(times) if times else None,
-            arrivals_per_second=sum(status.get("arrivalPerSecond") or 0.0 for status in statuses.values()),
+            arrivals_per_second=sum(
+                status.get(StatusField.ARRIVAL_PER_SECOND) or 0.0 for status in statuses.values()
+            ),
         )
 
 
@@ -87,7 +93,7 @@ def _take(cluster: Cluster, name: str) -> Picture:
 
 
 def _busy(statuses: Mapping[str, Object], pods: set[str]) -> int:
-    return sum(int(status["busy"]) for pod, status in statuses.items() if pod in pods)
+    return sum(int(status[StatusField.BUSY]) for pod, status in statuses.items() if pod in pods)
 
 
 def _lines(picture: Picture) -> list[str]:
@@ -138,13 +144,17 @@ def _pod_lines(picture: Picture) -> list[str]:
             (
                 pod.name,
                 _state(pod, status),
-                f"{status['busy']}/{status['slots']}" if status else "?",
-                str(status["handled"]) if status else "?",
-                f"{status['recentHandlerSeconds']:.3g} s"
-                if status and status["recentHandlerSeconds"]
+                f"{status[StatusField.BUSY]}/{status[StatusField.SLOTS]}" if status else "?",
+                str(status[StatusField.HANDLED]) if status else "?",
+                f"{status[StatusField.RECENT_HANDLER_SECONDS]:.3g} s"
+                if status and status[StatusField.RECENT_HANDLER_SECONDS]
                 else "-",
                 _ago(picture.now - datetime.fromtimestamp(pod.created, UTC)),
-                (pod.failure.message if pod.failure and not pod.ready else (status or {}).get("lastError"))
+                (
+                    pod.failure.message
+                    if pod.failure and not pod.ready
+                    else (status or {}).get(StatusField.LAST_ERROR)
+                )
                 or "",
             )
         )
@@ -173,13 +183,13 @@ def _event_lines(picture: Picture) -> list[str]:
 
 def _state(pod: PodView, status: Object | None) -> str:
     if pod.terminating:
-        return "finishing" if status is not None and status["busy"] else "leaving"
+        return "finishing" if status is not None and status[StatusField.BUSY] else "leaving"
     if status is not None:
-        if status.get("retired"):
+        if status.get(StatusField.RETIRED):
             return "retired"
-        if not status.get("connected"):
+        if not status.get(StatusField.CONNECTED):
             return "disconnected"
-        return "busy" if status["busy"] else "idle"
+        return "busy" if status[StatusField.BUSY] else "idle"
     if pod.running:
         return "running"
     return "failing" if pod.failure else "starting"

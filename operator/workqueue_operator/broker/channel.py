@@ -20,6 +20,8 @@ from pika.exceptions import (
     ConnectionWrongStateError,
 )
 
+from workqueue.amqp.errors import describe
+
 CALL_TIMEOUT: Final = 2.0
 """Seconds for one answer of the broker. Past it the channel is thrown away: its answers can no longer be matched."""
 
@@ -48,12 +50,9 @@ class ChannelLostError(Exception):
 
 
 def words_of(error: BaseException) -> str:
-    """What ended a connection, or kept it from being opened, in words for a person."""
-    if isinstance(error, ConnectionClosedByBroker):
-        return f"RabbitMQ closed it: {error.reply_code} {error.reply_text}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+    """Return why a connection ended or could not be opened, and name RabbitMQ when RabbitMQ closed it."""
+    said = describe(error)
+    return f"RabbitMQ closed it: {said}" if isinstance(error, ConnectionClosedByBroker) else said
 
 
 class CallChannel:

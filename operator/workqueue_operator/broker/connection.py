@@ -11,13 +11,11 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils.connection_workflow import (
     AMQPConnectionWorkflowFailed,
@@ -35,6 +33,8 @@ from pika.spec import Queue as QueueMethods
 
 from workqueue.amqp.backoff import STEADY_SECONDS, Backoff
 from workqueue.amqp.frame_limits import BoundedFrames
+from workqueue.amqp.parameters import connection_parameters
+from workqueue.amqp.tls import UNUSABLE
 from workqueue.contract import topology
 from workqueue.contract.binding import Binding
 from workqueue.contract.topology import BrokerVersion, Plan, Queue, conflict_advice
@@ -523,29 +523,24 @@ class Broker:
         tls = binding.tls
         try:
             made = None if tls is None else await context(tls)
-        except (ssl.SSLError, ValueError, TypeError) as error:
+        except UNUSABLE as error:
             raise ReconcileError(
                 Reason.SECRET_INVALID,
                 f"A certificate or key for {self.binding.display} cannot be read ({error}). "
                 "Correct ca.crt, tls.crt and tls.key in the Secret: each must be PEM, the key without passphrase.",
             ) from error
-        return [self._parameters(host, port, made) for host, port in binding.addresses]
-
-    def _parameters(self, host: str, port: int, tls: ssl.SSLContext | None) -> ConnectionParameters:
-        return ConnectionParameters(
-            host=host,
-            port=port,
-            virtual_host=self.binding.virtual_host,
-            credentials=pika.PlainCredentials(self.binding.username, self.binding.password)
-            if self.binding.username
-            else pika.credentials.ExternalCredentials(),
-            heartbeat=HEARTBEAT_SECONDS,
-            socket_timeout=CONNECT_TIMEOUT,
-            stack_timeout=CONNECT_TIMEOUT,
-            connection_attempts=1,
-            client_properties={"connection_name": "workqueue-operator"},
-            ssl_options=pika.SSLOptions(tls, host) if tls is not None else None,
-        )
+        return [
+            connection_parameters(
+                binding,
+                address,
+                made,
+                {"connection_name": "workqueue-operator"},
+                heartbeat=HEARTBEAT_SECONDS,
+                socket_timeout=CONNECT_TIMEOUT,
+                stack_timeout=CONNECT_TIMEOUT,
+            )
+            for address in binding.addresses
+        ]
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

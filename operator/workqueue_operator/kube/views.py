@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from workqueue.contract.worker_api import ExitCode
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.names import (
     ANNOTATION_DELETION_COST,
@@ -25,10 +26,6 @@ _PULL_ERRORS: Final = frozenset(
 _CONFIG_ERRORS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 _OWN: Final = {WORKER_CONTAINER: 0, HANDLER_CONTAINER: 1}
-
-EXIT_CONFIGURATION: Final = 2
-EXIT_HANDLER: Final = 3
-"""Exit codes of the worker: see the worker's command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +217,10 @@ def _container_failure(pod: str, container: Mapping[str, Any]) -> Unknown | None
     if not ended or container.get("ready") or ended.get("exitCode") == 0:
         return None
     said = (ended.get("message") or "").strip()
-    if container["name"] == WORKER_CONTAINER and ended.get("exitCode") in {EXIT_CONFIGURATION, EXIT_HANDLER}:
+    if container["name"] == WORKER_CONTAINER and ended.get("exitCode") in {
+        ExitCode.CONFIGURATION,
+        ExitCode.HANDLER,
+    }:
         return Unknown(Reason.HANDLER_FAILED, f"Pod {pod}: {said or 'the handler cannot be loaded'}")
     return Unknown(
         Reason.WORKER_CRASHING,

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from workqueue.contract.worker_api import PORT
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import QueueMissing
 from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.views import PodView
-from workqueue_operator.names import ENDPOINT_PORT
 from workqueue_operator.scaling.decide import Depth, Load
 from workqueue_operator.workers.client import WorkerStatus
 
@@ -136,7 +136,7 @@ def _doubt(answers: QueueReadings, unconfirmed: int) -> Unknown | None:
     if answers.unreachable is not None:
         return Unknown(
             Reason.RETIRE_UNREACHABLE,
-            f"Worker {answers.unreachable} does not answer the operator on port {ENDPOINT_PORT}, so it may be busy "
+            f"Worker {answers.unreachable} does not answer the operator on port {PORT}, so it may be busy "
             "or idle. Replicas still grow with the messages that are known; a worker that does not answer stays. "
             "Look for a NetworkPolicy between the operator and the worker, and at the pod's log.",
         )

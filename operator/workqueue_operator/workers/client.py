@@ -18,17 +18,15 @@ from typing import Any, Final
 import aiohttp
 
 from workqueue.contract import signing
-from workqueue.contract.topology import DELAY_STEPS
+from workqueue.contract.topology import LONGEST_DELAY_SECONDS
+from workqueue.contract.worker_api import PORT, RETIRE_PATH, STATUS_PATH, StatusField
 from workqueue_operator.api.workqueue import MOST_RETRY_DELAYS
 from workqueue_operator.bounded_http import PLAIN, body
-from workqueue_operator.names import ENDPOINT_PORT
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0, sock_connect=1.0)
 AT_ONCE: Final = 32
 LARGEST_ANSWER: Final = 16 * 1024
 """Bytes."""
-
-LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
 
 
 _WITHOUT_RETIREMENT_KEY: Final = b'{"error": "Wrong"}'
@@ -100,7 +98,7 @@ class Address:
 class Workers:
     """Calls to the workers' endpoints. Must be made inside the running loop."""
 
-    def __init__(self, port: int = ENDPOINT_PORT) -> None:
+    def __init__(self, port: int = PORT) -> None:
         self._port = port
         self._session = aiohttp.ClientSession(
             timeout=TIMEOUT, connector=aiohttp.TCPConnector(limit=AT_ONCE, limit_per_host=2), **PLAIN
@@ -160,7 +158,7 @@ class Workers:
 
     async def _status(self, address: Address, closed: WorkerStatus | None = None) -> WorkerStatus | None:
         try:
-            async with self._session.get(self._url(address, "/status"), allow_redirects=False) as response:
+            async with self._session.get(self._url(address, STATUS_PATH), allow_redirects=False) as response:
                 if response.status != HTTPStatus.OK:
                     return None
                 return _parse(json.loads(await body(response, LARGEST_ANSWER)))
@@ -186,7 +184,7 @@ class Workers:
         headers = {signing.HEADER: signing.sign(purpose, address.uid, key, time.time())}
         try:
             async with self._session.request(
-                method, self._url(address, "/retire"), headers=headers, allow_redirects=False
+                method, self._url(address, RETIRE_PATH), headers=headers, allow_redirects=False
             ) as response:
                 return response.status, await body(response, LARGEST_ANSWER)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
@@ -201,15 +199,15 @@ def _parse(said: Any) -> WorkerStatus:
     """
     if not isinstance(said, dict):
         raise TypeError("the answer is no object")
-    recent = said.get("recentHandlerSeconds")
-    seconds = recent if recent is not None else said.get("meanHandlerSeconds")
+    recent = said.get(StatusField.RECENT_HANDLER_SECONDS)
+    seconds = recent if recent is not None else said.get(StatusField.MEAN_HANDLER_SECONDS)
     return WorkerStatus(
-        slots=int(_number(said["slots"])),
-        busy=int(_number(said["busy"])),
-        consuming=bool(said["consuming"]),
+        slots=int(_number(said[StatusField.SLOTS])),
+        busy=int(_number(said[StatusField.BUSY])),
+        consuming=bool(said[StatusField.CONSUMING]),
         handler_seconds=None if seconds is None else _number(seconds),
-        deliveries_per_second=_number(said.get("arrivalPerSecond") or 0.0),
-        retry_delays=_delays(said.get("retryDelaysSeconds")),
+        deliveries_per_second=_number(said.get(StatusField.ARRIVAL_PER_SECOND) or 0.0),
+        retry_delays=_delays(said.get(StatusField.RETRY_DELAYS_SECONDS)),
     )
 
 

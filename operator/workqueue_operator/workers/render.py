@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from workqueue.contract.topology import DEFAULT_DELIVERY_LIMIT, QueueType
+from workqueue.contract.worker_api import LIVE_PATH, PORT, READY_PATH, Variable
 from workqueue_operator.api.workqueue import Handler, Wake, Worker, WorkQueue
 from workqueue_operator.names import (
     ANNOTATION_TEMPLATE_HASH,
     API_VERSION,
     BINDING_NAME,
     BINDING_ROOT,
-    ENDPOINT_PORT,
     ENDPOINT_PORT_NAME,
     HANDLER_CONTAINER,
     KIND,
@@ -132,13 +132,13 @@ def network_policy(workqueue: WorkQueue, defaults: Defaults) -> Object:
     A NetworkPolicy cannot exclude one port, so the rule names the port ranges on both sides of it.
     """
     endpoint: Object = {
-        "ports": [{"port": ENDPOINT_PORT, "protocol": "TCP"}],
+        "ports": [{"port": PORT, "protocol": "TCP"}],
         "from": [defaults.operator_peer, *defaults.metrics_from],
     }
     others = {
         "ports": [
-            {"port": 1, "endPort": ENDPOINT_PORT - 1, "protocol": "TCP"},
-            {"port": ENDPOINT_PORT + 1, "endPort": 65535, "protocol": "TCP"},
+            {"port": 1, "endPort": PORT - 1, "protocol": "TCP"},
+            {"port": PORT + 1, "endPort": 65535, "protocol": "TCP"},
             {"port": 1, "endPort": 65535, "protocol": "UDP"},
         ]
     }
@@ -242,10 +242,10 @@ def _worker_container(workqueue: WorkQueue, worker: Worker, wire: Object, defaul
         "image": worker.image or defaults.worker_image,
         "command": ["workqueue", "run"],
         "env": _environment(workqueue, worker),
-        "ports": [{"name": ENDPOINT_PORT_NAME, "containerPort": ENDPOINT_PORT, "protocol": "TCP"}],
-        "readinessProbe": _probe("/readyz", period=2, failures=3),
+        "ports": [{"name": ENDPOINT_PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
+        "readinessProbe": _probe(READY_PATH, period=2, failures=3),
         # The endpoint comes up once the handler is loaded, and an http handler may take a minute.
-        "livenessProbe": {**_probe("/livez", period=10, failures=6), "initialDelaySeconds": 60},
+        "livenessProbe": {**_probe(LIVE_PATH, period=10, failures=6), "initialDelaySeconds": 60},
         "securityContext": _security_context(wire) if worker.handler.http is None else _beside_handler(wire),
         "volumeMounts": [
             {"name": _BINDING_VOLUME, "mountPath": f"{BINDING_ROOT}/{BINDING_NAME}", "readOnly": True},
@@ -333,36 +333,36 @@ def _environment(workqueue: WorkQueue, worker: Worker) -> list[Object]:
     spec = workqueue.spec
     settings = {
         **_handler_setting(worker.handler),
-        "WORKQUEUE_QUEUE": workqueue.queue_name,
-        "WORKQUEUE_QUEUE_TYPE": (QueueType(spec.queue.type)).value,
-        "WORKQUEUE_MAX_ATTEMPTS": str(spec.retry.max_attempts),
-        "WORKQUEUE_DELAYS_SECONDS": ",".join(map(str, spec.retry.delays_seconds)),
-        "WORKQUEUE_TIMEOUT_SECONDS": str(worker.timeout_seconds),
-        "WORKQUEUE_GRACE_SECONDS": str(worker.timeout_seconds),
-        "WORKQUEUE_CONCURRENCY": str(worker.concurrency),
-        "WORKQUEUE_PORT": str(ENDPOINT_PORT),
-        "WORKQUEUE_LOG_FORMAT": "json",
-        "SERVICE_BINDING_ROOT": BINDING_ROOT,
-        "WORKQUEUE_BINDING": f"{BINDING_ROOT}/{BINDING_NAME}",
-        "WORKQUEUE_RETIREMENT_KEY_FILE": f"{RETIREMENT_FOLDER}/{RETIREMENT_KEY}",
+        Variable.QUEUE: workqueue.queue_name,
+        Variable.QUEUE_TYPE: (QueueType(spec.queue.type)).value,
+        Variable.MAX_ATTEMPTS: str(spec.retry.max_attempts),
+        Variable.DELAYS_SECONDS: ",".join(map(str, spec.retry.delays_seconds)),
+        Variable.TIMEOUT_SECONDS: str(worker.timeout_seconds),
+        Variable.GRACE_SECONDS: str(worker.timeout_seconds),
+        Variable.CONCURRENCY: str(worker.concurrency),
+        Variable.PORT: str(PORT),
+        Variable.LOG_FORMAT: "json",
+        Variable.SERVICE_BINDING_ROOT: BINDING_ROOT,
+        Variable.BINDING: f"{BINDING_ROOT}/{BINDING_NAME}",
+        Variable.RETIREMENT_KEY_FILE: f"{RETIREMENT_FOLDER}/{RETIREMENT_KEY}",
     }
     if spec.queue.declare and spec.queue.type is QueueType.QUORUM:
-        settings["WORKQUEUE_DELIVERY_LIMIT"] = str(spec.queue.delivery_limit or DEFAULT_DELIVERY_LIMIT)
+        settings[Variable.DELIVERY_LIMIT] = str(spec.queue.delivery_limit or DEFAULT_DELIVERY_LIMIT)
         if workqueue.wake is Wake.PUSH:
             # The doorbell that started the first worker has returned its message once, and before 4.3
             # RabbitMQ counts that.
-            settings["WORKQUEUE_WAKE_DELIVERIES"] = "1"
-    downward = {"WORKQUEUE_POD_NAME": "metadata.name", "WORKQUEUE_POD_UID": "metadata.uid"}
-    return [{"name": name, "value": value} for name, value in settings.items()] + [
-        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in downward.items()
+            settings[Variable.WAKE_DELIVERIES] = "1"
+    downward = {Variable.POD_NAME: "metadata.name", Variable.POD_UID: "metadata.uid"}
+    return [{"name": str(name), "value": value} for name, value in settings.items()] + [
+        {"name": str(name), "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in downward.items()
     ]
 
 
 def _handler_setting(handler: Handler) -> dict[str, str]:
     if handler.python is not None:
-        return {"WORKQUEUE_HANDLER_PYTHON": handler.python}
+        return {Variable.HANDLER_PYTHON: handler.python}
     if handler.exec is not None:
-        return {"WORKQUEUE_HANDLER_EXEC": json.dumps(list(handler.exec.command))}
+        return {Variable.HANDLER_EXEC: json.dumps(list(handler.exec.command))}
     http = handler.http
     assert http is not None  # noqa: S101 - the model holds exactly one
-    return {"WORKQUEUE_HANDLER_HTTP": f"http://127.0.0.1:{http.port}{http.path}"}
+    return {Variable.HANDLER_HTTP: f"http://127.0.0.1:{http.port}{http.path}"}

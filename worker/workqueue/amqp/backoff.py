@@ -1,9 +1,4 @@
-"""How long to wait before something that failed is tried again.
-
-Place in the flow: used by the connections of worker and operator, by slots whose queue is missing, and by
-republishing. Full jitter: a random time up to a bound that doubles, so that a thousand workers whose broker
-restarts do not come back in step.
-"""
+"""The delay before another attempt, for connections, channels, copies and the operator's writes."""
 
 from __future__ import annotations
 
@@ -11,16 +6,26 @@ import random
 from typing import Final
 
 STEADY_SECONDS: Final = 5.0
-"""A connection that lived for so long was a success: the next loss starts the waits anew. A broker that accepts
-connections and ends each at once must not have a thousand bells hung ten times a second."""
+"""A connection that stayed open for this long was a success, so that the next loss starts with the first delay. A
+broker that accepts connections and closes each immediately must not get a thousand doorbells ten times a second."""
+
+_MOST_DOUBLINGS: Final = 30
+"""2.0 ** 1024 overflows, which a long outage would reach."""
+
+
+def doubled(failures: int, first: float, longest: float) -> float:
+    """Return `first` after the first failure in a row, twice as much after each further one, at most `longest`."""
+    return min(longest, first * 2.0 ** min(failures - 1, _MOST_DOUBLINGS))
 
 
 class Backoff:
-    """A row of waiting times, in seconds.
+    """Delays with full jitter: a random time up to a bound that doubles.
+
+    A thousand workers whose broker restarts then do not reconnect at the same moment.
 
     Args:
-        first: the bound of the first wait.
-        longest: the bound that is never passed.
+        first: the bound of the first delay, in seconds.
+        longest: the largest bound, in seconds.
     """
 
     def __init__(self, first: float, longest: float) -> None:
@@ -29,10 +34,9 @@ class Backoff:
         self._failures = 0
 
     def next(self) -> float:
-        """The next wait."""
-        # The exponent is bounded too, since 2.0 ** 1024 overflows after a long outage.
-        bound = min(self._longest, self._first * 2.0 ** min(self._failures, 30))
+        """Count a failure and return the delay before the next attempt, in seconds."""
         self._failures += 1
+        bound = doubled(self._failures, self._first, self._longest)
         return random.uniform(0.0, bound)  # noqa: S311 - spreading load needs no secrecy
 
     def reset(self) -> None:

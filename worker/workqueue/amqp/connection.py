@@ -1,20 +1,16 @@
-"""One connection to RabbitMQ, for as long as it is wanted: the one place that knows how pika connects.
+"""One connection to RabbitMQ that reconnects until it is closed.
 
-Place in the flow: the runtime consumes over one, the publisher publishes over another, so that an
-acknowledgement still gets through while the broker's memory alarm blocks whoever publishes. It reads the
-binding anew at each attempt (rotated credentials), tries the addresses in turn, comes back with full jitter,
-and says each loss and each return in one log line.
+A worker consumes over one connection and publishes over another, so that it can acknowledge while RabbitMQ's memory
+alarm blocks publishing. Each attempt to connect reads the binding again (rotated credentials) and tries the next
+address.
 
-Everything about pika, here and above, happens under `exclusive()`: in the callbacks below that is so by
-itself, from another thread take it or use `call()`.
+Every use of pika, here and above, happens under `exclusive()`. Callbacks hold it already; other threads take
+it or use `call()`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import re
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,28 +22,30 @@ import pika.exceptions
 from pika.adapters.select_connection import SelectConnection
 
 from workqueue import __version__
+from workqueue.amqp import tls
 from workqueue.amqp.backoff import STEADY_SECONDS, Backoff
-from workqueue.amqp.errors import BrokerError
+from workqueue.amqp.errors import BrokerError, describe
 from workqueue.amqp.frame_limits import BoundedFrames
 from workqueue.amqp.io_loop import Loop, Timer, does_io
-from workqueue.contract.binding import TLS, Binding
+from workqueue.amqp.parameters import connection_parameters
+from workqueue.contract.binding import Binding
 from workqueue.contract.errors import BindingError
 from workqueue.contract.topology import BrokerVersion
 
 HEARTBEAT_SECONDS: Final = 60
-"""Where the binding does not say another. RabbitMQ's own default. A handler that holds Python's lock (the GIL) in a C
-extension stops our heartbeats; with 10 s it lost its connection after half a minute, again and again.
+"""The default, as in RabbitMQ. A handler that holds Python's lock (the GIL) in a C extension stops the heartbeats.
+With 10 s, such a worker lost its connection every half minute.
 
-A peer that answers no more is noticed after 65 to 130 s (pika looks every 65 s).
+A peer that no longer answers is noticed after 65 to 130 s, since pika checks every 65 s.
 """
 
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-"""The kernel notices within 25 s that the host of an idle connection is gone, whatever Python does."""
+"""The kernel notices within 25 s that the host of an idle connection is gone, even while Python is blocked."""
 
 BLOCKED_TIMEOUT_SECONDS: Final = 300.0
-"""A connection that the broker's memory or disk alarm blocks for so long is given up and opened anew.
+"""A connection that the broker's memory or disk alarm blocks for this long is opened again.
 
-Heartbeats go on while it is blocked, so that nothing else would ever tell whoever waits for a confirm.
+Heartbeats continue while it is blocked, so that publishers would otherwise wait for their confirms without end.
 """
 
 RECEIVE_BYTES: Final = 128 * 1024
@@ -57,49 +55,49 @@ HANDSHAKE_TIMEOUT_SECONDS: Final = 10.0
 FIRST_WAIT_SECONDS: Final = 0.2
 LONGEST_WAIT_SECONDS: Final = 15.0
 
-CLOSED: Final = "closed by ourselves"
+CLOSED: Final = "closed by this process"
 
 logger = logging.getLogger(__name__)
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    """pika logs one event in several lines, with tracebacks; we log it once. Its critical ones are its own bugs.
+    """Return False for pika's log records about our connections, since each event is logged once, here.
 
-    What it logs for other connections, those of the user's code, stays.
+    Critical records are bugs of pika and stay. So do records about other connections, those of the user's code.
     """
     return record.levelno >= logging.CRITICAL or not does_io()
 
 
 for _name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "pika"]:
-    # A filter of the logger above them would not see their records.
+    # A filter on the parent logger would not see their records.
     logging.getLogger(_name).addFilter(_is_wanted)
 
 
 class _PikaConnection(BoundedFrames, SelectConnection):  # type: ignore[misc]
-    """pika's, but for nonsense that comes."""
+    """pika's connection with limits on what it reads."""
 
 
 class _BodilessConnection(_PikaConnection):
-    """For a caller that reads only the headers of messages."""
+    """The same, for callers that read only the headers of messages."""
 
     keeps_bodies = False
 
 
 class Connection:
-    """A connection that opens itself again until it is closed.
+    """A connection that reconnects until it is closed.
 
     Args:
-        binding_source: read at each attempt; may raise BindingError, which counts as a failed attempt.
-        name: what RabbitMQ shows as the connection's name.
+        binding_source: called at each attempt. A BindingError counts as a failed attempt.
+        name: the connection's name in RabbitMQ's lists.
         on_open: called with the generation, 1 for the first, each time the connection is open.
-        on_lost: called with the reason, exactly once for each `on_open`, also after `close()`.
-        keeps_bodies: False: messages arrive with empty bodies (see BoundedFrames).
+        on_lost: called with the reason exactly once for each `on_open`, also after `close()`.
+        keeps_bodies: if False, messages arrive with empty bodies (see BoundedFrames).
 
     Attributes:
-        generation: how often it has been opened. A channel of an older generation is dead.
-        version: of the broker, as soon as the connection was open once.
+        generation: how often it was opened. A channel of an older generation is closed.
+        version: RabbitMQ's version; None before the first connect.
         last_error: why it is not open, or None.
-        blocked: whether an alarm of the broker keeps us from publishing.
+        blocked: whether an alarm of the broker blocks publishing.
     """
 
     def __init__(
@@ -137,45 +135,45 @@ class Connection:
     # For any thread --------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Connect, in an I/O thread of its own. Returns at once."""
+        """Connect in an I/O thread. Returns immediately."""
         self.begin()
         self._thread = threading.Thread(target=self.loop.start, name=f"io-{self.name}", daemon=True)
         self._thread.start()
 
     def begin(self) -> None:
-        """Connect as soon as somebody turns `loop`: for those whose own threads do that."""
+        """Connect when the caller's threads run `loop`."""
         self.loop.add_callback(self._attempt)
 
     def call(self, function: Callable[[], None]) -> None:
-        """Run `function` soon where pika may be touched. Thread-safe; never blocks."""
+        """Run `function` soon, under the lock. Thread-safe; never blocks."""
         self.loop.add_callback(function)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Touch pika from the thread that calls. What was written is sent at the end."""
+        """Hold the lock, so that the calling thread may use pika. Written data is sent at the end."""
         with self.loop:
             yield
 
     @property
     def is_open(self) -> bool:
-        """Whether it is open, as far as we know."""
+        """Whether it is open, as far as this process knows."""
         return self._is_open
 
     @property
     def channel_max(self) -> int:
-        """How many channels the connection may have, as negotiated with the broker; asked while it is open."""
+        """How many channels the connection may have, as negotiated with the broker. Read it while open."""
         assert self._pika is not None  # noqa: S101 - open
         return int(self._pika.params.channel_max or pika.channel.MAX_CHANNELS)
 
     @property
     def tick_age(self) -> float:
-        """Seconds since the I/O loop last turned; it turns at least every five."""
+        """Seconds since the I/O loop last turned. It turns at least every 5 s."""
         return time.monotonic() - self.loop.last_turn
 
     def close(self, timeout: float = 3.0) -> None:
-        """Close it for good, politely if the broker answers in `timeout` seconds. Not in an I/O callback.
+        """Close it, with a closing handshake if the broker answers within `timeout` seconds. Not for I/O callbacks.
 
-        After `begin()` the loop stays usable, for those who turn it; they call `loop.close()` in the end.
+        After `begin()` the caller's threads may still run the loop. The caller then calls `loop.close()`.
         """
         self.loop.add_callback(self._close)
         if self._thread is None:
@@ -189,10 +187,10 @@ class Connection:
         if not self._thread.is_alive():
             self.loop.close()
 
-    # Where pika may be touched ---------------------------------------------------------------------------
+    # Under the lock -------------------------------------------------------------------------------------
 
     def channel(self, on_open: Callable[[Any], None]) -> Any:
-        """Open a pika channel; `on_open` is called with it.
+        """Open a pika channel. `on_open` is called with it.
 
         Raises:
             BrokerError: the connection is not open.
@@ -205,21 +203,21 @@ class Connection:
             raise BrokerError(describe(error)) from error
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
-        """Run `function` after some seconds; cancel it with `loop.remove_timeout`."""
+        """Run `function` after `seconds`. Cancel it with `loop.remove_timeout`."""
         return self.loop.call_later(seconds, function)
 
     def flush(self) -> None:
-        """Send what was written now, and not only when whoever is exclusive is done."""
+        """Send written data now, and not only at the end of `exclusive()`."""
         self.loop.flush()
 
     def abort(self, reason: str) -> None:
-        """Drop the connection without a goodbye and open it anew."""
+        """Drop the connection without a closing handshake, and connect again."""
         if self._pika is None:
             return
         if not self._pika.is_closed:
             self._pika._terminate_stream(pika.exceptions.StreamLostError(reason))  # noqa: SLF001
         elif self._is_open:
-            # pika was about to say so when a callback failed, and will not say it any more.
+            # A callback failed before pika could report the loss.
             self._lost(reason)
 
     # Connecting ------------------------------------------------------------------------------------------
@@ -231,8 +229,8 @@ class Connection:
         try:
             binding = self._binding_source()
             host, port = binding.addresses[self._address % len(binding.addresses)]
-            parameters = self._parameters(binding, host, port)
-        except (BindingError, ssl.SSLError, OSError) as error:
+            parameters = self._parameters(binding, (host, port))
+        except (BindingError, OSError, *tls.UNUSABLE) as error:
             self._failed(f"the connection data cannot be used: {error}", 1, None)
             return
         addresses = len(binding.addresses)
@@ -247,30 +245,17 @@ class Connection:
             custom_ioloop=self.loop,
         )
 
-    def _parameters(self, binding: Binding, host: str, port: int) -> pika.ConnectionParameters:
-        tls = binding.tls
-        credentials: Any
-        if binding.username:
-            credentials = pika.PlainCredentials(binding.username, binding.password)
-        else:
-            credentials = pika.credentials.ExternalCredentials()
-        return pika.ConnectionParameters(
-            host=host,
-            port=port,
-            virtual_host=binding.virtual_host,
-            credentials=credentials,
-            ssl_options=pika.SSLOptions(tls_context(tls), tls.server_name or host) if tls else None,
+    def _parameters(self, binding: Binding, address: tuple[str, int]) -> pika.ConnectionParameters:
+        return connection_parameters(
+            binding,
+            address,
+            tls.context(binding.tls) if binding.tls else None,
+            {"connection_name": self.name, "product": "workqueue-operator", "version": __version__},
             heartbeat=binding.heartbeat_seconds or HEARTBEAT_SECONDS,
             tcp_options=KEEPALIVE,
             blocked_connection_timeout=self._blocked_timeout_seconds,
             socket_timeout=CONNECT_TIMEOUT_SECONDS,
             stack_timeout=HANDSHAKE_TIMEOUT_SECONDS,
-            connection_attempts=1,
-            client_properties={
-                "connection_name": self.name,
-                "product": "workqueue-operator",
-                "version": __version__,
-            },
         )
 
     def _opened(self, opened: SelectConnection, binding: Binding) -> None:
@@ -283,8 +268,8 @@ class Connection:
         self._opened_at = time.monotonic()
         self.loop.send_at_once = True
         if binding.tls is None:
-            # pika asks the socket again and again until it has nothing more, which for single messages is
-            # one vain system call and one exception each. The selector tells when there is more.
+            # pika reads until the socket has no more data, which costs a useless system call and an exception
+            # per message. The selector reports further data.
             opened._transport._MAX_RECV_BYTES = RECEIVE_BYTES  # noqa: SLF001
             opened._transport._MAX_CONSUME_BYTES = 1  # noqa: SLF001
         if self._closing:
@@ -308,7 +293,7 @@ class Connection:
             logger.info("RabbitMQ accepts messages again.", extra={"connection": self.name})
         else:
             logger.warning(
-                "RabbitMQ takes no messages for now.", extra={"connection": self.name, "reason": str(reason)}
+                "RabbitMQ blocks publishing.", extra={"connection": self.name, "reason": str(reason)}
             )
 
     def _closed(self, closed: SelectConnection, error: BaseException) -> None:
@@ -343,7 +328,7 @@ class Connection:
         if self._closing:
             self._done.set()
             return
-        # One line for each kind of trouble, not for each attempt: an outage may last for hours.
+        # One log line per reason, not per attempt: an outage may last for hours.
         if (address, reason) not in self._told:
             self._told.add((address, reason))
             extra = {"connection": self.name, "reason": reason}
@@ -352,7 +337,7 @@ class Connection:
                 extra=extra | ({"address": address} if address else {}),
             )
         self._address += 1
-        # The other addresses are tried at once; only a round in which all failed makes us wait.
+        # The other addresses are tried immediately. The delay comes after all have failed.
         wait = 0.0 if self._address % addresses else self._backoff.next()
         self._retry = self.loop.call_later(wait, self._attempt)
 
@@ -368,59 +353,6 @@ class Connection:
             self._pika.close()
 
     def _on_callback_error(self, error: Exception) -> None:
-        # What went wrong half-way may have left pika in any state: only a new connection is known to be good.
+        # The failure may have left pika in any state. Only a new connection is known to be good.
         logger.error("An I/O callback failed; connecting again.", exc_info=error)
         self.abort(f"an I/O callback failed: {error!r}")
-
-
-def tls_context(tls: TLS) -> ssl.SSLContext:
-    """The context for a private authority and a client certificate that exist only as PEM texts.
-
-    Raises:
-        ssl.SSLError, OSError: the texts are no certificates or no matching key.
-    """
-    context = ssl.create_default_context(cadata=tls.authority or None)
-    if tls.certificate:
-        with _as_file(f"{tls.certificate.strip()}\n{tls.private_key.strip()}\n") as path:
-            context.load_cert_chain(path)
-    return context
-
-
-@contextmanager
-def _as_file(text: str) -> Iterator[str]:
-    """The ssl module reads certificates from files only. In memory where there is a way: the root may be
-    read-only, and a private key has no business on a disk."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("certificate")
-        try:
-            os.write(descriptor, text.encode())
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-    else:
-        import tempfile
-
-        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
-            file.write(text)
-            file.flush()
-            yield file.name
-
-
-def describe(error: BaseException | None) -> str:
-    """One sentence about a pika error. Many of them have an empty `str()`, or hide the cause inside."""
-    if error is None:
-        return "unknown"
-    if isinstance(error, (pika.exceptions.ConnectionClosed, pika.exceptions.ChannelClosed)):
-        return f"{error.reply_code} {error.reply_text}"
-    inner = getattr(error, "exceptions", None) or error.args
-    causes = [cause for cause in inner if isinstance(cause, BaseException)]
-    if causes:
-        return describe(causes[-1])
-    nested = getattr(error, "exception", None)
-    if isinstance(nested, BaseException):
-        return describe(nested)
-    text = str(error)
-    reply = re.fullmatch(r"ConnectionClosedByBroker: \((\d+)\) (['\"])(.*)\2", text)
-    if reply:  # pika guesses what the broker meant, and keeps what it said only as text
-        return f"{reply[1]} {reply[3]}"
-    return text if text and type(error) in {OSError, ssl.SSLError} else f"{type(error).__name__}: {text}"

@@ -1,11 +1,10 @@
-"""One declaring of queues, an exchange and bindings, on a channel of its own.
+"""The declaration of queues, an exchange and bindings, on a channel of its own.
 
-Place in the flow: asked for by `publisher`. RabbitMQ answers a refused declaration by closing the channel,
-so that nothing else may depend on it.
+RabbitMQ answers a refused declaration by closing the channel, so nothing else may depend on that channel.
 
-It tells whether a queue was created, since a queue is not safe at once: RabbitMQ forgets a quorum queue, with
-its confirmed messages, when it is killed within its first second (tried on 3.10, 4.0 and 4.3, one node;
-its register of quorum queues is written half a second late).
+The result says whether a queue was created, since a new queue is not safe immediately: if RabbitMQ is killed
+within the queue's first second, it loses the quorum queue and its confirmed messages (tried on 3.10, 4.0 and
+4.3 with one node; the register of quorum queues is written half a second late).
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from typing import Any, Final
 
 import pika.exceptions
 
-from workqueue.amqp.connection import Connection, describe
-from workqueue.amqp.errors import BrokerError, DeclareError
+from workqueue.amqp.connection import Connection
+from workqueue.amqp.errors import BrokerError, DeclareError, describe
 from workqueue.contract.topology import Plan, conflict_advice
 
 SAFE_AFTER_SECONDS: Final = 2.0
-"""When a quorum queue that was just created survives the death of its broker, with a margin."""
+"""Age from which a new quorum queue survives the death of its broker, with a margin."""
 
 NOT_FOUND: Final = 404
 PRECONDITION_FAILED: Final = 406
@@ -34,11 +33,11 @@ _Step = Callable[..., Any]
 
 
 class Declaration:
-    """Declares a plan step by step, each after the answer to the one before.
+    """The declaration of a plan. Each step waits for the answer to the previous one.
 
     Attributes:
-        future: of the whole; tells whether at least one of the queues was created.
-        deadline: when it should be over, by the monotonic clock.
+        future: its result says whether at least one queue was created.
+        deadline: when it times out, on the monotonic clock.
     """
 
     def __init__(self, plan: Plan, timeout_seconds: float) -> None:
@@ -51,12 +50,12 @@ class Declaration:
         self._current = self._advice = ""
 
     def begin(self, connection: Connection) -> None:
-        """Open the channel and start. In the I/O thread."""
+        """Open the channel and start. Call it under the lock."""
         if not self.future.done():
             self._open(connection)
 
     def fail(self, error: BrokerError) -> None:
-        """End it with an error, unless it has ended."""
+        """Fail the future, unless it is done."""
         with contextlib.suppress(InvalidStateError):
             self.future.set_exception(error)
 
@@ -71,7 +70,7 @@ class Declaration:
             self.fail(error)
 
     def _look(self, channel: Any) -> None:
-        """Ask for the queues, until one is missing."""
+        """Look for the queues one by one, until one is missing."""
         if self._looking and self._unseen:
             self._current = self._unseen.popleft()
             channel.queue_declare(self._current, passive=True, callback=lambda _: self._look(channel))

@@ -1,4 +1,4 @@
-"""The errors of RabbitMQ, and how pika's errors become sentences."""
+"""Errors of RabbitMQ, and clauses about errors of pika."""
 
 # BrokerError, a WorkerError
 # |-- UnreachableError
@@ -12,24 +12,28 @@
 
 from __future__ import annotations
 
+import re
+
+import pika.exceptions
+
 from workqueue.contract.errors import WorkerError
 
 
 class BrokerError(WorkerError):
-    """RabbitMQ refused something, or cannot be reached."""
+    """RabbitMQ refused a request, or cannot be reached."""
 
 
 class UnreachableError(BrokerError):
-    """RabbitMQ cannot be reached, or does not let us in."""
+    """RabbitMQ cannot be reached, or refuses the login."""
 
 
 class DeclareError(BrokerError):
-    """RabbitMQ refused to declare or bind something.
+    """RabbitMQ refused to declare or bind a queue or exchange.
 
     Attributes:
         name: the queue or exchange.
-        code: RabbitMQ's reply code: 406 when it exists with other arguments, 403 when we may not.
-        advice: what to do about it; empty when nothing is known.
+        code: RabbitMQ's reply code: 406 if it exists with other arguments, 403 without permission.
+        advice: what to do about it, or an empty text.
     """
 
     def __init__(self, name: str, code: int, reason: str, advice: str = "") -> None:
@@ -40,11 +44,11 @@ class DeclareError(BrokerError):
 
 
 class PublishError(BrokerError):
-    """A message was not accepted: it was returned as unroutable, refused, or never confirmed.
+    """A message was returned as unroutable, refused, or not confirmed.
 
     Attributes:
-        exchange, routing_key: where it was to go.
-        message_id: its id, also when the publisher gave it one.
+        exchange, routing_key: its destination.
+        message_id: its id, from the caller or the publisher.
         reason: why, as a clause.
     """
 
@@ -62,30 +66,54 @@ class PublishError(BrokerError):
 
 
 class Returned(PublishError):  # noqa: N818 - the protocol's own word
-    """No queue took the message: the queue does not exist, or nothing is bound with its routing key."""
+    """No queue took the message: the queue does not exist, or no queue is bound with this routing key."""
 
     _WHAT = "was returned"
 
 
 class Nacked(PublishError):  # noqa: N818 - the protocol's own word
-    """RabbitMQ refused the message: a queue that would have got it is full, or failed."""
+    """RabbitMQ refused the message: a queue for it is full or failed."""
 
     _WHAT = "was refused"
 
 
 class Unconfirmed(PublishError):  # noqa: N818 - as its siblings
-    """Nobody knows whether RabbitMQ has the message. A retry with the same message id is recognisable."""
+    """RabbitMQ may or may not have stored the message. A retry with the same message id is recognisable."""
 
-    _WHAT = "was not confirmed and may be there or not"
+    _WHAT = "was not confirmed, so RabbitMQ may or may not have stored it"
 
 
 class NotSent(PublishError):  # noqa: N818 - as its siblings
-    """The message never left this process: it was not connected, or RabbitMQ takes no messages for now."""
+    """The message never left this process: it was not connected, or RabbitMQ blocked publishing."""
 
     _WHAT = "was not sent"
 
 
 class Unencodable(NotSent):
-    """The message cannot be written as AMQP: a property has no form there, or all of them are too much."""
+    """The message cannot be encoded in AMQP: a property has an unsupported type, or all together are too large."""
 
     _WHAT = "cannot be sent"
+
+
+def describe(error: BaseException | None) -> str:
+    """Return one clause about an error of pika or the system, in the words of RabbitMQ or of the system.
+
+    Many errors of pika have an empty `str()` or hide the cause in an attribute.
+    """
+    if error is None:
+        return "unknown"
+    if isinstance(error, (pika.exceptions.ConnectionClosed, pika.exceptions.ChannelClosed)):
+        return f"{error.reply_code} {error.reply_text}"
+    inner = getattr(error, "exceptions", None) or error.args
+    causes = [cause for cause in inner if isinstance(cause, BaseException)]
+    if causes:
+        return describe(causes[-1])
+    nested = getattr(error, "exception", None)
+    if isinstance(nested, BaseException):
+        return describe(nested)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    # pika guesses why the broker closed the connection, and keeps the broker's reply only as text.
+    reply = re.fullmatch(r"ConnectionClosedByBroker: \((\d+)\) (['\"])(.*)\2", text)
+    return f"{reply[1]} {reply[3]}" if reply else text or type(error).__name__

@@ -1,10 +1,9 @@
-"""Message headers on the wire.
+"""Message headers on the wire, written and read without loss.
 
-Place in the flow: used by `outgoing` for what is sent, and by `frames` for what comes. pika writes no floating
-point numbers, and reads them as whole ones; and what it cannot read ends the connection, so that one message
-could stop a worker for good: infinity, a time after the year 9999, tables some hundred deep. All of them must
-come through a retry unharmed, so our connections read and write headers here. Everything else is read and
-written by pika. pika itself is left unchanged, since the user's code may use it too.
+pika writes no floating-point numbers and reads them as integers. Headers that it cannot read end the connection, so
+that one message could stop a worker: infinity, a time after the year 9999, tables nested hundreds deep. All of these
+must survive a retry, so headers are written and read here, and everything else by pika. pika itself is not patched,
+since the user's code may use it too.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from pika.exceptions import AMQPError
 
 LONGEST_SHORT_STRING: Final = 255
 DEEPEST: Final = 32
-"""Tables and lists within each other; what lies deeper is read as bytes."""
+"""How deep tables and lists may be nested. Deeper ones are read as bytes."""
 
 _FLOATS: Final = {b"d": struct.Struct(">d"), b"f": struct.Struct(">f")}
 
 
 def short_string(text: str | bytes) -> bytes:
-    """A string of at most 255 bytes. Bytes are what pika makes of a received string that is no UTF-8.
+    """Encode a string of at most 255 bytes. pika gives bytes for a received string that is not UTF-8.
 
     Raises:
         ValueError: it is longer.
@@ -41,7 +40,7 @@ def short_string(text: str | bytes) -> bytes:
 
 
 def table(values: Mapping[str, Any]) -> bytes:
-    """Headers, or a mapping within them.
+    """Encode headers, or a mapping within them.
 
     Raises:
         ValueError: a name is too long.
@@ -53,7 +52,7 @@ def table(values: Mapping[str, Any]) -> bytes:
 
 
 def size(name: str, value: Any) -> int | None:
-    """How many bytes a header needs; None when it cannot be written at all."""
+    """Return the size of an encoded header in bytes, or None if it cannot be encoded."""
     try:
         return len(short_string(name)) + len(_value(value))
     except (AMQPError, AttributeError, TypeError, ValueError, ArithmeticError, struct.error):
@@ -96,11 +95,11 @@ _FLAGS: Final = struct.Struct(">H")
 _SIZE: Final = struct.Struct(">I")
 _TIME: Final = struct.Struct(">Q")
 _LATEST: Final = 253_402_300_799
-"""Unix seconds. The last that Python has a date for."""
+"""Unix seconds. The last time that a Python datetime can have."""
 
 
 def properties(encoded: bytes) -> spec.BasicProperties:
-    """Read the properties of a message: the headers here, everything else by pika.
+    """Decode the properties of a message: the headers here, the rest by pika.
 
     Raises:
         IndexError, ValueError, struct.error, AMQPError: they cannot be read.

@@ -1,9 +1,7 @@
-"""Frames are read with bounds: what answers on RabbitMQ's port need not be RabbitMQ.
+"""Limits on the frames that a connection reads, since a peer on RabbitMQ's port may be something else.
 
-Place in the flow: mixed into pika's connection, by the worker and by the operator. pika believes what a frame
-says of its own size, and waits for it, so that whoever answers could fill the memory. And what it cannot read
-it raises into the event loop, where nobody knows any more which connection that concerns. Headers of messages are
-read by `fieldtable`.
+pika trusts the size in a frame's header and waits for that many bytes, so that a peer could fill the memory. And pika
+raises what it cannot read into the event loop, where the connection is no longer known.
 """
 
 from __future__ import annotations
@@ -17,10 +15,10 @@ from pika.channel import Channel, ContentFrameAssembler
 from workqueue.amqp import field_table
 
 LARGEST_FRAME: Final = spec.FRAME_MAX_SIZE
-"""Bytes. The largest that pika ever agrees to; before the agreement RabbitMQ sends smaller ones still."""
+"""Bytes. The largest size that pika negotiates. Frames before the negotiation are smaller."""
 
 LARGEST_BODY: Final = 512 * 1024 * 1024
-"""Bytes. RabbitMQ's own upper bound for its setting max_message_size."""
+"""Bytes. RabbitMQ's own upper limit for its setting max_message_size."""
 
 _START: Final = struct.Struct(">BHI")
 _CONTENT: Final = struct.Struct(">HHQ")
@@ -28,13 +26,13 @@ _HEADER: Final = bytes([spec.FRAME_HEADER])
 
 
 class BoundedFrames:
-    """To be mixed in before a pika connection. A connection that brings nonsense is closed, with the reason.
+    """A mixin before pika's connection class. It closes a connection that sends invalid data, and says why.
 
     Attributes:
-        reads_properties: whether the properties of messages are read. Who does not need them leaves them, so
-            that nothing in them can do harm.
-        keeps_bodies: whether the bodies of messages are kept. Otherwise each message arrives with an empty
-            body, and costs no more memory than one frame.
+        reads_properties: whether to decode the properties of messages. A connection that does not need them
+            skips them, so that they can do no harm.
+        keeps_bodies: whether to keep the bodies of messages. Otherwise each message arrives with an empty body and
+            costs at most the memory of one frame.
     """
 
     reads_properties: ClassVar[bool] = True
@@ -47,22 +45,23 @@ class BoundedFrames:
         try:
             return self._content_header() if self._frame_buffer[:1] == _HEADER else self._decoded()
         except Exception as error:  # noqa: BLE001 - whatever pika makes of bytes that are no frame
-            self._break_off(f"what was received is no AMQP: {error!r}")
+            self._break_off(f"the received data is not AMQP: {error!r}")
             return 0, None
 
     def _process_callbacks(self, value: Any) -> bool:
-        # pika asks its callbacks for each frame; of the parts of a delivery nobody has any.
+        # pika looks for callbacks for each frame. The parts of a delivery have none.
         if type(value) is not frame.Method or type(value.method) is spec.Basic.Deliver:
             return False
         return super()._process_callbacks(value)  # type: ignore[misc, no-any-return]
 
     def _deliver_frame_to_channel(self, value: Any) -> None:
-        # pika logs each frame for no channel, as fast as they come.
+        # pika would log every frame for an unknown channel.
         channel = self._channels.get(value.channel_number)
         if channel is None:
             if type(value) is frame.Method and type(value.method) is spec.Channel.Close:
-                # RabbitMQ 4.0 may close a channel twice within a millisecond when a message was held for too long
-                # and its consumer is cancelled (seen with a channel_tick_interval of 1 s). The other channels go on.
+                # RabbitMQ 4.0 may close a channel twice within a millisecond, when a message exceeds the
+                # consumer timeout and its consumer is cancelled (seen with a channel_tick_interval of 1 s).
+                # Other channels stay.
                 return
             self._break_off(f"a frame came for channel {value.channel_number}, which is not open")
         else:
@@ -104,7 +103,7 @@ class BoundedFrames:
         return end + 1, frame.Header(channel, body_size, found)
 
     def _check_size(self) -> None:
-        """Of a frame of which more is awaited."""
+        """Refuse an incomplete frame that announces too many bytes."""
         received = self._frame_buffer
         if len(received) >= _START.size and not received.startswith(b"AMQP"):
             size = _START.unpack_from(received)[2]
@@ -113,12 +112,12 @@ class BoundedFrames:
 
 
 class _WithoutBodies(ContentFrameAssembler):  # type: ignore[misc]
-    """pika's, but it counts the bytes of a body instead of collecting them."""
+    """pika's assembler, which counts the bytes of a body instead of collecting them."""
 
     def _handle_body_frame(self, body_frame: frame.Body) -> Any:
         size = len(body_frame.fragment)
         body_frame.fragment = b""
-        # pika compares the bytes seen with the announced size after it has added the fragment's.
+        # pika adds the size of the fragment, now 0, before it compares the total with the announced size.
         self._seen_so_far += size
         return super()._handle_body_frame(body_frame)
 

@@ -1,10 +1,8 @@
-"""The I/O loop under a connection: pika's selector interface, made so that several threads may share it.
+"""The I/O loop under a connection: pika's selector interface, made so that several threads can share it.
 
-Place in the flow: `connection` runs pika on it; `crew` and `tasks` let the threads that run handlers turn
-it. pika's own loop belongs to one thread, so that each acknowledgement from another thread costs a wake-up
-and a switch. Here everything that touches pika happens under `lock`, by whichever thread, and only the wait
-for the socket happens outside it. What was written is sent when the lock is let go, without asking the
-selector first: an open connection can nearly always be written to.
+pika's own loop belongs to one thread, so that each acknowledgement from another thread costs a wake-up and a switch.
+Here any thread may use pika under `lock`; only the wait for the socket happens outside it. When the lock is released,
+written data is sent without asking the selector first, as an open connection is nearly always writable.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from typing import Final
 from pika.adapters.utils.selector_ioloop_adapter import AbstractSelectorIOLoop
 
 MAX_WAIT_SECONDS: Final = 5.0
-"""A turn never waits longer, so that the age of the last turn tells whether the loop is alive."""
+"""The longest wait of a turn. An older last turn means that the loop is stuck."""
 
 EventHandler = Callable[[int, int], None]
 
@@ -35,10 +33,10 @@ _loops_lock: Final = threading.Lock()
 
 
 def does_io() -> bool:
-    """Whether the calling thread works for one of the loops: under its lock, or looking up a name for it."""
+    """Whether the calling thread works for one of the loops: under its lock, or while it resolves a name."""
     resolver = getattr(getattr(threading.current_thread(), "function", None), "__self__", None)
     with _loops_lock:
-        # pika looks names up in a `threading.Timer`, without the lock.
+        # pika resolves names in a `threading.Timer`, without the lock.
         return getattr(resolver, "_loop", None) in _loops or any(loop.is_held for loop in _loops)
 
 
@@ -51,7 +49,7 @@ class _Watch:
 
 @dataclass(slots=True, order=True)
 class Timer:
-    """A callback to come; order is by time, then by age."""
+    """A callback at a later time, ordered by time, then by age."""
 
     deadline: float
     number: int
@@ -59,12 +57,12 @@ class Timer:
 
 
 class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
-    """One selector, its timers and callbacks, and the lock that guards all of it and all of pika above it.
+    """A selector with timers and callbacks, and the lock for them and for pika.
 
-    `with loop:` takes the lock; at its end everything that was written meanwhile is sent.
+    `with loop:` holds the lock. At its end, all written data is sent.
 
     Args:
-        on_error: told of an exception that a callback let through; the loop itself goes on.
+        on_error: called with an exception of a callback. The loop continues.
     """
 
     READ: Final = selectors.EVENT_READ
@@ -75,7 +73,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         self.lock = threading.RLock()
         self.last_turn = time.monotonic()
         self.send_at_once = False
-        """True while a connection is open. Before, a socket that can be written to means: connected."""
+        """True while a connection is open. Before that, a writable socket means that it is connected."""
         self._on_error = on_error
         self._selector = selectors.DefaultSelector()
         self._selectors: list[selectors.BaseSelector] = [self._selector]
@@ -90,7 +88,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         self._alarm, self._alarm_sender = socket.socketpair()
         self._alarm.setblocking(False)
         self._alarm_sender.setblocking(False)
-        self.add_handler(self._alarm.fileno(), self._alarm_rings, self.READ)
+        self.add_handler(self._alarm.fileno(), self._on_alarm, self.READ)
         with _loops_lock:
             _loops.add(self)
 
@@ -100,7 +98,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         held: bool = self.lock._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 - as threading does
         return held
 
-    # Turning the loop -------------------------------------------------------------------------------------
+    # Running the loop -------------------------------------------------------------------------------------
 
     def __enter__(self) -> None:
         self.lock.acquire()
@@ -114,17 +112,18 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
             self.lock.release()
 
     def flush(self) -> None:
-        """Send what was written now, for who has more to do under the lock. Call it there."""
+        """Send written data before the lock is released. Call it under the lock."""
         while self._to_send:
             self._send(self._to_send.pop())
 
     def run_once(self, max_wait: float = MAX_WAIT_SECONDS) -> None:
-        """Wait for something to happen, at most `max_wait` seconds, and handle it. For any thread."""
+        """Run one turn: wait for an event, at most `max_wait` seconds, and handle it. For any thread."""
         self.handle(self._selector.select(self.prepare(max_wait)))
 
     def prepare(self, max_wait: float) -> float:
-        """How many seconds may be waited before the next `handle`, at most `max_wait`."""
-        # Without the lock, in this order: who adds a timer after we looked sees that we are about to wait.
+        """Return how many seconds may pass before the next `handle`, at most `max_wait`."""
+        # Without the lock, in this order: a thread that adds a timer after this check sees that the loop is
+        # about to wait.
         self._waits_until = float("inf")
         wait = 0.0 if self._callbacks else max_wait
         now = time.monotonic()
@@ -137,7 +136,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         return wait
 
     def handle(self, ready: Iterable[tuple[selectors.SelectorKey, int]]) -> None:
-        """Handle what a selector has found, and the callbacks and timers that are due."""
+        """Handle the selector's events, and the callbacks and timers that are due."""
         self.lock.acquire()
         try:
             self._waits_until = 0.0
@@ -156,7 +155,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
             self.lock.release()
 
     def start(self) -> None:
-        """Turn until `stop()`."""
+        """Run until `stop()`."""
         while not self._stopped:
             self.run_once()
 
@@ -171,7 +170,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         return self._stopped
 
     def close(self) -> None:
-        """Release the selector. Nothing may turn the loop afterwards."""
+        """Release the selector. The loop must not run afterwards."""
         with self.lock:
             self._callbacks.clear()
             self._timers.clear()
@@ -180,25 +179,25 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
             self._alarm_sender.close()
 
     def attach_selector(self, selector: selectors.BaseSelector) -> None:
-        """Have `selector` watch our descriptors too, so that its owner can `handle` what it finds."""
+        """Register the loop's descriptors with `selector` too. Its owner passes their events to `handle`."""
         with self.lock:
             self._selectors.append(selector)
             for fd, watch in self._watches.items():
                 selector.register(fd, watch.registered, self)
 
     def detach_selector(self, selector: selectors.BaseSelector) -> None:
-        """End what `attach_selector` began."""
+        """Unregister the loop's descriptors from `selector`."""
         with self.lock:
             self._selectors.remove(selector)
             for fd in self._watches:
                 selector.unregister(fd)
 
     def wake(self) -> None:
-        """Make the turn that waits return now. Thread-safe, and safe in a signal handler."""
+        """End the wait of the current turn. Thread-safe, and safe in a signal handler."""
         if self._woken:
             return
         self._woken = True
-        with contextlib.suppress(OSError):  # full, so that it rings already; or closed: nobody waits
+        with contextlib.suppress(OSError):  # full: the wake-up is pending; or closed
             self._alarm_sender.send(b"\0")
 
     # pika's interface ------------------------------------------------------------------------------------
@@ -217,9 +216,9 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         return timer
 
     def remove_timeout(self, timeout_handle: Timer) -> None:
-        """Forget a timer; harmless when it has run."""
+        """Cancel a timer. Does nothing if it has run."""
         timeout_handle.callback = None
-        # The heap keeps what was cancelled until its time comes, unless that becomes most of it.
+        # Cancelled timers stay in the heap until their time, unless they are most of it.
         if len(self._timers) > 64 and sum(t.callback is None for t in self._timers) * 2 > len(self._timers):  # noqa: PLR2004
             self._timers = [timer for timer in self._timers if timer.callback is not None]
             heapq.heapify(self._timers)
@@ -230,7 +229,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         self.update_handler(fd, events)
 
     def update_handler(self, fd: int, events: int) -> None:
-        """Change what a descriptor is watched for."""
+        """Change the events that a descriptor is watched for."""
         watch = self._watches[fd]
         starts_to_write = events & self.WRITE & ~watch.interest
         watch.interest = events & (self.READ | self.WRITE)
@@ -265,16 +264,16 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
             return
         self._guard(watch.handler, fd, self.WRITE)
         watch = self._watches.get(fd)
-        if watch is not None:  # what the socket did not take is left to the selector
+        if watch is not None:  # the selector reports when the socket takes the rest
             self._register(fd, watch)
 
-    def _alarm_rings(self, _fd: int, _events: int) -> None:
+    def _on_alarm(self, _fd: int, _events: int) -> None:
         with contextlib.suppress(BlockingIOError):  # another thread has read it
             self._alarm.recv(64)
         self._woken = False
 
     def _run_callbacks(self) -> None:
-        for _ in range(len(self._callbacks)):  # what they add is left to the next turn
+        for _ in range(len(self._callbacks)):  # callbacks that these add run in the next turn
             self._guard(self._callbacks.popleft())
 
     def _run_timers(self, now: float) -> None:

@@ -1,9 +1,7 @@
-"""A message on its way to RabbitMQ, and how it is written on the wire.
+"""A message to publish, and its encoding as AMQP frames.
 
-Place in the flow: made by whoever publishes (a retry, a dead letter, the command line), encoded by
-`publisher` when its turn has come. The frames of one message are one piece of bytes, so that many messages
-are sent with one write; and since this is where a publisher spends its time, what pika would do through
-four objects is done here by hand. A test compares the two byte for byte.
+A publisher spends most of its time here, so the frames are built by hand instead of through four objects of pika, and
+one message is one piece of bytes, so that many messages need one write. A test compares the bytes with pika's.
 """
 
 from __future__ import annotations
@@ -30,16 +28,16 @@ _CONTENT_BODY: Final = struct.Struct(">BHI")
 
 
 class Outgoing(NamedTuple):
-    """One message. All but the place and the body are optional properties of AMQP 0-9-1.
+    """One message. All fields except destination and body are optional properties of AMQP 0-9-1.
 
     Attributes:
-        exchange: empty for the default exchange, which takes a queue's name as routing key.
+        exchange: empty for the default exchange, whose routing keys are queue names.
         headers: values may be None, bool, int, float, str, bytes, datetime, Decimal, lists and mappings.
-        message_id: kept as it is; without one the publisher gives one, so that a retry is recognisable.
+        message_id: if missing, the publisher sets one, so that a retry is recognisable.
         priority: 0 to 255.
         expiration: milliseconds, as text.
-        timestamp: Unix seconds; without one the publisher sets the present.
-        persistent: whether it survives a restart of RabbitMQ; False only to repeat a message that was not.
+        timestamp: Unix seconds; if missing, the publisher sets the current time.
+        persistent: whether it survives a restart of RabbitMQ. False only to repeat a message that does not.
     """
 
     routing_key: str
@@ -63,9 +61,9 @@ class Outgoing(NamedTuple):
     def with_properties(
         cls, properties: Properties, routing_key: str, body: bytes, headers: Mapping[str, Any] | None
     ) -> Outgoing:
-        """A persistent message with what another one had.
+        """Return a persistent message with the properties of another one.
 
-        The user id is left out, since RabbitMQ takes no other than that of the connection.
+        The user id is omitted, since RabbitMQ accepts only the connection's own.
         """
         return cls(
             routing_key,
@@ -84,7 +82,7 @@ class Outgoing(NamedTuple):
         )
 
     def encode(self, channel: int, frame_max: int, message_id: str, now: int) -> bytes:
-        """The frames of basic.publish, mandatory.
+        """Return the frames of basic.publish with the mandatory flag.
 
         Args:
             channel: number of the channel.
@@ -96,7 +94,7 @@ class Outgoing(NamedTuple):
             ValueError, TypeError, AttributeError, struct.error, AMQPError: a header or property cannot be
                 encoded.
         """
-        # In the order of the flags' bits, as the protocol has it.
+        # In the order of the flags' bits, as in the protocol.
         flags, pieces = 0x10C0, []
         if self.content_type is not None:
             flags |= 0x8000
@@ -145,7 +143,7 @@ class Outgoing(NamedTuple):
 
 
 def _require_room(size: int, room: int) -> None:
-    # Sent all the same, they would end the connection.
+    # RabbitMQ would close the connection.
     if size > room:
         raise ValueError(f"headers and properties have {size} bytes, and a frame has room for {room}")
 

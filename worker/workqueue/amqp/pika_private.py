@@ -1,7 +1,7 @@
-"""The private names of pika that worker and operator use, checked when this package is imported.
+"""The private names of pika that worker and operator use, checked at import.
 
-pika may rename them in any release. That is why pyproject.toml pins its version, and why another version that
-was installed all the same fails here, at once and with a clear error, and not in the middle of a delivery.
+Any release of pika may rename them. pyproject.toml pins the version, and this check stops another version
+with a clear error at start, instead of during a delivery.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""How much may be on its way without a confirmation: a bound that publishers wait at, threads or tasks.
-
-Place in the flow: `publisher` takes a place before it queues a message and gives it back when the message's
-fate is known.
-"""
+"""A limit on unconfirmed messages, at which publishing threads and tasks wait."""
 
 from __future__ import annotations
 
@@ -16,11 +12,11 @@ from functools import partial
 
 
 class PublishLimiter:
-    """A number of places and a number of bytes.
+    """A limit on the number of messages and on their bytes.
 
-    Whoever had to wait goes on when a quarter is free, not when one place is: waking a thread for each
-    confirmation would cost more than the message itself. A single message that is larger than all the bytes
-    passes when nothing else is on its way.
+    Waiting threads and tasks continue when a quarter is free, not one place: waking a thread for each
+    confirmation would cost more than the message itself. A message larger than the byte limit passes when
+    nothing else is unconfirmed.
     """
 
     def __init__(self, places: int, size: int) -> None:
@@ -34,16 +30,16 @@ class PublishLimiter:
 
     @property
     def used(self) -> int:
-        """How many places are taken."""
+        """How many places are taken, one per message."""
         return self._used
 
     def try_take(self, size: int) -> bool:
-        """Take a place for `size` bytes if that is possible now."""
+        """Take a place for `size` bytes without waiting; return whether there was one."""
         with self._condition:
             return self._take(size)
 
     def take(self, size: int, timeout: float) -> bool:
-        """Wait for a place, at most `timeout` seconds. Returns whether it was taken."""
+        """Take a place, waiting at most `timeout` seconds; return whether there was one."""
         deadline = time.monotonic() + timeout
         with self._condition:
             while not self._take(size):
@@ -56,7 +52,7 @@ class PublishLimiter:
         return True
 
     def add(self, size: int) -> None:
-        """Take a place even when none is free: for callers that limit themselves. Never waits."""
+        """Take a place even if none is free, for callers with a limit of their own. Never waits."""
         with self._condition:
             self._used += 1
             self._used_bytes += size
@@ -79,7 +75,7 @@ class PublishLimiter:
             return self.try_take(size)
 
     def give(self, places: int, size: int) -> None:
-        """Give places back, with the bytes of their messages together."""
+        """Free places, and the total bytes of their messages."""
         tasks: list[Callable[[], None]] = []
         with self._condition:
             self._used -= places
@@ -92,7 +88,7 @@ class PublishLimiter:
             wake()
 
     def wait_empty(self, timeout: float) -> bool:
-        """Wait until every place is free, at most `timeout` seconds. Returns whether that came about."""
+        """Wait until every place is free, at most `timeout` seconds; return whether it is."""
         with self._condition:
             self._waiting += 1
             try:
@@ -112,7 +108,7 @@ class PublishLimiter:
 
 
 def _wake(loop: asyncio.AbstractEventLoop, turn: asyncio.Future[None]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the task
         loop.call_soon_threadsafe(_go_on, turn)
 
 

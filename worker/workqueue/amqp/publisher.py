@@ -1,15 +1,13 @@
-"""Publishing with confirmation: every message is known to be there, or its failure has a name.
-
-Place in the flow: over a connection of its own, since the broker's memory alarm blocks whoever publishes.
-The runtime publishes retries and dead letters through it before it acknowledges the original, the command
-line and other programs publish work.
+"""Publishing with confirms: RabbitMQ has stored the message, or the caller gets an error that says why not.
 
     with Publisher(lambda: from_url("amqp://localhost"), "my-program") as publisher:
         publisher.publish(Outgoing("thumbnails", b"...")).result()      # raises a PublishError
 
-Confirmations are pipelined: `publish` does not wait for the one before. What a confirmation alone does not
-say is asked for too: each message is mandatory, so that one that no queue took comes back. RabbitMQ sends
-that return before the confirmation of the same message.
+Confirms are pipelined: `publish` does not wait for earlier ones. A confirm alone does not say whether a queue
+took the message, so each message is mandatory. RabbitMQ sends the basic.return before the confirm of the same
+message.
+
+A publisher has its own connection, since RabbitMQ's memory alarm blocks connections that publish.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from typing import Any, Final, Self
 
 import pika.exceptions
 
-from workqueue.amqp.connection import Connection, describe
+from workqueue.amqp.connection import Connection
 from workqueue.amqp.declaration import Declaration
 from workqueue.amqp.errors import (
     BrokerError,
@@ -39,6 +37,7 @@ from workqueue.amqp.errors import (
     Returned,
     Unconfirmed,
     Unencodable,
+    describe,
 )
 from workqueue.amqp.io_loop import Timer
 from workqueue.amqp.outgoing import Outgoing
@@ -47,22 +46,22 @@ from workqueue.contract import topology
 from workqueue.contract.binding import Binding
 
 DEFAULT_WINDOW: Final = 1000
-"""Messages on their way at once. The throughput of one connection stops growing at some hundreds."""
+"""Unconfirmed messages. The throughput of one connection stops growing at a few hundred."""
 
 DEFAULT_WINDOW_BYTES: Final = 64 * 1024 * 1024
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 
 CLOSE_SECONDS: Final = 5.0
-"""How long RabbitMQ may take to confirm that a channel is closed. Then the connection is dropped."""
+"""How long RabbitMQ may take to confirm that a channel is closed, before the connection is dropped."""
 
 DECLARE_SECONDS: Final = 30.0
-"""A declaration without an answer fails after this time at the latest. A repeated one does no harm."""
+"""A declaration without an answer fails after at most this time. Repeating it does no harm."""
 
 DOUBT_SECONDS: Final = 1.0
-"""A channel that was refused something is replaced, but no more often than this."""
+"""The shortest time between two replacements of a channel that got a nack."""
 
 _WRITE_BYTES: Final = 64 * 1024
-"""Messages are joined into writes of about this size: one system call for hundreds of small messages."""
+"""Size of one write, which joins hundreds of small messages into one system call."""
 
 _CLOSED: Final = "the publisher was closed"
 _UNENCODABLE: Final = (pika.exceptions.AMQPError, AttributeError, TypeError, ValueError, struct.error)
@@ -75,7 +74,7 @@ _Identity = tuple[bytes, ...]
 
 
 class _Pending:
-    """A message whose fate is not known yet, and who is told: a thread's future, or a task's."""
+    """A message without a result yet, and the future of the thread or task that waits for it."""
 
     __slots__ = ("deadline", "future", "is_wanted", "message_id", "outgoing", "task_future")
 
@@ -92,21 +91,21 @@ class _Pending:
 
 
 class Publisher:
-    """Publishes from any number of threads and tasks over one connection, which comes back by itself.
+    """Publishes from any number of threads and tasks over one connection that reconnects.
 
-    A message that was sent is never sent again by the publisher: after a lost connection nobody knows whether
-    RabbitMQ has it, and its future fails with Unconfirmed. One that was not sent yet waits for the
-    connection, or for the end of a memory alarm, until its time is over. When the time of one that was sent is
-    over, the publisher ends the channel before the future fails: a message that was reported as Unconfirmed
-    is never confirmed later.
+    The publisher sends each message at most once. After a lost connection, RabbitMQ may or may not have
+    stored a message that was sent, and its future fails with Unconfirmed. A message that was not sent waits
+    for the connection or for the end of a memory alarm, until it times out. When a message that was sent
+    times out, the publisher closes the channel before the future fails. A message that was reported as
+    Unconfirmed is therefore never confirmed later.
 
     Args:
-        binding_source: where RabbitMQ is; read at each attempt to connect.
-        name: what RabbitMQ shows as the connection's name.
-        window: how many messages may be on their way at once.
-        window_bytes: how many bytes of bodies may be on their way at once.
-        timeout_seconds: how long a message may be on its way, from `publish` to its confirmation. It takes
-            up to `CLOSE_SECONDS` longer when RabbitMQ does not answer at all.
+        binding_source: returns the connection data; called at each attempt to connect.
+        name: the connection's name in RabbitMQ's lists.
+        window: how many messages may be unconfirmed.
+        window_bytes: how many bytes of bodies may be unconfirmed.
+        timeout_seconds: from `publish` to the confirm. It takes up to `CLOSE_SECONDS` longer when RabbitMQ does not
+            answer at all.
     """
 
     def __init__(
@@ -133,7 +132,7 @@ class Publisher:
         self._unblocks: Any = None
         self._is_doubtful = False
         self._late = ""
-        """Why the channel is being closed: a confirmation is late."""
+        """Why the channel is being closed, after a message timed out."""
         self._close_by = 0.0
         self._frame_max = 0
         self._next_tag = 1
@@ -145,14 +144,14 @@ class Publisher:
         self._closed = False
 
     def start(self) -> Self:
-        """Connect, in an I/O thread. Returns at once; messages may be published before it is connected."""
+        """Connect in an I/O thread. Returns immediately; messages published before the connection wait for it."""
         self.connection.start()
         return self
 
     def close(self, timeout: float = 3.0) -> None:
-        """Stop taking messages, wait `timeout` seconds at most for the open confirmations, disconnect.
+        """Take no more messages, wait at most `timeout` seconds for open confirms, then disconnect.
 
-        What is unconfirmed then fails.
+        Messages that are unconfirmed then fail.
         """
         if self._closed:
             return
@@ -167,34 +166,34 @@ class Publisher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an exception nobody waits for the rest.
+        # After an exception, the open confirms are not waited for.
         self.close(self._timeout_seconds if error is None else 0.0)
 
     @property
     def blocked(self) -> bool:
-        """Whether an alarm of the broker (memory, disk) keeps messages waiting."""
+        """Whether an alarm of the broker (memory, disk) blocks publishing."""
         return self.connection.blocked
 
     @property
     def pending(self) -> int:
-        """Messages whose fate is not known yet."""
+        """How many messages have no result yet."""
         return self._window.used
 
     # Publishing ------------------------------------------------------------------------------------------
 
     def publish(self, outgoing: Outgoing) -> Future[None]:
-        """Send a message soon, and return the future of its confirmation. For any thread but the I/O thread.
+        """Send a message, and return the future of its confirm. For any thread except the I/O thread.
 
         Waits while the window is full. Callbacks of the future run in the I/O thread and must be short.
 
         The future raises:
             Returned: no queue took it.
             Nacked: RabbitMQ refused it, such as for a full queue.
-            Unconfirmed: the connection was lost, or the time was over, after it had been sent.
-            NotSent: the time was over before it could be sent; Unencodable, a kind of it: it never can be.
+            Unconfirmed: the connection was lost, or it timed out, after it was sent.
+            NotSent: it timed out before it was sent. Unencodable, a subclass: it can never be sent.
 
         Raises:
-            NotSent: the window stayed full for the whole time.
+            NotSent: the window was full until the timeout.
             BrokerError: the publisher is closed.
         """
         pending = self._pending(outgoing)
@@ -203,13 +202,13 @@ class Publisher:
         return self._begin_publish(pending)
 
     def submit(self, outgoing: Outgoing, is_wanted: Callable[[], bool] | None = None) -> Future[None]:
-        """Send a message soon, as `publish` does, but never wait: it is taken even when the window is full.
+        """Send a message as `publish` does, but never wait: a full window does not refuse it.
 
-        For callers that must not block, and that limit themselves how much is on its way.
+        For callers that must not block and that have their own limit on unconfirmed messages.
 
         Args:
-            is_wanted: asked in the I/O thread just before the message would be sent. If it returns False, the
-                message is not sent, and its future fails with NotSent.
+            is_wanted: called in the I/O thread just before sending. If it returns False, the message is not
+                sent and its future fails with NotSent.
 
         Raises:
             BrokerError: the publisher is closed.
@@ -220,7 +219,7 @@ class Publisher:
         return self._begin_publish(pending)
 
     def publish_and_wait(self, outgoing: Outgoing) -> None:
-        """Publish one message and wait for its confirmation.
+        """Publish one message and wait for its confirm.
 
         Raises:
             PublishError: as the future of `publish`.
@@ -228,9 +227,9 @@ class Publisher:
         self.publish(outgoing).result()
 
     async def publish_async(self, outgoing: Outgoing) -> None:
-        """Publish one message and await its confirmation; gather several for throughput.
+        """Publish one message and await its confirm. Gather several calls for throughput.
 
-        Cancelling the task does not take the message back.
+        Cancelling the task does not withdraw the message.
 
         Raises:
             PublishError: as the future of `publish`.
@@ -259,42 +258,42 @@ class Publisher:
         if not self._flush_is_due:
             self._flush_is_due = True
             self.connection.call(self._flush)
-        if self._closed:  # meanwhile
+        if self._closed:  # since the check in `_pending`
             self._fail_all(_CLOSED)
 
     def _why_full(self) -> str:
-        return f"{self._window.used} messages are waiting for their confirmation; {self._why_late()}"
+        return f"{self._window.used} messages are unconfirmed; {self._why_late()}"
 
     def _why_late(self) -> str:
         seconds = f"{self._timeout_seconds:g} s"
         if self.connection.blocked:
-            return f"RabbitMQ has taken no messages for {seconds}: its memory or disk alarm is on"
+            return f"RabbitMQ has blocked publishing for {seconds} because of its memory or disk alarm"
         if not self.connection.is_open:
             return f"not connected for {seconds}: {self.connection.last_error or 'still connecting'}"
-        return f"RabbitMQ gave no confirmation for {seconds}"
+        return f"RabbitMQ has sent no confirm for {seconds}"
 
     def wait(self, timeout: float) -> bool:
-        """Wait until the fate of every message is known, at most `timeout` seconds; returns whether it is."""
+        """Wait until every message has a result, at most `timeout` seconds; return whether it has."""
         return self._window.wait_empty(timeout)
 
     # Declaring -------------------------------------------------------------------------------------------
 
     def declare(self, queue: topology.Queue) -> Future[bool]:
-        """Declare a queue as soon as the connection is open; harmless when it exists like this already.
+        """Declare a queue when the connection is open. Does nothing if it exists with the same arguments.
 
-        The future tells whether it was created. Whoever publishes to a new queue should first wait
-        `SAFE_AFTER_SECONDS`: see `declaration`.
+        The future's result says whether it was created. Wait `SAFE_AFTER_SECONDS` before you publish to a new queue:
+        see `declaration`.
 
         The future raises:
             DeclareError: RabbitMQ refused.
-            BrokerError: the connection was lost, or the time was over.
+            BrokerError: the connection was lost, or it timed out.
         """
         return self.declare_plan(topology.Plan((queue,), None, ()))
 
     def declare_plan(self, plan: topology.Plan) -> Future[bool]:
-        """Declare everything for a work queue: the queues in their order, the exchange, the bindings.
+        """Declare everything for a work queue: the queues in order, the exchange, the bindings.
 
-        The future tells whether a queue was created, and raises as that of `declare`.
+        The future's result says whether a queue was created. It raises as the future of `declare`.
         """
         if self._closed:
             raise BrokerError("The publisher is closed.")
@@ -314,7 +313,7 @@ class Publisher:
     # In the I/O thread -----------------------------------------------------------------------------------
 
     def _open_channel(self) -> None:
-        with contextlib.suppress(BrokerError):  # just lost: on_open comes again
+        with contextlib.suppress(BrokerError):  # just lost: on_open is called again
             self.connection.channel(self._prepare_channel)
         while self._when_open:
             self._when_open.popleft()()
@@ -336,7 +335,7 @@ class Publisher:
         self._flush()
 
     def _flush(self) -> None:
-        """Send what waits, as few writes as possible."""
+        """Send the waiting messages in as few writes as possible."""
         self._flush_is_due = False
         self._watch_time()
         if self._channel is None or not self._channel.is_open or self.connection.blocked:
@@ -347,7 +346,7 @@ class Publisher:
         while self._outbox:
             pending = self._outbox.popleft()
             if pending.is_wanted is not None and not pending.is_wanted():
-                self._settle([pending], NotSent, "it is no longer wanted")
+                self._settle([pending], NotSent, "it is no longer needed")
                 continue
             try:
                 data = pending.outgoing.encode(
@@ -367,7 +366,7 @@ class Publisher:
             self._write(writes)
 
     def _write(self, data: list[bytes]) -> None:
-        # As one piece: pika makes a system call for each.
+        # Joined, since pika makes a system call per piece.
         self._channel.connection._output_marshaled_frames([b"".join(data)])  # noqa: SLF001
 
     def _on_confirm(self, frame: Any) -> None:
@@ -378,10 +377,10 @@ class Publisher:
             self._oldest_tag = tag + 1
         else:
             tags = (tag,)
-        # A range begins before tags that were confirmed one by one.
+        # A range may include tags that were confirmed one by one.
         settled = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
         if isinstance(method, pika.spec.Basic.Nack):
-            self._settle(settled, Nacked, "a queue that would have got it is full or failed")
+            self._settle(settled, Nacked, "a queue for it is full or failed")
             self._is_doubtful = True
         elif self._returned:
             self._settle([one for one in settled if not self._fail_if_returned(one)])
@@ -391,8 +390,11 @@ class Publisher:
             self._replace_channel()
 
     def _replace_channel(self) -> None:
-        """RabbitMQ 3.10 refuses all that a channel sends to a quorum queue whose leader's node was down when the
-        channel first used it, until that node is back: another channel finds the new leader (tried)."""
+        """Open another channel after a nack.
+
+        On RabbitMQ 3.10, a channel that first used a quorum queue while the node of its leader was down gets
+        a nack for every message until that node is back. Another channel finds the new leader (tried).
+        """
         now = time.monotonic()
         if self._channel is None or self._late or now - self._channel_since < DOUBT_SECONDS:
             return
@@ -415,7 +417,7 @@ class Publisher:
         reason = reasons.popleft()
         if not reasons:
             del self._returned[identity]
-        self._settle([pending], Returned, f"no queue takes messages there ({reason})")
+        self._settle([pending], Returned, f"no queue takes it ({reason})")
         return True
 
     def _settle(
@@ -433,9 +435,9 @@ class Publisher:
             elif pending.task_future is not None:
                 fates = tasks.setdefault(pending.task_future.get_loop(), [])
                 fates.append((pending.task_future, error))
-        # A loop is woken once for all its tasks: that costs more than all the rest.
+        # Waking a loop is the most expensive step, so each is woken once for all its tasks.
         for loop, fates in tasks.items():
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the task
                 loop.call_soon_threadsafe(_tell_all, fates)
         self._window.give(len(settled), size)
 
@@ -443,7 +445,7 @@ class Publisher:
         if channel is not self._channel:
             return
         self._fail_sent(describe(error))
-        # RabbitMQ closed only the channel: an exchange that does not exist, a message that is too large.
+        # RabbitMQ closed only the channel: the exchange does not exist, or a message is too large.
         if self.connection.is_open:
             self._open_channel()
 
@@ -486,9 +488,9 @@ class Publisher:
         self._watch_time()
 
     def _end_late_channel(self, now: float) -> None:
-        """End the channel when the time of the oldest message on it is over; that fails what it has sent.
+        """Close the channel when its oldest message times out, which fails every unconfirmed message.
 
-        RabbitMQ handles what it was sent before it answers the close, so most confirmations still come.
+        RabbitMQ handles all earlier frames before it answers the close, so most confirms still come.
         """
         if self._late:
             if now >= self._close_by:
@@ -499,14 +501,14 @@ class Publisher:
             return
         self._late = self._why_late()
         self._close_by = now + CLOSE_SECONDS
-        if self.connection.blocked:  # RabbitMQ reads nothing now, not even a close
+        if self.connection.blocked:  # RabbitMQ does not even read a close now
             self.connection.abort(self._late)
         elif self._channel.is_open:
             self._channel.close()
 
 
 def _identity(*texts: str | bytes) -> _Identity:
-    """What tells one message from another in a basic.return. pika gives bytes for what is not UTF-8."""
+    """Return the identity of a message in a basic.return. pika gives bytes for text that is not UTF-8."""
     return tuple(text if isinstance(text, bytes) else text.encode() for text in texts)
 
 
@@ -516,7 +518,7 @@ def _tell(future: Future[None] | asyncio.Future[None], error: PublishError | Non
             future.set_result(None)
         else:
             future.set_exception(error)
-    except (InvalidStateError, asyncio.InvalidStateError):  # cancelled by whoever waited
+    except (InvalidStateError, asyncio.InvalidStateError):  # cancelled by its owner
         return
 
 

@@ -1,7 +1,6 @@
-"""Questions to RabbitMQ one after the other, for commands that people run: look, take, give back.
+"""Synchronous requests to RabbitMQ, for commands that people run: look, take, give back.
 
-Place in the flow: under `workqueue dead`, `peek` and `stats`. Each call waits for its answer. Unlike the
-connection of a worker it gives up when RabbitMQ cannot be reached, and a lost connection is an error.
+Each call waits for its answer. Unlike a worker's connection, a session does not reconnect.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import pika.exceptions
 
-from workqueue.amqp.connection import Connection, describe
-from workqueue.amqp.errors import BrokerError, UnreachableError
+from workqueue.amqp.connection import Connection
+from workqueue.amqp.errors import BrokerError, UnreachableError, describe
 from workqueue.contract.binding import Binding
 from workqueue.contract.properties import Properties
 from workqueue.contract.topology import BrokerVersion
@@ -29,14 +28,14 @@ T = TypeVar("T")
 
 
 class QueueDepth(NamedTuple):
-    """What a passive declaration tells about a queue, live."""
+    """The live counts of a queue, from a passive declaration."""
 
     ready: int
     consumers: int
 
 
 class Received(NamedTuple):
-    """A message that was taken and must be acknowledged or given back."""
+    """A message to acknowledge or give back."""
 
     tag: int
     redelivered: bool
@@ -48,15 +47,15 @@ class Received(NamedTuple):
 
 
 class Session:
-    """One connection, and one channel for what is taken. `with` opens it; leaving gives back what is held.
+    """One connection, and one channel for messages. `with` opens it. Leaving it gives back unsettled messages.
 
     Args:
-        binding_source: where RabbitMQ is.
-        name: what RabbitMQ shows as the connection's name.
-        keeps_bodies: False: messages arrive with empty bodies, and a large one costs no memory.
+        binding_source: returns the connection data.
+        name: the connection's name in RabbitMQ's lists.
+        keeps_bodies: if False, messages arrive with empty bodies, and a large one costs no memory.
 
     Raises:
-        BrokerError: from every call, when RabbitMQ cannot be reached or refuses.
+        BrokerError: from every call, if RabbitMQ cannot be reached or refuses.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What is still held goes back to its queue with the connection.
+        # RabbitMQ requeues unsettled messages when the connection closes.
         self._connection.close()
 
     @property
@@ -97,7 +96,7 @@ class Session:
         return self._connection.version
 
     def depth(self, queue: str) -> QueueDepth | None:
-        """Ready messages and consumers of a queue; None when it does not exist."""
+        """Return ready messages and consumers of a queue, or None if it does not exist."""
 
         def declare(channel: Any, answer: Future[QueueDepth | None]) -> None:
             def answered(frame: Any) -> None:
@@ -109,7 +108,7 @@ class Session:
         return self._ask(declare, if_missing=None)
 
     def get(self, queue: str) -> Received | None:
-        """Take the first message of a queue; None when it has none that is ready."""
+        """Take the first message of a queue, or return None if no message is ready."""
 
         def get(channel: Any, answer: Future[Received | None]) -> None:
             self._got = answer
@@ -118,20 +117,20 @@ class Session:
         return self._ask(get, keep_channel=True)
 
     def ack(self, received: Received) -> None:
-        """Drop a message that was taken. For any thread; does not wait."""
+        """Acknowledge a message. Thread-safe; does not wait."""
         self._connection.call(lambda: self._settle(lambda channel: channel.basic_ack(received.tag)))
 
     def give_back(self, received: Received) -> None:
-        """Put a message back where it was. For any thread; does not wait."""
+        """Requeue a message at its old place. Thread-safe; does not wait."""
         self._connection.call(
             lambda: self._settle(lambda channel: channel.basic_nack(received.tag, requeue=True))
         )
 
     def give_back_all(self) -> None:
-        """Put everything back that is still held, and wait until RabbitMQ has done so."""
+        """Requeue every unsettled message, and wait until RabbitMQ has done so."""
 
         def give_back(channel: Any, answer: Future[None]) -> None:
-            # A channel handles its frames in order, so that the answer to this comes after the rest is done.
+            # RabbitMQ handles the frames of a channel in order, so this answer comes after everything else is done.
             channel.basic_nack(0, multiple=True, requeue=True)
             channel.basic_qos(prefetch_count=0, callback=lambda _: _tell(answer, None))
 
@@ -145,7 +144,7 @@ class Session:
             settle(self._channel)
 
     def _ask(self, ask: Callable[[Any, Future[T]], None], *, keep_channel: bool = False, **missing: T) -> T:
-        """Ask on the channel that is kept, or on one of its own, and wait for the answer."""
+        """Send a request on the session's channel or on a new one, and wait for the answer."""
         answer: Future[T] = Future()
         self._asked.add(answer)
 
@@ -170,7 +169,7 @@ class Session:
             _fail(answer, sentence)
 
         def begin() -> None:
-            # Never on a new channel: what was taken on the old one is not ours any more.
+            # Never on a new channel: RabbitMQ has requeued the messages of the old one.
             if self._lost:
                 _fail(answer, self._lost)
                 return
@@ -188,7 +187,7 @@ class Session:
         try:
             return answer.result(self._timeout_seconds)
         except TimeoutError as error:
-            raise BrokerError(f"RabbitMQ gave no answer for {self._timeout_seconds:g} s.") from error
+            raise BrokerError(f"RabbitMQ has not answered for {self._timeout_seconds:g} s.") from error
         finally:
             self._asked.discard(answer)
 
@@ -208,7 +207,7 @@ class Session:
         self._lose(f"The connection to RabbitMQ was lost: {reason}.")
 
     def _lose(self, sentence: str) -> None:
-        """What was taken and is not settled yet is in its queue again."""
+        """Fail all open requests. RabbitMQ requeues the unsettled messages."""
         self._channel = None
         self._lost = sentence
         for answer in list(self._asked):
@@ -218,7 +217,7 @@ class Session:
 def wait_until_open(
     connection: Connection, binding_source: Callable[[], Binding], timeout: float = CONNECT_SECONDS
 ) -> None:
-    """Wait until a connection that was started is open.
+    """Wait until a started connection is open.
 
     Raises:
         BindingError: the connection data cannot be used.
@@ -231,7 +230,7 @@ def wait_until_open(
         if failed and (len(binding.addresses) == 1 or time.monotonic() > deadline):
             raise UnreachableError(f"RabbitMQ at {binding.display} cannot be used: {failed.rstrip('.')}.")
         if time.monotonic() > deadline:
-            raise UnreachableError(f"RabbitMQ at {binding.display} does not answer for {timeout:g} s.")
+            raise UnreachableError(f"RabbitMQ at {binding.display} has not answered for {timeout:g} s.")
         time.sleep(0.005)
 
 

@@ -1,7 +1,6 @@
-"""Where the commands that people run find RabbitMQ: flags before environment, a URL before a folder.
+"""Connection data for the commands that people run: flags before environment, a URL before a folder.
 
-Place in the flow: used by `send`, `dead`, `peek` and `stats`. Whoever runs one of them with a way of its own
-to RabbitMQ (the kubectl plugin) sets `source` in the arguments.
+The kubectl plugin, which has its own connection to RabbitMQ, sets `source` in the arguments.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Final
 
 from workqueue.contract.binding import DEFAULT_URL, Binding, from_folder, from_url
 from workqueue.contract.errors import BindingError
+from workqueue.contract.worker_api import Variable
 
 BAD_USAGE: Final = 2
 
@@ -25,25 +25,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--url` and `--binding`."""
     group = parser.add_argument_group("connection")
     group.add_argument(
-        "--url", metavar="URL", help=f"amqp[s]://user:password@host:port/vhost (WORKQUEUE_URL; {DEFAULT_URL})"
+        "--url",
+        metavar="URL",
+        help=f"amqp[s]://user:password@host:port/vhost ({Variable.URL}; {DEFAULT_URL})",
     )
     group.add_argument(
         "--binding",
         metavar="FOLDER",
         type=Path,
-        help="mounted Secret with host, username, password, ... (WORKQUEUE_BINDING, SERVICE_BINDING_ROOT)",
+        help="mounted Secret with host, username, password, ..."
+        f" ({Variable.BINDING}, {Variable.SERVICE_BINDING_ROOT})",
     )
 
 
 def binding_source(
     arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ
 ) -> Callable[[], Binding]:
-    """How to read the connection data, each time anew.
+    """Return a function that reads the connection data at each call.
 
     Raises:
-        SystemExit: they cannot be used; the sentence is on standard error.
+        SystemExit: the data are invalid. The reason is on standard error.
     """
-    # What the connection has to say reaches the person as the command's own sentence.
+    # The command itself reports problems of the connection.
     logging.getLogger("workqueue").addHandler(logging.NullHandler())
     given: Callable[[], Binding] | None = getattr(arguments, "source", None)
     if given is not None:
@@ -62,19 +65,19 @@ def _source(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Ca
     if url and folder:
         raise BindingError("Give --url or --binding, not both.")
     if not url and not folder:
-        url = environment.get("WORKQUEUE_URL")
-        folder = environment.get("WORKQUEUE_BINDING")
+        url = environment.get(Variable.URL)
+        folder = environment.get(Variable.BINDING)
     if url:
         return partial(from_url, url)
     if folder:
         return partial(from_folder, Path(folder))
-    if environment.get("SERVICE_BINDING_ROOT"):
-        return partial(from_folder, _only_binding(Path(environment["SERVICE_BINDING_ROOT"])))
+    if environment.get(Variable.SERVICE_BINDING_ROOT):
+        return partial(from_folder, _only_binding(Path(environment[Variable.SERVICE_BINDING_ROOT])))
     return partial(from_url, DEFAULT_URL)
 
 
 def _only_binding(root: Path) -> Path:
-    """The one folder below SERVICE_BINDING_ROOT whose file `type` says rabbitmq."""
+    """Return the one folder below SERVICE_BINDING_ROOT whose file `type` contains rabbitmq."""
     try:
         folders = [
             entry
@@ -86,7 +89,7 @@ def _only_binding(root: Path) -> Path:
     if len(folders) != 1:
         found = ", ".join(folder.name for folder in folders) or "none"
         raise BindingError(
-            f"SERVICE_BINDING_ROOT={root} must hold one binding of type rabbitmq, but holds {found};"
-            " choose with --binding."
+            f"SERVICE_BINDING_ROOT={root} must contain one binding of type rabbitmq, but contains {found}."
+            " Choose with --binding."
         )
     return folders[0]

@@ -1,9 +1,8 @@
-"""`workqueue dead`: look at the dead-letter queue of a work queue, put its messages back to work, drop them.
+"""`workqueue dead`: list, show, replay or purge the dead letters of a work queue.
 
-Place in the flow: messages are taken one by one, at most as many as there were at the start. A replay
-publishes the message to the work queue, waits for the confirmation, and only then acknowledges the dead
-letter: killed at any moment, it leaves each message in at least one of the two queues. What is not taken
-for good goes back when the command ends, however it ends.
+A replay publishes the message to the work queue, waits for the confirm, and only then acknowledges the dead
+letter. If it is killed at any moment, each message is in at least one of the two queues. RabbitMQ requeues
+the others when the command ends. A command takes at most as many messages as there were at the start.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _LOOK_SECONDS: Final = 0.1
 
 
 def add_queue(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say which queue is meant, and where."""
+    """Add the arguments for the queue and the connection."""
     parser.add_argument("--queue", required=True, help="the work queue")
     connection_options.add_arguments(parser)
 
@@ -44,8 +43,8 @@ def add_arguments(
     """Add the command's arguments.
 
     Args:
-        add_place: adds those that say which queue is meant, and where.
-        limit: how the option is called that limits the number.
+        add_place: adds the arguments for the queue and the connection.
+        limit: names of the option that limits the number.
     """
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
@@ -56,18 +55,22 @@ def add_arguments(
     show = _action(actions, add_place, "show", "show one dead letter with its headers and its body", _show)
     show.add_argument("id", nargs="?", help="a message id (default: the first)")
 
-    replay = _action(actions, add_place, "replay", "put dead letters back to work", _replay)
+    replay = _action(actions, add_place, "replay", "send dead letters back to the work queue", _replay)
     _add_filters(replay)
-    replay.add_argument(*limit, type=values.count, help="at most so many")
-    replay.add_argument("--keep-attempts", action="store_true", help="count on instead of from the start")
+    replay.add_argument(*limit, type=values.count, help="the largest number to replay")
+    replay.add_argument(
+        "--keep-attempts",
+        action="store_true",
+        help="continue the count of attempts instead of starting again",
+    )
 
-    purge = _action(actions, add_place, "purge", "drop dead letters for good", _purge)
+    purge = _action(actions, add_place, "purge", "delete dead letters", _purge)
     _add_filters(purge)
-    purge.add_argument("--yes", action="store_true", help="do not ask")
+    purge.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what was asked for, and return 0 when all of it was done."""
+    """Run the action; return 0 if all of it was done."""
     with Session(connection_options.binding_source(arguments), "workqueue dead") as session:
         code: int = arguments.act(session, arguments)
         return code
@@ -80,13 +83,13 @@ def _action(
         name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}."
     )
     add_place(parser)
-    parser.add_argument("--json", action="store_true", help="say the result as one JSON document")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.set_defaults(act=act)
     return parser
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("which ones (default: all)")
+    group = parser.add_argument_group("filters (default: all)")
     group.add_argument("--id", action="append", default=[], metavar="ID", help="with this message id")
     group.add_argument(
         "--reason",
@@ -183,16 +186,14 @@ def _replay(session: Session, arguments: argparse.Namespace) -> int:
         while not publisher.wait(_LOOK_SECONDS):
             update(tally.moved)
     try:
-        session.give_back_all()  # when this is answered, all acknowledgements have arrived as well
+        session.give_back_all()  # RabbitMQ answers this after all acknowledgements
     except BrokerError as error:
-        tally.errors.append(
-            f"{error} Messages that were put back to work may be dead letters as well; see their ids."
-        )
+        tally.errors.append(f"{error} Replayed messages may still be dead letters too; compare their ids.")
     return _say_tally(tally, arguments)
 
 
 class _Tally:
-    """Counts what became of a replay. Filled in the publisher's thread."""
+    """The results of a replay. Written in the publisher's thread."""
 
     def __init__(self, session: Session) -> None:
         self.moved = 0
@@ -212,11 +213,11 @@ def _say_tally(tally: _Tally, arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.say_json({"queue": arguments.queue, "replayed": tally.moved, "errors": tally.errors})
     else:
-        output.say(f"{output.count(tally.moved, 'message')} put back to work on {arguments.queue}.")
+        output.say(f"{output.count(tally.moved, 'message')} replayed to {arguments.queue}.")
     for error in tally.errors:
         output.warn(error)
     if tally.errors:
-        output.warn("Stopped. What was not moved is still in the dead-letter queue.")
+        output.warn("Stopped. The other messages are still in the dead-letter queue.")
     return 1 if tally.errors else 0
 
 
@@ -224,11 +225,11 @@ def _purge(session: Session, arguments: argparse.Namespace) -> int:
     queue, wanted = arguments.queue, _filter(arguments)
     total = _depth(session, queue)
     if not arguments.yes and not _agreed(total, queue, everything=wanted.takes_all):
-        output.warn("Nothing was dropped; --yes drops without asking.")
+        output.warn("Nothing was dropped. Use --yes to drop without confirmation.")
         return connection_options.BAD_USAGE
     dropped = 0
     with progress("dropping", total) as update:
-        # Not queue.purge, which would also drop what has died since it was counted.
+        # Not queue.purge, which would also drop dead letters that have arrived since the count.
         for received, letter in _take(session, queue, total):
             if wanted.takes(letter):
                 session.ack(received)
@@ -245,8 +246,8 @@ def _purge(session: Session, arguments: argparse.Namespace) -> int:
 def _agreed(total: int, queue: str, *, everything: bool) -> bool:
     if not sys.stdin.isatty():
         return False
-    what = f"all {total}" if everything else f"those that match of {total}"
-    sys.stderr.write(f"Drop {what} dead letters of {queue} for good? [y/N] ")
+    what = f"all {total}" if everything else f"the matching ones of {total}"
+    sys.stderr.write(f"Drop {what} dead letters of {queue}? This cannot be undone. [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
@@ -260,7 +261,7 @@ def _depth(session: Session, queue: str) -> int:
 
 
 def _take(session: Session, queue: str, total: int) -> Iterator[tuple[Received, DeadLetter]]:
-    """Take messages one by one, never more than there were: what dies meanwhile is for the next time."""
+    """Take messages one by one, at most `total`. Dead letters that arrive later are left for the next command."""
     for _ in range(total):
         received = session.get(dead_letter_queue_name(queue))
         if received is None:

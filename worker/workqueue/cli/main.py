@@ -1,8 +1,6 @@
-"""The command line `workqueue`: a thin dispatcher that imports only the command that is asked for.
+"""The command line `workqueue`. It imports only the module of the command that is used.
 
-Place in the flow: the entry point of the container image and of people. Each command is a module in
-`commands/` with `add_arguments(parser)` and `run(arguments) -> exit code`. A worker must start fast, so
-that nothing here may import what `run` does not need.
+A worker must start fast, so nothing here imports anything that `run` does not need.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Where `workqueue send` gets its messages from: arguments, lines, JSON lines, files.
+"""The messages of `workqueue send`: from arguments, lines, JSON lines or files.
 
-Place in the flow: each source yields items one by one, so that an endless stream can be sent. A template
-carries what all messages have in common.
+Each source yields messages one by one, so that an endless stream can be sent. A template has the common properties.
 """
 
 from __future__ import annotations
@@ -28,36 +27,36 @@ _KEYS: Final = {"body", "bodyBase64", "headers", "priority", *_STRING_KEYS}
 
 
 class InputError(WorkerError):
-    """A line or a file is no message. The sentence names it."""
+    """A line or a file is not a valid message. The error names it."""
 
 
 class Item(NamedTuple):
-    """A message, and what to call it when something is wrong with it."""
+    """A message, and its name in errors."""
 
     label: str
     outgoing: Outgoing
 
 
 def from_arguments(words: Iterable[str], template: Outgoing) -> Iterator[Item]:
-    """One message for each word."""
+    """Yield one message per word."""
     for number, word in enumerate(words, 1):
         yield Item(f"message {number}", _with_body(template, word.encode(), TEXT))
 
 
 def from_lines(lines: Iterable[bytes], template: Outgoing) -> Iterator[Item]:
-    """One message for each line, without its end; an empty line is an empty message."""
+    """Yield one message per line, without its end. An empty line is an empty message."""
     for number, line in enumerate(lines, 1):
         yield Item(f"line {number}", _with_body(template, line.rstrip(b"\r\n"), TEXT))
 
 
 def from_json_lines(lines: Iterable[bytes], template: Outgoing) -> Iterator[Item]:
-    """One message for each JSON object; empty lines are skipped.
+    """Yield one message per JSON object. Empty lines are skipped.
 
-    Keys: `body` (a string as it is, anything else as JSON) or `bodyBase64`, and optionally `headers`,
+    Keys: `body` (a string as text, anything else as JSON) or `bodyBase64`, and optionally `headers`,
     `priority`, `id`, `contentType`, `correlationId`.
 
     Raises:
-        InputError: a line is not of this form.
+        InputError: a line has another form.
     """
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -69,7 +68,7 @@ def from_json_lines(lines: Iterable[bytes], template: Outgoing) -> Iterator[Item
 
 
 def from_files(paths: Iterable[Path], template: Outgoing) -> Iterator[Item]:
-    """One message for each file, its content type guessed from its name, its name in a header.
+    """Yield one message per file, with the content type guessed from its name, and its name in a header.
 
     Raises:
         InputError: a file cannot be read.

@@ -1,6 +1,6 @@
-"""What the commands print: sentences and tables for people, one JSON document for machines.
+"""Output of the commands: sentences and tables for people, or one JSON document.
 
-Place in the flow: results go to standard output; failures, warnings and progress to standard error.
+Results go to standard output. Failures, warnings and progress go to standard error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def say(text: str) -> None:
     try:
         sys.stdout.write(f"{escaped(text, keep=_KEPT)}\n")
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 
@@ -42,7 +42,7 @@ def say_json(document: object) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be; the last one ends where the terminal does."""
+    """Return a table with columns as wide as needed. Lines are cut at the width of the terminal."""
     rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     width = max(shutil.get_terminal_size((120, 24)).columns, _NARROWEST)
@@ -53,12 +53,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """`1 message`, `2 messages`."""
+    """Return text such as `1 message` or `2 messages`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def body_fields(body: bytes) -> dict[str, str]:
-    """A body for JSON: as text where it is text."""
+    """Return a body for JSON: as text if it is UTF-8, else in base64."""
     try:
         return {"body": body.decode()}
     except UnicodeDecodeError:
@@ -66,15 +66,15 @@ def body_fields(body: bytes) -> dict[str, str]:
 
 
 def body_text(body: bytes) -> str:
-    """A body for people."""
+    """Return a body for people."""
     try:
         return body.decode()
     except UnicodeDecodeError:
-        return f"({count(len(body), 'byte')}, no text)"
+        return f"({count(len(body), 'byte')}, not text)"
 
 
 def header_lines(headers: Mapping[str, Any]) -> list[str]:
-    """`name: value` for each header."""
+    """Return a line `name: value` for each header."""
     return [
         f"{name}: {value if isinstance(value, str) else json.dumps(value, default=_plain)}"
         for name, value in headers.items()
@@ -87,6 +87,6 @@ def _plain(value: object) -> object:
         return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
-    if isinstance(value, int):  # pika's own subclass of it
+    if isinstance(value, int):  # pika has its own subclass
         return int(value)
     return str(value)

@@ -1,6 +1,6 @@
 """`workqueue peek`: show the first messages of a queue and put them back.
 
-Place in the flow: takes the messages, gives them all back at once. Killed half-way, RabbitMQ puts them back.
+If the command is killed, RabbitMQ puts them back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n", type=values.count, default=1, metavar="NUMBER", help="how many (default: %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="say the result as one JSON document")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     connection_options.add_arguments(parser)
 
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             output.say(f"  {line}")
         output.say(output.body_text(received.body))
     if not seen:
-        output.say(f"{arguments.queue} has no message that is ready.")
+        output.say(f"{arguments.queue} has no ready message.")
     return 0
 
 

@@ -1,7 +1,4 @@
-"""How far a command has come, on a terminal: with rich where it is installed, else one plain line.
-
-Place in the flow: `send` and `dead replay` update it; when standard error is no terminal it shows nothing.
-"""
+"""Progress of a command on a terminal: with rich if it is installed, else one plain line."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 Update = Callable[[int], None]
-"""Called with how many are done by now, as often as one likes."""
+"""Called with the number done so far, as often as the command likes."""
 
 _EVERY_SECONDS: Final = 0.1
 
@@ -22,7 +19,7 @@ def progress(label: str, total: int | None) -> Iterator[Update]:
     """Show progress while the context lasts.
 
     Args:
-        total: how many there will be; None when nobody knows.
+        total: the number expected; None if unknown.
     """
     if not sys.stderr.isatty():
         yield lambda _done: None

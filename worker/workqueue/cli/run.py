@@ -1,7 +1,4 @@
-"""`workqueue run`: take messages from a queue and handle them until SIGTERM.
-
-Place in the flow: configuration, handler, runtime, endpoint, and then the main thread waits for a signal.
-"""
+"""`workqueue run`: take messages from a queue and handle them until SIGTERM."""
 
 from __future__ import annotations
 
@@ -17,114 +14,118 @@ from typing import NoReturn
 
 from workqueue import __version__, logs
 from workqueue.contract.errors import WorkerError
-from workqueue.worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
+from workqueue.contract.worker_api import PORT, ExitCode, Variable
+from workqueue.worker.config import (
+    DEFAULT_TERMINATION_LOG,
+    ExecHandler,
+    HTTPHandler,
+    PythonHandler,
+    RunConfig,
+    parse,
+)
 from workqueue.worker.drain import Signals, drain
 from workqueue.worker.ending import leave
 from workqueue.worker.errors import ConfigurationError, HandlerLoadError
 from workqueue.worker.handlers.handler import Handler
 
-EXIT_FAILED = 1
-EXIT_CONFIGURATION = 2
-EXIT_HANDLER = 3
-
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags. Each has an environment variable beside it; the flag wins."""
+    """Add the flags. Each overrides an environment variable."""
     parser.add_argument(
         "handler",
         nargs="?",
         metavar="MODULE:FUNCTION",
-        help="Python function that takes a message [WORKQUEUE_HANDLER_PYTHON]",
+        help=f"Python function that takes a message [{Variable.HANDLER_PYTHON}]",
     )
     add = parser.add_argument
     add(
         "--exec",
         nargs=argparse.REMAINDER,
         metavar="COMMAND",
-        help="a command for each message; takes everything after it, so it comes last"
-        " [WORKQUEUE_HANDLER_EXEC, a JSON list]",
+        help="run this command for each message; takes everything after it, so it comes last"
+        f" [{Variable.HANDLER_EXEC}, a JSON list]",
     )
-    add("--http", metavar="URL", help="POST each message to this URL [WORKQUEUE_HANDLER_HTTP]")
-    add("--queue", help="work queue [WORKQUEUE_QUEUE]")
-    add("--queue-type", metavar="TYPE", help="Quorum (default) or Classic [WORKQUEUE_QUEUE_TYPE]")
+    add("--http", metavar="URL", help=f"POST each message to this URL [{Variable.HANDLER_HTTP}]")
+    add("--queue", help=f"work queue [{Variable.QUEUE}]")
+    add("--queue-type", metavar="TYPE", help=f"Quorum (default) or Classic [{Variable.QUEUE_TYPE}]")
     add(
         "--declare",
         action="store_const",
         const="true",
-        help="declare the queue and its dead-letter queue [WORKQUEUE_DECLARE]",
+        help=f"declare the queue and its dead-letter queue [{Variable.DECLARE}]",
     )
     add(
         "--exchange",
-        help="with --declare: declare this exchange and bind the queue to it [WORKQUEUE_EXCHANGE]",
+        help=f"with --declare: declare this exchange and bind the queue to it [{Variable.EXCHANGE}]",
     )
     add(
         "--max-attempts",
         metavar="N",
-        help="attempts before the dead-letter queue (5) [WORKQUEUE_MAX_ATTEMPTS]",
+        help=f"attempts before the dead-letter queue (5) [{Variable.MAX_ATTEMPTS}]",
     )
     add(
         "--delays",
         metavar="SECONDS",
-        help="delays before retries (1,10,60); the last repeats [WORKQUEUE_DELAYS_SECONDS]",
+        help=f"delays before retries (1,10,60); the last repeats [{Variable.DELAYS_SECONDS}]",
     )
     add(
         "--delivery-limit",
         metavar="N",
-        help="how often a message may come back because its worker died (10 with --declare)"
-        " [WORKQUEUE_DELIVERY_LIMIT]",
+        help="how often a message may return because its worker died (10 with --declare)"
+        f" [{Variable.DELIVERY_LIMIT}]",
     )
-    add("--timeout", metavar="SECONDS", help="for one message (300) [WORKQUEUE_TIMEOUT_SECONDS]")
-    add("--concurrency", metavar="N", help="messages handled at once (1) [WORKQUEUE_CONCURRENCY]")
+    add("--timeout", metavar="SECONDS", help=f"time for one message (300) [{Variable.TIMEOUT_SECONDS}]")
+    add("--concurrency", metavar="N", help=f"messages handled at the same time (1) [{Variable.CONCURRENCY}]")
     add(
         "--grace",
         metavar="SECONDS",
-        help="how long handlers may finish after SIGTERM (the timeout) [WORKQUEUE_GRACE_SECONDS]",
+        help=f"time for handlers to finish after SIGTERM (default: the timeout) [{Variable.GRACE_SECONDS}]",
     )
-    add("--port", metavar="PORT", help="of the HTTP endpoint (8090); 0 for none [WORKQUEUE_PORT]")
-    add("--url", help="amqp://user:password@host:port/vhost?heartbeat=60 [WORKQUEUE_URL]")
+    add("--port", metavar="PORT", help=f"port of the HTTP endpoint ({PORT}); 0 for none [{Variable.PORT}]")
+    add("--url", help=f"amqp://user:password@host:port/vhost?heartbeat=60 [{Variable.URL}]")
     add(
         "--binding",
         metavar="FOLDER",
-        help="Service Binding folder [WORKQUEUE_BINDING, SERVICE_BINDING_ROOT]",
+        help=f"Service Binding folder [{Variable.BINDING}, {Variable.SERVICE_BINDING_ROOT}]",
     )
     add(
         "--heartbeat",
         metavar="SECONDS",
-        help="of the connections to RabbitMQ (60) [WORKQUEUE_HEARTBEAT_SECONDS]",
+        help=f"heartbeat of the connections to RabbitMQ (60) [{Variable.HEARTBEAT_SECONDS}]",
     )
     add(
         "--log-format",
         metavar="FORMAT",
-        help="json or text (text on a terminal) [WORKQUEUE_LOG_FORMAT]",
+        help=f"json or text (text on a terminal) [{Variable.LOG_FORMAT}]",
     )
-    add("--log-level", metavar="LEVEL", help="debug, info, warning or error (info) [WORKQUEUE_LOG_LEVEL]")
+    add("--log-level", metavar="LEVEL", help=f"debug, info, warning or error (info) [{Variable.LOG_LEVEL}]")
 
 
 def run(arguments: argparse.Namespace) -> NoReturn:
-    """Run the worker and end the process, whatever threads the handler has left behind."""
+    """Run the worker and end the process, even if the handler has left threads behind."""
     closers: list[Callable[[], None]] = []
     try:
         code = _run(arguments, closers)
-    except Exception:  # noqa: BLE001 - whatever it is, Python would wait for the handler's threads first
+    except Exception:  # noqa: BLE001 - Python would first wait for the handler's threads
         traceback.print_exc()
-        code = EXIT_FAILED
+        code = ExitCode.FAILED
     leave(code, *closers)
 
 
 def _run(arguments: argparse.Namespace, closers: list[Callable[[], None]]) -> int:
     signals = Signals()
-    termination_log = Path(os.environ.get("WORKQUEUE_TERMINATION_LOG") or "/dev/termination-log")
+    termination_log = Path(os.environ.get(Variable.TERMINATION_LOG) or DEFAULT_TERMINATION_LOG)
     try:
         config = parse(arguments, os.environ)
     except ConfigurationError as error:
-        return _fail(EXIT_CONFIGURATION, error, termination_log)
+        return _fail(ExitCode.CONFIGURATION, error, termination_log)
     logs.configure(config.log_format, config.log_level)
     try:
         handler = load_handler(config, signals)
     except HandlerLoadError as error:
-        return _fail(EXIT_HANDLER, error, termination_log)
+        return _fail(ExitCode.HANDLER, error, termination_log)
     return _work(config, handler, signals, closers)
 
 
@@ -163,30 +164,30 @@ def _work(config: RunConfig, handler: Handler, signals: Signals, closers: list[C
     if config.port:
         from workqueue.worker.endpoint import Endpoint
 
-        # Before any message is taken: a port that is taken would end their handlers half-way at each start.
+        # Before any message is taken: if the port is not free, the worker ends, and so would the running handlers.
         try:
             endpoint = Endpoint(runtime, config.port, any_port_will_do=config.port_is_default)
         except OSError as error:
             said = WorkerError(f"The endpoint's port {config.port} cannot be used: {error}.")
-            return _fail(EXIT_FAILED, said, config.termination_log)
+            return _fail(ExitCode.FAILED, said, config.termination_log)
     runtime.start()
     if endpoint is not None:
         endpoint.start()
     signals.wait()
     failure = runtime.failure
     if failure is not None:
-        signals.end_alone()
+        signals.ignore_first()
     drain(runtime, signals, config.grace_seconds if failure is None else failure.grace_seconds)
     if endpoint is not None:
         endpoint.close()
     if failure is not None:
-        return _fail(EXIT_FAILED, WorkerError(failure.reason), config.termination_log)
+        return _fail(ExitCode.FAILED, WorkerError(failure.reason), config.termination_log)
     return 0
 
 
 def _fail(code: int, error: WorkerError, termination_log: Path) -> int:
-    """Say why there is no worker, to a person and to the pod's status."""
-    print(f"workqueue run: {error}", file=sys.stderr)  # noqa: T201 - a command line talks
+    """Print why there is no worker, and write it for the pod's status."""
+    print(f"workqueue run: {error}", file=sys.stderr)  # noqa: T201 - output of a command
     with contextlib.suppress(OSError):
         if termination_log.exists() or termination_log.parent != Path("/dev"):
             termination_log.write_text(f"{error}\n", encoding="utf-8")

@@ -1,7 +1,6 @@
-"""`workqueue send`: publish messages, and say of each whether RabbitMQ has it.
+"""`workqueue send`: publish messages, and report for each whether RabbitMQ has stored it.
 
-Place in the flow: items from `inputs` go through the publisher, pipelined; each confirmation is counted,
-each failure named. Nothing is ever sent twice: who wants to try again knows what is missing.
+Messages are pipelined. None is sent twice: the report names those to send again.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from workqueue.cli.message_sources import InputError, Item
 from workqueue.cli.progress import Update, progress
 from workqueue.contract import headers, topology
 from workqueue.worker import tracing
-from workqueue.worker.handlers.outcome import LONGEST_DELAY_SECONDS, delay_step
 
 INTERRUPTED: Final = 130
 _CLOSE_SECONDS: Final = 2.0
@@ -39,8 +37,8 @@ _LOOK_SECONDS: Final = 0.1
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say where messages go."""
-    where = parser.add_argument_group("where to").add_mutually_exclusive_group(required=True)
+    """Add the arguments for the destination of messages."""
+    where = parser.add_argument_group("destination").add_mutually_exclusive_group(required=True)
     where.add_argument("--queue", help="a work queue, through the default exchange")
     where.add_argument("--exchange", help="an exchange that exists; see --routing-key")
     parser.add_argument("--routing-key", default="", metavar="KEY", help="with --exchange")
@@ -60,39 +58,39 @@ def add_arguments(
     """Add the command's arguments.
 
     Args:
-        add_place: adds those that say where messages go.
+        add_place: adds the arguments for the destination.
     """
     add_place(parser)
-    what = parser.add_argument_group("what")
+    what = parser.add_argument_group("messages")
     what.add_argument("messages", nargs="*", metavar="MESSAGE", help="a message; - for --stdin")
-    what.add_argument("--stdin", action="store_true", help="one message a line from standard input")
+    what.add_argument("--stdin", action="store_true", help="one message per line from standard input")
     what.add_argument(
         "--jsonl",
         metavar="FILE",
-        help='one JSON object a line: {"body": ..., "headers": {...}, "priority": ..., "id": ...}; - for'
+        help='one JSON object per line: {"body": ..., "headers": {...}, "priority": ..., "id": ...}; - for'
         " standard input",
     )
-    what.add_argument("--files", nargs="+", type=Path, metavar="PATH", help="one message a file")
+    what.add_argument("--files", nargs="+", type=Path, metavar="PATH", help="one message per file")
     what.add_argument("--header", action="append", default=[], type=_header, metavar="NAME=VALUE")
     what.add_argument("--priority", type=_priority, metavar="0..255")
     what.add_argument("--content-type", metavar="TYPE")
     what.add_argument(
-        "--delay", type=_delay, metavar="SECONDS", help="come to the queue only then, at the latest after"
-        " the double (with --queue)"
+        "--delay", type=_delay, metavar="SECONDS", help="deliver messages to the queue after this delay, or somewhat"
+        " later (with --queue)"
     )  # fmt: skip
     parser.add_argument(
         "--timeout",
         type=values.timeout,
         default=DEFAULT_TIMEOUT_SECONDS,
         metavar="SECONDS",
-        help="for the confirmation of one message (default: %(default)g)",
+        help="time for the confirm of one message (default: %(default)g)",
     )
-    parser.add_argument("--json", action="store_true", help="say the result as one JSON document")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.set_defaults(parser=parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Send, and return 0 when every message is confirmed, 1 when not, 130 after Ctrl-C."""
+    """Send; return 0 if every message was confirmed, 1 if not, 130 after Ctrl-C."""
     _check(arguments)
     source = connection_options.binding_source(arguments)
     report = _Report(arguments)
@@ -123,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _without_priority(item: Item) -> Item:
-    """Set the priority aside: in a delay queue it would hold up the older messages. Handlers see it restored."""
+    """Move the priority into a header: in a delay queue it would delay older messages. Handlers see it restored."""
     priority = item.outgoing.priority
     if priority is None:
         return item
@@ -147,7 +145,7 @@ def _send(publisher: Publisher, items: Iterable[Item], report: _Report, update: 
 
 
 class _Report:
-    """What became of the messages. Filled in the publisher's thread, read when that is done."""
+    """The results of the messages. Written in the publisher's thread, read after it is done."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.read = 0
@@ -167,8 +165,8 @@ class _Report:
 
     def failed(self, label: str, error: PublishError) -> None:
         self._failures.append((label, error))
-        # Where one message was routed nowhere by its queue's name, or the connection is gone, the next
-        # would fare alike. A message that was refused or has a routing key says nothing about the next.
+        # If the queue does not exist or the connection is lost, the next message fails too. A message that
+        # was refused or has a routing key says nothing about the next.
         if isinstance(error, Unconfirmed | NotSent) or (isinstance(error, Returned) and not error.exchange):
             self.hopeless = True
 
@@ -209,10 +207,10 @@ class _Report:
 
 
 def _items(arguments: argparse.Namespace) -> tuple[Iterator[Item], int | None]:
-    """The items, and how many there are, where that is known.
+    """Return the messages, and their number if it is known.
 
     Raises:
-        InputError: a file of JSON lines has a mistake somewhere: it is read through before anything is sent.
+        InputError: a file of JSON lines has a mistake. The whole file is read before anything is sent.
     """
     template = _template(arguments)
     if arguments.files:
@@ -248,7 +246,7 @@ def _template(arguments: argparse.Namespace) -> Outgoing:
     if arguments.delay is None:
         return template
     return template._replace(
-        routing_key=topology.delay_queue_name(arguments.queue, delay_step(arguments.delay)),
+        routing_key=topology.delay_queue_name(arguments.queue, topology.delay_step(arguments.delay)),
         expiration=str(max(1, round(arguments.delay * 1000))),
     )
 
@@ -259,14 +257,16 @@ def _declare(publisher: Publisher, arguments: argparse.Namespace) -> None:
         settings = topology.QueueSettings(arguments.queue, topology.QueueType(arguments.queue_type))
         asked.append(publisher.declare_plan(topology.plan(settings)))
     if arguments.delay is not None:
-        asked.append(publisher.declare(topology.delay_queue(arguments.queue, delay_step(arguments.delay))))
+        asked.append(
+            publisher.declare(topology.delay_queue(arguments.queue, topology.delay_step(arguments.delay)))
+        )
     created = [future.result() for future in asked]
     if any(created):
         time.sleep(SAFE_AFTER_SECONDS)
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse what argparse cannot see. Does not return when something is wrong."""
+    """Check combinations that argparse cannot check. Exits on a mistake."""
     error = arguments.parser.error
     given = sum(map(bool, (arguments.messages, arguments.stdin, arguments.jsonl, arguments.files)))
     if given != 1:
@@ -289,7 +289,7 @@ def _header(text: str) -> tuple[str, str]:
 def _priority(text: str) -> int:
     if not text.isdecimal() or int(text) > message_sources.HIGHEST_PRIORITY:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no number from 0 to {message_sources.HIGHEST_PRIORITY}"
+            f"{text!r} is not a number from 0 to {message_sources.HIGHEST_PRIORITY}"
         )
     return int(text)
 
@@ -299,17 +299,19 @@ def _delay(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 < seconds <= LONGEST_DELAY_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time from 0 to {LONGEST_DELAY_SECONDS} seconds")
+    if not 0 < seconds <= topology.LONGEST_DELAY_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds above 0, up to {topology.LONGEST_DELAY_SECONDS}"
+        )
     return seconds
 
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the command like Ctrl-C: with a report.
+    """Make SIGTERM end the command like Ctrl-C: with a report.
 
-    A signal that comes just before the main thread blocks in a read does not interrupt that read, and Python
-    calls the handler only afterwards. So a thread watches, and sends the signal once more where that happened.
+    A signal just before the main thread blocks in a read does not interrupt the read, and Python calls the
+    signal handler only after it. A thread notices this and sends the signal again.
     """
     seen = threading.Event()
     main = threading.get_ident()

@@ -1,22 +1,21 @@
-"""`workqueue stats`: how many messages and consumers a work queue and the queues around it have.
+"""`workqueue stats`: how many messages and consumers a work queue and its other queues have.
 
-Place in the flow: passive declarations, which are live and need neither a plug-in nor more permissions than
-a worker has. They cannot list queues, so that delay queues are asked for by the delays that are in use.
+It uses passive declarations, which are live and need no plug-in and no more permissions than a worker has.
+They cannot list queues, so delay queues are looked up by the usual delays.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from typing import Final
 
 from workqueue.amqp.session import QueueDepth, Session
 from workqueue.cli import connection_options, output
 from workqueue.contract import topology
-from workqueue.worker.handlers.outcome import LONGEST_DELAY_SECONDS, RetryPolicy, delay_step
+from workqueue.worker.handlers.outcome import RetryPolicy
 
 NO_QUEUE: Final = 4
-"""Its own exit code: 1 means that RabbitMQ cannot be reached or refused."""
+"""Exit code. 1 means that RabbitMQ cannot be reached or refused."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,16 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_delays,
         default=frozenset(),
         metavar="SECONDS,...",
-        help="retry delays of the queue, where they are unusual",
+        help="further retry delays of the queue",
     )
-    parser.add_argument("--json", action="store_true", help="say the result as one JSON document")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     connection_options.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the counts; return 0, or 4 when the queue does not exist."""
+    """Show the counts; return 0, or 4 if the queue does not exist."""
     queue = arguments.queue
-    delays = sorted({*RetryPolicy().delays_seconds, *_delay_steps(), *arguments.delays})
+    delays = sorted({*RetryPolicy().delays_seconds, *topology.DELAY_STEPS, *arguments.delays})
     names = [
         topology.dead_letter_queue_name(queue),
         *(topology.delay_queue_name(queue, delay) for delay in delays),
@@ -62,14 +61,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _delay_steps() -> Iterator[int]:
-    """The delays to which a delay that a handler or a sender asks for is rounded up."""
-    seconds = 0
-    while seconds < LONGEST_DELAY_SECONDS:
-        seconds = delay_step(seconds + 1)
-        yield seconds
-
-
 def _as_json(depth: QueueDepth) -> dict[str, int]:
     return {"ready": depth.ready, "consumers": depth.consumers}
 
@@ -77,5 +68,5 @@ def _as_json(depth: QueueDepth) -> dict[str, int]:
 def _delays(text: str) -> frozenset[int]:
     words = text.split(",")
     if not all(word.isdecimal() and int(word) for word in words):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole seconds such as 1,10,60")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole seconds such as 1,10,60")
     return frozenset(map(int, words))

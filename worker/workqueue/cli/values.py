@@ -1,6 +1,6 @@
-"""Values of command-line options that are checked as they are read.
+"""Types of command-line options.
 
-Each function is an argparse `type`: it raises ArgumentTypeError with what is wrong and what is expected.
+Each function is an argparse `type`: it raises ArgumentTypeError, which says what is expected.
 """
 
 from __future__ import annotations

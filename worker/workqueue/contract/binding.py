@@ -1,8 +1,6 @@
-"""How to reach RabbitMQ: connection data after the Service Binding specification, from a URL or from keys.
+"""Connection data for RabbitMQ: from a URL, or from the keys of a Service Binding.
 
-Place in the flow: the operator reads the keys from a Secret, the worker from the files of the mounted
-Secret (again at every reconnect, so that rotated credentials need no restart), the command line from a URL.
-Pure but for `from_folder`. Nothing here ever puts a password into an error message.
+No error message contains a password. Everything here is pure except `from_folder`.
 """
 
 from __future__ import annotations
@@ -24,15 +22,15 @@ LONGEST_HEARTBEAT_SECONDS: Final = 65_535
 """AMQP's field for it has 16 bits."""
 
 MOST_ADDRESSES: Final = 16
-"""More than any cluster of RabbitMQ has nodes; each is tried in turn when the broker is away."""
+"""More than a RabbitMQ cluster has nodes. A client tries one after another while RabbitMQ cannot be reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """PEM texts; an empty one means: the system's certificate authorities, or no client certificate.
+    """PEM texts. An empty authority means the system's; an empty certificate means no client certificate.
 
     Attributes:
-        server_name: what the certificate must be for, where that is not the host that is connected to.
+        server_name: the name in the server's certificate, if it differs from the host.
     """
 
     authority: str = ""
@@ -43,15 +41,14 @@ class TLS:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Where RabbitMQ is and who we are there.
+    """Where RabbitMQ is, and the credentials for it.
 
     Attributes:
-        addresses: (host, port) pairs to try in turn; at least one.
+        addresses: (host, port) pairs, at least one, to try one after another.
         virtual_host: as RabbitMQ names it, not URL-encoded.
         tls: None for a plain connection.
         management_uri: base URL of the management API, or None.
-        heartbeat_seconds: of the worker's and the command line's connections; None for their default. The
-            operator's connection has a heartbeat of its own.
+        heartbeat_seconds: for worker and command line; None for their default. The operator has a fixed heartbeat.
     """
 
     addresses: tuple[tuple[str, int], ...]
@@ -64,12 +61,12 @@ class Binding:
 
     @property
     def signing_key(self) -> bytes:
-        """What calls to workers without a retirement key are signed with: the password, else the private key."""
+        """The key for calls to workers that have no retirement key: the password, else the private key."""
         return (self.password or (self.tls.private_key if self.tls else "")).encode()
 
     @property
     def identity(self) -> str:
-        """The same for two bindings exactly when one connection can serve both. Holds no secret in clear."""
+        """A text that two bindings share if and only if one connection can serve both. Secrets are hashed."""
         secret = hashlib.sha256(
             "\0".join(
                 (self.username, self.password, repr(self.tls), self.tls.private_key if self.tls else "")
@@ -79,7 +76,7 @@ class Binding:
 
     @property
     def display(self) -> str:
-        """The broker's name for people: addresses and virtual host, without credentials."""
+        """Addresses and virtual host as a URL without credentials, for messages."""
         where = ",".join(
             f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.addresses
         )
@@ -102,12 +99,12 @@ def from_url(url: str, tls: TLS | None = None) -> Binding:
         )
     if "@" not in parts.netloc and "@" in url:
         raise BindingError(
-            "The broker's URL has an @ behind its host; in user, password and virtual host write / as %2F,"
+            "The broker's URL has an @ after its host. In user, password and virtual host, write / as %2F,"
             " ? as %3F, # as %23 and @ as %40."
         )
     if parts.fragment:
         raise BindingError(
-            "The broker's URL has a part behind #; in user, password and virtual host write # as %23."
+            "The broker's URL has a fragment (#). In user, password and virtual host, write # as %23."
         )
     secure = parts.scheme == "amqps"
     credentials, at, places = parts.netloc.rpartition("@")
@@ -126,7 +123,7 @@ def parse_heartbeat(text: str) -> int:
     """Read a heartbeat in seconds.
 
     Raises:
-        ValueError: says what it must be.
+        ValueError: the text is something else; the message says what it must be.
     """
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= LONGEST_HEARTBEAT_SECONDS):
         raise ValueError(f"a whole number of seconds from 1 to {LONGEST_HEARTBEAT_SECONDS}")
@@ -150,15 +147,15 @@ def _heartbeat(query: str) -> int | None:
 def from_mapping(keys: Mapping[str, str], source: str) -> Binding:
     """Read the keys of a Secret or folder: `uri`, or `host`, `port`, `username`, `password`, `virtual-host`.
 
-    Optional beside either: `ca.crt`, `tls.crt`, `tls.key`, `management-uri`. A key that stands beside `uri`
-    wins over that part of the URL. TLS is used when the URL says amqps, when `protocol` is amqps, when the
-    port is 5671, or when a `ca.crt` or `tls.crt` is there.
+    Optional with either: `ca.crt`, `tls.crt`, `tls.key`, `management-uri`. A key beside `uri` overrides
+    that part of the URL. TLS is used when the URL has the scheme amqps, `protocol` is amqps, the port is 5671, or
+    `ca.crt` or `tls.crt` is present.
 
     Args:
-        source: how to name the place in an error, such as `Secret "rabbitmq"`.
+        source: what errors call the Secret or folder, such as `Secret "rabbitmq"`.
 
     Raises:
-        BindingError: a key is missing or cannot be read; the sentence names it.
+        BindingError: a key is missing or invalid; the message names it.
     """
     value = {key: text.strip() for key, text in keys.items()}
     tls = TLS(value.get("ca.crt", ""), value.get("tls.crt", ""), value.get("tls.key", ""))
@@ -194,7 +191,7 @@ def from_mapping(keys: Mapping[str, str], source: str) -> Binding:
     return Binding(
         addresses=addresses,
         username=username,
-        # A password may begin or end with a space on purpose; only a final newline is never meant.
+        # A password may begin or end with a space. Only a final newline is certainly a mistake.
         password=keys["password"].rstrip("\r\n") if keys.get("password") else (base.password if base else ""),
         virtual_host=value.get("virtual-host") or (base.virtual_host if base else "/"),
         tls=tls if secure else None,
@@ -204,10 +201,10 @@ def from_mapping(keys: Mapping[str, str], source: str) -> Binding:
 
 
 def from_folder(folder: Path) -> Binding:
-    """Read a mounted Secret: one file for each key, as the Service Binding specification has it.
+    """Read a mounted Secret: one file per key, as in the Service Binding specification.
 
     Raises:
-        BindingError: the folder cannot be read, or its keys are not enough.
+        BindingError: the folder cannot be read, or a key is missing or invalid.
     """
     try:
         keys = {
@@ -224,9 +221,9 @@ def _split(url: str) -> SplitResult:
     try:
         return urlsplit(url.strip())
     except ValueError:
-        # What Python says here may quote the password.
+        # Python's message may contain the password.
         raise BindingError(
-            "The broker's URL cannot be read; put an IPv6 address into brackets, and percent-encode special"
+            "The broker's URL cannot be read. Put an IPv6 address into brackets, and percent-encode special"
             " characters in user and password."
         ) from None
 
@@ -238,16 +235,16 @@ def _addresses(places: str, default_port: int) -> tuple[tuple[str, int], ...]:
         try:
             host, port = parts.hostname, parts.port
         except ValueError:
-            # Not shown: in `amqp://user:password`, where the host was forgotten, it would be the password.
+            # The port is not shown: in `amqp://user:password`, without a host, it would be the password.
             raise BindingError(
-                f"The address that begins with {place.partition(':')[0]!r} has a port that is no number from"
+                f"The address that begins with {place.partition(':')[0]!r} has a port that is not a number from"
                 " 1 to 65535."
             ) from None
         if not host:
             raise BindingError(f"The address {place!r} has no host.")
         found.append((host, port or default_port))
     if not found:
-        raise BindingError("No host is named.")
+        raise BindingError("No host is given.")
     if len(found) > MOST_ADDRESSES:
         raise BindingError(
             f"{len(found)} hosts are named; at most {MOST_ADDRESSES} are allowed. Name fewer nodes of the cluster,"
@@ -258,7 +255,7 @@ def _addresses(places: str, default_port: int) -> tuple[tuple[str, int], ...]:
 
 def _port(text: str, source: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:  # noqa: PLR2004 - the range of TCP ports
-        # Shown only if it cannot be a password that stands in the wrong place.
-        shown = f"is {text}" if text.isdecimal() and len(text) <= len("65535") else "is no port"
+        # A longer text, or one that is not a number, could be a password under the wrong key. It is not shown.
+        shown = f"is {text}" if text.isdecimal() and len(text) <= len("65535") else "is not a port"
         raise BindingError(f"{source}: key port {shown}; it must be a number from 1 to 65535.")
     return int(text)

@@ -1,7 +1,4 @@
-"""A dead letter as people see it: why and when it was given up, after how many attempts.
-
-The commands, the web page and the kubectl plugin read dead letters with it.
-"""
+"""Dead letters: why and when a message was given up, after how many attempts, and how it is replayed."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class ReceivedMessage(Protocol):
-    """A message as it came from RabbitMQ."""
+    """A message as received from RabbitMQ."""
 
     @property
     def properties(self) -> Properties:
@@ -41,14 +38,14 @@ class ReceivedMessage(Protocol):
 
 
 class DeadLetter(NamedTuple):
-    """What is known of a dead letter.
+    """A message in a dead-letter queue.
 
     Attributes:
-        reason: a `FailureReason` of the worker, or why RabbitMQ itself gave it up: DeliveryLimit (its
-            workers died again and again), Expired, MaxLength, Rejected; or Unknown.
-        message: what the handler said; empty when RabbitMQ gave it up.
+        reason: a `FailureReason` of the worker; or RabbitMQ's reason: DeliveryLimit (too many of its workers died),
+            Expired, MaxLength, Rejected; or Unknown.
+        message: the handler's error; empty when RabbitMQ gave the message up.
         attempts: how many attempts are known to have ended.
-        failed_at: None when nobody noted it.
+        failed_at: when it was given up; None if the headers do not say.
     """
 
     message_id: str
@@ -61,7 +58,7 @@ class DeadLetter(NamedTuple):
     size: int
 
     def as_json(self) -> dict[str, Any]:
-        """For a machine."""
+        """Return the fields of the commands' JSON output."""
         return {
             "id": self.message_id or None,
             "reason": self.reason,
@@ -76,7 +73,7 @@ class DeadLetter(NamedTuple):
 def read(received: ReceivedMessage, queue: str) -> DeadLetter:
     """Read the headers of a dead letter of the work queue `queue`."""
     found = received.headers
-    # The worker takes RabbitMQ's own record off when it publishes: if there is one, it is the last word.
+    # A worker removes `x-death` when it publishes a dead letter. If it is present, RabbitMQ gave the message up last.
     death = _death_in(queue, found)
     if death:
         why = str(death.get("reason"))
@@ -101,12 +98,12 @@ def read(received: ReceivedMessage, queue: str) -> DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which dead letters are meant: those that meet all that is given.
+    """Criteria for dead letters. A dead letter must meet all of them.
 
     Attributes:
         reasons: any of these, in lower case; empty for all.
         message_ids: any of these; empty for all.
-        failed_before: a letter whose time is unknown does not meet it.
+        failed_before: a dead letter with an unknown time does not meet it.
     """
 
     reasons: frozenset[str] = frozenset()
@@ -115,11 +112,11 @@ class Filter:
 
     @property
     def takes_all(self) -> bool:
-        """Whether nothing is left out."""
+        """Whether every dead letter meets the criteria."""
         return self == Filter()
 
     def takes(self, letter: DeadLetter) -> bool:
-        """Whether the letter is meant."""
+        """Whether a dead letter meets the criteria."""
         return (
             (not self.reasons or letter.reason.lower() in self.reasons)
             and (not self.message_ids or letter.message_id in self.message_ids)
@@ -134,18 +131,18 @@ def duration(text: str) -> timedelta:
     """Read `90`, `90s`, `10m`, `2h` or `7d`.
 
     Raises:
-        ValueError: it is not of this form.
+        ValueError: the text has another form.
     """
     found = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
     if not found:
-        raise ValueError(f"{text!r} is no time such as 90s, 10m, 2h or 7d")
+        raise ValueError(f"{text!r} is not a time such as 90s, 10m, 2h or 7d")
     return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
 
 
 def replay_properties(
     received: ReceivedMessage, *, keep_attempts: bool
 ) -> tuple[Properties, dict[str, Any] | None]:
-    """Return properties and headers of the message as its publisher made it, for another run through the work queue.
+    """Return properties and headers of the message as its publisher set them, for another run through the work queue.
 
     CC, BCC and the user id stay in our headers, where the handler still finds them: CC and BCC would send copies to
     other queues a second time, and RabbitMQ accepts a user id only from that user.

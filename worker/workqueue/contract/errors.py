@@ -10,12 +10,12 @@ from __future__ import annotations
 
 
 class WorkerError(Exception):
-    """The root of the tree. `str()` of it is one or more whole sentences for a person."""
+    """The root of the tree. Its `str()` is one or more complete sentences."""
 
 
 class BindingError(WorkerError):
-    """The connection data (a URL, a Secret or a folder of files) cannot be used as it is."""
+    """The connection data (a URL, a Secret or a folder of files) is incomplete or invalid."""
 
 
 class UndecodableError(WorkerError, ValueError):
-    """The body of a message is not what the handler tried to read it as."""
+    """The body of a message is not in the format that the handler asked for."""

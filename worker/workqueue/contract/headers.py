@@ -1,7 +1,6 @@
-"""The headers that we add to a message when it is retried or given up, and how they come off again.
+"""The headers that a worker adds to a message that is retried or given up, and how they are removed again.
 
-Place in the flow: `settlement` writes them, handlers and `workqueue dead` read them, a replay takes them off.
-Pure. The attempt header is our own, since `x-death` does not add up across republishing on RabbitMQ 4.x.
+The attempt header is our own, since `x-death` does not count correctly across republishing on RabbitMQ 4.x.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ FAILURE_REASON: Final = "x-workqueue-failure-reason"
 FAILURE_MESSAGE: Final = "x-workqueue-failure-message"
 FAILURE_TRACEBACK: Final = "x-workqueue-failure-traceback"
 FAILED_AT: Final = "x-workqueue-failed-at"
-"""When, as RFC 3339 text in UTC."""
+"""When the last attempt failed, as RFC 3339 text in UTC."""
 
 WORKER: Final = "x-workqueue-worker"
 """The pod, or the host and process, that made the last attempt."""
 
 EXPIRES_AT: Final = "x-workqueue-expires-at"
-"""When the message's own TTL (`expiration`) passes, in Unix milliseconds. RabbitMQ takes the TTL off a message
-that returns from a delay queue, so the worker keeps the time itself."""
+"""When the message's own TTL (`expiration`) passes, in Unix milliseconds. RabbitMQ removes the TTL of a message that
+returns from a delay queue, so the worker keeps the time itself."""
 
 ORIGINAL_EXPIRATION: Final = "x-workqueue-original-expiration"
 ORIGINAL_PRIORITY: Final = "x-workqueue-original-priority"
@@ -37,7 +36,7 @@ ORIGINAL_CC: Final = "x-workqueue-original-cc"
 ORIGINAL_BCC: Final = "x-workqueue-original-bcc"
 
 DROPPED: Final = "x-workqueue-dropped-headers"
-"""Names of headers that a copy of the message had no room for: all of them travel in one frame."""
+"""Names of headers that a copy of the message had no room for. All headers must fit into one frame."""
 
 MOST_ATTEMPTS: Final = 1_000_000
 
@@ -46,17 +45,17 @@ OURS: Final = frozenset(
 )
 
 DELIVERY_COUNT: Final = "x-delivery-count"
-"""How often a message came back to its quorum queue: from RabbitMQ 4.3 only because its consumer died or rejected
-it, before also for each nack. A classic queue sets no such header."""
+"""How often a message returned to its quorum queue. From RabbitMQ 4.3 this counts dead consumers and rejections.
+Before 4.3 it also counts each nack. A classic queue does not set it."""
 
 HIGHEST_PRIORITY: Final = 255
 
-_SET_ASIDE_HEADERS: Final = {"CC": ORIGINAL_CC, "BCC": ORIGINAL_BCC}
-_SET_ASIDE: Final = (
+_PRESERVED_HEADERS: Final = {"CC": ORIGINAL_CC, "BCC": ORIGINAL_BCC}
+_PRESERVED: Final = (
     ORIGINAL_EXPIRATION,
     ORIGINAL_PRIORITY,
     ORIGINAL_USER_ID,
-    *_SET_ASIDE_HEADERS.values(),
+    *_PRESERVED_HEADERS.values(),
 )
 _BROKERS_OWN: Final = frozenset(
     {
@@ -74,22 +73,22 @@ _BROKERS_OWN: Final = frozenset(
 
 
 def attempts_made(headers: Headers) -> int:
-    """How many attempts a message has behind it. What cannot be read counts as none."""
+    """Return how many attempts were made. A header that is not a number counts as none."""
     value = headers.get(ATTEMPT)
-    # The publisher may have written anything, and the next number must still fit into a header.
+    # A publisher may write any value, and the next number must still fit into a header.
     return min(value, MOST_ATTEMPTS) if isinstance(value, int) and value >= 0 else 0
 
 
 def preserve(properties: Properties, headers: Headers) -> tuple[Properties, dict[str, Any]]:
-    """What a copy may carry: all of the original, but for what would act a second time.
+    """Return properties and headers for a copy: all of the original, except what would take effect a second time.
 
     `expiration` would cut a delay short or empty the dead-letter queue. `priority` would let a newer copy overtake
     in the delay queue: only the head of a queue expires, so the older copies would be late. CC and BCC would send
-    copies, and RabbitMQ refuses a `user_id` that is not that of the connection. These move into headers of ours.
-    The broker's own bookkeeping goes: of an earlier round it would count as a cycle and the message be dropped.
+    copies, and RabbitMQ refuses a `user_id` that is not the connection's. These move into `x-workqueue-original-`
+    headers. RabbitMQ's own records are removed: it would see a cycle in them and drop the message.
     """
     kept = {key: value for key, value in headers.items() if key not in _BROKERS_OWN}
-    for name, place in _SET_ASIDE_HEADERS.items():
+    for name, place in _PRESERVED_HEADERS.items():
         if name in kept:
             kept[place] = kept.pop(name)
     if properties.expiration is not None:
@@ -102,7 +101,7 @@ def preserve(properties: Properties, headers: Headers) -> tuple[Properties, dict
 
 
 def restore(properties: Properties, headers: Headers) -> tuple[Properties, dict[str, Any]]:
-    """The message as its publisher made it, without anything of ours: what a handler or a replay sees."""
+    """Return properties and headers as the publisher set them, for a handler or a replay."""
     restored = {key: value for key, value in headers.items() if key not in OURS}
     changed: dict[str, Any] = {}
     for field, place in (("expiration", ORIGINAL_EXPIRATION), ("user_id", ORIGINAL_USER_ID)):
@@ -111,19 +110,19 @@ def restore(properties: Properties, headers: Headers) -> tuple[Properties, dict[
     if ORIGINAL_PRIORITY in restored:
         changed["priority"] = priority_in(restored)
         del restored[ORIGINAL_PRIORITY]
-    for name, place in _SET_ASIDE_HEADERS.items():
+    for name, place in _PRESERVED_HEADERS.items():
         if place in restored:
             restored[name] = restored.pop(place)
     return (replace(properties, **changed) if changed else properties), restored
 
 
 def has_preserved(headers: Mapping[str, Any]) -> bool:
-    """Whether `restore` would change more than take off our bookkeeping. Cheap: asked for each message."""
-    return bool(headers) and any(place in headers for place in _SET_ASIDE)
+    """Whether `restore` would change properties or headers of the publisher. Cheap, as it runs for each message."""
+    return bool(headers) and any(place in headers for place in _PRESERVED)
 
 
 def priority_in(headers: Headers) -> int | None:
-    """Return the priority that was set aside, or None if there is none that AMQP can carry."""
+    """Return the preserved priority, or None if it is missing or not valid in AMQP."""
     value = headers.get(ORIGINAL_PRIORITY)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= HIGHEST_PRIORITY:
         return None
@@ -131,10 +130,10 @@ def priority_in(headers: Headers) -> int | None:
 
 
 def deliveries_failed(headers: Headers, *, redelivered: bool) -> int:
-    """Return how often the message came back without an answer, as RabbitMQ counts. Missing means never.
+    """Return how often the message returned unsettled, as counted by RabbitMQ. A missing header means never.
 
     Args:
-        redelivered: RabbitMQ's own flag. Without it a count is not RabbitMQ's but the publisher's.
+        redelivered: RabbitMQ's own flag. Without it, the header comes from the publisher and does not count.
     """
     value = headers.get(DELIVERY_COUNT)
     return value if redelivered and isinstance(value, int) else 0

@@ -1,7 +1,4 @@
-"""The limits of every HTTP server of this project, so that no client can exhaust one.
-
-Place in the flow: used by the worker's endpoint, by the operator's endpoint and by the web page. Pure.
-"""
+"""The limits of every HTTP server of this project, so that no client can exhaust one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The properties of a message, without pika.
-
-Place in the flow: handlers see them as `message.properties`; `headers` sets some of them aside on a retry.
-"""
+"""The properties of a message, without pika."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ Headers = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Properties:
-    """The properties of AMQP 0-9-1, but for the headers; None where the publisher set nothing.
+    """The properties of AMQP 0-9-1, except headers. None where the publisher set nothing.
 
-    Units: `expiration` is text with milliseconds, `timestamp` Unix seconds, `delivery_mode` 2 for persistent.
+    Units: `expiration` is milliseconds as text, `timestamp` is Unix seconds, `delivery_mode` is 2 for persistent.
     """
 
     content_type: str | None = None
@@ -34,11 +31,11 @@ class Properties:
 
     @classmethod
     def of(cls, raw: object) -> Properties:
-        """Read them from an object that has them as attributes, such as pika's."""
+        """Read them from the attributes of an object, such as pika's BasicProperties."""
         return cls(**{one.name: getattr(raw, one.name, None) for one in fields(cls)})
 
     def readable(self) -> Properties:
-        """The same, all texts as text: a string that is no UTF-8 comes as bytes, and is shown with escapes."""
+        """Return the same with text only. pika gives bytes for a string that is not UTF-8; these are escaped."""
         found: dict[str, Any] = {
             one.name: value.decode(errors="backslashreplace")
             for one in fields(self)

@@ -1,8 +1,6 @@
-"""Signed calls from the operator to a worker, keyed by a secret that both hold.
+"""Signed calls from the operator to a worker. The key is a secret that both have.
 
-Place in the flow: the operator signs before it calls a worker's endpoint, the worker verifies. Pure: the
-clock is an argument. What is signed is the purpose, the uid of the pod and the time, so that a signature
-is worth nothing for another pod, another purpose or another minute.
+A signature covers purpose, pod uid and time, so it is worthless for another pod, purpose or minute.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 HEADER: Final = "Workqueue-Signature"
-"""The HTTP header that carries `<unix seconds with fraction>.<hex HMAC-SHA256>`, joined by a colon."""
+"""The HTTP header. Its value is `SECONDS:DIGEST`: Unix seconds with a fraction, and the HMAC-SHA256 in hex."""
 
 TOLERANCE_SECONDS: Final = 60.0
 """How far the clocks of operator and worker may differ."""
@@ -27,17 +25,17 @@ class Purpose(StrEnum):
 
 
 class SignatureCheck(StrEnum):
-    """The answer of `verify`."""
+    """The result of `verify`."""
 
     GOOD = "Good"
-    QUEUE_MISSING = "Missing"
+    MISSING = "Missing"
     MALFORMED = "Malformed"
     EXPIRED = "Expired"
     WRONG = "Wrong"
 
 
 def sign(purpose: Purpose, pod_uid: str, key: bytes, now: float) -> str:
-    """The header's value for a call at `now` (Unix seconds).
+    """Return the header's value for a call at `now` (Unix seconds).
 
     Args:
         key: the WorkQueue's retirement key; never empty.
@@ -47,9 +45,9 @@ def sign(purpose: Purpose, pod_uid: str, key: bytes, now: float) -> str:
 
 
 def verify(header: str | None, purpose: Purpose, pod_uid: str, key: bytes, now: float) -> SignatureCheck:
-    """Whether `header` was made by somebody who holds `key`, for this purpose, pod and time."""
+    """Check that the caller has `key` and signed this purpose, pod and time."""
     if not header:
-        return SignatureCheck.QUEUE_MISSING
+        return SignatureCheck.MISSING
     stamp, separator, digest = header.partition(":")
     try:
         sent = float(stamp)
@@ -59,7 +57,7 @@ def verify(header: str | None, purpose: Purpose, pod_uid: str, key: bytes, now: 
         return SignatureCheck.MALFORMED
     if not key or not hmac.compare_digest(digest, _digest(purpose, pod_uid, stamp, key)):
         return SignatureCheck.WRONG
-    # Written so that NaN, which compares false with everything, is refused too.
+    # Every comparison with NaN is false, so that NaN is refused too.
     return SignatureCheck.GOOD if abs(now - sent) <= TOLERANCE_SECONDS else SignatureCheck.EXPIRED
 
 

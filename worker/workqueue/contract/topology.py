@@ -1,17 +1,14 @@
-"""What operator, worker and publisher agree on: the queues of a work queue, their names and arguments.
-
-Place in the flow: the operator declares the plan before a WorkQueue says Ready, the worker declares delay
-queues when a retry needs one, the command line declares for `--declare`. Pure: no I/O.
+"""The queues of a WorkQueue: their names, arguments and order of declaration.
 
 A work queue `jobs` has
 
-    jobs              the work itself
+    jobs              the messages to process
     jobs.dead         messages that were given up, with the reason in their headers
-    jobs.retry.10s    messages that wait ten seconds before they come back; one queue for each delay,
-                      since only the head of a queue can expire
+    jobs.retry.10s    messages that wait ten seconds before they return; one queue per delay, since only the head of a
+                      queue can expire
 
-Only arguments that differ from RabbitMQ's defaults are sent: an argument that merely repeats a default
-still makes the declaration differ from that of somebody who left it out (406 PRECONDITION_FAILED).
+Only arguments that differ from RabbitMQ's defaults are sent. An argument that repeats a default still makes the
+declaration differ from one without it (406 PRECONDITION_FAILED).
 """
 
 from __future__ import annotations
@@ -26,23 +23,23 @@ ArgumentValue: TypeAlias = str | int | bool
 Arguments: TypeAlias = Mapping[str, ArgumentValue]
 
 WAKE_ALLOWANCE: Final = 20
-"""Deliveries that RabbitMQ allows a message on top of the limit that a person asks for.
+"""Deliveries that RabbitMQ allows a message in addition to the limit that the user sets.
 
 The worker enforces the exact limit. RabbitMQ's own is higher, because before 4.3 each nack of the doorbell
-counts as a delivery. The same number is declared on every version, so that an upgrade of the broker does not
-make the declaration differ.
+counts as a delivery. The number is the same on every version, so that an upgrade of the broker does not
+change the declaration.
 """
 
 DEFAULT_DELIVERY_LIMIT: Final = 10
-"""How often a message may come back because its worker died, unless a person says otherwise."""
+"""How often a message may return because its worker died, unless the user sets another limit."""
 
 
 UNLIMITED_DELIVERIES: Final = 2_000_000_000
-"""A delivery limit that is none.
+"""A delivery limit that means no limit.
 
-From RabbitMQ 4.0 a quorum queue without a limit of its own drops a message for good after 20 returns, so that
-looking at a dead letter 21 times would lose it. -1 means unlimited from 4.0, but on 3.10 it drops at the
-first return. This number is accepted by, and means the same on, every version (tried on 3.10, 4.0 and 4.3).
+From RabbitMQ 4.0, a quorum queue without a limit drops a message after 20 returns, so that looking at a dead letter
+21 times would lose it. -1 means unlimited from 4.0, but on 3.10 it drops the message at the first return. This number
+works on every version (tried on 3.10, 4.0 and 4.3).
 """
 
 
@@ -50,7 +47,9 @@ _MINUTES: Final = tuple(60 * minutes for minutes in (1, 2, 5, 10, 20, 30))
 _HOURS: Final = tuple(3600 * hours for hours in (1, 2, 4, 8, 12, 24))
 
 DELAY_STEPS: Final = (1, 2, 5, 10, 20, 30, *_MINUTES, *_HOURS)
-"""Seconds of the delay queues that serve the delays which handlers and publishers ask for: few for all."""
+"""Seconds of the delay queues for delays that handlers and publishers ask for. A few queues serve all delays."""
+
+LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
 
 
 class QueueType(StrEnum):
@@ -70,14 +69,14 @@ class ExchangeType(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class BrokerVersion:
-    """The version that RabbitMQ names in its server properties, as far as behaviour depends on it."""
+    """RabbitMQ's version, from its server properties. Behaviour depends on these two numbers only."""
 
     major: int
     minor: int
 
     @classmethod
     def parse(cls, text: str) -> BrokerVersion:
-        """Read `4.0.5`, `3.10.8` or `4.3.0-rc.1`; what cannot be read counts as the oldest supported."""
+        """Read `4.0.5`, `3.10.8` or `4.3.0-rc.1`; another text counts as the oldest supported version."""
         found = re.match(r"(\d+)\.(\d+)", text)
         return cls(int(found[1]), int(found[2])) if found else cls(3, 10)
 
@@ -88,13 +87,13 @@ class BrokerVersion:
 
     @property
     def consumer_timeout_as_consumer_argument(self) -> bool:
-        """Whether a consumer of a quorum queue may bring its own timeout (tried: from 4.3)."""
+        """Whether a consumer of a quorum queue may set its own timeout (tried: from 4.3)."""
         return self >= BrokerVersion(4, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A durable exchange to declare, and the keys with which the work queue is bound to it."""
+    """A durable exchange to declare, and the routing keys that bind the work queue to it."""
 
     name: str
     type: ExchangeType = ExchangeType.DIRECT
@@ -103,7 +102,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class QueueSettings:
-    """What a person can say about a work queue. `None` means: leave it to RabbitMQ.
+    """The user's settings of a work queue. None leaves a setting to RabbitMQ.
 
     Units: seconds where the name says so, bytes for `max_length_bytes`, messages for `max_length`.
     """
@@ -138,9 +137,9 @@ class QueueBinding:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything to declare for one work queue; `queues` is in the order of declaring.
+    """Everything to declare for one work queue, with `queues` in the order of declaration.
 
-    The dead-letter queue comes first: dead-lettering into a queue that is missing stalls unseen.
+    The dead-letter queue comes first: dead-lettering to a missing queue stalls without an error.
     """
 
     queues: tuple[Queue, ...]
@@ -149,12 +148,12 @@ class Plan:
 
 
 def dead_letter_queue_name(queue: str) -> str:
-    """The dead-letter queue of a work queue."""
+    """Return the name of a work queue's dead-letter queue."""
     return f"{queue}.dead"
 
 
 def delay_queue_name(queue: str, seconds: int) -> str:
-    """The delay queue of a work queue for one delay in whole seconds."""
+    """Return the name of a work queue's delay queue for one delay in whole seconds."""
     return f"{queue}.retry.{seconds}s"
 
 
@@ -169,8 +168,13 @@ def delay_seconds(name: str, queue: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def delay_step(seconds: float) -> int:
+    """Return the shortest delay of a delay queue, in seconds, that is at least `seconds`, up to one day."""
+    return next((step for step in DELAY_STEPS if step >= seconds), LONGEST_DELAY_SECONDS)
+
+
 def dead_letter_queue(queue: str) -> Queue:
-    """The declaration of the dead-letter queue: quorum, without limits, nothing ever leaves it by itself."""
+    """Return the declaration of the dead-letter queue: quorum, without limits, so that RabbitMQ drops no message."""
     return Queue(
         dead_letter_queue_name(queue),
         {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED_DELIVERIES},
@@ -178,7 +182,7 @@ def dead_letter_queue(queue: str) -> Queue:
 
 
 def delay_queue(queue: str, seconds: int) -> Queue:
-    """The declaration of a delay queue, whose messages return to `queue` after `seconds`.
+    """Return the declaration of a delay queue, whose messages return to `queue` after `seconds`.
 
     Always quorum with at-least-once dead-lettering, also for a classic work queue: a classic delay queue
     loses every message whose target is missing at expiry (tried on 3.10, 4.0 and 4.3).
@@ -205,12 +209,12 @@ def conflict_advice(queue: str) -> str:
 
 
 def work_queue(settings: QueueSettings) -> Queue:
-    """The declaration of the work queue itself."""
+    """Return the declaration of the work queue itself."""
     return Queue(settings.name, dict(_work_queue_arguments(settings)))
 
 
 def plan(settings: QueueSettings) -> Plan:
-    """Everything that must exist before anybody may publish to the work queue."""
+    """Return everything that must exist before a message is published to the work queue."""
     exchange = settings.exchange
     bindings: tuple[QueueBinding, ...] = ()
     if exchange is not None:
@@ -241,10 +245,10 @@ def _work_queue_arguments(settings: QueueSettings) -> Iterator[tuple[str, Argume
         yield from _AT_LEAST_ONCE.items()
         yield "x-delivery-limit", (settings.delivery_limit or DEFAULT_DELIVERY_LIMIT) + WAKE_ALLOWANCE
         if settings.consumer_timeout_seconds is not None:
-            # RabbitMQ 4.3 refuses it on a classic queue (406), where it has no consumer timeout any more.
+            # RabbitMQ 4.3 refuses it on a classic queue (406), which has no consumer timeout there.
             yield "x-consumer-timeout", settings.consumer_timeout_seconds * 1000
     elif settings.max_length is not None or settings.max_length_bytes is not None:
-        # The default, drop-head, throws away messages that were already confirmed to their publisher.
+        # The default, drop-head, drops messages that were already confirmed to their publisher.
         yield "x-overflow", "reject-publish"
     if settings.max_length is not None:
         yield "x-max-length", settings.max_length

@@ -1,7 +1,6 @@
-"""The configuration of `workqueue run`: from flags and environment, checked at once, all mistakes together.
+"""The configuration of `workqueue run`: flags and environment variables, with all mistakes in one error.
 
-Place in the flow: parsed before anything else happens. The operator sets the environment of the pods, people
-use the flags; a flag wins over the environment.
+The operator sets the environment of its pods. People use flags, which override the environment.
 """
 
 from __future__ import annotations
@@ -19,11 +18,17 @@ from urllib.parse import urlsplit
 from workqueue.contract import binding as bindings
 from workqueue.contract.binding import Binding
 from workqueue.contract.errors import BindingError
-from workqueue.contract.topology import DEFAULT_DELIVERY_LIMIT, Exchange, QueueSettings, QueueType
+from workqueue.contract.topology import (
+    DEFAULT_DELIVERY_LIMIT,
+    LONGEST_DELAY_SECONDS,
+    Exchange,
+    QueueSettings,
+    QueueType,
+)
+from workqueue.contract.worker_api import PORT, Variable
 from workqueue.worker.errors import ConfigurationError
-from workqueue.worker.handlers.outcome import LONGEST_DELAY_SECONDS, RetryPolicy
+from workqueue.worker.handlers.outcome import RetryPolicy
 
-DEFAULT_PORT: Final = 8090
 DEFAULT_TIMEOUT_SECONDS: Final = 300.0
 DEFAULT_TERMINATION_LOG: Final = Path("/dev/termination-log")
 MAX_CONCURRENCY: Final = 1_000
@@ -55,19 +60,19 @@ class HTTPHandler:
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """What one worker process does. Times are in seconds.
+    """The configuration of one worker process. Times are in seconds.
 
     Attributes:
-        delivery_limit: how often a message may come back because its worker died; None for no limit of ours.
+        delivery_limit: how often a message may return because its worker died; None for no limit.
         wake_deliveries: how many of the deliveries that RabbitMQ before 4.3 counts may be wake-ups.
-        heartbeat_seconds: of the connections; None for what the URL says, or the default.
-        log_level: as the logging module names it.
+        heartbeat_seconds: of the connections; None for the URL's, or the default.
+        log_level: a level of the logging module.
         port: of the endpoint; 0 for none.
-        port_is_default: nobody asked for this port, so that any other will do when it is taken.
+        port_is_default: no port was configured, so that another one is used when this one is taken.
         pod_uid: None outside a cluster.
         worker_name: the pod, or host and process.
-        retirement_key_file: what the operator's calls are signed with; None where an operator of the release before
-            that key made the pod, and signs with the password.
+        retirement_key_file: the key for the operator's calls; None in a pod of an operator release that
+            signed calls with the password.
     """
 
     handler: PythonHandler | ExecHandler | HTTPHandler
@@ -97,7 +102,7 @@ class RunConfig:
         return self.queue_settings.name
 
     def read_binding(self) -> Binding:
-        """Where RabbitMQ is, read anew each time.
+        """Return the connection data, read again at each call.
 
         Raises:
             BindingError: it cannot be read.
@@ -111,7 +116,7 @@ class RunConfig:
         return replace(binding, heartbeat_seconds=self.heartbeat_seconds)
 
     def read_retirement_key(self) -> bytes:
-        """What the operator's calls are signed with, read each time, so that it can be rotated.
+        """Return the key for the operator's calls, read again at each call, so that it can be rotated.
 
         Raises:
             BindingError: it cannot be read.
@@ -127,39 +132,43 @@ class RunConfig:
 
 
 def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
-    """Check everything and build the configuration.
+    """Check all settings and build the configuration.
 
     Raises:
-        ConfigurationError: with a sentence for each mistake.
+        ConfigurationError: one sentence per mistake.
     """
     reader = _Reader(flags, environment)
     handler = reader.handler()
-    queue = reader.text("queue", "WORKQUEUE_QUEUE")
+    queue = reader.text("queue", Variable.QUEUE)
     if not queue:
         swallowed = isinstance(handler, ExecHandler) and any(
             word.partition("=")[0] == "--queue" for word in handler.command
         )
         reader.mistakes.append(
-            "No queue is named; use --queue or WORKQUEUE_QUEUE."
-            + (" --exec takes everything after it, --queue too: put --exec last." if swallowed else "")
+            "No queue is given; use --queue or WORKQUEUE_QUEUE."
+            + (
+                " --exec takes everything after it, including --queue, so put --exec last."
+                if swallowed
+                else ""
+            )
         )
     elif len(queue.encode()) > 255:  # noqa: PLR2004 - AMQP's short string
         reader.mistakes.append("The queue's name is longer than 255 bytes.")
-    queue_type = reader.read("queue_type", "WORKQUEUE_QUEUE_TYPE", QueueType.QUORUM, _queue_type)
-    exchange = reader.text("exchange", "WORKQUEUE_EXCHANGE")
-    declare = reader.read("declare", "WORKQUEUE_DECLARE", False, _boolean)
-    delivery_limit = reader.read("delivery_limit", "WORKQUEUE_DELIVERY_LIMIT", None, _count)
+    queue_type = reader.read("queue_type", Variable.QUEUE_TYPE, QueueType.QUORUM, _queue_type)
+    exchange = reader.text("exchange", Variable.EXCHANGE)
+    declare = reader.read("declare", Variable.DECLARE, False, _boolean)
+    delivery_limit = reader.read("delivery_limit", Variable.DELIVERY_LIMIT, None, _count)
     if queue_type is QueueType.CLASSIC and delivery_limit is not None:
         reader.mistakes.append(
-            "A Classic queue has no delivery limit, since RabbitMQ counts deliveries on quorum queues only; "
-            "leave --delivery-limit and WORKQUEUE_DELIVERY_LIMIT out."
+            "A Classic queue has no delivery limit, since RabbitMQ counts deliveries on quorum queues only. "
+            "Remove --delivery-limit and WORKQUEUE_DELIVERY_LIMIT."
         )
     elif delivery_limit is None and declare and queue_type is QueueType.QUORUM:
         delivery_limit = DEFAULT_DELIVERY_LIMIT
-    timeout = reader.read("timeout", "WORKQUEUE_TIMEOUT_SECONDS", DEFAULT_TIMEOUT_SECONDS, _seconds)
-    port = reader.read("port", "WORKQUEUE_PORT", None, _port)
-    pod_uid = environment.get("WORKQUEUE_POD_UID") or None
-    key_file = environment.get("WORKQUEUE_RETIREMENT_KEY_FILE")
+    timeout = reader.read("timeout", Variable.TIMEOUT_SECONDS, DEFAULT_TIMEOUT_SECONDS, _seconds)
+    port = reader.read("port", Variable.PORT, None, _port)
+    pod_uid = environment.get(Variable.POD_UID) or None
+    key_file = environment.get(Variable.RETIREMENT_KEY_FILE)
     url, folder = reader.place()
     config = RunConfig(
         handler=handler,
@@ -171,24 +180,24 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         ),
         declare=declare,
         retry=RetryPolicy(
-            reader.read("max_attempts", "WORKQUEUE_MAX_ATTEMPTS", 5, _count),
-            reader.read("delays", "WORKQUEUE_DELAYS_SECONDS", (1, 10, 60), _delays),
+            reader.read("max_attempts", Variable.MAX_ATTEMPTS, 5, _count),
+            reader.read("delays", Variable.DELAYS_SECONDS, (1, 10, 60), _delays),
         ),
         delivery_limit=delivery_limit,
-        wake_deliveries=reader.read("wake_deliveries", "WORKQUEUE_WAKE_DELIVERIES", 0, _count),
+        wake_deliveries=reader.read("wake_deliveries", Variable.WAKE_DELIVERIES, 0, _count),
         timeout_seconds=timeout,
-        concurrency=reader.read("concurrency", "WORKQUEUE_CONCURRENCY", 1, _concurrency),
-        grace_seconds=reader.read("grace", "WORKQUEUE_GRACE_SECONDS", timeout, _seconds_or_none),
-        port=DEFAULT_PORT if port is None else port,
+        concurrency=reader.read("concurrency", Variable.CONCURRENCY, 1, _concurrency),
+        grace_seconds=reader.read("grace", Variable.GRACE_SECONDS, timeout, _seconds_or_none),
+        port=PORT if port is None else port,
         port_is_default=port is None,
         url=url,
         binding_folder=folder,
         pod_uid=pod_uid,
-        worker_name=environment.get("WORKQUEUE_POD_NAME") or f"{socket.gethostname()}:{os.getpid()}",
-        log_format=reader.read("log_format", "WORKQUEUE_LOG_FORMAT", None, _log_format),
-        log_level=reader.read("log_level", "WORKQUEUE_LOG_LEVEL", "INFO", _log_level),
-        heartbeat_seconds=reader.read("heartbeat", "WORKQUEUE_HEARTBEAT_SECONDS", None, _heartbeat),
-        termination_log=Path(environment.get("WORKQUEUE_TERMINATION_LOG") or DEFAULT_TERMINATION_LOG),
+        worker_name=environment.get(Variable.POD_NAME) or f"{socket.gethostname()}:{os.getpid()}",
+        log_format=reader.read("log_format", Variable.LOG_FORMAT, None, _log_format),
+        log_level=reader.read("log_level", Variable.LOG_LEVEL, "INFO", _log_level),
+        heartbeat_seconds=reader.read("heartbeat", Variable.HEARTBEAT_SECONDS, None, _heartbeat),
+        termination_log=Path(environment.get(Variable.TERMINATION_LOG) or DEFAULT_TERMINATION_LOG),
         retirement_key_file=Path(key_file) if key_file else None,
     )
     if reader.mistakes:
@@ -197,7 +206,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
 
 
 class _Reader:
-    """Looks each setting up, and collects what is wrong."""
+    """Looks up each setting, and collects mistakes."""
 
     def __init__(self, flags: Namespace, environment: Mapping[str, str]) -> None:
         self.mistakes: list[str] = []
@@ -205,12 +214,12 @@ class _Reader:
         self._environment = environment
 
     def text(self, flag: str, variable: str) -> str | None:
-        """The flag, else the variable, else None. An empty variable is one that is not set."""
+        """Return the flag, else the variable, else None. An empty variable counts as not set."""
         value = getattr(self._flags, flag, None)
         return value if value not in {None, ""} else (self._environment.get(variable) or None)
 
     def read(self, flag: str, variable: str, default: T, convert: Callable[[str], T]) -> T:
-        """The same, converted; a mistake names the place that it was read from."""
+        """Return the same, converted. A mistake names the flag or variable."""
         given = getattr(self._flags, flag, None)
         text = given if given not in {None, ""} else self._environment.get(variable)
         if text is None or text == "":
@@ -223,19 +232,19 @@ class _Reader:
             return default
 
     def handler(self) -> PythonHandler | ExecHandler | HTTPHandler:
-        """Exactly one kind of handler."""
+        """Return the one handler that is configured."""
         flags = {kind: getattr(self._flags, kind, None) or None for kind in ("handler", "exec", "http")}
         if not any(flags.values()):
             flags = {
-                "handler": self._environment.get("WORKQUEUE_HANDLER_PYTHON") or None,
+                "handler": self._environment.get(Variable.HANDLER_PYTHON) or None,
                 "exec": self._command(),
-                "http": self._environment.get("WORKQUEUE_HANDLER_HTTP") or None,
+                "http": self._environment.get(Variable.HANDLER_HTTP) or None,
             }
         named = [kind for kind, value in flags.items() if value]
         if len(named) != 1:
             self.mistakes.append(
-                "Name exactly one handler: MODULE:FUNCTION, --exec COMMAND or --http URL"
-                + (f"; {len(named)} are named." if named else ".")
+                "Give exactly one handler: MODULE:FUNCTION, --exec COMMAND or --http URL"
+                + (f"; {len(named)} are given." if named else ".")
             )
             return PythonHandler("")
         if flags["exec"]:
@@ -251,10 +260,10 @@ class _Reader:
         return PythonHandler(name)
 
     def place(self) -> tuple[str | None, Path | None]:
-        """The broker's URL, or the folder of a Service Binding."""
+        """Return the broker's URL, or the folder of a Service Binding."""
         flag_url, flag_folder = getattr(self._flags, "url", None), getattr(self._flags, "binding", None)
-        folder_text = flag_folder or (None if flag_url else self._environment.get("WORKQUEUE_BINDING"))
-        url = flag_url or (None if folder_text else self._environment.get("WORKQUEUE_URL")) or None
+        folder_text = flag_folder or (None if flag_url else self._environment.get(Variable.BINDING))
+        url = flag_url or (None if folder_text else self._environment.get(Variable.URL)) or None
         if flag_url and flag_folder:
             self.mistakes.append("Use either --url or --binding, not both.")
         folder = Path(folder_text) if folder_text else None
@@ -270,7 +279,7 @@ class _Reader:
         return url, folder
 
     def _service_binding(self) -> Path | None:
-        root = self._environment.get("SERVICE_BINDING_ROOT")
+        root = self._environment.get(Variable.SERVICE_BINDING_ROOT)
         if not root:
             return None
         types = sorted(Path(root).glob("*/type"))
@@ -282,7 +291,7 @@ class _Reader:
         return found[0] if len(found) == 1 else None
 
     def _command(self) -> list[str] | None:
-        text = self._environment.get("WORKQUEUE_HANDLER_EXEC")
+        text = self._environment.get(Variable.HANDLER_EXEC)
         if not text:
             return None
         try:

@@ -1,7 +1,6 @@
-"""From a signal to the end of the process: take nothing more, let handlers finish, hand back the rest.
+"""Shutdown: take no more messages, let handlers finish, requeue the rest.
 
-Place in the flow: the main thread waits here while the others work. The first SIGTERM (or Ctrl-C) begins,
-the second one ends the grace at once, the third one ends the process.
+The first SIGTERM or Ctrl-C begins the shutdown, the second ends the grace period, the third ends the process.
 """
 
 from __future__ import annotations
@@ -20,31 +19,31 @@ from workqueue.worker.runtime import Runtime
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 LONGEST_CANCEL_SECONDS: Final = 2.0
-"""How much of the grace is kept for handlers to end after they were told to."""
+"""How much of the grace period remains for cancelled handlers to end."""
 
 LOOK_SECONDS: Final = 1.0
 LAST_SIGNAL: Final = 3
-"""Ends the process immediately, whatever it is doing. RabbitMQ redelivers what was not settled."""
+"""This signal ends the process immediately. RabbitMQ redelivers unsettled messages."""
 
 logger = logging.getLogger(__name__)
 
 
 class Signals:
-    """Receives the signals that end the worker. Make it in the main thread, before anything else starts."""
+    """Receives the signals that end the worker. Create it in the main thread, before anything else starts."""
 
     def __init__(self) -> None:
-        # The only queue that a signal handler may put into while the main thread waits in it.
+        # The only queue that a signal handler may use while the main thread waits on it.
         self._received: SimpleQueue[int | None] = SimpleQueue()
         self._count = 0
-        self._ends_alone = False
+        self._ignores_first = False
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for a signal or for `interrupt()`; returns whether it was a signal.
+        """Wait for a signal or for `interrupt()`; return whether it was a signal.
 
-        Never waits long in one piece: a signal that comes just before the wait begins does not interrupt it,
-        and Python calls the handler only when the wait is over.
+        It waits in short steps: a signal just before a wait does not interrupt the wait, and Python calls the signal
+        handler only after it.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -59,13 +58,13 @@ class Signals:
         self._count += 1
         if self._count == LAST_SIGNAL:
             os._exit(128 + number)
-        if self._ends_alone and self._count == 1:
+        if self._ignores_first and self._count == 1:
             return
         self._received.put(number)
 
-    def end_alone(self) -> None:
-        """Let the first signal change nothing: the worker shuts down already, by itself, and has its grace."""
-        self._ends_alone = True
+    def ignore_first(self) -> None:
+        """Ignore the first signal, as the worker already shuts down by itself and has its grace period."""
+        self._ignores_first = True
 
     def interrupt(self) -> None:
         """End the wait of the main thread."""
@@ -73,18 +72,22 @@ class Signals:
 
 
 def drain(runtime: Runtime, signals: Signals, grace_seconds: float) -> None:
-    """Shut down in order. Returns when every message is settled or handed back and we are disconnected."""
+    """Shut down. Returns when every message is settled or requeued and the worker is disconnected."""
     begun = time.monotonic()
     deadline = begun + grace_seconds
     runtime.stop_taking()
-    logger.info("Shutting down; handlers may finish.", extra={"busy": runtime.busy(), "grace": grace_seconds})
+    logger.info(
+        "Shutting down; handlers may finish.", extra={"busy": runtime.consumer.busy(), "grace": grace_seconds}
+    )
     quiet = _wait_quiet(runtime, signals, deadline - min(LONGEST_CANCEL_SECONDS, grace_seconds / 10))
     handed_back = 0
     if not quiet:
-        logger.warning("Handlers did not finish in time; cancelling them.", extra={"busy": runtime.busy()})
-        runtime.cancel_handlers()
+        logger.warning(
+            "Handlers did not finish in time; cancelling them.", extra={"busy": runtime.consumer.busy()}
+        )
+        runtime.deliveries.cancel_handlers()
         _wait_quiet(runtime, signals, min(deadline, time.monotonic() + LONGEST_CANCEL_SECONDS))
-        handed_back = runtime.hand_back()
+        handed_back = runtime.deliveries.hand_back()
     runtime.close()
     logger.info(
         "Shut down.",
@@ -93,7 +96,7 @@ def drain(runtime: Runtime, signals: Signals, grace_seconds: float) -> None:
 
 
 def _wait_quiet(runtime: Runtime, signals: Signals, deadline: float) -> bool:
-    """Wait until all is settled (returns True), the time is over, or a signal comes."""
+    """Wait until all messages are settled (returns True), the deadline passes, or a signal comes."""
     result: list[bool] = []
 
     def wait() -> None:
@@ -102,7 +105,7 @@ def _wait_quiet(runtime: Runtime, signals: Signals, deadline: float) -> bool:
 
     threading.Thread(target=wait, name="drain", daemon=True).start()
     while not result:
-        # The other thread keeps the time; the margin only bounds the wait on a machine that is overloaded.
+        # The other thread watches the deadline. The margin limits the wait on an overloaded machine.
         left = deadline - time.monotonic() + 1.0
         if left <= 0 or signals.wait(left):
             return False

@@ -1,7 +1,4 @@
-"""End a process although threads and exit hooks of the user's code may never return.
-
-Place in the flow: `commands.run` leaves through here, and so does a child process that a handler has forked.
-"""
+"""End a process even if threads and exit hooks of the user's code never return."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 HOOKS_SECONDS: Final = 3.0
-"""How long everything that is to be flushed and Python's exit hooks may take."""
+"""How long flushing and Python's exit hooks may take."""
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +21,15 @@ logger = logging.getLogger(__name__)
 def leave(code: int, *closers: Callable[[], None]) -> NoReturn:
     """End the worker's process.
 
-    Python itself would wait for every thread that is not a daemon, also for the idle ones of an executor.
+    Python itself waits for all threads that are not daemons, including idle threads of an executor.
 
     Args:
         code: the exit code.
-        closers: called first, in this order, such as what sends the last traces.
+        closers: called first, in this order, such as the function that sends the last traces.
     """
 
     def finish() -> None:
-        _flush()  # first: a hook that never returns must not cost what was printed
+        _flush()  # first, since a hook may never return
         for close in (*closers, atexit._run_exitfuncs):  # noqa: SLF001 - as multiprocessing does
             try:
                 close()
@@ -47,9 +44,9 @@ def leave(code: int, *closers: Callable[[], None]) -> NoReturn:
 
 
 def leave_forked_child(error: BaseException | None) -> NoReturn:
-    """End a child process that a handler forked, when the handler has ended in it too.
+    """End a child process that a handler forked, after the handler has returned in it too.
 
-    The child has copies of our connections: it must not settle messages over them.
+    The child has copies of the worker's connections and must not settle messages over them.
     """
     code = 0
     if isinstance(error, SystemExit) and isinstance(error.code, int | None):

@@ -1,7 +1,6 @@
 """The worker's HTTP endpoint: /metrics, /livez, /readyz, /status and /retire on one port.
 
-Place in the flow: asked by the kubelet, by Prometheus and by the operator. It runs in threads of its own, so
-that it answers whatever the handlers do.
+It runs in threads of its own, so that it answers whatever the handlers do.
 """
 
 from __future__ import annotations
@@ -20,19 +19,20 @@ from socketserver import TCPServer
 from typing import Any, Final
 
 from workqueue import __version__
-from workqueue.contract import signing
+from workqueue.contract import signing, worker_api
 from workqueue.contract.errors import BindingError
 from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
 from workqueue.contract.signing import Purpose
+from workqueue.contract.worker_api import StatusField
 from workqueue.worker.metrics import Exposition
 from workqueue.worker.retirement import LEASE_SECONDS, Retirement
 from workqueue.worker.runtime import Runtime
 
 LIVE_SECONDS: Final = 30.0
-"""The I/O loop turns every 5 s at least; one that has not turned for so long will not turn again."""
+"""The I/O loop turns at least every 5 s. One that has not turned for this long is stuck."""
 
 IDLE_SECONDS: Final = 75.0
-"""How long a connection may be kept open between two requests."""
+"""How long a connection may stay open between two requests."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class Endpoint:
     """The HTTP server.
 
     Args:
-        runtime: what it tells about.
-        port: to listen on, all addresses of IPv4 and IPv6.
-        any_port_will_do: take a free one when `port` is taken.
+        runtime: the worker to report on.
+        port: on all addresses of IPv4 and IPv6.
+        any_port_will_do: use a free port if `port` is taken.
 
     Raises:
         OSError: the port is taken.
@@ -51,8 +51,12 @@ class Endpoint:
 
     def __init__(self, runtime: Runtime, port: int, *, any_port_will_do: bool) -> None:
         self.runtime = runtime
-        pod_uid = runtime.config.pod_uid
-        self.retirement = Retirement(runtime, pod_uid) if pod_uid else None
+        config = runtime.config
+        self.retirement = (
+            Retirement(runtime.consumer, config.read_retirement_key, config.pod_uid)
+            if config.pod_uid
+            else None
+        )
         self._exposition: Exposition | None = None
         self._lock = threading.Lock()
         try:
@@ -66,7 +70,7 @@ class Endpoint:
         self._thread = threading.Thread(target=self._server.serve_forever, name="endpoint", daemon=True)
 
     def start(self) -> None:
-        """Answer, in a thread."""
+        """Answer requests, in a thread."""
         self._thread.start()
         logger.info("The endpoint is up.", extra={"port": self.port})
 
@@ -79,45 +83,47 @@ class Endpoint:
 
     @property
     def exposition(self) -> Exposition:
-        """Made when it is first asked for."""
+        """The metrics, created at the first use."""
         with self._lock:
             if self._exposition is None:
                 self._exposition = Exposition(self.runtime)
             return self._exposition
 
     def dead_because(self) -> str | None:
-        """Why only a restart would help, or None. Never the broker's absence: no restart cures that."""
+        """Return why only a restart helps, or None. A missing broker is no reason: a restart does not help."""
         age = self.runtime.tick_age
         if age > LIVE_SECONDS:
             return f"an I/O loop has not turned for {age:.0f} s"
-        if self.runtime.slots and self.runtime.stuck == self.runtime.slot_count:
+        consumer = self.runtime.consumer
+        if consumer.slots and self.runtime.deliveries.stuck == consumer.slot_count:
             return "every slot is held by a handler that ignores its cancellation"
         return None
 
     def status(self) -> dict[str, Any]:
-        """What /status answers."""
+        """Return the answer to /status."""
         runtime, now = self.runtime, time.monotonic()
-        # Without the lock of the I/O: an answer must not depend on what the connection does.
+        consumer, rates = runtime.consumer, runtime.deliveries.rates
+        # Without the lock of the connection, so that the answer does not depend on what the connection does.
         return {
-            "queue": runtime.config.queue,
-            "slots": runtime.slot_count,
-            "busy": runtime.busy(),
-            "consuming": runtime.consuming,
-            "retired": self.retirement is not None and self.retirement.active,
-            "handled": runtime.recent.total_count,
-            "meanHandlerSeconds": runtime.recent.mean_seconds(),
-            "recentHandlerSeconds": runtime.recent.recent_seconds(now),
-            "arrivalPerSecond": runtime.recent.arrivals_per_second(now),
-            "connected": runtime.connection.is_open,
-            "lastError": runtime.last_error,
-            "retryDelaysSeconds": runtime.retry_delays_seconds,
-            "uptimeSeconds": round(now - runtime.started, 3),
-            "version": __version__,
+            StatusField.QUEUE: runtime.config.queue,
+            StatusField.SLOTS: consumer.slot_count,
+            StatusField.BUSY: consumer.busy(),
+            StatusField.CONSUMING: consumer.consuming,
+            StatusField.RETIRED: self.retirement is not None and self.retirement.active,
+            StatusField.HANDLED: rates.total_count,
+            StatusField.MEAN_HANDLER_SECONDS: rates.mean_seconds(),
+            StatusField.RECENT_HANDLER_SECONDS: rates.recent_seconds(now),
+            StatusField.ARRIVAL_PER_SECOND: rates.arrivals_per_second(now),
+            StatusField.CONNECTED: consumer.connection.is_open,
+            StatusField.LAST_ERROR: consumer.last_error,
+            StatusField.RETRY_DELAYS_SECONDS: runtime.deliveries.retry_delays_seconds,
+            StatusField.UPTIME_SECONDS: round(now - runtime.started, 3),
+            StatusField.VERSION: __version__,
         }
 
 
 class _Server(ThreadingHTTPServer):
-    """A thread for each connection, of which there are never many."""
+    """One thread per connection. The number of connections is limited."""
 
     daemon_threads = True
     block_on_close = False
@@ -136,13 +142,13 @@ class _Server(ThreadingHTTPServer):
         """Listen on IPv4 and IPv6, or on IPv4 alone where there is no IPv6."""
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        TCPServer.server_bind(self)  # HTTPServer's would ask DNS for our name
+        TCPServer.server_bind(self)  # HTTPServer's own would look up the host name in DNS
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Begin with a connection. Whoever opens many must not keep the kubelet's questions out."""
+        """Accept a connection. Beyond the limit, close the longest idle one, so that the kubelet gets an answer."""
         with self._lock:
             if len(self._all) >= CONNECTIONS:
-                # One that is being answered goes on: there is one soon that waits.
+                # A connection with a request in progress stays open.
                 longest = min(self._waits, key=self._waits.__getitem__, default=request)
                 with contextlib.suppress(OSError):
                     longest.shutdown(socket.SHUT_RDWR)
@@ -152,14 +158,14 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """The end of a connection."""
+        """Forget a connection that ends."""
         with self._lock:
             self._all.discard(request)
             self._waits.pop(request, None)
         super().shutdown_request(request)
 
     def waits(self, request: socket.socket, *, waiting: bool) -> None:
-        """Note whether a connection keeps us waiting for a request, or we it for an answer."""
+        """Note whether a connection waits for its next request (idle) or for an answer."""
         with self._lock:
             if not waiting:
                 self._waits.pop(request, None)
@@ -167,12 +173,12 @@ class _Server(ThreadingHTTPServer):
                 self._waits[request] = time.monotonic()
 
     def handle_error(self, _request: Any, client_address: Any) -> None:
-        """A connection that broke; the base class would write a traceback past the log."""
+        """Log a broken connection. The base class would print a traceback beside the log."""
         logger.debug("A request failed.", exc_info=sys.exception(), extra={"client": str(client_address)})
 
 
 class _Requests(io.RawIOBase):
-    """What comes over a connection, with a bound in time and in bytes for each request."""
+    """The input of a connection, with a limit in seconds and in bytes for each request."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -184,7 +190,7 @@ class _Requests(io.RawIOBase):
         return True
 
     def expect(self, seconds: float) -> None:
-        """The next request has to begin within so many seconds."""
+        """Require that the next request begins within `seconds`."""
         self._deadline = time.monotonic() + seconds
         self._bytes_left = REQUEST_BYTES
         self._begun = False
@@ -207,7 +213,8 @@ class _Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = f"workqueue-worker/{__version__}"
     sys_version = ""
-    # Headers and body are two writes; without this the second waits for the peer's delayed acknowledgement.
+    # Headers and body are two writes. With Nagle's algorithm, the second waits for the peer's delayed
+    # acknowledgement.
     disable_nagle_algorithm = True
 
     def setup(self) -> None:
@@ -231,15 +238,15 @@ class _Request(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         endpoint = self.server.endpoint
         match self.path.partition("?")[0]:
-            case "/livez":
+            case worker_api.LIVE_PATH:
                 reason = endpoint.dead_because()
                 code = HTTPStatus.OK if reason is None else HTTPStatus.SERVICE_UNAVAILABLE
                 self._answer(code, {"live": reason is None, "reason": reason})
-            case "/readyz":
+            case worker_api.READY_PATH:
                 self._answer(HTTPStatus.OK, {"ready": True})
-            case "/status":
+            case worker_api.STATUS_PATH:
                 self._answer(HTTPStatus.OK, endpoint.status())
-            case "/metrics":
+            case worker_api.METRICS_PATH:
                 self._send(HTTPStatus.OK, endpoint.exposition.content_type, endpoint.exposition.render())
             case _:
                 self._not_found()
@@ -251,9 +258,9 @@ class _Request(BaseHTTPRequestHandler):
         self._retire(Purpose.RESUME)
 
     def _retire(self, purpose: Purpose) -> None:
-        self.close_connection = True  # a body, which nobody needs, would be read as the next request
+        self.close_connection = True  # a body, which is ignored, would be read as the next request
         retirement = self.server.endpoint.retirement
-        if self.path != "/retire" or retirement is None:
+        if self.path != worker_api.RETIRE_PATH or retirement is None:
             self._not_found()
             return
         try:
@@ -262,7 +269,7 @@ class _Request(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error)})
             return
         if wrong is not None:
-            # An operator that reads this does not try the password, as it does for workers without a retirement key.
+            # The operator then does not try the password, as it does for workers without a retirement key.
             keyed = self.server.endpoint.runtime.config.retirement_key_file is not None
             said = {"error": wrong, "retirementKey": True} if keyed else {"error": wrong}
             self._answer(HTTPStatus.UNAUTHORIZED, said)
@@ -296,5 +303,5 @@ class _Request(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
         logger.debug("Request.", extra={"request": format % args})

@@ -1,4 +1,4 @@
-"""The errors that end a worker before it takes a message."""
+"""Errors that end a worker before it takes a message."""
 
 # WorkerError, in contract/errors.py
 # |-- ConfigurationError
@@ -10,10 +10,10 @@ from workqueue.contract.errors import WorkerError
 
 
 class ConfigurationError(WorkerError):
-    """The configuration is wrong. Carries every mistake that was found, not only the first.
+    """The configuration is wrong. It contains every mistake, not only the first.
 
     Args:
-        mistakes: one sentence for each mistake, in the order in which they were found.
+        mistakes: one sentence per mistake, in the order of discovery.
     """
 
     def __init__(self, mistakes: list[str]) -> None:
@@ -22,4 +22,4 @@ class ConfigurationError(WorkerError):
 
 
 class HandlerLoadError(WorkerError):
-    """The handler cannot be loaded or reached, so that no message may be taken."""
+    """The handler cannot be loaded or reached, so the worker must not take messages."""

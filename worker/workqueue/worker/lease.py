@@ -1,8 +1,7 @@
-"""The delivery lease: the right to settle one delivery, once, and only where it came from.
+"""The delivery lease: the right to settle one delivery, once, on the channel that brought it.
 
-Place in the flow: a slot makes one for each delivery; the runtime settles it when the handler has ended and,
-for a retry, when its copy is confirmed. A delivery tag means something only on the channel that brought it.
-On another channel, or after a reconnect, the same number is somebody else's message.
+A delivery tag is valid on its channel only. On another channel, or after a reconnect, the same number means another
+message.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ class SettlingChannel(Protocol):
     """The two methods of a pika channel that a lease needs."""
 
     def basic_ack(self, delivery_tag: int) -> None:
-        """Say that the message is done."""
+        """Acknowledge the message."""
 
     def basic_nack(self, delivery_tag: int, *, requeue: bool) -> None:
-        """Give the message back."""
+        """Requeue the message."""
 
 
 class LeaseState(Enum):
-    """A lease begins as HELD and changes at most once."""
+    """A lease starts as HELD and changes at most once, except when the channel refuses to settle it."""
 
     HELD = "held"
     SETTLED = "settled"
@@ -32,7 +31,7 @@ class LeaseState(Enum):
 
 
 class Lease:
-    """(connection generation, channel, delivery tag). Use it only where pika may be touched."""
+    """Connection generation, channel and delivery tag. Use it under the lock of the connection."""
 
     __slots__ = ("channel", "generation", "state", "tag")
 
@@ -43,19 +42,19 @@ class Lease:
         self.state = LeaseState.HELD
 
     def ack(self) -> bool:
-        """Acknowledge, if the delivery is still ours; returns whether it was."""
+        """Acknowledge the message if the lease is held; return whether it was."""
         if self.state is not LeaseState.HELD:
             return False
         self.state = LeaseState.SETTLED
         try:
             self.channel.basic_ack(self.tag)
-        except AMQPError:  # the channel is closing: the broker has taken the message back
+        except AMQPError:  # the channel is closing, and RabbitMQ has requeued the message
             self.state = LeaseState.LOST
             return False
         return True
 
     def hand_back(self) -> bool:
-        """Give the message back to the queue, if the delivery is still ours; returns whether it was."""
+        """Requeue the message if the lease is held; return whether it was."""
         if self.state is not LeaseState.HELD:
             return False
         self.state = LeaseState.SETTLED
@@ -67,7 +66,7 @@ class Lease:
         return True
 
     def lose(self) -> bool:
-        """The channel is gone, and the broker gives the message to somebody else."""
+        """Note that the channel is closed and RabbitMQ redelivers the message; return whether the lease was held."""
         if self.state is not LeaseState.HELD:
             return False
         self.state = LeaseState.LOST
@@ -75,5 +74,5 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether the delivery is still ours to settle."""
+        """Whether the delivery may still be settled."""
         return self.state is LeaseState.HELD

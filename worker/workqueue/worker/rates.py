@@ -1,7 +1,4 @@
-"""What happened in the last minute: arrivals and handler times, for /status and so for the scaling.
-
-Place in the flow: fed by the runtime, read by the endpoint in threads of its own. The clock is an argument.
-"""
+"""Arrivals and handler times in the last minute, for /status and so for scaling. The clock is an argument."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ _BUCKET_SECONDS: Final = 5.0
 
 
 class HandlerRates:
-    """Counts in buckets of five seconds, so that memory stays the same at any rate. For any thread.
+    """Counts in buckets of five seconds, so that memory use does not depend on the rate. Thread-safe.
 
     Args:
-        start: when counting began, by the same clock as every `now`, in seconds.
+        start: when counting begins, in seconds, on the same clock as every `now`.
     """
 
     __slots__ = ("_buckets", "_lock", "_start", "total_count", "total_seconds")
@@ -30,12 +27,12 @@ class HandlerRates:
         self.total_seconds = 0.0
 
     def arrived(self, now: float) -> None:
-        """A message was taken."""
+        """Count a message that was received."""
         with self._lock:
             self._bucket(now)[1] += 1
 
     def handled(self, now: float, seconds: float) -> None:
-        """A handler has returned after `seconds`."""
+        """Count a handler that returned after `seconds`."""
         with self._lock:
             bucket = self._bucket(now)
             bucket[2] += 1
@@ -44,18 +41,18 @@ class HandlerRates:
             self.total_seconds += seconds
 
     def mean_seconds(self) -> float | None:
-        """The mean handler time since the start; None when nothing was handled."""
+        """Return the mean handler time since the start, or None if no handler returned."""
         return self.total_seconds / self.total_count if self.total_count else None
 
     def recent_seconds(self, now: float) -> float | None:
-        """The mean handler time of the last minute; None when nothing was handled in it."""
+        """Return the mean handler time of the last minute, or None if no handler returned in it."""
         with self._lock:
             self._forget(now)
             handled = sum(bucket[2] for bucket in self._buckets)
             return sum(bucket[3] for bucket in self._buckets) / handled if handled else None
 
     def arrivals_per_second(self, now: float) -> float | None:
-        """The arrival rate of the last minute; None within the first bucket, where it would be a guess."""
+        """Return the arrival rate of the last minute, or None in the first 5 s, when it would be a guess."""
         seconds = min(now - self._start, WINDOW_SECONDS)
         if seconds < _BUCKET_SECONDS:
             return None

@@ -1,9 +1,8 @@
-"""Carry out a verdict: acknowledge, or publish a copy, wait for its confirmation, and then acknowledge.
+"""Settling a delivery: acknowledge it, or publish a copy, wait for the confirm, and then acknowledge it.
 
-Place in the flow: `runtime` hands over work whose handler has ended or timed out. The original stays
-unacknowledged until RabbitMQ has confirmed the copy, so that a crash at any moment leaves at least one of
-them. What fails is tried again for as long as the delivery is ours. A copy that was sent waits for its
-confirmation or for the end of its channel before it is sent again, and keeps its message id then.
+The original stays unacknowledged until RabbitMQ has confirmed the copy, so that a crash at any moment leaves
+at least one of them. A failed step is repeated while the lease is held. A copy that was sent is sent again
+only after its confirm failed or its channel closed, with the same message id.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ FIRST_WAIT_SECONDS: Final = 0.1
 LONGEST_WAIT_SECONDS: Final = 5.0
 
 ROOM: Final = 124 * 1024
-"""Bytes for the headers of a copy. All properties travel in one frame, of 128 KiB where nobody made it smaller."""
+"""Bytes for the headers of a copy. All properties must fit into one frame, which has 128 KiB by default."""
 
 LEAST_ROOM: Final = 1024
 _NAMES_CHARACTERS: Final = 200
@@ -47,78 +46,77 @@ logger = logging.getLogger(__name__)
 
 
 class Republisher(Protocol):
-    """What settling needs of the publisher. Both calls return at once and may be made from any thread."""
+    """The parts of a publisher that settling uses. Both methods return immediately and are thread-safe."""
 
     def submit(self, outgoing: Outgoing, is_wanted: Callable[[], bool]) -> Future[None]:
-        """Publish mandatory and confirmed, unless it is no longer wanted when its turn has come."""
+        """Publish with mandatory flag and confirm, unless `is_wanted` returns False just before sending."""
 
     def declare(self, queue: topology.Queue) -> Future[bool]:
-        """Declare a queue; tells whether it was created."""
+        """Declare a queue. The future's result says whether it was created."""
 
 
 class SettlingConnection(Protocol):
-    """What settling needs of the consuming connection."""
+    """The parts of the consuming connection that settling uses."""
 
     def call(self, function: Callable[[], None]) -> None:
-        """Run a function where pika may be touched."""
+        """Run a function under the lock."""
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> Any:
-        """The same, later."""
+        """Run a function under the lock after `seconds`."""
 
     def flush(self) -> None:
-        """Send what was written now."""
+        """Send written data now."""
 
 
 class Settler:
-    """Settles the deliveries of one queue. Use it only where pika may be touched.
+    """Settles the deliveries of one queue. Use it under the lock of the connection.
 
     Args:
         queue: the work queue.
-        worker: who we are, for the header.
-        port: the consuming connection.
-        republisher: makes (or returns) the publisher when the first copy is needed: most workers never do.
-        on_settled: called with the work and how it ended. Not called when the delivery was lost or handed
-            back meanwhile: whoever did that knows.
+        worker: the worker's name, for the header.
+        connection: the consuming connection.
+        republisher: returns the publisher, which is made for the first copy. Most workers never need one.
+        on_settled: called with the delivery and its outcome, unless the delivery was lost or requeued before.
     """
 
     def __init__(
         self,
         queue: str,
         worker: str,
-        port: SettlingConnection,
+        connection: SettlingConnection,
         republisher: Callable[[], Republisher],
         on_settled: Callable[[Delivery, Outcome], None],
     ) -> None:
         self.queue = queue
-        self.port = port
+        self.connection = connection
         self.republisher = republisher
         self.known_queues = {topology.dead_letter_queue_name(queue)}
         self.safe_from: dict[str, float] = {}
-        self._worker = worker
+        self._deliveryer = worker
         self._on_settled = on_settled
 
     @property
     def delays_seconds(self) -> list[int]:
-        """The delays whose queues exist because this worker declared them."""
-        # /status asks without the lock, while a copy may make another queue known: look at a snapshot.
+        """The delays whose queues this worker has declared."""
+        # A copy, since /status reads this without the lock while another queue may be added.
         found = (topology.delay_seconds(name, self.queue) for name in tuple(self.known_queues))
         return sorted(seconds for seconds in found if seconds is not None)
 
     def settle(self, delivery: Delivery, verdict: Verdict, error: BaseException | None = None) -> None:
-        """Begin to carry out the verdict.
+        """Start to carry out the verdict.
 
         Args:
-            error: what the handler raised, for the log.
+            error: the handler's exception, for the log.
         """
         if isinstance(verdict, Ack):
-            self.end(delivery, Outcome.ACKED)
+            self.ack(delivery, Outcome.ACKED)
             return
-        target, copy = make_copy(delivery, verdict, self.queue, self._worker, time.time())
+        target, copy = make_copy(delivery, verdict, self.queue, self._deliveryer, time.time())
         retried = isinstance(verdict, RetryLater)
         logger.log(
             logging.WARNING if retried else logging.ERROR,
             "Message failed; trying again later." if retried else "Message given up.",
-            # What a handler says with Reject, an exit code or a status code needs no traceback.
+            # Reject, an exit code and a status code have no useful traceback.
             exc_info=error if verdict.failure.traceback and not retried else None,
             extra={
                 "queue": self.queue,
@@ -134,22 +132,22 @@ class Settler:
             outcome = Outcome.TIMED_OUT
         _Republishing(self, delivery, target, copy, outcome).start()
 
-    def end(self, delivery: Delivery, outcome: Outcome) -> None:
+    def ack(self, delivery: Delivery, outcome: Outcome) -> None:
         """Acknowledge."""
         if delivery.lease.held:
             is_acked = delivery.lease.ack()
-            self.port.flush()  # while we count, RabbitMQ has the next message on its way
+            self.connection.flush()  # RabbitMQ then sends the next message while we count
             self._on_settled(delivery, outcome if is_acked else Outcome.LOST)
 
 
 class _Republishing:
-    """One copy on its way: declare its queue unless that is known to exist, publish, acknowledge."""
+    """One copy: declare its queue unless it is known to exist, publish, acknowledge the original."""
 
     def __init__(
         self, settler: Settler, delivery: Delivery, target: topology.Queue, copy: Outgoing, outcome: Outcome
     ) -> None:
         self._settler = settler
-        self._work = delivery
+        self._delivery = delivery
         self._target = target
         self._copy = copy
         self._outcome = outcome
@@ -173,26 +171,26 @@ class _Republishing:
         self._publish()
 
     def _publish(self) -> None:
-        # Also when another slot has just made the queue.
+        # Also if another slot has just created the queue.
         wait = self._settler.safe_from.get(self._target.name, 0.0) - time.monotonic()
         if wait > 0:
-            self._settler.port.call_later(wait, self._publish)
+            self._settler.connection.call_later(wait, self._publish)
             return
         self._step(
-            # The publisher asks from its own thread; to read the state is safe there.
-            lambda: self._settler.republisher().submit(self._copy, lambda: self._work.lease.held),
-            lambda _: self._settler.end(self._work, self._outcome),
+            # Called in the publisher's thread, where reading the state is safe.
+            lambda: self._settler.republisher().submit(self._copy, lambda: self._delivery.lease.held),
+            lambda _: self._settler.ack(self._delivery, self._outcome),
         )
 
     def _step(self, begin: Callable[[], Future[Any]], then: Callable[[Any], None]) -> None:
         def finished(done: Future[Any]) -> None:
-            # We are in the publisher's thread, which must not wait for the consuming connection.
+            # This is the publisher's thread, which must not wait for the lock of the consuming connection.
             error = done.exception()
-            self._settler.port.call(
+            self._settler.connection.call(
                 (lambda: then(done.result())) if error is None else lambda: self._failed(error)
             )
 
-        if not self._work.lease.held:
+        if not self._delivery.lease.held:
             return
         try:
             begin().add_done_callback(finished)
@@ -200,14 +198,14 @@ class _Republishing:
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
-        if not self._work.lease.held:
+        if not self._delivery.lease.held:
             return
         if isinstance(error, Unencodable) and self._room > LEAST_ROOM:
-            # A message must not stay in hand for ever because of what its publisher wrote into its headers.
+            # The headers of a publisher must not keep a message unsettled.
             self._room //= 2
             kept = fitted(self._copy.headers or {}, self._room)
             logger.warning(
-                "The headers of a copy have no room in a frame; it goes without the largest.",
+                "The headers of a copy do not fit into a frame; dropping the largest.",
                 extra={"queue": self._settler.queue, "to": self._target.name, "reason": str(error)},
             )
             self._copy = self._copy._replace(headers=kept)
@@ -219,17 +217,17 @@ class _Republishing:
                 "A copy could not be published; the message stays unacknowledged, trying again.",
                 extra={"queue": self._settler.queue, "to": self._target.name, "reason": str(error)},
             )
-        # Whatever it was, the queue may be gone: to declare it again is harmless and heals that.
+        # The queue may have been deleted. Declaring it again is harmless and repairs that.
         self._settler.known_queues.discard(self._target.name)
-        self._settler.port.call_later(self._backoff.next(), self._declare)
+        self._settler.connection.call_later(self._backoff.next(), self._declare)
 
 
 def make_copy(
     delivery: Delivery, verdict: RetryLater | GiveUp, queue: str, worker: str, now: float
 ) -> tuple[topology.Queue, Outgoing]:
-    """The queue that the copy goes to, and the copy.
+    """Return the queue for the copy, and the copy.
 
-    A message without an id gets one here, so that all later attempts share it.
+    A message without an id gets one here, which all later attempts share.
 
     Args:
         now: Unix seconds.
@@ -252,10 +250,10 @@ def make_copy(
 
 
 def fitted(wanted: Mapping[str, Any], room: int) -> dict[str, Any]:
-    """Headers without what has no room, and the names of what is missing.
+    """Return the headers that fit into `room` bytes, plus one with the names of the dropped headers.
 
-    The traceback goes first, then the largest of the publisher's, our own last. What cannot be written as
-    AMQP at all, such as an object that a handler has put there, goes in any case.
+    The traceback is dropped first, then the publisher's headers from the largest, then our own. A header that
+    AMQP cannot encode, such as an object that a handler set, is always dropped.
     """
     sizes = {name: field_table.size(name, value) for name, value in wanted.items()}
     dropped = [name for name, size in sizes.items() if size is None]

@@ -1,8 +1,7 @@
-"""A slot: one channel with prefetch 1, so that it has at most one message in hand.
+"""A slot: one channel with prefetch 1, so that it has at most one message.
 
-Place in the flow: opened by the runtime when the connection is open; hands each delivery over as `Delivery`;
-closed for new messages while a handler of an older one still runs, while the worker is retired, and when it
-shuts down. Everything here happens where pika may be touched.
+A slot takes no new message while the handler of a lost delivery still runs, while the worker is retired, and during
+shutdown. Everything here happens under the lock of the connection.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from workqueue.worker.lease import Lease
 
 FIRST_WAIT_SECONDS: Final = 0.2
 LONGEST_WAIT_SECONDS: Final = 5.0
-"""The operator declares a missing queue again within seconds, so that waiting longer gains nothing."""
+"""The operator declares a missing queue again within seconds, so a longer delay has no advantage."""
 
 ANSWER_SECONDS: Final = 30.0
-"""A quorum queue without a leader leaves basic.consume unanswered, on a channel that then stays so."""
+"""A quorum queue without a leader never answers basic.consume, and its channel stays unusable."""
 
 NOT_FOUND: Final = 404
 
 
 class SlotConnection(Protocol):
-    """What a slot needs of a connection."""
+    """The parts of a connection that a slot uses."""
 
     generation: int
 
@@ -43,8 +42,8 @@ class SlotConnection(Protocol):
         """Run a function later."""
 
 
-class Consumer(Enum):
-    """Where the slot's consumer is."""
+class ConsumerState(Enum):
+    """The state of a slot's consumer."""
 
     NONE = "none"
     STARTING = "starting"
@@ -53,17 +52,17 @@ class Consumer(Enum):
 
 
 class Delivery:
-    """A delivery and what has become of it so far. The slot is free again when both of its ends are reached.
+    """A delivery and its progress. Its slot is free when the message is settled and the handler has returned.
 
     Attributes:
         lease: the right to settle it.
-        message: what the handler gets; the runtime sets it.
-        started: when, on the monotonic clock.
+        message: the handler's argument; None until the delivery is received.
+        started: when the handler started, on the monotonic clock.
         expires_at: when the message's own TTL passes, in Unix seconds; None without one.
         returned: whether the handler has returned.
-        decided: whether it is known what to do with the message; at the latest when the handler returns.
-        abandoned: whether the message is to be handed back whatever the handler says, since we shut down.
-        task: of an async handler.
+        decided: whether the verdict on the message is known, at the latest when the handler returns.
+        abandoned: whether shutdown requeues the message, whatever the handler's result.
+        task: the asyncio task of an async handler.
     """
 
     __slots__ = (
@@ -102,20 +101,20 @@ class Slot:
     Args:
         number: from 0; for log lines.
         queue: to consume from.
-        port: the connection.
-        arguments: asked for the consumer's arguments at each start, since they depend on the broker.
-        on_work: called with each delivery that the slot takes.
-        on_lost: called with work whose lease is lost.
-        on_trouble: told in a sentence and with a reason why the slot cannot consume, and when it can again
-            with two None.
-        on_change: told when the consumer has ended, so that somebody may ask `quiet`.
+        connection: the consuming connection.
+        arguments: returns the consumer's arguments, which depend on the broker's version.
+        on_delivery: called with each delivery that the slot takes.
+        on_lost: called with a delivery whose lease is lost.
+        on_problem: called with a sentence and a reason when the slot cannot consume, and with None and None
+            when it can.
+        on_change: called when the consumer has ended.
     """
 
     def __init__(
         self,
         number: int,
         queue: str,
-        port: SlotConnection,
+        connection: SlotConnection,
         *,
         arguments: Callable[[], dict[str, Any]],
         on_delivery: Callable[[Delivery], None],
@@ -125,11 +124,11 @@ class Slot:
     ) -> None:
         self.number = number
         self.queue = queue
-        self.consumer = Consumer.NONE
+        self.consumer = ConsumerState.NONE
         self.delivery: Delivery | None = None
-        self._port = port
+        self._connection = connection
         self._arguments = arguments
-        self._on_work = on_delivery
+        self._on_delivery = on_delivery
         self._on_lost = on_lost
         self._on_problem = on_problem
         self._on_change = on_change
@@ -144,24 +143,24 @@ class Slot:
 
     @property
     def closed(self) -> bool:
-        """Whether no message can come: there is no consumer, not even one that is being cancelled."""
-        return self.consumer is Consumer.NONE
+        """Whether no message can arrive: there is no consumer, not even one that is being cancelled."""
+        return self.consumer is ConsumerState.NONE
 
     @property
     def consuming(self) -> bool:
-        """Whether the broker knows our consumer."""
-        return self.consumer is Consumer.ACTIVE
+        """Whether RabbitMQ has confirmed the consumer."""
+        return self.consumer is ConsumerState.ACTIVE
 
-    # What the runtime says -------------------------------------------------------------------------------
+    # Called by the worker -------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """The connection is open: open a channel."""
-        if self._channel is not None or not self._port.is_open:
+        """Open a channel, when the connection is open."""
+        if self._channel is not None or not self._connection.is_open:
             return
         try:
-            channel = self._port.channel(self._opened)
+            channel = self._connection.channel(self._opened)
         except BrokerError as error:
-            if self._port.is_open:
+            if self._connection.is_open:
                 self._on_problem("No channel can be opened; trying again.", str(error))
                 self._reopen()
             return
@@ -169,15 +168,15 @@ class Slot:
         channel.add_on_close_callback(self._closed)
 
     def detach(self) -> None:
-        """The connection is lost, and with it the channel, whatever it was doing."""
+        """Drop the channel, when the connection is lost."""
         self._drop()
 
     def pause(self, *, take_late: bool) -> None:
-        """Cancel the consumer; `on_change` is called when the broker has confirmed it.
+        """Cancel the consumer. `on_change` is called when RabbitMQ has confirmed it.
 
         Args:
-            take_late: take a message that was on its way already, instead of handing it back, which before
-                RabbitMQ 4.3 counts towards its delivery limit.
+            take_late: whether to take a message that is already under way. Before RabbitMQ 4.3, requeueing it
+                would count towards its delivery limit.
         """
         self._wanted = False
         self._takes_late = take_late
@@ -189,17 +188,17 @@ class Slot:
         self._adjust()
 
     def hold(self) -> None:
-        """Take no message until `release()`: the handler runs on although its message is being settled."""
+        """Take no message until `release()`, as the handler still runs while its message is being settled."""
         self._held = True
         self._adjust()
 
     def release(self) -> None:
-        """The message is settled and its handler has returned: the slot is free."""
+        """Free the slot: its message is settled and the handler has returned."""
         self.delivery = None
         self._held = False
         self._adjust()
 
-    # What the broker says --------------------------------------------------------------------------------
+    # Called for RabbitMQ ---------------------------------------------------------------------------------
 
     def _opened(self, channel: Any) -> None:
         if channel is not self._channel:
@@ -210,39 +209,39 @@ class Slot:
         self._adjust()
 
     def _adjust(self) -> None:
-        """Start or cancel the consumer, if that is what is wanted and no answer is awaited.
+        """Start or cancel the consumer as needed, unless an answer of RabbitMQ is pending.
 
-        None is started while there is work: the handler of a delivery that was lost may still run.
+        No consumer starts while the slot has a delivery: the handler of a lost delivery may still run.
         """
         if not self._channel_is_open:
             return
         wanted = self._wanted and not self._held
         channel = self._channel
-        if wanted and self.consumer is Consumer.NONE and self.delivery is None:
-            self.consumer = Consumer.STARTING
+        if wanted and self.consumer is ConsumerState.NONE and self.delivery is None:
+            self.consumer = ConsumerState.STARTING
             self._tag = channel.basic_consume(
                 self.queue,
                 on_message_callback=self._delivered,
                 arguments=self._arguments(),
                 callback=lambda _frame: self._started(channel),
             )
-            self._port.call_later(ANSWER_SECONDS, lambda: self._give_up_on(channel))
-        elif not wanted and self.consumer is Consumer.ACTIVE:
-            self.consumer = Consumer.CANCELLING
+            self._connection.call_later(ANSWER_SECONDS, lambda: self._give_up_on(channel))
+        elif not wanted and self.consumer is ConsumerState.ACTIVE:
+            self.consumer = ConsumerState.CANCELLING
             channel.basic_cancel(self._tag, callback=lambda _frame: self._stopped(channel))
-            # pika would reject a delivery that is under way, and from RabbitMQ 4.3 that counts as a failure
-            # of the message. Left to us, it is handed back by nack, which does not.
+            # pika would reject a delivery that is under way. From RabbitMQ 4.3 that counts towards the
+            # delivery limit, while the nack of `_delivered` does not.
             channel._cancelled.discard(self._tag)  # noqa: SLF001
 
     def _started(self, channel: Any) -> None:
         if channel is self._channel:
-            self.consumer = Consumer.ACTIVE
+            self.consumer = ConsumerState.ACTIVE
             self._backoff.reset()
             self._on_problem(None, None)
             self._adjust()
 
     def _give_up_on(self, channel: Any) -> None:
-        if channel is self._channel and self.consumer is Consumer.STARTING:
+        if channel is self._channel and self.consumer is ConsumerState.STARTING:
             self._on_problem("The queue does not answer; trying again.", "no answer to basic.consume")
             self._drop()
             channel.close()
@@ -250,26 +249,26 @@ class Slot:
 
     def _stopped(self, channel: Any) -> None:
         if channel is self._channel:
-            self.consumer = Consumer.NONE
+            self.consumer = ConsumerState.NONE
             self._adjust()
             self._on_change()
 
     def _delivered(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        lease = Lease(self._port.generation, channel, method.delivery_tag)
+        lease = Lease(self._connection.generation, channel, method.delivery_tag)
         takes = self._wanted or self._takes_late
         if channel is not self._channel or not takes or self.delivery is not None:
             lease.hand_back()
             return
         self.delivery = Delivery(self, lease, method, properties, body)
-        self._on_work(self.delivery)
+        self._on_delivery(self.delivery)
 
     def _cancelled(self, channel: Any) -> None:
-        """The broker cancelled the consumer: the queue is gone, or a message was held for too long."""
+        """Handle a cancel by RabbitMQ: the queue was deleted, or a message exceeded the consumer timeout."""
         if channel is not self._channel:
             return
         self._on_problem("The broker cancelled the consumer; consuming again.", "basic.cancel")
-        # What we held is given to somebody else or gone, and a queue that comes back under this name may be
-        # of another type, for which the channel that knew the old one cannot be used.
+        # The message is redelivered or deleted. A new queue of this name may have another type, which a channel that
+        # knew the old one cannot consume.
         self._drop()
         channel.close()
         self._reopen()
@@ -287,13 +286,13 @@ class Slot:
             self._on_problem(sentence, reason)
             self._drop()
             self._reopen()
-        else:  # the connection is lost, which it says itself; `attach` is called when it is back
+        else:  # the connection is lost; `attach` is called when it is open again
             self._drop()
 
     def _drop(self) -> None:
         self._channel = None
         self._channel_is_open = False
-        self.consumer = Consumer.NONE
+        self.consumer = ConsumerState.NONE
         if self.delivery is not None and self.delivery.lease.lose():
             self._on_lost(self.delivery)
         self._on_change()
@@ -301,7 +300,7 @@ class Slot:
     def _reopen(self) -> None:
         if not self._reopening:
             self._reopening = True
-            self._port.call_later(self._backoff.next(), self._reopen_now)
+            self._connection.call_later(self._backoff.next(), self._reopen_now)
 
     def _reopen_now(self) -> None:
         self._reopening = False

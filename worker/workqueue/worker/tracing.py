@@ -1,12 +1,10 @@
-"""OpenTelemetry: one trace from whoever publishes a message to every attempt to handle it.
+"""OpenTelemetry: one trace from the publishing of a message to every attempt to handle it.
 
-Place in the flow: `run` wraps its handler and `send` takes another publisher, both only when traces are asked
-for; without that nothing here is imported, and a message costs nothing more. The context travels in the
-headers of W3C Trace Context (`traceparent`, `tracestate`). Retries, dead letters and replays keep a message's
-headers, and so its trace.
+`run` and `send` use it only when traces are requested. Otherwise OpenTelemetry is not imported and a message costs
+nothing more. The context travels in the headers of W3C Trace Context (`traceparent`, `tracestate`). Retries, dead
+letters and replays keep a message's headers, and so its trace.
 
-Names follow OpenTelemetry's semantic conventions for messaging and RabbitMQ. This is the only module that knows
-OpenTelemetry; it comes with the extra `otel`.
+Names follow OpenTelemetry's semantic conventions for messaging and RabbitMQ. The extra `otel` installs what it needs.
 """
 
 from __future__ import annotations
@@ -42,10 +40,10 @@ logger = logging.getLogger(__name__)
 
 
 class Tracing:
-    """Makes the spans.
+    """Creates the spans.
 
     Args:
-        provider: where they go; the process's global one when left out.
+        provider: receives the spans; the global provider by default.
     """
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
@@ -56,13 +54,13 @@ class Tracing:
         self._trace, self._propagate, self._context = trace, propagate, context
 
     def close(self) -> None:
-        """Send what is not sent yet."""
+        """Send the remaining spans."""
         flush = getattr(self._provider, "force_flush", None)
         if flush is not None:
             flush()
 
     def handler(self, handler: Handler) -> Handler:
-        """The same handler, each call of it in a span that goes on with the message's trace."""
+        """Return the handler with each call in a span that continues the message's trace."""
         call = handler.call
 
         async def call_async(message: Message) -> Any:
@@ -78,9 +76,9 @@ class Tracing:
         )
 
     def begin_publish(self, outgoing: Outgoing) -> tuple[Outgoing, Callable[[BaseException | None], None]]:
-        """The message with its trace in the headers, and what to call when its fate is known.
+        """Return the message with its trace in the headers, and the function to call with its result.
 
-        A trace that it has already stays, as the conventions have it.
+        An existing trace is kept, as the conventions require.
         """
         span = self._tracer.start_span(
             f"publish {outgoing.exchange or outgoing.routing_key}",
@@ -126,7 +124,7 @@ class Tracing:
             | {"workqueue.attempt": message.attempt, "workqueue.redelivered": message.redelivered},
         )
         here = self._trace.set_span_in_context(span)
-        # What the handler calls, in this process or another one, belongs below this span.
+        # Spans of services that the handler calls become children of this span.
         headers = dict(message.headers)
         self._propagate.inject(headers, here)
         message.headers = headers
@@ -148,7 +146,7 @@ class Tracing:
 
 
 class TracedPublisher(Publisher):
-    """A publisher that makes a span of each message, from `publish` to its confirmation."""
+    """A publisher with a span per message, from `publish` to its confirm."""
 
     def __init__(
         self, binding_source: Callable[[], Binding], name: str, *, tracing: Tracing, **options: Any
@@ -181,14 +179,14 @@ class TracedPublisher(Publisher):
 def publisher(
     tracing: Tracing | None, binding_source: Callable[[], Binding], name: str, **options: Any
 ) -> Publisher:
-    """A publisher, traced where there are traces."""
+    """Return a publisher, with spans if `tracing` is given."""
     if tracing is None:
         return Publisher(binding_source, name, **options)
     return TracedPublisher(binding_source, name, tracing=tracing, **options)
 
 
 def wanted(environment: Mapping[str, str]) -> bool:
-    """Whether traces are asked for: by OpenTelemetry's own variables, or since the SDK is in use already."""
+    """Whether traces are requested by OpenTelemetry's own variables, or the SDK is already in use."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     if environment.get("OTEL_TRACES_EXPORTER", "").lower() == "none":
@@ -201,13 +199,12 @@ def _asked(environment: Mapping[str, str]) -> bool:
 
 
 def start(service: str, environment: Mapping[str, str]) -> Tracing | None:
-    """Traces as OpenTelemetry's environment variables say; None where nobody asks, or the extra is missing.
+    """Return tracing as configured by OpenTelemetry's environment variables, or None without configuration or extra.
 
-    A provider that is there already is used: that of `opentelemetry-instrument`, or one that the handler's module
-    has set up.
+    An existing provider is used, such as that of `opentelemetry-instrument` or one that the handler's module has set.
 
     Args:
-        service: the service's name, where the environment does not say another.
+        service: the service's name, unless the environment sets another.
     """
     try:
         from opentelemetry import trace
@@ -218,11 +215,11 @@ def start(service: str, environment: Mapping[str, str]) -> Tracing | None:
         if isinstance(trace.get_tracer_provider(), TracerProvider):
             return Tracing()
         if not _asked(environment):
-            return None  # the SDK was imported, but nobody has set it up
+            return None  # the SDK was imported, but not configured
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError as error:
         logger.warning(
-            "Traces are asked for, but OpenTelemetry is not installed: there are none. Install"
+            "Traces are requested, but OpenTelemetry is not installed, so there are none. Install"
             " workqueue-operator[otel].",
             extra={"missing": error.name},
         )
@@ -237,7 +234,7 @@ def start(service: str, environment: Mapping[str, str]) -> Tracing | None:
 
 
 def _destination(exchange: str, routing_key: str, queue: str = "") -> str:
-    """The destination's name: exchange, routing key and, for a consumer, queue; what says nothing new left out."""
+    """Return exchange, routing key and (for a consumer) queue, without repetitions."""
     parts = [exchange or DEFAULT_EXCHANGE, routing_key]
     if queue != routing_key:
         parts.append(queue)

@@ -1,9 +1,9 @@
-"""One asyncio loop that runs async handlers and, when nothing holds it up, the I/O of the broker too.
+"""One asyncio loop that runs async handlers and the I/O of the broker.
 
-Place in the flow: like `crew`, for coroutine functions. asyncio waits in a selector of ours, which turns the
-I/O loop on the way, so that a message changes no thread between the socket and its acknowledgement and its
-task runs in the round in which it came. A handler that blocks the asyncio loop would silence the heartbeat; a
-keeper thread notices that within seconds and turns the I/O loop in its place until the asyncio loop is back.
+asyncio waits in our selector, which also runs the I/O loop, so that a message stays in one thread from the
+socket to its acknowledgement, and its task starts in the same turn. A handler that blocks the asyncio loop
+would stop the heartbeats. A keeper thread notices this within seconds and runs the I/O loop until the asyncio
+loop continues.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from workqueue.worker.ending import leave_forked_child
 from workqueue.worker.slot import Delivery
 
 KEEPER_SECONDS: Final = 2.0
-"""How often the keeper looks. With a heartbeat of 10 s one is due every 5 s and is missed after 10."""
+"""How often the keeper checks. With a heartbeat of 10 s, one is due every 5 s and is missed after 10 s."""
 
 
 class _Selector(selectors.DefaultSelector):
-    """asyncio's selector, which looks after the I/O loop as well."""
+    """asyncio's selector, which also runs the I/O loop."""
 
     def __init__(self, loop: Loop) -> None:
         super().__init__()
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait for asyncio's descriptors or the I/O loop's; the latter are handled here."""
+        """Wait for descriptors of asyncio and of the I/O loop. The latter are handled here."""
         loop = self._loop
         wait = loop.prepare(MAX_WAIT_SECONDS if timeout is None else min(timeout, MAX_WAIT_SECONDS))
         ready: list[tuple[selectors.SelectorKey, int]] = super().select(wait)
@@ -49,9 +49,9 @@ class AsyncExecutor:
     Args:
         loop: of the consuming connection.
         call: the handler, a coroutine function.
-        handled: told of each end, with the exception if there was one; called in the asyncio thread.
-        on_loop_ended: told why, when a handler's task or callback has ended the asyncio loop. The loop goes on,
-            so that the other handlers can be cancelled.
+        handled: called in the asyncio thread when a handler has returned, with its exception or None.
+        on_loop_ended: called with the reason when a handler's task or callback has ended the asyncio loop.
+            The loop then continues, so that the other handlers can be cancelled.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class AsyncExecutor:
         self._keeper.start()
 
     def submit(self, delivery: Delivery) -> None:
-        """Have the handler run. Called by whoever turns the loop."""
+        """Run the handler. Called by the thread that runs the I/O loop."""
         if threading.current_thread() is self._thread:
             self._begin(delivery)
         else:
@@ -93,14 +93,14 @@ class AsyncExecutor:
             delivery.task.cancel()
 
         def ended(_task: object) -> None:
-            if not delivery.returned:  # a task that is cancelled before its first step never runs
+            if not delivery.returned:  # a task that is cancelled before its first step never starts
                 self._handled(delivery, asyncio.CancelledError())
 
         with contextlib.suppress(RuntimeError):  # the loop is closed, its tasks are cancelled
             self._asyncio.call_soon_threadsafe(cancel)
 
     def stop(self, timeout: float) -> bool:
-        """Let the loop rest and the threads end; tasks are cancelled. Returns whether both ended."""
+        """Cancel the tasks and end the threads; return False if one still runs after `timeout` seconds."""
         self._stopped.set()
         self._asyncio.call_soon_threadsafe(self._asyncio.stop)
         self._answered.set()
@@ -117,7 +117,7 @@ class AsyncExecutor:
         error: BaseException | None = None
         try:
             await self._call(delivery.message)
-        except BaseException as raised:  # noqa: BLE001 - a cancelled task ends here as well
+        except BaseException as raised:  # noqa: BLE001 - also CancelledError
             error = raised
         if os.getpid() != self._process:
             leave_forked_child(error)

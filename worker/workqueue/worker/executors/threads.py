@@ -1,9 +1,8 @@
-"""Threads that run handlers, and take turns at the I/O loop: the leader/followers pattern.
+"""Threads that run handlers and take turns at the I/O loop: the leader/followers pattern.
 
-Place in the flow: the runtime submits work; a thread of the crew runs its handler and reports the end. One
-thread leads: it turns the I/O loop. The one that receives a message makes another one the leader and runs
-the handler itself, so that a message changes no thread between the socket and its acknowledgement, while
-somebody always answers the broker's heartbeats, however long handlers take.
+One thread is the leader and runs the I/O loop. When it receives a message, it promotes another thread and
+runs the handler itself, so that a message stays in one thread from the socket to its acknowledgement. A
+leader always answers the broker's heartbeats, however long handlers run.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from workqueue.worker.slot import Delivery
 
 
 class ThreadExecutor:
-    """One thread more than there are slots, so that one is always free to lead.
+    """One thread more than there are slots, so that one is always free to be the leader.
 
     Args:
         loop: of the consuming connection.
         call: the handler.
-        handled: told of each end, with the exception if there was one; called in the handler's thread.
-        slots: how many handlers may run at once.
+        handled: called in the handler's thread when it has returned, with its exception or None.
+        slots: how many handlers may run at the same time.
     """
 
     def __init__(
@@ -56,14 +55,14 @@ class ThreadExecutor:
             thread.start()
 
     def submit(self, delivery: Delivery) -> None:
-        """Have the handler run. Called by whoever turns the loop."""
+        """Run the handler. Called by the leader."""
         self._waiting.append(delivery)
 
     def cancel(self, delivery: Delivery) -> None:
-        """Nothing more than what the message's token has said: a thread cannot be interrupted."""
+        """Do nothing: a thread cannot be interrupted. The handler may read `message.cancelled`."""
 
     def stop(self, timeout: float) -> bool:
-        """Let the loop rest and the threads end. Returns whether all did; a handler may still run in one."""
+        """End the threads; return False if a handler still runs after `timeout` seconds."""
         with self._condition:
             self._stopped = True
             self._condition.notify_all()
@@ -78,7 +77,7 @@ class ThreadExecutor:
             error: BaseException | None = None
             try:
                 self._call(delivery.message)
-            except BaseException as raised:  # noqa: BLE001 - SystemExit is a failure like others
+            except BaseException as raised:  # noqa: BLE001 - SystemExit is a failure like any other
                 error = raised
             if os.getpid() != self._process:
                 leave_forked_child(error)
@@ -101,6 +100,6 @@ class ThreadExecutor:
         with self._condition:
             self._has_leader = False
             delivery = self._waiting.popleft() if self._waiting else None
-            # For each message that waits one thread, and one to lead.
+            # One thread for each waiting message, and one to lead.
             self._condition.notify(len(self._waiting) + 1)
         return None if self._stopped else delivery

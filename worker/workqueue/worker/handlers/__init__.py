@@ -1,1 +1,1 @@
-"""The ways to run a person's code for one message: a Python function, a command, an HTTP call."""
+"""The kinds of handlers: a Python function, a command, an HTTP server."""

@@ -1,9 +1,8 @@
-"""Exec handlers: one process for each message, in any language.
+"""Exec handlers: one process per message, in any language.
 
-Place in the flow: the body comes on standard input, properties and headers in the environment; the exit code
-is the outcome. The process gets a group of its own, so that nothing of it is left when it has ended or when
-its time is up. Its standard output goes where ours goes, and so does its standard error, whose tail is also
-kept for the failure header.
+The body is on standard input, properties and headers are in the environment, and the exit code is the outcome. The
+process has its own process group, so that nothing remains of it after it ends or times out. Its standard output and
+standard error are the worker's; the tail of standard error is also kept for the failure header.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ TAIL_BYTES: Final = 1_500
 _PIPE_SECONDS: Final = 1.0
 
 _NO_ROOM: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
-"""No process, memory or file descriptor is free: the machine's state, and not the message's fault."""
+"""No process, memory or file descriptor is free. This is not the message's fault."""
 
 
 def load(command: Sequence[str]) -> Handler:
     """Check that the command exists.
 
     Raises:
-        HandlerLoadError: it does not, or may not be executed.
+        HandlerLoadError: it does not exist, or is not executable.
     """
     if shutil.which(command[0]) is None:
         raise HandlerLoadError(
-            f"The handler's command {command[0]!r} is no executable file and is not on the PATH."
+            f"The handler's command {command[0]!r} is not an executable file and is not on the PATH."
         )
     words = tuple(command)
     return Handler(shlex.join(words), lambda message: run(words, message))
@@ -57,7 +56,7 @@ def run(command: Sequence[str], message: Message) -> None:
         Retry: exit code 75 (EX_TEMPFAIL).
         Reject: exit code 65 (EX_DATAERR).
         HandlerFailed: any other exit code but 0, or a signal.
-        HandlerUnavailable: the machine has no room for another process.
+        HandlerUnavailable: the machine has no resources for another process.
     """
     try:
         process = subprocess.Popen(  # noqa: S603 - the command is what the user of this worker configured
@@ -78,10 +77,10 @@ def run(command: Sequence[str], message: Message) -> None:
         feeder = threading.Thread(target=_feed, args=(process.stdin, message.body), daemon=True)
         feeder.start()
     except RuntimeError as error:  # no thread is free
-        with process:  # closes its pipes, and waits for its end
+        with process:  # closes its pipes and waits for it
             group.end()
-        raise HandlerFailed(f"The command was ended, since it could not be fed: {error}.") from error
-    # Wait without reaping: as long as the process is not reaped, its group's number belongs to it.
+        raise HandlerFailed(f"The command was killed, since no thread could write to it: {error}.") from error
+    # Wait without reaping: until the process is reaped, no other process can get its group's number.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     group.end()
     code = process.wait()
@@ -99,10 +98,10 @@ def run(command: Sequence[str], message: Message) -> None:
 
 
 def environment(message: Message) -> dict[str, str]:
-    """Our own environment, with what is to be known about the message.
+    """Return the worker's environment plus variables for the message.
 
-    Headers are `WORKQUEUE_HEADER_<NAME>`, in capitals and with `_` for all but letters and digits. Those of W3C
-    Trace Context stand in TRACEPARENT and TRACESTATE as well, where OpenTelemetry looks for them.
+    A header is `WORKQUEUE_HEADER_<NAME>`, in capitals and with `_` for other characters than letters and digits. The
+    headers of W3C Trace Context are also in TRACEPARENT and TRACESTATE, where OpenTelemetry reads them.
     """
     properties = message.properties
     about: dict[str, object] = {
@@ -115,7 +114,7 @@ def environment(message: Message) -> dict[str, str]:
         "CONTENT_TYPE": properties.content_type,
         "TYPE": properties.type,
     }
-    # Nothing can be started with a NUL in its environment.
+    # A process cannot be started with a NUL in its environment.
     added = {
         f"WORKQUEUE_MESSAGE_{key}": str(value).replace("\0", "")
         for key, value in about.items()
@@ -131,7 +130,7 @@ def environment(message: Message) -> dict[str, str]:
 
 
 class _Group:
-    """The process group, which must not be signalled any more once its number may be somebody else's."""
+    """A process group. It must not be signalled after its number may belong to another one."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -140,14 +139,14 @@ class _Group:
         self._killer: threading.Timer | None = None
 
     def terminate(self) -> None:
-        """SIGTERM now, SIGKILL soon."""
+        """Send SIGTERM now and SIGKILL after `KILL_SECONDS`."""
         self._signal(signal.SIGTERM)
         self._killer = threading.Timer(KILL_SECONDS, self._signal, (signal.SIGKILL,))
         self._killer.daemon = True
         self._killer.start()
 
     def end(self) -> None:
-        """The process has ended: so does what it started."""
+        """Kill the rest of the group, after its first process has ended."""
         self._signal(signal.SIGKILL)
         with self._lock:
             self._ended = True
@@ -161,7 +160,7 @@ class _Group:
 
 
 class _Tail:
-    """Passes standard error on, and keeps the end of it."""
+    """Forwards standard error, and keeps its end."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
@@ -170,7 +169,7 @@ class _Tail:
         self._thread.start()
 
     def read(self, timeout: float) -> str:
-        """The last lines, once the other end is closed."""
+        """Return the last lines, after the other end is closed."""
         self._thread.join(timeout)
         return self._kept.decode(errors="replace").strip()
 
@@ -184,7 +183,7 @@ class _Tail:
 
 
 def _feed(pipe: IO[bytes], body: bytes) -> None:
-    # A command need not read its input: then the pipe breaks, and that is no failure.
+    # A command may ignore its input. The pipe then breaks, which is not a failure.
     with contextlib.suppress(OSError):
         pipe.write(body)
     with contextlib.suppress(OSError):

@@ -1,7 +1,4 @@
-"""What every kind of handler is to the runtime.
-
-Place in the flow: made by `python`, `exec` and `http`, run by `runtime`.
-"""
+"""The common form of every kind of handler."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from workqueue.message import Message
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A function of one message; returning means done, exceptions say otherwise.
+    """A function of one message. It returns when the message is handled, and raises otherwise.
 
     Attributes:
         name: for log lines.

@@ -1,8 +1,9 @@
-"""HTTP handlers: a POST for each message, to a server in any language, usually a sidecar of the same pod.
+"""HTTP handlers: one POST per message, to a server in any language, usually a sidecar of the same pod.
 
-Place in the flow: the body is the message's body, what else is to be known stands in `Workqueue-` headers;
-the status code is the outcome. Each message has a connection of its own: one that was kept open may be
-closed just as we send, and then nobody knows whether the message was handled.
+The request body is the message's body, `Workqueue-` headers carry the rest, and the status code is the outcome. Each
+message has its own connection: a kept one may be closed during a request, and then it is unknown whether the
+    message was
+handled.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerFailed, HandlerTimeout, HandlerUnavailable
 
 START_SECONDS: Final = 60.0
-"""How long the server may take to listen after we have started."""
+"""How long the server may take to listen after the worker has started."""
 
 CONNECT_SECONDS: Final = 5.0
 
@@ -41,7 +42,7 @@ TRY_AGAIN: Final = frozenset(
 
 ANSWER_CHARACTERS: Final = 500
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
-"""W3C Trace Context, under its own names, so that the server's spans belong to the message's trace."""
+"""The headers of W3C Trace Context. With them, the server's spans belong to the message's trace."""
 
 _ANSWER_BYTES: Final = 65_536
 _POLL_SECONDS: Final = 0.05
@@ -51,11 +52,11 @@ def load(url: str, pause: Callable[[float], bool], patience: float = START_SECON
     """Wait until the server listens.
 
     Args:
-        pause: waits so many seconds, and returns True when we are to stop.
-        patience: seconds.
+        pause: waits some seconds, and returns True if the worker must stop.
+        patience: how long to wait for the server, in seconds.
 
     Raises:
-        HandlerLoadError: it does not listen in time, or we are to stop.
+        HandlerLoadError: it does not listen in time, or the worker must stop.
     """
     target = urlsplit(url)
     deadline = time.monotonic() + patience
@@ -77,11 +78,11 @@ def post(target: SplitResult, message: Message) -> None:
     """Send one message.
 
     Raises:
-        Retry: 408, 425, 429 or 503; Retry-After is honoured.
+        Retry: 408, 425, 429 or 503, with the delay of Retry-After.
         Reject: any other 4xx.
         HandlerTimeout: no answer before the deadline.
-        HandlerFailed: any other status but 2xx, or no answer.
-        HandlerUnavailable: there is no connection, so that nothing was sent.
+        HandlerFailed: any other status except 2xx, or no answer.
+        HandlerUnavailable: there is no connection, so nothing was sent.
     """
     connection = _connection(target, max(0.001, min(message.remaining, CONNECT_SECONDS)))
     path = f"{target.path or '/'}{f'?{target.query}' if target.query else ''}"
@@ -91,16 +92,17 @@ def post(target: SplitResult, message: Message) -> None:
         connection.close()
         raise HandlerUnavailable(f"{target.geturl()} cannot be reached: {error or repr(error)}") from error
     try:
-        # Only now: a message may wait for its server for hours, and must not keep each connection that failed.
+        # Set after the connect: a message may wait for its server for hours, and must not keep each failed
+        # connection.
         message.cancelled.on_set(partial(_hang_up, connection))
         connection.sock.settimeout(max(0.001, message.remaining))
-        if message.cancelled:  # while there was nothing to hang up yet
+        if message.cancelled:  # before there was a connection to close
             raise HandlerFailed(f"cancelled before {target.geturl()} was asked")
         connection.request("POST", path, message.body, request_headers(message))
         answer = connection.getresponse()
         text = answer.read(_ANSWER_BYTES).decode(errors="replace").strip()[:ANSWER_CHARACTERS]
     except (OSError, http.client.HTTPException) as error:
-        # The runtime's timer and the socket's end at the same time; whichever is first, it means the same.
+        # The timeouts of the worker and of the socket end at the same time, in any order.
         if message.remaining <= 0:
             raise HandlerTimeout(f"no answer from {target.geturl()} before the deadline") from error
         raise HandlerFailed(f"no answer from {target.geturl()}: {error!r}") from error
@@ -116,7 +118,7 @@ def post(target: SplitResult, message: Message) -> None:
 
 
 def request_headers(message: Message) -> dict[str, str]:
-    """What the server is told beside the body. `Workqueue-Headers` is JSON, in ASCII."""
+    """Return the headers of the request. `Workqueue-Headers` is JSON in ASCII."""
     properties = message.properties
     about = {
         "Content-Type": properties.content_type or "application/octet-stream",
@@ -138,7 +140,7 @@ def request_headers(message: Message) -> dict[str, str]:
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """Seconds to wait, from seconds or an HTTP date; None when there is none or it cannot be read.
+    """Return the seconds to wait, from seconds or an HTTP date; None if missing or invalid.
 
     Args:
         now: Unix seconds.

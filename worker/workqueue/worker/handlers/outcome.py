@@ -1,8 +1,7 @@
-"""What the end of a handler means for its message.
+"""The verdict on a message after its handler has ended. Pure; clock and chance are arguments.
 
-Place in the flow: `runtime` asks `verdict` when a handler has ended, `settlement` carries it out. Pure; the
-clock and chance are arguments. A handler that returns is done; everything else is an exception, also for
-exec and http handlers, which raise what their exit code or status code means.
+A handler that returns has handled the message. Everything else is an exception, also for exec and HTTP
+handlers, which raise according to their exit code or status code.
 """
 
 from __future__ import annotations
@@ -15,14 +14,12 @@ from enum import StrEnum
 from typing import Final, TypeAlias
 
 from workqueue.contract.errors import UndecodableError, WorkerError
-from workqueue.contract.topology import DELAY_STEPS
+from workqueue.contract.topology import delay_step
 from workqueue.message import Reject, Retry
 
 MESSAGE_CHARACTERS: Final = 2_000
 TRACEBACK_CHARACTERS: Final = 4_000
-"""Headers travel in one frame (128 KiB at most) together with those of the publisher."""
-
-LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
+"""All headers, with those of the publisher, must fit into one frame (at most 128 KiB)."""
 
 
 class Outcome(StrEnum):
@@ -37,7 +34,7 @@ class Outcome(StrEnum):
 
 
 class FailureReason(StrEnum):
-    """Why a message was retried or given up; stands in its failure header."""
+    """Why a message was retried or given up. The value of its failure header."""
 
     EXCEPTION = "Exception"
     RETRY_REQUESTED = "RetryRequested"
@@ -49,32 +46,32 @@ class FailureReason(StrEnum):
 
 
 class HandlerTimeout(WorkerError):  # noqa: N818
-    """The handler ran past its time."""
+    """The handler timed out."""
 
 
 class HandlerFailed(WorkerError):  # noqa: N818
-    """An exec or http handler failed; the text says how. Retried like any exception."""
+    """An exec or HTTP handler failed. Retried like any exception."""
 
 
 class HandlerUnavailable(WorkerError):  # noqa: N818
-    """Nothing was started for the message; the text says why. It costs no attempt: the worker keeps the message."""
+    """The handler could not be started. This is not an attempt: the worker keeps the message."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and after which delays (whole seconds) a message is tried again; the last one repeats."""
+    """How often and after which delays (whole seconds) a message is retried. The last delay repeats."""
 
     max_attempts: int = 5
     delays_seconds: Sequence[int] = (1, 10, 60)
 
     def delay_after(self, attempt: int) -> int:
-        """The delay after the failed attempt of this number (1 for the first)."""
+        """Return the delay after a failed attempt, in seconds. The first attempt has number 1."""
         return self.delays_seconds[min(attempt, len(self.delays_seconds)) - 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What goes into the headers."""
+    """The values of the failure headers."""
 
     reason: FailureReason
     message: str
@@ -83,12 +80,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The message is done."""
+    """The message was handled."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """A copy goes to the delay queue of `queue_seconds`, and comes back after `seconds` at the earliest."""
+    """A copy goes to the delay queue for `queue_seconds` and expires there after `seconds`."""
 
     failure: Failure
     queue_seconds: int
@@ -112,13 +109,13 @@ ACK: Final = Ack()
 
 
 def refusal(deliveries_failed: int, delivery_limit: int | None, expires_in: float | None) -> GiveUp | None:
-    """Decide before the handler is called: give the message up, or None to handle it.
+    """Return GiveUp if the message must not reach its handler, or None.
 
-    RabbitMQ enforces neither exactly: its own delivery limit is higher, to allow for wake-ups, and it takes the
-    TTL off a message that returns from a delay queue.
+    RabbitMQ does not enforce these limits exactly: its own delivery limit is higher, to allow for wake-ups,
+    and it removes the TTL of a message that returns from a delay queue.
 
     Args:
-        deliveries_failed: how often the message came back because its worker died.
+        deliveries_failed: how often the message returned because its worker died.
         delivery_limit: how often it may; None for no limit.
         expires_in: seconds until the message's own TTL passes; None without one.
     """
@@ -126,7 +123,7 @@ def refusal(deliveries_failed: int, delivery_limit: int | None, expires_in: floa
         return GiveUp(
             Failure(
                 FailureReason.DELIVERY_LIMIT,
-                f"the message came back {deliveries_failed} times because its worker ended without an answer; "
+                f"the message was redelivered {deliveries_failed} times because its worker died; "
                 f"the delivery limit is {delivery_limit}",
             ),
             handled=False,
@@ -146,12 +143,12 @@ def verdict(
     chance: float,
     expires_in: float | None = None,
 ) -> Verdict:
-    """What to do with the message.
+    """Return what to do with the message.
 
     Args:
-        error: what the handler raised; None when it returned.
-        attempt: the number of the attempt that has just ended.
-        chance: from 0 to 1, spreads the retries of messages that failed together.
+        error: the handler's exception; None if it returned.
+        attempt: the number of the attempt that has ended.
+        chance: from 0 to 1; spreads the retries of messages that failed together.
         expires_in: seconds until the message's own TTL passes; None without one.
     """
     if error is None:
@@ -173,13 +170,8 @@ def verdict(
     return RetryLater(failure, queue_seconds, seconds)
 
 
-def delay_step(seconds: float) -> int:
-    """The delay queue for a delay that a handler asked for: a few queues serve all delays."""
-    return next((step for step in DELAY_STEPS if step >= seconds), LONGEST_DELAY_SECONDS)
-
-
 def failure_of(error: BaseException) -> Failure:
-    """Describe an exception for the headers."""
+    """Return the failure headers for an exception."""
     reason = FailureReason.EXCEPTION
     for kind, known in (
         (Retry, FailureReason.RETRY_REQUESTED),
@@ -190,7 +182,7 @@ def failure_of(error: BaseException) -> Failure:
         if isinstance(error, kind):
             reason = known
     if reason is FailureReason.EXCEPTION and not isinstance(error, HandlerFailed):
-        # Ours is the outermost frame; what a person looks for is at the end.
+        # The outermost frames are ours. The useful ones are at the end.
         text = "".join(traceback.format_exception(error, limit=-20))
         return Failure(
             reason, _head(f"{type(error).__name__}: {error}".removesuffix(": ")), text[-TRACEBACK_CHARACTERS:]

@@ -1,8 +1,7 @@
-"""Python handlers: a function named as `module:function`.
+"""Python handlers: a function named as `module:function`, loaded once at start.
 
-Place in the flow: loaded once at start. What cannot be loaded ends the process at once, with the sentence
-that the pod's status will show. A handler that returns work which did not run, such as a coroutine, has
-failed: otherwise its message would be acknowledged without being handled.
+A handler that returns work that did not run, such as a coroutine, has failed. Otherwise its message would be
+acknowledged without being handled.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ def load(name: str) -> Handler:
     """Import `package.module:function` (or `module:object.method`); the working directory is on the path.
 
     Raises:
-        HandlerLoadError: it does not exist, its import fails, or it cannot be called with one message.
+        HandlerLoadError: it does not exist, its import fails, or it does not take one argument.
     """
     found = _find(name)
     if inspect.isclass(found):
-        raise HandlerLoadError(f"The handler {name} is a class; name a function or an instance of the class.")
+        raise HandlerLoadError(f"The handler {name} is a class. Use a function or an instance of the class.")
     if not callable(found):
         raise HandlerLoadError(f"The handler {name} cannot be called; it is a {type(found).__name__}.")
     try:
@@ -39,13 +38,13 @@ def load(name: str) -> Handler:
     except TypeError as error:
         raise HandlerLoadError(f"The handler {name} must take one argument, the message: {error}.") from error
     except ValueError:
-        pass  # some built-in functions have no signature to look at
+        pass  # some built-in functions have no signature
     for layer in _layers(found):
         if inspect.iscoroutinefunction(layer):
             return Handler(name, functools.partial(_call_async, found), is_async=True)
         if inspect.isgeneratorfunction(layer) or inspect.isasyncgenfunction(layer):
             raise HandlerLoadError(
-                f"The handler {name} is a generator function, so calling it runs nothing; remove `yield`."
+                f"The handler {name} is a generator function, so calling it runs nothing. Remove `yield`."
             )
     return Handler(name, functools.partial(_call, found))
 
@@ -73,7 +72,7 @@ def _find(name: str) -> Any:
 def _layers(function: Any) -> Iterator[Any]:
     """Yield a callable and the callables inside it, outermost first.
 
-    Looks into functools.partial, methods, callable objects, and whatever functools.wraps was applied to.
+    Unwraps functools.partial, methods, callable objects and functools.wraps.
     """
     waiting, seen = [function], set()
     while waiting:
@@ -107,7 +106,7 @@ async def _call_async(function: Callable[[Message], Any], message: Message) -> N
 
 
 def _refuse_unfinished(result: object) -> None:
-    """Fail if a handler returned work that has not run.
+    """Raise if a handler returned work that has not run.
 
     Raises:
         HandlerFailed: the result is an awaitable or a generator.
@@ -115,7 +114,7 @@ def _refuse_unfinished(result: object) -> None:
     if not (inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result)):
         return
     if inspect.iscoroutine(result):
-        result.close()  # else Python warns later that it was never awaited
+        result.close()  # otherwise Python warns later that it was never awaited
     raise HandlerFailed(
         f"The handler returned a {type(result).__name__}, which nothing runs. Make the handler `async def`,"
         " or await what it returns."
@@ -123,7 +122,7 @@ def _refuse_unfinished(result: object) -> None:
 
 
 def _summary(error: BaseException) -> str:
-    """The exception's last line and the last place in a file of the user's, not of the import system."""
+    """Return the exception's last line and its last place in a file of the user, not of the import system."""
     line = traceback.format_exception_only(error)[-1].strip()
     if isinstance(error, SyntaxError):
         return f"{line} ({error.filename}, line {error.lineno})"

@@ -1,0 +1,386 @@
+"""What happens to each delivery: receive, handle, settle, time out.
+
+All of this runs under the lock of the consuming connection, so that an acknowledgement, a lost channel, a timeout and
+a retirement never overlap. Nothing waits under this lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from workqueue.amqp.backoff import Backoff
+from workqueue.amqp.publisher import Publisher
+from workqueue.contract import headers
+from workqueue.contract.binding import Binding
+from workqueue.message import Message
+from workqueue.worker.config import RunConfig
+from workqueue.worker.consumer import SETTLING_SECONDS, Consumer
+from workqueue.worker.executors.tasks import AsyncExecutor
+from workqueue.worker.executors.threads import ThreadExecutor
+from workqueue.worker.handlers.handler import Handler
+from workqueue.worker.handlers.outcome import HandlerTimeout, HandlerUnavailable, Outcome, refusal, verdict
+from workqueue.worker.histograms import Histogram
+from workqueue.worker.rates import HandlerRates
+from workqueue.worker.settlement import Settler
+from workqueue.worker.slot import Delivery
+
+STUCK_SECONDS: Final = 60.0
+"""A handler counts as stuck when it still runs this long after its deadline."""
+
+HUNG_SECONDS: Final = 10.0
+"""A handler counts as hung when it still runs a whole timeout, and at least this long, after its deadline."""
+
+LOOP_ENDED_GRACE_SECONDS: Final = 1.0
+"""Time for the other handlers when one of them has ended the asyncio loop, which asks the process to end."""
+
+FIRST_WAIT_SECONDS: Final = 0.2
+LONGEST_WAIT_SECONDS: Final = 5.0
+"""Between two attempts to start handlers that could not be started."""
+
+STARTED_SECONDS: Final = 1.0
+"""A handler that runs this long was started. A handler that cannot be started fails sooner."""
+
+logger = logging.getLogger(__name__)
+
+
+class Failure(NamedTuple):
+    """Why only a new process can continue, and how long handlers may still run."""
+
+    reason: str
+    grace_seconds: float
+
+
+class Deliveries:
+    """The deliveries in the slots of one worker, from arrival to the end of the handler.
+
+    Args:
+        config: the worker's configuration.
+        consumer: whose slots hold the deliveries.
+        handler: loaded and checked.
+        binding_source: returns the connection data, for the publisher of copies.
+        on_failure: called when only a new process can continue.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        consumer: Consumer,
+        handler: Handler,
+        binding_source: Callable[[], Binding],
+        on_failure: Callable[[Failure], None],
+    ) -> None:
+        self.rates = HandlerRates(time.monotonic())
+        self.outcomes: Counter[Outcome] = Counter()
+        self.handler_seconds = Histogram.of_handler_seconds()
+        self.message_age_seconds = Histogram.of_message_age_seconds()
+        self._config = config
+        self._consumer = consumer
+        self._connection = consumer.connection
+        self._binding_source = binding_source
+        self._on_failure = on_failure
+        self._publisher: Publisher | None = None
+        self._settler = Settler(
+            config.queue, config.worker_name, self._connection, self._get_publisher, self._settled
+        )
+        self._refused_at = 0.0
+        self._tries_again = False
+        self._handler_backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
+        self._hung_seconds = max(config.timeout_seconds, HUNG_SECONDS)
+        self._next_check = float("inf")
+        self._executor: ThreadExecutor | AsyncExecutor
+        if handler.is_async:
+            self._executor = AsyncExecutor(
+                self._connection.loop, handler.call, self._handled, self._loop_ended
+            )
+        else:
+            self._executor = ThreadExecutor(
+                self._connection.loop, handler.call, self._handled, config.concurrency
+            )
+
+    def start(self) -> None:
+        """Start the threads that run handlers. They also run the I/O loop."""
+        self._executor.start()
+
+    def close_publisher(self) -> None:
+        """Disconnect the publisher of copies."""
+        if self._publisher is not None:
+            self._publisher.close(0.0)
+
+    def stop(self, timeout: float) -> bool:
+        """End the threads; return False when a handler still runs after `timeout` seconds."""
+        return self._executor.stop(timeout)
+
+    # Reading, from any thread ---------------------------------------------------------------------------
+
+    @property
+    def retry_delays_seconds(self) -> list[int]:
+        """The delays whose queues this worker has declared. Messages may wait in them for a retry."""
+        return self._settler.delays_seconds
+
+    @property
+    def publisher_tick_age(self) -> float:
+        """Seconds since the publisher's I/O loop last turned; 0 without a publisher."""
+        return 0.0 if self._publisher is None else self._publisher.connection.tick_age
+
+    @property
+    def stuck(self) -> int:
+        """How many handlers still run long after their deadline."""
+        now = time.monotonic()
+        # Without the lock, for /livez: a delivery may not have its message yet.
+        return sum(
+            delivery.message is not None
+            and not delivery.returned
+            and now > delivery.message.deadline + STUCK_SECONDS
+            for delivery in self._consumer.deliveries()
+        )
+
+    # Arrival --------------------------------------------------------------------------------------------
+
+    def receive(self, delivery: Delivery) -> None:
+        """Hand a message to its handler, or give it up when its delivery limit or TTL has passed."""
+        now = time.monotonic()
+        properties = delivery.properties
+        delivery.message = Message(
+            delivery.body,
+            headers=properties.headers,
+            properties=properties,
+            queue=self._config.queue,
+            exchange=delivery.method.exchange,
+            routing_key=delivery.method.routing_key,
+            redelivered=delivery.method.redelivered,
+        )
+        delivery.expires_at = headers.expires_at(properties, properties.headers or {}, time.time())
+        self.rates.arrived(now)
+        if properties.timestamp is not None:
+            self.message_age_seconds.observe(max(0.0, time.time() - properties.timestamp))
+        failed = headers.deliveries_failed(properties.headers or {}, redelivered=delivery.method.redelivered)
+        # Before the first attempt, RabbitMQ itself enforces the TTL.
+        expires_in = _expires_in(delivery) if delivery.message.attempt > 1 else None
+        refused = refusal(failed, self._delivery_limit(), expires_in)
+        if refused is not None:
+            delivery.started = now
+            delivery.returned = delivery.decided = True
+            self._settler.settle(delivery, refused)
+            return
+        self._start(delivery)
+
+    def _delivery_limit(self) -> int | None:
+        limit, version = self._config.delivery_limit, self._connection.version
+        if limit is None or version is None or not version.nack_counts_as_delivery:
+            return limit
+        return limit + self._config.wake_deliveries
+
+    def _start(self, delivery: Delivery) -> None:
+        delivery.started = time.monotonic()
+        delivery.returned = False
+        delivery.message.deadline = delivery.started + self._config.timeout_seconds
+        if delivery.message.deadline < self._next_check:
+            self._check_later(self._config.timeout_seconds)
+        self._executor.submit(delivery)
+
+    # The end of a handler -------------------------------------------------------------------------------
+
+    def _handled(self, delivery: Delivery, error: BaseException | None) -> None:
+        with self._connection.loop:
+            try:
+                self._end(delivery, error)
+            except Exception as failure:
+                # Whatever it was, the message must not stay unsettled. A new connection makes RabbitMQ redeliver it.
+                logger.exception("A message could not be settled; connecting again.")
+                self._connection.abort(f"a message could not be settled: {failure!r}")
+
+    def _end(self, delivery: Delivery, error: BaseException | None) -> None:
+        now = time.monotonic()
+        delivery.returned = True
+        if not delivery.lease.held:
+            self._free(delivery)
+        elif delivery.abandoned:
+            self._hand_back(delivery)
+        elif isinstance(error, HandlerUnavailable) and not delivery.decided:
+            self._postpone(delivery, str(error))
+            return
+        elif not delivery.decided:
+            delivery.decided = True
+            if self._consumer.handler_problem and delivery.started > self._refused_at:
+                self._reached_again()
+            if error is None:
+                self._settler.ack(delivery, Outcome.ACKED)
+            else:
+                spread = random.random()  # noqa: S311 - no secret
+                attempt, retry = delivery.message.attempt, self._config.retry
+                decision = verdict(error, attempt, retry, spread, _expires_in(delivery))
+                self._settler.settle(delivery, decision, error)
+        seconds = now - delivery.started
+        self.rates.handled(now, seconds)
+        self.handler_seconds.observe(seconds)
+
+    # A handler that cannot be reached -------------------------------------------------------------------
+
+    def _postpone(self, delivery: Delivery, reason: str) -> None:
+        """Keep a message whose handler was not started, and take no others until it can be started."""
+        if self._consumer.draining:
+            self._hand_back(delivery)
+            return
+        if self._consumer.handler_problem is None:
+            logger.warning(
+                "The handler cannot be reached; keeping its messages and taking no others.",
+                extra={"queue": self._config.queue, "reason": reason},
+            )
+        self._refused_at = time.monotonic()
+        self._consumer.set_handler_problem(reason)
+        if not self._tries_again:
+            self._tries_again = True
+            self._connection.call_later(self._handler_backoff.next(), self._try_again)
+
+    def _postponed(self) -> list[Delivery]:
+        return [
+            delivery
+            for delivery in self._consumer.deliveries()
+            if delivery.returned and not delivery.decided and delivery.lease.held
+        ]
+
+    def _try_again(self) -> None:
+        self._tries_again = False
+        tried_at = time.monotonic()
+
+        def look() -> None:
+            if self._consumer.handler_problem and self._refused_at < tried_at:
+                self._reached_again()
+
+        for delivery in self._postponed():
+            self._start(delivery)
+        self._connection.call_later(STARTED_SECONDS, look)
+
+    def _reached_again(self) -> None:
+        logger.info("The handler can be reached again.", extra={"queue": self._config.queue})
+        self._handler_backoff.reset()
+        self._consumer.set_handler_problem(None)
+
+    # The end of a delivery ------------------------------------------------------------------------------
+
+    def lose(self, delivery: Delivery) -> None:
+        """Cancel the handler of a delivery that RabbitMQ will deliver to another consumer."""
+        self.outcomes[Outcome.LOST] += 1
+        if delivery.returned:
+            self._free(delivery)
+        else:
+            logger.warning(
+                "The delivery was lost while its handler ran; the result will not count.",
+                extra={"queue": self._config.queue, "slot": delivery.slot.number},
+            )
+            self._cancel(delivery)
+            if self.is_hung(delivery):
+                self._fail_hung(delivery)
+
+    def cancel_handlers(self) -> None:
+        """Cancel every running handler. Its message is requeued when the handler returns."""
+        with self._connection.exclusive():
+            # The others were cancelled before: their message is lost, or they timed out and it is being settled.
+            for delivery in self._consumer.deliveries():
+                if delivery.lease.held and not delivery.decided:
+                    delivery.abandoned = True
+                    self._cancel(delivery)
+
+    def hand_back(self) -> int:
+        """Requeue every unsettled message, and return how many there were."""
+        with self._connection.exclusive():
+            return sum(
+                self._hand_back(delivery) for delivery in self._consumer.deliveries() if delivery.lease.held
+            )
+
+    def hand_back_postponed(self) -> None:
+        """Requeue the messages whose handler was not started. Call it under the lock."""
+        for delivery in self._postponed():
+            self._hand_back(delivery)
+
+    def _settled(self, delivery: Delivery, outcome: Outcome) -> None:
+        self.outcomes[outcome] += 1
+        if delivery.returned:
+            self._free(delivery)
+        elif self.is_hung(delivery):
+            self._fail_hung(delivery)
+
+    def _hand_back(self, delivery: Delivery) -> bool:
+        is_handed_back = delivery.lease.hand_back()
+        self.outcomes[Outcome.REQUEUED if is_handed_back else Outcome.LOST] += 1
+        if delivery.returned:
+            self._free(delivery)
+        return is_handed_back
+
+    def _cancel(self, delivery: Delivery) -> None:
+        delivery.message.cancelled.set()
+        self._executor.cancel(delivery)
+
+    def _free(self, delivery: Delivery) -> None:
+        if delivery.slot.delivery is delivery:
+            delivery.slot.release()
+            self._consumer.changed.notify_all()
+
+    def _get_publisher(self) -> Publisher:
+        if self._publisher is None:
+            self._publisher = Publisher(
+                # The slots limit how many copies are under way. A copy may take as long as its original can be held:
+                # a shorter limit would make a second copy during a long memory alarm.
+                self._binding_source,
+                f"{self._config.queue} publisher",
+                timeout_seconds=SETTLING_SECONDS,
+            ).start()
+        return self._publisher
+
+    # Time -----------------------------------------------------------------------------------------------
+
+    def _check_later(self, seconds: float) -> None:
+        self._next_check = time.monotonic() + seconds
+        self._connection.call_later(seconds, self._check_time)
+
+    def _check_time(self) -> None:
+        """Time out every handler that is past its deadline. One timer serves all: most handlers end long before."""
+        now = time.monotonic()
+        self._next_check = float("inf")
+        running = [delivery for delivery in self._consumer.deliveries() if not delivery.returned]
+        for delivery in running:
+            undecided = delivery.lease.held and not delivery.decided and not delivery.abandoned
+            if undecided and delivery.message.deadline <= now:
+                delivery.decided = True
+                delivery.slot.hold()
+                self._cancel(delivery)
+                error = HandlerTimeout(f"the handler ran for more than {self._config.timeout_seconds:g} s")
+                attempt, retry = delivery.message.attempt, self._config.retry
+                self._settler.settle(delivery, verdict(error, attempt, retry, 0.0, _expires_in(delivery)))
+            elif self.is_hung(delivery):
+                self._fail_hung(delivery)
+        moments = [
+            moment
+            for delivery in running
+            for moment in (delivery.message.deadline, delivery.message.deadline + self._hung_seconds)
+            if moment > now
+        ]
+        if moments:
+            self._check_later(min(moments) - now)
+
+    def is_hung(self, delivery: Delivery) -> bool:
+        """Whether a handler still runs a whole timeout after its deadline, and its message is settled or lost."""
+        hung_from: float = delivery.message.deadline + self._hung_seconds
+        return not delivery.returned and not delivery.lease.held and time.monotonic() >= hung_from
+
+    def _fail_hung(self, delivery: Delivery) -> None:
+        seconds = time.monotonic() - delivery.started
+        self._on_failure(
+            Failure(
+                f"A handler has not returned for {seconds:.0f} s, in slot {delivery.slot.number}; its time was"
+                f" {self._config.timeout_seconds:g} s.",
+                self._config.grace_seconds,
+            )
+        )
+
+    def _loop_ended(self, reason: str) -> None:
+        self._on_failure(Failure(reason, LOOP_ENDED_GRACE_SECONDS))
+
+
+def _expires_in(delivery: Delivery) -> float | None:
+    return None if delivery.expires_at is None else delivery.expires_at - time.time()
