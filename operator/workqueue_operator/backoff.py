@@ -1,7 +1,4 @@
-"""How long to wait before something that failed is tried again. Pure but for the jitter.
-
-Place in the flow: used by `reconcile` for passes and by `act` for writes that the API server refuses.
-"""
+"""The delay before the next attempt. Pure except for the jitter."""
 
 from __future__ import annotations
 
@@ -15,9 +12,9 @@ def delay(failures: int, first: float, longest: float) -> float:
     """Return the delay before the next attempt, in seconds.
 
     Args:
-        failures: in a row, at least 1; each doubles the delay.
-        first: the delay after the first failure.
-        longest: what the doubling ends at. The jitter only adds to it, so that the rate stays below its inverse.
+        failures: consecutive failures, at least 1. Each one doubles the delay.
+        first: the delay after the first failure, in seconds.
+        longest: the limit of the doubling, in seconds. Jitter only adds to it.
     """
     seconds = min(first * 2.0 ** min(failures - 1, 10), longest)
     return seconds * random.uniform(1.0, 1.0 + _JITTER)  # noqa: S311 - jitter
