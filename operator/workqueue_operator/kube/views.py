@@ -222,6 +222,6 @@ def _container_failure(pod: str, container: Mapping[str, Any]) -> Unknown | None
         return Unknown(Reason.HANDLER_FAILED, f"Pod {pod}: {said or 'the worker cannot load the handler'}")
     return Unknown(
         Reason.WORKER_CRASHING,
-        f"Container {container['name']} of pod {pod} exited with code {ended.get('exitCode')} "
+        f"Container {container['name']} of pod {pod} stopped with exit code {ended.get('exitCode')} "
         f"({ended.get('reason', 'Error')}){': ' + said if said else ''}. See: kubectl logs {pod} --previous",
     )
