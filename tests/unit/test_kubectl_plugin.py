@@ -15,7 +15,7 @@ import pytest
 from workqueue_kubectl import broker_access, cli, completion, explain
 from workqueue_kubectl.broker_access import InClusterTarget
 from workqueue_kubectl.commands import top
-from workqueue_kubectl.commands.status import Picture, _ago, _as_json, _lines
+from workqueue_kubectl.commands.status import Overview, _ago, _as_json, _lines
 from workqueue_kubectl.explain import Seen
 from workqueue_kubectl.kubectl import Kubectl
 from workqueue_operator.api.workqueue import WorkQueue
@@ -387,6 +387,6 @@ def test_with_a_single_active_consumer_one_worker_is_the_most() -> None:
     turns = workqueue(queue={"singleActiveConsumer": True}, scaling={"minReplicas": 2})
     assert top._row(turns)[top._HEAD.index("MAX")] == "1"
     assert top._as_json(turns)["maxReplicas"] == 1
-    picture = Picture(turns, [], {}, [], MONDAY_MORNING)
+    picture = Overview(turns, [], {}, [], MONDAY_MORNING)
     assert "Bounds      1 to 1 replica" in _lines(picture)
     assert _as_json(picture)["maxReplicas"] == 1
