@@ -1,1 +1,1 @@
-"""`kubectl workqueue`: WorkQueues at the prompt of whoever works with kubectl."""
+"""The kubectl plugin `kubectl workqueue`."""

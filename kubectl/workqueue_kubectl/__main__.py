@@ -1,4 +1,4 @@
-"""`python -m workqueue_kubectl`."""
+"""Run the plugin with `python -m workqueue_kubectl`."""
 
 import sys
 

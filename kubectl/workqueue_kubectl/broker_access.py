@@ -1,8 +1,8 @@
-"""From here to the RabbitMQ of a WorkQueue, with the credentials of its Secret.
+"""Connect to the RabbitMQ of a WorkQueue with the credentials of its Secret, for `send` and `dead`.
 
-Place in the flow: `send` and `dead` run inside of it. A Secret names the broker as the workers reach it. Where
-that is a Service or a pod of the cluster, `kubectl port-forward` leads there; any other host is asked for
-directly, or through a pod that reaches it. The name in the certificate is verified in any case.
+The Secret has the address that the workers use. For a Service or a pod of the cluster, the plugin uses `kubectl
+port-forward`. It connects to any other host directly, or through a pod. It always verifies the name in the
+certificate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from workqueue.amqp.errors import UnreachableError
 from workqueue.contract.binding import Binding
 from workqueue_kubectl.cluster import Cluster
-from workqueue_kubectl.errors import KubectlFailed, NotFound, PluginError
+from workqueue_kubectl.errors import KubectlError, NotFoundError, PluginError
 from workqueue_kubectl.kubectl import Kubectl
 from workqueue_operator.api.workqueue import WorkQueue
 
@@ -39,17 +39,21 @@ class InClusterTarget:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--direct`, `--forward` and `--through`."""
     group = parser.add_argument_group(
-        "how to reach RabbitMQ (default: port-forward to a Service of the cluster, else directly)"
+        "how to connect to RabbitMQ (default: port-forward to a Service of the cluster, otherwise directly)"
     ).add_mutually_exclusive_group()
-    group.add_argument("--direct", action="store_true", help="connect to the host in the Secret from here")
+    group.add_argument(
+        "--direct", action="store_true", help="connect to the host in the Secret from this machine"
+    )
     group.add_argument(
         "--forward",
         metavar="NAMESPACE/NAME",
         type=_place,
-        help="port-forward to this Service, whatever the host is",
+        help="port-forward to this Service instead of the host in the Secret",
     )
     group.add_argument(
-        "--through", metavar="POD", help="connect from this pod, which has Python, such as a worker"
+        "--through",
+        metavar="POD",
+        help="connect from this pod, which must have Python (for example a worker)",
     )
 
 
@@ -57,11 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def connect(
     cluster: Cluster, workqueue: WorkQueue, arguments: argparse.Namespace
 ) -> Iterator[Callable[[], Binding]]:
-    """A binding that works from here, while the context lasts.
+    """Yield a function that returns a binding for this machine. It is valid while the context lasts.
 
     Raises:
-        PluginError: Secret or broker cannot be reached; the sentence says how it was tried.
-        BindingError: the Secret's keys are not enough.
+        PluginError: the Secret or the broker is unreachable. The message says how the plugin tried.
+        BindingError: keys of the Secret are missing or invalid.
     """
     binding = cluster.binding(workqueue)
     host, port = binding.addresses[0]
@@ -77,22 +81,22 @@ def connect(
             with _forwarded(kubectl, inside, port) as local:
                 yield _at(binding, host, local)
         else:
-            how = "from here"
+            how = "from this machine"
             yield lambda: binding
     except UnreachableError as error:
         advice = (
-            " If only the cluster can reach it, --through POD goes through a pod, such as a worker."
-            if how == "from here"
+            " If only the cluster can connect to it, use --through POD to connect from a pod, for example a worker."
+            if how == "from this machine"
             else ""
         )
-        raise PluginError(f"{error} {host}:{port} was tried {how}.{advice}") from error
+        raise PluginError(f"{error} Tried {host}:{port} {how}.{advice}") from error
 
 
 def candidates(host: str, namespace: str) -> InClusterTarget | None:
-    """What a host name is in the cluster, if it is anything there: by the rules of the cluster's DNS.
+    """Return the Service or pod that a host name may refer to by the rules of the cluster's DNS, or None.
 
     Args:
-        namespace: where short names are looked up.
+        namespace: the namespace of short names.
     """
     words = host.rstrip(".").split(".")
     if ":" in host:
@@ -119,10 +123,10 @@ def _inside(
         service = kubectl.get(
             f"/api/v1/namespaces/{found.namespace}/services/{found.target.partition('/')[2]}"
         )
-    except NotFound:
+    except NotFoundError:
         return None
-    except KubectlFailed:
-        return found  # whoever may not look may still be allowed to forward
+    except KubectlError:
+        return found  # the user may lack get on Services but still be allowed to forward
     return found if service["spec"].get("type") != "ExternalName" else None
 
 
@@ -131,15 +135,15 @@ def _forwarded(kubectl: Kubectl, inside: InClusterTarget, port: int) -> Iterator
     try:
         with kubectl.forwarded(inside.namespace, inside.target, port) as local:
             yield local
-    except KubectlFailed as error:
+    except KubectlError as error:
         raise PluginError(
-            f"kubectl port-forward to {inside.target} in the namespace {inside.namespace} failed: {error} Without the"
-            " right to it, --through POD goes through a pod of your own, such as a worker."
+            f"kubectl port-forward to {inside.target} in the namespace {inside.namespace} failed: {error} If you"
+            " lack the permission, use --through POD to connect from your own pod, for example a worker."
         ) from error
 
 
 def _at(binding: Binding, host: str, port: int) -> Callable[[], Binding]:
-    """The same broker at a local port; its certificate still has to bear its own name."""
+    """Return the binding for a local port. The certificate must still match the name of the host."""
     tls = binding.tls and replace(binding.tls, server_name=host)
     local = replace(binding, addresses=(("127.0.0.1", port),), tls=tls)
     return lambda: local
@@ -148,5 +152,5 @@ def _at(binding: Binding, host: str, port: int) -> Callable[[], Binding]:
 def _place(text: str) -> InClusterTarget:
     namespace, slash, name = text.partition("/")
     if not slash or not namespace or not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE/NAME of a Service")
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAMESPACE/NAME")
     return InClusterTarget(namespace, f"service/{name}")

@@ -1,8 +1,7 @@
 """The entry point `kubectl-workqueue`, which kubectl runs as `kubectl workqueue`.
 
-Place in the flow: the options that kubectl itself has are taken out first, wherever they stand, and go to
-every call of kubectl; the rest belongs to one command of `commands/`, each with `add_arguments(parser)` and
-`run(cluster, arguments) -> exit code`.
+kubectl's own options may be anywhere in the command line. They are passed to every call of kubectl. Each module of
+`commands/` has `add_arguments(parser)` and `run(cluster, arguments) -> exit code`.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from workqueue_kubectl.errors import PluginError
 from workqueue_kubectl.kubectl import Kubectl
 
 COMMANDS: Final = {
-    "top": "show queues and workers, again and again",
-    "status": "show one WorkQueue: conditions, pods, why it is at its count, and what would change that",
-    "pause": "stop scaling and declaring; everything stays as it is",
-    "resume": "go on after pause",
+    "top": "show queues and workers, updated continuously",
+    "status": "show one WorkQueue: conditions, pods, the reason for its replica count, and what would change it",
+    "pause": "suspend scaling and declarations; everything else stays unchanged",
+    "resume": "continue after pause",
     "scale": "pin the number of workers, or release it",
     "send": "publish messages to the queue and wait for RabbitMQ's confirmation of each",
-    "dead": "look at, replay or purge the dead letters",
+    "dead": "list, show, replay or purge dead letters",
 }
 
 EPILOG: Final = """\
 exit codes:
   0  done
   1  failed
-  2  the arguments are wrong
+  2  invalid arguments
 """
 
 _PASSED_ON: Final = ("context", "kubeconfig", "cluster", "user", "as", "as-group", "request-timeout")
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Args:
-        arguments: instead of the process's own, for tests.
+        arguments: the command line; defaults to that of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     ours, rest = split(words)
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PluginError, WorkerError) as error:
         if parsed.json:
             print(json.dumps({"error": str(error)}, ensure_ascii=False))  # noqa: T201
-        print(f"kubectl workqueue {parsed.command}: {error}", file=sys.stderr)  # noqa: T201 - a command line talks
+        print(f"kubectl workqueue {parsed.command}: {error}", file=sys.stderr)  # noqa: T201 - command line output
         return 1
     except KeyboardInterrupt:
         return 130
@@ -68,11 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def kubectl_options() -> argparse.ArgumentParser:
-    """A parser of the options that mean what they mean to kubectl."""
+    """Return a parser of the options that the plugin shares with kubectl."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    group = parser.add_argument_group("as for kubectl")
+    group = parser.add_argument_group("as in kubectl")
     group.add_argument("-n", "--namespace", metavar="NAMESPACE")
-    group.add_argument("-A", "--all-namespaces", action="store_true", help="with top")
+    group.add_argument("-A", "--all-namespaces", action="store_true", help="all namespaces, only for top")
     group.add_argument("-o", "--output", choices=["json"], help="one JSON document instead of text")
     for name in _PASSED_ON:
         group.add_argument(f"--{name}", metavar="VALUE")
@@ -80,23 +79,23 @@ def kubectl_options() -> argparse.ArgumentParser:
 
 
 def split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Take kubectl's options out of the words; what stands behind `--` is left alone."""
+    """Separate kubectl's options from the other words. Ignores words after `--`."""
     end = words.index("--") if "--" in words else len(words)
     ours, rest = kubectl_options().parse_known_args(words[:end])
     return ours, [*rest, *words[end:]]
 
 
 def flags(ours: argparse.Namespace) -> list[str]:
-    """The options as kubectl takes them."""
+    """Return the options as command line flags for kubectl."""
     given = {name: getattr(ours, name.replace("-", "_")) for name in _PASSED_ON}
     return [f"--{name}={value}" for name, value in given.items() if value is not None]
 
 
 def build(asked: Iterable[str]) -> argparse.ArgumentParser:
-    """The whole parser.
+    """Return the whole parser.
 
     Args:
-        asked: the command, first, if any; only that one is imported.
+        asked: words of the command line. Only the module of the first one, the command, is imported.
     """
     options = kubectl_options()
     parser = argparse.ArgumentParser(

@@ -1,7 +1,4 @@
-"""WorkQueues, their pods, their Events and their Secrets, read with kubectl.
-
-Place in the flow: between the commands and `kubectl`; objects are parsed by the operator's own model.
-"""
+"""WorkQueues, their pods, their Events and their Secrets, read with kubectl and parsed with the operator's model."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from pydantic import ValidationError
 
 from workqueue.contract.binding import Binding, from_mapping
 from workqueue.contract.worker_api import PORT, STATUS_PATH
-from workqueue_kubectl.errors import KubectlFailed, NotFound, PluginError
+from workqueue_kubectl.errors import KubectlError, NotFoundError, PluginError
 from workqueue_kubectl.kubectl import Kubectl, Object
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.names import API_VERSION, KIND, LABEL_WORKQUEUE, PLURAL
@@ -25,10 +22,10 @@ _RESOURCE: Final = f"{PLURAL}.{API_VERSION.partition('/')[0]}"
 
 
 class Cluster:
-    """What the commands need of the cluster.
+    """The cluster's objects for the commands.
 
     Args:
-        namespace: the one that was asked for; None for that of the current context.
+        namespace: the namespace of the command line; None for that of the current context.
     """
 
     def __init__(self, kubectl: Kubectl, namespace: str | None = None) -> None:
@@ -37,21 +34,21 @@ class Cluster:
 
     @property
     def namespace(self) -> str:
-        """The namespace that commands about one WorkQueue speak about."""
+        """The namespace for commands about one WorkQueue."""
         if self._namespace is None:
             self._namespace = self.kubectl.namespace()
         return self._namespace
 
     def workqueues(self, *, everywhere: bool) -> tuple[list[WorkQueue], list[str]]:
-        """The WorkQueues of the namespace, or of all; and the names of those that this version cannot read.
+        """Return the WorkQueues of the namespace, or of all, and the names of those with another schema.
 
         Raises:
-            PluginError: the definition is not installed, or listing is refused.
+            PluginError: the CRD is not installed, or listing is forbidden.
         """
         scope = "" if everywhere else f"/namespaces/{self.namespace}"
         try:
             items = self.kubectl.get(f"/apis/{API_VERSION}{scope}/{PLURAL}")["items"]
-        except NotFound as error:
+        except NotFoundError as error:
             raise _not_installed() from error
         read: list[WorkQueue] = []
         unreadable: list[str] = []
@@ -63,42 +60,42 @@ class Cluster:
         return read, unreadable
 
     def workqueue(self, name: str) -> WorkQueue:
-        """One WorkQueue.
+        """Return one WorkQueue.
 
         Raises:
-            PluginError: it is not there, or cannot be read.
+            PluginError: it does not exist, or has another schema.
         """
         try:
             body = self.kubectl.get(f"/apis/{API_VERSION}/namespaces/{self.namespace}/{PLURAL}/{name}")
-        except NotFound as error:
+        except NotFoundError as error:
             if PLURAL not in str(error):
                 raise _not_installed() from error
             raise PluginError(
-                f"The namespace {self.namespace} has no WorkQueue {name!r}: `kubectl get wq -A` lists all, -n "
-                "chooses a namespace."
+                f"The namespace {self.namespace} has no WorkQueue {name!r}. List all with `kubectl get wq -A`; "
+                "choose a namespace with -n."
             ) from error
         try:
             return WorkQueue.model_validate(body)
         except ValidationError as error:
             raise PluginError(
-                f"The WorkQueue {name!r} cannot be read by this version of the plugin: {error.errors()[0]['msg']}."
-                " Use the plugin of the operator's version."
+                f"This version of the plugin cannot read the WorkQueue {name!r}: {error.errors()[0]['msg']}."
+                " Use the same version as the operator."
             ) from error
 
     def change(self, name: str, spec: Object) -> None:
-        """Merge into a WorkQueue's spec.
+        """Merge a patch into a WorkQueue's spec.
 
         Raises:
-            PluginError: it is not there, or the API server refuses the change.
+            PluginError: it does not exist, or the API server refuses the change.
         """
         try:
             self.kubectl.merge(self.namespace, _RESOURCE, name, {"spec": spec})
-        except NotFound:
-            self.workqueue(name)  # says which of the two is missing
+        except NotFoundError:
+            self.workqueue(name)  # raises if the WorkQueue or the CRD is missing
             raise
 
     def pods(self, workqueue: WorkQueue) -> list[Object]:
-        """The pods of the workers that the operator runs, by name; none for a workloadRef."""
+        """Return the pods of the operator's workers, by name; none for a workloadRef."""
         namespace, name = workqueue.key
         listed = self.kubectl.get(
             f"/api/v1/namespaces/{namespace}/pods", labelSelector=f"{LABEL_WORKQUEUE}={name}"
@@ -106,16 +103,16 @@ class Cluster:
         return sorted(listed["items"], key=lambda pod: str(pod["metadata"]["name"]))
 
     def events(self, workqueue: WorkQueue) -> list[Object]:
-        """The Events about a WorkQueue, oldest first."""
+        """Return the Events of a WorkQueue, oldest first."""
         namespace, name = workqueue.key
         selector = f"involvedObject.kind={KIND},involvedObject.name={name}"
         listed = self.kubectl.get(f"/api/v1/namespaces/{namespace}/events", fieldSelector=selector)
-        return sorted(listed["items"], key=told_at)
+        return sorted(listed["items"], key=event_time)
 
     def worker_statuses(self, namespace: str, pods: Sequence[str]) -> dict[str, Object]:
-        """What workers say at /status, by pod; who cannot be asked is not in it.
+        """Return the /status of each worker that answers, by pod.
 
-        They are asked through the API server, which needs the right to get pods/proxy.
+        The requests go through the API server and need the permission to get pods/proxy.
         """
         if not pods:
             return {}
@@ -126,27 +123,27 @@ class Cluster:
     def _worker_status(self, namespace: str, pod: str) -> Object | None:
         try:
             return self.kubectl.get(f"/api/v1/namespaces/{namespace}/pods/{pod}:{PORT}/proxy{STATUS_PATH}")
-        except (KubectlFailed, ValueError):
+        except (KubectlError, ValueError):
             return None
 
     def binding(self, workqueue: WorkQueue) -> Binding:
-        """The connection data of a WorkQueue, from its Secret.
+        """Return the connection data in the Secret of a WorkQueue.
 
         Raises:
-            PluginError: the Secret is not there or may not be read.
-            BindingError: its keys are not enough.
+            PluginError: the Secret does not exist, or reading it is forbidden.
+            BindingError: keys are missing or invalid.
         """
         namespace, name = workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
         try:
             secret = self.kubectl.get(f"/api/v1/namespaces/{namespace}/secrets/{name}")
-        except NotFound as error:
+        except NotFoundError as error:
             raise PluginError(
-                f"The Secret {name!r}, which the WorkQueue names, is not in the namespace {namespace}: create it."
+                f"The Secret {name!r} of the WorkQueue does not exist in the namespace {namespace}. Create it."
             ) from error
-        except KubectlFailed as error:
+        except KubectlError as error:
             raise PluginError(
-                f"The credentials are in the Secret {name!r} of the namespace {namespace}, which you may have to "
-                f"be allowed to get: {error}"
+                f"Reading the credentials in the Secret {name!r} of the namespace {namespace} failed. You need the "
+                f"permission to get it: {error}"
             ) from error
         return from_mapping(_decoded(secret.get("data") or {}), f"The Secret {name!r}")
 
@@ -157,12 +154,12 @@ def _decoded(data: dict[str, str]) -> dict[str, str]:
         try:
             found[key] = base64.b64decode(value).decode()
         except (binascii.Error, UnicodeDecodeError):
-            continue  # a key that is no text is none of ours
+            continue  # a binary key is not connection data
     return found
 
 
-def told_at(event: Object) -> str:
-    """When an Event was last told. RFC 3339 in UTC sorts as text."""
+def event_time(event: Object) -> str:
+    """Return when an Event last occurred. RFC 3339 times in UTC sort as text."""
     series = event.get("series") or {}
     return str(
         series.get("lastObservedTime")
@@ -174,5 +171,5 @@ def told_at(event: Object) -> str:
 
 def _not_installed() -> PluginError:
     return PluginError(
-        "This cluster knows no WorkQueues: install workqueue-operator, or choose another cluster with --context."
+        "The cluster has no CRD of WorkQueues. Install workqueue-operator, or choose another cluster with --context."
     )

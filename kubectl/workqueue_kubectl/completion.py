@@ -1,7 +1,7 @@
-"""The entry point `kubectl_complete-workqueue`, which kubectl's own shell completion asks.
+"""The entry point `kubectl_complete-workqueue` for kubectl's shell completion.
 
-Place in the flow: kubectl calls it with the words behind `workqueue`, the one under the cursor last (it may be
-empty), and reads a proposal a line and a directive. Names come from the cluster; who cannot reach it gets none.
+kubectl passes the words after `workqueue`, the last one under the cursor (perhaps empty), and reads one proposal per
+line and a directive. Names come from the cluster, if it is reachable.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TAKES_FILES: Final = frozenset({"--files", "--jsonl", "--kubeconfig"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the proposals; always 0, since there is nobody to tell."""
+    """Print the proposals. Returns 0 even after an error, because the shell would not show it."""
     words = list(sys.argv[1:] if arguments is None else arguments) or [""]
     before, last = words[:-1], words[-1]
     if before and before[-1] in _TAKES_FILES:
@@ -46,7 +46,7 @@ def _proposals(before: Sequence[str], last: str) -> Iterator[str]:
     try:
         ours, rest = split(before)
     except SystemExit:
-        return  # an option without its value
+        return  # an option without a value
     parser: argparse.ArgumentParser | None = build(word for word in rest if not word.startswith("-"))
     given = [word for word in rest if not word.startswith("-")]
     depth = 0
@@ -69,7 +69,7 @@ def _names(kubectl: Kubectl, path: str) -> Iterable[str]:
     return [str(item["metadata"]["name"]) for item in kubectl.get(path)["items"]]
 
 
-# argparse tells nobody what a parser has; shtab and argcomplete read the same attributes.
+# argparse has no public API for this. shtab and argcomplete read the same attributes.
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser] | None:

@@ -1,15 +1,19 @@
-"""What can go wrong at the prompt, as sentences. All are told by `cli`, which also knows the exit codes."""
+"""The plugin's errors. `cli` prints them and chooses the exit code."""
+
+# PluginError             a command failed
+# └── KubectlError        kubectl failed; has kubectl's message
+#     └── NotFoundError   the API server has no such object
 
 from __future__ import annotations
 
 
 class PluginError(Exception):
-    """Something failed; the message says what, where, and what to do."""
+    """A command failed. The message says what is wrong, where, and what to do."""
 
 
-class KubectlFailed(PluginError):  # noqa: N818 - a sentence of kubectl's
-    """kubectl ended with an error; the message is kubectl's own."""
+class KubectlError(PluginError):
+    """kubectl failed. The message is from kubectl."""
 
 
-class NotFound(KubectlFailed):
+class NotFoundError(KubectlError):
     """The API server has no such object."""

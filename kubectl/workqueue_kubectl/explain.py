@@ -1,7 +1,7 @@
-"""Why a WorkQueue is at its count, what would change it, and what is next. PURE: the clock is an argument.
+"""Explain the replica count of a WorkQueue: why it is so, and what would change it. Pure.
 
-Place in the flow: `status` shows these sentences. The count is worked out as the operator does it
-(`workqueue_operator.scaling.decide`), from what the WorkQueue's status and the workers say.
+The count is calculated as in the operator (`workqueue_operator.scaling.decide`), from the status of the WorkQueue and
+of the workers.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from workqueue_operator.scaling.schedule import is_active, minimum_replicas
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is known beside the WorkQueue itself.
+    """Data from the workers.
 
     Attributes:
-        in_handlers: messages that workers have in hand; None when not all of them could be asked.
-        in_stopping_workers: messages in hand of workers that were told to stop; they are no part of `in_handlers`,
-            since they need no new worker.
-        handler_seconds: mean time of one message lately; None before the first.
-        arrivals_per_second: messages that the workers took lately.
+        in_handlers: messages in handlers; None unless all workers have answered.
+        in_stopping_workers: messages in handlers of stopping workers. Not part of `in_handlers`, because they need no
+            new worker.
+        handler_seconds: recent mean time per message; None before the first message.
+        arrivals_per_second: recent deliveries to the workers.
     """
 
     in_handlers: int | None
@@ -41,10 +41,10 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A schedule begins or ends.
+    """The begin or end of a schedule.
 
     Attributes:
-        at: in the schedule's own time zone.
+        at: time in the time zone of the schedule.
     """
 
     at: datetime
@@ -52,10 +52,10 @@ class Change:
 
 
 def why(workqueue: WorkQueue, seen: Seen, now: datetime) -> list[str]:
-    """Sentences that say why the count is what it is.
+    """Return sentences that explain the current count.
 
     Args:
-        now: aware.
+        now: the current time, with a time zone.
     """
     status, scaling = workqueue.status, workqueue.spec.scaling
     active = status.condition(ConditionType.SCALING_ACTIVE.value)
@@ -63,23 +63,21 @@ def why(workqueue: WorkQueue, seen: Seen, now: datetime) -> list[str]:
     if active is not None:
         sentences.append(f"{active.reason}: {active.message}")
     if active is None or active.status is not ConditionStatus.TRUE:
-        return sentences or ["The operator has not looked at it yet."]
+        return sentences or ["The operator has not reconciled it yet."]
     if status.messages is None or seen.in_handlers is None:
-        unknown = "how many messages wait" if status.messages is None else "how many are in handlers"
-        return [*sentences, f"Just now it is not known {unknown}."]
+        unknown = "waiting messages" if status.messages is None else "messages in handlers"
+        return [*sentences, f"The number of {unknown} is currently unknown."]
     wanted = _wanted(workqueue, status.messages, seen)
     sentences.append(
-        f"{status.messages} waiting and {seen.in_handlers} in handlers ask for {_replicas(wanted)}"
+        f"{status.messages} waiting and {seen.in_handlers} in handlers need {_replicas(wanted)}"
         f" ({_target(workqueue, seen)})."
     )
     if seen.in_stopping_workers:
         sentences.append(
-            f"{_messages(seen.in_stopping_workers)} more in workers that are shutting down: no new worker is needed."
+            f"{_messages(seen.in_stopping_workers)} more in stopping workers, which need no new worker."
         )
     if status.retrying:
-        sentences.append(
-            f"{_messages(status.retrying)} wait for a retry and come back to the queue when their delay is over."
-        )
+        sentences.append(f"{_messages(status.retrying)} in delay queues until the next attempt.")
     low, high = _bounds(workqueue, now)
     if wanted > high:
         sentences.append(_limit(workqueue, high))
@@ -90,30 +88,30 @@ def why(workqueue: WorkQueue, seen: Seen, now: datetime) -> list[str]:
 
 
 def what_would_change_it(workqueue: WorkQueue, seen: Seen, now: datetime) -> list[str]:
-    """Sentences that say what makes the count go up and what makes it go down.
+    """Return sentences that explain what would raise or lower the count.
 
     Args:
-        now: aware.
+        now: the current time, with a time zone.
     """
     name, spec, status = workqueue.metadata.name, workqueue.spec, workqueue.status
     if spec.suspend:
-        return [f"`kubectl workqueue resume {name}` lets it follow the queue again."]
+        return [f"To resume scaling: `kubectl workqueue resume {name}`."]
     if spec.replicas is not None:
-        return [f"`kubectl workqueue scale {name} --release` lets it follow the queue again."]
+        return [f"To resume scaling: `kubectl workqueue scale {name} --release`."]
     active = status.condition(ConditionType.SCALING_ACTIVE.value)
     if active is None or status.desired_replicas is None:
-        return ["Nothing, until the operator has looked at it: see its conditions."]
+        return ["Nothing until the operator has reconciled it. See its conditions."]
     if active.status is not ConditionStatus.TRUE and active.reason != Reason.RETIRE_UNREACHABLE:
-        return [f"Nothing, until {active.reason} is over."]
+        return [f"Nothing until {active.reason} is resolved."]
     count, (low, high) = status.desired_replicas, _bounds(workqueue, now)
     return [_upward(workqueue, seen, count, high), _downward(workqueue, seen, count, low)]
 
 
 def next_change(workqueue: WorkQueue, now: datetime) -> Change | None:
-    """The next start or end of a schedule; None when there is none. One that cannot be read is ignored.
+    """Return the next begin or end of a schedule, if any. Ignores invalid schedules.
 
     Args:
-        now: aware.
+        now: the current time, with a time zone.
     """
     return min(_changes(workqueue, now), key=lambda change: change.at, default=None)
 
@@ -123,16 +121,16 @@ def _changes(workqueue: WorkQueue, now: datetime) -> Iterator[Change]:
         try:
             active = is_active(schedule, now)
         except ReconcileError:
-            continue  # the condition of the WorkQueue names it
+            continue  # a condition of the WorkQueue reports it
         at = _next(schedule, schedule.end if active else schedule.start, now)
         if at is None:
             continue
         minimum = minimum_replicas(workqueue.spec, at).replicas
         name = f"The schedule {schedule.name!r}" if schedule.name else "A schedule"
-        turn = "ends" if active else "begins"
+        verb = "ends" if active else "begins"
         yield Change(
             at,
-            f"{name} {turn} at {at:%a %d %b %H:%M} {schedule.time_zone}: then at least {_replicas(minimum)}.",
+            f"{name} {verb} at {at:%a %d %b %H:%M} {schedule.time_zone}. The minimum is then {_replicas(minimum)}.",
         )
 
 
@@ -147,7 +145,7 @@ def _bounds(workqueue: WorkQueue, now: datetime) -> tuple[int, int]:
 
 def _limit(workqueue: WorkQueue, high: int) -> str:
     if workqueue.spec.queue.single_active_consumer:
-        return "queue.singleActiveConsumer lets one worker at a time take messages."
+        return "queue.singleActiveConsumer allows one worker."
     return f"scaling.maxReplicas is {high}."
 
 
@@ -160,39 +158,39 @@ def _wanted(workqueue: WorkQueue, ready: int, seen: Seen) -> int:
 def _target(workqueue: WorkQueue, seen: Seen) -> str:
     scaling = workqueue.spec.scaling
     if scaling.target_drain_seconds is None:
-        return f"{_messages(scaling.messages_per_replica or 1)} each"
+        return f"{_messages(scaling.messages_per_replica or 1)} per replica"
     return (
-        f"to be done within {scaling.target_drain_seconds} s, at {_seconds(seen):.3g} s a message and "
-        f"{seen.arrivals_per_second:.3g} messages a second that arrive"
+        f"to finish in {scaling.target_drain_seconds} s, with {_seconds(seen):.3g} s per message and "
+        f"{seen.arrivals_per_second:.3g} new messages per second"
     )
 
 
 def _upward(workqueue: WorkQueue, seen: Seen, count: int, high: int) -> str:
     scaling = workqueue.spec.scaling
     if count >= high:
-        return f"Up: not any more, {_limit(workqueue, high)}"
+        return f"Up: not possible, {_limit(workqueue, high)}"
     if scaling.target_drain_seconds is None:
         least = count * (scaling.messages_per_replica or 1) + 1
-        return f"Up: from {_messages(least)} on, waiting and in handlers together; at once."
+        return f"Up: immediately at {_messages(least)} or more, waiting and in handlers."
     slots = count * _concurrency(workqueue) - seen.arrivals_per_second * _seconds(seen)
     least = math.floor(max(slots, 0.0) * scaling.target_drain_seconds / _seconds(seen)) + 1
-    return f"Up: from {_messages(least)} on that wait, at the same speed and rate; at once."
+    return f"Up: immediately at {_messages(least)} or more waiting, at the same speed and rate."
 
 
 def _downward(workqueue: WorkQueue, seen: Seen, count: int, low: int) -> str:
     scaling = workqueue.spec.scaling
     if count == 0:
-        return "Down: it is at none."
+        return "Down: not possible, the count is 0."
     if count <= low:
-        return f"Down: not any more, the minimum is {low}."
-    when = f"for {scaling.scale_in_delay_seconds} s; idle workers first, busy ones stay until they are done."
+        return f"Down: not possible, the minimum is {low}."
+    when = f"for {scaling.scale_in_delay_seconds} s. Idle workers stop first; busy workers finish their messages."
     if count == 1:
-        return f"Down: when nothing waits and nothing is in a handler, {when}"
+        return f"Down: after no message was waiting or in a handler {when}"
     if scaling.target_drain_seconds is None:
-        return f"Down: at {_messages((count - 1) * (scaling.messages_per_replica or 1))} or fewer, {when}"
+        return f"Down: at {_messages((count - 1) * (scaling.messages_per_replica or 1))} or fewer {when}"
     slots = (count - 1) * _concurrency(workqueue) - seen.arrivals_per_second * _seconds(seen)
     most = math.floor(max(slots, 0.0) * scaling.target_drain_seconds / _seconds(seen))
-    return f"Down: at {_messages(most)} or fewer that wait, {when}"
+    return f"Down: at {_messages(most)} or fewer waiting {when}"
 
 
 def _seconds(seen: Seen) -> float:

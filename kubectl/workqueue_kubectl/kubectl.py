@@ -1,8 +1,4 @@
-"""kubectl as the way to the cluster: the only module that runs it.
-
-Place in the flow: below every command. kubectl knows every kind of login, proxy and kubeconfig, and whoever
-calls a plugin has it; so nothing of that is done a second time here.
-"""
+"""Runs kubectl, which handles login, proxies and kubeconfig for the plugin."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from workqueue_kubectl.errors import KubectlFailed, NotFound, PluginError
+from workqueue_kubectl.errors import KubectlError, NotFoundError, PluginError
 
 Object = dict[str, Any]
 
@@ -36,62 +32,62 @@ while data := peer.recv(65536):
     while data:
         data = data[os.write(1, data):]
 """
-"""Runs in a pod: standard input and output are one end of a connection, the peer is the other."""
+"""Runs in a pod: connects stdin and stdout to the address in its arguments."""
 
 
 class Kubectl:
     """Runs kubectl.
 
     Args:
-        flags: what chooses cluster and person, such as `--context=staging`; given to every call.
+        flags: flags for every call, such as `--context=staging`.
 
     Raises:
-        PluginError: there is no kubectl.
+        PluginError: kubectl is not installed.
     """
 
     def __init__(self, flags: Sequence[str] = ()) -> None:
         program = shutil.which("kubectl")
         if program is None:
-            raise PluginError("kubectl is not in the PATH: install it, or add its folder to PATH.")
+            raise PluginError("kubectl is not in the PATH. Install it, or add its folder to PATH.")
         self._command = (program, *flags)
 
     def get(self, path: str, **query: str) -> Object:
-        """GET of a path of the API server.
+        """GET a path of the API server.
 
         Raises:
-            NotFound: it has nothing there.
-            KubectlFailed: it refused, or kubectl cannot reach it.
+            NotFoundError: the object does not exist.
+            KubectlError: the API server refused, or is unreachable.
         """
         question = f"?{urlencode(query)}" if query else ""
         answer: Object = json.loads(self._run("get", f"--raw={path}{question}"))
         return answer
 
     def merge(self, namespace: str, resource: str, name: str, patch: Object) -> None:
-        """A merge patch.
+        """PATCH an object with a JSON Merge Patch.
 
         Raises:
-            NotFound, KubectlFailed: as `get`.
+            NotFoundError, KubectlError: as `get`.
         """
         self._run(
             "patch", resource, name, f"--namespace={namespace}", "--type=merge", "-p", json.dumps(patch)
         )
 
     def namespace(self) -> str:
-        """The namespace of the current context; `default` where there is none, as for kubectl."""
+        """Return the namespace of the current context, or `default`, as in kubectl."""
         try:
             return (
                 self._run("config", "view", "--minify", "--output=jsonpath={..namespace}").strip()
                 or "default"
             )
-        except KubectlFailed:
+        except KubectlError:
             return "default"
 
     @contextmanager
     def forwarded(self, namespace: str, target: str, port: int) -> Iterator[int]:
-        """A local port that leads to a port of `target` (pod/NAME or service/NAME) while the context lasts.
+        """Yield a local port that forwards to a port of `target` (pod/NAME or service/NAME).
 
         Raises:
-            KubectlFailed: there is no running pod behind it, or it is not allowed.
+            KubectlError: the target has no running pod, or forwarding is forbidden.
         """
         command = ["port-forward", f"--namespace={namespace}", "--address=127.0.0.1", target, f":{port}"]
         with subprocess.Popen(  # noqa: S603 - kubectl, without a shell
@@ -100,15 +96,15 @@ class Kubectl:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # Ctrl-C is for us: what is under way still needs the connection
+            start_new_session=True,  # Ctrl-C must not reach kubectl: messages in flight need the connection
         ) as process:
             assert process.stdout is not None  # noqa: S101 - a pipe
-            # Whatever else it says must not fill the pipe.
+            # Read all further output, so that the pipe never fills.
             draining = threading.Thread(target=process.stdout.read, name="port-forward", daemon=True)
             try:
-                found = re.search(r":(\d+) ->", said := process.stdout.readline())
+                found = re.search(r":(\d+) ->", line := process.stdout.readline())
                 if found is None:
-                    raise _failure(said + process.stdout.read())
+                    raise _failure(line + process.stdout.read())
                 draining.start()
                 yield int(found[1])
             finally:
@@ -118,7 +114,7 @@ class Kubectl:
 
     @contextmanager
     def relayed(self, namespace: str, pod: str, host: str, port: int) -> Iterator[int]:
-        """A local port that leads to `host`:`port` as seen from a pod that has Python, while the context lasts."""
+        """Yield a local port that forwards to `host`:`port` through a pod that has Python."""
         listening = socket.create_server(("127.0.0.1", 0))
         processes: list[subprocess.Popen[bytes]] = []
 
@@ -159,7 +155,7 @@ class Kubectl:
     def _run(self, *arguments: str) -> str:
         done = subprocess.run(  # noqa: S603 - as above
             [*self._command, *arguments],
-            stdin=None if os.isatty(0) else subprocess.DEVNULL,  # a login plug-in may ask
+            stdin=None if os.isatty(0) else subprocess.DEVNULL,  # a login plug-in may prompt
             capture_output=True,
             text=True,
             check=False,
@@ -169,10 +165,10 @@ class Kubectl:
         return done.stdout
 
 
-def _failure(said: str) -> KubectlFailed:
-    lines = [line for line in said.strip().splitlines() if line.strip()]
-    sentence = lines[-1] if lines else "kubectl failed and did not say why."
-    kind: Callable[[str], KubectlFailed] = NotFound if "(NotFound)" in sentence else KubectlFailed
+def _failure(output: str) -> KubectlError:
+    lines = [line for line in output.strip().splitlines() if line.strip()]
+    sentence = lines[-1] if lines else "kubectl failed without a message."
+    kind: Callable[[str], KubectlError] = NotFoundError if "(NotFound)" in sentence else KubectlError
     return kind(sentence)
 
 

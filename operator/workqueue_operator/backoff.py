@@ -17,8 +17,8 @@ def delay(failures: int, first: float, longest: float) -> float:
     full jitter also gives short delays, is not used here.
 
     Args:
-        failures: in a row, at least 1; each doubles the delay.
+        failures: consecutive failures, at least 1. Each one doubles the delay.
         first: the delay after the first failure, in seconds.
-        longest: the largest delay before jitter, in seconds.
+        longest: the limit of the doubling, in seconds. Jitter only adds to it.
     """
     return doubled(failures, first, longest) * random.uniform(1.0, 1.0 + _JITTER)  # noqa: S311 - jitter

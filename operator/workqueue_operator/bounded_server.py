@@ -1,7 +1,7 @@
-"""An aiohttp server with limits on connections, on bytes and on time.
+"""An aiohttp server with limits on connections, bytes and time.
 
-Place in the flow: `endpoint` and the web page listen with it. aiohttp limits a single header only, so that 300
-connections with unfinished headers cost 400 MiB. One connection serves one request, which makes its limits simple.
+aiohttp limits only single headers: 300 connections with unfinished headers cost 400 MiB. Each connection serves one
+request, which keeps the limits simple.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class BoundedServer:
     """Serves an application.
 
     Args:
-        app: gets one more middleware.
-        port: 0 for any free one.
-        host: the address to listen on; None for all.
-        **runner: further arguments of `aiohttp.web.AppRunner`.
+        app: the application; this class adds a middleware.
+        port: 0 for any free port.
+        host: the address to listen on; None for all addresses.
+        **runner: additional arguments of `aiohttp.web.AppRunner`.
     """
 
     def __init__(self, app: web.Application, port: int, host: str | None = None, **runner: Any) -> None:
@@ -63,7 +63,7 @@ class BoundedServer:
         return self._runner.server()
 
     def admit(self, connection: _Connection) -> bool:
-        """Return whether there is room for a new connection, if need be in place of the longest-waiting one."""
+        """Return whether to accept a new connection. At the limit, it replaces the longest-waiting connection."""
         if len(self._connections) >= CONNECTIONS:
             longest = next(iter(self._waiting), None)
             if longest is None:
@@ -74,7 +74,7 @@ class BoundedServer:
         return True
 
     def answers(self, connection: _Connection) -> None:
-        """Note that a connection no longer waits for its request."""
+        """Note that the request of a connection has arrived."""
         self._waiting.pop(connection, None)
 
     def discard(self, connection: _Connection) -> None:
@@ -84,7 +84,7 @@ class BoundedServer:
 
 
 class _Connection(asyncio.Protocol):
-    """Passes on to aiohttp what is within the limits."""
+    """Forwards data within the limits to aiohttp."""
 
     def __init__(self, server: BoundedServer) -> None:
         self._server = server
@@ -101,13 +101,13 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def answers(self) -> None:
-        """The request has arrived. How long its answer takes is the handler's affair."""
+        """Stop the timer: the request has arrived, and the handler may take any time."""
         self._answering = True
         self._server.answers(self)
         self._stop_timer()
 
     def answered(self) -> None:
-        """The answer is ready to be sent, or a stream has ended."""
+        """Start the timer: the answer is ready to be sent, or a stream has ended."""
         self._answering = False
         self._start_timer()
 
@@ -165,7 +165,7 @@ async def _one_request(request: web.Request, handler: Handler) -> web.StreamResp
     try:
         await request.read()
     except ConnectionError:
-        # Raised when a limit is reached. aiohttp would log it with a traceback.
+        # A limit was reached. aiohttp would log a traceback.
         raise web.HTTPBadRequest from None
     transport = request.transport
     if transport is None:

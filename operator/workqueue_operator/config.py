@@ -1,7 +1,4 @@
-"""The operator's configuration, read once at start from the environment; all mistakes are told together.
-
-Place in the flow: `__main__` reads it, everything else gets the values it needs.
-"""
+"""The operator's configuration, read from the environment at start. All mistakes are reported together."""
 
 from __future__ import annotations
 
@@ -21,22 +18,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What can be set.
+    """The operator's configuration.
 
     Attributes:
-        namespaces: those to serve; empty: all of the cluster.
-        worker_image: for WorkQueues with an http handler and no worker.image.
-        pod_name: this process in Leases and Events.
-        pod_namespace: where the Lease is.
-        release: the name of this installation; the label `workqueue.dev/operator` of a namespace names it.
-        port: of /metrics, /livez and /readyz.
-        sweep_seconds: pause between two looks at a queue with workers.
-        idle_sweep_seconds: the same for idle queues and dead-letter queues.
-        relist_seconds: pause between two LISTs that correct the store.
-        page_port: of the web page; None for none.
-        page_audience: of the tokens that people log in to it with.
-        allowed_broker_hosts: names, addresses or patterns of hosts that Secrets may name; empty: all but loopback,
-            link-local and metadata addresses.
+        namespaces: namespaces to serve; empty for all.
+        worker_image: default image of workers with an http handler.
+        pod_name: name of this process in Leases and Events.
+        pod_namespace: namespace of the Lease.
+        release: name of this installation, as in the label `workqueue.dev/operator` of a namespace.
+        port: port of /metrics, /livez and /readyz.
+        sweep_seconds: pause between two polls of a queue with workers.
+        idle_sweep_seconds: pause between two polls of an idle queue or a dead-letter queue.
+        relist_seconds: pause between two resyncs of the store.
+        page_port: port of the web page; None to disable it.
+        page_audience: audience of the tokens for the web page.
+        allowed_broker_hosts: host names, addresses or patterns that Secrets may contain; empty for all hosts except
+            loopback, link-local and metadata addresses.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -61,10 +58,10 @@ class Config:
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
-    """Read `WORKQUEUE_*`.
+    """Return the configuration from the `WORKQUEUE_*` variables.
 
     Raises:
-        ConfigurationError: with one sentence for each mistake.
+        ConfigurationError: at least one value is invalid; has one sentence for each mistake.
     """
     mistakes: list[str] = []
 
@@ -108,7 +105,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if wrong := [name for name in names if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name)]:
-        raise ValueError(f"{wrong[0]!r} is no name of a namespace; separate names by commas")
+        raise ValueError(f"{wrong[0]!r} is not a valid namespace name; separate names by commas")
     return names
 
 
@@ -116,7 +113,7 @@ def _hosts(text: str) -> tuple[str, ...]:
     hosts = tuple(dict.fromkeys(host.strip() for host in text.split(",") if host.strip()))
     if wrong := [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9._:*-]+", host)]:
         raise ValueError(
-            f"{wrong[0]!r} is neither a host name, an IP address nor a pattern such as *.svc; separate them by commas"
+            f"{wrong[0]!r} is not a host name, an IP address or a pattern such as *.svc; separate hosts by commas"
         )
     return hosts
 

@@ -1,7 +1,7 @@
-"""Where the operator connects on behalf of a Secret: which hosts and addresses are allowed. Pure.
+"""The hosts and addresses that the operator may connect to for a Secret. Pure.
 
-Place in the flow: `broker` and `observe.management` ask here. The author of a Secret chooses a host, and the operator
-must not connect for them to itself, to its node, or to a cloud's metadata service.
+The author of a Secret chooses the host. The operator must not connect to itself, to its node or to a cloud's metadata
+service on their behalf.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from typing import Final
 _METADATA: Final = frozenset(
     map(ipaddress.ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254"))
 )
-"""Of clouds whose metadata service is not at a link-local address such as 169.254.169.254."""
+"""Metadata services that are not at a link-local address such as 169.254.169.254."""
 
 
 @dataclass(frozen=True, slots=True)
 class Destinations:
-    """The rule.
+    """The allowed destinations.
 
     Attributes:
-        allowed: names, addresses, or patterns such as `*.svc`. Empty: every host. A host that is listed without a
-            wildcard may have any address, loopback included.
-        anywhere: whether there is no rule at all.
+        allowed: names, addresses, or patterns such as `*.svc`; empty for every host. A host listed without a wildcard
+            may have any address, including loopback.
+        anywhere: whether every host and address is allowed.
     """
 
     allowed: tuple[str, ...] = ()
     anywhere: bool = False
 
     def permits(self, host: str) -> bool:
-        """Whether a connection to this host may be tried."""
+        """Return whether the operator may try to connect to a host."""
         return not self.allowed or any(fnmatchcase(_plain(host), pattern.lower()) for pattern in self.allowed)
 
     def permits_address(self, host: str, address: str) -> bool:
-        """Whether a host may be reached at this IP address."""
+        """Return whether the operator may connect to a host at this IP address."""
         if self.anywhere or _plain(host) in {entry.lower() for entry in self.allowed}:
             return True
         try:

@@ -1,4 +1,4 @@
-"""The digest of a JSON value, for whoever only has to tell whether it is another one than before."""
+"""The digest of a JSON value, to detect changes."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from typing import Any
 
 
 def digest(value: Any) -> bytes:
-    """16 bytes that are the same for equal values, whatever the order of their keys."""
+    """Return a digest of 16 bytes. The order of keys does not matter."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest()

@@ -1,7 +1,4 @@
-"""/livez, /readyz and /metrics of the operator.
-
-Place in the flow: started first and stopped last by `__main__`; reads what `health` and `metrics` say.
-"""
+"""/livez, /readyz and /metrics of the operator. `__main__` starts it first and stops it last."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ class Endpoint:
     """A small HTTP server.
 
     Args:
-        port: 0 for any free one.
-        problem: what is wrong with this process, or None (deep liveness).
-        ready: whether this process does its part, be it as a standby.
-        refresh: called before each scrape, to set the gauges that are only worth reading then.
+        port: 0 for any free port.
+        problem: returns the result of the liveness check.
+        ready: returns whether this process is ready, as leader or as standby.
+        refresh: called before each scrape, to set the gauges.
     """
 
     def __init__(
@@ -64,12 +61,12 @@ class Endpoint:
         return web.Response(text="ok" if ready else "starting", status=200 if ready else 503)
 
     async def _serve_metrics(self, request: web.Request) -> web.Response:
-        """All metrics, or those that `?name[]=` picks, as exporters have it."""
+        """Return all metrics, or those that `?name[]=` selects, as Prometheus exporters do."""
         registry, names = self._metrics.registry, request.query.getall("name[]", [])
-        # One after the other: `refresh` sets gauges anew that another scrape would meet half-way.
+        # One scrape at a time: `refresh` clears gauges before it sets them.
         async with self._scraping:
             self._refresh()
-            # The series of 1,000 WorkQueues take 0.1 s, in which a bell may ring.
+            # In a thread: the series of 1,000 WorkQueues take 0.1 s, and a ring must not wait.
             text = await asyncio.to_thread(
                 generate_latest, registry.restricted_registry(names) if names else registry
             )

@@ -1,8 +1,17 @@
-"""The operator's error tree, and the translation of what the API server answers into it.
+"""The operator's errors.
 
-Place in the flow: raised at the edges (`cluster`, `observe`, `act`), caught in `reconcile`, where an error
-becomes a condition. An error carries the reason that the condition, the Event and the log line will use.
+`reconcile` turns each ReconcileError into a condition, with the error's reason and message.
 """
+
+# OperatorError
+# ├── ConfigurationError     the operator's own configuration is invalid
+# ├── LeadershipLostError    the Lease is no longer held
+# ├── ReconcileError         a WorkQueue cannot be reconciled; has a reason
+# └── ClusterError           the API server refused a request or did not answer
+#
+# Outside the tree, because they are caught close to where they are raised:
+# broker.channel.ChannelRefusedError and ChannelLostError, broker.connection.QueueMissingError,
+# web.access.TooManyError, selftest.SelftestError.
 
 from __future__ import annotations
 
@@ -13,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class OperatorError(Exception):
-    """The root of the tree."""
+    """The base class of the operator's errors."""
 
 
 class ConfigurationError(OperatorError):
-    """The operator's own configuration is wrong; carries every mistake that was found.
+    """The operator's own configuration is invalid.
 
     Args:
-        mistakes: one sentence each.
+        mistakes: one sentence for each mistake.
     """
 
     def __init__(self, mistakes: list[str]) -> None:
@@ -29,14 +38,14 @@ class ConfigurationError(OperatorError):
 
 
 class LeadershipLostError(OperatorError):
-    """A write was about to happen without a valid Lease. The process has to end."""
+    """The process tried to write without a valid Lease. It must exit."""
 
 
 class ReconcileError(OperatorError):
-    """Something stands in the way of a WorkQueue and a person may have to act.
+    """A WorkQueue cannot be reconciled; the user may have to act.
 
     Args:
-        reason: for the condition, the Event and the log line.
+        reason: of the condition, the Event and the log line.
         message: what is wrong, where, and what to do.
     """
 
@@ -54,7 +63,8 @@ class ClusterError(OperatorError):
     """The API server refused a request or did not answer it.
 
     Attributes:
-        status: the HTTP status, 0 when there was no answer.
+        status: the HTTP status; 0 without an answer.
+        retry_after: seconds from the Retry-After header, if any.
     """
 
     def __init__(self, status: int, message: str, *, retry_after: float | None = None) -> None:
@@ -65,33 +75,33 @@ class ClusterError(OperatorError):
 
     @property
     def not_found(self) -> bool:
-        """The object, or its kind, is not there."""
+        """Whether the object, or its kind, does not exist."""
         return self.status == 404  # noqa: PLR2004 - HTTP
 
     @property
     def forbidden(self) -> bool:
-        """We have no right to it, or an admission controller does not want it."""
+        """Whether RBAC or an admission controller refused the request."""
         return self.status == 403  # noqa: PLR2004 - HTTP
 
     @property
     def refused(self) -> bool:
-        """The server said no, so that nothing was changed; otherwise it may have been."""
+        """Whether the server refused, so that nothing changed. Otherwise the write may have happened."""
         return 400 <= self.status < 500 or self.denied  # noqa: PLR2004 - HTTP
 
     @property
     def invalid(self) -> bool:
-        """The object is not as the server takes it. For a field that it does not know it says 500."""
+        """Whether the object is invalid. For an unknown field, the server answers 500."""
         return self.status in {400, 422} or self.message.startswith("failed to create typed patch object")
 
     @property
     def denied(self) -> bool:
-        """The server, or a policy in it, does not want this content: the same request is refused again.
+        """Whether the server or an admission policy refused the content. It will refuse the same request again.
 
-        A JSON patch whose `test` operation failed answers 422 as well; only the object itself can say which it was.
+        A JSON Patch whose `test` operation failed also answers 422. Only the current object tells the two apart.
         """
         return self.forbidden or self.invalid or self.message.startswith(_WEBHOOK_IS_DOWN)
 
     @property
     def conflict(self) -> bool:
-        """A concurrent write won."""
+        """Whether a concurrent write won."""
         return self.status == 409  # noqa: PLR2004 - HTTP

@@ -1,7 +1,7 @@
-"""Deep liveness: what is wrong with this process that a restart would mend.
+"""The liveness check: problems of this process that a restart would fix.
 
-Place in the flow: asked by the liveness probe through `endpoint`. Never the state of the API server or of a
-broker: nothing is better after a restart while they are away. A loop that is stuck answers no probe at all.
+It never includes the state of the API server or of a broker, because a restart does not help while they are down. A
+blocked event loop does not answer the probe.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from workqueue_operator.kube.resync import Resync
 from workqueue_operator.reconcile.queue import ReconcileQueue
 
 STUCK_PASS_SECONDS: Final = 300.0
-"""Every request of a pass has a timeout; together they stay far below this."""
+"""Every request of a pass has a timeout. Their sum is far below this."""
 
 STUCK_SWEEP_SECONDS: Final = 60.0
 
 
 class Health:
-    """Looks at the parts that run for ever."""
+    """Checks the background tasks."""
 
-    def __init__(self, resync: Resync, keys: ReconcileQueue, brokers: BrokerPool) -> None:
+    def __init__(self, resync: Resync, queue: ReconcileQueue, brokers: BrokerPool) -> None:
         self._resync = resync
-        self._keys = keys
+        self._queue = queue
         self._brokers = brokers
 
     def problem(self) -> str | None:
-        """One sentence, or None when all is well."""
+        """Return the problem in one sentence, or None."""
         if self._resync.blind:
-            return "the watch has brought nothing although a LIST shows changes"
-        if self._keys.longest > STUCK_PASS_SECONDS:
-            return f"a pass has been running for {self._keys.longest:.0f} s"
+            return "the watch has delivered no event although a LIST shows changes"
+        if self._queue.longest > STUCK_PASS_SECONDS:
+            return f"a pass has been running for {self._queue.longest:.0f} s"
         now = asyncio.get_running_loop().time()
         for handle in self._brokers:
             if now - handle.poller.last_round > max(STUCK_SWEEP_SECONDS, 3 * handle.poller.seconds):
-                return f"the sweep of {handle.broker.binding.display} has stood still"
+                return f"the depth poller of {handle.broker.binding.display} has stopped"
         return None

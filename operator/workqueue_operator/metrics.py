@@ -1,8 +1,4 @@
-"""What the operator measures of itself and of the queues, for Prometheus.
-
-Place in the flow: set by `reconcile` and its helpers, served by `endpoint`. Base units, and names as the
-docs list them.
-"""
+"""The operator's Prometheus metrics: about itself and about the WorkQueues."""
 
 from __future__ import annotations
 
@@ -21,23 +17,23 @@ _LABELS: Final = ("namespace", "workqueue")
 _STATES: Final = ("desired", "current", "ready", "busy", "maximum", "pinned")
 
 WAKE_BUCKETS: Final = (0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
-"""Around the promise of 15 ms at the median and 50 ms at the 99th percentile."""
+"""Fine around the objectives for the wake: 15 ms at the median, 50 ms at the 99th percentile."""
 
 
 @dataclass(slots=True)
 class Shown:
-    """What is shown of one WorkQueue; None: nobody knew it yet. What is not known any more stays as it was.
+    """The values of one WorkQueue. None until a value is known; a value that becomes unknown keeps its last number.
 
     Attributes:
-        messages_ready: messages that wait.
-        in_handlers: messages that are known to be in a handler.
-        most_in_handlers: the same with the slots of workers that did not answer.
-        messages_retrying: messages that wait for a retry.
+        messages_ready: messages waiting in the queue.
+        in_handlers: messages known to be in a handler.
+        most_in_handlers: `in_handlers` plus the slots of workers that did not answer.
+        messages_retrying: messages waiting for their next attempt.
         dead_letters: messages in the dead-letter queue.
-        consumers: of the queue, without the operator's own.
-        desired: replicas that are asked for; the next four count replicas as well.
+        consumers: consumers of the queue, without the doorbell.
+        desired: desired replicas. The next four attributes also count replicas.
         pinned: spec.replicas; None without a pin.
-        conditions: (type, status, reason) of each.
+        conditions: (type, status, reason) of each condition.
     """
 
     messages_ready: int | None = None
@@ -56,40 +52,40 @@ class Shown:
 
 
 class WorkQueues(Collector):
-    """The series of the WorkQueues, made when they are scraped: those of a thousand would be 10 MiB to hold.
+    """The series of all WorkQueues, created at each scrape: those of 1,000 WorkQueues would occupy 10 MiB.
 
-    Scraped in a thread, while the loop goes on to change what is shown.
+    A scrape runs in a thread, while the event loop continues to change the values.
     """
 
     def __init__(self) -> None:
         self._shown: defaultdict[tuple[str, str], Shown] = defaultdict(Shown)
 
     def of(self, namespace: str, workqueue: str) -> Shown:
-        """What is shown of this WorkQueue, to be changed in place."""
+        """Return the values of a WorkQueue. The caller changes them in place."""
         return self._shown[namespace, workqueue]
 
     def forget(self, namespace: str, workqueue: str) -> None:
-        """Show nothing of a WorkQueue that is gone."""
+        """Remove the series of a deleted WorkQueue."""
         self._shown.pop((namespace, workqueue), None)
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """The families without series."""
+        """Return the metric families without series."""
         return WorkQueues().collect()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """All series, as the registry asks for them."""
+        """Return the metric families with all series."""
         all_shown = list(self._shown.items())
         for field, name, help_text in (
-            ("messages_ready", "workqueue_messages_ready", "Messages that wait."),
+            ("messages_ready", "workqueue_messages_ready", "Messages waiting in the queue."),
             ("in_handlers", "workqueue_messages_in_handlers", "Messages known to be in a handler."),
             (
                 "most_in_handlers",
                 "workqueue_messages_in_handlers_max",
-                "Messages that may be in a handler, with the slots of workers that did not answer.",
+                "Messages that may be in a handler: known ones plus the slots of workers that did not answer.",
             ),
-            ("messages_retrying", "workqueue_messages_retrying", "Messages that wait for a retry."),
+            ("messages_retrying", "workqueue_messages_retrying", "Messages waiting for their next attempt."),
             ("dead_letters", "workqueue_dead_letters", "Messages in the dead-letter queue."),
-            ("consumers", "workqueue_consumers", "Consumers without the operator's own."),
+            ("consumers", "workqueue_consumers", "Consumers of the queue, without the operator's doorbell."),
         ):
             family = GaugeMetricFamily(name, help_text, labels=_LABELS)
             for key, shown in all_shown:
@@ -103,7 +99,7 @@ class WorkQueues(Collector):
     def _replicas(all_shown: Sequence[tuple[tuple[str, str], Shown]]) -> GaugeMetricFamily:
         family = GaugeMetricFamily(
             "workqueue_replicas",
-            f"Replicas of the workers: {', '.join(_STATES)}.",
+            f"Worker replicas by state: {', '.join(_STATES)}.",
             labels=(*_LABELS, "state"),
         )
         for key, shown in all_shown:
@@ -116,7 +112,7 @@ class WorkQueues(Collector):
     def _conditions(all_shown: Sequence[tuple[tuple[str, str], Shown]]) -> GaugeMetricFamily:
         family = GaugeMetricFamily(
             "workqueue_condition",
-            "1 for the status and reason that a condition has.",
+            "1 for the current status and reason of each condition.",
             labels=(*_LABELS, "condition", "status", "reason"),
         )
         for key, shown in all_shown:
@@ -126,38 +122,38 @@ class WorkQueues(Collector):
 
 
 class Metrics:
-    """All metrics of one operator process, in a registry of their own."""
+    """All metrics of one operator process, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        # Memory, processor time and start of the process, under the names that every exporter has.
+        # Memory, CPU time and start of the process, under the usual names.
         ProcessCollector(registry=registry)
         self.workqueues = WorkQueues()
         registry.register(self.workqueues)
         self.depth_age_seconds = Gauge(
             "workqueue_depth_age_seconds",
-            "Age of the oldest depth of a queue with workers.",
+            "Age of the oldest depth reading of a queue with workers, in seconds.",
             ("broker", "user"),
             registry=registry,
         )
         self.reconcile_seconds = Histogram(
-            "workqueue_reconcile_seconds", "Duration of one pass.", registry=registry
+            "workqueue_reconcile_seconds", "Duration of one pass, in seconds.", registry=registry
         )
         self.reconcile_errors = Counter(
             "workqueue_reconcile_errors", "Passes that failed, by reason.", ("reason",), registry=registry
         )
         for reason in (Reason.API_UNAVAILABLE, Reason.INTERNAL_ERROR):
-            # Shown from the start, so that the first failure is an increase and not a new series.
+            # Created at start, so that the first failure is an increase and not a new series.
             self.reconcile_errors.labels(reason.value)
         self.scale = Counter(
             "workqueue_scale", "Writes of the replica count.", ("direction", "reason"), registry=registry
         )
         self.retire = Counter(
-            "workqueue_retire", "Answers of workers that were asked to leave.", ("answer",), registry=registry
+            "workqueue_retire", "Answers of workers to retirement requests.", ("answer",), registry=registry
         )
         self.wake_seconds = Histogram(
             "workqueue_wake_seconds",
-            "From a bell's ring to replicas written.",
+            "Time from a ring of the doorbell to the write of the replica count, in seconds.",
             buckets=WAKE_BUCKETS,
             registry=registry,
         )
@@ -167,11 +163,13 @@ class Metrics:
             ("broker", "user"),
             registry=registry,
         )
-        self.doorbells = Gauge("workqueue_bells", "Bells that hang.", ("broker", "user"), registry=registry)
+        self.doorbells = Gauge(
+            "workqueue_bells", "Installed doorbells.", ("broker", "user"), registry=registry
+        )
         self.leader = Gauge("workqueue_leader", "Whether this process is the leader.", registry=registry)
         self.namespaces_left_out = Gauge(
             "workqueue_namespaces_left_out",
-            "Listed namespaces that are missing or forbidden.",
+            "Configured namespaces that are missing or that the operator may not read.",
             registry=registry,
         )
         self.served_elsewhere = Gauge(
@@ -182,6 +180,6 @@ class Metrics:
         )
         self.api_requests = Gauge(
             "workqueue_api_requests",
-            "Requests to the API server beside watches, since start.",
+            "Requests to the API server since start, without watches.",
             registry=registry,
         )

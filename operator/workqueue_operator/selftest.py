@@ -1,8 +1,7 @@
-"""`python -m workqueue_operator.selftest`: sends one message through a WorkQueue of its own. `helm test` runs it.
+"""`python -m workqueue_operator.selftest`: send one message through a temporary WorkQueue. `helm test` runs it.
 
-Place in the flow: beside the operator, in a pod of its own with few rights. It sees what a user sees: it makes
-a WorkQueue, waits until it is Ready, publishes, asks the worker that was started whether it handled the
-message, and deletes the WorkQueue together with its queues.
+It runs in its own pod with few permissions and works as a user does: create a WorkQueue, wait until it is Ready,
+publish a message, ask the worker whether it handled the message, delete the WorkQueue with its queues.
 """
 
 from __future__ import annotations
@@ -36,27 +35,27 @@ from workqueue_operator.names import (
 PAUSE: Final = 0.5
 READY_SECONDS: Final = 60.0
 HANDLED_SECONDS: Final = 120.0
-"""Long enough for an image that has to be pulled."""
+"""Includes the time to pull an image."""
 
 T = TypeVar("T")
 
 
 class SelftestError(Exception):
-    """What did not work, and what to do."""
+    """The test failed. The message says what failed and what to do."""
 
 
 async def main() -> None:
-    """Run it once.
+    """Run the test once.
 
     Raises:
-        SelftestError: something did not work.
+        SelftestError: the test failed.
     """
     namespace, secret = os.environ["WORKQUEUE_POD_NAMESPACE"], os.environ["WORKQUEUE_TEST_SECRET"]
-    # The kubelet's own entries, which begin with a dot, are there also while the Secret is not.
+    # Without the Secret, the folder holds only entries of the kubelet, which begin with a dot.
     if not any(not key.name.startswith(".") for key in (Path(BINDING_ROOT) / BINDING_NAME).iterdir()):
         raise SelftestError(
-            f"The Secret {secret} is not in the namespace {namespace}: create it there with the key uri, or name "
-            "another one in the value test.connectionSecret."
+            f"The Secret {secret} does not exist in the namespace {namespace}. Create it with the key uri, or set "
+            "the chart's value test.connectionSecret to another Secret."
         )
     name = f"helm-test-{secrets.token_hex(3)}"
     path = client.workqueue_path(namespace, name)
@@ -71,15 +70,15 @@ async def main() -> None:
             await _until(
                 HANDLED_SECONDS, lambda: _handled(api, namespace, name), "no worker has handled the message"
             )
-            _say("A worker was started and has handled it.")
+            _say("A worker has started and handled it.")
         except SelftestError as error:
             said = await _conditions(api, path)
             await _abandon_undeclared(api, path)
-            raise SelftestError(f"{error}. The WorkQueue says: {said}") from error
+            raise SelftestError(f"{error}. Conditions of the WorkQueue: {said}") from error
         finally:
             await api.delete(path)
         await _until(READY_SECONDS, lambda: _gone(api, path), f"WorkQueue {name} is not deleted")
-        _say("The WorkQueue and its queues are deleted. All is well.")
+        _say("The WorkQueue and its queues are deleted. The test passed.")
     finally:
         await api.close()
 
@@ -103,8 +102,8 @@ def _workqueue(name: str, secret: str) -> Object:
 
 
 def _send(queue: str) -> None:
-    sent = subprocess.run(  # noqa: S603 - no part of it comes from outside
-        ["workqueue", "send", "--queue", queue, "hello"],  # noqa: S607 - the image's PATH is ours
+    sent = subprocess.run(  # noqa: S603 - no user input
+        ["workqueue", "send", "--queue", queue, "hello"],  # noqa: S607 - from the image's PATH
         capture_output=True,
         text=True,
         check=False,
@@ -144,7 +143,7 @@ async def _gone(api: Cluster, path: str) -> bool:
 
 
 async def _abandon_undeclared(api: Cluster, path: str) -> None:
-    """Without a queue there is none to delete, and what kept it from being declared would keep the WorkQueue."""
+    """Abandon a queue that was never declared: the same problem would block the deletion of the WorkQueue."""
     declared = WorkQueue.model_validate(await api.get(path)).status.condition("QueueDeclared")
     if declared is None or declared.status is not ConditionStatus.TRUE:
         await api.merge(path, {"metadata": {"annotations": {ANNOTATION_ABANDON: "true"}}})
@@ -153,7 +152,7 @@ async def _abandon_undeclared(api: Cluster, path: str) -> None:
 async def _conditions(api: Cluster, path: str) -> str:
     conditions = WorkQueue.model_validate(await api.get(path)).status.conditions
     said = "; ".join(f"{condition.type}: {condition.message}" for condition in conditions)
-    return said or "nothing. Does the operator run, and does it watch this namespace?"
+    return said or "none. Check that the operator runs and watches this namespace."
 
 
 async def _until(seconds: float, condition: Callable[[], Awaitable[T]], otherwise: str) -> T:

@@ -143,13 +143,13 @@ INVALID = [
         "neither worker nor workloadRef",
         {"worker": None},
         "give exactly one of spec.worker (the operator runs the workers) and spec.workloadRef "
-        "(it scales a Deployment of yours)",
+        "(the operator scales your Deployment)",
     ),
     Row(
         "both worker and workloadRef",
         {"workloadRef": {"name": "celery"}},
         "give exactly one of spec.worker (the operator runs the workers) and spec.workloadRef "
-        "(it scales a Deployment of yours)",
+        "(the operator scales your Deployment)",
     ),
     Row(
         "no handler",
@@ -164,12 +164,12 @@ INVALID = [
     Row(
         "a handler that is only a module",
         handler(python="thumbs"),
-        "must be MODULE:FUNCTION, such as thumbs:resize",
+        "must be MODULE:FUNCTION, for example thumbs:resize",
     ),
     Row(
         "a handler that is a file",
         handler(python="./thumbs.py:f"),
-        "must be MODULE:FUNCTION, such as thumbs:resize",
+        "must be MODULE:FUNCTION, for example thumbs:resize",
     ),
     Row(
         "an empty command",
@@ -179,12 +179,12 @@ INVALID = [
     Row(
         "a path without slash",
         handler(http={"image": "x", "path": "jobs"}),
-        "must begin with '/', such as /jobs",
+        "must begin with '/', for example /jobs",
     ),
     Row(
         "a handler without an image",
         worker(image=None),
-        "worker.image is missing: name the image that holds the worker and the handler",
+        "worker.image is missing: set it to the image that contains the worker and the handler",
     ),
     Row("an image with spaces", worker(image="thumbs: 1"), "must be an image reference without spaces"),
     Row(
@@ -205,7 +205,7 @@ INVALID = [
     Row(
         "a queue name of RabbitMQ's own",
         queue(name="amq.jobs"),
-        "names that begin with amq. belong to RabbitMQ: choose another",
+        "names that begin with amq. are reserved by RabbitMQ: choose another name",
     ),
     Row("a queue name that is too long in bytes", queue(name="ä" * 121), "must not be longer than 240 bytes"),
     Row(
@@ -221,18 +221,18 @@ INVALID = [
     Row(
         "a delivery limit on a Classic queue",
         queue(type="Classic", deliveryLimit=3),
-        "a Classic queue has no delivery limit: remove queue.deliveryLimit, or make a Quorum queue",
+        "a Classic queue has no delivery limit: remove queue.deliveryLimit, or set queue.type to Quorum",
     ),
     Row(
         "an exchange of RabbitMQ's own",
         queue(exchange={"name": "amq.topic"}),
-        "names that begin with amq. belong to RabbitMQ: choose another",
+        "names that begin with amq. are reserved by RabbitMQ: choose another name",
     ),
     *(
         Row(
             f"{argument} on a queue declared elsewhere",
             queue(declare=False, **{argument: value}),
-            f"queue.declare is false, so the queue is used as it is: remove queue.{argument}",
+            f"queue.declare is false, so the operator does not configure the queue: remove queue.{argument}",
         )
         for argument, value in (
             ("exchange", EXCHANGE),
@@ -247,8 +247,7 @@ INVALID = [
     Row(
         "deleting a queue declared elsewhere",
         queue(declare=False, deletionPolicy="Delete"),
-        "queue.declare is false, so the queue belongs to somebody else and is not deleted: set "
-        "queue.deletionPolicy to Retain",
+        "queue.declare is false, so the operator does not delete the queue: set queue.deletionPolicy to Retain",
     ),
     Row(
         "no attempt",
@@ -263,7 +262,7 @@ INVALID = [
     Row(
         "a minimum above the maximum",
         scaling(minReplicas=20),
-        "scaling.minReplicas is above scaling.maxReplicas: lower the one or raise the other",
+        "scaling.minReplicas is above scaling.maxReplicas: lower minReplicas or raise maxReplicas",
     ),
     Row(
         "two targets",
@@ -273,7 +272,7 @@ INVALID = [
     Row(
         "a drain time for workers that are not ours",
         {**REF, **scaling(targetDrainSeconds=60)},
-        "scaling.targetDrainSeconds needs the handler time that our own workers measure: use "
+        "scaling.targetDrainSeconds needs the handler time, which only the operator's workers measure: use "
         "scaling.messagesPerReplica with workloadRef",
     ),
     Row(
@@ -286,29 +285,29 @@ INVALID = [
         "two workers for a single active consumer",
         {**queue(singleActiveConsumer=True), **scaling(minReplicas=2)},
         "with queue.singleActiveConsumer one worker takes messages and the others stay idle: set "
-        "scaling.minReplicas, and that of each schedule, to 0 or 1",
+        "scaling.minReplicas, and minReplicas of each schedule, to 0 or 1",
     ),
     Row(
         "two scheduled workers for a single active consumer",
         {**queue(singleActiveConsumer=True), **scaling(schedules=[SPAN])},
         "with queue.singleActiveConsumer one worker takes messages and the others stay idle: set "
-        "scaling.minReplicas, and that of each schedule, to 0 or 1",
+        "scaling.minReplicas, and minReplicas of each schedule, to 0 or 1",
     ),
     Row(
         "a schedule above the maximum",
         scaling(schedules=[{**SPAN, "minReplicas": 11}]),
-        "a schedule's minReplicas is above scaling.maxReplicas: lower the one or raise the other",
+        "a schedule's minReplicas is above scaling.maxReplicas: lower minReplicas or raise maxReplicas",
     ),
     Row(
         "a schedule with seconds",
         scaling(schedules=[{**SPAN, "start": "0 0 8 * * 1-5"}]),
-        "must be a cron expression of five fields (minute, hour, day, month, weekday), such as 0 8 * * 1-5",
+        "must be a cron expression of five fields (minute, hour, day, month, weekday), for example 0 8 * * 1-5",
     ),
     *(
         Row(
             f"a schedule with {case}",
             scaling(schedules=[{**SPAN, **changes}]),
-            "must be a cron expression of five fields (minute, hour, day, month, weekday), such as 0 8 * * 1-5",
+            "must be a cron expression of five fields (minute, hour, day, month, weekday), for example 0 8 * * 1-5",
         )
         for case, changes in {
             "an hour that is none": {"start": "0 24 * * *"},
@@ -321,7 +320,7 @@ INVALID = [
         Row(
             f"a schedule in {case}",
             scaling(schedules=[{**SPAN, "timeZone": zone}]),
-            "must be a time zone of the IANA database, such as Europe/Berlin",
+            "must be a time zone of the IANA database, for example Europe/Berlin",
         )
         for case, zone in {
             "a zone that does not exist": "Europe/Berlinn",
@@ -345,13 +344,13 @@ INVALID = [
     Row(
         "the node's files",
         worker(volumes=[{"name": "etc", "hostPath": {"path": "/etc"}}]),
-        "hostPath would give the worker the node's files: use a persistentVolumeClaim, emptyDir, configMap "
+        "hostPath would give the worker access to the node's files: use a persistentVolumeClaim, emptyDir, configMap "
         "or another volume type",
     ),
     Row(
         "a volume name reserved by the operator",
         worker(volumes=[{"name": "workqueue-binding", "emptyDir": {}}]),
-        "volume names that begin with workqueue- belong to the operator: choose another name",
+        "volume names that begin with workqueue- are reserved for the operator: choose another name",
     ),
     Row(
         "a mount over the connection data",
@@ -361,13 +360,13 @@ INVALID = [
     Row(
         "a variable of ours",
         worker(env=[{"name": "WORKQUEUE_QUEUE", "value": "other"}]),
-        "names that begin with WORKQUEUE_ belong to the worker (but for WORKQUEUE_LOG_*): choose another "
+        "names that begin with WORKQUEUE_ are reserved for the worker (except WORKQUEUE_LOG_*): choose another "
         "name",
     ),
     Row(
         "the place of the connection data",
         worker(env=[{"name": "SERVICE_BINDING_ROOT", "value": "/"}]),
-        "SERVICE_BINDING_ROOT is set by the operator: choose another name",
+        "the operator sets SERVICE_BINDING_ROOT: choose another name",
     ),
     Row(
         "a variable with two sources",
@@ -404,9 +403,9 @@ INVALID = [
         worker(securityContext={"procMount": "Unmasked"}),
         'spec.worker.securityContext.procMount: Unsupported value: "Unmasked"',
     ),
-    Row("root", worker(securityContext={"runAsUser": 0}), "a worker cannot be root"),
-    Row("root perhaps", worker(securityContext={"runAsNonRoot": False}), "a worker cannot be root"),
-    Row("root in the whole pod", worker(podSecurityContext={"runAsUser": 0}), "a worker cannot be root"),
+    Row("root", worker(securityContext={"runAsUser": 0}), "a worker cannot run as root"),
+    Row("root perhaps", worker(securityContext={"runAsNonRoot": False}), "a worker cannot run as root"),
+    Row("root in the whole pod", worker(podSecurityContext={"runAsUser": 0}), "a worker cannot run as root"),
     Row(
         "no seccomp profile",
         worker(podSecurityContext={"seccompProfile": {"type": "Unconfined"}}),
@@ -420,7 +419,7 @@ INVALID = [
     Row(
         "a sidecar that is root",
         worker(containers=[{"name": "x", "image": "x", "securityContext": {"runAsUser": 0}}]),
-        "a worker cannot be root",
+        "a worker cannot run as root",
     ),
     Row(
         "a container that is a host process",
@@ -440,17 +439,17 @@ INVALID = [
     Row(
         "a port of the node",
         worker(containers=[{"name": "x", "image": "x", "ports": [{"containerPort": 1, "hostPort": 1}]}]),
-        "hostPort would take a port of the node: remove it",
+        "hostPort would use a port of the node: remove it",
     ),
     Row(
         "a sidecar with the worker's name",
         worker(containers=[{"name": "worker", "image": "x"}]),
-        "the names worker and handler belong to the operator: choose another name",
+        "the names worker and handler are reserved for the operator: choose another name",
     ),
     Row(
         "a label of ours",
         worker(podLabels={"workqueue.dev/workqueue": "other"}),
-        "keys that begin with workqueue.dev/ belong to the operator: remove them",
+        "keys that begin with workqueue.dev/ are reserved for the operator: remove them",
     ),
     Row("the node's network", worker(hostNetwork=True), 'unknown field "spec.worker.hostNetwork"'),
     Row(
@@ -476,7 +475,7 @@ class Change(NamedTuple):
 
 
 FIXED = (
-    " cannot be changed, since RabbitMQ fixes it when the queue is declared: keep the old value, or create "
+    " cannot be changed, because RabbitMQ fixes it when the queue is declared: keep the old value, or create "
     "another WorkQueue with another queue.name"
 )
 ARGUMENTS: dict[str, tuple[Any, Any]] = {
@@ -489,7 +488,7 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
 }
 CHANGES = [
     *(
-        Change(f"the queue's name, {how}", before, after, "queue.name cannot be changed later")
+        Change(f"the queue's name, {how}", before, after, "queue.name cannot be changed")
         for how, before, after in (
             ("to another", queue(name="a"), queue(name="b")),
             ("set later", {}, queue(name="a")),
@@ -510,8 +509,8 @@ CHANGES = [
         "an exchange's type",
         queue(exchange=EXCHANGE),
         queue(exchange={**EXCHANGE, "type": "Direct"}),
-        "queue.exchange.type cannot be changed, since RabbitMQ fixes it for an exchange of this name: keep "
-        "the old type, or name another exchange",
+        "queue.exchange.type cannot be changed, because RabbitMQ fixes it when the exchange is declared: keep "
+        "the old type, or use another exchange name",
     ),
     Change(
         "an exchange, together with its type",

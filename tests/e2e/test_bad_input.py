@@ -73,7 +73,11 @@ CASES = {
         "QueueDeclared", "VirtualHostNotFound", "no-such", correct_secret, secret={"virtual_host": "no-such"}
     ),
     "no listener at the port": Case(
-        "QueueDeclared", "BrokerUnreachable", "cannot be reached", correct_secret, secret={"port": "5999"}
+        "QueueDeclared",
+        "BrokerUnreachable",
+        "cannot connect to the broker",
+        correct_secret,
+        secret={"port": "5999"},
     ),
     "the handler cannot be imported": Case(
         "WorkersAvailable",

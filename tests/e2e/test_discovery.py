@@ -53,6 +53,6 @@ def test_forbidden_listed_namespace_is_skipped_and_reported(lab: Lab, operator: 
     try:
         kubectl("rollout", "status", f"deployment/{operator.name}", where, "--timeout=90s")
         assert_it_works(lab, "beside-forbidden")
-        eventually(lambda: "A namespace is left out." in operator.logs(), 20, "the log says so")
+        eventually(lambda: "The namespace is left out." in operator.logs(), 20, "the log says so")
     finally:
         operator.install(watchNamespaces=[lab.namespace])

@@ -47,7 +47,7 @@ def helm_test(release: OperatorRelease) -> str:
 def test_helm_test_sends_a_message_and_cleans_up(place: Lab, release: OperatorRelease) -> None:
     said = helm_test(release)
     assert "A worker was started and has handled it." in said
-    assert "All is well." in said
+    assert "The test passed." in said
     assert not place.queues()
     where = f"--namespace={place.namespace}"
     assert not kubectl_json("get", "wq", where)["items"]

@@ -132,9 +132,9 @@ def test_status_explains_count_and_what_would_change_it(run: Any, workqueue: Wor
         "all is done",
     )
     replicas = document["status"]["desiredReplicas"]
-    assert document["why"][-1] == "0 waiting and 0 in handlers ask for 0 replicas (2 messages each)."
+    assert document["why"][-1] == "0 waiting and 0 in handlers need 0 replicas (2 messages per replica)."
     assert document["whatWouldChangeIt"][0] == (
-        f"Up: from {2 * replicas + 1} messages on, waiting and in handlers together; at once."
+        f"Up: immediately at {2 * replicas + 1} messages or more, waiting and in handlers."
     )
     assert "300 s" in document["whatWouldChangeIt"][1]
     assert len(document["pods"]) == replicas
@@ -142,7 +142,7 @@ def test_status_explains_count_and_what_would_change_it(run: Any, workqueue: Wor
     assert all(pod["worker"]["queue"] == "plugin" for pod in document["pods"])
     assert {"Declared", "Backlog"} <= {event["reason"] for event in document["events"]}
     text = run("status", "plugin").out
-    for title in ("CONDITION", f"Why it is at {replicas}", "What would change it", "POD", "EVENT"):
+    for title in ("CONDITION", f"Why the count is {replicas}", "What would change it", "POD", "EVENT"):
         assert title in text
     assert re.search(r"plugin-worker-\S+ +idle +0/1", text)
 
@@ -198,14 +198,14 @@ def test_pause_resume_scale_and_release_change_the_workqueue(run: Any, workqueue
     assert run("pause", "plugin").out.startswith("plugin is paused: ")
     workqueue.wait_condition("Ready", "False", "Suspended")
     assert run("status", "plugin", "-o", "json").json["whatWouldChangeIt"] == [
-        "`kubectl workqueue resume plugin` lets it follow the queue again."
+        "To resume scaling: `kubectl workqueue resume plugin`."
     ]
-    assert run("resume", "plugin").out == "plugin goes on.\n"
+    assert run("resume", "plugin").out == "plugin is resumed.\n"
     workqueue.wait_ready()
     assert run("scale", "plugin", "2", "-o", "json").json["replicas"] == 2
     workqueue.wait_condition("ScalingActive", "False", "Pinned")
     eventually(lambda: workqueue.replicas() == 2, 60, "two, as was asked for")
-    assert run("scale", "plugin", "--release").out == "plugin follows its queue again.\n"
+    assert run("scale", "plugin", "--release").out == "plugin is released. Scaling resumes.\n"
     workqueue.wait_condition("ScalingActive", "True")
     assert "replicas" not in workqueue.get()["spec"]
 
@@ -233,7 +233,10 @@ def test_unresolvable_broker_name_gives_advice(run: Any, workqueue: WorkQueueUnd
     done = run("send", "plugin", "x", "--direct")
     assert (done.code, done.out) == (1, "")
     assert "RabbitMQ at amqp://rabbitmq.e2e-rabbitmq" in done.err
-    assert "tried from here. If only the cluster can reach it, --through POD goes through a pod" in done.err
+    assert (
+        "from this machine. If only the cluster can connect to it, use --through POD to connect from a pod"
+        in done.err
+    )
 
 
 def test_refused_login_error_names_the_route(run: Any, lab: Lab) -> None:
@@ -242,7 +245,7 @@ def test_refused_login_error_names_the_route(run: Any, lab: Lab) -> None:
     done = run("dead", "list", "refused")
     assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
     assert "ACCESS_REFUSED" in done.err
-    assert f"{lab.rabbit.host}:5672 was tried by kubectl port-forward to service/rabbitmq" in done.err
+    assert f"Tried {lab.rabbit.host}:5672 by kubectl port-forward to service/rabbitmq" in done.err
     refused.delete()
 
 
@@ -260,7 +263,7 @@ def test_broker_service_can_be_overridden(run: Any, lab: Lab, workqueue: WorkQue
 WRONG = [
     pytest.param(
         ["status", "nobody"],
-        "has no WorkQueue 'nobody': `kubectl get wq -A` lists all, -n chooses a namespace.",
+        "has no WorkQueue 'nobody'. List all with `kubectl get wq -A`; choose a namespace with -n.",
         id="status-of-missing-workqueue",
     ),
     pytest.param(["pause", "nobody"], "has no WorkQueue 'nobody'", id="pause-of-missing-workqueue"),
@@ -298,12 +301,12 @@ def test_workqueue_reader_sees_workers_and_events_as_unknown(
     eventually(lambda: workqueue.status().get("readyReplicas", 0) >= 1, 60, "a worker is Ready")
     done = run("status", "plugin", "--as=looker")
     assert done.code == 0
-    assert "Just now it is not known how many are in handlers." in done.out
-    assert "?: the worker could not be asked; that takes the right to get pods/proxy." in done.out
-    assert "Recent Events may not be listed" in done.out
+    assert "The number of messages in handlers is currently unknown." in done.out
+    assert "?: the worker did not answer. Check that you may get pods/proxy." in done.out
+    assert "Events are not shown: you lack the permission" in done.out
     refused = run("dead", "list", "plugin", "--as=looker")
     assert refused.code == 1
-    assert "The credentials are in the Secret 'rabbitmq'" in refused.err
+    assert "Reading the credentials in the Secret 'rabbitmq'" in refused.err
 
 
 def test_kubectl_completes_workqueue_names(lab: Lab, workqueue: WorkQueueUnderTest) -> None:

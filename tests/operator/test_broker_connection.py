@@ -385,8 +385,8 @@ async def test_secret_cannot_point_at_operator_itself(rabbitmq: Server) -> None:
         pass
 
     for host, rule, sentence in (
-        ("127.0.0.1", Destinations(), "'127.0.0.1' is 127.0.0.1, an address of the operator"),
-        ("localhost", Destinations(), "'localhost' is "),
+        ("127.0.0.1", Destinations(), "'127.0.0.1' resolves to 127.0.0.1, an address of the operator"),
+        ("localhost", Destinations(), "'localhost' resolves to "),
         ("localhost", Destinations(("*.svc",)), "allowedBrokerHosts does not list 'localhost'"),
     ):
         binding = replace(from_url(rabbitmq.url), addresses=((host, rabbitmq.port),))

@@ -23,7 +23,7 @@ from workqueue_operator.web.access import Access
 from workqueue_operator.web.dead_letters import Reasons
 from workqueue_operator.web.history import BYTES_PER_WORKQUEUE, DECISIONS, SAMPLES, Decision, History
 from workqueue_operator.web.relay import Relay, leader_address
-from workqueue_operator.web.sampler import Watch
+from workqueue_operator.web.sampler import Sampler
 from workqueue_operator.web.server import HEADERS, Page, PageDependencies
 from workqueue_operator.workers.client import Workers
 
@@ -112,11 +112,11 @@ class Site:
         self.tokens = dict(TOKENS)
         self.now = 1000.0
         self.store = Store(lambda _: None)
-        self.watch = Watch(self.store, workers)
+        self.sampler = Sampler(self.store, workers)
         self.letters = Letters()
         self.page = Page(0, host=LOOPBACK)
         self.parts = PageDependencies(
-            self.store, self.watch, Access(self.cluster, lambda: self.now), self.letters
+            self.store, self.sampler, Access(self.cluster, lambda: self.now), self.letters
         )  # type: ignore[arg-type]
 
     @property
@@ -165,9 +165,9 @@ async def site() -> AsyncIterator[Site]:
     made = Site(workers)
     await made.page.start()
     made.page.lead(made.parts)
-    made.watch.start()
+    made.sampler.start()
     yield made
-    await made.watch.stop()
+    await made.sampler.stop()
     await made.page.stop()
     await workers.close()
     await runner.cleanup()
@@ -192,7 +192,7 @@ async def test_unknown_token_is_refused_and_valid_token_shows_workqueues(
     )
     async with logged_in(site, "wrong") as seen:
         page = seen.page
-        await expect(page.get_by_role("alert")).to_contain_text("The cluster does not know this token")
+        await expect(page.get_by_role("alert")).to_contain_text("The cluster does not accept this token")
         await page.get_by_label("Token").fill("admins")
         await page.keyboard.press("Enter")
         rows = page.locator("tbody tr")
@@ -227,7 +227,7 @@ async def test_unknown_counts_are_question_marks(site: Site) -> None:
         await expect(sums.locator("div", has_text="Retrying")).to_contain_text("2 + ?")
         await expect(sums.locator("div", has_text="Busy")).to_contain_text("1 + ?")
         await page.get_by_role("link", name="shop/away").click()
-        await expect(page.get_by_text("It is not known at present whether there are any.")).to_be_visible()
+        await expect(page.get_by_text("The number of dead letters is unknown.")).to_be_visible()
     assert seen.complaints == []
 
 
@@ -259,7 +259,7 @@ async def test_workqueue_page_shows_conditions_decisions_pods_and_dead_letters(s
     site.store.put_pod(pod("thumbs-1", "thumbs", "127.0.0.1"))
     site.store.put_pod(pod("thumbs-2", "thumbs", "127.0.0.9"))
     for number in range(DECISIONS + 5):
-        site.watch.decided("uid-shop-thumbs", number % 2 == 0, "ScaleOut", "Backlog", f"Decision {number}.")
+        site.sampler.decided("uid-shop-thumbs", number % 2 == 0, "ScaleOut", "Backlog", f"Decision {number}.")
     async with logged_in(site) as seen:
         page = seen.page
         await page.get_by_role("link", name="shop/thumbs").click()
@@ -273,13 +273,13 @@ async def test_workqueue_page_shows_conditions_decisions_pods_and_dead_letters(s
         await expect(first).to_contain_text("0.25 s")
         await expect(page.locator(".reasons div")).to_have_count(2)
         await expect(page.locator(".reasons")).to_contain_text("Rejected")
-        await expect(page.get_by_text("The first 4 of 9 were looked at.")).to_be_visible()
+        await expect(page.get_by_text("From the first 4 of 9.")).to_be_visible()
     assert seen.complaints == []
 
 
 async def test_foreign_text_is_shown_as_text(site: Site) -> None:
     site.put(workqueue("thumbs", message=EVIL, deadLetters=1, conditions={"Ready": "False"}))
-    site.watch.decided("uid-shop-thumbs", True, EVIL, EVIL, EVIL)
+    site.sampler.decided("uid-shop-thumbs", True, EVIL, EVIL, EVIL)
     site.letters.found = Reasons(((EVIL, 1),), 1, 1)
     async with logged_in(site) as seen:
         page = seen.page
@@ -350,7 +350,7 @@ async def test_revoked_token_ends_open_pages_within_a_minute(site: Site) -> None
         assert len(site.cluster.asked) == asked, "an answer is good for a while"
         site.tokens.clear()
         site.now += access.KEPT_SECONDS
-        await expect(seen.page.locator("#state")).to_have_text("no longer live: load the page again")
+        await expect(seen.page.locator("#state")).to_have_text("no longer live, reload the page")
         await seen.page.reload()
         await expect(seen.page.get_by_label("Token")).to_be_visible()
 
@@ -372,9 +372,9 @@ async def test_page_passes_accessibility_checks(site: Site, scheme: str) -> None
         workqueue("unsure", conditions={"Ready": "Unknown"}, reason="DepthPending", messages=None),
     )
     site.store.put_pod(pod("thumbs-1", "thumbs", "127.0.0.1"))
-    site.watch.decided("uid-shop-thumbs", True, "ScaleOut", "Backlog", "7 waiting ask for 1 replica.")
+    site.sampler.decided("uid-shop-thumbs", True, "ScaleOut", "Backlog", "7 waiting ask for 1 replica.")
     for _ in range(3):
-        await site.watch._sample()
+        await site.sampler._sample()
     async with logged_in(site, scheme=scheme) as seen:
         await expect(seen.page.locator("#state")).to_have_text("live")
         await expect(seen.page.locator("svg.spark").first).to_be_visible()
@@ -397,7 +397,7 @@ async def test_login_leads_back_to_requested_page(site: Site) -> None:
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("heading", name="shop/thumbs")).to_be_visible()
         await page.goto(f"{site.url}/login?next=/%3Fq%3Dmail%2520box")
-        await page.get_by_role("link", name="Go on to the page").click()
+        await page.get_by_role("link", name="Continue to the requested page").click()
         await expect(page.get_by_label("Namespace or name contains")).to_have_value("mail box")
 
 

@@ -160,8 +160,8 @@ async def test_management_address_with_query_or_fragment_is_not_called(rest: str
 @pytest.mark.parametrize(
     ("rule", "sentence"),
     [
-        (Destinations(), "may not connect to"),
-        (Destinations(("*",)), "may not connect to"),
+        (Destinations(), "must not connect to"),
+        (Destinations(("*",)), "must not connect to"),
         (Destinations(("rabbitmq.shop.svc",)), "does not list the host"),
     ],
     ids=["no-list", "everything", "another-host"],

@@ -55,17 +55,17 @@ class Loss:
 
 LOST: Final[dict[Right, Loss]] = {
     ("workqueues", "get"): Loss("deletes", "cannot get resource"),
-    ("workqueues", "list"): Loss("creates", "A namespace is left out."),
+    ("workqueues", "list"): Loss("creates", "The namespace is left out."),
     ("workqueues", "watch"): Loss(None, "cannot watch resource"),
     ("workqueues", "patch"): Loss("creates", "cannot patch resource"),
     ("workqueues/status", "patch"): Loss("creates", "cannot patch resource"),
     ("deployments", "get"): Loss("finds a foreign workload", "cannot get resource"),
-    ("deployments", "list"): Loss("creates", "A namespace is left out."),
+    ("deployments", "list"): Loss("creates", "The namespace is left out."),
     ("deployments", "watch"): Loss(None, "cannot watch resource"),
     ("deployments", "create"): Loss("creates", "APIForbidden"),
     ("deployments", "patch"): Loss("creates", "APIForbidden"),
     ("replicasets", "get"): Loss("scales in", "cannot get resource"),
-    ("pods", "list"): Loss("creates", "A namespace is left out."),
+    ("pods", "list"): Loss("creates", "The namespace is left out."),
     ("pods", "watch"): Loss(None, "cannot watch resource"),
     ("pods", "patch"): Loss("scales in", "cannot patch resource"),
     ("horizontalpodautoscalers", "list"): Loss(
@@ -77,11 +77,11 @@ LOST: Final[dict[Right, Loss]] = {
     ("networkpolicies", "patch"): Loss("creates", "APIForbidden"),
     ("secrets", "get"): Loss("creates", "SecretForbidden"),
     ("secrets", "create"): Loss("creates", "APIForbidden"),
-    ("namespaces", "get"): Loss(None, "may not see which others serve its namespaces", harmless=True),
+    ("namespaces", "get"): Loss(None, "No permission to read the claims of other operators", harmless=True),
     ("events", "create"): Loss("tells", "An Event could not be sent."),
     (LEASE, "get"): Loss("starts", "Error retrieving resource lock operator as Forbidden"),
-    (LEASE, "create"): Loss("starts", "The Lease could not be created."),
-    (LEASE, "update"): Loss(None, "The Lease could not be renewed."),
+    (LEASE, "create"): Loss("starts", "Creating the Lease failed."),
+    (LEASE, "update"): Loss(None, "Renewing the Lease failed."),
 }
 UNSEEN: Final = {("workqueues/finalizers", "update")}
 """Needed only where the API server checks owner references (OwnerReferencesPermissionEnforcement)."""

@@ -48,7 +48,7 @@ async def test_operator_waits_for_missing_crd(
         await wait_for_resource(cluster)
     assert asked == 4
     assert [record.message for record in caplog.records] == [
-        "WorkQueues are not served yet: waiting for the CRD."
+        "Waiting for the CRD: the API server does not serve WorkQueues yet."
     ], "told once"
 
 

@@ -15,15 +15,15 @@ import pytest
 from workqueue_kubectl import broker_access, cli, completion, explain
 from workqueue_kubectl.broker_access import InClusterTarget
 from workqueue_kubectl.commands import top
-from workqueue_kubectl.commands.status import Picture, _ago, _as_json, _lines
+from workqueue_kubectl.commands.status import Overview, _ago, _as_json, _lines
 from workqueue_kubectl.explain import Seen
 from workqueue_kubectl.kubectl import Kubectl
 from workqueue_operator.api.workqueue import WorkQueue
 
-INWARD = "for 60 s; idle workers first, busy ones stay until they are done."
+INWARD = "for 60 s. Idle workers stop first; busy workers finish their messages."
 DRAINING = (
-    "100 waiting and 3 in handlers ask for 3 replicas (to be done within 60 s, at 1.5 s a message and 0.2 messages a "
-    "second that arrive)."
+    "100 waiting and 3 in handlers need 3 replicas (to finish in 60 s, with 1.5 s per message and 0.2 new messages "
+    "per second)."
 )
 MONDAY_MORNING = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
 
@@ -61,10 +61,10 @@ SENTENCES = [
     pytest.param(
         workqueue(),
         Seen(2),
-        ["AsExpected: So it is.", "14 waiting and 2 in handlers ask for 2 replicas (10 messages each)."],
+        ["AsExpected: So it is.", "14 waiting and 2 in handlers need 2 replicas (10 messages per replica)."],
         [
-            "Up: from 21 messages on, waiting and in handlers together; at once.",
-            f"Down: at 10 messages or fewer, {INWARD}",
+            "Up: immediately at 21 messages or more, waiting and in handlers.",
+            f"Down: at 10 messages or fewer {INWARD}",
         ],
         id="by messages per replica",
     ),
@@ -73,12 +73,12 @@ SENTENCES = [
         Seen(10),
         [
             "AtMaximum: So it is.",
-            "400 waiting and 10 in handlers ask for 41 replicas (10 messages each).",
+            "400 waiting and 10 in handlers need 41 replicas (10 messages per replica).",
             "scaling.maxReplicas is 10.",
         ],
         [
-            "Up: not any more, scaling.maxReplicas is 10.",
-            f"Down: at 90 messages or fewer, {INWARD}",
+            "Up: not possible, scaling.maxReplicas is 10.",
+            f"Down: at 90 messages or fewer {INWARD}",
         ],
         id="at the maximum",
     ),
@@ -87,20 +87,23 @@ SENTENCES = [
         Seen(0),
         [
             "AsExpected: So it is.",
-            "0 waiting and 0 in handlers ask for 0 replicas (10 messages each).",
+            "0 waiting and 0 in handlers need 0 replicas (10 messages per replica).",
             "scaling.minReplicas is 1.",
         ],
         [
-            "Up: from 11 messages on, waiting and in handlers together; at once.",
-            "Down: not any more, the minimum is 1.",
+            "Up: immediately at 11 messages or more, waiting and in handlers.",
+            "Down: not possible, the minimum is 1.",
         ],
         id="at the minimum",
     ),
     pytest.param(
         workqueue(desired=0, messages=0),
         Seen(0),
-        ["AsExpected: So it is.", "0 waiting and 0 in handlers ask for 0 replicas (10 messages each)."],
-        ["Up: from 1 message on, waiting and in handlers together; at once.", "Down: it is at none."],
+        ["AsExpected: So it is.", "0 waiting and 0 in handlers need 0 replicas (10 messages per replica)."],
+        [
+            "Up: immediately at 1 message or more, waiting and in handlers.",
+            "Down: not possible, the count is 0.",
+        ],
         id="at none",
     ),
     pytest.param(
@@ -108,10 +111,13 @@ SENTENCES = [
         Seen(0, in_stopping_workers=1),
         [
             "AsExpected: So it is.",
-            "0 waiting and 0 in handlers ask for 0 replicas (10 messages each).",
-            "1 message more in workers that are shutting down: no new worker is needed.",
+            "0 waiting and 0 in handlers need 0 replicas (10 messages per replica).",
+            "1 message more in stopping workers, which need no new worker.",
         ],
-        ["Up: from 1 message on, waiting and in handlers together; at once.", "Down: it is at none."],
+        [
+            "Up: immediately at 1 message or more, waiting and in handlers.",
+            "Down: not possible, the count is 0.",
+        ],
         id="a worker that shuts down with a message in hand",
     ),
     pytest.param(
@@ -119,10 +125,13 @@ SENTENCES = [
         Seen(0),
         [
             "AsExpected: So it is.",
-            "0 waiting and 0 in handlers ask for 0 replicas (10 messages each).",
-            "2 messages wait for a retry and come back to the queue when their delay is over.",
+            "0 waiting and 0 in handlers need 0 replicas (10 messages per replica).",
+            "2 messages in delay queues until the next attempt.",
         ],
-        ["Up: from 1 message on, waiting and in handlers together; at once.", "Down: it is at none."],
+        [
+            "Up: immediately at 1 message or more, waiting and in handlers.",
+            "Down: not possible, the count is 0.",
+        ],
         id="messages that wait for a retry",
     ),
     pytest.param(
@@ -133,18 +142,18 @@ SENTENCES = [
             DRAINING,
         ],
         [
-            "Up: from 109 messages on that wait, at the same speed and rate; at once.",
-            f"Down: at 68 messages or fewer that wait, {INWARD}",
+            "Up: immediately at 109 messages or more waiting, at the same speed and rate.",
+            f"Down: at 68 messages or fewer waiting {INWARD}",
         ],
         id="by the time to drain",
     ),
     pytest.param(
         workqueue(),
         Seen(None),
-        ["AsExpected: So it is.", "Just now it is not known how many are in handlers."],
+        ["AsExpected: So it is.", "The number of messages in handlers is currently unknown."],
         [
-            "Up: from 21 messages on, waiting and in handlers together; at once.",
-            f"Down: at 10 messages or fewer, {INWARD}",
+            "Up: immediately at 21 messages or more, waiting and in handlers.",
+            f"Down: at 10 messages or fewer {INWARD}",
         ],
         id="a worker that could not be asked is no idle one",
     ),
@@ -152,21 +161,21 @@ SENTENCES = [
         workqueue(scaled=("BrokerUnreachable", "False")),
         Seen(0),
         ["BrokerUnreachable: So it is."],
-        ["Nothing, until BrokerUnreachable is over."],
+        ["Nothing until BrokerUnreachable is resolved."],
         id="the broker is away",
     ),
     pytest.param(
         workqueue(replicas=7, scaled=("Pinned", "False")),
         Seen(0),
         ["Pinned: So it is."],
-        ["`kubectl workqueue scale thumbs --release` lets it follow the queue again."],
+        ["To resume scaling: `kubectl workqueue scale thumbs --release`."],
         id="pinned",
     ),
     pytest.param(
         workqueue(suspend=True, scaled=("Suspended", "False")),
         Seen(0),
         ["Suspended: So it is."],
-        ["`kubectl workqueue resume thumbs` lets it follow the queue again."],
+        ["To resume scaling: `kubectl workqueue resume thumbs`."],
         id="paused",
     ),
 ]
@@ -207,14 +216,14 @@ def test_next_schedule_change_is_in_schedule_time_zone() -> None:
     begins = explain.next_change(shown, MONDAY_MORNING)
     assert begins is not None
     assert begins.sentence == (
-        "The schedule 'office hours' begins at Mon 23 Nov 07:45 Europe/Berlin: then at least 5 replicas."
+        "The schedule 'office hours' begins at Mon 23 Nov 07:45 Europe/Berlin. The minimum is then 5 replicas."
     )
     ends = explain.next_change(shown, MONDAY_MORNING + timedelta(hours=3))
     assert ends is not None
     assert ends.sentence == (
-        "The schedule 'office hours' ends at Mon 23 Nov 18:00 Europe/Berlin: then at least 0 replicas."
+        "The schedule 'office hours' ends at Mon 23 Nov 18:00 Europe/Berlin. The minimum is then 0 replicas."
     )
-    assert "Down: not any more, the minimum is 5." in explain.what_would_change_it(
+    assert "Down: not possible, the minimum is 5." in explain.what_would_change_it(
         workqueue(desired=5, scaling={"schedules": [schedule]}), Seen(0), MONDAY_MORNING + timedelta(hours=3)
     )
     broken = {**schedule, "timeZone": "Europe/Berlinn"}
@@ -273,7 +282,7 @@ def test_missing_kubectl_is_reported(
     monkeypatch.setenv("PATH", "")
     assert cli.main(["top"]) == 1
     assert capsys.readouterr().err == (
-        "kubectl workqueue top: kubectl is not in the PATH: install it, or add its folder to PATH.\n"
+        "kubectl workqueue top: kubectl is not in the PATH. Install it, or add its folder to PATH.\n"
     )
 
 
@@ -378,6 +387,6 @@ def test_with_a_single_active_consumer_one_worker_is_the_most() -> None:
     turns = workqueue(queue={"singleActiveConsumer": True}, scaling={"minReplicas": 2})
     assert top._row(turns)[top._HEAD.index("MAX")] == "1"
     assert top._as_json(turns)["maxReplicas"] == 1
-    picture = Picture(turns, [], {}, [], MONDAY_MORNING)
+    picture = Overview(turns, [], {}, [], MONDAY_MORNING)
     assert "Bounds      1 to 1 replica" in _lines(picture)
     assert _as_json(picture)["maxReplicas"] == 1

@@ -186,5 +186,5 @@ async def test_missing_right_is_reported_once_and_stops_nothing(
 
     assert await operator.elsewhere("shop") is None
     assert [record.getMessage() for record in caplog.records] == [
-        "This operator may not see which others serve its namespaces, and serves them."
+        "No permission to read the claims of other operators. This operator serves all its namespaces."
     ]

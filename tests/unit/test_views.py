@@ -89,7 +89,7 @@ FAILURES: list[tuple[str, dict[str, Any], Reason, list[str]]] = [
         "exit code 3 without a word",
         {"containerStatuses": [container(waiting=BACK_OFF, last={"exitCode": 3})]},
         Reason.HANDLER_FAILED,
-        ["the handler cannot be loaded"],
+        ["the worker cannot load the handler"],
     ),
     (
         "a crash with its last words",

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
-    """Do what was asked for, with the exit codes of `workqueue dead`."""
+    """Run `workqueue dead` for the queue of the WorkQueue, with its exit codes."""
     workqueue = cluster.workqueue(arguments.name)
     arguments.queue = workqueue.queue_name
     with broker_access.connect(cluster, workqueue, arguments) as arguments.source:

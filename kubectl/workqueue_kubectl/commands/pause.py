@@ -1,4 +1,4 @@
-"""`kubectl workqueue pause`: sets spec.suspend."""
+"""`kubectl workqueue pause`: set spec.suspend to true."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
-    """Suspend it."""
+    """Suspend the WorkQueue."""
     name = arguments.name
     cluster.change(name, {"suspend": True})
     if arguments.json:
         output.say_json({"namespace": cluster.namespace, "name": name, "suspend": True})
     else:
         output.say(
-            f"{name} is paused: workers that run go on, and their number stays."
-            f" `kubectl workqueue resume {name}` goes on."
+            f"{name} is paused: running workers continue, and their number does not change."
+            f" To resume: `kubectl workqueue resume {name}`."
         )
     return 0

@@ -1,4 +1,4 @@
-"""`kubectl workqueue resume`: clears spec.suspend."""
+"""`kubectl workqueue resume`: set spec.suspend to false."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
-    """End the suspension."""
+    """Resume the WorkQueue."""
     name = arguments.name
     cluster.change(name, {"suspend": False})
     if arguments.json:
         output.say_json({"namespace": cluster.namespace, "name": name, "suspend": False})
     else:
-        output.say(f"{name} goes on.")
+        output.say(f"{name} is resumed.")
     return 0

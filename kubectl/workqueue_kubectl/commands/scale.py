@@ -1,4 +1,4 @@
-"""`kubectl workqueue scale`: sets spec.replicas, or takes it away."""
+"""`kubectl workqueue scale`: set or remove spec.replicas."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the WorkQueue")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("replicas", metavar="N", type=_replicas, nargs="?", help="pin the number of workers")
-    what.add_argument("--release", action="store_true", help="let the number follow the queue again")
+    what.add_argument("--release", action="store_true", help="release the pin and resume scaling")
 
 
 def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
-    """Pin or release."""
+    """Pin or release the replica count."""
     name, replicas = arguments.name, arguments.replicas
     cluster.change(name, {"replicas": replicas})
     if arguments.json:
         output.say_json({"namespace": cluster.namespace, "name": name, "replicas": replicas})
     elif replicas is None:
-        output.say(f"{name} follows its queue again.")
+        output.say(f"{name} is released. Scaling resumes.")
     else:
         output.say(
-            f"{name} is pinned to {output.count(replicas, 'worker')}, whatever waits."
-            f" `kubectl workqueue scale {name} --release` ends that."
+            f"{name} is pinned to {output.count(replicas, 'worker')}."
+            f" To release it: `kubectl workqueue scale {name} --release`."
         )
     return 0
 
 
 def _replicas(text: str) -> int:
     if not text.isdecimal() or int(text) > MAX_REPLICAS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {MAX_REPLICAS}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {MAX_REPLICAS}")
     return int(text)

@@ -15,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
-    """Send, with the exit codes of `workqueue send`."""
+    """Run `workqueue send` for the queue of the WorkQueue, with its exit codes."""
     workqueue = cluster.workqueue(arguments.name)
     arguments.queue, arguments.exchange, arguments.routing_key = workqueue.queue_name, None, ""
-    arguments.declare = False  # the operator does
+    arguments.declare = False  # the operator declares the queue
     with broker_access.connect(cluster, workqueue, arguments) as arguments.source:
         return send.run(arguments)
 

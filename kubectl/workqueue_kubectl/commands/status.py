@@ -1,8 +1,5 @@
-"""`kubectl workqueue status`: one WorkQueue, as whoever has to decide what to do about it wants to see it.
-
-Place in the flow: WorkQueue, pods and Events from the API server, each worker's own word, and what `explain`
-makes of them.
-"""
+"""`kubectl workqueue status`: the state of one WorkQueue with its pods and Events, and an explanation of its
+count."""
 
 from __future__ import annotations
 
@@ -15,24 +12,24 @@ from typing import Any, Final
 from workqueue.cli import output
 from workqueue.contract.worker_api import StatusField
 from workqueue_kubectl import explain
-from workqueue_kubectl.cluster import Cluster, told_at
-from workqueue_kubectl.errors import KubectlFailed
+from workqueue_kubectl.cluster import Cluster, event_time
+from workqueue_kubectl.errors import KubectlError
 from workqueue_kubectl.kubectl import Object
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.kube.views import PodView, existing, pod_view
 
 SHOWN_EVENTS: Final = 8
 ASKED_PODS: Final = 50
-"""Each is a request of its own through the API server."""
+"""Maximum number of workers to ask. Each takes a request through the API server."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """Everything that is shown.
+class Overview:
+    """The data for the command's output.
 
     Attributes:
-        statuses: what workers say of themselves, by pod; who did not answer is not in it.
-        events: oldest first; None when they may not be listed.
+        statuses: the status of each worker that has answered, by pod.
+        events: oldest first; None if listing them is forbidden.
     """
 
     workqueue: WorkQueue
@@ -43,7 +40,7 @@ class Picture:
 
     @property
     def seen(self) -> explain.Seen:
-        """What of it decides about the count."""
+        """The data from the workers that decides about the count."""
         statuses = self.statuses
         staying = {pod.name for pod in self.pods if pod.running and not pod.terminating}
         stopping = {pod.name for pod in self.pods if pod.running and pod.terminating}
@@ -71,33 +68,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
-    """Show it; 0 whatever its state is."""
-    picture = _take(cluster, arguments.name)
+    """Show the WorkQueue. Returns 0 in any state."""
+    overview = _read(cluster, arguments.name)
     if arguments.json:
-        output.say_json(_as_json(picture))
+        output.say_json(_as_json(overview))
     else:
-        output.say("\n".join(_lines(picture)))
+        output.say("\n".join(_lines(overview)))
     return 0
 
 
-def _take(cluster: Cluster, name: str) -> Picture:
+def _read(cluster: Cluster, name: str) -> Overview:
     workqueue = cluster.workqueue(name)
     pods = existing(map(pod_view, cluster.pods(workqueue))) if workqueue.spec.worker is not None else []
     running = [pod.name for pod in pods if pod.running][:ASKED_PODS]
     statuses = cluster.worker_statuses(workqueue.metadata.namespace, running)
     try:
         events = cluster.events(workqueue)
-    except KubectlFailed:
+    except KubectlError:
         events = None
-    return Picture(workqueue, pods, statuses, events, datetime.now(UTC))
+    return Overview(workqueue, pods, statuses, events, datetime.now(UTC))
 
 
 def _busy(statuses: Mapping[str, Object], pods: set[str]) -> int:
     return sum(int(status[StatusField.BUSY]) for pod, status in statuses.items() if pod in pods)
 
 
-def _lines(picture: Picture) -> list[str]:
-    workqueue, now = picture.workqueue, picture.now
+def _lines(overview: Overview) -> list[str]:
+    workqueue, now = overview.workqueue, overview.now
     status, most = workqueue.status, workqueue.spec.most_replicas
     least = min(workqueue.spec.scaling.min_replicas, most)
     lines = [
@@ -123,23 +120,23 @@ def _lines(picture: Picture) -> list[str]:
             for condition in status.conditions
         ]
         lines += ["", output.table(("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE"), rows)]
-    lines += ["", f"Why it is at {_known(status.desired_replicas)}"]
-    lines += [f"  {sentence}" for sentence in explain.why(workqueue, picture.seen, now)]
+    lines += ["", f"Why the count is {_known(status.desired_replicas)}"]
+    lines += [f"  {sentence}" for sentence in explain.why(workqueue, overview.seen, now)]
     lines += ["", "What would change it"]
-    lines += [f"  {sentence}" for sentence in explain.what_would_change_it(workqueue, picture.seen, now)]
+    lines += [f"  {sentence}" for sentence in explain.what_would_change_it(workqueue, overview.seen, now)]
     if (change := explain.next_change(workqueue, now)) is not None:
         lines.append(f"  {change.sentence}")
-    return [*lines, *_pod_lines(picture), *_event_lines(picture)]
+    return [*lines, *_pod_lines(overview), *_event_lines(overview)]
 
 
-def _pod_lines(picture: Picture) -> list[str]:
-    if picture.workqueue.spec.workload_ref is not None:
+def _pod_lines(overview: Overview) -> list[str]:
+    if overview.workqueue.spec.workload_ref is not None:
         return []
-    if not picture.pods:
+    if not overview.pods:
         return ["", "No worker runs."]
     rows = []
-    for pod in picture.pods:
-        status = picture.statuses.get(pod.name)
+    for pod in overview.pods:
+        status = overview.statuses.get(pod.name)
         rows.append(
             (
                 pod.name,
@@ -149,7 +146,7 @@ def _pod_lines(picture: Picture) -> list[str]:
                 f"{status[StatusField.RECENT_HANDLER_SECONDS]:.3g} s"
                 if status and status[StatusField.RECENT_HANDLER_SECONDS]
                 else "-",
-                _ago(picture.now - datetime.fromtimestamp(pod.created, UTC)),
+                _ago(overview.now - datetime.fromtimestamp(pod.created, UTC)),
                 (
                     pod.failure.message
                     if pod.failure and not pod.ready
@@ -158,23 +155,23 @@ def _pod_lines(picture: Picture) -> list[str]:
                 or "",
             )
         )
-    lines = ["", output.table(("POD", "STATE", "BUSY", "HANDLED", "MEAN", "AGE", "TROUBLE"), rows)]
-    if any(pod.running and pod.name not in picture.statuses for pod in picture.pods):
-        lines.append("?: the worker could not be asked; that takes the right to get pods/proxy.")
+    lines = ["", output.table(("POD", "STATE", "BUSY", "HANDLED", "MEAN", "AGE", "PROBLEM"), rows)]
+    if any(pod.running and pod.name not in overview.statuses for pod in overview.pods):
+        lines.append("?: the worker did not answer. Check that you may get pods/proxy.")
     return lines
 
 
-def _event_lines(picture: Picture) -> list[str]:
-    if picture.events is None:
-        return ["", "Recent Events may not be listed: that takes the right to list events."]
+def _event_lines(overview: Overview) -> list[str]:
+    if overview.events is None:
+        return ["", "Events are not shown: you lack the permission to list events."]
     rows = [
         (
-            f"{_ago(picture.now - datetime.fromisoformat(told_at(event)))} ago",
+            f"{_ago(overview.now - datetime.fromisoformat(event_time(event)))} ago",
             str(event.get("type", "")),
             str(event.get("reason", "")),
             str(event.get("message", "")),
         )
-        for event in picture.events[-SHOWN_EVENTS:]
+        for event in overview.events[-SHOWN_EVENTS:]
     ]
     if not rows:
         return ["", "No recent Events."]
@@ -200,7 +197,7 @@ def _known(count: int | None) -> str:
 
 
 def _ago(span: timedelta) -> str:
-    """The two largest units, as kubectl writes an age."""
+    """Format an age in its two largest units, as kubectl does."""
     seconds = max(0, int(span.total_seconds()))
     for size, unit, below, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
         if seconds >= size:
@@ -209,8 +206,8 @@ def _ago(span: timedelta) -> str:
     return f"{seconds}s"
 
 
-def _as_json(picture: Picture) -> dict[str, Any]:
-    workqueue, seen, now = picture.workqueue, picture.seen, picture.now
+def _as_json(overview: Overview) -> dict[str, Any]:
+    workqueue, seen, now = overview.workqueue, overview.seen, overview.now
     change = explain.next_change(workqueue, now)
     status = workqueue.status.to_wire()
     return {
@@ -229,20 +226,20 @@ def _as_json(picture: Picture) -> dict[str, Any]:
             {
                 "name": pod.name,
                 "ready": pod.ready,
-                "state": _state(pod, picture.statuses.get(pod.name)),
-                "worker": picture.statuses.get(pod.name),
+                "state": _state(pod, overview.statuses.get(pod.name)),
+                "worker": overview.statuses.get(pod.name),
             }
-            for pod in picture.pods
+            for pod in overview.pods
         ],
         "events": None
-        if picture.events is None
+        if overview.events is None
         else [
             {
-                "at": told_at(event),
+                "at": event_time(event),
                 "type": event.get("type"),
                 "reason": event.get("reason"),
                 "message": event.get("message"),
             }
-            for event in picture.events
+            for event in overview.events
         ],
     }

@@ -1,6 +1,6 @@
-"""`kubectl workqueue top`: all WorkQueues, those with the most to do first, again and again on a terminal.
+"""`kubectl workqueue top`: a table of WorkQueues, deepest queue first, updated continuously on a terminal.
 
-Place in the flow: one LIST a round; everything shown is in the WorkQueues' status.
+Each update is one LIST, because the status of the WorkQueues has all the data.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _NUMBERS: Final = frozenset({"MESSAGES", "RETRYING", "WORKERS", "BUSY", "MAX", "
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--once", action="store_true", help="show it once, as where there is no terminal")
+    parser.add_argument("--once", action="store_true", help="show the table once, as without a terminal")
     parser.add_argument(
         "--interval",
         type=_seconds,
         default=INTERVAL,
         metavar="SECONDS",
-        help="between two looks (%(default)g)",
+        help="pause between two updates (default: %(default)g)",
     )
 
 
 def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
-    """Show the table until Ctrl-C; once where it goes to a file, and as JSON."""
+    """Show the table until Ctrl-C. When output is not a terminal, or JSON, print it once."""
     workqueues, unreadable = cluster.workqueues(everywhere=arguments.everywhere)
     if arguments.json:
         output.say_json([_as_json(workqueue) for workqueue in sorted(workqueues, key=_order)])
@@ -55,7 +55,9 @@ def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
         _live(cluster, arguments)
         return 0
     for name in unreadable:
-        output.warn(f"{name} cannot be read by this version of the plugin and was left out.")
+        output.warn(
+            f"{name} is left out: this version of the plugin cannot read it. Use the same version as the operator."
+        )
     return 0
 
 
@@ -65,7 +67,7 @@ def _live(cluster: Cluster, arguments: argparse.Namespace) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    def picture() -> Group:
+    def table_now() -> Group:
         try:
             workqueues, _ = cluster.workqueues(everywhere=arguments.everywhere)
         except PluginError as error:
@@ -77,13 +79,13 @@ def _live(cluster: Cluster, arguments: argparse.Namespace) -> None:
             ready = _condition(workqueue, ConditionType.READY)
             table.add_row(*_row(workqueue), style=None if ready.startswith("True") else "yellow")
         where = "all namespaces" if arguments.everywhere else f"namespace {cluster.namespace}"
-        return Group(Text(f"{len(workqueues)} WorkQueues, {where}; Ctrl-C ends\n", style="dim"), table)
+        return Group(Text(f"{len(workqueues)} WorkQueues, {where}; Ctrl-C to exit\n", style="dim"), table)
 
     try:
-        with Live(picture(), screen=True, auto_refresh=False) as live:
+        with Live(table_now(), screen=True, auto_refresh=False) as live:
             while True:
                 time.sleep(arguments.interval)
-                live.update(picture(), refresh=True)
+                live.update(table_now(), refresh=True)
     except KeyboardInterrupt:
         return
 
@@ -155,6 +157,6 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0.1 <= seconds <= 3600:  # noqa: PLR2004 - in between is what an eye can follow
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 to 3600")
+    if not 0.1 <= seconds <= 3600:  # noqa: PLR2004 - a sensible range
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
     return seconds

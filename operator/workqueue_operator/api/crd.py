@@ -1,8 +1,7 @@
-"""The CustomResourceDefinition, made from the model: `python -m workqueue_operator.api.crd` prints it.
+"""Generate the CustomResourceDefinition from the model: `python -m workqueue_operator.api.crd` prints it.
 
-Place in the flow: used when files are generated, never by the running operator. The JSON schema that
-pydantic writes is lowered to the structural form that Kubernetes accepts: no references, no `null` branches,
-no titles. Pure but for `main`.
+The JSON schema from pydantic is converted to the structural form that Kubernetes accepts: no references, no `null`
+branches, no titles. The running operator does not use this module.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _INT32: Final = 2**31 - 1
 
 
 def crd() -> JsonSchema:
-    """The whole CustomResourceDefinition as Kubernetes takes it."""
+    """Return the whole CustomResourceDefinition."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -65,7 +64,7 @@ def crd() -> JsonSchema:
 
 
 def schema() -> JsonSchema:
-    """The structural OpenAPI schema of a WorkQueue."""
+    """Return the structural OpenAPI schema of a WorkQueue."""
     written = WorkQueue.model_json_schema(by_alias=True)
     lowered = _lower(written, written["$defs"])
     properties = lowered["properties"]
@@ -83,9 +82,9 @@ def schema() -> JsonSchema:
 
 
 def _not_looked_at() -> JsonSchema:
-    """Return the status of a WorkQueue that no operator has seen yet.
+    """Return the status of a WorkQueue that no operator has reconciled yet.
 
-    Without a condition, tools that wait for resources (kstatus, with which Flux does) take it for ready at once.
+    Without a condition, kstatus (and Flux, which uses it) would report a new WorkQueue as ready immediately.
     """
     condition = {
         "type": ConditionType.READY.value,
@@ -98,12 +97,12 @@ def _not_looked_at() -> JsonSchema:
 
 
 def text() -> str:
-    """The CustomResourceDefinition as YAML."""
+    """Return the CustomResourceDefinition as YAML."""
     return HEADER + to_yaml(crd())
 
 
 def to_yaml(document: Mapping[str, Any]) -> str:
-    """Plain YAML in the given order, without anchors."""
+    """Return plain YAML in the given order, without anchors."""
     return yaml.dump(document, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -113,7 +112,7 @@ class _Plain(yaml.SafeDumper):
 
 
 def _lower(node: JsonSchema, definitions: Mapping[str, JsonSchema]) -> JsonSchema:
-    """Lower one schema and all below it. Rules of a referenced type and of the field are both kept."""
+    """Convert one schema and its subschemas. Keeps the rules of a referenced type and of the field."""
     node = _flat(node, definitions)
     lowered: JsonSchema = {}
     for key, value in node.items():
@@ -130,7 +129,7 @@ def _lower(node: JsonSchema, definitions: Mapping[str, JsonSchema]) -> JsonSchem
         else:
             lowered[key] = value
     if lowered.get("default") == {}:
-        # The API server checks a default against the rules before it fills in the defaults inside of it.
+        # The API server validates a default before it fills in the nested defaults.
         parts = lowered["properties"].items()
         lowered["default"] = {name: part["default"] for name, part in parts if "default" in part}
     if lowered.get("type") == "integer":
@@ -139,7 +138,7 @@ def _lower(node: JsonSchema, definitions: Mapping[str, JsonSchema]) -> JsonSchem
 
 
 def _flat(node: JsonSchema, definitions: Mapping[str, JsonSchema]) -> JsonSchema:
-    """The node with its reference, or its one branch beside `null`, put in its place."""
+    """Return the node with its reference, or its single non-null branch, inlined."""
     while True:
         branches = [branch for branch in node.get("anyOf", ()) if branch != {"type": "null"}]
         if "$ref" in node:
@@ -154,7 +153,7 @@ def _flat(node: JsonSchema, definitions: Mapping[str, JsonSchema]) -> JsonSchema
 
 
 def _in_order(node: JsonSchema, first: tuple[str, ...], last: tuple[str, ...] = ()) -> JsonSchema:
-    """What a reader looks for first stands first; the parts below stand last."""
+    """Return the node with the keys in `first` first and the keys in `last` last, for readers."""
     middle = [key for key in node if key not in first and key not in last]
     return {key: node[key] for key in (*first, *middle, *last) if key in node}
 
@@ -166,22 +165,22 @@ def _printer_columns() -> list[JsonSchema]:
 
     ready = '.status.conditions[?(@.type=="Ready")]'
     return [
-        column("Ready", "string", f"{ready}.status", "Whether everything works."),
-        column("Messages", "string", ".status.columns.messages", "Messages that wait in the queue."),
+        column("Ready", "string", f"{ready}.status", "The status of the condition Ready."),
+        column("Messages", "string", ".status.columns.messages", "Messages waiting in the queue."),
         column("Workers", "string", ".status.workers", "Ready and desired replicas."),
-        column("Busy", "string", ".status.columns.busy", "Pods that are handling a message."),
+        column("Busy", "string", ".status.columns.busy", "Pods with a message in the handler."),
         column("Dead", "string", ".status.columns.dead", "Messages in the dead-letter queue."),
         column(
             "Retrying",
             "string",
             ".status.columns.retrying",
-            "Messages that wait for their next attempt.",
+            "Messages waiting for their next attempt.",
             wide=True,
         ),
         column("Queue", "string", ".status.queueName", "The queue in RabbitMQ.", wide=True),
         column("Type", "string", ".spec.queue.type", "Quorum or Classic.", wide=True),
-        column("Reason", "string", f"{ready}.reason", "Why it is Ready or not.", wide=True),
-        column("Age", "date", ".metadata.creationTimestamp", "When it was created."),
+        column("Reason", "string", f"{ready}.reason", "The reason of the condition Ready.", wide=True),
+        column("Age", "date", ".metadata.creationTimestamp", "Time since creation."),
     ]
 
 

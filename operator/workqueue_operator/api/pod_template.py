@@ -1,9 +1,8 @@
-"""The parts of a pod template that a WorkQueue may set.
+"""The parts of a pod template that a WorkQueue may set. Pure.
 
-Place in the flow: types of fields in `model`, passed through by `render`. Their values stay as Kubernetes
-spells them: plain dicts, since nothing here interprets them. Their schemas say what the API server checks.
-Parts that grow with Kubernetes keep unknown fields; what must never be set there is declared, so that a rule
-can see and refuse it. Pure.
+Values stay plain dicts in the form of Kubernetes, because the operator does not interpret them. Schemas of parts that
+grow with Kubernetes keep unknown fields. They declare each forbidden field, because a CEL rule sees declared fields
+only.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from workqueue_operator.api.cel import JsonSchema, rule, rules
 from workqueue_operator.names import BINDING_ROOT, GROUP, HANDLER_CONTAINER, WORKER_CONTAINER
 
 JsonObject: TypeAlias = dict[str, Any]
-"""Part of a Kubernetes object, as Kubernetes spells it."""
+"""Part of a Kubernetes object, in the form of the API."""
 
 RESERVED_VOLUME_PREFIX: Final = "workqueue-"
 RESERVED_ENV_PREFIX: Final = "WORKQUEUE_"
 OPEN_ENV_PREFIX: Final = "WORKQUEUE_LOG_"
-"""The reserved variables that a person may set all the same."""
+"""Reserved variables that users may set."""
 
 _QUANTITY: Final = (
     r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
@@ -41,7 +40,7 @@ def _object(description: str, required: tuple[str, ...] = (), **properties: Json
 
 
 def _open(description: str, **properties: JsonSchema) -> JsonSchema:
-    """An object that keeps what it does not know."""
+    """Return the schema of an object that keeps unknown fields."""
     schema: JsonSchema = {
         "type": "object",
         "description": description,
@@ -71,11 +70,11 @@ def _quantities(description: str) -> JsonSchema:
     return {**_map(quantity, 20), "description": description}
 
 
-_optional: Final[JsonSchema] = {"type": "boolean", "description": "Whether it may be missing."}
+_optional: Final[JsonSchema] = {"type": "boolean", "description": "Whether the object or key may be missing."}
 
 _from_key: Final = {
     "name": _text("Name of the object, in the same namespace."),
-    "key": _text("The key in it."),
+    "key": _text("Key in the object."),
     "optional": _optional,
 }
 
@@ -83,40 +82,40 @@ _env_var: Final = _object(
     "One environment variable.",
     ("name",),
     name=_text("Name of the variable."),
-    value=_text("Its value; $(OTHER) refers to another variable.", 32768),
+    value=_text("Value of the variable. $(OTHER) refers to another variable.", 32768),
     valueFrom=_object(
-        "Where the value comes from, instead of `value`.",
+        "Source of the value, instead of `value`.",
         configMapKeyRef=_object("A key of a ConfigMap.", ("name", "key"), **_from_key),
         secretKeyRef=_object("A key of a Secret.", ("name", "key"), **_from_key),
         fieldRef=_object(
             "A field of the pod.",
             ("fieldPath",),
-            apiVersion=_text("Version of the path; v1 when left out."),
-            fieldPath=_text("Such as metadata.name or status.podIP."),
+            apiVersion=_text("API version of the path. Defaults to v1."),
+            fieldPath=_text("For example metadata.name or status.podIP."),
         ),
         resourceFieldRef=_object(
             "A resource of the container.",
             ("resource",),
-            containerName=_text("The container; the handler's own when left out."),
-            resource=_text("Such as limits.memory."),
+            containerName=_text("Name of the container. Defaults to the container of the handler."),
+            resource=_text("For example limits.memory."),
             divisor={
                 "anyOf": [{"type": "integer"}, {"type": "string"}],
                 "pattern": _QUANTITY,
                 "x-kubernetes-int-or-string": True,
-                "description": "Unit in which it is given; 1 when left out.",
+                "description": "Unit of the value. Defaults to 1.",
             },
         ),
     ),
 ) | rules(
     rule(
         f"!self.name.startsWith('{RESERVED_ENV_PREFIX}') || self.name.startsWith('{OPEN_ENV_PREFIX}')",
-        f"names that begin with {RESERVED_ENV_PREFIX} belong to the worker (but for {OPEN_ENV_PREFIX}*): "
+        f"names that begin with {RESERVED_ENV_PREFIX} are reserved for the worker (except {OPEN_ENV_PREFIX}*): "
         "choose another name",
         "name",
     ),
     rule(
         "self.name != 'SERVICE_BINDING_ROOT'",
-        "SERVICE_BINDING_ROOT is set by the operator: choose another name",
+        "the operator sets SERVICE_BINDING_ROOT: choose another name",
         "name",
     ),
     rule("!has(self.value) || !has(self.valueFrom)", "give either value or valueFrom, not both"),
@@ -124,7 +123,7 @@ _env_var: Final = _object(
 
 _env_from: Final = _object(
     "All keys of a ConfigMap or Secret as environment variables.",
-    prefix=_text("Put before each name."),
+    prefix=_text("Prefix of each name."),
     configMapRef=_object("The ConfigMap.", ("name",), name=_from_key["name"], optional=_optional),
     secretRef=_object("The Secret.", ("name",), name=_from_key["name"], optional=_optional),
 ) | rules(
@@ -132,26 +131,26 @@ _env_from: Final = _object(
 )
 
 _volume: Final = _open(
-    "A volume as in a pod. hostPath is refused.",
+    "A volume, as in a pod. hostPath is not allowed.",
     name=_text("Name of the volume.", 63),
-    hostPath=_open("Refused: a worker must not see the node's files."),
+    hostPath=_open("Not allowed: a worker must not access the node's files."),
 ) | rules(
     rule(
         "!has(self.hostPath)",
-        "hostPath would give the worker the node's files: use a persistentVolumeClaim, emptyDir, configMap "
+        "hostPath would give the worker access to the node's files: use a persistentVolumeClaim, emptyDir, configMap "
         "or another volume type",
     ),
     rule(
         f"!self.name.startsWith('{RESERVED_VOLUME_PREFIX}')",
-        f"volume names that begin with {RESERVED_VOLUME_PREFIX} belong to the operator: choose another name",
+        f"volume names that begin with {RESERVED_VOLUME_PREFIX} are reserved for the operator: choose another name",
         "name",
     ),
 )
 
 _volume_mount: Final = _open(
-    "Where a volume is mounted, as in a container.",
+    "A volume mount, as in a container.",
     name=_text("Name of a volume.", 63),
-    mountPath=_text("Where it is mounted.", 1024),
+    mountPath=_text("Path of the mount in the container.", 1024),
 ) | {
     "required": ["name", "mountPath"],
     **rules(
@@ -163,18 +162,18 @@ _volume_mount: Final = _open(
     ),
 }
 
-# The restricted Pod Security Standard, as far as these fields can break it. An image that needs more runs in a
-# Deployment of its own, which spec.workloadRef scales.
+# Rules for the restricted Pod Security Standard. An image that needs more permissions runs in the user's own
+# Deployment, which spec.workloadRef scales.
 _ADD: Final = "NET_BIND_SERVICE"
-"""The one capability that the standard allows to add."""
+"""The only capability that the standard allows."""
 
 _own_user: Final = {
-    "runAsUser": {"type": "integer", "format": "int64", "description": "The user's number. 0 is refused."},
-    "runAsNonRoot": {"type": "boolean", "description": "Refused when false."},
+    "runAsUser": {"type": "integer", "format": "int64", "description": "Numeric user ID. 0 is not allowed."},
+    "runAsNonRoot": {"type": "boolean", "description": "false is not allowed."},
 }
 
 _confinement: Final = {
-    name: _open("As in a pod. The type Unconfined is refused.", type=_text("Its type.", 64))
+    name: _open("As in a pod. The type Unconfined is not allowed.", type=_text("Type of the profile.", 64))
     | rules(
         rule(
             "!has(self.type) || self.type != 'Unconfined'",
@@ -186,8 +185,8 @@ _confinement: Final = {
 
 _windows: Final = {
     "windowsOptions": _open(
-        "As in a pod. hostProcess is refused.",
-        hostProcess={"type": "boolean", "description": "Refused when true."},
+        "As in a pod. hostProcess is not allowed.",
+        hostProcess={"type": "boolean", "description": "true is not allowed."},
     )
     | rules(
         rule(
@@ -199,17 +198,17 @@ _windows: Final = {
 
 _not_root: Final = rule(
     "(!has(self.runAsUser) || self.runAsUser != 0) && (!has(self.runAsNonRoot) || self.runAsNonRoot)",
-    "a worker cannot be root: remove runAsUser: 0 and runAsNonRoot: false, or scale a Deployment of your own with "
+    "a worker cannot run as root: remove runAsUser: 0 and runAsNonRoot: false, or scale your own Deployment with "
     "spec.workloadRef",
 )
 
 _security_context: Final = _open(
-    "Security settings of a container, as in a pod. What the restricted Pod Security Standard forbids is refused.",
-    privileged={"type": "boolean", "description": "Refused when true."},
-    allowPrivilegeEscalation={"type": "boolean", "description": "Refused when true."},
-    procMount={"type": "string", "enum": ["Default"], "description": "Default only."},
+    "Security settings of a container, as in a pod, within the restricted Pod Security Standard.",
+    privileged={"type": "boolean", "description": "true is not allowed."},
+    allowPrivilegeEscalation={"type": "boolean", "description": "true is not allowed."},
+    procMount={"type": "string", "enum": ["Default"], "description": "Only Default is allowed."},
     capabilities=_open(
-        f"As in a pod. All are dropped; only {_ADD} can be added.",
+        f"As in a pod. All capabilities are dropped. Only {_ADD} can be added.",
         add={
             "type": "array",
             "description": f"Capabilities to add: {_ADD} or none.",
@@ -234,30 +233,29 @@ _security_context: Final = _open(
 )
 
 _pod_security_context: Final = _open(
-    "Security settings of the pod, such as fsGroup, as in a pod. What the restricted Pod Security Standard forbids "
-    "is refused.",
+    "Security settings of the pod, for example fsGroup, within the restricted Pod Security Standard.",
     **_own_user,
     **_confinement,
     **_windows,
 ) | rules(_not_root)
 
 _sidecar: Final = _open(
-    "A container that runs beside the worker, as in a pod. hostPort is refused, and what the restricted Pod Security "
-    "Standard forbids.",
+    "A container that runs next to the worker, as in a pod, within the restricted Pod Security Standard. hostPort is "
+    "not allowed.",
     name=_text("Name of the container.", 63),
     ports=_list(
         _open(
-            "A port as in a container. hostPort is refused.",
-            hostPort={"type": "integer", "description": "Refused: it would take a port of the node."},
+            "A port, as in a container. hostPort is not allowed.",
+            hostPort={"type": "integer", "description": "Not allowed: it would use a port of the node."},
         )
-        | rules(rule("!has(self.hostPort)", "hostPort would take a port of the node: remove it")),
+        | rules(rule("!has(self.hostPort)", "hostPort would use a port of the node: remove it")),
         20,
     ),
     securityContext=_security_context,
 ) | rules(
     rule(
         f"!(self.name in ['{WORKER_CONTAINER}', '{HANDLER_CONTAINER}'])",
-        f"the names {WORKER_CONTAINER} and {HANDLER_CONTAINER} belong to the operator: choose another name",
+        f"the names {WORKER_CONTAINER} and {HANDLER_CONTAINER} are reserved for the operator: choose another name",
         "name",
     )
 )
@@ -265,7 +263,7 @@ _sidecar: Final = _open(
 _own_keys_only: Final = rules(
     rule(
         f"self.all(key, !key.startsWith('{GROUP}/'))",
-        f"keys that begin with {GROUP}/ belong to the operator: remove them",
+        f"keys that begin with {GROUP}/ are reserved for the operator: remove them",
     )
 )
 
@@ -276,8 +274,8 @@ Resources: TypeAlias = Annotated[
     WithJsonSchema(
         _object(
             "Compute resources of the container.",
-            limits=_quantities("The most it may use."),
-            requests=_quantities("What the scheduler reserves for it."),
+            limits=_quantities("Maximum that the container may use."),
+            requests=_quantities("Amount that the scheduler reserves."),
         )
     ),
 ]
@@ -289,18 +287,18 @@ Sidecars: TypeAlias = Annotated[tuple[JsonObject, ...], WithJsonSchema(_list(_si
 PullSecrets: TypeAlias = Annotated[
     tuple[JsonObject, ...],
     WithJsonSchema(
-        _list(_object("A Secret with registry credentials.", name=_text("Its name.")), 20, "name")
+        _list(_object("A Secret with registry credentials.", name=_text("Name of the Secret.")), 20, "name")
     ),
 ]
 NodeSelector: TypeAlias = Annotated[
     dict[str, str], WithJsonSchema(_map({"type": "string", "maxLength": 63}, 50))
 ]
 Tolerations: TypeAlias = Annotated[
-    tuple[JsonObject, ...], WithJsonSchema(_list(_open("A toleration as in a pod."), 50))
+    tuple[JsonObject, ...], WithJsonSchema(_list(_open("A toleration, as in a pod."), 50))
 ]
-Affinity: TypeAlias = Annotated[JsonObject, WithJsonSchema(_open("Affinity as in a pod."))]
+Affinity: TypeAlias = Annotated[JsonObject, WithJsonSchema(_open("Affinity, as in a pod."))]
 SpreadConstraints: TypeAlias = Annotated[
-    tuple[JsonObject, ...], WithJsonSchema(_list(_open("A spread constraint as in a pod."), 10))
+    tuple[JsonObject, ...], WithJsonSchema(_list(_open("A topology spread constraint, as in a pod."), 10))
 ]
 Labels: TypeAlias = Annotated[
     dict[str, str], WithJsonSchema(_map({"type": "string", "maxLength": 63}, 50) | _own_keys_only)

@@ -1,7 +1,7 @@
-"""Every reason that a condition, an Event or a log line of the operator can carry, and what to do about it.
+"""Every reason of a condition, an Event or a log line: where it shows, what it means and what to do about it.
 
-Place in the flow: the one vocabulary of `decide`, `act`, `status` and the metrics; docs/conditions.md is
-generated from it.
+The operator, the web page and docs/conditions.md (`hack.generate`) use these texts. A new reason needs a member of
+`Reason` and an entry in `EXPLANATIONS`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ConditionType(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why something is as it is. The comment of each is its entry in docs/conditions.md."""
+    """The reason of a condition, an Event or a log line."""
 
     # all is well
     AS_EXPECTED = "AsExpected"
@@ -99,7 +99,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One condition's worth of truth: what holds, why, and the sentence for a person."""
+    """The status, reason and message of one condition."""
 
     status: Literal["True", "False", "Unknown"]
     reason: Reason
@@ -108,145 +108,422 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A value that could not be found out. Never read as zero, never as false."""
+    """A value that could not be determined. It is never read as zero or false."""
 
     reason: Reason
     message: str
 
 
-ADVICE: Final[dict[Reason, str]] = {
-    Reason.AS_EXPECTED: "Nothing to do.",
-    Reason.DECLARED: "Nothing to do: the queue and its dead-letter queue exist as the WorkQueue asks.",
-    Reason.DECLARED_AGAIN: (
-        "The queue had been deleted by somebody and was declared again. Its messages are gone with the old "
-        "queue; find out who deletes it."
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The texts about one reason.
+
+    Attributes:
+        shown: where the reason shows, in Markdown.
+        meaning: what it means, in Markdown.
+        advice: what the user does about it. Also part of conditions and of the web page.
+    """
+
+    shown: str
+    meaning: str
+    advice: str
+
+
+CONDITION_MEANINGS: Final[dict[ConditionType, str]] = {
+    ConditionType.READY: (
+        "The summary: the queue exists, its depth is known, and nothing prevents the workers from running. When it "
+        "is `False`, it repeats the reason of the condition that failed. A WorkQueue stays Ready while its workers "
+        "start, because they start at each wake."
     ),
-    Reason.USED_AS_IT_IS: "Nothing to do: `queue.declare` is false and the queue exists.",
-    Reason.DEPTH_OBSERVED: "Nothing to do.",
-    Reason.SCALED_TO_ZERO: "Nothing to do: the queue is empty and a message will start a worker.",
-    Reason.WORKERS_READY: "Nothing to do.",
-    Reason.BACKLOG: "Nothing to do: replicas follow the backlog.",
-    Reason.WITHIN_BOUNDS: "Nothing to do.",
-    Reason.AT_MAXIMUM: "The backlog asks for more replicas than `scaling.maxReplicas`. Raise it, or wait.",
-    Reason.SINGLE_ACTIVE_CONSUMER: (
-        "Nothing to do: with `queue.singleActiveConsumer` RabbitMQ hands messages to one worker at a time, so a "
-        "second one would stay idle. For more at the same time use a queue without it."
+    ConditionType.QUEUE_DECLARED: "Whether the queue and its dead-letter queue exist as the WorkQueue specifies.",
+    ConditionType.DEPTH_KNOWN: (
+        "Whether the operator knows how many messages are waiting and how many are in handlers. Otherwise it leaves "
+        "the replicas unchanged."
     ),
-    Reason.BELOW_MINIMUM: "Nothing to do: replicas are brought up to the minimum.",
-    Reason.IDLE: "Nothing to do: no message is waiting, and no worker that is to stay has one.",
-    Reason.SURPLUS: "Nothing to do: idle workers are being asked to leave.",
-    Reason.SCALE_IN_DELAYED: "Nothing to do: replicas shrink after `scaling.scaleInDelaySeconds`.",
-    Reason.WORKERS_BUSY: (
-        "Nothing to do: surplus workers are in a handler, or have not answered yet, and stay until they say that "
-        "they are idle."
+    ConditionType.WORKLOAD_APPLIED: (
+        "Whether the API server has accepted the Deployment and its related objects. If it refuses a change, the "
+        "operator continues to scale the existing Deployment."
     ),
-    Reason.MESSAGES_WAITING: "Nothing to do: a message came while the last worker was leaving; it stays.",
-    Reason.PINNED: "`spec.replicas` fixes the count. Release it with a merge patch that sets it to null.",
-    Reason.SUSPENDED: "`spec.suspend` is true: set it to false to go on.",
-    Reason.CANARY: (
-        "The pod template has never had a Ready pod, so one pod goes first. If it does not become Ready, see "
-        "WorkersAvailable."
-    ),
-    Reason.ROLLOUT_UNDER_WAY: "Nothing to do: replicas do not shrink while the Deployment rolls out.",
-    Reason.PODS_SETTLING: (
-        "Nothing to do: replicas do not shrink while pods come or go, or before Kubernetes has counted those that "
-        "agreed to leave. If it stays, the message says where to look."
-    ),
-    Reason.POD_NOT_READY: (
-        "A pod that stays is not Ready, and Kubernetes would remove it before idle ones: replicas do not shrink "
-        "until it is Ready. If it does not become Ready, see WorkersAvailable."
-    ),
-    Reason.RETIRE_UNREACHABLE: (
-        "A worker does not answer the operator on its port, so it cannot be asked whether it is busy and "
-        "stays. Replicas still grow. Look for a NetworkPolicy between the operator and the worker, and at the pod's "
-        "log."
-    ),
-    Reason.RETIREMENT_TOO_SLOW: (
-        "The API server took so long that workers that agreed to leave may take messages again; they stay, and are "
-        "asked again. If it stays, look at the API server's latency."
-    ),
-    Reason.CONFLICTING_WRITE: "Nothing to do: somebody else changed the count meanwhile; it is decided anew.",
-    Reason.COUNT_REFUSED: (
-        "The API server, or an admission policy in it, refuses the replica count; the message has its words. The "
-        "operator keeps the nearest count that is admitted, and tries again, with pauses of up to 75 s. Change the "
-        "policy, or set `scaling.maxReplicas` to what it admits."
-    ),
-    Reason.DOORBELL_UNAVAILABLE: (
-        "The operator cannot consume from the queue, so it polls the idle queue. If RabbitMQ refused, give its "
-        "user read permission on the queue, or set `scaling.wake: Poll` to say that polling is meant. If RabbitMQ "
-        "gives no answer, look at the members of the quorum queue (`rabbitmq-queues quorum_status`)."
-    ),
-    Reason.DELETING: "Nothing to do: the WorkQueue is being deleted.",
-    Reason.SECRET_NOT_FOUND: "Create the Secret that `spec.connectionSecretRef` names, in the same namespace.",
-    Reason.SECRET_FORBIDDEN: "Let the operator's service account get that Secret (see the chart's RBAC).",
-    Reason.SECRET_INVALID: "Correct the keys of the Secret as the message says.",
-    Reason.BROKER_UNREACHABLE: (
-        "Replicas stay as they are. Check host and port in the Secret, DNS, NetworkPolicies and the broker."
-    ),
-    Reason.BROKER_TIMEOUT: "Replicas stay as they are. The broker is connected but does not answer; look at it.",
-    Reason.AUTHENTICATION_FAILED: "Correct username and password in the Secret; it is read again by itself.",
-    Reason.VIRTUAL_HOST_NOT_FOUND: "Create the virtual host, or correct it in the Secret.",
-    Reason.PERMISSION_DENIED: "Give the user the permission that the message names (`rabbitmqctl set_permissions`).",
-    Reason.QUEUE_CONFLICT: (
-        "The queue exists with other arguments and was not touched. If a publisher declares it without arguments, "
-        "set `queue.type: Classic` without limits and TTL, or let the publisher not declare it (or declare it "
-        "passively). Otherwise change the WorkQueue to match, set `queue.declare: false`, or delete the queue when "
-        "it is empty."
-    ),
-    Reason.QUEUE_NOT_FOUND: "`queue.declare` is false and the queue does not exist: create it, or let us declare it.",
-    Reason.QUEUE_CLAIMED: "Another, older WorkQueue has this queue. Delete one of the two or rename the queue.",
-    Reason.QUEUE_REFUSED: "RabbitMQ refused the declaration; the message has its words.",
-    Reason.QUEUE_NOT_EMPTY: (
-        "The deletion waits: another program consumes from the queue, or messages are left and the policy is "
-        "`DeleteIfEmpty`. Stop the consumer, drain the queue, or release the WorkQueue with the annotation "
-        "workqueue.dev/abandon-queue=true."
-    ),
-    Reason.DEPTH_IMPLAUSIBLE: (
-        "RabbitMQ answers zero although workers are connected, as it does for a quorum queue without a "
-        "leader. Replicas stay as they are; look at the cluster's majority."
-    ),
-    Reason.DEPTH_PENDING: "Nothing to do: the queue is about to be asked.",
-    Reason.CONSUMER_TIMEOUT_TOO_SHORT: (
-        "A handler may run longer than the broker lets a consumer hold a message. Set "
-        "`queue.consumerTimeoutSeconds` on a new queue, or a policy with consumer-timeout."
-    ),
-    Reason.NAME_CONFLICT: "An object of that name belongs to somebody else and is not touched: rename one of them.",
-    Reason.WORKERS_STARTING: "Nothing to do: the first pod is starting.",
-    Reason.IMAGE_PULL_FAILED: "Correct `worker.image` or `worker.imagePullSecrets`.",
-    Reason.HANDLER_FAILED: "The handler cannot be loaded or reached; the message has the worker's own words.",
-    Reason.WORKER_CRASHING: "Look at the log of the pod that the message names.",
-    Reason.POD_UNSCHEDULABLE: "No node takes the pod; the message has the scheduler's words.",
-    Reason.POD_REFUSED: (
-        "The API server refuses the pods (quota, Pod Security, missing ServiceAccount ...). The operator lowers the "
-        "count to the pods that exist when the others are no longer needed."
-    ),
-    Reason.WORKLOAD_APPLIED: "Nothing to do: the Deployment and the objects beside it are as the WorkQueue asks.",
-    Reason.WORKLOAD_REFUSED: (
-        "The API server, or an admission policy in it, refuses the Deployment or an object beside it; the message "
-        "has its words. The Deployment that exists is still scaled. Correct the WorkQueue or the policy; the "
-        "operator tries again, with pauses of up to 75 s."
-    ),
-    Reason.WORKLOAD_NOT_FOUND: "Create the Deployment that `spec.workloadRef` names, or correct the name.",
-    Reason.WORKLOAD_CONTESTED: "Something else scales the same Deployment: remove one of the two.",
-    Reason.UNACKNOWLEDGED_UNKNOWN: (
-        "Put the key `management-uri` into the connection Secret: with `workloadRef` the workers cannot be asked "
-        "what they have in hand. Without it, replicas grow with the messages that wait, and do not shrink."
-    ),
-    Reason.AWAITING_OPERATOR: (
-        "No operator has looked at the WorkQueue yet. If that lasts for more than some seconds, see whether one runs "
-        "and watches this namespace (the chart's `watchNamespaces`)."
-    ),
-    Reason.SERVED_ELSEWHERE: (
-        "Nothing to do if that is meant. The label `workqueue.dev/operator` of the namespace names the release that "
-        "serves it. Without the label the release that lists the namespace goes before one that watches everything."
-    ),
-    Reason.SPEC_INVALID: "The resource does not fit the schema: apply the current CRD and correct the resource.",
-    Reason.SCHEDULE_INVALID: (
-        "Correct the cron expression or the time zone that the message names. Until then that schedule has no "
-        "effect; everything else goes on."
-    ),
-    Reason.API_FORBIDDEN: "The operator may not do this: compare its roles with those of the chart.",
-    Reason.API_UNAVAILABLE: "Nothing to do: the API server did not answer; it is tried again.",
-    Reason.INTERNAL_ERROR: "A mistake of the operator: please report it with the log line of the same reason.",
+    ConditionType.WORKERS_AVAILABLE: "Whether the workers run, or can run when a message arrives.",
+    ConditionType.SCALING_ACTIVE: "Whether the operator scales the replicas with the depth of the queue.",
 }
-"""What a person does about each reason; the text of docs/conditions.md."""
+
+_D, _K, _A, _W, _S, _R = (
+    ConditionType.QUEUE_DECLARED.value,
+    ConditionType.DEPTH_KNOWN.value,
+    ConditionType.WORKLOAD_APPLIED.value,
+    ConditionType.WORKERS_AVAILABLE.value,
+    ConditionType.SCALING_ACTIVE.value,
+    ConditionType.READY.value,
+)
+_QUEUE_FAILED: Final = f"{_D}, {_K} and {_S} `False`"
+_NO_ANSWER: Final = f"{_K} and {_S} `False`; also {_D} if the queue was never declared"
+_EVENT: Final = "Event, `status.lastScaleReason`"
+_UNCHANGED: Final = f"{_S} `True`, replicas unchanged"
+
+EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
+    "Normal operation": {
+        Reason.AS_EXPECTED: Explanation(
+            f"{_R} and {_S} `True`", "Everything is as the WorkQueue specifies.", "Nothing to do."
+        ),
+        Reason.DECLARED: Explanation(
+            f"{_D} `True`, Event",
+            "The operator has declared the queues.",
+            "Nothing to do: the queue and its dead-letter queue exist as the WorkQueue specifies.",
+        ),
+        Reason.DECLARED_AGAIN: Explanation(
+            f"{_D} `True`, Event",
+            "A queue was missing. The operator has declared it again.",
+            "Another program or a user deleted the queue together with its messages, and the operator declared it "
+            "again. Find out who deletes it.",
+        ),
+        Reason.USED_AS_IT_IS: Explanation(
+            f"{_D} `True`, Event",
+            "The queue exists, and the operator does not declare it.",
+            "Nothing to do: `queue.declare` is false and the queue exists.",
+        ),
+        Reason.DEPTH_OBSERVED: Explanation(
+            f"{_K} `True`", "RabbitMQ has answered recently.", "Nothing to do."
+        ),
+        Reason.SCALED_TO_ZERO: Explanation(
+            f"{_W} `True`",
+            "The desired count is 0. A stopping worker may still finish its messages.",
+            "Nothing to do: the queue is empty and the next message starts a worker.",
+        ),
+        Reason.WORKLOAD_APPLIED: Explanation(
+            f"{_A} `True`",
+            "The API server has accepted the objects that run the workers.",
+            "Nothing to do: the Deployment and its related objects are as the WorkQueue specifies.",
+        ),
+        Reason.WORKERS_READY: Explanation(
+            f"{_W} `True`, Event", "At least one worker is Ready.", "Nothing to do."
+        ),
+    },
+    "Scaling": {
+        Reason.BACKLOG: Explanation(
+            _EVENT,
+            "The depth of the queue needs more workers.",
+            "Nothing to do: the operator adds replicas for the backlog.",
+        ),
+        Reason.BELOW_MINIMUM: Explanation(
+            _EVENT,
+            "There were fewer replicas than `scaling.minReplicas` or a schedule requires.",
+            "Nothing to do: the operator raises the replicas to the minimum.",
+        ),
+        Reason.IDLE: Explanation(
+            _EVENT,
+            "No message is waiting, and none is in a handler.",
+            "Nothing to do: no message is waiting, and the workers that were removed were idle.",
+        ),
+        Reason.SURPLUS: Explanation(
+            _EVENT,
+            "There are more workers than the messages need.",
+            "Nothing to do: the operator retires idle workers.",
+        ),
+        Reason.AT_MAXIMUM: Explanation(
+            f"{_S} `True`, Event",
+            "The replicas are at `scaling.maxReplicas`; the backlog asks for more.",
+            "The backlog asks for more replicas than `scaling.maxReplicas`. Raise it, or wait.",
+        ),
+        Reason.SINGLE_ACTIVE_CONSUMER: Explanation(
+            f"{_S} `True`",
+            "One worker runs; the backlog would need more.",
+            "Nothing to do: with `queue.singleActiveConsumer`, RabbitMQ delivers to one worker at a time, and a "
+            "second worker would stay idle. To run more workers, use a queue without it.",
+        ),
+        Reason.CANARY: Explanation(
+            f"{_S} `True`, {_EVENT}",
+            "The pod template is new or has changed. One pod must become Ready before the operator adds more.",
+            "No pod of this template has been Ready yet, so the operator starts one pod first. If it does not become "
+            "Ready, see WorkersAvailable.",
+        ),
+        Reason.PINNED: Explanation(
+            f"{_S} `False`, {_EVENT}",
+            "A user has fixed the count, for example with `kubectl scale`.",
+            "`spec.replicas` fixes the count. To release it, set it to null with a merge patch.",
+        ),
+        Reason.SUSPENDED: Explanation(
+            f"{_S} and {_R} `False`, Event",
+            "A user has suspended scaling and declarations.",
+            "`spec.suspend` is true. Set it to false to continue.",
+        ),
+        Reason.RETIRE_UNREACHABLE: Explanation(
+            f"{_S} `False`, Event",
+            "A Ready worker has not answered the operator for 30 seconds. It counts as idle for scale-out and as "
+            "busy for scale-in.",
+            "A worker does not answer on its port. The operator cannot tell whether it is busy and keeps it; "
+            "scale-out continues. Check the NetworkPolicies between operator and worker, and the log of the pod.",
+        ),
+        Reason.DOORBELL_UNAVAILABLE: Explanation(
+            f"{_K} `True`, Event",
+            "The operator cannot consume from the idle queue, so it polls the queue twice per second.",
+            "The operator cannot consume from the queue, so it polls the idle queue. If RabbitMQ refused, give its "
+            "user read permission on the queue, or set `scaling.wake: Poll` to poll on purpose. If RabbitMQ does not "
+            "answer, check the members of the quorum queue (`rabbitmq-queues quorum_status`).",
+        ),
+        Reason.WITHIN_BOUNDS: Explanation(
+            "Decision only: `ScalingActive` has the reason `AsExpected`",
+            "The current workers are the ones that the queue needs.",
+            "Nothing to do.",
+        ),
+        Reason.SCALE_IN_DELAYED: Explanation(
+            _UNCHANGED,
+            "Fewer workers are enough now, but more were needed within the scale-in delay.",
+            "Nothing to do: the operator scales in after `scaling.scaleInDelaySeconds`.",
+        ),
+        Reason.WORKERS_BUSY: Explanation(
+            _UNCHANGED,
+            "Fewer workers are enough, but each surplus worker has a message or may have one.",
+            "Nothing to do: the surplus workers are busy or have not answered yet. The operator keeps each one until "
+            "it reports that it is idle.",
+        ),
+        Reason.MESSAGES_WAITING: Explanation(
+            _UNCHANGED,
+            "A message arrived during the step to zero, which was cancelled.",
+            "Nothing to do: a message arrived while the last worker was retiring, so the worker stays.",
+        ),
+        Reason.ROLLOUT_UNDER_WAY: Explanation(
+            _UNCHANGED,
+            "Pods of two templates exist.",
+            "Nothing to do: the operator does not scale in during a rollout of the Deployment.",
+        ),
+        Reason.PODS_SETTLING: Explanation(
+            _UNCHANGED,
+            "The number of pods differs from the replica count, or the Deployment's status does not count every "
+            "Ready pod yet.",
+            "Nothing to do: the operator does not scale in while pods start or stop, or before the ReplicaSet "
+            "controller has seen the retired pods. If this lasts, the message says where to look.",
+        ),
+        Reason.POD_NOT_READY: Explanation(
+            _UNCHANGED,
+            "A pod that must stay is not Ready, for example because it is starting.",
+            "A pod that must stay is not Ready, and Kubernetes would remove it before the idle pods. The operator "
+            "scales in after it is Ready. If it does not become Ready, see WorkersAvailable.",
+        ),
+        Reason.RETIREMENT_TOO_SLOW: Explanation(
+            _UNCHANGED,
+            "More than 18 s passed between the retirement of the workers and the write of the count.",
+            "The API server was so slow that retired workers may consume again. The operator keeps them and asks "
+            "them again. If this lasts, check the latency of the API server.",
+        ),
+        Reason.COUNT_REFUSED: Explanation(
+            f"{_S} and {_R} `False`, Event",
+            "The API server, an admission webhook or a policy refuses the desired count.",
+            "The API server, or an admission policy, refuses the replica count; the message quotes it. The operator "
+            "keeps the nearest admitted count and retries at intervals of up to 75 s. Change the policy, or set "
+            "`scaling.maxReplicas` to an admitted count.",
+        ),
+        Reason.CONFLICTING_WRITE: Explanation(
+            _UNCHANGED,
+            "The count changed after the operator decided.",
+            "Nothing to do: a concurrent write changed the count. The operator decides again.",
+        ),
+        Reason.DELETING: Explanation(
+            f"{_D} and {_R} `False`, Event",
+            "The workers finish their messages, then the operator deletes the queues.",
+            "Nothing to do: the WorkQueue is being deleted.",
+        ),
+    },
+    "The connection": {
+        Reason.SECRET_NOT_FOUND: Explanation(
+            _QUEUE_FAILED,
+            "The Secret does not exist in the WorkQueue's namespace.",
+            "Create the Secret that `spec.connectionSecretRef` names, in the same namespace.",
+        ),
+        Reason.SECRET_FORBIDDEN: Explanation(
+            _QUEUE_FAILED,
+            "The operator has no permission to read the Secret.",
+            "Allow the operator's ServiceAccount to get that Secret (see the chart's RBAC rules).",
+        ),
+        Reason.SECRET_INVALID: Explanation(
+            _QUEUE_FAILED,
+            "A key of the Secret is missing or invalid.",
+            "Correct the keys of the Secret as the message says.",
+        ),
+        Reason.BROKER_UNREACHABLE: Explanation(
+            _NO_ANSWER,
+            "The operator cannot connect to RabbitMQ, or the connection was lost.",
+            "Replicas stay unchanged. Check host and port in the Secret, DNS, NetworkPolicies and RabbitMQ.",
+        ),
+        Reason.BROKER_TIMEOUT: Explanation(
+            _NO_ANSWER,
+            "RabbitMQ accepts the connection but does not answer in time.",
+            "Replicas stay unchanged. RabbitMQ is connected but does not answer; check its state.",
+        ),
+        Reason.AUTHENTICATION_FAILED: Explanation(
+            _NO_ANSWER,
+            "RabbitMQ refuses the login.",
+            "Correct username and password in the Secret. The operator reads it again automatically.",
+        ),
+        Reason.VIRTUAL_HOST_NOT_FOUND: Explanation(
+            _NO_ANSWER,
+            "RabbitMQ has no virtual host with that name.",
+            "Create the virtual host, or correct it in the Secret.",
+        ),
+        Reason.PERMISSION_DENIED: Explanation(
+            _QUEUE_FAILED,
+            "The login is correct, but the user has no permission for this operation. Minimal permissions: "
+            "[operations](operations.md#rabbitmq-permissions).",
+            "Give the user the permission that the message names (`rabbitmqctl set_permissions`).",
+        ),
+    },
+    "The queue": {
+        Reason.QUEUE_CONFLICT: Explanation(
+            _QUEUE_FAILED,
+            "A queue or an exchange with that name exists with a different argument, which the message names. See "
+            "[changing what RabbitMQ fixes](operations.md#change-what-rabbitmq-fixes).",
+            "The queue exists with other arguments; the operator did not change it. If a publisher declares it "
+            "without arguments, set `queue.type: Classic` without limits and TTL, or stop declaring it in the "
+            "publisher (or declare it passively). Otherwise change the WorkQueue to match, set "
+            "`queue.declare: false`, or delete the queue when it is empty.",
+        ),
+        Reason.QUEUE_NOT_FOUND: Explanation(
+            _QUEUE_FAILED,
+            "The queue does not exist, and the operator must not declare it.",
+            "`queue.declare` is false and the queue does not exist. Create it, or set `queue.declare: true`.",
+        ),
+        Reason.QUEUE_CLAIMED: Explanation(
+            _QUEUE_FAILED,
+            "Two WorkQueues name the same queue of the same broker, and this one is younger.",
+            "An older WorkQueue uses this queue. Delete one of the two, or choose another queue name.",
+        ),
+        Reason.QUEUE_REFUSED: Explanation(
+            _QUEUE_FAILED,
+            "RabbitMQ refused the declaration for another reason.",
+            "RabbitMQ refused the declaration; the message quotes it.",
+        ),
+        Reason.QUEUE_NOT_EMPTY: Explanation(
+            f"{_D} and {_R} `False`, Event",
+            "The WorkQueue is being deleted, but its queues are still in use.",
+            "The deletion waits: another program consumes from the queue, or it still holds messages and the policy "
+            "is `DeleteIfEmpty`. Stop the consumer, empty the queue, or release the WorkQueue with the annotation "
+            "workqueue.dev/abandon-queue=true.",
+        ),
+        Reason.DEPTH_IMPLAUSIBLE: Explanation(
+            f"{_K} and {_S} `False`",
+            "RabbitMQ reports zero messages and zero consumers, but a worker is known to consume.",
+            "RabbitMQ reports zero although workers are connected. A quorum queue without a leader does this. "
+            "Replicas stay unchanged; check whether the RabbitMQ cluster has a majority.",
+        ),
+        Reason.DEPTH_PENDING: Explanation(
+            f"{_K} `Unknown`",
+            "The first answer has not arrived yet, or scaling is suspended.",
+            "Nothing to do: the operator is about to ask RabbitMQ.",
+        ),
+        Reason.CONSUMER_TIMEOUT_TOO_SHORT: Explanation(
+            f"{_D} `True`, Event",
+            "RabbitMQ may requeue a message while its handler is still within its timeout.",
+            "RabbitMQ's consumer timeout is shorter than `worker.timeoutSeconds` allows a handler to run. Set "
+            "`queue.consumerTimeoutSeconds` on a new queue, or a policy with consumer-timeout.",
+        ),
+    },
+    "The workers": {
+        Reason.WORKERS_STARTING: Explanation(
+            f"{_W} `Unknown`",
+            "The desired count is above 0, and no pod is Ready yet.",
+            "Nothing to do: the first pod is starting.",
+        ),
+        Reason.IMAGE_PULL_FAILED: Explanation(
+            f"{_W} `False`, Event",
+            "The kubelet cannot pull the image.",
+            "Correct `worker.image` or `worker.imagePullSecrets`.",
+        ),
+        Reason.HANDLER_FAILED: Explanation(
+            f"{_W} `False`, Event",
+            "The worker exited with code 2 (wrong configuration) or 3 (no handler).",
+            "The worker cannot load or reach the handler; the message quotes the worker.",
+        ),
+        Reason.WORKER_CRASHING: Explanation(
+            f"{_W} `False`, Event",
+            "A container of the pod crashes repeatedly.",
+            "Read the log of the pod that the message names.",
+        ),
+        Reason.POD_UNSCHEDULABLE: Explanation(
+            f"{_W} `False`, Event",
+            "The pod is waiting for a node.",
+            "No node fits the pod; the message quotes the scheduler.",
+        ),
+        Reason.POD_REFUSED: Explanation(
+            f"{_W} `False`, Event, `status.lastScaleReason`",
+            "The API server does not let the ReplicaSet create the pods.",
+            "The API server refuses the pods (quota, Pod Security, missing ServiceAccount or similar). When the "
+            "queue no longer needs the missing pods, the operator lowers the count to the pods that exist.",
+        ),
+        Reason.NAME_CONFLICT: Explanation(
+            f"{_W} `False`, Event",
+            "An object with a name that the operator needs exists already.",
+            "An object with that name exists and does not belong to this WorkQueue; the operator did not change it. "
+            "Rename one of them.",
+        ),
+        Reason.WORKLOAD_REFUSED: Explanation(
+            f"{_A} and {_R} `False`, Event",
+            "The API server, a quota, an admission webhook or a policy refuses the Deployment or a related object.",
+            "The API server, or an admission policy, refuses the Deployment or a related object; the message quotes "
+            "it. The operator continues to scale the existing Deployment. Correct the WorkQueue or the policy; the "
+            "operator retries at intervals of up to 75 s.",
+        ),
+        Reason.WORKLOAD_NOT_FOUND: Explanation(
+            f"{_W} `False`, Event",
+            "`spec.workloadRef` names a Deployment that does not exist.",
+            "Create the Deployment that `spec.workloadRef` names, or correct the name.",
+        ),
+        Reason.WORKLOAD_CONTESTED: Explanation(
+            f"{_W} `False`, Event",
+            "An autoscaler or an older WorkQueue scales the same Deployment. The operator scales nothing.",
+            "An autoscaler or another WorkQueue scales the same Deployment. Remove one of the two.",
+        ),
+        Reason.UNACKNOWLEDGED_UNKNOWN: Explanation(
+            f"{_S} `False`, Event",
+            "The operator does not know how many messages the workers of a `workloadRef` hold.",
+            "Add the key `management-uri` to the connection Secret: the operator cannot ask the workers of a "
+            "`workloadRef` how many messages they hold. Without it, the operator scales out but never scales in.",
+        ),
+    },
+    "The resource and the cluster": {
+        Reason.AWAITING_OPERATOR: Explanation(
+            f"{_R} `Unknown`, written by the API server",
+            "The WorkQueue was created; no operator has reconciled it yet.",
+            "No operator has reconciled this WorkQueue yet. If this lasts more than a few seconds, check that an "
+            "operator runs and watches this namespace (the chart's `watchNamespaces`).",
+        ),
+        Reason.SERVED_ELSEWHERE: Explanation(
+            "Event of the namespace, log line, metric `workqueue_namespaces_served_elsewhere`",
+            "Another release of the operator serves the namespace; this release ignores its WorkQueues.",
+            "Nothing to do if this is intended. The label `workqueue.dev/operator` of the namespace names the "
+            "release that serves it. Without the label, a release that lists the namespace takes precedence over a "
+            "release that watches all namespaces.",
+        ),
+        Reason.SPEC_INVALID: Explanation(
+            f"{_R} `False`",
+            "The operator cannot read a field of the resource.",
+            "The resource does not match the schema. Apply the current CRD and correct the resource.",
+        ),
+        Reason.SCHEDULE_INVALID: Explanation(
+            f"{_S} and {_R} `False`, Event",
+            "A schedule has an invalid cron expression or time zone. The operator ignores that schedule.",
+            "Correct the cron expression or the time zone that the message names. Until then the operator ignores "
+            "that schedule; everything else works.",
+        ),
+        Reason.API_FORBIDDEN: Explanation(
+            f"{_A} or {_S}, and {_R} `False`, Event",
+            "The operator has no permission to write an object.",
+            "The operator lacks a permission. Compare its roles with those of the chart.",
+        ),
+        Reason.API_UNAVAILABLE: Explanation(
+            "Log line, metric `workqueue_reconcile_errors_total`",
+            "A request to the API server failed.",
+            "Nothing to do: the API server did not answer. The operator retries.",
+        ),
+        Reason.INTERNAL_ERROR: Explanation(
+            "Log line, metric `workqueue_reconcile_errors_total`",
+            "An unexpected error in the operator. Other WorkQueues are not affected.",
+            "This is a bug in the operator. Report it with the log line of the same reason.",
+        ),
+    },
+}
+"""By section of docs/conditions.md."""
+
+ADVICE: Final[dict[Reason, str]] = {
+    reason: explanation.advice for section in EXPLANATIONS.values() for reason, explanation in section.items()
+}
+"""What the user does about each reason."""

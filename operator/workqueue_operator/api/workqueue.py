@@ -1,10 +1,7 @@
-"""The WorkQueue: one immutable model, from which the CRD and the reference page are generated.
+"""The immutable model of a WorkQueue. The CRD and the reference page are generated from it. Pure.
 
-Place in the flow: whatever comes from the API server is parsed here once; every other module works with
-these objects. Attributes are snake_case, the wire is camelCase. Unknown fields are passed over, so that an
-operator can run beside a newer CRD; the API server is what refuses them. Rules (CEL) stand beside the
-fields they speak about and are held by the API server; the model checks again only what code relies on.
-Pure.
+The model ignores unknown fields, so that an operator works with a newer CRD; the API server refuses them. The API
+server also enforces the CEL rules. The model checks only what the code relies on.
 """
 
 from __future__ import annotations
@@ -27,14 +24,13 @@ DEFAULT_MESSAGES_PER_REPLICA: Final = 10
 MAX_REPLICAS: Final = 1000
 
 UNKNOWN_COUNT: Final = "?"
-"""What people see in place of a count that is not known: unknown is not zero, and `kubectl get` shows a missing
-number as a blank."""
+"""Shown for an unknown count. Unknown is not zero, and `kubectl get` would leave a missing number blank."""
 
 MOST_RETRY_DELAYS: Final = 64
-"""Delay queues of one WorkQueue that are looked at: 38 can be in use at a time, and earlier ones may be left."""
+"""Delay queues that are polled for one WorkQueue. At most 38 are in use; queues of earlier delays may remain."""
 
 _EMPTY: Final[JsonSchema] = {"default": {}}
-"""The API server fills in an object that is left out, so that its own defaults show."""
+"""The API server fills in an omitted object, so that its defaults are visible."""
 
 _DAY: Final = 86_400
 _WEEK: Final = 604_800
@@ -43,7 +39,7 @@ _ZONE: Final = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$"
 
 
 def _cron_field(value: str, *others: str) -> str:
-    """A pattern for one field: a list of values, ranges and steps, as cronsim reads them."""
+    """Return a pattern for one field: a list of values, ranges and steps, as cronsim parses them."""
     one = "|".join([rf"(\*|{value}(-{value})?)(/0*[1-9][0-9]*)?", *others])
     return f"({one})(,({one}))*"
 
@@ -61,7 +57,7 @@ _CRON: Final = "(?i)^{}$".format(
         )
     )
 )
-"""What the pattern cannot see, such as the 30th of February, the operator finds and names in a condition."""
+"""The operator reports what the pattern cannot find, such as 30 February, in a condition."""
 
 ObjectName = Annotated[
     str,
@@ -102,12 +98,12 @@ class _Model(BaseModel):
     )
 
     def to_wire(self) -> dict[str, Any]:
-        """The object as the API server takes it; what was not given is left out."""
+        """Return the object in the form of the API server, without fields that are not set."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 class DeletionPolicy(StrEnum):
-    """What becomes of the queues when the WorkQueue is deleted."""
+    """What happens to the queues when the WorkQueue is deleted."""
 
     RETAIN = "Retain"
     DELETE_IF_EMPTY = "DeleteIfEmpty"
@@ -115,7 +111,7 @@ class DeletionPolicy(StrEnum):
 
 
 class Wake(StrEnum):
-    """How a message on an idle queue is noticed."""
+    """How the operator learns of a message on an idle queue."""
 
     PUSH = "Push"
     POLL = "Poll"
@@ -131,11 +127,11 @@ class ImagePullPolicy(StrEnum):
 
 SAYABLE: Final = rule(
     "bytes(self).size() <= 30 || self.matches('^[ -~]*$')",
-    "with other characters than those of ASCII it must not be longer than 30 bytes: RabbitMQ breaks the connection "
-    "off when such a name makes an error too long",
+    "must not be longer than 30 bytes if it contains non-ASCII characters: RabbitMQ closes the connection when such "
+    "a name makes an error message too long",
 )
-"""Tried with RabbitMQ 4.0 and 4.3: 541 for a text of more than 255 bytes that is not ASCII, which names a queue up to
-three times. The connection serves all WorkQueues of a broker."""
+"""RabbitMQ 4.0 and 4.3 close the connection (541) when a non-ASCII error text exceeds 255 bytes. The text contains
+the queue name up to three times, and all WorkQueues of a broker share the connection."""
 
 
 class SecretRef(_Model):
@@ -146,29 +142,32 @@ class SecretRef(_Model):
 
 
 class Exchange(_Model):
-    """A durable exchange that is declared and bound to the queue."""
+    """A durable exchange. The operator declares it and binds the queue to it."""
 
     name: str = Field(
         min_length=1,
         max_length=255,
         json_schema_extra=rules(
-            rule("!self.startsWith('amq.')", "names that begin with amq. belong to RabbitMQ: choose another"),
+            rule(
+                "!self.startsWith('amq.')",
+                "names that begin with amq. are reserved by RabbitMQ: choose another name",
+            ),
             SAYABLE,
         ),
     )
     """Name of the exchange in RabbitMQ."""
 
     type: ExchangeType = ExchangeType.DIRECT
-    """Direct, Topic or Fanout. Fixed for an exchange of this name."""
+    """Direct, Topic or Fanout. Cannot be changed for an existing exchange."""
 
     routing_keys: tuple[RoutingKey, ...] = Field(
         default=(), max_length=50, json_schema_extra={"x-kubernetes-list-type": "set"}
     )
-    """Keys by which messages reach the queue; the queue's name when left out."""
+    """Routing keys of the bindings. Defaults to the name of the queue."""
 
     @property
     def settings(self) -> topology.Exchange:
-        """What the topology needs to know about the exchange."""
+        """The exchange in the form that `topology` takes."""
         return topology.Exchange(self.name, self.type, self.routing_keys)
 
 
@@ -189,7 +188,7 @@ class Queue(_Model):
         json_schema_extra=rules(
             rule(
                 unchanged("name"),
-                "queue.name cannot be changed later: keep the old one, or create another WorkQueue",
+                "queue.name cannot be changed: keep the old name, or create another WorkQueue",
                 "name",
             ),
             rule(
@@ -208,27 +207,27 @@ class Queue(_Model):
             rule(
                 "!has(self.exchange) || !has(oldSelf.exchange) || self.exchange.name != oldSelf.exchange.name"
                 " || self.exchange.type == oldSelf.exchange.type",
-                "queue.exchange.type cannot be changed, since RabbitMQ fixes it for an exchange of this "
-                "name: keep the old type, or name another exchange",
+                "queue.exchange.type cannot be changed, because RabbitMQ fixes it when the exchange is declared: "
+                "keep the old type, or use another exchange name",
                 "exchange",
             ),
             rule(
                 "self.type != 'Classic' || !has(self.deliveryLimit)",
-                "a Classic queue has no delivery limit: remove queue.deliveryLimit, or make a Quorum queue",
+                "a Classic queue has no delivery limit: remove queue.deliveryLimit, or set queue.type to Quorum",
                 "deliveryLimit",
             ),
             *(
                 rule(
                     f"self.declare || !has(self.{argument})",
-                    f"queue.declare is false, so the queue is used as it is: remove queue.{argument}",
+                    f"queue.declare is false, so the operator does not configure the queue: remove queue.{argument}",
                     argument,
                 )
                 for argument in ("exchange", *_ARGUMENTS)
             ),
             rule(
                 "self.declare || self.deletionPolicy == 'Retain'",
-                "queue.declare is false, so the queue belongs to somebody else and is not deleted: set "
-                "queue.deletionPolicy to Retain",
+                "queue.declare is false, so the operator does not delete the queue: set queue.deletionPolicy "
+                "to Retain",
                 "deletionPolicy",
             ),
         )
@@ -239,55 +238,58 @@ class Queue(_Model):
         min_length=1,
         max_length=240,
         json_schema_extra=rules(
-            rule("!self.startsWith('amq.')", "names that begin with amq. belong to RabbitMQ: choose another"),
+            rule(
+                "!self.startsWith('amq.')",
+                "names that begin with amq. are reserved by RabbitMQ: choose another name",
+            ),
             rule("bytes(self).size() <= 240", "must not be longer than 240 bytes"),
             SAYABLE,
         ),
     )
-    """Name of the queue in RabbitMQ; the WorkQueue's own name when left out. Cannot be changed."""
+    """Name of the queue in RabbitMQ. Defaults to the name of the WorkQueue. Cannot be changed."""
 
     type: QueueType = QueueType.QUORUM
     """Quorum (replicated, the default) or Classic. A Classic queue without limits and TTL is declared without
     arguments, so that publishers that declare the queue themselves keep working. Cannot be changed."""
 
     declare: bool = True
-    """Whether the operator declares the queue. False: somebody else does; it is used as it is, and nothing
-    about it is changed."""
+    """Whether the operator declares the queue. When false, the queue must exist, and the operator does not change
+    it."""
 
     exchange: Exchange | None = None
-    """An exchange to declare and to bind the queue to."""
+    """An exchange that the operator declares and binds the queue to."""
 
     max_length: int | None = Field(default=None, ge=1)
-    """The most messages that may wait; publishers are refused beyond it. Cannot be changed."""
+    """Maximum number of waiting messages. RabbitMQ refuses further messages. Cannot be changed."""
 
     max_length_bytes: int | None = Field(default=None, ge=1)
-    """The most bytes that may wait; publishers are refused beyond it. Cannot be changed."""
+    """Maximum size of the waiting messages in bytes. RabbitMQ refuses further messages. Cannot be changed."""
 
     message_ttl_seconds: int | None = Field(default=None, ge=1, le=4_294_967)
-    """How long a message may wait before it goes to the dead-letter queue. Cannot be changed."""
+    """Seconds that a message may wait before it moves to the dead-letter queue. Cannot be changed."""
 
     delivery_limit: int | None = Field(default=None, ge=1, le=1000)
-    """How often a message may come back because its worker died, before it goes to the dead-letter queue; 10
-    when left out. A limit of 1 allows two attempts. Quorum queues only. Cannot be changed."""
+    """How many times RabbitMQ redelivers a message whose worker died, before the message moves to the dead-letter
+    queue. Defaults to 10. A limit of 1 allows two attempts. Quorum queues only. Cannot be changed."""
 
     single_active_consumer: bool | None = None
-    """Whether one worker at a time takes messages, in order. Replicas then stay at 0 or 1. Cannot be changed."""
+    """Whether only one worker at a time takes messages, in order. Replicas are then 0 or 1. Cannot be changed."""
 
     consumer_timeout_seconds: int | None = Field(default=None, ge=60, le=_WEEK)
-    """How long RabbitMQ lets a worker hold a message before it takes it back; follows from
-    worker.timeoutSeconds when left out. Cannot be changed."""
+    """Seconds that a worker may hold a message before RabbitMQ requeues it. Derived from worker.timeoutSeconds by
+    default. Cannot be changed."""
 
     deletion_policy: DeletionPolicy = DeletionPolicy.RETAIN
-    """What becomes of the queues when this WorkQueue is deleted: Retain keeps them, DeleteIfEmpty deletes
-    them once no message is left, Delete deletes them with their messages. Delay queues go too; those of an
-    earlier retry.delaysSeconds only where the connection Secret has the key management-uri."""
+    """What happens to the queues when this WorkQueue is deleted. Retain keeps them. DeleteIfEmpty deletes them when
+    they hold no messages. Delete deletes them with their messages. The policy includes delay queues; delay queues
+    of an earlier retry.delaysSeconds are found only if the connection Secret has the key management-uri."""
 
 
 class Retry(_Model):
-    """What happens to a message whose handler failed."""
+    """What happens to a message after its handler failed."""
 
     max_attempts: int = Field(default=5, ge=1, le=100)
-    """How often a message is tried before it goes to the dead-letter queue; 1 means no second try."""
+    """Number of attempts before a message moves to the dead-letter queue. 1 means no retry."""
 
     delays_seconds: tuple[Annotated[int, Field(ge=1, le=_DAY)], ...] = Field(
         default=(1, 10, 60),
@@ -295,38 +297,38 @@ class Retry(_Model):
         max_length=20,
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
-    """How long a message waits before the second try, the third, and so on; the last one repeats."""
+    """Seconds before the second attempt, the third, and so on. The last delay repeats."""
 
 
 class ExecHandler(_Model):
-    """A command run for each message: body on stdin, headers in the environment, exit code = outcome."""
+    """A command that runs for each message. It gets the body on stdin and the headers in the environment."""
 
     command: tuple[Annotated[str, Field(max_length=4096)], ...] = Field(
         min_length=1, max_length=100, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )
-    """The program and its arguments; no shell is involved. Exit 0 is success, 65 rejects the message, any
-    other code tries it again."""
+    """The program and its arguments, without a shell. Exit code 0 is success, 65 rejects the message, and any other
+    code retries it."""
 
 
 class HttpHandler(_Model):
-    """A container beside the worker that takes each message as an HTTP POST; status code = outcome."""
+    """A container next to the worker that gets each message as an HTTP POST. The status code is the outcome."""
 
     image: Image
     """Image of the container that serves the requests."""
 
     port: int = Field(default=8080, ge=1, le=65535)
-    """Port on which it listens."""
+    """Port that it listens on."""
 
     path: str = Field(
         default="/",
         max_length=1024,
-        json_schema_extra=rules(rule("self.startsWith('/')", "must begin with '/', such as /jobs")),
+        json_schema_extra=rules(rule("self.startsWith('/')", "must begin with '/', for example /jobs")),
     )
     """Path of the requests."""
 
 
 class Handler(_Model):
-    """What is done with a message: exactly one of python, exec and http."""
+    """How messages are handled: exactly one of python, exec and http."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -343,17 +345,17 @@ class Handler(_Model):
         json_schema_extra=rules(
             rule(
                 r"self.matches(r'^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$')",
-                "must be MODULE:FUNCTION, such as thumbs:resize",
+                "must be MODULE:FUNCTION, for example thumbs:resize",
             )
         ),
     )
-    """A Python function as MODULE:FUNCTION, sync or async. It takes the message; returning is success."""
+    """A Python function as MODULE:FUNCTION, sync or async. It is called with the message. Returning is success."""
 
     exec: ExecHandler | None = None
-    """A command that is run for each message."""
+    """A command that runs for each message."""
 
     http: HttpHandler | None = None
-    """A container that is sent each message by HTTP."""
+    """A container that gets each message by HTTP."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -363,29 +365,29 @@ class Handler(_Model):
 
 
 class Worker(_Model):
-    """The workers that the operator runs: a Deployment made from these parts."""
+    """The workers that the operator runs in a Deployment."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
                 "has(self.image) || has(self.handler.http)",
-                "worker.image is missing: name the image that holds the worker and the handler",
+                "worker.image is missing: set it to the image that contains the worker and the handler",
             )
         )
     )
 
     image: Image | None = None
-    """Image that holds the worker and the handler. With an http handler it may be left out: then it is the
-    operator's own image."""
+    """Image that contains the worker and the handler. Optional with an http handler: the default is the operator's
+    image."""
 
     handler: Handler
-    """What is done with a message."""
+    """How messages are handled."""
 
     concurrency: int = Field(default=1, ge=1, le=1000)
-    """How many messages one pod handles at a time."""
+    """Number of messages that one pod handles at the same time."""
 
     timeout_seconds: int = Field(default=300, ge=1, le=_DAY)
-    """How long a handler may take for one message. A pod that is stopped gets this long to finish."""
+    """Seconds that a handler may take for one message. A stopped pod has this time to finish."""
 
     env: pod_template.EnvVars = ()
     """Environment variables of the container that runs the handler."""
@@ -397,22 +399,22 @@ class Worker(_Model):
     """Compute resources of the container that runs the handler."""
 
     volumes: pod_template.Volumes = ()
-    """Volumes of the pod. hostPath is refused."""
+    """Volumes of the pod. hostPath is not allowed."""
 
     volume_mounts: pod_template.VolumeMounts = ()
-    """Where the container that runs the handler mounts volumes."""
+    """Volume mounts of the container that runs the handler."""
 
     containers: pod_template.Sidecars = ()
-    """Further containers of the pod."""
+    """Additional containers of the pod."""
 
     service_account_name: ObjectName | None = None
-    """ServiceAccount of the pod; the namespace's default when left out."""
+    """ServiceAccount of the pod. Defaults to the namespace's default ServiceAccount."""
 
     image_pull_secrets: pod_template.PullSecrets = ()
     """Secrets with registry credentials, in the same namespace."""
 
     image_pull_policy: ImagePullPolicy | None = None
-    """Always, IfNotPresent or Never; Kubernetes' own choice when left out."""
+    """Always, IfNotPresent or Never. Kubernetes chooses by default."""
 
     node_selector: pod_template.NodeSelector = Field(default_factory=dict)
     """Labels that a node must have."""
@@ -430,21 +432,21 @@ class Worker(_Model):
     """PriorityClass of the pod."""
 
     pod_labels: pod_template.Labels = Field(default_factory=dict)
-    """Further labels of the pod."""
+    """Additional labels of the pod."""
 
     pod_annotations: pod_template.Annotations = Field(default_factory=dict)
-    """Further annotations of the pod."""
+    """Additional annotations of the pod."""
 
     security_context: pod_template.SecurityContext | None = None
-    """Security settings of the container that runs the handler, laid over the operator's restricted ones.
-    privileged is refused."""
+    """Security settings of the container that runs the handler. They override the operator's restricted defaults.
+    privileged is not allowed."""
 
     pod_security_context: pod_template.PodSecurityContext | None = None
-    """Security settings of the pod, laid over the operator's restricted ones."""
+    """Security settings of the pod. They override the operator's restricted defaults."""
 
 
 class WorkloadRef(_Model):
-    """A Deployment of the same namespace whose replicas are scaled and which is otherwise left alone."""
+    """A Deployment in the same namespace. The operator changes only its replica count."""
 
     api_version: str = Field(default="apps/v1", json_schema_extra={"enum": ["apps/v1"]})
     """apps/v1."""
@@ -464,7 +466,7 @@ _Cron = Annotated[
             rule(
                 f"self.matches(r'{_CRON}')",
                 "must be a cron expression of five fields (minute, hour, day, month, weekday), "
-                "such as 0 8 * * 1-5",
+                "for example 0 8 * * 1-5",
             )
         ),
     ),
@@ -472,16 +474,16 @@ _Cron = Annotated[
 
 
 class Schedule(_Model):
-    """A time span, again and again, in which there are at least so many replicas."""
+    """A recurring time span with a higher minimum of replicas."""
 
     name: str | None = Field(default=None, max_length=63)
-    """What the schedule is for; named in conditions."""
+    """Name of the schedule. Conditions show it."""
 
     start: _Cron
-    """When the span begins, as a cron expression of five fields, such as `0 8 * * 1-5`."""
+    """When the span begins, as a cron expression of five fields, for example `0 8 * * 1-5`."""
 
     end: _Cron
-    """When the span ends, as a cron expression of five fields, such as `0 18 * * 1-5`."""
+    """When the span ends, as a cron expression of five fields, for example `0 18 * * 1-5`."""
 
     time_zone: str = Field(
         default="Etc/UTC",
@@ -489,27 +491,27 @@ class Schedule(_Model):
         max_length=64,
         json_schema_extra=rules(
             rule(
-                # An unknown zone is an error of the rule. The API server has all zones, for a CronJob's timeZone.
+                # The rule fails for an unknown zone. The API server has all zones, for the timeZone of CronJobs.
                 f"self.matches(r'{_ZONE}') && self != 'Local'"
                 " && timestamp('2000-01-01T00:00:00Z').getHours(self) >= 0",
-                "must be a time zone of the IANA database, such as Europe/Berlin",
+                "must be a time zone of the IANA database, for example Europe/Berlin",
             )
         ),
     )
-    """Time zone of both, by its name in the IANA database, such as Europe/Berlin."""
+    """Time zone of start and end, by its name in the IANA database, for example Europe/Berlin."""
 
     min_replicas: int = Field(ge=0, le=MAX_REPLICAS)
-    """The fewest replicas while the span lasts."""
+    """Minimum of replicas during the span."""
 
 
 class Scaling(_Model):
-    """How many replicas there are."""
+    """How the operator scales the replicas."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
                 "self.minReplicas <= self.maxReplicas",
-                "scaling.minReplicas is above scaling.maxReplicas: lower the one or raise the other",
+                "scaling.minReplicas is above scaling.maxReplicas: lower minReplicas or raise maxReplicas",
                 "minReplicas",
             ),
             rule(
@@ -518,42 +520,43 @@ class Scaling(_Model):
             ),
             rule(
                 "!has(self.schedules) || self.schedules.all(span, span.minReplicas <= self.maxReplicas)",
-                "a schedule's minReplicas is above scaling.maxReplicas: lower the one or raise the other",
+                "a schedule's minReplicas is above scaling.maxReplicas: lower minReplicas or raise maxReplicas",
                 "schedules",
             ),
         )
     )
 
     min_replicas: int = Field(default=0, ge=0, le=MAX_REPLICAS)
-    """The fewest replicas; 0 runs none while there is nothing to do."""
+    """Minimum of replicas. With 0, no worker runs while the queue is empty."""
 
     max_replicas: int = Field(default=10, ge=1, le=MAX_REPLICAS)
-    """The most replicas."""
+    """Maximum of replicas."""
 
     messages_per_replica: int | None = Field(default=None, ge=1, le=1_000_000)
-    """How many messages, waiting or in work, one replica should have; 10 when neither this nor
-    targetDrainSeconds is given."""
+    """Target number of messages per replica, waiting and in handlers. Defaults to 10 if targetDrainSeconds is not
+    set."""
 
     target_drain_seconds: int | None = Field(default=None, ge=1, le=_DAY)
-    """Instead of messagesPerReplica: as many replicas as handle the backlog within this time, going by the
-    measured handler time."""
+    """Instead of messagesPerReplica: the seconds in which the replicas should handle the backlog. The operator uses
+    the measured handler time."""
 
     scale_in_delay_seconds: int = Field(default=60, ge=0, le=_DAY)
-    """Replicas shrink only to the highest count that was wanted in this time."""
+    """The operator scales in to the highest count that it calculated in the last so many seconds."""
 
     wake: Wake | None = None
-    """How a message on an idle queue is noticed: Push (at once) or Poll (by looking twice a second). When left out,
-    Push for worker and Poll for workloadRef."""
+    """How the operator learns of a message on an idle queue. Push: RabbitMQ delivers the message to the operator,
+    which requeues it. Poll: the operator polls the queue twice per second. Defaults to Push for worker and Poll
+    for workloadRef."""
 
     schedules: tuple[Schedule, ...] = Field(
         default=(), max_length=20, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )
-    """Higher minimums at certain times; where several apply, the highest counts."""
+    """Higher minimums at certain times. If several are active, the highest applies."""
 
     @model_validator(mode="before")
     @classmethod
     def _default_target(cls, given: Any) -> Any:
-        """No default in the schema: it would be there beside a given targetDrainSeconds."""
+        """Set the default here: a default in the schema would be set together with targetDrainSeconds."""
         targets = ("messagesPerReplica", "messages_per_replica", "targetDrainSeconds", "target_drain_seconds")
         if isinstance(given, Mapping) and all(given.get(key) is None for key in targets):
             return {**given, "messagesPerReplica": DEFAULT_MESSAGES_PER_REPLICA}
@@ -569,22 +572,22 @@ class Scaling(_Model):
 
 
 _SHARED: Final = "!has(self.queue.singleActiveConsumer) || !self.queue.singleActiveConsumer"
-"""Several workers may take messages at the same time."""
+"""The CEL expression that several workers may take messages at the same time."""
 
 
 class WorkQueueSpec(_Model):
-    """What a person asks for."""
+    """The desired state."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
                 "has(self.worker) != has(self.workloadRef)",
-                "give exactly one of spec.worker (the operator runs the workers) and spec.workloadRef (it "
-                "scales a Deployment of yours)",
+                "give exactly one of spec.worker (the operator runs the workers) and spec.workloadRef (the operator "
+                "scales your Deployment)",
             ),
             rule(
                 "!has(self.workloadRef) || !has(self.scaling.targetDrainSeconds)",
-                "scaling.targetDrainSeconds needs the handler time that our own workers measure: use "
+                "scaling.targetDrainSeconds needs the handler time, which only the operator's workers measure: use "
                 "scaling.messagesPerReplica with workloadRef",
             ),
             rule(
@@ -597,41 +600,41 @@ class WorkQueueSpec(_Model):
                 f"{_SHARED} || (self.scaling.minReplicas <= 1 && (!has(self.scaling.schedules)"
                 " || self.scaling.schedules.all(span, span.minReplicas <= 1)))",
                 "with queue.singleActiveConsumer one worker takes messages and the others stay idle: set "
-                "scaling.minReplicas, and that of each schedule, to 0 or 1",
+                "scaling.minReplicas, and minReplicas of each schedule, to 0 or 1",
                 "scaling",
             ),
         )
     )
 
     connection_secret_ref: SecretRef
-    """The Secret of the same namespace that says how to reach RabbitMQ, with the keys of the Service Binding
-    specification: uri, or host, port, username, password and virtual-host; optional ca.crt, tls.crt, tls.key
+    """The Secret with the connection data of RabbitMQ, in the same namespace. Its keys follow the Service Binding
+    specification: uri, or host, port, username, password and virtual-host. Optional keys: ca.crt, tls.crt, tls.key
     and management-uri."""
 
     suspend: bool = False
-    """True stops scaling and declaring and leaves everything as it is."""
+    """When true, the operator stops scaling and declaring. Everything else stays unchanged."""
 
     replicas: int | None = Field(default=None, ge=0, le=MAX_REPLICAS)
-    """Pins the count of replicas until it is removed; kubectl scale sets it. Normally left out."""
+    """Pins the replica count until this field is removed. kubectl scale sets it. Normally not set."""
 
     queue: Queue = Field(default_factory=Queue, json_schema_extra=_EMPTY)
     """The queue in RabbitMQ."""
 
     retry: Retry = Field(default_factory=Retry, json_schema_extra=_EMPTY)
-    """What happens to a message whose handler failed."""
+    """What happens to a message after its handler failed."""
 
     worker: Worker | None = None
-    """The workers that the operator runs. Exactly one of worker and workloadRef."""
+    """The workers that the operator runs. Set exactly one of worker and workloadRef."""
 
     workload_ref: WorkloadRef | None = None
-    """A Deployment of yours whose replicas are scaled. Exactly one of worker and workloadRef."""
+    """Your own Deployment, which the operator scales. Set exactly one of worker and workloadRef."""
 
     scaling: Scaling = Field(default_factory=Scaling, json_schema_extra=_EMPTY)
-    """How many replicas there are."""
+    """How the operator scales the replicas."""
 
     @property
     def most_replicas(self) -> int:
-        """The most replicas that can have work: one where the queue hands messages to one consumer at a time."""
+        """The maximum of replicas that can take messages: 1 with a single active consumer."""
         return 1 if self.queue.single_active_consumer else self.scaling.max_replicas
 
     @model_validator(mode="after")
@@ -659,60 +662,60 @@ class Condition(_Model):
     """True, False or Unknown."""
 
     reason: str = Field(min_length=1, max_length=1024)
-    """The cause in one CamelCase word."""
+    """The reason in one CamelCase word."""
 
     message: str = Field(max_length=32768)
-    """The cause in a sentence that says what to do."""
+    """The reason in a sentence that says what to do."""
 
     last_transition_time: datetime | None = None
     """When the status last changed."""
 
     observed_generation: Count | None = None
-    """The generation of the WorkQueue that it speaks about."""
+    """The generation of the WorkQueue that the condition describes."""
 
 
 class Columns(_Model):
-    """What `kubectl get` shows: each count as text, or `?` when the operator does not know it at present."""
+    """The columns of `kubectl get`: each count as text, or `?` while it is unknown."""
 
     messages: str | None = None
-    """Messages that wait in the queue."""
+    """Messages waiting in the queue."""
 
     retrying: str | None = None
-    """Messages that wait for their next attempt."""
+    """Messages waiting for their next attempt."""
 
     busy: str | None = None
-    """Pods that are handling a message."""
+    """Pods with a message in the handler."""
 
     dead: str | None = None
     """Messages in the dead-letter queue."""
 
 
 class WorkQueueStatus(_Model):
-    """What the operator sees. Message counts above 100 are rounded to two significant digits.
+    """The observed state. Message counts above 100 are rounded to two significant digits.
 
-    A count that the operator does not know at present is absent: unknown is not zero.
+    An unknown count is absent, because unknown is not zero.
     """
 
     observed_generation: Count | None = None
-    """The generation of the WorkQueue that the operator has worked on."""
+    """The generation of the WorkQueue that the operator reconciled last."""
 
     queue_name: str | None = None
     """Name of the queue in RabbitMQ."""
 
     replicas: Count | None = None
-    """Pods that exist."""
+    """Existing pods."""
 
     ready_replicas: Count | None = None
     """Pods that are Ready."""
 
     busy_replicas: Count | None = None
-    """Pods that are handling a message."""
+    """Pods with a message in the handler."""
 
     desired_replicas: Count | None = None
-    """Replicas that the operator asked for."""
+    """Replica count that the operator set."""
 
     workers: str | None = None
-    """Ready and desired replicas, such as 2/5; `?` when they are not known."""
+    """Ready and desired replicas, for example 2/5, or `?` while they are unknown."""
 
     columns: Columns | None = None
     """The counts as `kubectl get` shows them."""
@@ -724,42 +727,43 @@ class WorkQueueStatus(_Model):
     """Hash of the last pod template of which a pod became Ready."""
 
     messages: Count | None = None
-    """Messages that wait in the queue."""
+    """Messages waiting in the queue."""
 
     dead_letters: Count | None = None
     """Messages in the dead-letter queue."""
 
     retrying: Count | None = None
-    """Messages that wait in delay queues for their next attempt. Absent for a workloadRef."""
+    """Messages waiting in delay queues for their next attempt. Absent for a workloadRef."""
 
     retry_delays_seconds: tuple[Count, ...] | None = Field(
         default=None, max_length=MOST_RETRY_DELAYS, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )
-    """Delays whose queues exist: workers make such a queue with the first message that waits in it."""
+    """Delays whose queues exist. A worker declares a delay queue before the first message for it."""
 
     consumers: Count | None = None
-    """Consumers of the queue, without the operator's own."""
+    """Consumers of the queue, without the operator's doorbell."""
 
     last_scale_time: datetime | None = None
-    """When the operator last changed the count of replicas."""
+    """When the operator last changed the replica count."""
 
     last_scale_reason: str | None = None
-    """Why it did."""
+    """Why the operator last changed the replica count."""
 
     conditions: tuple[Condition, ...] = Field(
         default=(),
         max_length=32,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    """The state by aspect: Ready, QueueDeclared, DepthKnown, WorkloadApplied, WorkersAvailable, ScalingActive."""
+    """One condition for each aspect: Ready, QueueDeclared, DepthKnown, WorkloadApplied, WorkersAvailable,
+    ScalingActive."""
 
     def condition(self, kind: str) -> Condition | None:
-        """The condition of this type, if it is there."""
+        """Return the condition of this type, if it exists."""
         return next((condition for condition in self.conditions if condition.type == kind), None)
 
 
 class Metadata(_Model):
-    """The part of the object's metadata that the operator works with."""
+    """The part of the object's metadata that the operator uses."""
 
     name: str
     namespace: str = "default"
@@ -774,31 +778,31 @@ class Metadata(_Model):
     @field_validator("annotations", mode="before")
     @classmethod
     def _own_only(cls, given: Any) -> Any:
-        """Others can be large (kubectl keeps the whole object in one) and mean nothing here."""
+        """Drop other annotations: they can be large (kubectl stores the whole object in one)."""
         if isinstance(given, Mapping):
             return {key: value for key, value in given.items() if str(key).startswith(f"{GROUP}/")}
         return given or {}
 
 
 class WorkQueue(_Model):
-    """A kind of job: a durable RabbitMQ queue and the workers that its depth asks for."""
+    """A durable RabbitMQ queue and the workers that handle its messages, scaled with its depth."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
                 f"self.metadata.name.size() <= {MAX_NAME_LENGTH}",
-                f"the name of a WorkQueue has at most {MAX_NAME_LENGTH} characters, since label values "
-                "are made from it: choose a shorter one",
+                f"the name of a WorkQueue has at most {MAX_NAME_LENGTH} characters, because label values "
+                "are derived from it: choose a shorter name",
             )
         )
     )
 
     metadata: Metadata
     spec: WorkQueueSpec
-    """What a person asks for."""
+    """The desired state."""
 
     status: WorkQueueStatus = Field(default_factory=WorkQueueStatus)
-    """What the operator sees."""
+    """The observed state."""
 
     @field_validator("status", mode="before")
     @classmethod
@@ -807,7 +811,7 @@ class WorkQueue(_Model):
 
     @property
     def key(self) -> tuple[str, str]:
-        """(namespace, name): identifies it in the cluster."""
+        """The (namespace, name) of the WorkQueue."""
         return self.metadata.namespace, self.metadata.name
 
     @property
@@ -817,7 +821,7 @@ class WorkQueue(_Model):
 
     @property
     def queue_settings(self) -> topology.QueueSettings:
-        """What the topology needs to know about the queue."""
+        """The queue in the form that `topology` takes."""
         queue, exchange = self.spec.queue, self.spec.queue.exchange
         return topology.QueueSettings(
             name=self.queue_name,
@@ -833,15 +837,15 @@ class WorkQueue(_Model):
 
     @property
     def wake(self) -> Wake:
-        """How a message on the idle queue is to be noticed."""
+        """How the operator learns of a message on the idle queue."""
         return self.spec.scaling.wake or (Wake.PUSH if self.spec.worker else Wake.POLL)
 
     @property
     def deleting(self) -> bool:
-        """Whether somebody has deleted it."""
+        """Whether the WorkQueue is being deleted."""
         return self.metadata.deletion_timestamp is not None
 
 
 def timestamp(at: datetime) -> str:
-    """A time, which must be in UTC, as the API server writes one: RFC 3339, to the second."""
+    """Return a UTC time in the format of the API server: RFC 3339, to the second."""
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")

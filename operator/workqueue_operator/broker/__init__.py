@@ -1,1 +1,1 @@
-"""One connection to a broker, and what is done over it: calls, bells, sweeps. The only place that knows pika."""
+"""One connection per broker: calls, doorbells and polls. The only package of the operator that uses pika."""

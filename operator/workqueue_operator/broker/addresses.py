@@ -1,4 +1,4 @@
-"""The addresses of a Secret that may be connected to, after resolution."""
+"""The addresses of a Secret that the operator may connect to, after name resolution."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from workqueue_operator.errors import ReconcileError
 
 
 async def permitted(binding: Binding, destinations: Destinations) -> Binding:
-    """The binding with those of its addresses that are allowed.
+    """Return the binding with only its allowed addresses.
 
     Raises:
-        Trouble: none is.
+        ReconcileError: no address is allowed.
     """
     if destinations.anywhere:
         return binding
@@ -25,8 +25,8 @@ async def permitted(binding: Binding, destinations: Destinations) -> Binding:
     if not kept:
         raise ReconcileError(
             Reason.SECRET_INVALID,
-            f"The operator may not connect to {binding.display}: {refusals[0]}. Correct the host in the Secret, or "
-            "add it to allowedBrokerHosts of the operator's chart.",
+            f"The operator must not connect to {binding.display}: {refusals[0]}. Correct the host in the Secret, or "
+            "add it to allowedBrokerHosts in the operator's chart.",
         )
     return replace(binding, addresses=tuple(kept))
 
@@ -37,9 +37,11 @@ async def _refusal(host: str, port: int, destinations: Destinations) -> str:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        # Whoever connects gets the same answer, and reports it.
+        # The connection attempt fails with the same error and reports it.
         return ""
     for *_, place in found:
         if not destinations.permits_address(host, str(place[0])):
-            return f"{host!r} is {place[0]}, an address of the operator itself, of its node, or of a metadata service"
+            return (
+                f"{host!r} resolves to {place[0]}, an address of the operator, its node or a metadata service"
+            )
     return ""

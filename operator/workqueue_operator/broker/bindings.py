@@ -1,7 +1,7 @@
-"""Which bindings of a work queue are ours, so that those that are no longer wanted can be removed.
+"""Records the bindings that the operator creates, so that it can remove obsolete ones.
 
-Place in the flow: around the declaration of the queue. AMQP cannot list bindings, and a restart must not forget them,
-so they are noted in an annotation of the WorkQueue, before they are made.
+AMQP cannot list bindings, and the record must survive a restart. So the operator writes them to an annotation of the
+WorkQueue before it creates them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ NONE: Final[AbstractSet[QueueBinding]] = frozenset()
 
 
 def wanted(workqueue: WorkQueue) -> AbstractSet[QueueBinding]:
-    """The bindings that the spec asks for."""
+    """Return the bindings that the spec asks for."""
     return (
         frozenset(topology.plan(workqueue.queue_settings).bindings) if workqueue.spec.queue.declare else NONE
     )
 
 
 def noted(workqueue: WorkQueue) -> AbstractSet[QueueBinding]:
-    """The bindings that we have made, or were about to make."""
+    """Return the recorded bindings: the operator has created them, or was about to."""
     try:
         found = json.loads(workqueue.metadata.annotations.get(ANNOTATION_BINDINGS, "{}"))
         return frozenset(
@@ -38,27 +38,27 @@ def noted(workqueue: WorkQueue) -> AbstractSet[QueueBinding]:
             for key in keys
         )
     except (ValueError, TypeError, AttributeError):
-        # Somebody has edited it: nothing is known to be ours.
+        # A user has edited the annotation. The operator then removes nothing.
         return NONE
 
 
 class Bindings:
-    """Notes bindings, and removes those that are no longer wanted."""
+    """Records bindings, and removes obsolete ones."""
 
     def __init__(self, cluster: Cluster, store: Store) -> None:
         self._cluster = cluster
         self._store = store
 
     async def announce(self, workqueue: WorkQueue) -> None:
-        """Note what is about to be made, beside what is there."""
+        """Add the bindings that the operator is about to create to the record."""
         before = noted(workqueue)
         await self._note(workqueue, before, before | wanted(workqueue))
 
     async def remove_unwanted(self, workqueue: WorkQueue, broker: Broker) -> None:
-        """Remove the bindings of ours that the spec no longer asks for. Others' bindings are not noted and stay.
+        """Remove recorded bindings that the spec no longer asks for. Other bindings stay.
 
         Raises:
-            Trouble: the broker refused.
+            ReconcileError: the broker refused.
         """
         before, now = noted(workqueue), wanted(workqueue)
         for binding in sorted(before - now, key=lambda one: (one.exchange, one.routing_key)):

@@ -1,8 +1,4 @@
-"""One AMQP channel whose calls can be awaited.
-
-Place in the flow: `connection` hands out channels for calls (declare, delete, bind); `doorbell` uses raw
-channels, since consuming is not a call with an answer.
-"""
+"""An AMQP channel with awaitable calls (declare, delete, bind). Doorbells use raw channels, because they consume."""
 
 from __future__ import annotations
 
@@ -23,20 +19,20 @@ from pika.exceptions import (
 from workqueue.amqp.errors import describe
 
 CALL_TIMEOUT: Final = 2.0
-"""Seconds for one answer of the broker. Past it the channel is thrown away: its answers can no longer be matched."""
+"""Seconds for one answer of the broker. Then the channel is closed, because a late answer could not be matched."""
 
 DECLARE_TIMEOUT: Final = 5.0
-"""The same for declarations and deletions: RabbitMQ waits for the members of a quorum queue while it makes one."""
+"""Seconds for a declaration or deletion: RabbitMQ waits for the members of a new quorum queue."""
 
 Send: TypeAlias = Callable[[PikaChannel, Callable[[Any], None]], object]
 
 
 class ChannelRefusedError(Exception):
-    """The broker closed the channel because of the call: code and text as it gave them.
+    """The broker refused the call and closed the channel.
 
     Attributes:
         code: the AMQP reply code, such as 404.
-        text: the broker's sentence.
+        text: the AMQP reply text.
     """
 
     def __init__(self, code: int, text: str) -> None:
@@ -46,7 +42,7 @@ class ChannelRefusedError(Exception):
 
 
 class ChannelLostError(Exception):
-    """The channel or its connection went away before the answer came, or no answer came in time."""
+    """The channel or its connection closed before the answer arrived, or the call timed out."""
 
 
 def words_of(error: BaseException) -> str:
@@ -56,11 +52,11 @@ def words_of(error: BaseException) -> str:
 
 
 class CallChannel:
-    """Opens when it is first needed, and again after the broker closed it; one call at a time.
+    """A channel that makes one call at a time. It opens at the first call, and again after the broker closed it.
 
     Args:
-        connection: the open connection; a CallChannel lives no longer than it.
-        timeout: seconds for one answer, math.inf for none; by default `CALL_TIMEOUT`.
+        connection: the open connection. A CallChannel must not outlive it.
+        timeout: seconds for one answer; math.inf for no limit. Defaults to `CALL_TIMEOUT`.
     """
 
     def __init__(self, connection: AsyncioConnection, timeout: float | None = None) -> None:
@@ -75,11 +71,11 @@ class CallChannel:
         """Make one call and wait for its answer.
 
         Args:
-            send: gets the channel and the callback for the answer's frame.
+            send: sends the call. Its arguments are the channel and the callback for the answer.
 
         Raises:
-            ChannelRefusedError: the broker refused; the next call uses a new channel.
-            ChannelLostError: no answer.
+            ChannelRefusedError: the broker refused. The next call opens a new channel.
+            ChannelLostError: there was no answer.
         """
         self.waiting += 1
         limit = CALL_TIMEOUT if self._timeout is None else self._timeout
@@ -119,12 +115,12 @@ class CallChannel:
         self._pending = asyncio.get_running_loop().create_future()
 
     async def _answer(self) -> Any:
-        assert self._pending is not None  # noqa: S101 - the callers have just made it
+        assert self._pending is not None  # noqa: S101 - the callers have just set it
         try:
             return await self._pending
         finally:
-            # An error in it refers to those who waited for it: all of them would stay until the garbage
-            # collector comes.
+            # An exception in the future refers to the frames that awaited it, and these refer to the future. Break
+            # the cycle, so that all of it is freed without the garbage collector.
             self._pending = None
 
     def _settle(self, channel: PikaChannel, answer: Any) -> None:
@@ -142,11 +138,11 @@ class CallChannel:
                 self._pending.set_exception(ChannelLostError(words_of(reason)))
 
     def close(self) -> None:
-        """Close the channel; the next call opens another one."""
+        """Close the channel. The next call opens a new one."""
         self._discard()
 
     def _discard(self) -> None:
         channel, self._channel = self._channel, None
-        # One that is still opening is closed as well, else it would stay open at the broker for good.
+        # Also close a channel that is still opening. Otherwise it would stay open at the broker.
         if channel is not None and (channel.is_open or channel.is_opening):
             channel.close()

@@ -1,8 +1,6 @@
-"""One connection to one broker, whatever the number of queues, and what is asked of the broker over it.
+"""One connection to one broker for all its queues: counts, declarations, deletions and doorbells.
 
-Place in the flow: `observe.brokers` keeps one for each distinct connection Secret content; `act.queues`
-declares and deletes through it, `observe.poller` asks depths, `reconcile` hangs bells. It never publishes:
-a broker under memory alarm blocks connections that do.
+It never publishes, because a broker with a memory alarm blocks publishing connections.
 """
 
 from __future__ import annotations
@@ -55,18 +53,18 @@ from workqueue_operator.errors import ReconcileError
 logger = logging.getLogger(__name__)
 
 LANES: Final = 8
-"""Channels for depth questions: one channel has one question outstanding (8 were cheaper than one, tried)."""
+"""Channels for polls. A channel has one call outstanding; 8 channels were measured as cheaper than 1."""
 
 DECLARING: Final = 4
-"""Channels for declarations and deletions, so that they never hold up a question."""
+"""Separate channels for declarations and deletions, so that they never delay a poll."""
 
 HEARTBEAT_SECONDS: Final = 5
-"""A frozen operator keeps one message for each rung queue until the broker misses its heartbeat."""
+"""A frozen operator holds one message of each queue whose doorbell rang, until its heartbeat times out."""
 
 CONNECT_TIMEOUT: Final = 5.0
 CLOSE_TIMEOUT: Final = 1.0
 RECONNECT_SECONDS: Final = (0.2, 5.0)
-"""The first and the longest pause between two attempts; each is drawn at random below it (full jitter)."""
+"""The first and the longest pause between two attempts, in seconds, with full jitter."""
 
 _NOT_FOUND: Final = 404
 _ACCESS_REFUSED: Final = 403
@@ -75,13 +73,13 @@ _PRECONDITION_FAILED: Final = 406
 
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
-    """What a declare answers, passive or not.
+    """The answer to a declare, passive or not.
 
     Attributes:
-        ready: messages that wait.
-        consumers: consumers other than our bell.
-        bell: whether our bell hung, and was among the consumers that the broker counted.
-        at: when, on the loop's clock (seconds).
+        ready: messages waiting in the queue.
+        consumers: consumers without our doorbell.
+        at: time of the answer on the event loop's clock, in seconds.
+        doorbell: whether our doorbell was installed and counted by the broker.
     """
 
     ready: int
@@ -95,21 +93,21 @@ class QueueMissingError(Exception):
 
 
 class _PikaConnection(BoundedFrames, AsyncioConnection):  # type: ignore[misc]
-    """pika's connection with bounded frames. A doorbell needs neither properties nor bodies of messages."""
+    """pika's connection with bounded frames. Doorbells need neither properties nor bodies."""
 
     reads_properties = False
     keeps_bodies = False
 
 
 class Broker:
-    """Connects, and connects again for as long as it lives.
+    """A connection that reconnects until it is closed.
 
     Args:
-        binding: where, and who we are there.
-        on_ring: called with the name of a queue whose bell rang.
-        on_fall: called with the name of a queue whose bell fell, and the refusal or None.
+        binding: address and credentials.
+        on_ring: called with the name of a queue whose doorbell rang.
+        on_removed: called with the name of a queue that lost its doorbell, and the refusal or None.
         on_state: called when the connection opened or was lost.
-        destinations: which hosts may be connected to.
+        destinations: the hosts that the operator may connect to.
     """
 
     def __init__(
@@ -139,23 +137,23 @@ class Broker:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection is open right now."""
+        """Whether the connection is open."""
         return self._connection is not None and self._connection.is_open
 
     async def close(self) -> None:
-        """Close the connection; every bell falls silently."""
+        """Close the connection. It removes the doorbells without calling `on_removed`."""
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
         if self._closed is not None:
-            # So that the broker hears of it before the process ends; one that does not answer is not waited for.
+            # The close must be sent before the process exits. A broker that does not answer is not awaited.
             await asyncio.wait([self._closed], timeout=CLOSE_TIMEOUT)
 
     async def ready(self) -> None:
         """Return when connected.
 
         Raises:
-            Trouble: the last attempt failed, and why; or no attempt has ended within the time for one.
+            ReconcileError: the last attempt failed or timed out.
         """
         if self.connected:
             return
@@ -169,46 +167,46 @@ class Broker:
                 if self.problem
                 else ReconcileError(
                     Reason.BROKER_TIMEOUT,
-                    f"The broker {self.binding.display} accepts connections but does not answer. Look at the broker.",
+                    f"The broker {self.binding.display} accepts connections but does not answer. Check its state.",
                 )
             )
 
-    # -- bells ---------------------------------------------------------------------------------------
+    # -- doorbells -----------------------------------------------------------------------------------
 
     async def install_doorbell(self, queue: str, *, ours: bool = True) -> bool:
-        """Install a doorbell and wait until the broker confirms it; False when it does not (see Doorbell.hang)."""
+        """Install a doorbell; return whether the broker confirmed it (see Doorbells.install)."""
         return self._doorbells is not None and await self._doorbells.install(queue, ours=ours)
 
     def bell_is_silent(self, queue: str) -> bool:
-        """Whether the queue leaves our consumer without an answer (see Doorbell.is_silent)."""
+        """Return whether the queue did not answer our last call (see Doorbells.is_silent)."""
         return self._doorbells is not None and self._doorbells.is_silent(queue)
 
     def remove_doorbell(self, queue: str) -> None:
-        """Cancel the bell of a queue, if there is one."""
+        """Cancel the doorbell of a queue, if any."""
         if self._doorbells is not None:
             self._doorbells.remove(queue)
 
     def has_doorbell(self, queue: str) -> bool:
-        """Whether a bell of ours counts among the queue's consumers."""
+        """Return whether our doorbell is one of the queue's consumers."""
         return self._doorbells is not None and self._doorbells.is_installed(queue)
 
     def doorbell_installed_at(self, queue: str) -> float | None:
-        """When the broker confirmed the bell of this queue, on the loop's clock; None while none hangs."""
+        """Return when the broker confirmed the queue's doorbell, on the event loop's clock; None without one."""
         return self._doorbells.installed_at(queue) if self._doorbells is not None else None
 
     @property
     def doorbells(self) -> int:
-        """How many bells hang."""
+        """The number of installed doorbells."""
         return len(self._doorbells) if self._doorbells is not None else 0
 
-    # -- questions -----------------------------------------------------------------------------------
+    # -- polls ---------------------------------------------------------------------------------------
 
     async def counts(self, queue: str) -> QueueCounts:
-        """Ask for ready messages and consumers by passive declare.
+        """Return the counts of a queue, by passive declare.
 
         Raises:
-            QueueMissingError: there is no such queue.
-            Trouble: no connection, no answer, or no permission.
+            QueueMissingError: the queue does not exist.
+            ReconcileError: no connection, no answer, or no permission.
         """
         frame = await self._call(
             _freest(self._lanes),
@@ -218,7 +216,7 @@ class Broker:
         return self._counted(frame.method)
 
     async def counts_if_there(self, queue: str) -> QueueCounts | None:
-        """As `counts`; None when there is no such queue."""
+        """Return the counts of a queue; None if it does not exist."""
         try:
             return await self.counts(queue)
         except QueueMissingError:
@@ -234,18 +232,17 @@ class Broker:
         )
 
     async def is_same_as(self, other: Broker, queue: str) -> bool | None:
-        """Whether another connection leads to the same broker and virtual host, whatever address it uses.
+        """Return whether another connection leads to the same broker and virtual host, by any address.
 
-        Cluster names need not be unique (the first pod of many a StatefulSet is rabbit@rabbitmq-0), so equal names
-        are checked: an exclusive queue that one connection declares is visible to the other one only if the broker
-        is the same.
+        Cluster names are not unique: many StatefulSets have a first pod rabbit@rabbitmq-0. So equal names are
+        verified with an exclusive queue. The other connection sees it only if the broker is the same.
 
         Args:
-            queue: a work queue of both; the exclusive queue is named as one of its delay queues, which the user of
-                each connection may declare.
+            queue: a work queue of both. The exclusive queue is named like one of its delay queues, which both users
+                may declare.
 
         Returns:
-            None when it is not known: one of them is not connected, or does not answer.
+            None if one of them is not connected or does not answer.
         """
         if self.binding.display == other.binding.display:
             return True
@@ -256,10 +253,10 @@ class Broker:
         return await self._shows_to(other, queue) if self.cluster == other.cluster else False
 
     async def _shows_to(self, other: Broker, queue: str) -> bool | None:
-        """Whether an exclusive queue that is declared here is seen, though locked, over another connection.
+        """Return whether another connection sees an exclusive queue that this connection declares.
 
         Returns:
-            None when one of them gave no answer.
+            None if one of them does not answer.
         """
         name = f"{topology.delay_queue_name(queue, 0)}.{secrets.token_hex(8)}"
         classic = {"x-queue-type": "classic"}
@@ -280,27 +277,30 @@ class Broker:
         except ReconcileError as problem:
             if problem.reason in {Reason.BROKER_TIMEOUT, Reason.BROKER_UNREACHABLE}:
                 return None
-            # Locked, as expected; or refused, and the equal names decide.
-            logger.debug("An exclusive queue is seen.", extra={"queue": name, "detail": problem.message})
+            # The queue is locked, as expected. After any other refusal, the equal cluster names decide.
+            logger.debug(
+                "The other connection sees the exclusive queue.",
+                extra={"queue": name, "detail": problem.message},
+            )
         return True
 
     # -- declarations --------------------------------------------------------------------------------
 
     async def declare(self, plan: Plan) -> Mapping[str, QueueCounts]:
-        """Declare everything of a plan in its order. Idempotent.
+        """Declare the queues, the exchange and the bindings of a plan. Idempotent.
 
-        What exists is compared first, and then the exchange, so that a conflict leaves nothing new behind.
+        Existing queues are declared first, then the exchange, then missing queues. So a conflict creates nothing.
 
         Returns:
             The counts of each queue.
 
         Raises:
-            Trouble: refused (with the argument's name when the queue exists otherwise), or no answer.
+            ReconcileError: refused (a conflict names the argument), or no answer.
         """
         answers: dict[str, QueueCounts] = {}
         missing: list[Queue] = []
         for queue in plan.queues:
-            # Nothing new can be left behind by what would be made last.
+            # The last declaration needs no check: a conflict there creates nothing.
             makes_last = queue is plan.queues[-1] and not missing and plan.exchange is None
             if makes_last or await self.counts_if_there(queue.name) is not None:
                 answers[queue.name] = await self.declare_queue(queue)
@@ -328,10 +328,10 @@ class Broker:
         return answers
 
     async def unbind(self, binding: topology.QueueBinding) -> None:
-        """Remove a binding; one that is not there is fine.
+        """Remove a binding, if it exists.
 
         Raises:
-            Trouble: refused, or no answer.
+            ReconcileError: refused, or no answer.
         """
         with contextlib.suppress(QueueMissingError):
             await self._call(
@@ -346,7 +346,7 @@ class Broker:
         """Declare one durable queue. Idempotent.
 
         Raises:
-            Trouble: as `declare`.
+            ReconcileError: as `declare`.
         """
         frame = await self._call(
             _freest(self._admins),
@@ -359,13 +359,13 @@ class Broker:
         return self._counted(frame.method)
 
     async def delete_queue(self, queue: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
-        """Delete a queue with all that is in it; a queue that is not there is fine.
+        """Delete a queue and its messages, if it exists.
 
         Args:
             if_unused, if_empty: only for classic queues. On a quorum queue they close the whole connection (540).
 
         Raises:
-            Trouble: refused; with the reason QueueConflict when the queue is in use or not empty.
+            ReconcileError: refused. The reason is QueueConflict if the queue is in use or not empty.
         """
         with contextlib.suppress(QueueMissingError):
             await self._call(
@@ -377,7 +377,7 @@ class Broker:
             )
 
     def mark_vanished(self, queue: str) -> None:
-        """Remember that the queue was gone (see Doorbell.mark_vanished)."""
+        """Remember that the queue was deleted (see Doorbells.mark_vanished)."""
         if self._doorbells is not None:
             self._doorbells.mark_vanished(queue)
 
@@ -385,7 +385,7 @@ class Broker:
         if channel is None:
             await self.ready()
             raise ReconcileError(
-                Reason.BROKER_UNREACHABLE, self._silent(what, "the connection was just opened again")
+                Reason.BROKER_UNREACHABLE, self._silent(what, "the connection was just reopened")
             )
         try:
             return await channel.call(send)
@@ -396,7 +396,9 @@ class Broker:
             raise self._refusal(error, what, advice) from error
 
     def _silent(self, what: str, why: str) -> str:
-        return f"The broker {self.binding.display} gave no answer about {what}: {why}. Replicas stay as they are."
+        return (
+            f"The broker {self.binding.display} did not answer about {what}: {why}. Replicas stay unchanged."
+        )
 
     def _refusal(self, error: ChannelRefusedError, what: str, advice: str) -> Exception:
         if error.code == _NOT_FOUND:
@@ -404,13 +406,13 @@ class Broker:
         if error.code == _PRECONDITION_FAILED:
             return ReconcileError(
                 Reason.QUEUE_CONFLICT,
-                f"The {what} exists with other settings and was not touched. RabbitMQ says: "
+                f"The {what} exists with other arguments. The operator did not change it. RabbitMQ says: "
                 f"{error.text.rstrip('.')}. {advice}".rstrip(),
             )
         if error.code == _ACCESS_REFUSED:
             return ReconcileError(
                 Reason.PERMISSION_DENIED,
-                f"The user {self.binding.username!r} may not do this with {what}. RabbitMQ says: {error.text}",
+                f"The user {self.binding.username!r} has no permission for {what}. RabbitMQ says: {error.text}",
             )
         return ReconcileError(Reason.QUEUE_REFUSED, f"RabbitMQ refused {what}: {error.code} {error.text}")
 
@@ -429,16 +431,17 @@ class Broker:
                     problem = ReconcileError(
                         Reason.BROKER_UNREACHABLE,
                         f"The connection to the broker {self.binding.display} was lost ({words_of(reason)}). "
-                        "Replicas stay as they are until it is back.",
+                        "Replicas stay unchanged until it is restored.",
                     )
                 except ReconcileError as why:
                     problem = why
                 except Exception as error:
-                    # Whatever nobody thought of must not end the attempts.
+                    # An unexpected error must not stop the attempts.
                     logger.exception("Connecting failed.", extra={"broker": self.binding.display})
                     problem = ReconcileError(
                         Reason.INTERNAL_ERROR,
-                        f"Connecting to the broker {self.binding.display} failed ({error!r}). Please report it.",
+                        f"The connection to the broker {self.binding.display} failed unexpectedly ({error!r}). "
+                        "Report this bug.",
                     )
                 self._note(problem)
                 await asyncio.sleep(backoff.next())
@@ -459,8 +462,8 @@ class Broker:
             "Connected to the broker.", extra={"broker": self.binding.display, "version": self.version}
         )
         self._on_state()
-        assert self._closed is not None  # noqa: S101 - `_open` has made it
-        # Shielded: `close` waits for it after this task was cancelled.
+        assert self._closed is not None  # noqa: S101 - `_open` has set it
+        # Shielded, because `close` awaits it after it has cancelled this task.
         return await asyncio.shield(self._closed)
 
     def _note(self, problem: ReconcileError) -> None:
@@ -471,7 +474,7 @@ class Broker:
         self._settled.set()
         if changed:
             logger.warning(
-                "The broker cannot be used.",
+                "The broker is not available.",
                 extra={"broker": self.binding.display, "reason": problem.reason, "detail": problem.message},
             )
             self._on_state()
@@ -480,7 +483,7 @@ class Broker:
         """Connect to the first address that answers.
 
         Raises:
-            Trouble: none did; the reason is that of the last address.
+            ReconcileError: no address answered. Has the reason of the last address.
         """
         parameters = await self._all_parameters()
         loop = asyncio.get_running_loop()
@@ -492,22 +495,22 @@ class Broker:
                 if not done.done():
                     done.set_result(result)
             elif done.done():
-                # Connected after all, when nobody waits for it any more.
+                # Connected after the waiting task was cancelled.
                 result.close()
             else:
-                # At once: it may be lost again before the waiting task runs.
+                # Registered here, because the connection may be lost before the waiting task runs.
                 result.add_on_close_callback(
                     lambda _, reason: None if closed.done() else closed.set_result(reason)
                 )
                 done.set_result(result)
 
-        # Each address has pika's own time limits.
+        # pika limits the time for each address.
         workflow = _PikaConnection.create_connection(parameters, on_done=on_done, custom_ioloop=loop)
         try:
             result = await done
         except asyncio.CancelledError:
             if done.cancelled():
-                # It raises when it is just coming to its end by itself.
+                # It raises if the workflow is just completing.
                 with contextlib.suppress(AMQPConnectorWrongState, AssertionError):
                     workflow.abort()
             elif isinstance(result := done.result(), AsyncioConnection):
@@ -526,8 +529,8 @@ class Broker:
         except UNUSABLE as error:
             raise ReconcileError(
                 Reason.SECRET_INVALID,
-                f"A certificate or key for {self.binding.display} cannot be read ({error}). "
-                "Correct ca.crt, tls.crt and tls.key in the Secret: each must be PEM, the key without passphrase.",
+                f"A certificate or key for {self.binding.display} is invalid ({error}). "
+                "Correct ca.crt, tls.crt and tls.key in the Secret: each must be PEM, the key without a passphrase.",
             ) from error
         return [
             connection_parameters(
@@ -555,13 +558,13 @@ def _freest(channels: Sequence[CallChannel]) -> CallChannel | None:
 
 
 def _connect_problem(error: AMQPConnectorException, binding: Binding) -> ReconcileError:
-    """Name the reason of a failed attempt; `str()` of pika's errors is often empty."""
+    """Translate the error of a failed attempt. `str()` of pika's errors is often empty."""
     cause: BaseException = error
     if isinstance(error, AMQPConnectionWorkflowFailed) and error.exceptions:
         cause = error.exceptions[-1]
     if isinstance(cause, AMQPConnectorAMQPHandshakeError):
         cause = cause.exception
-    # pika guesses from the state of the handshake; a broker that is going down closes it there, too.
+    # pika guesses from the state of the handshake, but a broker that shuts down closes it there, too.
     said = " ".join(map(str, cause.args))
     if isinstance(cause, AuthenticationError) or (
         isinstance(cause, ProbableAuthenticationError) and "ACCESS_REFUSED" in said
@@ -569,13 +572,13 @@ def _connect_problem(error: AMQPConnectorException, binding: Binding) -> Reconci
         return ReconcileError(
             Reason.AUTHENTICATION_FAILED,
             f"The broker {binding.display} refuses the user {binding.username!r} with this password. "
-            "Correct username and password in the Secret; it is read again by itself.",
+            "Correct username and password in the Secret. The operator reads it again automatically.",
         )
     if isinstance(cause, ProbableAccessDeniedError) and "NOT_ALLOWED" in said:
         missing = "not found" in said
         return ReconcileError(
             Reason.VIRTUAL_HOST_NOT_FOUND if missing else Reason.PERMISSION_DENIED,
-            f"The broker {binding.display} refuses the virtual host {binding.virtual_host!r} to the user "
+            f"The broker {binding.display} refuses the virtual host {binding.virtual_host!r} for the user "
             f"{binding.username!r}: "
             + (
                 "it does not exist. Create it, or correct it in the Secret."
@@ -586,6 +589,6 @@ def _connect_problem(error: AMQPConnectorException, binding: Binding) -> Reconci
     inner = getattr(cause, "exception", None) or cause
     return ReconcileError(
         Reason.BROKER_UNREACHABLE,
-        f"The broker {binding.display} cannot be reached ({words_of(inner)}). Check host and port in the Secret, "
-        "DNS, NetworkPolicies and the broker. Replicas stay as they are.",
+        f"The operator cannot connect to the broker {binding.display} ({words_of(inner)}). Check host and port in "
+        "the Secret, DNS, NetworkPolicies and the broker. Replicas stay unchanged.",
     )

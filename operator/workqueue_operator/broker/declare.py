@@ -1,7 +1,6 @@
-"""The queues of a WorkQueue: declared before it says Ready, declared again when they vanish, deleted on demand.
+"""Declare the queues of a WorkQueue, declare deleted queues again, and delete the queues with the WorkQueue.
 
-Place in the flow: the first act of a pass, before the workload; deletion is the last thing that is done for
-a WorkQueue. The topology itself is the worker package's, so that operator, worker and publisher agree.
+The topology is in `workqueue.contract`, so that operator, worker and publisher agree.
 """
 
 from __future__ import annotations
@@ -20,28 +19,28 @@ from workqueue_operator.errors import ReconcileError
 
 EMPTY_LOOKS: Final = 3
 EMPTY_PAUSE: Final = 0.5
-"""A quorum queue without a leader answers zero for about half a second: one zero is no proof."""
+"""A quorum queue without a leader reports zero for about 0.5 s, so a single zero proves nothing."""
 
 HIDES_SECONDS: Final = 370.0
-"""For so long a delay queue may hold messages that no count shows: they expired while their work queue was missing or
-full. RabbitMQ looks after them every 180 s, and tries only those again that it sent 180 s ago."""
+"""Seconds for which a delay queue may hold messages that no count shows. They expired while their work queue was
+missing or full. RabbitMQ checks them every 180 s, and resends only messages that it first sent at least 180 s ago."""
 
 STAYS_LOOKS: Final = 5
 STAYS_PAUSE: Final = 0.2
 
 DEFAULT_CONSUMER_TIMEOUT: Final = 1800
-"""Seconds that RabbitMQ lets a consumer hold a message unless told otherwise."""
+"""RabbitMQ's default consumer timeout, in seconds."""
 
 
 DeclareCounts: TypeAlias = Mapping[str, QueueCounts]
-"""The counts that declaring brought along, by queue."""
+"""The counts from the answers to declarations, by queue."""
 
 
 async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, DeclareCounts]:
-    """Make sure that the queues exist as the WorkQueue asks. Idempotent.
+    """Declare the queues as the WorkQueue specifies. Idempotent.
 
     Raises:
-        Trouble: refused, with the name of what is in the way; nothing was changed then.
+        ReconcileError: refused, and nothing was changed. The message names the conflict.
     """
     queue = workqueue.queue_name
     if not workqueue.spec.queue.declare:
@@ -49,19 +48,21 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, Declar
         if counts is None:
             raise ReconcileError(
                 Reason.QUEUE_NOT_FOUND,
-                f"The queue {queue!r} does not exist and queue.declare is false. Create it, or leave "
-                "queue.declare out.",
+                f"The queue {queue!r} does not exist and queue.declare is false. Create it, or set queue.declare to "
+                "true.",
             )
-        # Rejected messages need somewhere to go, also where the work queue is somebody else's.
+        # Workers need a dead-letter queue also when the operator does not declare the work queue.
         dead = topology.dead_letter_queue(queue)
         answers: DeclareCounts = {queue: counts, dead.name: await broker.declare_queue(dead)}
-        finding = Finding("True", Reason.USED_AS_IT_IS, f"The queue {queue!r} exists and is used as it is.")
+        finding = Finding(
+            "True", Reason.USED_AS_IT_IS, f"The queue {queue!r} exists. The operator does not change it."
+        )
         return finding, answers
     try:
         answers = await broker.declare(topology.plan(workqueue.queue_settings))
     except QueueMissingError as error:
         raise ReconcileError(
-            Reason.QUEUE_REFUSED, f"{error} vanished while it was being declared; it is tried again."
+            Reason.QUEUE_REFUSED, f"{error} was deleted during the declaration. The operator retries."
         ) from None
     return Finding("True", Reason.DECLARED, f"The queue {queue!r} and its dead-letter queue exist."), answers
 
@@ -69,12 +70,13 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, Declar
 async def declare_again(
     workqueue: WorkQueue, broker: Broker, names: Sequence[str]
 ) -> tuple[Finding, DeclareCounts]:
-    """Declare queues that have vanished, and see that they stay.
+    """Declare deleted queues again, and check that they stay.
 
-    A bell is cancelled a moment before its queue is gone: what is declared by then goes with it.
+    RabbitMQ cancels the doorbell shortly before it deletes the queue. A declaration in between is lost with the
+    queue.
 
     Raises:
-        Trouble: as `declare`.
+        ReconcileError: as `declare`.
     """
     answers: DeclareCounts = {}
     for _ in range(STAYS_LOOKS):
@@ -86,17 +88,17 @@ async def declare_again(
     finding = Finding(
         "True",
         Reason.DECLARED_AGAIN,
-        f"{' and '.join(map(repr, names))} had been deleted and was declared again at {when:%Y-%m-%d %H:%M:%S} UTC; "
-        "what was in it is gone.",
+        f"{' and '.join(map(repr, names))} had been deleted and was declared again at {when:%Y-%m-%d %H:%M:%S} UTC. "
+        "Its messages are lost.",
     )
     return finding, answers
 
 
 def consumer_timeout_problem(workqueue: WorkQueue, broker: Broker) -> Finding | None:
-    """Why a long handler will lose its message, or None.
+    """Return a finding if RabbitMQ would requeue the message of a long-running handler.
 
-    From RabbitMQ 4.3 a consumer of a quorum queue brings its own timeout; before, the queue's argument or a
-    policy must allow for worker.timeoutSeconds.
+    Since RabbitMQ 4.3, a consumer of a quorum queue sets its own timeout. Before, the queue's argument or a policy
+    must exceed worker.timeoutSeconds.
     """
     worker, settings = workqueue.spec.worker, workqueue.queue_settings
     if worker is None:
@@ -108,17 +110,17 @@ def consumer_timeout_problem(workqueue: WorkQueue, broker: Broker) -> Finding | 
     return Finding(
         "True",
         Reason.CONSUMER_TIMEOUT_TOO_SHORT,
-        f"worker.timeoutSeconds is {worker.timeout_seconds}, but the broker takes a message back after "
-        f"{allowed} s unless a policy with consumer-timeout says otherwise. Set queue.consumerTimeoutSeconds "
-        "on a new queue, or such a policy.",
+        f"worker.timeoutSeconds is {worker.timeout_seconds}, but RabbitMQ requeues a message after {allowed} s "
+        "unless a policy sets another consumer-timeout. Set queue.consumerTimeoutSeconds on a new queue, or set such "
+        "a policy.",
     )
 
 
 def names(workqueue: WorkQueue, listed: Collection[str] = ()) -> list[str]:
-    """All queues of a WorkQueue, in the order of deleting.
+    """Return all queues of a WorkQueue, in the order of deletion.
 
-    A delay queue is made when it is first needed, and only its name tells whose it is: the delays of the spec
-    and those that handlers and publishers can ask for are known, those of an earlier spec are not.
+    Workers and publishers declare delay queues at first use. The names follow from the delays of the spec and from
+    `DELAY_STEPS`. Delay queues of an earlier spec are only in `listed`.
 
     Args:
         listed: delay queues that are known to exist.
@@ -130,10 +132,10 @@ def names(workqueue: WorkQueue, listed: Collection[str] = ()) -> list[str]:
 
 
 async def require_no_messages(queues: Sequence[str], broker: Broker) -> None:
-    """DeleteIfEmpty, first look: nothing may wait in any of the queues, though workers may still consume.
+    """Check for DeleteIfEmpty, before the workers stop, that no message is waiting in any queue.
 
     Raises:
-        Trouble: something waits.
+        ReconcileError: a message is waiting.
     """
     for name in queues:
         counts = await broker.counts_if_there(name)
@@ -142,10 +144,10 @@ async def require_no_messages(queues: Sequence[str], broker: Broker) -> None:
 
 
 async def require_empty(queues: Sequence[str], broker: Broker) -> None:
-    """DeleteIfEmpty, last look, after the workers have gone.
+    """Check for DeleteIfEmpty, after the workers have stopped, that all queues are empty and unused.
 
     Raises:
-        Trouble: something waits, or somebody consumes.
+        ReconcileError: a message is waiting, or a consumer exists.
     """
     for look in range(EMPTY_LOOKS):
         if look:
@@ -157,31 +159,31 @@ async def require_empty(queues: Sequence[str], broker: Broker) -> None:
 
 
 async def require_unused(queue: str, broker: Broker) -> None:
-    """Nobody may consume from the work queue, after the workers and our doorbell have gone.
+    """Check, after the workers and the doorbell are gone, that the work queue has no consumer.
 
-    A consumer that is left belongs to another WorkQueue, another operator, or another program.
+    A remaining consumer belongs to another WorkQueue, another operator or another program.
 
     Raises:
-        Trouble: somebody consumes.
+        ReconcileError: a consumer exists.
     """
     for look in range(EMPTY_LOOKS):
         counts = await broker.counts_if_there(queue)
         if counts is None or not counts.consumers:
             return
         if look < EMPTY_LOOKS - 1:
-            # RabbitMQ may not have seen the end of a consumer of ours yet.
+            # RabbitMQ may still count a consumer that has just stopped.
             await asyncio.sleep(EMPTY_PAUSE)
         else:
             raise _in_use(queue, counts)
 
 
 async def require_nothing_hidden(workqueue: WorkQueue, queues: Sequence[str], broker: Broker) -> None:
-    """DeleteIfEmpty, before the queues have looked empty for `HIDES_SECONDS`: no delay queue may exist.
+    """Check for DeleteIfEmpty, until the queues have been empty for `HIDES_SECONDS`, that no delay queue exists.
 
-    The work queue is declared again if it is missing, so that what has expired can return.
+    A missing work queue is declared again, so that expired messages can return to it.
 
     Raises:
-        Trouble: there is a delay queue.
+        ReconcileError: a delay queue exists.
     """
     work = workqueue.queue_name
     delays = [name for name in queues if topology.is_delay_queue(name, work)]
@@ -192,18 +194,20 @@ async def require_nothing_hidden(workqueue: WorkQueue, queues: Sequence[str], br
         await declare(workqueue, broker)
     raise ReconcileError(
         Reason.QUEUE_NOT_EMPTY,
-        f"{' and '.join(map(repr, found))} may hold messages that RabbitMQ does not count: their delay ended while "
-        f"{work!r} was missing or full. All queues are deleted when they have been empty for {HIDES_SECONDS:g} s.",
+        f"{' and '.join(map(repr, found))} may hold messages that RabbitMQ does not count, because their delay ended "
+        f"while {work!r} was missing or full. The operator deletes all queues after they have been empty for "
+        f"{HIDES_SECONDS:g} s.",
     )
 
 
 async def delete(workqueue: WorkQueue, queues: Sequence[str], broker: Broker, *, only_empty: bool) -> None:
-    """Delete the queues of a WorkQueue in this order, the work queue first. Idempotent.
+    """Delete the queues of a WorkQueue in the given order, the work queue first. Idempotent.
 
-    Each is looked at immediately before: a quorum queue cannot be deleted on a condition (540).
+    Each queue is polled immediately before its deletion, because RabbitMQ has no conditional deletion of quorum
+    queues (540).
 
     Raises:
-        Trouble: the broker refused, or a queue is in use after all.
+        ReconcileError: the broker refused, or a queue is in use.
     """
     work = workqueue.queue_name
     classic = workqueue.spec.queue.declare and workqueue.queue_settings.type is topology.QueueType.CLASSIC
@@ -225,8 +229,8 @@ async def delete(workqueue: WorkQueue, queues: Sequence[str], broker: Broker, *,
 def _in_use(queue: str, counts: QueueCounts) -> ReconcileError:
     return ReconcileError(
         Reason.QUEUE_NOT_EMPTY,
-        f"The queue {queue!r} is in use ({counts.ready} waiting, {counts.consumers} consuming). It is not deleted "
-        "while another program consumes from it, nor with deletionPolicy DeleteIfEmpty while a message waits. Drain "
-        "it, stop the consumer, or release the WorkQueue with the annotation "
-        'workqueue.dev/abandon-queue: "true", which leaves the queue behind.',
+        f"The queue {queue!r} is in use ({counts.ready} waiting, {counts.consumers} consuming). The operator does "
+        "not delete it while another program consumes from it or, with deletionPolicy DeleteIfEmpty, while messages "
+        "are waiting. Empty the queue, stop the consumer, or keep the queue and release the WorkQueue with the "
+        'annotation workqueue.dev/abandon-queue: "true".',
     )

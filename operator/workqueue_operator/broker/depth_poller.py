@@ -1,8 +1,7 @@
-"""The sweep: how deep the queues of one broker are, asked by passive declare over its one connection.
+"""Poll the depths of the queues of one broker by passive declare.
 
-Place in the flow: a pass says how closely a queue is to be watched and reads the last answer; changed
-numbers wake the WorkQueue. A round never starts before the one before it has ended, and each broker has a
-sweep of its own, so that a dead one delays nobody else.
+A pass sets how often a queue is polled and reads the last answer. Changed counts wake the WorkQueue. Rounds do not
+overlap. Each broker has its own poller, so that a broker that is down delays no other.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from workqueue_operator.kube.store import Key
 logger = logging.getLogger(__name__)
 
 IDLE_CHUNK: Final = 64
-"""Idle queues asked at once: few enough that an active queue never waits long behind them."""
+"""Number of queues polled at the same time. Small, so that an active queue never waits long behind idle ones."""
 
 WARM_SECONDS: Final = 1.0
-"""Pause between two rounds over warm queues: a dead letter shows within two seconds while workers run."""
+"""Pause between two rounds over warm queues. Dead letters show within 2 s while workers run."""
 
 REFUSAL_STANDS: Final = 300.0
-"""Seconds after which a refused bell may be tried again: somebody may have given the permission meanwhile."""
+"""Seconds after which the operator retries a refused doorbell: the permission may have been granted."""
 
 _NOT_FOUND: Final = 404
 
@@ -41,17 +40,18 @@ QUEUE_MISSING: Final = QueueMissing()
 
 @dataclass(eq=False, slots=True)
 class PolledQueue:
-    """One queue that is looked at.
+    """A queue that is polled for a WorkQueue.
 
     Attributes:
-        key: the WorkQueue it belongs to.
-        active: asked each round; otherwise in the slow rounds only, or each second if it is warm.
-        warm: running workers put messages into it, those that failed.
+        key: the WorkQueue.
+        active: polled in each fast round.
+        warm: polled each second, because running workers publish failed messages to it. Other queues are polled in
+            the slow rounds.
         last: the last answer; None before the first.
-        answered_at: when the last answer with numbers came, on the loop's clock.
-        doubtful: the broker has cancelled a bell since: the queue may be gone, or its leader moved.
-        refused: code and text when a bell on this queue was refused, and when that was.
-        claimed: whether the broker let the WorkQueue declare the queue, so that it counts as a claim on it.
+        answered_at: when the last answer with counts arrived, on the event loop's clock.
+        doubtful: the broker has since cancelled a doorbell: the queue may be deleted, or its leader has moved.
+        refused: code and text of the last refusal of a doorbell, and its time.
+        claimed: whether the WorkQueue has declared the queue, which is a claim on it.
     """
 
     key: Key
@@ -65,27 +65,27 @@ class PolledQueue:
     claimed: bool = False
 
     def hear(self, answer: QueueCounts | QueueMissing | ReconcileError) -> None:
-        """Take note of an answer."""
+        """Record an answer."""
         self.last = answer
         if isinstance(answer, QueueCounts):
             self.answered_at = answer.at
 
     @property
     def refusal(self) -> tuple[int, str] | None:
-        """Why a bell was refused lately, or None."""
+        """Code and text of a recent refusal of the doorbell, or None."""
         if self.refused is None or asyncio.get_running_loop().time() - self.refused[1] > REFUSAL_STANDS:
             return None
         return self.refused[0]
 
 
 class DepthPoller:
-    """All looked-at queues of one broker.
+    """All polled queues of one broker.
 
     Args:
-        broker: whose connection is used.
-        wake: called with the key of a WorkQueue whose numbers changed.
+        broker: the broker.
+        wake: called with the key of a WorkQueue whose counts changed.
         seconds: pause between two rounds over the active queues.
-        idle_seconds: pause between two rounds over all others.
+        idle_seconds: pause between two rounds over the idle queues.
     """
 
     def __init__(
@@ -99,21 +99,22 @@ class DepthPoller:
         self.last_round = asyncio.get_running_loop().time()
         self._tasks = [
             asyncio.create_task(
-                self._rounds(seconds, lambda entry: entry.active), name=f"sweep {broker.binding.display}"
+                self._rounds(seconds, lambda entry: entry.active),
+                name=f"depth poller {broker.binding.display}",
             ),
             asyncio.create_task(
                 self._rounds(WARM_SECONDS, lambda entry: entry.warm and not entry.active),
-                name=f"warm sweep {broker.binding.display}",
+                name=f"warm depth poller {broker.binding.display}",
             ),
             asyncio.create_task(
                 self._rounds(idle_seconds, lambda entry: not (entry.warm or entry.active)),
-                name=f"idle sweep {broker.binding.display}",
+                name=f"idle depth poller {broker.binding.display}",
             ),
         ]
         self._active = self._tasks[0]
 
     def watch(self, key: Key, queue: str) -> PolledQueue:
-        """Look at a queue from now on; in the slow rounds until the caller sets `active`."""
+        """Start polling a queue, in the slow rounds until the caller sets `active` or `warm`."""
         polled = self._watched.get((key, queue))
         if polled is None:
             polled = self._watched[key, queue] = PolledQueue(key, queue)
@@ -121,31 +122,31 @@ class DepthPoller:
         return polled
 
     def forget(self, key: Key) -> None:
-        """Look at no queue of this WorkQueue any more."""
+        """Stop polling all queues of a WorkQueue."""
         for queue in self.queues_of(key):
             self.forget_queue(key, queue)
 
     def forget_queue(self, key: Key, queue: str) -> None:
-        """Look at this queue no more for this WorkQueue."""
+        """Stop polling a queue for a WorkQueue."""
         del self._watched[key, queue]
         others = tuple(other for other in self._by_queue.pop(queue) if other != key)
         if others:
             self._by_queue[queue] = others
 
     def queues_of(self, key: Key) -> list[str]:
-        """The queues that are looked at for a WorkQueue."""
+        """Return the queues that are polled for a WorkQueue."""
         return [queue for owner, queue in self._watched if owner == key]
 
     def keys_of(self, queue: str) -> tuple[Key, ...]:
-        """The WorkQueues that look at a queue."""
+        """Return the WorkQueues that poll a queue."""
         return self._by_queue.get(queue, ())
 
     def claims_on(self, queue: str) -> list[Key]:
-        """The WorkQueues that have declared a queue."""
+        """Return the WorkQueues that have declared a queue."""
         return [key for key in self.keys_of(queue) if self._watched[key, queue].claimed]
 
     def doorbell_removed(self, queue: str, refusal: tuple[int, str] | None) -> None:
-        """Note that a bell was refused, or that the broker has cancelled it (no refusal)."""
+        """Note that the broker refused a doorbell, or cancelled it (no refusal)."""
         for key in self.keys_of(queue):
             polled = self._watched[key, queue]
             if refusal is None:
@@ -156,7 +157,7 @@ class DepthPoller:
                 polled.refused = (refusal, asyncio.get_running_loop().time())
 
     def age(self) -> float | None:
-        """Seconds since the oldest answer about an active queue; None when none is active."""
+        """Return the age of the oldest answer about an active queue, in seconds; None without one."""
         now = asyncio.get_running_loop().time()
         return max(
             (
@@ -168,7 +169,7 @@ class DepthPoller:
         )
 
     async def ask(self, polled: PolledQueue) -> QueueCounts | QueueMissing | ReconcileError:
-        """Ask the broker now, and remember the answer without waking anybody."""
+        """Poll a queue now and record the answer. Does not wake the WorkQueue."""
         polled.doubtful = False
         answer: QueueCounts | QueueMissing | ReconcileError
         try:
@@ -183,10 +184,10 @@ class DepthPoller:
     async def look_in_passing(
         self, key: Key, queue: str, *, warm: bool
     ) -> QueueCounts | QueueMissing | ReconcileError | None:
-        """Return the last answer about a queue beside the work queue, and set whether it is warm.
+        """Return the last answer about a dead-letter or delay queue, and set whether the queue is warm.
 
-        The broker is asked when there is no answer yet, and when the queue cools down: the last worker may have put
-        something into it since the last round.
+        It polls the queue if there is no answer yet, and when the queue stops being warm: the last worker may have
+        published to it since the last round.
         """
         polled = self.watch(key, queue)
         if polled.last is None or (polled.warm and not warm):
@@ -208,8 +209,8 @@ class DepthPoller:
                 if self._broker.connected:
                     await self._round([entry for entry in self._watched.values() if chosen(entry)])
             except Exception:
-                # One round that fails for a reason nobody thought of must not end all rounds.
-                logger.exception("A sweep failed.", extra={"broker": self._broker.binding.display})
+                # An unexpected error in one round must not stop the rounds.
+                logger.exception("Polling the queues failed.", extra={"broker": self._broker.binding.display})
             if asyncio.current_task() is self._active:
                 self.last_round = asyncio.get_running_loop().time()
 

@@ -1,22 +1,24 @@
-"""Bells: consumers on idle queues that wake a WorkQueue when its first message arrives.
+"""Doorbells: consumers on idle queues that wake a WorkQueue when its first message arrives.
 
-Place in the flow: `reconcile` hangs a bell when a WorkQueue has no worker and may have one, and takes it
-down before it starts any. A ring is told to `on_ring` when the message is on its way back to the queue.
+A pass installs a doorbell when a WorkQueue has no worker but may have one, and removes it before it starts a worker.
+`on_ring` is called when the message is on its way back to the queue.
 
-The rules, each from an experiment: a bell is cancelled before it hands the message back, on the same channel
-and with nack (reject and closing the channel count as failures); its priority is below any worker's; a queue
-that had vanished gets its bells on channels of their own, because a channel that consumed from a quorum queue
-and then consumes from a classic one of the same name kills the whole connection (541).
+Rules from experiments with RabbitMQ:
 
-A channel has one call outstanding, and pika would queue a cancel behind other bells' consumes while a nack
-goes out at once: the message would come back to the same bell. So the calls wait their turn here, cancels
-before consumes, and the nack waits for its cancel to be confirmed. It also says who is to blame when the
-broker closes the channel: the bell whose call was outstanding.
+- A doorbell is cancelled before it requeues the message, on the same channel and with nack. Reject and closing the
+  channel would count as failed deliveries.
+- The priority of a doorbell is below that of any worker.
+- The doorbells of a queue that was deleted get their own channels: a channel that consumed from a quorum queue and
+  then consumes from a classic queue with the same name kills the whole connection (541).
 
-A quorum queue without a majority leaves consume and cancel unanswered, and blocks RabbitMQ's channel process with
-them: messages that other queues hand to that channel stay there until the call ends, also when the client closes the
-channel (tried on 3.10 and 4.0: more than 147 s) or the connection (72 s). So before each call on a shared channel a
-basic.get on a channel of its own proves that the queue takes commands. A ring proves it, too.
+A channel has one call outstanding. pika would send a nack immediately but queue a cancel behind the consumes of other
+doorbells, so the message would return to the same doorbell. So this module queues the calls: cancels before consumes,
+and a nack after its cancel is confirmed. When the broker closes the channel, the cause is the outstanding call.
+
+A quorum queue without a majority does not answer consume and cancel, and these calls block RabbitMQ's channel
+process. Messages from other queues to that channel stay there until the call ends, even if the client closes the
+channel (3.10 and 4.0: more than 147 s) or the connection (72 s). So before each call on a shared channel, a basic.get
+on a separate channel proves that the queue answers. A ring also proves it.
 """
 
 from __future__ import annotations
@@ -43,21 +45,21 @@ DOORBELLS_PER_CHANNEL: Final = 128
 PRIORITY: Final = -1000
 
 ANSWER_SECONDS: Final = 2.0
-"""Seconds after which a call counts as unanswered."""
+"""Seconds until a call counts as unanswered."""
 
 PROBES_KEPT: Final = 16
-"""Channels that are kept open to prove that queues answer."""
+"""Number of channels kept open for proofs that a queue answers."""
 
 RETRY_SECONDS: Final = (2.0, 60.0)
-"""The first and the longest pause before a queue that gave no answer is tried again."""
+"""The first and the longest pause before a retry on a queue that did not answer, in seconds."""
 
 _NOT_FOUND: Final = 404
 _RESOURCE_LOCKED: Final = 405
 
 
 class _State(Enum):
-    INSTALLING = "hanging"
-    INSTALLED = "hung"
+    INSTALLING = "installing"
+    INSTALLED = "installed"
     LEAVING = "leaving"
     CANCELLING = "cancelling"
 
@@ -67,12 +69,12 @@ class _Doorbell:
     """One consumer.
 
     Attributes:
-        rack: the channel it is on; None until its queue has proved that it answers.
-        tag: of the consumer, empty until it was asked for.
-        hung_at: when consume-ok came, on the loop's clock.
-        settled: True once consume-ok has come, False when the bell fell before.
-        held: delivery tag of the message that goes back once the cancel is confirmed.
-        rang: whether `on_ring` is to be told then.
+        consumer_channel: its channel; None until its queue has answered.
+        tag: the consumer tag; empty until the consume is sent.
+        installed_at: when consume-ok arrived, on the event loop's clock.
+        settled: True after consume-ok, False if the doorbell was removed before.
+        held: delivery tag of the message that is requeued after the cancel is confirmed.
+        rang: whether `on_ring` is then called.
     """
 
     queue: str
@@ -87,11 +89,11 @@ class _Doorbell:
 
 @dataclass(eq=False)
 class _ConsumerChannel:
-    """One channel with bells on it.
+    """One channel with doorbells.
 
     Attributes:
-        calls: bells that wait to be consumed or cancelled, as their state says.
-        calling: the one whose call is outstanding.
+        calls: doorbells whose consume or cancel is not sent yet; their state tells which.
+        calling: the doorbell with the outstanding call.
         watchdog: fires when that call gets no answer.
     """
 
@@ -105,11 +107,11 @@ class _ConsumerChannel:
 
 @dataclass(eq=False, slots=True)
 class _Silence:
-    """A queue that left a call unanswered.
+    """A queue that did not answer a call.
 
     Attributes:
-        retry_at: no attempt before, on the loop's clock; math.inf while a call is outstanding.
-        pause: seconds, of the pause before the next attempt.
+        retry_at: time of the next attempt, on the event loop's clock; math.inf while a call is outstanding.
+        pause: pause before the next attempt, in seconds.
     """
 
     retry_at: float = math.inf
@@ -117,14 +119,14 @@ class _Silence:
 
 
 class Doorbells:
-    """All bells of one connection. Lives exactly as long as that connection.
+    """All doorbells of one connection. They end with the connection.
 
     Args:
         connection: an open connection.
-        on_ring: called with the queue's name when its bell rang; the bell is down by then.
-        on_fall: called with the queue's name when its bell fell by itself (queue deleted, refused); the
-            second argument is the refusal, or None when the broker cancelled the consumer or a queue that was
-            silent may be tried again.
+        on_ring: called with the name of a queue after its doorbell rang and was removed.
+        on_removed: called with the name of a queue whose doorbell the broker cancelled (queue deleted) or refused.
+            The second argument is the refusal. It is None after a cancel, and when a queue that did not answer may
+            be retried.
     """
 
     def __init__(
@@ -147,32 +149,32 @@ class Doorbells:
         return len(self._doorbells)
 
     def is_installed(self, queue: str) -> bool:
-        """Whether a bell of this queue counts as a consumer at the broker, as far as we know."""
+        """Return whether the queue's doorbell may be one of its consumers."""
         doorbell = self._doorbells.get(queue)
         return doorbell is not None and doorbell.consumer_channel is not None
 
     def is_silent(self, queue: str) -> bool:
-        """Whether the queue left our last call unanswered, as a quorum queue without a majority does."""
+        """Return whether the queue did not answer our last call. A quorum queue without a majority does not."""
         return queue in self._silences
 
     def installed_at(self, queue: str) -> float | None:
-        """When the broker confirmed the bell of this queue, on the loop's clock; None while it has not."""
+        """Return when the broker confirmed the queue's doorbell, on the event loop's clock; None before."""
         doorbell = self._doorbells.get(queue)
         return doorbell.installed_at if doorbell is not None else None
 
     def mark_vanished(self, queue: str) -> None:
-        """Remember that the queue was gone: its bells get channels of their own from now on."""
+        """Remember that the queue was deleted: its doorbells then get their own channels."""
         self._vanished.add(queue)
 
     async def install(self, queue: str, *, ours: bool = True) -> bool:
-        """Install a doorbell, unless there is one already, and wait until the broker has confirmed it.
+        """Install a doorbell, unless one exists, and wait until the broker has confirmed it.
 
         Args:
-            ours: whether the queue is declared by us. The doorbell of any other queue gets a channel of its own,
-                since basic.get on a stream closes the whole connection (540).
+            ours: whether the operator declares the queue. The doorbell of any other queue gets its own channel,
+                because basic.get on a stream closes the whole connection (540).
 
         Returns:
-            Whether the doorbell is installed now. False: it rang, was refused, or was not confirmed in time.
+            Whether the doorbell is installed. False if it rang, was refused, or was not confirmed in time.
         """
         silence = self._silences.get(queue)
         if not self._connection.is_open or (silence and asyncio.get_running_loop().time() < silence.retry_at):
@@ -185,7 +187,7 @@ class Doorbells:
             return False
 
     def remove(self, queue: str) -> None:
-        """Cancel the bell of this queue, if there is one; a message that it was just given goes back."""
+        """Cancel the doorbell of a queue, if any. A message that has just arrived at it is requeued."""
         doorbell = self._doorbells.pop(queue, None)
         if doorbell is None:
             return
@@ -203,10 +205,10 @@ class Doorbells:
         task.add_done_callback(self._tasks.discard)
 
     async def _prove(self, queue: str) -> bool:
-        """Wait until the queue answers a basic.get, on a channel that waits for nothing else.
+        """Wait until the queue answers a basic.get on a separate channel.
 
         Returns:
-            Whether there was a message, which went back.
+            Whether the queue had a message. The message is requeued.
 
         Raises:
             ChannelRefusedError: the broker refused the call.
@@ -217,7 +219,7 @@ class Doorbells:
         try:
             found: bool = await probe.call(lambda channel, done: _get(channel, queue, done))
         except ChannelRefusedError as error:
-            # A queue with a single active consumer refuses basic.get, once its members have agreed on that.
+            # A queue with a single active consumer refuses basic.get. That, too, is an answer of its members.
             if error.code != _RESOURCE_LOCKED:
                 raise
             found = False
@@ -251,7 +253,7 @@ class Doorbells:
                 self._on_ring(queue)
 
     async def _prove_and_cancel(self, doorbell: _Doorbell) -> None:
-        # Whatever was refused, somebody answered. A lost channel is tried again while the connection lives.
+        # A refusal is an answer, too. After a lost channel, retry while the connection is open.
         pause = RETRY_SECONDS[0]
         while doorbell.state is _State.LEAVING and self._connection.is_open:
             try:
@@ -263,7 +265,7 @@ class Doorbells:
             except ChannelRefusedError:
                 pass
             break
-        # It may have rung since, or its channel may be gone.
+        # In the meantime the doorbell may have rung, or its channel may have closed.
         if (
             doorbell.state is _State.LEAVING
             and doorbell.consumer_channel is not None
@@ -272,7 +274,7 @@ class Doorbells:
             self._cancel(doorbell)
 
     def _drop(self, doorbell: _Doorbell) -> bool:
-        """Forget a bell that is not at the broker; whether it was still wanted."""
+        """Drop a doorbell that is not installed; return whether it was still wanted."""
         wanted = self._doorbells.get(doorbell.queue) is doorbell
         if wanted:
             del self._doorbells[doorbell.queue]
@@ -281,15 +283,15 @@ class Doorbells:
         return wanted
 
     def _on_silence(self, queue: str) -> None:
-        """A call about this queue has no answer yet; the next attempt waits until it has ended."""
-        logger.warning("A queue gives no answer to the doorbell.", extra={"queue": queue})
+        """Note that a call to this queue has no answer yet. The next attempt waits until the call has ended."""
+        logger.warning("The queue does not answer the doorbell.", extra={"queue": queue})
         self._silences.setdefault(queue, _Silence()).retry_at = math.inf
         doorbell = self._doorbells.get(queue)
         if doorbell is not None and doorbell.consumer_channel is None:
             self._drop(doorbell)
 
     def _retry_later(self, queue: str) -> None:
-        """The call has ended without an answer: the next attempt waits for a pause that grows."""
+        """Schedule the next attempt after a call without an answer, with a growing pause."""
         silence = self._silences.get(queue)
         if silence is None or not self._connection.is_open:
             return
@@ -298,7 +300,7 @@ class Doorbells:
         loop.call_later(silence.pause, self._on_removed, queue, None)
         silence.pause = min(2 * silence.pause, RETRY_SECONDS[1])
 
-    # -- one bell ------------------------------------------------------------------------------------
+    # -- one doorbell --------------------------------------------------------------------------------
 
     def _install(self, queue: str, *, ours: bool = True) -> _Doorbell:
         doorbell = self._doorbells[queue] = _Doorbell(queue)
@@ -333,7 +335,7 @@ class Doorbells:
             self._next_call(doorbell.consumer_channel)
 
     def _finish(self, doorbell: _Doorbell) -> None:
-        """The bell is no consumer any more: hand back what it holds, and tell if it rang."""
+        """Requeue the message of a doorbell that no longer consumes, and call `on_ring` if it rang."""
         if not doorbell.settled.done():
             doorbell.settled.set_result(False)
         consumer_channel = doorbell.consumer_channel
@@ -378,7 +380,7 @@ class Doorbells:
         channel.add_on_cancel_callback(
             lambda frame: self._on_cancelled(consumer_channel, frame.method.consumer_tag)
         )
-        # The callback of basic_cancel would be called for whichever cancel-ok comes first.
+        # pika would call the callback of basic_cancel for the first cancel-ok of any consumer.
         channel.add_callback(
             lambda frame: self._on_cancel_ok(consumer_channel, frame.method.consumer_tag),
             [spec.Basic.CancelOk],
@@ -433,15 +435,15 @@ class Doorbells:
         self._next_call(consumer_channel)
 
     def _on_stuck(self, consumer_channel: _ConsumerChannel) -> None:
-        """A call on this channel has no answer: its other doorbells move to other channels.
+        """Move the other doorbells of a channel to new channels when its call gets no answer.
 
-        pika sends the close as soon as the call has ended; RabbitMQ would not read it before either.
+        pika sends the close after the call has ended. RabbitMQ would not read it before.
         """
         offender, channel = consumer_channel.calling, consumer_channel.channel
         if offender is None or channel is None or not channel.is_open:
             return
         consumer_channel.channel = consumer_channel.calling = None
-        doorbells = self._let_go(consumer_channel)
+        doorbells = self._discard(consumer_channel)
         channel.close()
         for doorbell in doorbells:
             if doorbell is not offender:
@@ -450,10 +452,10 @@ class Doorbells:
         self._retry_later(offender.queue)
 
     def _on_cancelled(self, consumer_channel: _ConsumerChannel, tag: str) -> None:
-        """The broker cancelled a consumer: its queue is gone."""
+        """Handle a cancel by the broker: the queue was deleted."""
         doorbell = next((doorbell for doorbell in consumer_channel.doorbells if doorbell.tag == tag), None)
         if doorbell is None or doorbell is consumer_channel.calling:
-            # Our own cancel crossed it, and is still confirmed.
+            # Our own cancel was already sent, and the broker still confirms it.
             return
         self._vanished.add(doorbell.queue)
         known = self._doorbells.get(doorbell.queue) is doorbell
@@ -464,11 +466,11 @@ class Doorbells:
             self._on_removed(doorbell.queue, None)
 
     def _on_close(self, consumer_channel: _ConsumerChannel, reason: Exception) -> None:
-        """The channel is gone: with its connection, or because the broker refused the outstanding call."""
+        """Handle a closed channel: the connection was lost, or the broker refused the outstanding call."""
         offender = consumer_channel.calling
         if consumer_channel.watchdog is not None:
             consumer_channel.watchdog.cancel()
-        wanted = self._let_go(consumer_channel)
+        wanted = self._discard(consumer_channel)
         if not isinstance(reason, ChannelClosedByBroker):
             return
         for doorbell in wanted:
@@ -480,8 +482,8 @@ class Doorbells:
                 self._vanished.add(doorbell.queue)
             self._on_removed(doorbell.queue, (reason.reply_code, reason.reply_text))
 
-    def _let_go(self, consumer_channel: _ConsumerChannel) -> list[_Doorbell]:
-        """Give up a channel; returns its bells that are still wanted."""
+    def _discard(self, consumer_channel: _ConsumerChannel) -> list[_Doorbell]:
+        """Discard a channel; return its doorbells that are still wanted."""
         if consumer_channel in self._channels:
             self._channels.remove(consumer_channel)
         doorbells = list(consumer_channel.doorbells)
@@ -494,7 +496,7 @@ class Doorbells:
 
 
 def _get(channel: Channel, queue: str, done: Callable[[bool], None]) -> None:
-    """Take the first message of a queue, hand it back, and tell whether there was one."""
+    """Get the first message of a queue, requeue it, and report whether there was one."""
 
     def on_message(_: Channel, method: spec.Basic.GetOk, *__: object) -> None:
         channel.basic_nack(method.delivery_tag, requeue=True)

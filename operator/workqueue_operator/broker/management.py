@@ -1,8 +1,6 @@
-"""What only RabbitMQ's management API knows, where the Secret names it: exact counts, and which queues exist.
+"""Requests to RabbitMQ's management API, if the Secret names it: unacknowledged messages and existing delay queues.
 
-Place in the flow: `gather` asks for unacknowledged messages of workers that are not ours and so cannot be
-asked, `finalize` for delay queues. The plug-in's numbers are up to five seconds old; that is why everything
-else is asked over AMQP.
+Its counts are up to 5 s old, so the operator gets everything else over AMQP.
 """
 
 from __future__ import annotations
@@ -31,19 +29,19 @@ from workqueue_operator.destinations import ANYWHERE, Destinations
 TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
 
 LARGEST_QUEUE: Final = 64 * 1024
-"""Bytes of an answer about one queue."""
+"""Maximum size of a response about one queue, in bytes."""
 
 PAGE: Final = 100
 LARGEST_PAGE: Final = 256 * 1024
-"""Names in a page of a list, and bytes of such an answer: a name has at most 255 bytes."""
+"""Names per page of a list, and maximum size of that response in bytes. A name has at most 255 bytes."""
 
 MOST_PAGES: Final = 100
 PARSED_AT_ONCE: Final = 64 * 1024
-"""Bytes: a larger answer is parsed in a thread."""
+"""Bytes. A larger response is parsed in a thread."""
 
 FRESH: Final = 0.9
-"""Seconds for which an answer is used again: less than the second between two passes, so that what people see is
-not much older than the plug-in's own numbers, which it counts every five."""
+"""Seconds for which an answer is reused: less than the second between two passes, so that the cache hardly adds to
+the age of the plug-in's counts (5 s)."""
 
 
 _FAILED: Final = (
@@ -56,17 +54,17 @@ _FAILED: Final = (
     AttributeError,
     RecursionError,
 )
-"""What a server that is away, refuses, or is something else altogether makes of a question."""
+"""Errors of a request to a server that is down, refuses, or is not RabbitMQ."""
 
 _NO_URI: Final = Unknown(
     Reason.UNACKNOWLEDGED_UNKNOWN,
-    "These workers are not ours and cannot be asked, so that the count does not shrink without the exact number "
-    "of unacknowledged messages. Put the key management-uri into the connection Secret.",
+    "The operator cannot ask the workers of a workloadRef whether they are busy, and does not scale in without the "
+    "number of unacknowledged messages. Add the key management-uri to the connection Secret.",
 )
 
 
 class Management:
-    """Asks the management API. Must be made inside the running loop."""
+    """A client of the management API. Create it inside the running event loop."""
 
     def __init__(self, destinations: Destinations = ANYWHERE) -> None:
         self._destinations = destinations
@@ -79,7 +77,7 @@ class Management:
         await self._session.close()
 
     async def unacknowledged(self, binding: Binding, queue: str) -> int | Unknown:
-        """Messages that some consumer holds, or why that is not known."""
+        """Return the number of unacknowledged messages, or why it is unknown."""
         if binding.management_uri is None:
             return _NO_URI
         known = self._last.get((binding.identity, queue))
@@ -94,11 +92,11 @@ class Management:
         except _FAILED as error:
             return Unknown(
                 Reason.UNACKNOWLEDGED_UNKNOWN,
-                f"The management API does not say how many messages are unacknowledged ({described(error)}), so "
-                "that the count does not shrink. Check management-uri and the user's tags (monitoring is enough).",
+                f"The management API did not return the number of unacknowledged messages ({described(error)}), so "
+                "the operator does not scale in. Check management-uri and the user's tags (monitoring is enough).",
             )
         if not isinstance(count, int):
-            # The plug-in leaves the field out until it has counted: that is not zero.
+            # The plug-in omits the field until it has counted. That does not mean zero.
             return Unknown(
                 Reason.UNACKNOWLEDGED_UNKNOWN, "The management API has not counted this queue's messages yet."
             )
@@ -106,8 +104,8 @@ class Management:
         return count
 
     async def delay_queues(self, binding: Binding, queue: str) -> list[str] | Unknown:
-        """The delay queues of a work queue that exist, or why that is not known; the Secret must name the API."""
-        # Matched anywhere in the name, so that RabbitMQ sends no other team's thousands of names.
+        """Return the existing delay queues of a work queue, or why they are unknown. Requires management-uri."""
+        # Filtered by RabbitMQ (a substring match): the virtual host may have thousands of other queues.
         part = quote(f"{queue}.retry.", safe="")
         names: list[str] = []
         try:
@@ -126,7 +124,7 @@ class Management:
             raise ValueError(f"more than {MOST_PAGES} pages of queues")
         except _FAILED as error:
             return Unknown(
-                Reason.BROKER_UNREACHABLE, f"The management API does not answer ({described(error)})."
+                Reason.BROKER_UNREACHABLE, f"The management API did not answer ({described(error)})."
             )
 
     async def _get(self, binding: Binding, of_queues: str, most: int) -> Any:
@@ -137,7 +135,7 @@ class Management:
             url,
             headers={"Authorization": encode_basic_auth(binding.username, binding.password)},
             ssl=await context(TLS(tls.authority)) if tls is not None and tls.authority else True,
-            # Whoever answers must not choose whom we ask next.
+            # The server must not choose the next destination.
             allow_redirects=False,
         ) as response:
             response.raise_for_status()
@@ -148,7 +146,7 @@ class Management:
 
 
 class _Resolver(aiohttp.DefaultResolver):  # type: ignore[misc, valid-type]
-    """Resolves host names, and refuses addresses that Secrets must not lead to."""
+    """Resolves host names, and refuses forbidden addresses."""
 
     def __init__(self, destinations: Destinations) -> None:
         super().__init__()
@@ -162,12 +160,12 @@ class _Resolver(aiohttp.DefaultResolver):  # type: ignore[misc, valid-type]
 
 
 def _require(host: str, destinations: Destinations) -> None:
-    """Check a host before anything is sent; a name is checked again when it is resolved."""
+    """Check a host before the request. The resolver checks the addresses of a host name."""
     if not destinations.permits(host):
         raise ValueError(f"allowedBrokerHosts of the operator's chart does not list the host {host!r}")
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(host)
-        # aiohttp resolves no addresses.
+        # aiohttp does not resolve IP addresses.
         _require_address(host, host, destinations)
 
 
@@ -175,14 +173,14 @@ def _require_address(host: str, address: str, destinations: Destinations) -> Non
     if not destinations.permits_address(host, address):
         raise OSError(
             errno.EACCES,
-            f"the operator may not connect to {host!r} ({address}), an address of itself, of its node, or of a "
+            f"the operator must not connect to {host!r} ({address}), an address of the operator, its node or a "
             "metadata service",
         )
 
 
 def _url(binding: Binding, of_queues: str) -> URL:
     wrong = ValueError(
-        "management-uri must be like http://rabbitmq:15672: no credentials, no query and no fragment belong in it"
+        "management-uri must look like http://rabbitmq:15672, without credentials, query and fragment"
     )
     try:
         parts = urlsplit(binding.management_uri or "")
@@ -193,5 +191,5 @@ def _url(binding: Binding, of_queues: str) -> URL:
         where = f"{base}/api/queues/{quote(binding.virtual_host, safe='')}{of_queues}"
         return URL(where, encoded=True)
     except ValueError:
-        # What Python says here may quote a password.
+        # The original error text may contain a password.
         raise wrong from None

@@ -1,7 +1,6 @@
-"""The brokers in use: one connection for each distinct address, virtual host and identity.
+"""The brokers in use: WorkQueues with the same addresses, virtual host and user share one connection.
 
-Place in the flow: a pass asks for the broker of its WorkQueue; two WorkQueues with the same connection data
-share one. A broker that nobody used for a while is closed.
+The connection closes when its last WorkQueue leaves.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from workqueue_operator.destinations import ANYWHERE, Destinations
 from workqueue_operator.kube.store import Key
 
 SAME_KEPT: Final = 1000
-"""Pairs of connections for which it is remembered whether they lead to the same broker."""
+"""Pairs of connections for which the result of `are_same` is cached."""
 
 
 @dataclass(eq=False)
 class BrokerHandle:
-    """A broker, its sweep and who uses it."""
+    """A broker, its depth poller and the WorkQueues that use it."""
 
     broker: Broker
     poller: DepthPoller
@@ -30,14 +29,14 @@ class BrokerHandle:
 
 
 class BrokerPool:
-    """All links of this operator.
+    """All broker connections of this operator.
 
     Args:
-        wake: called with the key of a WorkQueue whose queue has news.
-        rang: called with the key of a WorkQueue whose bell rang.
-        sweep_seconds: pause between two questions about an active queue.
-        idle_sweep_seconds: the same for idle queues and dead-letter queues.
-        destinations: which hosts may be connected to.
+        wake: called with the key of a WorkQueue whose queue has changed.
+        rang: called with the key of a WorkQueue whose doorbell rang.
+        sweep_seconds: pause between two polls of an active queue.
+        idle_sweep_seconds: pause between two polls of an idle queue or a dead-letter queue.
+        destinations: the hosts that the operator may connect to.
     """
 
     def __init__(
@@ -61,11 +60,11 @@ class BrokerPool:
         return iter(list(self._handles.values()))
 
     async def handle(self, key: Key, binding: Binding) -> BrokerHandle:
-        """The link for these connection data; a WorkQueue whose data changed leaves its old one."""
+        """Return the handle for the binding. A WorkQueue with a changed binding leaves its old handle."""
         known = self._handle_of.get(key)
         if known is not None and known is not self._handles.get(binding.identity):
             await self.leave(key)
-        # Looked up only now: while the old link was closing, another WorkQueue may have made the new one.
+        # Look up after the await: another WorkQueue may have created the new handle while the old one closed.
         handle = self._handles.get(binding.identity)
         if handle is None:
             handle = self._handles[binding.identity] = self._make(binding)
@@ -74,11 +73,11 @@ class BrokerPool:
         return handle
 
     def known(self, key: Key) -> BrokerHandle | None:
-        """The link that a WorkQueue has used last, while it is open."""
+        """Return the current handle of a WorkQueue, if any."""
         return self._handle_of.get(key)
 
     async def claimants(self, queue: str, handle: BrokerHandle) -> list[Key]:
-        """The WorkQueues that have declared a queue of this virtual host, whatever user or address each has."""
+        """Return the WorkQueues that have declared a queue of this virtual host, with any user or address."""
         found = handle.poller.claims_on(queue)
         for other in self:
             claims = other.poller.claims_on(queue) if other is not handle else []
@@ -87,7 +86,7 @@ class BrokerPool:
         return found
 
     async def are_same(self, handle: BrokerHandle, other: BrokerHandle, queue: str) -> bool | None:
-        """Whether two links lead to the same broker and virtual host (see Broker.is_same_as)."""
+        """Return whether two handles lead to the same broker and virtual host (see Broker.is_same_as)."""
         pair = frozenset((one.broker.binding.identity, one.broker.generation) for one in (handle, other))
         if (known := self._same.get(pair)) is not None:
             return known
@@ -97,7 +96,7 @@ class BrokerPool:
         return same
 
     async def leave(self, key: Key) -> None:
-        """A WorkQueue needs its broker no more: bell down, no more sweeps; the last one closes the link."""
+        """Remove the doorbell and the polls of a WorkQueue. The last WorkQueue closes the connection."""
         handle = self._handle_of.pop(key, None)
         if handle is None:
             return
@@ -135,7 +134,7 @@ class BrokerPool:
             for key in list(handle.users):
                 self._wake(key)
 
-        # The broker calls none of them before this function has returned.
+        # The broker does not call these functions before this method has returned.
         broker = Broker(binding, on_ring, on_removed, on_state, self._destinations)
         poller = DepthPoller(broker, self._wake, self._sweep_seconds, self._idle_sweep_seconds)
         handle = BrokerHandle(broker, poller)

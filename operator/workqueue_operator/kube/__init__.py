@@ -1,1 +1,1 @@
-"""Everything that talks to the API server."""
+"""All access to the API server."""

@@ -1,7 +1,7 @@
-"""The one place that talks to the Kubernetes API server.
+"""Requests to the Kubernetes API server, except kopf's watches and leader election.
 
-Place in the flow: below `act`, `observe` and `leader`. Objects are plain dictionaries as the API server
-gives them; each request has a timeout; each write first asks the fence whether it may still happen.
+Objects are plain dicts in the form of the API. Each request has a timeout. Each write first calls the fence, which
+raises if this process no longer leads.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from workqueue_operator.names import FIELD_MANAGER
 Object: TypeAlias = dict[str, Any]
 
 REQUEST_TIMEOUT: Final = 8.0
-"""Seconds for one request; below the renew deadline of the Lease, so that a black hole cannot keep a leader."""
+"""Seconds for one request. Not above the renew deadline of the Lease, so that lost packets cannot keep a dead
+leader."""
 
 CONNECTIONS: Final = 16
-"""To the API server; each costs a quarter of a megabyte, and more do not make the server faster."""
+"""Connections to the API server. Each costs 0.25 MB, and more do not make the server faster."""
 
 CONNECTIONS_FOR_SCALING: Final = 4
-"""Of them so many are kept free for changes of a count, which thousands of other requests must not hold up."""
+"""Connections reserved for writes of a replica count, so that thousands of other requests do not delay them."""
 
 _APPLY: Final = "application/apply-patch+yaml"
 _BEYOND_BMP: Final = re.compile(r"\\ud[89ab]..\\ud[c-f]..")
@@ -44,7 +45,7 @@ class Cluster:
 
     Args:
         api: an ApiClient of `kubernetes.aio`.
-        fence: called before each write; raises when this process must not write any more.
+        fence: called before each write. It raises if this process must no longer write.
     """
 
     def __init__(self, api: client.ApiClient, fence: Callable[[], None] = lambda: None) -> None:
@@ -66,11 +67,11 @@ class Cluster:
         return await self._request("POST", path, {}, body)
 
     async def replace(self, path: str, body: Object) -> Object:
-        """PUT an object; its resourceVersion, when given, must be the current one."""
+        """PUT an object. Its resourceVersion, if given, must be current."""
         return await self._request("PUT", path, {}, body)
 
     async def delete(self, path: str, uid: str | None = None) -> Object:
-        """DELETE an object, when `uid` is given only that very one."""
+        """DELETE an object; with `uid`, only the object with that UID."""
         return await self._request("DELETE", path, {}, {"preconditions": {"uid": uid}} if uid else None)
 
     async def apply(
@@ -79,19 +80,19 @@ class Cluster:
         """Server-side apply.
 
         Args:
-            force: whether fields that others own are taken over; else they are a conflict, and nothing changes.
+            force: whether to take over fields of other managers. Otherwise they are a conflict, and nothing changes.
         """
         query = {"fieldManager": manager, "force": str(force).lower()}
         return await self._request("PATCH", path, query, body, _APPLY)
 
     async def merge(self, path: str, body: Object) -> Object:
-        """A merge patch."""
+        """PATCH an object with a JSON Merge Patch."""
         return await self._request(
             "PATCH", path, {"fieldManager": FIELD_MANAGER}, body, "application/merge-patch+json"
         )
 
     async def json_patch(self, path: str, operations: list[Object]) -> Object:
-        """A JSON patch, which waits for no other request; a failed `test` operation answers 422."""
+        """PATCH an object with a JSON Patch, on a reserved connection. A failed `test` operation answers 422."""
         return await self._request_now(
             "PATCH", path, {"fieldManager": FIELD_MANAGER}, operations, "application/json-patch+json"
         )
@@ -123,10 +124,10 @@ class Cluster:
             self._fence()
         self.requests += 1
         if content_type == _APPLY:
-            # With a parameter beside it the client sends the text as it is.
+            # With a parameter in the content type, the client sends the text unchanged.
             content_type, body = f"{_APPLY}; charset=utf-8", _yaml(body)
         try:
-            # Authentication is asked for each time: a service account's token is renewed under way.
+            # Authenticate each request, because the service account token is renewed.
             request = await self.api.param_serialize(
                 method,
                 path,
@@ -148,16 +149,16 @@ class Cluster:
 
 
 async def connect(kubeconfig: str | None = None, fence: Callable[[], None] = lambda: None) -> Cluster:
-    """A client for the cluster that this process runs in, else by a kubeconfig.
+    """Return a client for the cluster of this pod, or for the kubeconfig.
 
     Args:
-        kubeconfig: a file to use in any case.
+        kubeconfig: a file that takes precedence over the service account.
     """
     configuration = client.Configuration()
     configuration.connection_pool_maxsize = CONNECTIONS
-    # Without this, aiohttp looks for a netrc file, in a thread, before each request.
+    # Otherwise aiohttp searches for a netrc file in a thread before each request.
     configuration.client_session_kwargs = {"trust_env": False}
-    # Verified as Go does: the certificates of many clusters lack what Python asks for since 3.13.
+    # Verify as Go does: the certificates of many clusters lack extensions that Python requires since 3.13.
     configuration.disable_strict_ssl_verification = True
     if kubeconfig is None and _SERVICE_ACCOUNT.exists():
         config.load_incluster_config(client_configuration=configuration)
@@ -167,7 +168,7 @@ async def connect(kubeconfig: str | None = None, fence: Callable[[], None] = lam
 
 
 def _yaml(body: Any) -> str:
-    """JSON that is YAML, too: what JSON escapes as two surrogates (an emoji, say) is one escape there."""
+    """Return JSON that is also YAML: YAML has one escape where JSON has two surrogates (for example an emoji)."""
 
     def one_escape(pair: re.Match[str]) -> str:
         character: str = json.loads(f'"{pair[0]}"')
@@ -186,89 +187,89 @@ def _refusal(status: int, text: bytes | str, retry_after: str | None) -> Cluster
 
 
 def workqueues_path(namespace: str | None) -> str:
-    """The collection of WorkQueues of one namespace, or of all."""
+    """Return the path of the WorkQueues of a namespace, or of all."""
     scope = f"/namespaces/{namespace}" if namespace else ""
     return f"/apis/workqueue.dev/v1alpha1{scope}/workqueues"
 
 
 def workqueue_path(namespace: str, name: str) -> str:
-    """One WorkQueue."""
+    """Return the path of a WorkQueue."""
     return f"{workqueues_path(namespace)}/{_part(name)}"
 
 
 def deployments_path(namespace: str | None) -> str:
-    """The collection of Deployments of one namespace, or of all."""
+    """Return the path of the Deployments of a namespace, or of all."""
     scope = f"/namespaces/{namespace}" if namespace else ""
     return f"/apis/apps/v1{scope}/deployments"
 
 
 def deployment_path(namespace: str, name: str) -> str:
-    """One Deployment."""
+    """Return the path of a Deployment."""
     return f"{deployments_path(namespace)}/{_part(name)}"
 
 
 def replicaset_path(namespace: str, name: str) -> str:
-    """One ReplicaSet."""
+    """Return the path of a ReplicaSet."""
     return f"/apis/apps/v1/namespaces/{namespace}/replicasets/{_part(name)}"
 
 
 def pods_path(namespace: str | None) -> str:
-    """The collection of pods of one namespace, or of all."""
+    """Return the path of the pods of a namespace, or of all."""
     scope = f"/namespaces/{namespace}" if namespace else ""
     return f"/api/v1{scope}/pods"
 
 
 def pod_path(namespace: str, name: str) -> str:
-    """One pod."""
+    """Return the path of a pod."""
     return f"{pods_path(namespace)}/{_part(name)}"
 
 
 def secrets_path(namespace: str) -> str:
-    """The collection of Secrets of one namespace."""
+    """Return the path of the Secrets of a namespace."""
     return f"/api/v1/namespaces/{namespace}/secrets"
 
 
 def secret_path(namespace: str, name: str) -> str:
-    """One Secret."""
+    """Return the path of a Secret."""
     return f"{secrets_path(namespace)}/{_part(name)}"
 
 
 def namespaces_path() -> str:
-    """All namespaces."""
+    """Return the path of all namespaces."""
     return "/api/v1/namespaces"
 
 
 def namespace_path(name: str) -> str:
-    """One namespace."""
+    """Return the path of a namespace."""
     return f"{namespaces_path()}/{_part(name)}"
 
 
 def leases_path() -> str:
-    """The Leases of all namespaces."""
+    """Return the path of the Leases of all namespaces."""
     return "/apis/coordination.k8s.io/v1/leases"
 
 
 def lease_path(namespace: str, name: str) -> str:
-    """One Lease."""
+    """Return the path of a Lease."""
     return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{_part(name)}"
 
 
 def cluster_role_path(name: str) -> str:
-    """One ClusterRole."""
+    """Return the path of a ClusterRole."""
     return f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{_part(name)}"
 
 
 def autoscalers_path(namespace: str) -> str:
-    """Where the HorizontalPodAutoscalers of a namespace are listed."""
+    """Return the path of the HorizontalPodAutoscalers of a namespace."""
     return f"/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers"
 
 
 def _part(name: str) -> str:
-    """A name in a path. The API server has checked it, unless its definition of a WorkQueue is not ours.
+    """Return a name for use in a path. The API server has validated it, unless it has another CRD of WorkQueue.
 
     Raises:
-        ClusterError: it would lead elsewhere.
+        ClusterError: the name would change the path.
     """
     if not _NAME.fullmatch(name):
-        raise ClusterError(HTTPStatus.BAD_REQUEST, f"{name!r} cannot be the name of an object")
+        raise ClusterError(HTTPStatus.BAD_REQUEST, f"{name!r} is not a valid object name")
     return name

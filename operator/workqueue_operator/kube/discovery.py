@@ -1,8 +1,7 @@
-"""What must be there before the watch can start: the resource itself, and each listed namespace.
+"""Wait for the CRD and the configured namespaces before kopf starts.
 
-Place in the flow: `__main__` waits here before kopf runs. A CRD that is made later is never seen by kopf
-with its own discovery off, and a listed namespace that is missing or forbidden ends all of kopf after a
-minute (both tried): so each is asked for first, and what cannot be used is left out and said.
+kopf with its discovery disabled never notices a later CRD, and a missing or forbidden namespace stops kopf after a
+minute (both tried). So both are checked first, and unusable namespaces are logged and left out.
 """
 
 from __future__ import annotations
@@ -33,7 +32,10 @@ async def wait_for_resource(cluster: Cluster) -> None:
         except ClusterError as error:
             problem = error.message
         if problem != said:
-            logger.warning("WorkQueues are not served yet: waiting for the CRD.", extra={"detail": problem})
+            logger.warning(
+                "Waiting for the CRD: the API server does not serve WorkQueues yet.",
+                extra={"detail": problem},
+            )
             said = problem
         await asyncio.sleep(PAUSE)
 
@@ -41,10 +43,10 @@ async def wait_for_resource(cluster: Cluster) -> None:
 async def usable_namespaces(
     cluster: Cluster, wanted: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Which listed namespaces can be listed and watched.
+    """Return the configured namespaces that the operator can list and watch. Waits until there is at least one.
 
     Returns:
-        Those that can, in the order given, and for each other one why not. Waits while none can.
+        The usable namespaces in the given order, and the problem of each other namespace.
     """
     if not wanted:
         return (), {}
@@ -55,7 +57,9 @@ async def usable_namespaces(
         left_out = {namespace: problem for namespace, problem in answers.items() if problem is not None}
         if left_out != said:
             for namespace, problem in left_out.items():
-                logger.warning("A namespace is left out.", extra={"namespace": namespace, "detail": problem})
+                logger.warning(
+                    "The namespace is left out.", extra={"namespace": namespace, "detail": problem}
+                )
             said = left_out
         if usable:
             return usable, left_out
@@ -63,7 +67,10 @@ async def usable_namespaces(
 
 
 async def _problem(cluster: Cluster, namespace: str) -> str | None:
-    """A missing namespace lists as empty for whoever may list everywhere, so it does no harm either."""
+    """Return why a namespace is not usable, or None.
+
+    With cluster-wide permissions, a missing namespace lists as empty, which is harmless.
+    """
     try:
         await cluster.get(workqueues_path(namespace), limit="1")
         await cluster.get(deployments_path(namespace), limit="1")

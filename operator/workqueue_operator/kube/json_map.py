@@ -1,7 +1,6 @@
-"""A mapping that holds its objects as JSON text.
+"""A mapping that stores its objects as JSON text.
 
-Place in the flow: the store keeps in it what there is one of for each WorkQueue, most of which sleep. The text takes
-less than half the memory of the dictionaries, and in a piece of its own, which goes back when it is replaced.
+The text takes less than half the memory of the dicts. It is one allocation, which is freed when it is replaced.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 class JsonMap(MutableMapping[tuple[str, str], dict[str, Any]]):
     """JSON objects by (namespace, name).
 
-    Each look makes a new object, in some 20 microseconds; what is changed in it is not kept.
+    Each lookup parses a new object in about 20 microseconds. Changes to that object are not stored.
     """
 
     def __init__(self) -> None:
@@ -40,6 +39,6 @@ class JsonMap(MutableMapping[tuple[str, str], dict[str, Any]]):
         return len(self._texts)
 
     def saying(self, text: str) -> Iterator[dict[str, Any]]:
-        """The objects with this text among their values or names; the others are not made."""
+        """Return the objects that contain this text as a value or key, without parsing the others."""
         sought = json.dumps(text)
         return (json.loads(found) for found in list(self._texts.values()) if sought in found)

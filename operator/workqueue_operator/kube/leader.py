@@ -1,9 +1,8 @@
-"""One operator at a time: a Lease, renewed by whoever leads, released on a graceful stop.
+"""Leader election with a Lease: one operator process writes at a time.
 
-Place in the flow: `__main__` waits here to become the leader; `cluster` asks `require` before each write.
-The election is that of `kubernetes.aio`; what it lacks stands here: a request that hangs cannot keep a dead
-leader (each has a timeout below the renew deadline), validity goes by the monotonic clock, and the Lease is
-given back, so that a successor need not wait for it to run out.
+Additions to the election of `kubernetes.aio`: each request has a timeout below the renew deadline, so that a stuck
+request cannot keep a dead leader; the validity of the Lease is measured on the monotonic clock; and a graceful stop
+releases the Lease, so that the successor does not wait until it expires.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS: Final = 12
 RENEW_DEADLINE: Final = 8
 RETRY_SECONDS: Final = 3
-"""A successor needs at most LEASE_SECONDS + RETRY_SECONDS after a sudden end, RETRY_SECONDS after a release."""
+"""A successor takes over within LEASE_SECONDS + RETRY_SECONDS after a crash, and RETRY_SECONDS after a release."""
 
 REQUEST_SECONDS: Final = 2.5
 
 
 class _Lock(LeaseLock):
-    """The Lease, with a timeout on each request and a memory of when it was last known to be ours.
+    """The Lease, with a timeout on each request and the time until which this process holds it.
 
-    After a write of ours the Lease is as the server answered; it is not read again before the next one, which
-    the server refuses if anybody else has written since. That halves the requests of an operator at rest.
+    After a write, the answer of the server replaces the next read. If another process has written in between, the
+    server refuses the next write. This halves the requests of an idle operator.
     """
 
     def __init__(self, name: str, namespace: str, identity: str, api: ApiClient) -> None:
@@ -59,7 +58,7 @@ class _Lock(LeaseLock):
             return False, ApiException(status=0, reason=repr(error))
 
     async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
-        # Not the library's own: it asks for `pretty=True`, which its own client refuses (37.0.2).
+        # Replaces the library's method, which passes `pretty=True`, which the library's client refuses (37.0.2).
         lease = client.V1Lease(
             metadata=client.V1ObjectMeta(name=name), spec=self.update_lease(election_record)
         )
@@ -69,7 +68,7 @@ class _Lock(LeaseLock):
         try:
             await self.api_instance.create_namespaced_lease(namespace, lease)
         except ApiException as error:
-            logger.warning("The Lease could not be created.", extra={"detail": str(error.reason)})
+            logger.warning("Creating the Lease failed.", extra={"detail": str(error.reason)})
             return False
         return True
 
@@ -79,7 +78,7 @@ class _Lock(LeaseLock):
         return self._as_written
 
     async def _replace(self, name: str, namespace: str, record: LeaderElectionRecord) -> bool:
-        # Not the library's own: it forgets the answer.
+        # Replaces the library's method, which discards the answer.
         lease = self.lease_reference
         if lease is None:
             return False
@@ -87,12 +86,12 @@ class _Lock(LeaseLock):
         try:
             self.lease_reference = await self.api_instance.replace_namespaced_lease(name, namespace, lease)
         except ApiException as error:
-            logger.warning("The Lease could not be renewed.", extra={"detail": str(error.reason)})
+            logger.warning("Renewing the Lease failed.", extra={"detail": str(error.reason)})
             return False
         return True
 
     async def _keep(self, write: Awaitable[bool]) -> bool:
-        # Counted from before the request: the Lease runs from when the server took it, not from the answer.
+        # Measured before the request, because the Lease starts when the server receives it.
         begun = time.monotonic()
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
@@ -105,10 +104,10 @@ class _Lock(LeaseLock):
 
 
 class Leadership:
-    """Becomes the leader, stays it, gives it back.
+    """Acquires, renews and releases the leadership.
 
     Args:
-        identity: unique among all candidates; the pod's name.
+        identity: unique among all candidates: the name of the pod.
     """
 
     def __init__(self, api: ApiClient, name: str, namespace: str, identity: str) -> None:
@@ -118,13 +117,13 @@ class Leadership:
         self._task: asyncio.Task[None] | None = None
 
     def require(self) -> None:
-        """Raise LeadershipLostError unless the Lease is ours at this moment."""
+        """Raise LeadershipLostError unless this process holds the Lease."""
         if time.monotonic() >= self._lock.valid_until:
-            raise LeadershipLostError("the Lease is not held any more")
+            raise LeadershipLostError("this process no longer holds the Lease")
 
     @property
     def leads(self) -> bool:
-        """Whether the Lease is ours at this moment."""
+        """Whether this process holds the Lease."""
         return time.monotonic() < self._lock.valid_until
 
     async def win(self) -> None:
@@ -153,7 +152,7 @@ class Leadership:
             raise LeadershipLostError(f"the election ended: {self._task.exception()!r}")
 
     async def release(self) -> None:
-        """Stop renewing, and give the Lease back if it is ours. Nothing may be written afterwards."""
+        """Stop renewing and release the Lease, if this process holds it. Then nothing may be written."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -177,4 +176,4 @@ class Leadership:
                 await self._lock.api_instance.replace_namespaced_lease(
                     self._lock.name, self._lock.namespace, lease
                 )
-                logger.info("The Lease was given back.")
+                logger.info("Released the Lease.")

@@ -1,10 +1,9 @@
-"""Which release of the operator serves a namespace, where several could.
+"""Decides which release of the operator serves a namespace.
 
-Place in the flow: a pass asks first whether its WorkQueue is this operator's to serve. The answer depends on three
-things that each release can read: the namespace's label `workqueue.dev/operator`; the Lease `workqueue.dev` in the
-namespace, which the chart makes for the release that lists it; and the ClusterRole `workqueue.dev`, which the chart
-makes for the release that watches everything. They are read again every few seconds. What cannot be read stays as it
-was.
+Each release reads the same three claims: the namespace's label `workqueue.dev/operator`; the Lease `workqueue.dev` in
+the namespace, which the chart creates for a release that lists the namespace; and the ClusterRole `workqueue.dev`,
+which the chart creates for a release that watches the whole cluster. They are read every 15 s. If a read fails, the
+previous claims stay valid.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ from workqueue_operator.names import CLAIM, LABEL_OPERATOR
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY: Final = 15.0
-"""Seconds until a change is seen. Meanwhile two operators may serve a namespace; the guards of each write hold."""
+"""Seconds between two reads. Until then, two operators may serve a namespace; the guards of each write still hold."""
 
 FIRST_AGAIN: Final = 2.0
-"""Seconds between two attempts at the first look."""
+"""Seconds between two attempts of the first read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What decides who serves. An operator is `NAMESPACE/RELEASE`, as its chart wrote it.
+    """The claims. An operator is named `NAMESPACE/RELEASE`, as its chart writes it.
 
     Attributes:
-        labels: by namespace, the release that its label names.
-        listed: by namespace, the operator that lists it.
-        everywhere: the operator that watches the whole cluster, empty for none.
+        labels: the release in the label of each namespace.
+        listed: the operator that lists each namespace.
+        everywhere: the operator that watches the whole cluster; empty for none.
     """
 
     labels: dict[str, str] = field(default_factory=dict)
@@ -51,7 +50,7 @@ class Claims:
     everywhere: str = ""
 
     def server(self, namespace: str) -> str:
-        """Return the operator that serves a namespace; a bare release when only a label knows it; empty for none."""
+        """Return the operator that serves a namespace: only its release if just a label names it; empty for none."""
         candidates = [one for one in (self.listed.get(namespace), self.everywhere) if one]
         label = self.labels.get(namespace)
         if label is not None:
@@ -60,13 +59,13 @@ class Claims:
 
 
 class Ownership:
-    """Knows which namespaces are this operator's to serve.
+    """Tells which namespaces this operator serves.
 
     Args:
-        operator: this one, as NAMESPACE/RELEASE.
-        namespaces: those that it lists; empty: it watches the whole cluster.
+        operator: this operator, as NAMESPACE/RELEASE.
+        namespaces: the namespaces that this operator lists; empty if it watches the whole cluster.
         changed: called with the namespaces whose operator has changed.
-        known: the namespaces that have WorkQueues, as far as this operator sees them.
+        known: returns the namespaces with WorkQueues.
     """
 
     def __init__(
@@ -88,13 +87,13 @@ class Ownership:
         self._looking: asyncio.Task[None] | None = None
 
     async def elsewhere(self, namespace: str) -> str | None:
-        """Return the operator that serves this namespace, None when it is this one.
+        """Return the other operator that serves this namespace; None if it is this one.
 
         Raises:
-            ClusterError: the namespace is new here, and the API server did not answer.
+            ClusterError: the namespace is new, and the API server did not answer.
         """
         if namespace not in self._looked_for:
-            # Its claim may be as young as the namespace. Many namespaces may come together: they share a look.
+            # The claims of a new namespace may be newer than the last read. Concurrent callers share one read.
             if self._looking is None or self._looking.done():
                 self._looking = asyncio.create_task(self.look())
             await asyncio.shield(self._looking)
@@ -103,36 +102,36 @@ class Ownership:
         return None if server == self.operator else server
 
     async def first(self) -> None:
-        """Look once; retry until the API server has answered."""
+        """Read the claims once. Retries until the API server has answered."""
         while True:
             try:
                 return await self.look()
             except ClusterError as error:
                 logger.warning(
-                    "The other operators are not known yet.",
+                    "Reading the claims of the operators failed. Retrying.",
                     extra={"status": error.status, "detail": error.message},
                 )
                 await asyncio.sleep(error.retry_after or FIRST_AGAIN)
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Read the claims periodically until cancelled."""
         while True:
             await asyncio.sleep(LOOK_EVERY)
             try:
                 await self.look()
             except ClusterError as error:
                 logger.warning(
-                    "The other operators could not be looked for.",
+                    "Reading the claims of the operators failed.",
                     extra={"status": error.status, "detail": error.message},
                 )
             except Exception:
-                logger.exception("The other operators could not be looked for.")
+                logger.exception("Reading the claims of the operators failed.")
 
     async def look(self) -> None:
         """Read the claims.
 
         Raises:
-            ClusterError: the API server did not answer; what was known stays.
+            ClusterError: the API server did not answer. The previous claims stay.
         """
         before = self._claims
         try:
@@ -143,7 +142,7 @@ class Ownership:
                 raise
             if not self._forbidden:
                 logger.warning(
-                    "This operator may not see which others serve its namespaces, and serves them.",
+                    "No permission to read the claims of other operators. This operator serves all its namespaces.",
                     extra={"detail": error.message},
                 )
             self._forbidden, claims = True, Claims()
@@ -154,7 +153,7 @@ class Ownership:
             self._changed(changed)
 
     def _with_own(self, claims: Claims) -> Claims:
-        """An operator that was not installed by the chart has made no claim: it serves where no other claims to."""
+        """Add the implicit claim of an operator that the chart did not install: all that no other operator claims."""
         if self._namespaces:
             own = dict.fromkeys(self._namespaces, self.operator)
             return Claims(claims.labels, {**own, **claims.listed})
@@ -183,7 +182,7 @@ class Ownership:
 
     async def _of_cluster(self) -> Claims:
         labelled = await self._cluster.get(namespaces_path(), labelSelector=LABEL_OPERATOR)
-        # Asked for by name, so that the right to list Leases ends at this name.
+        # Selected by name, because RBAC restricts the permission to list Leases to this name.
         listed = await self._cluster.get(leases_path(), fieldSelector=f"metadata.name={CLAIM}")
         everywhere = await self._get(cluster_role_path(CLAIM)) or {"metadata": {}}
         return Claims(

@@ -1,7 +1,7 @@
-"""LISTs that correct the store every few minutes, and what is known of the health of the watch.
+"""LISTs that correct the store every few minutes, and the health of the watch.
 
-Place in the flow: beside kopf's watch. kopf lists again after a gap but never says what was deleted in it,
-so that ghosts would stay; and with a black-holed API server kopf only reconnects: our own LIST notices.
+After a gap in its watch, kopf lists again but does not report deletions from the gap. And when packets to the API
+server are lost, kopf only reconnects; the LIST detects it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from workqueue_operator.names import LABEL_WORKQUEUE
 logger = logging.getLogger(__name__)
 
 BLIND_AFTER: Final = 180.0
-"""Seconds for which the watch may have brought nothing although a LIST showed changes."""
+"""Seconds for which the watch may deliver no event although a LIST has shown changes."""
 
 FIRST_AGAIN: Final = 2.0
-"""Seconds between two attempts at the first LIST."""
+"""Seconds between two attempts of the first LIST."""
 
 PAGE: Final = 50
-"""Objects of one answer to a LIST: what they are at once, some 70 KiB each, the process keeps for ever."""
+"""Objects per response to a LIST. Each takes about 70 KiB, and Python rarely returns memory to the OS."""
 
 _PATHS: Final[dict[str, Callable[[str | None], str]]] = {
     "workqueues": workqueues_path,
@@ -36,10 +36,10 @@ _PATHS: Final[dict[str, Callable[[str | None], str]]] = {
 
 
 class Resync:
-    """Lists all kinds again and again.
+    """Lists all kinds periodically.
 
     Args:
-        namespaces: those to list; empty: all at once.
+        namespaces: the namespaces to list; empty for the whole cluster.
         seconds: pause between two rounds.
     """
 
@@ -52,7 +52,7 @@ class Resync:
         self.blind_since: float | None = None
 
     async def run(self) -> None:
-        """List for ever."""
+        """List periodically until cancelled."""
         while True:
             await asyncio.sleep(self._seconds)
             try:
@@ -60,11 +60,11 @@ class Resync:
             except ClusterError as error:
                 logger.warning("A LIST failed.", extra={"status": error.status, "detail": error.message})
             except Exception:
-                # One LIST that fails for a reason nobody thought of must not end all of them.
-                logger.exception("A LIST could not be read.")
+                # An unexpected error in one LIST must not stop the resync.
+                logger.exception("A LIST failed unexpectedly.")
 
     async def first(self) -> None:
-        """List everything once; retry until the API server has answered."""
+        """List everything once. Retries until the API server has answered."""
         while True:
             try:
                 return await self.once()
@@ -78,8 +78,8 @@ class Resync:
         """List everything once.
 
         Raises:
-            ClusterError: the API server refused or did not answer. What came before that is in the store; nothing
-                of a kind is dropped but by a whole LIST of it.
+            ClusterError: the API server refused or did not answer. Objects received before are in the store. Only
+                a complete LIST of a kind drops objects of that kind.
         """
         surprises = 0
         for kind, path in _PATHS.items():
@@ -94,18 +94,18 @@ class Resync:
 
     @property
     def blind(self) -> bool:
-        """Whether a LIST has shown changes and the watch has brought nothing at all for a while since."""
+        """Whether the watch has delivered no event for `BLIND_AFTER` although a LIST has shown changes."""
         since = self.blind_since
         return since is not None and not self._event_since(since) and time.monotonic() - since > BLIND_AFTER
 
     def _event_since(self, moment: float) -> bool:
-        """Whether the watch has brought anything at or after this monotonic time."""
+        """Return whether the watch has delivered an event at or after this monotonic time."""
         return any(
             fresh.event is not None and fresh.event >= moment for fresh in self._store.freshness.values()
         )
 
     async def _list(self, kind: str, path: str, namespace: str | None) -> int:
-        """Returns how many WorkQueues the store did not have in that version."""
+        """List one kind; return how many WorkQueues were newer than in the store."""
         taken_at = time.monotonic()
         query = {"limit": str(PAGE)}
         if kind == "pods":

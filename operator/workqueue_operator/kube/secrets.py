@@ -1,8 +1,8 @@
-"""Connection Secrets: read by name, kept for a minute, and read again while a WorkQueue uses them.
+"""Connection Secrets: read by name, cached for a minute, and refreshed while a WorkQueue uses them.
 
-Place in the flow: `brokers` asks here for the binding of a WorkQueue. Only `get` on Secrets is used, never
-list or watch, so that the operator's role need not see Secrets that nobody named. An idle WorkQueue has no pass
-that would ask again, so each Secret in use is read at least once a minute, and a changed one wakes its WorkQueues.
+The operator uses only `get` on Secrets, never list or watch, so that it cannot read Secrets that no WorkQueue names.
+An idle WorkQueue has no passes, so a background task refreshes each Secret in use once per minute. A changed Secret
+wakes its WorkQueues.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ from workqueue_operator.kube.store import Key
 logger = logging.getLogger(__name__)
 
 MAX_AGE: Final = 60.0
-"""Seconds after which a Secret is read again. A refused login reads it again at once."""
+"""Seconds after which a Secret is read again. A refused login reads it again immediately."""
 
 READ_AFTER: Final = 50.0
-"""Seconds after which a Secret in use is read again without a pass; the rest of the minute is for the read."""
+"""Seconds after which the background task reads a Secret in use. The rest of the minute is for the read."""
 
 LOOK_EVERY: Final = 1.0
-"""Seconds between two looks for Secrets that are due."""
+"""Seconds between two checks for Secrets that are due."""
 
 READS_AT_ONCE: Final = 4
 
 MAX_AGE_OF_SUSPECT: Final = 15.0
-"""The same while the broker that the Secret names cannot be used: perhaps it is the Secret that is wrong."""
+"""`MAX_AGE` while the broker of the Secret is not available, because the Secret may be wrong."""
 
 MAX_AGE_OF_TROUBLE: Final = 5.0
+"""`MAX_AGE` of a Secret that is missing or invalid."""
+
 KEPT: Final = 3600.0
-"""Seconds after which a Secret that nobody asked for is not kept in memory any more."""
+"""Seconds after which an unused Secret is removed from memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class _Entry:
 
 
 def _seen_from_elsewhere(binding: Binding, namespace: str) -> Binding:
-    """A short host name means a Service in the Secret's namespace, as the workers there resolve it."""
+    """Resolve a short host name as the workers do: as a Service in the namespace of the Secret."""
     addresses: list[tuple[str, int]] = []
     for host, port in binding.addresses:
         if "." not in host and ":" not in host and host != "localhost":
@@ -69,7 +71,7 @@ def _seen_from_elsewhere(binding: Binding, namespace: str) -> Binding:
 
 
 class Secrets:
-    """The connection Secrets, by (namespace, name)."""
+    """A cache of connection Secrets, by (namespace, name)."""
 
     def __init__(self, cluster: Cluster, wake: Callable[[Key], None] = lambda _: None) -> None:
         self._cluster = cluster
@@ -80,7 +82,7 @@ class Secrets:
         self._users: defaultdict[tuple[str, str], set[Key]] = defaultdict(set)
 
     def use(self, key: Key, name: str) -> None:
-        """Note that a WorkQueue depends on the Secret `name` in its namespace: a change of it wakes the WorkQueue."""
+        """Register a WorkQueue as user of the Secret `name` in its namespace. A change then wakes it."""
         where = key[0], name
         if self._used_by.get(key) != where:
             self.leave(key)
@@ -96,17 +98,18 @@ class Secrets:
                 del self._users[where]
 
     async def run(self) -> None:
-        """Read each Secret in use again before it is a minute old, until cancelled."""
+        """Refresh each Secret in use before it is a minute old, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_EVERY)
             try:
                 await self.read_due(time.monotonic())
             except Exception:
-                # An unforeseen failure must not end this loop: idle WorkQueues would keep their old credentials.
-                logger.exception("The connection Secrets could not be read again.")
+                # An unexpected error must not stop this loop, because idle WorkQueues would keep their old
+                # credentials.
+                logger.exception("Refreshing the connection Secrets failed.")
 
     async def read_due(self, now: float) -> None:
-        """Read the Secrets in use that are due: the oldest first, and only a share of them, to spread the load."""
+        """Refresh a share of the Secrets that are due, the oldest first, to spread the load."""
         ages = {
             where: now - entry.at for where in self._users if (entry := self._entries.get(where)) is not None
         }
@@ -125,15 +128,15 @@ class Secrets:
     async def binding(
         self, namespace: str, name: str, *, suspect: bool = False, proven: bool = False
     ) -> Binding:
-        """The connection data in a Secret.
+        """Return the connection data in a Secret.
 
         Args:
-            suspect: whether they have led nowhere so far.
-            proven: whether they lead somewhere at this moment, so that their age does not matter.
+            suspect: whether a connection with this data has failed.
+            proven: whether a connection with this data is open, so that its age does not matter.
 
         Raises:
-            Trouble: it is missing, forbidden or unusable; the message says what to do.
-            ClusterError: the API server did not answer and nothing is known from before.
+            ReconcileError: the Secret is missing, forbidden or invalid. The message says what to do.
+            ClusterError: the API server did not answer, and the Secret is not cached.
         """
         where = namespace, name
         entry = self._entries.get(where)
@@ -144,14 +147,14 @@ class Secrets:
         return entry.result
 
     async def _current(self, where: tuple[str, str]) -> _Entry:
-        """Read a Secret; a thousand WorkQueues may share it and ask at the same time, and it is read once."""
+        """Read a Secret. Concurrent callers share one read, because 1,000 WorkQueues may use the same Secret."""
         if where not in self._reading:
             reading = self._reading[where] = asyncio.create_task(self._read_again(where))
             reading.add_done_callback(lambda _: self._reading.pop(where, None))
         return await asyncio.shield(self._reading[where])
 
     def forget(self, namespace: str, name: str) -> None:
-        """Read the Secret again the next time it is needed."""
+        """Expire the Secret, so that the next use reads it again."""
         where = namespace, name
         if where in self._entries:
             self._entries[where] = replace(self._entries[where], at=-math.inf)
@@ -164,7 +167,7 @@ class Secrets:
         except ClusterError:
             if known is None:
                 raise
-            # What is known stays in use; the read is tried again soon.
+            # Keep the cached data, and retry the read soon.
             result, at = known.result, at - READ_AFTER + MAX_AGE_OF_TROUBLE
         now = time.monotonic()
         self._entries = {
@@ -191,8 +194,8 @@ class Secrets:
             if error.forbidden:
                 return ReconcileError(
                     Reason.SECRET_FORBIDDEN,
-                    f'The operator may not read the Secret "{name}" in namespace "{namespace}": {error.message}. '
-                    "Compare its roles with those of the chart.",
+                    f'The operator has no permission to read the Secret "{name}" in namespace "{namespace}": '
+                    f"{error.message}. Compare its roles with those of the chart.",
                 )
             raise
         try:
@@ -209,7 +212,7 @@ def _same(one: Binding | ReconcileError, other: Binding | ReconcileError) -> boo
 
 
 def _decoded(data: Mapping[str, str]) -> dict[str, str]:
-    """The keys that are text; a Secret may hold others beside them, such as a key store."""
+    """Return the keys with text. A Secret may also have binary keys, such as a key store."""
     keys = {}
     for key, value in data.items():
         with contextlib.suppress(binascii.Error, UnicodeDecodeError):

@@ -1,7 +1,7 @@
-"""What the cluster shows: WorkQueues, their Deployments and their pods, as the watch and the LISTs told.
+"""The operator's cache of WorkQueues, their Deployments and their pods.
 
-Place in the flow: `handlers` feed it with events, `resync` corrects it every few minutes (kopf lists again
-after a gap in its watch but never says what was deleted in the gap); a pass reads it and nothing else.
+`watch` updates it with events, and `resync` corrects it every few minutes. A pass reads the cluster's state only
+here.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _READ: Final[dict[str, dict[str, Any]]] = {
         },
     },
 }
-"""What a pass reads of an object, beside its metadata. Held whole, they would be most of the process' memory."""
+"""The fields of each kind that a pass reads, besides metadata. Whole objects would take most of the memory."""
 
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
 _AT_ONCE: Final = 50
-"""Objects that are made from their text before others have a turn: about a millisecond."""
+"""Number of objects parsed before the loop yields, which takes about 1 ms."""
 
 _GONE_MATTERS: Final = 60.0
-"""Seconds before a LIST during which it, or the answer to a write of ours, may still have shown what is gone."""
+"""Seconds for which a deletion is remembered: an earlier LIST or the answer to a write may still show the object."""
 
 
 @dataclass(slots=True)
 class Freshness:
-    """When the watch and the LIST of one kind last brought something, on the monotonic clock; None: never."""
+    """When the watch and the LIST of a kind last delivered, on the monotonic clock; None for never."""
 
     event: float | None = None
     listed: float | None = None
@@ -59,7 +59,7 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """In which version an object was last shown, and when."""
+    """The last version of an object, and when it arrived."""
 
     version: int
     at: float
@@ -67,7 +67,7 @@ class _Seen:
 
 @dataclass(frozen=True, slots=True)
 class _Gone:
-    """A deletion: in which version, and when it was told."""
+    """The version of a deletion, and when it arrived."""
 
     version: int
     at: float
@@ -78,7 +78,7 @@ class Store:
     """Objects by (namespace, name).
 
     Args:
-        wake: called with the key of a WorkQueue about which something changed.
+        wake: called with the key of a WorkQueue when one of its objects has changed.
     """
 
     wake: Callable[[Key], None]
@@ -91,14 +91,14 @@ class Store:
     _pods_of: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
     _followers: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
 
-    # -- what a pass reads ---------------------------------------------------------------------------
+    # -- read by passes ------------------------------------------------------------------------------
 
     def workqueue(self, key: Key) -> Object | None:
-        """The WorkQueue, or None when it is not there (any more)."""
+        """Return a WorkQueue, or None if it does not exist."""
         return self.workqueues.get(key)
 
     async def each_workqueue(self, namespaces: AbstractSet[str] | None = None) -> AsyncIterator[Object]:
-        """All WorkQueues, or those of some namespaces, one after another; others get a turn in between."""
+        """Iterate over all WorkQueues, or those of some namespaces. Yields to other tasks in between."""
         keys = [key for key in self.workqueues if namespaces is None or key[0] in namespaces]
         for number, key in enumerate(keys):
             if number % _AT_ONCE == 0:
@@ -107,21 +107,21 @@ class Store:
                 yield body
 
     def deployment(self, namespace: str, name: str) -> Object | None:
-        """A Deployment, or None."""
+        """Return a Deployment, or None."""
         return self.deployments.get((namespace, name))
 
     def pods_of(self, key: Key) -> list[PodView]:
-        """The pods with the label of this WorkQueue that have not ended, by name."""
+        """Return the existing pods with the label of a WorkQueue, by name."""
         return existing(self.pods[pod] for pod in self._pods_of.get(key, ()))
 
     def follow(self, key: Key, namespace: str, deployment: str) -> None:
-        """Wake `key` when that Deployment changes, although it does not carry our label; that one alone."""
+        """Wake a WorkQueue when that Deployment (of a workloadRef) changes. Replaces an earlier `follow`."""
         if key not in self._followers.get((namespace, deployment), ()):
             self.unfollow(key)
             self._followers[namespace, deployment].add(key)
 
     def unfollow(self, key: Key) -> None:
-        """Undo every `follow` of this WorkQueue."""
+        """Undo `follow`."""
         for target in [target for target, keys in self._followers.items() if key in keys]:
             self._followers[target].discard(key)
             if not self._followers[target]:
@@ -131,31 +131,31 @@ class Store:
                     self._remove("deployments", target)
 
     def followers_of(self, namespace: str, deployment: str) -> frozenset[Key]:
-        """The WorkQueues that follow that Deployment."""
+        """Return the WorkQueues that follow that Deployment."""
         return frozenset(self._followers.get((namespace, deployment), ()))
 
     def age(self, key: Key) -> tuple[str, str]:
-        """What orders WorkQueues by age: of two that want the same thing, the lower has it."""
+        """Return the sort key for the age of a WorkQueue. In a conflict, the lower one wins."""
         metadata = self.workqueues[key]["metadata"]
         return metadata["creationTimestamp"], metadata["uid"]
 
     def is_older(self, one: Key, other: Key) -> bool:
-        """Whether `one` is there, is not being deleted, and is older than `other`."""
+        """Return whether `one` exists, is not being deleted, and is older than `other`."""
         body = self.workqueues.get(one)
         if body is None or other not in self.workqueues or body["metadata"].get("deletionTimestamp"):
             return False
         return self.age(one) < self.age(other)
 
-    # -- what the events and the LISTs write ---------------------------------------------------------
+    # -- written by events, LISTs and answers to writes ----------------------------------------------
 
     def put_workqueue(self, body: Object, *, our_status: bool = False) -> bool:
-        """A WorkQueue as it is now; what is older than what is known is ignored, here and below.
+        """Store a WorkQueue. This method and `put_*` below ignore versions older than the stored one.
 
         Args:
-            our_status: the answer to our own write of its status, which is no reason for a pass; anybody else's is.
+            our_status: whether this is the answer to the operator's own write of the status, which needs no pass.
 
         Returns:
-            Whether it was not known in this version, here and below.
+            Whether this version is new. Also for `put_*` below.
         """
         key = key_of(body)
         if not self._is_news("workqueues", key, body):
@@ -168,7 +168,7 @@ class Store:
         return True
 
     def put_deployment(self, body: Object) -> bool:
-        """A Deployment as it is now, from an event, a LIST or the answer to our own write."""
+        """Store a Deployment from an event, a LIST or the answer to a write."""
         key = key_of(body)
         owners = self._owners(body)
         if not owners:
@@ -183,7 +183,7 @@ class Store:
         return True
 
     def put_pod(self, body: Object) -> bool:
-        """A pod as it is now."""
+        """Store a pod."""
         key, owner = key_of(body), _owner(body)
         if owner is None or not self._is_news("pods", key, body):
             return False
@@ -196,7 +196,7 @@ class Store:
         return True
 
     def drop(self, kind: str, body: Object) -> None:
-        """Something was deleted; an object of the same name that came since stays."""
+        """Drop a deleted object. A newer object with the same name stays."""
         key, version = key_of(body), _version(body)
         self._gone[kind, key] = _Gone(version, time.monotonic())
         seen = self._seen.get((kind, key))
@@ -204,17 +204,17 @@ class Store:
             self._remove(kind, key)
 
     def put(self, kind: str, body: Object) -> bool:
-        """An object of a kind (`workqueues`, `deployments` or `pods`) as it is now."""
+        """Store an object of a kind (`workqueues`, `deployments` or `pods`)."""
         puts = {"workqueues": self.put_workqueue, "deployments": self.put_deployment, "pods": self.put_pod}
         return puts[kind](body)
 
     def correct(self, kind: str, listed: AbstractSet[Key], namespace: str | None, taken_at: float) -> None:
-        """Drop what a whole LIST has not shown, but for what became known after `taken_at`.
+        """Drop objects that a complete LIST does not contain, except objects that arrived after `taken_at`.
 
         Args:
             kind: `workqueues`, `deployments` or `pods`.
-            namespace: the LIST's scope, None for all.
-            taken_at: the monotonic time before the LIST was asked for.
+            namespace: the scope of the LIST; None for the whole cluster.
+            taken_at: the monotonic time before the request of the LIST.
         """
         objects = self._objects(kind)
         for key in [key for key in objects if key not in listed and namespace in {None, key[0]}]:
@@ -226,13 +226,13 @@ class Store:
         self.freshness[kind].listed = time.monotonic()
 
     def saw_event(self, kind: str) -> None:
-        """Note that the watch of this kind is alive."""
+        """Note that the watch of a kind has delivered an event."""
         self.freshness[kind].event = time.monotonic()
 
     def _is_news(self, kind: str, key: Key, body: Object) -> bool:
-        """Whether this version is newer than what is known, a deletion included.
+        """Return whether this version is newer than the stored version and than a deletion.
 
-        The same version once more, from a LIST or as the event of our own write, shows only that it is there.
+        The same version again (from a LIST, or as the event of our own write) only shows that the object exists.
         """
         seen, gone = self._seen.get((kind, key)), self._gone.get((kind, key))
         version, newest = _version(body), -1 if seen is None else seen.version
@@ -268,19 +268,19 @@ class Store:
         self.wake(owner)
 
     def _owners(self, deployment: Object) -> set[Key]:
-        """The WorkQueues that a Deployment concerns: by our label, by our name for it, by a workloadRef."""
+        """Return the WorkQueues of a Deployment: by label, by name, or by workloadRef."""
         namespace, name = key_of(deployment)
         owners = set(self._followers.get((namespace, name), ()))
         if (owner := _owner(deployment)) is not None:
             owners.add(owner)
         elif name.endswith(workload_name("")):
-            # Somebody else's Deployment under the name that we would use: a NameConflict to report.
+            # A foreign Deployment with the name that the operator would use: the pass reports NameConflict.
             owners.add((namespace, name.removesuffix(workload_name(""))))
         return owners
 
 
 def key_of(body: Object) -> Key:
-    """The (namespace, name) of any object."""
+    """Return the (namespace, name) of any object."""
     return body["metadata"]["namespace"], body["metadata"]["name"]
 
 
@@ -290,7 +290,7 @@ def _owner(body: Object) -> Key | None:
 
 
 def _asks_for(workqueue: Object) -> object:
-    """What of a WorkQueue concerns a pass, beside its status."""
+    """Return the parts of a WorkQueue whose change needs a pass, besides its status."""
     metadata = workqueue["metadata"]
     return [
         metadata.get(name) for name in ("uid", "generation", "deletionTimestamp", "finalizers", "annotations")
@@ -298,12 +298,12 @@ def _asks_for(workqueue: Object) -> object:
 
 
 def _version(body: Object) -> int:
-    """Of one kind, later versions are higher numbers (promised since Kubernetes 1.35, true before)."""
+    """Return the resourceVersion. It increases within a kind (guaranteed since Kubernetes 1.35, true before)."""
     return int(body["metadata"]["resourceVersion"])
 
 
 def _lean(kind: str, body: Object) -> Object:
-    """The object without what a pass never reads; thousands are held at once."""
+    """Return the object without the fields that no pass reads, to save memory."""
     metadata = {name: part for name, part in body["metadata"].items() if name != "managedFields"}
     if _LAST_APPLIED in metadata.get("annotations", {}):
         others = {name: text for name, text in metadata["annotations"].items() if name != _LAST_APPLIED}
@@ -313,7 +313,7 @@ def _lean(kind: str, body: Object) -> Object:
 
 
 def _part(value: Any, wanted: Any) -> Any:
-    """What is wanted of a value; of a list: in each item."""
+    """Return the wanted fields of a value, or of each item of a list."""
     if isinstance(value, list):
         return [_part(item, wanted) for item in value]
     if wanted is ... or not isinstance(value, dict):

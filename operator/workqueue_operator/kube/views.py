@@ -1,7 +1,4 @@
-"""A WorkQueue's pods and Deployment as far as the operator cares. Pure: from API objects to small views.
-
-Place in the flow: the store makes and keeps those of the pods; `reconcile`, `act` and `status` use them.
-"""
+"""Small views of pods and Deployments with the fields that the operator uses. Pure."""
 
 from __future__ import annotations
 
@@ -33,14 +30,15 @@ class PodView:
     """One pod.
 
     Attributes:
-        running: whether the worker's container runs, so that it may have a message.
-        created: when the pod was made, in Unix seconds.
-        scheduled: whether a node has it, so that its worker may start at any moment.
-        started: whether its phase is Running: the kubelet has started a container of it.
-        failure: what keeps it from becoming Ready, as far as a person can do something about it.
-        ended: it will not run again (evicted, out of memory for good, completed), and counts as gone.
-        workqueue: the name of the WorkQueue in the same namespace that its label says it belongs to.
-        replicaset: the name of the ReplicaSet that made it.
+        running: whether the worker container runs, so that it may hold a message.
+        marked: whether it has a deletion cost.
+        failure: why it is not Ready, if the user can fix it.
+        created: creation time in Unix seconds.
+        scheduled: whether it has a node, so that its worker may start at any time.
+        started: whether its phase is Running: the kubelet has started a container.
+        ended: whether its phase is final (evicted or completed). It then counts as deleted.
+        workqueue: the WorkQueue that its label names.
+        replicaset: the name of its ReplicaSet.
     """
 
     name: str
@@ -61,7 +59,7 @@ class PodView:
 
     @property
     def rank(self) -> tuple[bool, bool, bool]:
-        """The lower, the sooner Kubernetes removes the pod; marks decide among pods of one rank only.
+        """The sort key by which Kubernetes removes pods, lowest first. Deletion costs decide within a rank.
 
         Source: ActivePodsWithRanks.Less in the ReplicaSet controller of Kubernetes 1.35.
         """
@@ -74,9 +72,9 @@ class DeploymentView:
 
     Attributes:
         replicas: spec.replicas.
-        current: replicas that the controller has made, status.replicas.
-        rolled_out: the controller has seen the last spec and all its pods are of the current template.
-        refusal: why its pods cannot be created, when the API server refuses them.
+        current: status.replicas, the pods that the controller has created.
+        rolled_out: whether the controller has seen the last spec, and all pods have the current template.
+        refusal: why the API server refuses to create its pods, if it does.
     """
 
     name: str
@@ -91,7 +89,7 @@ class DeploymentView:
 
 
 def pod_view(body: Mapping[str, Any]) -> PodView:
-    """The view of a pod."""
+    """Return the view of a pod."""
     metadata, status = body["metadata"], body.get("status") or {}
     annotations = metadata.get("annotations") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
@@ -118,12 +116,12 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
 
 
 def existing(pods: Iterable[PodView]) -> list[PodView]:
-    """Those that have not ended, by name."""
+    """Return the pods that have not ended, by name."""
     return sorted((pod for pod in pods if not pod.ended), key=lambda pod: pod.name)
 
 
 def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
-    """The view of a Deployment."""
+    """Return the view of a Deployment."""
     metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
     replicas = spec.get("replicas", 1)
     template = (spec["template"].get("metadata") or {}).get("annotations") or {}
@@ -140,35 +138,35 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
         rolled_out=status.get("observedGeneration", 0) >= metadata["generation"]
         and status.get("updatedReplicas", 0) == current,
         template_hash=template.get(ANNOTATION_TEMPLATE_HASH, ""),
-        refusal=Unknown(Reason.POD_REFUSED, f"The pods cannot be created: {failure.get('message', '')}")
+        refusal=Unknown(Reason.POD_REFUSED, f"The API server refuses the pods: {failure.get('message', '')}")
         if failure.get("status") == "True"
         else None,
     )
 
 
 def unsettled(deployment: DeploymentView, pods: Sequence[PodView]) -> Unknown | None:
-    """Why the count must not shrink just now, or None.
+    """Return why the operator must not scale in now, or None.
 
-    With two ReplicaSets the marks do not decide who goes, and while pods come or go they would be counted against
-    the wrong number.
+    With two ReplicaSets, the deletion costs do not decide which pods are removed. While pods start or stop, the
+    counts do not match.
     """
     alive = [pod for pod in pods if not pod.terminating]
     if _rolls_out(deployment, alive):
         return Unknown(
-            Reason.ROLLOUT_UNDER_WAY, "The Deployment rolls out a new template; it shrinks afterwards."
+            Reason.ROLLOUT_UNDER_WAY, "The Deployment is rolling out a new template. It scales in afterwards."
         )
     if deployment.current != deployment.replicas or len(alive) != deployment.replicas:
         return Unknown(
             Reason.PODS_SETTLING,
-            f"{len(alive)} of {deployment.replicas} pods exist; the count shrinks when they agree.",
+            f"{len(alive)} of {deployment.replicas} pods exist. The Deployment scales in after the numbers match.",
         )
     return None
 
 
 def existing_of_refused(deployment: DeploymentView, pods: Sequence[PodView]) -> int | None:
-    """How many pods exist while the API server refuses the others; None while it refuses none.
+    """Return how many pods exist while the API server refuses more; None if it refuses none.
 
-    None during a rollout, too: with two ReplicaSets a lower count may remove pods of either.
+    None during a rollout: with two ReplicaSets, a lower count may remove pods of either one.
     """
     alive = [pod for pod in pods if not pod.terminating]
     if deployment.refusal is None or _rolls_out(deployment, alive):
@@ -189,9 +187,9 @@ def _failure(
 ) -> Unknown | None:
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
-        return Unknown(Reason.POD_UNSCHEDULABLE, f"No node takes pod {pod}: {scheduled.get('message', '')}")
+        return Unknown(Reason.POD_UNSCHEDULABLE, f"No node fits pod {pod}: {scheduled.get('message', '')}")
     containers = [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]
-    # A person's sidecar that fails keeps the pod from being Ready as well; ours are told first.
+    # A failed sidecar of the user also prevents Ready. The operator's containers are reported first.
     for container in sorted(containers, key=lambda one: _OWN.get(one["name"], len(_OWN))):
         if (failure := _container_failure(pod, container)) is not None:
             return failure
@@ -204,7 +202,7 @@ def _container_failure(pod: str, container: Mapping[str, Any]) -> Unknown | None
     if waiting.get("reason") in _PULL_ERRORS:
         return Unknown(
             Reason.IMAGE_PULL_FAILED,
-            f"Pod {pod} cannot get the image {container.get('image')!r}: "
+            f"Pod {pod} cannot pull the image {container.get('image')!r}: "
             f"{waiting.get('message') or waiting['reason']}",
         )
     if waiting.get("reason") in _CONFIG_ERRORS:
@@ -221,9 +219,9 @@ def _container_failure(pod: str, container: Mapping[str, Any]) -> Unknown | None
         ExitCode.CONFIGURATION,
         ExitCode.HANDLER,
     }:
-        return Unknown(Reason.HANDLER_FAILED, f"Pod {pod}: {said or 'the handler cannot be loaded'}")
+        return Unknown(Reason.HANDLER_FAILED, f"Pod {pod}: {said or 'the worker cannot load the handler'}")
     return Unknown(
         Reason.WORKER_CRASHING,
-        f"Container {container['name']} of pod {pod} ended with exit code {ended.get('exitCode')} "
+        f"Container {container['name']} of pod {pod} stopped with exit code {ended.get('exitCode')} "
         f"({ended.get('reason', 'Error')}){': ' + said if said else ''}. See: kubectl logs {pod} --previous",
     )

@@ -1,8 +1,8 @@
-"""kopf's decorators: a shell without logic. Each event goes into the store, which wakes who it concerns.
+"""The callbacks of kopf. Each event updates the store, which enqueues the affected WorkQueues.
 
-Place in the flow: the top layer. `on.event` handlers return None and keep nothing in the object, so kopf
-writes nothing and sets no finalizer. Every handler names its group: without it kopf discovers all API groups
-at start, and one broken aggregated API would keep the operator from starting.
+Callbacks of `on.event` return None and store nothing in the object, so kopf writes nothing and sets no finalizer.
+Each callback names its API group. Otherwise kopf would discover all API groups at start, and one broken aggregated
+API would prevent the start.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ IDLE_SECONDS: Final = 0.1
 
 
 LOGIN_SECONDS: Final = 1.0
-"""Pause between two logins, each of which follows a 401."""
+"""Minimum pause between two logins. Each login follows a 401."""
 
 
 class _Connection(kopf.ConnectionInfo):
-    """Each login is another one, also with the same token.
+    """A login that never equals another one.
 
-    kopf takes one that equals a refused one for refused, and ends, though an API server may answer 401 for a
-    moment only. It verifies as Go does: the certificates of many clusters lack what Python asks for since 3.13.
+    kopf stops when a new login equals a refused one, although an API server may answer 401 only briefly. Certificates
+    are verified as Go does: those of many clusters lack extensions that Python requires since 3.13.
     """
 
     __eq__ = object.__eq__
@@ -43,24 +43,24 @@ class _Connection(kopf.ConnectionInfo):
 
 
 class _NoDifferences(kopf.DiffBaseStorage):
-    """No handler asks what changed in an object; kopf would copy every one twice to be able to tell."""
+    """No diffs: no callback uses them, and kopf would copy every object twice."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
-        """Nothing of an object is compared."""
+        """Return nothing to compare."""
         return kopf.BodyEssence()
 
     def fetch(self, **_: Any) -> None:
-        """Nothing is known from before."""
+        """Return no earlier state."""
 
     def store(self, **_: Any) -> None:
-        """Nothing is kept."""
+        """Store nothing."""
 
 
 def settings() -> kopf.OperatorSettings:
-    """kopf's settings: nothing of kopf's own in the cluster."""
+    """Return kopf's settings. kopf then writes nothing to the cluster."""
     made = kopf.OperatorSettings()
-    # Discovery of new resources and namespaces would need cluster-wide rights; what is needed is waited for
-    # before kopf starts.
+    # Discovery of new resources and namespaces needs cluster-wide permissions. `discovery` waits for both before kopf
+    # starts.
     made.scanning.disabled = True
     made.posting.enabled = False
     made.posting.reporting_component = EVENT_REPORTER
@@ -69,23 +69,23 @@ def settings() -> kopf.OperatorSettings:
     made.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"kopf.{GROUP}")
     made.persistence.diffbase_storage = _NoDifferences()
     made.watching.inactivity_timeout = INACTIVITY_SECONDS
-    # What a LIST brings is handled before its next chunk comes, so that it is never in memory as a whole.
+    # Each chunk of a LIST is handled before the next one arrives, so that the LIST is never in memory as a whole.
     made.watching.chunk_size = PAGE
-    # Until then kopf holds the last event of each object.
+    # kopf holds the last event of each object for this time.
     made.queueing.idle_timeout = IDLE_SECONDS
     made.watching.label_selectors["pods"] = LABEL_WORKQUEUE
     return made
 
 
 def registry(store: Store) -> kopf.OperatorRegistry:
-    """The handlers, bound to a store."""
+    """Return the callbacks, bound to a store."""
     made = kopf.OperatorRegistry()
 
     last_login = -LOGIN_SECONDS
 
     @kopf.on.login(registry=made)
     async def login(**context: Any) -> kopf.ConnectionInfo | None:
-        """Again after each 401, so that a renewed service account token is picked up."""
+        """Log in again after each 401, so that a renewed service account token is used."""
         nonlocal last_login
         await asyncio.sleep(last_login + LOGIN_SECONDS - time.monotonic())
         last_login = time.monotonic()
@@ -114,7 +114,7 @@ def _feed(store: Store, kind: str, event: Any) -> None:
         store.drop(kind, body)
     else:
         store.put(kind, body)
-    # What kopf wraps an event in refers to itself, and would hold all of this until the garbage collector comes.
+    # kopf's wrapper of an event is a reference cycle, which would hold the object until the garbage collector runs.
     for part in ("spec", "status"):
         body.pop(part, None)
     body["metadata"].pop("managedFields", None)

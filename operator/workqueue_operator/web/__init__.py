@@ -1,6 +1,6 @@
-"""A web page that shows the WorkQueues to people: read-only, off unless asked for, a room of its own.
+"""A read-only web page of the WorkQueues. Enabled with WORKQUEUE_PAGE_PORT.
 
-Place in the flow: `__main__` opens it when WORKQUEUE_PAGE_PORT is set. It reads the store, hears the decisions
-that `report` tells, and changes nothing. From the inside outward: `history`, `picture` and `access` hold and
-work out what is shown to whom; `watch` samples; `server` answers browsers; `relay` sends them to the leader.
+`sampler` reads the store and asks the workers, and `history` keeps samples and decisions. `access` checks who may see
+which namespace. `view_model` prepares the data for the templates. `server` answers browsers, and `relay` forwards
+their requests from a standby to the leader.
 """

@@ -1,8 +1,7 @@
-"""Who may look, and at what: asked of the cluster by TokenReview and SubjectAccessReview.
+"""Authentication by TokenReview and authorization by SubjectAccessReview.
 
-Place in the flow: `server` asks for each request. Whoever may list WorkQueues with kubectl may see them here, and
-nobody else. Answers are kept for a minute, so that a page costs the API server next to nothing, and a right that
-was taken away is gone within that minute.
+Users see the WorkQueues that they may list with kubectl. Answers are cached for a minute, to spare the API server. A
+revoked permission takes effect within that minute.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ KEPT_SECONDS: Final = 60.0
 KEPT: Final = 2_000
 AT_ONCE: Final = 2
 WAITING: Final = 50
-"""Guessing tokens must not hold up the operator's own requests: so many are asked at once, and wait."""
+"""Limits of concurrent and of waiting requests, so that token guessing does not delay the operator."""
 
 T = TypeVar("T")
 
 
 class TooManyError(Exception):
-    """So many people ask that the next one has to come again."""
+    """Too many requests are waiting. The user has to retry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Who a token belongs to, as the cluster says; this is what a SubjectAccessReview is asked with."""
+    """The user of a token, as in the TokenReview. A SubjectAccessReview needs all these fields."""
 
     name: str
     uid: str
@@ -42,15 +41,15 @@ class Person:
 
 
 class Access:
-    """Asks the cluster.
+    """Asks the cluster who a user is and what they may see.
 
     Args:
-        clock: seconds that only go forward.
-        audience: what a token must have been made for. One for this page is worth nothing at the API server, and one
-            for the API server is not accepted here.
+        clock: a monotonic clock, in seconds.
+        audience: the required audience of tokens. The API server refuses tokens for this audience, and this page
+            refuses tokens for the API server.
 
     Attributes:
-        audience: the same.
+        audience: as above.
     """
 
     def __init__(self, cluster: Cluster, clock: Any = time.monotonic, audience: str = PAGE_AUDIENCE) -> None:
@@ -63,11 +62,11 @@ class Access:
         self._waiting = 0
 
     async def person(self, token: str) -> Person | None:
-        """Whose token this is; None when the cluster does not know it.
+        """Return the user of a token; None if the token is not valid.
 
         Raises:
-            ClusterError: the cluster gave no answer.
-            TooManyError: too many are waiting for theirs.
+            ClusterError: the API server did not answer.
+            TooManyError: too many requests are waiting.
         """
         key = hashlib.sha256(token.encode()).digest()
         known = self._kept(self._people, key)
@@ -76,14 +75,14 @@ class Access:
         spec = {"token": token, "audiences": [self.audience]}
         answer = await self._ask("authentication.k8s.io/v1/tokenreviews", spec)
         status = answer.get("status") or {}
-        # An API server that does not know audiences says so by naming none.
+        # An API server without support for audiences returns none.
         good = status.get("authenticated") and self.audience in (status.get("audiences") or ())
         found = _person(status["user"]) if good and "user" in status else None
         self._keep(self._people, key, found)
         return found
 
     async def may_list(self, person: Person, namespace: str = "") -> bool:
-        """Whether a person may list WorkQueues in a namespace; in all, when none is named.
+        """Return whether a user may list WorkQueues in a namespace; without one, in all namespaces.
 
         Raises:
             ClusterError, TooManyError: as `person`.
@@ -108,7 +107,7 @@ class Access:
         return allowed
 
     async def namespaces(self, person: Person, there: Iterable[str]) -> frozenset[str]:
-        """Those of the namespaces whose WorkQueues a person may list.
+        """Return the namespaces whose WorkQueues a user may list.
 
         Raises:
             ClusterError, TooManyError: as `person`.

@@ -1,6 +1,6 @@
-"""The page as `__main__` sees it: made and started early, filled with what there is to show once this process leads.
+"""The web page for `__main__`: started early, with content after this process has become the leader.
 
-Place in the flow: imported only when the page is asked for, since it brings three megabytes.
+Imported only if the page is enabled, because the import takes 3 MB.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from workqueue_operator.kube.store import Store
 from workqueue_operator.web.access import Access
 from workqueue_operator.web.dead_letters import DeadLetters
 from workqueue_operator.web.relay import Relay
-from workqueue_operator.web.sampler import Watch
+from workqueue_operator.web.sampler import Sampler
 from workqueue_operator.web.server import Page, PageDependencies
 from workqueue_operator.workers.client import Workers
 
 
 class WebPage:
-    """The page with all its parts.
+    """The web page.
 
     Args:
-        port: to listen on.
-        leader: where the leader's page is, for a standby.
-        audience: of the tokens that people log in with.
+        port: the port to listen on.
+        leader: returns the address of the leader's page, for a standby.
+        audience: the required audience of tokens.
     """
 
     def __init__(self, port: int, leader: Callable[[], Awaitable[str | None]], audience: str) -> None:
         self._audience = audience
         self._server = Page(port, Relay(leader))
-        self._watch: Watch | None = None
+        self._sampler: Sampler | None = None
 
     async def start(self) -> None:
-        """Listen; browsers are sent on to the leader.
+        """Listen. Requests are forwarded to the leader.
 
         Raises:
             OSError: the port is taken.
@@ -49,21 +49,21 @@ class WebPage:
         secrets: Secrets,
         destinations: Destinations,
     ) -> Callable[[str, bool, str, str, str], None]:
-        """From now on browsers are answered here.
+        """Answer requests here, because this process now leads.
 
         Returns:
-            What is to be told of each decision, as `report.Reporter` does.
+            The function to call with each decision.
         """
-        self._watch = watch = Watch(store, workers)
-        watch.start()
+        self._sampler = sampler = Sampler(store, workers)
+        sampler.start()
         access = Access(cluster, audience=self._audience)
-        self._server.lead(PageDependencies(store, watch, access, DeadLetters(secrets, destinations)))
-        return watch.decided
+        self._server.lead(PageDependencies(store, sampler, access, DeadLetters(secrets, destinations)))
+        return sampler.decided
 
     async def stop_looking(self) -> None:
-        """Ask nobody any more."""
-        if self._watch is not None:
-            await self._watch.stop()
+        """Stop reading the store and asking the workers."""
+        if self._sampler is not None:
+            await self._sampler.stop()
 
     async def stop(self) -> None:
         """Stop listening."""

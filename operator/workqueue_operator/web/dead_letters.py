@@ -1,7 +1,7 @@
-"""Dead letters by reason: a sample of a dead-letter queue, taken when somebody looks and put back at once.
+"""Dead letters by reason, from a sample of the dead-letter queue that is requeued immediately.
 
-Place in the flow: only for one WorkQueue in detail. The operator's own connection does not read messages, so
-this takes a short-lived one of its own, in a thread, as `workqueue dead list` does.
+The operator's broker connection does not read messages, so this module opens its own short connection in a thread, as
+`workqueue dead list` does.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ SAMPLE: Final = 100
 AGAIN_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 5.0
 SAMPLE_SECONDS: Final = 5.0
-"""Time after which no further dead letter is read: RabbitMQ sends whole bodies, up to 512 MiB each."""
+"""Time limit of a sample: RabbitMQ sends whole bodies of up to 512 MiB each."""
 
 KEPT: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Reasons:
-    """What the first dead letters of a queue were given up for.
+    """The reasons of the oldest dead letters of a queue.
 
     Attributes:
-        counts: (reason, how many), the most frequent first.
-        looked_at: how many letters were looked at, the oldest first.
-        total: how many there are.
-        problem: why they could not be looked at; then the rest says nothing.
+        counts: (reason, number), the most frequent first.
+        sampled: number of dead letters in the sample.
+        total: number of dead letters in the queue.
+        problem: why there is no sample. The other values are then meaningless.
     """
 
     counts: tuple[tuple[str, int], ...] = ()
-    looked_at: int = 0
+    sampled: int = 0
     total: int = 0
     problem: str = ""
 
 
 class DeadLetters:
-    """Looks, one queue at a time, and at each not more often than every half minute."""
+    """Samples dead-letter queues: one queue at a time, each at most once per `AGAIN_SECONDS`."""
 
     def __init__(self, secrets: Secrets, destinations: Destinations = ANYWHERE) -> None:
         self._secrets = secrets
@@ -59,22 +59,24 @@ class DeadLetters:
         self._turn = asyncio.Lock()
 
     async def reasons(self, workqueue: WorkQueue) -> Reasons:
-        """The reasons of a WorkQueue's dead letters.
+        """Return the reasons of a WorkQueue's dead letters.
 
-        A look counts as a delivery. Our own dead-letter queues bear any number of those; another's may drop a
-        letter after some, and is left alone.
+        A sample counts as a delivery. Dead-letter queues of the operator have no delivery limit. Other dead-letter
+        queues may have one, so they are not sampled.
         """
         if not workqueue.spec.queue.declare:
-            return Reasons(problem="The queues belong to somebody else, so their messages are not looked at.")
+            return Reasons(
+                problem="The operator does not declare this queue, so it does not read its dead letters."
+            )
         async with self._turn:
             known = self._seen.get(workqueue.key)
             if known is not None and time.monotonic() - known[0] < AGAIN_SECONDS:
                 return known[1]
-            found = await self._look(workqueue)
+            found = await self._sample(workqueue)
             self._seen = dict([*self._seen.items()][-KEPT:]) | {workqueue.key: (time.monotonic(), found)}
             return found
 
-    async def _look(self, workqueue: WorkQueue) -> Reasons:
+    async def _sample(self, workqueue: WorkQueue) -> Reasons:
         try:
             binding = await self._secrets.binding(
                 workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
@@ -86,10 +88,10 @@ class DeadLetters:
 
 
 def sample(binding: Binding, queue: str, most: int = SAMPLE) -> Reasons:
-    """Read the headers of the first dead letters of a queue; blocks. Bodies are discarded as they arrive.
+    """Read the headers of the oldest dead letters of a queue. Blocks. Discards bodies as they arrive.
 
     Raises:
-        BrokerError: RabbitMQ cannot be reached, or refuses.
+        BrokerError: RabbitMQ is unreachable, or refuses.
     """
     name = dead_letter_queue_name(queue)
     counts: Counter[str] = Counter()

@@ -1,7 +1,4 @@
-"""What the page remembers: the last hour's depth and the last decisions of each WorkQueue. Pure and bounded.
-
-Place in the flow: `watch` records samples, `report` tells decisions, `picture` shows both. A restart begins anew.
-"""
+"""The depths of the last hour and the last decisions of each WorkQueue, in bounded memory. Pure."""
 
 from __future__ import annotations
 
@@ -21,15 +18,15 @@ DECISION_CHARACTERS: Final = 300
 _UNKNOWN: Final = 0xFFFF_FFFF
 
 BYTES_PER_WORKQUEUE: Final = SAMPLES * 4 + DECISIONS * (DECISION_CHARACTERS + 250)
-"""At most, in round figures: samples of four bytes, and for each decision its sentence and a small object."""
+"""Approximate limit: 4 bytes per sample, and a text and a small object per decision."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Something that the operator did or found out.
+    """A decision or a finding of the operator.
 
     Attributes:
-        at: Unix seconds.
+        at: time in Unix seconds.
     """
 
     at: float
@@ -40,7 +37,7 @@ class Decision:
 
 
 class Series:
-    """The last SAMPLES values, oldest first; None where the value was not known."""
+    """The last SAMPLES values, oldest first; None for unknown values."""
 
     __slots__ = ("_next", "_values")
 
@@ -49,12 +46,12 @@ class Series:
         self._next = 0
 
     def add(self, value: int | None) -> None:
-        """Add one, and forget the oldest."""
+        """Add a value and drop the oldest."""
         self._values[self._next] = _UNKNOWN if value is None else min(value, _UNKNOWN - 1)
         self._next = (self._next + 1) % SAMPLES
 
     def values(self) -> list[int | None]:
-        """All of them."""
+        """Return all values."""
         ordered = [*self._values[self._next :], *self._values[: self._next]]
         return [None if value == _UNKNOWN else value for value in ordered]
 
@@ -68,7 +65,7 @@ class History:
         self.rounds = 0
 
     def record(self, depths: Iterable[tuple[str, int | None]]) -> None:
-        """One round over all WorkQueues (uid, waiting messages); what is not among them is forgotten."""
+        """Add one sample (uid, waiting messages) of each WorkQueue, and drop all other WorkQueues."""
         before, self._depths = self._depths, {}
         for uid, depth in depths:
             series = self._depths[uid] = before.get(uid) or Series()
@@ -78,14 +75,14 @@ class History:
         self.rounds += 1
 
     def decided(self, uid: str, decision: Decision) -> None:
-        """Remember a decision."""
+        """Add a decision."""
         self._decisions.setdefault(uid, deque(maxlen=DECISIONS)).append(decision)
 
     def depths(self, uid: str) -> list[int | None]:
-        """The last hour; empty before the first round."""
+        """Return the depths of the last hour; empty before the first sample."""
         series = self._depths.get(uid)
         return series.values() if series is not None else []
 
     def decisions(self, uid: str) -> list[Decision]:
-        """Newest first."""
+        """Return the last decisions, newest first."""
         return list(reversed(self._decisions.get(uid, ())))

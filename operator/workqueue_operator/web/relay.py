@@ -1,7 +1,4 @@
-"""From a standby to the leader: a browser's request goes on to the pod that holds the Lease.
-
-Place in the flow: a Service sends browsers to any of the operator's pods, and only the leader knows what to show.
-"""
+"""Forward a request from a standby to the leader, because a Service may select any of the operator's pods."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ RELAYED: Final = "Workqueue-Relayed"
 async def leader_address(
     cluster: Cluster, namespace: str, lease: str, ourselves: str, port: int
 ) -> str | None:
-    """Where the page of the pod is that holds the Lease; None while nobody does, or we do.
+    """Return the address of the leader's page; None without a leader, or if this process leads.
 
     Raises:
         ClusterError: the API server did not answer.
@@ -48,10 +45,10 @@ async def leader_address(
 
 
 class Relay:
-    """Passes requests on.
+    """Forwards requests to the leader.
 
     Args:
-        leader: the address of the leader's page, `http://host:port`; None while nobody is known to lead.
+        leader: returns the address of the leader's page, `http://host:port`; None without a leader.
     """
 
     def __init__(self, leader: Callable[[], Awaitable[str | None]]) -> None:
@@ -64,15 +61,15 @@ class Relay:
             await self._session.close()
 
     async def send(self, request: web.Request) -> web.StreamResponse:
-        """The leader's answer.
+        """Forward a request and return the leader's response.
 
         Raises:
-            web.HTTPServiceUnavailable: nobody leads, or the leader does not answer.
+            web.HTTPServiceUnavailable: there is no leader, or it does not answer.
         """
-        # The one that it is sent to may not lead any more: it must not go round in circles.
+        # Forward once only: the addressed pod may no longer lead, and requests must not loop.
         address = None if RELAYED in request.headers else await self._leader()
         if address is None:
-            raise web.HTTPServiceUnavailable(text="No operator leads at this moment: try again in a minute.")
+            raise web.HTTPServiceUnavailable(text="No operator leads at this moment. Try again in a minute.")
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
@@ -100,5 +97,5 @@ class Relay:
                 return response
         except (aiohttp.ClientError, TimeoutError) as error:
             raise web.HTTPServiceUnavailable(
-                text="The operator that leads does not answer: try again in a minute."
+                text="The leading operator does not answer. Try again in a minute."
             ) from error

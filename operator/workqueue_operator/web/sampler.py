@@ -1,7 +1,6 @@
-"""Looks at the store for the page: a sample of each depth every quarter minute, and the workers while somebody looks.
+"""Samples for the page: the depths every 15 s, and the workers' status while a page is open.
 
-Place in the flow: runs beside the passes and wakes none of them. What the workers are asked is shared by all who
-look; when nobody does, nobody is asked.
+All open pages share the workers' answers. Sampling never wakes a WorkQueue.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from workqueue_operator.workers.client import Address, Workers, WorkerStatus
 
 ASK_SECONDS: Final = 5.0
 PODS_A_ROUND: Final = 200
-"""Pods looked at in one round; with more of them, each has its turn every so many rounds."""
+"""Pods asked per round. More pods take several rounds."""
 
 STALE_SECONDS: Final = 120.0
 
 logger = logging.getLogger(__name__)
 
 
-class Watch:
-    """Samples and answers.
+class Sampler:
+    """Samples the store and the workers.
 
     Args:
-        workers: asked for their /status.
+        workers: the client for their /status.
     """
 
     def __init__(self, store: Store, workers: Workers) -> None:
@@ -43,48 +42,48 @@ class Watch:
         self._statuses: dict[Key, tuple[float, WorkerStatus]] = {}
         self._rates: dict[Key, tuple[float, float | None]] = {}
         self._next = 0
-        self._lookers = 0
-        self._looked_at = 0.0
+        self._viewers = 0
+        self._viewed_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin, in the running loop."""
+        """Start sampling, in the running event loop."""
         self._tasks = [
-            asyncio.create_task(self._forever(SAMPLE_SECONDS, self._sample), name="page samples"),
-            asyncio.create_task(self._forever(ASK_SECONDS, self._ask), name="page workers"),
+            asyncio.create_task(self._repeat(SAMPLE_SECONDS, self._sample), name="page samples"),
+            asyncio.create_task(self._repeat(ASK_SECONDS, self._ask), name="page workers"),
         ]
 
     async def stop(self) -> None:
-        """End."""
+        """Stop sampling."""
         for task in self._tasks:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
     def decided(self, uid: str, warning: bool, action: str, reason: str, message: str) -> None:
-        """What `report` tells: a decision or a finding about a WorkQueue."""
+        """Record a decision or a finding about a WorkQueue."""
         decision = Decision(time.time(), warning, action, reason, message[:DECISION_CHARACTERS])
         self.history.decided(uid, decision)
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
-        """Somebody looks for as long as the context lasts."""
-        self._lookers += 1
+    def viewing(self) -> Iterator[None]:
+        """Sample the workers while the context lasts, because a page is open."""
+        self._viewers += 1
         try:
             yield
         finally:
-            self._lookers -= 1
-            self._looked_at = time.monotonic()
+            self._viewers -= 1
+            self._viewed_at = time.monotonic()
 
-    # -- what is shown -------------------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------------
 
     def statuses(self, namespace: str, pods: Sequence[PodView]) -> Mapping[str, WorkerStatus]:
-        """What workers said of themselves lately, by pod."""
+        """Return the last status of each worker, by pod."""
         known = ((pod.name, self._statuses.get((namespace, pod.name))) for pod in pods)
         return {name: entry[1] for name, entry in known if entry is not None}
 
     def rate(self, key: Key) -> float | None:
-        """Messages that the workers of a WorkQueue took a second lately; None while not all of them have said."""
+        """Return the recent deliveries per second to the workers of a WorkQueue; None until all have answered."""
         now = time.monotonic()
         at, rate = self._rates.get(key, (-ASK_SECONDS, None))
         if now - at >= ASK_SECONDS:
@@ -100,7 +99,7 @@ class Watch:
         return sum(status.deliveries_per_second for status in statuses.values())
 
     async def ask_now(self, key: Key) -> None:
-        """Ask the workers of one WorkQueue, so that the first look shows them."""
+        """Ask the workers of one WorkQueue, so that its page shows them immediately."""
         await self._ask_pods(
             [(key[0], pod) for pod in self._store.pods_of(key) if pod.running][:PODS_A_ROUND]
         )
@@ -117,7 +116,7 @@ class Watch:
         )
 
     async def _ask(self) -> None:
-        if not self._lookers and time.monotonic() - self._looked_at > ASK_SECONDS:
+        if not self._viewers and time.monotonic() - self._viewed_at > ASK_SECONDS:
             self._statuses.clear()
             self._rates.clear()
             return
@@ -135,7 +134,7 @@ class Watch:
         self._statuses = {pod: entry for pod, entry in self._statuses.items() if entry[0] > oldest}
 
     async def _ask_pods(self, pods: Sequence[tuple[str, PodView]]) -> None:
-        # Pods of two namespaces may have the same name: asked by uid, told by namespace and name.
+        # Pods of two namespaces may have the same name, so the request uses their UIDs.
         names = {pod.uid: (namespace, pod.name) for namespace, pod in pods}
         answers = await self._workers.statuses(
             [Address(pod.uid, pod.uid, pod.ip) for _, pod in pods if pod.ip]
@@ -145,13 +144,13 @@ class Watch:
             self._statuses[names[uid]] = (now, status)
         self._rates.clear()
 
-    async def _forever(self, seconds: float, step: Any) -> None:
+    async def _repeat(self, seconds: float, step: Any) -> None:
         while True:
             try:
                 await step()
             except (ClusterError, OSError, KeyError, ValueError):
-                # The page may be wrong for a round; nothing of the operator depends on it.
-                logger.exception("The page could not be brought up to date.")
+                # The page may be outdated for a round. Nothing else of the operator depends on it.
+                logger.exception("Updating the web page failed.")
             await asyncio.sleep(seconds)
 
 

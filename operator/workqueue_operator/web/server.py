@@ -1,7 +1,6 @@
-"""The page's HTTP server: log in, look at all WorkQueues, look at one; live by server-sent events.
+"""The web page's HTTP server: login, overview and details, with live updates by server-sent events.
 
-Place in the flow: made by `__main__`. HTML comes from the templates beside it, which escape everything; the script
-only puts fragments that the server made where they belong. Nothing here changes anything.
+Read-only. The templates escape everything. The script only inserts fragments that the server has rendered.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from workqueue_operator.web import view_model
 from workqueue_operator.web.access import Access, Person, TooManyError
 from workqueue_operator.web.dead_letters import DeadLetters, Reasons
 from workqueue_operator.web.relay import Relay
-from workqueue_operator.web.sampler import Watch
+from workqueue_operator.web.sampler import Sampler
 from workqueue_operator.web.sessions import COOKIE, LASTS_SECONDS, Sessions
 
 HERE: Final = Path(__file__).parent
 LIVE_SECONDS: Final = 2.0
 KEEP_ALIVE_SECONDS: Final = 15.0
 MOST_LIVE: Final = CONNECTIONS * 3 // 4
-"""Browsers with live updates at the same time. The other connections stay free for pages that are loaded."""
+"""Maximum number of live pages. The other connections stay free for page loads."""
 
 ROWS_AT_ONCE: Final = 5
-"""Rendered without a pause: a row takes half a millisecond, and a bell must not wait long."""
+"""Rows rendered before the loop yields: a row takes 0.5 ms, and a ring must not wait long."""
 
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -59,29 +58,29 @@ logger = logging.getLogger(__name__)
 
 
 class PageDependencies:
-    """What a leader shows."""
+    """The sources of the page's data. Only a leader has them."""
 
-    def __init__(self, store: Store, watch: Watch, access: Access, letters: DeadLetters) -> None:
+    def __init__(self, store: Store, sampler: Sampler, access: Access, dead_letters: DeadLetters) -> None:
         self.store = store
-        self.watch = watch
+        self.sampler = sampler
         self.access = access
-        self.letters = letters
+        self.dead_letters = dead_letters
 
 
 class Page:
-    """Serves browsers; a standby sends them on to the leader.
+    """The HTTP server of the page. A standby forwards requests to the leader.
 
     Args:
-        port: 0 for any free one.
-        relay: the way to the leader; None where this process is the only one.
-        host: the address to listen on; None for all.
+        port: 0 for any free port.
+        relay: forwards requests to the leader; None without other replicas.
+        host: the address to listen on; None for all addresses.
     """
 
     def __init__(self, port: int, relay: Relay | None = None, host: str | None = None) -> None:
         self.port = port
         self._host = host
         self._relay = relay
-        self._parts: PageDependencies | None = None
+        self._leading: PageDependencies | None = None
         self._sessions = Sessions()
         self._live = 0
         self._server: BoundedServer | None = None
@@ -96,9 +95,9 @@ class Page:
         self._templates.filters["moment"] = view_model.moment
         self._templates.globals.update(width=view_model.WIDTH, height=view_model.HEIGHT)
 
-    def lead(self, parts: PageDependencies) -> None:
-        """From now on this process knows what there is to show."""
-        self._parts = parts
+    def lead(self, dependencies: PageDependencies) -> None:
+        """Answer requests here, because this process now leads."""
+        self._leading = dependencies
 
     async def start(self) -> None:
         """Listen.
@@ -106,7 +105,9 @@ class Page:
         Raises:
             OSError: the port is taken.
         """
-        app = web.Application(middlewares=[_harden, self._say, self._to_the_leader, self._known_people_only])
+        app = web.Application(
+            middlewares=[_harden, self._show_errors, self._forward_to_leader, self._require_login]
+        )
         app.router.add_static("/static", HERE / "static", append_version=False)
         app.router.add_get("/login", self._login_form)
         app.router.add_post("/login", self._login)
@@ -120,7 +121,7 @@ class Page:
             self.port,
             self._host,
             shutdown_timeout=1.0,
-            handler_cancellation=True,  # a browser that has gone is noticed at once
+            handler_cancellation=True,  # stops the stream of a closed browser immediately
         )
         self.port = await self._server.start()
 
@@ -131,11 +132,11 @@ class Page:
         if self._server is not None:
             await self._server.stop()
 
-    # -- around every request ------------------------------------------------------------------------
+    # -- middleware ----------------------------------------------------------------------------------
 
     @web.middleware
-    async def _say(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Errors as pages, with a sentence."""
+    async def _show_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Show each error as a page with a sentence."""
         try:
             return await handler(request)
         except web.HTTPRedirection:
@@ -144,23 +145,23 @@ class Page:
             return self._message(error.status, error.reason, error.text or "")
         except TooManyError:
             return self._message(
-                503, "Too many at once", "Many people ask at this moment: try again in a minute."
+                503, "Too many requests", "Many users are logging in at this moment. Try again in a minute."
             )
         except ClusterError as error:
-            said = f"The API server could not say who may look: {error.message}. Try again in a minute."
+            said = f"The API server could not check your permissions: {error.message}. Try again in a minute."
             return self._message(503, "No answer", said)
 
     @web.middleware
-    async def _to_the_leader(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """A standby knows nothing itself."""
-        if self._parts is not None or request.path.startswith("/static/"):
+    async def _forward_to_leader(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Forward the request if this process is a standby."""
+        if self._leading is not None or request.path.startswith("/static/"):
             return await handler(request)
         if self._relay is None:
-            raise web.HTTPServiceUnavailable(text="The operator is starting: try again in a moment.")
+            raise web.HTTPServiceUnavailable(text="The operator is starting. Try again in a moment.")
         return await self._relay.send(request)
 
     @web.middleware
-    async def _known_people_only(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _require_login(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path.startswith("/static/") or request.path in {"/login", "/logout"}:
             return await handler(request)
         person = await self._person(request)
@@ -174,20 +175,20 @@ class Page:
     async def _person(self, request: web.Request) -> Person | None:
         kind, _, bearer = request.headers.get("Authorization", "").partition(" ")
         token = bearer if kind.lower() == "bearer" else self._sessions.token(request.cookies.get(COOKIE, ""))
-        return await self._knows.access.person(token) if token else None
+        return await self._dependencies.access.person(token) if token else None
 
     @property
-    def _knows(self) -> PageDependencies:
-        assert self._parts is not None  # noqa: S101 - `_to_the_leader` has looked
-        return self._parts
+    def _dependencies(self) -> PageDependencies:
+        assert self._leading is not None  # noqa: S101 - `_forward_to_leader` has checked
+        return self._leading
 
-    # -- logging in ----------------------------------------------------------------------------------
+    # -- login ---------------------------------------------------------------------------------------
 
     async def _login_form(self, request: web.Request) -> web.Response:
         return self._login_page(request)
 
     def _login_page(self, request: web.Request, *, status: int = 200, problem: str = "") -> web.Response:
-        audience = self._knows.access.audience
+        audience = self._dependencies.access.audience
         return self._html(
             "login.html", status=status, problem=problem, audience=audience, next=_next(request)
         )
@@ -198,11 +199,11 @@ class Page:
             raise web.HTTPForbidden(text="This form was sent from another site.")
         form = await request.post()
         token = str(form.get("token", "")).strip()
-        person = await self._knows.access.person(token) if token else None
+        person = await self._dependencies.access.person(token) if token else None
         if person is None:
             problem = (
-                "The cluster does not know this token for this page: it is wrong, expired, or for another audience. "
-                "Make a new one as shown below."
+                "The cluster does not accept this token: it is wrong, expired, or for another audience. Create a new "
+                "one as shown below."
             )
             return self._login_page(request, status=401, problem=problem)
         answer = _see(_next(request))
@@ -227,7 +228,7 @@ class Page:
 
     async def _overview(self, request: web.Request) -> web.Response:
         words = request.query.get("q", "")
-        with self._knows.watch.looking():
+        with self._dependencies.sampler.viewing():
             fragment = await self._overview_fragment(request[PERSON], words)
             return self._html("overview.html", fragment=fragment, words=words, person=request[PERSON].name)
 
@@ -236,12 +237,12 @@ class Page:
         return await self._stream(request, lambda person: self._overview_fragment(person, words))
 
     async def _overview_fragment(self, person: Person, words: str) -> str:
-        store, watch = self._knows.store, self._knows.watch
-        allowed = await self._knows.access.namespaces(person, {key[0] for key in store.workqueues})
+        store, sampler = self._dependencies.store, self._dependencies.sampler
+        allowed = await self._dependencies.access.namespaces(person, {key[0] for key in store.workqueues})
         if store.workqueues and not allowed:
             raise web.HTTPForbidden(
-                text=f"{person.name} may not list WorkQueues, in no namespace that has any. Whoever manages the"
-                " cluster can give that right: the role view has it."
+                text=f"{person.name} may not list WorkQueues in any namespace that has one. Ask an administrator of"
+                " the cluster for the role view."
             )
         summary, found = view_model.Summary(), []
         async for body in store.each_workqueue(allowed):
@@ -253,21 +254,21 @@ class Page:
             if number % ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
             if (shown := store.workqueue((namespace, name))) is not None:
-                rows.append(self._row(shown, watch))
+                rows.append(self._row(shown, sampler))
         return self._templates.get_template("_overview.html").render(
             rows=rows, found=len(found), summary=summary, words=words
         )
 
-    def _row(self, body: Object, watch: Watch) -> str:
-        """A row's HTML; rendered again only when something in it has changed."""
+    def _row(self, body: Object, sampler: Sampler) -> str:
+        """Return the HTML of a row. Renders it only after a change."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
-        rate = watch.rate(key)
-        state = (body["metadata"]["resourceVersion"], watch.history.rounds, rate)
+        rate = sampler.rate(key)
+        state = (body["metadata"]["resourceVersion"], sampler.history.rounds, rate)
         known = self._rows.get(key)
         if known is None or known[0] != state:
-            row = view_model.row(body, watch.history.depths(body["metadata"]["uid"]), rate)
+            row = view_model.row(body, sampler.history.depths(body["metadata"]["uid"]), rate)
             known = self._rows[key] = (state, self._templates.get_template("_row.html").render(row=row))
-            if len(self._rows) > 2 * len(self._knows.store.workqueues) + view_model.ROWS:
+            if len(self._rows) > 2 * len(self._dependencies.store.workqueues) + view_model.ROWS:
                 self._rows.clear()
         return known[1]
 
@@ -276,10 +277,10 @@ class Page:
     async def _detail(self, request: web.Request) -> web.Response:
         key = request.match_info["namespace"], request.match_info["name"]
         person = request[PERSON]
-        with self._knows.watch.looking():
+        with self._dependencies.sampler.viewing():
             await self._require(person, key)
-            await self._knows.watch.ask_now(key)
-            fragment = await self._detail_fragment(person, key, Reasons(problem="They are being looked at."))
+            await self._dependencies.sampler.ask_now(key)
+            fragment = await self._detail_fragment(person, key, Reasons(problem="Reading the dead letters."))
         return self._html("detail.html", fragment=fragment, namespace=key[0], name=key[1], person=person.name)
 
     async def _detail_events(self, request: web.Request) -> web.StreamResponse:
@@ -296,28 +297,28 @@ class Page:
         if not (body.get("status") or {}).get("deadLetters"):
             return Reasons()
         try:
-            return await self._knows.letters.reasons(WorkQueue.model_validate(body))
+            return await self._dependencies.dead_letters.reasons(WorkQueue.model_validate(body))
         except ValidationError:
-            return Reasons(problem="The resource cannot be read.")
+            return Reasons(problem="The operator cannot read this WorkQueue.")
 
     async def _require(self, person: Person, key: tuple[str, str]) -> Object:
-        """The WorkQueue. Who may not see it learns as little as about one that does not exist."""
-        body = self._knows.store.workqueue(key)
-        access = self._knows.access
+        """Return a WorkQueue. The error is the same for a forbidden and for a missing WorkQueue."""
+        body = self._dependencies.store.workqueue(key)
+        access = self._dependencies.access
         if body is None or not (await access.may_list(person) or await access.may_list(person, key[0])):
             raise web.HTTPNotFound(text=f"There is no WorkQueue {key[0]}/{key[1]}, or you may not see it.")
         return body
 
     async def _detail_fragment(self, person: Person, key: tuple[str, str], reasons: Reasons) -> str:
         body = await self._require(person, key)
-        watch, uid = self._knows.watch, body["metadata"]["uid"]
-        pods = self._knows.store.pods_of(key)
+        sampler, uid = self._dependencies.sampler, body["metadata"]["uid"]
+        pods = self._dependencies.store.pods_of(key)
         return self._templates.get_template("_detail.html").render(
-            row=view_model.row(body, watch.history.depths(uid), watch.rate(key)),
+            row=view_model.row(body, sampler.history.depths(uid), sampler.rate(key)),
             conditions=list(view_model.conditions(body).values()),
             queue=(body.get("status") or {}).get("queueName") or key[1],
-            pods=view_model.pods(pods, watch.statuses(key[0], pods), datetime.now(UTC)),
-            decisions=watch.history.decisions(uid),
+            pods=view_model.pods(pods, sampler.statuses(key[0], pods), datetime.now(UTC)),
+            decisions=sampler.history.decisions(uid),
             reasons=reasons,
         )
 
@@ -326,18 +327,18 @@ class Page:
     async def _stream(
         self, request: web.Request, make: Callable[[Person], Awaitable[str]]
     ) -> web.StreamResponse:
-        """Send the fragment again whenever it has changed, for as long as the person may see it."""
+        """Send the fragment after each change, while the user may see it."""
         if self._live >= MOST_LIVE:
-            raise web.HTTPServiceUnavailable(text="Too many pages are open: this one stays as it is.")
+            raise web.HTTPServiceUnavailable(text="Too many pages are open. This page is not updated.")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", **HEADERS})
         self._live += 1
         try:
-            with self._knows.watch.looking():
+            with self._dependencies.sampler.viewing():
                 await response.prepare(request)
                 async for chunk in self._chunks(request, make):
                     await response.write(chunk)
         except (ConnectionError, asyncio.CancelledError):
-            pass  # the browser has gone, or the process ends
+            pass  # the browser has closed the connection, or the process is stopping
         finally:
             self._live -= 1
         return response
@@ -377,9 +378,9 @@ class Page:
 
 
 def _next(request: web.Request) -> str:
-    """Return the page of this site that was asked for before the login."""
+    """Return the page of this site that was requested before the login."""
     wanted = request.query.get("next", "/")
-    # A browser reads //host and /\host as another site, and drops tabs and line feeds before it reads.
+    # Browsers interpret //host and /\host as another site, after they have removed tabs and line feeds.
     if not wanted.startswith("/") or wanted[1:2] in {"/", "\\"} or not wanted.isprintable():
         return "/"
     return wanted
@@ -391,7 +392,7 @@ def _see(path: str) -> web.Response:
 
 @web.middleware
 async def _harden(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The headers that keep a browser from doing anything but showing the page."""
+    """Add the headers that restrict the browser to showing the page."""
     try:
         response = await handler(request)
     except web.HTTPException as error:

@@ -1,7 +1,6 @@
-"""Who is logged in: a token behind a random name in a cookie, in the memory of this process only.
+"""Login sessions: a random name in a cookie refers to a token in the memory of this process.
 
-Place in the flow: `server` makes one at login and looks it up at each request; the token itself is asked about
-again by `access`, so that a session ends with the token.
+`access` checks the token at each request, so that a session ends with its token.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ MOST: Final = 1_000
 
 
 class Sessions:
-    """Sessions by their name; the oldest goes when there are too many.
+    """Sessions by name. At the limit, a new session replaces the oldest.
 
     Args:
-        clock: seconds that only go forward.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Any = time.monotonic) -> None:
@@ -28,7 +27,7 @@ class Sessions:
         self._tokens: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
     def begin(self, token: str) -> str:
-        """A new session's name."""
+        """Start a session and return its name."""
         name = secrets.token_urlsafe(32)
         self._tokens[name] = (self._clock() + LASTS_SECONDS, token)
         while len(self._tokens) > MOST:
@@ -36,7 +35,7 @@ class Sessions:
         return name
 
     def token(self, name: str) -> str | None:
-        """The token of a session; None when it has ended."""
+        """Return the token of a session; None if it has ended."""
         ends, token = self._tokens.get(name, (0.0, ""))
         if self._clock() >= ends:
             self._tokens.pop(name, None)
@@ -44,5 +43,5 @@ class Sessions:
         return token
 
     def end(self, name: str) -> None:
-        """Log out."""
+        """End a session."""
         self._tokens.pop(name, None)

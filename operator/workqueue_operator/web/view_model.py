@@ -1,7 +1,6 @@
-"""What the page shows, from the objects of the store: rows, one WorkQueue in detail, a sparkline. PURE.
+"""The data for the templates, from the objects of the store: rows, details, a sparkline. Pure.
 
-Place in the flow: between the store and the templates. Rows are made from the plain objects: to parse a thousand
-WorkQueues for one look would hold up the scaling.
+Rows are created from the plain objects, because parsing 1,000 WorkQueues for a page would delay the scaling.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ HEIGHT: Final = 24
 _ADVICE: Final = {reason.value: advice for reason, advice in ADVICE.items()}
 
 ROWS: Final = 200
-"""So many are shown at most; a filter finds the others."""
+"""Maximum number of rows. A filter finds the other WorkQueues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Condition:
     """One condition of a WorkQueue.
 
     Attributes:
-        advice: what to do about its reason; empty where there is nothing to do.
+        advice: what to do about its reason; empty if there is nothing to do.
     """
 
     type: str
@@ -43,11 +42,11 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the overview. Counts are None where they are not known.
+    """One row of the overview. Unknown counts are None.
 
     Attributes:
-        rate: messages that the workers took a second lately.
-        spark: points of an SVG polyline, and a sentence that says the same; None before there are two samples.
+        rate: recent deliveries to the workers, per second.
+        spark: the sparkline of depths; None before the second sample.
     """
 
     namespace: str
@@ -72,11 +71,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Spark:
-    """A line of depths.
+    """A sparkline of depths.
 
     Attributes:
-        lines: points of one SVG polyline for each stretch without a gap.
-        sentence: the same for whoever does not see it.
+        lines: points of an SVG polyline for each stretch without a gap.
+        sentence: the same as text, for screen readers.
     """
 
     lines: tuple[str, ...]
@@ -97,14 +96,14 @@ class Pod:
 
 
 def row(body: Mapping[str, Any], depths: Sequence[int | None], rate: float | None) -> Row:
-    """The row of a WorkQueue.
+    """Return the row of a WorkQueue.
 
     Args:
-        body: as the API server gave it.
+        body: the object from the API server.
     """
     status = body.get("status") or {}
     found = conditions(body)
-    unknown = Condition("Ready", "Unknown", "NotSeenYet", "The operator has not looked at it yet.", "")
+    unknown = Condition("Ready", "Unknown", "NotSeenYet", "The operator has not reconciled it yet.", "")
     return Row(
         namespace=body["metadata"]["namespace"],
         name=body["metadata"]["name"],
@@ -130,7 +129,7 @@ def _maximum(spec: Mapping[str, Any]) -> int:
 
 
 def conditions(body: Mapping[str, Any]) -> dict[str, Condition]:
-    """The conditions of a WorkQueue, by type, in their order."""
+    """Return the conditions of a WorkQueue by type, in their order."""
     return {
         one["type"]: Condition(
             one["type"], one["status"], one["reason"], one["message"], _advice(one["status"], one["reason"])
@@ -140,20 +139,20 @@ def conditions(body: Mapping[str, Any]) -> dict[str, Condition]:
 
 
 def order(body: Mapping[str, Any]) -> tuple[bool, int, str, str]:
-    """What needs a look comes first: what is not Ready, then the deepest queue."""
+    """Return the sort key of a WorkQueue: those that are not Ready first, then the deepest queue."""
     status = body.get("status") or {}
     ready = any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions") or ())
     return ready, -int(status.get("messages") or 0), body["metadata"]["namespace"], body["metadata"]["name"]
 
 
 def matches(body: Mapping[str, Any], words: str) -> bool:
-    """Whether namespace/name has every one of the words in it."""
+    """Return whether namespace/name contains every word."""
     place = f"{body['metadata']['namespace']}/{body['metadata']['name']}".lower()
     return all(word in place for word in words.lower().split())
 
 
 def sparkline(depths: Sequence[int | None]) -> Spark | None:
-    """The depths as a line; gaps where they were not known."""
+    """Return the depths as a sparkline, with gaps for unknown values."""
     known = [depth for depth in depths if depth is not None]
     if len(known) < 2:  # noqa: PLR2004 - one point is no line
         return None
@@ -177,12 +176,12 @@ def sparkline(depths: Sequence[int | None]) -> Spark | None:
 
 
 def _highest(depths: Sequence[int | None]) -> int | None:
-    """A peak must not get lost between two points."""
+    """Return the highest depth, so that no peak is lost between two points."""
     return max((depth for depth in depths if depth is not None), default=None)
 
 
 def pods(views: Iterable[PodView], statuses: Mapping[str, WorkerStatus], now: datetime) -> list[Pod]:
-    """The pods of a WorkQueue, with what their workers say of themselves."""
+    """Return the pods of a WorkQueue with the status of their workers."""
     shown = []
     for view in views:
         status = statuses.get(view.name)
@@ -202,7 +201,7 @@ def pods(views: Iterable[PodView], statuses: Mapping[str, WorkerStatus], now: da
 
 
 def age(seconds: float) -> str:
-    """The two largest units, as kubectl writes an age."""
+    """Format an age in its two largest units, as kubectl does."""
     left = max(0, int(seconds))
     for size, unit, below, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
         if left >= size:
@@ -212,7 +211,7 @@ def age(seconds: float) -> str:
 
 
 def moment(at: float) -> str:
-    """Unix seconds as RFC 3339."""
+    """Format Unix seconds as RFC 3339."""
     return timestamp(datetime.fromtimestamp(at, UTC))
 
 
@@ -238,14 +237,15 @@ class Sum:
     """A sum over WorkQueues.
 
     Attributes:
-        unknown: of how many WorkQueues the count is not known.
+        known: the sum of the known counts.
+        unknown: number of WorkQueues with an unknown count.
     """
 
     known: int = 0
     unknown: int = 0
 
     def add(self, count: Any) -> None:
-        """Add a count; None when it is not known."""
+        """Add a count; None if it is unknown."""
         if count is None:
             self.unknown += 1
         else:
@@ -254,7 +254,7 @@ class Sum:
 
 @dataclass(slots=True)
 class Summary:
-    """All that somebody may see, in a few numbers."""
+    """The sums over all WorkQueues that a user may see."""
 
     workqueues: int = 0
     not_ready: int = 0
@@ -265,7 +265,7 @@ class Summary:
     busy: Sum = field(default_factory=Sum)
 
     def add(self, body: Mapping[str, Any]) -> None:
-        """Count one WorkQueue."""
+        """Add a WorkQueue."""
         status = body.get("status") or {}
         self.workqueues += 1
         self.not_ready += not order(body)[0]

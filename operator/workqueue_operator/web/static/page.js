@@ -1,4 +1,4 @@
-// Puts each fragment that the server sends where the last one was. Everything in it was escaped by the server.
+// Replaces the content with each fragment from the server, which has escaped everything in it.
 "use strict";
 
 const live = document.getElementById("live");
@@ -12,7 +12,7 @@ function show(html) {
   const scrolled = [...live.querySelectorAll(".scroll")].map((one) => one.scrollLeft);
   live.innerHTML = html;
   [...live.querySelectorAll(".scroll")].forEach((one, number) => { one.scrollLeft = scrolled[number] ?? 0; });
-  // Whoever works with the keyboard stays where they were.
+  // Keep the keyboard focus.
   if (link !== null) {
     [...live.querySelectorAll("a")].find((one) => one.getAttribute("href") === link)?.focus();
   } else if (region !== null) {
@@ -22,20 +22,20 @@ function show(html) {
 }
 
 function tell(text) {
-  // Said only when it changes, so that a screen reader is not interrupted every two seconds.
+  // Update only after a change, so that a screen reader is not interrupted every 2 s.
   if (state.textContent !== text) state.textContent = text;
 }
 
 function follow() {
   const source = new EventSource(live.dataset.events);
   source.addEventListener("open", () => tell("live"));
-  source.addEventListener("error", () => tell("connection lost, trying again"));
+  source.addEventListener("error", () => tell("connection lost, reconnecting"));
   source.addEventListener("fragment", (event) => show(event.data));
-  source.addEventListener("end", () => { source.close(); tell("no longer live: load the page again"); });
+  source.addEventListener("end", () => { source.close(); tell("no longer live, reload the page"); });
   return source;
 }
 
-// A page that nobody looks at costs the operator nothing.
+// A hidden page does not load the operator.
 let source = follow();
 document.addEventListener("visibilitychange", () => {
   source.close();
