@@ -59,7 +59,7 @@ STEPS: Final = (
     Step("decide", "scaling.decide", "decide", "Hold, ScaleOut or Retire (pure)"),
     Step("scale", "scaling.scale", "Scaler", "one guarded write of spec.replicas"),
     Step("scale", "workers.retire", "Retirer", "ask idle workers, mark them, lower the count"),
-    Step("scale", "scaling.wake", "mind", "install or remove the doorbell"),
+    Step("scale", "scaling.wake", "adjust_doorbell", "install or remove the doorbell"),
     Step("report", "reconcile.status", "conditions", "one finding per condition (pure)"),
     Step("report", "reconcile.reporter", "Reporter", "status, Events, log lines"),
 )
