@@ -65,7 +65,7 @@ URLS = [
 
 
 @pytest.mark.parametrize(("url", "binding"), [row[1:] for row in URLS], ids=[row[0] for row in URLS])
-def test_a_url_is_read(url, binding):
+def test_url_is_parsed(url, binding):
     assert from_url(url) == binding
 
 
@@ -74,7 +74,7 @@ def test_a_url_is_read(url, binding):
     password=st.text(max_size=20),
     virtual_host=st.text(min_size=1, max_size=20),
 )
-def test_every_user_password_and_virtual_host_can_be_written_as_a_url(username, password, virtual_host):
+def test_any_user_password_and_virtual_host_fit_into_a_url(username, password, virtual_host):
     url = f"amqp://{quote(username, safe='')}:{quote(password, safe='')}@h/{quote(virtual_host, safe='')}"
     assert from_url(url) == Binding((("h", 5672),), username, password, virtual_host)
 
@@ -100,7 +100,7 @@ BAD_URLS = [
 
 
 @pytest.mark.parametrize(("url", "sentence"), [row[1:] for row in BAD_URLS], ids=[row[0] for row in BAD_URLS])
-def test_a_bad_url_is_refused_with_a_sentence(url, sentence):
+def test_bad_url_is_refused_with_advice(url, sentence):
     with pytest.raises(BindingError) as caught:
         from_url(url)
     assert str(caught.value) == sentence
@@ -144,7 +144,7 @@ MAPPINGS = [
 
 
 @pytest.mark.parametrize(("keys", "binding"), [row[1:] for row in MAPPINGS], ids=[row[0] for row in MAPPINGS])
-def test_the_keys_of_a_secret_are_read(keys, binding):
+def test_secret_keys_are_parsed(keys, binding):
     assert from_mapping(keys, "The Secret") == binding
 
 
@@ -164,7 +164,7 @@ BAD_MAPPINGS = [
 @pytest.mark.parametrize(
     ("keys", "sentence"), [row[1:] for row in BAD_MAPPINGS], ids=[row[0] for row in BAD_MAPPINGS]
 )
-def test_bad_keys_are_refused_with_a_sentence(keys, sentence):
+def test_bad_secret_keys_are_refused_with_advice(keys, sentence):
     with pytest.raises(BindingError) as caught:
         from_mapping(keys, "The Secret")
     assert str(caught.value) == sentence
@@ -178,14 +178,14 @@ def test_bad_keys_are_refused_with_a_sentence(keys, sentence):
         st.text(max_size=20) | st.sampled_from(["amqp://u:s3cr3t@h", "amqps://h", "5671", "h"]),
     )
 )
-def test_any_keys_make_a_binding_or_a_sentence(keys):
+def test_any_secret_keys_give_a_binding_or_a_clear_error(keys):
     try:
         assert from_mapping(keys, "The Secret").addresses
     except BindingError as error:
         assert str(error).endswith(".")  # noqa: PT017 - either outcome is right
 
 
-def test_a_folder_is_read_as_kubernetes_mounts_a_secret(tmp_path):
+def test_mounted_secret_folder_is_parsed(tmp_path):
     data = tmp_path / "..data"
     data.mkdir()
     (tmp_path / ".hidden").write_text("x")
@@ -195,7 +195,7 @@ def test_a_folder_is_read_as_kubernetes_mounts_a_secret(tmp_path):
     assert from_folder(tmp_path) == Binding((("rabbit", 5672),), "joe", "pw")
 
 
-def test_a_folder_that_does_not_exist_is_refused_with_a_sentence(tmp_path):
+def test_missing_binding_folder_is_refused_with_advice(tmp_path):
     with pytest.raises(BindingError, match=r"The connection folder .*nope cannot be read: .*\."):
         from_folder(tmp_path / "nope")
 
@@ -238,7 +238,7 @@ BAD_WITH_SECRET = [
 
 
 @pytest.mark.parametrize("url", [row[1] for row in BAD_WITH_SECRET], ids=[row[0] for row in BAD_WITH_SECRET])
-def test_no_error_shows_a_password(url):
+def test_binding_error_shows_no_password(url):
     with pytest.raises(BindingError) as caught:
         from_url(url)
     assert SECRET not in str(caught.value)
@@ -277,7 +277,7 @@ def test_bindings_that_need_different_connections_have_different_identities(othe
     assert BASE.identity != other.identity
 
 
-def test_the_management_address_does_not_make_another_connection():
+def test_management_address_does_not_change_connection_identity():
     with_management = Binding((("h", 1),), "joe", "pw", "v", TLS("CA", "C", "K"), "http://m")
     assert BASE.identity == with_management.identity
 

@@ -338,7 +338,7 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, ScaleInWindow, tuple[type, in
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_cases_that_people_ask_about(case: str) -> None:
+def test_decision_for_common_cases(case: str) -> None:
     a_spec, observation, window, (kind, replicas, reason) = CASES[case]
     assert isinstance(observation.workload, WorkloadState)
     decision, _ = decide(a_spec, observation, window, NOW)
@@ -362,19 +362,19 @@ DRAIN_CASES = {
 
 
 @pytest.mark.parametrize("case", DRAIN_CASES)
-def test_a_target_drain_time(case: str) -> None:
+def test_target_drain_time_sets_the_count(case: str) -> None:
     depth, load, concurrency, replicas = DRAIN_CASES[case]
     assert wanted_replicas(spec(targetDrainSeconds=60), depth, load, concurrency) == replicas
 
 
-def test_a_target_drain_time_counts_unconfirmed_slots_beside_the_arrivals() -> None:
+def test_target_drain_time_counts_unconfirmed_slots_and_arrivals() -> None:
     depth, load = Depth(0, 5, 30, 10, SILENT), Load(2.0, 5.0)
 
     assert wanted_replicas(spec(targetDrainSeconds=60), replace(depth, unconfirmed=0), load, 1) == 10
     assert wanted_replicas(spec(targetDrainSeconds=60), depth, load, 1) == 20
 
 
-def test_a_target_drain_time_reckons_with_the_slots_of_a_pod() -> None:
+def test_target_drain_time_considers_slots_per_pod() -> None:
     observation = replace(seen(0, Depth(600, 0, 0), concurrency=5), load=Load(2.0, 0.0))
     decision, _ = decide(spec(targetDrainSeconds=60), observation, ScaleInWindow(NOW), NOW)
     assert target(decision, 0) == 4
@@ -573,9 +573,7 @@ def lawful_inward(
 
 @settings(max_examples=1_500)
 @given(close_specs, close_observations, close_windows)
-def test_the_step_is_the_one_that_the_laws_ask_for(
-    a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
-) -> None:
+def test_decision_matches_the_laws(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> None:
     decision, _ = decide(a_spec, seen_, window, NOW)
     assert isinstance(seen_.workload, WorkloadState)
     found = type(decision), target(decision, seen_.workload.replicas), decision.reason
@@ -587,7 +585,7 @@ def test_the_step_is_the_one_that_the_laws_ask_for(
 
 @settings(max_examples=300)
 @given(close_specs, close_observations, close_windows)
-def test_what_is_remembered_of_a_step(
+def test_scale_in_window_records_the_step(
     a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
 ) -> None:
     decision, after = decide(a_spec, seen_, window, NOW)
@@ -604,7 +602,7 @@ def test_what_is_remembered_of_a_step(
 
 
 @given(close_specs, close_observations, close_windows)
-def test_without_a_workload_nothing_happens_and_nothing_is_forgotten(
+def test_missing_workload_holds_and_keeps_the_window(
     a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
 ) -> None:
     missing = Unknown(Reason.WORKLOAD_NOT_FOUND, "…")
@@ -616,14 +614,12 @@ def test_without_a_workload_nothing_happens_and_nothing_is_forgotten(
 
 
 @given(specs, observations, windows)
-def test_the_same_input_gives_the_same_output(
-    a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
-) -> None:
+def test_decide_is_deterministic(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> None:
     assert decide(a_spec, seen_, window, NOW) == decide(a_spec, seen_, window, NOW)
 
 
 @given(specs, observations, windows)
-def test_an_unknown_depth_never_changes_the_count(
+def test_unknown_depth_never_changes_the_count(
     a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
 ) -> None:
     blind = replace(seen_, depth=OUTAGE)
@@ -633,16 +629,14 @@ def test_an_unknown_depth_never_changes_the_count(
 
 
 @given(specs, observations, windows)
-def test_a_suspended_workqueue_holds(
-    a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
-) -> None:
+def test_suspended_workqueue_holds(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> None:
     decision, _ = decide(a_spec.model_copy(update={"suspend": True}), seen_, window, NOW)
     assert isinstance(decision, Hold)
     assert decision.reason is Reason.SUSPENDED
 
 
 @given(specs, observations, windows)
-def test_every_step_stays_within_minimum_and_maximum(
+def test_decision_stays_within_minimum_and_maximum(
     a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
 ) -> None:
     decision, _ = decide(a_spec, seen_, window, NOW)
@@ -658,7 +652,7 @@ def test_every_step_stays_within_minimum_and_maximum(
 
 
 @given(specs, observations, windows)
-def test_outward_is_one_step(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> None:
+def test_scale_out_is_one_step(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> None:
     decision, _ = decide(a_spec, seen_, window, NOW)
     if isinstance(decision, ScaleOut):
         assert isinstance(seen_.workload, WorkloadState)
@@ -667,7 +661,7 @@ def test_outward_is_one_step(a_spec: WorkQueueSpec, seen_: Observation, window: 
 
 
 @given(specs, observations, windows)
-def test_inward_never_below_the_busy_nor_below_what_was_wanted_lately(
+def test_scale_in_keeps_busy_workers_and_recent_demand(
     a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
 ) -> None:
     decision, after = decide(a_spec, seen_, window, NOW)
@@ -682,7 +676,7 @@ def test_inward_never_below_the_busy_nor_below_what_was_wanted_lately(
 
 
 @given(specs, observations, windows)
-def test_what_cannot_be_asked_never_raises_the_count(
+def test_unreachable_worker_never_raises_the_count(
     a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow
 ) -> None:
     decision, _ = decide(a_spec, seen_, window, NOW)
@@ -695,7 +689,7 @@ def test_what_cannot_be_asked_never_raises_the_count(
 
 
 @given(specs, observations, windows)
-def test_a_trim_removes_no_pod(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> None:
+def test_trim_removes_no_pod(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> None:
     decision, _ = decide(a_spec, seen_, window, NOW)
 
     if isinstance(decision, Trim):
@@ -705,7 +699,7 @@ def test_a_trim_removes_no_pod(a_spec: WorkQueueSpec, seen_: Observation, window
 
 
 @given(specs, observations, windows)
-def test_a_pin_is_where_it_goes(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> None:
+def test_pin_decides_the_count(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> None:
     if a_spec.replicas is None or a_spec.suspend:
         return
     decision, _ = decide(a_spec, seen_, window, NOW)
@@ -713,7 +707,7 @@ def test_a_pin_is_where_it_goes(a_spec: WorkQueueSpec, seen_: Observation, windo
 
 
 @given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 30)), min_size=1, max_size=40))
-def test_the_window_remembers_exactly_the_highest_of_its_time(steps: list[tuple[int, int]]) -> None:
+def test_scale_in_window_keeps_its_highest_value(steps: list[tuple[int, int]]) -> None:
     window, now, history = ScaleInWindow(0.0), 0.0, []
     for pause, wanted in steps:
         now += pause
@@ -739,7 +733,7 @@ STOPPING = [
 @pytest.mark.parametrize(
     ("decision", "messages", "message"), STOPPING, ids=["one-in-hand", "none-in-hand", "pinned"]
 )
-def test_a_decision_mentions_the_messages_of_stopping_workers(
+def test_decision_mentions_messages_of_stopping_workers(
     decision: Decision, messages: int, message: str
 ) -> None:
     assert beside_stopping_workers(decision, messages) == replace(decision, message=message)

@@ -134,7 +134,7 @@ LATER_PASSES: list[tuple[str, dict[str, Any], Depth]] = [
 @pytest.mark.parametrize(
     ("given", "depth"), [row[1:] for row in LATER_PASSES], ids=[row[0] for row in LATER_PASSES]
 )
-def test_what_is_known(given: dict[str, Any], depth: Depth) -> None:
+def test_depth_is_known(given: dict[str, Any], depth: Depth) -> None:
     assert judge(QueueReadings(**given), "jobs") == depth
 
 
@@ -165,7 +165,7 @@ UNKNOWN: list[tuple[str, dict[str, Any], Reason]] = [
 
 
 @pytest.mark.parametrize(("given", "reason"), [row[1:] for row in UNKNOWN], ids=[row[0] for row in UNKNOWN])
-def test_what_is_unknown(given: dict[str, Any], reason: Reason) -> None:
+def test_depth_is_unknown(given: dict[str, Any], reason: Reason) -> None:
     found = judge(QueueReadings(**given), "jobs")
     assert isinstance(found, Unknown)
     assert found.reason is reason
@@ -189,7 +189,7 @@ def test_only_counts_can_be_implausible() -> None:
     ],
     ids=["nothing waits", "some may be idle", "all are busy", "not asked", "missing"],
 )
-def test_when_the_workers_must_be_asked(given: Any, expected: bool) -> None:
+def test_workers_are_asked_only_when_necessary(given: Any, expected: bool) -> None:
     assert workers_decide(given) is expected
 
 
@@ -248,12 +248,12 @@ BUSY: list[tuple[str, dict[str, Any], int | None]] = [
 
 
 @pytest.mark.parametrize(("given", "expected"), [row[1:] for row in BUSY], ids=[row[0] for row in BUSY])
-def test_busy_pods(given: dict[str, Any], expected: int | None) -> None:
+def test_busy_pods_are_counted(given: dict[str, Any], expected: int | None) -> None:
     answers = QueueReadings(**given)
     assert busy_pods(answers, judge(answers, "jobs"), 3) == expected
 
 
-def test_busy_pods_of_an_unknown_depth_are_unknown() -> None:
+def test_unknown_depth_has_unknown_busy_pods() -> None:
     assert busy_pods(QueueReadings(counts=None), Unknown(Reason.DEPTH_PENDING, ""), 3) is None
 
 
@@ -281,7 +281,9 @@ def test_busy_pods_of_an_unknown_depth_are_unknown() -> None:
         "never below zero",
     ],
 )
-def test_load(statuses: dict[str, WorkerStatus], growth: float, expected: Load) -> None:
+def test_load_is_calculated_from_worker_statuses(
+    statuses: dict[str, WorkerStatus], growth: float, expected: Load
+) -> None:
     assert load(statuses, growth) == expected
 
 
@@ -301,7 +303,7 @@ def test_unreachable_worker_is_named(ready: int) -> None:
 @pytest.mark.parametrize(
     "ours", [True, False], ids=["worker-without-answer", "workload-without-management-api"]
 )
-def test_a_depth_that_cannot_be_asked_neither_raises_nor_lowers_the_count(ours: bool) -> None:
+def test_unreadable_depth_neither_raises_nor_lowers_the_count(ours: bool) -> None:
     """One message and twenty slots a worker gave 1, 2, 4, 8, 12 replicas within seconds, for ever."""
     spec = WorkQueueSpec.model_validate(
         {

@@ -58,7 +58,7 @@ def test_pika_without_a_private_attribute_is_refused(monkeypatch: pytest.MonkeyP
         pika_private.check()
 
 
-def test_supported_pika_is_the_one_that_is_required() -> None:
+def test_supported_pika_version_is_the_required_one() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     assert pika_private.SUPPORTED in project["dependencies"]
@@ -76,9 +76,7 @@ def test_pika_is_not_patched() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"], ids=["refused", "name-not-found"])
-def test_pika_logs_for_the_users_connections_and_not_for_ours(
-    caplog: pytest.LogCaptureFixture, host: str
-) -> None:
+def test_pika_logs_for_user_connections_only(caplog: pytest.LogCaptureFixture, host: str) -> None:
     caplog.set_level(logging.INFO)
     url = f"amqp://{host}:1"
     connection = Connection(lambda: from_url(url), "test")

@@ -36,7 +36,7 @@ def publisher_on(channel, **options):
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
-def test_return_fails_the_message_that_was_returned(pair):
+def test_returned_message_fails(pair):
     publisher = publisher_on(SimpleNamespace())
     futures = [publisher.publish(outgoing) for outgoing in pair]
     publisher.connection.loop.run_once(0)
@@ -56,7 +56,7 @@ def test_return_fails_the_message_that_was_returned(pair):
         futures[1].result(0)
 
 
-def test_refusal_on_a_channel_that_is_being_closed_leaves_it_to_its_close():
+def test_refusal_on_closing_channel_is_left_to_the_close():
     """A channel that refuses is replaced; a late one is closed, and must be replaced when that is confirmed."""
     channel = SimpleNamespace(close=lambda: setattr(channel, "is_open", False))
     publisher = publisher_on(channel, timeout_seconds=0.0)

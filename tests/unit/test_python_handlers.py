@@ -181,7 +181,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("value", "reason"), REFUSED.values(), ids=REFUSED.keys())
-def test_callable_that_would_run_nothing_is_refused_at_load(
+def test_callable_that_runs_nothing_is_refused_at_load(
     value: object, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(HandlerLoadError, match=f"handler_of_a_user:handle {reason}"):
@@ -207,7 +207,7 @@ UNFINISHED = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("value", "kind"), UNFINISHED.values(), ids=UNFINISHED.keys())
-def test_returned_work_that_did_not_run_is_a_failure(
+def test_returned_unrun_coroutine_is_a_failure(
     value: object, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler = load(value, monkeypatch)

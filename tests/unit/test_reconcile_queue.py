@@ -66,7 +66,7 @@ class Runs:
             await self.changed.wait_for(lambda: self.begun >= count)
 
 
-async def test_a_key_that_is_woken_while_it_runs_runs_exactly_once_more() -> None:
+async def test_key_added_during_its_run_runs_exactly_once_more() -> None:
     runs = Runs()
     keys = started(runs, known)
     keys.add(KEY)
@@ -81,7 +81,7 @@ async def test_a_key_that_is_woken_while_it_runs_runs_exactly_once_more() -> Non
     assert (runs.begun, runs.most) == (2, 1)
 
 
-async def test_a_run_that_failed_keeps_its_pause_although_it_woke_itself() -> None:
+async def test_failed_run_keeps_its_pause_after_adding_itself() -> None:
     runs = Runs()
     keys = started(runs, known)
     keys.add(KEY)
@@ -95,7 +95,7 @@ async def test_a_run_that_failed_keeps_its_pause_although_it_woke_itself() -> No
     await keys.stop(5)
 
 
-async def test_a_change_from_outside_does_not_wait_for_the_pause() -> None:
+async def test_external_change_skips_the_pause() -> None:
     runs = Runs()
     keys = started(runs, known)
     keys.add(KEY)
@@ -108,7 +108,7 @@ async def test_a_change_from_outside_does_not_wait_for_the_pause() -> None:
     await keys.stop(5)
 
 
-async def test_a_change_from_outside_waits_for_a_firm_pause() -> None:
+async def test_external_change_waits_for_a_firm_pause() -> None:
     runs = Runs()
     keys = started(runs, known)
     keys.add(KEY)
@@ -129,7 +129,7 @@ async def test_a_change_from_outside_waits_for_a_firm_pause() -> None:
     await keys.stop(5)
 
 
-async def test_different_keys_run_beside_each_other() -> None:
+async def test_different_keys_run_concurrently() -> None:
     runs = Runs()
     keys = started(runs, known)
     for name in ("a", "b", "c"):
@@ -140,7 +140,7 @@ async def test_different_keys_run_beside_each_other() -> None:
     await keys.stop(5)
 
 
-async def test_stopping_ends_what_takes_too_long_and_begins_nothing_more() -> None:
+async def test_stop_cancels_slow_runs_and_starts_no_more() -> None:
     runs = Runs()
     keys = started(runs, known)
     keys.add(KEY)
@@ -182,7 +182,7 @@ def two_places(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("two_places")
 @EITHER
-async def test_of_many_keys_a_few_run_at_once_and_each_has_its_turn(kind: Kind) -> None:
+async def test_queue_limits_concurrent_runs_and_serves_every_key(kind: Kind) -> None:
     runs = Runs()
     keys = started(runs, kind)
     for key in names(7):
@@ -197,7 +197,7 @@ async def test_of_many_keys_a_few_run_at_once_and_each_has_its_turn(kind: Kind) 
 
 
 @pytest.mark.usefixtures("two_places")
-async def test_who_is_known_does_not_wait_for_beginners() -> None:
+async def test_known_key_does_not_wait_for_new_keys() -> None:
     runs = Runs()
     keys = woken(runs, lambda key: key == KEY, names(5))
     await runs.wait_begun(2)
@@ -209,7 +209,7 @@ async def test_who_is_known_does_not_wait_for_beginners() -> None:
 
 @pytest.mark.usefixtures("two_places")
 @EITHER
-async def test_who_waits_for_a_dead_broker_gives_the_place_to_the_next(kind: Kind) -> None:
+async def test_key_waiting_for_dead_broker_yields_its_place(kind: Kind) -> None:
     runs = Runs()
     waiting = names(4)
     keys = woken(runs, kind, waiting)
@@ -225,7 +225,7 @@ async def test_who_waits_for_a_dead_broker_gives_the_place_to_the_next(kind: Kin
 
 @pytest.mark.usefixtures("two_places")
 @EITHER
-async def test_nobody_keeps_a_place_for_long(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_run_yields_its_place(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FIRST_PASSES_SECONDS", "LATER_PASSES_SECONDS"):
         monkeypatch.setattr(module, name, 0.05)
     runs = Runs()
@@ -238,7 +238,7 @@ async def test_nobody_keeps_a_place_for_long(kind: Kind, monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("two_places")
 @EITHER
-async def test_after_the_end_nobody_begins_who_was_waiting(kind: Kind) -> None:
+async def test_waiting_key_does_not_start_after_stop(kind: Kind) -> None:
     runs = Runs()
     keys = woken(runs, kind, names(5))
     await runs.wait_begun(2)

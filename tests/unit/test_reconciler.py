@@ -35,7 +35,7 @@ def reconciler_of(queue: ReconcileQueue, store: Store) -> Reconciler:
     return Reconciler(Dependencies(queue=queue, store=store, **others))
 
 
-async def test_no_pass_begins_before_everything_is_listed(passes: list[Key]) -> None:
+async def test_no_pass_starts_before_the_first_lists(passes: list[Key]) -> None:
     """A pass that did not know the Deployment yet would create it again."""
     queue = ReconcileQueue(SystemClock())
     store = Store(queue.add)

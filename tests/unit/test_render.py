@@ -76,9 +76,7 @@ def as_the_worker_reads_it(made: WorkQueue, folder: Path) -> RunConfig:
     ],
     ids=["python", "exec", "http"],
 )
-def test_the_worker_understands_what_it_is_told(
-    tmp_path: Path, worker: dict[str, Any], handler: object
-) -> None:
+def test_worker_parses_rendered_settings(tmp_path: Path, worker: dict[str, Any], handler: object) -> None:
     made = workqueue(
         worker={**worker, "concurrency": 4, "timeoutSeconds": 120},
         queue={"name": "thumbs.v2", "type": "Classic"},
@@ -122,7 +120,7 @@ def test_worker_knows_the_delivery_limit(
     assert (config.delivery_limit, config.wake_deliveries) == (limit, wake_deliveries)
 
 
-def test_the_grace_of_the_pod_is_longer_than_the_handlers_time() -> None:
+def test_pod_grace_period_exceeds_handler_timeout() -> None:
     assert pod(workqueue(worker={"timeoutSeconds": 120}))["terminationGracePeriodSeconds"] > 120
 
 
@@ -130,7 +128,7 @@ def test_the_grace_of_the_pod_is_longer_than_the_handlers_time() -> None:
 
 
 @HANDLERS
-def test_the_pods_satisfy_the_restricted_standard(worker: dict[str, Any]) -> None:
+def test_pods_satisfy_restricted_standard(worker: dict[str, Any]) -> None:
     assert violations(pod(workqueue(worker=worker))) == []
 
 
@@ -140,7 +138,7 @@ def test_the_pods_satisfy_the_restricted_standard(worker: dict[str, Any]) -> Non
     [{}, {"capabilities": {"add": ["NET_BIND_SERVICE"]}}, {"capabilities": {"drop": ["CHOWN"]}}],
     ids=["nothing", "a capability", "only one dropped"],
 )
-def test_sidecars_and_settings_satisfy_the_restricted_standard(
+def test_sidecars_and_settings_satisfy_restricted_standard(
     worker: dict[str, Any], given: dict[str, Any]
 ) -> None:
     sidecar = {"name": "proxy", "image": "proxy:1", **({"securityContext": given} if given else {})}
@@ -153,7 +151,7 @@ def test_sidecars_and_settings_satisfy_the_restricted_standard(
     [{}, {"securityContext": {"runAsUser": 1000}}, {"podSecurityContext": {"runAsUser": 1000}}],
     ids=["nothing", "of the handler", "of the pod"],
 )
-def test_http_handler_has_another_user_than_the_worker(given: dict[str, Any]) -> None:
+def test_http_handler_runs_as_another_user_than_worker(given: dict[str, Any]) -> None:
     spec = pod(workqueue(worker={**HTTP, **given}))
     (worker,), (handler,) = spec["containers"], spec["initContainers"]
     users = [
@@ -164,7 +162,7 @@ def test_http_handler_has_another_user_than_the_worker(given: dict[str, Any]) ->
 
 
 @HANDLERS
-def test_names_are_unique_where_the_api_server_wants_them_to_be(worker: dict[str, Any]) -> None:
+def test_container_env_and_volume_names_are_unique(worker: dict[str, Any]) -> None:
     parts = {
         "env": [{"name": "WORKQUEUE_LOG_FORMAT", "value": "text"}, {"name": "MINE", "value": "1"}],
         "volumes": [{"name": "scratch", "emptyDir": {}}],
@@ -185,7 +183,7 @@ def test_names_are_unique_where_the_api_server_wants_them_to_be(worker: dict[str
     assert {"name": "MINE", "value": "1"} in handler["env"]
 
 
-def test_a_persons_parts_belong_to_the_container_with_the_handler() -> None:
+def test_user_pod_settings_apply_to_the_handler_container() -> None:
     parts = {"env": [{"name": "MINE", "value": "1"}], "resources": {"limits": {"memory": "1Gi"}}}
     spec = pod(workqueue(worker={**HTTP, **parts}))
     (worker,), (handler,) = spec["containers"], spec["initContainers"]
@@ -196,7 +194,7 @@ def test_a_persons_parts_belong_to_the_container_with_the_handler() -> None:
     assert (handler["image"], worker["image"]) == ("thumbs-go:1", "worker:1")
 
 
-def test_parts_of_the_pod_are_passed_on() -> None:
+def test_pod_settings_are_passed_on() -> None:
     given: dict[str, Any] = {
         "serviceAccountName": "thumbs",
         "imagePullSecrets": [{"name": "registry"}],
@@ -216,7 +214,7 @@ def test_parts_of_the_pod_are_passed_on() -> None:
     assert pod(workqueue())["automountServiceAccountToken"] is False
 
 
-def test_labels_of_ours_win() -> None:
+def test_operator_labels_override_user_labels() -> None:
     made = workqueue(
         worker={"podLabels": {LABEL_WORKQUEUE: "other", "team": "a"}, "podAnnotations": {"x": "y"}}
     )
@@ -227,7 +225,7 @@ def test_labels_of_ours_win() -> None:
     assert selector.items() <= metadata["labels"].items()
 
 
-def test_replicas_are_never_mentioned() -> None:
+def test_rendered_deployment_has_no_replicas() -> None:
     assert "replicas" not in deployment(workqueue(replicas=3))["spec"]
 
 
@@ -239,7 +237,7 @@ def test_replicas_are_never_mentioned() -> None:
         deployment(workqueue()),
     ],
 )
-def test_everything_goes_with_its_workqueue(made: dict[str, Any]) -> None:
+def test_rendered_objects_are_owned_by_their_workqueue(made: dict[str, Any]) -> None:
     (owner,) = made["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["uid"], owner["controller"]) == (
         "WorkQueue",
@@ -253,7 +251,7 @@ def test_everything_goes_with_its_workqueue(made: dict[str, Any]) -> None:
 # -- the hash
 
 
-def test_the_hash_is_the_same_in_another_process() -> None:
+def test_template_hash_is_stable_across_processes() -> None:
     """Not so if it came from a set or from hash()."""
     made = workqueue(worker={"podLabels": {"b": "1", "a": "2"}, "nodeSelector": {"d": "1", "c": "2"}})
     script = (
@@ -288,7 +286,7 @@ def test_the_hash_is_the_same_in_another_process() -> None:
     ],
     ids=["scaling", "a pin", "metadata", "status", "the queue's arguments", "a default spelled out"],
 )
-def test_what_does_not_concern_the_pods_changes_no_hash(other: WorkQueue) -> None:
+def test_irrelevant_change_keeps_template_hash(other: WorkQueue) -> None:
     assert hashed(other) == hashed(workqueue())
 
 
@@ -304,17 +302,17 @@ def test_what_does_not_concern_the_pods_changes_no_hash(other: WorkQueue) -> Non
     ],
     ids=["the image", "the environment", "concurrency", "retries", "another queue", "another Secret"],
 )
-def test_what_concerns_the_pods_changes_the_hash(other: WorkQueue) -> None:
+def test_relevant_change_changes_template_hash(other: WorkQueue) -> None:
     assert hashed(other) != hashed(workqueue())
 
 
-def test_the_operators_own_image_counts_only_where_it_is_used() -> None:
+def test_operator_image_affects_hash_only_where_used() -> None:
     newer = Defaults(worker_image="worker:2")
     assert hashed(workqueue(), newer) == hashed(workqueue())
     assert hashed(workqueue(worker=HTTP), newer) != hashed(workqueue(worker=HTTP))
 
 
-def test_a_template_that_was_never_ready_replaces_the_old_pods_one_at_a_time() -> None:
+def test_never_ready_template_replaces_pods_one_at_a_time() -> None:
     made = workqueue()
 
     def surge(proven: str | None) -> object:
@@ -328,7 +326,7 @@ def test_a_template_that_was_never_ready_replaces_the_old_pods_one_at_a_time() -
 # -- the NetworkPolicy
 
 
-def test_the_endpoint_is_for_the_operator_and_for_metrics_and_other_ports_stay_open() -> None:
+def test_worker_endpoint_admits_operator_and_metrics_and_other_ports_stay_open() -> None:
     operator = {"podSelector": {"matchLabels": {"app": "operator"}}}
     metrics = {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
     policy = render.network_policy(workqueue(), Defaults(metrics_from=(metrics,), operator_peer=operator))
@@ -344,7 +342,7 @@ def test_the_endpoint_is_for_the_operator_and_for_metrics_and_other_ports_stay_o
     assert "from" not in others
 
 
-def test_no_metrics_peers_leave_the_endpoint_to_the_operator() -> None:
+def test_empty_metrics_peers_admit_only_the_operator() -> None:
     operator = {"podSelector": {"matchLabels": {"app": "operator"}}}
     policy = render.network_policy(workqueue(), Defaults(operator_peer=operator))
     assert policy["spec"]["ingress"][0]["from"] == [operator]

@@ -73,9 +73,7 @@ def events(cluster: FakeCluster) -> list[Any]:
 # -- status
 
 
-async def test_a_status_goes_by_server_side_apply_for_this_very_object(
-    cluster: FakeCluster, reporter: Reporter
-) -> None:
+async def test_status_is_applied_to_exactly_this_object(cluster: FakeCluster, reporter: Reporter) -> None:
     await reporter.status(workqueue(), status(), NOW)
     (request,) = cluster.asked
     assert request == Request(
@@ -92,7 +90,7 @@ async def test_a_status_goes_by_server_side_apply_for_this_very_object(
     )
 
 
-async def test_a_metric_shows_the_conditions_even_of_a_status_that_is_not_written(
+async def test_condition_metric_covers_unwritten_status(
     reporter: Reporter, store: Store, metrics: Metrics
 ) -> None:
     def shown() -> set[tuple[str, str, str]]:
@@ -117,13 +115,13 @@ def conflict(message: str) -> Event:
     return Event(Reason.QUEUE_CONFLICT, message, "QueueDeclared", warning=True)
 
 
-async def test_an_unchanged_status_is_not_written(cluster: FakeCluster, reporter: Reporter) -> None:
+async def test_unchanged_status_is_not_written(cluster: FakeCluster, reporter: Reporter) -> None:
     for later in (0, 1, 100):
         assert await reporter.status(workqueue(), status(), NOW + later) is None
     assert len(cluster.asked) == 1
 
 
-async def test_a_status_that_an_earlier_process_wrote_is_not_written_again(
+async def test_status_of_earlier_process_is_not_rewritten(
     cluster: FakeCluster, store: Store, reporter: Reporter
 ) -> None:
     store.put_workqueue(body(2, status()))
@@ -154,7 +152,7 @@ WIPED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("left", WIPED.values(), ids=WIPED)
-async def test_what_somebody_else_wiped_wakes_and_is_written_again(
+async def test_wiped_status_enqueues_and_is_rewritten(
     cluster: FakeCluster, store: Store, reporter: Reporter, woken: list[Key], left: dict[str, Any]
 ) -> None:
     said = status(conditions=[condition()])
@@ -171,7 +169,7 @@ async def test_what_somebody_else_wiped_wakes_and_is_written_again(
     assert len(cluster.asked) == 2
 
 
-async def test_conditions_of_other_people_are_no_reason_to_write(
+async def test_foreign_conditions_cause_no_status_write(
     cluster: FakeCluster, store: Store, reporter: Reporter
 ) -> None:
     await reporter.status(workqueue(), status(conditions=[condition()]), NOW)
@@ -181,7 +179,7 @@ async def test_conditions_of_other_people_are_no_reason_to_write(
     assert len(cluster.asked) == 1
 
 
-async def test_numbers_alone_wait_their_time(cluster: FakeCluster, reporter: Reporter) -> None:
+async def test_number_changes_alone_are_delayed(cluster: FakeCluster, reporter: Reporter) -> None:
     await reporter.status(workqueue(), status(), NOW)
     wait = await reporter.status(workqueue(), status(messages=6, workers="2/2"), NOW + 2)
     assert wait == NUMBERS_EVERY - 2
@@ -190,7 +188,7 @@ async def test_numbers_alone_wait_their_time(cluster: FakeCluster, reporter: Rep
     assert cluster.asked[-1].body["status"]["messages"] == 7
 
 
-async def test_what_is_no_number_is_written_at_once(cluster: FakeCluster, reporter: Reporter) -> None:
+async def test_other_changes_are_written_immediately(cluster: FakeCluster, reporter: Reporter) -> None:
     await reporter.status(workqueue(), status(), NOW)
     ready = {"type": "Ready", "status": "False", "reason": "BrokerUnreachable"}
     changed = status(messages=6, conditions=[ready])
@@ -198,7 +196,7 @@ async def test_what_is_no_number_is_written_at_once(cluster: FakeCluster, report
     assert len(cluster.asked) == 2
 
 
-async def test_a_write_that_failed_is_tried_again(cluster: FakeCluster, reporter: Reporter) -> None:
+async def test_failed_status_write_is_retried(cluster: FakeCluster, reporter: Reporter) -> None:
     cluster.answer("PATCH", "/status", ClusterError(503, "busy"))
     with pytest.raises(ClusterError):
         await reporter.status(workqueue(), status(), NOW)
@@ -207,7 +205,7 @@ async def test_a_write_that_failed_is_tried_again(cluster: FakeCluster, reporter
     assert len(cluster.asked) == 2
 
 
-async def test_another_object_of_the_name_starts_anew(cluster: FakeCluster, reporter: Reporter) -> None:
+async def test_recreated_object_gets_a_new_status(cluster: FakeCluster, reporter: Reporter) -> None:
     await reporter.status(workqueue(), status(), NOW)
     await reporter.status(workqueue(metadata={"uid": "uid-2"}), status(), NOW)
     assert len(cluster.asked) == 2
@@ -216,7 +214,7 @@ async def test_another_object_of_the_name_starts_anew(cluster: FakeCluster, repo
 # -- Events
 
 
-async def test_a_transition_is_told_once(cluster: FakeCluster, reporter: Reporter) -> None:
+async def test_transition_sends_one_event(cluster: FakeCluster, reporter: Reporter) -> None:
     for finding in (ALL_WELL, ALL_WELL, CONFLICT, CONFLICT):
         await reporter.transitions(workqueue(), {ConditionType.QUEUE_DECLARED: finding}, NOW)
     assert [(event["type"], event["reason"], event["note"]) for event in events(cluster)] == [
@@ -227,9 +225,7 @@ async def test_a_transition_is_told_once(cluster: FakeCluster, reporter: Reporte
     assert (regarding["namespace"], regarding["name"], regarding["uid"]) == ("team", "jobs", "uid-1")
 
 
-async def test_after_a_restart_what_the_status_says_already_is_not_told_again(
-    cluster: FakeCluster, reporter: Reporter
-) -> None:
+async def test_restart_repeats_no_event_for_stored_status(cluster: FakeCluster, reporter: Reporter) -> None:
     known = {
         "conditions": [
             {"type": "QueueDeclared", "status": "False", "reason": "QueueConflict", "message": "as before"}
@@ -241,7 +237,7 @@ async def test_after_a_restart_what_the_status_says_already_is_not_told_again(
     assert [event["reason"] for event in events(cluster)] == ["Declared"]
 
 
-async def test_ready_and_what_passes_by_itself_are_not_told(cluster: FakeCluster, reporter: Reporter) -> None:
+async def test_ready_and_transient_conditions_send_no_event(cluster: FakeCluster, reporter: Reporter) -> None:
     await reporter.transitions(
         workqueue(),
         {
@@ -254,9 +250,7 @@ async def test_ready_and_what_passes_by_itself_are_not_told(cluster: FakeCluster
     assert events(cluster) == []
 
 
-async def test_the_step_to_zero_is_told_by_its_own_event_alone(
-    cluster: FakeCluster, reporter: Reporter
-) -> None:
+async def test_scale_in_to_zero_sends_only_its_own_event(cluster: FakeCluster, reporter: Reporter) -> None:
     for finding in (
         Finding("True", Reason.WORKERS_READY, "Workers are Ready."),
         Finding("True", Reason.SCALED_TO_ZERO, "No worker runs."),
@@ -267,22 +261,18 @@ async def test_the_step_to_zero_is_told_by_its_own_event_alone(
     assert [event["note"] for event in events(cluster)] == ["Workers are Ready once more."]
 
 
-async def test_the_same_event_comes_again_only_after_a_while(
-    cluster: FakeCluster, reporter: Reporter
-) -> None:
+async def test_repeated_event_is_rate_limited(cluster: FakeCluster, reporter: Reporter) -> None:
     for later in (0, 1, EVENT_AGAIN_AFTER - 1, EVENT_AGAIN_AFTER + 1):
         await reporter.event(workqueue(), conflict("a"), NOW + later)
     assert len(events(cluster)) == 2
 
 
-async def test_an_event_that_cannot_be_sent_stops_nothing(cluster: FakeCluster, reporter: Reporter) -> None:
+async def test_unsendable_event_stops_nothing(cluster: FakeCluster, reporter: Reporter) -> None:
     cluster.answer("POST", "/events", ClusterError(403, "forbidden"))
     await reporter.event(workqueue(), conflict("a"), NOW)
 
 
-async def test_a_long_note_is_cut_to_what_the_api_server_takes(
-    cluster: FakeCluster, reporter: Reporter
-) -> None:
+async def test_long_event_note_is_truncated(cluster: FakeCluster, reporter: Reporter) -> None:
     await reporter.event(workqueue(), conflict("a" * 5000), NOW)
     assert len(events(cluster)[0]["note"]) == 1024
 
@@ -290,21 +280,23 @@ async def test_a_long_note_is_cut_to_what_the_api_server_takes(
 # -- memory
 
 
-async def test_the_memory_of_events_ends(cluster: FakeCluster, reporter: Reporter) -> None:
+async def test_sent_events_are_forgotten_eventually(cluster: FakeCluster, reporter: Reporter) -> None:
     for number in range(1000):
         event = Event(Reason.BACKLOG, f"{number} waiting", "Scale")
         await reporter.event(workqueue(), event, NOW + number * 10)
     assert len(reporter._sent["uid-1"]) <= EVENT_AGAIN_AFTER / 10 + 1
 
 
-async def test_nothing_is_kept_of_a_workqueue_that_is_gone(cluster: FakeCluster, reporter: Reporter) -> None:
+async def test_deleted_workqueue_leaves_nothing_in_the_reporter(
+    cluster: FakeCluster, reporter: Reporter
+) -> None:
     await reporter.status(workqueue(), status(), NOW)
     await reporter.transitions(workqueue(), {ConditionType.QUEUE_DECLARED: CONFLICT}, NOW)
     reporter.forget("uid-1")
     assert [reporter._written, reporter._told, reporter._sent] == [{}, {}, {}]
 
 
-async def test_what_was_sent_is_remembered_for_as_long_as_it_is_not_sent_again(reporter: Reporter) -> None:
+async def test_sent_event_is_remembered_until_it_may_repeat(reporter: Reporter) -> None:
     told = [("one", NOW), ("two", NOW + 1), ("three", NOW + EVENT_AGAIN_AFTER)]
     for message, now in told:
         await reporter.event(workqueue(), Event(Reason.DECLARED, message, "Declare"), now)

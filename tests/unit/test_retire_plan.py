@@ -99,7 +99,7 @@ HOMELESS = pod("h", running=False, ready=False, started=False, scheduled=False)
         "and one that has been starting for long",
     ],
 )
-def test_whom_to_ask(
+def test_retirement_candidates_are_idle_and_ordered(
     pods: list[PodView], statuses: dict[str, WorkerStatus], surplus: int, dead: list[str], ask: list[str]
 ) -> None:
     assert asked(plan(pods, statuses, surplus, NOW)) == (dead, ask)
@@ -229,7 +229,7 @@ def says(outcome: RetireOutcome, reason: Reason, begin: str = "") -> bool:
     return obstacle is not None and obstacle.reason is reason and obstacle.message.startswith(begin)
 
 
-async def test_exactly_those_that_agreed_are_marked_and_the_count_goes_down_by_their_number() -> None:
+async def test_only_consenting_pods_are_marked_and_count_drops_by_their_number() -> None:
     scene = Scene(a=RETIRED, b=BUSY)
     outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B, C])
     assert scene.happened == ["mark a", "lower 1"]
@@ -238,7 +238,7 @@ async def test_exactly_those_that_agreed_are_marked_and_the_count_goes_down_by_t
     assert scene.workers.resumed == []
 
 
-async def test_nothing_happens_when_nobody_agrees() -> None:
+async def test_refusal_of_all_workers_changes_nothing() -> None:
     scene = Scene(a=BUSY, b=Answer.UNREACHABLE, c=Answer.REFUSED)
     outcome = await scene.carry_out(RetirePlan((), (A, B, C)), [A, B, C])
     assert scene.happened == []
@@ -246,7 +246,7 @@ async def test_nothing_happens_when_nobody_agrees() -> None:
     assert outcome.unreachable == ["b", "c"]
 
 
-async def test_one_whose_worker_does_not_run_goes_unasked() -> None:
+async def test_pod_without_running_worker_is_removed_unasked() -> None:
     dead = pod("d", running=False, ready=False)
     scene = Scene()
     outcome = await scene.carry_out(RetirePlan((dead,), ()), [A, dead])
@@ -263,7 +263,7 @@ async def test_one_whose_worker_does_not_run_goes_unasked() -> None:
     ],
     ids=["not Ready", "not started", "without a node"],
 )
-async def test_nobody_is_removed_while_kubernetes_would_remove_one_that_stays_first(stays: PodView) -> None:
+async def test_no_pod_is_removed_while_kubernetes_prefers_a_staying_one(stays: PodView) -> None:
     """It would do so whatever the marks say."""
     scene = Scene(a=RETIRED)
     outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B, stays])
@@ -273,7 +273,7 @@ async def test_nobody_is_removed_while_kubernetes_would_remove_one_that_stays_fi
     assert says(outcome, Reason.POD_NOT_READY, "Pod u ")
 
 
-async def test_nobody_is_removed_while_a_leaver_may_become_ready_before_one_that_stays() -> None:
+async def test_no_pod_is_removed_while_a_leaver_may_become_ready_first() -> None:
     """Both start; the one that agreed to go became Ready first, and a busy one was removed in its place."""
     leaves, stays = pod("a", ready=False), pod("b", ready=False)
     scene = Scene(a=RETIRED)
@@ -282,7 +282,7 @@ async def test_nobody_is_removed_while_a_leaver_may_become_ready_before_one_that
     assert says(outcome, Reason.POD_NOT_READY, "Pod b ")
 
 
-async def test_the_count_is_lowered_only_when_kubernetes_has_seen_the_marks() -> None:
+async def test_count_is_lowered_only_after_kubernetes_saw_the_marks() -> None:
     """Its controller chose from what it knew before, and removed workers that had not been asked."""
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.marks_seen_after = 3
@@ -291,7 +291,7 @@ async def test_the_count_is_lowered_only_when_kubernetes_has_seen_the_marks() ->
     assert (scene.happened[-1], outcome.removed) == ("lower 2", 2)
 
 
-async def test_marks_that_kubernetes_does_not_see_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unseen_marks_are_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retire, "SEEN_WITHIN", 0.1)
     scene = Scene(a=RETIRED)
     scene.marks_seen_after = 1000
@@ -303,14 +303,14 @@ async def test_marks_that_kubernetes_does_not_see_are_taken_back(monkeypatch: py
 @pytest.mark.parametrize(
     "counted", [1, 3], ids=["one that it does not know yet", "one that it takes to be there"]
 )
-async def test_nobody_is_marked_while_kubernetes_counts_other_pods(counted: int) -> None:
+async def test_no_pod_is_marked_while_kubernetes_counts_other_pods(counted: int) -> None:
     scene = Scene(a=RETIRED)
     scene.counted = counted
     outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B])
     assert (scene.happened, scene.workers.resumed, outcome.obstacle) == ([], ["a"], UNSEEN)
 
 
-async def test_workers_are_called_back_when_kubernetes_cannot_be_asked() -> None:
+async def test_workers_resume_when_kubernetes_is_unreachable() -> None:
     scene = Scene(a=RETIRED)
     scene.cluster.answer("GET", "/replicasets/", ClusterError(503, "busy"))
     with pytest.raises(ClusterError, match="busy"):
@@ -318,13 +318,13 @@ async def test_workers_are_called_back_when_kubernetes_cannot_be_asked() -> None
     assert (scene.happened, scene.workers.resumed) == ([], ["a"])
 
 
-async def test_nobody_is_marked_while_pods_of_two_replicasets_are_there() -> None:
+async def test_no_pod_is_marked_while_two_replicasets_have_pods() -> None:
     scene = Scene(a=RETIRED)
     outcome = await scene.carry_out(RetirePlan((), (A,)), [A, replace(B, replicaset="jobs-worker-2")])
     assert (scene.happened, outcome.obstacle) == ([], UNSEEN)
 
 
-async def test_what_a_broken_off_scale_in_left_is_taken_back() -> None:
+async def test_marks_of_interrupted_scale_in_are_cleared() -> None:
     scene = Scene()
     left, going = replace(B, marked=True), pod("t", marked=True, terminating=True)
     await scene.clear_left_over([A, left, going], counted=2)
@@ -343,7 +343,7 @@ async def test_marks_stay_while_kubernetes_may_act_on_a_count(replicaset: dict[s
     assert (scene.happened, scene.workers.resumed) == ([], [])
 
 
-async def test_a_pod_whose_labels_somebody_changed_does_not_pass_for_one_that_agreed() -> None:
+async def test_relabelled_pod_does_not_count_as_consenting() -> None:
     scene = Scene(a=RETIRED)
     scene.changed_by_others = 1
     scene.marks_seen_after = 2
@@ -352,7 +352,7 @@ async def test_a_pod_whose_labels_somebody_changed_does_not_pass_for_one_that_ag
     assert outcome.removed == 1
 
 
-async def test_a_pod_that_came_while_workers_were_asked_stops_the_step_to_zero() -> None:
+async def test_new_pod_during_requests_stops_scale_in_to_zero() -> None:
     """A node was drained: the successor of its pod is not in the plan, and would be removed unasked."""
     scene = Scene(a=RETIRED, b=RETIRED)
     drained, successor = replace(A, terminating=True), replace(STARTING, name="s", uid="s")
@@ -361,7 +361,7 @@ async def test_a_pod_that_came_while_workers_were_asked_stops_the_step_to_zero()
     assert says(outcome, Reason.POD_NOT_READY, "Pod s ")
 
 
-async def test_among_pods_of_one_rank_the_marks_decide() -> None:
+async def test_marks_decide_among_pods_of_one_rank() -> None:
     """Three pods that no node takes shrink to one."""
     homeless = [replace(HOMELESS, name=name, uid=name) for name in "abc"]
     scene = Scene()
@@ -370,26 +370,26 @@ async def test_among_pods_of_one_rank_the_marks_decide() -> None:
     assert (scene.happened[2:], outcome.removed, outcome.obstacle) == (["lower 2"], 2, None)
 
 
-async def test_one_that_no_node_takes_goes_though_another_is_starting() -> None:
+async def test_unschedulable_pod_is_removed_while_another_starts() -> None:
     scene = Scene()
     outcome = await scene.carry_out(RetirePlan((HOMELESS,), ()), [HOMELESS, STARTING, C])
     assert outcome.removed == 1
 
 
-async def test_to_zero_is_looked_first_and_marked_after() -> None:
+async def test_scale_in_to_zero_confirms_empty_before_marking() -> None:
     scene = Scene(a=RETIRED, b=RETIRED)
     await scene.carry_out(RetirePlan((), (A, B)), [A, B, pod("gone", terminating=True)])
     assert scene.happened[0] == "look"
     assert scene.happened[-1] == "lower 2"
 
 
-async def test_not_to_zero_needs_no_look() -> None:
+async def test_partial_scale_in_needs_no_empty_check() -> None:
     scene = Scene(a=RETIRED)
     await scene.carry_out(RetirePlan((), (A,)), [A, B])
     assert "look" not in scene.happened
 
 
-async def test_a_pinned_zero_needs_no_look() -> None:
+async def test_pinned_zero_needs_no_empty_check() -> None:
     scene = Scene(a=RETIRED)
     await scene.carry_out(RetirePlan((), (A,)), [A], guarded=False)
     assert scene.happened == ["mark a", "lower 1"]
@@ -400,7 +400,7 @@ async def test_a_pinned_zero_needs_no_look() -> None:
     [(False, Reason.MESSAGES_WAITING), (None, Reason.DOORBELL_UNAVAILABLE)],
     ids=["a message came", "the bell does not hang"],
 )
-async def test_to_zero_nobody_goes_unless_the_queue_is_seen_empty(empty: bool | None, reason: Reason) -> None:
+async def test_scale_in_to_zero_requires_a_confirmed_empty_queue(empty: bool | None, reason: Reason) -> None:
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.empty = empty
     outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B])
@@ -410,7 +410,7 @@ async def test_to_zero_nobody_goes_unless_the_queue_is_seen_empty(empty: bool | 
     assert says(outcome, reason)
 
 
-async def test_marks_and_leases_stay_when_somebody_else_changed_the_count() -> None:
+async def test_marks_and_leases_stay_after_foreign_count_change() -> None:
     """It may be lower by now, and without marks Kubernetes would choose whom to remove."""
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.lower_answer = None
@@ -418,7 +418,7 @@ async def test_marks_and_leases_stay_when_somebody_else_changed_the_count() -> N
     assert (outcome.obstacle, scene.marks, scene.workers.resumed) == (retire.CONFLICT, ["a", "b"], [])
 
 
-async def test_a_refused_patch_clears_the_marks_and_resumes() -> None:
+async def test_refused_patch_clears_marks_and_resumes_workers() -> None:
     scene = Scene(a=RETIRED)
     scene.lower_answer = ClusterError(403, "forbidden")
     with pytest.raises(ClusterError):
@@ -430,7 +430,7 @@ async def test_a_refused_patch_clears_the_marks_and_resumes() -> None:
 @pytest.mark.parametrize(
     "status", [0, 500, 504], ids=["no answer", "a mistake of the server", "a timeout there"]
 )
-async def test_marks_and_leases_stay_when_the_patch_may_have_been_carried_out(status: int) -> None:
+async def test_marks_and_leases_stay_when_patch_may_have_been_applied(status: int) -> None:
     """The count may be lower by now: without marks Kubernetes would choose whom to remove."""
     scene = Scene(a=RETIRED)
     scene.lower_answer = ClusterError(status, "no answer")
@@ -439,7 +439,7 @@ async def test_marks_and_leases_stay_when_the_patch_may_have_been_carried_out(st
     assert (scene.marks, scene.workers.resumed) == (["a"], [])
 
 
-async def test_a_mark_that_fails_clears_all_of_them_after_the_others_have_ended() -> None:
+async def test_failed_mark_clears_all_marks_after_the_others_ended() -> None:
     scene = Scene(a=RETIRED, b=RETIRED, c=RETIRED)
     late = asyncio.Event()
 
@@ -463,7 +463,7 @@ async def test_a_mark_that_fails_clears_all_of_them_after_the_others_have_ended(
     assert sorted(scene.workers.resumed) == ["a", "b", "c"]
 
 
-async def test_a_pod_that_vanished_while_it_was_marked_calls_it_off() -> None:
+async def test_vanished_pod_cancels_the_scale_in() -> None:
     """It gets a successor, so that the count would be lowered by one too many."""
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.cluster.answer("PATCH", "/pods/b", ClusterError(404, "not found"))
@@ -472,7 +472,7 @@ async def test_a_pod_that_vanished_while_it_was_marked_calls_it_off() -> None:
     assert sorted(scene.workers.resumed) == ["a", "b"]
 
 
-async def test_a_pod_that_is_about_to_go_calls_it_off_like_one_that_has_gone() -> None:
+async def test_terminating_pod_cancels_the_scale_in() -> None:
     """The mark still lands on it, but its successor would be removed unasked."""
     scene = Scene(a=RETIRED, b=RETIRED)
 
@@ -486,7 +486,7 @@ async def test_a_pod_that_is_about_to_go_calls_it_off_like_one_that_has_gone() -
     assert (outcome.obstacle, scene.lowered, scene.marks) == (UNSEEN, [], [])
 
 
-async def test_marks_that_cannot_be_cleared_hide_nothing() -> None:
+async def test_unclearable_marks_hide_no_error() -> None:
     scene = Scene(a=RETIRED)
     scene.lower_answer = ClusterError(403, "forbidden")
 
@@ -500,7 +500,7 @@ async def test_marks_that_cannot_be_cleared_hide_nothing() -> None:
     assert scene.workers.resumed == ["a"]
 
 
-async def test_agreement_that_has_become_too_old_is_called_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_expired_consent_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that agreed consumes again after 30 s, and would be killed with a message in hand."""
     scene = Scene(a=RETIRED)
     late = 0.0

@@ -116,7 +116,7 @@ async def test_highest_admitted_count_is_found(most: int, wanted: int) -> None:
     assert api.replicas == most
 
 
-async def test_refused_count_is_not_tried_again_before_its_pause_ends(
+async def test_refused_count_is_retried_only_after_its_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     api = Api(most=2)
@@ -161,7 +161,7 @@ async def test_known_limit_is_used_at_the_next_backlog_without_a_refused_write()
     assert (api.replicas, api.tried) == (2, [2])
 
 
-async def test_missing_right_is_named_as_such() -> None:
+async def test_missing_right_is_reported_as_such() -> None:
     api = Api(most=0, status=403)
     api.message = 'deployments.apps "jobs-worker" is forbidden: User "operator" cannot patch resource'
 
@@ -194,7 +194,7 @@ async def test_refused_scale_in_is_reported_and_backs_off() -> None:
 
 
 @pytest.mark.parametrize("status", [0, 401, 429, 500, 503])
-async def test_api_server_that_is_away_is_no_refusal(status: int) -> None:
+async def test_unreachable_api_server_is_no_refusal(status: int) -> None:
     api = Api(most=0, status=status)
     api.message = "busy"
 

@@ -82,7 +82,7 @@ NIGHT = ("0 22 * * *", "0 6 * * *")
         "start and end in the same minute",
     ],
 )
-def test_whether_a_schedule_applies(
+def test_schedule_applies_within_its_window(
     span: tuple[str, str], zone: str, moment: datetime, expected: bool
 ) -> None:
     assert is_active(schedule(*span, zone), moment) is expected
@@ -93,7 +93,7 @@ def test_whether_a_schedule_applies(
     [(BERLIN, "2026-03-29"), (BERLIN, "2026-10-25"), (NEW_YORK, "2026-03-08"), (NEW_YORK, "2026-11-01")],
     ids=["Berlin springs forward", "Berlin falls back", "New York springs forward", "New York falls back"],
 )
-def test_office_hours_on_the_day_that_the_clocks_change(zone: str, day: str) -> None:
+def test_office_hours_follow_a_clock_change(zone: str, day: str) -> None:
     """By the clock on the wall, whatever the offset is."""
     every_day = schedule("0 8 * * *", "0 18 * * *", zone)
     for wall, expected in (("07:59", False), ("08:00", True), ("17:59", True), ("18:00", False)):
@@ -116,7 +116,7 @@ def test_office_hours_on_the_day_that_the_clocks_change(zone: str, day: str) -> 
         "New York, an hour comes twice",
     ],
 )
-def test_a_night_in_which_the_clocks_change_is_one_span(zone: str, start: str, hours: int) -> None:
+def test_night_with_clock_change_is_one_window(zone: str, start: str, hours: int) -> None:
     """Active from 22:00 to 06:00 without a gap, for as long as the night really lasts."""
     night = schedule(*NIGHT, zone)
     begin = at(start, zone).astimezone(UTC)
@@ -129,7 +129,7 @@ def test_a_night_in_which_the_clocks_change_is_one_span(zone: str, start: str, h
     [(BERLIN, "2026-03-29T00:59"), (NEW_YORK, "2026-03-08T06:59")],
     ids=["Berlin", "New York"],
 )
-def test_a_start_in_the_hour_that_is_missing_is_not_lost(zone: str, before: str) -> None:
+def test_schedule_starting_in_missing_hour_still_starts(zone: str, before: str) -> None:
     """02:30 does not exist on that day."""
     early = schedule("30 2 * * *", "0 5 * * *", zone)
     moment = at(before)
@@ -137,7 +137,7 @@ def test_a_start_in_the_hour_that_is_missing_is_not_lost(zone: str, before: str)
     assert is_active(early, moment + timedelta(minutes=32))
 
 
-def test_in_the_hour_that_comes_twice_the_clock_on_the_wall_decides() -> None:
+def test_wall_clock_decides_in_repeated_hour() -> None:
     early = schedule("30 2 * * *", "45 2 * * *", BERLIN)
     midnight = at("2026-10-25T00:00", BERLIN).astimezone(UTC)
     active = [
@@ -182,7 +182,7 @@ ALWAYS = ("0 0 * * *", "59 23 * * *")
         "the highest applies",
     ],
 )
-def test_the_minimum(schedules: list[Schedule], expected: int) -> None:
+def test_highest_active_schedule_sets_the_minimum(schedules: list[Schedule], expected: int) -> None:
     assert minimum_replicas(spec(*schedules), NOON) == Minimum(expected)
 
 
@@ -197,7 +197,7 @@ def test_the_minimum(schedules: list[Schedule], expected: int) -> None:
     ],
     ids=["an hour that is none", "a weekday that is none", "a zone that is none", "a path", "half a zone"],
 )
-def test_unreadable_schedule_is_named_and_ignored_alone(broken: Schedule, words: list[str]) -> None:
+def test_unreadable_schedule_is_named_and_alone_ignored(broken: Schedule, words: list[str]) -> None:
     found = minimum_replicas(spec(broken, schedule(*ALWAYS, replicas=5)), NOON)
 
     assert found.replicas == 5
@@ -229,7 +229,7 @@ FIELDS = [
 
 @given(st.tuples(*map(st.sampled_from, FIELDS)))
 @example(("0", "8", "*", "*", "1-5"))
-def test_admission_lets_in_what_the_operator_can_read(fields: tuple[str, ...]) -> None:
+def test_admission_accepts_only_readable_schedules(fields: tuple[str, ...]) -> None:
     expression = " ".join(fields)
     try:
         CronSim(expression, NOON)

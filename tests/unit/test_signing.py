@@ -46,7 +46,7 @@ HEADERS = [
 
 
 @pytest.mark.parametrize(("header", "verdict"), [row[1:] for row in HEADERS], ids=[row[0] for row in HEADERS])
-def test_a_header_that_was_not_signed_for_this_call_is_refused(header, verdict):
+def test_header_signed_for_another_call_is_refused(header, verdict):
     assert check(header) is verdict
 
 
@@ -78,7 +78,7 @@ AGES = [
 
 
 @pytest.mark.parametrize(("age", "verdict"), [row[1:] for row in AGES], ids=[row[0] for row in AGES])
-def test_a_signature_expires(age, verdict):
+def test_signature_expires(age, verdict):
     assert check(GOOD, now=NOW + age) is verdict
 
 

@@ -192,7 +192,7 @@ TABLE: list[tuple[str, Outcome, dict[str, tuple[str, Reason]]]] = [
 
 
 @pytest.mark.parametrize(("given", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
-def test_conditions(given: Outcome, expected: dict[str, tuple[str, Reason]]) -> None:
+def test_conditions_describe_the_pass(given: Outcome, expected: dict[str, tuple[str, Reason]]) -> None:
     found = conditions(workqueue(), given)
     assert list(found) == list(ConditionType)
     assert {
@@ -201,14 +201,14 @@ def test_conditions(given: Outcome, expected: dict[str, tuple[str, Reason]]) -> 
     assert all(finding.message for finding in found.values())
 
 
-def test_a_count_of_zero_does_not_say_that_nothing_runs_while_a_worker_finishes() -> None:
+def test_zero_count_mentions_finishing_worker() -> None:
     found = conditions(workqueue(), seen(pods=[pod(terminating=True)], busy=1))
     assert found[ConditionType.WORKERS_AVAILABLE].message == (
         "Workers finish their messages and stop; a message on the queue starts one."
     )
 
 
-def test_suspended() -> None:
+def test_suspended_workqueue_has_suspended_conditions() -> None:
     suspended = seen(depth=None, decision=Hold(None, Reason.SUSPENDED, "spec.suspend is true."))
     found = conditions(workqueue(suspend=True), suspended)
     assert found[ConditionType.READY].reason is Reason.SUSPENDED
@@ -224,7 +224,7 @@ def test_suspended() -> None:
     ],
     ids=["at the maximum", "within bounds", "in and out"],
 )
-def test_a_busy_queue_does_not_rewrite_its_conditions(one: Any, two: Any) -> None:
+def test_busy_queue_does_not_rewrite_its_conditions(one: Any, two: Any) -> None:
     """Numbers stand in fields of their own."""
     first, second = (
         conditions(workqueue(), seen(depth=Depth(depth, depth, 1), decision=decision))
@@ -252,7 +252,7 @@ def test_a_busy_queue_does_not_rewrite_its_conditions(one: Any, two: Any) -> Non
         (123_456_789_012_345_678, 120_000_000_000_000_000),
     ],
 )
-def test_rounded(count: int, expected: int) -> None:
+def test_large_numbers_are_rounded(count: int, expected: int) -> None:
     assert rounded(count) == expected
 
 
@@ -261,7 +261,7 @@ def fields(given: Outcome, before: dict[str, Any] | None = None) -> dict[str, An
     return status(made, given, conditions(made, given), NOW)
 
 
-def test_numbers_of_a_working_queue() -> None:
+def test_status_has_numbers_of_a_busy_queue() -> None:
     found = fields(
         seen(
             depth=Depth(1234, 3, 4),
@@ -296,7 +296,7 @@ def test_numbers_of_a_working_queue() -> None:
     }
 
 
-def test_unknown_count_is_left_out_and_is_a_question_mark_in_its_column() -> None:
+def test_unknown_count_is_omitted_and_shown_as_question_mark() -> None:
     before = {
         "messages": 40,
         "consumers": 2,
@@ -318,11 +318,11 @@ def test_unknown_count_is_left_out_and_is_a_question_mark_in_its_column() -> Non
     assert found["columns"] == {"messages": "?", "retrying": "?", "busy": "?", "dead": "?"}
 
 
-def test_delays_of_a_pass_that_did_not_look_are_kept() -> None:
+def test_delayed_count_is_kept_when_a_pass_did_not_poll() -> None:
     assert fields(seen(), {"retryDelaysSeconds": [10]})["retryDelaysSeconds"] == [10]
 
 
-def test_the_status_fits_the_model() -> None:
+def test_status_fits_the_model() -> None:
     parsed = WorkQueueStatus.model_validate(fields(seen(depth=Depth(1, 0, 0), deployment=deployment(1))))
     assert parsed.workers == "1/1"
     assert [condition.type for condition in parsed.conditions] == [kind.value for kind in ConditionType]
@@ -349,23 +349,23 @@ def known_as(status_: str, reason: str) -> dict[str, Any]:
     }
 
 
-def test_a_condition_that_stays_keeps_its_time() -> None:
+def test_unchanged_condition_keeps_its_transition_time() -> None:
     assert (
         ready(fields(seen(), known_as("True", "AsExpected")))["lastTransitionTime"] == "2026-01-01T00:00:00Z"
     )
 
 
-def test_another_reason_is_no_transition() -> None:
+def test_changed_reason_is_no_transition() -> None:
     found = ready(fields(seen(depth=AWAY), known_as("False", "QueueConflict")))
     assert found["lastTransitionTime"] == "2026-01-01T00:00:00Z"
     assert found["reason"] == "BrokerUnreachable"
 
 
-def test_another_status_is() -> None:
+def test_changed_status_is_a_transition() -> None:
     assert ready(fields(seen(depth=AWAY), known_as("True", "AsExpected")))["lastTransitionTime"] == NOW
 
 
-def test_a_new_condition_gets_the_time_of_now() -> None:
+def test_new_condition_gets_current_time() -> None:
     found = fields(seen())
     assert {condition["lastTransitionTime"] for condition in found["conditions"]} == {NOW}
     assert {condition["observedGeneration"] for condition in found["conditions"]} == {3}

@@ -62,7 +62,7 @@ async def problem(targets: Targets) -> Unknown:
     return found
 
 
-async def test_an_autoscaler_is_named_and_so_is_what_made_it(cluster: FakeCluster, targets: Targets) -> None:
+async def test_competing_autoscaler_and_its_owner_are_named(cluster: FakeCluster, targets: Targets) -> None:
     keda = autoscaler("keda-hpa-x", "Deployment", "theirs", {"kind": "ScaledObject", "name": "x"})
     others = [autoscaler("a", "StatefulSet", "theirs"), autoscaler("b", "Deployment", "another")]
     cluster.answer("GET", "/horizontalpodautoscalers", {"items": [*others, keda]})
@@ -70,7 +70,7 @@ async def test_an_autoscaler_is_named_and_so_is_what_made_it(cluster: FakeCluste
     assert "the HorizontalPodAutoscaler 'keda-hpa-x' of the ScaledObject 'x'" in said
 
 
-async def test_it_is_asked_once_for_a_namespace_and_again_after_a_while(
+async def test_autoscalers_are_listed_once_per_namespace_and_interval(
     cluster: FakeCluster, targets: Targets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.answer("GET", "/horizontalpodautoscalers", {"items": [autoscaler("a", "Deployment", "theirs")]})
@@ -82,14 +82,16 @@ async def test_it_is_asked_once_for_a_namespace_and_again_after_a_while(
     assert not isinstance(await targets.ensure(OURS), Unknown), "it has gone, and is in nobody's way"
 
 
-async def test_without_the_right_to_see_it_nothing_is_scaled(cluster: FakeCluster, targets: Targets) -> None:
+async def test_missing_right_to_list_autoscalers_prevents_scaling(
+    cluster: FakeCluster, targets: Targets
+) -> None:
     cluster.answer("GET", "/horizontalpodautoscalers", ClusterError(403, "no"))
     found = await targets.ensure(OURS)
     assert isinstance(found, Unknown)
     assert found.reason is Reason.API_FORBIDDEN
 
 
-async def test_an_api_server_that_is_away_is_no_autoscaler(cluster: FakeCluster, targets: Targets) -> None:
+async def test_unreachable_api_server_is_no_autoscaler(cluster: FakeCluster, targets: Targets) -> None:
     cluster.answer("GET", "/horizontalpodautoscalers", ClusterError(0, "no answer"))
     with pytest.raises(ClusterError):
         await targets.ensure(OURS)

@@ -89,11 +89,11 @@ WORK_QUEUES = [
 @pytest.mark.parametrize(
     ("settings", "arguments"), [row[1:] for row in WORK_QUEUES], ids=[row[0] for row in WORK_QUEUES]
 )
-def test_a_work_queue_is_declared_with_exactly_these_arguments(settings, arguments):
+def test_work_queue_has_exactly_these_arguments(settings, arguments):
     assert dict(work_queue(settings).arguments) == arguments
 
 
-def test_conflict_advice_for_a_work_queue_names_both_ways_out():
+def test_conflict_advice_for_work_queue_offers_both_remedies():
     advice = conflict_advice("jobs")
 
     assert "Classic without limits and TTL" in advice
@@ -101,7 +101,7 @@ def test_conflict_advice_for_a_work_queue_names_both_ways_out():
 
 
 @pytest.mark.parametrize("queue", ["jobs.dead", "jobs.retry.10s"])
-def test_conflict_advice_for_a_derived_queue_does_not_blame_a_publisher(queue):
+def test_conflict_advice_for_derived_queue_does_not_blame_a_publisher(queue):
     assert conflict_advice(queue) == f"Delete '{queue}' when it is empty. It is then declared again."
 
 
@@ -116,7 +116,7 @@ def test_looking_at_a_dead_letter_never_drops_it():
     }
 
 
-def test_a_delay_queue_returns_its_messages_to_the_work_queue_at_least_once():
+def test_delay_queue_returns_messages_to_work_queue_at_least_once():
     queue = delay_queue("jobs", 10)
     assert queue.name == "jobs.retry.10s"
     assert dict(queue.arguments) == {
@@ -148,7 +148,7 @@ def test_work_queue_is_bound_by_its_routing_keys(exchange, keys):
 
 
 @given(queue=st.text(min_size=1), seconds=st.integers(min_value=1, max_value=10**6))
-def test_a_delay_queue_is_recognised_by_its_name(queue, seconds):
+def test_delay_queue_is_recognized_by_its_name(queue, seconds):
     assert is_delay_queue(delay_queue_name(queue, seconds), queue)
     assert delay_seconds(delay_queue_name(queue, seconds), queue) == seconds
 
@@ -188,7 +188,7 @@ VERSIONS = [
 @pytest.mark.parametrize(
     ("text", "version", "nack_counts", "timeout_as_argument"), VERSIONS, ids=[row[0] for row in VERSIONS]
 )
-def test_behaviour_follows_from_the_version(text, version, nack_counts, timeout_as_argument):
+def test_broker_behaviour_follows_from_its_version(text, version, nack_counts, timeout_as_argument):
     parsed = BrokerVersion.parse(text)
     assert parsed == BrokerVersion(*version)
     assert parsed.nack_counts_as_delivery is nack_counts

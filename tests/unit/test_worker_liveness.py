@@ -54,13 +54,13 @@ def get(host: str, port: int) -> int:
         return code
 
 
-def test_endpoint_answers_over_ipv4_and_ipv6() -> None:
+def test_endpoint_responds_over_ipv4_and_ipv6() -> None:
     with endpoint() as made:
         assert get("127.0.0.1", made.port) == 200
         assert get("[::1]", made.port) == 200
 
 
-def test_endpoint_answers_over_ipv4_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endpoint_responds_over_ipv4_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
     create = socket.socket.__init__
 
     def create_ipv4(self: socket.socket, family: int = -1, *rest: object, **named: object) -> None:
@@ -74,7 +74,7 @@ def test_endpoint_answers_over_ipv4_where_there_is_no_ipv6(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_port_that_is_taken_in_either_family_is_an_error(family: socket.AddressFamily) -> None:
+def test_port_in_use_in_either_family_is_an_error(family: socket.AddressFamily) -> None:
     with socket.socket(family) as taken:
         taken.bind(("", 0))
         taken.listen()

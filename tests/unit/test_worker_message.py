@@ -57,7 +57,7 @@ def test_priority_that_amqp_cannot_carry_is_not_restored(value: object) -> None:
     [(None, True, 0), (3, True, 3), ("3", True, 0), (3, False, 0)],
     ids=["missing", "counted", "text", "written-by-the-publisher"],
 )
-def test_failed_deliveries_are_those_that_rabbitmq_counted(
+def test_failed_deliveries_are_those_counted_by_rabbitmq(
     value: object, redelivered: bool, expected: int
 ) -> None:
     found = {} if value is None else {headers.DELIVERY_COUNT: value}
@@ -145,7 +145,7 @@ def test_callback_of_a_cancellation_runs_once_even_if_already_set() -> None:
     assert seen == [1, 2]
 
 
-def test_callback_of_a_cancellation_that_raises_stops_neither_the_others_nor_the_caller() -> None:
+def test_raising_cancellation_callback_stops_neither_others_nor_caller() -> None:
     cancelled, seen = Cancellation(), []
     cancelled.on_set(sys.exit)
     cancelled.on_set(lambda: seen.append(1))

@@ -78,7 +78,7 @@ def test_message_expiring_before_next_attempt_is_dead_lettered_as_expired(expire
 
 
 @pytest.mark.parametrize("expires_in", [None, 1.001, math.inf])
-def test_message_whose_ttl_outlasts_the_delay_is_retried(expires_in: float | None) -> None:
+def test_message_with_ttl_longer_than_delay_is_retried(expires_in: float | None) -> None:
     assert isinstance(verdict(ValueError(), 1, POLICY, 0.0, expires_in), RetryLater)
 
 
@@ -110,7 +110,7 @@ def test_delivery_is_refused_before_its_handler_is_called(
 
 
 @given(st.floats(0, 1), st.integers(1, 2))
-def test_chance_spreads_retries_by_a_tenth_and_never_past_the_queue(chance: float, attempt: int) -> None:
+def test_retry_jitter_is_a_tenth_and_never_exceeds_the_queue(chance: float, attempt: int) -> None:
     found = verdict(ValueError(), attempt, POLICY, chance)
     assert isinstance(found, RetryLater)
     assert 0.9 * found.queue_seconds - 1e-9 <= found.seconds <= found.queue_seconds

@@ -92,7 +92,7 @@ A = Address("a", "uid-a", "127.0.0.1")
 NOBODY = Address("nobody", "uid-n", "127.0.0.2")
 
 
-async def test_a_worker_tells_its_state(workers: Workers) -> None:
+async def test_worker_state_is_read(workers: Workers) -> None:
     assert await workers.statuses([A]) == {"a": WorkerStatus(4, 1, True, 1.5, 0.5)}
 
 
@@ -114,7 +114,7 @@ async def test_a_worker_tells_its_state(workers: Workers) -> None:
         "delay queues",
     ],
 )
-async def test_what_is_not_measured_yet(
+async def test_missing_worker_figures_are_unknown(
     endpoint: Endpoint, workers: Workers, changes: dict[str, Any], expected: WorkerStatus
 ) -> None:
     endpoint.status = {**STATUS, **changes}
@@ -156,21 +156,19 @@ async def test_what_is_not_measured_yet(
         "no list of delays",
     ],
 )
-async def test_an_answer_that_cannot_be_read_is_none(
-    endpoint: Endpoint, workers: Workers, status: Any
-) -> None:
+async def test_unreadable_worker_response_is_none(endpoint: Endpoint, workers: Workers, status: Any) -> None:
     endpoint.status = status
     assert await workers.statuses([A]) == {}
 
 
-async def test_who_does_not_answer_is_left_out_and_delays_nobody_for_long(
+async def test_silent_worker_is_omitted_and_delays_others_only_briefly(
     endpoint: Endpoint, workers: Workers
 ) -> None:
     no_address = Address("new", "uid-new", "")
     assert list(await workers.statuses([A, NOBODY, no_address])) == ["a"]
 
 
-async def test_a_worker_that_hangs_is_given_up(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_worker_request_times_out(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIMEOUT", aiohttp.ClientTimeout(total=0.1))
     made = Workers(endpoint.port)
     endpoint.install.clear()
@@ -189,7 +187,7 @@ async def test_a_worker_that_hangs_is_given_up(endpoint: Endpoint, monkeypatch: 
         (500, Answer.REFUSED),
     ],
 )
-async def test_only_a_plain_yes_means_retired(
+async def test_only_explicit_consent_means_retired(
     endpoint: Endpoint, workers: Workers, status: int, answer: Answer
 ) -> None:
     endpoint.retire_status = status
@@ -197,16 +195,14 @@ async def test_only_a_plain_yes_means_retired(
     assert endpoint.verdicts == [SignatureCheck.GOOD]
 
 
-async def test_a_signature_for_another_pod_or_with_another_key_is_refused(
-    endpoint: Endpoint, workers: Workers
-) -> None:
+async def test_signature_for_other_pod_or_key_is_refused(endpoint: Endpoint, workers: Workers) -> None:
     """As when a pod's address has been given to another one meanwhile, or a password is being rotated."""
     assert await workers.retire([Address("a", "uid-b", "127.0.0.1")], KEYS) == {"a": Answer.REFUSED}
     assert await workers.retire([A], SigningKeys(b"other", PASSWORD)) == {"a": Answer.REFUSED}
     assert endpoint.verdicts == [SignatureCheck.WRONG, SignatureCheck.WRONG]
 
 
-async def test_worker_of_the_previous_release_is_asked_with_the_password(
+async def test_worker_of_previous_release_is_asked_with_the_password(
     endpoint: Endpoint, workers: Workers
 ) -> None:
     endpoint.key, endpoint.says_it_knows_the_key = PASSWORD, False
@@ -215,7 +211,7 @@ async def test_worker_of_the_previous_release_is_asked_with_the_password(
     assert endpoint.verdicts == [SignatureCheck.WRONG, SignatureCheck.GOOD] * 2
 
 
-async def test_worker_that_knows_the_retirement_key_is_never_asked_with_the_password(
+async def test_worker_with_retirement_key_is_never_asked_with_the_password(
     endpoint: Endpoint, workers: Workers
 ) -> None:
     """As while a new key has not reached its pod yet."""
@@ -224,18 +220,16 @@ async def test_worker_that_knows_the_retirement_key_is_never_asked_with_the_pass
     assert endpoint.verdicts == [SignatureCheck.WRONG]
 
 
-async def test_who_cannot_be_asked_is_unreachable(workers: Workers) -> None:
+async def test_unanswered_worker_is_unreachable(workers: Workers) -> None:
     assert await workers.retire([A, NOBODY], KEYS) == {"a": Answer.RETIRED, "nobody": Answer.UNREACHABLE}
 
 
-async def test_resuming_is_signed_for_its_own_purpose_and_never_fails(
-    endpoint: Endpoint, workers: Workers
-) -> None:
+async def test_resume_is_signed_for_its_purpose_and_never_fails(endpoint: Endpoint, workers: Workers) -> None:
     await workers.resume([A, NOBODY], KEYS)
     assert endpoint.verdicts == [SignatureCheck.GOOD]
 
 
-async def test_an_ipv6_address() -> None:
+async def test_ipv6_address_is_supported() -> None:
     made = Workers(8090)
     assert made._url(Address("a", "u", "fd00::1"), "/status") == "http://[fd00::1]:8090/status"
     await made.close()

@@ -58,7 +58,7 @@ def applies(cluster: FakeCluster) -> list[Request]:
     return [request for request in cluster.asked if request.path.endswith(DEPLOYMENT)]
 
 
-async def test_it_is_created_with_no_replicas_and_without_force(
+async def test_deployment_is_created_without_replicas_and_force(
     cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     made = (await workload.ensure(workqueue(), None)).deployment
@@ -80,7 +80,7 @@ async def test_it_is_created_with_no_replicas_and_without_force(
         ),
     ],
 )
-async def test_one_that_the_api_server_refuses_to_create_is_named(
+async def test_refused_deployment_is_named(
     status: int, said: str, cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     cluster.answer("PATCH", DEPLOYMENT, ClusterError(status, said))
@@ -89,9 +89,7 @@ async def test_one_that_the_api_server_refuses_to_create_is_named(
     assert caught.value.reason is Reason.WORKLOAD_REFUSED
 
 
-async def test_somebody_elses_deployment_is_a_name_conflict(
-    cluster: FakeCluster, workload: WorkloadApplier
-) -> None:
+async def test_foreign_deployment_is_a_name_conflict(cluster: FakeCluster, workload: WorkloadApplier) -> None:
     theirs = {"metadata": {"name": "jobs-worker", "uid": "d9"}, "spec": {"replicas": 7}}
     cluster.answer("PATCH", DEPLOYMENT, ClusterError(409, "conflict with kubectl"))
     cluster.answer("GET", DEPLOYMENT, theirs)
@@ -101,7 +99,7 @@ async def test_somebody_elses_deployment_is_a_name_conflict(
     assert [request.method for request in applies(cluster)] == ["PATCH", "GET"]
 
 
-async def test_one_of_ours_that_the_store_did_not_show_is_applied_again(
+async def test_own_deployment_missing_in_store_is_reapplied(
     cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     def answer(request: Request) -> Any:
@@ -115,7 +113,7 @@ async def test_one_of_ours_that_the_store_did_not_show_is_applied_again(
 
 
 @pytest.mark.parametrize("owned", [False, True], ids=["never scaled", "scaled before, which is a conflict"])
-async def test_before_it_is_applied_again_its_count_gets_an_owner(
+async def test_reapply_first_gives_the_count_an_owner(
     cluster: FakeCluster, workload: WorkloadApplier, owned: bool
 ) -> None:
     made = (await workload.ensure(workqueue(), None)).deployment
@@ -135,9 +133,7 @@ async def test_before_it_is_applied_again_its_count_gets_an_owner(
     assert template.query["force"] == "true"
 
 
-async def test_a_count_above_zero_was_written_by_its_owner(
-    cluster: FakeCluster, workload: WorkloadApplier
-) -> None:
+async def test_count_above_zero_is_not_claimed_again(cluster: FakeCluster, workload: WorkloadApplier) -> None:
     made = (await workload.ensure(workqueue(), None)).deployment
     made["spec"]["replicas"] = 3
     cluster.asked.clear()
@@ -145,7 +141,7 @@ async def test_a_count_above_zero_was_written_by_its_owner(
     assert len(applies(cluster)) == 1
 
 
-async def test_after_a_restart_what_looks_as_it_should_is_applied_in_its_turn(
+async def test_unchanged_deployment_is_reapplied_in_its_turn_after_restart(
     cluster: FakeCluster,
     workload: WorkloadApplier,
     woken: list[tuple[str, str]],
@@ -161,7 +157,7 @@ async def test_after_a_restart_what_looks_as_it_should_is_applied_in_its_turn(
     assert applies(cluster)
 
 
-async def test_after_a_restart_another_template_is_applied_at_once(
+async def test_changed_template_is_applied_immediately_after_restart(
     cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     await workload.ensure(workqueue(worker={"image": "jobs:2"}), live(wanted()))
@@ -172,7 +168,7 @@ REFUSED = ClusterError(403, "admission webhook denied the request: image jobs:2 
 CHANGED = workqueue(worker={"image": "jobs:2"})
 
 
-async def test_refused_template_leaves_the_working_deployment_to_be_scaled(
+async def test_refused_template_keeps_working_deployment_scalable(
     cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     made = (await workload.ensure(workqueue(), None)).deployment
@@ -186,7 +182,7 @@ async def test_refused_template_leaves_the_working_deployment_to_be_scaled(
     assert "not signed" in ensured.refusal.message
 
 
-async def test_refused_disruption_budget_leaves_the_deployment_to_be_scaled(
+async def test_refused_disruption_budget_keeps_deployment_scalable(
     cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     cluster.answer("PATCH", "/poddisruptionbudgets/jobs-worker", ClusterError(403, "exceeded quota: few"))
@@ -198,7 +194,7 @@ async def test_refused_disruption_budget_leaves_the_deployment_to_be_scaled(
     assert "PodDisruptionBudget 'jobs-worker'" in ensured.refusal.message
 
 
-async def test_refused_apply_is_repeated_after_pauses_that_grow(
+async def test_refused_apply_is_retried_with_growing_pauses(
     cluster: FakeCluster, workload: WorkloadApplier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
@@ -223,7 +219,7 @@ async def test_refused_apply_is_repeated_after_pauses_that_grow(
     assert workload.next_attempt(CHANGED) is None
 
 
-async def test_corrected_template_is_applied_without_waiting(
+async def test_corrected_template_is_applied_immediately(
     cluster: FakeCluster, workload: WorkloadApplier
 ) -> None:
     made = (await workload.ensure(workqueue(), None)).deployment
