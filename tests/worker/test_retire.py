@@ -108,7 +108,7 @@ def test_retirement_key_replaces_password_and_can_be_rotated(
     file.write_text("second")
     assert worker.retire(key=b"first")[0] == 401
     assert worker.retire(Purpose.RESUME, b"second")[0] == 200
-    assert worker.status()["consuming"]
+    eventually(lambda: worker.status()["consuming"])
 
 
 def test_worker_outside_a_cluster_cannot_be_retired(vhost: VirtualHost, workers: Workers) -> None:
