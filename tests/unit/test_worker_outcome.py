@@ -109,6 +109,14 @@ def test_delivery_is_refused_before_its_handler_is_called(
     assert found is None or not found.handled
 
 
+def test_delivery_limit_says_what_is_known() -> None:
+    """RabbitMQ's count does not tell whether the worker died, lost its connection or requeued the message."""
+    found = refusal(3, 2, None)
+
+    assert found is not None
+    assert found.failure.message == "the message came back 3 times without an answer; the delivery limit is 2"
+
+
 @given(st.floats(0, 1), st.integers(1, 2))
 def test_retry_jitter_is_a_tenth_and_never_exceeds_the_queue(chance: float, attempt: int) -> None:
     found = verdict(ValueError(), attempt, POLICY, chance)

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--delivery-limit",
         metavar="N",
-        help="how often a message may return because its worker died (10 with --declare)"
+        help="how often a message may come back without an answer (10 with --declare)"
         f" [{Variable.DELIVERY_LIMIT}]",
     )
     add("--timeout", metavar="SECONDS", help=f"time for one message (300) [{Variable.TIMEOUT_SECONDS}]")

@@ -41,8 +41,8 @@ class DeadLetter(NamedTuple):
     """A message in a dead-letter queue.
 
     Attributes:
-        reason: a `FailureReason` of the worker; or RabbitMQ's reason: DeliveryLimit (too many of its workers died),
-            Expired, MaxLength, Rejected; or Unknown.
+        reason: a `FailureReason` of the worker; or RabbitMQ's reason: DeliveryLimit (came back too often without an
+            answer), Expired, MaxLength, Rejected; or Unknown.
         message: the handler's error; empty when RabbitMQ gave the message up.
         attempts: how many attempts are known to have ended.
         failed_at: when it was given up; None if the headers do not say.

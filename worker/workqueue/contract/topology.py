@@ -31,7 +31,7 @@ change the declaration.
 """
 
 DEFAULT_DELIVERY_LIMIT: Final = 10
-"""How often a message may return because its worker died, unless the user sets another limit."""
+"""How often a message may come back without an answer, unless the user sets another limit."""
 
 
 UNLIMITED_DELIVERIES: Final = 2_000_000_000

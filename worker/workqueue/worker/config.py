@@ -63,7 +63,7 @@ class RunConfig:
     """The configuration of one worker process. Times are in seconds.
 
     Attributes:
-        delivery_limit: how often a message may return because its worker died; None for no limit.
+        delivery_limit: how often a message may come back without an answer; None for no limit.
         wake_deliveries: how many of the deliveries that RabbitMQ before 4.3 counts may be wake-ups.
         heartbeat_seconds: of the connections; None for the URL's, or the default.
         log_level: a level of the logging module.

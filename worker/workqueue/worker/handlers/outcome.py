@@ -115,7 +115,7 @@ def refusal(deliveries_failed: int, delivery_limit: int | None, expires_in: floa
     and it removes the TTL of a message that returns from a delay queue.
 
     Args:
-        deliveries_failed: how often the message returned because its worker died.
+        deliveries_failed: how often the message came back without an answer.
         delivery_limit: how often it may; None for no limit.
         expires_in: seconds until the message's own TTL passes; None without one.
     """
@@ -123,7 +123,7 @@ def refusal(deliveries_failed: int, delivery_limit: int | None, expires_in: floa
         return GiveUp(
             Failure(
                 FailureReason.DELIVERY_LIMIT,
-                f"the message was redelivered {deliveries_failed} times because its worker died; "
+                f"the message came back {deliveries_failed} times without an answer; "
                 f"the delivery limit is {delivery_limit}",
             ),
             handled=False,
