@@ -19,6 +19,8 @@ from workqueue.worker.handlers import python
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerFailed
 
+run_to_its_end = asyncio.run
+
 handled: list[bytes] = []
 
 
@@ -39,6 +41,63 @@ def bare(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(message)
 
     return wrapper
+
+
+def runs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A wrapper that runs the coroutine itself."""
+
+    @functools.wraps(function)
+    def wrapper(message: Message) -> Any:
+        return asyncio.run(function(message))
+
+    return wrapper
+
+
+def runs_in_a_loop(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `runs`, with a loop of its own."""
+
+    @functools.wraps(function)
+    def wrapper(message: Message) -> Any:
+        loop = asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(function(message))
+        finally:
+            loop.close()
+
+    return wrapper
+
+
+def seems_to_run(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A wrapper that looks like `runs`, but returns the coroutine."""
+
+    @functools.wraps(function)
+    def wrapper(message: Message) -> Any:
+        return function(message) if message.body else asyncio.run(function(message))
+
+    return wrapper
+
+
+def runs_hidden(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A wrapper that runs the coroutine in a way that its own code does not show."""
+
+    @functools.wraps(function)
+    def wrapper(message: Message) -> Any:
+        coroutine = function(message)
+        try:
+            return run_to_its_end(coroutine)
+        finally:
+            coroutine.close()
+
+    return wrapper
+
+
+class RunningCallable:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+
+    def __call__(self, message: Message) -> None:
+        asyncio.run(self._function(message))
 
 
 class CountedCalls:
@@ -153,6 +212,11 @@ LOADED = {
     "bound-decorated-coroutine-method": (Handlers().decorated_method, True),
     "async-callable-object": (AsyncCallable(), True),
     "decorated-async-callable-object": (DecoratedCallable(), True),
+    "wrapper-that-runs-a-coroutine-function": (runs(coroutine), False),
+    "wrapper-that-runs-a-coroutine-function-in-a-loop": (runs_in_a_loop(coroutine), False),
+    "decorated-wrapper-that-runs-a-coroutine-function": (timed(runs(timed(coroutine))), False),
+    "partial-of-a-wrapper-that-runs-a-coroutine-function": (functools.partial(runs(coroutine)), False),
+    "object-that-runs-a-coroutine-function": (RunningCallable(coroutine), False),
 }
 
 
@@ -202,6 +266,7 @@ UNFINISHED = {
     "async-generator-of-a-hidden-function": (bare(async_generator), "async_generator"),
     "coroutine-returned-by-a-coroutine-function": (returns_a_coroutine, "coroutine"),
     "task-returned-by-a-coroutine-function": (returns_a_task, "Task"),
+    "coroutine-of-a-wrapper-that-seems-to-run-it": (seems_to_run(coroutine), "coroutine"),
 }
 
 
@@ -220,6 +285,15 @@ def test_decorator_may_return_without_calling_its_coroutine_function(monkeypatch
     handler = load(skips_without_a_coroutine, monkeypatch)
 
     call(handler, Message(b"body"))
+
+    assert handler.is_async
+
+
+def test_wrapper_that_runs_its_coroutine_function_unrecognised_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = load(runs_hidden(coroutine), monkeypatch)
+
+    with pytest.raises(RuntimeError, match="cannot be called from a running event loop"):
+        call(handler, Message(b"body"))
 
     assert handler.is_async
 

@@ -46,6 +46,8 @@ def load(name: str) -> Handler:
             raise HandlerLoadError(
                 f"The handler {name} is a generator function, so calling it runs nothing. Remove `yield`."
             )
+        if _runs_coroutines(layer):
+            break
     return Handler(name, functools.partial(_call, found))
 
 
@@ -89,6 +91,17 @@ def _layers(function: Any) -> Iterator[Any]:
             waiting.append(layer.__func__)
         elif not inspect.isroutine(layer):
             waiting.append(type(layer).__call__)
+
+
+def _runs_coroutines(layer: Any) -> bool:
+    """Return whether a wrapper seems to run the coroutine of what it wraps, judged by the names in its code.
+
+    A wrong guess never acknowledges: `_call` refuses a coroutine, and `asyncio.run` raises in a task.
+    """
+    code = getattr(layer, "__code__", None)
+    return code is not None and (
+        "run_until_complete" in code.co_names or {"asyncio", "run"} <= set(code.co_names)
+    )
 
 
 def _call(function: Callable[[Message], object], message: Message) -> None:
