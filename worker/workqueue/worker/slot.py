@@ -21,7 +21,10 @@ LONGEST_WAIT_SECONDS: Final = 5.0
 """The operator declares a missing queue again within seconds, so a longer delay has no advantage."""
 
 ANSWER_SECONDS: Final = 30.0
-"""A quorum queue without a leader never answers basic.consume, and its channel stays unusable."""
+"""A quorum queue without a leader never answers basic.consume, and its channel stays unusable.
+
+Without an answer to basic.cancel, an idle worker would use its whole grace period to shut down.
+"""
 
 NOT_FOUND: Final = 404
 
@@ -135,6 +138,7 @@ class Slot:
         self._channel: Any = None
         self._channel_is_open = False
         self._tag = ""
+        self._requests = 0
         self._wanted = True
         self._takes_late = False
         self._held = False
@@ -225,13 +229,14 @@ class Slot:
                 arguments=self._arguments(),
                 callback=lambda _frame: self._started(channel),
             )
-            self._connection.call_later(ANSWER_SECONDS, lambda: self._give_up_on(channel))
+            self._expect_answer("basic.consume")
         elif not wanted and self.consumer is ConsumerState.ACTIVE:
             self.consumer = ConsumerState.CANCELLING
             channel.basic_cancel(self._tag, callback=lambda _frame: self._stopped(channel))
             # pika would reject a delivery that is under way. From RabbitMQ 4.3 that counts towards the
             # delivery limit, while the nack of `_delivered` does not.
             channel._cancelled.discard(self._tag)  # noqa: SLF001
+            self._expect_answer("basic.cancel")
 
     def _started(self, channel: Any) -> None:
         if channel is self._channel:
@@ -240,12 +245,23 @@ class Slot:
             self._on_problem(None, None)
             self._adjust()
 
-    def _give_up_on(self, channel: Any) -> None:
-        if channel is self._channel and self.consumer is ConsumerState.STARTING:
-            self._on_problem("The queue does not answer; trying again.", "no answer to basic.consume")
-            self._drop()
-            channel.close()
-            self._reopen()
+    def _expect_answer(self, method: str) -> None:
+        self._requests += 1
+        request = self._requests
+        self._connection.call_later(ANSWER_SECONDS, lambda: self._give_up_on(request, method))
+
+    def _give_up_on(self, request: int, method: str) -> None:
+        pending = self.consumer in {ConsumerState.STARTING, ConsumerState.CANCELLING}
+        if request != self._requests or not pending:
+            return
+        if self.delivery is not None and self.delivery.lease.held:
+            self._expect_answer(method)  # its message can still be settled, on this channel only
+            return
+        self._on_problem("The queue does not answer; trying again.", f"no answer to {method}")
+        channel = self._channel
+        self._drop()
+        channel.close()
+        self._reopen()
 
     def _stopped(self, channel: Any) -> None:
         if channel is self._channel:

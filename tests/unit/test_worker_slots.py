@@ -1,0 +1,174 @@
+"""Slots on a model of RabbitMQ: answers that never come, retirement, and a handler that cannot be reached."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from tests.support.brokermodel import QUEUE, Changed, Clock, Connection
+from workqueue.contract.topology import QueueSettings
+from workqueue.worker import consumer, deliveries, runtime, settlement
+from workqueue.worker.config import PythonHandler, RunConfig
+from workqueue.worker.handlers.handler import Handler
+from workqueue.worker.handlers.outcome import HandlerUnavailable, RetryPolicy
+from workqueue.worker.slot import ANSWER_SECONDS, ConsumerState, Delivery, Slot
+
+REACHED_AGAIN = "The handler can be reached again."
+
+
+class Rig:
+    """A worker with one slot. It is the executor: handlers run until `end()`."""
+
+    def __init__(self, patches: pytest.MonkeyPatch) -> None:
+        self.clock = Clock()
+        for module in (runtime, consumer, deliveries, settlement):
+            patches.setattr(module, "time", self.clock)
+        condition = SimpleNamespace(Condition=lambda lock: Changed(lock, self.wait))
+        patches.setattr(consumer, "threading", condition)
+        self.running: list[Delivery] = []
+        config = RunConfig(
+            handler=PythonHandler("m:f"),
+            queue_settings=QueueSettings(QUEUE),
+            declare=False,
+            retry=RetryPolicy(2, (1,)),
+            delivery_limit=None,
+            wake_deliveries=0,
+            timeout_seconds=600.0,
+            concurrency=1,
+            grace_seconds=600.0,
+            port=0,
+            port_is_default=False,
+            url=None,
+            binding_folder=None,
+            pod_uid="uid",
+            worker_name="pod",
+            log_format=None,
+            log_level="INFO",
+            heartbeat_seconds=None,
+            termination_log=None,  # type: ignore[arg-type]
+        )
+        self.worker = runtime.Runtime(
+            config,
+            config.read_binding,
+            Handler("m:f", lambda _message: None),
+            connect=lambda _source, _name, **callbacks: Connection(self.clock, **callbacks),  # type: ignore[arg-type,return-value]
+        )
+        self.worker.deliveries._executor = self  # type: ignore[assignment]
+        self.connection: Connection = self.worker.consumer.connection  # type: ignore[assignment]
+        self.broker = self.connection.broker
+
+    def open(self) -> None:
+        self.connection.run(self.connection.open)
+        self.network()
+
+    def network(self) -> None:
+        """Let all frames arrive."""
+        while frames := self.broker.frames():
+            self.connection.run(frames[0].popleft())
+
+    def wait(self, seconds: float) -> None:
+        self.network()
+        self.clock.advance(self.clock.now + seconds)
+        self.network()
+
+    def wait_for_handler(self) -> None:
+        while not self.running:
+            self.wait(0.25)
+
+    def publish(self) -> None:
+        self.broker.ready.append(1)
+        self.broker.deliver()
+        self.network()
+
+    def end(self, error: BaseException | None = None) -> None:
+        self.worker.deliveries._handled(self.running.pop(), error)
+        self.network()
+
+    def refuse(self) -> None:
+        self.end(HandlerUnavailable("connection refused"))
+
+    def pause(self) -> None:
+        with self.connection.exclusive():
+            self.slot.pause(take_late=True)
+
+    def resume(self) -> None:
+        with self.connection.exclusive():
+            self.slot.resume()
+
+    @property
+    def slot(self) -> Slot:
+        return self.worker.consumer.slots[0]
+
+    # As an executor
+
+    def submit(self, delivery: Delivery) -> None:
+        self.running.append(delivery)
+
+    def cancel(self, delivery: Delivery) -> None:
+        """The handler ignores it."""
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Rig:
+    caplog.set_level(logging.INFO)
+    rig = Rig(monkeypatch)
+    rig.open()
+    return rig
+
+
+# Answers that never come
+
+
+def test_channel_is_dropped_when_consume_is_not_answered(rig: Rig) -> None:
+    rig.pause()
+    rig.network()
+    rig.broker.has_no_leader = True
+    rig.resume()
+    rig.wait(ANSWER_SECONDS - 1)
+    assert rig.slot.consumer is ConsumerState.STARTING
+    rig.broker.has_no_leader = False
+    rig.wait(7)
+    assert rig.slot.consuming
+
+
+def test_timer_of_an_earlier_consume_does_not_end_a_later_one(rig: Rig) -> None:
+    rig.pause()
+    rig.wait(ANSWER_SECONDS - 1)
+    rig.broker.has_no_leader = True
+    rig.resume()
+    channel = rig.slot._channel
+    rig.wait(ANSWER_SECONDS - 1)
+    assert rig.slot._channel is channel
+    assert rig.slot.consumer is ConsumerState.STARTING
+    rig.wait(1)
+    assert rig.slot._channel is not channel
+
+
+def cancel_without_an_answer(rig: Rig) -> None:
+    rig.pause()
+    rig.slot._channel.to_broker.clear()
+
+
+def test_idle_slot_is_closed_when_cancel_is_not_answered(rig: Rig) -> None:
+    cancel_without_an_answer(rig)
+    rig.wait(ANSWER_SECONDS - 1)
+    assert not rig.slot.closed
+    rig.wait(1)
+    assert rig.slot.closed
+    assert rig.worker.consumer.last_error == "no answer to basic.cancel"
+    rig.resume()
+    rig.wait(6)
+    assert rig.slot.consuming
+
+
+def test_message_keeps_its_channel_although_cancel_is_not_answered(rig: Rig) -> None:
+    rig.publish()
+    cancel_without_an_answer(rig)
+    rig.wait(3 * ANSWER_SECONDS)
+    assert rig.running[0].lease.held
+    rig.end()
+    assert rig.broker.acked == [1]
+    rig.wait(ANSWER_SECONDS)
+    assert rig.slot.closed
