@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.support.brokermodel import QUEUE, Changed, Clock, Connection
 from workqueue.contract.topology import QueueSettings
-from workqueue.worker import consumer, deliveries, runtime, settlement
+from workqueue.worker import consumer, deliveries, retirement, runtime, settlement
 from workqueue.worker.config import PythonHandler, RunConfig
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerUnavailable, RetryPolicy
@@ -172,3 +174,51 @@ def test_message_keeps_its_channel_although_cancel_is_not_answered(rig: Rig) -> 
     assert rig.broker.acked == [1]
     rig.wait(ANSWER_SECONDS)
     assert rig.slot.closed
+
+
+# Retirement
+
+
+def test_unsettled_messages_are_counted_under_the_lock(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = rig.worker.consumer.held
+    counted_under_lock = []
+
+    def watched() -> int:
+        counted_under_lock.append(rig.connection.lock.is_held)
+        return held()
+
+    monkeypatch.setattr(rig.worker.consumer, "held", watched)
+    assert rig.worker.consumer.retire(1.0) == 0
+    assert counted_under_lock == [True, True]
+
+
+def fail_to_wait(*_: Any) -> bool:
+    raise RuntimeError("no memory")
+
+
+class TimerWithoutThread(threading.Timer):
+    def start(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("fails_in", ["the wait", "the lease"])
+@pytest.mark.parametrize("is_retired", [False, True])
+def test_worker_whose_retirement_fails_consumes_again(
+    rig: Rig, fails_in: str, is_retired: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = retirement.Retirement(rig.worker.consumer, lambda: b"key", "uid")
+    if is_retired:
+        assert asked.begin() == 0
+        rig.network()
+        assert rig.slot.closed
+    if fails_in == "the wait":
+        monkeypatch.setattr(rig.worker.consumer, "wait_until", fail_to_wait)
+    else:
+        monkeypatch.setattr(f"{retirement.__name__}.threading.Timer", TimerWithoutThread)
+
+    with pytest.raises(RuntimeError):
+        asked.begin()
+    rig.network()
+
+    assert not asked.active
+    assert rig.slot.consuming

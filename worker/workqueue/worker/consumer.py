@@ -107,9 +107,10 @@ class Consumer:
         if not self.wait_until(lambda: all(slot.closed for slot in self.slots), time.monotonic() + timeout):
             self.resume()
             raise TimeoutError("RabbitMQ has not confirmed that the consumers are cancelled.")
-        held = self.held()
-        if held:
-            self.resume()
+        with self.connection.exclusive():
+            held = self.held()
+            if held:
+                self.resume()
         return held
 
     def resume(self) -> None:

@@ -71,12 +71,17 @@ class Retirement:
         """
         with self._lock:
             renewed = self._end_lease()
-            busy = self._consumer.retire(CANCEL_SECONDS)
-            if busy:
-                return busy
-            self._timer = timer = threading.Timer(LEASE_SECONDS, lambda: self._expire(timer))
-            timer.daemon = True
-            timer.start()
+            try:
+                busy = self._consumer.retire(CANCEL_SECONDS)
+                if busy:
+                    return busy
+                timer = threading.Timer(LEASE_SECONDS, lambda: self._expire(timer))
+                timer.daemon = True
+                timer.start()
+            except BaseException:  # without a lease the worker would stay retired
+                self._consumer.resume()
+                raise
+            self._timer = timer
         if not renewed:
             logger.info("Retired: idle, and the consumers are cancelled.", extra={"lease": LEASE_SECONDS})
         return 0
