@@ -13,6 +13,7 @@ from tests.support.brokermodel import QUEUE, Changed, Clock, Connection
 from workqueue.contract.topology import QueueSettings
 from workqueue.worker import consumer, deliveries, retirement, runtime, settlement
 from workqueue.worker.config import PythonHandler, RunConfig
+from workqueue.worker.handlers import http
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerUnavailable, RetryPolicy
 from workqueue.worker.slot import ANSWER_SECONDS, ConsumerState, Delivery, Slot
@@ -222,3 +223,65 @@ def test_worker_whose_retirement_fails_consumes_again(
 
     assert not asked.active
     assert rig.slot.consuming
+
+
+# A handler that cannot be reached
+
+
+def test_handler_counts_as_started_only_after_a_connect_and_a_handshake() -> None:
+    assert deliveries.STARTED_SECONDS > 2 * http.CONNECT_SECONDS
+
+
+def test_slow_connect_does_not_count_as_reached(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """As with a server that answers no SYN."""
+    rig.publish()
+    for _ in range(5):
+        rig.wait_for_handler()
+        rig.wait(http.CONNECT_SECONDS)
+        rig.refuse()
+    assert rig.worker.consumer.handler_problem
+    assert rig.worker.deliveries._handler_backoff._failures == 5
+    assert REACHED_AGAIN not in caplog.messages
+
+
+def test_handler_that_runs_on_was_reached(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.publish()
+    rig.refuse()
+    rig.wait_for_handler()
+    rig.wait(deliveries.STARTED_SECONDS)
+    assert caplog.messages.count(REACHED_AGAIN) == 1
+    assert rig.worker.consumer.handler_problem is None
+
+
+@pytest.mark.parametrize("is_lost_while_tried", [False, True])
+def test_unavailability_ends_silently_when_its_messages_are_lost(
+    rig: Rig, is_lost_while_tried: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.publish()
+    rig.refuse()
+    if is_lost_while_tried:
+        rig.wait_for_handler()
+    rig.connection.run(rig.connection.lose)
+    if is_lost_while_tried:
+        rig.refuse()
+    rig.open()
+    rig.wait(deliveries.STARTED_SECONDS + 1)
+    assert REACHED_AGAIN not in caplog.messages
+    assert rig.worker.consumer.handler_problem is None
+    assert rig.running, "it takes messages again"
+
+
+@pytest.mark.parametrize("is_tried", [False, True])
+def test_nothing_is_reached_during_a_drain(
+    rig: Rig, is_tried: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.publish()
+    rig.refuse()
+    if is_tried:
+        rig.wait_for_handler()
+    rig.worker.stop_taking()
+    if is_tried:
+        rig.refuse()
+    rig.wait(deliveries.STARTED_SECONDS + 6)
+    assert REACHED_AGAIN not in caplog.messages
+    assert list(rig.broker.ready) == [1]

@@ -42,8 +42,11 @@ FIRST_WAIT_SECONDS: Final = 0.2
 LONGEST_WAIT_SECONDS: Final = 5.0
 """Between two attempts to start handlers that could not be started."""
 
-STARTED_SECONDS: Final = 1.0
-"""A handler that runs this long was started. A handler that cannot be started fails sooner."""
+STARTED_SECONDS: Final = 12.0
+"""A handler that runs this long was started. A handler that cannot be started fails sooner.
+
+For HTTP handlers, a connect and a TLS handshake may take `CONNECT_SECONDS` each.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -246,13 +249,23 @@ class Deliveries:
 
     def _try_again(self) -> None:
         self._tries_again = False
+        if self._consumer.draining:
+            return
         tried_at = time.monotonic()
+        tried = self._postponed()
+        if not tried:  # all were lost: only another message can show whether the handler can be reached
+            self._consumer.set_handler_problem(None)
+            return
 
         def look() -> None:
-            if self._consumer.handler_problem and self._refused_at < tried_at:
+            if self._consumer.draining or not self._consumer.handler_problem or self._refused_at >= tried_at:
+                return
+            if any(not delivery.returned for delivery in tried):
                 self._reached_again()
+            else:  # all were lost or timed out
+                self._consumer.set_handler_problem(None)
 
-        for delivery in self._postponed():
+        for delivery in tried:
             self._start(delivery)
         self._connection.call_later(STARTED_SECONDS, look)
 
