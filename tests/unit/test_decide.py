@@ -408,8 +408,10 @@ observations = st.builds(
 )
 
 
-def _window(age: float, samples: list[tuple[float, int]]) -> ScaleInWindow:
-    window = ScaleInWindow(NOW - age)
+def _window(
+    age: float, samples: list[tuple[float, int]], trimmed_ago: float | None = None
+) -> ScaleInWindow:
+    window = ScaleInWindow(NOW - age, trimmed_at=None if trimmed_ago is None else NOW - trimmed_ago)
     for ago, wanted in sorted(samples, reverse=True):
         window = window.record(NOW - ago, wanted, 120)
     return window
@@ -481,9 +483,10 @@ close_observations = st.builds(
     minimum=st.integers(0, 8),
 )
 close_windows = st.builds(
-    lambda age, samples: _window(age, [(float(ago), wanted) for ago, wanted in samples]),
+    lambda age, samples, trimmed: _window(age, [(float(ago), wanted) for ago, wanted in samples], trimmed),
     st.sampled_from([0.0, 9.0, 10.0, 30.0]),
     st.lists(st.tuples(st.sampled_from([1, 9, 10, 11]), st.integers(0, 6)), max_size=3),
+    st.sampled_from([None, None, 9.0, 10.0]),
 )
 
 
@@ -516,9 +519,10 @@ def lawful_count(
     _, feared, _ = sorted([fewest, possible, most])
     lately = lawful_lately(a_spec, window, feared if feared < now else max(known, min(now, feared)))
     full = NOW - window.since >= scaling.scale_in_delay_seconds
-    needed = known if depth.ready == 0 else lately if full else now
-    if (trimmed := lawful_trim(needed, workload)) is not None:
-        return trimmed
+    trimmed = window.trimmed_at is not None and NOW - window.trimmed_at < scaling.scale_in_delay_seconds
+    needed = known if depth.ready == 0 and not trimmed else lately if full else now
+    if (trim := lawful_trim(needed, workload)) is not None:
+        return trim
     if known > now:
         return lawful_outward(known, workload, Reason.BELOW_MINIMUM if backlog < fewest else Reason.BACKLOG)
     if feared < now:
@@ -598,7 +602,8 @@ def test_scale_in_window_records_the_step(
         assert after == window.record(NOW, seen_.workload.replicas, delay)
     else:
         assert decision.wanted is not None
-        assert after == window.record(NOW, decision.wanted, delay)
+        recorded = window.record(NOW, decision.wanted, delay)
+        assert after == (replace(recorded, trimmed_at=NOW) if isinstance(decision, Trim) else recorded)
 
 
 @given(close_specs, close_observations, close_windows)
@@ -696,6 +701,21 @@ def test_trim_removes_no_pod(a_spec: WorkQueueSpec, seen_: Observation, window: 
         assert isinstance(seen_.workload, WorkloadState)
         assert seen_.workload.existing is not None
         assert seen_.workload.existing <= decision.replicas < seen_.workload.replicas
+
+
+def test_bursts_under_a_quota_trim_once_per_window() -> None:
+    """A quota of 3 pods, and 8 messages every 4 s: the count changed 60 times in 120 s."""
+    a_spec = spec(messagesPerReplica=1)
+    window, counts_written = ScaleInWindow(NOW), [3]
+    bursts = [Depth(8, 0, 3), Depth(5, 3, 3), Depth(2, 3, 3), Depth(0, 0, 3)]
+    for second in range(120):
+        replicas = counts_written[-1]
+        refused = 3 if replicas > 3 else None
+        observation = seen(replicas, bursts[second % 4], existing=refused, unsettled=SETTLING)
+        decision, window = decide(a_spec, observation, window, NOW + second)
+        if not isinstance(decision, Hold):
+            counts_written.append(decision.replicas)
+    assert counts_written == [3, 8, 3, 8, 3, 8]
 
 
 @given(specs, observations, windows)

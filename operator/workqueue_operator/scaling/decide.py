@@ -174,19 +174,25 @@ class ScaleInWindow:
     Attributes:
         since: when the window began, in seconds on a monotonic clock.
         peaks: (time, wanted), newest last. Each is higher than all later ones.
+        trimmed_at: the time of the last Trim; None before the first.
     """
 
     since: float
     peaks: tuple[tuple[float, int], ...] = ()
+    trimmed_at: float | None = None
 
     def record(self, now: float, wanted: int, seconds: float) -> ScaleInWindow:
         """Return the window with `wanted` at `now`, without entries older than `seconds`."""
         kept = tuple((at, count) for at, count in self.peaks if count > wanted and now - at < seconds)
-        return ScaleInWindow(self.since, (*kept, (now, wanted)))
+        return replace(self, peaks=(*kept, (now, wanted)))
 
     def is_full(self, now: float, seconds: float) -> bool:
         """Whether the window covers this many seconds."""
         return now - self.since >= seconds
+
+    def has_trim(self, now: float, seconds: float) -> bool:
+        """Whether the last Trim is younger than this many seconds."""
+        return self.trimmed_at is not None and now - self.trimmed_at < seconds
 
     @property
     def highest(self) -> int:
@@ -238,12 +244,16 @@ def decide(
         unknown = window.record(now, seen.workload.replicas, spec.scaling.scale_in_delay_seconds)
         return Hold.because(None, seen.depth), unknown
     bounds = _bounds(spec, seen.workload, seen.depth, seen)
-    window = window.record(now, bounds.wanted, spec.scaling.scale_in_delay_seconds)
-    # With no message waiting, only handled messages count. Otherwise the window keeps the count steady.
+    delay = spec.scaling.scale_in_delay_seconds
+    window = window.record(now, bounds.wanted, delay)
     highest = _highest(spec, seen.workload, window, now)
-    needed = bounds.least if seen.depth.ready == 0 else highest
-    trim = _trim(needed, bounds.wanted, seen.workload)
-    return trim or _step(_Case(spec, seen.workload, seen.depth, bounds, highest)), window
+    # With no message waiting, only handled messages count, but once per window: under a quota, bursts would
+    # otherwise raise and lower the count in turn.
+    at_once = seen.depth.ready == 0 and not window.has_trim(now, delay)
+    trim = _trim(bounds.least if at_once else highest, bounds.wanted, seen.workload)
+    if trim is not None:
+        return trim, replace(window, trimmed_at=now)
+    return _step(_Case(spec, seen.workload, seen.depth, bounds, highest)), window
 
 
 def _highest(spec: WorkQueueSpec, workload: WorkloadState, window: ScaleInWindow, now: float) -> int:
