@@ -456,11 +456,12 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
             "Rename one of them.",
         ),
         Reason.WORKLOAD_REFUSED: Explanation(
-            f"{_A} and {_R} `False`, Event",
+            f"{_A} and {_R} `False`, Event; also {_QUEUE_FAILED} if the annotation is refused",
             "The API server, a quota, an admission webhook or a policy refuses the Deployment or a related object.",
             "The API server, or an admission policy, refuses the Deployment or a related object; the message quotes "
             "it. The operator continues to scale the existing Deployment. Correct the WorkQueue or the policy; the "
-            "operator retries at intervals of up to 75 s.",
+            "operator retries at intervals of up to 75 s. While the annotation `workqueue.dev/bindings` of the "
+            "WorkQueue is refused, the operator neither declares the queue nor changes the count.",
         ),
         Reason.WORKLOAD_NOT_FOUND: Explanation(
             f"{_W} `False`, Event",

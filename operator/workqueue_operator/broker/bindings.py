@@ -14,7 +14,9 @@ from workqueue.contract import topology
 from workqueue.contract.topology import QueueBinding
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.connection import Broker
+from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.client import Cluster, workqueue_path
+from workqueue_operator.kube.refusal import as_refusal
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import ANNOTATION_BINDINGS
 
@@ -50,7 +52,11 @@ class Bindings:
         self._store = store
 
     async def announce(self, workqueue: WorkQueue) -> None:
-        """Add the bindings that the operator is about to create to the record."""
+        """Add the bindings that the operator is about to create to the record.
+
+        Raises:
+            ReconcileError: the API server denied the write.
+        """
         before = noted(workqueue)
         await self._note(workqueue, before, before | wanted(workqueue))
 
@@ -58,7 +64,7 @@ class Bindings:
         """Remove recorded bindings that the spec no longer asks for. Other bindings stay.
 
         Raises:
-            ReconcileError: the broker refused.
+            ReconcileError: the broker refused, or the API server denied the write.
         """
         before, now = noted(workqueue), wanted(workqueue)
         for binding in sorted(before - now, key=lambda one: (one.exchange, one.routing_key)):
@@ -75,4 +81,8 @@ class Bindings:
             keys.setdefault(binding.exchange, []).append(binding.routing_key)
         text = json.dumps(keys) if keys else None
         body = {"metadata": {"uid": workqueue.metadata.uid, "annotations": {ANNOTATION_BINDINGS: text}}}
-        self._store.put_workqueue(await self._cluster.merge(workqueue_path(*workqueue.key), body))
+        try:
+            written = await self._cluster.merge(workqueue_path(*workqueue.key), body)
+        except ClusterError as error:
+            raise as_refusal(error, f"annotation {ANNOTATION_BINDINGS!r} of the WorkQueue") from error
+        self._store.put_workqueue(written)

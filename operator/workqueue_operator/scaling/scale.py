@@ -14,13 +14,14 @@ from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.backoff import delay
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.client import Object
+from workqueue_operator.kube.refusal import why_denied
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import DeploymentView, deployment_view, unsettled
 from workqueue_operator.ports import Broker, Clock
 from workqueue_operator.scaling import wake
 from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut, Trim
 from workqueue_operator.scaling.snapshot import Snapshot
-from workqueue_operator.workers.apply import REFUSED_AGAIN, WorkloadApplier, why_denied
+from workqueue_operator.workers.apply import REFUSED_AGAIN, WorkloadApplier
 from workqueue_operator.workers.client import Answer, SigningKeys
 from workqueue_operator.workers.retire import CONFLICT, UNSEEN, RetireOutcome, Retirer, RetireSteps, plan
 

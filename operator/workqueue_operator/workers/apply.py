@@ -17,6 +17,7 @@ from workqueue_operator.backoff import delay
 from workqueue_operator.digest import digest
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import Object, deployment_path
+from workqueue_operator.kube.refusal import as_refusal
 from workqueue_operator.names import (
     ANNOTATION_TEMPLATE_HASH,
     REPLICAS_FIELD_MANAGER,
@@ -277,7 +278,7 @@ class WorkloadApplier:
                 await self._hand_over_replicas(path, wanted, seen)
             return await self._kubernetes.apply(path, wanted)
         except ClusterError as error:
-            raise _refused(error, f"Deployment {name!r}") from error
+            raise as_refusal(error, f"Deployment {name!r}") from error
 
     async def _create_deployment(self, path: str, workqueue: WorkQueue, wanted: Object) -> Object:
         """Create the Deployment with 0 replicas: without the field it would have 1 for a moment.
@@ -325,7 +326,7 @@ class WorkloadApplier:
             try:
                 await self._kubernetes.apply(path, body)
             except ClusterError as error:
-                raise _refused(error, f"{body['kind']} {name!r}") from error
+                raise as_refusal(error, f"{body['kind']} {name!r}") from error
 
 
 def _only_replicas(wanted: Object, live: Object) -> Object:
@@ -372,29 +373,7 @@ def _require_ours(seen: Object, workqueue: WorkQueue) -> None:
 
 
 def _key_refused(error: ClusterError, workqueue: WorkQueue) -> Exception:
-    return _refused(error, f"Secret {retirement_secret_name(workqueue.metadata.name)!r}")
-
-
-def why_denied(error: ClusterError, what: str, reason: Reason) -> Unknown:
-    """Describe a denied write in the API server's words.
-
-    Args:
-        what: the object and the field that were written.
-        reason: for any cause but missing rights of the operator.
-    """
-    if error.forbidden and "forbidden: User" in error.message:
-        return Unknown(
-            Reason.API_FORBIDDEN,
-            f"The operator may not write the {what}: {error.message}. Compare its roles with those of the chart.",
-        )
-    return Unknown(reason, f"The API server refuses the {what}: {error.message}")
-
-
-def _refused(error: ClusterError, what: str) -> Exception:
-    if not error.denied:
-        return error
-    why = why_denied(error, what, Reason.WORKLOAD_REFUSED)
-    return ReconcileError(why.reason, why.message)
+    return as_refusal(error, f"Secret {retirement_secret_name(workqueue.metadata.name)!r}")
 
 
 def _contains(live: Any, wanted: Any) -> bool:
