@@ -408,9 +408,7 @@ observations = st.builds(
 )
 
 
-def _window(
-    age: float, samples: list[tuple[float, int]], trimmed_ago: float | None = None
-) -> ScaleInWindow:
+def _window(age: float, samples: list[tuple[float, int]], trimmed_ago: float | None = None) -> ScaleInWindow:
     window = ScaleInWindow(NOW - age, trimmed_at=None if trimmed_ago is None else NOW - trimmed_ago)
     for ago, wanted in sorted(samples, reverse=True):
         window = window.record(NOW - ago, wanted, 120)

@@ -7,6 +7,7 @@ has no finalizer, and Kubernetes deletes it immediately.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -22,13 +23,14 @@ from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import deployment_path, workqueue_path
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Key, Store, key_of
-from workqueue_operator.kube.views import deployment_view
+from workqueue_operator.kube.views import PodView, deployment_view
 from workqueue_operator.names import ANNOTATION_ABANDON, FINALIZER, workload_name
 from workqueue_operator.ports import Clock, Kubernetes, Workers
 from workqueue_operator.reconcile import status
 from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.scaling.decide import Depth
-from workqueue_operator.workers.client import Address
+from workqueue_operator.scaling.depth import QueueReadings, judge
+from workqueue_operator.workers.client import Address, WorkerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ class Finalizer:
         self._reporter = reporter
         self._hidden_seconds = hidden_seconds
         self._empty_since: dict[str, float] = {}
+        self._retrying: dict[str, int] = {}
+        """The messages that the last step saw in delay queues, by uid."""
 
     async def ensure(self, workqueue: WorkQueue) -> None:
         """Add or remove the finalizer, as the deletion policy requires."""
@@ -86,6 +90,7 @@ class Finalizer:
         if FINALIZER not in workqueue.metadata.finalizers:
             await self._brokers.leave(workqueue.key)
             return None
+        self._retrying.pop(workqueue.metadata.uid, None)
         if not await self._is_current(workqueue):
             return AGAIN
         try:
@@ -198,10 +203,15 @@ class Finalizer:
             await self._require_idle_workers(workqueue)
             await self._require_no_messages(workqueue, names, handle)
         except ReconcileError:
-            dead = names[-1]
-            if any([(await _ready(handle, name)) for name in names if name != dead]):
+            work, *delays, _ = names
+            delayed = [await _ready(handle, name) for name in delays]
+            known = [ready for ready in delayed if ready is not None]
+            if len(known) == len(delays):
+                self._retrying[workqueue.metadata.uid] = sum(known)
+            if any(known) or await _ready(handle, work):
                 await self._ensure_a_worker(workqueue)
             raise
+        self._retrying[workqueue.metadata.uid] = 0
 
     async def _require_idle_workers(self, workqueue: WorkQueue) -> None:
         """Require that no worker that answers is busy. A silent worker finishes its message when it is stopped."""
@@ -288,6 +298,7 @@ class Finalizer:
         await self._reporter.event(workqueue, event, self._clock.monotonic())
         moment = timestamp(self._clock.now())
         outcome = await self._outcome(workqueue, finding)
+        self._reporter.measure(workqueue, outcome)
         await self._reporter.status(
             workqueue, status.status(workqueue, outcome, findings, moment), self._clock.monotonic()
         )
@@ -296,7 +307,12 @@ class Finalizer:
     async def _outcome(self, workqueue: WorkQueue, finding: Finding) -> status.Outcome:
         """Return the outcome while the deletion waits."""
         namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
-        outcome = status.Outcome(finding, pods=self._store.pods_of(workqueue.key))
+        outcome = status.Outcome(
+            finding,
+            pods=self._store.pods_of(workqueue.key),
+            retrying=self._retrying.get(workqueue.metadata.uid),
+        )
+        statuses: Mapping[str, WorkerStatus] = {}
         if (
             workqueue.spec.worker is not None
             and (live := self._store.deployment(namespace, name)) is not None
@@ -316,12 +332,13 @@ class Finalizer:
         dead = await _counts(handle, dead_letter_queue_name(workqueue.queue_name))
         return replace(
             outcome,
-            depth=None if work is None else Depth(work.ready, 0, work.consumers),
+            depth=None if work is None else _depth(workqueue, work, outcome.pods, statuses),
             dead_letters=None if dead is None else dead.ready,
         )
 
     async def _complete(self, workqueue: WorkQueue, message: str, *, warning: bool = False) -> None:
         self._empty_since.pop(workqueue.metadata.uid, None)
+        self._retrying.pop(workqueue.metadata.uid, None)
         event = Event(Reason.DELETING, message, "Delete", warning=warning)
         await self._reporter.event(workqueue, event, self._clock.monotonic())
         await self._write(workqueue, [name for name in workqueue.metadata.finalizers if name != FINALIZER])
@@ -340,6 +357,24 @@ class Finalizer:
                 raise
 
 
+def _depth(
+    workqueue: WorkQueue,
+    counts: QueueCounts,
+    pods: Sequence[PodView],
+    statuses: Mapping[str, WorkerStatus],
+) -> Depth | Unknown:
+    worker = workqueue.spec.worker
+    readings = QueueReadings(
+        counts=counts,
+        ours=worker is not None,
+        pods=[pod for pod in pods if pod.running and not pod.terminating and not pod.marked],
+        statuses=statuses,
+        single_active=bool(workqueue.spec.queue.single_active_consumer),
+        concurrency=1 if worker is None else worker.concurrency,
+    )
+    return judge(readings, workqueue.queue_name)
+
+
 async def _counts(handle: BrokerHandle, queue: str) -> QueueCounts | None:
     try:
         return await handle.broker.counts_if_there(queue)
@@ -347,6 +382,10 @@ async def _counts(handle: BrokerHandle, queue: str) -> QueueCounts | None:
         return None
 
 
-async def _ready(handle: BrokerHandle, queue: str) -> int:
-    counts = await _counts(handle, queue)
+async def _ready(handle: BrokerHandle, queue: str) -> int | None:
+    """Return the waiting messages, 0 without the queue; None when the broker does not answer."""
+    try:
+        counts = await handle.broker.counts_if_there(queue)
+    except ReconcileError:
+        return None
     return counts.ready if counts is not None else 0

@@ -42,7 +42,6 @@ from workqueue_operator.reconcile.state import PassState
 from workqueue_operator.scaling import retries, wake
 from workqueue_operator.scaling.decide import (
     Decision,
-    Depth,
     Observation,
     ScaleInWindow,
     ScaleOut,
@@ -195,7 +194,7 @@ class Reconciler:
         await parts.finalizer.ensure(workqueue)
         outcome, due = await self._gather_and_scale(workqueue, state)
         findings = status.conditions(workqueue, outcome)
-        _measure(workqueue, outcome, parts.metrics)
+        parts.reporter.measure(workqueue, outcome)
         now, moment = self._clock.monotonic(), timestamp(self._clock.now())
         await parts.reporter.transitions(workqueue, findings, now)
         put_off = await parts.reporter.status(
@@ -526,21 +525,3 @@ def _next_look(snapshot: Snapshot, decision: Decision) -> float | None:
         else:
             delays.append(LOOK_AGAIN_AT_REST)
     return min(delays, default=None)
-
-
-def _measure(workqueue: WorkQueue, outcome: status.Outcome, metrics: Metrics) -> None:
-    shown = metrics.workqueues.of(*workqueue.key)
-    shown.pinned = workqueue.spec.replicas
-    if isinstance(outcome.depth, Depth):
-        shown.messages_ready, shown.consumers = outcome.depth.ready, outcome.depth.consumers
-        shown.in_handlers, shown.most_in_handlers = outcome.depth.in_handlers, outcome.depth.most_in_handlers
-    if outcome.retrying is not None:
-        shown.messages_retrying = outcome.retrying
-    if outcome.dead_letters is not None:
-        shown.dead_letters = outcome.dead_letters
-    if isinstance(outcome.deployment, DeploymentView):
-        view = outcome.deployment
-        shown.desired, shown.current, shown.ready = view.replicas, view.current, view.ready
-        shown.maximum = workqueue.spec.most_replicas
-    if outcome.busy is not None:
-        shown.busy = outcome.busy

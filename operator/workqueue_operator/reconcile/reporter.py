@@ -1,4 +1,4 @@
-"""Write the status and the Events of a WorkQueue, and show its conditions as a metric.
+"""Write the status and the Events of a WorkQueue, and show its numbers and conditions as metrics.
 
 This is the end of a pass. The status is applied server-side under a field manager of its own, so that conditions of
 others survive. It is written only after a change, and at most once in five seconds when only numbers changed.
@@ -17,9 +17,12 @@ from workqueue_operator.digest import digest
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.client import workqueue_path
 from workqueue_operator.kube.store import Store
+from workqueue_operator.kube.views import DeploymentView
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import API_VERSION, EVENT_REPORTER, KIND, STATUS_FIELD_MANAGER
 from workqueue_operator.ports import Clock, Kubernetes
+from workqueue_operator.reconcile.status import Outcome
+from workqueue_operator.scaling.decide import Depth
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +102,27 @@ class Reporter:
         self._written.pop(uid, None)
         self._told.pop(uid, None)
         self._sent.pop(uid, None)
+
+    def measure(self, workqueue: WorkQueue, outcome: Outcome) -> None:
+        """Show the known numbers as metrics. An unknown one keeps its last value."""
+        shown = self._metrics.workqueues.of(*workqueue.key)
+        shown.pinned = workqueue.spec.replicas
+        if isinstance(outcome.depth, Depth):
+            shown.messages_ready, shown.consumers = outcome.depth.ready, outcome.depth.consumers
+            shown.in_handlers, shown.most_in_handlers = (
+                outcome.depth.in_handlers,
+                outcome.depth.most_in_handlers,
+            )
+        if outcome.retrying is not None:
+            shown.messages_retrying = outcome.retrying
+        if outcome.dead_letters is not None:
+            shown.dead_letters = outcome.dead_letters
+        if isinstance(outcome.deployment, DeploymentView):
+            view = outcome.deployment
+            shown.desired, shown.current, shown.ready = view.replicas, view.current, view.ready
+            shown.maximum = workqueue.spec.most_replicas
+        if outcome.busy is not None:
+            shown.busy = outcome.busy
 
     async def status(self, workqueue: WorkQueue, status: Mapping[str, Any], now: float) -> float | None:
         """Write a status, unless the WorkQueue shows it already.

@@ -1,0 +1,142 @@
+"""What the status and the metrics show while a deletion waits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.support.fakecluster import FakeCluster
+from tests.support.workqueue import workqueue
+from workqueue_operator.broker.connection import QueueCounts
+from workqueue_operator.clock import SystemClock
+from workqueue_operator.kube.store import Store
+from workqueue_operator.kube.views import PodView
+from workqueue_operator.metrics import Metrics
+from workqueue_operator.names import FINALIZER
+from workqueue_operator.reconcile.finalize import Finalizer
+from workqueue_operator.reconcile.reporter import Reporter
+from workqueue_operator.workers.client import WorkerStatus
+
+DELETED = workqueue(
+    queue={"deletionPolicy": "DeleteIfEmpty"},
+    metadata={
+        "deletionTimestamp": "2026-11-24T12:00:00Z",
+        "finalizers": [FINALIZER],
+        "resourceVersion": "1",
+        "creationTimestamp": "2026-11-24T11:00:00Z",
+    },
+)
+POD = PodView("pod-0", "u", "127.0.0.1", True, True, False, "hash", False, None, workqueue="jobs")
+DEPLOYMENT = {
+    "metadata": {
+        "name": "jobs-worker",
+        "namespace": "team",
+        "uid": "d-1",
+        "generation": 1,
+        "resourceVersion": "1",
+        "labels": {"workqueue.dev/workqueue": "jobs"},
+        "ownerReferences": [
+            {
+                "apiVersion": "workqueue.dev/v1alpha1",
+                "kind": "WorkQueue",
+                "name": "jobs",
+                "controller": True,
+                "uid": "uid-1",
+            }
+        ],
+    },
+    "spec": {"replicas": 1, "template": {}},
+    "status": {"replicas": 1},
+}
+
+
+class Site:
+    """A deleted WorkQueue with one worker, on a broker in memory."""
+
+    def __init__(self, counts: dict[str, tuple[int, int]], worker: WorkerStatus | None) -> None:
+        self.counts = counts
+        self.statuses_by_pod = {} if worker is None else {POD.name: worker}
+        self.cluster, self.metrics = FakeCluster(), Metrics()
+        body = DELETED.model_dump(mode="json", by_alias=True)
+        self.cluster.answer("GET", "/workqueues/jobs", body)
+        self.cluster.answer("PATCH", "/workqueues/jobs", body)
+        self.cluster.answer("POST", "/events", {})
+        store = Store(lambda _: None)
+        store.pods["team", POD.name] = POD
+        store._pods_of["team", "jobs"].add(("team", POD.name))
+        store.put_deployment(DEPLOYMENT)
+        here: Any = self
+        clock = SystemClock()
+        reporter = Reporter(self.cluster, store, "operator-1", self.metrics, clock=clock)
+        self.finalizer = Finalizer(
+            self.cluster, store, here, here, here, here, reporter, clock=clock, hidden_seconds=0
+        )
+
+    async def wait(self) -> dict[str, Any]:
+        """Run one step, and return the status that it has written."""
+        assert await self.finalizer.finalize(DELETED) is not None
+        written: list[dict[str, Any]] = [
+            request.body["status"] for request in self.cluster.asked if request.path.endswith("/status")
+        ]
+        return written[-1]
+
+    # the Secret, the broker and its pool, the worker
+
+    connected = True
+
+    @property
+    def broker(self) -> Any:
+        return self
+
+    def known(self, _: Any) -> Any:
+        return self
+
+    async def binding(self, *_: Any) -> Any:
+        return SimpleNamespace(management_uri=None)
+
+    async def handle(self, *_: Any) -> Any:
+        return self
+
+    def remove_doorbell(self, _: str) -> None: ...
+
+    async def ready(self) -> None: ...
+
+    async def counts_if_there(self, queue: str) -> QueueCounts | None:
+        found = self.counts.get(queue)
+        return None if found is None else QueueCounts(*found, at=0.0)
+
+    async def statuses(self, _: Any) -> dict[str, WorkerStatus]:
+        return self.statuses_by_pod
+
+
+def worker(busy: int) -> WorkerStatus:
+    return WorkerStatus(1, busy, True, None, 0.0, frozenset({30}))
+
+
+def shown(site: Site) -> tuple[Any, ...]:
+    values = site.metrics.workqueues.of("team", "jobs")
+    return (
+        values.messages_ready,
+        values.messages_retrying,
+        values.in_handlers,
+        values.most_in_handlers,
+        values.busy,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(worker(1), (0, 2, 1, 1, 1)), (worker(0), (0, 2, 0, 0, 0)), (None, (0, 2, 0, 1, None))],
+    ids=["busy-worker", "idle-worker", "worker-without-answer"],
+)
+async def test_deletion_that_waits_for_a_delay_queue_shows_its_numbers(
+    status: WorkerStatus | None, expected: tuple[Any, ...]
+) -> None:
+    site = Site({"jobs": (0, 1), "jobs.retry.30s": (2, 0), "jobs.dead": (0, 0)}, status)
+
+    written = await site.wait()
+
+    assert (written["retrying"], written["columns"]["retrying"]) == (2, "2")
+    assert shown(site) == expected
