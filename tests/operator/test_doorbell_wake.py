@@ -59,11 +59,11 @@ class Case:
     """What a pass knows at its end, and the resulting state of the doorbell.
 
     Attributes:
-        hangs: whether a doorbell is installed afterwards.
+        installed: whether a doorbell is installed afterwards.
         active: whether the queue is polled in each round.
     """
 
-    hangs: bool
+    installed: bool
     active: bool
     spec: dict[str, Any] | None = None
     deployment: DeploymentView | Unknown = NOBODY
@@ -76,21 +76,19 @@ class Case:
 
 
 CASES = {
-    "no worker and no message": Case(hangs=True, active=False),
-    "the last pods are on their way out": Case(
-        hangs=True, active=False, pods=(replace(POD, terminating=True),)
+    "idle queue without workers": Case(installed=True, active=False),
+    "terminating last pods": Case(installed=True, active=False, pods=(replace(POD, terminating=True),)),
+    "last pod of a Deployment with count zero": Case(installed=False, active=True, pods=(POD,)),
+    "existing workers": Case(installed=False, active=True, deployment=replace(NOBODY, replicas=1)),
+    "waiting message": Case(installed=False, active=True, depth=Depth(1, 0, 0)),
+    "scale-out": Case(installed=False, active=True, decision=ScaleOut(1, 1, Reason.BACKLOG, "…")),
+    "canary for a minimum": Case(installed=False, active=True, decision=Hold(1, Reason.CANARY, "…")),
+    "pin to zero": Case(
+        installed=False, active=False, spec={"replicas": 0}, decision=Hold(0, Reason.PINNED, "…")
     ),
-    "one of the last pods still works": Case(hangs=False, active=True, pods=(POD,)),
-    "workers are there": Case(hangs=False, active=True, deployment=replace(NOBODY, replicas=1)),
-    "a message waits": Case(hangs=False, active=True, depth=Depth(1, 0, 0)),
-    "workers are being started": Case(hangs=False, active=True, decision=ScaleOut(1, 1, Reason.BACKLOG, "…")),
-    "a minimum is about to be kept": Case(hangs=False, active=True, decision=Hold(1, Reason.CANARY, "…")),
-    "a person has pinned it to nothing": Case(
-        hangs=False, active=False, spec={"replicas": 0}, decision=Hold(0, Reason.PINNED, "…")
-    ),
-    "polling is asked for": Case(hangs=False, active=True, spec={"scaling": {"wake": "Poll"}}),
-    "the workload is not known": Case(hangs=False, active=True, deployment=OUTAGE),
-    "the depth is not known": Case(hangs=False, active=True, depth=OUTAGE),
+    "wake Poll": Case(installed=False, active=True, spec={"scaling": {"wake": "Poll"}}),
+    "unknown workload": Case(installed=False, active=True, deployment=OUTAGE),
+    "unknown depth": Case(installed=False, active=True, depth=OUTAGE),
 }
 
 
@@ -100,7 +98,7 @@ async def test_doorbell_is_installed_only_on_idle_wakeable_queue(title: str, vho
     one = workqueue(**(case.spec or {}))
     async with linked(vhost.url) as handle:
         assert await wake.adjust_doorbell(case.snapshot(one), case.decision, handle) is None
-        assert handle.broker.has_doorbell("jobs") is case.hangs
+        assert handle.broker.has_doorbell("jobs") is case.installed
         assert handle.poller.watch(one.key, "jobs").active is case.active
 
 
@@ -111,7 +109,7 @@ async def test_doorbell_is_removed_unless_needed_or_depth_unknown(title: str, vh
         assert await handle.broker.install_doorbell("jobs")
         seen = case.snapshot(workqueue(**(case.spec or {})))
         await wake.adjust_doorbell(seen, case.decision, handle)
-        assert handle.broker.has_doorbell("jobs") is (case.hangs or isinstance(case.depth, Unknown))
+        assert handle.broker.has_doorbell("jobs") is (case.installed or isinstance(case.depth, Unknown))
 
 
 async def test_operator_without_consume_permission_polls_and_reports_it(

@@ -1,4 +1,4 @@
-"""The laws of `decide`, over generated observations, and a table of the cases that people ask about."""
+"""The laws of `decide`, over generated observations, and a table of common cases."""
 
 from __future__ import annotations
 
@@ -64,271 +64,271 @@ def target(decision: Decision, replicas: int) -> int:
 
 
 CASES: dict[str, tuple[WorkQueueSpec, Observation, ScaleInWindow, tuple[type, int, Reason]]] = {
-    "one message on an empty queue starts one worker": (
+    "first message on an empty queue": (
         spec(),
         seen(0, Depth(1, 0, 0)),
         ScaleInWindow(NOW),
         (ScaleOut, 1, Reason.BACKLOG),
     ),
-    "a backlog goes to the needed count in one step": (
+    "large backlog without workers": (
         spec(maxReplicas=100),
         seen(0, Depth(1000, 0, 0)),
         ScaleInWindow(NOW),
         (ScaleOut, 100, Reason.BACKLOG),
     ),
-    "messages in handlers count": (
+    "messages in handlers": (
         spec(),
         seen(1, Depth(9, 2, 2)),
         ScaleInWindow(NOW),
         (ScaleOut, 2, Reason.BACKLOG),
     ),
-    "the maximum caps and says so": (
+    "backlog beyond the maximum": (
         spec(),
         seen(10, Depth(1000, 10, 10)),
         ScaleInWindow(NOW),
         (Hold, 10, Reason.AT_MAXIMUM),
     ),
-    "a single active consumer gets one worker, in one step": (
+    "single active consumer without a worker": (
         spec(queue=SINGLE),
         seen(0, Depth(1000, 0, 0)),
         ScaleInWindow(NOW),
         (ScaleOut, 1, Reason.BACKLOG),
     ),
-    "and no second one": (
+    "single active consumer with its worker": (
         spec(queue=SINGLE),
         seen(1, Depth(1000, 1, 1)),
         ScaleInWindow(NOW),
         (Hold, 1, Reason.SINGLE_ACTIVE_CONSUMER),
     ),
-    "workers that stood by are retired": (
+    "standby workers of a single active consumer": (
         spec(queue=SINGLE),
         seen(3, Depth(1000, 1, 3)),
         quiet_since(90, 3),
         (Retire, 1, Reason.SURPLUS),
     ),
-    "a scheduled minimum does not start a second one either": (
+    "scheduled minimum with a single active consumer": (
         spec(queue=SINGLE),
         replace(seen(1, Depth(0, 0, 1)), minimum=3),
         quiet_since(90, 1),
         (Hold, 1, Reason.IDLE),
     ),
-    "the minimum is kept without any message": (
+    "minimum without messages": (
         spec(minReplicas=2),
         seen(0, Depth(0, 0, 0)),
         ScaleInWindow(NOW),
         (ScaleOut, 2, Reason.BELOW_MINIMUM),
     ),
-    "a scheduled minimum is kept as well": (
+    "scheduled minimum without messages": (
         spec(),
         replace(seen(0, Depth(0, 0, 0)), minimum=3),
         ScaleInWindow(NOW),
         (ScaleOut, 3, Reason.BELOW_MINIMUM),
     ),
-    "an outage holds": (
+    "outage of the broker": (
         spec(),
         seen(7, OUTAGE),
         quiet_since(900),
         (Hold, 7, Reason.BROKER_UNREACHABLE),
     ),
-    "an outage holds even below the minimum": (
+    "outage below the minimum": (
         spec(minReplicas=2),
         seen(0, OUTAGE),
         quiet_since(900),
         (Hold, 0, Reason.BROKER_UNREACHABLE),
     ),
-    "an empty queue goes to zero after the delay": (
+    "empty queue after the delay": (
         spec(),
         seen(3, Depth(0, 0, 3)),
         quiet_since(90),
         (Retire, 0, Reason.IDLE),
     ),
-    "not before the window is full": (
+    "empty queue before the window is full": (
         spec(),
         seen(3, Depth(0, 0, 3)),
         quiet_since(30),
         (Hold, 3, Reason.SCALE_IN_DELAYED),
     ),
-    "only to the highest count wanted in the window": (
+    "empty queue with an earlier peak in the window": (
         spec(),
         seen(5, Depth(0, 0, 5)),
         ScaleInWindow(0).record(NOW - 30, 4, 60),
         (Retire, 4, Reason.SURPLUS),
     ),
-    "never below the busy workers": (
+    "some busy workers": (
         spec(),
         seen(5, Depth(0, 3, 5)),
         quiet_since(90, 1),
         (Retire, 3, Reason.SURPLUS),
     ),
-    "busy workers all: hold": (
+    "only busy workers": (
         spec(),
         seen(3, Depth(0, 3, 3)),
         quiet_since(90, 1),
         (Hold, 3, Reason.WORKERS_BUSY),
     ),
-    "concurrency counts slots, not pods": (
+    "busy slots of pods with concurrency": (
         spec(),
         seen(5, Depth(0, 3, 15), concurrency=3),
         quiet_since(90, 1),
         (Retire, 1, Reason.SURPLUS),
     ),
-    "slots of workers that do not answer start nobody": (
+    "unconfirmed slots alone": (
         spec(),
         seen(1, Depth(0, 0, 20, 20, SILENT), concurrency=20),
         quiet_since(90),
         (Hold, 1, Reason.RETIRE_UNREACHABLE),
     ),
-    "what is known to wait beside them does": (
+    "waiting messages and unconfirmed slots": (
         spec(),
         seen(1, Depth(25, 0, 20, 20, SILENT), concurrency=20),
         quiet_since(90),
         (ScaleOut, 3, Reason.BACKLOG),
     ),
-    "workers that do not answer stay": (
+    "some workers without an answer": (
         spec(),
         seen(5, Depth(0, 0, 5, 2, SILENT)),
         quiet_since(90),
         (Retire, 2, Reason.SURPLUS),
     ),
-    "and are named when they alone are left": (
+    "only workers without an answer": (
         spec(),
         seen(2, Depth(0, 0, 2, 2, SILENT)),
         quiet_since(90),
         (Hold, 2, Reason.RETIRE_UNREACHABLE),
     ),
-    "busy workers are the reason where they are enough": (
+    "enough busy workers and one without an answer": (
         spec(),
         seen(2, Depth(0, 2, 3, 1, SILENT)),
         quiet_since(90),
         (Hold, 2, Reason.WORKERS_BUSY),
     ),
-    "an empty queue gives up the pods that were refused, without delay": (
+    "refused pods on an empty queue": (
         spec(),
         seen(10, Depth(0, 0, 3), existing=3, unsettled=SETTLING),
         ScaleInWindow(NOW).record(NOW - 1, 10, 60),
         (Trim, 3, Reason.POD_REFUSED),
     ),
-    "those that run go on being wanted": (
+    "refused pods with messages in handlers": (
         spec(),
         seen(10, Depth(0, 45, 45), existing=3, unsettled=SETTLING),
         ScaleInWindow(NOW).record(NOW - 1, 10, 60),
         (Trim, 5, Reason.POD_REFUSED),
     ),
-    "refused pods are wanted while their messages wait": (
+    "refused pods with a backlog for them": (
         spec(),
         seen(10, Depth(97, 3, 3), existing=3, unsettled=SETTLING),
         quiet_since(90, 10),
         (Hold, 10, Reason.WITHIN_BOUNDS),
     ),
-    "and for the delay after that": (
+    "refused pods with a smaller backlog within the delay": (
         spec(),
         seen(10, Depth(5, 3, 3), existing=3, unsettled=SETTLING),
         quiet_since(90, 10),
         (Hold, 10, Reason.SCALE_IN_DELAYED),
     ),
-    "then a backlog gives them up as well": (
+    "refused pods with a smaller backlog after the delay": (
         spec(),
         seen(10, Depth(5, 3, 3), existing=3, unsettled=SETTLING),
         quiet_since(90, 4),
         (Trim, 4, Reason.POD_REFUSED),
     ),
-    "once only existing pods are asked for, they are retired": (
+    "existing pods after the refusal": (
         spec(),
         seen(3, Depth(0, 0, 3), existing=3),
         quiet_since(90, 0),
         (Retire, 0, Reason.IDLE),
     ),
-    "a pin gives up refused pods, too": (
+    "refused pods beyond a pin": (
         spec(replicas=1),
         seen(10, OUTAGE, existing=3, unsettled=SETTLING),
         ScaleInWindow(NOW),
         (Trim, 3, Reason.POD_REFUSED),
     ),
-    "refused pods are given up though other workers do not answer": (
+    "refused pods and workers without an answer": (
         spec(),
         seen(10, Depth(0, 0, 60, 60, SILENT), existing=3, unsettled=SETTLING, concurrency=20),
         ScaleInWindow(NOW),
         (Trim, 3, Reason.POD_REFUSED),
     ),
-    "no inward step while a rollout is under way": (
+    "scale-in during a rollout": (
         spec(),
         seen(3, Depth(0, 0, 3), unsettled=Unknown(Reason.ROLLOUT_UNDER_WAY, "…")),
         quiet_since(90),
         (Hold, 3, Reason.ROLLOUT_UNDER_WAY),
     ),
-    "but outward at once": (
+    "scale-out during a rollout": (
         spec(),
         seen(3, Depth(100, 3, 3), unsettled=Unknown(Reason.ROLLOUT_UNDER_WAY, "…")),
         quiet_since(90),
         (ScaleOut, 10, Reason.BACKLOG),
     ),
-    "an unproven template sends one pod ahead": (
+    "backlog for an unproven template": (
         spec(),
         seen(0, Depth(100, 0, 0), proven=False),
         ScaleInWindow(NOW),
         (ScaleOut, 1, Reason.CANARY),
     ),
-    "and waits for it": (
+    "canary that is not Ready": (
         spec(),
         seen(1, Depth(100, 0, 0), proven=False),
         ScaleInWindow(NOW),
         (Hold, 1, Reason.CANARY),
     ),
-    "a pin raises without knowing the depth": (
+    "higher pin with an unknown depth": (
         spec(replicas=4),
         seen(1, OUTAGE),
         ScaleInWindow(NOW),
         (ScaleOut, 4, Reason.PINNED),
     ),
-    "a pin lowers without delay, asking workers": (
+    "lower pin with busy workers": (
         spec(replicas=1),
         seen(4, Depth(100, 4, 4)),
         ScaleInWindow(NOW),
         (Retire, 1, Reason.PINNED),
     ),
-    "suspend wins over the pin": (
+    "suspended WorkQueue with a pin": (
         spec(replicas=4, suspend=True),
         seen(1, Depth(5, 0, 0)),
         ScaleInWindow(NOW),
         (Hold, 1, Reason.SUSPENDED),
     ),
-    "a lowered maximum shrinks at once when nothing is busy": (
+    "lowered maximum without a delay": (
         spec(maxReplicas=2, scaleInDelaySeconds=0),
         seen(5, Depth(100, 2, 5)),
         ScaleInWindow(0),
         (Retire, 2, Reason.SURPLUS),
     ),
-    "a lowered maximum caps what was wanted before, too": (
+    "lowered maximum with an earlier peak in the window": (
         spec(maxReplicas=2),
         seen(5, Depth(0, 0, 5)),
         ScaleInWindow(0).record(NOW - 30, 5, 60),
         (Retire, 2, Reason.SURPLUS),
     ),
-    "as many as were wanted lately stay": (
+    "present count within the window": (
         spec(),
         seen(4, Depth(0, 0, 4)),
         ScaleInWindow(0).record(NOW - 30, 4, 60),
         (Hold, 4, Reason.SCALE_IN_DELAYED),
     ),
-    "the window is full to the second": (
+    "window that is full to the second": (
         spec(),
         seen(3, Depth(0, 0, 3)),
         ScaleInWindow(NOW - 60).record(NOW - 1, 0, 60),
         (Retire, 0, Reason.IDLE),
     ),
-    "a scheduled minimum is capped by the maximum": (
+    "scheduled minimum beyond the maximum": (
         spec(maxReplicas=2),
         replace(seen(0, Depth(0, 0, 0)), minimum=3),
         ScaleInWindow(NOW),
         (ScaleOut, 2, Reason.BELOW_MINIMUM),
     ),
-    "one worker of an unproven template needs no canary": (
+    "one message for an unproven template": (
         spec(),
         seen(0, Depth(1, 0, 0), proven=False),
         ScaleInWindow(NOW),
         (ScaleOut, 1, Reason.BACKLOG),
     ),
-    "a pin waits for a rollout before it lowers": (
+    "lower pin during a rollout": (
         spec(replicas=1),
         seen(4, Depth(0, 0, 4), unsettled=Unknown(Reason.ROLLOUT_UNDER_WAY, "…")),
         ScaleInWindow(NOW),
@@ -351,13 +351,13 @@ def test_decision_for_common_cases(case: str) -> None:
 
 
 DRAIN_CASES = {
-    "the backlog within the time": (Depth(600, 0, 0), Load(2.0, 0.0), 1, 20),
-    "Little's law keeps up with a steady load": (Depth(0, 5, 10), Load(2.0, 5.0), 1, 10),
-    "slots of one pod share the work": (Depth(600, 0, 0), Load(2.0, 0.0), 4, 5),
-    "an estimate of one second until a time was measured": (Depth(600, 0, 0), Load(None, 0.0), 1, 10),
-    "at least one while a message waits, however fast": (Depth(1, 0, 0), Load(0.0, 0.0), 1, 1),
-    "at least one while a message is in a handler": (Depth(0, 1, 1), Load(2.0, 0.0), 1, 1),
-    "none when there is nothing": (Depth(0, 0, 0), Load(2.0, 0.0), 1, 0),
+    "backlog alone": (Depth(600, 0, 0), Load(2.0, 0.0), 1, 20),
+    "steady load": (Depth(0, 5, 10), Load(2.0, 5.0), 1, 10),
+    "several slots per pod": (Depth(600, 0, 0), Load(2.0, 0.0), 4, 5),
+    "no measured handler time": (Depth(600, 0, 0), Load(None, 0.0), 1, 10),
+    "one waiting message of a fast handler": (Depth(1, 0, 0), Load(0.0, 0.0), 1, 1),
+    "one message in a handler": (Depth(0, 1, 1), Load(2.0, 0.0), 1, 1),
+    "no messages": (Depth(0, 0, 0), Load(2.0, 0.0), 1, 0),
 }
 
 
@@ -492,7 +492,7 @@ Step = tuple[type, int, Reason]
 
 
 def lawful(a_spec: WorkQueueSpec, seen_: Observation, window: ScaleInWindow) -> Step:
-    """The laws once more, flat: the first that applies has the answer."""
+    """The laws as a flat list: the first one that applies gives the result."""
     workload, depth = seen_.workload, seen_.depth
     assert isinstance(workload, WorkloadState)
     now = workload.replicas
@@ -749,7 +749,7 @@ STOPPING = [
 
 
 @pytest.mark.parametrize(
-    ("decision", "messages", "message"), STOPPING, ids=["one-in-hand", "none-in-hand", "pinned"]
+    ("decision", "messages", "message"), STOPPING, ids=["one-message", "no-message", "pinned"]
 )
 def test_decision_mentions_messages_of_stopping_workers(
     decision: Decision, messages: int, message: str

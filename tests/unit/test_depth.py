@@ -1,4 +1,4 @@
-"""What answers mean: a depth that can be acted on, or unknown, and never a zero that was not seen."""
+"""The depth that follows from the answers: known, or unknown, and never a false zero."""
 
 from __future__ import annotations
 
@@ -56,78 +56,78 @@ A, B = pod("a"), pod("b")
 
 LATER_PASSES: list[tuple[str, dict[str, Any], Depth]] = [
     (
-        "an idle queue with our bell",
+        "idle queue with the doorbell",
         {"counts": counts(doorbell=True), "doorbell_installed_at": NOW - 60},
         Depth(0, 0, 0),
     ),
-    ("an idle queue without bell or workers", {"counts": counts()}, Depth(0, 0, 0)),
-    ("a backlog without workers", {"counts": counts(7)}, Depth(7, 0, 0)),
+    ("idle queue without doorbell or workers", {"counts": counts()}, Depth(0, 0, 0)),
+    ("backlog without workers", {"counts": counts(7)}, Depth(7, 0, 0)),
     (
-        "more waits than there are consumers: all are busy",
+        "more waiting messages than consumers",
         {"counts": counts(9, 2), "pods": [A, B]},
         Depth(9, 2, 2),
     ),
     (
-        "one of them has a message when the queue has a single active consumer",
+        "backlog of a single active consumer",
         {"counts": counts(9, 2), "pods": [A, B], "single_active": True},
         Depth(9, 1, 2),
     ),
     (
-        "fewer wait: the workers say who is busy",
+        "fewer waiting messages than consumers",
         {"counts": counts(0, 2), "pods": [A, B], "statuses": {"a": worker(1), "b": worker(0)}},
         Depth(0, 1, 2),
     ),
     (
-        "a worker that does not answer may be busy",
+        "worker without an answer",
         {"counts": counts(0, 2), "pods": [A, B], "statuses": {"a": worker(0)}},
         Depth(0, 0, 2, 1, NOT_YET),
     ),
     (
-        "with all its slots",
+        "worker with several slots and without an answer",
         {"counts": counts(0, 8), "pods": [A, B], "statuses": {"a": worker(2)}, "concurrency": 4},
         Depth(0, 2, 8, 4, NOT_YET),
     ),
     (
-        "workers that just start have nothing while something waits",
+        "starting workers and a waiting message",
         {"counts": counts(1, 1), "pods": [A, B, pod("c", ready=False)], "statuses": {"a": worker(1)}},
         Depth(1, 1, 1, 2, NOT_YET),
     ),
     (
-        "what was taken since the broker answered is not counted twice",
+        "message received after the broker's answer",
         {"counts": counts(1, 1), "pods": [A, B], "statuses": {"a": worker(1), "b": worker(1)}},
         Depth(1, 1, 1, 1, NOT_YET),
     ),
     (
-        "workers that are not ours may all be busy",
+        "workloadRef with an empty queue and unknown unacknowledged messages",
         {"counts": counts(0, 3), "ours": False, "unacknowledged": UNKNOWN_UNACKNOWLEDGED},
         Depth(0, 0, 3, 3, UNKNOWN_UNACKNOWLEDGED),
     ),
     (
-        "and surely are while more waits than there are consumers",
+        "workloadRef with a backlog and unknown unacknowledged messages",
         {"counts": counts(4, 3), "ours": False, "unacknowledged": UNKNOWN_UNACKNOWLEDGED},
         Depth(4, 3, 3, 0, UNKNOWN_UNACKNOWLEDGED),
     ),
     (
-        "unless the management API knows better",
+        "workloadRef with the count of the management API",
         {"counts": counts(0, 3), "ours": False, "unacknowledged": 1},
         Depth(0, 1, 3),
     ),
     (
-        "a zero of retired workers is believed",
+        "zero messages and a retired worker",
         {"counts": counts(), "pods": [A], "statuses": {"a": worker(0, consuming=False)}},
         Depth(0, 0, 0),
     ),
     (
-        "a worker that is not Ready yet need not consume",
+        "zero messages and a worker that is not Ready",
         {"counts": counts(), "pods": [pod("a", ready=False)], "statuses": {"a": worker(0, consuming=False)}},
         Depth(0, 0, 0),
     ),
     (
-        "a bell that has just been hung may not show yet",
+        "zero consumers and a new doorbell",
         {"counts": counts(), "doorbell_installed_at": NOW - 1},
         Depth(0, 0, 0),
     ),
-    ("messages are believed whatever the consumers", {"counts": counts(3), "pods": [A]}, Depth(3, 0, 0)),
+    ("messages without consumers", {"counts": counts(3), "pods": [A]}, Depth(3, 0, 0)),
 ]
 
 
@@ -139,25 +139,25 @@ def test_depth_is_known(given: dict[str, Any], depth: Depth) -> None:
 
 
 UNKNOWN: list[tuple[str, dict[str, Any], Reason]] = [
-    ("nobody has asked yet", {"counts": None}, Reason.DEPTH_PENDING),
-    ("the queue is missing", {"counts": QUEUE_MISSING}, Reason.QUEUE_NOT_FOUND),
+    ("no answer yet", {"counts": None}, Reason.DEPTH_PENDING),
+    ("missing queue", {"counts": QUEUE_MISSING}, Reason.QUEUE_NOT_FOUND),
     (
-        "the broker is away",
+        "unreachable broker",
         {"counts": ReconcileError(Reason.BROKER_UNREACHABLE, "away")},
         Reason.BROKER_UNREACHABLE,
     ),
     (
-        "zero and zero while a worker consumes",
+        "zero consumers and a consuming worker",
         {"counts": counts(), "pods": [A], "statuses": {"a": worker(0)}},
         Reason.DEPTH_IMPLAUSIBLE,
     ),
     (
-        "zero and zero while a Ready worker does not answer",
+        "zero consumers and a Ready worker without an answer",
         {"counts": counts(), "pods": [A, B], "statuses": {"a": worker(0, consuming=False)}},
         Reason.DEPTH_IMPLAUSIBLE,
     ),
     (
-        "zero and zero while our bell hangs",
+        "zero consumers and an installed doorbell",
         {"counts": counts(), "doorbell_installed_at": NOW - 3},
         Reason.DEPTH_IMPLAUSIBLE,
     ),
@@ -187,7 +187,7 @@ def test_only_counts_can_be_implausible() -> None:
         (None, False),
         (QUEUE_MISSING, False),
     ],
-    ids=["nothing waits", "some may be idle", "all are busy", "not asked", "missing"],
+    ids=["empty queue", "as many messages as consumers", "backlog", "no answer", "missing queue"],
 )
 def test_workers_are_asked_only_when_necessary(given: Any, expected: bool) -> None:
     assert workers_decide(given) is expected
@@ -195,25 +195,25 @@ def test_workers_are_asked_only_when_necessary(given: Any, expected: bool) -> No
 
 BUSY: list[tuple[str, dict[str, Any], int | None]] = [
     ("idle workers", {"counts": counts(0, 2), "pods": [A, B], "statuses": {"a": worker(), "b": worker()}}, 0),
-    ("a backlog keeps every pod busy", {"counts": counts(9, 8), "pods": [A, B], "concurrency": 4}, 2),
-    ("a backlog beside a pod that starts", {"counts": counts(9, 4), "pods": [A, B], "concurrency": 4}, 1),
+    ("backlog", {"counts": counts(9, 8), "pods": [A, B], "concurrency": 4}, 2),
+    ("backlog and a starting pod", {"counts": counts(9, 4), "pods": [A, B], "concurrency": 4}, 1),
     (
-        "a backlog with a worker that does not answer",
+        "backlog and a worker without an answer",
         {"counts": counts(9, 2), "pods": [A, B], "statuses": {"a": worker(1)}},
         2,
     ),
     (
-        "a Ready worker that does not answer",
+        "Ready worker without an answer",
         {"counts": counts(0, 2), "pods": [A, B], "statuses": {"a": worker()}},
         None,
     ),
     (
-        "a worker that is still starting",
+        "starting worker",
         {"counts": counts(0, 1), "pods": [A, pod("c", ready=False)], "statuses": {"a": worker(1)}},
         1,
     ),
     (
-        "a stopping worker beside an idle one",
+        "stopping worker and an idle one",
         {
             "counts": counts(0, 1),
             "pods": [A],
@@ -224,23 +224,23 @@ BUSY: list[tuple[str, dict[str, Any], int | None]] = [
         1,
     ),
     (
-        "a stopping worker that does not answer",
+        "stopping worker without an answer",
         {"counts": counts(), "stopping": [B], "stopping_statuses": {}},
         None,
     ),
-    ("a stopping worker that was not asked", {"counts": counts(), "stopping": [B]}, None),
+    ("stopping worker before the request", {"counts": counts(), "stopping": [B]}, None),
     (
-        "a workloadRef of three pods with one message in hand",
+        "workloadRef with three pods and one message",
         {"counts": counts(0, 3), "ours": False, "unacknowledged": 1},
         1,
     ),
     (
-        "a workloadRef whose pods each hold several",
+        "workloadRef with several messages per pod",
         {"counts": counts(0, 3), "ours": False, "unacknowledged": 30},
         3,
     ),
     (
-        "a workloadRef of which nobody knows what is unacknowledged",
+        "workloadRef with unknown unacknowledged messages",
         {"counts": counts(0, 3), "ours": False, "unacknowledged": Unknown(Reason.UNACKNOWLEDGED_UNKNOWN, "")},
         None,
     ),
@@ -272,13 +272,13 @@ def test_unknown_depth_has_unknown_busy_pods() -> None:
         ({"a": worker(seconds=1.0, rate=3.0)}, -5.0, Load(1.0, 0.0)),
     ],
     ids=[
-        "nobody has measured: only the growth is known",
-        "a shrinking queue says nothing of arrivals",
+        "growth without measurements",
+        "shrinking queue without measurements",
         "one worker",
-        "weighted by what each has handled",
-        "nobody had anything to do lately",
-        "one that has not measured yet is left out",
-        "never below zero",
+        "workers with different rates",
+        "idle workers",
+        "worker without a measurement",
+        "queue that shrinks faster than its deliveries",
     ],
 )
 def test_load_is_calculated_from_worker_statuses(
@@ -304,7 +304,7 @@ def test_unreachable_worker_is_named(ready: int) -> None:
     "ours", [True, False], ids=["worker-without-answer", "workload-without-management-api"]
 )
 def test_unreadable_depth_neither_raises_nor_lowers_the_count(ours: bool) -> None:
-    """One message and twenty slots a worker gave 1, 2, 4, 8, 12 replicas within seconds, for ever."""
+    """With one message and twenty slots per worker, the count went to 1, 2, 4, 8 and 12 within seconds and stayed."""
     spec = WorkQueueSpec.model_validate(
         {
             "connectionSecretRef": {"name": "rabbitmq"},

@@ -1,4 +1,4 @@
-"""Scale-in asks first: who is asked, and in which order things happen when one of them fails."""
+"""Scale-in: which workers are asked, and the order of the steps, also after a failure."""
 
 from __future__ import annotations
 
@@ -83,20 +83,20 @@ HOMELESS = pod("h", running=False, ready=False, started=False, scheduled=False)
         ([A, replace(STARTING, created=NOW - 90), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
     ],
     ids=[
-        "idle ones, as many as are too many",
-        "busy ones are not even asked",
-        "nobody when all are busy",
-        "one that did not answer comes after one that says it is idle",
-        "one whose worker does not run goes first and unasked",
-        "then the idle ones",
-        "one that runs and is not Ready comes first, since Kubernetes removes it first",
-        "one on its way out does not count",
-        "no more than are too many",
-        "one that no node takes before one that crashed, since Kubernetes removes it first",
-        "one that may be starting this moment is not taken for dead",
-        "but one that no node has is",
-        "and one that cannot start",
-        "and one that has been starting for long",
+        "idle pods up to the surplus",
+        "busy pods beside an idle one",
+        "only busy pods",
+        "pod without an answer after an idle one",
+        "pod without a running worker",
+        "pod without a running worker before an idle one",
+        "pod that is not Ready before a Ready one",
+        "terminating pod",
+        "more dead pods than the surplus",
+        "unscheduled pod before a crashed one",
+        "starting pod",
+        "starting pod without a node",
+        "starting pod with a failure",
+        "pod that has been starting for long",
     ],
 )
 def test_retirement_candidates_are_idle_and_ordered(
@@ -112,7 +112,7 @@ KEYS = SigningKeys(b"key", b"password")
 
 
 class FakeWorkers(Workers):
-    """Workers that answer as told."""
+    """Workers with given answers."""
 
     def __init__(self, **answers: Answer) -> None:
         self.answers = answers
@@ -128,7 +128,7 @@ class FakeWorkers(Workers):
 
 
 class Scene:
-    """A scale-in with everything around it."""
+    """A scale-in, its API server and its workers."""
 
     def __init__(self, **answers: Answer) -> None:
         self.cluster = FakeCluster()
@@ -145,12 +145,12 @@ class Scene:
         self.changed_by_others = 0
         self.marks_seen_after = 1
         self.looks: list[int] = []
-        """How many were marked at each look."""
+        """The number of marked pods at each read of the ReplicaSet."""
         self.cluster.answer("PATCH", "/pods/", self.mark)
         self.cluster.answer("GET", "/replicasets/jobs-worker-1", self.replicaset)
 
     def replicaset(self, _: Request) -> dict[str, Any]:
-        """It has seen the marks when it has been looked at so many times since they were made."""
+        """The ReplicaSet shows marks only after `marks_seen_after` further reads."""
         self.looks.append(len(self.marks))
         seen = self.looks[-self.marks_seen_after - 1 :][0]
         labelled = self.counted - self.changed_by_others - seen
@@ -215,7 +215,7 @@ class Scene:
 
     @property
     def marks(self) -> list[str]:
-        """The pods that are marked at the end, as the store has been told."""
+        """The marked pods in the store."""
         return sorted(name for (_, name), pod in self.store.pods.items() if pod.marked)
 
 
@@ -224,7 +224,7 @@ UNSEEN = retire.UNSEEN
 
 
 def says(outcome: RetireOutcome, reason: Reason, begin: str = "") -> bool:
-    """Whether this is what stood in the way."""
+    """Whether this obstacle ended the scale-in."""
     obstacle = outcome.obstacle
     return obstacle is not None and obstacle.reason is reason and obstacle.message.startswith(begin)
 
@@ -264,7 +264,7 @@ async def test_pod_without_running_worker_is_removed_unasked() -> None:
     ids=["not Ready", "not started", "without a node"],
 )
 async def test_no_pod_is_removed_while_kubernetes_prefers_a_staying_one(stays: PodView) -> None:
-    """It would do so whatever the marks say."""
+    """Kubernetes would do so regardless of the marks."""
     scene = Scene(a=RETIRED)
     outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B, stays])
     assert scene.happened == []
@@ -273,8 +273,8 @@ async def test_no_pod_is_removed_while_kubernetes_prefers_a_staying_one(stays: P
     assert says(outcome, Reason.POD_NOT_READY, "Pod u ")
 
 
-async def test_no_pod_is_removed_while_a_leaver_may_become_ready_first() -> None:
-    """Both start; the one that agreed to go became Ready first, and a busy one was removed in its place."""
+async def test_no_pod_is_removed_while_a_retired_pod_may_become_ready_first() -> None:
+    """Two pods start. The retired one became Ready first, and Kubernetes removed a busy one instead."""
     leaves, stays = pod("a", ready=False), pod("b", ready=False)
     scene = Scene(a=RETIRED)
     outcome = await scene.carry_out(RetirePlan((), (leaves,)), [leaves, stays, C])
@@ -283,7 +283,7 @@ async def test_no_pod_is_removed_while_a_leaver_may_become_ready_first() -> None
 
 
 async def test_count_is_lowered_only_after_kubernetes_saw_the_marks() -> None:
-    """Its controller chose from what it knew before, and removed workers that had not been asked."""
+    """Before that, its controller removed workers that had not been asked."""
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.marks_seen_after = 3
     outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B, C])
@@ -300,9 +300,7 @@ async def test_unseen_marks_are_cleared(monkeypatch: pytest.MonkeyPatch) -> None
     assert (scene.lowered, scene.workers.resumed, outcome.obstacle) == ([], ["a"], UNSEEN)
 
 
-@pytest.mark.parametrize(
-    "counted", [1, 3], ids=["one that it does not know yet", "one that it takes to be there"]
-)
+@pytest.mark.parametrize("counted", [1, 3], ids=["fewer", "more"])
 async def test_no_pod_is_marked_while_kubernetes_counts_other_pods(counted: int) -> None:
     scene = Scene(a=RETIRED)
     scene.counted = counted
@@ -337,7 +335,7 @@ async def test_marks_of_interrupted_scale_in_are_cleared() -> None:
     ids=["not seen", "seen", "under way"],
 )
 async def test_marks_stay_while_kubernetes_may_act_on_a_count(replicaset: dict[str, int]) -> None:
-    """A count was lowered and raised again: it removed workers whose marks were cleared meanwhile."""
+    """A count was lowered and raised again; Kubernetes removed workers whose marks were cleared meanwhile."""
     scene = Scene()
     await scene.clear_left_over([A, replace(B, marked=True)], **{"counted": 2, **replicaset})
     assert (scene.happened, scene.workers.resumed) == ([], [])
@@ -353,7 +351,7 @@ async def test_relabelled_pod_does_not_count_as_consenting() -> None:
 
 
 async def test_new_pod_during_requests_stops_scale_in_to_zero() -> None:
-    """A node was drained: the successor of its pod is not in the plan, and would be removed unasked."""
+    """After a drain, the successor of a pod is not in the plan and would be removed unasked."""
     scene = Scene(a=RETIRED, b=RETIRED)
     drained, successor = replace(A, terminating=True), replace(STARTING, name="s", uid="s")
     outcome = await scene.carry_out(RetirePlan((), (A, B)), [drained, successor, B])
@@ -362,7 +360,7 @@ async def test_new_pod_during_requests_stops_scale_in_to_zero() -> None:
 
 
 async def test_marks_decide_among_pods_of_one_rank() -> None:
-    """Three pods that no node takes shrink to one."""
+    """Three pods without a node become one."""
     homeless = [replace(HOMELESS, name=name, uid=name) for name in "abc"]
     scene = Scene()
     outcome = await scene.carry_out(RetirePlan(tuple(homeless[:2]), ()), homeless)
@@ -398,7 +396,7 @@ async def test_pinned_zero_needs_no_empty_check() -> None:
 @pytest.mark.parametrize(
     ("empty", "reason"),
     [(False, Reason.MESSAGES_WAITING), (None, Reason.DOORBELL_UNAVAILABLE)],
-    ids=["a message came", "the bell does not hang"],
+    ids=["new message", "no doorbell"],
 )
 async def test_scale_in_to_zero_requires_a_confirmed_empty_queue(empty: bool | None, reason: Reason) -> None:
     scene = Scene(a=RETIRED, b=RETIRED)
@@ -411,7 +409,7 @@ async def test_scale_in_to_zero_requires_a_confirmed_empty_queue(empty: bool | N
 
 
 async def test_marks_and_leases_stay_after_foreign_count_change() -> None:
-    """It may be lower by now, and without marks Kubernetes would choose whom to remove."""
+    """The count may be lower, and without marks Kubernetes would choose the pods."""
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.lower_answer = None
     outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B, C])
@@ -427,11 +425,9 @@ async def test_refused_patch_clears_marks_and_resumes_workers() -> None:
     assert (scene.marks, scene.workers.resumed) == ([], ["a"])
 
 
-@pytest.mark.parametrize(
-    "status", [0, 500, 504], ids=["no answer", "a mistake of the server", "a timeout there"]
-)
+@pytest.mark.parametrize("status", [0, 500, 504], ids=["no answer", "server error", "gateway timeout"])
 async def test_marks_and_leases_stay_when_patch_may_have_been_applied(status: int) -> None:
-    """The count may be lower by now: without marks Kubernetes would choose whom to remove."""
+    """The count may be lower, and without marks Kubernetes would choose the pods."""
     scene = Scene(a=RETIRED)
     scene.lower_answer = ClusterError(status, "no answer")
     with pytest.raises(ClusterError):
@@ -464,7 +460,7 @@ async def test_failed_mark_clears_all_marks_after_the_others_ended() -> None:
 
 
 async def test_vanished_pod_cancels_the_scale_in() -> None:
-    """It gets a successor, so that the count would be lowered by one too many."""
+    """It gets a successor, so the count would be one too low."""
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.cluster.answer("PATCH", "/pods/b", ClusterError(404, "not found"))
     outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B, C])
@@ -473,7 +469,7 @@ async def test_vanished_pod_cancels_the_scale_in() -> None:
 
 
 async def test_terminating_pod_cancels_the_scale_in() -> None:
-    """The mark still lands on it, but its successor would be removed unasked."""
+    """It is marked, but its successor would be removed unasked."""
     scene = Scene(a=RETIRED, b=RETIRED)
 
     def going(request: Request) -> dict[str, Any]:
@@ -501,7 +497,7 @@ async def test_unclearable_marks_hide_no_error() -> None:
 
 
 async def test_expired_consent_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that agreed consumes again after 30 s, and would be killed with a message in hand."""
+    """A retired worker consumes again after 30 s, and would be killed while it handles a message."""
     scene = Scene(a=RETIRED)
     late = 0.0
     clock = time.monotonic

@@ -58,17 +58,17 @@ TABLE: list[tuple[str, Outcome, dict[str, tuple[str, Reason]]]] = [
         },
     ),
     (
-        "workers starting do not make it unready",
+        "starting workers",
         seen(deployment=deployment(2, 0), decision=ScaleOut(2, 2, Reason.BACKLOG, "")),
         {"WorkersAvailable": ("Unknown", Reason.WORKERS_STARTING), "Ready": ("True", Reason.AS_EXPECTED)},
     ),
     (
-        "workers ready",
+        "Ready workers",
         seen(deployment=deployment(2)),
         {"WorkersAvailable": ("True", Reason.WORKERS_READY), "Ready": ("True", Reason.AS_EXPECTED)},
     ),
     (
-        "the broker is away, the queue was declared before",
+        "unreachable broker and a declared queue",
         seen(depth=AWAY, decision=Hold(None, AWAY.reason, AWAY.message)),
         {
             "QueueDeclared": ("True", Reason.DECLARED),
@@ -78,7 +78,7 @@ TABLE: list[tuple[str, Outcome, dict[str, tuple[str, Reason]]]] = [
         },
     ),
     (
-        "the depth is about to be asked",
+        "depth before the first answer",
         seen(depth=PENDING, decision=Hold(None, PENDING.reason, PENDING.message)),
         {
             "DepthKnown": ("Unknown", Reason.DEPTH_PENDING),
@@ -87,12 +87,12 @@ TABLE: list[tuple[str, Outcome, dict[str, tuple[str, Reason]]]] = [
         },
     ),
     (
-        "the queue's conflict is the cause, whatever follows from it",
+        "conflicting queue arguments",
         seen(queue=CONFLICT, depth=Unknown(Reason.QUEUE_CONFLICT, "other arguments"), decision=None),
         {"QueueDeclared": ("False", Reason.QUEUE_CONFLICT), "Ready": ("False", Reason.QUEUE_CONFLICT)},
     ),
     (
-        "an image that cannot be pulled",
+        "image pull failure",
         seen(deployment=deployment(1, 0), pods=[pod(PULL)]),
         {
             "WorkersAvailable": ("False", Reason.IMAGE_PULL_FAILED),
@@ -100,22 +100,22 @@ TABLE: list[tuple[str, Outcome, dict[str, tuple[str, Reason]]]] = [
         },
     ),
     (
-        "one bad pod beside good ones is told as well",
+        "one failed pod among Ready ones",
         seen(deployment=deployment(2, 1), pods=[pod(PULL), pod(ready=True)]),
         {"WorkersAvailable": ("False", Reason.IMAGE_PULL_FAILED)},
     ),
     (
-        "the failure of a pod on its way out is not",
+        "failed pod that is terminating",
         seen(deployment=deployment(1), pods=[pod(PULL, terminating=True), pod(ready=True)]),
         {"WorkersAvailable": ("True", Reason.WORKERS_READY)},
     ),
     (
-        "pods that are refused",
+        "refused pods",
         seen(deployment=deployment(1, 0, REFUSED)),
         {"WorkersAvailable": ("False", Reason.POD_REFUSED), "Ready": ("False", Reason.POD_REFUSED)},
     ),
     (
-        "a Deployment that is somebody else's",
+        "foreign Deployment",
         seen(deployment=TAKEN, decision=Hold(None, TAKEN.reason, TAKEN.message)),
         {
             "WorkersAvailable": ("False", Reason.NAME_CONFLICT),
@@ -124,7 +124,7 @@ TABLE: list[tuple[str, Outcome, dict[str, tuple[str, Reason]]]] = [
         },
     ),
     (
-        "refused-template-of-a-working-deployment",
+        "refused template of a working Deployment",
         seen(deployment=deployment(2), refusal=Unknown(Reason.WORKLOAD_REFUSED, "not signed")),
         {
             "WorkloadApplied": ("False", Reason.WORKLOAD_REFUSED),
@@ -134,7 +134,7 @@ TABLE: list[tuple[str, Outcome, dict[str, tuple[str, Reason]]]] = [
         },
     ),
     (
-        "refused-count",
+        "refused count",
         seen(deployment=deployment(2), decision=Hold(10, Reason.COUNT_REFUSED, "at most 2")),
         {
             "WorkloadApplied": ("True", Reason.WORKLOAD_APPLIED),
@@ -153,17 +153,17 @@ TABLE: list[tuple[str, Outcome, dict[str, tuple[str, Reason]]]] = [
         {"ScalingActive": ("True", Reason.AT_MAXIMUM), "Ready": ("True", Reason.AS_EXPECTED)},
     ),
     (
-        "a canary",
+        "canary",
         seen(decision=ScaleOut(1, 9, Reason.CANARY, "9 wanted")),
         {"ScalingActive": ("True", Reason.CANARY)},
     ),
     (
-        "a worker that cannot be asked",
+        "unreachable worker and a surplus",
         seen(decision=Hold(0, Reason.RETIRE_UNREACHABLE, "p does not answer")),
         {"ScalingActive": ("False", Reason.RETIRE_UNREACHABLE), "Ready": ("True", Reason.AS_EXPECTED)},
     ),
     (
-        "a worker that cannot be asked, while as many are wanted as there are",
+        "unreachable worker and the wanted count",
         seen(
             depth=Depth(0, 0, 1, 20, Unknown(Reason.RETIRE_UNREACHABLE, "p does not answer")),
             decision=Hold(1, Reason.WITHIN_BOUNDS, "0 waiting and 0 to 20 in handlers"),
@@ -171,12 +171,12 @@ TABLE: list[tuple[str, Outcome, dict[str, tuple[str, Reason]]]] = [
         {"ScalingActive": ("False", Reason.RETIRE_UNREACHABLE), "Ready": ("True", Reason.AS_EXPECTED)},
     ),
     (
-        "a schedule that cannot be read",
+        "invalid schedule",
         seen(ignored=Unknown(Reason.SCHEDULE_INVALID, "'Europe/Berlinn'")),
         {"ScalingActive": ("False", Reason.SCHEDULE_INVALID), "Ready": ("False", Reason.SCHEDULE_INVALID)},
     ),
     (
-        "workers that have not answered yet",
+        "workers before their first answer",
         seen(
             depth=Depth(0, 0, 1, 20, Unknown(Reason.WORKERS_BUSY, "some have not answered")),
             decision=Hold(1, Reason.WORKERS_BUSY, "some have not answered"),
@@ -184,7 +184,7 @@ TABLE: list[tuple[str, Outcome, dict[str, tuple[str, Reason]]]] = [
         {"ScalingActive": ("True", Reason.WORKERS_BUSY)},
     ),
     (
-        "polled although Push is wanted",
+        "poll instead of push",
         seen(doorbell=Unknown(Reason.DOORBELL_UNAVAILABLE, "no read permission")),
         {"DepthKnown": ("True", Reason.DOORBELL_UNAVAILABLE), "Ready": ("True", Reason.AS_EXPECTED)},
     ),
@@ -222,10 +222,10 @@ def test_suspended_workqueue_has_suspended_conditions() -> None:
         (Hold(3, Reason.WITHIN_BOUNDS, "3 waiting"), Hold(4, Reason.WITHIN_BOUNDS, "4 waiting")),
         (Retire(1, 1, True, Reason.SURPLUS, "1 in handlers"), ScaleOut(5, 5, Reason.BACKLOG, "50 waiting")),
     ],
-    ids=["at the maximum", "within bounds", "in and out"],
+    ids=["at the maximum", "within bounds", "scale-in and scale-out"],
 )
 def test_busy_queue_does_not_rewrite_its_conditions(one: Any, two: Any) -> None:
-    """Numbers stand in fields of their own."""
+    """Numbers are in separate fields."""
     first, second = (
         conditions(workqueue(), seen(depth=Depth(depth, depth, 1), decision=decision))
         for depth, decision in ((3, one), (4, two))
@@ -373,6 +373,6 @@ def test_new_condition_gets_current_time() -> None:
 
 @pytest.mark.parametrize("reason", [Reason.NAME_CONFLICT, Reason.WORKLOAD_REFUSED])
 def test_scale_in_without_a_retirement_key_is_named(reason: Reason) -> None:
-    given = seen(deployment=deployment(3), decision=Hold(0, reason, "The Secret is somebody else's."))
+    given = seen(deployment=deployment(3), decision=Hold(0, reason, "The Secret is foreign."))
     scaling = conditions(workqueue(), given)[ConditionType.SCALING_ACTIVE]
     assert (scaling.status, scaling.reason) == ("False", reason)

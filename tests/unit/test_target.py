@@ -1,4 +1,4 @@
-"""The Deployment of a workloadRef: whose it is to scale, and when that is asked."""
+"""The Deployment of a workloadRef: what else scales it, and when the operator checks that."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_autoscalers_are_listed_once_per_namespace_and_interval(
     cluster.answer("GET", "/horizontalpodautoscalers", {"items": []})
     await problem(targets)
     monkeypatch.setattr(autoscalers, "FRESH", -1.0)
-    assert not isinstance(await targets.ensure(OURS), Unknown), "it has gone, and is in nobody's way"
+    assert not isinstance(await targets.ensure(OURS), Unknown), "the autoscaler was deleted"
 
 
 async def test_missing_right_to_list_autoscalers_prevents_scaling(
@@ -91,14 +91,14 @@ async def test_missing_right_to_list_autoscalers_prevents_scaling(
     assert found.reason is Reason.API_FORBIDDEN
 
 
-async def test_unreachable_api_server_is_no_autoscaler(cluster: FakeCluster, targets: Targets) -> None:
+async def test_unanswered_autoscaler_list_is_an_error(cluster: FakeCluster, targets: Targets) -> None:
     cluster.answer("GET", "/horizontalpodautoscalers", ClusterError(0, "no answer"))
     with pytest.raises(ClusterError):
         await targets.ensure(OURS)
 
 
 async def test_refusal_wakes_no_suspended_workqueue(cluster: FakeCluster, targets: Targets) -> None:
-    """Nothing is applied then, so that its next attempt would be due for ever, at once."""
+    """A suspended WorkQueue applies nothing, so its next attempt would always be due."""
     cluster.answer("POST", "/secrets", {})
     cluster.answer("PATCH", "/deployments/jobs-worker", ClusterError(403, "quota"))
     await targets.ensure(workqueue())
