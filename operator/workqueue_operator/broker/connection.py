@@ -59,7 +59,7 @@ DECLARING: Final = 4
 """Separate channels for declarations and deletions, so that they never delay a poll."""
 
 HEARTBEAT_SECONDS: Final = 5
-"""A frozen operator holds one message of each queue whose doorbell rang, until its heartbeat times out."""
+"""A frozen operator holds one message of each queue after a ring, until its heartbeat times out."""
 
 CONNECT_TIMEOUT: Final = 5.0
 CLOSE_TIMEOUT: Final = 1.0
@@ -104,7 +104,7 @@ class Broker:
 
     Args:
         binding: address and credentials.
-        on_ring: called with the name of a queue whose doorbell rang.
+        on_ring: called with the name of a queue when its doorbell rings.
         on_removed: called with the name of a queue that lost its doorbell, and the refusal or None.
         on_state: called when the connection opened or was lost.
         destinations: the hosts that the operator may connect to.

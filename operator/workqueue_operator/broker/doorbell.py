@@ -74,7 +74,7 @@ class _Doorbell:
         installed_at: when consume-ok arrived, on the event loop's clock.
         settled: True after consume-ok, False if the doorbell was removed before.
         held: delivery tag of the message that is requeued after the cancel is confirmed.
-        rang: whether `on_ring` is then called.
+        rings: whether `on_ring` is then called.
     """
 
     queue: str
@@ -84,7 +84,7 @@ class _Doorbell:
     installed_at: float | None = None
     settled: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     held: int | None = None
-    rang: bool = False
+    rings: bool = False
 
 
 @dataclass(eq=False)
@@ -123,7 +123,7 @@ class Doorbells:
 
     Args:
         connection: an open connection.
-        on_ring: called with the name of a queue after its doorbell rang and was removed.
+        on_ring: called with the name of a queue whose doorbell rings, after it was removed.
         on_removed: called with the name of a queue whose doorbell the broker cancelled (queue deleted) or refused.
             The second argument is the refusal. It is None after a cancel, and when a queue that did not answer may
             be retried.
@@ -174,7 +174,7 @@ class Doorbells:
                 because basic.get on a stream closes the whole connection (540).
 
         Returns:
-            Whether the doorbell is installed. False if it rang, was refused, or was not confirmed in time.
+            Whether the doorbell is installed. False after a ring or a refusal, or when it was not confirmed in time.
         """
         silence = self._silences.get(queue)
         if not self._connection.is_open or (silence and asyncio.get_running_loop().time() < silence.retry_at):
@@ -265,7 +265,7 @@ class Doorbells:
             except ChannelRefusedError:
                 pass
             break
-        # In the meantime the doorbell may have rung, or its channel may have closed.
+        # In the meantime there may have been a ring, or the channel may have closed.
         if (
             doorbell.state is _State.LEAVING
             and doorbell.consumer_channel is not None
@@ -320,7 +320,7 @@ class Doorbells:
         doorbell.held = delivery_tag
         if self._doorbells.get(doorbell.queue) is doorbell:
             del self._doorbells[doorbell.queue]
-            doorbell.rang = True
+            doorbell.rings = True
             self._cancel(doorbell)
         elif doorbell.state is _State.LEAVING:
             self._cancel(doorbell)
@@ -335,7 +335,7 @@ class Doorbells:
             self._next_call(doorbell.consumer_channel)
 
     def _finish(self, doorbell: _Doorbell) -> None:
-        """Requeue the message of a doorbell that no longer consumes, and call `on_ring` if it rang."""
+        """Requeue the message of a doorbell that no longer consumes, and call `on_ring` after a ring."""
         if not doorbell.settled.done():
             doorbell.settled.set_result(False)
         consumer_channel = doorbell.consumer_channel
@@ -357,7 +357,7 @@ class Doorbells:
         ):
             self._channels.remove(consumer_channel)
             channel.close()
-        if doorbell.rang:
+        if doorbell.rings:
             self._on_ring(doorbell.queue)
 
     # -- one channel ---------------------------------------------------------------------------------

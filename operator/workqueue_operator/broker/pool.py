@@ -33,7 +33,7 @@ class BrokerPool:
 
     Args:
         wake: called with the key of a WorkQueue whose queue has changed.
-        rang: called with the key of a WorkQueue whose doorbell rang.
+        ring: called with the key of a WorkQueue when its doorbell rings.
         sweep_seconds: pause between two polls of an active queue.
         idle_sweep_seconds: pause between two polls of an idle queue or a dead-letter queue.
         destinations: the hosts that the operator may connect to.
@@ -42,14 +42,14 @@ class BrokerPool:
     def __init__(
         self,
         wake: Callable[[Key], None],
-        rang: Callable[[Key], None],
+        ring: Callable[[Key], None],
         sweep_seconds: float,
         idle_sweep_seconds: float,
         destinations: Destinations = ANYWHERE,
     ) -> None:
         self._destinations = destinations
         self._wake = wake
-        self._rang = rang
+        self._ring = ring
         self._sweep_seconds = sweep_seconds
         self._idle_sweep_seconds = idle_sweep_seconds
         self._handles: dict[str, BrokerHandle] = {}
@@ -123,7 +123,7 @@ class BrokerPool:
     def _make(self, binding: Binding) -> BrokerHandle:
         def on_ring(queue: str) -> None:
             for key in handle.poller.keys_of(queue):
-                self._rang(key)
+                self._ring(key)
 
         def on_removed(queue: str, refusal: tuple[int, str] | None) -> None:
             handle.poller.doorbell_removed(queue, refusal)
