@@ -46,7 +46,7 @@ def helm_test(release: OperatorRelease) -> str:
 
 def test_helm_test_sends_a_message_and_cleans_up(place: Lab, release: OperatorRelease) -> None:
     said = helm_test(release)
-    assert "A worker was started and has handled it." in said
+    assert "A worker has started and handled it." in said
     assert "The test passed." in said
     assert not place.queues()
     where = f"--namespace={place.namespace}"
@@ -55,7 +55,7 @@ def test_helm_test_sends_a_message_and_cleans_up(place: Lab, release: OperatorRe
 
 
 MISTAKES: dict[str, tuple[dict[str, str] | None, str, str]] = {
-    "the Secret is missing": (None, "is not in the namespace", "test.connectionSecret"),
+    "the Secret is missing": (None, "does not exist in the namespace", "test.connectionSecret"),
     "the password is wrong": ({"password": "wrong"}, "refuses the user", "Correct username and password"),
 }
 

@@ -67,7 +67,7 @@ def test_no_field_of_a_workqueue_names_a_namespace() -> None:
 def test_operator_refuses_names_that_are_paths(name: str) -> None:
     """The definition in the cluster may be older than the operator, or foreign."""
     for path in (secret_path, deployment_path, pod_path, workqueue_path):
-        with pytest.raises(ClusterError, match="cannot be the name"):
+        with pytest.raises(ClusterError, match="is not a valid object name"):
             path("team", name)
 
 

@@ -152,7 +152,7 @@ async def test_management_address_with_query_or_fragment_is_not_called(rest: str
     finally:
         await management.close()
     assert isinstance(said, Unknown)
-    assert "no query and no fragment" in said.message
+    assert "without credentials, query and fragment" in said.message
     assert asked == []
 
 
