@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shlex
 import time
@@ -14,7 +15,8 @@ import yaml
 
 from hack.generate import dashboard
 from hack.generate.files import CHART, ROOT
-from tests.support.kubernetes import kubectl
+from tests.support.commands import kubectl_workqueue
+from tests.support.kubernetes import PROGRAMS, kubeconfig, kubectl
 from tests.support.operators import OperatorRelease
 from tests.support.prometheus import Prometheus, scraping
 from tests.support.wait import eventually
@@ -117,8 +119,13 @@ def test_runbook_commands_work(lab: Lab, operator: OperatorRelease) -> None:
             for word in words
         ]
 
+    path = os.pathsep.join([str(PROGRAMS), os.environ["PATH"]])
     for _, *words in commands("Diagnosis", "kubectl"):
-        kubectl(*told(words))
+        if words[0] == "workqueue":
+            done = kubectl_workqueue(*told(words[1:]), KUBECONFIG=str(kubeconfig()), PATH=path)
+            assert done.code == 0, done.err
+        else:
+            kubectl(*told(words))
     broker = ["exec", f"--namespace={lab.rabbit.namespace}", f"deployment/{lab.rabbit.name}", "--"]
     for words in commands("Diagnosis", "rabbitmqctl", "rabbitmq-diagnostics", "rabbitmq-queues"):
         where = ["--vhost", lab.vhost] if {"list_consumers", "quorum_status"} & set(words) else []

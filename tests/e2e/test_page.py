@@ -133,7 +133,7 @@ async def test_page_shows_main_job_only_to_users_who_may_list_workqueues(
             "idle", timeout=MINUTE
         )
         await expect(page.locator(".reasons")).to_contain_text("Rejected", timeout=2 * MINUTE)
-        await expect(page.get_by_text("The first 3 of 3 were looked at.")).to_be_visible()
+        await expect(page.get_by_text("From the first 3 of 3.")).to_be_visible()
     assert [text for text in seen.complaints if "401" not in text] == []
     queues = await asyncio.to_thread(
         eventually,

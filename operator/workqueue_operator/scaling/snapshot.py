@@ -60,9 +60,8 @@ class Snapshot:
             return deployment
         if self.workqueue.spec.worker is None:
             unknown = readings.unacknowledged if isinstance(readings.unacknowledged, Unknown) else None
-            return WorkloadState(
-                deployment.replicas, unsettled=unknown, existing=existing_of_refused(deployment, ())
-            )
+            # The operator does not trim a Deployment of others: it may not know yet that an autoscaler scales it.
+            return WorkloadState(deployment.replicas, unsettled=unknown)
         proven = self.proven_hash or self.workqueue.status.proven_template_hash
         return WorkloadState(
             replicas=deployment.replicas,
