@@ -6,7 +6,7 @@ import contextlib
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from tests.support import clusternet
 from tests.support.kubernetes import kubectl, kubectl_json, watching
 from tests.support.localcluster import standing_still
+from tests.support.operators import OperatorRelease
 from tests.support.wait import eventually
 from tests.support.workqueues import Lab, Object, WorkQueueUnderTest, watching_replicas
 
@@ -185,12 +186,12 @@ def test_quota_does_not_stop_scale_in(lab: Lab) -> None:
         kubectl("delete", "quota", "three-pods", where)
 
 
-def test_unreachable_workers_neither_raise_nor_lower_the_count(lab: Lab) -> None:
+def test_unreachable_workers_neither_raise_nor_lower_the_count(lab: Lab, operator: OperatorRelease) -> None:
     """A default-deny network: the kubelet's probes reach the workers, the operator does not."""
     scaling = {"maxReplicas": 12, "messagesPerReplica": 10, "scaleInDelaySeconds": 2}
     workqueue = lab.workqueue("unreachable", worker={"concurrency": 20}, scaling=scaling).apply().wait_ready()
     with watching_replicas(workqueue) as replicas:
-        with blocked_port(8090):
+        with blocked_port(8090, [pod["status"]["podIP"] for pod in operator.pods()]):
             workqueue.publish([{"id": 1, "seconds": 10}])
             workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
             named = workqueue.wait_condition("ScalingActive", "False", "RetireUnreachable", seconds=60)
@@ -209,14 +210,18 @@ def test_unreachable_workers_neither_raise_nor_lower_the_count(lab: Lab) -> None
 
 
 @contextlib.contextmanager
-def blocked_port(port: int) -> Iterator[None]:
-    """Drop what pods send to this port of other pods; the node, and so the kubelet, still reaches it."""
-    rule = ("FORWARD", "-p", "tcp", "--dport", str(port), "-j", "DROP")
-    subprocess.run(clusternet.command("iptables", "-I", *rule), check=True, capture_output=True)
-    try:
+def blocked_port(port: int, sources: Sequence[str]) -> Iterator[None]:
+    """Drop what these pods send to this port of other pods; the node, and so the kubelet, still reaches it.
+
+    Only the operator of this test is blocked: other tests run at the same time.
+    """
+    with contextlib.ExitStack() as rules:
+        for source in sources:
+            rule = ("FORWARD", "-s", source, "-p", "tcp", "--dport", str(port), "-j", "DROP")
+            subprocess.run(clusternet.command("iptables", "-I", *rule), check=True, capture_output=True)
+            remove = clusternet.command("iptables", "-D", *rule)
+            rules.callback(subprocess.run, remove, check=True, capture_output=True)
         yield
-    finally:
-        subprocess.run(clusternet.command("iptables", "-D", *rule), check=True, capture_output=True)
 
 
 @contextlib.contextmanager

@@ -266,6 +266,7 @@ def looks(site: Site, walk: Walk, body: Object, deployment: Any) -> Object:
     if deployment is not None and "worker" in walk.spec:
         template = json.dumps(deployment.spec.template.spec.to_dict(), default=str)
         seen["template"] = template.replace(f"{name}-worker", "NAME-worker").replace(f'"{name}"', '"NAME"')
+        seen["template"] = seen["template"].replace(f"{name}-retirement-key", "NAME-retirement-key")
     if walk.wanted is not None:
         seen["replicas"] = deployment and deployment.spec.replicas
     return seen

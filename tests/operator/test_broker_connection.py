@@ -306,7 +306,7 @@ async def test_unexpected_error_does_not_end_reconnecting(
         raise RuntimeError("an unexpected error")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Probe, "_parameters", fail)
+        broken.setattr(Probe, "_all_parameters", fail)
         async with probe(vhost.url) as broker:
             with pytest.raises(ReconcileError) as caught:
                 await broker.ready()
