@@ -200,7 +200,7 @@ async def test_large_answer_about_one_queue_is_refused() -> None:
     finally:
         await management.close()
     assert isinstance(said, Unknown)
-    assert f"more than {LARGEST_QUEUE} bytes" in said.message
+    assert f"larger than {LARGEST_QUEUE} bytes" in said.message
 
 
 async def test_large_page_is_parsed_in_a_thread_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
