@@ -249,7 +249,8 @@ class Doorbells:
         else:
             if self._doorbells.get(queue) is doorbell and not found:
                 self._consume(doorbell, self._consumer_channel(alone=False))
-            elif self._drop(doorbell):
+            elif self._drop(doorbell) or found:
+                # A late answer with a message is a ring, too: many large messages take longer than the watchdog.
                 self._on_ring(queue)
 
     async def _prove_and_cancel(self, doorbell: _Doorbell) -> None:
