@@ -142,6 +142,8 @@ OVERVIEW: Final = Row(
             "All selected WorkQueues at the end of the time range.",
             (
                 Query(_sum("workqueue_messages_ready", *_NAMES), "Waiting"),
+                Query(_sum("workqueue_messages_in_handlers", *_NAMES), "In handlers"),
+                Query(_sum("workqueue_messages_in_handlers_max", *_NAMES), "In handlers, at most"),
                 Query(_sum("workqueue_messages_retrying", *_NAMES), "Retrying"),
                 Query(_replicas("ready", *_NAMES), "Workers"),
                 Query(_replicas("busy", *_NAMES), "Busy"),
@@ -245,6 +247,11 @@ WORKERS: Final = Row(
                 ),
             ),
             unit="bytes",
+        ),
+        Panel(
+            "Namespaces served by another release",
+            "Namespaces that this operator watches and leaves to another release.",
+            (Query("sum(workqueue_namespaces_served_elsewhere)", "Namespaces"),),
         ),
         Panel(
             "Consumers",
