@@ -251,7 +251,7 @@ WORKERS: Final = Row(
         Panel(
             "Namespaces served by another release",
             "Namespaces that this operator watches and leaves to another release.",
-            (Query("sum(workqueue_namespaces_served_elsewhere)", "Namespaces"),),
+            (Query("sum(workqueue_namespaces_served_elsewhere) or vector(0)", "Namespaces"),),
         ),
         Panel(
             "Consumers",
