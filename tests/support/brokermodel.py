@@ -24,7 +24,9 @@ import pika.exceptions
 
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
 from workqueue.amqp.errors import BrokerError, NotSent, Returned, Unconfirmed
-from workqueue.contract.topology import BrokerVersion, Queue
+from workqueue.contract.topology import BrokerVersion, Queue, QueueSettings
+from workqueue.worker.config import PythonHandler, RunConfig
+from workqueue.worker.handlers.outcome import RetryPolicy
 
 Frame = Callable[[], None]
 
@@ -566,3 +568,28 @@ class Thread:
     def start(self) -> None:
         with suppress(NotWaitedForError):
             self._target()
+
+
+def run_config(*, timeout_seconds: float, concurrency: int, grace_seconds: float) -> RunConfig:
+    """Return the configuration of a worker that consumes from `QUEUE` of the model, without an endpoint."""
+    return RunConfig(
+        handler=PythonHandler("m:f"),
+        queue_settings=QueueSettings(QUEUE),
+        declare=False,
+        retry=RetryPolicy(2, (1,)),
+        delivery_limit=None,
+        wake_deliveries=0,
+        timeout_seconds=timeout_seconds,
+        concurrency=concurrency,
+        grace_seconds=grace_seconds,
+        port=0,
+        port_is_default=False,
+        url=None,
+        binding_folder=None,
+        pod_uid="uid",
+        worker_name="pod",
+        log_format=None,
+        log_level="INFO",
+        heartbeat_seconds=None,
+        termination_log=None,  # type: ignore[arg-type]
+    )

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.brokermodel import QUEUE, Changed, Clock, Connection
-from workqueue.contract.topology import QueueSettings
+from tests.support.brokermodel import Changed, Clock, Connection, run_config
 from workqueue.worker import consumer, deliveries, retirement, runtime, settlement
-from workqueue.worker.config import PythonHandler, RunConfig
 from workqueue.worker.handlers import http
 from workqueue.worker.handlers.handler import Handler
-from workqueue.worker.handlers.outcome import HandlerUnavailable, RetryPolicy
+from workqueue.worker.handlers.outcome import HandlerUnavailable
 from workqueue.worker.slot import ANSWER_SECONDS, ConsumerState, Delivery, Slot
 
 REACHED_AGAIN = "The handler can be reached again."
@@ -31,27 +29,7 @@ class Rig:
         condition = SimpleNamespace(Condition=lambda lock: Changed(lock, self.wait))
         patches.setattr(consumer, "threading", condition)
         self.running: list[Delivery] = []
-        config = RunConfig(
-            handler=PythonHandler("m:f"),
-            queue_settings=QueueSettings(QUEUE),
-            declare=False,
-            retry=RetryPolicy(2, (1,)),
-            delivery_limit=None,
-            wake_deliveries=0,
-            timeout_seconds=600.0,
-            concurrency=1,
-            grace_seconds=600.0,
-            port=0,
-            port_is_default=False,
-            url=None,
-            binding_folder=None,
-            pod_uid="uid",
-            worker_name="pod",
-            log_format=None,
-            log_level="INFO",
-            heartbeat_seconds=None,
-            termination_log=None,  # type: ignore[arg-type]
-        )
+        config = run_config(timeout_seconds=600.0, concurrency=1, grace_seconds=600.0)
         self.worker = runtime.Runtime(
             config,
             config.read_binding,

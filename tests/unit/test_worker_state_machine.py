@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.support.brokermodel import (
-    QUEUE,
     Changed,
     Clock,
     Connection,
@@ -36,14 +35,13 @@ from tests.support.brokermodel import (
     Publisher,
     Thread,
     UnexpectedError,
+    run_config,
 )
 from workqueue import Reject, Retry
 from workqueue.amqp.errors import BrokerError
-from workqueue.contract.topology import QueueSettings
 from workqueue.worker import consumer, deliveries, drain, retirement, runtime, settlement
-from workqueue.worker.config import PythonHandler, RunConfig
 from workqueue.worker.handlers.handler import Handler
-from workqueue.worker.handlers.outcome import HandlerUnavailable, Outcome, RetryPolicy
+from workqueue.worker.handlers.outcome import HandlerUnavailable, Outcome
 from workqueue.worker.lease import LeaseState
 from workqueue.worker.slot import ANSWER_SECONDS, LONGEST_WAIT_SECONDS, Delivery
 
@@ -128,27 +126,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self.patches.setattr(consumer, "threading", threads)
         self.patches.setattr(drain, "threading", threads)
         self.patches.setattr(f"{retirement.__name__}.threading.Timer", threads.Timer)
-        config = RunConfig(
-            handler=PythonHandler("m:f"),
-            queue_settings=QueueSettings(QUEUE),
-            declare=False,
-            retry=RetryPolicy(2, (1,)),
-            delivery_limit=None,
-            wake_deliveries=0,
-            timeout_seconds=TIMEOUT,
-            concurrency=slots,
-            grace_seconds=GRACE,
-            port=0,
-            port_is_default=False,
-            url=None,
-            binding_folder=None,
-            pod_uid="uid",
-            worker_name="pod",
-            log_format=None,
-            log_level="INFO",
-            heartbeat_seconds=None,
-            termination_log=None,  # type: ignore[arg-type]
-        )
+        config = run_config(timeout_seconds=TIMEOUT, concurrency=slots, grace_seconds=GRACE)
         self.worker = runtime.Runtime(
             config,
             config.read_binding,
