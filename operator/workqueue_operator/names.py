@@ -45,6 +45,9 @@ namespace or cluster."""
 ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 """On pods: the hash of their template. The canary of a new template uses it."""
 
+ANNOTATION_BROKER: Final = f"{GROUP}/broker"
+"""On pods: the broker and virtual host to which their worker connects, without credentials."""
+
 ANNOTATION_ABANDON: Final = f"{GROUP}/abandon-queue"
 ANNOTATION_BINDINGS: Final = f"{GROUP}/bindings"
 """The bindings that the operator has created, as JSON: exchange to routing keys."""

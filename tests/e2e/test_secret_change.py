@@ -36,5 +36,16 @@ def test_changed_secret_takes_effect_while_old_broker_runs(lab: Lab, scaling: di
     eventually(
         lambda: name in lab.rabbit.queues(moved), ACTED_ON_WITHIN, "the queue is on the new virtual host"
     )
+    channel = lab.rabbit.channel(moved, moved, lab.password)
+    try:
+        channel.queue_declare(f"{name}.results", durable=True)
+        lab.rabbit.publish(channel, name, [{"id": 1}])
+        eventually(
+            lambda: lab.rabbit.queues(moved)[f"{name}.results"]["messages"] == 1,
+            120,
+            "a worker handles a message on the new virtual host",
+        )
+    finally:
+        channel.connection.close()
     workqueue.wait_condition("Ready", "True", seconds=120)
     workqueue.delete()

@@ -24,7 +24,7 @@ class Deployments(Targets):
     def __init__(self, pods: Sequence[PodView]) -> None:
         self._pods = pods
 
-    async def ensure(self, workqueue: WorkQueue) -> Ensured:
+    async def ensure(self, workqueue: WorkQueue, broker: str | None = None) -> Ensured:
         name = workload_name(workqueue.metadata.name)
         metadata = {"name": name, "uid": "d", "generation": 1}
         return Ensured({"metadata": metadata, "spec": {"replicas": 0, "template": {}}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -171,6 +172,15 @@ def test_depth_is_unknown(given: dict[str, Any], reason: Reason) -> None:
     assert found.reason is reason
     if reason is not Reason.BROKER_UNREACHABLE:
         assert "'jobs'" in found.message
+
+
+def test_worker_of_another_broker_does_not_contradict_zero() -> None:
+    elsewhere = replace(A, broker="amqp://old:5672/")
+    readings = QueueReadings(
+        counts=counts(), pods=[elsewhere], statuses={"a": worker(0)}, broker="amqp://new:5672/"
+    )
+    assert not is_implausible(readings)
+    assert is_implausible(replace(readings, broker="amqp://old:5672/"))
 
 
 def test_only_counts_can_be_implausible() -> None:

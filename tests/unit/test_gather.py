@@ -12,6 +12,7 @@ import pytest
 from tests.support.ports import free_port
 from tests.support.snapshots import Deployments
 from tests.support.workqueue import workqueue
+from workqueue.contract.binding import from_url
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.clock import SystemClock
 from workqueue_operator.kube.views import PodView
@@ -62,7 +63,7 @@ class Site:
         try:
             gatherer = Gatherer(Deployments(pods), workers, nobody, self.clock)
             seen, state = await gatherer.gather(
-                workqueue(), Connection(handle, nobody), self.state, ring=False
+                workqueue(), Connection(handle, from_url("amqp://rabbit/")), self.state, ring=False
             )
             seen, self.state = await gatherer.gather_rest(seen, state)
             return seen.readings

@@ -32,8 +32,7 @@ HANDLERS = pytest.mark.parametrize("worker", [PYTHON, EXEC, HTTP], ids=["python"
 def deployment(
     made: WorkQueue, *, proven: str | None = None, defaults: Defaults = DEFAULTS
 ) -> dict[str, Any]:
-    assert made.spec.worker is not None
-    return render.deployment(made, made.spec.worker, defaults, proven_hash=proven)
+    return render.deployment(made, defaults, broker="amqp://rabbit:5672/", proven_hash=proven)
 
 
 def pod(made: WorkQueue) -> dict[str, Any]:
@@ -259,8 +258,9 @@ def test_template_hash_is_stable_across_processes() -> None:
         "from workqueue_operator.workers import render\n"
         "from workqueue_operator.api.workqueue import WorkQueue\n"
         "made = WorkQueue.model_validate(json.load(sys.stdin))\n"
-        "template = render.deployment(made, made.spec.worker, render.Defaults('worker:1'), proven_hash=None)"
-        "['spec']['template']\n"
+        "rendered = render.deployment(\n"
+        "    made, render.Defaults('worker:1'), broker='amqp://rabbit:5672/', proven_hash=None)\n"
+        "template = rendered['spec']['template']\n"
         f"print(template['metadata']['annotations']['{ANNOTATION_TEMPLATE_HASH}'])\n"
     )
     found = subprocess.run(

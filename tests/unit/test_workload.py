@@ -14,6 +14,7 @@ from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ClusterError, ReconcileError
+from workqueue_operator.kube.views import deployment_view
 from workqueue_operator.names import FIELD_MANAGER, REPLICAS_FIELD_MANAGER
 from workqueue_operator.workers import apply as module
 from workqueue_operator.workers import render
@@ -31,8 +32,7 @@ def live(body: dict[str, Any], generation: int = 1, **metadata: Any) -> dict[str
 
 def wanted() -> dict[str, Any]:
     made = workqueue()
-    assert made.spec.worker is not None
-    return render.deployment(made, made.spec.worker, DEFAULTS, proven_hash=None)
+    return render.deployment(made, DEFAULTS, broker="", proven_hash=None)
 
 
 @pytest.fixture
@@ -139,6 +139,17 @@ async def test_count_above_zero_is_not_claimed_again(cluster: FakeCluster, workl
     cluster.asked.clear()
     await workload.ensure(workqueue(worker={"image": "jobs:2"}), made)
     assert len(applies(cluster)) == 1
+
+
+async def test_another_broker_replaces_the_pods(cluster: FakeCluster, workload: WorkloadApplier) -> None:
+    made = (await workload.ensure(workqueue(), None, "amqp://old:5672/")).deployment
+    cluster.asked.clear()
+    assert (await workload.ensure(workqueue(), made)).deployment is made, "the broker is not known"
+    assert not applies(cluster)
+    moved = (await workload.ensure(workqueue(), made, "amqp://new:5672/")).deployment
+    before, after = deployment_view(made), deployment_view(moved)
+    assert (before.broker, after.broker) == ("amqp://old:5672/", "amqp://new:5672/")
+    assert before.template_hash != after.template_hash
 
 
 async def test_unchanged_deployment_is_reapplied_in_its_turn_after_restart(

@@ -10,6 +10,7 @@ from typing import Any, Final
 from workqueue.contract.worker_api import ExitCode
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.names import (
+    ANNOTATION_BROKER,
     ANNOTATION_DELETION_COST,
     ANNOTATION_TEMPLATE_HASH,
     HANDLER_CONTAINER,
@@ -39,6 +40,7 @@ class PodView:
         ended: whether its phase is final (evicted or completed). It then counts as deleted.
         workqueue: the WorkQueue that its label names.
         replicaset: the name of its ReplicaSet.
+        broker: the broker to which its worker connects; empty when the template does not name one.
     """
 
     name: str
@@ -56,6 +58,7 @@ class PodView:
     ended: bool = False
     workqueue: str = ""
     replicaset: str = ""
+    broker: str = ""
 
     @property
     def rank(self) -> tuple[bool, bool, bool]:
@@ -75,6 +78,7 @@ class DeploymentView:
         current: status.replicas, the pods that the controller has created.
         rolled_out: whether the controller has seen the last spec, and all pods have the current template.
         refusal: why the API server refuses to create its pods, if it does.
+        broker: the broker to which its workers connect; empty when the template does not name one.
     """
 
     name: str
@@ -86,6 +90,7 @@ class DeploymentView:
     rolled_out: bool
     template_hash: str
     refusal: Unknown | None
+    broker: str = ""
 
 
 def pod_view(body: Mapping[str, Any]) -> PodView:
@@ -112,6 +117,7 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
         replicaset=next(
             (o["name"] for o in metadata.get("ownerReferences") or () if o.get("controller")), ""
         ),
+        broker=annotations.get(ANNOTATION_BROKER, ""),
     )
 
 
@@ -141,6 +147,7 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
         refusal=Unknown(Reason.POD_REFUSED, f"The API server refuses the pods: {failure.get('message', '')}")
         if failure.get("status") == "True"
         else None,
+        broker=template.get(ANNOTATION_BROKER, ""),
     )
 
 

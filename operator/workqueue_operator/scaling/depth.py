@@ -38,6 +38,7 @@ class QueueReadings:
         unacknowledged: for the workers of a workloadRef, the exact count from the management API.
         stopping: terminating pods whose worker still runs. They no longer consume, but may have messages in handlers.
         stopping_statuses: their answers by pod name; None before the operator has asked them.
+        broker: the broker of these counts. A pod with another one does not consume from this queue.
     """
 
     counts: QueueCounts | QueueMissing | ReconcileError | None
@@ -51,6 +52,7 @@ class QueueReadings:
     unacknowledged: int | Unknown | None = None
     stopping: Sequence[PodView] = ()
     stopping_statuses: Mapping[str, WorkerStatus] | None = None
+    broker: str = ""
 
 
 def workers_decide(counts: QueueCounts | QueueMissing | ReconcileError | None) -> bool:
@@ -95,6 +97,7 @@ def is_implausible(answers: QueueReadings) -> bool:
     return doorbell or any(
         pod.ready and (pod.name not in answers.statuses or answers.statuses[pod.name].consuming)
         for pod in answers.pods
+        if pod.broker in {"", answers.broker}
     )
 
 

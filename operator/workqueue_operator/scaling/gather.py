@@ -107,7 +107,7 @@ class Gatherer:
         Returns:
             The snapshot, and the state for the next pass.
         """
-        ensured = await self._targets.ensure(workqueue)
+        ensured = await self._targets.ensure(workqueue, connection.binding.display)
         deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
         pods = self._targets.pods(workqueue)
         counts = await self._counts(workqueue, connection.handle, ring=ring)
@@ -117,6 +117,7 @@ class Gatherer:
             ours=workqueue.spec.worker is not None,
             single_active=bool(workqueue.spec.queue.single_active_consumer),
             concurrency=workqueue.spec.worker.concurrency if workqueue.spec.worker is not None else 1,
+            broker=connection.binding.display,
         )
         if workqueue.spec.worker is None:
             unacknowledged = await self._management.unacknowledged(connection.binding, workqueue.queue_name)

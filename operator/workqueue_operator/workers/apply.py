@@ -18,6 +18,7 @@ from workqueue_operator.digest import digest
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import Object, deployment_path
 from workqueue_operator.kube.refusal import as_refusal
+from workqueue_operator.kube.views import deployment_view
 from workqueue_operator.names import (
     ANNOTATION_TEMPLATE_HASH,
     REPLICAS_FIELD_MANAGER,
@@ -109,7 +110,7 @@ class WorkloadApplier:
         self._turns.pop(uid, None)
         self._keys.forget(uid)
 
-    async def ensure(self, workqueue: WorkQueue, seen: Object | None) -> Ensured:
+    async def ensure(self, workqueue: WorkQueue, seen: Object | None, broker: str | None = None) -> Ensured:
         """Apply the Deployment and the objects beside it, if they differ from what the WorkQueue asks for.
 
         A refusal does not stop the scaling. The Deployment of the last admitted template still works, and so does a
@@ -117,17 +118,20 @@ class WorkloadApplier:
 
         Args:
             seen: the Deployment in the store, or None.
+            broker: the broker that has the queue (`Binding.display`); None when it is not known, which changes
+                nothing.
 
         Raises:
             ReconcileError: the name is taken, or the API server refuses to create the Deployment.
             ClusterError: it did not answer.
         """
-        worker = workqueue.spec.worker
-        assert worker is not None  # noqa: S101 - the caller has looked
         if seen is not None:
             _require_ours(seen, workqueue)
         wanted = render.deployment(
-            workqueue, worker, self._defaults, proven_hash=workqueue.status.proven_template_hash
+            workqueue,
+            self._defaults,
+            broker=broker or ("" if seen is None else deployment_view(seen).broker),
+            proven_hash=workqueue.status.proven_template_hash,
         )
         uid = workqueue.metadata.uid
         refusal = self._refusals.get(uid)

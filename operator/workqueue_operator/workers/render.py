@@ -15,6 +15,7 @@ from workqueue.contract.topology import DEFAULT_DELIVERY_LIMIT, QueueType
 from workqueue.contract.worker_api import LIVE_PATH, PORT, READY_PATH, Variable
 from workqueue_operator.api.workqueue import Handler, Wake, Worker, WorkQueue
 from workqueue_operator.names import (
+    ANNOTATION_BROKER,
     ANNOTATION_TEMPLATE_HASH,
     API_VERSION,
     BINDING_NAME,
@@ -78,17 +79,19 @@ def owner_reference(workqueue: WorkQueue) -> Object:
     }
 
 
-def deployment(
-    workqueue: WorkQueue, worker: Worker, defaults: Defaults, *, proven_hash: str | None
-) -> Object:
+def deployment(workqueue: WorkQueue, defaults: Defaults, *, broker: str, proven_hash: str | None) -> Object:
     """The Deployment, without replicas.
 
     Args:
+        broker: `Binding.display`. A worker reads the mounted Secret only when it connects, so a Secret that names
+            another broker replaces the pods.
         proven_hash: the hash of a template that has had a Ready pod. A template without one replaces the old pods
             one at a time.
     """
-    name = workqueue.metadata.name
+    name, worker = workqueue.metadata.name, workqueue.spec.worker
+    assert worker is not None  # noqa: S101 - the caller has looked
     template = _pod_template(workqueue, worker, defaults)
+    template["metadata"]["annotations"][ANNOTATION_BROKER] = broker
     hashed = template_hash(template)
     template["metadata"]["annotations"][ANNOTATION_TEMPLATE_HASH] = hashed
     return {
