@@ -214,6 +214,23 @@ def creates(life: Life) -> None:
         life.until(lambda kind=kind: life.get(kind, "life-worker"), f"the {kind}")
 
 
+def binds(life: Life) -> None:
+    """Bind two routing keys, and then only one: the operator records in an annotation what it may unbind."""
+    noted = "workqueue.dev/bindings"
+    for keys in (["a", "b"], ["a"]):
+        exchange = {"name": f"{life.namespace}-jobs", "routingKeys": keys}
+        patch = {"spec": {"queue": {"exchange": exchange}}}
+        kubectl("patch", "wq", "life", "--type=merge", f"--patch={json.dumps(patch)}", life.where)
+        wanted = {exchange["name"]: keys}
+        life.until(
+            lambda wanted=wanted: (
+                json.loads(life.get("wq", "life")["metadata"].get("annotations", {}).get(noted, "{}")) == wanted
+            ),
+            f"the bindings {keys} are recorded",
+        )
+    life.until(lambda: life.condition("life")["status"] == "True", "it is Ready")
+
+
 def wakes(life: Life) -> None:
     with life.vhost.connect() as connection:
         connection.channel().basic_publish("", "life", b"x", mandatory=True)
@@ -310,6 +327,7 @@ def deletes(life: Life) -> None:
 STEPS: Final[dict[str, Callable[[Life], object]]] = {
     "starts": starts,
     "creates": creates,
+    "binds": binds,
     "wakes": wakes,
     "tells": tells,
     "changes": changes,
