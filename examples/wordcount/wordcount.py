@@ -26,7 +26,7 @@ from typing import Any
 
 from workqueue import Message
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract.binding import DEFAULT_URL, Binding, from_folder, from_url
 
 PAUSE_SECONDS = float(os.environ.get("WORDCOUNT_SECONDS", "0"))
@@ -69,8 +69,8 @@ def handle(message: Message) -> None:
 
 
 @cache
-def _publisher() -> Publisher:
-    return Publisher(_binding, "wordcount results").start()
+def _publisher() -> PublishPipeline:
+    return PublishPipeline(_binding, "wordcount results").start()
 
 
 def _binding() -> Binding:

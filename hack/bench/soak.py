@@ -31,7 +31,7 @@ from tests.support.rabbitmq import Broker, BrokerError, VirtualHost, running
 from tests.support.worker import ASYNC, THREADS, Worker, Workers, take_all
 from workqueue.amqp.errors import BrokerError as RefusedError
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import QueueSettings, QueueType, plan
 
@@ -111,7 +111,7 @@ class Soak:
     def run(self, seconds: float) -> SoakLedger:
         """Publish and inject faults for `seconds`, wait until the queues are empty, and return the ledger."""
         source = from_url(self._vhost.url)
-        with Publisher(lambda: source, "soak", timeout_seconds=60) as publisher:
+        with PublishPipeline(lambda: source, "soak", timeout_seconds=60) as publisher:
             publisher.declare_plan(plan(QueueSettings(QUEUE, QueueType.QUORUM, delivery_limit=1000))).result()
             time.sleep(SAFE_AFTER_SECONDS)  # a queue declared just before a crash may not recover
             for number in range(WORKERS):
@@ -132,7 +132,7 @@ class Soak:
         """Stop the workers."""
         self._factory.close()
 
-    def _flow(self, publisher: Publisher) -> None:
+    def _flow(self, publisher: PublishPipeline) -> None:
         while not self._stop.wait(self._random.expovariate(self._rate)):
             number = self.ledger.published
             self.ledger.published += 1

@@ -24,7 +24,7 @@ from hack.demo.report import Figures
 from hack.demo.watch import Watch, Write
 from workqueue.amqp.errors import BrokerError
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract import topology
 from workqueue.contract.binding import Binding
 from workqueue_operator.api.workqueue import WorkQueueSpec
@@ -70,7 +70,7 @@ class Scenario:
         Raises:
             DemoError: a check failed.
         """
-        with self._watch, Publisher(binding, "workqueue demo") as publisher, _named_errors():
+        with self._watch, PublishPipeline(binding, "workqueue demo") as publisher, _named_errors():
             self._start_empty(publisher, binding())
             with Inbox(binding, RESULTS, (QUEUE, DEAD, RESULTS), self.ledger.record) as inbox:
                 confirmed, wake, first_result = self._send_first(publisher)
@@ -80,7 +80,7 @@ class Scenario:
         last = max(self.ledger.seen_at.values())
         return Figures(confirmed, wake, first_result, published, scale_out, last - published, zero - last)
 
-    def _start_empty(self, publisher: Publisher, binding: Binding) -> None:
+    def _start_empty(self, publisher: PublishPipeline, binding: Binding) -> None:
         with self._screen.step(f"Queue {RESULTS} for the results") as step:
             publisher.declare(topology.Queue(RESULTS, {"x-queue-type": "quorum"})).result()
             delayed = (
@@ -92,7 +92,7 @@ class Scenario:
         with self._screen.step("No worker runs"):
             self._wait_for_zero()
 
-    def _send_first(self, publisher: Publisher) -> tuple[float, float, float]:
+    def _send_first(self, publisher: PublishPipeline) -> tuple[float, float, float]:
         """Send the first document.
 
         Returns:
@@ -117,7 +117,7 @@ class Scenario:
             self._wait_for_zero()
         return confirmed, wake, result
 
-    def _send_rest(self, publisher: Publisher, inbox: Inbox) -> tuple[float, list[Write]]:
+    def _send_rest(self, publisher: PublishPipeline, inbox: Inbox) -> tuple[float, list[Write]]:
         """Send the other documents. Return when that began, and the increases of the replica count."""
         rest = range(1, len(self._documents))
         self._screen.say(f"          {len(rest)} documents at once")

@@ -15,7 +15,7 @@ from tests.support.rabbitmq_cluster import RabbitCluster, rabbit_cluster
 from tests.support.wait import eventually
 from tests.support.worker import Workers
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import dead_letter_queue
 
@@ -83,7 +83,7 @@ def test_publisher_finds_new_leader_of_quorum_queue(work: Work, cluster: RabbitC
     node = cluster.leader_of(QUEUE, work.vhost.name)
     left = next(other for other in cluster.running if other is not node)
     source = from_url(left.url_of(work.vhost.name))
-    with Publisher(lambda: source, "test") as publisher:
+    with PublishPipeline(lambda: source, "test") as publisher:
         publisher.declare(dead_letter_queue(QUEUE)).result()  # so that it is connected
         node.kill()
         work.vhost = VirtualHost(left, work.vhost.name)

@@ -224,7 +224,8 @@ def binds(life: Life) -> None:
         wanted = {exchange["name"]: keys}
         life.until(
             lambda wanted=wanted: (
-                json.loads(life.get("wq", "life")["metadata"].get("annotations", {}).get(noted, "{}")) == wanted
+                json.loads(life.get("wq", "life")["metadata"].get("annotations", {}).get(noted, "{}"))
+                == wanted
             ),
             f"the bindings {keys} are recorded",
         )

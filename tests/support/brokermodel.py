@@ -454,7 +454,7 @@ class Changed:
             self._lock.acquire()
 
 
-class Publisher:
+class PublishPipeline:
     """The worker's publishing connection, and the queues that copies go to."""
 
     def __init__(self, clock: Clock, lock: Lock, on_copy: Callable[[Any], ModelDelivery]) -> None:

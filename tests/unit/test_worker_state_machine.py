@@ -32,7 +32,7 @@ from tests.support.brokermodel import (
     LeaseTimer,
     ModelDelivery,
     NotWaitedForError,
-    Publisher,
+    PublishPipeline,
     Thread,
     UnexpectedError,
     run_config,
@@ -141,7 +141,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self.broker.on_settle = self._judge_settling
         self.connection.on_close = self._judge_close
         self.worker.deliveries._executor = self  # type: ignore[assignment]
-        self.publisher = Publisher(self.clock, self.connection.lock, self._judge_copy)
+        self.publisher = PublishPipeline(self.clock, self.connection.lock, self._judge_copy)
         self.worker.deliveries._publisher = self.publisher  # type: ignore[assignment]
         self.retirement = retirement.Retirement(self.worker.consumer, config.read_retirement_key, "uid")
         self.published = 0

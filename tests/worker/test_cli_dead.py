@@ -11,7 +11,7 @@ from tests.support.commands import started, workqueue
 from tests.support.ports import free_port
 from tests.support.wait import eventually
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.amqp.session import Received
 from workqueue.contract import dead_letters, topology
 from workqueue.contract.binding import from_url
@@ -21,7 +21,7 @@ from workqueue.contract.topology import QueueSettings
 
 def fill(vhost, *outgoings, settings=None):
     """Declare the work queue jobs, and publish."""
-    with Publisher(lambda: from_url(vhost.url), "test") as publisher:
+    with PublishPipeline(lambda: from_url(vhost.url), "test") as publisher:
         publisher.declare_plan(topology.plan(settings or QueueSettings("jobs"))).result()
         for future in [publisher.publish(outgoing) for outgoing in outgoings]:
             future.result()
@@ -337,7 +337,7 @@ def test_peek_at_empty_queue_reports_it(vhost):
 
 def test_stats_counts_the_queue_and_its_related_queues(every_vhost):
     fill(every_vhost, Outgoing("jobs", b""), Outgoing("jobs", b""), letter("a"))
-    with Publisher(lambda: from_url(every_vhost.url), "test") as publisher:
+    with PublishPipeline(lambda: from_url(every_vhost.url), "test") as publisher:
         for seconds in (60, 77):
             publisher.declare(topology.delay_queue("jobs", seconds)).result()
         publisher.publish_and_wait(Outgoing("jobs.retry.77s", b""))

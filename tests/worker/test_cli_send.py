@@ -163,7 +163,7 @@ def test_messages_refused_by_full_queue_are_named(vhost):
     done = workqueue("send", "--queue", "full", *map(str, range(50)), "--json", url=vhost.url)
     assert done.code == 1
     failed = done.json["failed"]
-    assert {one["error"] for one in failed} == {"Nacked"}
+    assert {one["error"] for one in failed} == {"Refused"}
     assert done.json["confirmed"] == 50 - len(failed) == vhost.depth("full").ready
     assert all(one["message"] in done.err for one in failed)
 

@@ -1,475 +1,280 @@
-"""The publisher on real brokers: each message is confirmed or fails with a named error."""
+"""The publishers that programs import, on real brokers."""
+
+from __future__ import annotations
 
 import asyncio
-import threading
+import json
+import multiprocessing
+import os
 import time
-from concurrent.futures import wait
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
-import pika
+import pydantic
 import pytest
 
+from tests.support.rabbitmq import Broker, VirtualHost
 from tests.support.wait import eventually
-from workqueue.amqp.errors import BrokerError, DeclareError, Nacked, NotSent, Returned, Unconfirmed
-from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publisher import Publisher
+from workqueue import (
+    AsyncPublisher,
+    NotSent,
+    Publisher,
+    PublishManyError,
+    Refused,
+    Returned,
+    Unconfirmed,
+)
 from workqueue.contract import topology
-from workqueue.contract.binding import TLS, from_url
-from workqueue.contract.topology import Queue, QueueSettings, QueueType
-
-QUORUM = {"x-queue-type": "quorum"}
+from workqueue.contract.errors import BindingError
 
 
-@contextmanager
-def publishing(vhost, **options):
-    with Publisher(lambda: from_url(vhost.url), "test", **options) as publisher:
-        yield publisher
+class Model(pydantic.BaseModel):
+    number: int
 
 
-def received(vhost, queue):
-    """All messages of a queue: (properties, body)."""
+@dataclass
+class Picture:
+    name: str
+    model: Model
+
+
+BODIES: dict[str, tuple[Any, bytes, str | None]] = {
+    "bytes": (b"\x00a", b"\x00a", None),
+    "bytearray": (bytearray(b"a"), b"a", None),
+    "text": ("ü", "ü".encode(), "text/plain; charset=utf-8"),
+    "dict": ({"a": [1, None, "ü"]}, b'{"a":[1,null,"\\u00fc"]}', "application/json"),
+    "None": (None, b"null", "application/json"),
+    "number": (7, b"7", "application/json"),
+    "pydantic model": (Model(number=1), b'{"number":1}', "application/json"),
+    "dataclass": (Picture("a", Model(number=1)), b'{"name":"a","model":{"number":1}}', "application/json"),
+    "models in a list": ([Model(number=1)], b'[{"number":1}]', "application/json"),
+}
+
+
+@pytest.fixture
+def queue(vhost: VirtualHost) -> str:
     with vhost.connect() as connection:
-        channel = connection.channel()
-        total = vhost.depth(queue).ready
-        arriving = channel.consume(queue, auto_ack=True)
-        return [next(arriving)[1:] for _ in range(total)]
+        connection.channel().queue_declare("jobs", durable=True)
+    return "jobs"
 
 
-@pytest.mark.parametrize("kind", ["quorum", "classic"])
-def test_confirmed_message_is_in_the_queue(every_vhost, kind):
-    with publishing(every_vhost) as publisher:
-        publisher.declare(Queue("q", {"x-queue-type": kind})).result()
-        futures = [publisher.publish(Outgoing("q", b"%d" % number)) for number in range(1500)]
-        assert [future.result() for future in futures] == [None] * 1500
-        assert publisher.pending == 0
-    assert sorted(int(body) for _, body in received(every_vhost, "q")) == list(range(1500))
+def received(vhost: VirtualHost, queue: str) -> list[tuple[Any, bytes]]:
+    """All messages of a queue: properties and body."""
+
+    def take() -> Iterator[tuple[Any, bytes]]:
+        with vhost.connect() as connection:
+            channel = connection.channel()
+            while (found := channel.basic_get(queue, auto_ack=True))[0] is not None:
+                yield found[1], found[2]
+
+    return list(take())
 
 
-def test_published_properties_arrive_unchanged(vhost):
-    outgoing = Outgoing(
-        "q",
-        b"\x00body",
-        headers={"text": "ü", "number": 7, "list": [1, "a"], "none": None, "yes": True},
-        message_id="my-id",
-        content_type="text/x",
-        content_encoding="gzip",
-        priority=3,
-        correlation_id="c",
-        reply_to="r",
-        expiration="60000",
-        timestamp=1_700_000_000,
-        type="t",
-        user_id="guest",
-        app_id="a",
-    )
-    with publishing(vhost) as publisher:
-        publisher.declare(Queue("q", {})).result()
-        publisher.publish_and_wait(outgoing)
-    [(properties, body)] = received(vhost, "q")
-    assert body == outgoing.body
-    given = {name: value for name, value in outgoing._asdict().items() if hasattr(properties, name)}
-    given.pop("body", None)
-    assert {name: getattr(properties, name) for name in given} == given
+@pytest.mark.parametrize(("body", "data", "content_type"), BODIES.values(), ids=BODIES.keys())
+def test_body_is_encoded_by_its_type(
+    vhost: VirtualHost, queue: str, body: Any, data: bytes, content_type: str | None
+) -> None:
+    with Publisher(vhost.url) as publisher:
+        publisher.publish(body, queue=queue)
+    ((properties, arrived),) = received(vhost, queue)
+    assert (arrived, properties.content_type) == (data, content_type)
     assert properties.delivery_mode == 2
 
 
-def test_message_gets_an_id_and_a_timestamp(vhost):
-    with publishing(vhost) as publisher:
-        publisher.declare(Queue("q", {})).result()
-        for _ in range(3):
-            publisher.publish_and_wait(Outgoing("q", b""))
-    found = received(vhost, "q")
-    assert len({properties.message_id for properties, _ in found}) == 3
-    assert all(abs(properties.timestamp - time.time()) < 60 for properties, _ in found)
+@pytest.mark.parametrize("body", [object(), {"a": {1, 2}}, float("nan"), Model])
+def test_body_that_json_does_not_have_is_refused(vhost: VirtualHost, queue: str, body: Any) -> None:
+    with Publisher(vhost.url) as publisher, pytest.raises((TypeError, ValueError)):
+        publisher.publish(body, queue=queue)
+    assert not received(vhost, queue)
 
 
-SIZES = [
-    ("empty", 0),
-    ("of one frame", 131_064),
-    ("of a frame and a byte", 131_065),
-    ("of many frames", 3_000_000),
-]
-
-
-@pytest.mark.parametrize("size", [row[1] for row in SIZES], ids=[row[0] for row in SIZES])
-def test_body_of_any_size_arrives_whole(vhost, size):
-    body = bytes(range(256)) * (size // 256 + 1)
-    with publishing(vhost) as publisher:
-        publisher.declare(Queue("q", {})).result()
-        publisher.publish_and_wait(Outgoing("q", body[:size]))
-    assert [got for _, got in received(vhost, "q")] == [body[:size]]
-
-
-def test_only_unroutable_message_is_returned(every_vhost):
-    with publishing(every_vhost) as publisher:
-        publisher.declare(Queue("q", QUORUM)).result()
-        queues = ["missing" if number % 3 == 0 else "q" for number in range(300)]
-        # Two messages with the same id, as after a retry of the program: each has its own result.
-        futures = [
-            publisher.publish(Outgoing(queue, b"", message_id=f"{n // 2}")) for n, queue in enumerate(queues)
-        ]
-        wait(futures)
-        for number, (queue, future) in enumerate(zip(queues, futures, strict=True)):
-            error = future.exception()
-            if queue == "q":
-                assert error is None
-            else:
-                assert isinstance(error, Returned)
-                assert (error.exchange, error.routing_key, error.message_id) == (
-                    "",
-                    "missing",
-                    f"{number // 2}",
-                )
-                assert "312 NO_ROUTE" in str(error)
-    assert every_vhost.depth("q").ready == 200
-
-
-@pytest.mark.parametrize("kind", QueueType)
-def test_message_refused_by_full_queue_is_nacked(every_vhost, kind):
-    confirmed = 0
-    with publishing(every_vhost) as publisher:
-        publisher.declare_plan(topology.plan(QueueSettings("q", kind, max_length=5))).result()
-        while not (error := publisher.publish(Outgoing("q", b"", message_id=f"m{confirmed}")).exception()):
-            confirmed += 1
-        assert isinstance(error, Nacked)
-        assert error.message_id == f"m{confirmed}"
-        assert "to queue q was refused" in str(error)
-    assert every_vhost.depth("q").ready == confirmed
-
-
-def test_missing_exchange_fails_only_its_own_messages(every_vhost):
-    with publishing(every_vhost) as publisher:
-        publisher.declare(Queue("q", QUORUM)).result()
-        with pytest.raises(Unconfirmed, match=r"404 NOT_FOUND - no exchange 'missing'"):
-            publisher.publish_and_wait(Outgoing("key", b"", exchange="missing"))
-        publisher.publish_and_wait(Outgoing("q", b""))
-
-
-def test_forbidden_publish_fails_with_the_reason(vhost):
-    vhost.broker.add_user(vhost.name, "pw", vhost.name, write="^$")
-    url = vhost.broker.url_of(vhost.name, vhost.name, "pw")
-    try:
-        with (
-            Publisher(lambda: from_url(url), "test") as publisher,
-            pytest.raises(Unconfirmed, match=r"403 ACCESS_REFUSED"),
-        ):
-            publisher.publish_and_wait(Outgoing("q", b""))
-    finally:
-        vhost.broker.delete_user(vhost.name)
-
-
-UNENCODABLE = [
-    ("a header of a type that AMQP does not have", Outgoing("q", b"", headers={"a": object()})),
-    ("a routing key that is too long", Outgoing("q" * 256, b"")),
-    ("a message id that is too long", Outgoing("q", b"", message_id="i" * 256)),
-    ("a priority that is too high", Outgoing("q", b"", priority=256)),
-]
-
-
-@pytest.mark.parametrize("outgoing", [row[1] for row in UNENCODABLE], ids=[row[0] for row in UNENCODABLE])
-def test_unencodable_message_fails_alone(vhost, outgoing):
-    with publishing(vhost) as publisher:
-        publisher.declare(Queue("q", {})).result()
-        futures = [publisher.publish(one) for one in (Outgoing("q", b"1"), outgoing, Outgoing("q", b"2"))]
-        assert isinstance(futures[1].exception(), NotSent)
-        assert futures[0].result() is futures[2].result() is None
-    assert [body for _, body in received(vhost, "q")] == [b"1", b"2"]
-
-
-def test_lost_connection_settles_every_pending_message(every_vhost):
-    """Confirmed messages are stored. Unconfirmed ones may be stored, once. No message is sent twice."""
-    total = 1500
-    with publishing(every_vhost) as publisher:
-        publisher.declare(Queue("q", QUORUM)).result()
-        futures = []
-        for number in range(total):
-            futures.append(publisher.publish(Outgoing("q", b"", message_id=str(number))))
-            if number in {500, 1000}:
-                every_vhost.broker.close_connections()
-        wait(futures)
-        errors = [future.exception() for future in futures]
-        assert publisher.connection.generation >= 2
-        publisher.publish_and_wait(Outgoing("q", b"", message_id="after"))
-    assert {type(error) for error in errors} <= {type(None), Unconfirmed}
-    found = [properties.message_id for properties, _ in received(every_vhost, "q")]
-    confirmed = {str(number) for number, error in enumerate(errors) if error is None}
-    assert confirmed <= set(found)
-    assert len(found) == len(set(found))
-
-
-def test_unconfirmed_message_fails_when_connection_breaks(vhost):
-    with publishing(vhost) as publisher:
-        publisher.declare(Queue("q", {})).result()
-        publisher.publish_and_wait(Outgoing("q", b""))
-        with vhost.broker.frozen():
-            futures = [publisher.publish(Outgoing("q", b"")) for _ in range(10)]
-            publisher.connection.call(lambda: publisher.connection.abort("cut by a test"))
-            wait(futures)
-        assert {type(future.exception()) for future in futures} == {Unconfirmed}
-        publisher.publish_and_wait(Outgoing("q", b""))
-
-
-def test_broker_death_loses_no_confirmed_message(rabbitmq):
-    with rabbitmq.new_vhost() as vhost, publishing(vhost, timeout_seconds=60) as publisher:
-        publisher.declare(Queue("q", QUORUM)).result()
-        eventually_safe = time.monotonic() + 2
-        eventually(lambda: time.monotonic() > eventually_safe)
-        stop = threading.Event()
-        futures = []
-
-        def publish():
-            while not stop.is_set():
-                futures.append(publisher.publish(Outgoing("q", b"", message_id=str(len(futures)))))
-
-        thread = threading.Thread(target=publish)
-        thread.start()
-        eventually(lambda: len(futures) > 2000)
-        rabbitmq.restart(kill=True)
-        stop.set()
-        thread.join()
-        wait(futures)
-        publisher.publish_and_wait(Outgoing("q", b"", message_id="after"))
-        confirmed = {str(n) for n, future in enumerate(futures) if future.exception() is None}
-        found = {properties.message_id for properties, _ in received(vhost, "q")}
-        assert confirmed <= found
-        assert "after" in found
-
-
-def test_message_waits_for_connection_until_its_timeout():
-    with Publisher(lambda: from_url("amqp://127.0.0.1:1"), "test", timeout_seconds=0.5) as publisher:
-        future = publisher.publish(Outgoing("q", b""))
-        assert not future.done()
-        with pytest.raises(NotSent, match=r"not connected for 0.5 s: .*Connection refused"):
-            future.result()
-        with pytest.raises(BrokerError, match=r"not connected for 0.5 s"):
-            publisher.declare(Queue("q", {})).result()
-
-
-def test_resource_alarm_delays_messages_until_it_ends(every_vhost):
-    broker = every_vhost.broker
-    with publishing(every_vhost) as publisher:
-        publisher.declare(Queue("q", QUORUM)).result()
-        publisher.publish_and_wait(Outgoing("q", b""))
-        assert not publisher.blocked
-        with broker.memory_alarm():
-            # RabbitMQ accepts one and then reports its alarm.
-            publisher.publish_and_wait(Outgoing("q", b""))
-            eventually(lambda: publisher.blocked)
-            futures = [publisher.publish(Outgoing("q", b"")) for _ in range(100)]
-            declared = publisher.declare(Queue("other", QUORUM))
-            assert not any(future.done() for future in futures)
-        wait(futures, timeout=20)
-        assert [future.exception() for future in futures] == [None] * 100
-        declared.result()
-        assert not publisher.blocked
-    assert every_vhost.depth("q").ready == 102
-
-
-def test_resource_alarm_longer_than_timeout_fails_the_message(vhost):
-    with publishing(vhost, timeout_seconds=1.0) as publisher:
-        publisher.declare(Queue("q", QUORUM)).result()
-        with vhost.broker.memory_alarm():
-            publisher.publish_and_wait(Outgoing("q", b""))
-            eventually(lambda: publisher.blocked)
-            with pytest.raises(NotSent, match="because of its memory or disk alarm"):
-                publisher.publish_and_wait(Outgoing("q", b""))
-
-
-def test_full_publish_limit_blocks_the_publisher(vhost):
-    with publishing(vhost, window=10) as publisher:
-        publisher.declare(Queue("q", QUORUM)).result()
-        with vhost.broker.memory_alarm():
-            publisher.publish_and_wait(Outgoing("q", b""))
-            eventually(lambda: publisher.blocked)
-            futures = [publisher.publish(Outgoing("q", b"")) for _ in range(10)]
-            thread = threading.Thread(target=publisher.publish_and_wait, args=(Outgoing("q", b""),))
-            thread.start()
-            thread.join(0.3)
-            assert thread.is_alive()
-            assert publisher.pending == 10
-        thread.join(20)
-        assert not thread.is_alive()
-        wait(futures)
-    assert vhost.depth("q").ready == 12
-
-
-def test_full_publish_limit_is_named_in_the_timeout(vhost):
-    with publishing(vhost, window=1, timeout_seconds=0.5) as publisher:
-        publisher.declare(Queue("q", QUORUM)).result()
-        with vhost.broker.frozen():
-            publisher.publish(Outgoing("q", b""))
-            with pytest.raises((NotSent, Unconfirmed), match=r"RabbitMQ has sent no confirm for 0\.5 s"):
-                publisher.publish_and_wait(Outgoing("q", b""))
-
-
-def test_late_confirmation_ends_the_channel_before_the_message_fails(every_vhost):
-    with publishing(every_vhost, timeout_seconds=1.0) as publisher:
-        publisher.declare(Queue("q", QUORUM)).result()
-        publisher.publish_and_wait(Outgoing("q", b"early"))
-        channel = publisher._channel
-        was_closed = []
-
-        with every_vhost.broker.suspended("q", every_vhost.name):
-            future = publisher.publish(Outgoing("q", b"late"))
-            future.add_done_callback(lambda _: was_closed.append(channel.is_closed))
-            with pytest.raises(Unconfirmed, match="RabbitMQ has sent no confirm for 1 s"):
-                future.result()
-
-        eventually(lambda: was_closed == [True])
-        publisher.publish_and_wait(Outgoing("q", b"after"))
-        assert publisher.connection.generation == 1
-
-
-def test_broker_that_answers_nothing_loses_the_connection_before_the_message_fails(vhost):
-    with publishing(vhost, timeout_seconds=1.0) as publisher:
-        publisher.declare(Queue("q", QUORUM)).result()
-        publisher.publish_and_wait(Outgoing("q", b"early"))
-        was_closed = []
-        channel = publisher._channel
-
-        with vhost.broker.frozen():
-            future = publisher.publish(Outgoing("q", b"late"))
-            future.add_done_callback(lambda _: was_closed.append(channel.is_closed))
-            with pytest.raises(Unconfirmed, match="RabbitMQ has sent no confirm for 1 s"):
-                future.result()
-
-        eventually(lambda: was_closed == [True])
-        eventually(lambda: publisher.connection.generation == 2)
-        publisher.publish_and_wait(Outgoing("q", b"after"))
-
-
-def test_submit_accepts_a_message_beyond_the_publish_limit():
-    with Publisher(lambda: from_url("amqp://127.0.0.1:1"), "test", window=1, timeout_seconds=60) as publisher:
-        futures = [publisher.submit(Outgoing("q", b"")) for _ in range(3)]
-
-        assert publisher.pending == 3
-        publisher.close(0)
-        assert {type(future.exception()) for future in futures} == {NotSent}
-        assert publisher.pending == 0
-
-
-def test_withdrawn_submitted_message_is_not_sent(vhost):
-    with publishing(vhost) as publisher:
-        publisher.declare(Queue("q", QUORUM)).result()
-        wanted = {"a": True, "b": True}
-
-        with vhost.broker.memory_alarm():
-            publisher.publish_and_wait(Outgoing("q", b""))
-            eventually(lambda: publisher.blocked)
-            futures = {
-                name: publisher.submit(Outgoing("q", name.encode()), lambda name=name: wanted[name])
-                for name in wanted
-            }
-            wanted["b"] = False
-
-        assert futures["a"].result() is None
-        with pytest.raises(NotSent, match="no longer needed"):
-            futures["b"].result()
-    assert [body for _, body in received(vhost, "q")] == [b"", b"a"]
-
-
-def test_publish_limit_in_bytes_admits_one_large_message_at_a_time(vhost):
-    with publishing(vhost, window_bytes=1000) as publisher:
-        publisher.declare(Queue("q", {})).result()
-        futures = [publisher.publish(Outgoing("q", bytes(5000))) for _ in range(10)]
-        wait(futures)
-    assert len(received(vhost, "q")) == 10
-
-
-def test_threads_share_a_publisher(vhost):
-    with publishing(vhost, window=50) as publisher:
-        publisher.declare(Queue("q", {})).result()
-
-        def publish():
-            for _ in range(200):
-                publisher.publish_and_wait(Outgoing("q", b""))
-
-        threads = [threading.Thread(target=publish) for _ in range(10)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len(received(vhost, "q")) == 2000
-
-
-async def test_tasks_share_a_publisher_and_wait_for_its_limit(vhost):
-    with publishing(vhost, window=50) as publisher:
-        await asyncio.wrap_future(publisher.declare(Queue("q", {})))
-        outcomes = await asyncio.gather(
-            *(publisher.publish_async(Outgoing("q" if n % 2 else "missing", b"")) for n in range(1000)),
-            return_exceptions=True,
+def test_properties_arrive_unchanged(vhost: VirtualHost, queue: str) -> None:
+    with Publisher(vhost.url) as publisher:
+        sent = publisher.publish(
+            b"x",
+            queue=queue,
+            priority=3,
+            expires=60,
+            message_id="mine",
+            headers={"a": 1},
+            content_type="image/png",
+            reply_to="answers",
+            correlation_id="c",
         )
-    assert [type(outcome) for outcome in outcomes] == [Returned, type(None)] * 500
-    assert len(received(vhost, "q")) == 500
+        made = publisher.publish(b"y", queue=queue)
+    (first, _), (second, _) = received(vhost, queue)
+    assert sent == first.message_id == "mine"
+    assert made == second.message_id
+    assert (first.priority, first.expiration, first.headers) == (3, "60000", {"a": 1})
+    assert (first.content_type, first.reply_to, first.correlation_id) == ("image/png", "answers", "c")
 
 
-async def test_cancelled_task_disturbs_no_other(vhost):
-    with publishing(vhost) as publisher:
-        await asyncio.wrap_future(publisher.declare(Queue("q", {})))
-        tasks = [asyncio.create_task(publisher.publish_async(Outgoing("q", b""))) for _ in range(100)]
-        await asyncio.sleep(0)
-        for task in tasks[::2]:
-            task.cancel()
-        await asyncio.gather(*tasks[1::2])
-        await publisher.publish_async(Outgoing("q", b""))
-        assert publisher.wait(5)
+def test_exchange_routes_by_key(vhost: VirtualHost, queue: str) -> None:
+    with Publisher(vhost.url) as publisher:
+        with pytest.raises(Returned) as caught:
+            publisher.publish(b"x", exchange="amq.direct", routing_key="k")
+        with vhost.connect() as connection:
+            connection.channel().queue_bind(queue, "amq.direct", "k")
+        publisher.publish(b"x", exchange="amq.direct", routing_key="k")
+    assert caught.value.message_id
+    assert len(received(vhost, queue)) == 1
 
 
-def test_close_waits_for_confirms_and_then_refuses_messages(vhost):
-    publisher = Publisher(lambda: from_url(vhost.url), "test").start()
-    publisher.declare(Queue("q", {})).result()
-    futures = [publisher.publish(Outgoing("q", b"")) for _ in range(500)]
-    publisher.close()
-    assert [future.exception() for future in futures] == [None] * 500
-    publisher.close()  # harmless
-    with pytest.raises(BrokerError, match="closed"):
-        publisher.publish(Outgoing("q", b""))
-    with pytest.raises(BrokerError, match="closed"):
-        publisher.declare(Queue("q", {}))
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing": ({}, "a queue or an exchange"),
+    "both": ({"queue": "a", "exchange": "b"}, "a queue or an exchange"),
+    "routing key of a queue": ({"queue": "a", "routing_key": "k"}, "routing_key"),
+    "delay of an exchange": ({"exchange": "a", "delay": 1}, "delay"),
+    "delay and expires": ({"queue": "a", "delay": 1, "expires": 1}, "combined"),
+    "long delay": ({"queue": "a", "delay": 86_401}, "86400"),
+    "negative delay": ({"queue": "a", "delay": -1}, "delay"),
+    "priority": ({"queue": "a", "priority": 256}, "255"),
+    "expires": ({"queue": "a", "expires": 0}, "expires"),
+}
 
 
-def test_close_without_connection_settles_every_pending_message():
-    publisher = Publisher(lambda: from_url("amqp://127.0.0.1:1"), "test").start()
-    future = publisher.publish(Outgoing("q", b""))
-    publisher.close(0.1)
-    assert isinstance(future.exception(), NotSent)
+@pytest.mark.parametrize(("options", "says"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_option_is_refused_before_connecting(options: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Publisher("amqp://127.0.0.1:1").publish(b"", **options)
 
 
-def test_publisher_uses_tls_with_private_ca_and_client_certificate(every_vhost):
-    broker = every_vhost.broker
-    certificates = broker.certificates
-    tls = TLS(
-        certificates.authority.read_text(),
-        certificates.client_certificate.read_text(),
-        certificates.client_key.read_text(),
-    )
-    url = broker.url_of(every_vhost.name, tls=True)
-    with Publisher(lambda: from_url(url, tls), "test") as publisher:
-        publisher.declare(Queue("q", {})).result()
-        wait([publisher.publish(Outgoing("q", bytes(100_000))) for _ in range(50)])
-    assert len(received(every_vhost, "q")) == 50
-
-
-def test_undeclarable_queue_is_named(vhost):
-    vhost.broker.add_user(vhost.name, "pw", vhost.name, configure="^$")
-    url = vhost.broker.url_of(vhost.name, vhost.name, "pw")
-    try:
-        with Publisher(lambda: from_url(url), "test") as publisher, pytest.raises(DeclareError) as caught:
-            publisher.declare(Queue("q", {})).result()
-        assert (caught.value.code, "q" in caught.value.name) == (403, True)
-    finally:
-        vhost.broker.delete_user(vhost.name)
-
-
-def test_publisher_messages_equal_those_of_pika(vhost):
-    """Our encoder makes the frames; test_publisher_encoding compares them byte for byte."""
+def test_missing_queue_full_queue_and_missing_broker_have_their_own_errors(vhost: VirtualHost) -> None:
     with vhost.connect() as connection:
-        channel = connection.channel()
-        channel.queue_declare("q")
-        channel.basic_publish(
-            "", "q", b"x", pika.BasicProperties(message_id="m", timestamp=1, delivery_mode=2)
+        connection.channel().queue_declare(
+            "full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
         )
-    with publishing(vhost) as publisher:
-        publisher.publish_and_wait(Outgoing("q", b"x", message_id="m", timestamp=1))
-    first, second = received(vhost, "q")
-    assert first == second
+    with Publisher(vhost.url) as publisher:
+        with pytest.raises(Returned):
+            publisher.publish(b"", queue="missing")
+        publisher.publish(b"", queue="full")
+        with pytest.raises(Refused):
+            publisher.publish(b"", queue="full")
+    with Publisher("amqp://127.0.0.1:1", timeout_seconds=0.5) as publisher, pytest.raises(NotSent) as caught:
+        publisher.publish(b"", queue="jobs")
+    assert "not connected" in str(caught.value)
+
+
+def test_delayed_message_arrives_later_with_its_priority(every_vhost: VirtualHost) -> None:
+    with every_vhost.connect() as connection:
+        plan = topology.plan(topology.QueueSettings("jobs"))
+        for one in plan.queues:
+            connection.channel().queue_declare(one.name, durable=True, arguments=dict(one.arguments))
+    with Publisher(every_vhost.url) as publisher:
+        begun = time.monotonic()
+        publisher.publish(b"later", queue="jobs", delay=1, priority=7)
+        publisher.publish(b"now", queue="jobs", delay=0)
+        # The first message to a new delay queue waits until the queue is safe, so the time is measured from here.
+        assert every_vhost.exists("jobs.retry.1s")
+        eventually(lambda: every_vhost.depth("jobs").ready == 2, 30)
+        assert time.monotonic() - begun >= 1
+        with every_vhost.connect() as connection:
+            connection.channel().queue_delete("jobs.retry.1s")
+        publisher.publish(b"again", queue="jobs", delay=1)
+        eventually(lambda: every_vhost.depth("jobs").ready == 3, 30)
+    assert [body for _, body in received(every_vhost, "jobs")] == [b"now", b"later", b"again"]
+
+
+def test_many_messages_are_pipelined(vhost: VirtualHost, queue: str) -> None:
+    with Publisher(vhost.url) as publisher:
+        ids = publisher.publish_many(({"n": n} for n in range(3000)), queue=queue)
+    found = received(vhost, queue)
+    assert [properties.message_id for properties, _ in found] == ids
+    assert [json.loads(body)["n"] for _, body in found] == list(range(3000))
+
+
+def test_failure_among_many_says_what_to_publish_again(vhost: VirtualHost) -> None:
+    with vhost.connect() as connection:
+        connection.channel().queue_declare(
+            "full", durable=True, arguments={"x-max-length": 10, "x-overflow": "reject-publish"}
+        )
+    with Publisher(vhost.url) as publisher, pytest.raises(PublishManyError) as caught:
+        publisher.publish_many((b"%d" % n for n in range(100_000)), queue="full")
+    error = caught.value
+    stored = {int(body) for _, body in received(vhost, "full")}
+    assert error.read < 100_000
+    assert stored | set(error.errors) == set(range(error.read))
+    assert not stored & set(error.errors)
+    assert all(isinstance(one, Refused) for one in error.errors.values())
+
+
+def test_threads_share_a_publisher_through_lost_connections(
+    rabbitmq: Broker, vhost: VirtualHost, queue: str
+) -> None:
+    stored: list[str] = []
+
+    def work(worker: int) -> None:
+        for number in range(200):
+            try:
+                stored.append(publisher.publish(b"", queue=queue, message_id=f"{worker}-{number}"))
+            except Unconfirmed as error:
+                stored.append(publisher.publish(b"", queue=queue, message_id=error.message_id))
+
+    with Publisher(vhost.url, name="through") as publisher, ThreadPoolExecutor(8) as pool:
+        tasks = [pool.submit(work, worker) for worker in range(8)]
+        for _ in range(3):
+            before = len(stored)
+            eventually(lambda before=before: len(stored) > before or all(t.done() for t in tasks), 30)
+            rabbitmq.close_connections()
+        for task in tasks:
+            task.result(120)
+    arrived = {properties.message_id for properties, _ in received(vhost, queue)}
+    assert arrived == set(stored)
+    assert len(arrived) == 1600
+
+
+def _publish_in_child(publisher: Publisher, queue: str) -> None:
+    publisher.publish(str(os.getpid()), queue=queue)
+
+
+def test_publisher_works_in_forked_processes(vhost: VirtualHost, queue: str) -> None:
+    """As in a server that loads the application and then forks its workers."""
+    publisher = Publisher(vhost.url)
+    publisher.publish(str(os.getpid()), queue=queue)
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=_publish_in_child, args=(publisher, queue)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0]
+    publisher.publish(str(os.getpid()), queue=queue)
+    publisher.close()
+    senders = [int(body) for _, body in received(vhost, queue)]
+    assert sorted(senders) == sorted([os.getpid(), os.getpid(), *(child.pid or 0 for child in children)])
+
+
+def test_environment_names_the_broker(
+    vhost: VirtualHost, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKQUEUE_URL", vhost.url)
+    with Publisher() as publisher:
+        publisher.publish(b"", queue=queue)
+    assert len(received(vhost, queue)) == 1
+
+
+def test_invalid_connection_data_are_refused_at_once() -> None:
+    with pytest.raises(BindingError, match="scheme"):
+        Publisher("http://rabbitmq")
+    with pytest.raises(ValueError, match="not both"):
+        Publisher("amqp://a", binding="/bindings/rabbitmq")
+
+
+async def test_tasks_publish_and_await_the_confirm(vhost: VirtualHost, queue: str) -> None:
+    async with AsyncPublisher(vhost.url) as publisher:
+        ids = await asyncio.gather(*(publisher.publish({"n": n}, queue=queue) for n in range(100)))
+        with pytest.raises(Returned):
+            await publisher.publish(b"", queue="missing")
+        ids += await publisher.publish_many((b"" for _ in range(1500)), queue=queue)
+
+        async def endless() -> AsyncIterator[bytes]:
+            while True:
+                yield b""
+
+        with pytest.raises(PublishManyError):
+            await publisher.publish_many(endless(), queue="missing")
+        await publisher.publish(b"later", queue=queue, delay=1)
+    found = await asyncio.to_thread(lambda: received(vhost, queue))
+    assert {properties.message_id for properties, _ in found} >= set(ids)

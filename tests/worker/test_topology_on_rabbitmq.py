@@ -11,7 +11,7 @@ from tests.support.wait import eventually
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
 from workqueue.amqp.errors import DeclareError
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract import topology
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import Exchange, ExchangeType, QueueSettings, QueueType
@@ -51,7 +51,7 @@ SETTINGS = [
 
 @pytest.fixture
 def publisher(every_vhost):
-    with Publisher(lambda: from_url(every_vhost.url), "test") as made:
+    with PublishPipeline(lambda: from_url(every_vhost.url), "test") as made:
         yield made
 
 
@@ -227,7 +227,7 @@ def test_dead_letter_survives_any_number_of_reads(every_vhost, publisher):
 def test_messages_survive_broker_death(rabbitmq):
     queues = ("quorum", "quorum.dead", "quorum.retry.3600s", "classic", "classic.dead")
     with rabbitmq.new_vhost() as vhost:
-        with Publisher(lambda: from_url(vhost.url), "test") as publisher:
+        with PublishPipeline(lambda: from_url(vhost.url), "test") as publisher:
             publisher.declare_plan(topology.plan(QueueSettings("quorum"))).result()
             publisher.declare_plan(topology.plan(QueueSettings("classic", QueueType.CLASSIC))).result()
             assert publisher.declare(topology.delay_queue("quorum", 3600)).result()
@@ -252,7 +252,7 @@ def test_documented_permissions_suffice_to_declare(every_vhost, permissions):
     broker.add_user(f"user-{vhost}", "pw", vhost, **permissions)
     try:
         url = broker.url_of(vhost, f"user-{vhost}", "pw")
-        with Publisher(lambda: from_url(url), "test") as publisher:
+        with PublishPipeline(lambda: from_url(url), "test") as publisher:
             publisher.declare_plan(topology.plan(QueueSettings("jobs"))).result()
             publisher.declare(topology.delay_queue("jobs", 1)).result()
     finally:

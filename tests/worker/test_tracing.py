@@ -37,7 +37,7 @@ from workqueue.worker.handlers import exec as exec_handlers
 from workqueue.worker.handlers import http as http_handlers
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.runtime import Runtime
-from workqueue.worker.tracing import TracedPublisher, Tracing
+from workqueue.worker.tracing import TracedPipeline, Tracing
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -96,7 +96,7 @@ def running(vhost: VirtualHost, handler: Handler) -> Iterator[Runtime]:
 
 
 def send(vhost: VirtualHost, traces: Traces, *outgoings: Outgoing) -> None:
-    with TracedPublisher(lambda: from_url(vhost.url), "test", tracing=traces.tracing) as publisher:
+    with TracedPipeline(lambda: from_url(vhost.url), "test", tracing=traces.tracing) as publisher:
         for outgoing in outgoings:
             publisher.publish(outgoing).result()
 
@@ -208,8 +208,8 @@ def test_dead_letter_and_replay_belong_to_the_trace(vhost: VirtualHost, traces: 
 
 def test_trace_context_is_carried_without_tracing(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--max-attempts", "2").wait_consuming()
-    with tracing.publisher(None, lambda: from_url(vhost.url), "test") as publisher:
-        assert type(publisher) is not TracedPublisher
+    with tracing.pipeline(None, lambda: from_url(vhost.url), "test") as publisher:
+        assert type(publisher) is not TracedPipeline
         body = json.dumps({"id": 1, "do": "fail once"}).encode()
         publisher.publish(Outgoing("jobs", body, headers={"traceparent": PARENT})).result()
     eventually(lambda: worker.outcomes() == {"acked": 1, "retried": 1})
@@ -228,7 +228,7 @@ def test_unroutable_message_ends_its_span_as_error(vhost: VirtualHost, traces: T
 async def test_awaited_publishing_is_traced_too(vhost: VirtualHost, traces: Traces) -> None:
     with (
         traces.provider.get_tracer("mine").start_as_current_span("mine"),
-        TracedPublisher(lambda: from_url(vhost.url), "test", tracing=traces.tracing) as publisher,
+        TracedPipeline(lambda: from_url(vhost.url), "test", tracing=traces.tracing) as publisher,
         pytest.raises(Returned),
     ):
         await publisher.publish_async(Outgoing("nowhere", b"x", exchange="amq.direct"))

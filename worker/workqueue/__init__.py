@@ -1,7 +1,46 @@
-"""The worker of a work queue. Handlers import three names: `Message`, `Retry` and `Reject`."""
+"""The library for handlers and for programs that publish.
+
+Handlers use `Message`, `Retry` and `Reject`. Programs use `Publisher` or `AsyncPublisher`, and the errors.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 from workqueue.message import Message, Reject, Retry
 
-__all__ = ["Message", "Reject", "Retry", "__version__"]
+if TYPE_CHECKING:
+    from workqueue.amqp.errors import NotSent, PublishError, Refused, Returned, Unconfirmed
+    from workqueue.publisher import AsyncPublisher, Publisher, PublishManyError
+
+__all__ = [
+    "AsyncPublisher",
+    "Message",
+    "NotSent",
+    "PublishError",
+    "PublishManyError",
+    "Publisher",
+    "Refused",
+    "Reject",
+    "Retry",
+    "Returned",
+    "Unconfirmed",
+    "__version__",
+]
+
+_MODULES = {
+    **dict.fromkeys(
+        ("NotSent", "PublishError", "Refused", "Returned", "Unconfirmed"), "workqueue.amqp.errors"
+    ),
+    **dict.fromkeys(("AsyncPublisher", "PublishManyError", "Publisher"), "workqueue.publisher"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what publishes at its first use: most handlers need none of it, and start sooner."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

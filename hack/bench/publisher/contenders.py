@@ -15,7 +15,7 @@ from hack.bench import environment
 from hack.cluster.checkout import CHECKOUT
 from hack.cluster.commands import run
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publisher import DEFAULT_WINDOW, Publisher
+from workqueue.amqp.publish_pipeline import DEFAULT_WINDOW, PublishPipeline
 from workqueue.contract.binding import from_url
 
 BODY: Final = bytes(100)
@@ -85,7 +85,7 @@ def blocking_one_by_one(url: str, queue: str, total: int) -> float:
 def ours_one_by_one(url: str, queue: str, total: int) -> float:
     """Publish with `publish_and_wait` in a loop."""
     total //= ONE_BY_ONE_SHARE
-    with Publisher(lambda: from_url(url), "bench") as publisher:
+    with PublishPipeline(lambda: from_url(url), "bench") as publisher:
         publisher.publish_and_wait(Outgoing(queue, BODY))
         begun = time.perf_counter()
         for _ in range(total):
@@ -95,7 +95,7 @@ def ours_one_by_one(url: str, queue: str, total: int) -> float:
 
 def ours_threads(url: str, queue: str, total: int) -> float:
     """Publish with `publish` from one thread, as fast as the window allows."""
-    with Publisher(lambda: from_url(url), "bench") as publisher:
+    with PublishPipeline(lambda: from_url(url), "bench") as publisher:
         publisher.publish_and_wait(Outgoing(queue, BODY))
         begun = time.perf_counter()
         futures = [publisher.publish(Outgoing(queue, BODY)) for _ in range(total)]
@@ -107,7 +107,7 @@ def ours_threads(url: str, queue: str, total: int) -> float:
 def ours_tasks(url: str, queue: str, total: int) -> float:
     """Publish with `await publish_async`, in as many tasks as the window has places."""
 
-    async def publish(publisher: Publisher) -> float:
+    async def publish(publisher: PublishPipeline) -> float:
         async def task() -> None:
             for _ in range(total // DEFAULT_WINDOW):
                 await publisher.publish_async(Outgoing(queue, BODY))
@@ -116,7 +116,7 @@ def ours_tasks(url: str, queue: str, total: int) -> float:
         await asyncio.gather(*(task() for _ in range(DEFAULT_WINDOW)))
         return total / (time.perf_counter() - begun)
 
-    with Publisher(lambda: from_url(url), "bench") as publisher:
+    with PublishPipeline(lambda: from_url(url), "bench") as publisher:
         publisher.publish_and_wait(Outgoing(queue, BODY))
         return asyncio.run(publish(publisher))
 

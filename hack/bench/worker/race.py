@@ -22,7 +22,7 @@ from hack.bench.worker.cases import Case
 from hack.bench.worker.consumers.tally import VARIABLE
 from hack.bench.worker.contenders import Contender
 from hack.cluster.checkout import CHECKOUT
-from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract.binding import from_url
 
 SECONDS: Final = 0.8
@@ -58,7 +58,7 @@ class Track:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._publisher = Publisher(lambda: from_url(url), "bench").start()
+        self._publisher = PublishPipeline(lambda: from_url(url), "bench").start()
         self._connection = pika.BlockingConnection(pika.URLParameters(url))
         self._channel = self._connection.channel()
 

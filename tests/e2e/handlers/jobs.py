@@ -16,15 +16,15 @@ from typing import Any
 
 from workqueue import Message, Reject
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract.binding import from_folder
 
 RESULTS = os.environ["RESULTS_QUEUE"]
 
 
 @functools.cache
-def publisher() -> Publisher:
-    return Publisher(lambda: from_folder(Path(os.environ["WORKQUEUE_BINDING"])), "results").start()
+def publisher() -> PublishPipeline:
+    return PublishPipeline(lambda: from_folder(Path(os.environ["WORKQUEUE_BINDING"])), "results").start()
 
 
 def tell(**result: object) -> None:

@@ -5,7 +5,7 @@
 # |-- DeclareError
 # |-- PublishError
 # |   |-- Returned
-# |   |-- Nacked
+# |   |-- Refused
 # |   |-- Unconfirmed
 # |   |-- NotSent
 # |   |   |-- Unencodable
@@ -71,7 +71,7 @@ class Returned(PublishError):  # noqa: N818 - the protocol's own word
     _WHAT = "was returned"
 
 
-class Nacked(PublishError):  # noqa: N818 - the protocol's own word
+class Refused(PublishError):  # noqa: N818 - the protocol's own word
     """RabbitMQ refused the message: a queue for it is full or failed."""
 
     _WHAT = "was refused"

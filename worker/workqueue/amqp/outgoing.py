@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from pika import frame, spec
 
 from workqueue.amqp.field_table import short_string, table
+from workqueue.contract import headers, topology
 from workqueue.contract.properties import Properties
 
 PERSISTENT: Final = b"\x02"
@@ -81,6 +82,21 @@ class Outgoing(NamedTuple):
             app_id=properties.app_id,
         )
 
+    def delayed(self, queue: str, seconds: float) -> Outgoing:
+        """Return this message on its way to a work queue through a delay queue: that of `topology.delay_step`.
+
+        Its priority becomes a header, since in a delay queue it would delay older messages. Handlers see it restored.
+        """
+        kept = self.headers
+        if self.priority is not None:
+            kept = {**(kept or {}), headers.ORIGINAL_PRIORITY: self.priority}
+        return self._replace(
+            routing_key=topology.delay_queue_name(queue, topology.delay_step(seconds)),
+            expiration=milliseconds(seconds),
+            priority=None,
+            headers=kept,
+        )
+
     def encode(self, channel: int, frame_max: int, message_id: str, now: int) -> bytes:
         """Return the frames of basic.publish with the mandatory flag.
 
@@ -140,6 +156,11 @@ class Outgoing(NamedTuple):
             part = body if size <= most else body[start : start + most]
             frames += (_CONTENT_BODY.pack(3, channel, len(part)), part, _FRAME_END)
         return b"".join(frames)
+
+
+def milliseconds(seconds: float) -> str:
+    """Return the text of an expiration, at least one millisecond."""
+    return str(max(1, round(seconds * 1000)))
 
 
 def _require_room(size: int, room: int) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from workqueue.contract.binding import DEFAULT_URL, Binding, from_folder, from_url
+from workqueue.contract.binding import DEFAULT_URL, Binding, from_environment, from_folder, from_url
 from workqueue.contract.errors import BindingError
 from workqueue.contract.worker_api import Variable
 
@@ -64,32 +64,6 @@ def _source(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Ca
     url, folder = arguments.url, arguments.binding
     if url and folder:
         raise BindingError("Give --url or --binding, not both.")
-    if not url and not folder:
-        url = environment.get(Variable.URL)
-        folder = environment.get(Variable.BINDING)
     if url:
         return partial(from_url, url)
-    if folder:
-        return partial(from_folder, Path(folder))
-    if environment.get(Variable.SERVICE_BINDING_ROOT):
-        return partial(from_folder, _only_binding(Path(environment[Variable.SERVICE_BINDING_ROOT])))
-    return partial(from_url, DEFAULT_URL)
-
-
-def _only_binding(root: Path) -> Path:
-    """Return the one folder below SERVICE_BINDING_ROOT whose file `type` contains rabbitmq."""
-    try:
-        folders = [
-            entry
-            for entry in sorted(root.iterdir())
-            if (entry / "type").is_file() and (entry / "type").read_text().strip().lower() == "rabbitmq"
-        ]
-    except OSError as error:
-        raise BindingError(f"SERVICE_BINDING_ROOT cannot be read: {error}.") from error
-    if len(folders) != 1:
-        found = ", ".join(folder.name for folder in folders) or "none"
-        raise BindingError(
-            f"SERVICE_BINDING_ROOT={root} must contain one binding of type rabbitmq, but contains {found}."
-            " Choose with --binding."
-        )
-    return folders[0]
+    return partial(from_folder, folder) if folder else from_environment(environment)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from workqueue.amqp.errors import BrokerError, NotSent
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.amqp.session import Received, Session, wait_until_open
 from workqueue.cli import connection_options, output, values
 from workqueue.cli.progress import progress
@@ -166,7 +166,10 @@ def _replay(session: Session, arguments: argparse.Namespace) -> int:
         raise BrokerError(f"The queue {queue} does not exist: apply its WorkQueue first. Nothing was moved.")
     tally = _Tally(session)
     source = connection_options.binding_source(arguments)
-    with Publisher(source, "workqueue dead replay") as publisher, progress("replaying", total) as update:
+    with (
+        PublishPipeline(source, "workqueue dead replay") as publisher,
+        progress("replaying", total) as update,
+    ):
         wait_until_open(publisher.connection, source)
         begun = 0
         for received, letter in _take(session, queue, total):

@@ -22,12 +22,12 @@ from typing import Any, Final
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
 from workqueue.amqp.errors import NotSent, PublishError, Returned, Unconfirmed
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publisher import DEFAULT_TIMEOUT_SECONDS, Publisher
+from workqueue.amqp.publish_pipeline import DEFAULT_TIMEOUT_SECONDS, PublishPipeline
 from workqueue.amqp.session import wait_until_open
 from workqueue.cli import connection_options, message_sources, output, values
 from workqueue.cli.message_sources import InputError, Item
 from workqueue.cli.progress import Update, progress
-from workqueue.contract import headers, topology
+from workqueue.contract import topology
 from workqueue.worker import tracing
 
 INTERRUPTED: Final = 130
@@ -99,9 +99,9 @@ def run(arguments: argparse.Namespace) -> int:
     except InputError as error:
         arguments.parser.error(f"{error} Nothing was sent.")
     if arguments.delay is not None:
-        items = map(_without_priority, items)
+        items = map(partial(_delayed, arguments.queue, arguments.delay), items)
     traces = tracing.start("workqueue send", os.environ) if tracing.wanted(os.environ) else None
-    publisher = tracing.publisher(traces, source, "workqueue send", timeout_seconds=arguments.timeout)
+    publisher = tracing.pipeline(traces, source, "workqueue send", timeout_seconds=arguments.timeout)
     with _sigterm_as_interrupt(), publisher:
         wait_until_open(publisher.connection, source)
         _declare(publisher, arguments)
@@ -120,16 +120,11 @@ def run(arguments: argparse.Namespace) -> int:
     return report.say()
 
 
-def _without_priority(item: Item) -> Item:
-    """Move the priority into a header: in a delay queue it would delay older messages. Handlers see it restored."""
-    priority = item.outgoing.priority
-    if priority is None:
-        return item
-    kept = {**(item.outgoing.headers or {}), headers.ORIGINAL_PRIORITY: priority}
-    return item._replace(outgoing=item.outgoing._replace(priority=None, headers=kept))
+def _delayed(queue: str, delay: float, item: Item) -> Item:
+    return item._replace(outgoing=item.outgoing.delayed(queue, delay))
 
 
-def _send(publisher: Publisher, items: Iterable[Item], report: _Report, update: Update) -> None:
+def _send(publisher: PublishPipeline, items: Iterable[Item], report: _Report, update: Update) -> None:
     for label, outgoing in items:
         if report.hopeless:
             report.stopped = f"stopped before {label}"
@@ -235,7 +230,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _template(arguments: argparse.Namespace) -> Outgoing:
-    template = Outgoing(
+    return Outgoing(
         arguments.queue or arguments.routing_key,
         b"",
         exchange=arguments.exchange or "",
@@ -243,15 +238,9 @@ def _template(arguments: argparse.Namespace) -> Outgoing:
         priority=arguments.priority,
         content_type=arguments.content_type,
     )
-    if arguments.delay is None:
-        return template
-    return template._replace(
-        routing_key=topology.delay_queue_name(arguments.queue, topology.delay_step(arguments.delay)),
-        expiration=str(max(1, round(arguments.delay * 1000))),
-    )
 
 
-def _declare(publisher: Publisher, arguments: argparse.Namespace) -> None:
+def _declare(publisher: PublishPipeline, arguments: argparse.Namespace) -> None:
     asked = []
     if arguments.declare:
         settings = topology.QueueSettings(arguments.queue, topology.QueueType(arguments.queue_type))

@@ -1,18 +1,20 @@
 """Connection data for RabbitMQ: from a URL, or from the keys of a Service Binding.
 
-No error message contains a password. Everything here is pure except `from_folder`.
+No error message contains a password. Everything here is pure except `from_folder` and `from_environment`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from workqueue.contract.errors import BindingError
+from workqueue.contract.worker_api import Variable
 
 DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672/"
 AMQP_PORT: Final = 5672
@@ -117,6 +119,43 @@ def from_url(url: str, tls: TLS | None = None) -> Binding:
         tls=(tls or TLS()) if secure else None,
         heartbeat_seconds=_heartbeat(parts.query),
     )
+
+
+def from_environment(environment: Mapping[str, str]) -> Callable[[], Binding]:
+    """Return a function that reads the connection data that the environment names, at each call.
+
+    The first of WORKQUEUE_URL, WORKQUEUE_BINDING, the only binding of the type rabbitmq below SERVICE_BINDING_ROOT,
+    and RabbitMQ on this machine.
+
+    Raises:
+        BindingError: SERVICE_BINDING_ROOT contains none or several.
+    """
+    if url := environment.get(Variable.URL):
+        return partial(from_url, url)
+    if folder := environment.get(Variable.BINDING):
+        return partial(from_folder, Path(folder))
+    if root := environment.get(Variable.SERVICE_BINDING_ROOT):
+        return partial(from_folder, _only_binding(Path(root)))
+    return partial(from_url, DEFAULT_URL)
+
+
+def _only_binding(root: Path) -> Path:
+    """Return the one folder below SERVICE_BINDING_ROOT whose file `type` contains rabbitmq."""
+    try:
+        folders = [
+            entry
+            for entry in sorted(root.iterdir())
+            if (entry / "type").is_file() and (entry / "type").read_text().strip().lower() == "rabbitmq"
+        ]
+    except OSError as error:
+        raise BindingError(f"SERVICE_BINDING_ROOT cannot be read: {error}.") from error
+    if len(folders) != 1:
+        found = ", ".join(folder.name for folder in folders) or "none"
+        raise BindingError(
+            f"SERVICE_BINDING_ROOT={root} must contain one binding of type rabbitmq, but contains {found}."
+            " Choose one with WORKQUEUE_BINDING."
+        )
+    return folders[0]
 
 
 def parse_heartbeat(text: str) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from workqueue.amqp.backoff import Backoff
-from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract import headers
 from workqueue.contract.binding import Binding
 from workqueue.message import Message
@@ -86,7 +86,7 @@ class Deliveries:
         self._connection = consumer.connection
         self._binding_source = binding_source
         self._on_failure = on_failure
-        self._publisher: Publisher | None = None
+        self._publisher: PublishPipeline | None = None
         self._settler = Settler(
             config.queue, config.worker_name, self._connection, self._get_publisher, self._settled
         )
@@ -334,9 +334,9 @@ class Deliveries:
             delivery.slot.release()
             self._consumer.changed.notify_all()
 
-    def _get_publisher(self) -> Publisher:
+    def _get_publisher(self) -> PublishPipeline:
         if self._publisher is None:
-            self._publisher = Publisher(
+            self._publisher = PublishPipeline(
                 # The slots limit how many copies are under way. A copy may take as long as its original can be held:
                 # a shorter limit would make a second copy during a long memory alarm.
                 self._binding_source,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from workqueue import __version__
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract.binding import Binding
 from workqueue.message import Message
 from workqueue.worker.handlers.handler import Handler
@@ -145,7 +145,7 @@ class Tracing:
         span.record_exception(error)
 
 
-class TracedPublisher(Publisher):
+class TracedPipeline(PublishPipeline):
     """A publisher with a span per message, from `publish` to its confirm."""
 
     def __init__(
@@ -155,7 +155,7 @@ class TracedPublisher(Publisher):
         self._tracing = tracing
 
     def publish(self, outgoing: Outgoing) -> Future[None]:
-        """As `Publisher.publish`."""
+        """As `PublishPipeline.publish`."""
         outgoing, end = self._tracing.begin_publish(outgoing)
         try:
             future = super().publish(outgoing)
@@ -166,7 +166,7 @@ class TracedPublisher(Publisher):
         return future
 
     async def publish_async(self, outgoing: Outgoing) -> None:
-        """As `Publisher.publish_async`."""
+        """As `PublishPipeline.publish_async`."""
         outgoing, end = self._tracing.begin_publish(outgoing)
         try:
             await super().publish_async(outgoing)
@@ -176,13 +176,13 @@ class TracedPublisher(Publisher):
         end(None)
 
 
-def publisher(
+def pipeline(
     tracing: Tracing | None, binding_source: Callable[[], Binding], name: str, **options: Any
-) -> Publisher:
-    """Return a publisher, with spans if `tracing` is given."""
+) -> PublishPipeline:
+    """Return a pipeline, with spans if `tracing` is given."""
     if tracing is None:
-        return Publisher(binding_source, name, **options)
-    return TracedPublisher(binding_source, name, tracing=tracing, **options)
+        return PublishPipeline(binding_source, name, **options)
+    return TracedPipeline(binding_source, name, tracing=tracing, **options)
 
 
 def wanted(environment: Mapping[str, str]) -> bool:

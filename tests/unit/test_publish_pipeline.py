@@ -6,9 +6,9 @@ import pytest
 from pika import BasicProperties, frame, spec
 from pika.exceptions import ChannelClosedByClient
 
-from workqueue.amqp.errors import Nacked, Returned
+from workqueue.amqp.errors import Refused, Returned
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract.binding import from_url
 
 PAIRS = {
@@ -23,7 +23,7 @@ PAIRS = {
 
 def publisher_on(channel, **options):
     """A publisher whose I/O loop is turned by the test."""
-    publisher = Publisher(lambda: from_url("amqp://127.0.0.1:1"), "test", **options)
+    publisher = PublishPipeline(lambda: from_url("amqp://127.0.0.1:1"), "test", **options)
     channel.channel_number = 1
     channel.is_open = True
     channel.connection = SimpleNamespace(
@@ -67,7 +67,7 @@ def test_refusal_on_closing_channel_is_left_to_the_close():
     publisher._check_time()
     assert not channel.is_open
     publisher._on_confirm(frame.Method(1, spec.Basic.Nack(1)))
-    assert isinstance(future.exception(0), Nacked)
+    assert isinstance(future.exception(0), Refused)
     assert publisher._channel is channel
     publisher._on_channel_closed(channel, ChannelClosedByClient(0, "Normal shutdown"))
 

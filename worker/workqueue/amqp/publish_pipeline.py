@@ -1,6 +1,6 @@
 """Publishing with confirms: RabbitMQ has stored the message, or the caller gets an error that says why not.
 
-    with Publisher(lambda: from_url("amqp://localhost"), "my-program") as publisher:
+    with PublishPipeline(lambda: from_url("amqp://localhost"), "my-program") as publisher:
         publisher.publish(Outgoing("thumbnails", b"...")).result()      # raises a PublishError
 
 Confirms are pipelined: `publish` does not wait for earlier ones. A confirm alone does not say whether a queue
@@ -31,9 +31,9 @@ from workqueue.amqp.connection import Connection
 from workqueue.amqp.declaration import Declaration
 from workqueue.amqp.errors import (
     BrokerError,
-    Nacked,
     NotSent,
     PublishError,
+    Refused,
     Returned,
     Unconfirmed,
     Unencodable,
@@ -90,7 +90,7 @@ class _Pending:
         return kind(self.outgoing.exchange, self.outgoing.routing_key, self.message_id, reason)
 
 
-class Publisher:
+class PublishPipeline:
     """Publishes from any number of threads and tasks over one connection that reconnects.
 
     The publisher sends each message at most once. After a lost connection, RabbitMQ may or may not have
@@ -188,7 +188,7 @@ class Publisher:
 
         The future raises:
             Returned: no queue took it.
-            Nacked: RabbitMQ refused it, such as for a full queue.
+            Refused: RabbitMQ refused it, such as for a full queue.
             Unconfirmed: the connection was lost, or it timed out, after it was sent.
             NotSent: it timed out before it was sent. Unencodable, a subclass: it can never be sent.
 
@@ -380,7 +380,7 @@ class Publisher:
         # A range may include tags that were confirmed one by one.
         settled = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
         if isinstance(method, pika.spec.Basic.Nack):
-            self._settle(settled, Nacked, "a queue for it is full or failed")
+            self._settle(settled, Refused, "a queue for it is full or failed")
             self._is_doubtful = True
         elif self._returned:
             self._settle([one for one in settled if not self._fail_if_returned(one)])

@@ -1,0 +1,443 @@
+"""Publishing from your own program: each call returns when RabbitMQ has stored the message, or says why not.
+
+    with Publisher("amqp://user:password@rabbitmq:5672/jobs") as publisher:
+        publisher.publish({"picture": 7}, queue="thumbnails", delay=30)
+
+`AsyncPublisher` has the same methods as coroutines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self, TypedDict, Unpack
+
+from workqueue import bodies
+from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
+from workqueue.amqp.errors import BrokerError, PublishError, Returned
+from workqueue.amqp.outgoing import Outgoing, milliseconds
+from workqueue.amqp.publish_pipeline import DEFAULT_TIMEOUT_SECONDS, DEFAULT_WINDOW, PublishPipeline
+from workqueue.contract import topology
+from workqueue.contract.binding import Binding, from_environment, from_folder, from_url
+from workqueue.worker import tracing
+
+HIGHEST_PRIORITY: Final = 255
+LONGEST_EXPIRY_SECONDS: Final = 4_294_967
+"""RabbitMQ's limit for the expiration of a message: 32 bits of milliseconds."""
+
+CLOSE_SECONDS: Final = 3.0
+
+
+class Options(TypedDict, total=False):
+    """Where a message goes, and its properties. Give a queue or an exchange.
+
+    Attributes:
+        queue: a work queue that exists.
+        exchange: an exchange that exists. With `routing_key`.
+        delay: seconds until the message is in the queue, at most one day. It is in the queue at the next of 1, 2, 5,
+            10, 20, 30 s, 1, 2, 5 min and so on at the latest, and never early by more than a second.
+        priority: 0 to 255; higher ones first.
+        expires: seconds after which RabbitMQ drops the message if no worker has taken it.
+        message_id: to recognise a message that was published twice. The publisher makes one if it is missing.
+        headers: values may be None, bool, int, float, str, bytes, datetime, Decimal, lists and mappings.
+        content_type: instead of the one of the body.
+        reply_to, correlation_id: for a handler that replies.
+    """
+
+    queue: str
+    exchange: str
+    routing_key: str
+    delay: float
+    priority: int
+    expires: float
+    message_id: str
+    headers: Mapping[str, Any]
+    content_type: str
+    reply_to: str
+    correlation_id: str
+
+
+class PublishManyError(BrokerError):
+    """`publish_many` has stopped, because a message was not published. Every message before it has a result.
+
+    Attributes:
+        errors: by the position of the body, from 0.
+        read: how many bodies were read. Bodies from this position on were not published.
+    """
+
+    def __init__(self, errors: Mapping[int, PublishError], read: int) -> None:
+        first = min(errors)
+        super().__init__(
+            f"{len(errors)} of {read} messages were not published. The first is number {first}: {errors[first]} "
+            f"Publish the bodies in `errors` and those from number {read} on again."
+        )
+        self.errors = dict(errors)
+        self.read = read
+
+
+class _Prepared(NamedTuple):
+    """A message, and the delay queue that it needs."""
+
+    outgoing: Outgoing
+    delay_queue: topology.Queue | None
+
+
+class _Base:
+    """What both publishers have in common: the connection, and how a body becomes a message."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        binding: str | Path | None = None,
+        name: str = "python",
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        if url is not None and binding is not None:
+            raise ValueError("Give a URL or a binding, not both.")
+        self._source: Callable[[], Binding]
+        if url is not None:
+            self._source = partial(from_url, url)
+        elif binding is not None:
+            self._source = partial(from_folder, Path(binding))
+        else:
+            self._source = from_environment(os.environ)
+        self._source()
+        self._name = name
+        self._timeout_seconds = timeout_seconds
+        self._lock = threading.Lock()
+        self._process = 0
+        self._current: PublishPipeline | None = None
+        self._closed = False
+        self._declared: set[str] = set()
+        self._id_prefix = uuid.uuid4().hex
+        self._id_numbers = count(1)
+
+    def _pipeline(self) -> PublishPipeline:
+        """The connection of this process. A process that was forked opens its own."""
+        if self._current is not None and self._process == os.getpid():
+            return self._current
+        with self._lock:
+            if self._closed:
+                raise BrokerError("The publisher is closed.")
+            if self._current is None or self._process != os.getpid():
+                self._process = os.getpid()
+                self._id_prefix = uuid.uuid4().hex
+                self._declared = set()
+                traces = tracing.start(self._name, os.environ) if tracing.wanted(os.environ) else None
+                self._current = tracing.pipeline(
+                    traces, self._source, self._name, timeout_seconds=self._timeout_seconds
+                ).start()
+            return self._current
+
+    def _end(self) -> PublishPipeline | None:
+        with self._lock:
+            self._closed = True
+            ended, self._current = self._current, None
+        return ended if self._process == os.getpid() else None
+
+    def _prepare(self, body: Any, options: Options) -> _Prepared:
+        """Make a message of a body.
+
+        Raises:
+            TypeError, ValueError: the body cannot be encoded, or an option is wrong.
+        """
+        _check(options)
+        data, content_type = bodies.encode(body)
+        outgoing = Outgoing(
+            options["queue"] if "queue" in options else options.get("routing_key", ""),
+            data,
+            exchange=options.get("exchange", ""),
+            headers=options.get("headers"),
+            message_id=options.get("message_id") or f"{self._id_prefix}-{next(self._id_numbers)}",
+            content_type=options.get("content_type", content_type),
+            priority=options.get("priority"),
+            correlation_id=options.get("correlation_id"),
+            reply_to=options.get("reply_to"),
+            expiration=milliseconds(options["expires"]) if "expires" in options else None,
+        )
+        if not options.get("delay"):
+            return _Prepared(outgoing, None)
+        queue, delay = options["queue"], options["delay"]
+        return _Prepared(
+            outgoing.delayed(queue, delay), topology.delay_queue(queue, topology.delay_step(delay))
+        )
+
+    def _declare(self, queue: topology.Queue) -> Future[bool] | None:
+        """Declare a delay queue, unless this publisher has."""
+        return None if queue.name in self._declared else self._pipeline().declare(queue)
+
+
+class Publisher(_Base):
+    """Publishes over one connection that is opened at the first message and reconnects. For any number of threads.
+
+    Args:
+        url: `amqp[s]://user:password@host[:port]/virtual-host`.
+        binding: a folder with the keys of a connection Secret, instead of a URL. Without both, the environment
+            decides, as for `workqueue send`: WORKQUEUE_URL, WORKQUEUE_BINDING, SERVICE_BINDING_ROOT, or RabbitMQ on
+            this machine.
+        name: the connection's name in RabbitMQ's lists.
+        timeout_seconds: for the confirm of one message, connecting included.
+
+    Raises:
+        BindingError: the connection data are incomplete or invalid.
+    """
+
+    def publish(self, body: Any, **options: Unpack[Options]) -> str:
+        """Publish one message, and return its id when RabbitMQ has stored it.
+
+        Args:
+            body: bytes, text, or what becomes JSON: a dict, a dataclass, a pydantic model.
+            options: see `Options`.
+
+        Raises:
+            Returned: no queue took it.
+            Refused: RabbitMQ refused it, such as for a full queue.
+            Unconfirmed: RabbitMQ may or may not have stored it. Publish it again with the id in `error.message_id`.
+            NotSent: it never left this process, for example because RabbitMQ cannot be reached.
+            DeclareError: RabbitMQ refused the delay queue.
+            TypeError, ValueError: the body cannot be encoded, or an option is wrong.
+        """
+        prepared = self._prepare(body, options)
+        self._await_delay_queue(prepared.delay_queue)
+        try:
+            self._pipeline().publish(prepared.outgoing).result()
+        except Returned:
+            # Somebody has deleted the delay queue since.
+            if prepared.delay_queue is None or prepared.delay_queue.name not in self._declared:
+                raise
+            self._declared.discard(prepared.delay_queue.name)
+            self._await_delay_queue(prepared.delay_queue)
+            self._pipeline().publish(prepared.outgoing).result()
+        return str(prepared.outgoing.message_id)
+
+    def publish_many(self, bodies: Iterable[Any], **options: Unpack[Options]) -> list[str]:
+        """Publish many messages without waiting for each, and return their ids when RabbitMQ has stored all.
+
+        It stops reading bodies once a message has failed.
+
+        Args:
+            bodies: see `publish`.
+            options: of every message. `message_id` is not possible.
+
+        Raises:
+            PublishManyError: at least one message was not published.
+            TypeError, ValueError: a body cannot be encoded, or an option is wrong. Earlier messages are published.
+        """
+        _check_many(options)
+        results = _Results()
+        try:
+            for body in bodies:
+                prepared = self._prepare(body, options)
+                self._await_delay_queue(prepared.delay_queue)
+                try:
+                    results.add(prepared.outgoing, self._pipeline().publish(prepared.outgoing))
+                except PublishError as error:
+                    results.failed(error)
+                if results.errors:
+                    break
+        finally:
+            results.wait()
+        return results.ids()
+
+    def close(self, timeout: float = CLOSE_SECONDS) -> None:
+        """Disconnect. Messages of other threads get at most `timeout` seconds for their confirm."""
+        ended = self._end()
+        if ended is not None:
+            ended.close(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _await_delay_queue(self, queue: topology.Queue | None) -> None:
+        if queue is None:
+            return
+        declared = self._declare(queue)
+        if declared is None:
+            return
+        if declared.result():
+            time.sleep(SAFE_AFTER_SECONDS)
+        self._declared.add(queue.name)
+
+
+class AsyncPublisher(_Base):
+    """`Publisher` for asyncio. Its connection has a thread of its own, so a busy event loop does not lose it.
+
+    Args:
+        url, binding, name, timeout_seconds: as for `Publisher`.
+    """
+
+    async def publish(self, body: Any, **options: Unpack[Options]) -> str:
+        """Publish one message, and return its id when RabbitMQ has stored it. See `Publisher.publish`.
+
+        Cancelling the task does not withdraw the message.
+        """
+        prepared = self._prepare(body, options)
+        await self._await_delay_queue(prepared.delay_queue)
+        try:
+            await self._pipeline().publish_async(prepared.outgoing)
+        except Returned:
+            # Somebody has deleted the delay queue since.
+            if prepared.delay_queue is None or prepared.delay_queue.name not in self._declared:
+                raise
+            self._declared.discard(prepared.delay_queue.name)
+            await self._await_delay_queue(prepared.delay_queue)
+            await self._pipeline().publish_async(prepared.outgoing)
+        return str(prepared.outgoing.message_id)
+
+    async def publish_many(
+        self, bodies: Iterable[Any] | AsyncIterable[Any], **options: Unpack[Options]
+    ) -> list[str]:
+        """Publish many messages without waiting for each. See `Publisher.publish_many`."""
+        _check_many(options)
+        ids: list[str] = []
+        errors: dict[int, PublishError] = {}
+        open_tasks: set[asyncio.Task[None]] = set()
+
+        async def publish(position: int, prepared: _Prepared) -> None:
+            try:
+                await self._pipeline().publish_async(prepared.outgoing)
+            except PublishError as error:
+                errors[position] = error
+
+        try:
+            async for body in _each(bodies):
+                prepared = self._prepare(body, options)
+                await self._await_delay_queue(prepared.delay_queue)
+                if len(open_tasks) >= DEFAULT_WINDOW:
+                    _, open_tasks = await asyncio.wait(open_tasks, return_when=asyncio.FIRST_COMPLETED)
+                if errors:
+                    break
+                open_tasks.add(asyncio.create_task(publish(len(ids), prepared)))
+                ids.append(str(prepared.outgoing.message_id))
+        finally:
+            await asyncio.gather(*open_tasks)
+        if errors:
+            raise PublishManyError(errors, len(ids))
+        return ids
+
+    async def close(self, timeout: float = CLOSE_SECONDS) -> None:
+        """Disconnect. Messages of other tasks get at most `timeout` seconds for their confirm."""
+        ended = self._end()
+        if ended is not None:
+            await asyncio.to_thread(ended.close, timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _await_delay_queue(self, queue: topology.Queue | None) -> None:
+        if queue is None:
+            return
+        declared = self._declare(queue)
+        if declared is None:
+            return
+        if await asyncio.wrap_future(declared):
+            await asyncio.sleep(SAFE_AFTER_SECONDS)
+        self._declared.add(queue.name)
+
+
+class _Results:
+    """The results of many messages. Successes are dropped early, so that only ids take memory."""
+
+    def __init__(self) -> None:
+        self.errors: dict[int, PublishError] = {}
+        self._ids: list[str] = []
+        self._open = 0
+        self._changed = threading.Condition()
+
+    def add(self, outgoing: Outgoing, future: Future[None]) -> None:
+        with self._changed:
+            position = len(self._ids)
+            self._ids.append(str(outgoing.message_id))
+            self._open += 1
+        future.add_done_callback(partial(self._settled, position))
+
+    def failed(self, error: PublishError) -> None:
+        """A message that was not even sent."""
+        with self._changed:
+            self.errors[len(self._ids)] = error
+            self._ids.append(error.message_id)
+
+    def _settled(self, position: int, future: Future[None]) -> None:
+        error = future.exception()
+        with self._changed:
+            if isinstance(error, PublishError):
+                self.errors[position] = error
+            self._open -= 1
+            if not self._open:
+                self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait until each message has a result. Each has one after its timeout at the latest."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._open)
+
+    def ids(self) -> list[str]:
+        """Return the ids.
+
+        Raises:
+            PublishManyError: a message failed.
+        """
+        if self.errors:
+            raise PublishManyError(self.errors, len(self._ids))
+        return self._ids
+
+
+async def _each(bodies: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(bodies, AsyncIterable):
+        async for body in bodies:
+            yield body
+    else:
+        for body in bodies:
+            yield body
+
+
+def _check_many(options: Options) -> None:
+    if "message_id" in options:
+        raise ValueError(
+            "message_id would be the same for all messages. Use publish for each, or leave it out."
+        )
+    _check(options)
+
+
+def _check(options: Options) -> None:
+    queue, exchange = options.get("queue"), options.get("exchange")
+    if (not queue) == (not exchange):
+        raise ValueError("Give a queue or an exchange.")
+    if queue and options.get("routing_key"):
+        raise ValueError("routing_key goes with exchange. A message to a queue has none.")
+    delay, priority = options.get("delay"), options.get("priority")
+    if delay is not None:
+        if not queue:
+            raise ValueError("delay goes with queue.")
+        if "expires" in options:
+            raise ValueError("delay and expires cannot be combined.")
+        if not 0 <= delay <= topology.LONGEST_DELAY_SECONDS:
+            raise ValueError(
+                f"delay is {delay}; it must be from 0 to {topology.LONGEST_DELAY_SECONDS} seconds."
+            )
+    if priority is not None and not 0 <= priority <= HIGHEST_PRIORITY:
+        raise ValueError(f"priority is {priority}; it must be from 0 to {HIGHEST_PRIORITY}.")
+    if "expires" in options and not 0 < options["expires"] <= LONGEST_EXPIRY_SECONDS:
+        raise ValueError(
+            f"expires is {options['expires']}; it must be above 0, up to {LONGEST_EXPIRY_SECONDS} seconds."
+        )
