@@ -13,7 +13,7 @@ def peak_rss(operator: OperatorRelease) -> int:
     """The largest resident size of the leader's process since `forget_peak`, in bytes."""
     status = _in_leader(operator, "print(open('/proc/1/status').read())")
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    assert "workqueue_operator" in _in_leader(operator, "print(open('/proc/1/cmdline').read())")
+    assert "workqueue-operator" in _in_leader(operator, "print(open('/proc/1/cmdline').read())")
     return int(fields["VmHWM"].split()[0]) * 1024
 
 
