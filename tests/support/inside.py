@@ -19,7 +19,7 @@ from tests.support.wait import eventually
 
 IMAGE: Final = "docker.io/library/rabbitmq:4-management"
 LARGEST: Final = 128 * 1024 * 1024
-"""Bytes: the largest message, as in RabbitMQ 3.10. RabbitMQ 4 admits 16 MiB unless it is told otherwise."""
+"""Bytes: the largest message, as in RabbitMQ 3.10. The default of RabbitMQ 4 is 16 MiB."""
 
 Object = dict[str, Any]
 
