@@ -21,6 +21,10 @@ class Row(NamedTuple):
     sentence: str
 
 
+def template(**spec: Any) -> Spec:
+    return worker(template={"spec": spec})
+
+
 def worker(**parts: Any) -> Spec:
     return {"worker": parts}
 
@@ -104,6 +108,41 @@ VALID = {
         ],
         volumeMounts=[{"name": "scratch", "mountPath": "/scratch", "subPathExpr": "$(A)"}],
     ),
+    "a pod template": worker(
+        template={
+            "metadata": {"labels": {"team": "images"}, "annotations": {"example.com/note": "text"}},
+            "spec": {
+                "runtimeClassName": "gvisor",
+                "schedulerName": "volcano",
+                "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["db"]}],
+                "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
+                "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "gpu"}],
+                "initContainers": [{"name": "model", "image": "model:1", "command": ["fetch"]}],
+                "containers": [
+                    {
+                        "name": "worker",
+                        "resources": {"claims": [{"name": "gpu"}]},
+                        "volumeMounts": [{"name": "model", "mountPath": "/model"}],
+                        "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
+                    }
+                ],
+                "volumes": [{"name": "model", "emptyDir": {}}],
+            },
+        }
+    ),
+    "a budget in percent, and users of the platform": worker(
+        disruption={"maxUnavailable": "100%"}, podSecurity="Platform"
+    ),
+    "a stock image with a script": {
+        "worker": {
+            "image": None,
+            "handler": {
+                "python": None,
+                "http": {"image": "node:24", "command": ["node"], "args": ["/scripts/serve.js"]},
+            },
+            "workerResources": {"limits": {"cpu": 1, "memory": "1Gi"}},
+        }
+    },
     "a sidecar and every scheduling wish": worker(
         containers=[{"name": "proxy", "image": "proxy:1", "ports": [{"containerPort": 3128}]}],
         serviceAccountName="thumbs",
@@ -437,6 +476,72 @@ INVALID = [
         "a worker cannot be a host process: remove windowsOptions.hostProcess",
     ),
     Row(
+        "a template with the worker's command",
+        template(containers=[{"name": "worker", "command": ["sh"]}]),
+        "readinessProbe, livenessProbe of the container worker: leave them out",
+    ),
+    Row(
+        "a template with the image of the http handler",
+        template(initContainers=[{"name": "handler", "image": "other:1"}]),
+        "the operator decides image, command, args, ports, restartPolicy of the container handler: leave them out",
+    ),
+    Row(
+        "a template with a reserved variable",
+        template(containers=[{"name": "worker", "env": [{"name": "WORKQUEUE_URL", "value": "amqp://x"}]}]),
+        "names that begin with WORKQUEUE_ are reserved for the worker",
+    ),
+    Row(
+        "a template with a mount over the binding",
+        template(
+            containers=[
+                {"name": "worker", "volumeMounts": [{"name": "a", "mountPath": "/bindings/rabbitmq"}]}
+            ]
+        ),
+        "/bindings holds the connection data of RabbitMQ: mount the volume elsewhere",
+    ),
+    Row(
+        "a template with the operator's volume",
+        template(volumes=[{"name": "workqueue-binding", "emptyDir": {}}]),
+        "volume names that begin with workqueue- are reserved for the operator: choose another name",
+    ),
+    Row(
+        "a template with files of the node",
+        template(volumes=[{"name": "etc", "hostPath": {"path": "/etc"}}]),
+        "hostPath would give the worker access to the node's files",
+    ),
+    Row(
+        "a template with a privileged container",
+        template(containers=[{"name": "worker", "securityContext": {"privileged": True}}]),
+        "a worker cannot be privileged: remove securityContext.privileged",
+    ),
+    Row(
+        "a template with a label of the operator",
+        worker(template={"metadata": {"labels": {"workqueue.dev/workqueue": "other"}}}),
+        "keys that begin with workqueue.dev/ are reserved for the operator: remove them",
+    ),
+    *(
+        Row(f"a template with {name}", template(**{name: value}), f"leave {name} out")
+        for name, value in {
+            "hostNetwork": True,
+            "hostPID": False,
+            "hostIPC": True,
+            "restartPolicy": "Never",
+            "shareProcessNamespace": False,
+            "terminationGracePeriodSeconds": 1,
+            "activeDeadlineSeconds": 1,
+            "ephemeralContainers": [{"name": "debug"}],
+        }.items()
+    ),
+    Row(
+        "resources of a worker without http handler",
+        worker(workerResources={"limits": {"cpu": 1}}),
+        "worker.workerResources is for an http handler: use worker.resources",
+    ),
+    Row(
+        "a budget of nobody", worker(disruption={"maxUnavailable": 0}), "should be greater than or equal to 1"
+    ),
+    Row("a budget of 0 percent", worker(disruption={"maxUnavailable": "0%"}), "should match"),
+    Row(
         "a port of the node",
         worker(containers=[{"name": "x", "image": "x", "ports": [{"containerPort": 1, "hostPort": 1}]}]),
         "hostPort would use a port of the node: remove it",
@@ -569,6 +674,8 @@ def test_defaults_are_persisted(admission: Admission) -> None:
             "handler": {"python": "thumbs:resize"},
             "concurrency": 1,
             "timeoutSeconds": 300,
+            "podSecurity": "Restricted",
+            "disruption": {"maxUnavailable": 1},
         },
         "scaling": {"minReplicas": 0, "maxReplicas": 10, "scaleInDelaySeconds": 60},
     }

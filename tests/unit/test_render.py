@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -186,7 +187,7 @@ def test_user_pod_settings_apply_to_the_handler_container() -> None:
     parts = {"env": [{"name": "MINE", "value": "1"}], "resources": {"limits": {"memory": "1Gi"}}}
     spec = pod(workqueue(worker={**HTTP, **parts}))
     (worker,), (handler,) = spec["containers"], spec["initContainers"]
-    assert "resources" not in worker
+    assert worker["resources"] == render.BESIDE_HANDLER
     assert all(entry["name"] != "MINE" for entry in worker["env"])
     assert handler["resources"] == {"limits": {"memory": "1Gi"}}
     assert handler["restartPolicy"] == "Always"
@@ -211,6 +212,77 @@ def test_pod_settings_are_passed_on() -> None:
     assert {key: spec[key] for key in given} == given
     assert spec["automountServiceAccountToken"] is True
     assert pod(workqueue())["automountServiceAccountToken"] is False
+
+
+TEMPLATE: dict[str, Any] = {
+    "metadata": {
+        "labels": {"team": "images", LABEL_WORKQUEUE: "other"},
+        "annotations": {"example.com/note": "text"},
+    },
+    "spec": {
+        "runtimeClassName": "gvisor",
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "initContainers": [{"name": "model", "image": "model:1"}],
+        "containers": [
+            {"name": "worker", "resources": {"limits": {"example.com/gpu": 1}}},
+            {"name": "proxy", "image": "proxy:1"},
+        ],
+        "volumes": [{"name": "model", "emptyDir": {}}],
+    },
+}
+
+
+@HANDLERS
+def test_template_is_laid_over_the_pod(worker: dict[str, Any]) -> None:
+    plain = deployment(workqueue(worker=worker))["spec"]["template"]
+    merged = deployment(workqueue(worker={**worker, "template": TEMPLATE}))["spec"]["template"]
+    assert merged["spec"]["runtimeClassName"] == "gvisor"
+    (before,) = plain["spec"]["containers"]
+    after, proxy = merged["spec"]["containers"]
+    assert after == {**before, "resources": {**before.get("resources", {}), "limits": ANY}}
+    assert after["resources"]["limits"]["example.com/gpu"] == 1
+    assert merged["spec"]["volumes"] == [*plain["spec"]["volumes"], {"name": "model", "emptyDir": {}}]
+    assert [one["name"] for one in merged["spec"]["initContainers"]][-1] == "model"
+    assert proxy["securityContext"]["allowPrivilegeEscalation"] is False
+    assert merged["metadata"]["labels"] == {**plain["metadata"]["labels"], "team": "images"}
+    assert merged["metadata"]["annotations"]["example.com/note"] == "text"
+    assert violations(merged["spec"]) == []
+
+
+def test_changed_template_changes_the_hash() -> None:
+    assert hashed(workqueue()) == hashed(workqueue(worker={"template": None}))
+    assert hashed(workqueue()) != hashed(workqueue(worker={"template": {"spec": {"priority": 1}}}))
+
+
+def test_platform_decides_user_and_group() -> None:
+    spec = pod(workqueue(worker={**HTTP, "podSecurity": "Platform"}))
+    contexts = [spec["securityContext"]] + [
+        one["securityContext"] for one in (*spec["initContainers"], *spec["containers"])
+    ]
+    assert not [one for one in contexts if {"runAsUser", "runAsGroup", "fsGroup"} & one.keys()]
+    assert violations(spec) == []
+
+
+def test_worker_beside_http_handler_has_resources() -> None:
+    given = {"limits": {"cpu": 2}}
+    (default,) = pod(workqueue(worker=HTTP))["containers"]
+    (chosen,) = pod(workqueue(worker={**HTTP, "workerResources": given}))["containers"]
+    assert default["resources"].keys() == {"requests", "limits"}
+    assert chosen["resources"] == given
+
+
+def test_http_container_runs_the_given_command() -> None:
+    http = {"image": "node:24", "command": ["node"], "args": ["/scripts/serve.js"]}
+    (container,) = pod(workqueue(worker={"image": None, "handler": {"http": http}}))["initContainers"]
+    assert (container["command"], container["args"]) == (["node"], ["/scripts/serve.js"])
+    (plain,) = pod(workqueue(worker=HTTP))["initContainers"]
+    assert not {"command", "args"} & plain.keys()
+
+
+@pytest.mark.parametrize("most", [1, 5, "25%"])
+def test_disruption_budget_admits_as_many_as_asked(most: int | str) -> None:
+    made = workqueue(worker={"disruption": {"maxUnavailable": most}})
+    assert render.disruption_budget(made)["spec"]["maxUnavailable"] == most
 
 
 def test_operator_labels_override_user_labels() -> None:

@@ -78,6 +78,29 @@ _from_key: Final = {
     "optional": _optional,
 }
 
+
+def _words(description: str) -> JsonSchema:
+    return _list({"type": "string", "maxLength": 32768}, 100) | {"description": description}
+
+
+_own_env_names: Final = (
+    rule(
+        f"!self.name.startsWith('{RESERVED_ENV_PREFIX}') || self.name.startsWith('{OPEN_ENV_PREFIX}')",
+        f"names that begin with {RESERVED_ENV_PREFIX} are reserved for the worker (except {OPEN_ENV_PREFIX}*): "
+        "choose another name",
+        "name",
+    ),
+    rule(
+        "self.name != 'SERVICE_BINDING_ROOT'",
+        "the operator sets SERVICE_BINDING_ROOT: choose another name",
+        "name",
+    ),
+)
+
+_any_env_var: Final = _open(
+    "An environment variable, as in a container.", name=_text("Name of the variable.")
+) | rules(*_own_env_names)
+
 _env_var: Final = _object(
     "One environment variable.",
     ("name",),
@@ -107,17 +130,7 @@ _env_var: Final = _object(
         ),
     ),
 ) | rules(
-    rule(
-        f"!self.name.startsWith('{RESERVED_ENV_PREFIX}') || self.name.startsWith('{OPEN_ENV_PREFIX}')",
-        f"names that begin with {RESERVED_ENV_PREFIX} are reserved for the worker (except {OPEN_ENV_PREFIX}*): "
-        "choose another name",
-        "name",
-    ),
-    rule(
-        "self.name != 'SERVICE_BINDING_ROOT'",
-        "the operator sets SERVICE_BINDING_ROOT: choose another name",
-        "name",
-    ),
+    *_own_env_names,
     rule("!has(self.value) || !has(self.valueFrom)", "give either value or valueFrom, not both"),
 )
 
@@ -239,17 +252,17 @@ _pod_security_context: Final = _open(
     **_windows,
 ) | rules(_not_root)
 
+_host_port: Final = {
+    "hostPort": {"type": "integer", "description": "Not allowed: it would use a port of the node."}
+}
+_no_host_port: Final = rules(rule("!has(self.hostPort)", "hostPort would use a port of the node: remove it"))
+
 _sidecar: Final = _open(
     "A container that runs next to the worker, as in a pod, within the restricted Pod Security Standard. hostPort is "
     "not allowed.",
     name=_text("Name of the container.", 63),
     ports=_list(
-        _open(
-            "A port, as in a container. hostPort is not allowed.",
-            hostPort={"type": "integer", "description": "Not allowed: it would use a port of the node."},
-        )
-        | rules(rule("!has(self.hostPort)", "hostPort would use a port of the node: remove it")),
-        20,
+        _open("A port, as in a container. hostPort is not allowed.", **_host_port) | _no_host_port, 20
     ),
     securityContext=_security_context,
 ) | rules(
@@ -265,6 +278,89 @@ _own_keys_only: Final = rules(
         f"self.all(key, !key.startsWith('{GROUP}/'))",
         f"keys that begin with {GROUP}/ are reserved for the operator: remove them",
     )
+)
+
+_of_operator: Final = {
+    WORKER_CONTAINER: ("image", "command", "args", "ports", "readinessProbe", "livenessProbe"),
+    HANDLER_CONTAINER: ("image", "command", "args", "ports", "restartPolicy"),
+}
+"""Fields of its containers that the operator decides. A template cannot change them."""
+
+_template_container: Final = _open(
+    "A container, as in a pod. worker, and handler of an http handler, are the operator's containers. Any other name "
+    "adds one.",
+    name=_text("Name of the container.", 63),
+    image=_text("Image of the container.", 1000),
+    command=_words("Command of the container."),
+    args=_words("Arguments of the command."),
+    env=_list(_any_env_var, 100, "name") | {"description": "Environment variables."},
+    ports=_list(
+        _open("A port, as in a container. hostPort is not allowed.", **_host_port) | _no_host_port, 20
+    ),
+    volumeMounts=_list(_volume_mount, 50, "mountPath"),
+    securityContext=_security_context,
+    readinessProbe=_open("As in a container."),
+    livenessProbe=_open("As in a container."),
+    restartPolicy=_text("Always makes an init container a sidecar.", 20),
+) | rules(
+    *(
+        rule(
+            f"self.name != '{name}' || !({' || '.join(f'has(self.{field})' for field in fields)})",
+            f"the operator decides {', '.join(fields)} of the container {name}: leave them out",
+        )
+        for name, fields in _of_operator.items()
+    )
+)
+
+_FIXED_SCHEMAS: Final[dict[str, JsonSchema]] = {
+    "hostNetwork": {"type": "boolean"},
+    "hostPID": {"type": "boolean"},
+    "hostIPC": {"type": "boolean"},
+    "restartPolicy": {"type": "string", "maxLength": 20},
+    "shareProcessNamespace": {"type": "boolean"},
+    "terminationGracePeriodSeconds": {"type": "integer"},
+    "activeDeadlineSeconds": {"type": "integer"},
+    "ephemeralContainers": {
+        "type": "array",
+        "maxItems": 1,
+        "items": _open("A container."),
+        "x-kubernetes-list-type": "atomic",
+    },
+}
+
+_FIXED: Final = {
+    "hostNetwork": "it would give the worker the network of its node",
+    "hostPID": "it would give the worker the processes of its node",
+    "hostIPC": "it would give the worker the IPC of its node",
+    "restartPolicy": "a Deployment always restarts its containers",
+    "shareProcessNamespace": "the worker must not be process 1",
+    "terminationGracePeriodSeconds": "it follows worker.timeoutSeconds",
+    "activeDeadlineSeconds": "a Deployment has none",
+    "ephemeralContainers": "only kubectl debug adds them",
+}
+"""Fields of a pod that a template cannot change, and why."""
+
+_template: Final = _object(
+    "Everything else of the pods.",
+    metadata=_object(
+        "Labels and annotations.",
+        labels=_map({"type": "string", "maxLength": 63}, 50) | _own_keys_only | {"description": "Labels."},
+        annotations=_map({"type": "string", "maxLength": 16384}, 50)
+        | _own_keys_only
+        | {"description": "Annotations."},
+    ),
+    spec=_open(
+        "The specification, as in a pod. The API server checks it when the operator applies the Deployment.",
+        containers=_list(_template_container, 10, "name"),
+        initContainers=_list(_template_container, 10, "name"),
+        volumes=_list(_volume, 50, "name"),
+        securityContext=_pod_security_context,
+        **{
+            name: {**_FIXED_SCHEMAS[name], "description": f"Not allowed: {why}."}
+            for name, why in _FIXED.items()
+        },
+    )
+    | rules(*(rule(f"!has(self.{name})", f"{why}: leave {name} out", name) for name, why in _FIXED.items())),
 )
 
 EnvVars: TypeAlias = Annotated[tuple[JsonObject, ...], WithJsonSchema(_list(_env_var, 200, "name"))]
@@ -308,3 +404,5 @@ Annotations: TypeAlias = Annotated[
 ]
 SecurityContext: TypeAlias = Annotated[JsonObject, WithJsonSchema(_security_context)]
 PodSecurityContext: TypeAlias = Annotated[JsonObject, WithJsonSchema(_pod_security_context)]
+Template: TypeAlias = Annotated[JsonObject, WithJsonSchema(_template)]
+Words: TypeAlias = Annotated[tuple[str, ...], WithJsonSchema(_words(""))]

@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from workqueue.contract import topology
@@ -31,6 +31,14 @@ MOST_RETRY_DELAYS: Final = 64
 
 _EMPTY: Final[JsonSchema] = {"default": {}}
 """The API server fills in an omitted object, so that its defaults are visible."""
+
+_COUNT_OR_PERCENTAGE: Final[JsonSchema] = {
+    "anyOf": [{"type": "integer"}, {"type": "string"}],
+    "x-kubernetes-int-or-string": True,
+    "minimum": 1,
+    "pattern": "^(100|[1-9][0-9]?)%$",
+    "default": 1,
+}
 
 _DAY: Final = 86_400
 _WEEK: Final = 604_800
@@ -326,6 +334,12 @@ class HttpHandler(_Model):
     )
     """Path of the requests."""
 
+    command: pod_template.Words = ()
+    """Command of the container, one word per entry. Defaults to that of the image."""
+
+    args: pod_template.Words = ()
+    """Arguments of the command. Defaults to those of the image."""
+
 
 class Handler(_Model):
     """How messages are handled: exactly one of python, exec and http."""
@@ -364,6 +378,21 @@ class Handler(_Model):
         return self
 
 
+class PodSecurity(StrEnum):
+    """Who decides the user and group of the pods."""
+
+    RESTRICTED = "Restricted"
+    PLATFORM = "Platform"
+
+
+class Disruption(_Model):
+    """The PodDisruptionBudget of the workers."""
+
+    max_unavailable: Annotated[int | str, WithJsonSchema(_COUNT_OR_PERCENTAGE)] = 1
+    """How many workers a node drain may stop at the same time, as a count or a percentage. A worker finishes its
+    messages first. 100% never holds a drain up."""
+
+
 class Worker(_Model):
     """The workers that the operator runs in a Deployment."""
 
@@ -372,7 +401,12 @@ class Worker(_Model):
             rule(
                 "has(self.image) || has(self.handler.http)",
                 "worker.image is missing: set it to the image that contains the worker and the handler",
-            )
+            ),
+            rule(
+                "!has(self.workerResources) || has(self.handler.http)",
+                "worker.workerResources is for an http handler: use worker.resources",
+                "workerResources",
+            ),
         )
     )
 
@@ -443,6 +477,20 @@ class Worker(_Model):
 
     pod_security_context: pod_template.PodSecurityContext | None = None
     """Security settings of the pod. They override the operator's restricted defaults."""
+
+    pod_security: PodSecurity = PodSecurity.RESTRICTED
+    """Restricted sets the user and group of the pod. Platform leaves both to the platform, as OpenShift requires."""
+
+    worker_resources: pod_template.Resources | None = None
+    """Compute resources of the worker's container next to an http handler. Defaults to requests of 20m and 64Mi, and
+    limits of 1 and 512Mi."""
+
+    disruption: Disruption = Field(default_factory=Disruption, json_schema_extra=_EMPTY)
+    """What a node drain may do."""
+
+    template: pod_template.Template | None = None
+    """Everything else of the pods, as in a Deployment. The operator merges it into its own as kubectl patch does:
+    objects by fields; containers, volumes, variables and mounts by their keys. Other lists are replaced."""
 
 
 class WorkloadRef(_Model):

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from workqueue.contract.topology import DEFAULT_DELIVERY_LIMIT, QueueType
 from workqueue.contract.worker_api import LIVE_PATH, PORT, READY_PATH, Variable
-from workqueue_operator.api.workqueue import Handler, Wake, Worker, WorkQueue
+from workqueue_operator.api.workqueue import Handler, PodSecurity, Wake, Worker, WorkQueue
 from workqueue_operator.names import (
     ANNOTATION_BROKER,
     ANNOTATION_TEMPLATE_HASH,
@@ -33,14 +33,23 @@ from workqueue_operator.names import (
     retirement_secret_name,
     workload_name,
 )
+from workqueue_operator.workers.merge import laid_over
 
 Object: TypeAlias = dict[str, Any]
 
 USER_ID: Final = 65532
 """runAsNonRoot alone fails on an image whose user is root, so the pod names a user."""
 
+_USER: Final = {"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID}
+
 GRACE_MARGIN_SECONDS: Final = 15
 """Seconds beyond the handler's timeout: to requeue unfinished messages and close the connections."""
+
+BESIDE_HANDLER: Final[Object] = {
+    "requests": {"cpu": "20m", "memory": "64Mi"},
+    "limits": {"cpu": "1", "memory": "512Mi"},
+}
+"""Resources of the worker beside an http handler: a namespace with a quota refuses pods without."""
 
 _RESTRICTED: Final[Object] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 """What the restricted Pod Security Standard requires of a container, beside the settings of the pod."""
@@ -91,6 +100,9 @@ def deployment(workqueue: WorkQueue, defaults: Defaults, *, broker: str, proven_
     name, worker = workqueue.metadata.name, workqueue.spec.worker
     assert worker is not None  # noqa: S101 - the caller has looked
     template = _pod_template(workqueue, worker, defaults)
+    if worker.template is not None:
+        template = _with_users_parts(template, worker.template)
+        template["metadata"]["labels"] |= _own_labels(name)
     template["metadata"]["annotations"][ANNOTATION_BROKER] = broker
     hashed = template_hash(template)
     template["metadata"]["annotations"][ANNOTATION_TEMPLATE_HASH] = hashed
@@ -116,13 +128,15 @@ def template_hash(template: Object) -> str:
 
 
 def disruption_budget(workqueue: WorkQueue) -> Object:
-    """The PodDisruptionBudget: a node drain evicts workers one at a time, and broken workers immediately."""
+    """The PodDisruptionBudget: a node drain evicts few workers at a time, and broken workers immediately."""
+    worker = workqueue.spec.worker
+    assert worker is not None  # noqa: S101 - the caller has looked
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": _metadata(workqueue),
         "spec": {
-            "maxUnavailable": 1,
+            "maxUnavailable": worker.disruption.max_unavailable,
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": pod_selector(workqueue.metadata.name)},
         },
@@ -189,9 +203,7 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
         "terminationGracePeriodSeconds": worker.timeout_seconds + GRACE_MARGIN_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
+            **(_USER if worker.pod_security is PodSecurity.RESTRICTED else {}),
             "seccompProfile": {"type": "RuntimeDefault"},
             **wire.get("podSecurityContext", {}),
         },
@@ -232,11 +244,25 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
             spec[part] = wire[part]
     return {
         "metadata": {
-            "labels": {**wire.get("podLabels", {}), **pod_labels(name), LABEL_RETIRING: "false"},
+            "labels": {**wire.get("podLabels", {}), **_own_labels(name)},
             "annotations": {**wire.get("podAnnotations", {})},
         },
         "spec": spec,
     }
+
+
+def _with_users_parts(template: Object, users: Object) -> Object:
+    """Lay worker.template over the operator's. Containers that it adds are restricted as worker.containers are."""
+    merged = laid_over(template, users)
+    for part in ("containers", "initContainers"):
+        own = {container["name"] for container in template["spec"].get(part, [])}
+        if containers := merged["spec"].get(part):
+            merged["spec"][part] = [one if one["name"] in own else _sidecar(one) for one in containers]
+    return merged
+
+
+def _own_labels(name: str) -> dict[str, str]:
+    return {**pod_labels(name), LABEL_RETIRING: "false"}
 
 
 def _worker_container(workqueue: WorkQueue, worker: Worker, wire: Object, defaults: Defaults) -> Object:
@@ -249,7 +275,9 @@ def _worker_container(workqueue: WorkQueue, worker: Worker, wire: Object, defaul
         "readinessProbe": _probe(READY_PATH, period=2, failures=3),
         # The endpoint comes up once the handler is loaded, and an http handler may take a minute.
         "livenessProbe": {**_probe(LIVE_PATH, period=10, failures=6), "initialDelaySeconds": 60},
-        "securityContext": _security_context(wire) if worker.handler.http is None else _beside_handler(wire),
+        "securityContext": _security_context(wire)
+        if worker.handler.http is None
+        else _beside_handler(worker, wire),
         "volumeMounts": [
             {"name": _BINDING_VOLUME, "mountPath": f"{BINDING_ROOT}/{BINDING_NAME}", "readOnly": True},
             {"name": _RETIREMENT_VOLUME, "mountPath": RETIREMENT_FOLDER, "readOnly": True},
@@ -260,6 +288,8 @@ def _worker_container(workqueue: WorkQueue, worker: Worker, wire: Object, defaul
         container["imagePullPolicy"] = wire["imagePullPolicy"]
     if worker.handler.http is None:
         _add_own_parts(container, wire)
+    else:
+        container["resources"] = wire.get("workerResources", BESIDE_HANDLER)
     return container
 
 
@@ -278,6 +308,9 @@ def _handler_container(worker: Worker, wire: Object) -> Object:
     }
     if worker.image_pull_policy is not None:
         container["imagePullPolicy"] = wire["imagePullPolicy"]
+    for part in ("command", "args"):
+        if words := getattr(http, part):
+            container[part] = list(words)
     _add_own_parts(container, wire)
     return container
 
@@ -302,11 +335,14 @@ def _security_context(wire: Object) -> Object:
     return {"readOnlyRootFilesystem": True, **_restricted(wire.get("securityContext", {}))}
 
 
-def _beside_handler(wire: Object) -> Object:
+def _beside_handler(worker: Worker, wire: Object) -> Object:
     """The security context of the worker beside an http handler: its user differs from the handler's.
 
-    The containers share a process namespace. With the same user the handler could read the connection under /proc.
+    The containers share a process namespace. With the same user the handler could read the connection under /proc. A
+    platform that decides the user gives both the same.
     """
+    if worker.pod_security is PodSecurity.PLATFORM:
+        return _security_context({})
     users = [wire.get(part, {}).get("runAsUser") for part in ("securityContext", "podSecurityContext")]
     handler = next((user for user in users if user is not None), USER_ID)
     return {**_security_context({}), "runAsUser": handler + 1}
