@@ -206,6 +206,47 @@ def test_folder_with_binary_files_is_refused_with_a_sentence(tmp_path):
         from_folder(tmp_path)
 
 
+DEFAULT_USER = {
+    "default_user.conf": "default_user = default_user_x\ndefault_pass = pw\n",
+    "host": "rabbit.shop.svc",
+    "username": "default_user_x",
+    "password": "pw",
+    "provider": "rabbitmq",
+    "type": "rabbitmq",
+    "stream-port": "5552",
+}
+"""The default-user Secret of the RabbitMQ cluster operator, without `port`, which tells of TLS."""
+
+SHAPES = [
+    ("cluster operator", DEFAULT_USER | {"port": "5672"}, Binding((("rabbit.shop.svc", 5672),), "default_user_x", "pw")),
+    (
+        "cluster operator with TLS",
+        DEFAULT_USER | {"port": "5671"},
+        Binding((("rabbit.shop.svc", 5671),), "default_user_x", "pw", tls=TLS()),
+    ),
+    (
+        "cluster operator with TLS and its authority",
+        DEFAULT_USER | {"port": "5671", "ca.crt": "CA"},
+        Binding((("rabbit.shop.svc", 5671),), "default_user_x", "pw", tls=TLS("CA")),
+    ),
+    (
+        "Service Binding",
+        {"type": "rabbitmq", "provider": "bitnami", "host": "rabbit", "port": "5672", "username": "joe", "password": "pw",
+         "virtual-host": "jobs", "uri": "amqp://joe:pw@rabbit:5672/jobs"},
+        Binding((("rabbit", 5672),), "joe", "pw", "jobs"),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "expected"), [row[1:] for row in SHAPES], ids=[row[0] for row in SHAPES])
+def test_secrets_of_others_are_read_as_they_are(tmp_path, keys, expected):
+    assert from_mapping(keys, "The Secret") == expected
+    for key, text in keys.items():
+        (tmp_path / key).write_text(text)
+    (tmp_path / "truststore.p12").write_bytes(b"\xff\x00")
+    assert from_folder(tmp_path) == expected
+
+
 SECRET = "s3cr3t"
 
 

@@ -23,6 +23,12 @@ AMQPS_PORT: Final = 5671
 LONGEST_HEARTBEAT_SECONDS: Final = 65_535
 """AMQP's field for it has 16 bits."""
 
+KEYS: Final = frozenset(
+    {"uri", "host", "port", "protocol", "username", "password", "virtual-host", "management-uri"}
+    | {"ca.crt", "tls.crt", "tls.key"}
+)
+"""The keys of a Secret that are read. All others may be there."""
+
 MOST_ADDRESSES: Final = 16
 """More than a RabbitMQ cluster has nodes. A client tries one after another while RabbitMQ cannot be reached."""
 
@@ -246,10 +252,11 @@ def from_folder(folder: Path) -> Binding:
         BindingError: the folder cannot be read, or a key is missing or invalid.
     """
     try:
+        # Other keys of the Secret may be binary, such as a key store.
         keys = {
             file.name: file.read_text(encoding="utf-8")
             for file in folder.iterdir()
-            if file.is_file() and not file.name.startswith(".")
+            if file.name in KEYS and file.is_file()
         }
     except (OSError, UnicodeDecodeError) as error:
         raise BindingError(f"The connection folder {folder} cannot be read: {error}.") from error
