@@ -249,9 +249,14 @@ def leases_path() -> str:
     return "/apis/coordination.k8s.io/v1/leases"
 
 
+def namespace_leases_path(namespace: str) -> str:
+    """Return the path of the Leases of a namespace."""
+    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+
+
 def lease_path(namespace: str, name: str) -> str:
     """Return the path of a Lease."""
-    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{_part(name)}"
+    return f"{namespace_leases_path(namespace)}/{_part(name)}"
 
 
 def cluster_role_path(name: str) -> str:
