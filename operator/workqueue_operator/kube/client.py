@@ -24,8 +24,7 @@ from workqueue_operator.names import FIELD_MANAGER
 Object: TypeAlias = dict[str, Any]
 
 REQUEST_TIMEOUT: Final = 8.0
-"""Seconds for one request. Not above the renew deadline of the Lease, so that lost packets cannot keep a dead
-leader."""
+"""Seconds for one request, so that lost packets keep neither a pass nor a process that has lost its Lease."""
 
 CONNECTIONS: Final = 16
 """Connections to the API server. Each costs 0.25 MB, and more do not make the server faster."""
