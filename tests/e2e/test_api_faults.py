@@ -220,7 +220,9 @@ def test_liveness_is_independent_of_api_server(rabbitmq: Broker, tmp_path: Path)
 
 @pytest.mark.usefixtures("crd")
 @pytest.mark.parametrize("stops", [False, True], ids=["until-it-is-answered", "until-the-process-is-stopped"])
-def test_process_whose_first_list_is_refused_retries_and_holds_no_lease(stops: bool, rabbitmq: Broker, tmp_path: Path) -> None:
+def test_process_with_refused_first_list_retries_without_lease(
+    stops: bool, rabbitmq: Broker, tmp_path: Path
+) -> None:
     first = FirstList()
     fault = Fault(first, status=429, headers=(("Retry-After", "1"),))
     with bench(rabbitmq, tmp_path, election=True, fault=fault) as under_test:
