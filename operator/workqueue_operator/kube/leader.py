@@ -28,7 +28,7 @@ LEASE_SECONDS: Final = 6
 RENEW_SECONDS: Final = 2.0
 """Seconds between two renewals. Two may fail before the Lease ends."""
 
-LOOK_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 0.5
 """Seconds between two looks of a standby, and until the next attempt after a failed renewal. A released Lease is
 taken within this time."""
 
@@ -139,7 +139,8 @@ class Leadership:
             LeadershipLostError: another process holds it.
             ClusterError: the API server refused or did not answer.
         """
-        await self._read()
+        # From the API server's cache. An old answer only delays: a write that is based on it is refused.
+        await self._read(resourceVersion="0")
         if self._seen is not None:
             self._require_free(self._seen)
         await self._write(self._identity)
@@ -149,9 +150,9 @@ class Leadership:
         if seen.holder not in {"", self._identity} and self._clock.monotonic() < seen.ends_at:
             raise LeadershipLostError(f"{seen.holder} holds the Lease")
 
-    async def _read(self) -> None:
+    async def _read(self, **query: str) -> None:
         try:
-            lease = await self._cluster.get(lease_path(self._namespace, self._name))
+            lease = await self._cluster.get(lease_path(self._namespace, self._name), **query)
         except ClusterError as error:
             if not error.not_found:
                 raise
