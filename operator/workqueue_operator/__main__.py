@@ -1,4 +1,4 @@
-"""The operator's process: configuration, endpoint, leader election, then kopf and the passes, and an orderly end.
+"""The operator's process: configuration, endpoint, store and watch, leader election, passes, and an orderly end.
 
 This is the outermost layer. It makes every part once and passes each part what it needs.
 """
@@ -21,6 +21,7 @@ from workqueue import logs
 from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
+from workqueue_operator.broker.warm import WarmBrokers
 from workqueue_operator.clock import SystemClock
 from workqueue_operator.config import Config, from_environment
 from workqueue_operator.destinations import Destinations
@@ -97,6 +98,7 @@ class Operator:
         self._cluster: Cluster | None = None
         self._page: WebPage | None = None
         self._serving = False
+        self._leading = False
 
     async def run(self) -> int:
         """Serve until a signal arrives or a fatal error occurs.
@@ -140,29 +142,32 @@ class Operator:
             cluster = self._cluster = await self._connect()
             clients.push_async_callback(cluster.close)
             if self._config.leader_election:
-                election = await self._connect()
+                election = await connect(self._config.kubeconfig)
                 clients.push_async_callback(election.close)
                 self._leadership = Leadership(
-                    election.api, self._config.lease_name, self._config.pod_namespace, self._config.pod_name
+                    election,
+                    self._config.lease_name,
+                    self._config.pod_namespace,
+                    self._config.pod_name,
+                    SystemClock(),
                 )
                 # However this process ends, its successor need not wait for the Lease to expire.
                 clients.push_async_callback(self._leadership.release)
                 # A standby is Ready while it waits.
                 self._serving = True
-                if not await self._unless_ended(self._leadership.win()):
-                    return
-                logger.info("This process leads.", extra={"identity": self._config.pod_name})
-            self._metrics.leader.set(1)
             if await self._unless_ended(wait_for_resource(cluster)):
                 found = asyncio.ensure_future(usable_namespaces(cluster, self._config.namespaces))
                 if await self._unless_ended(found):
                     await self._serve(cluster, *found.result())
 
     async def _serve(self, cluster: Cluster, namespaces: tuple[str, ...], left_out: dict[str, str]) -> None:
+        """Prepare everything that only reads, win the Lease, and run passes until the end.
+
+        A standby has a complete store and open broker connections. It declares, consumes and writes nothing.
+        """
         config = self._config
         destinations = Destinations(config.allowed_broker_hosts)
-        clock = SystemClock()
-        queue = ReconcileQueue(clock)
+        queue = ReconcileQueue(SystemClock())
         store = Store(queue.add)
         brokers = self._brokers = BrokerPool(
             queue.add,
@@ -171,8 +176,6 @@ class Operator:
             config.idle_sweep_seconds,
             destinations,
         )
-        workers = Workers()
-        management = Management(destinations)
         secrets = Secrets(cluster, queue.add)
         ownership = Ownership(
             cluster,
@@ -181,6 +184,62 @@ class Operator:
             lambda moved: add_namespaces(queue, store, moved),
             lambda: {namespace for namespace, _ in store.workqueues},
         )
+        self._metrics.namespaces_left_out.set(len(left_out))
+        resync = Resync(cluster, store, namespaces, config.relist_seconds)
+        self._health = Health(resync, queue, brokers)
+        running: list[asyncio.Task[None]] = []
+        try:
+            # The store is complete before the first pass: a pass that misses a Deployment creates it.
+            if not (await self._unless_ended(ownership.first()) and await self._unless_ended(resync.first())):
+                return
+            running.append(asyncio.create_task(resync.run(), name="resync"))
+            running.append(asyncio.create_task(secrets.run(), name="secrets"))
+            running.append(asyncio.create_task(ownership.run(), name="ownership"))
+            if left_out:
+                watch = self._watch_for(cluster, config.namespaces, namespaces)
+                running.append(asyncio.create_task(watch, name="namespaces"))
+            watching = asyncio.create_task(self._watch(store, namespaces), name="kopf")
+            watching.add_done_callback(self._on_watch_end)
+            running.append(watching)
+            if await self._unless_ended(self._win(WarmBrokers(store, ownership, secrets, brokers))):
+                await self._reconcile(cluster, queue, store, brokers, secrets, ownership, destinations)
+        finally:
+            await brokers.close()
+            # Every writer has ended. The successor may begin while kopf, which only reads, shuts down.
+            if self._leadership is not None:
+                await self._leadership.release()
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _win(self, standby: WarmBrokers) -> None:
+        """Wait for the Lease, and keep the broker connections open until then."""
+        if self._leadership is None:
+            return
+        warming = asyncio.create_task(standby.run(), name="warm brokers")
+        try:
+            await self._leadership.win()
+        finally:
+            warming.cancel()
+            await asyncio.gather(warming, return_exceptions=True)
+        await standby.hand_over()
+        logger.info("This process leads.", extra={"identity": self._config.pod_name})
+
+    async def _reconcile(
+        self,
+        cluster: Cluster,
+        queue: ReconcileQueue,
+        store: Store,
+        brokers: BrokerPool,
+        secrets: Secrets,
+        ownership: Ownership,
+        destinations: Destinations,
+    ) -> None:
+        """Run passes until the process is told to stop or loses its Lease."""
+        config = self._config
+        clock = SystemClock()
+        workers = Workers()
+        management = Management(destinations)
         listener = (
             self._page.lead(cluster, store, workers, secrets, destinations)
             if self._page is not None
@@ -197,9 +256,6 @@ class Operator:
             },
         )
         workload = WorkloadApplier(cluster, defaults, queue.add, clock)
-        self._metrics.namespaces_left_out.set(len(left_out))
-        resync = Resync(cluster, store, namespaces, config.relist_seconds)
-        self._health = Health(resync, queue, brokers)
         targets = Targets(cluster, store, workload, clock)
         parts = Dependencies(
             queue=queue,
@@ -217,37 +273,17 @@ class Operator:
             metrics=self._metrics,
             on_fatal=self._fail,
         )
-        reconciler = Reconciler(parts)
-        running: list[asyncio.Task[None]] = []
         try:
-            # The store is complete before the first pass: a pass that misses a Deployment creates it.
-            known = await self._unless_ended(ownership.first()) and await self._unless_ended(resync.first())
-            if known:
-                reconciler.start()
-                self._serving = True
-                running.append(asyncio.create_task(resync.run(), name="resync"))
-                running.append(asyncio.create_task(secrets.run(), name="secrets"))
-                running.append(asyncio.create_task(ownership.run(), name="ownership"))
-                if left_out:
-                    watch = self._watch_for(cluster, config.namespaces, namespaces)
-                    running.append(asyncio.create_task(watch, name="namespaces"))
-                watching = asyncio.create_task(self._watch(store, namespaces), name="kopf")
-                watching.add_done_callback(self._on_watch_end)
-                running.append(watching)
-                await self._unless_ended(self._stop.wait())
+            Reconciler(parts).start()
+            self._metrics.leader.set(1)
+            self._serving = self._leading = True
+            await self._unless_ended(self._stop.wait())
         finally:
             await queue.stop(PATIENCE)
-            await brokers.close()
             if self._page is not None:
                 await self._page.stop_looking()
             await workers.close()
             await management.close()
-            # Every writer has ended. The successor may begin while kopf, which only reads, shuts down.
-            if self._leadership is not None:
-                await self._leadership.release()
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
 
     async def _leading_page(self) -> str | None:
         """Return the address of the leader's page; a standby forwards requests to it."""
@@ -355,7 +391,7 @@ class Operator:
             self._metrics.leader.set(self._leadership.leads)
         for gauge in (self._metrics.broker_up, self._metrics.doorbells, self._metrics.depth_age_seconds):
             gauge.clear()
-        for handle in self._brokers or ():
+        for handle in self._brokers if self._leading and self._brokers is not None else ():
             name = handle.broker.binding.display
             user = handle.broker.binding.username
             self._metrics.broker_up.labels(name, user).set(handle.broker.connected)

@@ -225,6 +225,29 @@ def second_operator(site: Site, folder: Path, **settings: object) -> Iterator[tu
             operator.kill()
 
 
+def test_standby_wakes_queues_after_the_leader_is_killed(place: Site, tmp_path: Path) -> None:
+    """The standby is connected, but has no doorbell while another process leads."""
+    site, ledger = place, Ledger()
+    site.operator.start(leader_election=True).wait_serving()
+    workqueue = site.ready(worker={"nodeSelector": NOWHERE})
+    with second_operator(site, tmp_path, leader_election=True) as (second, _):
+        second.start()
+        eventually(lambda: "Connected to the broker" in second.tail(), 60, "the standby is warm")
+        assert site.consumers(workqueue.queue_name) == 1
+        site.operator.leave()
+        begun = time.monotonic()
+
+        site.publish(workqueue, ledger, 1)
+
+        eventually(lambda: workqueue.replicas() == 1, 60, "the message wakes its queue")
+        seconds = time.monotonic() - begun
+        print(f"first wake {seconds:.1f} s after the leader was killed")
+        assert second.leads()
+        site.settle(workqueue, ledger)
+        site.report.ledger("leader killed (-9) beside a warm standby", site.broker.version, ledger, seconds)
+        workqueue.delete()
+
+
 def test_leader_frozen_past_its_lease_writes_nothing(place: Site, tmp_path: Path) -> None:
     """It holds the message of a ring until it exits; RabbitMQ then requeues the message."""
     site, ledger = place, Ledger()

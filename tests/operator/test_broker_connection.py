@@ -260,7 +260,7 @@ async def test_broker_reconnects_after_restart_or_kill_and_doorbells_ring(
 async def test_frozen_server_times_out_and_its_late_responses_do_no_harm(
     own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workqueue_operator.broker.channel.CALL_TIMEOUT", 0.3)
+    monkeypatch.setattr(connection, "CALL_TIMEOUT", 1.0)
     async with probe(own_server.url) as broker:
         await broker.ready()
         for name in ("one", "two"):
@@ -269,17 +269,18 @@ async def test_frozen_server_times_out_and_its_late_responses_do_no_harm(
             put(plain.channel(), "two", b"a", b"b")
         with own_server.frozen():
             answers = await asyncio.gather(
-                *(broker.counts("one") for _ in range(3 * connection.LANES)), return_exceptions=True
+                *(broker.counts("one") for _ in range(3 * connection.ASKING)), return_exceptions=True
             )
         assert {type(answer) for answer in answers} == {ReconcileError}
         assert {answer.reason for answer in answers if isinstance(answer, ReconcileError)} == {
             Reason.BROKER_TIMEOUT
         }
-        for _ in range(2 * connection.LANES):
+        await until(lambda: ("one", None) in broker.told.falls)
+        for _ in range(2 * connection.ASKING):
             assert (await broker.counts("one")).ready == 0
             assert (await broker.counts("two")).ready == 2
-        # Abandoned channels are closed.
-        wanted = connection.LANES + 1
+        # Extra channels are closed.
+        wanted = connection.ASKING + connection.DECLARING + 1
         await until(lambda: int(own_server.evaluate("length(rabbit_channel:list())")) <= wanted)
 
 

@@ -150,7 +150,7 @@ async def test_slow_broker_gets_only_one_poll_round_at_a_time(
             await answer.wait()
             return QueueCounts(0, 0, 0.0)
 
-        monkeypatch.setattr(handle.broker, "counts", counts)
+        monkeypatch.setattr(handle.broker, "poll", counts)
         for name in ("one", "two"):
             handle.poller.watch(JOBS, name).active = True
         await until(lambda: len(asked) == 2)
@@ -176,7 +176,7 @@ async def test_failed_poll_round_is_followed_by_another(
                 failed.append(queue)
                 raise RuntimeError("an unexpected error")
 
-            broken.setattr(handle.broker, "counts", counts)
+            broken.setattr(handle.broker, "poll", counts)
             await until(lambda: failed)
         await until(lambda: isinstance(polled.last, QueueCounts))
 
@@ -184,7 +184,7 @@ async def test_failed_poll_round_is_followed_by_another(
 async def test_frozen_broker_delays_no_other_broker(
     vhost: VirtualHost, rabbitmq_43: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workqueue_operator.broker.channel.CALL_TIMEOUT", 0.5)
+    monkeypatch.setattr("workqueue_operator.broker.connection.CALL_TIMEOUT", 0.5)
     with rabbitmq_43.new_vhost() as frozen_vhost:
         async with operators() as (brokers, _), channel_of(vhost) as channel:
             alive = await linked(brokers, vhost.url, "jobs")

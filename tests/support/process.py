@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tests.support.wait import eventually
 
 
 def memory(pid: int, what: str = "VmRSS") -> int:
@@ -28,10 +30,21 @@ def forget_peak(pid: int) -> None:
 def frozen(pid: int) -> Iterator[None]:
     """Stop the process while the context lasts (SIGSTOP); it must outlive the context."""
     os.kill(pid, signal.SIGSTOP)
+    # Threads that are running go on for a moment.
+    eventually(lambda: _states(pid) <= {"T", "t"}, what="all threads have stopped")
     try:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def _states(pid: int) -> set[str]:
+    """The states of all its threads."""
+    found = set()
+    for status in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError):
+            found.add(status.read_text().rpartition(")")[2].split()[0])
+    return found
 
 
 def _figure(pid: int, what: str) -> int:

@@ -19,15 +19,16 @@ NO_WORKERS = DeploymentView("jobs-worker", "d", 1, 0, 0, 0, True, "h", None)
 
 
 class Deployments(Targets):
-    """A Deployment of no replicas, and these pods."""
+    """A Deployment, and these pods."""
 
-    def __init__(self, pods: Sequence[PodView]) -> None:
+    def __init__(self, pods: Sequence[PodView], replicas: int = 0) -> None:
         self._pods = pods
+        self._replicas = replicas
 
     async def ensure(self, workqueue: WorkQueue, broker: str | None = None) -> Ensured:
         name = workload_name(workqueue.metadata.name)
         metadata = {"name": name, "uid": "d", "generation": 1}
-        return Ensured({"metadata": metadata, "spec": {"replicas": 0, "template": {}}})
+        return Ensured({"metadata": metadata, "spec": {"replicas": self._replicas, "template": {}}})
 
     def pods(self, workqueue: WorkQueue) -> list[PodView]:
         return list(self._pods)

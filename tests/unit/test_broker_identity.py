@@ -18,7 +18,7 @@ class OneOfTwo(Broker):
     def __init__(self, display: str, answer: Exception | None = None) -> None:
         self.binding: Any = SimpleNamespace(display=display, virtual_host="/")
         self.cluster = "rabbit@rabbitmq-0"
-        self._admins = []
+        self._declarations = None
         self._answer = answer
 
     @property
@@ -29,7 +29,7 @@ class OneOfTwo(Broker):
 
     async def delete_queue(self, queue: str, **_: Any) -> None: ...
 
-    async def counts(self, queue: str) -> Any:
+    async def counts(self, queue: str, **_: Any) -> Any:
         if self._answer is not None:
             raise self._answer
         return None

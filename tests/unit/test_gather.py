@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from workqueue_operator.kube.views import PodView
 from workqueue_operator.scaling import gather
 from workqueue_operator.scaling.depth import QueueReadings
 from workqueue_operator.scaling.gather import Connection, Gatherer, GatherState
-from workqueue_operator.workers.client import Workers
+from workqueue_operator.workers.client import Address, Workers, WorkerStatus
 
 READY = PodView("jobs-1", "uid-1", "127.0.0.1", True, True, False, "h", False, None)
 STARTING = PodView("jobs-0", "uid-0", "127.0.0.1", False, True, False, "h", False, None)
@@ -102,3 +103,98 @@ def test_replaced_worker_is_not_named(site: Site, clock: Clock) -> None:
 
     assert site.ask(0, another).unreachable is None
     assert set(site.state.silent_since) == {"uid-2"}
+
+
+class Asked(Workers):
+    """Workers that answer with a number of busy slots each, and count how often they are asked."""
+
+    def __init__(self, busy: int, slots: int = 1, silent: frozenset[str] = frozenset()) -> None:
+        self.status = WorkerStatus(
+            slots, busy, consuming=True, handler_seconds=5.0, deliveries_per_second=0.2
+        )
+        self.silent = silent
+        self.times = 0
+
+    async def statuses(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
+        self.times += 1
+        return {one.pod: self.status for one in addresses if one.pod not in self.silent}
+
+    async def stopping(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
+        return dict.fromkeys((one.pod for one in addresses), self.status)
+
+
+@dataclass
+class Passes:
+    """Passes over a WorkQueue with two workers."""
+
+    clock: Clock
+    workers: Asked
+    spec: dict[str, Any] = field(default_factory=dict)
+    ready: int = 0
+    pods: tuple[PodView, ...] = (READY, replace(READY, name="jobs-9", uid="uid-9"))
+    state: GatherState = field(default_factory=GatherState)
+
+    def run(self, seconds: float) -> int:
+        """Run a pass each second; return how often the workers were asked."""
+        before = self.workers.times
+        for _ in range(int(seconds)):
+            asyncio.run(self._pass())
+            self.clock.time += 1
+        return self.workers.times - before
+
+    async def _pass(self) -> None:
+        slots = self.workers.status.slots
+        watched = SimpleNamespace(last=QueueCounts(self.ready, len(self.pods) * slots, self.clock.time))
+        handle: Any = SimpleNamespace(
+            poller=SimpleNamespace(watch=lambda *_: watched),
+            broker=SimpleNamespace(doorbell_installed_at=lambda _: None),
+        )
+        nobody: Any = None
+        gatherer = Gatherer(Deployments(self.pods, replicas=2), self.workers, nobody, self.clock)
+        made = workqueue(**self.spec)
+        connection = Connection(handle, from_url("amqp://rabbit/"))
+        seen, self.state = await gatherer.gather(made, connection, self.state, ring=False)
+        _, self.state = await gatherer.gather_rest(seen, self.state)
+
+
+@pytest.mark.parametrize(
+    ("delay", "seconds"), [(0, 1), (10, 1), (30, 3), (60, 6), (3600, 10)], ids=lambda value: f"{value}-s"
+)
+def test_workers_are_asked_ten_times_per_scale_in_delay(delay: int, seconds: int, clock: Clock) -> None:
+    passes = Passes(clock, Asked(busy=1), {"scaling": {"scaleInDelaySeconds": delay}})
+
+    assert passes.run(60) == 60 / seconds
+
+
+_EACH_PASS: list[tuple[str, dict[str, Any]]] = [
+    ("surplus", {"workers": {"busy": 0}}),
+    ("waiting-message", {"ready": 1}),
+    ("workers-with-more-slots-than-messages-per-replica", {"workers": {"busy": 1, "slots": 20}}),
+    ("idle-worker-and-a-pin-below-the-count", {"workers": {"busy": 0}, "spec": {"replicas": 1}}),
+    ("silent-worker", {"workers": {"busy": 1, "silent": frozenset({"jobs-9"})}}),
+]
+
+
+@pytest.mark.parametrize("case", [case for _, case in _EACH_PASS], ids=[name for name, _ in _EACH_PASS])
+def test_workers_whose_answer_can_change_the_count_are_asked_in_each_pass(
+    case: dict[str, Any], clock: Clock
+) -> None:
+    workers = Asked(**{"busy": 1, **case.get("workers", {})})
+    passes = Passes(clock, workers, case.get("spec", {}), case.get("ready", 0))
+
+    assert passes.run(20) == 20
+
+
+def test_workers_at_the_maximum_are_asked_seldom(clock: Clock) -> None:
+    """Busy slots ask for more replicas than there may be, so that no answer changes the count."""
+    passes = Passes(clock, Asked(busy=4, slots=4), {"scaling": {"maxReplicas": 2}})
+
+    assert passes.run(18) == 3
+
+
+def test_new_worker_is_asked_in_the_next_pass(clock: Clock) -> None:
+    passes = Passes(clock, Asked(busy=1))
+    assert passes.run(2) == 1
+    passes.pods = (READY, replace(READY, name="jobs-7", uid="uid-7"))
+
+    assert passes.run(1) == 1

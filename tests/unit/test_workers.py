@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from tests.support.wait import until
 from workqueue.contract import signing
 from workqueue.contract.signing import Purpose, SignatureCheck
 from workqueue_operator.workers import client as module
@@ -233,6 +234,115 @@ async def test_ipv6_address_is_supported() -> None:
     made = Workers(8090)
     assert made._url(Address("a", "u", "fd00::1"), "/status") == "http://[fd00::1]:8090/status"
     await made.close()
+
+
+class Silent:
+    """An endpoint that takes requests and never answers."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.port = 0
+        self._server: asyncio.Server | None = None
+
+    async def start(self, port: int = 0, host: str = "127.0.0.3") -> None:
+        self._server = await asyncio.start_server(self._on_request, host, port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _on_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.requests += 1
+        while await reader.read(65_536):
+            pass
+        writer.close()
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+
+@pytest.fixture
+async def silent(endpoint: Endpoint) -> AsyncIterator[Silent]:
+    made = Silent()
+    await made.start(endpoint.port)
+    yield made
+    made.close()
+
+
+def silent_pods(count: int) -> list[Address]:
+    return [Address(f"silent-{number}", f"uid-{number}", "127.0.0.3") for number in range(count)]
+
+
+async def test_silent_workers_of_one_workqueue_delay_no_other_workqueue(
+    workers: Workers, silent: Silent
+) -> None:
+    others = asyncio.create_task(workers.statuses(silent_pods(100)))
+    await until(lambda: silent.requests)
+
+    assert list(await workers.statuses([A])) == ["a"]
+    assert await workers.retire([A], KEYS) == {"a": Answer.RETIRED}
+
+    assert not others.done()
+    assert await others == {}
+
+
+async def test_silent_workers_hide_no_other_worker_of_their_workqueue(
+    workers: Workers, silent: Silent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS", 2)
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(workers._session, "_timeout", aiohttp.ClientTimeout(total=0.1))
+
+    await until(lambda: answers_a(workers, [*silent_pods(10), A]), seconds=60)
+
+    assert silent.requests
+
+
+async def answers_a(workers: Workers, pods: list[Address]) -> bool:
+    return list(await workers.statuses(pods)) == ["a"]
+
+
+async def test_silent_worker_is_left_alone_for_a_pause(
+    workers: Workers, silent: Silent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENT_PAUSE", (60.0, 60.0))
+    pods = silent_pods(1)
+    assert await workers.statuses(pods) == {}
+    asked = silent.requests
+
+    assert await workers.statuses(pods) == {}
+    assert await workers.retire(pods, KEYS) == {"silent-0": Answer.UNREACHABLE}
+
+    assert silent.requests == asked == 1
+
+
+async def test_silent_worker_that_answers_again_is_asked_each_time(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT", aiohttp.ClientTimeout(total=0.1))
+    monkeypatch.setattr(module, "SILENT_PAUSE", (0.01, 0.01))
+    made = Workers(endpoint.port)
+    endpoint.install.clear()
+    assert await made.statuses([A]) == {}
+    endpoint.install.set()
+
+    await until(lambda: answers_a(made, [A]))
+
+    assert await answers_a(made, [A])
+    await made.close()
+
+
+async def test_refused_connection_is_no_silence(workers: Workers) -> None:
+    """A worker that starts refuses connections, and is asked again immediately."""
+    assert await workers.statuses([NOBODY]) == {}
+    assert await workers.stopping([NOBODY]) == {"nobody": module.ENDED}
+
+
+async def test_forgotten_silences_are_dropped(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENCES_KEPT", 2)
+    monkeypatch.setattr(module, "SILENT_PAUSE", (-100.0, 1.0))
+    for address in silent_pods(5):
+        workers._note(address, TimeoutError())
+
+    assert len(workers._silences) == 1
 
 
 async def test_many_workers_are_asked_over_few_connections(workers: Workers, endpoint: Endpoint) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from dataclasses import replace
 
 from workqueue.contract.binding import Binding
 from workqueue_operator.api.reasons import Reason
+from workqueue_operator.broker.lookup import addresses_of
 from workqueue_operator.destinations import Destinations
 from workqueue_operator.errors import ReconcileError
 
@@ -20,7 +20,7 @@ async def permitted(binding: Binding, destinations: Destinations) -> Binding:
     """
     if destinations.anywhere:
         return binding
-    refusals = [await _refusal(host, port, destinations) for host, port in binding.addresses]
+    refusals = await asyncio.gather(*(_refusal(host, port, destinations) for host, port in binding.addresses))
     kept = [place for place, refusal in zip(binding.addresses, refusals, strict=True) if not refusal]
     if not kept:
         raise ReconcileError(
@@ -35,13 +35,34 @@ async def _refusal(host: str, port: int, destinations: Destinations) -> str:
     if not destinations.permits(host):
         return f"allowedBrokerHosts does not list {host!r}"
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+        found = await addresses_of(host, port)
+    except OSError:
         # The connection attempt fails with the same error and reports it.
         return ""
-    for *_, place in found:
-        if not destinations.permits_address(host, str(place[0])):
+    for _, address in found:
+        if not destinations.permits_address(host, address):
             return (
-                f"{host!r} resolves to {place[0]}, an address of the operator, its node or a metadata service"
+                f"{host!r} resolves to {address}, an address of the operator, its node or a metadata service"
             )
     return ""
+
+
+async def resolved(binding: Binding) -> list[tuple[str, tuple[str, int]]]:
+    """Return each host of a binding with its IP addresses and port, in order.
+
+    Raises:
+        OSError: no host has an address.
+    """
+    places: list[tuple[str, tuple[str, int]]] = []
+    problem: BaseException | None = None
+    answers = await asyncio.gather(
+        *(addresses_of(host, port) for host, port in binding.addresses), return_exceptions=True
+    )
+    for (host, port), answer in zip(binding.addresses, answers, strict=True):
+        if isinstance(answer, BaseException):
+            problem = answer
+        else:
+            places += [(host, (address, port)) for _, address in answer]
+    if not places and problem is not None:
+        raise problem
+    return places

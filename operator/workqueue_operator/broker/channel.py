@@ -1,10 +1,17 @@
-"""An AMQP channel with awaitable calls (declare, delete, bind). Doorbells use raw channels, because they consume."""
+"""AMQP channels with awaitable calls (declare, get, delete, bind). Doorbells use raw channels, because they consume.
+
+A queue that hangs also blocks RabbitMQ's process of the channel that asks it, until it answers, even if the client
+closes the channel. A classic queue hangs while its node is frozen, a quorum queue while it has no majority. So each
+kind of call has a few channels of its own, and a queue that does not answer keeps the channel on which it was asked:
+no other call waits for that channel, and the queue gets no further call until it has answered or a pause has passed.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from pika.adapters.asyncio_connection import AsyncioConnection
@@ -14,15 +21,29 @@ from pika.exceptions import (
     ChannelWrongStateError,
     ConnectionClosedByBroker,
     ConnectionWrongStateError,
+    NoFreeChannels,
 )
 
 from workqueue.amqp.errors import describe
+from workqueue_operator.backoff import delay
 
 CALL_TIMEOUT: Final = 2.0
-"""Seconds for one answer of the broker. Then the channel is closed, because a late answer could not be matched."""
+"""Seconds for one answer of the broker, including the wait for a channel."""
 
 DECLARE_TIMEOUT: Final = 5.0
-"""Seconds for a declaration or deletion: RabbitMQ waits for the members of a new quorum queue."""
+"""The same for a declaration or deletion: RabbitMQ waits for the members of a new quorum queue."""
+
+PLACE_SECONDS: Final = 0.25
+"""Seconds for which a call makes others wait for a channel. A healthy queue answers within milliseconds."""
+
+SILENT_PAUSE: Final = (2.0, 60.0)
+"""The first and the longest pause, in seconds, before a queue that did not answer is asked on another channel."""
+
+SILENT_CALLS: Final = 3
+"""Calls without an answer that a queue may have outstanding. Each keeps a channel."""
+
+SHARE_OF_CHANNELS: Final = 8
+"""Calls of one kind that exceed PLACE_SECONDS may keep one in this many of the connection's channels."""
 
 Send: TypeAlias = Callable[[PikaChannel, Callable[[Any], None]], object]
 
@@ -52,97 +73,204 @@ def words_of(error: BaseException) -> str:
 
 
 class CallChannel:
-    """A channel that makes one call at a time. It opens at the first call, and again after the broker closed it.
+    """A channel that makes one call at a time. It opens at the first call, and again after the broker closed it."""
 
-    Args:
-        connection: the open connection. A CallChannel must not outlive it.
-        timeout: seconds for one answer; math.inf for no limit. Defaults to `CALL_TIMEOUT`.
-    """
-
-    def __init__(self, connection: AsyncioConnection, timeout: float | None = None) -> None:
+    def __init__(self, connection: AsyncioConnection) -> None:
         self._connection = connection
-        self._timeout = timeout
         self._channel: PikaChannel | None = None
-        self._pending: asyncio.Future[Any] | None = None
-        self._turn = asyncio.Lock()
-        self.waiting = 0
+        self._send: Send | None = None
+        self._answer: asyncio.Future[Any] | None = None
 
-    async def call(self, send: Send) -> Any:
-        """Make one call and wait for its answer.
+    def begin(self, send: Send) -> asyncio.Future[Any]:
+        """Send a call. The call before it has ended.
 
         Args:
             send: sends the call. Its arguments are the channel and the callback for the answer.
 
-        Raises:
-            ChannelRefusedError: the broker refused. The next call opens a new channel.
-            ChannelLostError: there was no answer.
+        Returns:
+            The answer, or ChannelRefusedError or ChannelLostError. It must not be cancelled.
         """
-        self.waiting += 1
-        limit = CALL_TIMEOUT if self._timeout is None else self._timeout
+        answer = self._answer = asyncio.get_running_loop().create_future()
+        self._send = send
         try:
-            async with self._turn:
-                try:
-                    async with asyncio.timeout(None if limit == math.inf else limit):
-                        return await self._exchange(send)
-                except TimeoutError as error:
-                    self._discard()
-                    raise ChannelLostError(f"no answer within {limit:g} s") from error
-                except asyncio.CancelledError:
-                    self._discard()
-                    raise
-        finally:
-            self.waiting -= 1
+            if self._channel is None:
+                self._channel = self._connection.channel(on_open_callback=self._on_open)
+                self._channel.add_on_close_callback(self._on_close)
+            else:
+                self._on_open(self._channel)
+        except (ChannelWrongStateError, ConnectionWrongStateError):
+            self._fail(ChannelLostError("the connection is closed"))
+        except NoFreeChannels:
+            self._fail(ChannelLostError("the connection has no free channel"))
+        return answer
 
-    async def _exchange(self, send: Send) -> Any:
-        try:
-            channel = self._channel or await self._open()
-            self._expect()
-            send(channel, lambda frame: self._settle(channel, frame))
-        except (ChannelWrongStateError, ConnectionWrongStateError) as error:
-            self._channel = None
-            raise ChannelLostError("the connection is closed") from error
-        return await self._answer()
+    def close(self) -> None:
+        """Close the channel. No call may be outstanding."""
+        channel, self._channel = self._channel, None
+        if channel is not None and channel.is_open:
+            channel.close()
 
-    async def _open(self) -> PikaChannel:
-        self._expect()
-        channel = self._connection.channel(on_open_callback=lambda opened: self._settle(opened, None))
-        channel.add_on_close_callback(self._on_close)
-        self._channel = channel
-        await self._answer()
-        return channel
+    def _on_open(self, channel: PikaChannel) -> None:
+        send, self._send = self._send, None
+        if send is not None:
+            send(channel, self._settle)
 
-    def _expect(self) -> None:
-        self._pending = asyncio.get_running_loop().create_future()
+    def _settle(self, answer: Any) -> None:
+        # The future refers to the frames that await it. It is dropped here, so that all of it is freed without the
+        # garbage collector.
+        pending, self._answer = self._answer, None
+        if pending is not None and not pending.done():
+            pending.set_result(answer)
 
-    async def _answer(self) -> Any:
-        assert self._pending is not None  # noqa: S101 - the callers have just set it
-        try:
-            return await self._pending
-        finally:
-            # An exception in the future refers to the frames that awaited it, and these refer to the future. Break
-            # the cycle, so that all of it is freed without the garbage collector.
-            self._pending = None
-
-    def _settle(self, channel: PikaChannel, answer: Any) -> None:
-        if channel is self._channel and self._pending is not None and not self._pending.done():
-            self._pending.set_result(answer)
+    def _fail(self, error: Exception) -> None:
+        self._channel = self._send = None
+        pending, self._answer = self._answer, None
+        if pending is not None and not pending.done():
+            pending.set_exception(error)
 
     def _on_close(self, channel: PikaChannel, reason: Exception) -> None:
         if channel is not self._channel:
             return
-        self._channel = None
-        if self._pending is not None and not self._pending.done():
-            if isinstance(reason, ChannelClosedByBroker):
-                self._pending.set_exception(ChannelRefusedError(reason.reply_code, reason.reply_text))
-            else:
-                self._pending.set_exception(ChannelLostError(words_of(reason)))
+        if isinstance(reason, ChannelClosedByBroker):
+            self._fail(ChannelRefusedError(reason.reply_code, reason.reply_text))
+        else:
+            self._fail(ChannelLostError(words_of(reason)))
 
-    def close(self) -> None:
-        """Close the channel. The next call opens a new one."""
-        self._discard()
 
-    def _discard(self) -> None:
-        channel, self._channel = self._channel, None
-        # Also close a channel that is still opening. Otherwise it would stay open at the broker.
-        if channel is not None and (channel.is_open or channel.is_opening):
-            channel.close()
+@dataclass(eq=False, slots=True)
+class _Silence:
+    """A queue that did not answer in time.
+
+    Attributes:
+        failures: how often in a row.
+        outstanding: its calls without an answer.
+        retry_at: when it may be asked again, on the event loop's clock.
+    """
+
+    failures: int = 0
+    outstanding: int = 0
+    retry_at: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A call without an answer so far.
+
+    Attributes:
+        has_place: whether it counts towards the calls that others wait for.
+        timer: ends that.
+    """
+
+    channel: CallChannel
+    has_place: bool = True
+    timer: asyncio.TimerHandle | None = None
+
+
+class Calls:
+    """Calls of one kind over a few channels of one connection. They end with the connection.
+
+    Args:
+        connection: an open connection.
+        seconds: for one answer, including the wait for a channel.
+        channels: how many are kept open, and how many calls run before others wait.
+        on_answer: called with the name of a queue that has answered too late, and may be asked again.
+    """
+
+    def __init__(
+        self,
+        connection: AsyncioConnection,
+        seconds: float,
+        channels: int,
+        on_answer: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._connection = connection
+        self._seconds = seconds
+        self._most_idle = channels
+        self._on_answer = on_answer
+        self._places = asyncio.Semaphore(channels)
+        self._idle: list[CallChannel] = []
+        self._slow = 0
+        self._silences: dict[str, _Silence] = {}
+
+    async def call(self, queue: str, send: Send) -> Any:
+        """Make one call about a queue and wait for its answer.
+
+        Args:
+            queue: is left alone for a growing pause if it does not answer.
+            send: as for `CallChannel.begin`.
+
+        Raises:
+            ChannelRefusedError: the broker refused.
+            ChannelLostError: there was no answer, or there was none lately.
+        """
+        loop = asyncio.get_running_loop()
+        silence = self._silences.get(queue)
+        if silence is not None and (loop.time() < silence.retry_at or silence.outstanding >= SILENT_CALLS):
+            raise self._no_answer()
+        answer: asyncio.Future[Any] | None = None
+        try:
+            async with asyncio.timeout(self._seconds):
+                answer = await self.begin(send)
+                said = await asyncio.shield(answer)
+        except TimeoutError:
+            if answer is None:
+                raise ChannelLostError("the broker is busy with calls about other queues") from None
+            self._note_silence(queue, answer)
+            raise self._no_answer() from None
+        except ChannelRefusedError:
+            self._silences.pop(queue, None)
+            raise
+        finally:
+            del answer
+        self._silences.pop(queue, None)
+        return said
+
+    async def begin(self, send: Send) -> asyncio.Future[Any]:
+        """Send a call as soon as a channel is free. Returns as `CallChannel.begin` does."""
+        await self._places.acquire()
+        running = _Running(self._idle.pop() if self._idle else CallChannel(self._connection))
+        answer = running.channel.begin(send)
+        running.timer = asyncio.get_running_loop().call_later(PLACE_SECONDS, self._on_slow, running)
+        answer.add_done_callback(partial(self._on_end, running))
+        return answer
+
+    def _on_slow(self, running: _Running) -> None:
+        """Let another call begin although this one has no answer, unless very many have none."""
+        if self._slow < int(self._connection.params.channel_max) // SHARE_OF_CHANNELS:
+            self._slow += 1
+            running.has_place = False
+            self._places.release()
+
+    def _on_end(self, running: _Running, answer: asyncio.Future[Any]) -> None:
+        # Otherwise asyncio would log the error of a call that nobody awaits any longer.
+        answer.exception()
+        if running.timer is not None:
+            running.timer.cancel()
+        if running.has_place:
+            self._places.release()
+        else:
+            self._slow -= 1
+        if len(self._idle) < self._most_idle:
+            self._idle.append(running.channel)
+        else:
+            running.channel.close()
+
+    def _no_answer(self) -> ChannelLostError:
+        return ChannelLostError(f"no answer within {self._seconds:g} s")
+
+    def _note_silence(self, queue: str, answer: asyncio.Future[Any]) -> None:
+        silence = self._silences.setdefault(queue, _Silence())
+        silence.outstanding += 1
+        now = asyncio.get_running_loop().time()
+        if now >= silence.retry_at:
+            # Of calls that were made together, one counts.
+            silence.failures += 1
+            silence.retry_at = now + delay(silence.failures, *SILENT_PAUSE)
+        answer.add_done_callback(partial(self._on_late_answer, queue, silence))
+
+    def _on_late_answer(self, queue: str, silence: _Silence, answer: asyncio.Future[Any]) -> None:
+        silence.outstanding -= 1
+        if isinstance(answer.exception(), ChannelLostError):
+            return
+        silence.retry_at = 0.0
+        self._on_answer(queue)

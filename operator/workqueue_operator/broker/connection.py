@@ -10,8 +10,8 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pika.adapters.asyncio_connection import AsyncioConnection
@@ -37,12 +37,14 @@ from workqueue.contract import topology
 from workqueue.contract.binding import Binding
 from workqueue.contract.topology import BrokerVersion, Plan, Queue, conflict_advice
 from workqueue_operator.api.reasons import Reason
-from workqueue_operator.broker.addresses import permitted
+from workqueue_operator.broker.addresses import permitted, resolved
 from workqueue_operator.broker.channel import (
+    CALL_TIMEOUT,
     DECLARE_TIMEOUT,
-    CallChannel,
+    Calls,
     ChannelLostError,
     ChannelRefusedError,
+    Send,
     words_of,
 )
 from workqueue_operator.broker.doorbell import Doorbells
@@ -52,11 +54,14 @@ from workqueue_operator.errors import ReconcileError
 
 logger = logging.getLogger(__name__)
 
-LANES: Final = 8
+POLLING: Final = 8
 """Channels for polls. A channel has one call outstanding; 8 channels were measured as cheaper than 1."""
 
+ASKING: Final = 4
+"""Channels for questions of passes, such as after a ring. Separate, so that they never wait for a poll."""
+
 DECLARING: Final = 4
-"""Separate channels for declarations and deletions, so that they never delay a poll."""
+"""Channels for declarations and deletions."""
 
 HEARTBEAT_SECONDS: Final = 5
 """A frozen operator holds one message of each queue after a ring, until its heartbeat times out."""
@@ -65,6 +70,8 @@ CONNECT_TIMEOUT: Final = 5.0
 CLOSE_TIMEOUT: Final = 1.0
 RECONNECT_SECONDS: Final = (0.2, 5.0)
 """The first and the longest pause between two attempts, in seconds, with full jitter."""
+
+_COMPARISON: Final = "comparison of two connections"
 
 _NOT_FOUND: Final = 404
 _ACCESS_REFUSED: Final = 403
@@ -129,8 +136,9 @@ class Broker:
         self._on_state = on_state
         self._connection: AsyncioConnection | None = None
         self._doorbells: Doorbells | None = None
-        self._lanes: list[CallChannel] = []
-        self._admins: list[CallChannel] = []
+        self._polls: Calls | None = None
+        self._questions: Calls | None = None
+        self._declarations: Calls | None = None
         self._settled = asyncio.Event()
         self._closed: asyncio.Future[BaseException] | None = None
         self._task = asyncio.create_task(self._run(), name=f"broker {binding.display}")
@@ -201,15 +209,26 @@ class Broker:
 
     # -- polls ---------------------------------------------------------------------------------------
 
-    async def counts(self, queue: str) -> QueueCounts:
+    async def counts(self, queue: str, *, about: str = "") -> QueueCounts:
         """Return the counts of a queue, by passive declare.
+
+        Args:
+            about: the name under which a missing answer is noted, if it is not the queue's.
 
         Raises:
             QueueMissingError: the queue does not exist.
             ReconcileError: no connection, no answer, or no permission.
         """
+        return await self._passive_declare(self._questions, queue, about or queue)
+
+    async def poll(self, queue: str) -> QueueCounts:
+        """Do the same for a round over many queues, which no pass waits for."""
+        return await self._passive_declare(self._polls, queue, queue)
+
+    async def _passive_declare(self, calls: Calls | None, queue: str, about: str) -> QueueCounts:
         frame = await self._call(
-            _freest(self._lanes),
+            calls,
+            about,
             lambda channel, done: channel.queue_declare(queue, passive=True, callback=done),
             f"queue {queue!r}",
         )
@@ -262,14 +281,15 @@ class Broker:
         classic = {"x-queue-type": "classic"}
         try:
             await self._call(
-                _freest(self._admins),
+                self._declarations,
+                queue,
                 lambda channel, done: channel.queue_declare(
                     name, exclusive=True, auto_delete=True, arguments=classic, callback=done
                 ),
                 f"queue {name!r}",
             )
             try:
-                await other.counts(name)
+                await other.counts(name, about=_COMPARISON)
             finally:
                 await self.delete_queue(name)
         except QueueMissingError:
@@ -309,7 +329,8 @@ class Broker:
         if plan.exchange is not None:
             exchange = plan.exchange
             await self._call(
-                _freest(self._admins),
+                self._declarations,
+                plan.queues[0].name,
                 lambda channel, done: channel.exchange_declare(
                     exchange.name, exchange_type=exchange.type.value.lower(), durable=True, callback=done
                 ),
@@ -318,14 +339,18 @@ class Broker:
         for queue in missing:
             answers[queue.name] = await self.declare_queue(queue)
         for binding in plan.bindings:
-            await self._call(
-                _freest(self._admins),
-                lambda channel, done, binding=binding: channel.queue_bind(
-                    binding.queue, binding.exchange, binding.routing_key, callback=done
-                ),
-                f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
-            )
+            await self._bind(binding)
         return answers
+
+    async def _bind(self, binding: topology.QueueBinding) -> None:
+        await self._call(
+            self._declarations,
+            binding.queue,
+            lambda channel, done: channel.queue_bind(
+                binding.queue, binding.exchange, binding.routing_key, callback=done
+            ),
+            f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
+        )
 
     async def unbind(self, binding: topology.QueueBinding) -> None:
         """Remove a binding, if it exists.
@@ -335,7 +360,8 @@ class Broker:
         """
         with contextlib.suppress(QueueMissingError):
             await self._call(
-                _freest(self._admins),
+                self._declarations,
+                binding.queue,
                 lambda channel, done: channel.queue_unbind(
                     binding.queue, binding.exchange, binding.routing_key, callback=done
                 ),
@@ -349,7 +375,8 @@ class Broker:
             ReconcileError: as `declare`.
         """
         frame = await self._call(
-            _freest(self._admins),
+            self._declarations,
+            queue.name,
             lambda channel, done: channel.queue_declare(
                 queue.name, durable=True, arguments=dict(queue.arguments), callback=done
             ),
@@ -369,7 +396,8 @@ class Broker:
         """
         with contextlib.suppress(QueueMissingError):
             await self._call(
-                _freest(self._admins),
+                self._declarations,
+                queue,
                 lambda channel, done: channel.queue_delete(
                     queue, if_unused=if_unused, if_empty=if_empty, callback=done
                 ),
@@ -381,19 +409,30 @@ class Broker:
         if self._doorbells is not None:
             self._doorbells.mark_vanished(queue)
 
-    async def _call(self, channel: CallChannel | None, send: Any, what: str, advice: str = "") -> Any:
-        if channel is None:
+    async def _call(self, calls: Calls | None, queue: str, send: Send, what: str, advice: str = "") -> Any:
+        """Make one call about a queue.
+
+        Args:
+            calls: of this kind; None without a connection.
+            what: what the call is about, for messages.
+            advice: added to the message about a conflict.
+        """
+        if calls is None:
             await self.ready()
             raise ReconcileError(
                 Reason.BROKER_UNREACHABLE, self._silent(what, "the connection was just reopened")
             )
         try:
-            return await channel.call(send)
+            return await calls.call(queue, send)
         except ChannelLostError as error:
             reason = Reason.BROKER_TIMEOUT if self.connected else Reason.BROKER_UNREACHABLE
             raise ReconcileError(reason, self._silent(what, str(error))) from error
         except ChannelRefusedError as error:
             raise self._refusal(error, what, advice) from error
+
+    def _on_answer(self, queue: str) -> None:
+        """A queue answers again: the next pass finds out what it says."""
+        self._on_removed(queue, None)
 
     def _silent(self, what: str, why: str) -> str:
         return (
@@ -454,8 +493,9 @@ class Broker:
         self.version = BrokerVersion.parse(str((connection.server_properties or {}).get("version", "")))
         self.cluster = str((connection.server_properties or {}).get("cluster_name", ""))
         self._doorbells = Doorbells(connection, self._on_ring, self._on_removed)
-        self._lanes = [CallChannel(connection) for _ in range(LANES)]
-        self._admins = [CallChannel(connection, DECLARE_TIMEOUT) for _ in range(DECLARING)]
+        self._polls = Calls(connection, CALL_TIMEOUT, POLLING, self._on_answer)
+        self._questions = Calls(connection, CALL_TIMEOUT, ASKING, self._on_answer)
+        self._declarations = Calls(connection, DECLARE_TIMEOUT, DECLARING, self._on_answer)
         self.problem = None
         self._settled.set()
         logger.info(
@@ -469,7 +509,7 @@ class Broker:
     def _note(self, problem: ReconcileError) -> None:
         changed = self.problem is None or self.problem.message != problem.message
         self._connection = self._doorbells = None
-        self._lanes, self._admins = [], []
+        self._polls = self._questions = self._declarations = None
         self.problem = problem
         self._settled.set()
         if changed:
@@ -532,9 +572,13 @@ class Broker:
                 f"A certificate or key for {self.binding.display} is invalid ({error}). "
                 "Correct ca.crt, tls.crt and tls.key in the Secret: each must be PEM, the key without a passphrase.",
             ) from error
+        try:
+            places = await resolved(binding)
+        except OSError as error:
+            raise _unreachable(binding, error) from error
         return [
             connection_parameters(
-                binding,
+                _with_server_name(binding, host),
                 address,
                 made,
                 {"connection_name": "workqueue-operator"},
@@ -542,19 +586,15 @@ class Broker:
                 socket_timeout=CONNECT_TIMEOUT,
                 stack_timeout=CONNECT_TIMEOUT,
             )
-            for address in binding.addresses
+            for host, address in places
         ]
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         self._doorbells = None
-        self._lanes, self._admins = [], []
+        self._polls = self._questions = self._declarations = None
         if connection is not None and connection.is_open:
             connection.close()
-
-
-def _freest(channels: Sequence[CallChannel]) -> CallChannel | None:
-    return min(channels, key=lambda channel: channel.waiting, default=None)
 
 
 def _connect_problem(error: AMQPConnectorException, binding: Binding) -> ReconcileError:
@@ -586,9 +626,19 @@ def _connect_problem(error: AMQPConnectorException, binding: Binding) -> Reconci
                 else f"{said}. Give the user access to it (rabbitmqctl set_permissions)."
             ),
         )
-    inner = getattr(cause, "exception", None) or cause
+    return _unreachable(binding, getattr(cause, "exception", None) or cause)
+
+
+def _with_server_name(binding: Binding, host: str) -> Binding:
+    """Return the binding for a connection to an IP address of a host, whose certificate names the host."""
+    if binding.tls is None or binding.tls.server_name:
+        return binding
+    return replace(binding, tls=replace(binding.tls, server_name=host))
+
+
+def _unreachable(binding: Binding, error: BaseException) -> ReconcileError:
     return ReconcileError(
         Reason.BROKER_UNREACHABLE,
-        f"The operator cannot connect to the broker {binding.display} ({words_of(inner)}). Check host and port in "
+        f"The operator cannot connect to the broker {binding.display} ({words_of(error)}). Check host and port in "
         "the Secret, DNS, NetworkPolicies and the broker. Replicas stay unchanged.",
     )

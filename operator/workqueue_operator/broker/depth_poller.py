@@ -7,12 +7,12 @@ overlap. Each broker has its own poller, so that a broker that is down delays no
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from workqueue_operator.broker.channel import PLACE_SECONDS
 from workqueue_operator.broker.connection import Broker, QueueCounts, QueueMissingError
 from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.store import Key
@@ -96,6 +96,7 @@ class DepthPoller:
         self.seconds = seconds
         self._watched: dict[tuple[Key, str], PolledQueue] = {}
         self._by_queue: dict[str, tuple[Key, ...]] = {}
+        self._polling: dict[PolledQueue, asyncio.Task[None]] = {}
         self.last_round = asyncio.get_running_loop().time()
         self._tasks = [
             asyncio.create_task(
@@ -170,10 +171,16 @@ class DepthPoller:
 
     async def ask(self, polled: PolledQueue) -> QueueCounts | QueueMissing | ReconcileError:
         """Poll a queue now and record the answer. Does not wake the WorkQueue."""
+        return await self._record(polled, self._broker.counts)
+
+    @staticmethod
+    async def _record(
+        polled: PolledQueue, poll: Callable[[str], Awaitable[QueueCounts]]
+    ) -> QueueCounts | QueueMissing | ReconcileError:
         polled.doubtful = False
         answer: QueueCounts | QueueMissing | ReconcileError
         try:
-            answer = await self._broker.counts(polled.queue)
+            answer = await poll(polled.queue)
         except QueueMissingError:
             answer = QUEUE_MISSING
         except ReconcileError as problem:
@@ -197,10 +204,10 @@ class DepthPoller:
 
     async def close(self) -> None:
         """Stop."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._polling.values()]
+        for task in tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _rounds(self, seconds: float, chosen: Callable[[PolledQueue], bool]) -> None:
         while True:
@@ -215,12 +222,28 @@ class DepthPoller:
                 self.last_round = asyncio.get_running_loop().time()
 
     async def _round(self, entries: list[PolledQueue]) -> None:
+        """Poll queues, a few at a time. A queue that does not answer soon is left behind with its poll."""
         for start in range(0, len(entries), IDLE_CHUNK):
-            await asyncio.gather(*(self._look(entry) for entry in entries[start : start + IDLE_CHUNK]))
+            polls = [
+                self._begin(entry)
+                for entry in entries[start : start + IDLE_CHUNK]
+                if entry not in self._polling
+            ]
+            if polls:
+                await asyncio.wait(polls, timeout=PLACE_SECONDS)
+
+    def _begin(self, polled: PolledQueue) -> asyncio.Task[None]:
+        poll = self._polling[polled] = asyncio.create_task(self._look(polled))
+        poll.add_done_callback(lambda _: self._polling.pop(polled, None))
+        return poll
 
     async def _look(self, polled: PolledQueue) -> None:
         before = _numbers(polled.last)
-        await self.ask(polled)
+        try:
+            await self._record(polled, self._broker.poll)
+        except Exception:
+            # An unexpected error in one poll must not stop the rounds.
+            logger.exception("Polling a queue failed.", extra={"queue": polled.queue})
         if _numbers(polled.last) != before:
             self._wake(polled.key)
 

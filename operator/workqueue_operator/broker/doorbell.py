@@ -37,7 +37,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 
-from workqueue_operator.broker.channel import CallChannel, ChannelLostError, ChannelRefusedError
+from workqueue_operator.broker.channel import CALL_TIMEOUT, Calls, ChannelLostError, ChannelRefusedError
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ PRIORITY: Final = -1000
 ANSWER_SECONDS: Final = 2.0
 """Seconds until a call counts as unanswered."""
 
-PROBES_KEPT: Final = 16
-"""Number of channels kept open for proofs that a queue answers."""
+PROBING: Final = 16
+"""Channels for proofs that a queue answers."""
 
 RETRY_SECONDS: Final = (2.0, 60.0)
 """The first and the longest pause before a retry on a queue that did not answer, in seconds."""
@@ -142,7 +142,7 @@ class Doorbells:
         self._channels: list[_ConsumerChannel] = []
         self._vanished: set[str] = set()
         self._silences: dict[str, _Silence] = {}
-        self._probes: list[CallChannel] = []
+        self._probes = Calls(connection, CALL_TIMEOUT, PROBING)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -214,10 +214,10 @@ class Doorbells:
             ChannelRefusedError: the broker refused the call.
             ChannelLostError: the channel or the connection was lost.
         """
-        probe = self._probes.pop() if self._probes else CallChannel(self._connection, math.inf)
+        answer = await self._probes.begin(lambda channel, done: _get(channel, queue, done))
         watchdog = asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._on_silence, queue)
         try:
-            found: bool = await probe.call(lambda channel, done: _get(channel, queue, done))
+            found: bool = await asyncio.shield(answer)
         except ChannelRefusedError as error:
             # A queue with a single active consumer refuses basic.get. That, too, is an answer of its members.
             if error.code != _RESOURCE_LOCKED:
@@ -225,10 +225,6 @@ class Doorbells:
             found = False
         finally:
             watchdog.cancel()
-            if len(self._probes) < PROBES_KEPT:
-                self._probes.append(probe)
-            else:
-                probe.close()
         if self._silences.pop(queue, None) is not None:
             self._on_removed(queue, None)
         return found

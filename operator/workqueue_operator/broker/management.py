@@ -10,6 +10,7 @@ import contextlib
 import errno
 import ipaddress
 import json
+import socket
 import time
 from http import HTTPStatus
 from typing import Any, Final
@@ -17,12 +18,14 @@ from urllib.parse import quote, urlsplit
 
 import aiohttp
 from aiohttp import encode_basic_auth
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from workqueue.contract.binding import TLS, Binding
 from workqueue.contract.topology import is_delay_queue
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.bounded_http import PLAIN, body, described
+from workqueue_operator.broker.lookup import addresses_of
 from workqueue_operator.broker.tls import context
 from workqueue_operator.destinations import ANYWHERE, Destinations
 
@@ -30,6 +33,9 @@ TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
 
 LARGEST_QUEUE: Final = 64 * 1024
 """Maximum size of a response about one queue, in bytes."""
+
+PER_SERVER: Final = 8
+"""Connections to one server."""
 
 PAGE: Final = 100
 LARGEST_PAGE: Final = 256 * 1024
@@ -68,7 +74,8 @@ class Management:
 
     def __init__(self, destinations: Destinations = ANYWHERE) -> None:
         self._destinations = destinations
-        connector = aiohttp.TCPConnector(resolver=_Resolver(destinations))
+        # One server that hangs takes few connections, and none of another server.
+        connector = aiohttp.TCPConnector(resolver=_Resolver(destinations), limit=0, limit_per_host=PER_SERVER)
         self._session = aiohttp.ClientSession(timeout=TIMEOUT, connector=connector, **PLAIN)
         self._last: dict[tuple[str, str], tuple[float, int]] = {}
 
@@ -145,18 +152,28 @@ class Management:
         return json.loads(text) if len(text) <= PARSED_AT_ONCE else await asyncio.to_thread(json.loads, text)
 
 
-class _Resolver(aiohttp.DefaultResolver):  # type: ignore[misc, valid-type]
+class _Resolver(AbstractResolver):
     """Resolves host names, and refuses forbidden addresses."""
 
     def __init__(self, destinations: Destinations) -> None:
-        super().__init__()
         self._destinations = destinations
 
-    async def resolve(self, host: str, *arguments: Any, **named: Any) -> Any:
-        found = await super().resolve(host, *arguments, **named)
-        for one in found:
-            _require_address(host, one["host"], self._destinations)
-        return found
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await addresses_of(host, port)
+        for _, address in found:
+            _require_address(host, address, self._destinations)
+        return [
+            ResolveResult(
+                hostname=host, host=address, port=port, family=one, proto=0, flags=socket.AI_NUMERICHOST
+            )
+            for one, address in found
+            if family in {socket.AF_UNSPEC, one}
+        ]
+
+    async def close(self) -> None:
+        """Nothing is open."""
 
 
 def _require(host: str, destinations: Destinations) -> None:

@@ -5,6 +5,7 @@ The connection closes when its last WorkQueue leaves.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,6 +18,12 @@ from workqueue_operator.kube.store import Key
 
 SAME_KEPT: Final = 1000
 """Pairs of connections for which the result of `are_same` is cached."""
+
+COMPARE_SECONDS: Final = 0.25
+"""Seconds for which a pass waits for the comparison of two connections."""
+
+COMPARE_AGAIN: Final = 10.0
+"""Seconds after which a comparison without a result is made again."""
 
 
 @dataclass(eq=False)
@@ -55,6 +62,7 @@ class BrokerPool:
         self._handles: dict[str, BrokerHandle] = {}
         self._handle_of: dict[Key, BrokerHandle] = {}
         self._same: dict[frozenset[tuple[str, int]], bool] = {}
+        self._comparing: dict[frozenset[str], asyncio.Task[bool | None]] = {}
 
     def __iter__(self) -> Iterator[BrokerHandle]:
         return iter(list(self._handles.values()))
@@ -77,13 +85,48 @@ class BrokerPool:
         return self._handle_of.get(key)
 
     async def claimants(self, queue: str, handle: BrokerHandle) -> list[Key]:
-        """Return the WorkQueues that have declared a queue of this virtual host, with any user or address."""
+        """Return the WorkQueues that have declared a queue of this virtual host, with any user or address.
+
+        A connection that does not answer soon is left out. If it turns out to lead to the same broker, its
+        WorkQueues and those of this one are enqueued.
+        """
+        others = [other for other in self if other is not handle and other.poller.claims_on(queue)]
+        same = await asyncio.gather(*(self._are_same_soon(handle, other, queue) for other in others))
         found = handle.poller.claims_on(queue)
-        for other in self:
-            claims = other.poller.claims_on(queue) if other is not handle else []
-            if claims and await self.are_same(handle, other, queue):
-                found += claims
+        for other, is_same in zip(others, same, strict=True):
+            if is_same:
+                found += other.poller.claims_on(queue)
         return found
+
+    async def _are_same_soon(self, handle: BrokerHandle, other: BrokerHandle, queue: str) -> bool | None:
+        pair = frozenset(one.broker.binding.identity for one in (handle, other))
+        comparison = self._comparing.get(pair)
+        if comparison is not None:
+            # It has been slow before. No pass waits for it again.
+            return None
+        comparison = asyncio.create_task(self.are_same(handle, other, queue))
+        done, _ = await asyncio.wait({comparison}, timeout=COMPARE_SECONDS)
+        if done:
+            return comparison.result()
+        self._comparing[pair] = comparison
+        comparison.add_done_callback(lambda ended: self._on_compared(pair, ended, handle, other, queue))
+        return None
+
+    def _on_compared(
+        self,
+        pair: frozenset[str],
+        comparison: asyncio.Task[bool | None],
+        handle: BrokerHandle,
+        other: BrokerHandle,
+        queue: str,
+    ) -> None:
+        if comparison.cancelled() or comparison.exception() is not None or comparison.result() is None:
+            asyncio.get_running_loop().call_later(COMPARE_AGAIN, self._comparing.pop, pair, None)
+            return
+        self._comparing.pop(pair, None)
+        if comparison.result():
+            for key in (*handle.poller.claims_on(queue), *other.poller.claims_on(queue)):
+                self._wake(key)
 
     async def are_same(self, handle: BrokerHandle, other: BrokerHandle, queue: str) -> bool | None:
         """Return whether two handles lead to the same broker and virtual host (see Broker.is_same_as)."""
@@ -111,6 +154,8 @@ class BrokerPool:
 
     async def close(self) -> None:
         """Close every connection."""
+        for comparison in list(self._comparing.values()):
+            comparison.cancel()
         handles, self._handles, self._handle_of = list(self._handles.values()), {}, {}
         for handle in handles:
             await self._close(handle)

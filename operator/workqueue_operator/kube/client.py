@@ -24,8 +24,7 @@ from workqueue_operator.names import FIELD_MANAGER
 Object: TypeAlias = dict[str, Any]
 
 REQUEST_TIMEOUT: Final = 8.0
-"""Seconds for one request. Not above the renew deadline of the Lease, so that lost packets cannot keep a dead
-leader."""
+"""Seconds for one request, so that lost packets keep neither a pass nor a process that has lost its Lease."""
 
 CONNECTIONS: Final = 16
 """Connections to the API server. Each costs 0.25 MB, and more do not make the server faster."""
@@ -249,9 +248,14 @@ def leases_path() -> str:
     return "/apis/coordination.k8s.io/v1/leases"
 
 
+def namespace_leases_path(namespace: str) -> str:
+    """Return the path of the Leases of a namespace."""
+    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+
+
 def lease_path(namespace: str, name: str) -> str:
     """Return the path of a Lease."""
-    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{_part(name)}"
+    return f"{namespace_leases_path(namespace)}/{_part(name)}"
 
 
 def cluster_role_path(name: str) -> str:

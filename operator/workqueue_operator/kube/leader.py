@@ -1,179 +1,219 @@
 """Leader election with a Lease: one operator process writes at a time.
 
-Additions to the election of `kubernetes.aio`: each request has a timeout below the renew deadline, so that a stuck
-request cannot keep a dead leader; the validity of the Lease is measured on the monotonic clock; and a graceful stop
-releases the Lease, so that the successor does not wait until it expires.
+The rules are those of client-go, with two differences. Time is measured on the monotonic clock, so that a clock that
+is set does not end a Lease early. And the holder stops writing when its Lease ends on its own clock, although nobody
+has told it so: `require` guards each write.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import time
-from collections.abc import Awaitable
-from typing import Final
+import math
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any, Final
 
-import aiohttp
-from kubernetes.aio import client
-from kubernetes.aio.client import ApiClient
-from kubernetes.aio.client.exceptions import ApiException
-from kubernetes.aio.leaderelection import electionconfig, leaderelection
-from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
-
-from workqueue_operator.errors import LeadershipLostError
+from workqueue_operator.errors import ClusterError, LeadershipLostError
+from workqueue_operator.kube.client import Cluster, Object, lease_path, namespace_leases_path
+from workqueue_operator.ports import Clock
 
 logger = logging.getLogger(__name__)
 
-LEASE_SECONDS: Final = 12
-RENEW_DEADLINE: Final = 8
-RETRY_SECONDS: Final = 3
-"""A successor takes over within LEASE_SECONDS + RETRY_SECONDS after a crash, and RETRY_SECONDS after a release."""
+LEASE_SECONDS: Final = 6
+"""A standby takes over at most LEASE_SECONDS + LOOK_SECONDS after the leader was killed."""
 
-REQUEST_SECONDS: Final = 2.5
+RENEW_SECONDS: Final = 2.0
+"""Seconds between two renewals. Two may fail before the Lease ends."""
+
+LOOK_SECONDS: Final = 0.5
+"""Seconds between two looks of a standby, and until the next attempt after a failed renewal. A released Lease is
+taken within this time."""
+
+REQUEST_SECONDS: Final = 2.0
 
 
-class _Lock(LeaseLock):
-    """The Lease, with a timeout on each request and the time until which this process holds it.
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The Lease as last read or written.
 
-    After a write, the answer of the server replaces the next read. If another process has written in between, the
-    server refuses the next write. This halves the requests of an idle operator.
+    Attributes:
+        at: when this version was first seen, on the monotonic clock. The holder has written it earlier.
     """
 
-    def __init__(self, name: str, namespace: str, identity: str, api: ApiClient) -> None:
-        super().__init__(name, namespace, identity, api)
-        self.valid_until = 0.0
-        self._as_written = False
+    lease: Object
+    at: float
 
-    async def get(
-        self, name: str, namespace: str
-    ) -> tuple[bool, LeaderElectionRecord] | tuple[bool, Exception] | tuple[bool, None]:
-        if self._as_written and self.lease_reference is not None:
-            return True, self.election_record(self.lease_reference)
-        try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                return await super().get(name, namespace)
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            return False, ApiException(status=0, reason=repr(error))
+    @property
+    def version(self) -> str:
+        return str(self.lease["metadata"]["resourceVersion"])
 
-    async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
-        # Replaces the library's method, which passes `pretty=True`, which the library's client refuses (37.0.2).
-        lease = client.V1Lease(
-            metadata=client.V1ObjectMeta(name=name), spec=self.update_lease(election_record)
-        )
-        return await self._keep(self._create(namespace, lease))
+    @property
+    def holder(self) -> str:
+        return str(self.lease["spec"].get("holderIdentity") or "")
 
-    async def _create(self, namespace: str, lease: client.V1Lease) -> bool:
-        try:
-            await self.api_instance.create_namespaced_lease(namespace, lease)
-        except ApiException as error:
-            logger.warning("Creating the Lease failed.", extra={"detail": str(error.reason)})
-            return False
-        return True
-
-    async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
-        self._as_written = False
-        self._as_written = await self._keep(self._replace(name, namespace, updated_record))
-        return self._as_written
-
-    async def _replace(self, name: str, namespace: str, record: LeaderElectionRecord) -> bool:
-        # Replaces the library's method, which discards the answer.
-        lease = self.lease_reference
-        if lease is None:
-            return False
-        lease.spec = self.update_lease(record, lease.spec)
-        try:
-            self.lease_reference = await self.api_instance.replace_namespaced_lease(name, namespace, lease)
-        except ApiException as error:
-            logger.warning("Renewing the Lease failed.", extra={"detail": str(error.reason)})
-            return False
-        return True
-
-    async def _keep(self, write: Awaitable[bool]) -> bool:
-        # Measured before the request, because the Lease starts when the server receives it.
-        begun = time.monotonic()
-        try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                done = await write
-        except (TimeoutError, aiohttp.ClientError, OSError):
-            return False
-        if done:
-            self.valid_until = begun + LEASE_SECONDS
-        return bool(done)
+    @property
+    def ends_at(self) -> float:
+        """When the Lease has ended for certain. The holder's own duration counts: it may be of another release."""
+        return self.at + float(self.lease["spec"].get("leaseDurationSeconds") or 0)
 
 
 class Leadership:
     """Acquires, renews and releases the leadership.
 
     Args:
+        cluster: a client without a fence.
         identity: unique among all candidates: the name of the pod.
     """
 
-    def __init__(self, api: ApiClient, name: str, namespace: str, identity: str) -> None:
-        self._lock = _Lock(name, namespace, identity, api)
-        self._won = asyncio.Event()
+    def __init__(self, cluster: Cluster, name: str, namespace: str, identity: str, clock: Clock) -> None:
+        self._cluster = cluster
+        self._name = name
+        self._namespace = namespace
+        self._identity = identity
+        self._clock = clock
+        self._seen: _Seen | None = None
+        self._valid_until = -math.inf
+        self._renewing: asyncio.Task[None] | None = None
         self.lost = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    def require(self) -> None:
-        """Raise LeadershipLostError unless this process holds the Lease."""
-        if time.monotonic() >= self._lock.valid_until:
-            raise LeadershipLostError("this process no longer holds the Lease")
 
     @property
     def leads(self) -> bool:
         """Whether this process holds the Lease."""
-        return time.monotonic() < self._lock.valid_until
+        return self._clock.monotonic() < self._valid_until
+
+    def require(self) -> None:
+        """Raise LeadershipLostError unless this process holds the Lease."""
+        if not self.leads:
+            raise LeadershipLostError("this process no longer holds the Lease")
 
     async def win(self) -> None:
-        """Return when this process leads."""
-
-        async def started() -> None:
-            self._won.set()
-
-        async def stopped() -> None:
-            self.lost.set()
-
-        config = electionconfig.Config(
-            self._lock,
-            lease_duration=LEASE_SECONDS,
-            renew_deadline=RENEW_DEADLINE,
-            retry_period=RETRY_SECONDS,
-            onstarted_leading=started,
-            onstopped_leading=stopped,
-        )
-        self._task = asyncio.create_task(leaderelection.LeaderElection(config).run(), name="leader election")
-        self._task.add_done_callback(lambda _: self.lost.set())
-        won = asyncio.create_task(self._won.wait())
-        await asyncio.wait({won, self._task}, return_when=asyncio.FIRST_COMPLETED)
-        if not won.done():
-            won.cancel()
-            raise LeadershipLostError(f"the election ended: {self._task.exception()!r}")
+        """Return when this process leads. From then on it renews the Lease."""
+        while not await self._succeeds(self._acquire()):
+            await self._clock.sleep(self._until_next_look())
+        self._renewing = asyncio.create_task(self._renew(), name="leader election")
 
     async def release(self) -> None:
         """Stop renewing and release the Lease, if this process holds it. Then nothing may be written."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
         if not self.leads:
             return
-        self._lock.valid_until = 0.0
-        found, record = await self._lock.get(self._lock.name, self._lock.namespace)
-        if (
-            not found
-            or not isinstance(record, LeaderElectionRecord)
-            or record.holder_identity != self._lock.identity
-        ):
+        self._valid_until = -math.inf
+        if await self._succeeds(self._write("")):
+            logger.info("Released the Lease.")
+
+    # -- steps ---------------------------------------------------------------------------------------
+
+    async def _renew(self) -> None:
+        pause = RENEW_SECONDS
+        try:
+            while True:
+                await self._clock.sleep(pause)
+                pause = RENEW_SECONDS if await self._succeeds(self._renew_once()) else LOOK_SECONDS
+                if not self.leads:
+                    return
+        finally:
+            self.lost.set()
+
+    async def _renew_once(self) -> None:
+        try:
+            await self._write(self._identity)
+        except ClusterError as error:
+            if error.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
+                raise
+            # A write without an answer may have been carried out, and a person may annotate or delete the Lease.
+            await self._read()
+            if self._seen is not None and self._seen.holder != self._identity:
+                self._valid_until = -math.inf
+                raise LeadershipLostError("another process has written the Lease") from error
+            await self._write(self._identity)
+
+    async def _acquire(self) -> None:
+        """Take the Lease if it is free.
+
+        Raises:
+            LeadershipLostError: another process holds it.
+            ClusterError: the API server refused or did not answer.
+        """
+        # From the API server's cache. An old answer only delays: a write that is based on it is refused.
+        await self._read(resourceVersion="0")
+        if self._seen is not None:
+            self._require_free(self._seen)
+        await self._write(self._identity)
+
+    def _require_free(self, seen: _Seen) -> None:
+        # A Lease with this process' own name is of the process before it in this pod, which has ended.
+        if seen.holder not in {"", self._identity} and self._clock.monotonic() < seen.ends_at:
+            raise LeadershipLostError(f"{seen.holder} holds the Lease")
+
+    async def _read(self, **query: str) -> None:
+        try:
+            lease = await self._cluster.get(lease_path(self._namespace, self._name), **query)
+        except ClusterError as error:
+            if not error.not_found:
+                raise
+            self._seen = None
             return
-        lease = self._lock.lease_reference
-        if lease is None or lease.spec is None:
-            return
-        lease.spec.holder_identity = ""
-        with contextlib.suppress(ApiException, TimeoutError, aiohttp.ClientError, OSError):
+        seen = _Seen(lease, self._clock.monotonic())
+        if self._seen is None or seen.version != self._seen.version:
+            self._seen = seen
+
+    async def _write(self, holder: str) -> None:
+        """Write the Lease as it was last seen, with this holder.
+
+        After a write, the answer replaces the next read: the API server refuses a write that is based on an old
+        version.
+        """
+        # Measured before the request: the Lease begins when the API server receives it.
+        begun = self._clock.monotonic()
+        body = self._body(holder)
+        if self._seen is None:
+            lease = await self._cluster.create(namespace_leases_path(self._namespace), body)
+        else:
+            lease = await self._cluster.replace(lease_path(self._namespace, self._name), body)
+        self._seen = _Seen(lease, begun)
+        if holder:
+            self._valid_until = begun + LEASE_SECONDS
+
+    def _body(self, holder: str) -> Object:
+        now = _micro_time(self._clock.now())
+        metadata: Object = {"name": self._name, "namespace": self._namespace}
+        if self._seen is None:
+            spec: Object = {"acquireTime": now, "leaseTransitions": 0}
+        else:
+            metadata = self._seen.lease["metadata"]
+            spec = dict(self._seen.lease["spec"])
+            if holder and holder != self._seen.holder:
+                spec |= {"acquireTime": now, "leaseTransitions": int(spec.get("leaseTransitions") or 0) + 1}
+        spec |= {"holderIdentity": holder, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}
+        return {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": metadata,
+            "spec": spec,
+        }
+
+    def _until_next_look(self) -> float:
+        if self._seen is None or not self._seen.holder:
+            return LOOK_SECONDS
+        left = self._seen.ends_at - self._clock.monotonic()
+        return min(left, LOOK_SECONDS) if left > 0 else LOOK_SECONDS
+
+    async def _succeeds(self, step: Coroutine[Any, Any, None]) -> bool:
+        try:
             async with asyncio.timeout(REQUEST_SECONDS):
-                await self._lock.api_instance.replace_namespaced_lease(
-                    self._lock.name, self._lock.namespace, lease
-                )
-                logger.info("Released the Lease.")
+                await step
+        except LeadershipLostError:
+            return False
+        except (ClusterError, TimeoutError) as error:
+            logger.warning("A request for the Lease failed.", extra={"detail": str(error) or repr(error)})
+            return False
+        return True
+
+
+def _micro_time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -49,8 +49,8 @@ from workqueue_operator.scaling.decide import (
     beside_stopping_workers,
     decide,
 )
-from workqueue_operator.scaling.depth import busy_pods, messages_in_stopping_workers
-from workqueue_operator.scaling.gather import Connection, Gatherer
+from workqueue_operator.scaling.depth import busy_pods, messages_in_stopping_workers, workers_decide
+from workqueue_operator.scaling.gather import Connection, Gatherer, changes_the_count, reading_seconds
 from workqueue_operator.scaling.scale import CountWrite, Scaled, Scaler
 from workqueue_operator.scaling.snapshot import Snapshot
 from workqueue_operator.workers.target import Targets
@@ -58,7 +58,11 @@ from workqueue_operator.workers.target import Targets
 logger = logging.getLogger(__name__)
 
 LOOK_AGAIN: Final = 1.0
-"""Seconds until the next pass while workers run that may become idle. Only the workers know when they do."""
+"""Seconds until the next pass while an answer of the workers can change the count. Only they know when they are
+idle."""
+
+SHORTEST_LOOK: Final = 0.05
+"""Seconds until the next pass, at least, when the scale-in window is about to end."""
 
 LOOK_AGAIN_PER_POD: Final = 0.02
 """Seconds per pod until the next pass, if that is longer: asking many pods each second costs more than it tells."""
@@ -450,7 +454,7 @@ class Reconciler:
         refused_until = state.scaled.next_attempt(now)
         delays = [
             LOOK_AGAIN if fruitless_ring or vanished or conflict else None,
-            _next_look(snapshot, decision),
+            _next_look(snapshot, decision, state.window),
             None if refused_until is None else max(refused_until - now, 0.0),
         ]
         return outcome, min((seconds for seconds in delays if seconds is not None), default=None)
@@ -510,18 +514,36 @@ def _leaves_doorbell_to_older(workqueue: WorkQueue, handle: BrokerHandle, store:
     )
 
 
-def _next_look(snapshot: Snapshot, decision: Decision) -> float | None:
+def _next_look(snapshot: Snapshot, decision: Decision, window: ScaleInWindow) -> float | None:
     """Seconds until a pass must look again although nothing changed; None when only a change needs a pass."""
     spec, deployment = snapshot.workqueue.spec, snapshot.deployment
     delays = []
     if spec.scaling.schedules or isinstance(deployment, Unknown):
         delays.append(SCHEDULE_EVERY)
     if isinstance(deployment, DeploymentView) and snapshot.workers_run:
-        # An exact count comes from the management API, which does not report changes.
-        exact = isinstance(snapshot.readings.unacknowledged, int)
-        surplus = decision.wanted is not None and decision.wanted < deployment.replicas
-        if exact or surplus or deployment.replicas > spec.scaling.min_replicas:
-            delays.append(max(LOOK_AGAIN, LOOK_AGAIN_PER_POD * len(snapshot.pods)))
-        else:
-            delays.append(LOOK_AGAIN_AT_REST)
+        seconds = _until_next_reading(snapshot, decision, deployment, window)
+        delays.append(max(seconds, LOOK_AGAIN_PER_POD * len(snapshot.pods)))
     return min(delays, default=None)
+
+
+def _until_next_reading(
+    snapshot: Snapshot, decision: Decision, deployment: DeploymentView, window: ScaleInWindow
+) -> float:
+    """Seconds until the workers, or the management API, must be asked again."""
+    spec, readings = snapshot.workqueue.spec, snapshot.readings
+    if decision.reason is Reason.SCALE_IN_DELAYED:
+        # Without a pass at the end of the window, the scale-in would wait for the next reading.
+        ends = window.next_end(spec.scaling.scale_in_delay_seconds) - snapshot.now
+        return min(reading_seconds(spec), max(ends, SHORTEST_LOOK))
+    # An exact count comes from the management API, which does not report changes.
+    exact = isinstance(readings.unacknowledged, int)
+    surplus = decision.wanted is not None and decision.wanted < deployment.replicas
+    surplus = surplus and decision.reason is not Reason.WORKERS_BUSY
+    decisive = workers_decide(readings.counts) and changes_the_count(
+        spec, readings, deployment, snapshot.minimum.replicas
+    )
+    if exact or surplus or decisive:
+        return LOOK_AGAIN
+    if deployment.replicas > spec.scaling.min_replicas:
+        return reading_seconds(spec)
+    return max(LOOK_AGAIN_AT_REST, reading_seconds(spec))

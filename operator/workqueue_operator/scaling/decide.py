@@ -194,6 +194,10 @@ class ScaleInWindow:
         """Whether the last Trim is younger than this many seconds."""
         return self.trimmed_at is not None and now - self.trimmed_at < seconds
 
+    def next_end(self, seconds: float) -> float:
+        """Return when the highest count leaves the window, or when the window is full if that is later."""
+        return max(self.since, self.peaks[0][0] if self.peaks else self.since) + seconds
+
     @property
     def highest(self) -> int:
         """The highest count in it."""

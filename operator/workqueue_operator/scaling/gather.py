@@ -13,7 +13,7 @@ from typing import Final
 
 from workqueue.contract.binding import Binding
 from workqueue_operator.api.reasons import Unknown
-from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.api.workqueue import WorkQueue, WorkQueueSpec
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import PolledQueue, QueueMissing
 from workqueue_operator.broker.management import Management
@@ -21,9 +21,10 @@ from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view
 from workqueue_operator.ports import Broker, Clock, Workers
 from workqueue_operator.scaling import schedule
-from workqueue_operator.scaling.depth import QueueReadings, is_implausible, judge, workers_decide
+from workqueue_operator.scaling.decide import Depth, wanted_replicas
+from workqueue_operator.scaling.depth import QueueReadings, is_implausible, judge, load, workers_decide
 from workqueue_operator.scaling.snapshot import Snapshot
-from workqueue_operator.workers.client import Address
+from workqueue_operator.workers.client import Address, WorkerStatus
 from workqueue_operator.workers.target import Targets
 
 FRESH: Final = 1.0
@@ -44,6 +45,11 @@ CONSUMERS_SHOW_WITHIN: Final = 0.5
 
 CONSUMERS_PAUSE: Final = 0.05
 """Seconds between two passive declares until the consumer shows."""
+
+READINGS_PER_DELAY: Final = 10
+READING_SECONDS: Final = (1.0, 10.0)
+"""While no answer of a worker can change the count, the operator asks the workers ten times per
+scaleInDelaySeconds, but not more often than each second and not less often than every 10 s."""
 
 ASK_WORKERS_EVERY: Final = 10.0
 """Seconds between two requests to workers whose answers the decision does not need. They reveal a silent worker
@@ -75,6 +81,8 @@ class GatherState:
     Attributes:
         silent_since: since when a running worker has not answered, by the uid of its pod.
         workers_asked_at: when the operator last asked the workers for their status.
+        statuses: their answers by pod name.
+        consumers: how many consumers the queue had then; -1 when that was unknown.
         ready_before: when the queue was last read, and how many messages were waiting.
         growth: by how many messages a second the backlog has grown over the last minute.
         proven_hash: the hash of the last template that had a Ready pod.
@@ -82,6 +90,8 @@ class GatherState:
 
     silent_since: Mapping[str, float] = field(default_factory=dict)
     workers_asked_at: float = 0.0
+    statuses: Mapping[str, WorkerStatus] = field(default_factory=dict)
+    consumers: int = -1
     ready_before: tuple[float, int] | None = None
     growth: float = 0.0
     proven_hash: str | None = None
@@ -110,6 +120,7 @@ class Gatherer:
         ensured = await self._targets.ensure(workqueue, connection.binding.display)
         deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
         pods = self._targets.pods(workqueue)
+        minimum = schedule.minimum_replicas(workqueue.spec, self._clock.now())
         counts = await self._counts(workqueue, connection.handle, ring=ring)
         readings = QueueReadings(
             counts=counts,
@@ -124,6 +135,10 @@ class Gatherer:
             readings = replace(readings, unacknowledged=unacknowledged)
         else:
             readings = replace(readings, pods=_consuming(pods), stopping=_stopping(pods))
+            if self._still_holds(workqueue, readings, state) and not changes_the_count(
+                workqueue.spec, replace(readings, statuses=state.statuses), deployment, minimum.replicas
+            ):
+                readings = replace(readings, statuses=state.statuses)
             readings, state = await self._ask_who_matters(workqueue, readings, state)
             state = _proven(_with_growth(state, counts), deployment, pods)
             readings = await self._until_plausible(workqueue, connection.handle, readings)
@@ -133,7 +148,7 @@ class Gatherer:
             pods=pods,
             readings=readings,
             depth=judge(readings, workqueue.queue_name),
-            minimum=schedule.minimum_replicas(workqueue.spec, self._clock.now()),
+            minimum=minimum,
             now=self._clock.monotonic(),
             refusal=ensured if isinstance(ensured, Unknown) else ensured.refusal,
             growth=state.growth,
@@ -159,7 +174,7 @@ class Gatherer:
         """Ask those workers whose answers the decision needs."""
         decisive = workers_decide(readings.counts)
         measured = workqueue.spec.scaling.target_drain_seconds is not None
-        wanted = bool(readings.pods) and (measured or decisive)
+        wanted = bool(readings.pods) and not readings.statuses and (measured or decisive)
         if decisive and wanted:
             (asked, state), stopping = await asyncio.gather(
                 self._ask_workers(readings, state), self._ask_stopping(readings)
@@ -171,6 +186,15 @@ class Gatherer:
             # During a backlog nothing may delay the decision, and workers that stop do not change it.
             readings, state = await self._ask_workers(readings, state)
         return replace(readings, unreachable=self._unreachable(readings.pods, state)), state
+
+    def _still_holds(self, workqueue: WorkQueue, readings: QueueReadings, state: GatherState) -> bool:
+        """Whether the last answers of the workers are recent, and of the same workers and consumers."""
+        return (
+            self._clock.monotonic() - state.workers_asked_at < reading_seconds(workqueue.spec)
+            and isinstance(readings.counts, QueueCounts)
+            and readings.counts.consumers == state.consumers
+            and {pod.name for pod in readings.pods} == set(state.statuses)
+        )
 
     async def _until_plausible(
         self, workqueue: WorkQueue, handle: Broker, readings: QueueReadings
@@ -218,7 +242,13 @@ class Gatherer:
         }
         return (
             replace(readings, statuses=statuses),
-            replace(state, workers_asked_at=now, silent_since=silent_since),
+            replace(
+                state,
+                workers_asked_at=now,
+                silent_since=silent_since,
+                statuses=statuses,
+                consumers=readings.counts.consumers if isinstance(readings.counts, QueueCounts) else -1,
+            ),
         )
 
     async def _ask_stopping(self, readings: QueueReadings) -> QueueReadings:
@@ -235,6 +265,39 @@ class Gatherer:
             pod.name for pod in running if pod.ready and state.silent_since.get(pod.uid, math.inf) <= latest
         )
         return min(silent, default=None)
+
+
+def reading_seconds(spec: WorkQueueSpec) -> float:
+    """Return the seconds between two readings of workers whose answers cannot change the count."""
+    least, most = READING_SECONDS
+    return min(max(spec.scaling.scale_in_delay_seconds / READINGS_PER_DELAY, least), most)
+
+
+def changes_the_count(
+    spec: WorkQueueSpec, readings: QueueReadings, deployment: DeploymentView | Unknown, minimum: int
+) -> bool:
+    """Whether other answers of the workers than these could raise or lower the count now. Pure.
+
+    A waiting message may raise it. While none waits, the count can grow only if the workers have more slots than the
+    target allows for them, and it can shrink only while there is a surplus and a worker is idle.
+    """
+    counts = readings.counts
+    if not isinstance(counts, QueueCounts) or isinstance(deployment, Unknown) or counts.ready:
+        return True
+    idle = any(status.busy == 0 for status in readings.statuses.values())
+    if spec.replicas is not None:
+        return idle and spec.replicas < deployment.replicas
+    measured = load(readings.statuses, 0.0)
+
+    def wanted(in_handlers: int) -> int:
+        depth = Depth(0, in_handlers, counts.consumers)
+        return min(
+            max(wanted_replicas(spec, depth, measured, readings.concurrency), minimum), spec.most_replicas
+        )
+
+    busy = sum(status.busy for status in readings.statuses.values())
+    grows, shrinks = wanted(counts.consumers) > deployment.replicas, wanted(busy) < deployment.replicas
+    return grows or (shrinks and idle)
 
 
 def _address(pod: PodView) -> Address:

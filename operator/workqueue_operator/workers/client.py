@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 
@@ -21,13 +22,31 @@ from workqueue.contract import signing
 from workqueue.contract.topology import LONGEST_DELAY_SECONDS
 from workqueue.contract.worker_api import PORT, RETIRE_PATH, STATUS_PATH, StatusField
 from workqueue_operator.api.workqueue import MOST_RETRY_DELAYS
+from workqueue_operator.backoff import delay
 from workqueue_operator.bounded_http import PLAIN, body
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0, sock_connect=1.0)
-AT_ONCE: Final = 32
+ANSWER_SECONDS: Final = 3.0
+"""Seconds for all answers to one call, including the wait for a connection."""
+
+CONNECTIONS: Final = 16
+"""Connections of one call. A call asks the workers of one WorkQueue, so that no WorkQueue waits for the workers of
+another one."""
+
+KEPT_OPEN_SECONDS: Final = 2.0
+"""Seconds for which an unused connection stays open: from the status to the request to retire. Kept for longer, the
+connections to thousands of workers would take more memory than new ones take time."""
+
+SILENT_PAUSE: Final = (1.0, 15.0)
+"""The first and the longest pause, in seconds, before a worker that did not answer is asked again."""
+
+SILENCES_KEPT: Final = 1000
+"""Number of silent workers above which those that nobody asks any more are forgotten."""
+
 LARGEST_ANSWER: Final = 16 * 1024
 """Bytes."""
 
+_Said = TypeVar("_Said")
 
 _WITHOUT_RETIREMENT_KEY: Final = b'{"error": "Wrong"}'
 """The answer of a worker without a retirement key: its image or its pod is of an older release."""
@@ -95,14 +114,31 @@ class Address:
     ip: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Silence:
+    """A worker that let a request time out.
+
+    Attributes:
+        failures: how often in a row.
+        until: when it may be asked again, on the monotonic clock.
+    """
+
+    failures: int
+    until: float
+
+
 class Workers:
-    """Calls to the workers' endpoints. Must be made inside the running loop."""
+    """Calls to the workers' endpoints. Must be made inside the running loop.
+
+    A worker that lets a request time out is left alone for a growing pause, so that its silence costs its own
+    WorkQueue one second now and then.
+    """
 
     def __init__(self, port: int = PORT) -> None:
         self._port = port
-        self._session = aiohttp.ClientSession(
-            timeout=TIMEOUT, connector=aiohttp.TCPConnector(limit=AT_ONCE, limit_per_host=2), **PLAIN
-        )
+        connector = aiohttp.TCPConnector(limit=0, limit_per_host=2, keepalive_timeout=KEPT_OPEN_SECONDS)
+        self._session = aiohttp.ClientSession(timeout=TIMEOUT, connector=connector, **PLAIN)
+        self._silences: dict[str, _Silence] = {}
 
     async def close(self) -> None:
         """Close the connections."""
@@ -114,12 +150,8 @@ class Workers:
         Returns:
             The answers by pod name, without the workers that did not answer.
         """
-        answers = await asyncio.gather(*(self._status(address) for address in addresses))
-        return {
-            address.pod: answer
-            for address, answer in zip(addresses, answers, strict=True)
-            if answer is not None
-        }
+        answers = await self._ask(addresses, self._status)
+        return {pod: answer for pod, answer in answers.items() if answer is not None}
 
     async def stopping(self, addresses: Sequence[Address]) -> dict[str, WorkerStatus]:
         """Ask terminating workers. They answer until their process ends; then they count as ENDED.
@@ -127,12 +159,8 @@ class Workers:
         Returns:
             The answers by pod name, without the workers that did not answer.
         """
-        answers = await asyncio.gather(*(self._status(address, closed=ENDED) for address in addresses))
-        return {
-            address.pod: answer
-            for address, answer in zip(addresses, answers, strict=True)
-            if answer is not None
-        }
+        answers = await self._ask(addresses, lambda address: self._status(address, closed=ENDED))
+        return {pod: answer for pod, answer in answers.items() if answer is not None}
 
     async def retire(self, addresses: Iterable[Address], keys: SigningKeys) -> dict[str, Answer]:
         """Ask workers to stop consuming for the duration of a lease.
@@ -141,16 +169,61 @@ class Workers:
             The answers by pod name. Only RETIRED means that the worker no longer takes messages.
         """
         asked = list(addresses)
-        answers = await asyncio.gather(
-            *(self._signed("POST", address, signing.Purpose.RETIRE, keys) for address in asked)
+        answers = await self._ask(
+            asked, lambda address: self._signed("POST", address, signing.Purpose.RETIRE, keys)
         )
-        return {address.pod: answer for address, answer in zip(asked, answers, strict=True)}
+        return {address.pod: answers.get(address.pod, Answer.UNREACHABLE) for address in asked}
 
     async def resume(self, addresses: Iterable[Address], keys: SigningKeys) -> None:
         """Let retired workers consume again. An unreachable worker does so when its lease ends."""
-        await asyncio.gather(
-            *(self._signed("DELETE", address, signing.Purpose.RESUME, keys) for address in addresses)
+        await self._ask(
+            list(addresses), lambda address: self._signed("DELETE", address, signing.Purpose.RESUME, keys)
         )
+
+    async def _ask(
+        self, addresses: Sequence[Address], call: Callable[[Address], Awaitable[_Said]]
+    ) -> dict[str, _Said]:
+        """Make a call to each worker, to a few at a time.
+
+        Returns:
+            The results by pod name, without the workers that are left alone or were not reached in time. Workers
+            that answered last time come first.
+        """
+        now = time.monotonic()
+        places = asyncio.Semaphore(CONNECTIONS)
+        said: dict[str, _Said] = {}
+
+        async def ask(address: Address) -> None:
+            async with places:
+                said[address.pod] = await call(address)
+
+        due = [address for address in addresses if not self._is_left_alone(address, now)]
+        due.sort(key=lambda address: address.uid in self._silences)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS), asyncio.TaskGroup() as calls:
+                for address in due:
+                    calls.create_task(ask(address))
+        return said
+
+    def _is_left_alone(self, address: Address, now: float) -> bool:
+        silence = self._silences.get(address.uid)
+        return silence is not None and now < silence.until
+
+    def _note(self, address: Address, error: Exception | None) -> None:
+        """Note whether a worker let a request time out. A refused connection is an answer, and a fast one."""
+        if not isinstance(error, TimeoutError):
+            self._silences.pop(address.uid, None)
+            return
+        now = time.monotonic()
+        if len(self._silences) >= SILENCES_KEPT:
+            self._silences = {
+                uid: silence
+                for uid, silence in self._silences.items()
+                if now - silence.until < 2 * SILENT_PAUSE[1]
+            }
+        known = self._silences.get(address.uid)
+        failures = 1 if known is None else known.failures + 1
+        self._silences[address.uid] = _Silence(failures, now + delay(failures, *SILENT_PAUSE))
 
     def _url(self, address: Address, path: str) -> str:
         host = f"[{address.ip}]" if ":" in address.ip else address.ip
@@ -159,12 +232,22 @@ class Workers:
     async def _status(self, address: Address, closed: WorkerStatus | None = None) -> WorkerStatus | None:
         try:
             async with self._session.get(self._url(address, STATUS_PATH), allow_redirects=False) as response:
-                if response.status != HTTPStatus.OK:
-                    return None
-                return _parse(json.loads(await body(response, LARGEST_ANSWER)))
+                text = await body(response, LARGEST_ANSWER)
+            self._note(address, None)
+            return _parse(json.loads(text)) if response.status == HTTPStatus.OK else None
         except aiohttp.ClientConnectorError as error:
+            self._note(address, error)
             return closed if isinstance(error.os_error, ConnectionRefusedError) else None
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (
+            aiohttp.ClientError,
+            TimeoutError,
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+        ) as error:
+            self._note(address, error)
             return None
 
     async def _signed(
@@ -186,9 +269,12 @@ class Workers:
             async with self._session.request(
                 method, self._url(address, RETIRE_PATH), headers=headers, allow_redirects=False
             ) as response:
-                return response.status, await body(response, LARGEST_ANSWER)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+                said = response.status, await body(response, LARGEST_ANSWER)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            self._note(address, error)
             return None, b""
+        self._note(address, None)
+        return said
 
 
 def _parse(said: Any) -> WorkerStatus:
