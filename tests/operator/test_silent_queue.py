@@ -8,6 +8,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 
 import pytest
+from pika.exceptions import ShortStringTooLong
 
 from tests.support.brokers import Probe, channel_of, put
 from tests.support.rabbitmq import VirtualHost
@@ -134,6 +135,18 @@ async def test_hanging_queue_is_left_alone_and_asked_again_after_its_late_answer
     await until(lambda: broker.told.falls == [(HANGING[0], None)])
 
     assert (await broker.counts(HANGING[0])).ready == 0
+
+
+async def test_calls_that_cannot_be_sent_keep_no_place_and_no_channel(
+    vhost: VirtualHost, broker: Probe
+) -> None:
+    before = channel_count(vhost)
+    for _ in range(2 * connection.ASKING):
+        with pytest.raises(ShortStringTooLong):
+            await broker.counts("x" * 300)
+
+    assert (await broker.counts("jobs")).ready == 0
+    await until(lambda: channel_count(vhost) <= before + 1)
 
 
 async def test_silent_broker_with_a_queue_of_the_same_name_delays_no_claim(

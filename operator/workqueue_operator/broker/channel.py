@@ -1,9 +1,9 @@
 """AMQP channels with awaitable calls (declare, get, delete, bind). Doorbells use raw channels, because they consume.
 
-A queue that hangs also blocks RabbitMQ's process of the channel that asks it, until it answers, even if the client
-closes the channel. A classic queue hangs while its node is frozen, a quorum queue while it has no majority. So each
-kind of call has a few channels of its own, and a queue that does not answer keeps the channel on which it was asked:
-no other call waits for that channel, and the queue gets no further call until it has answered or a pause has passed.
+A queue that does not answer also blocks RabbitMQ's process of the channel that asks it, even if the client closes the
+channel. Examples are a classic queue whose node is frozen, and a quorum queue without a majority. So each kind of
+call has a few channels of its own, and a queue that does not answer keeps the channel on which it was asked: no other
+call waits for that channel, and the queue gets no further call until it has answered or a pause has passed.
 """
 
 from __future__ import annotations
@@ -92,13 +92,13 @@ class CallChannel:
         """
         answer = self._answer = asyncio.get_running_loop().create_future()
         self._send = send
+        if self._channel is not None:
+            self._on_open(self._channel)
+            return answer
         try:
-            if self._channel is None:
-                self._channel = self._connection.channel(on_open_callback=self._on_open)
-                self._channel.add_on_close_callback(self._on_close)
-            else:
-                self._on_open(self._channel)
-        except (ChannelWrongStateError, ConnectionWrongStateError):
+            self._channel = self._connection.channel(on_open_callback=self._on_open)
+            self._channel.add_on_close_callback(self._on_close)
+        except ConnectionWrongStateError:
             self._fail(ChannelLostError("the connection is closed"))
         except NoFreeChannels:
             self._fail(ChannelLostError("the connection has no free channel"))
@@ -112,8 +112,16 @@ class CallChannel:
 
     def _on_open(self, channel: PikaChannel) -> None:
         send, self._send = self._send, None
-        if send is not None:
+        if send is None:
+            return
+        try:
             send(channel, self._settle)
+        except (ChannelWrongStateError, ConnectionWrongStateError):
+            self._fail(ChannelLostError("the connection is closed"))
+        except Exception as error:  # noqa: BLE001 - the caller raises it
+            # Such as a name that is too long for AMQP.
+            self._fail(error)
+            channel.close()
 
     def _settle(self, answer: Any) -> None:
         # The future refers to the frames that await it. It is dropped here, so that all of it is freed without the
@@ -174,6 +182,9 @@ class Calls:
         seconds: for one answer, including the wait for a channel.
         channels: how many are kept open, and how many calls run before others wait.
         on_answer: called with the name of a queue that has answered too late, and may be asked again.
+
+    Attributes:
+        waiting: calls that wait for a channel.
     """
 
     def __init__(
@@ -190,6 +201,7 @@ class Calls:
         self._places = asyncio.Semaphore(channels)
         self._idle: list[CallChannel] = []
         self._slow = 0
+        self.waiting = 0
         self._silences: dict[str, _Silence] = {}
 
     async def call(self, queue: str, send: Send) -> Any:
@@ -227,7 +239,11 @@ class Calls:
 
     async def begin(self, send: Send) -> asyncio.Future[Any]:
         """Send a call as soon as a channel is free. Returns as `CallChannel.begin` does."""
-        await self._places.acquire()
+        self.waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self.waiting -= 1
         running = _Running(self._idle.pop() if self._idle else CallChannel(self._connection))
         answer = running.channel.begin(send)
         running.timer = asyncio.get_running_loop().call_later(PLACE_SECONDS, self._on_slow, running)
@@ -242,7 +258,7 @@ class Calls:
             self._places.release()
 
     def _on_end(self, running: _Running, answer: asyncio.Future[Any]) -> None:
-        # Otherwise asyncio would log the error of a call that nobody awaits any longer.
+        # Otherwise asyncio would log the error of a call whose caller has given up.
         answer.exception()
         if running.timer is not None:
             running.timer.cancel()

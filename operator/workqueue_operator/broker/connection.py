@@ -225,6 +225,11 @@ class Broker:
         """Do the same for a round over many queues, which no pass waits for."""
         return await self._passive_declare(self._polls, queue, queue)
 
+    @property
+    def polls_wait(self) -> bool:
+        """Whether polls wait for a channel."""
+        return self._polls is not None and self._polls.waiting > 0
+
     async def _passive_declare(self, calls: Calls | None, queue: str, about: str) -> QueueCounts:
         frame = await self._call(
             calls,

@@ -224,13 +224,15 @@ class DepthPoller:
     async def _round(self, entries: list[PolledQueue]) -> None:
         """Poll queues, a few at a time. A queue that does not answer soon is left behind with its poll."""
         for start in range(0, len(entries), IDLE_CHUNK):
-            polls = [
+            polls = {
                 self._begin(entry)
                 for entry in entries[start : start + IDLE_CHUNK]
                 if entry not in self._polling
-            ]
-            if polls:
-                await asyncio.wait(polls, timeout=PLACE_SECONDS)
+            }
+            while polls:
+                _, polls = await asyncio.wait(polls, timeout=PLACE_SECONDS)
+                if not self._broker.polls_wait:
+                    break
 
     def _begin(self, polled: PolledQueue) -> asyncio.Task[None]:
         poll = self._polling[polled] = asyncio.create_task(self._look(polled))

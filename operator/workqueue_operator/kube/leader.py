@@ -1,8 +1,8 @@
 """Leader election with a Lease: one operator process writes at a time.
 
 The rules are those of client-go, with two differences. Time is measured on the monotonic clock, so that a clock that
-is set does not end a Lease early. And the holder stops writing when its Lease ends on its own clock, although nobody
-has told it so: `require` guards each write.
+is set does not end a Lease early. And the holder stops writing when its Lease ends on its own clock: `require` guards
+each write.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ SILENT_PAUSE: Final = (1.0, 15.0)
 """The first and the longest pause, in seconds, before a worker that did not answer is asked again."""
 
 SILENCES_KEPT: Final = 1000
-"""Number of silent workers above which those that nobody asks any more are forgotten."""
+"""Number of silent workers above which deleted ones are removed from memory."""
 
 LARGEST_ANSWER: Final = 16 * 1024
 """Bytes."""
