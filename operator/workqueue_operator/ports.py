@@ -144,7 +144,7 @@ class Poller(Protocol):
         """Read the counts now."""
         ...
 
-    async def look_in_passing(
+    async def last_answer(
         self, key: Key, queue: str, *, warm: bool
     ) -> QueueCounts | QueueMissing | ReconcileError | None:
         """Return the last answer about a queue beside the work queue."""

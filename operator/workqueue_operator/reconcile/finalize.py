@@ -59,7 +59,7 @@ class Finalizer:
         reporter: Reporter,
         *,
         clock: Clock,
-        hidden_seconds: float = declare.HIDES_SECONDS,
+        hidden_seconds: float = declare.HIDDEN_SECONDS,
     ) -> None:
         self._kubernetes = kubernetes
         self._clock = clock

@@ -392,7 +392,7 @@ class Reconciler:
         finding = declare.consumer_timeout_problem(workqueue, handle.broker) or finding
         state.declared, state.queue = declared, finding
         for entry in (watched, dead):
-            entry.hear(answers[entry.queue])
+            entry.record(answers[entry.queue])
         for other in claimants:
             # After a restart a younger WorkQueue may have come first. Its next pass finds out.
             if other != workqueue.key:
@@ -422,7 +422,7 @@ class Reconciler:
         retrying, state.retries = await retries.waiting(snapshot, state.retries, handle)
         # The queue has vanished since the pass began. The next pass declares it again.
         vanished = isinstance(snapshot.readings.counts, QueueMissing)
-        dead = await handle.poller.look_in_passing(
+        dead = await handle.poller.last_answer(
             workqueue.key, dead_letter_queue_name(workqueue.queue_name), warm=snapshot.workers_run
         )
         deployment = snapshot.deployment
