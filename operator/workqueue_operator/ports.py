@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from workqueue_operator.workers.client import Address, Answer, SigningKeys, WorkerStatus
 
 
+class Timer(Protocol):
+    """A function that the clock calls later."""
+
+    def cancel(self) -> None:
+        """Do not call the function."""
+        ...
+
+
 class Clock(Protocol):
     """Time."""
 
@@ -34,7 +42,7 @@ class Clock(Protocol):
         """Wait."""
         ...
 
-    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Call a function after some seconds."""
         ...
 
