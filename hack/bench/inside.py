@@ -282,8 +282,15 @@ class Probe:
             self._wait_asleep(name, 60, doorbell=doorbell)
         return samples
 
-    def do_wake_together(self, names: list[str], seconds: float) -> Object:
-        """Publish one message to each idle queue as fast as possible. Return the wake time of each."""
+    def do_wake_together(self, names: list[str], seconds: float, settled: bool) -> Object:
+        """Publish one message to each idle queue as fast as possible, and later purge the queues.
+
+        Args:
+            settled: purge only after Kubernetes has created the pods.
+
+        Returns:
+            For each queue, the time from the message to the written count, and from the purge to the written 0.
+        """
         self.do_wait_asleep(names, seconds)
         begun, published = now(), {}
         for name in names:
@@ -291,10 +298,30 @@ class Probe:
             self._fast.basic_publish("", name, b"x" * 100, pika.BasicProperties(delivery_mode=2))
         sent = now() - begun
         written = [self._wait_replicas(name, at, 1, seconds) for name, at in published.items()]
+        if settled:
+            self._wait_settled(names, seconds)
+        purged = {}
         for name in names:
+            purged[name] = now()
             self._channel.queue_purge(name)
+        back = [self._wait_zero(name, at, seconds) for name, at in purged.items()]
         self.do_wait_asleep(names, seconds)
-        return {"sent": sent, "written": written}
+        return {"sent": sent, "written": written, "back": back}
+
+    def _wait_settled(self, names: list[str], seconds: float) -> None:
+        """Wait until Kubernetes has created the pods, and its status shows them."""
+
+        def settled() -> bool:
+            bodies = [self._deployments.objects.get(f"{name}-worker", {}) for name in names]
+            return all(body.get("status", {}).get("replicas", 0) for body in bodies)
+
+        _until(settled, seconds, "Kubernetes has created the pods", pause=0.1)
+
+    def _wait_zero(self, queue: str, since: float, seconds: float) -> float:
+        def reached() -> float | None:
+            return next((after for after, count in self._changes(queue, since) if count == 0), None)
+
+        return float(_until(reached, seconds, f"{queue} has no replica", pause=0.01))
 
     def do_first_ack(self, name: str) -> Object:
         """Publish two messages to an idle queue with one slot. The second arrives after the ack of the first."""

@@ -35,7 +35,8 @@ _MEANING: Final = {
     "workqueue_condition": "1 for the current `status` and [reason](conditions.md) of each condition.",
     "workqueue_depth_age_seconds": "Age of the oldest depth of a queue with workers. Normal: up to a few seconds.",
     "workqueue_reconcile_seconds": "Duration of one pass over one WorkQueue.",
-    "workqueue_reconcile_errors_total": "Failed passes, by [reason](conditions.md). The operator retries them.",
+    "workqueue_reconcile_errors_total": "Failed passes and writes of a status, by [reason](conditions.md). "
+    "The operator retries them.",
     "workqueue_scale_total": "Writes of a replica count. `direction` is `out` or `in`.",
     "workqueue_retire_total": "Answers of workers that were asked to retire.",
     "workqueue_wake_seconds": "From a ring of the doorbell to the write of the replica count.",

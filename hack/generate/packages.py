@@ -50,7 +50,7 @@ STEPS: Final = (
     Step("wake", "kube.watch", "registry", "an event of the Kubernetes watch updates the store"),
     Step("wake", "broker.doorbell", "Doorbells", "the first message on an idle queue"),
     Step("wake", "broker.depth_poller", "DepthPoller", "a depth that changed"),
-    Step("wake", "reconcile.queue", "ReconcileQueue", "one pass per WorkQueue at a time"),
+    Step("wake", "reconcile.queue", "ReconcileQueue", "rings first; one pass per WorkQueue at a time"),
     Step("gather", "kube.store", "Store", "WorkQueue, Deployment and pods, without a request"),
     Step("gather", "broker.declare", "declare", "the queues, if anything changed since"),
     Step("gather", "workers.target", "Targets", "the Deployment: applied, repaired or found"),
@@ -61,7 +61,7 @@ STEPS: Final = (
     Step("scale", "workers.retire", "Retirer", "ask idle workers, mark them, lower the count"),
     Step("scale", "scaling.wake", "adjust_doorbell", "install or remove the doorbell"),
     Step("report", "reconcile.status", "conditions", "one finding per condition (pure)"),
-    Step("report", "reconcile.reporter", "Reporter", "status, Events, log lines"),
+    Step("report", "reconcile.reporter", "Reporter", "after the pass: status and Events, the last one wins"),
 )
 
 _STYLE: Final = """  <style>

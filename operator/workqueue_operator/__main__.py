@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import kopf
@@ -29,7 +30,13 @@ from workqueue_operator.endpoint import Endpoint
 from workqueue_operator.errors import ClusterError, ConfigurationError, LeadershipLostError
 from workqueue_operator.health import Health
 from workqueue_operator.kube import watch
-from workqueue_operator.kube.client import Cluster, connect
+from workqueue_operator.kube.client import (
+    CONNECTIONS,
+    COUNT_CONNECTIONS,
+    REPORT_CONNECTIONS,
+    Cluster,
+    connect,
+)
 from workqueue_operator.kube.discovery import usable_namespaces, wait_for_resource
 from workqueue_operator.kube.leader import Leadership
 from workqueue_operator.kube.ownership import Ownership
@@ -38,7 +45,7 @@ from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.reconcile.finalize import Finalizer
-from workqueue_operator.reconcile.queue import ReconcileQueue
+from workqueue_operator.reconcile.queue import Lane, ReconcileQueue
 from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
 from workqueue_operator.reconcile.reporter import Reporter
 from workqueue_operator.scaling.gather import Gatherer
@@ -56,6 +63,9 @@ logger = logging.getLogger(__name__)
 
 PATIENCE: Final = 5.0
 """Seconds that running passes get to finish when the process stops."""
+
+FLUSH_SECONDS: Final = 2.0
+"""Seconds after that for writing the last statuses and Events."""
 
 COLLECT_AFTER: Final = (10_000, 20, 50)
 """Thresholds of the garbage collector. A pass makes thousands of objects that reference counting frees. With Python's
@@ -95,7 +105,7 @@ class Operator:
         self._leadership: Leadership | None = None
         self._health: Health | None = None
         self._brokers: BrokerPool | None = None
-        self._cluster: Cluster | None = None
+        self._clusters: list[Cluster] = []
         self._page: WebPage | None = None
         self._serving = False
         self._leading = False
@@ -139,8 +149,11 @@ class Operator:
 
     async def _lead(self) -> None:
         async with AsyncExitStack() as clients:
-            cluster = self._cluster = await self._connect()
-            clients.push_async_callback(cluster.close)
+            # Reports never delay a pass, and neither of them delays the write of a count.
+            for connections in (CONNECTIONS, COUNT_CONNECTIONS, REPORT_CONNECTIONS):
+                self._clusters.append(await self._connect(connections))
+                clients.push_async_callback(self._clusters[-1].close)
+            cluster = self._clusters[0]
             if self._config.leader_election:
                 election = await connect(self._config.kubeconfig)
                 clients.push_async_callback(election.close)
@@ -158,19 +171,20 @@ class Operator:
             if await self._unless_ended(wait_for_resource(cluster)):
                 found = asyncio.ensure_future(usable_namespaces(cluster, self._config.namespaces))
                 if await self._unless_ended(found):
-                    await self._serve(cluster, *found.result())
+                    await self._serve(*found.result())
 
-    async def _serve(self, cluster: Cluster, namespaces: tuple[str, ...], left_out: dict[str, str]) -> None:
+    async def _serve(self, namespaces: tuple[str, ...], left_out: dict[str, str]) -> None:
         """Prepare everything that only reads, win the Lease, and run passes until the end.
 
         A standby has a complete store and open broker connections. It declares, consumes and writes nothing.
         """
         config = self._config
+        cluster = self._clusters[0]
         destinations = Destinations(config.allowed_broker_hosts)
         queue = ReconcileQueue(SystemClock())
         store = Store(queue.add)
         brokers = self._brokers = BrokerPool(
-            queue.add,
+            partial(queue.add, lane=Lane.DEPTH),
             queue.ring,
             config.sweep_seconds,
             config.idle_sweep_seconds,
@@ -202,7 +216,7 @@ class Operator:
             watching.add_done_callback(self._on_watch_end)
             running.append(watching)
             if await self._unless_ended(self._win(WarmBrokers(store, ownership, secrets, brokers))):
-                await self._reconcile(cluster, queue, store, brokers, secrets, ownership, destinations)
+                await self._reconcile(queue, store, brokers, secrets, ownership, destinations)
         finally:
             await brokers.close()
             # Every writer has ended. The successor may begin while kopf, which only reads, shuts down.
@@ -227,7 +241,6 @@ class Operator:
 
     async def _reconcile(
         self,
-        cluster: Cluster,
         queue: ReconcileQueue,
         store: Store,
         brokers: BrokerPool,
@@ -237,6 +250,7 @@ class Operator:
     ) -> None:
         """Run passes until the process is told to stop or loses its Lease."""
         config = self._config
+        cluster, counts, reports = self._clusters
         clock = SystemClock()
         workers = Workers()
         management = Management(destinations)
@@ -245,7 +259,7 @@ class Operator:
             if self._page is not None
             else None
         )
-        reporter = Reporter(cluster, store, config.pod_name, self._metrics, listener, clock=clock)
+        reporter = Reporter(reports, store, config.pod_name, self._metrics, listener, clock=clock)
         defaults = render.Defaults(
             config.worker_image,
             config.worker_network_policy,
@@ -255,7 +269,7 @@ class Operator:
                 "podSelector": {"matchLabels": {"app.kubernetes.io/name": "workqueue-operator"}},
             },
         )
-        workload = WorkloadApplier(cluster, defaults, queue.add, clock)
+        workload = WorkloadApplier(cluster, counts, defaults, partial(queue.add, lane=Lane.TIMER), clock)
         targets = Targets(cluster, store, workload, clock)
         parts = Dependencies(
             queue=queue,
@@ -266,7 +280,7 @@ class Operator:
             brokers=brokers,
             gatherer=Gatherer(targets, workers, management, clock),
             targets=targets,
-            scaler=Scaler(store, workload, Retirer(cluster, workers, store, clock), clock),
+            scaler=Scaler(store, workload, Retirer(counts, workers, store, clock), clock),
             reporter=reporter,
             finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
             bindings=Bindings(cluster, store),
@@ -280,6 +294,7 @@ class Operator:
             await self._unless_ended(self._stop.wait())
         finally:
             await queue.stop(PATIENCE)
+            await reporter.flush(FLUSH_SECONDS)
             if self._page is not None:
                 await self._page.stop_looking()
             await workers.close()
@@ -289,11 +304,15 @@ class Operator:
         """Return the address of the leader's page; a standby forwards requests to it."""
         from workqueue_operator.web.relay import leader_address
 
-        if self._cluster is None or self._config.page_port is None:
+        if not self._clusters or self._config.page_port is None:
             return None
         config = self._config
         return await leader_address(
-            self._cluster, config.pod_namespace, config.lease_name, config.pod_name, self._config.page_port
+            self._clusters[0],
+            config.pod_namespace,
+            config.lease_name,
+            config.pod_name,
+            self._config.page_port,
         )
 
     async def _watch(self, store: Store, namespaces: tuple[str, ...]) -> None:
@@ -374,8 +393,8 @@ class Operator:
 
     # -- health --------------------------------------------------------------------------------------
 
-    async def _connect(self) -> Cluster:
-        return await connect(self._config.kubeconfig, self._fence)
+    async def _connect(self, connections: int = CONNECTIONS) -> Cluster:
+        return await connect(self._config.kubeconfig, self._fence, connections)
 
     def _fence(self) -> None:
         if self._leadership is not None:
@@ -385,8 +404,7 @@ class Operator:
         return self._health.problem() if self._health is not None else None
 
     def _refresh_metrics(self) -> None:
-        if self._cluster is not None:
-            self._metrics.api_requests.set(self._cluster.requests)
+        self._metrics.api_requests.set(sum(cluster.requests for cluster in self._clusters))
         if self._leadership is not None:
             self._metrics.leader.set(self._leadership.leads)
         for gauge in (self._metrics.broker_up, self._metrics.doorbells, self._metrics.depth_age_seconds):
@@ -404,7 +422,7 @@ class Operator:
 def add_namespaces(queue: ReconcileQueue, store: Store, namespaces: set[str]) -> None:
     """Run a pass over each WorkQueue in these namespaces: another operator serves them from now on."""
     for key in [key for key in store.workqueues if key[0] in namespaces]:
-        queue.add(key)
+        queue.add(key, Lane.RESYNC)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from workqueue_operator.ports import Timer
+
 
 class SystemClock:
     """The time of this machine."""
@@ -23,6 +25,6 @@ class SystemClock:
         """Wait."""
         await asyncio.sleep(seconds)
 
-    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Call a function after some seconds."""
-        asyncio.get_running_loop().call_later(seconds, callback)
+        return asyncio.get_running_loop().call_later(seconds, callback)

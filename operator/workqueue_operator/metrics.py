@@ -140,7 +140,10 @@ class Metrics:
             "workqueue_reconcile_seconds", "Duration of one pass, in seconds.", registry=registry
         )
         self.reconcile_errors = Counter(
-            "workqueue_reconcile_errors", "Passes that failed, by reason.", ("reason",), registry=registry
+            "workqueue_reconcile_errors",
+            "Passes and writes of a status that failed, by reason.",
+            ("reason",),
+            registry=registry,
         )
         for reason in (Reason.API_UNAVAILABLE, Reason.INTERNAL_ERROR):
             # Created at start, so that the first failure is an increase and not a new series.

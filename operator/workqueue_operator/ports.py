@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from workqueue_operator.workers.client import Address, Answer, SigningKeys, WorkerStatus
 
 
+class Timer(Protocol):
+    """A function that the clock calls later."""
+
+    def cancel(self) -> None:
+        """Do not call the function."""
+        ...
+
+
 class Clock(Protocol):
     """Time."""
 
@@ -34,7 +42,7 @@ class Clock(Protocol):
         """Wait."""
         ...
 
-    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Call a function after some seconds."""
         ...
 
@@ -144,7 +152,7 @@ class Poller(Protocol):
         """Read the counts now."""
         ...
 
-    async def look_in_passing(
+    async def last_answer(
         self, key: Key, queue: str, *, warm: bool
     ) -> QueueCounts | QueueMissing | ReconcileError | None:
         """Return the last answer about a queue beside the work queue."""

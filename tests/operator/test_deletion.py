@@ -63,7 +63,7 @@ async def test_unreachable_management_api_blocks_nothing_and_is_reported(vhost: 
         assert await under_test.finalize(deleted("Delete")) is None
         assert left(vhost) == [f"jobs.retry.{EARLIER}s"]
         assert let_go(cluster)
-        assert "may be left" in told(cluster)
+        await until(lambda: "may be left" in told(cluster))
 
 
 @pytest.mark.parametrize("where", [*QUEUES[:4], f"jobs.retry.{EARLIER}s"])
@@ -78,7 +78,7 @@ async def test_delete_if_empty_waits_for_a_message_in_any_queue(vhost: VirtualHo
         assert await under_test.finalize(deleted("DeleteIfEmpty")) is not None
         assert left(vhost) == QUEUES
         assert not let_go(cluster)
-        assert f"{where!r} is in use (1 waiting" in told(cluster)
+        await until(lambda: f"{where!r} is in use (1 waiting" in told(cluster))
         channel.queue_purge(where)
         assert await under_test.finalize(deleted("DeleteIfEmpty")) is None
         assert left(vhost) == []
@@ -98,7 +98,7 @@ async def test_delay_queue_is_deleted_only_when_no_message_can_be_hidden(
         assert await under_test.finalize(deleted("DeleteIfEmpty")) is not None
         assert left(every_vhost) == QUEUES, "the work queue is back, so that it can return"
         assert not let_go(cluster)
-        assert f"{delay!r}" in told(cluster)
+        await until(lambda: f"{delay!r}" in told(cluster))
 
 
 @pytest.mark.parametrize("queue_type", list(QueueType), ids=lambda kind: kind.value)
@@ -115,7 +115,7 @@ async def test_deletion_refuses_while_foreign_consumer_is_on_queue(
 
         assert every_vhost.exists("jobs")
         assert not let_go(cluster)
-        assert "'jobs' is in use (0 waiting, 1 consuming)" in told(cluster)
+        await until(lambda: "'jobs' is in use (0 waiting, 1 consuming)" in told(cluster))
 
         channel.basic_cancel(tag)
         assert await under_test.finalize(going) is None
@@ -136,7 +136,7 @@ async def test_queue_shared_through_another_address_is_kept(vhost: VirtualHost, 
 
         assert vhost.depth("jobs").ready == 1
         assert let_go(cluster)
-        assert "was left behind" in told(cluster)
+        await until(lambda: "was left behind" in told(cluster))
         assert ("their-jobs" in told(cluster)) is (namespace == "team")
 
 
@@ -172,8 +172,8 @@ async def test_delete_if_empty_keeps_workers_until_handlers_end(vhost: VirtualHo
         assert await under_test.finalize(going) is not None
 
         assert scaled(cluster) == []
-        assert "1 messages are in handlers" in told(cluster)
-        assert statuses(cluster)[-1]["busyReplicas"] == 1
+        await until(lambda: "1 messages are in handlers" in told(cluster))
+        await until(lambda: statuses(cluster) and statuses(cluster)[-1]["busyReplicas"] == 1)
 
         # RabbitMQ requeues its message, as after a failed handler, and no worker is left.
         worker.kill()
@@ -183,7 +183,7 @@ async def test_delete_if_empty_keeps_workers_until_handlers_end(vhost: VirtualHo
         await until(lambda: vhost.depth("jobs").ready == 1)
         assert await under_test.finalize(going) is not None
         assert scaled(cluster) == [1]
-        assert statuses(cluster)[-1]["messages"] == 1
+        await until(lambda: statuses(cluster)[-1]["messages"] == 1)
 
         with vhost.connect() as connection:
             connection.channel().queue_purge("jobs")

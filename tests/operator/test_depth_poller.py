@@ -99,11 +99,11 @@ async def test_warm_queue_is_polled_more_often_than_idle_queue(
 async def test_cooling_queue_is_polled_one_last_time(vhost: VirtualHost) -> None:
     async with operators(idle=3600) as (brokers, _), channel_of(vhost) as channel:
         handle = await linked(brokers, vhost.url, "jobs")
-        first = await handle.poller.look_in_passing(JOBS, "jobs", warm=True)
+        first = await handle.poller.last_answer(JOBS, "jobs", warm=True)
         put(channel, "jobs", b"1")
         await until(lambda: vhost.depth("jobs").ready == 1)
 
-        last = await handle.poller.look_in_passing(JOBS, "jobs", warm=False)
+        last = await handle.poller.last_answer(JOBS, "jobs", warm=False)
 
         assert isinstance(first, QueueCounts)
         assert isinstance(last, QueueCounts)

@@ -49,9 +49,11 @@ async def test_operator_ignores_foreign_workqueue_and_reports_it(
 
         claim(cluster, OTHER)
         await passes.parts.ownership.look()
+        await passes.reported()
         cluster.asked.clear()
         due = await passes.run()
         await passes.run()
+        await passes.reported()
 
         await hears(vhost, 0)
         assert (due.after, due.failed) == (None, False)

@@ -11,7 +11,7 @@ from tests.support.fakecluster import FakeCluster
 from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.workqueue import WorkQueue
-from workqueue_operator.broker.declare import HIDES_SECONDS
+from workqueue_operator.broker.declare import HIDDEN_SECONDS
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
 from workqueue_operator.clock import SystemClock
@@ -48,7 +48,7 @@ def secret_of(**keys: str) -> dict[str, Any]:
 async def finalizer(
     vhost: VirtualHost,
     *,
-    hidden_seconds: float = HIDES_SECONDS,
+    hidden_seconds: float = HIDDEN_SECONDS,
     store: Store | None = None,
     port: int = 1,
     **secret: str,

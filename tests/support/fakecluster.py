@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from workqueue_operator.errors import ClusterError
+from workqueue_operator.errors import ClusterError, OperatorError
 from workqueue_operator.kube.client import Cluster, Object
 
 
@@ -30,7 +30,7 @@ class FakeCluster(Cluster):
         self._rules: list[tuple[str, str, Any]] = []
 
     def answer(
-        self, method: str, path: str, answer: Object | ClusterError | Callable[[Request], Any]
+        self, method: str, path: str, answer: Object | OperatorError | Callable[[Request], Any]
     ) -> None:
         """Answer requests whose path contains `path`; the newest rule comes first."""
         self._rules.insert(0, (method, path, answer))
@@ -54,7 +54,7 @@ class FakeCluster(Cluster):
                 found = answer(request) if callable(answer) else answer
                 if hasattr(found, "__await__"):
                     found = await found
-                if isinstance(found, ClusterError):
+                if isinstance(found, OperatorError):
                     raise found
                 return cast("Object", found)
         raise ClusterError(404, f"{path} not found")

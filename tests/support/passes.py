@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from tests.support.fakecluster import FakeCluster, Request
+from tests.support.wait import until
 from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
 from workqueue_operator.clock import SystemClock
+from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.ownership import Ownership
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
@@ -40,8 +43,20 @@ class Passes:
     parts: Dependencies
 
     async def run(self) -> NextPass:
-        """One pass over the WorkQueue."""
+        """One pass over the WorkQueue, and another one when the connection that it opens is open."""
+        due = await self.reconciler.reconcile(KEY)
+        handle = self.parts.brokers.known(KEY)
+        if handle is None or handle.broker.connected or handle.broker.problem is not None:
+            return due
+        with contextlib.suppress(ReconcileError):
+            await handle.broker.ready()
         return await self.reconciler.reconcile(KEY)
+
+    async def reported(self) -> None:
+        """Wait until the reporter has written what the passes have reported."""
+        reporter = self.parts.reporter
+        outboxes = (reporter._statuses, reporter._events)
+        await until(lambda: not any(len(one) for some in outboxes for one in some.values()))
 
 
 def api(url: str) -> FakeCluster:
@@ -91,7 +106,7 @@ async def operator(cluster: FakeCluster, *namespaces: str) -> AsyncIterator[Pass
     store, metrics, workers, management = Store(lambda _: None), Metrics(), Workers(), Management()
     secrets, brokers = Secrets(cluster), BrokerPool(lambda _: None, lambda _: None, 60, 60)
     reporter = Reporter(cluster, store, "me", metrics, clock=clock)
-    workload = WorkloadApplier(cluster, Defaults(), lambda _: None, clock)
+    workload = WorkloadApplier(cluster, cluster, Defaults(), lambda _: None, clock)
     store.put_workqueue(workqueue())
     targets = Targets(cluster, store, workload, clock)
     parts = Dependencies(
@@ -113,6 +128,7 @@ async def operator(cluster: FakeCluster, *namespaces: str) -> AsyncIterator[Pass
     try:
         yield Passes(Reconciler(parts), parts)
     finally:
+        await reporter.flush(0)
         await brokers.close()
         await workers.close()
         await management.close()

@@ -69,14 +69,15 @@ class Site:
         store.put_deployment(DEPLOYMENT)
         here: Any = self
         clock = SystemClock()
-        reporter = Reporter(self.cluster, store, "operator-1", self.metrics, clock=clock)
+        self.reporter = Reporter(self.cluster, store, "operator-1", self.metrics, clock=clock)
         self.finalizer = Finalizer(
-            self.cluster, store, here, here, here, here, reporter, clock=clock, hidden_seconds=0
+            self.cluster, store, here, here, here, here, self.reporter, clock=clock, hidden_seconds=0
         )
 
     async def wait(self) -> dict[str, Any]:
         """Run one step, and return the status that it has written."""
         assert await self.finalizer.finalize(DELETED) is not None
+        await self.reporter.flush(5)
         written: list[dict[str, Any]] = [
             request.body["status"] for request in self.cluster.asked if request.path.endswith("/status")
         ]

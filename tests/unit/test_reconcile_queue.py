@@ -1,276 +1,337 @@
-"""One run a key at a time, once more when it was woken meanwhile, and pauses that are kept."""
+"""One pass per key at a time, the most urgent lane first, places for every namespace, and pauses that are kept."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
-from workqueue_operator.clock import SystemClock
-from workqueue_operator.reconcile import queue as module
-from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
+from tests.support.clock import FakeClock
+from workqueue_operator.kube.store import Key
+from workqueue_operator.reconcile.queue import (
+    LOWEST_FIRST_EVERY,
+    PLACE_SECONDS,
+    PLACES,
+    PLACES_PER_NAMESPACE,
+    RING_PLACES,
+    RING_PLACES_PER_NAMESPACE,
+    STARTS_PER_TURN,
+    Lane,
+    NextPass,
+    ReconcileQueue,
+)
 
-KEY = ("team", "jobs")
-Kind = Callable[[tuple[str, str]], bool]
+KEY: Key = ("team", "jobs")
 
 
-def known(_: tuple[str, str]) -> bool:
-    return True
-
-
-def started(runs: Runs, kind: Kind) -> ReconcileQueue:
-    keys = ReconcileQueue(SystemClock())
-    keys.start(runs, kind)
-    return keys
-
-
-class Runs:
-    """Runs that end when the test says so."""
+class Passes:
+    """Passes that end when the test says so."""
 
     def __init__(self) -> None:
-        self.begun = 0
-        self.running = 0
+        self.begun: list[Key] = []
+        self.running: dict[Key, asyncio.Future[NextPass]] = {}
         self.most = 0
-        self.results: asyncio.Queue[NextPass] = asyncio.Queue()
-        self.changed = asyncio.Condition()
-        self.idle = asyncio.Event()
 
-    async def __call__(self, _: tuple[str, str]) -> NextPass:
-        self.begun += 1
-        self.running += 1
-        self.most = max(self.most, self.running)
-        await self._tell()
+    async def __call__(self, key: Key) -> NextPass:
+        assert key not in self.running
+        self.begun.append(key)
+        self.running[key] = asyncio.get_running_loop().create_future()
+        self.most = max(self.most, len(self.running))
         try:
-            return await self.results.get()
+            return await self.running[key]
         finally:
-            self.running -= 1
-            self.idle.set()
-
-    async def _tell(self) -> None:
-        async with self.changed:
-            self.changed.notify_all()
-
-    async def wait_idle(self) -> None:
-        async with asyncio.timeout(5):
-            await self.idle.wait()
-        # The task of the run ends in the turn of the loop after this one.
-        await asyncio.sleep(0)
-
-    def end(self, count: int) -> None:
-        for _ in range(count):
-            self.results.put_nowait(NextPass())
-
-    async def wait_begun(self, count: int) -> None:
-        async with asyncio.timeout(5), self.changed:
-            await self.changed.wait_for(lambda: self.begun >= count)
+            del self.running[key]
 
 
-async def test_key_added_during_its_run_runs_exactly_once_more() -> None:
-    runs = Runs()
-    keys = started(runs, known)
-    keys.add(KEY)
-    await runs.wait_begun(1)
-    for _ in range(5):
-        keys.add(KEY)
-    runs.results.put_nowait(NextPass())
-    await runs.wait_begun(2)
-    runs.results.put_nowait(NextPass())
-    keys_idle = asyncio.create_task(keys.stop(5))
-    await keys_idle
-    assert (runs.begun, runs.most) == (2, 1)
+class Site:
+    """A queue on a clock that the test moves. Only keys of the namespace `new` have had no pass."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.passes = Passes()
+        self.queue = ReconcileQueue(self.clock)
+        self.queue.start(self.passes, lambda key: key[0] != "new")
+
+    @property
+    def begun(self) -> list[Key]:
+        return self.passes.begun
+
+    async def add(self, *keys: Key, lane: Lane = Lane.EVENT) -> None:
+        for key in keys:
+            self.queue.add(key, lane)
+        await self.clock.settle()
+
+    async def end(self, *keys: Key, due: NextPass | None = None) -> None:
+        for key in keys:
+            self.passes.running[key].set_result(due or NextPass())
+        await self.clock.settle()
+
+    async def end_all(self) -> None:
+        while self.passes.running:
+            await self.end(*self.passes.running)
 
 
-async def test_failed_run_keeps_its_pause_after_adding_itself() -> None:
-    runs = Runs()
-    keys = started(runs, known)
-    keys.add(KEY)
-    await runs.wait_begun(1)
-    keys.add(KEY)
-    begun = asyncio.get_running_loop().time()
-    runs.results.put_nowait(NextPass(after=0.2, failed=True))
-    await runs.wait_begun(2)
-    assert asyncio.get_running_loop().time() - begun >= 0.19
-    runs.results.put_nowait(NextPass())
-    await keys.stop(5)
-
-
-async def test_external_change_skips_the_pause() -> None:
-    runs = Runs()
-    keys = started(runs, known)
-    keys.add(KEY)
-    await runs.wait_begun(1)
-    runs.results.put_nowait(NextPass(after=60, failed=True))
-    await runs.wait_idle()
-    keys.add(KEY)
-    await runs.wait_begun(2)
-    runs.results.put_nowait(NextPass())
-    await keys.stop(5)
-
-
-async def test_external_change_waits_for_a_firm_pause() -> None:
-    runs = Runs()
-    keys = started(runs, known)
-    keys.add(KEY)
-    await runs.wait_begun(1)
-    begun = asyncio.get_running_loop().time()
-    runs.results.put_nowait(NextPass(after=0.2, failed=True, firm=True))
-    await runs.wait_idle()
-
-    keys.add(KEY)
-    await runs.wait_begun(2)
-
-    assert asyncio.get_running_loop().time() - begun >= 0.19
-    runs.results.put_nowait(NextPass())
-    await runs.wait_idle()
-    keys.add(KEY)
-    await runs.wait_begun(3)
-    runs.results.put_nowait(NextPass())
-    await keys.stop(5)
-
-
-async def test_different_keys_run_concurrently() -> None:
-    runs = Runs()
-    keys = started(runs, known)
-    for name in ("a", "b", "c"):
-        keys.add(("team", name))
-    await runs.wait_begun(3)
-    assert runs.most == 3
-    runs.end(3)
-    await keys.stop(5)
-
-
-async def test_stop_cancels_slow_runs_and_starts_no_more() -> None:
-    runs = Runs()
-    keys = started(runs, known)
-    keys.add(KEY)
-    await runs.wait_begun(1)
-    await keys.stop(0.05)
-    keys.add(KEY)
-    assert (runs.begun, runs.running) == (1, 0)
-
-
-# -- many at once
-
-
-def names(count: int) -> list[tuple[str, str]]:
-    return [("team", f"jobs-{number}") for number in range(count)]
-
-
-def beginner(_: tuple[str, str]) -> bool:
-    return False
-
-
-EITHER = pytest.mark.parametrize("kind", [known, beginner])
-
-
-def woken(runs: Runs, kind: Kind, waiting: list[tuple[str, str]]) -> ReconcileQueue:
-    """All of them woken."""
-    keys = started(runs, kind)
-    for key in waiting:
-        keys.add(key)
-    return keys
+def names(count: int, namespace: str = "team") -> list[Key]:
+    return [(namespace, f"jobs-{number}") for number in range(count)]
 
 
 @pytest.fixture
-def two_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For as long as somebody runs."""
-    for kind in ("FIRST_PASSES", "LATER_PASSES"):
-        monkeypatch.setattr(module, kind, 2)
-        monkeypatch.setattr(module, f"{kind}_SECONDS", 60)
+async def site() -> AsyncIterator[Site]:
+    made = Site()
+    yield made
+    await made.queue.stop(0)
 
 
-@pytest.mark.usefixtures("two_places")
-@EITHER
-async def test_queue_limits_concurrent_runs_and_serves_every_key(kind: Kind) -> None:
-    runs = Runs()
-    keys = started(runs, kind)
-    for key in names(7):
-        keys.add(key)
-        keys.add(key)
-    # The two that were under way when they were woken once more run again, the others were only waiting.
-    for number in range(9):
-        await runs.wait_begun(number + 1)
-        runs.results.put_nowait(NextPass())
-    await keys.stop(5)
-    assert (runs.begun, runs.most) == (9, 2)
+# -- one pass per key
 
 
-@pytest.mark.usefixtures("two_places")
-async def test_known_key_does_not_wait_for_new_keys() -> None:
-    runs = Runs()
-    keys = woken(runs, lambda key: key == KEY, names(5))
-    await runs.wait_begun(2)
-    keys.add(KEY)
-    await runs.wait_begun(3)
-    runs.end(9)
-    await keys.stop(5)
+async def test_key_added_during_its_pass_runs_exactly_once_more(site: Site) -> None:
+    await site.add(KEY)
+    await site.add(KEY, KEY, KEY)
+    await site.end(KEY)
+    await site.end(KEY)
+
+    assert site.begun == [KEY, KEY]
 
 
-@pytest.mark.usefixtures("two_places")
-@EITHER
-async def test_key_waiting_for_dead_broker_yields_its_place(kind: Kind) -> None:
-    runs = Runs()
-    waiting = names(4)
-    keys = woken(runs, kind, waiting)
-    await runs.wait_begun(2)
-    keys.release_place(waiting[0])
-    keys.release_place(waiting[0])
-    await runs.wait_begun(3)
-    assert runs.begun == 3, "one place, one successor"
-    runs.end(4)
-    await runs.wait_begun(4)
-    await keys.stop(5)
+async def test_different_keys_run_concurrently(site: Site) -> None:
+    await site.add(*names(3))
+
+    assert len(site.passes.running) == 3
 
 
-@pytest.mark.usefixtures("two_places")
-@EITHER
-async def test_slow_run_yields_its_place(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FIRST_PASSES_SECONDS", "LATER_PASSES_SECONDS"):
-        monkeypatch.setattr(module, name, 0.05)
-    runs = Runs()
-    keys = woken(runs, kind, names(6))
-    await runs.wait_begun(6)
-    assert runs.running == 6
-    runs.end(6)
-    await keys.stop(5)
+async def test_key_that_is_added_before_the_start_begins_no_pass() -> None:
+    clock, passes = FakeClock(), Passes()
+    queue = ReconcileQueue(clock)
+    queue.add(KEY)
+    queue.start(passes, lambda _: True)
+    await clock.settle()
+
+    assert passes.begun == []
 
 
-@pytest.mark.usefixtures("two_places")
-@EITHER
-async def test_waiting_key_does_not_start_after_stop(kind: Kind) -> None:
-    runs = Runs()
-    keys = woken(runs, kind, names(5))
-    await runs.wait_begun(2)
-    stopping = asyncio.create_task(keys.stop(5))
-    runs.end(2)
-    await stopping
-    assert runs.begun == 2
+async def test_stop_cancels_slow_passes_and_starts_no_more(site: Site) -> None:
+    await site.add(*names(PLACES_PER_NAMESPACE + 1))
+    await site.queue.stop(0.05)
+    await site.add(KEY)
+
+    assert len(site.begun) == PLACES_PER_NAMESPACE
+    assert site.passes.running == {}
+
+
+# -- pauses
+
+
+async def test_pass_that_is_due_later_begins_then(site: Site) -> None:
+    await site.add(KEY)
+    await site.end(KEY, due=NextPass(after=5))
+
+    await site.clock.advance(4.9)
+    assert len(site.begun) == 1
+    await site.clock.advance(0.2)
+    assert len(site.begun) == 2
+
+
+async def test_failed_pass_keeps_its_pause_after_adding_itself(site: Site) -> None:
+    await site.add(KEY)
+    await site.add(KEY)
+    await site.end(KEY, due=NextPass(after=5, failed=True))
+
+    await site.clock.advance(4.9)
+    assert len(site.begun) == 1
+    await site.clock.advance(0.2)
+    assert len(site.begun) == 2
+
+
+async def test_external_change_skips_the_pause(site: Site) -> None:
+    await site.add(KEY)
+    await site.end(KEY, due=NextPass(after=60, failed=True))
+
+    await site.add(KEY)
+
+    assert len(site.begun) == 2
+    await site.end(KEY)
+    await site.clock.advance(100)
+    assert len(site.begun) == 2, "the pause is over"
+
+
+async def test_external_change_waits_for_a_firm_pause(site: Site) -> None:
+    await site.add(KEY)
+    await site.end(KEY, due=NextPass(after=5, failed=True, firm=True))
+
+    await site.add(KEY)
+    assert len(site.begun) == 1
+    await site.clock.advance(5)
+    assert len(site.begun) == 2
+    await site.end(KEY)
+    await site.add(KEY)
+    assert len(site.begun) == 3
+
+
+# -- lanes
+
+
+async def test_ring_begins_while_every_place_is_taken_and_thousands_wait(site: Site) -> None:
+    for namespace in ("a", "b", "team"):
+        await site.add(*names(2000, namespace))
+    assert len(site.passes.running) == PLACES
+
+    site.queue.ring(KEY)
+    await asyncio.sleep(0)
+
+    assert site.begun[-1] == KEY
+
+
+async def test_ring_waits_for_a_few_passes_of_the_same_turn_only(site: Site) -> None:
+    """All are added in one turn of the event loop."""
+    for key in names(PLACES):
+        site.queue.add(key)
+    site.queue.ring(KEY)
+    await site.clock.settle()
+
+    assert site.begun.index(KEY) <= STARTS_PER_TURN
+
+
+async def test_lanes_begin_in_the_order_of_their_urgency(site: Site) -> None:
+    await site.add(*names(PLACES_PER_NAMESPACE))
+    for lane in reversed(Lane):
+        await site.add(("team", lane.name), lane=lane)
+
+    await site.end_all()
+
+    expected = [lane.name for lane in Lane]
+    assert [name for _, name in site.begun if name in expected] == expected
+
+
+async def test_waiting_key_moves_to_the_more_urgent_lane(site: Site) -> None:
+    busy = names(PLACES_PER_NAMESPACE)
+    await site.add(*busy)
+    await site.add(KEY, lane=Lane.TIMER)
+    await site.add(("team", "other"), lane=Lane.EVENT)
+    await site.add(KEY, lane=Lane.DEPTH)
+    await site.add(KEY, lane=Lane.RESYNC)
+
+    await site.end(busy[0])
+
+    assert site.begun[-1] == KEY
+
+
+async def test_urgent_key_during_a_pass_keeps_its_lane(site: Site) -> None:
+    busy = names(PLACES_PER_NAMESPACE)
+    await site.add(*busy)
+    await site.add(busy[0], lane=Lane.DEPTH)
+    await site.add(busy[0], lane=Lane.TIMER)
+    await site.add(("team", "other"), lane=Lane.EVENT)
+
+    await site.end(busy[0])
+
+    assert site.begun[-1] == busy[0]
+
+
+async def test_least_urgent_lane_does_not_starve(site: Site) -> None:
+    busy = names(PLACES_PER_NAMESPACE)
+    await site.add(*busy)
+    await site.add(KEY, lane=Lane.RESYNC)
+    await site.add(*names(100, "team")[PLACES_PER_NAMESPACE:], lane=Lane.DEPTH)
+
+    for _ in range(LOWEST_FIRST_EVERY):
+        await site.end(next(iter(site.passes.running)))
+
+    assert KEY in site.begun
+
+
+async def test_first_passes_do_not_delay_later_ones(site: Site) -> None:
+    for namespace in ("new", "team"):
+        await site.add(*names(PLACES_PER_NAMESPACE, namespace))
+    await site.add(*[("new", f"more-{number}") for number in range(100)])
+    await site.add(KEY)
+
+    await site.end(next(key for key in site.passes.running if key[0] == "team"))
+
+    assert site.begun[-1] == KEY
+
+
+# -- places
+
+
+async def test_namespace_with_thousands_of_keys_leaves_room_for_others(site: Site) -> None:
+    await site.add(*names(5000, "large"))
+    await site.add(KEY)
+
+    assert len(site.passes.running) == PLACES_PER_NAMESPACE + 1
+    assert site.begun[-1] == KEY
+
+
+async def test_namespaces_take_turns(site: Site) -> None:
+    first, second = names(PLACES_PER_NAMESPACE, "a"), names(PLACES_PER_NAMESPACE, "b")
+    await site.add(*first, *second)
+    await site.add(*[("c", f"more-{number}") for number in range(100)], ("d", "one"))
+
+    await site.end(first[0])
+    await site.end(first[1])
+
+    assert [namespace for namespace, _ in site.begun[-2:]] == ["c", "d"]
+
+
+async def test_queue_limits_concurrent_passes_and_serves_every_key(site: Site) -> None:
+    keys = [key for namespace in "abc" for key in names(30, namespace)]
+    await site.add(*keys)
+    await site.end_all()
+
+    assert sorted(site.begun) == sorted(keys)
+    assert site.passes.most == PLACES
+
+
+async def test_pass_that_waits_for_a_broker_gives_its_place_back_once(site: Site) -> None:
+    keys = names(PLACES_PER_NAMESPACE + 5)
+    await site.add(*keys)
+
+    site.queue.release_place(keys[0])
+    site.queue.release_place(keys[0])
+    await site.clock.settle()
+
+    assert len(site.begun) == PLACES_PER_NAMESPACE + 1, "one place, one successor"
+
+
+async def test_slow_pass_gives_its_place_back(site: Site) -> None:
+    keys = names(PLACES_PER_NAMESPACE + 1)
+    await site.add(*keys)
+    await site.clock.advance(PLACE_SECONDS)
+
+    assert site.begun == keys
+
+
+async def test_rings_of_one_namespace_leave_room_for_others(site: Site) -> None:
+    for key in names(RING_PLACES, "large"):
+        site.queue.ring(key)
+    site.queue.ring(KEY)
+    await site.clock.settle()
+
+    assert len(site.passes.running) == RING_PLACES_PER_NAMESPACE + 1
+    assert KEY in site.begun
 
 
 # -- rings
 
 
-async def test_first_ring_counts_until_a_pass_takes_it() -> None:
-    keys = ReconcileQueue(SystemClock())
-    assert keys.rang_at(KEY) is None
-    keys.ring(KEY)
-    first = keys.rang_at(KEY)
+async def test_first_ring_counts_until_a_pass_takes_it(site: Site) -> None:
+    assert site.queue.rang_at(KEY) is None
+    site.queue.ring(KEY)
+    first = site.queue.rang_at(KEY)
+    await site.clock.advance(1)
 
-    keys.ring(KEY)
+    site.queue.ring(KEY)
 
-    assert first is not None
-    assert keys.take_ring(KEY) == first
-    assert keys.take_ring(KEY) is None
+    assert first == site.clock.monotonic() - 1
+    assert site.queue.take_ring(KEY) == first
+    assert site.queue.take_ring(KEY) is None
 
 
-async def test_key_that_is_added_before_the_start_begins_no_pass() -> None:
-    runs = Runs()
-    keys = ReconcileQueue(SystemClock())
-    keys.add(KEY)
-    keys.start(runs, known)
-    await asyncio.sleep(0)
+async def test_longest_is_the_age_of_the_oldest_pass(site: Site) -> None:
+    assert site.queue.longest == 0
+    await site.add(KEY)
+    await site.clock.advance(7)
+    await site.add(("team", "other"))
 
-    assert runs.begun == 0
-
-    await keys.stop(5)
+    assert site.queue.longest == 7

@@ -1,22 +1,34 @@
-"""What is written: a status only when it changed, numbers not too often, each Event once."""
+"""What is written: a status only when it changed, the last one of several, not too often, and each Event once."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from tests.support.clock import FakeClock
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason
-from workqueue_operator.clock import SystemClock
-from workqueue_operator.errors import ClusterError
+from workqueue_operator.errors import ClusterError, LeadershipLostError
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import STATUS_FIELD_MANAGER
-from workqueue_operator.reconcile.reporter import EVENT_AGAIN_AFTER, NUMBERS_EVERY, Event, Reporter
+from workqueue_operator.reconcile.reporter import (
+    EVENT_AGAIN_AFTER,
+    EVENT_RATE,
+    FAILED_AGAIN,
+    MOST_EVENTS,
+    NUMBERS_EVERY,
+    REPORT_AFTER,
+    STATUS_EVERY,
+    STATUS_RATE,
+    Event,
+    Reporter,
+)
 
-NOW = 1000.0
 ALL_WELL = Finding("True", Reason.DECLARED, "The queue exists.")
 CONFLICT = Finding("False", Reason.QUEUE_CONFLICT, "The queue exists with other arguments.")
 
@@ -25,9 +37,10 @@ def status(**changes: Any) -> dict[str, Any]:
     return {"observedGeneration": 3, "messages": 5, "workers": "1/1", "conditions": [], **changes}
 
 
-def body(version: int, said: dict[str, Any], uid: str = "uid-1") -> dict[str, Any]:
+def body(version: int, said: dict[str, Any], **about: str) -> dict[str, Any]:
     """The WorkQueue as the API server has it."""
-    metadata = {"namespace": "team", "name": "jobs", "uid": uid, "resourceVersion": str(version)}
+    known = {"namespace": "team", "name": "jobs", "uid": "uid-1"}
+    metadata = {**known, **about, "resourceVersion": str(version)}
     return {"metadata": metadata, "spec": {}, "status": said}
 
 
@@ -36,7 +49,7 @@ def cluster() -> FakeCluster:
     made = FakeCluster()
 
     def written(request: Request) -> dict[str, Any]:
-        return body(10 * len(made.asked), request.body["status"], request.body["metadata"]["uid"])
+        return body(10 * len(made.asked), request.body["status"], **request.body["metadata"])
 
     made.answer("PATCH", "/status", written)
     made.answer("POST", "/events", {})
@@ -62,20 +75,63 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def reporter(cluster: FakeCluster, store: Store, metrics: Metrics) -> Reporter:
-    return Reporter(cluster, store, "operator-1", metrics, clock=SystemClock())
+def clock() -> FakeClock:
+    return FakeClock()
 
 
-def events(cluster: FakeCluster) -> list[Any]:
-    return [request.body for request in cluster.asked if request.method == "POST"]
+@pytest.fixture
+async def reporter(
+    cluster: FakeCluster, store: Store, metrics: Metrics, clock: FakeClock
+) -> AsyncIterator[Reporter]:
+    made = Reporter(cluster, store, "operator-1", metrics, clock=clock)
+    yield made
+    await made.flush(0)
+
+
+@pytest.fixture
+def site(reporter: Reporter, cluster: FakeCluster, clock: FakeClock) -> Site:
+    return Site(reporter, cluster, clock)
+
+
+class Site:
+    """A reporter, and what it has written."""
+
+    def __init__(self, reporter: Reporter, cluster: FakeCluster, clock: FakeClock) -> None:
+        self.reporter = reporter
+        self.cluster = cluster
+        self.clock = clock
+
+    async def status(self, said: dict[str, Any], name: str = "jobs", uid: str = "uid-1") -> None:
+        """Report a status, and let the reporter begin with it."""
+        self.reporter.status(workqueue(metadata={"name": name, "uid": uid}), said)
+        await self.clock.advance(REPORT_AFTER)
+
+    async def event(self, message: str) -> None:
+        self.reporter.event(workqueue(), Event(Reason.QUEUE_CONFLICT, message, "QueueDeclared", warning=True))
+        await self.clock.advance(REPORT_AFTER)
+
+    async def transitions(self, *findings: Finding, known: dict[str, Any] | None = None) -> None:
+        for finding in findings:
+            about = workqueue(status=known or {})
+            self.reporter.transitions(about, {ConditionType.QUEUE_DECLARED: finding})
+        await self.clock.advance(REPORT_AFTER)
+
+    @property
+    def statuses(self) -> list[dict[str, Any]]:
+        return [request.body["status"] for request in self.cluster.asked if request.method == "PATCH"]
+
+    @property
+    def events(self) -> list[Any]:
+        return [request.body for request in self.cluster.asked if request.method == "POST"]
 
 
 # -- status
 
 
-async def test_status_is_applied_to_exactly_this_object(cluster: FakeCluster, reporter: Reporter) -> None:
-    await reporter.status(workqueue(), status(), NOW)
-    (request,) = cluster.asked
+async def test_status_is_applied_to_exactly_this_object(site: Site) -> None:
+    await site.status(status())
+
+    (request,) = site.cluster.asked
     assert request == Request(
         "PATCH",
         "/apis/workqueue.dev/v1alpha1/namespaces/team/workqueues/jobs/status",
@@ -90,9 +146,7 @@ async def test_status_is_applied_to_exactly_this_object(cluster: FakeCluster, re
     )
 
 
-async def test_condition_metric_covers_unwritten_status(
-    reporter: Reporter, store: Store, metrics: Metrics
-) -> None:
+async def test_condition_metric_covers_unwritten_status(site: Site, store: Store, metrics: Metrics) -> None:
     def shown() -> set[tuple[str, str, str]]:
         (samples,) = (
             family.samples for family in metrics.workqueues.collect() if family.name == "workqueue_condition"
@@ -103,44 +157,42 @@ async def test_condition_metric_covers_unwritten_status(
     ready = status(conditions=[{"type": "Ready", "status": "True", "reason": "AsExpected"}])
     blind = status(conditions=[{"type": "Ready", "status": "False", "reason": "BrokerUnreachable"}])
     store.put_workqueue(body(2, ready))
-    await reporter.status(workqueue(), ready, NOW)
+    site.reporter.status(workqueue(), ready)
     assert shown() == {("Ready", "True", "AsExpected")}
-    await reporter.status(workqueue(), blind, NOW)
+    site.reporter.status(workqueue(), blind)
     assert shown() == {("Ready", "False", "BrokerUnreachable")}
     metrics.workqueues.forget(*workqueue().key)
     assert not shown()
 
 
-def conflict(message: str) -> Event:
-    return Event(Reason.QUEUE_CONFLICT, message, "QueueDeclared", warning=True)
+async def test_unchanged_status_is_not_written(site: Site) -> None:
+    for seconds in (1, 100, 1):
+        await site.status(status())
+        await site.clock.advance(seconds)
+
+    assert len(site.statuses) == 1
 
 
-async def test_unchanged_status_is_not_written(cluster: FakeCluster, reporter: Reporter) -> None:
-    for later in (0, 1, 100):
-        assert await reporter.status(workqueue(), status(), NOW + later) is None
-    assert len(cluster.asked) == 1
-
-
-async def test_status_of_earlier_process_is_not_rewritten(
-    cluster: FakeCluster, store: Store, reporter: Reporter
-) -> None:
+async def test_status_of_earlier_process_is_not_rewritten(site: Site, store: Store) -> None:
     store.put_workqueue(body(2, status()))
-    await reporter.status(workqueue(), status(), NOW)
-    assert not cluster.asked
-    await reporter.status(workqueue(), status(workers="0/1", queueName="q"), NOW)
-    assert len(cluster.asked) == 1
+    await site.status(status())
+    assert not site.statuses
+
+    await site.status(status(workers="0/1", queueName="q"))
+    await site.clock.advance(STATUS_EVERY)
+    assert len(site.statuses) == 1
 
 
 def condition(since: str = "2026-01-01T00:00:00Z", **changes: str) -> dict[str, str]:
     return {"type": "Ready", "status": "True", "reason": "AsExpected", "lastTransitionTime": since, **changes}
 
 
-async def test_new_dead_letter_is_written_immediately(cluster: FakeCluster, reporter: Reporter) -> None:
-    await reporter.status(workqueue(), status(deadLetters=0), NOW)
+async def test_new_dead_letter_is_written_soon(site: Site) -> None:
+    await site.status(status(deadLetters=0))
+    await site.status(status(deadLetters=1))
+    await site.clock.advance(STATUS_EVERY)
 
-    assert await reporter.status(workqueue(), status(deadLetters=1), NOW + 0.5) is None
-
-    assert len(cluster.asked) == 2
+    assert [said["deadLetters"] for said in site.statuses] == [0, 1]
 
 
 WIPED: dict[str, dict[str, Any]] = {
@@ -153,151 +205,311 @@ WIPED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("left", WIPED.values(), ids=WIPED)
 async def test_wiped_status_enqueues_and_is_rewritten(
-    cluster: FakeCluster, store: Store, reporter: Reporter, woken: list[Key], left: dict[str, Any]
+    site: Site, store: Store, woken: list[Key], left: dict[str, Any]
 ) -> None:
     said = status(conditions=[condition()])
-    await reporter.status(workqueue(), said, NOW)
+    await site.status(said)
     assert woken == [], "our own write is no news"
     store.put_workqueue(body(99, left))
     assert woken == [("team", "jobs")]
-    # A condition that is made anew gets another time; that alone must not make two operators race.
-    anew = status(conditions=[condition("2026-01-01T00:01:00Z")])
-    assert await reporter.status(workqueue(), anew, NOW + 1) == NUMBERS_EVERY - 1
-    assert len(cluster.asked) == 1
-    assert await reporter.status(workqueue(), said, NOW + NUMBERS_EVERY) is None
-    assert cluster.asked[-1].body["status"] == said
-    assert len(cluster.asked) == 2
+    # A condition that is made again gets another time; that alone must not make two operators race.
+    again = status(conditions=[condition("2026-01-01T00:01:00Z")])
+    await site.status(again)
+    await site.clock.advance(NUMBERS_EVERY - 1)
+    assert len(site.statuses) == 1
+    await site.clock.advance(1)
+    assert site.statuses == [said, said]
 
 
-async def test_foreign_conditions_cause_no_status_write(
-    cluster: FakeCluster, store: Store, reporter: Reporter
-) -> None:
-    await reporter.status(workqueue(), status(conditions=[condition()]), NOW)
+async def test_foreign_conditions_cause_no_status_write(site: Site, store: Store) -> None:
+    await site.status(status(conditions=[condition()]))
     theirs = condition(type="example.com/Audited")
     store.put_workqueue(body(99, status(conditions=[theirs, condition()])))
-    assert await reporter.status(workqueue(), status(conditions=[condition()]), NOW + 100) is None
-    assert len(cluster.asked) == 1
+    await site.status(status(conditions=[condition()]))
+    await site.clock.advance(100)
+
+    assert len(site.statuses) == 1
 
 
-async def test_number_changes_alone_are_delayed(cluster: FakeCluster, reporter: Reporter) -> None:
-    await reporter.status(workqueue(), status(), NOW)
-    wait = await reporter.status(workqueue(), status(messages=6, workers="2/2"), NOW + 2)
-    assert wait == NUMBERS_EVERY - 2
-    assert len(cluster.asked) == 1
-    assert await reporter.status(workqueue(), status(messages=7), NOW + NUMBERS_EVERY) is None
-    assert cluster.asked[-1].body["status"]["messages"] == 7
+async def test_number_changes_alone_are_delayed_and_the_last_one_is_written(site: Site) -> None:
+    await site.status(status())
+    await site.clock.advance(2)
+    await site.status(status(messages=6, workers="2/2"))
+    await site.status(status(messages=7))
+    await site.clock.advance(NUMBERS_EVERY - 2.6)
+    assert len(site.statuses) == 1
+    await site.clock.advance(0.5)
+
+    assert [said["messages"] for said in site.statuses] == [5, 7]
 
 
-async def test_other_changes_are_written_immediately(cluster: FakeCluster, reporter: Reporter) -> None:
-    await reporter.status(workqueue(), status(), NOW)
+async def test_other_changes_do_not_wait_for_the_numbers(site: Site) -> None:
+    await site.status(status())
     ready = {"type": "Ready", "status": "False", "reason": "BrokerUnreachable"}
-    changed = status(messages=6, conditions=[ready])
-    assert await reporter.status(workqueue(), changed, NOW + 0.1) is None
-    assert len(cluster.asked) == 2
+    await site.status(status(messages=6))
+    await site.status(status(messages=6, conditions=[ready]))
+    await site.clock.advance(STATUS_EVERY)
+
+    assert site.statuses[1:] == [status(messages=6, conditions=[ready])]
 
 
-async def test_failed_status_write_is_retried(cluster: FakeCluster, reporter: Reporter) -> None:
-    cluster.answer("PATCH", "/status", ClusterError(503, "busy"))
-    with pytest.raises(ClusterError):
-        await reporter.status(workqueue(), status(), NOW)
-    cluster.answer("PATCH", "/status", body(20, status()))
-    await reporter.status(workqueue(), status(), NOW)
-    assert len(cluster.asked) == 2
+async def test_status_written_later_keeps_the_time_of_its_transition(site: Site) -> None:
+    first, second = condition("2026-01-01T00:00:00Z"), condition("2026-01-01T00:00:09Z")
+    await site.status(status())
+    await site.status(status(conditions=[first]))
+    await site.status(status(messages=9, conditions=[second]))
+    await site.clock.advance(STATUS_EVERY)
+
+    assert site.statuses[-1] == status(messages=9, conditions=[first])
 
 
-async def test_recreated_object_gets_a_new_status(cluster: FakeCluster, reporter: Reporter) -> None:
-    await reporter.status(workqueue(), status(), NOW)
-    await reporter.status(workqueue(metadata={"uid": "uid-2"}), status(), NOW)
-    assert len(cluster.asked) == 2
+async def test_slow_write_delays_no_report_and_the_last_status_follows_it(site: Site) -> None:
+    answer = asyncio.Event()
+
+    async def slow(request: Request) -> dict[str, Any]:
+        await answer.wait()
+        return body(50 + len(site.cluster.asked), request.body["status"])
+
+    site.cluster.answer("PATCH", "/status", slow)
+    for number in range(5):
+        await site.status(status(queueName=f"q{number}"))
+        await site.clock.advance(STATUS_EVERY)
+    assert [said["queueName"] for said in site.statuses] == ["q0"]
+
+    answer.set()
+    await site.clock.settle()
+    await site.clock.advance(STATUS_EVERY)
+
+    assert [said["queueName"] for said in site.statuses] == ["q0", "q4"]
+
+
+async def test_refused_status_is_retried_with_longer_pauses(site: Site, metrics: Metrics) -> None:
+    site.cluster.answer("PATCH", "/status", ClusterError(500, "field not declared"))
+    await site.status(status())
+    for _ in range(600):
+        await site.status(status(messages=6))
+        await site.clock.advance(1)
+    assert 8 <= len(site.statuses) <= 16, "a change does not shorten the pause"
+    failed = metrics.reconcile_errors.labels(Reason.API_UNAVAILABLE.value)._value.get()
+    assert failed == len(site.statuses)
+
+    site.cluster.answer("PATCH", "/status", body(20, status(messages=6)))
+    await site.clock.advance(FAILED_AGAIN[1] * 1.25)
+    count = len(site.statuses)
+    await site.clock.advance(1000)
+    assert len(site.statuses) == count
+
+
+async def test_retry_after_is_kept(site: Site) -> None:
+    site.cluster.answer("PATCH", "/status", ClusterError(429, "busy", retry_after=30.0))
+    await site.status(status())
+    await site.clock.advance(29)
+    assert len(site.statuses) == 1
+    await site.clock.advance(2)
+    assert len(site.statuses) == 2
+
+
+async def test_recreated_object_gets_a_new_status(site: Site) -> None:
+    await site.status(status())
+    await site.status(status(), uid="uid-2")
+
+    assert len(site.statuses) == 2
+
+
+# -- limits
+
+
+def many(site: Site, namespace: str, count: int) -> None:
+    for number in range(count):
+        about = workqueue(
+            metadata={"namespace": namespace, "name": f"jobs-{number}", "uid": f"{namespace}-{number}"}
+        )
+        site.reporter.status(about, status())
+
+
+async def test_statuses_of_a_namespace_are_written_at_a_limited_rate(site: Site) -> None:
+    many(site, "team", 500)
+    await site.clock.advance(REPORT_AFTER)
+    assert len(site.statuses) <= STATUS_RATE.burst
+    await site.clock.advance(2)
+    assert len(site.statuses) == pytest.approx(STATUS_RATE.burst + 2 * STATUS_RATE.per_second, abs=20)
+    await site.clock.advance(10)
+    assert len(site.statuses) == 500
+
+
+async def test_slow_namespace_does_not_delay_others(site: Site) -> None:
+    site.cluster.answer("PATCH", "/namespaces/slow/", lambda _: asyncio.get_running_loop().create_future())
+    many(site, "slow", 50)
+    many(site, "team", 50)
+    await site.clock.advance(REPORT_AFTER)
+
+    written = [request.path.split("/")[5] for request in site.cluster.asked]
+    assert (written.count("slow"), written.count("team")) == (STATUS_RATE.together, 50)
+
+
+async def test_refused_events_do_not_delay_statuses(site: Site) -> None:
+    site.cluster.answer("POST", "/events", ClusterError(429, "busy"))
+    for number in range(100):
+        await site.event(str(number))
+    await site.status(status())
+
+    assert len(site.statuses) == 1
+    assert len(site.events) > 0
+
+
+# -- the end
+
+
+async def test_flush_writes_everything_that_waits(site: Site) -> None:
+    many(site, "team", 500)
+    await site.status(status(messages=1))
+    await site.status(status(messages=2))
+    for number in range(100):
+        await site.event(str(number))
+
+    await site.reporter.flush(60)
+
+    assert len(site.statuses) == 501, "only the last of several"
+    assert site.statuses.count(status(messages=2)) == 1
+    assert len(site.events) == 100
+
+
+async def test_flush_gives_up_after_its_patience(site: Site) -> None:
+    site.cluster.answer("PATCH", "/status", lambda _: asyncio.get_running_loop().create_future())
+    await site.status(status())
+
+    await site.reporter.flush(0)
+    await site.status(status(messages=6))
+    await site.event("late")
+
+    assert (len(site.statuses), site.events) == (1, [])
+
+
+async def test_nothing_is_written_after_the_loss_of_the_lease(site: Site) -> None:
+    site.cluster.answer("PATCH", "/status", LeadershipLostError("the Lease has expired"))
+    many(site, "team", 50)
+    await site.event("one")
+    site.cluster.asked.clear()
+
+    await site.clock.advance(100)
+    await site.event("two")
+    await site.status(status(messages=6))
+    await site.reporter.flush(60)
+
+    assert site.cluster.asked == []
 
 
 # -- Events
 
 
-async def test_transition_sends_one_event(cluster: FakeCluster, reporter: Reporter) -> None:
-    for finding in (ALL_WELL, ALL_WELL, CONFLICT, CONFLICT):
-        await reporter.transitions(workqueue(), {ConditionType.QUEUE_DECLARED: finding}, NOW)
-    assert [(event["type"], event["reason"], event["note"]) for event in events(cluster)] == [
+async def test_transition_sends_one_event(site: Site) -> None:
+    await site.transitions(ALL_WELL, ALL_WELL, CONFLICT, CONFLICT)
+
+    assert [(event["type"], event["reason"], event["note"]) for event in site.events] == [
         ("Normal", "Declared", "The queue exists."),
         ("Warning", "QueueConflict", "The queue exists with other arguments."),
     ]
-    regarding = events(cluster)[0]["regarding"]
+    regarding = site.events[0]["regarding"]
     assert (regarding["namespace"], regarding["name"], regarding["uid"]) == ("team", "jobs", "uid-1")
 
 
-async def test_restart_repeats_no_event_for_stored_status(cluster: FakeCluster, reporter: Reporter) -> None:
+async def test_restart_repeats_no_event_for_stored_status(site: Site) -> None:
     known = {
         "conditions": [
             {"type": "QueueDeclared", "status": "False", "reason": "QueueConflict", "message": "as before"}
         ]
     }
-    await reporter.transitions(workqueue(status=known), {ConditionType.QUEUE_DECLARED: CONFLICT}, NOW)
-    assert events(cluster) == []
-    await reporter.transitions(workqueue(status=known), {ConditionType.QUEUE_DECLARED: ALL_WELL}, NOW)
-    assert [event["reason"] for event in events(cluster)] == ["Declared"]
+    await site.transitions(CONFLICT, known=known)
+    assert site.events == []
+    await site.transitions(ALL_WELL, known=known)
+    assert [event["reason"] for event in site.events] == ["Declared"]
 
 
-async def test_ready_and_transient_conditions_send_no_event(cluster: FakeCluster, reporter: Reporter) -> None:
-    await reporter.transitions(
+async def test_ready_and_transient_conditions_send_no_event(site: Site) -> None:
+    site.reporter.transitions(
         workqueue(),
         {
             ConditionType.READY: CONFLICT,
             ConditionType.DEPTH_KNOWN: Finding("Unknown", Reason.DEPTH_PENDING, "not yet"),
             ConditionType.WORKERS_AVAILABLE: Finding("True", Reason.SCALED_TO_ZERO, "none"),
         },
-        NOW,
     )
-    assert events(cluster) == []
+    await site.clock.advance(REPORT_AFTER)
+
+    assert site.events == []
 
 
-async def test_scale_in_to_zero_sends_only_its_own_event(cluster: FakeCluster, reporter: Reporter) -> None:
+async def test_scale_in_to_zero_sends_only_its_own_event(site: Site) -> None:
     for finding in (
         Finding("True", Reason.WORKERS_READY, "Workers are Ready."),
         Finding("True", Reason.SCALED_TO_ZERO, "No worker runs."),
         Finding("Unknown", Reason.WORKERS_STARTING, "No worker is Ready yet."),
         Finding("True", Reason.WORKERS_READY, "Workers are Ready once more."),
     ):
-        await reporter.transitions(workqueue(), {ConditionType.WORKERS_AVAILABLE: finding}, NOW)
-    assert [event["note"] for event in events(cluster)] == ["Workers are Ready once more."]
+        site.reporter.transitions(workqueue(), {ConditionType.WORKERS_AVAILABLE: finding})
+    await site.clock.advance(REPORT_AFTER)
+
+    assert [event["note"] for event in site.events] == ["Workers are Ready once more."]
 
 
-async def test_repeated_event_is_rate_limited(cluster: FakeCluster, reporter: Reporter) -> None:
-    for later in (0, 1, EVENT_AGAIN_AFTER - 1, EVENT_AGAIN_AFTER + 1):
-        await reporter.event(workqueue(), conflict("a"), NOW + later)
-    assert len(events(cluster)) == 2
+async def test_repeated_event_is_sent_again_after_its_time(site: Site) -> None:
+    for seconds in (1, 1, EVENT_AGAIN_AFTER - 3, 2):
+        await site.event("a")
+        await site.clock.advance(seconds)
+    await site.event("a")
+
+    assert len(site.events) == 2
 
 
-async def test_unsendable_event_stops_nothing(cluster: FakeCluster, reporter: Reporter) -> None:
-    cluster.answer("POST", "/events", ClusterError(403, "forbidden"))
-    await reporter.event(workqueue(), conflict("a"), NOW)
+async def test_event_of_a_deleted_workqueue_is_still_sent(site: Site) -> None:
+    for number in range(EVENT_RATE.burst):
+        await site.event(str(number))
+    await site.event("deleted")
+    site.reporter.forget("uid-1")
+    await site.clock.advance(1)
+
+    assert site.events[-1]["note"] == "deleted"
 
 
-async def test_long_event_note_is_truncated(cluster: FakeCluster, reporter: Reporter) -> None:
-    await reporter.event(workqueue(), conflict("a" * 5000), NOW)
-    assert len(events(cluster)[0]["note"]) == 1024
+async def test_events_of_one_namespace_are_limited_in_number(site: Site) -> None:
+    for number in range(3 * MOST_EVENTS):
+        site.reporter.event(workqueue(), Event(Reason.BACKLOG, f"{number} waiting", "Scale"))
+    await site.clock.advance(1000)
+
+    assert len(site.events) == MOST_EVENTS
+
+
+async def test_long_event_note_is_truncated(site: Site) -> None:
+    await site.event("a" * 5000)
+
+    assert len(site.events[0]["note"]) == 1024
 
 
 # -- memory
 
 
-async def test_sent_events_are_forgotten_eventually(cluster: FakeCluster, reporter: Reporter) -> None:
+async def test_sent_events_are_forgotten_eventually(site: Site) -> None:
     for number in range(1000):
-        event = Event(Reason.BACKLOG, f"{number} waiting", "Scale")
-        await reporter.event(workqueue(), event, NOW + number * 10)
-    assert len(reporter._sent["uid-1"]) <= EVENT_AGAIN_AFTER / 10 + 1
+        await site.event(f"{number} waiting")
+        await site.clock.advance(10)
+
+    assert len(site.reporter._sent["uid-1"]) <= EVENT_AGAIN_AFTER / 10 + 1
 
 
-async def test_deleted_workqueue_leaves_nothing_in_the_reporter(
-    cluster: FakeCluster, reporter: Reporter
-) -> None:
-    await reporter.status(workqueue(), status(), NOW)
-    await reporter.transitions(workqueue(), {ConditionType.QUEUE_DECLARED: CONFLICT}, NOW)
-    reporter.forget("uid-1")
-    assert [reporter._written, reporter._told, reporter._sent] == [{}, {}, {}]
+async def test_deleted_workqueue_leaves_nothing_in_the_reporter(site: Site) -> None:
+    await site.status(status())
+    await site.status(status(messages=6))
+    await site.transitions(CONFLICT)
+    site.reporter.forget("uid-1")
+    await site.clock.advance(NUMBERS_EVERY)
+
+    assert [site.reporter._reports, site.reporter._told, site.reporter._sent] == [{}, {}, {}]
+    assert len(site.statuses) == 1
 
 
-async def test_sent_event_is_remembered_until_it_may_repeat(reporter: Reporter) -> None:
-    told = [("one", NOW), ("two", NOW + 1), ("three", NOW + EVENT_AGAIN_AFTER)]
-    for message, now in told:
-        await reporter.event(workqueue(), Event(Reason.DECLARED, message, "Declare"), now)
-    assert [message for _, message in reporter._sent["uid-1"]] == ["two", "three"]
+async def test_idle_namespace_leaves_nothing_in_the_reporter(site: Site) -> None:
+    for number in range(20):
+        many(site, f"team-{number}", 1)
+        await site.clock.advance(REPORT_AFTER)
+
+    assert len(site.reporter._statuses) == 1

@@ -144,6 +144,8 @@ class Scene:
         self.carried_out = 2
         self.changed_by_others = 0
         self.marks_seen_after = 1
+        self.after_marks: list[PodView] | None = None
+        """The pods in the store after the marks; None: as before."""
         self.looks: list[int] = []
         """The number of marked pods at each read of the ReplicaSet."""
         self.cluster.answer("PATCH", "/pods/", self.mark)
@@ -204,7 +206,11 @@ class Scene:
         self.counted = self.counted or sum(not pod.terminating for pod in pods)
         retirement = Retirer(self.cluster, self.workers, self.store, SystemClock())
         confirm_empty = self.confirm_empty if guarded else None
-        steps = RetireSteps(lambda: pods, self.lower, confirm_empty)
+
+        def now() -> list[PodView]:
+            return self.after_marks if self.marks and self.after_marks is not None else pods
+
+        steps = RetireSteps(now, self.lower, confirm_empty)
         return await retirement.retire("team", chosen, KEYS, steps)
 
     async def clear_left_over(self, pods: list[PodView], **replicaset: int) -> None:
@@ -357,6 +363,24 @@ async def test_new_pod_during_requests_stops_scale_in_to_zero() -> None:
     outcome = await scene.carry_out(RetirePlan((), (A, B)), [drained, successor, B])
     assert (scene.lowered, scene.marks) == ([], [])
     assert says(outcome, Reason.POD_NOT_READY, "Pod s ")
+
+
+async def test_step_to_zero_does_not_wait_until_kubernetes_saw_the_marks() -> None:
+    """Kubernetes removes all pods, so the marks decide nothing."""
+    scene = Scene(a=RETIRED, b=RETIRED)
+    scene.marks_seen_after = 1000
+    outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B])
+    assert scene.looks == [0]
+    assert (scene.happened[-1], outcome.removed) == ("lower 2", 2)
+
+
+async def test_new_pod_after_the_marks_stops_scale_in_to_zero() -> None:
+    """A pod that was deleted after its mark gets a successor, which would be removed unasked."""
+    scene = Scene(a=RETIRED, b=RETIRED)
+    scene.after_marks = [replace(A, terminating=True), B, replace(STARTING, name="s", uid="s")]
+    outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B])
+    assert (scene.lowered, scene.marks, outcome.obstacle) == ([], [], UNSEEN)
+    assert sorted(scene.workers.resumed) == ["a", "b"]
 
 
 async def test_marks_decide_among_pods_of_one_rank() -> None:

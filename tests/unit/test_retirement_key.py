@@ -113,7 +113,7 @@ async def test_refused_secret_is_named(cluster: ApiServer) -> None:
         "POST", "/secrets", ClusterError(403, 'secrets is forbidden: User "operator" cannot create')
     )
     cluster.answer("PATCH", "/deployments/jobs-worker", lambda request: _live(request.body))
-    workload = WorkloadApplier(cluster, render.Defaults(), lambda _: None, SystemClock())
+    workload = WorkloadApplier(cluster, cluster, render.Defaults(), lambda _: None, SystemClock())
 
     refusal = (await workload.ensure(workqueue(), None)).refusal
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.support.clock import FakeClock
 from tests.support.fakecluster import FakeCluster, Request
-from tests.support.snapshots import snapshot
+from tests.support.snapshots import NO_WORKERS, snapshot
 from tests.support.workqueue import workqueue
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Store
-from workqueue_operator.kube.views import DeploymentView, deployment_view
+from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view
 from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut
-from workqueue_operator.scaling.scale import Scaled, Scaler, ScaleState
+from workqueue_operator.scaling.scale import RENEW_AFTER, Scaled, Scaler, ScaleState
 from workqueue_operator.workers.apply import WorkloadApplier
+from workqueue_operator.workers.client import Answer, SigningKeys, Workers
 from workqueue_operator.workers.render import Defaults
 from workqueue_operator.workers.retire import Retirer
 
@@ -40,7 +44,7 @@ class Api:
         self.cluster.answer("PATCH", "/deployments/jobs-worker", self.patch)
         self.cluster.answer("GET", "/deployments/jobs-worker", lambda _: self.body)
         store = Store(lambda _: None)
-        workload = WorkloadApplier(self.cluster, Defaults(), lambda _: None, SystemClock())
+        workload = WorkloadApplier(self.cluster, self.cluster, Defaults(), lambda _: None, SystemClock())
         nobody: Any = None
         retirement = Retirer(self.cluster, nobody, store, SystemClock())
         self.scaler = Scaler(store, workload, retirement, SystemClock())
@@ -64,13 +68,13 @@ class Api:
         return deployment_view(self.body)
 
     def patch(self, request: Request) -> Any:
-        test, replace = request.body
+        test, wanted = request.body
         if test["value"] != self.replicas:
             return ClusterError(422, "the server rejected our request due to an error in our request")
-        self.tried.append(replace["value"])
-        if not self.least <= replace["value"] <= self.most:
+        self.tried.append(wanted["value"])
+        if not self.least <= wanted["value"] <= self.most:
             return ClusterError(self.status, self.message)
-        self.replicas, self.version = replace["value"], self.version + 1
+        self.replicas, self.version = wanted["value"], self.version + 1
         return self.body
 
     def noted(self, scaled: Scaled) -> Decision:
@@ -220,3 +224,53 @@ async def test_write_before_an_outage_is_in_the_result() -> None:
     assert [(write.before, write.after) for write in scaled.writes] == [(0, 5)]
     assert scaled.error is not None
     assert scaled.error.status == 503
+
+
+# -- workers that wait for their removal
+
+
+class AskedWorkers(Workers):
+    """Workers that note who is asked to leave."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def retire(self, addresses: Any, keys: SigningKeys) -> dict[str, Answer]:
+        self.asked += [address.pod for address in addresses]
+        return {}
+
+
+LEAVING = PodView("pod-0", "u", "10.0.0.1", True, True, False, "h", marked=True, failure=None)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "pod", "expected"),
+    [
+        (0, LEAVING, ["pod-0"]),
+        (0, replace(LEAVING, marked=False), []),
+        (0, replace(LEAVING, running=False), []),
+        (0, replace(LEAVING, terminating=True), []),
+        (1, LEAVING, []),
+    ],
+    ids=["leaving", "unasked", "not running", "terminating", "wanted again"],
+)
+async def test_leases_are_renewed_until_kubernetes_removes_the_pods(
+    replicas: int, pod: PodView, expected: list[str]
+) -> None:
+    """A kube-controller-manager that is late would remove a worker that consumes again."""
+    clock, workers, cluster = FakeClock(), AskedWorkers(), FakeCluster()
+    cluster.answer("GET", "/secrets/", ClusterError(403, "forbidden"))
+    store = Store(lambda _: None)
+    workload = WorkloadApplier(cluster, cluster, Defaults(), lambda _: None, clock)
+    scaler = Scaler(store, workload, Retirer(cluster, workers, store, clock), clock)
+    handle: Any = SimpleNamespace(broker=SimpleNamespace(binding=SimpleNamespace(signing_key=b"")))
+    # One pod more than the Deployment has seen, so that the marks are not cleared as left over.
+    view = replace(NO_WORKERS, replicas=replicas, current=2)
+    seen = snapshot(OURS, deployment=view, pods=[pod])
+    hold, state = Hold(0, Reason.IDLE, "idle"), ScaleState(leases_begun_at=clock.monotonic())
+
+    for seconds in (0, RENEW_AFTER / 2, RENEW_AFTER / 2, 1):
+        await clock.advance(seconds)
+        state = (await scaler.scale(seen, hold, state, handle)).state
+
+    assert workers.asked == expected

@@ -154,7 +154,7 @@ async def test_corrected_secret_is_noticed_within_seconds(
     await problem(secrets)
     assert len(cluster.asked) == 1
     cluster.answer("GET", "rabbitmq", GOOD)
-    monkeypatch.setattr(module, "MAX_AGE_OF_TROUBLE", -1.0)
+    monkeypatch.setattr(module, "PROBLEM_MAX_AGE", -1.0)
     assert (await secrets.binding("team", "rabbitmq")).username == "user"
 
 
@@ -250,6 +250,6 @@ async def test_failed_secret_read_is_retried_within_seconds(cluster: FakeCluster
     cluster.answer("GET", "rabbitmq", GOOD)
     cluster.asked.clear()
 
-    await used.read_due(time.monotonic() + module.MAX_AGE_OF_TROUBLE + 1)
+    await used.read_due(time.monotonic() + module.PROBLEM_MAX_AGE + 1)
 
     assert len(cluster.asked) == 1

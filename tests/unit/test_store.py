@@ -240,6 +240,66 @@ def test_relevant_change_enqueues_the_workqueue(
     assert woken == [JOBS]
 
 
+def deployment(version: int, replicas: int = 0, generation: int = 1, **status: int) -> dict[str, Any]:
+    about = thing("jobs-worker", version, generation=generation, labels={LABEL_WORKQUEUE: "jobs"})
+    return {**about, "spec": {"replicas": replicas, "template": {}}, "status": status}
+
+
+def test_own_count_write_and_its_event_enqueue_nothing(store: Store, woken: list[Key]) -> None:
+    store.put_deployment(deployment(1, observedGeneration=1))
+    woken.clear()
+    ours = deployment(2, replicas=3, generation=2, observedGeneration=1)
+    store.put_deployment(ours, our_count=True)
+    store.put_deployment(ours)
+    assert woken == []
+    assert store.deployments["team", "jobs-worker"]["spec"]["replicas"] == 3
+
+
+def test_foreign_change_along_with_own_count_enqueues_the_workqueue(store: Store, woken: list[Key]) -> None:
+    store.put_deployment(deployment(1))
+    woken.clear()
+    store.put_deployment(deployment(3, replicas=3, generation=3), our_count=True)
+    assert woken == [JOBS]
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({"unavailableReplicas": 1}, []),
+        ({"replicas": 1}, [JOBS]),
+        ({"readyReplicas": 1}, [JOBS]),
+        ({"observedGeneration": 1}, [JOBS]),
+    ],
+    ids=["unavailable replicas", "replicas", "Ready replicas", "generation"],
+)
+def test_deployment_status_enqueues_only_when_a_pass_reads_it(
+    store: Store, woken: list[Key], status: dict[str, int], expected: list[Key]
+) -> None:
+    store.put_deployment(deployment(1))
+    woken.clear()
+    store.put_deployment(deployment(2, **status))
+    assert woken == expected
+
+
+def test_pod_event_without_news_enqueues_nothing(store: Store, woken: list[Key]) -> None:
+    store.put_pod(pod("a", 1))
+    woken.clear()
+    store.put_pod({**pod("a", 2), "status": {"conditions": [{"type": "PodReadyToStart", "status": "True"}]}})
+    assert woken == []
+    store.put_pod({**pod("a", 3), "status": {"podIP": "10.0.0.1"}})
+    assert woken == [JOBS]
+
+
+def test_own_mark_enqueues_nothing(store: Store, woken: list[Key]) -> None:
+    store.put_pod(pod("a", 1))
+    woken.clear()
+    store.put_pod(pod("a", 2, annotations={ANNOTATION_DELETION_COST: "-1"}), our_mark=True)
+    assert (woken, store.pods["team", "a"].marked) == ([], True)
+    going = pod("a", 3, annotations={}, deletionTimestamp="2026-01-02T00:00:00Z")
+    store.put_pod(going, our_mark=True)
+    assert woken == [JOBS], "it is terminating, too"
+
+
 def test_foreign_deployment_of_same_name_enqueues_the_workqueue(store: Store, woken: list[Key]) -> None:
     store.put_deployment(thing("jobs-worker", 1))
     assert woken == [JOBS]

@@ -51,7 +51,10 @@ def cluster() -> FakeCluster:
 def targets(cluster: FakeCluster) -> Targets:
     store = Store(lambda _: None)
     return Targets(
-        cluster, store, WorkloadApplier(cluster, Defaults(), lambda _: None, SystemClock()), SystemClock()
+        cluster,
+        store,
+        WorkloadApplier(cluster, cluster, Defaults(), lambda _: None, SystemClock()),
+        SystemClock(),
     )
 
 

@@ -51,7 +51,7 @@ def woken() -> list[tuple[str, str]]:
 
 @pytest.fixture
 def workload(cluster: FakeCluster, woken: list[tuple[str, str]]) -> WorkloadApplier:
-    return WorkloadApplier(cluster, DEFAULTS, woken.append, SystemClock())
+    return WorkloadApplier(cluster, cluster, DEFAULTS, woken.append, SystemClock())
 
 
 def applies(cluster: FakeCluster) -> list[Request]:

@@ -21,7 +21,7 @@ EMPTY_LOOKS: Final = 3
 EMPTY_PAUSE: Final = 0.5
 """A quorum queue without a leader reports zero for about 0.5 s, so a single zero proves nothing."""
 
-HIDES_SECONDS: Final = 370.0
+HIDDEN_SECONDS: Final = 370.0
 """Seconds for which a delay queue may hold messages that no count shows. They expired while their work queue was
 missing or full. RabbitMQ checks them every 180 s, and resends only messages that it first sent at least 180 s ago."""
 
@@ -178,7 +178,7 @@ async def require_unused(queue: str, broker: Broker) -> None:
 
 
 async def require_nothing_hidden(workqueue: WorkQueue, queues: Sequence[str], broker: Broker) -> None:
-    """Check for DeleteIfEmpty, until the queues have been empty for `HIDES_SECONDS`, that no delay queue exists.
+    """Check for DeleteIfEmpty, until the queues have been empty for `HIDDEN_SECONDS`, that no delay queue exists.
 
     A missing work queue is declared again, so that expired messages can return to it.
 
@@ -196,7 +196,7 @@ async def require_nothing_hidden(workqueue: WorkQueue, queues: Sequence[str], br
         Reason.QUEUE_NOT_EMPTY,
         f"{' and '.join(map(repr, found))} may hold messages that RabbitMQ does not count, because their delay ended "
         f"while {work!r} was missing or full. The operator deletes all queues after they have been empty for "
-        f"{HIDES_SECONDS:g} s.",
+        f"{HIDDEN_SECONDS:g} s.",
     )
 
 

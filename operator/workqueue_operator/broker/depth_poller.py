@@ -64,7 +64,7 @@ class PolledQueue:
     refused: tuple[tuple[int, str], float] | None = None
     claimed: bool = False
 
-    def hear(self, answer: QueueCounts | QueueMissing | ReconcileError) -> None:
+    def record(self, answer: QueueCounts | QueueMissing | ReconcileError) -> None:
         """Record an answer."""
         self.last = answer
         if isinstance(answer, QueueCounts):
@@ -185,10 +185,10 @@ class DepthPoller:
             answer = QUEUE_MISSING
         except ReconcileError as problem:
             answer = problem
-        polled.hear(answer)
+        polled.record(answer)
         return answer
 
-    async def look_in_passing(
+    async def last_answer(
         self, key: Key, queue: str, *, warm: bool
     ) -> QueueCounts | QueueMissing | ReconcileError | None:
         """Return the last answer about a dead-letter or delay queue, and set whether the queue is warm.

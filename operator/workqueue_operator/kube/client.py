@@ -26,11 +26,15 @@ Object: TypeAlias = dict[str, Any]
 REQUEST_TIMEOUT: Final = 8.0
 """Seconds for one request, so that lost packets keep neither a pass nor a process that has lost its Lease."""
 
-CONNECTIONS: Final = 16
-"""Connections to the API server. Each costs 0.25 MB, and more do not make the server faster."""
+CONNECTIONS: Final = 12
+"""Connections of the passes to the API server. Each costs 0.25 MB, and more do not make the server faster."""
 
-CONNECTIONS_FOR_SCALING: Final = 4
-"""Connections reserved for writes of a replica count, so that thousands of other requests do not delay them."""
+COUNT_CONNECTIONS: Final = 32
+"""Connections for writes of a replica count and for retirements. They open when they are needed: with a slow API
+server each one adds to the number of queues that wake in a second."""
+
+REPORT_CONNECTIONS: Final = 8
+"""Connections for statuses and Events."""
 
 _APPLY: Final = "application/apply-patch+yaml"
 _BEYOND_BMP: Final = re.compile(r"\\ud[89ab]..\\ud[c-f]..")
@@ -45,12 +49,16 @@ class Cluster:
     Args:
         api: an ApiClient of `kubernetes.aio`.
         fence: called before each write. It raises if this process must no longer write.
+        connections: how many requests are sent at the same time.
     """
 
-    def __init__(self, api: client.ApiClient, fence: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, api: client.ApiClient, fence: Callable[[], None] = lambda: None, connections: int = CONNECTIONS
+    ) -> None:
         self.api = api
         self._fence = fence
-        self._ordinary = asyncio.Semaphore(CONNECTIONS - CONNECTIONS_FOR_SCALING)
+        # Not the limit of aiohttp: the timeout of a request would include the wait for a connection.
+        self._connections = asyncio.Semaphore(connections)
         self.requests = 0
 
     async def get(self, path: str, **query: str) -> Object:
@@ -91,8 +99,8 @@ class Cluster:
         )
 
     async def json_patch(self, path: str, operations: list[Object]) -> Object:
-        """PATCH an object with a JSON Patch, on a reserved connection. A failed `test` operation answers 422."""
-        return await self._request_now(
+        """PATCH an object with a JSON Patch. A failed `test` operation answers 422."""
+        return await self._request(
             "PATCH", path, {"fieldManager": FIELD_MANAGER}, operations, "application/json-patch+json"
         )
 
@@ -105,10 +113,10 @@ class Cluster:
         method: str,
         path: str,
         query: Mapping[str, str],
-        body: Object | None = None,
+        body: Object | list[Object] | None = None,
         content_type: str = "application/json",
     ) -> Object:
-        async with self._ordinary:
+        async with self._connections:
             return await self._request_now(method, path, query, body, content_type)
 
     async def _request_now(
@@ -147,14 +155,19 @@ class Cluster:
         return answer
 
 
-async def connect(kubeconfig: str | None = None, fence: Callable[[], None] = lambda: None) -> Cluster:
+async def connect(
+    kubeconfig: str | None = None,
+    fence: Callable[[], None] = lambda: None,
+    connections: int = CONNECTIONS,
+) -> Cluster:
     """Return a client for the cluster of this pod, or for the kubeconfig.
 
     Args:
         kubeconfig: a file that takes precedence over the service account.
+        connections: how many connections it opens at most.
     """
     configuration = client.Configuration()
-    configuration.connection_pool_maxsize = CONNECTIONS
+    configuration.connection_pool_maxsize = connections
     # Otherwise aiohttp searches for a netrc file in a thread before each request.
     configuration.client_session_kwargs = {"trust_env": False}
     # Verify as Go does: the certificates of many clusters lack extensions that Python requires since 3.13.
@@ -163,7 +176,7 @@ async def connect(kubeconfig: str | None = None, fence: Callable[[], None] = lam
         config.load_incluster_config(client_configuration=configuration)
     else:
         await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
-    return Cluster(client.ApiClient(configuration), fence)
+    return Cluster(client.ApiClient(configuration), fence, connections)
 
 
 def _yaml(body: Any) -> str:

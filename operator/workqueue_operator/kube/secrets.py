@@ -42,7 +42,7 @@ READS_AT_ONCE: Final = 4
 MAX_AGE_OF_SUSPECT: Final = 15.0
 """`MAX_AGE` while the broker of the Secret is not available, because the Secret may be wrong."""
 
-MAX_AGE_OF_TROUBLE: Final = 5.0
+PROBLEM_MAX_AGE: Final = 5.0
 """`MAX_AGE` of a Secret that is missing or invalid."""
 
 KEPT: Final = 3600.0
@@ -56,7 +56,7 @@ class _Entry:
 
     def max_age(self, *, suspect: bool) -> float:
         if isinstance(self.result, ReconcileError):
-            return MAX_AGE_OF_TROUBLE
+            return PROBLEM_MAX_AGE
         return MAX_AGE_OF_SUSPECT if suspect else MAX_AGE
 
 
@@ -168,7 +168,7 @@ class Secrets:
             if known is None:
                 raise
             # Keep the cached data, and retry the read soon.
-            result, at = known.result, at - READ_AFTER + MAX_AGE_OF_TROUBLE
+            result, at = known.result, at - READ_AFTER + PROBLEM_MAX_AGE
         now = time.monotonic()
         self._entries = {
             place: entry

@@ -11,11 +11,11 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 from workqueue_operator.kube.json_map import JsonMap
-from workqueue_operator.kube.views import PodView, existing, pod_view
+from workqueue_operator.kube.views import PodView, deployment_view, existing, pod_view
 from workqueue_operator.names import ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE, workload_name
 
 Object: TypeAlias = dict[str, Any]
@@ -167,8 +167,12 @@ class Store:
             self.wake(key)
         return True
 
-    def put_deployment(self, body: Object) -> bool:
-        """Store a Deployment from an event, a LIST or the answer to a write."""
+    def put_deployment(self, body: Object, *, our_count: bool = False) -> bool:
+        """Store a Deployment from an event, a LIST or the answer to a write.
+
+        Args:
+            our_count: whether this is the answer to the operator's own write of the count, which needs no pass.
+        """
         key = key_of(body)
         owners = self._owners(body)
         if not owners:
@@ -177,22 +181,29 @@ class Store:
             return False
         if not self._is_news("deployments", key, body):
             return False
-        self.deployments[key] = _lean("deployments", body)
-        for owner in owners:
-            self.wake(owner)
+        known = self.deployments.get(key)
+        now = self.deployments[key] = _lean("deployments", body)
+        if known is None or _read_of(now) != _read_of(_with_count_of(now, known) if our_count else known):
+            for owner in owners:
+                self.wake(owner)
         return True
 
-    def put_pod(self, body: Object) -> bool:
-        """Store a pod."""
+    def put_pod(self, body: Object, *, our_mark: bool = False) -> bool:
+        """Store a pod.
+
+        Args:
+            our_mark: whether this is the answer to the operator's own write of a mark, which needs no pass.
+        """
         key, owner = key_of(body), _owner(body)
         if owner is None or not self._is_news("pods", key, body):
             return False
         known = self.pods.get(key)
         if known is not None and known.workqueue != owner[1]:
             self._disown(key, known)
-        self.pods[key] = pod_view(body)
+        pod = self.pods[key] = pod_view(body)
         self._pods_of[owner].add(key)
-        self.wake(owner)
+        if known is None or pod != (replace(known, marked=pod.marked) if our_mark else known):
+            self.wake(owner)
         return True
 
     def drop(self, kind: str, body: Object) -> None:
@@ -205,7 +216,11 @@ class Store:
 
     def put(self, kind: str, body: Object) -> bool:
         """Store an object of a kind (`workqueues`, `deployments` or `pods`)."""
-        puts = {"workqueues": self.put_workqueue, "deployments": self.put_deployment, "pods": self.put_pod}
+        puts: dict[str, Callable[[Object], bool]] = {
+            "workqueues": self.put_workqueue,
+            "deployments": self.put_deployment,
+            "pods": self.put_pod,
+        }
         return puts[kind](body)
 
     def correct(self, kind: str, listed: AbstractSet[Key], namespace: str | None, taken_at: float) -> None:
@@ -295,6 +310,20 @@ def _asks_for(workqueue: Object) -> object:
     return [
         metadata.get(name) for name in ("uid", "generation", "deletionTimestamp", "finalizers", "annotations")
     ]
+
+
+def _read_of(deployment: Object) -> object:
+    """Return the parts of a Deployment whose change needs a pass."""
+    metadata = deployment["metadata"]
+    rest = [metadata.get(name) for name in ("labels", "annotations", "ownerReferences", "deletionTimestamp")]
+    return deployment_view(deployment), rest
+
+
+def _with_count_of(written: Object, known: Object) -> Object:
+    """Return a known Deployment as it is after a write of the count and of nothing else."""
+    metadata = {**known["metadata"], "generation": known["metadata"]["generation"] + 1}
+    spec = {**known["spec"], "replicas": written["spec"].get("replicas", 1)}
+    return {**known, "metadata": metadata, "spec": spec}
 
 
 def _version(body: Object) -> int:

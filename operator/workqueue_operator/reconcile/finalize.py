@@ -59,7 +59,7 @@ class Finalizer:
         reporter: Reporter,
         *,
         clock: Clock,
-        hidden_seconds: float = declare.HIDES_SECONDS,
+        hidden_seconds: float = declare.HIDDEN_SECONDS,
     ) -> None:
         self._kubernetes = kubernetes
         self._clock = clock
@@ -295,13 +295,11 @@ class Finalizer:
         findings = {ConditionType.READY: finding, ConditionType.QUEUE_DECLARED: finding}
         warning = problem.reason is not Reason.DELETING
         event = Event(problem.reason, finding.message, "Delete", warning=warning)
-        await self._reporter.event(workqueue, event, self._clock.monotonic())
+        self._reporter.event(workqueue, event)
         moment = timestamp(self._clock.now())
         outcome = await self._outcome(workqueue, finding)
         self._reporter.measure(workqueue, outcome)
-        await self._reporter.status(
-            workqueue, status.status(workqueue, outcome, findings, moment), self._clock.monotonic()
-        )
+        self._reporter.status(workqueue, status.status(workqueue, outcome, findings, moment))
         return AGAIN
 
     async def _outcome(self, workqueue: WorkQueue, finding: Finding) -> status.Outcome:
@@ -340,7 +338,7 @@ class Finalizer:
         self._empty_since.pop(workqueue.metadata.uid, None)
         self._retrying.pop(workqueue.metadata.uid, None)
         event = Event(Reason.DELETING, message, "Delete", warning=warning)
-        await self._reporter.event(workqueue, event, self._clock.monotonic())
+        self._reporter.event(workqueue, event)
         await self._write(workqueue, [name for name in workqueue.metadata.finalizers if name != FINALIZER])
         await self._brokers.leave(workqueue.key)
 

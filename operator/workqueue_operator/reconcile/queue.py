@@ -1,33 +1,61 @@
 """The queue of WorkQueues that need a pass: one pass per key at a time, and another when the key was added meanwhile.
 
-Passes begin in the order in which their keys were added, a few at a time. Python rarely returns memory to the OS, so
-peak usage is permanent; limiting how many passes begin together limits that peak. The number of running passes has no
-limit: a pass that waits for a dead broker, pod or API server must not delay others, so each keeps its place only for
-a moment.
+Keys wait in lanes, and the most urgent lane is served first. A running pass has a place. The places are limited per
+namespace and in total, so that one namespace with thousands of WorkQueues leaves room for the others. A pass that
+waits for a broker or a worker gives its place back. Rings have places of their own.
+
+Python rarely returns memory to the OS, so peak usage is permanent. Limiting the places limits that peak.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final
 
 from workqueue_operator.kube.store import Key
-from workqueue_operator.ports import Clock
+from workqueue_operator.ports import Clock, Timer
 
-FIRST_PASSES: Final = 20
-"""Places for first passes."""
 
-FIRST_PASSES_SECONDS: Final = 2.0
-"""Seconds for which a first pass keeps its place."""
+class Lane(IntEnum):
+    """Why a WorkQueue needs a pass. The most urgent lane comes first."""
 
-LATER_PASSES: Final = 20
-"""Places for all other passes."""
+    RING = 0
+    """A message has arrived in an idle queue."""
 
-LATER_PASSES_SECONDS: Final = 0.25
-"""Seconds for which a later pass keeps its place. Even when all of them wait, 80 begin each second: about as many as
-one process can run."""
+    DEPTH = 1
+    """The counts of a queue have changed."""
+
+    EVENT = 2
+    """The WorkQueue, its Deployment, a pod, a Secret or the connection has changed."""
+
+    TIMER = 3
+    """A pass had set a time for the next one."""
+
+    RESYNC = 4
+    """The first pass over a WorkQueue, or a correction: nothing shows that it is urgent."""
+
+
+PLACES: Final = 20
+"""Places for all lanes but the rings."""
+
+PLACES_PER_NAMESPACE: Final = 10
+
+RING_PLACES: Final = 512
+RING_PLACES_PER_NAMESPACE: Final = 256
+
+PLACE_SECONDS: Final = 2.0
+"""Seconds for which a pass keeps its place at most. A slow API server must not stop all other passes."""
+
+STARTS_PER_TURN: Final = 4
+"""Passes that begin in one turn of the event loop, without rings. Each occupies the loop for up to a millisecond, and
+a ring that arrives in the same turn waits for them."""
+
+LOWEST_FIRST_EVERY: Final = 8
+"""One start in this number goes to the least urgent lane, so that no lane starves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,51 +74,60 @@ class NextPass:
     firm: bool = False
 
 
-class _Lane:
-    """Keys that wait for one of a few places.
+class _Places:
+    """Places for running passes.
 
     Args:
-        places: how many keys may hold a place together.
-        seconds: for which a key keeps its place at most.
-        begin: called with a key when it gets a place.
+        total: how many there are.
+        per_namespace: how many of them one namespace may take.
     """
 
-    def __init__(self, places: int, seconds: float, begin: Callable[[Key], None]) -> None:
-        self._free = places
-        self._seconds = seconds
-        self._begin = begin
-        self._waiting: dict[Key, None] = {}
-        self._placed: dict[Key, asyncio.TimerHandle] = {}
+    def __init__(self, total: int, per_namespace: int) -> None:
+        self._free = total
+        self._per_namespace = per_namespace
+        self._taken: Counter[str] = Counter()
 
-    def __contains__(self, key: Key) -> bool:
-        return key in self._waiting
+    def has_one_for(self, namespace: str) -> bool:
+        """Whether a pass over a WorkQueue of this namespace may begin."""
+        return self._free > 0 and self._taken[namespace] < self._per_namespace
 
-    def join(self, key: Key) -> None:
-        """Begin with this key when a place is free, possibly now."""
-        self._waiting[key] = None
-        self._admit()
+    def take(self, namespace: str) -> None:
+        self._free -= 1
+        self._taken[namespace] += 1
 
-    def leave(self, key: Key) -> None:
-        """Free the place of this key, if it has one. Another key may begin."""
-        place = self._placed.pop(key, None)
-        if place is not None:
-            place.cancel()
-            self._free += 1
-            self._admit()
+    def give_back(self, namespace: str) -> None:
+        self._free += 1
+        self._taken[namespace] -= 1
+        if not self._taken[namespace]:
+            del self._taken[namespace]
 
-    def close(self) -> None:
-        """Begin with no further key."""
-        self._waiting.clear()
-        for place in self._placed.values():
-            place.cancel()
 
-    def _admit(self) -> None:
-        while self._waiting and self._free:
-            key = next(iter(self._waiting))
-            del self._waiting[key]
-            self._free -= 1
-            self._placed[key] = asyncio.get_running_loop().call_later(self._seconds, self.leave, key)
-            self._begin(key)
+class _Lane:
+    """Keys that wait for a place. The namespaces take turns; within a namespace the first key comes first."""
+
+    def __init__(self, places: _Places) -> None:
+        self.places = places
+        self._waiting: dict[str, dict[Key, None]] = {}
+
+    def add(self, key: Key) -> None:
+        self._waiting.setdefault(key[0], {})[key] = None
+
+    def remove(self, key: Key) -> None:
+        keys = self._waiting[key[0]]
+        del keys[key]
+        if not keys:
+            del self._waiting[key[0]]
+
+    def pop(self) -> Key | None:
+        """Remove and return the next key for which there is a place."""
+        for namespace, keys in self._waiting.items():
+            if self.places.has_one_for(namespace):
+                key = next(iter(keys))
+                del self._waiting[namespace], keys[key]
+                if keys:
+                    self._waiting[namespace] = keys
+                return key
+        return None
 
 
 async def _never(key: Key) -> NextPass:
@@ -104,13 +141,18 @@ class ReconcileQueue:
         self._clock = clock
         self._reconcile: Callable[[Key], Awaitable[NextPass]] = _never
         self._is_known: Callable[[Key], bool] = lambda _: False
-        self._first = _Lane(FIRST_PASSES, FIRST_PASSES_SECONDS, self._begin)
-        self._later = _Lane(LATER_PASSES, LATER_PASSES_SECONDS, self._begin)
+        places = _Places(PLACES, PLACES_PER_NAMESPACE)
+        self._lanes = {lane: _Lane(places) for lane in Lane}
+        self._lanes[Lane.RING] = _Lane(_Places(RING_PLACES, RING_PLACES_PER_NAMESPACE))
+        self._waiting: dict[Key, Lane] = {}
+        self._placed: dict[Key, tuple[_Places, Timer]] = {}
         self._running: dict[Key, tuple[asyncio.Task[None], float]] = {}
-        self._again: set[Key] = set()
-        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._again: dict[Key, Lane] = {}
+        self._timers: dict[Key, Timer] = {}
         self._firm: set[Key] = set()
         self._rings: dict[Key, float] = {}
+        self._next_turn: asyncio.Handle | None = None
+        self._starts = 0
         self._open = False
 
     def start(self, reconcile: Callable[[Key], Awaitable[NextPass]], is_known: Callable[[Key], bool]) -> None:
@@ -118,24 +160,36 @@ class ReconcileQueue:
 
         Args:
             reconcile: one pass. It must not raise.
-            is_known: whether a key has had a pass. Its later passes are cheap and do not wait for first passes.
+            is_known: whether a key has had a pass. A first pass takes many requests, and later passes go before it.
         """
         self._reconcile, self._is_known, self._open = reconcile, is_known, True
 
-    def add(self, key: Key) -> None:
-        """Run a pass soon; another one if a pass is running; after the pause if that is firm."""
-        if not self._open or key in self._later or key in self._first or key in self._firm:
+    def add(self, key: Key, lane: Lane = Lane.EVENT) -> None:
+        """Run a pass soon; another one if a pass is running; after the pause if that is firm.
+
+        A key that waits already moves to the more urgent lane.
+        """
+        if not self._open or key in self._firm:
             return
         if key in self._running:
-            self._again.add(key)
+            self._again[key] = min(lane, self._again.get(key, lane))
             return
+        if not self._is_known(key):
+            lane = Lane.RESYNC
+        before = self._waiting.get(key)
+        if before is not None:
+            if before <= lane:
+                return
+            self._lanes[before].remove(key)
         self._cancel_timer(key)
-        (self._later if self._is_known(key) else self._first).join(key)
+        self._waiting[key] = lane
+        self._lanes[lane].add(key)
+        self._admit()
 
     def ring(self, key: Key) -> None:
-        """Note a ring of this WorkQueue's doorbell: at least one message is waiting."""
+        """Note a ring of this WorkQueue's doorbell, and run a pass immediately: at least one message is waiting."""
         self._rings.setdefault(key, self._clock.monotonic())
-        self.add(key)
+        self.add(key, Lane.RING)
 
     def rang_at(self, key: Key) -> float | None:
         """Return the monotonic time of the first ring that no pass has taken; None without one."""
@@ -146,9 +200,13 @@ class ReconcileQueue:
         return self._rings.pop(key, None)
 
     def release_place(self, key: Key) -> None:
-        """The pass over this key waits for something that others need not wait for. Another pass may begin."""
-        self._first.leave(key)
-        self._later.leave(key)
+        """The pass over this key waits for a broker or a worker. Another pass may begin."""
+        place = self._placed.pop(key, None)
+        if place is not None:
+            places, timer = place
+            timer.cancel()
+            places.give_back(key[0])
+            self._admit()
 
     @property
     def longest(self) -> float:
@@ -163,9 +221,7 @@ class ReconcileQueue:
             patience: seconds to wait.
         """
         self._open = False
-        for lane in (self._first, self._later):
-            lane.close()
-        for timer in self._timers.values():
+        for timer in (*self._timers.values(), *(timer for _, timer in self._placed.values())):
             timer.cancel()
         tasks = [task for task, _ in self._running.values()]
         if tasks:
@@ -174,7 +230,34 @@ class ReconcileQueue:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    def _begin(self, key: Key) -> None:
+    def _admit(self) -> None:
+        """Begin all rings that have a place now, and the other passes a few per turn of the event loop."""
+        while self._open and (key := self._lanes[Lane.RING].pop()) is not None:
+            self._begin(key, self._lanes[Lane.RING].places)
+        if self._waiting and self._next_turn is None:
+            self._next_turn = asyncio.get_running_loop().call_soon(self._on_turn)
+
+    def _on_turn(self) -> None:
+        self._next_turn = None
+        for _ in range(STARTS_PER_TURN):
+            if not self._open or not self._begin_next():
+                return
+        self._admit()
+
+    def _begin_next(self) -> bool:
+        """Begin the next pass. Returns whether there was one with a place."""
+        self._starts += 1
+        lanes = list(Lane) if self._starts % LOWEST_FIRST_EVERY else list(reversed(Lane))
+        for lane in lanes:
+            if (key := self._lanes[lane].pop()) is not None:
+                self._begin(key, self._lanes[lane].places)
+                return True
+        return False
+
+    def _begin(self, key: Key, places: _Places) -> None:
+        del self._waiting[key]
+        places.take(key[0])
+        self._placed[key] = places, self._clock.call_later(PLACE_SECONDS, lambda: self.release_place(key))
         task = asyncio.create_task(self._run(key), name=f"pass {key[0]}/{key[1]}")
         self._running[key] = (task, self._clock.monotonic())
 
@@ -185,19 +268,18 @@ class ReconcileQueue:
         finally:
             del self._running[key]
             self.release_place(key)
-            again = key in self._again
-            self._again.discard(key)
-            if again and not due.failed:
-                self.add(key)
+            again = self._again.pop(key, None)
+            if again is not None and not due.failed:
+                self.add(key, again)
             elif due.after is not None and self._open:
-                self._timers[key] = asyncio.get_running_loop().call_later(due.after, self._on_timer, key)
+                self._timers[key] = self._clock.call_later(due.after, lambda: self._on_timer(key))
                 if due.firm:
                     self._firm.add(key)
 
     def _on_timer(self, key: Key) -> None:
         del self._timers[key]
         self._firm.discard(key)
-        self.add(key)
+        self.add(key, Lane.TIMER)
 
     def _cancel_timer(self, key: Key) -> None:
         timer = self._timers.pop(key, None)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from pydantic import ValidationError
 
-from workqueue.contract.binding import Binding
 from workqueue.contract.topology import dead_letter_queue_name
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason, Unknown
 from workqueue_operator.api.workqueue import Metadata, WorkQueue, WorkQueueStatus, timestamp
@@ -36,7 +36,7 @@ from workqueue_operator.names import LABEL_OPERATOR
 from workqueue_operator.ports import Clock
 from workqueue_operator.reconcile import status
 from workqueue_operator.reconcile.finalize import Finalizer
-from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
+from workqueue_operator.reconcile.queue import Lane, NextPass, ReconcileQueue
 from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.reconcile.state import PassState
 from workqueue_operator.scaling import retries, wake
@@ -73,8 +73,9 @@ LOOK_AGAIN_AT_REST: Final = 5.0
 SCHEDULE_EVERY: Final = 20.0
 """Seconds until the next pass of a WorkQueue with schedules, or without a Deployment to scale."""
 
-CONNECTING_SECONDS: Final = 0.25
-"""Seconds for which a pass that waits for a new connection keeps its place in the queue."""
+CONNECTING_AGAIN: Final = 10.0
+"""Seconds until the next pass while the first connection to a broker is being opened. Its WorkQueues get a pass
+immediately when it is open, or could not be opened."""
 
 BACKOFF: Final = (0.5, 60.0)
 """Seconds: the first and the longest pause after a pass that raised an error."""
@@ -131,9 +132,14 @@ class Reconciler:
 
         The store must be complete: a pass that misses a Deployment creates it.
         """
-        self._parts.queue.start(self.reconcile, self._pass_states.__contains__)
+        self._parts.queue.start(self.reconcile, self._has_declared)
         for key in list(self._parts.store.workqueues):
-            self._parts.queue.add(key)
+            self._parts.queue.add(key, Lane.RESYNC)
+
+    def _has_declared(self, key: Key) -> bool:
+        """Whether a pass has declared the queue. Until then a pass takes many requests."""
+        state = self._pass_states.get(key)
+        return state is not None and state.queue is not None
 
     # -- errors --------------------------------------------------------------------------------------
 
@@ -182,35 +188,35 @@ class Reconciler:
         if body is None:
             return None
         if other != self._served_elsewhere.get(key[0]):
-            await self._report_who_serves(key[0], other)
+            self._report_who_serves(key[0], other)
         if other is not None:
             return None
         state = self._pass_state(key, body["metadata"]["uid"])
         try:
             workqueue = WorkQueue.model_validate(body)
         except ValidationError as error:
-            await self._report_unreadable(body, error)
+            self._report_unreadable(body, error)
             return None
         if workqueue.deleting:
             again = await parts.finalizer.finalize(workqueue)
             state.failures = 0
             return again
         await parts.finalizer.ensure(workqueue)
-        outcome, due = await self._gather_and_scale(workqueue, state)
-        findings = status.conditions(workqueue, outcome)
-        parts.reporter.measure(workqueue, outcome)
-        now, moment = self._clock.monotonic(), timestamp(self._clock.now())
-        await parts.reporter.transitions(workqueue, findings, now)
-        put_off = await parts.reporter.status(
-            workqueue, status.status(workqueue, outcome, findings, moment), now
-        )
+        found = await self._gather_and_scale(workqueue, state)
         state.failures = 0
+        if found is None:
+            return CONNECTING_AGAIN
+        outcome, due = found
+        findings, moment = status.conditions(workqueue, outcome), timestamp(self._clock.now())
+        parts.reporter.measure(workqueue, outcome)
+        parts.reporter.transitions(workqueue, findings)
+        parts.reporter.status(workqueue, status.status(workqueue, outcome, findings, moment))
         if outcome.problem is None:
             state.problems = 0
         again = parts.targets.looks_again(workqueue)
-        return min((wait for wait in (due, put_off, again) if wait is not None), default=None)
+        return min((wait for wait in (due, again) if wait is not None), default=None)
 
-    async def _report_unreadable(self, body: Object, error: ValidationError) -> None:
+    def _report_unreadable(self, body: Object, error: ValidationError) -> None:
         """The CRD is older than this operator, or was bypassed. The operator only reports that."""
         named = WorkQueue.model_construct(
             metadata=Metadata.model_validate(body["metadata"]), status=WorkQueueStatus()
@@ -221,9 +227,8 @@ class Reconciler:
         )
         finding = Finding("False", Reason.SPEC_INVALID, message)
         event = Event(finding.reason, message, ConditionType.READY, warning=True)
-        await self._parts.reporter.event(named, event, self._clock.monotonic())
-        shown = status.unreadable(named, finding, timestamp(self._clock.now()))
-        await self._parts.reporter.status(named, shown, self._clock.monotonic())
+        self._parts.reporter.event(named, event)
+        self._parts.reporter.status(named, status.unreadable(named, finding, timestamp(self._clock.now())))
 
     def _pass_state(self, key: Key, uid: str) -> PassState:
         state = self._pass_states.get(key)
@@ -235,7 +240,7 @@ class Reconciler:
             state = self._pass_states[key] = PassState(uid, ScaleInWindow(self._clock.monotonic()))
         return state
 
-    async def _report_who_serves(self, namespace: str, other: str | None) -> None:
+    def _report_who_serves(self, namespace: str, other: str | None) -> None:
         """Report once for each namespace that another operator serves it, or that this one does again."""
         parts = self._parts
         before = self._served_elsewhere.pop(namespace, None)
@@ -252,7 +257,7 @@ class Reconciler:
                 f"The namespace's label {LABEL_OPERATOR} decides; without it the release that lists the namespace "
                 "serves it."
             )
-        await parts.reporter.namespace_event(namespace, Event(Reason.SERVED_ELSEWHERE, message, "Serve"))
+        parts.reporter.namespace_event(namespace, Event(Reason.SERVED_ELSEWHERE, message, "Serve"))
 
     async def _forget_key(self, key: Key) -> None:
         """Forget a WorkQueue that does not exist, or that another operator serves."""
@@ -272,8 +277,8 @@ class Reconciler:
 
     async def _gather_and_scale(
         self, workqueue: WorkQueue, state: PassState
-    ) -> tuple[status.Outcome, float | None]:
-        """Everything between reading the resource and writing its status."""
+    ) -> tuple[status.Outcome, float | None] | None:
+        """Everything between reading the resource and reporting; None while the connection is being opened."""
         parts, secret = self._parts, workqueue.spec.connection_secret_ref.name
         if workqueue.spec.suspend:
             await parts.brokers.leave(workqueue.key)
@@ -293,7 +298,10 @@ class Reconciler:
                 # A ring has just arrived over this connection, and the wake must not wait for a GET.
                 proven=parts.queue.rang_at(workqueue.key) is not None,
             )
-            handle = await self._connect(workqueue, binding)
+            handle = await parts.brokers.handle(workqueue.key, binding)
+            if not handle.broker.connected and handle.broker.problem is None:
+                return None
+            await self._require_connection(workqueue, handle)
         except ReconcileError as problem:
             keeps = state.queue is not None and problem.reason not in _SECRET_PROBLEMS
             return await self._without_depth(workqueue, state, problem, state.queue if keeps else None)
@@ -304,7 +312,8 @@ class Reconciler:
             if not _leaves_doorbell_to_older(workqueue, handle, parts.store):
                 handle.broker.remove_doorbell(workqueue.queue_name)
             return await self._without_depth(workqueue, state, problem, None)
-        return await self._scale(workqueue, state, Connection(handle, binding), queue)
+        on_wait = partial(parts.queue.release_place, workqueue.key)
+        return await self._scale(workqueue, state, Connection(handle, binding, on_wait), queue)
 
     async def _without_depth(
         self, workqueue: WorkQueue, state: PassState, problem: ReconcileError, queue: Finding | None
@@ -321,7 +330,7 @@ class Reconciler:
         if isinstance(decision, ScaleOut) and not isinstance(ensured, Unknown):
             view = deployment_view(ensured.deployment)
             scaled = await self._parts.scaler.raise_count(workqueue, decision, view, state.scaled)
-            await self._record(workqueue, state, decision, scaled)
+            self._record(workqueue, state, decision, scaled)
             decision = scaled.decision
         outcome = status.Outcome(
             queue or Finding("False", problem.reason, problem.message),
@@ -347,12 +356,7 @@ class Reconciler:
 
     # -- the connection and the queue ----------------------------------------------------------------
 
-    async def _connect(self, workqueue: WorkQueue, binding: Binding) -> BrokerHandle:
-        handle = await self._parts.brokers.handle(workqueue.key, binding)
-        if not handle.broker.connected:
-            # A healthy broker answers within this time. Otherwise a thousand passes would begin together meanwhile.
-            patience = CONNECTING_SECONDS if handle.broker.problem is None else 0.0
-            self._clock.call_later(patience, lambda: self._parts.queue.release_place(workqueue.key))
+    async def _require_connection(self, workqueue: WorkQueue, handle: BrokerHandle) -> None:
         try:
             await handle.broker.ready()
         except ReconcileError as problem:
@@ -362,7 +366,6 @@ class Reconciler:
                     workqueue.metadata.namespace, workqueue.spec.connection_secret_ref.name
                 )
             raise
-        return handle
 
     async def _declare(self, workqueue: WorkQueue, state: PassState, handle: BrokerHandle) -> Finding:
         """Declare the queues when something changed: the spec, the connection, or a queue that has vanished."""
@@ -396,7 +399,7 @@ class Reconciler:
         finding = declare.consumer_timeout_problem(workqueue, handle.broker) or finding
         state.declared, state.queue = declared, finding
         for entry in (watched, dead):
-            entry.hear(answers[entry.queue])
+            entry.record(answers[entry.queue])
         for other in claimants:
             # After a restart a younger WorkQueue may have come first. Its next pass finds out.
             if other != workqueue.key:
@@ -418,7 +421,7 @@ class Reconciler:
         decision = beside_stopping_workers(decision, messages_in_stopping_workers(snapshot.readings))
         scaled = await parts.scaler.scale(snapshot, decision, state.scaled, handle)
         self._observe_wake(scaled.writes, ring_at)
-        await self._record(workqueue, state, decision, scaled)
+        self._record(workqueue, state, decision, scaled)
         decision = scaled.decision
         snapshot = replace(snapshot, deployment=scaled.deployment, pods=parts.targets.pods(workqueue))
         doorbell = await wake.adjust_doorbell(snapshot, decision, handle)
@@ -426,7 +429,7 @@ class Reconciler:
         retrying, state.retries = await retries.waiting(snapshot, state.retries, handle)
         # The queue has vanished since the pass began. The next pass declares it again.
         vanished = isinstance(snapshot.readings.counts, QueueMissing)
-        dead = await handle.poller.look_in_passing(
+        dead = await handle.poller.last_answer(
             workqueue.key, dead_letter_queue_name(workqueue.queue_name), warm=snapshot.workers_run
         )
         deployment = snapshot.deployment
@@ -464,9 +467,7 @@ class Reconciler:
             for write in writes:
                 self._parts.metrics.wake_seconds.observe(write.at - ring_at)
 
-    async def _record(
-        self, workqueue: WorkQueue, state: PassState, decision: Decision, scaled: Scaled
-    ) -> None:
+    def _record(self, workqueue: WorkQueue, state: PassState, decision: Decision, scaled: Scaled) -> None:
         """Note what a scaling has done, and report it. Then raise the error that ended it, if any.
 
         Args:
@@ -484,7 +485,7 @@ class Reconciler:
             direction = "out" if write.after > write.before else "in"
             parts.metrics.scale.labels(direction, decision.reason.value).inc()
             message = f"Scaled {direction} from {write.before} to {write.after}: {decision.message}"
-            await parts.reporter.event(workqueue, Event(decision.reason, message, "Scale"), write.at)
+            parts.reporter.event(workqueue, Event(decision.reason, message, "Scale"))
         if scaled.error is not None:
             raise scaled.error
 

@@ -1,39 +1,56 @@
-"""Write the status and the Events of a WorkQueue, and show its numbers and conditions as metrics.
+"""Write the status and the Events of WorkQueues after their passes, and show their numbers as metrics.
 
-This is the end of a pass. The status is applied server-side under a field manager of its own, so that conditions of
-others survive. It is written only after a change, and at most once in five seconds when only numbers changed.
+A pass hands over its result and ends. The reporter writes later, over connections of its own, so that a slow or
+refused write delays no decision. Of several results of one WorkQueue the last one is written. The writes of each
+namespace are limited in number and rate. The status is applied server-side under a field manager of its own, so that
+conditions of others survive.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason
 from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.backoff import delay
 from workqueue_operator.digest import digest
-from workqueue_operator.errors import ClusterError
+from workqueue_operator.errors import ClusterError, LeadershipLostError
 from workqueue_operator.kube.client import workqueue_path
-from workqueue_operator.kube.store import Store
+from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.kube.views import DeploymentView
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import API_VERSION, EVENT_REPORTER, KIND, STATUS_FIELD_MANAGER
-from workqueue_operator.ports import Clock, Kubernetes
+from workqueue_operator.ports import Clock, Kubernetes, Timer
 from workqueue_operator.reconcile.status import Outcome
 from workqueue_operator.scaling.decide import Depth
 
 logger = logging.getLogger(__name__)
 
+REPORT_AFTER: Final = 0.25
+"""Seconds between a pass and its report. When many queues wake together, the API server writes their counts first."""
+
+STATUS_EVERY: Final = 0.5
+"""Seconds between two writes of the status of one WorkQueue. A wake changes several conditions within that time."""
+
 NUMBERS_EVERY: Final = 5.0
 """Seconds between two writes of the status when only its numbers changed, or only another writer changed it.
 
-Dead letters are not among these numbers: a new one is written immediately. Above 100 they are rounded.
+Dead letters are not among these numbers. Above 100 they are rounded.
 """
+
+FAILED_AGAIN: Final = (1.0, 60.0)
+"""Seconds: the first and the longest pause after a status write that failed."""
 
 EVENT_AGAIN_AFTER: Final = 600.0
 """Seconds within which the same Event about the same WorkQueue is not sent twice."""
+
+MOST_EVENTS: Final = 1000
+"""Events of one namespace that wait to be sent. Further ones are only logged."""
 
 _NUMBERS: Final = frozenset(
     {
@@ -50,12 +67,47 @@ _NUMBERS: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """A token bucket: `burst` writes immediately, then `per_second` a second. At most `together` at a time."""
+
+    per_second: float
+    burst: int
+    together: int
+
+
+STATUS_RATE: Final = Rate(per_second=50.0, burst=100, together=4)
+EVENT_RATE: Final = Rate(per_second=10.0, burst=50, together=2)
+"""Limits for each namespace. Status and Events have separate ones: when the API server refuses Events, the statuses
+are still written."""
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
     """What was last written for one WorkQueue: digests of its status, with and without numbers, and the time."""
 
     whole: bytes
     without_numbers: bytes
     at: float
+
+
+@dataclass(slots=True)
+class _Report:
+    """The status of one WorkQueue.
+
+    Attributes:
+        wanted: the status from the last pass.
+        written: the last write; None before the first.
+        failures: failed writes in a row.
+        not_before: the monotonic time before which nothing is written, after a failure.
+        timer: adds the report to its outbox later.
+    """
+
+    key: Key
+    wanted: Mapping[str, Any]
+    written: Written | None = None
+    failures: int = 0
+    not_before: float = 0.0
+    timer: Timer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +120,92 @@ class Event:
     warning: bool = False
 
 
+class _Outbox:
+    """The writes of one namespace that wait for their turn, the oldest first.
+
+    After each write the next one begins, if the rate allows it. The timer begins the first one.
+    """
+
+    def __init__(self, clock: Clock, rate: Rate) -> None:
+        self._clock = clock
+        self._rate = rate
+        self._waiting: dict[Hashable, Callable[[], Coroutine[Any, Any, None]]] = {}
+        self._running: dict[Hashable, asyncio.Task[None]] = {}
+        self._paid_until = 0.0
+        self._timer: Timer | None = None
+        self._limited = True
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._running)
+
+    @property
+    def running(self) -> list[asyncio.Task[None]]:
+        """The writes that have begun."""
+        return [*self._running.values()]
+
+    def put(self, name: Hashable, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Add a write. It replaces a waiting write of the same name, and follows a running one."""
+        self._waiting[name] = write
+        if self._timer is None:
+            self._timer = self._clock.call_later(REPORT_AFTER, self._on_timer)
+
+    def remove(self, name: Hashable) -> None:
+        """Remove a waiting write, if there is one."""
+        self._waiting.pop(name, None)
+
+    def clear(self) -> None:
+        """Remove all waiting writes, and cancel the running ones."""
+        self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for task in self._running.values():
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    def stop_limiting(self) -> None:
+        """Begin with the waiting writes now, however many there were."""
+        self._limited = False
+        self._start()
+
+    def _start(self) -> None:
+        while len(self._running) < self._rate.together:
+            name = next((one for one in self._waiting if one not in self._running), None)
+            if name is None or not self._has_token():
+                return
+            task = asyncio.create_task(self._waiting.pop(name)(), name=f"report {name}")
+            self._running[name] = task
+            task.add_done_callback(partial(self._on_end, name))
+
+    def _has_token(self) -> bool:
+        """Take a token. Without one, the outbox continues when there is one."""
+        if not self._limited:
+            return True
+        now, each = self._clock.monotonic(), 1 / self._rate.per_second
+        paid_until = max(self._paid_until, now - each * self._rate.burst) + each
+        if paid_until <= now:
+            self._paid_until = paid_until
+            return True
+        if self._timer is None:
+            self._timer = self._clock.call_later(paid_until - now, self._on_timer)
+        return False
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._start()
+
+    def _on_end(self, name: Hashable, task: asyncio.Task[None]) -> None:
+        del self._running[name]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("A report failed unexpectedly.", exc_info=error)
+        self._start()
+
+
 class Reporter:
     """Writes status and Events.
 
     Args:
+        kubernetes: has connections of its own, which no pass uses.
         store: shows the present status of each WorkQueue.
         instance: this operator's pod name, for the Events.
         listener: called with each Event: uid of the WorkQueue, whether it is a warning, action, reason, message.
@@ -93,15 +227,54 @@ class Reporter:
         self._store = store
         self._metrics = metrics
         self._instance = instance
-        self._written: dict[str, Written] = {}
+        self._reports: dict[str, _Report] = {}
+        self._statuses: dict[str, _Outbox] = {}
+        self._events: dict[str, _Outbox] = {}
         self._told: dict[str, dict[str, tuple[str, str]]] = {}
         self._sent: dict[str, dict[tuple[str, str], float]] = {}
+        self._event_number = 0
+        self._open = True
 
     def forget(self, uid: str) -> None:
-        """Forget a WorkQueue that was deleted."""
-        self._written.pop(uid, None)
+        """Forget a WorkQueue that was deleted. Its Events are still sent."""
+        report = self._reports.pop(uid, None)
+        if report is not None:
+            _cancel_timer(report)
+            if (outbox := self._statuses.get(report.key[0])) is not None:
+                outbox.remove(uid)
         self._told.pop(uid, None)
         self._sent.pop(uid, None)
+
+    async def flush(self, patience: float) -> None:
+        """Write everything that waits, without limits of the rate, and then nothing more.
+
+        Args:
+            patience: seconds after which the remaining writes are given up.
+        """
+        for uid in list(self._reports):
+            self._offer(uid, hurry=True)
+        self._open = False
+        outboxes = [*self._statuses.values(), *self._events.values()]
+        for outbox in outboxes:
+            outbox.stop_limiting()
+        deadline = self._clock.monotonic() + patience
+        while running := [task for outbox in outboxes for task in outbox.running]:
+            remaining = deadline - self._clock.monotonic()
+            if remaining <= 0:
+                break
+            await asyncio.wait(running, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
+        self._give_up()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _give_up(self) -> None:
+        """Write nothing more."""
+        self._open = False
+        for report in self._reports.values():
+            _cancel_timer(report)
+        for outbox in (*self._statuses.values(), *self._events.values()):
+            outbox.clear()
+
+    # -- numbers -------------------------------------------------------------------------------------
 
     def measure(self, workqueue: WorkQueue, outcome: Outcome) -> None:
         """Show the known numbers as metrics. An unknown one keeps its last value."""
@@ -124,56 +297,119 @@ class Reporter:
         if outcome.busy is not None:
             shown.busy = outcome.busy
 
-    async def status(self, workqueue: WorkQueue, status: Mapping[str, Any], now: float) -> float | None:
-        """Write a status, unless the WorkQueue shows it already.
+    # -- status --------------------------------------------------------------------------------------
 
-        Args:
-            now: seconds on the monotonic clock.
-
-        Returns:
-            The seconds until the next attempt if the write was postponed; None otherwise.
-        """
+    def status(self, workqueue: WorkQueue, status: Mapping[str, Any]) -> None:
+        """Write a status soon, unless the WorkQueue shows it already."""
         uid = workqueue.metadata.uid
-        written, shown = self._written.get(uid), self._shown(workqueue)
         self._metrics.workqueues.of(*workqueue.key).conditions = [
             (one["type"], one["status"], one["reason"]) for one in status["conditions"]
         ]
-        wanted = Written(digest(status), digest(_without_numbers(status)), now)
-        if written is None and shown == status:
-            # An earlier process wrote it.
-            self._written[uid] = wanted
-            return None
-        if written is not None:
-            if written.whole == wanted.whole and _says_all_of(shown, status):
-                return None
-            if written.without_numbers == wanted.without_numbers and now - written.at < NUMBERS_EVERY:
-                return NUMBERS_EVERY - (now - written.at)
-        namespace, name = workqueue.key
-        answer = await self._kubernetes.apply(
-            f"{workqueue_path(namespace, name)}/status",
-            {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                # With the uid, the API server refuses the write if another object of this name has replaced it.
-                "metadata": {"name": name, "namespace": namespace, "uid": uid},
-                "status": dict(status),
-            },
-            manager=STATUS_FIELD_MANAGER,
-        )
-        self._store.put_workqueue(answer, our_status=True)
-        self._written[uid] = wanted
-        return None
+        report = self._reports.get(uid)
+        if report is None:
+            self._reports[uid] = _Report(workqueue.key, status)
+        else:
+            report.wanted = _with_times_of(report.wanted, status)
+        self._offer(uid)
 
-    def _shown(self, workqueue: WorkQueue) -> Mapping[str, Any]:
-        body = self._store.workqueue(workqueue.key)
-        if body is None or body["metadata"]["uid"] != workqueue.metadata.uid:
+    def _offer(self, uid: str, *, hurry: bool = False) -> None:
+        """Add a report to its outbox when it is due.
+
+        Args:
+            hurry: it is due now, unless the WorkQueue shows it already.
+        """
+        report = self._reports.get(uid)
+        if report is None or not self._open:
+            return
+        wait = self._due_in(report, uid)
+        if wait is None:
+            return
+        _cancel_timer(report)
+        if wait > 0 and not hurry:
+            report.timer = self._clock.call_later(wait, partial(self._offer, uid))
+        else:
+            self._outbox(self._statuses, report.key[0], STATUS_RATE).put(uid, partial(self._write, uid))
+
+    def _due_in(self, report: _Report, uid: str) -> float | None:
+        """Return the seconds until the report may be written; None when the WorkQueue shows it already."""
+        written, shown = report.written, self._shown(report.key, uid)
+        now = self._clock.monotonic()
+        if written is None:
+            if shown == report.wanted:
+                # An earlier process wrote it.
+                report.written = Written(digest(shown), digest(_without_numbers(shown)), now)
+                return None
+            return report.not_before - now
+        if written.whole == digest(report.wanted) and _says_all_of(shown, report.wanted):
+            return None
+        only_numbers = written.without_numbers == digest(_without_numbers(report.wanted))
+        return max(written.at + (NUMBERS_EVERY if only_numbers else STATUS_EVERY), report.not_before) - now
+
+    async def _write(self, uid: str) -> None:
+        report = self._reports.get(uid)
+        if report is None:
+            return
+        namespace, name = report.key
+        status = report.wanted
+        try:
+            answer = await self._kubernetes.apply(
+                f"{workqueue_path(namespace, name)}/status",
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": KIND,
+                    # With the uid, the API server refuses the write if another object of this name has replaced it.
+                    "metadata": {"name": name, "namespace": namespace, "uid": uid},
+                    "status": dict(status),
+                },
+                manager=STATUS_FIELD_MANAGER,
+            )
+        except LeadershipLostError:
+            self._give_up()
+        except ClusterError as error:
+            self._on_failure(report, uid, error)
+        else:
+            report.failures = 0
+            report.written = Written(
+                digest(status), digest(_without_numbers(status)), self._clock.monotonic()
+            )
+            self._store.put_workqueue(answer, our_status=True)
+            self._offer(uid)
+
+    def _on_failure(self, report: _Report, uid: str, error: ClusterError) -> None:
+        """Write again after a pause. The WorkQueue may have been deleted, and the next pass forgets it then."""
+        report.failures += 1
+        pause = max(error.retry_after or 0.0, delay(report.failures, *FAILED_AGAIN))
+        self._metrics.reconcile_errors.labels(Reason.API_UNAVAILABLE.value).inc()
+        logger.warning(
+            "A status could not be written.",
+            extra={
+                "namespace": report.key[0],
+                "workqueue": report.key[1],
+                "status": error.status,
+                "detail": error.message,
+                "again_in_seconds": round(pause, 1),
+            },
+        )
+        report.not_before = self._clock.monotonic() + pause
+        self._offer(uid)
+
+    def _shown(self, key: Key, uid: str) -> Mapping[str, Any]:
+        body = self._store.workqueue(key)
+        if body is None or body["metadata"]["uid"] != uid:
             return {}
         shown: Mapping[str, Any] = body.get("status") or {}
         return shown
 
-    async def transitions(
-        self, workqueue: WorkQueue, findings: Mapping[ConditionType, Finding], now: float
-    ) -> None:
+    def _outbox(self, outboxes: dict[str, _Outbox], namespace: str, rate: Rate) -> _Outbox:
+        if namespace not in outboxes:
+            for idle in [other for other, outbox in outboxes.items() if not len(outbox)]:
+                del outboxes[idle]
+            outboxes[namespace] = _Outbox(self._clock, rate)
+        return outboxes[namespace]
+
+    # -- Events --------------------------------------------------------------------------------------
+
+    def transitions(self, workqueue: WorkQueue, findings: Mapping[ConditionType, Finding]) -> None:
         """Send one Event and write one log line for each condition whose status or reason has changed."""
         uid, known = workqueue.metadata.uid, workqueue.status.conditions
         told = self._told.setdefault(uid, {c.type: (c.status.value, c.reason) for c in known})
@@ -199,15 +435,11 @@ class Reporter:
             if before is None and finding.status == "True" and kind is not ConditionType.QUEUE_DECLARED:
                 continue
             event = Event(finding.reason, finding.message, kind, warning=finding.status == "False")
-            await self.event(workqueue, event, now)
+            self.event(workqueue, event)
 
-    async def event(self, workqueue: WorkQueue, event: Event, now: float) -> None:
-        """Send one Event and write one log line. A failure to send is only logged.
-
-        Args:
-            now: seconds on the monotonic clock.
-        """
-        namespace, name = workqueue.key
+    def event(self, workqueue: WorkQueue, event: Event) -> None:
+        """Send one Event soon, and write one log line now. A failure to send is only logged."""
+        (namespace, name), now = workqueue.key, self._clock.monotonic()
         logger.log(
             logging.WARNING if event.warning else logging.INFO,
             "A WorkQueue changed.",
@@ -233,9 +465,9 @@ class Reporter:
             "name": name,
             "uid": uid,
         }
-        await self._send(regarding, event)
+        self._queue_event(regarding, event)
 
-    async def namespace_event(self, namespace: str, event: Event) -> None:
+    def namespace_event(self, namespace: str, event: Event) -> None:
         """Send one Event about a namespace and write one log line."""
         logger.info(
             "A namespace changed.",
@@ -247,12 +479,18 @@ class Reporter:
             },
         )
         regarding = {"apiVersion": "v1", "kind": "Namespace", "namespace": namespace, "name": namespace}
-        await self._send(regarding, event)
+        self._queue_event(regarding, event)
 
-    async def _send(self, regarding: Mapping[str, str], event: Event) -> None:
-        """Send one Event. A failure is only logged."""
+    def _queue_event(self, regarding: Mapping[str, str], event: Event) -> None:
+        outbox = self._outbox(self._events, regarding["namespace"], EVENT_RATE)
+        if not self._open or len(outbox) >= MOST_EVENTS:
+            return
+        self._event_number += 1
+        outbox.put(self._event_number, partial(self._send, self._event_body(regarding, event)))
+
+    def _event_body(self, regarding: Mapping[str, str], event: Event) -> dict[str, Any]:
         moment = self._clock.now()
-        body = {
+        return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {"generateName": f"{regarding['name']}-", "namespace": regarding["namespace"]},
@@ -265,14 +503,18 @@ class Reporter:
             "reportingInstance": self._instance,
             "regarding": dict(regarding),
         }
+
+    async def _send(self, body: dict[str, Any]) -> None:
+        """Send one Event. A failure is only logged."""
         try:
-            await self._kubernetes.create(
-                f"/apis/events.k8s.io/v1/namespaces/{regarding['namespace']}/events", body
-            )
+            namespace = body["metadata"]["namespace"]
+            await self._kubernetes.create(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
+        except LeadershipLostError:
+            self._give_up()
         except ClusterError as error:
             logger.info(
                 "An Event could not be sent.",
-                extra={"regarding": regarding["name"], "detail": error.message},
+                extra={"regarding": body["regarding"]["name"], "detail": error.message},
             )
 
 
@@ -298,3 +540,22 @@ def _without_numbers(status: Mapping[str, Any]) -> dict[str, Any]:
         for one in status.get("conditions", ())
     ]
     return rest
+
+
+def _with_times_of(before: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a status that keeps the transition times of an earlier one, which may not have been written yet."""
+    known = {one["type"]: one for one in before.get("conditions", ())}
+    conditions = []
+    for one in status["conditions"]:
+        same = known.get(one["type"], {})
+        if same.get("status") == one["status"] and "lastTransitionTime" in same:
+            conditions.append({**one, "lastTransitionTime": same["lastTransitionTime"]})
+        else:
+            conditions.append(one)
+    return {**status, "conditions": conditions}
+
+
+def _cancel_timer(report: _Report) -> None:
+    if report.timer is not None:
+        report.timer.cancel()
+        report.timer = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -68,10 +68,12 @@ class Connection:
 
     Attributes:
         binding: the WorkQueue's own. The handle may have been made from another one of the same identity.
+        on_wait: called before the pass waits for the broker or the workers of this WorkQueue.
     """
 
     handle: Broker
     binding: Binding
+    on_wait: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class Gatherer:
         deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
         pods = self._targets.pods(workqueue)
         minimum = schedule.minimum_replicas(workqueue.spec, self._clock.now())
+        connection.on_wait()
         counts = await self._counts(workqueue, connection.handle, ring=ring)
         readings = QueueReadings(
             counts=counts,

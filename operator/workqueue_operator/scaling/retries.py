@@ -51,7 +51,7 @@ async def waiting(snapshot: Snapshot, state: RetryState, handle: Broker) -> tupl
     total: int | None = 0 if all(some is not None for some in named) else None
     for seconds in sorted(delays):
         queue = delay_queue_name(workqueue.queue_name, seconds)
-        answer = await handle.poller.look_in_passing(workqueue.key, queue, warm=snapshot.workers_run)
+        answer = await handle.poller.last_answer(workqueue.key, queue, warm=snapshot.workers_run)
         if answer is QUEUE_MISSING:
             delays.discard(seconds)
             missing[seconds] = snapshot.now

@@ -29,6 +29,10 @@ UNREACHABLE_AFTER: Final = 30.0
 """Seconds after which a condition names a worker that cannot be asked to leave."""
 
 
+RENEW_AFTER: Final = 10.0
+"""Seconds after which the lease of a worker that waits for its removal is renewed. It lasts 30 s."""
+
+
 @dataclass(frozen=True, slots=True)
 class CountRefusal:
     """A write of the count that the API server refused.
@@ -54,11 +58,13 @@ class ScaleState:
         refused_out: the last refusal to raise the count; None after a count as high was written.
         refused_in: the last refusal to lower the count; None after one was written.
         unreachable_since: since when a worker that should leave has not answered, on the monotonic clock.
+        leases_begun_at: when the workers that wait for their removal last agreed to leave; None when it is not known.
     """
 
     refused_out: CountRefusal | None = None
     refused_in: CountRefusal | None = None
     unreachable_since: float | None = None
+    leases_begun_at: float | None = None
 
     def next_attempt(self, now: float) -> float | None:
         """Return the monotonic time at which a refused count may be written again; None without a recent refusal."""
@@ -133,7 +139,8 @@ class Scaler:
         if isinstance(deployment, Unknown):
             return Scaled(decision, deployment, state)
         if isinstance(decision, Hold):
-            await self._clear_marks(snapshot, deployment, handle)
+            if not await self._clear_marks(snapshot, deployment, handle):
+                state = await self._renew_leases(snapshot, deployment, state, handle)
             return Scaled(decision, deployment, state)
         if isinstance(decision, ScaleOut):
             # On a queue with a single active consumer the doorbell would receive the message.
@@ -216,7 +223,7 @@ class Scaler:
         attempt.writes.append(CountWrite(self._clock.monotonic(), deployment.replicas, replicas))
         if replicas < deployment.replicas:
             attempt.state = replace(attempt.state, refused_in=None)
-        self._store.put_deployment(live)
+        self._store.put_deployment(live, our_count=True)
         return live
 
     async def _retire(self, attempt: _Attempt, snapshot: Snapshot, handle: Broker) -> Decision:
@@ -227,7 +234,7 @@ class Scaler:
         if isinstance(key, Unknown):
             return attempt.hold(key)
         only_when_empty = isinstance(decision, Retire) and decision.only_when_empty
-        surplus = deployment.replicas - decision.replicas
+        surplus, begun = deployment.replicas - decision.replicas, self._clock.monotonic()
         outcome = await self._retirer.retire(
             workqueue.metadata.namespace,
             plan(snapshot.pods, snapshot.readings.statuses, surplus, self._clock.now().timestamp()),
@@ -241,7 +248,7 @@ class Scaler:
         attempt.answers = tuple(outcome.answers.values())
         if outcome.deployment is None:
             return self._why_none_left(attempt, outcome)
-        attempt.state = replace(attempt.state, unreachable_since=None)
+        attempt.state = replace(attempt.state, unreachable_since=None, leases_begun_at=begun)
         attempt.deployment = deployment_view(outcome.deployment)
         return decision
 
@@ -270,11 +277,28 @@ class Scaler:
         # The store may not show a count yet that was written without an answer.
         live = await self._workload.read(workqueue, deployment.name)
         if live is not None and unsettled(deployment_view(live), pods) is None:
-            key = await self._workload.retirement_key(workqueue)
             # Without a key the operator cannot resume the workers. They consume again when their lease ends.
-            keys = SigningKeys(b"" if isinstance(key, Unknown) else key, handle.broker.binding.signing_key)
+            keys = await self._signing_keys(workqueue, handle)
             await self._retirer.clear_left_over(workqueue.metadata.namespace, pods, keys)
         return True
+
+    async def _renew_leases(
+        self, snapshot: Snapshot, deployment: DeploymentView, state: ScaleState, handle: Broker
+    ) -> ScaleState:
+        """Keep the workers retired that Kubernetes has not removed yet. That may take longer than a lease lasts."""
+        alive = [pod for pod in snapshot.pods if not pod.terminating]
+        leaving = [pod for pod in alive if pod.marked and pod.running]
+        now, begun = self._clock.monotonic(), state.leases_begun_at
+        if not leaving or len(alive) <= deployment.replicas:
+            return state
+        if begun is not None and now - begun < RENEW_AFTER:
+            return state
+        await self._retirer.renew(leaving, await self._signing_keys(snapshot.workqueue, handle))
+        return replace(state, leases_begun_at=now)
+
+    async def _signing_keys(self, workqueue: WorkQueue, handle: Broker) -> SigningKeys:
+        key = await self._workload.retirement_key(workqueue)
+        return SigningKeys(b"" if isinstance(key, Unknown) else key, handle.broker.binding.signing_key)
 
     def _refused_again(self, before: CountRefusal | None, replicas: int, why: Unknown) -> CountRefusal:
         failures = before.failures + 1 if before is not None else 1

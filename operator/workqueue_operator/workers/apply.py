@@ -84,16 +84,22 @@ class _Refusal:
 
 
 class WorkloadApplier:
-    """Applies and scales Deployments."""
+    """Applies and scales Deployments.
+
+    Args:
+        counts: has connections of its own, for writes of a count and what they depend on.
+    """
 
     def __init__(
         self,
         kubernetes: Kubernetes,
+        counts: Kubernetes,
         defaults: render.Defaults,
         wake: Callable[[tuple[str, str]], None],
         clock: Clock,
     ) -> None:
         self._kubernetes = kubernetes
+        self._counts = counts
         self._clock = clock
         self._defaults = defaults
         self._wake = wake
@@ -218,7 +224,7 @@ class WorkloadApplier:
             ClusterError: the API server refused the count (`denied`), or did not answer.
         """
         try:
-            live = await self._kubernetes.json_patch(
+            live = await self._counts.json_patch(
                 deployment_path(workqueue.metadata.namespace, name),
                 [
                     {"op": "test", "path": "/spec/replicas", "value": observed},
@@ -241,7 +247,7 @@ class WorkloadApplier:
     async def read(self, workqueue: WorkQueue, name: str) -> Object | None:
         """Return the Deployment from the API server; None when it does not exist."""
         try:
-            return await self._kubernetes.get(deployment_path(workqueue.metadata.namespace, name))
+            return await self._counts.get(deployment_path(workqueue.metadata.namespace, name))
         except ClusterError as error:
             if error.not_found:
                 return None

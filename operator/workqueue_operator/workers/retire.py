@@ -7,7 +7,8 @@ This module carries out a Retire decision. The order of the steps prevents the l
 3. Mark exactly the workers that agreed. Not while a pod that must stay is not Ready: Kubernetes removes such a pod
    first, whatever the marks say, and it may already be busy.
 4. Wait until the ReplicaSet's own count shows that its controller has seen the marks, and with them everything that
-   happened to the pods before. Then lower the count by their number, in one patch that tests the observed count.
+   happened to the pods before. The step to zero needs no such wait: Kubernetes removes all pods and has no choice.
+5. Lower the count by their number, in one patch that tests the observed count.
 
 If a step fails, the marks are removed and the workers consume again, at the latest when their lease ends. There
 is one exception: the result of the patch is unknown, or another writer came first. Then marks and leases stay,
@@ -192,7 +193,11 @@ class Retirer:
         try:
             marked = await self._mark(namespace, leaving, RETIRED_DELETION_COST)
             # A pod that has vanished gets a successor, and the count would be lowered by one too many.
-            seen = marked == len(leaving) and await self._come_to(before + marked, namespace, pods)
+            seen = marked == len(leaving) and (
+                await self._come_to(before + marked, namespace, pods)
+                if staying
+                else all(pod.uid in going or pod.terminating for pod in steps.pods())
+            )
             obstacle = UNSEEN if not seen else TOO_SLOW if self._clock.monotonic() >= deadline else None
             if obstacle is not None:
                 await self._call_off(agreed, leaving, namespace, keys)
@@ -210,6 +215,10 @@ class Retirer:
             # The other writer may have lowered the count. The marks stay until Kubernetes has carried that out.
             return RetireOutcome(0, None, answers, CONFLICT)
         return RetireOutcome(len(leaving), lowered, answers)
+
+    async def renew(self, pods: Sequence[PodView], keys: SigningKeys) -> None:
+        """Renew the leases of workers that agreed to leave and that Kubernetes has not removed yet."""
+        await self._workers.retire(map(_address, pods), keys)
 
     async def clear_left_over(self, namespace: str, pods: Sequence[PodView], keys: SigningKeys) -> None:
         """Remove the marks of an interrupted scale-in, after the ReplicaSet has carried out its last count.
@@ -240,7 +249,7 @@ class Retirer:
             await self._clock.sleep(pause)
             if await self._counted(namespace, pods) == marked:
                 return True
-            pause *= 1.5
+            pause *= 2
         return False
 
     async def _counted(self, namespace: str, pods: Sequence[PodView]) -> int | None:
@@ -286,7 +295,7 @@ class Retirer:
                     raise
                 return False
             # The store learns it immediately: a marked pod must not be asked again before it is removed.
-            self._store.put_pod(live)
+            self._store.put_pod(live, our_mark=True)
             return not live["metadata"].get("deletionTimestamp")
 
         results = await asyncio.gather(*(mark(pod) for pod in pods), return_exceptions=True)
