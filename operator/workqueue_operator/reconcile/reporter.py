@@ -7,7 +7,7 @@ others survive. It is written only after a change, and at most once in five seco
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -74,7 +74,6 @@ class Reporter:
     Args:
         store: shows the present status of each WorkQueue.
         instance: this operator's pod name, for the Events.
-        listener: called with each Event: uid of the WorkQueue, whether it is a warning, action, reason, message.
     """
 
     def __init__(
@@ -83,13 +82,11 @@ class Reporter:
         store: Store,
         instance: str,
         metrics: Metrics,
-        listener: Callable[[str, bool, str, str, str], None] | None = None,
         *,
         clock: Clock,
     ) -> None:
         self._kubernetes = kubernetes
         self._clock = clock
-        self._listener = listener
         self._store = store
         self._metrics = metrics
         self._instance = instance
@@ -224,8 +221,6 @@ class Reporter:
         if sent in recent:
             return
         self._sent[uid] = {**recent, sent: now}
-        if self._listener is not None:
-            self._listener(uid, event.warning, str(event.action), event.reason.value, event.message)
         regarding = {
             "apiVersion": API_VERSION,
             "kind": KIND,
