@@ -162,30 +162,37 @@ async def test_every_replica_accepts_login_of_any_other(
     assert seen.complaints == []
 
 
-@pytest.fixture
-def _no_operator(release: OperatorRelease) -> Iterator[None]:
-    """Scale the operator to zero."""
+@contextmanager
+def no_operator(release: OperatorRelease) -> Iterator[None]:
+    """Scale the operator to zero while the context lasts."""
     scale = "scale", "deployment", release.name, f"--namespace={release.namespace}"
     kubectl(*scale, "--replicas=0")
     eventually(lambda: not release.pods(), 60, "the operator's pods are gone")
-    yield
-    kubectl(*scale, "--replicas=2")
-    release.wait_leader()
+    try:
+        yield
+    finally:
+        kubectl(*scale, "--replicas=2")
+        release.wait_leader()
 
 
-@pytest.mark.usefixtures("_no_operator")
 def test_page_works_while_no_operator_runs(
-    page_lab: Lab, pages: tuple[str, str], tokens: dict[str, str]
+    page_lab: Lab, release: OperatorRelease, pages: tuple[str, str], tokens: dict[str, str]
 ) -> None:
-    page_lab.workqueue("waits-for-operator").apply()
-
-    def has(path: str, *texts: str) -> bool:
+    def shows(path: str, *texts: str) -> bool:
         code, said = text_of(f"{pages[0]}{path}", tokens["looker"])
         return code == 200 and all(text in said for text in texts)
 
-    eventually(lambda: has("/", "waits-for-operator", "NotSeenYet"), 60, "the watch shows a new WorkQueue")
-    watched = f"/queues/{page_lab.namespace}/watched"
-    eventually(lambda: has(watched, "Scaled out from 0", "From the first 3 of 3."), 60, "all of it is read")
+    left_alone = page_lab.workqueue("left-alone", worker={"handler": {"python": "jobs:moody"}})
+    left_alone.apply().wait_ready()
+    left_alone.publish([{"id": "bad", "reject": True}])
+    detail = f"/queues/{page_lab.namespace}/left-alone"
+    eventually(lambda: shows(detail, "From the first 1 of 1."), 120, "the status has the dead letter")
+
+    with no_operator(release):
+        page_lab.workqueue("waits-for-operator").apply()
+
+        eventually(lambda: shows("/", "waits-for-operator", "AwaitingOperator"), 60, "the watch shows it")
+        eventually(lambda: shows(detail, "Scaled out from 0", "From the first 1 of 1."), 60, "all is read")
 
 
 async def test_50_viewers_open_no_connection_to_the_operator(
