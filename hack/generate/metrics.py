@@ -1,4 +1,4 @@
-"""Generate docs/metrics.md from the objects that expose the metrics of operator and worker.
+"""Generate docs/metrics.md from the objects that expose the metrics of operator, worker and web page.
 
 Names, types and labels come from the code. The meaning of each metric is here, and the generation fails if one is
 missing.
@@ -16,6 +16,7 @@ from workqueue.worker.histograms import Histogram
 from workqueue.worker.metrics import Exposition
 from workqueue.worker.runtime import Runtime
 from workqueue_operator.metrics import Metrics
+from workqueue_web.metrics import Metrics as PageMetrics
 
 _MEANING: Final = {
     "workqueue_messages_ready": "Waiting messages. Messages being handled or waiting for a retry are not included.",
@@ -48,6 +49,8 @@ _MEANING: Final = {
         "1 for a namespace that another release serves. `operator` names that release."
     ),
     "workqueue_api_requests": "Requests to the API server since the process started, without watches.",
+    "workqueue_page_viewers": "Browsers that this process of the page updates.",
+    "workqueue_page_api_requests": "Requests of the page to the API server since its start, without watches.",
     "workqueue_worker_messages_total": "Messages by outcome, see below.",
     "workqueue_worker_handler_seconds": "Running time of handlers.",
     "workqueue_worker_message_age_seconds": (
@@ -70,11 +73,12 @@ _OUTCOMES: Final = {
 }
 
 _HEAD: Final = """\
-<!-- Generated from the metrics of operator and worker by `python -m hack.generate`: do not edit. -->
+<!-- Generated from the metrics of operator, worker and web page by `python -m hack.generate`: do not edit. -->
 
 # Metrics
 
-All metrics of operator and worker. They use the Prometheus format and base units, and need no authentication.
+All metrics of operator, worker and [web page](page.md). They use the Prometheus format and base units, and need no
+authentication.
 [Operations](operations.md#monitoring) describes how to scrape them, and the alerts and the dashboard of the chart.
 """
 
@@ -98,6 +102,12 @@ prometheus-client's default registry. `GET /status` returns some of the same val
     kubectl port-forward POD 8090
     curl -s localhost:8090/metrics | grep ^workqueue_
     curl -s localhost:8090/status
+"""
+
+_PAGE: Final = """\
+## Web page
+
+`GET /metrics` on port 8080 of each pod of the page, and on the port `metrics` of its Service.
 """
 
 _QUERIES: Final = """\
@@ -124,22 +134,25 @@ def page() -> str:
     Raises:
         ValueError: a metric has no meaning here, or a metric here does not exist.
     """
-    operator, worker = list(_operator()), list(_worker())
-    names = {name for name, _, _ in (*operator, *worker)}
+    operator, worker, page = list(_operator()), list(_worker()), list(_wrapped(PageMetrics()))
+    names = {name for name, _, _ in (*operator, *worker, *page)}
     if mismatches := names ^ set(_MEANING):
         raise ValueError(
             f"hack/generate/metrics.py and the code disagree on {', '.join(sorted(mismatches))}."
         )
     outcomes = ["| Outcome | Meaning |", "|---|---|", *(f"| `{o}` | {_OUTCOMES[o]} |" for o in Outcome)]
     return "\n".join(
-        [_HEAD, _OPERATOR, *_table(operator), "", _WORKER, *_table(worker), "", *outcomes, "", _QUERIES]
+        [
+            *(_HEAD, _OPERATOR, *_table(operator), "", _WORKER, *_table(worker), "", *outcomes, ""),
+            *(_PAGE, *_table(page), "", _QUERIES),
+        ]
     )
 
 
 def series() -> frozenset[str]:
     """Return the names of all series, as queries use them. A histogram has three."""
     names = set()
-    for name, kind, _ in (*_operator(), *_worker()):
+    for name, kind, _ in (*_operator(), *_worker(), *_wrapped(PageMetrics())):
         suffixes = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
         names |= {f"{name}{suffix}" for suffix in suffixes}
     return frozenset(names)
@@ -156,6 +169,11 @@ def _operator() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     metrics = Metrics()
     for shown in metrics.workqueues.describe():
         yield shown.name, shown.type, tuple(shown._labelnames)  # noqa: SLF001
+    yield from _wrapped(metrics)
+
+
+def _wrapped(metrics: object) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield the metrics that are attributes of an object."""
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
             family = next(iter(metric.describe()))

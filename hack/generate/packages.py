@@ -15,10 +15,14 @@ from xml.sax.saxutils import escape
 ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = {
     "workqueue_operator": ROOT / "operator" / "workqueue_operator",
+    "workqueue_web": ROOT / "operator" / "workqueue_web",
     "workqueue_kubectl": ROOT / "kubectl" / "workqueue_kubectl",
     "workqueue": ROOT / "worker" / "workqueue",
 }
 """From left to right."""
+
+CENTRES: Final = (280, 640, 870, 1100)
+"""Of the packages, in pixels."""
 
 ROOMS: Final = {
     "workqueue_operator.api": "the resource and its reasons",
@@ -26,8 +30,8 @@ ROOMS: Final = {
     "workqueue_operator.kube": "Kubernetes: watch, store, Lease",
     "workqueue_operator.reconcile": "queue, pass, status",
     "workqueue_operator.scaling": "gather, decide, scale",
-    "workqueue_operator.web": "the web page",
     "workqueue_operator.workers": "Deployment, pods, retirement",
+    "workqueue_web": "the web page",
     "workqueue_kubectl": "the kubectl plugin",
     "workqueue.amqp": "pika, TLS, publisher",
     "workqueue.cli": "run, send, dead, peek, stats",
@@ -70,6 +74,7 @@ _STYLE: Final = """  <style>
     .workqueue_operator { fill: #ddf4ff; stroke: #0969da; }
     .workqueue { fill: #dafbe1; stroke: #1a7f37; }
     .workqueue_kubectl { fill: #fff1e5; stroke: #bc4c00; }
+    .workqueue_web { fill: #fbefff; stroke: #8250df; }
     .name { font-weight: 600; }
     .note { font-size: 12px; fill: #57606a; }
     .left { text-anchor: start; }
@@ -83,6 +88,7 @@ _STYLE: Final = """  <style>
       .workqueue_operator { fill: #051d4d; stroke: #58a6ff; }
       .workqueue { fill: #04260f; stroke: #3fb950; }
       .workqueue_kubectl { fill: #3d1300; stroke: #f0883e; }
+      .workqueue_web { fill: #271052; stroke: #a371f7; }
       .note { fill: #9da7b3; }
       .line { stroke: #9da7b3; }
       .tip { fill: #9da7b3; }
@@ -107,7 +113,7 @@ def packages_picture() -> str:
     boxes = _places(graph, levels)
     parts = [
         f'  <text class="name" x="{x}" y="34">{package}</text>'
-        for package, x in zip(PACKAGES, (280, 660, 880), strict=True)
+        for package, x in zip(PACKAGES, CENTRES, strict=True)
     ]
     for room, (x, y) in sorted(boxes.items()):
         for target in sorted(_direct(room, graph)):
@@ -117,10 +123,10 @@ def packages_picture() -> str:
         package, _, name = room.partition(".")
         parts += [
             f'  <rect class="{package}" x="{x - 106}" y="{y}" width="212" height="46" rx="8"/>',
-            f'  <text class="name" x="{x}" y="{y + 19}">{name or "commands"}</text>',
+            f'  <text class="name" x="{x}" y="{y + 19}">{name or package.removeprefix("workqueue_")}</text>',
             f'  <text class="note" x="{x}" y="{y + 37}">{ROOMS[room]}</text>',
         ]
-    return _svg(1000, height, "The packages", "Each arrow is an import; all of them lead down.", parts)
+    return _svg(1220, height, "The packages", "Each arrow is an import; all of them lead down.", parts)
 
 
 def pass_picture() -> str:
@@ -207,7 +213,7 @@ def _places(graph: dict[str, set[str]], levels: dict[str, int]) -> dict[str, tup
     """Return the top centre of each box. Rooms that import another package are on the right."""
     top, boxes = max(levels.values()), {}
     for level in sorted(set(levels.values())):
-        for package, centre in zip(PACKAGES, (280, 660, 880), strict=True):
+        for package, centre in zip(PACKAGES, CENTRES, strict=True):
             row = sorted(
                 (room for room in graph if levels[room] == level and room.partition(".")[0] == package),
                 key=lambda room: (any(not target.startswith(package) for target in graph[room]), room),

@@ -14,9 +14,7 @@ import sys
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
-
-import kopf
+from typing import Any, Final
 
 from workqueue import logs
 from workqueue_operator.broker.bindings import Bindings
@@ -37,7 +35,7 @@ from workqueue_operator.kube.client import (
     Cluster,
     connect,
 )
-from workqueue_operator.kube.discovery import usable_namespaces, wait_for_resource
+from workqueue_operator.kube.discovery import usable_namespaces, usable_namespaces_change, wait_for_resource
 from workqueue_operator.kube.leader import Leadership
 from workqueue_operator.kube.ownership import Ownership
 from workqueue_operator.kube.resync import Resync
@@ -55,9 +53,6 @@ from workqueue_operator.workers.apply import WorkloadApplier
 from workqueue_operator.workers.client import Workers
 from workqueue_operator.workers.retire import Retirer
 from workqueue_operator.workers.target import Targets
-
-if TYPE_CHECKING:
-    from workqueue_operator.web.app import WebPage
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +101,6 @@ class Operator:
         self._health: Health | None = None
         self._brokers: BrokerPool | None = None
         self._clusters: list[Cluster] = []
-        self._page: WebPage | None = None
         self._serving = False
         self._leading = False
 
@@ -118,20 +112,18 @@ class Operator:
         """
         self._listen_to_signals()
         endpoint = Endpoint(
-            self._config.port, self._metrics, self._problem, lambda: self._serving, self._refresh_metrics
+            self._config.port,
+            self._metrics.registry,
+            self._problem,
+            lambda: self._serving,
+            self._refresh_metrics,
         )
-        if self._config.page_port is not None:
-            from workqueue_operator.web.app import WebPage
-
-            self._page = WebPage(self._config.page_port, self._leading_page, self._config.page_audience)
         try:
             await endpoint.start()
-            if self._page is not None:
-                await self._page.start()
         except OSError as error:
             logger.error(  # noqa: TRY400 - the sentence says it all
-                "The port cannot be opened: set WORKQUEUE_PORT or WORKQUEUE_PAGE_PORT to a free one.",
-                extra={"port": self._config.port, "page": self._config.page_port, "detail": str(error)},
+                "The port cannot be opened: set WORKQUEUE_PORT to a free one.",
+                extra={"port": self._config.port, "detail": str(error)},
             )
             return EXIT_FAILED
         try:
@@ -140,8 +132,6 @@ class Operator:
             logger.error("The operator cannot continue.", extra={"detail": str(error)})  # noqa: TRY400
             self._exit_code = self._exit_code or EXIT_FAILED
         finally:
-            if self._page is not None:
-                await self._page.stop()
             await endpoint.stop()
         return self._exit_code
 
@@ -210,9 +200,13 @@ class Operator:
             running.append(asyncio.create_task(secrets.run(), name="secrets"))
             running.append(asyncio.create_task(ownership.run(), name="ownership"))
             if left_out:
-                watch = self._watch_for(cluster, config.namespaces, namespaces)
-                running.append(asyncio.create_task(watch, name="namespaces"))
-            watching = asyncio.create_task(self._watch(store, namespaces), name="kopf")
+                change = usable_namespaces_change(cluster, config.namespaces, namespaces)
+                running.append(asyncio.create_task(change, name="namespaces"))
+                running[-1].add_done_callback(lambda _: self._stop.set())
+            watching = asyncio.create_task(
+                watch.run(store, namespaces, identity=config.pod_name, started=self._listen_to_signals),
+                name="kopf",
+            )
             watching.add_done_callback(self._on_watch_end)
             running.append(watching)
             if await self._unless_ended(self._win(WarmBrokers(store, ownership, secrets, brokers))):
@@ -254,12 +248,7 @@ class Operator:
         clock = SystemClock()
         workers = Workers()
         management = Management(destinations)
-        listener = (
-            self._page.lead(cluster, store, workers, secrets, destinations)
-            if self._page is not None
-            else None
-        )
-        reporter = Reporter(reports, store, config.pod_name, self._metrics, listener, clock=clock)
+        reporter = Reporter(reports, store, config.pod_name, self._metrics, clock=clock)
         defaults = render.Defaults(
             config.worker_image,
             config.worker_network_policy,
@@ -295,62 +284,8 @@ class Operator:
         finally:
             await queue.stop(PATIENCE)
             await reporter.flush(FLUSH_SECONDS)
-            if self._page is not None:
-                await self._page.stop_looking()
             await workers.close()
             await management.close()
-
-    async def _leading_page(self) -> str | None:
-        """Return the address of the leader's page; a standby forwards requests to it."""
-        from workqueue_operator.web.relay import leader_address
-
-        if not self._clusters or self._config.page_port is None:
-            return None
-        config = self._config
-        return await leader_address(
-            self._clusters[0],
-            config.pod_namespace,
-            config.lease_name,
-            config.pod_name,
-            self._config.page_port,
-        )
-
-    async def _watch(self, store: Store, namespaces: tuple[str, ...]) -> None:
-        """Run kopf until one of its tasks ends, which happens only when it fails.
-
-        `kopf.operator` would then cancel every younger task of this process, and wait for them.
-        """
-        tasks = await kopf.spawn_tasks(
-            registry=watch.registry(store),
-            settings=watch.settings(),
-            standalone=True,
-            # Otherwise kopf asks for a user name, which the image does not have.
-            identity=cast(Any, self._config.pod_name),
-            clusterwide=not self._config.namespaces,
-            namespaces=namespaces,
-        )
-        # kopf has just installed its own signal handlers.
-        self._listen_to_signals()
-        try:
-            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in ended:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait([asyncio.gather(*tasks, return_exceptions=True)], timeout=PATIENCE)
-
-    async def _watch_for(self, cluster: Cluster, wanted: tuple[str, ...], usable: tuple[str, ...]) -> None:
-        """Restart the process when a listed namespace becomes usable: kopf cannot watch it later."""
-        while True:
-            await asyncio.sleep(30)
-            now_usable, _ = await usable_namespaces(cluster, wanted)
-            if set(now_usable) != set(usable):
-                logger.info(
-                    "The usable namespaces changed: the process restarts.", extra={"namespaces": now_usable}
-                )
-                self._stop.set()
-                return
 
     # -- the end -------------------------------------------------------------------------------------
 

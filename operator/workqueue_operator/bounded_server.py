@@ -24,14 +24,23 @@ class BoundedServer:
         app: the application; this class adds a middleware.
         port: 0 for any free port.
         host: the address to listen on; None for all addresses.
+        connections: maximum number of open connections.
         **runner: additional arguments of `aiohttp.web.AppRunner`.
     """
 
-    def __init__(self, app: web.Application, port: int, host: str | None = None, **runner: Any) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        port: int,
+        host: str | None = None,
+        connections: int = CONNECTIONS,
+        **runner: Any,
+    ) -> None:
         app.middlewares.insert(0, _one_request)
         self._runner = web.AppRunner(app, access_log=None, **runner)
         self._host = host
         self._port = port
+        self._most = connections
         self._listener: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
         self._waiting: dict[_Connection, None] = {}
@@ -64,7 +73,7 @@ class BoundedServer:
 
     def admit(self, connection: _Connection) -> bool:
         """Return whether to accept a new connection. At the limit, it replaces the longest-waiting connection."""
-        if len(self._connections) >= CONNECTIONS:
+        if len(self._connections) >= self._most:
             longest = next(iter(self._waiting), None)
             if longest is None:
                 return False

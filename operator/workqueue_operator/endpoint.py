@@ -1,4 +1,4 @@
-"""/livez, /readyz and /metrics of the operator. `__main__` starts it first and stops it last."""
+"""/livez, /readyz and /metrics of a process. `__main__` starts it first and stops it last."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from workqueue_operator.bounded_server import BoundedServer
-from workqueue_operator.metrics import Metrics
 
 
 class Endpoint:
@@ -18,6 +17,7 @@ class Endpoint:
     Args:
         port: 0 for any free port.
         problem: returns the result of the liveness check.
+        registry: the metrics.
         ready: returns whether this process is ready, as leader or as standby.
         refresh: called before each scrape, to set the gauges.
     """
@@ -25,13 +25,13 @@ class Endpoint:
     def __init__(
         self,
         port: int,
-        metrics: Metrics,
+        registry: CollectorRegistry,
         problem: Callable[[], str | None],
         ready: Callable[[], bool],
         refresh: Callable[[], None],
     ) -> None:
         self.port = port
-        self._metrics = metrics
+        self._registry = registry
         self._problem = problem
         self._ready = ready
         self._refresh = refresh
@@ -62,7 +62,7 @@ class Endpoint:
 
     async def _serve_metrics(self, request: web.Request) -> web.Response:
         """Return all metrics, or those that `?name[]=` selects, as Prometheus exporters do."""
-        registry, names = self._metrics.registry, request.query.getall("name[]", [])
+        registry, names = self._registry, request.query.getall("name[]", [])
         # One scrape at a time: `refresh` clears gauges before it sets them.
         async with self._scraping:
             self._refresh()

@@ -11,7 +11,7 @@
 #
 # Outside the tree, because they are caught close to where they are raised:
 # broker.channel.ChannelRefusedError and ChannelLostError, broker.connection.QueueMissingError,
-# web.access.TooManyError, selftest.SelftestError.
+# selftest.SelftestError.
 
 from __future__ import annotations
 

@@ -15,9 +15,6 @@ SHORT_NAME: Final = "wq"
 MAX_NAME_LENGTH: Final = 52
 """Characters of a WorkQueue's name: derived names must fit into label values of at most 63 characters."""
 
-PAGE_AUDIENCE: Final = "workqueue-page"
-"""Default audience of tokens for the web page."""
-
 FIELD_MANAGER: Final = "workqueue-operator"
 REPLICAS_FIELD_MANAGER: Final = "workqueue-operator-replicas"
 """Owns only the initial `replicas: 0`, so that a later apply of the other fields never resets the count."""

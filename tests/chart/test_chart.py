@@ -63,6 +63,12 @@ VALUES: dict[str, Object] = {
         "resources": {},
     },
     "everything at once": EVERYTHING,
+    "the web page": {
+        "page": {"enabled": True, "replicaCount": 2, "from": [{"namespaceSelector": {}}]},
+        "watchNamespaces": ["shop", "mail"],
+        "networkPolicy": {"enabled": True, "egress": {"enabled": True}},
+        "metrics": {"serviceMonitor": {"enabled": True}},
+    },
 }
 
 OPERATOR_RULES = {
@@ -130,7 +136,8 @@ def test_rendered_objects_are_valid_in_supported_kubernetes(values: Object) -> N
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 def test_pods_meet_restricted_standard(values: Object) -> None:
     objects = template(values, tests=True)
-    pods = [pod(objects), *(made["spec"] for made in of_kind(objects, "Pod"))]
+    pods = [made["spec"] for made in of_kind(objects, "Pod")]
+    pods += [made["spec"]["template"]["spec"] for made in of_kind(objects, "Deployment")]
     assert [podsecurity.violations(spec) for spec in pods] == [[]] * len(pods)
     for container in (container for spec in pods for container in spec["containers"]):
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
@@ -377,15 +384,17 @@ def test_invalid_values_are_refused(values: Object, sentence: str) -> None:
 
 def test_upgrade_that_reuses_the_values_of_an_older_chart_has_the_policies() -> None:
     """`helm upgrade --reuse-values` leaves out what that chart did not have yet."""
+    of_the_page = ("replicaCount", "connectionSecrets", "serviceAccountName", "resources")
     older = {
         "admissionPolicy": None,
         "allowedBrokerHosts": None,
         "networkPolicy": {"enabled": True, "egress": None},
-        "page": {"enabled": True, "audience": None},
+        "page": {"enabled": True, "audience": None, **dict.fromkeys(of_the_page)},
     }
     objects = template(older)
     assert of_kind(objects, "ValidatingAdmissionPolicy")
-    assert only(objects, "NetworkPolicy")["spec"]["policyTypes"] == ["Ingress"]
+    policies = of_kind(objects, "NetworkPolicy")
+    assert [policy["spec"]["policyTypes"] for policy in policies] == [["Ingress"]] * 2
 
 
 def test_values_schema_covers_every_value_and_default() -> None:

@@ -1,7 +1,8 @@
-"""Who may reach the operator's pods, and what they may reach."""
+"""Who may reach the pods of operator and page, and what they may reach."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,11 +12,22 @@ from tests.support.helm import of_kind, template
 PEER = {"podSelector": {"matchLabels": {"app": "prometheus"}}}
 
 
-def policy(**values: Any) -> dict[str, Any]:
+Policy = Callable[..., dict[str, Any]]
+
+
+def policy(component: str = "operator", **values: Any) -> dict[str, Any]:
     network = {"enabled": True, **values.pop("networkPolicy", {})}
-    (made,) = of_kind(template({"networkPolicy": network, **values}), "NetworkPolicy")
+    (made,) = [
+        made
+        for made in of_kind(template({"networkPolicy": network, **values}), "NetworkPolicy")
+        if made["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == component
+    ]
     spec: dict[str, Any] = made["spec"]
     return spec
+
+
+def page_policy(**values: Any) -> dict[str, Any]:
+    return policy("page", page={"enabled": True, **values.pop("page", {})}, **values)
 
 
 def ports(rule: dict[str, Any]) -> list[Any]:
@@ -26,42 +38,49 @@ def test_empty_peers_admit_no_traffic() -> None:
     assert policy(networkPolicy={"metricsFrom": []})["ingress"] == []
 
 
-def test_named_peers_may_scrape() -> None:
-    (rule,) = policy(networkPolicy={"metricsFrom": [PEER]})["ingress"]
+@pytest.mark.parametrize("of", [policy, page_policy], ids=["operator", "page"])
+def test_named_peers_may_scrape(of: Policy) -> None:
+    (rule,) = of(networkPolicy={"metricsFrom": [PEER]})["ingress"]
     assert (ports(rule), rule["from"]) == (["http"], [PEER])
 
 
-@pytest.mark.parametrize("peers", [[], [PEER]], ids=["nobody", "one peer"])
-def test_page_admits_standbys_and_named_peers(peers: list[Any]) -> None:
-    (rule,) = policy(page={"enabled": True, "from": peers})["ingress"]
-    assert ports(rule) == ["page"]
-    operator, *others = rule["from"]
-    assert operator["podSelector"]["matchLabels"]["app.kubernetes.io/name"] == "workqueue-operator"
-    assert others == peers
+def test_page_admits_named_peers_only() -> None:
+    assert page_policy()["ingress"] == []
+    (rule,) = page_policy(page={"from": [PEER]})["ingress"]
+    assert (ports(rule), rule["from"]) == (["page"], [PEER])
 
 
-def test_egress_is_unrestricted_by_default() -> None:
-    assert policy()["policyTypes"] == ["Ingress"]
-    assert "egress" not in policy()
+def test_operator_has_no_port_for_the_page() -> None:
+    assert policy(page={"enabled": True, "from": [PEER]})["ingress"] == []
 
 
-def test_egress_admits_dns_api_server_brokers_and_workers() -> None:
+@pytest.mark.parametrize("of", [policy, page_policy], ids=["operator", "page"])
+def test_egress_is_unrestricted_by_default(of: Policy) -> None:
+    assert of()["policyTypes"] == ["Ingress"]
+    assert "egress" not in of()
+
+
+@pytest.mark.parametrize("of", [policy, page_policy], ids=["operator", "page"])
+def test_egress_admits_dns_api_server_brokers_and_workers(of: Policy) -> None:
     broker = {"ipBlock": {"cidr": "10.1.0.0/16"}}
-    spec = policy(networkPolicy={"egress": {"enabled": True, "brokers": [broker]}}, page={"enabled": True})
+    spec = of(networkPolicy={"egress": {"enabled": True, "brokers": [broker]}})
     assert spec["policyTypes"] == ["Ingress", "Egress"]
-    dns, api_server, brokers, workers, page = spec["egress"]
+    dns, api_server, brokers, workers = spec["egress"]
     assert ports(dns) == [53, 53]
     assert ports(api_server) == [443, 6443]
     assert (ports(brokers), brokers["to"]) == ([5672, 5671, 15672, 15671], [broker])
     assert ports(workers) == [8090]
     assert workers["to"][0]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "workqueue-worker"}
-    assert ports(page) == ["page"]
 
 
-def test_network_policy_rules_name_peers_except_dns() -> None:
+def test_page_without_secrets_reaches_no_broker() -> None:
+    spec = page_policy(page={"connectionSecrets": []}, networkPolicy={"egress": {"enabled": True}})
+    assert [ports(rule) for rule in spec["egress"]] == [[53, 53], [443, 6443], [8090]]
+
+
+@pytest.mark.parametrize("of", [policy, page_policy], ids=["operator", "page"])
+def test_network_policy_rules_name_peers_except_dns(of: Policy) -> None:
     """An empty list of peers would admit all."""
-    everything = policy(
-        networkPolicy={"metricsFrom": [PEER], "egress": {"enabled": True}}, page={"enabled": True}
-    )
+    everything = of(networkPolicy={"metricsFrom": [PEER], "egress": {"enabled": True}})
     assert all(rule["from"] for rule in everything["ingress"])
     assert all(rule["to"] for rule in everything["egress"][1:])

@@ -1,8 +1,37 @@
-"""The web page in the chart: no objects while it is disabled, and minimal rights while it is enabled."""
+"""The web page in the chart: no objects while it is disabled; its own pods and minimal rights while it is enabled."""
 
 from __future__ import annotations
 
-from tests.support.helm import of_kind, template
+from typing import Any
+
+import pytest
+import yaml
+from syrupy.assertion import SnapshotAssertion
+
+from tests.support.helm import of_kind, only, template
+
+Object = dict[str, Any]
+
+READ = {
+    ("workqueues", "list"),
+    ("workqueues", "watch"),
+    ("pods", "list"),
+    ("pods", "watch"),
+    ("events", "list"),
+    ("secrets", "get"),
+}
+REVIEW = {("tokenreviews", "create"), ("subjectaccessreviews", "create")}
+
+
+def of_the_page(**values: Any) -> list[Object]:
+    """The objects of the enabled page."""
+    objects = template({**values, "page": {"enabled": True, **values.get("page", {})}})
+    label = "app.kubernetes.io/component"
+    return [made for made in objects if made["metadata"]["labels"].get(label) == "page"]
+
+
+def rights(role: Object) -> set[tuple[str, str]]:
+    return {(name, verb) for rule in role["rules"] for name in rule["resources"] for verb in rule["verbs"]}
 
 
 def test_disabled_page_renders_no_objects() -> None:
@@ -11,23 +40,84 @@ def test_disabled_page_renders_no_objects() -> None:
         assert word not in made
 
 
-def test_enabled_page_may_only_review_tokens_and_find_leader() -> None:
-    before = {(one["kind"], one["metadata"]["name"]) for one in template({})}
+@pytest.mark.parametrize("namespaces", [[], ["shop"]], ids=["cluster-wide", "listed"])
+def test_enabled_page_changes_no_object_of_the_operator(namespaces: list[str]) -> None:
+    values: Object = {"watchNamespaces": namespaces, "networkPolicy": {"enabled": True}}
+    enabled = template({**values, "page": {"enabled": True}})
+    added = of_the_page(**values)
+    assert [made for made in enabled if made not in added] == template(values)
+
+
+def test_page_renders_the_snapshot(snapshot: SnapshotAssertion) -> None:
+    assert yaml.safe_dump_all(of_the_page(), sort_keys=False) == snapshot
+
+
+def test_cluster_wide_page_only_reads_and_reviews() -> None:
+    objects = of_the_page()
+    assert rights(only(objects, "ClusterRole")) == READ | REVIEW
+    assert of_kind(objects, "Role") == []
+
+
+def test_page_with_listed_namespaces_reads_nothing_elsewhere() -> None:
+    objects = of_the_page(watchNamespaces=["shop", "mail"])
+    assert rights(only(objects, "ClusterRole")) == REVIEW
+    roles = of_kind(objects, "Role")
+    assert {role["metadata"]["namespace"] for role in roles} == {"shop", "mail"}
+    assert [rights(role) for role in roles] == [READ, READ]
+
+
+@pytest.mark.parametrize("names", [["rabbitmq", "other"], []], ids=["two-secrets", "no-secrets"])
+def test_page_reads_only_named_secrets(names: list[str]) -> None:
+    objects = of_the_page(page={"connectionSecrets": names})
+    rules = [rule for rule in only(objects, "ClusterRole")["rules"] if "secrets" in rule["resources"]]
+    assert [rule["resourceNames"] for rule in rules] == ([names] if names else [])
+    (container,) = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    told = [one["value"] for one in container["env"] if one["name"] == "WORKQUEUE_CONNECTION_SECRETS"]
+    assert told == ([",".join(names)] if names else [])
+
+
+def test_page_has_its_own_service_account() -> None:
+    objects = of_the_page()
+    account = only(objects, "ServiceAccount")["metadata"]["name"]
+    assert account == "workqueue-operator-page"
+    assert only(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == account
+    assert only(objects, "ClusterRoleBinding")["subjects"][0]["name"] == account
+
+
+def test_existing_service_account_is_used_and_not_created() -> None:
+    objects = of_the_page(page={"serviceAccountName": "viewer"})
+    assert of_kind(objects, "ServiceAccount") == []
+    assert only(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "viewer"
+    assert only(objects, "ClusterRoleBinding")["subjects"][0]["name"] == "viewer"
+
+
+def test_service_selects_pods_of_the_page_only() -> None:
     objects = template({"page": {"enabled": True, "annotations": {"a": "b"}}})
-    added = {one["kind"]: one for one in objects if (one["kind"], one["metadata"]["name"]) not in before}
-    assert set(added) == {"Service", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
-    assert {(rule["resources"][0], *rule["verbs"]) for rule in added["ClusterRole"]["rules"]} == {
-        ("tokenreviews", "create"),
-        ("subjectaccessreviews", "create"),
-    }
-    assert added["Role"]["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]
-    assert added["Service"]["metadata"]["annotations"] == {"a": "b"}
-    (container,) = of_kind(objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"]
-    assert {"name": "WORKQUEUE_PAGE_PORT", "value": "8081"} in container["env"]
-    assert {"name": "page", "containerPort": 8081} in container["ports"]
+    (service,) = [made for made in of_kind(objects, "Service") if made["metadata"]["name"].endswith("-page")]
+    assert service["metadata"]["annotations"] == {"a": "b"}
+    selected = [
+        made["metadata"]["name"]
+        for made in of_kind(objects, "Deployment")
+        if service["spec"]["selector"].items() <= made["spec"]["template"]["metadata"]["labels"].items()
+    ]
+    assert selected == ["workqueue-operator-page"]
 
 
-def test_page_without_chart_rbac_renders_only_service() -> None:
-    values = {"page": {"enabled": True}, "rbac": {"create": False}}
-    names = {one["kind"] for one in template(values) if one["metadata"]["name"].endswith("-page")}
-    assert names == {"Service"}
+def test_only_several_replicas_have_a_disruption_budget() -> None:
+    assert of_kind(of_the_page(), "PodDisruptionBudget") == []
+    budget = only(of_the_page(page={"replicaCount": 2}), "PodDisruptionBudget")
+    assert budget["spec"]["maxUnavailable"] == 1
+
+
+def test_page_is_scraped_if_the_operator_is() -> None:
+    assert of_kind(of_the_page(), "ServiceMonitor") == []
+    objects = of_the_page(metrics={"serviceMonitor": {"enabled": True}})
+    monitor, service = only(objects, "ServiceMonitor"), only(objects, "Service")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
+
+
+def test_page_without_chart_rbac_renders_no_roles() -> None:
+    kinds = {made["kind"] for made in of_the_page(rbac={"create": False})}
+    assert kinds == {"ServiceAccount", "Deployment", "Service"}

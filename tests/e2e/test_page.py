@@ -1,16 +1,19 @@
-"""The web page on the real cluster: tokens and rights from the API server, data from the operator."""
+"""The web page on the real cluster: its own pods, tokens and rights from the API server, and no operator needed."""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
+import re
 import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 from playwright.async_api import expect
 
@@ -37,17 +40,17 @@ def page_lab(crd: None, rabbit: Rabbit) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def release(page_lab: Lab) -> Iterator[OperatorRelease]:
-    """An operator with the page enabled."""
+    """An operator, and two replicas of the page."""
     with temporary_namespace("e2e-page-system", pod_security="restricted") as system:
         made = OperatorRelease(f"page-{secrets.token_hex(3)}", system, helm.run)
-        made.install(watchNamespaces=[page_lab.namespace], page={"enabled": True})
+        made.install(watchNamespaces=[page_lab.namespace], page={"enabled": True, "replicaCount": 2})
         yield made
         made.uninstall()
 
 
 @contextmanager
 def forwarded(namespace: str, pod: str) -> Iterator[str]:
-    """The page of one operator pod, through a port-forward."""
+    """One replica of the page, through a port-forward."""
     forward = PortForward(namespace, f"pod/{pod}", 8081)
     try:
         yield f"http://127.0.0.1:{forward.port}"
@@ -56,12 +59,11 @@ def forwarded(namespace: str, pod: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def pages(release: OperatorRelease) -> Iterator[dict[str, str]]:
-    """The page at the leader and at the standby."""
-    leader = release.wait_leader()
-    (standby,) = [pod["metadata"]["name"] for pod in release.pods() if pod["metadata"]["name"] != leader]
-    with forwarded(release.namespace, leader) as first, forwarded(release.namespace, standby) as second:
-        yield {"leader": first, "standby": second}
+def pages(release: OperatorRelease) -> Iterator[tuple[str, str]]:
+    """The addresses of both replicas of the page."""
+    first, second = (pod["metadata"]["name"] for pod in release.page_pods())
+    with forwarded(release.namespace, first) as one, forwarded(release.namespace, second) as other:
+        yield one, other
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +97,10 @@ def text_of(url: str, token: str) -> tuple[int, str]:
 
 
 def test_page_and_api_server_refuse_tokens_of_each_other(
-    page_lab: Lab, pages: dict[str, str], tokens: dict[str, str]
+    page_lab: Lab, pages: tuple[str, str], tokens: dict[str, str]
 ) -> None:
     for_the_api_server = kubectl("create", "token", "looker", f"--namespace={page_lab.namespace}").strip()
-    code, said = text_of(pages["leader"], for_the_api_server)
+    code, said = text_of(pages[0], for_the_api_server)
     assert "Log in" in said, code
     review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview"}
     asked = json.dumps({**review, "spec": {"token": tokens["looker"]}})
@@ -107,17 +109,17 @@ def test_page_and_api_server_refuse_tokens_of_each_other(
 
 
 async def test_page_shows_main_job_only_to_users_who_may_list_workqueues(
-    page_lab: Lab, pages: dict[str, str], tokens: dict[str, str]
+    page_lab: Lab, pages: tuple[str, str], tokens: dict[str, str]
 ) -> None:
     workqueue = page_lab.workqueue(
         "watched", worker={"handler": {"python": "jobs:moody"}}, scaling={"scaleInDelaySeconds": 60}
     )
     await asyncio.to_thread(lambda: workqueue.apply().wait_ready())
-    code, said = await asyncio.to_thread(text_of, pages["leader"], tokens["stranger"])
+    code, said = await asyncio.to_thread(text_of, pages[0], tokens["stranger"])
     assert (code, "may not list WorkQueues" in said) == (403, True)
     async with chromium() as browser, looking(browser) as seen:
         page = seen.page
-        await page.goto(pages["leader"])
+        await page.goto(pages[0])
         await page.get_by_label("Token").fill(tokens["stranger"] + "x")
         await page.get_by_role("button", name="Log in").click()
         await expect(page.get_by_role("alert")).to_be_visible(timeout=MINUTE)
@@ -144,25 +146,107 @@ async def test_page_shows_main_job_only_to_users_who_may_list_workqueues(
     assert queues["watched.dead"]["consumers"] == 0, "what was looked at was put back"
 
 
-async def test_standby_shows_data_of_leader(
-    page_lab: Lab, pages: dict[str, str], tokens: dict[str, str]
+async def test_every_replica_accepts_login_of_any_other(
+    page_lab: Lab, pages: tuple[str, str], tokens: dict[str, str]
 ) -> None:
-    await asyncio.to_thread(lambda: page_lab.workqueue("relayed").apply().wait_ready())
+    await asyncio.to_thread(lambda: page_lab.workqueue("shown").apply().wait_ready())
     async with chromium() as browser, looking(browser) as seen:
-        await seen.page.goto(pages["standby"])
+        await seen.page.goto(pages[0])
         await seen.page.get_by_label("Token").fill(tokens["looker"])
         await seen.page.get_by_role("button", name="Log in").click()
-        row = seen.page.get_by_role("row", name=f"{page_lab.namespace}/relayed")
-        await expect(row).to_contain_text("Yes", timeout=MINUTE)
-        await expect(seen.page.locator("#state")).to_have_text("live")
+        for url in pages:
+            await seen.page.goto(url)
+            row = seen.page.get_by_role("row", name=f"{page_lab.namespace}/shown")
+            await expect(row).to_contain_text("Yes", timeout=MINUTE)
+            await expect(seen.page.locator("#state")).to_have_text("live")
     assert seen.complaints == []
 
 
+@contextmanager
+def no_operator(release: OperatorRelease) -> Iterator[None]:
+    """Scale the operator to zero while the context lasts."""
+    scale = "scale", "deployment", release.name, f"--namespace={release.namespace}"
+    kubectl(*scale, "--replicas=0")
+    eventually(lambda: not release.pods(), 60, "the operator's pods are gone")
+    try:
+        yield
+    finally:
+        kubectl(*scale, "--replicas=2")
+        release.wait_leader()
+
+
+def test_page_works_while_no_operator_runs(
+    page_lab: Lab, release: OperatorRelease, pages: tuple[str, str], tokens: dict[str, str]
+) -> None:
+    def shows(path: str, *texts: str) -> bool:
+        code, said = text_of(f"{pages[0]}{path}", tokens["looker"])
+        return code == 200 and all(text in said for text in texts)
+
+    left_alone = page_lab.workqueue("left-alone", worker={"handler": {"python": "jobs:moody"}})
+    left_alone.apply().wait_ready()
+    left_alone.publish([{"id": "bad", "reject": True}])
+    detail = f"/queues/{page_lab.namespace}/left-alone"
+    eventually(lambda: shows(detail, "From the first 1 of 1."), 120, "the status has the dead letter")
+
+    with no_operator(release):
+        page_lab.workqueue("waits-for-operator").apply()
+
+        eventually(lambda: shows("/", "waits-for-operator", "AwaitingOperator"), 60, "the watch shows it")
+        eventually(lambda: shows(detail, "Scaled out from 0", "From the first 1 of 1."), 60, "all is read")
+
+
+async def test_50_viewers_open_no_connection_to_the_operator(
+    page_lab: Lab, release: OperatorRelease, pages: tuple[str, str], tokens: dict[str, str]
+) -> None:
+    workqueue = page_lab.workqueue("viewed", worker={"handler": {"python": "jobs:moody"}})
+    await asyncio.to_thread(lambda: workqueue.apply().wait_ready())
+    headers = {"Authorization": f"Bearer {tokens['looker']}"}
+    async with (
+        aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0)) as session,
+        AsyncExitStack() as viewers,
+    ):
+        urls = [f"{pages[0]}/events", f"{pages[0]}/queues/{page_lab.namespace}/viewed/events"]
+        streams = [await viewers.enter_async_context(session.get(url)) for url in urls * 25]
+        assert {stream.status for stream in streams} == {200}
+
+        await asyncio.to_thread(workqueue.publish, [{"id": number, "reject": True} for number in range(2)])
+        async with asyncio.timeout(120):
+            await asyncio.gather(*(_until_dead_letters(stream) for stream in streams))
+
+        page_ips = {pod["status"]["podIP"] for pod in release.page_pods()}
+        for pod in await asyncio.to_thread(release.pods):
+            peers = await asyncio.to_thread(peers_of, release.namespace, pod["metadata"]["name"])
+            assert peers, "the operator is connected to the API server"
+            assert not peers & page_ips
+
+
+async def _until_dead_letters(stream: aiohttp.ClientResponse) -> None:
+    """Read a live page until it shows two dead letters of the WorkQueue."""
+    text = ""
+    async for line in stream.content:
+        text = "" if line.startswith(b"event:") else text + line.decode()
+        if re.search(
+            r'viewed.*class="number warn">2<|class="warn"><dt>Dead letters</dt><dd>2<', text, re.DOTALL
+        ):
+            return
+    raise AssertionError("the stream ended")
+
+
+def peers_of(namespace: str, pod: str) -> set[str]:
+    """The addresses that a pod has connections with."""
+    table = kubectl("exec", f"--namespace={namespace}", pod, "--", "cat", "/proc/net/tcp", "/proc/net/tcp6")
+    remote = [
+        fields[2].partition(":")[0] for fields in map(str.split, table.splitlines()) if ":" in fields[2]
+    ]
+    # The last eight digits are the IPv4 address, also of one that is mapped to IPv6.
+    return {str(ipaddress.ip_address(bytes.fromhex(one[-8:])[::-1])) for one in remote} - {"0.0.0.0"}
+
+
 def test_revoked_right_ends_access_within_a_minute(
-    page_lab: Lab, pages: dict[str, str], tokens: dict[str, str]
+    page_lab: Lab, pages: tuple[str, str], tokens: dict[str, str]
 ) -> None:
     def status() -> int:
-        return text_of(pages["leader"], tokens["looker"])[0]
+        return text_of(pages[0], tokens["looker"])[0]
 
     assert status() == 200
     kubectl("delete", "rolebinding", "looker", f"--namespace={page_lab.namespace}")

@@ -15,7 +15,7 @@ from tests.support.wait import until
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import Queue, QueueSettings, QueueType, plan
 from workqueue_operator.broker import doorbell
-from workqueue_operator.web.dead_letters import sample
+from workqueue_web.dead_letters import sample
 
 TYPES = pytest.mark.parametrize("queue_type", list(QueueType), ids=lambda kind: kind.value)
 
@@ -405,7 +405,7 @@ async def test_large_message_on_idle_queue_does_not_grow_operator_memory(
 
 
 @pytest.mark.timeout(180)
-async def test_sampling_large_dead_letters_does_not_grow_operator_memory(every_vhost: VirtualHost) -> None:
+async def test_sampling_large_dead_letters_does_not_grow_memory(every_vhost: VirtualHost) -> None:
     async with probe(every_vhost.url) as broker:
         await declared(broker, "jobs")
         size = await put_large(every_vhost, "jobs.dead")

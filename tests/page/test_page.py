@@ -18,14 +18,14 @@ from tests.support.browser import Seen, chromium, looking
 from tests.support.fakecluster import FakeCluster, Request
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Store
-from workqueue_operator.web import access, server
-from workqueue_operator.web.access import Access
-from workqueue_operator.web.dead_letters import Reasons
-from workqueue_operator.web.history import BYTES_PER_WORKQUEUE, DECISIONS, SAMPLES, Decision, History
-from workqueue_operator.web.relay import Relay, leader_address
-from workqueue_operator.web.sampler import Sampler
-from workqueue_operator.web.server import HEADERS, Page, PageDependencies
 from workqueue_operator.workers.client import Workers
+from workqueue_web import access, server
+from workqueue_web.access import Access
+from workqueue_web.dead_letters import Reasons
+from workqueue_web.decisions import DECISIONS, Decisions
+from workqueue_web.history import BYTES_PER_WORKQUEUE, SAMPLES, History
+from workqueue_web.sampler import Sampler
+from workqueue_web.server import COOKIE, HEADERS, Page, PageDependencies
 
 LOOPBACK = "127.0.0.1"
 EVIL = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
@@ -108,20 +108,47 @@ class Site:
         self.cluster = FakeCluster()
         self.cluster.answer("POST", "tokenreviews", self._token_review)
         self.cluster.answer("POST", "subjectaccessreviews", self._access_review)
+        self.cluster.answer("GET", "/events", self._list_events)
         self.rights = {("admin", ""), ("shop-reader", "shop")}
         self.tokens = dict(TOKENS)
         self.now = 1000.0
         self.store = Store(lambda _: None)
         self.sampler = Sampler(self.store, workers)
         self.letters = Letters()
-        self.page = Page(0, host=LOOPBACK)
-        self.parts = PageDependencies(
-            self.store, self.sampler, Access(self.cluster, lambda: self.now), self.letters
-        )  # type: ignore[arg-type]
+        self.events: list[dict[str, Any]] = []
+        self.decisions = Decisions(self.cluster)
+        self.page, self.other_replica = self._replica(), self._replica()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.page.port}"
+
+    def _replica(self) -> Page:
+        access = Access(self.cluster, lambda: self.now)
+        parts = PageDependencies(self.store, self.sampler, access, self.decisions, self.letters)  # type: ignore[arg-type]
+        return Page(0, parts, LOOPBACK)
+
+    def decided(self, *words: str, warning: bool = False, second: int = 0) -> None:
+        """Add an Event: action, reason, note."""
+        action, reason, note = words
+        self.events.append(
+            {
+                "metadata": {"creationTimestamp": None},
+                "eventTime": f"2026-11-24T00:00:{second:02}.000000Z",
+                "type": "Warning" if warning else "Normal",
+                "action": action,
+                "reason": reason,
+                "note": note,
+            }
+        )
+
+    def _list_events(self, request: Request) -> dict[str, Any]:
+        assert request.query["fieldSelector"].startswith("regarding.uid=uid-")
+        # The API server returns them in the order of their random names.
+        start = int(request.query.get("continue") or 0)
+        rest = str(start + 10) if start + 10 < len(self.events) else ""
+        shuffled = sorted(self.events, key=lambda event: hash(event["note"]))
+        return {"items": shuffled[start : start + 10], "metadata": {"continue": rest}}
 
     def put(self, *bodies: dict[str, Any]) -> None:
         for body in bodies:
@@ -149,7 +176,7 @@ class Site:
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
-    """The page of a leader, with workers that respond on the loopback."""
+    """Two replicas of the page, with workers that respond on the loopback."""
 
     async def status(_: web.Request) -> web.Response:
         return web.json_response(
@@ -164,11 +191,13 @@ async def site() -> AsyncIterator[Site]:
     workers = Workers(runner.addresses[0][1])
     made = Site(workers)
     await made.page.start()
-    made.page.lead(made.parts)
+    await made.other_replica.start()
     made.sampler.start()
     yield made
     await made.sampler.stop()
+    await made.decisions.stop()
     await made.page.stop()
+    await made.other_replica.stop()
     await workers.close()
     await runner.cleanup()
 
@@ -259,7 +288,7 @@ async def test_workqueue_page_shows_conditions_decisions_pods_and_dead_letters(s
     site.store.put_pod(pod("thumbs-1", "thumbs", "127.0.0.1"))
     site.store.put_pod(pod("thumbs-2", "thumbs", "127.0.0.9"))
     for number in range(DECISIONS + 5):
-        site.sampler.decided("uid-shop-thumbs", number % 2 == 0, "ScaleOut", "Backlog", f"Decision {number}.")
+        site.decided("ScaleOut", "Backlog", f"Decision {number}.", warning=number % 2 == 0, second=number)
     async with logged_in(site) as seen:
         page = seen.page
         await page.get_by_role("link", name="shop/thumbs").click()
@@ -279,7 +308,7 @@ async def test_workqueue_page_shows_conditions_decisions_pods_and_dead_letters(s
 
 async def test_foreign_text_is_shown_as_text(site: Site) -> None:
     site.put(workqueue("thumbs", message=EVIL, deadLetters=1, conditions={"Ready": "False"}))
-    site.sampler.decided("uid-shop-thumbs", True, EVIL, EVIL, EVIL)
+    site.decided(EVIL, EVIL, EVIL, warning=True)
     site.letters.found = Reasons(((EVIL, 1),), 1, 1)
     async with logged_in(site) as seen:
         page = seen.page
@@ -372,7 +401,7 @@ async def test_page_passes_accessibility_checks(site: Site, scheme: str) -> None
         workqueue("unsure", conditions={"Ready": "Unknown"}, reason="DepthPending", messages=None),
     )
     site.store.put_pod(pod("thumbs-1", "thumbs", "127.0.0.1"))
-    site.sampler.decided("uid-shop-thumbs", True, "ScaleOut", "Backlog", "7 waiting ask for 1 replica.")
+    site.decided("ScaleOut", "Backlog", "7 waiting ask for 1 replica.", warning=True)
     for _ in range(3):
         await site.sampler._sample()
     async with logged_in(site, scheme=scheme) as seen:
@@ -490,7 +519,7 @@ async def test_login_is_refused_without_answer_of_api_server(site: Site) -> None
         assert "the API server did not answer" in await answer.text()
 
 
-async def test_token_guessing_leaves_room_for_operator_requests(site: Site) -> None:
+async def test_token_guessing_is_limited(site: Site) -> None:
     held = asyncio.Event()
     asked = 0
 
@@ -534,56 +563,80 @@ async def test_number_of_live_browsers_is_limited(site: Site, monkeypatch: pytes
                         break
 
 
-async def test_standby_redirects_browsers_to_leader(site: Site) -> None:
+async def test_every_replica_accepts_login_of_any_other(site: Site) -> None:
     site.put(workqueue("thumbs", messages=3))
-
-    async def address() -> str | None:
-        return site.url
-
-    standby = Page(0, Relay(address), LOOPBACK)
-    await standby.start()
-    try:
-        async with logged_in(site, url=f"http://127.0.0.1:{standby.port}") as seen:
-            await expect(seen.page.locator("#state")).to_have_text("live")
-            site.put(workqueue("thumbs", version=2, messages=44))
-            await expect(seen.page.locator("tbody")).to_contain_text("44")
-        assert seen.complaints == []
-    finally:
-        await standby.stop()
+    async with logged_in(site) as seen:
+        await expect(seen.page.locator("#state")).to_have_text("live")
+        await seen.page.goto(f"http://127.0.0.1:{site.other_replica.port}/")
+        await expect(seen.page.get_by_role("row", name="shop/thumbs")).to_contain_text("3")
+        await expect(seen.page.locator("#state")).to_have_text("live")
+    assert seen.complaints == []
 
 
-async def test_standby_without_leader_reports_it_and_does_not_loop() -> None:
-    async def ourselves() -> str | None:
-        return f"http://127.0.0.1:{page.port}"
-
-    page = Page(0, Relay(ourselves), LOOPBACK)
-    await page.start()
-    try:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(f"http://127.0.0.1:{page.port}/") as answer,
-        ):
-            assert answer.status == 503
-            assert "No operator leads at this moment" in await answer.text()
-    finally:
-        await page.stop()
+async def test_logout_removes_token_from_browser(site: Site) -> None:
+    site.put(workqueue("thumbs"))
+    async with logged_in(site) as seen:
+        assert [cookie["value"] for cookie in await seen.page.context.cookies()] == ["admins"]
+        await seen.page.get_by_role("button", name="Log out").click()
+        await expect(seen.page.get_by_label("Token")).to_be_visible()
+        assert await seen.page.context.cookies() == []
 
 
-LEASES = [
-    pytest.param("op-1", "10.0.0.7", "http://10.0.0.7:8081", id="other-leader-ipv4"),
-    pytest.param("op-1", "fd00::7", "http://[fd00::7]:8081", id="other-leader-ipv6"),
-    pytest.param("op-1", "", None, id="leader-without-address"),
-    pytest.param("me", "10.0.0.7", None, id="own-lease-before-serving"),
-    pytest.param("", "10.0.0.7", None, id="unheld-lease"),
-]
+async def test_cookie_that_is_no_token_leads_to_login(site: Site) -> None:
+    async with (
+        aiohttp.ClientSession(cookies={COOKIE: "forged"}) as session,
+        session.get(site.url, allow_redirects=False) as answer,
+    ):
+        assert (answer.status, answer.headers["Location"]) == (303, "/login?next=/")
 
 
-@pytest.mark.parametrize(("holder", "ip", "address"), LEASES)
-async def test_leader_is_found_by_its_lease(holder: str, ip: str, address: str | None) -> None:
-    cluster = FakeCluster()
-    cluster.answer("GET", "/namespaces/system/leases/lease", {"spec": {"holderIdentity": holder}})
-    cluster.answer("GET", f"/namespaces/system/pods/{holder}", {"status": {"podIP": ip}})
-    assert await leader_address(cluster, "system", "lease", "me", 8081) == address
+async def test_token_that_no_cookie_holds_is_refused_with_advice(site: Site) -> None:
+    token = "x" * (server.LONGEST_TOKEN + 1)
+    site.tokens[token] = "admin"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{site.url}/login", data={"token": token}, allow_redirects=False) as answer,
+    ):
+        assert answer.status == 400
+        assert "send it in the header Authorization" in await answer.text()
+
+
+async def test_open_pages_share_one_read_of_the_events(site: Site) -> None:
+    site.put(workqueue("thumbs"))
+    site.decided("ScaleOut", "Backlog", "7 waiting ask for 1 replica.")
+    headers = {"Authorization": "Bearer admins"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+
+        async def open_page() -> str:
+            async with session.get(f"{site.url}/queues/shop/thumbs") as answer:
+                return await answer.text()
+
+        pages = await asyncio.gather(*(open_page() for _ in range(20)))
+
+    assert all("7 waiting ask for 1 replica." in page for page in pages)
+    assert len(site.cluster.paths("GET")) == 1
+
+
+async def test_page_does_not_wait_for_unanswered_events(site: Site) -> None:
+    site.put(workqueue("thumbs"))
+    held = asyncio.Event()
+
+    async def slow(_: Request) -> dict[str, Any]:
+        await held.wait()
+        return {"items": [], "metadata": {}}
+
+    site.cluster.answer("GET", "/events", slow)
+    async with logged_in(site, url=f"{site.url}/queues/shop/thumbs") as seen:
+        await expect(seen.page.get_by_text("Reading the Events.")).to_be_visible()
+        held.set()
+        await expect(seen.page.get_by_text("The cluster has no recent Event about it.")).to_be_visible()
+
+
+async def test_refused_events_are_reported(site: Site) -> None:
+    site.put(workqueue("thumbs"))
+    site.cluster.answer("GET", "/events", ClusterError(403, "events is forbidden"))
+    async with logged_in(site, url=f"{site.url}/queues/shop/thumbs") as seen:
+        await expect(seen.page.get_by_text("events is forbidden")).to_be_visible()
 
 
 def test_page_memory_stays_below_documented_bound() -> None:
@@ -594,14 +647,10 @@ def test_page_memory_stays_below_documented_bound() -> None:
         uids = [f"uid-{number}" for number in range(count)]
         for round_ in range(SAMPLES + 10):
             history.record((uid, round_) for uid in uids)
-        for uid in uids:
-            for number in range(DECISIONS + 5):
-                history.decided(uid, Decision(1.0, False, "ScaleOut", "Backlog", f"{number:300}"))
         used = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
     assert used / count < BYTES_PER_WORKQUEUE
     assert len(history.depths("uid-1")) == SAMPLES
-    assert len(history.decisions("uid-1")) == DECISIONS
     history.record([])
-    assert history.depths("uid-1") == history.decisions("uid-1") == []
+    assert history.depths("uid-1") == []

@@ -1,4 +1,4 @@
-"""The operator's servers under clients that try to exhaust them. Each runs in its own process."""
+"""The servers of operator and page under clients that try to exhaust them. Each runs in its own process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.support.ports import free_port
 from tests.support.process import memory
 from tests.support.wait import eventually
 from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
+from workqueue_web import server
 
 MORE_MEMORY: Final = 48 * 1024 * 1024
 """Bytes that an attack may add; the pod's limit is 512 MiB."""
@@ -26,14 +27,14 @@ SERVERS: Final = """
 import asyncio, json, sys
 from workqueue_operator.endpoint import Endpoint
 from workqueue_operator.metrics import Metrics
-from workqueue_operator.web.server import Page
+from workqueue_web.server import Page
 
 async def main():
     metrics = Metrics()
     for number in range(3000):
         metrics.workqueues.of("team", f"queue-{number}").dead_letters = 1
-    endpoint = Endpoint(int(sys.argv[1]), metrics, lambda: None, lambda: True, lambda: None)
-    page = Page(0, host="127.0.0.1")
+    endpoint = Endpoint(int(sys.argv[1]), metrics.registry, lambda: None, lambda: True, lambda: None)
+    page = Page(0, None, host="127.0.0.1")
     await endpoint.start()
     await page.start()
     print(json.dumps({"endpoint": endpoint.port, "page": page.port}), flush=True)
@@ -43,12 +44,20 @@ asyncio.run(main())
 """
 
 
+SERVED: Final = {
+    "endpoint": ("/livez", CONNECTIONS),
+    "page": ("/static/page.css", server.CONNECTIONS),
+}
+"""An ordinary path of each server, and its limit of connections."""
+
+
 class Target:
     """One server in another process."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int, path: str) -> None:
+    def __init__(self, process: subprocess.Popen[str], port: int, path: str, connections: int) -> None:
         self.pid = process.pid
         self.port = port
+        self.connections = connections
         self._path = path
 
     def connect(self) -> socket.socket:
@@ -69,7 +78,7 @@ def served(name: str) -> Iterator[Target]:
         try:
             assert process.stdout is not None
             port = json.loads(process.stdout.readline())[name]
-            target = Target(process, port, {"endpoint": "/livez", "page": "/static/page.css"}[name])
+            target = Target(process, port, *SERVED[name])
             assert target.ask() == 200
             yield target
         finally:
@@ -120,7 +129,7 @@ def test_300_unfinished_requests_exhaust_neither_memory_nor_connections(
     print(f"{more / 2**20:.1f} MiB more at the most")
     assert more < MORE_MEMORY
     assert target.ask() == 200
-    eventually(lambda: sum(map(is_open, connections)) <= CONNECTIONS)
+    eventually(lambda: sum(map(is_open, connections)) <= target.connections)
     eventually(lambda: not any(map(is_open, connections)), 3 * REQUEST_SECONDS)
     for connection in connections:
         connection.close()

@@ -44,7 +44,7 @@ class FakeCluster(Cluster):
         method: str,
         path: str,
         query: Mapping[str, str],
-        body: Object | list[Object] | None,
+        body: Object | list[Object] | str | None,
         content_type: str,
     ) -> Object:
         request = Request(method, path, dict(query), body, content_type)

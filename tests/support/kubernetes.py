@@ -10,6 +10,7 @@ import re
 import secrets
 import subprocess
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -122,6 +123,9 @@ class PortForward:
         found = re.search(r":(\d+) ->", line)
         assert found, f"kubectl port-forward said {line!r}"
         self.port = int(found[1])
+        # kubectl writes a line for each connection. It stops forwarding while nothing reads them.
+        self._reader = threading.Thread(target=deque, args=(self._process.stdout, 0), daemon=True)
+        self._reader.start()
 
     @property
     def alive(self) -> bool:
@@ -132,6 +136,7 @@ class PortForward:
         """End it."""
         self._process.terminate()
         self._process.wait(10)
+        self._reader.join(10)
         if self._process.stdout is not None:
             self._process.stdout.close()
 

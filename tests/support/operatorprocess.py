@@ -13,13 +13,13 @@ from typing import Final
 from tests.support.kubernetes import CHECKOUT, kubeconfig
 from tests.support.ports import free_port
 
-_RUN: Final = """
+RUN: Final = """
 import sys
 sys.modules["kubernetes_validate"] = None
 from workqueue_operator.__main__ import main
 main()
 """
-COMMAND: Final = (sys.executable, "-c", _RUN)
+COMMAND: Final = (sys.executable, "-c", RUN)
 """`workqueue-operator`. The Kubernetes client imports an installed validator with its parser, which is in the test
 environment but in no image. That would cost a second of processor time for each start."""
 

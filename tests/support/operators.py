@@ -66,8 +66,16 @@ class OperatorRelease:
 
     def pods(self) -> list[dict[str, Any]]:
         """The operator's pods."""
-        selector = f"--selector=app.kubernetes.io/instance={self.name}"
-        return list(kubectl_json("get", "pods", selector, f"--namespace={self.namespace}")["items"])
+        return self._pods("operator")
+
+    def page_pods(self) -> list[dict[str, Any]]:
+        """The pods of the web page."""
+        return self._pods("page")
+
+    def _pods(self, component: str) -> list[dict[str, Any]]:
+        labels = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component={component}"
+        where = f"--namespace={self.namespace}"
+        return list(kubectl_json("get", "pods", f"--selector={labels}", where)["items"])
 
     def leader(self) -> str:
         """The pod that holds the Lease; empty while no pod does."""

@@ -250,7 +250,7 @@ def test_every_reason_is_documented() -> None:
 
 def test_documented_metrics_match_existing_metrics() -> None:
     known = set(re.findall(r"^\| `(workqueue_\w+)`", metrics.page(), re.MULTILINE))
-    packages = {"workqueue_kubectl", "workqueue_operator", "workqueue"}
+    packages = {"workqueue_kubectl", "workqueue_operator", "workqueue_web", "workqueue"}
     alerts = ROOT / "charts/workqueue-operator/files/alerts.yaml"
     for place in (*PAGES, alerts):
         named = {

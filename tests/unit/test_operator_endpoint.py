@@ -25,7 +25,7 @@ async def served(
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of an endpoint that is in this state."""
     port = free_port()
-    endpoint = Endpoint(port, metrics, lambda: problem, lambda: ready, lambda: metrics.leader.set(1))
+    endpoint = Endpoint(port, metrics.registry, lambda: problem, lambda: ready, lambda: metrics.leader.set(1))
     await endpoint.start()
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:

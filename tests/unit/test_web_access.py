@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.fakecluster import FakeCluster
-from workqueue_operator.web.access import Access
+from workqueue_web.access import Access
 
 USER = {"username": "ann", "uid": "1", "groups": ["people"]}
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from workqueue_operator.web import view_model
-from workqueue_operator.web.dead_letters import Reasons
-from workqueue_operator.web.history import SAMPLES, History, Series
-from workqueue_operator.web.server import Page
-from workqueue_operator.web.sessions import LASTS_SECONDS, MOST, Sessions
+from workqueue_web import view_model
+from workqueue_web.dead_letters import Reasons
+from workqueue_web.decisions import Recent
+from workqueue_web.history import SAMPLES, History, Series
+from workqueue_web.server import Page
 
 
 def body(name: str, ready: str = "True", **status: Any) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def test_with_a_single_active_consumer_one_worker_is_the_most() -> None:
 
 
 def rendered(template: str, **values: Any) -> str:
-    return Page(0)._templates.get_template(template).render(**values)
+    return Page(0, None)._templates.get_template(template).render(**values)  # type: ignore[arg-type]
 
 
 def test_login_page_says_what_was_wrong() -> None:
@@ -68,11 +68,12 @@ def test_detail_page_names_what_ails_pods_and_dead_letters() -> None:
         conditions=[],
         queue="jobs",
         pods=[pod],
-        decisions=[],
+        recent=Recent(problem="The Events are forbidden."),
         reasons=Reasons(problem="RabbitMQ is away."),
     )
     assert "The image is missing." in page
     assert "RabbitMQ is away." in page
+    assert "The Events are forbidden." in page
 
 
 def test_sum_names_workqueues_with_unknown_count() -> None:
@@ -149,18 +150,3 @@ def test_deleted_workqueue_is_forgotten() -> None:
 )
 def test_filter_matches_namespace_and_name(words: str, found: bool) -> None:
     assert view_model.matches(body("thumbnails"), words) is found
-
-
-def test_sessions_expire_and_oldest_is_evicted() -> None:
-    now = 0.0
-    sessions = Sessions(lambda: now)
-    first = sessions.begin("token")
-    assert sessions.token(first) == "token"
-    assert sessions.token("guess") is None
-    for _ in range(MOST):
-        sessions.begin("other")
-    assert sessions.token(first) is None, "pushed out"
-    last = sessions.begin("last")
-    sessions.end(sessions.begin("gone"))
-    now = LASTS_SECONDS
-    assert sessions.token(last) is None

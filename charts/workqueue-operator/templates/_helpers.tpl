@@ -15,12 +15,37 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end }}
 
-{{- define "workqueue-operator.labels" -}}
+{{- define "workqueue-operator.chartLabel" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{ include "workqueue-operator.selectorLabels" . }}
+{{- end }}
+
+{{- define "workqueue-operator.commonLabels" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: workqueue-operator
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "workqueue-operator.labels" -}}
+{{ include "workqueue-operator.chartLabel" . }}
+{{ include "workqueue-operator.selectorLabels" . }}
+{{ include "workqueue-operator.commonLabels" . }}
+{{- end }}
+
+{{/* The objects of the web page. */}}
+{{- define "workqueue-operator.pageName" -}}
+{{- printf "%s-page" (include "workqueue-operator.fullname" .) }}
+{{- end }}
+
+{{- define "workqueue-operator.pageSelectorLabels" -}}
+app.kubernetes.io/name: workqueue-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: page
+{{- end }}
+
+{{- define "workqueue-operator.pageLabels" -}}
+{{ include "workqueue-operator.chartLabel" . }}
+{{ include "workqueue-operator.pageSelectorLabels" . }}
+{{ include "workqueue-operator.commonLabels" . }}
 {{- end }}
 
 {{- define "workqueue-operator.serviceAccountName" -}}

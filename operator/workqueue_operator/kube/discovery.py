@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.kube.client import Cluster, deployments_path, pods_path, workqueues_path
+from workqueue_operator.kube.client import Cluster
+from workqueue_operator.kube.resync import PATHS
 from workqueue_operator.names import GROUP, LABEL_WORKQUEUE, PLURAL, VERSION
 
 logger = logging.getLogger(__name__)
 
 PAUSE: Final = 2.0
+
+LOOK_AGAIN: Final = 30.0
+"""Seconds between two checks of the namespaces that are left out."""
 
 
 async def wait_for_resource(cluster: Cluster) -> None:
@@ -41,9 +45,12 @@ async def wait_for_resource(cluster: Cluster) -> None:
 
 
 async def usable_namespaces(
-    cluster: Cluster, wanted: Sequence[str]
+    cluster: Cluster, wanted: Sequence[str], kinds: Iterable[str] = PATHS
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the configured namespaces that the operator can list and watch. Waits until there is at least one.
+    """Return the configured namespaces whose objects this process can list. Waits until there is at least one.
+
+    Args:
+        kinds: keys of `PATHS`.
 
     Returns:
         The usable namespaces in the given order, and the problem of each other namespace.
@@ -52,7 +59,7 @@ async def usable_namespaces(
         return (), {}
     said: dict[str, str] = {}
     while True:
-        answers = {namespace: await _problem(cluster, namespace) for namespace in wanted}
+        answers = {namespace: await _problem(cluster, namespace, kinds) for namespace in wanted}
         usable = tuple(namespace for namespace, problem in answers.items() if problem is None)
         left_out = {namespace: problem for namespace, problem in answers.items() if problem is not None}
         if left_out != said:
@@ -66,15 +73,26 @@ async def usable_namespaces(
         await asyncio.sleep(PAUSE)
 
 
-async def _problem(cluster: Cluster, namespace: str) -> str | None:
+async def usable_namespaces_change(
+    cluster: Cluster, wanted: Sequence[str], usable: Sequence[str], kinds: Iterable[str] = PATHS
+) -> None:
+    """Return when other namespaces are usable. The process must restart then: kopf cannot watch them later."""
+    now_usable = tuple(usable)
+    while set(now_usable) == set(usable):
+        await asyncio.sleep(LOOK_AGAIN)
+        now_usable, _ = await usable_namespaces(cluster, wanted, kinds)
+    logger.info("The usable namespaces changed: the process restarts.", extra={"namespaces": now_usable})
+
+
+async def _problem(cluster: Cluster, namespace: str, kinds: Iterable[str]) -> str | None:
     """Return why a namespace is not usable, or None.
 
     With cluster-wide permissions, a missing namespace lists as empty, which is harmless.
     """
     try:
-        await cluster.get(workqueues_path(namespace), limit="1")
-        await cluster.get(deployments_path(namespace), limit="1")
-        await cluster.get(pods_path(namespace), limit="1", labelSelector=LABEL_WORKQUEUE)
+        for kind in kinds:
+            selector = {"labelSelector": LABEL_WORKQUEUE} if kind == "pods" else {}
+            await cluster.get(PATHS[kind](namespace), limit="1", **selector)
     except ClusterError as error:
         return error.message
     return None

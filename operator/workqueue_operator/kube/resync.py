@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from workqueue_operator.errors import ClusterError
@@ -28,26 +28,36 @@ FIRST_AGAIN: Final = 2.0
 PAGE: Final = 50
 """Objects per response to a LIST. Each takes about 70 KiB, and Python rarely returns memory to the OS."""
 
-_PATHS: Final[dict[str, Callable[[str | None], str]]] = {
+PATHS: Final[dict[str, Callable[[str | None], str]]] = {
     "workqueues": workqueues_path,
     "deployments": deployments_path,
     "pods": pods_path,
 }
+"""The kinds of the store, and the path of a LIST of each."""
 
 
 class Resync:
-    """Lists all kinds periodically.
+    """Lists some kinds periodically.
 
     Args:
         namespaces: the namespaces to list; empty for the whole cluster.
         seconds: pause between two rounds.
+        kinds: keys of `PATHS`.
     """
 
-    def __init__(self, cluster: Cluster, store: Store, namespaces: Sequence[str], seconds: float) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        store: Store,
+        namespaces: Sequence[str],
+        seconds: float,
+        kinds: Iterable[str] = PATHS,
+    ) -> None:
         self._cluster = cluster
         self._store = store
         self._scopes: list[str | None] = list(namespaces) or [None]
         self._seconds = seconds
+        self._kinds = tuple(kinds)
         self.last_good: float | None = None
         self.blind_since: float | None = None
 
@@ -82,9 +92,9 @@ class Resync:
                 a complete LIST of a kind drops objects of that kind.
         """
         surprises = 0
-        for kind, path in _PATHS.items():
+        for kind in self._kinds:
             for namespace in self._scopes:
-                surprises += await self._list(kind, path(namespace), namespace)
+                surprises += await self._list(kind, PATHS[kind](namespace), namespace)
         now = time.monotonic()
         self.last_good = now
         if surprises:

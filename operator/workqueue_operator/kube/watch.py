@@ -10,16 +10,26 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, cast
 
 import kopf
 
-from workqueue_operator.kube.resync import PAGE
+from workqueue_operator.kube.resync import PAGE, PATHS
 from workqueue_operator.kube.store import Store
 from workqueue_operator.names import EVENT_REPORTER, GROUP, LABEL_WORKQUEUE, PLURAL, VERSION
 
 INACTIVITY_SECONDS: Final = 70.0
 IDLE_SECONDS: Final = 0.1
+
+STOP_SECONDS: Final = 5.0
+"""Time that kopf gets to stop."""
+
+_RESOURCES: Final = {
+    "workqueues": (GROUP, VERSION, PLURAL),
+    "deployments": ("apps", "v1", "deployments"),
+    "pods": ("", "v1", "pods"),
+}
 
 
 LOGIN_SECONDS: Final = 1.0
@@ -77,8 +87,8 @@ def settings() -> kopf.OperatorSettings:
     return made
 
 
-def registry(store: Store) -> kopf.OperatorRegistry:
-    """Return the callbacks, bound to a store."""
+def registry(store: Store, kinds: Iterable[str] = PATHS) -> kopf.OperatorRegistry:
+    """Return the callbacks for some kinds, bound to a store."""
     made = kopf.OperatorRegistry()
 
     last_login = -LOGIN_SECONDS
@@ -92,19 +102,52 @@ def registry(store: Store) -> kopf.OperatorRegistry:
         found = kopf.login_with_service_account(**context) or kopf.login_with_kubeconfig(**context)
         return None if found is None else _Connection(**vars(found))
 
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=made)
-    async def workqueue_event(event: Any, **_: Any) -> None:
-        _feed(store, "workqueues", event)
+    def feeder(kind: str) -> Any:
+        async def feed(event: Any, **_: Any) -> None:
+            _feed(store, kind, event)
 
-    @kopf.on.event("apps", "v1", "deployments", registry=made)
-    async def deployment_event(event: Any, **_: Any) -> None:
-        _feed(store, "deployments", event)
+        return feed
 
-    @kopf.on.event("", "v1", "pods", registry=made)
-    async def pod_event(event: Any, **_: Any) -> None:
-        _feed(store, "pods", event)
-
+    for kind in kinds:
+        kopf.on.event(*_RESOURCES[kind], registry=made, id=kind)(feeder(kind))
     return made
+
+
+async def run(
+    store: Store,
+    namespaces: Sequence[str],
+    *,
+    identity: str,
+    started: Callable[[], None],
+    kinds: Iterable[str] = PATHS,
+) -> None:
+    """Run kopf until one of its tasks ends, which happens only when it fails.
+
+    `kopf.operator` would then cancel every younger task of this process, and wait for them.
+
+    Args:
+        namespaces: the namespaces to watch; empty for the whole cluster.
+        identity: the name of this process. Otherwise kopf asks for a user name, which the image does not have.
+        started: called when kopf has installed its own signal handlers.
+        kinds: keys of `PATHS`.
+    """
+    tasks = await kopf.spawn_tasks(
+        registry=registry(store, kinds),
+        settings=settings(),
+        standalone=True,
+        identity=cast(Any, identity),
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+    )
+    started()
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait([asyncio.gather(*tasks, return_exceptions=True)], timeout=STOP_SECONDS)
 
 
 def _feed(store: Store, kind: str, event: Any) -> None:

@@ -208,7 +208,6 @@ class Reporter:
         kubernetes: has connections of its own, which no pass uses.
         store: shows the present status of each WorkQueue.
         instance: this operator's pod name, for the Events.
-        listener: called with each Event: uid of the WorkQueue, whether it is a warning, action, reason, message.
     """
 
     def __init__(
@@ -217,13 +216,11 @@ class Reporter:
         store: Store,
         instance: str,
         metrics: Metrics,
-        listener: Callable[[str, bool, str, str, str], None] | None = None,
         *,
         clock: Clock,
     ) -> None:
         self._kubernetes = kubernetes
         self._clock = clock
-        self._listener = listener
         self._store = store
         self._metrics = metrics
         self._instance = instance
@@ -456,8 +453,6 @@ class Reporter:
         if sent in recent:
             return
         self._sent[uid] = {**recent, sent: now}
-        if self._listener is not None:
-            self._listener(uid, event.warning, str(event.action), event.reason.value, event.message)
         regarding = {
             "apiVersion": API_VERSION,
             "kind": KIND,

@@ -15,13 +15,17 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from workqueue_operator.kube.client import Cluster
-from workqueue_operator.names import GROUP, PAGE_AUDIENCE, PLURAL
+from workqueue_operator.names import GROUP, PLURAL
+
+AUDIENCE: Final = "workqueue-page"
+"""Default audience of the tokens that users log in with."""
 
 KEPT_SECONDS: Final = 60.0
 KEPT: Final = 2_000
 AT_ONCE: Final = 2
-WAITING: Final = 50
-"""Limits of concurrent and of waiting requests, so that token guessing does not delay the operator."""
+WAITING: Final = 100
+"""Limits of concurrent and of waiting requests, so that token guessing does not load the API server. After a restart,
+all browsers ask in the same moment."""
 
 T = TypeVar("T")
 
@@ -52,7 +56,7 @@ class Access:
         audience: as above.
     """
 
-    def __init__(self, cluster: Cluster, clock: Any = time.monotonic, audience: str = PAGE_AUDIENCE) -> None:
+    def __init__(self, cluster: Cluster, clock: Any = time.monotonic, audience: str = AUDIENCE) -> None:
         self.audience = audience
         self._cluster = cluster
         self._clock = clock

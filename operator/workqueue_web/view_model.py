@@ -1,6 +1,6 @@
 """The data for the templates, from the objects of the store: rows, details, a sparkline. Pure.
 
-Rows are created from the plain objects, because parsing 1,000 WorkQueues for a page would delay the scaling.
+Rows are created from the plain objects, because parsing 1,000 WorkQueues for a page on each refresh would be slow.
 """
 
 from __future__ import annotations

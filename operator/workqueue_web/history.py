@@ -1,39 +1,19 @@
-"""The depths of the last hour and the last decisions of each WorkQueue, in bounded memory. Pure."""
+"""The depths of the last hour of each WorkQueue, in bounded memory. Pure."""
 
 from __future__ import annotations
 
 from array import array
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 SAMPLE_SECONDS: Final = 15.0
 SAMPLES: Final = 240
 """Together one hour."""
 
-DECISIONS: Final = 20
-DECISION_CHARACTERS: Final = 300
-
 _UNKNOWN: Final = 0xFFFF_FFFF
 
-BYTES_PER_WORKQUEUE: Final = SAMPLES * 4 + DECISIONS * (DECISION_CHARACTERS + 250)
-"""Approximate limit: 4 bytes per sample, and a text and a small object per decision."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """A decision or a finding of the operator.
-
-    Attributes:
-        at: time in Unix seconds.
-    """
-
-    at: float
-    warning: bool
-    action: str
-    reason: str
-    message: str
+BYTES_PER_WORKQUEUE: Final = SAMPLES * 4 + 400
+"""Approximate limit: 4 bytes per sample, and a small object."""
 
 
 class Series:
@@ -57,11 +37,10 @@ class Series:
 
 
 class History:
-    """Series and decisions, by the uid of the WorkQueue."""
+    """Series, by the uid of the WorkQueue."""
 
     def __init__(self) -> None:
         self._depths: dict[str, Series] = {}
-        self._decisions: dict[str, deque[Decision]] = {}
         self.rounds = 0
 
     def record(self, depths: Iterable[tuple[str, int | None]]) -> None:
@@ -70,19 +49,9 @@ class History:
         for uid, depth in depths:
             series = self._depths[uid] = before.get(uid) or Series()
             series.add(depth)
-        for uid in [uid for uid in self._decisions if uid not in self._depths]:
-            del self._decisions[uid]
         self.rounds += 1
-
-    def decided(self, uid: str, decision: Decision) -> None:
-        """Add a decision."""
-        self._decisions.setdefault(uid, deque(maxlen=DECISIONS)).append(decision)
 
     def depths(self, uid: str) -> list[int | None]:
         """Return the depths of the last hour; empty before the first sample."""
         series = self._depths.get(uid)
         return series.values() if series is not None else []
-
-    def decisions(self, uid: str) -> list[Decision]:
-        """Return the last decisions, newest first."""
-        return list(reversed(self._decisions.get(uid, ())))

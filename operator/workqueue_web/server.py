@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -18,26 +19,32 @@ from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import ValidationError
 
-from workqueue.contract.limits import CONNECTIONS
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.bounded_server import BoundedServer
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Object, Store
-from workqueue_operator.web import view_model
-from workqueue_operator.web.access import Access, Person, TooManyError
-from workqueue_operator.web.dead_letters import DeadLetters, Reasons
-from workqueue_operator.web.relay import Relay
-from workqueue_operator.web.sampler import Sampler
-from workqueue_operator.web.sessions import COOKIE, LASTS_SECONDS, Sessions
+from workqueue_web import view_model
+from workqueue_web.access import Access, Person, TooManyError
+from workqueue_web.dead_letters import DeadLetters, Reasons
+from workqueue_web.decisions import Decisions
+from workqueue_web.sampler import Sampler
 
 HERE: Final = Path(__file__).parent
 LIVE_SECONDS: Final = 2.0
 KEEP_ALIVE_SECONDS: Final = 15.0
-MOST_LIVE: Final = CONNECTIONS * 3 // 4
+CONNECTIONS: Final = 128
+MOST_LIVE: Final = 96
 """Maximum number of live pages. The other connections stay free for page loads."""
 
-ROWS_AT_ONCE: Final = 5
-"""Rows rendered before the loop yields: a row takes 0.5 ms, and a ring must not wait long."""
+COOKIE: Final = "workqueue_token"
+"""Has the user's token, so that every replica accepts it. The API server checks it for each request."""
+
+COOKIE_SECONDS: Final = 8 * 3600
+LONGEST_TOKEN: Final = 3_800
+"""Browsers store cookies of at most 4,096 bytes."""
+
+ROWS_AT_ONCE: Final = 20
+"""Rows rendered before the loop yields: a row takes 0.5 ms, and the probes must not wait long."""
 
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -57,32 +64,33 @@ PERSON: Final = web.RequestKey("person", Person)
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
 class PageDependencies:
-    """The sources of the page's data. Only a leader has them."""
+    """The sources of the page's data."""
 
-    def __init__(self, store: Store, sampler: Sampler, access: Access, dead_letters: DeadLetters) -> None:
-        self.store = store
-        self.sampler = sampler
-        self.access = access
-        self.dead_letters = dead_letters
+    store: Store
+    sampler: Sampler
+    access: Access
+    decisions: Decisions
+    dead_letters: DeadLetters
 
 
 class Page:
-    """The HTTP server of the page. A standby forwards requests to the leader.
+    """The HTTP server of the page.
 
     Args:
         port: 0 for any free port.
-        relay: forwards requests to the leader; None without other replicas.
         host: the address to listen on; None for all addresses.
+
+    Attributes:
+        live: number of browsers with live updates.
     """
 
-    def __init__(self, port: int, relay: Relay | None = None, host: str | None = None) -> None:
+    def __init__(self, port: int, dependencies: PageDependencies, host: str | None = None) -> None:
         self.port = port
+        self.live = 0
         self._host = host
-        self._relay = relay
-        self._leading: PageDependencies | None = None
-        self._sessions = Sessions()
-        self._live = 0
+        self._dependencies = dependencies
         self._server: BoundedServer | None = None
         self._rows: dict[tuple[str, str], tuple[object, str]] = {}
         self._templates = Environment(
@@ -95,19 +103,13 @@ class Page:
         self._templates.filters["moment"] = view_model.moment
         self._templates.globals.update(width=view_model.WIDTH, height=view_model.HEIGHT)
 
-    def lead(self, dependencies: PageDependencies) -> None:
-        """Answer requests here, because this process now leads."""
-        self._leading = dependencies
-
     async def start(self) -> None:
         """Listen.
 
         Raises:
             OSError: the port is taken.
         """
-        app = web.Application(
-            middlewares=[_harden, self._show_errors, self._forward_to_leader, self._require_login]
-        )
+        app = web.Application(middlewares=[_harden, self._show_errors, self._require_login])
         app.router.add_static("/static", HERE / "static", append_version=False)
         app.router.add_get("/login", self._login_form)
         app.router.add_post("/login", self._login)
@@ -120,6 +122,7 @@ class Page:
             app,
             self.port,
             self._host,
+            CONNECTIONS,
             shutdown_timeout=1.0,
             handler_cancellation=True,  # stops the stream of a closed browser immediately
         )
@@ -127,8 +130,6 @@ class Page:
 
     async def stop(self) -> None:
         """Stop listening."""
-        if self._relay is not None:
-            await self._relay.close()
         if self._server is not None:
             await self._server.stop()
 
@@ -152,15 +153,6 @@ class Page:
             return self._message(503, "No answer", said)
 
     @web.middleware
-    async def _forward_to_leader(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Forward the request if this process is a standby."""
-        if self._leading is not None or request.path.startswith("/static/"):
-            return await handler(request)
-        if self._relay is None:
-            raise web.HTTPServiceUnavailable(text="The operator is starting. Try again in a moment.")
-        return await self._relay.send(request)
-
-    @web.middleware
     async def _require_login(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path.startswith("/static/") or request.path in {"/login", "/logout"}:
             return await handler(request)
@@ -174,13 +166,8 @@ class Page:
 
     async def _person(self, request: web.Request) -> Person | None:
         kind, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        token = bearer if kind.lower() == "bearer" else self._sessions.token(request.cookies.get(COOKIE, ""))
+        token = bearer if kind.lower() == "bearer" else request.cookies.get(COOKIE, "")
         return await self._dependencies.access.person(token) if token else None
-
-    @property
-    def _dependencies(self) -> PageDependencies:
-        assert self._leading is not None  # noqa: S101 - `_forward_to_leader` has checked
-        return self._leading
 
     # -- login ---------------------------------------------------------------------------------------
 
@@ -199,6 +186,12 @@ class Page:
             raise web.HTTPForbidden(text="This form was sent from another site.")
         form = await request.post()
         token = str(form.get("token", "")).strip()
+        if len(token) > LONGEST_TOKEN:
+            problem = (
+                f"The token has {len(token)} characters. Browsers keep at most {LONGEST_TOKEN}: send it in the"
+                " header Authorization, or use a shorter one."
+            )
+            return self._login_page(request, status=400, problem=problem)
         person = await self._dependencies.access.person(token) if token else None
         if person is None:
             problem = (
@@ -209,8 +202,8 @@ class Page:
         answer = _see(_next(request))
         answer.set_cookie(
             COOKIE,
-            self._sessions.begin(token),
-            max_age=LASTS_SECONDS,
+            token,
+            max_age=COOKIE_SECONDS,
             httponly=True,
             samesite="Strict",
             secure=request.secure or request.headers.get("X-Forwarded-Proto") == "https",
@@ -218,8 +211,7 @@ class Page:
         )
         return answer
 
-    async def _logout(self, request: web.Request) -> web.StreamResponse:
-        self._sessions.end(request.cookies.get(COOKIE, ""))
+    async def _logout(self, _: web.Request) -> web.StreamResponse:
         answer = _see("/login")
         answer.del_cookie(COOKIE, path="/")
         return answer
@@ -280,18 +272,14 @@ class Page:
         with self._dependencies.sampler.viewing():
             await self._require(person, key)
             await self._dependencies.sampler.ask_now(key)
-            fragment = await self._detail_fragment(person, key, Reasons(problem="Reading the dead letters."))
+            fragment = await self._detail_fragment(person, key)
         return self._html("detail.html", fragment=fragment, namespace=key[0], name=key[1], person=person.name)
 
     async def _detail_events(self, request: web.Request) -> web.StreamResponse:
         key = request.match_info["namespace"], request.match_info["name"]
         await self._require(request[PERSON], key)
 
-        async def fragment(person: Person) -> str:
-            body = await self._require(person, key)
-            return await self._detail_fragment(person, key, await self._reasons(body))
-
-        return await self._stream(request, fragment)
+        return await self._stream(request, lambda person: self._detail_fragment(person, key))
 
     async def _reasons(self, body: Object) -> Reasons:
         if not (body.get("status") or {}).get("deadLetters"):
@@ -299,7 +287,9 @@ class Page:
         try:
             return await self._dependencies.dead_letters.reasons(WorkQueue.model_validate(body))
         except ValidationError:
-            return Reasons(problem="The operator cannot read this WorkQueue.")
+            return Reasons(
+                problem="The page cannot read this WorkQueue: the cluster has another version of it."
+            )
 
     async def _require(self, person: Person, key: tuple[str, str]) -> Object:
         """Return a WorkQueue. The error is the same for a forbidden and for a missing WorkQueue."""
@@ -309,7 +299,7 @@ class Page:
             raise web.HTTPNotFound(text=f"There is no WorkQueue {key[0]}/{key[1]}, or you may not see it.")
         return body
 
-    async def _detail_fragment(self, person: Person, key: tuple[str, str], reasons: Reasons) -> str:
+    async def _detail_fragment(self, person: Person, key: tuple[str, str]) -> str:
         body = await self._require(person, key)
         sampler, uid = self._dependencies.sampler, body["metadata"]["uid"]
         pods = self._dependencies.store.pods_of(key)
@@ -318,8 +308,8 @@ class Page:
             conditions=list(view_model.conditions(body).values()),
             queue=(body.get("status") or {}).get("queueName") or key[1],
             pods=view_model.pods(pods, sampler.statuses(key[0], pods), datetime.now(UTC)),
-            decisions=sampler.history.decisions(uid),
-            reasons=reasons,
+            recent=await self._dependencies.decisions.recent(key[0], uid),
+            reasons=await self._reasons(body),
         )
 
     # -- live ----------------------------------------------------------------------------------------
@@ -328,10 +318,10 @@ class Page:
         self, request: web.Request, make: Callable[[Person], Awaitable[str]]
     ) -> web.StreamResponse:
         """Send the fragment after each change, while the user may see it."""
-        if self._live >= MOST_LIVE:
+        if self.live >= MOST_LIVE:
             raise web.HTTPServiceUnavailable(text="Too many pages are open. This page is not updated.")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", **HEADERS})
-        self._live += 1
+        self.live += 1
         try:
             with self._dependencies.sampler.viewing():
                 await response.prepare(request)
@@ -340,7 +330,7 @@ class Page:
         except (ConnectionError, asyncio.CancelledError):
             pass  # the browser has closed the connection, or the process is stopping
         finally:
-            self._live -= 1
+            self.live -= 1
         return response
 
     async def _chunks(

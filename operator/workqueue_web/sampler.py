@@ -1,6 +1,6 @@
 """Samples for the page: the depths every 15 s, and the workers' status while a page is open.
 
-All open pages share the workers' answers. Sampling never wakes a WorkQueue.
+All open pages share the workers' answers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Final
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.kube.views import PodView
-from workqueue_operator.web.history import DECISION_CHARACTERS, SAMPLE_SECONDS, Decision, History
 from workqueue_operator.workers.client import Address, Workers, WorkerStatus
+from workqueue_web.history import SAMPLE_SECONDS, History
 
 ASK_SECONDS: Final = 5.0
 PODS_A_ROUND: Final = 200
@@ -41,6 +41,7 @@ class Sampler:
         self._workers = workers
         self._statuses: dict[Key, tuple[float, WorkerStatus]] = {}
         self._rates: dict[Key, tuple[float, float | None]] = {}
+        self._asked: dict[Key, float] = {}
         self._next = 0
         self._viewers = 0
         self._viewed_at = 0.0
@@ -59,11 +60,6 @@ class Sampler:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-
-    def decided(self, uid: str, warning: bool, action: str, reason: str, message: str) -> None:
-        """Record a decision or a finding about a WorkQueue."""
-        decision = Decision(time.time(), warning, action, reason, message[:DECISION_CHARACTERS])
-        self.history.decided(uid, decision)
 
     @contextmanager
     def viewing(self) -> Iterator[None]:
@@ -99,7 +95,11 @@ class Sampler:
         return sum(status.deliveries_per_second for status in statuses.values())
 
     async def ask_now(self, key: Key) -> None:
-        """Ask the workers of one WorkQueue, so that its page shows them immediately."""
+        """Ask the workers of one WorkQueue, so that its page shows them immediately. Does not ask again soon."""
+        now = time.monotonic()
+        if now - self._asked.get(key, -ASK_SECONDS) < ASK_SECONDS:
+            return
+        self._asked[key] = now
         await self._ask_pods(
             [(key[0], pod) for pod in self._store.pods_of(key) if pod.running][:PODS_A_ROUND]
         )
@@ -119,6 +119,7 @@ class Sampler:
         if not self._viewers and time.monotonic() - self._viewed_at > ASK_SECONDS:
             self._statuses.clear()
             self._rates.clear()
+            self._asked.clear()
             return
         pods = list(self._store.pods.items())
         start = self._next if self._next < len(pods) else 0
@@ -149,7 +150,7 @@ class Sampler:
             try:
                 await step()
             except (ClusterError, OSError, KeyError, ValueError):
-                # The page may be outdated for a round. Nothing else of the operator depends on it.
+                # The page is outdated for a round.
                 logger.exception("Updating the web page failed.")
             await asyncio.sleep(seconds)
 

@@ -1,7 +1,6 @@
 """Dead letters by reason, from a sample of the dead-letter queue that is requeued immediately.
 
-The operator's broker connection does not read messages, so this module opens its own short connection in a thread, as
-`workqueue dead list` does.
+This module opens a short connection in a thread, as `workqueue dead list` does.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,14 +22,13 @@ from workqueue_operator.broker.addresses import permitted
 from workqueue_operator.destinations import ANYWHERE, Destinations
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.secrets import Secrets
+from workqueue_web.lookups import Lookups
 
 SAMPLE: Final = 100
 AGAIN_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 5.0
 SAMPLE_SECONDS: Final = 5.0
 """Time limit of a sample: RabbitMQ sends whole bodies of up to 512 MiB each."""
-
-KEPT: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +49,19 @@ class Reasons:
 
 
 class DeadLetters:
-    """Samples dead-letter queues: one queue at a time, each at most once per `AGAIN_SECONDS`."""
+    """Samples dead-letter queues.
 
-    def __init__(self, secrets: Secrets, destinations: Destinations = ANYWHERE) -> None:
+    Args:
+        allowed: names of the connection Secrets that this process may read.
+    """
+
+    def __init__(
+        self, secrets: Secrets, allowed: Collection[str], destinations: Destinations = ANYWHERE
+    ) -> None:
         self._secrets = secrets
+        self._allowed = allowed
         self._destinations = destinations
-        self._seen: dict[tuple[str, str], tuple[float, Reasons]] = {}
-        self._turn = asyncio.Lock()
+        self._lookups: Lookups[Reasons] = Lookups(AGAIN_SECONDS)
 
     async def reasons(self, workqueue: WorkQueue) -> Reasons:
         """Return the reasons of a WorkQueue's dead letters.
@@ -64,17 +69,22 @@ class DeadLetters:
         A sample counts as a delivery. Dead-letter queues of the operator have no delivery limit. Other dead-letter
         queues may have one, so they are not sampled.
         """
+        secret = workqueue.spec.connection_secret_ref.name
         if not workqueue.spec.queue.declare:
             return Reasons(
-                problem="The operator does not declare this queue, so it does not read its dead letters."
+                problem="The operator does not declare this queue, so the page does not read its dead letters."
             )
-        async with self._turn:
-            known = self._seen.get(workqueue.key)
-            if known is not None and time.monotonic() - known[0] < AGAIN_SECONDS:
-                return known[1]
-            found = await self._sample(workqueue)
-            self._seen = dict([*self._seen.items()][-KEPT:]) | {workqueue.key: (time.monotonic(), found)}
-            return found
+        if secret not in self._allowed:
+            return Reasons(
+                problem=f'The page may not read the Secret "{secret}". To see the reasons, add it to'
+                " page.connectionSecrets in the chart."
+            )
+        found = await self._lookups.get(workqueue.key, lambda: self._sample(workqueue))
+        return found or Reasons(problem="Reading the dead letters.")
+
+    async def stop(self) -> None:
+        """Stop reading."""
+        await self._lookups.stop()
 
     async def _sample(self, workqueue: WorkQueue) -> Reasons:
         try:

@@ -29,13 +29,14 @@ function tell(text) {
 function follow() {
   const source = new EventSource(live.dataset.events);
   source.addEventListener("open", () => tell("live"));
-  source.addEventListener("error", () => tell("connection lost, reconnecting"));
+  source.addEventListener("error", () => tell(
+    source.readyState === EventSource.CLOSED ? "no longer live, reload the page" : "connection lost, reconnecting"));
   source.addEventListener("fragment", (event) => show(event.data));
   source.addEventListener("end", () => { source.close(); tell("no longer live, reload the page"); });
   return source;
 }
 
-// A hidden page does not load the operator.
+// A hidden page needs no updates.
 let source = follow();
 document.addEventListener("visibilitychange", () => {
   source.close();

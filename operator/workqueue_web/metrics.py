@@ -1,0 +1,19 @@
+"""The page's Prometheus metrics: about its own process."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
+
+
+class Metrics:
+    """All metrics of one process of the page, in their own registry."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.viewers = Gauge("workqueue_page_viewers", "Browsers with live updates.", registry=registry)
+        self.api_requests = Gauge(
+            "workqueue_page_api_requests",
+            "Requests of the page to the API server since start, without watches.",
+            registry=registry,
+        )
