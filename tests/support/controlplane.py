@@ -10,10 +10,11 @@ import json
 import ssl
 import subprocess
 import threading
-import urllib.error
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,7 @@ HOST: Final = f"{ADDRESS}:{PORT}"
 START_SECONDS: Final = 90.0
 STOP_SECONDS: Final = 10.0
 REQUEST_SECONDS: Final = 60.0
+PUT_OFF_SECONDS: Final = 0.5
 
 ADMIN: Final = "admin"
 OPERATOR: Final = "operator"
@@ -83,13 +85,18 @@ class Api:
         return {"Authorization": f"Bearer {self._token}", "Content-Type": content_type}
 
     def call(self, method: str, path: str, body: Any = None, content_type: str = JSON) -> Object:
-        """Send one request and return the answer.
+        """Send one request and return the answer. The server may put it off for some time, with 429.
 
         Raises:
             ApiError: the server refused it.
         """
-        status, text = self._exchange(method, path, body, content_type)
-        if status >= 400:
+        deadline = time.monotonic() + REQUEST_SECONDS
+        while True:
+            status, text = self._exchange(method, path, body, content_type)
+            if status != HTTPStatus.TOO_MANY_REQUESTS or time.monotonic() > deadline:
+                break
+            time.sleep(PUT_OFF_SECONDS)
+        if status >= HTTPStatus.BAD_REQUEST:
             raise ApiError(status, f"{method} {path}: {status} {text[:500]!r}")
         answer: Object = json.loads(text)
         return answer
@@ -228,10 +235,11 @@ def metrics_of(url: str, seconds: float = 5.0) -> dict[str, float]:
 
 def answers(url: str, seconds: float) -> bool:
     """Return whether an endpoint answers with success, as a probe of the kubelet asks it."""
-    with suppress(OSError, HTTPException, urllib.error.URLError):
+    try:
         with urllib.request.urlopen(url, timeout=seconds) as response:
-            return bool(response.status < 400)
-    return False
+            return bool(response.status < HTTPStatus.BAD_REQUEST)
+    except (OSError, HTTPException):
+        return False
 
 
 def _etcd(folder: Path) -> list[str]:
@@ -274,7 +282,5 @@ def _rights() -> tuple[str, Object]:
         "kind": "ClusterRoleBinding",
         "metadata": {"name": name},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-        "subjects": [
-            {"kind": "Group", "name": _GROUPS[OPERATOR], "apiGroup": "rbac.authorization.k8s.io"}
-        ],
+        "subjects": [{"kind": "Group", "name": _GROUPS[OPERATOR], "apiGroup": "rbac.authorization.k8s.io"}],
     }

@@ -1,7 +1,7 @@
 """The kubelet and the workers of pods that do not exist: `python -m tests.support.stubkubelet FOLDER`.
 
-It watches the pods of WorkQueues, reports those whose nodeSelector names a behaviour as Running and Ready, and answers
-at their addresses as a worker would. It deletes terminating pods. Messages are another matter: a test consumes them.
+It watches the pods of WorkQueues, reports those whose nodeSelector names a behaviour as Running and Ready, and
+answers at their addresses as a worker would. It deletes terminating pods. It does not consume: a test does.
 Run it inside `own_network`, beside the control plane whose folder it gets.
 """
 
@@ -135,13 +135,16 @@ class Kubelet:
         )
         token = (self._folder / f"{ADMIN}.token").read_text()
         context = ssl.create_default_context(cafile=str(self._folder / "pki/ca.crt"))
-        async with server, aiohttp.ClientSession(
-            f"https://{HOST}",
-            headers={"Authorization": f"Bearer {token}"},
-            connector=aiohttp.TCPConnector(ssl=context, limit=16),
-            timeout=aiohttp.ClientTimeout(total=None),
-            read_bufsize=2**20,
-        ) as session:
+        async with (
+            server,
+            aiohttp.ClientSession(
+                f"https://{HOST}",
+                headers={"Authorization": f"Bearer {token}"},
+                connector=aiohttp.TCPConnector(ssl=context, limit=16),
+                timeout=aiohttp.ClientTimeout(total=None),
+                read_bufsize=2**20,
+            ) as session,
+        ):
             self._session = session
             print("ready", flush=True)
             while True:

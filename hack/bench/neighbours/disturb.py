@@ -9,7 +9,6 @@ import asyncio
 import itertools
 import socket
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
@@ -227,54 +226,56 @@ async def garbled(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         await writer.drain()
 
 
-@contextmanager
-def slow_clients(port: int, count: int) -> Iterator[None]:
-    """Connections that never finish a request, or never read an answer. Closed ones come back, 50 a second at most."""
-    ended = threading.Event()
-    head = b"GET /metrics HTTP/1.1\r\nHost: operator\r\n"
+class _SlowClient:
+    """One connection. An odd one never finishes its request, an even one never reads its answer."""
 
-    def connect(number: int) -> socket.socket | None:
-        with suppress(OSError):
-            made = socket.create_connection((LOOPBACK, port), timeout=1)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            made.sendall(head if number % 2 else head + b"\r\n")
-            made.setblocking(False)
-            return made
-        return None
+    def __init__(self, port: int, number: int) -> None:
+        self._writes = bool(number % 2)
+        head = b"GET /metrics HTTP/1.1\r\nHost: operator\r\n"
+        self._socket = socket.create_connection((LOOPBACK, port), timeout=1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        self._socket.sendall(head if self._writes else head + b"\r\n")
+        self._socket.setblocking(False)
 
-    def alive(number: int, client: socket.socket) -> bool:
+    def alive(self) -> bool:
+        """Return whether the server has not closed the connection. Write one more header, or read nothing."""
         try:
-            if number % 2:
-                client.send(b"X-Slow: 1\r\n")
-                return client.recv(1) != b""
-            return client.recv(1, socket.MSG_PEEK) != b""
+            if self._writes:
+                self._socket.send(b"X-Slow: 1\r\n")
+            return self._socket.recv(1, 0 if self._writes else socket.MSG_PEEK) != b""
         except BlockingIOError:
             return True
         except OSError:
             return False
 
-    clients: dict[int, socket.socket] = {}
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
 
-    def run() -> None:
-        while not ended.wait(0.02):
-            missing = next((number for number in range(count) if number not in clients), None)
-            if missing is not None and (made := connect(missing)) is not None:
-                clients[missing] = made
-            if int(time.monotonic() * 50) % 50 == 0:
-                for number, client in list(clients.items()):
-                    if not alive(number, client):
-                        clients.pop(number).close()
 
-    thread = threading.Thread(target=run, daemon=True)
+@contextmanager
+def slow_clients(port: int, count: int) -> Iterator[None]:
+    """Slow HTTP clients, which connect again when the server closes their connection, 50 a second at most."""
+    clients: dict[int, _SlowClient] = {}
+
+    def connect(number: int) -> None:
+        with suppress(OSError):
+            clients[number] = _SlowClient(port, number)
+
+    def look(turn: int) -> None:
+        if turn % 50 == 0:
+            for number in [number for number, client in clients.items() if not client.alive()]:
+                clients.pop(number).close()
+        missing = next((number for number in range(count) if number not in clients), None)
+        if missing is not None:
+            connect(missing)
+
     for number in range(count):
-        if (made := connect(number)) is not None:
-            clients[number] = made
-    thread.start()
+        connect(number)
     try:
-        yield
+        with repeatedly(look, 0.02):
+            yield
     finally:
-        ended.set()
-        thread.join(JOIN_SECONDS)
         for client in clients.values():
             client.close()
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,12 +91,13 @@ class Result:
     Attributes:
         cycles: one for each wake. The last may be incomplete.
         wanted: how many cycles were to be run.
+        error: why the row was not measured; empty if it was.
     """
 
     cycles: list[Cycle]
     wanted: int
     life: Life
-    raw: Object = field(default_factory=dict)
+    error: str = ""
 
 
 class Operator:
@@ -106,20 +107,10 @@ class Operator:
 
     def __init__(self, checkout: Path, kubeconfig: Path, log: Path, **settings: object) -> None:
         self.restarts = 0
-        self._begin = lambda: operatorprocess.start(
-            log,
-            kubeconfig,
-            (*ENDS_WITH_US, *operatorprocess.COMMAND),
-            checkout=checkout,
-            pod_namespace=SYSTEM,
-            pod_name=f"operator-{next(self._numbers)}",
-            lease_name=LEASE,
-            port=PORT,
-            log_format="text",
-            **settings,
-        )
+        self._checkout = checkout
+        self._kubeconfig = kubeconfig
+        self._settings = settings
         self._log = log
-        self._spent = 0.0
         self._peak = 0
         self._process = self._begin()
         self._ended = threading.Event()
@@ -159,11 +150,11 @@ class Operator:
         return Life(self.restarts, self._peak, self.processor(), seconds, lease_kept)
 
     def processor(self) -> float:
-        """Return the processor time of all its processes, in seconds."""
+        """Return its processor time, in seconds."""
         with suppress(OSError, IndexError):
             words = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-            return self._spent + (int(words[11]) + int(words[12])) / TICKS
-        return self._spent
+            return (int(words[11]) + int(words[12])) / TICKS
+        return 0.0
 
     def metrics(self) -> dict[str, float]:
         """Return its metrics."""
@@ -172,6 +163,20 @@ class Operator:
     def log_tail(self, lines: int = 40) -> str:
         """Return the end of its log."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        return operatorprocess.start(
+            self._log,
+            self._kubeconfig,
+            (*ENDS_WITH_US, *operatorprocess.COMMAND),
+            self._checkout,
+            pod_namespace=SYSTEM,
+            pod_name=f"operator-{next(self._numbers)}",
+            lease_name=LEASE,
+            port=PORT,
+            log_format="text",
+            **self._settings,
+        )
 
     def _look(self) -> None:
         with suppress(OSError, IndexError):
@@ -206,7 +211,9 @@ class Lab:
 
     _namespaces = itertools.count(1)
 
-    def __init__(self, checkout: Path, folder: Path, plane: ControlPlane, broker: Broker, stack: ExitStack) -> None:
+    def __init__(
+        self, checkout: Path, folder: Path, plane: ControlPlane, broker: Broker, stack: ExitStack
+    ) -> None:
         self.checkout = checkout
         self.folder = folder
         self.plane = plane
@@ -295,7 +302,12 @@ class Lab:
         self.api.apply(f"/api/v1/namespaces/{namespace}/secrets/{name}", body)
 
     def create(
-        self, namespace: str, names: Sequence[str], change: Object | None = None, *, stop: threading.Event | None = None
+        self,
+        namespace: str,
+        names: Sequence[str],
+        change: Object | None = None,
+        *,
+        stop: threading.Event | None = None,
     ) -> int:
         """Create WorkQueues, eight at a time, until `stop`. Return their number."""
         spec = merged(workqueue_spec(), change or {})
@@ -376,7 +388,7 @@ class Lab:
         return self._connection.channel()
 
     def counts(self, queue: str) -> tuple[int, int] | None:
-        """Return the messages and the consumers of a queue of the healthy WorkQueue's broker; None without a queue."""
+        """Return the messages and consumers of a queue of the healthy WorkQueue's broker; None: no queue."""
         channel = self.channel()
         try:
             answer = channel.queue_declare(queue, passive=True).method

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pika
 
 from hack.bench.neighbours import disturb, web
-from hack.bench.neighbours.lab import HEALTHY, PORT, SECRET, Lab, stub, workqueues_path
+from hack.bench.neighbours.lab import PORT, SECRET, Lab, stub, workqueues_path
 from tests.support import stubkubelet
 from tests.support.apiproxy import Fault, Request
 from tests.support.controlplane import ApiError
@@ -55,7 +55,7 @@ class Row:
     disturb: Disturbance
     proxied: bool = False
     settings: Object = field(default_factory=dict)
-    around: Callable[[Lab], AbstractContextManager[None]] = nullcontext
+    around: Callable[[Lab], AbstractContextManager[None]] | None = None
     last: bool = False
 
 
@@ -91,9 +91,12 @@ def leaderless(lab: Lab, count: int) -> Iterator[None]:
 @contextmanager
 def frozen_broker(lab: Lab, count: int) -> Iterator[None]:
     """WorkQueues on another broker that is stopped while its sockets stay open."""
-    with _on_second_broker(lab, count, lab.second_broker.url) as (namespace, chosen):
-        with lab.second_broker.frozen(), disturb.editing(lab, namespace, chosen, EDITS_PER_SECOND):
-            yield
+    with (
+        _on_second_broker(lab, count, lab.second_broker.url) as (namespace, chosen),
+        lab.second_broker.frozen(),
+        disturb.editing(lab, namespace, chosen, EDITS_PER_SECOND),
+    ):
+        yield
 
 
 @contextmanager
@@ -464,7 +467,11 @@ ROWS: Final = (
     Row("leaderless", "{} quorum queues without a leader, on the same connection", 10, 3, leaderless),
     Row("frozen-broker", "a frozen broker with {} WorkQueues", 100, 10, frozen_broker),
     Row(
-        "flapping-broker", "a broker with {} WorkQueues that resets its connections each second", 100, 10, flapping_broker
+        "flapping-broker",
+        "a broker with {} WorkQueues that resets its connections each second",
+        100,
+        10,
+        flapping_broker,
     ),
     Row("dead-addresses", "{} Secrets of dead amqps addresses", 100, 10, dead_addresses),
     Row(
@@ -501,7 +508,14 @@ ROWS: Final = (
         proxied=True,
     ),
     Row("viewers", "{} viewers of the web page", 50, 10, viewers, settings=web.SETTINGS),
-    Row("older-crd", "a CRD older than the operator, with {} WorkQueues", 20, 6, unreadable_specs, around=older_crd),
+    Row(
+        "older-crd",
+        "a CRD older than the operator, with {} WorkQueues",
+        20,
+        6,
+        unreadable_specs,
+        around=older_crd,
+    ),
 )
 
 BY_NAME: Final = {row.name: row for row in ROWS}
@@ -509,13 +523,17 @@ BY_NAME: Final = {row.name: row for row in ROWS}
 
 @contextmanager
 def beside(lab: Lab, row: Row, count: int, *, fresh: bool = True) -> Iterator[None]:
-    """Run the operator beside broken neighbours while the context lasts."""
-    with row.around(lab):
-        lab.start_operator(proxied=row.proxied, fresh=fresh or row.around is not nullcontext, **row.settings)
+    """Run the operator beside broken neighbours while the context lasts.
+
+    Args:
+        fresh: start another process of the operator even if one with the same settings runs.
+    """
+    if row.around is not None:
+        lab.stop_operator()
+    with row.around(lab) if row.around is not None else nullcontext():
+        lab.start_operator(proxied=row.proxied, fresh=fresh or row.around is not None, **row.settings)
         with row.disturb(lab, count):
             yield
-        if row.around is not nullcontext:
+        if row.around is not None:
+            # It has read an API that is about to change.
             lab.stop_operator()
-
-
-__all__ = ["BY_NAME", "HEALTHY", "ROWS", "Row", "beside"]

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from hack.bench.neighbours.lab import PAGE_PORT, Lab
-from tests.support.controlplane import OPERATOR, answers
+from tests.support.controlplane import ENDS_WITH_US, OPERATOR, answers
 from tests.support.wait import eventually
 
 AUDIENCE: Final = "workqueue-page"
 SETTINGS: Final[dict[str, Any]] = {"page_port": PAGE_PORT}
+ENDPOINT_PORT: Final = 8082
 START_SECONDS: Final = 60.0
 
 
@@ -28,15 +29,18 @@ def page(lab: Lab) -> Iterator[int]:
     environment = os.environ | {
         "KUBECONFIG": str(lab.plane.kubeconfig(OPERATOR)),
         "PYTHONPATH": os.pathsep.join([str(folder), str(lab.checkout / "worker")]),
+        "WORKQUEUE_PORT": str(ENDPOINT_PORT),
         "WORKQUEUE_PAGE_PORT": str(PAGE_PORT),
         "WORKQUEUE_ALLOWED_BROKER_HOSTS": "127.0.0.1,localhost,*",
     }
     with (lab.folder / "page.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "workqueue_web"], env=environment, stdout=log, stderr=log
+            [*ENDS_WITH_US, sys.executable, "-m", "workqueue_web"], env=environment, stdout=log, stderr=log
         )
     try:
-        eventually(lambda: answers(f"http://127.0.0.1:{PAGE_PORT}/login", 5), START_SECONDS, "the page serves")
+        eventually(
+            lambda: answers(f"http://127.0.0.1:{ENDPOINT_PORT}/readyz", 5), START_SECONDS, "the page serves"
+        )
         yield PAGE_PORT
     finally:
         process.terminate()
