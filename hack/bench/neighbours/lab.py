@@ -56,7 +56,7 @@ PAGE_PORT: Final = 8081
 SECRET: Final = "rabbitmq"
 THREADS: Final = 8
 START_SECONDS: Final = 90.0
-WAIT_SECONDS: Final = 120.0
+WAIT_SECONDS: Final = 240.0
 PROBE_EVERY: Final = 10.0
 PROBE_SECONDS: Final = 5.0
 PROBE_FAILURES: Final = 3
@@ -229,7 +229,7 @@ class Lab:
     # -- the operator ---------------------------------------------------------------------------------
 
     def start_operator(self, *, proxied: bool = False, fresh: bool = True, **settings: object) -> Operator:
-        """Start the operator and wait until the healthy WorkQueue sleeps.
+        """Start the operator and wait until the healthy WorkQueue has its doorbell.
 
         Args:
             proxied: its requests pass through a proxy that can misbehave.
@@ -250,7 +250,8 @@ class Lab:
         self.operator = Operator(self.checkout, kubeconfig, self.folder / "operator.log", **settings)
         self._configuration = wanted
         self.operator.wait_ready()
-        self.wait_asleep([HEALTHY], HEALTHY)
+        # Not until it is Ready: no status can be written with the older CRD of a row.
+        self.wait_doorbells([HEALTHY])
         return self.operator
 
     def stop_operator(self) -> None:
@@ -350,14 +351,17 @@ class Lab:
         eventually(ready, WAIT_SECONDS, f"{len(names)} WorkQueues of {namespace} are Ready")
 
     def wait_asleep(self, names: Sequence[str], namespace: str) -> None:
-        """Wait until these WorkQueues have no worker and a doorbell on each queue."""
-
-        def asleep(name: str) -> bool:
-            counts = self.counts(name)
-            return counts is not None and counts == (0, 1)
-
+        """Wait until these WorkQueues are Ready and have a doorbell on each queue."""
         self.wait_ready(namespace, names)
-        eventually(lambda: all(map(asleep, names)), WAIT_SECONDS, f"{namespace} sleeps")
+        self.wait_doorbells(names)
+
+    def wait_doorbells(self, names: Sequence[str]) -> None:
+        """Wait until these queues are empty and have one consumer, the doorbell."""
+
+        def quiet() -> bool:
+            return all(self.counts(name) == (0, 1) for name in names)
+
+        eventually(quiet, WAIT_SECONDS, f"{len(names)} queues have a doorbell")
 
     def wait_workers(self, namespace: str, names: Sequence[str]) -> None:
         """Wait until these WorkQueues have a Ready worker."""
