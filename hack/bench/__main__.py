@@ -123,11 +123,11 @@ def _counts(text: str) -> list[int]:
 
 
 def _words(text: str) -> list[str]:
-    from hack.bench.neighbours.rows import BY_NAME
+    from hack.bench.neighbours.figures import KNOWN
 
     chosen = text.split(",")
-    if not set(chosen) <= set(BY_NAME):
-        raise argparse.ArgumentTypeError(f"choose from {','.join(BY_NAME)}")
+    if not set(chosen) <= set(KNOWN):
+        raise argparse.ArgumentTypeError(f"choose from {','.join(KNOWN)}")
     return chosen
 
 

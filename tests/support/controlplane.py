@@ -200,6 +200,7 @@ class ControlPlane:
             f"--audit-policy-file={self.folder}/audit.json",
             f"--audit-log-path={self.audit_log}",
             "--audit-log-mode=batch",
+            "--audit-log-batch-max-wait=1s",
             "--endpoint-reconciler-type=none",
             "--profiling=false",
         ]

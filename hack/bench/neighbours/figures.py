@@ -17,9 +17,10 @@ from typing import Any, Final
 from hack.bench import report
 from hack.bench.errors import BenchError
 from hack.bench.figures import MIB, percentile
-from hack.bench.neighbours.lab import Lab, Life, Result, lab
-from hack.bench.neighbours.probe import SCALE_IN_SECONDS, WAKE_SECONDS, Cycle
-from hack.bench.neighbours.rows import BY_NAME, ROWS, Row, beside
+from hack.bench.neighbours.crowd import CROWDS, Crowd, Figure
+from hack.bench.neighbours.lab import Lab, Result, lab
+from hack.bench.neighbours.probe import SCALE_IN_SECONDS, WAKE_SECONDS
+from hack.bench.neighbours.rows import ROWS, Row, beside
 from hack.bench.report import Report
 from hack.cluster.checkout import CHECKOUT
 from hack.cluster.commands import run
@@ -41,6 +42,7 @@ GOAL: Final = "wake p99 <= 100 ms, each wake scaled in, <= 256 MiB, no restart, 
 
 BEFORE: Final = "before"
 NOW: Final = "now"
+KNOWN: Final[dict[str, Row | Crowd]] = {row.name: row for row in (*ROWS, *CROWDS)}
 NEEDED: Final = ("operator", "worker", "manifests")
 """The folders of a revision that the lab uses."""
 
@@ -59,37 +61,34 @@ def measure(
     """
     name = "neighbours-quick" if quick else "neighbours"
     columns = _known(report.results_file(folder, name))
+    versions = {"Kubernetes": KUBERNETES}
     with _operator_of(before) as (checkout, revision):
-        column = columns[BEFORE if before else NOW]
-        versions = {"Kubernetes": KUBERNETES}
-        for row, result in _run(checkout, [BY_NAME[one] for one in rows or BY_NAME], versions, quick=quick):
-            column[row.name] = {
+        for row, figure in _run(checkout, [KNOWN[one] for one in rows or KNOWN], versions, quick=quick):
+            say(f"{row.name}: {figure.told}")
+            columns[BEFORE if before else NOW][row.name] = {
                 "revision": revision,
                 "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
                 "load": _load(),
-                "size": row.small if quick else row.full,
-                **asdict(result),
+                **asdict(figure),
             }
-            say(f"{row.name}: {told(result)}")
     where = report.surroundings(versions)
     if before:
         where["revision"] = revision
-    heading = f"before ({', '.join(_revisions(columns[BEFORE]))})" if columns[BEFORE] else "before"
-    found = [_row(row, columns, quick=quick) for row in ROWS if _measured(row, columns)]
+    known = ", ".join(dict.fromkeys(result["revision"] for result in columns[BEFORE].values()))
+    found = [_row(row, columns, quick=quick) for row in KNOWN.values() if _measured(row, columns)]
     return Report(
         name,
         "The operator beside broken neighbours, measured",
         where,
         found,
-        heading,
-        raw={"columns": columns},
+        f"before ({known})" if known else "before",
+        _descriptions(),
+        {"columns": columns},
     )
 
 
 def told(result: Result) -> str:
     """Return a result in words."""
-    if result.error:
-        return f"not measured: {result.error}"
     wakes = [cycle.wake for cycle in result.cycles if cycle.wake is not None]
     inward = [cycle.scale_in for cycle in result.cycles if cycle.scale_in is not None]
     words = []
@@ -116,7 +115,7 @@ def told(result: Result) -> str:
 
 def meets_goal(result: Result) -> bool:
     """Return whether the healthy WorkQueue and the operator noticed nothing of the neighbours."""
-    if result.error or not result.cycles or not all(cycle.complete for cycle in result.cycles):
+    if not result.cycles or not all(cycle.complete for cycle in result.cycles):
         return False
     wakes = [cycle.wake for cycle in result.cycles if cycle.wake is not None]
     life = result.life
@@ -124,8 +123,8 @@ def meets_goal(result: Result) -> bool:
     return percentile(wakes, 0.99) <= WAKE_GOAL and sound
 
 
-def measure_row(made: Lab, row: Row, count: int, cycles: int) -> Result:
-    """Measure one row."""
+def measure_row(made: Lab, row: Row, count: int, cycles: int) -> Figure:
+    """Measure one row of the matrix."""
     with beside(made, row, count):
         operator = made.operator
         assert operator is not None
@@ -133,15 +132,22 @@ def measure_row(made: Lab, row: Row, count: int, cycles: int) -> Result:
         found = made.probe(cycles, SECONDS)
         life = operator.life(time.monotonic() - begun, lease_kept=made.lease() == lease)
         life.processor -= spent
-        return Result(found, cycles, life)
+        result = Result(found, life)
+    return Figure(told(result), meets_goal(result), asdict(result))
+
+
+def measure_crowd(made: Lab, crowd: Crowd, count: int) -> Figure:
+    """Measure one figure of many WorkQueues."""
+    made.start_operator()
+    return crowd.measure(made, count)
 
 
 # -- inside ------------------------------------------------------------------------------------------
 
 
 def _run(
-    checkout: Path, rows: Sequence[Row], versions: dict[str, str], *, quick: bool
-) -> Iterator[tuple[Row, Result]]:
+    checkout: Path, rows: Sequence[Row | Crowd], versions: dict[str, str], *, quick: bool
+) -> Iterator[tuple[Row | Crowd, Figure]]:
     """Measure rows. A lab serves many rows, until one of them fails or leaves too much behind."""
     with ExitStack() as labs:
         made: Lab | None = None
@@ -150,19 +156,23 @@ def _run(
                 with step("The control plane, RabbitMQ and the stub kubelet"):
                     made = labs.enter_context(lab(checkout))
                 versions["RabbitMQ"] = made.broker.version
+            count, ended = row.small if quick else row.full, isinstance(row, Row) and row.last
             try:
                 with step(f"Measuring: {row.name}"):
-                    count, cycles = (row.small, QUICK_CYCLES) if quick else (row.full, CYCLES)
-                    result = measure_row(made, row, count, cycles)
+                    figure = (
+                        measure_row(made, row, count, QUICK_CYCLES if quick else CYCLES)
+                        if isinstance(row, Row)
+                        else measure_crowd(made, row, count)
+                    )
             except (BenchError, TimeoutError, ApiError, OSError) as error:
                 tail = made.operator.log_tail(5) if made.operator is not None else ""
                 say(f"{row.name}: {error}\n{tail}")
-                result = Result([], 0, Life(0, 0, 0.0, 1.0, lease_kept=True), str(error)[:300])
+                figure, ended = Figure(f"not measured: {str(error)[:300]}", False, {}), True
             made.stop_operator()
-            if row.last or result.error:
+            if ended:
                 made = None
                 labs.close()
-            yield row, result
+            yield row, figure
 
 
 @contextmanager
@@ -194,32 +204,32 @@ def _known(file: Path) -> dict[str, dict[str, Object]]:
     return columns
 
 
-def _measured(row: Row, columns: dict[str, dict[str, Object]]) -> bool:
+def _measured(row: Row | Crowd, columns: dict[str, dict[str, Object]]) -> bool:
     return any(row.name in column for column in columns.values())
 
 
-def _row(row: Row, columns: dict[str, dict[str, Object]], *, quick: bool) -> report.Row:
-    now, before = (_result(columns[column].get(row.name)) for column in (NOW, BEFORE))
-    measured = columns[NOW].get(row.name) or columns[BEFORE][row.name]
+def _row(row: Row | Crowd, columns: dict[str, dict[str, Object]], *, quick: bool) -> report.Row:
+    now, before = (columns[column].get(row.name) for column in (NOW, BEFORE))
     return report.Row(
         f"`{row.name}`: {row.title.format(row.small if quick else row.full)}",
-        told(now) if now else "",
-        GOAL,
-        meets_goal(now) if now else None,
-        told(before) if before else "",
-        load=measured["load"],
+        now["told"] if now else "",
+        GOAL if isinstance(row, Row) else row.goal,
+        now["met"] if now else None,
+        before["told"] if before else "",
+        load=(now or before or {})["load"],
     )
 
 
-def _result(found: Object | None) -> Result | None:
-    if found is None:
-        return None
-    cycles = [Cycle(**cycle) for cycle in found["cycles"]]
-    return Result(cycles, found["wanted"], Life(**found["life"]), found["error"])
+def _descriptions() -> str:
+    """Return what each row is, from the docstrings of the rows."""
+    lines = [f"- `{row.name}`: {_first_line(row)}" for row in KNOWN.values()]
+    return "## The rows\n\n" + "\n".join(lines)
 
 
-def _revisions(column: dict[str, Object]) -> list[str]:
-    return list(dict.fromkeys(result["revision"] for result in column.values()))
+def _first_line(row: Row | Crowd) -> str:
+    text = (row.disturb if isinstance(row, Row) else row.measure).__doc__
+    assert text is not None
+    return text.splitlines()[0]
 
 
 def _load() -> float:

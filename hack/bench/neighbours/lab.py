@@ -53,6 +53,7 @@ SYSTEM: Final = "operator-system"
 LEASE: Final = "workqueue-operator"
 PORT: Final = 8080
 PAGE_PORT: Final = 8081
+DOORBELLS: Final = "workqueue_bells"
 SECRET: Final = "rabbitmq"
 THREADS: Final = 8
 START_SECONDS: Final = 90.0
@@ -90,14 +91,10 @@ class Result:
 
     Attributes:
         cycles: one for each wake. The last may be incomplete.
-        wanted: how many cycles were to be run.
-        error: why the row was not measured; empty if it was.
     """
 
     cycles: list[Cycle]
-    wanted: int
     life: Life
-    error: str = ""
 
 
 class Operator:
@@ -156,9 +153,16 @@ class Operator:
             return (int(words[11]) + int(words[12])) / TICKS
         return 0.0
 
-    def metrics(self) -> dict[str, float]:
-        """Return its metrics."""
-        return metrics_of(f"http://127.0.0.1:{PORT}/metrics", 30)
+    @property
+    def pid(self) -> int:
+        """Return the number of its process."""
+        return self._process.pid
+
+    def doorbells(self) -> float:
+        """Return the number of its installed doorbells; 0 while it does not answer."""
+        with suppress(OSError):
+            return sum(metrics_of(f"http://127.0.0.1:{PORT}/metrics?name[]={DOORBELLS}", 30).values())
+        return 0.0
 
     def log_tail(self, lines: int = 40) -> str:
         """Return the end of its log."""
@@ -238,20 +242,26 @@ class Lab:
         wanted = {"proxied": proxied, **settings}
         if self.operator is not None and not fresh and wanted == self._configuration and self.operator.alive:
             return self.operator
+        self._configuration = wanted
+        self.begin_operator().wait_ready()
+        # Not until it is Ready: no status can be written with the older CRD of a row.
+        self.wait_doorbells([HEALTHY])
+        assert self.operator is not None
+        return self.operator
+
+    def begin_operator(self) -> Operator:
+        """Start the operator as it was started last, without waiting."""
         self.stop_operator()
+        settings = dict(self._configuration or {})
         with suppress(ApiError):
             # The process that held it is dead.
             self.api.call("DELETE", f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/{LEASE}")
-        if proxied and self.proxy is None:
-            self.proxy = self._stack.enter_context(api_proxy(credentials=self.plane.kubeconfig(OPERATOR)))
         kubeconfig = self.plane.kubeconfig(OPERATOR)
-        if proxied and self.proxy is not None:
+        if settings.pop("proxied", False):
+            if self.proxy is None:
+                self.proxy = self._stack.enter_context(api_proxy(credentials=kubeconfig))
             kubeconfig = self.proxy.write_kubeconfig(self.folder / "proxied.kubeconfig")
         self.operator = Operator(self.checkout, kubeconfig, self.folder / "operator.log", **settings)
-        self._configuration = wanted
-        self.operator.wait_ready()
-        # Not until it is Ready: no status can be written with the older CRD of a row.
-        self.wait_doorbells([HEALTHY])
         return self.operator
 
     def stop_operator(self) -> None:
