@@ -75,6 +75,12 @@ class Api:
         self._context = ssl.create_default_context(cafile=str(folder / "pki/ca.crt"))
         self._token = (folder / f"{user}.token").read_text()
         self._local = threading.local()
+        self._open: list[HTTPSConnection] = []
+
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in self._open:
+            connection.close()
 
     def connect(self, timeout: float = REQUEST_SECONDS) -> HTTPSConnection:
         """Return a new connection."""
@@ -117,6 +123,7 @@ class Api:
         reused = hasattr(self._local, "connection")
         if not reused:
             self._local.connection = self.connect()
+            self._open.append(self._local.connection)
         connection: HTTPConnection = self._local.connection
         try:
             text = None if body is None else json.dumps(body)
@@ -177,6 +184,7 @@ class ControlPlane:
                 "--secure-port=0",
             )
             stack.enter_context(self._program("kube-controller-manager", *arguments))
+            stack.callback(self.api.close)
             yield self
 
     def _api_server(self) -> list[str]:

@@ -9,8 +9,8 @@ import asyncio
 import itertools
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from typing import Any, Final
 
 import pika
@@ -157,39 +157,60 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 @contextmanager
 def serving(*kinds: Answer) -> Iterator[list[int]]:
     """A TCP server for each kind of answer, in one thread. Yields their ports on loopback."""
-    loop, ports, up = asyncio.new_event_loop(), list[int](), threading.Event()
+    loop, ended, ports, up = asyncio.new_event_loop(), asyncio.Event(), list[int](), threading.Event()
+    tasks: set[asyncio.Task[None]] = set()
 
-    def guarded(answer: Answer) -> Answer:
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                await answer(reader, writer)
-            writer.close()
+    def guarded(answer: Answer) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]:
+        async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                with suppress(OSError, asyncio.IncompleteReadError):
+                    await answer(reader, writer)
+            finally:
+                writer.close()
 
-        return serve
+        def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = loop.create_task(serve_one(reader, writer))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        return begin
 
     async def serve() -> None:
-        for kind in kinds:
-            server = await asyncio.start_server(guarded(kind), LOOPBACK, 0, backlog=1024)
-            ports.append(server.sockets[0].getsockname()[1])
-        up.set()
+        async with AsyncExitStack() as servers:
+            for kind in kinds:
+                server = await asyncio.start_server(guarded(kind), LOOPBACK, 0, backlog=1024)
+                servers.callback(server.close)
+                ports.append(server.sockets[0].getsockname()[1])
+            up.set()
+            await ended.wait()
+        await _cancel(tasks)
 
-    def run() -> None:
-        made = loop.create_task(serve())
-        loop.run_forever()
-        made.cancel()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    up.wait(JOIN_SECONDS)
-    try:
+    with _in_thread(loop, serve(), ended):
+        up.wait(JOIN_SECONDS)
         yield ports
+
+
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    for task in set(tasks):
+        task.cancel()
+    await asyncio.gather(*set(tasks), return_exceptions=True)
+    # A closed connection is gone one turn of the loop later.
+    await asyncio.sleep(0)
+
+
+@contextmanager
+def _in_thread(
+    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None], ended: asyncio.Event
+) -> Iterator[None]:
+    """Run a coroutine in a thread with a loop of its own, and set its event at the end of the context."""
+    thread = threading.Thread(target=loop.run_until_complete, args=(work,), daemon=True)
+    thread.start()
+    try:
+        yield
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(ended.set)
         thread.join(JOIN_SECONDS)
+        loop.close()
 
 
 async def mute(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -286,28 +307,22 @@ def viewers(port: int, token: str, count: int) -> Iterator[list[int]]:
     loop, ended, seen = asyncio.new_event_loop(), asyncio.Event(), list[int]()
 
     async def view() -> None:
-        while not ended.is_set():
+        while True:
             with suppress(OSError):
                 reader, writer = await asyncio.open_connection(LOOPBACK, port)
-                head = f"GET /events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
-                writer.write(head.encode())
-                while data := await reader.read(65_536):
-                    seen.append(len(data))
-                writer.close()
+                try:
+                    head = f"GET /events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+                    writer.write(head.encode())
+                    while data := await reader.read(65_536):
+                        seen.append(len(data))
+                finally:
+                    writer.close()
             await asyncio.sleep(0.5)
 
     async def view_all() -> None:
-        tasks = [asyncio.create_task(view()) for _ in range(count)]
+        tasks = {loop.create_task(view()) for _ in range(count)}
         await ended.wait()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _cancel(tasks)
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(view_all(),), daemon=True)
-    thread.start()
-    try:
+    with _in_thread(loop, view_all(), ended):
         yield seen
-    finally:
-        loop.call_soon_threadsafe(ended.set)
-        thread.join(JOIN_SECONDS)
-        loop.close()

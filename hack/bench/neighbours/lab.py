@@ -438,6 +438,12 @@ class Lab:
                 channel.queue_delete(queue)
         channel.close()
 
+    def close(self) -> None:
+        """End the operator and the lab's own connections."""
+        self.stop_operator()
+        if self._connection is not None and self._connection.is_open:
+            self._connection.close()
+
     def prepare(self) -> None:
         """Install the CRD, the namespaces and the healthy WorkQueue."""
         self.install_crd()
@@ -476,7 +482,7 @@ def lab(checkout: Path = CHECKOUT) -> Iterator[Lab]:
             try:
                 yield made
             finally:
-                made.stop_operator()
+                made.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
