@@ -124,7 +124,7 @@ def _storm(lab: Lab, count: int, change: Object) -> Figure:
         f"sent in {sent * 1000:.0f} ms; counts written p50 {p50 * 1000:.0f} ms, max {longest * 1000:.0f} ms; back to "
         f"0 after {back:.1f} s; {each:.1f} API requests each ({most})",
         p50 <= 0.3 and longest <= 0.7 and back <= 5.0 and each <= 12.0,
-        {"sent": sent, "wakes": wakes, "back": back, "requests": spent},
+        {"sent": sent, "wakes": wakes, "back": back, "requests": dict(spent)},
     )
 
 
