@@ -213,5 +213,4 @@ class Kubelet:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        asyncio.run(Kubelet(Path(sys.argv[1])).run())
+    asyncio.run(Kubelet(Path(sys.argv[1])).run())

@@ -71,16 +71,21 @@ def measure(
                 "load": _load(),
                 **asdict(figure),
             }
-    where = report.surroundings(versions)
-    if before:
-        where["revision"] = revision
+            # Whatever ends the run, the results so far are kept.
+            made = _report(name, columns, versions, revision, quick=quick)
+            report.write(folder, made)
+    return made
+
+
+def _report(
+    name: str, columns: dict[str, dict[str, Object]], versions: dict[str, str], revision: str, *, quick: bool
+) -> Report:
     known = ", ".join(dict.fromkeys(result["revision"] for result in columns[BEFORE].values()))
-    found = [_row(row, columns, quick=quick) for row in KNOWN.values() if _measured(row, columns)]
     return Report(
         name,
         "The operator beside broken neighbours, measured",
-        where,
-        found,
+        {**report.surroundings(versions), "revision": revision},
+        [_row(row, columns, quick=quick) for row in KNOWN.values() if _measured(row, columns)],
         f"before ({known})" if known else "before",
         _descriptions(),
         {"columns": columns},

@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -503,8 +502,8 @@ def _kubelet(plane: ControlPlane, folder: Path) -> Iterator[None]:
             raise BenchError(f"The stub kubelet ended: {(folder / 'kubelet.log').read_text()[-2000:]}")
         yield
     finally:
-        started.send_signal(signal.SIGINT)
-        started.wait(10)
+        started.terminate()
+        started.wait()
         if started.stdout is not None:
             started.stdout.close()
 
