@@ -283,7 +283,7 @@ class Lab:
         """
         task = Task(str(self.plane.folder), HEALTHY, HEALTHY, self.broker.url, cycles, seconds)
         done = subprocess.run(
-            [sys.executable, "-m", "hack.bench.neighbours.probe", json.dumps(asdict(task))],
+            [*ENDS_WITH_US, sys.executable, "-m", "hack.bench.neighbours.probe", json.dumps(asdict(task))],
             cwd=CHECKOUT,
             capture_output=True,
             text=True,
