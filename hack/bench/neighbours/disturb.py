@@ -48,7 +48,7 @@ def repeatedly(step: Callable[[int], object], seconds: float) -> Iterator[None]:
 
 @contextmanager
 def editing(lab: Lab, namespace: str, names: Sequence[str], per_second: float) -> Iterator[None]:
-    """Change the spec of one WorkQueue after another, so that a pass over each begins again and again."""
+    """Change the spec of one WorkQueue after another, so that passes over all of them keep beginning."""
 
     def edit(number: int) -> None:
         scaling = {"maxReplicas": 5 + number // len(names) % 2}

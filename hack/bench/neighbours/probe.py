@@ -1,4 +1,4 @@
-"""Wake the healthy WorkQueue and scale it in again and again: `python -m hack.bench.neighbours.probe JSON`.
+"""Wake the healthy WorkQueue and scale it in, many times: `python -m hack.bench.neighbours.probe JSON`.
 
 A process of its own, so that the threads of a disturbance do not delay its clock. It prints one JSON line for each
 cycle. A cycle is: publish one message, see the count above 0, take and acknowledge the message as a worker would, see

@@ -1,7 +1,7 @@
 """The rows of the matrix: what is wrong with the neighbours while the healthy WorkQueue is woken.
 
 Each row has a size for the benchmark and a small one for the tests. A row's context begins when the neighbours are
-broken, and lasts as long as they are.
+broken, and ends before they are repaired.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _deployment(name: str) -> Object:
 
 @contextmanager
 def large_messages(lab: Lab, count: int) -> Iterator[None]:
-    """Idle queues on the healthy WorkQueue's connection that all receive 16 MiB, again and again."""
+    """Idle queues on the healthy WorkQueue's connection that all receive 16 MiB, in a loop."""
     with lab.namespace() as namespace, disturb.connection_to(lab.broker.url) as connection:
         chosen = names(count, "large")
         lab.create(namespace, chosen)
@@ -481,7 +481,7 @@ ROWS: Final = (
         6,
         bad_management,
     ),
-    Row("large-messages", "{} idle queues that receive 16 MiB each, again and again", 50, 3, large_messages),
+    Row("large-messages", "{} idle queues that receive 16 MiB each, in a loop", 50, 3, large_messages),
     Row("requeue-loop", "{} queues with a foreign consumer that requeues in a loop", 3, 1, requeue_loop),
     Row("silent-pods", "{} pods whose port 8090 drops every packet", 1000, 20, silent_pods),
     Row("bad-statuses", "{} workers with a slow or garbled /status", 100, 10, bad_statuses),
