@@ -1,8 +1,8 @@
 """Measure what one healthy WorkQueue notices of broken or greedy neighbours.
 
 One operator serves the healthy WorkQueue and its neighbours, with a real API server, a real RabbitMQ, and stub pods.
-In each row of the matrix the neighbours have another defect, while the healthy WorkQueue is woken and scaled in again
-and again. tests/neighbours runs the cheapest form of each row.
+In each row of the matrix the neighbours have another defect, while the healthy WorkQueue is woken and scaled in many
+times. tests/neighbours runs the cheapest form of each row.
 
     lab          the control plane, RabbitMQ, the stub kubelet and the operator, in a network namespace of their own
     disturb      the tools of the rows: threads that publish, edit, listen and requeue
