@@ -108,6 +108,7 @@ class Operator:
         self._settings = settings
         self._log = log
         self._peak = 0
+        self._spent = self._spent_before = 0.0
         self._process = self._begin()
         self._ended = threading.Event()
         self._kubelet = threading.Thread(target=self._keep_alive, daemon=True)
@@ -142,15 +143,13 @@ class Operator:
 
     def life(self, seconds: float, *, lease_kept: bool) -> Life:
         """Return what has happened to it so far."""
-        self._look()
-        return Life(self.restarts, self._peak, self.processor(), seconds, lease_kept)
+        processor = self.processor()
+        return Life(self.restarts, self._peak, processor, seconds, lease_kept)
 
     def processor(self) -> float:
-        """Return its processor time, in seconds."""
-        with suppress(OSError, IndexError):
-            words = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-            return (int(words[11]) + int(words[12])) / TICKS
-        return 0.0
+        """Return the processor time of its processes, in seconds."""
+        self._look()
+        return self._spent_before + self._spent
 
     @property
     def pid(self) -> int:
@@ -182,7 +181,10 @@ class Operator:
         )
 
     def _look(self) -> None:
+        """Read what the present process has used. What it used last stays known after its end."""
         with suppress(OSError, IndexError):
+            words = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+            self._spent = (int(words[11]) + int(words[12])) / TICKS
             self._peak = max(self._peak, process.memory(self._process.pid, "VmHWM"))
 
     def _keep_alive(self) -> None:
@@ -200,6 +202,7 @@ class Operator:
             if self._process.poll() is not None and not self._ended.is_set():
                 failures = 0
                 self.restarts += 1
+                self._spent_before, self._spent = self._spent_before + self._spent, 0.0
                 self._process = self._begin()
 
 
@@ -208,6 +211,7 @@ class Lab:
 
     Attributes:
         checkout: the checkout whose operator runs.
+        settings: of each operator, as WORKQUEUE_* without the prefix, in small letters.
         plane: the control plane.
         broker: the RabbitMQ of the healthy WorkQueue, and of neighbours that share its connection.
     """
@@ -215,10 +219,11 @@ class Lab:
     _namespaces = itertools.count(1)
 
     def __init__(
-        self, checkout: Path, folder: Path, plane: ControlPlane, broker: Broker, stack: ExitStack
+        self, checkout: Path, settings: Object, plane: ControlPlane, broker: Broker, stack: ExitStack
     ) -> None:
         self.checkout = checkout
-        self.folder = folder
+        self.settings = settings
+        self.folder = plane.folder.parent
         self.plane = plane
         self.broker = broker
         self.api: Api = plane.api
@@ -238,7 +243,7 @@ class Lab:
             proxied: its requests pass through a proxy that can misbehave.
             fresh: start another process even if one with these settings runs.
         """
-        wanted = {"proxied": proxied, **settings}
+        wanted = {"proxied": proxied, **self.settings, **settings}
         if self.operator is not None and not fresh and wanted == self._configuration and self.operator.alive:
             return self.operator
         self._configuration = wanted
@@ -468,15 +473,15 @@ class Lab:
 
 
 @contextmanager
-def lab(checkout: Path = CHECKOUT) -> Iterator[Lab]:
-    """Everything but the operator, while the context lasts."""
+def lab(checkout: Path = CHECKOUT, **settings: object) -> Iterator[Lab]:
+    """Everything but the operator, while the context lasts. For the arguments see `Lab`."""
     folder = Path(tempfile.mkdtemp(prefix="neighbours-"))
     try:
         with own_network(), ExitStack() as stack:
             broker = stack.enter_context(running(DEFAULT, management=False))
             plane = stack.enter_context(ControlPlane(folder / "control-plane").running())
             stack.enter_context(_kubelet(plane, folder))
-            made = Lab(checkout, folder, plane, broker, stack)
+            made = Lab(checkout, settings, plane, broker, stack)
             made.prepare()
             try:
                 yield made
