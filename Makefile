@@ -107,11 +107,11 @@ soak: venv ## inject random faults for 10 minutes per RabbitMQ of SERIES="3.10 4
 	@set -e; for series in $(SERIES); do $(BIN)/python -m hack.bench.soak --series $$series $(ARGS); done
 
 .PHONY: bench
-bench: image ## run every benchmark (at most 30 minutes) and update docs/benchmarks; ARGS='--only worker,wake' selects some
+bench: image ## run every benchmark (at most 70 minutes) and update docs/benchmarks; ARGS='--only worker,wake' selects some
 	@$(BIN)/python -m hack.bench $(ARGS)
 
 .PHONY: bench-quick
-bench-quick: image ## run the benchmarks with fewer samples (at most 5 minutes), into build/benchmarks
+bench-quick: image ## run the benchmarks with fewer samples (at most 10 minutes), into build/benchmarks
 	@$(BIN)/python -m hack.bench --quick --output build/benchmarks $(ARGS)
 
 .PHONY: audit

@@ -15,7 +15,7 @@ settings.load_profile("no clock")
 pytest_plugins = ["tests.support.definition", "tests.support.rabbitmq", "tests.support.worker"]
 
 TESTS: Final = Path(__file__).parent
-SLOW: Final = ("e2e", "faults", "operator", "security", "worker", "observability", "page")
+SLOW: Final = ("e2e", "faults", "neighbours", "operator", "security", "worker", "observability", "page")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

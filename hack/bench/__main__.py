@@ -27,7 +27,8 @@ OTHERS: Final = {
     "publisher": "hack.bench.publisher.figures",
     "simulation": "hack.bench.simulation.figures",
 }
-FIGURES: Final = ("worker", "publisher", *OPERATOR, "simulation")
+NEIGHBOURS: Final = "neighbours"
+FIGURES: Final = ("worker", "publisher", *OPERATOR, NEIGHBOURS, "simulation")
 INTERRUPTED: Final = 130
 
 
@@ -39,6 +40,14 @@ def main() -> int:
     parser.add_argument("--only", type=_figures, default=FIGURES, help=f"any of {','.join(FIGURES)}")
     parser.add_argument("--image", default=DEFAULT_TAG, help="image of operator and worker (%(default)s)")
     parser.add_argument("--output", type=Path, default=CHECKOUT / "docs/benchmarks", metavar="FOLDER")
+    parser.add_argument(
+        "--rows", type=_words, help=f"some rows of {NEIGHBOURS}, as in leaderless,silent-pods"
+    )
+    parser.add_argument(
+        "--before",
+        metavar="REVISION",
+        help=f"measure {NEIGHBOURS} with the operator of a revision, as column `before`",
+    )
     parser.add_argument("--name", help="name of the operator's files (operator, or operator-quick)")
     arguments = parser.parse_args()
     try:
@@ -47,6 +56,8 @@ def main() -> int:
                 _finish(_other(name, arguments), arguments.output)
         if set(arguments.only) & set(OPERATOR):
             _operator(arguments)
+        if NEIGHBOURS in arguments.only:
+            _finish(_neighbours(arguments), arguments.output)
         if "simulation" in arguments.only:  # it reads the measured costs of the operator
             _finish(_other("simulation", arguments), arguments.output)
     except (BenchError, ClusterError) as error:
@@ -66,6 +77,14 @@ def _other(name: str, arguments: argparse.Namespace) -> Report:
     """Measure a family that needs no cluster."""
     found: Report = import_module(OTHERS[name]).measure(quick=arguments.quick, folder=arguments.output)
     return found
+
+
+def _neighbours(arguments: argparse.Namespace) -> Report:
+    from hack.bench.neighbours import figures as neighbours
+
+    return neighbours.measure(
+        quick=arguments.quick, folder=arguments.output, rows=arguments.rows, before=arguments.before
+    )
 
 
 def _operator(arguments: argparse.Namespace) -> None:
@@ -101,6 +120,15 @@ def _counts(text: str) -> list[int]:
     if min(counts) < 1:
         raise ValueError
     return counts
+
+
+def _words(text: str) -> list[str]:
+    from hack.bench.neighbours.figures import KNOWN
+
+    chosen = text.split(",")
+    if not set(chosen) <= set(KNOWN):
+        raise argparse.ArgumentTypeError(f"choose from {','.join(KNOWN)}")
+    return chosen
 
 
 def _figures(text: str) -> tuple[str, ...]:

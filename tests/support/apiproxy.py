@@ -88,13 +88,20 @@ class ApiProxy:
 
     Args:
         listener: where it listens; by default on a free port of loopback.
+        credentials: the kubeconfig of the API server; by default of the cluster under test.
     """
 
-    def __init__(self, listener: socket.socket | None = None, crash: CrashPoints | None = None) -> None:
+    def __init__(
+        self,
+        listener: socket.socket | None = None,
+        crash: CrashPoints | None = None,
+        credentials: Path | None = None,
+    ) -> None:
         self.port = 0
         self.seen: list[Request] = []
         self._listener = listener
         self._crash = crash
+        self._credentials = credentials
         self._lists: dict[str, bytes] = {}
         self._faults: list[Fault] = []
         self._watches: set[asyncio.Task[Any]] = set()
@@ -183,10 +190,16 @@ class ApiProxy:
     async def _upstream(self) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
         configuration = client.Configuration()
         configuration.disable_strict_ssl_verification = True
-        await config.load_kube_config(config_file=str(kubeconfig()), client_configuration=configuration)
+        credentials = self._credentials or kubeconfig()
+        await config.load_kube_config(config_file=str(credentials), client_configuration=configuration)
         rest = client.ApiClient(configuration).rest_client
         connector = aiohttp.TCPConnector(ssl=rest.ssl_context, limit=0)
-        async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
+        # A kubeconfig has a client certificate, which is in the context, or a token.
+        token = configuration.api_key.get("BearerToken")
+        headers = {"Authorization": token} if token else {}
+        async with aiohttp.ClientSession(
+            connector=connector, headers=headers, auto_decompress=False
+        ) as session:
             yield session, configuration.host
 
     async def _handle(
@@ -292,9 +305,11 @@ def _hang_up(request: web.Request) -> Exception:
 
 
 @contextmanager
-def api_proxy(listener: socket.socket | None = None, crash: CrashPoints | None = None) -> Iterator[ApiProxy]:
-    """A proxy while the context lasts."""
-    proxy = ApiProxy(listener, crash)
+def api_proxy(
+    listener: socket.socket | None = None, crash: CrashPoints | None = None, credentials: Path | None = None
+) -> Iterator[ApiProxy]:
+    """A proxy while the context lasts; see `ApiProxy`."""
+    proxy = ApiProxy(listener, crash, credentials)
     proxy.start()
     try:
         yield proxy

@@ -25,18 +25,23 @@ environment but in no image. That would cost a second of processor time for each
 
 
 def start(
-    log: Path, credentials: Path, command: Sequence[str] = COMMAND, **settings: object
+    log: Path,
+    credentials: Path,
+    command: Sequence[str] = COMMAND,
+    checkout: Path = CHECKOUT,
+    **settings: object,
 ) -> subprocess.Popen[bytes]:
     """Start one, which adds to `log`.
 
     Args:
         credentials: the kubeconfig that it uses.
+        checkout: whose operator it is.
         settings: WORKQUEUE_* without the prefix, in small letters.
     """
     environment = os.environ | {
         "KUBECONFIG": str(credentials),
         "WORKQUEUE_ALLOWED_BROKER_HOSTS": "127.0.0.1,localhost,*",
-        "PYTHONPATH": os.pathsep.join([str(CHECKOUT / "operator"), str(CHECKOUT / "worker")]),
+        "PYTHONPATH": os.pathsep.join([str(checkout / "operator"), str(checkout / "worker")]),
         **{f"WORKQUEUE_{name.upper()}": str(value) for name, value in settings.items()},
     }
     with log.open("ab") as file:

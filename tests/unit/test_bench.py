@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
 from hack.bench import environment, report
 from hack.bench.figures import percentile
+from hack.bench.neighbours.crowd import CROWDS
+from hack.bench.neighbours.figures import KNOWN, meets_goal, told
+from hack.bench.neighbours.lab import Life, Result
+from hack.bench.neighbours.probe import Cycle
+from hack.bench.neighbours.rows import ROWS
 from hack.bench.report import Report, Row
 from hack.bench.worker.cases import Case
 from hack.bench.worker.consumers.tally import Tally
@@ -40,7 +46,7 @@ def test_result_table_states_targets_met_and_load() -> None:
     assert table == ["| wake | 15 ms | 9 ms | yes | 0.6 s | 0.5 |", "| size |  | 3 |  |  | 2.0 |"]
 
 
-def told(warm: int, count: int, seconds: float, calls: int) -> list[dict[str, float]]:
+def tallied(warm: int, count: int, seconds: float, calls: int) -> list[dict[str, float]]:
     reader, writer = os.pipe()
     with os.fdopen(reader) as lines:
         tally = Tally(writer, warm, count, seconds)
@@ -51,18 +57,18 @@ def told(warm: int, count: int, seconds: float, calls: int) -> list[dict[str, fl
 
 
 def test_tally_counts_after_warm_up_and_reports_once() -> None:
-    (result,) = told(warm=10, count=100, seconds=60.0, calls=500)
+    (result,) = tallied(warm=10, count=100, seconds=60.0, calls=500)
     assert result["messages"] == 100
     assert result["seconds"] > 0
 
 
 def test_tally_reports_when_its_time_is_over() -> None:
-    (result,) = told(warm=10, count=100, seconds=0.0, calls=20)
+    (result,) = tallied(warm=10, count=100, seconds=0.0, calls=20)
     assert result["messages"] == 1
 
 
 def test_tally_reports_nothing_before_its_end() -> None:
-    assert told(warm=10, count=100, seconds=60.0, calls=109) == []
+    assert tallied(warm=10, count=100, seconds=60.0, calls=109) == []
 
 
 def test_ratio_is_calculated_within_its_round() -> None:
@@ -87,3 +93,45 @@ def test_peers_are_locked_with_hashes() -> None:
     lines = environment.LOCK.read_text().splitlines()
     named = [number for number, line in enumerate(lines) if "==" in line.split(" ")[0]]
     assert all(lines[number + 1].strip().startswith("--hash=sha256:") for number in named)
+
+
+QUICK = Cycle(wake=0.02, scale_in=0.3, asleep=0.1)
+WELL = Life(restarts=0, peak=80 * 2**20, processor=1.0, seconds=10.0, lease_kept=True)
+
+
+def test_neighbour_row_states_wakes_scale_in_and_life() -> None:
+    assert told(Result([QUICK, Cycle(0.06, 0.5, 0.1)], WELL)) == (
+        "wake p50 20 ms, p99 60 ms, max 60 ms (n=2); scale-in p50 0.3 s, max 0.5 s; 80 MiB, 0.10 core; Lease kept"
+    )
+
+
+@pytest.mark.parametrize(
+    ("last", "wanted"),
+    [
+        pytest.param(Cycle(None), "not woken within 60 s", id="no wake"),
+        pytest.param(Cycle(0.02), "not scaled in within 120 s", id="no scale-in"),
+    ],
+)
+def test_neighbour_row_names_the_incomplete_cycle(last: Cycle, wanted: str) -> None:
+    result = Result([QUICK, last], WELL)
+
+    assert wanted in told(result)
+    assert not meets_goal(result)
+
+
+@pytest.mark.parametrize(
+    ("cycle", "life"),
+    [
+        pytest.param(Cycle(0.11, 0.3, 0.1), WELL, id="slow wake"),
+        pytest.param(QUICK, replace(WELL, restarts=1), id="restart"),
+        pytest.param(QUICK, replace(WELL, peak=257 * 2**20), id="memory"),
+        pytest.param(QUICK, replace(WELL, lease_kept=False), id="lost Lease"),
+    ],
+)
+def test_neighbour_row_misses_its_goal(cycle: Cycle, life: Life) -> None:
+    assert meets_goal(Result([QUICK], WELL))
+    assert not meets_goal(Result([cycle], life))
+
+
+def test_neighbour_rows_have_different_names() -> None:
+    assert len(KNOWN) == len(ROWS) + len(CROWDS)

@@ -1,0 +1,288 @@
+"""Figures of many WorkQueues in the lab: storms and their cost in API requests, many idle ones, many busy ones."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pika
+
+from hack.bench.figures import MIB, percentile
+from hack.bench.neighbours import disturb
+from hack.bench.neighbours.lab import Lab, stub
+from tests.support import process, stubkubelet
+from tests.support.wait import eventually
+
+Object = dict[str, Any]
+
+STORM: Final = 200
+CALM_SECONDS: Final = 10.0
+"""From the last change until the API requests of a cycle are counted: late status writes are part of them."""
+
+REST_SECONDS: Final = 30.0
+WAIT_SECONDS: Final = 600.0
+BUSY_CYCLES: Final = 30
+BUSY_SECONDS: Final = 60.0
+CLASSIC: Final[Object] = {"queue": {"type": "Classic"}}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The result of one measurement.
+
+    Attributes:
+        told: in words.
+        met: whether it meets the goal.
+        raw: all samples.
+    """
+
+    told: str
+    met: bool
+    raw: Object
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """One figure.
+
+    Attributes:
+        name: selects it on the command line.
+        title: in the table; {} is the size.
+        goal: in words.
+        full, small: numbers of WorkQueues.
+        measure: from the lab, with a running operator, and the size.
+    """
+
+    name: str
+    title: str
+    goal: str
+    full: int
+    small: int
+    measure: Callable[[Lab, int], Figure]
+
+
+class Counts:
+    """Follows the counts of all Deployments of a namespace."""
+
+    def __init__(self, lab: Lab, namespace: str) -> None:
+        self._api = lab.api
+        self._path = f"/apis/apps/v1/namespaces/{namespace}/deployments?watch=1&timeoutSeconds=3600"
+        self._at: dict[str, tuple[float, int]] = {}
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def _follow(self) -> None:
+        connection = self._api.connect(3600)
+        connection.request("GET", self._path, headers=self._api.headers())
+        response = connection.getresponse()
+        while line := response.readline():
+            at, body = time.monotonic(), json.loads(line)["object"]
+            name, replicas = body["metadata"]["name"], body["spec"].get("replicas", 1)
+            if self._at.get(name, (0.0, -1))[1] != replicas:
+                self._at[name] = at, replicas
+
+    def wait(self, names: Sequence[str], condition: Callable[[int], bool]) -> dict[str, float]:
+        """Wait until all counts fulfil a condition. Return when each changed last."""
+
+        def all_do() -> bool:
+            return all(condition(self._at.get(f"{name}-worker", (0.0, -1))[1]) for name in names)
+
+        eventually(all_do, WAIT_SECONDS, f"{len(names)} counts change")
+        return {name: self._at[f"{name}-worker"][0] for name in names}
+
+
+def storm(lab: Lab, count: int) -> Figure:
+    """200 WorkQueues get a message together, their workers become Ready and take it."""
+    return _storm(lab, count, {"worker": {"nodeSelector": stub(stubkubelet.IDLE)}})
+
+
+def storm_of_pending(lab: Lab, count: int) -> Figure:
+    """The same, with pods that never become Ready. The messages are taken from the queues."""
+    return _storm(lab, count, {})
+
+
+def _storm(lab: Lab, count: int, change: Object) -> Figure:
+    with _crowd(lab, count, change) as (namespace, names):
+        chosen = names[:: max(1, count // STORM)][:STORM]
+        counts, requests = Counts(lab, namespace), Requests(lab)
+        counts.wait(chosen, lambda replicas: replicas == 0)
+        published = _publish(lab, chosen)
+        sent = max(published.values()) - min(published.values())
+        written = counts.wait(chosen, lambda replicas: replicas > 0)
+        wakes = sorted(written[name] - published[name] for name in chosen)
+        back = _take_back(lab, namespace, chosen, counts, ready=bool(change))
+        time.sleep(CALM_SECONDS)
+        spent = requests.spent()
+    p50, longest, each = percentile(wakes, 0.5), wakes[-1], sum(spent.values()) / len(chosen)
+    most = ", ".join(f"{number} {what}" for what, number in spent.most_common(6))
+    return Figure(
+        f"sent in {sent * 1000:.0f} ms; counts written p50 {p50 * 1000:.0f} ms, max {longest * 1000:.0f} ms; back to "
+        f"0 after {back:.1f} s; {each:.1f} API requests each ({most})",
+        p50 <= 0.3 and longest <= 0.7 and back <= 5.0 and each <= 12.0,
+        {"sent": sent, "wakes": wakes, "back": back, "requests": dict(spent)},
+    )
+
+
+def _take_back(lab: Lab, namespace: str, names: Sequence[str], counts: Counts, *, ready: bool) -> float:
+    """Take the messages. Return the seconds until the last count is 0."""
+    if ready:
+        lab.wait_workers(namespace, names)
+        with disturb.consumers(lab, names):
+            begun = time.monotonic()
+            return max(counts.wait(names, lambda replicas: replicas == 0).values()) - begun
+    channel = lab.channel()
+    begun = time.monotonic()
+    for name in names:
+        channel.queue_purge(name)
+    return max(counts.wait(names, lambda replicas: replicas == 0).values()) - begun
+
+
+def _publish(lab: Lab, names: Sequence[str]) -> dict[str, float]:
+    """Publish one message to each queue without waiting. Return when each was sent."""
+    published = {}
+    with disturb.connection_to(lab.broker.url) as connection:
+        channel = connection.channel()
+        for name in names:
+            published[name] = time.monotonic()
+            channel.basic_publish("", name, b"x", pika.BasicProperties(delivery_mode=2))
+    return published
+
+
+class Requests:
+    """Counts the operator's requests from now on, in the API server's audit log."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._log = lab.plane.audit_log
+        self._offset = self._log.stat().st_size
+
+    def spent(self) -> Counter[str]:
+        """Return the number of requests by verb and resource. New watches and the Lease do not count."""
+        found: Counter[str] = Counter()
+        with self._log.open() as file:
+            file.seek(self._offset)
+            for line in file:
+                entry = json.loads(line)
+                about = entry.get("objectRef", {})
+                if entry["verb"] == "watch" or about.get("resource") == "leases":
+                    continue
+                part = f"/{about['subresource']}" if about.get("subresource") else ""
+                found[f"{entry['verb']} {about.get('resource', '?')}{part}"] += 1
+        return found
+
+
+def idle(lab: Lab, count: int) -> Figure:
+    """Many idle WorkQueues: the memory, and the restart until all doorbells are installed."""
+    with _crowd(lab, count, {}):
+        assert lab.operator is not None
+        time.sleep(REST_SECONDS)
+        resident, spent = process.memory(lab.operator.pid), lab.operator.processor()
+        time.sleep(REST_SECONDS)
+        core = (lab.operator.processor() - spent) / REST_SECONDS
+        lab.stop_operator()
+        begun = time.monotonic()
+        lab.begin_operator()
+        _wait_doorbells(lab, count + 1)
+        restart = time.monotonic() - begun
+    return Figure(
+        f"{resident / MIB:.0f} MiB, {core:.3f} core; restarted to all doorbells in {restart:.1f} s",
+        resident <= 80 * MIB and restart <= 2.0,
+        {"resident": resident, "core": core, "restart": restart},
+    )
+
+
+def busy(lab: Lab, count: int) -> Figure:
+    """Many WorkQueues with two busy workers each: the processor time, and the wake of another one."""
+    change = {"worker": {"nodeSelector": stub(stubkubelet.BUSY)}, "scaling": {"messagesPerReplica": 1}}
+    with _crowd(lab, count, change) as (namespace, names):
+        assert lab.operator is not None
+        # The first pod of a template is alone until it is Ready.
+        for _ in range(2):
+            _publish(lab, names)
+            lab.wait_workers(namespace, names)
+        _wait_two(lab, namespace)
+        with _holding(lab, names, 2):
+            time.sleep(REST_SECONDS)
+            begun, spent = time.monotonic(), lab.operator.processor()
+            time.sleep(BUSY_SECONDS)
+            core = (lab.operator.processor() - spent) / (time.monotonic() - begun)
+            cycles = lab.probe(BUSY_CYCLES, BUSY_SECONDS)
+            resident = process.memory(lab.operator.pid)
+    wakes = [cycle.wake for cycle in cycles if cycle.wake is not None]
+    p50, p99 = percentile(wakes, 0.5), percentile(wakes, 0.99)
+    return Figure(
+        f"{core:.2f} core, {resident / MIB:.0f} MiB; wake of another queue p50 {p50 * 1000:.0f} ms, p99 "
+        f"{p99 * 1000:.0f} ms (n={len(wakes)})",
+        core <= 0.5 and p99 <= 0.1 and all(cycle.complete for cycle in cycles),
+        {"core": core, "resident": resident, "wakes": wakes},
+    )
+
+
+def _wait_two(lab: Lab, namespace: str) -> None:
+    def two() -> bool:
+        found = lab.deployments(namespace).values()
+        return all(body.get("status", {}).get("readyReplicas") == 2 for body in found)
+
+    eventually(two, WAIT_SECONDS, "each WorkQueue has two workers")
+
+
+@contextmanager
+def _holding(lab: Lab, names: Sequence[str], consumers: int) -> Iterator[None]:
+    """Consumers that take a message each and never acknowledge it, as busy workers do."""
+    with disturb.connection_to(lab.broker.url) as connection:
+        for _ in range(consumers):
+            channel = connection.channel()
+            channel.basic_qos(prefetch_count=1)
+            for name in names:
+                channel.basic_consume(name, lambda *_: None)
+        connection.process_data_events(1)
+        yield
+
+
+@contextmanager
+def _crowd(lab: Lab, count: int, change: Object) -> Iterator[tuple[str, list[str]]]:
+    """Idle WorkQueues with classic queues, as the peers in docs/benchmarks have them."""
+    names = [f"crowd-{number:05d}" for number in range(count)]
+    with lab.namespace() as namespace:
+        lab.create(namespace, names, {**CLASSIC, **change})
+        _wait_doorbells(lab, count + 1)
+        lab.wait_ready(namespace, names)
+        yield namespace, names
+
+
+def _wait_doorbells(lab: Lab, count: int) -> None:
+    def installed() -> bool:
+        assert lab.operator is not None
+        return lab.operator.doorbells() >= count
+
+    eventually(installed, WAIT_SECONDS, f"{count} doorbells are installed")
+
+
+_STORM_GOAL: Final = (
+    "counts written p50 <= 300 ms, max <= 700 ms; back to 0 within 5 s; <= 12 API requests for each WorkQueue"
+)
+CROWDS: Final = (
+    Crowd("storm", f"{STORM} of {{:,}} WorkQueues get a message together", _STORM_GOAL, 200, 20, storm),
+    Crowd(
+        "storm-pending",
+        f"{STORM} of {{:,}} WorkQueues get a message together, and their pods never become Ready",
+        _STORM_GOAL,
+        200,
+        20,
+        storm_of_pending,
+    ),
+    Crowd("storm-1000", f"{STORM} of {{:,}} WorkQueues get a message together", _STORM_GOAL, 1000, 40, storm),
+    Crowd("idle", "{:,} idle WorkQueues", "<= 80 MiB; restart <= 2 s", 1000, 40, idle),
+    Crowd(
+        "busy",
+        "{:,} WorkQueues with two busy workers each",
+        "<= 0.5 core; wake of another queue p99 <= 100 ms",
+        1000,
+        20,
+        busy,
+    ),
+)

@@ -1,0 +1,34 @@
+"""One healthy WorkQueue beside broken neighbours: the cheapest form of each row of the neighbour matrix.
+
+docs/benchmarks/neighbours.md measures the same rows in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from hack.bench.neighbours.lab import Lab, lab
+from hack.bench.neighbours.rows import ROWS, Row, beside
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Lab]:
+    """A control plane without nodes, a RabbitMQ, and an operator that serves both the healthy and the broken."""
+    # On a busy machine the API server may answer too late for a Lease.
+    with lab(leader_election=False) as made:
+        yield made
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_healthy_workqueue_is_woken_and_scaled_in(row: Row, place: Lab) -> None:
+    with beside(place, row, row.small, fresh=False):
+        operator = place.operator
+        assert operator is not None
+        restarts = operator.restarts
+
+        (cycle,) = place.probe(cycles=1, seconds=60)
+
+        assert cycle.complete, operator.log_tail()
+        assert operator.restarts == restarts
