@@ -225,6 +225,21 @@ INVALID = [
         worker(image=None),
         "worker.image is missing: set it to the image that contains the worker and the handler",
     ),
+    Row(
+        "an isolated command",
+        worker(handler={"exec": {"command": ["true"]}}, isolation="Process"),
+        "only a Python handler can be isolated",
+    ),
+    Row(
+        "recycling without processes",
+        worker(recycle={"maxMessages": 10}),
+        "only the processes of a Python handler can be recycled: set worker.isolation to Process",
+    ),
+    Row(
+        "memory without a number",
+        worker(isolation="Process", recycle={"maxMemory": "much"}),
+        "must be a number of bytes, with Ki, Mi or Gi for a unit, for example 500Mi",
+    ),
     Row("an image with spaces", worker(image="thumbs: 1"), "must be an image reference without spaces"),
     Row(
         "no time for a message",

@@ -175,7 +175,7 @@ def test_http_handler_cannot_read_connection_of_worker(isolated: bool) -> None:
     handler |= {"image": "workqueue-operator:dev", "command": ["python3", "-c", LOOK]}
     wait = ["python3", "-c", "import time; time.sleep(600)", "I am the worker"]
     worker |= {"image": "workqueue-operator:dev", "command": wait}
-    for probe in ("readinessProbe", "livenessProbe"):
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         del worker[probe]
     if not isolated:
         del worker["securityContext"]["runAsUser"]

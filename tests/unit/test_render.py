@@ -15,6 +15,7 @@ import pytest
 from tests.support.podsecurity import violations
 from tests.support.workqueue import workqueue
 from workqueue.contract.topology import QueueType
+from workqueue.contract.worker_api import Isolation
 from workqueue.worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.names import ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE
@@ -118,6 +119,39 @@ def test_worker_knows_the_delivery_limit(
     config = as_the_worker_reads_it(made, tmp_path)
 
     assert (config.delivery_limit, config.wake_deliveries) == (limit, wake_deliveries)
+
+
+def test_isolation_and_recycling_reach_the_worker(tmp_path: Path) -> None:
+    made = workqueue(
+        worker={
+            **PYTHON,
+            "isolation": "Process",
+            "startupTimeoutSeconds": 900,
+            "recycle": {"maxMessages": 1000, "maxMemory": "500Mi"},
+        }
+    )
+
+    config = as_the_worker_reads_it(made, tmp_path)
+
+    assert (config.isolation, config.startup_timeout_seconds) == (Isolation.PROCESS, 900.0)
+    assert (config.recycle_messages, config.recycle_memory) == (1000, 500 * 2**20)
+
+
+@pytest.mark.parametrize("worker", [PYTHON, EXEC, HTTP], ids=["python", "exec", "http"])
+def test_isolation_is_thread_by_default(tmp_path: Path, worker: dict[str, Any]) -> None:
+    config = as_the_worker_reads_it(workqueue(worker=worker), tmp_path)
+
+    assert (config.isolation, config.startup_timeout_seconds) == (Isolation.THREAD, 60.0)
+    assert (config.recycle_messages, config.recycle_memory) == (None, None)
+
+
+def test_kubelet_waits_longer_for_the_start_than_the_worker(tmp_path: Path) -> None:
+    [container] = pod(workqueue(worker={"startupTimeoutSeconds": 900}))["containers"]
+
+    probe = container["startupProbe"]
+
+    assert probe["httpGet"]["path"] == "/readyz"
+    assert probe["periodSeconds"] * probe["failureThreshold"] > 900
 
 
 def test_pod_grace_period_exceeds_handler_timeout() -> None:

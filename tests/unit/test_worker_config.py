@@ -11,7 +11,7 @@ import pytest
 
 from workqueue.cli.run import add_arguments
 from workqueue.contract.topology import QueueType
-from workqueue.contract.worker_api import Variable
+from workqueue.contract.worker_api import Isolation, Variable
 from workqueue.worker import config as config_module
 from workqueue.worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
 from workqueue.worker.errors import ConfigurationError
@@ -62,6 +62,14 @@ def test_log_level_is_read_from_flag_and_environment() -> None:
     assert mistakes(*GOOD, "--log-level", "loud") == (
         "--log-level is 'loud'; it must be debug, info, warning or error.",
     )
+
+
+def test_isolation_is_read_from_flag_and_environment() -> None:
+    environment = {"WORKQUEUE_ISOLATION": "Process", "WORKQUEUE_RECYCLE_MEMORY": "2Gi"}
+    assert read(*GOOD).isolation is Isolation.THREAD
+    assert read(*GOOD, environment=environment).isolation is Isolation.PROCESS
+    assert read(*GOOD, environment=environment).recycle_memory == 2 * 2**30
+    assert read(*GOOD, "--isolation", "process", "--recycle-memory", "1024").recycle_memory == 1024
 
 
 def test_flag_overrides_environment() -> None:
@@ -156,6 +164,18 @@ WRONG = {
     "two places": (["a:b", "--binding", "/", "--url", "amqp://x"], {}, "not both"),
     "a log format": (["a:b", "--log-format", "xml"], {}, "json or text"),
     "a truth value": (["a:b"], {"WORKQUEUE_DECLARE": "maybe"}, "true or false"),
+    "an unknown isolation": (["a:b", "--isolation", "Container"], {}, "Process or Thread"),
+    "a start of two hours": (["a:b", "--startup-timeout", "7200"], {}, "at most 3600"),
+    "memory without a number": (
+        ["a:b", "--isolation", "Process", "--recycle-memory", "Mi"],
+        {},
+        "a number of bytes, such as 500Mi",
+    ),
+    "recycling without processes": (
+        ["a:b", "--recycle-messages", "5"],
+        {},
+        "Only the processes of a Python handler can be recycled",
+    ),
     "a name that is too long": (["a:b", "--queue", "ä" * 128], {}, "longer than 255 bytes"),
 }
 

@@ -12,7 +12,6 @@ import pytest
 from tests.support.brokermodel import Changed, Clock, Connection, run_config
 from workqueue.worker import consumer, deliveries, retirement, runtime, settlement
 from workqueue.worker.handlers import http
-from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerUnavailable
 from workqueue.worker.slot import ANSWER_SECONDS, ConsumerState, Delivery, Slot
 
@@ -33,7 +32,6 @@ class Rig:
         self.worker = runtime.Runtime(
             config,
             config.read_binding,
-            Handler("m:f", lambda _message: None),
             connect=lambda _source, _name, **callbacks: Connection(self.clock, **callbacks),  # type: ignore[arg-type,return-value]
         )
         self.worker.deliveries._executor = self  # type: ignore[assignment]
@@ -64,7 +62,7 @@ class Rig:
         self.network()
 
     def end(self, error: BaseException | None = None) -> None:
-        self.worker.deliveries._handled(self.running.pop(), error)
+        self.worker.deliveries.handled(self.running.pop(), error)
         self.network()
 
     def refuse(self) -> None:
@@ -83,6 +81,12 @@ class Rig:
         return self.worker.consumer.slots[0]
 
     # As an executor
+
+    def accepts(self, slot: int) -> bool:
+        return True
+
+    def is_blocked(self, delivery: Delivery) -> bool:
+        return False
 
     def submit(self, delivery: Delivery) -> None:
         self.running.append(delivery)

@@ -40,7 +40,6 @@ from tests.support.brokermodel import (
 from workqueue import Reject, Retry
 from workqueue.amqp.errors import BrokerError
 from workqueue.worker import consumer, deliveries, drain, retirement, runtime, settlement
-from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerUnavailable, Outcome
 from workqueue.worker.lease import LeaseState
 from workqueue.worker.slot import ANSWER_SECONDS, LONGEST_WAIT_SECONDS, Delivery
@@ -130,7 +129,6 @@ class WorkerMachine(RuleBasedStateMachine):
         self.worker = runtime.Runtime(
             config,
             config.read_binding,
-            Handler("m:f", lambda _message: None),
             connect=lambda _source, _name, **callbacks: Connection(self.clock, **callbacks),  # type: ignore[arg-type,return-value]
             on_failure=self._judge_failure,
         )
@@ -158,6 +156,12 @@ class WorkerMachine(RuleBasedStateMachine):
         self._the_network_is_quick()
 
     # What the worker does, and whether it may ------------------------------------------------------------
+
+    def accepts(self, slot: int) -> bool:
+        return True
+
+    def is_blocked(self, delivery: Delivery) -> bool:
+        return False
 
     def submit(self, delivery: Delivery) -> None:
         """A message is given to a handler, again if it was not started before."""
@@ -316,7 +320,7 @@ class WorkerMachine(RuleBasedStateMachine):
                 attempt.verdict = Verdict.NOTHING
             elif how != "was not started":
                 attempt.verdict = Verdict.ACK if how == "returns" else Verdict.COPY
-        self.worker.deliveries._handled(attempt.delivery, ENDS[how])
+        self.worker.deliveries.handled(attempt.delivery, ENDS[how])
         if attempt.verdict is Verdict.NOTHING:
             assert not attempt.delivery.lease.held, "its handler was told to stop, and has: hand it back"
 

@@ -52,8 +52,8 @@ def running(url: str, call: Callable[[Message], object], slots: int) -> Iterator
         heartbeat_seconds=None,
         termination_log=None,  # type: ignore[arg-type]
     )
-    runtime = Runtime(config, lambda: from_url(url), Handler("m:f", call))
-    runtime.start()
+    runtime = Runtime(config, lambda: from_url(url))
+    runtime.start(Handler("m:f", call))
     try:
         yield runtime
     finally:

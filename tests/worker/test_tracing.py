@@ -84,8 +84,8 @@ def running(vhost: VirtualHost, handler: Handler) -> Iterator[Runtime]:
         vhost.url,
     ]
     config = parse(parser.parse_args(flags), {})
-    runtime = Runtime(config, lambda: from_url(vhost.url), handler)
-    runtime.start()
+    runtime = Runtime(config, lambda: from_url(vhost.url))
+    runtime.start(handler)
     try:
         eventually(lambda: runtime.consumer.consuming)
         yield runtime

@@ -14,6 +14,7 @@ from typing import Any, Final, TextIO
 
 FORMATS: Final = ("json", "text")
 NEWLINE: Final = "\n"
+EXCEPTION: Final = "exception"
 
 _OWN_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -32,7 +33,7 @@ class JSONFormatter(logging.Formatter):
             **key_values(record),
         }
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            entry[EXCEPTION] = self.formatException(record.exc_info)
         return escaped(json.dumps(entry, default=str, ensure_ascii=False))
 
 
@@ -42,14 +43,17 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line, and an exception below it."""
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
-        pairs = "".join(f"  {key}={_quoted(value)}" for key, value in key_values(record).items())
+        given = key_values(record)
+        # The text of an exception of another process.
+        exception = given.pop(EXCEPTION, None)
+        pairs = "".join(f"  {key}={_quoted(value)}" for key, value in given.items())
         line = f"{stamp} {record.levelname:<7} {escaped(record.getMessage())}{pairs}"
-        if not record.exc_info:
+        if record.exc_info:
+            exception = self.formatException(record.exc_info)
+        if not exception:
             return line
         # Indented, so that the text of an exception cannot look like a log line.
-        return (
-            f"{line}\n{textwrap.indent(escaped(self.formatException(record.exc_info), keep=NEWLINE), '  ')}"
-        )
+        return f"{line}\n{textwrap.indent(escaped(str(exception), keep=NEWLINE), '  ')}"
 
 
 def key_values(record: logging.LogRecord) -> dict[str, Any]:

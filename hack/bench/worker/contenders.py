@@ -19,6 +19,10 @@ CONSUMERS: Final = "hack.bench.worker.consumers"
 BASELINE: Final = "pika SelectConnection"
 ASYNC: Final = "ours, async"
 THREADS: Final = "ours, threads"
+PROCESSES: Final = "ours, processes"
+ASYNC_PROCESS: Final = "ours, async in a process"
+PREFORK: Final = "Celery, prefork"
+ISOLATED: Final = ("--isolation=Process",)
 
 Maker = Callable[[str, bytes], Outgoing]
 
@@ -72,6 +76,7 @@ class Contender:
         module: its program, a module of `consumers`, or the function that `workqueue run` loads.
         ours: whether it is this project's worker.
         peer: whether it needs the benchmarks' environment.
+        processes: whether its handlers run in several processes.
         one_slot: whether it can handle only one message at a time.
         message: returns a message in its format.
         extra: further command line arguments.
@@ -81,6 +86,7 @@ class Contender:
     module: str
     ours: bool = False
     peer: bool = False
+    processes: bool = False
     one_slot: bool = False
     message: Maker = plain
     extra: tuple[str, ...] = ()
@@ -94,7 +100,7 @@ class Contender:
         if self.ours:
             run = [sys.executable, "-m", "workqueue", "run", f"{CONSUMERS}.ours:{self.module}"]
             where = [f"--url={url}", f"--queue={queue}", f"--queue-type={kind}"]
-            return [*run, *where, f"--concurrency={case.slots}", "--port=0"]
+            return [*run, *where, f"--concurrency={case.slots}", "--port=0", *self.extra]
         interpreter = environment.python() if self.peer else sys.executable
         asked = [url, queue, kind, str(case.slots), str(case.handler_seconds)]
         return [interpreter, "-m", f"{CONSUMERS}.{self.module}", *asked, *self.extra]
@@ -104,10 +110,13 @@ CONTENDERS: Final = (
     Contender(BASELINE, "pika_select"),
     Contender(ASYNC, "task", ours=True),
     Contender(THREADS, "thread", ours=True),
+    Contender(PROCESSES, "thread", ours=True, processes=True, extra=ISOLATED),
+    Contender(ASYNC_PROCESS, "task", ours=True, processes=True, extra=ISOLATED),
     Contender("pika BlockingConnection", "pika_blocking", one_slot=True),
     Contender("pika, threads", "pika_threads"),
     Contender("aio-pika", "aio_pika_tasks", peer=True),
     Contender("Celery, solo", "celery_worker", peer=True, one_slot=True, message=celery, extra=("solo",)),
     Contender("Celery, threads", "celery_worker", peer=True, message=celery, extra=("threads",)),
+    Contender(PREFORK, "celery_worker", peer=True, processes=True, message=celery, extra=("prefork",)),
     Contender("Dramatiq", "dramatiq_worker", peer=True, message=dramatiq),
 )

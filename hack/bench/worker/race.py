@@ -19,7 +19,7 @@ import pika
 
 from hack.bench.errors import BenchError
 from hack.bench.worker.cases import Case
-from hack.bench.worker.consumers.tally import VARIABLE
+from hack.bench.worker.consumers.tally import SHARED_BYTES, VARIABLE
 from hack.bench.worker.contenders import Contender
 from hack.cluster.checkout import CHECKOUT
 from workqueue.amqp.publish_pipeline import PublishPipeline
@@ -112,14 +112,23 @@ def _started(
     contender: Contender, url: str, queue: str, kind: str, case: Case
 ) -> Iterator[tuple[int, subprocess.Popen[bytes], Path]]:
     reader, writer = os.pipe()
-    asked = {"pipe": writer, "warm": case.warm, "count": case.count, "seconds": SECONDS}
+    asked: dict[str, object] = {
+        "pipe": writer,
+        "warm": case.warm,
+        "count": case.count,
+        "seconds": SECONDS,
+    }
     environment = {
         **os.environ,
         VARIABLE: json.dumps(asked),
         "WORKQUEUE_BENCH_SECONDS": str(case.handler_seconds),
         "PYTHONPATH": str(CHECKOUT),
     }
-    with tempfile.NamedTemporaryFile() as log:
+    with tempfile.NamedTemporaryFile() as log, tempfile.NamedTemporaryFile() as shared:
+        if contender.processes:
+            shared.write(bytes(SHARED_BYTES))
+            shared.flush()
+            environment[VARIABLE] = json.dumps(asked | {"shared": shared.name})
         process = subprocess.Popen(
             contender.command(url, queue, kind, case),
             env=environment,

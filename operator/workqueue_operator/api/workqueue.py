@@ -16,6 +16,11 @@ from pydantic.alias_generators import to_camel
 
 from workqueue.contract import topology
 from workqueue.contract.topology import ExchangeType, QueueType
+from workqueue.contract.worker_api import (
+    DEFAULT_STARTUP_TIMEOUT_SECONDS,
+    LONGEST_STARTUP_TIMEOUT_SECONDS,
+    Isolation,
+)
 from workqueue_operator.api import pod_template
 from workqueue_operator.api.cel import IMMUTABLE_ADVICE, JsonSchema, rule, rules, unchanged
 from workqueue_operator.names import GROUP, MAX_NAME_LENGTH
@@ -393,6 +398,26 @@ class Disruption(_Model):
     messages first. 100% never holds a drain up."""
 
 
+class Recycle(_Model):
+    """When a handler's process is replaced, between two messages. The next process loads the handler before."""
+
+    max_messages: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    """Number of messages after which a process is replaced. Not limited by default."""
+
+    max_memory: str | None = Field(
+        default=None,
+        max_length=20,
+        json_schema_extra=rules(
+            rule(
+                "self.matches(r'^[1-9][0-9]*(Ki|Mi|Gi)?$')",
+                "must be a number of bytes, with Ki, Mi or Gi for a unit, for example 500Mi",
+            )
+        ),
+    )
+    """Resident memory from which a process is replaced, such as 500Mi. It is read about once a second, after a
+    message. Not limited by default."""
+
+
 class Worker(_Model):
     """The workers that the operator runs in a Deployment."""
 
@@ -406,6 +431,15 @@ class Worker(_Model):
                 "!has(self.workerResources) || has(self.handler.http)",
                 "worker.workerResources is for an http handler: use worker.resources",
                 "workerResources",
+            ),
+            rule(
+                "!has(self.isolation) || self.isolation != 'Process' || has(self.handler.python)",
+                "only a Python handler can be isolated, since exec and http handlers have processes of their own: "
+                "remove worker.isolation",
+            ),
+            rule(
+                "!has(self.recycle) || self.isolation == 'Process'",
+                "only the processes of a Python handler can be recycled: set worker.isolation to Process",
             ),
         )
     )
@@ -422,6 +456,19 @@ class Worker(_Model):
 
     timeout_seconds: int = Field(default=300, ge=1, le=_DAY)
     """Seconds that a handler may take for one message. A stopped pod has this time to finish."""
+
+    isolation: Isolation = Isolation.THREAD
+    """Where a Python handler runs. Thread: in the worker's process. Process: in processes of its own, so that a
+    handler that crashes, hangs or uses up its memory costs only its own message."""
+
+    startup_timeout_seconds: int = Field(
+        default=DEFAULT_STARTUP_TIMEOUT_SECONDS, ge=1, le=LONGEST_STARTUP_TIMEOUT_SECONDS
+    )
+    """Seconds that loading the handler may take: the import of a Python handler, or until an http handler listens.
+    The pod is alive and not ready in this time."""
+
+    recycle: Recycle | None = None
+    """When a handler's process is replaced. For isolation Process."""
 
     env: pod_template.EnvVars = ()
     """Environment variables of the container that runs the handler."""

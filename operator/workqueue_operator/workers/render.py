@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from workqueue.contract.topology import DEFAULT_DELIVERY_LIMIT, QueueType
-from workqueue.contract.worker_api import LIVE_PATH, PORT, READY_PATH, Variable
+from workqueue.contract.worker_api import LIVE_PATH, PORT, READY_PATH, Isolation, Variable
 from workqueue_operator.api.workqueue import Handler, PodSecurity, Wake, Worker, WorkQueue
 from workqueue_operator.names import (
     ANNOTATION_BROKER,
@@ -50,6 +50,9 @@ BESIDE_HANDLER: Final[Object] = {
     "limits": {"cpu": "1", "memory": "512Mi"},
 }
 """Resources of the worker beside an http handler: a namespace with a quota refuses pods without."""
+
+STARTUP_MARGIN_SECONDS: Final = 15
+"""Seconds beyond the handler's startup timeout: for the start of Python, and for the worker's own error."""
 
 _RESTRICTED: Final[Object] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 """What the restricted Pod Security Standard requires of a container, beside the settings of the pod."""
@@ -272,9 +275,13 @@ def _worker_container(workqueue: WorkQueue, worker: Worker, wire: Object, defaul
         "command": ["workqueue", "run"],
         "env": _environment(workqueue, worker),
         "ports": [{"name": ENDPOINT_PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
+        # An import may hold the interpreter, so that the endpoint does not answer. The worker ends a start that takes
+        # too long, and says why; the kubelet ends it only if the worker cannot.
+        "startupProbe": _probe(
+            READY_PATH, period=1, failures=worker.startup_timeout_seconds + STARTUP_MARGIN_SECONDS
+        ),
         "readinessProbe": _probe(READY_PATH, period=2, failures=3),
-        # The endpoint comes up once the handler is loaded, and an http handler may take a minute.
-        "livenessProbe": {**_probe(LIVE_PATH, period=10, failures=6), "initialDelaySeconds": 60},
+        "livenessProbe": _probe(LIVE_PATH, period=10, failures=6),
         "securityContext": _security_context(wire)
         if worker.handler.http is None
         else _beside_handler(worker, wire),
@@ -379,12 +386,14 @@ def _environment(workqueue: WorkQueue, worker: Worker) -> list[Object]:
         Variable.TIMEOUT_SECONDS: str(worker.timeout_seconds),
         Variable.GRACE_SECONDS: str(worker.timeout_seconds),
         Variable.CONCURRENCY: str(worker.concurrency),
+        Variable.STARTUP_TIMEOUT_SECONDS: str(worker.startup_timeout_seconds),
         Variable.PORT: str(PORT),
         Variable.LOG_FORMAT: "json",
         Variable.SERVICE_BINDING_ROOT: BINDING_ROOT,
         Variable.BINDING: f"{BINDING_ROOT}/{BINDING_NAME}",
         Variable.RETIREMENT_KEY_FILE: f"{RETIREMENT_FOLDER}/{RETIREMENT_KEY}",
     }
+    settings |= _isolation_settings(worker)
     if spec.queue.declare and spec.queue.type is QueueType.QUORUM:
         settings[Variable.DELIVERY_LIMIT] = str(spec.queue.delivery_limit or DEFAULT_DELIVERY_LIMIT)
         if workqueue.wake is Wake.PUSH:
@@ -395,6 +404,17 @@ def _environment(workqueue: WorkQueue, worker: Worker) -> list[Object]:
     return [{"name": str(name), "value": value} for name, value in settings.items()] + [
         {"name": str(name), "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in downward.items()
     ]
+
+
+def _isolation_settings(worker: Worker) -> dict[str, str]:
+    if worker.handler.python is None:
+        return {}
+    settings: dict[str, str] = {Variable.ISOLATION: Isolation(worker.isolation).value}
+    if worker.recycle is not None and worker.recycle.max_messages is not None:
+        settings[Variable.RECYCLE_MESSAGES] = str(worker.recycle.max_messages)
+    if worker.recycle is not None and worker.recycle.max_memory is not None:
+        settings[Variable.RECYCLE_MEMORY] = worker.recycle.max_memory
+    return settings
 
 
 def _handler_setting(handler: Handler) -> dict[str, str]:

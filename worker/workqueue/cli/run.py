@@ -7,14 +7,16 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from workqueue import __version__, logs
 from workqueue.contract.errors import WorkerError
-from workqueue.contract.worker_api import PORT, ExitCode, Variable
+from workqueue.contract.worker_api import PORT, ExitCode, Isolation, Variable
+from workqueue.worker import trace_request
 from workqueue.worker.config import (
     DEFAULT_TERMINATION_LOG,
     ExecHandler,
@@ -25,8 +27,11 @@ from workqueue.worker.config import (
 )
 from workqueue.worker.drain import Signals, drain
 from workqueue.worker.ending import leave
-from workqueue.worker.errors import ConfigurationError, HandlerLoadError
+from workqueue.worker.errors import ConfigurationError, HandlerLoadError, too_slow
 from workqueue.worker.handlers.handler import Handler
+
+if TYPE_CHECKING:
+    from workqueue.worker.executors.launcher import Launcher
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +88,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"time for handlers to finish after SIGTERM (default: the timeout) [{Variable.GRACE_SECONDS}]",
     )
+    add(
+        "--isolation",
+        metavar="WHERE",
+        help="where a Python handler runs: Process (in processes of its own) or Thread (in the worker's, the"
+        f" default) [{Variable.ISOLATION}]",
+    )
+    add(
+        "--startup-timeout",
+        metavar="SECONDS",
+        help=f"time to load or reach the handler (60) [{Variable.STARTUP_TIMEOUT_SECONDS}]",
+    )
+    add(
+        "--recycle-messages",
+        metavar="N",
+        help="with --isolation Process: replace a process after this many messages"
+        f" [{Variable.RECYCLE_MESSAGES}]",
+    )
+    add(
+        "--recycle-memory",
+        metavar="SIZE",
+        help="with --isolation Process: replace a process that uses this much memory, such as 500Mi"
+        f" [{Variable.RECYCLE_MEMORY}]",
+    )
     add("--port", metavar="PORT", help=f"port of the HTTP endpoint ({PORT}); 0 for none [{Variable.PORT}]")
     add("--url", help=f"amqp://user:password@host:port/vhost?heartbeat=60 [{Variable.URL}]")
     add(
@@ -122,11 +150,13 @@ def _run(arguments: argparse.Namespace, closers: list[Callable[[], None]]) -> in
     except ConfigurationError as error:
         return _fail(ExitCode.CONFIGURATION, error, termination_log)
     logs.configure(config.log_format, config.log_level)
-    try:
-        handler = load_handler(config, signals)
-    except HandlerLoadError as error:
-        return _fail(ExitCode.HANDLER, error, termination_log)
-    return _work(config, handler, signals, closers)
+    if config.isolation is Isolation.PROCESS and isinstance(config.handler, PythonHandler):
+        from workqueue.worker.executors.launcher import Launcher
+
+        launcher = Launcher(config, config.handler.name)
+        closers.append(launcher.close)
+        return _work(config, launcher.launch_first(), signals, closers)
+    return _work(config, None, signals, closers)
 
 
 def load_handler(config: RunConfig, signals: Signals) -> Handler:
@@ -139,7 +169,8 @@ def load_handler(config: RunConfig, signals: Signals) -> Handler:
         case PythonHandler(name):
             from workqueue.worker.handlers import python
 
-            return python.load(name)
+            with _time_limit(config, name):
+                return python.load(name)
         case ExecHandler(command):
             from workqueue.worker.handlers import exec as exec_handlers
 
@@ -147,32 +178,51 @@ def load_handler(config: RunConfig, signals: Signals) -> Handler:
         case HTTPHandler(url):
             from workqueue.worker.handlers import http
 
-            return http.load(url, signals.wait)
+            return http.load(url, signals.wait, config.startup_timeout_seconds)
 
 
-def _work(config: RunConfig, handler: Handler, signals: Signals, closers: list[Callable[[], None]]) -> int:
-    from workqueue.worker import tracing
+@contextlib.contextmanager
+def _time_limit(config: RunConfig, name: str) -> Iterator[None]:
+    """End the process if an import takes too long. Nothing else can end an import that hangs in this thread."""
+
+    def end() -> None:
+        error = HandlerLoadError(too_slow(name, config.startup_timeout_seconds))
+        _fail(ExitCode.HANDLER, error, config.termination_log)
+        leave(ExitCode.HANDLER)
+
+    timer = threading.Timer(config.startup_timeout_seconds, end)
+    timer.daemon = True
+    timer.start()
+    yield
+    timer.cancel()
+
+
+def _work(
+    config: RunConfig, launcher: Launcher | None, signals: Signals, closers: list[Callable[[], None]]
+) -> int:
     from workqueue.worker.runtime import Runtime
 
-    traces = tracing.start(config.queue, os.environ) if tracing.wanted(os.environ) else None
-    if traces is not None:
-        handler = traces.handler(handler)
-        closers.append(traces.close)
-    logger.info("Starting.", extra={"version": __version__, "queue": config.queue, "handler": handler.name})
-    runtime = Runtime(config, config.read_binding, handler, on_failure=signals.interrupt)
+    runtime = Runtime(config, config.read_binding, on_failure=signals.interrupt)
     endpoint = None
     if config.port:
         from workqueue.worker.endpoint import Endpoint
 
         # Before any message is taken: if the port is not free, the worker ends, and so would the running handlers.
+        metrics_folder = None if launcher is None else launcher.metrics_folder
         try:
-            endpoint = Endpoint(runtime, config.port, any_port_will_do=config.port_is_default)
+            endpoint = Endpoint(
+                runtime, config.port, any_port_will_do=config.port_is_default, metrics_folder=metrics_folder
+            )
         except OSError as error:
             said = WorkerError(f"The endpoint's port {config.port} cannot be used: {error}.")
             return _fail(ExitCode.FAILED, said, config.termination_log)
-    runtime.start()
-    if endpoint is not None:
         endpoint.start()
+    try:
+        handler = launcher or _traced(load_handler(config, signals), config, closers)
+    except HandlerLoadError as error:
+        return _fail(ExitCode.HANDLER, error, config.termination_log)
+    logger.info("Starting.", extra={"version": __version__, "queue": config.queue, "handler": handler.name})
+    runtime.start(handler)
     signals.wait()
     failure = runtime.failure
     if failure is not None:
@@ -181,8 +231,21 @@ def _work(config: RunConfig, handler: Handler, signals: Signals, closers: list[C
     if endpoint is not None:
         endpoint.close()
     if failure is not None:
-        return _fail(ExitCode.FAILED, WorkerError(failure.reason), config.termination_log)
+        return _fail(failure.code, WorkerError(failure.reason), config.termination_log)
     return 0
+
+
+def _traced(handler: Handler, config: RunConfig, closers: list[Callable[[], None]]) -> Handler:
+    """Return the handler, with traces if they are requested."""
+    if not trace_request.wanted(os.environ):
+        return handler
+    from workqueue.worker import tracing
+
+    traces = tracing.start(config.queue, os.environ)
+    if traces is None:
+        return handler
+    closers.append(traces.close)
+    return traces.handler(handler)
 
 
 def _fail(code: int, error: WorkerError, termination_log: Path) -> int:

@@ -54,6 +54,10 @@ class Variable(StrEnum):
     TIMEOUT_SECONDS = "WORKQUEUE_TIMEOUT_SECONDS"
     GRACE_SECONDS = "WORKQUEUE_GRACE_SECONDS"
     CONCURRENCY = "WORKQUEUE_CONCURRENCY"
+    ISOLATION = "WORKQUEUE_ISOLATION"
+    STARTUP_TIMEOUT_SECONDS = "WORKQUEUE_STARTUP_TIMEOUT_SECONDS"
+    RECYCLE_MESSAGES = "WORKQUEUE_RECYCLE_MESSAGES"
+    RECYCLE_MEMORY = "WORKQUEUE_RECYCLE_MEMORY"
     PORT = "WORKQUEUE_PORT"
     URL = "WORKQUEUE_URL"
     BINDING = "WORKQUEUE_BINDING"
@@ -65,6 +69,20 @@ class Variable(StrEnum):
     TERMINATION_LOG = "WORKQUEUE_TERMINATION_LOG"
     POD_NAME = "WORKQUEUE_POD_NAME"
     POD_UID = "WORKQUEUE_POD_UID"
+
+
+class Isolation(StrEnum):
+    """Where a Python handler runs."""
+
+    PROCESS = "Process"
+    """In processes of its own."""
+    THREAD = "Thread"
+    """In threads of the worker's process, or in its asyncio loop."""
+
+
+DEFAULT_STARTUP_TIMEOUT_SECONDS: Final = 60
+LONGEST_STARTUP_TIMEOUT_SECONDS: Final = 3_600
+"""Seconds that loading a handler may take."""
 
 
 class ExitCode(IntEnum):

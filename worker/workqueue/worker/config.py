@@ -25,7 +25,13 @@ from workqueue.contract.topology import (
     QueueSettings,
     QueueType,
 )
-from workqueue.contract.worker_api import PORT, Variable
+from workqueue.contract.worker_api import (
+    DEFAULT_STARTUP_TIMEOUT_SECONDS,
+    LONGEST_STARTUP_TIMEOUT_SECONDS,
+    PORT,
+    Isolation,
+    Variable,
+)
 from workqueue.worker.errors import ConfigurationError
 from workqueue.worker.handlers.outcome import RetryPolicy
 
@@ -33,6 +39,7 @@ DEFAULT_TIMEOUT_SECONDS: Final = 300.0
 DEFAULT_TERMINATION_LOG: Final = Path("/dev/termination-log")
 MAX_CONCURRENCY: Final = 1_000
 LONGEST_SECONDS: Final = 30 * 86_400.0
+UNITS: Final = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 T = TypeVar("T")
 
@@ -73,6 +80,10 @@ class RunConfig:
         worker_name: the pod, or host and process.
         retirement_key_file: the key for the operator's calls; None in a pod of an operator release that
             signed calls with the password.
+        isolation: where a Python handler runs.
+        startup_timeout_seconds: how long loading or reaching the handler may take.
+        recycle_messages: after how many messages a handler's process is replaced; None for never.
+        recycle_memory: from how many bytes of resident memory; None for never.
     """
 
     handler: PythonHandler | ExecHandler | HTTPHandler
@@ -95,6 +106,10 @@ class RunConfig:
     heartbeat_seconds: int | None
     termination_log: Path
     retirement_key_file: Path | None = None
+    isolation: Isolation = Isolation.THREAD
+    startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS
+    recycle_messages: int | None = None
+    recycle_memory: int | None = None
 
     @property
     def queue(self) -> str:
@@ -199,10 +214,30 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         heartbeat_seconds=reader.read("heartbeat", Variable.HEARTBEAT_SECONDS, None, _heartbeat),
         termination_log=Path(environment.get(Variable.TERMINATION_LOG) or DEFAULT_TERMINATION_LOG),
         retirement_key_file=Path(key_file) if key_file else None,
+        isolation=reader.read("isolation", Variable.ISOLATION, Isolation.THREAD, _isolation),
+        startup_timeout_seconds=reader.read(
+            "startup_timeout",
+            Variable.STARTUP_TIMEOUT_SECONDS,
+            float(DEFAULT_STARTUP_TIMEOUT_SECONDS),
+            _startup_seconds,
+        ),
+        recycle_messages=reader.read("recycle_messages", Variable.RECYCLE_MESSAGES, None, _count),
+        recycle_memory=reader.read("recycle_memory", Variable.RECYCLE_MEMORY, None, _memory),
     )
+    _check_recycling(reader, config)
     if reader.mistakes:
         raise ConfigurationError(reader.mistakes)
     return config
+
+
+def _check_recycling(reader: _Reader, config: RunConfig) -> None:
+    """Add a mistake if processes are to be replaced, but the handler has none."""
+    recycles = config.recycle_messages is not None or config.recycle_memory is not None
+    isolated = config.isolation is Isolation.PROCESS and isinstance(config.handler, PythonHandler)
+    if recycles and not isolated:
+        reader.mistakes.append(
+            "Only the processes of a Python handler can be recycled. Use --isolation Process, or remove the limits."
+        )
 
 
 class _Reader:
@@ -333,6 +368,27 @@ def _concurrency(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MAX_CONCURRENCY:
         raise ValueError(f"a whole number from 1 to {MAX_CONCURRENCY}")
     return int(text)
+
+
+def _isolation(text: str) -> Isolation:
+    for kind in Isolation:
+        if text.lower() == kind.lower():
+            return kind
+    raise ValueError("Process or Thread")
+
+
+def _startup_seconds(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds > LONGEST_STARTUP_TIMEOUT_SECONDS:
+        raise ValueError(f"a number of seconds of at most {LONGEST_STARTUP_TIMEOUT_SECONDS}")
+    return seconds
+
+
+def _memory(text: str) -> int:
+    number, unit = (text[:-2], text[-2:]) if text[-2:] in UNITS else (text, "")
+    if not number.isdecimal() or int(number) < 1:
+        raise ValueError("a number of bytes, such as 500Mi or 2Gi")
+    return int(number) * UNITS.get(unit, 1)
 
 
 def _delays(text: str) -> tuple[int, ...]:

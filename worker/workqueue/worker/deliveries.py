@@ -10,24 +10,27 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from workqueue.amqp.backoff import Backoff
 from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract import headers
 from workqueue.contract.binding import Binding
+from workqueue.contract.worker_api import ExitCode
 from workqueue.message import Message
 from workqueue.worker.config import RunConfig
 from workqueue.worker.consumer import SETTLING_SECONDS, Consumer
-from workqueue.worker.executors.tasks import AsyncExecutor
-from workqueue.worker.executors.threads import ThreadExecutor
+from workqueue.worker.executors.executor import Executor
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerTimeout, HandlerUnavailable, Outcome, refusal, verdict
 from workqueue.worker.histograms import Histogram
 from workqueue.worker.rates import HandlerRates
 from workqueue.worker.settlement import Settler
 from workqueue.worker.slot import Delivery
+
+if TYPE_CHECKING:
+    from workqueue.worker.executors.launcher import Launcher
 
 STUCK_SECONDS: Final = 60.0
 """A handler counts as stuck when it still runs this long after its deadline."""
@@ -37,6 +40,9 @@ HUNG_SECONDS: Final = 10.0
 
 LOOP_ENDED_GRACE_SECONDS: Final = 1.0
 """Time for the other handlers when one of them has ended the asyncio loop, which asks the process to end."""
+
+BLOCKED_SECONDS: Final = 0.5
+"""How soon a handler that another one blocks is looked at again."""
 
 FIRST_WAIT_SECONDS: Final = 0.2
 LONGEST_WAIT_SECONDS: Final = 5.0
@@ -52,10 +58,11 @@ logger = logging.getLogger(__name__)
 
 
 class Failure(NamedTuple):
-    """Why only a new process can continue, and how long handlers may still run."""
+    """Why only a new process can continue, how long handlers may still run, and the exit code."""
 
     reason: str
     grace_seconds: float
+    code: ExitCode = ExitCode.FAILED
 
 
 class Deliveries:
@@ -64,7 +71,6 @@ class Deliveries:
     Args:
         config: the worker's configuration.
         consumer: whose slots hold the deliveries.
-        handler: loaded and checked.
         binding_source: returns the connection data, for the publisher of copies.
         on_failure: called when only a new process can continue.
     """
@@ -73,7 +79,6 @@ class Deliveries:
         self,
         config: RunConfig,
         consumer: Consumer,
-        handler: Handler,
         binding_source: Callable[[], Binding],
         on_failure: Callable[[Failure], None],
     ) -> None:
@@ -95,19 +100,35 @@ class Deliveries:
         self._handler_backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
         self._hung_seconds = max(config.timeout_seconds, HUNG_SECONDS)
         self._next_check = float("inf")
-        self._executor: ThreadExecutor | AsyncExecutor
-        if handler.is_async:
-            self._executor = AsyncExecutor(
-                self._connection.loop, handler.call, self._handled, self._loop_ended
-            )
-        else:
-            self._executor = ThreadExecutor(
-                self._connection.loop, handler.call, self._handled, config.concurrency
-            )
+        self._executor: Executor | None = None
+        self.ready = False
 
-    def start(self) -> None:
-        """Start the threads that run handlers. They also run the I/O loop."""
+    def start(self, handler: Handler | Launcher) -> None:
+        """Start the threads or processes that run handlers, and the thread that runs the I/O loop.
+
+        Args:
+            handler: loaded and checked, or what starts processes that load it.
+        """
+        self._executor = self._executor or self._make_executor(handler)
         self._executor.start()
+
+    def _make_executor(self, handler: Handler | Launcher) -> Executor:
+        # Imported here, since a worker uses only one of them.
+        loop = self._connection.loop
+        if not isinstance(handler, Handler):
+            from workqueue.worker.executors.processes import ProcessExecutor
+
+            slots = range(len(self._consumer.slots))
+            self.slots_lost(slots)
+            return ProcessExecutor(loop, handler, self, slots)
+        self.ready = True
+        if handler.is_async:
+            from workqueue.worker.executors.tasks import AsyncExecutor
+
+            return AsyncExecutor(loop, handler.call, self.handled, self._loop_ended)
+        from workqueue.worker.executors.threads import ThreadExecutor
+
+        return ThreadExecutor(loop, handler.call, self.handled, self._config.concurrency)
 
     def close_publisher(self) -> None:
         """Disconnect the publisher of copies."""
@@ -115,8 +136,8 @@ class Deliveries:
             self._publisher.close(0.0)
 
     def stop(self, timeout: float) -> bool:
-        """End the threads; return False when a handler still runs after `timeout` seconds."""
-        return self._executor.stop(timeout)
+        """End the executor; return False when a handler still runs after `timeout` seconds."""
+        return self._executor is None or self._executor.stop(timeout)
 
     # Reading, from any thread ---------------------------------------------------------------------------
 
@@ -180,15 +201,57 @@ class Deliveries:
 
     def _start(self, delivery: Delivery) -> None:
         delivery.started = time.monotonic()
+        if not self._get_executor().accepts(delivery.slot.number):
+            delivery.returned = True  # postponed, until `slots_ready`
+            return
         delivery.returned = False
         delivery.message.deadline = delivery.started + self._config.timeout_seconds
         if delivery.message.deadline < self._next_check:
             self._check_later(self._config.timeout_seconds)
-        self._executor.submit(delivery)
+        self._get_executor().submit(delivery)
+
+    def _get_executor(self) -> Executor:
+        assert self._executor is not None  # noqa: S101 - no message arrives before the start
+        return self._executor
+
+    # Slots whose process is being replaced --------------------------------------------------------------
+
+    @property
+    def draining(self) -> bool:
+        """Whether the worker shuts down."""
+        return self._consumer.draining
+
+    def slots_lost(self, slots: Sequence[int]) -> None:
+        """Take no messages in these slots, until a handler can start there."""
+        for number in slots:
+            self._consumer.slots[number].hold()
+
+    def slots_ready(self, slots: Sequence[int]) -> None:
+        """Take messages in these slots again, and start the handlers of those that have one."""
+        self.ready = True
+        for number in slots:
+            slot = self._consumer.slots[number]
+            if slot.delivery is None:
+                slot.release()
+            elif slot.delivery in self._postponed():
+                self._start(slot.delivery)
+
+    def interrupted(self, delivery: Delivery) -> None:
+        """Postpone a handler whose process was ended because of another message."""
+        delivery.returned = True
+        if not delivery.lease.held:
+            self._free(delivery)
+        elif delivery.abandoned or self._consumer.draining:
+            self._hand_back(delivery)
+
+    def cannot_load(self, reason: str) -> None:
+        """End the worker: no process can load the handler."""
+        self._on_failure(Failure(reason, self._config.grace_seconds, ExitCode.HANDLER))
 
     # The end of a handler -------------------------------------------------------------------------------
 
-    def _handled(self, delivery: Delivery, error: BaseException | None) -> None:
+    def handled(self, delivery: Delivery, error: BaseException | None) -> None:
+        """Settle a message whose handler has returned."""
         with self._connection.loop:
             try:
                 self._end(delivery, error)
@@ -327,11 +390,14 @@ class Deliveries:
 
     def _cancel(self, delivery: Delivery) -> None:
         delivery.message.cancelled.set()
-        self._executor.cancel(delivery)
+        self._get_executor().cancel(delivery)
 
     def _free(self, delivery: Delivery) -> None:
         if delivery.slot.delivery is delivery:
-            delivery.slot.release()
+            if self._get_executor().accepts(delivery.slot.number):
+                delivery.slot.release()
+            else:
+                delivery.slot.vacate()
             self._consumer.changed.notify_all()
 
     def _get_publisher(self) -> PublishPipeline:
@@ -355,10 +421,17 @@ class Deliveries:
         """Time out every handler that is past its deadline. One timer serves all: most handlers end long before."""
         now = time.monotonic()
         self._next_check = float("inf")
+        blocked = False
         running = [delivery for delivery in self._consumer.deliveries() if not delivery.returned]
-        for delivery in running:
+        # The one with the earliest deadline first: if handlers block each other, it counts as the one that blocks.
+        for delivery in sorted(running, key=lambda delivery: delivery.message.deadline):
             undecided = delivery.lease.held and not delivery.decided and not delivery.abandoned
             if undecided and delivery.message.deadline <= now:
+                if self._get_executor().is_blocked(delivery):
+                    blocked = (
+                        True  # by another handler, whose process is being ended: not this handler's fault
+                    )
+                    continue
                 delivery.decided = True
                 delivery.slot.hold()
                 self._cancel(delivery)
@@ -373,6 +446,8 @@ class Deliveries:
             for moment in (delivery.message.deadline, delivery.message.deadline + self._hung_seconds)
             if moment > now
         ]
+        if blocked:
+            moments.append(now + BLOCKED_SECONDS)
         if moments:
             self._check_later(min(moments) - now)
 

@@ -44,13 +44,17 @@ class Endpoint:
         runtime: the worker to report on.
         port: on all addresses of IPv4 and IPv6.
         any_port_will_do: use a free port if `port` is taken.
+        metrics_folder: where the processes of the handler write its metrics; None without such processes.
 
     Raises:
         OSError: the port is taken.
     """
 
-    def __init__(self, runtime: Runtime, port: int, *, any_port_will_do: bool) -> None:
+    def __init__(
+        self, runtime: Runtime, port: int, *, any_port_will_do: bool, metrics_folder: str | None = None
+    ) -> None:
         self.runtime = runtime
+        self._metrics_folder = metrics_folder
         config = runtime.config
         self.retirement = (
             Retirement(runtime.consumer, config.read_retirement_key, config.pod_uid)
@@ -86,7 +90,7 @@ class Endpoint:
         """The metrics, created at the first use."""
         with self._lock:
             if self._exposition is None:
-                self._exposition = Exposition(self.runtime)
+                self._exposition = Exposition(self.runtime, self._metrics_folder)
             return self._exposition
 
     def dead_because(self) -> str | None:
@@ -243,7 +247,8 @@ class _Request(BaseHTTPRequestHandler):
                 code = HTTPStatus.OK if reason is None else HTTPStatus.SERVICE_UNAVAILABLE
                 self._answer(code, {"live": reason is None, "reason": reason})
             case worker_api.READY_PATH:
-                self._answer(HTTPStatus.OK, {"ready": True})
+                ready = endpoint.runtime.deliveries.ready
+                self._answer(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, {"ready": ready})
             case worker_api.STATUS_PATH:
                 self._answer(HTTPStatus.OK, endpoint.status())
             case worker_api.METRICS_PATH:

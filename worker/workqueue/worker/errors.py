@@ -23,3 +23,11 @@ class ConfigurationError(WorkerError):
 
 class HandlerLoadError(WorkerError):
     """The handler cannot be loaded or reached, so the worker must not take messages."""
+
+
+def too_slow(name: str, seconds: float) -> str:
+    """Return the sentence for a handler whose import takes too long."""
+    return (
+        f"The handler {name} cannot be loaded: its import took longer than {seconds:g} s."
+        " Raise worker.startupTimeoutSeconds (--startup-timeout) or import less."
+    )

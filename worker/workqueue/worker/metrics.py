@@ -20,15 +20,21 @@ class Exposition:
 
     Args:
         runtime: whose metrics to show.
+        folder: where the processes of the handler write its metrics; None without such processes.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, folder: str | None = None) -> None:
         import prometheus_client
 
         self._client = prometheus_client
         self._runtime = runtime
         self.content_type = prometheus_client.CONTENT_TYPE_LATEST
         prometheus_client.REGISTRY.register(self)
+        self._of_processes: Any = None
+        if folder is not None:
+            from prometheus_client.multiprocess import MultiProcessCollector
+
+            self._of_processes = MultiProcessCollector(prometheus_client.REGISTRY, path=folder)  # type: ignore[no-untyped-call]
 
     def render(self) -> bytes:
         """Return the page."""
@@ -37,6 +43,8 @@ class Exposition:
     def close(self) -> None:
         """Remove the metrics from the registry."""
         self._client.REGISTRY.unregister(self)
+        if self._of_processes is not None:
+            self._client.REGISTRY.unregister(self._of_processes)
 
     def collect(self) -> Iterator[Any]:
         """Yield the metrics, for prometheus-client."""

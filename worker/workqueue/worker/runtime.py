@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from workqueue.amqp.connection import Connection
 from workqueue.contract.binding import Binding
@@ -12,6 +13,9 @@ from workqueue.worker.config import RunConfig
 from workqueue.worker.consumer import Consumer
 from workqueue.worker.deliveries import Deliveries, Failure
 from workqueue.worker.handlers.handler import Handler
+
+if TYPE_CHECKING:
+    from workqueue.worker.executors.launcher import Launcher
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +26,6 @@ class Runtime:
     Args:
         config: as parsed.
         binding_source: returns the connection data; called at each attempt to connect.
-        handler: loaded and checked.
         connect: makes the consuming connection; tests pass another one.
         on_failure: called when `failure` is set.
 
@@ -35,7 +38,6 @@ class Runtime:
         self,
         config: RunConfig,
         binding_source: Callable[[], Binding],
-        handler: Handler,
         connect: Callable[..., Connection] = Connection,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
@@ -51,13 +53,19 @@ class Runtime:
             on_delivery=lambda delivery: self.deliveries.receive(delivery),  # noqa: PLW0108
             on_lost=lambda delivery: self.deliveries.lose(delivery),  # noqa: PLW0108
         )
-        self.deliveries = Deliveries(config, self.consumer, handler, binding_source, self.fail)
+        self.deliveries = Deliveries(config, self.consumer, binding_source, self.fail)
         self._connection = self.consumer.connection
+        self._runs = False
 
-    def start(self) -> None:
-        """Connect and consume, in threads of their own."""
+    def start(self, handler: Handler | Launcher) -> None:
+        """Connect and consume, in threads of their own.
+
+        Args:
+            handler: loaded and checked, or what starts processes that load it.
+        """
+        self._runs = True
         self._connection.begin()
-        self.deliveries.start()
+        self.deliveries.start(handler)
 
     def stop_taking(self) -> None:
         """Take no more messages. This cannot be undone."""
@@ -101,5 +109,7 @@ class Runtime:
 
     @property
     def tick_age(self) -> float:
-        """Seconds since the slower of the I/O loops last turned."""
+        """Seconds since the slower of the I/O loops last turned; 0 while the handler is loaded."""
+        if not self._runs:
+            return 0.0
         return max(self._connection.tick_age, self.deliveries.publisher_tick_age)

@@ -27,6 +27,7 @@ from workqueue.worker.handlers.outcome import (
     Failure,
     FailureReason,
     GiveUp,
+    HandlerRaised,
     Outcome,
     RetryLater,
     Verdict,
@@ -113,11 +114,13 @@ class Settler:
             return
         target, copy = make_copy(delivery, verdict, self.queue, self._deliveryer, time.time())
         retried = isinstance(verdict, RetryLater)
+        # Reject, an exit code and a status code have no useful traceback.
+        shows_traceback = bool(verdict.failure.traceback) and not retried
+        remote = {"exception": verdict.failure.traceback} if isinstance(error, HandlerRaised) else {}
         logger.log(
             logging.WARNING if retried else logging.ERROR,
             "Message failed; trying again later." if retried else "Message given up.",
-            # Reject, an exit code and a status code have no useful traceback.
-            exc_info=error if verdict.failure.traceback and not retried else None,
+            exc_info=error if shows_traceback and not remote else None,
             extra={
                 "queue": self.queue,
                 "to": target.name,
@@ -125,6 +128,7 @@ class Settler:
                 "reason": str(verdict.failure.reason),
                 "error": verdict.failure.message,
                 "message_id": delivery.message.properties.message_id,
+                **(remote if shows_traceback else {}),
             },
         )
         outcome = Outcome.RETRIED if retried else Outcome.DEAD_LETTERED

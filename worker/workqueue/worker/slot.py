@@ -192,12 +192,17 @@ class Slot:
         self._adjust()
 
     def hold(self) -> None:
-        """Take no message until `release()`, as the handler still runs while its message is being settled."""
+        """Take no message until `release()`: the handler still runs, or no handler can start here."""
         self._held = True
         self._adjust()
 
+    def vacate(self) -> None:
+        """Forget the delivery and stay held: its message is settled, but no handler can start here."""
+        self.delivery = None
+        self._adjust()
+
     def release(self) -> None:
-        """Free the slot: its message is settled and the handler has returned."""
+        """Free the slot: its message is settled, and a handler can start."""
         self.delivery = None
         self._held = False
         self._adjust()

@@ -10,7 +10,6 @@ Names follow OpenTelemetry's semantic conventions for messaging and RabbitMQ. Th
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract.binding import Binding
 from workqueue.message import Message
 from workqueue.worker.handlers.handler import Handler
+from workqueue.worker.trace_request import asked, wanted
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
@@ -29,12 +29,7 @@ if TYPE_CHECKING:
 TRACEPARENT: Final = "traceparent"
 DEFAULT_EXCHANGE: Final = "amq.default"
 
-_ASK_FOR_TRACES: Final = (
-    "OTEL_EXPORTER_OTLP_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-    "OTEL_TRACES_EXPORTER",
-)
-_SDK: Final = "opentelemetry.sdk.trace"
+__all__ = ["TracedPublisher", "Tracing", "publisher", "start", "wanted"]
 
 logger = logging.getLogger(__name__)
 
@@ -185,19 +180,6 @@ def pipeline(
     return TracedPipeline(binding_source, name, tracing=tracing, **options)
 
 
-def wanted(environment: Mapping[str, str]) -> bool:
-    """Whether traces are requested by OpenTelemetry's own variables, or the SDK is already in use."""
-    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return False
-    if environment.get("OTEL_TRACES_EXPORTER", "").lower() == "none":
-        return False
-    return _SDK in sys.modules or _asked(environment)
-
-
-def _asked(environment: Mapping[str, str]) -> bool:
-    return any(environment.get(name) for name in _ASK_FOR_TRACES)
-
-
 def start(service: str, environment: Mapping[str, str]) -> Tracing | None:
     """Return tracing as configured by OpenTelemetry's environment variables, or None without configuration or extra.
 
@@ -214,7 +196,7 @@ def start(service: str, environment: Mapping[str, str]) -> Tracing | None:
 
         if isinstance(trace.get_tracer_provider(), TracerProvider):
             return Tracing()
-        if not _asked(environment):
+        if not asked(environment):
             return None  # the SDK was imported, but not configured
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError as error:

@@ -78,6 +78,10 @@ class AsyncExecutor:
         self._thread.start()
         self._keeper.start()
 
+    def accepts(self, slot: int) -> bool:  # noqa: ARG002 - as other executors
+        """Return True: a thread or task is always free for a slot without a handler."""
+        return True
+
     def submit(self, delivery: Delivery) -> None:
         """Run the handler. Called by the thread that runs the I/O loop."""
         if threading.current_thread() is self._thread:
@@ -98,6 +102,10 @@ class AsyncExecutor:
 
         with contextlib.suppress(RuntimeError):  # the loop is closed, its tasks are cancelled
             self._asyncio.call_soon_threadsafe(cancel)
+
+    def is_blocked(self, delivery: Delivery) -> bool:  # noqa: ARG002 - as other executors
+        """Return False: nothing here can tell, or do anything about it."""
+        return False
 
     def stop(self, timeout: float) -> bool:
         """Cancel the tasks and end the threads; return False if one still runs after `timeout` seconds."""

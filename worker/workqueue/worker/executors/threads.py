@@ -54,12 +54,20 @@ class ThreadExecutor:
         for thread in self._threads:
             thread.start()
 
+    def accepts(self, slot: int) -> bool:  # noqa: ARG002 - as other executors
+        """Return True: a thread or task is always free for a slot without a handler."""
+        return True
+
     def submit(self, delivery: Delivery) -> None:
         """Run the handler. Called by the leader."""
         self._waiting.append(delivery)
 
     def cancel(self, delivery: Delivery) -> None:
         """Do nothing: a thread cannot be interrupted. The handler may read `message.cancelled`."""
+
+    def is_blocked(self, delivery: Delivery) -> bool:  # noqa: ARG002 - as other executors
+        """Return False: nothing here can tell, or do anything about it."""
+        return False
 
     def stop(self, timeout: float) -> bool:
         """End the threads; return False if a handler still runs after `timeout` seconds."""

@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -24,9 +23,7 @@ from workqueue.message import Message, Reject, Retry
 from workqueue.worker.errors import HandlerLoadError
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerFailed, HandlerUnavailable
-
-KILL_SECONDS: Final = 2.0
-"""How long a process may take to end after SIGTERM, before SIGKILL."""
+from workqueue.worker.supervisor import SupervisedProcess, describe_end
 
 TAIL_BYTES: Final = 1_500
 _PIPE_SECONDS: Final = 1.0
@@ -59,30 +56,24 @@ def run(command: Sequence[str], message: Message) -> None:
         HandlerUnavailable: the machine has no resources for another process.
     """
     try:
-        process = subprocess.Popen(  # noqa: S603 - the command is what the user of this worker configured
-            command,
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(message),
-            start_new_session=True,
+        process = SupervisedProcess(
+            command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(message)
         )
     except OSError as error:
         failed = HandlerUnavailable if error.errno in _NO_ROOM else HandlerFailed
         raise failed(f"The command cannot be started: {error}.") from error
-    assert process.stdin is not None and process.stderr is not None  # noqa: S101, PT018 - for the type checker
-    group = _Group(process.pid)
-    message.cancelled.on_set(group.terminate)
+    stdin, stderr = process.popen.stdin, process.popen.stderr
+    assert stdin is not None and stderr is not None  # noqa: S101, PT018 - for the type checker
+    message.cancelled.on_set(process.terminate)
     try:
-        tail = _Tail(process.stderr)
-        feeder = threading.Thread(target=_feed, args=(process.stdin, message.body), daemon=True)
+        tail = _Tail(stderr)
+        feeder = threading.Thread(target=_feed, args=(stdin, message.body), daemon=True)
         feeder.start()
     except RuntimeError as error:  # no thread is free
-        with process:  # closes its pipes and waits for it
-            group.end()
+        with process.popen:  # closes its pipes
+            process.kill()
+            process.wait()
         raise HandlerFailed(f"The command was killed, since no thread could write to it: {error}.") from error
-    # Wait without reaping: until the process is reaped, no other process can get its group's number.
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    group.end()
     code = process.wait()
     feeder.join(_PIPE_SECONDS)
     text = tail.read(_PIPE_SECONDS)
@@ -93,8 +84,7 @@ def run(command: Sequence[str], message: Message) -> None:
         raise Retry(reason=f"exit code {code}{said}")
     if code == os.EX_DATAERR:
         raise Reject(f"exit code {code}{said}")
-    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    raise HandlerFailed(f"{how}{said}")
+    raise HandlerFailed(f"{describe_end(code)}{said}")
 
 
 def environment(message: Message) -> dict[str, str]:
@@ -127,36 +117,6 @@ def environment(message: Message) -> dict[str, str]:
         if (carried := added.get(f"WORKQUEUE_HEADER_{name}")) is not None:
             added[name] = carried
     return {**os.environ, **added}
-
-
-class _Group:
-    """A process group. It must not be signalled after its number may belong to another one."""
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-        self._lock = threading.Lock()
-        self._ended = False
-        self._killer: threading.Timer | None = None
-
-    def terminate(self) -> None:
-        """Send SIGTERM now and SIGKILL after `KILL_SECONDS`."""
-        self._signal(signal.SIGTERM)
-        self._killer = threading.Timer(KILL_SECONDS, self._signal, (signal.SIGKILL,))
-        self._killer.daemon = True
-        self._killer.start()
-
-    def end(self) -> None:
-        """Kill the rest of the group, after its first process has ended."""
-        self._signal(signal.SIGKILL)
-        with self._lock:
-            self._ended = True
-        if self._killer is not None:
-            self._killer.cancel()
-
-    def _signal(self, number: signal.Signals) -> None:
-        with self._lock, contextlib.suppress(ProcessLookupError, PermissionError):
-            if not self._ended:
-                os.killpg(self._number, number)
 
 
 class _Tail:

@@ -57,6 +57,20 @@ class HandlerUnavailable(WorkerError):  # noqa: N818
     """The handler could not be started. This is not an attempt: the worker keeps the message."""
 
 
+class HandlerRaised(WorkerError):  # noqa: N818
+    """A handler in another process has raised an exception, which stays there.
+
+    Args:
+        failure: what that process reports of the exception.
+        after: the delay that the handler asked for, in seconds.
+    """
+
+    def __init__(self, failure: Failure, after: float | None) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.after = after
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often and after which delays (whole seconds) a message is retried. The last delay repeats."""
@@ -157,7 +171,7 @@ def verdict(
     final = failure.reason in {FailureReason.REJECTED, FailureReason.UNDECODABLE}
     if final or attempt >= policy.max_attempts:
         return GiveUp(failure)
-    asked = error.after if isinstance(error, Retry) else None
+    asked = error.after if isinstance(error, (Retry, HandlerRaised)) else None
     if asked is not None and math.isfinite(asked) and asked >= 0:
         queue_seconds = delay_step(asked)
         seconds = min(max(asked, 0.001), queue_seconds)
@@ -172,6 +186,8 @@ def verdict(
 
 def failure_of(error: BaseException) -> Failure:
     """Return the failure headers for an exception."""
+    if isinstance(error, HandlerRaised):
+        return error.failure
     reason = FailureReason.EXCEPTION
     for kind, known in (
         (Retry, FailureReason.RETRY_REQUESTED),
@@ -184,10 +200,17 @@ def failure_of(error: BaseException) -> Failure:
     if reason is FailureReason.EXCEPTION and not isinstance(error, HandlerFailed):
         # The outermost frames are ours. The useful ones are at the end.
         text = "".join(traceback.format_exception(error, limit=-20))
-        return Failure(
-            reason, _head(f"{type(error).__name__}: {error}".removesuffix(": ")), text[-TRACEBACK_CHARACTERS:]
-        )
-    return Failure(reason, _head(str(error)))
+        said = f"{type(error).__name__}: {_text_of(error)}".removesuffix(": ")
+        return Failure(reason, _head(said), text[-TRACEBACK_CHARACTERS:])
+    return Failure(reason, _head(_text_of(error)))
+
+
+def _text_of(error: BaseException) -> str:
+    """Return an exception's text. The user's `__str__` may raise, which must not be another failure."""
+    try:
+        return str(error)
+    except BaseException as failure:  # noqa: BLE001
+        return f"<its text cannot be read: {type(failure).__name__}>"
 
 
 def _head(text: str) -> str:

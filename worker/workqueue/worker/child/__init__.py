@@ -1,0 +1,5 @@
+"""A process that runs a Python handler for a worker. It has no connection to RabbitMQ.
+
+It reads messages from a socket and answers each with an outcome. The worker ends it when a handler does not stop. If
+the worker is gone, it ends itself.
+"""

@@ -1,0 +1,130 @@
+"""Async handlers: tasks of one asyncio loop, in the main thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+
+from workqueue.message import Message
+from workqueue.worker.child import output
+from workqueue.worker.child.connection import Cancellations, Connection
+from workqueue.worker.ending import leave_forked_child
+from workqueue.worker.executors import frames
+from workqueue.worker.executors.frames import Kind
+
+logger = logging.getLogger(__name__)
+
+
+class HandlerExit(Exception):  # noqa: N818
+    """Carries SystemExit or KeyboardInterrupt out of a task.
+
+    Args:
+        original: the exception.
+    """
+
+    def __init__(self, original: BaseException) -> None:
+        super().__init__(str(original))
+        self.original = original
+
+
+class AsyncHandlers:
+    """Runs handlers as tasks of one asyncio loop, in the main thread.
+
+    Args:
+        connection: to the worker.
+        cancellations: of messages.
+        call: the handler, a coroutine function.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        cancellations: Cancellations,
+        call: Callable[[Message], Awaitable[object]],
+    ) -> None:
+        self._connection = connection
+        self._cancellations = cancellations
+        self._call = call
+        self._process = os.getpid()
+        self._tasks: dict[int, tuple[asyncio.Task[None], Message]] = {}
+        self._is_over = False
+
+    def run(self) -> None:
+        """Handle messages until the worker closes the connection."""
+        loop = self._loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        loop.add_reader(self._connection.fileno(), self._read)
+        self._cancellations.deliver_to(self._cancel_soon)
+        while not self._is_over:
+            self._turn()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+
+    def _turn(self) -> None:
+        """Run the loop until the end, or until a handler has ended it. That costs no other handler anything."""
+        error: BaseException | None = None
+        try:
+            self._loop.run_forever()
+        except BaseException as raised:  # noqa: BLE001 - asyncio lets SystemExit and KeyboardInterrupt through
+            error = raised
+        if os.getpid() != self._process:
+            leave_forked_child(error)
+        if not self._is_over:
+            how = (
+                "was stopped by a handler"
+                if error is None
+                else f"was ended by {error!r} in a task or callback"
+            )
+            logger.warning("The asyncio loop %s; it goes on.", how)
+
+    def _read(self) -> None:
+        frame = self._connection.receive()
+        if frame is None:
+            self._is_over = True
+            self._loop.stop()
+            return
+        kind, token, fields, body = frame
+        if kind is Kind.PING:
+            self._connection.send(frames.pack(Kind.PONG))
+            return
+        try:
+            message = frames.unpack_message(fields, body)
+        except Exception as error:  # noqa: BLE001 - the message has failed, whatever it was
+            self._connection.send(frames.pack_outcome(token, error))
+            return
+        task = self._loop.create_task(self._handle(message))
+        self._tasks[token] = (task, message)
+        task.add_done_callback(lambda done: self._answer(token, done))
+        if self._cancellations.is_cancelled(token):
+            self._cancel(token)
+
+    async def _handle(self, message: Message) -> None:
+        output.begin(message.properties.message_id)
+        try:
+            await self._call(message)
+        except (SystemExit, KeyboardInterrupt) as error:
+            # asyncio would end the loop with it.
+            if os.getpid() != self._process:
+                leave_forked_child(error)
+            raise HandlerExit(error) from error
+
+    def _answer(self, token: int, task: asyncio.Task[None]) -> None:
+        if os.getpid() != self._process:
+            leave_forked_child(None if task.cancelled() else task.exception())
+        del self._tasks[token]
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if isinstance(error, HandlerExit):
+            error = error.original
+        output.end()
+        self._connection.send(frames.pack_outcome(token, error))
+
+    def _cancel_soon(self, token: int) -> None:
+        self._loop.call_soon_threadsafe(self._cancel, token)
+
+    def _cancel(self, token: int) -> None:
+        found = self._tasks.get(token)
+        if found is not None:
+            task, message = found
+            message.cancelled.set()
+            task.cancel()

@@ -1,0 +1,145 @@
+"""Start the processes that run a Python handler.
+
+A process gets a socket for frames, and a pipe for the tokens of cancelled messages. The end of that pipe shows that
+the worker is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Final
+
+from workqueue.worker.config import RunConfig
+from workqueue.worker.executors.frames import Settings
+from workqueue.worker.supervisor import SupervisedProcess
+
+MODULE: Final = "workqueue.worker.child"
+METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""prometheus_client's own variable. A process writes the handler's metrics there, and the worker reads them."""
+
+_PYTHON: Final = (
+    sys.executable,
+    *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
+    "-P",  # a module of the user must not replace one of the standard library
+    "-m",
+)
+
+FIRST_NAME: Final = "0-0"
+"""For the metrics of the first process: of the first seat, and its first."""
+
+
+class Child:
+    """A process that runs a handler, as the worker sees it.
+
+    Attributes:
+        supervised: the process itself.
+        socket: for frames; not blocking.
+    """
+
+    def __init__(self, process: SupervisedProcess, connection: socket.socket, pipe: int) -> None:
+        self.supervised = process
+        self.socket = connection
+        self._pipe = pipe
+        self._lock = threading.Lock()
+
+    def send_cancel(self, token: bytes) -> None:
+        """Tell the process that a message is cancelled."""
+        with self._lock:
+            if self._pipe >= 0:
+                with contextlib.suppress(OSError):  # it has ended or does not read; the deadline ends it
+                    os.write(self._pipe, token)
+
+    def close(self) -> None:
+        """Close the connections. A process without a message then ends."""
+        with self._lock:
+            if self._pipe >= 0:
+                os.close(self._pipe)
+                self._pipe = -1
+        self.socket.close()
+
+
+class Launcher:
+    """Starts processes that load the handler.
+
+    Args:
+        config: the worker's configuration.
+        name: the handler, `module:function`.
+
+    Attributes:
+        metrics_folder: where the processes write the handler's metrics.
+    """
+
+    def __init__(self, config: RunConfig, name: str) -> None:
+        self.config = config
+        self.name = name
+        given = os.environ.get(METRICS_FOLDER)
+        self._made_folder = None if given else tempfile.mkdtemp(prefix="workqueue-metrics-")
+        self.metrics_folder = given or str(self._made_folder)
+        self._first: tuple[str, Child] | None = None
+
+    def launch_first(self) -> Launcher:
+        """Start the first process early, while the worker still imports its own modules. Returns itself."""
+        self._first = (FIRST_NAME, self.launch(FIRST_NAME))
+        return self
+
+    def launch(self, metrics_name: str) -> Child:
+        """Start a process.
+
+        Args:
+            metrics_name: as in `Settings`.
+
+        Raises:
+            OSError: the machine has no resources for it.
+        """
+        if self._first is not None and self._first[0] == metrics_name:
+            (_, child), self._first = self._first, None
+            return child
+        ours, theirs = socket.socketpair()
+        pipe = (-1, -1)
+        try:
+            pipe = os.pipe()
+            os.set_blocking(pipe[1], False)
+            ours.setblocking(False)
+            settings = Settings(
+                self.name,
+                self.config.queue,
+                metrics_name,
+                self.config.log_format,
+                self.config.log_level,
+                theirs.fileno(),
+                pipe[0],
+            )
+            process = SupervisedProcess(
+                [*_PYTHON, MODULE, settings.to_argument()],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), pipe[0]),
+                env={**os.environ, METRICS_FOLDER: self.metrics_folder},
+            )
+        except BaseException:
+            ours.close()
+            if pipe[1] >= 0:
+                os.close(pipe[1])
+            raise
+        finally:
+            theirs.close()
+            if pipe[0] >= 0:
+                os.close(pipe[0])
+        return Child(process, ours, pipe[1])
+
+    def clear_metrics(self, metrics_name: str) -> None:
+        """Remove the gauges of a process that has ended, as prometheus_client does for a process id."""
+        for file in Path(self.metrics_folder).glob(f"gauge_live*_{metrics_name}.db"):
+            file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove the folder for metrics."""
+        if self._made_folder is not None:
+            shutil.rmtree(self._made_folder, ignore_errors=True)
