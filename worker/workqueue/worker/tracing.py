@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TRACEPARENT: Final = "traceparent"
 DEFAULT_EXCHANGE: Final = "amq.default"
 
-__all__ = ["TracedPublisher", "Tracing", "publisher", "start", "wanted"]
+__all__ = ["TracedPipeline", "Tracing", "pipeline", "start", "wanted"]
 
 logger = logging.getLogger(__name__)
 
