@@ -8,8 +8,7 @@ from typing import Any
 import kopf
 import pytest
 
-from workqueue_operator.__main__ import Operator
-from workqueue_operator.config import Config
+from workqueue_operator.kube import watch
 from workqueue_operator.kube.store import Store
 
 
@@ -28,7 +27,9 @@ async def test_failed_kopf_task_ends_the_watch_but_no_other_task(
         return tasks
 
     monkeypatch.setattr(kopf, "spawn_tasks", spawn)
-    watching = asyncio.create_task(Operator(Config())._watch(Store(lambda _: None), ()))
+    watching = asyncio.create_task(
+        watch.run(Store(lambda _: None), (), identity="test", started=lambda: None)
+    )
     younger = asyncio.create_task(asyncio.sleep(3600))
     with pytest.raises(RuntimeError, match="kopf has met something"):
         await asyncio.wait_for(watching, 5)
