@@ -426,7 +426,7 @@ def older_crd(lab: Lab) -> Iterator[None]:
 
 @contextmanager
 def unreadable_specs(lab: Lab, count: int) -> Iterator[None]:
-    """WorkQueues that this operator cannot read, and others whose status the API server prunes."""
+    """WorkQueues that this operator cannot read, and others whose status it cannot write."""
     with lab.namespace() as namespace:
         chosen = names(count, "older")
         half = count // 2
