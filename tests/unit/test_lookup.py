@@ -25,7 +25,9 @@ class Names:
         self.answer = threading.Event()
         self.asked: list[str] = []
 
-    def getaddrinfo(self, host: str, port: int, **_: Any) -> Found:
+    def getaddrinfo(self, host: str, port: int, flags: int = 0, **_: Any) -> Found:
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror(-2, "it is a name")
         self.asked.append(host)
         if host.startswith("slow"):
             self.answer.wait(60)
@@ -85,3 +87,10 @@ async def test_hosts_are_resolved_in_order_without_those_that_fail(names: Names)
 
     with pytest.raises(OSError, match="Name or service not known"):
         await resolved(from_url("amqp://missing/"))
+
+
+async def test_ip_address_needs_no_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup, "MOST_LOOKUPS", 0)
+
+    assert await addresses_of("192.0.2.7", 5672) == [(socket.AF_INET, "192.0.2.7")]
+    assert await addresses_of("2001:db8::7", 5672) == [(socket.AF_INET6, "2001:db8::7")]

@@ -71,6 +71,10 @@ CLOSE_TIMEOUT: Final = 1.0
 RECONNECT_SECONDS: Final = (0.2, 5.0)
 """The first and the longest pause between two attempts, in seconds, with full jitter."""
 
+FIRST_CONNECT_SECONDS: Final = (0.2, 15.0)
+"""The same until the first connection. Hundreds of wrong addresses must not keep the operator busy. A changed address
+makes a new Broker, which starts with the first pause."""
+
 _COMPARISON: Final = "comparison of two connections"
 
 _NOT_FOUND: Final = 404
@@ -463,11 +467,13 @@ class Broker:
     # -- the connection ------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        backoff = Backoff(*RECONNECT_SECONDS)
+        backoff = Backoff(*FIRST_CONNECT_SECONDS)
         try:
             while True:
                 try:
                     connection = await self._open()
+                    if self.generation == 0:
+                        backoff = Backoff(*RECONNECT_SECONDS)
                     opened = time.monotonic()
                     reason = await self._serve(connection)
                     if time.monotonic() - opened >= STEADY_SECONDS:

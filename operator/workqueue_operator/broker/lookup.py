@@ -29,13 +29,23 @@ async def addresses_of(host: str, port: int) -> list[tuple[int, str]]:
         OSError: the name is unknown, or there was no answer in time.
     """
     try:
-        async with asyncio.timeout(LOOKUP_SECONDS):
-            found = await asyncio.wrap_future(_lookup(host, port))
+        found = _numeric(host, port)
+        if found is None:
+            async with asyncio.timeout(LOOKUP_SECONDS):
+                found = await asyncio.wrap_future(_lookup(host, port))
     except TimeoutError:
         raise OSError(f"the name {host!r} was not resolved within {LOOKUP_SECONDS:g} s") from None
     except UnicodeError as error:
         raise OSError(f"{host!r} is not a host name") from error
     return [(family, str(place[0])) for family, _, _, _, place in found]
+
+
+def _numeric(host: str, port: int) -> list[Any] | None:
+    """Return the result for an IP address, which needs no DNS server; None for a name."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return None
 
 
 def _lookup(host: str, port: int) -> Future[list[Any]]:
