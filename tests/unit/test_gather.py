@@ -134,12 +134,12 @@ class Passes:
     pods: tuple[PodView, ...] = (READY, replace(READY, name="jobs-9", uid="uid-9"))
     state: GatherState = field(default_factory=GatherState)
 
-    def run(self, seconds: float) -> int:
-        """Run a pass each second; return how often the workers were asked."""
+    def run(self, seconds: float, pause: float = 1.0) -> int:
+        """Run a pass after each pause; return how often the workers were asked."""
         before = self.workers.times
-        for _ in range(int(seconds)):
+        for _ in range(round(seconds / pause)):
             asyncio.run(self._pass())
-            self.clock.time += 1
+            self.clock.time += pause
         return self.workers.times - before
 
     async def _pass(self) -> None:
@@ -198,3 +198,10 @@ def test_new_worker_is_asked_in_the_next_pass(clock: Clock) -> None:
     passes.pods = (READY, replace(READY, name="jobs-7", uid="uid-7"))
 
     assert passes.run(1) == 1
+
+
+def test_each_pass_asks_the_workers_without_a_scale_in_delay(clock: Clock) -> None:
+    """A pass that a pod's event starts sees that a worker has become idle."""
+    passes = Passes(clock, Asked(busy=1), {"scaling": {"scaleInDelaySeconds": 0}})
+
+    assert passes.run(5, pause=0.2) == 25

@@ -193,7 +193,7 @@ class Gatherer:
     def _still_holds(self, workqueue: WorkQueue, readings: QueueReadings, state: GatherState) -> bool:
         """Whether the last answers of the workers are recent, and of the same workers and consumers."""
         return (
-            self._clock.monotonic() - state.workers_asked_at < reading_seconds(workqueue.spec)
+            self._clock.monotonic() - state.workers_asked_at < _seconds_of_one_reading(workqueue.spec)
             and isinstance(readings.counts, QueueCounts)
             and readings.counts.consumers == state.consumers
             and {pod.name for pod in readings.pods} == set(state.statuses)
@@ -272,8 +272,12 @@ class Gatherer:
 
 def reading_seconds(spec: WorkQueueSpec) -> float:
     """Return the seconds between two readings of workers whose answers cannot change the count."""
-    least, most = READING_SECONDS
-    return min(max(spec.scaling.scale_in_delay_seconds / READINGS_PER_DELAY, least), most)
+    return max(_seconds_of_one_reading(spec), READING_SECONDS[0])
+
+
+def _seconds_of_one_reading(spec: WorkQueueSpec) -> float:
+    """Return for how long the answers of the workers hold. Without a scale-in delay, each pass asks."""
+    return min(spec.scaling.scale_in_delay_seconds / READINGS_PER_DELAY, READING_SECONDS[1])
 
 
 def changes_the_count(
