@@ -108,6 +108,16 @@ VALID = {
         ],
         volumeMounts=[{"name": "scratch", "mountPath": "/scratch", "subPathExpr": "$(A)"}],
     ),
+    "bindings to the exchanges of others": queue(
+        bindings=[
+            {"exchange": "amq.topic", "routingKey": "orders.#"},
+            {"exchange": "amq.headers", "arguments": {"x-match": "any", "format": "pdf", "pages": 1}},
+        ]
+    ),
+    "a headers exchange": queue(
+        exchange={"name": "documents", "type": "Headers"},
+        bindings=[{"exchange": "documents", "arguments": {"format": "pdf"}}],
+    ),
     "a pod template": worker(
         template={
             "metadata": {"labels": {"team": "images"}, "annotations": {"example.com/note": "text"}},
@@ -227,7 +237,7 @@ INVALID = [
     ),
     Row(
         "an isolated command",
-        worker(handler={"exec": {"command": ["true"]}}, isolation="Process"),
+        worker(handler={"python": None, "exec": {"command": ["true"]}}, isolation="Process"),
         "only a Python handler can be isolated",
     ),
     Row(
@@ -491,6 +501,24 @@ INVALID = [
         "a worker cannot be a host process: remove windowsOptions.hostProcess",
     ),
     Row(
+        "a headers exchange without a binding",
+        queue(exchange={"name": "documents", "type": "Headers"}),
+        "a Headers exchange routes by headers: remove queue.exchange.routingKeys, and add a binding",
+    ),
+    Row(
+        "a headers exchange with routing keys",
+        queue(
+            exchange={"name": "documents", "type": "Headers", "routingKeys": ["a"]},
+            bindings=[{"exchange": "documents"}],
+        ),
+        "a Headers exchange routes by headers",
+    ),
+    Row(
+        "bindings of a queue that is not declared",
+        queue(declare=False, bindings=[{"exchange": "amq.topic"}]),
+        "queue.declare is false, so the operator does not configure the queue: remove queue.bindings",
+    ),
+    Row(
         "a template with the worker's command",
         template(containers=[{"name": "worker", "command": ["sh"]}]),
         "readinessProbe, livenessProbe of the container worker: leave them out",
@@ -689,6 +717,8 @@ def test_defaults_are_persisted(admission: Admission) -> None:
             "handler": {"python": "thumbs:resize"},
             "concurrency": 1,
             "timeoutSeconds": 300,
+            "isolation": "Thread",
+            "startupTimeoutSeconds": 60,
             "podSecurity": "Restricted",
             "disruption": {"maxUnavailable": 1},
         },

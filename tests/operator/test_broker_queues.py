@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
+import pika
 import pytest
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker, UnroutableError
 
 from tests.support.brokers import channel_of, probe, put, take_all
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
+from tests.support.workqueue import workqueue
 from workqueue.contract.topology import Exchange, ExchangeType, QueueSettings, QueueType, plan
 from workqueue_operator.api.reasons import Reason
+from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.connection import QueueMissingError
+from workqueue_operator.broker.declare import declare
 from workqueue_operator.errors import ReconcileError
 
 TYPES = pytest.mark.parametrize("queue_type", list(QueueType), ids=lambda kind: kind.value)
@@ -220,3 +225,47 @@ async def test_operator_works_during_memory_alarm(every_vhost: VirtualHost) -> N
             await until(lambda: broker.told.rings == ["one"])
             await broker.delete_queue("two")
         assert broker.generation == 1
+
+
+def bound(*bindings: dict[str, Any], **queue: Any) -> WorkQueue:
+    return workqueue(queue={"bindings": list(bindings), **queue})
+
+
+async def test_queue_is_bound_to_exchanges_of_others(every_vhost: VirtualHost) -> None:
+    wanted = bound(
+        {"exchange": "amq.topic", "routingKey": "orders.#"},
+        {"exchange": "documents", "arguments": {"format": "pdf", "pages": 1}},
+        exchange={"name": "documents", "type": "Headers"},
+    )
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        for _ in range(2):
+            finding, _ = await declare(wanted, broker)
+            assert finding.status == "True"
+        channel.basic_publish("amq.topic", "orders.new", b"topic", mandatory=True)
+        matching = pika.BasicProperties(headers={"format": "pdf", "pages": 1})
+        channel.basic_publish("documents", "", b"headers", matching, mandatory=True)
+        with pytest.raises(UnroutableError):
+            channel.basic_publish(
+                "documents", "", b"", pika.BasicProperties(headers={"format": "pdf"}), mandatory=True
+            )
+        assert [body for body, _ in take_all(channel, "jobs")] == [b"topic", b"headers"]
+        for binding in plan(wanted.queue_settings).bindings:
+            await broker.unbind(binding)
+        with pytest.raises(UnroutableError):
+            channel.basic_publish("documents", "", b"", matching, mandatory=True)
+
+
+async def test_missing_exchange_is_named_and_stops_nothing_else(every_vhost: VirtualHost) -> None:
+    wanted = bound({"exchange": "theirs"}, {"exchange": "amq.topic", "routingKey": "a"})
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        finding, answers = await declare(wanted, broker)
+        assert (finding.status, finding.reason) == ("False", Reason.EXCHANGE_NOT_FOUND)
+        assert "'theirs'" in finding.message
+        assert answers["jobs"].ready == 0
+        channel.basic_publish("amq.topic", "a", b"", mandatory=True)
+        channel.exchange_declare("theirs", "fanout", durable=True)
+        finding, _ = await declare(wanted, broker)
+        assert finding.status == "True"
+        channel.basic_publish("theirs", "", b"", mandatory=True)

@@ -135,6 +135,7 @@ BINDINGS = [
     ("a direct exchange without a key is bound with the queue's name", Exchange("e"), ("jobs",)),
     ("a topic exchange likewise", Exchange("e", ExchangeType.TOPIC), ("jobs",)),
     ("a fanout exchange needs no key", Exchange("e", ExchangeType.FANOUT), ("",)),
+    ("a headers exchange is bound by queue.bindings only", Exchange("e", ExchangeType.HEADERS), ()),
 ]
 
 
@@ -145,6 +146,13 @@ def test_work_queue_is_bound_by_its_routing_keys(exchange, keys):
     made = plan(QueueSettings("jobs", exchange=exchange))
     assert made.exchange is exchange
     assert made.bindings == tuple(QueueBinding("e", "jobs", key) for key in keys)
+
+
+def test_bindings_to_other_exchanges_come_last_and_once():
+    other = QueueBinding("amq.headers", "jobs", "", (("format", "pdf"),))
+    same = QueueBinding("e", "jobs", "jobs")
+    made = plan(QueueSettings("jobs", exchange=Exchange("e"), bindings=(other, same)))
+    assert made.bindings == (same, other)
 
 
 @given(queue=st.text(min_size=1), seconds=st.integers(min_value=1, max_value=10**6))

@@ -68,6 +68,7 @@ class Reason(StrEnum):
     # the queue
     QUEUE_CONFLICT = "QueueConflict"
     QUEUE_NOT_FOUND = "QueueNotFound"
+    EXCHANGE_NOT_FOUND = "ExchangeNotFound"
     QUEUE_CLAIMED = "QueueClaimed"
     QUEUE_REFUSED = "QueueRefused"
     QUEUE_NOT_EMPTY = "QueueNotEmpty"
@@ -381,6 +382,12 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
             _QUEUE_FAILED,
             "The queue does not exist, and the operator must not declare it.",
             "`queue.declare` is false and the queue does not exist. Create it, or set `queue.declare: true`.",
+        ),
+        Reason.EXCHANGE_NOT_FOUND: Explanation(
+            f"{_D} and {_R} `False`",
+            "`queue.bindings` names an exchange that does not exist.",
+            "Create the exchange, or correct its name in `queue.bindings`. The queue and its other bindings work. "
+            "The operator tries again every 15 s.",
         ),
         Reason.QUEUE_CLAIMED: Explanation(
             _QUEUE_FAILED,

@@ -171,17 +171,50 @@ class Exchange(_Model):
     """Name of the exchange in RabbitMQ."""
 
     type: ExchangeType = ExchangeType.DIRECT
-    """Direct, Topic or Fanout. Cannot be changed for an existing exchange."""
+    """Direct, Topic, Fanout or Headers. Cannot be changed for an existing exchange."""
 
     routing_keys: tuple[RoutingKey, ...] = Field(
         default=(), max_length=50, json_schema_extra={"x-kubernetes-list-type": "set"}
     )
-    """Routing keys of the bindings. Defaults to the name of the queue."""
+    """Routing keys of the bindings. Defaults to the name of the queue. A Headers exchange has none: see
+    queue.bindings."""
 
     @property
     def settings(self) -> topology.Exchange:
         """The exchange in the form that `topology` takes."""
         return topology.Exchange(self.name, self.type, self.routing_keys)
+
+
+class QueueBinding(_Model):
+    """A binding of the queue to an exchange that exists, such as amq.topic or one of another team."""
+
+    exchange: str = Field(min_length=1, max_length=255, json_schema_extra=rules(SAYABLE))
+    """Name of the exchange. The operator declares only queue.exchange."""
+
+    routing_key: str = Field(default="", max_length=255)
+    """Routing key. May contain * and # for a Topic exchange."""
+
+    arguments: Annotated[
+        dict[str, int | str],
+        WithJsonSchema(
+            {
+                "type": "object",
+                "maxProperties": 20,
+                "additionalProperties": {
+                    "anyOf": [{"type": "integer"}, {"type": "string"}],
+                    "x-kubernetes-int-or-string": True,
+                },
+            }
+        ),
+    ] = Field(default_factory=dict)
+    """Headers that a message must have, for a Headers exchange. The argument x-match decides whether all (default) or
+    any of them."""
+
+    def settings(self, queue: str) -> topology.QueueBinding:
+        """The binding in the form that `topology` takes."""
+        return topology.QueueBinding(
+            self.exchange, queue, self.routing_key, tuple(sorted(self.arguments.items()))
+        )
 
 
 _ARGUMENTS: Final = (
@@ -235,7 +268,14 @@ class Queue(_Model):
                     f"queue.declare is false, so the operator does not configure the queue: remove queue.{argument}",
                     argument,
                 )
-                for argument in ("exchange", *_ARGUMENTS)
+                for argument in ("exchange", "bindings", *_ARGUMENTS)
+            ),
+            rule(
+                "!has(self.exchange) || self.exchange.type != 'Headers' || (!has(self.exchange.routingKeys)"
+                " && has(self.bindings) && self.bindings.exists(one, one.exchange == self.exchange.name))",
+                "a Headers exchange routes by headers: remove queue.exchange.routingKeys, and add a binding with "
+                "arguments to queue.bindings",
+                "exchange",
             ),
             rule(
                 "self.declare || self.deletionPolicy == 'Retain'",
@@ -271,6 +311,11 @@ class Queue(_Model):
 
     exchange: Exchange | None = None
     """An exchange that the operator declares and binds the queue to."""
+
+    bindings: tuple[QueueBinding, ...] = Field(
+        default=(), max_length=50, json_schema_extra={"x-kubernetes-list-type": "atomic"}
+    )
+    """More bindings of the queue. The operator removes those that it created and that are no longer listed."""
 
     max_length: int | None = Field(default=None, ge=1)
     """Maximum number of waiting messages. RabbitMQ refuses further messages. Cannot be changed."""
@@ -922,6 +967,7 @@ class WorkQueue(_Model):
             name=self.queue_name,
             type=queue.type,
             exchange=None if exchange is None else exchange.settings,
+            bindings=tuple(binding.settings(self.queue_name) for binding in queue.bindings),
             max_length=queue.max_length,
             max_length_bytes=queue.max_length_bytes,
             message_ttl_seconds=queue.message_ttl_seconds,

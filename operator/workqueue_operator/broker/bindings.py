@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Set as AbstractSet
-from typing import Final
+from typing import Any, Final
 
 from workqueue.contract import topology
 from workqueue.contract.topology import QueueBinding
@@ -35,13 +35,30 @@ def noted(workqueue: WorkQueue) -> AbstractSet[QueueBinding]:
     try:
         found = json.loads(workqueue.metadata.annotations.get(ANNOTATION_BINDINGS, "{}"))
         return frozenset(
-            QueueBinding(str(exchange), workqueue.queue_name, str(key))
-            for exchange, keys in found.items()
-            for key in keys
+            _read(exchange, workqueue.queue_name, entry)
+            for exchange, entries in found.items()
+            for entry in entries
         )
     except (ValueError, TypeError, AttributeError):
         # A user has edited the annotation. The operator then removes nothing.
         return NONE
+
+
+def _read(exchange: str, queue: str, entry: Any) -> QueueBinding:
+    """A recorded binding: its routing key, or an object if it has arguments."""
+    if isinstance(entry, str):
+        return QueueBinding(exchange, queue, entry)
+    return QueueBinding(exchange, queue, str(entry["routingKey"]), tuple(sorted(entry["arguments"].items())))
+
+
+def _written(binding: QueueBinding) -> Any:
+    if not binding.arguments:
+        return binding.routing_key
+    return {"routingKey": binding.routing_key, "arguments": dict(binding.arguments)}
+
+
+def _order(binding: QueueBinding) -> tuple[str, str, str]:
+    return binding.exchange, binding.routing_key, repr(binding.arguments)
 
 
 class Bindings:
@@ -67,7 +84,7 @@ class Bindings:
             ReconcileError: the broker refused, or the API server denied the write.
         """
         before, now = noted(workqueue), wanted(workqueue)
-        for binding in sorted(before - now, key=lambda one: (one.exchange, one.routing_key)):
+        for binding in sorted(before - now, key=_order):
             await broker.unbind(binding)
         await self._note(workqueue, before | now, now)
 
@@ -76,9 +93,9 @@ class Bindings:
     ) -> None:
         if before == after:
             return
-        keys: dict[str, list[str]] = {}
-        for binding in sorted(after, key=lambda one: (one.exchange, one.routing_key)):
-            keys.setdefault(binding.exchange, []).append(binding.routing_key)
+        keys: dict[str, list[Any]] = {}
+        for binding in sorted(after, key=_order):
+            keys.setdefault(binding.exchange, []).append(_written(binding))
         text = json.dumps(keys) if keys else None
         body = {"metadata": {"uid": workqueue.metadata.uid, "annotations": {ANNOTATION_BINDINGS: text}}}
         try:

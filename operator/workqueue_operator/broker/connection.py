@@ -316,7 +316,7 @@ class Broker:
     # -- declarations --------------------------------------------------------------------------------
 
     async def declare(self, plan: Plan) -> Mapping[str, QueueCounts]:
-        """Declare the queues, the exchange and the bindings of a plan. Idempotent.
+        """Declare the queues and the exchange of a plan, and bind the queue to it. Idempotent.
 
         Existing queues are declared first, then the exchange, then missing queues. So a conflict creates nothing.
 
@@ -348,18 +348,35 @@ class Broker:
         for queue in missing:
             answers[queue.name] = await self.declare_queue(queue)
         for binding in plan.bindings:
-            await self._bind(binding)
+            if plan.exchange is not None and binding.exchange == plan.exchange.name:
+                await self.bind(binding)
         return answers
 
-    async def _bind(self, binding: topology.QueueBinding) -> None:
-        await self._call(
-            self._declarations,
-            binding.queue,
-            lambda channel, done: channel.queue_bind(
-                binding.queue, binding.exchange, binding.routing_key, callback=done
-            ),
-            f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
-        )
+    async def bind(self, binding: topology.QueueBinding) -> None:
+        """Bind a queue that exists to an exchange. Idempotent.
+
+        Raises:
+            ReconcileError: the exchange does not exist (ExchangeNotFound), or refused, or no answer.
+        """
+        try:
+            await self._call(
+                self._declarations,
+                binding.queue,
+                lambda channel, done: channel.queue_bind(
+                    binding.queue,
+                    binding.exchange,
+                    binding.routing_key,
+                    arguments=dict(binding.arguments),
+                    callback=done,
+                ),
+                f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
+            )
+        except QueueMissingError as error:
+            raise ReconcileError(
+                Reason.EXCHANGE_NOT_FOUND,
+                f"The exchange {binding.exchange!r} that queue.bindings names does not exist. Create it, or correct "
+                "the name. The queue works without this binding.",
+            ) from error
 
     async def unbind(self, binding: topology.QueueBinding) -> None:
         """Remove a binding, if it exists.
@@ -372,7 +389,11 @@ class Broker:
                 self._declarations,
                 binding.queue,
                 lambda channel, done: channel.queue_unbind(
-                    binding.queue, binding.exchange, binding.routing_key, callback=done
+                    binding.queue,
+                    binding.exchange,
+                    binding.routing_key,
+                    arguments=dict(binding.arguments),
+                    callback=done,
                 ),
                 f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
             )

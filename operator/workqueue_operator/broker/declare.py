@@ -58,13 +58,35 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, Declar
             "True", Reason.USED_AS_IT_IS, f"The queue {queue!r} exists. The operator does not change it."
         )
         return finding, answers
+    plan = topology.plan(workqueue.queue_settings)
     try:
-        answers = await broker.declare(topology.plan(workqueue.queue_settings))
+        answers = await broker.declare(plan)
     except QueueMissingError as error:
         raise ReconcileError(
             Reason.QUEUE_REFUSED, f"{error} was deleted during the declaration. The operator retries."
         ) from None
+    if (problem := await _bind_to_others(plan, broker)) is not None:
+        return Finding("False", problem.reason, problem.message), answers
     return Finding("True", Reason.DECLARED, f"The queue {queue!r} and its dead-letter queue exist."), answers
+
+
+async def _bind_to_others(plan: topology.Plan, broker: Broker) -> ReconcileError | None:
+    """Bind the queue to exchanges that the operator does not declare. A missing one does not stop the others.
+
+    Returns:
+        The problem with the first missing exchange, or None.
+    """
+    first = None
+    for binding in plan.bindings:
+        if plan.exchange is not None and binding.exchange == plan.exchange.name:
+            continue
+        try:
+            await broker.bind(binding)
+        except ReconcileError as problem:
+            if problem.reason is not Reason.EXCHANGE_NOT_FOUND:
+                raise
+            first = first or problem
+    return first
 
 
 async def declare_again(
@@ -80,10 +102,12 @@ async def declare_again(
     """
     answers: DeclareCounts = {}
     for _ in range(STAYS_LOOKS):
-        _, answers = await declare(workqueue, broker)
+        found, answers = await declare(workqueue, broker)
         await asyncio.sleep(STAYS_PAUSE)
         if all([await broker.counts_if_there(name) for name in names]):
             break
+    if found.status == "False":
+        return found, answers
     when = datetime.now(UTC)
     finding = Finding(
         "True",

@@ -83,6 +83,9 @@ BACKOFF: Final = (0.5, 60.0)
 BACKOFF_AFTER_PROBLEM: Final = (1.0, 15.0)
 """Seconds: the first and the longest pause after a pass that ended with a ReconcileError."""
 
+BIND_AGAIN: Final = 15.0
+"""Seconds until the next pass of a WorkQueue whose bindings name a missing exchange: nothing tells when it exists."""
+
 UNKNOWN_AGAIN: Final = 5.0
 """Seconds until a pass that failed before anything was known of its WorkQueue is repeated."""
 
@@ -214,7 +217,8 @@ class Reconciler:
         if outcome.problem is None:
             state.problems = 0
         again = parts.targets.looks_again(workqueue)
-        return min((wait for wait in (due, again) if wait is not None), default=None)
+        binds = BIND_AGAIN if outcome.queue.reason is Reason.EXCHANGE_NOT_FOUND else None
+        return min((wait for wait in (due, again, binds) if wait is not None), default=None)
 
     def _report_unreadable(self, body: Object, error: ValidationError) -> None:
         """The CRD is older than this operator, or was bypassed. The operator only reports that."""
@@ -396,8 +400,10 @@ class Reconciler:
             raise
         # Not earlier: a user whom the broker refuses to let declare the queue has no claim on it.
         watched.claimed = True
-        finding = declare.consumer_timeout_problem(workqueue, handle.broker) or finding
-        state.declared, state.queue = declared, finding
+        if finding.status == "True":
+            finding = declare.consumer_timeout_problem(workqueue, handle.broker) or finding
+        # With a missing exchange, the next pass binds again.
+        state.declared, state.queue = declared if finding.status == "True" else None, finding
         for entry in (watched, dead):
             entry.record(answers[entry.queue])
         for other in claimants:

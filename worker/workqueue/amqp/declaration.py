@@ -106,7 +106,13 @@ class Declaration:
             yield (
                 f"The binding of {binding.queue} to {binding.exchange}",
                 "",
-                partial(channel.queue_bind, binding.queue, binding.exchange, binding.routing_key),
+                partial(
+                    channel.queue_bind,
+                    binding.queue,
+                    binding.exchange,
+                    binding.routing_key,
+                    arguments=dict(binding.arguments),
+                ),
             )
 
     def _on_closed(self, connection: Connection, error: BaseException) -> None:

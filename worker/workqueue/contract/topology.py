@@ -65,6 +65,7 @@ class ExchangeType(StrEnum):
     DIRECT = "Direct"
     TOPIC = "Topic"
     FANOUT = "Fanout"
+    HEADERS = "Headers"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -105,11 +106,15 @@ class QueueSettings:
     """The user's settings of a work queue. None leaves a setting to RabbitMQ.
 
     Units: seconds where the name says so, bytes for `max_length_bytes`, messages for `max_length`.
+
+    Attributes:
+        bindings: in addition to those of `exchange`, to exchanges that exist.
     """
 
     name: str
     type: QueueType = QueueType.QUORUM
     exchange: Exchange | None = None
+    bindings: tuple[QueueBinding, ...] = ()
     max_length: int | None = None
     max_length_bytes: int | None = None
     message_ttl_seconds: int | None = None
@@ -128,11 +133,16 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class QueueBinding:
-    """A binding of a queue to an exchange."""
+    """A binding of a queue to an exchange.
+
+    Attributes:
+        arguments: for an exchange of the type Headers, by name.
+    """
 
     exchange: str
     queue: str
     routing_key: str
+    arguments: tuple[tuple[str, ArgumentValue], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +227,10 @@ def plan(settings: QueueSettings) -> Plan:
     """Return everything that must exist before a message is published to the work queue."""
     exchange = settings.exchange
     bindings: tuple[QueueBinding, ...] = ()
-    if exchange is not None:
+    if exchange is not None and exchange.type is not ExchangeType.HEADERS:
         keys = exchange.routing_keys or ("" if exchange.type is ExchangeType.FANOUT else settings.name,)
         bindings = tuple(QueueBinding(exchange.name, settings.name, key) for key in keys)
+    bindings = tuple(dict.fromkeys((*bindings, *settings.bindings)))
     return Plan((dead_letter_queue(settings.name), work_queue(settings)), exchange, bindings)
 
 
