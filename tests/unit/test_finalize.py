@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.fakecluster import FakeCluster
+from tests.support.fakecluster import FakeCluster, Request
 from tests.support.workqueue import workqueue
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.clock import SystemClock
+from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.metrics import Metrics
@@ -141,3 +142,32 @@ async def test_deletion_that_waits_for_a_delay_queue_shows_its_numbers(
 
     assert (written["retrying"], written["columns"]["retrying"]) == (2, "2")
     assert shown(site) == expected
+
+
+@pytest.mark.parametrize("needed", [False, True], ids=["deleted", "new policy"])
+async def test_finalizer_is_written_although_another_write_came_first(needed: bool) -> None:
+    """The operator's own status is one. Its event starts no pass."""
+    site = Site({}, None)
+    seen = workqueue(
+        queue={"deletionPolicy": "Delete"},
+        metadata={"finalizers": ["theirs"] if needed else ["theirs", FINALIZER], "resourceVersion": "1"},
+    )
+    newer = seen.model_dump(mode="json", by_alias=True, exclude_none=True)
+    newer["metadata"] |= {"resourceVersion": "2", "finalizers": [*seen.metadata.finalizers, "newer"]}
+    site.cluster.answer("GET", "/workqueues/jobs", newer)
+    written: list[dict[str, Any]] = []
+
+    def patch(request: Request) -> dict[str, Any]:
+        metadata = request.body["metadata"]
+        if metadata["resourceVersion"] != "2":
+            raise ClusterError(409, "the object has been modified")
+        written.append(metadata)
+        return newer
+
+    site.cluster.answer("PATCH", "/workqueues/jobs", patch)
+    if needed:
+        await site.finalizer.ensure(seen)
+    else:
+        await site.finalizer._write(seen, needed=False)
+    (metadata,) = written
+    assert metadata["finalizers"] == ["theirs", "newer", *([FINALIZER] if needed else [])]

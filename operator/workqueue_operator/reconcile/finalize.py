@@ -34,6 +34,9 @@ from workqueue_operator.workers.client import Address, WorkerStatus
 
 logger = logging.getLogger(__name__)
 
+WRITE_ATTEMPTS: Final = 5
+"""How often the finalizer is written while other writes come first."""
+
 AGAIN: Final = 2.0
 """Seconds between two attempts while something prevents the deletion."""
 
@@ -78,8 +81,7 @@ class Finalizer:
         """Add or remove the finalizer, as the deletion policy requires."""
         needed = workqueue.spec.queue.deletion_policy is not DeletionPolicy.RETAIN
         if needed != (FINALIZER in workqueue.metadata.finalizers):
-            others = [name for name in workqueue.metadata.finalizers if name != FINALIZER]
-            await self._write(workqueue, [*others, FINALIZER] if needed else others)
+            await self._write(workqueue, needed=needed)
 
     async def finalize(self, workqueue: WorkQueue) -> float | None:
         """Do one step of the deletion.
@@ -339,20 +341,42 @@ class Finalizer:
         self._retrying.pop(workqueue.metadata.uid, None)
         event = Event(Reason.DELETING, message, "Delete", warning=warning)
         self._reporter.event(workqueue, event)
-        await self._write(workqueue, [name for name in workqueue.metadata.finalizers if name != FINALIZER])
+        await self._write(workqueue, needed=False)
         await self._brokers.leave(workqueue.key)
 
-    async def _write(self, workqueue: WorkQueue, finalizers: list[str]) -> None:
-        namespace, name = workqueue.key
-        body: dict[str, Any] = {
-            "metadata": {"finalizers": finalizers, "resourceVersion": workqueue.metadata.resource_version}
+    async def _write(self, workqueue: WorkQueue, *, needed: bool) -> None:
+        """Add or remove the operator's finalizer. Those of others stay.
+
+        The store may be older than our own last status, whose event starts no pass. So a conflict is resolved here.
+
+        Raises:
+            ClusterError: it did not answer, or others have written again and again.
+        """
+        path, uid = workqueue_path(*workqueue.key), workqueue.metadata.uid
+        metadata: Mapping[str, Any] = {
+            "finalizers": workqueue.metadata.finalizers,
+            "resourceVersion": workqueue.metadata.resource_version,
         }
-        try:
-            self._store.put_workqueue(await self._kubernetes.merge(workqueue_path(namespace, name), body))
-        except ClusterError as error:
-            # Deleted or changed by another writer. The event about that change starts the next pass.
-            if not error.not_found and not error.conflict:
-                raise
+        for attempt in range(1, WRITE_ATTEMPTS + 1):
+            others = [name for name in metadata.get("finalizers", ()) if name != FINALIZER]
+            changed = {
+                "finalizers": [*others, FINALIZER] if needed else others,
+                "resourceVersion": metadata["resourceVersion"],
+            }
+            try:
+                self._store.put_workqueue(await self._kubernetes.merge(path, {"metadata": changed}))
+            except ClusterError as error:
+                if error.not_found:
+                    return
+                if not error.conflict or attempt == WRITE_ATTEMPTS:
+                    raise
+            else:
+                return
+            live = await self._kubernetes.get(path)
+            metadata = live["metadata"]
+            # The event about another WorkQueue of this name, or about its deletion, starts a pass.
+            if metadata["uid"] != uid or (needed and metadata.get("deletionTimestamp")):
+                return
 
 
 def _depth(
