@@ -27,10 +27,12 @@ async def declared(broker: Probe, *names: str, queue_type: QueueType = QueueType
 
 
 async def declared_plainly(broker: Probe, names: list[str], queue_type: QueueType) -> None:
-    """Declare many at the same time, each without a dead-letter queue."""
-    await asyncio.gather(
-        *(broker.declare_queue(Queue(name, {"x-queue-type": queue_type.value.lower()})) for name in names)
-    )
+    """Declare many, some at the same time as passes do, each without a dead-letter queue."""
+    for start in range(0, len(names), 20):
+        some = names[start : start + 20]
+        await asyncio.gather(
+            *(broker.declare_queue(Queue(name, {"x-queue-type": queue_type.value.lower()})) for name in some)
+        )
 
 
 def consumers(vhost: VirtualHost) -> int:

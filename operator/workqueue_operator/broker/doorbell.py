@@ -245,8 +245,9 @@ class Doorbells:
         else:
             if self._doorbells.get(queue) is doorbell and not found:
                 self._consume(doorbell, self._consumer_channel(alone=False))
-            elif self._drop(doorbell) or found:
+            elif self._drop(doorbell) or (found and doorbell.state is not _State.CANCELLING):
                 # A late answer with a message is a ring, too: many large messages take longer than the watchdog.
+                # After `remove` nobody waits for a ring.
                 self._on_ring(queue)
 
     async def _prove_and_cancel(self, doorbell: _Doorbell) -> None:
