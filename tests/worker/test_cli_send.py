@@ -327,7 +327,7 @@ def test_connection_flags_override_the_environment(hello, tmp_path):
     done = workqueue(*send, SERVICE_BINDING_ROOT=str(tmp_path / "bindings"))
     assert done.code == 2
     assert (
-        "must contain one binding of type rabbitmq, but contains rabbitmq, second. Choose with --binding."
+        "must contain one binding of type rabbitmq, but contains rabbitmq, second. Choose one with WORKQUEUE_BINDING."
         in done.err
     )
 
