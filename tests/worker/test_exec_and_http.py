@@ -293,9 +293,8 @@ def test_worker_waits_for_late_http_handler(vhost: VirtualHost, workers: Workers
     with server(say(200)) as first:
         url = first.url
     worker = workers.start(vhost.url, "--http", url, handler=None)
-    time.sleep(0.5)  # it must still be waiting
-    assert worker.process.poll() is None
-    assert "The endpoint is up." not in worker.log
+    eventually(lambda: "The endpoint is up." in worker.log)
+    assert (worker.request("/livez")[0], worker.request("/readyz")[0]) == (200, 503)
     with server(say(200), first.port):
         worker.wait_consuming()
 
