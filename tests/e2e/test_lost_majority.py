@@ -117,7 +117,6 @@ def test_queue_without_majority_does_not_silence_idle_others(lab: Lab, nodes: Ra
         workqueue.wait_ready()
 
     nodes.stop_all_but_first()
-    stuck.wait_condition("Ready", "False", seconds=120)
     for workqueue in others:
         nodes.publish(channel, workqueue.name, [{"id": workqueue.name}])
     for workqueue in others:
@@ -126,7 +125,6 @@ def test_queue_without_majority_does_not_silence_idle_others(lab: Lab, nodes: Ra
             120,
             f"a worker of {workqueue.name} has handled its message",
         )
-    assert stuck.condition("Ready")["status"] == "False"
     channel.connection.close()
     for workqueue in (stuck, *others):
         workqueue.delete(wait=False)
