@@ -28,9 +28,9 @@ from workqueue.amqp.outgoing import Outgoing, milliseconds
 from workqueue.amqp.publish_pipeline import DEFAULT_TIMEOUT_SECONDS, DEFAULT_WINDOW, PublishPipeline
 from workqueue.contract import topology
 from workqueue.contract.binding import Binding, from_environment, from_folder, from_url
+from workqueue.contract.headers import HIGHEST_PRIORITY
 from workqueue.worker import tracing
 
-HIGHEST_PRIORITY: Final = 255
 LONGEST_EXPIRY_SECONDS: Final = 4_294_967
 """RabbitMQ's limit for the expiration of a message: 32 bits of milliseconds."""
 

@@ -15,12 +15,12 @@ from typing import Any, Final, NamedTuple
 
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.contract.errors import WorkerError
+from workqueue.contract.headers import HIGHEST_PRIORITY
 
 TEXT: Final = "text/plain"
 JSON: Final = "application/json"
 BYTES: Final = "application/octet-stream"
 FILE_NAME_HEADER: Final = "filename"
-HIGHEST_PRIORITY: Final = 255
 
 _STRING_KEYS: Final = {"id": "message_id", "contentType": "content_type", "correlationId": "correlation_id"}
 _KEYS: Final = {"body", "bodyBase64", "headers", "priority", *_STRING_KEYS}

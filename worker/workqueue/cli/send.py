@@ -28,6 +28,7 @@ from workqueue.cli import connection_options, message_sources, output, values
 from workqueue.cli.message_sources import InputError, Item
 from workqueue.cli.progress import Update, progress
 from workqueue.contract import topology
+from workqueue.contract.headers import HIGHEST_PRIORITY
 from workqueue.worker import tracing
 
 INTERRUPTED: Final = 130
@@ -276,10 +277,8 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def _priority(text: str) -> int:
-    if not text.isdecimal() or int(text) > message_sources.HIGHEST_PRIORITY:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number from 0 to {message_sources.HIGHEST_PRIORITY}"
-        )
+    if not text.isdecimal() or int(text) > HIGHEST_PRIORITY:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {HIGHEST_PRIORITY}")
     return int(text)
 
 
