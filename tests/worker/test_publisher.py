@@ -242,7 +242,9 @@ def test_publisher_works_in_forked_processes(vhost: VirtualHost, queue: str) -> 
     assert [child.exitcode for child in children] == [0, 0]
     publisher.publish(str(os.getpid()), queue=queue)
     publisher.close()
-    senders = [int(body) for _, body in received(vhost, queue)]
+    found = received(vhost, queue)
+    assert len({properties.message_id for properties, _ in found}) == len(found)
+    senders = [int(body) for _, body in found]
     assert sorted(senders) == sorted([os.getpid(), os.getpid(), *(child.pid or 0 for child in children)])
 
 

@@ -115,24 +115,32 @@ class _Base:
         self._name = name
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
-        self._process = 0
+        self._process = os.getpid()
         self._current: PublishPipeline | None = None
         self._closed = False
         self._declared: set[str] = set()
         self._id_prefix = uuid.uuid4().hex
         self._id_numbers = count(1)
 
+    def _enter_process(self) -> None:
+        """Keep nothing of the process from which this one was forked: neither its connection nor its ids."""
+        if self._process == os.getpid():
+            return
+        with self._lock:
+            if self._process != os.getpid():
+                self._current = None
+                self._id_prefix = uuid.uuid4().hex
+                self._declared = set()
+                self._process = os.getpid()
+
     def _pipeline(self) -> PublishPipeline:
-        """The connection of this process. A process that was forked opens its own."""
-        if self._current is not None and self._process == os.getpid():
+        """The connection of this process, which `_prepare` has entered."""
+        if self._current is not None:
             return self._current
         with self._lock:
             if self._closed:
                 raise BrokerError("The publisher is closed.")
-            if self._current is None or self._process != os.getpid():
-                self._process = os.getpid()
-                self._id_prefix = uuid.uuid4().hex
-                self._declared = set()
+            if self._current is None:
                 traces = tracing.start(self._name, os.environ) if tracing.wanted(os.environ) else None
                 self._current = tracing.pipeline(
                     traces, self._source, self._name, timeout_seconds=self._timeout_seconds
@@ -152,6 +160,7 @@ class _Base:
             TypeError, ValueError: the body cannot be encoded, or an option is wrong.
         """
         _check(options)
+        self._enter_process()
         data, content_type = bodies.encode(body)
         outgoing = Outgoing(
             options["queue"] if "queue" in options else options.get("routing_key", ""),
