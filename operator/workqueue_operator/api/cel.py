@@ -6,6 +6,12 @@ from typing import Any, Final, TypeAlias
 
 JsonSchema: TypeAlias = dict[str, Any]
 
+INT_OR_STRING: Final[JsonSchema] = {
+    "anyOf": [{"type": "integer"}, {"type": "string"}],
+    "x-kubernetes-int-or-string": True,
+}
+"""The schema of a value that Kubernetes accepts as a number and as text."""
+
 VALIDATIONS: Final = "x-kubernetes-validations"
 
 IMMUTABLE_ADVICE: Final = (

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, TypeAlias
 
 from pydantic import WithJsonSchema
 
-from workqueue_operator.api.cel import JsonSchema, rule, rules
+from workqueue_operator.api.cel import INT_OR_STRING, JsonSchema, rule, rules
 from workqueue_operator.names import BINDING_ROOT, GROUP, HANDLER_CONTAINER, WORKER_CONTAINER
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -22,10 +22,11 @@ RESERVED_ENV_PREFIX: Final = "WORKQUEUE_"
 OPEN_ENV_PREFIX: Final = "WORKQUEUE_LOG_"
 """Reserved variables that users may set."""
 
-_QUANTITY: Final = (
-    r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
-    r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
-)
+_QUANTITY: Final[JsonSchema] = {
+    **INT_OR_STRING,
+    "pattern": r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
+    r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",
+}
 
 
 def _text(description: str, limit: int = 253) -> JsonSchema:
@@ -62,12 +63,7 @@ def _map(values: JsonSchema, limit: int) -> JsonSchema:
 
 
 def _quantities(description: str) -> JsonSchema:
-    quantity: JsonSchema = {
-        "anyOf": [{"type": "integer"}, {"type": "string"}],
-        "pattern": _QUANTITY,
-        "x-kubernetes-int-or-string": True,
-    }
-    return {**_map(quantity, 20), "description": description}
+    return {**_map(_QUANTITY, 20), "description": description}
 
 
 _optional: Final[JsonSchema] = {"type": "boolean", "description": "Whether the object or key may be missing."}
@@ -121,12 +117,7 @@ _env_var: Final = _object(
             ("resource",),
             containerName=_text("Name of the container. Defaults to the container of the handler."),
             resource=_text("For example limits.memory."),
-            divisor={
-                "anyOf": [{"type": "integer"}, {"type": "string"}],
-                "pattern": _QUANTITY,
-                "x-kubernetes-int-or-string": True,
-                "description": "Unit of the value. Defaults to 1.",
-            },
+            divisor={**_QUANTITY, "description": "Unit of the value. Defaults to 1."},
         ),
     ),
 ) | rules(

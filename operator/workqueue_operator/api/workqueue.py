@@ -22,7 +22,7 @@ from workqueue.contract.worker_api import (
     Isolation,
 )
 from workqueue_operator.api import pod_template
-from workqueue_operator.api.cel import IMMUTABLE_ADVICE, JsonSchema, rule, rules, unchanged
+from workqueue_operator.api.cel import IMMUTABLE_ADVICE, INT_OR_STRING, JsonSchema, rule, rules, unchanged
 from workqueue_operator.names import GROUP, MAX_NAME_LENGTH
 
 DEFAULT_MESSAGES_PER_REPLICA: Final = 10
@@ -38,8 +38,7 @@ _EMPTY: Final[JsonSchema] = {"default": {}}
 """The API server fills in an omitted object, so that its defaults are visible."""
 
 _COUNT_OR_PERCENTAGE: Final[JsonSchema] = {
-    "anyOf": [{"type": "integer"}, {"type": "string"}],
-    "x-kubernetes-int-or-string": True,
+    **INT_OR_STRING,
     "minimum": 1,
     "pattern": "^(100|[1-9][0-9]?)%$",
     "default": 1,
@@ -200,10 +199,7 @@ class QueueBinding(_Model):
             {
                 "type": "object",
                 "maxProperties": 20,
-                "additionalProperties": {
-                    "anyOf": [{"type": "integer"}, {"type": "string"}],
-                    "x-kubernetes-int-or-string": True,
-                },
+                "additionalProperties": INT_OR_STRING,
             }
         ),
     ] = Field(default_factory=dict)
