@@ -86,29 +86,36 @@ def connection_to(url: str) -> Iterator[Any]:
 
 
 @contextmanager
+def serving_events(connection: Any) -> Iterator[None]:
+    """Call the consumers of a connection, in a thread."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.is_set():
+            connection.process_data_events(0.1)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(JOIN_SECONDS)
+
+
+@contextmanager
 def consumers(lab: Lab, names: Sequence[str]) -> Iterator[None]:
     """One consumer for each queue, which acknowledges every message immediately, as an idle worker does."""
+
+    def take(channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
+        channel.basic_ack(method.delivery_tag)
+
     with connection_to(lab.broker.url) as connection:
-        ended = threading.Event()
-
-        def take(channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
-            channel.basic_ack(method.delivery_tag)
-
         channel = connection.channel()
         for name in names:
             channel.basic_consume(name, take)
-
-        def run() -> None:
-            while not ended.is_set():
-                connection.process_data_events(0.1)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        try:
+        with serving_events(connection):
             yield
-        finally:
-            ended.set()
-            thread.join(JOIN_SECONDS)
 
 
 @contextmanager
@@ -128,27 +135,16 @@ def with_workers(lab: Lab, namespace: str, names: Sequence[str]) -> Iterator[Non
 @contextmanager
 def requeueing(url: str, queue: str) -> Iterator[None]:
     """A consumer that gives each message back immediately."""
+
+    def give_back(channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
+        channel.basic_nack(method.delivery_tag, requeue=True)
+
     with connection_to(url) as connection:
-        ended = threading.Event()
-
-        def give_back(channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
-            channel.basic_nack(method.delivery_tag, requeue=True)
-
         channel = connection.channel()
         channel.basic_qos(prefetch_count=1)
         channel.basic_consume(queue, give_back)
-
-        def run() -> None:
-            while not ended.is_set():
-                connection.process_data_events(0.1)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        try:
+        with serving_events(connection):
             yield
-        finally:
-            ended.set()
-            thread.join(JOIN_SECONDS)
 
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
