@@ -91,30 +91,29 @@ def judge(worker: Worker, vhost: VirtualHost, ending: tuple[str, str] | None, ot
     assert 'workqueue_worker_reconnects_total{queue="jobs"} 0.0' in worker.request("/metrics")[1]
 
 
-@pytest.mark.parametrize("what", ROWS)
-def test_sync_handler_costs_only_its_own_message(vhost: VirtualHost, workers: Workers, what: str) -> None:
-    worker = start(workers, vhost, SYNC, "--timeout", "3" if what in HANGS else "120")
-
+def require_own_cost_only(
+    worker: Worker, vhost: VirtualHost, what: str, ending: tuple[str, str] | None
+) -> None:
+    """Let one message misbehave. The others are done, every slot consumes again, and the worker stops in order."""
     publish(vhost, {"id": "bad", "do": what})
     eventually(lambda: "bad" in worker.events_of("start"), PATIENCE)
     publish(vhost, *({"id": number} for number in range(OTHERS)))
 
-    judge(worker, vhost, ROWS[what], OTHERS)
+    judge(worker, vhost, ending, OTHERS)
     eventually(lambda: consumers(vhost) == 2, PATIENCE)
     assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_sync_handler_costs_only_its_own_message(vhost: VirtualHost, workers: Workers, what: str) -> None:
+    worker = start(workers, vhost, SYNC, "--timeout", "3" if what in HANGS else "120")
+    require_own_cost_only(worker, vhost, what, ROWS[what])
 
 
 @pytest.mark.parametrize("what", ASYNC_ROWS)
 def test_async_handler_costs_only_its_own_message(vhost: VirtualHost, workers: Workers, what: str) -> None:
     worker = start(workers, vhost, ASYNC, "--timeout", "3" if what in HANGS else "120")
-
-    publish(vhost, {"id": "bad", "do": what})
-    eventually(lambda: "bad" in worker.events_of("start"), PATIENCE)
-    publish(vhost, *({"id": number} for number in range(OTHERS)))
-
-    judge(worker, vhost, ASYNC_ROWS[what], OTHERS)
-    eventually(lambda: consumers(vhost) == 2, PATIENCE)
-    assert worker.stop() == 0
+    require_own_cost_only(worker, vhost, what, ASYNC_ROWS[what])
 
 
 def test_blocked_asyncio_loop_costs_its_neighbours_no_attempt(vhost: VirtualHost, workers: Workers) -> None:
