@@ -348,7 +348,7 @@ class Broker:
         for queue in missing:
             answers[queue.name] = await self.declare_queue(queue)
         for binding in plan.bindings:
-            if plan.exchange is not None and binding.exchange == plan.exchange.name:
+            if plan.declares(binding.exchange):
                 await self.bind(binding)
         return answers
 
@@ -359,18 +359,7 @@ class Broker:
             ReconcileError: the exchange does not exist (ExchangeNotFound), or refused, or no answer.
         """
         try:
-            await self._call(
-                self._declarations,
-                binding.queue,
-                lambda channel, done: channel.queue_bind(
-                    binding.queue,
-                    binding.exchange,
-                    binding.routing_key,
-                    arguments=dict(binding.arguments),
-                    callback=done,
-                ),
-                f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
-            )
+            await self._change_binding(binding, lambda channel: channel.queue_bind)
         except QueueMissingError as error:
             raise ReconcileError(
                 Reason.EXCHANGE_NOT_FOUND,
@@ -385,18 +374,24 @@ class Broker:
             ReconcileError: refused, or no answer.
         """
         with contextlib.suppress(QueueMissingError):
-            await self._call(
-                self._declarations,
+            await self._change_binding(binding, lambda channel: channel.queue_unbind)
+
+    async def _change_binding(
+        self, binding: topology.QueueBinding, method: Callable[[Any], Callable[..., Any]]
+    ) -> None:
+        """Call queue.bind or queue.unbind."""
+        await self._call(
+            self._declarations,
+            binding.queue,
+            lambda channel, done: method(channel)(
                 binding.queue,
-                lambda channel, done: channel.queue_unbind(
-                    binding.queue,
-                    binding.exchange,
-                    binding.routing_key,
-                    arguments=dict(binding.arguments),
-                    callback=done,
-                ),
-                f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
-            )
+                binding.exchange,
+                binding.routing_key,
+                arguments=dict(binding.arguments),
+                callback=done,
+            ),
+            f"binding of queue {binding.queue!r} to exchange {binding.exchange!r}",
+        )
 
     async def declare_queue(self, queue: Queue) -> QueueCounts:
         """Declare one durable queue. Idempotent.

@@ -78,7 +78,7 @@ async def _bind_to_others(plan: topology.Plan, broker: Broker) -> ReconcileError
     """
     first = None
     for binding in plan.bindings:
-        if plan.exchange is not None and binding.exchange == plan.exchange.name:
+        if plan.declares(binding.exchange):
             continue
         try:
             await broker.bind(binding)

@@ -156,6 +156,10 @@ class Plan:
     exchange: Exchange | None
     bindings: tuple[QueueBinding, ...]
 
+    def declares(self, exchange: str) -> bool:
+        """Return whether the plan declares this exchange. The others must exist."""
+        return self.exchange is not None and self.exchange.name == exchange
+
 
 def dead_letter_queue_name(queue: str) -> str:
     """Return the name of a work queue's dead-letter queue."""
