@@ -16,7 +16,12 @@ from typing import Any, Final, TypeAlias
 
 from workqueue_operator.kube.json_map import JsonMap
 from workqueue_operator.kube.views import PodView, deployment_view, existing, pod_view
-from workqueue_operator.names import ANNOTATION_TEMPLATE_HASH, LABEL_WORKQUEUE, workload_name
+from workqueue_operator.names import (
+    ANNOTATION_BROKER,
+    ANNOTATION_TEMPLATE_HASH,
+    LABEL_WORKQUEUE,
+    workload_name,
+)
 
 Object: TypeAlias = dict[str, Any]
 Key: TypeAlias = tuple[str, str]
@@ -27,7 +32,9 @@ _READ: Final[dict[str, dict[str, Any]]] = {
     "deployments": {
         "spec": {
             "replicas": ...,
-            "template": {"metadata": {"annotations": {ANNOTATION_TEMPLATE_HASH: ...}}},
+            "template": {
+                "metadata": {"annotations": {ANNOTATION_TEMPLATE_HASH: ..., ANNOTATION_BROKER: ...}}
+            },
         },
         "status": {
             "observedGeneration": ...,
