@@ -73,11 +73,16 @@ e2e: image ## run the end-to-end tests; TEST=name selects some
 # they run side by side.
 JOBS ?= 3
 
+SIDE_BY_SIDE := --ignore=tests/cluster --ignore=tests/walkthrough --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
 .PHONY: test
-test: lint image ## run `make lint` and all tests except the nightly ones (JOBS=3 files at once)
-	@$(BIN)/pytest tests/cluster -m 'not nightly'
-	@$(MAKE) --no-print-directory walkthrough
-	@$(BIN)/pytest tests --ignore=tests/cluster --ignore=tests/walkthrough -m 'not nightly' --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+test: lint image ## run `make lint` and all tests that are not marked slow or nightly (JOBS=3 files at once)
+	@$(BIN)/pytest tests/cluster -m 'not slow and not nightly'
+	@$(BIN)/pytest tests -m 'not slow and not nightly' $(SIDE_BY_SIDE)
+
+.PHONY: slow
+slow: walkthrough ## run `make walkthrough` and the tests marked slow, as continuous integration does after `make test`
+	@$(BIN)/pytest tests -m 'slow and not nightly' $(SIDE_BY_SIDE)
 
 # The pages install the operator for the whole cluster and remove it again. A second cluster keeps a running demo
 # intact. With CLUSTER=current there is no second cluster, and the tests refuse to start beside a demo.
@@ -97,8 +102,8 @@ faults: image ## run the whole fault matrix (about 1 hour); ARGS=--write updates
 	@$(BIN)/python -m hack.bench.faults $(ARGS)
 
 .PHONY: nightly
-nightly: faults ## run what takes too long for `make test`: the fault matrix and the tests marked nightly
-	@$(BIN)/pytest tests --ignore=tests/faults -m nightly --numprocesses $(JOBS) --dist load
+nightly: faults ## run the fault matrix and the tests marked slow or nightly
+	@$(BIN)/pytest tests --ignore=tests/faults --ignore=tests/walkthrough -m 'slow or nightly' --numprocesses $(JOBS) --dist load
 
 SERIES ?= 3.10 4.0 4.3
 

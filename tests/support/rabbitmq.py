@@ -634,38 +634,32 @@ def running(series: str = DEFAULT, *, management: bool = True) -> Iterator[Broke
 
 
 class _Brokers:
-    """The servers of one test session. The first use starts all servers that the session needs."""
+    """The servers of one test session. The first use of a server starts it."""
 
-    def __init__(self, needed: Sequence[str], folder: Path) -> None:
-        self._needed = needed
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._spawned: dict[str, Broker] = {}
+        self._started: dict[str, Broker] = {}
         self._marks: dict[str, int] = {}
-        self._ready: set[str] = set()
 
     def get(self, series: str) -> Broker:
-        for one in {series: None, **dict.fromkeys(self._needed)}:
-            if one not in self._spawned:
-                self._spawned[one] = broker = Broker(one, self._folder / one)
-                broker.spawn()
-        if series not in self._ready:
-            self._spawned[series].wait_until_ready()
-            self._ready.add(series)
-        return self._spawned[series]
+        if series not in self._started:
+            self._started[series] = broker = Broker(series, self._folder / series)
+            broker.start()
+        return self._started[series]
 
     def close(self) -> None:
-        for broker in self._spawned.values():
+        for broker in self._started.values():
             broker.close()
 
     def mark(self) -> None:
         """Remember the end of each log at the start of a test."""
-        for series, broker in self._spawned.items():
+        for series, broker in self._started.items():
             self._marks[series] = broker.log.stat().st_size if broker.log.exists() else 0
 
     def complaints(self) -> dict[str, str]:
         """The complaints of each server since the mark, by series."""
         return {
-            series: broker.complaints(self._marks.get(series, 0)) for series, broker in self._spawned.items()
+            series: broker.complaints(self._marks.get(series, 0)) for series, broker in self._started.items()
         }
 
 
@@ -690,11 +684,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
                 report.sections.append((f"RabbitMQ {series}'s warnings and errors", complaints))
 
 
-def _needed(session: pytest.Session) -> list[str]:
-    names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    if "every_rabbitmq" in names:
-        return list(RELEASES)
-    return [series for series in RELEASES if f"rabbitmq_{series.replace('.', '')}" in names]
+def _needed(items: Sequence[pytest.Item]) -> list[str]:
+    names = {name for item in items for name in getattr(item, "fixturenames", ())}
+    params = [item.callspec.params for item in items if hasattr(item, "callspec")]
+    return [
+        series
+        for series in RELEASES
+        if f"rabbitmq_{series.replace('.', '')}" in names
+        or any(series in (one.get("every_rabbitmq"), one.get("each_rabbitmq")) for one in params)
+    ]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -703,7 +701,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     capture = session.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture else ExitStack():
-        for series in _needed(session):
+        for series in _needed(session.items):
             rootfs(RELEASES[series], ["rabbitmq-server"])
 
 
@@ -712,7 +710,7 @@ def rabbitmq_servers(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[_Brokers]:
     """All servers of the session; tests ask for one of the fixtures below."""
-    brokers = _Brokers(_needed(request.session), tmp_path_factory.mktemp("rabbitmq"))
+    brokers = _Brokers(tmp_path_factory.mktemp("rabbitmq"))
     request.session.stash[_SERVERS] = brokers
     yield brokers
     del request.session.stash[_SERVERS]
@@ -743,10 +741,23 @@ def rabbitmq(rabbitmq_40: Broker) -> Broker:
     return rabbitmq_40
 
 
-@pytest.fixture(scope="session", params=list(RELEASES), ids=lambda series: f"RabbitMQ {series}")
+def title(series: str) -> str:
+    """Return the id of a row."""
+    return f"RabbitMQ {series}"
+
+
+@pytest.fixture(
+    scope="session",
+    params=[DEFAULT, *(pytest.param(one, marks=pytest.mark.slow) for one in RELEASES if one != DEFAULT)],
+    ids=title,
+)
 def every_rabbitmq(request: pytest.FixtureRequest, rabbitmq_servers: _Brokers) -> Broker:
-    """Each supported RabbitMQ."""
+    """Each supported RabbitMQ. `make test` runs the default one, except for tests with `versions_differ`."""
     return rabbitmq_servers.get(request.param)
+
+
+versions_differ: Final = pytest.mark.parametrize("every_rabbitmq", list(RELEASES), ids=title, indirect=True)
+"""Run on each RabbitMQ in `make test` too, because the versions behave differently here."""
 
 
 @pytest.fixture
