@@ -160,6 +160,7 @@ def is_watch(request: Request) -> bool:
     return request.watch
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("crd")
 def test_object_deleted_during_blind_watch_is_forgotten(rabbitmq: Broker, tmp_path: Path) -> None:
     """kopf lists again after a 410 but never reports deletions in the gap; the resync finds them."""
@@ -173,7 +174,9 @@ def test_object_deleted_during_blind_watch_is_forgotten(rabbitmq: Broker, tmp_pa
 
 
 @pytest.mark.usefixtures("crd")
-@pytest.mark.parametrize("status", [409, 429, 500, 503])
+@pytest.mark.parametrize(
+    "status", [409, *(pytest.param(one, marks=pytest.mark.slow) for one in (429, 500, 503))]
+)
 def test_refused_writes_are_retried(status: int, rabbitmq: Broker, tmp_path: Path) -> None:
     headers = (("Retry-After", "1"),) if status == 429 else ()
     with bench(rabbitmq, tmp_path) as under_test:
@@ -187,6 +190,7 @@ def test_refused_writes_are_retried(status: int, rabbitmq: Broker, tmp_path: Pat
         eventually(lambda: under_test.replicas("refused") == 1, 30, "it goes through once it may")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("crd")
 def test_slow_api_server_delays_but_breaks_nothing(rabbitmq: Broker, tmp_path: Path) -> None:
     with bench(rabbitmq, tmp_path) as under_test, under_test.proxy.fault(Fault(lambda _: True, delay=1.0)):
@@ -219,7 +223,13 @@ def test_liveness_is_independent_of_api_server(rabbitmq: Broker, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("crd")
-@pytest.mark.parametrize("stops", [False, True], ids=["until-it-is-answered", "until-the-process-is-stopped"])
+@pytest.mark.parametrize(
+    "stops",
+    [
+        pytest.param(False, marks=pytest.mark.slow, id="until-it-is-answered"),
+        pytest.param(True, id="until-the-process-is-stopped"),
+    ],
+)
 def test_process_with_refused_first_list_retries_without_lease(
     stops: bool, rabbitmq: Broker, tmp_path: Path
 ) -> None:

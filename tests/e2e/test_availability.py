@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from tests.support.kubernetes import kubectl
 from tests.support.operators import OperatorRelease
 from tests.support.wait import eventually
 from tests.support.workqueues import Lab
 
 
+@pytest.mark.slow
 def test_standby_takes_over_when_the_leader_stops_or_dies(lab: Lab, operator: OperatorRelease) -> None:
     for grace, bound in (("--grace-period=30", 8.0), ("--grace-period=0", 20.0)):
         leader = operator.wait_leader()
@@ -25,6 +28,7 @@ def test_standby_takes_over_when_the_leader_stops_or_dies(lab: Lab, operator: Op
     workqueue.delete()
 
 
+@pytest.mark.slow
 def test_two_simultaneous_leaders_do_no_harm(lab: Lab, operator: OperatorRelease) -> None:
     """Leader election is off and two processes of one release run: only the guards of each write protect."""
     operator.install(watchNamespaces=[lab.namespace], replicaCount=2, leaderElection={"enabled": False})

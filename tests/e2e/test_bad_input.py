@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.kubernetes import kubectl
 from tests.support.operators import OperatorRelease
+from tests.support.tiers import some_slow
 from tests.support.wait import eventually
 from tests.support.workqueues import Lab, WorkQueueUnderTest, refusal
 
@@ -109,7 +110,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("title", CASES)
+SLOW = {
+    "the Secret is missing",
+    "the Secret has no host",
+    "the virtual host does not exist",
+    "no listener at the port",
+}
+"""The row of the wrong password takes the same path."""
+
+
+@pytest.mark.parametrize("title", some_slow(CASES, SLOW))
 def test_user_mistake_is_named_and_recovered_from(title: str, lab: Lab) -> None:
     case = CASES[title]
     name = f"bad-{list(CASES).index(title)}"
@@ -164,6 +174,7 @@ def test_kubectl_apply_refuses_invalid_workqueue_with_advice(title: str, lab: La
     assert sentence in refusal(lab.workqueue("refused", **change).body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("user", ["same", "another", "address"])
 def test_older_of_two_workqueues_owns_the_queue(user: str, lab: Lab, operator: OperatorRelease) -> None:
     """Also after a restart, when the younger may be listed first. Two users or addresses mean two connections."""

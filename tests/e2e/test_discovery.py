@@ -1,13 +1,20 @@
-"""A partly broken cluster does not stop the operator."""
+"""A partly broken cluster does not stop the operator.
+
+Slow: each starts an operator of its own and waits for a broken or forbidden API.
+"""
 
 from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.support.kubernetes import kubectl
 from tests.support.operators import OperatorRelease
 from tests.support.wait import eventually
 from tests.support.workqueues import Lab
+
+pytestmark = pytest.mark.slow
 
 BROKEN = {
     "apiVersion": "apiregistration.k8s.io/v1",

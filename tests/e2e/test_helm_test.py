@@ -1,4 +1,7 @@
-"""`helm test`: the chart's own test, as a user runs it after an installation."""
+"""`helm test`: the chart's own test, as a user runs it after an installation.
+
+Slow: it installs a release of its own, and helm waits for pods that fail.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from tests.support.kubernetes import KUBECONFIG, kubectl, kubectl_json, temporar
 from tests.support.operators import OperatorRelease
 from tests.support.wait import eventually
 from tests.support.workqueues import Lab, lab_in
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,7 @@ def test_send_reaches_in_cluster_broker_with_secret_credentials(
     assert sorted(result["id"] for result in workqueue.results(3)) == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 def test_dead_letters_can_be_listed_shown_replayed_and_purged(
     run: Any, workqueue: WorkQueueUnderTest
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.kubernetes import kubectl
 from tests.support.operators import OperatorRelease
 from tests.support.workqueues import Lab
@@ -27,6 +29,7 @@ def _in_leader(operator: OperatorRelease, code: str) -> str:
     return kubectl("exec", where, operator.wait_leader(), "--", "python3", "-c", code)
 
 
+@pytest.mark.slow
 def test_large_message_wakes_queue_and_costs_operator_no_memory(lab: Lab, operator: OperatorRelease) -> None:
     workqueue = lab.workqueue("large", scaling={"minReplicas": 0, "wake": "Push"})
     workqueue.apply().wait_ready()

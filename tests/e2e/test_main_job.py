@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from tests.support.kubernetes import kubectl
 from tests.support.objects import Object
 from tests.support.operators import OperatorRelease
@@ -41,6 +43,7 @@ def test_workers_scale_from_zero_and_back_with_every_result(lab: Lab) -> None:
     assert "ladder.retry.1s" not in queues, "delay queues are made on first need"
 
 
+@pytest.mark.slow
 def test_starting_workers_cause_no_further_scale_out(lab: Lab) -> None:
     """Some workers have a message while others do not respond yet. No worker may be counted twice."""
     scaling = {"maxReplicas": 30, "messagesPerReplica": 1, "scaleInDelaySeconds": 0}
@@ -70,6 +73,7 @@ def test_every_retry_and_dead_letter_is_accounted_for(lab: Lab) -> None:
     eventually(lambda: workqueue.status().get("deadLetters") == 2, 60, "the status says so")
 
 
+@pytest.mark.slow
 def test_message_that_kills_its_worker_gets_configured_attempts(lab: Lab) -> None:
     """A limit of 1 allows one redelivery. The ring does not count."""
     changes = {"queue": {"deliveryLimit": 1}, "worker": {"handler": {"python": "jobs:poison"}}}
@@ -95,6 +99,7 @@ def test_killed_and_restarted_operator_does_no_harm(lab: Lab, operator: Operator
     eventually(lambda: workqueue.replicas() == 0, 120, "the new operator has brought the workers home")
 
 
+@pytest.mark.slow
 def test_restarted_operator_keeps_time_of_last_scaling(lab: Lab, operator: OperatorRelease) -> None:
     workqueue = lab.workqueue("recall").apply().wait_ready()
     workqueue.publish([{"id": 0}])
@@ -119,3 +124,19 @@ def kill(operator: OperatorRelease) -> None:
     """Kill the operator's pods."""
     pods = [pod["metadata"]["name"] for pod in operator.pods()]
     kubectl("delete", "pod", *pods, "--force", "--grace-period=0", f"--namespace={operator.namespace}")
+
+
+@pytest.mark.slow
+def test_message_on_idle_queue_scales_out_in_one_step(lab: Lab) -> None:
+    """Twenty wakes in a row: each message done, none dead-lettered, each scale-out a single write."""
+    workqueue = lab.workqueue("sleeper", scaling={"scaleInDelaySeconds": 0}).apply().wait_ready()
+    workqueue.publish([{"id": "canary"}])
+    workqueue.results(1)
+    with watching_replicas(workqueue) as watch:
+        for number in range(20):
+            eventually(lambda: watch.counts[-1] == 0, 60, "it sleeps")
+            workqueue.publish([{"id": number}])
+            assert [result["id"] for result in workqueue.results(1)] == [number]
+    assert set(watch.counts) == {0, 1}
+    assert lab.queues()["sleeper.dead"]["messages"] == 0
+    workqueue.delete()

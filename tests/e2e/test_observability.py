@@ -1,4 +1,7 @@
-"""Observability of operator and workers: Prometheus, Grafana and the commands of the runbooks."""
+"""Observability of operator and workers: Prometheus, Grafana and the commands of the runbooks.
+
+Slow: every panel and every command of the runbooks needs some traffic first.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ from tests.support.operators import OperatorRelease
 from tests.support.prometheus import Prometheus, scraping
 from tests.support.wait import eventually
 from tests.support.workqueues import Lab
+
+pytestmark = pytest.mark.slow
 
 OPERATIONS = ROOT / "docs/operations.md"
 RUNBOOKS = ROOT / "docs/runbooks"

@@ -66,6 +66,7 @@ def stands_aside(lab: Lab, release: OperatorRelease, other: OperatorRelease) -> 
             assert wanted in answer.read().decode()
 
 
+@pytest.mark.slow
 def test_exactly_one_of_two_releases_serves_a_workqueue(place: Lab, wide: OperatorRelease) -> None:
     workqueue = place.workqueue("owned").apply().wait_ready()
     eventually(lambda: doorbells(place, "owned") == 1, 30, "the cluster-wide release serves it")

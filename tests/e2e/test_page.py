@@ -96,6 +96,7 @@ def text_of(url: str, token: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
+@pytest.mark.slow
 def test_page_and_api_server_refuse_tokens_of_each_other(
     page_lab: Lab, pages: tuple[str, str], tokens: dict[str, str]
 ) -> None:
@@ -146,6 +147,7 @@ async def test_page_shows_main_job_only_to_users_who_may_list_workqueues(
     assert queues["watched.dead"]["consumers"] == 0, "what was looked at was put back"
 
 
+@pytest.mark.slow
 async def test_every_replica_accepts_login_of_any_other(
     page_lab: Lab, pages: tuple[str, str], tokens: dict[str, str]
 ) -> None:
@@ -175,6 +177,7 @@ def no_operator(release: OperatorRelease) -> Iterator[None]:
         release.wait_leader()
 
 
+@pytest.mark.slow
 def test_page_works_while_no_operator_runs(
     page_lab: Lab, release: OperatorRelease, pages: tuple[str, str], tokens: dict[str, str]
 ) -> None:
@@ -195,6 +198,7 @@ def test_page_works_while_no_operator_runs(
         eventually(lambda: shows(detail, "Scaled out from 0", "From the first 1 of 1."), 60, "all is read")
 
 
+@pytest.mark.slow
 async def test_50_viewers_open_no_connection_to_the_operator(
     page_lab: Lab, release: OperatorRelease, pages: tuple[str, str], tokens: dict[str, str]
 ) -> None:
@@ -242,6 +246,7 @@ def peers_of(namespace: str, pod: str) -> set[str]:
     return {str(ipaddress.ip_address(bytes.fromhex(one[-8:])[::-1])) for one in remote} - {"0.0.0.0"}
 
 
+@pytest.mark.slow
 def test_revoked_right_ends_access_within_a_minute(
     page_lab: Lab, pages: tuple[str, str], tokens: dict[str, str]
 ) -> None:

@@ -63,6 +63,7 @@ def in_force(workqueue: WorkQueueUnderTest, replicas: int) -> None:
     eventually(refused, 60, "the policy is in force")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", ["Invalid", "Forbidden"], ids=["answer-422", "answer-403"])
 def test_admission_policy_limit_is_obeyed_and_named(lab: Lab, reason: str) -> None:
     workqueue = lab.workqueue(

@@ -24,7 +24,9 @@ SEEN_LATE = 0.25
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("removals", [60, pytest.param(300, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "removals", [15, pytest.param(60, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.nightly)]
+)
 def test_scale_ins_under_load_interrupt_no_handler(lab: Lab, removals: int) -> None:
     """This number of workers must have left; a node starts about one pod per second."""
     most_seconds = 60 + 3 * removals
@@ -69,6 +71,7 @@ def test_scale_ins_under_load_interrupt_no_handler(lab: Lab, removals: int) -> N
     workqueue.delete()
 
 
+@pytest.mark.slow
 def test_pod_is_removed_only_after_kubernetes_saw_its_mark(lab: Lab) -> None:
     """A frozen controller would choose by its stale cache."""
     workqueue = (
@@ -88,6 +91,7 @@ def test_pod_is_removed_only_after_kubernetes_saw_its_mark(lab: Lab) -> None:
     workqueue.delete()
 
 
+@pytest.mark.slow
 def test_marks_of_dead_operator_are_cleared(lab: Lab) -> None:
     """Kubernetes would choose among all marked pods, and a pod marked long ago works again."""
     workqueue = lab.workqueue("left", replicas=2).apply().wait_ready()
@@ -163,6 +167,7 @@ def watching_deletions(workqueue: WorkQueueUnderTest) -> Iterator[dict[str, Dele
         yield deletions
 
 
+@pytest.mark.slow
 def test_quota_does_not_stop_scale_in(lab: Lab) -> None:
     """Three of ten pods are admitted. They leave when idle, and a larger quota starts no new ones."""
     where = f"--namespace={lab.namespace}"
@@ -186,6 +191,7 @@ def test_quota_does_not_stop_scale_in(lab: Lab) -> None:
         kubectl("delete", "quota", "three-pods", where)
 
 
+@pytest.mark.slow
 def test_unreachable_workers_neither_raise_nor_lower_the_count(lab: Lab, operator: OperatorRelease) -> None:
     """A default-deny network: the kubelet's probes reach the workers, the operator does not."""
     scaling = {"maxReplicas": 12, "messagesPerReplica": 10, "scaleInDelaySeconds": 2}

@@ -1,4 +1,7 @@
-"""A connection Secret that changes while its old broker stays up, as in a migration."""
+"""A connection Secret that changes while its old broker stays up, as in a migration.
+
+Slow: the operator and the kubelet may take a minute to see a changed Secret.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ import pytest
 from tests.support.kubernetes import kubectl
 from tests.support.wait import eventually
 from tests.support.workqueues import Lab
+
+pytestmark = pytest.mark.slow
 
 ACTED_ON_WITHIN = 90
 
@@ -48,4 +53,28 @@ def test_changed_secret_takes_effect_while_old_broker_runs(lab: Lab, scaling: di
     finally:
         channel.connection.close()
     workqueue.wait_condition("Ready", "True", seconds=120)
+    workqueue.delete()
+
+
+def test_rotated_credentials_need_no_restart(lab: Lab) -> None:
+    """The password changes at the broker and in the Secret while messages are handled."""
+    user, old, new = "rotating", "the-old-password", "the-new-password"
+    lab.rabbit.ctl("add_user", user, old)
+    lab.rabbit.ctl("set_permissions", "--vhost", lab.vhost, user, ".*", ".*", ".*")
+    lab.secret("rotating", username=user, password=old)
+    workqueue = lab.workqueue(
+        "rotated", connectionSecretRef={"name": "rotating"}, scaling={"minReplicas": 1}
+    ).apply()
+    workqueue.wait_condition("WorkersAvailable", "True", "WorkersReady")
+    before = {pod["metadata"]["uid"] for pod in workqueue.pods()}
+    lab.rabbit.ctl("change_password", user, new)
+    change = {"stringData": {"password": new}}
+    where = f"--namespace={lab.namespace}"
+    kubectl("patch", "secret", "rotating", f"--patch={json.dumps(change)}", where)
+    lab.rabbit.ctl("close_all_user_connections", user, "rotated")
+    workqueue.publish([{"id": 1}])
+    # The kubelet updates a changed Secret in a pod within about a minute.
+    assert [result["id"] for result in workqueue.results(1, seconds=150)] == [1]
+    workqueue.wait_condition("Ready", "True")
+    assert {pod["metadata"]["uid"] for pod in workqueue.pods()} == before, "no pod was restarted"
     workqueue.delete()

@@ -6,6 +6,8 @@ import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from tests.support.operators import OperatorRelease
 from tests.support.wait import eventually
 from tests.support.workqueues import Lab
@@ -14,6 +16,7 @@ BETWEEN = 0.7
 """Seconds between two messages. A message takes about twice as long, so some worker is always busy."""
 
 
+@pytest.mark.slow
 def test_upgrade_and_rollback_interrupt_no_worker(lab: Lab, operator: OperatorRelease) -> None:
     workqueue = lab.workqueue("through", scaling={"messagesPerReplica": 1, "maxReplicas": 3}).apply()
     workqueue.wait_ready()

@@ -43,6 +43,7 @@ def draining(lab: Lab) -> Iterator[WorkQueueUnderTest]:
     )
 
 
+@pytest.mark.slow
 def test_message_in_stopping_worker_is_shown_and_starts_no_worker(
     draining: WorkQueueUnderTest,
 ) -> None:

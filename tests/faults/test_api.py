@@ -75,12 +75,16 @@ TROUBLES = {
     "answers 500": Trouble(Fault(everything, status=500)),
     "answers 503": Trouble(Fault(everything, status=503)),
 }
-SHORT = {"refuses connections", "answers 401", "answers writes with 409"}
+BY_DAY = "answers writes with 409"
+SLOW = {"refuses connections", "answers 401"}
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.nightly) for name in TROUBLES]
-)
+def row(name: str) -> object:
+    marks = () if name == BY_DAY else pytest.mark.slow if name in SLOW else pytest.mark.nightly
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", map(row, TROUBLES))
 def test_operator_recovers_from_api_server_fault(name: str, place: Site) -> None:
     """A message comes and another WorkQueue is made meanwhile; both are served once the fault is over."""
     site, problem, ledger = place, TROUBLES[name], Ledger()
@@ -141,6 +145,7 @@ def asks_for(workqueue: WorkQueueUnderTest, asked: Request) -> bool:
     return asked.path.endswith(f"/workqueues/{workqueue.name}")
 
 
+@pytest.mark.slow
 def test_stale_workqueue_does_not_cause_queue_deletion(place: Site) -> None:
     """In the past a WorkQueue with deletionPolicy Delete is being deleted; today another one has its name."""
     site, ledger = place, Ledger()

@@ -20,6 +20,7 @@ def network(work: Work) -> Iterator[TcpProxy]:
         yield proxy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "handler",
     [THREADS, pytest.param(ASYNC, marks=pytest.mark.nightly)],

@@ -95,6 +95,7 @@ def given_up(work: Work) -> bool:
     return held and time.monotonic() - work.last_death > KILLS_WITHIN_SECONDS
 
 
+@pytest.mark.slow
 @KINDS
 def test_message_held_by_frozen_operator_is_redelivered(work: Work, kind: QueueType) -> None:
     """RabbitMQ redelivers its message after missed heartbeats."""
@@ -107,6 +108,7 @@ def test_message_held_by_frozen_operator_is_redelivered(work: Work, kind: QueueT
         work.balance(fault, time.monotonic(), within=30, duplicates=False)
 
 
+@pytest.mark.slow
 @KINDS
 def test_work_survives_queue_recreated_as_another_type(work: Work, kind: QueueType) -> None:
     other = QueueType.CLASSIC if kind is QueueType.QUORUM else QueueType.QUORUM

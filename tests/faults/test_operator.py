@@ -24,6 +24,7 @@ from tests.support.inside import drain
 from tests.support.kubernetes import CHECKOUT, KubectlError, kubectl, temporary_namespace
 from tests.support.ledger import Ledger
 from tests.support.operators import OperatorRelease
+from tests.support.tiers import some_slow
 from tests.support.wait import eventually
 from tests.support.workqueues import WorkQueueUnderTest
 
@@ -195,19 +196,20 @@ def play(site: Site, scene: Scene, point: Point | None) -> list[Point]:
     return seen
 
 
-SCENE = pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.doing)
+BY_DOING = {scene.doing: scene for scene in SCENES}
+BY_DAY = "scaling from 0 to workers and back"
 
 
-@SCENE
-def test_operator_survives_kills_between_some_writes(scene: Scene, place: Site) -> None:
-    run_scene(place, scene, SHORT)
+@pytest.mark.parametrize("doing", some_slow(BY_DOING, BY_DOING.keys() - {BY_DAY}))
+def test_operator_survives_kills_between_some_writes(doing: str, place: Site) -> None:
+    run_scene(place, BY_DOING[doing], SHORT)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
-@SCENE
-def test_operator_survives_kills_around_each_write(scene: Scene, place: Site) -> None:
-    run_scene(place, scene)
+@pytest.mark.parametrize("doing", BY_DOING)
+def test_operator_survives_kills_around_each_write(doing: str, place: Site) -> None:
+    run_scene(place, BY_DOING[doing])
 
 
 # -- frozen, doubled, restarted --------------------------------------------------------------------
@@ -248,6 +250,7 @@ def test_standby_wakes_queues_after_the_leader_is_killed(place: Site, tmp_path: 
         workqueue.delete()
 
 
+@pytest.mark.slow
 def test_leader_frozen_past_its_lease_writes_nothing(place: Site, tmp_path: Path) -> None:
     """It holds the message of a ring until it exits; RabbitMQ then requeues the message."""
     site, ledger = place, Ledger()
@@ -289,6 +292,7 @@ def test_two_simultaneous_leaders_converge(place: Site, tmp_path: Path) -> None:
         workqueue.delete()
 
 
+@pytest.mark.slow
 def test_operator_survives_restarts_under_load(place: Site) -> None:
     site, ledger = place, Ledger()
     site.operator.start().wait_serving()

@@ -92,6 +92,7 @@ def test_work_survives_killed_channels(work: Work, handler: str) -> None:
             eventually(lambda: work.consuming == len(work.workers))
 
 
+@pytest.mark.slow
 def test_late_result_after_lost_lease_does_not_count(work: Work) -> None:
     """The first one's result comes too late and does not count, whatever it is."""
     work.declare()

@@ -362,6 +362,7 @@ GROWTH = 8 * 2**20
 AT_ONCE = 50
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @TYPES
 async def test_fifty_simultaneous_large_bodies_are_discarded(

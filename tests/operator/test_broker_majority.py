@@ -73,6 +73,7 @@ async def wakes(broker: Clocked, vhost: VirtualHost) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_doorbell_on_queue_without_majority_silences_no_other_doorbell(
     cluster: RabbitCluster, vhost: VirtualHost

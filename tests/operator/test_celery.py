@@ -87,6 +87,7 @@ def publish(folder: Path, url: str, path: Path, count: int) -> None:
     subprocess.run([environment.python(), "-c", program], check=True, **surroundings(folder, url))
 
 
+@pytest.mark.slow
 async def test_celery_queue_is_used_unchanged_and_its_tasks_count_until_done(
     vhost: VirtualHost, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

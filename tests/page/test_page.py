@@ -16,6 +16,7 @@ from playwright.async_api import expect
 
 from tests.support.browser import Seen, chromium, looking
 from tests.support.fakecluster import FakeCluster, Request
+from tests.support.tiers import some_slow
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Store
 from workqueue_operator.workers.client import Workers
@@ -393,7 +394,7 @@ async def test_page_without_scripts_shows_last_loaded_state(site: Site) -> None:
         await expect(seen.page.get_by_role("heading", name="Recent decisions")).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", some_slow(["light", "dark"], {"dark"}))
 async def test_page_passes_accessibility_checks(site: Site, scheme: str) -> None:
     site.put(
         workqueue("thumbs", messages=7, deadLetters=4),

@@ -131,7 +131,7 @@ HANDLERS: dict[str, Object] = {
 }
 
 
-@pytest.mark.parametrize("handler", HANDLERS.values(), ids=HANDLERS.keys())
+@pytest.mark.parametrize("handler", HANDLERS.values(), ids=HANDLERS)
 def test_worker_pod_has_no_token_no_foreign_secret_and_nothing_writable(handler: Object) -> None:
     made = workqueue(worker={"handler": handler})
     rendered = render.deployment(

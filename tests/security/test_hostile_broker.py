@@ -17,6 +17,7 @@ from tests.support.brokers import probe
 from tests.support.hostilebroker import Peer, hostile_broker, long_string, raw_frame, raw_method
 from tests.support.process import memory
 from tests.support.rabbitmq import VirtualHost
+from tests.support.tiers import some_slow
 from tests.support.wait import eventually, until
 from tests.support.worker import Workers, publish
 from workqueue.contract.topology import QueueSettings, plan
@@ -168,14 +169,26 @@ AFTER: dict[str, Callable[[Peer], None]] = {
 SCRIPTS = {f"before it is open: {name}": script for name, script in BEFORE.items()} | {
     f"after it is open: {name}": script for name, script in AFTER.items()
 }
-scripts = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS.keys())
+SLOW = {
+    "before it is open: it says nothing",
+    "before it is open: another protocol version without end",
+    "before it is open: heartbeats without end",
+    "before it is open: a goodbye of a megabyte",
+    "after it is open: it goes silent",
+    "after it is open: a single channel",
+    "after it is open: messages for an unknown consumer",
+    "after it is open: answers to what was not asked",
+    "after it is open: every channel is closed again",
+}
+"""Worker or operator waits for a timeout or between attempts, for 10 to 30 s."""
+
+scripts = pytest.mark.parametrize("title", some_slow(SCRIPTS, SLOW))
 
 
 @scripts
-def test_worker_survives_hostile_broker(
-    vhost: VirtualHost, workers: Workers, script: Callable[[Peer], None]
-) -> None:
+def test_worker_survives_hostile_broker(vhost: VirtualHost, workers: Workers, title: str) -> None:
     """It survives, reports the error, and works as soon as RabbitMQ is there."""
+    script = SCRIPTS[title]
     with hostile_broker(script, vhost.broker.port) as broker:
         url = vhost.url.replace(f":{vhost.broker.port}/", f":{broker.port}/")
         worker = workers.start(url, "--concurrency", "3", "--heartbeat", "10")
@@ -195,11 +208,11 @@ def test_worker_survives_hostile_broker(
 
 @scripts
 async def test_operator_survives_hostile_broker(
-    vhost: VirtualHost, script: Callable[[Peer], None], caplog: pytest.LogCaptureFixture
+    vhost: VirtualHost, title: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its one connection to that broker fails with a reason, the loop serves others, and it reconnects."""
     caplog.set_level(logging.CRITICAL, "pika")  # as the process does it
-    with hostile_broker(script, vhost.broker.port) as hostile:
+    with hostile_broker(SCRIPTS[title], vhost.broker.port) as hostile:
         url = vhost.url.replace(f":{vhost.broker.port}/", f":{hostile.port}/")
         tracemalloc.start()
         try:

@@ -90,7 +90,7 @@ ANSWERS: dict[str, Answering] = {
     "text": fixed(200, b"no json"),
     "numbers that are none": fixed(200, b'{"messages_unacknowledged": "7", "slots": 1e999, "busy": -1}'),
 }
-answers = pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
+answers = pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 
 
 @answers

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.ports import free_port
 from tests.support.process import memory
+from tests.support.tiers import some_slow
 from tests.support.wait import eventually
 from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
 from workqueue_web import server
@@ -85,7 +86,7 @@ def served(name: str) -> Iterator[Target]:
             process.kill()
 
 
-@pytest.fixture(params=["endpoint", "page"])
+@pytest.fixture(params=some_slow(["endpoint", "page"], {"page"}))
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     with served(request.param) as made:
         yield made
@@ -114,7 +115,13 @@ def small_headers(number: int) -> bytes:
     return many_headers(number)[: REQUEST_BYTES - 100]
 
 
-@pytest.mark.parametrize("request_start", [many_headers, small_headers], ids=["800 KB", "almost 32 KiB"])
+@pytest.mark.parametrize(
+    "request_start",
+    [
+        pytest.param(many_headers, id="800 KB"),
+        pytest.param(small_headers, id="almost 32 KiB", marks=pytest.mark.slow),
+    ],
+)
 def test_300_unfinished_requests_exhaust_neither_memory_nor_connections(
     target: Target, request_start: type[bytes]
 ) -> None:
@@ -142,6 +149,7 @@ def test_silent_connection_is_closed_after_ten_seconds(target: Target) -> None:
     assert time.monotonic() - begun > REQUEST_SECONDS - 1
 
 
+@pytest.mark.slow
 def test_request_body_counts_towards_the_limits(target: Target) -> None:
     with target.connect() as connection:
         connection.sendall(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")

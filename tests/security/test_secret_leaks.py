@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, quote_plus
 
+import pytest
+
 from tests.support.commands import kubectl_workqueue, workqueue
 from tests.support.kubernetes import apply, kubeconfig, kubectl, kubectl_json, temporary_namespace
 from tests.support.operatorprocess import operator_process
@@ -113,6 +115,7 @@ def uris(plants: Plants) -> dict[str, str]:
 # -- the worker and the command line -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_worker_and_commands_reveal_no_password(vhost: VirtualHost, workers: Workers, tmp_path: Path) -> None:
     plants, broker = Plants(), vhost.broker
     good, user = plants.new("good"), vhost.name
@@ -180,6 +183,7 @@ def body(name: str, **spec: Any) -> Object:
     }
 
 
+@pytest.mark.slow
 def test_operator_reveals_no_password(vhost: VirtualHost, tmp_path: Path) -> None:
     plants, broker = Plants(), vhost.broker
     good, user, log = plants.new("good"), vhost.name, tmp_path / "operator.log"

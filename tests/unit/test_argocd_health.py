@@ -44,7 +44,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "expected"), CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(("arguments", "expected"), CASES.values(), ids=CASES)
 def test_argocd_health_follows_ready_condition(arguments: tuple[Any, ...], expected: str) -> None:
     assert health(*arguments)[0] == expected
 

@@ -42,7 +42,7 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("base", "template", "expected"), ROWS.values(), ids=ROWS.keys())
+@pytest.mark.parametrize(("base", "template", "expected"), ROWS.values(), ids=ROWS)
 def test_template_is_merged(base: dict[str, Any], template: dict[str, Any], expected: dict[str, Any]) -> None:
     before = repr(base)
     assert laid_over(base, template) == expected

@@ -35,7 +35,7 @@ def publisher_on(channel, **options):
     return publisher
 
 
-@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_returned_message_fails(pair):
     publisher = publisher_on(SimpleNamespace())
     futures = [publisher.publish(outgoing) for outgoing in pair]

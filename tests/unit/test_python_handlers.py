@@ -220,7 +220,7 @@ LOADED = {
 }
 
 
-@pytest.mark.parametrize(("value", "is_async"), LOADED.values(), ids=LOADED.keys())
+@pytest.mark.parametrize(("value", "is_async"), LOADED.values(), ids=LOADED)
 def test_loaded_handler_runs_its_body(value: object, is_async: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     handled.clear()
 
@@ -244,7 +244,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("value", "reason"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("value", "reason"), REFUSED.values(), ids=REFUSED)
 def test_callable_that_runs_nothing_is_refused_at_load(
     value: object, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,7 +271,7 @@ UNFINISHED = {
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("value", "kind"), UNFINISHED.values(), ids=UNFINISHED.keys())
+@pytest.mark.parametrize(("value", "kind"), UNFINISHED.values(), ids=UNFINISHED)
 def test_returned_unrun_coroutine_is_a_failure(
     value: object, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,7 +180,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("flags", "environment", "expected"), WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize(("flags", "environment", "expected"), WRONG.values(), ids=WRONG)
 def test_each_mistake_gets_one_sentence(flags: list[str], environment: dict[str, str], expected: str) -> None:
     words = flags if "--queue" in flags else [*flags, "--queue", "q"]
     found = mistakes(*words, environment=environment)

@@ -42,7 +42,7 @@ ENDS: dict[str, tuple[Callable[[Lease], bool], LeaseState]] = {
 }
 
 
-@pytest.mark.parametrize(("settle", "asked"), SETTLE.values(), ids=SETTLE.keys())
+@pytest.mark.parametrize(("settle", "asked"), SETTLE.values(), ids=SETTLE)
 def test_lease_is_settled_on_its_own_channel(settle: Callable[[Lease], bool], asked: str) -> None:
     lease = Lease(1, channel := Channel(), 7)
     assert lease.held
@@ -51,7 +51,7 @@ def test_lease_is_settled_on_its_own_channel(settle: Callable[[Lease], bool], as
     assert not lease.held
 
 
-@pytest.mark.parametrize(("end", "state"), ENDS.values(), ids=ENDS.keys())
+@pytest.mark.parametrize(("end", "state"), ENDS.values(), ids=ENDS)
 def test_lease_is_settled_at_most_once(end: Callable[[Lease], Any], state: LeaseState) -> None:
     lease = Lease(1, channel := Channel(), 7)
     assert end(lease)
@@ -61,7 +61,7 @@ def test_lease_is_settled_at_most_once(end: Callable[[Lease], Any], state: Lease
     assert lease.state is state
 
 
-@pytest.mark.parametrize("settle", [Lease.ack, Lease.hand_back], ids=SETTLE.keys())
+@pytest.mark.parametrize("settle", [Lease.ack, Lease.hand_back], ids=SETTLE)
 def test_lease_is_lost_when_its_channel_refuses_to_settle(settle: Callable[[Lease], bool]) -> None:
     lease = Lease(1, channel := Channel(), 7)
     channel.is_closing = True

@@ -73,7 +73,7 @@ RETRY_AFTER = {
 }
 
 
-@pytest.mark.parametrize(("value", "expected"), RETRY_AFTER.values(), ids=RETRY_AFTER.keys())
+@pytest.mark.parametrize(("value", "expected"), RETRY_AFTER.values(), ids=RETRY_AFTER)
 def test_retry_after_is_read_as_seconds_or_date(value: str | None, expected: float | None) -> None:
     now = 946_684_740.0  # 1999-12-31 23:59:00 UTC
     assert retry_after(value, now) == expected

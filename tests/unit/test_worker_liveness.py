@@ -26,7 +26,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("age", "slots", "stuck", "expected"), CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(("age", "slots", "stuck", "expected"), CASES.values(), ids=CASES)
 def test_livez_fails_only_when_a_restart_helps(
     age: float, slots: int, stuck: int, expected: str | None
 ) -> None:

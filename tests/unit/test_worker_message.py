@@ -83,7 +83,7 @@ EXPIRIES = {
 }
 
 
-@pytest.mark.parametrize(("properties", "found", "expected"), EXPIRIES.values(), ids=EXPIRIES.keys())
+@pytest.mark.parametrize(("properties", "found", "expected"), EXPIRIES.values(), ids=EXPIRIES)
 def test_expiry_is_known_from_header_timestamp_or_arrival(
     properties: Properties, found: dict[str, object], expected: float | None
 ) -> None:

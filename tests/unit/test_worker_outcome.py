@@ -53,7 +53,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("error", "attempt", "expected"), CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(("error", "attempt", "expected"), CASES.values(), ids=CASES)
 def test_verdict_on_each_end_of_a_handler(
     error: BaseException | None, attempt: int, expected: object
 ) -> None:
@@ -99,7 +99,7 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize(("failed", "limit", "expires_in", "reason"), REFUSALS.values(), ids=REFUSALS.keys())
+@pytest.mark.parametrize(("failed", "limit", "expires_in", "reason"), REFUSALS.values(), ids=REFUSALS)
 def test_delivery_is_refused_before_its_handler_is_called(
     failed: int, limit: int | None, expires_in: float | None, reason: FailureReason | None
 ) -> None:

@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.rabbitmq import Broker, VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import Worker, Workers, is_empty, publish, take_all
@@ -43,6 +45,7 @@ def two_each(count: int) -> dict[tuple[Any, int], int]:
     return {(name, attempt): 1 for name in ("first", *range(count)) for attempt in (1, 2)}
 
 
+@pytest.mark.slow
 def test_worker_stays_responsive_while_copies_exceed_publisher_limit(
     every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers, tmp_path: Path
 ) -> None:
@@ -67,6 +70,7 @@ def test_worker_stays_responsive_while_copies_exceed_publisher_limit(
     assert is_empty(every_vhost)
 
 
+@pytest.mark.slow
 def test_slow_confirm_causes_no_second_copy(
     every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers, tmp_path: Path
 ) -> None:

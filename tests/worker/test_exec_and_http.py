@@ -10,7 +10,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 
 from tests.support.httpserver import say, server
 from tests.support.rabbitmq import VirtualHost
+from tests.support.tiers import some_slow
 from tests.support.wait import eventually
 from tests.support.worker import Worker, Workers, publish, take_all
 from workqueue import Message
@@ -60,14 +60,9 @@ EXIT_CODES = {
 }
 
 
-@pytest.mark.parametrize(("script", "outcomes", "failure"), EXIT_CODES.values(), ids=EXIT_CODES.keys())
-def test_exit_code_decides_the_outcome(
-    vhost: VirtualHost,
-    workers: Workers,
-    script: str,
-    outcomes: dict[str, int],
-    failure: tuple[str, str] | None,
-) -> None:
+@pytest.mark.parametrize("title", some_slow(EXIT_CODES, {"a signal is tried again"}))
+def test_exit_code_decides_the_outcome(vhost: VirtualHost, workers: Workers, title: str) -> None:
+    script, outcomes, failure = EXIT_CODES[title]
     worker = exec_worker(workers, vhost, script, "--max-attempts", "2")
     publish(vhost, b"body")
     eventually(lambda: worker.outcomes() == outcomes)
@@ -167,14 +162,9 @@ STATUS_CODES = {
 }
 
 
-@pytest.mark.parametrize(("answer", "outcomes", "failure"), STATUS_CODES.values(), ids=STATUS_CODES.keys())
-def test_status_code_decides_the_outcome(
-    vhost: VirtualHost,
-    workers: Workers,
-    answer: Callable[[BaseHTTPRequestHandler, int], None],
-    outcomes: dict[str, int],
-    failure: tuple[str, str, str] | None,
-) -> None:
+@pytest.mark.parametrize("title", some_slow(STATUS_CODES, {"408 is tried again", "425 is tried again"}))
+def test_status_code_decides_the_outcome(vhost: VirtualHost, workers: Workers, title: str) -> None:
+    answer, outcomes, failure = STATUS_CODES[title]
     with server(answer) as requests:
         worker = workers.start(vhost.url, "--http", requests.url, "--max-attempts", "2", handler=None)
         worker.wait_consuming()

@@ -129,6 +129,7 @@ def test_message_held_past_consumer_timeout_is_redelivered(
     eventually(lambda: len(worker.events_of("start")) >= 2)
 
 
+@pytest.mark.slow
 def test_memory_alarm_delays_retries_but_not_acknowledgements(
     every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers
 ) -> None:
@@ -146,6 +147,7 @@ def test_memory_alarm_delays_retries_but_not_acknowledgements(
     assert is_empty(every_vhost)
 
 
+@pytest.mark.slow
 def test_missing_delay_queue_is_redeclared(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url).wait_consuming()
     publish(vhost, {"id": 1, "do": "fail once"})
@@ -183,7 +185,9 @@ def test_refused_copy_leaves_message_unacknowledged(vhost: VirtualHost, workers:
     eventually(lambda: worker.outcomes() == {"dead_lettered": 1})
 
 
-@pytest.mark.parametrize("kill", [False, True], ids=["in order", "by a crash"])
+@pytest.mark.parametrize(
+    "kill", [pytest.param(False, id="in order"), pytest.param(True, id="by a crash", marks=pytest.mark.slow)]
+)
 def test_broker_restart_loses_no_message(
     rabbitmq: Broker, vhost: VirtualHost, workers: Workers, kill: bool
 ) -> None:
@@ -201,6 +205,7 @@ def test_broker_restart_loses_no_message(
     assert "Traceback" not in worker.log
 
 
+@pytest.mark.slow
 def test_half_open_connection_is_detected_by_heartbeat(rabbitmq: Broker, vhost: VirtualHost) -> None:
     connection = Connection(lambda: from_url(f"{vhost.url}?heartbeat=1"), "test")
     connection.start()
@@ -327,6 +332,7 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
         one.close()
 
 
+@pytest.mark.slow
 def test_handler_blocking_for_three_heartbeats_keeps_its_connection(
     vhost: VirtualHost, workers: Workers
 ) -> None:
@@ -346,6 +352,7 @@ def test_handler_blocking_for_three_heartbeats_keeps_its_connection(
     assert is_empty(vhost)
 
 
+@pytest.mark.slow
 def test_handler_holding_the_interpreter_lock_keeps_its_connection(
     rabbitmq_310: Broker, rabbitmq_40: Broker, rabbitmq_43: Broker, workers: Workers
 ) -> None:

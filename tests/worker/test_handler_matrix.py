@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 
 from tests.support.rabbitmq import VirtualHost
+from tests.support.tiers import some_slow
 from tests.support.wait import eventually
 from tests.support.worker import Worker, Workers, is_empty, publish, take_all
 
@@ -110,12 +111,14 @@ def test_sync_handler_costs_only_its_own_message(vhost: VirtualHost, workers: Wo
     require_own_cost_only(worker, vhost, what, ROWS[what])
 
 
-@pytest.mark.parametrize("what", ASYNC_ROWS)
+# The others repeat a row of sync handlers.
+@pytest.mark.parametrize("what", some_slow(ASYNC_ROWS, {"hold the interpreter", "flood standard output"}))
 def test_async_handler_costs_only_its_own_message(vhost: VirtualHost, workers: Workers, what: str) -> None:
     worker = start(workers, vhost, ASYNC, "--timeout", "3" if what in HANGS else "120")
     require_own_cost_only(worker, vhost, what, ASYNC_ROWS[what])
 
 
+@pytest.mark.slow
 def test_blocked_asyncio_loop_costs_its_neighbours_no_attempt(vhost: VirtualHost, workers: Workers) -> None:
     worker = start(workers, vhost, ASYNC, "--timeout", "6")
     publish(vhost, {"id": "bad", "do": "block"})

@@ -160,6 +160,7 @@ def test_message_expiring_before_next_attempt_is_dead_lettered_as_expired(
     assert properties.headers["x-workqueue-attempt"] == 1
 
 
+@pytest.mark.slow
 def test_message_expiring_while_it_awaits_retry_is_not_handled_again(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
@@ -189,6 +190,7 @@ def test_message_with_zero_ttl_is_handled_if_delivered_immediately(
     eventually(lambda: worker.outcomes() == {"acked": 1})
 
 
+@pytest.mark.slow
 def test_newer_retry_with_priority_does_not_block_older_ones(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:

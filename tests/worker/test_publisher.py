@@ -72,7 +72,7 @@ def received(vhost: VirtualHost, queue: str) -> list[tuple[Any, bytes]]:
     return list(take())
 
 
-@pytest.mark.parametrize(("body", "data", "content_type"), BODIES.values(), ids=BODIES.keys())
+@pytest.mark.parametrize(("body", "data", "content_type"), BODIES.values(), ids=BODIES)
 def test_body_is_encoded_by_its_type(
     vhost: VirtualHost, queue: str, body: Any, data: bytes, content_type: str | None
 ) -> None:
@@ -135,7 +135,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("options", "says"), WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize(("options", "says"), WRONG.values(), ids=WRONG)
 def test_wrong_option_is_refused_before_connecting(options: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Publisher("amqp://127.0.0.1:1").publish(b"", **options)

@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import POD_UID, Workers, is_empty, publish
@@ -26,6 +28,7 @@ def test_idle_worker_retires_and_resumes_on_cancellation(every_vhost: VirtualHos
     assert (worker.status()["retired"], worker.status()["consuming"]) == (False, True)
 
 
+@pytest.mark.slow
 def test_retired_worker_resumes_when_its_lease_expires(vhost: VirtualHost, workers: Workers) -> None:
     """As when the operator died between the request and the removal."""
     worker = workers.start(vhost.url).wait_consuming()

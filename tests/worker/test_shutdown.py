@@ -168,6 +168,7 @@ def test_child_forked_by_handler_exits_with_its_own_code(
     assert worker.count_log("Connected to RabbitMQ.") == 1
 
 
+@pytest.mark.slow
 def test_stuck_handler_ends_worker_after_other_slots_finish(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(
         vhost.url, "--timeout", "4", "--concurrency", "2", "--max-attempts", "1"
@@ -188,6 +189,7 @@ def test_stuck_handler_ends_worker_after_other_slots_finish(vhost: VirtualHost, 
     assert entry["reason"] in worker.termination_log.read_text()
 
 
+@pytest.mark.slow
 def test_first_signal_does_not_end_the_grace_of_a_worker_that_ends_by_itself(
     vhost: VirtualHost, workers: Workers
 ) -> None:

@@ -49,7 +49,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("source", "name", "expected"), BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize(("source", "name", "expected"), BROKEN.values(), ids=BROKEN)
 def test_unloadable_handler_ends_process_with_one_sentence(
     workers: Workers, tmp_path: Path, source: str, name: str, expected: str
 ) -> None:

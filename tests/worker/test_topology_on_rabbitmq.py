@@ -228,6 +228,7 @@ def test_dead_letter_survives_any_number_of_reads(every_vhost, publisher):
     eventually(lambda: every_vhost.depth("jobs.dead") == (1, 0))
 
 
+@pytest.mark.slow
 def test_messages_survive_broker_death(rabbitmq):
     queues = ("quorum", "quorum.dead", "quorum.retry.3600s", "classic", "classic.dead")
     with rabbitmq.new_vhost() as vhost:
