@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import kubernetes_validate
+import kubernetes_validate.utils
 import pytest
 import yaml
 from syrupy.assertion import SnapshotAssertion
@@ -125,8 +127,14 @@ def test_chart_passes_helm_lint() -> None:
     assert "[WARNING]" not in said
 
 
+read_schema = cache(kubernetes_validate.utils.schema_contents)  # otherwise read again for each object
+
+
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
-def test_rendered_objects_are_valid_in_supported_kubernetes(values: Object) -> None:
+def test_rendered_objects_are_valid_in_supported_kubernetes(
+    values: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_validate.utils, "schema_contents", read_schema)
     for made in template(values, tests=True):
         if "monitoring.coreos.com" not in made["apiVersion"]:
             for version in ("1.30" if made["kind"].startswith("ValidatingAdmission") else "1.29", "1.35"):

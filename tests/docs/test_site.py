@@ -1,4 +1,7 @@
-"""The documentation as a site: every page, every link, and the search."""
+"""The documentation as a site: every page, every link, and the search.
+
+Slow: Sphinx builds about 60 pages.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 

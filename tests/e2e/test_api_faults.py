@@ -222,11 +222,12 @@ def test_liveness_is_independent_of_api_server(rabbitmq: Broker, tmp_path: Path)
             assert under_test.get("/livez") == "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("crd")
 @pytest.mark.parametrize(
     "stops",
     [
-        pytest.param(False, marks=pytest.mark.slow, id="until-it-is-answered"),
+        pytest.param(False, id="until-it-is-answered"),
         pytest.param(True, id="until-the-process-is-stopped"),
     ],
 )

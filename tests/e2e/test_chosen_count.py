@@ -24,8 +24,8 @@ def test_suspended_workqueue_is_left_unchanged(lab: Lab) -> None:
     workqueue = lab.workqueue("suspended").apply().wait_ready()
     workqueue.change(suspend=True).wait_condition("ScalingActive", "False", "Suspended")
     workqueue.publish([{"id": 1}])
-    eventually(lambda: lab.queues()["suspended"]["consumers"] == 0, 30, "no consumer is left")
-    eventually(lambda: lab.queues()["suspended"]["messages"] == 1, 30, "it waits")
+    eventually(lambda: lab.consumers("suspended") == 0, 30, "no consumer is left")
+    eventually(lambda: lab.ready("suspended") == 1, 30, "it waits")
     assert workqueue.replicas() == 0
     workqueue.change(suspend=False)
     assert len(workqueue.results(1)) == 1

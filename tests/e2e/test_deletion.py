@@ -51,7 +51,7 @@ def test_annotation_releases_stuck_workqueue_and_keeps_queue(lab: Lab) -> None:
     workqueue.wait_condition("Ready", "False", "QueueNotEmpty")
     kubectl("annotate", "wq", "stuck", "workqueue.dev/abandon-queue=true", f"--namespace={lab.namespace}")
     eventually(lambda: not workqueue.exists(), 30, "it goes")
-    eventually(lambda: lab.queues()["stuck"]["messages"] == 1, 30, "it still waits in the queue")
+    eventually(lambda: lab.ready("stuck") == 1, 30, "it still waits in the queue")
 
 
 @pytest.mark.slow

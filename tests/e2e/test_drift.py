@@ -24,7 +24,7 @@ def test_deleted_queue_is_redeclared_and_reported(lab: Lab) -> None:
 def test_cancelled_doorbell_is_reinstalled_without_reporting_loss(lab: Lab) -> None:
     """RabbitMQ cancels consumers when a queue is deleted, and also when its leader moves."""
     workqueue = lab.workqueue("cancelled").apply().wait_ready()
-    eventually(lambda: lab.queues()["cancelled"]["consumers"] == 1, 30, "the bell hangs")
+    eventually(lambda: lab.consumers("cancelled") == 1, 30, "the doorbell is installed")
     queue = f'rabbit_misc:r(<<"{lab.vhost}">>, queue, <<"cancelled">>)'
     cancel = (
         f"{{ok, Q}} = rabbit_amqqueue:lookup({queue}), [rabbit_channel:send_command(element(1, C),"
@@ -32,7 +32,7 @@ def test_cancelled_doorbell_is_reinstalled_without_reporting_loss(lab: Lab) -> N
     )
     lab.rabbit.ctl("eval", cancel)
     # The broker still counts the consumer after the forced cancel.
-    eventually(lambda: lab.queues()["cancelled"]["consumers"] == 2, 30, "a new bell hangs")
+    eventually(lambda: lab.queues()["cancelled"]["consumers"] == 2, 30, "a new doorbell is installed")
     assert workqueue.condition("QueueDeclared")["reason"] == "Declared"
     assert "DeclaredAgain" not in workqueue.event_reasons()
     workqueue.delete()

@@ -69,7 +69,7 @@ def test_every_retry_and_dead_letter_is_accounted_for(lab: Lab) -> None:
     )
     results = {result["id"]: result["attempt"] for result in workqueue.results(7)}
     assert results == {**{number: number % 3 + 1 for number in range(6)}, 8: 1}
-    eventually(lambda: lab.queues()["moody.dead"]["messages"] == 2, 30, "two messages were given up")
+    eventually(lambda: lab.ready("moody.dead") == 2, 30, "two messages were given up")
     eventually(lambda: workqueue.status().get("deadLetters") == 2, 60, "the status says so")
 
 

@@ -86,6 +86,7 @@ def test_admission_policy_limit_is_obeyed_and_named(lab: Lab, reason: str) -> No
     workqueue.delete()
 
 
+@pytest.mark.slow
 def test_refused_template_keeps_working_deployment_scaled(lab: Lab) -> None:
     workqueue = lab.workqueue("unsigned").apply().wait_ready()
     workqueue.publish([{"id": "before"}])

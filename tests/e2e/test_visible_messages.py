@@ -59,6 +59,7 @@ def test_message_in_stopping_worker_is_shown_and_starts_no_worker(
     assert draining.replicas() == 0
 
 
+@pytest.mark.slow
 def test_message_awaiting_retry_is_shown_after_its_worker_has_ended(lab: Lab) -> None:
     workqueue = lab.workqueue(
         "retried",

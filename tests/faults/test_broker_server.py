@@ -153,6 +153,7 @@ def test_work_survives_conflicting_delay_queue(work: Work) -> None:
     assert work.lost_leases() == 0
 
 
+@pytest.mark.slow
 def test_work_survives_exceeded_consumer_timeout(work: Work) -> None:
     """RabbitMQ closes the channel before 4.3, and cancels the consumer since."""
     # From 4.3 a worker brings a timeout of its own, unless it takes the queue for a classic one.

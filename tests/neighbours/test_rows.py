@@ -22,15 +22,7 @@ def place() -> Iterator[Lab]:
         yield made
 
 
-BY_DAY = {
-    "alone",
-    "frozen-broker",
-    "leaderless",
-    "refused-deployments",
-    "requeue-loop",
-    "rival",
-    "silent-pods",
-}
+BY_DAY = {"alone", "frozen-broker", "leaderless", "silent-pods"}
 BY_NAME = {row.name: row for row in ROWS}
 
 

@@ -142,6 +142,7 @@ def test_300_unfinished_requests_exhaust_neither_memory_nor_connections(
         connection.close()
 
 
+@pytest.mark.slow
 def test_silent_connection_is_closed_after_ten_seconds(target: Target) -> None:
     begun = time.monotonic()
     with target.connect() as connection:

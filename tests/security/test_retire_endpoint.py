@@ -16,7 +16,6 @@ import pytest
 
 from tests.support.process import memory, threads
 from tests.support.rabbitmq import VirtualHost
-from tests.support.tiers import some_slow
 from tests.support.wait import eventually
 from tests.support.worker import POD_UID, Worker, Workers, publish
 from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
@@ -162,7 +161,8 @@ class Loris:
 STARTS = {"nothing": b"", "a letter": b"G", "half a header": b"POST /retire HTTP/1.1\r\nX: "}
 
 
-@pytest.mark.parametrize("start", some_slow(STARTS, {"nothing", "a letter"}))
+@pytest.mark.slow
+@pytest.mark.parametrize("start", STARTS)
 def test_unfinished_requests_do_not_block_other_clients(
     vhost: VirtualHost, workers: Workers, start: str
 ) -> None:

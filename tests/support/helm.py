@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ class HelmError(Exception):
     """helm failed; the text is its message."""
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a duplicate key in a map, as the API server does."""
+class _StrictLoader(yaml.CSafeLoader):
+    """Refuses a duplicate key in a map, as the API server does. Ten times as fast as SafeLoader."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Object:
         made = super().construct_mapping(node, deep)
@@ -56,6 +57,9 @@ def run(*arguments: str | Path, stdin: str = "", program: Path | None = None) ->
     return done.stdout
 
 
+_rendered = cache(run)  # many tests render the same values
+
+
 def template(
     values: Mapping[str, Any],
     *,
@@ -71,7 +75,7 @@ def template(
     """
     skipping = () if tests else ("--skip-tests",)
     options = ("--namespace", namespace, "--kube-version", "1.35.0", "--values", "-", *skipping)
-    rendered = run("template", release, CHART, *options, stdin=json.dumps(values), program=program)
+    rendered = _rendered("template", release, CHART, *options, stdin=json.dumps(values), program=program)
     return [made for made in yaml.load_all(rendered, Loader=_StrictLoader) if made]
 
 

@@ -82,8 +82,16 @@ class Lab:
         self._channel = None
 
     def queues(self) -> dict[str, Object]:
-        """The queues of this lab's virtual host."""
+        """The queues of this lab's virtual host, by rabbitmqctl: 1 to 2 s of processor time."""
         return self.rabbit.queues(self.vhost)
+
+    def ready(self, queue: str) -> int:
+        """The count of waiting messages. Much cheaper than `queues`."""
+        return int(self.channel.queue_declare(queue, passive=True).method.message_count)
+
+    def consumers(self, queue: str) -> int:
+        """The count of consumers. Much cheaper than `queues`."""
+        return int(self.channel.queue_declare(queue, passive=True).method.consumer_count)
 
     def workqueue(self, name: str, **changes: Any) -> WorkQueueUnderTest:
         """A WorkQueue whose workers publish to the results queue `<name>.results`, not applied yet."""

@@ -41,6 +41,7 @@ def test_audit_report_is_evaluated(packages: list[dict[str, Any]], code: int, li
     assert line in found.lines
 
 
+@pytest.mark.slow
 def test_bill_of_materials_lists_every_locked_package_version() -> None:
     sbom.main()
     bill = json.loads(sbom.FILE.read_text())

@@ -329,6 +329,7 @@ def test_message_awaiting_http_handler_is_requeued_at_shutdown(vhost: VirtualHos
     assert not vhost.exists("jobs.retry.1s")
 
 
+@pytest.mark.slow
 def test_message_that_waited_for_http_handler_has_its_full_timeout(
     vhost: VirtualHost, workers: Workers
 ) -> None:

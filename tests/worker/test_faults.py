@@ -185,9 +185,8 @@ def test_refused_copy_leaves_message_unacknowledged(vhost: VirtualHost, workers:
     eventually(lambda: worker.outcomes() == {"dead_lettered": 1})
 
 
-@pytest.mark.parametrize(
-    "kill", [pytest.param(False, id="in order"), pytest.param(True, id="by a crash", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [False, True], ids=["in order", "by a crash"])
 def test_broker_restart_loses_no_message(
     rabbitmq: Broker, vhost: VirtualHost, workers: Workers, kill: bool
 ) -> None:
@@ -411,7 +410,7 @@ def test_failing_callback_does_not_end_reconnecting(
     try:
         eventually(lambda: opened == [1])
         connection.call(break_the_next_close)
-        eventually(lambda: vhost.broker.ctl("list_channels", "pid").strip() != "")
+        eventually(lambda: vhost.broker.evaluate("rabbit_channel:list()") != "[]")
         vhost.broker.close_connections()
         eventually(lambda: opened == [1, 2])
         assert connection.is_open

@@ -105,7 +105,8 @@ def require_own_cost_only(
     assert worker.stop() == 0
 
 
-@pytest.mark.parametrize("what", ROWS)
+# "hold the interpreter" and "return a coroutine" are the harder forms of these, except for the wait for SIGKILL.
+@pytest.mark.parametrize("what", some_slow(ROWS, {"ignore signals", "loop", "return a generator"}))
 def test_sync_handler_costs_only_its_own_message(vhost: VirtualHost, workers: Workers, what: str) -> None:
     worker = start(workers, vhost, SYNC, "--timeout", "3" if what in HANGS else "120")
     require_own_cost_only(worker, vhost, what, ROWS[what])
