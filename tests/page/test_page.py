@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from aiohttp import web
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import expect
+from playwright.async_api import Browser, expect
 
 from tests.support.browser import Seen, chromium, looking
 from tests.support.fakecluster import FakeCluster, Request
@@ -24,9 +24,10 @@ from workqueue_web import access, server
 from workqueue_web.access import Access
 from workqueue_web.dead_letters import Reasons
 from workqueue_web.decisions import DECISIONS, Decisions
-from workqueue_web.history import BYTES_PER_WORKQUEUE, SAMPLES, History
 from workqueue_web.sampler import Sampler
 from workqueue_web.server import COOKIE, HEADERS, Page, PageDependencies
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LOOPBACK = "127.0.0.1"
 EVIL = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
@@ -105,7 +106,8 @@ class Site:
         now: the clock for the cache of `access`.
     """
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, browser: Browser) -> None:
+        self.browser = browser
         self.cluster = FakeCluster()
         self.cluster.answer("POST", "tokenreviews", self._token_review)
         self.cluster.answer("POST", "subjectaccessreviews", self._access_review)
@@ -175,8 +177,15 @@ class Site:
         return {"status": {"allowed": (spec["user"], attributes.get("namespace", "")) in self.rights}}
 
 
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """One for all tests: each test has a context of its own, and a start costs 2 s of processor time."""
+    async with chromium() as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def site(browser: Browser) -> AsyncIterator[Site]:
     """Two replicas of the page, with workers that respond on the loopback."""
 
     async def status(_: web.Request) -> web.Response:
@@ -190,7 +199,7 @@ async def site() -> AsyncIterator[Site]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     workers = Workers(runner.addresses[0][1])
-    made = Site(workers)
+    made = Site(workers, browser)
     await made.page.start()
     await made.other_replica.start()
     made.sampler.start()
@@ -205,7 +214,7 @@ async def site() -> AsyncIterator[Site]:
 
 @asynccontextmanager
 async def logged_in(site: Site, token: str = "admins", url: str = "", **options: Any) -> AsyncIterator[Seen]:
-    async with chromium() as browser, looking(browser, **options) as seen:
+    async with looking(site.browser, **options) as seen:
         await seen.page.goto(url or site.url)
         await seen.page.get_by_label("Token").fill(token)
         await seen.page.get_by_role("button", name="Log in").click()
@@ -638,20 +647,3 @@ async def test_refused_events_are_reported(site: Site) -> None:
     site.cluster.answer("GET", "/events", ClusterError(403, "events is forbidden"))
     async with logged_in(site, url=f"{site.url}/queues/shop/thumbs") as seen:
         await expect(seen.page.get_by_text("events is forbidden")).to_be_visible()
-
-
-def test_page_memory_stays_below_documented_bound() -> None:
-    history, count = History(), 200
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        uids = [f"uid-{number}" for number in range(count)]
-        for round_ in range(SAMPLES + 10):
-            history.record((uid, round_) for uid in uids)
-        used = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
-    assert used / count < BYTES_PER_WORKQUEUE
-    assert len(history.depths("uid-1")) == SAMPLES
-    history.record([])
-    assert history.depths("uid-1") == []
