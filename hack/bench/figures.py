@@ -37,7 +37,7 @@ TOGETHER: Final = 200
 POLLED: Final = 20
 MIB: Final = 2**20
 TICKS: Final = 100
-LISTS_EVERY: Final = Config().relist_seconds
+LISTS_EVERY: Final = Config().resync_seconds
 LIST_TAKES: Final = 15.0
 """The longest duration of a LIST, in seconds. The next LIST may be late by the same time."""
 PROMISED: Final = 1000
@@ -378,7 +378,7 @@ def created(probe: Probe, count: int, answer: Object) -> list[Row]:
             "<= 60 s" if count == 1000 else "",
             answer["all"] <= 60 if count == 1000 else None,
             "KEDA: about 500 s" if count == 1000 else "",
-            {**answer, "bells": doorbells, "cost": cost, "before": None},
+            {**answer, "doorbells": doorbells, "cost": cost, "before": None},
         )
     ]
 

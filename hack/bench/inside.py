@@ -476,8 +476,8 @@ def _metrics(address: str, query: str = "") -> dict[str, float]:
 
 def _doorbells(address: str) -> float:
     """Return the number of doorbells. Scrape only this metric, because a full scrape costs the operator time."""
-    found = _metrics(address, "?name[]=workqueue_bells")
-    return sum(value for key, value in found.items() if key.split("{", 1)[0] == "workqueue_bells")
+    found = _metrics(address, "?name[]=workqueue_doorbells")
+    return sum(value for key, value in found.items() if key.split("{", 1)[0] == "workqueue_doorbells")
 
 
 def _until(condition: Callable[[], Any], seconds: float, what: str, pause: float = POLL_SECONDS) -> Any:

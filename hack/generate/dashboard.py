@@ -293,7 +293,7 @@ OPERATOR: Final = Row(
         Panel(
             "Idle queues listened to",
             "Each has a consumer of the operator that waits for its first message.",
-            (Query("max by (broker, user) (workqueue_bells)", "{{broker}} {{user}}"),),
+            (Query("max by (broker, user) (workqueue_doorbells)", "{{broker}} {{user}}"),),
         ),
         Panel(
             "Scale writes per second",

@@ -42,7 +42,7 @@ _MEANING: Final = {
     "workqueue_retire_total": "Answers of workers that were asked to retire.",
     "workqueue_wake_seconds": "From a ring of the doorbell to the write of the replica count.",
     "workqueue_broker_up": "1 while the operator's connection to this broker is open.",
-    "workqueue_bells": "Idle queues with a doorbell.",
+    "workqueue_doorbells": "Idle queues with a doorbell.",
     "workqueue_leader": "1 in the leading process.",
     "workqueue_namespaces_left_out": "Listed namespaces that do not exist or that the operator may not read.",
     "workqueue_namespaces_served_elsewhere": (

@@ -176,8 +176,8 @@ class Operator:
         brokers = self._brokers = BrokerPool(
             partial(queue.add, lane=Lane.DEPTH),
             queue.ring,
-            config.sweep_seconds,
-            config.idle_sweep_seconds,
+            config.poll_seconds,
+            config.idle_poll_seconds,
             destinations,
         )
         secrets = Secrets(cluster, queue.add)
@@ -189,7 +189,7 @@ class Operator:
             lambda: {namespace for namespace, _ in store.workqueues},
         )
         self._metrics.namespaces_left_out.set(len(left_out))
-        resync = Resync(cluster, store, namespaces, config.relist_seconds)
+        resync = Resync(cluster, store, namespaces, config.resync_seconds)
         self._health = Health(resync, queue, brokers)
         running: list[asyncio.Task[None]] = []
         try:

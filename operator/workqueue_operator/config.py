@@ -32,9 +32,9 @@ class Config:
         pod_namespace: namespace of the Lease.
         release: name of this installation, as in the label `workqueue.dev/operator` of a namespace.
         port: port of /metrics, /livez and /readyz.
-        sweep_seconds: pause between two polls of a queue with workers.
-        idle_sweep_seconds: pause between two polls of an idle queue or a dead-letter queue.
-        relist_seconds: pause between two resyncs of the store.
+        poll_seconds: pause between two polls of a queue with workers.
+        idle_poll_seconds: pause between two polls of an idle queue or a dead-letter queue.
+        resync_seconds: pause between two resyncs of the store.
         allowed_broker_hosts: host names, addresses or patterns that Secrets may contain; empty for all hosts except
             loopback, link-local and metadata addresses.
     """
@@ -47,9 +47,9 @@ class Config:
     leader_election: bool = True
     lease_name: str = "workqueue-operator"
     port: int = 8080
-    sweep_seconds: float = 0.5
-    idle_sweep_seconds: float = 30.0
-    relist_seconds: float = 300.0
+    poll_seconds: float = 0.5
+    idle_poll_seconds: float = 30.0
+    resync_seconds: float = 300.0
     allowed_broker_hosts: tuple[str, ...] = ()
     log_format: str = "json"
     log_level: str = "INFO"
@@ -75,9 +75,9 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
         leader_election=read("WORKQUEUE_LEADER_ELECTION", switch, default.leader_election),
         lease_name=read("WORKQUEUE_LEASE_NAME", str, default.lease_name),
         port=read("WORKQUEUE_PORT", port, default.port),
-        sweep_seconds=read("WORKQUEUE_SWEEP_SECONDS", seconds, default.sweep_seconds),
-        idle_sweep_seconds=read("WORKQUEUE_IDLE_SWEEP_SECONDS", seconds, default.idle_sweep_seconds),
-        relist_seconds=read("WORKQUEUE_RELIST_SECONDS", seconds, default.relist_seconds),
+        poll_seconds=read("WORKQUEUE_SWEEP_SECONDS", seconds, default.poll_seconds),
+        idle_poll_seconds=read("WORKQUEUE_IDLE_SWEEP_SECONDS", seconds, default.idle_poll_seconds),
+        resync_seconds=read("WORKQUEUE_RELIST_SECONDS", seconds, default.resync_seconds),
         allowed_broker_hosts=read("WORKQUEUE_ALLOWED_BROKER_HOSTS", hosts, ()),
         log_format=read("WORKQUEUE_LOG_FORMAT", one_of("json", "text"), default.log_format),
         log_level=read("WORKQUEUE_LOG_LEVEL", level, default.log_level),

@@ -16,7 +16,7 @@ from workqueue_operator.reconcile.queue import ReconcileQueue
 STUCK_PASS_SECONDS: Final = 300.0
 """Every request of a pass has a timeout. Their sum is far below this."""
 
-STUCK_SWEEP_SECONDS: Final = 60.0
+STUCK_POLL_SECONDS: Final = 60.0
 
 
 class Health:
@@ -35,6 +35,6 @@ class Health:
             return f"a pass has been running for {self._queue.longest:.0f} s"
         now = asyncio.get_running_loop().time()
         for handle in self._brokers:
-            if now - handle.poller.last_round > max(STUCK_SWEEP_SECONDS, 3 * handle.poller.seconds):
+            if now - handle.poller.last_round > max(STUCK_POLL_SECONDS, 3 * handle.poller.seconds):
                 return f"the depth poller of {handle.broker.binding.display} has stopped"
         return None

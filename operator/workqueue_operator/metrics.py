@@ -167,7 +167,7 @@ class Metrics:
             registry=registry,
         )
         self.doorbells = Gauge(
-            "workqueue_bells", "Installed doorbells.", ("broker", "user"), registry=registry
+            "workqueue_doorbells", "Installed doorbells.", ("broker", "user"), registry=registry
         )
         self.leader = Gauge("workqueue_leader", "Whether this process is the leader.", registry=registry)
         self.namespaces_left_out = Gauge(

@@ -136,7 +136,7 @@ class BrokerConnection(Protocol):
         """Cancel the doorbell, if there is one."""
         ...
 
-    def bell_is_silent(self, queue: str) -> bool:
+    def doorbell_is_silent(self, queue: str) -> bool:
         """Whether the broker does not answer the doorbell's consumer."""
         ...
 

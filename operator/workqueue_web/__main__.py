@@ -112,7 +112,7 @@ class PageProcess:
             await wait_for_resource(cluster)
             namespaces, left_out = await usable_namespaces(cluster, config.namespaces, KINDS)
             store = Store(lambda _: None)
-            resync = Resync(cluster, store, namespaces, config.relist_seconds, KINDS)
+            resync = Resync(cluster, store, namespaces, config.resync_seconds, KINDS)
             await resync.first()
             self._resync = resync
             workers = Workers()

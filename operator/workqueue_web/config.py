@@ -32,7 +32,7 @@ class Config:
         page_audience: audience of the tokens that users log in with.
         connection_secrets: names of the connection Secrets that the page may read, to sample dead letters.
         allowed_broker_hosts: as in the operator's configuration.
-        relist_seconds: pause between two resyncs of the store.
+        resync_seconds: pause between two resyncs of the store.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Config:
     page_audience: str = AUDIENCE
     connection_secrets: tuple[str, ...] = ()
     allowed_broker_hosts: tuple[str, ...] = ()
-    relist_seconds: float = 300.0
+    resync_seconds: float = 300.0
     log_format: str = "json"
     log_level: str = "INFO"
     kubeconfig: str | None = None
@@ -64,7 +64,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
         page_audience=read("WORKQUEUE_PAGE_AUDIENCE", str, default.page_audience),
         connection_secrets=read("WORKQUEUE_CONNECTION_SECRETS", secret_names, ()),
         allowed_broker_hosts=read("WORKQUEUE_ALLOWED_BROKER_HOSTS", hosts, ()),
-        relist_seconds=read("WORKQUEUE_RELIST_SECONDS", seconds, default.relist_seconds),
+        resync_seconds=read("WORKQUEUE_RELIST_SECONDS", seconds, default.resync_seconds),
         log_format=read("WORKQUEUE_LOG_FORMAT", one_of("json", "text"), default.log_format),
         log_level=read("WORKQUEUE_LOG_LEVEL", level, default.log_level),
         kubeconfig=environment.get("KUBECONFIG") or None,

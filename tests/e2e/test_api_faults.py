@@ -60,7 +60,7 @@ class Bench:
         kubectl("apply", "--filename=-", input=json.dumps(body))
         where = f"--namespace={self.namespace}"
         kubectl("wait", "--for=condition=Ready", f"wq/{name}", where, "--timeout=30s")
-        eventually(lambda: self.consumers(queue) == 1, 10, "the bell hangs")
+        eventually(lambda: self.consumers(queue) == 1, 10, "the doorbell is installed")
         return queue
 
     def consumers(self, queue: str) -> int:
@@ -113,7 +113,7 @@ def bench(
             leader_election=election,
             pod_namespace=namespace,
             port=port,
-            relist_seconds=resync,
+            resync_seconds=resync,
             log_format="text",
         )
         try:
@@ -169,7 +169,7 @@ def test_object_deleted_during_blind_watch_is_forgotten(rabbitmq: Broker, tmp_pa
         with under_test.proxy.fault(Fault(is_watch, event=EXPIRED)):
             under_test.proxy.cut_watches()
             kubectl("delete", "wq", "ghost", f"--namespace={under_test.namespace}")
-            eventually(lambda: under_test.consumers(queue) == 0, 20, "its bell is taken down")
+            eventually(lambda: under_test.consumers(queue) == 0, 20, "its doorbell is removed")
         assert 'workqueue="ghost"' not in under_test.get("/metrics")
 
 

@@ -114,7 +114,7 @@ class OperatorProcess:
             "pod_name": f"operator-{next(self._numbers)}",
             "port": self.port,
             "log_format": "text",
-            "relist_seconds": 30,
+            "resync_seconds": 30,
             **self.settings,
             **settings,
         }

@@ -1,6 +1,6 @@
 """The cases in which RabbitMQ loses or hides messages, found by trying: each is kept here as a test.
 
-Relatives elsewhere: a queue that is recreated under a bell (tests/operator/test_broker_doorbell.py) and under a
+Relatives elsewhere: a queue that is recreated under a doorbell (tests/operator/test_broker_doorbell.py) and under a
 worker (tests/worker/test_faults.py), and a deletion that waits for hidden messages (tests/operator/test_deletion.py).
 """
 

@@ -46,7 +46,7 @@ def test_every_malformed_field_is_reported_and_stops_nothing(place: Site) -> Non
 def malformed(site: Site, every: list[Case], choose: Callable[[list[Case]], list[Case]]) -> None:
     """Each is refused with the name of its field, or let in and leads to a condition with a reason."""
     ledger, restarts = Ledger(), site.operator.restarts
-    site.operator.start(relist_seconds=300).wait_serving()
+    site.operator.start(resync_seconds=300).wait_serving()
     witness = site.ready(worker={"nodeSelector": NOWHERE})
     no_pods = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-pods"}}
     apply({**no_pods, "spec": {"hard": {"pods": "0"}}}, namespace=site.namespace)

@@ -178,7 +178,7 @@ def test_two_hundred_change_sequences_converge(place: Site) -> None:
 
 
 def run(site: Site, examples: int, together: int) -> None:
-    site.operator.start(relist_seconds=300).wait_serving()
+    site.operator.start(resync_seconds=300).wait_serving()
     batches = itertools.count()  # a failure is played again
     sequence = st.lists(st.sampled_from(STEPS), min_size=CHANGES, max_size=CHANGES)
 

@@ -85,12 +85,12 @@ async def test_doorbell_on_queue_without_majority_silences_no_other_doorbell(
             attempts = await asyncio.gather(*(broker.install_doorbell(name) for name in ("stuck", *HEALTHY)))
 
             assert attempts == [False, *[True] * len(HEALTHY)]
-            assert broker.bell_is_silent("stuck")
+            assert broker.doorbell_is_silent("stuck")
             assert (await wakes(broker, vhost))[-1] < WAKE_SECONDS
             assert not await broker.install_doorbell("stuck")
 
         await until(lambda: broker.install_doorbell("stuck"), seconds=120)
-        assert not broker.bell_is_silent("stuck")
+        assert not broker.doorbell_is_silent("stuck")
         assert broker.generation == 1
     finally:
         await broker.close()
@@ -108,7 +108,7 @@ async def test_doorbell_removal_on_queue_without_majority_silences_no_other(
             broker.remove_doorbell("stuck")
 
             assert (await wakes(broker, vhost))[-1] < WAKE_SECONDS
-            await until(lambda: broker.bell_is_silent("stuck"))
+            await until(lambda: broker.doorbell_is_silent("stuck"))
 
         counts = (
             "length(rabbit_amqqueue:consumers(element(2, rabbit_amqqueue:lookup(" + resource(vhost) + "))))"

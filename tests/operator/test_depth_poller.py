@@ -16,7 +16,7 @@ from tests.support.wait import until
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import QueueSettings, plan
 from workqueue_operator.api.reasons import Reason
-from workqueue_operator.broker import depth_poller as sweeping
+from workqueue_operator.broker import depth_poller
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import QUEUE_MISSING, PolledQueue, QueueMissing
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
@@ -83,7 +83,7 @@ async def test_only_changed_counts_enqueue_workqueues(vhost: VirtualHost, *, act
 async def test_warm_queue_is_polled_more_often_than_idle_queue(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeping, "WARM_SECONDS", 0.02)
+    monkeypatch.setattr(depth_poller, "WARM_SECONDS", 0.02)
     async with operators(idle=3600) as (brokers, told), channel_of(vhost) as channel:
         handle = await linked(brokers, vhost.url, "jobs", "idle")
         warm, idle = handle.poller.watch(JOBS, "jobs"), handle.poller.watch(OTHER, "idle")
@@ -368,7 +368,7 @@ async def test_doorbell_refusal_is_remembered_for_a_limited_time(
             assert polled.refusal is not None
             assert polled.refusal[0] == 403
             assert JOBS in told.woken
-            monkeypatch.setattr(sweeping, "REFUSAL_STANDS", 0.0)
+            monkeypatch.setattr(depth_poller, "REFUSAL_RETRY_SECONDS", 0.0)
             await until(lambda: polled.refusal is None)
     finally:
         vhost.broker.delete_user("bell")

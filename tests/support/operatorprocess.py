@@ -60,7 +60,7 @@ def operator_process(log: Path, *namespaces: str) -> Iterator[int]:
         port=port,
         log_format="json",
         log_level="DEBUG",
-        idle_sweep_seconds=1,
+        idle_poll_seconds=1,
     )
     try:
         yield port

@@ -9,7 +9,7 @@ import socket
 import pytest
 from pika.exceptions import ConnectionClosedByBroker, StreamLostError
 
-from workqueue_operator.broker.channel import words_of
+from workqueue_operator.broker.channel import describe_connection_error
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ from workqueue_operator.broker.channel import words_of
     ],
 )
 def test_broker_message_is_decoded_for_people(error: Exception, words: str) -> None:
-    assert words_of(error) == words
+    assert describe_connection_error(error) == words

@@ -47,4 +47,4 @@ def test_objects_are_found_by_contained_text(sought: str) -> None:
         two={"spec": {"name": f"{sought}-2"}},
         three={"other": [{"is": sought}]},
     )
-    assert list(made.saying(sought)) == [{"spec": {"name": sought}}, {"other": [{"is": sought}]}]
+    assert list(made.containing(sought)) == [{"spec": {"name": sought}}, {"other": [{"is": sought}]}]

@@ -37,7 +37,7 @@ def test_full_environment_gives_full_config() -> None:
         page_audience="jobs",
         connection_secrets=("rabbitmq", "other.secret"),
         allowed_broker_hosts=("*.svc",),
-        relist_seconds=60.0,
+        resync_seconds=60.0,
         log_format="text",
         log_level="DEBUG",
         kubeconfig="/home/me/.kube/config",

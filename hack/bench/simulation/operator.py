@@ -29,7 +29,7 @@ from workqueue_operator.scaling.decide import WorkloadState as Deployment
 RING_TO_WRITTEN_SECONDS: Final = 0.009
 """The measured median time from the publish of one message at 0 replicas to the write of the count."""
 
-POLL_SECONDS: Final = Config().sweep_seconds
+POLL_SECONDS: Final = Config().poll_seconds
 LOAD_SECONDS: Final = 60.0
 """Workers report their handler times and arrivals of the last minute."""
 

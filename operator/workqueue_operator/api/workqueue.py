@@ -137,7 +137,7 @@ class ImagePullPolicy(StrEnum):
     NEVER = "Never"
 
 
-SAYABLE: Final = rule(
+FITS_ERROR_TEXT: Final = rule(
     "bytes(self).size() <= 30 || self.matches('^[ -~]*$')",
     "must not be longer than 30 bytes if it contains non-ASCII characters: RabbitMQ closes the connection when such "
     "a name makes an error message too long",
@@ -164,7 +164,7 @@ class Exchange(_Model):
                 "!self.startsWith('amq.')",
                 "names that begin with amq. are reserved by RabbitMQ: choose another name",
             ),
-            SAYABLE,
+            FITS_ERROR_TEXT,
         ),
     )
     """Name of the exchange in RabbitMQ."""
@@ -187,7 +187,7 @@ class Exchange(_Model):
 class QueueBinding(_Model):
     """A binding of the queue to an exchange that exists, such as amq.topic or one of another team."""
 
-    exchange: str = Field(min_length=1, max_length=255, json_schema_extra=rules(SAYABLE))
+    exchange: str = Field(min_length=1, max_length=255, json_schema_extra=rules(FITS_ERROR_TEXT))
     """Name of the exchange. The operator declares only queue.exchange."""
 
     routing_key: str = Field(default="", max_length=255)
@@ -292,7 +292,7 @@ class Queue(_Model):
                 "names that begin with amq. are reserved by RabbitMQ: choose another name",
             ),
             rule("bytes(self).size() <= 240", "must not be longer than 240 bytes"),
-            SAYABLE,
+            FITS_ERROR_TEXT,
         ),
     )
     """Name of the queue in RabbitMQ. Defaults to the name of the WorkQueue. Cannot be changed."""

@@ -66,7 +66,7 @@ class ChannelLostError(Exception):
     """The channel or its connection closed before the answer arrived, or the call timed out."""
 
 
-def words_of(error: BaseException) -> str:
+def describe_connection_error(error: BaseException) -> str:
     """Return why a connection ended or could not be opened, and name RabbitMQ when RabbitMQ closed it."""
     said = describe(error)
     return f"RabbitMQ closed it: {said}" if isinstance(error, ConnectionClosedByBroker) else said
@@ -142,7 +142,7 @@ class CallChannel:
         if isinstance(reason, ChannelClosedByBroker):
             self._fail(ChannelRefusedError(reason.reply_code, reason.reply_text))
         else:
-            self._fail(ChannelLostError(words_of(reason)))
+            self._fail(ChannelLostError(describe_connection_error(reason)))
 
 
 @dataclass(eq=False, slots=True)

@@ -45,7 +45,7 @@ from workqueue_operator.broker.channel import (
     ChannelLostError,
     ChannelRefusedError,
     Send,
-    words_of,
+    describe_connection_error,
 )
 from workqueue_operator.broker.doorbell import Doorbells
 from workqueue_operator.broker.tls import context
@@ -189,7 +189,7 @@ class Broker:
         """Install a doorbell; return whether the broker confirmed it (see Doorbells.install)."""
         return self._doorbells is not None and await self._doorbells.install(queue, ours=ours)
 
-    def bell_is_silent(self, queue: str) -> bool:
+    def doorbell_is_silent(self, queue: str) -> bool:
         """Return whether the queue did not answer our last call (see Doorbells.is_silent)."""
         return self._doorbells is not None and self._doorbells.is_silent(queue)
 
@@ -496,8 +496,8 @@ class Broker:
                         backoff.reset()
                     problem = ReconcileError(
                         Reason.BROKER_UNREACHABLE,
-                        f"The connection to the broker {self.binding.display} was lost ({words_of(reason)}). "
-                        "Replicas stay unchanged until it is restored.",
+                        f"The connection to the broker {self.binding.display} was lost "
+                        f"({describe_connection_error(reason)}). Replicas stay unchanged until it is restored.",
                     )
                 except ReconcileError as why:
                     problem = why
@@ -666,6 +666,6 @@ def _with_server_name(binding: Binding, host: str) -> Binding:
 def _unreachable(binding: Binding, error: BaseException) -> ReconcileError:
     return ReconcileError(
         Reason.BROKER_UNREACHABLE,
-        f"The operator cannot connect to the broker {binding.display} ({words_of(error)}). Check host and port in "
-        "the Secret, DNS, NetworkPolicies and the broker. Replicas stay unchanged.",
+        f"The operator cannot connect to the broker {binding.display} ({describe_connection_error(error)}). "
+        "Check host and port in the Secret, DNS, NetworkPolicies and the broker. Replicas stay unchanged.",
     )

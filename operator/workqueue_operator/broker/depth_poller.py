@@ -25,7 +25,7 @@ IDLE_CHUNK: Final = 64
 WARM_SECONDS: Final = 1.0
 """Pause between two rounds over warm queues. Dead letters show within 2 s while workers run."""
 
-REFUSAL_STANDS: Final = 300.0
+REFUSAL_RETRY_SECONDS: Final = 300.0
 """Seconds after which the operator retries a refused doorbell: the permission may have been granted."""
 
 _NOT_FOUND: Final = 404
@@ -73,7 +73,10 @@ class PolledQueue:
     @property
     def refusal(self) -> tuple[int, str] | None:
         """Code and text of a recent refusal of the doorbell, or None."""
-        if self.refused is None or asyncio.get_running_loop().time() - self.refused[1] > REFUSAL_STANDS:
+        if (
+            self.refused is None
+            or asyncio.get_running_loop().time() - self.refused[1] > REFUSAL_RETRY_SECONDS
+        ):
             return None
         return self.refused[0]
 

@@ -41,8 +41,8 @@ class BrokerPool:
     Args:
         wake: called with the key of a WorkQueue whose queue has changed.
         ring: called with the key of a WorkQueue when its doorbell rings.
-        sweep_seconds: pause between two polls of an active queue.
-        idle_sweep_seconds: pause between two polls of an idle queue or a dead-letter queue.
+        poll_seconds: pause between two polls of an active queue.
+        idle_poll_seconds: pause between two polls of an idle queue or a dead-letter queue.
         destinations: the hosts that the operator may connect to.
     """
 
@@ -50,15 +50,15 @@ class BrokerPool:
         self,
         wake: Callable[[Key], None],
         ring: Callable[[Key], None],
-        sweep_seconds: float,
-        idle_sweep_seconds: float,
+        poll_seconds: float,
+        idle_poll_seconds: float,
         destinations: Destinations = ANYWHERE,
     ) -> None:
         self._destinations = destinations
         self._wake = wake
         self._ring = ring
-        self._sweep_seconds = sweep_seconds
-        self._idle_sweep_seconds = idle_sweep_seconds
+        self._poll_seconds = poll_seconds
+        self._idle_poll_seconds = idle_poll_seconds
         self._handles: dict[str, BrokerHandle] = {}
         self._handle_of: dict[Key, BrokerHandle] = {}
         self._same: dict[frozenset[tuple[str, int]], bool] = {}
@@ -181,6 +181,6 @@ class BrokerPool:
 
         # The broker does not call these functions before this method has returned.
         broker = Broker(binding, on_ring, on_removed, on_state, self._destinations)
-        poller = DepthPoller(broker, self._wake, self._sweep_seconds, self._idle_sweep_seconds)
+        poller = DepthPoller(broker, self._wake, self._poll_seconds, self._idle_poll_seconds)
         handle = BrokerHandle(broker, poller)
         return handle

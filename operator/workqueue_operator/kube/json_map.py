@@ -38,7 +38,7 @@ class JsonMap(MutableMapping[tuple[str, str], dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._texts)
 
-    def saying(self, text: str) -> Iterator[dict[str, Any]]:
+    def containing(self, text: str) -> Iterator[dict[str, Any]]:
         """Return the objects that contain this text as a value or key, without parsing the others."""
         sought = json.dumps(text)
         return (json.loads(found) for found in list(self._texts.values()) if sought in found)

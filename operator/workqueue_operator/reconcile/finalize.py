@@ -141,7 +141,7 @@ class Finalizer:
 
         This asks the store, because after a restart other WorkQueues may not have declared the queue yet.
         """
-        for body in self._store.workqueues.saying(workqueue.queue_name):
+        for body in self._store.workqueues.containing(workqueue.queue_name):
             key, spec = key_of(body), body["spec"]
             if key == workqueue.key or body["metadata"].get("deletionTimestamp"):
                 continue

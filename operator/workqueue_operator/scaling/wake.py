@@ -53,7 +53,7 @@ async def adjust_doorbell(snapshot: Snapshot, decision: Decision, handle: Broker
         if polled.active:
             # A ring came immediately, or RabbitMQ refused. Another pass follows, and the last answer is old.
             polled.last = None
-            if handle.broker.bell_is_silent(queue):
+            if handle.broker.doorbell_is_silent(queue):
                 return _silent(queue)
     if polled.refusal is None or workqueue.wake is Wake.POLL:
         return None
