@@ -45,6 +45,14 @@ def consumers(vhost: VirtualHost) -> int:
     )
 
 
+def connections(vhost: VirtualHost) -> int:
+    """Connections that consume from the queues of a virtual host, as the server itself counts them."""
+    name = ",".join(map(str, vhost.name.encode()))
+    of_consumer = "rabbit_misc:pget(connection, rabbit_channel:info(element(1, C), [connection]))"
+    listed = f"rabbit_amqqueue:list(<<{name}>>), C <- rabbit_amqqueue:consumers(Q)"
+    return int(vhost.broker.evaluate(f"length(lists:usort([{of_consumer} || Q <- {listed}]))"))
+
+
 @TYPES
 async def test_ring_requeues_messages_in_order_and_removes_doorbell(
     every_vhost: VirtualHost, queue_type: QueueType
@@ -406,6 +414,47 @@ async def test_large_message_on_idle_queue_does_not_grow_operator_memory(
         assert grown < GROWTH
         await until(lambda: ready(broker, "jobs", 1))
         assert broker.generation == 1
+
+
+@TYPES
+async def test_queue_with_large_messages_has_its_doorbell_on_another_connection(
+    every_vhost: VirtualHost, queue_type: QueueType
+) -> None:
+    async def installed(*queues: str) -> bool:
+        return all([await broker.install_doorbell(queue) for queue in queues])
+
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await declared(broker, "documents", "jobs", queue_type=queue_type)
+        assert await installed("documents", "jobs")
+        assert connections(every_vhost) == 1
+        for number, (size, expected) in enumerate([(LARGE, 2), (LARGE, 2), (1, 1)], 1):
+            await asyncio.to_thread(put, channel, "documents", bytes(size))
+            await until(lambda wanted=number: broker.told.rings == ["documents"] * wanted)
+            await until(lambda: ready(broker, "documents", 1))
+            channel.queue_purge("documents")
+            await until(lambda: installed("documents", "jobs"))
+            await until(lambda wanted=expected: connections(every_vhost) == wanted)
+            assert broker.doorbells == 2
+
+
+async def test_lost_connection_for_large_messages_is_reported_and_reopened(vhost: VirtualHost) -> None:
+    async with probe(vhost.url) as broker, channel_of(vhost) as channel:
+        await declared(broker, "documents")
+        assert await broker.install_doorbell("documents")
+        await asyncio.to_thread(put, channel, "documents", bytes(LARGE))
+        await until(lambda: broker.told.rings == ["documents"])
+        channel.queue_purge("documents")
+        await until(lambda: broker.install_doorbell("documents"))
+        broker.told.falls.clear()
+        name = ",".join(map(str, vhost.name.encode()))
+        vhost.broker.evaluate(
+            "[rabbit_networking:close_connection(rabbit_misc:pget(connection, "
+            "rabbit_channel:info(element(1, C), [connection])), <<>>) || "
+            f"Q <- rabbit_amqqueue:list(<<{name}>>), C <- rabbit_amqqueue:consumers(Q)]"
+        )
+        await until(lambda: ("documents", None) in broker.told.falls)
+        await until(lambda: broker.install_doorbell("documents"))
+        assert broker.generation == 1, "the connection for all queues stays"
 
 
 @pytest.mark.timeout(180)

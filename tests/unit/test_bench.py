@@ -95,21 +95,22 @@ def test_peers_are_locked_with_hashes() -> None:
     assert all(lines[number + 1].strip().startswith("--hash=sha256:") for number in named)
 
 
-QUICK = Cycle(wake=0.02, scale_in=0.3, asleep=0.1)
+QUICK = Cycle(bare=0.01, wake=0.02, scale_in=0.3, asleep=0.1)
 WELL = Life(restarts=0, peak=80 * 2**20, processor=1.0, seconds=10.0, lease_kept=True)
 
 
 def test_neighbour_row_states_wakes_scale_in_and_life() -> None:
-    assert told(Result([QUICK, Cycle(0.06, 0.5, 0.1)], WELL)) == (
-        "wake p50 20 ms, p99 60 ms, max 60 ms (n=2); scale-in p50 0.3 s, max 0.5 s; 80 MiB, 0.10 core; Lease kept"
+    assert told(Result([QUICK, Cycle(0.02, 0.06, 0.5, 0.1)], WELL)) == (
+        "wake p50 20 ms, p99 60 ms (n=2); bare consumer p50 10 ms, p99 20 ms; scale-in p50 0.3 s, max 0.5 s; "
+        "80 MiB, 0.10 core; Lease kept"
     )
 
 
 @pytest.mark.parametrize(
     ("last", "wanted"),
     [
-        pytest.param(Cycle(None), "not woken within 60 s", id="no wake"),
-        pytest.param(Cycle(0.02), "not scaled in within 120 s", id="no scale-in"),
+        pytest.param(Cycle(0.01, None), "not woken within 60 s", id="no wake"),
+        pytest.param(Cycle(0.01, 0.02), "not scaled in within 120 s", id="no scale-in"),
     ],
 )
 def test_neighbour_row_names_the_incomplete_cycle(last: Cycle, wanted: str) -> None:
@@ -122,7 +123,7 @@ def test_neighbour_row_names_the_incomplete_cycle(last: Cycle, wanted: str) -> N
 @pytest.mark.parametrize(
     ("cycle", "life"),
     [
-        pytest.param(Cycle(0.11, 0.3, 0.1), WELL, id="slow wake"),
+        pytest.param(Cycle(0.01, 0.11, 0.3, 0.1), WELL, id="slow wake"),
         pytest.param(QUICK, replace(WELL, restarts=1), id="restart"),
         pytest.param(QUICK, replace(WELL, peak=257 * 2**20), id="memory"),
         pytest.param(QUICK, replace(WELL, lease_kept=False), id="lost Lease"),

@@ -40,6 +40,12 @@ WAKE_GOAL: Final = 0.1
 MEMORY_GOAL: Final = 256 * MIB
 GOAL: Final = "wake p99 <= 100 ms, each wake scaled in, <= 256 MiB, no restart, Lease kept"
 
+_BARE: Final = (
+    "The bare consumer takes a message from a quorum queue of its own and writes its number into a Deployment, "
+    "before each wake. A wake cannot be faster: this is the share of RabbitMQ, the API server and the machine, which "
+    "the neighbours keep busy, too."
+)
+
 BEFORE: Final = "before"
 NOW: Final = "now"
 KNOWN: Final[dict[str, Row | Crowd]] = {row.name: row for row in (*ROWS, *CROWDS)}
@@ -98,9 +104,10 @@ def told(result: Result) -> str:
     inward = [cycle.scale_in for cycle in result.cycles if cycle.scale_in is not None]
     words = []
     if wakes:
+        bare = [cycle.bare for cycle in result.cycles]
         words.append(
-            f"wake p50 {_ms(percentile(wakes, 0.5))}, p99 {_ms(percentile(wakes, 0.99))}, max {_ms(max(wakes))} "
-            f"(n={len(wakes)})"
+            f"wake p50 {_ms(percentile(wakes, 0.5))}, p99 {_ms(percentile(wakes, 0.99))} (n={len(wakes)}); "
+            f"bare consumer p50 {_ms(percentile(bare, 0.5))}, p99 {_ms(percentile(bare, 0.99))}"
         )
     if inward:
         words.append(f"scale-in p50 {percentile(inward, 0.5):.1f} s, max {max(inward):.1f} s")
@@ -228,7 +235,7 @@ def _row(row: Row | Crowd, columns: dict[str, dict[str, Object]], *, quick: bool
 def _descriptions() -> str:
     """Return what each row is, from the docstrings of the rows."""
     lines = [f"- `{row.name}`: {_first_line(row)}" for row in KNOWN.values()]
-    return "## The rows\n\n" + "\n".join(lines)
+    return f"{_BARE}\n\n## The rows\n\n" + "\n".join(lines)
 
 
 def _first_line(row: Row | Crowd) -> str:

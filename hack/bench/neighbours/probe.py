@@ -2,7 +2,8 @@
 
 A process of its own, so that the threads of a disturbance do not delay its clock. It prints one JSON line for each
 cycle. A cycle is: publish one message, see the count above 0, take and acknowledge the message as a worker would, see
-the count at 0, see the doorbell.
+the count at 0, see the doorbell. Before each cycle, a bare consumer does the same work as a wake at least is, so that
+the share of the broker, the API server and the machine is known.
 """
 
 from __future__ import annotations
@@ -56,11 +57,13 @@ class Cycle:
     """The result of one cycle, in seconds.
 
     Attributes:
+        bare: the time of the bare consumer.
         wake: from the publish to the count above 0, as the watch shows it; None: not within WAKE_SECONDS.
         scale_in: from the acknowledgement to the count 0; None: not within SCALE_IN_SECONDS.
         asleep: from the count 0 to the installed doorbell; None: not within SCALE_IN_SECONDS.
     """
 
+    bare: float
     wake: float | None
     scale_in: float | None = None
     asleep: float | None = None
@@ -109,15 +112,61 @@ class Deployment:
             connection.close()
 
 
+class BareConsumer:
+    """A consumer that writes each message's number into a Deployment: the least that a wake takes.
+
+    It has connections of its own, and its queue is of the type that a WorkQueue's queue has.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._api = Api(Path(task.folder))
+        self._name = f"{task.name}-bare"
+        self._path = f"/apis/apps/v1/namespaces/{task.namespace}/deployments/{self._name}"
+        labels = {"app": self._name}
+        pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "none", "image": "none"}]}}
+        spec = {"replicas": 0, "selector": {"matchLabels": labels}, "template": pod}
+        metadata = {"name": self._name, "namespace": task.namespace}
+        self._api.apply(
+            self._path, {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
+        )
+        self._deployment = Deployment(self._api, task.namespace, self._name)
+        self._connection = _connected(task.url)
+        self._channel = self._connection.channel()
+        self._channel.queue_declare(self._name, durable=True, arguments={"x-queue-type": "quorum"})
+        self._number = 0
+        threading.Thread(target=self._consume, args=[_connected(task.url)], daemon=True).start()
+
+    def measure(self) -> float:
+        """Return the seconds from the publish of a message to its number, as the watch shows it.
+
+        Raises:
+            TimeoutError: it took more than WAKE_SECONDS.
+        """
+        self._number += 1
+        number, begun = str(self._number), time.monotonic()
+        self._channel.basic_publish("", self._name, number.encode(), pika.BasicProperties(delivery_mode=2))
+        seen = self._deployment.wait(
+            lambda body: body["metadata"].get("annotations", {}).get("bench/number") == number, WAKE_SECONDS
+        )
+        if seen is None:
+            raise TimeoutError(f"the bare consumer took more than {WAKE_SECONDS:.0f} s")
+        return seen - begun
+
+    def _consume(self, connection: pika.BlockingConnection) -> None:
+        channel = connection.channel()
+        for method, _, body in channel.consume(self._name, auto_ack=False):
+            self._api.merge(self._path, {"metadata": {"annotations": {"bench/number": body.decode()}}})
+            channel.basic_ack(method.delivery_tag)
+
+
 class Probe:
     """Runs the cycles."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._deployment = Deployment(Api(Path(task.folder)), task.namespace, f"{task.name}-worker")
-        parameters = pika.URLParameters(task.url)
-        parameters.heartbeat = 0
-        self._connection = pika.BlockingConnection(parameters)
+        self._bare = BareConsumer(task)
+        self._connection = _connected(task.url)
         self._channel = self._connection.channel()
         self._channel.confirm_delivery()
 
@@ -133,12 +182,13 @@ class Probe:
                 return
 
     def _cycle(self) -> Cycle:
+        bare = self._bare.measure()
         begun = time.monotonic()
         properties = pika.BasicProperties(delivery_mode=2)
         self._channel.basic_publish("", self._task.name, b"x" * 100, properties, mandatory=True)
         woken = self._deployment.wait(lambda body: _replicas(body) > 0, WAKE_SECONDS)
         if woken is None:
-            return Cycle(None)
+            return Cycle(bare, None)
         wake = woken - begun
         self._deployment.wait(
             lambda body: int(body.get("status", {}).get("readyReplicas", 0)) > 0, READY_SECONDS
@@ -150,9 +200,9 @@ class Probe:
             acknowledged = time.monotonic()
             ended = self._deployment.wait(lambda body: _replicas(body) == 0, SCALE_IN_SECONDS)
         if ended is None or not taken:
-            return Cycle(wake)
+            return Cycle(bare, wake)
         asleep = self._await_asleep()
-        return Cycle(wake, ended - acknowledged, None if asleep is None else asleep - ended)
+        return Cycle(bare, wake, ended - acknowledged, None if asleep is None else asleep - ended)
 
     @contextmanager
     def _worker(self) -> Iterator[list[int]]:
@@ -186,6 +236,12 @@ class Probe:
 
     def _pause(self, seconds: float) -> None:
         self._connection.process_data_events(seconds)
+
+
+def _connected(url: str) -> pika.BlockingConnection:
+    parameters = pika.URLParameters(url)
+    parameters.heartbeat = 0
+    return pika.BlockingConnection(parameters)
 
 
 def _replicas(body: Object) -> int:

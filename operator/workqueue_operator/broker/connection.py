@@ -1,5 +1,7 @@
 """One connection to one broker for all its queues: counts, declarations, deletions and doorbells.
 
+A second one, made on demand, has the doorbells of queues with large messages.
+
 It never publishes, because a broker with a memory alarm blocks publishing connections.
 """
 
@@ -30,7 +32,7 @@ from pika.exceptions import (
 from pika.spec import Queue as QueueMethods
 
 from workqueue.amqp.backoff import STEADY_SECONDS, Backoff
-from workqueue.amqp.frame_limits import BoundedFrames
+from workqueue.amqp.frame_limits import BoundedFrames, receive_in_large_parts
 from workqueue.amqp.parameters import connection_parameters
 from workqueue.amqp.tls import UNUSABLE
 from workqueue.contract import topology
@@ -74,6 +76,10 @@ RECONNECT_SECONDS: Final = (0.2, 5.0)
 FIRST_CONNECT_SECONDS: Final = (0.2, 15.0)
 """The same until the first connection. Hundreds of wrong addresses must not keep the operator busy. A changed address
 makes a new Broker, which starts with the first pause."""
+
+LARGE_MESSAGE: Final = 256 * 1024
+"""Bytes. A queue whose last message was at least this large has its doorbell on a connection for such queues. Others
+would wait for its messages: RabbitMQ sends 16 MiB in about 50 ms at best."""
 
 _COMPARISON: Final = "comparison of two connections"
 
@@ -119,6 +125,8 @@ class Broker:
         on_removed: called with the name of a queue that lost its doorbell, and the refusal or None.
         on_state: called when the connection opened or was lost.
         destinations: the hosts that the operator may connect to.
+        on_message: called with the name of a queue and the size in bytes of a message that reached its doorbell.
+            None: this connection chooses between itself and a second one for the next doorbell.
     """
 
     def __init__(
@@ -128,6 +136,7 @@ class Broker:
         on_removed: Callable[[str, tuple[int, str] | None], None],
         on_state: Callable[[], None],
         destinations: Destinations = ANYWHERE,
+        on_message: Callable[[str, int], None] | None = None,
     ) -> None:
         self.binding = binding
         self._destinations = destinations
@@ -138,8 +147,11 @@ class Broker:
         self._on_ring = on_ring
         self._on_removed = on_removed
         self._on_state = on_state
+        self._on_message = on_message or self._note_size
         self._connection: AsyncioConnection | None = None
         self._doorbells: Doorbells | None = None
+        self._large: set[str] = set()
+        self._beside: Broker | None = None
         self._polls: Calls | None = None
         self._questions: Calls | None = None
         self._declarations: Calls | None = None
@@ -154,6 +166,8 @@ class Broker:
 
     async def close(self) -> None:
         """Close the connection. It removes the doorbells without calling `on_removed`."""
+        if self._beside is not None:
+            await self._beside.close()
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -187,29 +201,59 @@ class Broker:
 
     async def install_doorbell(self, queue: str, *, ours: bool = True) -> bool:
         """Install a doorbell; return whether the broker confirmed it (see Doorbells.install)."""
+        if queue in self._large:
+            return await self._for_large_messages().install_doorbell(queue, ours=ours)
         return self._doorbells is not None and await self._doorbells.install(queue, ours=ours)
 
     def doorbell_is_silent(self, queue: str) -> bool:
         """Return whether the queue did not answer our last call (see Doorbells.is_silent)."""
-        return self._doorbells is not None and self._doorbells.is_silent(queue)
+        return any(doorbells.is_silent(queue) for doorbells in self._all_doorbells())
 
     def remove_doorbell(self, queue: str) -> None:
         """Cancel the doorbell of a queue, if any."""
-        if self._doorbells is not None:
-            self._doorbells.remove(queue)
+        for doorbells in self._all_doorbells():
+            doorbells.remove(queue)
 
     def has_doorbell(self, queue: str) -> bool:
         """Return whether our doorbell is one of the queue's consumers."""
-        return self._doorbells is not None and self._doorbells.is_installed(queue)
+        return any(doorbells.is_installed(queue) for doorbells in self._all_doorbells())
 
     def doorbell_installed_at(self, queue: str) -> float | None:
         """Return when the broker confirmed the queue's doorbell, on the event loop's clock; None without one."""
-        return self._doorbells.installed_at(queue) if self._doorbells is not None else None
+        found = (doorbells.installed_at(queue) for doorbells in self._all_doorbells())
+        return next((moment for moment in found if moment is not None), None)
 
     @property
     def doorbells(self) -> int:
         """The number of installed doorbells."""
-        return len(self._doorbells) if self._doorbells is not None else 0
+        return sum(len(doorbells) for doorbells in self._all_doorbells())
+
+    def _all_doorbells(self) -> list[Doorbells]:
+        found = [self._doorbells, self._beside._doorbells if self._beside is not None else None]  # noqa: SLF001
+        return [doorbells for doorbells in found if doorbells is not None]
+
+    def _note_size(self, queue: str, size: int) -> None:
+        if size >= LARGE_MESSAGE:
+            self._large.add(queue)
+        else:
+            self._large.discard(queue)
+
+    def _for_large_messages(self) -> Broker:
+        """The connection for doorbells of queues with large messages."""
+        if self._beside is None:
+            self._beside = Broker(
+                self.binding,
+                self._on_ring,
+                self._on_removed,
+                self._on_beside_state,
+                self._destinations,
+                self._note_size,
+            )
+        return self._beside
+
+    def _on_beside_state(self) -> None:
+        for queue in list(self._large):
+            self._on_removed(queue, None)
 
     # -- polls ---------------------------------------------------------------------------------------
 
@@ -431,8 +475,8 @@ class Broker:
 
     def mark_vanished(self, queue: str) -> None:
         """Remember that the queue was deleted (see Doorbells.mark_vanished)."""
-        if self._doorbells is not None:
-            self._doorbells.mark_vanished(queue)
+        for doorbells in self._all_doorbells():
+            doorbells.mark_vanished(queue)
 
     async def _call(self, calls: Calls | None, queue: str, send: Send, what: str, advice: str = "") -> Any:
         """Make one call about a queue.
@@ -515,11 +559,12 @@ class Broker:
             self._drop()
 
     async def _serve(self, connection: AsyncioConnection) -> BaseException:
+        receive_in_large_parts(connection, tls=self.binding.tls is not None)
         self._connection = connection
         self.generation += 1
         self.version = BrokerVersion.parse(str((connection.server_properties or {}).get("version", "")))
         self.cluster = str((connection.server_properties or {}).get("cluster_name", ""))
-        self._doorbells = Doorbells(connection, self._on_ring, self._on_removed)
+        self._doorbells = Doorbells(connection, self._on_ring, self._on_removed, self._on_message)
         self._polls = Calls(connection, CALL_TIMEOUT, POLLING, self._on_answer)
         self._questions = Calls(connection, CALL_TIMEOUT, ASKING, self._on_answer)
         self._declarations = Calls(connection, DECLARE_TIMEOUT, DECLARING, self._on_answer)

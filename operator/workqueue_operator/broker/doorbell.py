@@ -15,6 +15,9 @@ A channel has one call outstanding. pika would send a nack immediately but queue
 doorbells, so the message would return to the same doorbell. So this module queues the calls: cancels before consumes,
 and a nack after its cancel is confirmed. When the broker closes the channel, the cause is the outstanding call.
 
+A doorbell receives the whole message, and RabbitMQ sends the messages of a connection one after the other. So a queue
+whose last message was large has its doorbell on another connection, where only such queues wait for each other.
+
 A quorum queue without a majority does not answer consume and cancel, and these calls block RabbitMQ's channel
 process. Messages from other queues to that channel stay there until the call ends, even if the client closes the
 channel (3.10 and 4.0: more than 147 s) or the connection (72 s). So before each call on a shared channel, a basic.get
@@ -37,6 +40,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 
+from workqueue.amqp.frame_limits import UnreadProperties
 from workqueue_operator.broker.channel import CALL_TIMEOUT, Calls, ChannelLostError, ChannelRefusedError
 
 logger = logging.getLogger(__name__)
@@ -127,6 +131,7 @@ class Doorbells:
         on_removed: called with the name of a queue whose doorbell the broker cancelled (queue deleted) or refused.
             The second argument is the refusal. It is None after a cancel, and when a queue that did not answer may
             be retried.
+        on_message: called with the name of a queue and the size in bytes of a message that arrived from it.
     """
 
     def __init__(
@@ -134,8 +139,10 @@ class Doorbells:
         connection: AsyncioConnection,
         on_ring: Callable[[str], None],
         on_removed: Callable[[str, tuple[int, str] | None], None],
+        on_message: Callable[[str, int], None],
     ) -> None:
         self._connection = connection
+        self._on_message = on_message
         self._on_ring = on_ring
         self._on_removed = on_removed
         self._doorbells: dict[str, _Doorbell] = {}
@@ -214,7 +221,7 @@ class Doorbells:
             ChannelRefusedError: the broker refused the call.
             ChannelLostError: the channel or the connection was lost.
         """
-        answer = await self._probes.begin(lambda channel, done: _get(channel, queue, done))
+        answer = await self._probes.begin(lambda channel, done: self._get(channel, queue, done))
         watchdog = asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._on_silence, queue)
         try:
             found: bool = await asyncio.shield(answer)
@@ -228,6 +235,19 @@ class Doorbells:
         if self._silences.pop(queue, None) is not None:
             self._on_removed(queue, None)
         return found
+
+    def _get(self, channel: Channel, queue: str, done: Callable[[bool], None]) -> None:
+        """Get the first message of a queue, requeue it, and report whether there was one."""
+
+        def on_message(
+            _: Channel, method: spec.Basic.GetOk, properties: UnreadProperties, __: object
+        ) -> None:
+            channel.basic_nack(method.delivery_tag, requeue=True)
+            self._on_message(queue, properties.body_size)
+            done(True)
+
+        channel.add_callback(lambda _: done(False), [spec.Basic.GetEmpty])
+        channel.basic_get(queue, on_message)
 
     async def _prove_and_consume(self, doorbell: _Doorbell) -> None:
         queue = doorbell.queue
@@ -314,8 +334,9 @@ class Doorbells:
         consumer_channel.calls.append(doorbell)
         self._next_call(consumer_channel)
 
-    def _on_delivery(self, doorbell: _Doorbell, delivery_tag: int) -> None:
+    def _on_delivery(self, doorbell: _Doorbell, delivery_tag: int, size: int) -> None:
         doorbell.held = delivery_tag
+        self._on_message(doorbell.queue, size)
         if self._doorbells.get(doorbell.queue) is doorbell:
             del self._doorbells[doorbell.queue]
             doorbell.rings = True
@@ -404,7 +425,9 @@ class Doorbells:
         else:
             doorbell.tag = channel.basic_consume(
                 doorbell.queue,
-                on_message_callback=lambda _, method, *__: self._on_delivery(doorbell, method.delivery_tag),
+                on_message_callback=lambda _, method, properties, __: self._on_delivery(
+                    doorbell, method.delivery_tag, properties.body_size
+                ),
                 arguments={"x-priority": PRIORITY},
                 callback=lambda _: self._on_consume_ok(doorbell),
             )
@@ -491,14 +514,3 @@ class Doorbells:
         for doorbell in doorbells:
             self._finish(doorbell)
         return wanted
-
-
-def _get(channel: Channel, queue: str, done: Callable[[bool], None]) -> None:
-    """Get the first message of a queue, requeue it, and report whether there was one."""
-
-    def on_message(_: Channel, method: spec.Basic.GetOk, *__: object) -> None:
-        channel.basic_nack(method.delivery_tag, requeue=True)
-        done(True)
-
-    channel.add_callback(lambda _: done(False), [spec.Basic.GetEmpty])
-    channel.basic_get(queue, on_message)

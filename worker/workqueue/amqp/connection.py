@@ -25,7 +25,7 @@ from workqueue import __version__
 from workqueue.amqp import tls
 from workqueue.amqp.backoff import STEADY_SECONDS, Backoff
 from workqueue.amqp.errors import BrokerError, describe
-from workqueue.amqp.frame_limits import BoundedFrames
+from workqueue.amqp.frame_limits import BoundedFrames, receive_in_large_parts
 from workqueue.amqp.io_loop import Loop, Timer, does_io
 from workqueue.amqp.parameters import connection_parameters
 from workqueue.contract.binding import Binding
@@ -47,8 +47,6 @@ BLOCKED_TIMEOUT_SECONDS: Final = 300.0
 
 Heartbeats continue while it is blocked, so that publishers would otherwise wait for their confirms without end.
 """
-
-RECEIVE_BYTES: Final = 128 * 1024
 
 CONNECT_TIMEOUT_SECONDS: Final = 5.0
 HANDSHAKE_TIMEOUT_SECONDS: Final = 10.0
@@ -267,11 +265,7 @@ class Connection:
         self._is_open = True
         self._opened_at = time.monotonic()
         self.loop.send_at_once = True
-        if binding.tls is None:
-            # pika reads until the socket has no more data, which costs a useless system call and an exception
-            # per message. The selector reports further data.
-            opened._transport._MAX_RECV_BYTES = RECEIVE_BYTES  # noqa: SLF001
-            opened._transport._MAX_CONSUME_BYTES = 1  # noqa: SLF001
+        receive_in_large_parts(opened, tls=binding.tls is not None)
         if self._closing:
             opened.close()
         opened.add_on_connection_blocked_callback(lambda _, frame: self._set_blocked(frame.method.reason))

@@ -20,9 +20,25 @@ LARGEST_FRAME: Final = spec.FRAME_MAX_SIZE
 LARGEST_BODY: Final = 512 * 1024 * 1024
 """Bytes. RabbitMQ's own upper limit for its setting max_message_size."""
 
+RECEIVE_BYTES: Final = 128 * 1024
+"""Bytes that are read from a socket at once: the largest frame that RabbitMQ sends by default. With pika's 4 KiB,
+each read would copy the part of the frame that has arrived."""
+
 _START: Final = struct.Struct(">BHI")
 _CONTENT: Final = struct.Struct(">HHQ")
 _HEADER: Final = bytes([spec.FRAME_HEADER])
+
+
+class UnreadProperties(spec.BasicProperties):  # type: ignore[misc]
+    """The properties of a message whose connection does not decode them.
+
+    Attributes:
+        body_size: size of the message's body in bytes.
+    """
+
+    def __init__(self, body_size: int) -> None:
+        super().__init__()
+        self.body_size = body_size
 
 
 class BoundedFrames:
@@ -30,7 +46,7 @@ class BoundedFrames:
 
     Attributes:
         reads_properties: whether to decode the properties of messages. A connection that does not need them
-            skips them, so that they can do no harm.
+            skips them, so that they can do no harm, and its messages have `UnreadProperties`.
         keeps_bodies: whether to keep the bodies of messages. Otherwise each message arrives with an empty body and
             costs at most the memory of one frame.
     """
@@ -98,7 +114,9 @@ class BoundedFrames:
         if received[end] != spec.FRAME_END:
             raise exceptions.InvalidFrameError("Invalid FRAME_END marker")
         found = (
-            field_table.properties(received[begin:end]) if self.reads_properties else spec.BasicProperties()
+            field_table.properties(received[begin:end])
+            if self.reads_properties
+            else UnreadProperties(body_size)
         )
         return end + 1, frame.Header(channel, body_size, found)
 
@@ -109,6 +127,17 @@ class BoundedFrames:
             size = _START.unpack_from(received)[2]
             if size > LARGEST_FRAME:
                 raise exceptions.InvalidFrameError(f"a frame of {size} bytes")
+
+
+def receive_in_large_parts(opened: Any, *, tls: bool) -> None:
+    """Let an open connection of pika read a frame at once, and then let other connections have their turn.
+
+    pika reads until the socket has no more data, which costs a useless system call and an exception per message. The
+    event loop reports further data. It does not know of the data that TLS has decrypted already.
+    """
+    opened._transport._MAX_RECV_BYTES = RECEIVE_BYTES  # noqa: SLF001 - pika offers no other way
+    if not tls:
+        opened._transport._MAX_CONSUME_BYTES = 1  # noqa: SLF001
 
 
 class _WithoutBodies(ContentFrameAssembler):  # type: ignore[misc]
