@@ -22,6 +22,10 @@ from hack.cluster.processes import Process
 MODULE: Final = "hack.cluster.node"
 CHECKOUT: Final = Path(__file__).parents[2]
 PREFERRED_PORT: Final = 16443
+CPU_SHARES: Final = (("cpu.shares", "8192"), ("cpu.weight", "800"))
+"""Of all pods together, in either version of control groups. By default, all pods would have the share of one process
+of the tests beside them."""
+
 CPUSET_FILES: Final = ("cpuset.cpus", "cpuset.mems")
 CONTROLLERS: Final = frozenset({"cpu", "cpuset", "hugetlb", "io", "memory", "pids"})
 # No other variables of the caller: daemons would use its Internet proxy to reach one another.
@@ -149,6 +153,9 @@ def _make_cgroups(name: str) -> None:
             # In cgroup version 1, a new cpuset has no processors and no memory nodes until they are set.
             if kind == "cgroup" and (group / file).exists():
                 (group / file).write_text((point / file).read_text())
+        for file, share in CPU_SHARES:
+            if (group / file).exists():
+                (group / file).write_text(share)
 
 
 def _delegate(point: Path) -> None:
