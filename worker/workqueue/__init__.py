@@ -1,6 +1,8 @@
 """The library for handlers and for programs that publish.
 
-Handlers use `Message`, `Retry` and `Reject`. Programs use `Publisher` or `AsyncPublisher`, and the errors.
+Handlers use `Message`, `Retry` and `Reject`. `lifespan`, `middleware` and `on_failure` mark functions that run around
+handlers. `workqueue.testing` runs handlers without a broker. Programs use `Publisher` or `AsyncPublisher`, and the
+errors.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from workqueue.message import Message, Reject, Retry
 
 if TYPE_CHECKING:
     from workqueue.amqp.errors import NotSent, PublishError, Refused, Returned, Unconfirmed
+    from workqueue.contract.errors import UndecodableError
+    from workqueue.hooks import lifespan, middleware, on_failure
     from workqueue.publisher import AsyncPublisher, Publisher, PublishManyError
 
 __all__ = [
@@ -28,19 +32,25 @@ __all__ = [
     "Retry",
     "Returned",
     "Unconfirmed",
+    "UndecodableError",
     "__version__",
+    "lifespan",
+    "middleware",
+    "on_failure",
 ]
 
 _MODULES = {
     **dict.fromkeys(
         ("NotSent", "PublishError", "Refused", "Returned", "Unconfirmed"), "workqueue.amqp.errors"
     ),
+    **dict.fromkeys(("lifespan", "middleware", "on_failure"), "workqueue.hooks"),
+    "UndecodableError": "workqueue.contract.errors",
     **dict.fromkeys(("AsyncPublisher", "PublishManyError", "Publisher"), "workqueue.publisher"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import what publishes at its first use: most handlers need none of it, and start sooner."""
+    """Import the rest at its first use: most handlers need none of it, and start sooner."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

@@ -10,14 +10,16 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from workqueue.contract import headers as own_headers
 from workqueue.contract.errors import UndecodableError
 from workqueue.contract.properties import Headers, Properties
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Retry(Exception):  # noqa: N818 - it is a request, not an error
@@ -107,6 +109,33 @@ class Cancellation:
         yield from future.__await__()
 
 
+class Reply(NamedTuple):
+    """An answer to a message."""
+
+    to: str
+    body: Any
+    correlation_id: str | None
+    headers: Mapping[str, Any] | None
+    content_type: str | None
+
+
+class _Done:
+    """An awaitable of something that is done."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from ()
+
+
+DONE: Final = _Done()
+
+
+class Replier(Protocol):
+    """Publishes replies."""
+
+    def reply(self, reply: Reply) -> Awaitable[None]:
+        """Publish a reply. In a sync handler this returns when RabbitMQ has stored it."""
+
+
 class Message:
     """A message in one attempt to handle it.
 
@@ -119,14 +148,17 @@ class Message:
         exchange, routing_key: from the last publishing. After a retry, they are those of the delay queue.
         cancelled: set when the result no longer counts.
         deadline: when the handler times out, on the clock of `time.monotonic()`.
+        context: what the lifespan of the handler's module yields; None without one.
     """
 
     __slots__ = (
         "_properties",
         "_raw",
+        "_replier",
         "attempt",
         "body",
         "cancelled",
+        "context",
         "deadline",
         "exchange",
         "headers",
@@ -154,6 +186,8 @@ class Message:
         self.redelivered = redelivered
         self.deadline = deadline
         self.cancelled = Cancellation()
+        self.context: Any = None
+        self._replier: Replier | None = None
         self._raw = properties
         self._properties: Properties | None = None
         self.headers: Headers = headers or {}
@@ -196,6 +230,63 @@ class Message:
             return json.loads(self.body)
         except (ValueError, RecursionError) as error:
             raise UndecodableError(f"The body is not JSON: {error}.") from error
+
+    def parse(self, kind: type[T]) -> T:
+        """Return the body, which is JSON, as a value of this type.
+
+        Args:
+            kind: a pydantic model, a dataclass, a TypedDict, or another type that pydantic validates.
+
+        Raises:
+            UndecodableError: the body is not valid. A handler that does not catch this sends the message to the
+                dead-letter queue.
+            ImportError: pydantic 2 is not installed.
+        """
+        from workqueue import payloads
+
+        value: T = payloads.parser(kind)(self.body)  # type: ignore[arg-type] - mypy takes no type as Hashable
+        return value
+
+    def reply(
+        self, body: Any, *, headers: Mapping[str, Any] | None = None, content_type: str | None = None
+    ) -> Awaitable[None]:
+        """Publish an answer to the queue that the message names in `reply_to`.
+
+        It has the message's `correlation_id`, or its `message_id` if there is none. RabbitMQ has stored the answer
+        before the message is acknowledged. In a sync handler, this returns when RabbitMQ has stored it. In an async
+        handler, await it; the worker awaits what the handler does not.
+
+        Args:
+            body: bytes, text, or what becomes JSON, as for `Publisher.publish`.
+            headers: of the answer.
+            content_type: instead of the one of the body.
+
+        Raises:
+            ValueError: the message has no `reply_to`.
+            PublishError: RabbitMQ has not stored the answer, as for `Publisher.publish`. `Returned` means that the
+                queue no longer exists, so usually nobody waits for the answer any more.
+        """
+        properties = self.properties
+        if not properties.reply_to:
+            raise ValueError(
+                "The message has no reply_to, so no queue waits for an answer."
+                " Check message.properties.reply_to before you reply."
+            )
+        if self._replier is None:
+            raise RuntimeError("Only a message that a handler received can be answered.")
+        to, correlation_id = properties.reply_to, properties.correlation_id or properties.message_id
+        return self._replier.reply(Reply(to, body, correlation_id, headers, content_type))
+
+    async def finish_replies(self) -> None:
+        """Wait for the answers that an async handler has not awaited. Only the worker calls this."""
+        finish = getattr(self._replier, "finish", None)
+        if finish is not None:
+            await finish()
+
+    def attach(self, context: Any, replier: Replier | None) -> None:
+        """Give the message what a handler uses. Only the worker calls this."""
+        self.context = context
+        self._replier = replier
 
     def __repr__(self) -> str:
         return f"<Message from {self.queue}, attempt {self.attempt}, {len(self.body)} bytes>"

@@ -159,8 +159,8 @@ def _run(arguments: argparse.Namespace, closers: list[Callable[[], None]]) -> in
     return _work(config, None, signals, closers)
 
 
-def load_handler(config: RunConfig, signals: Signals) -> Handler:
-    """Load or reach the configured handler.
+def load_handler(config: RunConfig, signals: Signals, closers: list[Callable[[], None]]) -> Handler:
+    """Load or reach the configured handler, and open the lifespan of a sync one.
 
     Raises:
         HandlerLoadError: it cannot be loaded or reached.
@@ -168,9 +168,15 @@ def load_handler(config: RunConfig, signals: Signals) -> Handler:
     match config.handler:
         case PythonHandler(name):
             from workqueue.worker.handlers import python
+            from workqueue.worker.replies import Replies
 
+            replies = Replies(config.read_binding, f"{config.queue} replies")
+            closers.append(replies.close)
             with _time_limit(config, name):
-                return python.load(name)
+                handler = python.load(name, config.retry, replies)
+                if handler.lifespan is not None and not handler.is_async:
+                    handler.lifespan.open()
+            return handler
         case ExecHandler(command):
             from workqueue.worker.handlers import exec as exec_handlers
 
@@ -218,7 +224,7 @@ def _work(
             return _fail(ExitCode.FAILED, said, config.termination_log)
         endpoint.start()
     try:
-        handler = launcher or _traced(load_handler(config, signals), config, closers)
+        handler = launcher or _traced(load_handler(config, signals, closers), config, closers)
     except HandlerLoadError as error:
         return _fail(ExitCode.HANDLER, error, config.termination_log)
     logger.info("Starting.", extra={"version": __version__, "queue": config.queue, "handler": handler.name})
@@ -228,11 +234,14 @@ def _work(
     if failure is not None:
         signals.ignore_first()
     drain(runtime, signals, config.grace_seconds if failure is None else failure.grace_seconds)
+    code = 0
+    if failure is not None:
+        code = _fail(failure.code, WorkerError(failure.reason), config.termination_log)
+    if isinstance(handler, Handler) and handler.lifespan is not None and not handler.is_async:
+        handler.lifespan.close(lambda: leave(code, *closers))
     if endpoint is not None:
         endpoint.close()
-    if failure is not None:
-        return _fail(failure.code, WorkerError(failure.reason), config.termination_log)
-    return 0
+    return code
 
 
 def _traced(handler: Handler, config: RunConfig, closers: list[Callable[[], None]]) -> Handler:

@@ -130,6 +130,12 @@ class RunConfig:
             return binding
         return replace(binding, heartbeat_seconds=self.heartbeat_seconds)
 
+    def connection_environment(self) -> dict[str, str]:
+        """Return the variables from which a program that this worker starts makes the same connection."""
+        folder = "" if self.url is not None or self.binding_folder is None else str(self.binding_folder)
+        url = self.url or ("" if folder else bindings.DEFAULT_URL)
+        return {Variable.URL: url, Variable.BINDING: folder}
+
     def read_retirement_key(self) -> bytes:
         """Return the key for the operator's calls, read again at each call, so that it can be rotated.
 

@@ -21,6 +21,7 @@ from workqueue.contract.worker_api import ExitCode
 from workqueue.message import Message
 from workqueue.worker.config import RunConfig
 from workqueue.worker.consumer import SETTLING_SECONDS, Consumer
+from workqueue.worker.errors import too_slow
 from workqueue.worker.executors.executor import Executor
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import HandlerTimeout, HandlerUnavailable, Outcome, refusal, verdict
@@ -31,6 +32,8 @@ from workqueue.worker.slot import Delivery
 
 if TYPE_CHECKING:
     from workqueue.worker.executors.launcher import Launcher
+    from workqueue.worker.executors.tasks import Opening
+    from workqueue.worker.handlers.lifespan import Lifespan
 
 STUCK_SECONDS: Final = 60.0
 """A handler counts as stuck when it still runs this long after its deadline."""
@@ -121,14 +124,38 @@ class Deliveries:
             slots = range(len(self._consumer.slots))
             self.slots_lost(slots)
             return ProcessExecutor(loop, handler, self, slots)
-        self.ready = True
         if handler.is_async:
             from workqueue.worker.executors.tasks import AsyncExecutor
 
-            return AsyncExecutor(loop, handler.call, self.handled, self._loop_ended)
+            opening = None if handler.lifespan is None else self._opening(handler.name, handler.lifespan)
+            self.ready = opening is None
+            return AsyncExecutor(loop, handler.call, self.handled, self._loop_ended, opening)
+        self.ready = True
         from workqueue.worker.executors.threads import ThreadExecutor
 
         return ThreadExecutor(loop, handler.call, self.handled, self._config.concurrency)
+
+    def _opening(self, name: str, lifespan: Lifespan) -> Opening:
+        """Take no messages until the lifespan is open, and end the worker if that fails or takes too long."""
+        from workqueue.worker.executors.tasks import Opening
+
+        slots = range(len(self._consumer.slots))
+        self.slots_lost(slots)
+        seconds = self._config.startup_timeout_seconds
+
+        def opened() -> None:
+            with self._connection.exclusive():
+                self.slots_ready(slots)
+
+        def check() -> None:
+            if not self.ready:
+                self.cannot_load(too_slow(name, seconds))
+
+        def watch() -> None:
+            self._connection.call_later(seconds, check)
+
+        self._connection.call(watch)
+        return Opening(lifespan, opened, self.cannot_load)
 
     def close_publisher(self) -> None:
         """Disconnect the publisher of copies."""

@@ -15,6 +15,9 @@ from typing import Final, NoReturn
 HOOKS_SECONDS: Final = 3.0
 """How long flushing and Python's exit hooks may take."""
 
+CLOSING_SECONDS: Final = 5.0
+"""How long the closing part of a lifespan may take, before the hooks."""
+
 logger = logging.getLogger(__name__)
 
 

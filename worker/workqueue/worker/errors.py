@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 from workqueue.contract.errors import WorkerError
 
 
@@ -26,8 +28,20 @@ class HandlerLoadError(WorkerError):
 
 
 def too_slow(name: str, seconds: float) -> str:
-    """Return the sentence for a handler whose import takes too long."""
+    """Return the sentence for a handler whose import, with its lifespan, takes too long."""
     return (
-        f"The handler {name} cannot be loaded: its import took longer than {seconds:g} s."
-        " Raise worker.startupTimeoutSeconds (--startup-timeout) or import less."
+        f"The handler {name} cannot be loaded: its import took longer than {seconds:g} s, with its lifespan if it has"
+        " one. Raise worker.startupTimeoutSeconds (--startup-timeout) or do less there."
     )
+
+
+def summary(error: BaseException) -> str:
+    """Return the exception's last line and its last place in a file of the user, not of the import system."""
+    line = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, SyntaxError):
+        return f"{line} ({error.filename}, line {error.lineno})"
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename
+    ]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""
+    return f"{line}{place}"

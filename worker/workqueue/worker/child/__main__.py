@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from workqueue.contract.binding import Binding, from_environment
 from workqueue.contract.worker_api import ExitCode
 from workqueue.worker import trace_request
 from workqueue.worker.child import metrics, output
@@ -20,6 +21,12 @@ from workqueue.worker.executors import frames
 from workqueue.worker.executors.frames import Kind, Settings
 from workqueue.worker.handlers import python
 from workqueue.worker.handlers.handler import Handler
+from workqueue.worker.handlers.outcome import RetryPolicy
+from workqueue.worker.replies import Replies
+
+if TYPE_CHECKING:
+    from workqueue.worker.child.calls import SyncHandlers
+    from workqueue.worker.child.tasks import AsyncHandlers
 
 
 def main() -> NoReturn:
@@ -36,36 +43,49 @@ def main() -> NoReturn:
     metrics.install(settings.metrics_name)
     try:
         handler, close = _load(settings)
+        handlers = _handlers(handler, connection, cancellations)
+        handlers.open()
     except HandlerLoadError as error:
         connection.send(frames.pack(Kind.UNLOADABLE, content={"error": str(error)}))
         leave(ExitCode.HANDLER)
     connection.send(frames.pack(Kind.LOADED, content={"async": handler.is_async}))
+    code = ExitCode.DONE
     try:
-        _run(handler, connection, cancellations)
+        handlers.run()
     except OSError:  # the worker is gone, or the handler has closed all descriptors
-        leave(ExitCode.FAILED, *close)
-    leave(ExitCode.DONE, *close)
+        code = ExitCode.FAILED
+    handlers.close()
+    leave(code, *close)
 
 
-def _run(handler: Handler, connection: Connection, cancellations: Cancellations) -> None:
+def _handlers(
+    handler: Handler, connection: Connection, cancellations: Cancellations
+) -> AsyncHandlers | SyncHandlers:
     if handler.is_async:
         from workqueue.worker.child.tasks import AsyncHandlers
 
-        AsyncHandlers(connection, cancellations, handler.call).run()
-    else:
-        from workqueue.worker.child.calls import SyncHandlers
+        return AsyncHandlers(connection, cancellations, handler)
+    from workqueue.worker.child.calls import SyncHandlers
 
-        SyncHandlers(connection, cancellations, handler.call).run()
+    return SyncHandlers(connection, cancellations, handler)
 
 
 def _load(settings: Settings) -> tuple[Handler, list[Callable[[], None]]]:
-    handler = python.load(settings.handler)
+    replies = Replies(_read_binding, f"{settings.service} replies")
+    handler = python.load(settings.handler, RetryPolicy(**settings.retry), replies)
     if not trace_request.wanted(os.environ):
-        return handler, []
+        return handler, [replies.close]
     from workqueue.worker import tracing
 
     traces = tracing.start(settings.service, os.environ)
-    return (handler, []) if traces is None else (traces.handler(handler), [traces.close])
+    if traces is None:
+        return handler, [replies.close]
+    return traces.handler(handler), [replies.close, traces.close]
+
+
+def _read_binding() -> Binding:
+    """Return the connection data. The launcher has set the variables."""
+    return from_environment(os.environ)()
 
 
 if __name__ == "__main__":

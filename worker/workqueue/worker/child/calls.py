@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
+from workqueue.contract.worker_api import ExitCode
 from workqueue.message import Message
 from workqueue.worker.child import output
 from workqueue.worker.child.connection import Cancellations, Connection
-from workqueue.worker.ending import leave_forked_child
+from workqueue.worker.ending import leave, leave_forked_child
 from workqueue.worker.executors import frames
 from workqueue.worker.executors.frames import Kind
+from workqueue.worker.handlers.handler import Handler
 
 
 class SyncHandlers:
@@ -19,17 +20,30 @@ class SyncHandlers:
     Args:
         connection: to the worker.
         cancellations: of messages.
-        call: the handler.
+        handler: a sync one.
     """
 
-    def __init__(
-        self, connection: Connection, cancellations: Cancellations, call: Callable[[Message], object]
-    ) -> None:
+    def __init__(self, connection: Connection, cancellations: Cancellations, handler: Handler) -> None:
         self._connection = connection
         self._cancellations = cancellations
-        self._call = call
+        self._call = handler.call
+        self._lifespan = handler.lifespan
         self._process = os.getpid()
         self._running: tuple[int, Message] | None = None
+
+    def open(self) -> None:
+        """Open the lifespan.
+
+        Raises:
+            HandlerLoadError: it cannot be opened.
+        """
+        if self._lifespan is not None:
+            self._lifespan.open()
+
+    def close(self) -> None:
+        """Close the lifespan."""
+        if self._lifespan is not None:
+            self._lifespan.close(lambda: leave(ExitCode.FAILED))
 
     def run(self) -> None:
         """Handle messages until the worker closes the connection."""

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from workqueue.worker.ending import HOOKS_SECONDS
+from workqueue.worker.ending import CLOSING_SECONDS, HOOKS_SECONDS
 from workqueue.worker.executors.frames import HEAD, TOKEN, Kind
 
 SMALL_BYTES: Final = 2**16
 """Fields and body of at most this size are read together."""
 
-ORPHAN_SECONDS: Final = HOOKS_SECONDS + 2.0
+ORPHAN_SECONDS: Final = CLOSING_SECONDS + HOOKS_SECONDS + 2.0
 """How long a process may go on after its worker is gone."""
 
 

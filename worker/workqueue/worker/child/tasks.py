@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
 
+from workqueue.contract.worker_api import ExitCode
 from workqueue.message import Message
 from workqueue.worker.child import output
 from workqueue.worker.child.connection import Cancellations, Connection
-from workqueue.worker.ending import leave_forked_child
+from workqueue.worker.ending import leave, leave_forked_child
 from workqueue.worker.executors import frames
 from workqueue.worker.executors.frames import Kind
+from workqueue.worker.handlers.handler import Handler
 
 logger = logging.getLogger(__name__)
 
@@ -35,31 +36,47 @@ class AsyncHandlers:
     Args:
         connection: to the worker.
         cancellations: of messages.
-        call: the handler, a coroutine function.
+        handler: an async one.
     """
 
     def __init__(
         self,
         connection: Connection,
         cancellations: Cancellations,
-        call: Callable[[Message], Awaitable[object]],
+        handler: Handler,
     ) -> None:
         self._connection = connection
         self._cancellations = cancellations
-        self._call = call
+        self._call = handler.call
+        self._lifespan = handler.lifespan
         self._process = os.getpid()
         self._tasks: dict[int, tuple[asyncio.Task[None], Message]] = {}
         self._is_over = False
+        self._loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self._loop)
+
+    def open(self) -> None:
+        """Open the lifespan.
+
+        Raises:
+            HandlerLoadError: it cannot be opened.
+        """
+        if self._lifespan is not None:
+            self._loop.run_until_complete(self._lifespan.open_async(_end))
+
+    def close(self) -> None:
+        """Close the lifespan."""
+        if self._lifespan is not None:
+            self._loop.run_until_complete(self._lifespan.close_async())
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
 
     def run(self) -> None:
         """Handle messages until the worker closes the connection."""
-        loop = self._loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
+        loop = self._loop
         loop.add_reader(self._connection.fileno(), self._read)
         self._cancellations.deliver_to(self._cancel_soon)
         while not self._is_over:
             self._turn()
-        loop.run_until_complete(loop.shutdown_asyncgens())
 
     def _turn(self) -> None:
         """Run the loop until the end, or until a handler has ended it. That costs no other handler anything."""
@@ -128,3 +145,8 @@ class AsyncHandlers:
             task, message = found
             message.cancelled.set()
             task.cancel()
+
+
+def _end(reason: str) -> None:
+    logger.error("%s Ending this process.", reason)
+    leave(ExitCode.FAILED)

@@ -67,12 +67,14 @@ class Settings:
 
     Attributes:
         handler: `module:function`.
+        retry: the fields of the `RetryPolicy`.
         service: the name of the service in traces.
         metrics_name: names the files of its metrics. No two processes that run at the same time share it.
         socket, pipe: file descriptors.
     """
 
     handler: str
+    retry: dict[str, Any]
     service: str
     metrics_name: str
     log_format: str | None

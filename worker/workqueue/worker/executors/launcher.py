@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -110,6 +111,7 @@ class Launcher:
             ours.setblocking(False)
             settings = Settings(
                 self.name,
+                asdict(self.config.retry),
                 self.config.queue,
                 metrics_name,
                 self.config.log_format,
@@ -121,7 +123,11 @@ class Launcher:
                 [*_PYTHON, MODULE, settings.to_argument()],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), pipe[0]),
-                env={**os.environ, METRICS_FOLDER: self.metrics_folder},
+                env={
+                    **os.environ,
+                    **self.config.connection_environment(),
+                    METRICS_FOLDER: self.metrics_folder,
+                },
             )
         except BaseException:
             ours.close()

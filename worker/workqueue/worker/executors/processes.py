@@ -22,7 +22,7 @@ from typing import Final
 
 from workqueue.amqp.backoff import Backoff
 from workqueue.amqp.io_loop import Loop
-from workqueue.worker.ending import HOOKS_SECONDS
+from workqueue.worker.ending import CLOSING_SECONDS, HOOKS_SECONDS
 from workqueue.worker.errors import too_slow
 from workqueue.worker.executors import frames
 from workqueue.worker.executors.executor import Owner
@@ -35,7 +35,7 @@ from workqueue.worker.supervisor import KILL_SECONDS, describe_end
 CANCEL_SECONDS: Final = 2.0
 """How long a cancelled handler may still run after its deadline, before its process gets SIGTERM."""
 
-EXIT_SECONDS: Final = HOOKS_SECONDS + 2.0
+EXIT_SECONDS: Final = CLOSING_SECONDS + HOOKS_SECONDS + 2.0
 """How long a process that is no longer needed may take to end."""
 
 LOADING_ATTEMPTS: Final = 3

@@ -15,12 +15,16 @@ import selectors
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from workqueue.amqp.io_loop import MAX_WAIT_SECONDS, Loop
 from workqueue.message import Message
-from workqueue.worker.ending import leave_forked_child
+from workqueue.worker.ending import CLOSING_SECONDS, leave_forked_child
+from workqueue.worker.errors import HandlerLoadError
 from workqueue.worker.slot import Delivery
+
+if TYPE_CHECKING:
+    from workqueue.worker.handlers.lifespan import Lifespan
 
 KEEPER_SECONDS: Final = 2.0
 """How often the keeper checks. With a heartbeat of 10 s, one is due every 5 s and is missed after 10 s."""
@@ -43,6 +47,14 @@ class _Selector(selectors.DefaultSelector):
         return others
 
 
+class Opening(NamedTuple):
+    """A lifespan to open, and the calls that report the result."""
+
+    lifespan: Lifespan
+    on_open: Callable[[], None]
+    on_failure: Callable[[str], None]
+
+
 class AsyncExecutor:
     """Runs each handler as a task.
 
@@ -52,6 +64,7 @@ class AsyncExecutor:
         handled: called in the asyncio thread when a handler has returned, with its exception or None.
         on_loop_ended: called with the reason when a handler's task or callback has ended the asyncio loop.
             The loop then continues, so that the other handlers can be cancelled.
+        opening: the lifespan, if the handler has one.
     """
 
     def __init__(
@@ -60,11 +73,13 @@ class AsyncExecutor:
         call: Callable[[Message], Awaitable[object]],
         handled: Callable[[Delivery, BaseException | None], None],
         on_loop_ended: Callable[[str], None],
+        opening: Opening | None = None,
     ) -> None:
         self._loop = loop
         self._call = call
         self._handled = handled
         self._on_loop_ended = on_loop_ended
+        self._opening = opening
         self._process = os.getpid()
         self._selector = _Selector(loop)
         self._asyncio = asyncio.SelectorEventLoop(self._selector)
@@ -79,7 +94,7 @@ class AsyncExecutor:
         self._keeper.start()
 
     def accepts(self, slot: int) -> bool:  # noqa: ARG002 - as other executors
-        """Return True: a thread or task is always free for a slot without a handler."""
+        """Return True: a task can always start. Slots are held until the lifespan is open."""
         return True
 
     def submit(self, delivery: Delivery) -> None:
@@ -113,6 +128,7 @@ class AsyncExecutor:
         self._asyncio.call_soon_threadsafe(self._asyncio.stop)
         self._answered.set()
         self._loop.wake()
+        timeout += CLOSING_SECONDS if self._opening is not None else 0.0
         deadline = time.monotonic() + timeout
         self._thread.join(timeout)
         self._keeper.join(max(0.0, deadline - time.monotonic()))
@@ -134,8 +150,13 @@ class AsyncExecutor:
     def _live(self) -> None:
         asyncio.set_event_loop(self._asyncio)
         self._loop.attach_selector(self._selector)
+        if self._opening is not None:
+            self._opening_task = self._asyncio.create_task(self._open(self._opening))
         while not self._stopped.is_set():
             self._run()
+        if self._opening is not None:
+            # First, since its own tasks must run until then.
+            self._asyncio.run_until_complete(self._opening.lifespan.close_async())
         left = asyncio.all_tasks(self._asyncio)
         for task in left:
             task.cancel()
@@ -143,6 +164,14 @@ class AsyncExecutor:
         self._asyncio.run_until_complete(self._asyncio.shutdown_asyncgens())
         self._loop.detach_selector(self._selector)
         self._asyncio.close()
+
+    async def _open(self, opening: Opening) -> None:
+        try:
+            await opening.lifespan.open_async(self._on_loop_ended)
+        except HandlerLoadError as error:
+            opening.on_failure(str(error))
+        else:
+            opening.on_open()
 
     def _run(self) -> None:
         """Run the asyncio loop until `stop()`, or until a handler ends it."""

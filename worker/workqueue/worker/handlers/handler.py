@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workqueue.message import Message
+
+if TYPE_CHECKING:
+    from workqueue.worker.handlers.lifespan import Lifespan
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +19,10 @@ class Handler:
     Attributes:
         name: for log lines.
         call: a coroutine function when `is_async`, else a function that may block.
+        lifespan: to open before the first call and to close after the last; in its asyncio loop when `is_async`.
     """
 
     name: str
     call: Callable[[Message], Any]
     is_async: bool = False
+    lifespan: Lifespan | None = None

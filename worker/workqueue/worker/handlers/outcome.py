@@ -45,7 +45,7 @@ class FailureReason(StrEnum):
     DELIVERY_LIMIT = "DeliveryLimit"
 
 
-class HandlerTimeout(WorkerError):  # noqa: N818
+class HandlerTimeout(WorkerError, TimeoutError):  # noqa: N818
     """The handler timed out."""
 
 

@@ -11,44 +11,102 @@ import importlib
 import inspect
 import operator
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Final
 
-from workqueue.message import Message
-from workqueue.worker.errors import HandlerLoadError
+from workqueue import hooks as user_hooks
+from workqueue.hooks import Hooks, name_of
+from workqueue.worker.errors import HandlerLoadError, summary
+from workqueue.worker.handlers import calls, signature
+from workqueue.worker.handlers.calls import ReplyPublisher
 from workqueue.worker.handlers.handler import Handler
-from workqueue.worker.handlers.outcome import HandlerFailed
+from workqueue.worker.handlers.outcome import RetryPolicy
+
+DEFAULT_RETRY: Final = RetryPolicy()
 
 
-def load(name: str) -> Handler:
+def load(name: str, retry: RetryPolicy = DEFAULT_RETRY, replies: ReplyPublisher | None = None) -> Handler:
     """Import `package.module:function` (or `module:object.method`); the working directory is on the path.
 
+    Args:
+        retry: for the failure hooks, which get told whether an attempt was the last.
+        replies: publishes answers.
+
     Raises:
-        HandlerLoadError: it does not exist, its import fails, or it does not take one argument.
+        HandlerLoadError: it does not exist, its import fails, or it cannot be called as a handler.
     """
-    found = _find(name)
+    return assemble(name, _find(name), retry, replies, [sys.modules[name.partition(":")[0]]])
+
+
+def assemble(
+    name: str,
+    found: Any,
+    retry: RetryPolicy,
+    replies: ReplyPublisher | None,
+    modules: Sequence[ModuleType] = (),
+) -> Handler:
+    """Return the handler of a function, with the marked functions of its module and of `modules`.
+
+    Raises:
+        HandlerLoadError: it cannot be called as a handler.
+    """
     if inspect.isclass(found):
         raise HandlerLoadError(f"The handler {name} is a class. Use a function or an instance of the class.")
     if not callable(found):
         raise HandlerLoadError(f"The handler {name} cannot be called; it is a {type(found).__name__}.")
-    try:
-        inspect.signature(found).bind(None)
-    except TypeError as error:
-        raise HandlerLoadError(f"The handler {name} must take one argument, the message: {error}.") from error
-    except ValueError:
-        pass  # some built-in functions have no signature
+    is_async = _is_async(name, found)
+    hooks = user_hooks.find([*modules, *_module_of(found, modules)])
+    _check_hooks(name, hooks, is_async=is_async)
+    lifespan = None
+    if hooks.lifespans:
+        from workqueue.worker.handlers.lifespan import Lifespan
+
+        lifespan = Lifespan(name, hooks.lifespans[0])
+    function = signature.adapt(name, found, _innermost(found))
+    call = calls.build(function, hooks, retry, lifespan, replies, is_async=is_async)
+    return Handler(name, call, is_async, lifespan)
+
+
+def _is_async(name: str, found: Any) -> bool:
     for layer in _layers(found):
         if inspect.iscoroutinefunction(layer):
-            return Handler(name, functools.partial(_call_async, found), is_async=True)
+            return True
         if inspect.isgeneratorfunction(layer) or inspect.isasyncgenfunction(layer):
             raise HandlerLoadError(
                 f"The handler {name} is a generator function, so calling it runs nothing. Remove `yield`."
             )
         if _runs_coroutines(layer):
             break
-    return Handler(name, functools.partial(_call, found))
+    return False
+
+
+def _check_hooks(name: str, hooks: Hooks, *, is_async: bool) -> None:
+    if len(hooks.lifespans) > 1:
+        names = " and ".join(map(name_of, hooks.lifespans))
+        raise HandlerLoadError(
+            f"The handler {name} has more than one lifespan: {names}. Use one, with contextlib.ExitStack if"
+            " necessary."
+        )
+    for kind, functions in (("middleware", hooks.middleware), ("failure hook", hooks.on_failure)):
+        for function in functions:
+            hook = name_of(function)
+            hook_is_async = any(inspect.iscoroutinefunction(layer) for layer in _layers(function))
+            if hook_is_async and not is_async:
+                raise HandlerLoadError(
+                    f"The {kind} {hook} is async and the handler {name} is not. Make both async, or neither."
+                )
+            if kind == "middleware" and is_async and not hook_is_async:
+                raise HandlerLoadError(
+                    f"The {kind} {hook} is not async and the handler {name} is. Make both async, or neither."
+                )
+
+
+def _module_of(found: Any, known: Sequence[ModuleType]) -> list[ModuleType]:
+    """Return the module that defines the handler, unless it is known: the named one may only import the function."""
+    module = sys.modules.get(getattr(_innermost(found), "__module__", None) or "")
+    return [] if module is None or module in known else [module]
 
 
 def _find(name: str) -> Any:
@@ -60,7 +118,7 @@ def _find(name: str) -> Any:
         module = importlib.import_module(module_name)
     except BaseException as error:
         # Also SystemExit: a module that calls sys.exit() must not end the worker with its exit code.
-        raise HandlerLoadError(f"The handler {name} cannot be loaded: {_summary(error)}.") from error
+        raise HandlerLoadError(f"The handler {name} cannot be loaded: {summary(error)}.") from error
     try:
         return operator.attrgetter(path)(module)
     except AttributeError as error:
@@ -68,7 +126,7 @@ def _find(name: str) -> Any:
             f"The handler {name} cannot be loaded: {module_name} has no {path!r}."
         ) from error
     except Exception as error:
-        raise HandlerLoadError(f"The handler {name} cannot be loaded: {_summary(error)}.") from error
+        raise HandlerLoadError(f"The handler {name} cannot be loaded: {summary(error)}.") from error
 
 
 def _layers(function: Any) -> Iterator[Any]:
@@ -93,6 +151,12 @@ def _layers(function: Any) -> Iterator[Any]:
             waiting.append(type(layer).__call__)
 
 
+def _innermost(function: Any) -> Any:
+    """Return the user's own function inside partials, methods, callable objects and decorators."""
+    functions = [layer for layer in _layers(function) if inspect.isfunction(layer)]
+    return functions[-1] if functions else function
+
+
 def _runs_coroutines(layer: Any) -> bool:
     """Return whether a wrapper seems to run the coroutine of what it wraps, judged by the names in its code.
 
@@ -102,45 +166,3 @@ def _runs_coroutines(layer: Any) -> bool:
     return code is not None and (
         "run_until_complete" in code.co_names or {"asyncio", "run"} <= set(code.co_names)
     )
-
-
-def _call(function: Callable[[Message], object], message: Message) -> None:
-    result = function(message)
-    if result is not None:
-        _refuse_unfinished(result)
-
-
-async def _call_async(function: Callable[[Message], Any], message: Message) -> None:
-    result = function(message)
-    if inspect.isawaitable(result):  # a decorator around a coroutine function may return None instead
-        result = await result
-    if result is not None:
-        _refuse_unfinished(result)
-
-
-def _refuse_unfinished(result: object) -> None:
-    """Raise if a handler returned work that has not run.
-
-    Raises:
-        HandlerFailed: the result is an awaitable or a generator.
-    """
-    if not (inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result)):
-        return
-    if inspect.iscoroutine(result):
-        result.close()  # otherwise Python warns later that it was never awaited
-    raise HandlerFailed(
-        f"The handler returned a {type(result).__name__}, which nothing runs. Make the handler `async def`,"
-        " or await what it returns."
-    )
-
-
-def _summary(error: BaseException) -> str:
-    """Return the exception's last line and its last place in a file of the user, not of the import system."""
-    line = traceback.format_exception_only(error)[-1].strip()
-    if isinstance(error, SyntaxError):
-        return f"{line} ({error.filename}, line {error.lineno})"
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename
-    ]
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""
-    return f"{line}{place}"

@@ -1,0 +1,187 @@
+"""The call of a Python handler: its failure hooks around its middleware around the function.
+
+Each part has a sync and an async form, because a sync handler has no asyncio loop.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from workqueue.contract import headers
+from workqueue.hooks import Hooks, name_of
+from workqueue.message import Message, Reply
+from workqueue.worker.handlers.outcome import GiveUp, HandlerFailed, HandlerTimeout, RetryPolicy, verdict
+from workqueue.worker.replies import AsyncReplier
+
+if TYPE_CHECKING:
+    from workqueue.worker.handlers.lifespan import Lifespan
+
+Call: TypeAlias = Callable[[Message], Any]
+
+logger = logging.getLogger(__name__)
+
+
+class ReplyPublisher(Protocol):
+    """Publishes answers. Both methods return when RabbitMQ has stored the answer."""
+
+    def reply(self, reply: Reply) -> Awaitable[None]:
+        """For a sync handler."""
+
+    async def publish(self, reply: Reply) -> None:
+        """For an async handler."""
+
+
+def build(
+    function: Call,
+    hooks: Hooks,
+    retry: RetryPolicy,
+    lifespan: Lifespan | None,
+    replies: ReplyPublisher | None,
+    *,
+    is_async: bool,
+) -> Call:
+    """Return the function that runs everything for one message, and that raises if the attempt has failed."""
+    if is_async:
+        call: Call = partial(_call_async, function)
+        for layer in reversed(hooks.middleware):
+            call = partial(_through_async, layer, call)
+        call = partial(_finish_replies, call)
+        if hooks.on_failure:
+            call = partial(_watch_async, call, hooks, retry, os.getpid())
+        return partial(_begin_async, call, lifespan, replies)
+    call = partial(_call, function)
+    for layer in reversed(hooks.middleware):
+        call = partial(_through, layer, call)
+    if hooks.on_failure:
+        call = partial(_watch, call, hooks, retry, os.getpid())
+    return partial(_begin, call, lifespan, replies)
+
+
+def _begin(call: Call, lifespan: Lifespan | None, replies: ReplyPublisher | None, message: Message) -> None:
+    message.attach(None if lifespan is None else lifespan.context, replies)
+    call(message)
+
+
+async def _begin_async(
+    call: Call, lifespan: Lifespan | None, replies: ReplyPublisher | None, message: Message
+) -> None:
+    replier = None if replies is None else AsyncReplier(replies.publish)
+    message.attach(None if lifespan is None else lifespan.context, replier)
+    await call(message)
+
+
+# The function ---------------------------------------------------------------------------------------------
+
+
+def _call(function: Call, message: Message) -> None:
+    _refuse_unfinished(function(message))
+
+
+async def _call_async(function: Call, message: Message) -> None:
+    result = function(message)
+    if inspect.isawaitable(result):  # a decorator around a coroutine function may return None instead
+        result = await result
+    _refuse_unfinished(result)
+
+
+async def _finish_replies(call: Call, message: Message) -> None:
+    await call(message)
+    await message.finish_replies()
+
+
+def _through(layer: Callable[..., Any], call: Call, message: Message) -> None:
+    _refuse_unfinished(layer(message, call))
+
+
+async def _through_async(layer: Callable[..., Any], call: Call, message: Message) -> None:
+    _refuse_unfinished(await layer(message, call))
+
+
+def _refuse_unfinished(result: object) -> None:
+    """Raise if a handler returned work that has not run.
+
+    Raises:
+        HandlerFailed: the result is an awaitable or a generator.
+    """
+    if result is None:
+        return
+    if not (inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result)):
+        return
+    if inspect.iscoroutine(result):
+        result.close()  # otherwise Python warns later that it was never awaited
+    raise HandlerFailed(
+        f"The handler returned a {type(result).__name__}, which nothing runs. Make the handler `async def`,"
+        " or await what it returns."
+    )
+
+
+# Failures -------------------------------------------------------------------------------------------------
+
+
+def _watch(call: Call, hooks: Hooks, retry: RetryPolicy, process: int, message: Message) -> None:
+    begun_at = time.time()
+    failure: BaseException | None = None
+    try:
+        call(message)
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        decided = _decided(failure, message, process)
+        if decided is not None:
+            final = _is_final(decided, message, retry, begun_at)
+            for hook in hooks.on_failure:
+                try:
+                    hook(message, decided, final)
+                except BaseException:  # also SystemExit: a hook changes nothing
+                    logger.exception("A failure hook has failed.", extra={"hook": name_of(hook)})
+        failure = decided = None  # its traceback refers to this frame, and so to the body
+
+
+async def _watch_async(call: Call, hooks: Hooks, retry: RetryPolicy, process: int, message: Message) -> None:
+    begun_at = time.time()
+    failure: BaseException | None = None
+    try:
+        await call(message)
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        decided = _decided(failure, message, process)
+        if decided is not None:
+            final = _is_final(decided, message, retry, begun_at)
+            for hook in hooks.on_failure:
+                try:
+                    result = hook(message, decided, final)
+                    if inspect.isawaitable(result):
+                        await result
+                        await message.finish_replies()
+                except BaseException:  # also SystemExit: a hook changes nothing
+                    logger.exception("A failure hook has failed.", extra={"hook": name_of(hook)})
+        failure = decided = None  # its traceback refers to this frame, and so to the body
+
+
+def _decided(failure: BaseException | None, message: Message, process: int) -> BaseException | None:
+    """Return the failure that the worker decides about, or None if there is none.
+
+    After a timeout the result of the handler no longer counts. The same is true if the delivery is lost, and if the
+    worker shuts down, but then there is no failure.
+    """
+    if os.getpid() != process:  # the handler has forked a child, which ends now
+        return None
+    if not message.cancelled:
+        return failure
+    return HandlerTimeout("the handler timed out") if message.remaining <= 0 else None
+
+
+def _is_final(error: BaseException, message: Message, retry: RetryPolicy, begun_at: float) -> bool:
+    """Return whether the message becomes a dead letter, as the worker will decide."""
+    expires_at = headers.expires_at(message.properties, message.headers, begun_at)
+    expires_in = None if expires_at is None else expires_at - time.time()
+    return isinstance(verdict(error, message.attempt, retry, 0.0, expires_in), GiveUp)
