@@ -99,6 +99,7 @@ class AsyncHandlers:
         frame = self._connection.receive()
         if frame is None:
             self._is_over = True
+            self._loop.remove_reader(self._connection.fileno())
             self._loop.stop()
             return
         kind, token, fields, body = frame
