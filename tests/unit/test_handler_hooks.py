@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 import logging
 import subprocess
 import sys
@@ -812,4 +813,4 @@ def test_fixture_opens_the_lifespan_once(module: Make, pytestconfig: pytest.Conf
 def fixture() -> Any:
     from workqueue.pytest_plugin import run_handler
 
-    return run_handler.__wrapped__
+    return inspect.unwrap(run_handler)

@@ -181,7 +181,7 @@ UNOPENED: Final = {
     ),
     "takes-too-long": (
         "import time; time.sleep(3600)\n    yield\n",
-        "The handler hooked:handle cannot be loaded: its import took longer than 2 s, with its lifespan",
+        "The handler hooked:handle cannot be loaded: its import and lifespan took longer than 2 s.",
     ),
 }
 
@@ -204,6 +204,75 @@ def test_lifespan_that_cannot_be_opened_ends_the_worker_before_any_message(
     assert said.startswith(reason)
     assert len(said.splitlines()) == 1
     assert vhost.depth("jobs").ready == 1
+
+
+@pytest.mark.parametrize("isolation", ["Thread", "Process"])
+@pytest.mark.parametrize("word", ["", "async "], ids=["sync", "async"])
+def test_worker_is_alive_and_not_ready_while_its_lifespan_opens(
+    vhost: VirtualHost, start: Start, tmp_path: Path, word: str, isolation: str
+) -> None:
+    gate, pause = tmp_path / "gate", "await asyncio.sleep(0.05)" if word else "time.sleep(0.05)"
+    worker = start(
+        "import asyncio, os, time, workqueue\n"
+        f"@workqueue.lifespan\n{word}def pool():\n"
+        f"    open({str(tmp_path / 'begun')!r}, 'w').close()\n"
+        f"    while not os.path.exists({str(gate)!r}):\n        {pause}\n    yield\n"
+        f"{word}def handle(message): ...\n",
+        isolation,
+    )
+    eventually((tmp_path / "begun").exists, PATIENCE)
+
+    assert worker.request("/livez")[0] == 200
+    assert worker.request("/readyz")[0] == 503
+    assert not worker.status()["consuming"]
+    gate.touch()
+
+    wait_consuming(worker)
+    assert worker.request("/readyz")[0] == 200
+    publish(vhost, {"id": 1})
+    eventually(lambda: worker.outcomes() == {"acked": 1}, PATIENCE)
+
+
+ENDS_EARLY: Final = """
+import asyncio, workqueue
+from pathlib import Path
+mark = Path(__file__).with_name("listened")
+
+async def listens():
+    if not mark.exists():
+        mark.touch()
+        raise OSError("the listener is gone")
+    await asyncio.sleep(3600)
+
+@workqueue.lifespan
+async def listener():
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(listens())
+        yield
+        task.cancel()
+
+async def handle(message): ...
+"""
+
+
+def test_lifespan_that_ends_early_ends_the_worker(start: Start) -> None:
+    worker = start(ENDS_EARLY, "Thread")
+
+    assert worker.wait(60) == 1
+
+    assert worker.termination_log.read_text() == "The lifespan listener has ended before the worker.\n"
+    assert "OSError: the listener is gone" in worker.log
+
+
+def test_process_whose_lifespan_ends_early_is_replaced(vhost: VirtualHost, start: Start) -> None:
+    worker = start(ENDS_EARLY, "Process")
+    ended = "A process of the handler has ended between two messages; starting another."
+    eventually(lambda: worker.count_log(ended) == 1, PATIENCE)
+
+    publish(vhost, {"id": 1})
+
+    eventually(lambda: worker.outcomes() == {"acked": 1}, PATIENCE)
+    assert worker.stop(60) == 0
 
 
 @pytest.mark.parametrize("isolation", ["Thread", "Process"])

@@ -209,7 +209,7 @@ def test_import_that_hangs_ends_the_worker_with_one_sentence(
 
     assert worker.wait() == 3
     said = worker.termination_log.read_text()
-    assert said.startswith("The handler loaded:handle cannot be loaded: its import took longer than 2 s.")
+    assert "loaded:handle cannot be loaded: its import and lifespan took longer than 2 s." in said
     assert len(said.splitlines()) == 1
 
 

@@ -1,4 +1,4 @@
-"""The programs of docs/library.md, docs/idempotency.md and of the tutorial's tests run as they are printed."""
+"""The programs of docs/library.md and docs/idempotency.md, and the tests of the tutorial, run unchanged."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ class Message:
         """
         from workqueue import payloads
 
-        value: T = payloads.parser(kind)(self.body)  # type: ignore[arg-type] - mypy takes no type as Hashable
+        value: T = payloads.parser(kind)(self.body)  # type: ignore[arg-type]  # to mypy no type is Hashable
         return value
 
     def reply(
@@ -252,7 +252,7 @@ class Message:
     ) -> Awaitable[None]:
         """Publish an answer to the queue that the message names in `reply_to`.
 
-        It has the message's `correlation_id`, or its `message_id` if there is none. RabbitMQ has stored the answer
+        It has the message's `correlation_id`, or its `message_id` if it has none. RabbitMQ has stored the answer
         before the message is acknowledged. In a sync handler, this returns when RabbitMQ has stored it. In an async
         handler, await it; the worker awaits what the handler does not.
 
@@ -264,7 +264,7 @@ class Message:
         Raises:
             ValueError: the message has no `reply_to`.
             PublishError: RabbitMQ has not stored the answer, as for `Publisher.publish`. `Returned` means that the
-                queue no longer exists, so usually nobody waits for the answer any more.
+                queue no longer exists: usually the program that asked has ended.
         """
         properties = self.properties
         if not properties.reply_to:

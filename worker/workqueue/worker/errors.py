@@ -30,8 +30,8 @@ class HandlerLoadError(WorkerError):
 def too_slow(name: str, seconds: float) -> str:
     """Return the sentence for a handler whose import, with its lifespan, takes too long."""
     return (
-        f"The handler {name} cannot be loaded: its import took longer than {seconds:g} s, with its lifespan if it has"
-        " one. Raise worker.startupTimeoutSeconds (--startup-timeout) or do less there."
+        f"The handler {name} cannot be loaded: its import and lifespan took longer than {seconds:g} s."
+        " Raise worker.startupTimeoutSeconds (--startup-timeout) or do less there."
     )
 
 

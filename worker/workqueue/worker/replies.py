@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from workqueue.contract.binding import Binding
 
 DIRECT: Final = "amq.rabbitmq.reply-to."
-"""RabbitMQ's direct reply-to: a consumer without a queue. Before 4.3, RabbitMQ returns each mandatory message to it as
-unroutable, also when the consumer gets it (tried with 3.10 and 4.0). 4.3 returns none, also when the consumer is gone."""
+"""RabbitMQ's direct reply-to: a consumer without a queue. RabbitMQ 3.10 and 4.0 return each mandatory message to it
+as unroutable, also when the consumer gets it. 4.3 returns none, also when the consumer is gone (tried)."""
 
 CLOSE_SECONDS: Final = 1.0
 """Each answer has been confirmed or given up before its handler ended."""

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from workqueue.contract.binding import Binding, from_environment
 from workqueue.contract.worker_api import ExitCode
 from workqueue.worker import trace_request
 from workqueue.worker.child import metrics, output
@@ -25,6 +24,7 @@ from workqueue.worker.handlers.outcome import RetryPolicy
 from workqueue.worker.replies import Replies
 
 if TYPE_CHECKING:
+    from workqueue.contract.binding import Binding
     from workqueue.worker.child.calls import SyncHandlers
     from workqueue.worker.child.tasks import AsyncHandlers
 
@@ -85,6 +85,8 @@ def _load(settings: Settings) -> tuple[Handler, list[Callable[[], None]]]:
 
 def _read_binding() -> Binding:
     """Return the connection data. The launcher has set the variables."""
+    from workqueue.contract.binding import from_environment
+
     return from_environment(os.environ)()
 
 

@@ -168,7 +168,7 @@ async def _watch_async(call: Call, hooks: Hooks, retry: RetryPolicy, process: in
 
 
 def _decided(failure: BaseException | None, message: Message, process: int) -> BaseException | None:
-    """Return the failure that the worker decides about, or None if there is none.
+    """Return the failure that the worker decides about, or None.
 
     After a timeout the result of the handler no longer counts. The same is true if the delivery is lost, and if the
     worker shuts down, but then there is no failure.
