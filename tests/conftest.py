@@ -12,7 +12,12 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock")
 
-pytest_plugins = ["tests.support.definition", "tests.support.rabbitmq", "tests.support.worker"]
+pytest_plugins = [
+    "tests.support.databases",
+    "tests.support.definition",
+    "tests.support.rabbitmq",
+    "tests.support.worker",
+]
 
 TESTS: Final = Path(__file__).parent
 SLOW: Final = ("e2e", "faults", "neighbours", "operator", "security", "worker", "observability", "page")

@@ -8,13 +8,15 @@ import sqlite3
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+import psycopg
 import pytest
+from redis import Redis
 
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
@@ -219,36 +221,69 @@ def dies_once_before_the_acknowledgement(message, call_next):
 DEPOSIT: Final = {"account": "ada", "cents": 500}
 
 
-def balance(folder: Path) -> list[Any]:
-    with closing(sqlite3.connect(folder / "bank.db")) as database:
-        return list(database.execute("SELECT * FROM accounts"))
+@pytest.fixture
+def accounts(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[Any]]]:
+    """Return the rows of the table `accounts`, which no other test has written."""
+    monkeypatch.setenv("DATABASE_URL", postgresql)
+    with psycopg.connect(postgresql, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS done, accounts")
+        yield lambda: connection.execute("SELECT * FROM accounts").fetchall()
 
 
-@pytest.mark.parametrize("isolation", ["Process", "Thread"])
+@isolations
 def test_work_is_done_once_although_its_worker_dies_before_the_acknowledgement(
-    vhost: VirtualHost, start: Start, tmp_path: Path, isolation: str
+    vhost: VirtualHost, start: Start, tmp_path: Path, accounts: Callable[[], list[Any]], isolation: str
 ) -> None:
-    program = block("idempotency.md", "bank.db") + DIES_ONCE
+    program = block("idempotency.md", "ConnectionPool") + DIES_ONCE
     worker = start(program, "deposit", "--isolation", isolation)
     publish(vhost, DEPOSIT, message_id="m-1")
     eventually((tmp_path / "died").exists, PATIENCE)
+    assert accounts() == [("ada", 500)]
     if isolation == "Thread":
         assert worker.wait(60) == 70
         worker = start(program, "deposit", "--isolation", isolation)
 
     eventually(lambda: worker.outcomes()["acked"] == 1, PATIENCE)
 
-    assert balance(tmp_path) == [("ada", 500)]
+    assert accounts() == [("ada", 500)]
 
 
-def test_work_is_done_once_although_its_message_is_published_twice(
-    vhost: VirtualHost, start: Start, tmp_path: Path
+def test_work_is_done_once_although_its_message_is_published_often(
+    vhost: VirtualHost, start: Start, accounts: Callable[[], list[Any]]
 ) -> None:
-    worker = start(block("idempotency.md", "bank.db"), "deposit", "--concurrency", "2")
+    worker = start(block("idempotency.md", "ConnectionPool"), "deposit", "--concurrency", "4")
 
-    publish(vhost, DEPOSIT, DEPOSIT, message_id="m-1")
+    publish(vhost, *[DEPOSIT] * 20, message_id="m-1")
     publish(vhost, DEPOSIT, message_id="m-2")
     publish(vhost, DEPOSIT)
 
-    eventually(lambda: worker.outcomes() == {"acked": 3, "dead_lettered": 1}, PATIENCE)
-    assert balance(tmp_path) == [("ada", 1000)]
+    eventually(lambda: worker.outcomes() == {"acked": 21, "dead_lettered": 1}, PATIENCE)
+    assert accounts() == [("ada", 1000)]
+
+
+def test_email_is_sent_once_although_its_message_is_published_often(
+    vhost: VirtualHost, start: Start, redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_server)
+    worker = start(block("idempotency.md", "from redis import"), "send_email")
+
+    publish(vhost, *[b"ada"] * 5, message_id="m-1")
+    publish(vhost, b"bob", message_id="m-2")
+
+    eventually(lambda: worker.outcomes() == {"acked": 6}, PATIENCE)
+    assert re.findall("email to .*", worker.log) == ["email to ada", "email to bob"]
+
+
+def test_email_waits_for_another_attempt_that_has_begun(
+    vhost: VirtualHost, start: Start, redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_server)
+    with Redis.from_url(redis_server) as notes:
+        notes.set("email:begun", "begun", ex=2)  # by a worker that has died
+    program = block("idempotency.md", "from redis import").replace("LEASE_SECONDS = 60", "LEASE_SECONDS = 2")
+    worker = start(program, "send_email")
+
+    publish(vhost, b"ada", message_id="begun")
+
+    eventually(lambda: worker.outcomes()["acked"] == 1, PATIENCE)
+    assert worker.log.count("email to ada") == 1
