@@ -23,8 +23,8 @@ from workqueue.contract import headers as own_headers
 from workqueue.contract.properties import Properties
 from workqueue.hooks import name_of
 from workqueue.message import Message
-from workqueue.worker.handlers import python
-from workqueue.worker.handlers.outcome import GiveUp, RetryLater, RetryPolicy, verdict
+from workqueue.worker.handlers import calls, python
+from workqueue.worker.handlers.outcome import GiveUp, RetryLater, RetryPolicy
 
 __all__ = ["Ack", "DeadLetter", "MessageOptions", "Outcome", "Reply", "Retry", "Runner", "run", "run_async"]
 
@@ -237,9 +237,7 @@ class Runner:
 
     def _outcome(self, received: Message, error: BaseException | None) -> Outcome:
         replies = self._replies.take()
-        expires_at = own_headers.expires_at(received.properties, received.headers, time.time())
-        expires_in = None if expires_at is None else expires_at - time.time()
-        match verdict(error, received.attempt, self._retry, 0.0, expires_in):
+        match calls.decide(error, received, self._retry, time.time()):
             case RetryLater(failure=failure, seconds=seconds):
                 return Retry(seconds, failure.message, replies=replies, error=error)
             case GiveUp(failure=failure):

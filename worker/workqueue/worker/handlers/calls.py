@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from workqueue.contract import headers
 from workqueue.hooks import Hooks, name_of
 from workqueue.message import Message, Reply
-from workqueue.worker.handlers.outcome import GiveUp, HandlerFailed, HandlerTimeout, RetryPolicy, verdict
+from workqueue.worker.handlers.outcome import (
+    GiveUp,
+    HandlerFailed,
+    HandlerTimeout,
+    RetryPolicy,
+    Verdict,
+    verdict,
+)
 from workqueue.worker.replies import AsyncReplier
 
 if TYPE_CHECKING:
@@ -181,7 +188,16 @@ def _decided(failure: BaseException | None, message: Message, process: int) -> B
 
 
 def _is_final(error: BaseException, message: Message, retry: RetryPolicy, begun_at: float) -> bool:
-    """Return whether the message becomes a dead letter, as the worker will decide."""
+    return isinstance(decide(error, message, retry, begun_at), GiveUp)
+
+
+def decide(error: BaseException | None, message: Message, retry: RetryPolicy, begun_at: float) -> Verdict:
+    """Return what the worker will do with the message, except for the random part of a delay.
+
+    Args:
+        error: of the attempt.
+        begun_at: when the attempt began, in Unix seconds.
+    """
     expires_at = headers.expires_at(message.properties, message.headers, begun_at)
     expires_in = None if expires_at is None else expires_at - time.time()
-    return isinstance(verdict(error, message.attempt, retry, 0.0, expires_in), GiveUp)
+    return verdict(error, message.attempt, retry, 0.0, expires_in)
