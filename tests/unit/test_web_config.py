@@ -23,7 +23,7 @@ def test_full_environment_gives_full_config() -> None:
             "WORKQUEUE_PAGE_AUDIENCE": "jobs",
             "WORKQUEUE_CONNECTION_SECRETS": "rabbitmq, other.secret",
             "WORKQUEUE_ALLOWED_BROKER_HOSTS": "*.svc",
-            "WORKQUEUE_RELIST_SECONDS": "60",
+            "WORKQUEUE_RESYNC_SECONDS": "60",
             "WORKQUEUE_LOG_FORMAT": "text",
             "WORKQUEUE_LOG_LEVEL": "debug",
             "KUBECONFIG": "/home/me/.kube/config",
