@@ -21,6 +21,7 @@ from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.reconcile.finalize import Finalizer
+from workqueue_operator.reconcile.protection import Protector
 from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
 from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
 from workqueue_operator.reconcile.reporter import Reporter
@@ -56,7 +57,7 @@ class Passes:
         """Wait until the reporter has written what the passes have reported."""
         reporter = self.parts.reporter
         outboxes = (reporter._statuses, reporter._events)
-        await until(lambda: not any(len(one) for some in outboxes for one in some.values()))
+        await until(lambda: not any(len(one) for some in outboxes for one in some))
 
 
 def api(url: str) -> FakeCluster:
@@ -120,6 +121,7 @@ async def operator(cluster: FakeCluster, *namespaces: str) -> AsyncIterator[Pass
         targets=targets,
         scaler=Scaler(store, workload, Retirer(cluster, workers, store, clock), clock),
         reporter=reporter,
+        protector=Protector(cluster, store, clock),
         finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
         bindings=Bindings(cluster, store),
         metrics=metrics,

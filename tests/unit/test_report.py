@@ -16,13 +16,13 @@ from workqueue_operator.errors import ClusterError, LeadershipLostError
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import STATUS_FIELD_MANAGER
+from workqueue_operator.reconcile.outbox import REPORT_AFTER
 from workqueue_operator.reconcile.reporter import (
     EVENT_AGAIN_AFTER,
     EVENT_RATE,
     FAILED_AGAIN,
     MOST_EVENTS,
     NUMBERS_EVERY,
-    REPORT_AFTER,
     STATUS_EVERY,
     STATUS_RATE,
     Event,

@@ -105,6 +105,19 @@ def test_retirement_candidates_are_idle_and_ordered(
     assert asked(plan(pods, statuses, surplus, NOW)) == (dead, ask)
 
 
+def test_idle_workers_on_cordoned_nodes_retire_first() -> None:
+    """Not before a pod of a lower rank, which Kubernetes removes first, and no busy one."""
+    pods = [
+        pod("a", node="sound"),
+        pod("b", node="cordoned"),
+        pod("c", node="cordoned"),
+        pod("d", node="sound", ready=False),
+    ]
+    statuses = {"a": worker(), "b": worker(1), "c": worker(), "d": worker()}
+    assert asked(plan(pods, statuses, 2, NOW, {"cordoned"})) == ([], ["d", "c"])
+    assert asked(plan(pods, statuses, 2, NOW)) == ([], ["d", "a"])
+
+
 # -- carrying it out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import Any, Final
 
 from workqueue.contract.worker_api import ExitCode
@@ -12,9 +13,11 @@ from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.names import (
     ANNOTATION_BROKER,
     ANNOTATION_DELETION_COST,
+    ANNOTATION_PROTECTED,
     ANNOTATION_TEMPLATE_HASH,
     HANDLER_CONTAINER,
     LABEL_WORKQUEUE,
+    PROTECTION,
     WORKER_CONTAINER,
 )
 
@@ -24,6 +27,15 @@ _PULL_ERRORS: Final = frozenset(
 _CONFIG_ERRORS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 _OWN: Final = {WORKER_CONTAINER: 0, HANDLER_CONTAINER: 1}
+
+
+class Protection(Enum):
+    """Who has set the annotations with which autoscalers leave the node of a pod alone."""
+
+    NONE = "none"
+    OPERATOR = "operator"
+    OTHERS = "others"
+    """The user, in the pod template or on the pod. The operator then changes none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +53,7 @@ class PodView:
         workqueue: the WorkQueue that its label names.
         replicaset: the name of its ReplicaSet.
         broker: the broker to which its worker connects; empty when the template does not name one.
+        node: the name of its node; empty before it has one.
     """
 
     name: str
@@ -59,6 +72,8 @@ class PodView:
     workqueue: str = ""
     replicaset: str = ""
     broker: str = ""
+    node: str = ""
+    protection: Protection = Protection.NONE
 
     @property
     def rank(self) -> tuple[bool, bool, bool]:
@@ -99,6 +114,7 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
     annotations = metadata.get("annotations") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     worker = _container(status.get("containerStatuses"), WORKER_CONTAINER)
+    node = (body.get("spec") or {}).get("nodeName", "")
     return PodView(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -110,7 +126,7 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
         marked=ANNOTATION_DELETION_COST in annotations,
         failure=_failure(metadata["name"], status, conditions),
         created=datetime.fromisoformat(metadata["creationTimestamp"]).timestamp(),
-        scheduled=bool((body.get("spec") or {}).get("nodeName")),
+        scheduled=bool(node),
         started=status.get("phase") == "Running",
         ended=status.get("phase") in {"Succeeded", "Failed"},
         workqueue=(metadata.get("labels") or {}).get(LABEL_WORKQUEUE, ""),
@@ -118,7 +134,15 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
             (o["name"] for o in metadata.get("ownerReferences") or () if o.get("controller")), ""
         ),
         broker=annotations.get(ANNOTATION_BROKER, ""),
+        node=node,
+        protection=_protection(annotations),
     )
+
+
+def _protection(annotations: Mapping[str, str]) -> Protection:
+    if ANNOTATION_PROTECTED in annotations:
+        return Protection.OPERATOR
+    return Protection.OTHERS if PROTECTION.keys() & annotations.keys() else Protection.NONE
 
 
 def existing(pods: Iterable[PodView]) -> list[PodView]:

@@ -5,6 +5,8 @@ Every write of a count goes through this module. The reconciler sends its Event 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -123,13 +125,25 @@ class _Attempt:
 
 
 class Scaler:
-    """Changes counts."""
+    """Changes counts.
 
-    def __init__(self, store: Store, workload: WorkloadApplier, retirer: Retirer, clock: Clock) -> None:
+    Args:
+        cordoned: returns the names of the cordoned nodes, as far as they are known.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        workload: WorkloadApplier,
+        retirer: Retirer,
+        clock: Clock,
+        cordoned: Callable[[], AbstractSet[str]] = frozenset,
+    ) -> None:
         self._store = store
         self._workload = workload
         self._retirer = retirer
         self._clock = clock
+        self._cordoned = cordoned
 
     async def scale(
         self, snapshot: Snapshot, decision: Decision, state: ScaleState, handle: Broker
@@ -237,7 +251,13 @@ class Scaler:
         surplus, begun = deployment.replicas - decision.replicas, self._clock.monotonic()
         outcome = await self._retirer.retire(
             workqueue.metadata.namespace,
-            plan(snapshot.pods, snapshot.readings.statuses, surplus, self._clock.now().timestamp()),
+            plan(
+                snapshot.pods,
+                snapshot.readings.statuses,
+                surplus,
+                self._clock.now().timestamp(),
+                self._cordoned(),
+            ),
             SigningKeys(key, handle.broker.binding.signing_key),
             RetireSteps(
                 pods=lambda: self._store.pods_of(workqueue.key),

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
@@ -119,15 +120,20 @@ START_SECONDS: Final = 60.0
 
 
 def plan(
-    pods: Sequence[PodView], statuses: Mapping[str, WorkerStatus], surplus: int, now: float
+    pods: Sequence[PodView],
+    statuses: Mapping[str, WorkerStatus],
+    surplus: int,
+    now: float,
+    cordoned: AbstractSet[str] = frozenset(),
 ) -> RetirePlan:
     """Choose which workers to ask: first workers that do not run, then idle ones, then those in an unknown state.
 
     Pure. Busy workers are not asked. Lower ranks come first, because Kubernetes removes them first, whatever the
-    marks say.
+    marks say. Of equal workers, those on cordoned nodes come first.
 
     Args:
         now: Unix seconds.
+        cordoned: names of nodes that take no new pods.
     """
     alive = [pod for pod in pods if not pod.terminating]
     dead = sorted(
@@ -136,7 +142,7 @@ def plan(
     )[:surplus]
     idle = sorted(
         (pod for pod in alive if pod.running and not _busy(pod, statuses)),
-        key=lambda pod: (pod.rank, pod.name not in statuses, pod.name),
+        key=lambda pod: (pod.rank, pod.name not in statuses, pod.node not in cordoned, pod.name),
     )
     return RetirePlan(tuple(dead), tuple(idle[: surplus - len(dead)]))
 
