@@ -46,10 +46,10 @@ class ProtectionPlan:
 
 
 def plan(pods: Sequence[PodView], statuses: Mapping[str, WorkerStatus]) -> ProtectionPlan:
-    """Choose the pods to protect, and those whose long handler has ended. Pure.
+    """Choose the pods to protect, and the protected ones without a long handler. Pure.
 
-    A worker that does not answer, or does not say for how long its handler has run, stays as it is. So does a pod
-    for which the user has decided.
+    The pod of a worker that does not answer, or does not report for how long its handler has run, does not change.
+    Neither does a pod for which the user has decided.
     """
     known = [(pod, statuses[pod.name]) for pod in pods if not pod.terminating and pod.name in statuses]
     return ProtectionPlan(

@@ -25,7 +25,15 @@ from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut, 
 from workqueue_operator.scaling.snapshot import Snapshot
 from workqueue_operator.workers.apply import REFUSED_AGAIN, WorkloadApplier
 from workqueue_operator.workers.client import Answer, SigningKeys
-from workqueue_operator.workers.retire import CONFLICT, UNSEEN, RetireOutcome, Retirer, RetireSteps, plan
+from workqueue_operator.workers.retire import (
+    CONFLICT,
+    UNSEEN,
+    RetireOutcome,
+    Retirer,
+    RetireSteps,
+    cordoned_first,
+    plan,
+)
 
 UNREACHABLE_AFTER: Final = 30.0
 """Seconds after which a condition names a worker that cannot be asked to leave."""
@@ -252,11 +260,10 @@ class Scaler:
         outcome = await self._retirer.retire(
             workqueue.metadata.namespace,
             plan(
-                snapshot.pods,
+                cordoned_first(snapshot.pods, self._cordoned()),
                 snapshot.readings.statuses,
                 surplus,
                 self._clock.now().timestamp(),
-                self._cordoned(),
             ),
             SigningKeys(key, handle.broker.binding.signing_key),
             RetireSteps(

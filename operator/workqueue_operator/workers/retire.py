@@ -119,30 +119,30 @@ START_SECONDS: Final = 60.0
 """Seconds within which a scheduled pod may have a running worker that the kubelet has not reported yet."""
 
 
+def cordoned_first(pods: Sequence[PodView], cordoned: AbstractSet[str]) -> list[PodView]:
+    """Return the pods with those on cordoned nodes first. Otherwise their order stays. Pure."""
+    return sorted(pods, key=lambda pod: pod.node not in cordoned)
+
+
 def plan(
-    pods: Sequence[PodView],
-    statuses: Mapping[str, WorkerStatus],
-    surplus: int,
-    now: float,
-    cordoned: AbstractSet[str] = frozenset(),
+    pods: Sequence[PodView], statuses: Mapping[str, WorkerStatus], surplus: int, now: float
 ) -> RetirePlan:
     """Choose which workers to ask: first workers that do not run, then idle ones, then those in an unknown state.
 
     Pure. Busy workers are not asked. Lower ranks come first, because Kubernetes removes them first, whatever the
-    marks say. Of equal workers, those on cordoned nodes come first.
+    marks say. Of equal workers, the first ones in `pods` are asked.
 
     Args:
         now: Unix seconds.
-        cordoned: names of nodes that take no new pods.
     """
     alive = [pod for pod in pods if not pod.terminating]
     dead = sorted(
         (pod for pod in alive if not pod.running and not _may_be_starting(pod, now)),
-        key=lambda pod: (pod.rank, pod.name),
+        key=lambda pod: pod.rank,
     )[:surplus]
     idle = sorted(
         (pod for pod in alive if pod.running and not _busy(pod, statuses)),
-        key=lambda pod: (pod.rank, pod.name not in statuses, pod.node not in cordoned, pod.name),
+        key=lambda pod: (pod.rank, pod.name not in statuses),
     )
     return RetirePlan(tuple(dead), tuple(idle[: surplus - len(dead)]))
 
