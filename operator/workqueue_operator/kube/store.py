@@ -32,6 +32,7 @@ _READ: Final[dict[str, dict[str, Any]]] = {
     "deployments": {
         "spec": {
             "replicas": ...,
+            "strategy": {"rollingUpdate": {"maxSurge": ...}},
             "template": {
                 "metadata": {"annotations": {ANNOTATION_TEMPLATE_HASH: ..., ANNOTATION_BROKER: ...}}
             },

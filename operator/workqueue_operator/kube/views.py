@@ -26,6 +26,9 @@ _PULL_ERRORS: Final = frozenset(
 )
 _CONFIG_ERRORS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
+PROVEN_SURGE: Final = "25%"
+"""How many pods a rollout starts beside the old ones, once a pod of the template has been Ready. Before that, 1."""
+
 _OWN: Final = {WORKER_CONTAINER: 0, HANDLER_CONTAINER: 1}
 
 
@@ -94,6 +97,8 @@ class DeploymentView:
         rolled_out: whether the controller has seen the last spec, and all pods have the current template.
         refusal: why the API server refuses to create its pods, if it does.
         broker: the broker to which its workers connect; empty when the template does not name one.
+        proven_hash: the hash of its template, if a pod of that template has been Ready. The operator then lets a
+            rollout replace more than one pod at a time; that is where this is kept.
     """
 
     name: str
@@ -106,6 +111,7 @@ class DeploymentView:
     template_hash: str
     refusal: Unknown | None
     broker: str = ""
+    proven_hash: str | None = None
 
 
 def pod_view(body: Mapping[str, Any]) -> PodView:
@@ -158,6 +164,8 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     failure = conditions.get("ReplicaFailure", {})
     current = status.get("replicas", 0)
+    surge = ((spec.get("strategy") or {}).get("rollingUpdate") or {}).get("maxSurge")
+    template_hash = template.get(ANNOTATION_TEMPLATE_HASH, "")
     return DeploymentView(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -167,11 +175,12 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
         ready=status.get("readyReplicas", 0),
         rolled_out=status.get("observedGeneration", 0) >= metadata["generation"]
         and status.get("updatedReplicas", 0) == current,
-        template_hash=template.get(ANNOTATION_TEMPLATE_HASH, ""),
+        template_hash=template_hash,
         refusal=Unknown(Reason.POD_REFUSED, f"The API server refuses the pods: {failure.get('message', '')}")
         if failure.get("status") == "True"
         else None,
         broker=template.get(ANNOTATION_BROKER, ""),
+        proven_hash=template_hash if surge == PROVEN_SURGE else None,
     )
 
 

@@ -326,7 +326,7 @@ class Reconciler:
     ) -> tuple[status.Outcome, float]:
         """A pass without a depth holds the count, unless a person has pinned it."""
         unknown = Unknown(problem.reason, problem.message)
-        ensured = await self._parts.targets.ensure(workqueue)
+        ensured = await self._parts.targets.ensure(workqueue, proven_hash=state.gathered.proven_hash)
         workload: WorkloadState | Unknown = (
             ensured
             if isinstance(ensured, Unknown)
@@ -457,7 +457,6 @@ class Reconciler:
             busy=busy_pods(snapshot.readings, snapshot.depth, current),
             ignored=snapshot.minimum.ignored,
             last_scale=state.last_scale,
-            proven_hash=state.gathered.proven_hash,
         )
         # A ring that led to nothing: whatever took its message may requeue it.
         fruitless_ring = ring_at is not None and not isinstance(decision, ScaleOut)
