@@ -37,7 +37,7 @@ def environment() -> Iterator[dict[str, str]]:
     """What `export KUBECONFIG=... PATH=...` of the first page gives, in an unprepared cluster."""
     programs = [str(PROGRAMS), str(Path(sys.executable).parent), os.environ["PATH"]]
     _clean()
-    yield {"KUBECONFIG": str(kubeconfig()), "PATH": ":".join(programs)}
+    yield {"KUBECONFIG": str(kubeconfig()), "PATH": ":".join(programs), "WORKQUEUE": str(CHECKOUT)}
     _clean()
 
 
