@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.wait import until
+from workqueue.contract.worker_api import PORT
 from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
@@ -100,11 +101,16 @@ def applied(request: Request) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def operator(cluster: FakeCluster, *namespaces: str) -> AsyncIterator[Passes]:
+async def operator(cluster: FakeCluster, *namespaces: str, workers_port: int = PORT) -> AsyncIterator[Passes]:
     """An operator that knows the WorkQueue; it lists some namespaces, or watches everything."""
     clock = SystemClock()
     queue = ReconcileQueue(clock)
-    store, metrics, workers, management = Store(lambda _: None), Metrics(), Workers(), Management()
+    store, metrics, workers, management = (
+        Store(lambda _: None),
+        Metrics(),
+        Workers(workers_port),
+        Management(),
+    )
     secrets, brokers = Secrets(cluster), BrokerPool(lambda _: None, lambda _: None, 60, 60)
     reporter = Reporter(cluster, store, "me", metrics, clock=clock)
     workload = WorkloadApplier(cluster, cluster, Defaults(), lambda _: None, clock)
