@@ -18,6 +18,7 @@ BUSY, IDLE = 10, 2
 HANDLER_SECONDS = 120
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_consolidating_drain_interrupts_no_long_handler(lab: Lab) -> None:
     workqueue = lab.workqueue(
