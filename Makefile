@@ -35,6 +35,14 @@ ifneq ($(CLUSTER),current)
 	@$(BIN)/python -m hack.image --tag $(IMAGE) --load
 endif
 
+.PHONY: load
+load: cluster ## build IMAGE=mine:1 from the Dockerfile in DIR=path and load it into the local cluster
+ifeq ($(CLUSTER),current)
+	@echo "CLUSTER=current is not the local cluster. Build the image with docker, and push it to a registry." >&2; exit 1
+else
+	@$(BIN)/python -m hack.image.load '$(IMAGE)' '$(DIR)'
+endif
+
 .PHONY: demo
 demo: image ## run the product end to end: cluster, RabbitMQ, operator, a WorkQueue that counts words in documents
 	@$(BIN)/python -m hack.demo --image $(IMAGE)

@@ -186,6 +186,14 @@ def is_in_store(name: str) -> bool:
     return bool(buildah("images", "--quiet", "--filter", f"reference={name}", doing="Listing images"))
 
 
+def image_id(name: str) -> str | None:
+    """Return the digest of an image's configuration in buildah's store, in hexadecimal; None without the image."""
+    listed = buildah(
+        "images", "--quiet", "--no-trunc", "--filter", f"reference={name}", doing="Listing images"
+    )
+    return listed.split()[0].removeprefix("sha256:") if listed else None
+
+
 @contextmanager
 def _container(root: Path | None = None) -> Iterator[str]:
     """Make a container with only a root file system."""

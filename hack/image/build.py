@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -101,35 +101,59 @@ def sources() -> Iterator[Path]:
 
 def _build(name: str, context: Path, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    if _docker_answers():
-        with step(f"building {name} with docker", "about 1 minute, later less") as current:
-
-            def show(line: str) -> None:
-                current.detail = line[:60]
-
-            command = ["docker", "build", "--network=host", *_arguments(), "--tag", name, str(context)]
-            run_with_lines(command, doing=f"Building {name}", on_line=show)
-            unfinished = file.with_suffix(".unfinished")
-            run(["docker", "save", "--output", unfinished, name], doing=f"Saving {name}")
-            unfinished.rename(file)
+    if docker_answers():
+        with_docker(name, context, file, _arguments())
         return
+    require_buildah()
+    base = f"--build-arg=BASE_IMAGE={_base()}"
+    with step(f"building {name} with buildah", "about 30 s, later about 10 s"):
+        with_buildah(name, context, file, [base, *_arguments()])
+
+
+def with_docker(name: str, context: Path, file: Path, arguments: Sequence[str] = ()) -> None:
+    """Build an image from the Dockerfile in a folder with docker, and save it to a file.
+
+    Raises:
+        ClusterError: the build failed.
+    """
+    with step(f"building {name} with docker", "about 1 minute, later less") as current:
+
+        def show(line: str) -> None:
+            current.detail = line[:60]
+
+        command = ["docker", "build", "--network=host", *arguments, "--tag", name, str(context)]
+        run_with_lines(command, doing=f"Building {name}", on_line=show)
+        unfinished = file.with_suffix(".unfinished")
+        run(["docker", "save", "--output", unfinished, name], doing=f"Saving {name}")
+        unfinished.rename(file)
+
+
+def require_buildah() -> None:
+    """Install buildah if it is missing.
+
+    Raises:
+        ClusterError: this process is not root, or the installation failed.
+    """
     if os.geteuid() != 0:
         raise ClusterError(
             "There is no docker engine, and buildah needs root. Start docker, or run this as root."
         )
     packages.install()
-    base = _base()
-    with step(f"building {name} with buildah", "about 30 s, later about 10 s"):
-        images.buildah(
-            *("build", "--isolation=chroot", "--network=host", "--layers", "--quiet"),
-            *(f"--build-arg=BASE_IMAGE={base}", *_arguments(), *_volumes()),
-            *("--tag", name, context),
-            doing=f"Building {name}",
-        )
-        images.save(name, file)
 
 
-def _docker_answers() -> bool:
+def with_buildah(name: str, context: Path, file: Path, arguments: Sequence[str] = ()) -> None:
+    """The same with buildah."""
+    images.buildah(
+        *("build", "--isolation=chroot", "--network=host", "--layers", "--quiet"),
+        *(*arguments, *_volumes()),
+        *("--tag", name, context),
+        doing=f"Building {name}",
+    )
+    images.save(name, file)
+
+
+def docker_answers() -> bool:
+    """Return whether there is a docker engine."""
     if shutil.which("docker") is None:
         return False
     try:

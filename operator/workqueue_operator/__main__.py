@@ -35,6 +35,7 @@ from workqueue_operator.kube.client import (
     Cluster,
     connect,
 )
+from workqueue_operator.kube.cordons import Cordons
 from workqueue_operator.kube.discovery import usable_namespaces, usable_namespaces_change, wait_for_resource
 from workqueue_operator.kube.leader import Leadership
 from workqueue_operator.kube.ownership import Ownership
@@ -43,6 +44,7 @@ from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.reconcile.finalize import Finalizer
+from workqueue_operator.reconcile.protection import Protector
 from workqueue_operator.reconcile.queue import Lane, ReconcileQueue
 from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
 from workqueue_operator.reconcile.reporter import Reporter
@@ -188,6 +190,7 @@ class Operator:
             lambda moved: add_namespaces(queue, store, moved),
             lambda: {namespace for namespace, _ in store.workqueues},
         )
+        cordons = Cordons(cluster)
         self._metrics.namespaces_left_out.set(len(left_out))
         resync = Resync(cluster, store, namespaces, config.resync_seconds)
         self._health = Health(resync, queue, brokers)
@@ -199,6 +202,8 @@ class Operator:
             running.append(asyncio.create_task(resync.run(), name="resync"))
             running.append(asyncio.create_task(secrets.run(), name="secrets"))
             running.append(asyncio.create_task(ownership.run(), name="ownership"))
+            if config.read_nodes:
+                running.append(asyncio.create_task(cordons.run(), name="cordons"))
             if left_out:
                 change = usable_namespaces_change(cluster, config.namespaces, namespaces)
                 running.append(asyncio.create_task(change, name="namespaces"))
@@ -210,7 +215,7 @@ class Operator:
             watching.add_done_callback(self._on_watch_end)
             running.append(watching)
             if await self._unless_ended(self._win(WarmBrokers(store, ownership, secrets, brokers))):
-                await self._reconcile(queue, store, brokers, secrets, ownership, destinations)
+                await self._reconcile(queue, store, brokers, secrets, ownership, destinations, cordons)
         finally:
             await brokers.close()
             # Every writer has ended. The successor may begin while kopf, which only reads, shuts down.
@@ -241,6 +246,7 @@ class Operator:
         secrets: Secrets,
         ownership: Ownership,
         destinations: Destinations,
+        cordons: Cordons,
     ) -> None:
         """Run passes until the process is told to stop or loses its Lease."""
         config = self._config
@@ -249,6 +255,7 @@ class Operator:
         workers = Workers()
         management = Management(destinations)
         reporter = Reporter(reports, store, config.pod_name, self._metrics, clock=clock)
+        protector = Protector(reports, store, clock)
         defaults = render.Defaults(
             config.worker_image,
             config.worker_network_policy,
@@ -269,8 +276,11 @@ class Operator:
             brokers=brokers,
             gatherer=Gatherer(targets, workers, management, clock),
             targets=targets,
-            scaler=Scaler(store, workload, Retirer(counts, workers, store, clock), clock),
+            scaler=Scaler(
+                store, workload, Retirer(counts, workers, store, clock), clock, lambda: cordons.nodes
+            ),
             reporter=reporter,
+            protector=protector,
             finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
             bindings=Bindings(cluster, store),
             metrics=self._metrics,
@@ -283,6 +293,7 @@ class Operator:
             await self._unless_ended(self._stop.wait())
         finally:
             await queue.stop(PATIENCE)
+            protector.stop()
             await reporter.flush(FLUSH_SECONDS)
             await workers.close()
             await management.close()

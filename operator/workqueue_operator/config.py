@@ -37,6 +37,7 @@ class Config:
         resync_seconds: pause between two resyncs of the store.
         allowed_broker_hosts: host names, addresses or patterns that Secrets may contain; empty for all hosts except
             loopback, link-local and metadata addresses.
+        read_nodes: whether to read which nodes are cordoned.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -51,6 +52,7 @@ class Config:
     idle_poll_seconds: float = 30.0
     resync_seconds: float = 300.0
     allowed_broker_hosts: tuple[str, ...] = ()
+    read_nodes: bool = False
     log_format: str = "json"
     log_level: str = "INFO"
     worker_network_policy: bool = False
@@ -79,6 +81,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
         idle_poll_seconds=read("WORKQUEUE_IDLE_POLL_SECONDS", seconds, default.idle_poll_seconds),
         resync_seconds=read("WORKQUEUE_RESYNC_SECONDS", seconds, default.resync_seconds),
         allowed_broker_hosts=read("WORKQUEUE_ALLOWED_BROKER_HOSTS", hosts, ()),
+        read_nodes=read("WORKQUEUE_READ_NODES", switch, default.read_nodes),
         log_format=read("WORKQUEUE_LOG_FORMAT", one_of("json", "text"), default.log_format),
         log_level=read("WORKQUEUE_LOG_LEVEL", level, default.log_level),
         worker_network_policy=read("WORKQUEUE_WORKER_NETWORK_POLICY", switch, default.worker_network_policy),

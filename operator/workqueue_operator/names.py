@@ -52,6 +52,15 @@ ANNOTATION_BINDINGS: Final = f"{GROUP}/bindings"
 ANNOTATION_DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 RETIRED_DELETION_COST: Final = "-1000"
 
+ANNOTATION_PROTECTED: Final = f"{GROUP}/protected"
+"""On pods: the operator has set `PROTECTION` beside it, because a handler runs for long."""
+
+PROTECTION: Final = {
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    "karpenter.sh/do-not-disrupt": "true",
+}
+"""Annotations with which the cluster autoscaler and Karpenter leave the node of a pod alone."""
+
 FINALIZER: Final = f"{GROUP}/queue"
 """Only on WorkQueues whose deletion policy deletes the queues."""
 

@@ -51,13 +51,12 @@ def test_policies_cover_all_foreign_objects_that_operator_writes() -> None:
     [
         ("workqueues", [names.FINALIZER, names.ANNOTATION_BINDINGS]),
         ("pods", [names.LABEL_RETIRING, names.ANNOTATION_DELETION_COST]),
+        ("pods", [names.ANNOTATION_PROTECTED, *names.PROTECTION]),
     ],
 )
 def test_policies_admit_the_metadata_that_the_operator_writes(policy: str, metadata: list[str]) -> None:
-    (rules,) = (
-        one["spec"]["validations"] for one in made()[0] if one["metadata"]["name"].endswith(f"-{policy}")
-    )
-    expressions = " ".join(rule["expression"] for rule in rules)
+    (spec,) = (one["spec"] for one in made()[0] if one["metadata"]["name"].endswith(f"-{policy}"))
+    expressions = " ".join(rule["expression"] for rule in [*spec["variables"], *spec["validations"]])
     assert [name for name in metadata if f'"{name}"' not in expressions] == []
 
 

@@ -195,6 +195,27 @@ def test_operator_with_listed_namespaces_has_no_rights_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["shop"]}], ids=["cluster-wide", "listed"])
+def test_nodes_are_read_only_on_request(values: Object) -> None:
+    def of_nodes(objects: list[Object]) -> list[tuple[str, set[tuple[str, str]]]]:
+        roles = [*of_kind(objects, "ClusterRole"), *of_kind(objects, "Role")]
+        return [
+            (role["kind"], {(name, verb) for name in rule["resources"] for verb in rule["verbs"]})
+            for role in roles
+            for rule in role.get("rules") or []
+            if "nodes" in rule["resources"]
+        ]
+
+    def is_told(objects: list[Object]) -> bool:
+        (deployment,) = of_kind(objects, "Deployment")
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        return {"name": "WORKQUEUE_READ_NODES", "value": "true"} in container["env"]
+
+    without, with_nodes = template(values), template({**values, "rbac": {"readNodes": True}})
+    assert (of_nodes(without), is_told(without)) == ([], False)
+    assert (of_nodes(with_nodes), is_told(with_nodes)) == ([("ClusterRole", {("nodes", "list")})], True)
+
+
+@pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["shop"]}], ids=["cluster-wide", "listed"])
 def test_claims_are_readable_by_name_only(values: Object) -> None:
     objects = [*of_kind(template(values), "ClusterRole"), *of_kind(template(values), "Role")]
     role = next(role for role in objects if role["metadata"]["name"] == "workqueue-operator")

@@ -22,6 +22,7 @@ from hack.cluster.instance import DEFAULT_NAME, NAME_VARIABLE, Instance
 from hack.cluster.locks import locked
 from hack.cluster.processes import Process, with_arguments
 from hack.image import build
+from hack.image import load as image_load
 from tests.support.wait import eventually
 
 
@@ -108,6 +109,60 @@ def test_image_build_uses_local_pip_configuration(monkeypatch: pytest.MonkeyPatc
     assert settings["global"]["timeout"] == "9"
     assert settings["global"]["retries"] == "3"
     assert settings["install"]["prefer-binary"] == "true"
+
+
+@pytest.fixture
+def handlers(tmp_path: Path) -> Path:
+    """A folder with a Dockerfile."""
+    (tmp_path / "Dockerfile").write_text("FROM workqueue-operator:dev\nCOPY thumbs.py /app/\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["mine:1", "mine:dev", "registry.example.com:5000/shop/thumbs:1.4"])
+def test_image_with_handlers_may_have_any_name_with_a_tag(name: str, handlers: Path) -> None:
+    assert image_load.check(name, str(handlers)) == handlers
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("workqueue-operator:dev", "is the image of this project"),
+        ("docker.io/library/workqueue-operator:dev", "is the image of this project"),
+        ("mine", "no image name with a tag"),
+        ("Mine:1", "lower-case letters"),
+        ("mine:latest", "its tag is latest"),
+        ("--tag=x:1", "no image name"),
+    ],
+)
+def test_unusable_name_of_an_image_is_refused_with_advice(name: str, sentence: str, handlers: Path) -> None:
+    with pytest.raises(ClusterError, match=sentence) as refused:
+        image_load.check(name, str(handlers))
+    assert "make load IMAGE=mine:1" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("folder", "sentence"),
+    [
+        ("", "No folder is given"),
+        ("no-such-folder", "no-such-folder is not a folder"),
+        ("empty", r"empty has no Dockerfile. Write one of two lines: `FROM workqueue-operator:dev`"),
+    ],
+)
+def test_folder_without_a_dockerfile_is_refused_with_advice(
+    folder: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ClusterError, match=sentence):
+        image_load.check("mine:1", folder)
+
+
+def test_load_without_a_folder_ends_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["load", "mine:1", ""])
+    assert image_load.main() == 1
+    assert capsys.readouterr().err.startswith("No folder is given.")
 
 
 @pytest.mark.parametrize("name", ["Upper", "-dash", "dash-", "a/b", "a" * 33, "..", "a b"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from hack.cluster.instance import DEFAULT_NAME, Instance
 from tests.support.kubernetes import apply, kubectl, kubectl_json, temporary_namespace
-from tests.support.localcluster import CHECKOUT, cluster
+from tests.support.localcluster import CHECKOUT, cluster, environment
 from tests.support.wait import eventually
 
 UP_AGAIN_SECONDS = 30
@@ -73,20 +75,48 @@ def test_load_of_non_archive_fails_with_one_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.timeout(600)
+def test_image_with_handlers_is_built_and_loaded(tmp_path: Path) -> None:
+    """As in the tutorial: two lines of Dockerfile, and no engine."""
+    (tmp_path / "Dockerfile").write_text("FROM workqueue-operator:dev\nCOPY thumbs.py /app/\n")
+    for size in ("small", "large"):
+        (tmp_path / "thumbs.py").write_text(f"SIZE = {size!r}\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "hack.image.load", "thumbs:test", str(tmp_path)],
+            cwd=CHECKOUT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "write it into `worker.image`" in done.stderr
+        script = "from thumbs import SIZE; import workqueue; print(SIZE)"
+        with temporary_namespace(pod_security="restricted") as namespace:
+            apply(pod_of("thumbs:test", ["python", "-c", script]), namespace=namespace)
+            assert output_of_client(namespace).split() == [size]
+
+
 def test_restricted_pod_runs_and_finds_services_by_name() -> None:
     with temporary_namespace(pod_security="restricted") as namespace:
-        apply(rabbitmq_pod("getent hosts kubernetes.default.svc && id --user"), namespace=namespace)
-        pod = ("pod/client", f"--namespace={namespace}")
-        eventually(
-            lambda: kubectl_json("get", *pod)["status"]["phase"] == "Succeeded", 60, "the pod ran to its end"
-        )
-        address, user = kubectl("logs", *pod).split("\n")[:2]
+        script = "getent hosts kubernetes.default.svc && id --user"
+        apply(pod_of("rabbitmq:4-management", ["sh", "-c", script]), namespace=namespace)
+        address, user = output_of_client(namespace).split("\n")[:2]
     assert address.split() == ["10.96.0.1", "kubernetes.default.svc.cluster.local"]
     assert user == "999"
 
 
-def rabbitmq_pod(script: str) -> dict[str, Any]:
-    """A pod of RabbitMQ's image that runs a script, within the restricted standard."""
+def output_of_client(namespace: str) -> str:
+    """What the pod `client` printed until its end."""
+    pod = ("pod/client", f"--namespace={namespace}")
+    eventually(
+        lambda: kubectl_json("get", *pod)["status"]["phase"] == "Succeeded", 60, "the pod ran to its end"
+    )
+    return kubectl("logs", *pod)
+
+
+def pod_of(image: str, command: list[str]) -> dict[str, Any]:
+    """A pod that runs a command, within the restricted standard."""
     security = {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -95,8 +125,8 @@ def rabbitmq_pod(script: str) -> dict[str, Any]:
     }
     container = {
         "name": "client",
-        "image": "rabbitmq:4-management",
-        "command": ["sh", "-c", script],
+        "image": image,
+        "command": command,
         "securityContext": security,
     }
     return {

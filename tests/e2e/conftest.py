@@ -40,7 +40,7 @@ def operator(request: pytest.FixtureRequest, crd: None, session_namespace: str) 
     with temporary_namespace("e2e-system", pod_security="restricted") as system:
         release = OperatorRelease(f"e2e-{secrets.token_hex(3)}", system, helm.run)
         request.session.stash[RELEASE] = release
-        release.install(watchNamespaces=[session_namespace])
+        release.install(watchNamespaces=[session_namespace], rbac={"aggregate": False, "readNodes": True})
         yield release
         release.uninstall()
 

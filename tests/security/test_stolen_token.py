@@ -16,6 +16,7 @@ from tests.support import helm
 from tests.support.kubernetes import apply, kubectl, kubectl_json, temporary_namespace
 from tests.support.objects import Object, merged
 from tests.support.stolen import kubeconfig_of, policies_for
+from workqueue_operator.names import ANNOTATION_PROTECTED, PROTECTION
 
 CONTAINER = {"name": "worker", "image": "good:1"}
 PDB = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget"}
@@ -155,6 +156,10 @@ def marks(cost: str | None) -> Object:
     return {"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": cost}}}
 
 
+def protection(value: str | None) -> Object:
+    return {"metadata": {"annotations": dict.fromkeys([*PROTECTION, ANNOTATION_PROTECTED], value)}}
+
+
 FORBIDDEN: dict[str, Callable[[Thief], None]] = {
     "image of a worker's pod": lambda thief: thief.change_pod("jobs-worker-1", image("evil:1")),
     "another label of a worker's pod": lambda thief: thief.change_pod(
@@ -166,6 +171,7 @@ FORBIDDEN: dict[str, Callable[[Thief], None]] = {
     "another annotation of a worker's pod": lambda thief: thief.change_pod(
         "jobs-worker-1", {"metadata": {"annotations": {"example.com/x": "y"}}}
     ),
+    "protection of another pod": lambda thief: thief.change_pod("shop-1", protection("true")),
     "owner of a worker's pod": lambda thief: thief.change_pod(
         "jobs-worker-1", {"metadata": {"ownerReferences": [thief.owner]}}
     ),
@@ -222,6 +228,8 @@ ALLOWED: dict[str, Callable[[Thief], None]] = {
     "no mark on a worker's pod": lambda thief: thief.change_pod(
         "jobs-worker-1", merged(marks(None), {"metadata": {"labels": {"workqueue.dev/retiring": "false"}}})
     ),
+    "protection of a worker's pod": lambda thief: thief.change_pod("jobs-worker-1", protection("true")),
+    "no protection of a worker's pod": lambda thief: thief.change_pod("jobs-worker-1", protection(None)),
     "replicas of another Deployment": lambda thief: thief.change_deployment(
         "shop", {"spec": {"replicas": 1}}
     ),

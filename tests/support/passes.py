@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.support.fakecluster import FakeCluster, Request
 from tests.support.wait import until
+from workqueue.contract.worker_api import PORT
 from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
@@ -21,6 +22,7 @@ from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.reconcile.finalize import Finalizer
+from workqueue_operator.reconcile.protection import Protector
 from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
 from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
 from workqueue_operator.reconcile.reporter import Reporter
@@ -56,7 +58,7 @@ class Passes:
         """Wait until the reporter has written what the passes have reported."""
         reporter = self.parts.reporter
         outboxes = (reporter._statuses, reporter._events)
-        await until(lambda: not any(len(one) for some in outboxes for one in some.values()))
+        await until(lambda: not any(len(one) for some in outboxes for one in some))
 
 
 def api(url: str) -> FakeCluster:
@@ -99,11 +101,16 @@ def applied(request: Request) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def operator(cluster: FakeCluster, *namespaces: str) -> AsyncIterator[Passes]:
+async def operator(cluster: FakeCluster, *namespaces: str, workers_port: int = PORT) -> AsyncIterator[Passes]:
     """An operator that knows the WorkQueue; it lists some namespaces, or watches everything."""
     clock = SystemClock()
     queue = ReconcileQueue(clock)
-    store, metrics, workers, management = Store(lambda _: None), Metrics(), Workers(), Management()
+    store, metrics, workers, management = (
+        Store(lambda _: None),
+        Metrics(),
+        Workers(workers_port),
+        Management(),
+    )
     secrets, brokers = Secrets(cluster), BrokerPool(lambda _: None, lambda _: None, 60, 60)
     reporter = Reporter(cluster, store, "me", metrics, clock=clock)
     workload = WorkloadApplier(cluster, cluster, Defaults(), lambda _: None, clock)
@@ -120,6 +127,7 @@ async def operator(cluster: FakeCluster, *namespaces: str) -> AsyncIterator[Pass
         targets=targets,
         scaler=Scaler(store, workload, Retirer(cluster, workers, store, clock), clock),
         reporter=reporter,
+        protector=Protector(cluster, store, clock),
         finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
         bindings=Bindings(cluster, store),
         metrics=metrics,

@@ -25,7 +25,9 @@ class Deployments(Targets):
         self._pods = pods
         self._replicas = replicas
 
-    async def ensure(self, workqueue: WorkQueue, broker: str | None = None) -> Ensured:
+    async def ensure(
+        self, workqueue: WorkQueue, broker: str | None = None, proven_hash: str | None = None
+    ) -> Ensured:
         name = workload_name(workqueue.metadata.name)
         metadata = {"name": name, "uid": "d", "generation": 1}
         return Ensured({"metadata": metadata, "spec": {"replicas": self._replicas, "template": {}}})

@@ -100,9 +100,10 @@ def test_defaults_of_objects_repeat_defaults_of_their_fields() -> None:
     assert "default" not in ALL[".spec.replicas"]
 
 
-def test_initial_status_has_one_condition_and_no_field_defaults() -> None:
+def test_initial_status_has_one_condition_and_no_count() -> None:
     assert [path for path, node in ALL.items() if path.startswith(".status") and "default" in node] == [
-        ".status"
+        ".status",
+        ".status.conditions.items.lastTransitionTime",
     ]
     (condition,) = ALL[".status"]["default"]["conditions"]
     assert (condition["type"], condition["status"], condition["reason"]) == (
@@ -119,6 +120,7 @@ def test_printer_columns_are_those_documented() -> None:
         "Ready",
         "Messages",
         "Workers",
+        "Desired",
         "Busy",
         "Dead",
         "Age",
@@ -131,6 +133,24 @@ def test_printer_columns_are_those_documented() -> None:
     ]
     for path in (column["jsonPath"].split("[")[0] for column in columns):
         assert path in ALL or path == ".metadata.creationTimestamp"
+
+
+def test_conditions_have_the_fields_of_metav1() -> None:
+    condition = ALL[".status.conditions"]["items"]
+    assert condition["properties"].keys() == {
+        *("type", "status", "reason", "message", "lastTransitionTime", "observedGeneration")
+    }
+    # The API server fills in a default, also for conditions that an earlier release stored without a time.
+    assert {*condition["required"], "lastTransitionTime"} == condition["properties"].keys() - {
+        "observedGeneration"
+    }
+    assert condition["properties"]["lastTransitionTime"]["default"] == "1970-01-01T00:00:00Z"
+
+
+def test_status_shows_counts_as_numbers() -> None:
+    fields = ALL[".status"]["properties"]
+    texts = {name for name, field in fields.items() if field["type"] == "string"}
+    assert texts == {"queueName", "selector", "lastScaleTime", "lastScaleReason"}
 
 
 def test_scale_subresource_points_at_existing_fields() -> None:

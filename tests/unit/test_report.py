@@ -16,13 +16,13 @@ from workqueue_operator.errors import ClusterError, LeadershipLostError
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import STATUS_FIELD_MANAGER
+from workqueue_operator.reconcile.outbox import REPORT_AFTER
 from workqueue_operator.reconcile.reporter import (
     EVENT_AGAIN_AFTER,
     EVENT_RATE,
     FAILED_AGAIN,
     MOST_EVENTS,
     NUMBERS_EVERY,
-    REPORT_AFTER,
     STATUS_EVERY,
     STATUS_RATE,
     Event,
@@ -34,7 +34,7 @@ CONFLICT = Finding("False", Reason.QUEUE_CONFLICT, "The queue exists with other 
 
 
 def status(**changes: Any) -> dict[str, Any]:
-    return {"observedGeneration": 3, "messages": 5, "workers": "1/1", "conditions": [], **changes}
+    return {"observedGeneration": 3, "messages": 5, "readyReplicas": 1, "conditions": [], **changes}
 
 
 def body(version: int, said: dict[str, Any], **about: str) -> dict[str, Any]:
@@ -178,7 +178,7 @@ async def test_status_of_earlier_process_is_not_rewritten(site: Site, store: Sto
     await site.status(status())
     assert not site.statuses
 
-    await site.status(status(workers="0/1", queueName="q"))
+    await site.status(status(readyReplicas=0, queueName="q"))
     await site.clock.advance(STATUS_EVERY)
     assert len(site.statuses) == 1
 
@@ -193,6 +193,18 @@ async def test_new_dead_letter_is_written_soon(site: Site) -> None:
     await site.clock.advance(STATUS_EVERY)
 
     assert [said["deadLetters"] for said in site.statuses] == [0, 1]
+
+
+async def test_numbers_are_exact_and_written_at_a_bounded_rate(site: Site) -> None:
+    for count in range(1001, 1041):
+        await site.status(status(messages=count, deadLetters=count))
+
+    written = [(said["messages"], said["deadLetters"]) for said in site.statuses]
+    passed = 40 * REPORT_AFTER
+    assert written[0] == (1001, 1001)
+    assert len(written) <= 1 + passed / NUMBERS_EVERY
+    await site.clock.advance(NUMBERS_EVERY)
+    assert site.statuses[-1]["deadLetters"] == 1040
 
 
 WIPED: dict[str, dict[str, Any]] = {
@@ -234,7 +246,7 @@ async def test_foreign_conditions_cause_no_status_write(site: Site, store: Store
 async def test_number_changes_alone_are_delayed_and_the_last_one_is_written(site: Site) -> None:
     await site.status(status())
     await site.clock.advance(2)
-    await site.status(status(messages=6, workers="2/2"))
+    await site.status(status(messages=6, readyReplicas=2))
     await site.status(status(messages=7))
     await site.clock.advance(NUMBERS_EVERY - 2.6)
     assert len(site.statuses) == 1

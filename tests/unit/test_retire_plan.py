@@ -20,7 +20,14 @@ from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import ANNOTATION_DELETION_COST, LABEL_RETIRING, LABEL_WORKQUEUE
 from workqueue_operator.workers import retire
 from workqueue_operator.workers.client import Address, Answer, SigningKeys, Workers, WorkerStatus
-from workqueue_operator.workers.retire import RetireOutcome, RetirePlan, Retirer, RetireSteps, plan
+from workqueue_operator.workers.retire import (
+    RetireOutcome,
+    RetirePlan,
+    Retirer,
+    RetireSteps,
+    cordoned_first,
+    plan,
+)
 
 NOW = 1_800_000_000.0
 
@@ -103,6 +110,19 @@ def test_retirement_candidates_are_idle_and_ordered(
     pods: list[PodView], statuses: dict[str, WorkerStatus], surplus: int, dead: list[str], ask: list[str]
 ) -> None:
     assert asked(plan(pods, statuses, surplus, NOW)) == (dead, ask)
+
+
+def test_idle_workers_on_cordoned_nodes_retire_first() -> None:
+    """Not before a pod of a lower rank, which Kubernetes removes first, and no busy one."""
+    pods = [
+        pod("a", node="sound"),
+        pod("b", node="cordoned"),
+        pod("c", node="cordoned"),
+        pod("d", node="sound", ready=False),
+    ]
+    statuses = {"a": worker(), "b": worker(1), "c": worker(), "d": worker()}
+    assert asked(plan(cordoned_first(pods, {"cordoned"}), statuses, 2, NOW)) == ([], ["d", "c"])
+    assert asked(plan(cordoned_first(pods, set()), statuses, 2, NOW)) == ([], ["d", "a"])
 
 
 # -- carrying it out

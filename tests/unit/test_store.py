@@ -397,6 +397,7 @@ def test_only_deployment_fields_a_pass_reads_are_kept(store: Store) -> None:
     body["spec"] = {
         "replicas": 3,
         "selector": {},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0}},
         "template": {
             "metadata": {"annotations": {**marked, "theirs": "x"}, "labels": {"a": "b"}},
             "spec": {"containers": []},
@@ -407,7 +408,11 @@ def test_only_deployment_fields_a_pass_reads_are_kept(store: Store) -> None:
     body["status"] = {**numbers, "availableReplicas": 1, "conditions": [{**condition, "reason": "x"}]}
     store.put_deployment(body)
     kept = store.deployments["team", "jobs-worker"]
-    assert kept["spec"] == {"replicas": 3, "template": {"metadata": {"annotations": marked}}}
+    assert kept["spec"] == {
+        "replicas": 3,
+        "strategy": {"rollingUpdate": {"maxSurge": "25%"}},
+        "template": {"metadata": {"annotations": marked}},
+    }
     assert kept["status"] == {**numbers, "conditions": [condition]}
     assert kept["metadata"] == {
         name: part for name, part in body["metadata"].items() if name != "managedFields"

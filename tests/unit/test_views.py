@@ -227,6 +227,7 @@ def test_pod_view_has_all_fields() -> None:
         created=CREATED,
         scheduled=True,
         started=True,
+        node="node-1",
     )
 
 

@@ -107,12 +107,14 @@ async def test_worker_state_is_read(workers: Workers) -> None:
         ),
         ({"recentHandlerSeconds": 0.0}, WorkerStatus(4, 1, True, 0.0, 0.5)),
         ({"retryDelaysSeconds": [1, 60]}, WorkerStatus(4, 1, True, 1.5, 0.5, frozenset({1, 60}))),
+        ({"busySeconds": 31.5}, WorkerStatus(4, 1, True, 1.5, 0.5, busy_seconds=31.5)),
     ],
     ids=[
         "nothing lately: the mean of all",
         "nothing at all yet",
         "a handler that takes no time",
         "delay queues",
+        "a handler that runs for long",
     ],
 )
 async def test_missing_worker_figures_are_unknown(
@@ -139,6 +141,7 @@ async def test_missing_worker_figures_are_unknown(
         {**STATUS, "retryDelaysSeconds": [86_401]},
         {**STATUS, "retryDelaysSeconds": list(range(1, 1000))},
         {**STATUS, "retryDelaysSeconds": 5},
+        {**STATUS, "busySeconds": -1},
     ],
     ids=[
         "an error",
@@ -155,6 +158,7 @@ async def test_missing_worker_figures_are_unknown(
         "a delay of more than a day",
         "too many delays",
         "no list of delays",
+        "a duration below zero",
     ],
 )
 async def test_unreadable_worker_response_is_none(endpoint: Endpoint, workers: Workers, status: Any) -> None:

@@ -254,3 +254,22 @@ async def test_webhook_that_is_down_for_a_side_object_does_not_stop_the_scaling(
     ensured = await workload.ensure(workqueue(), None)
     assert ensured.refusal is not None
     assert "failed calling webhook" in ensured.refusal.message
+
+
+async def test_proof_of_a_template_is_kept_in_its_deployment(
+    cluster: FakeCluster, workload: WorkloadApplier
+) -> None:
+    """So that a restarted operator need not start one worker first again."""
+    made = (await workload.ensure(workqueue(), None)).deployment
+    view = deployment_view(made)
+    assert view.proven_hash is None
+
+    proven = (await workload.ensure(workqueue(), made, proven_hash=view.template_hash)).deployment
+    assert deployment_view(proven).proven_hash == view.template_hash
+    assert len(applies(cluster)) == 2 + 1, "one to create it, one to hand over its count, one with the proof"
+
+    assert (await workload.ensure(workqueue(), proven)).deployment is proven, (
+        "without what the first process knew"
+    )
+    other = (await workload.ensure(workqueue(worker={"image": "jobs:2"}), proven)).deployment
+    assert deployment_view(other).proven_hash is None

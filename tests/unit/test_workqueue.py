@@ -176,7 +176,7 @@ def test_model_is_immutable() -> None:
 def test_status_survives_round_trip() -> None:
     wire = {
         "observedGeneration": 3,
-        "workers": "2/5",
+        "readyReplicas": 2,
         "messages": 0,
         "lastScaleTime": "2026-11-24T08:00:00Z",
         "conditions": [

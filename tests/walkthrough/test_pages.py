@@ -28,7 +28,7 @@ from tests.support.wait import eventually
 from tests.support.walkthrough import walk
 
 SECONDS = 240.0
-NAMESPACES = ("shop", "billing", "rabbitmq", "workqueue-system")
+NAMESPACES = ("shop", "billing", "orders", "rabbitmq", "workqueue-system")
 CRD = "workqueues.workqueue.dev"
 
 
@@ -37,7 +37,7 @@ def environment() -> Iterator[dict[str, str]]:
     """What `export KUBECONFIG=... PATH=...` of the first page gives, in an unprepared cluster."""
     programs = [str(PROGRAMS), str(Path(sys.executable).parent), os.environ["PATH"]]
     _clean()
-    yield {"KUBECONFIG": str(kubeconfig()), "PATH": ":".join(programs)}
+    yield {"KUBECONFIG": str(kubeconfig()), "PATH": ":".join(programs), "WORKQUEUE": str(CHECKOUT)}
     _clean()
 
 
@@ -69,16 +69,18 @@ RUN_ELSEWHERE = {
 
 @pytest.mark.timeout(900)
 def test_documented_commands_work(folder: Path, environment: dict[str, str]) -> None:
-    """Follow Get started and the tutorial step by step, then run every command of the other pages, then clean up."""
+    """Follow the pages for newcomers step by step, then run every command of the other pages, then clean up."""
     started = (CHECKOUT / "docs/get-started.md").read_text()
     journey, end = started.split("Clean up with")
-    tutorial = (CHECKOUT / "docs/tutorial.md").read_text()
-    _walk(folder, environment, {"get-started": journey, "tutorial": tutorial})
+    followed = {
+        name: (CHECKOUT / f"docs/{name}.md").read_text() for name in ("tutorial", "production-handler")
+    }
+    _walk(folder, environment, {"get-started": journey, **followed})
     _type_everything(folder, environment)
     _walk(folder, environment, {"clean-up": end})
     left = kubectl_json("get", "namespaces")["items"]
     living = {one["metadata"]["name"] for one in left if one["status"]["phase"] == "Active"}
-    assert not living & {"shop", "billing", "rabbitmq"}
+    assert not living & {"shop", "billing", "orders", "rabbitmq"}
 
 
 def test_every_documented_command_is_found_and_run() -> None:
@@ -92,7 +94,8 @@ def test_every_documented_command_is_found_and_run() -> None:
 def _pages() -> list[Path]:
     """All commands that are not followed step by step."""
     pages = sorted((CHECKOUT / "docs").rglob("*.md"))
-    return [page for page in pages if page.name not in {"get-started.md", "tutorial.md"}]
+    followed = {"get-started.md", "tutorial.md", "production-handler.md"}
+    return [page for page in pages if page.name not in followed]
 
 
 def _walk(folder: Path, environment: dict[str, str], pages: dict[str, str]) -> None:

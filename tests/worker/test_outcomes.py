@@ -378,6 +378,18 @@ def test_worker_reports_figures_of_last_minute(vhost: VirtualHost, workers: Work
     assert eventually(lambda: worker.status()["arrivalPerSecond"]) <= 3 / 5
 
 
+def test_worker_reports_for_how_long_its_oldest_handler_runs(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, "--concurrency", "2").wait_consuming()
+    assert worker.status()["busySeconds"] is None
+
+    publish(vhost, {"id": 1, "do": "sleep", "seconds": 6}, {"id": 2, "do": "sleep", "seconds": 0.5})
+    eventually(lambda: worker.events_of("end") == [2])
+
+    assert worker.status()["busySeconds"] >= 0.5, "the oldest handler counts"
+    eventually(lambda: worker.status()["busy"] == 0)
+    assert worker.status()["busySeconds"] is None
+
+
 def test_worker_names_its_declared_delay_queues(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--delays", "1800").wait_consuming()
     assert worker.status()["retryDelaysSeconds"] == []

@@ -15,7 +15,7 @@ from workqueue_kubectl import explain
 from workqueue_kubectl.cluster import Cluster, event_time
 from workqueue_kubectl.errors import KubectlError
 from workqueue_kubectl.kubectl import Object
-from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.api.workqueue import NEVER, WorkQueue
 from workqueue_operator.kube.views import PodView, existing, pod_view
 
 SHOWN_EVENTS: Final = 8
@@ -96,6 +96,7 @@ def _busy(statuses: Mapping[str, Object], pods: set[str]) -> int:
 def _lines(overview: Overview) -> list[str]:
     workqueue, now = overview.workqueue, overview.now
     status, most = workqueue.status, workqueue.spec.most_replicas
+    ready = f"{_known(status.ready_replicas)}/{_known(status.desired_replicas)}"
     least = min(workqueue.spec.scaling.min_replicas, most)
     lines = [
         f"WorkQueue   {workqueue.metadata.namespace}/{workqueue.metadata.name}",
@@ -103,7 +104,7 @@ def _lines(overview: Overview) -> list[str]:
         f"Connection  Secret {workqueue.spec.connection_secret_ref.name}",
         f"Messages    {_known(status.messages)} waiting, {_known(status.retrying)} retrying",
         f"Dead        {_known(status.dead_letters)}",
-        f"Workers     {status.workers or '?'} ready, {_known(status.busy_replicas)} busy",
+        f"Workers     {ready} ready, {_known(status.busy_replicas)} busy",
         f"Bounds      {least} to {most} {'replica' if most == 1 else 'replicas'}",
     ]
     if status.last_scale_time is not None:
@@ -114,7 +115,9 @@ def _lines(overview: Overview) -> list[str]:
                 condition.type,
                 condition.status.value,
                 condition.reason,
-                _ago(now - condition.last_transition_time) if condition.last_transition_time else "?",
+                _ago(now - condition.last_transition_time)
+                if condition.last_transition_time != NEVER
+                else "?",
                 condition.message,
             )
             for condition in status.conditions

@@ -108,7 +108,7 @@ def _row(workqueue: WorkQueue) -> tuple[str, ...]:
         _condition(workqueue, ConditionType.READY),
         _number(status.messages),
         _number(status.retrying),
-        status.workers or "?",
+        f"{_number(status.ready_replicas)}/{_number(status.desired_replicas)}",
         _number(status.busy_replicas),
         str(workqueue.spec.most_replicas),
         _number(status.dead_letters),

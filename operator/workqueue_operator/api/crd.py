@@ -15,7 +15,7 @@ import yaml
 from workqueue_operator import names
 from workqueue_operator.api.cel import VALIDATIONS, JsonSchema
 from workqueue_operator.api.reasons import ADVICE, ConditionType, Reason
-from workqueue_operator.api.workqueue import UNKNOWN_COUNT, Columns, WorkQueue
+from workqueue_operator.api.workqueue import NEVER, WorkQueue, timestamp
 
 HEADER: Final = (
     "# Generated from operator/workqueue_operator/api/workqueue.py by "
@@ -91,9 +91,9 @@ def _not_looked_at() -> JsonSchema:
         "status": "Unknown",
         "reason": Reason.AWAITING_OPERATOR.value,
         "message": ADVICE[Reason.AWAITING_OPERATOR],
+        "lastTransitionTime": timestamp(NEVER),
     }
-    columns = dict.fromkeys(Columns.model_fields, UNKNOWN_COUNT)
-    return {"conditions": [condition], "workers": UNKNOWN_COUNT, "columns": columns}
+    return {"conditions": [condition]}
 
 
 def text() -> str:
@@ -166,16 +166,13 @@ def _printer_columns() -> list[JsonSchema]:
     ready = '.status.conditions[?(@.type=="Ready")]'
     return [
         column("Ready", "string", f"{ready}.status", "The status of the condition Ready."),
-        column("Messages", "string", ".status.columns.messages", "Messages waiting in the queue."),
-        column("Workers", "string", ".status.workers", "Ready and desired replicas."),
-        column("Busy", "string", ".status.columns.busy", "Pods with a message in the handler."),
-        column("Dead", "string", ".status.columns.dead", "Messages in the dead-letter queue."),
+        column("Messages", "integer", ".status.messages", "Messages waiting in the queue."),
+        column("Workers", "integer", ".status.readyReplicas", "Pods that are Ready."),
+        column("Desired", "integer", ".status.desiredReplicas", "Replica count that the operator set."),
+        column("Busy", "integer", ".status.busyReplicas", "Pods with a message in the handler."),
+        column("Dead", "integer", ".status.deadLetters", "Messages in the dead-letter queue."),
         column(
-            "Retrying",
-            "string",
-            ".status.columns.retrying",
-            "Messages waiting for their next attempt.",
-            wide=True,
+            "Retrying", "integer", ".status.retrying", "Messages waiting for their next attempt.", wide=True
         ),
         column("Queue", "string", ".status.queueName", "The queue in RabbitMQ.", wide=True),
         column("Type", "string", ".spec.queue.type", "Quorum or Classic.", wide=True),

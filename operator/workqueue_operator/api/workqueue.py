@@ -7,7 +7,7 @@ server also enforces the CEL rules. The model checks only what the code relies o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Self
 
@@ -28,7 +28,6 @@ from workqueue_operator.names import GROUP, MAX_NAME_LENGTH
 DEFAULT_MESSAGES_PER_REPLICA: Final = 10
 MAX_REPLICAS: Final = 1000
 
-UNKNOWN_COUNT: Final = "?"
 """Shown for an unknown count. Unknown is not zero, and `kubectl get` would leave a missing number blank."""
 
 MOST_RETRY_DELAYS: Final = 64
@@ -788,49 +787,41 @@ class ConditionStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
-class Condition(_Model):
-    """One aspect of the WorkQueue's state."""
+NEVER: Final = datetime.fromtimestamp(0, UTC)
+"""The transition time of a condition that no one has looked at yet."""
 
-    type: str = Field(min_length=1, max_length=316)
+_QUALIFIED: Final = (
+    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$"
+)
+_CAMEL_CASE: Final = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
+"""The patterns of metav1.Condition. Only the API server checks them: conditions of others must not fail a pass."""
+
+
+class Condition(_Model):
+    """One aspect of the WorkQueue's state, as metav1.Condition."""
+
+    type: str = Field(min_length=1, max_length=316, json_schema_extra={"pattern": _QUALIFIED})
     """Which aspect, such as Ready."""
 
     status: ConditionStatus
     """True, False or Unknown."""
 
-    reason: str = Field(min_length=1, max_length=1024)
+    reason: str = Field(min_length=1, max_length=1024, json_schema_extra={"pattern": _CAMEL_CASE})
     """The reason in one CamelCase word."""
 
     message: str = Field(max_length=32768)
     """The reason in a sentence that says what to do."""
 
-    last_transition_time: datetime | None = None
-    """When the status last changed."""
+    last_transition_time: datetime = NEVER
+    """When the status last changed. 1970-01-01T00:00:00Z before the operator has looked at the WorkQueue."""
 
     observed_generation: Count | None = None
     """The generation of the WorkQueue that the condition describes."""
 
 
-class Columns(_Model):
-    """The columns of `kubectl get`: each count as text, or `?` while it is unknown."""
-
-    messages: str | None = None
-    """Messages waiting in the queue."""
-
-    retrying: str | None = None
-    """Messages waiting for their next attempt."""
-
-    busy: str | None = None
-    """Pods with a message in the handler."""
-
-    dead: str | None = None
-    """Messages in the dead-letter queue."""
-
-
 class WorkQueueStatus(_Model):
-    """The observed state. Message counts above 100 are rounded to two significant digits.
-
-    An unknown count is absent, because unknown is not zero.
-    """
+    """The observed state. An unknown count is absent, because unknown is not zero."""
 
     observed_generation: Count | None = None
     """The generation of the WorkQueue that the operator reconciled last."""
@@ -850,17 +841,8 @@ class WorkQueueStatus(_Model):
     desired_replicas: Count | None = None
     """Replica count that the operator set."""
 
-    workers: str | None = None
-    """Ready and desired replicas, for example 2/5, or `?` while they are unknown."""
-
-    columns: Columns | None = None
-    """The counts as `kubectl get` shows them."""
-
     selector: str | None = None
     """Label selector of the pods, for the scale subresource."""
-
-    proven_template_hash: str | None = None
-    """Hash of the last pod template of which a pod became Ready."""
 
     messages: Count | None = None
     """Messages waiting in the queue."""

@@ -246,6 +246,11 @@ def secret_path(namespace: str, name: str) -> str:
     return f"{secrets_path(namespace)}/{_part(name)}"
 
 
+def nodes_path() -> str:
+    """Return the path of all nodes."""
+    return "/api/v1/nodes"
+
+
 def namespaces_path() -> str:
     """Return the path of all namespaces."""
     return "/api/v1/namespaces"

@@ -32,6 +32,7 @@ _READ: Final[dict[str, dict[str, Any]]] = {
     "deployments": {
         "spec": {
             "replicas": ...,
+            "strategy": {"rollingUpdate": {"maxSurge": ...}},
             "template": {
                 "metadata": {"annotations": {ANNOTATION_TEMPLATE_HASH: ..., ANNOTATION_BROKER: ...}}
             },
@@ -199,7 +200,7 @@ class Store:
         """Store a pod.
 
         Args:
-            our_mark: whether this is the answer to the operator's own write of a mark, which needs no pass.
+            our_mark: whether this is the answer to the operator's own write of marks, which needs no pass.
         """
         key, owner = key_of(body), _owner(body)
         if owner is None or not self._is_news("pods", key, body):
@@ -209,7 +210,9 @@ class Store:
             self._disown(key, known)
         pod = self.pods[key] = pod_view(body)
         self._pods_of[owner].add(key)
-        if known is None or pod != (replace(known, marked=pod.marked) if our_mark else known):
+        if known is not None and our_mark:
+            known = replace(known, marked=pod.marked, protection=pod.protection)
+        if pod != known:
             self.wake(owner)
         return True
 

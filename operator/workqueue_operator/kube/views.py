@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import Any, Final
 
 from workqueue.contract.worker_api import ExitCode
@@ -12,9 +13,11 @@ from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.names import (
     ANNOTATION_BROKER,
     ANNOTATION_DELETION_COST,
+    ANNOTATION_PROTECTED,
     ANNOTATION_TEMPLATE_HASH,
     HANDLER_CONTAINER,
     LABEL_WORKQUEUE,
+    PROTECTION,
     WORKER_CONTAINER,
 )
 
@@ -23,7 +26,19 @@ _PULL_ERRORS: Final = frozenset(
 )
 _CONFIG_ERRORS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
+PROVEN_SURGE: Final = "25%"
+"""How many pods a rollout starts beside the old ones, once a pod of the template has been Ready. Before that, 1."""
+
 _OWN: Final = {WORKER_CONTAINER: 0, HANDLER_CONTAINER: 1}
+
+
+class Protection(Enum):
+    """Who has set the annotations with which autoscalers leave the node of a pod alone."""
+
+    NONE = "none"
+    OPERATOR = "operator"
+    OTHERS = "others"
+    """The user, in the pod template or on the pod. The operator then changes none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,7 @@ class PodView:
         workqueue: the WorkQueue that its label names.
         replicaset: the name of its ReplicaSet.
         broker: the broker to which its worker connects; empty when the template does not name one.
+        node: the name of its node; empty before it has one.
     """
 
     name: str
@@ -59,6 +75,8 @@ class PodView:
     workqueue: str = ""
     replicaset: str = ""
     broker: str = ""
+    node: str = ""
+    protection: Protection = Protection.NONE
 
     @property
     def rank(self) -> tuple[bool, bool, bool]:
@@ -79,6 +97,8 @@ class DeploymentView:
         rolled_out: whether the controller has seen the last spec, and all pods have the current template.
         refusal: why the API server refuses to create its pods, if it does.
         broker: the broker to which its workers connect; empty when the template does not name one.
+        proven_hash: the hash of its template, if a pod of that template has been Ready. The operator then lets a
+            rollout replace more than one pod at a time; that is where this is kept.
     """
 
     name: str
@@ -91,6 +111,7 @@ class DeploymentView:
     template_hash: str
     refusal: Unknown | None
     broker: str = ""
+    proven_hash: str | None = None
 
 
 def pod_view(body: Mapping[str, Any]) -> PodView:
@@ -99,6 +120,7 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
     annotations = metadata.get("annotations") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     worker = _container(status.get("containerStatuses"), WORKER_CONTAINER)
+    node = (body.get("spec") or {}).get("nodeName", "")
     return PodView(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -110,7 +132,7 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
         marked=ANNOTATION_DELETION_COST in annotations,
         failure=_failure(metadata["name"], status, conditions),
         created=datetime.fromisoformat(metadata["creationTimestamp"]).timestamp(),
-        scheduled=bool((body.get("spec") or {}).get("nodeName")),
+        scheduled=bool(node),
         started=status.get("phase") == "Running",
         ended=status.get("phase") in {"Succeeded", "Failed"},
         workqueue=(metadata.get("labels") or {}).get(LABEL_WORKQUEUE, ""),
@@ -118,7 +140,15 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
             (o["name"] for o in metadata.get("ownerReferences") or () if o.get("controller")), ""
         ),
         broker=annotations.get(ANNOTATION_BROKER, ""),
+        node=node,
+        protection=_protection(annotations),
     )
+
+
+def _protection(annotations: Mapping[str, str]) -> Protection:
+    if ANNOTATION_PROTECTED in annotations:
+        return Protection.OPERATOR
+    return Protection.OTHERS if PROTECTION.keys() & annotations.keys() else Protection.NONE
 
 
 def existing(pods: Iterable[PodView]) -> list[PodView]:
@@ -134,6 +164,8 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     failure = conditions.get("ReplicaFailure", {})
     current = status.get("replicas", 0)
+    surge = ((spec.get("strategy") or {}).get("rollingUpdate") or {}).get("maxSurge")
+    template_hash = template.get(ANNOTATION_TEMPLATE_HASH, "")
     return DeploymentView(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -143,11 +175,12 @@ def deployment_view(body: Mapping[str, Any]) -> DeploymentView:
         ready=status.get("readyReplicas", 0),
         rolled_out=status.get("observedGeneration", 0) >= metadata["generation"]
         and status.get("updatedReplicas", 0) == current,
-        template_hash=template.get(ANNOTATION_TEMPLATE_HASH, ""),
+        template_hash=template_hash,
         refusal=Unknown(Reason.POD_REFUSED, f"The API server refuses the pods: {failure.get('message', '')}")
         if failure.get("status") == "True"
         else None,
         broker=template.get(ANNOTATION_BROKER, ""),
+        proven_hash=template_hash if surge == PROVEN_SURGE else None,
     )
 
 

@@ -36,6 +36,7 @@ from workqueue_operator.names import LABEL_OPERATOR
 from workqueue_operator.ports import Clock
 from workqueue_operator.reconcile import status
 from workqueue_operator.reconcile.finalize import Finalizer
+from workqueue_operator.reconcile.protection import Protector
 from workqueue_operator.reconcile.queue import Lane, NextPass, ReconcileQueue
 from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.reconcile.state import PassState
@@ -115,6 +116,7 @@ class Dependencies:
     targets: Targets
     scaler: Scaler
     reporter: Reporter
+    protector: Protector
     finalizer: Finalizer
     bindings: Bindings
     metrics: Metrics
@@ -324,7 +326,7 @@ class Reconciler:
     ) -> tuple[status.Outcome, float]:
         """A pass without a depth holds the count, unless a person has pinned it."""
         unknown = Unknown(problem.reason, problem.message)
-        ensured = await self._parts.targets.ensure(workqueue)
+        ensured = await self._parts.targets.ensure(workqueue, proven_hash=state.gathered.proven_hash)
         workload: WorkloadState | Unknown = (
             ensured
             if isinstance(ensured, Unknown)
@@ -432,6 +434,7 @@ class Reconciler:
         snapshot = replace(snapshot, deployment=scaled.deployment, pods=parts.targets.pods(workqueue))
         doorbell = await wake.adjust_doorbell(snapshot, decision, handle)
         snapshot, state.gathered = await parts.gatherer.gather_rest(snapshot, state.gathered)
+        parts.protector.update(workqueue.metadata.namespace, snapshot.pods, snapshot.readings.statuses)
         retrying, state.retries = await retries.waiting(snapshot, state.retries, handle)
         # The queue has vanished since the pass began. The next pass declares it again.
         vanished = isinstance(snapshot.readings.counts, QueueMissing)
@@ -454,7 +457,6 @@ class Reconciler:
             busy=busy_pods(snapshot.readings, snapshot.depth, current),
             ignored=snapshot.minimum.ignored,
             last_scale=state.last_scale,
-            proven_hash=state.gathered.proven_hash,
         )
         # A ring that led to nothing: whatever took its message may requeue it.
         fruitless_ring = ring_at is not None and not isinstance(decision, ScaleOut)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -26,13 +26,11 @@ from workqueue_operator.kube.views import DeploymentView
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import API_VERSION, EVENT_REPORTER, KIND, STATUS_FIELD_MANAGER
 from workqueue_operator.ports import Clock, Kubernetes, Timer
+from workqueue_operator.reconcile.outbox import Outboxes, Rate
 from workqueue_operator.reconcile.status import Outcome
 from workqueue_operator.scaling.decide import Depth
 
 logger = logging.getLogger(__name__)
-
-REPORT_AFTER: Final = 0.25
-"""Seconds between a pass and its report. When many queues wake together, the API server writes their counts first."""
 
 STATUS_EVERY: Final = 0.5
 """Seconds between two writes of the status of one WorkQueue. A wake changes several conditions within that time."""
@@ -40,7 +38,7 @@ STATUS_EVERY: Final = 0.5
 NUMBERS_EVERY: Final = 5.0
 """Seconds between two writes of the status when only its numbers changed, or only another writer changed it.
 
-Dead letters are not among these numbers. Above 100 they are rounded.
+A new dead letter is written sooner. Above 100, only a change of the first two digits is.
 """
 
 FAILED_AGAIN: Final = (1.0, 60.0)
@@ -56,23 +54,13 @@ _NUMBERS: Final = frozenset(
     {
         "messages",
         "retrying",
-        "columns",
         "consumers",
         "busyReplicas",
         "readyReplicas",
         "replicas",
-        "workers",
+        "deadLetters",
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """A token bucket: `burst` writes immediately, then `per_second` a second. At most `together` at a time."""
-
-    per_second: float
-    burst: int
-    together: int
 
 
 STATUS_RATE: Final = Rate(per_second=50.0, burst=100, together=4)
@@ -120,87 +108,6 @@ class Event:
     warning: bool = False
 
 
-class _Outbox:
-    """The writes of one namespace that wait for their turn, the oldest first.
-
-    After each write the next one begins, if the rate allows it. The timer begins the first one.
-    """
-
-    def __init__(self, clock: Clock, rate: Rate) -> None:
-        self._clock = clock
-        self._rate = rate
-        self._waiting: dict[Hashable, Callable[[], Coroutine[Any, Any, None]]] = {}
-        self._running: dict[Hashable, asyncio.Task[None]] = {}
-        self._paid_until = 0.0
-        self._timer: Timer | None = None
-        self._limited = True
-
-    def __len__(self) -> int:
-        return len(self._waiting) + len(self._running)
-
-    @property
-    def running(self) -> list[asyncio.Task[None]]:
-        """The writes that have begun."""
-        return [*self._running.values()]
-
-    def put(self, name: Hashable, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Add a write. It replaces a waiting write of the same name, and follows a running one."""
-        self._waiting[name] = write
-        if self._timer is None:
-            self._timer = self._clock.call_later(REPORT_AFTER, self._on_timer)
-
-    def remove(self, name: Hashable) -> None:
-        """Remove a waiting write, if there is one."""
-        self._waiting.pop(name, None)
-
-    def clear(self) -> None:
-        """Remove all waiting writes, and cancel the running ones."""
-        self._waiting.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        for task in self._running.values():
-            if task is not asyncio.current_task():
-                task.cancel()
-
-    def stop_limiting(self) -> None:
-        """Begin with the waiting writes now, however many there were."""
-        self._limited = False
-        self._start()
-
-    def _start(self) -> None:
-        while len(self._running) < self._rate.together:
-            name = next((one for one in self._waiting if one not in self._running), None)
-            if name is None or not self._has_token():
-                return
-            task = asyncio.create_task(self._waiting.pop(name)(), name=f"report {name}")
-            self._running[name] = task
-            task.add_done_callback(partial(self._on_end, name))
-
-    def _has_token(self) -> bool:
-        """Take a token. Without one, the outbox continues when there is one."""
-        if not self._limited:
-            return True
-        now, each = self._clock.monotonic(), 1 / self._rate.per_second
-        paid_until = max(self._paid_until, now - each * self._rate.burst) + each
-        if paid_until <= now:
-            self._paid_until = paid_until
-            return True
-        if self._timer is None:
-            self._timer = self._clock.call_later(paid_until - now, self._on_timer)
-        return False
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._start()
-
-    def _on_end(self, name: Hashable, task: asyncio.Task[None]) -> None:
-        del self._running[name]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("A report failed unexpectedly.", exc_info=error)
-        self._start()
-
-
 class Reporter:
     """Writes status and Events.
 
@@ -225,8 +132,8 @@ class Reporter:
         self._metrics = metrics
         self._instance = instance
         self._reports: dict[str, _Report] = {}
-        self._statuses: dict[str, _Outbox] = {}
-        self._events: dict[str, _Outbox] = {}
+        self._statuses = Outboxes(clock, STATUS_RATE)
+        self._events = Outboxes(clock, EVENT_RATE)
         self._told: dict[str, dict[str, tuple[str, str]]] = {}
         self._sent: dict[str, dict[tuple[str, str], float]] = {}
         self._event_number = 0
@@ -237,8 +144,7 @@ class Reporter:
         report = self._reports.pop(uid, None)
         if report is not None:
             _cancel_timer(report)
-            if (outbox := self._statuses.get(report.key[0])) is not None:
-                outbox.remove(uid)
+            self._statuses.of(report.key[0]).remove(uid)
         self._told.pop(uid, None)
         self._sent.pop(uid, None)
 
@@ -251,7 +157,7 @@ class Reporter:
         for uid in list(self._reports):
             self._offer(uid, hurry=True)
         self._open = False
-        outboxes = [*self._statuses.values(), *self._events.values()]
+        outboxes = [*self._statuses, *self._events]
         for outbox in outboxes:
             outbox.stop_limiting()
         deadline = self._clock.monotonic() + patience
@@ -268,7 +174,7 @@ class Reporter:
         self._open = False
         for report in self._reports.values():
             _cancel_timer(report)
-        for outbox in (*self._statuses.values(), *self._events.values()):
+        for outbox in (*self._statuses, *self._events):
             outbox.clear()
 
     # -- numbers -------------------------------------------------------------------------------------
@@ -325,7 +231,7 @@ class Reporter:
         if wait > 0 and not hurry:
             report.timer = self._clock.call_later(wait, partial(self._offer, uid))
         else:
-            self._outbox(self._statuses, report.key[0], STATUS_RATE).put(uid, partial(self._write, uid))
+            self._statuses.of(report.key[0]).put(uid, partial(self._write, uid))
 
     def _due_in(self, report: _Report, uid: str) -> float | None:
         """Return the seconds until the report may be written; None when the WorkQueue shows it already."""
@@ -396,13 +302,6 @@ class Reporter:
             return {}
         shown: Mapping[str, Any] = body.get("status") or {}
         return shown
-
-    def _outbox(self, outboxes: dict[str, _Outbox], namespace: str, rate: Rate) -> _Outbox:
-        if namespace not in outboxes:
-            for idle in [other for other, outbox in outboxes.items() if not len(outbox)]:
-                del outboxes[idle]
-            outboxes[namespace] = _Outbox(self._clock, rate)
-        return outboxes[namespace]
 
     # -- Events --------------------------------------------------------------------------------------
 
@@ -477,7 +376,7 @@ class Reporter:
         self._queue_event(regarding, event)
 
     def _queue_event(self, regarding: Mapping[str, str], event: Event) -> None:
-        outbox = self._outbox(self._events, regarding["namespace"], EVENT_RATE)
+        outbox = self._events.of(regarding["namespace"])
         if not self._open or len(outbox) >= MOST_EVENTS:
             return
         self._event_number += 1
@@ -527,6 +426,7 @@ def _says_all_of(shown: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
 def _without_numbers(status: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part that is written immediately. The reason of an active scaling changes as often as a number."""
     rest = {name: value for name, value in status.items() if name not in _NUMBERS}
+    rest["deadLetters"] = _two_digits(status.get("deadLetters"))
     rest["conditions"] = [
         (one["type"], one["status"])
         if (one["type"], one["status"]) == (ConditionType.SCALING_ACTIVE.value, "True")
@@ -535,6 +435,13 @@ def _without_numbers(status: Mapping[str, Any]) -> dict[str, Any]:
         for one in status.get("conditions", ())
     ]
     return rest
+
+
+def _two_digits(count: int | None) -> int | None:
+    """Return the count with two significant digits above 100: 1,234 becomes 1,200."""
+    if count is None or count <= 100:  # noqa: PLR2004 - as the docstring says
+        return count
+    return int(float(f"{count:.1e}"))
 
 
 def _with_times_of(before: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, Any]:

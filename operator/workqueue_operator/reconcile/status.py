@@ -1,7 +1,7 @@
 """Make the status of a WorkQueue from the outcome of a pass. PURE.
 
-This is the last step of a pass; the reporter writes the result. Numbers are in fields of their own, rounded, and
-never in the message of a condition, so that a busy queue does not rewrite its conditions.
+This is the last step of a pass; the reporter writes the result. Numbers are in fields of their own and never in
+the message of a condition, so that a busy queue does not rewrite its conditions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from workqueue_operator.api.reasons import ADVICE, ConditionType, Finding, Reason, Unknown
-from workqueue_operator.api.workqueue import UNKNOWN_COUNT, WorkQueue, timestamp
+from workqueue_operator.api.workqueue import NEVER, WorkQueue, timestamp
 from workqueue_operator.kube.views import DeploymentView, PodView
 from workqueue_operator.names import pod_selector
 from workqueue_operator.scaling.decide import Decision, Depth, Hold
@@ -48,14 +48,6 @@ _WORTH_SAYING: Final = frozenset(
 )
 """Reasons why the count differs from what the backlog alone asks for."""
 
-_COLUMNS: Final = {
-    "messages": "messages",
-    "retrying": "retrying",
-    "busy": "busyReplicas",
-    "dead": "deadLetters",
-}
-_REPLICAS: Final = frozenset({"replicas", "readyReplicas", "desiredReplicas", "busyReplicas"})
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -88,14 +80,6 @@ class Outcome:
     retrying: int | None = None
     retry_delays: tuple[int, ...] | None = None
     last_scale: Mapping[str, str] = field(default_factory=dict)
-    proven_hash: str | None = None
-
-
-def rounded(count: int) -> int:
-    """Two significant digits above 100: 1,234 becomes 1,200."""
-    if count <= 100:  # noqa: PLR2004 - the bound that the field's description names
-        return count
-    return int(float(f"{count:.1e}"))
 
 
 def conditions(workqueue: WorkQueue, outcome: Outcome) -> dict[ConditionType, Finding]:
@@ -130,8 +114,6 @@ def status(
     delays = workqueue.status.retry_delays_seconds if outcome.retry_delays is None else outcome.retry_delays
     if delays:
         fields["retryDelaysSeconds"] = list(delays)
-    if proven := outcome.proven_hash or workqueue.status.proven_template_hash:
-        fields["provenTemplateHash"] = proven
     fields["conditions"] = [_condition(workqueue, kind, finding, now) for kind, finding in findings.items()]
     return fields
 
@@ -146,13 +128,13 @@ def unreadable(workqueue: WorkQueue, finding: Finding, now: str) -> dict[str, An
 
 def _condition(workqueue: WorkQueue, kind: ConditionType, finding: Finding, now: str) -> dict[str, Any]:
     before = workqueue.status.condition(kind)
-    since = before.last_transition_time if before and before.status.value == finding.status else None
+    since = before.last_transition_time if before and before.status.value == finding.status else NEVER
     return {
         "type": kind.value,
         "status": finding.status,
         "reason": finding.reason.value,
         "message": finding.message,
-        "lastTransitionTime": timestamp(since) if since else now,
+        "lastTransitionTime": now if since == NEVER else timestamp(since),
         "observedGeneration": workqueue.metadata.generation,
     }
 
@@ -169,7 +151,7 @@ def _last_scale_before(workqueue: WorkQueue) -> dict[str, str]:
 
 
 def _counts(workqueue: WorkQueue, outcome: Outcome) -> dict[str, Any]:
-    """Return the known counts. An unknown count is missing, and its column shows `?`."""
+    """Return the known counts."""
     found: dict[str, int | None] = {
         "messages": None,
         "retrying": outcome.retrying,
@@ -187,16 +169,7 @@ def _counts(workqueue: WorkQueue, outcome: Outcome) -> dict[str, Any]:
             "readyReplicas": outcome.deployment.ready,
             "desiredReplicas": outcome.deployment.replicas,
         }
-    counts = {
-        name: count if name in _REPLICAS else rounded(count)
-        for name, count in found.items()
-        if count is not None
-    }
-    workers = UNKNOWN_COUNT
-    if isinstance(outcome.deployment, DeploymentView):
-        workers = f"{outcome.deployment.ready}/{outcome.deployment.replicas}"
-    columns = {column: str(counts.get(name, UNKNOWN_COUNT)) for column, name in _COLUMNS.items()}
-    return {**counts, "workers": workers, "columns": columns}
+    return {name: count for name, count in found.items() if count is not None}
 
 
 def _negative(unknown: Unknown) -> Finding:

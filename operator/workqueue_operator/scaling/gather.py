@@ -119,7 +119,7 @@ class Gatherer:
         Returns:
             The snapshot, and the state for the next pass.
         """
-        ensured = await self._targets.ensure(workqueue, connection.binding.display)
+        ensured = await self._targets.ensure(workqueue, connection.binding.display, state.proven_hash)
         deployment = ensured if isinstance(ensured, Unknown) else deployment_view(ensured.deployment)
         pods = self._targets.pods(workqueue)
         minimum = schedule.minimum_replicas(workqueue.spec, self._clock.now())

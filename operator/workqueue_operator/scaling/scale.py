@@ -5,6 +5,8 @@ Every write of a count goes through this module. The reconciler sends its Event 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -23,7 +25,15 @@ from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut, 
 from workqueue_operator.scaling.snapshot import Snapshot
 from workqueue_operator.workers.apply import REFUSED_AGAIN, WorkloadApplier
 from workqueue_operator.workers.client import Answer, SigningKeys
-from workqueue_operator.workers.retire import CONFLICT, UNSEEN, RetireOutcome, Retirer, RetireSteps, plan
+from workqueue_operator.workers.retire import (
+    CONFLICT,
+    UNSEEN,
+    RetireOutcome,
+    Retirer,
+    RetireSteps,
+    cordoned_first,
+    plan,
+)
 
 UNREACHABLE_AFTER: Final = 30.0
 """Seconds after which a condition names a worker that cannot be asked to leave."""
@@ -123,13 +133,25 @@ class _Attempt:
 
 
 class Scaler:
-    """Changes counts."""
+    """Changes counts.
 
-    def __init__(self, store: Store, workload: WorkloadApplier, retirer: Retirer, clock: Clock) -> None:
+    Args:
+        cordoned: returns the names of the cordoned nodes, as far as they are known.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        workload: WorkloadApplier,
+        retirer: Retirer,
+        clock: Clock,
+        cordoned: Callable[[], AbstractSet[str]] = frozenset,
+    ) -> None:
         self._store = store
         self._workload = workload
         self._retirer = retirer
         self._clock = clock
+        self._cordoned = cordoned
 
     async def scale(
         self, snapshot: Snapshot, decision: Decision, state: ScaleState, handle: Broker
@@ -237,7 +259,12 @@ class Scaler:
         surplus, begun = deployment.replicas - decision.replicas, self._clock.monotonic()
         outcome = await self._retirer.retire(
             workqueue.metadata.namespace,
-            plan(snapshot.pods, snapshot.readings.statuses, surplus, self._clock.now().timestamp()),
+            plan(
+                cordoned_first(snapshot.pods, self._cordoned()),
+                snapshot.readings.statuses,
+                surplus,
+                self._clock.now().timestamp(),
+            ),
             SigningKeys(key, handle.broker.binding.signing_key),
             RetireSteps(
                 pods=lambda: self._store.pods_of(workqueue.key),

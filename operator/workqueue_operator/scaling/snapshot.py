@@ -62,7 +62,7 @@ class Snapshot:
             unknown = readings.unacknowledged if isinstance(readings.unacknowledged, Unknown) else None
             # The operator does not trim a Deployment of others: it may not know yet that an autoscaler scales it.
             return WorkloadState(deployment.replicas, unsettled=unknown)
-        proven = self.proven_hash or self.workqueue.status.proven_template_hash
+        proven = self.proven_hash or deployment.proven_hash
         return WorkloadState(
             replicas=deployment.replicas,
             proven=proven == deployment.template_hash,

@@ -116,7 +116,13 @@ class WorkloadApplier:
         self._turns.pop(uid, None)
         self._keys.forget(uid)
 
-    async def ensure(self, workqueue: WorkQueue, seen: Object | None, broker: str | None = None) -> Ensured:
+    async def ensure(
+        self,
+        workqueue: WorkQueue,
+        seen: Object | None,
+        broker: str | None = None,
+        proven_hash: str | None = None,
+    ) -> Ensured:
         """Apply the Deployment and the objects beside it, if they differ from what the WorkQueue asks for.
 
         A refusal does not stop the scaling. The Deployment of the last admitted template still works, and so does a
@@ -126,6 +132,8 @@ class WorkloadApplier:
             seen: the Deployment in the store, or None.
             broker: the broker that has the queue (`Binding.display`); None when it is not known, which changes
                 nothing.
+            proven_hash: the hash of the last template of which a pod was Ready; None when it is not known, which
+                changes nothing.
 
         Raises:
             ReconcileError: the name is taken, or the API server refuses to create the Deployment.
@@ -133,11 +141,12 @@ class WorkloadApplier:
         """
         if seen is not None:
             _require_ours(seen, workqueue)
+        before = None if seen is None else deployment_view(seen)
         wanted = render.deployment(
             workqueue,
             self._defaults,
-            broker=broker or ("" if seen is None else deployment_view(seen).broker),
-            proven_hash=workqueue.status.proven_template_hash,
+            broker=broker or (before.broker if before else ""),
+            proven_hash=proven_hash or (before.proven_hash if before else None),
         )
         uid = workqueue.metadata.uid
         refusal = self._refusals.get(uid)

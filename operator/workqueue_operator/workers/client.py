@@ -75,6 +75,7 @@ class WorkerStatus:
         handler_seconds: mean time of recent handlers, None before the first.
         deliveries_per_second: its recent rate.
         retry_delays: seconds of the delay queues that it has declared; None from a worker of an older release.
+        busy_seconds: for how long its oldest handler has run; None without one, or from a worker of an older release.
     """
 
     slots: int
@@ -83,6 +84,7 @@ class WorkerStatus:
     handler_seconds: float | None
     deliveries_per_second: float
     retry_delays: frozenset[int] | None = None
+    busy_seconds: float | None = None
 
 
 ENDED: Final = WorkerStatus(
@@ -286,6 +288,7 @@ def _parse(said: Any) -> WorkerStatus:
     if not isinstance(said, dict):
         raise TypeError("the answer is no object")
     recent = said.get(StatusField.RECENT_HANDLER_SECONDS)
+    busy_seconds = said.get(StatusField.BUSY_SECONDS)
     seconds = recent if recent is not None else said.get(StatusField.MEAN_HANDLER_SECONDS)
     return WorkerStatus(
         slots=int(_number(said[StatusField.SLOTS])),
@@ -294,6 +297,7 @@ def _parse(said: Any) -> WorkerStatus:
         handler_seconds=None if seconds is None else _number(seconds),
         deliveries_per_second=_number(said.get(StatusField.ARRIVAL_PER_SECOND) or 0.0),
         retry_delays=_delays(said.get(StatusField.RETRY_DELAYS_SECONDS)),
+        busy_seconds=None if busy_seconds is None else _number(busy_seconds),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 from workqueue.contract.topology import DEFAULT_DELIVERY_LIMIT, QueueType
 from workqueue.contract.worker_api import LIVE_PATH, PORT, READY_PATH, Isolation, Variable
 from workqueue_operator.api.workqueue import Handler, PodSecurity, Wake, Worker, WorkQueue
+from workqueue_operator.kube.views import PROVEN_SURGE
 from workqueue_operator.names import (
     ANNOTATION_BROKER,
     ANNOTATION_TEMPLATE_HASH,
@@ -118,7 +119,10 @@ def deployment(workqueue: WorkQueue, defaults: Defaults, *, broker: str, proven_
             "revisionHistoryLimit": 2,
             "strategy": {
                 "type": "RollingUpdate",
-                "rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%" if hashed == proven_hash else 1},
+                "rollingUpdate": {
+                    "maxUnavailable": 0,
+                    "maxSurge": PROVEN_SURGE if hashed == proven_hash else 1,
+                },
             },
             "template": template,
         },

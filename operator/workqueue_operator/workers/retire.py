@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
@@ -118,13 +119,18 @@ START_SECONDS: Final = 60.0
 """Seconds within which a scheduled pod may have a running worker that the kubelet has not reported yet."""
 
 
+def cordoned_first(pods: Sequence[PodView], cordoned: AbstractSet[str]) -> list[PodView]:
+    """Return the pods with those on cordoned nodes first. Otherwise their order stays. Pure."""
+    return sorted(pods, key=lambda pod: pod.node not in cordoned)
+
+
 def plan(
     pods: Sequence[PodView], statuses: Mapping[str, WorkerStatus], surplus: int, now: float
 ) -> RetirePlan:
     """Choose which workers to ask: first workers that do not run, then idle ones, then those in an unknown state.
 
     Pure. Busy workers are not asked. Lower ranks come first, because Kubernetes removes them first, whatever the
-    marks say.
+    marks say. Of equal workers, the first ones in `pods` are asked.
 
     Args:
         now: Unix seconds.
@@ -132,11 +138,11 @@ def plan(
     alive = [pod for pod in pods if not pod.terminating]
     dead = sorted(
         (pod for pod in alive if not pod.running and not _may_be_starting(pod, now)),
-        key=lambda pod: (pod.rank, pod.name),
+        key=lambda pod: pod.rank,
     )[:surplus]
     idle = sorted(
         (pod for pod in alive if pod.running and not _busy(pod, statuses)),
-        key=lambda pod: (pod.rank, pod.name not in statuses, pod.name),
+        key=lambda pod: (pod.rank, pod.name not in statuses),
     )
     return RetirePlan(tuple(dead), tuple(idle[: surplus - len(dead)]))
 

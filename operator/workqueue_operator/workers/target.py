@@ -55,11 +55,13 @@ class Targets:
         """The pods of the WorkQueue as the store has them."""
         return self._store.pods_of(workqueue.key)
 
-    async def ensure(self, workqueue: WorkQueue, broker: str | None = None) -> Ensured | Unknown:
+    async def ensure(
+        self, workqueue: WorkQueue, broker: str | None = None, proven_hash: str | None = None
+    ) -> Ensured | Unknown:
         """Return the current Deployment, created or repaired if the operator owns it; or why it cannot be scaled.
 
         Args:
-            broker: see `WorkloadApplier.ensure`.
+            broker, proven_hash: see `WorkloadApplier.ensure`.
 
         Raises:
             ClusterError: the API server did not answer.
@@ -68,7 +70,7 @@ class Targets:
         try:
             if workqueue.spec.workload_ref is not None:
                 return Ensured(await self._foreign(workqueue, workqueue.spec.workload_ref, seen))
-            ensured = await self._workload.ensure(workqueue, seen, broker)
+            ensured = await self._workload.ensure(workqueue, seen, broker, proven_hash)
         except ReconcileError as problem:
             return Unknown(problem.reason, problem.message)
         if ensured.deployment is not seen:

@@ -24,6 +24,7 @@ class StatusField(StrEnum):
     QUEUE = "queue"
     SLOTS = "slots"
     BUSY = "busy"
+    BUSY_SECONDS = "busySeconds"
     CONSUMING = "consuming"
     RETIRED = "retired"
     HANDLED = "handled"

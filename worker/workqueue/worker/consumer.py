@@ -152,6 +152,15 @@ class Consumer:
         """Return how many slots have a delivery."""
         return len(self.deliveries())
 
+    def busy_seconds(self, now: float) -> float | None:
+        """Return for how long the oldest handler with a held delivery has run, or None without such a handler."""
+        started = [
+            delivery.started
+            for delivery in self.deliveries()
+            if delivery.started and delivery.lease.held and not delivery.returned
+        ]
+        return now - min(started) if started else None
+
     def held(self) -> int:
         """Return how many deliveries are not settled. A handler may still run after its message was settled."""
         return sum(delivery.lease.held for delivery in self.deliveries())

@@ -112,6 +112,7 @@ class Endpoint:
             StatusField.QUEUE: runtime.config.queue,
             StatusField.SLOTS: consumer.slot_count,
             StatusField.BUSY: consumer.busy(),
+            StatusField.BUSY_SECONDS: consumer.busy_seconds(now),
             StatusField.CONSUMING: consumer.consuming,
             StatusField.RETIRED: self.retirement is not None and self.retirement.active,
             StatusField.HANDLED: rates.total_count,
