@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from typing import Final
 
 import pika
 import pika.exceptions
@@ -91,3 +94,25 @@ def test_pika_logs_for_user_connections_only(caplog: pytest.LogCaptureFixture, h
     with pytest.raises((pika.exceptions.AMQPError, OSError)):
         pika.BlockingConnection(pika.URLParameters(url))
     assert [record for record in caplog.records if record.name.startswith("pika")]
+
+
+USES_ASYNCIO: Final = """
+import sys
+from workqueue.amqp.pika_import import import_pika
+
+import_pika()
+assert "asyncio" not in sys.modules
+
+import asyncio, pika
+from pika.adapters.asyncio_connection import AsyncioConnection
+
+loop = asyncio.new_event_loop()
+AsyncioConnection(
+    pika.ConnectionParameters("127.0.0.1", 1), on_open_error_callback=lambda *_: loop.stop(), custom_ioloop=loop
+)
+loop.run_forever()
+"""
+
+
+def test_asyncio_connection_works_after_pika_was_imported_without_asyncio() -> None:
+    subprocess.run([sys.executable, "-c", USES_ASYNCIO], check=True, timeout=60)

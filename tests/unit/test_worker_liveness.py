@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support.wait import eventually
 from workqueue.worker.endpoint import Endpoint
+from workqueue.worker.endpoint_port import EndpointPort, listen
+from workqueue.worker.runtime import Runtime
 
 CASES = {
     "its loops turn": (0.1, 2, 0, None),
@@ -30,19 +34,23 @@ CASES = {
 def test_livez_fails_only_when_a_restart_helps(
     age: float, slots: int, stuck: int, expected: str | None
 ) -> None:
-    with endpoint(age, slots, stuck) as made:
+    with listen(0, any_port_will_do=True) as listener:
+        made = Endpoint(runtime(age, slots, stuck), listener)
         assert made.dead_because() == expected
 
 
-@contextmanager
-def endpoint(age: float = 0.1, slots: int = 1, stuck: int = 0, port: int = 0) -> Iterator[Endpoint]:
-    runtime = SimpleNamespace(
+def runtime(age: float = 0.1, slots: int = 1, stuck: int = 0) -> Runtime:
+    return SimpleNamespace(  # type: ignore[return-value]
         tick_age=age,
         consumer=SimpleNamespace(slots=[object()] * slots, slot_count=slots),
         deliveries=SimpleNamespace(stuck=stuck),
         config=SimpleNamespace(pod_uid=None),
     )
-    made = Endpoint(runtime, port, any_port_will_do=not port)  # type: ignore[arg-type]
+
+
+@contextmanager
+def endpoint(port: int = 0) -> Iterator[EndpointPort]:
+    made = EndpointPort(runtime(), port, any_port_will_do=not port)
     made.start()
     yield made
     made.close()
@@ -80,3 +88,10 @@ def test_port_in_use_in_either_family_is_an_error(family: socket.AddressFamily) 
         taken.listen()
         with pytest.raises(OSError, match="in use"), endpoint(port=taken.getsockname()[1]):
             pass
+
+
+def test_endpoint_without_a_request_can_be_closed() -> None:
+    with endpoint():
+        pass
+
+    eventually(lambda: all(thread.name != "endpoint" for thread in threading.enumerate()))

@@ -20,7 +20,7 @@ from workqueue.amqp.io_loop import Loop
 from workqueue.contract import topology
 from workqueue.contract.binding import from_url
 from workqueue.worker.config import PythonHandler, RunConfig
-from workqueue.worker.endpoint import Endpoint
+from workqueue.worker.endpoint_port import EndpointPort
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import RetryPolicy
 from workqueue.worker.runtime import Runtime
@@ -137,7 +137,7 @@ def test_no_wait_happens_under_the_io_lock(vhost: VirtualHost, waits: list[str])
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/status", "/metrics"])
 def test_endpoint_answers_while_the_io_lock_is_held(path: str) -> None:
     with running("amqp://127.0.0.1:1", lambda _message: None, 2) as runtime:
-        endpoint = Endpoint(runtime, 0, any_port_will_do=True)
+        endpoint = EndpointPort(runtime, 0, any_port_will_do=True)
         endpoint.start()
         try:
             with (

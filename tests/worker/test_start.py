@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -173,3 +175,34 @@ def test_idle_worker_is_small_and_starts_quickly(vhost: VirtualHost, workers: Wo
     assert time.monotonic() - begun < 5
     resident = int(Path(f"/proc/{worker.process.pid}/statm").read_text().split()[1]) * 4096
     assert resident < 48 * 1024 * 1024
+
+
+UNNEEDED: Final = {
+    "asyncio",
+    "hashlib",
+    "http.server",
+    "prometheus_client",
+    "workqueue.amqp.publish_pipeline",
+}
+
+
+@pytest.mark.parametrize(
+    ("isolation", "unneeded"),
+    [("Thread", UNNEEDED), ("Process", UNNEEDED | {"dataclasses", "pika", "ssl", "workqueue.worker.slot"})],
+)
+def test_process_of_a_handler_imports_only_what_its_first_message_needs(
+    vhost: VirtualHost, workers: Workers, tmp_path: Path, isolation: str, unneeded: set[str]
+) -> None:
+    found = tmp_path / "found"
+    (tmp_path / "imported.py").write_text(
+        "import json, pathlib, sys\n"
+        "def handle(message):\n"
+        f"    pathlib.Path({str(found)!r}).write_text(json.dumps(sorted(sys.modules)))\n"
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}:worker"}
+    workers.start(vhost.url, "--isolation", isolation, handler="imported:handle", environment=environment)
+    eventually(lambda: vhost.exists("jobs"))
+
+    publish(vhost, {"id": 1})
+
+    assert not unneeded & set(eventually(lambda: json.loads(found.read_text()) if found.exists() else None))

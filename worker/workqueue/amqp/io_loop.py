@@ -17,7 +17,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final
 
@@ -40,20 +39,27 @@ def does_io() -> bool:
         return getattr(resolver, "_loop", None) in _loops or any(loop.is_held for loop in _loops)
 
 
-@dataclass(slots=True)
 class _Watch:
-    handler: EventHandler
-    interest: int
-    registered: int = 0
+    __slots__ = ("handler", "interest", "registered")
+
+    def __init__(self, handler: EventHandler) -> None:
+        self.handler = handler
+        self.interest = 0
+        self.registered = 0
 
 
-@dataclass(slots=True, order=True)
 class Timer:
     """A callback at a later time, ordered by time, then by age."""
 
-    deadline: float
-    number: int
-    callback: Callable[[], None] | None = field(compare=False)
+    __slots__ = ("callback", "deadline", "number")
+
+    def __init__(self, deadline: float, number: int, callback: Callable[[], None]) -> None:
+        self.deadline = deadline
+        self.number = number
+        self.callback: Callable[[], None] | None = callback
+
+    def __lt__(self, other: Timer) -> bool:
+        return (self.deadline, self.number) < (other.deadline, other.number)
 
 
 class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
@@ -225,7 +231,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
 
     def add_handler(self, fd: int, handler: EventHandler, events: int) -> None:
         """Watch a descriptor."""
-        self._watches[fd] = _Watch(handler, 0)
+        self._watches[fd] = _Watch(handler)
         self.update_handler(fd, events)
 
     def update_handler(self, fd: int, events: int) -> None:

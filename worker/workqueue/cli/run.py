@@ -206,17 +206,20 @@ def _time_limit(config: RunConfig, name: str) -> Iterator[None]:
 def _work(
     config: RunConfig, launcher: Launcher | None, signals: Signals, closers: list[Callable[[], None]]
 ) -> int:
+    from workqueue.amqp.pika_import import import_pika
+
+    import_pika()
     from workqueue.worker.runtime import Runtime
 
     runtime = Runtime(config, config.read_binding, on_failure=signals.interrupt)
     endpoint = None
     if config.port:
-        from workqueue.worker.endpoint import Endpoint
+        from workqueue.worker.endpoint_port import EndpointPort
 
         # Before any message is taken: if the port is not free, the worker ends, and so would the running handlers.
         metrics_folder = None if launcher is None else launcher.metrics_folder
         try:
-            endpoint = Endpoint(
+            endpoint = EndpointPort(
                 runtime, config.port, any_port_will_do=config.port_is_default, metrics_folder=metrics_folder
             )
         except OSError as error:

@@ -5,7 +5,6 @@ No error message contains a password. Everything here is pure except `from_folde
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,6 +74,8 @@ class Binding:
     @property
     def identity(self) -> str:
         """A text that two bindings share if and only if one connection can serve both. Secrets are hashed."""
+        import hashlib  # a worker does not need it, and it loads OpenSSL
+
         secret = hashlib.sha256(
             "\0".join(
                 (self.username, self.password, repr(self.tls), self.tls.private_key if self.tls else "")

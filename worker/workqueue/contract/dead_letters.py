@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -155,7 +155,7 @@ def replay_properties(
     kept.pop(headers.ORIGINAL_PRIORITY, None)
     if keep_attempts and attempts:
         kept[headers.ATTEMPT] = attempts
-    return replace(properties, expiration=expiration, priority=priority), kept or None
+    return properties._replace(expiration=expiration, priority=priority), kept or None
 
 
 def _death_in(queue: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:

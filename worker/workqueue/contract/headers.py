@@ -6,7 +6,6 @@ The attempt header is our own, since `x-death` does not count correctly across r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from workqueue.contract.properties import Headers, Properties
@@ -97,7 +96,7 @@ def preserve(properties: Properties, headers: Headers) -> tuple[Properties, dict
         kept[ORIGINAL_PRIORITY] = properties.priority
     if properties.user_id is not None:
         kept[ORIGINAL_USER_ID] = properties.user_id
-    return replace(properties, expiration=None, priority=None, user_id=None), kept
+    return properties._replace(expiration=None, priority=None, user_id=None), kept
 
 
 def restore(properties: Properties, headers: Headers) -> tuple[Properties, dict[str, Any]]:
@@ -113,7 +112,7 @@ def restore(properties: Properties, headers: Headers) -> tuple[Properties, dict[
     for name, place in _PRESERVED_HEADERS.items():
         if place in restored:
             restored[name] = restored.pop(place)
-    return (replace(properties, **changed) if changed else properties), restored
+    return (properties._replace(**changed) if changed else properties), restored
 
 
 def has_preserved(headers: Mapping[str, Any]) -> bool:

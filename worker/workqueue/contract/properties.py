@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 Headers = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Properties:
+class Properties(NamedTuple):
     """The properties of AMQP 0-9-1, except headers. None where the publisher set nothing.
 
     Units: `expiration` is milliseconds as text, `timestamp` is Unix seconds, `delivery_mode` is 2 for persistent.
@@ -32,13 +30,13 @@ class Properties:
     @classmethod
     def of(cls, raw: object) -> Properties:
         """Read them from the attributes of an object, such as pika's BasicProperties."""
-        return cls(**{one.name: getattr(raw, one.name, None) for one in fields(cls)})
+        return cls._make([getattr(raw, name, None) for name in cls._fields])
 
     def readable(self) -> Properties:
         """Return the same with text only. pika gives bytes for a string that is not UTF-8; these are escaped."""
         found: dict[str, Any] = {
-            one.name: value.decode(errors="backslashreplace")
-            for one in fields(self)
-            if isinstance(value := getattr(self, one.name), bytes)
+            name: value.decode(errors="backslashreplace")
+            for name in self._fields
+            if isinstance(value := getattr(self, name), bytes)
         }
-        return replace(self, **found) if found else self
+        return self._replace(**found) if found else self

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, TypeAlias
+from types import MappingProxyType
+from typing import Final, NamedTuple, TypeAlias
 
 ArgumentValue: TypeAlias = str | int | bool
 Arguments: TypeAlias = Mapping[str, ArgumentValue]
@@ -68,8 +68,7 @@ class ExchangeType(StrEnum):
     HEADERS = "Headers"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class BrokerVersion:
+class BrokerVersion(NamedTuple):
     """RabbitMQ's version, from its server properties. Behaviour depends on these two numbers only."""
 
     major: int
@@ -92,8 +91,7 @@ class BrokerVersion:
         return self >= BrokerVersion(4, 3)
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(NamedTuple):
     """A durable exchange to declare, and the routing keys that bind the work queue to it."""
 
     name: str
@@ -101,8 +99,7 @@ class Exchange:
     routing_keys: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSettings:
+class QueueSettings(NamedTuple):
     """The user's settings of a work queue. None leaves a setting to RabbitMQ.
 
     Units: seconds where the name says so, bytes for `max_length_bytes`, messages for `max_length`.
@@ -123,16 +120,14 @@ class QueueSettings:
     consumer_timeout_seconds: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
+class Queue(NamedTuple):
     """One durable queue: its name and exactly the arguments to declare it with."""
 
     name: str
-    arguments: Arguments = field(default_factory=dict)
+    arguments: Arguments = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class QueueBinding:
+class QueueBinding(NamedTuple):
     """A binding of a queue to an exchange.
 
     Attributes:
@@ -145,8 +140,7 @@ class QueueBinding:
     arguments: tuple[tuple[str, ArgumentValue], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """Everything to declare for one work queue, with `queues` in the order of declaration.
 
     The dead-letter queue comes first: dead-lettering to a missing queue stalls without an error.

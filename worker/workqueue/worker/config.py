@@ -10,9 +10,9 @@ import os
 import socket
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from workqueue.contract import binding as bindings
@@ -44,29 +44,25 @@ UNITS: Final = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class PythonHandler:
+class PythonHandler(NamedTuple):
     """`module:function`."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class ExecHandler:
+class ExecHandler(NamedTuple):
     """A command and its arguments."""
 
     command: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class HTTPHandler:
+class HTTPHandler(NamedTuple):
     """A URL to POST to."""
 
     url: str
 
 
-@dataclass(frozen=True, slots=True)
-class RunConfig:
+class RunConfig(NamedTuple):
     """The configuration of one worker process. Times are in seconds.
 
     Attributes:

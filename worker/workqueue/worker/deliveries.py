@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from workqueue.amqp.backoff import Backoff
-from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract import headers
 from workqueue.contract.binding import Binding
 from workqueue.contract.worker_api import ExitCode
@@ -31,6 +30,7 @@ from workqueue.worker.settlement import Settler
 from workqueue.worker.slot import Delivery
 
 if TYPE_CHECKING:
+    from workqueue.amqp.publish_pipeline import PublishPipeline
     from workqueue.worker.executors.launcher import Launcher
     from workqueue.worker.executors.tasks import Opening
     from workqueue.worker.handlers.lifespan import Lifespan
@@ -429,6 +429,8 @@ class Deliveries:
 
     def _get_publisher(self) -> PublishPipeline:
         if self._publisher is None:
+            from workqueue.amqp.publish_pipeline import PublishPipeline  # most workers need none
+
             self._publisher = PublishPipeline(
                 # The slots limit how many copies are under way. A copy may take as long as its original can be held:
                 # a shorter limit would make a second copy during a long memory alarm.

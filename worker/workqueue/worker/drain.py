@@ -12,9 +12,10 @@ import threading
 import time
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from workqueue.worker.runtime import Runtime
+if TYPE_CHECKING:
+    from workqueue.worker.runtime import Runtime
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 

@@ -15,7 +15,6 @@ import threading
 import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
 from typing import Any, Final
 
 from workqueue import __version__
@@ -42,17 +41,11 @@ class Endpoint:
 
     Args:
         runtime: the worker to report on.
-        port: on all addresses of IPv4 and IPv6.
-        any_port_will_do: use a free port if `port` is taken.
+        listener: a socket that listens.
         metrics_folder: where the processes of the handler write its metrics; None without such processes.
-
-    Raises:
-        OSError: the port is taken.
     """
 
-    def __init__(
-        self, runtime: Runtime, port: int, *, any_port_will_do: bool, metrics_folder: str | None = None
-    ) -> None:
+    def __init__(self, runtime: Runtime, listener: socket.socket, metrics_folder: str | None = None) -> None:
         self.runtime = runtime
         self._metrics_folder = metrics_folder
         config = runtime.config
@@ -63,20 +56,12 @@ class Endpoint:
         )
         self._exposition: Exposition | None = None
         self._lock = threading.Lock()
-        try:
-            self._server = _Server(("", port), _Request)
-        except OSError:
-            if not any_port_will_do:
-                raise
-            self._server = _Server(("", 0), _Request)
+        self._server = _Server(listener, _Request)
         self._server.endpoint = self
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="endpoint", daemon=True)
 
-    def start(self) -> None:
-        """Answer requests, in a thread."""
-        self._thread.start()
-        logger.info("The endpoint is up.", extra={"port": self.port})
+    def serve(self) -> None:
+        """Answer requests until `close()` is called in another thread."""
+        self._server.serve_forever()
 
     def close(self) -> None:
         """Stop listening."""
@@ -132,22 +117,15 @@ class _Server(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 128
     endpoint: Endpoint
 
-    def __init__(self, address: tuple[str, int], handler: type[_Request]) -> None:
+    def __init__(self, listener: socket.socket, handler: type[_Request]) -> None:
         self._lock = threading.Lock()
         self._waits: dict[socket.socket, float] = {}
         self._all: set[socket.socket] = set()
-        if socket.has_dualstack_ipv6():
-            self.address_family = socket.AF_INET6
-        super().__init__(address, handler)
-
-    def server_bind(self) -> None:
-        """Listen on IPv4 and IPv6, or on IPv4 alone where there is no IPv6."""
-        if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        TCPServer.server_bind(self)  # HTTPServer's own would look up the host name in DNS
+        super().__init__(listener.getsockname(), handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Accept a connection. Beyond the limit, close the longest idle one, so that the kubelet gets an answer."""

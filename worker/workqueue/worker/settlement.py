@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from workqueue.amqp import field_table
@@ -116,7 +115,7 @@ class Settler:
         retried = isinstance(verdict, RetryLater)
         # Reject, an exit code and a status code have no useful traceback.
         shows_traceback = bool(verdict.failure.traceback) and not retried
-        remote = {"exception": verdict.failure.traceback} if isinstance(error, HandlerRaised) else {}
+        remote = {"exception": verdict.failure.traceback.rstrip()} if isinstance(error, HandlerRaised) else {}
         logger.log(
             logging.WARNING if retried else logging.ERROR,
             "Message failed; trying again later." if retried else "Message given up.",
@@ -238,10 +237,10 @@ def make_copy(
     """
     properties, kept = headers.preserve(Properties.of(delivery.properties), delivery.properties.headers or {})
     if not properties.message_id:
-        properties = replace(properties, message_id=str(uuid.uuid4()))
+        properties = properties._replace(message_id=str(uuid.uuid4()))
     if isinstance(verdict, RetryLater):
         target = topology.delay_queue(queue, verdict.queue_seconds)
-        properties = replace(properties, expiration=str(max(1, round(verdict.seconds * 1000))))
+        properties = properties._replace(expiration=str(max(1, round(verdict.seconds * 1000))))
     else:
         target = topology.dead_letter_queue(queue)
     attempts = delivery.message.attempt

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from workqueue import __version__
@@ -67,7 +66,7 @@ class Tracing:
             with self._process(message):
                 return call(message)
 
-        return replace(handler, call=call_async if handler.is_async else call_in_thread)
+        return handler._replace(call=call_async if handler.is_async else call_in_thread)
 
     def begin_publish(self, outgoing: Outgoing) -> tuple[Outgoing, Callable[[BaseException | None], None]]:
         """Return the message with its trace in the headers, and the function to call with its result.

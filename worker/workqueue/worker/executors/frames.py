@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import marshal
 import struct
-from dataclasses import dataclass, fields
 from datetime import datetime
 from decimal import Decimal
 from enum import IntEnum
@@ -29,7 +28,7 @@ TOKEN: Final = struct.Struct("!I")
 LONGEST_ANSWER: Final = 2**20
 """A process that announces longer fields does not speak this protocol."""
 
-_PROPERTIES: Final = tuple(one.name for one in fields(Properties))
+_PROPERTIES: Final = Properties._fields
 _PLAIN: Final = frozenset({str, bytes, bool, int, float, type(None)})
 _TIME, _DECIMAL = "time", "decimal"
 
@@ -61,8 +60,7 @@ class Frame(NamedTuple):
     fields: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """What a process of a handler needs to know.
 
     Attributes:
@@ -84,7 +82,7 @@ class Settings:
 
     def to_argument(self) -> str:
         """Return them as a command line argument."""
-        return json.dumps({name: getattr(self, name) for name in self.__slots__})
+        return json.dumps(self._asdict())
 
     @classmethod
     def of_argument(cls, text: str) -> Settings:

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -111,7 +110,7 @@ class Launcher:
             ours.setblocking(False)
             settings = Settings(
                 self.name,
-                asdict(self.config.retry),
+                self.config.retry._asdict(),
                 self.config.queue,
                 metrics_name,
                 self.config.log_format,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workqueue.message import Message
 
@@ -12,8 +11,7 @@ if TYPE_CHECKING:
     from workqueue.worker.handlers.lifespan import Lifespan
 
 
-@dataclass(frozen=True, slots=True)
-class Handler:
+class Handler(NamedTuple):
     """A function of one message. It returns when the message is handled, and raises otherwise.
 
     Attributes:

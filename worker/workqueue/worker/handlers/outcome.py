@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from workqueue.contract.errors import UndecodableError, WorkerError
 from workqueue.contract.topology import delay_step
@@ -71,8 +70,7 @@ class HandlerRaised(WorkerError):  # noqa: N818
         self.after = after
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class RetryPolicy(NamedTuple):
     """How often and after which delays (whole seconds) a message is retried. The last delay repeats."""
 
     max_attempts: int = 5
@@ -83,8 +81,7 @@ class RetryPolicy:
         return self.delays_seconds[min(attempt, len(self.delays_seconds)) - 1]
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """The values of the failure headers."""
 
     reason: FailureReason
@@ -92,13 +89,11 @@ class Failure:
     traceback: str = ""
 
 
-@dataclass(frozen=True, slots=True)
 class Ack:
     """The message was handled."""
 
 
-@dataclass(frozen=True, slots=True)
-class RetryLater:
+class RetryLater(NamedTuple):
     """A copy goes to the delay queue for `queue_seconds` and expires there after `seconds`."""
 
     failure: Failure
@@ -106,8 +101,7 @@ class RetryLater:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(NamedTuple):
     """A copy goes to the dead-letter queue.
 
     Attributes:
