@@ -56,6 +56,11 @@ async def handle_async(message: Message) -> None:
             await asyncio.sleep(job["seconds"])
         case "exit in a task":
             await asyncio.gather(asyncio.create_task(_exit()))
+        case "exit in a callback":
+            asyncio.get_running_loop().call_soon(sys.exit, 3)
+            await asyncio.sleep(0)
+        case "stop the loop":
+            asyncio.get_running_loop().stop()
         case "swallow the cancellation":
             await _never_ends()
         case other:

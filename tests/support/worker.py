@@ -26,6 +26,8 @@ ROOT: Final = Path(__file__).parents[2]
 POD_UID: Final = "6f1c7f3e-0000-4000-8000-000000000001"
 THREADS: Final = "tests.support.jobs:handle"
 ASYNC: Final = "tests.support.jobs:handle_async"
+IN_THREADS: Final = ("--isolation", "Thread")
+"""For tests in which a handler ends its worker. All others also pass with WORKQUEUE_ISOLATION=Process."""
 
 
 class Worker:

@@ -50,6 +50,8 @@ ROWS: Final[dict[str, tuple[str, str] | None]] = {
 HANGS: Final = {"hold the interpreter", "loop", "ignore signals", "block", "swallow the cancellation"}
 ASYNC_ROWS: Final[dict[str, tuple[str, str] | None]] = {
     "exit in a task": ("Exception", "SystemExit: 3"),
+    "exit in a callback": None,
+    "stop the loop": None,
     "sys.exit": ("Exception", "SystemExit: 3"),
     "swallow the cancellation": ("TimedOut", "more than 3 s"),
     "block": ("TimedOut", "more than 3 s"),

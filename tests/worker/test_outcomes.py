@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
-from tests.support.worker import ASYNC, THREADS, Workers, is_empty, publish, take_all
+from tests.support.worker import ASYNC, IN_THREADS, THREADS, Workers, is_empty, publish, take_all
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
 
 BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", "as a coroutine"])
@@ -214,7 +214,7 @@ def test_message_that_kills_its_worker_is_dead_lettered_after_configured_attempt
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
     """A limit of 1 lets a message come back once: two attempts, whatever the broker's version."""
-    settings = ("--delivery-limit", "1")
+    settings = (*IN_THREADS, "--delivery-limit", "1")
     worker = workers.start(every_vhost.url, *settings).wait_consuming()
 
     publish(every_vhost, {"id": "poison", "do": "die"})
@@ -232,7 +232,11 @@ def test_message_that_kills_its_worker_is_dead_lettered_after_configured_attempt
 
 
 def test_ring_does_not_count_towards_delivery_limit(every_vhost: VirtualHost, workers: Workers) -> None:
-    settings = {"WORKQUEUE_DELIVERY_LIMIT": "1", "WORKQUEUE_WAKE_DELIVERIES": "1"}
+    settings = {
+        "WORKQUEUE_DELIVERY_LIMIT": "1",
+        "WORKQUEUE_WAKE_DELIVERIES": "1",
+        "WORKQUEUE_ISOLATION": "Thread",
+    }
     workers.start(every_vhost.url, environment=settings).wait_consuming().stop()
     publish(every_vhost, {"id": "poison", "do": "die"})
     with every_vhost.connect() as doorbell:
@@ -306,10 +310,11 @@ def test_handler_ignoring_cancellation_gets_no_second_message(vhost: VirtualHost
     assert worker.outcomes() == {"timed_out": 1, "acked": 1}
 
 
+@pytest.mark.parametrize("isolation", ["Thread", "Process"])
 def test_retry_is_logged_as_warning_and_dead_letter_as_error_with_traceback(
-    vhost: VirtualHost, workers: Workers
+    vhost: VirtualHost, workers: Workers, isolation: str
 ) -> None:
-    worker = workers.start(vhost.url, "--max-attempts", "2").wait_consuming()
+    worker = workers.start(vhost.url, "--isolation", isolation, "--max-attempts", "2").wait_consuming()
 
     publish(vhost, {"id": 1, "do": "fail", "why": "disk full"})
     eventually(lambda: worker.outcomes() == {"retried": 1, "dead_lettered": 1})

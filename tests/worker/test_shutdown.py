@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
-from tests.support.worker import ASYNC, THREADS, Workers, is_empty, publish
+from tests.support.worker import ASYNC, IN_THREADS, THREADS, Workers, is_empty, publish
 
 BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", "as a coroutine"])
 
@@ -141,7 +141,7 @@ EXITS = ["exit in a task", "exit in a callback", "stop the loop"]
 def test_worker_with_ended_asyncio_loop_requeues_and_fails(
     vhost: VirtualHost, workers: Workers, what: str
 ) -> None:
-    worker = workers.start(vhost.url, "--concurrency", "2", handler=ASYNC).wait_consuming()
+    worker = workers.start(vhost.url, *IN_THREADS, "--concurrency", "2", handler=ASYNC).wait_consuming()
     publish(vhost, {"id": "other", "do": "sleep", "seconds": 600})
     eventually(lambda: worker.events_of("start") == ["other"])
 
@@ -171,7 +171,7 @@ def test_child_forked_by_handler_exits_with_its_own_code(
 @pytest.mark.slow
 def test_stuck_handler_ends_worker_after_other_slots_finish(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(
-        vhost.url, "--timeout", "4", "--concurrency", "2", "--max-attempts", "1"
+        vhost.url, *IN_THREADS, "--timeout", "4", "--concurrency", "2", "--max-attempts", "1"
     ).wait_consuming()
     publish(vhost, {"id": "hung", "do": "ignore", "seconds": 600})
     eventually(lambda: worker.outcomes() == {"timed_out": 1})
@@ -194,7 +194,7 @@ def test_first_signal_does_not_end_the_grace_of_a_worker_that_ends_by_itself(
     vhost: VirtualHost, workers: Workers
 ) -> None:
     worker = workers.start(
-        vhost.url, "--timeout", "4", "--concurrency", "2", "--max-attempts", "1"
+        vhost.url, *IN_THREADS, "--timeout", "4", "--concurrency", "2", "--max-attempts", "1"
     ).wait_consuming()
     publish(vhost, {"id": "hung", "do": "ignore", "seconds": 600})
     eventually(lambda: worker.outcomes() == {"timed_out": 1})
@@ -257,7 +257,7 @@ def test_message_that_kills_its_workers_is_dead_lettered(every_vhost: VirtualHos
         )
     publish(every_vhost, {"id": 1, "do": "die"}, queue="poison")
     for _ in range(3):
-        worker = workers.start(every_vhost.url, queue="poison", declare=False)
+        worker = workers.start(every_vhost.url, *IN_THREADS, queue="poison", declare=False)
         assert worker.wait() == 70
     eventually(lambda: every_vhost.depth("poison.dead").ready == 1)
     assert is_empty(every_vhost, "poison")
