@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,6 +45,7 @@ class Bench:
 
         def arrive() -> None:
             for delivery in deliveries:
+                delivery.started = time.monotonic()
                 self.runner.submit(delivery)
 
         self.loop.add_callback(arrive)
@@ -152,6 +155,37 @@ def test_exception_is_reported_and_the_next_message_handled(bench: Bench, gate: 
     bench.submit(b"next")
     eventually(lambda: bench.ended[-1][1] is None)
     assert bench.turns()
+
+
+def test_message_of_a_quick_handler_is_settled_while_slow_ones_of_the_same_turn_run(
+    bench: Bench, gate: Gate
+) -> None:
+    bench.submit(b"exit", *(b"%d" % number for number in range(SLOTS - 1)))
+
+    eventually(lambda: len(gate.inside) == SLOTS)
+    eventually(lambda: [delivery.body for delivery, _ in bench.ended] == [b"exit"])
+    assert bench.turns()
+
+
+def test_data_written_under_a_nested_lock_is_sent_once_at_the_end_of_the_outer_one() -> None:
+    errors: list[Exception] = []
+    loop = Loop(errors.append)
+    ours, theirs = socket.socketpair()
+    sent: list[int] = []
+    loop.add_handler(ours.fileno(), lambda _fd, events: sent.append(events), loop.READ)
+    loop.send_at_once = True
+
+    with loop:
+        for _ in range(2):
+            with loop:
+                loop.update_handler(ours.fileno(), loop.READ | loop.WRITE)
+        assert sent == []
+    assert sent == [loop.WRITE]
+
+    loop.close()
+    ours.close()
+    theirs.close()
+    assert errors == []
 
 
 def test_only_one_thread_runs_the_io_loop_at_a_time(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:

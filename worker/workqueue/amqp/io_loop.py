@@ -65,7 +65,7 @@ class Timer:
 class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
     """A selector with timers and callbacks, and the lock for them and for pika.
 
-    `with loop:` holds the lock. At its end, all written data is sent.
+    `with loop:` holds the lock. At the end of the outermost one, all written data is sent.
 
     Args:
         on_error: called with an exception of a callback. The loop continues.
@@ -89,6 +89,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         self._timer_numbers = itertools.count()
         self._callbacks: deque[Callable[[], None]] = deque()
         self._waits_until = 0.0
+        self._depth = 0
         self._stopped = False
         self._woken = False
         self._alarm, self._alarm_sender = socket.socketpair()
@@ -108,6 +109,7 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
 
     def __enter__(self) -> None:
         self.lock.acquire()
+        self._depth += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -115,11 +117,12 @@ class Loop(AbstractSelectorIOLoop):  # type: ignore[misc]
         try:
             self.flush()
         finally:
+            self._depth -= 1
             self.lock.release()
 
     def flush(self) -> None:
-        """Send written data before the lock is released. Call it under the lock."""
-        while self._to_send:
+        """Send written data before the lock is released, except inside of an outer `with`. Call it under the lock."""
+        while self._to_send and self._depth <= 1:
             self._send(self._to_send.pop())
 
     def run_once(self, max_wait: float = MAX_WAIT_SECONDS) -> None:

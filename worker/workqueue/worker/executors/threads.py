@@ -3,6 +3,9 @@
 One thread is the leader and runs the I/O loop. When it receives a message, it promotes another thread and
 runs the handler itself, so that a message stays in one thread from the socket to its acknowledgement. A
 leader always answers the broker's heartbeats, however long handlers run.
+
+Short handlers of messages that arrived together run one after another in one thread, which settles them together: a
+thread costs more to wake than such a handler, and RabbitMQ handles acknowledgements in one packet faster.
 """
 
 from __future__ import annotations
@@ -12,11 +15,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from workqueue.amqp.io_loop import Loop
 from workqueue.message import Message
 from workqueue.worker.ending import leave_forked_child
 from workqueue.worker.slot import Delivery
+
+SHORT_SECONDS: Final = 0.001
+"""A handler that returns within this time may be settled together with the next one."""
 
 
 class ThreadExecutor:
@@ -40,8 +47,11 @@ class ThreadExecutor:
         self._call = call
         self._handled = handled
         self._waiting: deque[Delivery] = deque()
+        self._returned: deque[tuple[Delivery, BaseException | None]] = deque()
         self._condition = threading.Condition(threading.Lock())
         self._has_leader = False
+        self._idle = 0
+        self._summoned = False
         self._stopped = False
         self._process = os.getpid()
         self._threads = [
@@ -82,32 +92,69 @@ class ThreadExecutor:
 
     def _live(self) -> None:
         while (delivery := self._next()) is not None:
-            error: BaseException | None = None
-            try:
-                self._call(delivery.message)
-            except BaseException as raised:  # noqa: BLE001 - SystemExit is a failure like any other
-                error = raised
-            if os.getpid() != self._process:
-                leave_forked_child(error)
-            self._handled(delivery, error)
+            self._run(delivery)
+            while (after := self._next_unless_slow(delivery)) is not None:
+                self._run(after)
+                delivery = after
+            self._settle()
+
+    def _run(self, delivery: Delivery) -> None:
+        error: BaseException | None = None
+        try:
+            self._call(delivery.message)
+        except BaseException as raised:  # noqa: BLE001 - SystemExit is a failure like any other
+            error = raised
+        if os.getpid() != self._process:
+            leave_forked_child(error)
+        self._returned.append((delivery, error))
+
+    def _settle(self) -> None:
+        """Settle all messages whose handlers have returned, under one lock and with one packet."""
+        with self._loop:
+            while self._returned:
+                self._handled(*self._returned.popleft())
 
     def _next(self) -> Delivery | None:
-        with self._condition:
-            while self._has_leader and not self._waiting and not self._stopped:
-                self._condition.wait()
-            if self._stopped:
-                return None
-            if self._waiting:
-                return self._waiting.popleft()
-            self._has_leader = True
-        return self._lead()
+        """Return a message to handle, or None at the end. Until then, settle messages and lead."""
+        while True:
+            with self._condition:
+                while self._has_leader and not (self._waiting or self._returned or self._stopped):
+                    self._idle += 1
+                    self._condition.wait()
+                    self._idle -= 1
+                    self._summoned = False
+                leads = not self._returned
+                if leads and (self._waiting or self._stopped):
+                    return self._take()
+                if leads:
+                    self._has_leader = True
+            if leads:
+                self._lead()
+            else:
+                self._settle()
 
-    def _lead(self) -> Delivery | None:
+    def _next_unless_slow(self, last: Delivery) -> Delivery | None:
+        """Return a message to handle before the last one is settled, if one waits and the last one was quick."""
+        if not self._waiting or time.monotonic() - last.started >= SHORT_SECONDS:
+            return None
+        with self._condition:
+            return self._take()
+
+    def _take(self) -> Delivery | None:
+        """Take a message, unless there is none or all is over. Wake a thread for all that is left to do.
+
+        That thread wakes another in the same way. There is always one: a thread with unsettled messages has several
+        slots.
+        """
+        delivery = self._waiting.popleft() if self._waiting and not self._stopped else None
+        is_left = self._waiting or self._returned or not self._has_leader
+        if is_left and self._idle and not self._summoned:
+            self._summoned = True
+            self._condition.notify()
+        return delivery
+
+    def _lead(self) -> None:
         while not self._waiting and not self._stopped:
             self._loop.run_once()
         with self._condition:
             self._has_leader = False
-            delivery = self._waiting.popleft() if self._waiting else None
-            # One thread for each waiting message, and one to lead.
-            self._condition.notify(len(self._waiting) + 1)
-        return None if self._stopped else delivery
