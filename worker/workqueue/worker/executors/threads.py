@@ -10,12 +10,13 @@ thread costs more to wake than such a handler, and RabbitMQ handles acknowledgem
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, TypeAlias
 
 from workqueue.amqp.io_loop import Loop
 from workqueue.message import Message
@@ -24,6 +25,8 @@ from workqueue.worker.slot import Delivery
 
 SHORT_SECONDS: Final = 0.001
 """A handler that returns within this time may be settled together with the next one."""
+
+_Returned: TypeAlias = tuple[Delivery, BaseException | None]
 
 
 class ThreadExecutor:
@@ -47,7 +50,7 @@ class ThreadExecutor:
         self._call = call
         self._handled = handled
         self._waiting: deque[Delivery] = deque()
-        self._returned: deque[tuple[Delivery, BaseException | None]] = deque()
+        self._returned: deque[_Returned] = deque()
         self._condition = threading.Condition(threading.Lock())
         self._has_leader = False
         self._idle = 0
@@ -92,13 +95,12 @@ class ThreadExecutor:
 
     def _live(self) -> None:
         while (delivery := self._next()) is not None:
-            self._run(delivery)
-            while (after := self._next_unless_slow(delivery)) is not None:
-                self._run(after)
-                delivery = after
-            self._settle()
+            error = self._run(delivery)
+            while (after := self._next_unless_slow(delivery, error)) is not None:
+                delivery, error = after, self._run(after)
+            self._settle((delivery, error))
 
-    def _run(self, delivery: Delivery) -> None:
+    def _run(self, delivery: Delivery) -> BaseException | None:
         error: BaseException | None = None
         try:
             self._call(delivery.message)
@@ -106,13 +108,22 @@ class ThreadExecutor:
             error = raised
         if os.getpid() != self._process:
             leave_forked_child(error)
-        self._returned.append((delivery, error))
+        return error
 
-    def _settle(self) -> None:
-        """Settle all messages whose handlers have returned, under one lock and with one packet."""
+    def _settle(self, *last: _Returned) -> None:
+        """Settle these messages and all whose handlers have returned, under one lock and with one packet."""
+        found = [*self._take_returned(), *last]
+        if len(found) == 1:  # its acknowledgement is sent before it is counted
+            self._handled(*found[0])
+            return
         with self._loop:
-            while self._returned:
-                self._handled(*self._returned.popleft())
+            for delivery, error in found:
+                self._handled(delivery, error)
+
+    def _take_returned(self) -> Iterator[_Returned]:
+        while self._returned:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                yield self._returned.popleft()
 
     def _next(self) -> Delivery | None:
         """Return a message to handle, or None at the end. Until then, settle messages and lead."""
@@ -133,11 +144,14 @@ class ThreadExecutor:
             else:
                 self._settle()
 
-    def _next_unless_slow(self, last: Delivery) -> Delivery | None:
+    def _next_unless_slow(self, last: Delivery, error: BaseException | None) -> Delivery | None:
         """Return a message to handle before the last one is settled, if one waits and the last one was quick."""
         if not self._waiting or time.monotonic() - last.started >= SHORT_SECONDS:
             return None
         with self._condition:
+            if not self._waiting or self._stopped:
+                return None
+            self._returned.append((last, error))
             return self._take()
 
     def _take(self) -> Delivery | None:
