@@ -4,8 +4,8 @@ One thread is the leader and runs the I/O loop. When it receives a message, it p
 runs the handler itself, so that a message stays in one thread from the socket to its acknowledgement. A
 leader always answers the broker's heartbeats, however long handlers run.
 
-Short handlers of messages that arrived together run one after another in one thread, which settles them together: a
-thread costs more to wake than such a handler, and RabbitMQ handles acknowledgements in one packet faster.
+Short handlers of messages that arrived together run one after another in one thread, which then settles them
+together. To wake a thread costs more than such a handler.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class ThreadExecutor:
         return error
 
     def _settle(self, *last: _Returned) -> None:
-        """Settle these messages and all whose handlers have returned, under one lock and with one packet."""
+        """Settle these messages and all whose handlers have returned, under one lock."""
         found = [*self._take_returned(), *last]
         if len(found) == 1:  # its acknowledgement is sent before it is counted
             self._handled(*found[0])
