@@ -20,6 +20,7 @@ LONG_SECONDS: Final = 600
 LINE: Final = "x" * 10_000
 LINES: Final = 10_000
 CHILDREN: Final = 100
+MIB: Final = 2**20
 GIB: Final = 2**30
 
 
@@ -102,6 +103,12 @@ def _allocate() -> None:
     bytearray(GIB)
 
 
+def _fill_memory() -> None:
+    kept = []
+    while True:
+        kept.append(b"x" * MIB)
+
+
 def _hold_interpreter() -> None:
     ctypes.PyDLL(None).sleep(LONG_SECONDS)
 
@@ -162,6 +169,7 @@ ACTIONS: Final[dict[str, Callable[[], Any]]] = {
     "be killed": _be_killed,
     "run out of memory": _run_out_of_memory,
     "allocate 1 GiB": _allocate,
+    "fill the memory": _fill_memory,
     "os._exit": lambda: os._exit(3),
     "sys.exit": _exit_in_thread,
     "hold the interpreter": _hold_interpreter,

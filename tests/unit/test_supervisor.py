@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -74,3 +76,23 @@ def test_end_is_described_in_words() -> None:
     assert describe_end(3) == "exit code 3"
     assert describe_end(-11) == "ended by SIGSEGV"
     assert describe_end(-63) == "ended by signal 63"
+
+
+REAPER: Final = """
+import ctypes, subprocess
+from workqueue.worker.supervisor import SupervisedProcess
+
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1) == 0  # as process 1 of a pod is
+process = SupervisedProcess(["sh", "-c", "sleep 600 & sleep 600 & exit 3"])
+assert process.wait() == 3
+subprocess.run(["ps", "-o", "state,args", "--no-headers", "--ppid", str(__import__("os").getpid())])
+"""
+
+
+def test_killed_processes_of_the_group_leave_no_zombies_in_a_pod() -> None:
+    left = subprocess.run(
+        [sys.executable, "-c", REAPER], check=True, capture_output=True, text=True, timeout=60
+    )
+
+    assert "sleep" not in left.stdout

@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 
+from tests.support.cgroup import memory_limit
 from tests.support.rabbitmq import VirtualHost
 from tests.support.tiers import some_slow
 from tests.support.wait import eventually
@@ -119,6 +120,37 @@ def test_sync_handler_costs_only_its_own_message(vhost: VirtualHost, workers: Wo
 def test_async_handler_costs_only_its_own_message(vhost: VirtualHost, workers: Workers, what: str) -> None:
     worker = start(workers, vhost, ASYNC, "--timeout", "3" if what in HANGS else "120")
     require_own_cost_only(worker, vhost, what, ASYNC_ROWS[what])
+
+
+def test_handler_that_fills_the_memory_of_the_container_costs_only_its_own_message(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    """The kernel ends one process, as in a pod with `singleProcessOOMKill`. It must not be the worker itself."""
+    worker = start(workers, vhost, SYNC, "--timeout", "120")
+    with memory_limit(worker.process.pid, 2**28):
+        require_own_cost_only(worker, vhost, "fill the memory", ("Exception", "ended by SIGKILL"))
+
+
+LIMITED: Final = """
+import resource
+resource.setrlimit(resource.RLIMIT_DATA, (2**28, 2**28))
+def handle(message):
+    kept = []
+    while message.body == b"fill":
+        kept.append(b"x" * 2**20)
+"""
+
+
+def test_handler_that_exceeds_the_limit_of_its_module_fails_with_a_memory_error(
+    vhost: VirtualHost, workers: Workers, module: Path
+) -> None:
+    module.write_text(LIMITED)
+    worker = wait_consuming(start_loading(workers, vhost, module, "--max-attempts", "1"))
+
+    publish(vhost, b"fill", b"next")
+
+    judge(worker, vhost, ("Exception", "MemoryError"), 1)
+    assert not any("process of the handler has ended" in one["message"] for one in worker.log_entries)
 
 
 @pytest.mark.slow

@@ -70,7 +70,18 @@ class SupervisedProcess:
             killer = self._killer
         if killer is not None:
             killer.cancel()
-        return self.popen.wait()
+        code = self.popen.wait()
+        self._reap_group()
+        return code
+
+    def _reap_group(self) -> None:
+        """Reap what was killed of its group, where the kernel has made it the worker's own: as process 1 of a pod.
+
+        Nothing else would, and the pod would run out of process ids.
+        """
+        with contextlib.suppress(ChildProcessError):  # none is left, or another process reaps them
+            while True:
+                os.waitpid(-self.pid, 0)
 
     def watch(self, on_end: Callable[[int], None]) -> threading.Thread:
         """Call `on_end` with the exit code, in a thread of its own, which is returned."""
