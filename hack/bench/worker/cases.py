@@ -43,9 +43,11 @@ class Case:
 
 MAIN: Final = Case(slots=1, handler_seconds=0, body=SMALL, warm=300, count=4_000, rounds=7)
 
+SLOTS: Final = Case(slots=8, handler_seconds=0, body=SMALL, warm=500, count=8_000, rounds=5)
+
 FULL: Final = (
     MAIN,
-    Case(slots=8, handler_seconds=0, body=SMALL, warm=500, count=8_000, rounds=3),
+    SLOTS,
     Case(slots=1, handler_seconds=0, body=LARGE, warm=50, count=800, rounds=3),
     Case(slots=1, handler_seconds=0.01, body=SMALL, warm=5, count=100, rounds=3),
     Case(slots=8, handler_seconds=0.01, body=SMALL, warm=40, count=700, rounds=3),

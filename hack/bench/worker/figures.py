@@ -15,9 +15,17 @@ from typing import Any, Final, TypeAlias
 from hack.bench import environment, report
 from hack.bench.plot import Panel, Plot, Series, draw
 from hack.bench.report import Report, Row
-from hack.bench.worker.cases import FULL, KINDS, QUICK, Case
-from hack.bench.worker.contenders import ASYNC, BASELINE, CONTENDERS, THREADS, Contender
-from hack.bench.worker.race import Run, Track
+from hack.bench.worker.cases import FULL, KINDS, QUICK, SLOTS, Case
+from hack.bench.worker.contenders import (
+    ASYNC,
+    BASELINE,
+    CONTENDERS,
+    PREFORK,
+    PROCESSES,
+    THREADS,
+    Contender,
+)
+from hack.bench.worker.race import Run, Start, Track
 from hack.cluster.console import step
 from tests.support.rabbitmq import DEFAULT, running
 
@@ -25,8 +33,16 @@ Runs: TypeAlias = dict[str, list[Run]]
 """The runs of each contender, by round, for one case and queue type."""
 
 GOALS: Final = {ASYNC: 0.95, THREADS: 0.80}
+SLOTS_GOAL: Final = 0.85
 PLAIN_THREADS: Final = "pika, threads"
-START_SECONDS: Final = 0.20
+START_SECONDS: Final = {THREADS: 0.10, ASYNC: 0.20, PROCESSES: 0.20}
+ISOLATION_SECONDS: Final = 80e-6
+"""How much longer a message may take with a process for each slot than with a thread."""
+
+ISOLATION_BYTES: Final = 12 * 2**20
+"""How much more memory the worker itself may use."""
+
+PREFORK_GOAL: Final = 2.0
 STARTS: Final = 21
 QUICK_STARTS: Final = 5
 
@@ -56,7 +72,15 @@ def measure(*, quick: bool, folder: Path) -> Report:
         )
     _draw(found, cases, folder, name)
     main = [(kind, found[cases[0], kind]) for kind in KINDS]
-    rows = [_row(kind, runs, contender) for kind, runs in main for contender in GOALS]
+    rows = [
+        _row(cases[0], kind, runs, contender, goal)
+        for kind, runs in main
+        for contender, goal in GOALS.items()
+    ]
+    if SLOTS in cases:
+        rows.append(_row(SLOTS, "quorum", found[SLOTS, "quorum"], THREADS, SLOTS_GOAL))
+    rows += [row for kind, runs in main for row in _isolation_rows(kind, runs)]
+    rows += [*(_start_row(starts, name) for name in START_SECONDS), _memory_row(starts)]
     raw = [
         {
             "case": asdict(case),
@@ -67,9 +91,7 @@ def measure(*, quick: bool, folder: Path) -> Report:
         for (case, kind), runs in found.items()
     ]
     more = _tables(found, cases, name)
-    return Report(
-        name, "The worker, measured", where, [*rows, _start_row(starts)], "others", more, {"worker": raw}
-    )
+    return Report(name, "The worker, measured", where, rows, "others", more, {"worker": raw})
 
 
 def ratios(runs: Runs, name: str, base: str = BASELINE) -> list[float]:
@@ -90,21 +112,21 @@ def _rounds(track: Track, case: Case) -> dict[tuple[Case, str], Runs]:
     return found
 
 
-def _starts(track: Track, count: int) -> dict[str, list[float]]:
-    contenders = [contender for contender in CONTENDERS if contender.name in {BASELINE, ASYNC, THREADS}]
-    found: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+def _starts(track: Track, count: int) -> dict[str, list[Start]]:
+    contenders = [contender for contender in CONTENDERS if contender.name in {BASELINE, *START_SECONDS}]
+    found: dict[str, list[Start]] = {contender.name: [] for contender in contenders}
     for _ in range(count):
         for contender in contenders:
             found[contender.name].append(track.start(contender, KINDS[0]))
     return found
 
 
-def _row(kind: str, runs: Runs, name: str) -> Row:
+def _row(case: Case, kind: str, runs: Runs, name: str, goal: float) -> Row:
     found = ratios(runs, name)
-    median, goal = statistics.median(found), GOALS[name]
-    peers = [PLAIN_THREADS, *(one.name for one in CONTENDERS if one.peer)]
+    median = statistics.median(found)
+    peers = [PLAIN_THREADS, *(one.name for one in CONTENDERS if one.peer and one.name in runs)]
     return Row(
-        f"{name}, {kind} queue: one slot, no-op handler, 100 B",
+        f"{name}, {kind} queue: {case.title}",
         f"{median:.2f} x a bare SelectConnection loop ({_spread(found)}, {len(found)} rounds); "
         f"{_median_rate(runs[name])} messages/s",
         f">= {goal:.2f} x",
@@ -114,17 +136,57 @@ def _row(kind: str, runs: Runs, name: str) -> Row:
     )
 
 
-def _start_row(starts: dict[str, list[float]]) -> Row:
-    medians = {name: statistics.median(found) for name, found in starts.items()}
-    slower = max(medians[ASYNC], medians[THREADS])
+def _isolation_rows(kind: str, runs: Runs) -> list[Row]:
+    """Compare processes with threads and with Celery's, in the case of one slot."""
+    more = [
+        1 / isolated.rate - 1 / beside.rate
+        for isolated, beside in zip(runs[PROCESSES], runs[THREADS], strict=True)
+    ]
+    multiples = ratios(runs, PROCESSES, PREFORK)
+    return [
+        Row(
+            f"{PROCESSES}, {kind} queue: more time for each message than {THREADS}",
+            f"median {statistics.median(more) * 1e6:.0f} µs ({_spread([one * 1e6 for one in more])})",
+            f"<= {ISOLATION_SECONDS * 1e6:.0f} µs",
+            statistics.median(more) <= ISOLATION_SECONDS,
+            raw={"seconds": more},
+        ),
+        Row(
+            f"{PROCESSES}, {kind} queue: multiple of {PREFORK}",
+            f"{statistics.median(multiples):.2f} x ({_spread(multiples)});"
+            f" {_median_rate(runs[PROCESSES])} messages/s",
+            f">= {PREFORK_GOAL:.0f} x",
+            statistics.median(multiples) >= PREFORK_GOAL,
+            f"{PREFORK} {_median_rate(runs[PREFORK])} messages/s",
+            {"ratios": multiples},
+        ),
+    ]
+
+
+def _start_row(starts: dict[str, list[Start]], name: str) -> Row:
+    seconds = {who: [one.seconds for one in found] for who, found in starts.items()}
+    median, goal = statistics.median(seconds[name]), START_SECONDS[name]
     return Row(
-        "start of a worker process to its first message in a handler",
-        f"threads {medians[THREADS]:.3f} s ({_spread(starts[THREADS])} s), async {medians[ASYNC]:.3f} s "
-        f"({_spread(starts[ASYNC])} s); medians of {len(starts[ASYNC])}",
-        f"<= {START_SECONDS:.2f} s",
-        slower <= START_SECONDS,
-        f"a script with a bare SelectConnection {medians[BASELINE]:.3f} s",
-        {"seconds": starts},
+        f"{name}: start of the worker to its first message in a handler",
+        f"{median:.3f} s ({_spread(seconds[name])} s); median of {len(seconds[name])}",
+        f"<= {goal:.2f} s",
+        median <= goal,
+        f"a script with a bare SelectConnection {statistics.median(seconds[BASELINE]):.3f} s",
+        {"seconds": seconds[name], "bare": seconds[BASELINE]},
+    )
+
+
+def _memory_row(starts: dict[str, list[Start]]) -> Row:
+    """Compare the worker's own process, without those of the handler."""
+    medians = {name: statistics.median(one.resident_bytes for one in found) for name, found in starts.items()}
+    more = medians[PROCESSES] - medians[THREADS]
+    return Row(
+        f"{PROCESSES}: more resident memory of the worker itself than {THREADS}",
+        f"{more / 2**20:.1f} MiB ({medians[PROCESSES] / 2**20:.1f} instead of {medians[THREADS] / 2**20:.1f} MiB)",
+        f"<= {ISOLATION_BYTES / 2**20:.0f} MiB",
+        more <= ISOLATION_BYTES,
+        f"a script with a bare SelectConnection {medians[BASELINE] / 2**20:.1f} MiB",
+        {"bytes": medians},
     )
 
 

@@ -49,6 +49,18 @@ class Run:
     processor_seconds: float
 
 
+@dataclass(frozen=True)
+class Start:
+    """The start of a process to the first message in its handler.
+
+    Attributes:
+        resident_bytes: memory of the process, without its children.
+    """
+
+    seconds: float
+    resident_bytes: int
+
+
 class Track:
     """A RabbitMQ with a new queue for each run.
 
@@ -81,8 +93,8 @@ class Track:
         messages = result["messages"]
         return Run(messages / result["seconds"], result["processor_seconds"] / messages)
 
-    def start(self, contender: Contender, kind: str) -> float:
-        """Return the seconds from the start of the process to the first message in its handler.
+    def start(self, contender: Contender, kind: str) -> Start:
+        """Measure from the start of the process to the first message in its handler.
 
         Raises:
             BenchError: as for `run`.
@@ -91,7 +103,9 @@ class Track:
             begun = time.perf_counter()
             with _started(contender, self._url, queue, kind, ONE_MESSAGE) as (pipe, process, log):
                 _result(pipe, process, log, contender)
-                return time.perf_counter() - begun
+                seconds = time.perf_counter() - begun
+                pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+                return Start(seconds, pages * os.sysconf("SC_PAGE_SIZE"))
 
     @contextmanager
     def _full(self, contender: Contender, kind: str, case: Case) -> Iterator[str]:
@@ -123,6 +137,7 @@ def _started(
         VARIABLE: json.dumps(asked),
         "WORKQUEUE_BENCH_SECONDS": str(case.handler_seconds),
         "PYTHONPATH": str(CHECKOUT),
+        "PYTHONDONTWRITEBYTECODE": "",  # modules are compiled in an image, and here after the first run
     }
     with tempfile.NamedTemporaryFile() as log, tempfile.NamedTemporaryFile() as shared:
         if contender.processes:

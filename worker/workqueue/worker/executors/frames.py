@@ -13,6 +13,7 @@ import struct
 from datetime import datetime
 from decimal import Decimal
 from enum import IntEnum
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from workqueue.contract.properties import Properties
@@ -28,7 +29,7 @@ TOKEN: Final = struct.Struct("!I")
 LONGEST_ANSWER: Final = 2**20
 """A process that announces longer fields does not speak this protocol."""
 
-_PROPERTIES: Final = Properties._fields
+_properties: Final = attrgetter(*Properties._fields)
 _PLAIN: Final = frozenset({str, bytes, bool, int, float, type(None)})
 _TIME, _DECIMAL = "time", "decimal"
 
@@ -130,14 +131,11 @@ def pack_message(token: int, message: Message, raw_properties: Any) -> bytes:
     Args:
         raw_properties: as received, with headers.
     """
-    given = {
-        name: value for name in _PROPERTIES if (value := getattr(raw_properties, name, None)) is not None
-    }
     headers = raw_properties.headers
     content = marshal.dumps(
         (
             {name: _plain(value) for name, value in headers.items()} if headers else None,
-            given,
+            _properties(raw_properties),
             message.queue,
             message.exchange,
             message.routing_key,
@@ -154,7 +152,7 @@ def unpack_message(content: bytes, body: bytes) -> Message:
     return Message(
         body,
         headers=None if headers is None else {name: _restored(value) for name, value in headers.items()},
-        properties=Properties(**given),
+        properties=Properties._make(given),
         queue=queue,
         exchange=exchange,
         routing_key=routing_key,
