@@ -114,5 +114,18 @@ loop.run_forever()
 """
 
 
-def test_asyncio_connection_works_after_pika_was_imported_without_asyncio() -> None:
-    subprocess.run([sys.executable, "-c", USES_ASYNCIO], check=True, timeout=60)
+USED_DURING_THE_IMPORT: Final = """
+import sys
+from workqueue.amqp import pika_import
+
+pika_import.import_module = lambda name: __import__("asyncio.events").run if name == "pika" else __import__(name)
+pika_import.import_pika()
+
+import asyncio
+assert sys.modules["asyncio"] is asyncio and asyncio.events.__name__ == "asyncio.events"
+"""
+
+
+@pytest.mark.parametrize("code", [USES_ASYNCIO, USED_DURING_THE_IMPORT], ids=["later", "during-the-import"])
+def test_asyncio_works_although_pika_was_imported_without_it(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -21,15 +21,21 @@ def import_pika() -> None:
     if _ASYNCIO in sys.modules:
         import_module("pika")
         return
-    sys.modules[_ASYNCIO] = _Deferred(_ASYNCIO)
+    deferred = sys.modules[_ASYNCIO] = _Deferred(_ASYNCIO)
     try:
         import_module("pika")
     finally:
-        del sys.modules[_ASYNCIO]
+        deferred.withdraw()
 
 
 class _Deferred(ModuleType):
     """A module that is imported when one of its names is used."""
 
+    def withdraw(self) -> None:
+        """Let the next import find the real module."""
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+
     def __getattr__(self, name: str) -> Any:
+        self.withdraw()
         return getattr(import_module(self.__name__), name)
