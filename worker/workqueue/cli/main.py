@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import Final
 
@@ -32,6 +33,9 @@ exit codes:
   4  stats: the queue does not exist
 """
 
+USAGE_CHARACTERS: Final = 80
+"""The width of a usage line beside an error."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
@@ -40,17 +44,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: instead of the process's own, for tests.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # argparse makes a formatter for each flag. Without a width each one asks the terminal, which needs shutil.
+    width = None if {"-h", "--help"} & {*words} else USAGE_CHARACTERS
     parser = argparse.ArgumentParser(
         prog="workqueue",
         description="Job queues on RabbitMQ.",
         epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=width),
     )
     parser.add_argument("--version", action="version", version=f"workqueue {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asked = next((word for word in words if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[:1].upper()}{summary[1:]}.",
+            formatter_class=partial(argparse.HelpFormatter, width=width),
+        )
         if name == asked:
             import_module(f"{__package__}.{name}").add_arguments(command)
     parsed = parser.parse_args(words)
