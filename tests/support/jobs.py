@@ -119,6 +119,9 @@ def _misbehave(what: str, job: dict[str, Any], message: Message) -> None:
         case "retry":
             if message.attempt == 1:
                 raise Retry(after=job.get("after"), reason=job.get("why", ""))
+        case "busy":  # until the time is up
+            if time.time() < job["until"]:
+                raise Retry(after=1, reason="quota used up", counts=False)
         case "reject":
             raise Reject(job.get("why", ""))
         case "exit":

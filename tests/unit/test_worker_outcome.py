@@ -50,6 +50,9 @@ CASES = {
     "a delay that is no number counts as none": (Retry(after=math.nan), 1, 1),
     "an endless delay counts as none": (Retry(after=math.inf), 1, 1),
     "no delay is longer than a day": (Retry(after=10_000_000), 1, LONGEST_DELAY_SECONDS),
+    "a retry that does not count has its delay": (Retry(after=5, counts=False), 1, 5),
+    "a retry that does not count follows the last attempt": (Retry(after=5, counts=False), 3, 5),
+    "a retry that does not count has the delay of its attempt": (Retry(counts=False), 2, 10),
 }
 
 
@@ -89,6 +92,29 @@ def test_expiry_does_not_hide_another_reason() -> None:
     assert found.failure.reason is FailureReason.REJECTED
 
 
+@pytest.mark.parametrize("counts", [True, False], ids=["counted", "uncounted"])
+def test_only_uncounted_retries_end_at_the_maximum_age(counts: bool) -> None:
+    policy = RetryPolicy(3, (1, 10), max_age_seconds=60)
+
+    before = verdict(Retry(after=5, counts=counts), 1, policy, 0.0, age=55)
+    after = verdict(Retry(after=5, counts=counts), 1, policy, 0.0, age=55.1)
+
+    assert isinstance(before, RetryLater)
+    assert before.counts is counts
+    assert isinstance(after, RetryLater) == counts
+
+
+def test_too_old_message_says_its_limit_and_last_failure() -> None:
+    found = verdict(Retry(after=5, reason="quota used up", counts=False), 1, RetryPolicy(), 0.0, age=86_400)
+
+    assert isinstance(found, GiveUp)
+    assert found.failure.reason is FailureReason.MAX_AGE
+    assert found.failure.message == (
+        "the next attempt would begin more than 86400 s after the first one; the last one failed: quota used up"
+    )
+    assert not found.counts
+
+
 REFUSALS = {
     "first-delivery": (0, 1, None, None),
     "as-often-as-the-limit": (1, 1, None, None),
@@ -106,7 +132,7 @@ def test_delivery_is_refused_before_its_handler_is_called(
     found = refusal(failed, limit, expires_in)
 
     assert (found and found.failure.reason) == reason
-    assert found is None or not found.handled
+    assert found is None or not found.counts
 
 
 def test_delivery_limit_says_what_is_known() -> None:

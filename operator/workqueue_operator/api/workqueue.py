@@ -352,6 +352,11 @@ class Retry(_Model):
     )
     """Seconds before the second attempt, the third, and so on. The last delay repeats."""
 
+    max_age_seconds: int = Field(default=topology.DEFAULT_MAX_AGE_SECONDS, ge=1, le=30 * _DAY)
+    """Seconds after the first attempt in which a message may be retried without counting the attempt, as
+    Retry(counts=False) and the HTTP statuses 429 and 503 with Retry-After ask for. An older message moves to the
+    dead-letter queue."""
+
 
 class ExecHandler(_Model):
     """A command that runs for each message. It gets the body on stdin and the headers in the environment."""

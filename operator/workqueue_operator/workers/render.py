@@ -387,6 +387,7 @@ def _environment(workqueue: WorkQueue, worker: Worker) -> list[Object]:
         Variable.QUEUE_TYPE: (QueueType(spec.queue.type)).value,
         Variable.MAX_ATTEMPTS: str(spec.retry.max_attempts),
         Variable.DELAYS_SECONDS: ",".join(map(str, spec.retry.delays_seconds)),
+        Variable.MAX_AGE_SECONDS: str(spec.retry.max_age_seconds),
         Variable.TIMEOUT_SECONDS: str(worker.timeout_seconds),
         Variable.GRACE_SECONDS: str(worker.timeout_seconds),
         Variable.CONCURRENCY: str(worker.concurrency),

@@ -76,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"delays before retries (1,10,60); the last repeats [{Variable.DELAYS_SECONDS}]",
     )
     add(
+        "--max-age",
+        metavar="SECONDS",
+        help="how long after its first attempt a message may be retried without counting the attempt (86400)"
+        f" [{Variable.MAX_AGE_SECONDS}]",
+    )
+    add(
         "--delivery-limit",
         metavar="N",
         help="how often a message may come back without an answer (10 with --declare)"

@@ -29,6 +29,9 @@ EXPIRES_AT: Final = "x-workqueue-expires-at"
 """When the message's own TTL (`expiration`) passes, in Unix milliseconds. RabbitMQ removes the TTL of a message that
 returns from a delay queue, so the worker keeps the time itself."""
 
+FIRST_ATTEMPT_AT: Final = "x-workqueue-first-attempt-at"
+"""When the first attempt began, in Unix milliseconds. The worker sets it at the first failure."""
+
 ORIGINAL_EXPIRATION: Final = "x-workqueue-original-expiration"
 ORIGINAL_PRIORITY: Final = "x-workqueue-original-priority"
 ORIGINAL_USER_ID: Final = "x-workqueue-original-user-id"
@@ -41,7 +44,17 @@ DROPPED: Final = "x-workqueue-dropped-headers"
 MOST_ATTEMPTS: Final = 1_000_000
 
 OURS: Final = frozenset(
-    {ATTEMPT, FAILURE_REASON, FAILURE_MESSAGE, FAILURE_TRACEBACK, FAILED_AT, WORKER, DROPPED, EXPIRES_AT}
+    {
+        ATTEMPT,
+        FAILURE_REASON,
+        FAILURE_MESSAGE,
+        FAILURE_TRACEBACK,
+        FAILED_AT,
+        WORKER,
+        DROPPED,
+        EXPIRES_AT,
+        FIRST_ATTEMPT_AT,
+    }
 )
 
 DELIVERY_COUNT: Final = "x-delivery-count"
@@ -137,6 +150,23 @@ def deliveries_failed(headers: Headers, *, redelivered: bool) -> int:
     """
     value = headers.get(DELIVERY_COUNT)
     return value if redelivered and isinstance(value, int) else 0
+
+
+def was_retried(headers: Headers) -> bool:
+    """Whether a worker has published this message again, also when the attempt did not count."""
+    return ATTEMPT in headers or FAILED_AT in headers
+
+
+def first_attempt_at(headers: Headers, begun_at: float) -> float:
+    """Return when the first attempt began, in Unix seconds.
+
+    A header that is not a time in the past is not used.
+
+    Args:
+        begun_at: when the present attempt began, in Unix seconds.
+    """
+    known = headers.get(FIRST_ATTEMPT_AT)
+    return min(known / 1000, begun_at) if isinstance(known, int) and known > 0 else begun_at
 
 
 def expires_at(properties: Properties, headers: Headers, received_at: float) -> float | None:

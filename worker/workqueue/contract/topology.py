@@ -33,6 +33,8 @@ change the declaration.
 DEFAULT_DELIVERY_LIMIT: Final = 10
 """How often a message may come back without an answer, unless the user sets another limit."""
 
+DEFAULT_MAX_AGE_SECONDS: Final = 86_400
+"""How long after its first attempt a message may be retried without counting the attempt."""
 
 UNLIMITED_DELIVERIES: Final = 2_000_000_000
 """A delivery limit that means no limit.

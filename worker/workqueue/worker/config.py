@@ -20,6 +20,7 @@ from workqueue.contract.binding import Binding
 from workqueue.contract.errors import BindingError
 from workqueue.contract.topology import (
     DEFAULT_DELIVERY_LIMIT,
+    DEFAULT_MAX_AGE_SECONDS,
     LONGEST_DELAY_SECONDS,
     Exchange,
     QueueSettings,
@@ -203,6 +204,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         retry=RetryPolicy(
             reader.read("max_attempts", Variable.MAX_ATTEMPTS, 5, _count),
             reader.read("delays", Variable.DELAYS_SECONDS, (1, 10, 60), _delays),
+            reader.read("max_age", Variable.MAX_AGE_SECONDS, float(DEFAULT_MAX_AGE_SECONDS), _seconds),
         ),
         delivery_limit=delivery_limit,
         wake_deliveries=reader.read("wake_deliveries", Variable.WAKE_DELIVERIES, 0, _count),

@@ -24,7 +24,14 @@ from workqueue.worker.consumer import SETTLING_SECONDS, Consumer
 from workqueue.worker.errors import too_slow
 from workqueue.worker.executors.executor import Executor
 from workqueue.worker.handlers.handler import Handler
-from workqueue.worker.handlers.outcome import HandlerTimeout, HandlerUnavailable, Outcome, refusal, verdict
+from workqueue.worker.handlers.outcome import (
+    HandlerTimeout,
+    HandlerUnavailable,
+    Outcome,
+    Verdict,
+    refusal,
+    verdict,
+)
 from workqueue.worker.histograms import Histogram
 from workqueue.worker.rates import HandlerRates
 from workqueue.worker.settlement import Settler
@@ -211,7 +218,8 @@ class Deliveries:
             self.message_age_seconds.observe(max(0.0, time.time() - properties.timestamp))
         failed = headers.deliveries_failed(properties.headers or {}, redelivered=delivery.method.redelivered)
         # Before the first attempt, RabbitMQ itself enforces the TTL.
-        expires_in = _expires_in(delivery) if delivery.message.attempt > 1 else None
+        is_first = not headers.was_retried(properties.headers or {})
+        expires_in = None if is_first else _expires_in(delivery)
         refused = refusal(failed, self._delivery_limit(), expires_in)
         if refused is not None:
             delivery.started = now
@@ -304,13 +312,23 @@ class Deliveries:
             if error is None:
                 self._settler.ack(delivery, Outcome.ACKED)
             else:
-                spread = random.random()  # noqa: S311 - no secret
-                attempt, retry = delivery.message.attempt, self._config.retry
-                decision = verdict(error, attempt, retry, spread, _expires_in(delivery))
-                self._settler.settle(delivery, decision, error)
+                self._settler.settle(delivery, self._verdict(delivery, error), error)
         seconds = now - delivery.started
         self.rates.handled(now, seconds)
         self.handler_seconds.observe(seconds)
+
+    def _verdict(self, delivery: Delivery, error: BaseException) -> Verdict:
+        spread = random.random()  # noqa: S311 - no secret
+        begun_at = time.time() - (time.monotonic() - delivery.started)
+        first_at = headers.first_attempt_at(delivery.properties.headers or {}, begun_at)
+        return verdict(
+            error,
+            delivery.message.attempt,
+            self._config.retry,
+            spread,
+            expires_in=_expires_in(delivery),
+            age=time.time() - first_at,
+        )
 
     # A handler that cannot be reached -------------------------------------------------------------------
 
@@ -463,8 +481,7 @@ class Deliveries:
                 delivery.slot.hold()
                 self._cancel(delivery)
                 error = HandlerTimeout(f"the handler ran for more than {self._config.timeout_seconds:g} s")
-                attempt, retry = delivery.message.attempt, self._config.retry
-                self._settler.settle(delivery, verdict(error, attempt, retry, 0.0, _expires_in(delivery)))
+                self._settler.settle(delivery, self._verdict(delivery, error))
             elif self.is_hung(delivery):
                 self._fail_hung(delivery)
         moments = [

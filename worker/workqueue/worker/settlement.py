@@ -245,8 +245,11 @@ def make_copy(
     else:
         target = topology.dead_letter_queue(queue)
     attempts = delivery.message.attempt
-    if isinstance(verdict, GiveUp) and not verdict.handled:
+    if not verdict.counts:
         attempts -= 1
+    found = delivery.properties.headers or {}
+    begun_at = now - (time.monotonic() - delivery.started)
+    kept[headers.FIRST_ATTEMPT_AT] = round(headers.first_attempt_at(found, begun_at) * 1000)
     if delivery.expires_at is not None:
         kept[headers.EXPIRES_AT] = round(delivery.expires_at * 1000)
     kept = fitted(kept | _failure_headers(verdict.failure, attempts, worker, now), ROOM)

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Final, TypeAlias
 
 from workqueue.contract.errors import UndecodableError, WorkerError
-from workqueue.contract.topology import delay_step
+from workqueue.contract.topology import DEFAULT_MAX_AGE_SECONDS, delay_step
 from workqueue.message import Reject, Retry
 
 MESSAGE_CHARACTERS: Final = 2_000
@@ -43,6 +43,7 @@ class FailureReason(StrEnum):
     TIMED_OUT = "TimedOut"
     EXPIRED = "Expired"
     DELIVERY_LIMIT = "DeliveryLimit"
+    MAX_AGE = "MaxAge"
 
 
 class HandlerTimeout(WorkerError, TimeoutError):  # noqa: N818
@@ -63,20 +64,27 @@ class HandlerRaised(WorkerError):  # noqa: N818
     Args:
         failure: what that process reports of the exception.
         after: the delay that the handler asked for, in seconds.
+        counts: whether the attempt counts.
     """
 
-    def __init__(self, failure: Failure, after: float | None) -> None:
+    def __init__(self, failure: Failure, after: float | None, *, counts: bool = True) -> None:
         super().__init__(failure.message)
         self.failure = failure
         self.after = after
+        self.counts = counts
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and after which delays (whole seconds) a message is retried. The last delay repeats."""
+    """How often and after which delays (whole seconds) a message is retried. The last delay repeats.
+
+    Attributes:
+        max_age_seconds: how long after its first attempt a message may get an attempt that does not count.
+    """
 
     max_attempts: int = 5
     delays_seconds: Sequence[int] = (1, 10, 60)
+    max_age_seconds: float = DEFAULT_MAX_AGE_SECONDS
 
     def delay_after(self, attempt: int) -> int:
         """Return the delay after a failed attempt, in seconds. The first attempt has number 1."""
@@ -99,11 +107,16 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """A copy goes to the delay queue for `queue_seconds` and expires there after `seconds`."""
+    """A copy goes to the delay queue for `queue_seconds` and expires there after `seconds`.
+
+    Attributes:
+        counts: whether this delivery counts as an attempt.
+    """
 
     failure: Failure
     queue_seconds: int
     seconds: float
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +124,11 @@ class GiveUp:
     """A copy goes to the dead-letter queue.
 
     Attributes:
-        handled: whether a handler was called for this delivery.
+        counts: whether this delivery counts as an attempt. It does not if no handler was called.
     """
 
     failure: Failure
-    handled: bool = True
+    counts: bool = True
 
 
 Verdict: TypeAlias = Ack | RetryLater | GiveUp
@@ -140,12 +153,12 @@ def refusal(deliveries_failed: int, delivery_limit: int | None, expires_in: floa
                 f"the message came back {deliveries_failed} times without an answer; "
                 f"the delivery limit is {delivery_limit}",
             ),
-            handled=False,
+            counts=False,
         )
     if expires_in is not None and expires_in <= 0:
         return GiveUp(
             Failure(FailureReason.EXPIRED, "the message's TTL passed while it waited for this attempt"),
-            handled=False,
+            counts=False,
         )
     return None
 
@@ -156,6 +169,7 @@ def verdict(
     policy: RetryPolicy,
     chance: float,
     expires_in: float | None = None,
+    age: float = 0.0,
 ) -> Verdict:
     """Return what to do with the message.
 
@@ -164,12 +178,14 @@ def verdict(
         attempt: the number of the attempt that has ended.
         chance: from 0 to 1; spreads the retries of messages that failed together.
         expires_in: seconds until the message's own TTL passes; None without one.
+        age: seconds since the message's first attempt began.
     """
     if error is None:
         return ACK
     failure = failure_of(error)
     final = failure.reason in {FailureReason.REJECTED, FailureReason.UNDECODABLE}
-    if final or attempt >= policy.max_attempts:
+    counts = error.counts if isinstance(error, (Retry, HandlerRaised)) else True
+    if final or (counts and attempt >= policy.max_attempts):
         return GiveUp(failure)
     asked = error.after if isinstance(error, (Retry, HandlerRaised)) else None
     if asked is not None and math.isfinite(asked) and asked >= 0:
@@ -180,8 +196,14 @@ def verdict(
         seconds = queue_seconds * (1 - 0.1 * chance)
     if expires_in is not None and seconds >= expires_in:
         expired = f"the message's TTL passes before the next attempt; the last one failed: {failure.message}"
-        return GiveUp(Failure(FailureReason.EXPIRED, _head(expired), failure.traceback))
-    return RetryLater(failure, queue_seconds, seconds)
+        return GiveUp(Failure(FailureReason.EXPIRED, _head(expired), failure.traceback), counts)
+    if not counts and age + seconds > policy.max_age_seconds:
+        too_old = (
+            f"the next attempt would begin more than {policy.max_age_seconds:g} s after the first one; "
+            f"the last one failed: {failure.message}"
+        )
+        return GiveUp(Failure(FailureReason.MAX_AGE, _head(too_old), failure.traceback), counts)
+    return RetryLater(failure, queue_seconds, seconds, counts)
 
 
 def failure_of(error: BaseException) -> Failure:
