@@ -177,7 +177,7 @@ class Workers:
         words += ["--queue", queue] if queue else []
         words += ["--url", url] if url else []
         words += ["--declare"] if declare else []
-        if "--delays" not in arguments:
+        if not {"--delays", "--backoff"} & set(arguments):
             words += ["--delays", "1"]
         worker = Worker(self._folder, [*words, *arguments], dict(environment or {}), len(self._started))
         self._started.append(worker)

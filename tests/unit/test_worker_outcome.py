@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from workqueue import Reject, Retry
 from workqueue.contract.errors import UndecodableError
-from workqueue.contract.topology import LONGEST_DELAY_SECONDS, delay_step
+from workqueue.contract.topology import LONGEST_DELAY_SECONDS, Jitter, delay_step
 from workqueue.worker.handlers.outcome import (
     ACK,
     MESSAGE_CHARACTERS,
@@ -158,6 +158,19 @@ def test_requested_delay_goes_to_the_next_longer_queue(after: float) -> None:
     assert found.queue_seconds <= max(1, 2.5 * after)
     assert found.seconds == max(after, 0.001)
     assert found.queue_seconds == delay_step(after)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "found"),
+    [(1, {1}), (2, {1, 2}), (3, {1, 2, 4}), (9, {1, 2, 4})],
+    ids=["first", "second", "third", "later"],
+)
+def test_full_jitter_picks_among_the_delays_up_to_that_of_the_attempt(attempt: int, found: set[int]) -> None:
+    policy = RetryPolicy(10, (1, 2, 4), Jitter.FULL)
+
+    picked = {policy.delay_after(attempt, chance / 100) for chance in range(101)}
+
+    assert picked == found
 
 
 def test_long_failure_texts_are_cut() -> None:

@@ -163,7 +163,7 @@ def test_message_expiring_before_next_attempt_is_dead_lettered_as_expired(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "attempts"),
-    [({"do": "fail"}, 1), ({"do": "busy", "until": 2**40}, 0)],
+    [({"do": "fail"}, 1), ({"do": "retry", "until": 2**40}, 0)],
     ids=["counted", "uncounted"],
 )
 def test_message_expiring_while_it_awaits_retry_is_not_handled_again(
@@ -284,7 +284,7 @@ def test_uncounted_retries_leave_all_attempts(
     arguments = ("--max-attempts", "2", "--isolation", isolation)
     worker = workers.start(vhost.url, *arguments, handler=handler).wait_consuming()
 
-    publish(vhost, {"id": 1, "do": "busy", "until": time.time() + 5}, {"id": 2, "do": "fail"})
+    publish(vhost, {"id": 1, "do": "retry", "until": time.time() + 5}, {"id": 2, "do": "fail"})
 
     eventually(lambda: worker.outcomes()["acked"] == 1 and worker.outcomes()["dead_lettered"] == 1)
     attempts = [event["attempt"] for event in worker.events if event["id"] == 1]
@@ -296,7 +296,7 @@ def test_uncounted_retries_leave_all_attempts(
 def test_uncounted_retries_end_at_the_maximum_age(every_vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(every_vhost.url, "--max-age", "5", "--max-attempts", "1").wait_consuming()
 
-    publish(every_vhost, {"id": 1, "do": "busy", "until": time.time() + 3600})
+    publish(every_vhost, {"id": 1, "do": "retry", "until": time.time() + 3600})
 
     eventually(lambda: worker.outcomes()["dead_lettered"] == 1)
     first_attempts = {event["headers"].get("x-workqueue-first-attempt-at") for event in worker.events[1:]}
@@ -316,6 +316,16 @@ def test_retry_delays_follow_configuration_and_last_one_repeats(vhost: VirtualHo
     # A worker waits two seconds before it uses a delay queue that it declared.
     new = SAFE_AFTER_SECONDS
     assert [round(gap) for gap in gaps] == [1 + new, 2 + new, 2]
+
+
+def test_backoff_with_jitter_uses_no_other_delay_queues(vhost: VirtualHost, workers: Workers) -> None:
+    backoff = "initialSeconds=1,factor=2,maxSeconds=4,jitter=Full"
+    worker = workers.start(vhost.url, "--backoff", backoff, "--max-attempts", "3").wait_consuming()
+
+    publish(vhost, *({"id": number, "do": "fail"} for number in range(16)))
+
+    eventually(lambda: worker.outcomes() == {"retried": 32, "dead_lettered": 16})
+    assert [delay for delay in range(1, 10) if vhost.exists(f"jobs.retry.{delay}s")] == [1, 2]
 
 
 @BOTH

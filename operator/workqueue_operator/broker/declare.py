@@ -150,7 +150,7 @@ def names(workqueue: WorkQueue, listed: Collection[str] = ()) -> list[str]:
         listed: delay queues that are known to exist.
     """
     queue = workqueue.queue_name
-    delays = sorted({*topology.DELAY_STEPS, *workqueue.spec.retry.delays_seconds})
+    delays = sorted({*topology.DELAY_STEPS, *workqueue.spec.retry.delays})
     derived = [topology.delay_queue_name(queue, delay) for delay in delays]
     return [queue, *derived, *sorted(set(listed).difference(derived)), dead_letter_queue_name(queue)]
 

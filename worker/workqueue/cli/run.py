@@ -76,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"delays before retries (1,10,60); the last repeats [{Variable.DELAYS_SECONDS}]",
     )
     add(
+        "--backoff",
+        metavar="SETTINGS",
+        help="instead of --delays: delays that grow, such as initialSeconds=1,factor=2,maxSeconds=3600,jitter=Full"
+        f" [{Variable.BACKOFF}]",
+    )
+    add(
         "--max-age",
         metavar="SECONDS",
         help="how long after its first attempt a message may be retried without counting the attempt (86400)"

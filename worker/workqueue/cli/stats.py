@@ -12,7 +12,6 @@ from typing import Final
 from workqueue.amqp.session import QueueDepth, Session
 from workqueue.cli import connection_options, output
 from workqueue.contract import topology
-from workqueue.worker.handlers.outcome import RetryPolicy
 
 NO_QUEUE: Final = 4
 """Exit code. 1 means that RabbitMQ cannot be reached or refused."""
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show the counts; return 0, or 4 if the queue does not exist."""
     queue = arguments.queue
-    delays = sorted({*RetryPolicy().delays_seconds, *topology.DELAY_STEPS, *arguments.delays})
+    delays = sorted({*topology.DEFAULT_RETRY_DELAYS, *topology.DELAY_STEPS, *arguments.delays})
     names = [
         topology.dead_letter_queue_name(queue),
         *(topology.delay_queue_name(queue, delay) for delay in delays),

@@ -33,6 +33,12 @@ change the declaration.
 DEFAULT_DELIVERY_LIMIT: Final = 10
 """How often a message may come back without an answer, unless the user sets another limit."""
 
+DEFAULT_RETRY_DELAYS: Final = (1, 10, 60)
+"""Seconds before the second attempt, the third, and all later ones, unless the user sets others."""
+
+FACTORS: Final = range(2, 11)
+"""By what a backoff may grow."""
+
 DEFAULT_MAX_AGE_SECONDS: Final = 86_400
 """How long after its first attempt a message may be retried without counting the attempt."""
 
@@ -68,6 +74,74 @@ class ExchangeType(StrEnum):
     TOPIC = "Topic"
     FANOUT = "Fanout"
     HEADERS = "Headers"
+
+
+class Jitter(StrEnum):
+    """Which of its delays a retry takes."""
+
+    NONE = "None"
+    """The delay of the attempt."""
+    FULL = "Full"
+    """At random one of the delays up to that of the attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryBackoff:
+    """Delays that grow by a factor up to a maximum. Jitter chooses among them, so that it needs no more delay queues.
+
+    Attributes:
+        factor: at least 2, so that there are at most 18 delays.
+    """
+
+    initial_seconds: int = 1
+    factor: int = 2
+    max_seconds: int = 3600
+    jitter: Jitter = Jitter.NONE
+
+    @property
+    def delays_seconds(self) -> tuple[int, ...]:
+        """The delays after the first attempt, the second, and so on. The last one repeats."""
+        delays = [self.initial_seconds]
+        while delays[-1] < self.max_seconds:
+            delays.append(min(delays[-1] * self.factor, self.max_seconds))
+        return tuple(delays)
+
+    @classmethod
+    def parse(cls, text: str) -> RetryBackoff:
+        """Read `initialSeconds=1,factor=2,maxSeconds=3600,jitter=Full`. Each part is optional.
+
+        Raises:
+            ValueError: what the text must be.
+        """
+        parts = dict(part.strip().partition("=")[::2] for part in text.split(","))
+        numbers = {key: parts.pop(key) for key in ("initialSeconds", "factor", "maxSeconds") if key in parts}
+        jitters = {kind.lower(): kind for kind in Jitter}
+        jitter = jitters.get(parts.pop("jitter", Jitter.NONE).lower())
+        if parts or jitter is None or not all(number.isdecimal() for number in numbers.values()):
+            raise ValueError(
+                "like initialSeconds=1,factor=2,maxSeconds=3600,jitter=Full, with jitter None or Full"
+            )
+        default = cls()
+        backoff = cls(
+            int(numbers.get("initialSeconds", default.initial_seconds)),
+            int(numbers.get("factor", default.factor)),
+            int(numbers.get("maxSeconds", default.max_seconds)),
+            jitter,
+        )
+        if not 1 <= backoff.initial_seconds <= backoff.max_seconds <= LONGEST_DELAY_SECONDS:
+            raise ValueError(
+                "such that initialSeconds is at least 1, and maxSeconds from initialSeconds to "
+                f"{LONGEST_DELAY_SECONDS}"
+            )
+        if not FACTORS.start <= backoff.factor < FACTORS.stop:
+            raise ValueError(f"such that factor is from {FACTORS.start} to {FACTORS.stop - 1}")
+        return backoff
+
+    def __str__(self) -> str:
+        return (
+            f"initialSeconds={self.initial_seconds},factor={self.factor},maxSeconds={self.max_seconds},"
+            f"jitter={self.jitter}"
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -21,10 +21,13 @@ from workqueue.contract.errors import BindingError
 from workqueue.contract.topology import (
     DEFAULT_DELIVERY_LIMIT,
     DEFAULT_MAX_AGE_SECONDS,
+    DEFAULT_RETRY_DELAYS,
     LONGEST_DELAY_SECONDS,
     Exchange,
+    Jitter,
     QueueSettings,
     QueueType,
+    RetryBackoff,
 )
 from workqueue.contract.worker_api import (
     DEFAULT_STARTUP_TIMEOUT_SECONDS,
@@ -201,11 +204,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
             delivery_limit=delivery_limit,
         ),
         declare=declare,
-        retry=RetryPolicy(
-            reader.read("max_attempts", Variable.MAX_ATTEMPTS, 5, _count),
-            reader.read("delays", Variable.DELAYS_SECONDS, (1, 10, 60), _delays),
-            reader.read("max_age", Variable.MAX_AGE_SECONDS, float(DEFAULT_MAX_AGE_SECONDS), _seconds),
-        ),
+        retry=reader.retry(),
         delivery_limit=delivery_limit,
         wake_deliveries=reader.read("wake_deliveries", Variable.WAKE_DELIVERIES, 0, _count),
         timeout_seconds=timeout,
@@ -301,6 +300,29 @@ class _Reader:
                 f"The handler is {name!r}; it must be MODULE:FUNCTION, such as thumbnails:resize."
             )
         return PythonHandler(name)
+
+    def retry(self) -> RetryPolicy:
+        """Return how messages are retried."""
+        delays: Sequence[int] = self.read("delays", Variable.DELAYS_SECONDS, DEFAULT_RETRY_DELAYS, _delays)
+        backoff = self.read("backoff", Variable.BACKOFF, None, RetryBackoff.parse)
+        flags = [name for name in ("delays", "backoff") if getattr(self._flags, name, None)]
+        variables = [
+            name for name in (Variable.DELAYS_SECONDS, Variable.BACKOFF) if self._environment.get(name)
+        ]
+        both = (
+            "--delays or --backoff" if len(flags) > 1 else f"{Variable.DELAYS_SECONDS} or {Variable.BACKOFF}"
+        )
+        if len(flags) > 1 or (not flags and len(variables) > 1):
+            self.mistakes.append(f"Use either {both}, not both.")
+        jitter = Jitter.NONE
+        if backoff is not None and flags != ["delays"]:
+            delays, jitter = backoff.delays_seconds, backoff.jitter
+        return RetryPolicy(
+            self.read("max_attempts", Variable.MAX_ATTEMPTS, 5, _count),
+            delays,
+            jitter,
+            self.read("max_age", Variable.MAX_AGE_SECONDS, float(DEFAULT_MAX_AGE_SECONDS), _seconds),
+        )
 
     def place(self) -> tuple[str | None, Path | None]:
         """Return the broker's URL, or the folder of a Service Binding."""

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Final, TypeAlias
 
 from workqueue.contract.errors import UndecodableError, WorkerError
-from workqueue.contract.topology import DEFAULT_MAX_AGE_SECONDS, delay_step
+from workqueue.contract.topology import DEFAULT_MAX_AGE_SECONDS, DEFAULT_RETRY_DELAYS, Jitter, delay_step
 from workqueue.message import Reject, Retry
 
 MESSAGE_CHARACTERS: Final = 2_000
@@ -79,16 +79,26 @@ class RetryPolicy:
     """How often and after which delays (whole seconds) a message is retried. The last delay repeats.
 
     Attributes:
+        jitter: which of the delays up to that of its attempt a message waits for.
         max_age_seconds: how long after its first attempt a message may get an attempt that does not count.
     """
 
     max_attempts: int = 5
-    delays_seconds: Sequence[int] = (1, 10, 60)
+    delays_seconds: Sequence[int] = DEFAULT_RETRY_DELAYS
+    jitter: Jitter = Jitter.NONE
     max_age_seconds: float = DEFAULT_MAX_AGE_SECONDS
 
-    def delay_after(self, attempt: int) -> int:
-        """Return the delay after a failed attempt, in seconds. The first attempt has number 1."""
-        return self.delays_seconds[min(attempt, len(self.delays_seconds)) - 1]
+    def delay_after(self, attempt: int, chance: float = 0.0) -> int:
+        """Return the delay after a failed attempt, in seconds.
+
+        Args:
+            attempt: from 1.
+            chance: from 0 to 1; for the jitter.
+        """
+        allowed = self.delays_seconds[:attempt]
+        if self.jitter is Jitter.NONE:
+            return allowed[-1]
+        return allowed[min(int(chance * len(allowed)), len(allowed) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +202,7 @@ def verdict(
         queue_seconds = delay_step(asked)
         seconds = min(max(asked, 0.001), queue_seconds)
     else:
-        queue_seconds = policy.delay_after(attempt)
+        queue_seconds = policy.delay_after(attempt, chance)
         seconds = queue_seconds * (1 - 0.1 * chance)
     if expires_in is not None and seconds >= expires_in:
         expired = f"the message's TTL passes before the next attempt; the last one failed: {failure.message}"
