@@ -37,7 +37,12 @@ class Worker:
     """
 
     def __init__(
-        self, folder: Path, arguments: Sequence[str], environment: dict[str, str], number: int
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        number: int,
+        cwd: Path = ROOT,
     ) -> None:
         self._events_file = folder / "events"
         self._log_file = folder / f"worker-{number}.log"
@@ -46,7 +51,7 @@ class Worker:
         with self._log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "workqueue", "run", *arguments],
-                cwd=ROOT,
+                cwd=cwd,
                 stdout=log,
                 stderr=log,
                 env={
@@ -171,6 +176,7 @@ class Workers:
         queue: str | None = "jobs",
         declare: bool = True,
         environment: dict[str, str] | None = None,
+        cwd: Path = ROOT,
     ) -> Worker:
         """Start one. By default it declares the queue `jobs` and retries after a second."""
         words = [handler] if handler else []
@@ -179,7 +185,7 @@ class Workers:
         words += ["--declare"] if declare else []
         if not {"--delays", "--backoff"} & set(arguments):
             words += ["--delays", "1"]
-        worker = Worker(self._folder, [*words, *arguments], dict(environment or {}), len(self._started))
+        worker = Worker(self._folder, [*words, *arguments], dict(environment or {}), len(self._started), cwd)
         self._started.append(worker)
         return worker
 

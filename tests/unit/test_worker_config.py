@@ -113,7 +113,7 @@ def test_help_names_the_environment_variable_of_every_flag() -> None:
     unnamed = [
         action.dest
         for action in parser._actions
-        if action.dest != "help" and "[WORKQUEUE_" not in (action.help or "")
+        if action.dest not in {"help", "reload"} and "[WORKQUEUE_" not in (action.help or "")
     ]
 
     assert unnamed == []
@@ -196,6 +196,14 @@ WRONG = {
         ["a:b", "--recycle-messages", "5"],
         {},
         "Only the processes of a Python handler can be recycled",
+    ),
+    "no message at all": (["a:b", "--max-messages", "0"], {}, "--max-messages is '0'"),
+    "reloading a command": (["--reload", "--exec", "./x"], {}, "--reload is for Python handlers"),
+    "reloading until the queue is empty": (["a:b", "--reload", "--until-empty"], {}, "until you stop it"),
+    "reloading until some messages are settled": (
+        ["a:b", "--reload", "--max-messages", "3"],
+        {},
+        "until you stop it",
     ),
     "a name that is too long": (["a:b", "--queue", "ä" * 128], {}, "longer than 255 bytes"),
 }

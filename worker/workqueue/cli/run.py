@@ -123,6 +123,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --isolation Process: replace a process that uses this much memory, such as 500Mi"
         f" [{Variable.RECYCLE_MEMORY}]",
     )
+    add(
+        "--until-empty",
+        action="store_const",
+        const="true",
+        help="end when no message waits in the queue or for a retry of this worker, and no handler runs"
+        f" [{Variable.UNTIL_EMPTY}]",
+    )
+    add(
+        "--max-messages",
+        metavar="N",
+        help=f"end after this many messages were settled [{Variable.MAX_MESSAGES}]",
+    )
+    add(
+        "--reload",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="for development: start the worker again when a Python file of this folder changes",
+    )
     add("--port", metavar="PORT", help=f"port of the HTTP endpoint ({PORT}); 0 for none [{Variable.PORT}]")
     add("--url", help=f"amqp://user:password@host:port/vhost?heartbeat=60 [{Variable.URL}]")
     add(
@@ -159,6 +177,10 @@ def _run(arguments: argparse.Namespace, closers: list[Callable[[], None]]) -> in
     termination_log = Path(os.environ.get(Variable.TERMINATION_LOG) or DEFAULT_TERMINATION_LOG)
     try:
         config = parse(arguments, os.environ)
+        if arguments.reload:
+            from workqueue.cli import reload
+
+            return reload.supervise()
     except ConfigurationError as error:
         return _fail(ExitCode.CONFIGURATION, error, termination_log)
     logs.configure(config.log_format, config.log_level)
@@ -220,7 +242,7 @@ def _work(
 ) -> int:
     from workqueue.worker.runtime import Runtime
 
-    runtime = Runtime(config, config.read_binding, on_failure=signals.interrupt)
+    runtime = Runtime(config, config.read_binding, on_end=signals.interrupt)
     endpoint = None
     if config.port:
         from workqueue.worker.endpoint import Endpoint
@@ -241,9 +263,14 @@ def _work(
         return _fail(ExitCode.HANDLER, error, config.termination_log)
     logger.info("Starting.", extra={"version": __version__, "queue": config.queue, "handler": handler.name})
     runtime.start(handler)
-    signals.wait()
+    if config.until_empty:
+        from workqueue.worker import emptiness
+
+        emptiness.wait(runtime, signals)
+    else:
+        signals.wait()
     failure = runtime.failure
-    if failure is not None:
+    if failure is not None or runtime.finished:
         signals.ignore_first()
     drain(runtime, signals, config.grace_seconds if failure is None else failure.grace_seconds)
     code = 0

@@ -88,6 +88,8 @@ class RunConfig:
         startup_timeout_seconds: how long loading or reaching the handler may take.
         recycle_messages: after how many messages a handler's process is replaced; None for never.
         recycle_memory: from how many bytes of resident memory; None for never.
+        until_empty: whether to end when the queue is empty.
+        max_messages: after how many settled messages to end; None for never.
     """
 
     handler: PythonHandler | ExecHandler | HTTPHandler
@@ -114,6 +116,8 @@ class RunConfig:
     startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS
     recycle_messages: int | None = None
     recycle_memory: int | None = None
+    until_empty: bool = False
+    max_messages: int | None = None
 
     @property
     def queue(self) -> str:
@@ -192,6 +196,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         delivery_limit = DEFAULT_DELIVERY_LIMIT
     timeout = reader.read("timeout", Variable.TIMEOUT_SECONDS, DEFAULT_TIMEOUT_SECONDS, _seconds)
     port = reader.read("port", Variable.PORT, None, _port)
+    max_messages = reader.read("max_messages", Variable.MAX_MESSAGES, None, _count)
     pod_uid = environment.get(Variable.POD_UID) or None
     key_file = environment.get(Variable.RETIREMENT_KEY_FILE)
     url, folder = reader.place()
@@ -208,7 +213,9 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         delivery_limit=delivery_limit,
         wake_deliveries=reader.read("wake_deliveries", Variable.WAKE_DELIVERIES, 0, _count),
         timeout_seconds=timeout,
-        concurrency=reader.read("concurrency", Variable.CONCURRENCY, 1, _concurrency),
+        concurrency=min(
+            reader.read("concurrency", Variable.CONCURRENCY, 1, _concurrency), max_messages or MAX_CONCURRENCY
+        ),
         grace_seconds=reader.read("grace", Variable.GRACE_SECONDS, timeout, _seconds_or_none),
         port=PORT if port is None else port,
         port_is_default=port is None,
@@ -230,8 +237,12 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         ),
         recycle_messages=reader.read("recycle_messages", Variable.RECYCLE_MESSAGES, None, _count),
         recycle_memory=reader.read("recycle_memory", Variable.RECYCLE_MEMORY, None, _memory),
+        until_empty=reader.read("until_empty", Variable.UNTIL_EMPTY, False, _boolean),
+        max_messages=max_messages,
     )
     _check_recycling(reader, config)
+    if getattr(flags, "reload", False):
+        _check_reload(reader, config)
     if reader.mistakes:
         raise ConfigurationError(reader.mistakes)
     return config
@@ -244,6 +255,20 @@ def _check_recycling(reader: _Reader, config: RunConfig) -> None:
     if recycles and not isolated:
         reader.mistakes.append(
             "Only the processes of a Python handler can be recycled. Use --isolation Process, or remove the limits."
+        )
+
+
+def _check_reload(reader: _Reader, config: RunConfig) -> None:
+    """Add a mistake if --reload cannot be combined with another flag."""
+    if not isinstance(config.handler, PythonHandler):
+        reader.mistakes.append(
+            "--reload is for Python handlers, since the worker loads no code of a command or an HTTP server. "
+            "Remove --reload."
+        )
+    if config.until_empty or config.max_messages is not None:
+        reader.mistakes.append(
+            "--reload starts the worker again until you stop it. Remove --reload, or --until-empty and "
+            "--max-messages."
         )
 
 

@@ -83,6 +83,7 @@ class Deliveries:
         consumer: whose slots hold the deliveries.
         binding_source: returns the connection data, for the publisher of copies.
         on_failure: called when only a new process can continue.
+        on_finished: called when `max_messages` are settled.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Deliveries:
         consumer: Consumer,
         binding_source: Callable[[], Binding],
         on_failure: Callable[[Failure], None],
+        on_finished: Callable[[], None],
     ) -> None:
         self.rates = HandlerRates(time.monotonic())
         self.outcomes: Counter[Outcome] = Counter()
@@ -101,6 +103,7 @@ class Deliveries:
         self._connection = consumer.connection
         self._binding_source = binding_source
         self._on_failure = on_failure
+        self._on_finished = on_finished
         self._publisher: PublishPipeline | None = None
         self._settler = Settler(
             config.queue, config.worker_name, self._connection, self._get_publisher, self._settled
@@ -216,6 +219,7 @@ class Deliveries:
         self.rates.arrived(now)
         if properties.timestamp is not None:
             self.message_age_seconds.observe(max(0.0, time.time() - properties.timestamp))
+        self._limit()
         failed = headers.deliveries_failed(properties.headers or {}, redelivered=delivery.method.redelivered)
         # Before the first attempt, RabbitMQ itself enforces the TTL.
         is_first = not headers.was_retried(properties.headers or {})
@@ -387,6 +391,7 @@ class Deliveries:
     def lose(self, delivery: Delivery) -> None:
         """Cancel the handler of a delivery that RabbitMQ will deliver to another consumer."""
         self.outcomes[Outcome.LOST] += 1
+        self._limit()
         if delivery.returned:
             self._free(delivery)
         else:
@@ -419,8 +424,19 @@ class Deliveries:
         for delivery in self._postponed():
             self._hand_back(delivery)
 
+    def _limit(self) -> None:
+        """Take no more messages than `max_messages`. A lost or requeued message does not count."""
+        limit = self._config.max_messages
+        if limit is None:
+            return
+        settled = self.outcomes.total() - self.outcomes[Outcome.LOST] - self.outcomes[Outcome.REQUEUED]
+        self._consumer.set_full(settled + self._consumer.held() >= limit)
+        if settled >= limit:
+            self._on_finished()
+
     def _settled(self, delivery: Delivery, outcome: Outcome) -> None:
         self.outcomes[outcome] += 1
+        self._limit()
         if delivery.returned:
             self._free(delivery)
         elif self.is_hung(delivery):
@@ -429,6 +445,7 @@ class Deliveries:
     def _hand_back(self, delivery: Delivery) -> bool:
         is_handed_back = delivery.lease.hand_back()
         self.outcomes[Outcome.REQUEUED if is_handed_back else Outcome.LOST] += 1
+        self._limit()
         if delivery.returned:
             self._free(delivery)
         return is_handed_back
