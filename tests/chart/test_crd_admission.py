@@ -60,6 +60,7 @@ VALID = {
         deletionPolicy="DeleteIfEmpty",
     ),
     "a queue declared elsewhere": queue(name="theirs", declare=False),
+    "a dead-letter queue declared elsewhere": queue(name="theirs", declare=False, deadLetterQueue="failed"),
     "an exec handler": handler(exec={"command": ["./resize", "--fast"]}),
     "http-handler-without-project-image": {
         "worker": {
@@ -314,6 +315,11 @@ INVALID = [
         "deleting a queue declared elsewhere",
         queue(declare=False, deletionPolicy="Delete"),
         "queue.declare is false, so the operator does not delete the queue: set queue.deletionPolicy to Retain",
+    ),
+    Row(
+        "dead letters in the queue itself",
+        queue(name="images", deadLetterQueue="images"),
+        "queue.deadLetterQueue is the queue itself: name another queue",
     ),
     Row(
         "no attempt",
@@ -650,6 +656,7 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
     "deliveryLimit": (1, 2),
     "singleActiveConsumer": (True, False),
     "consumerTimeoutSeconds": (60, 61),
+    "deadLetterQueue": ("failed", "broken"),
 }
 CHANGES = [
     *(

@@ -101,6 +101,18 @@ def test_defaults_reach_the_worker(tmp_path: Path) -> None:
     assert config.retry.max_age_seconds == 86_400
 
 
+@pytest.mark.parametrize("name", [None, "failed"], ids=["own", "existing"])
+def test_dead_letter_queue_reaches_the_worker(tmp_path: Path, name: str | None) -> None:
+    made = workqueue(queue={} if name is None else {"deadLetterQueue": name})
+
+    config = as_the_worker_reads_it(made, tmp_path)
+
+    assert config.queue_settings.dead_letter_queue == name
+    assert (
+        config.queue_settings.dead_letter_queue_name == made.dead_letter_queue_name == (name or "jobs.dead")
+    )
+
+
 def test_backoff_reaches_the_worker(tmp_path: Path) -> None:
     backoff = {"initialSeconds": 5, "factor": 3, "maxSeconds": 100, "jitter": "Full"}
     made = workqueue(retry={"backoff": backoff, "maxAgeSeconds": 60})

@@ -113,6 +113,13 @@ def test_dead_letter_queue_is_declared_first():
     assert [queue.name for queue in plan(QueueSettings("jobs")).queues] == ["jobs.dead", "jobs"]
 
 
+def test_existing_dead_letter_queue_is_required_and_not_declared():
+    made = plan(QueueSettings("jobs", dead_letter_queue="failed"))
+    assert [queue.name for queue in made.queues] == ["jobs"]
+    assert made.queues[0].arguments["x-dead-letter-routing-key"] == "failed"
+    assert made.required == ("failed",)
+
+
 def test_looking_at_a_dead_letter_never_drops_it():
     assert dict(dead_letter_queue("jobs").arguments) == {
         "x-queue-type": "quorum",

@@ -197,6 +197,11 @@ WRONG = {
         {},
         "Only the processes of a Python handler can be recycled",
     ),
+    "dead letters in the queue itself": (
+        ["a:b", "--queue", "q", "--dead-letter-queue", "q"],
+        {},
+        "The dead-letter queue is the work queue",
+    ),
     "no message at all": (["a:b", "--max-messages", "0"], {}, "--max-messages is '0'"),
     "reloading a command": (["--reload", "--exec", "./x"], {}, "--reload is for Python handlers"),
     "reloading until the queue is empty": (["a:b", "--reload", "--until-empty"], {}, "until you stop it"),

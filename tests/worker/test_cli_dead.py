@@ -236,6 +236,46 @@ def test_replay_takes_only_initially_present_messages(vhost):
         assert command.stdout.read() == b"300 messages replayed to jobs.\n"
 
 
+def shared(name, owner):
+    """A dead letter in a queue that several work queues share."""
+    return letter(name, headers={"x-workqueue-queue": owner})._replace(routing_key="failed")
+
+
+def fill_shared(vhost):
+    """Two dead letters of jobs, and one of another queue between them; one of both was given up by RabbitMQ."""
+    with vhost.connect() as connection:
+        connection.channel().queue_declare("failed", durable=True, arguments={"x-queue-type": "quorum"})
+    settings = QueueSettings("jobs", dead_letter_queue="failed")
+    fill(vhost, shared("a", "jobs"), shared("b", "mails"), settings=settings)
+    with PublishPipeline(lambda: from_url(vhost.url), "test") as publisher:
+        publisher.publish(Outgoing("jobs", b"c", message_id="c", expiration="1")).result()
+    eventually(lambda: vhost.depth("failed").ready == 3)
+
+
+SHARED = ("--dead-letter-queue", "failed")
+
+
+def test_shared_dead_letter_queue_shows_only_letters_of_the_queue(every_vhost):
+    fill_shared(every_vhost)
+
+    done = dead(every_vhost, "list", *SHARED)
+    assert [line.split()[0] for line in done.out.splitlines()] == ["ID", "a", "c", "2"]
+    assert done.out.splitlines()[-1] == "2 of 3 dead letters of failed."
+    assert dead(every_vhost, "show", "b", *SHARED).code == 1
+    assert every_vhost.depth("failed") == (3, 0)
+
+
+@pytest.mark.parametrize("action", ["replay", "purge"])
+def test_shared_dead_letter_queue_keeps_letters_of_other_queues(every_vhost, action):
+    fill_shared(every_vhost)
+
+    assert dead(every_vhost, action, *(["--yes"] if action == "purge" else []), *SHARED).code == 0
+
+    eventually(lambda: every_vhost.depth("failed") == (1, 0))
+    assert list(taken(every_vhost, "failed")) == ["b"]
+    assert every_vhost.depth("jobs").ready == (2 if action == "replay" else 0)
+
+
 def test_purge_asks_and_drops_selected_messages(vhost):
     fill(vhost, letter("a"), letter("b", "Rejected"))
     done = dead(vhost, "purge")

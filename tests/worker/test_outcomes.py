@@ -263,6 +263,57 @@ def test_undecodable_body_is_dead_lettered_immediately(vhost: VirtualHost, worke
     assert properties.headers["x-workqueue-attempt"] == 1
 
 
+def declare_queue(vhost: VirtualHost, name: str) -> None:
+    with vhost.connect() as connection:
+        connection.channel().queue_declare(name, durable=True)
+
+
+def test_dead_letters_go_to_an_existing_queue(every_vhost: VirtualHost, workers: Workers) -> None:
+    declare_queue(every_vhost, "failed")
+    worker = workers.start(every_vhost.url, "--dead-letter-queue", "failed").wait_consuming()
+
+    publish(every_vhost, {"id": 1, "do": "reject", "why": "no image"})
+
+    eventually(lambda: worker.outcomes() == {"dead_lettered": 1})
+    [(properties, _)] = take_all(every_vhost, "failed")
+    assert properties.headers["x-workqueue-failure-reason"] == "Rejected"
+    assert properties.headers["x-workqueue-queue"] == "jobs"
+    assert not every_vhost.exists("jobs.dead")
+
+
+def test_worker_keeps_its_message_while_the_dead_letter_queue_is_missing(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    declare_queue(vhost, "failed")
+    worker = workers.start(vhost.url, "--dead-letter-queue", "failed").wait_consuming()
+    with vhost.connect() as connection:
+        connection.channel().queue_delete("failed")
+
+    publish(vhost, {"id": 1, "do": "reject"})
+    eventually(
+        lambda: worker.count_log(
+            "A copy could not be published; the message stays unacknowledged, trying again."
+        )
+    )
+    assert not vhost.exists("failed"), "the worker does not declare it"
+    declare_queue(vhost, "failed")
+
+    eventually(lambda: worker.outcomes() == {"dead_lettered": 1})
+    assert vhost.depth("failed").ready == 1
+
+
+def test_worker_declares_nothing_without_the_dead_letter_queue(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, "--dead-letter-queue", "failed")
+
+    eventually(lambda: worker.count_log("The queue cannot be declared; trying again."))
+    [entry] = [entry for entry in worker.log_entries if entry["message"].startswith("The queue cannot be")]
+    assert entry["reason"] == "The dead-letter queue failed does not exist. Create it."
+    assert not vhost.exists("jobs")
+
+    declare_queue(vhost, "failed")
+    worker.wait_consuming()
+
+
 def test_handler_may_choose_its_retry_delay(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--delays", "60").wait_consuming()
     publish(vhost, {"id": 1, "do": "retry", "after": 1.2, "why": "busy"})

@@ -243,7 +243,7 @@ class Queue(_Model):
                     f"queue.{argument} cannot be changed, {IMMUTABLE_ADVICE}",
                     argument,
                 )
-                for argument in _ARGUMENTS
+                for argument in ("deadLetterQueue", *_ARGUMENTS)
             ),
             rule(
                 "!has(self.exchange) || !has(oldSelf.exchange) || self.exchange.name != oldSelf.exchange.name"
@@ -311,6 +311,15 @@ class Queue(_Model):
         default=(), max_length=50, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )
     """More bindings of the queue. The operator removes those that it created and that are no longer listed."""
+
+    dead_letter_queue: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=255,
+        json_schema_extra=rules(FITS_ERROR_TEXT),
+    )
+    """A queue that exists and takes the dead letters, instead of NAME.dead. The operator neither declares nor deletes
+    it. Several WorkQueues may share it; each then counts all of its messages. Cannot be changed."""
 
     max_length: int | None = Field(default=None, ge=1)
     """Maximum number of waiting messages. RabbitMQ refuses further messages. Cannot be changed."""
@@ -981,7 +990,12 @@ class WorkQueue(_Model):
                 f"self.metadata.name.size() <= {MAX_NAME_LENGTH}",
                 f"the name of a WorkQueue has at most {MAX_NAME_LENGTH} characters, because label values "
                 "are derived from it: choose a shorter name",
-            )
+            ),
+            rule(
+                "!has(self.spec.queue.deadLetterQueue) || self.spec.queue.deadLetterQueue != "
+                "(has(self.spec.queue.name) ? self.spec.queue.name : self.metadata.name)",
+                "queue.deadLetterQueue is the queue itself: name another queue",
+            ),
         )
     )
 
@@ -1022,7 +1036,13 @@ class WorkQueue(_Model):
             delivery_limit=queue.delivery_limit,
             single_active_consumer=bool(queue.single_active_consumer),
             consumer_timeout_seconds=queue.consumer_timeout_seconds,
+            dead_letter_queue=queue.dead_letter_queue,
         )
+
+    @property
+    def dead_letter_queue_name(self) -> str:
+        """The name of the dead-letter queue in RabbitMQ."""
+        return self.queue_settings.dead_letter_queue_name
 
     @property
     def wake(self) -> Wake:

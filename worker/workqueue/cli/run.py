@@ -66,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"with --declare: declare this exchange and bind the queue to it [{Variable.EXCHANGE}]",
     )
     add(
+        "--dead-letter-queue",
+        metavar="NAME",
+        help="a queue that exists and takes the dead letters, instead of QUEUE.dead"
+        f" [{Variable.DEAD_LETTER_QUEUE}]",
+    )
+    add(
         "--max-attempts",
         metavar="N",
         help=f"attempts before the dead-letter queue (5) [{Variable.MAX_ATTEMPTS}]",

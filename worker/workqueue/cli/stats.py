@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS,...",
         help="further retry delays of the queue",
     )
+    parser.add_argument(
+        "--dead-letter-queue", metavar="NAME", help="the dead-letter queue, if it is not QUEUE.dead"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     connection_options.add_arguments(parser)
 
@@ -36,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     queue = arguments.queue
     delays = sorted({*topology.DEFAULT_RETRY_DELAYS, *topology.DELAY_STEPS, *arguments.delays})
     names = [
-        topology.dead_letter_queue_name(queue),
+        arguments.dead_letter_queue or topology.dead_letter_queue_name(queue),
         *(topology.delay_queue_name(queue, delay) for delay in delays),
     ]
     with Session(connection_options.binding_source(arguments), "workqueue stats") as session:

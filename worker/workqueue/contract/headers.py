@@ -29,6 +29,9 @@ EXPIRES_AT: Final = "x-workqueue-expires-at"
 """When the message's own TTL (`expiration`) passes, in Unix milliseconds. RabbitMQ removes the TTL of a message that
 returns from a delay queue, so the worker keeps the time itself."""
 
+QUEUE: Final = "x-workqueue-queue"
+"""The work queue of a dead letter. Several work queues may share a dead-letter queue."""
+
 FIRST_ATTEMPT_AT: Final = "x-workqueue-first-attempt-at"
 """When the first attempt began, in Unix milliseconds. The worker sets it at the first failure."""
 
@@ -54,6 +57,7 @@ OURS: Final = frozenset(
         DROPPED,
         EXPIRES_AT,
         FIRST_ATTEMPT_AT,
+        QUEUE,
     }
 )
 

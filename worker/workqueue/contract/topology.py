@@ -185,6 +185,7 @@ class QueueSettings:
 
     Attributes:
         bindings: in addition to those of `exchange`, to exchanges that exist.
+        dead_letter_queue: a queue that exists and takes the dead letters, instead of one that is declared.
     """
 
     name: str
@@ -197,6 +198,12 @@ class QueueSettings:
     delivery_limit: int | None = None
     single_active_consumer: bool = False
     consumer_timeout_seconds: int | None = None
+    dead_letter_queue: str | None = None
+
+    @property
+    def dead_letter_queue_name(self) -> str:
+        """The queue that takes the dead letters."""
+        return self.dead_letter_queue or dead_letter_queue_name(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,11 +233,15 @@ class Plan:
     """Everything to declare for one work queue, with `queues` in the order of declaration.
 
     The dead-letter queue comes first: dead-lettering to a missing queue stalls without an error.
+
+    Attributes:
+        required: queues that must exist before anything is declared.
     """
 
     queues: tuple[Queue, ...]
     exchange: Exchange | None
     bindings: tuple[QueueBinding, ...]
+    required: tuple[str, ...] = ()
 
     def declares(self, exchange: str) -> bool:
         """Return whether the plan declares this exchange. The others must exist."""
@@ -311,6 +322,8 @@ def plan(settings: QueueSettings) -> Plan:
         keys = exchange.routing_keys or ("" if exchange.type is ExchangeType.FANOUT else settings.name,)
         bindings = tuple(QueueBinding(exchange.name, settings.name, key) for key in keys)
     bindings = tuple(dict.fromkeys((*bindings, *settings.bindings)))
+    if settings.dead_letter_queue is not None:
+        return Plan((work_queue(settings),), exchange, bindings, (settings.dead_letter_queue,))
     return Plan((dead_letter_queue(settings.name), work_queue(settings)), exchange, bindings)
 
 
@@ -330,7 +343,7 @@ def _work_queue_arguments(settings: QueueSettings) -> Iterator[tuple[str, Argume
         # A Classic queue without limits has no arguments at all. Publishers that declare the queue the way
         # tutorials do, `queue_declare("hello", durable=True)`, would otherwise fail with 406. The worker
         # publishes retries and dead letters itself, so it does not need these arguments.
-        yield from _dead_letter_to(dead_letter_queue_name(settings.name)).items()
+        yield from _dead_letter_to(settings.dead_letter_queue_name).items()
     if settings.type is QueueType.QUORUM:
         yield "x-queue-type", "quorum"
         yield from _AT_LEAST_ONCE.items()

@@ -207,6 +207,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
             type=queue_type,
             exchange=Exchange(exchange) if exchange else None,
             delivery_limit=delivery_limit,
+            dead_letter_queue=reader.text("dead_letter_queue", Variable.DEAD_LETTER_QUEUE),
         ),
         declare=declare,
         retry=reader.retry(),
@@ -240,6 +241,8 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         until_empty=reader.read("until_empty", Variable.UNTIL_EMPTY, False, _boolean),
         max_messages=max_messages,
     )
+    if queue and config.queue_settings.dead_letter_queue == queue:
+        reader.mistakes.append("The dead-letter queue is the work queue. Name another one.")
     _check_recycling(reader, config)
     if getattr(flags, "reload", False):
         _check_reload(reader, config)

@@ -106,7 +106,12 @@ class Deliveries:
         self._on_finished = on_finished
         self._publisher: PublishPipeline | None = None
         self._settler = Settler(
-            config.queue, config.worker_name, self._connection, self._get_publisher, self._settled
+            config.queue,
+            config.worker_name,
+            self._connection,
+            self._get_publisher,
+            self._settled,
+            config.queue_settings.dead_letter_queue,
         )
         self._refused_at = 0.0
         self._tries_again = False
