@@ -17,7 +17,7 @@ from workqueue.amqp.session import Received
 from workqueue.contract import dead_letters, topology
 from workqueue.contract.binding import from_url
 from workqueue.contract.properties import Properties
-from workqueue.contract.topology import QueueSettings
+from workqueue.contract.topology import BrokerVersion, QueueSettings
 
 
 def fill(vhost, *outgoings, settings=None):
@@ -391,6 +391,7 @@ def test_stats_counts_the_queue_and_its_related_queues(every_vhost):
     assert done.json == {
         "queue": "jobs",
         "exists": True,
+        "priorities": BrokerVersion.parse(every_vhost.broker.series).priority_order,
         "queues": [
             {"name": "jobs", "ready": 1, "consumers": 1},
             {"name": "jobs.dead", "ready": 1, "consumers": 0},
@@ -401,6 +402,7 @@ def test_stats_counts_the_queue_and_its_related_queues(every_vhost):
     lines = workqueue("stats", "--queue", "jobs", url=every_vhost.url).out.splitlines()
     assert lines[0].split() == ["QUEUE", "READY", "CONSUMERS"]
     assert lines[1].split() == ["jobs", "2", "0"]
+    assert lines[-1].startswith(f"Priorities in a quorum queue of RabbitMQ {every_vhost.broker.series}: ")
 
 
 def test_stats_of_missing_queue_reports_it(vhost):

@@ -144,6 +144,16 @@ class RetryBackoff:
         )
 
 
+class PriorityOrder(StrEnum):
+    """How a quorum queue orders its messages by priority."""
+
+    IGNORED = "Ignored"
+    TWO_CLASSES = "TwoClasses"
+    """Two messages with a priority from 5 for each other one, while both wait."""
+    STRICT = "Strict"
+    """Higher ones first, from 0 to 31. A higher priority counts as 31, and none as 4."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class BrokerVersion:
     """RabbitMQ's version, from its server properties. Behaviour depends on these two numbers only."""
@@ -161,6 +171,13 @@ class BrokerVersion:
     def nack_counts_as_delivery(self) -> bool:
         """Whether nack(requeue) moves a message towards its delivery limit (tried: through 4.2)."""
         return self < BrokerVersion(4, 3)
+
+    @property
+    def priority_order(self) -> PriorityOrder:
+        """How quorum queues order messages (tried on 3.10, 4.0 and 4.3). Our classic queues ignore priorities."""
+        if self >= BrokerVersion(4, 3):
+            return PriorityOrder.STRICT
+        return PriorityOrder.TWO_CLASSES if self >= BrokerVersion(4, 0) else PriorityOrder.IGNORED
 
     @property
     def consumer_timeout_as_consumer_argument(self) -> bool:
