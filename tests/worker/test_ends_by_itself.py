@@ -41,7 +41,7 @@ def test_worker_ends_when_its_queue_and_retries_are_done(
         {"id": 4, "do": "reject"},
     )
 
-    worker = workers.start(every_vhost.url, "--until-empty", "--delays", "5", "--concurrency", "2")
+    worker = workers.start(every_vhost.url, "--until-empty", "--delays", "2", "--concurrency", "2")
 
     assert worker.wait(ENDS_SECONDS) == 0
     assert sorted(worker.events_of("end")) == [1, 2, 3]

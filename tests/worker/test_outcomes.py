@@ -335,7 +335,7 @@ def test_uncounted_retries_leave_all_attempts(
     arguments = ("--max-attempts", "2", "--isolation", isolation)
     worker = workers.start(vhost.url, *arguments, handler=handler).wait_consuming()
 
-    publish(vhost, {"id": 1, "do": "retry", "until": time.time() + 5}, {"id": 2, "do": "fail"})
+    publish(vhost, {"id": 1, "do": "retry", "until": time.time() + 4}, {"id": 2, "do": "fail"})
 
     eventually(lambda: worker.outcomes()["acked"] == 1 and worker.outcomes()["dead_lettered"] == 1)
     attempts = [event["attempt"] for event in worker.events if event["id"] == 1]
@@ -369,6 +369,7 @@ def test_retry_delays_follow_configuration_and_last_one_repeats(vhost: VirtualHo
     assert [round(gap) for gap in gaps] == [1 + new, 2 + new, 2]
 
 
+@pytest.mark.slow
 def test_backoff_with_jitter_uses_no_other_delay_queues(vhost: VirtualHost, workers: Workers) -> None:
     backoff = "initialSeconds=1,factor=2,maxSeconds=4,jitter=Full"
     worker = workers.start(vhost.url, "--backoff", backoff, "--max-attempts", "3").wait_consuming()
