@@ -387,8 +387,8 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
         Reason.DEAD_LETTER_QUEUE_NOT_FOUND: Explanation(
             _QUEUE_FAILED,
             "The queue that `queue.deadLetterQueue` names does not exist.",
-            "Create it. The operator does not declare a dead-letter queue that you name. Workers that run keep the "
-            "messages that they give up unacknowledged until it exists.",
+            "Create it. The operator does not declare a dead-letter queue that you name. Until it exists, the "
+            "number of workers does not change, and workers keep the messages that they give up unacknowledged.",
         ),
         Reason.EXCHANGE_NOT_FOUND: Explanation(
             f"{_D} and {_R} `False`",
