@@ -12,18 +12,12 @@ from tests.support.wait import until
 from workqueue_operator.api.workqueue import WorkQueueStatus
 
 
-async def status(passes: Passes, cluster: FakeCluster) -> WorkQueueStatus:
-    """The status after another pass."""
-    await passes.run()
-    await passes.reported()
+def shown(cluster: FakeCluster) -> tuple[str, str, int | None]:
+    """Status and reason of QueueDeclared, and the dead letters, as last written."""
     written = [request.body for request in cluster.asked if request.path.endswith("/jobs/status")]
-    return WorkQueueStatus.model_validate(written[-1]["status"])
-
-
-def declared(found: WorkQueueStatus) -> tuple[str, str]:
+    found = WorkQueueStatus.model_validate(written[-1]["status"] if written else {})
     condition = found.condition("QueueDeclared")
-    assert condition is not None
-    return condition.status.value, condition.reason
+    return ("", "", None) if condition is None else (condition.status, condition.reason, found.dead_letters)
 
 
 async def poll(passes: Passes, queue: str) -> None:
@@ -41,20 +35,25 @@ async def test_missing_dead_letter_queue_is_a_condition_until_it_exists(vhost: V
     cluster.answer("PATCH", "/workqueues/jobs/status", body)
     async with operator(cluster, "team") as passes, channel_of(vhost) as channel:
         passes.parts.store.put_workqueue(body)
-        assert declared(await status(passes, cluster)) == ("False", "DeadLetterQueueNotFound")
+        await passes.run()
+        await until(lambda: shown(cluster) == ("False", "DeadLetterQueueNotFound", None))
         assert not vhost.exists("jobs")
 
         channel.queue_declare("failed", durable=True)
         put(channel, "failed", b"theirs")
-        await until(lambda: vhost.depth("failed").ready == 1)
-        found = await status(passes, cluster)
-        assert (declared(found), found.dead_letters) == (("True", "Declared"), 1)
+        await until(lambda: vhost.exists("failed") and vhost.depth("failed").ready == 1)
+        await passes.run()
+        await until(lambda: shown(cluster) == ("True", "Declared", 1))
 
         channel.queue_delete("failed")
+        await until(lambda: not vhost.exists("failed"))
         await poll(passes, "failed")
-        assert declared(await status(passes, cluster)) == ("False", "DeadLetterQueueNotFound")
+        await passes.run()
+        await until(lambda: shown(cluster)[:2] == ("False", "DeadLetterQueueNotFound"))
         assert not vhost.exists("failed")
 
         channel.queue_declare("failed", durable=True)
-        assert declared(await status(passes, cluster)) == ("True", "Declared")
+        await until(lambda: vhost.exists("failed"))
+        await passes.run()
+        await until(lambda: shown(cluster)[:2] == ("True", "Declared"))
         assert not vhost.exists("jobs.dead")
