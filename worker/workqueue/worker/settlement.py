@@ -229,10 +229,12 @@ class _Republishing:
                 "A copy could not be published; the message stays unacknowledged, trying again.",
                 extra={"queue": self._settler.queue, "to": self._target.name, "reason": str(error)},
             )
-        # The queue may have been deleted. Declaring it again is harmless and repairs that.
+        again = self._publish
         if self._target.name != self._settler.required_queue:
+            # The queue may have been deleted. Declaring it again is harmless and repairs that.
             self._settler.known_queues.discard(self._target.name)
-        self._settler.connection.call_later(self._backoff.next(), self.start)
+            again = self._declare
+        self._settler.connection.call_later(self._backoff.next(), again)
 
 
 def make_copy(
