@@ -96,7 +96,7 @@ class RetryPolicy:
             chance: from 0 to 1; for the jitter.
         """
         allowed = self.delays_seconds[:attempt]
-        if self.jitter is Jitter.NONE:
+        if self.jitter == Jitter.NONE:  # a text in the process of a handler
             return allowed[-1]
         return allowed[min(int(chance * len(allowed)), len(allowed) - 1)]
 
