@@ -74,6 +74,10 @@ class DeadLetters:
             return Reasons(
                 problem="The operator does not declare this queue, so the page does not read its dead letters."
             )
+        if workqueue.spec.queue.dead_letter_queue is not None:
+            return Reasons(
+                problem="The operator does not declare this dead-letter queue, so the page does not read it."
+            )
         if secret not in self._allowed:
             return Reasons(
                 problem=f'The page may not read the Secret "{secret}". To see the reasons, add it to'

@@ -60,6 +60,7 @@ VALID = {
         deletionPolicy="DeleteIfEmpty",
     ),
     "a queue declared elsewhere": queue(name="theirs", declare=False),
+    "a dead-letter queue declared elsewhere": queue(name="theirs", declare=False, deadLetterQueue="failed"),
     "an exec handler": handler(exec={"command": ["./resize", "--fast"]}),
     "http-handler-without-project-image": {
         "worker": {
@@ -70,6 +71,8 @@ VALID = {
     "a method of a class as handler": handler(python="shop.mail:Mailer.send"),
     "a Deployment of the user's": REF,
     "a drain time": scaling(targetDrainSeconds=60),
+    "a backoff of defaults": {"retry": {"backoff": {}}},
+    "a backoff instead of the delays": {"retry": {"delaysSeconds": None, "backoff": {"jitter": "Full"}}},
     "a schedule": scaling(schedules=[SPAN]),
     "schedules in other zones": scaling(
         schedules=[
@@ -314,6 +317,11 @@ INVALID = [
         "queue.declare is false, so the operator does not delete the queue: set queue.deletionPolicy to Retain",
     ),
     Row(
+        "dead letters in the queue itself",
+        queue(name="images", deadLetterQueue="images"),
+        "queue.deadLetterQueue is the queue itself: name another queue",
+    ),
+    Row(
         "no attempt",
         {"retry": {"maxAttempts": 0}},
         "spec.retry.maxAttempts in body should be greater than or equal",
@@ -322,6 +330,21 @@ INVALID = [
         "no delays",
         {"retry": {"delaysSeconds": []}},
         "spec.retry.delaysSeconds in body should have at least 1 items",
+    ),
+    Row(
+        "delays and a backoff",
+        {"retry": {"delaysSeconds": [1], "backoff": {}}},
+        "give either retry.delaysSeconds or retry.backoff, not both: set the other one to null",
+    ),
+    Row(
+        "a backoff that begins above its maximum",
+        {"retry": {"backoff": {"initialSeconds": 61, "maxSeconds": 60}}},
+        "retry.backoff.initialSeconds is above retry.backoff.maxSeconds: lower initialSeconds or raise maxSeconds",
+    ),
+    Row(
+        "a backoff that does not grow",
+        {"retry": {"backoff": {"factor": 1}}},
+        "spec.retry.backoff.factor in body should be greater than or equal to 2",
     ),
     Row(
         "a minimum above the maximum",
@@ -633,6 +656,7 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
     "deliveryLimit": (1, 2),
     "singleActiveConsumer": (True, False),
     "consumerTimeoutSeconds": (60, 61),
+    "deadLetterQueue": ("failed", "broken"),
 }
 CHANGES = [
     *(
@@ -711,7 +735,7 @@ def test_defaults_are_persisted(admission: Admission) -> None:
         "connectionSecretRef": {"name": "rabbitmq"},
         "suspend": False,
         "queue": {"type": "Quorum", "declare": True, "deletionPolicy": "Retain"},
-        "retry": {"maxAttempts": 5, "delaysSeconds": [1, 10, 60]},
+        "retry": {"maxAttempts": 5, "maxAgeSeconds": 86400},
         "worker": {
             "image": "thumbs:1",
             "handler": {"python": "thumbs:resize"},

@@ -256,6 +256,30 @@ async def test_queue_is_bound_to_exchanges_of_others(every_vhost: VirtualHost) -
             channel.basic_publish("documents", "", b"", matching, mandatory=True)
 
 
+@pytest.mark.parametrize("declares", [True, False], ids=["declared-queue", "existing-queue"])
+async def test_dead_letter_queue_of_others_is_required_and_unchanged(
+    every_vhost: VirtualHost, declares: bool
+) -> None:
+    wanted = workqueue(queue={"deadLetterQueue": "failed", "declare": declares})
+    async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
+        await broker.ready()
+        if not declares:
+            channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum"})
+        with pytest.raises(ReconcileError, match=r"'failed' that queue.deadLetterQueue names") as missing:
+            await declare(wanted, broker)
+        assert missing.value.reason is Reason.DEAD_LETTER_QUEUE_NOT_FOUND
+        assert every_vhost.exists("jobs") is not declares
+
+        channel.queue_declare("failed", durable=True)
+        put(channel, "failed", b"theirs")
+        await until(lambda: every_vhost.depth("failed").ready == 1)
+        finding, answers = await declare(wanted, broker)
+
+        assert finding.status == "True"
+        assert {name: counts.ready for name, counts in answers.items()} == {"jobs": 0, "failed": 1}
+        assert not every_vhost.exists("jobs.dead")
+
+
 async def test_missing_exchange_is_named_and_stops_nothing_else(every_vhost: VirtualHost) -> None:
     wanted = bound({"exchange": "theirs"}, {"exchange": "amq.topic", "routingKey": "a"})
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:

@@ -85,6 +85,24 @@ async def test_delete_if_empty_waits_for_a_message_in_any_queue(vhost: VirtualHo
         assert let_go(cluster)
 
 
+@pytest.mark.parametrize("policy", ["Delete", "DeleteIfEmpty"])
+async def test_dead_letter_queue_of_others_is_kept(vhost: VirtualHost, policy: str) -> None:
+    await declare(vhost)
+    async with (
+        finalizer(vhost, hidden_seconds=0) as (under_test, cluster),
+        channel_of(vhost) as channel,
+    ):
+        channel.queue_declare("failed", durable=True)
+        put(channel, "failed", b"theirs")
+        await until(lambda: vhost.depth("failed").ready == 1)
+
+        assert await under_test.finalize(deleted(policy, deadLetterQueue="failed")) is None
+
+        assert not vhost.exists("jobs")
+        assert vhost.depth("failed").ready == 1
+        assert let_go(cluster)
+
+
 async def test_delay_queue_is_deleted_only_when_no_message_can_be_hidden(
     every_vhost: VirtualHost,
 ) -> None:

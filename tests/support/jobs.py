@@ -117,8 +117,7 @@ def _misbehave(what: str, job: dict[str, Any], message: Message) -> None:
             if message.attempt == 1:
                 raise ValueError("the first time")
         case "retry":
-            if message.attempt == 1:
-                raise Retry(after=job.get("after"), reason=job.get("why", ""))
+            _retry(job, message)
         case "reject":
             raise Reject(job.get("why", ""))
         case "exit":
@@ -131,6 +130,14 @@ def _misbehave(what: str, job: dict[str, Any], message: Message) -> None:
             os._exit(70)
         case "die once":
             _die_once(job)
+
+
+def _retry(job: dict[str, Any], message: Message) -> None:
+    if "until" in job:
+        if time.time() < job["until"]:
+            raise Retry(after=1, reason="quota used up", counts=False)
+    elif message.attempt == 1:
+        raise Retry(after=job.get("after"), reason=job.get("why", ""))
 
 
 def _fork(job: dict[str, Any], message: Message) -> None:

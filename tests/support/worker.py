@@ -39,7 +39,12 @@ class Worker:
     """
 
     def __init__(
-        self, folder: Path, arguments: Sequence[str], environment: dict[str, str], number: int
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        number: int,
+        cwd: Path = ROOT,
     ) -> None:
         self._events_file = folder / "events"
         self._log_file = folder / f"worker-{number}.log"
@@ -48,7 +53,7 @@ class Worker:
         with self._log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "workqueue", "run", *arguments],
-                cwd=ROOT,
+                cwd=cwd,
                 stdout=log,
                 stderr=log,
                 env={
@@ -173,15 +178,16 @@ class Workers:
         queue: str | None = "jobs",
         declare: bool = True,
         environment: dict[str, str] | None = None,
+        cwd: Path = ROOT,
     ) -> Worker:
         """Start one. By default it declares the queue `jobs` and retries after a second."""
         words = [handler] if handler else []
         words += ["--queue", queue] if queue else []
         words += ["--url", url] if url else []
         words += ["--declare"] if declare else []
-        if "--delays" not in arguments:
+        if not {"--delays", "--backoff"} & set(arguments):
             words += ["--delays", "1"]
-        worker = Worker(self._folder, [*words, *arguments], dict(environment or {}), len(self._started))
+        worker = Worker(self._folder, [*words, *arguments], dict(environment or {}), len(self._started), cwd)
         self._started.append(worker)
         return worker
 

@@ -81,6 +81,7 @@ class UnreadableError(Exception):
 
 
 OUTCOMES: dict[str, tuple[BaseException, FailureReason, str, float | None]] = {
+    "uncounted-retry": (Retry(after=7, counts=False), FailureReason.RETRY_REQUESTED, "asked", 7.0),
     "exception": (ValueError("no"), FailureReason.EXCEPTION, "ValueError: no", None),
     "exit": (SystemExit(3), FailureReason.EXCEPTION, "SystemExit: 3", None),
     "retry": (Retry(after=7, reason="busy"), FailureReason.RETRY_REQUESTED, "busy", 7.0),
@@ -100,6 +101,7 @@ def test_outcome_survives_as_text(
 
     assert (frame.kind, frame.token) == (Kind.FAILED, 5)
     assert (got.failure.reason, got.after) == (reason, after)
+    assert got.counts == getattr(error, "counts", True)
     assert text in got.failure.message
 
 

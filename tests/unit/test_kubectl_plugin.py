@@ -6,15 +6,17 @@ import argparse
 import os
 import shlex
 import stat
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from workqueue_kubectl import broker_access, cli, completion, explain
 from workqueue_kubectl.broker_access import InClusterTarget
-from workqueue_kubectl.commands import top
+from workqueue_kubectl.commands import dead, top
 from workqueue_kubectl.commands.status import Overview, _ago, _as_json, _lines
 from workqueue_kubectl.explain import Seen
 from workqueue_kubectl.kubectl import Kubectl
@@ -390,3 +392,18 @@ def test_with_a_single_active_consumer_one_worker_is_the_most() -> None:
     picture = Overview(turns, [], {}, [], MONDAY_MORNING)
     assert "Bounds      1 to 1 replica" in _lines(picture)
     assert _as_json(picture)["maxReplicas"] == 1
+
+
+@pytest.mark.parametrize("name", [None, "failed"], ids=["own", "existing"])
+def test_dead_letters_are_read_where_the_workqueue_sends_them(
+    name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = workqueue(queue={} if name is None else {"deadLetterQueue": name})
+    monkeypatch.setattr(broker_access, "connect", lambda *_: nullcontext())
+    monkeypatch.setattr(dead.dead, "run", lambda arguments: 0)
+    arguments = argparse.Namespace(name="thumbs")
+    cluster: Any = SimpleNamespace(workqueue=lambda _: found)
+
+    assert dead.run(cluster, arguments) == 0
+
+    assert (arguments.queue, arguments.dead_letter_queue) == ("thumbs", name)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.podsecurity import violations
 from tests.support.workqueue import workqueue
-from workqueue.contract.topology import QueueType
+from workqueue.contract.topology import Jitter, QueueType
 from workqueue.contract.worker_api import Isolation
 from workqueue.worker.config import ExecHandler, HTTPHandler, PythonHandler, RunConfig, parse
 from workqueue_operator.api.workqueue import WorkQueue
@@ -98,6 +98,29 @@ def test_defaults_reach_the_worker(tmp_path: Path) -> None:
     config = as_the_worker_reads_it(workqueue(), tmp_path)
     assert (config.queue, config.queue_settings.type) == ("jobs", QueueType.QUORUM)
     assert (config.retry.max_attempts, config.retry.delays_seconds) == (5, (1, 10, 60))
+    assert config.retry.max_age_seconds == 86_400
+
+
+@pytest.mark.parametrize("name", [None, "failed"], ids=["own", "existing"])
+def test_dead_letter_queue_reaches_the_worker(tmp_path: Path, name: str | None) -> None:
+    made = workqueue(queue={} if name is None else {"deadLetterQueue": name})
+
+    config = as_the_worker_reads_it(made, tmp_path)
+
+    assert config.queue_settings.dead_letter_queue == name
+    assert (
+        config.queue_settings.dead_letter_queue_name == made.dead_letter_queue_name == (name or "jobs.dead")
+    )
+
+
+def test_backoff_reaches_the_worker(tmp_path: Path) -> None:
+    backoff = {"initialSeconds": 5, "factor": 3, "maxSeconds": 100, "jitter": "Full"}
+    made = workqueue(retry={"backoff": backoff, "maxAgeSeconds": 60})
+
+    config = as_the_worker_reads_it(made, tmp_path)
+
+    assert config.retry.delays_seconds == made.spec.retry.delays == (5, 15, 45, 100)
+    assert (config.retry.jitter, config.retry.max_age_seconds) == (Jitter.FULL, 60)
 
 
 @pytest.mark.parametrize(

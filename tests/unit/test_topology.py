@@ -1,5 +1,7 @@
 """The queues of a work queue: their names and exact arguments."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +13,11 @@ from workqueue.contract.topology import (
     BrokerVersion,
     Exchange,
     ExchangeType,
+    Jitter,
     QueueBinding,
     QueueSettings,
     QueueType,
+    RetryBackoff,
     conflict_advice,
     dead_letter_queue,
     delay_queue,
@@ -109,6 +113,13 @@ def test_dead_letter_queue_is_declared_first():
     assert [queue.name for queue in plan(QueueSettings("jobs")).queues] == ["jobs.dead", "jobs"]
 
 
+def test_existing_dead_letter_queue_is_required_and_not_declared():
+    made = plan(QueueSettings("jobs", dead_letter_queue="failed"))
+    assert [queue.name for queue in made.queues] == ["jobs"]
+    assert made.queues[0].arguments["x-dead-letter-routing-key"] == "failed"
+    assert made.required == ("failed",)
+
+
 def test_looking_at_a_dead_letter_never_drops_it():
     assert dict(dead_letter_queue("jobs").arguments) == {
         "x-queue-type": "quorum",
@@ -159,6 +170,26 @@ def test_bindings_to_other_exchanges_come_last_and_once():
 def test_delay_queue_is_recognized_by_its_name(queue, seconds):
     assert is_delay_queue(delay_queue_name(queue, seconds), queue)
     assert delay_seconds(delay_queue_name(queue, seconds), queue) == seconds
+
+
+LADDERS = {
+    "doubling": (RetryBackoff(1, 2, 8), (1, 2, 4, 8)),
+    "last-step-shortened": (RetryBackoff(5, 3, 50), (5, 15, 45, 50)),
+    "one-delay": (RetryBackoff(60, 2, 60), (60,)),
+    "most-delays": (RetryBackoff(1, 2, 86_400), (*(2**power for power in range(17)), 86_400)),
+}
+
+
+@pytest.mark.parametrize(("backoff", "delays"), LADDERS.values(), ids=LADDERS)
+def test_backoff_grows_by_its_factor_up_to_its_maximum(backoff, delays):
+    assert backoff.delays_seconds == delays
+
+
+@pytest.mark.parametrize("backoff", [backoff for backoff, _ in LADDERS.values()], ids=LADDERS)
+@pytest.mark.parametrize("jitter", Jitter)
+def test_backoff_survives_as_text(backoff, jitter):
+    whole = replace(backoff, jitter=jitter)
+    assert RetryBackoff.parse(str(whole)) == whole
 
 
 NOT_DELAY_QUEUES = [

@@ -39,8 +39,9 @@ def workqueue(secret: str = "rabbitmq", **queue: Any) -> WorkQueue:
     [
         (workqueue("private"), 'may not read the Secret "private"'),
         (workqueue(declare=False, name="jobs"), "does not declare this queue"),
+        (workqueue(deadLetterQueue="failed"), "does not declare this dead-letter queue"),
     ],
-    ids=["secret-not-listed", "queue-not-declared"],
+    ids=["secret-not-listed", "queue-not-declared", "dead-letter-queue-not-declared"],
 )
 async def test_page_reads_no_secret_without_permission(of: WorkQueue, advice: str) -> None:
     cluster = FakeCluster()

@@ -113,7 +113,7 @@ def test_help_names_the_environment_variable_of_every_flag() -> None:
     unnamed = [
         action.dest
         for action in parser._actions
-        if action.dest != "help" and "[WORKQUEUE_" not in (action.help or "")
+        if action.dest not in {"help", "reload"} and "[WORKQUEUE_" not in (action.help or "")
     ]
 
     assert unnamed == []
@@ -154,6 +154,27 @@ WRONG = {
     "an unknown queue type": (["a:b", "--queue-type", "Stream"], {}, "Quorum or Classic"),
     "no attempts": (["a:b", "--max-attempts", "0"], {}, "--max-attempts is '0'"),
     "a delay of nothing": (["a:b"], {"WORKQUEUE_DELAYS_SECONDS": "0"}, "WORKQUEUE_DELAYS_SECONDS is '0'"),
+    "delays and a backoff": (
+        ["a:b", "--delays", "1", "--backoff", "factor=2"],
+        {},
+        "Use either --delays or --backoff, not both",
+    ),
+    "delays and a backoff in the environment": (
+        ["a:b"],
+        {"WORKQUEUE_DELAYS_SECONDS": "1", "WORKQUEUE_BACKOFF": "factor=2"},
+        "Use either WORKQUEUE_DELAYS_SECONDS or WORKQUEUE_BACKOFF, not both",
+    ),
+    "a backoff that is no settings": (["a:b", "--backoff", "2"], {}, "initialSeconds=1,factor=2"),
+    "a backoff with an unknown setting": (["a:b", "--backoff", "steps=2"], {}, "initialSeconds=1,factor=2"),
+    "a backoff with a fraction": (["a:b", "--backoff", "factor=1.5"], {}, "initialSeconds=1,factor=2"),
+    "a backoff that does not grow": (["a:b", "--backoff", "factor=1"], {}, "factor is from 2 to 10"),
+    "a backoff above its maximum": (
+        ["a:b", "--backoff", "initialSeconds=9,maxSeconds=8"],
+        {},
+        "maxSeconds from",
+    ),
+    "a backoff beyond a day": (["a:b", "--backoff", "maxSeconds=86401"], {}, "to 86400"),
+    "an unknown jitter": (["a:b", "--backoff", "jitter=Some"], {}, "jitter None or Full"),
     "a delay beyond a day": (["a:b", "--delays", "86401"], {}, "from 1 to 86400"),
     "no time": (["a:b", "--timeout", "0"], {}, "above 0"),
     "a time that is no number": (["a:b", "--timeout", "nan"], {}, "from 0 to 2592000"),
@@ -176,6 +197,19 @@ WRONG = {
         {},
         "Only the processes of a Python handler can be recycled",
     ),
+    "dead letters in the queue itself": (
+        ["a:b", "--queue", "q", "--dead-letter-queue", "q"],
+        {},
+        "The dead-letter queue is the work queue",
+    ),
+    "no message at all": (["a:b", "--max-messages", "0"], {}, "--max-messages is '0'"),
+    "reloading a command": (["--reload", "--exec", "./x"], {}, "--reload is for Python handlers"),
+    "reloading until the queue is empty": (["a:b", "--reload", "--until-empty"], {}, "until you stop it"),
+    "reloading until some messages are settled": (
+        ["a:b", "--reload", "--max-messages", "3"],
+        {},
+        "until you stop it",
+    ),
     "a name that is too long": (["a:b", "--queue", "ä" * 128], {}, "longer than 255 bytes"),
 }
 
@@ -186,6 +220,23 @@ def test_each_mistake_gets_one_sentence(flags: list[str], environment: dict[str,
     found = mistakes(*words, environment=environment)
     assert len(found) >= 1
     assert any(expected in sentence for sentence in found)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "delays"),
+    [
+        (["--backoff", "maxSeconds=4"], {"WORKQUEUE_DELAYS_SECONDS": "7"}, (1, 2, 4)),
+        (["--delays", "7"], {"WORKQUEUE_BACKOFF": "maxSeconds=4"}, (7,)),
+        ([], {"WORKQUEUE_BACKOFF": "initialSeconds=3, maxSeconds=4, factor=3"}, (3, 4)),
+    ],
+    ids=["backoff-flag-over-delays", "delays-flag-over-backoff", "backoff-in-the-environment"],
+)
+def test_delays_come_from_delays_or_backoff(
+    flags: list[str], environment: dict[str, str], delays: tuple[int, ...]
+) -> None:
+    config = read(*GOOD, *flags, environment=environment)
+
+    assert config.retry.delays_seconds == delays
 
 
 def test_all_mistakes_are_reported_together() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from workqueue import Reject, Retry
 from workqueue.contract.errors import UndecodableError
-from workqueue.contract.topology import LONGEST_DELAY_SECONDS, delay_step
+from workqueue.contract.topology import LONGEST_DELAY_SECONDS, Jitter, delay_step
 from workqueue.worker.handlers.outcome import (
     ACK,
     MESSAGE_CHARACTERS,
@@ -50,6 +50,9 @@ CASES = {
     "a delay that is no number counts as none": (Retry(after=math.nan), 1, 1),
     "an endless delay counts as none": (Retry(after=math.inf), 1, 1),
     "no delay is longer than a day": (Retry(after=10_000_000), 1, LONGEST_DELAY_SECONDS),
+    "a retry that does not count has its delay": (Retry(after=5, counts=False), 1, 5),
+    "a retry that does not count follows the last attempt": (Retry(after=5, counts=False), 3, 5),
+    "a retry that does not count has the delay of its attempt": (Retry(counts=False), 2, 10),
 }
 
 
@@ -89,6 +92,29 @@ def test_expiry_does_not_hide_another_reason() -> None:
     assert found.failure.reason is FailureReason.REJECTED
 
 
+@pytest.mark.parametrize("counts", [True, False], ids=["counted", "uncounted"])
+def test_only_uncounted_retries_end_at_the_maximum_age(counts: bool) -> None:
+    policy = RetryPolicy(3, (1, 10), max_age_seconds=60)
+
+    before = verdict(Retry(after=5, counts=counts), 1, policy, 0.0, age=55)
+    after = verdict(Retry(after=5, counts=counts), 1, policy, 0.0, age=55.1)
+
+    assert isinstance(before, RetryLater)
+    assert before.counts is counts
+    assert isinstance(after, RetryLater) == counts
+
+
+def test_too_old_message_says_its_limit_and_last_failure() -> None:
+    found = verdict(Retry(after=5, reason="quota used up", counts=False), 1, RetryPolicy(), 0.0, age=86_400)
+
+    assert isinstance(found, GiveUp)
+    assert found.failure.reason is FailureReason.MAX_AGE
+    assert found.failure.message == (
+        "the next attempt would begin more than 86400 s after the first one; the last one failed: quota used up"
+    )
+    assert not found.counts
+
+
 REFUSALS = {
     "first-delivery": (0, 1, None, None),
     "as-often-as-the-limit": (1, 1, None, None),
@@ -106,7 +132,7 @@ def test_delivery_is_refused_before_its_handler_is_called(
     found = refusal(failed, limit, expires_in)
 
     assert (found and found.failure.reason) == reason
-    assert found is None or not found.handled
+    assert found is None or not found.counts
 
 
 def test_delivery_limit_says_what_is_known() -> None:
@@ -132,6 +158,19 @@ def test_requested_delay_goes_to_the_next_longer_queue(after: float) -> None:
     assert found.queue_seconds <= max(1, 2.5 * after)
     assert found.seconds == max(after, 0.001)
     assert found.queue_seconds == delay_step(after)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "found"),
+    [(1, {1}), (2, {1, 2}), (3, {1, 2, 4}), (9, {1, 2, 4})],
+    ids=["first", "second", "third", "later"],
+)
+def test_full_jitter_picks_among_the_delays_up_to_that_of_the_attempt(attempt: int, found: set[int]) -> None:
+    policy = RetryPolicy(10, (1, 2, 4), Jitter.FULL)
+
+    picked = {policy.delay_after(attempt, chance / 100) for chance in range(101)}
+
+    assert picked == found
 
 
 def test_long_failure_texts_are_cut() -> None:

@@ -130,7 +130,7 @@ class WorkerMachine(RuleBasedStateMachine):
             config,
             config.read_binding,
             connect=lambda _source, _name, **callbacks: Connection(self.clock, **callbacks),  # type: ignore[arg-type,return-value]
-            on_failure=self._judge_failure,
+            on_end=self._judge_failure,
         )
         self.connection: Connection = self.worker.consumer.connection  # type: ignore[assignment]
         self.broker = self.connection.broker

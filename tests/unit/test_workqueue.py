@@ -47,7 +47,7 @@ def test_omitted_field_has_its_default() -> None:
     assert (spec.suspend, spec.replicas) == (False, None)
     assert (spec.queue.type, spec.queue.declare) == (QueueType.QUORUM, True)
     assert spec.queue.deletion_policy is DeletionPolicy.RETAIN
-    assert (spec.retry.max_attempts, spec.retry.delays_seconds) == (5, (1, 10, 60))
+    assert (spec.retry.max_attempts, spec.retry.delays) == (5, (1, 10, 60))
     assert spec.worker is not None
     assert (spec.worker.concurrency, spec.worker.timeout_seconds) == (1, 300)
     assert (spec.scaling.min_replicas, spec.scaling.max_replicas) == (0, 10)

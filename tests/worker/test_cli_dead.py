@@ -17,7 +17,7 @@ from workqueue.amqp.session import Received
 from workqueue.contract import dead_letters, topology
 from workqueue.contract.binding import from_url
 from workqueue.contract.properties import Properties
-from workqueue.contract.topology import QueueSettings
+from workqueue.contract.topology import BrokerVersion, QueueSettings
 
 
 def fill(vhost, *outgoings, settings=None):
@@ -236,6 +236,46 @@ def test_replay_takes_only_initially_present_messages(vhost):
         assert command.stdout.read() == b"300 messages replayed to jobs.\n"
 
 
+def shared(name, owner):
+    """A dead letter in a queue that several work queues share."""
+    return letter(name, headers={"x-workqueue-queue": owner})._replace(routing_key="failed")
+
+
+def fill_shared(vhost):
+    """Two dead letters of jobs, and one of another queue between them; one of both was given up by RabbitMQ."""
+    with vhost.connect() as connection:
+        connection.channel().queue_declare("failed", durable=True, arguments={"x-queue-type": "quorum"})
+    settings = QueueSettings("jobs", dead_letter_queue="failed")
+    fill(vhost, shared("a", "jobs"), shared("b", "mails"), settings=settings)
+    with PublishPipeline(lambda: from_url(vhost.url), "test") as publisher:
+        publisher.publish(Outgoing("jobs", b"c", message_id="c", expiration="1")).result()
+    eventually(lambda: vhost.depth("failed").ready == 3)
+
+
+SHARED = ("--dead-letter-queue", "failed")
+
+
+def test_shared_dead_letter_queue_shows_only_letters_of_the_queue(every_vhost):
+    fill_shared(every_vhost)
+
+    done = dead(every_vhost, "list", *SHARED)
+    assert [line.split()[0] for line in done.out.splitlines()] == ["ID", "a", "c", "2"]
+    assert done.out.splitlines()[-1] == "2 of 3 dead letters of failed."
+    assert dead(every_vhost, "show", "b", *SHARED).code == 1
+    assert every_vhost.depth("failed") == (3, 0)
+
+
+@pytest.mark.parametrize("action", ["replay", "purge"])
+def test_shared_dead_letter_queue_keeps_letters_of_other_queues(every_vhost, action):
+    fill_shared(every_vhost)
+
+    assert dead(every_vhost, action, *(["--yes"] if action == "purge" else []), *SHARED).code == 0
+
+    eventually(lambda: every_vhost.depth("failed") == (1, 0))
+    assert list(taken(every_vhost, "failed")) == ["b"]
+    assert every_vhost.depth("jobs").ready == (2 if action == "replay" else 0)
+
+
 def test_purge_asks_and_drops_selected_messages(vhost):
     fill(vhost, letter("a"), letter("b", "Rejected"))
     done = dead(vhost, "purge")
@@ -351,6 +391,7 @@ def test_stats_counts_the_queue_and_its_related_queues(every_vhost):
     assert done.json == {
         "queue": "jobs",
         "exists": True,
+        "priorities": BrokerVersion.parse(every_vhost.broker.series).priority_order,
         "queues": [
             {"name": "jobs", "ready": 1, "consumers": 1},
             {"name": "jobs.dead", "ready": 1, "consumers": 0},
@@ -361,6 +402,7 @@ def test_stats_counts_the_queue_and_its_related_queues(every_vhost):
     lines = workqueue("stats", "--queue", "jobs", url=every_vhost.url).out.splitlines()
     assert lines[0].split() == ["QUEUE", "READY", "CONSUMERS"]
     assert lines[1].split() == ["jobs", "2", "0"]
+    assert lines[-1].startswith(f"Priorities in a quorum queue of RabbitMQ {every_vhost.broker.series}: ")
 
 
 def test_stats_of_missing_queue_reports_it(vhost):

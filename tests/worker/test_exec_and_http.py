@@ -152,7 +152,15 @@ STATUS_CODES = {
             {"retried": 1, "dead_lettered": 1},
             ("RetryRequested", str(code), ""),
         )
-        for code in (408, 425, 429)
+        for code in (408, 425)
+    },
+    **{
+        f"{code} without Retry-After is tried again": (
+            say(code),
+            {"retried": 1, "dead_lettered": 1},
+            ("RetryRequested", str(code), ""),
+        )
+        for code in (429, 503)
     },
     "3xx is a failure": (
         say(302, Location="/"),
@@ -191,6 +199,23 @@ def test_retry_after_is_honoured(vhost: VirtualHost, workers: Workers) -> None:
         publish(vhost, b"body")
         eventually(lambda: worker.outcomes() == {"acked": 1, "retried": 1})
     assert 1.9 < times[1] - times[0] < 6
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_overload_with_retry_after_costs_no_attempt(vhost: VirtualHost, workers: Workers, code: int) -> None:
+    def answer(request: BaseHTTPRequestHandler, number: int) -> None:
+        attempts.append(request.headers["Workqueue-Attempt"])
+        (say(code, Retry_After="1") if number < 3 else say(200))(request, number)
+
+    attempts: list[str] = []
+    with server(answer) as requests:
+        worker = workers.start(vhost.url, "--http", requests.url, "--max-attempts", "1", handler=None)
+        worker.wait_consuming()
+
+        publish(vhost, b"body")
+
+        eventually(lambda: worker.outcomes() == {"acked": 1, "retried": 2})
+    assert attempts == ["1", "1", "1"]
 
 
 def test_http_handler_gets_body_headers_and_properties(vhost: VirtualHost, workers: Workers) -> None:

@@ -161,11 +161,16 @@ def test_message_expiring_before_next_attempt_is_dead_lettered_as_expired(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("job", "attempts"),
+    [({"do": "fail"}, 1), ({"do": "retry", "until": 2**40}, 0)],
+    ids=["counted", "uncounted"],
+)
 def test_message_expiring_while_it_awaits_retry_is_not_handled_again(
-    every_vhost: VirtualHost, workers: Workers
+    every_vhost: VirtualHost, workers: Workers, job: dict[str, Any], attempts: int
 ) -> None:
     first = workers.start(every_vhost.url, "--delays", "1").wait_consuming()
-    publish(every_vhost, {"id": 1, "do": "fail"}, expiration="8000")
+    publish(every_vhost, {"id": 1, **job}, expiration="8000")
     eventually(lambda: first.outcomes() == {"retried": 1})
     first.stop()
     failed_at = first.events[0]["at"]
@@ -177,7 +182,7 @@ def test_message_expiring_while_it_awaits_retry_is_not_handled_again(
     assert second.events_of("start") == [1], "handled once, by the first worker"
     [(properties, _)] = take_all(every_vhost, "jobs.dead")
     assert properties.headers["x-workqueue-failure-reason"] == "Expired"
-    assert properties.headers["x-workqueue-attempt"] == 1
+    assert properties.headers["x-workqueue-attempt"] == attempts
 
 
 def test_message_with_zero_ttl_is_handled_if_delivered_immediately(
@@ -262,6 +267,57 @@ def test_undecodable_body_is_dead_lettered_immediately(vhost: VirtualHost, worke
     assert properties.headers["x-workqueue-attempt"] == 1
 
 
+def declare_queue(vhost: VirtualHost, name: str) -> None:
+    with vhost.connect() as connection:
+        connection.channel().queue_declare(name, durable=True)
+
+
+def test_dead_letters_go_to_an_existing_queue(every_vhost: VirtualHost, workers: Workers) -> None:
+    declare_queue(every_vhost, "failed")
+    worker = workers.start(every_vhost.url, "--dead-letter-queue", "failed").wait_consuming()
+
+    publish(every_vhost, {"id": 1, "do": "reject", "why": "no image"})
+
+    eventually(lambda: worker.outcomes() == {"dead_lettered": 1})
+    [(properties, _)] = take_all(every_vhost, "failed")
+    assert properties.headers["x-workqueue-failure-reason"] == "Rejected"
+    assert properties.headers["x-workqueue-queue"] == "jobs"
+    assert not every_vhost.exists("jobs.dead")
+
+
+def test_worker_keeps_its_message_while_the_dead_letter_queue_is_missing(
+    vhost: VirtualHost, workers: Workers
+) -> None:
+    declare_queue(vhost, "failed")
+    worker = workers.start(vhost.url, "--dead-letter-queue", "failed").wait_consuming()
+    with vhost.connect() as connection:
+        connection.channel().queue_delete("failed")
+
+    publish(vhost, {"id": 1, "do": "reject"})
+    eventually(
+        lambda: worker.count_log(
+            "A copy could not be published; the message stays unacknowledged, trying again."
+        )
+    )
+    assert not vhost.exists("failed"), "the worker does not declare it"
+    declare_queue(vhost, "failed")
+
+    eventually(lambda: worker.outcomes() == {"dead_lettered": 1})
+    assert vhost.depth("failed").ready == 1
+
+
+def test_worker_declares_nothing_without_the_dead_letter_queue(vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(vhost.url, "--dead-letter-queue", "failed")
+
+    eventually(lambda: worker.count_log("The queue cannot be declared; trying again."))
+    [entry] = [entry for entry in worker.log_entries if entry["message"].startswith("The queue cannot be")]
+    assert entry["reason"] == "The dead-letter queue failed does not exist. Create it."
+    assert not vhost.exists("jobs")
+
+    declare_queue(vhost, "failed")
+    worker.wait_consuming()
+
+
 def test_handler_may_choose_its_retry_delay(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--delays", "60").wait_consuming()
     publish(vhost, {"id": 1, "do": "retry", "after": 1.2, "why": "busy"})
@@ -270,6 +326,40 @@ def test_handler_may_choose_its_retry_delay(vhost: VirtualHost, workers: Workers
     assert 1.1 < second["at"] - first["at"] < 6
     assert second["headers"]["x-workqueue-failure-reason"] == "RetryRequested"
     assert vhost.exists("jobs.retry.2s"), "the next delay for which there is a queue"
+
+
+@pytest.mark.parametrize(
+    ("handler", "isolation"),
+    [(THREADS, "Thread"), (ASYNC, "Thread"), (THREADS, "Process")],
+    ids=["in a thread", "as a coroutine", "in a process"],
+)
+def test_uncounted_retries_leave_all_attempts(
+    vhost: VirtualHost, workers: Workers, handler: str, isolation: str
+) -> None:
+    arguments = ("--max-attempts", "2", "--isolation", isolation)
+    worker = workers.start(vhost.url, *arguments, handler=handler).wait_consuming()
+
+    publish(vhost, {"id": 1, "do": "retry", "until": time.time() + 4}, {"id": 2, "do": "fail"})
+
+    eventually(lambda: worker.outcomes()["acked"] == 1 and worker.outcomes()["dead_lettered"] == 1)
+    attempts = [event["attempt"] for event in worker.events if event["id"] == 1]
+    assert len(attempts) > 2, "more often than there are attempts"
+    assert set(attempts) == {1}
+    assert [event["attempt"] for event in worker.events if event["id"] == 2] == [1, 2]
+
+
+def test_uncounted_retries_end_at_the_maximum_age(every_vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(every_vhost.url, "--max-age", "5", "--max-attempts", "1").wait_consuming()
+
+    publish(every_vhost, {"id": 1, "do": "retry", "until": time.time() + 3600})
+
+    eventually(lambda: worker.outcomes()["dead_lettered"] == 1)
+    first_attempts = {event["headers"].get("x-workqueue-first-attempt-at") for event in worker.events[1:]}
+    assert len(first_attempts) == 1, "each copy keeps the time of the first attempt"
+    [(properties, _)] = take_all(every_vhost, "jobs.dead")
+    assert properties.headers["x-workqueue-failure-reason"] == "MaxAge"
+    assert properties.headers["x-workqueue-failure-message"].endswith("the last one failed: quota used up")
+    assert properties.headers["x-workqueue-attempt"] == 0
 
 
 def test_retry_delays_follow_configuration_and_last_one_repeats(vhost: VirtualHost, workers: Workers) -> None:
@@ -281,6 +371,17 @@ def test_retry_delays_follow_configuration_and_last_one_repeats(vhost: VirtualHo
     # A worker waits two seconds before it uses a delay queue that it declared.
     new = SAFE_AFTER_SECONDS
     assert [round(gap) for gap in gaps] == [1 + new, 2 + new, 2]
+
+
+@pytest.mark.slow
+def test_backoff_with_jitter_uses_no_other_delay_queues(vhost: VirtualHost, workers: Workers) -> None:
+    backoff = "initialSeconds=1,factor=2,maxSeconds=4,jitter=Full"
+    worker = workers.start(vhost.url, "--backoff", backoff, "--max-attempts", "3").wait_consuming()
+
+    publish(vhost, *({"id": number, "do": "fail"} for number in range(16)))
+
+    eventually(lambda: worker.outcomes() == {"retried": 32, "dead_lettered": 16})
+    assert [delay for delay in range(1, 10) if vhost.exists(f"jobs.retry.{delay}s")] == [1, 2]
 
 
 @BOTH

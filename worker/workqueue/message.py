@@ -30,11 +30,14 @@ class Retry(Exception):  # noqa: N818 - it is a request, not an error
             delays, so the message may wait longer: up to the next of 1, 2, 5, 10, 20, 30 s, 1, 2, 5 min and
             so on.
         reason: for the failure header.
+        counts: whether this attempt counts. False is for rate limits and services that are down: the message
+            keeps its attempt number. It becomes a dead letter when it is older than `retry.maxAgeSeconds`.
     """
 
-    def __init__(self, after: float | None = None, reason: str = "") -> None:
+    def __init__(self, after: float | None = None, reason: str = "", *, counts: bool = True) -> None:
         super().__init__(reason or "the handler asked for a retry")
         self.after = after
+        self.counts = counts
 
 
 class Reject(Exception):  # noqa: N818

@@ -45,7 +45,7 @@ class Options(TypedDict, total=False):
         exchange: an exchange that exists. With `routing_key`.
         delay: seconds until the message is in the queue, at most one day. It is in the queue at the next of 1, 2, 5,
             10, 20, 30 s, 1, 2, 5 min and so on at the latest, and never early by more than a second.
-        priority: 0 to 255; higher ones first.
+        priority: 0 to 255. Quorum queues order by it, as their RabbitMQ does: strictly from 4.3.
         expires: seconds after which RabbitMQ drops the message if no worker has taken it.
         message_id: to recognise a message that was published twice. The publisher makes one if it is missing.
         headers: values may be None, bool, int, float, str, bytes, datetime, Decimal, lists and mappings.

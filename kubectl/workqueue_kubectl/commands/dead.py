@@ -18,6 +18,7 @@ def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
     """Run `workqueue dead` for the queue of the WorkQueue, with its exit codes."""
     workqueue = cluster.workqueue(arguments.name)
     arguments.queue = workqueue.queue_name
+    arguments.dead_letter_queue = workqueue.spec.queue.dead_letter_queue
     with broker_access.connect(cluster, workqueue, arguments) as arguments.source:
         return dead.run(arguments)
 

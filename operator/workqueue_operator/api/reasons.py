@@ -68,6 +68,7 @@ class Reason(StrEnum):
     # the queue
     QUEUE_CONFLICT = "QueueConflict"
     QUEUE_NOT_FOUND = "QueueNotFound"
+    DEAD_LETTER_QUEUE_NOT_FOUND = "DeadLetterQueueNotFound"
     EXCHANGE_NOT_FOUND = "ExchangeNotFound"
     QUEUE_CLAIMED = "QueueClaimed"
     QUEUE_REFUSED = "QueueRefused"
@@ -382,6 +383,12 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
             _QUEUE_FAILED,
             "The queue does not exist, and the operator must not declare it.",
             "`queue.declare` is false and the queue does not exist. Create it, or set `queue.declare: true`.",
+        ),
+        Reason.DEAD_LETTER_QUEUE_NOT_FOUND: Explanation(
+            _QUEUE_FAILED,
+            "The queue that `queue.deadLetterQueue` names does not exist.",
+            "Create it. The operator does not declare a dead-letter queue that you name. Until it exists, the "
+            "number of workers does not change, and workers keep the messages that they give up unacknowledged.",
         ),
         Reason.EXCHANGE_NOT_FOUND: Explanation(
             f"{_D} and {_R} `False`",

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validat
 from pydantic.alias_generators import to_camel
 
 from workqueue.contract import topology
-from workqueue.contract.topology import ExchangeType, QueueType
+from workqueue.contract.topology import ExchangeType, Jitter, QueueType
 from workqueue.contract.worker_api import (
     DEFAULT_STARTUP_TIMEOUT_SECONDS,
     LONGEST_STARTUP_TIMEOUT_SECONDS,
@@ -243,7 +243,7 @@ class Queue(_Model):
                     f"queue.{argument} cannot be changed, {IMMUTABLE_ADVICE}",
                     argument,
                 )
-                for argument in _ARGUMENTS
+                for argument in ("deadLetterQueue", *_ARGUMENTS)
             ),
             rule(
                 "!has(self.exchange) || !has(oldSelf.exchange) || self.exchange.name != oldSelf.exchange.name"
@@ -312,6 +312,15 @@ class Queue(_Model):
     )
     """More bindings of the queue. The operator removes those that it created and that are no longer listed."""
 
+    dead_letter_queue: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=255,
+        json_schema_extra=rules(FITS_ERROR_TEXT),
+    )
+    """A queue that exists and takes the dead letters, instead of NAME.dead. The operator neither declares nor deletes
+    it. Several WorkQueues may share it; each then counts all of its messages. Cannot be changed."""
+
     max_length: int | None = Field(default=None, ge=1)
     """Maximum number of waiting messages. RabbitMQ refuses further messages. Cannot be changed."""
 
@@ -338,19 +347,89 @@ class Queue(_Model):
     of an earlier retry.delaysSeconds are found only if the connection Secret has the key management-uri."""
 
 
+class Backoff(_Model):
+    """Delays that grow with each attempt."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "self.initialSeconds <= self.maxSeconds",
+                "retry.backoff.initialSeconds is above retry.backoff.maxSeconds: lower initialSeconds or raise "
+                "maxSeconds",
+                "initialSeconds",
+            )
+        )
+    )
+
+    initial_seconds: int = Field(default=1, ge=1, le=_DAY)
+    """Seconds before the second attempt."""
+
+    factor: int = Field(default=2, ge=topology.FACTORS.start, le=topology.FACTORS.stop - 1)
+    """By what each delay is longer than the one before. A whole number, so that there are few delay queues."""
+
+    max_seconds: int = Field(default=3600, ge=1, le=_DAY)
+    """The longest delay in seconds. It repeats."""
+
+    jitter: Jitter = Jitter.NONE
+    """None: each retry has the delay of its attempt. Full: at random one of the delays up to that, so that messages
+    that failed together do not return together."""
+
+    @property
+    def settings(self) -> topology.RetryBackoff:
+        """The backoff in the form that `topology` takes."""
+        return topology.RetryBackoff(self.initial_seconds, self.factor, self.max_seconds, self.jitter)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.initial_seconds > self.max_seconds:
+            raise ValueError(f"initialSeconds {self.initial_seconds} is above maxSeconds {self.max_seconds}")
+        return self
+
+
 class Retry(_Model):
     """What happens to a message after its handler failed."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!(has(self.delaysSeconds) && has(self.backoff))",
+                "give either retry.delaysSeconds or retry.backoff, not both: set the other one to null",
+            )
+        )
+    )
 
     max_attempts: int = Field(default=5, ge=1, le=100)
     """Number of attempts before a message moves to the dead-letter queue. 1 means no retry."""
 
-    delays_seconds: tuple[Annotated[int, Field(ge=1, le=_DAY)], ...] = Field(
-        default=(1, 10, 60),
+    delays_seconds: tuple[Annotated[int, Field(ge=1, le=_DAY)], ...] | None = Field(
+        default=None,
         min_length=1,
         max_length=20,
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
-    """Seconds before the second attempt, the third, and so on. The last delay repeats."""
+    """Seconds before the second attempt, the third, and so on. The last delay repeats. Defaults to 1, 10, 60 if
+    backoff is not set."""
+
+    backoff: Backoff | None = None
+    """Instead of delaysSeconds: delays that grow with each attempt."""
+
+    max_age_seconds: int = Field(default=topology.DEFAULT_MAX_AGE_SECONDS, ge=1, le=30 * _DAY)
+    """Seconds after the first attempt in which a message may be retried without counting the attempt, as
+    Retry(counts=False) and the HTTP statuses 429 and 503 with Retry-After ask for. An older message moves to the
+    dead-letter queue."""
+
+    @property
+    def delays(self) -> tuple[int, ...]:
+        """The delays before the second attempt, the third, and so on, in seconds. The last one repeats."""
+        if self.backoff is not None:
+            return self.backoff.settings.delays_seconds
+        return self.delays_seconds or topology.DEFAULT_RETRY_DELAYS
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if self.delays_seconds is not None and self.backoff is not None:
+            raise ValueError("give either delaysSeconds or backoff, not both")
+        return self
 
 
 class ExecHandler(_Model):
@@ -911,7 +990,12 @@ class WorkQueue(_Model):
                 f"self.metadata.name.size() <= {MAX_NAME_LENGTH}",
                 f"the name of a WorkQueue has at most {MAX_NAME_LENGTH} characters, because label values "
                 "are derived from it: choose a shorter name",
-            )
+            ),
+            rule(
+                "!has(self.spec.queue.deadLetterQueue) || self.spec.queue.deadLetterQueue != "
+                "(has(self.spec.queue.name) ? self.spec.queue.name : self.metadata.name)",
+                "queue.deadLetterQueue is the queue itself: name another queue",
+            ),
         )
     )
 
@@ -952,7 +1036,13 @@ class WorkQueue(_Model):
             delivery_limit=queue.delivery_limit,
             single_active_consumer=bool(queue.single_active_consumer),
             consumer_timeout_seconds=queue.consumer_timeout_seconds,
+            dead_letter_queue=queue.dead_letter_queue,
         )
+
+    @property
+    def dead_letter_queue_name(self) -> str:
+        """The name of the dead-letter queue in RabbitMQ."""
+        return self.queue_settings.dead_letter_queue_name
 
     @property
     def wake(self) -> Wake:

@@ -52,15 +52,16 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, Declar
                 "true.",
             )
         # Workers need a dead-letter queue also when the operator does not declare the work queue.
-        dead = topology.dead_letter_queue(queue)
-        answers: DeclareCounts = {queue: counts, dead.name: await broker.declare_queue(dead)}
+        answers: DeclareCounts = {queue: counts, **await _dead_letter_queue(workqueue, broker)}
         finding = Finding(
             "True", Reason.USED_AS_IT_IS, f"The queue {queue!r} exists. The operator does not change it."
         )
         return finding, answers
     plan = topology.plan(workqueue.queue_settings)
+    # First: RabbitMQ stalls without an error if it cannot dead-letter.
+    required = await _dead_letter_queue(workqueue, broker) if plan.required else {}
     try:
-        answers = await broker.declare(plan)
+        answers = {**await broker.declare(plan), **required}
     except QueueMissingError as error:
         raise ReconcileError(
             Reason.QUEUE_REFUSED, f"{error} was deleted during the declaration. The operator retries."
@@ -68,6 +69,25 @@ async def declare(workqueue: WorkQueue, broker: Broker) -> tuple[Finding, Declar
     if (problem := await _bind_to_others(plan, broker)) is not None:
         return Finding("False", problem.reason, problem.message), answers
     return Finding("True", Reason.DECLARED, f"The queue {queue!r} and its dead-letter queue exist."), answers
+
+
+async def _dead_letter_queue(workqueue: WorkQueue, broker: Broker) -> DeclareCounts:
+    """Declare the dead-letter queue, or find the one that the user names.
+
+    Raises:
+        ReconcileError: the one that the user names does not exist.
+    """
+    name = workqueue.spec.queue.dead_letter_queue
+    if name is None:
+        dead = topology.dead_letter_queue(workqueue.queue_name)
+        return {dead.name: await broker.declare_queue(dead)}
+    counts = await broker.counts_if_there(name)
+    if counts is None:
+        raise ReconcileError(
+            Reason.DEAD_LETTER_QUEUE_NOT_FOUND,
+            f"The queue {name!r} that queue.deadLetterQueue names does not exist. Create it, or correct the name.",
+        )
+    return {name: counts}
 
 
 async def _bind_to_others(plan: topology.Plan, broker: Broker) -> ReconcileError | None:
@@ -141,7 +161,7 @@ def consumer_timeout_problem(workqueue: WorkQueue, broker: Broker) -> Finding | 
 
 
 def names(workqueue: WorkQueue, listed: Collection[str] = ()) -> list[str]:
-    """Return all queues of a WorkQueue, in the order of deletion.
+    """Return all queues of a WorkQueue, in the order of deletion. A dead-letter queue that the user names is not one.
 
     Workers and publishers declare delay queues at first use. The names follow from the delays of the spec and from
     `DELAY_STEPS`. Delay queues of an earlier spec are only in `listed`.
@@ -150,9 +170,10 @@ def names(workqueue: WorkQueue, listed: Collection[str] = ()) -> list[str]:
         listed: delay queues that are known to exist.
     """
     queue = workqueue.queue_name
-    delays = sorted({*topology.DELAY_STEPS, *workqueue.spec.retry.delays_seconds})
+    delays = sorted({*topology.DELAY_STEPS, *workqueue.spec.retry.delays})
     derived = [topology.delay_queue_name(queue, delay) for delay in delays]
-    return [queue, *derived, *sorted(set(listed).difference(derived)), dead_letter_queue_name(queue)]
+    dead = [] if workqueue.spec.queue.dead_letter_queue else [dead_letter_queue_name(queue)]
+    return [queue, *derived, *sorted(set(listed).difference(derived)), *dead]
 
 
 async def require_no_messages(queues: Sequence[str], broker: Broker) -> None:

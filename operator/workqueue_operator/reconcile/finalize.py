@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from workqueue.contract.binding import Binding
-from workqueue.contract.topology import dead_letter_queue_name
+from workqueue.contract.topology import is_delay_queue
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason, Unknown
 from workqueue_operator.api.workqueue import DeletionPolicy, WorkQueue, timestamp
 from workqueue_operator.broker import declare
@@ -205,7 +205,8 @@ class Finalizer:
             await self._require_idle_workers(workqueue)
             await self._require_no_messages(workqueue, names, handle)
         except ReconcileError:
-            work, *delays, _ = names
+            work = workqueue.queue_name
+            delays = [name for name in names if is_delay_queue(name, work)]
             delayed = [await _ready(handle, name) for name in delays]
             known = [ready for ready in delayed if ready is not None]
             if len(known) == len(delays):
@@ -329,7 +330,7 @@ class Finalizer:
         if handle is None or not handle.broker.connected:
             return outcome
         work = await _counts(handle, workqueue.queue_name)
-        dead = await _counts(handle, dead_letter_queue_name(workqueue.queue_name))
+        dead = await _counts(handle, workqueue.dead_letter_queue_name)
         return replace(
             outcome,
             depth=None if work is None else _depth(workqueue, work, outcome.pods, statuses),

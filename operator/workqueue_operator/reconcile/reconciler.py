@@ -15,7 +15,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from workqueue.contract.topology import dead_letter_queue_name
+from workqueue.contract.topology import is_delay_queue
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason, Unknown
 from workqueue_operator.api.workqueue import Metadata, WorkQueue, WorkQueueStatus, timestamp
 from workqueue_operator.backoff import delay
@@ -377,7 +377,7 @@ class Reconciler:
         """Declare the queues when something changed: the spec, the connection, or a queue that has vanished."""
         parts, queue = self._parts, workqueue.queue_name
         watched = handle.poller.watch(workqueue.key, queue)
-        dead = handle.poller.watch(workqueue.key, dead_letter_queue_name(queue))
+        dead = handle.poller.watch(workqueue.key, workqueue.dead_letter_queue_name)
         claimants = await parts.brokers.claimants(queue, handle)
         _require_first_claim(workqueue, claimants, parts.store)
         if watched.doubtful:
@@ -389,10 +389,16 @@ class Reconciler:
             return state.queue
         for entry in vanished:
             handle.broker.mark_vanished(entry.queue)
+        for name in handle.poller.queues_of(workqueue.key):
+            # An earlier queue.deadLetterQueue.
+            if name not in {queue, dead.queue} and not is_delay_queue(name, queue):
+                handle.poller.forget_queue(workqueue.key, name)
         await parts.bindings.announce(workqueue)
         try:
-            if vanished and state.queue is not None and workqueue.spec.queue.declare:
-                again = [entry.queue for entry in vanished]
+            again = [
+                entry.queue for entry in vanished if entry.queue != workqueue.spec.queue.dead_letter_queue
+            ]
+            if again and state.queue is not None and workqueue.spec.queue.declare:
                 finding, answers = await declare.declare_again(workqueue, handle.broker, again)
             else:
                 finding, answers = await declare.declare(workqueue, handle.broker)
@@ -439,7 +445,7 @@ class Reconciler:
         # The queue has vanished since the pass began. The next pass declares it again.
         vanished = isinstance(snapshot.readings.counts, QueueMissing)
         dead = await handle.poller.last_answer(
-            workqueue.key, dead_letter_queue_name(workqueue.queue_name), warm=snapshot.workers_run
+            workqueue.key, workqueue.dead_letter_queue_name, warm=snapshot.workers_run
         )
         deployment = snapshot.deployment
         current = deployment.current if isinstance(deployment, DeploymentView) else None

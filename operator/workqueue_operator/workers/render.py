@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from workqueue.contract.topology import DEFAULT_DELIVERY_LIMIT, QueueType
 from workqueue.contract.worker_api import LIVE_PATH, PORT, READY_PATH, Isolation, Variable
-from workqueue_operator.api.workqueue import Handler, PodSecurity, Wake, Worker, WorkQueue
+from workqueue_operator.api.workqueue import Handler, PodSecurity, Retry, Wake, Worker, WorkQueue
 from workqueue_operator.kube.views import PROVEN_SURGE
 from workqueue_operator.names import (
     ANNOTATION_BROKER,
@@ -386,7 +386,8 @@ def _environment(workqueue: WorkQueue, worker: Worker) -> list[Object]:
         Variable.QUEUE: workqueue.queue_name,
         Variable.QUEUE_TYPE: (QueueType(spec.queue.type)).value,
         Variable.MAX_ATTEMPTS: str(spec.retry.max_attempts),
-        Variable.DELAYS_SECONDS: ",".join(map(str, spec.retry.delays_seconds)),
+        **_retry_setting(spec.retry),
+        Variable.MAX_AGE_SECONDS: str(spec.retry.max_age_seconds),
         Variable.TIMEOUT_SECONDS: str(worker.timeout_seconds),
         Variable.GRACE_SECONDS: str(worker.timeout_seconds),
         Variable.CONCURRENCY: str(worker.concurrency),
@@ -398,6 +399,8 @@ def _environment(workqueue: WorkQueue, worker: Worker) -> list[Object]:
         Variable.RETIREMENT_KEY_FILE: f"{RETIREMENT_FOLDER}/{RETIREMENT_KEY}",
     }
     settings |= _isolation_settings(worker)
+    if spec.queue.dead_letter_queue is not None:
+        settings[Variable.DEAD_LETTER_QUEUE] = spec.queue.dead_letter_queue
     if spec.queue.declare and spec.queue.type is QueueType.QUORUM:
         settings[Variable.DELIVERY_LIMIT] = str(spec.queue.delivery_limit or DEFAULT_DELIVERY_LIMIT)
         if workqueue.wake is Wake.PUSH:
@@ -419,6 +422,12 @@ def _isolation_settings(worker: Worker) -> dict[str, str]:
     if worker.recycle is not None and worker.recycle.max_memory is not None:
         settings[Variable.RECYCLE_MEMORY] = worker.recycle.max_memory
     return settings
+
+
+def _retry_setting(retry: Retry) -> dict[str, str]:
+    if retry.backoff is not None:
+        return {Variable.BACKOFF: str(retry.backoff.settings)}
+    return {Variable.DELAYS_SECONDS: ",".join(map(str, retry.delays))}
 
 
 def _handler_setting(handler: Handler) -> dict[str, str]:

@@ -45,7 +45,7 @@ class Declaration:
         self.deadline = time.monotonic() + timeout_seconds
         self._plan = plan
         self._steps: deque[tuple[str, str, _Step]] = deque()
-        self._unseen = deque(queue.name for queue in plan.queues)
+        self._unseen = deque([*plan.required, *(queue.name for queue in plan.queues)])
         self._looking = True
         self._current = self._advice = ""
 
@@ -117,7 +117,9 @@ class Declaration:
 
     def _on_closed(self, connection: Connection, error: BaseException) -> None:
         code = getattr(error, "reply_code", 0)
-        if self._looking and code == NOT_FOUND:
+        if self._current in self._plan.required and code == NOT_FOUND:
+            self.fail(BrokerError(f"The dead-letter queue {self._current} does not exist. Create it."))
+        elif self._looking and code == NOT_FOUND:
             self._looking = False
             self._open(connection)
         elif isinstance(error, pika.exceptions.ChannelClosedByBroker):

@@ -32,6 +32,11 @@ _LOOK_SECONDS: Final = 0.1
 def add_queue(parser: argparse.ArgumentParser) -> None:
     """Add the arguments for the queue and the connection."""
     parser.add_argument("--queue", required=True, help="the work queue")
+    parser.add_argument(
+        "--dead-letter-queue",
+        metavar="NAME",
+        help="the dead-letter queue, if it is not QUEUE.dead; only dead letters of QUEUE are taken from it",
+    )
     connection_options.add_arguments(parser)
 
 
@@ -103,10 +108,10 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(session: Session, arguments: argparse.Namespace) -> int:
-    total = _depth(session, arguments.queue)
+    total = _depth(session, arguments)
     found: list[DeadLetter] = []
     wanted = _filter(arguments)
-    for _, letter in _take(session, arguments.queue, total):
+    for _, letter in _take(session, arguments, total):
         if wanted.takes(letter):
             found.append(letter)
         if len(found) == arguments.limit:
@@ -129,18 +134,18 @@ def _list(session: Session, arguments: argparse.Namespace) -> int:
             for letter in found
         ]
         output.say(output.table(("ID", "FAILED AT (UTC)", "ATTEMPTS", "REASON", "MESSAGE"), rows))
-    output.say(f"{len(found)} of {output.count(total, 'dead letter')} of {arguments.queue}.")
+    output.say(f"{len(found)} of {output.count(total, 'dead letter')} of {_owner(arguments)}.")
     return 0
 
 
 def _show(session: Session, arguments: argparse.Namespace) -> int:
-    for received, letter in _take(session, arguments.queue, _depth(session, arguments.queue)):
+    for received, letter in _take(session, arguments, _depth(session, arguments)):
         if arguments.id in {None, letter.message_id}:
             session.give_back_all()
             _say_letter(received, letter, as_json=arguments.json)
             return 0
     which = f"the id {arguments.id}" if arguments.id else "any id"
-    raise BrokerError(f"{dead_letter_queue_name(arguments.queue)} holds no message with {which}.")
+    raise BrokerError(f"{_place(arguments)} holds no message with {which}.")
 
 
 def _say_letter(received: Received, letter: DeadLetter, *, as_json: bool) -> None:
@@ -161,7 +166,7 @@ def _say_letter(received: Received, letter: DeadLetter, *, as_json: bool) -> Non
 
 def _replay(session: Session, arguments: argparse.Namespace) -> int:
     queue, wanted = arguments.queue, _filter(arguments)
-    total = _depth(session, queue)
+    total = _depth(session, arguments)
     if session.depth(queue) is None:
         raise BrokerError(f"The queue {queue} does not exist: apply its WorkQueue first. Nothing was moved.")
     tally = _Tally(session)
@@ -172,7 +177,7 @@ def _replay(session: Session, arguments: argparse.Namespace) -> int:
     ):
         wait_until_open(publisher.connection, source)
         begun = 0
-        for received, letter in _take(session, queue, total):
+        for received, letter in _take(session, arguments, total):
             if tally.errors or begun == arguments.limit:
                 break
             if wanted.takes(letter):
@@ -226,14 +231,15 @@ def _say_tally(tally: _Tally, arguments: argparse.Namespace) -> int:
 
 def _purge(session: Session, arguments: argparse.Namespace) -> int:
     queue, wanted = arguments.queue, _filter(arguments)
-    total = _depth(session, queue)
-    if not arguments.yes and not _agreed(total, queue, everything=wanted.takes_all):
+    total = _depth(session, arguments)
+    everything = wanted.takes_all and arguments.dead_letter_queue is None
+    if not arguments.yes and not _agreed(total, _owner(arguments), everything=everything):
         output.warn("Nothing was dropped. Use --yes to drop without confirmation.")
         return connection_options.BAD_USAGE
     dropped = 0
     with progress("dropping", total) as update:
         # Not queue.purge, which would also drop dead letters that have arrived since the count.
-        for received, letter in _take(session, queue, total):
+        for received, letter in _take(session, arguments, total):
             if wanted.takes(letter):
                 session.ack(received)
                 dropped += 1
@@ -255,21 +261,42 @@ def _agreed(total: int, queue: str, *, everything: bool) -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
-def _depth(session: Session, queue: str) -> int:
-    name = dead_letter_queue_name(queue)
+def _place(arguments: argparse.Namespace) -> str:
+    """Return the dead-letter queue."""
+    name: str = arguments.dead_letter_queue or dead_letter_queue_name(arguments.queue)
+    return name
+
+
+def _owner(arguments: argparse.Namespace) -> str:
+    """Return the queue that the number of all dead letters is about."""
+    owner: str = arguments.dead_letter_queue or arguments.queue
+    return owner
+
+
+def _depth(session: Session, arguments: argparse.Namespace) -> int:
+    name = _place(arguments)
     depth = session.depth(name)
     if depth is None:
-        raise BrokerError(f"The queue {name} does not exist: is {queue} the name of the work queue?")
+        raise BrokerError(
+            f"The queue {name} does not exist: is {arguments.queue} the name of the work queue?"
+        )
     return depth.ready
 
 
-def _take(session: Session, queue: str, total: int) -> Iterator[tuple[Received, DeadLetter]]:
-    """Take messages one by one, at most `total`. Dead letters that arrive later are left for the next command."""
+def _take(
+    session: Session, arguments: argparse.Namespace, total: int
+) -> Iterator[tuple[Received, DeadLetter]]:
+    """Take messages one by one, at most `total`. Dead letters that arrive later are left for the next command.
+
+    A dead-letter queue that the user names may be shared. Messages of other work queues are requeued at the end.
+    """
+    queue = arguments.queue
     for _ in range(total):
-        received = session.get(dead_letter_queue_name(queue))
+        received = session.get(_place(arguments))
         if received is None:
             return
-        yield received, dead_letters.read(received, queue)
+        if arguments.dead_letter_queue is None or dead_letters.is_of(received, queue):
+            yield received, dead_letters.read(received, queue)
 
 
 def _filter(arguments: argparse.Namespace) -> Filter:

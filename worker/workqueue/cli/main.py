@@ -26,7 +26,7 @@ COMMANDS: Final = {
 
 EXIT_CODES: Final = """\
 exit codes:
-  0  done (run: drained after SIGTERM)
+  0  done (run: drained after SIGTERM, --until-empty or --max-messages)
   1  failed
   2  the configuration or the arguments are wrong
   3  run: the handler cannot be loaded or reached

@@ -66,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"with --declare: declare this exchange and bind the queue to it [{Variable.EXCHANGE}]",
     )
     add(
+        "--dead-letter-queue",
+        metavar="NAME",
+        help="a queue that exists and takes the dead letters, instead of QUEUE.dead"
+        f" [{Variable.DEAD_LETTER_QUEUE}]",
+    )
+    add(
         "--max-attempts",
         metavar="N",
         help=f"attempts before the dead-letter queue (5) [{Variable.MAX_ATTEMPTS}]",
@@ -74,6 +80,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--delays",
         metavar="SECONDS",
         help=f"delays before retries (1,10,60); the last repeats [{Variable.DELAYS_SECONDS}]",
+    )
+    add(
+        "--backoff",
+        metavar="SETTINGS",
+        help="instead of --delays: delays that grow, such as initialSeconds=1,factor=2,maxSeconds=3600,jitter=Full"
+        f" [{Variable.BACKOFF}]",
+    )
+    add(
+        "--max-age",
+        metavar="SECONDS",
+        help="how long after its first attempt a message may be retried without counting the attempt (86400)"
+        f" [{Variable.MAX_AGE_SECONDS}]",
     )
     add(
         "--delivery-limit",
@@ -111,6 +129,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --isolation Process: replace a process that uses this much memory, such as 500Mi"
         f" [{Variable.RECYCLE_MEMORY}]",
     )
+    add(
+        "--until-empty",
+        action="store_const",
+        const="true",
+        help="end when no message waits in the queue or for a retry of this worker, and no handler runs"
+        f" [{Variable.UNTIL_EMPTY}]",
+    )
+    add(
+        "--max-messages",
+        metavar="N",
+        help=f"end after this many messages were settled [{Variable.MAX_MESSAGES}]",
+    )
+    add(
+        "--reload",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="for development: start the worker again when a Python file of this folder changes",
+    )
     add("--port", metavar="PORT", help=f"port of the HTTP endpoint ({PORT}); 0 for none [{Variable.PORT}]")
     add("--url", help=f"amqp://user:password@host:port/vhost?heartbeat=60 [{Variable.URL}]")
     add(
@@ -147,6 +183,10 @@ def _run(arguments: argparse.Namespace, closers: list[Callable[[], None]]) -> in
     termination_log = Path(os.environ.get(Variable.TERMINATION_LOG) or DEFAULT_TERMINATION_LOG)
     try:
         config = parse(arguments, os.environ)
+        if arguments.reload:
+            from workqueue.cli import reload
+
+            return reload.supervise()
     except ConfigurationError as error:
         return _fail(ExitCode.CONFIGURATION, error, termination_log)
     logs.configure(config.log_format, config.log_level)
@@ -211,7 +251,7 @@ def _work(
     import_pika()
     from workqueue.worker.runtime import Runtime
 
-    runtime = Runtime(config, config.read_binding, on_failure=signals.interrupt)
+    runtime = Runtime(config, config.read_binding, on_end=signals.interrupt)
     endpoint = None
     if config.port:
         from workqueue.worker.endpoint_port import EndpointPort
@@ -232,9 +272,14 @@ def _work(
         return _fail(ExitCode.HANDLER, error, config.termination_log)
     logger.info("Starting.", extra={"version": __version__, "queue": config.queue, "handler": handler.name})
     runtime.start(handler)
-    signals.wait()
+    if config.until_empty:
+        from workqueue.worker import emptiness
+
+        emptiness.wait(runtime, signals)
+    else:
+        signals.wait()
     failure = runtime.failure
-    if failure is not None:
+    if failure is not None or runtime.finished:
         signals.ignore_first()
     drain(runtime, signals, config.grace_seconds if failure is None else failure.grace_seconds)
     code = 0

@@ -12,7 +12,13 @@ from typing import Final
 from workqueue.amqp.session import QueueDepth, Session
 from workqueue.cli import connection_options, output
 from workqueue.contract import topology
-from workqueue.worker.handlers.outcome import RetryPolicy
+from workqueue.contract.topology import PriorityOrder
+
+_PRIORITIES: Final = {
+    PriorityOrder.IGNORED: "ignored",
+    PriorityOrder.TWO_CLASSES: "two messages with 5 or more for each other one",
+    PriorityOrder.STRICT: "0 to 31, higher ones first",
+}
 
 NO_QUEUE: Final = 4
 """Exit code. 1 means that RabbitMQ cannot be reached or refused."""
@@ -28,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS,...",
         help="further retry delays of the queue",
     )
+    parser.add_argument(
+        "--dead-letter-queue", metavar="NAME", help="the dead-letter queue, if it is not QUEUE.dead"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     connection_options.add_arguments(parser)
 
@@ -35,13 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show the counts; return 0, or 4 if the queue does not exist."""
     queue = arguments.queue
-    delays = sorted({*RetryPolicy().delays_seconds, *topology.DELAY_STEPS, *arguments.delays})
+    delays = sorted({*topology.DEFAULT_RETRY_DELAYS, *topology.DELAY_STEPS, *arguments.delays})
     names = [
-        topology.dead_letter_queue_name(queue),
+        arguments.dead_letter_queue or topology.dead_letter_queue_name(queue),
         *(topology.delay_queue_name(queue, delay) for delay in delays),
     ]
     with Session(connection_options.binding_source(arguments), "workqueue stats") as session:
         work = session.depth(queue)
+        version = session.version
         around = {name: depth for name in names if (depth := session.depth(name)) is not None}
     found = ({} if work is None else {queue: work}) | around
     if arguments.json:
@@ -49,12 +59,15 @@ def run(arguments: argparse.Namespace) -> int:
             {
                 "queue": queue,
                 "exists": work is not None,
+                "priorities": version.priority_order,
                 "queues": [{"name": name, **_as_json(depth)} for name, depth in found.items()],
             }
         )
     elif found:
         rows = [(name, str(depth.ready), str(depth.consumers)) for name, depth in found.items()]
         output.say(output.table(("QUEUE", "READY", "CONSUMERS"), rows))
+        broker = f"RabbitMQ {version.major}.{version.minor}"
+        output.say(f"Priorities in a quorum queue of {broker}: {_PRIORITIES[version.priority_order]}.")
     if work is None:
         output.warn(f"The queue {queue} does not exist.")
         return NO_QUEUE

@@ -96,6 +96,12 @@ def read(received: ReceivedMessage, queue: str) -> DeadLetter:
     )
 
 
+def is_of(received: ReceivedMessage, queue: str) -> bool:
+    """Return whether a message in a shared dead-letter queue comes from the work queue `queue`."""
+    found = received.headers
+    return found.get(headers.QUEUE) == queue or _death_in(queue, found) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Criteria for dead letters. A dead letter must meet all of them.

@@ -28,6 +28,12 @@ EXPIRES_AT: Final = "x-workqueue-expires-at"
 """When the message's own TTL (`expiration`) passes, in Unix milliseconds. RabbitMQ removes the TTL of a message that
 returns from a delay queue, so the worker keeps the time itself."""
 
+QUEUE: Final = "x-workqueue-queue"
+"""The work queue of a dead letter. Several work queues may share a dead-letter queue."""
+
+FIRST_ATTEMPT_AT: Final = "x-workqueue-first-attempt-at"
+"""When the first attempt began, in Unix milliseconds. The worker sets it at the first failure."""
+
 ORIGINAL_EXPIRATION: Final = "x-workqueue-original-expiration"
 ORIGINAL_PRIORITY: Final = "x-workqueue-original-priority"
 ORIGINAL_USER_ID: Final = "x-workqueue-original-user-id"
@@ -40,7 +46,18 @@ DROPPED: Final = "x-workqueue-dropped-headers"
 MOST_ATTEMPTS: Final = 1_000_000
 
 OURS: Final = frozenset(
-    {ATTEMPT, FAILURE_REASON, FAILURE_MESSAGE, FAILURE_TRACEBACK, FAILED_AT, WORKER, DROPPED, EXPIRES_AT}
+    {
+        ATTEMPT,
+        FAILURE_REASON,
+        FAILURE_MESSAGE,
+        FAILURE_TRACEBACK,
+        FAILED_AT,
+        WORKER,
+        DROPPED,
+        EXPIRES_AT,
+        FIRST_ATTEMPT_AT,
+        QUEUE,
+    }
 )
 
 DELIVERY_COUNT: Final = "x-delivery-count"
@@ -136,6 +153,23 @@ def deliveries_failed(headers: Headers, *, redelivered: bool) -> int:
     """
     value = headers.get(DELIVERY_COUNT)
     return value if redelivered and isinstance(value, int) else 0
+
+
+def was_retried(headers: Headers) -> bool:
+    """Whether a worker has published this message again, also when the attempt did not count."""
+    return ATTEMPT in headers or FAILED_AT in headers
+
+
+def first_attempt_at(headers: Headers, begun_at: float) -> float:
+    """Return when the first attempt began, in Unix seconds.
+
+    A header that is not a time in the past is not used.
+
+    Args:
+        begun_at: when the present attempt began, in Unix seconds.
+    """
+    known = headers.get(FIRST_ATTEMPT_AT)
+    return min(known / 1000, begun_at) if isinstance(known, int) and known > 0 else begun_at
 
 
 def expires_at(properties: Properties, headers: Headers, received_at: float) -> float | None:

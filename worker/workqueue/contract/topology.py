@@ -33,6 +33,14 @@ change the declaration.
 DEFAULT_DELIVERY_LIMIT: Final = 10
 """How often a message may come back without an answer, unless the user sets another limit."""
 
+DEFAULT_RETRY_DELAYS: Final = (1, 10, 60)
+"""Seconds before the second attempt, the third, and all later ones, unless the user sets others."""
+
+FACTORS: Final = range(2, 11)
+"""By what a backoff may grow."""
+
+DEFAULT_MAX_AGE_SECONDS: Final = 86_400
+"""How long after its first attempt a message may be retried without counting the attempt."""
 
 UNLIMITED_DELIVERIES: Final = 2_000_000_000
 """A delivery limit that means no limit.
@@ -68,6 +76,83 @@ class ExchangeType(StrEnum):
     HEADERS = "Headers"
 
 
+class Jitter(StrEnum):
+    """Which of its delays a retry takes."""
+
+    NONE = "None"
+    """The delay of the attempt."""
+    FULL = "Full"
+    """At random one of the delays up to that of the attempt."""
+
+
+class RetryBackoff(NamedTuple):
+    """Delays that grow by a factor up to a maximum. Jitter chooses among them, so that it needs no more delay queues.
+
+    Attributes:
+        factor: at least 2, so that there are at most 18 delays.
+    """
+
+    initial_seconds: int = 1
+    factor: int = 2
+    max_seconds: int = 3600
+    jitter: Jitter = Jitter.NONE
+
+    @property
+    def delays_seconds(self) -> tuple[int, ...]:
+        """The delays after the first attempt, the second, and so on. The last one repeats."""
+        delays = [self.initial_seconds]
+        while delays[-1] < self.max_seconds:
+            delays.append(min(delays[-1] * self.factor, self.max_seconds))
+        return tuple(delays)
+
+    @classmethod
+    def parse(cls, text: str) -> RetryBackoff:
+        """Read `initialSeconds=1,factor=2,maxSeconds=3600,jitter=Full`. Each part is optional.
+
+        Raises:
+            ValueError: what the text must be.
+        """
+        parts = dict(part.strip().partition("=")[::2] for part in text.split(","))
+        numbers = {key: parts.pop(key) for key in ("initialSeconds", "factor", "maxSeconds") if key in parts}
+        jitters = {kind.lower(): kind for kind in Jitter}
+        jitter = jitters.get(parts.pop("jitter", Jitter.NONE).lower())
+        if parts or jitter is None or not all(number.isdecimal() for number in numbers.values()):
+            raise ValueError(
+                "like initialSeconds=1,factor=2,maxSeconds=3600,jitter=Full, with jitter None or Full"
+            )
+        default = cls()
+        backoff = cls(
+            int(numbers.get("initialSeconds", default.initial_seconds)),
+            int(numbers.get("factor", default.factor)),
+            int(numbers.get("maxSeconds", default.max_seconds)),
+            jitter,
+        )
+        if not 1 <= backoff.initial_seconds <= backoff.max_seconds <= LONGEST_DELAY_SECONDS:
+            raise ValueError(
+                "such that initialSeconds is at least 1, and maxSeconds from initialSeconds to "
+                f"{LONGEST_DELAY_SECONDS}"
+            )
+        if not FACTORS.start <= backoff.factor < FACTORS.stop:
+            raise ValueError(f"such that factor is from {FACTORS.start} to {FACTORS.stop - 1}")
+        return backoff
+
+    def __str__(self) -> str:
+        return (
+            f"initialSeconds={self.initial_seconds},factor={self.factor},maxSeconds={self.max_seconds},"
+            f"jitter={self.jitter}"
+        )
+
+
+class PriorityOrder(StrEnum):
+    """How a quorum queue orders its messages by priority."""
+
+    IGNORED = "Ignored"
+    TWO_CLASSES = "TwoClasses"
+    """Two messages with a priority from 5 for each other one, while both wait."""
+    STRICT = "Strict"
+    """Higher ones first, from 0 to 31. A higher priority counts as 31, and none as 4."""
+
+
 class BrokerVersion(NamedTuple):
     """RabbitMQ's version, from its server properties. Behaviour depends on these two numbers only."""
 
@@ -84,6 +169,13 @@ class BrokerVersion(NamedTuple):
     def nack_counts_as_delivery(self) -> bool:
         """Whether nack(requeue) moves a message towards its delivery limit (tried: through 4.2)."""
         return self < BrokerVersion(4, 3)
+
+    @property
+    def priority_order(self) -> PriorityOrder:
+        """How quorum queues order messages (tried on 3.10, 4.0 and 4.3). Our classic queues ignore priorities."""
+        if self >= BrokerVersion(4, 3):
+            return PriorityOrder.STRICT
+        return PriorityOrder.TWO_CLASSES if self >= BrokerVersion(4, 0) else PriorityOrder.IGNORED
 
     @property
     def consumer_timeout_as_consumer_argument(self) -> bool:
@@ -106,6 +198,7 @@ class QueueSettings(NamedTuple):
 
     Attributes:
         bindings: in addition to those of `exchange`, to exchanges that exist.
+        dead_letter_queue: a queue that exists and takes the dead letters, instead of one that is declared.
     """
 
     name: str
@@ -118,6 +211,12 @@ class QueueSettings(NamedTuple):
     delivery_limit: int | None = None
     single_active_consumer: bool = False
     consumer_timeout_seconds: int | None = None
+    dead_letter_queue: str | None = None
+
+    @property
+    def dead_letter_queue_name(self) -> str:
+        """The queue that takes the dead letters."""
+        return self.dead_letter_queue or dead_letter_queue_name(self.name)
 
 
 class Queue(NamedTuple):
@@ -144,11 +243,15 @@ class Plan(NamedTuple):
     """Everything to declare for one work queue, with `queues` in the order of declaration.
 
     The dead-letter queue comes first: dead-lettering to a missing queue stalls without an error.
+
+    Attributes:
+        required: queues that must exist before anything is declared.
     """
 
     queues: tuple[Queue, ...]
     exchange: Exchange | None
     bindings: tuple[QueueBinding, ...]
+    required: tuple[str, ...] = ()
 
     def declares(self, exchange: str) -> bool:
         """Return whether the plan declares this exchange. The others must exist."""
@@ -229,6 +332,8 @@ def plan(settings: QueueSettings) -> Plan:
         keys = exchange.routing_keys or ("" if exchange.type is ExchangeType.FANOUT else settings.name,)
         bindings = tuple(QueueBinding(exchange.name, settings.name, key) for key in keys)
     bindings = tuple(dict.fromkeys((*bindings, *settings.bindings)))
+    if settings.dead_letter_queue is not None:
+        return Plan((work_queue(settings),), exchange, bindings, (settings.dead_letter_queue,))
     return Plan((dead_letter_queue(settings.name), work_queue(settings)), exchange, bindings)
 
 
@@ -248,7 +353,7 @@ def _work_queue_arguments(settings: QueueSettings) -> Iterator[tuple[str, Argume
         # A Classic queue without limits has no arguments at all. Publishers that declare the queue the way
         # tutorials do, `queue_declare("hello", durable=True)`, would otherwise fail with 406. The worker
         # publishes retries and dead letters itself, so it does not need these arguments.
-        yield from _dead_letter_to(dead_letter_queue_name(settings.name)).items()
+        yield from _dead_letter_to(settings.dead_letter_queue_name).items()
     if settings.type is QueueType.QUORUM:
         yield "x-queue-type", "quorum"
         yield from _AT_LEAST_ONCE.items()

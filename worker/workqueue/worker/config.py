@@ -9,7 +9,7 @@ import json
 import os
 import socket
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -20,10 +20,14 @@ from workqueue.contract.binding import Binding
 from workqueue.contract.errors import BindingError
 from workqueue.contract.topology import (
     DEFAULT_DELIVERY_LIMIT,
+    DEFAULT_MAX_AGE_SECONDS,
+    DEFAULT_RETRY_DELAYS,
     LONGEST_DELAY_SECONDS,
     Exchange,
+    Jitter,
     QueueSettings,
     QueueType,
+    RetryBackoff,
 )
 from workqueue.contract.worker_api import (
     DEFAULT_STARTUP_TIMEOUT_SECONDS,
@@ -80,6 +84,8 @@ class RunConfig(NamedTuple):
         startup_timeout_seconds: how long loading or reaching the handler may take.
         recycle_messages: after how many messages a handler's process is replaced; None for never.
         recycle_memory: from how many bytes of resident memory; None for never.
+        until_empty: whether to end when the queue is empty.
+        max_messages: after how many settled messages to end; None for never.
     """
 
     handler: PythonHandler | ExecHandler | HTTPHandler
@@ -106,6 +112,8 @@ class RunConfig(NamedTuple):
     startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS
     recycle_messages: int | None = None
     recycle_memory: int | None = None
+    until_empty: bool = False
+    max_messages: int | None = None
 
     @property
     def queue(self) -> str:
@@ -184,6 +192,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         delivery_limit = DEFAULT_DELIVERY_LIMIT
     timeout = reader.read("timeout", Variable.TIMEOUT_SECONDS, DEFAULT_TIMEOUT_SECONDS, _seconds)
     port = reader.read("port", Variable.PORT, None, _port)
+    max_messages = reader.read("max_messages", Variable.MAX_MESSAGES, None, _count)
     pod_uid = environment.get(Variable.POD_UID) or None
     key_file = environment.get(Variable.RETIREMENT_KEY_FILE)
     url, folder = reader.place()
@@ -194,16 +203,16 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
             type=queue_type,
             exchange=Exchange(exchange) if exchange else None,
             delivery_limit=delivery_limit,
+            dead_letter_queue=reader.text("dead_letter_queue", Variable.DEAD_LETTER_QUEUE),
         ),
         declare=declare,
-        retry=RetryPolicy(
-            reader.read("max_attempts", Variable.MAX_ATTEMPTS, 5, _count),
-            reader.read("delays", Variable.DELAYS_SECONDS, (1, 10, 60), _delays),
-        ),
+        retry=reader.retry(),
         delivery_limit=delivery_limit,
         wake_deliveries=reader.read("wake_deliveries", Variable.WAKE_DELIVERIES, 0, _count),
         timeout_seconds=timeout,
-        concurrency=reader.read("concurrency", Variable.CONCURRENCY, 1, _concurrency),
+        concurrency=min(
+            reader.read("concurrency", Variable.CONCURRENCY, 1, _concurrency), max_messages or MAX_CONCURRENCY
+        ),
         grace_seconds=reader.read("grace", Variable.GRACE_SECONDS, timeout, _seconds_or_none),
         port=PORT if port is None else port,
         port_is_default=port is None,
@@ -225,8 +234,14 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         ),
         recycle_messages=reader.read("recycle_messages", Variable.RECYCLE_MESSAGES, None, _count),
         recycle_memory=reader.read("recycle_memory", Variable.RECYCLE_MEMORY, None, _memory),
+        until_empty=reader.read("until_empty", Variable.UNTIL_EMPTY, False, _boolean),
+        max_messages=max_messages,
     )
+    if queue and config.queue_settings.dead_letter_queue == queue:
+        reader.mistakes.append("The dead-letter queue is the work queue. Name another one.")
     _check_recycling(reader, config)
+    if getattr(flags, "reload", False):
+        _check_reload(reader, config)
     if reader.mistakes:
         raise ConfigurationError(reader.mistakes)
     return config
@@ -239,6 +254,20 @@ def _check_recycling(reader: _Reader, config: RunConfig) -> None:
     if recycles and not isolated:
         reader.mistakes.append(
             "Only the processes of a Python handler can be recycled. Use --isolation Process, or remove the limits."
+        )
+
+
+def _check_reload(reader: _Reader, config: RunConfig) -> None:
+    """Add a mistake if --reload cannot be combined with another flag."""
+    if not isinstance(config.handler, PythonHandler):
+        reader.mistakes.append(
+            "--reload is for Python handlers, since the worker loads no code of a command or an HTTP server. "
+            "Remove --reload."
+        )
+    if config.until_empty or config.max_messages is not None:
+        reader.mistakes.append(
+            "--reload starts the worker again until you stop it. Remove --reload, or --until-empty and "
+            "--max-messages."
         )
 
 
@@ -295,6 +324,29 @@ class _Reader:
                 f"The handler is {name!r}; it must be MODULE:FUNCTION, such as thumbnails:resize."
             )
         return PythonHandler(name)
+
+    def retry(self) -> RetryPolicy:
+        """Return how messages are retried."""
+        delays: Sequence[int] = self.read("delays", Variable.DELAYS_SECONDS, DEFAULT_RETRY_DELAYS, _delays)
+        backoff = self.read("backoff", Variable.BACKOFF, None, RetryBackoff.parse)
+        flags = [name for name in ("delays", "backoff") if getattr(self._flags, name, None)]
+        variables = [
+            name for name in (Variable.DELAYS_SECONDS, Variable.BACKOFF) if self._environment.get(name)
+        ]
+        both = (
+            "--delays or --backoff" if len(flags) > 1 else f"{Variable.DELAYS_SECONDS} or {Variable.BACKOFF}"
+        )
+        if len(flags) > 1 or (not flags and len(variables) > 1):
+            self.mistakes.append(f"Use either {both}, not both.")
+        jitter = Jitter.NONE
+        if backoff is not None and flags != ["delays"]:
+            delays, jitter = backoff.delays_seconds, backoff.jitter
+        return RetryPolicy(
+            self.read("max_attempts", Variable.MAX_ATTEMPTS, 5, _count),
+            delays,
+            jitter,
+            self.read("max_age", Variable.MAX_AGE_SECONDS, float(DEFAULT_MAX_AGE_SECONDS), _seconds),
+        )
 
     def place(self) -> tuple[str | None, Path | None]:
         """Return the broker's URL, or the folder of a Service Binding."""

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class Consumer:
     """The connection and slots of one worker. Its state changes only under the connection's lock.
 
-    Slots take messages unless the worker shuts down, is retired, or its handler cannot be reached.
+    Slots take messages unless the worker shuts down, is retired or full, or its handler cannot be reached.
 
     Args:
         config: the worker's configuration.
@@ -45,6 +45,7 @@ class Consumer:
         changed: notified when a wait of `wait_until` may be over.
         draining: whether the worker shuts down. It then takes no more messages.
         handler_problem: why the handler cannot be reached, or None.
+        full: whether the worker has taken all messages that it may take.
         reconnects: how often the connection was opened again.
         slot_count: slots that can take messages. Those beyond the broker's channel_max cannot.
     """
@@ -59,6 +60,7 @@ class Consumer:
     ) -> None:
         self.draining = False
         self.handler_problem: str | None = None
+        self.full = False
         self.reconnects = 0
         self._config = config
         self._retired = False
@@ -124,13 +126,19 @@ class Consumer:
         self.handler_problem = reason
         self._adjust_slots()
 
+    def set_full(self, full: bool) -> None:
+        """Take no messages while the worker has taken all that it may take."""
+        if full != self.full:
+            self.full = full
+            self._adjust_slots()
+
     def _adjust_slots(self) -> None:
-        takes = not (self.draining or self._retired or self.handler_problem)
+        takes = not (self.draining or self._retired or self.handler_problem or self.full)
         for slot in self.slots:
             if takes:
                 slot.resume()
             else:
-                slot.pause(take_late=not self.draining)
+                slot.pause(take_late=not (self.draining or self.full))
 
     def wait_until(self, condition: Callable[[], bool], deadline: float) -> bool:
         """Wait until the condition holds; return False when the deadline (monotonic clock) passes first."""

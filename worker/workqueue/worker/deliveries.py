@@ -23,7 +23,14 @@ from workqueue.worker.consumer import SETTLING_SECONDS, Consumer
 from workqueue.worker.errors import too_slow
 from workqueue.worker.executors.executor import Executor
 from workqueue.worker.handlers.handler import Handler
-from workqueue.worker.handlers.outcome import HandlerTimeout, HandlerUnavailable, Outcome, refusal, verdict
+from workqueue.worker.handlers.outcome import (
+    HandlerTimeout,
+    HandlerUnavailable,
+    Outcome,
+    Verdict,
+    refusal,
+    verdict,
+)
 from workqueue.worker.histograms import Histogram
 from workqueue.worker.rates import HandlerRates
 from workqueue.worker.settlement import Settler
@@ -76,6 +83,7 @@ class Deliveries:
         consumer: whose slots hold the deliveries.
         binding_source: returns the connection data, for the publisher of copies.
         on_failure: called when only a new process can continue.
+        on_finished: called when `max_messages` are settled.
     """
 
     def __init__(
@@ -84,6 +92,7 @@ class Deliveries:
         consumer: Consumer,
         binding_source: Callable[[], Binding],
         on_failure: Callable[[Failure], None],
+        on_finished: Callable[[], None],
     ) -> None:
         self.rates = HandlerRates(time.monotonic())
         self.outcomes: Counter[Outcome] = Counter()
@@ -94,9 +103,15 @@ class Deliveries:
         self._connection = consumer.connection
         self._binding_source = binding_source
         self._on_failure = on_failure
+        self._on_finished = on_finished
         self._publisher: PublishPipeline | None = None
         self._settler = Settler(
-            config.queue, config.worker_name, self._connection, self._get_publisher, self._settled
+            config.queue,
+            config.worker_name,
+            self._connection,
+            self._get_publisher,
+            self._settled,
+            config.queue_settings.dead_letter_queue,
         )
         self._refused_at = 0.0
         self._tries_again = False
@@ -209,9 +224,11 @@ class Deliveries:
         self.rates.arrived(now)
         if properties.timestamp is not None:
             self.message_age_seconds.observe(max(0.0, time.time() - properties.timestamp))
+        self._limit()
         failed = headers.deliveries_failed(properties.headers or {}, redelivered=delivery.method.redelivered)
         # Before the first attempt, RabbitMQ itself enforces the TTL.
-        expires_in = _expires_in(delivery) if delivery.message.attempt > 1 else None
+        is_first = not headers.was_retried(properties.headers or {})
+        expires_in = None if is_first else _expires_in(delivery)
         refused = refusal(failed, self._delivery_limit(), expires_in)
         if refused is not None:
             delivery.started = now
@@ -304,13 +321,23 @@ class Deliveries:
             if error is None:
                 self._settler.ack(delivery, Outcome.ACKED)
             else:
-                spread = random.random()  # noqa: S311 - no secret
-                attempt, retry = delivery.message.attempt, self._config.retry
-                decision = verdict(error, attempt, retry, spread, _expires_in(delivery))
-                self._settler.settle(delivery, decision, error)
+                self._settler.settle(delivery, self._verdict(delivery, error), error)
         seconds = now - delivery.started
         self.rates.handled(now, seconds)
         self.handler_seconds.observe(seconds)
+
+    def _verdict(self, delivery: Delivery, error: BaseException) -> Verdict:
+        spread = random.random()  # noqa: S311 - no secret
+        begun_at = time.time() - (time.monotonic() - delivery.started)
+        first_at = headers.first_attempt_at(delivery.properties.headers or {}, begun_at)
+        return verdict(
+            error,
+            delivery.message.attempt,
+            self._config.retry,
+            spread,
+            expires_in=_expires_in(delivery),
+            age=time.time() - first_at,
+        )
 
     # A handler that cannot be reached -------------------------------------------------------------------
 
@@ -369,6 +396,7 @@ class Deliveries:
     def lose(self, delivery: Delivery) -> None:
         """Cancel the handler of a delivery that RabbitMQ will deliver to another consumer."""
         self.outcomes[Outcome.LOST] += 1
+        self._limit()
         if delivery.returned:
             self._free(delivery)
         else:
@@ -401,8 +429,19 @@ class Deliveries:
         for delivery in self._postponed():
             self._hand_back(delivery)
 
+    def _limit(self) -> None:
+        """Take no more messages than `max_messages`. A lost or requeued message does not count."""
+        limit = self._config.max_messages
+        if limit is None:
+            return
+        settled = self.outcomes.total() - self.outcomes[Outcome.LOST] - self.outcomes[Outcome.REQUEUED]
+        self._consumer.set_full(settled + self._consumer.held() >= limit)
+        if settled >= limit:
+            self._on_finished()
+
     def _settled(self, delivery: Delivery, outcome: Outcome) -> None:
         self.outcomes[outcome] += 1
+        self._limit()
         if delivery.returned:
             self._free(delivery)
         elif self.is_hung(delivery):
@@ -411,6 +450,7 @@ class Deliveries:
     def _hand_back(self, delivery: Delivery) -> bool:
         is_handed_back = delivery.lease.hand_back()
         self.outcomes[Outcome.REQUEUED if is_handed_back else Outcome.LOST] += 1
+        self._limit()
         if delivery.returned:
             self._free(delivery)
         return is_handed_back
@@ -465,8 +505,7 @@ class Deliveries:
                 delivery.slot.hold()
                 self._cancel(delivery)
                 error = HandlerTimeout(f"the handler ran for more than {self._config.timeout_seconds:g} s")
-                attempt, retry = delivery.message.attempt, self._config.retry
-                self._settler.settle(delivery, verdict(error, attempt, retry, 0.0, _expires_in(delivery)))
+                self._settler.settle(delivery, self._verdict(delivery, error))
             elif self.is_hung(delivery):
                 self._fail_hung(delivery)
         moments = [

@@ -27,10 +27,11 @@ class Runtime:
         config: as parsed.
         binding_source: returns the connection data; called at each attempt to connect.
         connect: makes the consuming connection; tests pass another one.
-        on_failure: called when `failure` is set.
+        on_end: called when `failure` or `finished` is set.
 
     Attributes:
         failure: why only a new process can continue, or None. The worker then takes no more messages.
+        finished: whether the worker has done what it was started for.
         started: when, on the monotonic clock.
     """
 
@@ -39,12 +40,13 @@ class Runtime:
         config: RunConfig,
         binding_source: Callable[[], Binding],
         connect: Callable[..., Connection] = Connection,
-        on_failure: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
         self.started = time.monotonic()
         self.failure: Failure | None = None
-        self._on_failure = on_failure
+        self.finished = False
+        self._on_end = on_end
         self.consumer = Consumer(
             config,
             binding_source,
@@ -53,7 +55,7 @@ class Runtime:
             on_delivery=lambda delivery: self.deliveries.receive(delivery),  # noqa: PLW0108
             on_lost=lambda delivery: self.deliveries.lose(delivery),  # noqa: PLW0108
         )
-        self.deliveries = Deliveries(config, self.consumer, binding_source, self.fail)
+        self.deliveries = Deliveries(config, self.consumer, binding_source, self.fail, self.finish)
         self._connection = self.consumer.connection
         self._runs = False
 
@@ -85,7 +87,13 @@ class Runtime:
             "The worker cannot go on; shutting down.",
             extra={"queue": self.config.queue, "reason": failure.reason},
         )
-        self._on_failure()
+        self._on_end()
+
+    def finish(self) -> None:
+        """Have the main thread end the process."""
+        if not self.finished:
+            self.finished = True
+            self._on_end()
 
     def wait_quiet(self, deadline: float) -> bool:
         """Wait until no slot has a message or could get one; return False when the deadline passes first.

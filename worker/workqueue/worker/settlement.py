@@ -77,6 +77,7 @@ class Settler:
         connection: the consuming connection.
         republisher: returns the publisher, which is made for the first copy. Most workers never need one.
         on_settled: called with the delivery and its outcome, unless the delivery was lost or requeued before.
+        dead_letter_queue: one that exists, and that the worker never declares; None for the queue's own.
     """
 
     def __init__(
@@ -86,11 +87,16 @@ class Settler:
         connection: SettlingConnection,
         republisher: Callable[[], Republisher],
         on_settled: Callable[[Delivery, Outcome], None],
+        dead_letter_queue: str | None = None,
     ) -> None:
         self.queue = queue
         self.connection = connection
         self.republisher = republisher
-        self.known_queues = {topology.dead_letter_queue_name(queue)}
+        self.dead_letter_queue = topology.dead_letter_queue(queue)
+        self.required_queue = dead_letter_queue
+        if dead_letter_queue is not None:
+            self.dead_letter_queue = topology.Queue(dead_letter_queue)
+        self.known_queues = {self.dead_letter_queue.name}
         self.safe_from: dict[str, float] = {}
         self._deliveryer = worker
         self._on_settled = on_settled
@@ -111,7 +117,9 @@ class Settler:
         if isinstance(verdict, Ack):
             self.ack(delivery, Outcome.ACKED)
             return
-        target, copy = make_copy(delivery, verdict, self.queue, self._deliveryer, time.time())
+        target, copy = make_copy(
+            delivery, verdict, self.queue, self.dead_letter_queue, self._deliveryer, time.time()
+        )
         retried = isinstance(verdict, RetryLater)
         # Reject, an exit code and a status code have no useful traceback.
         shows_traceback = bool(verdict.failure.traceback) and not retried
@@ -220,13 +228,21 @@ class _Republishing:
                 "A copy could not be published; the message stays unacknowledged, trying again.",
                 extra={"queue": self._settler.queue, "to": self._target.name, "reason": str(error)},
             )
-        # The queue may have been deleted. Declaring it again is harmless and repairs that.
-        self._settler.known_queues.discard(self._target.name)
-        self._settler.connection.call_later(self._backoff.next(), self._declare)
+        again = self._publish
+        if self._target.name != self._settler.required_queue:
+            # The queue may have been deleted. Declaring it again is harmless and repairs that.
+            self._settler.known_queues.discard(self._target.name)
+            again = self._declare
+        self._settler.connection.call_later(self._backoff.next(), again)
 
 
 def make_copy(
-    delivery: Delivery, verdict: RetryLater | GiveUp, queue: str, worker: str, now: float
+    delivery: Delivery,
+    verdict: RetryLater | GiveUp,
+    queue: str,
+    dead_letter_queue: topology.Queue,
+    worker: str,
+    now: float,
 ) -> tuple[topology.Queue, Outgoing]:
     """Return the queue for the copy, and the copy.
 
@@ -242,10 +258,14 @@ def make_copy(
         target = topology.delay_queue(queue, verdict.queue_seconds)
         properties = properties._replace(expiration=str(max(1, round(verdict.seconds * 1000))))
     else:
-        target = topology.dead_letter_queue(queue)
+        target = dead_letter_queue
+        kept[headers.QUEUE] = queue
     attempts = delivery.message.attempt
-    if isinstance(verdict, GiveUp) and not verdict.handled:
+    if not verdict.counts:
         attempts -= 1
+    found = delivery.properties.headers or {}
+    begun_at = now - (time.monotonic() - delivery.started)
+    kept[headers.FIRST_ATTEMPT_AT] = round(headers.first_attempt_at(found, begun_at) * 1000)
     if delivery.expires_at is not None:
         kept[headers.EXPIRES_AT] = round(delivery.expires_at * 1000)
     kept = fitted(kept | _failure_headers(verdict.failure, attempts, worker, now), ROOM)

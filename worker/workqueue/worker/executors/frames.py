@@ -196,7 +196,7 @@ def pack_outcome(token: int, error: BaseException | None) -> bytes:
     if error is None:
         return HEAD.pack(Kind.DONE, token, 0, 0)
     failure = failure_of(error)
-    after = error.after if isinstance(error, Retry) else None
+    after, counts = (error.after, bool(error.counts)) if isinstance(error, Retry) else (None, True)
     return pack(
         Kind.FAILED,
         token,
@@ -205,6 +205,7 @@ def pack_outcome(token: int, error: BaseException | None) -> bytes:
             "message": failure.message,
             "traceback": failure.traceback,
             "after": float(after) if isinstance(after, (int, float)) else None,
+            "counts": counts,
         },
     )
 
@@ -221,6 +222,7 @@ def unpack_outcome(content: bytes) -> HandlerRaised:
         return HandlerRaised(
             Failure(FailureReason(found["reason"]), str(found["message"]), str(found["traceback"])),
             None if after is None else float(after),
+            counts=bool(found["counts"]),
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ProtocolError(f"no outcome: {error!r}") from error

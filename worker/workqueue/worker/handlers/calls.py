@@ -200,4 +200,5 @@ def decide(error: BaseException | None, message: Message, retry: RetryPolicy, be
     """
     expires_at = headers.expires_at(message.properties, message.headers, begun_at)
     expires_in = None if expires_at is None else expires_at - time.time()
-    return verdict(error, message.attempt, retry, 0.0, expires_in)
+    age = time.time() - headers.first_attempt_at(message.headers, begun_at)
+    return verdict(error, message.attempt, retry, 0.0, expires_in, age)

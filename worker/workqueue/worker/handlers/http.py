@@ -40,6 +40,9 @@ TRY_AGAIN: Final = frozenset(
     }
 )
 
+OVERLOADED: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+"""With Retry-After, the server is overloaded, and the message is not at fault."""
+
 ANSWER_CHARACTERS: Final = 500
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
 """The headers of W3C Trace Context. With them, the server's spans belong to the message's trace."""
@@ -78,7 +81,7 @@ def post(target: SplitResult, message: Message) -> None:
     """Send one message.
 
     Raises:
-        Retry: 408, 425, 429 or 503, with the delay of Retry-After.
+        Retry: 408, 425, 429 or 503, with the delay of Retry-After. 429 and 503 with it cost no attempt.
         Reject: any other 4xx.
         HandlerTimeout: no answer before the deadline.
         HandlerFailed: any other status except 2xx, or no answer.
@@ -110,7 +113,8 @@ def post(target: SplitResult, message: Message) -> None:
         connection.close()
     said = f"status {answer.status} {answer.reason}{f': {text}' if text else ''}"
     if answer.status in TRY_AGAIN:
-        raise Retry(retry_after(answer.getheader("Retry-After"), time.time()), said)
+        after = retry_after(answer.getheader("Retry-After"), time.time())
+        raise Retry(after, said, counts=after is None or answer.status not in OVERLOADED)
     if HTTPStatus.BAD_REQUEST <= answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
         raise Reject(said)
     if not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple, TypeAlias
 
 from workqueue.contract.errors import UndecodableError, WorkerError
-from workqueue.contract.topology import delay_step
+from workqueue.contract.topology import DEFAULT_MAX_AGE_SECONDS, DEFAULT_RETRY_DELAYS, Jitter, delay_step
 from workqueue.message import Reject, Retry
 
 MESSAGE_CHARACTERS: Final = 2_000
@@ -42,6 +42,7 @@ class FailureReason(StrEnum):
     TIMED_OUT = "TimedOut"
     EXPIRED = "Expired"
     DELIVERY_LIMIT = "DeliveryLimit"
+    MAX_AGE = "MaxAge"
 
 
 class HandlerTimeout(WorkerError, TimeoutError):  # noqa: N818
@@ -62,23 +63,40 @@ class HandlerRaised(WorkerError):  # noqa: N818
     Args:
         failure: what that process reports of the exception.
         after: the delay that the handler asked for, in seconds.
+        counts: whether the attempt counts.
     """
 
-    def __init__(self, failure: Failure, after: float | None) -> None:
+    def __init__(self, failure: Failure, after: float | None, *, counts: bool = True) -> None:
         super().__init__(failure.message)
         self.failure = failure
         self.after = after
+        self.counts = counts
 
 
 class RetryPolicy(NamedTuple):
-    """How often and after which delays (whole seconds) a message is retried. The last delay repeats."""
+    """How often and after which delays (whole seconds) a message is retried. The last delay repeats.
+
+    Attributes:
+        jitter: which of the delays up to that of its attempt a message waits for.
+        max_age_seconds: how long after its first attempt a message may get an attempt that does not count.
+    """
 
     max_attempts: int = 5
-    delays_seconds: Sequence[int] = (1, 10, 60)
+    delays_seconds: Sequence[int] = DEFAULT_RETRY_DELAYS
+    jitter: Jitter = Jitter.NONE
+    max_age_seconds: float = DEFAULT_MAX_AGE_SECONDS
 
-    def delay_after(self, attempt: int) -> int:
-        """Return the delay after a failed attempt, in seconds. The first attempt has number 1."""
-        return self.delays_seconds[min(attempt, len(self.delays_seconds)) - 1]
+    def delay_after(self, attempt: int, chance: float = 0.0) -> int:
+        """Return the delay after a failed attempt, in seconds.
+
+        Args:
+            attempt: from 1.
+            chance: from 0 to 1; for the jitter.
+        """
+        allowed = self.delays_seconds[:attempt]
+        if self.jitter == Jitter.NONE:  # a text in the process of a handler
+            return allowed[-1]
+        return allowed[min(int(chance * len(allowed)), len(allowed) - 1)]
 
 
 class Failure(NamedTuple):
@@ -94,22 +112,27 @@ class Ack:
 
 
 class RetryLater(NamedTuple):
-    """A copy goes to the delay queue for `queue_seconds` and expires there after `seconds`."""
+    """A copy goes to the delay queue for `queue_seconds` and expires there after `seconds`.
+
+    Attributes:
+        counts: whether this delivery counts as an attempt.
+    """
 
     failure: Failure
     queue_seconds: int
     seconds: float
+    counts: bool = True
 
 
 class GiveUp(NamedTuple):
     """A copy goes to the dead-letter queue.
 
     Attributes:
-        handled: whether a handler was called for this delivery.
+        counts: whether this delivery counts as an attempt. It does not if no handler was called.
     """
 
     failure: Failure
-    handled: bool = True
+    counts: bool = True
 
 
 Verdict: TypeAlias = Ack | RetryLater | GiveUp
@@ -134,12 +157,12 @@ def refusal(deliveries_failed: int, delivery_limit: int | None, expires_in: floa
                 f"the message came back {deliveries_failed} times without an answer; "
                 f"the delivery limit is {delivery_limit}",
             ),
-            handled=False,
+            counts=False,
         )
     if expires_in is not None and expires_in <= 0:
         return GiveUp(
             Failure(FailureReason.EXPIRED, "the message's TTL passed while it waited for this attempt"),
-            handled=False,
+            counts=False,
         )
     return None
 
@@ -150,6 +173,7 @@ def verdict(
     policy: RetryPolicy,
     chance: float,
     expires_in: float | None = None,
+    age: float = 0.0,
 ) -> Verdict:
     """Return what to do with the message.
 
@@ -158,24 +182,32 @@ def verdict(
         attempt: the number of the attempt that has ended.
         chance: from 0 to 1; spreads the retries of messages that failed together.
         expires_in: seconds until the message's own TTL passes; None without one.
+        age: seconds since the message's first attempt began.
     """
     if error is None:
         return ACK
     failure = failure_of(error)
     final = failure.reason in {FailureReason.REJECTED, FailureReason.UNDECODABLE}
-    if final or attempt >= policy.max_attempts:
+    counts = error.counts if isinstance(error, (Retry, HandlerRaised)) else True
+    if final or (counts and attempt >= policy.max_attempts):
         return GiveUp(failure)
     asked = error.after if isinstance(error, (Retry, HandlerRaised)) else None
     if asked is not None and math.isfinite(asked) and asked >= 0:
         queue_seconds = delay_step(asked)
         seconds = min(max(asked, 0.001), queue_seconds)
     else:
-        queue_seconds = policy.delay_after(attempt)
+        queue_seconds = policy.delay_after(attempt, chance)
         seconds = queue_seconds * (1 - 0.1 * chance)
     if expires_in is not None and seconds >= expires_in:
         expired = f"the message's TTL passes before the next attempt; the last one failed: {failure.message}"
-        return GiveUp(Failure(FailureReason.EXPIRED, _head(expired), failure.traceback))
-    return RetryLater(failure, queue_seconds, seconds)
+        return GiveUp(Failure(FailureReason.EXPIRED, _head(expired), failure.traceback), counts)
+    if not counts and age + seconds > policy.max_age_seconds:
+        too_old = (
+            f"the next attempt would begin more than {policy.max_age_seconds:g} s after the first one; "
+            f"the last one failed: {failure.message}"
+        )
+        return GiveUp(Failure(FailureReason.MAX_AGE, _head(too_old), failure.traceback), counts)
+    return RetryLater(failure, queue_seconds, seconds, counts)
 
 
 def failure_of(error: BaseException) -> Failure:

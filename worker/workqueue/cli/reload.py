@@ -1,0 +1,82 @@
+"""`workqueue run --reload`: run the worker in a process of its own, and start it again when a Python file changes.
+
+The worker finishes its messages first. A terminal sends Ctrl-C to both processes; SIGTERM is passed on.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Final
+
+from workqueue.contract.worker_api import ExitCode
+from workqueue.worker.errors import ConfigurationError
+
+LOOK_MILLISECONDS: Final = 200
+
+
+def supervise() -> int:
+    """Run the worker with the arguments of this process until it is stopped, and return its exit code.
+
+    Raises:
+        ConfigurationError: the library watchfiles is missing.
+    """
+    try:
+        import watchfiles
+    except ImportError:
+        raise ConfigurationError(
+            ["--reload needs the library watchfiles: pip install 'workqueue-operator[reload]'."]
+        ) from None
+    worker = _Worker()
+    for changes in watchfiles.watch(
+        Path.cwd(),
+        watch_filter=watchfiles.PythonFilter(),
+        stop_event=worker.stopping,
+        rust_timeout=LOOK_MILLISECONDS,
+        yield_on_timeout=True,
+        raise_interrupt=False,
+    ):
+        # The first turn comes when the folder is watched, so that no change is missed.
+        if worker.process is None or changes:
+            worker.restart(sorted(Path(path).name for _, path in changes))
+        elif worker.process.poll() in {ExitCode.DONE, ExitCode.CONFIGURATION}:
+            break
+    return worker.wait()
+
+
+class _Worker:
+    """The process of the worker, and the signals of this process."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self.process: subprocess.Popen[bytes] | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def restart(self, changed: list[str]) -> None:
+        """Stop the process, if there is one, and start another."""
+        if self.process is not None:
+            _say(f"{', '.join(changed)} changed. The worker finishes its messages and starts again.")
+            self.process.terminate()
+            self.process.wait()
+        if not self.stopping.is_set():
+            command = [sys.executable, "-m", "workqueue", *sys.argv[1:], "--no-reload"]
+            self.process = subprocess.Popen(command)  # noqa: S603 - the command that the user gave
+            if self.stopping.is_set():  # since the line above
+                self.process.terminate()
+
+    def wait(self) -> int:
+        """Wait for the end of the process."""
+        return 0 if self.process is None else self.process.wait()
+
+    def _stop(self, number: int, _frame: object) -> None:
+        self.stopping.set()
+        if number == signal.SIGTERM and self.process is not None:
+            self.process.terminate()
+
+
+def _say(sentence: str) -> None:
+    print(f"workqueue run: {sentence}", file=sys.stderr, flush=True)  # noqa: T201 - output of a command
