@@ -1,6 +1,5 @@
 """The queues of a work queue: their names and exact arguments."""
 
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -188,7 +187,7 @@ def test_backoff_grows_by_its_factor_up_to_its_maximum(backoff, delays):
 @pytest.mark.parametrize("backoff", [backoff for backoff, _ in LADDERS.values()], ids=LADDERS)
 @pytest.mark.parametrize("jitter", Jitter)
 def test_backoff_survives_as_text(backoff, jitter):
-    whole = replace(backoff, jitter=jitter)
+    whole = backoff._replace(jitter=jitter)
     assert RetryBackoff.parse(str(whole)) == whole
 
 
