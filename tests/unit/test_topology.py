@@ -1,6 +1,5 @@
 """The queues of a work queue: their names and exact arguments."""
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

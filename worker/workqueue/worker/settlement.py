@@ -182,6 +182,10 @@ class _Republishing:
         self._publish()
 
     def _publish(self) -> None:
+        if self._target.name not in self._settler.known_queues:
+            # The copy of another slot has just found that the queue was deleted, and declares it again.
+            self._declare()
+            return
         # Also if another slot has just created the queue.
         wait = self._settler.safe_from.get(self._target.name, 0.0) - time.monotonic()
         if wait > 0:
