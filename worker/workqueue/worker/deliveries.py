@@ -299,10 +299,13 @@ class Deliveries:
         with self._connection.loop:
             try:
                 self._end(delivery, error)
-            except Exception as failure:
-                # Whatever it was, the message must not stay unsettled. A new connection makes RabbitMQ redeliver it.
-                logger.exception("A message could not be settled; connecting again.")
-                self._connection.abort(f"a message could not be settled: {failure!r}")
+            except Exception as failure:  # noqa: BLE001 - it is logged
+                self._cannot_settle(failure)
+
+    def _cannot_settle(self, failure: Exception) -> None:
+        """Connect again, so that RabbitMQ delivers the message again: it must not stay unsettled."""
+        logger.error("A message could not be settled; connecting again.", exc_info=failure)
+        self._connection.abort(f"a message could not be settled: {failure!r}")
 
     def _end(self, delivery: Delivery, error: BaseException | None) -> None:
         now = time.monotonic()
@@ -505,7 +508,10 @@ class Deliveries:
                 delivery.slot.hold()
                 self._cancel(delivery)
                 error = HandlerTimeout(f"the handler ran for more than {self._config.timeout_seconds:g} s")
-                self._settler.settle(delivery, self._verdict(delivery, error))
+                try:
+                    self._settler.settle(delivery, self._verdict(delivery, error))
+                except Exception as failure:  # noqa: BLE001 - it is logged
+                    self._cannot_settle(failure)
             elif self.is_hung(delivery):
                 self._fail_hung(delivery)
         moments = [

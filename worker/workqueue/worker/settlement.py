@@ -98,6 +98,7 @@ class Settler:
             self.dead_letter_queue = topology.Queue(dead_letter_queue)
         self.known_queues = {self.dead_letter_queue.name}
         self.safe_from: dict[str, float] = {}
+        self._declaring: dict[str, list[_Republishing]] = {}
         self._deliveryer = worker
         self._on_settled = on_settled
 
@@ -143,6 +144,40 @@ class Settler:
             outcome = Outcome.TIMED_OUT
         _Republishing(self, delivery, target, copy, outcome).start()
 
+    def declare(self, target: topology.Queue, copy: _Republishing) -> None:
+        """Declare the queue of a copy. All copies for one queue wait for one answer.
+
+        Otherwise one copy could use a queue that another one has just created, before it is known to be new.
+        """
+        if target.name in self._declaring:
+            self._declaring[target.name].append(copy)
+            return
+
+        def answered(done: Future[bool]) -> None:
+            # This is the publisher's thread, which must not wait for the lock of the consuming connection.
+            self.connection.call(lambda: self._declared(target.name, done))
+
+        try:
+            declared = self.republisher().declare(target)
+        except BrokerError as error:
+            copy.failed(error)
+            return
+        self._declaring[target.name] = [copy]
+        declared.add_done_callback(answered)
+
+    def _declared(self, queue: str, done: Future[bool]) -> None:
+        waiting = self._declaring.pop(queue)
+        error = done.exception()
+        if error is None:
+            self.known_queues.add(queue)
+            if done.result():
+                self.safe_from[queue] = time.monotonic() + SAFE_AFTER_SECONDS
+        for waiter in waiting:
+            if error is None:
+                waiter.publish()
+            else:
+                waiter.failed(error)
+
     def ack(self, delivery: Delivery, outcome: Outcome) -> None:
         """Acknowledge."""
         if delivery.lease.held:
@@ -168,20 +203,16 @@ class _Republishing:
 
     def start(self) -> None:
         if self._target.name in self._settler.known_queues:
-            self._publish()
+            self.publish()
         else:
             self._declare()
 
     def _declare(self) -> None:
-        self._step(lambda: self._settler.republisher().declare(self._target), self._declared)
+        if self._delivery.lease.held:
+            self._settler.declare(self._target, self)
 
-    def _declared(self, created: bool) -> None:
-        if created:
-            self._settler.safe_from[self._target.name] = time.monotonic() + SAFE_AFTER_SECONDS
-        self._settler.known_queues.add(self._target.name)
-        self._publish()
-
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Publish the copy as soon as its queue is known to survive a restart of the broker."""
         if self._target.name not in self._settler.known_queues:
             # The copy of another slot has just found that the queue was deleted, and declares it again.
             self._declare()
@@ -189,7 +220,7 @@ class _Republishing:
         # Also if another slot has just created the queue.
         wait = self._settler.safe_from.get(self._target.name, 0.0) - time.monotonic()
         if wait > 0:
-            self._settler.connection.call_later(wait, self._publish)
+            self._settler.connection.call_later(wait, self.publish)
             return
         self._step(
             # Called in the publisher's thread, where reading the state is safe.
@@ -202,7 +233,7 @@ class _Republishing:
             # This is the publisher's thread, which must not wait for the lock of the consuming connection.
             error = done.exception()
             self._settler.connection.call(
-                (lambda: then(done.result())) if error is None else lambda: self._failed(error)
+                (lambda: then(done.result())) if error is None else lambda: self.failed(error)
             )
 
         if not self._delivery.lease.held:
@@ -210,9 +241,10 @@ class _Republishing:
         try:
             begin().add_done_callback(finished)
         except BrokerError as error:
-            self._failed(error)
+            self.failed(error)
 
-    def _failed(self, error: BaseException) -> None:
+    def failed(self, error: BaseException) -> None:
+        """Try again after a pause: the queue could not be declared, or the copy not be published."""
         if not self._delivery.lease.held:
             return
         if isinstance(error, Unencodable) and self._room > LEAST_ROOM:
@@ -224,7 +256,7 @@ class _Republishing:
                 extra={"queue": self._settler.queue, "to": self._target.name, "reason": str(error)},
             )
             self._copy = self._copy._replace(headers=kept)
-            self._publish()
+            self.publish()
             return
         if not self._told:
             self._told = True
@@ -232,7 +264,7 @@ class _Republishing:
                 "A copy could not be published; the message stays unacknowledged, trying again.",
                 extra={"queue": self._settler.queue, "to": self._target.name, "reason": str(error)},
             )
-        again = self._publish
+        again = self.publish
         if self._target.name != self._settler.required_queue:
             # The queue may have been deleted. Declaring it again is harmless and repairs that.
             self._settler.known_queues.discard(self._target.name)
