@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pika
@@ -66,7 +65,7 @@ async def test_declare_conflict_names_the_argument_and_changes_nothing(
         await broker.declare(plan(first))
         put(channel, "jobs", b"kept")
         with pytest.raises(ReconcileError) as caught:
-            await broker.declare(plan(replace(first, **changes)))  # type: ignore[arg-type]
+            await broker.declare(plan(first._replace(**changes)))  # type: ignore[arg-type]
         assert caught.value.reason is Reason.QUEUE_CONFLICT
         assert f"'{argument}" in caught.value.message
         assert "'jobs'" in caught.value.message
