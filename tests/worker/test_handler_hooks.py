@@ -269,6 +269,7 @@ def test_process_whose_lifespan_ends_early_is_replaced(vhost: VirtualHost, start
     ended = "A process of the handler has ended between two messages; starting another."
     eventually(lambda: worker.count_log(ended) == 1, PATIENCE)
 
+    wait_consuming(worker)
     publish(vhost, {"id": 1})
 
     eventually(lambda: worker.outcomes() == {"acked": 1}, PATIENCE)
