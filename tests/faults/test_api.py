@@ -84,7 +84,7 @@ def row(name: str) -> object:
     return pytest.param(name, marks=marks)
 
 
-@pytest.mark.parametrize("name", map(row, TROUBLES))
+@pytest.mark.parametrize("name", [row(name) for name in TROUBLES])
 def test_operator_recovers_from_api_server_fault(name: str, place: Site) -> None:
     """A message comes and another WorkQueue is made meanwhile; both are served once the fault is over."""
     site, problem, ledger = place, TROUBLES[name], Ledger()
