@@ -88,8 +88,9 @@ def _helm(version: str) -> Path:
 
 
 def _installed(program: str, ask: list[str], oldest: tuple[int, int]) -> Path | None:
-    # Skip the links in the .cluster/bin of a checkout.
-    folders = [folder for folder in os.get_exec_path() if not Path(folder).match(".cluster/bin")]
+    # Skip the links in the .cluster/bin of a checkout, or in .cluster/NAME/bin: a link to itself would be made.
+    ours = (".cluster/bin", ".cluster/*/bin")
+    folders = [folder for folder in os.get_exec_path() if not any(map(Path(folder).match, ours))]
     path = shutil.which(program, path=os.pathsep.join(folders))
     if path is None:
         return None

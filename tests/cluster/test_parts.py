@@ -280,10 +280,11 @@ def test_build_checks_free_space_before_it_starts(monkeypatch: pytest.MonkeyPatc
         toolchain.binaries()
 
 
+@pytest.mark.parametrize("folder", [".cluster/bin", ".cluster/pages/bin"], ids=["default", "named"])
 def test_own_kubectl_link_is_not_mistaken_for_system_kubectl(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    programs = tmp_path / ".cluster/bin"
+    programs = tmp_path / folder
     programs.mkdir(parents=True)
     (programs / "kubectl").write_text("#!/bin/sh\necho v1.99.0\n")
     (programs / "kubectl").chmod(0o755)
