@@ -79,12 +79,12 @@ e2e: image ## run the end-to-end tests; TEST=name selects some
 
 # tests/cluster compares the state of the whole machine before and after, so it runs alone. The others mostly wait, so
 # they run side by side.
-JOBS ?= 3
+JOBS ?= 4
 
 SIDE_BY_SIDE := --ignore=tests/cluster --ignore=tests/walkthrough --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
-test: lint image ## run `make lint` and all tests that are not marked slow or nightly (JOBS=3 files at once)
+test: lint image ## run `make lint` and all tests that are not marked slow or nightly (JOBS=4 files at once)
 	@$(BIN)/pytest tests/cluster -m 'not slow and not nightly'
 	@$(BIN)/pytest tests -m 'not slow and not nightly' $(SIDE_BY_SIDE)
 
