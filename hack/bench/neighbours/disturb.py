@@ -27,9 +27,8 @@ HEAD_END: Final = b"\r\n\r\n"
 @contextmanager
 def repeatedly(step: Callable[[int], object], seconds: float) -> Iterator[None]:
     """Call `step` with 0, 1, ... in a thread while the context lasts, each time after a pause."""
-    ended = threading.Event()
 
-    def run() -> None:
+    def run(ended: threading.Event) -> None:
         for number in itertools.count():
             if ended.wait(seconds):
                 return
@@ -37,7 +36,15 @@ def repeatedly(step: Callable[[int], object], seconds: float) -> Iterator[None]:
             with suppress(ApiError, OSError, pika.exceptions.AMQPError):
                 step(number)
 
-    thread = threading.Thread(target=run, daemon=True)
+    with _thread_of(run):
+        yield
+
+
+@contextmanager
+def _thread_of(run: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run a function in a thread. When the context ends, its event is set and the thread joined."""
+    ended = threading.Event()
+    thread = threading.Thread(target=run, args=[ended], daemon=True)
     thread.start()
     try:
         yield
@@ -88,19 +95,13 @@ def connection_to(url: str) -> Iterator[Any]:
 @contextmanager
 def serving_events(connection: Any) -> Iterator[None]:
     """Call the consumers of a connection, in a thread."""
-    ended = threading.Event()
 
-    def run() -> None:
+    def run(ended: threading.Event) -> None:
         while not ended.is_set():
             connection.process_data_events(0.1)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
+    with _thread_of(run):
         yield
-    finally:
-        ended.set()
-        thread.join(JOIN_SECONDS)
 
 
 @contextmanager

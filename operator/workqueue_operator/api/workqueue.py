@@ -28,8 +28,6 @@ from workqueue_operator.names import GROUP, MAX_NAME_LENGTH
 DEFAULT_MESSAGES_PER_REPLICA: Final = 10
 MAX_REPLICAS: Final = 1000
 
-"""Shown for an unknown count. Unknown is not zero, and `kubectl get` would leave a missing number blank."""
-
 MOST_RETRY_DELAYS: Final = 64
 """Delay queues that are polled for one WorkQueue. At most 38 are in use; queues of earlier delays may remain."""
 

@@ -222,25 +222,26 @@ class _Republishing:
         if wait > 0:
             self._settler.connection.call_later(wait, self.publish)
             return
-        self._step(
-            # Called in the publisher's thread, where reading the state is safe.
-            lambda: self._settler.republisher().submit(self._copy, lambda: self._delivery.lease.held),
-            lambda _: self._settler.ack(self._delivery, self._outcome),
-        )
-
-    def _step(self, begin: Callable[[], Future[Any]], then: Callable[[Any], None]) -> None:
-        def finished(done: Future[Any]) -> None:
-            # This is the publisher's thread, which must not wait for the lock of the consuming connection.
-            error = done.exception()
-            self._settler.connection.call(
-                (lambda: then(done.result())) if error is None else lambda: self.failed(error)
-            )
-
         if not self._delivery.lease.held:
             return
+
+        def answered(done: Future[Any]) -> None:
+            # This is the publisher's thread, which must not wait for the lock of the consuming connection.
+            self._settler.connection.call(lambda: self._published(done))
+
         try:
-            begin().add_done_callback(finished)
+            # The lease is read in the publisher's thread, where that is safe.
+            published = self._settler.republisher().submit(self._copy, lambda: self._delivery.lease.held)
         except BrokerError as error:
+            self.failed(error)
+            return
+        published.add_done_callback(answered)
+
+    def _published(self, done: Future[Any]) -> None:
+        error = done.exception()
+        if error is None:
+            self._settler.ack(self._delivery, self._outcome)
+        else:
             self.failed(error)
 
     def failed(self, error: BaseException) -> None:
