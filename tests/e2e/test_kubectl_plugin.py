@@ -87,6 +87,7 @@ def workqueue(lab: Lab) -> Iterator[WorkQueueUnderTest]:
     made.delete()
 
 
+@pytest.mark.slow
 def test_send_reaches_in_cluster_broker_with_secret_credentials(
     run: Any, workqueue: WorkQueueUnderTest
 ) -> None:

@@ -109,6 +109,7 @@ def test_page_and_api_server_refuse_tokens_of_each_other(
     assert not answer["status"].get("authenticated"), "the page's token at the API server"
 
 
+@pytest.mark.slow
 async def test_page_shows_main_job_only_to_users_who_may_list_workqueues(
     page_lab: Lab, pages: tuple[str, str], tokens: dict[str, str]
 ) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from tests.support.commands import started, workqueue
 from tests.support.ports import free_port
-from tests.support.rabbitmq import versions_differ
 from tests.support.wait import eventually
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publish_pipeline import PublishPipeline
@@ -83,7 +82,6 @@ def test_dead_list_shows_reason_and_time_and_takes_nothing(every_vhost):
     }
 
 
-@versions_differ
 def test_dead_letter_of_rabbitmq_shows_its_reason(every_vhost):
     fill(
         every_vhost,

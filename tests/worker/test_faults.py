@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.rabbitmq import Broker, VirtualHost, versions_differ
+from tests.support.rabbitmq import Broker, VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import ASYNC, THREADS, Workers, is_empty, publish
 from workqueue.amqp.connection import Connection
@@ -106,7 +106,6 @@ def test_conflicting_queue_is_reported_and_retried(vhost: VirtualHost, workers: 
     eventually(lambda: worker.status()["consuming"])
 
 
-@versions_differ
 def test_message_held_past_consumer_timeout_is_redelivered(
     every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers
 ) -> None:

@@ -7,7 +7,6 @@ import pika
 import pika.exceptions
 import pytest
 
-from tests.support.rabbitmq import versions_differ
 from tests.support.wait import eventually
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
 from workqueue.amqp.errors import DeclareError
@@ -76,7 +75,6 @@ def take(channel, queue):
 
 
 @pytest.mark.parametrize("settings", [row[1] for row in SETTINGS], ids=[row[0] for row in SETTINGS])
-@versions_differ
 def test_topology_is_accepted_and_second_declare_changes_nothing(every_vhost, publisher, settings):
     plan = topology.plan(settings)
     assert publisher.declare_plan(plan).result(), "created"
@@ -185,7 +183,6 @@ def test_delay_queue_keeps_a_message_whose_work_queue_is_missing(every_vhost, pu
     [QueueSettings("jobs"), QueueSettings("jobs", QueueType.CLASSIC, message_ttl_seconds=3600)],
     ids=["quorum", "classic-with-ttl"],
 )
-@versions_differ
 def test_rejected_message_becomes_a_dead_letter(every_vhost, publisher, settings):
     publisher.declare_plan(topology.plan(settings)).result()
     with channel_of(every_vhost) as channel:
@@ -197,7 +194,6 @@ def test_rejected_message_becomes_a_dead_letter(every_vhost, publisher, settings
         assert properties.headers["x-death"][0]["reason"] == "rejected"
 
 
-@versions_differ
 def test_message_whose_workers_die_is_dead_lettered_at_the_limit(every_vhost, publisher):
     settings = QueueSettings("jobs", delivery_limit=1)
     publisher.declare_plan(topology.plan(settings)).result()
