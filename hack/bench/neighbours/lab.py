@@ -367,6 +367,15 @@ class Lab:
 
         eventually(ready, WAIT_SECONDS, f"{len(names)} WorkQueues of {namespace} are Ready")
 
+    def wait_reported(self, namespace: str, names: Sequence[str]) -> None:
+        """Wait until the operator has written the status of these WorkQueues, whatever it says."""
+
+        def reported() -> bool:
+            found = self.workqueues(namespace)
+            return all(found.get(name, {}).get("status", {}).get("conditions") for name in names)
+
+        eventually(reported, WAIT_SECONDS, f"{len(names)} WorkQueues of {namespace} have a status")
+
     def wait_asleep(self, names: Sequence[str], namespace: str) -> None:
         """Wait until these WorkQueues are Ready and have a doorbell on each queue."""
         self.wait_ready(namespace, names)
