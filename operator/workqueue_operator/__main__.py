@@ -254,7 +254,9 @@ class Operator:
         clock = SystemClock()
         workers = Workers()
         management = Management(destinations)
-        reporter = Reporter(reports, store, config.pod_name, self._metrics, clock=clock)
+        reporter = Reporter(
+            reports, store, config.pod_name, self._metrics, clock=clock, is_urgent=lambda: counts.busy
+        )
         protector = Protector(reports, store, clock)
         defaults = render.Defaults(
             config.worker_image,

@@ -60,6 +60,12 @@ class Cluster:
         # Not the limit of aiohttp: the timeout of a request would include the wait for a connection.
         self._connections = asyncio.Semaphore(connections)
         self.requests = 0
+        self._unanswered = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits for its connection or for its answer."""
+        return self._unanswered > 0
 
     async def get(self, path: str, **query: str) -> Object:
         """GET one object, or a list.
@@ -116,8 +122,12 @@ class Cluster:
         body: Object | list[Object] | None = None,
         content_type: str = "application/json",
     ) -> Object:
-        async with self._connections:
-            return await self._request_now(method, path, query, body, content_type)
+        self._unanswered += 1
+        try:
+            async with self._connections:
+                return await self._request_now(method, path, query, body, content_type)
+        finally:
+            self._unanswered -= 1
 
     async def _request_now(
         self,

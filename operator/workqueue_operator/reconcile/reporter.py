@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -115,6 +115,7 @@ class Reporter:
         kubernetes: has connections of its own, which no pass uses.
         store: shows the present status of each WorkQueue.
         instance: this operator's pod name, for the Events.
+        is_urgent: whether counts are being written, which go first.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Reporter:
         metrics: Metrics,
         *,
         clock: Clock,
+        is_urgent: Callable[[], bool] = lambda: False,
     ) -> None:
         self._kubernetes = kubernetes
         self._clock = clock
@@ -132,8 +134,8 @@ class Reporter:
         self._metrics = metrics
         self._instance = instance
         self._reports: dict[str, _Report] = {}
-        self._statuses = Outboxes(clock, STATUS_RATE)
-        self._events = Outboxes(clock, EVENT_RATE)
+        self._statuses = Outboxes(clock, STATUS_RATE, is_urgent)
+        self._events = Outboxes(clock, EVENT_RATE, is_urgent)
         self._told: dict[str, dict[str, tuple[str, str]]] = {}
         self._sent: dict[str, dict[tuple[str, str], float]] = {}
         self._event_number = 0
