@@ -125,6 +125,7 @@ def _on_second_broker(lab: Lab, count: int, url: str) -> Iterator[tuple[str, lis
         lab.secret(namespace, SECRET, uri=url)
         lab.create(namespace, chosen)
         lab.wait_ready(namespace, chosen)
+        lab.wait_settled(namespace)
         yield namespace, chosen
 
 
@@ -138,7 +139,7 @@ def dead_addresses(lab: Lab, count: int) -> Iterator[None]:
             lab.secret(namespace, name, uri=f"amqps://user-{number}:secret@{place}/")
         for name in chosen:
             lab.create(namespace, [name], {"connectionSecretRef": {"name": name}})
-        lab.wait_reported(namespace, chosen)
+        lab.wait_settled(namespace)
         with disturb.editing(lab, namespace, chosen, EDITS_PER_SECOND):
             yield
 
@@ -159,7 +160,7 @@ def bad_management(lab: Lab, count: int) -> Iterator[None]:
             secret = {"name": f"kind-{ports[number % len(ports)]}"}
             change = {"worker": None, "workloadRef": reference, "connectionSecretRef": secret}
             lab.create(namespace, [name], change)
-        lab.wait_reported(namespace, chosen)
+        lab.wait_settled(namespace)
         with disturb.editing(lab, namespace, chosen, EDITS_PER_SECOND):
             yield
 
@@ -248,6 +249,7 @@ def _with_workers(lab: Lab, count: int, prefix: str, behaviours: list[str]) -> I
                 namespace, some, {"worker": {"nodeSelector": stub(behaviour)}, "queue": {"type": "Classic"}}
             )
         with disturb.with_workers(lab, namespace, chosen):
+            lab.wait_settled(namespace)
             yield
 
 
@@ -319,7 +321,7 @@ def refused_deployments(lab: Lab, count: int) -> Iterator[None]:
             eventually(lambda: _is_refused(lab, path), 30, "the policy refuses Deployments")
             chosen = names(count, "refused")
             lab.create(namespace, chosen)
-            lab.wait_reported(namespace, chosen)
+            lab.wait_settled(namespace)
             with disturb.editing(lab, namespace, chosen, EDITS_PER_SECOND):
                 yield
         finally:
@@ -351,6 +353,7 @@ def refused_pods(lab: Lab, count: int) -> Iterator[None]:
             for _ in range(5):
                 channel.basic_publish("", name, b"x")
         eventually(lambda: all(map(_woken(lab, namespace), chosen)), 60, "the neighbours ask for pods")
+        lab.wait_settled(namespace)
         with disturb.editing(lab, namespace, chosen, EDITS_PER_SECOND):
             yield
 
@@ -440,6 +443,7 @@ def unreadable_specs(lab: Lab, count: int) -> Iterator[None]:
         half = count // 2
         lab.create(namespace, chosen[:half], {"scaling": {"maxReplicas": "many"}})
         lab.create(namespace, chosen[half:])
+        lab.wait_settled(namespace)
         with disturb.editing(lab, namespace, chosen[half:], EDITS_PER_SECOND):
             yield
 
