@@ -66,7 +66,7 @@ def handler() -> Any:
 
 
 def test_handler_of_the_readme_has_5_lines_and_runs(handler: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(block("python").splitlines()) == 5
+    assert len([line for line in block("python").splitlines() if line]) == 5
     assert run(handler, {"picture": 7, "width": 200}) == Ack()
     assert capsys.readouterr().out == "Resizing 7 to 200 pixels.\n"
 
