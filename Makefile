@@ -106,7 +106,7 @@ else
 endif
 
 .PHONY: faults
-faults: image ## run the whole fault matrix (about 1 hour); ARGS=--write updates the table in docs/guarantees.md
+faults: image ## run the whole fault matrix (about 1 hour); ARGS=--write updates the table in docs/fault-matrix.md
 	@$(BIN)/python -m hack.bench.faults $(ARGS)
 
 .PHONY: nightly

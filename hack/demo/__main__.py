@@ -11,7 +11,7 @@ from typing import Final
 
 from hack.cluster import checkout
 from hack.cluster.errors import ClusterError
-from hack.demo import documents, install, scenario
+from hack.demo import documents, install, recording, scenario
 from hack.demo.board import Screen
 from hack.demo.errors import DemoError
 from hack.demo.forward import forwarded
@@ -44,6 +44,9 @@ def main() -> int:
         default=list(documents.FOLDERS),
         help="folders with texts (default: this system's licences and package documentation)",
     )
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="write the run to a file, for the moving picture"
+    )
     arguments = parser.parse_args()
     if arguments.documents < 2:
         parser.error("--documents: at least 2")
@@ -52,7 +55,7 @@ def main() -> int:
         logging.getLogger(name).addHandler(logging.NullHandler())
     screen = Screen()
     try:
-        _run(screen, arguments.image, arguments.documents, arguments.documents_from)
+        _run(screen, arguments.image, arguments.documents, arguments.documents_from, arguments.record)
     except (DemoError, ClusterError) as error:
         screen.say(f"\n{error}", style="bold red")
         return 1
@@ -62,7 +65,7 @@ def main() -> int:
     return 0
 
 
-def _run(screen: Screen, image: str, most: int, folders: list[Path]) -> None:
+def _run(screen: Screen, image: str, most: int, folders: list[Path], record: Path | None) -> None:
     cluster = install.Cluster()
     with screen.step("Documents on this machine") as step:
         found = documents.find(most, folders)
@@ -83,7 +86,10 @@ def _run(screen: Screen, image: str, most: int, folders: list[Path]) -> None:
         spec = install.workqueue(cluster, image)
     kubectl = cluster.kubectl(install.RABBITMQ_NAMESPACE)
     with forwarded(kubectl, "service/rabbitmq", binding) as binding_here:
-        figures = scenario.Scenario(screen, cluster, spec, found).run(binding_here)
+        run = scenario.Scenario(screen, cluster, spec, found)
+        figures = run.run(binding_here)
+    if record is not None:
+        recording.write(record, recording.Recording(f"{len(found)} documents", run.recorder.samples))
     report(screen, figures, spec, len(found), _pause(spec))
     _hints(screen, cluster)
 

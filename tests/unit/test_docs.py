@@ -65,13 +65,20 @@ def test_every_link_has_an_existing_target(page: Path) -> None:
     dead = []
     for target in LINK.findall(INDENTED.sub("", FENCE.sub("", page.read_text()))):
         if re.match(r"\w+:", target):
-            assert target.startswith("https://"), target
+            assert re.fullmatch(r"https://[a-z0-9-]+(\.[a-z0-9-]+)+(/[^\s<>\"|]*)?", target), target
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         if not file.exists() or (anchor and anchor not in anchors(file)):
             dead.append(target)
     assert not dead
+
+
+def test_no_link_leads_to_a_domain_that_the_project_does_not_hold() -> None:
+    """See docs/adr/0014-names.md."""
+    links = re.compile(rf"https?://(?:[\w-]+\.)*{re.escape(names.GROUP)}\b")
+    places = [*PAGES, *(ROOT / "charts").rglob("*.yaml"), *(ROOT / "manifests").rglob("*.yaml")]
+    assert [name_of(place) for place in places if links.search(place.read_text())] == []
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
@@ -106,6 +113,38 @@ def test_every_linked_test_exists_in_its_file(page: Path) -> None:
         for test, path in links
         if not re.search(rf"^(async )?def {test}\(", (page.parent / path).read_text(), re.MULTILINE)
     ]
+
+
+def fault_rows() -> dict[str, list[str]]:
+    """The rows of the fault matrix: the fault, and the cells behind it."""
+    page = (ROOT / "docs/fault-matrix.md").read_text()
+    table = page.partition("<!-- faults: generated -->")[2].partition("<!-- end of faults -->")[0]
+    rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in re.findall(r"^\|.+\|$", table, re.MULTILINE)
+    ]
+    return {fault: cells for fault, *cells in rows[2:]}
+
+
+def test_no_fault_of_the_matrix_lost_a_message() -> None:
+    rows = fault_rows()
+    assert len(rows) > 50
+    assert {fault: lost for fault, (_, _, _, lost, *_) in rows.items() if lost != "0"} == {}
+
+
+def named_faults() -> list[str]:
+    """The rows of the fault matrix that a promise names."""
+    page = (ROOT / "docs/guarantees.md").read_text()
+    named = re.findall(r"^In the \[fault matrix\][^:]*: (.+?)\n\n", page, re.MULTILINE | re.DOTALL)
+    return [" ".join(fault.split()) for line in named for fault in re.findall(r"\*([^*]+)\*", line)]
+
+
+def test_every_fault_that_a_promise_names_is_in_the_matrix() -> None:
+    rows, named = fault_rows(), named_faults()
+    assert len(named) > 10
+    assert [
+        fault for fault in named if fault != "Lost" and not any(row.startswith(fault) for row in rows)
+    ] == []
 
 
 def complaints() -> list[str]:
