@@ -66,6 +66,9 @@ class Options(TypedDict, total=False):
     correlation_id: str
 
 
+OPTIONS: Final = frozenset(Options.__annotations__)
+
+
 class PublishManyError(BrokerError):
     """`publish_many` has stopped, because a message was not published. Every message before it has a result.
 
@@ -214,6 +217,7 @@ class Publisher(_Base):
             Unconfirmed: RabbitMQ may or may not have stored it. Publish it again with the id in `error.message_id`.
             NotSent: it never left this process, for example because RabbitMQ cannot be reached.
             DeclareError: RabbitMQ refused the delay queue.
+            BrokerError: the publisher is closed. All errors above are subclasses.
             TypeError, ValueError: the body cannot be encoded, or an option is wrong.
         """
         prepared = self._prepare(body, options)
@@ -242,6 +246,7 @@ class Publisher(_Base):
             PublishManyError: at least one message was not published.
             TypeError, ValueError: a body cannot be encoded, or an option is wrong. Earlier messages are published.
         """
+        _check_bodies(bodies)
         _check_many(options)
         results = _Results()
         try:
@@ -312,6 +317,7 @@ class AsyncPublisher(_Base):
         self, bodies: Iterable[Any] | AsyncIterable[Any], **options: Unpack[Options]
     ) -> list[str]:
         """Publish many messages without waiting for each. See `Publisher.publish_many`."""
+        _check_bodies(bodies)
         _check_many(options)
         ids: list[str] = []
         errors: dict[int, PublishError] = {}
@@ -420,6 +426,14 @@ async def _each(bodies: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any
             yield body
 
 
+def _check_bodies(bodies: object) -> None:
+    if isinstance(bodies, str | bytes | bytearray | memoryview | Mapping):
+        raise TypeError(
+            f"publish_many takes a list or another iterable of bodies, not a {type(bodies).__name__}. Use publish for"
+            " one body."
+        )
+
+
 def _check_many(options: Options) -> None:
     if "message_id" in options:
         raise ValueError(
@@ -429,6 +443,9 @@ def _check_many(options: Options) -> None:
 
 
 def _check(options: Options) -> None:
+    if not options.keys() <= OPTIONS:
+        unknown = ", ".join(sorted(options.keys() - OPTIONS))
+        raise TypeError(f"Unknown options: {unknown}. The options are {', '.join(Options.__annotations__)}.")
     queue, exchange = options.get("queue"), options.get("exchange")
     if (not queue) == (not exchange):
         raise ValueError("Give a queue or an exchange.")
