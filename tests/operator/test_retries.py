@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -25,8 +25,8 @@ from workqueue_operator.workers.client import WorkerStatus
 OURS = workqueue()
 
 
-def worker(*delays: int) -> WorkerStatus:
-    return WorkerStatus(1, 0, True, None, 0.0, frozenset(delays))
+def worker(*delays: int, priorities: Collection[str] = ()) -> WorkerStatus:
+    return WorkerStatus(1, 0, True, None, 0.0, frozenset(delays), retry_priority_queues=frozenset(priorities))
 
 
 @dataclass
@@ -72,8 +72,10 @@ async def site(vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     await brokers.close()
 
 
-async def fill(site: Site, vhost: VirtualHost, seconds: int, messages: int) -> None:
-    declared = delay_queue("jobs", seconds)
+async def fill(
+    site: Site, vhost: VirtualHost, seconds: int, messages: int, priority: int | None = None
+) -> None:
+    declared = delay_queue("jobs", seconds, priority)
     await site.handle.broker.declare_queue(declared)
     async with channel_of(vhost) as channel:
         put(channel, declared.name, *[b"x"] * messages)
@@ -94,6 +96,25 @@ async def test_delay_queues_are_restored_from_status_after_restart(site: Site, v
     assert await site.waiting(ours=ours, workers_run=False) == 2
 
 
+async def test_delay_queues_for_priorities_are_counted(site: Site, vhost: VirtualHost) -> None:
+    await fill(site, vhost, 3600, 2)
+    await fill(site, vhost, 3600, 3, priority=7)
+    await fill(site, vhost, 3600, 4, priority=9)
+    ours = workqueue(status={"retryPriorityQueues": ["jobs.retry.3600s.p9"]})
+
+    named = worker(3600, priorities=["jobs.retry.3600s.p7", "other", "jobs.dead"])
+
+    assert await site.waiting(named, ours=ours) == 9
+    assert "other" not in site.asked
+
+
+async def test_more_delay_queues_than_are_polled_make_the_count_unknown(site: Site) -> None:
+    many = [f"jobs.retry.{seconds}s.p7" for seconds in range(1, 66)]
+
+    assert await site.waiting(worker(priorities=many)) is None
+    assert len(site.asked) == 64
+
+
 async def test_unnamed_delay_queue_is_not_polled(site: Site) -> None:
     assert await site.waiting(worker()) == 0
     assert site.asked == []
@@ -103,7 +124,7 @@ async def test_missing_delay_queue_is_polled_only_once(site: Site, monkeypatch: 
     for _ in range(3):
         assert await site.waiting(worker(10)) == 0
     assert site.asked == ["jobs.retry.10s"], "each question would close a channel"
-    assert site.state.delays == frozenset()
+    assert site.state.queues == frozenset()
     assert "jobs.retry.10s" not in site.handle.poller.queues_of(OURS.key)
 
     monkeypatch.setattr(retries, "MISSING_STANDS", 0.0)

@@ -279,6 +279,18 @@ def test_documented_workqueue_is_valid(made: dict[str, Any]) -> None:
     WorkQueue.model_validate(made)
 
 
+def test_port_from_celery_is_shown_as_it_is() -> None:
+    """The test of the port runs the files, so the page must not differ from them."""
+    page = (ROOT / "docs/migrate-from-celery.md").read_text()
+    section = page.partition("## A port, worked through")[2].partition("## Feature by feature")[0]
+    files = "".join(file.read_text() for file in sorted((ROOT / "examples/docs-host").rglob("*.*")))
+
+    shown = [block for _, block in FENCE.findall(section)]
+
+    assert len(shown) > 5
+    assert not [block for block in shown if block not in files]
+
+
 # -- the vocabulary --------------------------------------------------------------------------------
 
 

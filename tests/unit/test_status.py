@@ -249,7 +249,7 @@ def test_status_has_numbers_of_a_busy_queue() -> None:
             deployment=deployment(5, 2),
             dead_letters=7,
             retrying=2,
-            retry_delays=(1, 60),
+            delay_queues=frozenset({"jobs.v2.retry.1s", "jobs.v2.retry.60s", "jobs.v2.retry.1s.p7"}),
             busy=2,
             last_scale={"lastScaleTime": NOW, "lastScaleReason": "Backlog: x"},
         )
@@ -267,6 +267,7 @@ def test_status_has_numbers_of_a_busy_queue() -> None:
         "deadLetters": 7,
         "retrying": 2,
         "retryDelaysSeconds": [1, 60],
+        "retryPriorityQueues": ["jobs.v2.retry.1s.p7"],
         "replicas": 5,
         "readyReplicas": 2,
         "desiredReplicas": 5,
@@ -293,7 +294,9 @@ def test_unknown_count_is_omitted() -> None:
 
 
 def test_delayed_count_is_kept_when_a_pass_did_not_poll() -> None:
-    assert fields(seen(), {"retryDelaysSeconds": [10]})["retryDelaysSeconds"] == [10]
+    before = {"retryDelaysSeconds": [10], "retryPriorityQueues": ["jobs.v2.retry.10s.p7"]}
+    found = fields(seen(), before)
+    assert {name: found[name] for name in before} == before
 
 
 def test_status_fits_the_model() -> None:

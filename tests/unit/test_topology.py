@@ -22,6 +22,7 @@ from workqueue.contract.topology import (
     delay_queue_name,
     delay_seconds,
     is_delay_queue,
+    is_priority_delay_queue,
     plan,
     work_queue,
 )
@@ -168,6 +169,19 @@ def test_bindings_to_other_exchanges_come_last_and_once():
 def test_delay_queue_is_recognized_by_its_name(queue, seconds):
     assert is_delay_queue(delay_queue_name(queue, seconds), queue)
     assert delay_seconds(delay_queue_name(queue, seconds), queue) == seconds
+
+
+@given(queue=st.text(min_size=1, max_size=50), priority=st.integers(min_value=0, max_value=255))
+def test_delay_queue_of_a_priority_is_recognized_by_its_name(queue, priority):
+    name = delay_queue_name(queue, 10, priority)
+    assert name == f"{queue}.retry.10s.p{min(priority, 31)}"
+    assert is_delay_queue(name, queue)
+    assert is_priority_delay_queue(name, queue)
+    assert delay_seconds(name, queue) is None
+
+
+def test_long_queue_name_has_no_delay_queues_for_priorities():
+    assert delay_queue_name("q" * 240, 86_400, 7) == f"{'q' * 240}.retry.86400s"
 
 
 LADDERS = {

@@ -381,11 +381,13 @@ def test_stats_counts_the_queue_and_its_related_queues(every_vhost):
         for seconds in (60, 77):
             publisher.declare(topology.delay_queue("jobs", seconds)).result()
         publisher.publish_and_wait(Outgoing("jobs.retry.77s", b""))
+        publisher.declare(topology.delay_queue("jobs", 77, 9)).result()
     with every_vhost.connect() as connection:
         channel = connection.channel()
         channel.basic_qos(prefetch_count=1)
         channel.basic_consume("jobs", lambda *_: None)
-        done = workqueue("stats", "--queue", "jobs", "--delays", "77", "--json", url=every_vhost.url)
+        further = ("--delays", "77", "--priorities", "7,9")
+        done = workqueue("stats", "--queue", "jobs", *further, "--json", url=every_vhost.url)
     assert done.json == {
         "queue": "jobs",
         "exists": True,
@@ -395,6 +397,7 @@ def test_stats_counts_the_queue_and_its_related_queues(every_vhost):
             {"name": "jobs.dead", "ready": 1, "consumers": 0},
             {"name": "jobs.retry.60s", "ready": 0, "consumers": 0},
             {"name": "jobs.retry.77s", "ready": 1, "consumers": 0},
+            {"name": "jobs.retry.77s.p9", "ready": 0, "consumers": 0},
         ],
     }
     lines = workqueue("stats", "--queue", "jobs", url=every_vhost.url).out.splitlines()

@@ -83,7 +83,7 @@ def test_body_is_encoded_by_its_type(
     assert properties.delivery_mode == 2
 
 
-@pytest.mark.parametrize("body", [object(), {"a": {1, 2}}, float("nan"), Model])
+@pytest.mark.parametrize("body", [object(), {"a": b"1"}, float("nan"), Model])
 def test_body_that_json_does_not_have_is_refused(vhost: VirtualHost, queue: str, body: Any) -> None:
     with Publisher(vhost.url) as publisher, pytest.raises((TypeError, ValueError)):
         publisher.publish(body, queue=queue)
@@ -139,6 +139,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_wrong_option_is_refused_before_connecting(options: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Publisher("amqp://127.0.0.1:1").publish(b"", **options)
+
+
+def test_unknown_option_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Unknown options: countdown, que. The options are queue, exchange"):
+        Publisher("amqp://127.0.0.1:1").publish(b"", que="a", countdown=30)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("bodies", ["text", b"bytes", {"a": 1}], ids=["text", "bytes", "dict"])
+async def test_one_body_is_not_many(bodies: Any) -> None:
+    with pytest.raises(TypeError, match="publish_many takes a list or another iterable of bodies"):
+        Publisher("amqp://127.0.0.1:1").publish_many(bodies, queue="a")
+    with pytest.raises(TypeError, match="publish_many takes a list or another iterable of bodies"):
+        await AsyncPublisher("amqp://127.0.0.1:1").publish_many(bodies, queue="a")
 
 
 def test_missing_queue_full_queue_and_missing_broker_have_their_own_errors(vhost: VirtualHost) -> None:

@@ -29,7 +29,8 @@ DEFAULT_MESSAGES_PER_REPLICA: Final = 10
 MAX_REPLICAS: Final = 1000
 
 MOST_RETRY_DELAYS: Final = 64
-"""Delay queues that are polled for one WorkQueue. At most 38 are in use; queues of earlier delays may remain."""
+"""Delay queues that are polled for one WorkQueue. Without priorities at most 38 are in use; queues of earlier delays
+may remain. With more, the number of messages that wait for a retry is unknown."""
 
 _EMPTY: Final[JsonSchema] = {"default": {}}
 """The API server fills in an omitted object, so that its defaults are visible."""
@@ -935,6 +936,11 @@ class WorkQueueStatus(_Model):
     )
     """Delays whose queues exist. A worker declares a delay queue before the first message for it."""
 
+    retry_priority_queues: tuple[str, ...] | None = Field(
+        default=None, max_length=MOST_RETRY_DELAYS, json_schema_extra={"x-kubernetes-list-type": "atomic"}
+    )
+    """Delay queues that exist for retries of one priority. Their names end in the delay and the priority."""
+
     consumers: Count | None = None
     """Consumers of the queue, without the operator's doorbell."""
 
@@ -1018,6 +1024,13 @@ class WorkQueue(_Model):
     def queue_name(self) -> str:
         """The queue's name in RabbitMQ."""
         return self.spec.queue.name or self.metadata.name
+
+    @property
+    def delay_queues_seen(self) -> frozenset[str]:
+        """The delay queues in the status."""
+        plain = self.status.retry_delays_seconds or ()
+        names = {topology.delay_queue_name(self.queue_name, seconds) for seconds in plain}
+        return frozenset(names.union(self.status.retry_priority_queues or ()))
 
     @property
     def queue_settings(self) -> topology.QueueSettings:

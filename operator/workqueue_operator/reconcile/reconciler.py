@@ -458,7 +458,7 @@ class Reconciler:
             refusal=snapshot.refusal,
             doorbell=doorbell,
             retrying=retrying,
-            retry_delays=tuple(sorted(state.retries.delays or ())),
+            delay_queues=state.retries.queues or frozenset(),
             dead_letters=dead.ready if isinstance(dead, QueueCounts) else None,
             busy=busy_pods(snapshot.readings, snapshot.depth, current),
             ignored=snapshot.minimum.ignored,

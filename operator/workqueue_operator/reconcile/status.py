@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from workqueue.contract.topology import delay_seconds
 from workqueue_operator.api.reasons import ADVICE, ConditionType, Finding, Reason, Unknown
 from workqueue_operator.api.workqueue import NEVER, WorkQueue, timestamp
 from workqueue_operator.kube.views import DeploymentView, PodView
@@ -63,7 +64,7 @@ class Outcome:
         busy: pods with a message in a handler; None when unknown.
         ignored: which schedules cannot be read.
         retrying: messages that wait for a retry; None when unknown.
-        retry_delays: seconds of the delay queues that exist; None when the pass did not look.
+        delay_queues: the delay queues that exist; None when the pass did not look.
     """
 
     queue: Finding
@@ -78,7 +79,7 @@ class Outcome:
     busy: int | None = None
     ignored: Unknown | None = None
     retrying: int | None = None
-    retry_delays: tuple[int, ...] | None = None
+    delay_queues: frozenset[str] | None = None
     last_scale: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -111,11 +112,19 @@ def status(
         **(outcome.last_scale or _last_scale_before(workqueue)),
         **_counts(workqueue, outcome),
     }
-    delays = workqueue.status.retry_delays_seconds if outcome.retry_delays is None else outcome.retry_delays
-    if delays:
-        fields["retryDelaysSeconds"] = list(delays)
+    fields |= _delay_queues(workqueue, outcome)
     fields["conditions"] = [_condition(workqueue, kind, finding, now) for kind, finding in findings.items()]
     return fields
+
+
+def _delay_queues(workqueue: WorkQueue, outcome: Outcome) -> dict[str, Any]:
+    queues = workqueue.delay_queues_seen if outcome.delay_queues is None else outcome.delay_queues
+    seconds = {name: delay_seconds(name, workqueue.queue_name) for name in queues}
+    fields = {
+        "retryDelaysSeconds": sorted(delay for delay in seconds.values() if delay is not None),
+        "retryPriorityQueues": sorted(name for name, delay in seconds.items() if delay is None),
+    }
+    return {name: found for name, found in fields.items() if found}
 
 
 def unreadable(workqueue: WorkQueue, finding: Finding, now: str) -> dict[str, Any]:

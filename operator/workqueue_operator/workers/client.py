@@ -75,6 +75,7 @@ class WorkerStatus:
         handler_seconds: mean time of recent handlers, None before the first.
         deliveries_per_second: its recent rate.
         retry_delays: seconds of the delay queues that it has declared; None from a worker of an older release.
+        retry_priority_queues: names of the delay queues for one priority that it has declared. Not checked.
         busy_seconds: for how long its oldest handler has run; None without one, or from a worker of an older release.
     """
 
@@ -85,6 +86,7 @@ class WorkerStatus:
     deliveries_per_second: float
     retry_delays: frozenset[int] | None = None
     busy_seconds: float | None = None
+    retry_priority_queues: frozenset[str] = frozenset()
 
 
 ENDED: Final = WorkerStatus(
@@ -298,6 +300,7 @@ def _parse(said: Any) -> WorkerStatus:
         deliveries_per_second=_number(said.get(StatusField.ARRIVAL_PER_SECOND) or 0.0),
         retry_delays=_delays(said.get(StatusField.RETRY_DELAYS_SECONDS)),
         busy_seconds=None if busy_seconds is None else _number(busy_seconds),
+        retry_priority_queues=frozenset(map(str, said.get(StatusField.RETRY_PRIORITY_QUEUES) or ())),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Final
 from workqueue.amqp.session import QueueDepth, Session
 from workqueue.cli import connection_options, output
 from workqueue.contract import topology
+from workqueue.contract.headers import HIGHEST_PRIORITY
 from workqueue.contract.topology import PriorityOrder
 
 _PRIORITIES: Final = {
@@ -35,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="further retry delays of the queue",
     )
     parser.add_argument(
+        "--priorities",
+        type=_priorities,
+        default=frozenset(),
+        metavar="NUMBER,...",
+        help="priorities whose delay queues are shown too",
+    )
+    parser.add_argument(
         "--dead-letter-queue", metavar="NAME", help="the dead-letter queue, if it is not QUEUE.dead"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
@@ -47,7 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
     delays = sorted({*topology.DEFAULT_RETRY_DELAYS, *topology.DELAY_STEPS, *arguments.delays})
     names = [
         arguments.dead_letter_queue or topology.dead_letter_queue_name(queue),
-        *(topology.delay_queue_name(queue, delay) for delay in delays),
+        *(
+            topology.delay_queue_name(queue, delay, priority)
+            for delay in delays
+            for priority in (None, *sorted(arguments.priorities))
+        ),
     ]
     with Session(connection_options.binding_source(arguments), "workqueue stats") as session:
         work = session.depth(queue)
@@ -76,6 +88,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _as_json(depth: QueueDepth) -> dict[str, int]:
     return {"ready": depth.ready, "consumers": depth.consumers}
+
+
+def _priorities(text: str) -> frozenset[int]:
+    words = text.split(",")
+    if not all(word.isdecimal() and int(word) <= HIGHEST_PRIORITY for word in words):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of numbers from 0 to {HIGHEST_PRIORITY} such as 1,9"
+        )
+    return frozenset(min(int(word), topology.HIGHEST_ORDERED_PRIORITY) for word in words)
 
 
 def _delays(text: str) -> frozenset[int]:

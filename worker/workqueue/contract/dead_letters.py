@@ -157,11 +157,9 @@ def replay_properties(
     attempts = headers.attempts_made(received.headers)
     kept = {name: value for name, value in kept.items() if name not in headers.OURS}
     expiration = kept.pop(headers.ORIGINAL_EXPIRATION, None)
-    priority = headers.priority_in(kept)
-    kept.pop(headers.ORIGINAL_PRIORITY, None)
     if keep_attempts and attempts:
         kept[headers.ATTEMPT] = attempts
-    return properties._replace(expiration=expiration, priority=priority), kept or None
+    return properties._replace(expiration=expiration), kept or None
 
 
 def _death_in(queue: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -6,6 +6,7 @@ A work queue `jobs` has
     jobs.dead         messages that were given up, with the reason in their headers
     jobs.retry.10s    messages that wait ten seconds before they return; one queue per delay, since only the head of a
                       queue can expire
+    jobs.retry.10s.p7 the same for retries of messages with the priority 7
 
 Only arguments that differ from RabbitMQ's defaults are sent. An argument that repeats a default still makes the
 declaration differ from one without it (406 PRECONDITION_FAILED).
@@ -58,6 +59,12 @@ DELAY_STEPS: Final = (1, 2, 5, 10, 20, 30, *_MINUTES, *_HOURS)
 """Seconds of the delay queues for delays that handlers and publishers ask for. A few queues serve all delays."""
 
 LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
+
+LONGEST_NAME_BYTES: Final = 255
+"""Of a queue in AMQP."""
+
+HIGHEST_ORDERED_PRIORITY: Final = 31
+"""A quorum queue orders higher priorities as this one (RabbitMQ 4.3)."""
 
 
 class QueueType(StrEnum):
@@ -263,18 +270,34 @@ def dead_letter_queue_name(queue: str) -> str:
     return f"{queue}.dead"
 
 
-def delay_queue_name(queue: str, seconds: int) -> str:
-    """Return the name of a work queue's delay queue for one delay in whole seconds."""
-    return f"{queue}.retry.{seconds}s"
+def delay_queue_name(queue: str, seconds: int, priority: int | None = None) -> str:
+    """Return the name of a work queue's delay queue for one delay in whole seconds.
+
+    Each priority has its own. In a common queue a newer message with a higher priority would become the head, and the
+    older ones would be late.
+
+    Args:
+        priority: of the messages. What RabbitMQ does not tell apart shares a queue.
+    """
+    name = f"{queue}.retry.{seconds}s"
+    if priority is None:
+        return name
+    of_priority = f"{name}.p{min(priority, HIGHEST_ORDERED_PRIORITY)}"
+    return of_priority if len(of_priority.encode()) <= LONGEST_NAME_BYTES else name
 
 
 def is_delay_queue(name: str, queue: str) -> bool:
     """Whether `name` is a delay queue of the work queue `queue`."""
-    return delay_seconds(name, queue) is not None
+    return delay_seconds(name, queue) is not None or is_priority_delay_queue(name, queue)
+
+
+def is_priority_delay_queue(name: str, queue: str) -> bool:
+    """Whether `name` is a delay queue of the work queue `queue` for one priority."""
+    return re.fullmatch(re.escape(queue) + r"\.retry\.\d{1,5}s\.p\d{1,2}", name) is not None
 
 
 def delay_seconds(name: str, queue: str) -> int | None:
-    """Return the delay of a delay queue of the work queue `queue`; None when `name` is no such queue."""
+    """Return the delay of a delay queue of the work queue `queue`; None if `name` is none, or one for a priority."""
     found = re.fullmatch(re.escape(queue) + r"\.retry\.(\d+)s", name)
     return int(found[1]) if found else None
 
@@ -292,14 +315,14 @@ def dead_letter_queue(queue: str) -> Queue:
     )
 
 
-def delay_queue(queue: str, seconds: int) -> Queue:
+def delay_queue(queue: str, seconds: int, priority: int | None = None) -> Queue:
     """Return the declaration of a delay queue, whose messages return to `queue` after `seconds`.
 
     Always quorum with at-least-once dead-lettering, also for a classic work queue: a classic delay queue
     loses every message whose target is missing at expiry (tried on 3.10, 4.0 and 4.3).
     """
     return Queue(
-        delay_queue_name(queue, seconds),
+        delay_queue_name(queue, seconds, priority),
         {
             "x-queue-type": "quorum",
             "x-message-ttl": seconds * 1000,
@@ -311,7 +334,7 @@ def delay_queue(queue: str, seconds: int) -> Queue:
 
 def conflict_advice(queue: str) -> str:
     """Return what to do when RabbitMQ answers 406 because `queue` exists with other arguments."""
-    if queue.endswith(".dead") or re.search(r"\.retry\.\d+s$", queue):
+    if queue.endswith(".dead") or re.search(r"\.retry\.\d+s(\.p\d+)?$", queue):
         return f"Delete {queue!r} when it is empty. It is then declared again."
     return (
         f"If a publisher declares {queue!r} without arguments, use the queue type Classic without limits and TTL, "

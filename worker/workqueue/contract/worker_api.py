@@ -34,6 +34,7 @@ class StatusField(StrEnum):
     CONNECTED = "connected"
     LAST_ERROR = "lastError"
     RETRY_DELAYS_SECONDS = "retryDelaysSeconds"
+    RETRY_PRIORITY_QUEUES = "retryPriorityQueues"
     UPTIME_SECONDS = "uptimeSeconds"
     VERSION = "version"
 

@@ -185,8 +185,13 @@ class Deliveries:
 
     @property
     def retry_delays_seconds(self) -> list[int]:
-        """The delays whose queues this worker has declared. Messages may wait in them for a retry."""
+        """The delays whose queues this worker has declared, without those for a priority."""
         return self._settler.delays_seconds
+
+    @property
+    def delay_queues(self) -> list[str]:
+        """The delay queues that this worker has declared, for all delays and priorities."""
+        return self._settler.delay_queues
 
     @property
     def publisher_tick_age(self) -> float:

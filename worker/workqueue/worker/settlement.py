@@ -104,10 +104,15 @@ class Settler:
 
     @property
     def delays_seconds(self) -> list[int]:
-        """The delays whose queues this worker has declared."""
-        # A copy, since /status reads this without the lock while another queue may be added.
-        found = (topology.delay_seconds(name, self.queue) for name in tuple(self.known_queues))
+        """The delays whose queues this worker has declared, without those for a priority."""
+        found = (topology.delay_seconds(name, self.queue) for name in self.delay_queues)
         return sorted(seconds for seconds in found if seconds is not None)
+
+    @property
+    def delay_queues(self) -> list[str]:
+        """The delay queues that this worker has declared."""
+        # A copy, since /status reads this without the lock while another queue may be added.
+        return sorted(name for name in tuple(self.known_queues) if topology.is_delay_queue(name, self.queue))
 
     def settle(self, delivery: Delivery, verdict: Verdict, error: BaseException | None = None) -> None:
         """Start to carry out the verdict.
@@ -292,7 +297,7 @@ def make_copy(
     if not properties.message_id:
         properties = properties._replace(message_id=str(uuid.uuid4()))
     if isinstance(verdict, RetryLater):
-        target = topology.delay_queue(queue, verdict.queue_seconds)
+        target = topology.delay_queue(queue, verdict.queue_seconds, properties.priority)
         properties = properties._replace(expiration=str(max(1, round(verdict.seconds * 1000))))
     else:
         target = dead_letter_queue
