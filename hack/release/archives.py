@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,22 @@ def tar(folder: Path, target: Path) -> None:
     ):
         for path in sorted(folder.rglob("*")):
             archive.add(path, path.relative_to(folder), recursive=False, filter=neutral)
+
+
+def program(folder: Path, target: Path, interpreter: str) -> None:
+    """Write a folder with `__main__.py` as one executable file, which the interpreter runs.
+
+    zipapp of the standard library would store the time of the build.
+    """
+    with target.open("wb") as file:
+        file.write(f"#!{interpreter}\n".encode())
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), (2020, 1, 1, 0, 0, 0))
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, path.read_bytes())
+    target.chmod(0o755)
 
 
 def sha256(file: Path) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
 import tempfile
-import zipapp
 import zipfile
 from collections.abc import Iterable, Sequence
 from importlib.metadata import Distribution, distribution
@@ -19,13 +17,20 @@ from packaging.requirements import Requirement
 from hack.cluster.commands import run
 from hack.cluster.console import say
 from hack.cluster.errors import ClusterError
-from hack.release.archives import TIME
+from hack.release import archives
 from hack.release.checks import CHECKOUT
 from workqueue import __version__
 
 PROJECT: Final = "workqueue-operator"
 WORKER_FILE: Final = f"workqueue-{__version__}.pyz"
 PYTHON: Final = "/usr/bin/env python3"
+MAIN: Final = """\
+import sys
+
+from workqueue.cli.main import main
+
+sys.exit(main())
+"""
 
 
 def wheel_and_source(output: Path) -> Path:
@@ -45,9 +50,8 @@ def worker_file(wheel: Path, output: Path) -> Path:
         install(locked(PROJECT).values(), folder)
         with zipfile.ZipFile(wheel) as content:
             content.extractall(folder, [name for name in content.namelist() if name.startswith("workqueue/")])
-        for path in folder.rglob("*"):
-            os.utime(path, (TIME, TIME))  # zipapp stores it
-        zipapp.create_archive(folder, target, PYTHON, "workqueue.cli.main:main", compressed=True)
+        (folder / "__main__.py").write_text(MAIN)
+        archives.program(folder, target, PYTHON)
     return target
 
 
