@@ -121,7 +121,8 @@ def run(image: str, context: Path, work: Path, url: str, script: str, *more: str
             script,
         ]
     )
-    root = rootfs("trixie", [*dockerfile.packages, "ca-certificates", *more])
+    # The packages of the project's own base image, so that no further root file system is made. It has no pip either.
+    root = rootfs("trixie", [*dockerfile.packages, "python3-venv", "ca-certificates", *more])
     mounted = MOUNTS.format(work=work, root=root, context=context, script=shlex.quote(in_image))
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-euc", mounted],
