@@ -101,7 +101,10 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(image: str, context: Path, work: Path, url: str, script: str, *more: str) -> str:
-    """Build an image from its Dockerfile and run commands in it as its user. Return what they print."""
+    """Build an image from its Dockerfile and run commands in it as its user. Return what they print.
+
+    A handler in a process of its own prints by way of the worker's log, to standard error.
+    """
     dockerfile = Dockerfile.read(IMAGES / f"{image}.Dockerfile")
     user, _, group = dockerfile.user.partition(":")
     environment = {
@@ -132,7 +135,7 @@ def run(image: str, context: Path, work: Path, url: str, script: str, *more: str
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.mark.slow
