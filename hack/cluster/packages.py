@@ -10,12 +10,15 @@ from hack.cluster.commands import run
 from hack.cluster.console import step
 from hack.cluster.daemons import CNI_PLUGINS
 from hack.cluster.errors import ClusterError
+from hack.cluster.plan import Part
 
+PART: Final = "Debian packages"
 PROGRAMS: Final = {
     "buildah": "buildah",
     "conntrack": "conntrack",
     "containerd": "containerd",
     "ctr": "containerd",
+    "debootstrap": "debootstrap",
     "hostname": "hostname",
     "ip": "iproute2",
     "iptables": "iptables",
@@ -34,6 +37,11 @@ def missing() -> list[str]:
     if not any((folder / "bridge").exists() for folder in CNI_PLUGINS):
         packages.add(CNI_PACKAGE)
     return sorted(packages)
+
+
+def parts() -> list[Part]:
+    """Return a part if packages are missing."""
+    return [Part(PART, 60.0, install)] if missing() else []
 
 
 def install() -> None:
