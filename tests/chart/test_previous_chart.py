@@ -12,7 +12,14 @@ from hack.generate.files import CHART
 from tests.support import previouschart
 from tests.support.helm import Object, of_kind, template
 
-LISTED: Object = {"watchNamespaces": ["shop"], "page": {"enabled": True, "replicaCount": 2}}
+RUNBOOKS: Object = {"runbookUrl": "https://wiki.example"}
+"""The default of this value may change."""
+
+LISTED: Object = {
+    "watchNamespaces": ["shop"],
+    "page": {"enabled": True, "replicaCount": 2},
+    "metrics": {"prometheusRule": RUNBOOKS},
+}
 STORED: dict[str, Object] = {
     "nothing": {},
     "listed-namespaces-and-page": LISTED,
@@ -25,7 +32,7 @@ STORED: dict[str, Object] = {
         "metrics": {
             "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
             "podMonitor": {"enabled": True},
-            "prometheusRule": {"enabled": True},
+            "prometheusRule": {"enabled": True, **RUNBOOKS},
             "dashboard": {"enabled": True},
         }
     },
