@@ -69,20 +69,22 @@ def chart_yaml() -> str:
     """Return Chart.yaml with the version of the project, which only the code defines."""
     text = (CHART / "Chart.yaml").read_text()
     text = re.sub(r"(?m)^version: .*$", f"version: {__version__}", text)
+    text = re.sub(r"(?m)image: workqueue-operator:.*$", f"image: workqueue-operator:{__version__}", text)
     return re.sub(r"(?m)^appVersion: .*$", f'appVersion: "{__version__}"', text)
 
 
 def chart_crd() -> str:
-    """Return the CRD as a template. Values decide whether the chart installs it and whether helm keeps it."""
+    """Return the CRD as a template. Values decide whether the chart installs it, and about its annotations."""
     head, metadata, rest = crd.text().partition(f"  name: {crd.crd()['metadata']['name']}\n")
     return (
         "{{- if .Values.crds.enabled }}\n"
         f"{head}{metadata}"
         "  labels:\n"
         '    {{- include "workqueue-operator.labels" . | nindent 4 }}\n'
-        "  {{- if .Values.crds.keep }}\n"
+        '  {{- $keep := .Values.crds.keep | ternary (dict "helm.sh/resource-policy" "keep") dict }}\n'
+        "  {{- with merge $keep (.Values.crds.annotations | default dict) }}\n"
         "  annotations:\n"
-        "    helm.sh/resource-policy: keep\n"
+        "    {{- toYaml . | nindent 4 }}\n"
         "  {{- end }}\n"
         f"{rest}"
         "{{- end }}\n"

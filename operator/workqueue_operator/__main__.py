@@ -43,6 +43,7 @@ from workqueue_operator.kube.resync import Resync
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
+from workqueue_operator.names import RELEASE_LABELS
 from workqueue_operator.reconcile.finalize import Finalizer
 from workqueue_operator.reconcile.protection import Protector
 from workqueue_operator.reconcile.queue import Lane, ReconcileQueue
@@ -264,8 +265,9 @@ class Operator:
             config.metrics_from,
             {
                 "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": config.pod_namespace}},
-                "podSelector": {"matchLabels": {"app.kubernetes.io/name": "workqueue-operator"}},
+                "podSelector": {"matchLabels": RELEASE_LABELS},
             },
+            config.worker_pull_secrets,
         )
         workload = WorkloadApplier(cluster, counts, defaults, partial(queue.add, lane=Lane.TIMER), clock)
         targets = Targets(cluster, store, workload, clock)

@@ -20,7 +20,8 @@ READ = {
     ("events", "list"),
     ("secrets", "get"),
 }
-REVIEW = {("tokenreviews", "create"), ("subjectaccessreviews", "create")}
+REVIEWER = "system:auth-delegator"
+"""Kubernetes' ClusterRole for TokenReviews and SubjectAccessReviews."""
 
 
 def of_the_page(**values: Any) -> list[Object]:
@@ -34,9 +35,19 @@ def rights(role: Object) -> set[tuple[str, str]]:
     return {(name, verb) for rule in role["rules"] for name in rule["resources"] for verb in rule["verbs"]}
 
 
+def bound_cluster_roles(objects: list[Object]) -> set[str]:
+    return {binding["roleRef"]["name"] for binding in of_kind(objects, "ClusterRoleBinding")}
+
+
+def accounts(objects: list[Object]) -> set[str]:
+    """The ServiceAccounts that have rights."""
+    bindings = [*of_kind(objects, "ClusterRoleBinding"), *of_kind(objects, "RoleBinding")]
+    return {subject["name"] for binding in bindings for subject in binding["subjects"]}
+
+
 def test_disabled_page_renders_no_objects() -> None:
     made = str(template({}))
-    for word in ("page", "tokenreviews", "subjectaccessreviews"):
+    for word in ("page", REVIEWER):
         assert word not in made
 
 
@@ -54,13 +65,15 @@ def test_page_renders_the_snapshot(snapshot: SnapshotAssertion) -> None:
 
 def test_cluster_wide_page_only_reads_and_reviews() -> None:
     objects = of_the_page()
-    assert rights(only(objects, "ClusterRole")) == READ | REVIEW
+    assert rights(only(objects, "ClusterRole")) == READ
     assert of_kind(objects, "Role") == []
+    assert bound_cluster_roles(objects) == {"workqueue-operator-page", REVIEWER}
 
 
 def test_page_with_listed_namespaces_reads_nothing_elsewhere() -> None:
     objects = of_the_page(watchNamespaces=["shop", "mail"])
-    assert rights(only(objects, "ClusterRole")) == REVIEW
+    assert of_kind(objects, "ClusterRole") == []
+    assert bound_cluster_roles(objects) == {REVIEWER}
     roles = of_kind(objects, "Role")
     assert {role["metadata"]["namespace"] for role in roles} == {"shop", "mail"}
     assert [rights(role) for role in roles] == [READ, READ]
@@ -81,14 +94,14 @@ def test_page_has_its_own_service_account() -> None:
     account = only(objects, "ServiceAccount")["metadata"]["name"]
     assert account == "workqueue-operator-page"
     assert only(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == account
-    assert only(objects, "ClusterRoleBinding")["subjects"][0]["name"] == account
+    assert accounts(objects) == {account}
 
 
 def test_existing_service_account_is_used_and_not_created() -> None:
     objects = of_the_page(page={"serviceAccountName": "viewer"})
     assert of_kind(objects, "ServiceAccount") == []
     assert only(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "viewer"
-    assert only(objects, "ClusterRoleBinding")["subjects"][0]["name"] == "viewer"
+    assert accounts(objects) == {"viewer"}
 
 
 def test_service_selects_pods_of_the_page_only() -> None:
