@@ -36,6 +36,7 @@ LOST: Final[dict[Right, str]] = {
     ("pods", "list"): "The namespace is left out.",
     ("pods", "watch"): "cannot watch resource",
     ("events", "list"): "The API server does not list the Events",
+    ("leases", "get"): "may not read the operator's Lease",
     ("secrets", "get"): "no permission to read the Secret",
     ("tokenreviews", "create"): "The API server could not check your permissions",
     ("subjectaccessreviews", "create"): "The API server could not check your permissions",
@@ -96,6 +97,7 @@ def page_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
     read_only = [
         rule for rule in everywhere["workqueue-operator-page"]["rules"] if rule not in reviews[0]["rules"]
     ]
+    read_only += everywhere["workqueue-operator-page-lease"]["rules"]
     name = f"page-{secrets.token_hex(3)}"
     with temporary_namespace("security-page") as namespace:
         account = f"--serviceaccount={namespace}:page"
@@ -145,6 +147,8 @@ def page_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
                 port=free_port(),
                 page_port=port,
                 connection_secrets="rabbitmq",
+                pod_namespace=namespace,
+                lease_name="workqueue-operator",
                 log_format="text",
             )
             token = kubectl("create", "token", "looker", where, "--audience=workqueue-page").strip()
@@ -160,7 +164,8 @@ def page_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
 
 
 def test_every_right_of_the_page_has_a_reason_and_a_test() -> None:
-    given = rights(chart_roles(page={"enabled": True})["workqueue-operator-page"])
+    roles = chart_roles(page={"enabled": True})
+    given = rights(roles["workqueue-operator-page"]) | rights(roles["workqueue-operator-page-lease"])
     assert given == LOST.keys()
 
 
