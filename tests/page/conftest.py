@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest_asyncio
 from aiohttp import web
 from playwright.async_api import Browser
 
 from tests.support.browser import chromium
-from tests.support.website import Site
+from tests.support.website import BrowserSource, Site
 from workqueue_operator.workers.client import Workers
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    """One for all tests: each test has a context of its own, and a start costs 2 s of processor time."""
-    async with chromium() as made:
-        yield made
+async def browser() -> AsyncIterator[BrowserSource]:
+    """One for all tests. Each has a context of its own, and a start costs 2 s of processor time."""
+    async with AsyncExitStack() as stack:
+        started: list[Browser] = []
+
+        async def source() -> Browser:
+            if not started:
+                started.append(await stack.enter_async_context(chromium()))
+            return started[0]
+
+        yield source
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def site(browser: Browser) -> AsyncIterator[Site]:
+async def site(browser: BrowserSource) -> AsyncIterator[Site]:
     """Two replicas of the page, with workers that respond on the loopback."""
 
     async def status(_: web.Request) -> web.Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -82,6 +82,10 @@ def pod(name: str, workqueue: str, ip: str, namespace: str = "shop") -> dict[str
     }
 
 
+BrowserSource = Callable[[], Awaitable[Browser]]
+"""Returns the browser, which starts at the first call."""
+
+
 class Letters:
     """Replaces RabbitMQ: tests/e2e/test_page.py has the real one."""
 
@@ -125,7 +129,7 @@ class Site:
         renewed: the renewTime of that Lease.
     """
 
-    def __init__(self, workers: Workers, browser: Browser) -> None:
+    def __init__(self, workers: Workers, browser: BrowserSource) -> None:
         self.browser = browser
         self.cluster = FakeCluster()
         self.cluster.answer("POST", "tokenreviews", self._token_review)
@@ -247,7 +251,7 @@ class Site:
 
 @asynccontextmanager
 async def logged_in(site: Site, token: str = "admins", url: str = "", **options: Any) -> AsyncIterator[Seen]:
-    async with looking(site.browser, **options) as seen:
+    async with looking(await site.browser(), **options) as seen:
         await seen.page.goto(url or site.url)
         await seen.page.get_by_label("Token").fill(token)
         await seen.page.get_by_role("button", name="Log in").click()
