@@ -23,7 +23,12 @@ class Index:
         self._store = store
         self._entries: dict[Key, Entry] = {}
         self._changed: set[Key] = set(store.workqueues)
-        store.wake = self._changed.add
+        self._wake_others = store.wake
+        store.wake = self._note
+
+    def _note(self, key: Key) -> None:
+        self._changed.add(key)
+        self._wake_others(key)
 
     async def refresh(self) -> None:
         """Parse what has changed. Yields to other tasks in between."""
