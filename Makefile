@@ -58,6 +58,10 @@ announcement:
 generate: image ## rewrite every generated file
 	@$(BIN)/python -m hack.generate
 
+.PHONY: screenshots
+screenshots: venv ## take the pictures of the web page again
+	@$(BIN)/python -m hack.generate.screenshots
+
 .PHONY: docs
 docs: venv ## build the documentation site with search, in build/site
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --conf-dir docs . build/site

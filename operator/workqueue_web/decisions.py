@@ -1,4 +1,4 @@
-"""The recent decisions about a WorkQueue: the operator's Events, as `kubectl events` shows them."""
+"""The recent decisions about a WorkQueue: the Events of the operator, and of users of this page."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from workqueue_operator.kube.client import Cluster
 from workqueue_operator.names import EVENT_REPORTER
 from workqueue_web.lookups import Lookups
 
+PAGE_REPORTER: Final = "workqueue-page"
+REPORTERS: Final = frozenset({EVENT_REPORTER, PAGE_REPORTER})
+
 DECISIONS: Final = 20
 AGAIN_SECONDS: Final = 10.0
 
@@ -22,7 +25,7 @@ PAGES: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A decision or a finding of the operator.
+    """A decision or a finding of the operator, or the action of a user.
 
     Attributes:
         at: time in Unix seconds.
@@ -66,7 +69,7 @@ class Decisions:
 
     async def _read(self, namespace: str, uid: str) -> Recent:
         query = {
-            "fieldSelector": f"regarding.uid={uid},reportingController={EVENT_REPORTER}",
+            "fieldSelector": f"regarding.uid={uid}",
             "limit": str(PAGE),
         }
         found: list[Decision] = []
@@ -75,7 +78,9 @@ class Decisions:
                 page = await self._cluster.get(
                     f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", **query
                 )
-                found += map(_decision, page["items"])
+                found += [
+                    _decision(one) for one in page["items"] if one.get("reportingController") in REPORTERS
+                ]
                 query["continue"] = page["metadata"].get("continue", "")
                 if not query["continue"]:
                     break

@@ -36,6 +36,7 @@ LOST: Final[dict[Right, str]] = {
     ("pods", "list"): "The namespace is left out.",
     ("pods", "watch"): "cannot watch resource",
     ("events", "list"): "The API server does not list the Events",
+    ("leases", "get"): "may not read the operator's Lease",
     ("secrets", "get"): "no permission to read the Secret",
     ("tokenreviews", "create"): "The API server could not check your permissions",
     ("subjectaccessreviews", "create"): "The API server could not check your permissions",
@@ -97,7 +98,9 @@ class Viewed:
 @contextmanager
 def page_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Iterator[Viewed]:
     """A page with all rights but one, and a WorkQueue with two dead letters."""
-    reads = chart_roles(page={"enabled": True})["workqueue-operator-page"]
+    roles = chart_roles(page={"enabled": True})
+    names = ("workqueue-operator-page", "workqueue-operator-page-lease")
+    reads = {"rules": [rule for one in names for rule in roles[one]["rules"]]}
     name = f"page-{secrets.token_hex(3)}"
     with temporary_namespace("security-page") as namespace:
         account = f"--serviceaccount={namespace}:page"
@@ -145,6 +148,8 @@ def page_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
                 port=free_port(),
                 page_port=port,
                 connection_secrets="rabbitmq",
+                pod_namespace=namespace,
+                lease_name="workqueue-operator",
                 log_format="text",
             )
             token = kubectl("create", "token", "looker", where, "--audience=workqueue-page").strip()
@@ -160,7 +165,8 @@ def page_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
 
 
 def test_every_right_of_the_page_has_a_reason_and_a_test() -> None:
-    given = rights(chart_roles(page={"enabled": True})["workqueue-operator-page"])
+    roles = chart_roles(page={"enabled": True})
+    given = rights(roles["workqueue-operator-page"]) | rights(roles["workqueue-operator-page-lease"])
     assert given | rights(REVIEWER) == LOST.keys()
 
 

@@ -13,7 +13,7 @@ from tests.support.wait import eventually
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.amqp.session import Received
-from workqueue.contract import dead_letters, topology
+from workqueue.contract import dead_letters, durations, topology
 from workqueue.contract.binding import from_url
 from workqueue.contract.properties import Properties
 from workqueue.contract.topology import BrokerVersion, QueueSettings
@@ -61,7 +61,7 @@ def test_dead_list_shows_reason_and_time_and_takes_nothing(every_vhost):
     first, second, third, last = done.out.splitlines()
     assert first.split() == ["ID", "FAILED", "AT", "(UTC)", "ATTEMPTS", "REASON", "MESSAGE"]
     assert second.split()[0] == "a"
-    assert second.split()[3:] == ["5", "Rejected", "a", "failed"]
+    assert second.split()[3:] == ["5", "Rejected", "a", "failed\\nbadly"]
     assert third.split()[4] == "TimedOut"
     assert last == "2 of 2 dead letters of jobs."
     assert every_vhost.depth("jobs.dead") == (2, 0)
@@ -117,8 +117,36 @@ def test_dead_show_prints_everything_and_takes_nothing(vhost):
         "b",
     )
     missing = dead(vhost, "show", "c")
-    assert (missing.code, missing.err) == (1, "workqueue dead: jobs.dead holds no message with the id c.\n")
+    assert (missing.code, missing.err) == (
+        1,
+        "workqueue dead: jobs.dead holds no message whose id is 'c' or begins with it. `dead list` shows the ids.\n",
+    )
     assert vhost.depth("jobs.dead") == (2, 0)
+
+
+def test_beginning_of_an_id_shows_its_only_message(vhost):
+    fill(vhost, letter("order-17"), letter("order-18"), letter("order-1"), letter("mail-5"))
+
+    assert dead(vhost, "show", "mail").out.startswith("id: mail-5\n")
+    assert dead(vhost, "show", "order-1").out.startswith("id: order-1\n"), "a whole id is never ambiguous"
+
+    ambiguous = dead(vhost, "show", "order")
+    first, head, *rows = ambiguous.err.splitlines()
+    assert (ambiguous.code, ambiguous.out) == (1, "")
+    assert first == "workqueue dead: 3 ids in jobs.dead begin with 'order'. Give more of the id:"
+    assert head.startswith("ID ")
+    assert [row.split()[0] for row in rows] == ["order-17", "order-18", "order-1"]
+    assert dead(vhost, "show", "order", "--json").json["error"].startswith("3 ids in jobs.dead begin")
+    assert vhost.depth("jobs.dead") == (4, 0)
+
+
+def test_long_message_is_whole_in_a_pipe(vhost):
+    sentence = "the customer's address has no country, " * 20
+    fill(vhost, letter("a", headers={"x-workqueue-failure-message": f"{sentence}\nsecond line"}))
+
+    done = workqueue("dead", "list", "--queue", "jobs", url=vhost.url, COLUMNS="80")
+
+    assert done.out.splitlines()[1].endswith(f"{sentence}\\nsecond line")
 
 
 def test_replay_restores_message_as_published(every_vhost):
@@ -431,13 +459,13 @@ DURATIONS = [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("7d", 604800)
 
 @pytest.mark.parametrize(("text", "seconds"), DURATIONS, ids=[row[0] for row in DURATIONS])
 def test_duration_is_parsed(text, seconds):
-    assert dead_letters.duration(text) == timedelta(seconds=seconds)
+    assert durations.duration(text) == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize("text", ["", "h", "1w", "-1s", "1.5h", "1 h", "9" * 10])
 def test_invalid_duration_is_refused(text):
     with pytest.raises(ValueError, match="is not a time such as"):
-        dead_letters.duration(text)
+        durations.duration(text)
 
 
 def received(**headers):

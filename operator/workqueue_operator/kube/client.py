@@ -104,10 +104,10 @@ class Cluster:
             "PATCH", path, {"fieldManager": FIELD_MANAGER}, body, "application/merge-patch+json"
         )
 
-    async def json_patch(self, path: str, operations: list[Object]) -> Object:
+    async def json_patch(self, path: str, operations: list[Object], manager: str = FIELD_MANAGER) -> Object:
         """PATCH an object with a JSON Patch. A failed `test` operation answers 422."""
         return await self._request(
-            "PATCH", path, {"fieldManager": FIELD_MANAGER}, operations, "application/json-patch+json"
+            "PATCH", path, {"fieldManager": manager}, operations, "application/json-patch+json"
         )
 
     async def close(self) -> None:

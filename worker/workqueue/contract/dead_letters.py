@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Protocol
 
 from workqueue.contract import headers
@@ -18,7 +17,6 @@ _BROKERS_REASONS: Final = {
     "maxlen": "MaxLength",
     "rejected": "Rejected",
 }
-_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class ReceivedMessage(Protocol):
@@ -131,18 +129,6 @@ class Filter:
                 or (letter.failed_at is not None and letter.failed_at <= self.failed_before)
             )
         )
-
-
-def duration(text: str) -> timedelta:
-    """Read `90`, `90s`, `10m`, `2h` or `7d`.
-
-    Raises:
-        ValueError: the text has another form.
-    """
-    found = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
-    if not found:
-        raise ValueError(f"{text!r} is not a time such as 90s, 10m, 2h or 7d")
-    return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
 
 
 def replay_properties(
