@@ -73,6 +73,10 @@ lint: venv ## check style, types, layers and prose
 unit: venv ## run the tests that need no cluster and no RabbitMQ
 	@$(BIN)/pytest tests/unit
 
+.PHONY: specs
+specs: venv ## check the specifications in docs/specs with TLC (at most 10 minutes); ARGS='--trace retire' selects some
+	@$(BIN)/python -m hack.specs $(ARGS)
+
 .PHONY: e2e
 e2e: image ## run the end-to-end tests; TEST=name selects some
 	@$(BIN)/pytest tests/e2e $(if $(TEST),-k '$(TEST)')
