@@ -313,9 +313,9 @@ TypeOK ==
     /\ work \in [Pods -> {"idle", "busy", "retired"}] /\ lease \in [Pods -> 0..LeaseTicks]
     /\ \A p \in Pods : (work[p] = "retired") = (lease[p] > 0)
 
-(* A scale-in ends with its marks and leases. *)
+(* Marks end. So do leases, unless the operator asks again. *)
 MarksEnd == []<>(Marked(pods) = {})
-LeasesEnd == []<>(\A p \in Pods : lease[p] = 0)
+LeasesEnd == <>[](op.pc = "rest") => []<>(\A p \in Pods : lease[p] = 0)
 
 (* After the last write of the count, as many pods exist. *)
 CountConverges == <>[](Number(On(pods)) = count.n)
