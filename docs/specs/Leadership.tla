@@ -17,7 +17,6 @@ CONSTANTS
     TestsCount,      \* the write tests the count that the decision was made from
     TestsVersion,    \* the API server refuses a write of an old version of the Lease
     Claims,          \* a release serves a namespace only if it has the claim
-    Heartbeat,       \* RabbitMQ closes the connection of a frozen process
     \* Assumption. An open variant sets it to FALSE.
     ClockRuns        \* the monotonic clock of a frozen process runs on
 
@@ -182,7 +181,7 @@ Leave(p) ==
     /\ UNCHANGED <<election, frozen, counts, claim, believes, moves, overlap, freezes>>
 
 Disconnect(p) ==
-    /\ Heartbeat /\ ~Awake(p) /\ p \in door
+    /\ ~Awake(p) /\ p \in door
     /\ door' = door \ {p}
     /\ UNCHANGED <<election, frozen, counts, claim, believes, moves, overlap, freezes>>
 
@@ -205,9 +204,6 @@ Next == Tick \/ Move \/ \E p \in Procs :
 
 Spec == Init /\ [][Next]_vars
 
-Fair == Spec /\ WF_vars(Tick) /\ \A p \in Procs :
-    WF_vars(Receive(p)) /\ WF_vars(Answer(p)) /\ WF_vars(Leave(p)) /\ WF_vars(Disconnect(p)) /\ WF_vars(LookAtClaims(p))
-
 Symmetry == Permutations(OfA)
 
 (* Of one release, at most one process may write: none leads, or passes the fence, beside another one that leads. *)
@@ -221,5 +217,4 @@ NoStaleWrite == ~blind
 (* Two doorbells exist only until a process that lost its Lease, or its claim, has noticed that. *)
 Settled(p) == Awake(p) /\ Serves(p) /\ believes[p] = claim
 DoorbellsSingle == \A p, q \in door : p # q => ~(Settled(p) /\ Settled(q))
-DoubleEnds == \A p, q \in Procs : p # q => (({p, q} \subseteq door) ~> ~({p, q} \subseteq door))
 ===============================================================================
