@@ -21,7 +21,7 @@ SHA256: Final = "fc0a7b69b35076b4aeef54228a62fce9ca035f81a19619f5ed3f023f78c803b
 
 
 def java() -> str:
-    """Return the program `java`. Debian's package is installed if there is none."""
+    """Return the program `java`. Debian's package is installed if it is missing."""
     packages.install_programs({"java": "default-jre-headless"})
     return "java"
 
