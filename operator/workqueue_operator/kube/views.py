@@ -207,6 +207,16 @@ def unsettled(deployment: DeploymentView, pods: Sequence[PodView]) -> Unknown | 
     return None
 
 
+def leaving(deployment: DeploymentView, pods: Iterable[PodView]) -> list[PodView]:
+    """Return the marked pods of which Kubernetes must still remove some.
+
+    While no pod is surplus, the marks are left over from a scale-in that was called off, and these workers consume.
+    During a rollout Kubernetes removes all pods of the earlier template, marked or not.
+    """
+    current = [pod for pod in pods if not pod.terminating and pod.template_hash == deployment.template_hash]
+    return [pod for pod in current if pod.marked] if len(current) > deployment.replicas else []
+
+
 def existing_of_refused(deployment: DeploymentView, pods: Sequence[PodView]) -> int | None:
     """Return how many pods exist while the API server refuses more; None if it refuses none.
 
