@@ -22,7 +22,8 @@ CONSTANTS
     \* Assumptions. An open variant sets one of them to FALSE.
     ReadyStays,     \* a Ready pod that is busy stays Ready during a scale-in
     OutageIsShort,  \* some operator leads again before a lease ends
-    WriteIsBounded  \* a write takes effect within its timeout or never
+    WriteIsBounded, \* a write takes effect within its timeout or never
+    PodsStay        \* while a scale-in is under way, a pod vanishes only before it is marked
 
 VARIABLES
     pods,      \* API server: each pod
@@ -260,6 +261,7 @@ Spare == Number({p \in Pods : pods[p].st = "none"})
 Evict(p) ==
     /\ pods[p].st = "on" /\ evictions < MaxEvictions
     /\ Spare > 0 /\ count.n <= Number(On(pods)) - 1 + Spare
+    /\ PodsStay => p \in op.todo \/ (op.pc \in {"rest", "begun"} /\ Marked(pods) = {})
     /\ pods' = [pods EXCEPT ![p] = Gone]
     /\ work' = [work EXCEPT ![p] = "idle"] /\ lease' = [lease EXCEPT ![p] = 0]
     /\ evictions' = evictions + 1

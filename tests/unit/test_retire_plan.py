@@ -519,6 +519,18 @@ async def test_vanished_pod_cancels_the_scale_in() -> None:
     assert sorted(scene.workers.resumed) == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    "stays", [replace(B, ready=False), replace(STARTING, name="s", uid="s")], ids=["not Ready", "successor"]
+)
+async def test_pod_that_kubernetes_prefers_after_the_marks_stops_scale_in(stays: PodView) -> None:
+    """An eviction in the seconds until Kubernetes has seen the marks."""
+    scene = Scene(a=RETIRED)
+    scene.after_marks = [A, stays]
+    outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B])
+    assert (scene.lowered, scene.workers.resumed) == ([], ["a"])
+    assert says(outcome, Reason.POD_NOT_READY, f"Pod {stays.name} ")
+
+
 async def test_terminating_pod_cancels_the_scale_in() -> None:
     """It is marked, but its successor would be removed unasked."""
     scene = Scene(a=RETIRED, b=RETIRED)

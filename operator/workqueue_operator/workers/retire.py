@@ -180,7 +180,7 @@ class Retirer:
         agreed = [pod for pod in chosen.ask if answers[pod.name] is Answer.RETIRED]
         leaving = [*chosen.dead, *agreed]
         going = {pod.uid for pod in leaving}
-        staying = [pod for pod in steps.pods() if not pod.terminating and pod.uid not in going]
+        staying = _staying(steps, going)
         outranked = _outranked(staying, leaving)
         if not leaving or outranked:
             await self._resume(agreed, keys)
@@ -209,6 +209,8 @@ class Retirer:
                 else all(pod.uid in going or pod.terminating for pod in steps.pods())
             )
             obstacle = UNSEEN if not seen else TOO_SLOW if self._clock.monotonic() >= deadline else None
+            # A pod that stays may have lost its readiness, or have got a successor, since the marks.
+            obstacle = obstacle or _outranked(_staying(steps, going), leaving)
             if obstacle is not None:
                 await self._resume(agreed, keys)
                 return RetireOutcome(0, None, answers, obstacle)
@@ -319,6 +321,10 @@ class Retirer:
 def _relabelled(pods: Sequence[PodView]) -> int:
     """How many of these pods their ReplicaSet must count as marked."""
     return sum(pod.relabelled for pod in pods)
+
+
+def _staying(steps: RetireSteps, going: AbstractSet[str]) -> list[PodView]:
+    return [pod for pod in steps.pods() if not pod.terminating and pod.uid not in going]
 
 
 def _outranked(staying: Sequence[PodView], leaving: Sequence[PodView]) -> Unknown | None:
