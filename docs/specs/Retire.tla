@@ -127,12 +127,14 @@ Mark(p) ==
              /\ IF CountsMarks THEN CallOff("resume") ELSE op' = [op EXCEPT !.todo = @ \ {p}]
     /\ UNCHANGED <<count, status, copy, target, expects, workers, history>>
 
+Proof == IF CountsMarks THEN Number(op.agreed) ELSE Number({p \in op.agreed : pods[p].mark})
+
 (* Kubernetes has seen the marks. The step to zero needs no such proof. *)
 See ==
     /\ op.pc = "mark" /\ op.todo = {}
     /\ IF Staying = {}
         THEN On(pods) \subseteq op.agreed
-        ELSE WaitsForSight => Counted(Number(op.view \cup op.agreed)) /\ status.marked = Number(op.agreed)
+        ELSE WaitsForSight => Counted(Number(op.view \cup op.agreed)) /\ status.marked = Proof
     /\ op' = [op EXCEPT !.pc = "lower", !.view = {}, !.unready = {}]
     /\ UNCHANGED <<kubernetes, workers, history>>
 
