@@ -90,6 +90,10 @@ coverage: venv ## run `make unit`, and show which lines it does not run; build/c
 	@$(BIN)/coverage report --skip-covered
 	@$(BIN)/coverage xml --quiet
 
+.PHONY: specs
+specs: venv ## check the specifications in docs/specs with TLC (at most 10 minutes); ARGS='--trace retire' selects some
+	@$(BIN)/python -m hack.specs $(ARGS)
+
 .PHONY: e2e
 e2e: image ## run the end-to-end tests; TEST=name selects some
 	@$(BIN)/pytest tests/e2e $(if $(TEST),-k '$(TEST)')

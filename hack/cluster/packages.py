@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -45,12 +46,28 @@ def parts() -> list[Part]:
 
 
 def install() -> None:
-    """Install the missing packages. The package lists are updated only if they do not know a package.
+    """Install the packages that the cluster lacks.
 
     Raises:
         ClusterError: apt-get is missing or failed.
     """
-    packages = missing()
+    _install(missing())
+
+
+def install_programs(programs: Mapping[str, str]) -> None:
+    """Install the packages of those programs that are not on PATH.
+
+    Args:
+        programs: the package of each program.
+
+    Raises:
+        ClusterError: apt-get is missing or failed.
+    """
+    _install(sorted({package for program, package in programs.items() if shutil.which(program) is None}))
+
+
+def _install(packages: list[str]) -> None:
+    """Install packages. The package lists are updated only if they do not know a package."""
     if not packages:
         return
     names = " ".join(packages)

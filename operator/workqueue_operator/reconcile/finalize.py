@@ -402,7 +402,7 @@ def _depth(
     readings = QueueReadings(
         counts=counts,
         ours=worker is not None,
-        pods=[pod for pod in pods if pod.running and not pod.terminating and not pod.marked],
+        pods=[pod for pod in pods if pod.running and not pod.terminating],
         statuses=statuses,
         single_active=bool(workqueue.spec.queue.single_active_consumer),
         concurrency=1 if worker is None else worker.concurrency,
