@@ -267,9 +267,7 @@ class ApiServer:
             await asyncio.sleep(0.005 if chance.random() < 0.5 else REQUEST_TIMEOUT)
             raise ClusterError(0, "the API server did not answer: connection refused")
         if there >= REQUEST_TIMEOUT:
-            self._world.loop.call_later(
-                there, self._execute_late, writer, method, path, query, body, content_type
-            )
+            self._world.later(there, self._execute_late, writer, method, path, query, body, content_type)
             await asyncio.sleep(REQUEST_TIMEOUT)
             raise ClusterError(0, "the API server did not answer: TimeoutError()")
         await asyncio.sleep(there)

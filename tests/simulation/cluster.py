@@ -62,6 +62,9 @@ class OperatorProcess:
         self.process = Process(cluster.world.loop, name)
         self.watches: list[Watch] = []
         self.code: int | None = None
+        self.parts: Any = None
+        self.reconciler: Any = None
+        self.replaced = False
         config = Config(
             pod_name=name,
             pod_namespace="operators",

@@ -163,7 +163,7 @@ class ModelQueue:
                 return
             due, now = head.at + min(limits) / 1000, self.rabbit.world.now
             if due > now + 1e-6:
-                if self._expiry <= now or self._expiry > due:
+                if self._expiry <= now + 1e-6 or self._expiry > due:
                     self._expiry = due
                     self.rabbit.world.later(due - now, self.expire)
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import importlib
 import pkgutil
 import random
@@ -42,6 +43,7 @@ class World:
         self.story: list[tuple[float, str, str]] = []
         self.violations: list[str] = []
         self.on_violation: Callable[[], None] = lambda: None
+        self._context = contextvars.Context()
 
     @property
     def now(self) -> float:
@@ -69,8 +71,8 @@ class World:
             self.on_violation()
 
     def later(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> None:
-        """Call a function after some seconds."""
-        self.loop.call_later(seconds, function, *arguments)
+        """Call a function after some seconds, whatever becomes of the process that asks for it."""
+        self.loop.call_later(seconds, function, *arguments, context=self._context)
 
 
 def _modules() -> list[Any]:
@@ -115,14 +117,17 @@ def own_time_and_chance(world: World) -> Iterator[None]:
         "secrets": SimpleNamespace(token_hex=lambda size=16: f"{chance.getrandbits(8 * size):0{2 * size}x}"),
         "uuid": SimpleNamespace(uuid4=lambda: real_uuid.UUID(int=chance.getrandbits(128), version=4)),
     }
-    clock = importlib.import_module("workqueue_operator.clock")
-    real_datetime = clock.datetime
+    clocks: list[Any] = [
+        importlib.import_module(f"workqueue_operator.{name}") for name in ("clock", "broker.declare")
+    ]
     for module, name in PLACES:
         setattr(module, name, modules[name])
-    clock.datetime = _DateTime
+    for clock in clocks:
+        clock.datetime = _DateTime
     try:
         yield
     finally:
         for module, name in PLACES:
             setattr(module, name, sys.modules[name])
-        clock.datetime = real_datetime
+        for clock in clocks:
+            clock.datetime = datetime
