@@ -6,6 +6,7 @@ Stored objects are never changed, only replaced, so that readers share them with
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -203,10 +204,10 @@ class ApiServer:
         if before is not None and _same(before, now):
             self._version -= 1
             return before
-        if before is not None and metadata.get("deletionTimestamp") and not metadata.get("finalizers"):
-            if plural != "pods":
-                self._remove(writer, key, now)
-                return now
+        released = metadata.get("deletionTimestamp") and not metadata.get("finalizers")
+        if before is not None and released and plural != "pods":
+            self._remove(writer, key, now)
+            return now
         self.objects[key] = now
         self._by_plural.setdefault(plural, {})[key] = now
         self._tell(writer, "MODIFIED" if before is not None else "ADDED", key, before, now)
@@ -285,12 +286,10 @@ class ApiServer:
         return answer
 
     def _execute_late(self, *arguments: Any) -> None:
-        try:
+        with contextlib.suppress(ClusterError):
             self.execute(*arguments)
-        except ClusterError:
-            pass
 
-    def execute(
+    def execute(  # noqa: PLR0911 - one return for each verb
         self, writer: str, method: str, path: str, query: Mapping[str, str], body: Any, content_type: str
     ) -> Object:
         """Carry out one request now.

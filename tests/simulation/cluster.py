@@ -6,6 +6,7 @@ import asyncio
 import base64
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from typing import Any, Final, cast
 
 import pytest
@@ -263,6 +264,10 @@ class Cluster:
         await asyncio.get_running_loop().create_future()
 
 
+async def _open(broker: Any, cluster: Cluster) -> Any:
+    return await cluster.open_connection(broker)
+
+
 @contextmanager
 def installed(cluster: Cluster) -> Iterator[None]:
     """Put the models in the places where the real code meets the outside."""
@@ -273,7 +278,7 @@ def installed(cluster: Cluster) -> Iterator[None]:
     patches.setattr(main, "connect", cluster.connect)
     patches.setattr(main, "Endpoint", _NoEndpoint)
     patches.setattr(main.watch, "run", cluster.watch)
-    patches.setattr(broker_connection.Broker, "_open", lambda broker: cluster.open_connection(broker))
+    patches.setattr(broker_connection.Broker, "_open", partialmethod(_open, cluster))
     patches.setattr(broker_connection, "receive_in_large_parts", lambda *_, **__: None)
     for module in (workers_client, management):
         patches.setattr(module, "aiohttp", http_of(cluster))

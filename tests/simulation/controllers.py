@@ -1,4 +1,4 @@
-"""Models of the controllers that turn a Deployment into running pods: Deployment, ReplicaSet, scheduler, kubelet, nodes.
+"""Models of what turns a Deployment into running pods: its controller, ReplicaSets, scheduler, kubelets, nodes.
 
 Each controller sees the objects through watches of its own. Nothing orders two watches, as in a real cluster.
 """
@@ -263,7 +263,7 @@ class ReplicaSetController(_Controller):
         surplus = len(active) - replicaset["spec"]["replicas"]
         if surplus > 0:
             chosen = sorted(active, key=lambda entry: _removal_rank(entry[1]))[:surplus]
-            for other, body in chosen:
+            for other, _ in chosen:
                 expected.deleted.add(other[2])
                 live = self._server.objects.get(other)
                 if live is not None and not live["metadata"].get("deletionTimestamp"):

@@ -66,6 +66,8 @@ class _Task(asyncio.Task):  # type: ignore[type-arg]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self._number = next(self._numbers)
+        context = named.get("context")
+        self.process = PROCESS.get() if context is None else context.get(PROCESS)
         super().__init__(*arguments, **named)
 
     def __hash__(self) -> int:

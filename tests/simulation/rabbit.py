@@ -1,8 +1,8 @@
 """A model of RabbitMQ behind pika's interface: connections, channels and queues, with frames in flight.
 
-The real doorbells, calls and slots run on it. A channel of the server carries out one frame after the other; a queue
-without a majority does not answer get, consume, cancel and declare, and then its channel stands still, with everything
-that other queues have sent to it. The model never loses a message by itself.
+The real doorbells, calls and slots run on it. A channel of the server carries out one frame after the other. A queue
+without a majority does not answer get, consume and cancel. Its channel then stands still, with everything that other
+queues have sent to it. The model never loses a message by itself.
 """
 
 from __future__ import annotations

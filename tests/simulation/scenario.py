@@ -219,10 +219,29 @@ def _faults(chance: random.Random, workqueues: tuple[WorkQueueSpec, ...], broker
         seconds = round(chance.uniform(least, most), 1)
         at = round(chance.uniform(FIRST, LAST), 1)
         steps.append(Step(at, what, _arguments(chance, what, workqueues, brokers), seconds))
+        steps += _companions(chance, steps[-1], workqueues)
     return steps
 
 
-def _arguments(
+def _companions(chance: random.Random, step: Step, workqueues: tuple[WorkQueueSpec, ...]) -> list[Step]:
+    """What makes a fault matter: a change that a webhook refuses, a backlog that a quota limits, a message to move."""
+    near = [one for one in workqueues if one.namespace in step.arguments and one.name != "twin"]
+    if not near or chance.random() < 0.4:
+        return []
+    one = chance.choice(near)
+    backlog = Step(step.at + chance.uniform(1.0, 3.0), "publish", (*one.key, 8, 5.0, "ok"))
+    late = Step(step.at + chance.uniform(60.0, 80.0), "publish", (*one.key, 1, 1.0, "ok"))
+    match step.what:
+        case "webhook refuses new templates":
+            return [Step(step.at + 1.0, "user changes the image", one.key), late]
+        case "quota limits pods" | "policy limits replicas" | "pods are unreachable":
+            return [backlog]
+        case "queue loses its majority" | "queue elects a leader":
+            return [Step(step.at + chance.uniform(0.0, 4.0), "publish", (*one.key, 3, 3.0, "ok"))]
+    return []
+
+
+def _arguments(  # noqa: C901, PLR0911, PLR0912 - one case for each step
     chance: random.Random, what: str, workqueues: tuple[WorkQueueSpec, ...], brokers: int
 ) -> tuple[Any, ...]:
     workqueue = chance.choice(workqueues)

@@ -46,7 +46,7 @@ class Stage:
         self.exempt: set[str] = set()
         self.handled: set[str] = set()
         self.foreign_write: dict[Key, float] = {}
-        self.changed_template: dict[WorkQueueKey, float] = defaultdict(lambda: world.now)
+        self.changed_template: dict[WorkQueueKey, float] = defaultdict(float)
         self.expected_exits = 0
         self.quiet_from = 0.0
         self._passwords = 0
@@ -438,7 +438,7 @@ class Stage:
     def watch_operators(self) -> None:
         """As the kubelet does: start an operator again that has ended."""
         for one in list(self.cluster.operators):
-            if one.code is not None and one.code != -9 and one.code != 0 and not one.replaced:
+            if one.code not in {None, -9, 0} and not one.replaced:
                 one.replaced = True
                 self.world.later(2.0, self.cluster.start_operator)
                 self._recover()

@@ -1,8 +1,7 @@
 """Threads of a worker on the simulated loop: greenlets, which wait on futures instead of locks.
 
-The worker waits in threads for its consumers to end. Here such a thread is a greenlet: its waits switch back to the
-loop, so that the order of everything follows from the seed. Between two waits nothing else runs, so that the lock of a
-connection needs only to be a name.
+The worker waits in threads for its consumers to end. Here such a thread is a greenlet. Its waits switch back to the
+loop, so that the order of everything follows from the seed. Between two waits nothing else runs, so a lock is empty.
 """
 
 from __future__ import annotations

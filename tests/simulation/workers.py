@@ -1,4 +1,4 @@
-"""A worker process: the real Runtime, slots, settler, retirement and drain, between the models of RabbitMQ and the pod."""
+"""A worker process: the real Runtime, slots, settler, retirement and drain, between models of their outside."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import aiohttp
 
@@ -22,6 +22,7 @@ from tests.simulation.rabbit import ModelConnection, ModelMessage, Rabbit
 from workqueue.amqp.backoff import Backoff
 from workqueue.amqp.errors import BrokerError, NotSent, Returned, Unconfirmed
 from workqueue.contract import worker_api
+from workqueue.contract.signing import Purpose
 from workqueue.contract.topology import Queue, QueueSettings, QueueType
 from workqueue.contract.worker_api import Variable
 from workqueue.message import Message
@@ -67,7 +68,6 @@ class WorkerConnection:
 
     def __init__(self, worker: WorkerProcess, *, on_open: Any, on_lost: Any) -> None:
         self.lock = threads.NullLock()
-        self.loop = SimpleNamespace(lock=self.lock, __enter__=None, close=lambda: None)
         self.loop = _Loop(self.lock)
         self.generation = 0
         self.version = None
@@ -371,7 +371,7 @@ class WorkerProcess:
         self._drain(0 if failure is None else int(failure.code))
 
     def _drain(self, code: int) -> None:
-        if self.ended or self.runtime.consumer.draining and code == 0 and self.runtime.failure is None:
+        if self.ended or (self.runtime.consumer.draining and code == 0 and self.runtime.failure is None):
             return
         self.process.start(self._drained(code), "drain")
 
@@ -448,7 +448,7 @@ class _Call:
         self.status = 0
         self.content = _Content(b"")
 
-    async def __aenter__(self) -> _Call:
+    async def __aenter__(self) -> Self:
         ip, _, path = self._url.removeprefix("http://").partition(":")
         path = f"/{path.partition('/')[2]}"
         cluster, chance = self._cluster, self._cluster.world.random
@@ -493,16 +493,11 @@ async def _answer(
             headers=headers,
             _answer=lambda code, content: heard.append((int(code), content)),
         )
-        purpose = "retire" if method == "POST" else "resume"
-        await threads.in_thread(_Request._retire, request, _PURPOSES[purpose])
+        purpose = Purpose.RETIRE if method == "POST" else Purpose.RESUME
+        await threads.in_thread(_Request._retire, request, purpose)
         said = heard[0]
     if not answer.done():
         answer.set_result(said)
-
-
-_PURPOSES: Final = {
-    str(one): one for one in __import__("workqueue.contract.signing", fromlist=["Purpose"]).Purpose
-}
 
 
 class Session:
