@@ -37,6 +37,7 @@ from workqueue_operator.workers import client as workers_client
 
 OPERATOR: Final = "workqueue-operator"
 RESYNC_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 1.0
 
 _KINDS: Final = ("workqueues", "deployments", "pods")
 
@@ -70,6 +71,7 @@ class OperatorProcess:
             pod_name=name,
             pod_namespace="operators",
             resync_seconds=RESYNC_SECONDS,
+            poll_seconds=POLL_SECONDS,
             read_nodes=cluster.read_nodes,
         )
         self.operator: Any = self.process.run(main.Operator, config)

@@ -101,6 +101,7 @@ class DeploymentController(_Controller):
 
     def __init__(self, world: World, server: ApiServer) -> None:
         super().__init__(world, "deployment-controller")
+        self._hashes: dict[int, tuple[Object, str]] = {}
         self._server = server
         self.cache = _Cache(server, ("deployments", "replicasets"), self._changed)
 
@@ -125,7 +126,7 @@ class DeploymentController(_Controller):
             and body["metadata"]["ownerReferences"][0]["uid"] == deployment["metadata"]["uid"]
         ]
         template = deployment["spec"]["template"]
-        name = f"{key[2]}-{hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:8]}"
+        name = f"{key[2]}-{self._hash(template)}"
         newest = next((one for one in sets if one["metadata"]["name"] == name), None)
         if newest is None:
             first = 0 if sets else deployment["spec"].get("replicas", 1)
@@ -143,6 +144,13 @@ class DeploymentController(_Controller):
         old = [one for one in sets if one is not newest]
         self._roll(deployment, newest, old)
         self._report(key, deployment, newest, sets)
+
+    def _hash(self, template: Object) -> str:
+        known = self._hashes.get(id(template))
+        if known is None or known[0] is not template:
+            text = json.dumps(template, sort_keys=True).encode()
+            known = self._hashes[id(template)] = template, hashlib.sha256(text).hexdigest()[:8]
+        return known[1]
 
     def _roll(self, deployment: Object, newest: Object, old: list[Object]) -> None:
         wanted = deployment["spec"].get("replicas", 1)

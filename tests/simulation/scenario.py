@@ -224,7 +224,7 @@ def _faults(chance: random.Random, workqueues: tuple[WorkQueueSpec, ...], broker
 
 
 def _companions(chance: random.Random, step: Step, workqueues: tuple[WorkQueueSpec, ...]) -> list[Step]:
-    """What makes a fault matter: a change that a webhook refuses, a backlog that a quota limits, a message to move."""
+    """What makes a fault matter: a change that a webhook refuses, a backlog that a quota limits."""
     near = [one for one in workqueues if one.namespace in step.arguments and one.name != "twin"]
     if not near or chance.random() < 0.4:
         return []
