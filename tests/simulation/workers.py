@@ -452,13 +452,13 @@ class _Call:
         ip, _, path = self._url.removeprefix("http://").partition(":")
         path = f"/{path.partition('/')[2]}"
         cluster, chance = self._cluster, self._cluster.world.random
-        worker = cluster.worker_at(ip)
         if not ip:
             raise aiohttp.InvalidURL(self._url)
         if cluster.is_unreachable(ip, PROCESS.get()):
             await asyncio.sleep(1.0)
             raise TimeoutError
         await asyncio.sleep(0.001 + 0.002 * chance.random())
+        worker = cluster.worker_at(ip)
         if worker is None:
             key: Any = SimpleNamespace(host=ip, port=worker_api.PORT, ssl=True)
             raise aiohttp.ClientConnectorError(key, ConnectionRefusedError())
