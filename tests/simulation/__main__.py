@@ -27,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation")
     parser.add_argument("--seed", type=int, help="replay this seed and print its story")
     parser.add_argument("--shrink", action="store_true", help="leave out the steps that do not matter")
-    parser.add_argument("--seeds", help="run the seeds FROM:TO, and print those that fail")
+    parser.add_argument("--seeds", help="run the seeds FROM:TO, and print the failing ones")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(
         "--seconds", type=float, help="begin no further batch after so many seconds of processor time"

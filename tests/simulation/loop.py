@@ -1,6 +1,6 @@
 """An event loop whose time is virtual and whose order depends on nothing but the calls that it gets.
 
-Time stands still while anything is ready to run, and then jumps to the next timer. Code runs in processes, which can
+Time does not pass while anything is ready to run. Then it jumps to the next timer. Code runs in processes, which can
 be killed or frozen in the middle of anything, as a real process can.
 """
 

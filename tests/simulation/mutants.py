@@ -136,7 +136,7 @@ def _(patches: pytest.MonkeyPatch) -> None:
     patches.setattr(doorbell.Doorbells, "_on_stuck", lambda *_: None)
 
 
-@mutant("nack before cancel", "a rung message returns to the same doorbell")
+@mutant("nack before cancel", "the message of a ring returns to the same doorbell")
 def _(patches: pytest.MonkeyPatch) -> None:
     real = doorbell.Doorbells._on_delivery
 

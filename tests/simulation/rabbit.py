@@ -1,8 +1,8 @@
 """A model of RabbitMQ behind pika's interface: connections, channels and queues, with frames in flight.
 
 The real doorbells, calls and slots run on it. A channel of the server carries out one frame after the other. A queue
-without a majority does not answer get, consume and cancel. Its channel then stands still, with everything that other
-queues have sent to it. The model never loses a message by itself.
+without a majority does not answer get, consume and cancel. Its channel is then blocked, with everything that other
+queues have sent to it. The model itself never loses a message.
 """
 
 from __future__ import annotations
@@ -470,7 +470,7 @@ class ModelChannel:
             self.connection.answer(receive, *arguments)
 
     def _wait_for(self, queue: ModelQueue, carry_out: Callable[[], None]) -> None:
-        """Stand still until a queue has a majority."""
+        """Block the channel until a queue has a majority."""
         self.blocked = True
 
         def go_on() -> None:
@@ -669,9 +669,9 @@ class Rabbit:
     """One broker.
 
     Attributes:
-        down: it refuses connections.
-        hung: it takes connections and frames and answers nothing.
-        alarm: it confirms nothing that is published.
+        down: whether it refuses connections.
+        hung: whether it takes connections and frames and answers nothing.
+        alarm: whether it confirms nothing that is published.
         on_ack, on_delete: heard by the properties.
     """
 

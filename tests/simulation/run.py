@@ -122,7 +122,7 @@ async def _play(stage: Stage, world: World, properties: Properties) -> None:
 def shrink(
     scenario: Scenario, mutate: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 ) -> Scenario:
-    """Leave out steps, one after the other, as long as the same property still does not hold."""
+    """Leave out steps as long as the same property still does not hold."""
     rules = run(scenario, mutate).rules
     size = max(len(scenario.steps) // 2, 1)
     while True:

@@ -506,7 +506,7 @@ class Stage:
             return [], None
         old = self.queue(key)
         if old is not None:
-            # What is left on the old broker is for the user to move.
+            # The user moves the messages of the old broker.
             rabbit = self.cluster.rabbits[self.hosts[key]]
             for queue in rabbit.queues.values():
                 if queue.name.startswith(old.name):
