@@ -8,8 +8,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.simulation.loop import DeadlockError, Process, SimulatedLoop, Stream
-from tests.simulation.run import run
-from tests.simulation.scenario import draw
 
 
 @pytest.fixture
@@ -75,10 +73,3 @@ def test_frames_of_one_stream_arrive_in_order(loop: SimulatedLoop) -> None:
     loop.run_until_complete(asyncio.sleep(5))
 
     assert heard == [0, 1, 2]
-
-
-def test_same_seed_gives_the_same_story() -> None:
-    one, other = run(draw(7)), run(draw(7))
-
-    assert one.story == other.story
-    assert one.story
