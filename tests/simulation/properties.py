@@ -35,6 +35,9 @@ HELD_WITHIN: Final = 25.0
 CONTRADICTS: Final = 40.0
 """Seconds for which the status may differ from the state."""
 
+DEAD_LETTERS: Final = 12.0
+"""Seconds until a dead letter shows while workers run."""
+
 BLIND: Final = 45.0
 """Seconds without a broker after which the operator cannot know its counts."""
 
@@ -303,8 +306,9 @@ class Properties:
         found = set(self._contradict(key, body, queue))
         for what in found:
             since = self._contradictions.setdefault((key, what), now)
+            bound = DEAD_LETTERS if what.startswith("deadLetters") else CONTRADICTS
             if (
-                now - since > CONTRADICTS
+                now - since > bound
                 and self._stage.healthy_for(*self._stage.scopes(key)) > MARGIN + CONTRADICTS
             ):
                 self._world.violated("the status contradicts the state", f"{key[0]}/{key[1]}: {what}")
@@ -336,6 +340,11 @@ class Properties:
         )
         if condition(body, "WorkersAvailable").get("reason") == "WorkersReady" and not ready:
             yield "WorkersReady without a Ready pod"
+        dead = self._cluster.rabbits[self._stage.hosts[key]].queues.get(
+            f"{self._stage.workqueues[key].queue}.dead"
+        )
+        if ready and dead is not None and status.get("deadLetters", 0) != len(dead.ready):
+            yield f"deadLetters is not {len(dead.ready)}"
 
     # -- at the end ----------------------------------------------------------------------------------
 
