@@ -482,6 +482,9 @@ class Kubelets:
         if pod.worker is not worker:
             return
         pod.worker = None
+        live = self._live(pod)
+        if live is not None and live["status"]["phase"] == "Failed":
+            return
         if pod.stopping:
             self._world.later(0.05 + 0.3 * self._world.random.random(), self._finish, pod)
             return
@@ -527,9 +530,8 @@ class Kubelets:
         if self._live(pod) is None or pod.stopping:
             return
         pod.stopping = True
-        if pod.worker is not None:
-            pod.worker.kill()
         self._status(pod.key, pod.uid, phase="Failed", conditions=[], containerStatuses=[])
+        self._kill(pod)
 
     def lose(self, node: str) -> None:
         """A node loses its power. Later its pods are deleted."""

@@ -356,7 +356,9 @@ class Properties:
         if len(leaders) != 1:
             return [("does not converge", f"{len(leaders)} operators lead")]
         for key, one in stage.workqueues.items():
-            if cluster.server.objects.get(("workqueues", *key)) is not None:
+            body = cluster.server.objects.get(("workqueues", *key))
+            # A deletion waits for minutes until nothing can be hidden in a delay queue.
+            if body is not None and not body["metadata"].get("deletionTimestamp"):
                 twin = any(k != key and other.queue == one.queue for k, other in stage.workqueues.items())
                 missing += [
                     ("does not converge", f"{key[0]}/{key[1]}: {what}")
