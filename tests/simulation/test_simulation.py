@@ -11,7 +11,7 @@ from tests.simulation.mutants import MUTANTS
 from tests.support.kubernetes import CHECKOUT
 
 SECONDS = 25
-"""Seconds of processor time for the seeds of `make test`."""
+"""Seconds of processor time for the first seeds."""
 
 
 def _simulation(*arguments: str) -> str:
@@ -22,6 +22,7 @@ def _simulation(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.nightly
 def test_same_seed_gives_the_same_story() -> None:
     one, other = (_simulation("--seed=7").splitlines() for _ in range(2))
 
@@ -29,6 +30,7 @@ def test_same_seed_gives_the_same_story() -> None:
     assert one[:-1] == other[:-1]
 
 
+@pytest.mark.nightly
 def test_every_property_holds_for_the_first_seeds() -> None:
     _simulation("--seeds=0:300", f"--seconds={SECONDS}", "--jobs=1")
 
