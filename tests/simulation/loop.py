@@ -98,6 +98,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
+        # The story of a seed must not depend on what ran before in this process.
+        _Task._numbers = itertools.count()
         self._selector = _Selector(self)
         self._clock_resolution = 1e-9
         self._now = 1000.0
