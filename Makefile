@@ -134,6 +134,12 @@ faults: image ## run the whole fault matrix (about 1 hour); ARGS=--write updates
 nightly: faults ## run the fault matrix and the tests marked slow or nightly
 	@$(BIN)/pytest tests --ignore=tests/faults --ignore=tests/walkthrough -m 'slow or nightly' --numprocesses $(JOBS) --dist load
 
+SEED ?= 0
+
+.PHONY: simulate
+simulate: venv ## replay a simulated cluster with SEED=number and print its story
+	@$(BIN)/python -m tests.simulation --seed $(SEED) $(ARGS)
+
 SERIES ?= 3.10 4.0 4.3
 
 .PHONY: soak
