@@ -47,7 +47,7 @@ def test_role_edit_is_enough_after_the_preparation(rabbit: Rabbit) -> None:
             apply(*prepared)
             eventually(lambda: _may_create_workqueues(team, where), 30, "the role edit includes WorkQueues")
             release.install(**listed, rbac={"create": False}, admissionPolicy={"enabled": False})
-            workqueue = lab.workqueue("own").apply()
+            workqueue = lab.workqueue("own").apply().wait_ready()
             workqueue.publish([{"id": 1, "seconds": 0}])
             assert [result["event"] for result in workqueue.results(1)] == ["done"]
             workqueue.delete()
