@@ -22,17 +22,15 @@ from workqueue.contract.errors import WorkerError
 from workqueue.logs import escaped
 from workqueue_operator.api.workqueue import MAX_REPLICAS, WorkQueue
 from workqueue_operator.errors import ClusterError, ReconcileError
-from workqueue_operator.kube.client import Cluster, workqueue_path
+from workqueue_operator.kube.client import Cluster, events_path, workqueue_path
+from workqueue_operator.kube.events import event_body, workqueue_reference
 from workqueue_operator.kube.store import Object
-from workqueue_operator.names import API_VERSION, GROUP, KIND, PLURAL
+from workqueue_operator.names import GROUP, PLURAL
 from workqueue_web.access import Access, Person, Right
 from workqueue_web.dead_letters import ChangedError, DeadLetters, NotReadableError
 from workqueue_web.decisions import PAGE_REPORTER
 
 logger = logging.getLogger(__name__)
-
-NOTE_LENGTH: Final = 1024
-"""Most characters of an Event's note that the API server accepts."""
 
 NAME_LENGTH: Final = 200
 
@@ -266,27 +264,17 @@ class Actions:
     ) -> None:
         metadata = body["metadata"]
         namespace, name = metadata["namespace"], metadata["name"]
-        event = {
-            "apiVersion": "events.k8s.io/v1",
-            "kind": "Event",
-            "metadata": {"generateName": f"{name}-", "namespace": namespace},
-            "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            "type": "Warning" if warning else "Normal",
-            "reason": REASONS[action],
-            "action": action.value.capitalize(),
-            "note": note[:NOTE_LENGTH],
-            "reportingController": PAGE_REPORTER,
-            "reportingInstance": self._instance,
-            "regarding": {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "namespace": namespace,
-                "name": name,
-                "uid": metadata["uid"],
-            },
-        }
+        event = event_body(
+            workqueue_reference(namespace, name, metadata["uid"]),
+            datetime.now(UTC),
+            (PAGE_REPORTER, self._instance),
+            reason=REASONS[action],
+            action=action.value.capitalize(),
+            note=note,
+            warning=warning,
+        )
         try:
-            await self._cluster.create(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", event)
+            await self._cluster.create(events_path(namespace), event)
         except ClusterError as error:
             logger.warning("An Event could not be written.", extra={"note": note, "detail": error.message})
             if must:

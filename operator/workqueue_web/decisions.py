@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.kube.client import Cluster
+from workqueue_operator.kube.client import Cluster, events_path
 from workqueue_operator.names import EVENT_REPORTER
 from workqueue_web.lookups import Lookups
 
@@ -75,9 +75,7 @@ class Decisions:
         found: list[Decision] = []
         try:
             for _ in range(PAGES):
-                page = await self._cluster.get(
-                    f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", **query
-                )
+                page = await self._cluster.get(events_path(namespace), **query)
                 found += [
                     _decision(one) for one in page["items"] if one.get("reportingController") in REPORTERS
                 ]

@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -208,6 +209,11 @@ def _refusal(status: int, text: bytes | str, retry_after: str | None) -> Cluster
     return ClusterError(status, message, retry_after=seconds)
 
 
+def micro_time(moment: datetime) -> str:
+    """Return a moment in UTC as Kubernetes' MicroTime."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def workqueues_path(namespace: str | None) -> str:
     """Return the path of the WorkQueues of a namespace, or of all."""
     scope = f"/namespaces/{namespace}" if namespace else ""
@@ -284,6 +290,11 @@ def namespace_leases_path(namespace: str) -> str:
 def lease_path(namespace: str, name: str) -> str:
     """Return the path of a Lease."""
     return f"{namespace_leases_path(namespace)}/{_part(name)}"
+
+
+def events_path(namespace: str) -> str:
+    """Return the path of the Events of a namespace."""
+    return f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
 
 
 def cluster_role_path(name: str) -> str:

@@ -25,7 +25,8 @@ LONGEST_HOLD: Final = 5.0
 writes a second are what an API server with two processors has left when many queues wake together."""
 
 
-def _never() -> bool:
+def never() -> bool:
+    """Say that nothing is urgent."""
     return False
 
 
@@ -47,7 +48,7 @@ class Outbox:
         is_urgent: whether more urgent writes are under way. None begins meanwhile, for LONGEST_HOLD at most.
     """
 
-    def __init__(self, clock: Clock, rate: Rate, is_urgent: Callable[[], bool] = _never) -> None:
+    def __init__(self, clock: Clock, rate: Rate, is_urgent: Callable[[], bool]) -> None:
         self._clock = clock
         self._rate = rate
         self._is_urgent = is_urgent
@@ -142,7 +143,7 @@ class Outbox:
 class Outboxes:
     """One outbox for each namespace, with the same rate."""
 
-    def __init__(self, clock: Clock, rate: Rate, is_urgent: Callable[[], bool] = _never) -> None:
+    def __init__(self, clock: Clock, rate: Rate, is_urgent: Callable[[], bool] = never) -> None:
         self._clock = clock
         self._rate = rate
         self._is_urgent = is_urgent
