@@ -5,14 +5,12 @@ A figure is computed from the samples, or quoted from the row where no samples a
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 import statistics
 from pathlib import Path
 from typing import Any, Final
 
-from hack.bench.report import grid
+from hack.bench.report import grid, read, results_file
 
 ROOT: Final = Path(__file__).parents[2]
 BENCHMARKS: Final = ROOT / "docs" / "benchmarks"
@@ -148,8 +146,7 @@ def _filled(text: str, name: str, table: str) -> str:
 
 
 def _results(name: str) -> Object:
-    found: Object = json.loads(gzip.decompress((BENCHMARKS / f"{name}.json.gz").read_bytes()))
-    return found
+    return read(results_file(BENCHMARKS, name))
 
 
 def _row(beginning: str) -> Object:

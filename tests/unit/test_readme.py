@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 import statistics
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from hack.bench.report import read, results_file
 from workqueue.testing import Ack, DeadLetter, run
 from workqueue_operator.api.workqueue import WorkQueue
 
@@ -27,7 +26,7 @@ def block(language: str) -> str:
 
 
 def results(name: str) -> Any:
-    return json.loads(gzip.decompress((ROOT / f"docs/benchmarks/{name}.json.gz").read_bytes()))
+    return read(results_file(ROOT / "docs/benchmarks", name))
 
 
 def row(beginning: str) -> str:
