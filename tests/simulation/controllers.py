@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -56,7 +57,7 @@ def _reference(kind: str, owner: Object) -> list[Object]:
     return [{"kind": kind, "name": metadata["name"], "uid": metadata["uid"], "controller": True}]
 
 
-class _Controller:
+class _Controller(ABC):
     """Syncs keys that have changed, soon, unless it is stopped."""
 
     def __init__(self, world: World, name: str) -> None:
@@ -91,9 +92,9 @@ class _Controller:
         for key in due:
             self.sync(key)
 
+    @abstractmethod
     def sync(self, key: Key) -> None:
         """Bring one object to what its spec asks."""
-        raise NotImplementedError
 
 
 class DeploymentController(_Controller):
