@@ -64,7 +64,8 @@ HELM_PROGRAM: Final = "helm.sh/helm/v4/cmd/helm"
 # Without cgo, no C compiler is needed and the programs run in any image.
 ENVIRONMENT: Final = {"CGO_ENABLED": "0", "GOWORK": "off"}
 # The same flags for all programs: libraries that were compiled with other flags are compiled again.
-FLAGS: Final = ("-trimpath", "-buildvcs=false")
+# Without DWARF, which the linker would remove, they compile in about a tenth less time.
+FLAGS: Final = ("-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false")
 SMALLER: Final = "-s -w"
 GO_PART: Final = "Go"
 MODULES_PART: Final = "Go modules"
