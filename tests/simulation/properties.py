@@ -57,14 +57,6 @@ SETTLES_WITHIN: Final = 200.0
 """Seconds after the last fault within which everything has converged."""
 
 
-RESTARTING: Final = "restarting worker removed"
-"""A property that does not hold today. The kubelet has not reported yet that a crashed worker runs again, so the
-operator takes it for dead and does not ask it."""
-
-OPEN: Final = frozenset({RESTARTING})
-"""Properties that are known not to hold. `--seeds` prints their seeds and does not fail."""
-
-
 class Properties:
     """Watches one stage."""
 
@@ -101,9 +93,7 @@ class Properties:
             return
         if self._rolls_out(deployment, replicaset):
             return
-        live = self._cluster.server.objects.get(("pods", key[0], name)) or pod
-        rule = RESTARTING if _restarts(live) else "busy worker removed"
-        self._world.violated(rule, f"pod {name} of {key[0]}/{key[1]} had {held} messages")
+        self._world.violated("busy worker removed", f"pod {name} of {key[0]}/{key[1]} had {held} messages")
 
     def _rolls_out(self, key: Key, replicaset: Object) -> bool:
         deployment = self._cluster.server.objects.get(key)
@@ -461,12 +451,6 @@ class Properties:
 
 
 _ALL: Final = ("QueueDeclared", "DepthKnown", "WorkloadApplied", "WorkersAvailable", "ScalingActive", "Ready")
-
-
-def _restarts(pod: Object) -> bool:
-    """Whether the kubelet's last report of the worker is that it crashed."""
-    containers = pod["status"].get("containerStatuses") or ()
-    return any(one["restartCount"] and "waiting" in one["state"] for one in containers)
 
 
 def _names_obstacle(body: Object) -> bool:
