@@ -10,7 +10,7 @@ from typing import Any, Final
 from tests.simulation.apiserver import Key, Object
 from tests.simulation.cluster import OPERATOR, condition
 from tests.simulation.controllers import is_ready
-from tests.simulation.rabbit import ModelQueue
+from tests.simulation.rabbit import ModelConsumer, ModelMessage, ModelQueue
 from tests.simulation.stage import Stage, WorkQueueKey
 from tests.simulation.workers import WorkerProcess
 from workqueue_operator import __main__ as main
@@ -67,6 +67,7 @@ class Properties:
         self._held: dict[tuple[str, str], float] = {}
         self._contradictions: dict[tuple[WorkQueueKey, str], float] = {}
         self._unserved: dict[WorkQueueKey, float] = {}
+        self._rung: dict[ModelMessage, ModelConsumer] = {}
         self._writes: deque[tuple[float, int]] = deque()
         self._most_messages: dict[WorkQueueKey, deque[tuple[float, int]]] = {}
         self._last_conditions: dict[WorkQueueKey, dict[str, str]] = {}
@@ -74,6 +75,7 @@ class Properties:
         stage.cluster.server.on_write.append(self._on_write)
         for rabbit in set(stage.cluster.rabbits.values()):
             rabbit.on_delete = self._on_delete
+            rabbit.on_delivery = self._on_delivery
 
     # -- at each event -------------------------------------------------------------------------------
 
@@ -175,6 +177,14 @@ class Properties:
         """Workers are replaced only after a user changed what they depend on."""
         if self._world.now - self._stage.changed_template[key] > CAUSE:
             self._world.violated("workers replaced without cause", f"{key[0]}/{key[1]}")
+
+    def _on_delivery(self, queue: ModelQueue, consumer: ModelConsumer, message: ModelMessage) -> None:
+        """A doorbell is cancelled before its message returns, so that each ring counts as one delivery."""
+        if consumer.priority != PRIORITY:
+            return
+        if self._rung.get(message) is consumer:
+            self._world.violated("a message rings twice", f"{message.original} of {queue.name}")
+        self._rung[message] = consumer
 
     def _on_delete(self, queue: ModelQueue, by: Any) -> None:
         """Only a user deletes a queue with confirmed messages."""

@@ -110,6 +110,7 @@ class ModelQueue:
             self._note_waiting()
             consumer.held += 1
             self.unacked[message] = consumer.channel
+            self.rabbit.on_delivery(self, consumer, message)
             consumer.channel.deliver(self, consumer, message)
         self._note_waiting()
 
@@ -672,7 +673,7 @@ class Rabbit:
         down: whether it refuses connections.
         hung: whether it takes connections and frames and answers nothing.
         alarm: whether it confirms nothing that is published.
-        on_ack, on_delete: heard by the properties.
+        on_ack, on_delete, on_delivery: heard by the properties.
     """
 
     def __init__(self, world: World, name: str, version: BrokerVersion) -> None:
@@ -690,6 +691,7 @@ class Rabbit:
         self.held: list[tuple[ModelConnection, ModelChannel, Callable[[], None]]] = []
         self.cut_from: set[Process] = set()
         self.on_ack: Callable[[ModelQueue, ModelMessage], None] = lambda _queue, _message: None
+        self.on_delivery: Callable[[ModelQueue, ModelConsumer, ModelMessage], None] = lambda *_: None
         self.on_delete: Callable[[ModelQueue, ModelConnection | None], None] = lambda _queue, _by: None
 
     def latency(self) -> float:
