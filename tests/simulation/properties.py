@@ -336,7 +336,8 @@ class Properties:
             yield f"ScaledToZero with {replicas} replicas"
         if status.get("desiredReplicas", 0) != replicas:
             yield f"desiredReplicas is not {replicas}"
-        if condition(body, "QueueDeclared").get("status") == "True" and queue is None:
+        declared = condition(body, "QueueDeclared").get("status") == "True"
+        if declared and queue is None:
             yield "QueueDeclared without a queue"
         known = condition(body, "DepthKnown").get("status") == "True" and queue is not None
         if known and queue is not None and status.get("messages") != len(queue.ready):
@@ -353,7 +354,8 @@ class Properties:
         dead = self._cluster.rabbits[self._stage.hosts[key]].queues.get(
             f"{self._stage.workqueues[key].queue}.dead"
         )
-        if ready and dead is not None and status.get("deadLetters", 0) != len(dead.ready):
+        # A WorkQueue on a queue that another one has claimed does not count its dead letters.
+        if declared and ready and dead is not None and status.get("deadLetters", 0) != len(dead.ready):
             yield f"deadLetters is not {len(dead.ready)}"
 
     # -- at the end ----------------------------------------------------------------------------------
