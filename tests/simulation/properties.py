@@ -167,7 +167,7 @@ class Properties:
             return
         most = max((n for _, n in self._most_messages.get(key, ())), default=0)
         queue = self._stage.queue(key)
-        most = max(most, len(queue.ready) + len(queue.unacked) if queue is not None else 0)
+        most = max(most, queue.most if queue is not None else 0)
         if count > max(scaling["minReplicas"], -(-most // per)):
             self._world.violated(
                 "count raised without messages", f"{key[0]}/{key[1]}: to {count} for at most {most}"
@@ -267,7 +267,9 @@ class Properties:
     def _check_workqueue(self, key: WorkQueueKey, now: float) -> None:
         stage = self._stage
         queue, body = stage.queue(key), self._cluster.server.get("workqueues", *key)
-        count = len(queue.ready) + len(queue.unacked) if queue is not None else 0
+        count = queue.most if queue is not None else 0
+        if queue is not None:
+            queue.most = len(queue.ready) + len(queue.unacked)
         recent = self._most_messages.setdefault(key, deque())
         recent.append((now, count))
         while recent[0][0] < now - 60.0:

@@ -82,6 +82,8 @@ class ModelQueue:
         self.stuck: list[Callable[[], None]] = []
         """Calls that wait for a majority."""
         self.waiting_since: float | None = None
+        self.most = 0
+        """The most messages in it since a property last looked."""
         self._turn = itertools.count()
         self._expiry = 0.0
 
@@ -97,6 +99,7 @@ class ModelQueue:
     def push(self, message: ModelMessage) -> None:
         message.at = self.rabbit.world.now
         self.ready.append(message)
+        self.most = max(self.most, len(self.ready) + len(self.unacked))
         self.deliver()
         self.expire()
 

@@ -13,14 +13,24 @@ BY_DAY, BY_NIGHT = "3:6", "0:600"
 
 FOUND = {
     "nack before cancel": 0,
+    "ack before the confirm": 1,
+    "leak of pass states": 2,
     "stale ReplicaSet": 2,
     "marks cleared early": 4,
     "busy not asked": 5,
     "retired worker consumes": 5,
     "crashed is dead": 6,
     "Secret read once": 11,
+    "dead letters late": 17,
     "rank": 30,
+    "empty broker": 45,
     "store is not corrected": 50,
+    "replicas applied away": 61,
+    "unreachable is busy": 67,
+    "refused template": 93,
+    "deletion during a job": 120,
+    "no backoff": 149,
+    "slot never reopens": 200,
 }
 """Mutants that have been found, and a seed that fails with each."""
 
