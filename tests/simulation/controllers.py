@@ -19,7 +19,11 @@ from workqueue_operator.names import ANNOTATION_DELETION_COST, WORKER_CONTAINER
 
 BURST_FIRST: Final = 1
 READY_PROBE: Final = 1.0
-CRASH_PAUSE: Final = (2.0, 40.0)
+RESTART_SECONDS: Final = 0.5
+BACK_OFF: Final = (10.0, 40.0)
+"""The first and the longest pause, in seconds, before a container that has crashed again is started; in Kubernetes
+10 and 300 s, shortened to fit into a run. It is started immediately after its first crash."""
+
 NODE_GRACE: Final = 20.0
 """Seconds until a node that does not answer loses its pods; in Kubernetes 340 s, shortened to fit into a run."""
 
@@ -490,8 +494,16 @@ class Kubelets:
             self._world.later(0.05 + 0.3 * self._world.random.random(), self._finish, pod)
             return
         pod.restarts += 1
-        ended = {"terminated": {"exitCode": code, "reason": "Error"}}
-        container = {**self._container(pod, {"waiting": {"reason": "CrashLoopBackOff"}}), "lastState": ended}
+        ended = {
+            "terminated": {"exitCode": code, "reason": "Error", "finishedAt": self._world.timestamp()},
+        }
+        if pod.restarts == 1:
+            pause, container = RESTART_SECONDS * self._world.random.random(), self._container(pod, ended)
+        else:
+            pause = min(BACK_OFF[0] * 2 ** (pod.restarts - 2), BACK_OFF[1])
+            words = f"back-off {pause:.0f}s restarting failed container={WORKER_CONTAINER}"
+            waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": words}}
+            container = {**self._container(pod, waiting), "lastState": ended}
         self._status(
             pod.key,
             pod.uid,
@@ -499,7 +511,7 @@ class Kubelets:
             restarts=pod.restarts,
             containerStatuses=[container],
         )
-        self._world.later(min(CRASH_PAUSE[0] * 2 ** (pod.restarts - 1), CRASH_PAUSE[1]), self._start, pod)
+        self._world.later(pause, self._start, pod)
 
     def _stop(self, body: Object, pod: _Pod | None) -> None:
         metadata = body["metadata"]

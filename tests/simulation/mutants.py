@@ -75,13 +75,17 @@ def _(patches: pytest.MonkeyPatch) -> None:
 def _(patches: pytest.MonkeyPatch) -> None:
     async def clear_left_over(retirer: Any, namespace: str, pods: Any, keys: Any) -> None:
         marked = [pod for pod in pods if pod.marked and not pod.terminating]
-        await retirer._call_off(marked, marked, namespace, keys)
+        await call_off(retirer, namespace, marked, keys)
+
+    async def call_off(retirer: Any, namespace: str, marked: Any, keys: Any) -> None:
+        await retirer._resume(marked, keys)
+        await retirer._mark(namespace, marked, None)
 
     async def lower_and_call_off(retirer: Any, namespace: str, chosen: Any, keys: Any, steps: Any) -> Any:
         outcome = await real(retirer, namespace, chosen, keys, steps)
         agreed = [pod for pod in chosen.ask if outcome.answers[pod.name] is retire.Answer.RETIRED]
         if outcome.obstacle is retire.CONFLICT:
-            await retirer._call_off(agreed, agreed, namespace, keys)
+            await call_off(retirer, namespace, agreed, keys)
         return outcome
 
     real = retire.Retirer.retire
@@ -101,6 +105,17 @@ def _(patches: pytest.MonkeyPatch) -> None:
         return state
 
     patches.setattr(scale.Scaler, "_renew_leases", nothing)
+
+
+@mutant(
+    "crashed is dead",
+    "a crashed worker that runs again, and is not reported yet, is removed without a question",
+)
+def _(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(retire, "_may_start", lambda pod, now: pod.restarts_at is None and real(pod, now))
+    patches.setattr(gather, "_unreported", lambda _pods, _now: [])
+
+    real = retire._may_start
 
 
 @mutant("busy not asked", "idle workers are removed without a question")

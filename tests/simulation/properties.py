@@ -10,7 +10,7 @@ from typing import Any, Final
 from tests.simulation.apiserver import Key, Object
 from tests.simulation.cluster import OPERATOR, condition
 from tests.simulation.controllers import is_ready
-from tests.simulation.rabbit import ModelQueue
+from tests.simulation.rabbit import ModelConsumer, ModelMessage, ModelQueue
 from tests.simulation.stage import Stage, WorkQueueKey
 from tests.simulation.workers import WorkerProcess
 from workqueue_operator import __main__ as main
@@ -57,14 +57,6 @@ SETTLES_WITHIN: Final = 200.0
 """Seconds after the last fault within which everything has converged."""
 
 
-RESTARTING: Final = "restarting worker removed"
-"""A property that does not hold today. The kubelet has not reported yet that a crashed worker runs again, so the
-operator takes it for dead and does not ask it."""
-
-OPEN: Final = frozenset({RESTARTING})
-"""Properties that are known not to hold. `--seeds` prints their seeds and does not fail."""
-
-
 class Properties:
     """Watches one stage."""
 
@@ -75,6 +67,7 @@ class Properties:
         self._held: dict[tuple[str, str], float] = {}
         self._contradictions: dict[tuple[WorkQueueKey, str], float] = {}
         self._unserved: dict[WorkQueueKey, float] = {}
+        self._rung: dict[ModelMessage, ModelConsumer] = {}
         self._writes: deque[tuple[float, int]] = deque()
         self._most_messages: dict[WorkQueueKey, deque[tuple[float, int]]] = {}
         self._last_conditions: dict[WorkQueueKey, dict[str, str]] = {}
@@ -82,6 +75,7 @@ class Properties:
         stage.cluster.server.on_write.append(self._on_write)
         for rabbit in set(stage.cluster.rabbits.values()):
             rabbit.on_delete = self._on_delete
+            rabbit.on_delivery = self._on_delivery
 
     # -- at each event -------------------------------------------------------------------------------
 
@@ -101,9 +95,7 @@ class Properties:
             return
         if self._rolls_out(deployment, replicaset):
             return
-        live = self._cluster.server.objects.get(("pods", key[0], name)) or pod
-        rule = RESTARTING if _restarts(live) else "busy worker removed"
-        self._world.violated(rule, f"pod {name} of {key[0]}/{key[1]} had {held} messages")
+        self._world.violated("busy worker removed", f"pod {name} of {key[0]}/{key[1]} had {held} messages")
 
     def _rolls_out(self, key: Key, replicaset: Object) -> bool:
         deployment = self._cluster.server.objects.get(key)
@@ -175,7 +167,7 @@ class Properties:
             return
         most = max((n for _, n in self._most_messages.get(key, ())), default=0)
         queue = self._stage.queue(key)
-        most = max(most, len(queue.ready) + len(queue.unacked) if queue is not None else 0)
+        most = max(most, queue.most if queue is not None else 0)
         if count > max(scaling["minReplicas"], -(-most // per)):
             self._world.violated(
                 "count raised without messages", f"{key[0]}/{key[1]}: to {count} for at most {most}"
@@ -185,6 +177,14 @@ class Properties:
         """Workers are replaced only after a user changed what they depend on."""
         if self._world.now - self._stage.changed_template[key] > CAUSE:
             self._world.violated("workers replaced without cause", f"{key[0]}/{key[1]}")
+
+    def _on_delivery(self, queue: ModelQueue, consumer: ModelConsumer, message: ModelMessage) -> None:
+        """A doorbell is cancelled before its message returns, so that each ring counts as one delivery."""
+        if consumer.priority != PRIORITY:
+            return
+        if self._rung.get(message) is consumer:
+            self._world.violated("a message rings twice", f"{message.original} of {queue.name}")
+        self._rung[message] = consumer
 
     def _on_delete(self, queue: ModelQueue, by: Any) -> None:
         """Only a user deletes a queue with confirmed messages."""
@@ -267,7 +267,9 @@ class Properties:
     def _check_workqueue(self, key: WorkQueueKey, now: float) -> None:
         stage = self._stage
         queue, body = stage.queue(key), self._cluster.server.get("workqueues", *key)
-        count = len(queue.ready) + len(queue.unacked) if queue is not None else 0
+        count = queue.most if queue is not None else 0
+        if queue is not None:
+            queue.most = len(queue.ready) + len(queue.unacked)
         recent = self._most_messages.setdefault(key, deque())
         recent.append((now, count))
         while recent[0][0] < now - 60.0:
@@ -336,7 +338,8 @@ class Properties:
             yield f"ScaledToZero with {replicas} replicas"
         if status.get("desiredReplicas", 0) != replicas:
             yield f"desiredReplicas is not {replicas}"
-        if condition(body, "QueueDeclared").get("status") == "True" and queue is None:
+        declared = condition(body, "QueueDeclared").get("status") == "True"
+        if declared and queue is None:
             yield "QueueDeclared without a queue"
         known = condition(body, "DepthKnown").get("status") == "True" and queue is not None
         if known and queue is not None and status.get("messages") != len(queue.ready):
@@ -353,7 +356,8 @@ class Properties:
         dead = self._cluster.rabbits[self._stage.hosts[key]].queues.get(
             f"{self._stage.workqueues[key].queue}.dead"
         )
-        if ready and dead is not None and status.get("deadLetters", 0) != len(dead.ready):
+        # A WorkQueue on a queue that another one has claimed does not count its dead letters.
+        if declared and ready and dead is not None and status.get("deadLetters", 0) != len(dead.ready):
             yield f"deadLetters is not {len(dead.ready)}"
 
     # -- at the end ----------------------------------------------------------------------------------
@@ -461,12 +465,6 @@ class Properties:
 
 
 _ALL: Final = ("QueueDeclared", "DepthKnown", "WorkloadApplied", "WorkersAvailable", "ScalingActive", "Ready")
-
-
-def _restarts(pod: Object) -> bool:
-    """Whether the kubelet's last report of the worker is that it crashed."""
-    containers = pod["status"].get("containerStatuses") or ()
-    return any(one["restartCount"] and "waiting" in one["state"] for one in containers)
 
 
 def _names_obstacle(body: Object) -> bool:

@@ -82,6 +82,8 @@ class ModelQueue:
         self.stuck: list[Callable[[], None]] = []
         """Calls that wait for a majority."""
         self.waiting_since: float | None = None
+        self.most = 0
+        """The most messages in it since a property last looked."""
         self._turn = itertools.count()
         self._expiry = 0.0
 
@@ -97,6 +99,7 @@ class ModelQueue:
     def push(self, message: ModelMessage) -> None:
         message.at = self.rabbit.world.now
         self.ready.append(message)
+        self.most = max(self.most, len(self.ready) + len(self.unacked))
         self.deliver()
         self.expire()
 
@@ -110,6 +113,7 @@ class ModelQueue:
             self._note_waiting()
             consumer.held += 1
             self.unacked[message] = consumer.channel
+            self.rabbit.on_delivery(self, consumer, message)
             consumer.channel.deliver(self, consumer, message)
         self._note_waiting()
 
@@ -672,7 +676,7 @@ class Rabbit:
         down: whether it refuses connections.
         hung: whether it takes connections and frames and answers nothing.
         alarm: whether it confirms nothing that is published.
-        on_ack, on_delete: heard by the properties.
+        on_ack, on_delete, on_delivery: heard by the properties.
     """
 
     def __init__(self, world: World, name: str, version: BrokerVersion) -> None:
@@ -690,6 +694,7 @@ class Rabbit:
         self.held: list[tuple[ModelConnection, ModelChannel, Callable[[], None]]] = []
         self.cut_from: set[Process] = set()
         self.on_ack: Callable[[ModelQueue, ModelMessage], None] = lambda _queue, _message: None
+        self.on_delivery: Callable[[ModelQueue, ModelConsumer, ModelMessage], None] = lambda *_: None
         self.on_delete: Callable[[ModelQueue, ModelConnection | None], None] = lambda _queue, _by: None
 
     def latency(self) -> float:

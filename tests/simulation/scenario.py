@@ -151,6 +151,8 @@ def _load(chance: random.Random, workqueues: tuple[WorkQueueSpec, ...]) -> list[
                 if seconds >= 8.0:
                     # So that the workers can handle everything before the end.
                     count, kind = min(count, 3), "ok"
+                if kind == "crashes":
+                    count = min(count, 3)
                 steps.append(Step(at, "publish", (*workqueue.key, count, seconds, kind)))
                 at += chance.uniform(0.5, 20.0)
     return [step for step in steps if step.at < LAST + 40.0]

@@ -94,6 +94,21 @@ LATER_PASSES: list[tuple[str, dict[str, Any], Depth]] = [
         Depth(1, 1, 1, 2, NOT_YET),
     ),
     (
+        "consumer of a worker that the kubelet has not reported yet",
+        {"counts": counts(0, 2), "pods": [A], "statuses": {"a": worker()}, "unreported": [B]},
+        Depth(0, 0, 2, 1, NOT_YET),
+    ),
+    (
+        "consumers of others beside a starting pod",
+        {"counts": counts(0, 5), "unreported": [A], "concurrency": 2},
+        Depth(0, 0, 5, 2, NOT_YET),
+    ),
+    (
+        "starting pod that does not consume yet",
+        {"counts": counts(0, 1), "pods": [A], "statuses": {"a": worker()}, "unreported": [B]},
+        Depth(0, 0, 1),
+    ),
+    (
         "message received after the broker's answer",
         {"counts": counts(1, 1), "pods": [A, B], "statuses": {"a": worker(1), "b": worker(1)}},
         Depth(1, 1, 1, 1, NOT_YET),

@@ -105,6 +105,22 @@ def test_replaced_worker_is_not_named(site: Site, clock: Clock) -> None:
     assert set(site.state.silent_since) == {"uid-2"}
 
 
+def test_worker_that_runs_unreported_is_expected(site: Site, clock: Clock) -> None:
+    now = clock.now().timestamp()
+    pods = [
+        replace(READY, name=name, running=False, ready=False, **changes)
+        for name, changes in {
+            "starting": {},
+            "homeless": {"scheduled": False},
+            "crashed": {"restarts_at": 0.0},
+            "backing-off": {"restarts_at": now + 60},
+            "terminating": {"terminating": True},
+        }.items()
+    ]
+
+    assert [pod.name for pod in site.ask(0, *pods).unreported] == ["starting", "crashed"]
+
+
 class Asked(Workers):
     """Workers that answer with a number of busy slots each, and count how often they are asked."""
 

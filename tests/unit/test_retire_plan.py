@@ -61,6 +61,7 @@ def asked(made: RetirePlan) -> tuple[list[str], list[str]]:
 
 A, B, C = pod("a"), pod("b"), pod("c")
 BROKEN = Unknown(Reason.IMAGE_PULL_FAILED, "no such image")
+CRASHED = pod("b", running=False, ready=False, restarts_at=0.0)
 STARTING = pod("b", running=False, ready=False, started=False, created=NOW - 5)
 HOMELESS = pod("h", running=False, ready=False, started=False, scheduled=False)
 
@@ -88,6 +89,9 @@ HOMELESS = pod("h", running=False, ready=False, started=False, scheduled=False)
         ([A, replace(STARTING, scheduled=False), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
         ([A, replace(STARTING, failure=BROKEN), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
         ([A, replace(STARTING, created=NOW - 90), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
+        ([A, CRASHED, C], {"a": worker(), "c": worker()}, 1, [], ["a"]),
+        ([A, replace(CRASHED, restarts_at=NOW + 29), C], {"a": worker(), "c": worker()}, 1, [], ["a"]),
+        ([A, replace(CRASHED, restarts_at=NOW + 31), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
     ],
     ids=[
         "idle pods up to the surplus",
@@ -104,6 +108,9 @@ HOMELESS = pod("h", running=False, ready=False, started=False, scheduled=False)
         "starting pod without a node",
         "starting pod with a failure",
         "pod that has been starting for long",
+        "crashed worker that may run again",
+        "crashed worker that restarts soon",
+        "crashed worker that restarts late",
     ],
 )
 def test_retirement_candidates_are_idle_and_ordered(
@@ -270,6 +277,15 @@ async def test_refusal_of_all_workers_changes_nothing() -> None:
     assert scene.happened == []
     assert (outcome.removed, outcome.deployment) == (0, None)
     assert outcome.unreachable == ["b", "c"]
+
+
+@pytest.mark.parametrize("stays", [STARTING, CRASHED], ids=["starting", "crashed"])
+async def test_pod_whose_worker_may_run_unreported_stays(stays: PodView) -> None:
+    """A worker takes messages before the kubelet reports that it runs."""
+    scene = Scene()
+    outcome = await scene.carry_out(plan([stays], {}, 1, NOW), [stays])
+    assert scene.happened == []
+    assert says(outcome, Reason.POD_NOT_READY, "The worker of pod b starts or has crashed")
 
 
 async def test_pod_without_running_worker_is_removed_unasked() -> None:
@@ -574,3 +590,4 @@ async def test_expired_consent_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_slowest_scale_in_ends_before_the_lease_does() -> None:
     assert retire.LOWER_WITHIN + REQUEST_TIMEOUT < LEASE_SECONDS
+    assert retire.LOWER_WITHIN + REQUEST_TIMEOUT < retire.ENDED_FOR

@@ -239,6 +239,46 @@ def test_pod_view_has_all_fields() -> None:
     )
 
 
+def backing_off(seconds: str) -> dict[str, Any]:
+    said = f"back-off {seconds} restarting failed container=worker pod=jobs-worker-1_team(uid)"
+    return {"reason": "CrashLoopBackOff", "message": said}
+
+
+ENDED = {"exitCode": 1, "finishedAt": "2026-01-01T00:00:10Z"}
+
+
+@pytest.mark.parametrize(
+    ("state", "seconds"),
+    [
+        ({"waiting": backing_off("40s"), "last": ENDED}, 10 + 40),
+        ({"waiting": backing_off("2m40s"), "last": ENDED}, 10 + 160),
+        ({"waiting": backing_off("1h0m0s"), "last": ENDED}, 10 + 3600),
+        ({"waiting": {"reason": "CrashLoopBackOff"}, "last": ENDED}, None),
+        ({"waiting": backing_off("40s"), "last": {"exitCode": 137, "finishedAt": None}}, None),
+        ({"terminated": ENDED}, None),
+    ],
+    ids=["seconds", "minutes", "hours", "no duration", "unknown end", "just ended"],
+)
+def test_restart_of_an_ended_worker_is_known_or_may_be_any_moment(
+    state: dict[str, Any], seconds: int | None
+) -> None:
+    restarts_at = pod_view(body(containerStatuses=[container(**state)])).restarts_at
+    assert restarts_at == (0 if seconds is None else CREATED + seconds)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"running": {}, "last": ENDED},
+        {"waiting": {"reason": "ContainerCreating"}},
+        {"waiting": PULL, "last": ENDED},
+    ],
+    ids=["running again", "not started yet", "without its image"],
+)
+def test_worker_that_has_not_ended_does_not_restart(state: dict[str, Any]) -> None:
+    assert pod_view(body(containerStatuses=[container(**state)])).restarts_at is None
+
+
 def test_pod_without_status_has_an_empty_view() -> None:
     bare = {"metadata": {"name": "a", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}}
     assert pod_view(bare) == PodView(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +27,8 @@ _PULL_ERRORS: Final = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 )
 _CONFIG_ERRORS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_BACK_OFF: Final = re.compile(r"back-off (?:(\d+)h)?(?:(\d+)m)?(?:([\d.]+)s)? restarting ")
+"""The kubelet's words while it waits before it starts a container again, with a duration as Go prints it."""
 
 PROVEN_SURGE: Final = "25%"
 """How many pods a rollout starts beside the old ones, once a pod of the template has been Ready. Before that, 1."""
@@ -59,6 +62,8 @@ class PodView:
         replicaset: the name of its ReplicaSet.
         broker: the broker to which its worker connects; empty when the template does not name one.
         node: the name of its node; empty before it has one.
+        restarts_at: when the kubelet starts its worker again, in Unix seconds, if the worker has ended; 0 while the
+            kubelet does not say. It starts a crashed worker some time before it reports it as running.
     """
 
     name: str
@@ -80,6 +85,7 @@ class PodView:
     node: str = ""
     protection: Protection = Protection.NONE
     relabelled: bool = False
+    restarts_at: float | None = None
 
     @property
     def rank(self) -> tuple[bool, bool, bool]:
@@ -146,7 +152,22 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
         node=node,
         protection=_protection(annotations),
         relabelled=labels.get(LABEL_RETIRING, "false") != "false",
+        restarts_at=_restarts_at(worker),
     )
+
+
+def _restarts_at(worker: Mapping[str, Any]) -> float | None:
+    state = worker.get("state") or {}
+    waiting = state.get("waiting") or {}
+    ended = state.get("terminated") or (worker.get("lastState") or {}).get("terminated")
+    # Without its image or its configuration, the kubelet starts nothing.
+    if "running" in state or not ended or waiting.get("reason") in _PULL_ERRORS | _CONFIG_ERRORS:
+        return None
+    back_off = _BACK_OFF.match(waiting.get("message") or "")
+    if back_off is None or not ended.get("finishedAt"):
+        return 0.0
+    hours, minutes, seconds = (float(number or 0) for number in back_off.groups())
+    return datetime.fromisoformat(ended["finishedAt"]).timestamp() + 3600 * hours + 60 * minutes + seconds
 
 
 def _protection(annotations: Mapping[str, str]) -> Protection:

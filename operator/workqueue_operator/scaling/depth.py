@@ -38,6 +38,7 @@ class QueueReadings:
         unacknowledged: for the workers of a workloadRef, the exact count from the management API.
         stopping: terminating pods whose worker still runs. They no longer consume, but may have messages in handlers.
         stopping_statuses: their answers by pod name; None before the operator has asked them.
+        unreported: pods whose worker may run although the kubelet has not reported it yet.
         broker: the broker of these counts. A pod with another one does not consume from this queue.
     """
 
@@ -52,6 +53,7 @@ class QueueReadings:
     unacknowledged: int | Unknown | None = None
     stopping: Sequence[PodView] = ()
     stopping_statuses: Mapping[str, WorkerStatus] | None = None
+    unreported: Sequence[PodView] = ()
     broker: str = ""
 
 
@@ -130,7 +132,16 @@ def _in_handlers(answers: QueueReadings, counts: QueueCounts) -> tuple[int, int]
     silent = sum(pod.name not in answers.statuses for pod in answers.pods) * answers.concurrency
     # A message that a worker has taken since the broker answered still counts as waiting. It must not count twice.
     known = min(busy, counts.consumers) if counts.ready else busy
-    return known, busy - known + silent
+    return known, busy - known + silent + _in_unreported(answers, counts)
+
+
+def _in_unreported(answers: QueueReadings, counts: QueueCounts) -> int:
+    """Return how many messages workers may handle that the kubelet has not reported yet: as many as they consume."""
+    reported = sum(
+        answers.statuses[pod.name].slots if pod.name in answers.statuses else answers.concurrency
+        for pod in answers.pods
+    )
+    return min(max(counts.consumers - reported, 0), len(answers.unreported) * answers.concurrency)
 
 
 def _doubt(answers: QueueReadings, unconfirmed: int) -> Unknown | None:

@@ -137,7 +137,12 @@ class Gatherer:
             unacknowledged = await self._management.unacknowledged(connection.binding, workqueue.queue_name)
             readings = replace(readings, unacknowledged=unacknowledged)
         else:
-            readings = replace(readings, pods=_consuming(deployment, pods), stopping=_stopping(pods))
+            readings = replace(
+                readings,
+                pods=_consuming(deployment, pods),
+                stopping=_stopping(pods),
+                unreported=_unreported(pods, self._clock.now().timestamp()),
+            )
             if self._still_holds(workqueue, readings, state) and not changes_the_count(
                 workqueue.spec, replace(readings, statuses=state.statuses), deployment, minimum.replicas
             ):
@@ -319,6 +324,17 @@ def _consuming(deployment: DeploymentView | Unknown, pods: Sequence[PodView]) ->
 
 def _stopping(pods: Sequence[PodView]) -> list[PodView]:
     return [pod for pod in pods if pod.running and pod.terminating]
+
+
+def _unreported(pods: Sequence[PodView], now: float) -> list[PodView]:
+    return [
+        pod
+        for pod in pods
+        if pod.scheduled
+        and not pod.running
+        and not pod.terminating
+        and (pod.restarts_at is None or pod.restarts_at <= now)
+    ]
 
 
 def _proven(state: GatherState, deployment: DeploymentView | Unknown, pods: Sequence[PodView]) -> GatherState:

@@ -85,7 +85,7 @@ class RetireOutcome:
 
 @dataclass(frozen=True, slots=True)
 class RetirePlan:
-    """Which workers to ask. Pods whose worker does not run are removed first, without a question."""
+    """Which workers to ask. Pods whose worker surely does not run are removed first, without a question."""
 
     dead: tuple[PodView, ...]
     ask: tuple[PodView, ...]
@@ -121,6 +121,10 @@ FIRST_LOOK: Final = 0.02
 START_SECONDS: Final = 60.0
 """Seconds within which a scheduled pod may have a running worker that the kubelet has not reported yet."""
 
+ENDED_FOR: Final = 30.0
+"""Seconds for which the kubelet must not start a crashed worker, so that its pod may be removed without a question:
+LOWER_WITHIN, the request that lowers the count, and some seconds for clocks that differ."""
+
 
 def cordoned_first(pods: Sequence[PodView], cordoned: AbstractSet[str]) -> list[PodView]:
     """Return the pods with those on cordoned nodes first. Otherwise their order stays. Pure."""
@@ -132,15 +136,15 @@ def plan(
 ) -> RetirePlan:
     """Choose which workers to ask: first workers that do not run, then idle ones, then those in an unknown state.
 
-    Pure. Busy workers are not asked. Lower ranks come first, because Kubernetes removes them first, whatever the
-    marks say. Of equal workers, the first ones in `pods` are asked.
+    Pure. Busy workers are not asked, and a pod whose worker may run unreported stays. Lower ranks come first, because
+    Kubernetes removes them first, whatever the marks say. Of equal workers, the first ones in `pods` are asked.
 
     Args:
         now: Unix seconds.
     """
     alive = [pod for pod in pods if not pod.terminating]
     dead = sorted(
-        (pod for pod in alive if not pod.running and not _may_be_starting(pod, now)),
+        (pod for pod in alive if not pod.running and not _may_start(pod, now)),
         key=lambda pod: pod.rank,
     )[:surplus]
     idle = sorted(
@@ -150,8 +154,13 @@ def plan(
     return RetirePlan(tuple(dead), tuple(idle[: surplus - len(dead)]))
 
 
-def _may_be_starting(pod: PodView, now: float) -> bool:
-    return pod.scheduled and pod.failure is None and now - pod.created < START_SECONDS
+def _may_start(pod: PodView, now: float) -> bool:
+    """Whether the kubelet may have started its worker, or may do so before the count is lowered."""
+    if not pod.scheduled:
+        return False
+    if pod.restarts_at is not None:
+        return pod.restarts_at < now + ENDED_FOR
+    return pod.failure is None and now - pod.created < START_SECONDS
 
 
 def _busy(pod: PodView, statuses: Mapping[str, WorkerStatus]) -> bool:
@@ -184,7 +193,7 @@ class Retirer:
         outranked = _outranked(staying, leaving)
         if not leaving or outranked:
             await self._resume(agreed, keys)
-            return RetireOutcome(0, None, answers, outranked or _BUSY)
+            return RetireOutcome(0, None, answers, outranked or _none_leaves(staying))
         pods = [*leaving, *staying]
         try:
             before = await self._counted(namespace, pods)
@@ -325,6 +334,18 @@ def _relabelled(pods: Sequence[PodView]) -> int:
 
 def _staying(steps: RetireSteps, going: AbstractSet[str]) -> list[PodView]:
     return [pod for pod in steps.pods() if not pod.terminating and pod.uid not in going]
+
+
+def _none_leaves(staying: Sequence[PodView]) -> Unknown:
+    """Why no worker leaves."""
+    first = next((pod.name for pod in staying if not pod.running), None)
+    if first is None:
+        return _BUSY
+    return Unknown(
+        Reason.POD_NOT_READY,
+        f"The worker of pod {first} starts or has crashed, and may take a message before the kubelet reports that it "
+        "runs. The pod stays until the worker answers, or the kubelet waits for long before the next start.",
+    )
 
 
 def _outranked(staying: Sequence[PodView], leaving: Sequence[PodView]) -> Unknown | None:
