@@ -22,6 +22,10 @@ FOUND: Final = {
         Step({"scaling": {"minReplicas": 2}}),
         Step({"worker": None, "workloadRef": {"name": "mine"}}),
     ],
+    "service-account-removed": [
+        Step({"worker": {"serviceAccountName": "a"}}),
+        Step({"worker": {"serviceAccountName": None}}),
+    ],
 }
 
 

@@ -105,7 +105,9 @@ class Targets:
             return
         if own["spec"].get("replicas", 1) > 0:
             # The operator may not delete it.
-            stopped = await self._kubernetes.merge(deployment_path(namespace, name), {"spec": {"replicas": 0}})
+            stopped = await self._kubernetes.merge(
+                deployment_path(namespace, name), {"spec": {"replicas": 0}}
+            )
             self._store.put_deployment(stopped)
 
     async def _find(self, namespace: str, name: str) -> Object:
