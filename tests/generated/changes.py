@@ -1,4 +1,4 @@
-"""Changes of a WorkQueue's spec, drawn from the schema of the CRD: JSON merge patches, of which most are valid.
+"""Changes of a WorkQueue's spec, drawn from the schema of the CRD: JSON merge patches. Most are valid.
 
 Strings with a meaning come from `EXAMPLES`, because no schema says which image or time zone exists.
 """

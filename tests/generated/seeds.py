@@ -22,7 +22,7 @@ class Batch:
 
     Attributes:
         number: the seed.
-        tried: sequences, also those that were tried to shrink a failure.
+        tried: sequences, with the attempts to shrink a failure.
         failure: what does not hold, with the shortest sequence that shows it; empty if all holds.
     """
 

@@ -1,4 +1,4 @@
-"""A WorkQueue that was changed again and again is like a fresh one with the same spec.
+"""A WorkQueue after many changes is like a fresh one with the same spec.
 
 `make sequences SEED=7` replays a seed and shrinks what fails. A defect that was found stays in `FOUND`.
 """
