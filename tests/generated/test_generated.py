@@ -12,7 +12,7 @@ import pytest
 
 from tests.generated.changes import EXAMPLES, paths
 from tests.generated.seeds import BATCH, run
-from tests.generated.sequences import Step, check
+from tests.generated.sequences import How, Step, check
 from tests.generated.stage import Stage, stage
 
 BY_NIGHT: Final = 500
@@ -25,6 +25,10 @@ FOUND: Final = {
     "service-account-removed": [
         Step({"worker": {"serviceAccountName": "a"}}),
         Step({"worker": {"serviceAccountName": None}}),
+    ],
+    "classic-workqueue-on-a-quorum-queue-deleted": [
+        Step({"queue": {"type": "Classic", "deletionPolicy": "Delete"}}, How.RECREATE),
+        Step({"queue": {"type": "Quorum"}}, How.RECREATE),
     ],
 }
 
