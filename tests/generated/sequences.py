@@ -291,7 +291,7 @@ def _unlike(one: Object, other: Object, *, moved: bool) -> Iterator[str]:
     """Differences that neither a condition explains, nor what the sequence left behind in RabbitMQ.
 
     Args:
-        moved: whether it was on another virtual host. The operator forgets which bindings it made where it no longer is.
+        moved: whether it was on another virtual host, where the operator forgets which bindings it made.
     """
     applied = _condition(other, ConditionType.WORKLOAD_APPLIED)["status"] == "True"
     start = _condition(other, ConditionType.WORKERS_AVAILABLE)["status"] != "False"
