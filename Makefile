@@ -140,6 +140,10 @@ SEED ?= 0
 simulate: venv ## replay a simulated cluster with SEED=number and print its story
 	@$(BIN)/python -m tests.simulation --seed $(SEED) $(ARGS)
 
+.PHONY: sequences
+sequences: venv ## change WorkQueues as SEED=number draws it, and compare each with a fresh one; ARGS='--sequences 100'
+	@$(BIN)/python -m tests.generated --seed $(SEED) $(ARGS)
+
 SERIES ?= 3.10 4.0 4.3
 
 .PHONY: soak

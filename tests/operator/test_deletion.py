@@ -14,7 +14,7 @@ from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
 from tests.support.worker import Worker, Workers, publish
 from tests.support.workqueue import workqueue
-from workqueue.contract.topology import QueueType, dead_letter_queue, delay_queue
+from workqueue.contract.topology import QueueType, dead_letter_queue, delay_queue, work_queue
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import PodView
 
@@ -30,9 +30,12 @@ async def declare(vhost: VirtualHost) -> None:
             channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
 
 
-async def declare_plainly(vhost: VirtualHost, queue_type: QueueType) -> None:
+async def declare_alone(vhost: VirtualHost, queue_type: QueueType) -> None:
     async with channel_of(vhost) as channel:
-        channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": queue_type.value.lower()})
+        dead = dead_letter_queue("jobs")
+        channel.queue_declare(dead.name, durable=True, arguments=dict(dead.arguments))
+        queue = work_queue(deleted("Delete", type=queue_type.value).queue_settings)
+        channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
 
 
 def left(vhost: VirtualHost) -> list[str]:
@@ -86,6 +89,18 @@ async def test_delete_if_empty_waits_for_a_message_in_any_queue(vhost: VirtualHo
 
 
 @pytest.mark.parametrize("policy", ["Delete", "DeleteIfEmpty"])
+async def test_queue_of_another_kind_is_kept(vhost: VirtualHost, policy: str) -> None:
+    """It is a quorum queue, whose conditional deletion would close the connection (540)."""
+    await declare(vhost)
+    async with finalizer(vhost, hidden_seconds=0) as (under_test, cluster):
+        assert await under_test.finalize(deleted(policy, type="Classic")) is None
+
+        assert vhost.exists("jobs")
+        assert let_go(cluster)
+        await until(lambda: "was left behind" in told(cluster))
+
+
+@pytest.mark.parametrize("policy", ["Delete", "DeleteIfEmpty"])
 async def test_dead_letter_queue_of_others_is_kept(vhost: VirtualHost, policy: str) -> None:
     await declare(vhost)
     async with (
@@ -124,7 +139,7 @@ async def test_delay_queue_is_deleted_only_when_no_message_can_be_hidden(
 async def test_deletion_refuses_while_foreign_consumer_is_on_queue(
     every_vhost: VirtualHost, policy: str, queue_type: QueueType
 ) -> None:
-    await declare_plainly(every_vhost, queue_type)
+    await declare_alone(every_vhost, queue_type)
     going = deleted(policy, type=queue_type.value)
     async with finalizer(every_vhost) as (under_test, cluster), channel_of(every_vhost) as channel:
         tag = channel.basic_consume("jobs", lambda *_: None, arguments={"x-priority": -1000})

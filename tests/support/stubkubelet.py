@@ -11,16 +11,19 @@ import asyncio
 import ipaddress
 import itertools
 import json
+import os
 import ssl
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 
-from tests.support.controlplane import ADMIN, HOST
+from hack.cluster.checkout import CHECKOUT
+from tests.support.controlplane import ADMIN, ENDS_WITH_US, HOST
 from tests.support.ownnetwork import PODS, SILENT_PODS
 from workqueue.contract.worker_api import PORT
 
@@ -30,6 +33,9 @@ BEHAVIOUR: Final = "stub"
 """The key of the nodeSelector."""
 
 IDLE: Final = "idle"
+APART: Final = "apart"
+"""Idle, and without a consumer, as RabbitMQ sees it too."""
+
 BUSY: Final = "busy"
 SILENT: Final = "silent"
 SLOW: Final = "slow"
@@ -56,14 +62,14 @@ def _response(body: bytes, status: str = "200 OK") -> bytes:
     return head.encode() + body
 
 
-def _status(busy: int) -> bytes:
+def _status(busy: int, *, consuming: bool = True) -> bytes:
     return _response(
         json.dumps(
             {
                 "queue": "stub",
                 "slots": 1,
                 "busy": busy,
-                "consuming": True,
+                "consuming": consuming,
                 "retired": False,
                 "handled": 1,
                 "connected": True,
@@ -103,7 +109,7 @@ class _Worker(asyncio.Protocol):
         elif self._behaviour == GARBAGE:
             self._write(_response(next(self._bad)))
         elif method == b"GET":
-            self._write(_status(int(self._behaviour == BUSY)))
+            self._write(_status(int(self._behaviour == BUSY), consuming=self._behaviour != APART))
         elif method == b"POST" and self._behaviour == BUSY:
             self._write(_response(b"{}", "409 Conflict"))
         else:
@@ -210,6 +216,33 @@ class Kubelet:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[None]:
+    """Run it while the context lasts.
+
+    Args:
+        folder: the control plane's.
+    """
+    log = folder / "kubelet.log"
+    with log.open("ab") as errors:
+        started = subprocess.Popen(
+            [*ENDS_WITH_US, sys.executable, "-m", "tests.support.stubkubelet", str(folder)],
+            cwd=CHECKOUT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "worker")])},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+    try:
+        assert started.stdout is not None
+        assert started.stdout.readline(), f"The stub kubelet ended: {log.read_text()[-2000:]}"
+        yield
+    finally:
+        started.terminate()
+        started.wait()
+        if started.stdout is not None:
+            started.stdout.close()
 
 
 if __name__ == "__main__":

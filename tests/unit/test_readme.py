@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from hack.bench.report import read, results_file
+from hack.cluster.toolchain import HELM, HELM_3, KUBERNETES
+from tests.support.rabbitmq import RELEASES
 from workqueue.testing import Ack, DeadLetter, run
 from workqueue_operator.api.workqueue import WorkQueue
 
@@ -43,6 +45,14 @@ def raw(beginning: str) -> Any:
 def async_rate() -> float:
     samples = results("worker")["worker"][0]["runs"]["ours, async"]
     return statistics.median(sample["rate"] for sample in samples)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/testing.md", "docs/production.md"])
+def test_versions_are_those_that_the_tests_run_on(page: str) -> None:
+    text = (ROOT / page).read_text()
+    minors = [".".join(version.lstrip("v").split(".")[:2]) for version in (KUBERNETES, HELM, HELM_3)]
+
+    assert [version for version in (*minors, *RELEASES) if version not in text] == []
 
 
 def test_readme_fits_on_a_screen_or_three() -> None:

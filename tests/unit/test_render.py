@@ -286,6 +286,11 @@ def test_pod_settings_are_passed_on() -> None:
     assert pod(workqueue())["automountServiceAccountToken"] is False
 
 
+def test_pod_without_service_account_names_the_default_one() -> None:
+    """An apply without a name would keep an earlier one."""
+    assert pod(workqueue())["serviceAccountName"] == "default"
+
+
 TEMPLATE: dict[str, Any] = {
     "metadata": {
         "labels": {"team": "images", LABEL_WORKQUEUE: "other"},

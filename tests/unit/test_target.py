@@ -48,8 +48,12 @@ def cluster() -> FakeCluster:
 
 
 @pytest.fixture
-def targets(cluster: FakeCluster) -> Targets:
-    store = Store(lambda _: None)
+def store() -> Store:
+    return Store(lambda _: None)
+
+
+@pytest.fixture
+def targets(cluster: FakeCluster, store: Store) -> Targets:
     return Targets(
         cluster,
         store,
@@ -109,3 +113,26 @@ async def test_refusal_wakes_no_suspended_workqueue(cluster: FakeCluster, target
     assert soon is not None
     assert soon >= 1
     assert targets.looks_again(workqueue(suspend=True)) is None
+
+
+@pytest.mark.parametrize(
+    ("ref", "owner", "stopped"),
+    [
+        pytest.param("theirs", "uid-1", True, id="another-deployment"),
+        pytest.param("jobs-worker", "uid-1", False, id="the-workers-themselves"),
+        pytest.param("theirs", "uid-2", False, id="workers-of-another-owner"),
+    ],
+)
+async def test_workload_ref_stops_the_workers_of_an_earlier_worker(
+    cluster: FakeCluster, targets: Targets, store: Store, ref: str, owner: str, *, stopped: bool
+) -> None:
+    own = {
+        "metadata": {**DEPLOYMENT["metadata"], "name": "jobs-worker", "ownerReferences": [{"uid": owner}]},
+        "spec": {"replicas": 2},
+    }
+    store.put_deployment(own)
+    cluster.answer("PATCH", "/deployments/jobs-worker", {**own, "spec": {"replicas": 0}})
+
+    await targets.ensure(workqueue(workloadRef={"name": ref}))
+
+    assert bool(cluster.paths("PATCH")) == stopped

@@ -501,7 +501,7 @@ def lab(checkout: Path = CHECKOUT, **settings: object) -> Iterator[Lab]:
         with own_network(), ExitStack() as stack:
             broker = stack.enter_context(running(DEFAULT, management=False))
             plane = stack.enter_context(ControlPlane(folder / "control-plane").running())
-            stack.enter_context(_kubelet(plane, folder))
+            stack.enter_context(stubkubelet.running(plane.folder))
             made = Lab(checkout, settings, plane, broker, stack)
             made.prepare()
             try:
@@ -510,28 +510,6 @@ def lab(checkout: Path = CHECKOUT, **settings: object) -> Iterator[Lab]:
                 made.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _kubelet(plane: ControlPlane, folder: Path) -> Iterator[None]:
-    with (folder / "kubelet.log").open("ab") as log:
-        started = subprocess.Popen(
-            [*ENDS_WITH_US, sys.executable, "-m", "tests.support.stubkubelet", str(plane.folder)],
-            cwd=CHECKOUT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "worker")])},
-            stdout=subprocess.PIPE,
-            stderr=log,
-        )
-    try:
-        assert started.stdout is not None
-        if not started.stdout.readline():
-            raise BenchError(f"The stub kubelet ended: {(folder / 'kubelet.log').read_text()[-2000:]}")
-        yield
-    finally:
-        started.terminate()
-        started.wait()
-        if started.stdout is not None:
-            started.stdout.close()
 
 
 def workqueue_spec() -> Object:

@@ -245,6 +245,23 @@ async def require_nothing_hidden(workqueue: WorkQueue, queues: Sequence[str], br
     )
 
 
+async def is_of_another_kind(workqueue: WorkQueue, broker: Broker) -> bool:
+    """Return whether the queue of a Classic WorkQueue is another one, such as a quorum queue of another program.
+
+    `delete` deletes a Classic queue conditionally. For a quorum queue that closes the whole connection (540). Only a
+    declaration finds out what it is.
+    """
+    if not _is_classic(workqueue) or await broker.counts_if_there(workqueue.queue_name) is None:
+        return False
+    try:
+        await broker.declare_queue(topology.work_queue(workqueue.queue_settings))
+    except ReconcileError as problem:
+        if problem.reason is not Reason.QUEUE_CONFLICT:
+            raise
+        return True
+    return False
+
+
 async def delete(workqueue: WorkQueue, queues: Sequence[str], broker: Broker, *, only_empty: bool) -> None:
     """Delete the queues of a WorkQueue in the given order, the work queue first. Idempotent.
 
@@ -255,7 +272,7 @@ async def delete(workqueue: WorkQueue, queues: Sequence[str], broker: Broker, *,
         ReconcileError: the broker refused, or a queue is in use.
     """
     work = workqueue.queue_name
-    classic = workqueue.spec.queue.declare and workqueue.queue_settings.type is topology.QueueType.CLASSIC
+    classic = _is_classic(workqueue)
     for name in queues:
         counts = await broker.counts_if_there(name)
         if counts is None:
@@ -269,6 +286,10 @@ async def delete(workqueue: WorkQueue, queues: Sequence[str], broker: Broker, *,
             if conditional and problem.reason is Reason.QUEUE_CONFLICT:
                 raise _in_use(name, counts) from problem
             raise
+
+
+def _is_classic(workqueue: WorkQueue) -> bool:
+    return workqueue.spec.queue.declare and workqueue.queue_settings.type is topology.QueueType.CLASSIC
 
 
 def _in_use(queue: str, counts: QueueCounts) -> ReconcileError:

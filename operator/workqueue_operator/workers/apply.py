@@ -380,9 +380,14 @@ def _as_far_as_admitted(seen: Object | None, why: Unknown) -> Ensured:
     return Ensured(seen, why)
 
 
-def _require_ours(seen: Object, workqueue: WorkQueue) -> None:
+def is_owned_by(seen: Object, workqueue: WorkQueue) -> bool:
+    """Return whether an object belongs to a WorkQueue."""
     owners = seen["metadata"].get("ownerReferences") or []
-    if any(owner["uid"] == workqueue.metadata.uid for owner in owners):
+    return any(owner["uid"] == workqueue.metadata.uid for owner in owners)
+
+
+def _require_ours(seen: Object, workqueue: WorkQueue) -> None:
+    if is_owned_by(seen, workqueue):
         return
     raise ReconcileError(
         Reason.NAME_CONFLICT,

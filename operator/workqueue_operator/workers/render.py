@@ -58,6 +58,9 @@ STARTUP_MARGIN_SECONDS: Final = 15
 _RESTRICTED: Final[Object] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 """What the restricted Pod Security Standard requires of a container, beside the settings of the pod."""
 
+_DEFAULT_ACCOUNT: Final = "default"
+"""The ServiceAccount of pods that name none."""
+
 _BINDING_VOLUME: Final = "workqueue-binding"
 _RETIREMENT_VOLUME: Final = "workqueue-retirement"
 _TMP_VOLUME: Final = "workqueue-tmp"
@@ -204,6 +207,9 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
     wire = worker.to_wire()
     name = workqueue.metadata.name
     spec: Object = {
+        # An apply without a name would keep the last one, which the API server copies into the deprecated field
+        # serviceAccount.
+        "serviceAccountName": worker.service_account_name or _DEFAULT_ACCOUNT,
         "automountServiceAccountToken": worker.service_account_name is not None,
         "enableServiceLinks": False,
         # Process 1 ignores SIGTERM until it has set a handler. A worker that receives it while starting would go on,
@@ -241,7 +247,6 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
     if worker.handler.http is not None:
         spec["initContainers"] = [_handler_container(worker, wire)]
     for part in (
-        "serviceAccountName",
         "imagePullSecrets",
         "nodeSelector",
         "tolerations",

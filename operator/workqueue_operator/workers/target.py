@@ -15,7 +15,7 @@ from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.names import workload_name
 from workqueue_operator.ports import Clock, Kubernetes
-from workqueue_operator.workers.apply import REFUSED_AGAIN, Ensured, WorkloadApplier
+from workqueue_operator.workers.apply import REFUSED_AGAIN, Ensured, WorkloadApplier, is_owned_by
 from workqueue_operator.workers.autoscalers import FRESH, Autoscalers
 
 
@@ -94,7 +94,21 @@ class Targets:
                     f"The Deployment {ref.name!r} is scaled by the older WorkQueue {other[1]!r} already. Delete one "
                     "of the two.",
                 )
+        await self._stop_own_workers(workqueue, ref)
         return live
+
+    async def _stop_own_workers(self, workqueue: WorkQueue, ref: WorkloadRef) -> None:
+        """Stop the workers of an earlier spec.worker. They finish their messages, as when a WorkQueue is deleted."""
+        namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
+        own = self._store.deployment(namespace, name)
+        if own is None or name == ref.name or not is_owned_by(own, workqueue):
+            return
+        if own["spec"].get("replicas", 1) > 0:
+            # The operator may not delete it.
+            stopped = await self._kubernetes.merge(
+                deployment_path(namespace, name), {"spec": {"replicas": 0}}
+            )
+            self._store.put_deployment(stopped)
 
     async def _find(self, namespace: str, name: str) -> Object:
         try:
