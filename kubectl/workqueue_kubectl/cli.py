@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "scale": "pin the number of workers, or release it",
     "send": "publish messages to the queue and wait for RabbitMQ's confirmation of each",
     "dead": "list, show, replay or purge dead letters",
+    "delayed": "list or purge messages that wait for their delay",
 }
 
 EPILOG: Final = """\

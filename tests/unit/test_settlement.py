@@ -11,18 +11,18 @@ from workqueue.worker import settlement
 from workqueue.worker.settlement import Settler
 
 
-def test_the_delays_can_be_read_while_a_copy_makes_another_queue_known(
+def test_steps_can_be_read_while_a_copy_makes_another_queue_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     unused: Any = None
     settler = Settler("jobs", "pod", unused, unused, unused)
-    settler.known_queues.add("jobs.retry.10s")
-    read_delay = topology.delay_seconds
+    settler.known_queues.add("jobs.retry.step.8s")
+    read_step = topology.step_milliseconds
 
     def meanwhile(name: str, queue: str) -> int | None:
-        settler.known_queues.add(f"jobs.retry.{len(settler.known_queues) + 100}s")
-        return read_delay(name, queue)
+        settler.known_queues.add(f"jobs.other.{len(settler.known_queues)}")
+        return read_step(name, queue)
 
-    monkeypatch.setattr(settlement.topology, "delay_seconds", meanwhile)
+    monkeypatch.setattr(settlement.topology, "step_milliseconds", meanwhile)
 
-    assert settler.delays_seconds == [10]
+    assert settler.delay_steps == [8000]

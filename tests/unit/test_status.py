@@ -249,7 +249,7 @@ def test_status_has_numbers_of_a_busy_queue() -> None:
             deployment=deployment(5, 2),
             dead_letters=7,
             retrying=2,
-            retry_delays=(1, 60),
+            delay_queues=frozenset({"jobs.v2.retry.60s", "jobs.v2.retry.step.8s", "jobs.v2.retry.last"}),
             busy=2,
             last_scale={"lastScaleTime": NOW, "lastScaleReason": "Backlog: x"},
         )
@@ -266,7 +266,8 @@ def test_status_has_numbers_of_a_busy_queue() -> None:
         "busyReplicas": 2,
         "deadLetters": 7,
         "retrying": 2,
-        "retryDelaysSeconds": [1, 60],
+        "retryDelaysSeconds": [60],
+        "delaySteps": [0, 8000],
         "replicas": 5,
         "readyReplicas": 2,
         "desiredReplicas": 5,

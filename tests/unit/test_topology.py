@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workqueue.contract.topology import (
+    ALL_STEPS_MILLISECONDS,
     DEFAULT_DELIVERY_LIMIT,
+    LONGEST_DELAY_SECONDS,
     UNLIMITED_DELIVERIES,
     WAKE_ALLOWANCE,
     BrokerVersion,
@@ -19,10 +21,13 @@ from workqueue.contract.topology import (
     conflict_advice,
     dead_letter_queue,
     delay_queue,
-    delay_queue_name,
-    delay_seconds,
+    delay_route,
+    earlier_delay_queue_name,
+    earlier_delay_seconds,
     is_delay_queue,
     plan,
+    step_milliseconds,
+    step_name,
     work_queue,
 )
 
@@ -102,7 +107,9 @@ def test_conflict_advice_for_work_queue_offers_both_remedies():
     assert "passively" in advice
 
 
-@pytest.mark.parametrize("queue", ["jobs.dead", "jobs.retry.10s"])
+@pytest.mark.parametrize(
+    "queue", ["jobs.dead", "jobs.retry.last", "jobs.retry.step.8s", "jobs.retry.step.500ms"]
+)
 def test_conflict_advice_for_derived_queue_does_not_blame_a_publisher(queue):
     assert conflict_advice(queue) == f"Delete '{queue}' when it is empty. It is then declared again."
 
@@ -125,17 +132,74 @@ def test_looking_at_a_dead_letter_never_drops_it():
     }
 
 
-def test_delay_queue_returns_messages_to_work_queue_at_least_once():
-    queue = delay_queue("jobs", 10)
-    assert queue.name == "jobs.retry.10s"
-    assert dict(queue.arguments) == {
+STEPS = {
+    "longer step": (8000, "jobs.retry.step.8s", {"x-dead-letter-exchange": "jobs.retry.step.4s"}),
+    "shortest step": (
+        500,
+        "jobs.retry.step.500ms",
+        {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs.retry.last"},
+    ),
+    "last queue": (
+        0,
+        "jobs.retry.last",
+        {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("step", "name", "target"), STEPS.values(), ids=STEPS)
+def test_delay_queue_passes_messages_on_at_least_once(step, name, target):
+    queue = delay_queue("jobs", step)
+    assert queue.name == name
+    assert dict(queue.arguments) == target | {
         "x-queue-type": "quorum",
-        "x-message-ttl": 10_000,
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": "jobs",
+        "x-message-ttl": step,
+        "x-delivery-limit": UNLIMITED_DELIVERIES,
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
+
+
+def test_longest_delay_needs_at_most_forty_queues():
+    assert len(delay_route("jobs", LONGEST_DELAY_SECONDS).queues) == len(ALL_STEPS_MILLISECONDS) == 24
+
+
+def way(seconds):
+    """Follow a message through exchanges and queues as RabbitMQ does; returns its steps in milliseconds."""
+    route = delay_route("jobs", seconds)
+    made = route.plan
+    queues = {queue.name: queue.arguments for queue in made.queues}
+    words = route.routing_key.split(".")
+
+    def matches(pattern):
+        expected = pattern.removesuffix(".#").split(".")
+        return all(one in {"*", word} for one, word in zip(expected, words, strict=False))
+
+    targets = [
+        *((one.exchange, one.routing_key, ("queue", one.queue)) for one in made.bindings),
+        *((one.source, one.routing_key, ("exchange", one.exchange)) for one in made.step_bindings),
+    ]
+    passed, place = [], ("exchange", route.exchange)
+    while place != ("queue", "jobs"):
+        kind, name = place
+        if kind == "exchange":
+            [place] = [target for source, key, target in targets if source == name and matches(key)]
+        else:
+            passed.append(queues[name]["x-message-ttl"])
+            exchange = queues[name]["x-dead-letter-exchange"]
+            queue = queues[name].get("x-dead-letter-routing-key")
+            place = ("exchange", exchange) if exchange else ("queue", queue)
+    return passed
+
+
+@given(st.floats(0, LONGEST_DELAY_SECONDS))
+def test_delay_is_the_sum_of_its_steps_and_never_early(seconds):
+    passed = way(seconds)
+
+    assert sum(passed) / 1000 >= seconds
+    assert sum(passed) / 1000 <= seconds + 0.5
+    assert passed == sorted(set(passed), reverse=True), "no queue twice, or RabbitMQ drops the message"
+    assert passed[-1] == 0
 
 
 BINDINGS = [
@@ -164,10 +228,16 @@ def test_bindings_to_other_exchanges_come_last_and_once():
     assert made.bindings == (same, other)
 
 
+@given(queue=st.text(min_size=1), step=st.sampled_from(ALL_STEPS_MILLISECONDS))
+def test_delay_queue_is_recognized_by_its_name(queue, step):
+    assert is_delay_queue(step_name(queue, step), queue)
+    assert step_milliseconds(step_name(queue, step), queue) == step
+
+
 @given(queue=st.text(min_size=1), seconds=st.integers(min_value=1, max_value=10**6))
-def test_delay_queue_is_recognized_by_its_name(queue, seconds):
-    assert is_delay_queue(delay_queue_name(queue, seconds), queue)
-    assert delay_seconds(delay_queue_name(queue, seconds), queue) == seconds
+def test_delay_queue_of_an_earlier_release_is_recognized(queue, seconds):
+    assert is_delay_queue(earlier_delay_queue_name(queue, seconds), queue)
+    assert earlier_delay_seconds(earlier_delay_queue_name(queue, seconds), queue) == seconds
 
 
 LADDERS = {
@@ -197,6 +267,8 @@ NOT_DELAY_QUEUES = [
     ("a delay queue of a queue whose name matches as a pattern", "jobsXretry.10s"),
     ("a name that goes on", "jobs.retry.10s.dead"),
     ("no number", "jobs.retry.s"),
+    ("no power of two", "jobs.retry.step.3s"),
+    ("the lock of the delay queues", "jobs.retry.lock"),
 ]
 
 

@@ -101,7 +101,7 @@ def test_send_delays_a_message(hello):
     done = workqueue("send", "--queue", "hello", "--delay", "1", "later", url=hello.url)
     assert (done.code, done.out) == (0, "1 message of 1 confirmed.\n")
     eventually(lambda: hello.depth("hello").ready == 1)
-    assert hello.exists("hello.retry.1s")
+    assert hello.exists("hello.retry.step.1s")
     assert bodies(hello) == [b"later"]
 
 

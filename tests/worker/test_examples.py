@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -88,3 +90,21 @@ def test_http_handler_example_in_node_reverses_letters(
         output = server.communicate(timeout=10)[0].decode()
     assert sorted(output.splitlines()) == ["desserts" * size, "ysub"]
     assert take_all(vhost, "jobs.dead")[0][0].headers["x-workqueue-failure-reason"] == "Rejected"
+
+
+def test_reminders_example_delivers_when_due(vhost: VirtualHost, workers: Workers) -> None:
+    folder = EXAMPLES / "reminders"
+    environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{folder}"}
+    worker = workers.start(
+        vhost.url, handler="reminders:remind", queue="reminders", environment=environment
+    ).wait_consuming()
+
+    subprocess.run(
+        [sys.executable, str(folder / "reminders.py")],
+        env=os.environ | environment | {"WORKQUEUE_URL": vhost.url},
+        check=True,
+    )
+
+    eventually(lambda: worker.outcomes() == {"acked": 3}, 30)
+    carts = re.findall(r"Cart (\d): you left something behind \(([\d.]+) s late\)", worker.log)
+    assert {cart for cart, _ in carts} == {"1", "2", "3"}

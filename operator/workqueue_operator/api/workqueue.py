@@ -359,13 +359,13 @@ class Backoff(_Model):
         )
     )
 
-    initial_seconds: int = Field(default=1, ge=1, le=_DAY)
+    initial_seconds: int = Field(default=1, ge=1, le=topology.LONGEST_DELAY_SECONDS)
     """Seconds before the second attempt."""
 
     factor: int = Field(default=2, ge=topology.FACTORS.start, le=topology.FACTORS.stop - 1)
-    """By what each delay is longer than the one before. A whole number, so that there are few delay queues."""
+    """By what each delay is longer than the one before. A whole number."""
 
-    max_seconds: int = Field(default=3600, ge=1, le=_DAY)
+    max_seconds: int = Field(default=3600, ge=1, le=topology.LONGEST_DELAY_SECONDS)
     """The longest delay in seconds. It repeats."""
 
     jitter: Jitter = Jitter.NONE
@@ -399,7 +399,7 @@ class Retry(_Model):
     max_attempts: int = Field(default=5, ge=1, le=100)
     """Number of attempts before a message moves to the dead-letter queue. 1 means no retry."""
 
-    delays_seconds: tuple[Annotated[int, Field(ge=1, le=_DAY)], ...] | None = Field(
+    delays_seconds: tuple[Annotated[int, Field(ge=1, le=topology.LONGEST_DELAY_SECONDS)], ...] | None = Field(
         default=None,
         min_length=1,
         max_length=20,
@@ -933,7 +933,13 @@ class WorkQueueStatus(_Model):
     retry_delays_seconds: tuple[Count, ...] | None = Field(
         default=None, max_length=MOST_RETRY_DELAYS, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )
-    """Delays whose queues exist. A worker declares a delay queue before the first message for it."""
+    """Delays whose queues exist. Only earlier releases declared a queue for each delay."""
+
+    delay_steps: tuple[Count, ...] | None = Field(
+        default=None, max_length=MOST_RETRY_DELAYS, json_schema_extra={"x-kubernetes-list-type": "atomic"}
+    )
+    """Steps of delays whose queues exist, in milliseconds; 0 is the last queue. A worker declares a queue before the
+    first message for it."""
 
     consumers: Count | None = None
     """Consumers of the queue, without the operator's doorbell."""

@@ -39,6 +39,7 @@ from workqueue.contract import topology
 from workqueue.contract.binding import Binding
 from workqueue.contract.topology import BrokerVersion, Plan, Queue, conflict_advice
 from workqueue_operator.api.reasons import Reason
+from workqueue_operator.broker import unused_delays
 from workqueue_operator.broker.addresses import permitted, resolved
 from workqueue_operator.broker.channel import (
     CALL_TIMEOUT,
@@ -360,9 +361,9 @@ class Broker:
     # -- declarations --------------------------------------------------------------------------------
 
     async def declare(self, plan: Plan) -> Mapping[str, QueueCounts]:
-        """Declare the queues and the exchange of a plan, and bind the queue to it. Idempotent.
+        """Declare the queues and the exchanges of a plan, and bind them. Idempotent.
 
-        Existing queues are declared first, then the exchange, then missing queues. So a conflict creates nothing.
+        Existing queues are declared first, then exchanges, then missing queues. So a conflict creates nothing.
 
         Returns:
             The counts of each queue.
@@ -374,27 +375,41 @@ class Broker:
         missing: list[Queue] = []
         for queue in plan.queues:
             # The last declaration needs no check: a conflict there creates nothing.
-            makes_last = queue is plan.queues[-1] and not missing and plan.exchange is None
+            makes_last = queue is plan.queues[-1] and not missing and not plan.exchanges
             if makes_last or await self.counts_if_there(queue.name) is not None:
                 answers[queue.name] = await self.declare_queue(queue)
             else:
                 missing.append(queue)
-        if plan.exchange is not None:
-            exchange = plan.exchange
-            await self._call(
-                self._declarations,
-                plan.queues[0].name,
-                lambda channel, done: channel.exchange_declare(
-                    exchange.name, exchange_type=exchange.type.value.lower(), durable=True, callback=done
-                ),
-                f"exchange {exchange.name!r}",
-            )
+        for exchange in plan.exchanges:
+            await self._declare_exchange(exchange, plan.queues[0].name)
         for queue in missing:
             answers[queue.name] = await self.declare_queue(queue)
+        for step in plan.step_bindings:
+            await self._bind_step(step)
         for binding in plan.bindings:
             if plan.declares(binding.exchange):
                 await self.bind(binding)
         return answers
+
+    async def _declare_exchange(self, exchange: topology.Exchange, queue: str) -> None:
+        await self._call(
+            self._declarations,
+            queue,
+            lambda channel, done: channel.exchange_declare(
+                exchange.name, exchange_type=exchange.type.value.lower(), durable=True, callback=done
+            ),
+            f"exchange {exchange.name!r}",
+        )
+
+    async def _bind_step(self, step: topology.ExchangeBinding) -> None:
+        await self._call(
+            self._declarations,
+            step.exchange,
+            lambda channel, done: channel.exchange_bind(
+                step.exchange, step.source, step.routing_key, callback=done
+            ),
+            f"binding of exchange {step.exchange!r}",
+        )
 
     async def bind(self, binding: topology.QueueBinding) -> None:
         """Bind a queue that exists to an exchange. Idempotent.
@@ -472,6 +487,35 @@ class Broker:
                 ),
                 f"queue {queue!r}",
             )
+
+    async def delete_exchange(self, exchange: str) -> None:
+        """Delete an exchange, if it exists.
+
+        Raises:
+            ReconcileError: refused, or no answer.
+        """
+        await self._call(
+            self._declarations,
+            exchange,
+            lambda channel, done: channel.exchange_delete(exchange, callback=done),
+            f"exchange {exchange!r}",
+        )
+
+    async def delete_unused(self, plan: Plan) -> bool:
+        """Delete the delay queues of a plan if nothing uses them, and return whether that is so.
+
+        Raises:
+            ReconcileError: another program declares them now, or the broker refused or did not answer.
+        """
+        calls = self._declarations  # of this connection, which has the lock
+
+        async def ask(queue: str, send: Send) -> Any:
+            return await self._call(calls, queue, send, f"queue {queue!r}")
+
+        try:
+            return await unused_delays.delete(plan, ask)
+        except QueueMissingError:
+            return False
 
     def mark_vanished(self, queue: str) -> None:
         """Remember that the queue was deleted (see Doorbells.mark_vanished)."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from workqueue.contract.topology import earlier_delay_seconds, step_milliseconds
 from workqueue_operator.api.reasons import ADVICE, ConditionType, Finding, Reason, Unknown
 from workqueue_operator.api.workqueue import NEVER, WorkQueue, timestamp
 from workqueue_operator.kube.views import DeploymentView, PodView
@@ -63,7 +64,7 @@ class Outcome:
         busy: pods with a message in a handler; None when unknown.
         ignored: which schedules cannot be read.
         retrying: messages that wait for a retry; None when unknown.
-        retry_delays: seconds of the delay queues that exist; None when the pass did not look.
+        delay_queues: the delay queues that exist; None when the pass did not look.
     """
 
     queue: Finding
@@ -78,7 +79,7 @@ class Outcome:
     busy: int | None = None
     ignored: Unknown | None = None
     retrying: int | None = None
-    retry_delays: tuple[int, ...] | None = None
+    delay_queues: frozenset[str] | None = None
     last_scale: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -111,11 +112,20 @@ def status(
         **(outcome.last_scale or _last_scale_before(workqueue)),
         **_counts(workqueue, outcome),
     }
-    delays = workqueue.status.retry_delays_seconds if outcome.retry_delays is None else outcome.retry_delays
-    if delays:
-        fields["retryDelaysSeconds"] = list(delays)
+    fields |= _delay_queues(workqueue, outcome.delay_queues)
     fields["conditions"] = [_condition(workqueue, kind, finding, now) for kind, finding in findings.items()]
     return fields
+
+
+def _delay_queues(workqueue: WorkQueue, names: frozenset[str] | None) -> dict[str, Any]:
+    delays: Sequence[int] | None = workqueue.status.retry_delays_seconds
+    steps: Sequence[int] | None = workqueue.status.delay_steps
+    if names is not None:
+        queue = workqueue.queue_name
+        delays = sorted(one for name in names if (one := earlier_delay_seconds(name, queue)) is not None)
+        steps = sorted(one for name in names if (one := step_milliseconds(name, queue)) is not None)
+    found = {"retryDelaysSeconds": delays, "delaySteps": steps}
+    return {name: list(values) for name, values in found.items() if values}
 
 
 def unreadable(workqueue: WorkQueue, finding: Finding, now: str) -> dict[str, Any]:

@@ -1,20 +1,29 @@
 """Messages that wait for a retry: which delay queues of a WorkQueue exist, and how many messages they hold.
 
-The operator never guesses the names of delay queues. A passive declare of a missing queue closes its channel and is
-an error in RabbitMQ's log, and each of a thousand WorkQueues has twenty possible delays. Workers name the delay
-queues that they have declared, and the WorkQueue's status keeps the names.
+The operator never guesses which delay queues exist. A passive declare of a missing queue closes its channel and is an
+error in RabbitMQ's log, and each of a thousand WorkQueues has 24 possible steps. Workers name the steps that they
+have declared, and the WorkQueue's status keeps them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from workqueue.contract.topology import delay_queue_name
-from workqueue_operator.api.workqueue import MOST_RETRY_DELAYS
-from workqueue_operator.broker.connection import QueueCounts
+from workqueue.contract.topology import (
+    ALL_STEPS_MILLISECONDS,
+    STEPS_MILLISECONDS,
+    delay_plan,
+    earlier_delay_queue_name,
+    step_milliseconds,
+    step_name,
+    steps_from,
+)
+from workqueue_operator.api.workqueue import MOST_RETRY_DELAYS, WorkQueue
+from workqueue_operator.broker.connection import QueueCounts, QueueMissingError
 from workqueue_operator.broker.depth_poller import QUEUE_MISSING
+from workqueue_operator.errors import ReconcileError
 from workqueue_operator.ports import Broker
 from workqueue_operator.scaling.snapshot import Snapshot
 
@@ -22,17 +31,24 @@ MISSING_STANDS: Final = 300.0
 """Seconds after which the operator asks again about a missing delay queue that a worker still names."""
 
 
+UNUSED_SECONDS: Final = 3600.0
+"""How long the steps stay after their last use that a pass has seen."""
+
+
 @dataclass(frozen=True, slots=True)
 class RetryState:
     """What `waiting` keeps about the delay queues of one WorkQueue between its passes.
 
     Attributes:
-        delays: seconds of the delay queues that exist; None before the first look.
-        missing: the monotonic time at which a delay queue that a worker had named was missing, by its seconds.
+        queues: the names of the delay queues that exist; None before the first look.
+        unused_since: the monotonic time of the first of the latest looks that have all found the work queue and its
+            delay queues empty; None after any other look.
+        missing: the monotonic time at which a delay queue that a worker had named was missing.
     """
 
-    delays: frozenset[int] | None = None
-    missing: Mapping[int, float] = field(default_factory=dict)
+    queues: frozenset[str] | None = None
+    unused_since: float | None = None
+    missing: Mapping[str, float] = field(default_factory=dict)
 
 
 async def waiting(snapshot: Snapshot, state: RetryState, handle: Broker) -> tuple[int | None, RetryState]:
@@ -45,29 +61,102 @@ async def waiting(snapshot: Snapshot, state: RetryState, handle: Broker) -> tupl
     if workqueue.spec.worker is None:
         return None, state  # the operator does not know how these workers retry
     statuses = [*readings.statuses.values(), *(readings.stopping_statuses or {}).values()]
-    named = [status.retry_delays for status in statuses]
-    delays = _known(snapshot, state, frozenset().union(*(some for some in named if some is not None)))
+    named = [_named(workqueue, status.retry_delays, status.delay_steps) for status in statuses]
+    known = _known_before(workqueue, state)
+    queues = _with_named(
+        snapshot, state, known, frozenset().union(*(some for some in named if some is not None))
+    )
     missing = dict(state.missing)
     total: int | None = 0 if all(some is not None for some in named) else None
-    for seconds in sorted(delays):
-        queue = delay_queue_name(workqueue.queue_name, seconds)
+    for queue in sorted(queues):
         answer = await handle.poller.last_answer(workqueue.key, queue, warm=snapshot.workers_run)
+        if answer is QUEUE_MISSING and queue in known and await _declare_again(workqueue, queue, handle):
+            handle.poller.forget_queue(workqueue.key, queue)
+            continue
         if answer is QUEUE_MISSING:
-            delays.discard(seconds)
-            missing[seconds] = snapshot.now
+            queues.discard(queue)
+            missing[queue] = snapshot.now
             handle.poller.forget_queue(workqueue.key, queue)
         elif total is not None:
             total = total + answer.ready if isinstance(answer, QueueCounts) else None
-    return total, RetryState(frozenset(delays), missing)
+    counts = readings.counts
+    is_unused = total == 0 and isinstance(counts, QueueCounts) and not counts.ready
+    since = snapshot.now if state.unused_since is None else state.unused_since
+    return total, RetryState(frozenset(queues), since if is_unused and queues else None, missing)
 
 
-def _known(snapshot: Snapshot, state: RetryState, named: frozenset[int]) -> set[int]:
-    """The delays whose queues exist, including the delays that workers name now."""
-    known = snapshot.workqueue.status.retry_delays_seconds or () if state.delays is None else state.delays
-    delays, now = set(known), snapshot.now
-    for seconds in sorted(named - delays):
-        missing_at = state.missing.get(seconds)
+async def remove_unused(workqueue: WorkQueue, state: RetryState, handle: Broker, now: float) -> RetryState:
+    """Delete the steps after nothing has used them for `UNUSED_SECONDS`.
+
+    An idle work queue is not full and not missing, so by then no delay queue holds a message that is in no count
+    (`HIDDEN_SECONDS`).
+
+    Returns:
+        The state for the next pass.
+    """
+    if state.unused_since is None or now - state.unused_since < UNUSED_SECONDS or state.queues is None:
+        return state
+    queue = workqueue.queue_name
+    steps = {name for name in state.queues if step_milliseconds(name, queue) is not None}
+    longest = max((step_milliseconds(name, queue) or 0 for name in steps), default=0)
+    later = replace(state, unused_since=now)
+    if not longest:
+        return later
+    try:
+        if not await handle.broker.delete_unused(delay_plan(queue, steps_from(longest))):
+            return later
+    except ReconcileError:
+        return later
+    for name in steps:
+        handle.poller.forget_queue(workqueue.key, name)
+    return RetryState(state.queues - steps, None, {**state.missing, **dict.fromkeys(steps, now)})
+
+
+async def _declare_again(workqueue: WorkQueue, queue: str, handle: Broker) -> bool:
+    """Declare a deleted step again: messages on longer steps could not go on without it."""
+    step = step_milliseconds(queue, workqueue.queue_name)
+    if step is None:
+        return False
+    try:
+        await handle.broker.declare(
+            delay_plan(workqueue.queue_name, steps_from(max(step, STEPS_MILLISECONDS[0])))
+        )
+    except (ReconcileError, QueueMissingError):
+        return False
+    return True
+
+
+def _known_before(workqueue: WorkQueue, state: RetryState) -> frozenset[str]:
+    """The delay queues that the last pass knew, or that the status names."""
+    if state.queues is not None:
+        return state.queues
+    status = workqueue.status
+    return _named(workqueue, status.retry_delays_seconds, status.delay_steps) or frozenset()
+
+
+def _with_named(
+    snapshot: Snapshot, state: RetryState, known: frozenset[str], named: frozenset[str]
+) -> set[str]:
+    """The known delay queues and those that workers name now."""
+    queues, now = set(known), snapshot.now
+    for queue in sorted(named - queues):
+        missing_at = state.missing.get(queue)
         may_exist = missing_at is None or now - missing_at >= MISSING_STANDS
-        if may_exist and len(delays) < MOST_RETRY_DELAYS:
-            delays.add(seconds)
-    return delays
+        if may_exist and len(queues) < MOST_RETRY_DELAYS:
+            queues.add(queue)
+    return queues
+
+
+def _named(
+    workqueue: WorkQueue, delays_seconds: Iterable[int] | None, steps: Iterable[int] | None
+) -> frozenset[str] | None:
+    """Return the names of delay queues; None if neither is known."""
+    if delays_seconds is None and steps is None:
+        return None
+    queue, known = workqueue.queue_name, frozenset(ALL_STEPS_MILLISECONDS)
+    return frozenset(
+        (
+            *(earlier_delay_queue_name(queue, seconds) for seconds in delays_seconds or ()),
+            *(step_name(queue, step) for step in steps or () if step in known),
+        )
+    )

@@ -7,6 +7,7 @@ one message is one piece of bytes, so that many messages need one write. A test 
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -83,16 +84,17 @@ class Outgoing(NamedTuple):
         )
 
     def delayed(self, queue: str, seconds: float) -> Outgoing:
-        """Return this message on its way to a work queue through a delay queue: that of `topology.delay_step`.
+        """Return this message on its way to a work queue: see `topology.delay_route`.
 
         Its priority becomes a header, since in a delay queue it would delay older messages. Handlers see it restored.
         """
-        kept = self.headers
+        route = topology.delay_route(queue, seconds)
+        kept = {**(self.headers or {}), headers.DUE_AT: round((time.time() + seconds) * 1000)}
         if self.priority is not None:
-            kept = {**(kept or {}), headers.ORIGINAL_PRIORITY: self.priority}
+            kept[headers.ORIGINAL_PRIORITY] = self.priority
         return self._replace(
-            routing_key=topology.delay_queue_name(queue, topology.delay_step(seconds)),
-            expiration=milliseconds(seconds),
+            exchange=route.exchange,
+            routing_key=route.routing_key,
             priority=None,
             headers=kept,
         )

@@ -141,6 +141,8 @@ class PublishPipeline:
         self._timer: Timer | None = None
         self._when_open: deque[Callable[[], None]] = deque()
         self._declarations: set[Declaration] = set()
+        self._locking: deque[Declaration] = deque()
+        """Declarations under a lock, which belongs to the connection: one at a time."""
         self._closed = False
 
     def start(self) -> Self:
@@ -304,11 +306,26 @@ class PublishPipeline:
     def _begin(self, declaration: Declaration) -> None:
         self._declarations.add(declaration)
         declaration.future.add_done_callback(lambda _: self._declarations.discard(declaration))
+        if declaration.locks:
+            self._locking.append(declaration)
+            declaration.future.add_done_callback(
+                lambda _: self.connection.call(lambda: self._begin_next(declaration))
+            )
+        if not declaration.locks or len(self._locking) == 1:
+            self._begin_now(declaration)
+        self._watch_time()
+
+    def _begin_now(self, declaration: Declaration) -> None:
         if self.connection.is_open:
             declaration.begin(self.connection)
         else:
             self._when_open.append(lambda: declaration.begin(self.connection))
-        self._watch_time()
+
+    def _begin_next(self, ended: Declaration) -> None:
+        was_first = self._locking[0] is ended
+        self._locking.remove(ended)
+        if was_first and self._locking:
+            self._begin_now(self._locking[0])
 
     # In the I/O thread -----------------------------------------------------------------------------------
 

@@ -76,8 +76,8 @@ def add_arguments(
     what.add_argument("--priority", type=_priority, metavar="0..255")
     what.add_argument("--content-type", metavar="TYPE")
     what.add_argument(
-        "--delay", type=_delay, metavar="SECONDS", help="deliver messages to the queue after this delay, or somewhat"
-        " later (with --queue)"
+        "--delay", type=_delay, metavar="SECONDS", help="deliver messages to the queue after this delay, at most 30"
+        " days (with --queue)"
     )  # fmt: skip
     parser.add_argument(
         "--timeout",
@@ -247,9 +247,7 @@ def _declare(publisher: PublishPipeline, arguments: argparse.Namespace) -> None:
         settings = topology.QueueSettings(arguments.queue, topology.QueueType(arguments.queue_type))
         asked.append(publisher.declare_plan(topology.plan(settings)))
     if arguments.delay is not None:
-        asked.append(
-            publisher.declare(topology.delay_queue(arguments.queue, topology.delay_step(arguments.delay)))
-        )
+        asked.append(publisher.declare_plan(topology.delay_route(arguments.queue, arguments.delay).plan))
     created = [future.result() for future in asked]
     if any(created):
         time.sleep(SAFE_AFTER_SECONDS)

@@ -1,7 +1,7 @@
 """`workqueue stats`: how many messages and consumers a work queue and its other queues have.
 
 It uses passive declarations, which are live and need no plug-in and no more permissions than a worker has.
-They cannot list queues, so delay queues are looked up by the usual delays.
+They cannot list queues, so the names of all possible delay queues are looked up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_delays,
         default=frozenset(),
         metavar="SECONDS,...",
-        help="further retry delays of the queue",
+        help="further retry delays of an earlier release, whose queues may still hold messages",
     )
     parser.add_argument(
         "--dead-letter-queue", metavar="NAME", help="the dead-letter queue, if it is not QUEUE.dead"
@@ -44,10 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show the counts; return 0, or 4 if the queue does not exist."""
     queue = arguments.queue
-    delays = sorted({*topology.DEFAULT_RETRY_DELAYS, *topology.DELAY_STEPS, *arguments.delays})
+    delays = sorted({*topology.EARLIER_DELAYS_SECONDS, *arguments.delays})
     names = [
         arguments.dead_letter_queue or topology.dead_letter_queue_name(queue),
-        *(topology.delay_queue_name(queue, delay) for delay in delays),
+        *(topology.step_name(queue, step) for step in topology.ALL_STEPS_MILLISECONDS),
+        *(topology.earlier_delay_queue_name(queue, delay) for delay in delays),
     ]
     with Session(connection_options.binding_source(arguments), "workqueue stats") as session:
         work = session.depth(queue)

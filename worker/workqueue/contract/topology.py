@@ -4,8 +4,10 @@ A work queue `jobs` has
 
     jobs              the messages to process
     jobs.dead         messages that were given up, with the reason in their headers
-    jobs.retry.10s    messages that wait ten seconds before they return; one queue per delay, since only the head of a
-                      queue can expire
+    jobs.retry.step.8s    messages that wait for eight seconds, as a part of their delay
+    jobs.retry.last       messages whose delay has passed, on their way to the work queue
+
+A delay is a sum of steps, each a power of two (docs/adr/0016-exact-delays.md).
 
 Only arguments that differ from RabbitMQ's defaults are sent. An argument that repeats a default still makes the
 declaration differ from one without it (406 PRECONDITION_FAILED).
@@ -13,9 +15,11 @@ declaration differ from one without it (406 PRECONDITION_FAILED).
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
 
@@ -51,13 +55,23 @@ works on every version (tried on 3.10, 4.0 and 4.3).
 """
 
 
+LONGEST_DELAY_SECONDS: Final = 30 * 86_400
+
+STEPS_MILLISECONDS: Final = tuple(500 << power for power in range(23))
+"""The steps of delays: powers of two, so that each delay is a sum of different steps. It is rounded up to 0.5 s."""
+
+LAST_MILLISECONDS: Final = 0
+"""The step that stands for the queue that every delayed message passes last."""
+
+LOCK_MILLISECONDS: Final = 60_000
+"""After this time the lock of a program that has failed expires. If the program has ended, the lock ends with it."""
+
 _MINUTES: Final = tuple(60 * minutes for minutes in (1, 2, 5, 10, 20, 30))
 _HOURS: Final = tuple(3600 * hours for hours in (1, 2, 4, 8, 12, 24))
 
-DELAY_STEPS: Final = (1, 2, 5, 10, 20, 30, *_MINUTES, *_HOURS)
-"""Seconds of the delay queues for delays that handlers and publishers ask for. A few queues serve all delays."""
-
-LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
+EARLIER_DELAYS_SECONDS: Final = (1, 2, 5, 10, 20, 30, *_MINUTES, *_HOURS)
+"""Delays for which earlier releases declared a delay queue each, in addition to those of `retry`. Messages stay in
+such a queue until they expire."""
 
 
 class QueueType(StrEnum):
@@ -86,10 +100,10 @@ class Jitter(StrEnum):
 
 
 class RetryBackoff(NamedTuple):
-    """Delays that grow by a factor up to a maximum. Jitter chooses among them, so that it needs no more delay queues.
+    """Delays that grow by a factor up to a maximum. Jitter chooses among them.
 
     Attributes:
-        factor: at least 2, so that there are at most 18 delays.
+        factor: at least 2, so that there are at most 23 delays.
     """
 
     initial_seconds: int = 1
@@ -239,6 +253,14 @@ class QueueBinding(NamedTuple):
     arguments: tuple[tuple[str, ArgumentValue], ...] = ()
 
 
+class ExchangeBinding(NamedTuple):
+    """A binding of an exchange to another one, `source`, from which it gets messages."""
+
+    source: str
+    exchange: str
+    routing_key: str
+
+
 class Plan(NamedTuple):
     """Everything to declare for one work queue, with `queues` in the order of declaration.
 
@@ -246,16 +268,27 @@ class Plan(NamedTuple):
 
     Attributes:
         required: queues that must exist before anything is declared.
+        steps: the exchanges of delays.
+        lock: an exclusive queue that exists while somebody declares or deletes the queues, so that a queue that is
+            found is not deleted before its first message.
     """
 
     queues: tuple[Queue, ...]
     exchange: Exchange | None
     bindings: tuple[QueueBinding, ...]
     required: tuple[str, ...] = ()
+    steps: tuple[Exchange, ...] = ()
+    step_bindings: tuple[ExchangeBinding, ...] = ()
+    lock: Queue | None = None
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """All exchanges to declare."""
+        return self.steps if self.exchange is None else (self.exchange, *self.steps)
 
     def declares(self, exchange: str) -> bool:
         """Return whether the plan declares this exchange. The others must exist."""
-        return self.exchange is not None and self.exchange.name == exchange
+        return any(one.name == exchange for one in self.exchanges)
 
 
 def dead_letter_queue_name(queue: str) -> str:
@@ -263,25 +296,103 @@ def dead_letter_queue_name(queue: str) -> str:
     return f"{queue}.dead"
 
 
-def delay_queue_name(queue: str, seconds: int) -> str:
-    """Return the name of a work queue's delay queue for one delay in whole seconds."""
+def earlier_delay_queue_name(queue: str, seconds: int) -> str:
+    """Return the name of the queue that earlier releases declared for one delay in whole seconds."""
     return f"{queue}.retry.{seconds}s"
 
 
+def step_name(queue: str, milliseconds: int) -> str:
+    """Return the name of a work queue's delay queue for one step, and of the exchange in front of it."""
+    if milliseconds == LAST_MILLISECONDS:
+        return f"{queue}.retry.last"
+    text = f"{milliseconds // 1000}s" if milliseconds >= _SECOND else f"{milliseconds}ms"
+    return f"{queue}.retry.step.{text}"
+
+
 def is_delay_queue(name: str, queue: str) -> bool:
-    """Whether `name` is a delay queue of the work queue `queue`."""
-    return delay_seconds(name, queue) is not None
+    """Whether `name` is a delay queue of the work queue `queue`, of this release or of an earlier one."""
+    return step_milliseconds(name, queue) is not None or earlier_delay_seconds(name, queue) is not None
 
 
-def delay_seconds(name: str, queue: str) -> int | None:
-    """Return the delay of a delay queue of the work queue `queue`; None when `name` is no such queue."""
+def earlier_delay_seconds(name: str, queue: str) -> int | None:
+    """Return the delay of a delay queue of an earlier release; None when `name` is no such queue."""
     found = re.fullmatch(re.escape(queue) + r"\.retry\.(\d+)s", name)
     return int(found[1]) if found else None
 
 
-def delay_step(seconds: float) -> int:
-    """Return the shortest delay of a delay queue, in seconds, that is at least `seconds`, up to one day."""
-    return next((step for step in DELAY_STEPS if step >= seconds), LONGEST_DELAY_SECONDS)
+def step_milliseconds(name: str, queue: str) -> int | None:
+    """Return the step of a delay queue of the work queue `queue`; None when `name` is no such queue."""
+    return next((step for step in ALL_STEPS_MILLISECONDS if step_name(queue, step) == name), None)
+
+
+class DelayRoute(NamedTuple):
+    """The way of a delayed message to its work queue: publish it to `exchange` with `routing_key`.
+
+    Each word of the routing key is a bit of the delay, the lowest one first. The exchange of a step passes a message
+    with bit 1 to the queue of the step, where it expires after the step's time, and one with bit 0 to the exchange of
+    the next shorter step. Expired messages go there, too.
+
+    Attributes:
+        steps: all steps that may be part of the way, in milliseconds. The last one is `LAST_MILLISECONDS`.
+    """
+
+    queue: str
+    exchange: str
+    routing_key: str
+    steps: tuple[int, ...]
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The delay queues of the steps."""
+        return tuple(step_name(self.queue, step) for step in self.steps)
+
+    @property
+    def plan(self) -> Plan:
+        """What must exist before the message is published, without the work queue."""
+        return delay_plan(self.queue, self.steps)
+
+
+def delay_route(queue: str, seconds: float) -> DelayRoute:
+    """Return the way of a message to a work queue that takes `seconds`, rounded up to 0.5 s, at most 30 days."""
+    units = max(1, math.ceil(min(seconds, LONGEST_DELAY_SECONDS) * _SECOND / STEPS_MILLISECONDS[0]))
+    bits = f"{units:b}"[::-1]
+    steps = steps_from(STEPS_MILLISECONDS[len(bits) - 1])
+    return DelayRoute(queue, step_name(queue, steps[0]), ".".join(bits), steps)
+
+
+def steps_from(longest: int) -> tuple[int, ...]:
+    """Return this step and all shorter ones, in the order in which messages pass them."""
+    return ALL_STEPS_MILLISECONDS[ALL_STEPS_MILLISECONDS.index(longest) :]
+
+
+def delay_plan(queue: str, steps: Sequence[int]) -> Plan:
+    """Return the delay queues and exchanges of a step and of all shorter ones, the shortest first.
+
+    A step that exists has all shorter ones below it. So a program that has declared the steps once knows from one
+    message that is not returned that its whole way exists.
+    """
+    shortest_first = steps[::-1]
+    names = [step_name(queue, step) for step in shortest_first]
+    last, exchanges = names[0], names[1:]
+    return Plan(
+        tuple(delay_queue(queue, step) for step in shortest_first),
+        None,
+        (
+            QueueBinding(exchanges[0], last, _pattern(0, "0")),
+            *(QueueBinding(name, name, _pattern(power, "1")) for power, name in enumerate(exchanges)),
+        ),
+        steps=tuple(Exchange(name, ExchangeType.TOPIC) for name in exchanges),
+        step_bindings=tuple(
+            ExchangeBinding(longer, shorter, _pattern(power, "0"))
+            for power, (shorter, longer) in enumerate(pairwise(exchanges), 1)
+        ),
+        lock=Queue(f"{queue}.retry.lock", {"x-expires": LOCK_MILLISECONDS}),
+    )
+
+
+def _pattern(power: int, bit: str) -> str:
+    """Return the pattern of the routing keys with this bit."""
+    return f"{'*.' * power}{bit}.#"
 
 
 def dead_letter_queue(queue: str) -> Queue:
@@ -292,18 +403,30 @@ def dead_letter_queue(queue: str) -> Queue:
     )
 
 
-def delay_queue(queue: str, seconds: int) -> Queue:
-    """Return the declaration of a delay queue, whose messages return to `queue` after `seconds`.
+def delay_queue(queue: str, milliseconds: int) -> Queue:
+    """Return the declaration of the delay queue of one step.
+
+    All its messages wait equally long, so the head of the queue is always the next to expire.
 
     Always quorum with at-least-once dead-lettering, also for a classic work queue: a classic delay queue
     loses every message whose target is missing at expiry (tried on 3.10, 4.0 and 4.3).
+
+    Only the last queue leads to the work queue, and by the default exchange. So a work queue that is full blocks no
+    message that has time left, and one that is deleted and declared again needs no binding.
     """
+    if milliseconds == LAST_MILLISECONDS:
+        target: Arguments = _dead_letter_to(queue)
+    elif milliseconds == STEPS_MILLISECONDS[0]:
+        target = _dead_letter_to(step_name(queue, LAST_MILLISECONDS))
+    else:
+        target = {"x-dead-letter-exchange": step_name(queue, milliseconds // 2)}
     return Queue(
-        delay_queue_name(queue, seconds),
+        step_name(queue, milliseconds),
         {
             "x-queue-type": "quorum",
-            "x-message-ttl": seconds * 1000,
-            **_dead_letter_to(queue),
+            "x-message-ttl": milliseconds,
+            "x-delivery-limit": UNLIMITED_DELIVERIES,
+            **target,
             **_AT_LEAST_ONCE,
         },
     )
@@ -311,7 +434,7 @@ def delay_queue(queue: str, seconds: int) -> Queue:
 
 def conflict_advice(queue: str) -> str:
     """Return what to do when RabbitMQ answers 406 because `queue` exists with other arguments."""
-    if queue.endswith(".dead") or re.search(r"\.retry\.\d+s$", queue):
+    if queue.endswith(".dead") or re.search(r"\.retry\.(last|step\.\d+m?s)$", queue):
         return f"Delete {queue!r} when it is empty. It is then declared again."
     return (
         f"If a publisher declares {queue!r} without arguments, use the queue type Classic without limits and TTL, "
@@ -336,6 +459,11 @@ def plan(settings: QueueSettings) -> Plan:
         return Plan((work_queue(settings),), exchange, bindings, (settings.dead_letter_queue,))
     return Plan((dead_letter_queue(settings.name), work_queue(settings)), exchange, bindings)
 
+
+_SECOND: Final = 1000
+
+ALL_STEPS_MILLISECONDS: Final = (*reversed(STEPS_MILLISECONDS), LAST_MILLISECONDS)
+"""All steps in the order in which messages pass them."""
 
 _AT_LEAST_ONCE: Final[Arguments] = {
     "x-dead-letter-strategy": "at-least-once",

@@ -34,6 +34,9 @@ class StatusField(StrEnum):
     CONNECTED = "connected"
     LAST_ERROR = "lastError"
     RETRY_DELAYS_SECONDS = "retryDelaysSeconds"
+    """The delays whose queues a worker of an earlier release has declared. Earlier operators need the field."""
+    DELAY_STEPS = "delaySteps"
+    """The steps whose delay queues the worker has declared, in milliseconds."""
     UPTIME_SECONDS = "uptimeSeconds"
     VERSION = "version"
 

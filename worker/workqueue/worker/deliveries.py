@@ -184,9 +184,9 @@ class Deliveries:
     # Reading, from any thread ---------------------------------------------------------------------------
 
     @property
-    def retry_delays_seconds(self) -> list[int]:
-        """The delays whose queues this worker has declared. Messages may wait in them for a retry."""
-        return self._settler.delays_seconds
+    def delay_steps(self) -> list[int]:
+        """The steps whose queues this worker knows. Messages may wait in them."""
+        return self._settler.delay_steps
 
     @property
     def publisher_tick_age(self) -> float:
@@ -220,6 +220,8 @@ class Deliveries:
             routing_key=delivery.method.routing_key,
             redelivered=delivery.method.redelivered,
         )
+        if headers.DUE_AT in (properties.headers or {}):
+            self._settler.note_delay(properties.headers.get(headers.FIRST_DEATH_QUEUE))
         delivery.expires_at = headers.expires_at(properties, properties.headers or {}, time.time())
         self.rates.arrived(now)
         if properties.timestamp is not None:

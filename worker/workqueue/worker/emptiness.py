@@ -11,7 +11,7 @@ from typing import Final
 
 from workqueue.amqp.errors import BrokerError
 from workqueue.amqp.session import Session
-from workqueue.contract.topology import delay_queue_name
+from workqueue.contract.topology import step_name
 from workqueue.worker.deliveries import Failure
 from workqueue.worker.drain import Signals
 from workqueue.worker.runtime import Runtime
@@ -66,9 +66,9 @@ def _is_empty(session: Session, runtime: Runtime) -> bool:
     queue, consumer = runtime.config.queue, runtime.consumer
     if not consumer.consuming or consumer.busy():
         return False
-    # A message moves from the delay queue to the work queue, so this order finds it.
-    for seconds in runtime.deliveries.retry_delays_seconds:
-        delayed = session.depth(delay_queue_name(queue, seconds))
+    # A message moves from longer steps to shorter ones and then to the work queue, so this order finds it.
+    for step in runtime.deliveries.delay_steps:
+        delayed = session.depth(step_name(queue, step))
         if delayed is not None and delayed.ready:
             return False
     work = session.depth(queue)
