@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "send": "publish messages to the queue and wait for RabbitMQ's confirmation of each",
     "dead": "list, show, replay or purge dead letters",
     "delayed": "list or purge messages that wait for their delay",
+    "recurring": "show recurring messages, or publish one now",
 }
 
 EPILOG: Final = """\

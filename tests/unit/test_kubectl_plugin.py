@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import stat
@@ -16,11 +17,12 @@ import pytest
 
 from workqueue_kubectl import broker_access, cli, completion, explain
 from workqueue_kubectl.broker_access import InClusterTarget
-from workqueue_kubectl.commands import dead, top
+from workqueue_kubectl.commands import dead, recurring, top
 from workqueue_kubectl.commands.status import Overview, _ago, _as_json, _lines
+from workqueue_kubectl.errors import PluginError
 from workqueue_kubectl.explain import Seen
 from workqueue_kubectl.kubectl import Kubectl
-from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.api.workqueue import WorkQueue, WorkQueueStatus
 
 INWARD = "for 60 s. Idle workers stop first; busy workers finish their messages."
 DRAINING = (
@@ -407,3 +409,36 @@ def test_dead_letters_are_read_where_the_workqueue_sends_them(
     assert dead.run(cluster, arguments) == 0
 
     assert (arguments.queue, arguments.dead_letter_queue) == ("thumbs", name)
+
+
+def test_recurring_messages_are_shown_with_last_and_next_slot(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = workqueue(
+        recurring=[
+            {"name": "nightly", "cron": "30 2 * * *", "timeZone": "Europe/Berlin", "missed": "One"},
+            {"name": "paused", "everySeconds": 60, "suspend": True},
+        ],
+    )
+    published = {"name": "nightly", "schedule": "", "slot": "2026-01-01T01:30:00Z"}
+    status = WorkQueueStatus.model_validate({"recurring": [published | {"published": published["slot"]}]})
+    cluster: Any = SimpleNamespace(workqueue=lambda _: found.model_copy(update={"status": status}))
+
+    assert recurring.run(cluster, argparse.Namespace(name="thumbs", trigger=None, json=True)) == 0
+
+    nightly, paused = json.loads(capsys.readouterr().out)["recurring"]
+    assert (nightly["schedule"], nightly["last"], nightly["missed"]) == (
+        "30 2 * * * Europe/Berlin",
+        "2026-01-01T01:30:00Z",
+        "One",
+    )
+    assert nightly["next"].endswith(":30:00Z")
+    assert (paused["schedule"], paused["last"], paused["next"]) == ("every 60 s", "-", "suspended")
+
+
+def test_unknown_recurring_message_names_those_that_exist() -> None:
+    found = workqueue(recurring=[{"name": "nightly", "everySeconds": 60}])
+    cluster: Any = SimpleNamespace(workqueue=lambda _: found)
+
+    with pytest.raises(PluginError, match="There are: nightly"):
+        recurring.run(cluster, argparse.Namespace(name="thumbs", trigger="daily", json=False))

@@ -108,3 +108,17 @@ def test_reminders_example_delivers_when_due(vhost: VirtualHost, workers: Worker
     eventually(lambda: worker.outcomes() == {"acked": 3}, 30)
     carts = re.findall(r"Cart (\d): you left something behind \(([\d.]+) s late\)", worker.log)
     assert {cart for cart, _ in carts} == {"1", "2", "3"}
+
+
+def test_reports_example_makes_each_report_once(vhost: VirtualHost, workers: Workers) -> None:
+    environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{EXAMPLES / 'reports'}"}
+    worker = workers.start(
+        vhost.url, handler="reports:make", queue="reports", environment=environment
+    ).wait_consuming()
+
+    for _ in range(2):
+        publish(vhost, {"kind": "daily"}, queue="reports", message_id="reports/nightly/2026-11-27T01:30:00Z")
+
+    eventually(lambda: worker.outcomes() == {"acked": 2})
+    assert worker.log.count("daily report for reports/nightly/2026-11-27T01:30:00Z") == 1
+    assert worker.log.count("exists already") == 1

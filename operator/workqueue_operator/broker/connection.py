@@ -2,7 +2,8 @@
 
 A second one, made on demand, has the doorbells of queues with large messages.
 
-It never publishes, because a broker with a memory alarm blocks publishing connections.
+A third one, also made on demand, publishes recurring messages. The others never publish, because a broker with a
+memory alarm blocks publishing connections.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from workqueue.contract import topology
 from workqueue.contract.binding import Binding
 from workqueue.contract.topology import BrokerVersion, Plan, Queue, conflict_advice
 from workqueue_operator.api.reasons import Reason
-from workqueue_operator.broker import unused_delays
+from workqueue_operator.broker import confirmed, unused_delays
 from workqueue_operator.broker.addresses import permitted, resolved
 from workqueue_operator.broker.channel import (
     CALL_TIMEOUT,
@@ -50,6 +51,7 @@ from workqueue_operator.broker.channel import (
     Send,
     describe_connection_error,
 )
+from workqueue_operator.broker.confirmed import OwnMessage
 from workqueue_operator.broker.doorbell import Doorbells
 from workqueue_operator.broker.tls import context
 from workqueue_operator.destinations import ANYWHERE, Destinations
@@ -153,6 +155,7 @@ class Broker:
         self._doorbells: Doorbells | None = None
         self._large: set[str] = set()
         self._beside: Broker | None = None
+        self._publishing: Broker | None = None
         self._polls: Calls | None = None
         self._questions: Calls | None = None
         self._declarations: Calls | None = None
@@ -167,8 +170,9 @@ class Broker:
 
     async def close(self) -> None:
         """Close the connection. It removes the doorbells without calling `on_removed`."""
-        if self._beside is not None:
-            await self._beside.close()
+        for other in (self._beside, self._publishing):
+            if other is not None:
+                await other.close()
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -255,6 +259,34 @@ class Broker:
     def _on_beside_state(self) -> None:
         for queue in list(self._large):
             self._on_removed(queue, None)
+
+    # -- messages of the operator's own --------------------------------------------------------------
+
+    async def publish(self, message: OwnMessage) -> None:
+        """Publish a message, and return when RabbitMQ has confirmed it (see `confirmed.publish`).
+
+        Raises:
+            ReconcileError: not connected.
+            NotPublishedError: RabbitMQ returned or refused it.
+            UnconfirmedError: the connection was lost.
+        """
+        if self._publishing is None:
+            self._publishing = Broker(
+                self.binding,
+                lambda _: None,
+                lambda _queue, _reason: None,
+                lambda: None,
+                self._destinations,
+                lambda _queue, _size: None,
+            )
+        other = self._publishing
+        await other.ready()
+        connection = other._connection  # noqa: SLF001
+        if connection is None:
+            raise ReconcileError(
+                Reason.BROKER_UNREACHABLE, f"The connection to the broker {self.binding.display} was lost."
+            )
+        await confirmed.publish(connection, message)
 
     # -- polls ---------------------------------------------------------------------------------------
 
