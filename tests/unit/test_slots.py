@@ -176,7 +176,8 @@ def test_progress_never_goes_back(cron: str, zone: str, day: int, pauses: list[i
     """No slot is published twice, whatever the pauses between two looks."""
     of = hourly(cron=cron, timeZone=zone, missed=missed)
     now = NOON + timedelta(days=day)
-    progress, slots = seen(of, now), []
+    progress = seen(of, now)
+    slots: list[datetime] = []
     for pause in pauses:
         now += timedelta(seconds=pause)
         while not isinstance(found := action(of, progress, now), Wait):

@@ -167,7 +167,8 @@ class RecurringRunner:
         self, workqueue: WorkQueue, progress: dict[str, RecurringStatus]
     ) -> list[tuple[Recurring, datetime]]:
         """Update the progress, and return the slots to publish now: at most one of each entry."""
-        now, due = self._clock.now(), []
+        now = self._clock.now()
+        due: list[tuple[Recurring, datetime]] = []
         entries = {entry.name: entry for entry in workqueue.spec.recurring}
         for name in progress.keys() - entries.keys():
             del progress[name]
