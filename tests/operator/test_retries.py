@@ -208,6 +208,18 @@ async def unused(site: Site) -> RetryState:
     return replace(site.state, unused_since=-retries.UNUSED_SECONDS)
 
 
+async def removed(site: Site, state: RetryState) -> RetryState:
+    """Delete the unused steps beside the passes, and return the state of the first pass after that."""
+    site.state = retries.remove_unused(OURS, state, site.handle, 0.0)
+    await site.waiting()
+    assert site.state.queues == state.queues, "the pass does not wait for the deletion"
+    assert site.state.removal is not None
+    await site.state.removal
+    await site.waiting()
+    assert site.state.removal is None
+    return site.state
+
+
 async def test_unused_steps_are_deleted_and_declared_again_on_demand(every_vhost: VirtualHost) -> None:
     brokers = BrokerPool(lambda _: None, lambda _: None, 60, 60)
     handle = await brokers.handle(OURS.key, from_url(every_vhost.url))
@@ -219,7 +231,7 @@ async def test_unused_steps_are_deleted_and_declared_again_on_demand(every_vhost
         await asyncio.to_thread(publisher.publish, b"before", queue="jobs", delay=0.5)
         await until(lambda: every_vhost.depth("jobs").ready == 1)
 
-        after = await retries.remove_unused(OURS, state, handle, 0.0)
+        after = await removed(site, state)
 
         assert [name for name in ROUTE.queues if every_vhost.exists(name)] == []
         assert after.queues == frozenset()
@@ -233,9 +245,9 @@ async def test_steps_with_a_message_are_not_deleted(site: Site, vhost: VirtualHo
     with Publisher(vhost.url) as publisher:
         await asyncio.to_thread(publisher.publish, b"x", queue="jobs", delay=3.5)
 
-        after = await retries.remove_unused(OURS, state, site.handle, 0.0)
+        after = await removed(site, state)
 
-        assert after == replace(state, unused_since=0.0)
+        assert after == replace(state, unused_since=None)
         assert all(vhost.exists(name) for name in ROUTE.queues)
     await until(lambda: vhost.depth("jobs").ready == 1)
 
@@ -245,7 +257,7 @@ async def test_steps_are_not_deleted_while_a_program_declares_them(site: Site, v
     async with channel_of(vhost) as channel:
         channel.queue_declare("jobs.retry.lock", exclusive=True)
 
-        after = await retries.remove_unused(OURS, state, site.handle, 0.0)
+        after = await removed(site, state)
 
     assert after.queues == state.queues
     assert all(vhost.exists(name) for name in ROUTE.queues)

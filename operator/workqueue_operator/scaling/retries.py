@@ -7,6 +7,7 @@ have declared, and the WorkQueue's status keeps them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -14,6 +15,7 @@ from typing import Final
 from workqueue.contract.topology import (
     ALL_STEPS_MILLISECONDS,
     STEPS_MILLISECONDS,
+    Plan,
     delay_plan,
     earlier_delay_queue_name,
     step_milliseconds,
@@ -44,11 +46,13 @@ class RetryState:
         unused_since: the monotonic time of the first of the latest looks that have all found the work queue and its
             delay queues empty; None after any other look.
         missing: the monotonic time at which a delay queue that a worker had named was missing.
+        removal: deletes the unused steps, beside the passes. Its result says whether they were deleted.
     """
 
     queues: frozenset[str] | None = None
     unused_since: float | None = None
     missing: Mapping[str, float] = field(default_factory=dict)
+    removal: asyncio.Task[bool] | None = None
 
 
 async def waiting(snapshot: Snapshot, state: RetryState, handle: Broker) -> tuple[int | None, RetryState]:
@@ -60,6 +64,12 @@ async def waiting(snapshot: Snapshot, state: RetryState, handle: Broker) -> tupl
     workqueue, readings = snapshot.workqueue, snapshot.readings
     if workqueue.spec.worker is None:
         return None, state  # the operator does not know how these workers retry
+    if state.removal is not None:
+        if not state.removal.done():
+            # The delay queues were empty when this began, and it ends at the first message that it finds. A look at a
+            # queue that is being deleted would declare it again.
+            return 0, state
+        state = _after_removal(workqueue, state, handle, snapshot.now)
     statuses = [*readings.statuses.values(), *(readings.stopping_statuses or {}).values()]
     named = [_named(workqueue, status.retry_delays, status.delay_steps) for status in statuses]
     known = _known_before(workqueue, state)
@@ -85,31 +95,48 @@ async def waiting(snapshot: Snapshot, state: RetryState, handle: Broker) -> tupl
     return total, RetryState(frozenset(queues), since if is_unused and queues else None, missing)
 
 
-async def remove_unused(workqueue: WorkQueue, state: RetryState, handle: Broker, now: float) -> RetryState:
-    """Delete the steps after nothing has used them for `UNUSED_SECONDS`.
+def remove_unused(workqueue: WorkQueue, state: RetryState, handle: Broker, now: float) -> RetryState:
+    """Start to delete the steps after nothing has used them for `UNUSED_SECONDS`.
 
     An idle work queue is not full and not missing, so by then no delay queue holds a message that is in no count
-    (`HIDDEN_SECONDS`).
+    (`HIDDEN_SECONDS`). The deletion looks several times and takes two seconds, so no pass waits for it.
 
     Returns:
         The state for the next pass.
     """
-    if state.unused_since is None or now - state.unused_since < UNUSED_SECONDS or state.queues is None:
+    if state.removal is not None or state.unused_since is None or now - state.unused_since < UNUSED_SECONDS:
         return state
-    queue = workqueue.queue_name
-    steps = {name for name in state.queues if step_milliseconds(name, queue) is not None}
-    longest = max((step_milliseconds(name, queue) or 0 for name in steps), default=0)
-    later = replace(state, unused_since=now)
+    longest = max(_steps(workqueue, state), default=0)
     if not longest:
-        return later
+        return replace(state, unused_since=now)
+    plan = delay_plan(workqueue.queue_name, steps_from(longest))
+    removal = asyncio.create_task(_remove(plan, handle), name=f"unused delay queues {workqueue.key}")
+    return replace(state, unused_since=now, removal=removal)
+
+
+async def _remove(plan: Plan, handle: Broker) -> bool:
     try:
-        if not await handle.broker.delete_unused(delay_plan(queue, steps_from(longest))):
-            return later
+        return await handle.broker.delete_unused(plan)
     except ReconcileError:
-        return later
-    for name in steps:
+        return False
+
+
+def _after_removal(workqueue: WorkQueue, state: RetryState, handle: Broker, now: float) -> RetryState:
+    """Return the state after the removal has ended."""
+    removal, state = state.removal, replace(state, removal=None)
+    if removal is None or removal.cancelled() or not removal.result():
+        return state
+    gone = {step_name(workqueue.queue_name, step) for step in _steps(workqueue, state)}
+    for name in gone:
         handle.poller.forget_queue(workqueue.key, name)
-    return RetryState(state.queues - steps, None, {**state.missing, **dict.fromkeys(steps, now)})
+    queues = (state.queues or frozenset()) - gone
+    return RetryState(queues, None, {**state.missing, **dict.fromkeys(gone, now)})
+
+
+def _steps(workqueue: WorkQueue, state: RetryState) -> list[int]:
+    """The steps whose delay queues exist."""
+    found = (step_milliseconds(name, workqueue.queue_name) for name in state.queues or ())
+    return [step for step in found if step is not None]
 
 
 async def _declare_again(workqueue: WorkQueue, queue: str, handle: Broker) -> bool:

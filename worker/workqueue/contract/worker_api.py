@@ -34,7 +34,7 @@ class StatusField(StrEnum):
     CONNECTED = "connected"
     LAST_ERROR = "lastError"
     RETRY_DELAYS_SECONDS = "retryDelaysSeconds"
-    """The delays whose queues a worker of an earlier release has declared. Earlier operators need the field."""
+    """Only from a worker of an earlier release: the delays whose queues it has declared."""
     DELAY_STEPS = "delaySteps"
     """The steps whose delay queues the worker has declared, in milliseconds."""
     UPTIME_SECONDS = "uptimeSeconds"
