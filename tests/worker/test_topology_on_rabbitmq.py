@@ -181,6 +181,21 @@ def test_delayed_message_returns_to_the_work_queue(every_vhost, publisher, kind)
         channel.basic_ack(method.delivery_tag)
 
 
+def test_message_in_a_delay_queue_of_an_earlier_release_returns(every_vhost, publisher):
+    publisher.declare_plan(topology.plan(QueueSettings("jobs"))).result()
+    earlier = topology.earlier_delay_queue_name("jobs", 1)
+    with channel_of(every_vhost) as channel:
+        arguments = {
+            **topology.delay_queue("jobs", topology.LAST_MILLISECONDS).arguments,
+            "x-message-ttl": 1000,
+        }
+        del arguments["x-delivery-limit"]  # earlier releases had none
+        channel.queue_declare(earlier, durable=True, arguments=arguments)
+        put(channel, earlier, b"earlier", expiration="900")
+        delay(publisher, 1, b"now")
+        assert {take(channel, "jobs")[2] for _ in range(2)} == {b"earlier", b"now"}
+
+
 def test_last_delay_queue_keeps_a_message_whose_work_queue_is_missing(every_vhost, publisher):
     delay(publisher, 0.5)
     # It has expired and does not count as ready, but the queue holds it until the target queue accepts it.
