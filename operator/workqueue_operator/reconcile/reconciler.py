@@ -447,7 +447,6 @@ class Reconciler:
         snapshot, state.gathered = await parts.gatherer.gather_rest(snapshot, state.gathered)
         parts.protector.update(workqueue.metadata.namespace, snapshot.pods, snapshot.readings.statuses)
         retrying, state.retries = await retries.waiting(snapshot, state.retries, handle)
-        state.retries = retries.remove_unused(workqueue, state.retries, handle, self._clock.monotonic())
         # The queue has vanished since the pass began. The next pass declares it again.
         vanished = isinstance(snapshot.readings.counts, QueueMissing)
         dead = await handle.poller.last_answer(
