@@ -1,6 +1,8 @@
 # One image for the operator and the workers. Build it with docker, or with buildah and --isolation chroot. The base
-# only needs python3 (3.11 or later) with venv.
-ARG BASE_IMAGE=python:3.13-slim
+# only needs python3 (3.11 or later) with venv. A build with another BASE_IMAGE never pulls the pinned one.
+ARG BASE_IMAGE=pinned
+
+FROM docker.io/library/python:3.13-slim@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b AS pinned
 
 FROM ${BASE_IMAGE} AS dependencies
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off PIP_ROOT_USER_ACTION=ignore
@@ -40,9 +42,11 @@ WORKDIR /app
 USER 65532:65532
 ARG VERSION=unknown
 ARG REVISION=unknown
+ARG SOURCE=unknown
 LABEL org.opencontainers.image.title="workqueue-operator" \
       org.opencontainers.image.description="Job queues on Kubernetes: durable RabbitMQ queues, workers scaled by queue depth, no job lost." \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}"
 CMD ["workqueue", "--help"]

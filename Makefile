@@ -3,53 +3,64 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check
 IMAGE ?= workqueue-operator:dev
 
 .PHONY: help
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# The pinned development environment. A changed lock file rebuilds it.
-.venv/.ready: requirements-dev.lock pyproject.toml
+# The pinned environment: first what the cluster and the demo need, then the tools for development. A changed lock file
+# rebuilds it.
+.venv/.base: requirements.lock requirements-build.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or later is required. Install it, or set PYTHON=/path/to/python3."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11. Set PYTHON=/path/to/python3 to a newer one."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) --require-hashes --requirement requirements.lock --requirement requirements-build.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
+
+.venv/.ready: .venv/.base requirements-dev.lock
+	$(PIP) --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+.PHONY: base
+base: .venv/.base
 
 .PHONY: venv
 venv: .venv/.ready ## make the pinned development environment in .venv
 
 .PHONY: cluster
-cluster: venv ## start a local Kubernetes with RabbitMQ's image (the first build takes about 12 minutes)
+cluster: base ## start a local Kubernetes (the first build takes about 10 minutes; with CLUSTER=kind, docker and 1 minute)
 	@$(BIN)/python -m hack.cluster up
 
 .PHONY: cluster-down
-cluster-down: venv ## delete the local cluster and everything in it
+cluster-down: base ## delete the local cluster and everything in it
 	@$(BIN)/python -m hack.cluster down
 
 .PHONY: image
-image: cluster ## build the image and load it into the local cluster (with CLUSTER=current, push IMAGE yourself)
-ifneq ($(CLUSTER),current)
-	@$(BIN)/python -m hack.image --tag $(IMAGE) --load
-endif
+image: base ## start the cluster and build and load the image (with CLUSTER=current, push IMAGE yourself)
+	@$(BIN)/python -m hack.image --tag $(IMAGE) --up
 
 .PHONY: load
-load: cluster ## build IMAGE=mine:1 from the Dockerfile in DIR=path and load it into the local cluster
-ifeq ($(CLUSTER),current)
-	@echo "CLUSTER=current is not the local cluster. Build the image with docker, and push it to a registry." >&2; exit 1
-else
+load: cluster ## build IMAGE=mine:1 from the Dockerfile in DIR=path and load it into the cluster
 	@$(BIN)/python -m hack.image.load '$(IMAGE)' '$(DIR)'
-endif
 
 .PHONY: demo
-demo: image ## run the product end to end: cluster, RabbitMQ, operator, a WorkQueue that counts words in documents
+demo: announcement image ## run the product end to end: cluster, RabbitMQ, operator, a WorkQueue that counts words in documents
 	@$(BIN)/python -m hack.demo --image $(IMAGE)
+
+.PHONY: announcement
+announcement:
+	@cat hack/demo/announcement$(if $(CLUSTER),-$(CLUSTER)).txt
 
 .PHONY: generate
 generate: image ## rewrite every generated file
 	@$(BIN)/python -m hack.generate
+
+.PHONY: screenshots
+screenshots: venv ## take the pictures of the web page again
+	@$(BIN)/python -m hack.generate.screenshots
 
 .PHONY: docs
 docs: venv ## build the documentation site with search, in build/site
@@ -72,6 +83,16 @@ lint: venv ## check style, types, layers and prose
 .PHONY: unit
 unit: venv ## run the tests that need no cluster and no RabbitMQ
 	@$(BIN)/pytest tests/unit
+
+.PHONY: coverage
+coverage: venv ## run `make unit`, and show which lines it does not run; build/coverage.xml has them too
+	@mkdir -p build && $(BIN)/coverage run -m pytest tests/unit
+	@$(BIN)/coverage report --skip-covered
+	@$(BIN)/coverage xml --quiet
+
+.PHONY: specs
+specs: venv ## check the specifications in docs/specs with TLC (at most 10 minutes); ARGS='--trace retire' selects some
+	@$(BIN)/python -m hack.specs $(ARGS)
 
 .PHONY: e2e
 e2e: image ## run the end-to-end tests; TEST=name selects some
@@ -106,12 +127,18 @@ else
 endif
 
 .PHONY: faults
-faults: image ## run the whole fault matrix (about 1 hour); ARGS=--write updates the table in docs/guarantees.md
+faults: image ## run the whole fault matrix (about 1 hour); ARGS=--write updates the table in docs/fault-matrix.md
 	@$(BIN)/python -m hack.bench.faults $(ARGS)
 
 .PHONY: nightly
 nightly: faults ## run the fault matrix and the tests marked slow or nightly
 	@$(BIN)/pytest tests --ignore=tests/faults --ignore=tests/walkthrough -m 'slow or nightly' --numprocesses $(JOBS) --dist load
+
+SEED ?= 0
+
+.PHONY: simulate
+simulate: venv ## replay a simulated cluster with SEED=number and print its story
+	@$(BIN)/python -m tests.simulation --seed $(SEED) $(ARGS)
 
 SERIES ?= 3.10 4.0 4.3
 
@@ -135,6 +162,14 @@ audit: venv ## check the image's packages for known vulnerabilities; needs the I
 sbom: venv ## write a bill of materials of the image to build/sbom.cdx.json
 	@$(BIN)/python -m hack.image.sbom
 
+.PHONY: distribution
+distribution: venv ## build the wheel, the source distribution and workqueue.pyz, in build/distribution
+	@$(BIN)/python -m hack.release.distribution build/distribution
+
+.PHONY: release
+release: venv ## make all files of a release from a tag, in build/release; PUSH=registry/owner publishes and signs too
+	@$(BIN)/python -m hack.release $(if $(PUSH),--push $(PUSH)) $(ARGS)
+
 # All lock files have pip's format with hashes. Each names its command on its second line. Versions in an existing
 # lock file stay unless ARGS=--upgrade or ARGS='--upgrade-package NAME' raises them. requirements-dev.lock comes
 # first because it constrains the next two.
@@ -153,3 +188,4 @@ lock: build/uv/.$(UV_VERSION) ## write every lock file; ARGS=--upgrade raises th
 	@$(COMPILE) $(ARGS) --extra operator --extra cli --constraints requirements-dev.lock pyproject.toml -o requirements.lock
 	@$(COMPILE) $(ARGS) --group build --constraints requirements-dev.lock -o requirements-build.lock
 	@cd hack/bench/environment && $(COMPILE) $(ARGS) peers.in -o peers.lock
+	@$(BIN)/python -m hack.cluster.toolchain

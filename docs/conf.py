@@ -13,6 +13,7 @@ exclude_patterns = ["docs/site"]
 
 extensions = ["myst_parser", "sphinx_copybutton"]
 myst_heading_anchors = 4
+myst_enable_extensions = ["tasklist"]
 highlight_language = "console"
 
 html_theme = "furo"

@@ -1,7 +1,7 @@
 """Inject every fault of tests/faults and print what happened to the messages.
 
     python -m hack.bench.faults                          run all faults
-    python -m hack.bench.faults --write                  and update the table in docs/guarantees.md
+    python -m hack.bench.faults --write                  and update the table in docs/fault-matrix.md
     python -m hack.bench.faults --report FILE -k broker  run a part; parts can share a report
 
 All other options are passed to pytest.
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).parents[2]
-PAGE: Final = ROOT / "docs" / "guarantees.md"
+PAGE: Final = ROOT / "docs" / "fault-matrix.md"
 COLUMNS: Final = (
     "Fault",
     "RabbitMQ",
@@ -114,7 +114,7 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--write", action="store_true", help="update the table in docs/guarantees.md")
+    parser.add_argument("--write", action="store_true", help="update the table in docs/fault-matrix.md")
     parser.add_argument("--report", type=Path, help="append to the rows of this file")
     arguments, for_pytest = parser.parse_known_args()
     report = arguments.report or Path(tempfile.mkdtemp(prefix="faults-")) / "report"

@@ -117,10 +117,10 @@ def results_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.json.gz"
 
 
-def read_rows(file: Path) -> list[Object]:
-    """Return the rows of a file that `write` wrote."""
-    rows: list[Object] = json.loads(gzip.decompress(file.read_bytes()))["rows"]
-    return rows
+def read(file: Path) -> Object:
+    """Return all that `write` wrote into the file of the samples."""
+    results: Object = json.loads(gzip.decompress(file.read_bytes()))
+    return results
 
 
 def markdown(report: Report) -> str:

@@ -2,7 +2,8 @@
 
     python -m hack.cluster up | down | status | load IMAGE_ARCHIVE | exec -- COMMAND...
 
-The steps of `up`:
+`clusters` selects the cluster: this one, one of kind in docker or podman (CLUSTER=kind), or that of the current
+kubectl context (CLUSTER=current). The steps of `up` here, as far as possible at the same time (plan):
 
     packages    install the Debian packages that are missing
     toolchain   build Kubernetes, CoreDNS and helm with Go, once, into the user's cache folder

@@ -7,10 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-from hack.cluster import checkout, lifecycle
+from hack.cluster.clusters import Cluster, selected
 from hack.cluster.console import say
 from hack.cluster.errors import ClusterError
-from hack.cluster.instance import DEFAULT_NAME, NAME_VARIABLE, Instance
+from hack.cluster.instance import NAME_VARIABLE
 
 
 def main() -> int:
@@ -18,7 +18,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m hack.cluster",
         description="A real single-node Kubernetes on this machine, without a container engine or a registry. "
-        "CLUSTER=current in the environment selects the cluster of the current kubectl context instead.",
+        "CLUSTER=kind in the environment selects a cluster in docker or podman instead, and CLUSTER=current the "
+        "cluster of the current kubectl context.",
         epilog=f"Set {NAME_VARIABLE} to use a second cluster beside the default one.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -31,9 +32,7 @@ def main() -> int:
     inside.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     arguments = parser.parse_args()
     try:
-        if checkout.wants_current_context():
-            return _with_current_context(arguments)
-        return _with_local_cluster(arguments, Instance.from_environment())
+        return _run(arguments, selected())
     except ClusterError as error:
         say(str(error))
     except OSError as error:
@@ -43,36 +42,22 @@ def main() -> int:
     return 1
 
 
-def _with_local_cluster(arguments: argparse.Namespace, instance: Instance) -> int:
-    lifecycle.require_linux_root()
+def _run(arguments: argparse.Namespace, cluster: Cluster) -> int:
     match arguments.command:
         case "up":
-            lifecycle.up(instance)
+            cluster.up()
         case "down":
-            lifecycle.down(instance)
+            cluster.down()
         case "status":
-            return 0 if lifecycle.status(instance) else 1
+            return 0 if cluster.status() else 1
         case "load":
-            print(lifecycle.load(instance, arguments.archive), end="")
+            print(cluster.load(arguments.archive), end="")
         case "exec":
             command = arguments.arguments[arguments.arguments[:1] == ["--"] :]
             if not command:
                 raise ClusterError("No command was given. Write it after `exec --`.")
-            enter = lifecycle.inside(instance, command)
+            enter = cluster.inside(command)
             os.execvp(enter[0], enter)
-    return 0
-
-
-def _with_current_context(arguments: argparse.Namespace) -> int:
-    match arguments.command:
-        case "up":
-            context, folder = checkout.use_current_context()
-            say(f"Ready: {folder / 'kubeconfig'} is for the context {context}.")
-        case "down":
-            checkout.remove(DEFAULT_NAME)
-            say("Removed .cluster. The cluster of the current context is unchanged.")
-        case command:
-            raise ClusterError(f"`{command}` works on the local cluster only. Unset CLUSTER, or use kubectl.")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
@@ -17,19 +18,28 @@ FOLDER: Final = CHECKOUT / ".cluster"
 CHOICE_VARIABLE: Final = "CLUSTER"
 
 
-def wants_current_context() -> bool:
-    """Return whether the user asked for the cluster of the current kubectl context instead of a local one.
+class Choice(StrEnum):
+    """The values of the variable CLUSTER."""
+
+    LOCAL = ""
+    KIND = "kind"
+    CURRENT = "current"
+
+
+def choice() -> Choice:
+    """Return which cluster the user asked for, by default a local one that needs no container engine.
 
     Raises:
-        ClusterError: CLUSTER has a value other than `current`.
+        ClusterError: CLUSTER has another value.
     """
-    choice = os.environ.get(CHOICE_VARIABLE, "")
-    if choice not in {"", "current"}:
+    value = os.environ.get(CHOICE_VARIABLE, "")
+    try:
+        return Choice(value)
+    except ValueError as error:
         raise ClusterError(
-            f"{CHOICE_VARIABLE} is {choice!r}: set it to 'current' for the cluster of your current kubectl "
-            "context, or leave it unset for a local one."
-        )
-    return choice == "current"
+            f"{CHOICE_VARIABLE} is {value!r}: set it to 'kind' for a cluster in docker or podman, to 'current' for "
+            "the cluster of your current kubectl context, or leave it unset for a local one."
+        ) from error
 
 
 def folder(cluster: str) -> Path:

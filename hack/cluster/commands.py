@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from hack.cluster.errors import ClusterError
 
 LAST_LINES: Final = 12
+
+_running: Final[set[subprocess.Popen[bytes]]] = set()
+
+
+def end_all() -> None:
+    """End the programs that other threads wait for. Their errors follow."""
+    for process in tuple(_running):
+        process.terminate()
 
 
 def run(
@@ -34,23 +43,16 @@ def run(
         ClusterError: the program is missing, failed or took too long.
     """
     arguments = [str(part) for part in command]
-    try:
-        done = subprocess.run(
-            arguments,
-            stdin=stdin or subprocess.DEVNULL,
-            capture_output=True,
-            env={**os.environ, **(environment or {})},
-            cwd=folder,
-            timeout=timeout,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise ClusterError(f"{doing} needs the program {arguments[0]}, which is not installed.") from error
-    except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{doing} took longer than {timeout:.0f} s: {' '.join(arguments)}") from error
-    output = done.stdout.decode(errors="replace")
-    if done.returncode != 0:
-        raise failure(doing, arguments, done.returncode, done.stderr.decode(errors="replace") or output)
+    where = {"env": {**os.environ, **(environment or {})}, "cwd": folder}
+    with _started(arguments, doing, stdin or subprocess.DEVNULL, subprocess.PIPE, **where) as process:
+        try:
+            printed, complaint = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise ClusterError(f"{doing} took longer than {timeout:.0f} s: {' '.join(arguments)}") from error
+    output = printed.decode(errors="replace")
+    if process.returncode != 0:
+        raise failure(doing, arguments, process.returncode, complaint.decode(errors="replace") or output)
     return output
 
 
@@ -69,26 +71,31 @@ def run_with_lines(
     """
     arguments = [str(part) for part in command]
     lines: list[str] = []
-    try:
-        process = subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            cwd=folder,
-            text=True,
-            errors="replace",
-        )
-    except FileNotFoundError as error:
-        raise ClusterError(f"{doing} needs the program {arguments[0]}, which is not installed.") from error
-    with process:
+    where = {"env": {**os.environ, **(environment or {})}, "cwd": folder}
+    with _started(arguments, doing, subprocess.DEVNULL, subprocess.STDOUT, **where) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            lines.append(line.rstrip())
+            lines.append(line.decode(errors="replace").rstrip())
             on_line(lines[-1])
     if process.returncode != 0:
         raise failure(doing, arguments, process.returncode, "\n".join(lines))
+
+
+@contextmanager
+def _started(
+    arguments: list[str], doing: str, stdin: IO[bytes] | int, stderr: int, **where: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program until the end of the block. `end_all` can end it."""
+    try:
+        process = subprocess.Popen(arguments, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, **where)
+    except FileNotFoundError as error:
+        raise ClusterError(f"{doing} needs the program {arguments[0]}, which is not installed.") from error
+    _running.add(process)
+    try:
+        with process:
+            yield process
+    finally:
+        _running.discard(process)
 
 
 def failure(doing: str, arguments: Sequence[str], code: int, output: str) -> ClusterError:

@@ -1,17 +1,19 @@
-"""Print one line for each step, and the elapsed time while a long step runs."""
+"""Print one line for each step, and the elapsed times while long steps run, alone or side by side."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from rich.console import Console
+from rich.status import Status
 
 HEARTBEAT_SECONDS: Final = 5.0
+REFRESH_SECONDS: Final = 0.2
 SHORT_STEP_SECONDS: Final = 1.0
 
 _terminal = Console(stderr=True, highlight=False)
@@ -34,6 +36,53 @@ class Step:
         return f"{self.title}: {self.seconds():.0f} s" + (f", {self.detail}" if self.detail else "")
 
 
+class _Display:
+    """Shows all running steps in one place. Its thread lives while a step runs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: list[Step] = []
+        self._finished = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.overall: Callable[[], str] | None = None
+
+    def add(self, step: Step) -> None:
+        with self._lock:
+            self._running.append(step)
+            if self._thread is None:
+                self._finished = threading.Event()
+                self._thread = threading.Thread(target=self._show, args=(self._finished,), daemon=True)
+                self._thread.start()
+
+    def remove(self, step: Step) -> None:
+        with self._lock:
+            self._running.remove(step)
+            if not self._running and self._thread is not None:
+                # A terminal can have one live display at a time, so the next thread starts after this one.
+                self._finished.set()
+                self._thread.join()
+                self._thread = None
+
+    def _text(self) -> str:
+        steps = [step.progress() for step in tuple(self._running)]
+        overall = [self.overall()] if self.overall else []
+        return "; ".join([*overall, *steps])
+
+    def _show(self, finished: threading.Event) -> None:
+        with ExitStack() as stack:
+            status: Status | None = None
+            if _terminal.is_terminal:
+                status = stack.enter_context(_terminal.status(""))
+            while not finished.wait(REFRESH_SECONDS if status else HEARTBEAT_SECONDS):
+                if status:
+                    status.update(self._text())
+                else:
+                    say(self._text())
+
+
+_display: Final = _Display()
+
+
 def say(sentence: str) -> None:
     """Print one line for the user to standard error."""
     _terminal.print(sentence, markup=False, soft_wrap=True)
@@ -50,25 +99,20 @@ def step(title: str, expected: str = "") -> Iterator[Step]:
     """
     current = Step(title)
     say(f"{title}: {expected}" if expected else title)
-    finished = threading.Event()
-    show = _spin if _terminal.is_terminal else _beat
-    shown = threading.Thread(target=show, args=(current, finished), daemon=True)
-    shown.start()
+    _display.add(current)
     try:
         yield current
     finally:
-        finished.set()
-        shown.join()
+        _display.remove(current)
     if current.seconds() > SHORT_STEP_SECONDS:
         say(f"{title}: done in {current.seconds():.0f} s")
 
 
-def _beat(current: Step, finished: threading.Event) -> None:
-    while not finished.wait(HEARTBEAT_SECONDS):
-        say(current.progress())
-
-
-def _spin(current: Step, finished: threading.Event) -> None:
-    with _terminal.status(current.progress()) as status:
-        while not finished.wait(0.2):
-            status.update(current.progress())
+@contextmanager
+def overall(text: Callable[[], str]) -> Iterator[None]:
+    """Show a text, such as the time left for the whole, before the steps that run in the block."""
+    _display.overall = text
+    try:
+        yield
+    finally:
+        _display.overall = None

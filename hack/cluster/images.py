@@ -22,6 +22,8 @@ from hack.cluster.daemons import PAUSE_IMAGE
 from hack.cluster.errors import ClusterError
 from hack.cluster.locks import locked
 from hack.cluster.mounts import overlays_stack_on
+from hack.cluster.packages import PART as PACKAGES_PART
+from hack.cluster.plan import Part
 from hack.cluster.rootfs import RootfsError, cache_folder, rootfs
 
 RABBITMQ_IMAGE: Final = "docker.io/library/rabbitmq:4-management"
@@ -97,6 +99,15 @@ def buildah(*arguments: str | Path, doing: str, timeout: float | None = None) ->
     ).strip()
 
 
+def parts() -> list[Part]:
+    """Return a part if the image of RabbitMQ is missing."""
+    return (
+        []
+        if _file(RABBITMQ_IMAGE, _rabbitmq_recipe()).exists()
+        else [Part("RabbitMQ's image", 75.0, rabbitmq, needs=(PACKAGES_PART,))]
+    )
+
+
 def pause(binaries: Path) -> Archive:
     """Return the image of a pod's sandbox."""
     program = binaries / "pause"
@@ -129,8 +140,11 @@ def rabbitmq() -> Archive:
             )
             _commit(container, RABBITMQ_IMAGE, *RABBITMQ_CONFIG)
 
-    recipe = (RELEASE, *RABBITMQ_PACKAGES, *RABBITMQ_FILES.values(), RABBITMQ_SCRIPT, *RABBITMQ_CONFIG)
-    return _archive(RABBITMQ_IMAGE, repr(recipe), make, "about 1 minute, once")
+    return _archive(RABBITMQ_IMAGE, _rabbitmq_recipe(), make, "about 1 minute, once")
+
+
+def _rabbitmq_recipe() -> str:
+    return repr((RELEASE, *RABBITMQ_PACKAGES, *RABBITMQ_FILES.values(), RABBITMQ_SCRIPT, *RABBITMQ_CONFIG))
 
 
 def base() -> Archive:
@@ -145,9 +159,7 @@ def base() -> Archive:
 
 def _archive(name: str, recipe: str, make: Callable[[], None], expected: str) -> Archive:
     """Return the cached archive of this recipe, or archive the image that `make` leaves in buildah's store."""
-    folder = cache_folder() / "images"
-    key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
-    file = folder / f"{re.sub('[^a-z0-9]+', '-', name)}-{key}.tar"
+    file = _file(name, recipe)
     if not file.exists():
         with locked(file.with_suffix(".lock"), f"Another process makes the image {name}; waiting for it."):
             if not file.exists():
@@ -155,6 +167,11 @@ def _archive(name: str, recipe: str, make: Callable[[], None], expected: str) ->
                     make()
                     save(name, file)
     return Archive(name, file)
+
+
+def _file(name: str, recipe: str) -> Path:
+    key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
+    return cache_folder() / "images" / f"{re.sub('[^a-z0-9]+', '-', name)}-{key}.tar"
 
 
 def save(name: str, file: Path) -> None:

@@ -12,13 +12,14 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from hack.cluster import checkout, daemons, images, namespaces, packages, pki, processes, toolchain
+from hack.cluster import checkout, daemons, images, namespaces, packages, pki, plan, processes, toolchain
 from hack.cluster.commands import run
 from hack.cluster.console import say, step
 from hack.cluster.errors import ClusterError
 from hack.cluster.images import Archive
 from hack.cluster.instance import Instance, Record
 from hack.cluster.locks import locked
+from hack.cluster.plan import Part
 
 READY_SECONDS: Final = 120.0
 ANSWER_SECONDS: Final = 15.0
@@ -26,31 +27,35 @@ DISK_NEEDED: Final = 2 * 2**30
 POLL_SECONDS: Final = 0.2
 
 
-def up(instance: Instance) -> None:
+def up(instance: Instance, more: Sequence[Part] = ()) -> None:
     """Start the cluster unless it runs, and write this checkout's .cluster.
+
+    Args:
+        more: parts to make at the same time.
 
     Raises:
         ClusterError: the cluster cannot start.
     """
     with _exclusive(instance):
-        packages.install()
-        binaries = toolchain.binaries()
-        archives = [images.pause(binaries), images.rabbitmq()]
-        record = instance.record()
-        if record and _answers(instance, ANSWER_SECONDS):
+        before = instance.record()
+        plan.run([*parts(), *([] if before else [_start_part(instance)]), *more])
+        if before and _answers(instance, ANSWER_SECONDS):
             say(f"The cluster {instance.name} is already up.")
-            if record.build != toolchain.build():
-                say(f"Another version of this tool made it ({record.build}). Run down, then up, to renew it.")
-        else:
-            if namespaces.end(instance):
-                say("Removed the files of a cluster that had died. The new cluster starts empty.")
-            _start(instance, binaries)
+            if before.build != toolchain.build():
+                say(f"Another version of this tool made it ({before.build}). Run down, then up, to renew it.")
+        elif before:
+            _start(instance)
         # An interrupted `up` may have skipped the next steps.
         _wait_for_node(instance)
-        for archive in archives:
+        for archive in (images.pause(toolchain.binaries()), images.rabbitmq()):
             load_once(instance, archive)
         folder = checkout.write(instance.name, instance.kubeconfig.read_text())
     say(f"Ready: export KUBECONFIG={folder / 'kubeconfig'} PATH={folder / 'bin'}:$PATH")
+
+
+def parts() -> list[Part]:
+    """Return what is missing on this machine for any cluster."""
+    return [*packages.parts(), *toolchain.parts(), *images.parts()]
 
 
 def down(instance: Instance) -> None:
@@ -134,7 +139,18 @@ def inside(instance: Instance, command: Sequence[str]) -> list[str]:
     return [*namespaces.enter(_running(instance).node, "net"), *command]
 
 
-def _start(instance: Instance, binaries: Path) -> None:
+def _start_part(instance: Instance) -> Part:
+    def make() -> None:
+        _start(instance)
+        _wait_for_node(instance)
+
+    return Part("the cluster", 15.0, make, needs=(packages.PART, toolchain.PROGRAMS_PART))
+
+
+def _start(instance: Instance) -> None:
+    if namespaces.end(instance):
+        say("Removed the files of a cluster that had died. The new cluster starts empty.")
+    binaries = toolchain.binaries()
     instance.state.mkdir(parents=True, mode=0o700)
     if shutil.disk_usage(instance.state).free < DISK_NEEDED:
         raise ClusterError(f"The disk of {instance.state} is full. A cluster needs 2 GiB: free some space.")

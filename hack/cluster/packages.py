@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -10,12 +11,15 @@ from hack.cluster.commands import run
 from hack.cluster.console import step
 from hack.cluster.daemons import CNI_PLUGINS
 from hack.cluster.errors import ClusterError
+from hack.cluster.plan import Part
 
+PART: Final = "Debian packages"
 PROGRAMS: Final = {
     "buildah": "buildah",
     "conntrack": "conntrack",
     "containerd": "containerd",
     "ctr": "containerd",
+    "debootstrap": "debootstrap",
     "hostname": "hostname",
     "ip": "iproute2",
     "iptables": "iptables",
@@ -36,13 +40,34 @@ def missing() -> list[str]:
     return sorted(packages)
 
 
+def parts() -> list[Part]:
+    """Return a part if packages are missing."""
+    return [Part(PART, 60.0, install)] if missing() else []
+
+
 def install() -> None:
-    """Install the missing packages. The package lists are updated only if they do not know a package.
+    """Install the packages that the cluster lacks.
 
     Raises:
         ClusterError: apt-get is missing or failed.
     """
-    packages = missing()
+    _install(missing())
+
+
+def install_programs(programs: Mapping[str, str]) -> None:
+    """Install the packages of those programs that are not on PATH.
+
+    Args:
+        programs: the package of each program.
+
+    Raises:
+        ClusterError: apt-get is missing or failed.
+    """
+    _install(sorted({package for program, package in programs.items() if shutil.which(program) is None}))
+
+
+def _install(packages: list[str]) -> None:
+    """Install packages. The package lists are updated only if they do not know a package."""
     if not packages:
         return
     names = " ".join(packages)

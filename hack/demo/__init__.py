@@ -12,6 +12,8 @@ The modules, in the order of a run:
     board       show the progress live
     scenario    send one document, then all others, and check the results
     report      print the measurements
+    recording   record the rows of the table
+    animation   draw a recording as the moving picture docs/images/demo.svg
 
 The demo needs access to a cluster (`python -m hack.cluster up`, also with CLUSTER=current). The cluster must have
 the images or be able to pull them.

@@ -11,7 +11,7 @@ from typing import Final
 
 from hack.cluster import checkout
 from hack.cluster.errors import ClusterError
-from hack.demo import documents, install, scenario
+from hack.demo import documents, install, recording, scenario
 from hack.demo.board import Screen
 from hack.demo.errors import DemoError
 from hack.demo.forward import forwarded
@@ -22,10 +22,15 @@ from workqueue_operator.api.workqueue import WorkQueueSpec
 DOCUMENTS: Final = 400
 INTERRUPTED: Final = 130
 PAUSE_VARIABLE: Final = "WORDCOUNT_SECONDS"
-
-
-_LITERALS: Final = (
-    "go-template='{{range $k, $v := .data}}--from-literal={{$k}}={{$v | base64decode}} {{end}}'"
+PROGRAMS: Final = checkout.CHECKOUT / ".venv/bin"
+_QUEUE: Final = f"{install.WORKQUEUE} -n {install.NAMESPACE}"
+HINTS: Final = (
+    (
+        "send 100 jobs: 0 workers become 8, and 0 again",
+        f"seq 100 | sed 's/^/some words /' | kubectl workqueue send {_QUEUE} --stdin",
+    ),
+    ("watch that; Ctrl-C ends it", f"kubectl workqueue top -n {install.NAMESPACE}"),
+    ("why this many workers run, and what would change it", f"kubectl workqueue status {_QUEUE}"),
 )
 
 
@@ -44,6 +49,9 @@ def main() -> int:
         default=list(documents.FOLDERS),
         help="folders with texts (default: this system's licences and package documentation)",
     )
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="write the run to a file, for the moving picture"
+    )
     arguments = parser.parse_args()
     if arguments.documents < 2:
         parser.error("--documents: at least 2")
@@ -52,7 +60,7 @@ def main() -> int:
         logging.getLogger(name).addHandler(logging.NullHandler())
     screen = Screen()
     try:
-        _run(screen, arguments.image, arguments.documents, arguments.documents_from)
+        _run(screen, arguments.image, arguments.documents, arguments.documents_from, arguments.record)
     except (DemoError, ClusterError) as error:
         screen.say(f"\n{error}", style="bold red")
         return 1
@@ -62,7 +70,7 @@ def main() -> int:
     return 0
 
 
-def _run(screen: Screen, image: str, most: int, folders: list[Path]) -> None:
+def _run(screen: Screen, image: str, most: int, folders: list[Path], record: Path | None) -> None:
     cluster = install.Cluster()
     with screen.step("Documents on this machine") as step:
         found = documents.find(most, folders)
@@ -83,7 +91,10 @@ def _run(screen: Screen, image: str, most: int, folders: list[Path]) -> None:
         spec = install.workqueue(cluster, image)
     kubectl = cluster.kubectl(install.RABBITMQ_NAMESPACE)
     with forwarded(kubectl, "service/rabbitmq", binding) as binding_here:
-        figures = scenario.Scenario(screen, cluster, spec, found).run(binding_here)
+        run = scenario.Scenario(screen, cluster, spec, found)
+        figures = run.run(binding_here)
+    if record is not None:
+        recording.write(record, recording.Recording(f"{len(found)} documents", run.recorder.samples))
     report(screen, figures, spec, len(found), _pause(spec))
     _hints(screen, cluster)
 
@@ -95,33 +106,26 @@ def _pause(spec: WorkQueueSpec) -> float:
 
 
 def _hints(screen: Screen, cluster: install.Cluster) -> None:
-    here = f"kubectl -n {install.NAMESPACE}"
-    release = """--type=merge --patch='{"spec":{"replicas":null}}'"""
-    hints = [
-        (
-            "watch the WorkQueue while `make demo` runs again in another terminal",
-            f"{here} get workqueue wordcount --watch",
-        ),
-        ("show its conditions and events", f"{here} describe workqueue wordcount"),
-        ("pin two workers, whatever the backlog", f"{here} scale workqueue wordcount --replicas=2"),
-        ("scale by the backlog again", f"{here} patch workqueue wordcount {release}"),
-        (
-            "copy the RabbitMQ connection for a WorkQueue of your own, here to the namespace default",
-            f"kubectl -n default create secret generic rabbitmq $({here} get secret rabbitmq -o {_LITERALS})",
-        ),
-        (
-            "show the operator's log",
-            f"kubectl -n {install.OPERATOR_NAMESPACE} logs --selector=app.kubernetes.io/name={install.RELEASE}",
-        ),
-    ]
-    if not checkout.wants_current_context():
-        kubeconfig, programs = (os.path.relpath(path) for path in (cluster.kubeconfig, cluster.programs))
-        access = f'export KUBECONFIG="$PWD/{kubeconfig}" PATH="$PWD/{programs}:$PATH"'
-        hints = [("set up kubectl and helm", access), *hints, ("delete the cluster", "make cluster-down")]
-    screen.say("\nThe cluster keeps running. To try next:")
-    for what, command in hints:
+    is_own = checkout.choice() is not checkout.Choice.CURRENT
+    screen.say("\nThe cluster keeps running. For kubectl and its plugin in this terminal:")
+    screen.say(f"  {access(cluster, is_own=is_own)}", verbatim=True)
+    screen.say("Three commands to try:")
+    for what, command in HINTS:
         screen.say(f"  # {what}", style="dim")
         screen.say(f"  {command}", verbatim=True)
+    if is_own:
+        screen.say("`make cluster-down` deletes the cluster.")
+    screen.say("docs/get-started.md goes on with a queue of your own.")
+
+
+def access(cluster: install.Cluster, *, is_own: bool) -> str:
+    """Return the command that makes kubectl and its plugin use the cluster."""
+    here = [f"$PWD/{os.path.relpath(path)}" for path in (cluster.kubeconfig, cluster.programs, PROGRAMS)]
+    return (
+        f'export KUBECONFIG="{here[0]}" PATH="{here[1]}:{here[2]}:$PATH"'
+        if is_own
+        else f'export PATH="{here[2]}:$PATH"'
+    )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from hack.demo.documents import Document
 from hack.demo.errors import DemoError
 from hack.demo.install import Cluster
 from hack.demo.ledger import Ledger
+from hack.demo.recording import Recorder
 from hack.demo.report import Figures
 from hack.demo.watch import Watch, Write
 from workqueue.amqp.errors import BrokerError
@@ -60,6 +61,8 @@ class Scenario:
             {key: str(document.path) for key, document in zip(self._ids, documents, strict=True)},
         )
         self._watch = Watch(cluster.kubectl(), QUEUE)
+        self.recorder = Recorder()
+        """The rows from before the publish of the other documents until no worker is left."""
 
     def run(self, binding: Callable[[], Binding]) -> Figures:
         """Run the scenario and return the measurements.
@@ -83,7 +86,7 @@ class Scenario:
     def _start_empty(self, publisher: PublishPipeline, binding: Binding) -> None:
         with self._screen.step(f"Queue {RESULTS} for the results") as step:
             publisher.declare(topology.Queue(RESULTS, {"x-queue-type": "quorum"})).result()
-            delayed = (topology.step_name(QUEUE, step) for step in topology.ALL_STEPS_MILLISECONDS)
+            delayed = (topology.step_name(QUEUE, step) for step in topology.STEPS)
             removed = empty(binding, (QUEUE, *delayed, DEAD, RESULTS))
             if removed:
                 step.title += f"; removed {removed} messages of an earlier run"
@@ -119,13 +122,14 @@ class Scenario:
         """Send the other documents. Return when that began, and the increases of the replica count."""
         rest = range(1, len(self._documents))
         self._screen.say(f"          {len(rest)} documents at once")
+        self.recorder.note(self._row(inbox))
         before, began = len(self._watch.writes), time.monotonic()
         sent = [publisher.publish(self._message(number)) for number in rest]
         with Board(self._screen, self.ledger.total) as board:
             progress, done = began, self.ledger.done
             while not (self.ledger.done == self.ledger.total and self._is_zero()):
                 _raise_for(sent)
-                board.show(Row(inbox.waiting[QUEUE], self._watch.workers(), self.ledger.done))
+                self._show(board, inbox)
                 if self.ledger.done > done:
                     progress, done = time.monotonic(), self.ledger.done
                 waited = time.monotonic() - progress
@@ -135,10 +139,18 @@ class Scenario:
                 if done == self.ledger.total and waited > self._zero_seconds():
                     raise self._late(self._zero_seconds(), self._pods_left())
                 time.sleep(POLL_SECONDS)
-            board.show(Row(inbox.waiting[QUEUE], self._watch.workers(), self.ledger.done))
+            self._show(board, inbox)
         for future in sent:
             future.result()
         return began, [write for write in self._watch.writes[before:] if write.after > write.before]
+
+    def _row(self, inbox: Inbox) -> Row:
+        return Row(inbox.waiting[QUEUE], self._watch.workers(), self.ledger.done)
+
+    def _show(self, board: Board, inbox: Inbox) -> None:
+        row = self._row(inbox)
+        board.show(row)
+        self.recorder.note(row)
 
     def _check(self, inbox: Inbox) -> None:
         """Check, after the last worker is gone, that each result came once and that the queues are empty."""

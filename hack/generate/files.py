@@ -19,13 +19,15 @@ from typing import Any, Final
 import yaml
 
 from hack.cluster import toolchain
-from hack.generate import conditions, dashboard, metrics, packages, reference, values
+from hack.demo import animation, recording
+from hack.generate import conditions, dashboard, figures, metrics, packages, reference, values
 from workqueue import __version__
 from workqueue_operator.api import crd
 
 ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "charts" / "workqueue-operator"
 COMMAND: Final = "python -m hack.generate"
+RECORDING: Final = ROOT / "hack" / "demo" / "recording.json"
 NAMESPACE: Final = "workqueue-system"
 """The operator's namespace in manifests/install.yaml."""
 
@@ -67,20 +69,22 @@ def chart_yaml() -> str:
     """Return Chart.yaml with the version of the project, which only the code defines."""
     text = (CHART / "Chart.yaml").read_text()
     text = re.sub(r"(?m)^version: .*$", f"version: {__version__}", text)
+    text = re.sub(r"(?m)image: workqueue-operator:.*$", f"image: workqueue-operator:{__version__}", text)
     return re.sub(r"(?m)^appVersion: .*$", f'appVersion: "{__version__}"', text)
 
 
 def chart_crd() -> str:
-    """Return the CRD as a template. Values decide whether the chart installs it and whether helm keeps it."""
+    """Return the CRD as a template. Values decide whether the chart installs it, and about its annotations."""
     head, metadata, rest = crd.text().partition(f"  name: {crd.crd()['metadata']['name']}\n")
     return (
         "{{- if .Values.crds.enabled }}\n"
         f"{head}{metadata}"
         "  labels:\n"
         '    {{- include "workqueue-operator.labels" . | nindent 4 }}\n'
-        "  {{- if .Values.crds.keep }}\n"
+        '  {{- $keep := .Values.crds.keep | ternary (dict "helm.sh/resource-policy" "keep") dict }}\n'
+        "  {{- with merge $keep (.Values.crds.annotations | default dict) }}\n"
         "  annotations:\n"
-        "    helm.sh/resource-policy: keep\n"
+        "    {{- toYaml . | nindent 4 }}\n"
         "  {{- end }}\n"
         f"{rest}"
         "{{- end }}\n"
@@ -131,6 +135,11 @@ def _pod_labels(made: dict[str, Any]) -> dict[str, str]:
     return labels
 
 
+def demo_picture() -> str:
+    """Return the moving picture of the recorded run."""
+    return animation.svg(recording.read(RECORDING))
+
+
 FILES: Final = (
     Generated(ROOT / "manifests" / "crd" / "workqueues.yaml", crd.text),
     Generated(ROOT / "docs" / "reference.md", reference.page),
@@ -138,6 +147,9 @@ FILES: Final = (
     Generated(ROOT / "docs" / "metrics.md", metrics.page),
     Generated(ROOT / "docs" / "images" / "packages.svg", packages.packages_picture),
     Generated(ROOT / "docs" / "images" / "pass.svg", packages.pass_picture),
+    Generated(ROOT / "docs" / "images" / "demo.svg", demo_picture),
+    Generated(figures.README, figures.readme),
+    Generated(figures.SIZING, figures.sizing),
     Generated(CHART / "files" / "dashboard.json", dashboard.text),
     Generated(CHART / "Chart.yaml", chart_yaml),
     Generated(CHART / "values.schema.json", values_schema),

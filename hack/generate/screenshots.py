@@ -1,13 +1,16 @@
-"""Take the screenshots of the web page for docs/page.md: `python -m hack.generate.screenshots`.
+"""Take the screenshots of the web page for docs/page.md: `make screenshots`.
 
-The page runs in this process with sample data, and Chromium shows it. The pixels depend on the machine's fonts, so no
-test compares them. Take the pictures again after a change of the page, and look at them.
+With a folder, take one of every page, at 1280 and 320 pixels, light and dark, into it. The page runs in this process
+with sample data, and Chromium shows it. The pixels depend on the machine's fonts, so no test compares them. Take the
+pictures again after a change of the page, and look at them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, cast
@@ -18,11 +21,14 @@ from tests.support.browser import Scheme, chromium, looking
 from tests.support.fakecluster import FakeCluster, Request
 from workqueue_operator.api.workqueue import timestamp
 from workqueue_operator.kube.store import Store
+from workqueue_operator.names import EVENT_REPORTER
 from workqueue_operator.workers.client import Address, Workers, WorkerStatus
 from workqueue_web.access import Access
+from workqueue_web.actions import Actions
 from workqueue_web.dead_letters import DeadLetters, Reasons
 from workqueue_web.decisions import Decisions
 from workqueue_web.history import SAMPLES
+from workqueue_web.operator_lease import OperatorLease
 from workqueue_web.sampler import Sampler
 from workqueue_web.server import Page, PageDependencies
 
@@ -34,6 +40,7 @@ QUEUES: Final = {
     # namespace/name: waiting, retrying, dead, workers, busy, maximum, reason of ScalingActive
     "shop/invoices": (38, 4, 7, 2, 2, 4, "AsExpected"),
     "shop/thumbnails": (120, 0, 0, 5, 4, 10, "AsExpected"),
+    "shop/labels": (0, 0, 0, 1, 0, 4, "ScaledToZero"),
     "shop/exports": (None, None, None, 0, 0, 4, "AuthenticationFailed"),
     "mail/newsletter": (14_000, 260, 31, 10, 10, 10, "AtMaximum"),
     "mail/receipts": (3, 0, 0, 1, 1, 5, "AsExpected"),
@@ -69,7 +76,11 @@ class SampleDeadLetters:
 
     async def reasons(self, _: object) -> Reasons:
         """Return the reasons of the dead letters."""
-        return Reasons((("Rejected", 5), ("Exception", 2)), 7, 7)
+        return Reasons((("Rejected", 5), ("Exception", 2)), 7, 7, read_at=NOW.timestamp())
+
+    async def count(self, _: object) -> int:
+        """Return the number of dead letters."""
+        return 7
 
 
 def workqueue(place: str) -> Object:
@@ -106,7 +117,7 @@ def workqueue(place: str) -> Object:
         "status": {
             **{field: value for field, value in numbers.items() if value is not None},
             "readyReplicas": workers,
-            "desiredReplicas": workers,
+            "desiredReplicas": 0 if scaling == "ScaledToZero" else workers,
             "busyReplicas": busy,
             "conditions": conditions,
         },
@@ -153,17 +164,61 @@ def cluster() -> FakeCluster:
             "action": action,
             "reason": reason,
             "note": note,
+            "reportingController": EVENT_REPORTER,
         }
         for minutes, action, reason, note in EVENTS
     ]
     made.answer("POST", "tokenreviews", review)
     made.answer("POST", "subjectaccessreviews", {"status": {"allowed": True}})
     made.answer("GET", "/events", {"items": events, "metadata": {}})
+    made.answer("GET", "/leases/", {"spec": {"renewTime": timestamp(NOW)}})
     return made
 
 
-async def main() -> None:
-    """Take the screenshots."""
+@dataclass(frozen=True)
+class Picture:
+    """One screenshot.
+
+    Attributes:
+        docs: whether the documentation shows it. The others are for looking at.
+    """
+
+    name: str
+    path: str
+    width: int = 1240
+    height: int = 630
+    scheme: Scheme = "light"
+    docs: bool = False
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"page-{self.name}-{self.scheme}{'' if self.docs else f'-{self.width}'}.png"
+
+
+DOCUMENTED: Final = (
+    Picture("overview", "/", docs=True),
+    Picture("detail", "/queues/shop/invoices", scheme="dark", docs=True),
+)
+PATHS: Final = {
+    "overview": "/",
+    "namespaces": "/namespaces",
+    "namespace": "/namespaces/shop?show=problems",
+    "detail": "/queues/shop/invoices",
+    "action": "/queues/shop/invoices/purge",
+    "missing": "/queues/shop/nothing",
+}
+SCHEMES: Final[tuple[Scheme, ...]] = ("light", "dark")
+ALL: Final = tuple(
+    Picture(name, path, width, 700, scheme)
+    for name, path in PATHS.items()
+    for width in (1280, 320)
+    for scheme in SCHEMES
+)
+
+
+async def main(folder: Path | None = None) -> None:
+    """Take the screenshots of the documentation; with a folder, those of every page, width and colour scheme."""
     store = Store(lambda _: None)
     sampler = Sampler(store, cast(Workers, SampleWorkers()))
     for place, (_, _, _, workers, *_) in QUEUES.items():
@@ -174,32 +229,39 @@ async def main() -> None:
         sampler.history.record((place, _depth(place, number)) for place in QUEUES)
     server = cluster()
     dead_letters = cast(DeadLetters, SampleDeadLetters())
-    page = Page(
-        0, PageDependencies(store, sampler, Access(server), Decisions(server), dead_letters), "127.0.0.1"
+    access = Access(server)
+    # The lease is never renewed here: without its name the page does not read it.
+    lease = OperatorLease(server, "workqueue-system", "")
+    actions = Actions(server, access, dead_letters, "page")
+    parts = PageDependencies(
+        store, sampler, access, Decisions(server), dead_letters, lease, actions, "https://runbooks.example"
     )
+    page = Page(0, parts, "127.0.0.1")
     await page.start()
     sampler.start()
     try:
         async with chromium() as browser:
-            for scheme, path, name in (
-                ("light", "/", "overview"),
-                ("dark", "/queues/shop/invoices", "detail"),
-            ):
-                async with looking(browser, cast(Scheme, scheme), width=1240, height=630) as seen:
-                    await _take(seen.page, f"http://127.0.0.1:{page.port}{path}", f"page-{name}-{scheme}.png")
+            for picture in ALL if folder is not None else DOCUMENTED:
+                width, height = picture.width, picture.height
+                async with looking(browser, picture.scheme, width=width, height=height) as seen:
+                    url = f"http://127.0.0.1:{page.port}{picture.path}"
+                    await _take(seen.page, url, (folder or IMAGES) / picture.file)
     finally:
         await sampler.stop()
         await page.stop()
 
 
-async def _take(browser: BrowserPage, url: str, name: str) -> None:
+async def _take(browser: BrowserPage, url: str, file: Path) -> None:
     await browser.goto(url)
     await browser.get_by_label("Token").fill("token")
     await browser.get_by_role("button", name="Log in").click()
-    await browser.get_by_text("live", exact=True).wait_for()
-    await browser.get_by_text("2.3/s").first.wait_for()
+    await browser.get_by_role("heading", level=1).wait_for()
+    if await browser.locator("#live").count():
+        await browser.get_by_text("live", exact=True).wait_for()
+    if "2.3/s" in await browser.content():
+        await browser.get_by_text("2.3/s").first.wait_for()
     await browser.evaluate("document.activeElement.blur()")
-    await browser.screenshot(path=IMAGES / name, full_page=True)
+    await browser.screenshot(path=file, full_page=True)
 
 
 def _named(place: str, number: int) -> Object:
@@ -220,4 +282,4 @@ def _depth(place: str, number: int) -> int | None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(Path(sys.argv[1]) if len(sys.argv) > 1 else None))

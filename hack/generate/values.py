@@ -23,6 +23,7 @@ _TYPES: Final = {
     str: "string",
     list: "array",
     dict: "object",
+    type(None): "null",
 }
 
 
@@ -71,9 +72,12 @@ def read(text: str) -> tuple[Value, ...]:
 
 
 def schema(values: tuple[Value, ...]) -> dict[str, Any]:
-    """Return the JSON schema of a chart's values. It refuses unknown values, so that typos are found."""
+    """Return the JSON schema of a chart's values. It refuses unknown values, so that typos are found.
+
+    Only `global` may have more: the charts of an umbrella chart share it.
+    """
     top = _object(values)
-    top["properties"]["global"] = {"type": "object", "description": "Reserved by Helm; not used."}
+    top["properties"]["global"]["additionalProperties"] = True
     return {"$schema": "http://json-schema.org/draft-07/schema#", **top}
 
 

@@ -1,8 +1,8 @@
 """Build the project's image from its Dockerfile, and load it into the local cluster.
 
-    python -m hack.image [--tag workqueue-operator:dev] [--load]
+    python -m hack.image [--tag workqueue-operator:dev] [--load | --up]
 
-A docker engine builds the image if one answers, otherwise buildah. If no registry is reachable, the base image is
+docker or podman builds the image if one answers, otherwise buildah. If no registry is reachable, the base image is
 built here too. pip inside the build uses this machine's pip configuration. The archive's name contains a digest of
 the sources, so an unchanged image is neither built nor loaded again.
 """
@@ -14,26 +14,28 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from hack.cluster import images, lifecycle, packages
+from hack.cluster import images, kind, packages
+from hack.cluster.clusters import Cluster, selected
 from hack.cluster.commands import run, run_with_lines
 from hack.cluster.console import say, step
 from hack.cluster.errors import ClusterError
 from hack.cluster.images import Archive
-from hack.cluster.instance import Instance
 from hack.cluster.locks import locked
+from hack.cluster.plan import Part
 from hack.cluster.rootfs import cache_folder
 
 CHECKOUT: Final = Path(__file__).parents[2]
+DOCKERFILE: Final = CHECKOUT / "Dockerfile"
 DIGITS: Final = 16
 DEFAULT_TAG: Final = "workqueue-operator:dev"
-PUBLIC_BASE: Final = "docker.io/library/python:3.13-slim"
+PART: Final = "the image of operator and workers"
+BASE_PART: Final = "its base image"
 CERTIFICATES: Final = Path("/etc/ssl/certs")
 PIP_CONFIGURATION: Final = "/etc/pip.conf"
 VERSION_FILE: Final = CHECKOUT / "worker/workqueue/__init__.py"
@@ -46,22 +48,69 @@ def build(tag: str = DEFAULT_TAG) -> Archive:
         ClusterError: the build failed.
     """
     name = full_name(tag)
-    folder = cache_folder() / "images"
-    slug = re.sub("[^a-z0-9]+", "-", name)
     with (
-        locked(folder / f".{slug}.lock", f"Another process builds {tag}; waiting for it."),
+        locked(_folder() / f".{_slug(name)}.lock", f"Another process builds {tag}; waiting for it."),
         tempfile.TemporaryDirectory(prefix="workqueue-image-") as context,
     ):
         # Build from a copy, because an edit during the build would not match the digest in the name.
-        file = folder / f"{slug}-{copy_sources(Path(context))}.tar"
+        file = _file(name, copy_sources(Path(context)))
         if file.exists():
             say(f"The image {tag} is already built from these sources.")
         else:
             _build(name, Path(context), file)
-            for older in folder.glob(f"{slug}-{'?' * DIGITS}.tar"):
+            for older in _folder().glob(f"{_slug(name)}-{'?' * DIGITS}.tar"):
                 if older != file:
                     older.unlink()
     return Archive(name, file)
+
+
+def build_in(cluster: Cluster, tag: str = DEFAULT_TAG) -> None:
+    """Build the image while the cluster starts, and load it.
+
+    Raises:
+        ClusterError: the build failed, or the cluster cannot start.
+    """
+    made: list[Archive] = []
+
+    def make() -> None:
+        made.append(build(tag))
+
+    if not cluster.takes_images:
+        cluster.up()
+        say(f"CLUSTER=current loads no image: push {tag} to a registry that the cluster can pull from.")
+        return
+    cluster.up([] if _is_built(tag) else _parts(make))
+    cluster.load_once(made[0] if made else build(tag))
+
+
+def _parts(make: Callable[[], None]) -> list[Part]:
+    """Return the parts of a build. Without an engine, it needs Debian packages and a base image."""
+    if kind.engine() is not None:
+        return [Part(PART, 60.0, make)]
+    base = Part(BASE_PART, 75.0, _make_base, needs=(packages.PART,))
+    return [base, Part(PART, 40.0, make, needs=(BASE_PART,))]
+
+
+def _make_base() -> None:
+    require_buildah()
+    _base()
+
+
+def _is_built(tag: str) -> bool:
+    with tempfile.TemporaryDirectory() as context:
+        return _file(full_name(tag), copy_sources(Path(context))).exists()
+
+
+def _folder() -> Path:
+    return cache_folder() / "images"
+
+
+def _slug(name: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", name)
+
+
+def _file(name: str, digest: str) -> Path:
+    return _folder() / f"{_slug(name)}-{digest}.tar"
 
 
 def full_name(tag: str) -> str:
@@ -101,8 +150,8 @@ def sources() -> Iterator[Path]:
 
 def _build(name: str, context: Path, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    if docker_answers():
-        with_docker(name, context, file, _arguments())
+    if kind.engine() is not None:
+        with_engine(name, context, file, _arguments())
         return
     require_buildah()
     base = f"--build-arg=BASE_IMAGE={_base()}"
@@ -110,21 +159,24 @@ def _build(name: str, context: Path, file: Path) -> None:
         with_buildah(name, context, file, [base, *_arguments()])
 
 
-def with_docker(name: str, context: Path, file: Path, arguments: Sequence[str] = ()) -> None:
-    """Build an image from the Dockerfile in a folder with docker, and save it to a file.
+def with_engine(name: str, context: Path, file: Path, arguments: Sequence[str] = ()) -> None:
+    """Build an image from the Dockerfile in a folder with docker or podman, and save it to a file.
 
     Raises:
         ClusterError: the build failed.
     """
-    with step(f"building {name} with docker", "about 1 minute, later less") as current:
+    engine = kind.engine()
+    assert engine is not None
+    with step(f"building {name} with {engine}", "about 1 minute, later less") as current:
 
         def show(line: str) -> None:
             current.detail = line[:60]
 
-        command = ["docker", "build", "--network=host", *arguments, "--tag", name, str(context)]
+        command = [engine, "build", "--network=host", *arguments, "--tag", name, str(context)]
         run_with_lines(command, doing=f"Building {name}", on_line=show)
         unfinished = file.with_suffix(".unfinished")
-        run(["docker", "save", "--output", unfinished, name], doing=f"Saving {name}")
+        unfinished.unlink(missing_ok=True)
+        run([engine, "save", "--output", unfinished, name], doing=f"Saving {name}")
         unfinished.rename(file)
 
 
@@ -136,7 +188,7 @@ def require_buildah() -> None:
     """
     if os.geteuid() != 0:
         raise ClusterError(
-            "There is no docker engine, and buildah needs root. Start docker, or run this as root."
+            "There is no container engine, and buildah needs root. Start docker or podman, or run this as root."
         )
     packages.install()
 
@@ -152,21 +204,17 @@ def with_buildah(name: str, context: Path, file: Path, arguments: Sequence[str] 
     images.save(name, file)
 
 
-def docker_answers() -> bool:
-    """Return whether there is a docker engine."""
-    if shutil.which("docker") is None:
-        return False
-    try:
-        asked = subprocess.run(["docker", "version"], capture_output=True, timeout=10, check=False)
-    except subprocess.TimeoutExpired:
-        return False
-    return asked.returncode == 0
+def pinned_base() -> str:
+    """Return the base image that the Dockerfile names with its digest."""
+    found = re.search(r"^FROM (\S+@sha256:[0-9a-f]{64}) AS pinned$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert found, "The Dockerfile has no stage with a pinned base image."
+    return found[1]
 
 
 def _base() -> str:
-    """Return the base image: the public one, or one that is built here if no registry is reachable."""
-    if not images.is_in_store(images.BASE_IMAGE) and images.pull(PUBLIC_BASE):
-        return PUBLIC_BASE
+    """Return the base image: the pinned one, or one that is built here if no registry is reachable."""
+    if not images.is_in_store(images.BASE_IMAGE) and images.pull(pinned_base()):
+        return pinned_base()
     archive = images.base()
     if not images.is_in_store(archive.name):
         images.buildah("pull", "--quiet", f"docker-archive:{archive.file}", doing="Reading the base image")
@@ -213,15 +261,20 @@ def _pip_settings() -> dict[str, dict[str, str]]:
 
 
 def main() -> int:
-    """Build the image, and load it with `--load`."""
+    """Build the image, and load it with `--load`, into a cluster that is started with `--up`."""
     parser = argparse.ArgumentParser(prog="python -m hack.image", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--tag", default=DEFAULT_TAG, help="the image's name (default: %(default)s)")
-    parser.add_argument("--load", action="store_true", help="load it into the local cluster")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--load", action="store_true", help="load it into the cluster")
+    target.add_argument("--up", action="store_true", help="start the cluster at the same time, and load it")
     arguments = parser.parse_args()
     try:
+        if arguments.up:
+            build_in(selected(), arguments.tag)
+            return 0
         archive = build(arguments.tag)
         if arguments.load:
-            lifecycle.load_once(Instance.from_environment(), archive)
+            selected().load_once(archive)
     except ClusterError as error:
         say(str(error))
         return 1

@@ -14,12 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from hack.cluster import images, lifecycle
+from hack.cluster import images, kind
+from hack.cluster.clusters import Cluster, selected
 from hack.cluster.commands import run
 from hack.cluster.console import say, step
 from hack.cluster.errors import ClusterError
 from hack.cluster.images import Archive
-from hack.cluster.instance import Instance
 from hack.cluster.rootfs import cache_folder
 from hack.image import build
 
@@ -57,25 +57,30 @@ def check(name: str, folder: str) -> Path:
     return path
 
 
-def load(name: str, folder: Path, instance: Instance) -> None:
+def load(name: str, folder: Path, cluster: Cluster) -> None:
     """Build the image and load it into the cluster.
 
     Raises:
-        ClusterError: the build failed, or there is no cluster.
+        ClusterError: the build failed, or there is no cluster that takes images.
     """
+    if not cluster.takes_images:
+        raise ClusterError(
+            "CLUSTER=current is not a cluster of this machine. Build the image with docker, and push it to a "
+            "registry that the cluster can pull from."
+        )
     base = build.build()
     with tempfile.TemporaryDirectory(prefix="workqueue-load-", dir=cache_folder()) as target:
         file = Path(target) / "image.tar"
         full_name = build.full_name(name)
-        if build.docker_answers():
-            run(["docker", "load", "--quiet", "--input", base.file], doing=f"Reading {build.DEFAULT_TAG}")
-            build.with_docker(full_name, folder, file)
+        if (engine := kind.engine()) is not None:
+            run([engine, "load", "--quiet", "--input", base.file], doing=f"Reading {build.DEFAULT_TAG}")
+            build.with_engine(full_name, folder, file)
         else:
             build.require_buildah()
             with step(f"building {name} with buildah", "a few seconds"):
                 _keep_in_store(base)
                 build.with_buildah(full_name, folder, file)
-        lifecycle.load_once(instance, Archive(full_name, file))
+        cluster.load_once(Archive(full_name, file))
 
 
 def _keep_in_store(base: Archive) -> None:
@@ -92,7 +97,8 @@ def main() -> int:
     parser.add_argument("folder", help="the folder with your Dockerfile")
     arguments = parser.parse_args()
     try:
-        load(arguments.image, check(arguments.image, arguments.folder), Instance.from_environment())
+        folder = check(arguments.image, arguments.folder)
+        load(arguments.image, folder, selected())
     except ClusterError as error:
         say(str(error))
         return 1

@@ -7,9 +7,11 @@ kubectl's own options may be anywhere in the command line. They are passed to ev
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Final
 
@@ -31,12 +33,26 @@ COMMANDS: Final = {
     "recurring": "show recurring messages, or publish one now",
 }
 
+FORMS: Final = {
+    "top": ("json", "yaml", "name", "wide"),
+    "status": ("json", "yaml", "name", "wide"),
+    "pause": ("json", "yaml", "name"),
+    "resume": ("json", "yaml", "name"),
+    "scale": ("json", "yaml", "name"),
+    "send": ("json", "yaml"),
+    "dead": ("json", "yaml", "wide"),
+}
+"""What each command can print with -o instead of its text."""
+
 EPILOG: Final = """\
 exit codes:
-  0  done
-  1  failed
-  2  invalid arguments
+  0    done
+  1    failed
+  2    invalid arguments, or not confirmed
+  130  interrupted by Ctrl-C
 """
+
+OUTPUTS: Final = ("json", "yaml", "name", "wide")
 
 _PASSED_ON: Final = ("context", "kubeconfig", "cluster", "user", "as", "as-group", "request-timeout")
 
@@ -51,10 +67,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ours, rest = split(words)
     parser = build(command for command in rest if not command.startswith("-"))
     parsed = parser.parse_args(rest)
-    parsed.everywhere, parsed.json = (
-        ours.all_namespaces,
-        ours.output == "json" or getattr(parsed, "json", False),
-    )
+    form = ours.output
+    if form is not None and form not in FORMS[parsed.command]:
+        parser.error(
+            f"-o {form} is not possible with {parsed.command}: use {' or '.join(FORMS[parsed.command])}"
+        )
+    parsed.everywhere = ours.all_namespaces
+    parsed.json = form in {"json", "yaml"} or getattr(parsed, "json", False)
+    parsed.wide, parsed.only_name = form == "wide", form == "name"
+    if form != "yaml":
+        return _run(ours, parsed)
+    with redirect_stdout(io.StringIO()) as document:
+        code = _run(ours, parsed)
+    _say_yaml(document.getvalue())
+    return code
+
+
+def _say_yaml(document: str) -> None:
+    import yaml
+
+    if document:
+        sys.stdout.write(yaml.safe_dump(json.loads(document), sort_keys=False, allow_unicode=True))
+
+
+def _run(ours: argparse.Namespace, parsed: argparse.Namespace) -> int:
     try:
         cluster = Cluster(Kubectl(flags(ours)), ours.namespace)
         code: int = import_module(f"{__package__}.commands.{parsed.command}").run(cluster, parsed)
@@ -74,7 +110,7 @@ def kubectl_options() -> argparse.ArgumentParser:
     group = parser.add_argument_group("as in kubectl")
     group.add_argument("-n", "--namespace", metavar="NAMESPACE")
     group.add_argument("-A", "--all-namespaces", action="store_true", help="all namespaces, only for top")
-    group.add_argument("-o", "--output", choices=["json"], help="one JSON document instead of text")
+    group.add_argument("-o", "--output", choices=OUTPUTS, help="another form than text; wide cuts nothing")
     for name in _PASSED_ON:
         group.add_argument(f"--{name}", metavar="VALUE")
     return parser

@@ -6,6 +6,8 @@ import base64
 import binascii
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from pydantic import ValidationError
@@ -15,10 +17,36 @@ from workqueue.contract.worker_api import PORT, STATUS_PATH
 from workqueue_kubectl.errors import KubectlError, NotFoundError, PluginError
 from workqueue_kubectl.kubectl import Kubectl, Object
 from workqueue_operator.api.workqueue import WorkQueue
-from workqueue_operator.names import API_VERSION, KIND, LABEL_WORKQUEUE, PLURAL
+from workqueue_operator.names import (
+    API_VERSION,
+    GROUP,
+    KIND,
+    LABEL_WORKQUEUE,
+    PLURAL,
+    SINGULAR,
+    STATUS_FIELD_MANAGER,
+)
 
 AT_ONCE: Final = 8
-_RESOURCE: Final = f"{PLURAL}.{API_VERSION.partition('/')[0]}"
+_RESOURCE: Final = f"{PLURAL}.{GROUP}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A WorkQueue as the API server has it.
+
+    Attributes:
+        written: when the operator last wrote its status; None if it never did.
+    """
+
+    workqueue: WorkQueue
+    written: datetime | None = None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether its status is older than its spec: the operator has not seen the last change."""
+        observed = self.workqueue.status.observed_generation
+        return observed is not None and observed < self.workqueue.metadata.generation
 
 
 class Cluster:
@@ -39,7 +67,7 @@ class Cluster:
             self._namespace = self.kubectl.namespace()
         return self._namespace
 
-    def workqueues(self, *, everywhere: bool) -> tuple[list[WorkQueue], list[str]]:
+    def workqueues(self, *, everywhere: bool) -> tuple[list[Found], list[str]]:
         """Return the WorkQueues of the namespace, or of all, and the names of those with another schema.
 
         Raises:
@@ -50,11 +78,11 @@ class Cluster:
             items = self.kubectl.get(f"/apis/{API_VERSION}{scope}/{PLURAL}")["items"]
         except NotFoundError as error:
             raise _not_installed() from error
-        read: list[WorkQueue] = []
+        read: list[Found] = []
         unreadable: list[str] = []
         for item in items:
             try:
-                read.append(WorkQueue.model_validate(item))
+                read.append(Found(WorkQueue.model_validate(item), _status_written(item)))
             except ValidationError:
                 unreadable.append(f"{item['metadata']['namespace']}/{item['metadata']['name']}")
         return read, unreadable
@@ -65,6 +93,10 @@ class Cluster:
         Raises:
             PluginError: it does not exist, or has another schema.
         """
+        return self.found(name).workqueue
+
+    def found(self, name: str) -> Found:
+        """Return one WorkQueue, and when its status was written. Raises as `workqueue`."""
         try:
             body = self.kubectl.get(f"/apis/{API_VERSION}/namespaces/{self.namespace}/{PLURAL}/{name}")
         except NotFoundError as error:
@@ -75,7 +107,7 @@ class Cluster:
                 "choose a namespace with -n."
             ) from error
         try:
-            return WorkQueue.model_validate(body)
+            return Found(WorkQueue.model_validate(body), _status_written(body))
         except ValidationError as error:
             raise PluginError(
                 f"This version of the plugin cannot read the WorkQueue {name!r}: {error.errors()[0]['msg']}."
@@ -148,6 +180,15 @@ class Cluster:
         return from_mapping(_decoded(secret.get("data") or {}), f"The Secret {name!r}")
 
 
+def _status_written(body: Object) -> datetime | None:
+    times = [
+        datetime.fromisoformat(entry["time"])
+        for entry in body["metadata"].get("managedFields") or ()
+        if entry.get("manager") == STATUS_FIELD_MANAGER and entry.get("time")
+    ]
+    return max(times, default=None)
+
+
 def _decoded(data: dict[str, str]) -> dict[str, str]:
     found = {}
     for key, value in data.items():
@@ -156,6 +197,11 @@ def _decoded(data: dict[str, str]) -> dict[str, str]:
         except (binascii.Error, UnicodeDecodeError):
             continue  # a binary key is not connection data
     return found
+
+
+def resource_name(name: str) -> str:
+    """Return a WorkQueue's name as `kubectl -o name` prints it, for use in other kubectl commands."""
+    return f"{SINGULAR}.{GROUP}/{name}"
 
 
 def event_time(event: Object) -> str:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from workqueue_kubectl.cli import build, flags, kubectl_options, split
+from workqueue_kubectl.cli import FORMS, OUTPUTS, build, flags, kubectl_options, split
 from workqueue_kubectl.errors import PluginError
 from workqueue_kubectl.kubectl import Kubectl
 from workqueue_operator.names import API_VERSION, PLURAL
@@ -41,7 +41,7 @@ def _proposals(before: Sequence[str], last: str) -> Iterator[str]:
         yield from _names(Kubectl(), "/api/v1/namespaces")
         return
     if before and before[-1] in {"-o", "--output"}:
-        yield "json"
+        yield from next((FORMS[word] for word in before if word in FORMS), OUTPUTS)
         return
     try:
         ours, rest = split(before)

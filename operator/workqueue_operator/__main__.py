@@ -43,6 +43,7 @@ from workqueue_operator.kube.resync import Resync
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.metrics import Metrics
+from workqueue_operator.names import RELEASE_LABELS
 from workqueue_operator.reconcile.finalize import Finalizer
 from workqueue_operator.reconcile.protection import Protector
 from workqueue_operator.reconcile.queue import Lane, ReconcileQueue
@@ -255,7 +256,9 @@ class Operator:
         clock = SystemClock()
         workers = Workers()
         management = Management(destinations)
-        reporter = Reporter(reports, store, config.pod_name, self._metrics, clock=clock)
+        reporter = Reporter(
+            reports, store, config.pod_name, self._metrics, clock=clock, is_urgent=lambda: counts.busy
+        )
         protector = Protector(reports, store, clock)
         recurring = RecurringRunner(reports, reporter, clock, partial(queue.add, lane=Lane.TIMER))
         defaults = render.Defaults(
@@ -264,8 +267,9 @@ class Operator:
             config.metrics_from,
             {
                 "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": config.pod_namespace}},
-                "podSelector": {"matchLabels": {"app.kubernetes.io/name": "workqueue-operator"}},
+                "podSelector": {"matchLabels": RELEASE_LABELS},
             },
+            config.worker_pull_secrets,
         )
         workload = WorkloadApplier(cluster, counts, defaults, partial(queue.add, lane=Lane.TIMER), clock)
         targets = Targets(cluster, store, workload, clock)

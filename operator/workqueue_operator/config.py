@@ -17,6 +17,7 @@ from workqueue_operator.environment import (
     peers,
     port,
     seconds,
+    secret_names,
     switch,
 )
 
@@ -28,6 +29,8 @@ class Config:
     Attributes:
         namespaces: namespaces to serve; empty for all.
         worker_image: default image of workers with an http handler.
+        worker_pull_secrets: names of the Secrets with registry credentials for that image, in the namespace of the
+            WorkQueue.
         pod_name: name of this process in Leases and Events.
         pod_namespace: namespace of the Lease.
         release: name of this installation, as in the label `workqueue.dev/operator` of a namespace.
@@ -42,6 +45,7 @@ class Config:
 
     namespaces: tuple[str, ...] = ()
     worker_image: str = ""
+    worker_pull_secrets: tuple[str, ...] = ()
     pod_name: str = field(default_factory=socket.gethostname)
     pod_namespace: str = "default"
     release: str = "workqueue-operator"
@@ -71,6 +75,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Config:
     config = Config(
         namespaces=read("WORKQUEUE_WATCH_NAMESPACES", names, ()),
         worker_image=read("WORKQUEUE_WORKER_IMAGE", str, default.worker_image),
+        worker_pull_secrets=read("WORKQUEUE_WORKER_PULL_SECRETS", secret_names, ()),
         pod_name=read("WORKQUEUE_POD_NAME", str, default.pod_name),
         pod_namespace=read("WORKQUEUE_POD_NAMESPACE", str, default.pod_namespace),
         release=read("WORKQUEUE_RELEASE", str, default.release),

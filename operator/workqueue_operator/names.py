@@ -78,6 +78,10 @@ RETIREMENT_KEY: Final = "key"
 RETIREMENT_FOLDER: Final = f"/var/run/secrets/{GROUP}"
 
 
+RELEASE_LABELS: Final = {"app.kubernetes.io/part-of": "workqueue-operator"}
+"""Labels of the pods of operator and page, whatever the release is named."""
+
+
 def workload_name(workqueue: str) -> str:
     """Return the name of the Deployment, PodDisruptionBudget and NetworkPolicy of a WorkQueue."""
     return f"{workqueue}-worker"

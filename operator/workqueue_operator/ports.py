@@ -140,10 +140,6 @@ class BrokerConnection(Protocol):
         """Declare queues and exchanges. Raises ReconcileError when the broker refuses or does not answer."""
         ...
 
-    async def delete_unused(self, plan: Plan) -> bool:
-        """Delete delay queues that nothing uses. Raises ReconcileError as `declare`."""
-        ...
-
     def doorbell_is_silent(self, queue: str) -> bool:
         """Whether the broker does not answer the doorbell's consumer."""
         ...

@@ -7,6 +7,7 @@ publish a message, ask the worker whether it handled the message, delete the Wor
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import subprocess
@@ -92,8 +93,7 @@ def _workqueue(name: str, secret: str) -> Object:
             "connectionSecretRef": {"name": secret},
             "queue": {"deletionPolicy": "Delete"},
             "worker": {
-                "image": os.environ["WORKQUEUE_WORKER_IMAGE"],
-                "imagePullPolicy": os.environ["WORKQUEUE_TEST_PULL_POLICY"],
+                **json.loads(os.environ["WORKQUEUE_TEST_WORKER"]),
                 "handler": {"exec": {"command": ["true"]}},
             },
             "scaling": {"maxReplicas": 1},

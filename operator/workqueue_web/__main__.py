@@ -1,6 +1,6 @@
 """The page's process: configuration, endpoint, then the watch and the page, and an orderly end.
 
-It only reads from the cluster, and it needs neither the operator nor its leader.
+It needs neither the operator nor its leader. It only reads, unless `page.actions` lets users change something.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
 from workqueue_operator.workers.client import Workers
 from workqueue_web.access import Access
+from workqueue_web.actions import Actions
 from workqueue_web.config import Config, from_environment
 from workqueue_web.dead_letters import DeadLetters
 from workqueue_web.decisions import Decisions
 from workqueue_web.metrics import Metrics
+from workqueue_web.operator_lease import OperatorLease
 from workqueue_web.sampler import Sampler
 from workqueue_web.server import Page, PageDependencies
 
@@ -121,11 +123,20 @@ class PageProcess:
             dead_letters = DeadLetters(
                 Secrets(cluster), config.connection_secrets, Destinations(config.allowed_broker_hosts)
             )
-            for part in (sampler, decisions, dead_letters):
+            lease = OperatorLease(cluster, config.pod_namespace, config.lease_name)
+            for part in (sampler, decisions, dead_letters, lease):
                 parts.push_async_callback(part.stop)
             sampler.start()
             access = Access(cluster, audience=config.page_audience)
-            page = Page(config.page_port, PageDependencies(store, sampler, access, decisions, dead_letters))
+            actions = Actions(cluster, access, dead_letters, config.pod_name) if config.actions else None
+            if actions is not None:
+                parts.push_async_callback(actions.stop)
+            page = Page(
+                config.page_port,
+                PageDependencies(
+                    store, sampler, access, decisions, dead_letters, lease, actions, config.runbook_url
+                ),
+            )
             await page.start()
             parts.push_async_callback(page.stop)
             self._page = page

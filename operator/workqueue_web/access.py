@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from workqueue_operator.kube.client import Cluster
 from workqueue_operator.names import GROUP, PLURAL
@@ -44,6 +44,26 @@ class Person:
     extra: tuple[tuple[str, tuple[str, ...]], ...]
 
 
+class Right(NamedTuple):
+    """A right of Kubernetes' RBAC. An empty namespace or name means all."""
+
+    verb: str
+    group: str
+    resource: str
+    namespace: str = ""
+    name: str = ""
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The attributes in a SubjectAccessReview. The core group is empty there, too."""
+        given = {"namespace": self.namespace, "name": self.name}
+        attributes = {"group": self.group, "resource": self.resource, "verb": self.verb}
+        return attributes | {field: value for field, value in given.items() if value}
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.resource}{f' {self.name}' if self.name else ''}"
+
+
 class Access:
     """Asks the cluster who a user is and what they may see.
 
@@ -61,7 +81,7 @@ class Access:
         self._cluster = cluster
         self._clock = clock
         self._people: OrderedDict[bytes, tuple[float, Person | None]] = OrderedDict()
-        self._rights: OrderedDict[tuple[Person, str], tuple[float, bool]] = OrderedDict()
+        self._rights: OrderedDict[tuple[Person, Right], tuple[float, bool]] = OrderedDict()
         self._turn = asyncio.Semaphore(AT_ONCE)
         self._waiting = 0
 
@@ -91,11 +111,21 @@ class Access:
         Raises:
             ClusterError, TooManyError: as `person`.
         """
-        key = (person, namespace)
-        known = self._kept(self._rights, key)
+        return await self.may(person, Right("list", GROUP, PLURAL, namespace))
+
+    async def may(self, person: Person, right: Right, *, fresh: bool = False) -> bool:
+        """Return whether a user has a right.
+
+        Args:
+            fresh: whether to ask the API server now, as before each change.
+
+        Raises:
+            ClusterError, TooManyError: as `person`.
+        """
+        key = (person, right)
+        known = None if fresh else self._kept(self._rights, key)
         if known is not None:
             return known[1]
-        resource = {"group": GROUP, "resource": PLURAL, "verb": "list"}
         answer = await self._ask(
             "authorization.k8s.io/v1/subjectaccessreviews",
             {
@@ -103,10 +133,11 @@ class Access:
                 "uid": person.uid,
                 "groups": list(person.groups),
                 "extra": {name: list(values) for name, values in person.extra},
-                "resourceAttributes": resource | ({"namespace": namespace} if namespace else {}),
+                "resourceAttributes": right.attributes,
             },
         )
-        allowed = bool((answer.get("status") or {}).get("allowed"))
+        status = answer.get("status") or {}
+        allowed = bool(status.get("allowed")) and not status.get("denied")
         self._keep(self._rights, key, allowed)
         return allowed
 

@@ -1,4 +1,4 @@
-"""The recent decisions about a WorkQueue: the operator's Events, as `kubectl events` shows them."""
+"""The recent decisions about a WorkQueue: the Events of the operator, and of users of this page."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from datetime import datetime
 from typing import Any, Final
 
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.kube.client import Cluster
+from workqueue_operator.kube.client import Cluster, events_path
 from workqueue_operator.names import EVENT_REPORTER
 from workqueue_web.lookups import Lookups
+
+PAGE_REPORTER: Final = "workqueue-page"
+REPORTERS: Final = frozenset({EVENT_REPORTER, PAGE_REPORTER})
 
 DECISIONS: Final = 20
 AGAIN_SECONDS: Final = 10.0
@@ -22,7 +25,7 @@ PAGES: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A decision or a finding of the operator.
+    """A decision or a finding of the operator, or the action of a user.
 
     Attributes:
         at: time in Unix seconds.
@@ -66,16 +69,16 @@ class Decisions:
 
     async def _read(self, namespace: str, uid: str) -> Recent:
         query = {
-            "fieldSelector": f"regarding.uid={uid},reportingController={EVENT_REPORTER}",
+            "fieldSelector": f"regarding.uid={uid}",
             "limit": str(PAGE),
         }
         found: list[Decision] = []
         try:
             for _ in range(PAGES):
-                page = await self._cluster.get(
-                    f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", **query
-                )
-                found += map(_decision, page["items"])
+                page = await self._cluster.get(events_path(namespace), **query)
+                found += [
+                    _decision(one) for one in page["items"] if one.get("reportingController") in REPORTERS
+                ]
                 query["continue"] = page["metadata"].get("continue", "")
                 if not query["continue"]:
                     break

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final, Generic, TypeVar
 
 V = TypeVar("V")
@@ -45,6 +46,15 @@ class Lookups(Generic[V]):
             await asyncio.wait({self._reading[key]}, timeout=WAIT_SECONDS)
             known = self._known.get(key)
         return None if known is None else known[1]
+
+    @asynccontextmanager
+    async def alone(self, key: Key) -> AsyncIterator[None]:
+        """Read nothing while the context lasts, and the value of this key again afterwards."""
+        async with self._turn:
+            try:
+                yield
+            finally:
+                self._known.pop(key, None)
 
     async def stop(self) -> None:
         """Cancel all reads."""

@@ -78,6 +78,12 @@ class Sampler:
         known = ((pod.name, self._statuses.get((namespace, pod.name))) for pod in pods)
         return {name: entry[1] for name, entry in known if entry is not None}
 
+    def ages(self, namespace: str, pods: Sequence[PodView]) -> Mapping[str, float]:
+        """Return how old each of these statuses is, in seconds."""
+        now = time.monotonic()
+        known = ((pod.name, self._statuses.get((namespace, pod.name))) for pod in pods)
+        return {name: now - entry[0] for name, entry in known if entry is not None}
+
     def rate(self, key: Key) -> float | None:
         """Return the recent deliveries per second to the workers of a WorkQueue; None until all have answered."""
         now = time.monotonic()

@@ -1,13 +1,16 @@
-"""The web page's HTTP server: login, overview and details, with live updates by server-sent events.
+"""The web page's HTTP server: login, overview and details, with live updates by server-sent events, and actions.
 
-Read-only. The templates escape everything. The script only inserts fragments that the server has rendered.
+The templates escape everything. The script only inserts fragments that the server has rendered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import heapq
 import logging
+import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,15 +22,19 @@ from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import ValidationError
 
-from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.api.workqueue import MAX_REPLICAS, WorkQueue
 from workqueue_operator.bounded_server import BoundedServer
 from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.store import Object, Store
 from workqueue_web import view_model
 from workqueue_web.access import Access, Person, TooManyError
+from workqueue_web.actions import Action, Actions, RefusedError, wish_of
 from workqueue_web.dead_letters import DeadLetters, Reasons
 from workqueue_web.decisions import Decisions
+from workqueue_web.index import Index
+from workqueue_web.operator_lease import OperatorLease, Stale
 from workqueue_web.sampler import Sampler
+from workqueue_web.view_model import View
 
 HERE: Final = Path(__file__).parent
 LIVE_SECONDS: Final = 2.0
@@ -45,6 +52,14 @@ LONGEST_TOKEN: Final = 3_800
 
 ROWS_AT_ONCE: Final = 20
 """Rows rendered before the loop yields: a row takes 0.5 ms, and the probes must not wait long."""
+
+ROWS_KEPT: Final = 10 * view_model.ROWS
+ENTRIES_AT_ONCE: Final = 1000
+SHARED_SECONDS: Final = 1.0
+"""Viewers with the same rights and the same filter share an overview for this time."""
+
+LONGEST_FILTER: Final = 200
+LONGEST_COUNT: Final = 9
 
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -66,13 +81,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PageDependencies:
-    """The sources of the page's data."""
+    """The sources of the page's data.
+
+    Attributes:
+        actions: None if users may change nothing here.
+        runbook_url: address of the runbooks; the alert's name is appended.
+    """
 
     store: Store
     sampler: Sampler
     access: Access
     decisions: Decisions
     dead_letters: DeadLetters
+    lease: OperatorLease
+    actions: Actions | None = None
+    runbook_url: str = ""
 
 
 class Page:
@@ -92,6 +115,8 @@ class Page:
         self._host = host
         self._dependencies = dependencies
         self._server: BoundedServer | None = None
+        self._index = Index(dependencies.store)
+        self._overviews: dict[tuple[frozenset[str], View], tuple[float, str]] = {}
         self._rows: dict[tuple[str, str], tuple[object, str]] = {}
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
@@ -101,7 +126,15 @@ class Page:
             lstrip_blocks=True,
         )
         self._templates.filters["moment"] = view_model.moment
-        self._templates.globals.update(width=view_model.WIDTH, height=view_model.HEIGHT)
+        self._templates.filters["part"] = lambda text: quote(text, safe="")
+        self._templates.filters["address"] = lambda key: _address(*key)
+        self._templates.globals.update(
+            width=view_model.WIDTH,
+            height=view_model.HEIGHT,
+            shown=view_model.SHOWN,
+            runbooks=dependencies.runbook_url.rstrip("/"),
+            dead_letters_runbook=view_model.DEAD_LETTERS_RUNBOOK,
+        )
 
     async def start(self) -> None:
         """Listen.
@@ -116,8 +149,15 @@ class Page:
         app.router.add_post("/logout", self._logout)
         app.router.add_get("/", self._overview)
         app.router.add_get("/events", self._overview_events)
+        app.router.add_get("/namespaces", self._namespaces)
+        app.router.add_get("/namespaces/events", self._namespaces_events)
+        app.router.add_get("/namespaces/{namespace}", self._overview)
+        app.router.add_get("/namespaces/{namespace}/events", self._overview_events)
         app.router.add_get("/queues/{namespace}/{name}", self._detail)
         app.router.add_get("/queues/{namespace}/{name}/events", self._detail_events)
+        if self._dependencies.actions is not None:
+            app.router.add_get("/queues/{namespace}/{name}/{action}", self._action_form)
+            app.router.add_post("/queues/{namespace}/{name}/{action}", self._act)
         self._server = BoundedServer(
             app,
             self.port,
@@ -144,6 +184,8 @@ class Page:
             raise
         except web.HTTPException as error:
             return self._message(error.status, error.reason, error.text or "")
+        except RefusedError as error:
+            return self._message(error.status, error.status.phrase, str(error), back=_place_of(request))
         except TooManyError:
             return self._message(
                 503, "Too many requests", "Many users are logging in at this moment. Try again in a minute."
@@ -165,8 +207,7 @@ class Page:
         return await handler(request)
 
     async def _person(self, request: web.Request) -> Person | None:
-        kind, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        token = bearer if kind.lower() == "bearer" else request.cookies.get(COOKIE, "")
+        token = _token(request)
         return await self._dependencies.access.person(token) if token else None
 
     # -- login ---------------------------------------------------------------------------------------
@@ -181,9 +222,8 @@ class Page:
         )
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
-        origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.host:
-            raise web.HTTPForbidden(text="This form was sent from another site.")
+        if "Origin" in request.headers:  # programs that log in send none
+            _require_same_origin(request)
         form = await request.post()
         token = str(form.get("token", "")).strip()
         if len(token) > LONGEST_TOKEN:
@@ -219,48 +259,95 @@ class Page:
     # -- all WorkQueues ------------------------------------------------------------------------------
 
     async def _overview(self, request: web.Request) -> web.Response:
-        words = request.query.get("q", "")
+        view, person = _view(request), request[PERSON]
         with self._dependencies.sampler.viewing():
-            fragment = await self._overview_fragment(request[PERSON], words)
-            return self._html("overview.html", fragment=fragment, words=words, person=request[PERSON].name)
+            fragment = await self._overview_fragment(person, view)
+        return self._html("overview.html", fragment=fragment, view=view, person=person.name)
 
     async def _overview_events(self, request: web.Request) -> web.StreamResponse:
-        words = request.query.get("q", "")
-        return await self._stream(request, lambda person: self._overview_fragment(person, words))
+        view = _view(request)
+        return await self._stream(request, lambda person: self._overview_fragment(person, view))
 
-    async def _overview_fragment(self, person: Person, words: str) -> str:
-        store, sampler = self._dependencies.store, self._dependencies.sampler
-        allowed = await self._dependencies.access.namespaces(person, {key[0] for key in store.workqueues})
-        if store.workqueues and not allowed:
+    async def _namespaces(self, request: web.Request) -> web.Response:
+        fragment = await self._namespaces_fragment(request[PERSON])
+        return self._html("namespaces.html", fragment=fragment, person=request[PERSON].name)
+
+    async def _namespaces_events(self, request: web.Request) -> web.StreamResponse:
+        return await self._stream(request, self._namespaces_fragment)
+
+    async def _namespaces_fragment(self, person: Person) -> str:
+        allowed = await self._allowed(person)
+        found = view_model.by_namespace(one for one in self._index if one.namespace in allowed)
+        template = self._templates.get_template("_namespaces.html")
+        return template.render(namespaces=found, stale=await self._stale())
+
+    async def _allowed(self, person: Person) -> frozenset[str]:
+        """Return the namespaces that a user may see."""
+        await self._index.refresh()
+        there = {one.namespace for one in self._index}
+        allowed = await self._dependencies.access.namespaces(person, there)
+        if there and not allowed:
             raise web.HTTPForbidden(
                 text=f"{person.name} may not list WorkQueues in any namespace that has one. Ask an administrator of"
                 " the cluster for the role view."
             )
+        return allowed
+
+    async def _overview_fragment(self, person: Person, view: View) -> str:
+        allowed = await self._allowed(person)
+        if view.namespace:
+            allowed &= {view.namespace}
+            if not allowed:
+                raise web.HTTPNotFound(
+                    text=f"The namespace {view.namespace} has no WorkQueue, or you may not see it."
+                )
+        key, now = (allowed, view), time.monotonic()
+        known = self._overviews.get(key)
+        if known is not None and now - known[0] < SHARED_SECONDS:
+            return known[1]
+        html = await self._render_overview(allowed, view)
+        self._overviews = {
+            other: entry for other, entry in self._overviews.items() if now - entry[0] < SHARED_SECONDS
+        }
+        self._overviews[key] = now, html
+        return html
+
+    async def _render_overview(self, allowed: frozenset[str], view: View) -> str:
+        store, sampler = self._dependencies.store, self._dependencies.sampler
         summary, found = view_model.Summary(), []
-        async for body in store.each_workqueue(allowed):
-            summary.add(body)
-            if view_model.matches(body, words):
-                found.append(view_model.order(body))
+        for number, one in enumerate(self._index):
+            if number % ENTRIES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if one.namespace in allowed:
+                summary.add(one)
+                if view.takes(one):
+                    found.append(one)
         rows = []
-        for number, (*_, namespace, name) in enumerate(sorted(found)[: view_model.ROWS]):
+        for number, one in enumerate(heapq.nsmallest(view_model.ROWS, found, key=lambda one: one[:4])):
             if number % ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            if (shown := store.workqueue((namespace, name))) is not None:
-                rows.append(self._row(shown, sampler))
+            if (body := store.workqueue((one.namespace, one.name))) is not None:
+                rows.append(self._row(body, sampler))
         return self._templates.get_template("_overview.html").render(
-            rows=rows, found=len(found), summary=summary, words=words
+            rows=rows, found=len(found), summary=summary, view=view, stale=await self._stale()
         )
+
+    async def _stale(self) -> Stale | None:
+        await self._dependencies.lease.look()
+        return self._dependencies.lease.stale()
 
     def _row(self, body: Object, sampler: Sampler) -> str:
         """Return the HTML of a row. Renders it only after a change."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
         rate = sampler.rate(key)
-        state = (body["metadata"]["resourceVersion"], sampler.history.rounds, rate)
+        terminating = sum(pod.terminating for pod in self._dependencies.store.pods_of(key))
+        state = (body["metadata"]["resourceVersion"], sampler.history.rounds, rate, terminating)
         known = self._rows.get(key)
         if known is None or known[0] != state:
-            row = view_model.row(body, sampler.history.depths(body["metadata"]["uid"]), rate)
+            depths = sampler.history.depths(body["metadata"]["uid"])
+            row = view_model.row(body, depths, rate, terminating)
             known = self._rows[key] = (state, self._templates.get_template("_row.html").render(row=row))
-            if len(self._rows) > 2 * len(self._dependencies.store.workqueues) + view_model.ROWS:
+            if len(self._rows) > ROWS_KEPT:
                 self._rows.clear()
         return known[1]
 
@@ -273,7 +360,14 @@ class Page:
             await self._require(person, key)
             await self._dependencies.sampler.ask_now(key)
             fragment = await self._detail_fragment(person, key)
-        return self._html("detail.html", fragment=fragment, namespace=key[0], name=key[1], person=person.name)
+        return self._html(
+            "detail.html",
+            fragment=fragment,
+            namespace=key[0],
+            name=key[1],
+            person=person.name,
+            done=_done(request),
+        )
 
     async def _detail_events(self, request: web.Request) -> web.StreamResponse:
         key = request.match_info["namespace"], request.match_info["name"]
@@ -303,14 +397,70 @@ class Page:
         body = await self._require(person, key)
         sampler, uid = self._dependencies.sampler, body["metadata"]["uid"]
         pods = self._dependencies.store.pods_of(key)
+        actions = self._dependencies.actions
+        terminating = sum(pod.terminating for pod in pods)
         return self._templates.get_template("_detail.html").render(
-            row=view_model.row(body, sampler.history.depths(uid), sampler.rate(key)),
+            row=view_model.row(body, sampler.history.depths(uid), sampler.rate(key), terminating),
             conditions=list(view_model.conditions(body).values()),
             queue=(body.get("status") or {}).get("queueName") or key[1],
-            pods=view_model.pods(pods, sampler.statuses(key[0], pods), datetime.now(UTC)),
+            pods=view_model.pods(
+                pods, sampler.statuses(key[0], pods), datetime.now(UTC), sampler.ages(key[0], pods)
+            ),
             recent=await self._dependencies.decisions.recent(key[0], uid),
             reasons=await self._reasons(body),
+            offer=await actions.offer(person, body) if actions is not None else None,
+            stale=await self._stale(),
         )
+
+    # -- actions -------------------------------------------------------------------------------------
+
+    async def _action_form(self, request: web.Request) -> web.Response:
+        """Show what an action will do, and ask for confirmation."""
+        action, body, actions = await self._wanted(request)
+        person = request[PERSON]
+        await actions.require(person, action, body)
+        spec, metadata = body["spec"], body["metadata"]
+        return self._html(
+            "action.html",
+            action=action.value,
+            namespace=metadata["namespace"],
+            name=metadata["name"],
+            uid=metadata["uid"],
+            generation=metadata["generation"],
+            form_token=_form_token(request),
+            replicas=spec.get("replicas"),
+            desired=(body.get("status") or {}).get("desiredReplicas"),
+            most_replicas=MAX_REPLICAS,
+            dead_letters=await actions.dead_letters(body) if action.is_about_dead_letters else None,
+            person=person.name,
+        )
+
+    async def _act(self, request: web.Request) -> web.StreamResponse:
+        """Carry out a confirmed action, and lead back to the WorkQueue, so that a reload repeats nothing."""
+        _require_same_origin(request)
+        form = await request.post()
+        if not secrets.compare_digest(str(form.get("form", "")).encode(), _form_token(request).encode()):
+            raise web.HTTPForbidden(
+                text="This form is not from your present login. Nothing was changed. Open it again."
+            )
+        action, body, actions = await self._wanted(request)
+        name = body["metadata"]["name"]
+        if action is Action.PURGE and str(form.get("confirm", "")).strip() != name:
+            raise web.HTTPBadRequest(text=f"Nothing was deleted. To confirm, write the name {name}.")
+        count = await actions.carry_out(request[PERSON], wish_of(action, form), body)
+        return _see(f"{_place_of(request)}?done={action.value}&count={count}")
+
+    async def _wanted(self, request: web.Request) -> tuple[Action, Object, Actions]:
+        """Return what a request asks for. The error is the same for all that the user may not see."""
+        key = request.match_info["namespace"], request.match_info["name"]
+        body = await self._require(request[PERSON], key)
+        actions = self._dependencies.actions
+        try:
+            action = Action(request.match_info["action"])
+        except ValueError:
+            raise web.HTTPNotFound(text="There is no such action.") from None
+        assert actions is not None  # noqa: S101 - otherwise it has no route
+        return action, body, actions
 
     # -- live ----------------------------------------------------------------------------------------
 
@@ -340,17 +490,24 @@ class Page:
         while True:
             try:
                 person = await self._person(request)
-                html = "" if person is None else await make(person)
-            except (web.HTTPException, ClusterError, TooManyError):
-                person, html = None, ""
-            if person is None:
-                yield b"event: end\ndata:\n\n"
+                if person is None:
+                    yield _event("end", "Your login has ended. Reload the page.")
+                    return
+                html = await make(person)
+            except web.HTTPException as error:
+                yield _event("end", error.text or error.reason)
                 return
+            except (ClusterError, TooManyError) as error:
+                # Nothing is sent without knowing that the user may still see it. What the browser shows gets old.
+                shown, silent = b"", 0.0
+                detail = error.message if isinstance(error, ClusterError) else "too many requests wait"
+                yield _event("away", f"The API server cannot check your permissions: {detail}")
+                await asyncio.sleep(LIVE_SECONDS)
+                continue
             digest = hashlib.sha256(html.encode()).digest()
             if digest != shown:
                 shown, silent = digest, 0.0
-                lines = "".join(f"data: {line}\n" for line in html.splitlines())
-                yield f"event: fragment\n{lines}\n".encode()
+                yield _event("fragment", html)
             elif silent >= KEEP_ALIVE_SECONDS:
                 silent = 0.0
                 yield b": still here\n\n"
@@ -363,8 +520,8 @@ class Page:
         text = self._templates.get_template(template).render(**values)
         return web.Response(text=text, status=status, content_type="text/html", charset="utf-8")
 
-    def _message(self, status: int, title: str, sentence: str) -> web.Response:
-        return self._html("message.html", status=status, title=title, sentence=sentence)
+    def _message(self, status: int, title: str, sentence: str, back: str = "") -> web.Response:
+        return self._html("message.html", status=status, title=title, sentence=sentence, back=back)
 
 
 def _next(request: web.Request) -> str:
@@ -374,6 +531,65 @@ def _next(request: web.Request) -> str:
     if not wanted.startswith("/") or wanted[1:2] in {"/", "\\"} or not wanted.isprintable():
         return "/"
     return wanted
+
+
+def _event(kind: str, text: str) -> bytes:
+    """Return a server-sent event. The text cannot begin another one, whatever line breaks it has."""
+    lines = "".join(f"data: {line}\n" for line in text.splitlines() or [""])
+    return f"event: {kind}\n{lines}\n".encode()
+
+
+def _token(request: web.Request) -> str:
+    kind, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    return bearer if kind.lower() == "bearer" else request.cookies.get(COOKIE, "")
+
+
+def _form_token(request: web.Request) -> str:
+    """Return what the forms of this login contain. Only a page that knows the token can make one."""
+    return hashlib.sha256(b"workqueue-page form\0" + _token(request).encode()).hexdigest()
+
+
+def _require_same_origin(request: web.Request) -> None:
+    """Refuse forms of other sites, also where a proxy logs the user in and no cookie of ours is needed."""
+    origin, site = request.headers.get("Origin", ""), request.headers.get("Sec-Fetch-Site", "same-origin")
+    if urlsplit(origin).netloc != request.host or site != "same-origin":
+        raise web.HTTPForbidden(text="This form was sent from another site. Nothing was changed.")
+
+
+def _view(request: web.Request) -> View:
+    show = request.query.get("show", "")
+    return View(
+        request.match_info.get("namespace", ""),
+        request.query.get("q", "")[:LONGEST_FILTER],
+        show if show in view_model.SHOWN else "",
+    )
+
+
+def _place_of(request: web.Request) -> str:
+    """Return the address of the WorkQueue that a request is about; that of all without one."""
+    found = request.match_info
+    if "name" not in found:
+        return "/"
+    return _address(found["namespace"], found["name"])
+
+
+def _address(namespace: str, name: str) -> str:
+    return f"/queues/{quote(namespace, safe='')}/{quote(name, safe='')}"
+
+
+def _done(request: web.Request) -> str:
+    """Return what an action has just done, in words of the page and no others."""
+    text = request.query.get("count", "")
+    count = int(text) if text.isascii() and text.isdecimal() and len(text) <= LONGEST_COUNT else 0
+    letters = "1 dead letter was" if count == 1 else f"{count} dead letters were"
+    return {
+        "pause": "Paused. Running workers continue, and their number does not change.",
+        "resume": "Resumed.",
+        "scale": f"Pinned. The number of workers stays at {count} until it is released.",
+        "release": "Released. The number of workers follows the depth again.",
+        "replay": f"{letters} replayed.",
+        "purge": f"{letters} deleted.",
+    }.get(request.query.get("done", ""), "")
 
 
 def _see(path: str) -> web.Response:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
 
-from workqueue_operator.api.reasons import ADVICE
+from workqueue.contract import durations
+from workqueue_operator.api.reasons import ADVICE, ConditionType, Reason
 from workqueue_operator.api.workqueue import timestamp
 from workqueue_operator.kube.views import PodView
 from workqueue_operator.workers.client import WorkerStatus
@@ -24,6 +26,30 @@ _ADVICE: Final = {reason.value: advice for reason, advice in ADVICE.items()}
 ROWS: Final = 200
 """Maximum number of rows. A filter finds the other WorkQueues."""
 
+OLD_STATUS_SECONDS: Final = 15.0
+"""The age from which a worker's answer is marked. It is usually 5 s old at most."""
+
+RUNBOOKS: Final = {
+    Reason.AT_MAXIMUM.value: "WorkQueueAtMaximum",
+    Reason.BROKER_UNREACHABLE.value: "WorkQueueBrokerDown",
+    Reason.PINNED.value: "WorkQueuePinned",
+    Reason.SUSPENDED.value: "WorkQueueSuspended",
+}
+"""The alert whose runbook helps with a reason."""
+
+NOT_READY_RUNBOOK: Final = "WorkQueueNotReady"
+DEAD_LETTERS_RUNBOOK: Final = "WorkQueueDeadLetters"
+
+SHOWN: Final = {
+    "": "All",
+    "problems": "Not ready",
+    "waiting": "With waiting messages",
+    "busy": "With busy workers",
+    "dead": "With dead letters",
+    "paused": "Paused or pinned",
+}
+"""What the overview can be limited to, by the value in its address."""
+
 
 @dataclass(frozen=True, slots=True)
 class Condition:
@@ -31,6 +57,7 @@ class Condition:
 
     Attributes:
         advice: what to do about its reason; empty if there is nothing to do.
+        runbook: the alert whose runbook helps; empty for none.
     """
 
     type: str
@@ -38,6 +65,7 @@ class Condition:
     reason: str
     message: str
     advice: str
+    runbook: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +73,11 @@ class Row:
     """One row of the overview. Unknown counts are None.
 
     Attributes:
+        ready_replicas: Ready workers that stay.
+        leaving: workers that are shutting down, or are about to.
         rate: recent deliveries to the workers, per second.
         spark: the sparkline of depths; None before the second sample.
+        is_behind: whether the counts are older than the spec: the operator has not seen its last change.
     """
 
     namespace: str
@@ -62,6 +93,8 @@ class Row:
     maximum: int
     rate: float | None
     spark: Spark | None
+    leaving: int = 0
+    is_behind: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -84,7 +117,11 @@ class Spark:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """One pod of the workers."""
+    """One pod of the workers.
+
+    Attributes:
+        as_of: how old busy, seconds and rate are; empty if they are current.
+    """
 
     name: str
     state: str
@@ -93,17 +130,22 @@ class Pod:
     rate: str
     age: str
     problem: str
+    as_of: str = ""
 
 
-def row(body: Mapping[str, Any], depths: Sequence[int | None], rate: float | None) -> Row:
+def row(
+    body: Mapping[str, Any], depths: Sequence[int | None], rate: float | None, terminating: int = 0
+) -> Row:
     """Return the row of a WorkQueue.
 
     Args:
         body: the object from the API server.
+        terminating: number of its pods that are shutting down.
     """
     status = body.get("status") or {}
     found = conditions(body)
     unknown = Condition("Ready", "Unknown", "NotSeenYet", "The operator has not reconciled it yet.", "")
+    staying, surplus = _workers(status)
     return Row(
         namespace=body["metadata"]["namespace"],
         name=body["metadata"]["name"],
@@ -112,13 +154,29 @@ def row(body: Mapping[str, Any], depths: Sequence[int | None], rate: float | Non
         messages=status.get("messages"),
         retrying=status.get("retrying"),
         dead=status.get("deadLetters"),
-        ready_replicas=status.get("readyReplicas"),
+        ready_replicas=staying,
         desired=status.get("desiredReplicas"),
         busy=status.get("busyReplicas"),
         maximum=_maximum(body["spec"]),
         rate=rate,
         spark=sparkline(depths),
+        # A pod that the count no longer includes is terminating a moment later. It must not count twice.
+        leaving=max(terminating, surplus),
+        is_behind=_is_behind(body),
     )
+
+
+def _workers(status: Mapping[str, Any]) -> tuple[int | None, int]:
+    """Return how many Ready workers stay, and how many are about to leave."""
+    ready, desired = status.get("readyReplicas"), status.get("desiredReplicas")
+    if ready is None or desired is None:
+        return ready, 0
+    return min(ready, desired), max(0, ready - desired)
+
+
+def _is_behind(body: Mapping[str, Any]) -> bool:
+    observed = (body.get("status") or {}).get("observedGeneration")
+    return observed is not None and observed < body["metadata"].get("generation", 0)
 
 
 def _maximum(spec: Mapping[str, Any]) -> int:
@@ -132,23 +190,97 @@ def conditions(body: Mapping[str, Any]) -> dict[str, Condition]:
     """Return the conditions of a WorkQueue by type, in their order."""
     return {
         one["type"]: Condition(
-            one["type"], one["status"], one["reason"], one["message"], _advice(one["status"], one["reason"])
+            one["type"],
+            one["status"],
+            one["reason"],
+            one["message"],
+            _advice(one["status"], one["reason"]),
+            _runbook(one["type"], one["status"], one["reason"]),
         )
         for one in (body.get("status") or {}).get("conditions") or ()
     }
 
 
-def order(body: Mapping[str, Any]) -> tuple[bool, int, str, str]:
-    """Return the sort key of a WorkQueue: those that are not Ready first, then the deepest queue."""
-    status = body.get("status") or {}
+def _runbook(kind: str, status: str, reason: str) -> str:
+    if reason in RUNBOOKS:
+        return RUNBOOKS[reason]
+    return NOT_READY_RUNBOOK if kind == ConditionType.READY.value and status != "True" else ""
+
+
+class Entry(NamedTuple):
+    """What the overview needs of a WorkQueue. Entries sort as its rows: not Ready first, then the deepest queue."""
+
+    ready: bool
+    shallow: int
+    namespace: str
+    name: str
+    messages: int | None
+    retrying: int | None
+    has_retries: bool
+    dead: int | None
+    ready_replicas: int | None
+    busy: int | None
+    is_held: bool
+
+
+def entry(body: Mapping[str, Any]) -> Entry:
+    """Return the entry of a WorkQueue."""
+    status, spec = body.get("status") or {}, body["spec"]
     ready = any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions") or ())
-    return ready, -int(status.get("messages") or 0), body["metadata"]["namespace"], body["metadata"]["name"]
+    return Entry(
+        ready=ready,
+        shallow=-int(status.get("messages") or 0),
+        namespace=body["metadata"]["namespace"],
+        name=body["metadata"]["name"],
+        messages=status.get("messages"),
+        retrying=status.get("retrying"),
+        has_retries="workloadRef" not in spec,
+        dead=status.get("deadLetters"),
+        ready_replicas=_workers(status)[0],
+        busy=status.get("busyReplicas"),
+        is_held=bool(spec.get("suspend")) or spec.get("replicas") is not None,
+    )
 
 
-def matches(body: Mapping[str, Any], words: str) -> bool:
-    """Return whether namespace/name contains every word."""
-    place = f"{body['metadata']['namespace']}/{body['metadata']['name']}".lower()
-    return all(word in place for word in words.lower().split())
+@dataclass(frozen=True, slots=True)
+class View:
+    """Which WorkQueues an overview shows. It is in the address, so that it survives a reload and can be sent.
+
+    Attributes:
+        namespace: the only namespace; empty for all.
+        words: namespace/name contains every one of them.
+        show: a key of `SHOWN`.
+    """
+
+    namespace: str = ""
+    words: str = ""
+    show: str = ""
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether it leaves WorkQueues of its namespace out."""
+        return bool(self.words or self.show)
+
+    @property
+    def query(self) -> str:
+        """The query of its address, with the question mark; empty for none."""
+        given = {"q": self.words, "show": self.show}
+        text = urlencode({name: value for name, value in given.items() if value})
+        return f"?{text}" if text else ""
+
+    def takes(self, one: Entry) -> bool:
+        """Return whether it shows a WorkQueue."""
+        place = f"{one.namespace}/{one.name}".lower()
+        return all(word in place for word in self.words.lower().split()) and self._shows(one)
+
+    def _shows(self, one: Entry) -> bool:
+        return {
+            "problems": not one.ready,
+            "waiting": bool(one.messages),
+            "busy": bool(one.busy),
+            "dead": bool(one.dead),
+            "paused": one.is_held,
+        }.get(self.show, True)
 
 
 def sparkline(depths: Sequence[int | None]) -> Spark | None:
@@ -180,34 +312,35 @@ def _highest(depths: Sequence[int | None]) -> int | None:
     return max((depth for depth in depths if depth is not None), default=None)
 
 
-def pods(views: Iterable[PodView], statuses: Mapping[str, WorkerStatus], now: datetime) -> list[Pod]:
-    """Return the pods of a WorkQueue with the status of their workers."""
+def pods(
+    views: Iterable[PodView],
+    statuses: Mapping[str, WorkerStatus],
+    now: datetime,
+    ages: Mapping[str, float] | None = None,
+) -> list[Pod]:
+    """Return the pods of a WorkQueue with the status of their workers.
+
+    Args:
+        ages: how old each status is, in seconds.
+    """
     shown = []
     for view in views:
         status = statuses.get(view.name)
         seconds = status.handler_seconds if status is not None else None
+        old = (ages or {}).get(view.name, 0.0)
         shown.append(
             Pod(
                 name=view.name,
                 state=_state(view, status),
                 busy=f"{status.busy}/{status.slots}" if status is not None else "?",
-                seconds=f"{seconds:.3g} s" if seconds is not None else "-",
+                seconds=durations.span(seconds) if seconds is not None else "-",
                 rate=f"{status.deliveries_per_second:.3g}/s" if status is not None else "?",
-                age=age(now.timestamp() - view.created),
+                age=durations.age(now.timestamp() - view.created),
                 problem=view.failure.message if view.failure is not None and not view.ready else "",
+                as_of=f"{durations.age(old)} ago" if old >= OLD_STATUS_SECONDS else "",
             )
         )
     return shown
-
-
-def age(seconds: float) -> str:
-    """Format an age in its two largest units, as kubectl does."""
-    left = max(0, int(seconds))
-    for size, unit, below, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if left >= size:
-            rest = left % size // below
-            return f"{left // size}{unit}{f'{rest}{small}' if rest else ''}"
-    return f"{left}s"
 
 
 def moment(at: float) -> str:
@@ -264,14 +397,21 @@ class Summary:
     ready_replicas: Sum = field(default_factory=Sum)
     busy: Sum = field(default_factory=Sum)
 
-    def add(self, body: Mapping[str, Any]) -> None:
+    def add(self, one: Entry) -> None:
         """Add a WorkQueue."""
-        status = body.get("status") or {}
         self.workqueues += 1
-        self.not_ready += not order(body)[0]
-        self.messages.add(status.get("messages"))
-        if "workloadRef" not in body["spec"]:
-            self.retrying.add(status.get("retrying"))
-        self.dead.add(status.get("deadLetters"))
-        self.ready_replicas.add(status.get("readyReplicas"))
-        self.busy.add(status.get("busyReplicas"))
+        self.not_ready += not one.ready
+        self.messages.add(one.messages)
+        if one.has_retries:
+            self.retrying.add(one.retrying)
+        self.dead.add(one.dead)
+        self.ready_replicas.add(one.ready_replicas)
+        self.busy.add(one.busy)
+
+
+def by_namespace(entries: Iterable[Entry]) -> list[tuple[str, Summary]]:
+    """Return the sums of each namespace: those with a problem first, then by waiting messages."""
+    found: dict[str, Summary] = {}
+    for one in entries:
+        found.setdefault(one.namespace, Summary()).add(one)
+    return sorted(found.items(), key=lambda item: (not item[1].not_ready, -item[1].messages.known, item[0]))

@@ -66,7 +66,7 @@ def test_egress_admits_dns_api_server_brokers_and_workers(of: Policy) -> None:
     spec = of(networkPolicy={"egress": {"enabled": True, "brokers": [broker]}})
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     dns, api_server, brokers, workers = spec["egress"]
-    assert ports(dns) == [53, 53]
+    assert ports(dns) == [53, 53, 5353, 5353]
     assert ports(api_server) == [443, 6443]
     assert (ports(brokers), brokers["to"]) == ([5672, 5671, 15672, 15671], [broker])
     assert ports(workers) == [8090]
@@ -75,7 +75,7 @@ def test_egress_admits_dns_api_server_brokers_and_workers(of: Policy) -> None:
 
 def test_page_without_secrets_reaches_no_broker() -> None:
     spec = page_policy(page={"connectionSecrets": []}, networkPolicy={"egress": {"enabled": True}})
-    assert [ports(rule) for rule in spec["egress"]] == [[53, 53], [443, 6443], [8090]]
+    assert [ports(rule) for rule in spec["egress"]] == [[53, 53, 5353, 5353], [443, 6443], [8090]]
 
 
 @pytest.mark.parametrize("of", [policy, page_policy], ids=["operator", "page"])

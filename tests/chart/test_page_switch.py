@@ -9,6 +9,7 @@ import yaml
 from syrupy.assertion import SnapshotAssertion
 
 from tests.support.helm import of_kind, only, template
+from workqueue_web import actions
 
 Object = dict[str, Any]
 
@@ -20,7 +21,9 @@ READ = {
     ("events", "list"),
     ("secrets", "get"),
 }
-REVIEW = {("tokenreviews", "create"), ("subjectaccessreviews", "create")}
+LEASE = {("leases", "get")}
+REVIEWER = "system:auth-delegator"
+"""Kubernetes' ClusterRole for TokenReviews and SubjectAccessReviews."""
 
 
 def of_the_page(**values: Any) -> list[Object]:
@@ -30,13 +33,29 @@ def of_the_page(**values: Any) -> list[Object]:
     return [made for made in objects if made["metadata"]["labels"].get(label) == "page"]
 
 
+def environment(objects: list[Object]) -> list[Object]:
+    (container,) = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    found: list[Object] = container["env"]
+    return found
+
+
 def rights(role: Object) -> set[tuple[str, str]]:
     return {(name, verb) for rule in role["rules"] for name in rule["resources"] for verb in rule["verbs"]}
 
 
+def bound_cluster_roles(objects: list[Object]) -> set[str]:
+    return {binding["roleRef"]["name"] for binding in of_kind(objects, "ClusterRoleBinding")}
+
+
+def accounts(objects: list[Object]) -> set[str]:
+    """The ServiceAccounts that have rights."""
+    bindings = [*of_kind(objects, "ClusterRoleBinding"), *of_kind(objects, "RoleBinding")]
+    return {subject["name"] for binding in bindings for subject in binding["subjects"]}
+
+
 def test_disabled_page_renders_no_objects() -> None:
     made = str(template({}))
-    for word in ("page", "tokenreviews", "subjectaccessreviews"):
+    for word in ("page", REVIEWER):
         assert word not in made
 
 
@@ -54,16 +73,56 @@ def test_page_renders_the_snapshot(snapshot: SnapshotAssertion) -> None:
 
 def test_cluster_wide_page_only_reads_and_reviews() -> None:
     objects = of_the_page()
-    assert rights(only(objects, "ClusterRole")) == READ | REVIEW
-    assert of_kind(objects, "Role") == []
+    assert rights(only(objects, "ClusterRole")) == READ
+    assert [rights(role) for role in of_kind(objects, "Role")] == [LEASE]
+    assert bound_cluster_roles(objects) == {"workqueue-operator-page", REVIEWER}
 
 
 def test_page_with_listed_namespaces_reads_nothing_elsewhere() -> None:
     objects = of_the_page(watchNamespaces=["shop", "mail"])
-    assert rights(only(objects, "ClusterRole")) == REVIEW
-    roles = of_kind(objects, "Role")
-    assert {role["metadata"]["namespace"] for role in roles} == {"shop", "mail"}
-    assert [rights(role) for role in roles] == [READ, READ]
+    assert of_kind(objects, "ClusterRole") == []
+    assert bound_cluster_roles(objects) == {REVIEWER}
+    roles = {role["metadata"]["namespace"]: rights(role) for role in of_kind(objects, "Role")}
+    assert roles == {"shop": READ, "mail": READ, "workqueue-system": LEASE}
+
+
+def test_page_reads_only_the_lease_of_its_release() -> None:
+    role = only(of_the_page(leaderElection={"leaseName": "jobs"}), "Role")
+    assert role["rules"][0]["resourceNames"] == ["jobs"]
+    without = of_the_page(leaderElection={"enabled": False})
+    assert of_kind(without, "Role") == []
+    assert "WORKQUEUE_LEASE_NAME" not in str(without)
+
+
+@pytest.mark.parametrize("namespaces", [[], ["shop"]], ids=["cluster-wide", "listed"])
+def test_actions_add_two_rights_and_a_policy_that_limits_them(namespaces: list[str]) -> None:
+    objects = of_the_page(watchNamespaces=namespaces, page={"actions": {"enabled": True}})
+    (role,) = [one for one in objects if one["kind"].endswith("Role") and rights(one) >= READ]
+    assert rights(role) - READ == {("workqueues", "patch"), ("events", "create")}
+    assert {"name": "WORKQUEUE_PAGE_ACTIONS", "value": "true"} in environment(objects)
+    policy = only(objects, "ValidatingAdmissionPolicy")["spec"]
+    (condition,) = policy["matchConditions"]
+    assert '"system:serviceaccount:workqueue-system:workqueue-operator-page"' in condition["expression"]
+    assert policy["failurePolicy"] == "Fail"
+    binding = only(objects, "ValidatingAdmissionPolicyBinding")
+    assert binding["spec"]["validationActions"] == ["Deny"]
+    assert binding["spec"]["policyName"] == only(objects, "ValidatingAdmissionPolicy")["metadata"]["name"]
+
+
+def test_policy_admits_exactly_the_fields_that_actions_change() -> None:
+    objects = of_the_page(page={"actions": {"enabled": True}})
+    (variable,) = only(objects, "ValidatingAdmissionPolicy")["spec"]["variables"]
+    changed = {
+        actions._change(actions.Wish(action, "uid", 1, replicas=1))["path"]
+        for action in actions.Action
+        if not action.is_about_dead_letters
+    }
+    assert {f"/spec/{name}" for name in yaml.safe_load(variable["expression"])} == changed
+
+
+def test_page_of_an_older_chart_has_no_actions() -> None:
+    """With --reuse-values the value does not exist."""
+    assert "PAGE_ACTIONS" not in str(of_the_page(page={"actions": None}))
 
 
 @pytest.mark.parametrize("names", [["rabbitmq", "other"], []], ids=["two-secrets", "no-secrets"])
@@ -81,14 +140,14 @@ def test_page_has_its_own_service_account() -> None:
     account = only(objects, "ServiceAccount")["metadata"]["name"]
     assert account == "workqueue-operator-page"
     assert only(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == account
-    assert only(objects, "ClusterRoleBinding")["subjects"][0]["name"] == account
+    assert accounts(objects) == {account}
 
 
 def test_existing_service_account_is_used_and_not_created() -> None:
     objects = of_the_page(page={"serviceAccountName": "viewer"})
     assert of_kind(objects, "ServiceAccount") == []
     assert only(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "viewer"
-    assert only(objects, "ClusterRoleBinding")["subjects"][0]["name"] == "viewer"
+    assert accounts(objects) == {"viewer"}
 
 
 def test_service_selects_pods_of_the_page_only() -> None:

@@ -223,7 +223,7 @@ def test_down_without_cluster_succeeds(monkeypatch: pytest.MonkeyPatch, no_clust
 def test_unsupported_cluster_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLUSTER", "production")
     with pytest.raises(ClusterError, match="'current'"):
-        checkout.wants_current_context()
+        checkout.choice()
 
 
 def test_current_context_mode_writes_and_removes_only_dot_cluster(

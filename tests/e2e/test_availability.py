@@ -46,6 +46,7 @@ def test_two_simultaneous_leaders_do_no_harm(lab: Lab, operator: OperatorRelease
         operator.install(watchNamespaces=[lab.namespace])
 
 
+@pytest.mark.slow
 def test_helm_uninstall_removes_finalizers_and_keeps_queues(lab: Lab, operator: OperatorRelease) -> None:
     workqueue = lab.workqueue("orphan").apply().wait_ready()
     operator.uninstall()

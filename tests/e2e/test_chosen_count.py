@@ -9,6 +9,7 @@ from tests.support.wait import eventually
 from tests.support.workqueues import Lab, watching_replicas
 
 
+@pytest.mark.slow
 def test_kubectl_scale_pins_count_and_merge_patch_releases_it(lab: Lab) -> None:
     workqueue = lab.workqueue("pinned").apply().wait_ready()
     where = f"--namespace={lab.namespace}"

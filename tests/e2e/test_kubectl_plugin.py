@@ -87,6 +87,7 @@ def workqueue(lab: Lab) -> Iterator[WorkQueueUnderTest]:
     made.delete()
 
 
+@pytest.mark.slow
 def test_send_reaches_in_cluster_broker_with_secret_credentials(
     run: Any, workqueue: WorkQueueUnderTest
 ) -> None:
@@ -111,6 +112,8 @@ def test_dead_letters_can_be_listed_shown_replayed_and_purged(
     assert "the test asked for it" in listed.out
     letter = run("dead", "list", "plugin", "-o", "json").json["messages"][0]["id"]
     assert run("dead", "show", "plugin", letter, "-o", "json").json["reason"] == "Rejected"
+    assert run("dead", "show", "plugin", letter, "-o", "yaml").out.startswith(f"id: {letter}\n")
+    assert run("dead", "show", "plugin", letter[:-1], "-o", "json").json["id"] == letter
     assert run("dead", "replay", "plugin", "--id", letter).out == "1 message replayed to plugin.\n"
     # It is rejected again.
     eventually(lambda: run("dead", "list", "plugin", "-o", "json").json["total"] == 3, 60, "it came back")
@@ -152,12 +155,21 @@ def test_top_without_terminal_prints_once(run: Any, workqueue: WorkQueueUnderTes
     done = run("top")
     head, *rows = done.out.splitlines()
     assert head.split() == [
-        "NAMESPACE", "NAME", "READY", "MESSAGES", "RETRYING", "WORKERS", "BUSY", "MAX", "DEAD", "SCALING",
+        "NAMESPACE", "NAME", "READY", "MESSAGES", "RETRYING", "WORKERS", "LEAVING", "BUSY", "MAX", "DEAD", "SCALING",
+        "UPDATED",
     ]  # fmt: skip
     mine = [row.split() for row in rows if row.split()[1] == "plugin"]
     assert mine[0][:2] == [workqueue.lab.namespace, "plugin"]
     document = {one["name"]: one for one in run("top", "-A", "-o", "json").json}
     assert document["plugin"]["maxReplicas"] == 5
+    assert document["plugin"]["statusWritten"], "the API server says when the operator wrote it"
+    assert "workqueue.workqueue.dev/plugin" in run("top", "-o", "name").out.splitlines()
+    assert "\x1b" not in done.out
+
+
+def test_printed_name_is_one_for_kubectl(run: Any, workqueue: WorkQueueUnderTest) -> None:
+    name = run("status", "plugin", "-o", "name").out.strip()
+    assert kubectl("get", name, f"--namespace={workqueue.lab.namespace}", "--output=name").strip() == name
 
 
 def test_top_refreshes_on_a_terminal_until_ctrl_c(lab: Lab, workqueue: WorkQueueUnderTest) -> None:

@@ -97,6 +97,7 @@ def test_exactly_one_of_two_releases_serves_a_workqueue(place: Lab, wide: Operat
     workqueue.delete()
 
 
+@pytest.mark.slow
 def test_helm_refuses_second_release_for_a_namespace(place: Lab) -> None:
     with temporary_namespace("e2e-owner", pod_security="restricted") as system:
         first, second = (OperatorRelease(f"{name}-{secrets.token_hex(3)}", system, helm.run) for name in "ab")

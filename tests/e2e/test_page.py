@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
 import json
 import re
 import secrets
+import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import aiohttp
 import pytest
-from playwright.async_api import expect
+import yaml
+from playwright.async_api import Page, expect
 
 from tests.support import helm
 from tests.support.browser import chromium, looking
 from tests.support.inside import Rabbit
-from tests.support.kubernetes import PortForward, kubectl, temporary_namespace
+from tests.support.kubernetes import PortForward, kubeconfig, kubectl, temporary_namespace
 from tests.support.operators import OperatorRelease
 from tests.support.wait import eventually
 from tests.support.workqueues import Lab, lab_in
@@ -43,7 +46,8 @@ def release(page_lab: Lab) -> Iterator[OperatorRelease]:
     """An operator, and two replicas of the page."""
     with temporary_namespace("e2e-page-system", pod_security="restricted") as system:
         made = OperatorRelease(f"page-{secrets.token_hex(3)}", system, helm.run)
-        made.install(watchNamespaces=[page_lab.namespace], page={"enabled": True, "replicaCount": 2})
+        page = {"enabled": True, "replicaCount": 2, "actions": {"enabled": True}}
+        made.install(watchNamespaces=[page_lab.namespace], page=page)
         yield made
         made.uninstall()
 
@@ -68,21 +72,20 @@ def pages(release: OperatorRelease) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def tokens(page_lab: Lab, release: OperatorRelease) -> dict[str, str]:
-    """A token of a user who may list the WorkQueues of the namespace, and a token of one who may not."""
+    """Tokens of a user who may list the WorkQueues of the namespace, of one who may not, and of one who may patch."""
     where = f"--namespace={page_lab.namespace}"
-    for name in ("looker", "stranger"):
+    for name in ("looker", "stranger", "changer"):
         kubectl("create", "serviceaccount", name, where)
-    kubectl("create", "role", "looker", "--verb=list", "--resource=workqueues.workqueue.dev", where)
-    kubectl(
-        "create",
-        "rolebinding",
-        "looker",
-        "--role=looker",
-        f"--serviceaccount={page_lab.namespace}:looker",
-        where,
-    )
+    rights = [
+        ("looker", "list", "workqueues.workqueue.dev"),
+        ("changer", "list,patch", "workqueues.workqueue.dev"),
+    ]
+    for name, verbs, resource in (*rights, ("changer", "get", "secrets")):
+        role, account = f"{name}-of-{resource}", f"--serviceaccount={page_lab.namespace}:{name}"
+        kubectl("create", "role", role, f"--verb={verbs}", f"--resource={resource}", where)
+        kubectl("create", "rolebinding", role, f"--role={role}", account, where)
     make = "create", "token", where, "--audience=workqueue-page"
-    return {name: kubectl(*make, name).strip() for name in ("looker", "stranger")}
+    return {name: kubectl(*make, name).strip() for name in ("looker", "stranger", "changer")}
 
 
 def text_of(url: str, token: str) -> tuple[int, str]:
@@ -109,6 +112,7 @@ def test_page_and_api_server_refuse_tokens_of_each_other(
     assert not answer["status"].get("authenticated"), "the page's token at the API server"
 
 
+@pytest.mark.slow
 async def test_page_shows_main_job_only_to_users_who_may_list_workqueues(
     page_lab: Lab, pages: tuple[str, str], tokens: dict[str, str]
 ) -> None:
@@ -164,6 +168,85 @@ async def test_every_replica_accepts_login_of_any_other(
     assert seen.complaints == []
 
 
+@asynccontextmanager
+async def on_page_of(url: str, token: str) -> AsyncIterator[Page]:
+    """A browser that is logged in and shows a page."""
+    async with chromium() as browser, looking(browser) as seen:
+        await seen.page.goto(url)
+        await seen.page.get_by_label("Token").fill(token)
+        await seen.page.get_by_role("button", name="Log in").click()
+        yield seen.page
+    assert [text for text in seen.complaints if "401" not in text] == []
+
+
+@pytest.mark.slow
+async def test_user_pauses_and_deletes_dead_letters_on_the_page_and_viewer_cannot(
+    page_lab: Lab, pages: tuple[str, str], tokens: dict[str, str]
+) -> None:
+    workqueue = page_lab.workqueue("changed", worker={"handler": {"python": "jobs:moody"}})
+    await asyncio.to_thread(lambda: workqueue.apply().wait_ready())
+    await asyncio.to_thread(workqueue.publish, [{"id": "bad", "reject": True}])
+    detail = f"{pages[0]}/queues/{page_lab.namespace}/changed"
+    user = f"system:serviceaccount:{page_lab.namespace}:changer"
+    async with on_page_of(detail, tokens["changer"]) as page:
+        await expect(page.get_by_role("link", name="Delete dead letters")).to_be_visible(timeout=2 * MINUTE)
+        await page.get_by_role("link", name="Pause", exact=True).click()
+        await page.get_by_role("button", name="Pause").click()
+        await expect(page.get_by_text("Paused. Running workers continue")).to_be_visible()
+        await expect(page.get_by_role("link", name="Resume")).to_be_visible(timeout=MINUTE)
+        await asyncio.to_thread(workqueue.wait_condition, "Ready", "False", "Suspended")
+        await page.get_by_role("link", name="Delete dead letters").click()
+        await page.get_by_label("To confirm, write the name").fill("changed")
+        await page.get_by_role("button", name="Delete dead letters").click()
+        await expect(page.get_by_text("1 dead letter was deleted.")).to_be_visible(timeout=MINUTE)
+        await expect(page.locator(".decisions")).to_contain_text(
+            f"{user}, on the web page: pauses it.", timeout=MINUTE
+        )
+    queues = await asyncio.to_thread(page_lab.queues)
+    assert queues["changed.dead"]["messages_ready"] == 0
+    spec = (await asyncio.to_thread(workqueue.get))["spec"]
+    assert spec["suspend"] is True
+
+    code, said = await asyncio.to_thread(text_of, f"{detail}/resume", tokens["looker"])
+    assert (code, "it takes the right to patch workqueues changed" in said) == (403, True)
+    async with on_page_of(detail, tokens["looker"]) as page:
+        await expect(page.get_by_text("you need the right to patch workqueues changed")).to_be_visible()
+        await expect(page.get_by_role("link", name="Resume")).to_have_count(0)
+
+
+def patch_as_the_page(page_lab: Lab, release: OperatorRelease, name: str, body: dict[str, Any]) -> str:
+    """Patch a WorkQueue with the page's own token; return the API server's refusal. (kubectl would read it first.)"""
+    cluster = yaml.safe_load(kubeconfig().read_text())["clusters"][0]["cluster"]
+    authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
+    token = kubectl("create", "token", f"{release.name}-page", f"--namespace={release.namespace}").strip()
+    request = urllib.request.Request(
+        f"{cluster['server']}/apis/workqueue.dev/v1alpha1/namespaces/{page_lab.namespace}/workqueues/{name}",
+        json.dumps(body).encode(),
+        {"Authorization": f"Bearer {token}", "Content-Type": "application/merge-patch+json"},
+        method="PATCH",
+    )
+    try:
+        with urllib.request.urlopen(request, context=ssl.create_default_context(cadata=authority)):
+            return ""
+    except urllib.error.HTTPError as error:
+        with error:
+            return str(json.load(error)["message"])
+
+
+@pytest.mark.slow
+def test_policy_keeps_the_page_from_changing_an_image(page_lab: Lab, release: OperatorRelease) -> None:
+    page_lab.workqueue("kept").apply().wait_ready()
+
+    def refusal(**body: Any) -> str:
+        return patch_as_the_page(page_lab, release, "kept", body)
+
+    for spec in ({"worker": {"image": "evil:1"}}, {"suspend": True, "scaling": {"maxReplicas": 9}}):
+        assert "The page changes only spec.suspend and spec.replicas" in refusal(spec=spec)
+    assert "The page changes no metadata" in refusal(metadata={"labels": {"a": "b"}})
+    assert refusal(spec={"suspend": True, "replicas": 2}) == ""
+    assert refusal(spec={"suspend": False, "replicas": None}) == ""
+
+
 @contextmanager
 def no_operator(release: OperatorRelease) -> Iterator[None]:
     """Scale the operator to zero while the context lasts."""
@@ -195,6 +278,7 @@ def test_page_works_while_no_operator_runs(
         page_lab.workqueue("waits-for-operator").apply()
 
         eventually(lambda: shows("/", "waits-for-operator", "AwaitingOperator"), 60, "the watch shows it")
+        eventually(lambda: shows("/", "No operator has run for"), 60, "its numbers are marked")
         eventually(lambda: shows(detail, "Scaled out from 0", "From the first 1 of 1."), 60, "all is read")
 
 
@@ -230,7 +314,9 @@ async def _until_dead_letters(stream: aiohttp.ClientResponse) -> None:
     async for line in stream.content:
         text = "" if line.startswith(b"event:") else text + line.decode()
         if re.search(
-            r'viewed.*class="number warn">2<|class="warn"><dt>Dead letters</dt><dd>2<', text, re.DOTALL
+            r'viewed.*class="number warn"><span class="n">2<|<dt>Dead letters</dt><dd><span class="n">2<',
+            text,
+            re.DOTALL,
         ):
             return
     raise AssertionError("the stream ended")
@@ -254,5 +340,7 @@ def test_revoked_right_ends_access_within_a_minute(
         return text_of(pages[0], tokens["looker"])[0]
 
     assert status() == 200
-    kubectl("delete", "rolebinding", "looker", f"--namespace={page_lab.namespace}")
+    kubectl(
+        "delete", "rolebinding", "looker-of-workqueues.workqueue.dev", f"--namespace={page_lab.namespace}"
+    )
     eventually(lambda: status() == 403, 100, "the page asks again")

@@ -24,7 +24,6 @@ from tests.support.inside import drain
 from tests.support.kubernetes import CHECKOUT, KubectlError, kubectl, temporary_namespace
 from tests.support.ledger import Ledger
 from tests.support.operators import OperatorRelease
-from tests.support.tiers import some_slow
 from tests.support.wait import eventually
 from tests.support.workqueues import WorkQueueUnderTest
 
@@ -197,10 +196,10 @@ def play(site: Site, scene: Scene, point: Point | None) -> list[Point]:
 
 
 BY_DOING = {scene.doing: scene for scene in SCENES}
-BY_DAY = "scaling from 0 to workers and back"
 
 
-@pytest.mark.parametrize("doing", some_slow(BY_DOING, BY_DOING.keys() - {BY_DAY}))
+@pytest.mark.slow
+@pytest.mark.parametrize("doing", BY_DOING)
 def test_operator_survives_kills_between_some_writes(doing: str, place: Site) -> None:
     run_scene(place, BY_DOING[doing], SHORT)
 

@@ -89,7 +89,10 @@ def test_alert_has_a_summary_and_a_runbook_link(name: str) -> None:
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
     assert annotations["summary"].endswith(".")
     assert len(annotations["description"]) > 60
-    assert annotations["runbook_url"] == f"https://workqueue.dev/runbooks/{name}"
+    assert (
+        annotations["runbook_url"]
+        == f"https://workqueue-dev.github.io/workqueue-operator/docs/runbooks/{name}"
+    )
 
 
 @each_alert

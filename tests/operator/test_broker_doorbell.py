@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.brokers import Probe, channel_of, probe, put, put_large, take_all
 from tests.support.process import forget_peak, memory
-from tests.support.rabbitmq import VirtualHost, versions_differ
+from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import Queue, QueueSettings, QueueType, plan
@@ -212,7 +212,6 @@ async def test_removed_doorbell_leaves_no_consumer(every_vhost: VirtualHost, que
         assert (broker.told.rings, broker.told.falls) == ([], [])
 
 
-@versions_differ
 async def test_worker_gets_messages_before_the_doorbell(every_vhost: VirtualHost) -> None:
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:
         await declared(broker, "jobs")

@@ -290,6 +290,7 @@ async def test_two_addresses_of_one_broker_are_recognized_as_one(every_vhost: Vi
         server.delete_user("narrow")
 
 
+@pytest.mark.slow
 async def test_two_brokers_with_the_same_name_are_distinguished(
     rabbitmq_43: Server, rabbitmq_310: Server
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.brokers import channel_of, probe, put
-from tests.support.rabbitmq import VirtualHost, versions_differ
+from tests.support.rabbitmq import VirtualHost
 from tests.support.snapshots import snapshot
 from tests.support.wait import until
 from tests.support.workqueue import workqueue
@@ -126,7 +126,6 @@ async def test_operator_without_consume_permission_polls_and_reports_it(
         assert await wake.adjust_doorbell(snapshot(polling), IDLE, handle) is None
 
 
-@versions_differ
 async def test_foreign_queue_is_polled_where_a_ring_counts_as_a_delivery(
     every_vhost: VirtualHost,
 ) -> None:
@@ -141,7 +140,6 @@ async def test_foreign_queue_is_polled_where_a_ring_counts_as_a_delivery(
         assert wake.wake_of(OURS, handle, watched) is Wake.PUSH
 
 
-@versions_differ
 async def test_twenty_rings_leave_delivery_limit_of_message_intact(every_vhost: VirtualHost) -> None:
     """Before 4.3 each ring counts; the declared limit has room for them."""
     async with probe(every_vhost.url) as broker, channel_of(every_vhost) as channel:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -15,25 +12,22 @@ from tests.support.rabbitmq import VirtualHost
 from tests.support.snapshots import NO_WORKERS, snapshot
 from tests.support.wait import until
 from tests.support.workqueue import workqueue
-from workqueue import Publisher
-from workqueue import publisher as publisher_module
-from workqueue.amqp.errors import Returned
 from workqueue.contract.binding import from_url
 from workqueue.contract.topology import (
+    LAST,
     QueueSettings,
+    Step,
     delay_plan,
     delay_queue,
-    delay_route,
     earlier_delay_queue_name,
     plan,
     step_name,
+    step_of,
     steps_from,
 )
 from workqueue_operator.api.workqueue import WorkQueue
-from workqueue_operator.broker import unused_delays
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
-from workqueue_operator.errors import ReconcileError
 from workqueue_operator.scaling import retries
 from workqueue_operator.scaling.depth import QueueReadings
 from workqueue_operator.scaling.retries import RetryState
@@ -42,11 +36,11 @@ from workqueue_operator.workers.client import WorkerStatus
 OURS = workqueue()
 
 
-EIGHT, FOUR = (step_name("jobs", step) for step in (8000, 4000))
+EIGHT, FOUR = "jobs.retry.step.8s", "jobs.retry.step.4s"
 
 
-def worker(*steps: int) -> WorkerStatus:
-    return WorkerStatus(1, 0, True, None, 0.0, frozenset(), frozenset(steps))
+def worker(*queues: str) -> WorkerStatus:
+    return WorkerStatus(1, 0, True, None, 0.0, delay_queues=frozenset(queues))
 
 
 def earlier_worker(*delays: int) -> WorkerStatus:
@@ -96,11 +90,13 @@ async def site(vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     await brokers.close()
 
 
-LONG = 4_096_000, 2_048_000
+LONG = "jobs.retry.step.4096s", "jobs.retry.high.2048s"
 """Steps that no message leaves during a test."""
 
 
-async def fill(site: Site, vhost: VirtualHost, step: int, messages: int) -> None:
+async def fill(site: Site, vhost: VirtualHost, name: str, messages: int) -> None:
+    step = step_of(name, "jobs")
+    assert step is not None
     declared = delay_queue("jobs", step)
     await site.handle.broker.declare_queue(declared)
     async with channel_of(vhost) as channel:
@@ -117,7 +113,7 @@ async def test_delay_queues_named_by_workers_are_counted(site: Site, vhost: Virt
 
 async def test_delay_queues_of_an_earlier_release_are_counted(site: Site, vhost: VirtualHost) -> None:
     name = earlier_delay_queue_name("jobs", 3600)
-    await site.handle.broker.declare_queue(delay_queue("jobs", LONG[0])._replace(name=name))
+    await site.handle.broker.declare_queue(delay_queue("jobs", Step(4_096_000))._replace(name=name))
     async with channel_of(vhost) as channel:
         put(channel, name, b"x", b"x")
         await until(lambda: vhost.depth(name).ready == 2)
@@ -127,9 +123,15 @@ async def test_delay_queues_of_an_earlier_release_are_counted(site: Site, vhost:
 
 async def test_delay_queues_are_restored_from_status_after_restart(site: Site, vhost: VirtualHost) -> None:
     await fill(site, vhost, LONG[0], 2)
-    ours = workqueue(status={"delaySteps": [LONG[0]]})
+    ours = workqueue(status={"delayQueues": [LONG[0], "other"]})
 
     assert await site.waiting(ours=ours, workers_run=False) == 2
+    assert "other" not in site.asked
+
+
+async def test_more_delay_queues_than_are_polled_make_the_count_unknown(site: Site) -> None:
+    assert await site.waiting(earlier_worker(*range(1, 66))) is None
+    assert len(site.asked) == 64
 
 
 async def test_unnamed_delay_queue_is_not_polled(site: Site) -> None:
@@ -139,34 +141,40 @@ async def test_unnamed_delay_queue_is_not_polled(site: Site) -> None:
 
 async def test_missing_delay_queue_is_polled_only_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
-        assert await site.waiting(worker(8000)) == 0
+        assert await site.waiting(worker(EIGHT, "other")) == 0
     assert site.asked == [EIGHT], "each question would close a channel"
     assert site.state.queues == frozenset()
     assert EIGHT not in site.handle.poller.queues_of(OURS.key)
 
     monkeypatch.setattr(retries, "MISSING_STANDS", 0.0)
-    await site.waiting(worker(8000))
+    await site.waiting(worker(EIGHT))
 
     assert len(site.asked) == 2
 
 
-async def test_deleted_step_is_declared_again(site: Site, vhost: VirtualHost) -> None:
+@pytest.mark.parametrize(
+    "deleted", [Step(4000), Step(4000, is_high=True), LAST], ids=["step", "high", "last"]
+)
+async def test_deleted_step_is_declared_again(site: Site, vhost: VirtualHost, deleted: Step) -> None:
     """Messages on longer steps could not go on without it."""
-    await site.handle.broker.declare(delay_plan("jobs", steps_from(8000)))
-    steps = steps_from(8000)
-    await site.waiting(worker(*steps))
-    await site.handle.broker.delete_queue(FOUR)
+    steps = [steps_from(Step(8000, is_high)) for is_high in (False, True)]
+    for some in steps:
+        await site.handle.broker.declare(delay_plan("jobs", some))
+    names = [step_name("jobs", step) for some in steps for step in some]
+    await site.waiting(worker(*names))
+    await site.handle.broker.delete_queue(step_name("jobs", deleted))
 
     async def is_declared_again() -> bool:
-        await site.waiting(worker(*steps))
-        return vhost.exists(FOUR)
+        await site.waiting(worker(*names))
+        return vhost.exists(step_name("jobs", deleted))
 
     await until(is_declared_again)
     async with channel_of(vhost) as channel:
-        channel.basic_publish(EIGHT, "0.0.0.1.1", b"x", mandatory=True)
-        await until(lambda: vhost.depth(EIGHT).ready == 1)
-        channel.basic_publish(FOUR, "0.0.0.1", b"x", mandatory=True)
-        await until(lambda: vhost.depth(FOUR).ready == 1)
+        for is_high in (False, True):
+            for key in ("0.0.0.0.1", "0.0.0.1", "1", "0"):
+                exchange = step_name("jobs", Step(500 << key.count("."), is_high))
+                channel.basic_publish(exchange, key, b"x", mandatory=True)
+    await until(lambda: vhost.depth("jobs").ready == 4)
 
 
 async def test_delayed_count_is_unknown_while_a_worker_names_no_delay_queues(site: Site) -> None:
@@ -192,120 +200,6 @@ async def test_final_delay_queue_poll_follows_last_worker(site: Site, vhost: Vir
     await fill(site, vhost, LONG[0], 1)
     assert await site.waiting(worker(LONG[0])) == 1
     await fill(site, vhost, LONG[0], 1)
-    await until(lambda: vhost.depth(step_name("jobs", LONG[0])).ready == 2)
+    await until(lambda: vhost.depth(LONG[0]).ready == 2)
 
     assert await site.waiting(workers_run=False) == 2
-
-
-STEPS = steps_from(2000)
-ROUTE = delay_route("jobs", 3.5)
-
-
-async def unused(site: Site) -> RetryState:
-    """The state after the steps have been unused for long enough."""
-    await site.handle.broker.declare(ROUTE.plan)
-    await site.waiting(worker(*STEPS))
-    return replace(site.state, unused_since=-retries.UNUSED_SECONDS)
-
-
-async def removed(site: Site, state: RetryState) -> RetryState:
-    """Delete the unused steps beside the passes, and return the state of the first pass after that."""
-    site.state = retries.remove_unused(OURS, state, site.handle, 0.0)
-    await site.waiting()
-    assert site.state.queues == state.queues, "the pass does not wait for the deletion"
-    assert site.state.removal is not None
-    await site.state.removal
-    await site.waiting()
-    assert site.state.removal is None
-    return site.state
-
-
-async def test_unused_steps_are_deleted_and_declared_again_on_demand(every_vhost: VirtualHost) -> None:
-    brokers = BrokerPool(lambda _: None, lambda _: None, 60, 60)
-    handle = await brokers.handle(OURS.key, from_url(every_vhost.url))
-    await handle.broker.ready()
-    await handle.broker.declare(plan(QueueSettings("jobs")))
-    site = Site(handle)
-    state = await unused(site)
-    with Publisher(every_vhost.url) as publisher:
-        await asyncio.to_thread(publisher.publish, b"before", queue="jobs", delay=0.5)
-        await until(lambda: every_vhost.depth("jobs").ready == 1)
-
-        after = await removed(site, state)
-
-        assert [name for name in ROUTE.queues if every_vhost.exists(name)] == []
-        assert after.queues == frozenset()
-        await asyncio.to_thread(publisher.publish, b"after", queue="jobs", delay=0.5)
-    await until(lambda: every_vhost.depth("jobs").ready == 2)
-    await brokers.close()
-
-
-async def test_steps_with_a_message_are_not_deleted(site: Site, vhost: VirtualHost) -> None:
-    state = await unused(site)
-    with Publisher(vhost.url) as publisher:
-        await asyncio.to_thread(publisher.publish, b"x", queue="jobs", delay=3.5)
-
-        after = await removed(site, state)
-
-        assert after == replace(state, unused_since=None)
-        assert all(vhost.exists(name) for name in ROUTE.queues)
-    await until(lambda: vhost.depth("jobs").ready == 1)
-
-
-async def test_steps_are_not_deleted_while_a_program_declares_them(site: Site, vhost: VirtualHost) -> None:
-    state = await unused(site)
-    async with channel_of(vhost) as channel:
-        channel.queue_declare("jobs.retry.lock", exclusive=True)
-
-        after = await removed(site, state)
-
-    assert after.queues == state.queues
-    assert all(vhost.exists(name) for name in ROUTE.queues)
-
-
-async def test_no_message_is_lost_while_steps_are_deleted_again_and_again(
-    site: Site, vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(unused_delays, "PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(publisher_module, "SAFE_AFTER_SECONDS", 0.0)
-    count = 0
-    end = time.monotonic() + 5
-
-    def publish() -> int:
-        sent = 0
-        while time.monotonic() < end:
-            with Publisher(vhost.url) as publisher:
-                for _ in range(3):
-                    with suppress(Returned):
-                        publisher.publish(b"x", queue="jobs", delay=0.5)
-                        sent += 1
-        return sent
-
-    publishing = asyncio.create_task(asyncio.to_thread(publish))
-    while not publishing.done():
-        with suppress(ReconcileError):
-            count += await site.handle.broker.delete_unused(delay_plan("jobs", steps_from(500)))
-
-    sent = await publishing
-    await until(lambda: vhost.depth("jobs").ready == sent, 30)
-    assert count, "the queues were deleted in between"
-
-
-@pytest.mark.parametrize(
-    ("before", "total", "ready", "since"),
-    [(None, 0, 0, 0.0), (-5.0, 0, 0, -5.0), (-5.0, 1, 0, None), (-5.0, 0, 1, None), (-5.0, 0, None, None)],
-    ids=["first-look", "still-unused", "delayed-message", "waiting-message", "unknown-depth"],
-)
-async def test_steps_are_unused_while_work_queue_and_steps_are_empty(
-    site: Site, vhost: VirtualHost, before: float | None, total: int, ready: int | None, since: float | None
-) -> None:
-    await fill(site, vhost, LONG[0], total)
-    site.state = RetryState(frozenset({step_name("jobs", LONG[0])}), before)
-    counts = None if ready is None else QueueCounts(ready, 0, at=0.0)
-    seen = snapshot(
-        OURS, deployment=replace(NO_WORKERS, replicas=1), readings=QueueReadings(counts=counts, statuses={})
-    )
-
-    _, after = await retries.waiting(replace(seen, now=0.0), site.state, site.handle)
-
-    assert after.unused_since == since

@@ -3,222 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
-import pytest_asyncio
-from aiohttp import web
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, expect
+from playwright.async_api import expect
 
-from tests.support.browser import Seen, chromium, looking
-from tests.support.fakecluster import FakeCluster, Request
+from tests.support.fakecluster import Request
 from tests.support.tiers import some_slow
+from tests.support.website import EVIL, Site, logged_in, pod, workqueue
 from workqueue_operator.errors import ClusterError
-from workqueue_operator.kube.store import Store
-from workqueue_operator.workers.client import Workers
 from workqueue_web import access, server
-from workqueue_web.access import Access
 from workqueue_web.dead_letters import Reasons
-from workqueue_web.decisions import DECISIONS, Decisions
-from workqueue_web.sampler import Sampler
-from workqueue_web.server import COOKIE, HEADERS, Page, PageDependencies
+from workqueue_web.decisions import DECISIONS
+from workqueue_web.server import COOKIE, HEADERS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-LOOPBACK = "127.0.0.1"
-EVIL = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
-TOKENS = {"admins": "admin", "shops": "shop-reader", "nobodys": "nobody"}
-
-
-def workqueue(name: str, namespace: str = "shop", version: int = 1, **status: Any) -> dict[str, Any]:
-    said = {"Ready": "True", "DepthKnown": "True", "ScalingActive": "True"} | status.pop("conditions", {})
-    message = status.pop("message", "So it is.")
-    reason = status.pop("reason", "AsExpected")
-    return {
-        "apiVersion": "workqueue.dev/v1alpha1",
-        "kind": "WorkQueue",
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "uid": f"uid-{namespace}-{name}",
-            "resourceVersion": str(version),
-            "creationTimestamp": "2026-11-24T00:00:00Z",
-        },
-        "spec": {
-            "connectionSecretRef": {"name": "rabbitmq"},
-            "worker": {"image": "x:1", "handler": {"python": "a:b"}},
-            "scaling": {"maxReplicas": 8},
-        },
-        "status": {
-            "messages": 0,
-            "deadLetters": 0,
-            "readyReplicas": 1,
-            "desiredReplicas": 2,
-            "busyReplicas": 1,
-            **status,
-            "conditions": [
-                {"type": kind, "status": holds, "reason": reason, "message": message}
-                for kind, holds in said.items()
-            ],
-        },
-    }
-
-
-def pod(name: str, workqueue: str, ip: str, namespace: str = "shop") -> dict[str, Any]:
-    return {
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "uid": f"uid-{namespace}-{name}",
-            "resourceVersion": "1",
-            "creationTimestamp": "2026-11-24T00:00:00Z",
-            "labels": {"workqueue.dev/workqueue": workqueue},
-        },
-        "spec": {"nodeName": "node"},
-        "status": {
-            "podIP": ip,
-            "phase": "Running",
-            "conditions": [{"type": "Ready", "status": "True"}],
-            "containerStatuses": [{"name": "worker", "state": {"running": {}}, "ready": True}],
-        },
-    }
-
-
-class Letters:
-    """Replaces RabbitMQ: tests/e2e/test_page.py has the real one."""
-
-    def __init__(self) -> None:
-        self.found = Reasons((("Rejected", 3), ("TimedOut", 1)), 4, 9)
-
-    async def reasons(self, _: object) -> Reasons:
-        return self.found
-
-
-class Site:
-    """A page with its parts.
-
-    Attributes:
-        rights: (user, namespace) pairs that may list; an empty namespace means all.
-        now: the clock for the cache of `access`.
-    """
-
-    def __init__(self, workers: Workers, browser: Browser) -> None:
-        self.browser = browser
-        self.cluster = FakeCluster()
-        self.cluster.answer("POST", "tokenreviews", self._token_review)
-        self.cluster.answer("POST", "subjectaccessreviews", self._access_review)
-        self.cluster.answer("GET", "/events", self._list_events)
-        self.rights = {("admin", ""), ("shop-reader", "shop")}
-        self.tokens = dict(TOKENS)
-        self.now = 1000.0
-        self.store = Store(lambda _: None)
-        self.sampler = Sampler(self.store, workers)
-        self.letters = Letters()
-        self.events: list[dict[str, Any]] = []
-        self.decisions = Decisions(self.cluster)
-        self.page, self.other_replica = self._replica(), self._replica()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.page.port}"
-
-    def _replica(self) -> Page:
-        access = Access(self.cluster, lambda: self.now)
-        parts = PageDependencies(self.store, self.sampler, access, self.decisions, self.letters)  # type: ignore[arg-type]
-        return Page(0, parts, LOOPBACK)
-
-    def decided(self, *words: str, warning: bool = False, second: int = 0) -> None:
-        """Add an Event: action, reason, note."""
-        action, reason, note = words
-        self.events.append(
-            {
-                "metadata": {"creationTimestamp": None},
-                "eventTime": f"2026-11-24T00:00:{second:02}.000000Z",
-                "type": "Warning" if warning else "Normal",
-                "action": action,
-                "reason": reason,
-                "note": note,
-            }
-        )
-
-    def _list_events(self, request: Request) -> dict[str, Any]:
-        assert request.query["fieldSelector"].startswith("regarding.uid=uid-")
-        # The API server returns them in the order of their random names.
-        start = int(request.query.get("continue") or 0)
-        rest = str(start + 10) if start + 10 < len(self.events) else ""
-        shuffled = sorted(self.events, key=lambda event: hash(event["note"]))
-        return {"items": shuffled[start : start + 10], "metadata": {"continue": rest}}
-
-    def put(self, *bodies: dict[str, Any]) -> None:
-        for body in bodies:
-            self.store.put_workqueue(body)
-
-    def _token_review(self, request: Request) -> dict[str, Any]:
-        asked = request.body["spec"]
-        user = self.tokens.get(asked["token"])
-        if user is None:
-            return {"status": {"authenticated": False, "error": "unknown"}}
-        person = {"username": user, "groups": ["people"]}
-        return {"status": {"authenticated": True, "audiences": asked["audiences"], "user": person}}
-
-    def _access_review(self, request: Request) -> dict[str, Any]:
-        spec = request.body["spec"]
-        assert spec["groups"] == ["people"]
-        attributes = spec["resourceAttributes"]
-        assert (attributes["group"], attributes["resource"], attributes["verb"]) == (
-            "workqueue.dev",
-            "workqueues",
-            "list",
-        )
-        return {"status": {"allowed": (spec["user"], attributes.get("namespace", "")) in self.rights}}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    """One for all tests: each test has a context of its own, and a start costs 2 s of processor time."""
-    async with chromium() as made:
-        yield made
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def site(browser: Browser) -> AsyncIterator[Site]:
-    """Two replicas of the page, with workers that respond on the loopback."""
-
-    async def status(_: web.Request) -> web.Response:
-        return web.json_response(
-            {"slots": 2, "busy": 1, "consuming": True, "recentHandlerSeconds": 0.25, "arrivalPerSecond": 3.5}
-        )
-
-    app = web.Application()
-    app.router.add_get("/status", status)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    workers = Workers(runner.addresses[0][1])
-    made = Site(workers, browser)
-    await made.page.start()
-    await made.other_replica.start()
-    made.sampler.start()
-    yield made
-    await made.sampler.stop()
-    await made.decisions.stop()
-    await made.page.stop()
-    await made.other_replica.stop()
-    await workers.close()
-    await runner.cleanup()
-
-
-@asynccontextmanager
-async def logged_in(site: Site, token: str = "admins", url: str = "", **options: Any) -> AsyncIterator[Seen]:
-    async with looking(site.browser, **options) as seen:
-        await seen.page.goto(url or site.url)
-        await seen.page.get_by_label("Token").fill(token)
-        await seen.page.get_by_role("button", name="Log in").click()
-        yield seen
 
 
 async def test_unknown_token_is_refused_and_valid_token_shows_workqueues(
@@ -309,7 +110,7 @@ async def test_workqueue_page_shows_conditions_decisions_pods_and_dead_letters(s
         await expect(decisions.first).to_contain_text(f"Decision {DECISIONS + 4}.")
         first = page.get_by_role("row", name="thumbs-1")
         await expect(first).to_contain_text("busy")
-        await expect(first).to_contain_text("0.25 s")
+        await expect(first).to_contain_text("250 ms")
         await expect(page.locator(".reasons div")).to_have_count(2)
         await expect(page.locator(".reasons")).to_contain_text("Rejected")
         await expect(page.get_by_text("From the first 4 of 9.")).to_be_visible()
@@ -389,7 +190,7 @@ async def test_revoked_token_ends_open_pages_within_a_minute(site: Site) -> None
         assert len(site.cluster.asked) == asked, "an answer is good for a while"
         site.tokens.clear()
         site.now += access.KEPT_SECONDS
-        await expect(seen.page.locator("#state")).to_have_text("no longer live, reload the page")
+        await expect(seen.page.locator("#state")).to_contain_text("Your login has ended. Reload the page.")
         await seen.page.reload()
         await expect(seen.page.get_by_label("Token")).to_be_visible()
 
@@ -624,7 +425,7 @@ async def test_open_pages_share_one_read_of_the_events(site: Site) -> None:
         pages = await asyncio.gather(*(open_page() for _ in range(20)))
 
     assert all("7 waiting ask for 1 replica." in page for page in pages)
-    assert len(site.cluster.paths("GET")) == 1
+    assert len([path for path in site.cluster.paths("GET") if path.endswith("/events")]) == 1
 
 
 async def test_page_does_not_wait_for_unanswered_events(site: Site) -> None:
@@ -647,3 +448,198 @@ async def test_refused_events_are_reported(site: Site) -> None:
     site.cluster.answer("GET", "/events", ClusterError(403, "events is forbidden"))
     async with logged_in(site, url=f"{site.url}/queues/shop/thumbs") as seen:
         await expect(seen.page.get_by_text("events is forbidden")).to_be_visible()
+
+
+def outdated(seen: Any) -> Any:
+    """The sentence that says why numbers may be out of date."""
+    return seen.page.locator(".outdated")
+
+
+async def sign_before(seen: Any, selector: str) -> str:
+    """What the style puts before an element."""
+    text: str = await seen.page.locator(selector).first.evaluate(
+        "one => getComputedStyle(one, '::before').content"
+    )
+    return text.strip('"')
+
+
+async def test_numbers_of_a_stopped_operator_are_marked_with_their_age(site: Site) -> None:
+    site.put(workqueue("thumbs", messages=26))
+    async with logged_in(site) as seen:
+        await expect(seen.page.locator("#state")).to_have_text("live")
+        assert await sign_before(seen, "tbody .n") == "none"
+        site.now += 40
+
+        await expect(outdated(seen)).to_contain_text("No operator has run for")
+        assert await sign_before(seen, "tbody .n") == "~"
+        await expect(
+            seen.page.get_by_role("link", name="Runbook WorkQueueOperatorWithoutLeader")
+        ).to_be_visible()
+        assert (await Axe().run(seen.page)).violations_count == 0
+        await seen.page.get_by_role("link", name="shop/thumbs").click()
+        await expect(outdated(seen)).to_contain_text("No operator has run for")
+        site.renewed = "2026-11-24T00:01:00.000000Z"
+        site.now += 40
+
+        await expect(outdated(seen)).to_have_count(0)
+    assert seen.complaints == []
+
+
+async def test_open_page_stays_and_gets_old_while_the_api_server_is_away(site: Site) -> None:
+    site.put(workqueue("thumbs", messages=26))
+    async with logged_in(site) as seen:
+        await expect(seen.page.locator("#state")).to_have_text("live")
+        reviewed = site._token_review
+        site.cluster.answer("POST", "tokenreviews", ClusterError(0, "the API server did not answer"))
+        site.now += access.KEPT_SECONDS
+
+        await expect(seen.page.locator("#state")).to_contain_text(
+            "The API server cannot check your permissions"
+        )
+        await expect(seen.page.locator("#live.stale")).to_contain_text("26")
+        assert await sign_before(seen, "tbody .n") == "~"
+        site.cluster.answer("POST", "tokenreviews", reviewed)
+        await expect(seen.page.locator("#state")).to_have_text("live")
+        await expect(seen.page.locator("#live.stale")).to_have_count(0)
+
+
+async def test_open_page_says_that_its_workqueue_was_deleted(site: Site) -> None:
+    site.put(workqueue("thumbs"))
+    async with logged_in(site, url=f"{site.url}/queues/shop/thumbs") as seen:
+        await expect(seen.page.locator("#state")).to_have_text("live")
+        site.store.drop("workqueues", workqueue("thumbs", version=2))
+
+        await expect(seen.page.locator("#state")).to_contain_text("There is no WorkQueue shop/thumbs")
+        await expect(seen.page.locator("#live.stale")).to_have_count(1)
+
+
+async def test_leaving_worker_is_not_one_of_none(site: Site) -> None:
+    site.put(workqueue("thumbs", readyReplicas=1, desiredReplicas=0))
+    async with logged_in(site) as seen:
+        cell = seen.page.get_by_role("row", name="shop/thumbs").locator("td[data-label=Workers]")
+        await expect(cell).to_have_text("0/0 ↘ 1 leaving")
+        await seen.page.get_by_role("link", name="shop/thumbs").click()
+        await expect(seen.page.locator(".sums div", has_text="Workers")).to_contain_text("0/0 ↘ 1 leaving")
+
+
+async def test_filters_and_namespaces_are_in_the_address(site: Site) -> None:
+    site.put(
+        workqueue("dead-one", deadLetters=2), workqueue("calm"), workqueue("other", "mail", deadLetters=9)
+    )
+    async with logged_in(site) as seen:
+        page = seen.page
+        await page.get_by_label("Show").select_option("With dead letters")
+        await page.get_by_role("button", name="Filter").click()
+        await expect(page.locator("tbody tr")).to_have_count(2)
+        await page.reload()
+        await expect(page.locator("#state")).to_have_text("live")
+        await expect(page.locator("tbody tr")).to_have_count(2)
+        await page.get_by_role("link", name="Namespaces").click()
+        assert await page.locator("tbody th").all_inner_texts() == ["mail", "shop"]
+        await page.get_by_role("link", name="shop", exact=True).click()
+        await expect(page.get_by_role("heading", name="Namespace shop")).to_be_visible()
+        await expect(page.locator(".sums div").first).to_contain_text("2")
+        await page.get_by_label("Namespace or name contains").fill("dead")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("tbody tr")).to_have_count(1)
+        assert page.url == f"{site.url}/namespaces/shop?q=dead&show="
+        await page.get_by_role("link", name="Clear").click()
+        await expect(page.locator("tbody tr")).to_have_count(2)
+    assert seen.complaints == []
+
+
+async def test_namespace_view_shows_only_what_the_user_may_list(site: Site) -> None:
+    site.put(workqueue("thumbs"), workqueue("letters", "mail"))
+    async with aiohttp.ClientSession(headers={"Authorization": "Bearer shops"}) as session:
+        for path, status in (("shop", 200), ("mail", 404), ("none", 404)):
+            async with session.get(f"{site.url}/namespaces/{path}") as answer:
+                assert answer.status == status
+        async with session.get(f"{site.url}/namespaces") as answer:
+            text = await answer.text()
+    assert "/namespaces/shop" in text
+    assert "/namespaces/mail" not in text
+
+
+async def test_every_cell_is_on_a_narrow_screen(site: Site) -> None:
+    site.put(
+        workqueue("a-name-that-is-as-long-as-names-of-workqueues-may-be-52", messages=12_345_678),
+        workqueue("broken", conditions={"Ready": "False"}, reason="UnacknowledgedUnknownOrAnother"),
+    )
+    async with logged_in(site, width=320, height=640) as seen:
+        await expect(seen.page.locator("#state")).to_have_text("live")
+        for path in ("/", "/namespaces", "/namespaces/shop"):
+            await seen.page.goto(f"{site.url}{path}")
+            edges = await seen.page.locator("tbody th, tbody td, .filter > *").evaluate_all(
+                "all => all.map(one => one.getBoundingClientRect()).map(box => [box.left, box.right])"
+            )
+            assert [edge for edge in edges if edge[0] < 0 or edge[1] > 320] == [], path
+
+
+async def test_everything_can_be_reached_with_the_keyboard(site: Site) -> None:
+    site.put(workqueue("thumbs"))
+    async with logged_in(site) as seen:
+        page = seen.page
+        await expect(page.locator("#state")).to_have_text("live")
+        await page.goto(site.url)
+        reached = []
+        for _ in range(11):
+            await page.keyboard.press("Tab")
+            reached.append(
+                await page.evaluate(
+                    "(document.activeElement.innerText || document.activeElement.id"
+                    " || document.activeElement.className).split('\\n')[0]"
+                )
+            )
+    assert reached[:7] == [
+        "Skip to the content", "WorkQueues", "Namespaces", "Log out", "q", "All", "Filter",
+    ]  # fmt: skip
+    assert reached[8] == "shop/thumbs"
+
+
+async def test_condition_links_to_its_runbook(site: Site) -> None:
+    site.put(workqueue("thumbs", conditions={"Ready": "False"}, reason="Suspended", deadLetters=1))
+    async with logged_in(site, url=f"{site.url}/queues/shop/thumbs") as seen:
+        link = seen.page.get_by_role("link", name="Runbook WorkQueueSuspended").first
+        await expect(link).to_have_attribute("href", "https://runbooks.example/WorkQueueSuspended")
+        await expect(seen.page.get_by_role("link", name="Runbook WorkQueueDeadLetters")).to_be_visible()
+
+
+async def test_numbers_older_than_the_spec_are_marked(site: Site) -> None:
+    body = workqueue("thumbs", messages=5, observedGeneration=1)
+    body["metadata"]["generation"] = 2
+    site.put(body)
+    async with logged_in(site) as seen:
+        await expect(seen.page.get_by_role("row", name="shop/thumbs").locator(".behind").first).to_have_text(
+            "5"
+        )
+        assert await sign_before(seen, "tbody .behind") == "~"
+
+
+async def test_hostile_text_of_every_source_is_shown_as_text(site: Site) -> None:
+    hostile = workqueue(EVIL, EVIL, message=EVIL, reason=EVIL, deadLetters=1, conditions={"Ready": EVIL})
+    hostile["metadata"]["uid"] = "uid-evil"
+    site.put(hostile)
+    crashed = pod("x", EVIL, "127.0.0.1", EVIL)
+    crashed["status"]["conditions"] = []
+    crashed["status"]["containerStatuses"] = [
+        {"name": "worker", "state": {"terminated": {"exitCode": 3, "message": EVIL}}}
+    ]
+    site.store.put_pod(crashed)
+    site.decided(EVIL, EVIL, EVIL)
+    site.letters.found = Reasons(((EVIL, 1),), 1, 1, problem="")
+    site.tokens["evils"] = EVIL
+    site.rights.add((EVIL, ""))
+    async with logged_in(site, "evils") as seen:
+        page = seen.page
+        for path in ("/", "/namespaces"):
+            await page.goto(f"{site.url}{path}")
+            await expect(page.locator("#state")).to_have_text("live")
+            await expect(page.locator("img, main script")).to_have_count(0)
+        await page.locator("tbody a").first.click()
+        await expect(page.get_by_role("heading", name=f"Namespace {EVIL}")).to_be_visible()
+        await page.locator("tbody a").first.click()
+        await expect(page.locator("h1")).to_have_text(f"{EVIL}/{EVIL}")
+        await expect(page.locator("#state")).to_have_text("live")
+        await expect(page.locator("td", has_text=EVIL).first).to_be_visible()
+        await expect(page.locator("img, main script")).to_have_count(0)
+    assert seen.complaints == []

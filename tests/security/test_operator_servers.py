@@ -28,14 +28,15 @@ SERVERS: Final = """
 import asyncio, json, sys
 from workqueue_operator.endpoint import Endpoint
 from workqueue_operator.metrics import Metrics
-from workqueue_web.server import Page
+from workqueue_operator.kube.store import Store
+from workqueue_web.server import Page, PageDependencies
 
 async def main():
     metrics = Metrics()
     for number in range(3000):
         metrics.workqueues.of("team", f"queue-{number}").dead_letters = 1
     endpoint = Endpoint(int(sys.argv[1]), metrics.registry, lambda: None, lambda: True, lambda: None)
-    page = Page(0, None, host="127.0.0.1")
+    page = Page(0, PageDependencies(Store(lambda key: None), *[None] * 5), host="127.0.0.1")
     await endpoint.start()
     await page.start()
     print(json.dumps({"endpoint": endpoint.port, "page": page.port}), flush=True)

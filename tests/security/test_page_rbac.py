@@ -22,7 +22,7 @@ import pytest
 
 from tests.security.test_rbac import Right, chart_roles, rights, without
 from tests.support import operatorprocess
-from tests.support.kubernetes import CHECKOUT, apply, kubectl, temporary_namespace
+from tests.support.kubernetes import CHECKOUT, apply, kubectl, kubectl_json, temporary_namespace
 from tests.support.ports import free_port
 from tests.support.rabbitmq import VirtualHost
 from tests.support.stolen import kubeconfig_of
@@ -36,11 +36,20 @@ LOST: Final[dict[Right, str]] = {
     ("pods", "list"): "The namespace is left out.",
     ("pods", "watch"): "cannot watch resource",
     ("events", "list"): "The API server does not list the Events",
+    ("leases", "get"): "may not read the operator's Lease",
     ("secrets", "get"): "no permission to read the Secret",
     ("tokenreviews", "create"): "The API server could not check your permissions",
     ("subjectaccessreviews", "create"): "The API server could not check your permissions",
 }
 """What the log or the page says without a right."""
+
+REVIEWER: Final[Object] = {
+    "rules": [
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
+        {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
+    ]
+}
+"""The ClusterRole `system:auth-delegator` of Kubernetes, to which the chart binds the page."""
 
 COMMAND: Final = (
     sys.executable,
@@ -89,13 +98,9 @@ class Viewed:
 @contextmanager
 def page_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Iterator[Viewed]:
     """A page with all rights but one, and a WorkQueue with two dead letters."""
-    listed = chart_roles(watchNamespaces=["here"], page={"enabled": True})
-    everywhere = chart_roles(page={"enabled": True})
-    reviews = listed["workqueue-operator-page"], "ClusterRole"
-    assert reviews[0]["kind"] == "ClusterRole"
-    read_only = [
-        rule for rule in everywhere["workqueue-operator-page"]["rules"] if rule not in reviews[0]["rules"]
-    ]
+    roles = chart_roles(page={"enabled": True})
+    names = ("workqueue-operator-page", "workqueue-operator-page-lease")
+    reads = {"rules": [rule for one in names for rule in roles[one]["rules"]]}
     name = f"page-{secrets.token_hex(3)}"
     with temporary_namespace("security-page") as namespace:
         account = f"--serviceaccount={namespace}:page"
@@ -108,7 +113,7 @@ def page_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
                 **group,
                 "kind": "Role",
                 "metadata": {"name": name},
-                "rules": without({"rules": read_only}, right),
+                "rules": without(reads, right),
             },
             WORKQUEUE,
             {
@@ -119,9 +124,7 @@ def page_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
             },
             namespace=namespace,
         )
-        apply(
-            {**group, "kind": "ClusterRole", "metadata": {"name": name}, "rules": without(reviews[0], right)}
-        )
+        apply({**group, "kind": "ClusterRole", "metadata": {"name": name}, "rules": without(REVIEWER, right)})
         status = json.dumps({"status": {"deadLetters": 2}})
         kubectl("patch", "wq", "jobs", where, "--subresource=status", "--type=merge", f"--patch={status}")
         kubectl("create", "rolebinding", "page", where, f"--role={name}", account)
@@ -145,6 +148,8 @@ def page_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
                 port=free_port(),
                 page_port=port,
                 connection_secrets="rabbitmq",
+                pod_namespace=namespace,
+                lease_name="workqueue-operator",
                 log_format="text",
             )
             token = kubectl("create", "token", "looker", where, "--audience=workqueue-page").strip()
@@ -160,8 +165,9 @@ def page_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
 
 
 def test_every_right_of_the_page_has_a_reason_and_a_test() -> None:
-    given = rights(chart_roles(page={"enabled": True})["workqueue-operator-page"])
-    assert given == LOST.keys()
+    roles = chart_roles(page={"enabled": True})
+    given = rights(roles["workqueue-operator-page"]) | rights(roles["workqueue-operator-page-lease"])
+    assert given | rights(REVIEWER) == LOST.keys()
 
 
 def test_security_page_lists_the_rights_of_the_page() -> None:
@@ -171,6 +177,11 @@ def test_security_page_lists_the_rights_of_the_page() -> None:
         for line in text.partition("| The page's resource | Verb |")[2].partition("\n\n")[0].splitlines()[2:]
     ]
     assert {(row[0], row[1]) for row in rows} == LOST.keys()
+
+
+def test_kubernetes_has_the_role_that_the_chart_binds() -> None:
+    found = kubectl_json("get", "clusterrole", "system:auth-delegator")
+    assert rights(found) == rights(REVIEWER)
 
 
 @pytest.mark.usefixtures("crd")

@@ -422,6 +422,7 @@ def life_without(right: Right | None, vhost: VirtualHost, folder: Path) -> Itera
             print(log.read_text()[-6000:])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("crd")
 def test_operator_with_all_rights_is_refused_nothing(vhost: VirtualHost, tmp_path: Path) -> None:

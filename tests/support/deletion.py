@@ -10,7 +10,7 @@ from typing import Any
 from tests.support.fakecluster import FakeCluster
 from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue
-from workqueue.contract.topology import earlier_delay_queue_name, step_name, steps_from
+from workqueue.contract.topology import Step, earlier_delay_queue_name, step_name, steps_from
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.declare import HIDDEN_SECONDS
 from workqueue_operator.broker.management import Management
@@ -24,7 +24,7 @@ from workqueue_operator.reconcile.finalize import Finalizer
 from workqueue_operator.reconcile.reporter import Reporter
 from workqueue_operator.workers.client import Workers
 
-STEPS = steps_from(1000)
+STEPS = steps_from(Step(1000, is_high=True))
 SPEC = 3
 """Delays of an earlier release: of the spec alone, one for handlers that ask, and one that an earlier spec had."""
 ASKED = 7200

@@ -67,15 +67,19 @@ def template(
     namespace: str = NAMESPACE,
     tests: bool = False,
     program: Path | None = None,
+    chart: Path = CHART,
 ) -> list[Object]:
-    """The objects that the chart renders from these values, without the pods of `helm test`.
+    """The objects that a chart, by default the operator's, renders from these values.
+
+    Args:
+        tests: whether to include the objects of `helm test`.
 
     Raises:
         HelmError: the values are refused.
     """
     skipping = () if tests else ("--skip-tests",)
     options = ("--namespace", namespace, "--kube-version", "1.35.0", "--values", "-", *skipping)
-    rendered = _rendered("template", release, CHART, *options, stdin=json.dumps(values), program=program)
+    rendered = _rendered("template", release, chart, *options, stdin=json.dumps(values), program=program)
     return [made for made in yaml.load_all(rendered, Loader=_StrictLoader) if made]
 
 

@@ -52,6 +52,17 @@ class OperatorRelease:
             stdin=json.dumps(settings),
         )
 
+    def upgrade(self, option: str, chart: Path = CHART) -> None:
+        """Run helm upgrade with an option that says what becomes of the stored values."""
+        self._helm("upgrade", self.name, str(chart), *self._where, option, "--wait", "--timeout=110s")
+
+    def values(self) -> dict[str, Any]:
+        """The values that helm has stored."""
+        stored: dict[str, Any] = json.loads(
+            self._helm("get", "values", self.name, *self._where, "--output=json")
+        )
+        return stored
+
     def rollback(self) -> None:
         """Run helm rollback to the previous revision and wait until the release serves."""
         self._helm("rollback", self.name, *self._where, "--wait", "--timeout=110s")

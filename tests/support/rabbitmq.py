@@ -752,12 +752,8 @@ def title(series: str) -> str:
     ids=title,
 )
 def every_rabbitmq(request: pytest.FixtureRequest, rabbitmq_servers: _Brokers) -> Broker:
-    """Each supported RabbitMQ. `make test` runs the default one, except for tests with `versions_differ`."""
+    """Each supported RabbitMQ: by day the default one, in `make slow` the others."""
     return rabbitmq_servers.get(request.param)
-
-
-versions_differ: Final = pytest.mark.parametrize("every_rabbitmq", list(RELEASES), ids=title, indirect=True)
-"""Run on each RabbitMQ in `make test` too, because the versions behave differently here."""
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.kube.views import DeploymentView, PodView
-from workqueue_operator.names import workload_name
+from workqueue_operator.names import ANNOTATION_TEMPLATE_HASH, workload_name
 from workqueue_operator.scaling.decide import Depth
 from workqueue_operator.scaling.depth import QueueReadings
 from workqueue_operator.scaling.schedule import Minimum
@@ -30,7 +30,8 @@ class Deployments(Targets):
     ) -> Ensured:
         name = workload_name(workqueue.metadata.name)
         metadata = {"name": name, "uid": "d", "generation": 1}
-        return Ensured({"metadata": metadata, "spec": {"replicas": self._replicas, "template": {}}})
+        template = {"metadata": {"annotations": {ANNOTATION_TEMPLATE_HASH: "h"}}}
+        return Ensured({"metadata": metadata, "spec": {"replicas": self._replicas, "template": template}})
 
     def pods(self, workqueue: WorkQueue) -> list[PodView]:
         return list(self._pods)

@@ -19,6 +19,7 @@ def test_full_environment_gives_full_config() -> None:
         {
             "WORKQUEUE_WATCH_NAMESPACES": " one, two ,one,",
             "WORKQUEUE_WORKER_IMAGE": "worker:1",
+            "WORKQUEUE_WORKER_PULL_SECRETS": "registry,mirror",
             "WORKQUEUE_POD_NAME": "operator-1",
             "WORKQUEUE_POD_NAMESPACE": "system",
             "WORKQUEUE_LEADER_ELECTION": "FALSE",
@@ -38,6 +39,7 @@ def test_full_environment_gives_full_config() -> None:
     assert config == Config(
         namespaces=("one", "two"),
         worker_image="worker:1",
+        worker_pull_secrets=("registry", "mirror"),
         pod_name="operator-1",
         pod_namespace="system",
         leader_election=False,
@@ -62,6 +64,7 @@ def test_empty_variable_counts_as_unset() -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("WORKQUEUE_WORKER_PULL_SECRETS", "Registry"),
         ("WORKQUEUE_PORT", "http"),
         ("WORKQUEUE_PORT", "-1"),
         ("WORKQUEUE_PORT", "65536"),

@@ -33,6 +33,7 @@ PAGES = sorted(
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)", re.DOTALL)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+DOCKERFILE = re.compile(r"^```dockerfile\n.*?^```", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"^ {4}.*\S.*$", re.MULTILINE)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
@@ -65,13 +66,20 @@ def test_every_link_has_an_existing_target(page: Path) -> None:
     dead = []
     for target in LINK.findall(INDENTED.sub("", FENCE.sub("", page.read_text()))):
         if re.match(r"\w+:", target):
-            assert target.startswith("https://"), target
+            assert re.fullmatch(r"https://[a-z0-9-]+(\.[a-z0-9-]+)+(/[^\s<>\"|]*)?", target), target
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         if not file.exists() or (anchor and anchor not in anchors(file)):
             dead.append(target)
     assert not dead
+
+
+def test_no_link_leads_to_a_domain_that_the_project_does_not_hold() -> None:
+    """See docs/adr/0014-names.md."""
+    links = re.compile(rf"https?://(?:[\w-]+\.)*{re.escape(names.GROUP)}\b")
+    places = [*PAGES, *(ROOT / "charts").rglob("*.yaml"), *(ROOT / "manifests").rglob("*.yaml")]
+    assert [name_of(place) for place in places if links.search(place.read_text())] == []
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
@@ -106,6 +114,38 @@ def test_every_linked_test_exists_in_its_file(page: Path) -> None:
         for test, path in links
         if not re.search(rf"^(async )?def {test}\(", (page.parent / path).read_text(), re.MULTILINE)
     ]
+
+
+def fault_rows() -> dict[str, list[str]]:
+    """The rows of the fault matrix: the fault, and the cells behind it."""
+    page = (ROOT / "docs/fault-matrix.md").read_text()
+    table = page.partition("<!-- faults: generated -->")[2].partition("<!-- end of faults -->")[0]
+    rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in re.findall(r"^\|.+\|$", table, re.MULTILINE)
+    ]
+    return {fault: cells for fault, *cells in rows[2:]}
+
+
+def test_no_fault_of_the_matrix_lost_a_message() -> None:
+    rows = fault_rows()
+    assert len(rows) > 50
+    assert {fault: lost for fault, (_, _, _, lost, *_) in rows.items() if lost != "0"} == {}
+
+
+def named_faults() -> list[str]:
+    """The rows of the fault matrix that a promise names."""
+    page = (ROOT / "docs/guarantees.md").read_text()
+    named = re.findall(r"^In the \[fault matrix\][^:]*: (.+?)\n\n", page, re.MULTILINE | re.DOTALL)
+    return [" ".join(fault.split()) for line in named for fault in re.findall(r"\*([^*]+)\*", line)]
+
+
+def test_every_fault_that_a_promise_names_is_in_the_matrix() -> None:
+    rows, named = fault_rows(), named_faults()
+    assert len(named) > 10
+    assert [
+        fault for fault in named if fault != "Lost" and not any(row.startswith(fault) for row in rows)
+    ] == []
 
 
 def complaints() -> list[str]:
@@ -240,6 +280,18 @@ def test_documented_workqueue_is_valid(made: dict[str, Any]) -> None:
     WorkQueue.model_validate(made)
 
 
+def test_port_from_celery_is_shown_as_it_is() -> None:
+    """The test of the port runs the files, so the page must not differ from them."""
+    page = (ROOT / "docs/migrate-from-celery.md").read_text()
+    section = page.partition("## A port, worked through")[2].partition("## Feature by feature")[0]
+    files = "".join(file.read_text() for file in sorted((ROOT / "examples/docs-host").rglob("*.*")))
+
+    shown = [block for _, block in FENCE.findall(section)]
+
+    assert len(shown) > 5
+    assert not [block for block in shown if block not in files]
+
+
 # -- the vocabulary --------------------------------------------------------------------------------
 
 
@@ -274,4 +326,5 @@ SPOKEN_OF = {
 def test_project_text_mentions_no_workplace_tools(page: Path) -> None:
     text = page.read_text()
     assert not re.findall(r"pypi\.org|docker\.io|ghcr\.io|quay\.io", text)
-    assert set(ABSOLUTE_PATH.findall(WEB_ADDRESS.sub("", text))) <= SPOKEN_OF
+    of_this_machine = WEB_ADDRESS.sub("", DOCKERFILE.sub("", text))
+    assert set(ABSOLUTE_PATH.findall(of_this_machine)) <= SPOKEN_OF

@@ -87,7 +87,6 @@ OUTCOMES: dict[str, tuple[BaseException, FailureReason, str, float | None]] = {
     "retry": (Retry(after=7, reason="busy"), FailureReason.RETRY_REQUESTED, "busy", 7.0),
     "reject": (Reject("bad"), FailureReason.REJECTED, "bad", None),
     "unreadable": (UnreadableError(), FailureReason.EXCEPTION, "UnreadableError: <its text", None),
-    "not-a-number": (Retry(after="soon"), FailureReason.RETRY_REQUESTED, "", None),  # type: ignore[arg-type]
 }
 
 

@@ -133,6 +133,7 @@ class Passes:
     ready: int = 0
     pods: tuple[PodView, ...] = (READY, replace(READY, name="jobs-9", uid="uid-9"))
     state: GatherState = field(default_factory=GatherState)
+    replicas: int = 2
 
     def run(self, seconds: float, pause: float = 1.0) -> int:
         """Run a pass after each pause; return how often the workers were asked."""
@@ -150,7 +151,7 @@ class Passes:
             broker=SimpleNamespace(doorbell_installed_at=lambda _: None),
         )
         nobody: Any = None
-        gatherer = Gatherer(Deployments(self.pods, replicas=2), self.workers, nobody, self.clock)
+        gatherer = Gatherer(Deployments(self.pods, self.replicas), self.workers, nobody, self.clock)
         made = workqueue(**self.spec)
         connection = Connection(handle, from_url("amqp://rabbit/"))
         seen, self.state = await gatherer.gather(made, connection, self.state, ring=False)
@@ -198,6 +199,19 @@ def test_new_worker_is_asked_in_the_next_pass(clock: Clock) -> None:
     passes.pods = (READY, replace(READY, name="jobs-7", uid="uid-7"))
 
     assert passes.run(1) == 1
+
+
+@pytest.mark.parametrize(
+    ("replicas", "busy"), [(2, 2), (1, 1)], ids=["scale-in that was called off", "leaving"]
+)
+def test_marked_workers_belong_to_the_depth_unless_they_leave(replicas: int, busy: int, clock: Clock) -> None:
+    """Their workers consume again. During a quota or a rollout their marks may stay for hours."""
+    passes = Passes(clock, Asked(busy=1), replicas=replicas)
+    passes.pods = (READY, replace(READY, name="jobs-9", uid="uid-9", marked=True))
+
+    passes.run(1)
+
+    assert sum(status.busy for status in passes.state.statuses.values()) == busy
 
 
 def test_each_pass_asks_the_workers_without_a_scale_in_delay(clock: Clock) -> None:

@@ -12,9 +12,13 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
@@ -356,6 +360,26 @@ def test_middleware_of_the_other_kind_is_a_load_error(
         run(NAME)
 
 
+PARAMETERS: dict[str, tuple[Any, str]] = {
+    "middleware": (
+        workqueue.middleware(lambda message: None),
+        r"The middleware <lambda> must take \(message, call_next\): too many positional arguments",
+    ),
+    "failure-hook": (
+        workqueue.on_failure(lambda message, error: None),
+        r"The failure hook <lambda> must take \(message, error, final\): too many positional arguments",
+    ),
+}
+
+
+@pytest.mark.parametrize(("hook", "reason"), PARAMETERS.values(), ids=PARAMETERS.keys())
+def test_hook_with_other_parameters_is_a_load_error(module: Make, hook: Any, reason: str) -> None:
+    module(handle=handle, hook=hook)
+
+    with pytest.raises(HandlerLoadError, match=reason):
+        run(NAME)
+
+
 # -- failure hook ---------------------------------------------------------------------------------
 
 
@@ -507,6 +531,10 @@ def takes_both_by_keyword(invoice: Invoice, *, context: workqueue.Message) -> No
     events.append((invoice.number, context.attempt))
 
 
+def takes_both_for_its_own_tests(invoice: Invoice, message: Message | None = None) -> None:
+    events.append((invoice.number, message and message.attempt))
+
+
 class Handlers:
     def method(self, invoice: Invoice, message: Message) -> None:
         events.append((invoice.number, message.attempt))
@@ -522,6 +550,7 @@ TYPED: dict[str, tuple[Any, Any, Any]] = {
     "list": (takes_list, [{"number": 7}], [Order(7)]),
     "model-and-message": (takes_both, INVOICE, (7, 1)),
     "model-and-message-by-keyword": (takes_both_by_keyword, INVOICE, (7, 1)),
+    "model-and-optional-message": (takes_both_for_its_own_tests, INVOICE, (7, 1)),
     "method": (Handlers().method, INVOICE, (7, 1)),
     "partial": (functools.partial(takes_both), INVOICE, (7, 1)),
 }
@@ -593,6 +622,9 @@ def takes_any(message: Any) -> None: ...
 def takes_subclass(message: MessageLike) -> None: ...
 
 
+def takes_optional(message: Message | None) -> None: ...
+
+
 def takes_unresolved_message(message: wq.Message) -> None:  # type: ignore[name-defined] # noqa: F821
     ...
 
@@ -602,6 +634,7 @@ UNTYPED = {
     "any": takes_any,
     "message": handle,
     "subclass": takes_subclass,
+    "optional": takes_optional,
     "message-with-another-unresolved-annotation": takes_unknown_return_type,
     "message-imported-for-type-checkers": takes_unresolved_message,
     "arguments": lambda *arguments: None,
@@ -789,6 +822,59 @@ def test_message_has_the_given_properties(module: Make) -> None:
     outcome = run(NAME, attempt=3, redelivered=True, queue="jobs", type="resize", headers={"tenant": "a"})
 
     assert outcome.error is None
+
+
+async def test_async_handler_is_not_run_inside_an_asyncio_loop(module: Make) -> None:
+    module(handle=handle_async)
+
+    with pytest.raises(RuntimeError, match=r"Use `await run_async"):
+        run(NAME)
+    assert await run_async(NAME) == Ack()
+
+
+def test_retry_with_a_delay_that_is_no_number_is_a_failure(module: Make) -> None:
+    def retries(message: Message) -> None:
+        raise workqueue.Retry(after="30")  # type: ignore[arg-type]
+
+    module(handle=retries)
+
+    outcome = run(NAME)
+
+    assert outcome == Retry(1)
+    assert str(outcome.error) == "Retry(after=...) is a number of seconds, not a str."
+
+
+class Kind(Enum):
+    SHORT = "short"
+
+
+@dataclass
+class Appointment:
+    at: datetime
+    day: date
+    price: Decimal
+    number: UUID
+    kind: Kind
+    tags: set[str]
+
+
+def test_dataclass_is_published_and_handled_unchanged(module: Make) -> None:
+    appointment = Appointment(
+        datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        date(2026, 1, 2),
+        Decimal("19.90"),
+        UUID(int=7),
+        Kind.SHORT,
+        {"a", "b"},
+    )
+
+    def keeps(appointment: Appointment) -> None:
+        events.append(appointment)
+
+    module(handle=keeps)
+
+    assert run(NAME, appointment) == Ack()
+    assert events == [appointment]
 
 
 def test_context_without_a_lifespan_is_an_error(module: Make) -> None:

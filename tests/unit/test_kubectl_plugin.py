@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import re
 import shlex
 import stat
 from contextlib import nullcontext
@@ -14,12 +16,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
+from rich.console import Console
 
 from workqueue_kubectl import broker_access, cli, completion, explain
 from workqueue_kubectl.broker_access import InClusterTarget
+from workqueue_kubectl.cluster import Cluster, Found
 from workqueue_kubectl.commands import dead, recurring, top
-from workqueue_kubectl.commands.status import Overview, _ago, _as_json, _lines
-from workqueue_kubectl.errors import PluginError
+from workqueue_kubectl.commands.status import Overview, _as_json, _lines
+from workqueue_kubectl.errors import KubectlError, PluginError
 from workqueue_kubectl.explain import Seen
 from workqueue_kubectl.kubectl import Kubectl
 from workqueue_operator.api.workqueue import WorkQueue, WorkQueueStatus
@@ -270,7 +275,8 @@ def test_kubectl_options_may_stand_anywhere_but_messages_stay_unchanged() -> Non
         pytest.param(["dead", "list", "mail", "--direct", "--through", "pod"], id="two ways to the broker"),
         pytest.param(["dead", "list", "mail", "--forward", "rabbitmq"], id="a Service without its namespace"),
         pytest.param(["nothing"], id="no such command"),
-        pytest.param(["top", "-o", "yaml"], id="another output"),
+        pytest.param(["top", "-o", "table"], id="another output"),
+        pytest.param(["send", "mail", "x", "-o", "name"], id="an output that the command does not have"),
     ],
 )
 def test_wrong_arguments_end_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,7 +325,8 @@ COMPLETIONS = [
     (["top", "--in"], ["--interval", ":4"]),
     (["dead", "list", "mail", "--re"], ["--reason", "--request-timeout", ":4"]),
     (["send", "mail", "--files", ""], [":0"]),
-    (["top", "-o", ""], ["json", ":4"]),
+    (["top", "-o", ""], ["json", "name", "wide", "yaml", ":4"]),
+    (["send", "mail", "-o", ""], ["json", "yaml", ":4"]),
 ]
 
 
@@ -343,23 +350,6 @@ def test_kubectl_refusal_is_passed_on_verbatim(
 def test_failed_port_forward_reports_why_and_leaves_no_process(fake_kubectl: Path) -> None:
     with pytest.raises(Exception, match="you may not"), Kubectl().forwarded("shop", "service/x", 5672):
         pytest.fail("it was not forwarded")
-
-
-AGES = [
-    (0, "0s"),
-    (59, "59s"),
-    (60, "1m"),
-    (61, "1m1s"),
-    (3600, "1h"),
-    (3725, "1h2m"),
-    (90_000, "1d1h"),
-    (-5, "0s"),
-]
-
-
-@pytest.mark.parametrize(("seconds", "text"), AGES, ids=[text for _, text in AGES])
-def test_age_is_shown_like_kubectl(seconds: int, text: str) -> None:
-    assert _ago(timedelta(seconds=seconds)) == text
 
 
 def test_help_lists_and_describes_every_command() -> None:
@@ -389,9 +379,10 @@ def test_documented_plugin_commands_parse(line: str) -> None:
 
 def test_with_a_single_active_consumer_one_worker_is_the_most() -> None:
     turns = workqueue(queue={"singleActiveConsumer": True}, scaling={"minReplicas": 2})
-    assert top._row(turns)[top._HEAD.index("MAX")] == "1"
-    assert top._as_json(turns)["maxReplicas"] == 1
-    picture = Overview(turns, [], {}, [], MONDAY_MORNING)
+    found = Found(turns)
+    assert top._row(found, MONDAY_MORNING)[top._HEAD.index("MAX")] == "1"
+    assert top._as_json(found)["maxReplicas"] == 1
+    picture = Overview(found, [], {}, [], MONDAY_MORNING)
     assert "Bounds      1 to 1 replica" in _lines(picture)
     assert _as_json(picture)["maxReplicas"] == 1
 
@@ -442,3 +433,147 @@ def test_unknown_recurring_message_names_those_that_exist() -> None:
 
     with pytest.raises(PluginError, match="There are: nightly"):
         recurring.run(cluster, argparse.Namespace(name="thumbs", trigger="daily", json=False))
+
+
+class Shop:
+    """A kubectl with the WorkQueues of one namespace."""
+
+    def __init__(self, *items: dict[str, Any]) -> None:
+        self.items = list(items)
+        self.changes: list[dict[str, Any]] = []
+        self.down = False
+
+    def get(self, path: str, **_: str) -> dict[str, Any]:
+        if self.down:
+            raise KubectlError("Unable to connect to the server.")
+        if path.endswith("/workqueues"):
+            return {"items": self.items}
+        if "/workqueues/" in path:
+            return self.items[0]
+        return {"items": []}
+
+    def merge(self, *words: Any) -> None:
+        self.changes.append(words[-1])
+
+    def namespace(self) -> str:
+        return "shop"
+
+
+def body(name: str = "thumbs", seen: int = 3, **status: Any) -> dict[str, Any]:
+    written = (datetime.now(UTC) - timedelta(minutes=4)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": "shop",
+            "generation": 3,
+            "managedFields": [{"manager": "workqueue-operator-status", "time": written}],
+        },
+        "spec": {
+            "connectionSecretRef": {"name": "rabbitmq"},
+            "worker": {"image": "thumbs:1", "handler": {"python": "a:b"}},
+        },
+        "status": {
+            "observedGeneration": seen,
+            "messages": 26,
+            "readyReplicas": 1,
+            "desiredReplicas": 0,
+            **status,
+        },
+    }
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
+    made = Shop(body())
+    monkeypatch.setattr(cli, "Kubectl", lambda _: made)
+    return made
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert cli.main(words) == 0
+    return capsys.readouterr().out
+
+
+def row_of(text: str) -> dict[str, str]:
+    head, row = (line.split() for line in text.splitlines()[:2])
+    return dict(zip(head, row, strict=True))
+
+
+def test_worker_that_leaves_is_counted_as_leaving(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    row = row_of(printed(capsys, "top"))
+
+    assert (row["WORKERS"], row["LEAVING"]) == ("0/0", "1")
+    assert row["UPDATED"].startswith("4m")
+
+
+def test_number_older_than_the_spec_is_marked(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    assert row_of(printed(capsys, "top"))["MESSAGES"] == "26"
+
+    shop.items = [body(seen=2)]
+
+    assert row_of(printed(capsys, "top"))["MESSAGES"] == "~26"
+    text = printed(capsys, "status", "thumbs")
+    assert "Messages    ~26 waiting, ? retrying" in text
+    assert "ago, before the last change of the spec. ~ marks its numbers" in text
+    assert '"stale": true' in printed(capsys, "top", "-o", "json")
+
+
+def test_top_keeps_last_numbers_marked_while_the_api_server_is_away(shop: Shop) -> None:
+    screen = top._Screen(Cluster(shop), argparse.Namespace(everywhere=False))  # type: ignore[arg-type]
+
+    def lines() -> str:
+        return "\n".join(str(part) for part in screen.now().renderables)  # type: ignore[union-attr]
+
+    assert " 26 " in lines()
+    shop.down = True
+
+    assert "Unable to connect to the server. Read 0s ago:" in lines()
+    assert " ~26 " in lines()
+
+
+@pytest.mark.parametrize(
+    ("edge", "missing"),
+    [(200, set()), (80, {"MAX", "UPDATED", "LEAVING", "RETRYING"})],
+    ids=["wide", "narrow"],
+)
+def test_narrow_terminal_leaves_out_columns_not_numbers(
+    edge: int, missing: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top.output, "terminal_width", lambda: edge)
+    found = Found(WorkQueue.model_validate(body("a-name-of-some-length", messages=123456)))
+
+    head, row = top._table([found]).splitlines()
+
+    assert set(top._HEAD) - set(head.split()) == missing
+    assert "123456" in row
+    assert len(row) <= edge
+
+
+def test_outputs_are_those_of_kubectl(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    assert yaml.safe_load(printed(capsys, "top", "-o", "yaml")) == json.loads(
+        printed(capsys, "top", "-o", "json")
+    )
+    assert printed(capsys, "top", "-o", "name") == "workqueue.workqueue.dev/thumbs\n"
+    assert "QUEUE" in printed(capsys, "top", "-o", "wide").splitlines()[0]
+    assert printed(capsys, "pause", "thumbs", "-o", "name") == "workqueue.workqueue.dev/thumbs\n"
+    assert shop.changes == [{"spec": {"suspend": True}}]
+
+
+def test_failure_is_a_document_too(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.down = True
+
+    assert cli.main(["top", "-o", "yaml"]) == 1
+
+    assert yaml.safe_load(capsys.readouterr().out) == {"error": "Unable to connect to the server."}
+
+
+def test_live_table_has_no_colour_with_no_color(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = io.StringIO()
+    screen = top._Screen(Cluster(shop), argparse.Namespace(everywhere=False))  # type: ignore[arg-type]
+    shop.down = True
+
+    Console(file=text, force_terminal=True, width=200).print(screen.now())
+
+    assert "Unable to connect" in text.getvalue()
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", text.getvalue())

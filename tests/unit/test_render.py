@@ -37,8 +37,8 @@ def deployment(
     return render.deployment(made, defaults, broker="amqp://rabbit:5672/", proven_hash=proven)
 
 
-def pod(made: WorkQueue) -> dict[str, Any]:
-    spec: dict[str, Any] = deployment(made)["spec"]["template"]["spec"]
+def pod(made: WorkQueue, *, defaults: Defaults = DEFAULTS) -> dict[str, Any]:
+    spec: dict[str, Any] = deployment(made, defaults=defaults)["spec"]["template"]["spec"]
     return spec
 
 
@@ -249,6 +249,21 @@ def test_user_pod_settings_apply_to_the_handler_container() -> None:
     assert handler["resources"] == {"limits": {"memory": "1Gi"}}
     assert handler["restartPolicy"] == "Always"
     assert (handler["image"], worker["image"]) == ("thumbs-go:1", "worker:1")
+
+
+def test_pull_secrets_of_operator_reach_workers_with_its_image() -> None:
+    defaults = Defaults(worker_image="private/worker:1", pull_secrets=("registry", "mirror"))
+
+    spec = pod(workqueue(worker={**HTTP, "imagePullSecrets": [{"name": "mirror"}]}), defaults=defaults)
+
+    assert [secret["name"] for secret in spec["imagePullSecrets"]] == ["mirror", "registry"]
+
+
+@pytest.mark.parametrize("worker", [{}, {**HTTP, "image": "mine:1"}], ids=["own-handler", "own-worker-image"])
+def test_pull_secrets_of_operator_are_for_its_image_only(worker: dict[str, Any]) -> None:
+    defaults = Defaults(worker_image="private/worker:1", pull_secrets=("registry",))
+
+    assert "imagePullSecrets" not in pod(workqueue(worker=worker), defaults=defaults)
 
 
 def test_pod_settings_are_passed_on() -> None:

@@ -16,7 +16,7 @@ from workqueue_operator.errors import ClusterError, LeadershipLostError
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import STATUS_FIELD_MANAGER
-from workqueue_operator.reconcile.outbox import REPORT_AFTER
+from workqueue_operator.reconcile.outbox import HOLD_CHECK, LONGEST_HOLD, REPORT_AFTER
 from workqueue_operator.reconcile.reporter import (
     EVENT_AGAIN_AFTER,
     EVENT_RATE,
@@ -80,10 +80,16 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
+def counts() -> list[str]:
+    """The counts that are being written."""
+    return []
+
+
+@pytest.fixture
 async def reporter(
-    cluster: FakeCluster, store: Store, metrics: Metrics, clock: FakeClock
+    cluster: FakeCluster, store: Store, metrics: Metrics, clock: FakeClock, counts: list[str]
 ) -> AsyncIterator[Reporter]:
-    made = Reporter(cluster, store, "operator-1", metrics, clock=clock)
+    made = Reporter(cluster, store, "operator-1", metrics, clock=clock, is_urgent=lambda: bool(counts))
     yield made
     await made.flush(0)
 
@@ -347,6 +353,24 @@ async def test_statuses_of_a_namespace_are_written_at_a_limited_rate(site: Site)
     assert len(site.statuses) == pytest.approx(STATUS_RATE.burst + 2 * STATUS_RATE.per_second, abs=20)
     await site.clock.advance(10)
     assert len(site.statuses) == 500
+
+
+async def test_reports_wait_while_counts_are_written(site: Site, counts: list[str]) -> None:
+    counts.append("jobs-worker")
+    await site.status(status())
+    await site.event("the first")
+    await site.clock.advance(LONGEST_HOLD / 2)
+    assert (site.statuses, site.events) == ([], [])
+    counts.clear()
+    await site.clock.advance(HOLD_CHECK)
+    assert (len(site.statuses), len(site.events)) == (1, 1)
+
+
+async def test_endless_count_writes_hold_reports_for_a_limited_time(site: Site, counts: list[str]) -> None:
+    counts.append("jobs-worker")
+    await site.status(status())
+    await site.clock.advance(LONGEST_HOLD + HOLD_CHECK)
+    assert len(site.statuses) == 1
 
 
 async def test_slow_namespace_does_not_delay_others(site: Site) -> None:

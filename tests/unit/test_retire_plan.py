@@ -200,7 +200,7 @@ class Scene:
                 "uid": name,
                 "resourceVersion": str(self.version),
                 "creationTimestamp": "2026-01-01T00:00:00Z",
-                "labels": {LABEL_WORKQUEUE: "jobs"},
+                "labels": {LABEL_WORKQUEUE: "jobs", **request.body["metadata"]["labels"]},
                 "annotations": annotations,
             }
         }
@@ -317,13 +317,13 @@ async def test_count_is_lowered_only_after_kubernetes_saw_the_marks() -> None:
     assert (scene.happened[-1], outcome.removed) == ("lower 2", 2)
 
 
-async def test_unseen_marks_are_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unseen_marks_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ReplicaSet that counts them late would prove the next marks with them."""
     monkeypatch.setattr(retire, "SEEN_WITHIN", 0.1)
     scene = Scene(a=RETIRED)
     scene.marks_seen_after = 1000
     outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B])
-    assert scene.happened == ["mark a", "clear a"]
-    assert (scene.lowered, scene.workers.resumed, outcome.obstacle) == ([], ["a"], UNSEEN)
+    assert (scene.happened, scene.workers.resumed, outcome.obstacle) == (["mark a"], ["a"], UNSEEN)
 
 
 @pytest.mark.parametrize("counted", [1, 3], ids=["fewer", "more"])
@@ -331,6 +331,17 @@ async def test_no_pod_is_marked_while_kubernetes_counts_other_pods(counted: int)
     scene = Scene(a=RETIRED)
     scene.counted = counted
     outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B])
+    assert (scene.happened, scene.workers.resumed, outcome.obstacle) == ([], ["a"], UNSEEN)
+
+
+@pytest.mark.parametrize(("counts", "relabelled"), [(1, False), (0, True)], ids=["cleared mark", "new label"])
+async def test_no_pod_is_marked_before_kubernetes_saw_the_present_labels(
+    counts: int, relabelled: bool
+) -> None:
+    """It would count an earlier mark, seen late, as the new one, and then choose without the new one."""
+    scene = Scene(a=RETIRED)
+    scene.changed_by_others = counts
+    outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B, replace(C, relabelled=relabelled)])
     assert (scene.happened, scene.workers.resumed, outcome.obstacle) == ([], ["a"], UNSEEN)
 
 
@@ -350,20 +361,21 @@ async def test_no_pod_is_marked_while_two_replicasets_have_pods() -> None:
 
 async def test_marks_of_interrupted_scale_in_are_cleared() -> None:
     scene = Scene()
-    left, going = replace(B, marked=True), pod("t", marked=True, terminating=True)
-    await scene.clear_left_over([A, left, going], counted=2)
+    left, going = replace(B, marked=True, relabelled=True), pod("t", marked=True, terminating=True)
+    await scene.clear_left_over([A, left, going], counted=2, changed_by_others=1)
     assert (scene.happened, scene.workers.resumed) == (["clear b"], ["b"])
 
 
 @pytest.mark.parametrize(
     "replicaset",
-    [{"carried_out": 1}, {"about_to_come": -1}, {"counted": 3}],
-    ids=["not seen", "seen", "under way"],
+    [{"carried_out": 1}, {"about_to_come": -1}, {"counted": 3}, {"changed_by_others": 0}],
+    ids=["count not seen", "count seen", "removal under way", "mark not seen"],
 )
 async def test_marks_stay_while_kubernetes_may_act_on_a_count(replicaset: dict[str, int]) -> None:
     """A count was lowered and raised again; Kubernetes removed workers whose marks were cleared meanwhile."""
     scene = Scene()
-    await scene.clear_left_over([A, replace(B, marked=True)], **{"counted": 2, **replicaset})
+    pods = [A, replace(B, marked=True, relabelled=True)]
+    await scene.clear_left_over(pods, **{"counted": 2, "changed_by_others": 1, **replicaset})
     assert (scene.happened, scene.workers.resumed) == ([], [])
 
 
@@ -371,7 +383,7 @@ async def test_relabelled_pod_does_not_count_as_consenting() -> None:
     scene = Scene(a=RETIRED)
     scene.changed_by_others = 1
     scene.marks_seen_after = 2
-    outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B, C])
+    outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B, replace(C, relabelled=True)])
     assert scene.looks == [0, 1, 1, 1]
     assert outcome.removed == 1
 
@@ -399,7 +411,7 @@ async def test_new_pod_after_the_marks_stops_scale_in_to_zero() -> None:
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.after_marks = [replace(A, terminating=True), B, replace(STARTING, name="s", uid="s")]
     outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B])
-    assert (scene.lowered, scene.marks, outcome.obstacle) == ([], [], UNSEEN)
+    assert (scene.lowered, outcome.obstacle) == ([], UNSEEN)
     assert sorted(scene.workers.resumed) == ["a", "b"]
 
 
@@ -460,13 +472,12 @@ async def test_marks_and_leases_stay_after_foreign_count_change() -> None:
     assert (outcome.obstacle, scene.marks, scene.workers.resumed) == (retire.CONFLICT, ["a", "b"], [])
 
 
-async def test_refused_patch_clears_marks_and_resumes_workers() -> None:
+async def test_refused_patch_resumes_workers() -> None:
     scene = Scene(a=RETIRED)
     scene.lower_answer = ClusterError(403, "forbidden")
     with pytest.raises(ClusterError):
         await scene.carry_out(RetirePlan((), (A,)), [A, B])
-    assert scene.happened == ["mark a", "lower 1", "clear a"]
-    assert (scene.marks, scene.workers.resumed) == ([], ["a"])
+    assert (scene.happened, scene.workers.resumed) == (["mark a", "lower 1"], ["a"])
 
 
 @pytest.mark.parametrize("status", [0, 500, 504], ids=["no answer", "server error", "gateway timeout"])
@@ -479,27 +490,23 @@ async def test_marks_and_leases_stay_when_patch_may_have_been_applied(status: in
     assert (scene.marks, scene.workers.resumed) == (["a"], [])
 
 
-async def test_failed_mark_clears_all_marks_after_the_others_ended() -> None:
+async def test_failed_mark_resumes_all_workers_after_the_others_ended() -> None:
     scene = Scene(a=RETIRED, b=RETIRED, c=RETIRED)
     late = asyncio.Event()
 
     async def late_mark(request: Request) -> dict[str, Any]:
-        if request.body["metadata"]["annotations"][ANNOTATION_DELETION_COST]:
-            await late.wait()
+        await late.wait()
         return scene.mark(request)
 
-    def failing(request: Request) -> Any:
+    def failing(_: Request) -> Any:
         late.set()
-        if request.body["metadata"]["annotations"][ANNOTATION_DELETION_COST]:
-            return ClusterError(503, "busy")
-        return scene.mark(request)
+        return ClusterError(503, "busy")
 
     scene.cluster.answer("PATCH", "/pods/a", late_mark)
     scene.cluster.answer("PATCH", "/pods/b", failing)
     with pytest.raises(ClusterError):
         await scene.carry_out(RetirePlan((), (A, B, C)), [A, B, C, pod("d")])
-    assert scene.lowered == []
-    assert scene.marks == []
+    assert (scene.lowered, scene.marks) == ([], ["a", "c"])
     assert sorted(scene.workers.resumed) == ["a", "b", "c"]
 
 
@@ -508,8 +515,20 @@ async def test_vanished_pod_cancels_the_scale_in() -> None:
     scene = Scene(a=RETIRED, b=RETIRED)
     scene.cluster.answer("PATCH", "/pods/b", ClusterError(404, "not found"))
     outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B, C])
-    assert (outcome.removed, scene.lowered, scene.marks) == (0, [], [])
+    assert (outcome.removed, scene.lowered) == (0, [])
     assert sorted(scene.workers.resumed) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "stays", [replace(B, ready=False), replace(STARTING, name="s", uid="s")], ids=["not Ready", "successor"]
+)
+async def test_pod_that_kubernetes_prefers_after_the_marks_stops_scale_in(stays: PodView) -> None:
+    """An eviction in the seconds until Kubernetes has seen the marks."""
+    scene = Scene(a=RETIRED)
+    scene.after_marks = [A, stays]
+    outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B])
+    assert (scene.lowered, scene.workers.resumed) == ([], ["a"])
+    assert says(outcome, Reason.POD_NOT_READY, f"Pod {stays.name} ")
 
 
 async def test_terminating_pod_cancels_the_scale_in() -> None:
@@ -523,21 +542,15 @@ async def test_terminating_pod_cancels_the_scale_in() -> None:
 
     scene.cluster.answer("PATCH", "/pods/b", going)
     outcome = await scene.carry_out(RetirePlan((), (A, B)), [A, B, C])
-    assert (outcome.obstacle, scene.lowered, scene.marks) == (UNSEEN, [], [])
+    assert (outcome.obstacle, scene.lowered) == (UNSEEN, [])
 
 
-async def test_unclearable_marks_hide_no_error() -> None:
-    scene = Scene(a=RETIRED)
-    scene.lower_answer = ClusterError(403, "forbidden")
-
-    def only_once(request: Request) -> Any:
-        cost = request.body["metadata"]["annotations"][ANNOTATION_DELETION_COST]
-        return scene.mark(request) if cost else ClusterError(503, "busy")
-
-    scene.cluster.answer("PATCH", "/pods/a", only_once)
-    with pytest.raises(ClusterError, match="forbidden"):
-        await scene.carry_out(RetirePlan((), (A,)), [A, B])
-    assert scene.workers.resumed == ["a"]
+async def test_mark_that_cannot_be_cleared_is_left_to_the_next_pass() -> None:
+    scene = Scene()
+    scene.cluster.answer("PATCH", "/pods/b", ClusterError(503, "busy"))
+    pods = [A, replace(B, marked=True, relabelled=True)]
+    await scene.clear_left_over(pods, counted=2, changed_by_others=1)
+    assert scene.workers.resumed == ["b"]
 
 
 async def test_expired_consent_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -556,7 +569,7 @@ async def test_expired_consent_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> 
     outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B])
 
     assert says(outcome, Reason.RETIREMENT_TOO_SLOW)
-    assert (scene.lowered, scene.marks, scene.workers.resumed) == ([], [], ["a"])
+    assert (scene.lowered, scene.workers.resumed) == ([], ["a"])
 
 
 def test_slowest_scale_in_ends_before_the_lease_does() -> None:

@@ -251,8 +251,9 @@ LEAVING = PodView("pod-0", "u", "10.0.0.1", True, True, False, "h", marked=True,
         (0, replace(LEAVING, running=False), []),
         (0, replace(LEAVING, terminating=True), []),
         (1, LEAVING, []),
+        (0, replace(LEAVING, template_hash="old"), []),
     ],
-    ids=["leaving", "unasked", "not running", "terminating", "wanted again"],
+    ids=["leaving", "unasked", "not running", "terminating", "wanted again", "rollout"],
 )
 async def test_leases_are_renewed_until_kubernetes_removes_the_pods(
     replicas: int, pod: PodView, expected: list[str]

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workqueue.contract.topology import (
-    ALL_STEPS_MILLISECONDS,
     DEFAULT_DELIVERY_LIMIT,
+    HIGH_STEPS,
+    LAST,
     LONGEST_DELAY_SECONDS,
     UNLIMITED_DELIVERIES,
     WAKE_ALLOWANCE,
@@ -18,6 +19,7 @@ from workqueue.contract.topology import (
     QueueSettings,
     QueueType,
     RetryBackoff,
+    Step,
     conflict_advice,
     dead_letter_queue,
     delay_queue,
@@ -26,10 +28,11 @@ from workqueue.contract.topology import (
     earlier_delay_seconds,
     is_delay_queue,
     plan,
-    step_milliseconds,
     step_name,
+    step_of,
     work_queue,
 )
+from workqueue.contract.topology import STEPS as ALL_STEPS
 
 DEAD_LETTERING = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs.dead"}
 QUORUM = DEAD_LETTERING | {
@@ -108,7 +111,8 @@ def test_conflict_advice_for_work_queue_offers_both_remedies():
 
 
 @pytest.mark.parametrize(
-    "queue", ["jobs.dead", "jobs.retry.last", "jobs.retry.step.8s", "jobs.retry.step.500ms"]
+    "queue",
+    ["jobs.dead", "jobs.retry.last", "jobs.retry.step.8s", "jobs.retry.step.500ms", "jobs.retry.high.8s"],
 )
 def test_conflict_advice_for_derived_queue_does_not_blame_a_publisher(queue):
     assert conflict_advice(queue) == f"Delete '{queue}' when it is empty. It is then declared again."
@@ -133,14 +137,19 @@ def test_looking_at_a_dead_letter_never_drops_it():
 
 
 STEPS = {
-    "longer step": (8000, "jobs.retry.step.8s", {"x-dead-letter-exchange": "jobs.retry.step.4s"}),
+    "longer step": (Step(8000), "jobs.retry.step.8s", {"x-dead-letter-exchange": "jobs.retry.step.4s"}),
+    "longer step for high priorities": (
+        Step(8000, is_high=True),
+        "jobs.retry.high.8s",
+        {"x-dead-letter-exchange": "jobs.retry.high.4s"},
+    ),
     "shortest step": (
-        500,
+        Step(500),
         "jobs.retry.step.500ms",
         {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs.retry.last"},
     ),
     "last queue": (
-        0,
+        LAST,
         "jobs.retry.last",
         {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs"},
     ),
@@ -153,20 +162,40 @@ def test_delay_queue_passes_messages_on_at_least_once(step, name, target):
     assert queue.name == name
     assert dict(queue.arguments) == target | {
         "x-queue-type": "quorum",
-        "x-message-ttl": step,
+        "x-message-ttl": step.milliseconds,
         "x-delivery-limit": UNLIMITED_DELIVERIES,
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
 
 
-def test_longest_delay_needs_at_most_forty_queues():
-    assert len(delay_route("jobs", LONGEST_DELAY_SECONDS).queues) == len(ALL_STEPS_MILLISECONDS) == 24
+def test_work_queue_has_at_most_forty_delay_queues():
+    assert len(set(ALL_STEPS)) == 40
+    assert len(delay_route("jobs", LONGEST_DELAY_SECONDS).queues) == 24
 
 
-def way(seconds):
+HIGH_SECONDS = (2**HIGH_STEPS - 1) / 2
+"""The longest delay with steps of its own for a high priority."""
+
+ROUTES = {
+    "no-priority": (HIGH_SECONDS, None, "jobs.retry.step.16384s", True),
+    "low-priority": (HIGH_SECONDS, 4, "jobs.retry.step.16384s", True),
+    "high-priority": (HIGH_SECONDS, 5, "jobs.retry.high.16384s", True),
+    "low-priority-for-long": (HIGH_SECONDS + 0.5, 4, "jobs.retry.step.32768s", True),
+    "high-priority-for-too-long": (HIGH_SECONDS + 0.5, 5, "jobs.retry.step.32768s", False),
+}
+
+
+@pytest.mark.parametrize(("seconds", "priority", "first", "keeps_priority"), ROUTES.values(), ids=ROUTES)
+def test_message_waits_only_with_messages_that_cannot_block_it(seconds, priority, first, keeps_priority):
+    route = delay_route("jobs", seconds, priority)
+
+    assert (route.exchange, route.queues[0], route.keeps_priority) == (first, first, keeps_priority)
+
+
+def way(seconds, priority):
     """Follow a message through exchanges and queues as RabbitMQ does; returns its steps in milliseconds."""
-    route = delay_route("jobs", seconds)
+    route = delay_route("jobs", seconds, priority)
     made = route.plan
     queues = {queue.name: queue.arguments for queue in made.queues}
     words = route.routing_key.split(".")
@@ -192,9 +221,9 @@ def way(seconds):
     return passed
 
 
-@given(st.floats(0, LONGEST_DELAY_SECONDS))
-def test_delay_is_the_sum_of_its_steps_and_never_early(seconds):
-    passed = way(seconds)
+@given(st.floats(0, LONGEST_DELAY_SECONDS) | st.floats(0, HIGH_SECONDS), st.sampled_from([None, 0, 9]))
+def test_delay_is_the_sum_of_its_steps_and_never_early(seconds, priority):
+    passed = way(seconds, priority)
 
     assert sum(passed) / 1000 >= seconds
     assert sum(passed) / 1000 <= seconds + 0.5
@@ -228,10 +257,10 @@ def test_bindings_to_other_exchanges_come_last_and_once():
     assert made.bindings == (same, other)
 
 
-@given(queue=st.text(min_size=1), step=st.sampled_from(ALL_STEPS_MILLISECONDS))
+@given(queue=st.text(min_size=1), step=st.sampled_from(ALL_STEPS))
 def test_delay_queue_is_recognized_by_its_name(queue, step):
     assert is_delay_queue(step_name(queue, step), queue)
-    assert step_milliseconds(step_name(queue, step), queue) == step
+    assert step_of(step_name(queue, step), queue) == step
 
 
 @given(queue=st.text(min_size=1), seconds=st.integers(min_value=1, max_value=10**6))
@@ -268,7 +297,7 @@ NOT_DELAY_QUEUES = [
     ("a name that goes on", "jobs.retry.10s.dead"),
     ("no number", "jobs.retry.s"),
     ("no power of two", "jobs.retry.step.3s"),
-    ("the lock of the delay queues", "jobs.retry.lock"),
+    ("a step that high priorities do not have", "jobs.retry.high.32768s"),
 ]
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from workqueue_operator.api.reasons import Reason
-from workqueue_operator.kube.views import PodView, deployment_view, existing_of_refused, pod_view, unsettled
-from workqueue_operator.names import ANNOTATION_DELETION_COST, ANNOTATION_TEMPLATE_HASH
+from workqueue_operator.kube.views import (
+    PodView,
+    deployment_view,
+    existing_of_refused,
+    leaving,
+    pod_view,
+    unsettled,
+)
+from workqueue_operator.names import ANNOTATION_DELETION_COST, ANNOTATION_TEMPLATE_HASH, LABEL_RETIRING
 
 
 def body(name: str = "jobs-worker-1", phase: str = "Running", **status: Any) -> dict[str, Any]:
@@ -336,6 +344,53 @@ def test_unsettled_deployment_may_not_scale_in(
     found = unsettled(deployment_view(raw), there)
     assert found is not None
     assert found.reason is reason
+
+
+# -- pods that Kubernetes must still remove
+
+
+def marked(there: list[PodView]) -> list[PodView]:
+    return [replace(pod, marked=True) for pod in there]
+
+
+@pytest.mark.parametrize(
+    ("count", "there", "expected"),
+    [
+        (1, marked(pods(2)), 2),
+        (2, marked(pods(2)), 0),
+        (3, marked(pods(2)), 0),
+        (1, [*marked(pods(1)), *pods(1, terminating=True)], 0),
+        (1, [*marked(pods(1, template_hash="old")), *pods(1)], 0),
+        (1, [*marked(pods(1)), *pods(1, template_hash="")], 0),
+    ],
+    ids=[
+        "more pods than the count",
+        "scale-in that was called off",
+        "fewer pods, as under a quota",
+        "the surplus terminates",
+        "rollout",
+        "pod of a person with the label of the workers",
+    ],
+)
+def test_marked_pods_leave_only_while_there_are_too_many(
+    count: int, there: list[PodView], expected: int
+) -> None:
+    assert len(leaving(deployment_view(deployment(count)), there)) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts"),
+    [
+        ({LABEL_RETIRING: "true"}, True),
+        ({LABEL_RETIRING: "false"}, False),
+        ({LABEL_RETIRING: "false", "security.istio.io/tlsMode": "istio"}, False),
+    ],
+    ids=["marked", "not marked", "with a label of a service mesh"],
+)
+def test_only_the_label_of_marks_counts_as_a_mark(labels: dict[str, str], counts: bool) -> None:
+    raw = body()
+    raw["metadata"]["labels"] = labels
+    assert pod_view(raw).relabelled == counts
 
 
 # -- refused pods

@@ -37,12 +37,18 @@ def test_preserved_properties_are_restored(
     original = Properties(expiration=expiration, user_id=user, priority=priority)
     with_copies = {**others, "CC": copies, "BCC": copies}
     properties, kept = headers.preserve(original, with_copies)
-    assert (properties.expiration, properties.user_id, properties.priority) == (None, None, None)
+    assert (properties.expiration, properties.user_id, properties.priority) == (None, None, priority)
     assert not {"CC", "BCC"} & set(kept)
     again, kept_again = headers.preserve(properties, kept)
     assert (again, kept_again) == (properties, kept), "a second failure changes nothing more"
     marked = {**kept, headers.ATTEMPT: 2, headers.FAILURE_REASON: "Exception", headers.EXPIRES_AT: 5}
     assert headers.restore(properties, marked) == (original, with_copies)
+
+
+def test_priority_of_a_delayed_message_becomes_a_property_with_its_first_copy() -> None:
+    properties, kept = headers.preserve(Properties(), {headers.ORIGINAL_PRIORITY: 7})
+
+    assert (properties.priority, kept) == (7, {})
 
 
 @pytest.mark.parametrize("value", ["7", 256, -1, True, None, {}], ids=repr)

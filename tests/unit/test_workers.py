@@ -107,6 +107,10 @@ async def test_worker_state_is_read(workers: Workers) -> None:
         ),
         ({"recentHandlerSeconds": 0.0}, WorkerStatus(4, 1, True, 0.0, 0.5)),
         ({"retryDelaysSeconds": [1, 60]}, WorkerStatus(4, 1, True, 1.5, 0.5, frozenset({1, 60}))),
+        (
+            {"delayQueues": ["jobs.retry.high.1s"]},
+            WorkerStatus(4, 1, True, 1.5, 0.5, delay_queues=frozenset({"jobs.retry.high.1s"})),
+        ),
         ({"busySeconds": 31.5}, WorkerStatus(4, 1, True, 1.5, 0.5, busy_seconds=31.5)),
     ],
     ids=[
@@ -114,6 +118,7 @@ async def test_worker_state_is_read(workers: Workers) -> None:
         "nothing at all yet",
         "a handler that takes no time",
         "delay queues",
+        "delay queues for priorities",
         "a handler that runs for long",
     ],
 )
@@ -141,6 +146,7 @@ async def test_missing_worker_figures_are_unknown(
         {**STATUS, "retryDelaysSeconds": [2_592_001]},
         {**STATUS, "retryDelaysSeconds": list(range(1, 1000))},
         {**STATUS, "retryDelaysSeconds": 5},
+        {**STATUS, "delayQueues": 5},
         {**STATUS, "busySeconds": -1},
     ],
     ids=[
@@ -158,6 +164,7 @@ async def test_missing_worker_figures_are_unknown(
         "a delay of more than 30 days",
         "too many delays",
         "no list of delays",
+        "no list of queues",
         "a duration below zero",
     ],
 )

@@ -54,8 +54,9 @@ STOOD_FOR = ("thumbs", "thumbnails", "invoices")
 
 RUN_ELSEWHERE = {
     "helm install": "by the fixture of every test; shards by tests/chart/test_shards.py",
-    "helm upgrade workqueue-operator charts/workqueue-operator --namespace workqueue-system --reuse-values "
-    "--set image.tag=TAG": "by tests/e2e/test_upgrade.py",
+    "helm upgrade workqueue-operator charts/workqueue-operator --namespace workqueue-system "
+    "--reset-then-reuse-values --set image.tag=TAG": "by tests/e2e/test_upgrade.py",
+    "helm template jobs charts/workqueue-operator": "by tests/e2e/test_namespaced_install.py",
     "helm uninstall": "by the cleaning up of get-started",
     "kubectl delete workqueues --all": "by the cleaning up of get-started",
     "kubectl delete crd": "by the cleaning up of get-started",

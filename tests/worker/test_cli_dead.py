@@ -9,12 +9,11 @@ import pytest
 
 from tests.support.commands import started, workqueue
 from tests.support.ports import free_port
-from tests.support.rabbitmq import versions_differ
 from tests.support.wait import eventually
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.amqp.session import Received
-from workqueue.contract import dead_letters, topology
+from workqueue.contract import dead_letters, durations, topology
 from workqueue.contract.binding import from_url
 from workqueue.contract.properties import Properties
 from workqueue.contract.topology import BrokerVersion, QueueSettings
@@ -62,7 +61,7 @@ def test_dead_list_shows_reason_and_time_and_takes_nothing(every_vhost):
     first, second, third, last = done.out.splitlines()
     assert first.split() == ["ID", "FAILED", "AT", "(UTC)", "ATTEMPTS", "REASON", "MESSAGE"]
     assert second.split()[0] == "a"
-    assert second.split()[3:] == ["5", "Rejected", "a", "failed"]
+    assert second.split()[3:] == ["5", "Rejected", "a", "failed\\nbadly"]
     assert third.split()[4] == "TimedOut"
     assert last == "2 of 2 dead letters of jobs."
     assert every_vhost.depth("jobs.dead") == (2, 0)
@@ -83,7 +82,6 @@ def test_dead_list_shows_reason_and_time_and_takes_nothing(every_vhost):
     }
 
 
-@versions_differ
 def test_dead_letter_of_rabbitmq_shows_its_reason(every_vhost):
     fill(
         every_vhost,
@@ -119,8 +117,36 @@ def test_dead_show_prints_everything_and_takes_nothing(vhost):
         "b",
     )
     missing = dead(vhost, "show", "c")
-    assert (missing.code, missing.err) == (1, "workqueue dead: jobs.dead holds no message with the id c.\n")
+    assert (missing.code, missing.err) == (
+        1,
+        "workqueue dead: jobs.dead holds no message whose id is 'c' or begins with it. `dead list` shows the ids.\n",
+    )
     assert vhost.depth("jobs.dead") == (2, 0)
+
+
+def test_beginning_of_an_id_shows_its_only_message(vhost):
+    fill(vhost, letter("order-17"), letter("order-18"), letter("order-1"), letter("mail-5"))
+
+    assert dead(vhost, "show", "mail").out.startswith("id: mail-5\n")
+    assert dead(vhost, "show", "order-1").out.startswith("id: order-1\n"), "a whole id is never ambiguous"
+
+    ambiguous = dead(vhost, "show", "order")
+    first, head, *rows = ambiguous.err.splitlines()
+    assert (ambiguous.code, ambiguous.out) == (1, "")
+    assert first == "workqueue dead: 3 ids in jobs.dead begin with 'order'. Give more of the id:"
+    assert head.startswith("ID ")
+    assert [row.split()[0] for row in rows] == ["order-17", "order-18", "order-1"]
+    assert dead(vhost, "show", "order", "--json").json["error"].startswith("3 ids in jobs.dead begin")
+    assert vhost.depth("jobs.dead") == (4, 0)
+
+
+def test_long_message_is_whole_in_a_pipe(vhost):
+    sentence = "the customer's address has no country, " * 20
+    fill(vhost, letter("a", headers={"x-workqueue-failure-message": f"{sentence}\nsecond line"}))
+
+    done = workqueue("dead", "list", "--queue", "jobs", url=vhost.url, COLUMNS="80")
+
+    assert done.out.splitlines()[1].endswith(f"{sentence}\\nsecond line")
 
 
 def test_replay_restores_message_as_published(every_vhost):
@@ -381,16 +407,19 @@ def test_peek_at_empty_queue_reports_it(vhost):
 def test_stats_counts_the_queue_and_its_related_queues(every_vhost):
     fill(every_vhost, Outgoing("jobs", b""), Outgoing("jobs", b""), letter("a"))
     with PublishPipeline(lambda: from_url(every_vhost.url), "test") as publisher:
-        publisher.declare_plan(topology.delay_plan("jobs", topology.steps_from(500))).result()
+        publisher.declare_plan(topology.delay_plan("jobs", topology.steps_from(topology.Step(500)))).result()
         for seconds in (60, 77):
-            earlier = topology.delay_queue("jobs", 4_096_000)._replace(name=f"jobs.retry.{seconds}s")
+            earlier = topology.delay_queue("jobs", topology.Step(4_096_000))._replace(
+                name=f"jobs.retry.{seconds}s"
+            )
             publisher.declare(earlier).result()
         publisher.publish_and_wait(Outgoing("jobs.retry.77s", b""))
     with every_vhost.connect() as connection:
         channel = connection.channel()
         channel.basic_qos(prefetch_count=1)
         channel.basic_consume("jobs", lambda *_: None)
-        done = workqueue("stats", "--queue", "jobs", "--delays", "77", "--json", url=every_vhost.url)
+        further = ("--delays", "77")
+        done = workqueue("stats", "--queue", "jobs", *further, "--json", url=every_vhost.url)
     assert done.json == {
         "queue": "jobs",
         "exists": True,
@@ -435,13 +464,13 @@ DURATIONS = [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("7d", 604800)
 
 @pytest.mark.parametrize(("text", "seconds"), DURATIONS, ids=[row[0] for row in DURATIONS])
 def test_duration_is_parsed(text, seconds):
-    assert dead_letters.duration(text) == timedelta(seconds=seconds)
+    assert durations.duration(text) == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize("text", ["", "h", "1w", "-1s", "1.5h", "1 h", "9" * 10])
 def test_invalid_duration_is_refused(text):
     with pytest.raises(ValueError, match="is not a time such as"):
-        dead_letters.duration(text)
+        durations.duration(text)
 
 
 def received(**headers):

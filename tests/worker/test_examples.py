@@ -66,7 +66,13 @@ def test_exec_handler_example_counts_words(vhost: VirtualHost, workers: Workers)
     assert "2 words in attempt 2" in worker.log
 
 
-@pytest.mark.parametrize("size", [1, 100_000], ids=["a small message", "a large message"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(1, id="a small message"),
+        pytest.param(100_000, id="a large message", marks=pytest.mark.slow),
+    ],
+)
 def test_http_handler_example_in_node_reverses_letters(
     vhost: VirtualHost, workers: Workers, size: int
 ) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.rabbitmq import Broker, VirtualHost, versions_differ
+from tests.support.rabbitmq import Broker, VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import ASYNC, THREADS, Workers, is_empty, publish
 from workqueue.amqp.connection import Connection
 from workqueue.contract.binding import from_url
-from workqueue.contract.topology import QueueSettings, QueueType, dead_letter_queue, step_name, work_queue
+from workqueue.contract.topology import QueueSettings, QueueType, dead_letter_queue, work_queue
 
 SAFE_AFTER_SECONDS = 2.5
 """A quorum queue declared just before a crash of RabbitMQ may not recover."""
@@ -106,7 +106,6 @@ def test_conflicting_queue_is_reported_and_retried(vhost: VirtualHost, workers: 
     eventually(lambda: worker.status()["consuming"])
 
 
-@versions_differ
 def test_message_held_past_consumer_timeout_is_redelivered(
     every_rabbitmq: Broker, every_vhost: VirtualHost, workers: Workers
 ) -> None:
@@ -153,7 +152,7 @@ def test_missing_delay_queue_is_redeclared(vhost: VirtualHost, workers: Workers)
     publish(vhost, {"id": 1, "do": "fail once"})
     eventually(lambda: worker.events_of("end") == [1])
     with vhost.connect() as connection:
-        connection.channel().queue_delete(step_name("jobs", 1000))
+        connection.channel().queue_delete("jobs.retry.step.1s")
         connection.channel().queue_delete(dead_letter_queue("jobs").name)
     publish(vhost, {"id": 2, "do": "fail once"}, {"id": 3, "do": "reject"})
     eventually(lambda: worker.events_of("end") == [1, 2])

@@ -1,4 +1,4 @@
-"""The programs of docs/library.md and docs/idempotency.md, and the tests of the tutorial, run unchanged."""
+"""The programs of docs/library.md and docs/idempotency.md, and the tests of the tutorials, run unchanged."""
 
 from __future__ import annotations
 
@@ -196,6 +196,20 @@ def test_tests_of_the_tutorial_pass(tmp_path: Path) -> None:
     (tmp_path / "test_invoices.py").write_text(block("tutorial.md", "# test_invoices.py"))
 
     assert "3 passed" in run_pytest(tmp_path, "test_invoices.py")
+
+
+def test_tests_of_the_production_handler_pass_before_and_after_its_fix(tmp_path: Path) -> None:
+    page = "production-handler.md"
+    for name in ("bank", "payments", "test_payments"):
+        (tmp_path / f"{name}.py").write_text(block(page, f"# {name}.py"))
+    (fix,) = re.findall(
+        r"^sed -i .* payments.py test_payments.py$", (ROOT / "docs" / page).read_text(), re.MULTILINE
+    )
+
+    assert "4 passed" in run_pytest(tmp_path, "test_payments.py")
+    subprocess.run(["bash", "-c", fix], cwd=tmp_path, check=True)
+    assert "4 passed" in run_pytest(tmp_path, "test_payments.py")
+    assert "amount" not in (tmp_path / "payments.py").read_text()
 
 
 def test_entry_point_of_the_pytest_plugin_exists() -> None:

@@ -127,13 +127,12 @@ def test_retry_keeps_published_properties_and_records_the_failure(
     [(properties, body)] = take_all(vhost, "jobs.dead")
     headers = properties.headers
     assert body == b'{"id": 1, "do": "fail", "why": "disk full"}'
-    assert (properties.message_id, properties.correlation_id, properties.priority) == ("m-1", "c-1", None)
+    assert (properties.message_id, properties.correlation_id, properties.priority) == ("m-1", "c-1", 4)
     assert (properties.reply_to, properties.type, properties.app_id) == ("answers", "thumbnail", "web")
     assert properties.timestamp == 1_700_000_000
     assert properties.expiration is None, "it would empty the dead-letter queue"
     assert properties.user_id is None, "RabbitMQ refuses the name of another user"
     assert headers["x-workqueue-original-expiration"] == "600000"
-    assert headers["x-workqueue-original-priority"] == 4
     assert headers["x-workqueue-original-cc"] == ["elsewhere"]
     assert headers["x-workqueue-original-user-id"] == "guest"
     assert "CC" not in headers
@@ -200,7 +199,7 @@ def test_message_with_zero_ttl_is_handled_if_delivered_immediately(
 def test_newer_retry_with_priority_does_not_block_older_ones(
     every_vhost: VirtualHost, workers: Workers
 ) -> None:
-    """Only the head of the delay queue expires, and in a quorum queue a priority makes a copy the head."""
+    """Only the head of a delay queue expires, and in a common one a priority would make a copy the head."""
     worker = workers.start(every_vhost.url, "--delays", "7", "--concurrency", "8").wait_consuming()
     publish(every_vhost, {"id": "makes the delay queue", "do": "fail once"})
     eventually(lambda: worker.events_of("end") == ["makes the delay queue"])
@@ -490,12 +489,23 @@ def test_worker_reports_for_how_long_its_oldest_handler_runs(vhost: VirtualHost,
 
 def test_worker_names_its_declared_delay_queues(vhost: VirtualHost, workers: Workers) -> None:
     worker = workers.start(vhost.url, "--delays", "4").wait_consuming()
-    assert worker.status()["delaySteps"] == []
+    assert worker.status()["delayQueues"] == []
 
     publish(vhost, {"id": 1, "do": "fail"})
-    eventually(lambda: worker.outcomes() == {"retried": 1})
+    publish(vhost, {"id": 2, "do": "fail"}, priority=7)
+    eventually(lambda: worker.outcomes() == {"retried": 2})
 
-    assert worker.status()["delaySteps"] == [4000, 2000, 1000, 500, 0]
+    assert worker.status()["delayQueues"] == [
+        "jobs.retry.high.4s",
+        "jobs.retry.high.2s",
+        "jobs.retry.high.1s",
+        "jobs.retry.high.500ms",
+        "jobs.retry.step.4s",
+        "jobs.retry.step.2s",
+        "jobs.retry.step.1s",
+        "jobs.retry.step.500ms",
+        "jobs.retry.last",
+    ]
 
 
 def test_worker_names_delay_queues_of_publishers(every_vhost: VirtualHost, workers: Workers) -> None:
@@ -505,7 +515,8 @@ def test_worker_names_delay_queues_of_publishers(every_vhost: VirtualHost, worke
         publisher.publish({"id": 1}, queue="jobs", delay=1)
     eventually(lambda: worker.outcomes() == {"acked": 1})
 
-    assert worker.status()["delaySteps"] == [1000, 500, 0]
+    names = ["jobs.retry.step.1s", "jobs.retry.step.500ms", "jobs.retry.last"]
+    assert worker.status()["delayQueues"] == names
 
 
 def test_message_age_is_measured_from_its_timestamp(vhost: VirtualHost, workers: Workers) -> None:

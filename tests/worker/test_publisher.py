@@ -83,7 +83,7 @@ def test_body_is_encoded_by_its_type(
     assert properties.delivery_mode == 2
 
 
-@pytest.mark.parametrize("body", [object(), {"a": {1, 2}}, float("nan"), Model])
+@pytest.mark.parametrize("body", [object(), {"a": b"1"}, float("nan"), Model])
 def test_body_that_json_does_not_have_is_refused(vhost: VirtualHost, queue: str, body: Any) -> None:
     with Publisher(vhost.url) as publisher, pytest.raises((TypeError, ValueError)):
         publisher.publish(body, queue=queue)
@@ -141,6 +141,19 @@ def test_wrong_option_is_refused_before_connecting(options: Any, says: str) -> N
         Publisher("amqp://127.0.0.1:1").publish(b"", **options)
 
 
+def test_unknown_option_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Unknown options: countdown, que. The options are queue, exchange"):
+        Publisher("amqp://127.0.0.1:1").publish(b"", que="a", countdown=30)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("bodies", ["text", b"bytes", {"a": 1}], ids=["text", "bytes", "dict"])
+async def test_one_body_is_not_many(bodies: Any) -> None:
+    with pytest.raises(TypeError, match="publish_many takes a list or another iterable of bodies"):
+        Publisher("amqp://127.0.0.1:1").publish_many(bodies, queue="a")
+    with pytest.raises(TypeError, match="publish_many takes a list or another iterable of bodies"):
+        await AsyncPublisher("amqp://127.0.0.1:1").publish_many(bodies, queue="a")
+
+
 def test_missing_queue_full_queue_and_missing_broker_have_their_own_errors(vhost: VirtualHost) -> None:
     with vhost.connect() as connection:
         connection.channel().queue_declare(
@@ -167,14 +180,15 @@ def test_delayed_message_arrives_later_with_its_priority(every_vhost: VirtualHos
         publisher.publish(b"later", queue="jobs", delay=1, priority=7)
         publisher.publish(b"now", queue="jobs", delay=0)
         # The first message to a new delay queue waits until the queue is safe, so the time is measured from here.
-        assert every_vhost.exists("jobs.retry.step.1s")
+        assert every_vhost.exists("jobs.retry.high.1s")
         eventually(lambda: every_vhost.depth("jobs").ready == 2, 30)
         assert time.monotonic() - begun >= 1
         with every_vhost.connect() as connection:
-            connection.channel().queue_delete("jobs.retry.step.1s")
-        publisher.publish(b"again", queue="jobs", delay=1)
+            connection.channel().queue_delete("jobs.retry.high.1s")
+        publisher.publish(b"again", queue="jobs", delay=1, priority=7)
         eventually(lambda: every_vhost.depth("jobs").ready == 3, 30)
-    assert [body for _, body in received(every_vhost, "jobs")] == [b"now", b"later", b"again"]
+    found = {body: properties.priority for properties, body in received(every_vhost, "jobs")}
+    assert found == {b"now": None, b"later": 7, b"again": 7}
 
 
 def test_many_messages_are_pipelined(vhost: VirtualHost, queue: str) -> None:

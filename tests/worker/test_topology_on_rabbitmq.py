@@ -1,5 +1,6 @@
 """What the topology promises, on each supported RabbitMQ: declarations are accepted and nothing is lost."""
 
+import itertools
 import random
 import time
 from contextlib import contextmanager
@@ -8,7 +9,6 @@ import pika
 import pika.exceptions
 import pytest
 
-from tests.support.rabbitmq import versions_differ
 from tests.support.wait import eventually
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
 from workqueue.amqp.errors import DeclareError
@@ -77,7 +77,6 @@ def take(channel, queue):
 
 
 @pytest.mark.parametrize("settings", [row[1] for row in SETTINGS], ids=[row[0] for row in SETTINGS])
-@versions_differ
 def test_topology_is_accepted_and_second_declare_changes_nothing(every_vhost, publisher, settings):
     plan = topology.plan(settings)
     assert publisher.declare_plan(plan).result(), "created"
@@ -161,9 +160,16 @@ def test_full_queue_refuses_and_keeps_confirmed_messages(every_vhost, publisher,
     assert every_vhost.depth("jobs").ready == confirmed
 
 
+def delayed(seconds, body=b"x", **properties):
+    """A message and its way to the work queue."""
+    route = topology.delay_route("jobs", seconds, properties.get("priority"))
+    return Outgoing("", body, **properties).delayed(route, time.time() + seconds), route
+
+
 def delay(publisher, seconds, body=b"x", **properties):
-    publisher.declare_plan(topology.delay_route("jobs", seconds).plan).result()
-    publisher.publish(Outgoing("", body, **properties).delayed("jobs", seconds)).result()
+    outgoing, route = delayed(seconds, body, **properties)
+    publisher.declare_plan(route.plan).result()
+    publisher.publish(outgoing).result()
 
 
 @pytest.mark.parametrize("kind", QueueType)
@@ -186,7 +192,7 @@ def test_message_in_a_delay_queue_of_an_earlier_release_returns(every_vhost, pub
     earlier = topology.earlier_delay_queue_name("jobs", 1)
     with channel_of(every_vhost) as channel:
         arguments = {
-            **topology.delay_queue("jobs", topology.LAST_MILLISECONDS).arguments,
+            **topology.delay_queue("jobs", topology.LAST).arguments,
             "x-message-ttl": 1000,
         }
         del arguments["x-delivery-limit"]  # earlier releases had none
@@ -205,11 +211,12 @@ def test_last_delay_queue_keeps_a_message_whose_work_queue_is_missing(every_vhos
 def test_thousands_of_delays_need_few_queues_and_none_is_early(every_vhost, publisher):
     """Messages of many different delays, in random order, with priorities: none blocks another one."""
     publisher.declare_plan(topology.plan(QueueSettings("jobs"))).result()
-    publisher.declare_plan(topology.delay_route("jobs", 3).plan).result()
+    for priority in (None, 9):
+        publisher.declare_plan(topology.delay_route("jobs", 3, priority).plan).result()
     delays = [0.5 + 2.5 * number / 2000 for number in range(2000)]
     random.Random(1).shuffle(delays)
     for seconds in delays:
-        publisher.publish(Outgoing("", b"", priority=int(seconds * 1000) % 10).delayed("jobs", seconds))
+        publisher.publish(delayed(seconds, priority=int(seconds * 1000) % 10)[0])
     early = []
     with channel_of(every_vhost) as channel:
         left = len(delays)
@@ -221,6 +228,33 @@ def test_thousands_of_delays_need_few_queues_and_none_is_early(every_vhost, publ
             if not left:
                 break
     assert early == []
+
+
+@pytest.mark.parametrize("first", [0, 4, 9], ids=["low", "normal", "high"])
+def test_waiting_message_is_not_delayed_by_later_ones_of_any_priority(every_vhost, publisher, first):
+    """From RabbitMQ 4.0 on, only the head of a class of priorities is looked at, or of each priority."""
+    publisher.declare_plan(topology.plan(QueueSettings("jobs", QueueType.CLASSIC))).result()
+    for priority in (None, 9):
+        publisher.declare_plan(topology.delay_route("jobs", 2, priority).plan).result()
+    publisher.publish(delayed(2, b"first", priority=first)[0]).result()
+
+    with channel_of(every_vhost) as channel:
+        for priority in itertools.cycle((0, 4, None, 5, 9, 31)):
+            time.sleep(0.1)  # the rate of the messages that follow
+            publisher.publish(delayed(2, priority=priority)[0]).result()
+            if (got := channel.basic_get("jobs", auto_ack=True))[0]:
+                break
+
+    assert got[2] == b"first"
+    assert got[1].priority == first
+
+
+def test_high_priority_after_a_long_delay_is_in_a_header(every_vhost, publisher):
+    delay(publisher, 40_000, priority=9)
+
+    with channel_of(every_vhost) as channel:
+        _, properties, _ = take(channel, "jobs.retry.step.32768s")
+    assert (properties.priority, properties.headers["x-workqueue-original-priority"]) == (None, 9)
 
 
 def test_message_waits_for_thirty_days(every_vhost, publisher):
@@ -245,9 +279,7 @@ def test_delayed_messages_survive_broker_death(every_rabbitmq, every_vhost):
         pipeline.declare_plan(topology.delay_route("jobs", 30).plan).result()
         time.sleep(SAFE_AFTER_SECONDS)  # under test: from then on it is safe
         sent = [
-            pipeline.publish(
-                Outgoing("", b"", message_id=str(number)).delayed("jobs", 1 + 20 * number / count)
-            )
+            pipeline.publish(delayed(1 + 20 * number / count, message_id=str(number))[0])
             for number in range(count)
         ]
         for future in sent:
@@ -269,7 +301,6 @@ def test_delayed_messages_survive_broker_death(every_rabbitmq, every_vhost):
     [QueueSettings("jobs"), QueueSettings("jobs", QueueType.CLASSIC, message_ttl_seconds=3600)],
     ids=["quorum", "classic-with-ttl"],
 )
-@versions_differ
 def test_rejected_message_becomes_a_dead_letter(every_vhost, publisher, settings):
     publisher.declare_plan(topology.plan(settings)).result()
     with channel_of(every_vhost) as channel:
@@ -281,7 +312,6 @@ def test_rejected_message_becomes_a_dead_letter(every_vhost, publisher, settings
         assert properties.headers["x-death"][0]["reason"] == "rejected"
 
 
-@versions_differ
 def test_message_whose_workers_die_is_dead_lettered_at_the_limit(every_vhost, publisher):
     settings = QueueSettings("jobs", delivery_limit=1)
     publisher.declare_plan(topology.plan(settings)).result()

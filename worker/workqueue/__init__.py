@@ -15,13 +15,23 @@ __version__ = "0.1.0"
 from workqueue.message import Message, Reject, Retry
 
 if TYPE_CHECKING:
-    from workqueue.amqp.errors import NotSent, PublishError, Refused, Returned, Unconfirmed
+    from workqueue.amqp.errors import (
+        BrokerError,
+        DeclareError,
+        NotSent,
+        PublishError,
+        Refused,
+        Returned,
+        Unconfirmed,
+    )
     from workqueue.contract.errors import UndecodableError
     from workqueue.hooks import lifespan, middleware, on_failure
     from workqueue.publisher import AsyncPublisher, Publisher, PublishManyError
 
 __all__ = [
     "AsyncPublisher",
+    "BrokerError",
+    "DeclareError",
     "Message",
     "NotSent",
     "PublishError",
@@ -41,7 +51,8 @@ __all__ = [
 
 _MODULES = {
     **dict.fromkeys(
-        ("NotSent", "PublishError", "Refused", "Returned", "Unconfirmed"), "workqueue.amqp.errors"
+        ("BrokerError", "DeclareError", "NotSent", "PublishError", "Refused", "Returned", "Unconfirmed"),
+        "workqueue.amqp.errors",
     ),
     **dict.fromkeys(("lifespan", "middleware", "on_failure"), "workqueue.hooks"),
     "UndecodableError": "workqueue.contract.errors",

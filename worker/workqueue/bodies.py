@@ -14,7 +14,8 @@ def encode(body: Any) -> tuple[bytes, str | None]:
     """Return a body as bytes, and its content type.
 
     Bytes stay as they are and have no content type. Text becomes UTF-8. A pydantic model, a dataclass, a dict and
-    everything else that JSON has becomes JSON.
+    everything else that JSON has becomes JSON. What JSON lacks is written as pydantic does: dates and times in ISO
+    8601, Decimal and UUID as text, an enum as its value, a set as a list.
 
     Raises:
         TypeError: JSON has nothing for a value in it.
@@ -31,7 +32,21 @@ def encode(body: Any) -> tuple[bytes, str | None]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON cannot encode: models and dataclasses inside of lists and dicts."""
+    """What JSON cannot encode, such as models and dataclasses inside of lists and dicts."""
+    # Most programs need none of these.
+    from datetime import date, time
+    from decimal import Decimal
+    from enum import Enum
+    from uuid import UUID
+
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, set | frozenset):
+        return list(value)
     dump = getattr(value, "model_dump", None)
     if callable(dump) and not isinstance(value, type):
         return dump(mode="json")

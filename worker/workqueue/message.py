@@ -30,9 +30,14 @@ class Retry(Exception):  # noqa: N818 - it is a request, not an error
         reason: for the failure header.
         counts: whether this attempt counts. False is for rate limits and services that are down: the message
             keeps its attempt number. It becomes a dead letter when it is older than `retry.maxAgeSeconds`.
+
+    Raises:
+        TypeError: `after` is not a number.
     """
 
     def __init__(self, after: float | None = None, reason: str = "", *, counts: bool = True) -> None:
+        if after is not None and not isinstance(after, (int, float)):
+            raise TypeError(f"Retry(after=...) is a number of seconds, not a {type(after).__name__}.")
         super().__init__(reason or "the handler asked for a retry")
         self.after = after
         self.counts = counts

@@ -65,6 +65,9 @@ class Options(TypedDict, total=False):
     correlation_id: str
 
 
+OPTIONS: Final = frozenset(Options.__annotations__)
+
+
 class PublishManyError(BrokerError):
     """`publish_many` has stopped, because a message was not published. Every message before it has a result.
 
@@ -155,10 +158,12 @@ class _Base:
     def _prepare(self, body: Any, options: Options) -> _Prepared:
         """Make a message of a body.
 
+        Args:
+            options: checked.
+
         Raises:
-            TypeError, ValueError: the body cannot be encoded, or an option is wrong.
+            TypeError, ValueError: the body cannot be encoded.
         """
-        _check(options)
         self._enter_process()
         data, content_type = bodies.encode(body)
         outgoing = Outgoing(
@@ -175,8 +180,8 @@ class _Base:
         )
         if not options.get("delay"):
             return _Prepared(outgoing, None)
-        queue, delay = options["queue"], options["delay"]
-        return _Prepared(outgoing.delayed(queue, delay), topology.delay_route(queue, delay))
+        route = topology.delay_route(options["queue"], options["delay"], outgoing.priority)
+        return _Prepared(outgoing.delayed(route, time.time() + options["delay"]), route)
 
     def _declare(self, route: topology.DelayRoute) -> Future[bool] | None:
         """Declare delay queues, unless this publisher has."""
@@ -221,17 +226,19 @@ class Publisher(_Base):
             Unconfirmed: RabbitMQ may or may not have stored it. Publish it again with the id in `error.message_id`.
             NotSent: it never left this process, for example because RabbitMQ cannot be reached.
             DeclareError: RabbitMQ refused a delay queue.
+            BrokerError: the publisher is closed. All errors above are subclasses.
             TypeError, ValueError: the body cannot be encoded, or an option is wrong.
         """
+        _check(options)
         prepared = self._prepare(body, options)
         self._await_delay_queues(prepared.route)
         try:
-            self._pipeline().publish(prepared.outgoing).result()
+            self._pipeline().publish_and_wait(prepared.outgoing)
         except PublishError as error:
             if not self._forget_delay_queues(prepared.route) or not isinstance(error, Returned):
                 raise
             self._await_delay_queues(prepared.route)
-            self._pipeline().publish(prepared.outgoing).result()
+            self._pipeline().publish_and_wait(prepared.outgoing)
         return str(prepared.outgoing.message_id)
 
     def publish_many(self, bodies: Iterable[Any], **options: Unpack[Options]) -> list[str]:
@@ -247,16 +254,14 @@ class Publisher(_Base):
             PublishManyError: at least one message was not published.
             TypeError, ValueError: a body cannot be encoded, or an option is wrong. Earlier messages are published.
         """
+        _check_bodies(bodies)
         _check_many(options)
         results = _Results()
         try:
             for body in bodies:
                 prepared = self._prepare(body, options)
                 self._await_delay_queues(prepared.route)
-                try:
-                    results.add(prepared.outgoing, self._pipeline().publish(prepared.outgoing))
-                except PublishError as error:
-                    results.failed(error)
+                results.publish(self._pipeline(), prepared.outgoing)
                 if results.errors:
                     break
         finally:
@@ -302,6 +307,7 @@ class AsyncPublisher(_Base):
 
         Cancelling the task does not withdraw the message.
         """
+        _check(options)
         prepared = self._prepare(body, options)
         await self._await_delay_queues(prepared.route)
         try:
@@ -317,26 +323,31 @@ class AsyncPublisher(_Base):
         self, bodies: Iterable[Any] | AsyncIterable[Any], **options: Unpack[Options]
     ) -> list[str]:
         """Publish many messages without waiting for each. See `Publisher.publish_many`."""
+        _check_bodies(bodies)
         _check_many(options)
         ids: list[str] = []
         errors: dict[int, PublishError] = {}
-        open_tasks: set[asyncio.Task[None]] = set()
+        places = asyncio.Semaphore(DEFAULT_WINDOW)
 
         async def publish(position: int, prepared: _Prepared) -> None:
             try:
                 await self._pipeline().publish_async(prepared.outgoing)
             except PublishError as error:
                 errors[position] = error
+            finally:
+                places.release()
 
+        open_tasks: set[asyncio.Task[None]] = set()
         try:
             async for body in _each(bodies):
                 prepared = self._prepare(body, options)
                 await self._await_delay_queues(prepared.route)
-                if len(open_tasks) >= DEFAULT_WINDOW:
-                    _, open_tasks = await asyncio.wait(open_tasks, return_when=asyncio.FIRST_COMPLETED)
+                await places.acquire()
                 if errors:
                     break
-                open_tasks.add(asyncio.create_task(publish(len(ids), prepared)))
+                task = asyncio.create_task(publish(len(ids), prepared))
+                open_tasks.add(task)
+                task.add_done_callback(open_tasks.discard)
                 ids.append(str(prepared.outgoing.message_id))
         finally:
             await asyncio.gather(*open_tasks)
@@ -377,34 +388,42 @@ class _Results:
         self.errors: dict[int, PublishError] = {}
         self._ids: list[str] = []
         self._open = 0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._is_complete = threading.Event()
 
-    def add(self, outgoing: Outgoing, future: Future[None]) -> None:
-        with self._changed:
-            position = len(self._ids)
-            self._ids.append(str(outgoing.message_id))
+    def publish(self, pipeline: PublishPipeline, outgoing: Outgoing) -> None:
+        """Publish a message and keep its error.
+
+        Raises:
+            BrokerError: the publisher is closed.
+        """
+        position = len(self._ids)
+        with self._lock:
             self._open += 1
-        future.add_done_callback(partial(self._settled, position))
+        try:
+            pipeline.publish_then(outgoing, partial(self._settled, position))
+        except PublishError as error:
+            self._settled(position, error)
+        except BaseException:
+            self._settled(position, None)
+            raise
+        self._ids.append(str(outgoing.message_id))
 
-    def failed(self, error: PublishError) -> None:
-        """A message that was not even sent."""
-        with self._changed:
-            self.errors[len(self._ids)] = error
-            self._ids.append(error.message_id)
-
-    def _settled(self, position: int, future: Future[None]) -> None:
-        error = future.exception()
-        with self._changed:
-            if isinstance(error, PublishError):
+    def _settled(self, position: int, error: PublishError | None) -> None:
+        with self._lock:
+            if error is not None:
                 self.errors[position] = error
             self._open -= 1
             if not self._open:
-                self._changed.notify_all()
+                self._is_complete.set()
 
     def wait(self) -> None:
         """Wait until each message has a result. Each has one after its timeout at the latest."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._open)
+        with self._lock:
+            if not self._open:
+                return
+            self._is_complete.clear()
+        self._is_complete.wait()
 
     def ids(self) -> list[str]:
         """Return the ids.
@@ -426,6 +445,14 @@ async def _each(bodies: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any
             yield body
 
 
+def _check_bodies(bodies: object) -> None:
+    if isinstance(bodies, str | bytes | bytearray | memoryview | Mapping):
+        raise TypeError(
+            f"publish_many takes a list or another iterable of bodies, not a {type(bodies).__name__}. Use publish for"
+            " one body."
+        )
+
+
 def _check_many(options: Options) -> None:
     if "message_id" in options:
         raise ValueError(
@@ -435,6 +462,9 @@ def _check_many(options: Options) -> None:
 
 
 def _check(options: Options) -> None:
+    if not options.keys() <= OPTIONS:
+        unknown = ", ".join(sorted(options.keys() - OPTIONS))
+        raise TypeError(f"Unknown options: {unknown}. The options are {', '.join(Options.__annotations__)}.")
     queue, exchange = options.get("queue"), options.get("exchange")
     if (not queue) == (not exchange):
         raise ValueError("Give a queue or an exchange.")

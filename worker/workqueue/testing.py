@@ -168,6 +168,7 @@ class Runner:
         self._loop = asyncio.Runner()
 
     def __enter__(self) -> Self:
+        self._require_no_loop()
         try:
             if self._lifespan is not None:
                 if self._handler.is_async:
@@ -212,7 +213,11 @@ class Runner:
         Args:
             body: bytes, text, or what becomes JSON, as for `Publisher.publish`.
             options: see `MessageOptions`.
+
+        Raises:
+            RuntimeError: the handler is async, and an asyncio loop runs already.
         """
+        self._require_no_loop()
         received = _message(body, options)
         try:
             if self._handler.is_async:
@@ -234,6 +239,13 @@ class Runner:
         except _FAILURES as error:
             return self._outcome(received, error)
         return self._outcome(received, None)
+
+    def _require_no_loop(self) -> None:
+        if self._handler.is_async and asyncio._get_running_loop() is not None:  # noqa: SLF001 - as asyncio.run does
+            raise RuntimeError(
+                f"The handler {self._handler.name} is async, and so is the test. Use `await run_async(...)`, or"
+                " `async with Runner(...)`."
+            )
 
     def _outcome(self, received: Message, error: BaseException | None) -> Outcome:
         replies = self._replies.take()

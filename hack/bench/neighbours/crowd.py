@@ -7,8 +7,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any, Final
 
 import pika
@@ -68,7 +69,10 @@ class Crowd:
 
 
 class Counts:
-    """Follows the counts of all Deployments of a namespace."""
+    """Follows the counts of all Deployments of a namespace.
+
+    The API server closes a watch whose client is too slow. The next watch begins with what is there.
+    """
 
     def __init__(self, lab: Lab, namespace: str) -> None:
         self._api = lab.api
@@ -77,14 +81,19 @@ class Counts:
         threading.Thread(target=self._follow, daemon=True).start()
 
     def _follow(self) -> None:
-        connection = self._api.connect(3600)
-        connection.request("GET", self._path, headers=self._api.headers())
-        response = connection.getresponse()
-        while line := response.readline():
-            at, body = time.monotonic(), json.loads(line)["object"]
-            name, replicas = body["metadata"]["name"], body["spec"].get("replicas", 1)
-            if self._at.get(name, (0.0, -1))[1] != replicas:
-                self._at[name] = at, replicas
+        while True:
+            connection = self._api.connect(3600)
+            with suppress(HTTPException, OSError):
+                connection.request("GET", self._path, headers=self._api.headers())
+                response = connection.getresponse()
+                while line := response.readline():
+                    self._note(time.monotonic(), json.loads(line)["object"])
+            connection.close()
+
+    def _note(self, at: float, body: Object) -> None:
+        name, replicas = body["metadata"]["name"], body["spec"].get("replicas", 1)
+        if self._at.get(name, (0.0, -1))[1] != replicas:
+            self._at[name] = at, replicas
 
     def wait(self, names: Sequence[str], condition: Callable[[int], bool]) -> dict[str, float]:
         """Wait until all counts fulfil a condition. Return when each changed last."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import tarfile
 import tempfile
 import time
@@ -212,7 +210,7 @@ def _describe(what: str) -> str:
 def _known(file: Path) -> dict[str, dict[str, Object]]:
     if not file.exists():
         return {BEFORE: {}, NOW: {}}
-    columns: dict[str, dict[str, Object]] = json.loads(gzip.decompress(file.read_bytes()))["columns"]
+    columns: dict[str, dict[str, Object]] = report.read(file)["columns"]
     return columns
 
 

@@ -60,6 +60,7 @@ SECRET: Final = "rabbitmq"
 THREADS: Final = 8
 START_SECONDS: Final = 90.0
 WAIT_SECONDS: Final = 240.0
+SETTLED_SECONDS: Final = 3.0
 PROBE_EVERY: Final = 10.0
 PROBE_SECONDS: Final = 5.0
 PROBE_FAILURES: Final = 3
@@ -366,6 +367,23 @@ class Lab:
             return all(name in found and is_ready(found[name]) for name in names)
 
         eventually(ready, WAIT_SECONDS, f"{len(names)} WorkQueues of {namespace} are Ready")
+
+    def wait_settled(self, namespace: str) -> None:
+        """Wait until the operator has done what it can for new WorkQueues: no Deployment changes for 3 s."""
+        seen, since = self._versions(namespace), time.monotonic()
+
+        def settled() -> bool:
+            nonlocal seen, since
+            now = self._versions(namespace)
+            if now != seen:
+                seen, since = now, time.monotonic()
+            return time.monotonic() - since >= SETTLED_SECONDS
+
+        eventually(settled, WAIT_SECONDS, f"the Deployments of {namespace} stay the same")
+
+    def _versions(self, namespace: str) -> dict[str, str]:
+        found = self.deployments(namespace)
+        return {name: body["metadata"]["resourceVersion"] for name, body in found.items()}
 
     def wait_asleep(self, names: Sequence[str], namespace: str) -> None:
         """Wait until these WorkQueues are Ready and have a doorbell on each queue."""

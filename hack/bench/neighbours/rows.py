@@ -27,6 +27,10 @@ Object = dict[str, Any]
 Disturbance = Callable[[Lab, int], AbstractContextManager[None]]
 
 EDITS_PER_SECOND: Final = 10.0
+WAKES_PER_SECOND: Final = 4.0
+"""Of neighbours. Each wake starts a pod. With 20 a second the control plane itself needs more than two processors: a
+bare consumer then waits for as long as the operator does."""
+
 LARGE: Final = 16 * 2**20
 STATUS_SECONDS: Final = 2.0
 SILENT_ADDRESS: Final = SILENT_PODS.partition("/")[0].rpartition(".")[0]
@@ -121,6 +125,7 @@ def _on_second_broker(lab: Lab, count: int, url: str) -> Iterator[tuple[str, lis
         lab.secret(namespace, SECRET, uri=url)
         lab.create(namespace, chosen)
         lab.wait_ready(namespace, chosen)
+        lab.wait_settled(namespace)
         yield namespace, chosen
 
 
@@ -134,6 +139,7 @@ def dead_addresses(lab: Lab, count: int) -> Iterator[None]:
             lab.secret(namespace, name, uri=f"amqps://user-{number}:secret@{place}/")
         for name in chosen:
             lab.create(namespace, [name], {"connectionSecretRef": {"name": name}})
+        lab.wait_settled(namespace)
         with disturb.editing(lab, namespace, chosen, EDITS_PER_SECOND):
             yield
 
@@ -154,6 +160,7 @@ def bad_management(lab: Lab, count: int) -> Iterator[None]:
             secret = {"name": f"kind-{ports[number % len(ports)]}"}
             change = {"worker": None, "workloadRef": reference, "connectionSecretRef": secret}
             lab.create(namespace, [name], change)
+        lab.wait_settled(namespace)
         with disturb.editing(lab, namespace, chosen, EDITS_PER_SECOND):
             yield
 
@@ -242,6 +249,7 @@ def _with_workers(lab: Lab, count: int, prefix: str, behaviours: list[str]) -> I
                 namespace, some, {"worker": {"nodeSelector": stub(behaviour)}, "queue": {"type": "Classic"}}
             )
         with disturb.with_workers(lab, namespace, chosen):
+            lab.wait_settled(namespace)
             yield
 
 
@@ -250,14 +258,14 @@ def _with_workers(lab: Lab, count: int, prefix: str, behaviours: list[str]) -> I
 
 @contextmanager
 def slow_status_writes(lab: Lab, count: int) -> Iterator[None]:
-    """Every status write takes 2 s, and the depths of all neighbours change all the time."""
+    """Every status write takes 2 s, and the depths of the neighbours change."""
     with _faulty(lab, count, Fault(_writes_status, delay=STATUS_SECONDS)):
         yield
 
 
 @contextmanager
 def refused_events(lab: Lab, count: int) -> Iterator[None]:
-    """Every Event is answered with 429, and all neighbours have something to say all the time."""
+    """Every Event is answered with 429, and the neighbours have something to say."""
     refusal = Fault(lambda asked: asked.write == "POST events", status=429, headers=(("Retry-After", "5"),))
     with _faulty(lab, count, refusal):
         yield
@@ -274,7 +282,7 @@ def _faulty(lab: Lab, count: int, fault: Fault) -> Iterator[None]:
         chosen = names(count, "faulty")
         lab.create(namespace, chosen)
         lab.wait_asleep(chosen, namespace)
-        with lab.proxy.fault(fault), disturb.publishing(lab, chosen, 2 * EDITS_PER_SECOND):
+        with lab.proxy.fault(fault), disturb.publishing(lab, chosen, WAKES_PER_SECOND):
             yield
 
 
@@ -313,6 +321,7 @@ def refused_deployments(lab: Lab, count: int) -> Iterator[None]:
             eventually(lambda: _is_refused(lab, path), 30, "the policy refuses Deployments")
             chosen = names(count, "refused")
             lab.create(namespace, chosen)
+            lab.wait_settled(namespace)
             with disturb.editing(lab, namespace, chosen, EDITS_PER_SECOND):
                 yield
         finally:
@@ -343,6 +352,8 @@ def refused_pods(lab: Lab, count: int) -> Iterator[None]:
         for name in chosen:
             for _ in range(5):
                 channel.basic_publish("", name, b"x")
+        eventually(lambda: all(map(_woken(lab, namespace), chosen)), 60, "the neighbours ask for pods")
+        lab.wait_settled(namespace)
         with disturb.editing(lab, namespace, chosen, EDITS_PER_SECOND):
             yield
 
@@ -432,6 +443,7 @@ def unreadable_specs(lab: Lab, count: int) -> Iterator[None]:
         half = count // 2
         lab.create(namespace, chosen[:half], {"scaling": {"maxReplicas": "many"}})
         lab.create(namespace, chosen[half:])
+        lab.wait_settled(namespace)
         with disturb.editing(lab, namespace, chosen[half:], EDITS_PER_SECOND):
             yield
 
@@ -448,14 +460,14 @@ def slow_clients(_lab: Lab, count: int) -> Iterator[None]:
 
 @contextmanager
 def viewers(lab: Lab, count: int) -> Iterator[None]:
-    """Browsers that follow the overview of WorkQueues whose depths change all the time."""
+    """Browsers that follow the overview of WorkQueues whose depths change."""
     with lab.namespace() as namespace, web.page(lab) as port:
         chosen = names(20, "viewed")
         lab.create(namespace, chosen)
         lab.wait_asleep(chosen, namespace)
         token = web.token(lab, namespace)
         with (
-            disturb.publishing(lab, chosen, EDITS_PER_SECOND),
+            disturb.publishing(lab, chosen, WAKES_PER_SECOND),
             disturb.viewers(port, token, count) as seen,
         ):
             eventually(lambda: len(seen) >= count, 30, "the page answers its viewers")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
 import pika
@@ -14,11 +17,11 @@ import pika
 from hack.bench import environment
 from hack.cluster.checkout import CHECKOUT
 from hack.cluster.commands import run
-from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publish_pipeline import DEFAULT_WINDOW, PublishPipeline
-from workqueue.contract.binding import from_url
+from workqueue import AsyncPublisher, Publisher
+from workqueue.amqp.publish_pipeline import DEFAULT_WINDOW
 
 BODY: Final = bytes(100)
+THREADS_AT_ONCE: Final = 100
 ONE_BY_ONE_SHARE: Final = 20
 """The share of the messages for contenders that wait for each confirmation, because they are slow."""
 
@@ -83,42 +86,74 @@ def blocking_one_by_one(url: str, queue: str, total: int) -> float:
 
 
 def ours_one_by_one(url: str, queue: str, total: int) -> float:
-    """Publish with `publish_and_wait` in a loop."""
+    """Publish with `Publisher.publish` in a loop."""
     total //= ONE_BY_ONE_SHARE
-    with PublishPipeline(lambda: from_url(url), "bench") as publisher:
-        publisher.publish_and_wait(Outgoing(queue, BODY))
+    with _publisher(url, queue) as publisher:
         begun = time.perf_counter()
         for _ in range(total):
-            publisher.publish_and_wait(Outgoing(queue, BODY))
+            publisher.publish(BODY, queue=queue)
         return total / (time.perf_counter() - begun)
 
 
 def ours_threads(url: str, queue: str, total: int) -> float:
-    """Publish with `publish` from one thread, as fast as the window allows."""
-    with PublishPipeline(lambda: from_url(url), "bench") as publisher:
-        publisher.publish_and_wait(Outgoing(queue, BODY))
+    """Publish with `Publisher.publish` in many threads, each of which waits for each confirmation."""
+    with _publisher(url, queue) as publisher, ThreadPoolExecutor(THREADS_AT_ONCE) as threads:
+
+        def publish(_: int) -> None:
+            for _ in range(total // THREADS_AT_ONCE):
+                publisher.publish(BODY, queue=queue)
+
         begun = time.perf_counter()
-        futures = [publisher.publish(Outgoing(queue, BODY)) for _ in range(total)]
-        for future in futures:
-            future.result()
+        list(threads.map(publish, range(THREADS_AT_ONCE)))
+        return total / (time.perf_counter() - begun)
+
+
+def ours_many(url: str, queue: str, total: int) -> float:
+    """Publish with `Publisher.publish_many` in one thread."""
+    with _publisher(url, queue) as publisher:
+        begun = time.perf_counter()
+        publisher.publish_many(itertools.repeat(BODY, total), queue=queue)
         return total / (time.perf_counter() - begun)
 
 
 def ours_tasks(url: str, queue: str, total: int) -> float:
-    """Publish with `await publish_async`, in as many tasks as the window has places."""
+    """Publish with `AsyncPublisher.publish`, in as many tasks as the window has places."""
 
-    async def publish(publisher: PublishPipeline) -> float:
+    async def publish(publisher: AsyncPublisher) -> None:
         async def task() -> None:
             for _ in range(total // DEFAULT_WINDOW):
-                await publisher.publish_async(Outgoing(queue, BODY))
+                await publisher.publish(BODY, queue=queue)
 
-        begun = time.perf_counter()
         await asyncio.gather(*(task() for _ in range(DEFAULT_WINDOW)))
-        return total / (time.perf_counter() - begun)
 
-    with PublishPipeline(lambda: from_url(url), "bench") as publisher:
-        publisher.publish_and_wait(Outgoing(queue, BODY))
-        return asyncio.run(publish(publisher))
+    return asyncio.run(_rate_async(url, queue, total, publish))
+
+
+def ours_many_async(url: str, queue: str, total: int) -> float:
+    """Publish with `AsyncPublisher.publish_many`."""
+
+    async def publish(publisher: AsyncPublisher) -> None:
+        await publisher.publish_many(itertools.repeat(BODY, total), queue=queue)
+
+    return asyncio.run(_rate_async(url, queue, total, publish))
+
+
+@contextmanager
+def _publisher(url: str, queue: str) -> Iterator[Publisher]:
+    """A publisher that is connected."""
+    with Publisher(url, name="bench") as publisher:
+        publisher.publish(BODY, queue=queue)
+        yield publisher
+
+
+async def _rate_async(
+    url: str, queue: str, total: int, publish: Callable[[AsyncPublisher], Awaitable[None]]
+) -> float:
+    async with AsyncPublisher(url, name="bench") as publisher:
+        await publisher.publish(BODY, queue=queue)
+        begun = time.perf_counter()
+        await publish(publisher)
+        return total / (time.perf_counter() - begun)
 
 
 def aio_pika_tasks(url: str, queue: str, total: int) -> float:
@@ -145,15 +180,21 @@ def _aio_pika(url: str, queue: str, total: int, tasks: int) -> float:
 
 BASELINE: Final = "pika SelectConnection, pipelined"
 ONE_BY_ONE: Final = "pika BlockingConnection, one by one"
-THREADS: Final = "ours, threads, pipelined"
-TASKS: Final = "ours, tasks, pipelined"
+THREADS: Final = "Publisher, 100 threads"
+MANY: Final = "Publisher, publish_many"
+TASKS: Final = "AsyncPublisher, 1,000 tasks"
+MANY_ASYNC: Final = "AsyncPublisher, publish_many"
+OURS_ONE_BY_ONE: Final = "Publisher, one by one"
+OURS: Final = (THREADS, MANY, TASKS, MANY_ASYNC, OURS_ONE_BY_ONE)
 
 CONTENDERS: Final[dict[str, Contender]] = {
     BASELINE: lambda url, queue, total: BarePipeline(url, queue, total).run(),
     THREADS: ours_threads,
+    MANY: ours_many,
     TASKS: ours_tasks,
+    MANY_ASYNC: ours_many_async,
     "aio-pika, tasks, pipelined": aio_pika_tasks,
     ONE_BY_ONE: blocking_one_by_one,
-    "ours, one by one": ours_one_by_one,
+    OURS_ONE_BY_ONE: ours_one_by_one,
     "aio-pika, one by one": aio_pika_one_by_one,
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hack.bench.report import read_rows
+from hack.bench.report import read
 
 QUEUES: Final = 100_000
 HEADROOM: Final = 0.5
@@ -68,7 +68,7 @@ def from_results(file: Path) -> UnitCosts | None:
     """Return the unit costs from the operator's benchmark, or None if it has not measured two sizes."""
     if not file.exists():
         return None
-    rows = read_rows(file)
+    rows = read(file)["rows"]
     rest = _by_queues(rows, "at rest, ")
     wake = _by_queues(rows, "wake, ")
     restart = _by_queues(rows, "operator restarted with ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from workqueue.cli import output
-from workqueue_kubectl.cluster import Cluster
+from workqueue_kubectl.cluster import Cluster, resource_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,9 @@ def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
     """Resume the WorkQueue."""
     name = arguments.name
     cluster.change(name, {"suspend": False})
-    if arguments.json:
+    if arguments.only_name:
+        output.say(resource_name(name))
+    elif arguments.json:
         output.say_json({"namespace": cluster.namespace, "name": name, "suspend": False})
     else:
         output.say(f"{name} is resumed.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from workqueue.cli import output
-from workqueue_kubectl.cluster import Cluster
+from workqueue_kubectl.cluster import Cluster, resource_name
 from workqueue_operator.api.workqueue import MAX_REPLICAS
 
 
@@ -21,7 +21,9 @@ def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
     """Pin or release the replica count."""
     name, replicas = arguments.name, arguments.replicas
     cluster.change(name, {"replicas": replicas})
-    if arguments.json:
+    if arguments.only_name:
+        output.say(resource_name(name))
+    elif arguments.json:
         output.say_json({"namespace": cluster.namespace, "name": name, "replicas": replicas})
     elif replicas is None:
         output.say(f"{name} is released. Scaling resumes.")

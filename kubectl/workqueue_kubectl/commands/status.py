@@ -10,9 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from workqueue.cli import output
+from workqueue.contract import durations
 from workqueue.contract.worker_api import StatusField
 from workqueue_kubectl import explain
-from workqueue_kubectl.cluster import Cluster, event_time
+from workqueue_kubectl.cluster import Cluster, Found, event_time, resource_name
+from workqueue_kubectl.commands.top import STALE, workers
 from workqueue_kubectl.errors import KubectlError
 from workqueue_kubectl.kubectl import Object
 from workqueue_operator.api.workqueue import NEVER, WorkQueue
@@ -32,11 +34,16 @@ class Overview:
         events: oldest first; None if listing them is forbidden.
     """
 
-    workqueue: WorkQueue
+    found: Found
     pods: Sequence[PodView]
     statuses: Mapping[str, Object]
     events: Sequence[Object] | None
     now: datetime
+
+    @property
+    def workqueue(self) -> WorkQueue:
+        """The WorkQueue."""
+        return self.found.workqueue
 
     @property
     def seen(self) -> explain.Seen:
@@ -70,15 +77,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
     """Show the WorkQueue. Returns 0 in any state."""
     overview = _read(cluster, arguments.name)
-    if arguments.json:
+    if arguments.only_name:
+        output.say(resource_name(arguments.name))
+    elif arguments.json:
         output.say_json(_as_json(overview))
     else:
-        output.say("\n".join(_lines(overview)))
+        output.say("\n".join(_lines(overview, wide=arguments.wide)))
     return 0
 
 
 def _read(cluster: Cluster, name: str) -> Overview:
-    workqueue = cluster.workqueue(name)
+    found = cluster.found(name)
+    workqueue = found.workqueue
     pods = existing(map(pod_view, cluster.pods(workqueue))) if workqueue.spec.worker is not None else []
     running = [pod.name for pod in pods if pod.running][:ASKED_PODS]
     statuses = cluster.worker_statuses(workqueue.metadata.namespace, running)
@@ -86,53 +96,80 @@ def _read(cluster: Cluster, name: str) -> Overview:
         events = cluster.events(workqueue)
     except KubectlError:
         events = None
-    return Overview(workqueue, pods, statuses, events, datetime.now(UTC))
+    return Overview(found, pods, statuses, events, datetime.now(UTC))
 
 
 def _busy(statuses: Mapping[str, Object], pods: set[str]) -> int:
     return sum(int(status[StatusField.BUSY]) for pod, status in statuses.items() if pod in pods)
 
 
-def _lines(overview: Overview) -> list[str]:
+def _lines(overview: Overview, *, wide: bool = False) -> list[str]:
     workqueue, now = overview.workqueue, overview.now
     status, most = workqueue.status, workqueue.spec.most_replicas
-    ready = f"{_known(status.ready_replicas)}/{_known(status.desired_replicas)}"
     least = min(workqueue.spec.scaling.min_replicas, most)
+
+    def known(count: int | None) -> str:
+        return "?" if count is None else f"{STALE if overview.found.is_behind else ''}{count}"
+
     lines = [
         f"WorkQueue   {workqueue.metadata.namespace}/{workqueue.metadata.name}",
         f"Queue       {workqueue.queue_name} ({workqueue.spec.queue.type.value})",
         f"Connection  Secret {workqueue.spec.connection_secret_ref.name}",
-        f"Messages    {_known(status.messages)} waiting, {_known(status.retrying)} retrying",
-        f"Dead        {_known(status.dead_letters)}",
-        f"Workers     {ready} ready, {_known(status.busy_replicas)} busy",
+        f"Messages    {known(status.messages)} waiting, {known(status.retrying)} retrying",
+        f"Dead        {known(status.dead_letters)}",
+        f"Workers     {_workers(overview)}, {known(status.busy_replicas)} busy",
         f"Bounds      {least} to {most} {'replica' if most == 1 else 'replicas'}",
+        f"Status      {_written(overview)}",
     ]
     if status.last_scale_time is not None:
-        lines.append(f"Last change {_ago(now - status.last_scale_time)} ago: {status.last_scale_reason}")
+        lines.append(f"Last change {_age(now - status.last_scale_time)} ago: {status.last_scale_reason}")
     if status.conditions:
         rows = [
             (
                 condition.type,
                 condition.status.value,
                 condition.reason,
-                _ago(now - condition.last_transition_time)
+                _age(now - condition.last_transition_time)
                 if condition.last_transition_time != NEVER
                 else "?",
                 condition.message,
             )
             for condition in status.conditions
         ]
-        lines += ["", output.table(("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE"), rows)]
+        head = ("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE")
+        lines += ["", output.table(head, rows, cut=not wide)]
     lines += ["", f"Why the count is {_known(status.desired_replicas)}"]
     lines += [f"  {sentence}" for sentence in explain.why(workqueue, overview.seen, now)]
     lines += ["", "What would change it"]
     lines += [f"  {sentence}" for sentence in explain.what_would_change_it(workqueue, overview.seen, now)]
     if (change := explain.next_change(workqueue, now)) is not None:
         lines.append(f"  {change.sentence}")
-    return [*lines, *_pod_lines(overview), *_event_lines(overview)]
+    return [*lines, *_pod_lines(overview, wide=wide), *_event_lines(overview, wide=wide)]
 
 
-def _pod_lines(overview: Overview) -> list[str]:
+def _workers(overview: Overview) -> str:
+    """Return how many workers are Ready and leave: of the pods, which are newer than the status."""
+    status = overview.workqueue.status
+    if overview.workqueue.spec.worker is None:
+        ready, leaving = workers(status.ready_replicas, status.desired_replicas)
+    else:
+        ready = sum(pod.ready and not pod.terminating for pod in overview.pods)
+        ready, surplus = workers(ready, status.desired_replicas)
+        leaving = sum(pod.terminating for pod in overview.pods) + (surplus or 0)
+    text = f"{_known(ready)}/{_known(status.desired_replicas)} ready"
+    return f"{text}, {leaving} leaving" if leaving else text
+
+
+def _written(overview: Overview) -> str:
+    if overview.found.written is None:
+        return "the operator has not written it yet"
+    age = _age(overview.now - overview.found.written)
+    if overview.found.is_behind:
+        return f"written {age} ago, before the last change of the spec. {STALE} marks its numbers"
+    return f"written {age} ago. The operator writes it when a number changes"
+
+
+def _pod_lines(overview: Overview, *, wide: bool = False) -> list[str]:
     if overview.workqueue.spec.workload_ref is not None:
         return []
     if not overview.pods:
@@ -146,10 +183,10 @@ def _pod_lines(overview: Overview) -> list[str]:
                 _state(pod, status),
                 f"{status[StatusField.BUSY]}/{status[StatusField.SLOTS]}" if status else "?",
                 str(status[StatusField.HANDLED]) if status else "?",
-                f"{status[StatusField.RECENT_HANDLER_SECONDS]:.3g} s"
+                durations.span(status[StatusField.RECENT_HANDLER_SECONDS])
                 if status and status[StatusField.RECENT_HANDLER_SECONDS]
                 else "-",
-                _ago(overview.now - datetime.fromtimestamp(pod.created, UTC)),
+                _age(overview.now - datetime.fromtimestamp(pod.created, UTC)),
                 (
                     pod.failure.message
                     if pod.failure and not pod.ready
@@ -158,18 +195,19 @@ def _pod_lines(overview: Overview) -> list[str]:
                 or "",
             )
         )
-    lines = ["", output.table(("POD", "STATE", "BUSY", "HANDLED", "MEAN", "AGE", "PROBLEM"), rows)]
+    head = ("POD", "STATE", "BUSY", "HANDLED", "MEAN", "AGE", "PROBLEM")
+    lines = ["", output.table(head, rows, cut=not wide)]
     if any(pod.running and pod.name not in overview.statuses for pod in overview.pods):
         lines.append("?: the worker did not answer. Check that you may get pods/proxy.")
     return lines
 
 
-def _event_lines(overview: Overview) -> list[str]:
+def _event_lines(overview: Overview, *, wide: bool = False) -> list[str]:
     if overview.events is None:
         return ["", "Events are not shown: you lack the permission to list events."]
     rows = [
         (
-            f"{_ago(overview.now - datetime.fromisoformat(event_time(event)))} ago",
+            f"{_age(overview.now - datetime.fromisoformat(event_time(event)))} ago",
             str(event.get("type", "")),
             str(event.get("reason", "")),
             str(event.get("message", "")),
@@ -178,7 +216,7 @@ def _event_lines(overview: Overview) -> list[str]:
     ]
     if not rows:
         return ["", "No recent Events."]
-    return ["", output.table(("EVENT", "TYPE", "REASON", "MESSAGE"), rows)]
+    return ["", output.table(("EVENT", "TYPE", "REASON", "MESSAGE"), rows, cut=not wide)]
 
 
 def _state(pod: PodView, status: Object | None) -> str:
@@ -199,14 +237,8 @@ def _known(count: int | None) -> str:
     return "?" if count is None else str(count)
 
 
-def _ago(span: timedelta) -> str:
-    """Format an age in its two largest units, as kubectl does."""
-    seconds = max(0, int(span.total_seconds()))
-    for size, unit, below, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if seconds >= size:
-            rest = seconds % size // below
-            return f"{seconds // size}{unit}{f'{rest}{small}' if rest else ''}"
-    return f"{seconds}s"
+def _age(span: timedelta) -> str:
+    return durations.age(span.total_seconds())
 
 
 def _as_json(overview: Overview) -> dict[str, Any]:
@@ -220,6 +252,8 @@ def _as_json(overview: Overview) -> dict[str, Any]:
         "minReplicas": workqueue.spec.scaling.min_replicas,
         "maxReplicas": workqueue.spec.most_replicas,
         "status": status,
+        "statusWritten": overview.found.written,
+        "stale": overview.found.is_behind,
         "inHandlers": seen.in_handlers,
         "inStoppingWorkers": seen.in_stopping_workers,
         "why": explain.why(workqueue, seen, now),

@@ -29,7 +29,7 @@ DEFAULT_MESSAGES_PER_REPLICA: Final = 10
 MAX_REPLICAS: Final = 1000
 
 MOST_RETRY_DELAYS: Final = 64
-"""Delay queues that are polled for one WorkQueue. At most 24 are in use; queues of an earlier release may remain."""
+"""Delay queues that are polled for one WorkQueue. At most 40 are in use; queues of an earlier release may remain."""
 
 _EMPTY: Final[JsonSchema] = {"default": {}}
 """The API server fills in an omitted object, so that its defaults are visible."""
@@ -1045,11 +1045,11 @@ class WorkQueueStatus(_Model):
     )
     """Delays whose queues exist. Only earlier releases declared a queue for each delay."""
 
-    delay_steps: tuple[Count, ...] | None = Field(
+    delay_queues: tuple[str, ...] | None = Field(
         default=None, max_length=MOST_RETRY_DELAYS, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )
-    """Steps of delays whose queues exist, in milliseconds; 0 is the last queue. A worker declares a queue before the
-    first message for it."""
+    """Delay queues that exist, without those of earlier releases. A worker declares a queue before the first message
+    for it."""
 
     recurring: tuple[RecurringStatus, ...] | None = Field(
         default=None,
@@ -1141,6 +1141,16 @@ class WorkQueue(_Model):
     def queue_name(self) -> str:
         """The queue's name in RabbitMQ."""
         return self.spec.queue.name or self.metadata.name
+
+    @property
+    def delay_queues_seen(self) -> frozenset[str]:
+        """The delay queues in the status."""
+        plain = self.status.retry_delays_seconds or ()
+        names = {topology.earlier_delay_queue_name(self.queue_name, seconds) for seconds in plain}
+        listed = self.status.delay_queues or ()
+        return frozenset(
+            names.union(name for name in listed if topology.is_delay_queue(name, self.queue_name))
+        )
 
     @property
     def queue_settings(self) -> topology.QueueSettings:

@@ -40,7 +40,7 @@ from workqueue.contract import topology
 from workqueue.contract.binding import Binding
 from workqueue.contract.topology import BrokerVersion, Plan, Queue, conflict_advice
 from workqueue_operator.api.reasons import Reason
-from workqueue_operator.broker import confirmed, unused_delays
+from workqueue_operator.broker import confirmed
 from workqueue_operator.broker.addresses import permitted, resolved
 from workqueue_operator.broker.channel import (
     CALL_TIMEOUT,
@@ -532,22 +532,6 @@ class Broker:
             lambda channel, done: channel.exchange_delete(exchange, callback=done),
             f"exchange {exchange!r}",
         )
-
-    async def delete_unused(self, plan: Plan) -> bool:
-        """Delete the delay queues of a plan if nothing uses them, and return whether that is so.
-
-        Raises:
-            ReconcileError: another program declares them now, or the broker refused or did not answer.
-        """
-        calls = self._declarations  # of this connection, which has the lock
-
-        async def ask(queue: str, send: Send) -> Any:
-            return await self._call(calls, queue, send, f"queue {queue!r}")
-
-        try:
-            return await unused_delays.delete(plan, ask)
-        except QueueMissingError:
-            return False
 
     def mark_vanished(self, queue: str) -> None:
         """Remember that the queue was deleted (see Doorbells.mark_vanished)."""

@@ -172,7 +172,7 @@ def names(workqueue: WorkQueue, listed: Collection[str] = ()) -> list[str]:
     queue = workqueue.queue_name
     delays = sorted({*topology.EARLIER_DELAYS_SECONDS, *workqueue.spec.retry.delays})
     derived = [
-        *(topology.step_name(queue, step) for step in topology.ALL_STEPS_MILLISECONDS),
+        *(topology.step_name(queue, step) for step in topology.STEPS),
         *(topology.earlier_delay_queue_name(queue, delay) for delay in delays),
     ]
     dead = [] if workqueue.spec.queue.dead_letter_queue else [dead_letter_queue_name(queue)]
@@ -272,7 +272,7 @@ async def delete(workqueue: WorkQueue, queues: Sequence[str], broker: Broker, *,
             if conditional and problem.reason is Reason.QUEUE_CONFLICT:
                 raise _in_use(name, counts) from problem
             raise
-    for step in topology.STEPS_MILLISECONDS:
+    for step in topology.STEPS[:-1]:
         await broker.delete_exchange(topology.step_name(work, step))
 
 

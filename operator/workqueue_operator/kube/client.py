@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -60,6 +61,12 @@ class Cluster:
         # Not the limit of aiohttp: the timeout of a request would include the wait for a connection.
         self._connections = asyncio.Semaphore(connections)
         self.requests = 0
+        self._unanswered = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits for its connection or for its answer."""
+        return self._unanswered > 0
 
     async def get(self, path: str, **query: str) -> Object:
         """GET one object, or a list.
@@ -98,10 +105,10 @@ class Cluster:
             "PATCH", path, {"fieldManager": FIELD_MANAGER}, body, "application/merge-patch+json"
         )
 
-    async def json_patch(self, path: str, operations: list[Object]) -> Object:
+    async def json_patch(self, path: str, operations: list[Object], manager: str = FIELD_MANAGER) -> Object:
         """PATCH an object with a JSON Patch. A failed `test` operation answers 422."""
         return await self._request(
-            "PATCH", path, {"fieldManager": FIELD_MANAGER}, operations, "application/json-patch+json"
+            "PATCH", path, {"fieldManager": manager}, operations, "application/json-patch+json"
         )
 
     async def close(self) -> None:
@@ -116,8 +123,12 @@ class Cluster:
         body: Object | list[Object] | None = None,
         content_type: str = "application/json",
     ) -> Object:
-        async with self._connections:
-            return await self._request_now(method, path, query, body, content_type)
+        self._unanswered += 1
+        try:
+            async with self._connections:
+                return await self._request_now(method, path, query, body, content_type)
+        finally:
+            self._unanswered -= 1
 
     async def _request_now(
         self,
@@ -196,6 +207,11 @@ def _refusal(status: int, text: bytes | str, retry_after: str | None) -> Cluster
         message = f"HTTP {status}"
     seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
     return ClusterError(status, message, retry_after=seconds)
+
+
+def micro_time(moment: datetime) -> str:
+    """Return a moment in UTC as Kubernetes' MicroTime."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def workqueues_path(namespace: str | None) -> str:
@@ -279,6 +295,11 @@ def namespace_leases_path(namespace: str) -> str:
 def lease_path(namespace: str, name: str) -> str:
     """Return the path of a Lease."""
     return f"{namespace_leases_path(namespace)}/{_part(name)}"
+
+
+def events_path(namespace: str) -> str:
+    """Return the path of the Events of a namespace."""
+    return f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
 
 
 def cluster_role_path(name: str) -> str:

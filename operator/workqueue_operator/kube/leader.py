@@ -12,12 +12,11 @@ import logging
 import math
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from datetime import datetime
 from http import HTTPStatus
 from typing import Any, Final
 
 from workqueue_operator.errors import ClusterError, LeadershipLostError
-from workqueue_operator.kube.client import Cluster, Object, lease_path, namespace_leases_path
+from workqueue_operator.kube.client import Cluster, Object, lease_path, micro_time, namespace_leases_path
 from workqueue_operator.ports import Clock
 
 logger = logging.getLogger(__name__)
@@ -180,7 +179,7 @@ class Leadership:
             self._valid_until = begun + LEASE_SECONDS
 
     def _body(self, holder: str) -> Object:
-        now = _micro_time(self._clock.now())
+        now = micro_time(self._clock.now())
         metadata: Object = {"name": self._name, "namespace": self._namespace}
         if self._seen is None:
             spec: Object = {"acquireTime": now, "leaseTransitions": 0}
@@ -213,7 +212,3 @@ class Leadership:
             logger.warning("A request for the Lease failed.", extra={"detail": str(error) or repr(error)})
             return False
         return True
-
-
-def _micro_time(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -211,7 +211,7 @@ class Store:
         pod = self.pods[key] = pod_view(body)
         self._pods_of[owner].add(key)
         if known is not None and our_mark:
-            known = replace(known, marked=pod.marked, protection=pod.protection)
+            known = replace(known, marked=pod.marked, relabelled=pod.relabelled, protection=pod.protection)
         if pod != known:
             self.wake(owner)
         return True

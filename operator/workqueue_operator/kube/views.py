@@ -16,6 +16,7 @@ from workqueue_operator.names import (
     ANNOTATION_PROTECTED,
     ANNOTATION_TEMPLATE_HASH,
     HANDLER_CONTAINER,
+    LABEL_RETIRING,
     LABEL_WORKQUEUE,
     PROTECTION,
     WORKER_CONTAINER,
@@ -48,6 +49,7 @@ class PodView:
     Attributes:
         running: whether the worker container runs, so that it may hold a message.
         marked: whether it has a deletion cost.
+        relabelled: whether its ReplicaSet counts it as marked: the label of marks differs from the template's.
         failure: why it is not Ready, if the user can fix it.
         created: creation time in Unix seconds.
         scheduled: whether it has a node, so that its worker may start at any time.
@@ -77,6 +79,7 @@ class PodView:
     broker: str = ""
     node: str = ""
     protection: Protection = Protection.NONE
+    relabelled: bool = False
 
     @property
     def rank(self) -> tuple[bool, bool, bool]:
@@ -117,7 +120,7 @@ class DeploymentView:
 def pod_view(body: Mapping[str, Any]) -> PodView:
     """Return the view of a pod."""
     metadata, status = body["metadata"], body.get("status") or {}
-    annotations = metadata.get("annotations") or {}
+    annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     worker = _container(status.get("containerStatuses"), WORKER_CONTAINER)
     node = (body.get("spec") or {}).get("nodeName", "")
@@ -135,13 +138,14 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
         scheduled=bool(node),
         started=status.get("phase") == "Running",
         ended=status.get("phase") in {"Succeeded", "Failed"},
-        workqueue=(metadata.get("labels") or {}).get(LABEL_WORKQUEUE, ""),
+        workqueue=labels.get(LABEL_WORKQUEUE, ""),
         replicaset=next(
             (o["name"] for o in metadata.get("ownerReferences") or () if o.get("controller")), ""
         ),
         broker=annotations.get(ANNOTATION_BROKER, ""),
         node=node,
         protection=_protection(annotations),
+        relabelled=labels.get(LABEL_RETIRING, "false") != "false",
     )
 
 
@@ -201,6 +205,16 @@ def unsettled(deployment: DeploymentView, pods: Sequence[PodView]) -> Unknown | 
             f"{len(alive)} of {deployment.replicas} pods exist. The Deployment scales in after the numbers match.",
         )
     return None
+
+
+def leaving(deployment: DeploymentView, pods: Iterable[PodView]) -> list[PodView]:
+    """Return the marked pods of which Kubernetes must still remove some.
+
+    While no pod is surplus, the marks are left over from a scale-in that was called off, and these workers consume.
+    During a rollout Kubernetes removes all pods of the earlier template, marked or not.
+    """
+    current = [pod for pod in pods if not pod.terminating and pod.template_hash == deployment.template_hash]
+    return [pod for pod in current if pod.marked] if len(current) > deployment.replicas else []
 
 
 def existing_of_refused(deployment: DeploymentView, pods: Sequence[PodView]) -> int | None:

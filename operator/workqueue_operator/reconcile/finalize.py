@@ -179,7 +179,8 @@ class Finalizer:
         listed: list[str] | Unknown = []
         if binding.management_uri is not None:
             listed = await self._management.delay_queues(binding, workqueue.queue_name)
-        names = declare.names(workqueue, () if isinstance(listed, Unknown) else listed)
+        seen = workqueue.delay_queues_seen
+        names = declare.names(workqueue, seen.union(() if isinstance(listed, Unknown) else listed))
         only_empty = workqueue.spec.queue.deletion_policy is DeletionPolicy.DELETE_IF_EMPTY
         if only_empty:
             await self._require_nothing_to_do(workqueue, names, handle)
@@ -390,7 +391,7 @@ def _depth(
     readings = QueueReadings(
         counts=counts,
         ours=worker is not None,
-        pods=[pod for pod in pods if pod.running and not pod.terminating and not pod.marked],
+        pods=[pod for pod in pods if pod.running and not pod.terminating],
         statuses=statuses,
         single_active=bool(workqueue.spec.queue.single_active_consumer),
         concurrency=1 if worker is None else worker.concurrency,

@@ -19,6 +19,16 @@ logger = logging.getLogger(__name__)
 REPORT_AFTER: Final = 0.25
 """Seconds between a pass and its report. When many queues wake together, the API server writes their counts first."""
 
+HOLD_CHECK: Final = 0.1
+LONGEST_HOLD: Final = 5.0
+"""Seconds between two looks whether counts are still being written, and for how long a report waits for them. A few
+writes a second are what an API server with two processors has left when many queues wake together."""
+
+
+def never() -> bool:
+    """Say that nothing is urgent."""
+    return False
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -33,11 +43,16 @@ class Outbox:
     """The writes of one namespace that wait for their turn, the oldest first.
 
     After each write the next one begins, if the rate allows it. The timer begins the first one.
+
+    Args:
+        is_urgent: whether more urgent writes are under way. None begins meanwhile, for LONGEST_HOLD at most.
     """
 
-    def __init__(self, clock: Clock, rate: Rate) -> None:
+    def __init__(self, clock: Clock, rate: Rate, is_urgent: Callable[[], bool]) -> None:
         self._clock = clock
         self._rate = rate
+        self._is_urgent = is_urgent
+        self._held_until: float | None = None
         self._waiting: dict[Hashable, Callable[[], Coroutine[Any, Any, None]]] = {}
         self._running: dict[Hashable, asyncio.Task[None]] = {}
         self._paid_until = 0.0
@@ -55,8 +70,7 @@ class Outbox:
     def put(self, name: Hashable, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Add a write. It replaces a waiting write of the same name, and follows a running one."""
         self._waiting[name] = write
-        if self._timer is None:
-            self._timer = self._clock.call_later(REPORT_AFTER, self._on_timer)
+        self._continue_in(REPORT_AFTER)
 
     def remove(self, name: Hashable) -> None:
         """Remove a waiting write, if there is one."""
@@ -80,11 +94,24 @@ class Outbox:
     def _start(self) -> None:
         while len(self._running) < self._rate.together:
             name = next((one for one in self._waiting if one not in self._running), None)
-            if name is None or not self._has_token():
+            if name is None or self._is_held() or not self._has_token():
                 return
             task = asyncio.create_task(self._waiting.pop(name)(), name=f"report {name}")
             self._running[name] = task
             task.add_done_callback(partial(self._on_end, name))
+
+    def _is_held(self) -> bool:
+        """Whether more urgent writes go first. The outbox looks again soon."""
+        if not (self._limited and self._is_urgent()):
+            self._held_until = None
+            return False
+        now = self._clock.monotonic()
+        if self._held_until is None:
+            self._held_until = now + LONGEST_HOLD
+        if now >= self._held_until:
+            return False
+        self._continue_in(HOLD_CHECK)
+        return True
 
     def _has_token(self) -> bool:
         """Take a token. Without one, the outbox continues when there is one."""
@@ -95,9 +122,12 @@ class Outbox:
         if paid_until <= now:
             self._paid_until = paid_until
             return True
-        if self._timer is None:
-            self._timer = self._clock.call_later(paid_until - now, self._on_timer)
+        self._continue_in(paid_until - now)
         return False
+
+    def _continue_in(self, seconds: float) -> None:
+        if self._timer is None:
+            self._timer = self._clock.call_later(seconds, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -113,9 +143,10 @@ class Outbox:
 class Outboxes:
     """One outbox for each namespace, with the same rate."""
 
-    def __init__(self, clock: Clock, rate: Rate) -> None:
+    def __init__(self, clock: Clock, rate: Rate, is_urgent: Callable[[], bool] = never) -> None:
         self._clock = clock
         self._rate = rate
+        self._is_urgent = is_urgent
         self._outboxes: dict[str, Outbox] = {}
 
     def __iter__(self) -> Iterator[Outbox]:
@@ -129,5 +160,5 @@ class Outboxes:
         if namespace not in self._outboxes:
             for idle in [other for other, outbox in self._outboxes.items() if not len(outbox)]:
                 del self._outboxes[idle]
-            self._outboxes[namespace] = Outbox(self._clock, self._rate)
+            self._outboxes[namespace] = Outbox(self._clock, self._rate, self._is_urgent)
         return self._outboxes[namespace]

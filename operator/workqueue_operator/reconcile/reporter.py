@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -20,13 +20,14 @@ from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.backoff import delay
 from workqueue_operator.digest import digest
 from workqueue_operator.errors import ClusterError, LeadershipLostError
-from workqueue_operator.kube.client import workqueue_path
+from workqueue_operator.kube.client import events_path, workqueue_path
+from workqueue_operator.kube.events import event_body, workqueue_reference
 from workqueue_operator.kube.store import Key, Store
 from workqueue_operator.kube.views import DeploymentView
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import API_VERSION, EVENT_REPORTER, KIND, STATUS_FIELD_MANAGER
 from workqueue_operator.ports import Clock, Kubernetes, Timer
-from workqueue_operator.reconcile.outbox import Outboxes, Rate
+from workqueue_operator.reconcile.outbox import Outboxes, Rate, never
 from workqueue_operator.reconcile.status import Outcome
 from workqueue_operator.scaling.decide import Depth
 
@@ -115,6 +116,7 @@ class Reporter:
         kubernetes: has connections of its own, which no pass uses.
         store: shows the present status of each WorkQueue.
         instance: this operator's pod name, for the Events.
+        is_urgent: whether counts are being written, which go first.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Reporter:
         metrics: Metrics,
         *,
         clock: Clock,
+        is_urgent: Callable[[], bool] = never,
     ) -> None:
         self._kubernetes = kubernetes
         self._clock = clock
@@ -132,8 +135,8 @@ class Reporter:
         self._metrics = metrics
         self._instance = instance
         self._reports: dict[str, _Report] = {}
-        self._statuses = Outboxes(clock, STATUS_RATE)
-        self._events = Outboxes(clock, EVENT_RATE)
+        self._statuses = Outboxes(clock, STATUS_RATE, is_urgent)
+        self._events = Outboxes(clock, EVENT_RATE, is_urgent)
         self._told: dict[str, dict[str, tuple[str, str]]] = {}
         self._sent: dict[str, dict[tuple[str, str], float]] = {}
         self._event_number = 0
@@ -352,14 +355,7 @@ class Reporter:
         if sent in recent:
             return
         self._sent[uid] = {**recent, sent: now}
-        regarding = {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "namespace": namespace,
-            "name": name,
-            "uid": uid,
-        }
-        self._queue_event(regarding, event)
+        self._queue_event(workqueue_reference(namespace, name, uid), event)
 
     def namespace_event(self, namespace: str, event: Event) -> None:
         """Send one Event about a namespace and write one log line."""
@@ -383,26 +379,20 @@ class Reporter:
         outbox.put(self._event_number, partial(self._send, self._event_body(regarding, event)))
 
     def _event_body(self, regarding: Mapping[str, str], event: Event) -> dict[str, Any]:
-        moment = self._clock.now()
-        return {
-            "apiVersion": "events.k8s.io/v1",
-            "kind": "Event",
-            "metadata": {"generateName": f"{regarding['name']}-", "namespace": regarding["namespace"]},
-            "eventTime": moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            "type": "Warning" if event.warning else "Normal",
-            "reason": event.reason.value,
-            "action": str(event.action),
-            "note": event.message[:1024],
-            "reportingController": EVENT_REPORTER,
-            "reportingInstance": self._instance,
-            "regarding": dict(regarding),
-        }
+        return event_body(
+            regarding,
+            self._clock.now(),
+            (EVENT_REPORTER, self._instance),
+            reason=event.reason.value,
+            action=str(event.action),
+            note=event.message,
+            warning=event.warning,
+        )
 
     async def _send(self, body: dict[str, Any]) -> None:
         """Send one Event. A failure is only logged."""
         try:
-            namespace = body["metadata"]["namespace"]
-            await self._kubernetes.create(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
+            await self._kubernetes.create(events_path(body["metadata"]["namespace"]), body)
         except LeadershipLostError:
             self._give_up()
         except ClusterError as error:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from workqueue.contract.topology import earlier_delay_seconds, step_milliseconds
+from workqueue.contract.topology import earlier_delay_seconds
 from workqueue_operator.api.reasons import ADVICE, ConditionType, Finding, Reason, Unknown
 from workqueue_operator.api.workqueue import NEVER, WorkQueue, timestamp
 from workqueue_operator.kube.views import DeploymentView, PodView
@@ -112,20 +112,19 @@ def status(
         **(outcome.last_scale or _last_scale_before(workqueue)),
         **_counts(workqueue, outcome),
     }
-    fields |= _delay_queues(workqueue, outcome.delay_queues)
+    fields |= _delay_queues(workqueue, outcome)
     fields["conditions"] = [_condition(workqueue, kind, finding, now) for kind, finding in findings.items()]
     return fields
 
 
-def _delay_queues(workqueue: WorkQueue, names: frozenset[str] | None) -> dict[str, Any]:
-    delays: Sequence[int] | None = workqueue.status.retry_delays_seconds
-    steps: Sequence[int] | None = workqueue.status.delay_steps
-    if names is not None:
-        queue = workqueue.queue_name
-        delays = sorted(one for name in names if (one := earlier_delay_seconds(name, queue)) is not None)
-        steps = sorted(one for name in names if (one := step_milliseconds(name, queue)) is not None)
-    found = {"retryDelaysSeconds": delays, "delaySteps": steps}
-    return {name: list(values) for name, values in found.items() if values}
+def _delay_queues(workqueue: WorkQueue, outcome: Outcome) -> dict[str, Any]:
+    queues = workqueue.delay_queues_seen if outcome.delay_queues is None else outcome.delay_queues
+    seconds = {name: earlier_delay_seconds(name, workqueue.queue_name) for name in queues}
+    fields = {
+        "retryDelaysSeconds": sorted(delay for delay in seconds.values() if delay is not None),
+        "delayQueues": sorted(name for name, delay in seconds.items() if delay is None),
+    }
+    return {name: found for name, found in fields.items() if found}
 
 
 def unreadable(workqueue: WorkQueue, finding: Finding, now: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import PolledQueue, QueueMissing
 from workqueue_operator.broker.management import Management
 from workqueue_operator.errors import ReconcileError
-from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view
+from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view, leaving
 from workqueue_operator.ports import Broker, Clock, Workers
 from workqueue_operator.scaling import schedule
 from workqueue_operator.scaling.decide import Depth, wanted_replicas
@@ -137,7 +137,7 @@ class Gatherer:
             unacknowledged = await self._management.unacknowledged(connection.binding, workqueue.queue_name)
             readings = replace(readings, unacknowledged=unacknowledged)
         else:
-            readings = replace(readings, pods=_consuming(pods), stopping=_stopping(pods))
+            readings = replace(readings, pods=_consuming(deployment, pods), stopping=_stopping(pods))
             if self._still_holds(workqueue, readings, state) and not changes_the_count(
                 workqueue.spec, replace(readings, statuses=state.statuses), deployment, minimum.replicas
             ):
@@ -311,8 +311,10 @@ def _address(pod: PodView) -> Address:
     return Address(pod.name, pod.uid, pod.ip)
 
 
-def _consuming(pods: Sequence[PodView]) -> list[PodView]:
-    return [pod for pod in pods if pod.running and not pod.terminating and not pod.marked]
+def _consuming(deployment: DeploymentView | Unknown, pods: Sequence[PodView]) -> list[PodView]:
+    retired = () if isinstance(deployment, Unknown) else leaving(deployment, pods)
+    names = {pod.name for pod in retired}
+    return [pod for pod in pods if pod.running and not pod.terminating and pod.name not in names]
 
 
 def _stopping(pods: Sequence[PodView]) -> list[PodView]:

@@ -18,7 +18,7 @@ from workqueue_operator.errors import ClusterError
 from workqueue_operator.kube.client import Object
 from workqueue_operator.kube.refusal import why_denied
 from workqueue_operator.kube.store import Store
-from workqueue_operator.kube.views import DeploymentView, deployment_view, unsettled
+from workqueue_operator.kube.views import DeploymentView, deployment_view, leaving, unsettled
 from workqueue_operator.ports import Broker, Clock
 from workqueue_operator.scaling import wake
 from workqueue_operator.scaling.decide import Decision, Hold, Retire, ScaleOut, Trim
@@ -313,14 +313,11 @@ class Scaler:
         self, snapshot: Snapshot, deployment: DeploymentView, state: ScaleState, handle: Broker
     ) -> ScaleState:
         """Keep the workers retired that Kubernetes has not removed yet. That may take longer than a lease lasts."""
-        alive = [pod for pod in snapshot.pods if not pod.terminating]
-        leaving = [pod for pod in alive if pod.marked and pod.running]
+        retired = [pod for pod in leaving(deployment, snapshot.pods) if pod.running]
         now, begun = self._clock.monotonic(), state.leases_begun_at
-        if not leaving or len(alive) <= deployment.replicas:
+        if not retired or (begun is not None and now - begun < RENEW_AFTER):
             return state
-        if begun is not None and now - begun < RENEW_AFTER:
-            return state
-        await self._retirer.renew(leaving, await self._signing_keys(snapshot.workqueue, handle))
+        await self._retirer.renew(retired, await self._signing_keys(snapshot.workqueue, handle))
         return replace(state, leases_begun_at=now)
 
     async def _signing_keys(self, workqueue: WorkQueue, handle: Broker) -> SigningKeys:

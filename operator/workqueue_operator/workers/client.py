@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import aiohttp
 
 from workqueue.contract import signing
-from workqueue.contract.topology import ALL_STEPS_MILLISECONDS, LONGEST_DELAY_SECONDS
+from workqueue.contract.topology import LONGEST_DELAY_SECONDS
 from workqueue.contract.worker_api import PORT, RETIRE_PATH, STATUS_PATH, StatusField
 from workqueue_operator.api.workqueue import MOST_RETRY_DELAYS
 from workqueue_operator.backoff import delay
@@ -74,7 +74,8 @@ class WorkerStatus:
         consuming: whether it takes messages (false while retired or cut off from the broker).
         handler_seconds: mean time of recent handlers, None before the first.
         deliveries_per_second: its recent rate.
-        delay_steps: the steps whose delay queues it has declared; None from a worker of an older release.
+        delay_queues: names of the delay queues that it knows, which are not checked; None from a worker of an older
+            release.
         retry_delays: seconds of the delay queues that a worker of an older release has declared; None from one of
             a still older release.
         busy_seconds: for how long its oldest handler has run; None without one, or from a worker of an older release.
@@ -86,7 +87,7 @@ class WorkerStatus:
     handler_seconds: float | None
     deliveries_per_second: float
     retry_delays: frozenset[int] | None = None
-    delay_steps: frozenset[int] | None = None
+    delay_queues: frozenset[str] | None = None
     busy_seconds: float | None = None
 
 
@@ -300,7 +301,7 @@ def _parse(said: Any) -> WorkerStatus:
         handler_seconds=None if seconds is None else _number(seconds),
         deliveries_per_second=_number(said.get(StatusField.ARRIVAL_PER_SECOND) or 0.0),
         retry_delays=_delays(said.get(StatusField.RETRY_DELAYS_SECONDS)),
-        delay_steps=_steps(said.get(StatusField.DELAY_STEPS)),
+        delay_queues=_names(said.get(StatusField.DELAY_QUEUES)),
         busy_seconds=None if busy_seconds is None else _number(busy_seconds),
     )
 
@@ -317,14 +318,8 @@ def _delays(said: Any) -> frozenset[int] | None:
     return delays
 
 
-def _steps(said: Any) -> frozenset[int] | None:
-    """Parse steps. The operator polls a queue for each, so others are refused."""
-    if said is None:
-        return None
-    steps = frozenset(int(_number(step)) for step in said)
-    if not steps <= frozenset(ALL_STEPS_MILLISECONDS):
-        raise ValueError("these are no steps")
-    return steps
+def _names(said: Any) -> frozenset[str] | None:
+    return None if said is None else frozenset(map(str, said))
 
 
 def _number(value: Any) -> float:

@@ -72,12 +72,14 @@ class Defaults:
         network_policy: whether workers get a NetworkPolicy.
         metrics_from: NetworkPolicy peers that may scrape the workers' metrics beside the operator.
         operator_peer: the NetworkPolicy peer that is this operator.
+        pull_secrets: names of the Secrets with registry credentials for `worker_image`.
     """
 
     worker_image: str = ""
     network_policy: bool = False
     metrics_from: tuple[Object, ...] = ()
     operator_peer: Object = field(default_factory=dict)
+    pull_secrets: tuple[str, ...] = ()
 
 
 def owner_reference(workqueue: WorkQueue) -> Object:
@@ -249,6 +251,9 @@ def _pod_template(workqueue: WorkQueue, worker: Worker, defaults: Defaults) -> O
     ):
         if wire.get(part):
             spec[part] = wire[part]
+    if worker.image is None and defaults.pull_secrets:
+        secrets = [*spec.get("imagePullSecrets", []), *({"name": name} for name in defaults.pull_secrets)]
+        spec["imagePullSecrets"] = _last_of_each(secrets, "name")
     return {
         "metadata": {
             "labels": {**wire.get("podLabels", {}), **_own_labels(name)},

@@ -10,9 +10,12 @@ This module carries out a Retire decision. The order of the steps prevents the l
    happened to the pods before. The step to zero needs no such wait: Kubernetes removes all pods and has no choice.
 5. Lower the count by their number, in one patch that tests the observed count.
 
-If a step fails, the marks are removed and the workers consume again, at the latest when their lease ends. There
-is one exception: the result of the patch is unknown, or another writer came first. Then marks and leases stay,
-because without them Kubernetes would choose which pods to remove. A later pass sees the result.
+If a step fails, the workers consume again, at the latest when their lease ends. There is one exception: the result
+of the patch is unknown, or another writer came first. Then the leases stay.
+
+Marks are cleared by a later pass: after Kubernetes has carried out the last count, because without marks it would
+choose which pods to remove, and after it has seen the marks. Marks that were cleared unseen would be mistaken for the
+next ones.
 """
 
 from __future__ import annotations
@@ -177,24 +180,25 @@ class Retirer:
         agreed = [pod for pod in chosen.ask if answers[pod.name] is Answer.RETIRED]
         leaving = [*chosen.dead, *agreed]
         going = {pod.uid for pod in leaving}
-        staying = [pod for pod in steps.pods() if not pod.terminating and pod.uid not in going]
+        staying = _staying(steps, going)
         outranked = _outranked(staying, leaving)
         if not leaving or outranked:
-            await self._call_off(agreed, [], namespace, keys)
+            await self._resume(agreed, keys)
             return RetireOutcome(0, None, answers, outranked or _BUSY)
         pods = [*leaving, *staying]
         try:
             before = await self._counted(namespace, pods)
         except ClusterError:
-            await self._call_off(agreed, [], namespace, keys)
+            await self._resume(agreed, keys)
             raise
-        if before is None:
-            await self._call_off(agreed, [], namespace, keys)
+        # A ReplicaSet that has not seen yet that earlier marks were cleared would take them for these.
+        if before is None or before != _relabelled(pods):
+            await self._resume(agreed, keys)
             return RetireOutcome(0, None, answers, UNSEEN)
         if not staying and steps.confirm_empty is not None:
             empty = await steps.confirm_empty()
             if not empty:
-                await self._call_off(agreed, [], namespace, keys)
+                await self._resume(agreed, keys)
                 return RetireOutcome(0, None, answers, _NO_DOORBELL if empty is None else _MESSAGE_CAME)
         try:
             marked = await self._mark(namespace, leaving, RETIRED_DELETION_COST)
@@ -205,17 +209,19 @@ class Retirer:
                 else all(pod.uid in going or pod.terminating for pod in steps.pods())
             )
             obstacle = UNSEEN if not seen else TOO_SLOW if self._clock.monotonic() >= deadline else None
+            # A pod that stays may have lost its readiness, or have got a successor, since the marks.
+            obstacle = obstacle or _outranked(_staying(steps, going), leaving)
             if obstacle is not None:
-                await self._call_off(agreed, leaving, namespace, keys)
+                await self._resume(agreed, keys)
                 return RetireOutcome(0, None, answers, obstacle)
         except ClusterError:
-            await self._call_off(agreed, leaving, namespace, keys)
+            await self._resume(agreed, keys)
             raise
         try:
             lowered = await steps.lower(len(leaving))
         except ClusterError as error:
             if error.refused:
-                await self._call_off(agreed, leaving, namespace, keys)
+                await self._resume(agreed, keys)
             raise
         if lowered is None:
             # The other writer may have lowered the count. The marks stay until Kubernetes has carried that out.
@@ -227,26 +233,27 @@ class Retirer:
         await self._workers.retire(map(_address, pods), keys)
 
     async def clear_left_over(self, namespace: str, pods: Sequence[PodView], keys: SigningKeys) -> None:
-        """Remove the marks of an interrupted scale-in, after the ReplicaSet has carried out its last count.
+        """Clear the marks of an earlier scale-in, after the ReplicaSet has seen them and carried out its last count.
 
         Before that, Kubernetes may still remove the marked pods, and would remove others without the marks.
         """
         alive = [pod for pod in pods if not pod.terminating]
-        if await self._counted(namespace, alive) is not None:
-            marked = [pod for pod in alive if pod.marked]
-            await self._call_off(marked, marked, namespace, keys)
-
-    async def _call_off(
-        self, agreed: Sequence[PodView], marked: Sequence[PodView], namespace: str, keys: SigningKeys
-    ) -> None:
-        await self._workers.resume(map(_address, agreed), keys)
+        marked = [pod for pod in alive if pod.marked]
+        counted = await self._counted(namespace, alive)
+        # Others may have changed further labels, so that the ReplicaSet counts more.
+        if counted is None or counted < _relabelled(alive):
+            return
+        await self._resume(marked, keys)
         try:
             await self._mark(namespace, marked, None)
         except ClusterError as error:
-            # A pass that finds a mark on a pod that stays clears it.
+            # The next pass clears it.
             logger.warning(
                 "A mark could not be cleared.", extra={"namespace": namespace, "detail": error.message}
             )
+
+    async def _resume(self, agreed: Sequence[PodView], keys: SigningKeys) -> None:
+        await self._workers.resume(map(_address, agreed), keys)
 
     async def _come_to(self, marked: int, namespace: str, pods: Sequence[PodView]) -> bool:
         """Whether the ReplicaSet counts this number of marked pods within SEEN_WITHIN."""
@@ -309,6 +316,15 @@ class Retirer:
             if isinstance(result, BaseException):
                 raise result
         return sum(result is True for result in results)
+
+
+def _relabelled(pods: Sequence[PodView]) -> int:
+    """How many of these pods their ReplicaSet must count as marked."""
+    return sum(pod.relabelled for pod in pods)
+
+
+def _staying(steps: RetireSteps, going: AbstractSet[str]) -> list[PodView]:
+    return [pod for pod in steps.pods() if not pod.terminating and pod.uid not in going]
 
 
 def _outranked(staying: Sequence[PodView], leaving: Sequence[PodView]) -> Unknown | None:

@@ -4,6 +4,8 @@
 const live = document.getElementById("live");
 const state = document.getElementById("state");
 
+let lostAt = null;
+
 function show(html) {
   const focused = document.activeElement;
   const inside = live.contains(focused);
@@ -26,14 +28,36 @@ function tell(text) {
   if (state.textContent !== text) state.textContent = text;
 }
 
+function current() {
+  lostAt = null;
+  live.classList.remove("stale");
+  tell("live");
+}
+
+// Marks all numbers, with their age: they are no longer those of the server.
+function lost(text) {
+  lostAt ??= Date.now();
+  live.classList.add("stale");
+  const seconds = Math.floor((Date.now() - lostAt) / 5000) * 5;
+  const age = seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min`;
+  tell(seconds ? `${text}, numbers are ${age} old` : text);
+}
+
 function follow() {
   const source = new EventSource(live.dataset.events);
-  source.addEventListener("open", () => tell("live"));
-  source.addEventListener("error", () => tell(
+  let timer = null;
+  const again = (text) => {
+    clearInterval(timer);
+    lost(text);
+    timer = setInterval(() => lost(text), 5000);
+  };
+  const fresh = () => { clearInterval(timer); current(); };
+  source.addEventListener("error", () => again(
     source.readyState === EventSource.CLOSED ? "no longer live, reload the page" : "connection lost, reconnecting"));
-  source.addEventListener("fragment", (event) => show(event.data));
-  source.addEventListener("end", () => { source.close(); tell("no longer live, reload the page"); });
-  return source;
+  source.addEventListener("fragment", (event) => { show(event.data); fresh(); });
+  source.addEventListener("away", (event) => again(event.data));
+  source.addEventListener("end", (event) => { source.close(); again(`no longer live: ${event.data}`); });
+  return { close: () => { clearInterval(timer); source.close(); } };
 }
 
 // A hidden page needs no updates.

@@ -27,11 +27,7 @@ SAFE_AFTER_SECONDS: Final = 2.0
 """Age from which a new quorum queue survives the death of its broker, with a margin."""
 
 NOT_FOUND: Final = 404
-RESOURCE_LOCKED: Final = 405
 PRECONDITION_FAILED: Final = 406
-
-LOCKED_SECONDS: Final = 0.2
-"""The pause before another attempt to get a lock. A declaration takes less."""
 
 _Step = Callable[..., Any]
 
@@ -42,18 +38,15 @@ class Declaration:
     Attributes:
         future: its result says whether at least one queue was created.
         deadline: when it times out, on the monotonic clock.
-        locks: whether the plan has a lock.
     """
 
     def __init__(self, plan: Plan, timeout_seconds: float) -> None:
         self.future: Future[bool] = Future()
         self.deadline = time.monotonic() + timeout_seconds
-        self.locks = plan.lock is not None
         self._plan = plan
         self._steps: deque[tuple[str, str, _Step]] = deque()
         self._unseen = deque([*plan.required, *(queue.name for queue in plan.queues)])
         self._looking = True
-        self._lock = plan.lock
         self._current = self._advice = ""
 
     def begin(self, connection: Connection) -> None:
@@ -69,25 +62,12 @@ class Declaration:
     def _open(self, connection: Connection) -> None:
         def opened(channel: Any) -> None:
             channel.add_on_close_callback(lambda _, error: self._on_closed(connection, error))
-            self._take_lock(channel)
+            self._look(channel)
 
         try:
             connection.channel(opened)
         except BrokerError as error:
             self.fail(error)
-
-    def _take_lock(self, channel: Any) -> None:
-        if self._lock is None:
-            self._look(channel)
-            return
-        name, arguments = self._lock
-
-        def locked(_: Any) -> None:
-            self._lock = None
-            self._look(channel)
-
-        self._current = name
-        channel.queue_declare(name, exclusive=True, arguments=dict(arguments), callback=locked)
 
     def _look(self, channel: Any) -> None:
         """Look for the queues one by one, until one is missing."""
@@ -100,8 +80,6 @@ class Declaration:
 
     def _next(self, channel: Any) -> None:
         if not self._steps:
-            if self._plan.lock is not None:
-                channel.queue_delete(self._plan.lock.name)
             channel.close()
             with contextlib.suppress(InvalidStateError):
                 self.future.set_result(not self._looking)
@@ -144,9 +122,7 @@ class Declaration:
 
     def _on_closed(self, connection: Connection, error: BaseException) -> None:
         code = getattr(error, "reply_code", 0)
-        if self._lock is not None and code == RESOURCE_LOCKED:
-            connection.call_later(LOCKED_SECONDS, lambda: self.begin(connection))
-        elif self._current in self._plan.required and code == NOT_FOUND:
+        if self._current in self._plan.required and code == NOT_FOUND:
             self.fail(BrokerError(f"The dead-letter queue {self._current} does not exist. Create it."))
         elif self._looking and code == NOT_FOUND:
             self._looking = False

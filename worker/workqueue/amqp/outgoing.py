@@ -7,7 +7,6 @@ one message is one piece of bytes, so that many messages need one write. A test 
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -83,19 +82,21 @@ class Outgoing(NamedTuple):
             app_id=properties.app_id,
         )
 
-    def delayed(self, queue: str, seconds: float) -> Outgoing:
-        """Return this message on its way to a work queue: see `topology.delay_route`.
+    def delayed(self, route: topology.DelayRoute, due_at: float) -> Outgoing:
+        """Return this message on its way to a work queue.
 
-        Its priority becomes a header, since in a delay queue it would delay older messages. Handlers see it restored.
+        A priority for which the route has no steps becomes a header. Handlers see it restored.
+
+        Args:
+            due_at: Unix seconds.
         """
-        route = topology.delay_route(queue, seconds)
-        kept = {**(self.headers or {}), headers.DUE_AT: round((time.time() + seconds) * 1000)}
-        if self.priority is not None:
+        kept = {**(self.headers or {}), headers.DUE_AT: round(due_at * 1000)}
+        if not route.keeps_priority:
             kept[headers.ORIGINAL_PRIORITY] = self.priority
         return self._replace(
             exchange=route.exchange,
             routing_key=route.routing_key,
-            priority=None,
+            priority=self.priority if route.keeps_priority else None,
             headers=kept,
         )
 

@@ -17,13 +17,15 @@ import contextlib
 import itertools
 import logging
 import struct
+import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
+from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import pika.exceptions
 
@@ -69,21 +71,23 @@ _UNENCODABLE: Final = (pika.exceptions.AMQPError, AttributeError, TypeError, Val
 logger = logging.getLogger(__name__)
 
 
+OnResult: TypeAlias = Callable[[PublishError | None], object]
+
 _Fate = tuple["asyncio.Future[None]", PublishError | None]
 _Identity = tuple[bytes, ...]
 
 
 class _Pending:
-    """A message without a result yet, and the future of the thread or task that waits for it."""
+    """A message without a result yet, and who gets the result: a function, or the future of a task."""
 
-    __slots__ = ("deadline", "future", "is_wanted", "message_id", "outgoing", "task_future")
+    __slots__ = ("deadline", "is_wanted", "message_id", "on_result", "outgoing", "task_future")
 
     def __init__(self, outgoing: Outgoing, message_id: str, deadline: float) -> None:
         self.outgoing = outgoing
         self.message_id = message_id
         self.deadline = deadline
         self.is_wanted: Callable[[], bool] | None = None
-        self.future: Future[None] | None = None
+        self.on_result: OnResult | None = None
         self.task_future: asyncio.Future[None] | None = None
 
     def error(self, kind: type[PublishError], reason: str) -> PublishError:
@@ -141,8 +145,6 @@ class PublishPipeline:
         self._timer: Timer | None = None
         self._when_open: deque[Callable[[], None]] = deque()
         self._declarations: set[Declaration] = set()
-        self._locking: deque[Declaration] = deque()
-        """Declarations under a lock, which belongs to the connection: one at a time."""
         self._closed = False
 
     def start(self) -> Self:
@@ -198,10 +200,24 @@ class PublishPipeline:
             NotSent: the window was full until the timeout.
             BrokerError: the publisher is closed.
         """
+        future: Future[None] = Future()
+        self.publish_then(outgoing, partial(_tell, future))
+        return future
+
+    def publish_then(self, outgoing: Outgoing, on_result: OnResult) -> None:
+        """Send a message as `publish` does. A future takes longer to make and to settle than a message to send.
+
+        Args:
+            on_result: called in the I/O thread with the error, or with None. It must be short and must not raise.
+
+        Raises:
+            NotSent, BrokerError: as `publish`. Then there is no call.
+        """
         pending = self._pending(outgoing)
         if not self._window.take(len(outgoing.body), self._timeout_seconds):
             raise pending.error(NotSent, self._why_full())
-        return self._begin_publish(pending)
+        pending.on_result = on_result
+        self._enqueue(pending)
 
     def submit(self, outgoing: Outgoing, is_wanted: Callable[[], bool] | None = None) -> Future[None]:
         """Send a message as `publish` does, but never wait: a full window does not refuse it.
@@ -218,7 +234,10 @@ class PublishPipeline:
         pending = self._pending(outgoing)
         pending.is_wanted = is_wanted
         self._window.add(len(outgoing.body))
-        return self._begin_publish(pending)
+        future: Future[None] = Future()
+        pending.on_result = partial(_tell, future)
+        self._enqueue(pending)
+        return future
 
     def publish_and_wait(self, outgoing: Outgoing) -> None:
         """Publish one message and wait for its confirm.
@@ -226,7 +245,19 @@ class PublishPipeline:
         Raises:
             PublishError: as the future of `publish`.
         """
-        self.publish(outgoing).result()
+        answered = threading.Lock()
+        answered.acquire()
+        errors: list[PublishError] = []
+
+        def on_result(error: PublishError | None) -> None:
+            if error is not None:
+                errors.append(error)
+            answered.release()
+
+        self.publish_then(outgoing, on_result)
+        answered.acquire()
+        if errors:
+            raise errors.pop()
 
     async def publish_async(self, outgoing: Outgoing) -> None:
         """Publish one message and await its confirm. Gather several calls for throughput.
@@ -248,12 +279,6 @@ class PublishPipeline:
             raise BrokerError("The publisher is closed.")
         message_id = outgoing.message_id or f"{self._id_prefix}-{next(self._id_numbers)}"
         return _Pending(outgoing, message_id, time.monotonic() + self._timeout_seconds)
-
-    def _begin_publish(self, pending: _Pending) -> Future[None]:
-        future: Future[None] = Future()
-        pending.future = future
-        self._enqueue(pending)
-        return future
 
     def _enqueue(self, pending: _Pending) -> None:
         self._outbox.append(pending)
@@ -306,26 +331,11 @@ class PublishPipeline:
     def _begin(self, declaration: Declaration) -> None:
         self._declarations.add(declaration)
         declaration.future.add_done_callback(lambda _: self._declarations.discard(declaration))
-        if declaration.locks:
-            self._locking.append(declaration)
-            declaration.future.add_done_callback(
-                lambda _: self.connection.call(lambda: self._begin_next(declaration))
-            )
-        if not declaration.locks or len(self._locking) == 1:
-            self._begin_now(declaration)
-        self._watch_time()
-
-    def _begin_now(self, declaration: Declaration) -> None:
         if self.connection.is_open:
             declaration.begin(self.connection)
         else:
             self._when_open.append(lambda: declaration.begin(self.connection))
-
-    def _begin_next(self, ended: Declaration) -> None:
-        was_first = self._locking[0] is ended
-        self._locking.remove(ended)
-        if was_first and self._locking:
-            self._begin_now(self._locking[0])
+        self._watch_time()
 
     # In the I/O thread -----------------------------------------------------------------------------------
 
@@ -447,8 +457,10 @@ class PublishPipeline:
         for pending in settled:
             size += len(pending.outgoing.body)
             error = None if kind is None else pending.error(kind, reason)
-            if pending.future is not None:
-                _tell(pending.future, error)
+            # Once, also if two threads find it while the publisher closes.
+            on_result, pending.on_result = pending.on_result, None
+            if on_result is not None:
+                on_result(error)
             elif pending.task_future is not None:
                 fates = tasks.setdefault(pending.task_future.get_loop(), [])
                 fates.append((pending.task_future, error))

@@ -1,32 +1,33 @@
 """`workqueue dead`: list, show, replay or purge the dead letters of a work queue.
 
-A replay publishes the message to the work queue, waits for the confirm, and only then acknowledges the dead
-letter. If it is killed at any moment, each message is in at least one of the two queues. RabbitMQ requeues
-the others when the command ends. A command takes at most as many messages as there were at the start.
+A command takes at most as many messages as there were at the start. RabbitMQ requeues those that it does not settle
+when the command ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Final
 
-from workqueue.amqp.errors import BrokerError, NotSent
-from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publish_pipeline import PublishPipeline
-from workqueue.amqp.session import Received, Session, wait_until_open
+from workqueue.amqp.dead_letter_queue import DeadLetterQueue, Replay, purge
+from workqueue.amqp.errors import BrokerError
+from workqueue.amqp.session import Received, Session
 from workqueue.cli import connection_options, output, values
 from workqueue.cli.progress import progress
-from workqueue.contract import dead_letters
+from workqueue.contract import durations
 from workqueue.contract.dead_letters import DeadLetter, Filter
-from workqueue.contract.topology import dead_letter_queue_name
+from workqueue.contract.errors import WorkerError
 
 DEFAULT_LIST_LIMIT: Final = 50
-_LOOK_SECONDS: Final = 0.1
+MOST_CANDIDATES: Final = 10
+"""Ids that are listed if the one of `show` is ambiguous."""
+
+
+class AmbiguousIdError(WorkerError):
+    """Several messages have an id that begins as the user wrote it. The error lists them."""
 
 
 def add_queue(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +59,7 @@ def add_arguments(
     listing.add_argument(*limit, type=values.count, default=DEFAULT_LIST_LIMIT, help="(%(default)s)")
 
     show = _action(actions, add_place, "show", "show one dead letter with its headers and its body", _show)
-    show.add_argument("id", nargs="?", help="a message id (default: the first)")
+    show.add_argument("id", nargs="?", help="a message id, or its beginning (default: the first message)")
 
     replay = _action(actions, add_place, "replay", "send dead letters back to the work queue", _replay)
     _add_filters(replay)
@@ -108,10 +109,11 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(session: Session, arguments: argparse.Namespace) -> int:
-    total = _depth(session, arguments)
+    place = _place(arguments)
+    total = place.depth(session)
     found: list[DeadLetter] = []
     wanted = _filter(arguments)
-    for _, letter in _take(session, arguments, total):
+    for _, letter in place.take(session, total):
         if wanted.takes(letter):
             found.append(letter)
         if len(found) == arguments.limit:
@@ -123,29 +125,58 @@ def _list(session: Session, arguments: argparse.Namespace) -> int:
         )
         return 0
     if found:
-        rows = [
-            (
-                letter.message_id or "-",
-                f"{letter.failed_at:%Y-%m-%d %H:%M:%S}" if letter.failed_at else "-",
-                str(letter.attempts),
-                letter.reason,
-                letter.message.partition("\n")[0],
-            )
-            for letter in found
-        ]
-        output.say(output.table(("ID", "FAILED AT (UTC)", "ATTEMPTS", "REASON", "MESSAGE"), rows))
-    output.say(f"{len(found)} of {output.count(total, 'dead letter')} of {_owner(arguments)}.")
+        output.say(_table(found, wide=getattr(arguments, "wide", False)))
+    output.say(f"{len(found)} of {output.count(total, 'dead letter')} of {place.owner}.")
     return 0
 
 
+def _table(letters: Sequence[DeadLetter], *, wide: bool = False) -> str:
+    head = ("ID", "FAILED AT (UTC)", "ATTEMPTS", "REASON", *(("WORKER", "BYTES") if wide else ()), "MESSAGE")
+    rows = [
+        (
+            letter.message_id or "-",
+            f"{letter.failed_at:%Y-%m-%d %H:%M:%S}" if letter.failed_at else "-",
+            str(letter.attempts),
+            letter.reason,
+            *((letter.worker or "-", str(letter.size)) if wide else ()),
+            letter.message,
+        )
+        for letter in letters
+    ]
+    return output.table(head, rows, cut=not wide)
+
+
 def _show(session: Session, arguments: argparse.Namespace) -> int:
-    for received, letter in _take(session, arguments, _depth(session, arguments)):
-        if arguments.id in {None, letter.message_id}:
-            session.give_back_all()
-            _say_letter(received, letter, as_json=arguments.json)
-            return 0
-    which = f"the id {arguments.id}" if arguments.id else "any id"
-    raise BrokerError(f"{_place(arguments)} holds no message with {which}.")
+    place, wanted = _place(arguments), arguments.id
+    shown: tuple[Received, DeadLetter] | None = None
+    others: list[DeadLetter] = []
+    for received, letter in place.take(session, place.depth(session)):
+        if wanted in {None, letter.message_id}:
+            shown, others = (received, letter), []
+            break
+        if letter.message_id.startswith(wanted):
+            if shown is None:
+                shown = (received, letter)
+            else:
+                others.append(letter)
+    session.give_back_all()
+    if shown is None:
+        which = f"whose id is {wanted!r} or begins with it" if wanted is not None else "at all"
+        raise BrokerError(f"{place.name} holds no message {which}. `dead list` shows the ids.")
+    if others:
+        raise _ambiguous([shown[1], *others], arguments)
+    _say_letter(*shown, as_json=arguments.json)
+    return 0
+
+
+def _ambiguous(letters: Sequence[DeadLetter], arguments: argparse.Namespace) -> AmbiguousIdError:
+    more = len(letters) - MOST_CANDIDATES
+    lines = [
+        f"{len(letters)} ids in {_place(arguments).name} begin with {arguments.id!r}. Give more of the id:",
+        _table(letters[:MOST_CANDIDATES]),
+        *([f"and {more} more"] if more > 0 else []),
+    ]
+    return AmbiguousIdError("\n".join(lines))
 
 
 def _say_letter(received: Received, letter: DeadLetter, *, as_json: bool) -> None:
@@ -165,90 +196,41 @@ def _say_letter(received: Received, letter: DeadLetter, *, as_json: bool) -> Non
 
 
 def _replay(session: Session, arguments: argparse.Namespace) -> int:
-    queue, wanted = arguments.queue, _filter(arguments)
-    total = _depth(session, arguments)
-    if session.depth(queue) is None:
-        raise BrokerError(f"The queue {queue} does not exist: apply its WorkQueue first. Nothing was moved.")
-    tally = _Tally(session)
-    source = connection_options.binding_source(arguments)
-    with (
-        PublishPipeline(source, "workqueue dead replay") as publisher,
-        progress("replaying", total) as update,
-    ):
-        wait_until_open(publisher.connection, source)
-        begun = 0
-        for received, letter in _take(session, arguments, total):
-            if tally.errors or begun == arguments.limit:
-                break
-            if wanted.takes(letter):
-                begun += 1
-                properties, kept = dead_letters.replay_properties(
-                    received, keep_attempts=arguments.keep_attempts
-                )
-                copy = Outgoing.with_properties(properties, queue, received.body, kept)
-                try:
-                    publisher.publish(copy).add_done_callback(partial(tally.settled, received))
-                except NotSent as error:
-                    tally.errors.append(str(error))
-            update(tally.moved)
-        while not publisher.wait(_LOOK_SECONDS):
-            update(tally.moved)
-    try:
-        session.give_back_all()  # RabbitMQ answers this after all acknowledgements
-    except BrokerError as error:
-        tally.errors.append(f"{error} Replayed messages may still be dead letters too; compare their ids.")
-    return _say_tally(tally, arguments)
-
-
-class _Tally:
-    """The results of a replay. Written in the publisher's thread."""
-
-    def __init__(self, session: Session) -> None:
-        self.moved = 0
-        self.errors: list[str] = []
-        self._session = session
-
-    def settled(self, received: Received, future: Future[None]) -> None:
-        error = future.exception()
-        if error is None:
-            self._session.ack(received)
-            self.moved += 1
-        else:
-            self.errors.append(str(error))
-
-
-def _say_tally(tally: _Tally, arguments: argparse.Namespace) -> int:
+    place = _place(arguments)
+    total = place.depth(session)
+    replay = Replay(
+        place,
+        connection_options.binding_source(arguments),
+        _filter(arguments),
+        limit=arguments.limit,
+        keep_attempts=arguments.keep_attempts,
+    )
+    with progress("replaying", total) as update:
+        replay.run(session, total, update)
     if arguments.json:
-        output.say_json({"queue": arguments.queue, "replayed": tally.moved, "errors": tally.errors})
+        output.say_json({"queue": arguments.queue, "replayed": replay.moved, "errors": replay.errors})
     else:
-        output.say(f"{output.count(tally.moved, 'message')} replayed to {arguments.queue}.")
-    for error in tally.errors:
+        output.say(f"{output.count(replay.moved, 'message')} replayed to {arguments.queue}.")
+    for error in replay.errors:
         output.warn(error)
-    if tally.errors:
+    if replay.errors:
         output.warn("Stopped. The other messages are still in the dead-letter queue.")
-    return 1 if tally.errors else 0
+    return 1 if replay.errors else 0
 
 
 def _purge(session: Session, arguments: argparse.Namespace) -> int:
-    queue, wanted = arguments.queue, _filter(arguments)
-    total = _depth(session, arguments)
-    everything = wanted.takes_all and arguments.dead_letter_queue is None
-    if not arguments.yes and not _agreed(total, _owner(arguments), everything=everything):
+    place, wanted = _place(arguments), _filter(arguments)
+    total = place.depth(session)
+    everything = wanted.takes_all and place.named is None
+    if not arguments.yes and not _agreed(total, place.owner, everything=everything):
         output.warn("Nothing was dropped. Use --yes to drop without confirmation.")
         return connection_options.BAD_USAGE
-    dropped = 0
     with progress("dropping", total) as update:
-        # Not queue.purge, which would also drop dead letters that have arrived since the count.
-        for received, letter in _take(session, arguments, total):
-            if wanted.takes(letter):
-                session.ack(received)
-                dropped += 1
-            update(dropped)
-        session.give_back_all()
+        dropped = purge(session, place, wanted, total, update)
     if arguments.json:
-        output.say_json({"queue": queue, "dropped": dropped})
+        output.say_json({"queue": place.queue, "dropped": dropped})
     else:
-        output.say(f"{output.count(dropped, 'dead letter')} of {queue} dropped.")
+        output.say(f"{output.count(dropped, 'dead letter')} of {place.queue} dropped.")
     return 0
 
 
@@ -261,42 +243,8 @@ def _agreed(total: int, queue: str, *, everything: bool) -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
-def _place(arguments: argparse.Namespace) -> str:
-    """Return the dead-letter queue."""
-    name: str = arguments.dead_letter_queue or dead_letter_queue_name(arguments.queue)
-    return name
-
-
-def _owner(arguments: argparse.Namespace) -> str:
-    """Return the queue that the number of all dead letters is about."""
-    owner: str = arguments.dead_letter_queue or arguments.queue
-    return owner
-
-
-def _depth(session: Session, arguments: argparse.Namespace) -> int:
-    name = _place(arguments)
-    depth = session.depth(name)
-    if depth is None:
-        raise BrokerError(
-            f"The queue {name} does not exist: is {arguments.queue} the name of the work queue?"
-        )
-    return depth.ready
-
-
-def _take(
-    session: Session, arguments: argparse.Namespace, total: int
-) -> Iterator[tuple[Received, DeadLetter]]:
-    """Take messages one by one, at most `total`. Dead letters that arrive later are left for the next command.
-
-    A dead-letter queue that the user names may be shared. Messages of other work queues are requeued at the end.
-    """
-    queue = arguments.queue
-    for _ in range(total):
-        received = session.get(_place(arguments))
-        if received is None:
-            return
-        if arguments.dead_letter_queue is None or dead_letters.is_of(received, queue):
-            yield received, dead_letters.read(received, queue)
+def _place(arguments: argparse.Namespace) -> DeadLetterQueue:
+    return DeadLetterQueue(arguments.queue, arguments.dead_letter_queue)
 
 
 def _filter(arguments: argparse.Namespace) -> Filter:
@@ -309,6 +257,6 @@ def _filter(arguments: argparse.Namespace) -> Filter:
 
 def _duration(text: str) -> Any:
     try:
-        return dead_letters.duration(text)
+        return durations.duration(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error

@@ -177,7 +177,7 @@ def _counts(session: Session, queue: str) -> dict[str, int]:
         raise BrokerError(f"The queue {queue} does not exist: apply its WorkQueue first.")
     names = [
         *(topology.earlier_delay_queue_name(queue, delay) for delay in topology.EARLIER_DELAYS_SECONDS),
-        *(topology.step_name(queue, step) for step in topology.ALL_STEPS_MILLISECONDS),
+        *(topology.step_name(queue, step) for step in topology.STEPS),
     ]
     return {name: depth.ready for name in names if (depth := session.depth(name)) is not None}
 

@@ -10,13 +10,14 @@ import json
 import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from workqueue.logs import escaped
 
-_NARROWEST: Final = 60
+ELLIPSIS: Final = "…"
 _KEPT: Final = "\n\t"
 
 
@@ -41,15 +42,58 @@ def say_json(document: object) -> None:
     say(json.dumps(document, ensure_ascii=False, default=_plain))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table with columns as wide as needed. Lines are cut at the width of the terminal."""
-    rows = [[escaped(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    width = max(shutil.get_terminal_size((120, 24)).columns, _NARROWEST)
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, cut: bool = True) -> str:
+    """Return a table with columns as wide as needed.
+
+    On a terminal, a cell ends at its first line break, and a line at the edge of the terminal. Each ends with an
+    ellipsis. In a pipe or a file nothing is cut.
+
+    Args:
+        cut: False to cut nothing on a terminal either.
+    """
+    edge = terminal_width() if cut else None
+    rows = [[escaped(_first_line(cell) if edge else cell) for cell in row] for row in rows]
+    widths = [max(_cells(row[column]) for row in (head, *rows)) for column in range(len(head))]
     lines = (
-        "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)) for row in (head, *rows)
+        "  ".join(cell + " " * (size - _cells(cell)) for cell, size in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
     )
-    return "\n".join(line[:width].rstrip() for line in lines)
+    return "\n".join(lines if edge is None else (_shortened(line, edge) for line in lines))
+
+
+def terminal_width() -> int | None:
+    """Return the width of the terminal on standard output; None if that is a pipe or a file."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _first_line(text: str) -> str:
+    first, *rest = text.splitlines() or [""]
+    return f"{first}{ELLIPSIS}" if rest else first
+
+
+def _cells(text: str) -> int:
+    """Return how many cells of a terminal a text takes. East Asian characters and emoji take two."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_cell, text))
+
+
+def _cell(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1
+
+
+def _shortened(line: str, width: int) -> str:
+    if _cells(line) <= width:
+        return line
+    left, kept = width - 1, []
+    for character in line:
+        left -= _cell(character)
+        if left < 0:
+            break
+        kept.append(character)
+    return f"{''.join(kept)}{ELLIPSIS}"
 
 
 def count(number: int, noun: str) -> str:

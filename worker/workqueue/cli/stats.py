@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     delays = sorted({*topology.EARLIER_DELAYS_SECONDS, *arguments.delays})
     names = [
         arguments.dead_letter_queue or topology.dead_letter_queue_name(queue),
-        *(topology.step_name(queue, step) for step in topology.ALL_STEPS_MILLISECONDS),
+        *(topology.step_name(queue, step) for step in topology.STEPS),
         *(topology.earlier_delay_queue_name(queue, delay) for delay in delays),
     ]
     with Session(connection_options.binding_source(arguments), "workqueue stats") as session:

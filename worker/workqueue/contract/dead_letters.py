@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Protocol
 
 from workqueue.contract import headers
@@ -18,7 +17,6 @@ _BROKERS_REASONS: Final = {
     "maxlen": "MaxLength",
     "rejected": "Rejected",
 }
-_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class ReceivedMessage(Protocol):
@@ -133,18 +131,6 @@ class Filter:
         )
 
 
-def duration(text: str) -> timedelta:
-    """Read `90`, `90s`, `10m`, `2h` or `7d`.
-
-    Raises:
-        ValueError: the text has another form.
-    """
-    found = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
-    if not found:
-        raise ValueError(f"{text!r} is not a time such as 90s, 10m, 2h or 7d")
-    return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
-
-
 def replay_properties(
     received: ReceivedMessage, *, keep_attempts: bool
 ) -> tuple[Properties, dict[str, Any] | None]:
@@ -157,11 +143,9 @@ def replay_properties(
     attempts = headers.attempts_made(received.headers)
     kept = {name: value for name, value in kept.items() if name not in headers.OURS}
     expiration = kept.pop(headers.ORIGINAL_EXPIRATION, None)
-    priority = headers.priority_in(kept)
-    kept.pop(headers.ORIGINAL_PRIORITY, None)
     if keep_attempts and attempts:
         kept[headers.ATTEMPT] = attempts
-    return properties._replace(expiration=expiration, priority=priority), kept or None
+    return properties._replace(expiration=expiration), kept or None
 
 
 def _death_in(queue: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:

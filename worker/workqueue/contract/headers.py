@@ -39,6 +39,8 @@ DUE_AT: Final = "x-workqueue-due-at"
 
 ORIGINAL_EXPIRATION: Final = "x-workqueue-original-expiration"
 ORIGINAL_PRIORITY: Final = "x-workqueue-original-priority"
+"""Of a message that a publisher has delayed, and of copies by workers of earlier releases."""
+
 ORIGINAL_USER_ID: Final = "x-workqueue-original-user-id"
 ORIGINAL_CC: Final = "x-workqueue-original-cc"
 ORIGINAL_BCC: Final = "x-workqueue-original-bcc"
@@ -105,10 +107,10 @@ def attempts_made(headers: Headers) -> int:
 def preserve(properties: Properties, headers: Headers) -> tuple[Properties, dict[str, Any]]:
     """Return properties and headers for a copy: all of the original, except what would take effect a second time.
 
-    `expiration` would cut a delay short or empty the dead-letter queue. `priority` would let a newer copy overtake
-    in the delay queue: only the head of a queue expires, so the older copies would be late. CC and BCC would send
-    copies, and RabbitMQ refuses a `user_id` that is not the connection's. These move into `x-workqueue-original-`
-    headers. RabbitMQ's own records are removed: it would see a cycle in them and drop the message.
+    `expiration` would cut a delay short or empty the dead-letter queue. CC and BCC would send copies, and RabbitMQ
+    refuses a `user_id` that is not the connection's. These move into `x-workqueue-original-` headers. A `priority`
+    stays, and one in a header becomes a property again. RabbitMQ's own records are removed: it would see a cycle in
+    them and drop the message.
     """
     kept = {key: value for key, value in headers.items() if key not in _BROKERS_OWN}
     for name, place in _PRESERVED_HEADERS.items():
@@ -116,11 +118,12 @@ def preserve(properties: Properties, headers: Headers) -> tuple[Properties, dict
             kept[place] = kept.pop(name)
     if properties.expiration is not None:
         kept[ORIGINAL_EXPIRATION] = properties.expiration
-    if properties.priority is not None:
-        kept[ORIGINAL_PRIORITY] = properties.priority
+    if ORIGINAL_PRIORITY in kept:
+        properties = properties._replace(priority=priority_in(kept))
+        del kept[ORIGINAL_PRIORITY]
     if properties.user_id is not None:
         kept[ORIGINAL_USER_ID] = properties.user_id
-    return properties._replace(expiration=None, priority=None, user_id=None), kept
+    return properties._replace(expiration=None, user_id=None), kept
 
 
 def restore(properties: Properties, headers: Headers) -> tuple[Properties, dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 A work queue `jobs` has
 
-    jobs              the messages to process
-    jobs.dead         messages that were given up, with the reason in their headers
+    jobs                  the messages to process
+    jobs.dead             messages that were given up, with the reason in their headers
     jobs.retry.step.8s    messages that wait for eight seconds, as a part of their delay
+    jobs.retry.high.8s    the same for messages with a high priority
     jobs.retry.last       messages whose delay has passed, on their way to the work queue
 
 A delay is a sum of steps, each a power of two (docs/adr/0016-exact-delays.md).
@@ -60,11 +61,12 @@ LONGEST_DELAY_SECONDS: Final = 30 * 86_400
 STEPS_MILLISECONDS: Final = tuple(500 << power for power in range(23))
 """The steps of delays: powers of two, so that each delay is a sum of different steps. It is rounded up to 0.5 s."""
 
-LAST_MILLISECONDS: Final = 0
-"""The step that stands for the queue that every delayed message passes last."""
+HIGH_STEPS: Final = 16
+"""How many of these steps there are for messages with a high priority, so that a work queue has at most 40 delay
+queues. They are enough for 9 hours."""
 
-LOCK_MILLISECONDS: Final = 60_000
-"""After this time the lock of a program that has failed expires. If the program has ended, the lock ends with it."""
+HIGH_PRIORITY: Final = 5
+"""From this priority on, RabbitMQ 4.0 to 4.2 puts messages into the second of the two classes of a quorum queue."""
 
 _MINUTES: Final = tuple(60 * minutes for minutes in (1, 2, 5, 10, 20, 30))
 _HOURS: Final = tuple(3600 * hours for hours in (1, 2, 4, 8, 12, 24))
@@ -269,8 +271,6 @@ class Plan(NamedTuple):
     Attributes:
         required: queues that must exist before anything is declared.
         steps: the exchanges of delays.
-        lock: an exclusive queue that exists while somebody declares or deletes the queues, so that a queue that is
-            found is not deleted before its first message.
     """
 
     queues: tuple[Queue, ...]
@@ -279,7 +279,6 @@ class Plan(NamedTuple):
     required: tuple[str, ...] = ()
     steps: tuple[Exchange, ...] = ()
     step_bindings: tuple[ExchangeBinding, ...] = ()
-    lock: Queue | None = None
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
@@ -301,28 +300,59 @@ def earlier_delay_queue_name(queue: str, seconds: int) -> str:
     return f"{queue}.retry.{seconds}s"
 
 
-def step_name(queue: str, milliseconds: int) -> str:
+class Step(NamedTuple):
+    """A part of a delay, with a queue of its own.
+
+    Attributes:
+        milliseconds: a power of two times 500, or 0 for the queue that every delayed message passes last.
+        is_high: whether it is for messages with a high priority. Of two classes in one queue, RabbitMQ 4.0 to 4.2
+            looks at the head of only one, so that messages of the other would be late.
+    """
+
+    milliseconds: int
+    is_high: bool = False
+
+    @property
+    def power(self) -> int:
+        """Which binary digit of a delay the step stands for, from 0."""
+        return STEPS_MILLISECONDS.index(self.milliseconds)
+
+
+LAST: Final = Step(0)
+
+STEPS: Final = (
+    *(Step(milliseconds, is_high=True) for milliseconds in reversed(STEPS_MILLISECONDS[:HIGH_STEPS])),
+    *(Step(milliseconds) for milliseconds in reversed(STEPS_MILLISECONDS)),
+    LAST,
+)
+"""All steps, in the order in which messages pass them."""
+
+
+def step_name(queue: str, step: Step) -> str:
     """Return the name of a work queue's delay queue for one step, and of the exchange in front of it."""
-    if milliseconds == LAST_MILLISECONDS:
+    if step == LAST:
         return f"{queue}.retry.last"
+    milliseconds = step.milliseconds
     text = f"{milliseconds // 1000}s" if milliseconds >= _SECOND else f"{milliseconds}ms"
-    return f"{queue}.retry.step.{text}"
+    return f"{queue}.retry.{'high' if step.is_high else 'step'}.{text}"
+
+
+def step_of(name: str, queue: str) -> Step | None:
+    """Return the step of a delay queue of the work queue `queue`; None when `name` is no such queue."""
+    if not name.startswith(f"{queue}.retry."):
+        return None
+    return next((step for step in STEPS if step_name(queue, step) == name), None)
 
 
 def is_delay_queue(name: str, queue: str) -> bool:
     """Whether `name` is a delay queue of the work queue `queue`, of this release or of an earlier one."""
-    return step_milliseconds(name, queue) is not None or earlier_delay_seconds(name, queue) is not None
+    return step_of(name, queue) is not None or earlier_delay_seconds(name, queue) is not None
 
 
 def earlier_delay_seconds(name: str, queue: str) -> int | None:
     """Return the delay of a delay queue of an earlier release; None when `name` is no such queue."""
     found = re.fullmatch(re.escape(queue) + r"\.retry\.(\d+)s", name)
     return int(found[1]) if found else None
-
-
-def step_milliseconds(name: str, queue: str) -> int | None:
-    """Return the step of a delay queue of the work queue `queue`; None when `name` is no such queue."""
-    return next((step for step in ALL_STEPS_MILLISECONDS if step_name(queue, step) == name), None)
 
 
 class DelayRoute(NamedTuple):
@@ -333,13 +363,15 @@ class DelayRoute(NamedTuple):
     the next shorter step. Expired messages go there, too.
 
     Attributes:
-        steps: all steps that may be part of the way, in milliseconds. The last one is `LAST_MILLISECONDS`.
+        steps: all steps that may be part of the way.
+        keeps_priority: whether the message may have its priority on this way. Otherwise a header has it.
     """
 
     queue: str
     exchange: str
     routing_key: str
-    steps: tuple[int, ...]
+    steps: tuple[Step, ...]
+    keeps_priority: bool
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -352,47 +384,59 @@ class DelayRoute(NamedTuple):
         return delay_plan(self.queue, self.steps)
 
 
-def delay_route(queue: str, seconds: float) -> DelayRoute:
+def delay_route(queue: str, seconds: float, priority: int | None = None) -> DelayRoute:
     """Return the way of a message to a work queue that takes `seconds`, rounded up to 0.5 s, at most 30 days."""
     units = max(1, math.ceil(min(seconds, LONGEST_DELAY_SECONDS) * _SECOND / STEPS_MILLISECONDS[0]))
     bits = f"{units:b}"[::-1]
-    steps = steps_from(STEPS_MILLISECONDS[len(bits) - 1])
-    return DelayRoute(queue, step_name(queue, steps[0]), ".".join(bits), steps)
+    wants_high = priority is not None and priority >= HIGH_PRIORITY
+    is_high = wants_high and len(bits) <= HIGH_STEPS
+    steps = steps_from(Step(STEPS_MILLISECONDS[len(bits) - 1], is_high))
+    return DelayRoute(queue, step_name(queue, steps[0]), ".".join(bits), steps, is_high or not wants_high)
 
 
-def steps_from(longest: int) -> tuple[int, ...]:
-    """Return this step and all shorter ones, in the order in which messages pass them."""
-    return ALL_STEPS_MILLISECONDS[ALL_STEPS_MILLISECONDS.index(longest) :]
+def steps_from(longest: Step) -> tuple[Step, ...]:
+    """Return this step and all that must exist for its messages, in the order in which they pass them.
+
+    The shortest step for high priorities leads to the last queue through the shortest one for the others.
+    """
+    if not longest.is_high:
+        return STEPS[STEPS.index(longest) :]
+    return (*STEPS[STEPS.index(longest) : HIGH_STEPS], *STEPS[-2:])
 
 
-def delay_plan(queue: str, steps: Sequence[int]) -> Plan:
+def delay_plan(queue: str, steps: Sequence[Step]) -> Plan:
     """Return the delay queues and exchanges of a step and of all shorter ones, the shortest first.
 
     A step that exists has all shorter ones below it. So a program that has declared the steps once knows from one
     message that is not returned that its whole way exists.
+
+    Args:
+        steps: as from `steps_from`.
     """
-    shortest_first = steps[::-1]
-    names = [step_name(queue, step) for step in shortest_first]
+    names = [step_name(queue, step) for step in reversed(steps)]
     last, exchanges = names[0], names[1:]
+    shortest_first = steps[-2::-1]
     return Plan(
-        tuple(delay_queue(queue, step) for step in shortest_first),
+        tuple(delay_queue(queue, step) for step in reversed(steps)),
         None,
         (
-            QueueBinding(exchanges[0], last, _pattern(0, "0")),
-            *(QueueBinding(name, name, _pattern(power, "1")) for power, name in enumerate(exchanges)),
+            QueueBinding(exchanges[0], last, _pattern(shortest_first[0], "0")),
+            *(
+                QueueBinding(name, name, _pattern(step, "1"))
+                for step, name in zip(shortest_first, exchanges, strict=True)
+            ),
         ),
         steps=tuple(Exchange(name, ExchangeType.TOPIC) for name in exchanges),
         step_bindings=tuple(
-            ExchangeBinding(longer, shorter, _pattern(power, "0"))
-            for power, (shorter, longer) in enumerate(pairwise(exchanges), 1)
+            ExchangeBinding(longer, shorter, _pattern(step, "0"))
+            for step, (shorter, longer) in zip(shortest_first[1:], pairwise(exchanges), strict=True)
         ),
-        lock=Queue(f"{queue}.retry.lock", {"x-expires": LOCK_MILLISECONDS}),
     )
 
 
-def _pattern(power: int, bit: str) -> str:
-    """Return the pattern of the routing keys with this bit."""
-    return f"{'*.' * power}{bit}.#"
+def _pattern(step: Step, bit: str) -> str:
+    """Return the pattern of the routing keys with this bit for the step."""
+    return f"{'*.' * step.power}{bit}.#"
 
 
 def dead_letter_queue(queue: str) -> Queue:
@@ -403,10 +447,11 @@ def dead_letter_queue(queue: str) -> Queue:
     )
 
 
-def delay_queue(queue: str, milliseconds: int) -> Queue:
+def delay_queue(queue: str, step: Step) -> Queue:
     """Return the declaration of the delay queue of one step.
 
-    All its messages wait equally long, so the head of the queue is always the next to expire.
+    All its messages wait equally long, and RabbitMQ does not order them by priority, or it looks at the head of each
+    priority (from 4.3). So the message that it looks at is always the next to expire.
 
     Always quorum with at-least-once dead-lettering, also for a classic work queue: a classic delay queue
     loses every message whose target is missing at expiry (tried on 3.10, 4.0 and 4.3).
@@ -414,17 +459,18 @@ def delay_queue(queue: str, milliseconds: int) -> Queue:
     Only the last queue leads to the work queue, and by the default exchange. So a work queue that is full blocks no
     message that has time left, and one that is deleted and declared again needs no binding.
     """
-    if milliseconds == LAST_MILLISECONDS:
+    if step == LAST:
         target: Arguments = _dead_letter_to(queue)
-    elif milliseconds == STEPS_MILLISECONDS[0]:
-        target = _dead_letter_to(step_name(queue, LAST_MILLISECONDS))
+    elif step.milliseconds == STEPS_MILLISECONDS[0]:
+        target = _dead_letter_to(step_name(queue, LAST))
     else:
-        target = {"x-dead-letter-exchange": step_name(queue, milliseconds // 2)}
+        shorter = step._replace(milliseconds=step.milliseconds // 2)
+        target = {"x-dead-letter-exchange": step_name(queue, shorter)}
     return Queue(
-        step_name(queue, milliseconds),
+        step_name(queue, step),
         {
             "x-queue-type": "quorum",
-            "x-message-ttl": milliseconds,
+            "x-message-ttl": step.milliseconds,
             "x-delivery-limit": UNLIMITED_DELIVERIES,
             **target,
             **_AT_LEAST_ONCE,
@@ -434,7 +480,7 @@ def delay_queue(queue: str, milliseconds: int) -> Queue:
 
 def conflict_advice(queue: str) -> str:
     """Return what to do when RabbitMQ answers 406 because `queue` exists with other arguments."""
-    if queue.endswith(".dead") or re.search(r"\.retry\.(last|step\.\d+m?s)$", queue):
+    if queue.endswith(".dead") or re.search(r"\.retry\.(last|(step|high)\.\d+m?s)$", queue):
         return f"Delete {queue!r} when it is empty. It is then declared again."
     return (
         f"If a publisher declares {queue!r} without arguments, use the queue type Classic without limits and TTL, "
@@ -461,9 +507,6 @@ def plan(settings: QueueSettings) -> Plan:
 
 
 _SECOND: Final = 1000
-
-ALL_STEPS_MILLISECONDS: Final = (*reversed(STEPS_MILLISECONDS), LAST_MILLISECONDS)
-"""All steps in the order in which messages pass them."""
 
 _AT_LEAST_ONCE: Final[Arguments] = {
     "x-dead-letter-strategy": "at-least-once",

@@ -35,8 +35,8 @@ class StatusField(StrEnum):
     LAST_ERROR = "lastError"
     RETRY_DELAYS_SECONDS = "retryDelaysSeconds"
     """Only from a worker of an earlier release: the delays whose queues it has declared."""
-    DELAY_STEPS = "delaySteps"
-    """The steps whose delay queues the worker has declared, in milliseconds."""
+    DELAY_QUEUES = "delayQueues"
+    """The delay queues that the worker knows, in the order in which messages pass them."""
     UPTIME_SECONDS = "uptimeSeconds"
     VERSION = "version"
 

@@ -184,9 +184,10 @@ class Deliveries:
     # Reading, from any thread ---------------------------------------------------------------------------
 
     @property
-    def delay_steps(self) -> list[int]:
-        """The steps whose queues this worker knows. Messages may wait in them."""
-        return self._settler.delay_steps
+    @property
+    def delay_queues(self) -> list[str]:
+        """The delay queues that this worker knows, in the order in which messages pass them."""
+        return self._settler.delay_queues
 
     @property
     def publisher_tick_age(self) -> float:

@@ -11,7 +11,6 @@ from typing import Final
 
 from workqueue.amqp.errors import BrokerError
 from workqueue.amqp.session import Session
-from workqueue.contract.topology import step_name
 from workqueue.worker.deliveries import Failure
 from workqueue.worker.drain import Signals
 from workqueue.worker.runtime import Runtime
@@ -67,8 +66,8 @@ def _is_empty(session: Session, runtime: Runtime) -> bool:
     if not consumer.consuming or consumer.busy():
         return False
     # A message moves from longer steps to shorter ones and then to the work queue, so this order finds it.
-    for step in runtime.deliveries.delay_steps:
-        delayed = session.depth(step_name(queue, step))
+    for name in runtime.deliveries.delay_queues:
+        delayed = session.depth(name)
         if delayed is not None and delayed.ready:
             return False
     work = session.depth(queue)

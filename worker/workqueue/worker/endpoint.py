@@ -106,7 +106,7 @@ class Endpoint:
             StatusField.ARRIVAL_PER_SECOND: rates.arrivals_per_second(now),
             StatusField.CONNECTED: consumer.connection.is_open,
             StatusField.LAST_ERROR: consumer.last_error,
-            StatusField.DELAY_STEPS: runtime.deliveries.delay_steps,
+            StatusField.DELAY_QUEUES: runtime.deliveries.delay_queues,
             StatusField.UPTIME_SECONDS: round(now - runtime.started, 3),
             StatusField.VERSION: __version__,
         }

@@ -111,20 +111,19 @@ class Settler:
             self.dead_letter_queue = topology.Queue(dead_letter_queue)
         self.known_queues = {self.dead_letter_queue.name}
         self.safe_from: dict[str, float] = {}
-        self._longest_seen = 0
+        self._longest_seen: dict[bool, topology.Step] = {}
         self._is_declaring = False
         self._waiting: list[_Republishing] = []
         self._deliveryer = worker
         self._on_settled = on_settled
 
     @property
-    def delay_steps(self) -> list[int]:
-        """The steps whose queues this worker knows, in the order in which messages pass them."""
+    def delay_queues(self) -> list[str]:
+        """The delay queues that this worker knows, in the order in which messages pass them."""
         # A copy, since /status reads this without the lock while another queue may be added.
-        found = {topology.step_milliseconds(name, self.queue) for name in tuple(self.known_queues)}
-        if self._longest_seen:
-            found.update(topology.steps_from(self._longest_seen))
-        return sorted((step for step in found if step is not None), reverse=True)
+        known = {topology.step_of(name, self.queue) for name in tuple(self.known_queues)}
+        known.update(*map(topology.steps_from, tuple(self._longest_seen.values())))
+        return [topology.step_name(self.queue, step) for step in topology.STEPS if step in known]
 
     def note_delay(self, first_queue: object) -> None:
         """Note the steps of a message that a publisher has delayed.
@@ -132,8 +131,10 @@ class Settler:
         Args:
             first_queue: the first delay queue of the message, according to its headers.
         """
-        step = topology.step_milliseconds(str(first_queue), self.queue)
-        self._longest_seen = max(self._longest_seen, step or 0)
+        step = topology.step_of(str(first_queue), self.queue)
+        if step is not None:
+            longest = self._longest_seen.get(step.is_high, step)
+            self._longest_seen[step.is_high] = max(longest, step)
 
     def settle(self, delivery: Delivery, verdict: Verdict, error: BaseException | None = None) -> None:
         """Start to carry out the verdict.
@@ -321,12 +322,10 @@ def make_copy(
     if not properties.message_id:
         properties = properties._replace(message_id=str(uuid.uuid4()))
     if isinstance(verdict, RetryLater):
-        route = topology.delay_route(queue, verdict.seconds)
-        target, exchange, routing_key = Target(route.exchange, route.plan), route.exchange, route.routing_key
-        kept[headers.DUE_AT] = round((now + verdict.seconds) * 1000)
+        route = topology.delay_route(queue, verdict.seconds, properties.priority)
+        target = Target(route.exchange, route.plan)
     else:
         target = Target(dead_letter_queue.name, topology.Plan((dead_letter_queue,), None, ()))
-        exchange, routing_key = "", dead_letter_queue.name
         kept.pop(headers.DUE_AT, None)
         kept[headers.QUEUE] = queue
     attempts = delivery.message.attempt
@@ -338,8 +337,10 @@ def make_copy(
     if delivery.expires_at is not None:
         kept[headers.EXPIRES_AT] = round(delivery.expires_at * 1000)
     kept = fitted(kept | _failure_headers(verdict.failure, attempts, worker, now), ROOM)
-    copy = Outgoing.with_properties(properties, routing_key, delivery.body, kept)
-    return target, copy._replace(exchange=exchange)
+    copy = Outgoing.with_properties(properties, dead_letter_queue.name, delivery.body, kept)
+    if isinstance(verdict, RetryLater):
+        copy = copy.delayed(route, now + verdict.seconds)
+    return target, copy
 
 
 def fitted(wanted: Mapping[str, Any], room: int) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from workqueue import __version__
+from workqueue.amqp.errors import PublishError
 from workqueue.amqp.outgoing import Outgoing
-from workqueue.amqp.publish_pipeline import PublishPipeline
+from workqueue.amqp.publish_pipeline import OnResult, PublishPipeline
 from workqueue.contract.binding import Binding
 from workqueue.message import Message
 from workqueue.worker.handlers.handler import Handler
@@ -147,16 +147,19 @@ class TracedPipeline(PublishPipeline):
         super().__init__(binding_source, name, **options)
         self._tracing = tracing
 
-    def publish(self, outgoing: Outgoing) -> Future[None]:
-        """As `PublishPipeline.publish`."""
+    def publish_then(self, outgoing: Outgoing, on_result: OnResult) -> None:
+        """As `PublishPipeline.publish_then`, which all other sync calls use."""
         outgoing, end = self._tracing.begin_publish(outgoing)
+
+        def ended(error: PublishError | None) -> None:
+            end(error)
+            on_result(error)
+
         try:
-            future = super().publish(outgoing)
+            super().publish_then(outgoing, ended)
         except BaseException as error:
             end(error)
             raise
-        future.add_done_callback(lambda done: end(done.exception()))
-        return future
 
     async def publish_async(self, outgoing: Outgoing) -> None:
         """As `PublishPipeline.publish_async`."""

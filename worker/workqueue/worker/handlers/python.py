@@ -26,6 +26,13 @@ from workqueue.worker.handlers.outcome import RetryPolicy
 
 DEFAULT_RETRY: Final = RetryPolicy()
 
+MIDDLEWARE: Final = "middleware"
+FAILURE_HOOK: Final = "failure hook"
+_PARAMETERS: Final = {
+    MIDDLEWARE: ("message", "call_next"),
+    FAILURE_HOOK: ("message", "error", "final"),
+}
+
 
 def load(name: str, retry: RetryPolicy = DEFAULT_RETRY, replies: ReplyPublisher | None = None) -> Handler:
     """Import `package.module:function` (or `module:object.method`); the working directory is on the path.
@@ -89,18 +96,29 @@ def _check_hooks(name: str, hooks: Hooks, *, is_async: bool) -> None:
             f"The handler {name} has more than one lifespan: {names}. Use one, with contextlib.ExitStack if"
             " necessary."
         )
-    for kind, functions in (("middleware", hooks.middleware), ("failure hook", hooks.on_failure)):
+    for kind, functions in ((MIDDLEWARE, hooks.middleware), (FAILURE_HOOK, hooks.on_failure)):
         for function in functions:
             hook = name_of(function)
+            _require_parameters(kind, hook, function)
             hook_is_async = any(inspect.iscoroutinefunction(layer) for layer in _layers(function))
             if hook_is_async and not is_async:
                 raise HandlerLoadError(
                     f"The {kind} {hook} is async and the handler {name} is not. Make both async, or neither."
                 )
-            if kind == "middleware" and is_async and not hook_is_async:
+            if kind == MIDDLEWARE and is_async and not hook_is_async:
                 raise HandlerLoadError(
                     f"The {kind} {hook} is not async and the handler {name} is. Make both async, or neither."
                 )
+
+
+def _require_parameters(kind: str, hook: str, function: Any) -> None:
+    parameters = _PARAMETERS[kind]
+    try:
+        inspect.signature(function).bind(*parameters)
+    except TypeError as error:
+        raise HandlerLoadError(f"The {kind} {hook} must take ({', '.join(parameters)}): {error}.") from error
+    except ValueError:  # some built-in functions have no signature
+        return
 
 
 def _module_of(found: Any, known: Sequence[ModuleType]) -> list[ModuleType]:

@@ -6,7 +6,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import SimpleNamespace, UnionType
 from typing import Any, Final
 
 from workqueue import payloads
@@ -46,7 +46,7 @@ def adapt(name: str, found: Any, innermost: Any) -> Callable[[Message], Any]:
             for one in parameters[1:]
             if one.kind in _BY_KEYWORD
             and one.annotation is not one.empty
-            and _type_of(name, one, scope) is Message
+            and _is_message(_type_of(name, one, scope))
         ),
         None,
     )
@@ -66,8 +66,15 @@ def _require_call(name: str, found: Any, keywords: dict[str, None]) -> None:
         ) from error
 
 
+def _is_message(takes: Any) -> bool:
+    """Whether it is `Message`, a class below it, or a union with one, such as `Message | None`."""
+    if typing.get_origin(takes) in (typing.Union, UnionType):
+        return any(map(_is_message, typing.get_args(takes)))
+    return isinstance(takes, type) and issubclass(takes, Message)
+
+
 def _takes_message(takes: Any) -> bool:
-    if isinstance(takes, type) and issubclass(takes, Message):
+    if _is_message(takes):
         return True
     try:
         return takes in _TAKES_MESSAGE

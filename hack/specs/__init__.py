@@ -1,0 +1,1 @@
+"""Check the specifications in docs/specs with TLC: `python -m hack.specs`."""

@@ -1,0 +1,804 @@
+"""A model of RabbitMQ behind pika's interface: connections, channels and queues, with frames in flight.
+
+The real doorbells, calls and slots run on it. A channel of the server carries out one frame after the other. A queue
+without a majority does not answer get, consume and cancel. Its channel is then blocked, with everything that other
+queues have sent to it. The model itself never loses a message.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Final
+
+import pika
+from pika import spec
+from pika.exceptions import (
+    ChannelClosedByBroker,
+    ChannelClosedByClient,
+    ChannelWrongStateError,
+    ConnectionWrongStateError,
+    StreamLostError,
+)
+
+from tests.simulation.loop import Process, Stream
+from tests.simulation.world import World
+from workqueue.contract.topology import BrokerVersion
+
+LATENCY: Final = 0.001
+COUNTS_LAG: Final = 0.004
+"""Seconds by which the counts of a passive declare lag behind, at most."""
+
+HEARTBEAT_LOSS: Final = 10.0
+"""Seconds after which a silent peer counts as lost."""
+
+
+@dataclass(eq=False)
+class ModelMessage:
+    """A message, or the copy of one.
+
+    Attributes:
+        original: the id that the publisher gave, which copies keep.
+    """
+
+    original: str
+    body: bytes
+    headers: dict[str, Any] = field(default_factory=dict)
+    expiration: str | None = None
+    priority: int | None = None
+    redelivered: bool = False
+    deliveries: int = 0
+    at: float = 0.0
+    size: int = 100
+
+
+@dataclass(eq=False)
+class ModelConsumer:
+    """A consumer of a queue."""
+
+    channel: ModelChannel
+    tag: str
+    callback: Any
+    priority: int
+    held: int = 0
+
+
+class ModelQueue:
+    """A durable queue."""
+
+    def __init__(self, rabbit: Rabbit, name: str, arguments: Mapping[str, Any]) -> None:
+        self.rabbit = rabbit
+        self.name = name
+        self.arguments = dict(arguments)
+        self.ready: deque[ModelMessage] = deque()
+        self.unacked: dict[ModelMessage, ModelChannel] = {}
+        self.consumers: list[ModelConsumer] = []
+        self.leaderless = False
+        self.answers_zero = False
+        """A queue that elects a leader reports zeros."""
+        self.stuck: list[Callable[[], None]] = []
+        """Calls that wait for a majority."""
+        self.waiting_since: float | None = None
+        self._turn = itertools.count()
+        self._expiry = 0.0
+
+    @property
+    def is_quorum(self) -> bool:
+        return self.arguments.get("x-queue-type") == "quorum"
+
+    @property
+    def messages(self) -> list[ModelMessage]:
+        """All messages in it, also unacknowledged ones."""
+        return [*self.ready, *self.unacked]
+
+    def push(self, message: ModelMessage) -> None:
+        message.at = self.rabbit.world.now
+        self.ready.append(message)
+        self.deliver()
+        self.expire()
+
+    def deliver(self) -> None:
+        """Send waiting messages to consumers that may have one."""
+        while self.ready and not self.leaderless and not self.rabbit.down:
+            consumer = self._next()
+            if consumer is None:
+                break
+            message = self.ready.popleft()
+            self._note_waiting()
+            consumer.held += 1
+            self.unacked[message] = consumer.channel
+            consumer.channel.deliver(self, consumer, message)
+        self._note_waiting()
+
+    def _note_waiting(self) -> None:
+        now = self.rabbit.world.now
+        if not self.ready:
+            self.waiting_since = None
+        elif self.waiting_since is None:
+            self.waiting_since = now
+
+    def _next(self) -> ModelConsumer | None:
+        single = self.arguments.get("x-single-active-consumer")
+        consumers = self.consumers[:1] if single else self.consumers
+        able = [one for one in consumers if one.held < one.channel.prefetch]
+        if not able:
+            return None
+        highest = max(one.priority for one in able)
+        best = [one for one in able if one.priority == highest]
+        return best[next(self._turn) % len(best)]
+
+    def requeue(self, message: ModelMessage, *, failed: bool) -> None:
+        """Take back an unacknowledged message."""
+        if self.unacked.pop(message, None) is None:
+            return
+        message.redelivered = True
+        counts = failed or self.rabbit.version.nack_counts_as_delivery
+        if self.is_quorum and counts:
+            message.deliveries += 1
+        limit = self.arguments.get("x-delivery-limit", -1)
+        if self.is_quorum and 0 <= limit < message.deliveries:
+            self._dead_letter(message)
+            return
+        self.ready.appendleft(message)
+
+    def _dead_letter(self, message: ModelMessage) -> bool:
+        target = self.rabbit.queues.get(self.arguments.get("x-dead-letter-routing-key", ""))
+        if target is None:
+            return False
+        # RabbitMQ removes the TTL of a message that it dead-letters.
+        message.expiration, message.deliveries = None, 0
+        target.push(message)
+        return True
+
+    def expire(self) -> None:
+        """Dead-letter the head when its time has come, and look again then."""
+        ttl = self.arguments.get("x-message-ttl")
+        while self.ready:
+            head = self.ready[0]
+            limits = [float(limit) for limit in (ttl, head.expiration) if limit is not None]
+            if not limits:
+                return
+            due, now = head.at + min(limits) / 1000, self.rabbit.world.now
+            if due > now + 1e-6:
+                if self._expiry <= now + 1e-6 or self._expiry > due:
+                    self._expiry = due
+                    self.rabbit.world.later(due - now, self.expire)
+                return
+            if (
+                self.leaderless
+                or self.rabbit.down
+                or self.arguments.get("x-dead-letter-routing-key", "") not in self.rabbit.queues
+            ):
+                self.rabbit.world.later(1.0, self.expire)
+                return
+            self.ready.popleft()
+            self._dead_letter(head)
+
+    def counts(self) -> tuple[int, int]:
+        """What a passive declare reports."""
+        if self.leaderless and self.answers_zero:
+            return 0, 0
+        return len(self.ready), len(self.consumers)
+
+    def cut(self) -> None:
+        """Lose the majority."""
+        self.leaderless = True
+
+    def mend(self) -> None:
+        """Have a leader again, and answer what has waited."""
+        self.leaderless = False
+        stuck, self.stuck = self.stuck, []
+        for call in stuck:
+            call()
+        self.deliver()
+        self.expire()
+
+
+class ModelChannel:
+    """A channel: pika's side with its interface, and the server's side."""
+
+    def __init__(self, connection: ModelConnection, number: int, on_open: Any) -> None:
+        self.connection = connection
+        self.channel_number = number
+        self.is_open = False
+        self.is_closed = False
+        self._cancelled: set[str] = set()
+        self._tags = itertools.count(1)
+        self._calls: deque[Callable[[], None]] = deque()
+        self._calling = False
+        self._on_close: list[Any] = []
+        self._on_cancel: list[Any] = []
+        self._callbacks: list[tuple[Any, tuple[Any, ...], bool]] = []
+        # The server's side.
+        self.prefetch = 1_000_000
+        self.gone = False
+        self.blocked = False
+        self._frames: deque[Callable[[], None]] = deque()
+        self._answers: deque[tuple[Any, ...]] = deque()
+        self._delivery_tags = itertools.count(1)
+        self._unsettled: dict[int, tuple[ModelQueue, ModelMessage, ModelConsumer | None]] = {}
+        connection.send(self, lambda: self.answer(self._opened, on_open))
+
+    # -- pika's methods ------------------------------------------------------------------------------
+
+    def add_on_close_callback(self, callback: Any) -> None:
+        self._on_close.append(callback)
+
+    def add_on_cancel_callback(self, callback: Any) -> None:
+        self._on_cancel.append(callback)
+
+    def add_callback(self, callback: Any, replies: list[Any], one_shot: bool = True) -> None:
+        self._callbacks.append((callback, tuple(replies), one_shot))
+
+    def basic_qos(self, prefetch_count: int, callback: Any = None) -> None:
+        def carry_out() -> None:
+            self.prefetch = prefetch_count
+            self._reply(callback, spec.Basic.QosOk())
+
+        self._call(carry_out)
+
+    def queue_declare(
+        self,
+        queue: str,
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        callback: Any = None,
+    ) -> None:
+        def carry_out() -> None:
+            rabbit = self.connection.rabbit
+            found = rabbit.queues.get(queue)
+            if found is None and passive:
+                self.close_by_broker(404, f"NOT_FOUND - no queue '{queue}'")
+                return
+            if found is None:
+                found = rabbit.make(queue, arguments or {})
+                if exclusive:
+                    self.connection.exclusive.add(queue)
+            elif not passive and dict(arguments or {}) != found.arguments:
+                self.close_by_broker(406, f"PRECONDITION_FAILED - inequivalent arg for queue '{queue}'")
+                return
+            elif queue in rabbit.exclusive_elsewhere(self.connection):
+                self.close_by_broker(405, "RESOURCE_LOCKED - cannot obtain exclusive access")
+                return
+            if found.leaderless and not found.answers_zero and rabbit.declare_hangs:
+                self._wait_for(found, lambda: self._reply_declared(queue, callback))
+            else:
+                self._reply_declared(queue, callback)
+
+        self._call(carry_out)
+
+    def _reply_declared(self, queue: str, callback: Any) -> None:
+        found = self.connection.rabbit.queues.get(queue)
+        ready, consumers = found.counts() if found is not None else (0, 0)
+        self._reply(callback, spec.Queue.DeclareOk(queue, ready, consumers))
+
+    def queue_delete(
+        self, queue: str, if_unused: bool = False, if_empty: bool = False, callback: Any = None
+    ) -> None:
+        def carry_out() -> None:
+            found = self.connection.rabbit.queues.get(queue)
+            if found is not None and ((if_unused and found.consumers) or (if_empty and found.ready)):
+                self.close_by_broker(406, f"PRECONDITION_FAILED - queue '{queue}' in use")
+                return
+            if found is not None:
+                self.connection.rabbit.delete(queue, by=self.connection)
+            self._reply(callback, spec.Queue.DeleteOk(0))
+
+        self._call(carry_out)
+
+    def basic_get(self, queue: str, callback: Any) -> None:
+        def carry_out() -> None:
+            found = self.connection.rabbit.queues.get(queue)
+            if found is None:
+                self.close_by_broker(404, f"NOT_FOUND - no queue '{queue}'")
+            elif found.arguments.get("x-single-active-consumer"):
+                self.close_by_broker(405, "RESOURCE_LOCKED - single active consumer")
+            elif found.leaderless:
+                self._wait_for(found, carry_out)
+            elif not found.ready:
+                self._reply(None, spec.Basic.GetEmpty())
+            else:
+                message = found.ready.popleft()
+                found._note_waiting()
+                found.unacked[message] = self
+                tag = next(self._delivery_tags)
+                self._unsettled[tag] = found, message, None
+                self._reply(
+                    lambda method: callback(self, method, *self.connection.content(message)),
+                    spec.Basic.GetOk(tag),
+                )
+
+        self._call(carry_out)
+
+    def basic_consume(
+        self,
+        queue: str,
+        on_message_callback: Any,
+        arguments: Mapping[str, Any] | None = None,
+        callback: Any = None,
+    ) -> str:
+        tag = f"ctag{self.channel_number}.{next(self._tags)}"
+
+        def carry_out() -> None:
+            found = self.connection.rabbit.queues.get(queue)
+            if found is None:
+                self.close_by_broker(404, f"NOT_FOUND - no queue '{queue}'")
+                return
+            if found.leaderless:
+                self._wait_for(found, carry_out)
+                return
+            if "x-consumer-timeout" in (arguments or {}) and not found.is_quorum:
+                self.close_by_broker(406, "PRECONDITION_FAILED - invalid arg 'x-consumer-timeout'")
+                return
+            priority = (arguments or {}).get("x-priority", 0)
+            found.consumers.append(ModelConsumer(self, tag, on_message_callback, priority))
+            self._reply(callback, spec.Basic.ConsumeOk(tag))
+            found.deliver()
+
+        self._call(carry_out)
+        return tag
+
+    def basic_cancel(self, consumer_tag: str, callback: Any = None) -> None:
+        self._cancelled.add(consumer_tag)
+
+        def carry_out() -> None:
+            for queue in self.connection.rabbit.queues.values():
+                for consumer in [
+                    one for one in queue.consumers if one.channel is self and one.tag == consumer_tag
+                ]:
+                    if queue.leaderless:
+                        self._wait_for(queue, carry_out)
+                        return
+                    queue.consumers.remove(consumer)
+                    queue.deliver()
+            self._reply(callback, spec.Basic.CancelOk(consumer_tag))
+
+        self._call(carry_out)
+
+    def basic_ack(self, delivery_tag: int) -> None:
+        self._require_open()
+        self.connection.send(self, lambda: self._settle(delivery_tag, "ack"))
+
+    def basic_nack(self, delivery_tag: int, *, requeue: bool = True) -> None:
+        self._require_open()
+        self.connection.send(self, lambda: self._settle(delivery_tag, "nack"))
+
+    def basic_reject(self, delivery_tag: int) -> None:
+        self.connection.send(self, lambda: self._settle(delivery_tag, "reject"))
+
+    def close(self) -> None:
+        self._require_open()
+        self.is_open = False
+
+        def carry_out() -> None:
+            self.leave()
+            self.answer(self._closed, ChannelClosedByClient(200, "Normal shutdown"))
+
+        # pika sends the close after the call that is under way has ended.
+        self._calls.append(lambda: self.connection.send(self, carry_out))
+        self._next_call()
+
+    # -- pika's side ---------------------------------------------------------------------------------
+
+    def _require_open(self) -> None:
+        if not self.is_open:
+            raise ChannelWrongStateError("Channel is closed.")
+
+    def _call(self, carry_out: Callable[[], None]) -> None:
+        """A synchronous method: the next one is sent after its answer."""
+        self._require_open()
+        self._calls.append(lambda: self.connection.send(self, carry_out))
+        self._next_call()
+
+    def _next_call(self) -> None:
+        if not self._calling and self._calls:
+            self._calling = True
+            self._calls.popleft()()
+
+    def _reply(self, callback: Any, method: Any) -> None:
+        """The server answers the outstanding call."""
+        self.answer(self._replied, callback, method)
+
+    def _replied(self, callback: Any, method: Any) -> None:
+        if self.is_closed:
+            return
+        self._calling = False
+        self._next_call()
+        frame = SimpleNamespace(method=method)
+        for entry in list(self._callbacks):
+            if isinstance(method, entry[1]):
+                if entry[2]:
+                    self._callbacks.remove(entry)
+                entry[0](frame)
+        if callback is not None:
+            callback(method if isinstance(method, spec.Basic.GetOk) else frame)
+
+    def _opened(self, on_open: Any) -> None:
+        if not self.is_closed:
+            self.is_open = True
+            on_open(self)
+
+    def _arrive(
+        self, consumer: ModelConsumer, tag: int, message: ModelMessage, redelivered: bool, queue: str
+    ) -> None:
+        if self.is_closed:
+            return
+        if consumer.tag in self._cancelled:
+            # As pika does with a delivery that arrives after its consumer was cancelled.
+            if self.is_open:
+                self.basic_reject(tag)
+            return
+        method = SimpleNamespace(
+            delivery_tag=tag,
+            consumer_tag=consumer.tag,
+            exchange="",
+            routing_key=queue,
+            redelivered=redelivered,
+        )
+        consumer.callback(self, method, *self.connection.content(message))
+
+    def _closed(self, reason: Exception) -> None:
+        if self.is_closed:
+            return
+        self.is_open, self.is_closed = False, True
+        self._calls.clear()
+        for callback in self._on_close:
+            callback(self, reason)
+
+    # -- the server's side ---------------------------------------------------------------------------
+
+    def receive(self, carry_out: Callable[[], None]) -> None:
+        """A frame has arrived. It waits while the channel's process is blocked."""
+        if self.gone:
+            return
+        if self.blocked:
+            self._frames.append(carry_out)
+        else:
+            carry_out()
+
+    def answer(self, receive: Any, *arguments: Any) -> None:
+        """Send something to the client, unless the channel's process is blocked."""
+        if self.blocked:
+            self._answers.append((receive, *arguments))
+        else:
+            self.connection.answer(receive, *arguments)
+
+    def _wait_for(self, queue: ModelQueue, carry_out: Callable[[], None]) -> None:
+        """Block the channel until a queue has a majority."""
+        self.blocked = True
+
+        def go_on() -> None:
+            self.blocked = False
+            if not self.gone:
+                carry_out()
+            while self._answers and not self.blocked:
+                self.connection.answer(*self._answers.popleft())
+            while self._frames and not self.blocked and not self.gone:
+                self._frames.popleft()()
+
+        queue.stuck.append(go_on)
+
+    def deliver(self, queue: ModelQueue, consumer: ModelConsumer, message: ModelMessage) -> None:
+        tag = next(self._delivery_tags)
+        self._unsettled[tag] = queue, message, consumer
+        self.answer(self._arrive, consumer, tag, message, message.redelivered, queue.name)
+
+    def _settle(self, tag: int, how: str) -> None:
+        entry = self._unsettled.get(tag)
+        if entry is None:
+            self.close_by_broker(406, f"PRECONDITION_FAILED - unknown delivery tag {tag}")
+            return
+        queue, message, consumer = entry
+        if queue.leaderless:
+            # Acknowledgements need no answer: they are carried out when there is a majority.
+            queue.stuck.append(lambda: None if self.gone else self._settle(tag, how))
+            return
+        del self._unsettled[tag]
+        if consumer is not None:
+            consumer.held -= 1
+        if how == "ack":
+            if queue.unacked.pop(message, None) is not None:
+                queue.rabbit.on_ack(queue, message)
+        else:
+            queue.requeue(message, failed=how == "reject")
+        queue.deliver()
+
+    def leave(self) -> None:
+        """End on the server: the consumers go, and what they had is requeued."""
+        if self.gone:
+            return
+        self.gone = True
+        touched = {}
+        for queue in self.connection.rabbit.queues.values():
+            before = len(queue.consumers)
+            queue.consumers = [one for one in queue.consumers if one.channel is not self]
+            if len(queue.consumers) != before:
+                touched[queue.name] = queue
+        for queue, message, _ in list(self._unsettled.values()):
+            queue.requeue(message, failed=True)
+            touched[queue.name] = queue
+        self._unsettled.clear()
+        for queue in touched.values():
+            queue.deliver()
+
+    def close_by_broker(self, code: int, text: str) -> None:
+        self.leave()
+        self.answer(self._closed, ChannelClosedByBroker(code, text))
+
+    def cancel_by_broker(self, consumer: ModelConsumer) -> None:
+        """A queue was deleted."""
+
+        def cancelled() -> None:
+            if not self.is_closed and consumer.tag not in self._cancelled:
+                frame = SimpleNamespace(method=SimpleNamespace(consumer_tag=consumer.tag))
+                for callback in self._on_cancel:
+                    callback(frame)
+
+        self.answer(cancelled)
+
+    def forget(self, queue: ModelQueue) -> None:
+        """A deleted queue takes its unacknowledged messages with it."""
+        self._unsettled = {tag: entry for tag, entry in self._unsettled.items() if entry[0] is not queue}
+
+
+class ModelConnection:
+    """A connection of one process: pika's interface, and the server's side.
+
+    Args:
+        keeps_bodies: whether the client reads properties and bodies, as a worker does.
+    """
+
+    def __init__(self, rabbit: Rabbit, process: Process, *, keeps_bodies: bool) -> None:
+        self.rabbit = rabbit
+        self.process = process
+        self.is_open = True
+        self.params = SimpleNamespace(channel_max=2047)
+        self.server_properties = {
+            "version": f"{rabbit.version.major}.{rabbit.version.minor}.0",
+            "cluster_name": rabbit.name,
+        }
+        self.exclusive: set[str] = set()
+        self._keeps_bodies = keeps_bodies
+        self._channels: list[ModelChannel] = []
+        self._numbers = itertools.count(1)
+        self._on_close: list[Any] = []
+        self._to_server = Stream(rabbit.world.loop)
+        self._to_client = Stream(rabbit.world.loop, process)
+        self.alive = True
+        """On the server."""
+
+    # -- pika's methods ------------------------------------------------------------------------------
+
+    def channel(self, on_open_callback: Any) -> ModelChannel:
+        if not self.is_open:
+            raise ConnectionWrongStateError("Channel allocation requires an open connection")
+        made = ModelChannel(self, next(self._numbers), on_open_callback)
+        self._channels.append(made)
+        return made
+
+    def add_on_close_callback(self, callback: Any) -> None:
+        self._on_close.append(callback)
+
+    def close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            self._to_server.send(LATENCY, self._closed_by_client)
+
+    # -- frames --------------------------------------------------------------------------------------
+
+    def send(self, channel: ModelChannel, carry_out: Callable[[], None]) -> None:
+        """From the client to the server."""
+        if self.is_open:
+            self._to_server.send(self.rabbit.latency(), self._receive, channel, carry_out)
+
+    def _receive(self, channel: ModelChannel, carry_out: Callable[[], None]) -> None:
+        if not self.alive:
+            return
+        if self.rabbit.hung or self.rabbit.is_cut_from(self.process):
+            self.rabbit.held.append((self, channel, carry_out))
+        else:
+            channel.receive(carry_out)
+
+    def answer(self, receive: Any, *arguments: Any) -> None:
+        """From the server to the client."""
+        if self.alive:
+            self._to_client.send(self.rabbit.latency(), self._arrive, receive, *arguments)
+
+    def _arrive(self, receive: Any, *arguments: Any) -> None:
+        if self.alive or self.is_open:
+            receive(*arguments)
+
+    def content(self, message: ModelMessage) -> tuple[Any, bytes]:
+        """Properties and body, as the client wants them."""
+        if not self._keeps_bodies:
+            return SimpleNamespace(body_size=message.size), b""
+        headers = dict(message.headers)
+        if message.deliveries:
+            headers["x-delivery-count"] = message.deliveries
+        properties = pika.BasicProperties(
+            message_id=message.original,
+            headers=headers,
+            expiration=message.expiration,
+            priority=message.priority,
+        )
+        return properties, message.body
+
+    # -- the end -------------------------------------------------------------------------------------
+
+    def _closed_by_client(self) -> None:
+        self.leave()
+        self._to_client.send(LATENCY, self._lost, StreamLostError("closed"))
+
+    def leave(self) -> None:
+        """End on the server."""
+        if not self.alive:
+            return
+        self.alive = False
+        self.rabbit.connections.remove(self)
+        for channel in self._channels:
+            channel.leave()
+        for queue in self.exclusive:
+            self.rabbit.queues.pop(queue, None)
+
+    def lose(self, reason: str = "Connection reset by peer") -> None:
+        """The connection breaks, and both sides learn of it."""
+        self.leave()
+        self._to_client.send(LATENCY, self._lost, StreamLostError(reason))
+
+    def lose_at_client(self, reason: str) -> None:
+        """The client gives the connection up."""
+        if self.is_open:
+            self._to_client.send(0.0, self._lost, StreamLostError(reason))
+
+    def _lost(self, reason: Exception) -> None:
+        callbacks, self._on_close = self._on_close, []
+        self.is_open = False
+        for channel in self._channels:
+            channel._closed(reason)
+        for callback in callbacks:
+            callback(self, reason)
+
+
+class Rabbit:
+    """One broker.
+
+    Attributes:
+        down: whether it refuses connections.
+        hung: whether it takes connections and frames and answers nothing.
+        alarm: whether it confirms nothing that is published.
+        on_ack, on_delete: heard by the properties.
+    """
+
+    def __init__(self, world: World, name: str, version: BrokerVersion) -> None:
+        self.world = world
+        self.name = name
+        self.version = version
+        self.queues: dict[str, ModelQueue] = {}
+        self.connections: list[ModelConnection] = []
+        self.passwords: dict[str, str] = {"user": "secret"}
+        self.down = False
+        self.hung = False
+        self.alarm = False
+        self.slow = 0.0
+        self.declare_hangs = False
+        self.held: list[tuple[ModelConnection, ModelChannel, Callable[[], None]]] = []
+        self.cut_from: set[Process] = set()
+        self.on_ack: Callable[[ModelQueue, ModelMessage], None] = lambda _queue, _message: None
+        self.on_delete: Callable[[ModelQueue, ModelConnection | None], None] = lambda _queue, _by: None
+
+    def latency(self) -> float:
+        """Seconds for one frame."""
+        return LATENCY * (0.5 + self.world.random.random()) + (
+            self.slow and self.slow * self.world.random.random()
+        )
+
+    def is_cut_from(self, process: Process) -> bool:
+        """Whether packets between a process and the broker are lost."""
+        return process in self.cut_from
+
+    def make(self, name: str, arguments: Mapping[str, Any]) -> ModelQueue:
+        """Create a queue."""
+        made = self.queues[name] = ModelQueue(self, name, arguments)
+        return made
+
+    def delete(self, name: str, by: ModelConnection | None = None) -> None:
+        """Delete a queue and its messages."""
+        queue = self.queues.pop(name)
+        self.on_delete(queue, by)
+        for consumer in queue.consumers:
+            consumer.channel.cancel_by_broker(consumer)
+        for connection in self.connections:
+            for channel in connection._channels:
+                channel.forget(queue)
+        queue.consumers, queue.ready, queue.unacked = [], deque(), {}
+        stuck, queue.stuck = queue.stuck, []
+        queue.leaderless = False
+        for call in stuck:
+            call()
+
+    def exclusive_elsewhere(self, connection: ModelConnection) -> set[str]:
+        """The exclusive queues of other connections."""
+        return {name for other in self.connections if other is not connection for name in other.exclusive}
+
+    def connect(self, process: Process, *, keeps_bodies: bool) -> ModelConnection:
+        """Open a connection. The caller has checked that this is possible."""
+        made = ModelConnection(self, process, keeps_bodies=keeps_bodies)
+        self.connections.append(made)
+        return made
+
+    def publish(self, queue: str, message: ModelMessage) -> bool | None:
+        """Take a message from a publisher. True: confirmed. False: returned. None: no confirm."""
+        found = self.queues.get(queue)
+        if self.down or self.hung or self.alarm or (found is not None and found.leaderless):
+            return None
+        if found is None:
+            return False
+        found.push(message)
+        return True
+
+    # -- what may happen -----------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Stop: every connection is lost, and no other is taken."""
+        self.down = True
+        self.drop_connections()
+
+    def start(self) -> None:
+        """Start again. Messages and queues have stayed."""
+        self.down = False
+        for queue in self.queues.values():
+            queue.deliver()
+            queue.expire()
+
+    def drop_connections(self, process: Process | None = None) -> None:
+        """Lose connections: all, or those of one process."""
+        for connection in list(self.connections):
+            if process is None or connection.process is process:
+                connection.lose()
+
+    def hang(self) -> None:
+        """Answer nothing. Clients notice by their heartbeat."""
+        self.hung = True
+        for connection in list(self.connections):
+            self.world.later(HEARTBEAT_LOSS, self._give_up, connection)
+
+    def _give_up(self, connection: ModelConnection) -> None:
+        if self.hung:
+            connection.lose_at_client("heartbeat timeout")
+
+    def resume(self) -> None:
+        """Answer again."""
+        self.hung = False
+        self._release_held()
+        for connection in list(self.connections):
+            if not connection.is_open or not connection.process.alive:
+                connection.leave()
+        for queue in self.queues.values():
+            queue.deliver()
+
+    def cut(self, process: Process) -> None:
+        """Lose all packets between a process and the broker."""
+        self.cut_from.add(process)
+        for connection in [one for one in self.connections if one.process is process]:
+            self.world.later(HEARTBEAT_LOSS, self._give_up_cut, connection)
+
+    def _give_up_cut(self, connection: ModelConnection) -> None:
+        if self.is_cut_from(connection.process):
+            connection.lose_at_client("heartbeat timeout")
+            connection.leave()
+
+    def uncut(self, process: Process) -> None:
+        """Let the packets through again."""
+        self.cut_from.discard(process)
+        self._release_held()
+
+    def _release_held(self) -> None:
+        held, self.held = self.held, []
+        for connection, channel, carry_out in held:
+            connection._receive(channel, carry_out)

@@ -1,0 +1,552 @@
+"""Carries out the steps of a scenario on a cluster, and knows which WorkQueues a fault may touch."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Final
+
+from tests.simulation.apiserver import Key, Object
+from tests.simulation.cluster import Cluster
+from tests.simulation.rabbit import ModelQueue
+from tests.simulation.scenario import Scenario, Step, WorkQueueSpec
+from tests.simulation.workers import Task
+from tests.simulation.world import World
+from workqueue_operator.names import workload_name
+
+PUBLISH_AGAIN: Final = 1.0
+HEARTBEAT: Final = 10.0
+WorkQueueKey = tuple[str, str]
+
+
+class Stage:
+    """One scenario on one cluster.
+
+    Attributes:
+        sick_until: for each scope, when the last fault in it ends; infinite while one lasts.
+        confirmed: the messages that a publisher knows to be safe, and their WorkQueues.
+        exempt: messages that a user has deleted.
+        foreign_write: when something else than the operator last wrote the count of a Deployment.
+        changed_template: when a user last changed what a pod template depends on.
+    """
+
+    def __init__(self, scenario: Scenario, world: World) -> None:
+        self.scenario = scenario
+        self.world = world
+        self.cluster = Cluster(world, brokers=scenario.brokers, nodes=scenario.nodes)
+        for address, rabbit in list(self.cluster.rabbits.items()):
+            self.cluster.rabbits[address.replace("10.1.0.", "10.1.1.")] = rabbit
+        self.workqueues: dict[WorkQueueKey, WorkQueueSpec] = {one.key: one for one in scenario.workqueues}
+        self.hosts = {one.key: one.host for one in scenario.workqueues}
+        self.sick_until: dict[str, float] = defaultdict(lambda: -math.inf)
+        self._ill: dict[str, int] = defaultdict(int)
+        self.confirmed: dict[str, WorkQueueKey] = {}
+        self.exempt: set[str] = set()
+        self.handled: set[str] = set()
+        self.foreign_write: dict[Key, float] = {}
+        self.changed_template: dict[WorkQueueKey, float] = defaultdict(float)
+        self.expected_exits = 0
+        self.quiet_from = 0.0
+        self._passwords = 0
+        self._images = 1
+        self.cluster.on_handled = lambda _worker, message: self.handled.add(message.properties.message_id)
+
+    # -- scopes --------------------------------------------------------------------------------------
+
+    def scopes(self, key: WorkQueueKey) -> list[str]:
+        """What a WorkQueue depends on."""
+        return [
+            "api",
+            "pods",
+            "operator",
+            f"ns {key[0]}",
+            f"wq {key[0]}/{key[1]}",
+            f"broker {self.broker(key)}",
+        ]
+
+    def broker(self, key: WorkQueueKey) -> str:
+        """The broker of a WorkQueue, by its first address."""
+        return self.hosts[key].replace("10.1.1.", "10.1.0.")
+
+    def healthy_for(self, *scopes: str) -> float:
+        """Seconds since the last fault in these scopes."""
+        return self.world.now - max(self.sick_until[scope] for scope in scopes)
+
+    def _sick(self, scope: str) -> None:
+        self._ill[scope] += 1
+        self.sick_until[scope] = math.inf
+
+    def _well(self, scope: str) -> None:
+        self._ill[scope] -= 1
+        if not self._ill[scope]:
+            self.sick_until[scope] = self.world.now
+
+    # -- the run -------------------------------------------------------------------------------------
+
+    async def play(self) -> None:
+        """Set up, carry out every step, and wait until every fault has ended."""
+        cluster = self.cluster
+        for namespace in sorted({one.namespace for one in self.workqueues.values()}):
+            cluster.server.put("user", ("namespaces", "", namespace), {"metadata": {}})
+        cluster.start_operator()
+        if self.scenario.standby:
+            cluster.start_operator()
+        for one in self.workqueues.values():
+            self.cluster.put_secret(one.namespace, one.spec["connectionSecretRef"]["name"], one.host)
+            self._put(one)
+        begun = self.world.begun
+        last = 40.0
+        loop = self.world.loop
+        for scope in ("api", "pods", "operator"):
+            # The first seconds: everything is created.
+            self.sick_until[scope] = 5.0
+        for step in self.scenario.steps:
+            loop.call_at(begun + step.at, self._begin, step)
+            last = max(last, step.at + step.seconds + 1.0)
+        self.quiet_from = last
+        await asyncio.sleep(last)
+
+    def _put(self, one: WorkQueueSpec) -> None:
+        body = {"apiVersion": "workqueue.dev/v1alpha1", "kind": "WorkQueue", "metadata": {}, "spec": one.spec}
+        self.cluster.server.put("user", ("workqueues", *one.key), body)
+
+    def _begin(self, step: Step) -> None:
+        if step.what != "publish" or step.arguments[2] > 0:
+            self.world.tell("publisher" if step.what == "publish" else "FAULT", str(step))
+        method: Callable[..., tuple[list[str], Callable[[], object] | None]] = getattr(
+            self, step.what.replace(" ", "_")
+        )
+        scopes, undo = (
+            method(*step.arguments)
+            if not step.seconds
+            else method(*step.arguments, seconds=step.seconds)
+            if step.what in _KNOW_SECONDS
+            else method(*step.arguments)
+        )
+        for scope in scopes:
+            self._sick(scope)
+        self.world.later(step.seconds + 0.001, self._over, step, scopes, undo)
+
+    def _over(self, step: Step, scopes: list[str], undo: Callable[[], object] | None) -> None:
+        if undo is not None:
+            undo()
+            if step.seconds:
+                self.world.tell("FAULT", f"over: {step.what}")
+        for scope in scopes:
+            self._well(scope)
+
+    # -- messages ------------------------------------------------------------------------------------
+
+    def publish(self, namespace: str, name: str, count: int, seconds: float, kind: str) -> Any:
+        """A publisher sends messages, and repeats each until it is confirmed."""
+        for _ in range(count):
+            self._publish((namespace, name), Task(seconds, kind), 0)
+        return [], None
+
+    def _publish(self, key: WorkQueueKey, task: Task, tries: int) -> None:
+        queue = self.workqueues[key].queue
+        done = self.cluster.publish(self.hosts[key], queue, task)
+        if done is not None:
+            self.confirmed[done] = key
+        elif tries < 60:
+            self.world.later(PUBLISH_AGAIN, self._publish, key, task, tries + 1)
+
+    def queue(self, key: WorkQueueKey) -> ModelQueue | None:
+        """The work queue of a WorkQueue on its present broker."""
+        return self.cluster.rabbits[self.hosts[key]].queues.get(self.workqueues[key].queue)
+
+    # -- brokers -------------------------------------------------------------------------------------
+
+    def broker_restarts(self, host: str) -> Any:
+        rabbit = self.cluster.rabbits[host]
+        rabbit.stop()
+        return [f"broker {host}"], rabbit.start
+
+    def broker_hangs(self, host: str) -> Any:
+        rabbit = self.cluster.rabbits[host]
+        rabbit.hang()
+        return [f"broker {host}"], rabbit.resume
+
+    def connections_are_lost(self, host: str) -> Any:
+        self.cluster.rabbits[host].drop_connections()
+        return [f"broker {host}"], None
+
+    def queue_loses_its_majority(self, namespace: str, name: str) -> Any:
+        return self._cut((namespace, name), zeros=self.world.random.random() < 0.3)
+
+    def queue_elects_a_leader(self, namespace: str, name: str) -> Any:
+        return self._cut((namespace, name), zeros=True)
+
+    def _cut(self, key: WorkQueueKey, *, zeros: bool) -> Any:
+        queue = self.queue(key)
+        if queue is None or not queue.is_quorum:
+            return [], None
+        queue.answers_zero = zeros
+        self.cluster.rabbits[self.hosts[key]].declare_hangs = self.world.random.random() < 0.5
+        queue.cut()
+        same = [other for other in self.workqueues if self.workqueues[other].queue == queue.name]
+        return [f"wq {other[0]}/{other[1]}" for other in same], queue.mend
+
+    def broker_has_a_memory_alarm(self, host: str) -> Any:
+        rabbit = self.cluster.rabbits[host]
+        rabbit.alarm = True
+        return [], lambda: setattr(rabbit, "alarm", False)
+
+    def broker_is_slow(self, host: str) -> Any:
+        rabbit = self.cluster.rabbits[host]
+        rabbit.slow = self.world.random.choice([0.02, 0.2, 1.0])
+        return [f"broker {host}"], lambda: setattr(rabbit, "slow", 0.0)
+
+    def broker_is_cut_from_the_operator(self, host: str) -> Any:
+        rabbit = self.cluster.rabbits[host]
+        operators = [one.process for one in self.cluster.operators if one.process.alive]
+        for process in operators:
+            rabbit.cut(process)
+
+        def undo() -> None:
+            for process in operators:
+                rabbit.uncut(process)
+
+        return [f"broker {host}"], undo
+
+    def password_is_rotated(self, host: str) -> Any:
+        self._passwords += 1
+        password = f"secret-{self._passwords}"
+        rabbit = self.cluster.rabbits[host]
+        rabbit.passwords["user"] = password
+        rabbit.drop_connections()
+        users = [one for one in self.workqueues.values() if self.broker(one.key) == host]
+
+        def write() -> None:
+            for one in users:
+                self.cluster.put_secret(
+                    one.namespace,
+                    one.spec["connectionSecretRef"]["name"],
+                    self.hosts[one.key],
+                    rabbit.passwords["user"],
+                )
+
+        scope = f"broker {host}"
+        self._sick(scope)
+        self.world.later(3.0, write)
+        self.world.later(20.0, self._well, scope)
+        return [scope], None
+
+    def user_deletes_the_queue(self, namespace: str, name: str) -> Any:
+        key = namespace, name
+        rabbit, queue = self.cluster.rabbits[self.hosts[key]], self.queue(key)
+        if queue is not None:
+            self.exempt.update(message.original for message in queue.messages)
+            rabbit.delete(queue.name)
+        return [f"wq {namespace}/{name}"], None
+
+    # -- the API server ------------------------------------------------------------------------------
+
+    def _weather(self, name: str, value: Any) -> Any:
+        weather = self.cluster.server.weather
+        before = getattr(weather, name)
+        setattr(weather, name, value)
+        return ["api"], lambda: setattr(
+            weather, name, type(weather)().__getattribute__(name) if name != "denies" else before
+        )
+
+    def API_server_is_down(self) -> Any:  # noqa: N802 - as the steps are called
+        return self._weather("down", True)
+
+    def API_server_is_slow(self, slow: float) -> Any:  # noqa: N802
+        return self._weather("slow", slow)
+
+    def API_server_refuses_requests(self) -> Any:  # noqa: N802
+        return self._weather("refuses", self.world.random.choice([0.1, 0.5]))
+
+    def API_server_loses_answers(self) -> Any:  # noqa: N802
+        return self._weather("loses_answers", self.world.random.choice([0.1, 0.4]))
+
+    def all_watches_lag(self) -> Any:
+        return self._weather("lag", self.world.random.choice([0.5, 3.0]))
+
+    def watch_lags(self, plural: str, seconds: float) -> Any:
+        watches = [w for one in self.cluster.operators for w in one.watches if w._plural == plural]
+        return self._lag(watches, seconds)
+
+    def _lag(self, watches: list[Any], seconds: float) -> Any:
+        for watch in watches:
+            watch.lag = seconds
+
+        def undo() -> None:
+            for watch in watches:
+                watch.lag = 0.0
+
+        return ["api"], undo
+
+    def watch_breaks(self, plural: str, _lag: float, *, seconds: float) -> Any:
+        for one in self.cluster.operators:
+            for watch in one.watches:
+                if watch._plural == plural:
+                    watch.break_off(seconds)
+        # A deletion in the gap shows at the next resync.
+        self._sick("api")
+        self.world.later(seconds + 65.0, self._well, "api")
+        return ["api"], None
+
+    def ReplicaSet_controller_sees_pods_late(self, lag: float) -> Any:  # noqa: N802
+        return self._lag([self.cluster.replicasets.cache.watches["pods"]], lag)
+
+    def ReplicaSet_controller_sees_sets_late(self, lag: float) -> Any:  # noqa: N802
+        return self._lag([self.cluster.replicasets.cache.watches["replicasets"]], lag)
+
+    def Deployment_controller_stands_still(self) -> Any:  # noqa: N802
+        self.cluster.deployments.stop()
+        return ["pods"], self.cluster.deployments.go
+
+    def ReplicaSet_controller_stands_still(self) -> Any:  # noqa: N802
+        self.cluster.replicasets.stop()
+        return ["pods"], self.cluster.replicasets.go
+
+    # -- pods ----------------------------------------------------------------------------------------
+
+    def pods_start_slowly(self) -> Any:
+        self.cluster.kubelets.start_seconds = self.world.random.choice([8.0, 25.0])
+        return ["pods"], lambda: setattr(self.cluster.kubelets, "start_seconds", 1.0)
+
+    def node_is_lost(self, number: int) -> Any:
+        kubelets = self.cluster.kubelets
+        node = list(kubelets.nodes)[number % len(kubelets.nodes)]
+        kubelets.lose(node)
+        return ["pods"], lambda: kubelets.restore(node)
+
+    def _pod(self, number: int) -> Any:
+        pods = list(self.cluster.kubelets.pods.values())
+        return pods[number % len(pods)] if pods else None
+
+    def pod_is_evicted(self, number: int) -> Any:
+        if (pod := self._pod(number)) is not None:
+            self.cluster.kubelets.evict(pod)
+        return ["pods"], None
+
+    def worker_crashes(self, number: int) -> Any:
+        if (pod := self._pod(number)) is not None and pod.worker is not None:
+            pod.worker.crash()
+        return ["pods"], None
+
+    def pod_is_deleted(self, number: int) -> Any:
+        if (pod := self._pod(number)) is not None:
+            self.cluster.server.delete("user", pod.key)
+        return ["pods"], None
+
+    def pods_are_unreachable(self, namespace: str) -> Any:
+        self.cluster.cut_namespaces.add(namespace)
+        return [f"ns {namespace}"], lambda: self.cluster.cut_namespaces.discard(namespace)
+
+    def confirms_are_late(self) -> Any:
+        cluster = self.cluster
+        cluster.confirms_late, cluster.confirms_lost = 5.0, 0.2
+
+        def undo() -> None:
+            cluster.confirms_late = cluster.confirms_lost = 0.0
+
+        return [], undo
+
+    # -- quota and admission -------------------------------------------------------------------------
+
+    def _deny(
+        self, name: str, denies: Callable[[str, Object | None, Object], str | None]
+    ) -> Callable[[], object]:
+        rules = self.cluster.server.weather.denies
+        rules[name] = denies
+        return lambda: rules.pop(name, None)
+
+    def quota_limits_pods(self, namespace: str, most: int) -> Any:
+        server = self.cluster.server
+
+        def denies(plural: str, before: Object | None, after: Object) -> str | None:
+            if plural != "pods" or before is not None or after["metadata"]["namespace"] != namespace:
+                return None
+            alive = [
+                body
+                for key, body in server.of("pods")
+                if key[1] == namespace and body["status"]["phase"] not in {"Failed", "Succeeded"}
+            ]
+            return f"exceeded quota: pods={most}" if len(alive) >= most else None
+
+        return [f"ns {namespace}"], self._deny(f"quota {namespace}", denies)
+
+    def policy_limits_replicas(self, namespace: str, most: int) -> Any:
+        def denies(plural: str, before: Object | None, after: Object) -> str | None:
+            if plural != "deployments" or after["metadata"]["namespace"] != namespace:
+                return None
+            wanted = after["spec"].get("replicas", 1)
+            was = before["spec"].get("replicas", 1) if before is not None else 0
+            return f"policy: at most {most} replicas" if wanted > most and wanted > was else None
+
+        return [f"ns {namespace}"], self._deny(f"policy {namespace}", denies)
+
+    def webhook_refuses_new_templates(self, namespace: str) -> Any:
+        def denies(plural: str, before: Object | None, after: Object) -> str | None:
+            if plural != "deployments" or before is None or after["metadata"]["namespace"] != namespace:
+                return None
+            return (
+                "webhook denied the request"
+                if before["spec"]["template"] != after["spec"]["template"]
+                else None
+            )
+
+        # Existing workers go on: no WorkQueue is sick because of it.
+        return [], self._deny(f"webhook {namespace}", denies)
+
+    # -- operators -----------------------------------------------------------------------------------
+
+    def operator_is_killed(self) -> Any:
+        victim = self.cluster.leader or next((o for o in self.cluster.operators if o.code is None), None)
+        if victim is None:
+            return [], None
+        victim.kill()
+        self._recover()
+        return ["operator"], self.cluster.start_operator
+
+    def operator_is_restarted(self) -> Any:
+        victim = self.cluster.leader or next((o for o in self.cluster.operators if o.code is None), None)
+        if victim is None:
+            return [], None
+        victim.stop()
+        self._recover()
+        return ["operator"], self.cluster.start_operator
+
+    def operator_is_frozen(self, *, seconds: float) -> Any:
+        victim = self.cluster.leader
+        if victim is None:
+            return [], None
+        victim.process.freeze(seconds)
+        self._recover()
+
+        def heartbeat() -> None:
+            if self.world.loop.time() < victim.process.frozen_until:
+                for rabbit in self.cluster.rabbits.values():
+                    for connection in [c for c in rabbit.connections if c.process is victim.process]:
+                        connection.lose()
+
+        self.world.later(HEARTBEAT, heartbeat)
+        return ["operator"], None
+
+    def _recover(self) -> None:
+        """A new leader takes some seconds."""
+        self._sick("operator")
+        self.world.later(15.0, self._well, "operator")
+
+    def watch_operators(self) -> None:
+        """As the kubelet does: start an operator again that has ended."""
+        for one in list(self.cluster.operators):
+            if one.code not in {None, -9, 0} and not one.replaced:
+                one.replaced = True
+                self.world.later(2.0, self.cluster.start_operator)
+                self._recover()
+
+    # -- users ---------------------------------------------------------------------------------------
+
+    def _edit(self, key: WorkQueueKey, change: Callable[[dict[str, Any]], dict[str, Any]]) -> list[str]:
+        server = self.cluster.server
+        server.change("user", ("workqueues", *key), lambda body: {**body, "spec": change(body["spec"])})
+        return [f"wq {key[0]}/{key[1]}"]
+
+    def _with_image(self, key: WorkQueueKey, image: str) -> list[str]:
+        self.changed_template[key] = self.world.now
+        return self._edit(key, lambda spec: {**spec, "worker": {**spec["worker"], "image": image}})
+
+    def user_changes_the_image(self, namespace: str, name: str) -> Any:
+        self._images += 1
+        return self._with_image((namespace, name), f"jobs:{self._images}"), None
+
+    def user_sets_a_bad_image(self, namespace: str, name: str) -> Any:
+        self._images += 1
+        bad = f"bad:{self._images}"
+        self.cluster.kubelets.bad_images.add(bad)
+        scopes = self._with_image((namespace, name), bad)
+        return scopes, lambda: self._with_image((namespace, name), f"jobs:{self._images}")
+
+    def user_pins_the_count(self, namespace: str, name: str, count: int) -> Any:
+        key = namespace, name
+        scopes = self._edit(key, lambda spec: {**spec, "replicas": count})
+        return scopes, lambda: self._edit(
+            key, lambda spec: {k: v for k, v in spec.items() if k != "replicas"}
+        )
+
+    def user_suspends(self, namespace: str, name: str) -> Any:
+        key = namespace, name
+        scopes = self._edit(key, lambda spec: {**spec, "suspend": True})
+        return scopes, lambda: self._edit(key, lambda spec: {**spec, "suspend": False})
+
+    def user_changes_the_maximum(self, namespace: str, name: str, most: int) -> Any:
+        key = namespace, name
+
+        def change(spec: dict[str, Any]) -> dict[str, Any]:
+            return {
+                **spec,
+                "scaling": {**spec["scaling"], "maxReplicas": max(most, spec["scaling"]["minReplicas"], 1)},
+            }
+
+        return self._edit(key, change), None
+
+    def user_scales_the_Deployment(self, namespace: str, name: str, count: int) -> Any:  # noqa: N802
+        key = ("deployments", namespace, workload_name(name))
+        if self.cluster.server.objects.get(key) is not None:
+            self.foreign_write[key] = self.world.now
+            self.cluster.server._owners_of_replicas.setdefault(key, set()).add(("kubectl", "Update"))
+            self.cluster.server.change(
+                "user", key, lambda body: {**body, "spec": {**body["spec"], "replicas": count}}
+            )
+        return [f"wq {namespace}/{name}"], None
+
+    def user_moves_to_another_broker(self, namespace: str, name: str, host: str) -> Any:
+        key = namespace, name
+        if name == "twin" or any(
+            self.workqueues[k].queue == self.workqueues[key].queue and k != key for k in self.workqueues
+        ):
+            return [], None
+        old = self.queue(key)
+        if old is not None:
+            # The user moves the messages of the old broker.
+            rabbit = self.cluster.rabbits[self.hosts[key]]
+            for queue in rabbit.queues.values():
+                if queue.name.startswith(old.name):
+                    self.exempt.update(message.original for message in queue.messages)
+        self.changed_template[key] = self.world.now
+        self.hosts[key] = host
+        one = self.workqueues[key]
+        password = self.cluster.rabbits[host].passwords["user"]
+        self.cluster.put_secret(namespace, one.spec["connectionSecretRef"]["name"], host, password)
+        scope = f"wq {namespace}/{name}"
+        # The Secret is read once a minute.
+        self._sick(scope)
+        self.world.later(90.0, self._well, scope)
+        return [scope], None
+
+    def user_deletes_the_WorkQueue(self, namespace: str, name: str) -> Any:  # noqa: N802
+        return self.user_deletes_the_workqueue(namespace, name)
+
+    def user_deletes_the_workqueue(self, namespace: str, name: str) -> Any:
+        key = namespace, name
+        body = self.cluster.server.objects.get(("workqueues", *key))
+        if body is None:
+            return [], None
+        if self.workqueues[key].spec["queue"]["deletionPolicy"] == "Delete" and name != "twin":
+            queue = self.queue(key)
+            self.exempt.update(message.original for message in (queue.messages if queue else ()))
+        self.cluster.server.delete("user", ("workqueues", *key))
+        scope = f"wq {namespace}/{name}"
+
+        def again() -> None:
+            if ("workqueues", *key) in self.cluster.server.objects:
+                self.world.later(5.0, again)
+                return
+            self.changed_template[key] = self.world.now
+            if name != "twin":
+                self._put(self.workqueues[key])
+            self.world.later(20.0, self._well, scope)
+
+        self._sick(scope)
+        return [scope], again
+
+
+_KNOW_SECONDS: Final = frozenset({"watch breaks", "operator is frozen"})
