@@ -26,6 +26,7 @@ from tests.support.wait import until
 from tests.support.worker import Worker, Workers, publish
 from tests.support.workqueue import workqueue
 from workqueue.contract.topology import (
+    LAST,
     QueueType,
     dead_letter_queue,
     delay_plan,
@@ -40,7 +41,7 @@ async def declare(vhost: VirtualHost) -> None:
     async with channel_of(vhost) as channel:
         channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum"})
         steps = delay_plan("jobs", STEPS)
-        like_earlier = delay_queue("jobs", 0).arguments
+        like_earlier = delay_queue("jobs", LAST).arguments
         others = {queue.name: queue.arguments for queue in (dead_letter_queue("jobs"), *steps.queues)} | {
             earlier_delay_queue_name("jobs", delay): {**like_earlier, "x-message-ttl": delay * 1000}
             for delay in (SPEC, ASKED, EARLIER)

@@ -184,7 +184,6 @@ class Deliveries:
     # Reading, from any thread ---------------------------------------------------------------------------
 
     @property
-    @property
     def delay_queues(self) -> list[str]:
         """The delay queues that this worker knows, in the order in which messages pass them."""
         return self._settler.delay_queues
