@@ -31,7 +31,12 @@ PERIOD_SECONDS: Final = 3600.0
 SHORT: Final = 6
 """Other versions than the default are measured for a shorter period, with as many messages per second."""
 
-QUICK: Final = 60
+QUICK: Final = 5_000, 120.0
+"""Messages and seconds of a quick run, on each version."""
+
+PRIORITIES: Final = 0, 9
+"""Of the messages in turn: RabbitMQ 4.0 keeps them apart in a queue."""
+
 THREADS: Final = 16
 """Threads that publish, so that many messages share one write to RabbitMQ's log."""
 
@@ -46,11 +51,12 @@ def measure(*, quick: bool, folder: Path) -> Report:  # noqa: ARG001 - as the ot
     rows: list[Row] = []
     versions: dict[str, str] = {}
     for series in RELEASES:
-        part = QUICK if quick else 1 if series == DEFAULT else SHORT
+        part = 1 if series == DEFAULT else SHORT
+        count, period = QUICK if quick else (MESSAGES // part, PERIOD_SECONDS / part)
         with running(series, management=False) as broker:
             versions[f"RabbitMQ {series}"] = broker.version
-            with step(f"Measuring delays: RabbitMQ {series}, {PERIOD_SECONDS / part:.0f} s"):
-                rows.append(_row(broker, MESSAGES // part, PERIOD_SECONDS / part))
+            with step(f"Measuring delays: RabbitMQ {series}, {period:.0f} s"):
+                rows.append(_row(broker, count, period))
     name = "delays-quick" if quick else "delays"
     return Report(name, "Delays, measured", report.surroundings(versions), rows, "others")
 
@@ -91,10 +97,11 @@ def _row(broker: Broker, count: int, period: float) -> Row:
     chance = random.Random(1)
     delays = [1.0 + (period - 1.0) * number / count for number in range(count)]
     chance.shuffle(delays)
-    consumer = _Consumer(broker, count + 1)
+    consumer = _Consumer(broker, count + len(PRIORITIES))
     begun = time.monotonic()
     with Publisher(broker.url) as publisher:
-        publisher.publish(b"", queue=QUEUE, delay=period)  # declares the delay queues, and arrives last
+        for priority in PRIORITIES:  # they declare the delay queues, and arrive last
+            publisher.publish(b"", queue=QUEUE, delay=period, priority=priority)
         threads = [
             threading.Thread(target=_publish, args=(publisher, delays[start::THREADS]))
             for start in range(THREADS)
@@ -108,7 +115,7 @@ def _row(broker: Broker, count: int, period: float) -> Row:
     queues = broker.ctl("list_queues", "name", "--silent").split()
     steps = sum(topology.is_delay_queue(name, QUEUE) for name in queues)
     late = sorted(consumer.late.values())
-    early, missing = sum(seconds < 0 for seconds in late), count + 1 - len(late)
+    early, missing = sum(seconds < 0 for seconds in late), count + len(PRIORITIES) - len(late)
     p99 = statistics.quantiles(late, n=100)[98]
     return Row(
         f"{count:,} messages, due within {period:,.0f} s, RabbitMQ {broker.version}",
@@ -121,5 +128,5 @@ def _row(broker: Broker, count: int, period: float) -> Row:
 
 
 def _publish(publisher: Publisher, delays: list[float]) -> None:
-    for delay in delays:
-        publisher.publish(b"x" * 100, queue=QUEUE, delay=delay)
+    for number, delay in enumerate(delays):
+        publisher.publish(b"x" * 100, queue=QUEUE, delay=delay, priority=PRIORITIES[number % len(PRIORITIES)])

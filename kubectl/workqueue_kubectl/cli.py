@@ -41,6 +41,8 @@ FORMS: Final = {
     "scale": ("json", "yaml", "name"),
     "send": ("json", "yaml"),
     "dead": ("json", "yaml", "wide"),
+    "delayed": ("json", "yaml"),
+    "recurring": ("json", "yaml"),
 }
 """What each command can print with -o instead of its text."""
 

@@ -260,7 +260,9 @@ class Operator:
             reports, store, config.pod_name, self._metrics, clock=clock, is_urgent=lambda: counts.busy
         )
         protector = Protector(reports, store, clock)
-        recurring = RecurringRunner(reports, reporter, clock, partial(queue.add, lane=Lane.TIMER))
+        recurring = RecurringRunner(
+            reports, reporter, self._metrics, clock, partial(queue.add, lane=Lane.TIMER)
+        )
         defaults = render.Defaults(
             config.worker_image,
             config.worker_network_policy,

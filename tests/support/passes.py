@@ -131,7 +131,7 @@ async def operator(cluster: FakeCluster, *namespaces: str, workers_port: int = P
         protector=Protector(cluster, store, clock),
         finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
         bindings=Bindings(cluster, store),
-        recurring=RecurringRunner(cluster, reporter, clock, queue.add),
+        recurring=RecurringRunner(cluster, reporter, metrics, clock, queue.add),
         metrics=metrics,
         on_fatal=lambda _: None,
     )

@@ -53,9 +53,13 @@ class Site:
 
     def take_over(self) -> None:
         """Another process leads now. It knows nothing but the API server."""
-        reporter = Reporter(self.cluster, Store(lambda _: None), "me", Metrics(), clock=self.clock)
+        self.metrics = Metrics()
+        reporter = Reporter(self.cluster, Store(lambda _: None), "me", self.metrics, clock=self.clock)
         self.asks: list[Any] = []
-        self.runner = RecurringRunner(self.cluster, reporter, self.clock, self.asks.append)
+        self.runner = RecurringRunner(self.cluster, reporter, self.metrics, self.clock, self.asks.append)
+
+    def counted(self, outcome: str) -> float | None:
+        return self.metrics.registry.get_sample_value("workqueue_recurring_total", {"outcome": outcome})
 
     def live(self) -> dict[str, Any]:
         made = workqueue(recurring=self.entries, status={"recurring": self.recorded})
@@ -186,6 +190,7 @@ async def test_refused_message_is_tried_again_until_it_is_published() -> None:
 
     assert site.ids() == ["jobs/tick/2026-01-01T00:17:00Z"]
     assert await site.events() == {"RecurringFailed": 1}
+    assert [site.counted(outcome) for outcome in ("RecurringFailed", "Published")] == [3, 1]
 
 
 async def test_long_outage_is_named() -> None:

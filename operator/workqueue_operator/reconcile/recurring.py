@@ -18,6 +18,7 @@ from workqueue_operator.broker.confirmed import NotPublishedError, OwnMessage, U
 from workqueue_operator.errors import ClusterError, LeadershipLostError, ReconcileError
 from workqueue_operator.kube.client import configmap_path, workqueue_path
 from workqueue_operator.kube.store import Key
+from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import API_VERSION, KIND, RECURRING_FIELD_MANAGER
 from workqueue_operator.ports import Clock, Kubernetes
 from workqueue_operator.reconcile.reporter import Event, Reporter
@@ -49,10 +50,16 @@ class RecurringRunner:
     """
 
     def __init__(
-        self, kubernetes: Kubernetes, reporter: Reporter, clock: Clock, enqueue: Callable[[Key], object]
+        self,
+        kubernetes: Kubernetes,
+        reporter: Reporter,
+        metrics: Metrics,
+        clock: Clock,
+        enqueue: Callable[[Key], object],
     ) -> None:
         self._kubernetes = kubernetes
         self._reporter = reporter
+        self._metrics = metrics
         self._clock = clock
         self._enqueue = enqueue
         self._progress: dict[str, dict[str, RecurringStatus]] = {}
@@ -232,6 +239,7 @@ class RecurringRunner:
                 "operator tries again.",
             )
             return False
+        self._metrics.recurring.labels("Published").inc()
         return True
 
     async def _body(self, workqueue: WorkQueue, entry: Recurring) -> bytes:
@@ -283,6 +291,7 @@ class RecurringRunner:
         self._unrecorded.discard(workqueue.metadata.uid)
 
     def _tell(self, workqueue: WorkQueue, reason: Reason, message: str) -> None:
+        self._metrics.recurring.labels(reason.value).inc()
         self._reporter.event(workqueue, Event(reason, message, "Publish", warning=True))
 
 
