@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from tests.support.commands import Done, workqueue
@@ -9,8 +10,11 @@ from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from workqueue import Publisher
 from workqueue.amqp.publish_pipeline import PublishPipeline
+from workqueue.amqp.session import Received
+from workqueue.cli.delayed import _leaves_at
 from workqueue.contract import topology
 from workqueue.contract.binding import from_url
+from workqueue.contract.properties import Properties
 
 SOON, LATER, LATEST = 200, 3600, topology.LONGEST_DELAY_SECONDS
 """Delays in seconds. No message is due during a test."""
@@ -56,7 +60,7 @@ def test_listed_messages_still_arrive_in_time(every_vhost: VirtualHost) -> None:
         pipeline.declare_plan(topology.plan(topology.QueueSettings("jobs"))).result()
     with Publisher(every_vhost.url) as publisher:
         for number in range(20):
-            publisher.publish(b"", queue="jobs", delay=4 + number / 10)
+            publisher.publish(b"", queue="jobs", delay=4 + number / 10, priority=number % 7)
         due = time.time() + 6
 
     while every_vhost.depth("jobs").ready < 20 and time.time() < due:
@@ -88,3 +92,18 @@ def test_missing_work_queue_is_reported(vhost: VirtualHost) -> None:
         1,
         "workqueue delayed: The queue jobs does not exist: apply its WorkQueue first.\n",
     )
+
+
+def test_message_leaves_a_step_before_its_shorter_steps() -> None:
+    """The order in which looked-at messages return to their queue."""
+
+    def leaves_at(name: str, due: object = 1_000_000, key: str = "1.0.1.1") -> float:
+        received = Received(1, False, "", key, Properties(), {"x-workqueue-due-at": due}, b"")
+        return _leaves_at("jobs", name, received)
+
+    assert leaves_at("jobs.retry.high.4s") == 1_000_000 - 500 - 2000
+    assert (
+        leaves_at("jobs.retry.step.500ms") == leaves_at("jobs.retry.last", key="jobs.retry.last") == 1_000_000
+    )
+    assert leaves_at("jobs.retry.60s", key="jobs.retry.60s") == 1_000_000
+    assert leaves_at("jobs.retry.60s", due="soon") == math.inf

@@ -1,15 +1,16 @@
 """`workqueue delayed`: list or purge the messages that wait for their delay or their next attempt.
 
 A message moves from longer steps to shorter ones. The commands look at the steps in this order, so that they find a
-message that moves. RabbitMQ puts messages that were only looked at back to their place.
+message that moves.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -103,15 +104,15 @@ def _action(
 
 def _list(session: Session, arguments: argparse.Namespace) -> int:
     counts = _counts(session, arguments.queue)
-    # The first messages of each step, since each step is in the order of time, and the steps together are not.
-    found = [
-        read(received)
+    # The first messages of each step: a step is in the order of time, except for priorities from RabbitMQ 4.3 on.
+    taken = [
+        (name, received)
         for name, count in counts.items()
         for received in _take(session, name, min(count, arguments.limit))
     ]
-    session.give_back_all()
+    _give_back(session, arguments.queue, taken)
     latest = datetime.max.replace(tzinfo=UTC)
-    found.sort(key=lambda message: message.due_at or latest)
+    found = sorted((read(received) for _, received in taken), key=lambda message: message.due_at or latest)
     shown, total = found[: arguments.limit], sum(counts.values())
     if arguments.json:
         output.say_json(
@@ -146,15 +147,17 @@ def _purge(session: Session, arguments: argparse.Namespace) -> int:
     if not arguments.yes and not _agreed(total, queue, everything=not wanted):
         output.warn("Nothing was dropped. Use --yes to drop without confirmation.")
         return connection_options.BAD_USAGE
-    dropped = 0
+    dropped, kept = 0, list[tuple[str, Received]]()
     with progress("dropping", total) as update:
         for name, count in counts.items():
             for received in _take(session, name, count):
                 if not wanted or received.properties.message_id in wanted:
                     session.ack(received)
                     dropped += 1
+                else:
+                    kept.append((name, received._replace(body=b"")))
                 update(dropped)
-        session.give_back_all()
+        _give_back(session, queue, kept)
     if arguments.json:
         output.say_json({"queue": queue, "dropped": dropped})
     else:
@@ -189,6 +192,31 @@ def _take(session: Session, name: str, count: int) -> Iterator[Received]:
         if received is None:
             return
         yield received
+
+
+def _give_back(session: Session, queue: str, taken: Iterable[tuple[str, Received]]) -> None:
+    """Requeue messages, by the names of their queues, in the order in which they leave these.
+
+    RabbitMQ keeps them apart from the others and looks only at the first. From 4.3 it delivered them by priority.
+    """
+    for _, received in sorted(taken, key=lambda one: _leaves_at(queue, *one)):
+        session.give_back(received)
+    session.give_back_all()
+
+
+def _leaves_at(queue: str, name: str, received: Received) -> float:
+    """Return when a message leaves its delay queue, in Unix milliseconds: its shorter steps come after that."""
+    due, step = received.headers.get(headers.DUE_AT), topology.step_of(name, queue)
+    if not isinstance(due, int):
+        return math.inf
+    if step is None or step == topology.LAST:
+        return due
+    digits = received.routing_key.split(".")[: step.power]
+    return due - sum(
+        milliseconds
+        for milliseconds, digit in zip(topology.STEPS_MILLISECONDS, digits, strict=False)
+        if digit == "1"
+    )
 
 
 def _moment(value: object) -> datetime | None:
