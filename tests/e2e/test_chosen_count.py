@@ -21,6 +21,7 @@ def test_kubectl_scale_pins_count_and_merge_patch_releases_it(lab: Lab) -> None:
     workqueue.delete()
 
 
+@pytest.mark.slow
 def test_suspended_workqueue_is_left_unchanged(lab: Lab) -> None:
     workqueue = lab.workqueue("suspended").apply().wait_ready()
     workqueue.change(suspend=True).wait_condition("ScalingActive", "False", "Suspended")

@@ -10,6 +10,7 @@ from tests.support.wait import eventually
 from tests.support.workqueues import Lab, lab_in
 
 
+@pytest.mark.slow
 def test_deleted_workqueue_keeps_its_queue_by_default(lab: Lab) -> None:
     workqueue = lab.workqueue("retained").apply().wait_ready()
     assert not workqueue.get()["metadata"].get("finalizers")

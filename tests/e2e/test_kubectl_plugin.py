@@ -122,6 +122,7 @@ def test_dead_letters_can_be_listed_shown_replayed_and_purged(
     assert run("dead", "purge", "plugin", "--yes", "-o", "json").json == {"queue": "plugin", "dropped": 3}
 
 
+@pytest.mark.slow
 def test_status_explains_count_and_what_would_change_it(run: Any, workqueue: WorkQueueUnderTest) -> None:
     workqueue.publish([{"id": "busy", "seconds": 1}])
     assert [result["id"] for result in workqueue.results(1)] == ["busy"]

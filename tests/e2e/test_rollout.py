@@ -44,6 +44,7 @@ def test_reverted_change_ends_at_original_deployment(lab: Lab) -> None:
     workqueue.delete()
 
 
+@pytest.mark.slow
 def test_changed_template_rolls_out_without_interrupting_handlers(lab: Lab) -> None:
     workqueue = lab.workqueue("rolling", scaling={"minReplicas": 2}).apply()
     eventually(lambda: workqueue.status().get("readyReplicas") == 2, 60, "two workers are Ready")

@@ -75,12 +75,11 @@ TROUBLES = {
     "answers 500": Trouble(Fault(everything, status=500)),
     "answers 503": Trouble(Fault(everything, status=503)),
 }
-BY_DAY = "answers writes with 409"
-SLOW = {"refuses connections", "answers 401"}
+SLOW = {"refuses connections", "answers 401", "answers writes with 409"}
 
 
 def row(name: str) -> object:
-    marks = () if name == BY_DAY else pytest.mark.slow if name in SLOW else pytest.mark.nightly
+    marks = pytest.mark.slow if name in SLOW else pytest.mark.nightly
     return pytest.param(name, marks=marks)
 
 

@@ -231,6 +231,7 @@ async def lost(broker: Probe) -> ReconcileError:
     return caught.value
 
 
+@pytest.mark.slow
 async def test_broker_reconnects_after_restart_or_kill_and_doorbells_ring(
     own_server: Server,
 ) -> None:

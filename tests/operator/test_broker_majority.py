@@ -96,6 +96,7 @@ async def test_doorbell_on_queue_without_majority_silences_no_other_doorbell(
         await broker.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_doorbell_removal_on_queue_without_majority_silences_no_other(
     cluster: RabbitCluster, vhost: VirtualHost

@@ -179,8 +179,11 @@ SLOW = {
     "after it is open: messages for an unknown consumer",
     "after it is open: answers to what was not asked",
     "after it is open: every channel is closed again",
+    "after it is open: frames for a channel that is not open",
+    "after it is open: a body before its header",
+    "before it is open: server properties 10,000 deep",
 }
-"""Worker or operator waits for a timeout or between attempts, for 10 to 30 s."""
+"""Worker or operator waits for a timeout or between attempts, for 10 to 30 s, or another row is as hard."""
 
 scripts = pytest.mark.parametrize("title", some_slow(SCRIPTS, SLOW))
 

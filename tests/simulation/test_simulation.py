@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.kubernetes import CHECKOUT
 
-BY_DAY, BY_NIGHT = "3:9", "0:600"
+BY_DAY, BY_NIGHT = "3:6", "0:600"
 
 FOUND = {"busy not asked": "0:20"}
 """Mutants that have been found, and the seeds that suffice."""

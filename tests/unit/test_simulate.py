@@ -67,7 +67,9 @@ def test_message_on_idle_queue_waits_for_one_pod_start() -> None:
     assert outcome.counts[-1][1] == 0
 
 
-@pytest.mark.parametrize("make", [sparse, bursts, heavy, recorded])
+@pytest.mark.parametrize(
+    "make", [sparse, bursts, *(pytest.param(make, marks=pytest.mark.slow) for make in (heavy, recorded))]
+)
 def test_operator_model_never_stops_a_busy_worker(make: Any) -> None:
     load = make()
     found, outcome = simulate(load, Operator(load))

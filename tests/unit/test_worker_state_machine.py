@@ -636,6 +636,7 @@ WorkerMachine.TestCase.settings = settings(
 TestWorker = WorkerMachine.TestCase
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [

@@ -103,7 +103,22 @@ MODES: Final = {
     "sync-in-processes": (SYNC, "Process"),
     "async-in-processes": (ASYNC, "Process"),
 }
-modes = pytest.mark.parametrize(("source", "isolation"), MODES.values(), ids=MODES.keys())
+BY_DAY: Final = {"sync-in-threads", "async-in-processes"}
+"""With both, each kind of handler and each isolation has run. `make slow` runs all."""
+
+modes = pytest.mark.parametrize(
+    ("source", "isolation"),
+    [pytest.param(*MODES[name], id=name, marks=() if name in BY_DAY else pytest.mark.slow) for name in MODES],
+)
+word_modes = pytest.mark.parametrize(
+    ("word", "isolation"),
+    [
+        pytest.param("", "Thread", id="sync-in-threads"),
+        pytest.param("async ", "Process", id="async-in-processes"),
+        pytest.param("async ", "Thread", id="async-in-threads", marks=pytest.mark.slow),
+        pytest.param("", "Process", id="sync-in-processes", marks=pytest.mark.slow),
+    ],
+)
 
 Start = Callable[..., Worker]
 
@@ -187,8 +202,7 @@ UNOPENED: Final = {
 
 
 @pytest.mark.parametrize(("body", "reason"), UNOPENED.values(), ids=UNOPENED.keys())
-@pytest.mark.parametrize("isolation", ["Thread", "Process"])
-@pytest.mark.parametrize("word", ["", "async "], ids=["sync", "async"])
+@word_modes
 def test_lifespan_that_cannot_be_opened_ends_the_worker_before_any_message(
     vhost: VirtualHost, start: Start, word: str, isolation: str, body: str, reason: str
 ) -> None:
@@ -206,8 +220,7 @@ def test_lifespan_that_cannot_be_opened_ends_the_worker_before_any_message(
     assert vhost.depth("jobs").ready == 1
 
 
-@pytest.mark.parametrize("isolation", ["Thread", "Process"])
-@pytest.mark.parametrize("word", ["", "async "], ids=["sync", "async"])
+@word_modes
 def test_worker_is_alive_and_not_ready_while_its_lifespan_opens(
     vhost: VirtualHost, start: Start, tmp_path: Path, word: str, isolation: str
 ) -> None:
@@ -276,8 +289,7 @@ def test_process_whose_lifespan_ends_early_is_replaced(vhost: VirtualHost, start
     assert worker.stop(60) == 0
 
 
-@pytest.mark.parametrize("isolation", ["Thread", "Process"])
-@pytest.mark.parametrize("word", ["", "async "], ids=["sync", "async"])
+@word_modes
 def test_failure_while_closing_is_logged_and_keeps_the_exit_code(
     vhost: VirtualHost, start: Start, word: str, isolation: str
 ) -> None:

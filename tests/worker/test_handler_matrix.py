@@ -60,6 +60,16 @@ ASYNC_ROWS: Final[dict[str, tuple[str, str] | None]] = {
     "segfault": ("Exception", "ended by SIGSEGV"),
     "flood standard output": None,
 }
+# "hold the interpreter" and "return a coroutine" are the harder forms of these, except for the wait for SIGKILL.
+SLOW: Final = {
+    "ignore signals",
+    "loop",
+    "return a generator",
+    "close all descriptors",
+    "raise an unpicklable exception",
+}
+SLOW_ASYNC: Final = {"hold the interpreter", "flood standard output", "block", "segfault"}
+"""These repeat a row of sync handlers."""
 
 
 def start(workers: Workers, vhost: VirtualHost, handler: str, *arguments: str, slots: int = 2) -> Worker:
@@ -108,15 +118,13 @@ def require_own_cost_only(
     assert worker.stop() == 0
 
 
-# "hold the interpreter" and "return a coroutine" are the harder forms of these, except for the wait for SIGKILL.
-@pytest.mark.parametrize("what", some_slow(ROWS, {"ignore signals", "loop", "return a generator"}))
+@pytest.mark.parametrize("what", some_slow(ROWS, SLOW))
 def test_sync_handler_costs_only_its_own_message(vhost: VirtualHost, workers: Workers, what: str) -> None:
     worker = start(workers, vhost, SYNC, "--timeout", "3" if what in HANGS else "120")
     require_own_cost_only(worker, vhost, what, ROWS[what])
 
 
-# The others repeat a row of sync handlers.
-@pytest.mark.parametrize("what", some_slow(ASYNC_ROWS, {"hold the interpreter", "flood standard output"}))
+@pytest.mark.parametrize("what", some_slow(ASYNC_ROWS, SLOW_ASYNC))
 def test_async_handler_costs_only_its_own_message(vhost: VirtualHost, workers: Workers, what: str) -> None:
     worker = start(workers, vhost, ASYNC, "--timeout", "3" if what in HANGS else "120")
     require_own_cost_only(worker, vhost, what, ASYNC_ROWS[what])
@@ -232,7 +240,7 @@ def test_worker_is_alive_and_not_ready_while_its_handler_is_imported(
     assert worker.request("/readyz")[0] == 200
 
 
-@pytest.mark.parametrize("isolation", ["Process", "Thread"])
+@pytest.mark.parametrize("isolation", some_slow(["Process", "Thread"], {"Thread"}))
 def test_import_that_hangs_ends_the_worker_with_one_sentence(
     vhost: VirtualHost, workers: Workers, module: Path, isolation: str
 ) -> None:

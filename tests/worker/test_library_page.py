@@ -19,6 +19,7 @@ import pytest
 from redis import Redis
 
 from tests.support.rabbitmq import VirtualHost
+from tests.support.tiers import some_slow
 from tests.support.wait import eventually
 from tests.support.worker import Worker, Workers, publish, take_all
 
@@ -244,7 +245,7 @@ def accounts(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         yield lambda: connection.execute("SELECT * FROM accounts").fetchall()
 
 
-@isolations
+@pytest.mark.parametrize("isolation", some_slow(["Process", "Thread"], {"Thread"}))
 def test_work_is_done_once_although_its_worker_dies_before_the_acknowledgement(
     vhost: VirtualHost, start: Start, tmp_path: Path, accounts: Callable[[], list[Any]], isolation: str
 ) -> None:

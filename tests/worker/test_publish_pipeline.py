@@ -1,9 +1,10 @@
 """The publisher on real brokers: each message is confirmed or fails with a named error."""
 
 import asyncio
+import signal
 import threading
 import time
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import pika
@@ -291,6 +292,26 @@ def test_full_publish_limit_blocks_the_publisher(vhost):
         assert not thread.is_alive()
         wait(futures)
     assert vhost.depth("q").ready == 12
+
+
+def test_interrupted_thread_keeps_no_other_waiting(vhost):
+    with publishing(vhost) as publisher, ThreadPoolExecutor(9) as threads:
+        publisher.declare(Queue("q", QUORUM)).result()
+
+        def interrupt():
+            eventually(lambda: publisher.pending == 9)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+        with vhost.broker.frozen():
+            others = [threads.submit(publisher.publish_and_wait, Outgoing("q", b"")) for _ in range(8)]
+            eventually(lambda: publisher.pending == 8)
+            threads.submit(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                publisher.publish_and_wait(Outgoing("q", b""))
+
+        assert [one.result(20) for one in others] == [None] * 8
+        publisher.publish_and_wait(Outgoing("q", b""))
+    assert vhost.depth("q").ready == 10
 
 
 def test_full_publish_limit_is_named_in_the_timeout(vhost):

@@ -66,6 +66,8 @@ class Options(TypedDict, total=False):
 
 
 OPTIONS: Final = frozenset(Options.__annotations__)
+PROPERTIES: Final = (OPTIONS & set(Outgoing._fields)) - {"routing_key"}
+"""Options that are fields of the message under the same name, besides its destination."""
 
 
 class PublishManyError(BrokerError):
@@ -166,18 +168,13 @@ class _Base:
         """
         self._enter_process()
         data, content_type = bodies.encode(body)
-        outgoing = Outgoing(
-            options["queue"] if "queue" in options else options.get("routing_key", ""),
-            data,
-            exchange=options.get("exchange", ""),
-            headers=options.get("headers"),
-            message_id=options.get("message_id") or f"{self._id_prefix}-{next(self._id_numbers)}",
-            content_type=options.get("content_type", content_type),
-            priority=options.get("priority"),
-            correlation_id=options.get("correlation_id"),
-            reply_to=options.get("reply_to"),
-            expiration=milliseconds(options["expires"]) if "expires" in options else None,
-        )
+        fields: dict[str, Any] = {name: value for name, value in options.items() if name in PROPERTIES}
+        fields.setdefault("content_type", content_type)
+        if not fields.get("message_id"):
+            fields["message_id"] = f"{self._id_prefix}-{next(self._id_numbers)}"
+        if "expires" in options:
+            fields["expiration"] = milliseconds(options["expires"])
+        outgoing = Outgoing(options.get("queue") or options.get("routing_key", ""), data, **fields)
         if not options.get("delay"):
             return _Prepared(outgoing, None)
         route = topology.delay_route(options["queue"], options["delay"], outgoing.priority)
@@ -309,7 +306,8 @@ class AsyncPublisher(_Base):
         """
         _check(options)
         prepared = self._prepare(body, options)
-        await self._await_delay_queues(prepared.route)
+        if prepared.route is not None:
+            await self._await_delay_queues(prepared.route)
         try:
             await self._pipeline().publish_async(prepared.outgoing)
         except PublishError as error:
@@ -329,28 +327,30 @@ class AsyncPublisher(_Base):
         errors: dict[int, PublishError] = {}
         places = asyncio.Semaphore(DEFAULT_WINDOW)
 
-        async def publish(position: int, prepared: _Prepared) -> None:
-            try:
-                await self._pipeline().publish_async(prepared.outgoing)
-            except PublishError as error:
+        def settled(position: int, future: asyncio.Future[None]) -> None:
+            places.release()
+            error = future.exception()
+            if isinstance(error, PublishError):
                 errors[position] = error
-            finally:
-                places.release()
 
-        open_tasks: set[asyncio.Task[None]] = set()
         try:
             async for body in _each(bodies):
                 prepared = self._prepare(body, options)
                 await self._await_delay_queues(prepared.route)
                 await places.acquire()
                 if errors:
+                    places.release()
                     break
-                task = asyncio.create_task(publish(len(ids), prepared))
-                open_tasks.add(task)
-                task.add_done_callback(open_tasks.discard)
+                try:
+                    future = await self._pipeline().send_async(prepared.outgoing)
+                except BaseException:
+                    places.release()
+                    raise
+                future.add_done_callback(partial(settled, len(ids)))
                 ids.append(str(prepared.outgoing.message_id))
         finally:
-            await asyncio.gather(*open_tasks)
+            for _ in range(DEFAULT_WINDOW):  # each message has a result when all places are free
+                await places.acquire()
         if errors:
             self._declared.clear()
             raise PublishManyError(errors, len(ids))
@@ -462,6 +462,8 @@ def _check_many(options: Options) -> None:
 
 
 def _check(options: Options) -> None:
+    if options.get("queue") and len(options) == 1:  # the most common form
+        return
     if not options.keys() <= OPTIONS:
         unknown = ", ".join(sorted(options.keys() - OPTIONS))
         raise TypeError(f"Unknown options: {unknown}. The options are {', '.join(Options.__annotations__)}.")

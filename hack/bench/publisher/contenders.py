@@ -29,9 +29,14 @@ Contender: TypeAlias = Callable[[str, str, int], float]
 
 
 class BarePipeline:
-    """The fastest plain pika: a SelectConnection that publishes in its callbacks, up to a full window."""
+    """The fastest plain pika: a SelectConnection that publishes in its callbacks.
 
-    def __init__(self, url: str, queue: str, total: int) -> None:
+    Args:
+        window: how many messages may be unconfirmed.
+    """
+
+    def __init__(self, url: str, queue: str, total: int, window: int) -> None:
+        self._window = window
         self._queue = queue
         self._total = total
         self._sent = self._acked = 0
@@ -56,7 +61,7 @@ class BarePipeline:
         self._fill()
 
     def _fill(self) -> None:
-        while self._sent < self._total and self._sent - self._acked < DEFAULT_WINDOW:
+        while self._sent < self._total and self._sent - self._acked < self._window:
             self._sent += 1
             properties = pika.BasicProperties(
                 delivery_mode=2, message_id=f"id-{self._sent}", timestamp=int(time.time())
@@ -179,6 +184,8 @@ def _aio_pika(url: str, queue: str, total: int, tasks: int) -> float:
 
 
 BASELINE: Final = "pika SelectConnection, pipelined"
+BASELINE_OF_THREADS: Final = f"{BASELINE}, {THREADS_AT_ONCE} unconfirmed"
+"""Each thread waits for its confirmation, so that many messages are unconfirmed at most."""
 ONE_BY_ONE: Final = "pika BlockingConnection, one by one"
 THREADS: Final = "Publisher, 100 threads"
 MANY: Final = "Publisher, publish_many"
@@ -188,7 +195,8 @@ OURS_ONE_BY_ONE: Final = "Publisher, one by one"
 OURS: Final = (THREADS, MANY, TASKS, MANY_ASYNC, OURS_ONE_BY_ONE)
 
 CONTENDERS: Final[dict[str, Contender]] = {
-    BASELINE: lambda url, queue, total: BarePipeline(url, queue, total).run(),
+    BASELINE: lambda url, queue, total: BarePipeline(url, queue, total, DEFAULT_WINDOW).run(),
+    BASELINE_OF_THREADS: lambda url, queue, total: BarePipeline(url, queue, total, THREADS_AT_ONCE).run(),
     THREADS: ours_threads,
     MANY: ours_many,
     TASKS: ours_tasks,

@@ -40,6 +40,8 @@ class PublishLimiter:
 
     def take(self, size: int, timeout: float) -> bool:
         """Take a place, waiting at most `timeout` seconds; return whether there was one."""
+        if self.try_take(size):
+            return True
         deadline = time.monotonic() + timeout
         with self._condition:
             while not self._take(size):

@@ -65,6 +65,9 @@ DOUBT_SECONDS: Final = 1.0
 _WRITE_BYTES: Final = 64 * 1024
 """Size of one write, which joins hundreds of small messages into one system call."""
 
+_WAKING_BATCH: Final = 32
+"""While threads wake, so many messages are sent at once: RabbitMQ then works on them while the other threads wake."""
+
 _CLOSED: Final = "the publisher was closed"
 _UNENCODABLE: Final = (pika.exceptions.AMQPError, AttributeError, TypeError, ValueError, struct.error)
 
@@ -145,6 +148,9 @@ class PublishPipeline:
         self._timer: Timer | None = None
         self._when_open: deque[Callable[[], None]] = deque()
         self._declarations: set[Declaration] = set()
+        self._answered: deque[threading.Lock] = deque()
+        """The locks for which threads wait whose messages have a result."""
+        self._is_waking = False
         self._closed = False
 
     def start(self) -> Self:
@@ -245,19 +251,42 @@ class PublishPipeline:
         Raises:
             PublishError: as the future of `publish`.
         """
-        answered = threading.Lock()
-        answered.acquire()
+        lock = threading.Lock()
+        lock.acquire()
         errors: list[PublishError] = []
 
         def on_result(error: PublishError | None) -> None:
             if error is not None:
                 errors.append(error)
-            answered.release()
+            self._answered.append(lock)
 
         self.publish_then(outgoing, on_result)
-        answered.acquire()
+        lock.acquire()
+        self._wake_next()
         if errors:
             raise errors.pop()
+
+    def _wake_next(self) -> None:
+        """Wake one waiting thread, which wakes the next when it runs. The last one has the new messages sent.
+
+        One read often answers a hundred threads. If all woke at once, they would compete for the interpreter lock
+        with the I/O thread, which would then send their next messages one by one.
+        """
+        try:
+            lock = self._answered.popleft()
+        except IndexError:
+            self._is_waking = False
+            if self._answered:  # the I/O thread has just added one
+                self._start_waking()
+            elif self._outbox:
+                self._request_flush()
+        else:
+            lock.release()
+
+    def _start_waking(self) -> None:
+        if not self._is_waking:
+            self._is_waking = True
+            self._wake_next()
 
     async def publish_async(self, outgoing: Outgoing) -> None:
         """Publish one message and await its confirm. Gather several calls for throughput.
@@ -267,12 +296,22 @@ class PublishPipeline:
         Raises:
             PublishError: as the future of `publish`.
         """
+        await (await self.send_async(outgoing))
+
+    async def send_async(self, outgoing: Outgoing) -> asyncio.Future[None]:
+        """Send a message, and return the future of its confirm, which fails as that of `publish`.
+
+        A full window until the timeout fails the future too.
+        """
         pending = self._pending(outgoing)
-        if not await self._window.take_async(len(outgoing.body), self._timeout_seconds):
-            raise pending.error(NotSent, self._why_full())
-        pending.task_future = asyncio.get_running_loop().create_future()
-        self._enqueue(pending)
-        await pending.task_future
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        size = len(outgoing.body)
+        if self._window.try_take(size) or await self._window.take_async(size, self._timeout_seconds):
+            pending.task_future = future
+            self._enqueue(pending)
+        else:
+            future.set_exception(pending.error(NotSent, self._why_full()))
+        return future
 
     def _pending(self, outgoing: Outgoing) -> _Pending:
         if self._closed:
@@ -282,11 +321,15 @@ class PublishPipeline:
 
     def _enqueue(self, pending: _Pending) -> None:
         self._outbox.append(pending)
+        if not self._is_waking or len(self._outbox) >= _WAKING_BATCH:
+            self._request_flush()
+        if self._closed:  # since the check in `_pending`
+            self._fail_all(_CLOSED)
+
+    def _request_flush(self) -> None:
         if not self._flush_is_due:
             self._flush_is_due = True
             self.connection.call(self._flush)
-        if self._closed:  # since the check in `_pending`
-            self._fail_all(_CLOSED)
 
     def _why_full(self) -> str:
         return f"{self._window.used} messages are unconfirmed; {self._why_late()}"
@@ -469,6 +512,8 @@ class PublishPipeline:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the task
                 loop.call_soon_threadsafe(_tell_all, fates)
         self._window.give(len(settled), size)
+        if self._answered:
+            self._start_waking()
 
     def _on_channel_closed(self, channel: Any, error: BaseException) -> None:
         if channel is not self._channel:
@@ -500,11 +545,14 @@ class PublishPipeline:
             declaration.fail(BrokerError(f"Nothing was declared: {reason}."))
 
     def _watch_time(self) -> None:
-        if self._timer is None and (self._outbox or self._unconfirmed or self._declarations):
+        is_needed = self._outbox or self._unconfirmed or self._declarations or self._is_waking
+        if self._timer is None and is_needed:
             self._timer = self.connection.call_later(min(1.0, self._timeout_seconds / 4), self._check_time)
 
     def _check_time(self) -> None:
         self._timer = None
+        if self._is_waking:  # the thread that was to wake the next may have been interrupted
+            self._wake_next()
         now = time.monotonic()
         late: list[_Pending] = []
         while self._outbox and self._outbox[0].deadline <= now:

@@ -9,6 +9,7 @@ Names follow OpenTelemetry's semantic conventions for messaging and RabbitMQ. Th
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -161,15 +162,20 @@ class TracedPipeline(PublishPipeline):
             end(error)
             raise
 
-    async def publish_async(self, outgoing: Outgoing) -> None:
-        """As `PublishPipeline.publish_async`."""
+    async def send_async(self, outgoing: Outgoing) -> asyncio.Future[None]:
+        """As `PublishPipeline.send_async`, which `publish_async` uses."""
         outgoing, end = self._tracing.begin_publish(outgoing)
+
+        def ended(future: asyncio.Future[None]) -> None:
+            end(asyncio.CancelledError() if future.cancelled() else future.exception())
+
         try:
-            await super().publish_async(outgoing)
+            future = await super().send_async(outgoing)
         except BaseException as error:
             end(error)
             raise
-        end(None)
+        future.add_done_callback(ended)
+        return future
 
 
 def pipeline(
