@@ -25,10 +25,14 @@ OPERATOR: Final = ("wake", "rest", "restart", "ack", "ladder", "tall")
 OTHERS: Final = {
     "worker": "hack.bench.worker.figures",
     "publisher": "hack.bench.publisher.figures",
+    "delays": "hack.bench.delays",
     "simulation": "hack.bench.simulation.figures",
 }
 NEIGHBOURS: Final = "neighbours"
 FIGURES: Final = ("worker", "publisher", *OPERATOR, NEIGHBOURS, "simulation")
+DELAYS: Final = "delays"
+"""Only on demand: it takes 80 minutes."""
+
 INTERRUPTED: Final = 130
 
 
@@ -37,7 +41,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m hack.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer samples and at most 200 WorkQueues")
     parser.add_argument("--counts", type=_counts, help="numbers of WorkQueues (1,100,1000)")
-    parser.add_argument("--only", type=_figures, default=FIGURES, help=f"any of {','.join(FIGURES)}")
+    parser.add_argument(
+        "--only", type=_figures, default=FIGURES, help=f"any of {','.join(FIGURES)}, or {DELAYS}"
+    )
     parser.add_argument("--image", default=DEFAULT_TAG, help="image of operator and worker (%(default)s)")
     parser.add_argument("--output", type=Path, default=CHECKOUT / "docs/benchmarks", metavar="FOLDER")
     parser.add_argument(
@@ -51,7 +57,7 @@ def main() -> int:
     parser.add_argument("--name", help="name of the operator's files (operator, or operator-quick)")
     arguments = parser.parse_args()
     try:
-        for name in ("worker", "publisher"):
+        for name in ("worker", "publisher", "delays"):
             if name in arguments.only:
                 _finish(_other(name, arguments), arguments.output)
         if set(arguments.only) & set(OPERATOR):
@@ -133,8 +139,8 @@ def _words(text: str) -> list[str]:
 
 def _figures(text: str) -> tuple[str, ...]:
     chosen = tuple(text.split(","))
-    if not set(chosen) <= set(FIGURES):
-        raise argparse.ArgumentTypeError(f"choose from {','.join(FIGURES)}")
+    if not set(chosen) <= {*FIGURES, DELAYS}:
+        raise argparse.ArgumentTypeError(f"choose from {','.join((*FIGURES, DELAYS))}")
     return chosen
 
 

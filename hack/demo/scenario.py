@@ -86,7 +86,7 @@ class Scenario:
     def _start_empty(self, publisher: PublishPipeline, binding: Binding) -> None:
         with self._screen.step(f"Queue {RESULTS} for the results") as step:
             publisher.declare(topology.Queue(RESULTS, {"x-queue-type": "quorum"})).result()
-            delayed = (topology.delay_queue_name(QUEUE, seconds) for seconds in self._spec.retry.delays)
+            delayed = (topology.step_name(QUEUE, step) for step in topology.STEPS)
             removed = empty(binding, (QUEUE, *delayed, DEAD, RESULTS))
             if removed:
                 step.title += f"; removed {removed} messages of an earlier run"

@@ -313,6 +313,12 @@ OPERATOR: Final = Row(
             unit="ops",
         ),
         Panel(
+            "Recurring messages per second",
+            "By outcome.",
+            (Query(_rate("workqueue_recurring_total", "outcome", where=_EVERYWHERE), "{{outcome}}"),),
+            unit="ops",
+        ),
+        Panel(
             "Running time of passes",
             "The duration of one pass over one WorkQueue.",
             tuple(

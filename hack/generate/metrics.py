@@ -40,6 +40,10 @@ _MEANING: Final = {
     "The operator retries them.",
     "workqueue_scale_total": "Writes of a replica count. `direction` is `out` or `in`.",
     "workqueue_retire_total": "Answers of workers that were asked to retire.",
+    "workqueue_recurring_total": (
+        "[Recurring messages](recurring.md). `outcome` is `Published`, or the [reason](conditions.md) of an Event, "
+        "such as `RecurringMissed`."
+    ),
     "workqueue_wake_seconds": "From a ring of the doorbell to the write of the replica count.",
     "workqueue_broker_up": "1 while the operator's connection to this broker is open.",
     "workqueue_doorbells": "Idle queues with a doorbell.",

@@ -1,4 +1,4 @@
-"""Connect to the RabbitMQ of a WorkQueue with the credentials of its Secret, for `send` and `dead`.
+"""Connect to the RabbitMQ of a WorkQueue with the credentials of its Secret, for commands that talk to RabbitMQ.
 
 The Secret has the address that the workers use. For a Service or a pod of the cluster, the plugin uses `kubectl
 port-forward`. It connects to any other host directly, or through a pod. It always verifies the name in the

@@ -29,6 +29,8 @@ COMMANDS: Final = {
     "scale": "pin the number of workers, or release it",
     "send": "publish messages to the queue and wait for RabbitMQ's confirmation of each",
     "dead": "list, show, replay or purge dead letters",
+    "delayed": "list or purge messages that wait for their delay",
+    "recurring": "show recurring messages, or publish one now",
 }
 
 FORMS: Final = {
@@ -39,6 +41,8 @@ FORMS: Final = {
     "scale": ("json", "yaml", "name"),
     "send": ("json", "yaml"),
     "dead": ("json", "yaml", "wide"),
+    "delayed": ("json", "yaml"),
+    "recurring": ("json", "yaml"),
 }
 """What each command can print with -o instead of its text."""
 

@@ -48,6 +48,7 @@ from workqueue_operator.reconcile.finalize import Finalizer
 from workqueue_operator.reconcile.protection import Protector
 from workqueue_operator.reconcile.queue import Lane, ReconcileQueue
 from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
+from workqueue_operator.reconcile.recurring import RecurringRunner
 from workqueue_operator.reconcile.reporter import Reporter
 from workqueue_operator.scaling.gather import Gatherer
 from workqueue_operator.scaling.scale import Scaler
@@ -259,6 +260,9 @@ class Operator:
             reports, store, config.pod_name, self._metrics, clock=clock, is_urgent=lambda: counts.busy
         )
         protector = Protector(reports, store, clock)
+        recurring = RecurringRunner(
+            reports, reporter, self._metrics, clock, partial(queue.add, lane=Lane.TIMER)
+        )
         defaults = render.Defaults(
             config.worker_image,
             config.worker_network_policy,
@@ -287,6 +291,7 @@ class Operator:
             protector=protector,
             finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
             bindings=Bindings(cluster, store),
+            recurring=recurring,
             metrics=self._metrics,
             on_fatal=self._fail,
         )
@@ -297,6 +302,7 @@ class Operator:
             await self._unless_ended(self._stop.wait())
         finally:
             await queue.stop(PATIENCE)
+            await recurring.stop()
             protector.stop()
             await reporter.flush(FLUSH_SECONDS)
             await workers.close()

@@ -154,6 +154,9 @@ class Metrics:
         self.retire = Counter(
             "workqueue_retire", "Answers of workers to retirement requests.", ("answer",), registry=registry
         )
+        self.recurring = Counter(
+            "workqueue_recurring", "Recurring messages, by outcome.", ("outcome",), registry=registry
+        )
         self.wake_seconds = Histogram(
             "workqueue_wake_seconds",
             "Time from a ring of the doorbell to the write of the replica count, in seconds.",

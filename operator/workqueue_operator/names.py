@@ -20,6 +20,7 @@ REPLICAS_FIELD_MANAGER: Final = "workqueue-operator-replicas"
 """Owns only the initial `replicas: 0`, so that a later apply of the other fields never resets the count."""
 
 STATUS_FIELD_MANAGER: Final = "workqueue-operator-status"
+RECURRING_FIELD_MANAGER: Final = "workqueue-operator-recurring"
 EVENT_REPORTER: Final = "workqueue-operator"
 
 LABEL_WORKQUEUE: Final = f"{GROUP}/workqueue"

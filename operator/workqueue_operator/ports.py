@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from workqueue.contract.binding import Binding
-    from workqueue.contract.topology import BrokerVersion
+    from workqueue.contract.topology import BrokerVersion, Plan
     from workqueue_operator.broker.connection import QueueCounts
     from workqueue_operator.broker.depth_poller import PolledQueue, QueueMissing
     from workqueue_operator.errors import ReconcileError
@@ -108,7 +108,7 @@ class Broker(Protocol):
 
 
 class BrokerConnection(Protocol):
-    """The doorbells of one connection."""
+    """One connection: its doorbells and its declarations."""
 
     @property
     def binding(self) -> Binding:
@@ -134,6 +134,10 @@ class BrokerConnection(Protocol):
 
     def remove_doorbell(self, queue: str) -> None:
         """Cancel the doorbell, if there is one."""
+        ...
+
+    async def declare(self, plan: Plan) -> Mapping[str, QueueCounts]:
+        """Declare queues and exchanges. Raises ReconcileError when the broker refuses or does not answer."""
         ...
 
     def doorbell_is_silent(self, queue: str) -> bool:

@@ -107,6 +107,7 @@ OPERATOR_RULES = {
     ("workqueue.dev", "workqueues/finalizers"): {"update"},
     ("apps", "deployments"): {"get", "list", "watch", "create", "patch"},
     ("apps", "replicasets"): {"get"},
+    ("", "configmaps"): {"get"},
     ("", "pods"): {"list", "watch", "patch"},
     ("autoscaling", "horizontalpodautoscalers"): {"list"},
     ("policy", "poddisruptionbudgets"): {"create", "patch"},

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.faults.doorbell import frozen_bell
-from tests.faults.work import DEAD, DELAY_QUEUE, QUEUE, Work
+from tests.faults.work import DEAD, DELAY_QUEUE, LAST_QUEUE, QUEUE, Work
 from tests.support.brokers import probe
 from tests.support.deletion import deleted, finalizer, told
 from tests.support.wait import eventually, until
@@ -52,7 +52,7 @@ def test_delayed_messages_survive_missing_work_queue(work: Work, kind: QueueType
     with work.through("work queue missing when a delay ends", within=STALLS_SECONDS), work.quiet():
         strand(work, 5)
         work.delete(QUEUE)
-        eventually(lambda: work.vhost.depth(DELAY_QUEUE) == (0, 5))
+        eventually(lambda: work.vhost.depth(LAST_QUEUE) == (0, 5))
         work.declare(kind)
 
 
@@ -63,14 +63,14 @@ def test_delayed_messages_survive_full_work_queue(work: Work, kind: QueueType) -
     work.declare(kind, max_length=10)
     work.publish_until_refused()
     strand(work, 5)
-    eventually(lambda: work.vhost.depth(DELAY_QUEUE) == (0, 5))
+    eventually(lambda: work.vhost.depth(LAST_QUEUE) == (0, 5))
     work.start(1)
     work.balance("work queue full when a delay ends", time.monotonic(), STALLS_SECONDS, duplicates=False)
 
 
 def strand(work: Work, count: int) -> None:
     """Messages that wait for the end of their delay, as a worker leaves them there."""
-    work.publish(*({"id": f"delayed {n}"} for n in range(count)), queue=DELAY_QUEUE)
+    work.publish_delayed(*({"id": f"delayed {n}"} for n in range(count)))
     eventually(lambda: work.vhost.depth(DELAY_QUEUE).ready == count)
 
 
@@ -147,7 +147,7 @@ async def test_delay_queue_with_hidden_messages_is_not_deleted(work: Work) -> No
     work.declare()
     strand(work, 5)
     work.delete(QUEUE)
-    eventually(lambda: work.vhost.depth(DELAY_QUEUE) == (0, 5))
+    eventually(lambda: work.vhost.depth(LAST_QUEUE) == (0, 5))
     async with finalizer(work.vhost) as (under_test, cluster):
 
         async def waits_for_them() -> bool:

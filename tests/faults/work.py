@@ -25,11 +25,12 @@ from tests.support.rabbitmq import Broker, BrokerError, VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import THREADS, Worker, Workers, publish, take_all
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
-from workqueue.contract.topology import QueueSettings, QueueType, delay_queue, plan
+from workqueue.contract.topology import QueueSettings, QueueType, delay_route, plan
 
 QUEUE: Final = "jobs"
 DELAY_SECONDS: Final = 1
-DELAY_QUEUE: Final = delay_queue(QUEUE, DELAY_SECONDS).name
+ROUTE: Final = delay_route(QUEUE, DELAY_SECONDS)
+DELAY_QUEUE, *_, LAST_QUEUE = ROUTE.queues
 DEAD: Final = f"{QUEUE}.dead"
 RATE: Final = 40.0
 """Messages a second."""
@@ -167,13 +168,14 @@ class Work:
     def declare(
         self, kind: QueueType = QueueType.QUORUM, *, limit: int | None = None, **settings: Any
     ) -> None:
-        """Declare the queues, as the operator does, and the delay queue, as a worker that retried did.
+        """Declare the queues, as the operator does, and the delay queues, as a worker that retried did.
 
         Args:
             limit: the delivery limit as RabbitMQ counts it, for tests that cannot wait for a larger one.
             settings: of QueueSettings.
         """
-        queues = [*plan(QueueSettings(QUEUE, kind, **settings)).queues, delay_queue(QUEUE, DELAY_SECONDS)]
+        delays = ROUTE.plan
+        queues = [*plan(QueueSettings(QUEUE, kind, **settings)).queues, *delays.queues]
         with self._connect() as connection:
             channel = connection.channel()
             for queue in queues:
@@ -181,6 +183,12 @@ class Work:
                 if queue.name == QUEUE and limit is not None:
                     arguments["x-delivery-limit"] = limit
                 channel.queue_declare(queue.name, durable=True, arguments=arguments)
+            for exchange in delays.steps:
+                channel.exchange_declare(exchange.name, "topic", durable=True)
+            for step in delays.step_bindings:
+                channel.exchange_bind(step.exchange, step.source, step.routing_key)
+            for binding in delays.bindings:
+                channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
 
     def await_durable(self) -> None:
         """A quorum queue survives the death of its broker only some time after it was declared."""
@@ -255,6 +263,22 @@ class Work:
     def publish(self, *jobs: dict[str, Any], queue: str = QUEUE) -> None:
         """Publish jobs of the test's own, which are in the ledger, too."""
         publish(self.vhost, *jobs, queue=queue)
+        for job in jobs:
+            self.ledger.sent(job["id"])
+
+    def publish_delayed(self, *jobs: dict[str, Any]) -> None:
+        """Publish jobs of the test's own with the delay."""
+        with self._connect() as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            for job in jobs:
+                channel.basic_publish(
+                    ROUTE.exchange,
+                    ROUTE.routing_key,
+                    json.dumps(job).encode(),
+                    pika.BasicProperties(delivery_mode=2),
+                    mandatory=True,
+                )
         for job in jobs:
             self.ledger.sent(job["id"])
 
@@ -375,7 +399,7 @@ class Work:
         try:
             return all(
                 self.vhost.depth(queue) == (0, 0)
-                for queue in (QUEUE, DELAY_QUEUE)
+                for queue in (QUEUE, *ROUTE.queues)
                 if self.vhost.exists(queue)
             )
         except BrokerError:  # it is busy with the fault
@@ -401,5 +425,5 @@ class Work:
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.kill()
-        queues = [queue for queue in (QUEUE, DELAY_QUEUE) if self.vhost.exists(queue)]
+        queues = [queue for queue in (QUEUE, *ROUTE.queues) if self.vhost.exists(queue)]
         return [json.loads(body) for queue in queues for _, body in take_all(self.vhost, queue)]

@@ -7,14 +7,33 @@ from typing import Any
 import pytest
 
 from tests.support.brokers import channel_of, put
-from tests.support.deletion import ASKED, EARLIER, QUEUES, SPEC, deleted, finalizer, let_go, secret_of, told
+from tests.support.deletion import (
+    ASKED,
+    EARLIER,
+    QUEUES,
+    SPEC,
+    STEPS,
+    deleted,
+    finalizer,
+    let_go,
+    secret_of,
+    told,
+)
 from tests.support.fakecluster import FakeCluster
 from tests.support.rabbitmq import Broker as Server
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
 from tests.support.worker import Worker, Workers, publish
 from tests.support.workqueue import workqueue
-from workqueue.contract.topology import QueueType, dead_letter_queue, delay_queue, work_queue
+from workqueue.contract.topology import (
+    LAST,
+    QueueType,
+    dead_letter_queue,
+    delay_plan,
+    delay_queue,
+    earlier_delay_queue_name,
+    work_queue,
+)
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import PodView
 
@@ -22,12 +41,16 @@ from workqueue_operator.kube.views import PodView
 async def declare(vhost: VirtualHost) -> None:
     async with channel_of(vhost) as channel:
         channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum"})
-        others = [
-            dead_letter_queue("jobs"),
-            *(delay_queue("jobs", delay) for delay in (SPEC, ASKED, EARLIER)),
-        ]
-        for queue in others:
-            channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+        steps = delay_plan("jobs", STEPS)
+        like_earlier = delay_queue("jobs", LAST).arguments
+        others = {queue.name: queue.arguments for queue in (dead_letter_queue("jobs"), *steps.queues)} | {
+            earlier_delay_queue_name("jobs", delay): {**like_earlier, "x-message-ttl": delay * 1000}
+            for delay in (SPEC, ASKED, EARLIER)
+        }
+        for name, arguments in others.items():
+            channel.queue_declare(name, durable=True, arguments=dict(arguments))
+        for exchange in steps.steps:
+            channel.exchange_declare(exchange.name, "topic", durable=True)
 
 
 async def declare_alone(vhost: VirtualHost, queue_type: QueueType) -> None:
@@ -57,6 +80,8 @@ async def test_delete_with_management_api_removes_every_delay_queue(every_vhost:
         assert await under_test.finalize(deleted("Delete")) is None
         assert left(every_vhost) == []
         assert let_go(cluster)
+    exchanges = every_vhost.broker.ctl("list_exchanges", "-p", every_vhost.name, "name", "--silent")
+    assert "jobs" not in exchanges
 
 
 async def test_unreachable_management_api_blocks_nothing_and_is_reported(vhost: VirtualHost) -> None:
@@ -69,7 +94,7 @@ async def test_unreachable_management_api_blocks_nothing_and_is_reported(vhost: 
         await until(lambda: "may be left" in told(cluster))
 
 
-@pytest.mark.parametrize("where", [*QUEUES[:4], f"jobs.retry.{EARLIER}s"])
+@pytest.mark.parametrize("where", ["jobs", "jobs.dead", f"jobs.retry.{ASKED}s", f"jobs.retry.{EARLIER}s"])
 async def test_delete_if_empty_waits_for_a_message_in_any_queue(vhost: VirtualHost, where: str) -> None:
     await declare(vhost)
     uri = {"management-uri": vhost.broker.management_url}

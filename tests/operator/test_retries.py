@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -13,7 +13,18 @@ from tests.support.snapshots import NO_WORKERS, snapshot
 from tests.support.wait import until
 from tests.support.workqueue import workqueue
 from workqueue.contract.binding import from_url
-from workqueue.contract.topology import QueueSettings, delay_queue, plan
+from workqueue.contract.topology import (
+    LAST,
+    QueueSettings,
+    Step,
+    delay_plan,
+    delay_queue,
+    earlier_delay_queue_name,
+    plan,
+    step_name,
+    step_of,
+    steps_from,
+)
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
@@ -25,8 +36,15 @@ from workqueue_operator.workers.client import WorkerStatus
 OURS = workqueue()
 
 
-def worker(*delays: int, priorities: Collection[str] = ()) -> WorkerStatus:
-    return WorkerStatus(1, 0, True, None, 0.0, frozenset(delays), retry_priority_queues=frozenset(priorities))
+EIGHT, FOUR = "jobs.retry.step.8s", "jobs.retry.step.4s"
+
+
+def worker(*queues: str) -> WorkerStatus:
+    return WorkerStatus(1, 0, True, None, 0.0, delay_queues=frozenset(queues))
+
+
+def earlier_worker(*delays: int) -> WorkerStatus:
+    return WorkerStatus(1, 0, True, None, 0.0, frozenset(delays))
 
 
 @dataclass
@@ -72,10 +90,14 @@ async def site(vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     await brokers.close()
 
 
-async def fill(
-    site: Site, vhost: VirtualHost, seconds: int, messages: int, priority: int | None = None
-) -> None:
-    declared = delay_queue("jobs", seconds, priority)
+LONG = "jobs.retry.step.4096s", "jobs.retry.high.2048s"
+"""Steps that no message leaves during a test."""
+
+
+async def fill(site: Site, vhost: VirtualHost, name: str, messages: int) -> None:
+    step = step_of(name, "jobs")
+    assert step is not None
+    declared = delay_queue("jobs", step)
     await site.handle.broker.declare_queue(declared)
     async with channel_of(vhost) as channel:
         put(channel, declared.name, *[b"x"] * messages)
@@ -83,35 +105,32 @@ async def fill(
 
 
 async def test_delay_queues_named_by_workers_are_counted(site: Site, vhost: VirtualHost) -> None:
-    await fill(site, vhost, 3600, 2)
-    await fill(site, vhost, 7200, 3)
+    await fill(site, vhost, LONG[0], 2)
+    await fill(site, vhost, LONG[1], 3)
 
-    assert await site.waiting(worker(3600), worker(3600, 7200)) == 5
+    assert await site.waiting(worker(LONG[0]), worker(*LONG)) == 5
+
+
+async def test_delay_queues_of_an_earlier_release_are_counted(site: Site, vhost: VirtualHost) -> None:
+    name = earlier_delay_queue_name("jobs", 3600)
+    await site.handle.broker.declare_queue(delay_queue("jobs", Step(4_096_000))._replace(name=name))
+    async with channel_of(vhost) as channel:
+        put(channel, name, b"x", b"x")
+        await until(lambda: vhost.depth(name).ready == 2)
+
+    assert await site.waiting(earlier_worker(3600), worker()) == 2
 
 
 async def test_delay_queues_are_restored_from_status_after_restart(site: Site, vhost: VirtualHost) -> None:
-    await fill(site, vhost, 3600, 2)
-    ours = workqueue(status={"retryDelaysSeconds": [3600]})
+    await fill(site, vhost, LONG[0], 2)
+    ours = workqueue(status={"delayQueues": [LONG[0], "other"]})
 
     assert await site.waiting(ours=ours, workers_run=False) == 2
-
-
-async def test_delay_queues_for_priorities_are_counted(site: Site, vhost: VirtualHost) -> None:
-    await fill(site, vhost, 3600, 2)
-    await fill(site, vhost, 3600, 3, priority=7)
-    await fill(site, vhost, 3600, 4, priority=9)
-    ours = workqueue(status={"retryPriorityQueues": ["jobs.retry.3600s.p9"]})
-
-    named = worker(3600, priorities=["jobs.retry.3600s.p7", "other", "jobs.dead"])
-
-    assert await site.waiting(named, ours=ours) == 9
     assert "other" not in site.asked
 
 
 async def test_more_delay_queues_than_are_polled_make_the_count_unknown(site: Site) -> None:
-    many = [f"jobs.retry.{seconds}s.p7" for seconds in range(1, 66)]
-
-    assert await site.waiting(worker(priorities=many)) is None
+    assert await site.waiting(earlier_worker(*range(1, 66))) is None
     assert len(site.asked) == 64
 
 
@@ -122,15 +141,40 @@ async def test_unnamed_delay_queue_is_not_polled(site: Site) -> None:
 
 async def test_missing_delay_queue_is_polled_only_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
-        assert await site.waiting(worker(10)) == 0
-    assert site.asked == ["jobs.retry.10s"], "each question would close a channel"
+        assert await site.waiting(worker(EIGHT, "other")) == 0
+    assert site.asked == [EIGHT], "each question would close a channel"
     assert site.state.queues == frozenset()
-    assert "jobs.retry.10s" not in site.handle.poller.queues_of(OURS.key)
+    assert EIGHT not in site.handle.poller.queues_of(OURS.key)
 
     monkeypatch.setattr(retries, "MISSING_STANDS", 0.0)
-    await site.waiting(worker(10))
+    await site.waiting(worker(EIGHT))
 
     assert len(site.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "deleted", [Step(4000), Step(4000, is_high=True), LAST], ids=["step", "high", "last"]
+)
+async def test_deleted_step_is_declared_again(site: Site, vhost: VirtualHost, deleted: Step) -> None:
+    """Messages on longer steps could not go on without it."""
+    steps = [steps_from(Step(8000, is_high)) for is_high in (False, True)]
+    for some in steps:
+        await site.handle.broker.declare(delay_plan("jobs", some))
+    names = [step_name("jobs", step) for some in steps for step in some]
+    await site.waiting(worker(*names))
+    await site.handle.broker.delete_queue(step_name("jobs", deleted))
+
+    async def is_declared_again() -> bool:
+        await site.waiting(worker(*names))
+        return vhost.exists(step_name("jobs", deleted))
+
+    await until(is_declared_again)
+    async with channel_of(vhost) as channel:
+        for is_high in (False, True):
+            for key in ("0.0.0.0.1", "0.0.0.1", "1", "0"):
+                exchange = step_name("jobs", Step(500 << key.count("."), is_high))
+                channel.basic_publish(exchange, key, b"x", mandatory=True)
+    await until(lambda: vhost.depth("jobs").ready == 4)
 
 
 async def test_delayed_count_is_unknown_while_a_worker_names_no_delay_queues(site: Site) -> None:
@@ -140,10 +184,10 @@ async def test_delayed_count_is_unknown_while_a_worker_names_no_delay_queues(sit
 
 
 async def test_delayed_count_is_unknown_while_broker_is_unreachable(site: Site, vhost: VirtualHost) -> None:
-    await fill(site, vhost, 3600, 2)
+    await fill(site, vhost, LONG[0], 2)
     await site.handle.broker.close()
 
-    assert await site.waiting(worker(3600)) is None
+    assert await site.waiting(worker(LONG[0])) is None
 
 
 async def test_foreign_workers_have_no_delay_queues(site: Site) -> None:
@@ -153,9 +197,9 @@ async def test_foreign_workers_have_no_delay_queues(site: Site) -> None:
 
 
 async def test_final_delay_queue_poll_follows_last_worker(site: Site, vhost: VirtualHost) -> None:
-    await fill(site, vhost, 3600, 1)
-    assert await site.waiting(worker(3600)) == 1
-    await fill(site, vhost, 3600, 1)
-    await until(lambda: vhost.depth("jobs.retry.3600s").ready == 2)
+    await fill(site, vhost, LONG[0], 1)
+    assert await site.waiting(worker(LONG[0])) == 1
+    await fill(site, vhost, LONG[0], 1)
+    await until(lambda: vhost.depth(LONG[0]).ready == 2)
 
     assert await site.waiting(workers_run=False) == 2

@@ -83,8 +83,9 @@ LOST: Final[dict[Right, Loss]] = {
     (LEASE, "create"): Loss("starts", "Creating the Lease failed."),
     (LEASE, "update"): Loss(None, "Renewing the Lease failed."),
 }
-UNSEEN: Final = {("workqueues/finalizers", "update")}
-"""Needed only where the API server checks owner references (OwnerReferencesPermissionEnforcement)."""
+UNSEEN: Final = {("workqueues/finalizers", "update"), ("configmaps", "get")}
+"""Needed only where the API server checks owner references (OwnerReferencesPermissionEnforcement), and for the bodies
+of recurring messages: see test_body_comes_from_a_configmap."""
 
 
 # -- the table -----------------------------------------------------------------------------------------

@@ -219,7 +219,7 @@ class Cluster:
         """Publish one message; return its id if it was confirmed."""
         self._numbers += 1
         name = f"{queue}-{self._numbers}"
-        confirmed = self.rabbits[host].publish(queue, ModelMessage(name, task.body()))
+        confirmed = self.rabbits[host].publish("", ModelMessage(name, task.body(), routing_key=queue))
         return name if confirmed else None
 
     # -- operators -----------------------------------------------------------------------------------

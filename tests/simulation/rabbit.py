@@ -53,6 +53,7 @@ class ModelMessage:
     deliveries: int = 0
     at: float = 0.0
     size: int = 100
+    routing_key: str = ""
 
 
 @dataclass(eq=False)
@@ -149,13 +150,19 @@ class ModelQueue:
         self.ready.appendleft(message)
 
     def _dead_letter(self, message: ModelMessage) -> bool:
-        target = self.rabbit.queues.get(self.arguments.get("x-dead-letter-routing-key", ""))
+        target = self._target(message)
         if target is None:
             return False
+        message.routing_key = self.arguments.get("x-dead-letter-routing-key", message.routing_key)
         # RabbitMQ removes the TTL of a message that it dead-letters.
         message.expiration, message.deliveries = None, 0
         target.push(message)
         return True
+
+    def _target(self, message: ModelMessage) -> ModelQueue | None:
+        """The queue that a dead-lettered message goes to."""
+        key = self.arguments.get("x-dead-letter-routing-key", message.routing_key)
+        return self.rabbit.routed(self.arguments.get("x-dead-letter-exchange", ""), key)
 
     def expire(self) -> None:
         """Dead-letter the head when its time has come, and look again then."""
@@ -171,11 +178,7 @@ class ModelQueue:
                     self._expiry = due
                     self.rabbit.world.later(due - now, self.expire)
                 return
-            if (
-                self.leaderless
-                or self.rabbit.down
-                or self.arguments.get("x-dead-letter-routing-key", "") not in self.rabbit.queues
-            ):
+            if self.leaderless or self.rabbit.down or self._target(head) is None:
                 self.rabbit.world.later(1.0, self.expire)
                 return
             self.ready.popleft()
@@ -293,6 +296,29 @@ class ModelChannel:
             if found is not None:
                 self.connection.rabbit.delete(queue, by=self.connection)
             self._reply(callback, spec.Queue.DeleteOk(0))
+
+        self._call(carry_out)
+
+    def exchange_declare(self, exchange: str, *, callback: Any, **_: Any) -> None:
+        self._call(lambda: self._reply(callback, None))
+
+    def exchange_delete(self, exchange: str, *, callback: Any) -> None:
+        def carry_out() -> None:
+            self.connection.rabbit.bindings.pop(exchange, None)
+            self._reply(callback, None)
+
+        self._call(carry_out)
+
+    def exchange_bind(self, destination: str, source: str, routing_key: str, *, callback: Any) -> None:
+        self._bind(source, routing_key, destination, callback, is_queue=False)
+
+    def queue_bind(self, queue: str, exchange: str, routing_key: str, *, callback: Any, **_: Any) -> None:
+        self._bind(exchange, routing_key, queue, callback, is_queue=True)
+
+    def _bind(self, exchange: str, pattern: str, target: str, callback: Any, *, is_queue: bool) -> None:
+        def carry_out() -> None:
+            self.connection.rabbit.bind(exchange, pattern, target, is_queue=is_queue)
+            self._reply(callback, None)
 
         self._call(carry_out)
 
@@ -684,6 +710,8 @@ class Rabbit:
         self.name = name
         self.version = version
         self.queues: dict[str, ModelQueue] = {}
+        self.bindings: dict[str, set[tuple[str, str, bool]]] = {}
+        """By topic exchange: pattern, target, and whether that is a queue."""
         self.connections: list[ModelConnection] = []
         self.passwords: dict[str, str] = {"user": "secret"}
         self.down = False
@@ -715,6 +743,8 @@ class Rabbit:
     def delete(self, name: str, by: ModelConnection | None = None) -> None:
         """Delete a queue and its messages."""
         queue = self.queues.pop(name)
+        for exchange, bindings in self.bindings.items():
+            self.bindings[exchange] = {one for one in bindings if one[1:] != (name, True)}
         self.on_delete(queue, by)
         for consumer in queue.consumers:
             consumer.channel.cancel_by_broker(consumer)
@@ -737,9 +767,23 @@ class Rabbit:
         self.connections.append(made)
         return made
 
-    def publish(self, queue: str, message: ModelMessage) -> bool | None:
+    def routed(self, exchange: str, key: str) -> ModelQueue | None:
+        """The queue of a message. Each key matches at most one binding of an exchange."""
+        if not exchange:
+            return self.queues.get(key)
+        for pattern, target, is_queue in sorted(self.bindings.get(exchange, ())):
+            words = zip(pattern.removesuffix(".#").split("."), key.split("."), strict=False)
+            if all(one in {"*", word} for one, word in words):
+                return self.queues.get(target) if is_queue else self.routed(target, key)
+        return None
+
+    def bind(self, exchange: str, pattern: str, target: str, *, is_queue: bool) -> None:
+        """Bind a queue or an exchange to a topic exchange."""
+        self.bindings.setdefault(exchange, set()).add((pattern, target, is_queue))
+
+    def publish(self, exchange: str, message: ModelMessage) -> bool | None:
         """Take a message from a publisher. True: confirmed. False: returned. None: no confirm."""
-        found = self.queues.get(queue)
+        found = self.routed(exchange, message.routing_key)
         if self.down or self.hung or self.alarm or (found is not None and found.leaderless):
             return None
         if found is None:

@@ -23,7 +23,7 @@ from workqueue.amqp.backoff import Backoff
 from workqueue.amqp.errors import BrokerError, NotSent, Returned, Unconfirmed
 from workqueue.contract import worker_api
 from workqueue.contract.signing import Purpose
-from workqueue.contract.topology import Queue, QueueSettings, QueueType
+from workqueue.contract.topology import Plan, QueueSettings, QueueType
 from workqueue.contract.worker_api import Variable
 from workqueue.message import Message
 from workqueue.worker import drain
@@ -164,9 +164,9 @@ class Publisher:
         self._later(self._publish, future, outgoing, is_wanted)
         return future
 
-    def declare(self, queue: Queue) -> Future[bool]:
+    def declare_plan(self, plan: Plan) -> Future[bool]:
         future: Future[bool] = Future()
-        self._later(self._declare, future, queue)
+        self._later(self._declare, future, plan)
         return future
 
     def close(self, _timeout: float) -> None:
@@ -188,13 +188,17 @@ class Publisher:
             return None
         return rabbit
 
-    def _declare(self, future: Future[bool], queue: Queue) -> None:
+    def _declare(self, future: Future[bool], plan: Plan) -> None:
         if (rabbit := self._reachable(future)) is None:
             return
-        is_new = queue.name not in rabbit.queues
-        if is_new:
+        new = [queue for queue in plan.queues if queue.name not in rabbit.queues]
+        for queue in new:
             rabbit.make(queue.name, queue.arguments)
-        future.set_result(is_new)
+        for step in plan.step_bindings:
+            rabbit.bind(step.source, step.routing_key, step.exchange, is_queue=False)
+        for binding in plan.bindings:
+            rabbit.bind(binding.exchange, binding.routing_key, binding.queue, is_queue=True)
+        future.set_result(bool(new))
 
     def _publish(self, future: Future[None], outgoing: Any, is_wanted: Callable[[], bool]) -> None:
         if not is_wanted():
@@ -208,8 +212,9 @@ class Publisher:
             dict(outgoing.headers or {}),
             outgoing.expiration,
             outgoing.priority,
+            routing_key=outgoing.routing_key,
         )
-        done = rabbit.publish(outgoing.routing_key, message)
+        done = rabbit.publish(outgoing.exchange, message)
         chance = self._worker.cluster.world.random
         if done is None:
             # No majority, or an alarm: the confirm does not come before that is over.

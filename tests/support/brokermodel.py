@@ -24,7 +24,7 @@ import pika.exceptions
 
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
 from workqueue.amqp.errors import BrokerError, NotSent, Returned, Unconfirmed
-from workqueue.contract.topology import BrokerVersion, Queue, QueueSettings
+from workqueue.contract.topology import BrokerVersion, Plan, QueueSettings
 from workqueue.worker.config import PythonHandler, RunConfig
 from workqueue.worker.handlers.outcome import RetryPolicy
 
@@ -460,6 +460,8 @@ class PublishPipeline:
     def __init__(self, clock: Clock, lock: Lock, on_copy: Callable[[Any], ModelDelivery]) -> None:
         self.queues: dict[str, float] = {f"{QUEUE}.dead": 0.0}
         """Name, and since when copies are safe in it."""
+        self.ways: dict[str, tuple[str, ...]] = {}
+        """The queues that a copy passes, by the first one."""
         self.under_way: list[tuple[Future[Any], Any]] = []
         self.problem: Exception | None = None
         self._clock = clock
@@ -469,19 +471,21 @@ class PublishPipeline:
     def submit(self, outgoing: Any, is_wanted: Callable[[], bool]) -> Future[None]:
         if self.problem is not None:
             raise self.problem
-        assert self._clock.now >= self.queues.get(outgoing.routing_key, 0.0), "this queue may not survive"
+        first = outgoing.exchange or outgoing.routing_key  # the exchange of a step is named as its queue
+        for queue in self.ways.get(first, (first,)):
+            assert self._clock.now >= self.queues.get(queue, 0.0), "this queue may not survive"
         model_delivery = self._on_copy(outgoing)
         assert model_delivery.copy is Copy.NONE, "two copies of one message"
         model_delivery.copy = Copy.UNDER_WAY
         future: Future[None] = Future()
-        self.under_way.append((future, (model_delivery, outgoing.routing_key, is_wanted)))
+        self.under_way.append((future, (model_delivery, first, is_wanted)))
         return future
 
-    def declare(self, queue: Queue) -> Future[bool]:
+    def declare_plan(self, plan: Plan) -> Future[bool]:
         if self.problem is not None:
             raise self.problem
         future: Future[bool] = Future()
-        self.under_way.append((future, queue.name))
+        self.under_way.append((future, plan))
         return future
 
     def answer(self, entry: tuple[Future[Any], Any], *, well: bool) -> None:
@@ -490,21 +494,22 @@ class PublishPipeline:
         future, about = entry
         self._lock.is_forbidden = True
         try:
-            if isinstance(about, str):
+            if isinstance(about, Plan):
                 self._answer_declaration(future, about, well=well)
             else:
                 self._answer_copy(future, *about, well=well)
         finally:
             self._lock.is_forbidden = False
 
-    def _answer_declaration(self, future: Future[bool], queue: str, *, well: bool) -> None:
+    def _answer_declaration(self, future: Future[bool], plan: Plan, *, well: bool) -> None:
         if not well:
             future.set_exception(BrokerError("connection lost"))
             return
-        is_new = queue not in self.queues
-        if is_new:
-            self.queues[queue] = self._clock.now + SAFE_AFTER_SECONDS
-        future.set_result(is_new)
+        names = tuple(queue.name for queue in plan.queues)
+        new = set(names).difference(self.queues)
+        self.queues |= dict.fromkeys(new, self._clock.now + SAFE_AFTER_SECONDS)
+        self.ways[names[-1]] = names
+        future.set_result(bool(new))
 
     def _answer_copy(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 from tests.support.fakecluster import FakeCluster
 from tests.support.rabbitmq import VirtualHost
 from tests.support.workqueue import workqueue
+from workqueue.contract.topology import Step, earlier_delay_queue_name, step_name, steps_from
 from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.declare import HIDDEN_SECONDS
 from workqueue_operator.broker.management import Management
@@ -23,11 +24,17 @@ from workqueue_operator.reconcile.finalize import Finalizer
 from workqueue_operator.reconcile.reporter import Reporter
 from workqueue_operator.workers.client import Workers
 
+STEPS = steps_from(Step(1000, is_high=True))
 SPEC = 3
-"""A delay of the spec alone, one that a handler may ask for, and one that an earlier spec had."""
+"""Delays of an earlier release: of the spec alone, one for handlers that ask, and one that an earlier spec had."""
 ASKED = 7200
 EARLIER = 77
-QUEUES = ["jobs", "jobs.dead", *(f"jobs.retry.{seconds}s" for seconds in (SPEC, ASKED, EARLIER))]
+QUEUES = [
+    "jobs",
+    "jobs.dead",
+    *(step_name("jobs", step) for step in STEPS),
+    *(earlier_delay_queue_name("jobs", seconds) for seconds in (SPEC, ASKED, EARLIER)),
+]
 
 
 def deleted(policy: str, **queue: str) -> WorkQueue:

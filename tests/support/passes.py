@@ -25,6 +25,7 @@ from workqueue_operator.reconcile.finalize import Finalizer
 from workqueue_operator.reconcile.protection import Protector
 from workqueue_operator.reconcile.queue import NextPass, ReconcileQueue
 from workqueue_operator.reconcile.reconciler import Dependencies, Reconciler
+from workqueue_operator.reconcile.recurring import RecurringRunner
 from workqueue_operator.reconcile.reporter import Reporter
 from workqueue_operator.scaling.gather import Gatherer
 from workqueue_operator.scaling.scale import Scaler
@@ -130,6 +131,7 @@ async def operator(cluster: FakeCluster, *namespaces: str, workers_port: int = P
         protector=Protector(cluster, store, clock),
         finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
         bindings=Bindings(cluster, store),
+        recurring=RecurringRunner(cluster, reporter, metrics, clock, queue.add),
         metrics=metrics,
         on_fatal=lambda _: None,
     )

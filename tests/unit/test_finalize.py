@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -116,15 +115,6 @@ class Site:
 
 def worker(busy: int) -> WorkerStatus:
     return WorkerStatus(1, busy, True, None, 0.0, frozenset({30}))
-
-
-async def test_deletion_waits_for_the_delay_queue_of_a_priority_that_a_worker_names() -> None:
-    named = replace(worker(0), retry_priority_queues=frozenset({"jobs.retry.30s.p7", "other"}))
-    site = Site({"jobs": (0, 1), "jobs.retry.30s.p7": (2, 0), "other": (5, 0)}, named)
-
-    written = await site.wait()
-
-    assert written["retrying"] == 2
 
 
 def shown(site: Site) -> tuple[Any, ...]:

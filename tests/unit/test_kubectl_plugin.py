@@ -22,9 +22,9 @@ from rich.console import Console
 from workqueue_kubectl import broker_access, cli, completion, explain
 from workqueue_kubectl.broker_access import InClusterTarget
 from workqueue_kubectl.cluster import Cluster, Found
-from workqueue_kubectl.commands import dead, top
+from workqueue_kubectl.commands import dead, recurring, top
 from workqueue_kubectl.commands.status import Overview, _as_json, _lines
-from workqueue_kubectl.errors import KubectlError
+from workqueue_kubectl.errors import KubectlError, PluginError
 from workqueue_kubectl.explain import Seen
 from workqueue_kubectl.kubectl import Kubectl
 from workqueue_operator.api.workqueue import WorkQueue
@@ -402,6 +402,17 @@ def test_dead_letters_are_read_where_the_workqueue_sends_them(
     assert (arguments.queue, arguments.dead_letter_queue) == ("thumbs", name)
 
 
+def test_unknown_recurring_message_names_those_that_exist() -> None:
+    found = workqueue(recurring=[{"name": "nightly", "everySeconds": 60}])
+    cluster: Any = SimpleNamespace(workqueue=lambda _: found)
+
+    with pytest.raises(PluginError, match="There are: nightly"):
+        recurring.run(cluster, argparse.Namespace(name="thumbs", trigger="daily", json=False))
+
+
+SLOT = "2026-01-01T01:30:00Z"
+
+
 class Shop:
     """A kubectl with the WorkQueues of one namespace."""
 
@@ -544,3 +555,29 @@ def test_live_table_has_no_colour_with_no_color(shop: Shop, monkeypatch: pytest.
 
     assert "Unable to connect" in text.getvalue()
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", text.getvalue())
+
+
+def test_every_command_can_print_a_document() -> None:
+    assert cli.FORMS.keys() == cli.COMMANDS.keys()
+
+
+def test_recurring_messages_are_shown_with_last_and_next_slot(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.items = [
+        body(recurring=[{"name": "nightly", "schedule": "", **dict.fromkeys(("slot", "published"), SLOT)}])
+    ]
+    shop.items[0]["spec"]["recurring"] = [
+        {"name": "nightly", "cron": "30 2 * * *", "timeZone": "Europe/Berlin", "missed": "One"},
+        {"name": "paused", "everySeconds": 60, "suspend": True},
+    ]
+
+    nightly, paused = json.loads(printed(capsys, "recurring", "thumbs", "-o", "json"))["recurring"]
+
+    assert (nightly["schedule"], nightly["last"], nightly["missed"]) == (
+        "30 2 * * * Europe/Berlin",
+        SLOT,
+        "One",
+    )
+    assert nightly["next"].endswith(":30:00Z")
+    assert (paused["schedule"], paused["last"], paused["next"]) == ("every 60 s", "-", "suspended")

@@ -249,7 +249,7 @@ def test_status_has_numbers_of_a_busy_queue() -> None:
             deployment=deployment(5, 2),
             dead_letters=7,
             retrying=2,
-            delay_queues=frozenset({"jobs.v2.retry.1s", "jobs.v2.retry.60s", "jobs.v2.retry.1s.p7"}),
+            delay_queues=frozenset({"jobs.v2.retry.60s", "jobs.v2.retry.step.8s", "jobs.v2.retry.last"}),
             busy=2,
             last_scale={"lastScaleTime": NOW, "lastScaleReason": "Backlog: x"},
         )
@@ -266,8 +266,8 @@ def test_status_has_numbers_of_a_busy_queue() -> None:
         "busyReplicas": 2,
         "deadLetters": 7,
         "retrying": 2,
-        "retryDelaysSeconds": [1, 60],
-        "retryPriorityQueues": ["jobs.v2.retry.1s.p7"],
+        "retryDelaysSeconds": [60],
+        "delayQueues": ["jobs.v2.retry.last", "jobs.v2.retry.step.8s"],
         "replicas": 5,
         "readyReplicas": 2,
         "desiredReplicas": 5,
@@ -294,7 +294,7 @@ def test_unknown_count_is_omitted() -> None:
 
 
 def test_delayed_count_is_kept_when_a_pass_did_not_poll() -> None:
-    before = {"retryDelaysSeconds": [10], "retryPriorityQueues": ["jobs.v2.retry.10s.p7"]}
+    before = {"retryDelaysSeconds": [10], "delayQueues": ["jobs.v2.retry.high.8s"]}
     found = fields(seen(), before)
     assert {name: found[name] for name in before} == before
 

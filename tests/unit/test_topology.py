@@ -6,6 +6,9 @@ from hypothesis import strategies as st
 
 from workqueue.contract.topology import (
     DEFAULT_DELIVERY_LIMIT,
+    HIGH_STEPS,
+    LAST,
+    LONGEST_DELAY_SECONDS,
     UNLIMITED_DELIVERIES,
     WAKE_ALLOWANCE,
     BrokerVersion,
@@ -16,16 +19,20 @@ from workqueue.contract.topology import (
     QueueSettings,
     QueueType,
     RetryBackoff,
+    Step,
     conflict_advice,
     dead_letter_queue,
     delay_queue,
-    delay_queue_name,
-    delay_seconds,
+    delay_route,
+    earlier_delay_queue_name,
+    earlier_delay_seconds,
     is_delay_queue,
-    is_priority_delay_queue,
     plan,
+    step_name,
+    step_of,
     work_queue,
 )
+from workqueue.contract.topology import STEPS as ALL_STEPS
 
 DEAD_LETTERING = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs.dead"}
 QUORUM = DEAD_LETTERING | {
@@ -103,7 +110,10 @@ def test_conflict_advice_for_work_queue_offers_both_remedies():
     assert "passively" in advice
 
 
-@pytest.mark.parametrize("queue", ["jobs.dead", "jobs.retry.10s"])
+@pytest.mark.parametrize(
+    "queue",
+    ["jobs.dead", "jobs.retry.last", "jobs.retry.step.8s", "jobs.retry.step.500ms", "jobs.retry.high.8s"],
+)
 def test_conflict_advice_for_derived_queue_does_not_blame_a_publisher(queue):
     assert conflict_advice(queue) == f"Delete '{queue}' when it is empty. It is then declared again."
 
@@ -126,17 +136,99 @@ def test_looking_at_a_dead_letter_never_drops_it():
     }
 
 
-def test_delay_queue_returns_messages_to_work_queue_at_least_once():
-    queue = delay_queue("jobs", 10)
-    assert queue.name == "jobs.retry.10s"
-    assert dict(queue.arguments) == {
+STEPS = {
+    "longer step": (Step(8000), "jobs.retry.step.8s", {"x-dead-letter-exchange": "jobs.retry.step.4s"}),
+    "longer step for high priorities": (
+        Step(8000, is_high=True),
+        "jobs.retry.high.8s",
+        {"x-dead-letter-exchange": "jobs.retry.high.4s"},
+    ),
+    "shortest step": (
+        Step(500),
+        "jobs.retry.step.500ms",
+        {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs.retry.last"},
+    ),
+    "last queue": (
+        LAST,
+        "jobs.retry.last",
+        {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("step", "name", "target"), STEPS.values(), ids=STEPS)
+def test_delay_queue_passes_messages_on_at_least_once(step, name, target):
+    queue = delay_queue("jobs", step)
+    assert queue.name == name
+    assert dict(queue.arguments) == target | {
         "x-queue-type": "quorum",
-        "x-message-ttl": 10_000,
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": "jobs",
+        "x-message-ttl": step.milliseconds,
+        "x-delivery-limit": UNLIMITED_DELIVERIES,
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
+
+
+def test_work_queue_has_at_most_forty_delay_queues():
+    assert len(set(ALL_STEPS)) == 40
+    assert len(delay_route("jobs", LONGEST_DELAY_SECONDS).queues) == 24
+
+
+HIGH_SECONDS = (2**HIGH_STEPS - 1) / 2
+"""The longest delay with steps of its own for a high priority."""
+
+ROUTES = {
+    "no-priority": (HIGH_SECONDS, None, "jobs.retry.step.16384s", True),
+    "low-priority": (HIGH_SECONDS, 4, "jobs.retry.step.16384s", True),
+    "high-priority": (HIGH_SECONDS, 5, "jobs.retry.high.16384s", True),
+    "low-priority-for-long": (HIGH_SECONDS + 0.5, 4, "jobs.retry.step.32768s", True),
+    "high-priority-for-too-long": (HIGH_SECONDS + 0.5, 5, "jobs.retry.step.32768s", False),
+}
+
+
+@pytest.mark.parametrize(("seconds", "priority", "first", "keeps_priority"), ROUTES.values(), ids=ROUTES)
+def test_message_waits_only_with_messages_that_cannot_block_it(seconds, priority, first, keeps_priority):
+    route = delay_route("jobs", seconds, priority)
+
+    assert (route.exchange, route.queues[0], route.keeps_priority) == (first, first, keeps_priority)
+
+
+def way(seconds, priority):
+    """Follow a message through exchanges and queues as RabbitMQ does; returns its steps in milliseconds."""
+    route = delay_route("jobs", seconds, priority)
+    made = route.plan
+    queues = {queue.name: queue.arguments for queue in made.queues}
+    words = route.routing_key.split(".")
+
+    def matches(pattern):
+        expected = pattern.removesuffix(".#").split(".")
+        return all(one in {"*", word} for one, word in zip(expected, words, strict=False))
+
+    targets = [
+        *((one.exchange, one.routing_key, ("queue", one.queue)) for one in made.bindings),
+        *((one.source, one.routing_key, ("exchange", one.exchange)) for one in made.step_bindings),
+    ]
+    passed, place = [], ("exchange", route.exchange)
+    while place != ("queue", "jobs"):
+        kind, name = place
+        if kind == "exchange":
+            [place] = [target for source, key, target in targets if source == name and matches(key)]
+        else:
+            passed.append(queues[name]["x-message-ttl"])
+            exchange = queues[name]["x-dead-letter-exchange"]
+            queue = queues[name].get("x-dead-letter-routing-key")
+            place = ("exchange", exchange) if exchange else ("queue", queue)
+    return passed
+
+
+@given(st.floats(0, LONGEST_DELAY_SECONDS) | st.floats(0, HIGH_SECONDS), st.sampled_from([None, 0, 9]))
+def test_delay_is_the_sum_of_its_steps_and_never_early(seconds, priority):
+    passed = way(seconds, priority)
+
+    assert sum(passed) / 1000 >= seconds
+    assert sum(passed) / 1000 <= seconds + 0.5
+    assert passed == sorted(set(passed), reverse=True), "no queue twice, or RabbitMQ drops the message"
+    assert passed[-1] == 0
 
 
 BINDINGS = [
@@ -165,23 +257,16 @@ def test_bindings_to_other_exchanges_come_last_and_once():
     assert made.bindings == (same, other)
 
 
+@given(queue=st.text(min_size=1), step=st.sampled_from(ALL_STEPS))
+def test_delay_queue_is_recognized_by_its_name(queue, step):
+    assert is_delay_queue(step_name(queue, step), queue)
+    assert step_of(step_name(queue, step), queue) == step
+
+
 @given(queue=st.text(min_size=1), seconds=st.integers(min_value=1, max_value=10**6))
-def test_delay_queue_is_recognized_by_its_name(queue, seconds):
-    assert is_delay_queue(delay_queue_name(queue, seconds), queue)
-    assert delay_seconds(delay_queue_name(queue, seconds), queue) == seconds
-
-
-@given(queue=st.text(min_size=1, max_size=50), priority=st.integers(min_value=0, max_value=255))
-def test_delay_queue_of_a_priority_is_recognized_by_its_name(queue, priority):
-    name = delay_queue_name(queue, 10, priority)
-    assert name == f"{queue}.retry.10s.p{min(priority, 31)}"
-    assert is_delay_queue(name, queue)
-    assert is_priority_delay_queue(name, queue)
-    assert delay_seconds(name, queue) is None
-
-
-def test_long_queue_name_has_no_delay_queues_for_priorities():
-    assert delay_queue_name("q" * 240, 86_400, 7) == f"{'q' * 240}.retry.86400s"
+def test_delay_queue_of_an_earlier_release_is_recognized(queue, seconds):
+    assert is_delay_queue(earlier_delay_queue_name(queue, seconds), queue)
+    assert earlier_delay_seconds(earlier_delay_queue_name(queue, seconds), queue) == seconds
 
 
 LADDERS = {
@@ -211,6 +296,8 @@ NOT_DELAY_QUEUES = [
     ("a delay queue of a queue whose name matches as a pattern", "jobsXretry.10s"),
     ("a name that goes on", "jobs.retry.10s.dead"),
     ("no number", "jobs.retry.s"),
+    ("no power of two", "jobs.retry.step.3s"),
+    ("a step that high priorities do not have", "jobs.retry.high.32768s"),
 ]
 
 

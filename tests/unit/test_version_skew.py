@@ -32,7 +32,7 @@ VALUES: dict[str, Any] = {
     "connected": True,
     "lastError": None,
     "retryDelaysSeconds": [60],
-    "retryPriorityQueues": ["jobs.retry.60s.p7"],
+    "delayQueues": ["jobs.retry.high.8s"],
     "uptimeSeconds": 90.0,
     "version": "0.1.0",
     "busySeconds": 300.0,

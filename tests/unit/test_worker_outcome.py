@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from workqueue import Reject, Retry
 from workqueue.contract.errors import UndecodableError
-from workqueue.contract.topology import LONGEST_DELAY_SECONDS, Jitter, delay_step
+from workqueue.contract.topology import LONGEST_DELAY_SECONDS, Jitter
 from workqueue.worker.handlers.outcome import (
     ACK,
     MESSAGE_CHARACTERS,
@@ -43,13 +41,13 @@ CASES = {
     "a timeout is tried again": (HandlerTimeout("late"), 1, 1),
     "a failed command is tried again": (HandlerFailed("exit code 1"), 1, 1),
     "a retry without a delay has the queue's own": (Retry(), 2, 10),
-    "a retry asks for its delay, rounded up": (Retry(after=37), 1, 60),
-    "a retry at once waits for the shortest delay": (Retry(after=0), 1, 1),
+    "a retry asks for its delay": (Retry(after=37.5), 1, 37.5),
+    "a retry at once": (Retry(after=0), 1, 0),
     "a retry cannot ask for more attempts": (Retry(after=5), 3, FailureReason.RETRY_REQUESTED),
     "a negative delay counts as none": (Retry(after=-1), 1, 1),
     "a delay that is no number counts as none": (Retry(after=math.nan), 1, 1),
     "an endless delay counts as none": (Retry(after=math.inf), 1, 1),
-    "no delay is longer than a day": (Retry(after=10_000_000), 1, LONGEST_DELAY_SECONDS),
+    "no delay is longer than 30 days": (Retry(after=10_000_000), 1, LONGEST_DELAY_SECONDS),
     "a retry that does not count has its delay": (Retry(after=5, counts=False), 1, 5),
     "a retry that does not count follows the last attempt": (Retry(after=5, counts=False), 3, 5),
     "a retry that does not count has the delay of its attempt": (Retry(counts=False), 2, 10),
@@ -62,7 +60,7 @@ def test_verdict_on_each_end_of_a_handler(
 ) -> None:
     found = verdict(error, attempt, POLICY, 0.0)
     match found:
-        case RetryLater(queue_seconds=seconds):
+        case RetryLater(seconds=seconds):
             assert seconds == expected
         case GiveUp(failure=failure):
             assert failure.reason == expected
@@ -141,23 +139,6 @@ def test_delivery_limit_says_what_is_known() -> None:
 
     assert found is not None
     assert found.failure.message == "the message came back 3 times without an answer; the delivery limit is 2"
-
-
-@given(st.floats(0, 1), st.integers(1, 2))
-def test_retry_jitter_is_a_tenth_and_never_exceeds_the_queue(chance: float, attempt: int) -> None:
-    found = verdict(ValueError(), attempt, POLICY, chance)
-    assert isinstance(found, RetryLater)
-    assert 0.9 * found.queue_seconds - 1e-9 <= found.seconds <= found.queue_seconds
-
-
-@given(st.floats(0, LONGEST_DELAY_SECONDS))
-def test_requested_delay_goes_to_the_next_longer_queue(after: float) -> None:
-    found = verdict(Retry(after=after), 1, POLICY, 0.5)
-    assert isinstance(found, RetryLater)
-    assert found.queue_seconds >= after
-    assert found.queue_seconds <= max(1, 2.5 * after)
-    assert found.seconds == max(after, 0.001)
-    assert found.queue_seconds == delay_step(after)
 
 
 @pytest.mark.parametrize(

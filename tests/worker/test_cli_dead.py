@@ -158,7 +158,8 @@ def test_replay_restores_message_as_published(every_vhost):
         "headers": {
             "x-workqueue-original-expiration": "3600000",
             "x-workqueue-original-cc": ["other"],
-            "x-death": [{"queue": "jobs.retry.1s", "reason": "expired"}],
+            "x-death": [{"queue": "jobs.retry.last", "reason": "expired"}],
+            "x-workqueue-due-at": 1_700_000_000_000,
         },
     }
     fill(every_vhost, letter("a", **original))
@@ -406,15 +407,18 @@ def test_peek_at_empty_queue_reports_it(vhost):
 def test_stats_counts_the_queue_and_its_related_queues(every_vhost):
     fill(every_vhost, Outgoing("jobs", b""), Outgoing("jobs", b""), letter("a"))
     with PublishPipeline(lambda: from_url(every_vhost.url), "test") as publisher:
+        publisher.declare_plan(topology.delay_plan("jobs", topology.steps_from(topology.Step(500)))).result()
         for seconds in (60, 77):
-            publisher.declare(topology.delay_queue("jobs", seconds)).result()
+            earlier = topology.delay_queue("jobs", topology.Step(4_096_000))._replace(
+                name=f"jobs.retry.{seconds}s"
+            )
+            publisher.declare(earlier).result()
         publisher.publish_and_wait(Outgoing("jobs.retry.77s", b""))
-        publisher.declare(topology.delay_queue("jobs", 77, 9)).result()
     with every_vhost.connect() as connection:
         channel = connection.channel()
         channel.basic_qos(prefetch_count=1)
         channel.basic_consume("jobs", lambda *_: None)
-        further = ("--delays", "77", "--priorities", "7,9")
+        further = ("--delays", "77")
         done = workqueue("stats", "--queue", "jobs", *further, "--json", url=every_vhost.url)
     assert done.json == {
         "queue": "jobs",
@@ -423,9 +427,10 @@ def test_stats_counts_the_queue_and_its_related_queues(every_vhost):
         "queues": [
             {"name": "jobs", "ready": 1, "consumers": 1},
             {"name": "jobs.dead", "ready": 1, "consumers": 0},
+            {"name": "jobs.retry.step.500ms", "ready": 0, "consumers": 0},
+            {"name": "jobs.retry.last", "ready": 0, "consumers": 0},
             {"name": "jobs.retry.60s", "ready": 0, "consumers": 0},
             {"name": "jobs.retry.77s", "ready": 1, "consumers": 0},
-            {"name": "jobs.retry.77s.p9", "ready": 0, "consumers": 0},
         ],
     }
     lines = workqueue("stats", "--queue", "jobs", url=every_vhost.url).out.splitlines()

@@ -101,18 +101,20 @@ def test_send_delays_a_message(hello):
     done = workqueue("send", "--queue", "hello", "--delay", "1", "later", url=hello.url)
     assert (done.code, done.out) == (0, "1 message of 1 confirmed.\n")
     eventually(lambda: hello.depth("hello").ready == 1)
-    assert hello.exists("hello.retry.1s")
+    assert hello.exists("hello.retry.step.1s")
     assert bodies(hello) == [b"later"]
 
 
-def test_delayed_message_carries_its_priority_in_a_header(hello):
-    done = workqueue("send", "--queue", "hello", "--delay", "1", "--priority", "7", "later", url=hello.url)
+def test_delayed_json_lines_keep_their_priorities(hello, tmp_path):
+    file = tmp_path / "jobs.jsonl"
+    file.write_text('{"body": "high", "priority": 7}\n{"body": "low", "priority": 1}\n{"body": "none"}\n')
 
-    assert done.code == 0
-    eventually(lambda: hello.depth("hello").ready == 1)
-    with hello.connect() as connection:
-        _, properties, _ = connection.channel().basic_get("hello", auto_ack=True)
-    assert (properties.priority, properties.headers["x-workqueue-original-priority"]) == (None, 7)
+    done = workqueue("send", "--queue", "hello", "--delay", "1", "--jsonl", str(file), url=hello.url)
+
+    assert (done.code, done.out) == (0, "3 messages of 3 confirmed.\n")
+    eventually(lambda: hello.depth("hello").ready == 3)
+    found = {body: properties.priority for properties, body in sent(hello)}
+    assert found == {b"high": 7, b"low": 1, b"none": None}
 
 
 def test_send_publishes_to_an_exchange(hello):

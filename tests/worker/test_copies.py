@@ -13,7 +13,6 @@ import pytest
 from tests.support.rabbitmq import Broker, VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import Worker, Workers, is_empty, publish, take_all
-from workqueue.contract.topology import delay_queue
 
 MIB = 1024 * 1024
 
@@ -85,7 +84,7 @@ def test_slow_confirm_causes_no_second_copy(
         assert worker.outcomes() == {"retried": 1, "acked": 1}
 
     eventually(lambda: worker.outcomes()["acked"] > count, 60)
-    eventually(lambda: is_empty(every_vhost) and is_empty(every_vhost, delay_queue("jobs", 1).name))
+    eventually(lambda: is_empty(every_vhost) and is_empty(every_vhost, "jobs.retry.step.1s"))
     assert attempts(worker) == two_each(count)
     assert worker.outcomes() == {"retried": count + 1, "acked": count + 1}
 

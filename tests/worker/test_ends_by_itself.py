@@ -86,7 +86,7 @@ def test_worker_ends_after_so_many_settled_messages(
     assert len(worker.events_of("end")) == 5
     eventually(lambda: every_vhost.depth("jobs") == (5, 0))
     assert every_vhost.depth("jobs.dead").ready == 1
-    assert every_vhost.depth("jobs.retry.3600s").ready == 1
+    assert every_vhost.depth("jobs.retry.step.2048s").ready == 1
 
 
 def test_worker_has_no_more_slots_than_messages(vhost: VirtualHost, workers: Workers) -> None:

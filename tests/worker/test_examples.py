@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -94,3 +96,35 @@ def test_http_handler_example_in_node_reverses_letters(
         output = server.communicate(timeout=10)[0].decode()
     assert sorted(output.splitlines()) == ["desserts" * size, "ysub"]
     assert take_all(vhost, "jobs.dead")[0][0].headers["x-workqueue-failure-reason"] == "Rejected"
+
+
+def test_reminders_example_delivers_when_due(vhost: VirtualHost, workers: Workers) -> None:
+    folder = EXAMPLES / "reminders"
+    environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{folder}"}
+    worker = workers.start(
+        vhost.url, handler="reminders:remind", queue="reminders", environment=environment
+    ).wait_consuming()
+
+    subprocess.run(
+        [sys.executable, str(folder / "reminders.py")],
+        env=os.environ | environment | {"WORKQUEUE_URL": vhost.url},
+        check=True,
+    )
+
+    eventually(lambda: worker.outcomes() == {"acked": 3}, 30)
+    carts = re.findall(r"Cart (\d): you left something behind \(([\d.]+) s late\)", worker.log)
+    assert {cart for cart, _ in carts} == {"1", "2", "3"}
+
+
+def test_reports_example_makes_each_report_once(vhost: VirtualHost, workers: Workers) -> None:
+    environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{EXAMPLES / 'reports'}"}
+    worker = workers.start(
+        vhost.url, handler="reports:make", queue="reports", environment=environment
+    ).wait_consuming()
+
+    for _ in range(2):
+        publish(vhost, {"kind": "daily"}, queue="reports", message_id="reports/nightly/2026-11-27T01:30:00Z")
+
+    eventually(lambda: worker.outcomes() == {"acked": 2})
+    assert worker.log.count("daily report for reports/nightly/2026-11-27T01:30:00Z") == 1
+    assert worker.log.count("exists already") == 1

@@ -351,7 +351,7 @@ def test_message_awaiting_http_handler_is_requeued_at_shutdown(vhost: VirtualHos
     assert worker.stop() == 0
 
     assert vhost.depth("jobs") == (1, 0)
-    assert not vhost.exists("jobs.retry.1s")
+    assert not vhost.exists("jobs.retry.step.1s")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from tests.support.wait import eventually
 from tests.support.worker import ASYNC, THREADS, Workers, is_empty, publish
 from workqueue.amqp.connection import Connection
 from workqueue.contract.binding import from_url
-from workqueue.contract.topology import QueueSettings, QueueType, dead_letter_queue, delay_queue, work_queue
+from workqueue.contract.topology import QueueSettings, QueueType, dead_letter_queue, work_queue
 
 SAFE_AFTER_SECONDS = 2.5
 """A quorum queue declared just before a crash of RabbitMQ may not recover."""
@@ -152,7 +152,7 @@ def test_missing_delay_queue_is_redeclared(vhost: VirtualHost, workers: Workers)
     publish(vhost, {"id": 1, "do": "fail once"})
     eventually(lambda: worker.events_of("end") == [1])
     with vhost.connect() as connection:
-        connection.channel().queue_delete(delay_queue("jobs", 1).name)
+        connection.channel().queue_delete("jobs.retry.step.1s")
         connection.channel().queue_delete(dead_letter_queue("jobs").name)
     publish(vhost, {"id": 2, "do": "fail once"}, {"id": 3, "do": "reject"})
     eventually(lambda: worker.events_of("end") == [1, 2])

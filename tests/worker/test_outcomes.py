@@ -12,6 +12,7 @@ import pytest
 from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import ASYNC, IN_THREADS, THREADS, Workers, is_empty, publish, take_all
+from workqueue import Publisher
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
 
 BOTH = pytest.mark.parametrize("handler", [THREADS, ASYNC], ids=["in a thread", "as a coroutine"])
@@ -32,7 +33,7 @@ def test_messages_are_handled_retried_and_dead_lettered_on_every_version(
     eventually(lambda: worker.outcomes() == {"acked": 2, "retried": 2, "dead_lettered": 2})
     assert sorted(worker.events_of("end")) == ["at the second attempt", "good"]
     eventually(lambda: is_empty(every_vhost))
-    eventually(lambda: is_empty(every_vhost, "jobs.retry.1s"))
+    eventually(lambda: is_empty(every_vhost, "jobs.retry.step.1s"))
     reasons = {
         properties.headers["x-workqueue-failure-message"]: (
             properties.headers["x-workqueue-failure-reason"],
@@ -322,9 +323,11 @@ def test_handler_may_choose_its_retry_delay(vhost: VirtualHost, workers: Workers
     publish(vhost, {"id": 1, "do": "retry", "after": 1.2, "why": "busy"})
     eventually(lambda: worker.events_of("end") == [1])
     first, second = worker.events[:2]
-    assert 1.1 < second["at"] - first["at"] < 6
+    assert second["at"] - first["at"] >= 1.2
     assert second["headers"]["x-workqueue-failure-reason"] == "RetryRequested"
-    assert vhost.exists("jobs.retry.2s"), "the next delay for which there is a queue"
+    assert int(second["headers"]["x-workqueue-due-at"]) / 1000 <= second["at"]
+    assert vhost.exists("jobs.retry.step.1s")
+    assert not vhost.exists("jobs.retry.step.2s"), "no more steps than needed"
 
 
 @pytest.mark.parametrize(
@@ -370,17 +373,6 @@ def test_retry_delays_follow_configuration_and_last_one_repeats(vhost: VirtualHo
     # A worker waits two seconds before it uses a delay queue that it declared.
     new = SAFE_AFTER_SECONDS
     assert [round(gap) for gap in gaps] == [1 + new, 2 + new, 2]
-
-
-@pytest.mark.slow
-def test_backoff_with_jitter_uses_no_other_delay_queues(vhost: VirtualHost, workers: Workers) -> None:
-    backoff = "initialSeconds=1,factor=2,maxSeconds=4,jitter=Full"
-    worker = workers.start(vhost.url, "--backoff", backoff, "--max-attempts", "3").wait_consuming()
-
-    publish(vhost, *({"id": number, "do": "fail"} for number in range(16)))
-
-    eventually(lambda: worker.outcomes() == {"retried": 32, "dead_lettered": 16})
-    assert [delay for delay in range(1, 10) if vhost.exists(f"jobs.retry.{delay}s")] == [1, 2]
 
 
 @BOTH
@@ -496,15 +488,35 @@ def test_worker_reports_for_how_long_its_oldest_handler_runs(vhost: VirtualHost,
 
 
 def test_worker_names_its_declared_delay_queues(vhost: VirtualHost, workers: Workers) -> None:
-    worker = workers.start(vhost.url, "--delays", "1800").wait_consuming()
-    assert worker.status()["retryDelaysSeconds"] == []
+    worker = workers.start(vhost.url, "--delays", "4").wait_consuming()
+    assert worker.status()["delayQueues"] == []
 
     publish(vhost, {"id": 1, "do": "fail"})
     publish(vhost, {"id": 2, "do": "fail"}, priority=7)
     eventually(lambda: worker.outcomes() == {"retried": 2})
 
-    assert worker.status()["retryDelaysSeconds"] == [1800]
-    assert worker.status()["retryPriorityQueues"] == ["jobs.retry.1800s.p7"]
+    assert worker.status()["delayQueues"] == [
+        "jobs.retry.high.4s",
+        "jobs.retry.high.2s",
+        "jobs.retry.high.1s",
+        "jobs.retry.high.500ms",
+        "jobs.retry.step.4s",
+        "jobs.retry.step.2s",
+        "jobs.retry.step.1s",
+        "jobs.retry.step.500ms",
+        "jobs.retry.last",
+    ]
+
+
+def test_worker_names_delay_queues_of_publishers(every_vhost: VirtualHost, workers: Workers) -> None:
+    worker = workers.start(every_vhost.url).wait_consuming()
+
+    with Publisher(every_vhost.url) as publisher:
+        publisher.publish({"id": 1}, queue="jobs", delay=1)
+    eventually(lambda: worker.outcomes() == {"acked": 1})
+
+    names = ["jobs.retry.step.1s", "jobs.retry.step.500ms", "jobs.retry.last"]
+    assert worker.status()["delayQueues"] == names
 
 
 def test_message_age_is_measured_from_its_timestamp(vhost: VirtualHost, workers: Workers) -> None:

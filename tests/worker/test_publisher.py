@@ -128,7 +128,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "routing key of a queue": ({"queue": "a", "routing_key": "k"}, "routing_key"),
     "delay of an exchange": ({"exchange": "a", "delay": 1}, "delay"),
     "delay and expires": ({"queue": "a", "delay": 1, "expires": 1}, "combined"),
-    "long delay": ({"queue": "a", "delay": 86_401}, "86400"),
+    "long delay": ({"queue": "a", "delay": 2_592_001}, "2592000"),
     "negative delay": ({"queue": "a", "delay": -1}, "delay"),
     "priority": ({"queue": "a", "priority": 256}, "255"),
     "expires": ({"queue": "a", "expires": 0}, "expires"),
@@ -180,14 +180,15 @@ def test_delayed_message_arrives_later_with_its_priority(every_vhost: VirtualHos
         publisher.publish(b"later", queue="jobs", delay=1, priority=7)
         publisher.publish(b"now", queue="jobs", delay=0)
         # The first message to a new delay queue waits until the queue is safe, so the time is measured from here.
-        assert every_vhost.exists("jobs.retry.1s")
+        assert every_vhost.exists("jobs.retry.high.1s")
         eventually(lambda: every_vhost.depth("jobs").ready == 2, 30)
         assert time.monotonic() - begun >= 1
         with every_vhost.connect() as connection:
-            connection.channel().queue_delete("jobs.retry.1s")
-        publisher.publish(b"again", queue="jobs", delay=1)
+            connection.channel().queue_delete("jobs.retry.high.1s")
+        publisher.publish(b"again", queue="jobs", delay=1, priority=7)
         eventually(lambda: every_vhost.depth("jobs").ready == 3, 30)
-    assert [body for _, body in received(every_vhost, "jobs")] == [b"now", b"later", b"again"]
+    found = {body: properties.priority for properties, body in received(every_vhost, "jobs")}
+    assert found == {b"now": None, b"later": 7, b"again": 7}
 
 
 def test_many_messages_are_pipelined(vhost: VirtualHost, queue: str) -> None:

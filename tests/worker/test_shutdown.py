@@ -149,7 +149,9 @@ def test_worker_with_ended_asyncio_loop_requeues_and_fails(
 
     assert worker.wait() == 1
     assert worker.events_of("cancelled") == ["other"]
-    assert sum(vhost.depth(queue).ready for queue in ("jobs", "jobs.retry.1s") if vhost.exists(queue)) == 2
+    assert (
+        sum(vhost.depth(queue).ready for queue in ("jobs", "jobs.retry.step.1s") if vhost.exists(queue)) == 2
+    )
     [entry] = [entry for entry in worker.log_entries if entry["level"] == "error"]
     assert "asyncio loop" in entry["reason"]
     assert "asyncio loop" in worker.termination_log.read_text()
@@ -213,7 +215,7 @@ def test_pending_retry_is_finished_before_exit(vhost: VirtualHost, workers: Work
     eventually(lambda: worker.events_of("start") == [1])
     assert worker.stop() == 0
     assert is_empty(vhost)
-    assert vhost.depth("jobs.retry.30s").ready == 1
+    assert vhost.depth("jobs.retry.step.16s").ready == 1
 
 
 def test_idle_worker_exits_immediately(vhost: VirtualHost, workers: Workers) -> None:

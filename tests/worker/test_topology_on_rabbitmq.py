@@ -1,5 +1,7 @@
 """What the topology promises, on each supported RabbitMQ: declarations are accepted and nothing is lost."""
 
+import itertools
+import random
 import time
 from contextlib import contextmanager
 
@@ -81,9 +83,10 @@ def test_topology_is_accepted_and_second_declare_changes_nothing(every_vhost, pu
     assert not publisher.declare_plan(plan).result(), "there already"
     assert every_vhost.exists("jobs")
     assert every_vhost.exists("jobs.dead")
-    assert publisher.declare(topology.delay_queue("jobs", 10)).result()
-    assert not publisher.declare(topology.delay_queue("jobs", 10)).result()
-    assert every_vhost.exists("jobs.retry.10s")
+    delays = topology.delay_route("jobs", 10).plan
+    assert publisher.declare_plan(delays).result()
+    assert not publisher.declare_plan(delays).result()
+    assert every_vhost.exists("jobs.retry.step.8s")
 
 
 def test_exchange_routes_by_its_routing_keys(every_vhost, publisher):
@@ -105,7 +108,9 @@ def test_conflicting_queue_is_named_and_not_changed(every_vhost, publisher):
     ) as caught:
         publisher.declare_plan(topology.plan(QueueSettings("jobs"))).result()
     assert caught.value.code == 406
-    publisher.declare(topology.delay_queue("jobs", 1)).result()  # the refusal affects no other queue
+    publisher.declare_plan(
+        topology.delay_route("jobs", 1).plan
+    ).result()  # the refusal affects no other queue
 
 
 def test_classic_topology_accepts_queue_declared_by_publisher_first(every_vhost, publisher):
@@ -155,27 +160,140 @@ def test_full_queue_refuses_and_keeps_confirmed_messages(every_vhost, publisher,
     assert every_vhost.depth("jobs").ready == confirmed
 
 
+def delayed(seconds, body=b"x", **properties):
+    """A message and its way to the work queue."""
+    route = topology.delay_route("jobs", seconds, properties.get("priority"))
+    return Outgoing("", body, **properties).delayed(route, time.time() + seconds), route
+
+
+def delay(publisher, seconds, body=b"x", **properties):
+    outgoing, route = delayed(seconds, body, **properties)
+    publisher.declare_plan(route.plan).result()
+    publisher.publish(outgoing).result()
+
+
 @pytest.mark.parametrize("kind", QueueType)
 def test_delayed_message_returns_to_the_work_queue(every_vhost, publisher, kind):
     publisher.declare_plan(topology.plan(QueueSettings("jobs", kind))).result()
-    publisher.declare(topology.delay_queue("jobs", 1)).result()
     with channel_of(every_vhost) as channel:
-        begun = time.monotonic()
-        put(channel, "jobs.retry.1s", b"later", headers={"a": 1})
+        delay(publisher, 1.5, b"later", headers={"a": 1}, message_id="m-1")
         method, properties, body = take(channel, "jobs")
-        assert time.monotonic() - begun >= 1.0
-        assert body == b"later"
-        assert properties.headers["a"] == 1
+        assert time.time() * 1000 >= properties.headers["x-workqueue-due-at"]
+        assert (body, properties.message_id, properties.headers["a"]) == (b"later", "m-1", 1)
+        assert properties.headers["x-first-death-queue"] == "jobs.retry.step.1s"
+        # In any order: a reader finds a record by its queue.
+        deaths = sorted(death["queue"] for death in properties.headers["x-death"])
+        assert deaths == ["jobs.retry.last", "jobs.retry.step.1s", "jobs.retry.step.500ms"]
         channel.basic_ack(method.delivery_tag)
 
 
-def test_delay_queue_keeps_a_message_whose_work_queue_is_missing(every_vhost, publisher):
-    publisher.declare(topology.delay_queue("jobs", 1)).result()
+def test_message_in_a_delay_queue_of_an_earlier_release_returns(every_vhost, publisher):
+    publisher.declare_plan(topology.plan(QueueSettings("jobs"))).result()
+    earlier = topology.earlier_delay_queue_name("jobs", 1)
     with channel_of(every_vhost) as channel:
-        put(channel, "jobs.retry.1s")
-        eventually(lambda: channel.queue_declare("jobs.retry.1s", passive=True).method.message_count == 0)
+        arguments = {
+            **topology.delay_queue("jobs", topology.LAST).arguments,
+            "x-message-ttl": 1000,
+        }
+        del arguments["x-delivery-limit"]  # earlier releases had none
+        channel.queue_declare(earlier, durable=True, arguments=arguments)
+        put(channel, earlier, b"earlier", expiration="900")
+        delay(publisher, 1, b"now")
+        assert {take(channel, "jobs")[2] for _ in range(2)} == {b"earlier", b"now"}
+
+
+def test_last_delay_queue_keeps_a_message_whose_work_queue_is_missing(every_vhost, publisher):
+    delay(publisher, 0.5)
     # It has expired and does not count as ready, but the queue holds it until the target queue accepts it.
-    assert every_vhost.depth("jobs.retry.1s") == (0, 1)
+    eventually(lambda: every_vhost.depth("jobs.retry.last") == (0, 1))
+
+
+def test_thousands_of_delays_need_few_queues_and_none_is_early(every_vhost, publisher):
+    """Messages of many different delays, in random order, with priorities: none blocks another one."""
+    publisher.declare_plan(topology.plan(QueueSettings("jobs"))).result()
+    for priority in (None, 9):
+        publisher.declare_plan(topology.delay_route("jobs", 3, priority).plan).result()
+    delays = [0.5 + 2.5 * number / 2000 for number in range(2000)]
+    random.Random(1).shuffle(delays)
+    for seconds in delays:
+        publisher.publish(delayed(seconds, priority=int(seconds * 1000) % 10)[0])
+    early = []
+    with channel_of(every_vhost) as channel:
+        left = len(delays)
+        for _, properties, _ in channel.consume("jobs", auto_ack=True):
+            early += (
+                [late] if (late := time.time() * 1000 - properties.headers["x-workqueue-due-at"]) < 0 else []
+            )
+            left -= 1
+            if not left:
+                break
+    assert early == []
+
+
+@pytest.mark.parametrize("first", [0, 4, 9], ids=["low", "normal", "high"])
+def test_waiting_message_is_not_delayed_by_later_ones_of_any_priority(every_vhost, publisher, first):
+    """From RabbitMQ 4.0 on, only the head of a class of priorities is looked at, or of each priority."""
+    publisher.declare_plan(topology.plan(QueueSettings("jobs", QueueType.CLASSIC))).result()
+    for priority in (None, 9):
+        publisher.declare_plan(topology.delay_route("jobs", 2, priority).plan).result()
+    publisher.publish(delayed(2, b"first", priority=first)[0]).result()
+
+    with channel_of(every_vhost) as channel:
+        for priority in itertools.cycle((0, 4, None, 5, 9, 31)):
+            time.sleep(0.1)  # the rate of the messages that follow
+            publisher.publish(delayed(2, priority=priority)[0]).result()
+            if (got := channel.basic_get("jobs", auto_ack=True))[0]:
+                break
+
+    assert got[2] == b"first"
+    assert got[1].priority == first
+
+
+def test_high_priority_after_a_long_delay_is_in_a_header(every_vhost, publisher):
+    delay(publisher, 40_000, priority=9)
+
+    with channel_of(every_vhost) as channel:
+        _, properties, _ = take(channel, "jobs.retry.step.32768s")
+    assert (properties.priority, properties.headers["x-workqueue-original-priority"]) == (None, 9)
+
+
+def test_message_waits_for_thirty_days(every_vhost, publisher):
+    publisher.declare_plan(topology.plan(QueueSettings("jobs"))).result()
+    delay(publisher, topology.LONGEST_DELAY_SECONDS)
+    assert every_vhost.depth("jobs.retry.step.2097152s") == (1, 0)
+
+
+def test_two_programs_declare_the_delay_queues_at_once(every_vhost, publisher):
+    plans = [topology.delay_route("jobs", seconds).plan for seconds in (60, 2, 60, 10)]
+    with PublishPipeline(lambda: from_url(every_vhost.url), "other") as other:
+        declared = [pipeline.declare_plan(plan) for plan in plans for pipeline in (publisher, other)]
+        created = [one.result() for one in declared]
+    assert created[0]
+
+
+@pytest.mark.slow
+def test_delayed_messages_survive_broker_death(every_rabbitmq, every_vhost):
+    count = 200
+    with PublishPipeline(lambda: from_url(every_vhost.url), "test") as pipeline:
+        pipeline.declare_plan(topology.plan(QueueSettings("jobs"))).result()
+        pipeline.declare_plan(topology.delay_route("jobs", 30).plan).result()
+        time.sleep(SAFE_AFTER_SECONDS)  # under test: from then on it is safe
+        sent = [
+            pipeline.publish(delayed(1 + 20 * number / count, message_id=str(number))[0])
+            for number in range(count)
+        ]
+        for future in sent:
+            future.result()
+    every_rabbitmq.restart(kill=True)
+    seen, early = set(), []
+    with channel_of(every_vhost) as channel:
+        for method, properties, _ in channel.consume("jobs", inactivity_timeout=60):
+            assert method, f"{count - len(seen)} messages are missing"
+            seen.add(properties.message_id)
+            early += [1] if time.time() * 1000 < properties.headers["x-workqueue-due-at"] else []
+            if len(seen) == count:
+                break
+    assert early == []
 
 
 @pytest.mark.parametrize(
@@ -226,12 +344,12 @@ def test_dead_letter_survives_any_number_of_reads(every_vhost, publisher):
 
 @pytest.mark.slow
 def test_messages_survive_broker_death(rabbitmq):
-    queues = ("quorum", "quorum.dead", "quorum.retry.3600s", "classic", "classic.dead")
+    queues = ("quorum", "quorum.dead", "quorum.retry.step.2048s", "classic", "classic.dead")
     with rabbitmq.new_vhost() as vhost:
         with PublishPipeline(lambda: from_url(vhost.url), "test") as publisher:
             publisher.declare_plan(topology.plan(QueueSettings("quorum"))).result()
             publisher.declare_plan(topology.plan(QueueSettings("classic", QueueType.CLASSIC))).result()
-            assert publisher.declare(topology.delay_queue("quorum", 3600)).result()
+            assert publisher.declare_plan(topology.delay_route("quorum", 3600).plan).result()
             time.sleep(SAFE_AFTER_SECONDS)  # under test: from then on it is safe
             for queue in queues:
                 publisher.publish_and_wait(Outgoing(queue, b"x"))
@@ -255,6 +373,6 @@ def test_documented_permissions_suffice_to_declare(every_vhost, permissions):
         url = broker.url_of(vhost, f"user-{vhost}", "pw")
         with PublishPipeline(lambda: from_url(url), "test") as publisher:
             publisher.declare_plan(topology.plan(QueueSettings("jobs"))).result()
-            publisher.declare(topology.delay_queue("jobs", 1)).result()
+            publisher.declare_plan(topology.delay_route("jobs", 1).plan).result()
     finally:
         broker.delete_user(f"user-{vhost}")

@@ -26,9 +26,7 @@ class Retry(Exception):  # noqa: N818 - it is a request, not an error
     """Raised by a handler that asks for another attempt later.
 
     Args:
-        after: seconds to wait, at most one day; None for the queue's own delays. A few delay queues serve all
-            delays, so the message may wait longer: up to the next of 1, 2, 5, 10, 20, 30 s, 1, 2, 5 min and
-            so on.
+        after: seconds to wait, at most 30 days, rounded up to half a second; None for the queue's own delays.
         reason: for the failure header.
         counts: whether this attempt counts. False is for rate limits and services that are down: the message
             keeps its attempt number. It becomes a dead letter when it is older than `retry.maxAgeSeconds`.

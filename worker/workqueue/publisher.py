@@ -43,8 +43,7 @@ class Options(TypedDict, total=False):
     Attributes:
         queue: a work queue that exists.
         exchange: an exchange that exists. With `routing_key`.
-        delay: seconds until the message is in the queue, at most one day. It is in the queue at the next of 1, 2, 5,
-            10, 20, 30 s, 1, 2, 5 min and so on at the latest, and never early by more than a second.
+        delay: seconds until the message is in the queue, at most 30 days, rounded up to half a second.
         priority: 0 to 255. Quorum queues order by it, as their RabbitMQ does: strictly from 4.3.
         expires: seconds after which RabbitMQ drops the message if no worker has taken it.
         message_id: to recognise a message that was published twice. The publisher makes one if it is missing.
@@ -90,10 +89,10 @@ class PublishManyError(BrokerError):
 
 
 class _Prepared(NamedTuple):
-    """A message, and the delay queue that it needs."""
+    """A message, and the delay queues that it needs."""
 
     outgoing: Outgoing
-    delay_queue: topology.Queue | None
+    route: topology.DelayRoute | None
 
 
 class _Base:
@@ -178,14 +177,22 @@ class _Base:
         outgoing = Outgoing(options.get("queue") or options.get("routing_key", ""), data, **fields)
         if not options.get("delay"):
             return _Prepared(outgoing, None)
-        queue, delay = options["queue"], options["delay"]
-        return _Prepared(
-            outgoing.delayed(queue, delay), topology.delay_queue(queue, topology.delay_step(delay))
-        )
+        route = topology.delay_route(options["queue"], options["delay"], outgoing.priority)
+        return _Prepared(outgoing.delayed(route, time.time() + options["delay"]), route)
 
-    def _declare(self, queue: topology.Queue) -> Future[bool] | None:
-        """Declare a delay queue, unless this publisher has."""
-        return None if queue.name in self._declared else self._pipeline().declare(queue)
+    def _declare(self, route: topology.DelayRoute) -> Future[bool] | None:
+        """Declare delay queues, unless this publisher has."""
+        return None if self._declared.issuperset(route.queues) else self._pipeline().declare_plan(route.plan)
+
+    def _forget_delay_queues(self, route: topology.DelayRoute | None) -> bool:
+        """Declare delay queues again before the next delayed message: one may have been deleted.
+
+        Returns:
+            Whether this may help a message that was returned.
+        """
+        was_declared = route is not None and self._declared.issuperset(route.queues)
+        self._declared.clear()
+        return was_declared
 
 
 class Publisher(_Base):
@@ -215,21 +222,19 @@ class Publisher(_Base):
             Refused: RabbitMQ refused it, such as for a full queue.
             Unconfirmed: RabbitMQ may or may not have stored it. Publish it again with the id in `error.message_id`.
             NotSent: it never left this process, for example because RabbitMQ cannot be reached.
-            DeclareError: RabbitMQ refused the delay queue.
+            DeclareError: RabbitMQ refused a delay queue.
             BrokerError: the publisher is closed. All errors above are subclasses.
             TypeError, ValueError: the body cannot be encoded, or an option is wrong.
         """
         _check(options)
         prepared = self._prepare(body, options)
-        self._await_delay_queue(prepared.delay_queue)
+        self._await_delay_queues(prepared.route)
         try:
             self._pipeline().publish_and_wait(prepared.outgoing)
-        except Returned:
-            # Somebody has deleted the delay queue since.
-            if prepared.delay_queue is None or prepared.delay_queue.name not in self._declared:
+        except PublishError as error:
+            if not self._forget_delay_queues(prepared.route) or not isinstance(error, Returned):
                 raise
-            self._declared.discard(prepared.delay_queue.name)
-            self._await_delay_queue(prepared.delay_queue)
+            self._await_delay_queues(prepared.route)
             self._pipeline().publish_and_wait(prepared.outgoing)
         return str(prepared.outgoing.message_id)
 
@@ -252,12 +257,14 @@ class Publisher(_Base):
         try:
             for body in bodies:
                 prepared = self._prepare(body, options)
-                self._await_delay_queue(prepared.delay_queue)
+                self._await_delay_queues(prepared.route)
                 results.publish(self._pipeline(), prepared.outgoing)
                 if results.errors:
                     break
         finally:
             results.wait()
+            if results.errors:
+                self._declared.clear()
         return results.ids()
 
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
@@ -274,15 +281,15 @@ class Publisher(_Base):
     ) -> None:
         self.close()
 
-    def _await_delay_queue(self, queue: topology.Queue | None) -> None:
-        if queue is None:
+    def _await_delay_queues(self, route: topology.DelayRoute | None) -> None:
+        if route is None:
             return
-        declared = self._declare(queue)
+        declared = self._declare(route)
         if declared is None:
             return
         if declared.result():
             time.sleep(SAFE_AFTER_SECONDS)
-        self._declared.add(queue.name)
+        self._declared.update(route.queues)
 
 
 class AsyncPublisher(_Base):
@@ -299,16 +306,14 @@ class AsyncPublisher(_Base):
         """
         _check(options)
         prepared = self._prepare(body, options)
-        if prepared.delay_queue is not None:
-            await self._await_delay_queue(prepared.delay_queue)
+        if prepared.route is not None:
+            await self._await_delay_queues(prepared.route)
         try:
             await self._pipeline().publish_async(prepared.outgoing)
-        except Returned:
-            # Somebody has deleted the delay queue since.
-            if prepared.delay_queue is None or prepared.delay_queue.name not in self._declared:
+        except PublishError as error:
+            if not self._forget_delay_queues(prepared.route) or not isinstance(error, Returned):
                 raise
-            self._declared.discard(prepared.delay_queue.name)
-            await self._await_delay_queue(prepared.delay_queue)
+            await self._await_delay_queues(prepared.route)
             await self._pipeline().publish_async(prepared.outgoing)
         return str(prepared.outgoing.message_id)
 
@@ -331,7 +336,7 @@ class AsyncPublisher(_Base):
         try:
             async for body in _each(bodies):
                 prepared = self._prepare(body, options)
-                await self._await_delay_queue(prepared.delay_queue)
+                await self._await_delay_queues(prepared.route)
                 await places.acquire()
                 if errors:
                     places.release()
@@ -347,6 +352,7 @@ class AsyncPublisher(_Base):
             for _ in range(DEFAULT_WINDOW):  # each message has a result when all places are free
                 await places.acquire()
         if errors:
+            self._declared.clear()
             raise PublishManyError(errors, len(ids))
         return ids
 
@@ -364,15 +370,15 @@ class AsyncPublisher(_Base):
     ) -> None:
         await self.close()
 
-    async def _await_delay_queue(self, queue: topology.Queue | None) -> None:
-        if queue is None:
+    async def _await_delay_queues(self, route: topology.DelayRoute | None) -> None:
+        if route is None:
             return
-        declared = self._declare(queue)
+        declared = self._declare(route)
         if declared is None:
             return
         if await asyncio.wrap_future(declared):
             await asyncio.sleep(SAFE_AFTER_SECONDS)
-        self._declared.add(queue.name)
+        self._declared.update(route.queues)
 
 
 class _Results:
@@ -474,7 +480,7 @@ def _check(options: Options) -> None:
             raise ValueError("delay and expires cannot be combined.")
         if not 0 <= delay <= topology.LONGEST_DELAY_SECONDS:
             raise ValueError(
-                f"delay is {delay}; it must be from 0 to {topology.LONGEST_DELAY_SECONDS} seconds."
+                f"delay is {delay}; it must be from 0 to {topology.LONGEST_DELAY_SECONDS} seconds (30 days)."
             )
     if priority is not None and not 0 <= priority <= HIGHEST_PRIORITY:
         raise ValueError(f"priority is {priority}; it must be from 0 to {HIGHEST_PRIORITY}.")

@@ -78,7 +78,7 @@ class Retry(Outcome):
     """There is another attempt.
 
     Attributes:
-        after: seconds until then, without the random part of the worker's own delays.
+        after: seconds until then.
         message: of the failure header.
     """
 

@@ -94,6 +94,10 @@ class Reason(StrEnum):
     SERVED_ELSEWHERE = "ServedElsewhere"
     SPEC_INVALID = "SpecInvalid"
     SCHEDULE_INVALID = "ScheduleInvalid"
+    RECURRING_INVALID = "RecurringInvalid"
+    RECURRING_MISSED = "RecurringMissed"
+    RECURRING_UNCERTAIN = "RecurringUncertain"
+    RECURRING_FAILED = "RecurringFailed"
     API_FORBIDDEN = "APIForbidden"
     API_UNAVAILABLE = "APIUnavailable"
     INTERNAL_ERROR = "InternalError"
@@ -518,6 +522,30 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
             "A schedule has an invalid cron expression or time zone. The operator ignores that schedule.",
             "Correct the cron expression or the time zone that the message names. Until then the operator ignores "
             "that schedule; everything else works.",
+        ),
+        Reason.RECURRING_INVALID: Explanation(
+            "Event",
+            "A recurring message has an invalid cron expression or time zone. It is not published.",
+            "Correct the cron expression or the time zone that the Event names.",
+        ),
+        Reason.RECURRING_MISSED: Explanation(
+            "Event",
+            "Slots of a recurring message are more than a minute old and were not published: the operator did not "
+            "run, or RabbitMQ was unreachable.",
+            "`missed` of the entry decides what happens: Skip leaves them out, One publishes one message. "
+            "`kubectl workqueue recurring NAME --trigger ENTRY` publishes a message now.",
+        ),
+        Reason.RECURRING_UNCERTAIN: Explanation(
+            "Event",
+            "The operator, or its connection to RabbitMQ, ended while it published the message of a slot. The "
+            "message is published again with the same id, so it may exist twice.",
+            "Nothing to do if the handler is idempotent. The Event names the message id.",
+        ),
+        Reason.RECURRING_FAILED: Explanation(
+            "Event",
+            "The message of a slot could not be published: RabbitMQ refused it, such as for a full queue, or its "
+            "ConfigMap is missing. The operator tries again.",
+            "See the message of the Event.",
         ),
         Reason.API_FORBIDDEN: Explanation(
             f"{_A} or {_S}, and {_R} `False`, Event",

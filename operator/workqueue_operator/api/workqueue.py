@@ -29,8 +29,7 @@ DEFAULT_MESSAGES_PER_REPLICA: Final = 10
 MAX_REPLICAS: Final = 1000
 
 MOST_RETRY_DELAYS: Final = 64
-"""Delay queues that are polled for one WorkQueue. Without priorities at most 38 are in use; queues of earlier delays
-may remain. With more, the number of messages that wait for a retry is unknown."""
+"""Delay queues that are polled for one WorkQueue. At most 40 are in use; queues of an earlier release may remain."""
 
 _EMPTY: Final[JsonSchema] = {"default": {}}
 """The API server fills in an omitted object, so that its defaults are visible."""
@@ -42,9 +41,13 @@ _COUNT_OR_PERCENTAGE: Final[JsonSchema] = {
     "default": 1,
 }
 
+MOST_RECURRING: Final = 100
+"""Entries of spec.recurring in one WorkQueue."""
+
 _DAY: Final = 86_400
 _WEEK: Final = 604_800
 _DNS_NAME: Final = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+_LABEL: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 _ZONE: Final = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$"
 
 
@@ -360,13 +363,13 @@ class Backoff(_Model):
         )
     )
 
-    initial_seconds: int = Field(default=1, ge=1, le=_DAY)
+    initial_seconds: int = Field(default=1, ge=1, le=topology.LONGEST_DELAY_SECONDS)
     """Seconds before the second attempt."""
 
     factor: int = Field(default=2, ge=topology.FACTORS.start, le=topology.FACTORS.stop - 1)
-    """By what each delay is longer than the one before. A whole number, so that there are few delay queues."""
+    """By what each delay is longer than the one before. A whole number."""
 
-    max_seconds: int = Field(default=3600, ge=1, le=_DAY)
+    max_seconds: int = Field(default=3600, ge=1, le=topology.LONGEST_DELAY_SECONDS)
     """The longest delay in seconds. It repeats."""
 
     jitter: Jitter = Jitter.NONE
@@ -400,7 +403,7 @@ class Retry(_Model):
     max_attempts: int = Field(default=5, ge=1, le=100)
     """Number of attempts before a message moves to the dead-letter queue. 1 means no retry."""
 
-    delays_seconds: tuple[Annotated[int, Field(ge=1, le=_DAY)], ...] | None = Field(
+    delays_seconds: tuple[Annotated[int, Field(ge=1, le=topology.LONGEST_DELAY_SECONDS)], ...] | None = Field(
         default=None,
         min_length=1,
         max_length=20,
@@ -686,6 +689,23 @@ _Cron = Annotated[
 ]
 
 
+_TimeZone = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=64,
+        json_schema_extra=rules(
+            rule(
+                # The rule fails for an unknown zone. The API server has all zones, for the timeZone of CronJobs.
+                f"self.matches(r'{_ZONE}') && self != 'Local'"
+                " && timestamp('2000-01-01T00:00:00Z').getHours(self) >= 0",
+                "must be a time zone of the IANA database, for example Europe/Berlin",
+            )
+        ),
+    ),
+]
+
+
 class Schedule(_Model):
     """A recurring time span with a higher minimum of replicas."""
 
@@ -698,19 +718,7 @@ class Schedule(_Model):
     end: _Cron
     """When the span ends, as a cron expression of five fields, for example `0 18 * * 1-5`."""
 
-    time_zone: str = Field(
-        default="Etc/UTC",
-        min_length=1,
-        max_length=64,
-        json_schema_extra=rules(
-            rule(
-                # The rule fails for an unknown zone. The API server has all zones, for the timeZone of CronJobs.
-                f"self.matches(r'{_ZONE}') && self != 'Local'"
-                " && timestamp('2000-01-01T00:00:00Z').getHours(self) >= 0",
-                "must be a time zone of the IANA database, for example Europe/Berlin",
-            )
-        ),
-    )
+    time_zone: _TimeZone = "Etc/UTC"
     """Time zone of start and end, by its name in the IANA database, for example Europe/Berlin."""
 
     min_replicas: int = Field(ge=0, le=MAX_REPLICAS)
@@ -784,6 +792,81 @@ class Scaling(_Model):
         return self
 
 
+class MissedSlots(StrEnum):
+    """What happens to slots of a recurring message that nobody has published in time."""
+
+    SKIP = "Skip"
+    ONE = "One"
+
+
+class ConfigMapKey(_Model):
+    """A key of a ConfigMap in the same namespace."""
+
+    name: ObjectName
+    """Name of the ConfigMap."""
+
+    key: str = Field(min_length=1, max_length=253)
+    """The key."""
+
+
+class BodyFrom(_Model):
+    """Where the body of a recurring message is."""
+
+    config_map_key_ref: ConfigMapKey
+    """A key of a ConfigMap. The operator reads it for each message."""
+
+
+class Recurring(_Model):
+    """A message that the operator publishes again and again."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule("has(self.cron) != has(self.everySeconds)", "give exactly one of cron and everySeconds"),
+            rule("!(has(self.body) && has(self.bodyFrom))", "give either body or bodyFrom, not both"),
+        )
+    )
+
+    name: str = Field(min_length=1, max_length=63, json_schema_extra={"pattern": _LABEL})
+    """Name of the entry. It is a part of the message ids."""
+
+    cron: _Cron | None = None
+    """When a message is due, as a cron expression of five fields, for example `0 8 * * 1-5`."""
+
+    every_seconds: int | None = Field(default=None, ge=1, le=30 * _DAY)
+    """Instead of cron: a message is due each time so many seconds have passed, counted from 1970-01-01 in UTC."""
+
+    time_zone: _TimeZone = "Etc/UTC"
+    """Time zone of cron, by its name in the IANA database, for example Europe/Berlin."""
+
+    body: str | None = Field(default=None, max_length=65_536)
+    """Body of the message, as text. Empty if neither body nor bodyFrom is set."""
+
+    body_from: BodyFrom | None = None
+    """Instead of body: where the body is."""
+
+    content_type: str | None = Field(default=None, max_length=255)
+    """Content type of the body, for example application/json."""
+
+    headers: Annotated[
+        dict[str, str],
+        WithJsonSchema(
+            {
+                "type": "object",
+                "maxProperties": 20,
+                "additionalProperties": {"type": "string", "maxLength": 1024},
+            }
+        ),
+    ] = Field(default_factory=dict)
+    """Headers of the message."""
+
+    suspend: bool = False
+    """When true, nothing is published. Slots of this time are not missed."""
+
+    missed: MissedSlots = MissedSlots.SKIP
+    """What happens to slots that were not published for more than a minute, such as while RabbitMQ was unreachable.
+    Skip: they are left out. One: one message is published for all of them."""
+
+
 _SHARED: Final = "!has(self.queue.singleActiveConsumer) || !self.queue.singleActiveConsumer"
 """The CEL expression that several workers may take messages at the same time."""
 
@@ -845,6 +928,13 @@ class WorkQueueSpec(_Model):
     scaling: Scaling = Field(default_factory=Scaling, json_schema_extra=_EMPTY)
     """How the operator scales the replicas."""
 
+    recurring: tuple[Recurring, ...] = Field(
+        default=(),
+        max_length=MOST_RECURRING,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    """Messages that the operator publishes to the queue at certain times."""
+
     @property
     def most_replicas(self) -> int:
         """The maximum of replicas that can take messages: 1 with a single active consumer."""
@@ -898,6 +988,25 @@ class Condition(_Model):
     """The generation of the WorkQueue that the condition describes."""
 
 
+class RecurringStatus(_Model):
+    """The progress of one entry of spec.recurring."""
+
+    name: str
+    """Name of the entry."""
+
+    schedule: str = Field(max_length=200)
+    """The schedule that the slot belongs to."""
+
+    slot: datetime
+    """The last slot that was published or left out. At first the time when the operator saw the entry."""
+
+    publishing: datetime | None = None
+    """The slot whose message is being published. If the operator ends now, it may or may not have been published."""
+
+    published: datetime | None = None
+    """The last slot whose message RabbitMQ has confirmed."""
+
+
 class WorkQueueStatus(_Model):
     """The observed state. An unknown count is absent, because unknown is not zero."""
 
@@ -934,12 +1043,20 @@ class WorkQueueStatus(_Model):
     retry_delays_seconds: tuple[Count, ...] | None = Field(
         default=None, max_length=MOST_RETRY_DELAYS, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )
-    """Delays whose queues exist. A worker declares a delay queue before the first message for it."""
+    """Delays whose queues exist. Only earlier releases declared a queue for each delay."""
 
-    retry_priority_queues: tuple[str, ...] | None = Field(
+    delay_queues: tuple[str, ...] | None = Field(
         default=None, max_length=MOST_RETRY_DELAYS, json_schema_extra={"x-kubernetes-list-type": "atomic"}
     )
-    """Delay queues that exist for retries of one priority. Their names end in the delay and the priority."""
+    """Delay queues that exist, without those of earlier releases. A worker declares a queue before the first message
+    for it."""
+
+    recurring: tuple[RecurringStatus, ...] | None = Field(
+        default=None,
+        max_length=MOST_RECURRING,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    """Progress of the entries of spec.recurring."""
 
     consumers: Count | None = None
     """Consumers of the queue, without the operator's doorbell."""
@@ -1029,8 +1146,11 @@ class WorkQueue(_Model):
     def delay_queues_seen(self) -> frozenset[str]:
         """The delay queues in the status."""
         plain = self.status.retry_delays_seconds or ()
-        names = {topology.delay_queue_name(self.queue_name, seconds) for seconds in plain}
-        return frozenset(names.union(self.status.retry_priority_queues or ()))
+        names = {topology.earlier_delay_queue_name(self.queue_name, seconds) for seconds in plain}
+        listed = self.status.delay_queues or ()
+        return frozenset(
+            names.union(name for name in listed if topology.is_delay_queue(name, self.queue_name))
+        )
 
     @property
     def queue_settings(self) -> topology.QueueSettings:

@@ -2,7 +2,8 @@
 
 A second one, made on demand, has the doorbells of queues with large messages.
 
-It never publishes, because a broker with a memory alarm blocks publishing connections.
+A third one, also made on demand, publishes recurring messages. The others never publish, because a broker with a
+memory alarm blocks publishing connections.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from workqueue.contract import topology
 from workqueue.contract.binding import Binding
 from workqueue.contract.topology import BrokerVersion, Plan, Queue, conflict_advice
 from workqueue_operator.api.reasons import Reason
+from workqueue_operator.broker import confirmed
 from workqueue_operator.broker.addresses import permitted, resolved
 from workqueue_operator.broker.channel import (
     CALL_TIMEOUT,
@@ -49,6 +51,7 @@ from workqueue_operator.broker.channel import (
     Send,
     describe_connection_error,
 )
+from workqueue_operator.broker.confirmed import OwnMessage
 from workqueue_operator.broker.doorbell import Doorbells
 from workqueue_operator.broker.tls import context
 from workqueue_operator.destinations import ANYWHERE, Destinations
@@ -152,6 +155,7 @@ class Broker:
         self._doorbells: Doorbells | None = None
         self._large: set[str] = set()
         self._beside: Broker | None = None
+        self._publishing: Broker | None = None
         self._polls: Calls | None = None
         self._questions: Calls | None = None
         self._declarations: Calls | None = None
@@ -166,8 +170,9 @@ class Broker:
 
     async def close(self) -> None:
         """Close the connection. It removes the doorbells without calling `on_removed`."""
-        if self._beside is not None:
-            await self._beside.close()
+        for other in (self._beside, self._publishing):
+            if other is not None:
+                await other.close()
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -255,6 +260,34 @@ class Broker:
         for queue in list(self._large):
             self._on_removed(queue, None)
 
+    # -- messages of the operator's own --------------------------------------------------------------
+
+    async def publish(self, message: OwnMessage) -> None:
+        """Publish a message, and return when RabbitMQ has confirmed it (see `confirmed.publish`).
+
+        Raises:
+            ReconcileError: not connected.
+            NotPublishedError: RabbitMQ returned or refused it.
+            UnconfirmedError: the connection was lost.
+        """
+        if self._publishing is None:
+            self._publishing = Broker(
+                self.binding,
+                lambda _: None,
+                lambda _queue, _reason: None,
+                lambda: None,
+                self._destinations,
+                lambda _queue, _size: None,
+            )
+        other = self._publishing
+        await other.ready()
+        connection = other._connection  # noqa: SLF001
+        if connection is None:
+            raise ReconcileError(
+                Reason.BROKER_UNREACHABLE, f"The connection to the broker {self.binding.display} was lost."
+            )
+        await confirmed.publish(connection, message)
+
     # -- polls ---------------------------------------------------------------------------------------
 
     async def counts(self, queue: str, *, about: str = "") -> QueueCounts:
@@ -330,7 +363,7 @@ class Broker:
         Returns:
             None if one of them does not answer.
         """
-        name = f"{topology.delay_queue_name(queue, 0)}.{secrets.token_hex(8)}"
+        name = f"{queue}.retry.comparison.{secrets.token_hex(8)}"
         classic = {"x-queue-type": "classic"}
         try:
             await self._call(
@@ -360,9 +393,9 @@ class Broker:
     # -- declarations --------------------------------------------------------------------------------
 
     async def declare(self, plan: Plan) -> Mapping[str, QueueCounts]:
-        """Declare the queues and the exchange of a plan, and bind the queue to it. Idempotent.
+        """Declare the queues and the exchanges of a plan, and bind them. Idempotent.
 
-        Existing queues are declared first, then the exchange, then missing queues. So a conflict creates nothing.
+        Existing queues are declared first, then exchanges, then missing queues. So a conflict creates nothing.
 
         Returns:
             The counts of each queue.
@@ -374,27 +407,41 @@ class Broker:
         missing: list[Queue] = []
         for queue in plan.queues:
             # The last declaration needs no check: a conflict there creates nothing.
-            makes_last = queue is plan.queues[-1] and not missing and plan.exchange is None
+            makes_last = queue is plan.queues[-1] and not missing and not plan.exchanges
             if makes_last or await self.counts_if_there(queue.name) is not None:
                 answers[queue.name] = await self.declare_queue(queue)
             else:
                 missing.append(queue)
-        if plan.exchange is not None:
-            exchange = plan.exchange
-            await self._call(
-                self._declarations,
-                plan.queues[0].name,
-                lambda channel, done: channel.exchange_declare(
-                    exchange.name, exchange_type=exchange.type.value.lower(), durable=True, callback=done
-                ),
-                f"exchange {exchange.name!r}",
-            )
+        for exchange in plan.exchanges:
+            await self._declare_exchange(exchange, plan.queues[0].name)
         for queue in missing:
             answers[queue.name] = await self.declare_queue(queue)
+        for step in plan.step_bindings:
+            await self._bind_step(step)
         for binding in plan.bindings:
             if plan.declares(binding.exchange):
                 await self.bind(binding)
         return answers
+
+    async def _declare_exchange(self, exchange: topology.Exchange, queue: str) -> None:
+        await self._call(
+            self._declarations,
+            queue,
+            lambda channel, done: channel.exchange_declare(
+                exchange.name, exchange_type=exchange.type.value.lower(), durable=True, callback=done
+            ),
+            f"exchange {exchange.name!r}",
+        )
+
+    async def _bind_step(self, step: topology.ExchangeBinding) -> None:
+        await self._call(
+            self._declarations,
+            step.exchange,
+            lambda channel, done: channel.exchange_bind(
+                step.exchange, step.source, step.routing_key, callback=done
+            ),
+            f"binding of exchange {step.exchange!r}",
+        )
 
     async def bind(self, binding: topology.QueueBinding) -> None:
         """Bind a queue that exists to an exchange. Idempotent.
@@ -472,6 +519,19 @@ class Broker:
                 ),
                 f"queue {queue!r}",
             )
+
+    async def delete_exchange(self, exchange: str) -> None:
+        """Delete an exchange, if it exists.
+
+        Raises:
+            ReconcileError: refused, or no answer.
+        """
+        await self._call(
+            self._declarations,
+            exchange,
+            lambda channel, done: channel.exchange_delete(exchange, callback=done),
+            f"exchange {exchange!r}",
+        )
 
     def mark_vanished(self, queue: str) -> None:
         """Remember that the queue was deleted (see Doorbells.mark_vanished)."""

@@ -163,15 +163,18 @@ def consumer_timeout_problem(workqueue: WorkQueue, broker: Broker) -> Finding | 
 def names(workqueue: WorkQueue, listed: Collection[str] = ()) -> list[str]:
     """Return all queues of a WorkQueue, in the order of deletion. A dead-letter queue that the user names is not one.
 
-    Workers and publishers declare delay queues at first use. The names follow from the delays of the spec and from
-    `DELAY_STEPS`. Delay queues of an earlier spec are only in `listed`.
+    Workers and publishers declare delay queues at first use. Earlier releases declared one for each delay; those of
+    an earlier spec are only in `listed`.
 
     Args:
         listed: delay queues that are known to exist.
     """
     queue = workqueue.queue_name
-    delays = sorted({*topology.DELAY_STEPS, *workqueue.spec.retry.delays})
-    derived = [topology.delay_queue_name(queue, delay) for delay in delays]
+    delays = sorted({*topology.EARLIER_DELAYS_SECONDS, *workqueue.spec.retry.delays})
+    derived = [
+        *(topology.step_name(queue, step) for step in topology.STEPS),
+        *(topology.earlier_delay_queue_name(queue, delay) for delay in delays),
+    ]
     dead = [] if workqueue.spec.queue.dead_letter_queue else [dead_letter_queue_name(queue)]
     return [queue, *derived, *sorted(set(listed).difference(derived)), *dead]
 
@@ -286,6 +289,8 @@ async def delete(workqueue: WorkQueue, queues: Sequence[str], broker: Broker, *,
             if conditional and problem.reason is Reason.QUEUE_CONFLICT:
                 raise _in_use(name, counts) from problem
             raise
+    for step in topology.STEPS[:-1]:
+        await broker.delete_exchange(topology.step_name(work, step))
 
 
 def _is_classic(workqueue: WorkQueue) -> bool:

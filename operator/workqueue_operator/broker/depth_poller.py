@@ -131,8 +131,9 @@ class DepthPoller:
             self.forget_queue(key, queue)
 
     def forget_queue(self, key: Key, queue: str) -> None:
-        """Stop polling a queue for a WorkQueue."""
-        del self._watched[key, queue]
+        """Stop polling a queue for a WorkQueue, if it is polled."""
+        if self._watched.pop((key, queue), None) is None:
+            return
         others = tuple(other for other in self._by_queue.pop(queue) if other != key)
         if others:
             self._by_queue[queue] = others

@@ -257,6 +257,11 @@ def secrets_path(namespace: str) -> str:
     return f"/api/v1/namespaces/{namespace}/secrets"
 
 
+def configmap_path(namespace: str, name: str) -> str:
+    """Return the path of a ConfigMap."""
+    return f"/api/v1/namespaces/{_part(namespace)}/configmaps/{_part(name)}"
+
+
 def secret_path(namespace: str, name: str) -> str:
     """Return the path of a Secret."""
     return f"{secrets_path(namespace)}/{_part(name)}"

@@ -30,7 +30,6 @@ from workqueue_operator.reconcile import status
 from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.scaling.decide import Depth
 from workqueue_operator.scaling.depth import QueueReadings, judge
-from workqueue_operator.scaling.retries import named_by
 from workqueue_operator.workers.client import Address, WorkerStatus
 
 logger = logging.getLogger(__name__)
@@ -182,8 +181,8 @@ class Finalizer:
         listed: list[str] | Unknown = []
         if binding.management_uri is not None:
             listed = await self._management.delay_queues(binding, workqueue.queue_name)
-        named = await self._delay_queues_of_workers(workqueue)
-        names = declare.names(workqueue, named.union(() if isinstance(listed, Unknown) else listed))
+        seen = workqueue.delay_queues_seen
+        names = declare.names(workqueue, seen.union(() if isinstance(listed, Unknown) else listed))
         only_empty = workqueue.spec.queue.deletion_policy is DeletionPolicy.DELETE_IF_EMPTY
         if only_empty:
             await self._require_nothing_to_do(workqueue, names, handle)
@@ -220,20 +219,10 @@ class Finalizer:
             raise
         self._retrying[workqueue.metadata.uid] = 0
 
-    async def _delay_queues_of_workers(self, workqueue: WorkQueue) -> frozenset[str]:
-        """Return the delay queues that workers have named until now: those for priorities cannot be derived."""
-        statuses = await self._statuses(workqueue)
-        return workqueue.delay_queues_seen.union(
-            *(named_by(status, workqueue.queue_name) for status in statuses.values())
-        )
-
-    async def _statuses(self, workqueue: WorkQueue) -> Mapping[str, WorkerStatus]:
-        pods = [pod for pod in self._store.pods_of(workqueue.key) if pod.running and not pod.terminating]
-        return await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in pods])
-
     async def _require_idle_workers(self, workqueue: WorkQueue) -> None:
         """Require that no worker that answers is busy. A silent worker finishes its message when it is stopped."""
-        statuses = await self._statuses(workqueue)
+        pods = [pod for pod in self._store.pods_of(workqueue.key) if pod.running and not pod.terminating]
+        statuses = await self._workers.statuses([Address(pod.name, pod.uid, pod.ip) for pod in pods])
         if busy := sum(one.busy for one in statuses.values()):
             raise ReconcileError(
                 Reason.DELETING,

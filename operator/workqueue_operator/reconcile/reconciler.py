@@ -38,6 +38,7 @@ from workqueue_operator.reconcile import status
 from workqueue_operator.reconcile.finalize import Finalizer
 from workqueue_operator.reconcile.protection import Protector
 from workqueue_operator.reconcile.queue import Lane, NextPass, ReconcileQueue
+from workqueue_operator.reconcile.recurring import RecurringRunner
 from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.reconcile.state import PassState
 from workqueue_operator.scaling import retries, wake
@@ -119,6 +120,7 @@ class Dependencies:
     protector: Protector
     finalizer: Finalizer
     bindings: Bindings
+    recurring: RecurringRunner
     metrics: Metrics
     on_fatal: Callable[[BaseException], None]
 
@@ -280,6 +282,7 @@ class Reconciler:
     def _forget(self, state: PassState) -> None:
         self._parts.reporter.forget(state.uid)
         self._parts.targets.forget(state.uid)
+        self._parts.recurring.forget(state.uid)
 
     async def _gather_and_scale(
         self, workqueue: WorkQueue, state: PassState
@@ -319,7 +322,9 @@ class Reconciler:
                 handle.broker.remove_doorbell(workqueue.queue_name)
             return await self._without_depth(workqueue, state, problem, None)
         on_wait = partial(parts.queue.release_place, workqueue.key)
-        return await self._scale(workqueue, state, Connection(handle, binding, on_wait), queue)
+        next_slot = parts.recurring.look(workqueue, handle.broker)
+        outcome, due = await self._scale(workqueue, state, Connection(handle, binding, on_wait), queue)
+        return outcome, min((wait for wait in (due, next_slot) if wait is not None), default=None)
 
     async def _without_depth(
         self, workqueue: WorkQueue, state: PassState, problem: ReconcileError, queue: Finding | None

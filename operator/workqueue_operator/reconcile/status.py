@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from workqueue.contract.topology import delay_seconds
+from workqueue.contract.topology import earlier_delay_seconds
 from workqueue_operator.api.reasons import ADVICE, ConditionType, Finding, Reason, Unknown
 from workqueue_operator.api.workqueue import NEVER, WorkQueue, timestamp
 from workqueue_operator.kube.views import DeploymentView, PodView
@@ -119,10 +119,10 @@ def status(
 
 def _delay_queues(workqueue: WorkQueue, outcome: Outcome) -> dict[str, Any]:
     queues = workqueue.delay_queues_seen if outcome.delay_queues is None else outcome.delay_queues
-    seconds = {name: delay_seconds(name, workqueue.queue_name) for name in queues}
+    seconds = {name: earlier_delay_seconds(name, workqueue.queue_name) for name in queues}
     fields = {
         "retryDelaysSeconds": sorted(delay for delay in seconds.values() if delay is not None),
-        "retryPriorityQueues": sorted(name for name, delay in seconds.items() if delay is None),
+        "delayQueues": sorted(name for name, delay in seconds.items() if delay is None),
     }
     return {name: found for name, found in fields.items() if found}
 

@@ -74,8 +74,10 @@ class WorkerStatus:
         consuming: whether it takes messages (false while retired or cut off from the broker).
         handler_seconds: mean time of recent handlers, None before the first.
         deliveries_per_second: its recent rate.
-        retry_delays: seconds of the delay queues that it has declared; None from a worker of an older release.
-        retry_priority_queues: names of the delay queues for one priority that it has declared. Not checked.
+        delay_queues: names of the delay queues that it knows, which are not checked; None from a worker of an older
+            release.
+        retry_delays: seconds of the delay queues that a worker of an older release has declared; None from one of
+            a still older release.
         busy_seconds: for how long its oldest handler has run; None without one, or from a worker of an older release.
     """
 
@@ -85,8 +87,8 @@ class WorkerStatus:
     handler_seconds: float | None
     deliveries_per_second: float
     retry_delays: frozenset[int] | None = None
+    delay_queues: frozenset[str] | None = None
     busy_seconds: float | None = None
-    retry_priority_queues: frozenset[str] = frozenset()
 
 
 ENDED: Final = WorkerStatus(
@@ -299,8 +301,8 @@ def _parse(said: Any) -> WorkerStatus:
         handler_seconds=None if seconds is None else _number(seconds),
         deliveries_per_second=_number(said.get(StatusField.ARRIVAL_PER_SECOND) or 0.0),
         retry_delays=_delays(said.get(StatusField.RETRY_DELAYS_SECONDS)),
+        delay_queues=_names(said.get(StatusField.DELAY_QUEUES)),
         busy_seconds=None if busy_seconds is None else _number(busy_seconds),
-        retry_priority_queues=frozenset(map(str, said.get(StatusField.RETRY_PRIORITY_QUEUES) or ())),
     )
 
 
@@ -314,6 +316,10 @@ def _delays(said: Any) -> frozenset[int] | None:
     ):
         raise ValueError("these are no delays")
     return delays
+
+
+def _names(said: Any) -> frozenset[str] | None:
+    return None if said is None else frozenset(map(str, said))
 
 
 def _number(value: Any) -> float:

@@ -95,12 +95,17 @@ class Declaration:
                 conflict_advice(queue.name),
                 partial(channel.queue_declare, queue.name, durable=True, arguments=dict(queue.arguments)),
             )
-        exchange = self._plan.exchange
-        if exchange is not None:
+        for exchange in self._plan.exchanges:
             yield (
                 f"The exchange {exchange.name}",
                 "",
                 partial(channel.exchange_declare, exchange.name, exchange.type.value.lower(), durable=True),
+            )
+        for step in self._plan.step_bindings:
+            yield (
+                f"The binding of {step.exchange} to {step.source}",
+                "",
+                partial(channel.exchange_bind, step.exchange, step.source, step.routing_key),
             )
         for binding in self._plan.bindings:
             yield (

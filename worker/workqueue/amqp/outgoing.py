@@ -82,18 +82,21 @@ class Outgoing(NamedTuple):
             app_id=properties.app_id,
         )
 
-    def delayed(self, queue: str, seconds: float) -> Outgoing:
-        """Return this message on its way to a work queue through a delay queue: that of `topology.delay_step`.
+    def delayed(self, route: topology.DelayRoute, due_at: float) -> Outgoing:
+        """Return this message on its way to a work queue.
 
-        Its priority becomes a header, since in a delay queue it would delay older messages. Handlers see it restored.
+        A priority for which the route has no steps becomes a header. Handlers see it restored.
+
+        Args:
+            due_at: Unix seconds.
         """
-        kept = self.headers
-        if self.priority is not None:
-            kept = {**(kept or {}), headers.ORIGINAL_PRIORITY: self.priority}
+        kept = {**(self.headers or {}), headers.DUE_AT: round(due_at * 1000)}
+        if not route.keeps_priority:
+            kept[headers.ORIGINAL_PRIORITY] = self.priority
         return self._replace(
-            routing_key=topology.delay_queue_name(queue, topology.delay_step(seconds)),
-            expiration=milliseconds(seconds),
-            priority=None,
+            exchange=route.exchange,
+            routing_key=route.routing_key,
+            priority=self.priority if route.keeps_priority else None,
             headers=kept,
         )
 

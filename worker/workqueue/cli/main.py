@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "run": "take messages from a queue and handle them",
     "send": "publish messages and wait for RabbitMQ's confirmation of each",
     "dead": "look at, replay or purge the dead-letter queue",
+    "delayed": "list or purge the messages that wait for their delay",
     "peek": "look at the first messages of a queue without taking them",
     "stats": "show how many messages and consumers a queue has",
 }

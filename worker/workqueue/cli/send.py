@@ -76,8 +76,8 @@ def add_arguments(
     what.add_argument("--priority", type=_priority, metavar="0..255")
     what.add_argument("--content-type", metavar="TYPE")
     what.add_argument(
-        "--delay", type=_delay, metavar="SECONDS", help="deliver messages to the queue after this delay, or somewhat"
-        " later (with --queue)"
+        "--delay", type=_delay, metavar="SECONDS", help="deliver messages to the queue after this delay, at most 30"
+        " days (with --queue)"
     )  # fmt: skip
     parser.add_argument(
         "--timeout",
@@ -122,7 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _delayed(queue: str, delay: float, item: Item) -> Item:
-    return item._replace(outgoing=item.outgoing.delayed(queue, delay))
+    route = topology.delay_route(queue, delay, item.outgoing.priority)
+    return item._replace(outgoing=item.outgoing.delayed(route, time.time() + delay))
 
 
 def _send(publisher: PublishPipeline, items: Iterable[Item], report: _Report, update: Update) -> None:
@@ -247,9 +248,10 @@ def _declare(publisher: PublishPipeline, arguments: argparse.Namespace) -> None:
         settings = topology.QueueSettings(arguments.queue, topology.QueueType(arguments.queue_type))
         asked.append(publisher.declare_plan(topology.plan(settings)))
     if arguments.delay is not None:
-        asked.append(
-            publisher.declare(topology.delay_queue(arguments.queue, topology.delay_step(arguments.delay)))
-        )
+        # Each line of --jsonl may have its own priority.
+        priorities = (None, topology.HIGH_PRIORITY) if arguments.jsonl else (arguments.priority,)
+        routes = [topology.delay_route(arguments.queue, arguments.delay, priority) for priority in priorities]
+        asked += [publisher.declare_plan(route.plan) for route in routes]
     created = [future.result() for future in asked]
     if any(created):
         time.sleep(SAFE_AFTER_SECONDS)

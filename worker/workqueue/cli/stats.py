@@ -1,7 +1,7 @@
 """`workqueue stats`: how many messages and consumers a work queue and its other queues have.
 
 It uses passive declarations, which are live and need no plug-in and no more permissions than a worker has.
-They cannot list queues, so delay queues are looked up by the usual delays.
+They cannot list queues, so the names of all possible delay queues are looked up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Final
 from workqueue.amqp.session import QueueDepth, Session
 from workqueue.cli import connection_options, output
 from workqueue.contract import topology
-from workqueue.contract.headers import HIGHEST_PRIORITY
 from workqueue.contract.topology import PriorityOrder
 
 _PRIORITIES: Final = {
@@ -33,14 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_delays,
         default=frozenset(),
         metavar="SECONDS,...",
-        help="further retry delays of the queue",
-    )
-    parser.add_argument(
-        "--priorities",
-        type=_priorities,
-        default=frozenset(),
-        metavar="NUMBER,...",
-        help="priorities whose delay queues are shown too",
+        help="further retry delays of an earlier release, whose queues may still hold messages",
     )
     parser.add_argument(
         "--dead-letter-queue", metavar="NAME", help="the dead-letter queue, if it is not QUEUE.dead"
@@ -52,14 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show the counts; return 0, or 4 if the queue does not exist."""
     queue = arguments.queue
-    delays = sorted({*topology.DEFAULT_RETRY_DELAYS, *topology.DELAY_STEPS, *arguments.delays})
+    delays = sorted({*topology.EARLIER_DELAYS_SECONDS, *arguments.delays})
     names = [
         arguments.dead_letter_queue or topology.dead_letter_queue_name(queue),
-        *(
-            topology.delay_queue_name(queue, delay, priority)
-            for delay in delays
-            for priority in (None, *sorted(arguments.priorities))
-        ),
+        *(topology.step_name(queue, step) for step in topology.STEPS),
+        *(topology.earlier_delay_queue_name(queue, delay) for delay in delays),
     ]
     with Session(connection_options.binding_source(arguments), "workqueue stats") as session:
         work = session.depth(queue)
@@ -88,15 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _as_json(depth: QueueDepth) -> dict[str, int]:
     return {"ready": depth.ready, "consumers": depth.consumers}
-
-
-def _priorities(text: str) -> frozenset[int]:
-    words = text.split(",")
-    if not all(word.isdecimal() and int(word) <= HIGHEST_PRIORITY for word in words):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of numbers from 0 to {HIGHEST_PRIORITY} such as 1,9"
-        )
-    return frozenset(min(int(word), topology.HIGHEST_ORDERED_PRIORITY) for word in words)
 
 
 def _delays(text: str) -> frozenset[int]:

@@ -34,6 +34,9 @@ QUEUE: Final = "x-workqueue-queue"
 FIRST_ATTEMPT_AT: Final = "x-workqueue-first-attempt-at"
 """When the first attempt began, in Unix milliseconds. The worker sets it at the first failure."""
 
+DUE_AT: Final = "x-workqueue-due-at"
+"""When a delayed message is due in its work queue, in Unix milliseconds, by the clock of the delaying program."""
+
 ORIGINAL_EXPIRATION: Final = "x-workqueue-original-expiration"
 ORIGINAL_PRIORITY: Final = "x-workqueue-original-priority"
 """Of a message that a publisher has delayed, and of copies by workers of earlier releases."""
@@ -59,12 +62,16 @@ OURS: Final = frozenset(
         EXPIRES_AT,
         FIRST_ATTEMPT_AT,
         QUEUE,
+        DUE_AT,
     }
 )
 
 DELIVERY_COUNT: Final = "x-delivery-count"
 """How often a message returned to its quorum queue. From RabbitMQ 4.3 this counts dead consumers and rejections.
 Before 4.3 it also counts each nack. A classic queue does not set it."""
+
+FIRST_DEATH_QUEUE: Final = "x-first-death-queue"
+"""Set by RabbitMQ: the first queue in which the message expired."""
 
 HIGHEST_PRIORITY: Final = 255
 
@@ -81,7 +88,7 @@ _BROKERS_OWN: Final = frozenset(
         "x-acquired-count",
         "x-death",
         "x-first-death-exchange",
-        "x-first-death-queue",
+        FIRST_DEATH_QUEUE,
         "x-first-death-reason",
         "x-last-death-exchange",
         "x-last-death-queue",

@@ -2,11 +2,13 @@
 
 A work queue `jobs` has
 
-    jobs              the messages to process
-    jobs.dead         messages that were given up, with the reason in their headers
-    jobs.retry.10s    messages that wait ten seconds before they return; one queue per delay, since only the head of a
-                      queue can expire
-    jobs.retry.10s.p7 the same for retries of messages with the priority 7
+    jobs                  the messages to process
+    jobs.dead             messages that were given up, with the reason in their headers
+    jobs.retry.step.8s    messages that wait for eight seconds, as a part of their delay
+    jobs.retry.high.8s    the same for messages with a high priority
+    jobs.retry.last       messages whose delay has passed, on their way to the work queue
+
+A delay is a sum of steps, each a power of two (docs/adr/0016-exact-delays.md).
 
 Only arguments that differ from RabbitMQ's defaults are sent. An argument that repeats a default still makes the
 declaration differ from one without it (406 PRECONDITION_FAILED).
@@ -14,9 +16,11 @@ declaration differ from one without it (406 PRECONDITION_FAILED).
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
 
@@ -52,19 +56,24 @@ works on every version (tried on 3.10, 4.0 and 4.3).
 """
 
 
+LONGEST_DELAY_SECONDS: Final = 30 * 86_400
+
+STEPS_MILLISECONDS: Final = tuple(500 << power for power in range(23))
+"""The steps of delays: powers of two, so that each delay is a sum of different steps. It is rounded up to 0.5 s."""
+
+HIGH_STEPS: Final = 16
+"""How many of these steps there are for messages with a high priority, so that a work queue has at most 40 delay
+queues. They are enough for 9 hours."""
+
+HIGH_PRIORITY: Final = 5
+"""From this priority on, RabbitMQ 4.0 to 4.2 puts messages into the second of the two classes of a quorum queue."""
+
 _MINUTES: Final = tuple(60 * minutes for minutes in (1, 2, 5, 10, 20, 30))
 _HOURS: Final = tuple(3600 * hours for hours in (1, 2, 4, 8, 12, 24))
 
-DELAY_STEPS: Final = (1, 2, 5, 10, 20, 30, *_MINUTES, *_HOURS)
-"""Seconds of the delay queues for delays that handlers and publishers ask for. A few queues serve all delays."""
-
-LONGEST_DELAY_SECONDS: Final = DELAY_STEPS[-1]
-
-LONGEST_NAME_BYTES: Final = 255
-"""Of a queue in AMQP."""
-
-HIGHEST_ORDERED_PRIORITY: Final = 31
-"""A quorum queue orders higher priorities as this one (RabbitMQ 4.3)."""
+EARLIER_DELAYS_SECONDS: Final = (1, 2, 5, 10, 20, 30, *_MINUTES, *_HOURS)
+"""Delays for which earlier releases declared a delay queue each, in addition to those of `retry`. Messages stay in
+such a queue until they expire."""
 
 
 class QueueType(StrEnum):
@@ -93,10 +102,10 @@ class Jitter(StrEnum):
 
 
 class RetryBackoff(NamedTuple):
-    """Delays that grow by a factor up to a maximum. Jitter chooses among them, so that it needs no more delay queues.
+    """Delays that grow by a factor up to a maximum. Jitter chooses among them.
 
     Attributes:
-        factor: at least 2, so that there are at most 18 delays.
+        factor: at least 2, so that there are at most 23 delays.
     """
 
     initial_seconds: int = 1
@@ -246,6 +255,14 @@ class QueueBinding(NamedTuple):
     arguments: tuple[tuple[str, ArgumentValue], ...] = ()
 
 
+class ExchangeBinding(NamedTuple):
+    """A binding of an exchange to another one, `source`, from which it gets messages."""
+
+    source: str
+    exchange: str
+    routing_key: str
+
+
 class Plan(NamedTuple):
     """Everything to declare for one work queue, with `queues` in the order of declaration.
 
@@ -253,16 +270,24 @@ class Plan(NamedTuple):
 
     Attributes:
         required: queues that must exist before anything is declared.
+        steps: the exchanges of delays.
     """
 
     queues: tuple[Queue, ...]
     exchange: Exchange | None
     bindings: tuple[QueueBinding, ...]
     required: tuple[str, ...] = ()
+    steps: tuple[Exchange, ...] = ()
+    step_bindings: tuple[ExchangeBinding, ...] = ()
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """All exchanges to declare."""
+        return self.steps if self.exchange is None else (self.exchange, *self.steps)
 
     def declares(self, exchange: str) -> bool:
         """Return whether the plan declares this exchange. The others must exist."""
-        return self.exchange is not None and self.exchange.name == exchange
+        return any(one.name == exchange for one in self.exchanges)
 
 
 def dead_letter_queue_name(queue: str) -> str:
@@ -270,41 +295,148 @@ def dead_letter_queue_name(queue: str) -> str:
     return f"{queue}.dead"
 
 
-def delay_queue_name(queue: str, seconds: int, priority: int | None = None) -> str:
-    """Return the name of a work queue's delay queue for one delay in whole seconds.
+def earlier_delay_queue_name(queue: str, seconds: int) -> str:
+    """Return the name of the queue that earlier releases declared for one delay in whole seconds."""
+    return f"{queue}.retry.{seconds}s"
 
-    Each priority has its own. In a common queue a newer message with a higher priority would become the head, and the
-    older ones would be late.
 
-    Args:
-        priority: of the messages. What RabbitMQ does not tell apart shares a queue.
+class Step(NamedTuple):
+    """A part of a delay, with a queue of its own.
+
+    Attributes:
+        milliseconds: a power of two times 500, or 0 for the queue that every delayed message passes last.
+        is_high: whether it is for messages with a high priority. Of two classes in one queue, RabbitMQ 4.0 to 4.2
+            looks at the head of only one, so that messages of the other would be late.
     """
-    name = f"{queue}.retry.{seconds}s"
-    if priority is None:
-        return name
-    of_priority = f"{name}.p{min(priority, HIGHEST_ORDERED_PRIORITY)}"
-    return of_priority if len(of_priority.encode()) <= LONGEST_NAME_BYTES else name
+
+    milliseconds: int
+    is_high: bool = False
+
+    @property
+    def power(self) -> int:
+        """Which binary digit of a delay the step stands for, from 0."""
+        return STEPS_MILLISECONDS.index(self.milliseconds)
+
+
+LAST: Final = Step(0)
+
+STEPS: Final = (
+    *(Step(milliseconds, is_high=True) for milliseconds in reversed(STEPS_MILLISECONDS[:HIGH_STEPS])),
+    *(Step(milliseconds) for milliseconds in reversed(STEPS_MILLISECONDS)),
+    LAST,
+)
+"""All steps, in the order in which messages pass them."""
+
+
+def step_name(queue: str, step: Step) -> str:
+    """Return the name of a work queue's delay queue for one step, and of the exchange in front of it."""
+    if step == LAST:
+        return f"{queue}.retry.last"
+    milliseconds = step.milliseconds
+    text = f"{milliseconds // 1000}s" if milliseconds >= _SECOND else f"{milliseconds}ms"
+    return f"{queue}.retry.{'high' if step.is_high else 'step'}.{text}"
+
+
+def step_of(name: str, queue: str) -> Step | None:
+    """Return the step of a delay queue of the work queue `queue`; None when `name` is no such queue."""
+    if not name.startswith(f"{queue}.retry."):
+        return None
+    return next((step for step in STEPS if step_name(queue, step) == name), None)
 
 
 def is_delay_queue(name: str, queue: str) -> bool:
-    """Whether `name` is a delay queue of the work queue `queue`."""
-    return delay_seconds(name, queue) is not None or is_priority_delay_queue(name, queue)
+    """Whether `name` is a delay queue of the work queue `queue`, of this release or of an earlier one."""
+    return step_of(name, queue) is not None or earlier_delay_seconds(name, queue) is not None
 
 
-def is_priority_delay_queue(name: str, queue: str) -> bool:
-    """Whether `name` is a delay queue of the work queue `queue` for one priority."""
-    return re.fullmatch(re.escape(queue) + r"\.retry\.\d{1,5}s\.p\d{1,2}", name) is not None
-
-
-def delay_seconds(name: str, queue: str) -> int | None:
-    """Return the delay of a delay queue of the work queue `queue`; None if `name` is none, or one for a priority."""
+def earlier_delay_seconds(name: str, queue: str) -> int | None:
+    """Return the delay of a delay queue of an earlier release; None when `name` is no such queue."""
     found = re.fullmatch(re.escape(queue) + r"\.retry\.(\d+)s", name)
     return int(found[1]) if found else None
 
 
-def delay_step(seconds: float) -> int:
-    """Return the shortest delay of a delay queue, in seconds, that is at least `seconds`, up to one day."""
-    return next((step for step in DELAY_STEPS if step >= seconds), LONGEST_DELAY_SECONDS)
+class DelayRoute(NamedTuple):
+    """The way of a delayed message to its work queue: publish it to `exchange` with `routing_key`.
+
+    Each word of the routing key is a bit of the delay, the lowest one first. The exchange of a step passes a message
+    with bit 1 to the queue of the step, where it expires after the step's time, and one with bit 0 to the exchange of
+    the next shorter step. Expired messages go there, too.
+
+    Attributes:
+        steps: all steps that may be part of the way.
+        keeps_priority: whether the message may have its priority on this way. Otherwise a header has it.
+    """
+
+    queue: str
+    exchange: str
+    routing_key: str
+    steps: tuple[Step, ...]
+    keeps_priority: bool
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The delay queues of the steps."""
+        return tuple(step_name(self.queue, step) for step in self.steps)
+
+    @property
+    def plan(self) -> Plan:
+        """What must exist before the message is published, without the work queue."""
+        return delay_plan(self.queue, self.steps)
+
+
+def delay_route(queue: str, seconds: float, priority: int | None = None) -> DelayRoute:
+    """Return the way of a message to a work queue that takes `seconds`, rounded up to 0.5 s, at most 30 days."""
+    units = max(1, math.ceil(min(seconds, LONGEST_DELAY_SECONDS) * _SECOND / STEPS_MILLISECONDS[0]))
+    bits = f"{units:b}"[::-1]
+    wants_high = priority is not None and priority >= HIGH_PRIORITY
+    is_high = wants_high and len(bits) <= HIGH_STEPS
+    steps = steps_from(Step(STEPS_MILLISECONDS[len(bits) - 1], is_high))
+    return DelayRoute(queue, step_name(queue, steps[0]), ".".join(bits), steps, is_high or not wants_high)
+
+
+def steps_from(longest: Step) -> tuple[Step, ...]:
+    """Return this step and all that must exist for its messages, in the order in which they pass them.
+
+    The shortest step for high priorities leads to the last queue through the shortest one for the others.
+    """
+    if not longest.is_high:
+        return STEPS[STEPS.index(longest) :]
+    return (*STEPS[STEPS.index(longest) : HIGH_STEPS], *STEPS[-2:])
+
+
+def delay_plan(queue: str, steps: Sequence[Step]) -> Plan:
+    """Return the delay queues and exchanges of a step and of all shorter ones, the shortest first.
+
+    A step that exists has all shorter ones below it. So a program that has declared the steps once knows from one
+    message that is not returned that its whole way exists.
+
+    Args:
+        steps: as from `steps_from`.
+    """
+    names = [step_name(queue, step) for step in reversed(steps)]
+    last, exchanges = names[0], names[1:]
+    shortest_first = steps[-2::-1]
+    return Plan(
+        tuple(delay_queue(queue, step) for step in reversed(steps)),
+        None,
+        (
+            QueueBinding(exchanges[0], last, _pattern(shortest_first[0], "0")),
+            *(
+                QueueBinding(name, name, _pattern(step, "1"))
+                for step, name in zip(shortest_first, exchanges, strict=True)
+            ),
+        ),
+        steps=tuple(Exchange(name, ExchangeType.TOPIC) for name in exchanges),
+        step_bindings=tuple(
+            ExchangeBinding(longer, shorter, _pattern(step, "0"))
+            for step, (shorter, longer) in zip(shortest_first[1:], pairwise(exchanges), strict=True)
+        ),
+    )
+
+
+def _pattern(step: Step, bit: str) -> str:
+    """Return the pattern of the routing keys with this bit for the step."""
+    return f"{'*.' * step.power}{bit}.#"
 
 
 def dead_letter_queue(queue: str) -> Queue:
@@ -315,18 +447,32 @@ def dead_letter_queue(queue: str) -> Queue:
     )
 
 
-def delay_queue(queue: str, seconds: int, priority: int | None = None) -> Queue:
-    """Return the declaration of a delay queue, whose messages return to `queue` after `seconds`.
+def delay_queue(queue: str, step: Step) -> Queue:
+    """Return the declaration of the delay queue of one step.
+
+    All its messages wait equally long, and RabbitMQ does not order them by priority, or it looks at the head of each
+    priority (from 4.3). So the message that it looks at is always the next to expire.
 
     Always quorum with at-least-once dead-lettering, also for a classic work queue: a classic delay queue
     loses every message whose target is missing at expiry (tried on 3.10, 4.0 and 4.3).
+
+    Only the last queue leads to the work queue, and by the default exchange. So a work queue that is full blocks no
+    message that has time left, and one that is deleted and declared again needs no binding.
     """
+    if step == LAST:
+        target: Arguments = _dead_letter_to(queue)
+    elif step.milliseconds == STEPS_MILLISECONDS[0]:
+        target = _dead_letter_to(step_name(queue, LAST))
+    else:
+        shorter = step._replace(milliseconds=step.milliseconds // 2)
+        target = {"x-dead-letter-exchange": step_name(queue, shorter)}
     return Queue(
-        delay_queue_name(queue, seconds, priority),
+        step_name(queue, step),
         {
             "x-queue-type": "quorum",
-            "x-message-ttl": seconds * 1000,
-            **_dead_letter_to(queue),
+            "x-message-ttl": step.milliseconds,
+            "x-delivery-limit": UNLIMITED_DELIVERIES,
+            **target,
             **_AT_LEAST_ONCE,
         },
     )
@@ -334,7 +480,7 @@ def delay_queue(queue: str, seconds: int, priority: int | None = None) -> Queue:
 
 def conflict_advice(queue: str) -> str:
     """Return what to do when RabbitMQ answers 406 because `queue` exists with other arguments."""
-    if queue.endswith(".dead") or re.search(r"\.retry\.\d+s(\.p\d+)?$", queue):
+    if queue.endswith(".dead") or re.search(r"\.retry\.(last|(step|high)\.\d+m?s)$", queue):
         return f"Delete {queue!r} when it is empty. It is then declared again."
     return (
         f"If a publisher declares {queue!r} without arguments, use the queue type Classic without limits and TTL, "
@@ -359,6 +505,8 @@ def plan(settings: QueueSettings) -> Plan:
         return Plan((work_queue(settings),), exchange, bindings, (settings.dead_letter_queue,))
     return Plan((dead_letter_queue(settings.name), work_queue(settings)), exchange, bindings)
 
+
+_SECOND: Final = 1000
 
 _AT_LEAST_ONCE: Final[Arguments] = {
     "x-dead-letter-strategy": "at-least-once",

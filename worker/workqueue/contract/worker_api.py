@@ -34,7 +34,9 @@ class StatusField(StrEnum):
     CONNECTED = "connected"
     LAST_ERROR = "lastError"
     RETRY_DELAYS_SECONDS = "retryDelaysSeconds"
-    RETRY_PRIORITY_QUEUES = "retryPriorityQueues"
+    """Only from a worker of an earlier release: the delays whose queues it has declared."""
+    DELAY_QUEUES = "delayQueues"
+    """The delay queues that the worker knows, in the order in which messages pass them."""
     UPTIME_SECONDS = "uptimeSeconds"
     VERSION = "version"
 

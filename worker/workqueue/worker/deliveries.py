@@ -184,13 +184,8 @@ class Deliveries:
     # Reading, from any thread ---------------------------------------------------------------------------
 
     @property
-    def retry_delays_seconds(self) -> list[int]:
-        """The delays whose queues this worker has declared, without those for a priority."""
-        return self._settler.delays_seconds
-
-    @property
     def delay_queues(self) -> list[str]:
-        """The delay queues that this worker has declared, for all delays and priorities."""
+        """The delay queues that this worker knows, in the order in which messages pass them."""
         return self._settler.delay_queues
 
     @property
@@ -225,6 +220,8 @@ class Deliveries:
             routing_key=delivery.method.routing_key,
             redelivered=delivery.method.redelivered,
         )
+        if headers.DUE_AT in (properties.headers or {}):
+            self._settler.note_delay(properties.headers.get(headers.FIRST_DEATH_QUEUE))
         delivery.expires_at = headers.expires_at(properties, properties.headers or {}, time.time())
         self.rates.arrived(now)
         if properties.timestamp is not None:

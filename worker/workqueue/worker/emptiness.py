@@ -65,7 +65,7 @@ def _is_empty(session: Session, runtime: Runtime) -> bool:
     queue, consumer = runtime.config.queue, runtime.consumer
     if not consumer.consuming or consumer.busy():
         return False
-    # A message moves from the delay queue to the work queue, so this order finds it.
+    # A message moves from longer steps to shorter ones and then to the work queue, so this order finds it.
     for name in runtime.deliveries.delay_queues:
         delayed = session.depth(name)
         if delayed is not None and delayed.ready:

@@ -22,7 +22,6 @@ from workqueue.contract import signing, worker_api
 from workqueue.contract.errors import BindingError
 from workqueue.contract.limits import CONNECTIONS, REQUEST_BYTES, REQUEST_SECONDS
 from workqueue.contract.signing import Purpose
-from workqueue.contract.topology import is_priority_delay_queue
 from workqueue.contract.worker_api import StatusField
 from workqueue.worker.metrics import Exposition
 from workqueue.worker.retirement import LEASE_SECONDS, Retirement
@@ -107,12 +106,7 @@ class Endpoint:
             StatusField.ARRIVAL_PER_SECOND: rates.arrivals_per_second(now),
             StatusField.CONNECTED: consumer.connection.is_open,
             StatusField.LAST_ERROR: consumer.last_error,
-            StatusField.RETRY_DELAYS_SECONDS: runtime.deliveries.retry_delays_seconds,
-            StatusField.RETRY_PRIORITY_QUEUES: [
-                name
-                for name in runtime.deliveries.delay_queues
-                if is_priority_delay_queue(name, runtime.config.queue)
-            ],
+            StatusField.DELAY_QUEUES: runtime.deliveries.delay_queues,
             StatusField.UPTIME_SECONDS: round(now - runtime.started, 3),
             StatusField.VERSION: __version__,
         }

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from workqueue.amqp import field_table
 from workqueue.amqp.backoff import Backoff
@@ -36,8 +36,9 @@ from workqueue.worker.slot import Delivery
 FIRST_WAIT_SECONDS: Final = 0.1
 LONGEST_WAIT_SECONDS: Final = 5.0
 
-ROOM: Final = 124 * 1024
-"""Bytes for the headers of a copy. All properties must fit into one frame, which has 128 KiB by default."""
+ROOM: Final = 96 * 1024
+"""Bytes for the headers of a copy. All properties must fit into one frame, which has 128 KiB by default. RabbitMQ
+adds a record of at most 1 KiB for each delay queue that the copy passes."""
 
 LEAST_ROOM: Final = 1024
 _NAMES_CHARACTERS: Final = 200
@@ -51,8 +52,8 @@ class Republisher(Protocol):
     def submit(self, outgoing: Outgoing, is_wanted: Callable[[], bool]) -> Future[None]:
         """Publish with mandatory flag and confirm, unless `is_wanted` returns False just before sending."""
 
-    def declare(self, queue: topology.Queue) -> Future[bool]:
-        """Declare a queue. The future's result says whether it was created."""
+    def declare_plan(self, plan: topology.Plan) -> Future[bool]:
+        """Declare queues. The future's result says whether one was created."""
 
 
 class SettlingConnection(Protocol):
@@ -66,6 +67,18 @@ class SettlingConnection(Protocol):
 
     def flush(self) -> None:
         """Send written data now."""
+
+
+class Target(NamedTuple):
+    """Where a copy goes: its queue or exchange, and what must exist for it."""
+
+    name: str
+    plan: topology.Plan
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The names of the queues that the copy passes."""
+        return tuple(queue.name for queue in self.plan.queues)
 
 
 class Settler:
@@ -98,21 +111,30 @@ class Settler:
             self.dead_letter_queue = topology.Queue(dead_letter_queue)
         self.known_queues = {self.dead_letter_queue.name}
         self.safe_from: dict[str, float] = {}
-        self._declaring: dict[str, list[_Republishing]] = {}
+        self._longest_seen: dict[bool, topology.Step] = {}
+        self._is_declaring = False
+        self._waiting: list[_Republishing] = []
         self._deliveryer = worker
         self._on_settled = on_settled
 
     @property
-    def delays_seconds(self) -> list[int]:
-        """The delays whose queues this worker has declared, without those for a priority."""
-        found = (topology.delay_seconds(name, self.queue) for name in self.delay_queues)
-        return sorted(seconds for seconds in found if seconds is not None)
-
-    @property
     def delay_queues(self) -> list[str]:
-        """The delay queues that this worker has declared."""
+        """The delay queues that this worker knows, in the order in which messages pass them."""
         # A copy, since /status reads this without the lock while another queue may be added.
-        return sorted(name for name in tuple(self.known_queues) if topology.is_delay_queue(name, self.queue))
+        known = {topology.step_of(name, self.queue) for name in tuple(self.known_queues)}
+        known.update(*map(topology.steps_from, tuple(self._longest_seen.values())))
+        return [topology.step_name(self.queue, step) for step in topology.STEPS if step in known]
+
+    def note_delay(self, first_queue: object) -> None:
+        """Note the steps of a message that a publisher has delayed.
+
+        Args:
+            first_queue: the first delay queue of the message, according to its headers.
+        """
+        step = topology.step_of(str(first_queue), self.queue)
+        if step is not None:
+            longest = self._longest_seen.get(step.is_high, step)
+            self._longest_seen[step.is_high] = max(longest, step)
 
     def settle(self, delivery: Delivery, verdict: Verdict, error: BaseException | None = None) -> None:
         """Start to carry out the verdict.
@@ -147,41 +169,51 @@ class Settler:
         outcome = Outcome.RETRIED if retried else Outcome.DEAD_LETTERED
         if verdict.failure.reason is FailureReason.TIMED_OUT:
             outcome = Outcome.TIMED_OUT
-        _Republishing(self, delivery, target, copy, outcome).start()
+        _Republishing(self, delivery, target, copy, outcome).publish()
 
-    def declare(self, target: topology.Queue, copy: _Republishing) -> None:
-        """Declare the queue of a copy. All copies for one queue wait for one answer.
+    def knows(self, target: Target) -> bool:
+        """Whether the queues of a copy were declared."""
+        return self.known_queues.issuperset(target.queues)
+
+    def seconds_until_safe(self, target: Target) -> float:
+        """Return after how many seconds the queues of a copy survive a restart of the broker."""
+        return max(self.safe_from.get(name, 0.0) for name in target.queues) - time.monotonic()
+
+    def declare(self, copy: _Republishing) -> None:
+        """Declare the queues of a copy. Other copies wait for the answer.
 
         Otherwise one copy could use a queue that another one has just created, before it is known to be new.
         """
-        if target.name in self._declaring:
-            self._declaring[target.name].append(copy)
+        if self._is_declaring:
+            self._waiting.append(copy)
             return
 
         def answered(done: Future[bool]) -> None:
             # This is the publisher's thread, which must not wait for the lock of the consuming connection.
-            self.connection.call(lambda: self._declared(target.name, done))
+            self.connection.call(lambda: self._declared(copy, done))
 
         try:
-            declared = self.republisher().declare(target)
+            declared = self.republisher().declare_plan(copy.target.plan)
         except BrokerError as error:
             copy.failed(error)
             return
-        self._declaring[target.name] = [copy]
+        self._is_declaring = True
         declared.add_done_callback(answered)
 
-    def _declared(self, queue: str, done: Future[bool]) -> None:
-        waiting = self._declaring.pop(queue)
+    def _declared(self, copy: _Republishing, done: Future[bool]) -> None:
+        self._is_declaring = False
+        waiting, self._waiting = self._waiting, []
         error = done.exception()
         if error is None:
-            self.known_queues.add(queue)
+            names = copy.target.queues
+            self.known_queues.update(names)
             if done.result():
-                self.safe_from[queue] = time.monotonic() + SAFE_AFTER_SECONDS
-        for waiter in waiting:
-            if error is None:
-                waiter.publish()
-            else:
+                self.safe_from |= dict.fromkeys(names, time.monotonic() + SAFE_AFTER_SECONDS)
+        for waiter in (copy, *waiting):
+            if error is not None and waiter.target.queues == copy.target.queues:
                 waiter.failed(error)
+            else:
+                waiter.publish()
 
     def ack(self, delivery: Delivery, outcome: Outcome) -> None:
         """Acknowledge."""
@@ -195,35 +227,28 @@ class _Republishing:
     """One copy: declare its queue unless it is known to exist, publish, acknowledge the original."""
 
     def __init__(
-        self, settler: Settler, delivery: Delivery, target: topology.Queue, copy: Outgoing, outcome: Outcome
+        self, settler: Settler, delivery: Delivery, target: Target, copy: Outgoing, outcome: Outcome
     ) -> None:
+        self.target = target
         self._settler = settler
         self._delivery = delivery
-        self._target = target
         self._copy = copy
         self._outcome = outcome
         self._backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
         self._told = False
         self._room = ROOM
 
-    def start(self) -> None:
-        if self._target.name in self._settler.known_queues:
-            self.publish()
-        else:
-            self._declare()
-
     def _declare(self) -> None:
         if self._delivery.lease.held:
-            self._settler.declare(self._target, self)
+            self._settler.declare(self)
 
     def publish(self) -> None:
-        """Publish the copy as soon as its queue is known to survive a restart of the broker."""
-        if self._target.name not in self._settler.known_queues:
-            # The copy of another slot has just found that the queue was deleted, and declares it again.
+        """Publish the copy as soon as its queues are known to survive a restart of the broker."""
+        if not self._settler.knows(self.target):
             self._declare()
             return
-        # Also if another slot has just created the queue.
-        wait = self._settler.safe_from.get(self._target.name, 0.0) - time.monotonic()
+        # Also if another slot has just created a queue.
+        wait = self._settler.seconds_until_safe(self.target)
         if wait > 0:
             self._settler.connection.call_later(wait, self.publish)
             return
@@ -259,7 +284,7 @@ class _Republishing:
             kept = fitted(self._copy.headers or {}, self._room)
             logger.warning(
                 "The headers of a copy do not fit into a frame; dropping the largest.",
-                extra={"queue": self._settler.queue, "to": self._target.name, "reason": str(error)},
+                extra={"queue": self._settler.queue, "to": self.target.name, "reason": str(error)},
             )
             self._copy = self._copy._replace(headers=kept)
             self.publish()
@@ -268,12 +293,12 @@ class _Republishing:
             self._told = True
             logger.warning(
                 "A copy could not be published; the message stays unacknowledged, trying again.",
-                extra={"queue": self._settler.queue, "to": self._target.name, "reason": str(error)},
+                extra={"queue": self._settler.queue, "to": self.target.name, "reason": str(error)},
             )
         again = self.publish
-        if self._target.name != self._settler.required_queue:
-            # The queue may have been deleted. Declaring it again is harmless and repairs that.
-            self._settler.known_queues.discard(self._target.name)
+        if self.target.name != self._settler.required_queue:
+            # A queue may have been deleted. Declaring it again is harmless and repairs that.
+            self._settler.known_queues.difference_update(self.target.queues)
             again = self._declare
         self._settler.connection.call_later(self._backoff.next(), again)
 
@@ -285,8 +310,8 @@ def make_copy(
     dead_letter_queue: topology.Queue,
     worker: str,
     now: float,
-) -> tuple[topology.Queue, Outgoing]:
-    """Return the queue for the copy, and the copy.
+) -> tuple[Target, Outgoing]:
+    """Return the target of the copy, and the copy.
 
     A message without an id gets one here, which all later attempts share.
 
@@ -297,10 +322,11 @@ def make_copy(
     if not properties.message_id:
         properties = properties._replace(message_id=str(uuid.uuid4()))
     if isinstance(verdict, RetryLater):
-        target = topology.delay_queue(queue, verdict.queue_seconds, properties.priority)
-        properties = properties._replace(expiration=str(max(1, round(verdict.seconds * 1000))))
+        route = topology.delay_route(queue, verdict.seconds, properties.priority)
+        target = Target(route.exchange, route.plan)
     else:
-        target = dead_letter_queue
+        target = Target(dead_letter_queue.name, topology.Plan((dead_letter_queue,), None, ()))
+        kept.pop(headers.DUE_AT, None)
         kept[headers.QUEUE] = queue
     attempts = delivery.message.attempt
     if not verdict.counts:
@@ -311,7 +337,10 @@ def make_copy(
     if delivery.expires_at is not None:
         kept[headers.EXPIRES_AT] = round(delivery.expires_at * 1000)
     kept = fitted(kept | _failure_headers(verdict.failure, attempts, worker, now), ROOM)
-    return target, Outgoing.with_properties(properties, target.name, delivery.body, kept)
+    copy = Outgoing.with_properties(properties, dead_letter_queue.name, delivery.body, kept)
+    if isinstance(verdict, RetryLater):
+        copy = copy.delayed(route, now + verdict.seconds)
+    return target, copy
 
 
 def fitted(wanted: Mapping[str, Any], room: int) -> dict[str, Any]:

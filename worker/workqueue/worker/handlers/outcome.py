@@ -13,7 +13,12 @@ from enum import StrEnum
 from typing import Final, NamedTuple, TypeAlias
 
 from workqueue.contract.errors import UndecodableError, WorkerError
-from workqueue.contract.topology import DEFAULT_MAX_AGE_SECONDS, DEFAULT_RETRY_DELAYS, Jitter, delay_step
+from workqueue.contract.topology import (
+    DEFAULT_MAX_AGE_SECONDS,
+    DEFAULT_RETRY_DELAYS,
+    LONGEST_DELAY_SECONDS,
+    Jitter,
+)
 from workqueue.message import Reject, Retry
 
 MESSAGE_CHARACTERS: Final = 2_000
@@ -112,14 +117,13 @@ class Ack:
 
 
 class RetryLater(NamedTuple):
-    """A copy goes to the delay queue for `queue_seconds` and expires there after `seconds`.
+    """A copy goes to the delay queues, and returns after `seconds`.
 
     Attributes:
         counts: whether this delivery counts as an attempt.
     """
 
     failure: Failure
-    queue_seconds: int
     seconds: float
     counts: bool = True
 
@@ -180,7 +184,7 @@ def verdict(
     Args:
         error: the handler's exception; None if it returned.
         attempt: the number of the attempt that has ended.
-        chance: from 0 to 1; spreads the retries of messages that failed together.
+        chance: from 0 to 1; for the jitter.
         expires_in: seconds until the message's own TTL passes; None without one.
         age: seconds since the message's first attempt began.
     """
@@ -193,11 +197,9 @@ def verdict(
         return GiveUp(failure)
     asked = error.after if isinstance(error, (Retry, HandlerRaised)) else None
     if asked is not None and math.isfinite(asked) and asked >= 0:
-        queue_seconds = delay_step(asked)
-        seconds = min(max(asked, 0.001), queue_seconds)
+        seconds = min(asked, LONGEST_DELAY_SECONDS)
     else:
-        queue_seconds = policy.delay_after(attempt, chance)
-        seconds = queue_seconds * (1 - 0.1 * chance)
+        seconds = policy.delay_after(attempt, chance)
     if expires_in is not None and seconds >= expires_in:
         expired = f"the message's TTL passes before the next attempt; the last one failed: {failure.message}"
         return GiveUp(Failure(FailureReason.EXPIRED, _head(expired), failure.traceback), counts)
@@ -207,7 +209,7 @@ def verdict(
             f"the last one failed: {failure.message}"
         )
         return GiveUp(Failure(FailureReason.MAX_AGE, _head(too_old), failure.traceback), counts)
-    return RetryLater(failure, queue_seconds, seconds, counts)
+    return RetryLater(failure, seconds, counts)
 
 
 def failure_of(error: BaseException) -> Failure:

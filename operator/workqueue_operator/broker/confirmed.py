@@ -1,0 +1,72 @@
+"""Publish a message and wait for RabbitMQ's confirm. Only for messages of the operator's own, which are few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pika import BasicProperties
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.channel import Channel
+from pika.spec import Basic
+
+from workqueue_operator.broker.channel import CallChannel, ChannelLostError, ChannelRefusedError
+
+
+class OwnMessage(NamedTuple):
+    """A persistent message to a queue."""
+
+    queue: str
+    message_id: str
+    body: bytes
+    content_type: str | None
+    headers: Mapping[str, str]
+
+
+class NotPublishedError(Exception):
+    """The message is in no queue. The text says why."""
+
+
+class UnconfirmedError(Exception):
+    """The message may be in its queue, or not. The text says why."""
+
+
+async def publish(connection: AsyncioConnection, message: OwnMessage) -> None:
+    """Publish a message, and return when RabbitMQ has stored it.
+
+    A memory alarm of RabbitMQ blocks the connection. Then this waits until the alarm ends.
+
+    Raises:
+        NotPublishedError: RabbitMQ returned or refused it.
+        UnconfirmedError: the connection was lost.
+    """
+    returned: list[str] = []
+    properties = BasicProperties(
+        message_id=message.message_id,
+        content_type=message.content_type,
+        headers=dict(message.headers) or None,
+        delivery_mode=2,
+    )
+
+    def send(channel: Channel, done: Callable[[Any], None]) -> None:
+        channel.add_on_return_callback(lambda _channel, method, *_: returned.append(method.reply_text))
+        channel.confirm_delivery(
+            done,
+            callback=lambda _: channel.basic_publish(
+                "", message.queue, message.body, properties, mandatory=True
+            ),
+        )
+
+    channel = CallChannel(connection)
+    try:
+        confirm = await channel.begin(send)
+    except ChannelLostError as error:
+        raise UnconfirmedError(str(error)) from error
+    except ChannelRefusedError as error:
+        raise NotPublishedError(f"RabbitMQ refused: {error}") from error
+    channel.close()
+    # RabbitMQ sends the return before the confirm of the same message.
+    if returned:
+        raise NotPublishedError(f"the queue does not exist ({returned[0]})")
+    if not isinstance(confirm.method, Basic.Ack):
+        raise NotPublishedError("RabbitMQ refused it, as when the queue is full")

@@ -1,0 +1,304 @@
+"""Publish the recurring messages of each WorkQueue: record the slot, publish with confirm, record again.
+
+The leader alone does this. A pass asks `look` for the next slot and starts the work, which runs beside the passes, so
+that it delays none. Only this module writes `status.recurring`, under a field manager of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+from workqueue_operator.api.reasons import Reason
+from workqueue_operator.api.workqueue import Recurring, RecurringStatus, WorkQueue, timestamp
+from workqueue_operator.broker.confirmed import NotPublishedError, OwnMessage, UnconfirmedError
+from workqueue_operator.errors import ClusterError, LeadershipLostError, ReconcileError
+from workqueue_operator.kube.client import configmap_path, workqueue_path
+from workqueue_operator.kube.store import Key
+from workqueue_operator.metrics import Metrics
+from workqueue_operator.names import API_VERSION, KIND, RECURRING_FIELD_MANAGER
+from workqueue_operator.ports import Clock, Kubernetes
+from workqueue_operator.reconcile.reporter import Event, Reporter
+from workqueue_operator.scaling import slots
+from workqueue_operator.scaling.slots import Note, Publish, Wait
+
+logger = logging.getLogger(__name__)
+
+AGAIN_SECONDS: Final = 5.0
+"""Seconds until the next attempt after a message could not be published, or progress not be recorded."""
+
+LONGEST_WAIT_SECONDS: Final = 3600.0
+"""A pass looks again at least this often, so that a clock that was set is noticed."""
+
+
+class Publishing(Protocol):
+    """The part of a broker that this module uses."""
+
+    async def publish(self, message: OwnMessage) -> None:
+        """Publish and wait for the confirm. Raises NotPublishedError, UnconfirmedError or ReconcileError."""
+        ...
+
+
+class RecurringRunner:
+    """Publishes recurring messages.
+
+    Args:
+        enqueue: asks for a pass over a WorkQueue.
+    """
+
+    def __init__(
+        self,
+        kubernetes: Kubernetes,
+        reporter: Reporter,
+        metrics: Metrics,
+        clock: Clock,
+        enqueue: Callable[[Key], object],
+    ) -> None:
+        self._kubernetes = kubernetes
+        self._reporter = reporter
+        self._metrics = metrics
+        self._clock = clock
+        self._enqueue = enqueue
+        self._progress: dict[str, dict[str, RecurringStatus]] = {}
+        self._unpublished: dict[str, set[tuple[str, datetime]]] = {}
+        """By uid, the slots that are recorded as being published, and that certainly are not."""
+        self._unrecorded: set[str] = set()
+        self._not_before: dict[str, float] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def look(self, workqueue: WorkQueue, broker: Publishing) -> float | None:
+        """Start the work that is due.
+
+        Returns:
+            The seconds until the next look; None if the end of the work, or a change, asks for it.
+        """
+        uid, entries = workqueue.metadata.uid, workqueue.spec.recurring
+        if uid in self._tasks or (not entries and not workqueue.status.recurring):
+            return None
+        pause = self._not_before.get(uid, 0.0) - self._clock.monotonic()
+        if pause > 0:
+            return pause
+        known, now = self._progress.get(uid), self._clock.now()
+        is_recorded = known is not None and uid not in self._unrecorded
+        if is_recorded and known is not None and known.keys() == {entry.name for entry in entries}:
+            waits = [self._wait(workqueue, entry, known[entry.name], now) for entry in entries]
+            if None not in waits:
+                return min((wait for wait in waits if wait is not None), default=None)
+        task = asyncio.create_task(self._work(workqueue, broker), name=f"recurring {workqueue.key}")
+        self._tasks[uid] = task
+        task.add_done_callback(lambda _: self._ended(workqueue))
+        return None
+
+    def forget(self, uid: str) -> None:
+        """Forget a WorkQueue that was deleted, or that another operator serves."""
+        for known in (self._progress, self._unpublished, self._not_before):
+            known.pop(uid, None)
+        self._unrecorded.discard(uid)
+        task = self._tasks.pop(uid, None)
+        if task is not None:
+            task.cancel()
+
+    async def stop(self) -> None:
+        """Stop. A message that is being published is named by the next leader."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, workqueue: WorkQueue) -> None:
+        if self._tasks.pop(workqueue.metadata.uid, None) is not None:
+            self._enqueue(workqueue.key)
+
+    def _wait(
+        self, workqueue: WorkQueue, entry: Recurring, progress: RecurringStatus, now: datetime
+    ) -> float | None:
+        """Return the seconds until the next slot of an entry; None if there is something to do now."""
+        try:
+            found = slots.action(entry, progress, now)
+        except ReconcileError as problem:
+            self._tell(workqueue, problem.reason, problem.message)
+            return LONGEST_WAIT_SECONDS
+        if not isinstance(found, Wait):
+            return None
+        if found.until is None:
+            return LONGEST_WAIT_SECONDS
+        return min(max((found.until - now).total_seconds(), 0.0), LONGEST_WAIT_SECONDS)
+
+    async def _work(self, workqueue: WorkQueue, broker: Publishing) -> None:
+        uid = workqueue.metadata.uid
+        try:
+            progress = self._progress.get(uid)
+            if progress is None:
+                progress = await self._read(workqueue)
+            due = self._decide(workqueue, progress)
+            await self._write(workqueue, progress)
+            self._progress[uid] = progress
+            if not due:
+                return
+            results = await asyncio.gather(
+                *(self._publish(workqueue, broker, entry, slot) for entry, slot in due)
+            )
+            for (entry, slot), is_published in zip(due, results, strict=True):
+                if is_published:
+                    progress[entry.name] = slots.published(progress[entry.name], slot)
+            if not all(results):
+                self._pause(uid)
+            await self._write(workqueue, progress)
+        except LeadershipLostError:
+            self._pause(uid)
+        except ClusterError as error:
+            self._pause(uid)
+            logger.warning(
+                "The progress of recurring messages could not be recorded.",
+                extra={
+                    "namespace": workqueue.key[0],
+                    "workqueue": workqueue.key[1],
+                    "status": error.status,
+                    "detail": error.message,
+                },
+            )
+        except Exception:
+            self._pause(uid)
+            logger.exception(
+                "Recurring messages failed.",
+                extra={"namespace": workqueue.key[0], "workqueue": workqueue.key[1]},
+            )
+
+    def _pause(self, uid: str) -> None:
+        self._not_before[uid] = self._clock.monotonic() + AGAIN_SECONDS
+
+    def _decide(
+        self, workqueue: WorkQueue, progress: dict[str, RecurringStatus]
+    ) -> list[tuple[Recurring, datetime]]:
+        """Update the progress, and return the slots to publish now: at most one of each entry."""
+        now = self._clock.now()
+        due: list[tuple[Recurring, datetime]] = []
+        entries = {entry.name: entry for entry in workqueue.spec.recurring}
+        for name in progress.keys() - entries.keys():
+            del progress[name]
+        for name, entry in entries.items():
+            try:
+                found = slots.action(entry, progress.get(name), now)
+            except ReconcileError as problem:
+                self._tell(workqueue, problem.reason, problem.message)
+                progress.setdefault(name, RecurringStatus(name=name, schedule="", slot=now))
+                continue
+            if isinstance(found, Publish):
+                due.append((entry, found.slot))
+                if found.uncertain and (name, found.slot) not in self._unpublished_of(workqueue):
+                    self._tell(
+                        workqueue,
+                        Reason.RECURRING_UNCERTAIN,
+                        f"The message {self._id(workqueue, entry, found.slot)} is published again, because it may "
+                        "or may not have been published.",
+                    )
+                progress[name] = progress[name].model_copy(update={"publishing": found.slot})
+                self._unpublished_of(workqueue).add((name, found.slot))
+            elif isinstance(found, Note):
+                progress[name] = found.progress
+            if isinstance(found, Publish | Note) and found.missed is not None:
+                first, last = found.missed
+                self._tell(
+                    workqueue,
+                    Reason.RECURRING_MISSED,
+                    f"The recurring message {name!r} missed its slots from {timestamp(first)} to {timestamp(last)}. "
+                    f"missed is {entry.missed}.",
+                )
+        return due
+
+    def _unpublished_of(self, workqueue: WorkQueue) -> set[tuple[str, datetime]]:
+        return self._unpublished.setdefault(workqueue.metadata.uid, set())
+
+    async def _publish(
+        self, workqueue: WorkQueue, broker: Publishing, entry: Recurring, slot: datetime
+    ) -> bool:
+        """Publish the message of a slot. Returns whether RabbitMQ has confirmed it."""
+        unpublished = self._unpublished_of(workqueue)
+        try:
+            message = OwnMessage(
+                workqueue.queue_name,
+                self._id(workqueue, entry, slot),
+                await self._body(workqueue, entry),
+                entry.content_type,
+                entry.headers,
+            )
+            unpublished.discard((entry.name, slot))
+            await broker.publish(message)
+        except UnconfirmedError as error:
+            logger.info("A recurring message was not confirmed.", extra={"detail": str(error)})
+            return False
+        except (NotPublishedError, ReconcileError) as error:
+            unpublished.add((entry.name, slot))
+            self._tell(
+                workqueue,
+                Reason.RECURRING_FAILED,
+                f"The recurring message {entry.name!r} of {timestamp(slot)} could not be published: {error}. The "
+                "operator tries again.",
+            )
+            return False
+        self._metrics.recurring.labels("Published").inc()
+        return True
+
+    async def _body(self, workqueue: WorkQueue, entry: Recurring) -> bytes:
+        """Return the body.
+
+        Raises:
+            NotPublishedError: its ConfigMap cannot be read.
+        """
+        if entry.body_from is None:
+            return (entry.body or "").encode()
+        source = entry.body_from.config_map_key_ref
+        try:
+            found = await self._kubernetes.get(configmap_path(workqueue.metadata.namespace, source.name))
+        except ClusterError as error:
+            raise NotPublishedError(
+                f"the ConfigMap {source.name!r} cannot be read ({error.message})"
+            ) from error
+        text = (found.get("data") or {}).get(source.key)
+        if text is None:
+            raise NotPublishedError(f"the ConfigMap {source.name!r} has no key {source.key!r}")
+        return str(text).encode()
+
+    @staticmethod
+    def _id(workqueue: WorkQueue, entry: Recurring, slot: datetime) -> str:
+        return slots.message_id(workqueue.metadata.name, entry.name, slot)
+
+    # -- the record ----------------------------------------------------------------------------------
+
+    async def _read(self, workqueue: WorkQueue) -> dict[str, RecurringStatus]:
+        """Read the progress from the API server: the store may not have the last write of another leader yet."""
+        live = WorkQueue.model_validate(await self._kubernetes.get(workqueue_path(*workqueue.key)))
+        same = live.metadata.uid == workqueue.metadata.uid
+        return {one.name: one for one in live.status.recurring or ()} if same else {}
+
+    async def _write(self, workqueue: WorkQueue, progress: Mapping[str, RecurringStatus]) -> None:
+        namespace, name = workqueue.key
+        self._unrecorded.add(workqueue.metadata.uid)
+        await self._kubernetes.apply(
+            f"{workqueue_path(namespace, name)}/status",
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                # With the uid, the API server refuses the write if another object of this name has replaced it.
+                "metadata": {"name": name, "namespace": namespace, "uid": workqueue.metadata.uid},
+                "status": {"recurring": [_wire(one) for one in progress.values()]},
+            },
+            manager=RECURRING_FIELD_MANAGER,
+        )
+        self._unrecorded.discard(workqueue.metadata.uid)
+
+    def _tell(self, workqueue: WorkQueue, reason: Reason, message: str) -> None:
+        self._metrics.recurring.labels(reason.value).inc()
+        self._reporter.event(workqueue, Event(reason, message, "Publish", warning=True))
+
+
+def _wire(progress: RecurringStatus) -> dict[str, str]:
+    times = {"slot": progress.slot, "publishing": progress.publishing, "published": progress.published}
+    return {
+        "name": progress.name,
+        "schedule": progress.schedule,
+        **{field: timestamp(at.astimezone(UTC)) for field, at in times.items() if at is not None},
+    }

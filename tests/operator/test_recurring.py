@@ -1,0 +1,78 @@
+"""Recurring messages on a real RabbitMQ: published with confirm, over a connection of their own."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.support.brokers import channel_of, probe
+from tests.support.rabbitmq import Broker, VirtualHost
+from tests.support.wait import until
+from workqueue.contract.topology import QueueSettings, plan
+from workqueue_operator.broker.confirmed import NotPublishedError, OwnMessage, UnconfirmedError
+
+MESSAGE = OwnMessage("jobs", "jobs/tick/2026-01-01T00:00:00Z", b"now", "text/plain", {"kind": "tick"})
+
+
+async def test_message_is_stored_when_publish_returns(every_vhost: VirtualHost) -> None:
+    async with probe(every_vhost.url) as broker:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("jobs")))
+
+        await broker.publish(MESSAGE)
+        await broker.publish(MESSAGE)
+
+        assert every_vhost.depth("jobs").ready == 2
+        async with channel_of(every_vhost) as channel:
+            _, properties, body = channel.basic_get("jobs", auto_ack=True)
+    assert (properties.message_id, properties.delivery_mode, body) == (MESSAGE.message_id, 2, b"now")
+    assert (properties.content_type, properties.headers["kind"]) == ("text/plain", "tick")
+
+
+async def test_missing_queue_returns_the_message(vhost: VirtualHost) -> None:
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+
+        with pytest.raises(NotPublishedError, match="does not exist"):
+            await broker.publish(MESSAGE)
+
+
+async def test_full_queue_refuses_the_message(vhost: VirtualHost) -> None:
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("jobs", max_length=1)))
+
+        async def publish_until_refused() -> None:
+            while True:
+                await broker.publish(MESSAGE)
+
+        with pytest.raises(NotPublishedError, match="full"):
+            await publish_until_refused()
+
+
+async def test_memory_alarm_delays_a_message_and_blocks_nothing_else(
+    every_rabbitmq: Broker, every_vhost: VirtualHost
+) -> None:
+    async with probe(every_vhost.url) as broker:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("jobs")))
+        with every_rabbitmq.memory_alarm():
+            publishing = asyncio.create_task(broker.publish(MESSAGE))
+            assert (await broker.counts("jobs")).ready == 0
+            assert not publishing.done()
+        await publishing
+        await until(lambda: every_vhost.depth("jobs").ready == 1)
+
+
+async def test_lost_connection_leaves_the_message_uncertain(vhost: VirtualHost) -> None:
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        await broker.declare(plan(QueueSettings("jobs")))
+        with vhost.broker.memory_alarm():
+            publishing = asyncio.create_task(broker.publish(MESSAGE))
+            await until(lambda: broker._publishing is not None and broker._publishing.connected)
+            await asyncio.sleep(0)
+            vhost.broker.close_connections()
+            with pytest.raises(UnconfirmedError):
+                await publishing
