@@ -40,10 +40,11 @@ from workqueue_operator.kube.views import PodView
 
 async def declare(vhost: VirtualHost) -> None:
     async with channel_of(vhost) as channel:
-        channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum"})
-        steps = delay_plan("jobs", STEPS)
+        work, steps = work_queue(deleted("Delete").queue_settings), delay_plan("jobs", STEPS)
         like_earlier = delay_queue("jobs", LAST).arguments
-        others = {queue.name: queue.arguments for queue in (dead_letter_queue("jobs"), *steps.queues)} | {
+        others = {
+            queue.name: queue.arguments for queue in (work, dead_letter_queue("jobs"), *steps.queues)
+        } | {
             earlier_delay_queue_name("jobs", delay): {**like_earlier, "x-message-ttl": delay * 1000}
             for delay in (SPEC, ASKED, EARLIER)
         }
@@ -121,6 +122,21 @@ async def test_queue_of_another_kind_is_kept(vhost: VirtualHost, policy: str) ->
         assert await under_test.finalize(deleted(policy, type="Classic")) is None
 
         assert vhost.exists("jobs")
+        assert let_go(cluster)
+        await until(lambda: "was left behind" in told(cluster))
+
+
+async def test_queue_that_another_program_declared_is_kept(vhost: VirtualHost) -> None:
+    async with (
+        finalizer(vhost, hidden_seconds=0) as (under_test, cluster),
+        channel_of(vhost) as channel,
+    ):
+        channel.queue_declare("jobs", durable=True)
+        put(channel, "jobs", b"theirs")
+
+        assert await under_test.finalize(deleted("Delete")) is None
+
+        assert vhost.depth("jobs").ready == 1
         assert let_go(cluster)
         await until(lambda: "was left behind" in told(cluster))
 

@@ -248,13 +248,13 @@ async def require_nothing_hidden(workqueue: WorkQueue, queues: Sequence[str], br
     )
 
 
-async def is_of_another_kind(workqueue: WorkQueue, broker: Broker) -> bool:
-    """Return whether the queue of a Classic WorkQueue is another one, such as a quorum queue of another program.
+async def conflicts(workqueue: WorkQueue, broker: Broker) -> bool:
+    """Return whether the queue exists with other arguments, so that another program has declared it.
 
-    `delete` deletes a Classic queue conditionally. For a quorum queue that closes the whole connection (540). Only a
-    declaration finds out what it is.
+    Only a declaration finds that out. Otherwise `delete` would delete the messages of another program, and the
+    conditional deletion of a Classic queue that is a quorum queue would close the whole connection (540).
     """
-    if not _is_classic(workqueue) or await broker.counts_if_there(workqueue.queue_name) is None:
+    if not workqueue.spec.queue.declare or await broker.counts_if_there(workqueue.queue_name) is None:
         return False
     try:
         await broker.declare_queue(topology.work_queue(workqueue.queue_settings))

@@ -120,7 +120,7 @@ class Finalizer:
         await handle.broker.ready()
         if (other := await self._other_claim(workqueue, handle)) is not None:
             return f"{queue} was left behind: {other} has it, too."
-        if await declare.is_of_another_kind(workqueue, handle.broker):
+        if await declare.conflicts(workqueue, handle.broker):
             return f"{queue} was left behind: it is not as the WorkQueue specifies, so another program declared it."
         left = await self._delete_queues(workqueue, handle, binding)
         return f"{queue} was deleted with its WorkQueue.{left}"
