@@ -139,7 +139,7 @@ def test_worker_pod_has_no_token_no_foreign_secret_and_nothing_writable(handler:
     )
     pod = rendered["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
-    assert "serviceAccountName" not in pod
+    assert pod["serviceAccountName"] == "default"
     secrets = [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
     assert secrets == ["rabbitmq", "jobs-retirement-key"]
     for container in (*pod.get("initContainers", ()), *pod["containers"]):
