@@ -297,10 +297,12 @@ def test_full_publish_limit_blocks_the_publisher(vhost):
 def test_interrupted_thread_keeps_no_other_waiting(vhost):
     with publishing(vhost) as publisher, ThreadPoolExecutor(9) as threads:
         publisher.declare(Queue("q", QUORUM)).result()
+        # As SIGINT does, which a test process may ignore.
+        before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
 
         def interrupt():
             eventually(lambda: publisher.pending == 9)
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
         with vhost.broker.frozen():
             others = [threads.submit(publisher.publish_and_wait, Outgoing("q", b"")) for _ in range(8)]
@@ -308,6 +310,7 @@ def test_interrupted_thread_keeps_no_other_waiting(vhost):
             threads.submit(interrupt)
             with pytest.raises(KeyboardInterrupt):
                 publisher.publish_and_wait(Outgoing("q", b""))
+        signal.signal(signal.SIGUSR1, before)
 
         assert [one.result(20) for one in others] == [None] * 8
         publisher.publish_and_wait(Outgoing("q", b""))
