@@ -199,6 +199,7 @@ def test_slow_api_server_delays_but_breaks_nothing(rabbitmq: Broker, tmp_path: P
         eventually(lambda: under_test.replicas("slow") == 1, 30, "it wakes")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("crd")
 def test_leader_that_cannot_renew_exits_and_stops_writing(rabbitmq: Broker, tmp_path: Path) -> None:
     """A hanging request must not keep a dead leader alive: every request times out."""

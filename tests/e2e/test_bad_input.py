@@ -116,8 +116,10 @@ SLOW = {
     "the virtual host does not exist",
     "no listener at the port",
     "the queue exists with other arguments",
+    "the image cannot be pulled",
 }
-"""The row of the wrong password takes the same path. Faster tests in tests/operator show the conflict."""
+"""The rows of the wrong password and of the handler take the same paths. Faster tests in tests/operator show the
+conflict."""
 
 
 @pytest.mark.parametrize("title", some_slow(CASES, SLOW))

@@ -305,6 +305,7 @@ def test_plugin_errors_give_advice(
     assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_workqueue_reader_sees_workers_and_events_as_unknown(
     run: Any, lab: Lab, workqueue: WorkQueueUnderTest
 ) -> None:

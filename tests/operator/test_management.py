@@ -38,6 +38,7 @@ def binding_of(vhost: VirtualHost) -> Binding:
     return replace(from_url(vhost.url), management_uri=vhost.broker.management_url)
 
 
+@pytest.mark.slow
 async def test_management_api_returns_exact_unacknowledged_count(
     odd_vhost: VirtualHost, management: Management, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -308,6 +308,7 @@ async def test_address_cannot_make_the_page_say_anything(site: Site, query: str)
     assert "5 dead" not in text
 
 
+@pytest.mark.slow
 async def test_workqueue_is_paused_and_resumed_with_the_keyboard(site: Site) -> None:
     site.put(thumbs())
     async with logged_in(site, url=f"{site.url}{ADDRESS}", width=320, height=640) as seen:
