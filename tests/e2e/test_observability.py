@@ -48,6 +48,9 @@ def test_every_dashboard_panel_has_data(lab: Lab, prometheus: Prometheus) -> Non
     begun = time.time()
     steady = lab.workqueue("shown", scaling={"messagesPerReplica": 1, "maxReplicas": 3}).apply()
     moody = lab.workqueue("shown-moody", worker={"handler": {"python": "jobs:moody"}}).apply()
+    lab.workqueue(
+        "shown-often", recurring=[{"name": "often", "everySeconds": 2, "body": '{"id": "often"}'}]
+    ).apply()
     steady.wait_ready()
     moody.wait_ready()
     moody.publish([{"id": 1}, {"id": 2, "failures": 1}, {"id": 3, "reject": True}])

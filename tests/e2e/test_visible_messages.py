@@ -83,7 +83,7 @@ def test_message_awaiting_retry_is_shown_after_its_worker_has_ended(lab: Lab) ->
 
     shown = columns(workqueue)
     assert (shown["MESSAGES"], shown["RETRYING"], shown["DEAD"]) == ("0", "1", "0")
-    assert "jobs.retry.step.500ms" in workqueue.status()["delayQueues"]
+    assert "retried.retry.step.500ms" in workqueue.status()["delayQueues"]
     workqueue.delete()
 
 
