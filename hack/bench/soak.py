@@ -33,9 +33,11 @@ from workqueue.amqp.errors import BrokerError as RefusedError
 from workqueue.amqp.outgoing import Outgoing
 from workqueue.amqp.publish_pipeline import PublishPipeline
 from workqueue.contract.binding import from_url
-from workqueue.contract.topology import QueueSettings, QueueType, plan
+from workqueue.contract.topology import QueueSettings, QueueType, delay_route, plan
 
 QUEUE: Final = "jobs"
+DELAYS: Final = (1, 2)
+"""Seconds until a message is retried."""
 WORKERS: Final = 3
 SAFE_AFTER_SECONDS: Final = 3.0
 STALL_SECONDS: Final = 60.0
@@ -163,7 +165,16 @@ class Soak:
     def _start_worker(self, index: int) -> None:
         worker = self._factory.start(
             self._vhost.url,
-            *("--concurrency", "3", "--max-attempts", "3", "--delays", "1,2", "--timeout", "20"),
+            *(
+                "--concurrency",
+                "3",
+                "--max-attempts",
+                "3",
+                "--delays",
+                ",".join(map(str, DELAYS)),
+                "--timeout",
+                "20",
+            ),
             handler=self._random.choice([THREADS, ASYNC]),
             declare=False,
         )
@@ -189,7 +200,7 @@ class Soak:
 
     def _settle(self) -> None:
         """Wait until no message is in transit, then read the dead-letter queue and the workers' events."""
-        queues = [QUEUE, *(f"{QUEUE}.retry.{seconds}s" for seconds in (1, 2))]
+        queues = {QUEUE}.union(*(delay_route(QUEUE, seconds).queues for seconds in DELAYS))
         least, self.ledger.left = sys.maxsize, self.ledger.published
         progress_at = quiet_since = time.monotonic()
         while time.monotonic() - progress_at < STALL_SECONDS:
