@@ -145,6 +145,8 @@ def _prepare(command: str) -> None:
     eventually(_settled, 90, "every Deployment has the pods that it wants, all of them Ready")
     if "dead show" in command:
         _dead_letter()
+    if "--trigger nightly" in command:
+        _steer(recurring=[{"name": "nightly", "cron": "30 2 * * *"}])
 
 
 def _settled() -> bool:
