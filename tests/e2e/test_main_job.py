@@ -40,7 +40,9 @@ def test_workers_scale_from_zero_and_back_with_every_result(lab: Lab) -> None:
     eventually(lambda: lab.queues()["ladder"]["messages"] == 0, 30, "the queue is empty")
     queues = lab.queues()
     assert queues["ladder.dead"]["messages"] == 0
-    assert not [name for name in queues if name.startswith("ladder.retry.")], "delay queues are made on first need"
+    assert not [name for name in queues if name.startswith("ladder.retry.")], (
+        "delay queues are made on first need"
+    )
 
 
 @pytest.mark.slow

@@ -38,9 +38,9 @@ from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import PodView
 
 
-async def declare(vhost: VirtualHost) -> None:
+async def declare(vhost: VirtualHost, **queue: str) -> None:
     async with channel_of(vhost) as channel:
-        work, steps = work_queue(deleted("Delete").queue_settings), delay_plan("jobs", STEPS)
+        work, steps = work_queue(deleted("Delete", **queue).queue_settings), delay_plan("jobs", STEPS)
         like_earlier = delay_queue("jobs", LAST).arguments
         others = {
             queue.name: queue.arguments for queue in (work, dead_letter_queue("jobs"), *steps.queues)
@@ -143,7 +143,7 @@ async def test_queue_that_another_program_declared_is_kept(vhost: VirtualHost) -
 
 @pytest.mark.parametrize("policy", ["Delete", "DeleteIfEmpty"])
 async def test_dead_letter_queue_of_others_is_kept(vhost: VirtualHost, policy: str) -> None:
-    await declare(vhost)
+    await declare(vhost, deadLetterQueue="failed")
     async with (
         finalizer(vhost, hidden_seconds=0) as (under_test, cluster),
         channel_of(vhost) as channel,
