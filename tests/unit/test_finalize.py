@@ -98,6 +98,9 @@ class Site:
     async def binding(self, *_: Any) -> Any:
         return SimpleNamespace(management_uri=None)
 
+    async def declare_queue(self, _: Any) -> None:
+        """The queue is as the WorkQueue specifies."""
+
     async def handle(self, *_: Any) -> Any:
         return self
 
