@@ -29,7 +29,7 @@ from tests.support.rabbitmq import DEFAULT, running
 
 KINDS: Final = ("classic", "quorum")
 MESSAGES: Final = 20_000
-ROUNDS: Final = 7
+ROUNDS: Final = 14
 QUICK_ROUNDS: Final = 1
 PIPELINE_GOALS: Final = {THREADS: 0.9, MANY: 0.9, TASKS: 1.0, MANY_ASYNC: 0.9}
 """Of each contender, as a multiple of the best bare pipeline with as many unconfirmed messages."""
