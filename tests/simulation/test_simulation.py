@@ -15,11 +15,11 @@ FOUND = {
     "nack before cancel": 0,
     "ack before the confirm": 1,
     "leak of pass states": 2,
-    "stale ReplicaSet": 2,
     "marks cleared early": 4,
-    "busy not asked": 5,
+    "busy not asked": 4,
     "retired worker consumes": 5,
     "crashed is dead": 6,
+    "stale ReplicaSet": 8,
     "Secret read once": 11,
     "dead letters late": 17,
     "rank": 30,
@@ -29,7 +29,6 @@ FOUND = {
     "unreachable is busy": 67,
     "refused template": 93,
     "deletion during a job": 120,
-    "no backoff": 149,
     "slot never reopens": 200,
 }
 """Mutants that have been found, and a seed that fails with each."""
