@@ -7,7 +7,6 @@ when the command ends.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -15,7 +14,7 @@ from typing import Any, Final
 from workqueue.amqp.dead_letter_queue import DeadLetterQueue, Replay, purge
 from workqueue.amqp.errors import BrokerError
 from workqueue.amqp.session import Received, Session
-from workqueue.cli import connection_options, output, values
+from workqueue.cli import actions, connection_options, output, values
 from workqueue.cli.progress import progress
 from workqueue.contract import durations
 from workqueue.contract.dead_letters import DeadLetter, Filter
@@ -52,16 +51,18 @@ def add_arguments(
         add_place: adds the arguments for the queue and the connection.
         limit: names of the option that limits the number.
     """
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    subparsers = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    listing = _action(actions, add_place, "list", "list the dead letters", _list)
+    listing = actions.add(subparsers, add_place, "list", "list the dead letters", _list)
     _add_filters(listing)
     listing.add_argument(*limit, type=values.count, default=DEFAULT_LIST_LIMIT, help="(%(default)s)")
 
-    show = _action(actions, add_place, "show", "show one dead letter with its headers and its body", _show)
+    show = actions.add(
+        subparsers, add_place, "show", "show one dead letter with its headers and its body", _show
+    )
     show.add_argument("id", nargs="?", help="a message id, or its beginning (default: the first message)")
 
-    replay = _action(actions, add_place, "replay", "send dead letters back to the work queue", _replay)
+    replay = actions.add(subparsers, add_place, "replay", "send dead letters back to the work queue", _replay)
     _add_filters(replay)
     replay.add_argument(*limit, type=values.count, help="the largest number to replay")
     replay.add_argument(
@@ -70,28 +71,14 @@ def add_arguments(
         help="continue the count of attempts instead of starting again",
     )
 
-    purge = _action(actions, add_place, "purge", "delete dead letters", _purge)
+    purge = actions.add(subparsers, add_place, "purge", "delete dead letters", _purge)
     _add_filters(purge)
     purge.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the action; return 0 if all of it was done."""
-    with Session(connection_options.binding_source(arguments), "workqueue dead") as session:
-        code: int = arguments.act(session, arguments)
-        return code
-
-
-def _action(
-    actions: Any, add_place: Callable[[argparse.ArgumentParser], None], name: str, summary: str, act: Any
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(
-        name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}."
-    )
-    add_place(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
-    parser.set_defaults(act=act)
-    return parser
+    return actions.run(arguments, "workqueue dead")
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
@@ -222,7 +209,9 @@ def _purge(session: Session, arguments: argparse.Namespace) -> int:
     place, wanted = _place(arguments), _filter(arguments)
     total = place.depth(session)
     everything = wanted.takes_all and place.named is None
-    if not arguments.yes and not _agreed(total, place.owner, everything=everything):
+    if not arguments.yes and not actions.agreed_to_drop(
+        total, "dead letters", place.owner, everything=everything
+    ):
         output.warn("Nothing was dropped. Use --yes to drop without confirmation.")
         return connection_options.BAD_USAGE
     with progress("dropping", total) as update:
@@ -232,15 +221,6 @@ def _purge(session: Session, arguments: argparse.Namespace) -> int:
     else:
         output.say(f"{output.count(dropped, 'dead letter')} of {place.queue} dropped.")
     return 0
-
-
-def _agreed(total: int, queue: str, *, everything: bool) -> bool:
-    if not sys.stdin.isatty():
-        return False
-    what = f"all {total}" if everything else f"the matching ones of {total}"
-    sys.stderr.write(f"Drop {what} dead letters of {queue}? This cannot be undone. [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def _place(arguments: argparse.Namespace) -> DeadLetterQueue:

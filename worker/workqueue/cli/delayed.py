@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from workqueue.amqp.errors import BrokerError
 from workqueue.amqp.session import Received, Session
-from workqueue.cli import connection_options, output, values
+from workqueue.cli import actions, connection_options, output, values
 from workqueue.cli.progress import progress
 from workqueue.contract import headers, topology
 
@@ -73,10 +72,12 @@ def add_arguments(
         add_place: adds the arguments for the queue and the connection.
         limit: names of the option that limits the number.
     """
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = _action(actions, add_place, "list", "list the messages that wait, the next ones first", _list)
+    subparsers = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    listing = actions.add(
+        subparsers, add_place, "list", "list the messages that wait, the next ones first", _list
+    )
     listing.add_argument(*limit, type=values.count, default=DEFAULT_LIST_LIMIT, help="(%(default)s)")
-    purge = _action(actions, add_place, "purge", "delete messages that wait", _purge)
+    purge = actions.add(subparsers, add_place, "purge", "delete messages that wait", _purge)
     purge.add_argument(
         "--id", action="append", default=[], metavar="ID", help="with this message id (default: all)"
     )
@@ -85,21 +86,7 @@ def add_arguments(
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the action; return 0 if all of it was done."""
-    with Session(connection_options.binding_source(arguments), "workqueue delayed") as session:
-        code: int = arguments.act(session, arguments)
-        return code
-
-
-def _action(
-    actions: Any, add_place: Callable[[argparse.ArgumentParser], None], name: str, summary: str, act: Any
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(
-        name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}."
-    )
-    add_place(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
-    parser.set_defaults(act=act)
-    return parser
+    return actions.run(arguments, "workqueue delayed")
 
 
 def _list(session: Session, arguments: argparse.Namespace) -> int:
@@ -144,7 +131,9 @@ def _purge(session: Session, arguments: argparse.Namespace) -> int:
     queue, wanted = arguments.queue, frozenset(arguments.id)
     counts = _counts(session, queue)
     total = sum(counts.values())
-    if not arguments.yes and not _agreed(total, queue, everything=not wanted):
+    if not arguments.yes and not actions.agreed_to_drop(
+        total, "delayed messages", queue, everything=not wanted
+    ):
         output.warn("Nothing was dropped. Use --yes to drop without confirmation.")
         return connection_options.BAD_USAGE
     dropped, kept = 0, list[tuple[str, Received]]()
@@ -163,15 +152,6 @@ def _purge(session: Session, arguments: argparse.Namespace) -> int:
     else:
         output.say(f"{output.count(dropped, 'delayed message')} of {queue} dropped.")
     return 0
-
-
-def _agreed(total: int, queue: str, *, everything: bool) -> bool:
-    if not sys.stdin.isatty():
-        return False
-    what = f"all {total}" if everything else f"the matching ones of {total}"
-    sys.stderr.write(f"Drop {what} delayed messages of {queue}? This cannot be undone. [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def _counts(session: Session, queue: str) -> dict[str, int]:
