@@ -275,7 +275,7 @@ async def delete(workqueue: WorkQueue, queues: Sequence[str], broker: Broker, *,
         ReconcileError: the broker refused, or a queue is in use.
     """
     work = workqueue.queue_name
-    classic = _is_classic(workqueue)
+    classic = workqueue.spec.queue.declare and workqueue.queue_settings.type is topology.QueueType.CLASSIC
     for name in queues:
         counts = await broker.counts_if_there(name)
         if counts is None:
@@ -291,10 +291,6 @@ async def delete(workqueue: WorkQueue, queues: Sequence[str], broker: Broker, *,
             raise
     for step in topology.STEPS[:-1]:
         await broker.delete_exchange(topology.step_name(work, step))
-
-
-def _is_classic(workqueue: WorkQueue) -> bool:
-    return workqueue.spec.queue.declare and workqueue.queue_settings.type is topology.QueueType.CLASSIC
 
 
 def _in_use(queue: str, counts: QueueCounts) -> ReconcileError:
