@@ -12,6 +12,7 @@ import contextlib
 import json
 import socket
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from kubernetes.aio import client, config
 
 from tests.support.crash import CrashPoints
 from tests.support.kubernetes import kubeconfig
+from tests.support.wait import until
 
 _PATCHES: Final = {
     "application/apply-patch+yaml": "apply",
@@ -184,9 +186,6 @@ class ApiProxy:
             self._up.set()
             await self._stop.wait()
             await runner.cleanup()
-        # asyncio closes the socket of an aborted TLS connection two turns of the loop later.
-        for _ in range(3):
-            await asyncio.sleep(0)
 
     @asynccontextmanager
     async def _upstream(self) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
@@ -195,7 +194,14 @@ class ApiProxy:
         credentials = self._credentials or kubeconfig()
         await config.load_kube_config(config_file=str(credentials), client_configuration=configuration)
         rest = client.ApiClient(configuration).rest_client
-        connector = aiohttp.TCPConnector(ssl=rest.ssl_context, limit=0)
+        sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+        def create_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+            created = socket.socket(*address[:3])
+            sockets.add(created)
+            return created
+
+        connector = aiohttp.TCPConnector(ssl=rest.ssl_context, limit=0, socket_factory=create_socket)
         # A kubeconfig has a client certificate, which is in the context, or a token.
         token = configuration.api_key.get("BearerToken")
         headers = {"Authorization": token} if token else {}
@@ -207,6 +213,8 @@ class ApiProxy:
             finally:
                 # Not the closing handshake of TLS: on a busy machine it would outlast the loop.
                 await connector.close(abort_ssl=True)
+                # The connection of a request that was given up does its handshake nevertheless.
+                await until(lambda: all(created.fileno() == -1 for created in sockets))
 
     async def _handle(
         self, session: aiohttp.ClientSession, server: str, request: web.Request
