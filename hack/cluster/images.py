@@ -26,6 +26,7 @@ from hack.cluster.packages import PART as PACKAGES_PART
 from hack.cluster.plan import Part
 from hack.cluster.rootfs import RootfsError, cache_folder, rootfs
 
+RABBITMQ_PART: Final = "RabbitMQ's image"
 RABBITMQ_IMAGE: Final = "docker.io/library/rabbitmq:4-management"
 BASE_IMAGE: Final = "localhost/workqueue-base:trixie"
 RELEASE: Final = "trixie"
@@ -104,7 +105,7 @@ def parts() -> list[Part]:
     return (
         []
         if _file(RABBITMQ_IMAGE, _rabbitmq_recipe()).exists()
-        else [Part("RabbitMQ's image", 75.0, rabbitmq, needs=(PACKAGES_PART,))]
+        else [Part(RABBITMQ_PART, 75.0, rabbitmq, needs=(PACKAGES_PART,))]
     )
 
 

@@ -64,7 +64,7 @@ class KindCluster:
             if self._exists():
                 say(f"The kind cluster {name} is already up.")
             else:
-                parts.insert(0, Part("the kind cluster", 60.0, self._create))
+                parts.insert(0, Part(plan.CLUSTER, 60.0, self._create))
             plan.run(parts)
             kubeconfig = self._kind("get", "kubeconfig", f"--name={name}", doing="Reading the kubeconfig")
             folder = checkout.write(name, kubeconfig)

@@ -38,17 +38,14 @@ def up(instance: Instance, more: Sequence[Part] = ()) -> None:
     """
     with _exclusive(instance):
         before = instance.record()
-        plan.run([*parts(), *([] if before else [_start_part(instance)]), *more])
-        if before and _answers(instance, ANSWER_SECONDS):
+        is_up = before is not None and _answers(instance, ANSWER_SECONDS)
+        if before and is_up:
             say(f"The cluster {instance.name} is already up.")
             if before.build != toolchain.build():
                 say(f"Another version of this tool made it ({before.build}). Run down, then up, to renew it.")
-        elif before:
-            _start(instance)
-        # An interrupted `up` may have skipped the next steps.
-        _wait_for_node(instance)
-        for archive in (images.pause(toolchain.binaries()), images.rabbitmq()):
-            load_once(instance, archive)
+        plan.run([*parts(), *([] if is_up else [_start_part(instance)]), *more])
+        # An interrupted `up` may have skipped these steps.
+        _complete(instance)
         folder = checkout.write(instance.name, instance.kubeconfig.read_text())
     say(f"Ready: export KUBECONFIG={folder / 'kubeconfig'} PATH={folder / 'bin'}:$PATH")
 
@@ -142,9 +139,18 @@ def inside(instance: Instance, command: Sequence[str]) -> list[str]:
 def _start_part(instance: Instance) -> Part:
     def make() -> None:
         _start(instance)
-        _wait_for_node(instance)
+        _complete(instance)
 
-    return Part("the cluster", 15.0, make, needs=(packages.PART, toolchain.PROGRAMS_PART))
+    return Part(
+        plan.CLUSTER, 20.0, make, needs=(packages.PART, toolchain.PROGRAMS_PART, images.RABBITMQ_PART)
+    )
+
+
+def _complete(instance: Instance) -> None:
+    """Wait for the node, and load the images that it lacks."""
+    _wait_for_node(instance)
+    for archive in (images.pause(toolchain.binaries()), images.rabbitmq()):
+        load_once(instance, archive)
 
 
 def _start(instance: Instance) -> None:

@@ -17,6 +17,9 @@ from hack.cluster import commands, console
 
 SHORT_SECONDS: Final = 30.0
 
+CLUSTER: Final = "the cluster"
+"""The name of the part that starts a cluster of any kind."""
+
 
 @dataclass(frozen=True)
 class Part:

@@ -62,7 +62,8 @@ CALLED_AS: Final = (
 PROGRAMS: Final = ("./kube", "./coredns", "./forward", "./pause")
 HELM_PROGRAM: Final = "helm.sh/helm/v4/cmd/helm"
 # Without cgo, no C compiler is needed and the programs run in any image.
-ENVIRONMENT: Final = {"CGO_ENABLED": "0", "GOWORK": "off"}
+# With less garbage collection the compiler takes a seventh less time: 176 s instead of 205 s for CoreDNS.
+ENVIRONMENT: Final = {"CGO_ENABLED": "0", "GOWORK": "off", "GOGC": "400"}
 # The same flags for all programs: libraries that were compiled with other flags are compiled again.
 # Without DWARF, which the linker would remove, they compile in about a tenth less time.
 FLAGS: Final = ("-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false")
@@ -71,7 +72,7 @@ GO_PART: Final = "Go"
 MODULES_PART: Final = "Go modules"
 PROGRAMS_PART: Final = "Kubernetes"
 HELM_PART: Final = "helm"
-COMPILING_SECONDS: Final = 660
+COMPILING_SECONDS: Final = 820
 """Of one processor, for the cluster's programs."""
 
 HELM_SECONDS: Final = 45.0

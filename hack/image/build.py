@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from hack.cluster import images, kind, packages
+from hack.cluster import images, kind, packages, plan
 from hack.cluster.clusters import Cluster, selected
 from hack.cluster.commands import run, run_with_lines
 from hack.cluster.console import say, step
@@ -36,6 +36,7 @@ DIGITS: Final = 16
 DEFAULT_TAG: Final = "workqueue-operator:dev"
 PART: Final = "the image of operator and workers"
 BASE_PART: Final = "its base image"
+LOADED_PART: Final = "the image, loaded into the cluster"
 CERTIFICATES: Final = Path("/etc/ssl/certs")
 PIP_CONFIGURATION: Final = "/etc/pip.conf"
 VERSION_FILE: Final = CHECKOUT / "worker/workqueue/__init__.py"
@@ -75,12 +76,15 @@ def build_in(cluster: Cluster, tag: str = DEFAULT_TAG) -> None:
     def make() -> None:
         made.append(build(tag))
 
+    def load() -> None:
+        cluster.load_once(made[0] if made else build(tag))
+
     if not cluster.takes_images:
         cluster.up()
         say(f"CLUSTER=current loads no image: push {tag} to a registry that the cluster can pull from.")
         return
-    cluster.up([] if _is_built(tag) else _parts(make))
-    cluster.load_once(made[0] if made else build(tag))
+    parts = [] if _is_built(tag) else _parts(make)
+    cluster.up([*parts, Part(LOADED_PART, 10.0, load, needs=(PART, plan.CLUSTER))])
 
 
 def _parts(make: Callable[[], None]) -> list[Part]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from hack.cluster import commands, lifecycle, packages, plan, toolchain
+from hack.cluster import commands, kind, lifecycle, packages, plan, toolchain
+from hack.cluster.clusters import LocalCluster
 from hack.cluster.errors import ClusterError
+from hack.cluster.instance import Instance
 from hack.cluster.plan import Part
 from hack.image import build
 
@@ -94,7 +97,7 @@ def fresh_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing is installed and nothing is in the cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    build.kind.engine.cache_clear()
+    kind.engine.cache_clear()
 
 
 def parts_of_a_first_start() -> dict[str, Part]:
@@ -134,3 +137,21 @@ def test_finished_parts_are_not_planned(tmp_path: Path) -> None:
         (tmp_path / "workqueue-operator/bin" / name).mkdir(parents=True)
     assert toolchain.parts() == []
     assert toolchain.MODULES_PART not in parts_of_a_first_start()
+
+
+@pytest.mark.usefixtures("fresh_machine")
+def test_first_start_loads_images_while_helm_compiles() -> None:
+    class Recorder(LocalCluster):
+        def __init__(self) -> None:
+            self.more: list[Part] = []
+
+        def up(self, more: Sequence[Part] = ()) -> None:
+            self.more += more
+
+    cluster = Recorder()
+    build.build_in(cluster)
+    loaded = cluster.more[-1]
+    assert set(loaded.needs) == {build.PART, plan.CLUSTER}
+    start = lifecycle._start_part(Instance("any"))
+    assert start.name == plan.CLUSTER
+    assert toolchain.HELM_PART not in start.needs
