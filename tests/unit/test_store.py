@@ -454,11 +454,3 @@ async def test_workqueue_iteration_yields_to_other_tasks(store: Store) -> None:
     task.cancel()
     assert names == [f"jobs-{number}" for number in range(119)], "what goes meanwhile is left out"
     assert turns >= 3
-
-
-async def test_workqueues_are_selected_by_namespaces(store: Store) -> None:
-    for namespace in ("team", "shop", "other"):
-        store.put_workqueue(thing("jobs", 1, namespace=namespace))
-    found = [body["metadata"]["namespace"] async for body in store.each_workqueue({"shop", "team", "none"})]
-    assert sorted(found) == ["shop", "team"]
-    assert [body async for body in store.each_workqueue(frozenset())] == []

@@ -105,10 +105,9 @@ class Store:
         """Return a WorkQueue, or None if it does not exist."""
         return self.workqueues.get(key)
 
-    async def each_workqueue(self, namespaces: AbstractSet[str] | None = None) -> AsyncIterator[Object]:
-        """Iterate over all WorkQueues, or those of some namespaces. Yields to other tasks in between."""
-        keys = [key for key in self.workqueues if namespaces is None or key[0] in namespaces]
-        for number, key in enumerate(keys):
+    async def each_workqueue(self) -> AsyncIterator[Object]:
+        """Iterate over all WorkQueues. Yields to other tasks in between."""
+        for number, key in enumerate(list(self.workqueues)):
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
             if (body := self.workqueues.get(key)) is not None:

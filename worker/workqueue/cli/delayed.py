@@ -17,7 +17,7 @@ from workqueue.amqp.errors import BrokerError
 from workqueue.amqp.session import Received, Session
 from workqueue.cli import actions, connection_options, output, values
 from workqueue.cli.progress import progress
-from workqueue.contract import headers, topology
+from workqueue.contract import durations, headers, topology
 
 DEFAULT_LIST_LIMIT: Final = 50
 
@@ -117,7 +117,7 @@ def _list(session: Session, arguments: argparse.Namespace) -> int:
             (
                 message.message_id or "-",
                 f"{message.due_at:%Y-%m-%d %H:%M:%S}" if message.due_at else "-",
-                _seconds(message.due_at.timestamp() - now) if message.due_at else "-",
+                durations.age(message.due_at.timestamp() - now) if message.due_at else "-",
                 str(message.attempts),
             )
             for message in shown
@@ -206,12 +206,3 @@ def _moment(value: object) -> datetime | None:
         return datetime.fromtimestamp(value / 1000, UTC)
     except (OverflowError, OSError, ValueError):
         return None
-
-
-def _seconds(seconds: float) -> str:
-    """Return a time such as `3d04h`, `2h05m`, `7m30s` or `12s`."""
-    whole = max(0, round(seconds))
-    for size, unit, part, below in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= size:
-            return f"{whole // size}{unit}{whole % size // part:02}{below}"
-    return f"{whole}s"
