@@ -52,7 +52,13 @@ from workqueue_operator.scaling.decide import (
     decide,
 )
 from workqueue_operator.scaling.depth import busy_pods, messages_in_stopping_workers, workers_decide
-from workqueue_operator.scaling.gather import Connection, Gatherer, changes_the_count, reading_seconds
+from workqueue_operator.scaling.gather import (
+    Connection,
+    Gatherer,
+    changes_the_count,
+    pause_of_silence,
+    reading_seconds,
+)
 from workqueue_operator.scaling.scale import CountWrite, Scaled, Scaler
 from workqueue_operator.scaling.snapshot import Snapshot
 from workqueue_operator.workers.target import Targets
@@ -474,9 +480,10 @@ class Reconciler:
         conflict = decision.reason is Reason.CONFLICTING_WRITE
         now = self._clock.monotonic()
         refused_until = state.scaled.next_attempt(now)
+        silent_pause = pause_of_silence(snapshot.readings, state.gathered, snapshot.now)
         delays = [
             LOOK_AGAIN if fruitless_ring or vanished or conflict else None,
-            _next_look(snapshot, decision, state.window),
+            _next_look(snapshot, decision, state.window, silent_pause),
             None if refused_until is None else max(refused_until - now, 0.0),
         ]
         return outcome, min((seconds for seconds in delays if seconds is not None), default=None)
@@ -534,15 +541,21 @@ def _leaves_doorbell_to_older(workqueue: WorkQueue, handle: BrokerHandle, store:
     )
 
 
-def _next_look(snapshot: Snapshot, decision: Decision, window: ScaleInWindow) -> float | None:
-    """Seconds until a pass must look again although nothing changed; None when only a change needs a pass."""
+def _next_look(
+    snapshot: Snapshot, decision: Decision, window: ScaleInWindow, silent_pause: float
+) -> float | None:
+    """Seconds until a pass must look again although nothing changed; None when only a change needs a pass.
+
+    Args:
+        silent_pause: seconds for which workers that do not answer are left alone.
+    """
     spec, deployment = snapshot.workqueue.spec, snapshot.deployment
     delays = []
     if spec.scaling.schedules or isinstance(deployment, Unknown):
         delays.append(SCHEDULE_EVERY)
     if isinstance(deployment, DeploymentView) and snapshot.workers_run:
         seconds = _until_next_reading(snapshot, decision, deployment, window)
-        delays.append(max(seconds, LOOK_AGAIN_PER_POD * len(snapshot.pods)))
+        delays.append(max(seconds, silent_pause, LOOK_AGAIN_PER_POD * len(snapshot.pods)))
     return min(delays, default=None)
 
 
