@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
@@ -43,9 +44,10 @@ def up(instance: Instance, more: Sequence[Part] = ()) -> None:
             say(f"The cluster {instance.name} is already up.")
             if before.build != toolchain.build():
                 say(f"Another version of this tool made it ({before.build}). Run down, then up, to renew it.")
-        plan.run([*parts(), *([] if is_up else [_start_part(instance)]), *more])
+        plan.run([*parts(), *([] if is_up else _start_parts(instance)), *more])
         # An interrupted `up` may have skipped these steps.
-        _complete(instance)
+        _wait_for_node(instance)
+        _load_images(instance)
         folder = checkout.write(instance.name, instance.kubeconfig.read_text())
     say(f"Ready: export KUBECONFIG={folder / 'kubeconfig'} PATH={folder / 'bin'}:$PATH")
 
@@ -136,19 +138,23 @@ def inside(instance: Instance, command: Sequence[str]) -> list[str]:
     return [*namespaces.enter(_running(instance).node, "net"), *command]
 
 
-def _start_part(instance: Instance) -> Part:
-    def make() -> None:
+def _start_parts(instance: Instance) -> list[Part]:
+    def start() -> None:
         _start(instance)
-        _complete(instance)
+        _wait_for_node(instance)
 
-    return Part(
-        plan.CLUSTER, 20.0, make, needs=(packages.PART, toolchain.PROGRAMS_PART, images.RABBITMQ_PART)
-    )
+    return [
+        Part(plan.CLUSTER, 10.0, start, needs=(packages.PART, toolchain.PROGRAMS_PART)),
+        Part(
+            "the cluster's images",
+            15.0,
+            partial(_load_images, instance),
+            needs=(plan.CLUSTER, images.RABBITMQ_PART),
+        ),
+    ]
 
 
-def _complete(instance: Instance) -> None:
-    """Wait for the node, and load the images that it lacks."""
-    _wait_for_node(instance)
+def _load_images(instance: Instance) -> None:
     for archive in (images.pause(toolchain.binaries()), images.rabbitmq()):
         load_once(instance, archive)
 
