@@ -36,6 +36,8 @@ VALUES: dict[str, Any] = {
     "uptimeSeconds": 90.0,
     "version": "0.1.0",
     "busySeconds": 300.0,
+    "received": 8,
+    "handlerTimes": {"4": 7},
 }
 """What a worker answers to GET /status."""
 

@@ -39,6 +39,7 @@ def test_recent_rates_cover_the_last_minute_only() -> None:
     assert recent.arrivals_per_second(130) == pytest.approx(30 / WINDOW_SECONDS)
     assert recent.recent_seconds(1000) is None
     assert recent.arrivals_per_second(1000) == 0
+    assert (recent.received, recent.times()) == (31, {0: 30, 14: 1}), "since the start"
 
 
 @given(st.lists(st.floats(0, 1e6)))

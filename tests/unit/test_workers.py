@@ -112,6 +112,10 @@ async def test_worker_state_is_read(workers: Workers) -> None:
             WorkerStatus(4, 1, True, 1.5, 0.5, delay_queues=frozenset({"jobs.retry.high.1s"})),
         ),
         ({"busySeconds": 31.5}, WorkerStatus(4, 1, True, 1.5, 0.5, busy_seconds=31.5)),
+        (
+            {"received": 9, "handlerTimes": {"-4": 1, "8": 7}},
+            WorkerStatus(4, 1, True, 1.5, 0.5, received=9, handler_times={-4: 1, 8: 7}),
+        ),
     ],
     ids=[
         "nothing lately: the mean of all",
@@ -120,6 +124,7 @@ async def test_worker_state_is_read(workers: Workers) -> None:
         "delay queues",
         "delay queues for priorities",
         "a handler that runs for long",
+        "the distribution of handler times",
     ],
 )
 async def test_missing_worker_figures_are_unknown(
@@ -148,6 +153,9 @@ async def test_missing_worker_figures_are_unknown(
         {**STATUS, "retryDelaysSeconds": 5},
         {**STATUS, "delayQueues": 5},
         {**STATUS, "busySeconds": -1},
+        {**STATUS, "received": "many"},
+        {**STATUS, "handlerTimes": [1]},
+        {**STATUS, "handlerTimes": {"100": 1}},
     ],
     ids=[
         "an error",
@@ -166,6 +174,9 @@ async def test_missing_worker_figures_are_unknown(
         "no list of delays",
         "no list of queues",
         "a duration below zero",
+        "a count that is none",
+        "no times by bucket",
+        "a bucket that no worker has",
     ],
 )
 async def test_unreadable_worker_response_is_none(endpoint: Endpoint, workers: Workers, status: Any) -> None:

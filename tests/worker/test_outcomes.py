@@ -471,6 +471,7 @@ def test_worker_reports_figures_of_last_minute(vhost: VirtualHost, workers: Work
     assert status["slots"] == 1
     assert status["meanHandlerSeconds"] == pytest.approx(0.2, abs=0.15)
     assert status["recentHandlerSeconds"] == status["meanHandlerSeconds"]
+    assert (status["received"], sum(status["handlerTimes"].values())) == (3, 3)
     assert (status["connected"], status["lastError"], status["retired"]) == (True, None, False)
     assert eventually(lambda: worker.status()["arrivalPerSecond"]) <= 3 / 5
 

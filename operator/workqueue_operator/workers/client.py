@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 import aiohttp
 
-from workqueue.contract import signing
+from workqueue.contract import handler_times, signing
 from workqueue.contract.topology import LONGEST_DELAY_SECONDS
 from workqueue.contract.worker_api import PORT, RETIRE_PATH, STATUS_PATH, StatusField
 from workqueue_operator.api.workqueue import MOST_RETRY_DELAYS
@@ -79,6 +79,8 @@ class WorkerStatus:
         retry_delays: seconds of the delay queues that a worker of an older release has declared; None from one of
             a still older release.
         busy_seconds: for how long its oldest handler has run; None without one, or from a worker of an older release.
+        received: messages received since its start; None from a worker of an older release.
+        handler_times: how many handlers returned since its start, by the bucket of `handler_times`.
     """
 
     slots: int
@@ -89,6 +91,8 @@ class WorkerStatus:
     retry_delays: frozenset[int] | None = None
     delay_queues: frozenset[str] | None = None
     busy_seconds: float | None = None
+    received: int | None = None
+    handler_times: Mapping[int, int] = field(default_factory=dict)
 
 
 ENDED: Final = WorkerStatus(
@@ -251,6 +255,7 @@ class Workers:
             ValueError,
             KeyError,
             TypeError,
+            AttributeError,
             RecursionError,
         ) as error:
             self._note(address, error)
@@ -293,6 +298,7 @@ def _parse(said: Any) -> WorkerStatus:
         raise TypeError("the answer is no object")
     recent = said.get(StatusField.RECENT_HANDLER_SECONDS)
     busy_seconds = said.get(StatusField.BUSY_SECONDS)
+    received = said.get(StatusField.RECEIVED)
     seconds = recent if recent is not None else said.get(StatusField.MEAN_HANDLER_SECONDS)
     return WorkerStatus(
         slots=int(_number(said[StatusField.SLOTS])),
@@ -303,7 +309,17 @@ def _parse(said: Any) -> WorkerStatus:
         retry_delays=_delays(said.get(StatusField.RETRY_DELAYS_SECONDS)),
         delay_queues=_names(said.get(StatusField.DELAY_QUEUES)),
         busy_seconds=None if busy_seconds is None else _number(busy_seconds),
+        received=None if received is None else int(_number(received)),
+        handler_times=_times(said.get(StatusField.HANDLER_TIMES) or {}),
     )
+
+
+def _times(said: Any) -> dict[int, int]:
+    """Parse counts by bucket. Other buckets than a worker's are refused, so that their number is limited."""
+    times = {int(bucket): int(_number(count)) for bucket, count in said.items()}
+    if not all(handler_times.LOWEST <= bucket <= handler_times.HIGHEST for bucket in times):
+        raise ValueError("these are no buckets of handler times")
+    return times
 
 
 def _delays(said: Any) -> frozenset[int] | None:

@@ -101,6 +101,8 @@ class Endpoint:
             StatusField.CONSUMING: consumer.consuming,
             StatusField.RETIRED: self.retirement is not None and self.retirement.active,
             StatusField.HANDLED: rates.total_count,
+            StatusField.RECEIVED: rates.received,
+            StatusField.HANDLER_TIMES: rates.times(),
             StatusField.MEAN_HANDLER_SECONDS: rates.mean_seconds(),
             StatusField.RECENT_HANDLER_SECONDS: rates.recent_seconds(now),
             StatusField.ARRIVAL_PER_SECOND: rates.arrivals_per_second(now),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from typing import Final
+
+from workqueue.contract.handler_times import bucket_of
 
 WINDOW_SECONDS: Final = 60.0
 _BUCKET_SECONDS: Final = 5.0
@@ -17,12 +19,14 @@ class HandlerRates:
         start: when counting begins, in seconds, on the same clock as every `now`.
     """
 
-    __slots__ = ("_buckets", "_lock", "_start", "total_count", "total_seconds")
+    __slots__ = ("_buckets", "_lock", "_start", "_times", "received", "total_count", "total_seconds")
 
     def __init__(self, start: float) -> None:
         self._start = start
         self._lock = threading.Lock()
         self._buckets: deque[list[float]] = deque()  # [when it began, arrivals, handled, handler seconds]
+        self._times: Counter[int] = Counter()
+        self.received = 0
         self.total_count = 0
         self.total_seconds = 0.0
 
@@ -30,6 +34,7 @@ class HandlerRates:
         """Count a message that was received."""
         with self._lock:
             self._bucket(now)[1] += 1
+            self.received += 1
 
     def handled(self, now: float, seconds: float) -> None:
         """Count a handler that returned after `seconds`."""
@@ -39,6 +44,12 @@ class HandlerRates:
             bucket[3] += seconds
             self.total_count += 1
             self.total_seconds += seconds
+            self._times[bucket_of(seconds)] += 1
+
+    def times(self) -> dict[int, int]:
+        """Return how many handlers returned since the start, by `handler_times.bucket_of` their seconds."""
+        with self._lock:
+            return dict(self._times)
 
     def mean_seconds(self) -> float | None:
         """Return the mean handler time since the start, or None if no handler returned."""
