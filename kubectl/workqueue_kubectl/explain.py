@@ -6,10 +6,11 @@ of the workers.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
@@ -19,6 +20,10 @@ from workqueue_operator.api.workqueue import ConditionStatus, Schedule, WorkQueu
 from workqueue_operator.errors import ReconcileError
 from workqueue_operator.scaling.decide import ESTIMATED_HANDLER_SECONDS, Depth, Load, wanted_replicas
 from workqueue_operator.scaling.schedule import is_active, minimum_replicas
+from workqueue_operator.scaling.wait import HandlerTimes, Waits
+
+_MOST_MESSAGES: Final = 10_000_000
+"""More messages are not looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +36,16 @@ class Seen:
             new worker.
         handler_seconds: recent mean time per message; None before the first message.
         arrivals_per_second: recent deliveries to the workers.
+        busy_seconds: for how long the handler of each busy slot has run.
+        handler_times: the distribution of handler times; None before the first message.
     """
 
     in_handlers: int | None
     in_stopping_workers: int = 0
     handler_seconds: float | None = None
     arrivals_per_second: float = 0.0
+    busy_seconds: Sequence[float] = ()
+    handler_times: HandlerTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +160,22 @@ def _limit(workqueue: WorkQueue, high: int) -> str:
 
 def _wanted(workqueue: WorkQueue, ready: int, seen: Seen) -> int:
     depth = Depth(ready, seen.in_handlers or 0, 0)
-    load = Load(seen.handler_seconds, seen.arrivals_per_second)
+    # The plugin does not know how long messages have waited.
+    slots = (workqueue.status.desired_replicas or 0) * _concurrency(workqueue)
+    waits = Waits(((0.0, ready),), seen.busy_seconds, slots, seen.handler_times)
+    load = Load(seen.handler_seconds, seen.arrivals_per_second, waits)
     return wanted_replicas(workqueue.spec, depth, load, _concurrency(workqueue))
 
 
 def _target(workqueue: WorkQueue, seen: Seen) -> str:
     scaling = workqueue.spec.scaling
-    if scaling.target_drain_seconds is None:
-        return f"{_messages(scaling.messages_per_replica or 1)} per replica"
+    if scaling.messages_per_replica is not None:
+        return f"{_messages(scaling.messages_per_replica)} per replica"
+    if scaling.max_wait_seconds is not None:
+        mean = seen.handler_times.mean() if seen.handler_times is not None else _seconds(seen)
+        return (
+            f"new ones to start within {scaling.max_wait_seconds} s, with {mean:.3g} s per message on average"
+        )
     return (
         f"to finish in {scaling.target_drain_seconds} s, with {_seconds(seen):.3g} s per message and "
         f"{seen.arrivals_per_second:.3g} new messages per second"
@@ -169,11 +186,10 @@ def _upward(workqueue: WorkQueue, seen: Seen, count: int, high: int) -> str:
     scaling = workqueue.spec.scaling
     if count >= high:
         return f"Up: not possible, {_limit(workqueue, high)}"
-    if scaling.target_drain_seconds is None:
-        least = count * (scaling.messages_per_replica or 1) + 1
+    if scaling.messages_per_replica is not None:
+        least = count * scaling.messages_per_replica + 1
         return f"Up: immediately at {_messages(least)} or more, waiting and in handlers."
-    slots = count * _concurrency(workqueue) - seen.arrivals_per_second * _seconds(seen)
-    least = math.floor(max(slots, 0.0) * scaling.target_drain_seconds / _seconds(seen)) + 1
+    least = _most_waiting(workqueue, seen, count) + 1
     return f"Up: immediately at {_messages(least)} or more waiting, at the same speed and rate."
 
 
@@ -186,11 +202,15 @@ def _downward(workqueue: WorkQueue, seen: Seen, count: int, low: int) -> str:
     when = f"for {scaling.scale_in_delay_seconds} s. Idle workers stop first; busy workers finish their messages."
     if count == 1:
         return f"Down: after no message was waiting or in a handler {when}"
-    if scaling.target_drain_seconds is None:
-        return f"Down: at {_messages((count - 1) * (scaling.messages_per_replica or 1))} or fewer {when}"
-    slots = (count - 1) * _concurrency(workqueue) - seen.arrivals_per_second * _seconds(seen)
-    most = math.floor(max(slots, 0.0) * scaling.target_drain_seconds / _seconds(seen))
-    return f"Down: at {_messages(most)} or fewer waiting {when}"
+    if scaling.messages_per_replica is not None:
+        return f"Down: at {_messages((count - 1) * scaling.messages_per_replica)} or fewer {when}"
+    return f"Down: at {_messages(_most_waiting(workqueue, seen, count - 1))} or fewer waiting {when}"
+
+
+def _most_waiting(workqueue: WorkQueue, seen: Seen, replicas: int) -> int:
+    """Return the most waiting messages for which so many replicas are enough."""
+    counts = range(_MOST_MESSAGES)
+    return max(bisect_right(counts, replicas, key=lambda ready: _wanted(workqueue, ready, seen)) - 1, 0)
 
 
 def _seconds(seen: Seen) -> float:

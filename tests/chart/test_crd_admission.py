@@ -71,6 +71,7 @@ VALID = {
     "a method of a class as handler": handler(python="shop.mail:Mailer.send"),
     "a Deployment of the user's": REF,
     "a drain time": scaling(targetDrainSeconds=60),
+    "a waiting time": scaling(maxWaitSeconds=30),
     "a backoff of defaults": {"retry": {"backoff": {}}},
     "a backoff instead of the delays": {"retry": {"delaysSeconds": None, "backoff": {"jitter": "Full"}}},
     "a schedule": scaling(schedules=[SPAN]),
@@ -354,7 +355,23 @@ INVALID = [
     Row(
         "two targets",
         scaling(messagesPerReplica=10, targetDrainSeconds=60),
-        "give either scaling.messagesPerReplica or scaling.targetDrainSeconds, not both",
+        "give only one of scaling.messagesPerReplica, scaling.targetDrainSeconds and scaling.maxWaitSeconds",
+    ),
+    Row(
+        "a drain time and a waiting time",
+        scaling(targetDrainSeconds=60, maxWaitSeconds=30),
+        "give only one of scaling.messagesPerReplica, scaling.targetDrainSeconds and scaling.maxWaitSeconds",
+    ),
+    Row(
+        "a waiting time of zero",
+        scaling(maxWaitSeconds=0),
+        "spec.scaling.maxWaitSeconds in body should be greater than or equal to 1",
+    ),
+    Row(
+        "a waiting time for workers that are not ours",
+        {**REF, **scaling(maxWaitSeconds=30)},
+        "scaling.maxWaitSeconds needs the handler times, which only the operator's workers measure: use "
+        "scaling.messagesPerReplica with workloadRef",
     ),
     Row(
         "a drain time for workers that are not ours",

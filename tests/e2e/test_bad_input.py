@@ -158,7 +158,7 @@ def arguments_of(lab: Lab, queue: str) -> Object:
 
 REFUSED = {
     "no handler": ({"worker": {"handler": {"python": None}}}, "exactly one of"),
-    "two targets": ({"scaling": {"targetDrainSeconds": 30}}, "not both"),
+    "two targets": ({"scaling": {"targetDrainSeconds": 30}}, "give only one of"),
     "minimum above maximum": (
         {"scaling": {"minReplicas": 9}},
         "scaling.minReplicas is above scaling.maxReplicas",

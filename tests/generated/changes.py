@@ -199,6 +199,7 @@ TOGETHER: Final[Sequence[Object]] = (
     },
     {"scaling": {"minReplicas": 2, "maxReplicas": 3}},
     {"scaling": {"messagesPerReplica": None, "targetDrainSeconds": 60}},
+    {"scaling": {"messagesPerReplica": None, "maxWaitSeconds": 30}},
     {"retry": {"delaysSeconds": None, "backoff": {"jitter": "Full"}}},
     {"retry": {"delaysSeconds": [1, 5], "backoff": None}},
     {

@@ -105,7 +105,7 @@ def _workqueue(chance: random.Random, number: int, brokers: int) -> WorkQueueSpe
         "maxReplicas": chance.choice([2, 3, 4, 6]),
     }
     if chance.random() < 0.25:
-        scaling["targetDrainSeconds"] = chance.choice([5, 20])
+        scaling[chance.choice(["targetDrainSeconds", "maxWaitSeconds"])] = 10
     else:
         scaling["messagesPerReplica"] = chance.choice([1, 1, 2, 5])
     if chance.random() < 0.15:

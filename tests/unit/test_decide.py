@@ -38,7 +38,7 @@ SILENT = Unknown(Reason.RETIRE_UNREACHABLE, "Worker a does not answer.")
 def spec(**changes: Any) -> WorkQueueSpec:
     scaling = {"minReplicas": 0, "maxReplicas": 10, "messagesPerReplica": 10, "scaleInDelaySeconds": 60}
     top = {key: changes.pop(key) for key in ("suspend", "replicas", "queue") if key in changes}
-    if "targetDrainSeconds" in changes:
+    if changes.keys() & {"targetDrainSeconds", "maxWaitSeconds"}:
         del scaling["messagesPerReplica"]
     return WorkQueueSpec.model_validate(
         {
@@ -87,6 +87,24 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, ScaleInWindow, tuple[type, in
         seen(10, Depth(1000, 10, 10)),
         ScaleInWindow(NOW),
         (Hold, 10, Reason.AT_MAXIMUM),
+    ),
+    "waiting time that the maximum is too low for": (
+        spec(maxWaitSeconds=30),
+        seen(10, Depth(10_000, 10, 10)),
+        ScaleInWindow(NOW),
+        (Hold, 10, Reason.WAIT_NOT_MET),
+    ),
+    "waiting time that more workers can meet": (
+        spec(maxWaitSeconds=30),
+        seen(0, Depth(100, 0, 0)),
+        ScaleInWindow(NOW),
+        (ScaleOut, 4, Reason.BACKLOG),
+    ),
+    "waiting time of an idle queue": (
+        spec(maxWaitSeconds=30),
+        seen(3, Depth(0, 0, 3)),
+        quiet_since(90),
+        (Retire, 0, Reason.IDLE),
     ),
     "single active consumer without a worker": (
         spec(queue=SINGLE),
@@ -378,6 +396,19 @@ def test_target_drain_time_considers_slots_per_pod() -> None:
     observation = replace(seen(0, Depth(600, 0, 0), concurrency=5), load=Load(2.0, 0.0))
     decision, _ = decide(spec(targetDrainSeconds=60), observation, ScaleInWindow(NOW), NOW)
     assert target(decision, 0) == 4
+
+
+def test_waiting_time_is_named_when_it_cannot_be_met() -> None:
+    decision, _ = decide(spec(maxWaitSeconds=30), seen(10, Depth(10_000, 10, 10)), ScaleInWindow(NOW), NOW)
+
+    assert decision.message.endswith(" to start within 30 s, but scaling.maxReplicas is 10.")
+
+
+def test_waiting_time_counts_unconfirmed_slots() -> None:
+    depth = Depth(0, 5, 30, 10, SILENT)
+
+    assert wanted_replicas(spec(maxWaitSeconds=30), replace(depth, unconfirmed=0), Load(2.0), 1) == 1
+    assert wanted_replicas(spec(maxWaitSeconds=30), depth, Load(2.0), 1) == 10
 
 
 # -- the laws ----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from workqueue_operator.kube.views import PodView
 from workqueue_operator.scaling import gather
 from workqueue_operator.scaling.depth import QueueReadings
 from workqueue_operator.scaling.gather import Connection, Gatherer, GatherState
+from workqueue_operator.scaling.snapshot import Snapshot
 from workqueue_operator.workers.client import Address, Workers, WorkerStatus
 
 READY = PodView("jobs-1", "uid-1", "127.0.0.1", True, True, False, "h", False, None)
@@ -168,6 +169,7 @@ class Passes:
     pods: tuple[PodView, ...] = (READY, replace(READY, name="jobs-9", uid="uid-9"))
     state: GatherState = field(default_factory=GatherState)
     replicas: int = 2
+    seen: Snapshot | None = None
 
     def run(self, seconds: float, pause: float = 1.0) -> int:
         """Run a pass after each pause; return how often the workers were asked."""
@@ -188,8 +190,8 @@ class Passes:
         gatherer = Gatherer(Deployments(self.pods, self.replicas), self.workers, nobody, self.clock)
         made = workqueue(**self.spec)
         connection = Connection(handle, from_url("amqp://rabbit/"))
-        seen, self.state = await gatherer.gather(made, connection, self.state, ring=False)
-        _, self.state = await gatherer.gather_rest(seen, self.state)
+        self.seen, self.state = await gatherer.gather(made, connection, self.state, ring=False)
+        _, self.state = await gatherer.gather_rest(self.seen, self.state)
 
 
 @pytest.mark.parametrize(
@@ -253,3 +255,37 @@ def test_each_pass_asks_the_workers_without_a_scale_in_delay(clock: Clock) -> No
     passes = Passes(clock, Asked(busy=1), {"scaling": {"scaleInDelaySeconds": 0}})
 
     assert passes.run(5, pause=0.2) == 25
+
+
+WAITS = {"scaling": {"maxWaitSeconds": 30}}
+
+
+def test_waiting_messages_grow_old_from_pass_to_pass(clock: Clock) -> None:
+    passes = Passes(clock, Asked(busy=1), WAITS, ready=5)
+
+    assert passes.run(10) == 10, "a message that waits may change the count in each pass"
+    assert passes.state.waits is not None
+    assert passes.state.waits.line.ages == [(9.0, 5)]
+
+
+def test_ages_are_forgotten_with_another_target(clock: Clock) -> None:
+    passes = Passes(clock, Asked(busy=1), WAITS, ready=5)
+    passes.run(1)
+    passes.spec = {}
+
+    passes.run(1)
+
+    assert passes.state.waits is None
+
+
+def test_decision_gets_ages_slots_and_the_start_time_of_pods(clock: Clock) -> None:
+    quick, slow = replace(READY, start_seconds=2.0), replace(READY, name="jobs-9", start_seconds=8.0)
+    passes = Passes(clock, Asked(busy=1, slots=3), WAITS, ready=5, pods=(quick, slow))
+
+    passes.run(3)
+
+    assert passes.seen is not None
+    waits = passes.seen.observation.load.waits
+    assert waits is not None
+    assert waits.waiting == [(2.0, 5)]
+    assert (waits.slots, waits.busy_seconds, waits.start_seconds) == (2, [0.0, 0.0], 5.0)

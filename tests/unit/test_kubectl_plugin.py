@@ -19,6 +19,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from workqueue.contract.handler_times import bucket_of
 from workqueue_kubectl import broker_access, cli, completion, explain
 from workqueue_kubectl.broker_access import InClusterTarget
 from workqueue_kubectl.cluster import Cluster, Found
@@ -28,8 +29,13 @@ from workqueue_kubectl.errors import KubectlError, PluginError
 from workqueue_kubectl.explain import Seen
 from workqueue_kubectl.kubectl import Kubectl
 from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.scaling.wait import HandlerTimes
 
 INWARD = "for 60 s. Idle workers stop first; busy workers finish their messages."
+WAITING = (
+    "40 waiting and 3 in handlers need 3 replicas "
+    "(new ones to start within 30 s, with 1.83 s per message on average)."
+)
 DRAINING = (
     "100 waiting and 3 in handlers need 3 replicas (to finish in 60 s, with 1.5 s per message and 0.2 new messages "
     "per second)."
@@ -157,6 +163,19 @@ SENTENCES = [
         id="by the time to drain",
     ),
     pytest.param(
+        workqueue(desired=3, messages=40, scaling={"messagesPerReplica": None, "maxWaitSeconds": 30}),
+        Seen(3, busy_seconds=[1.0] * 3, handler_times=HandlerTimes({bucket_of(2.0): 9})),
+        [
+            "AsExpected: So it is.",
+            WAITING,
+        ],
+        [
+            "Up: immediately at 48 messages or more waiting, at the same speed and rate.",
+            f"Down: at 31 messages or fewer waiting {INWARD}",
+        ],
+        id="by the waiting time",
+    ),
+    pytest.param(
         workqueue(),
         Seen(None),
         ["AsExpected: So it is.", "The number of messages in handlers is currently unknown."],
@@ -203,7 +222,9 @@ def test_explained_bounds_match_operator_decisions() -> None:
     by_time = workqueue(
         desired=4, messages=200, scaling={"messagesPerReplica": None, "targetDrainSeconds": 60}
     )
+    by_wait = workqueue(desired=4, messages=20, scaling={"messagesPerReplica": None, "maxWaitSeconds": 30})
     for shown, seen in (
+        (by_wait, Seen(0, handler_seconds=0.7)),
         (by_messages, Seen(0)),
         (by_time, Seen(0, handler_seconds=0.7, arrivals_per_second=1.3)),
     ):

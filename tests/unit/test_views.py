@@ -341,6 +341,19 @@ def test_omitted_replicas_mean_one_and_missing_status_means_zero() -> None:
 # -- unsettled
 
 
+@pytest.mark.parametrize(
+    ("ready", "seconds"),
+    [
+        ({"status": "True", "lastTransitionTime": "2026-01-01T00:00:07Z"}, 7.0),
+        ({"status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}, None),
+        ({"status": "True"}, None),
+    ],
+    ids=["ready", "starting", "without-a-time"],
+)
+def test_start_time_of_a_pod_ends_when_it_is_ready(ready: dict[str, str], seconds: float | None) -> None:
+    assert pod_view(body(conditions=[{"type": "Ready", **ready}])).start_seconds == seconds
+
+
 def pods(count: int, **changes: Any) -> list[PodView]:
     made = []
     for number in range(count):

@@ -83,22 +83,24 @@ def test_all_queue_fields_reach_the_topology() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "messages", "drain"),
+    ("given", "targets"),
     [
-        pytest.param({}, 10, None, id="neither target given means ten messages"),
-        pytest.param({"messagesPerReplica": 3}, 3, None, id="messages given"),
-        pytest.param({"targetDrainSeconds": 60}, None, 60, id="a drain time given leaves messages unset"),
-        pytest.param({"targetDrainSeconds": None}, 10, None, id="null is as good as nothing"),
+        pytest.param({}, (10, None, None), id="no target given means ten messages"),
+        pytest.param({"messagesPerReplica": 3}, (3, None, None), id="messages given"),
+        pytest.param({"targetDrainSeconds": 60}, (None, 60, None), id="a drain time leaves messages unset"),
+        pytest.param({"maxWaitSeconds": 30}, (None, None, 30), id="a waiting time leaves messages unset"),
+        pytest.param({"targetDrainSeconds": None}, (10, None, None), id="null is as good as nothing"),
     ],
 )
-def test_scaling_always_has_exactly_one_target(given: Body, messages: int | None, drain: int | None) -> None:
+def test_scaling_always_has_exactly_one_target(given: Body, targets: tuple[int | None, ...]) -> None:
     scaling = parsed(scaling=given).spec.scaling
-    assert (scaling.messages_per_replica, scaling.target_drain_seconds) == (messages, drain)
+    assert (scaling.messages_per_replica, scaling.target_drain_seconds, scaling.max_wait_seconds) == targets
 
 
 def test_scaling_constructed_in_code_has_a_target() -> None:
     assert Scaling().messages_per_replica == 10
     assert Scaling(target_drain_seconds=5).messages_per_replica is None
+    assert Scaling(max_wait_seconds=5).messages_per_replica is None
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_idle_queue_detection_follows_the_spec(spec: Body, wake: Wake) -> None:
         ),
         pytest.param(
             {**SHORTEST["spec"], "scaling": {"messagesPerReplica": 1, "targetDrainSeconds": 1}},
-            "either messagesPerReplica or targetDrainSeconds",
+            "only one of messagesPerReplica, targetDrainSeconds and maxWaitSeconds",
             id="two targets",
         ),
         pytest.param(

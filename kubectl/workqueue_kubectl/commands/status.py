@@ -4,6 +4,7 @@ count."""
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from workqueue_kubectl.errors import KubectlError
 from workqueue_kubectl.kubectl import Object
 from workqueue_operator.api.workqueue import NEVER, WorkQueue
 from workqueue_operator.kube.views import PodView, existing, pod_view
+from workqueue_operator.scaling.wait import HandlerTimes
 
 SHOWN_EVENTS: Final = 8
 ASKED_PODS: Final = 50
@@ -66,6 +68,12 @@ class Overview:
             arrivals_per_second=sum(
                 status.get(StatusField.ARRIVAL_PER_SECOND) or 0.0 for status in statuses.values()
             ),
+            busy_seconds=[
+                status.get(StatusField.BUSY_SECONDS) or 0.0
+                for status in statuses.values()
+                for _ in range(int(status[StatusField.BUSY]))
+            ],
+            handler_times=_handler_times(statuses),
         )
 
 
@@ -101,6 +109,14 @@ def _read(cluster: Cluster, name: str) -> Overview:
 
 def _busy(statuses: Mapping[str, Object], pods: set[str]) -> int:
     return sum(int(status[StatusField.BUSY]) for pod, status in statuses.items() if pod in pods)
+
+
+def _handler_times(statuses: Mapping[str, Object]) -> HandlerTimes | None:
+    counts: Counter[int] = Counter()
+    for status in statuses.values():
+        times = status.get(StatusField.HANDLER_TIMES) or {}
+        counts.update({int(bucket): int(count) for bucket, count in times.items()})
+    return HandlerTimes(counts) if counts else None
 
 
 def _lines(overview: Overview, *, wide: bool = False) -> list[str]:

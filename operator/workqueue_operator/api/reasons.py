@@ -37,6 +37,7 @@ class Reason(StrEnum):
     BACKLOG = "Backlog"
     WITHIN_BOUNDS = "WithinBounds"
     AT_MAXIMUM = "AtMaximum"
+    WAIT_NOT_MET = "WaitNotMet"
     SINGLE_ACTIVE_CONSUMER = "SingleActiveConsumer"
     BELOW_MINIMUM = "BelowMinimum"
     IDLE = "Idle"
@@ -230,6 +231,13 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
             f"{_S} `True`, Event",
             "The replicas are at `scaling.maxReplicas`; the backlog asks for more.",
             "The backlog asks for more replicas than `scaling.maxReplicas`. Raise it, or wait.",
+        ),
+        Reason.WAIT_NOT_MET: Explanation(
+            f"{_S} `True`, Event",
+            "The replicas are at `scaling.maxReplicas`, and some of the waiting messages will probably wait for "
+            "longer than `scaling.maxWaitSeconds`.",
+            "With `scaling.maxReplicas` workers, some messages will wait for longer than `scaling.maxWaitSeconds`. "
+            "Raise one of the two, or make the handlers faster.",
         ),
         Reason.SINGLE_ACTIVE_CONSUMER: Explanation(
             f"{_S} `True`",

@@ -725,6 +725,10 @@ class Schedule(_Model):
     """Minimum of replicas during the span."""
 
 
+_TARGETS: Final = ("messages_per_replica", "target_drain_seconds", "max_wait_seconds")
+_TARGET_KEYS: Final = (*_TARGETS, *map(to_camel, _TARGETS))
+
+
 class Scaling(_Model):
     """How the operator scales the replicas."""
 
@@ -736,8 +740,9 @@ class Scaling(_Model):
                 "minReplicas",
             ),
             rule(
-                "!(has(self.messagesPerReplica) && has(self.targetDrainSeconds))",
-                "give either scaling.messagesPerReplica or scaling.targetDrainSeconds, not both",
+                "[has(self.messagesPerReplica), has(self.targetDrainSeconds), has(self.maxWaitSeconds)]"
+                ".filter(given, given).size() <= 1",
+                "give only one of scaling.messagesPerReplica, scaling.targetDrainSeconds and scaling.maxWaitSeconds",
             ),
             rule(
                 "!has(self.schedules) || self.schedules.all(span, span.minReplicas <= self.maxReplicas)",
@@ -754,12 +759,16 @@ class Scaling(_Model):
     """Maximum of replicas."""
 
     messages_per_replica: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Target number of messages per replica, waiting and in handlers. Defaults to 10 if targetDrainSeconds is not
-    set."""
+    """Target number of messages per replica, waiting and in handlers. Defaults to 10 if neither
+    targetDrainSeconds nor maxWaitSeconds is set."""
 
     target_drain_seconds: int | None = Field(default=None, ge=1, le=_DAY)
     """Instead of messagesPerReplica: the seconds in which the replicas should handle the backlog. The operator uses
     the measured handler time."""
+
+    max_wait_seconds: int | None = Field(default=None, ge=1, le=_DAY)
+    """Instead of messagesPerReplica: the seconds within which messages should start. The operator uses the measured
+    arrivals and the distribution of the handler times."""
 
     scale_in_delay_seconds: int = Field(default=60, ge=0, le=_DAY)
     """The operator scales in to the highest count that it calculated in the last so many seconds."""
@@ -777,9 +786,8 @@ class Scaling(_Model):
     @model_validator(mode="before")
     @classmethod
     def _default_target(cls, given: Any) -> Any:
-        """Set the default here: a default in the schema would be set together with targetDrainSeconds."""
-        targets = ("messagesPerReplica", "messages_per_replica", "targetDrainSeconds", "target_drain_seconds")
-        if isinstance(given, Mapping) and all(given.get(key) is None for key in targets):
+        """Set the default here: a default in the schema would be set together with another target."""
+        if isinstance(given, Mapping) and all(given.get(key) is None for key in _TARGET_KEYS):
             return {**given, "messagesPerReplica": DEFAULT_MESSAGES_PER_REPLICA}
         return given
 
@@ -787,8 +795,9 @@ class Scaling(_Model):
     def _consistent(self) -> Self:
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"minReplicas {self.min_replicas} is above maxReplicas {self.max_replicas}")
-        if self.messages_per_replica is not None and self.target_drain_seconds is not None:
-            raise ValueError("give either messagesPerReplica or targetDrainSeconds, not both")
+        targets = (self.messages_per_replica, self.target_drain_seconds, self.max_wait_seconds)
+        if sum(target is not None for target in targets) > 1:
+            raise ValueError("give only one of messagesPerReplica, targetDrainSeconds and maxWaitSeconds")
         return self
 
 
@@ -884,6 +893,11 @@ class WorkQueueSpec(_Model):
             rule(
                 "!has(self.workloadRef) || !has(self.scaling.targetDrainSeconds)",
                 "scaling.targetDrainSeconds needs the handler time, which only the operator's workers measure: use "
+                "scaling.messagesPerReplica with workloadRef",
+            ),
+            rule(
+                "!has(self.workloadRef) || !has(self.scaling.maxWaitSeconds)",
+                "scaling.maxWaitSeconds needs the handler times, which only the operator's workers measure: use "
                 "scaling.messagesPerReplica with workloadRef",
             ),
             rule(

@@ -64,6 +64,7 @@ class PodView:
         node: the name of its node; empty before it has one.
         restarts_at: when the kubelet starts its worker again, in Unix seconds, if the worker has ended; 0 while the
             kubelet does not say. It starts a crashed worker some time before it reports it as running.
+        start_seconds: from its creation until it became Ready, to the second; None while it is not.
     """
 
     name: str
@@ -86,6 +87,7 @@ class PodView:
     protection: Protection = Protection.NONE
     relabelled: bool = False
     restarts_at: float | None = None
+    start_seconds: float | None = None
 
     @property
     def rank(self) -> tuple[bool, bool, bool]:
@@ -129,6 +131,7 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
     annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     worker = _container(status.get("containerStatuses"), WORKER_CONTAINER)
+    created = datetime.fromisoformat(metadata["creationTimestamp"]).timestamp()
     node = (body.get("spec") or {}).get("nodeName", "")
     return PodView(
         name=metadata["name"],
@@ -140,7 +143,7 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
         template_hash=annotations.get(ANNOTATION_TEMPLATE_HASH, ""),
         marked=ANNOTATION_DELETION_COST in annotations,
         failure=_failure(metadata["name"], status, conditions),
-        created=datetime.fromisoformat(metadata["creationTimestamp"]).timestamp(),
+        created=created,
         scheduled=bool(node),
         started=status.get("phase") == "Running",
         ended=status.get("phase") in {"Succeeded", "Failed"},
@@ -153,7 +156,15 @@ def pod_view(body: Mapping[str, Any]) -> PodView:
         protection=_protection(annotations),
         relabelled=labels.get(LABEL_RETIRING, "false") != "false",
         restarts_at=_restarts_at(worker),
+        start_seconds=_start_seconds(created, conditions.get("Ready", {})),
     )
+
+
+def _start_seconds(created: float, ready: Mapping[str, Any]) -> float | None:
+    since = ready.get("lastTransitionTime")
+    if ready.get("status") != "True" or not since:
+        return None
+    return max(datetime.fromisoformat(since).timestamp() - created, 0.0)
 
 
 def _restarts_at(worker: Mapping[str, Any]) -> float | None:

@@ -472,6 +472,7 @@ class Reconciler:
             delay_queues=state.retries.queues or frozenset(),
             dead_letters=dead.ready if isinstance(dead, QueueCounts) else None,
             busy=busy_pods(snapshot.readings, snapshot.depth, current),
+            line=None if snapshot.waits is None else snapshot.waits.line,
             ignored=snapshot.minimum.ignored,
             last_scale=state.last_scale,
         )
@@ -575,7 +576,9 @@ def _until_next_reading(
     decisive = workers_decide(readings.counts) and changes_the_count(
         spec, readings, deployment, snapshot.minimum.replicas
     )
-    if exact or surplus or decisive:
+    # Messages that wait grow older although no count changes.
+    grow_old = snapshot.waits is not None and bool(snapshot.waits.line.cohorts)
+    if exact or surplus or decisive or grow_old:
         return LOOK_AGAIN
     if deployment.replicas > spec.scaling.min_replicas:
         return reading_seconds(spec)

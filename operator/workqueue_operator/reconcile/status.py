@@ -16,6 +16,7 @@ from workqueue_operator.api.workqueue import NEVER, WorkQueue, timestamp
 from workqueue_operator.kube.views import DeploymentView, PodView
 from workqueue_operator.names import pod_selector
 from workqueue_operator.scaling.decide import Decision, Depth, Hold
+from workqueue_operator.scaling.wait import Line
 
 PENDING: Final = frozenset({Reason.DEPTH_PENDING, Reason.WORKERS_STARTING})
 """Transient reasons. Reported as Unknown rather than False."""
@@ -34,6 +35,7 @@ _CANNOT_SHRINK: Final = frozenset(
 _WORTH_SAYING: Final = frozenset(
     {
         Reason.AT_MAXIMUM,
+        Reason.WAIT_NOT_MET,
         Reason.SINGLE_ACTIVE_CONSUMER,
         Reason.CANARY,
         Reason.SCALE_IN_DELAYED,
@@ -62,6 +64,7 @@ class Outcome:
         refusal: why the Deployment, or an object beside it, differs from what the WorkQueue asks for, or None.
         doorbell: why the operator polls an idle queue although Push is wanted, or None.
         busy: pods with a message in a handler; None when unknown.
+        line: the waiting messages; None without maxWaitSeconds, and when the pass did not look.
         ignored: which schedules cannot be read.
         retrying: messages that wait for a retry; None when unknown.
         delay_queues: the delay queues that exist; None when the pass did not look.
@@ -77,6 +80,7 @@ class Outcome:
     doorbell: Unknown | None = None
     dead_letters: int | None = None
     busy: int | None = None
+    line: Line | None = None
     ignored: Unknown | None = None
     retrying: int | None = None
     delay_queues: frozenset[str] | None = None

@@ -21,6 +21,7 @@ from typing import Final, TypeAlias
 
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkQueueSpec
+from workqueue_operator.scaling import wait
 
 ESTIMATED_HANDLER_SECONDS: Final = 1.0
 """The assumed mean handler time, in seconds, until the workers have measured one."""
@@ -35,6 +36,7 @@ _ABOUT_THE_BACKLOG: Final = frozenset(
         Reason.IDLE,
         Reason.SCALE_IN_DELAYED,
         Reason.SURPLUS,
+        Reason.WAIT_NOT_MET,
         Reason.WITHIN_BOUNDS,
         Reason.WORKERS_BUSY,
     }
@@ -76,10 +78,12 @@ class Load:
     Attributes:
         handler_seconds: mean seconds per message; None before the first measurement.
         arrivals_per_second: messages per second that arrived at the queue.
+        waits: what `maxWaitSeconds` needs beside that; None with another target.
     """
 
     handler_seconds: float | None = None
     arrivals_per_second: float = 0.0
+    waits: wait.Waits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,17 +213,22 @@ def wanted_replicas(spec: WorkQueueSpec, depth: Depth, load: Load, concurrency: 
 
     With `messagesPerReplica` m: ceil((ready + in handlers) / m). With `targetDrainSeconds` T, handler seconds s and
     arrivals r: ceil((ready * s / T + r * s) / concurrency). The second term is Little's law: enough workers to keep
-    up, so that a steady load does not make the count oscillate.
+    up, so that a steady load does not make the count oscillate. With `maxWaitSeconds`: see `wait.needed_slots`.
 
     Unconfirmed messages count as busy slots. Their workers did not say what they received, so with
-    `targetDrainSeconds` they are added to the arrivals.
+    `targetDrainSeconds` and `maxWaitSeconds` they are added to the slots.
     """
     scaling = spec.scaling
-    if scaling.target_drain_seconds is None:
+    if scaling.messages_per_replica is not None:
         messages = depth.ready + depth.most_in_handlers
-        return math.ceil(messages / (scaling.messages_per_replica or 1))
+        return math.ceil(messages / scaling.messages_per_replica)
     seconds = load.handler_seconds if load.handler_seconds is not None else ESTIMATED_HANDLER_SECONDS
-    slots = depth.ready * seconds / scaling.target_drain_seconds + load.arrivals_per_second * seconds
+    if scaling.max_wait_seconds is not None:
+        waits = load.waits or wait.Waits(((0.0, depth.ready),))
+        slots = wait.needed_slots(waits, seconds, load.arrivals_per_second, scaling.max_wait_seconds)
+    else:
+        drain = scaling.target_drain_seconds or 1
+        slots = depth.ready * seconds / drain + load.arrivals_per_second * seconds
     some = 1 if depth.ready or depth.in_handlers or depth.unconfirmed else 0
     return max(math.ceil((slots + depth.unconfirmed) / concurrency), some)
 
@@ -310,7 +319,7 @@ def _bounds(spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, seen: Ob
 
     # Scale-out follows the lower bound of the depth, scale-in the upper bound.
     need = wanted_replicas(spec, replace(depth, unconfirmed=0), seen.load, workload.concurrency)
-    most = wanted_replicas(spec, depth, seen.load, workload.concurrency)
+    most = wanted_replicas(spec, depth, seen.load, workload.concurrency) if depth.unconfirmed else need
     wanted = min(max(workload.replicas, within(need)), within(most))
     return _Bounds(need, minimum, maximum, within(need), wanted)
 
@@ -349,6 +358,12 @@ def _at_maximum(spec: WorkQueueSpec, wanted: int, backlog: str) -> Hold:
     if spec.queue.single_active_consumer:
         message = f"{backlog}, but queue.singleActiveConsumer lets one worker at a time take messages."
         return Hold(wanted, Reason.SINGLE_ACTIVE_CONSUMER, message)
+    if spec.scaling.max_wait_seconds is not None:
+        message = (
+            f"{backlog} to start within {spec.scaling.max_wait_seconds} s, but scaling.maxReplicas is "
+            f"{spec.most_replicas}."
+        )
+        return Hold(wanted, Reason.WAIT_NOT_MET, message)
     return Hold(wanted, Reason.AT_MAXIMUM, f"{backlog}, but scaling.maxReplicas is {spec.most_replicas}.")
 
 

@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Final
 
 from workqueue.contract.binding import Binding
@@ -20,7 +21,7 @@ from workqueue_operator.broker.management import Management
 from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.views import DeploymentView, PodView, deployment_view, leaving
 from workqueue_operator.ports import Broker, Clock, Workers
-from workqueue_operator.scaling import schedule
+from workqueue_operator.scaling import schedule, wait
 from workqueue_operator.scaling.decide import Depth, wanted_replicas
 from workqueue_operator.scaling.depth import QueueReadings, is_implausible, judge, load, workers_decide
 from workqueue_operator.scaling.snapshot import Snapshot
@@ -29,6 +30,9 @@ from workqueue_operator.workers.target import Targets
 
 FRESH: Final = 1.0
 """Seconds for which the poller's last answer is used; the poller asks about active queues more often."""
+
+FRESH_BESIDE_WORKERS: Final = 0.1
+"""The same for a WorkQueue with `maxWaitSeconds`: what workers have received since then would be counted twice."""
 
 RING_AGREES_WITHIN: Final = 0.2
 """Seconds after a ring within which a passive declare must show its message."""
@@ -88,6 +92,7 @@ class GatherState:
         ready_before: when the queue was last read, and how many messages were waiting.
         growth: by how many messages a second the backlog has grown over the last minute.
         proven_hash: the hash of the last template that had a Ready pod.
+        waits: what `maxWaitSeconds` needs; None with another target.
     """
 
     silent_since: Mapping[str, float] = field(default_factory=dict)
@@ -97,6 +102,7 @@ class GatherState:
     ready_before: tuple[float, int] | None = None
     growth: float = 0.0
     proven_hash: str | None = None
+    waits: wait.WaitState | None = None
 
 
 class Gatherer:
@@ -150,6 +156,7 @@ class Gatherer:
             readings, state = await self._ask_who_matters(workqueue, readings, state)
             state = _proven(_with_growth(state, counts), deployment, pods)
             readings = await self._until_plausible(workqueue, connection.handle, readings)
+            state = _with_waits(workqueue.spec, state, readings, pods)
         snapshot = Snapshot(
             workqueue=workqueue,
             deployment=deployment,
@@ -160,6 +167,7 @@ class Gatherer:
             now=self._clock.monotonic(),
             refusal=ensured if isinstance(ensured, Unknown) else ensured.refusal,
             growth=state.growth,
+            waits=state.waits,
             proven_hash=state.proven_hash,
         )
         return snapshot, state
@@ -181,7 +189,7 @@ class Gatherer:
     ) -> tuple[QueueReadings, GatherState]:
         """Ask those workers whose answers the decision needs."""
         decisive = workers_decide(readings.counts)
-        measured = workqueue.spec.scaling.target_drain_seconds is not None
+        measured = workqueue.spec.scaling.messages_per_replica is None
         wanted = bool(readings.pods) and not readings.statuses and (measured or decisive)
         if decisive and wanted:
             (asked, state), stopping = await asyncio.gather(
@@ -221,7 +229,8 @@ class Gatherer:
         if ring:
             return await self._counts_after_ring(handle, polled)
         last = polled.last
-        if isinstance(last, QueueCounts) and self._clock.monotonic() - last.at < FRESH:
+        fresh = FRESH if workqueue.spec.scaling.max_wait_seconds is None else FRESH_BESIDE_WORKERS
+        if isinstance(last, QueueCounts) and self._clock.monotonic() - last.at < fresh:
             return last
         return await handle.poller.ask(polled)
 
@@ -369,3 +378,19 @@ def _with_growth(state: GatherState, counts: QueueCounts | QueueMissing | Reconc
         weight = min(span / GROWTH_SECONDS, 1.0)
         growth += weight * ((counts.ready - ready) / span - growth)
     return replace(state, growth=growth, ready_before=(counts.at, counts.ready))
+
+
+def _with_waits(
+    spec: WorkQueueSpec, state: GatherState, readings: QueueReadings, pods: Sequence[PodView]
+) -> GatherState:
+    limit, counts = spec.scaling.max_wait_seconds, readings.counts
+    if limit is None:
+        return replace(state, waits=None)
+    if not isinstance(counts, QueueCounts) or is_implausible(readings):
+        return state
+    answers = {pod.name: readings.statuses.get(pod.name) for pod in readings.pods}
+    waits = wait.observe(state.waits, counts, answers, limit)
+    starts = [pod.start_seconds for pod in pods if pod.ready and pod.start_seconds is not None]
+    if starts:
+        waits = replace(waits, start_seconds=median(starts))
+    return replace(state, waits=waits)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workqueue_operator.api.reasons import Unknown
 from workqueue_operator.api.workqueue import WorkQueue
@@ -14,6 +14,7 @@ from workqueue_operator.kube.views import DeploymentView, PodView, existing_of_r
 from workqueue_operator.scaling.decide import Depth, Load, Observation, WorkloadState
 from workqueue_operator.scaling.depth import QueueReadings, load
 from workqueue_operator.scaling.schedule import Minimum
+from workqueue_operator.scaling.wait import Waits, WaitState, busy_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Snapshot:
         depth: what the readings mean.
         minimum: the fewest replicas at this time.
         growth: by how many messages a second the backlog has grown over the last minute.
+        waits: what `maxWaitSeconds` needs; None with another target.
         proven_hash: the hash of the last template that had a Ready pod; None before the first.
         now: seconds on the monotonic clock when everything was gathered.
     """
@@ -40,6 +42,7 @@ class Snapshot:
     now: float
     refusal: Unknown | None = None
     growth: float = 0.0
+    waits: WaitState | None = None
     proven_hash: str | None = None
 
     @property
@@ -74,4 +77,15 @@ class Snapshot:
     def _load(self) -> Load:
         if isinstance(self.deployment, Unknown) or self.workqueue.spec.worker is None:
             return Load()
-        return load(self.readings.statuses, self.growth)
+        measured = load(self.readings.statuses, self.growth)
+        if self.waits is None:
+            return measured
+        known, slots = self.waits, self.deployment.replicas * self.readings.concurrency
+        waits = Waits(
+            waiting=known.line.ages,
+            busy_seconds=busy_seconds(self.readings.statuses.values()),
+            slots=slots,
+            times=known.times,
+            start_seconds=known.start_seconds,
+        )
+        return replace(measured, waits=waits)
