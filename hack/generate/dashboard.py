@@ -189,6 +189,18 @@ QUEUES: Final = Row(
             unit="s",
         ),
         Panel(
+            "Messages that start late",
+            "The share that waits for longer than maxWaitSeconds. 1 % uses up the error budget of the alert.",
+            (
+                Query(
+                    f"{_rate('workqueue_messages_late_total', *_NAMES)}"
+                    f" / {_rate('workqueue_messages_arrived_total', *_NAMES)}",
+                    _LEGEND,
+                ),
+            ),
+            unit="percentunit",
+        ),
+        Panel(
             "Running time of handlers",
             "How long one message takes.",
             tuple(

@@ -28,6 +28,12 @@ _MEANING: Final = {
     "workqueue_messages_retrying": "Messages in delay queues, waiting for their next attempt.",
     "workqueue_dead_letters": "Messages in the dead-letter queue.",
     "workqueue_consumers": "Consumers of the queue, without the operator's own.",
+    "workqueue_messages_arrived_total": (
+        "Messages that arrived at a queue with [`maxWaitSeconds`](waiting-time.md), by what the operator counts."
+    ),
+    "workqueue_messages_late_total": (
+        "Those of them that waited for longer. Each counts when its time is over, whether it starts later or not."
+    ),
     "workqueue_replicas": (
         "`state` is `desired` (the replica count), `current` (existing pods), `ready`, `busy`, `maximum` "
         "(`scaling.maxReplicas`, or 1 with `queue.singleActiveConsumer`) or `pinned` (`spec.replicas`; absent "
@@ -172,7 +178,7 @@ def _table(metrics: list[tuple[str, str, tuple[str, ...]]]) -> Iterator[str]:
 def _operator() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     metrics = Metrics()
     for shown in metrics.workqueues.describe():
-        yield shown.name, shown.type, tuple(shown._labelnames)  # noqa: SLF001
+        yield _full(shown.name, shown.type), shown.type, tuple(shown._labelnames)  # noqa: SLF001
     yield from _wrapped(metrics)
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from workqueue_operator.api.reasons import Reason
 
+Family: TypeAlias = GaugeMetricFamily | CounterMetricFamily
+
 _LABELS: Final = ("namespace", "workqueue")
+_COUNTERS: Final = frozenset({"arrived", "late"})
 _STATES: Final = ("desired", "current", "ready", "busy", "maximum", "pinned")
 
 WAKE_BUCKETS: Final = (0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -33,6 +36,8 @@ class Shown:
         consumers: consumers of the queue, without the doorbell.
         desired: desired replicas. The next four attributes also count replicas.
         pinned: spec.replicas; None without a pin.
+        arrived: messages that arrived at a queue with maxWaitSeconds; None without it.
+        late: how many of them waited for longer.
         conditions: (type, status, reason) of each condition.
     """
 
@@ -48,6 +53,8 @@ class Shown:
     busy: int | None = None
     maximum: int | None = None
     pinned: int | None = None
+    arrived: int | None = None
+    late: int | None = None
     conditions: Sequence[tuple[str, str, str]] = ()
 
 
@@ -68,11 +75,11 @@ class WorkQueues(Collector):
         """Remove the series of a deleted WorkQueue."""
         self._shown.pop((namespace, workqueue), None)
 
-    def describe(self) -> Iterator[GaugeMetricFamily]:
+    def describe(self) -> Iterator[Family]:
         """Return the metric families without series."""
         return WorkQueues().collect()
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Family]:
         """Return the metric families with all series."""
         all_shown = list(self._shown.items())
         for field, name, help_text in (
@@ -86,8 +93,15 @@ class WorkQueues(Collector):
             ("messages_retrying", "workqueue_messages_retrying", "Messages waiting for their next attempt."),
             ("dead_letters", "workqueue_dead_letters", "Messages in the dead-letter queue."),
             ("consumers", "workqueue_consumers", "Consumers of the queue, without the operator's doorbell."),
+            (
+                "arrived",
+                "workqueue_messages_arrived",
+                "Messages that arrived at a queue with maxWaitSeconds.",
+            ),
+            ("late", "workqueue_messages_late", "How many of them waited for longer than maxWaitSeconds."),
         ):
-            family = GaugeMetricFamily(name, help_text, labels=_LABELS)
+            kind = CounterMetricFamily if field in _COUNTERS else GaugeMetricFamily
+            family = kind(name, help_text, labels=_LABELS)
             for key, shown in all_shown:
                 if (value := getattr(shown, field)) is not None:
                     family.add_metric(key, value)

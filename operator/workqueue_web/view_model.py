@@ -34,6 +34,7 @@ RUNBOOKS: Final = {
     Reason.BROKER_UNREACHABLE.value: "WorkQueueBrokerDown",
     Reason.PINNED.value: "WorkQueuePinned",
     Reason.SUSPENDED.value: "WorkQueueSuspended",
+    Reason.WAIT_NOT_MET.value: "WorkQueueStartsLate",
 }
 """The alert whose runbook helps with a reason."""
 

@@ -202,6 +202,10 @@ class Reporter:
             shown.maximum = workqueue.spec.most_replicas
         if outcome.busy is not None:
             shown.busy = outcome.busy
+        if workqueue.spec.scaling.max_wait_seconds is None:
+            shown.arrived = shown.late = None
+        elif outcome.line is not None:
+            shown.arrived, shown.late = outcome.line.arrived, outcome.line.late
 
     # -- status --------------------------------------------------------------------------------------
 
