@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hack.bench.simulation import shards
-from hack.bench.simulation.jobs import Job, JobMix, bursts, heavy, recorded, sparse
+from hack.bench.simulation import oracle, shards
+from hack.bench.simulation.jobs import Job, JobMix, bursts, diurnal, heavy, recorded, sparse, steady
 from hack.bench.simulation.keda import Keda
 from hack.bench.simulation.operator import RING_TO_WRITTEN_SECONDS, Operator
 from hack.bench.simulation.outcome import simulate
@@ -75,6 +75,40 @@ def test_operator_model_never_stops_a_busy_worker(make: Any) -> None:
     found, outcome = simulate(load, Operator(load))
     assert (found.interrupted, found.repeated) == (0, 0)
     assert len(outcome.waits) == len(load.jobs)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        sparse,
+        bursts,
+        *(pytest.param(make, marks=pytest.mark.slow) for make in (steady, diurnal, heavy, recorded)),
+    ],
+)
+def test_messages_start_in_time_at_little_more_than_the_cost_of_an_oracle(make: Any) -> None:
+    load = make()
+    limit = load.max_wait_seconds
+
+    found, outcome = simulate(load, Operator(load, maxWaitSeconds=limit, scaleInDelaySeconds=0))
+
+    assert sum(wait <= limit for wait in outcome.waits) >= 0.99 * len(load.jobs)
+    assert found.replica_hours * 3600 <= 1.2 * oracle.plan(load, limit).replica_seconds
+
+
+@pytest.mark.parametrize(
+    ("jobs", "most", "expected"),
+    [
+        pytest.param([(0, 5), (0, 5)], 9, oracle.Plan(12, 0), id="one-pod-after-the-other-message"),
+        pytest.param([(0, 15), (0, 5)], 9, oracle.Plan(24, 0), id="a-pod-each"),
+        pytest.param([(0, 15), (0, 5)], 1, oracle.Plan(22, 1), id="late-at-the-maximum"),
+        pytest.param([(0, 5), (16, 5)], 9, oracle.Plan(13, 0), id="an-idle-second-is-cheaper-than-a-start"),
+        pytest.param([(0, 5), (80, 5)], 9, oracle.Plan(14, 0), id="a-start-is-cheaper-than-a-minute"),
+    ],
+)
+def test_oracle_plans_the_cheapest_pods(
+    jobs: list[tuple[float, float]], most: int, expected: oracle.Plan
+) -> None:
+    assert oracle.plan(workload(*jobs, most=most), 10) == expected
 
 
 def test_job_killed_in_its_handler_starts_again() -> None:

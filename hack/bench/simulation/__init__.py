@@ -8,6 +8,7 @@ The modules, in the order of a run:
     world        simulate a queue, pods that start and end, and a clock that jumps to the next event
     operator     call the real `decide` when the operator would, and apply its decision
     keda         model KEDA with a HorizontalPodAutoscaler
+    oracle       plan pods with full knowledge, as the measure for maxWaitSeconds
     outcome      sum up waiting times, replica-seconds, writes and interrupted jobs
     shards       compute the load of 100,000 queues on several operators, from measured unit costs
     figures      write the tables and plots

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from hack.bench import report
 from hack.bench.plot import Panel, Plot, Series, draw
 from hack.bench.report import Report, Row
-from hack.bench.simulation import shards
-from hack.bench.simulation.jobs import WORKLOADS, JobMix
+from hack.bench.simulation import oracle, shards
+from hack.bench.simulation.jobs import HOUR, WORKLOADS, JobMix
 from hack.bench.simulation.keda import Keda
 from hack.bench.simulation.operator import Operator
 from hack.bench.simulation.outcome import Summary, simulate
@@ -40,6 +40,11 @@ PLOTTED: Final = (("bursts", 44 * 60.0, 84 * 60.0), ("recorded", 3_925 * 60.0, 3
 
 WAKES_PER_SECOND: Final = (10.0, 100.0)
 
+IN_TIME_GOAL: Final = 0.99
+COST_GOAL: Final = 1.2
+WAIT_DELAYS: Final = (0, 60)
+"""Values of scaleInDelaySeconds: a pod leaves at once, or after the default delay."""
+
 Outcomes: TypeAlias = dict[str, tuple[Summary, Outcome]]
 
 
@@ -62,9 +67,12 @@ def measure(*, quick: bool, folder: Path) -> Report:
         }
     with step("Simulating settings"):
         settings = {one.name: _settings(one) for one in workloads if one.name in tried_on}
+    with step("Simulating waiting time as the target"):
+        waits = {one.name: _waits(one) for one in workloads}
     _draw_compared(compared, folder / "simulation.png")
     _draw_settings(settings, folder / "simulation-settings.png")
     parts = [_text(), *(_compared_table(workload, compared[workload.name]) for workload in workloads)]
+    parts += [_waits_text(), *(_waits_table(one, waits[one.name]) for one in workloads)]
     parts += [_settings_text(), *(_settings_table(name, found) for name, found in settings.items())]
     costs = shards.from_results(report.results_file(folder, "operator-quick" if quick else "operator"))
     if costs is not None:
@@ -74,13 +82,20 @@ def measure(*, quick: bool, folder: Path) -> Report:
         "simulation",
         "Autoscalers, simulated",
         report.surroundings({}),
-        [_row(workload, compared[workload.name]) for workload in workloads],
+        [
+            *(_row(workload, compared[workload.name]) for workload in workloads),
+            *(_wait_row(workload, waits[workload.name]) for workload in workloads),
+        ],
         "KEDA with a HorizontalPodAutoscaler",
         "\n\n".join(parts),
         {
             "compared": {
                 name: {who: asdict(found[0]) for who, found in outcomes.items()}
                 for name, outcomes in compared.items()
+            },
+            "waits": {
+                name: [asdict(one) | {"cost": one.cost} for one in policies]
+                for name, policies in waits.items()
             },
             "settings": {
                 name: {setting: asdict(found) for setting, found in many.items()}
@@ -180,6 +195,108 @@ def _ages(outcome: Outcome, begin: float, end: float, points: int = 600) -> tupl
             moment = min(until, begin + (number + 1) * width)
             highest[number] = max(highest[number], moment - published)
     return [(begin + (number + 0.5) * width) / 60 for number in range(points)], highest
+
+
+# -- waiting time as the target ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A target of the operator on one workload.
+
+    Attributes:
+        delay: scaleInDelaySeconds.
+        in_time: the share of messages that start within `max_wait_seconds`.
+        plan: of the oracle, with full knowledge.
+    """
+
+    name: str
+    delay: int
+    in_time: float
+    plan: oracle.Plan
+    summary: Summary
+
+    @property
+    def cost(self) -> float:
+        """Replica-hours, as a multiple of the oracle's."""
+        return self.summary.replica_hours * HOUR / self.plan.replica_seconds
+
+
+def _waits(workload: JobMix) -> list[Policy]:
+    limit = workload.max_wait_seconds
+    targets: tuple[dict[str, int], ...] = (
+        {"messagesPerReplica": workload.messages_per_replica},
+        {"targetDrainSeconds": limit},
+        {"maxWaitSeconds": limit},
+    )
+    policies = []
+    plan = oracle.plan(workload, limit)
+    for delay in WAIT_DELAYS:
+        for target in targets:
+            found, outcome = simulate(workload, Operator(workload, scaleInDelaySeconds=delay, **target))
+            in_time = sum(wait <= limit for wait in outcome.waits) / len(workload.jobs)
+            name = next(f"{name} {value}" for name, value in target.items())
+            policies.append(Policy(name, delay, in_time, plan, found))
+    return policies
+
+
+def _wait_row(workload: JobMix, policies: list[Policy]) -> Row:
+    ours = [one for one in policies if one.name.startswith("maxWaitSeconds")]
+    words = "; ".join(
+        f"scaleInDelaySeconds {one.delay}: {one.in_time:.1%} in time, {one.cost:.2f} times the oracle"
+        for one in ours
+    )
+    return Row(
+        f"{workload.name}, maxWaitSeconds {workload.max_wait_seconds}",
+        words,
+        f"{IN_TIME_GOAL:.0%} in time at {COST_GOAL} times an oracle's replica-hours or less",
+        ours[0].in_time >= IN_TIME_GOAL and ours[0].cost <= COST_GOAL,
+        "",
+        load=0.0,
+    )
+
+
+def _waits_text() -> str:
+    return f"""\
+## Waiting time as the target
+
+The operator's three targets on the same loads, beside an [oracle](../../hack/bench/simulation/oracle.py). The oracle
+knows every message and the time of its handler in advance. It starts every message in time, pays {START_SECONDS:g} s
+for the start of each pod, and removes a pod as soon as it has no message. "In time" is the share of messages that
+start within `maxWaitSeconds`. `targetDrainSeconds` has the same number of seconds. The operator learns handler times
+only from handlers that have returned. The goal is for `scaleInDelaySeconds` 0: a longer delay keeps idle pods for its
+time, which the oracle never does. [Waiting time](../waiting-time.md) describes the target."""
+
+
+def _waits_table(workload: JobMix, policies: list[Policy]) -> str:
+    head = [
+        f"{workload.name}, {workload.max_wait_seconds} s",
+        "scaleInDelaySeconds",
+        "in time",
+        "wait p50",
+        "p99",
+    ]
+    head += ["replica-hours", "times the oracle", "used", "writes"]
+    body = [
+        [
+            one.name,
+            str(one.delay),
+            f"{one.in_time:.2%}",
+            f"{one.summary.wait_p50:.1f} s",
+            f"{one.summary.wait_p99:.1f} s",
+            f"{one.summary.replica_hours:.2f}",
+            f"{one.cost:.2f}",
+            f"{one.summary.utilization:.0%}",
+            str(one.summary.writes),
+        ]
+        for one in policies
+    ]
+    plan = policies[0].plan
+    in_time = 1 - plan.late / len(workload.jobs)
+    body.append(
+        ["oracle", "", f"{in_time:.2%}", "", "", f"{plan.replica_seconds / HOUR:.2f}", "1.00", "", ""]
+    )
+    return report.grid(head, body)
 
 
 # -- settings ----------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ class JobMix:
         jobs: ordered by publish time.
         seconds: the length of the simulation. The last jobs come before its end.
         messages_per_replica: the target of all autoscalers.
+        max_wait_seconds: the target of the operator, where it has a waiting time as its target.
     """
 
     name: str
@@ -42,13 +43,14 @@ class JobMix:
     seconds: float
     messages_per_replica: int
     max_replicas: int
+    max_wait_seconds: int = 30
 
 
 def sparse() -> JobMix:
     """Return rare single messages."""
     chance = random.Random(1)
     jobs = tuple(Job(at, 2.0) for at in _poisson(chance, 4 * HOUR, lambda _: 1 / 600))
-    return JobMix("sparse", "one message every 10 minutes on average, 2 s each", jobs, 5 * HOUR, 10, 10)
+    return JobMix("sparse", "one message every 10 minutes on average, 2 s each", jobs, 5 * HOUR, 10, 10, 10)
 
 
 def bursts() -> JobMix:
@@ -57,14 +59,16 @@ def bursts() -> JobMix:
     starts = _poisson(chance, 4 * HOUR, lambda _: 1 / 900)
     jobs = tuple(Job(at + 0.002 * number, 2.0) for at in starts for number in range(200))
     what = "200 messages at once, every 15 minutes on average, 2 s each"
-    return JobMix("bursts", what, _in_order(jobs), 5 * HOUR, 10, 20)
+    return JobMix("bursts", what, _in_order(jobs), 5 * HOUR, 10, 20, 30)
 
 
 def steady() -> JobMix:
     """Return a constant load, for which a changing replica count is a waste."""
     chance = random.Random(3)
     jobs = tuple(Job(at, chance.expovariate(1.0)) for at in _poisson(chance, HOUR, lambda _: 5.0))
-    return JobMix("steady", "5 messages per second for an hour, 1 s each on average", jobs, 1.5 * HOUR, 2, 20)
+    return JobMix(
+        "steady", "5 messages per second for an hour, 1 s each on average", jobs, 1.5 * HOUR, 2, 20, 10
+    )
 
 
 def diurnal() -> JobMix:
@@ -78,7 +82,7 @@ def diurnal() -> JobMix:
         Job(at, chance.lognormvariate(0.0, 0.8)) for at in _poisson(chance, 24 * HOUR, rate, most=1.5)
     )
     what = "a day: up to 1.5 messages per second at noon, none at night; log-normal, 1.4 s each on average"
-    return JobMix("diurnal", what, jobs, 25 * HOUR, 2, 20)
+    return JobMix("diurnal", what, jobs, 25 * HOUR, 2, 20, 10)
 
 
 def heavy() -> JobMix:
@@ -89,7 +93,7 @@ def heavy() -> JobMix:
         for at in _poisson(chance, 4 * HOUR, lambda _: 0.3)
     )
     what = "0.3 messages per second; Pareto, half of them below 4 s, the longest an hour at most"
-    return JobMix("heavy tail", what, jobs, 6 * HOUR, 2, 30)
+    return JobMix("heavy tail", what, jobs, 6 * HOUR, 2, 30, 60)
 
 
 def recorded() -> JobMix:
@@ -98,7 +102,7 @@ def recorded() -> JobMix:
     commits = [float(line) for line in COMMITS.read_text().splitlines() if not line.startswith("#")]
     jobs = tuple(Job(at, chance.lognormvariate(3.5, 0.8)) for at in commits for _ in range(20))
     what = "133 commits of a real week, 20 jobs each; log-normal, 46 s each on average"
-    return JobMix("recorded", what, _in_order(jobs), 7 * 24 * HOUR + HOUR, 1, 40)
+    return JobMix("recorded", what, _in_order(jobs), 7 * 24 * HOUR + HOUR, 1, 40, 180)
 
 
 WORKLOADS: Final[tuple[Callable[[], JobMix], ...]] = (sparse, bursts, steady, diurnal, heavy, recorded)
