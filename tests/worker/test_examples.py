@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -52,6 +53,17 @@ def test_async_handler_example_fetches_pages(vhost: VirtualHost, workers: Worker
             client.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
     eventually(lambda: worker.outcomes() == {"acked": 1, "dead_lettered": 2, "retried": 1})
     assert "127.0.0.1: HTTP/1.0 200 OK" in worker.log
+
+
+def test_receipts_example_says_how_long_orders_waited(vhost: VirtualHost, workers: Workers) -> None:
+    environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{EXAMPLES / 'receipts'}"}
+    worker = workers.start(vhost.url, handler="receipts:print_receipt", environment=environment)
+    worker.wait_consuming()
+    publish(vhost, {"number": 7, "at": time.time() - 9, "seconds": 0})
+    eventually(lambda: worker.outcomes() == {"acked": 1})
+    waited = re.search(r"Receipt 7: started after ([0-9.]+) s", worker.log)
+    assert waited is not None
+    assert float(waited[1]) >= 9
 
 
 def test_exec_handler_example_counts_words(vhost: VirtualHost, workers: Workers) -> None:
