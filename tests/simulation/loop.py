@@ -60,7 +60,7 @@ class Process:
 
 
 class _Task(asyncio.Task):  # type: ignore[type-arg]
-    """A task whose place in a set does not depend on its address in memory."""
+    """A task whose place in a set does not depend on its address in memory. It knows when it began."""
 
     _numbers = itertools.count()
 
@@ -68,6 +68,7 @@ class _Task(asyncio.Task):  # type: ignore[type-arg]
         self._number = next(self._numbers)
         context = named.get("context")
         self.process = PROCESS.get() if context is None else context.get(PROCESS)
+        self.begun = named["loop"].time()
         super().__init__(*arguments, **named)
 
     def __hash__(self) -> int:

@@ -53,6 +53,9 @@ CAUSE: Final = 260.0
 FLOOD: Final = 400
 """Writes in ten seconds for each WorkQueue: an operator that writes more never pauses."""
 
+TASK_ENDS_WITHIN: Final = 30.0
+"""Seconds within which a pass and the write of a report end."""
+
 SETTLES_WITHIN: Final = 200.0
 """Seconds after the last fault within which everything has converged."""
 
@@ -444,9 +447,12 @@ class Properties:
             yield f"deadLetters is {body['status'].get('deadLetters')} instead of {len(dead.ready)}"
 
     def _leaks(self, leader: Any) -> list[tuple[str, str]]:
-        """Nothing that belongs to one pass or one WorkQueue stays."""
+        """Nothing that belongs to one pass or one WorkQueue stays. A pass may run just now."""
+        latest = self._world.loop.time() - TASK_ENDS_WITHIN
         own = [
-            t for t in asyncio.all_tasks(self._world.loop) if getattr(t, "process", None) is leader.process
+            t
+            for t in asyncio.all_tasks(self._world.loop)
+            if getattr(t, "process", None) is leader.process and getattr(t, "begun", latest) < latest
         ]
         names = Counter((task.get_name().split() or ["?"])[0] for task in own)
         found = [
