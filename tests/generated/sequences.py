@@ -21,7 +21,7 @@ from tests.support import stubkubelet
 from tests.support.objects import Object, merged
 from tests.support.wait import eventually
 from workqueue_operator.api.reasons import ConditionType, Reason
-from workqueue_operator.names import ANNOTATION_BROKER, workload_name
+from workqueue_operator.names import ANNOTATION_BINDINGS, ANNOTATION_BROKER, workload_name
 
 EQUAL_SECONDS: Final = 20.0
 MOST_STEPS: Final = 8
@@ -126,6 +126,7 @@ class _Trial:
         self._specs = [place.spec()]
         self._seen = _looked_at(place)
         """The last state; empty if it is no longer known."""
+        self._recreated = False
         self._may_conflict = False
         """Whether RabbitMQ may have a queue or an exchange with arguments of an earlier spec."""
 
@@ -172,7 +173,7 @@ class _Trial:
             raise AssertionError(f"a new WorkQueue cannot have what an update could get: {error}") from None
         _looked_at(fresh)
         moved = len({one["connectionSecretRef"]["name"] for one in self._specs}) > 1
-        _require_equal(self._place, fresh, moved=moved)
+        _require_equal(self._place, fresh, moved=moved, forgot=moved and self._recreated)
 
     def _change(self, step: Step) -> Object:
         spec = self._specs[-1]
@@ -182,7 +183,7 @@ class _Trial:
 
     def _recreate(self, spec: Object) -> None:
         self._place.delete()
-        self._seen, self._may_conflict = {}, True
+        self._seen, self._may_conflict, self._recreated = {}, True, True
         try:
             self._place.create(spec)
         except RefusedError:
@@ -273,12 +274,12 @@ def _require_kept(before: Object, after: Object) -> None:
             assert not changed, f"refused, and yet changed: {changed}"
 
 
-def _require_equal(evolved: Place, fresh: Place, *, moved: bool) -> None:
+def _require_equal(evolved: Place, fresh: Place, *, moved: bool, forgot: bool) -> None:
     found: list[str] = []
 
     def equal() -> bool:
         nonlocal found
-        found = list(_unlike(evolved.state(), fresh.state(), moved=moved))
+        found = list(_unlike(evolved.state(), fresh.state(), moved=moved, forgot=forgot))
         return not found
 
     try:
@@ -287,12 +288,15 @@ def _require_equal(evolved: Place, fresh: Place, *, moved: bool) -> None:
         raise AssertionError("differs from a fresh WorkQueue:\n" + "\n".join(found)) from None
 
 
-def _unlike(one: Object, other: Object, *, moved: bool) -> Iterator[str]:
+def _unlike(one: Object, other: Object, *, moved: bool, forgot: bool) -> Iterator[str]:
     """Differences that neither a condition explains, nor what the sequence left behind in RabbitMQ.
 
     Args:
-        moved: whether it was on another virtual host, where the operator forgets which bindings it made.
+        moved: whether it was on another virtual host. The record of its bindings there stays.
+        forgot: whether it was also deleted there, and that record with it.
     """
+    if moved:
+        _forget_left_brokers(one["workqueue"], other["workqueue"])
     applied = _condition(other, ConditionType.WORKLOAD_APPLIED)["status"] == "True"
     start = _condition(other, ConditionType.WORKERS_AVAILABLE)["status"] != "False"
     if applied and one["workqueue"]["spec"].get("workloadRef"):
@@ -308,7 +312,7 @@ def _unlike(one: Object, other: Object, *, moved: bool) -> Iterator[str]:
         found = {name: declared[kind].get(name) for name in wanted[kind]}
         yield from _differences(found, wanted[kind], kind)
     bindings = declared.get("bindings", [])
-    if moved:
+    if forgot:
         bindings = [binding for binding in bindings if binding in wanted.get("bindings", [])]
     yield from _differences(bindings, wanted.get("bindings", []), "bindings")
     if applied and start:
@@ -319,6 +323,24 @@ def _unlike(one: Object, other: Object, *, moved: bool) -> Iterator[str]:
     for kind in (ConditionType.QUEUE_DECLARED, ConditionType.WORKLOAD_APPLIED):
         for part in ("status", "reason"):
             yield from _differences(_condition(one, kind)[part], _condition(other, kind)[part], kind)
+
+
+def _forget_left_brokers(moved: Object, fresh: Object) -> None:
+    """Drop the recorded bindings on brokers that only one of the WorkQueues has used."""
+    known = {entry["broker"] for entry in _record(fresh)}
+    record = [entry for entry in _record(moved) if entry["broker"] in known]
+    annotations = moved["metadata"].pop("annotations", {})
+    annotations.pop(ANNOTATION_BINDINGS, None)
+    if record:
+        annotations[ANNOTATION_BINDINGS] = json.dumps(record)
+    if annotations:
+        moved["metadata"]["annotations"] = annotations
+
+
+def _record(workqueue: Object) -> list[Object]:
+    annotations = workqueue["metadata"].get("annotations", {})
+    record: list[Object] = json.loads(annotations.get(ANNOTATION_BINDINGS, "[]"))
+    return record
 
 
 def _objects(state: Object, start: bool) -> Object:

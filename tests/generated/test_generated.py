@@ -30,6 +30,11 @@ FOUND: Final = {
         Step({"queue": {"type": "Classic", "deletionPolicy": "Delete"}}, How.RECREATE),
         Step({"queue": {"type": "Quorum"}}, How.RECREATE),
     ],
+    "binding-removed-while-on-another-virtual-host": [
+        Step({"queue": {"bindings": [{"exchange": "amq.topic", "routingKey": "a"}]}}),
+        Step({"connectionSecretRef": {"name": "other"}, "queue": {"bindings": None}}),
+        Step({"connectionSecretRef": {"name": "rabbitmq"}}),
+    ],
 }
 
 

@@ -34,7 +34,7 @@ class Api:
         """Run the pass of an operator that has just started."""
         seen = self.workqueue(exchange)
         bindings = Bindings(self._cluster, Store(lambda _: None))
-        await bindings.announce(seen)
+        await bindings.announce(seen, broker.binding.display)
         await declare.declare(seen, broker)
         await bindings.remove_unwanted(seen, broker)
 
@@ -95,7 +95,7 @@ async def test_binding_is_recorded_before_it_is_created(vhost: VirtualHost) -> N
     async with probe(vhost.url) as broker:
         await broker.ready()
         seen = api.workqueue(IMAGES | {"routingKeys": ["small"]})
-        await Bindings(api._cluster, Store(lambda _: None)).announce(seen)
+        await Bindings(api._cluster, Store(lambda _: None)).announce(seen, broker.binding.display)
         await declare.declare(seen, broker)
 
         await api.declare(IMAGES | {"routingKeys": ["large"]}, broker)
@@ -114,3 +114,33 @@ async def test_edited_record_removes_no_binding(vhost: VirtualHost, text: str) -
         await api.declare(IMAGES | {"routingKeys": ["large"]}, broker)
 
         assert await until(lambda: routed(vhost, "small", "large")) == [b"small", b"large"]
+
+
+async def test_record_of_an_earlier_release_is_read(vhost: VirtualHost) -> None:
+    api = Api()
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        await api.declare(IMAGES | {"routingKeys": ["small", "large"]}, broker)
+        api.annotations[ANNOTATION_BINDINGS] = '{"images": ["large", "small"]}'
+
+        await api.declare(IMAGES | {"routingKeys": ["large"]}, broker)
+
+        assert await routed(vhost, "small", "large") == [b"large"]
+
+
+async def test_moved_workqueue_unbinds_only_what_the_operator_bound_there(vhost: VirtualHost) -> None:
+    api = Api()
+    both, large = (IMAGES | {"routingKeys": keys} for keys in (["small", "large"], ["large"]))
+    with vhost.broker.new_vhost() as other:
+        async with probe(vhost.url) as first, probe(other.url) as second, channel_of(other) as channel:
+            await first.ready()
+            await second.ready()
+            await api.declare(both, first)
+            await declare.declare(api.workqueue(large), second)
+            channel.queue_bind("jobs", "images", "small")
+
+            await api.declare(large, second)
+            assert await routed(other, "small", "large") == [b"small", b"large"]
+
+            await api.declare(large, first)
+            assert await routed(vhost, "small", "large") == [b"large"]

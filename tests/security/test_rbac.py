@@ -222,10 +222,15 @@ def binds(life: Life) -> None:
         exchange = {"name": f"{life.namespace}-jobs", "routingKeys": keys}
         patch = {"spec": {"queue": {"exchange": exchange}}}
         kubectl("patch", "wq", "life", "--type=merge", f"--patch={json.dumps(patch)}", life.where)
-        wanted = {exchange["name"]: keys}
+        wanted = [{exchange["name"]: keys}]
         life.until(
             lambda wanted=wanted: (
-                json.loads(life.get("wq", "life")["metadata"].get("annotations", {}).get(noted, "{}"))
+                [
+                    one["bindings"]
+                    for one in json.loads(
+                        life.get("wq", "life")["metadata"].get("annotations", {}).get(noted, "[]")
+                    )
+                ]
                 == wanted
             ),
             f"the bindings {keys} are recorded",

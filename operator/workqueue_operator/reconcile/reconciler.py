@@ -404,7 +404,7 @@ class Reconciler:
             # An earlier queue.deadLetterQueue.
             if name not in {queue, dead.queue} and not is_delay_queue(name, queue):
                 handle.poller.forget_queue(workqueue.key, name)
-        await parts.bindings.announce(workqueue)
+        await parts.bindings.announce(workqueue, handle.broker.binding.display)
         try:
             again = [
                 entry.queue for entry in vanished if entry.queue != workqueue.spec.queue.dead_letter_queue
