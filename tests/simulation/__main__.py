@@ -131,7 +131,7 @@ def _mutants(first: int, last: int, options: Any) -> int:
         hit = next(hits, None)
         hits.close()
         missed += hit is None
-        found = f"{hit[0] + 1}: {hit[1][0]}" if hit is not None else f"not within {last - first}"
+        found = f"{hit[0]}: {hit[1][0]}" if hit is not None else f"not within {last - first}"
         print(f"| {name} | {mutant.defect} | {found} |", flush=True)
     return bool(missed)
 

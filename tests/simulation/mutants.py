@@ -17,7 +17,7 @@ from workqueue_operator.kube import resync, secrets, store
 from workqueue_operator.reconcile import finalize, queue, reporter
 from workqueue_operator.reconcile import reconciler as reconciler_module
 from workqueue_operator.scaling import decide, depth, gather, scale, wake
-from workqueue_operator.workers import apply, client, retire
+from workqueue_operator.workers import apply, client, retire, target
 
 
 @dataclass(frozen=True)
@@ -271,6 +271,15 @@ def _(patches: pytest.MonkeyPatch) -> None:
 
     patches.setattr(connection.Broker, "is_same_as", same)
     patches.setattr(declare, "require_unused", unused)
+
+
+@mutant("refused workers run", "a WorkQueue that loses its queue to an older one keeps its workers")
+def _(patches: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: Any) -> None:
+        return None
+
+    patches.setattr(reconciler_module.Reconciler, "_compare_claims", nothing)
+    patches.setattr(target.Targets, "stop_own_workers", nothing)
 
 
 @mutant("empty broker", "a pass without a broker renders another template and replaces every worker")

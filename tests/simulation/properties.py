@@ -14,6 +14,7 @@ from tests.simulation.rabbit import ModelConsumer, ModelMessage, ModelQueue
 from tests.simulation.stage import Stage, WorkQueueKey
 from tests.simulation.workers import WorkerProcess
 from workqueue_operator import __main__ as main
+from workqueue_operator.api.reasons import Reason
 from workqueue_operator.broker.doorbell import PRIORITY
 from workqueue_operator.names import ANNOTATION_DELETION_COST, workload_name
 
@@ -96,7 +97,7 @@ class Properties:
             return
         if self._world.now - self._stage.foreign_write.get(deployment, -1e9) < FOREIGN:
             return
-        if self._rolls_out(deployment, replicaset):
+        if self._rolls_out(deployment, replicaset) or not self._is_owner(key):
             return
         self._world.violated("busy worker removed", f"pod {name} of {key[0]}/{key[1]} had {held} messages")
 
@@ -141,7 +142,7 @@ class Properties:
         body = self._cluster.server.get("workqueues", *workqueue_key)
         if body is None or body["metadata"].get("deletionTimestamp") or "replicas" in body["spec"]:
             return
-        if self._was_edited(workqueue_key):
+        if self._was_edited(workqueue_key) or not self._is_owner(workqueue_key):
             return
         stage = self._stage
         queue, rabbit = stage.queue(workqueue_key), self._cluster.rabbits[stage.hosts[workqueue_key]]
@@ -158,6 +159,25 @@ class Properties:
                 )
         if now > was:
             self._require_need(workqueue_key, body, now)
+
+    def _is_owner(self, key: WorkQueueKey) -> bool:
+        """Whether no older WorkQueue names the same queue."""
+        return key == min(self._claimants(key), key=self._age, default=key)
+
+    def _claimants(self, key: WorkQueueKey) -> list[WorkQueueKey]:
+        """The WorkQueues that name the queue of this one."""
+        stage = self._stage
+        return [
+            other
+            for other, one in stage.workqueues.items()
+            if one.queue == stage.workqueues[key].queue
+            and (body := self._cluster.server.get("workqueues", *other)) is not None
+            and not body["metadata"].get("deletionTimestamp")
+        ]
+
+    def _age(self, key: WorkQueueKey) -> tuple[str, str]:
+        metadata = self._cluster.server.objects["workqueues", key[0], key[1]]["metadata"]
+        return metadata["creationTimestamp"], metadata["uid"]
 
     def _was_edited(self, key: WorkQueueKey) -> bool:
         return self._stage.healthy_for(f"wq {key[0]}/{key[1]}") < FOREIGN
@@ -372,14 +392,12 @@ class Properties:
         leaders = [one for one in cluster.operators if one.leads]
         if len(leaders) != 1:
             return [("does not converge", f"{len(leaders)} operators lead")]
-        for key, one in stage.workqueues.items():
+        for key in stage.workqueues:
             body = cluster.server.objects.get(("workqueues", *key))
             # A deletion waits for minutes until nothing can be hidden in a delay queue.
             if body is not None and not body["metadata"].get("deletionTimestamp"):
-                twin = any(k != key and other.queue == one.queue for k, other in stage.workqueues.items())
                 missing += [
-                    ("does not converge", f"{key[0]}/{key[1]}: {what}")
-                    for what in self._unsettled(key, twin=twin)
+                    ("does not converge", f"{key[0]}/{key[1]}: {what}") for what in self._unsettled(key)
                 ]
         kept = Counter(
             message.original
@@ -407,12 +425,14 @@ class Properties:
                     return f"in {queue.name}"
         return "nowhere"
 
-    def _unsettled(self, key: WorkQueueKey, *, twin: bool) -> Iterator[str]:
+    def _unsettled(self, key: WorkQueueKey) -> Iterator[str]:
         server = self._cluster.server
         body = server.objects["workqueues", key[0], key[1]]
         deployment = server.get("deployments", key[0], workload_name(key[1]))
         queue = self._stage.queue(key)
-        if key[1] == "twin" or twin:
+        if len(self._claimants(key)) > 1:
+            if not self._is_owner(key):
+                yield from self._unrefused(body, deployment)
             return
         if deployment is None or queue is None:
             yield "no Deployment or no queue"
@@ -445,6 +465,14 @@ class Properties:
         dead = self._cluster.rabbits[self._stage.hosts[key]].queues.get(f"{queue.name}.dead")
         if dead is not None and body["status"].get("deadLetters") != len(dead.ready):
             yield f"deadLetters is {body['status'].get('deadLetters')} instead of {len(dead.ready)}"
+
+    @staticmethod
+    def _unrefused(body: Object, deployment: Object | None) -> Iterator[str]:
+        """An older WorkQueue has its queue, so it has no workers there."""
+        if (reason := condition(body, "QueueDeclared").get("reason")) != Reason.QUEUE_CLAIMED:
+            yield f"QueueDeclared is {reason} on the queue of an older WorkQueue"
+        if deployment is not None and deployment["spec"]["replicas"]:
+            yield f"{deployment['spec']['replicas']} workers on the queue of an older WorkQueue"
 
     def _leaks(self, leader: Any) -> list[tuple[str, str]]:
         """Nothing that belongs to one pass or one WorkQueue stays. A pass may run just now."""

@@ -536,6 +536,11 @@ class Stage:
         self.cluster.server.delete("user", ("workqueues", *key))
         scope = f"wq {namespace}/{name}"
 
+        # Another WorkQueue on this queue takes it over, and its workers learn of the broker.
+        for other, one in self.workqueues.items():
+            if one.queue == self.workqueues[key].queue:
+                self.changed_template[other] = self.world.now
+
         def again() -> None:
             if ("workqueues", *key) in self.cluster.server.objects:
                 self.world.later(5.0, again)

@@ -28,6 +28,7 @@ FOUND = {
     "replicas applied away": 61,
     "unreachable is busy": 67,
     "refused template": 93,
+    "refused workers run": 111,
     "deletion during a job": 120,
     "slot never reopens": 200,
 }

@@ -410,7 +410,8 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
         ),
         Reason.QUEUE_CLAIMED: Explanation(
             _QUEUE_FAILED,
-            "Two WorkQueues name the same queue of the same broker, and this one is younger.",
+            "Two WorkQueues name the same queue of the same broker, and this one is younger. Its workers finish "
+            "their messages and stop.",
             "An older WorkQueue uses this queue. Delete one of the two, or choose another queue name.",
         ),
         Reason.QUEUE_REFUSED: Explanation(

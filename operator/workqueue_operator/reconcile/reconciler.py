@@ -335,14 +335,18 @@ class Reconciler:
     async def _without_depth(
         self, workqueue: WorkQueue, state: PassState, problem: ReconcileError, queue: Finding | None
     ) -> tuple[status.Outcome, float]:
-        """A pass without a depth holds the count, unless a person has pinned it."""
+        """A pass without a depth holds the count, unless a person has pinned it or the queue is another's."""
         unknown = Unknown(problem.reason, problem.message)
         ensured = await self._parts.targets.ensure(workqueue, proven_hash=state.gathered.proven_hash)
-        workload: WorkloadState | Unknown = (
-            ensured
-            if isinstance(ensured, Unknown)
-            else WorkloadState(deployment_view(ensured.deployment).replicas)
-        )
+        workload: WorkloadState | Unknown
+        if problem.reason is Reason.QUEUE_CLAIMED:
+            # Its workers would consume from the queue of the older WorkQueue.
+            await self._parts.targets.stop_own_workers(workqueue)
+            workload = unknown
+        elif isinstance(ensured, Unknown):
+            workload = ensured
+        else:
+            workload = WorkloadState(deployment_view(ensured.deployment).replicas)
         decision = self._decide(workqueue, state, Observation(workload, unknown))
         if isinstance(decision, ScaleOut) and not isinstance(ensured, Unknown):
             view = deployment_view(ensured.deployment)
@@ -389,14 +393,14 @@ class Reconciler:
         parts, queue = self._parts, workqueue.queue_name
         watched = handle.poller.watch(workqueue.key, queue)
         dead = handle.poller.watch(workqueue.key, workqueue.dead_letter_queue_name)
-        claimants = await parts.brokers.claimants(queue, handle)
-        _require_first_claim(workqueue, claimants, parts.store)
+        _require_first_claim(workqueue, await parts.brokers.claimants(queue, handle), parts.store)
         if watched.doubtful:
             await handle.poller.ask(watched)
         vanished = [entry for entry in (watched, dead) if entry.last is QUEUE_MISSING]
         wanted = digest([handle.broker.binding.identity, workqueue.spec.queue.model_dump(mode="json")])
         declared = (handle.broker.generation, wanted)
-        if state.declared == declared and state.queue is not None and not vanished:
+        # A WorkQueue that was suspended has lost its claim.
+        if watched.claimed and state.declared == declared and state.queue is not None and not vanished:
             return state.queue
         for entry in vanished:
             handle.broker.mark_vanished(entry.queue)
@@ -425,11 +429,24 @@ class Reconciler:
         state.declared, state.queue = declared if finding.status == "True" else None, finding
         for entry in (watched, dead):
             entry.record(answers[entry.queue])
-        for other in claimants:
-            # After a restart a younger WorkQueue may have come first. Its next pass finds out.
-            if other != workqueue.key:
-                parts.queue.add(other)
+        await self._compare_claims(workqueue, handle)
         return finding
+
+    async def _compare_claims(self, workqueue: WorkQueue, handle: BrokerHandle) -> None:
+        """Look for claims of others after making one.
+
+        Of two WorkQueues that make a claim at the same moment, neither has seen the other's before. After a restart,
+        a younger one may have come first.
+
+        Raises:
+            ReconcileError: an older WorkQueue has the queue.
+        """
+        claimants = await self._parts.brokers.claimants(workqueue.queue_name, handle)
+        _require_first_claim(workqueue, claimants, self._parts.store)
+        for other in claimants:
+            if other != workqueue.key:
+                # Its next pass is refused, and stops its workers.
+                self._parts.queue.add(other)
 
     # -- the count -----------------------------------------------------------------------------------
 

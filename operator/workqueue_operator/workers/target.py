@@ -94,14 +94,20 @@ class Targets:
                     f"The Deployment {ref.name!r} is scaled by the older WorkQueue {other[1]!r} already. Delete one "
                     "of the two.",
                 )
-        await self._stop_own_workers(workqueue, ref)
+        if ref.name != workload_name(workqueue.metadata.name):
+            # Those of an earlier spec.worker.
+            await self.stop_own_workers(workqueue)
         return live
 
-    async def _stop_own_workers(self, workqueue: WorkQueue, ref: WorkloadRef) -> None:
-        """Stop the workers of an earlier spec.worker. They finish their messages, as when a WorkQueue is deleted."""
+    async def stop_own_workers(self, workqueue: WorkQueue) -> None:
+        """Stop the workers that the operator runs. They finish their messages, as when a WorkQueue is deleted.
+
+        Raises:
+            ClusterError: the API server did not answer.
+        """
         namespace, name = workqueue.metadata.namespace, workload_name(workqueue.metadata.name)
         own = self._store.deployment(namespace, name)
-        if own is None or name == ref.name or not is_owned_by(own, workqueue):
+        if own is None or not is_owned_by(own, workqueue):
             return
         if own["spec"].get("replicas", 1) > 0:
             # The operator may not delete it.
