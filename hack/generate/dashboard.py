@@ -238,6 +238,17 @@ WORKERS: Final = Row(
             (Query(f"count(workqueue_worker_connected{{{_QUEUE}}} == 0) or vector(0)", "disconnected"),),
         ),
         Panel(
+            "Slots that wait for the limit",
+            "Their message has no token of spec.limits yet.",
+            (Query(_sum("workqueue_worker_waiting_slots", *_NAMES), _LEGEND),),
+        ),
+        Panel(
+            "Lost tokens per second",
+            "Tokens of spec.limits that were lost while their handler ran.",
+            (Query(_rate("workqueue_worker_tokens_lost_total", *_NAMES), _LEGEND),),
+            unit="ops",
+        ),
+        Panel(
             "Stuck handlers",
             "Handlers that still run after their timeout.",
             (Query(_sum("workqueue_worker_stuck_slots", *_NAMES), _LEGEND),),

@@ -36,8 +36,8 @@ _MEANING: Final = {
     ),
     "workqueue_replicas": (
         "`state` is `desired` (the replica count), `current` (existing pods), `ready`, `busy`, `maximum` "
-        "(`scaling.maxReplicas`, or 1 with `queue.singleActiveConsumer`) or `pinned` (`spec.replicas`; absent "
-        "without a pin)."
+        "(`scaling.maxReplicas`, or less with `queue.singleActiveConsumer` or `limits`) or `pinned` "
+        "(`spec.replicas`; absent without a pin)."
     ),
     "workqueue_condition": "1 for the current `status` and [reason](conditions.md) of each condition.",
     "workqueue_depth_age_seconds": "Age of the oldest depth of a queue with workers. Normal: up to a few seconds.",
@@ -68,8 +68,13 @@ _MEANING: Final = {
     ),
     "workqueue_worker_slots": "Messages that this worker can handle at the same time.",
     "workqueue_worker_busy_slots": "Messages that this worker is handling.",
+    "workqueue_worker_waiting_slots": "Busy slots whose message waits for a token of the [limit](limits.md).",
     "workqueue_worker_stuck_slots": "Busy slots whose handler still runs 1 minute after its timeout.",
     "workqueue_worker_connected": "1 while the worker's connection to RabbitMQ is open.",
+    "workqueue_worker_tokens_lost_total": (
+        "Tokens of the [limit](limits.md) that were lost while their handler ran, so that more handlers than the "
+        "limit may have run."
+    ),
     "workqueue_worker_reconnects_total": "How often that connection was opened again.",
 }
 
@@ -214,7 +219,7 @@ class _Idle:
         self.is_open = False
         self.slots: list[Any] = []
         self.slot_count = 0
-        self.reconnects = self.stuck = 0
+        self.reconnects = self.stuck = self.waiting_for_token = self.tokens_lost = 0
         self.outcomes = dict.fromkeys(Outcome, 0)
         self.handler_seconds = Histogram.of_handler_seconds()
         self.message_age_seconds = Histogram.of_message_age_seconds()

@@ -102,6 +102,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", metavar="SECONDS", help=f"time for one message (300) [{Variable.TIMEOUT_SECONDS}]")
     add("--concurrency", metavar="N", help=f"messages handled at the same time (1) [{Variable.CONCURRENCY}]")
     add(
+        "--limit-queue",
+        metavar="NAME",
+        help=f"a queue of tokens that exists: each handler takes one while it runs [{Variable.LIMIT_QUEUE}]",
+    )
+    add(
         "--grace",
         metavar="SECONDS",
         help=f"time for handlers to finish after SIGTERM (default: the timeout) [{Variable.GRACE_SECONDS}]",

@@ -7,6 +7,7 @@ A work queue `jobs` has
     jobs.retry.step.8s    messages that wait for eight seconds, as a part of their delay
     jobs.retry.high.8s    the same for messages with a high priority
     jobs.retry.last       messages whose delay has passed, on their way to the work queue
+    jobs.limit.handlers   one token for each handler that may run at the same time, if there is a limit
 
 A delay is a sum of steps, each a power of two (docs/adr/0016-exact-delays.md).
 
@@ -476,6 +477,51 @@ def delay_queue(queue: str, step: Step) -> Queue:
             **_AT_LEAST_ONCE,
         },
     )
+
+
+class Limit(NamedTuple):
+    """A limit on the handlers that run at the same time, in all workers together.
+
+    Its queue holds a token for each of them. An exchange of the same name says that all tokens have been published.
+
+    Attributes:
+        name: the queue of the tokens, and the exchange.
+        concurrency: how many tokens there are.
+    """
+
+    name: str
+    concurrency: int
+
+    @property
+    def queue(self) -> Queue:
+        """The declaration of the queue.
+
+        Classic: a token returns to its queue after each use, and each return would make the log of a quorum queue
+        longer, without end. The length tells a changed limit. RabbitMQ does not count tokens that workers hold.
+        """
+        return Queue(
+            self.name,
+            {
+                "x-queue-type": "classic",
+                "x-max-length": self.concurrency,
+                "x-overflow": "reject-publish",
+            },
+        )
+
+    @property
+    def seal(self) -> Exchange:
+        """The exchange that is declared last."""
+        return Exchange(self.name)
+
+
+def limit_queue_name(queue: str) -> str:
+    """Return the name of the queue with the tokens of one work queue."""
+    return f"{queue}.limit.handlers"
+
+
+def group_limit_queue_name(namespace: str, group: str) -> str:
+    """Return the name of the queue with the tokens that the work queues of a group share."""
+    return f"limit.{namespace}.{group}.handlers"
 
 
 def conflict_advice(queue: str) -> str:

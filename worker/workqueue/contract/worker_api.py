@@ -25,6 +25,8 @@ class StatusField(StrEnum):
     SLOTS = "slots"
     BUSY = "busy"
     BUSY_SECONDS = "busySeconds"
+    WAITING_FOR_TOKEN = "waitingForToken"  # noqa: S105 - a name
+    """Busy slots whose message waits for a token of the limit."""
     CONSUMING = "consuming"
     RETIRED = "retired"
     HANDLED = "handled"
@@ -65,6 +67,7 @@ class Variable(StrEnum):
     TIMEOUT_SECONDS = "WORKQUEUE_TIMEOUT_SECONDS"
     GRACE_SECONDS = "WORKQUEUE_GRACE_SECONDS"
     CONCURRENCY = "WORKQUEUE_CONCURRENCY"
+    LIMIT_QUEUE = "WORKQUEUE_LIMIT_QUEUE"
     ISOLATION = "WORKQUEUE_ISOLATION"
     STARTUP_TIMEOUT_SECONDS = "WORKQUEUE_STARTUP_TIMEOUT_SECONDS"
     RECYCLE_MESSAGES = "WORKQUEUE_RECYCLE_MESSAGES"

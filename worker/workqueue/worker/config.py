@@ -86,6 +86,7 @@ class RunConfig(NamedTuple):
         recycle_memory: from how many bytes of resident memory; None for never.
         until_empty: whether to end when the queue is empty.
         max_messages: after how many settled messages to end; None for never.
+        limit_queue: the queue of the tokens; each handler needs one. None without a limit.
     """
 
     handler: PythonHandler | ExecHandler | HTTPHandler
@@ -114,6 +115,7 @@ class RunConfig(NamedTuple):
     recycle_memory: int | None = None
     until_empty: bool = False
     max_messages: int | None = None
+    limit_queue: str | None = None
 
     @property
     def queue(self) -> str:
@@ -236,6 +238,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         recycle_memory=reader.read("recycle_memory", Variable.RECYCLE_MEMORY, None, _memory),
         until_empty=reader.read("until_empty", Variable.UNTIL_EMPTY, False, _boolean),
         max_messages=max_messages,
+        limit_queue=reader.text("limit_queue", Variable.LIMIT_QUEUE),
     )
     if queue and config.queue_settings.dead_letter_queue == queue:
         reader.mistakes.append("The dead-letter queue is the work queue. Name another one.")

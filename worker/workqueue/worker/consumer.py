@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from workqueue.amqp.connection import Connection
 from workqueue.amqp.declaration import Declaration
@@ -14,6 +14,9 @@ from workqueue.contract import topology
 from workqueue.contract.binding import Binding
 from workqueue.worker.config import RunConfig
 from workqueue.worker.slot import Delivery, Slot
+
+if TYPE_CHECKING:
+    from workqueue.worker.tokens import Tokens
 
 DEFAULT_CONSUMER_TIMEOUT_SECONDS: Final = 1_800
 """RabbitMQ's own default: it requeues a message that was not settled within this time."""
@@ -48,6 +51,7 @@ class Consumer:
         full: whether the worker has taken all messages that it may take.
         reconnects: how often the connection was opened again.
         slot_count: slots that can take messages. Those beyond the broker's channel_max cannot.
+        tokens: of the limit; None without one.
     """
 
     def __init__(
@@ -86,6 +90,11 @@ class Consumer:
             for number in range(config.concurrency)
         ]
         self.slot_count = len(self.slots)
+        self.tokens: Tokens | None = None
+        if config.limit_queue is not None:
+            from workqueue.worker.tokens import Tokens
+
+            self.tokens = Tokens(config.limit_queue, self.connection)
 
     # Taking messages, or not ----------------------------------------------------------------------------
 
@@ -93,6 +102,8 @@ class Consumer:
         """Take no more messages. This cannot be undone. Call it under the lock."""
         self.draining = True
         self._adjust_slots()
+        if self.tokens is not None:
+            self.tokens.give_back_unused()
 
     def retire(self, timeout: float) -> int:
         """Stop taking messages if none is unsettled, and return how many are unsettled.
@@ -179,9 +190,25 @@ class Consumer:
         return any(slot.consuming for slot in self.slots)
 
     @property
+    def waiting_for_token(self) -> int:
+        """How many messages wait for a token of the limit."""
+        return 0 if self.tokens is None else self.tokens.waiting
+
+    @property
+    def tokens_lost(self) -> int:
+        """How many tokens were lost while their handler ran."""
+        return 0 if self.tokens is None else self.tokens.lost
+
+    @property
     def last_error(self) -> str | None:
         """Why no slot, or not every slot, takes messages, if known."""
-        return self.connection.last_error or self._problem or self.handler_problem or self._too_few_channels
+        return (
+            self.connection.last_error
+            or self._problem
+            or self.handler_problem
+            or (None if self.tokens is None else self.tokens.problem)
+            or self._too_few_channels
+        )
 
     # The connection -------------------------------------------------------------------------------------
 
@@ -194,6 +221,8 @@ class Consumer:
             self._declare()
 
     def _lost(self, _reason: str) -> None:
+        if self.tokens is not None:
+            self.tokens.detach()
         for slot in self.slots:
             slot.detach()
 
@@ -219,7 +248,7 @@ class Consumer:
 
     def _attach(self) -> None:
         version = self.connection.version
-        wanted = self._config.timeout_seconds + SETTLING_SECONDS
+        wanted = self._message_seconds
         if (
             version is not None
             and not version.consumer_timeout_as_consumer_argument
@@ -229,7 +258,11 @@ class Consumer:
                 "The broker's consumer timeout must be raised by a policy for handlers that run this long.",
                 extra={"queue": self._config.queue, "consumer_timeout_milliseconds": wanted * 1000},
             )
-        count = min(len(self.slots), self.connection.channel_max)
+        channels = self.connection.channel_max
+        if self.tokens is not None:
+            channels -= 1
+            self.tokens.attach()
+        count = min(len(self.slots), channels)
         self._too_few_channels = None
         if count < len(self.slots):
             self._too_few_channels = (
@@ -257,10 +290,16 @@ class Consumer:
         self._problem = reason
         self.changed.notify_all()
 
+    @property
+    def _message_seconds(self) -> float:
+        """How long a slot may have a message. With a limit, it may first wait for as long as another handler runs."""
+        handlers = 1 if self.tokens is None else 2
+        return handlers * self._config.timeout_seconds + SETTLING_SECONDS
+
     def _consumer_arguments(self) -> dict[str, Any]:
         version = self.connection.version
         quorum = self._config.queue_settings.type is topology.QueueType.QUORUM and not self._is_classic
         if quorum and version is not None and version.consumer_timeout_as_consumer_argument:
-            seconds = max(DEFAULT_CONSUMER_TIMEOUT_SECONDS, self._config.timeout_seconds + SETTLING_SECONDS)
+            seconds = max(DEFAULT_CONSUMER_TIMEOUT_SECONDS, self._message_seconds)
             return {CONSUMER_TIMEOUT: int(seconds * 1000)}
         return {}

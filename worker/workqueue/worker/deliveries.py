@@ -120,6 +120,9 @@ class Deliveries:
         self._next_check = float("inf")
         self._executor: Executor | None = None
         self.ready = False
+        self._tokens = consumer.tokens
+        if self._tokens is not None:
+            self._tokens.on_token = self._start_with_token
 
     def start(self, handler: Handler | Launcher) -> None:
         """Start the threads or processes that run handlers, and the thread that runs the I/O loop.
@@ -247,14 +250,26 @@ class Deliveries:
 
     def _start(self, delivery: Delivery) -> None:
         delivery.started = time.monotonic()
+        delivery.returned = True
         if not self._get_executor().accepts(delivery.slot.number):
-            delivery.returned = True  # postponed, until `slots_ready`
-            return
+            return  # postponed, until `slots_ready`
+        if self._tokens is not None and not self._tokens.take(delivery):
+            return  # postponed, until `_start_with_token`
         delivery.returned = False
         delivery.message.deadline = delivery.started + self._config.timeout_seconds
         if delivery.message.deadline < self._next_check:
             self._check_later(self._config.timeout_seconds)
         self._get_executor().submit(delivery)
+
+    def _start_with_token(self, delivery: Delivery) -> None:
+        """Start a handler that has waited for a token of the limit."""
+        self._start(delivery)
+        if delivery.returned:  # its slot has no process now
+            self._release_token(delivery)
+
+    def _release_token(self, delivery: Delivery) -> None:
+        if self._tokens is not None:
+            self._tokens.release(delivery)
 
     def _get_executor(self) -> Executor:
         assert self._executor is not None  # noqa: S101 - no message arrives before the start
@@ -285,6 +300,7 @@ class Deliveries:
     def interrupted(self, delivery: Delivery) -> None:
         """Postpone a handler whose process was ended because of another message."""
         delivery.returned = True
+        self._release_token(delivery)
         if not delivery.lease.held:
             self._free(delivery)
         elif delivery.abandoned or self._consumer.draining:
@@ -312,6 +328,7 @@ class Deliveries:
     def _end(self, delivery: Delivery, error: BaseException | None) -> None:
         now = time.monotonic()
         delivery.returned = True
+        self._release_token(delivery)
         if not delivery.lease.held:
             self._free(delivery)
         elif delivery.abandoned:

@@ -98,6 +98,7 @@ class Endpoint:
             StatusField.SLOTS: consumer.slot_count,
             StatusField.BUSY: consumer.busy(),
             StatusField.BUSY_SECONDS: consumer.busy_seconds(now),
+            StatusField.WAITING_FOR_TOKEN: consumer.waiting_for_token,
             StatusField.CONSUMING: consumer.consuming,
             StatusField.RETIRED: self.retirement is not None and self.retirement.active,
             StatusField.HANDLED: rates.total_count,

@@ -68,12 +68,20 @@ class Exposition:
         for name, text, value in (
             ("slots", "Messages that can be handled at the same time.", consumer.slot_count),
             ("busy_slots", "Slots with a message.", consumer.busy()),
+            ("waiting_slots", "Busy slots that wait for a token of the limit.", consumer.waiting_for_token),
             ("stuck_slots", "Handlers that still run a minute after their timeout.", deliveries.stuck),
             ("connected", "Whether the consuming connection is open.", int(consumer.connection.is_open)),
         ):
             gauge = core.GaugeMetricFamily(f"workqueue_worker_{name}", text, labels=labels)
             gauge.add_metric(queue, value)
             yield gauge
+        lost = core.CounterMetricFamily(
+            "workqueue_worker_tokens_lost",
+            "Tokens of the limit that were lost while their handler ran.",
+            labels=labels,
+        )
+        lost.add_metric(queue, consumer.tokens_lost)
+        yield lost
         reconnects = core.CounterMetricFamily(
             "workqueue_worker_reconnects",
             "How often the consuming connection was opened again.",

@@ -1,0 +1,311 @@
+"""The tokens of a limit: a handler runs only while the worker holds one of them unacknowledged.
+
+A message comes first and then asks for a token, so that no idle worker holds one that another could use. Each wanted
+token has a consumer with prefetch 1, which stays until the token is given back. RabbitMQ serves consumers in their
+order, and gives the tokens of a worker that died to others.
+
+A token stays with the worker while messages follow each other, for a slice of time. So a limit that is not reached
+costs next to nothing, and a worker that waits gets its turn.
+
+Everything here happens under the lock of the connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from pika.exceptions import ChannelClosedByBroker
+
+from workqueue.amqp.backoff import Backoff
+from workqueue.amqp.connection import LONGEST_WAIT_SECONDS as LONGEST_RECONNECT_SECONDS
+from workqueue.amqp.errors import BrokerError
+from workqueue.worker.slot import (
+    FIRST_WAIT_SECONDS,
+    LONGEST_WAIT_SECONDS,
+    NOT_FOUND,
+    Delivery,
+    SlotConnection,
+)
+
+SLICE_SECONDS: Final = 0.2
+"""After this time a token goes back at the end of its handler, also if the next message waits for it here."""
+
+LINGER_SECONDS: Final = 0.05
+"""A token without a handler goes back after this time."""
+
+RECLAIM_SECONDS: Final = LONGEST_RECONNECT_SECONDS
+"""After tokens were lost with their connection or queue, no handler starts for this time.
+
+The handlers of all workers may still run, and RabbitMQ has all tokens. In this time every worker connects again and
+takes tokens for the handlers that it still runs."""
+
+logger = logging.getLogger(__name__)
+
+
+class _Token:
+    """A token that the worker holds, or waits for.
+
+    Attributes:
+        consumer: the tag of its consumer.
+        delivery_tag: None while the worker waits for it.
+        since: when it came, on the monotonic clock.
+        unused_since: when its last handler ended.
+    """
+
+    __slots__ = ("consumer", "delivery_tag", "since", "unused_since")
+
+    def __init__(self) -> None:
+        self.consumer = ""
+        self.delivery_tag: int | None = None
+        self.since = 0.0
+        self.unused_since = 0.0
+
+
+class Tokens:
+    """The tokens of one worker.
+
+    Args:
+        queue: where the tokens are.
+        connection: the consuming connection.
+
+    Attributes:
+        on_token: called with a delivery that has waited and got a token.
+        problem: why no token can be taken, or None.
+        lost: how many tokens were lost while their handler ran.
+    """
+
+    def __init__(self, queue: str, connection: SlotConnection) -> None:
+        self.queue = queue
+        self.on_token: Callable[[Delivery], None] = lambda _delivery: None
+        self.problem: str | None = None
+        self.lost = 0
+        self._connection = connection
+        self._channel: Any = None
+        self._backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
+        self._requested: set[_Token] = set()
+        self._unused: list[_Token] = []
+        self._held: dict[Delivery, _Token] = {}
+        self._waiting: deque[Delivery] = deque()
+        self._without: set[Delivery] = set()
+        """Deliveries whose handler still runs, and whose token was lost."""
+        self._starts_from = 0.0
+        self._asks_later = False
+        self._looks_later = False
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait for a token."""
+        return sum(map(_waits, tuple(self._waiting)))
+
+    # Called by the worker -------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Open a channel, when the connection is open."""
+        if self._channel is not None:
+            return
+        try:
+            channel = self._connection.channel(self._opened)
+        except BrokerError as error:
+            if self._connection.is_open:
+                self._report(
+                    "No channel for the tokens of the limit can be opened; trying again.", str(error)
+                )
+                self._reopen()
+            return
+        self._channel = channel
+        channel.add_on_close_callback(self._closed)
+
+    def detach(self) -> None:
+        """Drop the channel, when the connection is lost."""
+        self._drop(pauses=True)
+
+    def take(self, delivery: Delivery) -> bool:
+        """Return whether the delivery has a token. Otherwise `on_token` is called when it has one."""
+        if delivery in self._held:
+            return True
+        if self._unused and not self._is_paused:
+            self._held[delivery] = self._unused.pop()
+            return True
+        if delivery not in self._waiting:
+            self._waiting.append(delivery)
+            self._ask()
+        return False
+
+    def release(self, delivery: Delivery) -> None:
+        """Take the token of a handler that has returned."""
+        self._without.discard(delivery)
+        token = self._held.pop(delivery, None)
+        if token is None:
+            return
+        now = time.monotonic()
+        if now - token.since >= SLICE_SECONDS:
+            self._give_back(token)
+            self._ask()
+        else:
+            self._use(token, now)
+
+    def give_back_unused(self) -> None:
+        """Give back the tokens that no handler uses."""
+        unused, self._unused = self._unused, []
+        for token in unused:
+            self._give_back(token)
+
+    # Inside ---------------------------------------------------------------------------------------------
+
+    @property
+    def _is_open(self) -> bool:
+        return self._channel is not None and bool(self._channel.is_open)
+
+    @property
+    def _is_paused(self) -> bool:
+        return time.monotonic() < self._starts_from
+
+    def _use(self, token: _Token, now: float) -> None:
+        """Hand a token to a handler that runs without one, or to the message that has waited the longest."""
+        if self._without:
+            self._held[self._without.pop()] = token
+            return
+        while self._waiting and not self._is_paused:
+            delivery = self._waiting.popleft()
+            if _waits(delivery):
+                self._held[delivery] = token
+                self.on_token(delivery)
+                return
+        token.unused_since = now
+        self._unused.append(token)
+        if not self._looks_later:
+            self._look_later(LINGER_SECONDS)
+
+    def _look_later(self, seconds: float) -> None:
+        self._looks_later = True
+        self._connection.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Give back the tokens that have not been used for a while."""
+        self._looks_later = False
+        now = time.monotonic()
+        left = []
+        for token in self._unused:
+            if now - token.unused_since >= LINGER_SECONDS:
+                self._give_back(token)
+            else:
+                left.append(token)
+        self._unused = left
+        if left:
+            self._look_later(LINGER_SECONDS)
+
+    def _ask(self) -> None:
+        """Ask RabbitMQ for as many tokens as are needed."""
+        if not self._is_open:
+            return
+        needed = len(self._without)
+        waiting = self.waiting
+        left = self._starts_from - time.monotonic()
+        if left <= 0:
+            needed += waiting
+        elif waiting and not self._asks_later:
+            self._asks_later = True
+            self._connection.call_later(left, self._ask_again)
+        for _ in range(needed - len(self._requested)):
+            token = _Token()
+            self._requested.add(token)
+            token.consumer = self._channel.basic_consume(
+                self.queue,
+                on_message_callback=lambda channel, method, _properties, _body, token=token: self._came(
+                    channel, token, method.delivery_tag
+                ),
+            )
+
+    def _ask_again(self) -> None:
+        self._asks_later = False
+        self._ask()
+
+    def _came(self, channel: Any, token: _Token, delivery_tag: int) -> None:
+        if channel is not self._channel:
+            return
+        self._requested.discard(token)
+        self._backoff.reset()
+        if self.problem is not None:
+            self.problem = None
+            logger.info("The limit has tokens again.", extra={"queue": self.queue})
+        token.delivery_tag = delivery_tag
+        token.since = time.monotonic()
+        self._use(token, token.since)
+
+    def _give_back(self, token: _Token) -> None:
+        if not self._is_open:  # RabbitMQ has it
+            return
+        # In this order: otherwise RabbitMQ could deliver the token to the same consumer. pika rejects such a token.
+        # With a callback, since pika keeps the tags of consumers that were cancelled without an answer.
+        self._channel.basic_cancel(token.consumer, callback=lambda _frame: None)
+        self._channel.basic_nack(token.delivery_tag, requeue=True)
+
+    # The channel ----------------------------------------------------------------------------------------
+
+    def _opened(self, channel: Any) -> None:
+        if channel is not self._channel:
+            return
+        channel.add_on_cancel_callback(lambda _frame: self._cancelled(channel))
+        channel.basic_qos(prefetch_count=1)
+        self._ask()
+
+    def _cancelled(self, channel: Any) -> None:
+        """Handle a cancel by RabbitMQ: the queue was deleted, or its node is down."""
+        if channel is not self._channel:
+            return
+        self._report("The tokens of the limit are gone; asking for others.", "basic.cancel")
+        self._drop(pauses=True)
+        channel.close()
+        self._reopen()
+
+    def _closed(self, channel: Any, error: Exception) -> None:
+        if channel is not self._channel:
+            return
+        self._drop(pauses=not isinstance(error, ChannelClosedByBroker))
+        if isinstance(error, ChannelClosedByBroker):
+            sentence = "The queue of the limit's tokens cannot be used; trying again."
+            if error.reply_code == NOT_FOUND:
+                sentence = "The queue of the limit's tokens does not exist; trying again."
+            self._report(sentence, f"{error.reply_code} {error.reply_text}")
+            self._reopen()
+
+    def _drop(self, *, pauses: bool) -> None:
+        """Forget all tokens: RabbitMQ has them, or they are gone.
+
+        Args:
+            pauses: whether other workers may have lost theirs, too.
+        """
+        if self._held:
+            logger.warning(
+                "Tokens of the limit were lost while handlers ran; more handlers than the limit may run.",
+                extra={"queue": self.queue, "handlers": len(self._held)},
+            )
+        self.lost += len(self._held)
+        self._without.update(self._held)
+        self._held.clear()
+        self._unused.clear()
+        self._requested.clear()
+        if pauses:
+            self._starts_from = time.monotonic() + RECLAIM_SECONDS
+        self._channel = None
+
+    def _reopen(self) -> None:
+        self._connection.call_later(self._backoff.next(), self._reopen_now)
+
+    def _reopen_now(self) -> None:
+        if self._connection.is_open:
+            self.attach()
+
+    def _report(self, sentence: str, reason: str) -> None:
+        if reason != self.problem:
+            logger.warning(sentence, extra={"queue": self.queue, "reason": reason})
+        self.problem = reason
+
+
+def _waits(delivery: Delivery) -> bool:
+    """Whether the message of a delivery is still here, and its handler does not run."""
+    return delivery.lease.held and delivery.returned and not delivery.decided
