@@ -155,6 +155,9 @@ def _bounds(workqueue: WorkQueue, now: datetime) -> tuple[int, int]:
 def _limit(workqueue: WorkQueue, high: int) -> str:
     if workqueue.spec.queue.single_active_consumer:
         return "queue.singleActiveConsumer allows one worker."
+    limits = workqueue.spec.limits
+    if limits is not None and workqueue.spec.limit_is_maximum:
+        return f"limits.concurrency is {limits.concurrency}, which {_replicas(high)} can use up."
     return f"scaling.maxReplicas is {high}."
 
 

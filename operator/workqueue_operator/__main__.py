@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from workqueue import logs
 from workqueue_operator.broker.bindings import Bindings
+from workqueue_operator.broker.limits import Limits
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
 from workqueue_operator.broker.warm import WarmBrokers
@@ -292,6 +293,7 @@ class Operator:
             finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
             bindings=Bindings(cluster, store),
             recurring=recurring,
+            limits=Limits(),
             metrics=self._metrics,
             on_fatal=self._fail,
         )

@@ -5,6 +5,7 @@ Rows are created from the plain objects, because parsing 1,000 WorkQueues for a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -184,7 +185,11 @@ def _maximum(spec: Mapping[str, Any]) -> int:
     """As `WorkQueueSpec.most_replicas`."""
     if (spec.get("queue") or {}).get("singleActiveConsumer"):
         return 1
-    return int((spec.get("scaling") or {}).get("maxReplicas", 10))
+    most = int((spec.get("scaling") or {}).get("maxReplicas", 10))
+    limits, worker = spec.get("limits"), spec.get("worker")
+    if limits and worker:
+        most = min(most, math.ceil(limits["concurrency"] / worker.get("concurrency", 1)))
+    return most
 
 
 def conditions(body: Mapping[str, Any]) -> dict[str, Condition]:

@@ -380,6 +380,11 @@ INVALID = [
         "scaling.messagesPerReplica with workloadRef",
     ),
     Row(
+        "a limit on workers of others",
+        {**REF, "limits": {"concurrency": 5}},
+        "only the operator's workers keep to spec.limits: remove spec.limits, or use spec.worker",
+    ),
+    Row(
         "two slots for a single active consumer",
         {**queue(singleActiveConsumer=True), **worker(concurrency=2)},
         "with queue.singleActiveConsumer one slot takes messages and the others stay idle: set "

@@ -13,6 +13,7 @@ from tests.support.fakecluster import FakeCluster, Request
 from tests.support.wait import until
 from workqueue.contract.worker_api import PORT
 from workqueue_operator.broker.bindings import Bindings
+from workqueue_operator.broker.limits import Limits
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
 from workqueue_operator.clock import SystemClock
@@ -132,6 +133,7 @@ async def operator(cluster: FakeCluster, *namespaces: str, workers_port: int = P
         finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
         bindings=Bindings(cluster, store),
         recurring=RecurringRunner(cluster, reporter, metrics, clock, queue.add),
+        limits=Limits(),
         metrics=metrics,
         on_fatal=lambda _: None,
     )

@@ -37,7 +37,7 @@ SILENT = Unknown(Reason.RETIRE_UNREACHABLE, "Worker a does not answer.")
 
 def spec(**changes: Any) -> WorkQueueSpec:
     scaling = {"minReplicas": 0, "maxReplicas": 10, "messagesPerReplica": 10, "scaleInDelaySeconds": 60}
-    top = {key: changes.pop(key) for key in ("suspend", "replicas", "queue") if key in changes}
+    top = {key: changes.pop(key) for key in ("suspend", "replicas", "queue", "limits") if key in changes}
     if changes.keys() & {"targetDrainSeconds", "maxWaitSeconds"}:
         del scaling["messagesPerReplica"]
     return WorkQueueSpec.model_validate(
@@ -105,6 +105,24 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, ScaleInWindow, tuple[type, in
         seen(3, Depth(0, 0, 3)),
         quiet_since(90),
         (Retire, 0, Reason.IDLE),
+    ),
+    "backlog without workers beyond the limit": (
+        spec(limits={"concurrency": 5}),
+        seen(0, Depth(1000, 0, 0)),
+        ScaleInWindow(NOW),
+        (ScaleOut, 5, Reason.BACKLOG),
+    ),
+    "backlog beyond the limit": (
+        spec(limits={"concurrency": 5}),
+        seen(5, Depth(1000, 5, 5)),
+        ScaleInWindow(NOW),
+        (Hold, 5, Reason.AT_CONCURRENCY_LIMIT),
+    ),
+    "backlog beyond the maximum below the limit": (
+        spec(limits={"concurrency": 50}),
+        seen(10, Depth(1000, 10, 10)),
+        ScaleInWindow(NOW),
+        (Hold, 10, Reason.AT_MAXIMUM),
     ),
     "single active consumer without a worker": (
         spec(queue=SINGLE),

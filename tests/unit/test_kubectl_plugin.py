@@ -398,6 +398,16 @@ def test_documented_plugin_commands_parse(line: str) -> None:
     assert parsed.command in cli.COMMANDS
 
 
+def test_limit_bounds_the_maximum_and_is_named() -> None:
+    limited = workqueue(desired=3, messages=100, limits={"concurrency": 5}, worker={"concurrency": 2})
+    assert top._as_json(Found(limited))["maxReplicas"] == 3
+    sentence = "limits.concurrency is 5, which 3 replicas can use up."
+    assert sentence in explain.why(limited, Seen(in_handlers=5), MONDAY_MORNING)
+    statuses = {"a": {"waitingForToken": 2}, "b": {}}
+    picture = Overview(Found(limited), [], statuses, [], MONDAY_MORNING)
+    assert "Limit       5 at the same time, 2 waiting in workers" in _lines(picture)
+
+
 def test_with_a_single_active_consumer_one_worker_is_the_most() -> None:
     turns = workqueue(queue={"singleActiveConsumer": True}, scaling={"minReplicas": 2})
     found = Found(turns)

@@ -113,6 +113,21 @@ def test_dead_letter_queue_reaches_the_worker(tmp_path: Path, name: str | None) 
     )
 
 
+@pytest.mark.parametrize(
+    ("limits", "queue"),
+    [
+        (None, None),
+        ({"concurrency": 5}, "jobs.limit.handlers"),
+        ({"concurrency": 5, "group": "shop-api"}, "limit.team.shop-api.handlers"),
+    ],
+    ids=["none", "own", "group"],
+)
+def test_limit_reaches_the_worker(tmp_path: Path, limits: dict[str, Any] | None, queue: str | None) -> None:
+    config = as_the_worker_reads_it(workqueue(limits=limits), tmp_path)
+
+    assert config.limit_queue == queue
+
+
 def test_backoff_reaches_the_worker(tmp_path: Path) -> None:
     backoff = {"initialSeconds": 5, "factor": 3, "maxSeconds": 100, "jitter": "Full"}
     made = workqueue(retry={"backoff": backoff, "maxAgeSeconds": 60})

@@ -58,6 +58,12 @@ def test_with_a_single_active_consumer_one_worker_is_the_most() -> None:
     assert view_model.row(one, [], None).maximum == 1
 
 
+def test_limit_bounds_the_maximum_of_replicas() -> None:
+    worker = {"worker": {"concurrency": 2}, "limits": {"concurrency": 5}}
+    one = {**body("limited"), "spec": {**worker, "scaling": {"maxReplicas": 8}}}
+    assert view_model.row(one, [], None).maximum == 3
+
+
 def rendered(template: str, **values: Any) -> str:
     parts: Any = SimpleNamespace(store=Store(lambda _: None), runbook_url="https://runbooks.example/")
     return Page(0, parts)._templates.get_template(template).render(**values)

@@ -18,7 +18,7 @@ from workqueue_kubectl.cluster import Cluster, Found, event_time, resource_name
 from workqueue_kubectl.commands.top import STALE, workers
 from workqueue_kubectl.errors import KubectlError
 from workqueue_kubectl.kubectl import Object
-from workqueue_operator.api.workqueue import NEVER, WorkQueue
+from workqueue_operator.api.workqueue import NEVER, Limits, WorkQueue
 from workqueue_operator.kube.views import PodView, existing, pod_view
 from workqueue_operator.scaling.wait import HandlerTimes
 
@@ -135,6 +135,11 @@ def _lines(overview: Overview, *, wide: bool = False) -> list[str]:
         f"Dead        {known(status.dead_letters)}",
         f"Workers     {_workers(overview)}, {known(status.busy_replicas)} busy",
         f"Bounds      {least} to {most} {'replica' if most == 1 else 'replicas'}",
+        *(
+            []
+            if workqueue.spec.limits is None
+            else [f"Limit       {_limit(workqueue.spec.limits, overview)}"]
+        ),
         f"Status      {_written(overview)}",
     ]
     if status.last_scale_time is not None:
@@ -174,6 +179,15 @@ def _workers(overview: Overview) -> str:
         leaving = sum(pod.terminating for pod in overview.pods) + (surplus or 0)
     text = f"{_known(ready)}/{_known(status.desired_replicas)} ready"
     return f"{text}, {leaving} leaving" if leaving else text
+
+
+def _limit(limits: Limits, overview: Overview) -> str:
+    """Return the limit, and how many messages wait for it in the workers that have answered."""
+    waiting = sum(
+        int(status.get(StatusField.WAITING_FOR_TOKEN) or 0) for status in overview.statuses.values()
+    )
+    group = "" if limits.group is None else f" in the group {limits.group}"
+    return f"{limits.concurrency} at the same time{group}, {waiting} waiting in workers"
 
 
 def _written(overview: Overview) -> str:
@@ -243,10 +257,17 @@ def _state(pod: PodView, status: Object | None) -> str:
             return "retired"
         if not status.get(StatusField.CONNECTED):
             return "disconnected"
-        return "busy" if status[StatusField.BUSY] else "idle"
+        return _activity(status)
     if pod.running:
         return "running"
     return "failing" if pod.failure else "starting"
+
+
+def _activity(status: Object) -> str:
+    busy = status[StatusField.BUSY]
+    if busy and status.get(StatusField.WAITING_FOR_TOKEN) == busy:
+        return "waiting"
+    return "busy" if busy else "idle"
 
 
 def _known(count: int | None) -> str:

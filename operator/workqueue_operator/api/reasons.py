@@ -38,6 +38,7 @@ class Reason(StrEnum):
     WITHIN_BOUNDS = "WithinBounds"
     AT_MAXIMUM = "AtMaximum"
     WAIT_NOT_MET = "WaitNotMet"
+    AT_CONCURRENCY_LIMIT = "AtConcurrencyLimit"
     SINGLE_ACTIVE_CONSUMER = "SingleActiveConsumer"
     BELOW_MINIMUM = "BelowMinimum"
     IDLE = "Idle"
@@ -77,6 +78,8 @@ class Reason(StrEnum):
     DEPTH_IMPLAUSIBLE = "DepthImplausible"
     DEPTH_PENDING = "DepthPending"
     CONSUMER_TIMEOUT_TOO_SHORT = "ConsumerTimeoutTooShort"
+    LIMIT_CONFLICT = "LimitConflict"
+    LIMIT_UNAVAILABLE = "LimitUnavailable"
     # the workers
     NAME_CONFLICT = "NameConflict"
     WORKERS_STARTING = "WorkersStarting"
@@ -238,6 +241,12 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
             "longer than `scaling.maxWaitSeconds`.",
             "With `scaling.maxReplicas` workers, some messages will wait for longer than `scaling.maxWaitSeconds`. "
             "Raise one of the two, or make the handlers faster.",
+        ),
+        Reason.AT_CONCURRENCY_LIMIT: Explanation(
+            f"{_S} `True`",
+            "The replicas can run as many handlers as `limits.concurrency` allows; the backlog asks for more.",
+            "Nothing to do: more replicas would only wait for each other. To handle more messages at the same time, "
+            "raise `limits.concurrency`.",
         ),
         Reason.SINGLE_ACTIVE_CONSUMER: Explanation(
             f"{_S} `True`",
@@ -442,6 +451,19 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
             "RabbitMQ may requeue a message while its handler is still within its timeout.",
             "RabbitMQ's consumer timeout is shorter than `worker.timeoutSeconds` allows a handler to run. Set "
             "`queue.consumerTimeoutSeconds` on a new queue, or a policy with consumer-timeout.",
+        ),
+        Reason.LIMIT_CONFLICT: Explanation(
+            f"{_D} `True`",
+            "Another WorkQueue of the same `limits.group` gives another `limits.concurrency`. That of the oldest "
+            "WorkQueue counts.",
+            "Give the same `limits.concurrency` in all WorkQueues of the group.",
+        ),
+        Reason.LIMIT_UNAVAILABLE: Explanation(
+            f"{_D} and {_R} `False`",
+            "The operator could not make the tokens of `spec.limits`, such as without permission for their queue, or "
+            "while its node is down. Handlers without a token do not start.",
+            "See the message. The user of RabbitMQ needs the permissions configure, write and read for "
+            "`<queue>.limit.handlers`, or `limit.<namespace>.<group>.handlers` for a group.",
         ),
     },
     "The workers": {

@@ -6,6 +6,7 @@ server also enforces the CEL rules. The model checks only what the code relies o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -40,6 +41,9 @@ _COUNT_OR_PERCENTAGE: Final[JsonSchema] = {
     "pattern": "^(100|[1-9][0-9]?)%$",
     "default": 1,
 }
+
+MOST_TOKENS: Final = 1000
+"""Handlers that one limit may allow. Each is a message that the operator publishes."""
 
 MOST_RECURRING: Final = 100
 """Entries of spec.recurring in one WorkQueue."""
@@ -876,6 +880,18 @@ class Recurring(_Model):
     Skip: they are left out. One: one message is published for all of them."""
 
 
+class Limits(_Model):
+    """Limits on all workers of the WorkQueue together."""
+
+    concurrency: int = Field(ge=1, le=MOST_TOKENS)
+    """How many handlers may run at the same time, in all workers together. A handler whose worker has lost its
+    connection to RabbitMQ may run beside them until it has been cancelled."""
+
+    group: str | None = Field(default=None, max_length=63, json_schema_extra={"pattern": _LABEL})
+    """Name of a group of WorkQueues in the same namespace and virtual host that share the limit. All of them give
+    the same concurrency; otherwise that of the oldest WorkQueue counts."""
+
+
 _SHARED: Final = "!has(self.queue.singleActiveConsumer) || !self.queue.singleActiveConsumer"
 """The CEL expression that several workers may take messages at the same time."""
 
@@ -913,6 +929,11 @@ class WorkQueueSpec(_Model):
                 "scaling.minReplicas, and minReplicas of each schedule, to 0 or 1",
                 "scaling",
             ),
+            rule(
+                "!has(self.limits) || has(self.worker)",
+                "only the operator's workers keep to spec.limits: remove spec.limits, or use spec.worker",
+                "limits",
+            ),
         )
     )
 
@@ -949,10 +970,26 @@ class WorkQueueSpec(_Model):
     )
     """Messages that the operator publishes to the queue at certain times."""
 
+    limits: Limits | None = None
+    """Limits on all workers together."""
+
     @property
     def most_replicas(self) -> int:
-        """The maximum of replicas that can take messages: 1 with a single active consumer."""
-        return 1 if self.queue.single_active_consumer else self.scaling.max_replicas
+        """The maximum of replicas that can handle messages: 1 with a single active consumer."""
+        most = 1 if self.queue.single_active_consumer else self.scaling.max_replicas
+        return most if self.most_by_limit is None else min(most, self.most_by_limit)
+
+    @property
+    def most_by_limit(self) -> int | None:
+        """How many replicas can have all tokens of the limit; None without a limit."""
+        if self.limits is None or self.worker is None:
+            return None
+        return math.ceil(self.limits.concurrency / self.worker.concurrency)
+
+    @property
+    def limit_is_maximum(self) -> bool:
+        """Whether the maximum of replicas follows from the limit."""
+        return self.most_by_limit == self.most_replicas < self.scaling.max_replicas
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -1188,6 +1225,18 @@ class WorkQueue(_Model):
     def dead_letter_queue_name(self) -> str:
         """The name of the dead-letter queue in RabbitMQ."""
         return self.queue_settings.dead_letter_queue_name
+
+    @property
+    def limit(self) -> topology.Limit | None:
+        """The limit on all workers together, as this WorkQueue asks for it."""
+        limits = self.spec.limits
+        if limits is None or self.spec.worker is None:
+            return None
+        if limits.group is None:
+            name = topology.limit_queue_name(self.queue_name)
+        else:
+            name = topology.group_limit_queue_name(self.metadata.namespace, limits.group)
+        return topology.Limit(name, limits.concurrency)
 
     @property
     def wake(self) -> Wake:

@@ -413,7 +413,7 @@ class Broker:
             else:
                 missing.append(queue)
         for exchange in plan.exchanges:
-            await self._declare_exchange(exchange, plan.queues[0].name)
+            await self.declare_exchange(exchange, plan.queues[0].name)
         for queue in missing:
             answers[queue.name] = await self.declare_queue(queue)
         for step in plan.step_bindings:
@@ -423,12 +423,28 @@ class Broker:
                 await self.bind(binding)
         return answers
 
-    async def _declare_exchange(self, exchange: topology.Exchange, queue: str) -> None:
+    async def declare_exchange(
+        self, exchange: topology.Exchange, queue: str, *, passive: bool = False
+    ) -> None:
+        """Declare an exchange. Idempotent.
+
+        Args:
+            queue: that it is for.
+            passive: only look whether it exists.
+
+        Raises:
+            QueueMissingError: it does not exist, and `passive` is true.
+            ReconcileError: refused, or no answer.
+        """
         await self._call(
             self._declarations,
             queue,
             lambda channel, done: channel.exchange_declare(
-                exchange.name, exchange_type=exchange.type.value.lower(), durable=True, callback=done
+                exchange.name,
+                exchange_type=exchange.type.value.lower(),
+                durable=True,
+                passive=passive,
+                callback=done,
             ),
             f"exchange {exchange.name!r}",
         )

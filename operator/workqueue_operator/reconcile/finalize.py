@@ -15,7 +15,7 @@ from workqueue.contract.binding import Binding
 from workqueue.contract.topology import is_delay_queue
 from workqueue_operator.api.reasons import ConditionType, Finding, Reason, Unknown
 from workqueue_operator.api.workqueue import DeletionPolicy, WorkQueue, timestamp
-from workqueue_operator.broker import declare
+from workqueue_operator.broker import declare, limits
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
@@ -27,6 +27,7 @@ from workqueue_operator.kube.views import PodView, deployment_view
 from workqueue_operator.names import ANNOTATION_ABANDON, FINALIZER, workload_name
 from workqueue_operator.ports import Clock, Kubernetes, Workers
 from workqueue_operator.reconcile import status
+from workqueue_operator.reconcile.limits import members
 from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.scaling.decide import Depth
 from workqueue_operator.scaling.depth import QueueReadings, judge
@@ -191,6 +192,8 @@ class Finalizer:
             await declare.require_empty(names, handle.broker)
         await declare.require_unused(workqueue.queue_name, handle.broker)
         await declare.delete(workqueue, names, handle.broker, only_empty=only_empty)
+        if workqueue.limit is not None and not members(workqueue, self._store):
+            await limits.delete(workqueue.limit.name, handle.broker)
         if isinstance(listed, Unknown):
             return f" {listed.message} Delay queues of delays that spec.retry had earlier may be left."
         return ""

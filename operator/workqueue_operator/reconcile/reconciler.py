@@ -23,6 +23,7 @@ from workqueue_operator.broker import declare
 from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import QUEUE_MISSING, QueueMissing
+from workqueue_operator.broker.limits import Limits
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
 from workqueue_operator.digest import digest
 from workqueue_operator.errors import ClusterError, LeadershipLostError, ReconcileError
@@ -34,7 +35,7 @@ from workqueue_operator.kube.views import DeploymentView, deployment_view
 from workqueue_operator.metrics import Metrics
 from workqueue_operator.names import LABEL_OPERATOR
 from workqueue_operator.ports import Clock
-from workqueue_operator.reconcile import status
+from workqueue_operator.reconcile import limits, status
 from workqueue_operator.reconcile.finalize import Finalizer
 from workqueue_operator.reconcile.protection import Protector
 from workqueue_operator.reconcile.queue import Lane, NextPass, ReconcileQueue
@@ -92,7 +93,8 @@ BACKOFF_AFTER_PROBLEM: Final = (1.0, 15.0)
 """Seconds: the first and the longest pause after a pass that ended with a ReconcileError."""
 
 BIND_AGAIN: Final = 15.0
-"""Seconds until the next pass of a WorkQueue whose bindings name a missing exchange: nothing tells when it exists."""
+"""Seconds until the next pass of a WorkQueue whose bindings name a missing exchange, or whose tokens cannot be made:
+nothing tells when that changes."""
 
 UNKNOWN_AGAIN: Final = 5.0
 """Seconds until a pass that failed before anything was known of its WorkQueue is repeated."""
@@ -101,6 +103,7 @@ _SECRET_PROBLEMS: Final = frozenset({Reason.SECRET_NOT_FOUND, Reason.SECRET_INVA
 _REFUSALS: Final = frozenset(
     {Reason.AUTHENTICATION_FAILED, Reason.VIRTUAL_HOST_NOT_FOUND, Reason.PERMISSION_DENIED}
 )
+_TRIES_AGAIN: Final = frozenset({Reason.EXCHANGE_NOT_FOUND, Reason.LIMIT_UNAVAILABLE})
 _NO_ANSWER: Final = frozenset({Reason.BROKER_TIMEOUT, Reason.BROKER_UNREACHABLE})
 _NOT_YET: Final = Finding("Unknown", Reason.DEPTH_PENDING, "The queue has not been declared yet.")
 
@@ -127,6 +130,7 @@ class Dependencies:
     finalizer: Finalizer
     bindings: Bindings
     recurring: RecurringRunner
+    limits: Limits
     metrics: Metrics
     on_fatal: Callable[[BaseException], None]
 
@@ -227,7 +231,7 @@ class Reconciler:
         if outcome.problem is None:
             state.problems = 0
         again = parts.targets.looks_again(workqueue)
-        binds = BIND_AGAIN if outcome.queue.reason is Reason.EXCHANGE_NOT_FOUND else None
+        binds = BIND_AGAIN if outcome.queue.reason in _TRIES_AGAIN else None
         return min((wait for wait in (due, again, binds) if wait is not None), default=None)
 
     def _report_unreadable(self, body: Object, error: ValidationError) -> None:
@@ -327,6 +331,9 @@ class Reconciler:
             if not _leaves_doorbell_to_older(workqueue, handle, parts.store):
                 handle.broker.remove_doorbell(workqueue.queue_name)
             return await self._without_depth(workqueue, state, problem, None)
+        about_limit = await self._make_tokens(workqueue, state, handle)
+        if about_limit is not None and queue.status == "True":
+            queue = about_limit
         on_wait = partial(parts.queue.release_place, workqueue.key)
         next_slot = parts.recurring.look(workqueue, handle.broker)
         outcome, due = await self._scale(workqueue, state, Connection(handle, binding, on_wait), queue)
@@ -447,6 +454,32 @@ class Reconciler:
             if other != workqueue.key:
                 # Its next pass is refused, and stops its workers.
                 self._parts.queue.add(other)
+
+    async def _make_tokens(
+        self, workqueue: WorkQueue, state: PassState, handle: BrokerHandle
+    ) -> Finding | None:
+        """Make the tokens of the limit, if it has changed or tokens are missing.
+
+        Returns:
+            The problem, or None.
+        """
+        agreed = limits.agreed(workqueue, self._parts.store)
+        if agreed is None:
+            return None
+        limit, watched = agreed.limit, handle.poller.watch(workqueue.key, agreed.limit.name)
+        made = (handle.broker.binding.identity, handle.broker.generation, limit)
+        if state.tokens != made or limits.lacks_tokens(limit, watched.last):
+            state.tokens = None
+            try:
+                await self._parts.limits.ensure(limit, handle.broker)
+            except ReconcileError as problem:
+                return Finding("False", Reason.LIMIT_UNAVAILABLE, problem.message)
+            finally:
+                await handle.poller.ask(watched)
+            state.tokens = made
+        if agreed.conflict is None:
+            return None
+        return Finding("True", Reason.LIMIT_CONFLICT, agreed.conflict)
 
     # -- the count -----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from workqueue.contract.topology import Limit
 from workqueue_operator.api.reasons import Finding
 from workqueue_operator.scaling.decide import ScaleInWindow
 from workqueue_operator.scaling.gather import GatherState
@@ -23,6 +24,7 @@ class PassState:
         window: the counts that recent passes wanted.
         declared: the connection and the digest of the spec for which the queues were last declared.
         queue: the result of that declaration.
+        tokens: the broker, its connection and the limit for which the tokens were last made.
         last_scale: the status fields about the last change of the count.
         failures: passes in a row that raised an error, such as one of the API server.
         problems: passes in a row that had no depth.
@@ -32,6 +34,7 @@ class PassState:
     window: ScaleInWindow
     declared: tuple[int, bytes] | None = None
     queue: Finding | None = None
+    tokens: tuple[str, int, Limit] | None = None
     last_scale: dict[str, str] = field(default_factory=dict)
     failures: int = 0
     problems: int = 0

@@ -30,6 +30,7 @@ CANARY_REPLICAS: Final = 1
 
 _ABOUT_THE_BACKLOG: Final = frozenset(
     {
+        Reason.AT_CONCURRENCY_LIMIT,
         Reason.AT_MAXIMUM,
         Reason.BACKLOG,
         Reason.BELOW_MINIMUM,
@@ -358,6 +359,12 @@ def _at_maximum(spec: WorkQueueSpec, wanted: int, backlog: str) -> Hold:
     if spec.queue.single_active_consumer:
         message = f"{backlog}, but queue.singleActiveConsumer lets one worker at a time take messages."
         return Hold(wanted, Reason.SINGLE_ACTIVE_CONSUMER, message)
+    if spec.limits is not None and spec.limit_is_maximum:
+        message = (
+            f"{backlog}, but limits.concurrency is {spec.limits.concurrency}, which "
+            f"{_replicas(spec.most_replicas)} can use up."
+        )
+        return Hold(wanted, Reason.AT_CONCURRENCY_LIMIT, message)
     if spec.scaling.max_wait_seconds is not None:
         message = (
             f"{backlog} to start within {spec.scaling.max_wait_seconds} s, but scaling.maxReplicas is "

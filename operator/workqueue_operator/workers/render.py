@@ -409,6 +409,8 @@ def _environment(workqueue: WorkQueue, worker: Worker) -> list[Object]:
         Variable.RETIREMENT_KEY_FILE: f"{RETIREMENT_FOLDER}/{RETIREMENT_KEY}",
     }
     settings |= _isolation_settings(worker)
+    if workqueue.limit is not None:
+        settings[Variable.LIMIT_QUEUE] = workqueue.limit.name
     if spec.queue.dead_letter_queue is not None:
         settings[Variable.DEAD_LETTER_QUEUE] = spec.queue.dead_letter_queue
     if spec.queue.declare and spec.queue.type is QueueType.QUORUM:

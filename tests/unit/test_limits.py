@@ -1,0 +1,88 @@
+"""Which limit applies to a WorkQueue, and what the counts of its queue say about tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tests.support.workqueue import workqueue
+from workqueue.contract.topology import Limit
+from workqueue_operator.api.workqueue import WorkQueue
+from workqueue_operator.broker.connection import QueueCounts
+from workqueue_operator.broker.limits import has_enough
+from workqueue_operator.kube.store import Store
+from workqueue_operator.reconcile.limits import agreed
+
+
+def member(name: str, created: int, concurrency: int = 5, **metadata: Any) -> WorkQueue:
+    return workqueue(
+        name=name,
+        metadata={
+            "name": name,
+            "uid": name,
+            "resourceVersion": "1",
+            "creationTimestamp": f"2026-01-01T00:00:0{created}Z",
+            **metadata,
+        },
+        limits={"concurrency": concurrency, "group": "shared"},
+    )
+
+
+def applies_beside(one: WorkQueue, *others: WorkQueue) -> tuple[int, bool]:
+    """The concurrency that applies to a WorkQueue, and whether it is not its own."""
+    store = Store(lambda _: None)
+    for body in (one, *others):
+        store.put_workqueue(body.model_dump(mode="json", by_alias=True, exclude_none=True))
+    found = agreed(one, store)
+    assert found is not None
+    assert found.limit.name == "limit.team.shared.handlers"
+    return found.limit.concurrency, found.conflict is not None
+
+
+def test_limit_has_a_queue_of_its_own_without_a_group() -> None:
+    one = workqueue(limits={"concurrency": 5})
+
+    assert one.limit == Limit("jobs.limit.handlers", 5)
+    assert agreed(one, Store(lambda _: None)) == (one.limit, None)
+    assert agreed(workqueue(), Store(lambda _: None)) is None
+
+
+def test_oldest_workqueue_of_a_group_decides() -> None:
+    young = member("young", 2)
+
+    assert applies_beside(young, member("old", 1)) == (5, False)
+    assert applies_beside(young, member("old", 1, concurrency=7)) == (7, True)
+    assert applies_beside(young, member("younger", 3, concurrency=7)) == (5, False)
+
+
+def test_other_namespaces_and_deleted_workqueues_are_no_members() -> None:
+    young = member("young", 2)
+
+    assert applies_beside(young, member("old", 1, concurrency=7, namespace="mail")) == (5, False)
+    leaving = {"deletionTimestamp": "2026-01-02T00:00:00Z"}
+    assert applies_beside(young, member("old", 1, concurrency=7, **leaving)) == (5, False)
+
+
+@pytest.mark.parametrize(
+    ("ready", "consumers", "enough"),
+    [(5, 0, True), (0, 5, True), (2, 3, True), (0, 20, True), (4, 0, False), (0, 4, False), (6, 0, False)],
+    ids=["idle", "reached", "partly used", "waited for", "one gone", "one gone in use", "one too many"],
+)
+def test_counts_show_missing_tokens(ready: int, consumers: int, enough: bool) -> None:
+    assert has_enough(Limit("limit", 5), QueueCounts(ready, consumers, at=0.0)) is enough
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "slots", "most"), [(5, 1, 5), (5, 2, 3), (4, 8, 1), (20, 1, 10)], ids=str
+)
+def test_replicas_that_could_get_no_token_are_too_many(concurrency: int, slots: int, most: int) -> None:
+    spec = workqueue(limits={"concurrency": concurrency}, worker={"concurrency": slots}).spec
+
+    assert spec.most_replicas == most
+
+
+def test_limit_is_a_positive_number() -> None:
+    with pytest.raises(ValidationError, match="concurrency"):
+        workqueue(limits={"concurrency": 0})
