@@ -26,12 +26,13 @@ OTHERS: Final = {
     "worker": "hack.bench.worker.figures",
     "publisher": "hack.bench.publisher.figures",
     "delays": "hack.bench.delays",
+    "limits": "hack.bench.limits",
     "simulation": "hack.bench.simulation.figures",
 }
 NEIGHBOURS: Final = "neighbours"
 FIGURES: Final = ("worker", "publisher", *OPERATOR, NEIGHBOURS, "simulation")
-DELAYS: Final = "delays"
-"""Only on demand: it takes 80 minutes."""
+ON_DEMAND: Final = ("delays", "limits")
+"""Only if they are named: the delays take 80 minutes."""
 
 INTERRUPTED: Final = 130
 
@@ -42,7 +43,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer samples and at most 200 WorkQueues")
     parser.add_argument("--counts", type=_counts, help="numbers of WorkQueues (1,100,1000)")
     parser.add_argument(
-        "--only", type=_figures, default=FIGURES, help=f"any of {','.join(FIGURES)}, or {DELAYS}"
+        "--only", type=_figures, default=FIGURES, help=f"any of {','.join(FIGURES)}, or {','.join(ON_DEMAND)}"
     )
     parser.add_argument("--image", default=DEFAULT_TAG, help="image of operator and worker (%(default)s)")
     parser.add_argument("--output", type=Path, default=CHECKOUT / "docs/benchmarks", metavar="FOLDER")
@@ -57,7 +58,7 @@ def main() -> int:
     parser.add_argument("--name", help="name of the operator's files (operator, or operator-quick)")
     arguments = parser.parse_args()
     try:
-        for name in ("worker", "publisher", "delays"):
+        for name in ("worker", "publisher", *ON_DEMAND):
             if name in arguments.only:
                 _finish(_other(name, arguments), arguments.output)
         if set(arguments.only) & set(OPERATOR):
@@ -139,8 +140,8 @@ def _words(text: str) -> list[str]:
 
 def _figures(text: str) -> tuple[str, ...]:
     chosen = tuple(text.split(","))
-    if not set(chosen) <= {*FIGURES, DELAYS}:
-        raise argparse.ArgumentTypeError(f"choose from {','.join((*FIGURES, DELAYS))}")
+    if not set(chosen) <= {*FIGURES, *ON_DEMAND}:
+        raise argparse.ArgumentTypeError(f"choose from {','.join((*FIGURES, *ON_DEMAND))}")
     return chosen
 
 
