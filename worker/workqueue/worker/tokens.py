@@ -143,8 +143,7 @@ class Tokens:
             return
         now = time.monotonic()
         if now - token.since >= SLICE_SECONDS:
-            self._give_back(token)
-            self._ask()
+            self._queue_up(token)
         else:
             self._use(token, now)
 
@@ -235,6 +234,13 @@ class Tokens:
         token.delivery_tag = delivery_tag
         token.since = time.monotonic()
         self._use(token, token.since)
+
+    def _queue_up(self, token: _Token) -> None:
+        """Give a token back and wait for another one, behind the consumers that wait already."""
+        if self._is_open:
+            self._channel.basic_nack(token.delivery_tag, requeue=True)
+            token.delivery_tag = None
+            self._requested.add(token)
 
     def _give_back(self, token: _Token) -> None:
         if not self._is_open:  # RabbitMQ has it
