@@ -403,7 +403,7 @@ def test_limit_bounds_the_maximum_and_is_named() -> None:
     assert top._as_json(Found(limited))["maxReplicas"] == 3
     sentence = "limits.concurrency is 5, which 3 replicas can use up."
     assert sentence in explain.why(limited, Seen(in_handlers=5), MONDAY_MORNING)
-    statuses = {"a": {"waitingForToken": 2}, "b": {}}
+    statuses = {"a": {"busy": 2, "waitingForToken": 2}, "b": {"busy": 0}}
     picture = Overview(Found(limited), [], statuses, [], MONDAY_MORNING)
     assert "Limit       5 at the same time, 2 waiting in workers" in _lines(picture)
 
