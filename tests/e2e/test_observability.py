@@ -49,7 +49,9 @@ def test_every_dashboard_panel_has_data(lab: Lab, prometheus: Prometheus) -> Non
     steady = lab.workqueue("shown", scaling={"messagesPerReplica": 1, "maxReplicas": 3}).apply()
     moody = lab.workqueue("shown-moody", worker={"handler": {"python": "jobs:moody"}}).apply()
     lab.workqueue(
-        "shown-often", recurring=[{"name": "often", "everySeconds": 2, "body": '{"id": "often"}'}]
+        "shown-often",
+        scaling={"messagesPerReplica": None, "maxWaitSeconds": 5},
+        recurring=[{"name": "often", "everySeconds": 2, "body": '{"id": "often"}'}],
     ).apply()
     steady.wait_ready()
     moody.wait_ready()
