@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-STOOD_FOR = ("thumbs", "thumbnails", "invoices")
+STOOD_FOR = ("thumbs", "thumbnails", "invoices", "receipts")
 """Queues of the readers; `hello` stands for all of them."""
 
 RUN_ELSEWHERE = {
