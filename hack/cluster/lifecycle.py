@@ -45,9 +45,10 @@ def up(instance: Instance, more: Sequence[Part] = ()) -> None:
             if before.build != toolchain.build():
                 say(f"Another version of this tool made it ({before.build}). Run down, then up, to renew it.")
         plan.run([*parts(), *([] if is_up else _start_parts(instance)), *more])
-        # An interrupted `up` may have skipped these steps.
-        _wait_for_node(instance)
-        _load_images(instance)
+        if is_up:
+            # An interrupted `up` may have skipped these steps.
+            _wait_for_node(instance)
+            _load_images(instance)
         folder = checkout.write(instance.name, instance.kubeconfig.read_text())
     say(f"Ready: export KUBECONFIG={folder / 'kubeconfig'} PATH={folder / 'bin'}:$PATH")
 

@@ -28,7 +28,7 @@ class Part:
     Attributes:
         name: a noun phrase that makes sense alone in a list.
         seconds: the usual duration on two cores.
-        needs: the names of the parts that must be finished first. Those that are not in the plan are ready.
+        needs: the names of the parts that must be finished first. A name that is not in the plan is ready.
     """
 
     name: str

@@ -75,17 +75,14 @@ class Exposition:
             gauge = core.GaugeMetricFamily(f"workqueue_worker_{name}", text, labels=labels)
             gauge.add_metric(queue, value)
             yield gauge
-        lost = core.CounterMetricFamily(
-            "workqueue_worker_tokens_lost",
-            "Tokens of the limit that were lost while their handler ran.",
-            labels=labels,
-        )
-        lost.add_metric(queue, consumer.tokens_lost)
-        yield lost
-        reconnects = core.CounterMetricFamily(
-            "workqueue_worker_reconnects",
-            "How often the consuming connection was opened again.",
-            labels=labels,
-        )
-        reconnects.add_metric(queue, consumer.reconnects)
-        yield reconnects
+        for name, text, count in (
+            (
+                "tokens_lost",
+                "Tokens of the limit that were lost while their handler ran.",
+                consumer.tokens_lost,
+            ),
+            ("reconnects", "How often the consuming connection was opened again.", consumer.reconnects),
+        ):
+            counter = core.CounterMetricFamily(f"workqueue_worker_{name}", text, labels=labels)
+            counter.add_metric(queue, count)
+            yield counter
