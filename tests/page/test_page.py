@@ -455,23 +455,23 @@ def outdated(seen: Any) -> Any:
     return seen.page.locator(".outdated")
 
 
-async def sign_before(seen: Any, selector: str) -> str:
-    """What the style puts before an element."""
-    text: str = await seen.page.locator(selector).first.evaluate(
-        "one => getComputedStyle(one, '::before').content"
-    )
-    return text.strip('"')
+async def expect_before(seen: Any, selector: str, content: str) -> None:
+    """Wait until the style puts `content` before the first such element.
+
+    The page replaces its rows while it refreshes, and a replaced element has no style.
+    """
+    await expect(seen.page.locator(selector).first).to_have_css("content", content, pseudo="before")
 
 
 async def test_numbers_of_a_stopped_operator_are_marked_with_their_age(site: Site) -> None:
     site.put(workqueue("thumbs", messages=26))
     async with logged_in(site) as seen:
         await expect(seen.page.locator("#state")).to_have_text("live")
-        assert await sign_before(seen, "tbody .n") == "none"
+        await expect_before(seen, "tbody .n", "none")
         site.now += 40
 
         await expect(outdated(seen)).to_contain_text("No operator has run for")
-        assert await sign_before(seen, "tbody .n") == "~"
+        await expect_before(seen, "tbody .n", '"~"')
         await expect(
             seen.page.get_by_role("link", name="Runbook WorkQueueOperatorWithoutLeader")
         ).to_be_visible()
@@ -497,7 +497,7 @@ async def test_open_page_stays_and_gets_old_while_the_api_server_is_away(site: S
             "The API server cannot check your permissions"
         )
         await expect(seen.page.locator("#live.stale")).to_contain_text("26")
-        assert await sign_before(seen, "tbody .n") == "~"
+        await expect_before(seen, "tbody .n", '"~"')
         site.cluster.answer("POST", "tokenreviews", reviewed)
         await expect(seen.page.locator("#state")).to_have_text("live")
         await expect(seen.page.locator("#live.stale")).to_have_count(0)
@@ -612,7 +612,7 @@ async def test_numbers_older_than_the_spec_are_marked(site: Site) -> None:
         await expect(seen.page.get_by_role("row", name="shop/thumbs").locator(".behind").first).to_have_text(
             "5"
         )
-        assert await sign_before(seen, "tbody .behind") == "~"
+        await expect_before(seen, "tbody .behind", '"~"')
 
 
 async def test_hostile_text_of_every_source_is_shown_as_text(site: Site) -> None:
