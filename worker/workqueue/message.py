@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from workqueue.contract import headers as own_headers
@@ -283,11 +283,10 @@ class Message:
         to, correlation_id = properties.reply_to, properties.correlation_id or properties.message_id
         return self._replier.reply(Reply(to, body, correlation_id, headers, content_type))
 
-    async def finish_replies(self) -> None:
-        """Wait for the answers that an async handler has not awaited. Only the worker calls this."""
-        finish = getattr(self._replier, "finish", None)
-        if finish is not None:
-            await finish()
+    def replies_in_progress(self) -> Iterable[Awaitable[None]]:
+        """Return the answers that an async handler has not awaited. Only the worker calls this."""
+        in_progress = getattr(self._replier, "in_progress", None)
+        return () if in_progress is None else in_progress()
 
     def attach(self, context: Any, replier: Replier | None) -> None:
         """Give the message what a handler uses. Only the worker calls this."""

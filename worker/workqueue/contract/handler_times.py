@@ -7,7 +7,7 @@ alike.
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left
 from typing import Final
 
 _PER_DOUBLING: Final = 4
@@ -18,12 +18,12 @@ LOWEST: Final = -40
 HIGHEST: Final = 68
 """Above a day and a half."""
 
+_BOUNDS: Final = [2.0 ** (bucket / _PER_DOUBLING) for bucket in range(LOWEST, HIGHEST)]
+
 
 def bucket_of(seconds: float) -> int:
     """Return the bucket of a time."""
-    if seconds <= 0:
-        return LOWEST
-    return min(max(math.ceil(_PER_DOUBLING * math.log2(seconds)), LOWEST), HIGHEST)
+    return LOWEST + bisect_left(_BOUNDS, seconds)
 
 
 def seconds_of(bucket: int) -> float:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from workqueue.amqp.backoff import Backoff
 from workqueue.contract import headers
 from workqueue.contract.binding import Binding
+from workqueue.contract.properties import Headers
 from workqueue.contract.worker_api import ExitCode
 from workqueue.message import Message
 from workqueue.worker.config import RunConfig
@@ -24,6 +25,7 @@ from workqueue.worker.errors import too_slow
 from workqueue.worker.executors.executor import Executor
 from workqueue.worker.handlers.handler import Handler
 from workqueue.worker.handlers.outcome import (
+    GiveUp,
     HandlerTimeout,
     HandlerUnavailable,
     Outcome,
@@ -214,6 +216,7 @@ class Deliveries:
         """Hand a message to its handler, or give it up when its delivery limit or TTL has passed."""
         now = time.monotonic()
         properties = delivery.properties
+        sent = properties.headers or {}
         delivery.message = Message(
             delivery.body,
             headers=properties.headers,
@@ -223,24 +226,28 @@ class Deliveries:
             routing_key=delivery.method.routing_key,
             redelivered=delivery.method.redelivered,
         )
-        if headers.DUE_AT in (properties.headers or {}):
-            self._settler.note_delay(properties.headers.get(headers.FIRST_DEATH_QUEUE))
-        delivery.expires_at = headers.expires_at(properties, properties.headers or {}, time.time())
         self.rates.arrived(now)
         if properties.timestamp is not None:
             self.message_age_seconds.observe(max(0.0, time.time() - properties.timestamp))
         self._limit()
-        failed = headers.deliveries_failed(properties.headers or {}, redelivered=delivery.method.redelivered)
-        # Before the first attempt, RabbitMQ itself enforces the TTL.
-        is_first = not headers.was_retried(properties.headers or {})
-        expires_in = None if is_first else _expires_in(delivery)
-        refused = refusal(failed, self._delivery_limit(), expires_in)
-        if refused is not None:
-            delivery.started = now
-            delivery.returned = delivery.decided = True
-            self._settler.settle(delivery, refused)
-            return
+        if sent or properties.expiration is not None:  # otherwise it is new and has no TTL
+            refused = self._refusal(delivery, sent)
+            if refused is not None:
+                delivery.started = now
+                delivery.returned = delivery.decided = True
+                self._settler.settle(delivery, refused)
+                return
         self._start(delivery)
+
+    def _refusal(self, delivery: Delivery, sent: Headers) -> GiveUp | None:
+        """Read what the headers say about earlier deliveries, and return GiveUp if there may be no other."""
+        if headers.DUE_AT in sent:
+            self._settler.note_delay(sent.get(headers.FIRST_DEATH_QUEUE))
+        delivery.expires_at = headers.expires_at(delivery.properties, sent, time.time())
+        failed = headers.deliveries_failed(sent, redelivered=delivery.method.redelivered)
+        # Before the first attempt, RabbitMQ itself enforces the TTL.
+        expires_in = _expires_in(delivery) if headers.was_retried(sent) else None
+        return refusal(failed, self._delivery_limit(), expires_in)
 
     def _delivery_limit(self) -> int | None:
         limit, version = self._config.delivery_limit, self._connection.version

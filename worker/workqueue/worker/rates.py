@@ -19,12 +19,22 @@ class HandlerRates:
         start: when counting begins, in seconds, on the same clock as every `now`.
     """
 
-    __slots__ = ("_buckets", "_lock", "_start", "_times", "received", "total_count", "total_seconds")
+    __slots__ = (
+        "_bucket_end",
+        "_buckets",
+        "_lock",
+        "_start",
+        "_times",
+        "received",
+        "total_count",
+        "total_seconds",
+    )
 
     def __init__(self, start: float) -> None:
         self._start = start
         self._lock = threading.Lock()
         self._buckets: deque[list[float]] = deque()  # [when it began, arrivals, handled, handler seconds]
+        self._bucket_end = start
         self._times: Counter[int] = Counter()
         self.received = 0
         self.total_count = 0
@@ -33,13 +43,17 @@ class HandlerRates:
     def arrived(self, now: float) -> None:
         """Count a message that was received."""
         with self._lock:
-            self._bucket(now)[1] += 1
+            if now >= self._bucket_end:
+                self._next_bucket(now)
+            self._buckets[-1][1] += 1
             self.received += 1
 
     def handled(self, now: float, seconds: float) -> None:
         """Count a handler that returned after `seconds`."""
         with self._lock:
-            bucket = self._bucket(now)
+            if now >= self._bucket_end:
+                self._next_bucket(now)
+            bucket = self._buckets[-1]
             bucket[2] += 1
             bucket[3] += seconds
             self.total_count += 1
@@ -71,11 +85,10 @@ class HandlerRates:
             self._forget(now)
             return sum(bucket[1] for bucket in self._buckets) / seconds
 
-    def _bucket(self, now: float) -> list[float]:
-        if not self._buckets or now - self._buckets[-1][0] >= _BUCKET_SECONDS:
-            self._forget(now)
-            self._buckets.append([now, 0, 0, 0.0])
-        return self._buckets[-1]
+    def _next_bucket(self, now: float) -> None:
+        self._forget(now)
+        self._buckets.append([now, 0, 0, 0.0])
+        self._bucket_end = now + _BUCKET_SECONDS
 
     def _forget(self, now: float) -> None:
         while self._buckets and now - self._buckets[0][0] > WINDOW_SECONDS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from workqueue.message import DONE, Reply
@@ -107,15 +107,12 @@ class AsyncReplier:
         self._answers.append(answer)
         return answer
 
-    async def finish(self) -> None:
-        """Wait for the answers that the handler has not awaited.
+    def in_progress(self) -> Iterable[Awaitable[None]]:
+        """Return the answers that the handler has not awaited.
 
-        Raises:
-            PublishError: RabbitMQ has not stored one of them.
+        To await one raises PublishError if RabbitMQ has not stored it.
         """
-        for answer in self._answers:
-            if not answer.is_awaited:
-                await answer
+        return (answer for answer in self._answers if not answer.is_awaited)
 
 
 class _Answer:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from workqueue.contract import headers
 from workqueue.hooks import Hooks, name_of
-from workqueue.message import Message, Reply
+from workqueue.message import Message, Replier, Reply
 from workqueue.worker.handlers.outcome import (
     GiveUp,
     HandlerFailed,
@@ -55,32 +55,28 @@ def build(
 ) -> Call:
     """Return the function that runs everything for one message, and that raises if the attempt has failed."""
     if is_async:
-        call: Call = partial(_call_async, function)
+        call: Call = partial(_call_async, function) if hooks.middleware else function
         for layer in reversed(hooks.middleware):
             call = partial(_through_async, layer, call)
-        call = partial(_finish_replies, call)
+        call = partial(_complete, call)
         if hooks.on_failure:
             call = partial(_watch_async, call, hooks, retry, os.getpid())
-        return partial(_begin_async, call, lifespan, replies)
+        make = None if replies is None else partial(AsyncReplier, replies.publish)
+        return partial(_begin, call, lifespan, make)
     call = partial(_call, function)
     for layer in reversed(hooks.middleware):
         call = partial(_through, layer, call)
     if hooks.on_failure:
         call = partial(_watch, call, hooks, retry, os.getpid())
-    return partial(_begin, call, lifespan, replies)
+    return partial(_begin, call, lifespan, None if replies is None else lambda: replies)
 
 
-def _begin(call: Call, lifespan: Lifespan | None, replies: ReplyPublisher | None, message: Message) -> None:
-    message.attach(None if lifespan is None else lifespan.context, replies)
-    call(message)
-
-
-async def _begin_async(
-    call: Call, lifespan: Lifespan | None, replies: ReplyPublisher | None, message: Message
-) -> None:
-    replier = None if replies is None else AsyncReplier(replies.publish)
+def _begin(
+    call: Call, lifespan: Lifespan | None, make_replier: Callable[[], Replier] | None, message: Message
+) -> Any:
+    replier = None if make_replier is None else make_replier()
     message.attach(None if lifespan is None else lifespan.context, replier)
-    await call(message)
+    return call(message)
 
 
 # The function ---------------------------------------------------------------------------------------------
@@ -97,9 +93,11 @@ async def _call_async(function: Call, message: Message) -> None:
     _refuse_unfinished(result)
 
 
-async def _finish_replies(call: Call, message: Message) -> None:
-    await call(message)
-    await message.finish_replies()
+async def _complete(call: Call, message: Message) -> None:
+    """Call an async handler, and await the replies that it has not awaited."""
+    await _call_async(call, message)
+    for reply in message.replies_in_progress():
+        await reply
 
 
 def _through(layer: Callable[..., Any], call: Call, message: Message) -> None:
@@ -168,7 +166,8 @@ async def _watch_async(call: Call, hooks: Hooks, retry: RetryPolicy, process: in
                     result = hook(message, decided, final)
                     if inspect.isawaitable(result):
                         await result
-                        await message.finish_replies()
+                        for reply in message.replies_in_progress():
+                            await reply
                 except BaseException:  # also SystemExit: a hook changes nothing
                     logger.exception("A failure hook has failed.", extra={"hook": name_of(hook)})
         failure = decided = None  # its traceback refers to this frame, and so to the body
