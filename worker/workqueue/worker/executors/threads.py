@@ -112,12 +112,11 @@ class ThreadExecutor:
 
     def _settle(self, *last: _Returned) -> None:
         """Settle these messages and all whose handlers have returned, under one lock."""
-        found = [*self._take_returned(), *last]
-        if len(found) == 1:  # its acknowledgement is sent before it is counted
-            self._handled(*found[0])
+        if last and not self._returned:  # its acknowledgement is sent before it is counted
+            self._handled(*last[0])
             return
         with self._loop:
-            for delivery, error in found:
+            for delivery, error in [*self._take_returned(), *last]:
                 self._handled(delivery, error)
 
     def _take_returned(self) -> Iterator[_Returned]:
@@ -134,15 +133,11 @@ class ThreadExecutor:
                     self._condition.wait()
                     self._idle -= 1
                     self._summoned = False
-                leads = not self._returned
-                if leads and (self._waiting or self._stopped):
+                if not (self._waiting or self._returned or self._stopped):
+                    self._lead()
+                if not self._returned and (self._waiting or self._stopped):
                     return self._take()
-                if leads:
-                    self._has_leader = True
-            if leads:
-                self._lead()
-            else:
-                self._settle()
+            self._settle()
 
     def _next_unless_slow(self, last: Delivery, error: BaseException | None) -> Delivery | None:
         """Return a message to handle before the last one is settled, if one waits and the last one was quick."""
@@ -168,7 +163,12 @@ class ThreadExecutor:
         return delivery
 
     def _lead(self) -> None:
-        while not self._waiting and not self._stopped:
-            self._loop.run_once()
-        with self._condition:
+        """Run the I/O loop until there is a message, without the lock, which the caller has."""
+        self._has_leader = True
+        self._condition.release()
+        try:
+            while not self._waiting and not self._stopped:
+                self._loop.run_once()
+        finally:
+            self._condition.acquire()
             self._has_leader = False
