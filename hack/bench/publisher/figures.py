@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
 from collections.abc import Sequence
@@ -50,6 +51,8 @@ def measure(*, quick: bool, folder: Path) -> Report:
     name = "publisher-quick" if quick else "publisher"
     environment.python()
     found: dict[str, Rates] = {}
+    gc.collect()
+    gc.freeze()  # the objects of this program would be searched for garbage while a contender runs
     with running(DEFAULT, management=False) as broker:
         for kind in KINDS:
             with step(f"Measuring the publisher: {kind}"):
