@@ -78,7 +78,7 @@ def _rounds(url: str, kind: str, rounds: int) -> Rates:
         for name in random.Random(number).sample(list(CONTENDERS), len(CONTENDERS)):
             pair = [(name, name)]
             if name in PIPELINE_GOALS:
-                # A machine changes its speed within seconds, so these two run one after the other, in turns.
+                # A machine changes its speed within seconds, so the two run alternately.
                 pair.insert(number % 2, (_beside(name), _base(name)))
             for key, contender in pair:
                 with pika.BlockingConnection(pika.URLParameters(url)) as connection:
