@@ -168,7 +168,7 @@ QUEUES: Final = Row(
         ),
         Panel(
             "Messages per second by outcome",
-            "acked: done. retried, dead_lettered, timed_out: failed. lost, requeued: redelivered.",
+            "acked: done. retried, dead_lettered, timed_out: failed. cancelled: by id. lost, requeued: redelivered.",
             (Query(_rate("workqueue_worker_messages_total", "outcome"), "{{outcome}}"),),
             unit="ops",
         ),

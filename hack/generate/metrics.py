@@ -83,6 +83,7 @@ _OUTCOMES: Final = {
     Outcome.RETRIED: "a copy waits for its retry",
     Outcome.DEAD_LETTERED: "given up: attempts used up, rejected, or not decodable",
     Outcome.TIMED_OUT: "the handler ran too long; the message is retried or given up",
+    Outcome.CANCELLED: "[cancelled by its id](cancelling.md): moved to the dead-letter queue, or discarded",
     Outcome.LOST: "the connection was lost during the handler; RabbitMQ redelivers the message",
     Outcome.REQUEUED: "returned to the queue by a worker that was stopped",
 }

@@ -149,6 +149,11 @@ def test_long_message_is_whole_in_a_pipe(vhost):
     assert done.out.splitlines()[1].endswith(f"{sentence}\\nsecond line")
 
 
+def without_time(headers):
+    """The headers without the time of the replay, up to which no cancel concerns the message."""
+    return {name: value for name, value in headers.items() if name != "x-workqueue-cancels-until"}
+
+
 def test_replay_restores_message_as_published(every_vhost):
     original = {
         "priority": 3,
@@ -169,7 +174,7 @@ def test_replay_restores_message_as_published(every_vhost):
     properties, body = taken(every_vhost, "jobs")["a"]
     assert body == b"a"
     # CC stays preserved: it would send copies to other queues a second time. The handler sees it restored.
-    assert properties.headers == {"mine": "a", "x-workqueue-original-cc": ["other"]}
+    assert without_time(properties.headers) == {"mine": "a", "x-workqueue-original-cc": ["other"]}
     assert (properties.priority, properties.correlation_id, properties.content_type) == (3, "c", "text/x")
     assert (properties.expiration, properties.timestamp, properties.delivery_mode) == (
         "3600000",
@@ -181,7 +186,7 @@ def test_replay_restores_message_as_published(every_vhost):
 def test_replay_can_keep_the_attempts(vhost):
     fill(vhost, letter("a"))
     assert dead(vhost, "replay", "--keep-attempts").code == 0
-    assert taken(vhost, "jobs")["a"][0].headers == {"mine": "a", "x-workqueue-attempt": 5}
+    assert without_time(taken(vhost, "jobs")["a"][0].headers) == {"mine": "a", "x-workqueue-attempt": 5}
 
 
 FILTERS = [

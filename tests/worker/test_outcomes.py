@@ -311,7 +311,7 @@ def test_worker_declares_nothing_without_the_dead_letter_queue(vhost: VirtualHos
 
     eventually(lambda: worker.count_log("The queue cannot be declared; trying again."))
     [entry] = [entry for entry in worker.log_entries if entry["message"].startswith("The queue cannot be")]
-    assert entry["reason"] == "The dead-letter queue failed does not exist. Create it."
+    assert entry["reason"] == "The queue failed does not exist. Create it."
     assert not vhost.exists("jobs")
 
     declare_queue(vhost, "failed")

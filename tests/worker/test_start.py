@@ -80,12 +80,13 @@ def test_slots_beyond_broker_channel_limit_are_a_named_error(
     [entry] = [entry for entry in worker.log_entries if entry["level"] == "error"]
     assert "3 channels per connection (channel_max)" in entry["reason"]
     eventually(lambda: "channel_max" in (worker.status()["lastError"] or ""))
-    assert worker.status()["slots"] == 3
+    assert "leaves 2 for 5 slots" in entry["reason"]
+    assert worker.status()["slots"] == 2
     assert "workqueue_worker_slots{" in worker.request("/metrics")[1]
 
     jobs = [{"id": number, "do": "sleep", "seconds": 60} for number in range(5)]
     publish(every_vhost, *jobs)
-    eventually(lambda: worker.status()["busy"] == 3 and every_vhost.depth("jobs") == (2, 3))
+    eventually(lambda: worker.status()["busy"] == 2 and every_vhost.depth("jobs") == (3, 2))
 
 
 def test_two_workers_on_one_machine_get_different_ports(vhost: VirtualHost, workers: Workers) -> None:

@@ -151,7 +151,9 @@ class Replay:
             self.errors.append(f"{error} Replayed messages may still be dead letters too; compare their ids.")
 
     def _publish(self, publisher: PublishPipeline, session: Session, received: Received) -> None:
-        properties, kept = dead_letters.replay_properties(received, keep_attempts=self._keep_attempts)
+        properties, kept = dead_letters.replay_properties(
+            received, keep_attempts=self._keep_attempts, now=time.time()
+        )
         copy = Outgoing.with_properties(properties, self._place.queue, received.body, kept)
         try:
             publisher.publish(copy).add_done_callback(partial(self._settled, session, received))

@@ -123,7 +123,7 @@ class Declaration:
     def _on_closed(self, connection: Connection, error: BaseException) -> None:
         code = getattr(error, "reply_code", 0)
         if self._current in self._plan.required and code == NOT_FOUND:
-            self.fail(BrokerError(f"The dead-letter queue {self._current} does not exist. Create it."))
+            self.fail(BrokerError(f"The queue {self._current} does not exist. Create it."))
         elif self._looking and code == NOT_FOUND:
             self._looking = False
             self._open(connection)

@@ -132,12 +132,17 @@ class Filter:
 
 
 def replay_properties(
-    received: ReceivedMessage, *, keep_attempts: bool
+    received: ReceivedMessage, *, keep_attempts: bool, now: float
 ) -> tuple[Properties, dict[str, Any] | None]:
     """Return properties and headers of the message as its publisher set them, for another run through the work queue.
 
+    No earlier cancel concerns the replay, also if the clock of the program that cancelled is ahead.
+
     CC, BCC and the user id stay in our headers, where the handler still finds them: CC and BCC would send copies to
     other queues a second time, and RabbitMQ accepts a user id only from that user.
+
+    Args:
+        now: Unix seconds.
     """
     properties, kept = headers.preserve(received.properties, received.headers)
     attempts = headers.attempts_made(received.headers)
@@ -145,6 +150,11 @@ def replay_properties(
     expiration = kept.pop(headers.ORIGINAL_EXPIRATION, None)
     if keep_attempts and attempts:
         kept[headers.ATTEMPT] = attempts
+    if properties.message_id:
+        cancelled_at = received.headers.get(headers.CANCELS_UNTIL)
+        kept[headers.CANCELS_UNTIL] = max(
+            round(now * 1000), cancelled_at if isinstance(cancelled_at, int) else 0
+        )
     return properties._replace(expiration=expiration), kept or None
 
 

@@ -37,6 +37,9 @@ FIRST_ATTEMPT_AT: Final = "x-workqueue-first-attempt-at"
 DUE_AT: Final = "x-workqueue-due-at"
 """When a delayed message is due in its work queue, in Unix milliseconds, by the clock of the delaying program."""
 
+CANCELS_UNTIL: Final = "x-workqueue-cancels-until"
+"""Cancels up to this time, in Unix milliseconds, do not concern the message: it was cancelled or replayed then."""
+
 ORIGINAL_EXPIRATION: Final = "x-workqueue-original-expiration"
 ORIGINAL_PRIORITY: Final = "x-workqueue-original-priority"
 """Of a message that a publisher has delayed, and of copies by workers of earlier releases."""
@@ -63,6 +66,7 @@ OURS: Final = frozenset(
         FIRST_ATTEMPT_AT,
         QUEUE,
         DUE_AT,
+        CANCELS_UNTIL,
     }
 )
 

@@ -8,6 +8,7 @@ A work queue `jobs` has
     jobs.retry.high.8s    the same for messages with a high priority
     jobs.retry.last       messages whose delay has passed, on their way to the work queue
     jobs.limit.handlers   one token for each handler that may run at the same time, if there is a limit
+    jobs.cancels          a stream of the ids of cancelled messages, from the first one that was cancelled
 
 A delay is a sum of steps, each a power of two (docs/adr/0016-exact-delays.md).
 
@@ -58,6 +59,14 @@ works on every version (tried on 3.10, 4.0 and 4.3).
 
 
 LONGEST_DELAY_SECONDS: Final = 30 * 86_400
+
+CANCEL_SECONDS: Final = LONGEST_DELAY_SECONDS + 86_400
+"""How long a message stays cancelled: longer than any delay, so that a delayed message is still cancelled when it
+arrives."""
+
+CANCELS_BYTES: Final = 2_000_000
+CANCELS_SEGMENT_BYTES: Final = 500_000
+"""The size of the stream of cancels. RabbitMQ removes whole segments, when it starts a new one."""
 
 STEPS_MILLISECONDS: Final = tuple(500 << power for power in range(23))
 """The steps of delays: powers of two, so that each delay is a sum of different steps. It is rounded up to 0.5 s."""
@@ -524,8 +533,41 @@ def group_limit_queue_name(namespace: str, group: str) -> str:
     return f"limit.{namespace}.{group}.handlers"
 
 
+def cancels_name(queue: str) -> str:
+    """Return the name of the stream with the cancels of a work queue, and of the exchange in front of it."""
+    return f"{queue}.cancels"
+
+
+def cancels_exchange(queue: str) -> Exchange:
+    """Return the declaration of the exchange of cancels. Each worker binds a queue of its own, and hears new ones."""
+    return Exchange(cancels_name(queue), ExchangeType.FANOUT)
+
+
+def cancels_plan(queue: str) -> Plan:
+    """Return what must exist before a message of a work queue is cancelled.
+
+    A stream: each worker that starts later reads it all, and takes nothing away from the others.
+    """
+    name = cancels_name(queue)
+    stream = Queue(
+        name,
+        {
+            "x-queue-type": "stream",
+            "x-max-age": f"{CANCEL_SECONDS}s",
+            "x-max-length-bytes": CANCELS_BYTES,
+            "x-stream-max-segment-size-bytes": CANCELS_SEGMENT_BYTES,
+        },
+    )
+    return Plan((stream,), cancels_exchange(queue), (QueueBinding(name, name, ""),), (queue,))
+
+
 def conflict_advice(queue: str) -> str:
     """Return what to do when RabbitMQ answers 406 because `queue` exists with other arguments."""
+    if queue.endswith(".cancels"):
+        return (
+            "To cancel messages, RabbitMQ needs streams. If it has them (from 3.9, feature flag stream_queue), "
+            f"delete {queue!r}. It is then declared again."
+        )
     if queue.endswith(".dead") or re.search(r"\.retry\.(last|(step|high)\.\d+m?s)$", queue):
         return f"Delete {queue!r} when it is empty. It is then declared again."
     return (

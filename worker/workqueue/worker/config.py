@@ -87,6 +87,7 @@ class RunConfig(NamedTuple):
         until_empty: whether to end when the queue is empty.
         max_messages: after how many settled messages to end; None for never.
         limit_queue: the queue of the tokens; each handler needs one. None without a limit.
+        hears_cancels: whether the worker learns of cancelled messages. Models of RabbitMQ have no streams.
     """
 
     handler: PythonHandler | ExecHandler | HTTPHandler
@@ -116,6 +117,7 @@ class RunConfig(NamedTuple):
     until_empty: bool = False
     max_messages: int | None = None
     limit_queue: str | None = None
+    hears_cancels: bool = False
 
     @property
     def queue(self) -> str:
@@ -239,6 +241,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         until_empty=reader.read("until_empty", Variable.UNTIL_EMPTY, False, _boolean),
         max_messages=max_messages,
         limit_queue=reader.text("limit_queue", Variable.LIMIT_QUEUE),
+        hears_cancels=True,
     )
     if queue and config.queue_settings.dead_letter_queue == queue:
         reader.mistakes.append("The dead-letter queue is the work queue. Name another one.")

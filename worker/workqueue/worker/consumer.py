@@ -12,6 +12,7 @@ from workqueue.amqp.connection import Connection
 from workqueue.amqp.declaration import Declaration
 from workqueue.contract import topology
 from workqueue.contract.binding import Binding
+from workqueue.worker.cancels import Cancels
 from workqueue.worker.config import RunConfig
 from workqueue.worker.slot import Delivery, Slot
 
@@ -52,6 +53,7 @@ class Consumer:
         reconnects: how often the connection was opened again.
         slot_count: slots that can take messages. Those beyond the broker's channel_max cannot.
         tokens: of the limit; None without one.
+        cancels: the cancelled messages; None if the worker does not learn of them.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Consumer:
             from workqueue.worker.tokens import Tokens
 
             self.tokens = Tokens(config.limit_queue, self.connection)
+        self.cancels = Cancels(config.queue, self.connection) if config.hears_cancels else None
 
     # Taking messages, or not ----------------------------------------------------------------------------
 
@@ -216,13 +219,15 @@ class Consumer:
         if generation > 1:
             self.reconnects += 1
         if self._declared:
-            self._attach()
+            self._learn_cancels()
         else:
             self._declare()
 
     def _lost(self, _reason: str) -> None:
         if self.tokens is not None:
             self.tokens.detach()
+        if self.cancels is not None:
+            self.cancels.detach()
         for slot in self.slots:
             slot.detach()
 
@@ -234,7 +239,7 @@ class Consumer:
             if error is None:
                 self._declared = True
                 self._problem = None
-                self._attach()
+                self._learn_cancels()
             else:
                 self._slot_problem("The queue cannot be declared; trying again.", str(error))
                 self.connection.call_later(DECLARE_AGAIN_SECONDS, self._declare_again)
@@ -245,6 +250,13 @@ class Consumer:
     def _declare_again(self) -> None:
         if self.connection.is_open and not self._declared:
             self._declare()
+
+    def _learn_cancels(self) -> None:
+        """Take messages as soon as it is known which ones are cancelled."""
+        if self.cancels is None:
+            self._attach()
+        else:
+            self.cancels.attach(self._attach)
 
     def _attach(self) -> None:
         version = self.connection.version
@@ -262,12 +274,14 @@ class Consumer:
         if self.tokens is not None:
             channels -= 1
             self.tokens.attach()
+        if self.cancels is not None:
+            channels -= 1
         count = min(len(self.slots), channels)
         self._too_few_channels = None
         if count < len(self.slots):
             self._too_few_channels = (
-                f"RabbitMQ allows {count} channels per connection (channel_max), and each of the "
-                f"{len(self.slots)} slots needs one: lower the concurrency, or raise channel_max."
+                f"RabbitMQ allows {self.connection.channel_max} channels per connection (channel_max), which leaves "
+                f"{count} for {len(self.slots)} slots: lower the concurrency, or raise channel_max."
             )
             logger.error(
                 "Slots without a channel take no messages.",

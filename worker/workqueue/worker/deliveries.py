@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from workqueue.amqp.backoff import Backoff
 from workqueue.contract import headers
 from workqueue.contract.binding import Binding
+from workqueue.contract.cancels import Cancel
 from workqueue.contract.properties import Headers
 from workqueue.contract.worker_api import ExitCode
 from workqueue.message import Message
@@ -30,6 +31,7 @@ from workqueue.worker.handlers.outcome import (
     HandlerUnavailable,
     Outcome,
     Verdict,
+    cancelled,
     refusal,
     verdict,
 )
@@ -122,6 +124,9 @@ class Deliveries:
         self._next_check = float("inf")
         self._executor: Executor | None = None
         self.ready = False
+        self._cancels = consumer.cancels
+        if self._cancels is not None:
+            self._cancels.on_cancel = self._cancel_by_id
         self._tokens = consumer.tokens
         if self._tokens is not None:
             self._tokens.on_token = self._start_with_token
@@ -230,13 +235,18 @@ class Deliveries:
         if properties.timestamp is not None:
             self.message_age_seconds.observe(max(0.0, time.time() - properties.timestamp))
         self._limit()
-        if sent or properties.expiration is not None:  # otherwise it is new and has no TTL
-            refused = self._refusal(delivery, sent)
-            if refused is not None:
-                delivery.started = now
-                delivery.returned = delivery.decided = True
-                self._settler.settle(delivery, refused)
-                return
+        # A message that has neither is new and has no TTL.
+        refused = self._refusal(delivery, sent) if sent or properties.expiration is not None else None
+        cancel = None if self._cancels is None else self._cancels.find(properties)
+        if cancel is not None:
+            delivery.started = now
+            self._drop(delivery, cancel)
+            return
+        if refused is not None:
+            delivery.started = now
+            delivery.returned = delivery.decided = True
+            self._settler.settle(delivery, refused)
+            return
         self._start(delivery)
 
     def _refusal(self, delivery: Delivery, sent: Headers) -> GiveUp | None:
@@ -248,6 +258,34 @@ class Deliveries:
         # Before the first attempt, RabbitMQ itself enforces the TTL.
         expires_in = _expires_in(delivery) if headers.was_retried(sent) else None
         return refusal(failed, self._delivery_limit(), expires_in)
+
+    def _cancel_by_id(self, cancel: Cancel) -> None:
+        """Drop the message if it is here, and tell its handler."""
+        for delivery in self._consumer.deliveries():
+            properties = delivery.properties
+            undecided = delivery.lease.held and not delivery.decided and not delivery.abandoned
+            if (
+                undecided
+                and properties.message_id == cancel.message_id
+                and cancel.concerns(properties.timestamp, properties.headers or {}, time.time())
+            ):
+                self._drop(delivery, cancel, was_running=not delivery.returned)
+
+    def _drop(self, delivery: Delivery, cancel: Cancel, *, was_running: bool = False) -> None:
+        delivery.cancel = cancel
+        delivery.decided = True
+        if was_running:
+            delivery.slot.hold()
+            self._cancel(delivery)
+        else:
+            delivery.returned = True
+        try:
+            if cancel.discard:
+                self._settler.discard(delivery)
+            else:
+                self._settler.settle(delivery, cancelled(was_running=was_running))
+        except Exception as failure:  # noqa: BLE001 - it is logged
+            self._cannot_settle(failure)
 
     def _delivery_limit(self) -> int | None:
         limit, version = self._config.delivery_limit, self._connection.version

@@ -41,6 +41,7 @@ ROOM: Final = 96 * 1024
 adds a record of at most 1 KiB for each delay queue that the copy passes."""
 
 LEAST_ROOM: Final = 1024
+CANCELLED: Final = "Message cancelled."
 _NAMES_CHARACTERS: Final = 200
 
 logger = logging.getLogger(__name__)
@@ -149,12 +150,16 @@ class Settler:
             delivery, verdict, self.queue, self.dead_letter_queue, self._deliveryer, time.time()
         )
         retried = isinstance(verdict, RetryLater)
+        sentence = "Message failed; trying again later." if retried else "Message given up."
+        level = logging.WARNING if retried else logging.ERROR
+        if delivery.cancel is not None:
+            sentence, level = CANCELLED, logging.INFO
         # Reject, an exit code and a status code have no useful traceback.
         shows_traceback = bool(verdict.failure.traceback) and not retried
         remote = {"exception": verdict.failure.traceback.rstrip()} if isinstance(error, HandlerRaised) else {}
         logger.log(
-            logging.WARNING if retried else logging.ERROR,
-            "Message failed; trying again later." if retried else "Message given up.",
+            level,
+            sentence,
             exc_info=error if shows_traceback and not remote else None,
             extra={
                 "queue": self.queue,
@@ -169,7 +174,16 @@ class Settler:
         outcome = Outcome.RETRIED if retried else Outcome.DEAD_LETTERED
         if verdict.failure.reason is FailureReason.TIMED_OUT:
             outcome = Outcome.TIMED_OUT
+        elif delivery.cancel is not None:
+            outcome = Outcome.CANCELLED
         _Republishing(self, delivery, target, copy, outcome).publish()
+
+    def discard(self, delivery: Delivery) -> None:
+        """Drop a cancelled message."""
+        logger.info(
+            CANCELLED, extra={"queue": self.queue, "message_id": delivery.message.properties.message_id}
+        )
+        self.ack(delivery, Outcome.CANCELLED)
 
     def knows(self, target: Target) -> bool:
         """Whether the queues of a copy were declared."""
@@ -328,6 +342,8 @@ def make_copy(
         target = Target(dead_letter_queue.name, topology.Plan((dead_letter_queue,), None, ()))
         kept.pop(headers.DUE_AT, None)
         kept[headers.QUEUE] = queue
+        if delivery.cancel is not None:
+            kept[headers.CANCELS_UNTIL] = delivery.cancel.at
     attempts = delivery.message.attempt
     if not verdict.counts:
         attempts -= 1

@@ -14,6 +14,7 @@ from pika.exceptions import ChannelClosedByBroker
 
 from workqueue.amqp.backoff import Backoff
 from workqueue.amqp.errors import BrokerError
+from workqueue.contract.cancels import Cancel
 from workqueue.worker.lease import Lease
 
 FIRST_WAIT_SECONDS: Final = 0.2
@@ -66,11 +67,13 @@ class Delivery:
         decided: whether the verdict on the message is known, at the latest when the handler returns.
         abandoned: whether shutdown requeues the message, whatever the handler's result.
         task: the asyncio task of an async handler.
+        cancel: the request that ended the handler, or kept the message from it; None without one.
     """
 
     __slots__ = (
         "abandoned",
         "body",
+        "cancel",
         "decided",
         "expires_at",
         "lease",
@@ -96,6 +99,7 @@ class Delivery:
         self.decided = False
         self.abandoned = False
         self.task: Any = None
+        self.cancel: Cancel | None = None
 
 
 class Slot:

@@ -237,14 +237,17 @@ class ProcessExecutor:
         process.send(delivery, self._loop)
 
     def cancel(self, delivery: Delivery) -> None:
-        """Tell the handler to stop. If it still runs after its deadline, its process is ended."""
+        """Tell the handler to stop. If it still runs after its deadline, its process is ended.
+
+        A message that was cancelled by its id has no time left.
+        """
         token = delivery.task
         process = self._process_of(delivery)
         if process is None:
             return
         process.child.send_cancel(frames.TOKEN.pack(token))
         left = delivery.message.deadline - time.monotonic()
-        if left <= 0:
+        if left <= 0 or delivery.cancel is not None:
             self._check_stuck(process, token)
         else:
             self._loop.call_later(left, lambda: self._check_stuck(process, token))

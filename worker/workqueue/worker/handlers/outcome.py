@@ -33,6 +33,7 @@ class Outcome(StrEnum):
     RETRIED = "retried"
     DEAD_LETTERED = "dead_lettered"
     TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
     LOST = "lost"
     REQUEUED = "requeued"
 
@@ -48,6 +49,7 @@ class FailureReason(StrEnum):
     EXPIRED = "Expired"
     DELIVERY_LIMIT = "DeliveryLimit"
     MAX_AGE = "MaxAge"
+    CANCELLED = "Cancelled"
 
 
 class HandlerTimeout(WorkerError, TimeoutError):  # noqa: N818
@@ -169,6 +171,16 @@ def refusal(deliveries_failed: int, delivery_limit: int | None, expires_in: floa
             counts=False,
         )
     return None
+
+
+def cancelled(*, was_running: bool) -> GiveUp:
+    """Return the verdict on a message that was cancelled by its id.
+
+    Args:
+        was_running: whether a handler was called. Otherwise this is no attempt.
+    """
+    when = "while its handler ran" if was_running else "before its handler was called"
+    return GiveUp(Failure(FailureReason.CANCELLED, f"the message was cancelled {when}"), counts=was_running)
 
 
 def verdict(

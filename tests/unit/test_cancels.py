@@ -1,0 +1,89 @@
+"""Which messages a cancel concerns, and how many cancels a worker remembers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pika
+import pytest
+
+from workqueue.contract import headers
+from workqueue.contract.cancels import Cancel, KnownCancels
+
+NOW = 1_800_000_000
+"""Unix seconds."""
+AT = NOW * 1000 + 700
+"""When the message was cancelled."""
+
+MESSAGES: dict[str, tuple[Any, dict[str, Any], bool]] = {
+    "published-before": (NOW - 60, {}, True),
+    "published-in-the-same-second": (NOW, {}, True),
+    "published-a-second-later": (NOW + 1, {}, False),
+    "without-timestamp": (None, {}, True),
+    "with-a-timestamp-in-milliseconds": (NOW * 1000, {}, True),
+    "replayed-before": (NOW - 60, {headers.CANCELS_UNTIL: AT - 1}, True),
+    "replayed-since": (NOW - 60, {headers.CANCELS_UNTIL: AT + 1}, False),
+    "cancelled-by-the-same-cancel": (NOW - 60, {headers.CANCELS_UNTIL: AT}, False),
+    "with-a-header-that-is-no-time": (NOW - 60, {headers.CANCELS_UNTIL: "later"}, True),
+}
+
+
+@pytest.mark.parametrize("title", MESSAGES)
+def test_cancel_concerns_what_was_there_before(title: str) -> None:
+    timestamp, found, concerns = MESSAGES[title]
+
+    assert Cancel("one", AT).concerns(timestamp, found, NOW + 2) is concerns
+
+
+def test_record_is_read_as_it_was_written() -> None:
+    cancel = Cancel("ключ", AT, discard=True)
+
+    assert Cancel.decode(cancel.encode()) == cancel
+
+
+FOREIGN = {
+    "empty": b"",
+    "no-text": b"\xff",
+    "list": b"[]",
+    "object-without-fields": b"{}",
+    "number-as-id": b'{"id": 1, "at": 1}',
+    "text-as-time": b'{"id": "x", "at": "now"}',
+    "id-too-long-for-a-message": b'{"id": "%s", "at": 1}' % (b"x" * 256),
+}
+
+
+@pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
+def test_foreign_record_is_no_cancel(body: bytes) -> None:
+    assert Cancel.decode(body) is None
+
+
+def properties(message_id: str) -> pika.BasicProperties:
+    return pika.BasicProperties(message_id=message_id)
+
+
+def test_oldest_cancel_is_forgotten_beyond_the_bound() -> None:
+    known = KnownCancels(most=2, keep_seconds=60)
+
+    for name in ("first", "second", "first", "third"):
+        known.add(Cancel(name, AT + len(known)))
+
+    assert known.find(properties("second"), NOW) is None
+    assert known.find(properties("first"), NOW) is not None
+    assert known.find(properties("third"), NOW) is not None
+
+
+def test_cancel_is_forgotten_after_its_time() -> None:
+    known = KnownCancels(most=2, keep_seconds=60)
+    known.add(Cancel("one", AT))
+
+    assert known.find(properties("one"), NOW + 60) == Cancel("one", AT)
+    assert known.find(properties("one"), NOW + 61) is None
+    assert len(known) == 0
+
+
+def test_newest_cancel_of_an_id_counts() -> None:
+    known = KnownCancels(most=2, keep_seconds=60)
+    newer = Cancel("one", AT + 1, discard=True)
+
+    assert [known.add(newer), known.add(Cancel("one", AT)), known.add(newer)] == [True, False, False]
+    assert known.find(properties("one"), NOW) == newer
