@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypedDict, Unpack
 
 from workqueue import bodies
+from workqueue.amqp import cancelling
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
 from workqueue.amqp.errors import BrokerError, PublishError, Returned
 from workqueue.amqp.outgoing import Outgoing, milliseconds
@@ -267,6 +268,27 @@ class Publisher(_Base):
                 self._declared.clear()
         return results.ids()
 
+    def cancel(self, *message_ids: str, queue: str, discard: bool = False) -> None:
+        """Cancel messages by their ids, and return when RabbitMQ has stored that.
+
+        A handler that runs is told within a second. A message that waits, or is delayed, is dropped when a worker
+        takes it. A message with the same id that is published at least a second later is not concerned.
+
+        Args:
+            message_ids: as `publish` has returned them. An id that is unknown is accepted, for 31 days.
+            queue: the work queue of the messages.
+            discard: whether to drop the messages. Otherwise they go to the dead-letter queue, with the reason
+                Cancelled.
+
+        Raises:
+            DeclareError: RabbitMQ refused the stream of the cancels. It needs streams, from 3.9.
+            BrokerError: the queue does not exist, or RabbitMQ may or may not have stored all of it: cancel again.
+            TypeError, ValueError: a message cannot have this id.
+        """
+        cancelling.check(message_ids, queue)
+        self._enter_process()
+        cancelling.cancel(self._pipeline(), message_ids, queue, discard=discard)
+
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
         """Disconnect. Messages of other threads get at most `timeout` seconds for their confirm."""
         ended = self._end()
@@ -355,6 +377,16 @@ class AsyncPublisher(_Base):
             self._declared.clear()
             raise PublishManyError(errors, len(ids))
         return ids
+
+    async def cancel(self, *message_ids: str, queue: str, discard: bool = False) -> None:
+        """Cancel messages by their ids. See `Publisher.cancel`."""
+        cancelling.check(message_ids, queue)
+        self._enter_process()
+        pipeline = self._pipeline()
+        await asyncio.wrap_future(cancelling.declare(pipeline, queue))
+        messages = cancelling.messages(message_ids, queue, discard=discard)
+        for stored in [await pipeline.send_async(message) for message in messages]:
+            await stored
 
     async def close(self, timeout: float = CLOSE_SECONDS) -> None:
         """Disconnect. Messages of other tasks get at most `timeout` seconds for their confirm."""

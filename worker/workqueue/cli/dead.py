@@ -88,7 +88,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         "--reason",
         action="append",
         default=[],
-        help="given up for this reason, as list shows it (Exception, Rejected, TimedOut, DeliveryLimit, ...)",
+        help="given up for this reason, as list shows it (Exception, Rejected, TimedOut, Cancelled, ...)",
     )
     group.add_argument(
         "--older-than", type=_duration, metavar="TIME", help="given up longer ago: 90s, 10m, 2h, 7d"

@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "send": "publish messages and wait for RabbitMQ's confirmation of each",
     "dead": "look at, replay or purge the dead-letter queue",
     "delayed": "list or purge the messages that wait for their delay",
+    "cancel": "cancel messages by their ids, whether they run, wait or are delayed",
     "peek": "look at the first messages of a queue without taking them",
     "stats": "show how many messages and consumers a queue has",
 }
