@@ -25,6 +25,7 @@ from tests.support.rabbitmq import VirtualHost
 from tests.support.wait import until
 from tests.support.worker import Worker, Workers, publish
 from tests.support.workqueue import workqueue
+from workqueue import Publisher
 from workqueue.contract.topology import (
     LAST,
     QueueType,
@@ -36,6 +37,7 @@ from workqueue.contract.topology import (
 )
 from workqueue_operator.kube.store import Store
 from workqueue_operator.kube.views import PodView
+from workqueue_operator.reconcile.finalize import Finalizer
 
 
 async def declare(vhost: VirtualHost, **queue: str) -> None:
@@ -83,6 +85,37 @@ async def test_delete_with_management_api_removes_every_delay_queue(every_vhost:
         assert let_go(cluster)
     exchanges = every_vhost.broker.ctl("list_exchanges", "-p", every_vhost.name, "name", "--silent")
     assert "jobs" not in exchanges
+
+
+@pytest.mark.parametrize("policy", ["Delete", "DeleteIfEmpty"])
+async def test_cancels_are_deleted_with_the_queue(every_vhost: VirtualHost, policy: str) -> None:
+    await declare_alone(every_vhost, QueueType.QUORUM)
+    with Publisher(every_vhost.url) as publisher:
+        publisher.cancel("one", queue="jobs")
+
+    async with finalizer(every_vhost) as (under_test, cluster):
+        await until(lambda: is_finished(under_test, policy))
+        assert let_go(cluster)
+
+    assert not every_vhost.exists("jobs.cancels")
+    exchanges = every_vhost.broker.ctl("list_exchanges", "-p", every_vhost.name, "name", "--silent")
+    assert "jobs.cancels" not in exchanges
+
+
+async def test_foreign_queue_with_the_name_of_the_cancels_is_kept(vhost: VirtualHost) -> None:
+    await declare_alone(vhost, QueueType.QUORUM)
+    async with channel_of(vhost) as channel:
+        channel.queue_declare("jobs.cancels", durable=True)
+
+    async with finalizer(vhost) as (under_test, cluster):
+        assert await under_test.finalize(deleted("Delete")) is None
+        assert let_go(cluster)
+
+    assert (vhost.exists("jobs.cancels"), vhost.exists("jobs")) == (True, False)
+
+
+async def is_finished(under_test: Finalizer, policy: str) -> bool:
+    return await under_test.finalize(deleted(policy)) is None
 
 
 async def test_unreachable_management_api_blocks_nothing_and_is_reported(vhost: VirtualHost) -> None:

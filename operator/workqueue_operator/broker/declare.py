@@ -291,6 +291,22 @@ async def delete(workqueue: WorkQueue, queues: Sequence[str], broker: Broker, *,
             raise
     for step in topology.STEPS[:-1]:
         await broker.delete_exchange(topology.step_name(work, step))
+    await _delete_cancels(work, broker)
+
+
+async def _delete_cancels(work: str, broker: Broker) -> None:
+    """Delete the stream and the exchange of the cancels, but not a queue of another program with that name."""
+    plan = topology.cancels_plan(work)
+    try:
+        for stream in plan.queues:
+            if await broker.counts_if_there(stream.name) is not None:
+                await broker.declare_queue(stream)
+                await broker.delete_queue(stream.name)
+        await broker.delete_exchange(topology.cancels_name(work))
+    except ReconcileError as problem:
+        # The workers have the same user: without permission, they have made nothing.
+        if problem.reason not in {Reason.QUEUE_CONFLICT, Reason.PERMISSION_DENIED}:
+            raise
 
 
 def _in_use(queue: str, counts: QueueCounts) -> ReconcileError:
