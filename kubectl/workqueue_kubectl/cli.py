@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "send": "publish messages to the queue and wait for RabbitMQ's confirmation of each",
     "dead": "list, show, replay or purge dead letters",
     "delayed": "list or purge messages that wait for their delay",
+    "cancel": "cancel messages by their ids, whether they run, wait or are delayed",
     "recurring": "show recurring messages, or publish one now",
 }
 
@@ -42,6 +43,7 @@ FORMS: Final = {
     "send": ("json", "yaml"),
     "dead": ("json", "yaml", "wide"),
     "delayed": ("json", "yaml"),
+    "cancel": ("json", "yaml"),
     "recurring": ("json", "yaml"),
 }
 """What each command can print with -o instead of its text."""

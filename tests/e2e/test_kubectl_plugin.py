@@ -123,6 +123,23 @@ def test_dead_letters_can_be_listed_shown_replayed_and_purged(
 
 
 @pytest.mark.slow
+def test_delayed_message_is_cancelled_by_its_id(run: Any, workqueue: WorkQueueUnderTest) -> None:
+    run("send", "plugin", '{"id": "unwanted"}', "--delay", "10")
+    [waiting] = run("delayed", "list", "plugin", "-o", "json").json["messages"]
+
+    done = run("cancel", "plugin", waiting["id"], "-o", "json")
+
+    assert (done.code, done.json["queue"], done.json["cancelled"]) == (0, "plugin", [waiting["id"]])
+    dead = eventually(
+        lambda: run("dead", "list", "plugin", "--reason", "Cancelled", "-o", "json").json["messages"],
+        60,
+        "the message is a dead letter",
+    )
+    assert [letter["id"] for letter in dead] == [waiting["id"]]
+    run("dead", "purge", "plugin", "--yes")
+
+
+@pytest.mark.slow
 def test_status_explains_count_and_what_would_change_it(run: Any, workqueue: WorkQueueUnderTest) -> None:
     workqueue.publish([{"id": "busy", "seconds": 1}])
     assert [result["id"] for result in workqueue.results(1)] == ["busy"]

@@ -23,7 +23,7 @@ from workqueue.contract.handler_times import bucket_of
 from workqueue_kubectl import broker_access, cli, completion, explain
 from workqueue_kubectl.broker_access import InClusterTarget
 from workqueue_kubectl.cluster import Cluster, Found
-from workqueue_kubectl.commands import dead, recurring, top
+from workqueue_kubectl.commands import cancel, dead, recurring, top
 from workqueue_kubectl.commands.status import Overview, _as_json, _lines
 from workqueue_kubectl.errors import KubectlError, PluginError
 from workqueue_kubectl.explain import Seen
@@ -431,6 +431,16 @@ def test_dead_letters_are_read_where_the_workqueue_sends_them(
     assert dead.run(cluster, arguments) == 0
 
     assert (arguments.queue, arguments.dead_letter_queue) == ("thumbs", name)
+
+
+def test_cancel_uses_the_queue_of_the_workqueue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_access, "connect", lambda *_: nullcontext())
+    monkeypatch.setattr(cancel.cancel, "run", lambda arguments: 0)
+    cluster: Any = SimpleNamespace(workqueue=lambda _: workqueue(queue={"name": "pictures"}))
+    arguments = cli.build(["cancel"]).parse_args(["cancel", "thumbs", "one", "two", "--discard"])
+
+    assert cancel.run(cluster, arguments) == 0
+    assert (arguments.queue, arguments.ids, arguments.discard) == ("pictures", ["one", "two"], True)
 
 
 def test_unknown_recurring_message_names_those_that_exist() -> None:
