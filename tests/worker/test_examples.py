@@ -128,6 +128,24 @@ def test_reminders_example_delivers_when_due(vhost: VirtualHost, workers: Worker
     assert {cart for cart, _ in carts} == {"1", "2", "3"}
 
 
+def test_exports_example_cancels_the_running_export(vhost: VirtualHost, workers: Workers) -> None:
+    folder = EXAMPLES / "exports"
+    environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{folder}"}
+    worker = workers.start(
+        vhost.url, handler="exports:export", queue="exports", environment=environment
+    ).wait_consuming()
+
+    subprocess.run(
+        [sys.executable, str(folder / "exports.py")],
+        env=os.environ | environment | {"WORKQUEUE_URL": vhost.url},
+        check=True,
+    )
+
+    eventually(lambda: worker.outcomes() == {"cancelled": 1, "acked": 1})
+    assert "Customer 1: cancelled" in worker.log
+    assert "Customer 2: done" in worker.log
+
+
 def test_reports_example_makes_each_report_once(vhost: VirtualHost, workers: Workers) -> None:
     environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{EXAMPLES / 'reports'}"}
     worker = workers.start(
