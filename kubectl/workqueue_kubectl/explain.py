@@ -87,7 +87,7 @@ def why(workqueue: WorkQueue, seen: Seen, now: datetime) -> list[str]:
         )
     if status.retrying:
         sentences.append(f"{_messages(status.retrying)} in delay queues until the next attempt.")
-    low, high = _bounds(workqueue, now)
+    low, high = _bounds(workqueue, seen, now)
     if wanted > high:
         sentences.append(_limit(workqueue, high))
     elif wanted < low:
@@ -112,7 +112,7 @@ def what_would_change_it(workqueue: WorkQueue, seen: Seen, now: datetime) -> lis
         return ["Nothing until the operator has reconciled it. See its conditions."]
     if active.status is not ConditionStatus.TRUE and active.reason != Reason.RETIRE_UNREACHABLE:
         return [f"Nothing until {active.reason} is resolved."]
-    count, (low, high) = status.desired_replicas, _bounds(workqueue, now)
+    count, (low, high) = status.desired_replicas, _bounds(workqueue, seen, now)
     return [_upward(workqueue, seen, count, high), _downward(workqueue, seen, count, low)]
 
 
@@ -147,15 +147,18 @@ def _next(schedule: Schedule, expression: str, now: datetime) -> datetime | None
     return next(CronSim(expression, now.astimezone(ZoneInfo(schedule.time_zone))), None)
 
 
-def _bounds(workqueue: WorkQueue, now: datetime) -> tuple[int, int]:
+def _bounds(workqueue: WorkQueue, seen: Seen, now: datetime) -> tuple[int, int]:
     low, high = minimum_replicas(workqueue.spec, now).replicas, workqueue.spec.most_replicas
-    return min(low, high), high
+    low, by_rate = min(low, high), workqueue.spec.most_by_rate(seen.handler_seconds)
+    return low, high if by_rate is None else min(high, max(low, by_rate))
 
 
 def _limit(workqueue: WorkQueue, high: int) -> str:
     if workqueue.spec.queue.single_active_consumer:
         return "queue.singleActiveConsumer allows one worker."
     limits = workqueue.spec.limits
+    if limits is not None and high < workqueue.spec.most_replicas:
+        return f"limits.ratePerSecond is {limits.rate_per_second:g}, which {_replicas(high)} can use up."
     if limits is not None and workqueue.spec.limit_is_maximum:
         return f"limits.concurrency is {limits.concurrency}, which {_replicas(high)} can use up."
     return f"scaling.maxReplicas is {high}."

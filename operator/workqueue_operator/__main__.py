@@ -21,6 +21,7 @@ from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.limits import Limits
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
+from workqueue_operator.broker.rates import RateFeeder
 from workqueue_operator.broker.warm import WarmBrokers
 from workqueue_operator.clock import SystemClock
 from workqueue_operator.config import Config, from_environment
@@ -274,6 +275,10 @@ class Operator:
             },
             config.worker_pull_secrets,
         )
+        leadership = self._leadership
+        rates = RateFeeder(
+            lambda: leadership is None or leadership.leads, partial(queue.add, lane=Lane.TIMER)
+        )
         workload = WorkloadApplier(cluster, counts, defaults, partial(queue.add, lane=Lane.TIMER), clock)
         targets = Targets(cluster, store, workload, clock)
         parts = Dependencies(
@@ -290,10 +295,13 @@ class Operator:
             ),
             reporter=reporter,
             protector=protector,
-            finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
+            finalizer=Finalizer(
+                cluster, store, secrets, brokers, management, workers, reporter, rates, clock=clock
+            ),
             bindings=Bindings(cluster, store),
             recurring=recurring,
             limits=Limits(),
+            rates=rates,
             metrics=self._metrics,
             on_fatal=self._fail,
         )
@@ -305,6 +313,7 @@ class Operator:
         finally:
             await queue.stop(PATIENCE)
             await recurring.stop()
+            await rates.stop()
             protector.stop()
             await reporter.flush(FLUSH_SECONDS)
             await workers.close()

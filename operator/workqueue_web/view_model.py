@@ -187,7 +187,7 @@ def _maximum(spec: Mapping[str, Any]) -> int:
         return 1
     most = int((spec.get("scaling") or {}).get("maxReplicas", 10))
     limits, worker = spec.get("limits"), spec.get("worker")
-    if limits and worker:
+    if limits and limits.get("concurrency") and worker:
         most = min(most, math.ceil(limits["concurrency"] / worker.get("concurrency", 1)))
     return most
 

@@ -15,6 +15,7 @@ from workqueue_operator.api.workqueue import WorkQueue
 from workqueue_operator.broker.declare import HIDDEN_SECONDS
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
+from workqueue_operator.broker.rates import RateFeeder
 from workqueue_operator.clock import SystemClock
 from workqueue_operator.kube.secrets import Secrets
 from workqueue_operator.kube.store import Store
@@ -88,6 +89,7 @@ async def finalizer(
             management,
             workers,
             reporter,
+            RateFeeder(lambda: True, lambda _: None),
             clock=SystemClock(),
             hidden_seconds=hidden_seconds,
         )

@@ -16,6 +16,7 @@ from workqueue_operator.broker.bindings import Bindings
 from workqueue_operator.broker.limits import Limits
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerPool
+from workqueue_operator.broker.rates import RateFeeder
 from workqueue_operator.clock import SystemClock
 from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.ownership import Ownership
@@ -115,6 +116,7 @@ async def operator(cluster: FakeCluster, *namespaces: str, workers_port: int = P
     )
     secrets, brokers = Secrets(cluster), BrokerPool(lambda _: None, lambda _: None, 60, 60)
     reporter = Reporter(cluster, store, "me", metrics, clock=clock)
+    rates = RateFeeder(lambda: True, queue.add)
     workload = WorkloadApplier(cluster, cluster, Defaults(), lambda _: None, clock)
     store.put_workqueue(workqueue())
     targets = Targets(cluster, store, workload, clock)
@@ -130,10 +132,13 @@ async def operator(cluster: FakeCluster, *namespaces: str, workers_port: int = P
         scaler=Scaler(store, workload, Retirer(cluster, workers, store, clock), clock),
         reporter=reporter,
         protector=Protector(cluster, store, clock),
-        finalizer=Finalizer(cluster, store, secrets, brokers, management, workers, reporter, clock=clock),
+        finalizer=Finalizer(
+            cluster, store, secrets, brokers, management, workers, reporter, rates, clock=clock
+        ),
         bindings=Bindings(cluster, store),
         recurring=RecurringRunner(cluster, reporter, metrics, clock, queue.add),
         limits=Limits(),
+        rates=rates,
         metrics=metrics,
         on_fatal=lambda _: None,
     )
@@ -141,6 +146,7 @@ async def operator(cluster: FakeCluster, *namespaces: str, workers_port: int = P
         yield Passes(Reconciler(parts), parts)
     finally:
         await reporter.flush(0)
+        await rates.stop()
         await brokers.close()
         await workers.close()
         await management.close()

@@ -54,6 +54,10 @@ def seen(replicas: int, depth: Depth | Unknown, **workload: Any) -> Observation:
     return Observation(WorkloadState(replicas, **workload), depth)
 
 
+def at_handler_seconds(seconds: float, observation: Observation) -> Observation:
+    return replace(observation, load=Load(last_handler_seconds=seconds))
+
+
 def quiet_since(seconds: float, wanted: int = 0) -> ScaleInWindow:
     """A window in which `wanted` was all that was asked for."""
     return ScaleInWindow(NOW - seconds).record(NOW - 1, wanted, 60)
@@ -123,6 +127,42 @@ CASES: dict[str, tuple[WorkQueueSpec, Observation, ScaleInWindow, tuple[type, in
         seen(10, Depth(1000, 10, 10)),
         ScaleInWindow(NOW),
         (Hold, 10, Reason.AT_MAXIMUM),
+    ),
+    "backlog without workers beyond the rate": (
+        spec(limits={"ratePerSecond": 10}),
+        at_handler_seconds(0.2, seen(0, Depth(1000, 0, 0))),
+        ScaleInWindow(NOW),
+        (ScaleOut, 3, Reason.BACKLOG),
+    ),
+    "backlog beyond the rate": (
+        spec(limits={"ratePerSecond": 10}),
+        at_handler_seconds(0.2, seen(3, Depth(1000, 3, 3))),
+        ScaleInWindow(NOW),
+        (Hold, 3, Reason.AT_RATE_LIMIT),
+    ),
+    "backlog beyond the rate while handlers become faster": (
+        spec(limits={"ratePerSecond": 10}),
+        at_handler_seconds(0.1, seen(3, Depth(1000, 3, 3))),
+        ScaleInWindow(NOW - 90).record(NOW - 1, 3, 60),
+        (Hold, 3, Reason.SCALE_IN_DELAYED),
+    ),
+    "backlog beyond a rate with unknown handler times": (
+        spec(limits={"ratePerSecond": 10}),
+        seen(0, Depth(1000, 0, 0)),
+        ScaleInWindow(NOW),
+        (ScaleOut, 10, Reason.BACKLOG),
+    ),
+    "backlog beyond the maximum below the rate": (
+        spec(limits={"ratePerSecond": 100}),
+        at_handler_seconds(0.2, seen(10, Depth(1000, 10, 10))),
+        ScaleInWindow(NOW),
+        (Hold, 10, Reason.AT_MAXIMUM),
+    ),
+    "minimum above the rate": (
+        spec(limits={"ratePerSecond": 10}, minReplicas=5),
+        at_handler_seconds(0.2, seen(5, Depth(1000, 5, 5))),
+        ScaleInWindow(NOW),
+        (Hold, 5, Reason.AT_RATE_LIMIT),
     ),
     "single active consumer without a worker": (
         spec(queue=SINGLE),

@@ -72,7 +72,7 @@ class Site:
         clock = SystemClock()
         self.reporter = Reporter(self.cluster, store, "operator-1", self.metrics, clock=clock)
         self.finalizer = Finalizer(
-            self.cluster, store, here, here, here, here, self.reporter, clock=clock, hidden_seconds=0
+            self.cluster, store, here, here, here, here, self.reporter, here, clock=clock, hidden_seconds=0
         )
 
     async def wait(self) -> dict[str, Any]:

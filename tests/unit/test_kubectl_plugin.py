@@ -408,6 +408,18 @@ def test_limit_bounds_the_maximum_and_is_named() -> None:
     assert "Limit       5 at the same time, 2 waiting in workers" in _lines(picture)
 
 
+def test_rate_limit_bounds_the_count_and_is_named() -> None:
+    limited = workqueue(desired=3, messages=100, limits={"ratePerSecond": 10, "concurrency": 50})
+    seen = Seen(in_handlers=3, handler_seconds=0.2)
+
+    sentence = "limits.ratePerSecond is 10, which 3 replicas can use up."
+
+    assert sentence in explain.why(limited, seen, MONDAY_MORNING)
+    assert explain.what_would_change_it(limited, seen, MONDAY_MORNING)[0] == f"Up: not possible, {sentence}"
+    picture = Overview(Found(limited), [], {"a": {"busy": 2, "waitingForToken": 2}}, [], MONDAY_MORNING)
+    assert "Limit       50 at the same time and 10 per second, 2 waiting in workers" in _lines(picture)
+
+
 def test_with_a_single_active_consumer_one_worker_is_the_most() -> None:
     turns = workqueue(queue={"singleActiveConsumer": True}, scaling={"minReplicas": 2})
     found = Found(turns)

@@ -114,18 +114,23 @@ def test_dead_letter_queue_reaches_the_worker(tmp_path: Path, name: str | None) 
 
 
 @pytest.mark.parametrize(
-    ("limits", "queue"),
+    ("limits", "queues"),
     [
-        (None, None),
-        ({"concurrency": 5}, "jobs.limit.handlers"),
-        ({"concurrency": 5, "group": "shop-api"}, "limit.team.shop-api.handlers"),
+        (None, (None, None)),
+        ({"concurrency": 5}, ("jobs.limit.handlers", None)),
+        ({"concurrency": 5, "group": "shop-api"}, ("limit.team.shop-api.handlers", None)),
+        ({"ratePerSecond": 5}, (None, "jobs.limit.starts")),
+        ({"ratePerSecond": 5, "group": "shop-api"}, (None, "limit.team.shop-api.starts")),
+        ({"concurrency": 5, "ratePerSecond": 5}, ("jobs.limit.handlers", "jobs.limit.starts")),
     ],
-    ids=["none", "own", "group"],
+    ids=["none", "own", "group", "own rate", "rate of a group", "both"],
 )
-def test_limit_reaches_the_worker(tmp_path: Path, limits: dict[str, Any] | None, queue: str | None) -> None:
+def test_limits_reach_the_worker(
+    tmp_path: Path, limits: dict[str, Any] | None, queues: tuple[str | None, str | None]
+) -> None:
     config = as_the_worker_reads_it(workqueue(limits=limits), tmp_path)
 
-    assert config.limit_queue == queue
+    assert (config.limit_queue, config.limit_rate_queue) == queues
 
 
 def test_backoff_reaches_the_worker(tmp_path: Path) -> None:

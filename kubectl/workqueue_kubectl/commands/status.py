@@ -138,7 +138,7 @@ def _lines(overview: Overview, *, wide: bool = False) -> list[str]:
         *(
             []
             if workqueue.spec.limits is None
-            else [f"Limit       {_limit(workqueue.spec.limits, overview)}"]
+            else [f"Limit       {_limits(workqueue.spec.limits, overview)}"]
         ),
         f"Status      {_written(overview)}",
     ]
@@ -181,13 +181,18 @@ def _workers(overview: Overview) -> str:
     return f"{text}, {leaving} leaving" if leaving else text
 
 
-def _limit(limits: Limits, overview: Overview) -> str:
-    """Return the limit, and how many messages wait for it in the workers that have answered."""
+def _limits(limits: Limits, overview: Overview) -> str:
+    """Return the limits, and how many messages wait for it in the workers that have answered."""
     waiting = sum(
         int(status.get(StatusField.WAITING_FOR_TOKEN) or 0) for status in overview.statuses.values()
     )
+    texts = []
+    if limits.concurrency is not None:
+        texts.append(f"{limits.concurrency} at the same time")
+    if limits.rate_per_second is not None:
+        texts.append(f"{limits.rate_per_second:g} per second")
     group = "" if limits.group is None else f" in the group {limits.group}"
-    return f"{limits.concurrency} at the same time{group}, {waiting} waiting in workers"
+    return f"{' and '.join(texts)}{group}, {waiting} waiting in workers"
 
 
 def _written(overview: Overview) -> str:

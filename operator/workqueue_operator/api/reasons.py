@@ -39,6 +39,7 @@ class Reason(StrEnum):
     AT_MAXIMUM = "AtMaximum"
     WAIT_NOT_MET = "WaitNotMet"
     AT_CONCURRENCY_LIMIT = "AtConcurrencyLimit"
+    AT_RATE_LIMIT = "AtRateLimit"
     SINGLE_ACTIVE_CONSUMER = "SingleActiveConsumer"
     BELOW_MINIMUM = "BelowMinimum"
     IDLE = "Idle"
@@ -248,6 +249,13 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
             "Nothing to do: more replicas would only wait for each other. To handle more messages at the same time, "
             "raise `limits.concurrency`.",
         ),
+        Reason.AT_RATE_LIMIT: Explanation(
+            f"{_S} `True`",
+            "The replicas can start as many handlers as `limits.ratePerSecond` allows, at their mean handler time. "
+            "The backlog asks for more.",
+            "Nothing to do: more replicas would only wait for each other. To handle more messages per second, raise "
+            "`limits.ratePerSecond`.",
+        ),
         Reason.SINGLE_ACTIVE_CONSUMER: Explanation(
             f"{_S} `True`",
             "One worker runs; the backlog would need more.",
@@ -454,16 +462,17 @@ EXPLANATIONS: Final[dict[str, dict[Reason, Explanation]]] = {
         ),
         Reason.LIMIT_CONFLICT: Explanation(
             f"{_D} `True`",
-            "Another WorkQueue of the same `limits.group` gives another `limits.concurrency`. That of the oldest "
-            "WorkQueue counts.",
-            "Give the same `limits.concurrency` in all WorkQueues of the group.",
+            "Another WorkQueue of the same `limits.group` gives other numbers. Those of the oldest WorkQueue count.",
+            "Give the same `limits.concurrency`, `limits.ratePerSecond` and `limits.burst` in all WorkQueues of the "
+            "group.",
         ),
         Reason.LIMIT_UNAVAILABLE: Explanation(
             f"{_D} and {_R} `False`",
             "The operator could not make the tokens of `spec.limits`, such as without permission for their queue, or "
             "while its node is down. Handlers without a token do not start.",
             "See the message. The user of RabbitMQ needs the permissions configure, write and read for "
-            "`<queue>.limit.handlers`, or `limit.<namespace>.<group>.handlers` for a group.",
+            "`<queue>.limit.handlers` and `<queue>.limit.starts`, or `limit.<namespace>.<group>.handlers` and "
+            "`limit.<namespace>.<group>.starts` for a group.",
         ),
     },
     "The workers": {

@@ -45,6 +45,13 @@ _COUNT_OR_PERCENTAGE: Final[JsonSchema] = {
 MOST_TOKENS: Final = 1000
 """Handlers that one limit may allow. Each is a message that the operator publishes."""
 
+MOST_STARTS_PER_SECOND: Final = 10_000
+"""Starts of handlers that one limit may allow per second."""
+
+RATE_HEADROOM: Final = 1.2
+"""How many slots a limit per second gets, relative to those that use it up at the mean handler time: handler times
+vary, and a slot waits a moment for its next message."""
+
 MOST_RECURRING: Final = 100
 """Entries of spec.recurring in one WorkQueue."""
 
@@ -883,13 +890,55 @@ class Recurring(_Model):
 class Limits(_Model):
     """Limits on all workers of the WorkQueue together."""
 
-    concurrency: int = Field(ge=1, le=MOST_TOKENS)
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "has(self.concurrency) || has(self.ratePerSecond)",
+                "give limits.concurrency, limits.ratePerSecond, or both",
+            ),
+            rule(
+                "!has(self.burst) || has(self.ratePerSecond)",
+                "limits.burst belongs to limits.ratePerSecond: set it, or remove limits.burst",
+                "burst",
+            ),
+            rule(
+                "!has(self.burst) || !has(self.ratePerSecond) || double(self.burst) * 100.0 >= self.ratePerSecond",
+                "limits.burst must be at least a hundredth of limits.ratePerSecond: raise it, or remove it",
+                "burst",
+            ),
+        )
+    )
+
+    concurrency: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     """How many handlers may run at the same time, in all workers together. A handler whose worker has lost its
     connection to RabbitMQ may run beside them until it has been cancelled."""
 
+    rate_per_second: float | None = Field(default=None, ge=0.01, le=MOST_STARTS_PER_SECOND)
+    """How many handlers may start per second on average, in all workers together. Each attempt counts. It may be less
+    than 1: with 0.1, a handler starts every 10 seconds."""
+
+    burst: int | None = Field(default=None, ge=1, le=MOST_STARTS_PER_SECOND)
+    """How many handlers may start at the same time after a pause. Defaults to the starts of 0.2 seconds, and is at
+    least 1."""
+
     group: str | None = Field(default=None, max_length=63, json_schema_extra={"pattern": _LABEL})
-    """Name of a group of WorkQueues in the same namespace and virtual host that share the limit. All of them give
-    the same concurrency; otherwise that of the oldest WorkQueue counts."""
+    """Name of a group of WorkQueues in the same namespace and virtual host that share the limits. All of them give
+    the same numbers; otherwise those of the oldest WorkQueue count."""
+
+    @property
+    def most_at_once(self) -> int:
+        """The burst, or its default."""
+        return self.burst or max(math.ceil((self.rate_per_second or 0.0) / 5), 1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.concurrency is None and self.rate_per_second is None:
+            raise ValueError("give concurrency, ratePerSecond, or both")
+        if self.burst is not None and self.rate_per_second is None:
+            raise ValueError("burst belongs to ratePerSecond")
+        if self.burst is not None and self.burst * 100 < (self.rate_per_second or 0.0):
+            raise ValueError("burst must be at least a hundredth of ratePerSecond")
+        return self
 
 
 _SHARED: Final = "!has(self.queue.singleActiveConsumer) || !self.queue.singleActiveConsumer"
@@ -981,14 +1030,27 @@ class WorkQueueSpec(_Model):
 
     @property
     def most_by_limit(self) -> int | None:
-        """How many replicas can have all tokens of the limit; None without a limit."""
-        if self.limits is None or self.worker is None:
+        """How many replicas can have all tokens of limits.concurrency; None without this limit."""
+        if self.limits is None or self.limits.concurrency is None or self.worker is None:
             return None
         return math.ceil(self.limits.concurrency / self.worker.concurrency)
 
+    def most_by_rate(self, handler_seconds: float | None) -> int | None:
+        """Return how many replicas can use up limits.ratePerSecond; None without this limit.
+
+        Args:
+            handler_seconds: the mean time of a handler. Without it, nothing can be said.
+        """
+        if self.limits is None or self.limits.rate_per_second is None or self.worker is None:
+            return None
+        if handler_seconds is None:
+            return None
+        slots = self.limits.rate_per_second * handler_seconds * RATE_HEADROOM
+        return max(math.ceil(slots / self.worker.concurrency), 1)
+
     @property
     def limit_is_maximum(self) -> bool:
-        """Whether the maximum of replicas follows from the limit."""
+        """Whether the maximum of replicas follows from limits.concurrency."""
         return self.most_by_limit == self.most_replicas < self.scaling.max_replicas
 
     @model_validator(mode="after")
@@ -1228,15 +1290,27 @@ class WorkQueue(_Model):
 
     @property
     def limit(self) -> topology.Limit | None:
-        """The limit on all workers together, as this WorkQueue asks for it."""
+        """The limit on handlers that run in all workers together, as this WorkQueue asks for it."""
         limits = self.spec.limits
-        if limits is None or self.spec.worker is None:
+        if limits is None or limits.concurrency is None or self.spec.worker is None:
             return None
         if limits.group is None:
             name = topology.limit_queue_name(self.queue_name)
         else:
             name = topology.group_limit_queue_name(self.metadata.namespace, limits.group)
         return topology.Limit(name, limits.concurrency)
+
+    @property
+    def rate_limit(self) -> topology.RateLimit | None:
+        """The limit on handlers that start in all workers together, as this WorkQueue asks for it."""
+        limits = self.spec.limits
+        if limits is None or limits.rate_per_second is None or self.spec.worker is None:
+            return None
+        if limits.group is None:
+            name = topology.rate_limit_queue_name(self.queue_name)
+        else:
+            name = topology.group_rate_limit_queue_name(self.metadata.namespace, limits.group)
+        return topology.RateLimit(name, limits.rate_per_second, limits.most_at_once)
 
     @property
     def wake(self) -> Wake:

@@ -2,8 +2,8 @@
 
 A second one, made on demand, has the doorbells of queues with large messages.
 
-A third one, also made on demand, publishes recurring messages. The others never publish, because a broker with a
-memory alarm blocks publishing connections.
+A third one, also made on demand, publishes recurring messages and tokens. The others never publish, because a broker
+with a memory alarm blocks publishing connections.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from workqueue_operator.broker.channel import (
 from workqueue_operator.broker.confirmed import OwnMessage
 from workqueue_operator.broker.doorbell import Doorbells
 from workqueue_operator.broker.tls import context
+from workqueue_operator.broker.token_publisher import TokenPublisher
 from workqueue_operator.destinations import ANYWHERE, Destinations
 from workqueue_operator.errors import ReconcileError
 
@@ -156,6 +157,7 @@ class Broker:
         self._large: set[str] = set()
         self._beside: Broker | None = None
         self._publishing: Broker | None = None
+        self._tokens: TokenPublisher | None = None
         self._polls: Calls | None = None
         self._questions: Calls | None = None
         self._declarations: Calls | None = None
@@ -270,6 +272,34 @@ class Broker:
             NotPublishedError: RabbitMQ returned or refused it.
             UnconfirmedError: the connection was lost.
         """
+        await confirmed.publish(await self._publishing_connection(), message)
+
+    async def publish_tokens(self, queue: str, body: bytes, count: int) -> int:
+        """Publish some tokens, and return how many of them the queue has taken. A full queue takes no more.
+
+        Raises:
+            QueueMissingError: the queue does not exist.
+            ReconcileError: not connected, or the connection was lost.
+        """
+        connection = await self._publishing_connection()
+        if self._tokens is None or self._tokens.connection is not connection:
+            self._tokens = TokenPublisher(connection)
+        try:
+            taken = await self._tokens.publish(queue, body, count)
+        except (ChannelLostError, ChannelRefusedError) as error:
+            raise ReconcileError(
+                Reason.BROKER_UNREACHABLE, self._silent(f"tokens for queue {queue!r}", str(error))
+            ) from error
+        if taken is None:
+            raise QueueMissingError(queue)
+        return taken
+
+    async def _publishing_connection(self) -> AsyncioConnection:
+        """Return the connection for messages of the operator's own.
+
+        Raises:
+            ReconcileError: not connected.
+        """
         if self._publishing is None:
             self._publishing = Broker(
                 self.binding,
@@ -286,7 +316,7 @@ class Broker:
             raise ReconcileError(
                 Reason.BROKER_UNREACHABLE, f"The connection to the broker {self.binding.display} was lost."
             )
-        await confirmed.publish(connection, message)
+        return connection
 
     # -- polls ---------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from workqueue_operator.broker import declare, limits
 from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.management import Management
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
+from workqueue_operator.broker.rates import RateFeeder
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube.client import deployment_path, workqueue_path
 from workqueue_operator.kube.secrets import Secrets
@@ -27,7 +28,7 @@ from workqueue_operator.kube.views import PodView, deployment_view
 from workqueue_operator.names import ANNOTATION_ABANDON, FINALIZER, workload_name
 from workqueue_operator.ports import Clock, Kubernetes, Workers
 from workqueue_operator.reconcile import status
-from workqueue_operator.reconcile.limits import members
+from workqueue_operator.reconcile.limits import agreed_rate, handler_limits, rate_limits
 from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.scaling.decide import Depth
 from workqueue_operator.scaling.depth import QueueReadings, judge
@@ -61,6 +62,7 @@ class Finalizer:
         management: Management,
         workers: Workers,
         reporter: Reporter,
+        rates: RateFeeder,
         *,
         clock: Clock,
         hidden_seconds: float = declare.HIDDEN_SECONDS,
@@ -73,6 +75,7 @@ class Finalizer:
         self._management = management
         self._workers = workers
         self._reporter = reporter
+        self._rates = rates
         self._hidden_seconds = hidden_seconds
         self._empty_since: dict[str, float] = {}
         self._retrying: dict[str, int] = {}
@@ -186,14 +189,20 @@ class Finalizer:
         names = declare.names(workqueue, seen.union(() if isinstance(listed, Unknown) else listed))
         only_empty = workqueue.spec.queue.deletion_policy is DeletionPolicy.DELETE_IF_EMPTY
         if only_empty:
+            if (rate := agreed_rate(workqueue, self._store)) is not None:
+                # Also after a restart: the handlers of the messages that are left need tokens.
+                await self._rates.ensure(workqueue.key, rate.limit, handle.broker, is_wanted=True)
             await self._require_nothing_to_do(workqueue, names, handle)
         await self._stop_workers(workqueue)
         if only_empty:
             await declare.require_empty(names, handle.broker)
         await declare.require_unused(workqueue.queue_name, handle.broker)
         await declare.delete(workqueue, names, handle.broker, only_empty=only_empty)
-        if workqueue.limit is not None and not members(workqueue, self._store):
+        if workqueue.limit is not None and not handler_limits(workqueue, self._store):
             await limits.delete(workqueue.limit.name, handle.broker)
+        if workqueue.rate_limit is not None and not rate_limits(workqueue, self._store):
+            self._rates.leave(workqueue.key)
+            await handle.broker.delete_queue(workqueue.rate_limit.name)
         if isinstance(listed, Unknown):
             return f" {listed.message} Delay queues of delays that spec.retry had earlier may be left."
         return ""

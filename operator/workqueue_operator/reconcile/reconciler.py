@@ -25,6 +25,7 @@ from workqueue_operator.broker.connection import QueueCounts
 from workqueue_operator.broker.depth_poller import QUEUE_MISSING, QueueMissing
 from workqueue_operator.broker.limits import Limits
 from workqueue_operator.broker.pool import BrokerHandle, BrokerPool
+from workqueue_operator.broker.rates import RateFeeder
 from workqueue_operator.digest import digest
 from workqueue_operator.errors import ClusterError, LeadershipLostError, ReconcileError
 from workqueue_operator.kube.client import Object
@@ -131,6 +132,7 @@ class Dependencies:
     bindings: Bindings
     recurring: RecurringRunner
     limits: Limits
+    rates: RateFeeder
     metrics: Metrics
     on_fatal: Callable[[BaseException], None]
 
@@ -281,6 +283,7 @@ class Reconciler:
         """Forget a WorkQueue that does not exist, or that another operator serves."""
         parts = self._parts
         state = self._pass_states.pop(key, None)
+        parts.rates.leave(key)
         await parts.brokers.leave(key)
         parts.queue.take_ring(key)
         parts.secrets.leave(key)
@@ -300,6 +303,7 @@ class Reconciler:
         """Everything between reading the resource and reporting; None while the connection is being opened."""
         parts, secret = self._parts, workqueue.spec.connection_secret_ref.name
         if workqueue.spec.suspend:
+            parts.rates.leave(workqueue.key)
             await parts.brokers.leave(workqueue.key)
             parts.secrets.leave(workqueue.key)
             nothing = Unknown(Reason.SUSPENDED, "spec.suspend is true.")
@@ -458,11 +462,38 @@ class Reconciler:
     async def _make_tokens(
         self, workqueue: WorkQueue, state: PassState, handle: BrokerHandle
     ) -> Finding | None:
-        """Make the tokens of the limit, if it has changed or tokens are missing.
+        """Make the tokens of the limits that have changed, or whose tokens are missing.
 
         Returns:
             The problem, or None.
         """
+        problems = [
+            await self._make_handler_tokens(workqueue, state, handle),
+            await self._feed_start_tokens(workqueue, handle),
+        ]
+        found = [problem for problem in problems if problem is not None]
+        return min(found, key=lambda problem: problem.status, default=None)  # False before True
+
+    async def _feed_start_tokens(self, workqueue: WorkQueue, handle: BrokerHandle) -> Finding | None:
+        """See that the tokens of the limit per second are published."""
+        agreed = limits.agreed_rate(workqueue, self._parts.store)
+        if agreed is None:
+            self._parts.rates.leave(workqueue.key)
+            return None
+        counts = handle.poller.watch(workqueue.key, workqueue.queue_name).last
+        is_idle = isinstance(counts, QueueCounts) and counts.ready == counts.consumers == 0
+        try:
+            await self._parts.rates.ensure(workqueue.key, agreed.limit, handle.broker, is_wanted=not is_idle)
+        except ReconcileError as problem:
+            return Finding("False", Reason.LIMIT_UNAVAILABLE, problem.message)
+        if agreed.conflict is None:
+            return None
+        return Finding("True", Reason.LIMIT_CONFLICT, agreed.conflict)
+
+    async def _make_handler_tokens(
+        self, workqueue: WorkQueue, state: PassState, handle: BrokerHandle
+    ) -> Finding | None:
+        """Make the tokens of the limit on handlers that run."""
         agreed = limits.agreed(workqueue, self._parts.store)
         if agreed is None:
             return None

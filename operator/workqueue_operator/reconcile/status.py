@@ -37,6 +37,7 @@ _WORTH_SAYING: Final = frozenset(
         Reason.AT_MAXIMUM,
         Reason.WAIT_NOT_MET,
         Reason.AT_CONCURRENCY_LIMIT,
+        Reason.AT_RATE_LIMIT,
         Reason.SINGLE_ACTIVE_CONSUMER,
         Reason.CANARY,
         Reason.SCALE_IN_DELAYED,

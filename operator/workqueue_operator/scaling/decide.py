@@ -32,6 +32,7 @@ _ABOUT_THE_BACKLOG: Final = frozenset(
     {
         Reason.AT_CONCURRENCY_LIMIT,
         Reason.AT_MAXIMUM,
+        Reason.AT_RATE_LIMIT,
         Reason.BACKLOG,
         Reason.BELOW_MINIMUM,
         Reason.IDLE,
@@ -80,11 +81,13 @@ class Load:
         handler_seconds: mean seconds per message; None before the first measurement.
         arrivals_per_second: messages per second that arrived at the queue.
         waits: what `maxWaitSeconds` needs beside that; None with another target.
+        last_handler_seconds: the last known `handler_seconds`, also of workers that have ended.
     """
 
     handler_seconds: float | None = None
     arrivals_per_second: float = 0.0
     waits: wait.Waits | None = None
+    last_handler_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,13 +285,15 @@ class _Bounds:
     """What the depth asks for.
 
     Attributes:
-        need: the fewest replicas that the backlog asks for, before minimum and maximum.
+        backlog: the fewest replicas that the backlog asks for.
+        need: as many of them as limits.ratePerSecond has starts for, before minimum and maximum.
         minimum: the fewest replicas that are allowed.
         maximum: the most replicas that are allowed.
         least: `need` between minimum and maximum.
         wanted: the count nearest to the present one that the depth allows.
     """
 
+    backlog: int
     need: int
     minimum: int
     maximum: int
@@ -319,10 +324,14 @@ def _bounds(spec: WorkQueueSpec, workload: WorkloadState, depth: Depth, seen: Ob
         return min(max(count, minimum), maximum)
 
     # Scale-out follows the lower bound of the depth, scale-in the upper bound.
-    need = wanted_replicas(spec, replace(depth, unconfirmed=0), seen.load, workload.concurrency)
-    most = wanted_replicas(spec, depth, seen.load, workload.concurrency) if depth.unconfirmed else need
+    backlog = wanted_replicas(spec, replace(depth, unconfirmed=0), seen.load, workload.concurrency)
+    most = wanted_replicas(spec, depth, seen.load, workload.concurrency) if depth.unconfirmed else backlog
+    # Not a maximum, at which the count shrinks at once: handler times vary.
+    by_rate = spec.most_by_rate(seen.load.last_handler_seconds)
+    need = backlog if by_rate is None else min(backlog, by_rate)
+    most = most if by_rate is None else min(most, by_rate)
     wanted = min(max(workload.replicas, within(need)), within(most))
-    return _Bounds(need, minimum, maximum, within(need), wanted)
+    return _Bounds(backlog, need, minimum, maximum, within(need), wanted)
 
 
 def _pinned(pin: int, workload: WorkloadState) -> Decision:
@@ -346,8 +355,8 @@ def _step(case: _Case) -> Decision:
         return _outward(wanted, workload, reason, f"{depth} ask for {_replicas(wanted)}.")
     if wanted < workload.replicas:
         return _inward(case)
-    if bounds.need > bounds.maximum:
-        return _at_maximum(spec, wanted, f"{depth} ask for {_replicas(bounds.need)}")
+    if bounds.backlog > max(min(bounds.need, bounds.maximum), workload.replicas):
+        return _at_most(spec, bounds, f"{depth} ask for {_replicas(bounds.backlog)}")
     if bounds.least < workload.replicas and depth.doubt is not None:
         return Hold.because(wanted, depth.doubt)
     if depth.ready == depth.most_in_handlers == 0:
@@ -355,7 +364,15 @@ def _step(case: _Case) -> Decision:
     return Hold(wanted, Reason.WITHIN_BOUNDS, f"{depth} ask for {_replicas(wanted)}.")
 
 
-def _at_maximum(spec: WorkQueueSpec, wanted: int, backlog: str) -> Hold:
+def _at_most(spec: WorkQueueSpec, bounds: _Bounds, backlog: str) -> Hold:
+    """Hold a count below the one that the backlog asks for."""
+    wanted = bounds.wanted
+    if spec.limits is not None and bounds.need <= bounds.maximum:
+        message = (
+            f"{backlog}, but limits.ratePerSecond is {spec.limits.rate_per_second:g}, which {_replicas(bounds.need)} "
+            "can use up."
+        )
+        return Hold(wanted, Reason.AT_RATE_LIMIT, message)
     if spec.queue.single_active_consumer:
         message = f"{backlog}, but queue.singleActiveConsumer lets one worker at a time take messages."
         return Hold(wanted, Reason.SINGLE_ACTIVE_CONSUMER, message)

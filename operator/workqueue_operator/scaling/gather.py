@@ -93,6 +93,7 @@ class GatherState:
         growth: by how many messages a second the backlog has grown over the last minute.
         proven_hash: the hash of the last template that had a Ready pod.
         waits: what `maxWaitSeconds` needs; None with another target.
+        handler_seconds: the mean time of a handler, as last measured.
     """
 
     silent_since: Mapping[str, float] = field(default_factory=dict)
@@ -103,6 +104,7 @@ class GatherState:
     growth: float = 0.0
     proven_hash: str | None = None
     waits: wait.WaitState | None = None
+    handler_seconds: float | None = None
 
 
 class Gatherer:
@@ -157,6 +159,8 @@ class Gatherer:
             state = _proven(_with_growth(state, counts), deployment, pods)
             readings = await self._until_plausible(workqueue, connection.handle, readings)
             state = _with_waits(workqueue.spec, state, readings, pods)
+            seconds = load(readings.statuses, 0.0).handler_seconds
+            state = replace(state, handler_seconds=state.handler_seconds if seconds is None else seconds)
         snapshot = Snapshot(
             workqueue=workqueue,
             deployment=deployment,
@@ -168,6 +172,7 @@ class Gatherer:
             refusal=ensured if isinstance(ensured, Unknown) else ensured.refusal,
             growth=state.growth,
             waits=state.waits,
+            handler_seconds=state.handler_seconds,
             proven_hash=state.proven_hash,
         )
         return snapshot, state
@@ -189,7 +194,9 @@ class Gatherer:
     ) -> tuple[QueueReadings, GatherState]:
         """Ask those workers whose answers the decision needs."""
         decisive = workers_decide(readings.counts)
-        measured = workqueue.spec.scaling.messages_per_replica is None
+        spec = workqueue.spec
+        has_rate = spec.limits is not None and spec.limits.rate_per_second is not None
+        measured = has_rate or spec.scaling.messages_per_replica is None
         wanted = bool(readings.pods) and not readings.statuses and (measured or decisive)
         if decisive and wanted:
             (asked, state), stopping = await asyncio.gather(

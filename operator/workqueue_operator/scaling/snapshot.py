@@ -29,6 +29,7 @@ class Snapshot:
         minimum: the fewest replicas at this time.
         growth: by how many messages a second the backlog has grown over the last minute.
         waits: what `maxWaitSeconds` needs; None with another target.
+        handler_seconds: the mean time of a handler, as last measured.
         proven_hash: the hash of the last template that had a Ready pod; None before the first.
         now: seconds on the monotonic clock when everything was gathered.
     """
@@ -43,6 +44,7 @@ class Snapshot:
     refusal: Unknown | None = None
     growth: float = 0.0
     waits: WaitState | None = None
+    handler_seconds: float | None = None
     proven_hash: str | None = None
 
     @property
@@ -77,7 +79,9 @@ class Snapshot:
     def _load(self) -> Load:
         if isinstance(self.deployment, Unknown) or self.workqueue.spec.worker is None:
             return Load()
-        measured = load(self.readings.statuses, self.growth)
+        measured = replace(
+            load(self.readings.statuses, self.growth), last_handler_seconds=self.handler_seconds
+        )
         if self.waits is None:
             return measured
         known, slots = self.waits, self.deployment.replicas * self.readings.concurrency

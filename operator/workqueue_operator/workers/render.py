@@ -411,6 +411,8 @@ def _environment(workqueue: WorkQueue, worker: Worker) -> list[Object]:
     settings |= _isolation_settings(worker)
     if workqueue.limit is not None:
         settings[Variable.LIMIT_QUEUE] = workqueue.limit.name
+    if workqueue.rate_limit is not None:
+        settings[Variable.LIMIT_RATE_QUEUE] = workqueue.rate_limit.name
     if spec.queue.dead_letter_queue is not None:
         settings[Variable.DEAD_LETTER_QUEUE] = spec.queue.dead_letter_queue
     if spec.queue.declare and spec.queue.type is QueueType.QUORUM:

@@ -107,6 +107,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a queue of tokens that exists: each handler takes one while it runs [{Variable.LIMIT_QUEUE}]",
     )
     add(
+        "--limit-rate-queue",
+        metavar="NAME",
+        help=f"a queue of tokens that exists: each start of a handler uses one up [{Variable.LIMIT_RATE_QUEUE}]",
+    )
+    add(
         "--grace",
         metavar="SECONDS",
         help=f"time for handlers to finish after SIGTERM (default: the timeout) [{Variable.GRACE_SECONDS}]",

@@ -9,6 +9,7 @@ A work queue `jobs` has
     jobs.retry.last       messages whose delay has passed, on their way to the work queue
     jobs.limit.handlers   one token for each handler that may run at the same time, if there is a limit
     jobs.cancels          a stream of the ids of cancelled messages, from the first one that was cancelled
+    jobs.limit.starts     tokens for handlers that may start now, if there is a limit per second
 
 A delay is a sum of steps, each a power of two (docs/adr/0016-exact-delays.md).
 
@@ -559,6 +560,58 @@ def cancels_plan(queue: str) -> Plan:
         },
     )
     return Plan((stream,), cancels_exchange(queue), (QueueBinding(name, name, ""),), (queue,))
+
+
+MOST_TOKENS_PER_SECOND: Final = 100
+"""Of a higher rate, each token allows several starts. So a high rate costs RabbitMQ, operator and workers little."""
+
+
+class RateLimit(NamedTuple):
+    """A limit on the handlers that start per second, in all workers together.
+
+    The operator publishes tokens to its queue at this rate. A worker takes one before it starts a handler.
+
+    Attributes:
+        name: the queue of the tokens.
+        per_second: how many handlers may start per second on average.
+        burst: how many starts the queue saves while none are used.
+    """
+
+    name: str
+    per_second: float
+    burst: int
+
+    @property
+    def starts_per_token(self) -> int:
+        """How many handlers may start with one token."""
+        return min(max(int(self.per_second / MOST_TOKENS_PER_SECOND), 1), self.burst)
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens the queue saves."""
+        return self.burst // self.starts_per_token
+
+    @property
+    def queue(self) -> Queue:
+        """The declaration of the queue. A full one refuses further tokens, which tells the operator to stop."""
+        return Queue(
+            self.name,
+            {
+                "x-queue-type": "classic",
+                "x-max-length": self.most_tokens,
+                "x-overflow": "reject-publish",
+            },
+        )
+
+
+def rate_limit_queue_name(queue: str) -> str:
+    """Return the name of the queue with the tokens for starts of one work queue."""
+    return f"{queue}.limit.starts"
+
+
+def group_rate_limit_queue_name(namespace: str, group: str) -> str:
+    """Return the name of the queue with the tokens for starts that the work queues of a group share."""
+    return f"limit.{namespace}.{group}.starts"
 
 
 def conflict_advice(queue: str) -> str:

@@ -26,7 +26,7 @@ class StatusField(StrEnum):
     BUSY = "busy"
     BUSY_SECONDS = "busySeconds"
     WAITING_FOR_TOKEN = "waitingForToken"  # noqa: S105 - a name
-    """Busy slots whose message waits for a token of the limit."""
+    """Busy slots whose message waits for a token of a limit."""
     CONSUMING = "consuming"
     RETIRED = "retired"
     HANDLED = "handled"
@@ -68,6 +68,7 @@ class Variable(StrEnum):
     GRACE_SECONDS = "WORKQUEUE_GRACE_SECONDS"
     CONCURRENCY = "WORKQUEUE_CONCURRENCY"
     LIMIT_QUEUE = "WORKQUEUE_LIMIT_QUEUE"
+    LIMIT_RATE_QUEUE = "WORKQUEUE_LIMIT_RATE_QUEUE"
     ISOLATION = "WORKQUEUE_ISOLATION"
     STARTUP_TIMEOUT_SECONDS = "WORKQUEUE_STARTUP_TIMEOUT_SECONDS"
     RECYCLE_MESSAGES = "WORKQUEUE_RECYCLE_MESSAGES"

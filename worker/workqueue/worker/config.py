@@ -88,6 +88,7 @@ class RunConfig(NamedTuple):
         max_messages: after how many settled messages to end; None for never.
         limit_queue: the queue of the tokens; each handler needs one. None without a limit.
         hears_cancels: whether the worker learns of cancelled messages. Models of RabbitMQ have no streams.
+        limit_rate_queue: the queue of the tokens that starts of handlers use up; None without a limit.
     """
 
     handler: PythonHandler | ExecHandler | HTTPHandler
@@ -118,6 +119,7 @@ class RunConfig(NamedTuple):
     max_messages: int | None = None
     limit_queue: str | None = None
     hears_cancels: bool = False
+    limit_rate_queue: str | None = None
 
     @property
     def queue(self) -> str:
@@ -242,6 +244,7 @@ def parse(flags: Namespace, environment: Mapping[str, str]) -> RunConfig:
         max_messages=max_messages,
         limit_queue=reader.text("limit_queue", Variable.LIMIT_QUEUE),
         hears_cancels=True,
+        limit_rate_queue=reader.text("limit_rate_queue", Variable.LIMIT_RATE_QUEUE),
     )
     if queue and config.queue_settings.dead_letter_queue == queue:
         reader.mistakes.append("The dead-letter queue is the work queue. Name another one.")

@@ -17,6 +17,8 @@ from workqueue.worker.config import RunConfig
 from workqueue.worker.slot import Delivery, Slot
 
 if TYPE_CHECKING:
+    from workqueue.worker.start_tokens import StartTokens
+    from workqueue.worker.token_channel import TokenChannel
     from workqueue.worker.tokens import Tokens
 
 DEFAULT_CONSUMER_TIMEOUT_SECONDS: Final = 1_800
@@ -52,7 +54,8 @@ class Consumer:
         full: whether the worker has taken all messages that it may take.
         reconnects: how often the connection was opened again.
         slot_count: slots that can take messages. Those beyond the broker's channel_max cannot.
-        tokens: of the limit; None without one.
+        tokens: of the limit on handlers that run; None without one.
+        start_tokens: of the limit on handlers that start; None without one.
         cancels: the cancelled messages; None if the worker does not learn of them.
     """
 
@@ -98,6 +101,14 @@ class Consumer:
 
             self.tokens = Tokens(config.limit_queue, self.connection)
         self.cancels = Cancels(config.queue, self.connection) if config.hears_cancels else None
+        self.start_tokens: StartTokens | None = None
+        if config.limit_rate_queue is not None:
+            from workqueue.worker.start_tokens import StartTokens
+
+            self.start_tokens = StartTokens(config.limit_rate_queue, self.connection)
+        self._token_channels: list[TokenChannel] = [
+            one for one in (self.tokens, self.start_tokens) if one is not None
+        ]
 
     # Taking messages, or not ----------------------------------------------------------------------------
 
@@ -194,8 +205,8 @@ class Consumer:
 
     @property
     def waiting_for_token(self) -> int:
-        """How many messages wait for a token of the limit."""
-        return 0 if self.tokens is None else self.tokens.waiting
+        """How many messages wait for a token of a limit."""
+        return sum(one.waiting for one in self._token_channels)
 
     @property
     def tokens_lost(self) -> int:
@@ -209,7 +220,7 @@ class Consumer:
             self.connection.last_error
             or self._problem
             or self.handler_problem
-            or (None if self.tokens is None else self.tokens.problem)
+            or next((one.problem for one in self._token_channels if one.problem), None)
             or self._too_few_channels
         )
 
@@ -224,8 +235,8 @@ class Consumer:
             self._declare()
 
     def _lost(self, _reason: str) -> None:
-        if self.tokens is not None:
-            self.tokens.detach()
+        for tokens in self._token_channels:
+            tokens.detach()
         if self.cancels is not None:
             self.cancels.detach()
         for slot in self.slots:
@@ -270,10 +281,9 @@ class Consumer:
                 "The broker's consumer timeout must be raised by a policy for handlers that run this long.",
                 extra={"queue": self._config.queue, "consumer_timeout_milliseconds": wanted * 1000},
             )
-        channels = self.connection.channel_max
-        if self.tokens is not None:
-            channels -= 1
-            self.tokens.attach()
+        channels = self.connection.channel_max - len(self._token_channels)
+        for tokens in self._token_channels:
+            tokens.attach()
         if self.cancels is not None:
             channels -= 1
         count = min(len(self.slots), channels)
@@ -307,7 +317,7 @@ class Consumer:
     @property
     def _message_seconds(self) -> float:
         """How long a slot may have a message. With a limit, it may first wait for as long as another handler runs."""
-        handlers = 1 if self.tokens is None else 2
+        handlers = 2 if self._token_channels else 1
         return handlers * self._config.timeout_seconds + SETTLING_SECONDS
 
     def _consumer_arguments(self) -> dict[str, Any]:

@@ -128,8 +128,10 @@ class Deliveries:
         if self._cancels is not None:
             self._cancels.on_cancel = self._cancel_by_id
         self._tokens = consumer.tokens
-        if self._tokens is not None:
-            self._tokens.on_token = self._start_with_token
+        self._start_tokens = consumer.start_tokens
+        for tokens in (self._tokens, self._start_tokens):
+            if tokens is not None:
+                tokens.on_token = self._start_with_token
 
     def start(self, handler: Handler | Launcher) -> None:
         """Start the threads or processes that run handlers, and the thread that runs the I/O loop.
@@ -300,6 +302,8 @@ class Deliveries:
             return  # postponed, until `slots_ready`
         if self._tokens is not None and not self._tokens.take(delivery):
             return  # postponed, until `_start_with_token`
+        if self._start_tokens is not None and not self._start_tokens.take(delivery):
+            return  # the same
         delivery.returned = False
         delivery.message.deadline = delivery.started + self._config.timeout_seconds
         if delivery.message.deadline < self._next_check:
@@ -307,14 +311,15 @@ class Deliveries:
         self._get_executor().submit(delivery)
 
     def _start_with_token(self, delivery: Delivery) -> None:
-        """Start a handler that has waited for a token of the limit."""
+        """Start a handler that has waited for a token of a limit, or let it wait for that of another limit."""
         self._start(delivery)
-        if delivery.returned:  # its slot has no process now
-            self._release_token(delivery)
+        if delivery.returned and not self._get_executor().accepts(delivery.slot.number):
+            self._release_token(delivery)  # its slot has no process now
 
     def _release_token(self, delivery: Delivery) -> None:
-        if self._tokens is not None:
-            self._tokens.release(delivery)
+        for tokens in (self._tokens, self._start_tokens):
+            if tokens is not None:
+                tokens.release(delivery)
 
     def _get_executor(self) -> Executor:
         assert self._executor is not None  # noqa: S101 - no message arrives before the start
@@ -527,6 +532,7 @@ class Deliveries:
         self._get_executor().cancel(delivery)
 
     def _free(self, delivery: Delivery) -> None:
+        self._release_token(delivery)  # it may wait for that of another limit
         if delivery.slot.delivery is delivery:
             if self._get_executor().accepts(delivery.slot.number):
                 delivery.slot.release()

@@ -68,7 +68,7 @@ class Exposition:
         for name, text, value in (
             ("slots", "Messages that can be handled at the same time.", consumer.slot_count),
             ("busy_slots", "Slots with a message.", consumer.busy()),
-            ("waiting_slots", "Busy slots that wait for a token of the limit.", consumer.waiting_for_token),
+            ("waiting_slots", "Busy slots that wait for a token of a limit.", consumer.waiting_for_token),
             ("stuck_slots", "Handlers that still run a minute after their timeout.", deliveries.stuck),
             ("connected", "Whether the consuming connection is open.", int(consumer.connection.is_open)),
         ):

@@ -15,21 +15,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Final
 
-from pika.exceptions import ChannelClosedByBroker
-
-from workqueue.amqp.backoff import Backoff
 from workqueue.amqp.connection import LONGEST_WAIT_SECONDS as LONGEST_RECONNECT_SECONDS
-from workqueue.amqp.errors import BrokerError
-from workqueue.worker.slot import (
-    FIRST_WAIT_SECONDS,
-    LONGEST_WAIT_SECONDS,
-    NOT_FOUND,
-    Delivery,
-    SlotConnection,
-)
+from workqueue.worker.slot import Delivery, SlotConnection
+from workqueue.worker.token_channel import TokenChannel, still_waits
 
 SLICE_SECONDS: Final = 0.2
 """After this time a token goes back at the end of its handler, also if the next message waits for it here."""
@@ -65,27 +55,16 @@ class _Token:
         self.unused_since = 0.0
 
 
-class Tokens:
+class Tokens(TokenChannel):
     """The tokens of one worker.
 
-    Args:
-        queue: where the tokens are.
-        connection: the consuming connection.
-
     Attributes:
-        on_token: called with a delivery that has waited and got a token.
-        problem: why no token can be taken, or None.
         lost: how many tokens were lost while their handler ran.
     """
 
     def __init__(self, queue: str, connection: SlotConnection) -> None:
-        self.queue = queue
-        self.on_token: Callable[[Delivery], None] = lambda _delivery: None
-        self.problem: str | None = None
+        super().__init__(queue, connection)
         self.lost = 0
-        self._connection = connection
-        self._channel: Any = None
-        self._backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
         self._requested: set[_Token] = set()
         self._unused: list[_Token] = []
         self._held: dict[Delivery, _Token] = {}
@@ -99,29 +78,9 @@ class Tokens:
     @property
     def waiting(self) -> int:
         """How many messages wait for a token."""
-        return sum(map(_waits, tuple(self._waiting)))
+        return sum(map(still_waits, tuple(self._waiting)))
 
     # Called by the worker -------------------------------------------------------------------------------
-
-    def attach(self) -> None:
-        """Open a channel, when the connection is open."""
-        if self._channel is not None:
-            return
-        try:
-            channel = self._connection.channel(self._opened)
-        except BrokerError as error:
-            if self._connection.is_open:
-                self._report(
-                    "No channel for the tokens of the limit can be opened; trying again.", str(error)
-                )
-                self._reopen()
-            return
-        self._channel = channel
-        channel.add_on_close_callback(self._closed)
-
-    def detach(self) -> None:
-        """Drop the channel, when the connection is lost."""
-        self._drop(pauses=True)
 
     def take(self, delivery: Delivery) -> bool:
         """Return whether the delivery has a token. Otherwise `on_token` is called when it has one."""
@@ -156,10 +115,6 @@ class Tokens:
     # Inside ---------------------------------------------------------------------------------------------
 
     @property
-    def _is_open(self) -> bool:
-        return self._channel is not None and bool(self._channel.is_open)
-
-    @property
     def _is_paused(self) -> bool:
         return time.monotonic() < self._starts_from
 
@@ -170,7 +125,7 @@ class Tokens:
             return
         while self._waiting and not self._is_paused:
             delivery = self._waiting.popleft()
-            if _waits(delivery):
+            if still_waits(delivery):
                 self._held[delivery] = token
                 self.on_token(delivery)
                 return
@@ -227,10 +182,7 @@ class Tokens:
         if channel is not self._channel:
             return
         self._requested.discard(token)
-        self._backoff.reset()
-        if self.problem is not None:
-            self.problem = None
-            logger.info("The limit has tokens again.", extra={"queue": self.queue})
+        self._note_token()
         token.delivery_tag = delivery_tag
         token.since = time.monotonic()
         self._use(token, token.since)
@@ -246,72 +198,21 @@ class Tokens:
         if not self._is_open:  # RabbitMQ has it
             return
         # In this order: otherwise RabbitMQ could deliver the token to the same consumer. pika rejects such a token.
-        # With a callback, since pika keeps the tags of consumers that were cancelled without an answer.
-        self._channel.basic_cancel(token.consumer, callback=lambda _frame: None)
+        self._cancel(token.consumer)
         self._channel.basic_nack(token.delivery_tag, requeue=True)
 
-    # The channel ----------------------------------------------------------------------------------------
-
-    def _opened(self, channel: Any) -> None:
-        if channel is not self._channel:
-            return
-        channel.add_on_cancel_callback(lambda _frame: self._cancelled(channel))
-        channel.basic_qos(prefetch_count=1)
-        self._ask()
-
-    def _cancelled(self, channel: Any) -> None:
-        """Handle a cancel by RabbitMQ: the queue was deleted, or its node is down."""
-        if channel is not self._channel:
-            return
-        self._report("The tokens of the limit are gone; asking for others.", "basic.cancel")
-        self._drop(pauses=True)
-        channel.close()
-        self._reopen()
-
-    def _closed(self, channel: Any, error: Exception) -> None:
-        if channel is not self._channel:
-            return
-        self._drop(pauses=not isinstance(error, ChannelClosedByBroker))
-        if isinstance(error, ChannelClosedByBroker):
-            sentence = "The queue of the limit's tokens cannot be used; trying again."
-            if error.reply_code == NOT_FOUND:
-                sentence = "The queue of the limit's tokens does not exist; trying again."
-            self._report(sentence, f"{error.reply_code} {error.reply_text}")
-            self._reopen()
-
     def _drop(self, *, pauses: bool) -> None:
-        """Forget all tokens: RabbitMQ has them, or they are gone.
-
-        Args:
-            pauses: whether other workers may have lost theirs, too.
-        """
-        if self._held:
+        super()._drop(pauses=pauses)
+        running = [delivery for delivery in self._held if not delivery.returned]
+        if running:
             logger.warning(
                 "Tokens of the limit were lost while handlers ran; more handlers than the limit may run.",
-                extra={"queue": self.queue, "handlers": len(self._held)},
+                extra={"queue": self.queue, "handlers": len(running)},
             )
-        self.lost += len(self._held)
-        self._without.update(self._held)
+        self.lost += len(running)
+        self._without.update(running)
         self._held.clear()
         self._unused.clear()
         self._requested.clear()
         if pauses:
             self._starts_from = time.monotonic() + RECLAIM_SECONDS
-        self._channel = None
-
-    def _reopen(self) -> None:
-        self._connection.call_later(self._backoff.next(), self._reopen_now)
-
-    def _reopen_now(self) -> None:
-        if self._connection.is_open:
-            self.attach()
-
-    def _report(self, sentence: str, reason: str) -> None:
-        if reason != self.problem:
-            logger.warning(sentence, extra={"queue": self.queue, "reason": reason})
-        self.problem = reason
-
-
-def _waits(delivery: Delivery) -> bool:
-    """Whether the message of a delivery is still here, and its handler does not run."""
-    return delivery.lease.held and delivery.returned and not delivery.decided

@@ -1,0 +1,44 @@
+"""Tokens of rate limits for tests, and how many handlers started at which rate."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from tests.support.brokers import probe
+from tests.support.rabbitmq import VirtualHost
+from workqueue.contract.topology import RateLimit, rate_limit_queue_name
+from workqueue_operator.broker.rates import RateFeeder
+
+NAME = rate_limit_queue_name("jobs")
+KEY = ("team", "jobs")
+
+
+def add_tokens(vhost: VirtualHost, count: int, starts: int = 1, name: str = NAME) -> None:
+    """Publish tokens as the operator does, and declare their queue."""
+    queue = RateLimit(name, 1000 * starts, 1000 * starts).queue
+    with vhost.connect() as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+        for _ in range(count):
+            channel.basic_publish("", queue.name, b"%d" % starts, mandatory=True)
+
+
+@asynccontextmanager
+async def leader(vhost: VirtualHost, limit: RateLimit) -> AsyncIterator[RateFeeder]:
+    """An operator that publishes the tokens of a limit."""
+    async with probe(vhost.url) as broker:
+        await broker.ready()
+        feeder = RateFeeder(lambda: True, lambda _: None)
+        await feeder.ensure(KEY, limit, broker, is_wanted=True)
+        try:
+            yield feeder
+        finally:
+            await feeder.stop()
+
+
+def starts(events: Iterable[dict[str, Any]]) -> list[float]:
+    """Return when handlers started, in order."""
+    return sorted(float(event["at"]) for event in events if event["event"] == "start")
