@@ -1,4 +1,4 @@
-"""Measure what a limit on all workers costs, and that it holds while workers are killed.
+"""Measure what a limit on all workers costs, how exact a rate is, and that a limit holds while workers are killed.
 
 Everything runs on the broker's machine. The limit's tokens are published as the operator does it.
 """
@@ -9,12 +9,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
 from hack.bench import report
 from hack.bench.report import Report, Row
 from hack.cluster.console import step
+from tests.support import rates
 from tests.support.limits import NAME, make_tokens, most_at_once
 from tests.support.rabbitmq import DEFAULT, RELEASES, VirtualHost, running
 from tests.support.wait import eventually
@@ -32,7 +34,14 @@ QUICK_ROUNDS: Final = 2
 MESSAGES: Final = 8_000
 WARM: Final = 500
 TOKENS: Final = 100
+NOT_REACHED: Final = topology.RateLimit(rates.NAME, 10_000, 2_000)
 MOST_COST: Final = 0.10
+
+RATE: Final = topology.RateLimit(rates.NAME, 100, 20)
+RATED_WORKERS: Final = (1, 5, 50)
+RATED_SECONDS: Final = 60
+QUICK_RATED_SECONDS: Final = 10
+MOST_DEVIATION: Final = 0.02
 
 WORKERS: Final = 20
 LIMIT: Final = 5
@@ -49,9 +58,15 @@ def measure(*, quick: bool, folder: Path) -> Report:  # noqa: ARG001 - as the ot
     for series in [DEFAULT] if quick else RELEASES:
         with running(series, management=False) as broker:
             versions[f"RabbitMQ {series}"] = broker.version
+            rounds = QUICK_ROUNDS if quick else ROUNDS
             for slots in SLOTS:
                 with step(f"Measuring the cost of a limit: RabbitMQ {series}, {slots} slots"):
-                    rows.append(_cost(broker, slots, QUICK_ROUNDS if quick else ROUNDS))
+                    rows.append(_cost(broker, slots, rounds))
+                with step(f"Measuring the cost of a rate: RabbitMQ {series}, {slots} slots"):
+                    rows.append(_cost(broker, slots, rounds, NOT_REACHED))
+            for count in RATED_WORKERS:
+                with step(f"Measuring a rate: RabbitMQ {series}, {count} workers"):
+                    rows.append(_precision(broker, count, QUICK_RATED_SECONDS if quick else RATED_SECONDS))
             with step(f"Measuring a limit while workers are killed: RabbitMQ {series}"):
                 rows.append(_safety(broker, KILLS // 3 if quick else KILLS))
     name = "limits-quick" if quick else "limits"
@@ -65,29 +80,39 @@ def _publish(vhost: VirtualHost, bodies: Sequence[bytes]) -> None:
             confirmed.result()
 
 
-def _cost(broker: Any, slots: int, rounds: int) -> Row:
-    """Compare the messages per second of one worker with a limit that it never reaches, and without one."""
-    rates: dict[bool, list[float]] = {True: [], False: []}
+def _cost(broker: Any, slots: int, rounds: int, rate: topology.RateLimit | None = None) -> Row:
+    """Compare the messages per second of one worker with a limit that it never reaches, and without one.
+
+    Args:
+        rate: a limit per second. None: one on handlers that run at the same time.
+    """
+    per_second: dict[bool, list[float]] = {True: [], False: []}
     for number in range(rounds):
         for limited in (True, False) if number % 2 else (False, True):
             with broker.new_vhost() as vhost:
-                rates[limited].append(_rate(vhost, slots, limited=limited))
-    ratios = [with_limit / without for with_limit, without in zip(rates[True], rates[False], strict=True)]
-    cost = 1 - statistics.median(ratios)
-    with_limit, without = (statistics.median(rates[limited]) for limited in (True, False))
+                per_second[limited].append(_rate(vhost, slots, limited=limited, rate=rate))
+    pairs = zip(per_second[True], per_second[False], strict=True)
+    cost = 1 - statistics.median(with_limit / without for with_limit, without in pairs)
+    with_limit, without = (statistics.median(per_second[limited]) for limited in (True, False))
     return Row(
-        f"A limit that is not reached, {slots} slot{'s' if slots > 1 else ''}, RabbitMQ {broker.version}",
+        f"A {'limit' if rate is None else 'rate'} that is not reached, {slots} slot{'s' if slots > 1 else ''}, "
+        f"RabbitMQ {broker.version}",
         f"{with_limit:,.0f} of {without:,.0f} messages/s, {cost:.1%} less (median of {rounds} rounds)",
         f"at most {MOST_COST:.0%} less",
         cost <= MOST_COST,
-        raw={"with_limit": rates[True], "without": rates[False]},
+        raw={"with_limit": per_second[True], "without": per_second[False]},
     )
 
 
-def _rate(vhost: VirtualHost, slots: int, *, limited: bool) -> float:
-    make_tokens(vhost, TOKENS)
+def _rate(vhost: VirtualHost, slots: int, *, limited: bool, rate: topology.RateLimit | None) -> float:
+    operator: AbstractContextManager[None] = nullcontext()
+    flags = ("--limit-queue", NAME)
+    if rate is None:
+        make_tokens(vhost, TOKENS)
+    elif limited:
+        operator, flags = rates.leader_in_a_thread(vhost, rate), ("--limit-rate-queue", rate.name)
     _publish(vhost, [b"x" * 100] * MESSAGES)
-    with tempfile.TemporaryDirectory() as folder:
+    with operator, tempfile.TemporaryDirectory() as folder:
         workers = Workers(Path(folder))
         try:
             worker = workers.start(
@@ -98,7 +123,7 @@ def _rate(vhost: VirtualHost, slots: int, *, limited: bool) -> float:
                 "warning",
                 "--port",
                 "0",
-                *(("--limit-queue", NAME) if limited else ()),
+                *(flags if limited else ()),
                 handler=NO_OP,
                 environment={"BENCH_COUNT": str(MESSAGES), "BENCH_WARM": str(WARM)},
             )
@@ -109,6 +134,37 @@ def _rate(vhost: VirtualHost, slots: int, *, limited: bool) -> float:
 
 def _printed(worker: Worker) -> str:
     return worker.log.partition("rate=")[2].partition("\n")[0]
+
+
+def _precision(broker: Any, count: int, seconds: int) -> Row:
+    """Count the handlers that workers start under a limit per second, after the first second."""
+    with broker.new_vhost() as vhost, tempfile.TemporaryDirectory() as folder:
+        _publish(vhost, [b'{"id": %d}' % number for number in range(int(RATE.per_second * (seconds + 5)))])
+        workers = Workers(Path(folder))
+        try:
+            several = [
+                workers.start(
+                    vhost.url, "--limit-rate-queue", RATE.name, "--log-level", "warning", handler=RECORDED
+                )
+                for _ in range(count)
+            ]
+            for worker in several:
+                worker.wait_consuming()
+            with rates.leader_in_a_thread(vhost, RATE):
+                eventually(lambda: several[0].events)
+                begun = time.time() + 1
+                time.sleep(seconds + 2)
+            times = rates.starts(several[0].events)
+        finally:
+            workers.close()
+    measured = sum(begun <= at < begun + seconds for at in times) / seconds
+    workers_text = f"{count} worker{'s' if count > 1 else ''}"
+    return Row(
+        f"{RATE.per_second:g} starts per second, {workers_text}, RabbitMQ {broker.version}",
+        f"{measured:.1f} per second over {seconds} s",
+        f"within {MOST_DEVIATION:.0%}",
+        abs(measured / RATE.per_second - 1) <= MOST_DEVIATION,
+    )
 
 
 def _safety(broker: Any, kills: int) -> Row:

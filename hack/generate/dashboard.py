@@ -238,7 +238,7 @@ WORKERS: Final = Row(
             (Query(f"count(workqueue_worker_connected{{{_QUEUE}}} == 0) or vector(0)", "disconnected"),),
         ),
         Panel(
-            "Slots that wait for the limit",
+            "Slots that wait for a limit",
             "Their message has no token of spec.limits yet.",
             (Query(_sum("workqueue_worker_waiting_slots", *_NAMES), _LEGEND),),
         ),

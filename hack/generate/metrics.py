@@ -68,7 +68,7 @@ _MEANING: Final = {
     ),
     "workqueue_worker_slots": "Messages that this worker can handle at the same time.",
     "workqueue_worker_busy_slots": "Messages that this worker is handling.",
-    "workqueue_worker_waiting_slots": "Busy slots whose message waits for a token of the [limit](limits.md).",
+    "workqueue_worker_waiting_slots": "Busy slots whose message waits for a token of a [limit](limits.md).",
     "workqueue_worker_stuck_slots": "Busy slots whose handler still runs 1 minute after its timeout.",
     "workqueue_worker_connected": "1 while the worker's connection to RabbitMQ is open.",
     "workqueue_worker_tokens_lost_total": (

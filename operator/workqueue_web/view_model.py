@@ -31,7 +31,9 @@ OLD_STATUS_SECONDS: Final = 15.0
 """The age from which a worker's answer is marked. It is usually 5 s old at most."""
 
 RUNBOOKS: Final = {
+    Reason.AT_CONCURRENCY_LIMIT.value: "WorkQueueAtLimit",
     Reason.AT_MAXIMUM.value: "WorkQueueAtMaximum",
+    Reason.AT_RATE_LIMIT.value: "WorkQueueAtLimit",
     Reason.BROKER_UNREACHABLE.value: "WorkQueueBrokerDown",
     Reason.PINNED.value: "WorkQueuePinned",
     Reason.SUSPENDED.value: "WorkQueueSuspended",

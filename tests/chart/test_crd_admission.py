@@ -70,6 +70,8 @@ VALID = {
     },
     "a method of a class as handler": handler(python="shop.mail:Mailer.send"),
     "a Deployment of the user's": REF,
+    "limits of both kinds": {"limits": {"concurrency": 5, "ratePerSecond": 1000, "burst": 10}},
+    "less than one start per second": {"limits": {"ratePerSecond": 0.1}},
     "a drain time": scaling(targetDrainSeconds=60),
     "a waiting time": scaling(maxWaitSeconds=30),
     "a backoff of defaults": {"retry": {"backoff": {}}},
@@ -383,6 +385,21 @@ INVALID = [
         "a limit on workers of others",
         {**REF, "limits": {"concurrency": 5}},
         "only the operator's workers keep to spec.limits: remove spec.limits, or use spec.worker",
+    ),
+    Row(
+        "limits without a number",
+        {"limits": {"group": "shop"}},
+        "give limits.concurrency, limits.ratePerSecond, or both",
+    ),
+    Row(
+        "a burst without a rate",
+        {"limits": {"concurrency": 5, "burst": 5}},
+        "limits.burst belongs to limits.ratePerSecond: set it, or remove limits.burst",
+    ),
+    Row(
+        "a burst below a hundredth of the rate",
+        {"limits": {"ratePerSecond": 1000, "burst": 9}},
+        "limits.burst must be at least a hundredth of limits.ratePerSecond: raise it, or remove it",
     ),
     Row(
         "two slots for a single active consumer",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from tests.support.brokers import probe
@@ -37,6 +39,27 @@ async def leader(vhost: VirtualHost, limit: RateLimit) -> AsyncIterator[RateFeed
             yield feeder
         finally:
             await feeder.stop()
+
+
+@contextmanager
+def leader_in_a_thread(vhost: VirtualHost, limit: RateLimit) -> Iterator[None]:
+    """Do the same for code that is not asynchronous."""
+    loop, stop, begun = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
+
+    async def lead() -> None:
+        async with leader(vhost, limit):
+            begun.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(lead(),))
+    thread.start()
+    try:
+        begun.wait(60)
+        yield
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
 
 
 def starts(events: Iterable[dict[str, Any]]) -> list[float]:

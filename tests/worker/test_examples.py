@@ -11,11 +11,14 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from tests.support.ports import free_port
 from tests.support.rabbitmq import VirtualHost
+from tests.support.rates import add_tokens
 from tests.support.wait import eventually
 from tests.support.worker import ROOT, Workers, publish, take_all
+from workqueue_operator.api.workqueue import WorkQueue
 
 EXAMPLES = ROOT / "examples"
 
@@ -144,6 +147,29 @@ def test_exports_example_cancels_the_running_export(vhost: VirtualHost, workers:
     eventually(lambda: worker.outcomes() == {"cancelled": 1, "acked": 1})
     assert "Customer 1: cancelled" in worker.log
     assert "Customer 2: done" in worker.log
+
+
+def test_mails_example_waits_for_tokens(vhost: VirtualHost, workers: Workers) -> None:
+    made = yaml.safe_load((ROOT / "manifests/examples/rate-limit.yaml").read_text())
+    made["metadata"] |= {"namespace": "shop", "uid": "uid-1"}
+    limit = WorkQueue.model_validate(made).rate_limit
+    assert limit is not None
+    add_tokens(vhost, 2, name=limit.name)
+    environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{EXAMPLES / 'mails'}"}
+    worker = workers.start(
+        vhost.url,
+        "--limit-rate-queue",
+        limit.name,
+        handler="mails:send",
+        queue="mails",
+        environment=environment,
+    ).wait_consuming()
+
+    publish(vhost, *({"to": f"{name}@example.com", "subject": "Hi"} for name in "abc"), queue="mails")
+
+    eventually(lambda: worker.outcomes() == {"acked": 2})
+    eventually(lambda: worker.status()["waitingForToken"] == 1)
+    assert re.findall(r"To (.)@example.com: Hi", worker.log) == ["a", "b"]
 
 
 def test_reports_example_makes_each_report_once(vhost: VirtualHost, workers: Workers) -> None:
