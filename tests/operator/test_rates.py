@@ -18,6 +18,7 @@ from workqueue.contract.topology import RateLimit
 from workqueue_operator.api import workqueue as api_model
 from workqueue_operator.broker.connection import Broker
 from workqueue_operator.broker.rates import RateFeeder
+from workqueue_operator.errors import ReconcileError
 from workqueue_operator.kube.store import Key
 
 LIMIT = RateLimit(NAME, 100, 5)
@@ -114,6 +115,26 @@ async def test_deleted_queue_is_told_to_its_workqueues(vhost: VirtualHost) -> No
         await feeder.ensure(KEY, LIMIT, broker, is_wanted=True)
         await until(lambda: vhost.depth(NAME) == Depth(5, 0))
         await feeder.stop()
+
+
+async def test_refused_tokens_are_told_to_its_workqueues(vhost: VirtualHost) -> None:
+    asked: list[Key] = []
+    vhost.broker.add_user("narrow", "secret", vhost.name, configure=".*", write="^jobs$", read=".*")
+    try:
+        async with probe(vhost.broker.url_of(vhost.name, "narrow", "secret")) as broker:
+            await broker.ready()
+            feeder = RateFeeder(lambda: True, asked.append)
+            await feeder.ensure(KEY, LIMIT, broker, is_wanted=True)
+
+            await until(lambda: asked == [KEY])
+
+            with pytest.raises(
+                ReconcileError, match=r"no permission for tokens for queue 'jobs\.limit\.starts'"
+            ):
+                await feeder.ensure(KEY, LIMIT, broker, is_wanted=True)
+            await feeder.stop()
+    finally:
+        vhost.broker.delete_user("narrow")
 
 
 async def test_pass_publishes_tokens_until_the_limit_is_removed(vhost: VirtualHost) -> None:

@@ -279,17 +279,19 @@ class Broker:
 
         Raises:
             QueueMissingError: the queue does not exist.
-            ReconcileError: not connected, or the connection was lost.
+            ReconcileError: refused, not connected, or the connection was lost.
         """
         connection = await self._publishing_connection()
         if self._tokens is None or self._tokens.connection is not connection:
             self._tokens = TokenPublisher(connection)
         try:
             taken = await self._tokens.publish(queue, body, count)
-        except (ChannelLostError, ChannelRefusedError) as error:
+        except ChannelLostError as error:
             raise ReconcileError(
                 Reason.BROKER_UNREACHABLE, self._silent(f"tokens for queue {queue!r}", str(error))
             ) from error
+        except ChannelRefusedError as error:
+            raise self._refusal(error, f"tokens for queue {queue!r}", advice="") from error
         if taken is None:
             raise QueueMissingError(queue)
         return taken

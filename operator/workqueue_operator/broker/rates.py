@@ -7,6 +7,7 @@ one now and then, and none while the WorkQueue has neither messages nor workers.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -28,6 +29,14 @@ TICK_SECONDS: Final = (0.01, 0.25)
 
 AGAIN_SECONDS: Final = 1.0
 """Seconds until the next attempt after tokens could not be published."""
+
+REFUSED_SECONDS: Final = 15.0
+"""The same after RabbitMQ has refused them, such as without permission."""
+
+_PASSING: Final = frozenset({Reason.BROKER_UNREACHABLE, Reason.BROKER_TIMEOUT})
+"""Problems that the WorkQueue's own connection reports, if they last."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +99,13 @@ class _Feed:
 
     Attributes:
         members: the WorkQueues that use the limit, and whether they have messages or workers.
+        problem: why RabbitMQ takes no tokens; None while it does.
     """
 
     limit: RateLimit
     broker: Publishing
     members: dict[Key, bool] = field(default_factory=dict)
+    problem: ReconcileError | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -104,12 +115,12 @@ class RateFeeder:
 
     Args:
         leads: whether this process still leads. Two leaders would publish twice the rate.
-        on_missing: called with the keys of WorkQueues whose queue of tokens was deleted.
+        enqueue: asks for a pass over a WorkQueue, when the queue of its tokens was deleted, or RabbitMQ refuses them.
     """
 
-    def __init__(self, leads: Callable[[], bool], on_missing: Callable[[Key], object]) -> None:
+    def __init__(self, leads: Callable[[], bool], enqueue: Callable[[Key], object]) -> None:
         self._leads = leads
-        self._on_missing = on_missing
+        self._enqueue = enqueue
         self._feeds: dict[tuple[int, str], _Feed] = {}
         self._feed_of: dict[Key, tuple[int, str]] = {}
 
@@ -125,12 +136,14 @@ class RateFeeder:
             is_wanted: whether the WorkQueue has messages or workers.
 
         Raises:
-            ReconcileError: the queue could not be declared.
+            ReconcileError: the queue could not be declared, or RabbitMQ refuses the tokens.
         """
         feed = self._feeds.get(_identity(limit, broker))
         if feed is None or feed.limit != limit:
             await declare(limit, broker)
         self.feed(key, limit, broker, is_wanted=is_wanted)
+        if feed is not None and feed.problem is not None:
+            raise feed.problem.with_traceback(None)
 
     def feed(self, key: Key, limit: RateLimit, broker: Publishing, *, is_wanted: bool) -> None:
         """Do the same for a queue that exists."""
@@ -183,16 +196,22 @@ class RateFeeder:
                 while tokens := pace.due(limit, now):
                     taken = await feed.broker.publish_tokens(limit.name, body, tokens)
                     pace = pace.published(limit, now, tokens, taken)
+                    self._note(feed, None)
             except QueueMissingError:
                 members = list(feed.members)
                 self._stop(identity)
                 for key in members:
-                    self._on_missing(key)
+                    self._enqueue(key)
                 return
-            except ReconcileError:
-                # The condition comes from the WorkQueue's own connection. Nothing is due for this time.
-                await asyncio.sleep(AGAIN_SECONDS)
-                pace = Pace(time(), pace.used_at)
+            except Exception as error:
+                is_passing = isinstance(error, ReconcileError) and error.reason in _PASSING
+                if isinstance(error, ReconcileError):
+                    self._note(feed, None if is_passing else error)
+                else:
+                    # An unexpected error must not stop the tokens.
+                    logger.exception("Publishing tokens failed.", extra={"queue": limit.name})
+                await asyncio.sleep(AGAIN_SECONDS if is_passing else REFUSED_SECONDS)
+                pace = Pace(time(), pace.used_at)  # nothing is due for this time
             pause = pace.pause(limit, time(), is_wanted=any(feed.members.values()))
             if pause is not None:
                 await asyncio.sleep(pause)
@@ -200,6 +219,13 @@ class RateFeeder:
             feed.changed.clear()
             await feed.changed.wait()
             pace = Pace(time(), time())
+
+    def _note(self, feed: _Feed, problem: ReconcileError | None) -> None:
+        changed = (feed.problem is None) != (problem is None)
+        feed.problem = problem
+        if changed:
+            for key in feed.members:
+                self._enqueue(key)
 
 
 def _identity(limit: RateLimit, broker: Publishing) -> tuple[int, str]:

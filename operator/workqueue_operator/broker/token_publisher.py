@@ -8,10 +8,14 @@ from typing import Any
 
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
-from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
+from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError, ConnectionWrongStateError
 from pika.spec import Basic
 
-from workqueue_operator.broker.channel import ChannelLostError, describe_connection_error
+from workqueue_operator.broker.channel import (
+    ChannelLostError,
+    ChannelRefusedError,
+    describe_connection_error,
+)
 
 
 @dataclass(eq=False, slots=True)
@@ -55,6 +59,7 @@ class TokenPublisher:
 
         Raises:
             ChannelLostError: the channel or the connection was lost.
+            ChannelRefusedError: RabbitMQ has closed the channel.
         """
         try:
             if self._opened is None:
@@ -95,7 +100,9 @@ class TokenPublisher:
             self._batches.pop(tag).confirm(is_taken=isinstance(method, Basic.Ack))
 
     def _on_close(self, _channel: Channel, reason: Exception) -> None:
-        error = ChannelLostError(describe_connection_error(reason))
+        error: Exception = ChannelLostError(describe_connection_error(reason))
+        if isinstance(reason, ChannelClosedByBroker):
+            error = ChannelRefusedError(reason.reply_code, reason.reply_text)
         opened, self._opened = self._opened, None
         batches, self._batches = set(self._batches.values()), {}
         for pending in ([] if opened is None else [opened], [batch.done for batch in batches]):
