@@ -1,8 +1,8 @@
 """The tokens of a rate limit: the worker uses one up each time it starts a handler.
 
 A message comes first and then asks for a token, so that an idle worker holds none. Each waiting message has a
-consumer with prefetch 1 on the queue of the tokens, unless a token allows several starts. A token that no message
-waits for goes back.
+consumer with prefetch 1 on the queue of the tokens. A token that no message waits for goes back. If a token allows
+several starts, the worker asks for the next one when half of them are used, so that no message waits for it.
 
 Everything here happens under the lock of the connection.
 """
@@ -50,6 +50,8 @@ class StartTokens(TokenChannel):
         if self._left and now < self._left_until and delivery not in self._waiting:
             self._left -= 1
             self._left_until = now + LEFT_SECONDS
+            if not self._consumers:
+                self._ask()
             return True
         if delivery not in self._waiting:
             self._waiting.append(delivery)
@@ -67,7 +69,11 @@ class StartTokens(TokenChannel):
 
     @property
     def _needed(self) -> int:
-        return math.ceil(self.waiting / self._starts_per_token)
+        """How many tokens are needed."""
+        if waiting := self.waiting:
+            return math.ceil(waiting / self._starts_per_token)
+        is_low = self._starts_per_token > 1 and self._left <= self._starts_per_token // 2
+        return int(is_low and time.monotonic() < self._left_until)
 
     def _ask(self) -> None:
         if not self._is_open:
@@ -80,13 +86,14 @@ class StartTokens(TokenChannel):
             return
         self._note_token()
         self._starts_per_token = starts_of(body)
-        if not self.waiting:
+        if not self._needed:
             # In this order: otherwise RabbitMQ could deliver the token to the same consumer.
             self._end(method.consumer_tag)
             channel.basic_nack(method.delivery_tag, requeue=True)
             return
-        self._left = self._starts_per_token
-        self._left_until = time.monotonic() + LEFT_SECONDS
+        now = time.monotonic()
+        left = self._left if now < self._left_until else 0
+        self._left, self._left_until = left + self._starts_per_token, now + LEFT_SECONDS
         served = self._next_served()
         if self._needed < len(self._consumers):
             self._end(method.consumer_tag)
