@@ -11,7 +11,7 @@ from tests.operator.test_limits import queue_declared
 from tests.support.brokers import channel_of, probe
 from tests.support.deletion import deleted, finalizer, let_go
 from tests.support.passes import KEY, api, operator, workqueue
-from tests.support.rabbitmq import Depth, VirtualHost
+from tests.support.rabbitmq import Depth, VirtualHost, running
 from tests.support.rates import NAME
 from tests.support.wait import until
 from workqueue.contract.topology import RateLimit
@@ -189,3 +189,18 @@ async def test_queue_of_a_rate_is_deleted_with_its_workqueue(vhost: VirtualHost)
         await until(is_finalized)
 
     assert not vhost.exists(NAME)
+
+
+@pytest.mark.slow
+async def test_tokens_are_published_again_after_rabbitmq_was_killed() -> None:
+    with running(management=False) as server:
+        async with probe(server.url) as broker:
+            await broker.ready()
+            feeder = RateFeeder(lambda: True, lambda _: None)
+            await feeder.ensure(KEY, LIMIT, broker, is_wanted=True)
+            await until(lambda: server.depth(NAME) == Depth(5, 0))
+
+            server.restart(kill=True)
+
+            await until(lambda: server.depth(NAME) == Depth(5, 0), 60)
+            await feeder.stop()
