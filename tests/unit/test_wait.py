@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workqueue.contract.handler_times import HIGHEST, LOWEST, bucket_of, seconds_of
@@ -122,6 +122,15 @@ def test_older_messages_never_need_fewer_slots(
     older = replace(waits, waiting=[(age + seconds, count) for age, count in waits.waiting])
 
     assert needed_slots(waits, 1.0, rate, limit) <= needed_slots(older, 1.0, rate, limit) * NEARLY
+
+
+@example(Waits([(29.1, 2)], [2.8], 4, HandlerTimes({-6: 1.0, 7: 1.0, 18: 3.0, 10: 5.0})), 0.0, 10.0)
+@given(all_waits, rates, limits)
+def test_fewer_slots_that_are_enough_do_not_ask_for_more(waits: Waits, rate: float, limit: float) -> None:
+    count = max(math.ceil(needed_slots(waits, 1.0, rate, limit)), len(waits.busy_seconds))
+    fewer = replace(waits, slots=min(count, waits.slots))
+
+    assert needed_slots(fewer, 1.0, rate, limit) <= max(count, len(waits.busy_seconds)) * NEARLY
 
 
 @given(

@@ -128,19 +128,37 @@ def needed_slots(waits: Waits, handler_seconds: float, arrivals_per_second: floa
     ages = Counter(map(bucket_of, waits.busy_seconds))
     slots = max(waits.slots, len(waits.busy_seconds))
     idle = slots - len(waits.busy_seconds)
-    # The fewest starts by which the present slots may fall behind before a further one helps.
-    behind = DEVIATIONS * times.variation(limit) * math.sqrt(slots * start / times.mean(limit))
+    # The fewest starts by which one slot may fall behind before a further one helps. It grows with the root of slots.
+    behind = DEVIATIONS * times.variation(limit) * math.sqrt(start / times.mean(limit))
     needed = 0.0
     for seconds, due in _due(waits.waiting, arrivals_per_second, start, limit):
-        started = idle * times.starts(seconds) - behind
-        started += sum(
+        one_idle = times.starts(seconds)
+        from_busy = sum(
             count * times.starts_when_busy(seconds_of(bucket), seconds) for bucket, count in ages.items()
         )
+        started = idle * one_idle + from_busy - behind * math.sqrt(slots)
         if due > started:
             needed = max(needed, slots + (due - started) / times.starts(seconds - start))
         elif due:
-            needed = max(needed, slots * due / started)
+            busy = len(waits.busy_seconds)
+            needed = max(needed, _fewest(due, busy, from_busy, one_idle, behind))
     return needed
+
+
+def _fewest(due: float, busy: int, from_busy: float, one_idle: float, behind: float) -> float:
+    """Return the fewest slots that start `due` messages by the rule that asks for more, or the count would swing.
+
+    Idle slots go first. The number n solves `rate * n - behind * sqrt(n) = messages`.
+    """
+
+    def solve(rate: float, messages: float) -> float:
+        root = (behind + math.sqrt(behind**2 + 4 * rate * max(messages, 0.0))) / (2 * rate)
+        return root**2
+
+    fewest = solve(one_idle, due + busy * one_idle - from_busy)
+    if fewest < busy and from_busy:
+        return solve(from_busy / busy, due)
+    return fewest
 
 
 def _due(
