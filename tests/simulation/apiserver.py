@@ -40,17 +40,23 @@ class Weather:
 
     Attributes:
         slow: seconds that each request takes longer.
+        queues: seconds that each request waits before it is carried out, except for those of the leader election.
         down: whether no request is answered.
         loses_answers: the share of writes that are carried out and get no answer.
         refuses: the share of requests that get a 429 or a 500.
+        refuses_statuses: whether each write of a status gets a 500.
+        refuses_counts: how many of the next writes of a count get a 500.
         lag: seconds that each event of a watch comes later, at most.
         denies: for each rule, a function of plural, old and new object that returns the API server's words, or None.
     """
 
     slow: float = 0.0
+    queues: float = 0.0
     down: bool = False
     loses_answers: float = 0.0
     refuses: float = 0.0
+    refuses_statuses: bool = False
+    refuses_counts: int = 0
     lag: float = 0.05
     denies: dict[str, Callable[[str, Object | None, Object], str | None]] = field(default_factory=dict)
 
@@ -143,6 +149,10 @@ class ApiServer:
         self._uids = 0
         self._watches: dict[str, list[Watch]] = {}
         self._owners_of_replicas: dict[Key, set[tuple[str, str]]] = {}
+        self._status_fields: dict[Key, dict[str, set[str]]] = {}
+        """The fields of a status that each manager has applied."""
+        self.on_count_conflict: Callable[[str, Key], None] = lambda _writer, _key: None
+        """Called with the writer and the key when a count differs from the one that a writer has tested."""
         self.on_write: list[Callable[[str, str, Key, Object | None, Object | None], None]] = []
         """Called with the writer, the verb, the key, the object before and after."""
         self.requests = 0
@@ -241,6 +251,7 @@ class ApiServer:
         before = self.objects.pop(key)
         del self._by_plural[key[0]][key]
         self._owners_of_replicas.pop(key, None)
+        self._status_fields.pop(key, None)
         self._version += 1
         gone = {**body, "metadata": {**body["metadata"], "resourceVersion": str(self._version)}}
         self._tell(writer, "DELETED", key, before, gone)
@@ -260,6 +271,8 @@ class ApiServer:
         weather, chance = self.weather, self._world.random
         self.requests += 1
         there, back = 0.001 + 0.004 * chance.random(), 0.001 + 0.004 * chance.random()
+        if weather.queues and "/leases/" not in path:
+            there += weather.queues
         if weather.slow:
             there += weather.slow * chance.random()
             back += weather.slow * chance.random()
@@ -277,6 +290,9 @@ class ApiServer:
             if chance.random() < 0.5:
                 raise ClusterError(429, "too many requests", retry_after=float(chance.choice([1, 1, 2, 5])))
             raise ClusterError(500, "etcdserver: request timed out")
+        if self._refuses_kind(path, content_type):
+            await asyncio.sleep(back)
+            raise ClusterError(500, "etcdserver: request timed out")
         answer = self.execute(writer, method, path, query, body, content_type)
         lost = method != "GET" and weather.loses_answers and chance.random() < weather.loses_answers
         if lost or there + back >= REQUEST_TIMEOUT or (weather.down and chance.random() < 0.5):
@@ -284,6 +300,13 @@ class ApiServer:
             raise ClusterError(0, "the API server did not answer: TimeoutError()")
         await asyncio.sleep(back)
         return answer
+
+    def _refuses_kind(self, path: str, content_type: str) -> bool:
+        weather = self.weather
+        if weather.refuses_counts and content_type.startswith("application/json-patch"):
+            weather.refuses_counts -= 1
+            return True
+        return weather.refuses_statuses and path.endswith("/status")
 
     def _execute_late(self, *arguments: Any) -> None:
         with contextlib.suppress(ClusterError):
@@ -371,11 +394,27 @@ class ApiServer:
     def _json_patch(self, writer: str, key: Key, before: Object, operations: list[Object]) -> Object:
         test, replace = operations
         if before["spec"].get("replicas", 1) != test["value"]:
+            self.on_count_conflict(writer, key)
             raise ClusterError(422, "the server rejected our request: testing value /spec/replicas failed")
         after = {**before, "spec": {**before["spec"], "replicas": replace["value"]}}
         self._admit(key[0], before, after)
         self._owners_of_replicas.setdefault(key, set()).add((writer, "Update"))
         return self.put(writer, key, after)
+
+    def _apply_status(
+        self, writer: str, key: Key, before: Object | None, status: Object, manager: str
+    ) -> Object:
+        if before is None:
+            raise ClusterError(404, "not found")
+        old = before.get("status") or {}
+        fields = self._status_fields.setdefault(key, {})
+        removed = fields.get(manager, set()) - status.keys()
+        fields[manager] = set(status)
+        new = {**{name: value for name, value in old.items() if name not in removed}, **status}
+        if "conditions" in status:
+            others = [one for one in old.get("conditions", ()) if one["type"] not in _OURS]
+            new["conditions"] = [*status["conditions"], *others]
+        return self.put(writer, key, {**before, "status": new}, status=True)
 
     def _apply(
         self, writer: str, key: Key, body: Object, query: Mapping[str, str], *, status: bool
@@ -385,11 +424,7 @@ class ApiServer:
         if uid is not None and (before is None or before["metadata"]["uid"] != uid):
             raise ClusterError(409 if before is not None else 404, "uid mismatch")
         if status:
-            if before is None:
-                raise ClusterError(404, "not found")
-            others = [c for c in (before.get("status") or {}).get("conditions", ()) if c["type"] not in _OURS]
-            new = {**body["status"], "conditions": [*body["status"].get("conditions", ()), *others]}
-            return self.put(writer, key, {**before, "status": new}, status=True)
+            return self._apply_status(writer, key, before, body["status"], query["fieldManager"])
         if key[0] != "deployments":
             after = body if before is None else _overlaid(before, body)
             self._admit(key[0], before, after)

@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -17,6 +18,10 @@ PROCESS: Final[contextvars.ContextVar[Process | None]] = contextvars.ContextVar(
 
 TIE: Final = 1e-7
 """Seconds between two frames of one stream that would arrive at the same time, so that their order stays."""
+
+
+RESOLUTION: Final = 1e-9
+"""Timers within so many seconds end at the same time."""
 
 
 class DeadlockError(Exception):
@@ -75,21 +80,6 @@ class _Task(asyncio.Task):  # type: ignore[type-arg]
         return self._number
 
 
-class _Selector:
-    """Stands in for a selector: instead of waiting for sockets, it moves the time."""
-
-    def __init__(self, loop: SimulatedLoop) -> None:
-        self._loop = loop
-
-    def select(self, timeout: float | None) -> list[Any]:
-        """Wait for the next timer."""
-        if timeout is None:
-            raise DeadlockError
-        if timeout > 0:
-            self._loop.jump()
-        return []
-
-
 class SimulatedLoop(asyncio.BaseEventLoop):
     """The loop.
 
@@ -101,8 +91,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         super().__init__()
         # The story of a seed must not depend on what ran before in this process.
         _Task._numbers = itertools.count()
-        self._selector = _Selector(self)
-        self._clock_resolution = 1e-9
+        self._ready: deque[asyncio.Handle] = deque()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._numbers = itertools.count()
         self._now = 1000.0
         self.errors: list[str] = []
         self.set_task_factory(
@@ -113,9 +104,22 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Return the virtual seconds."""
         return self._now
 
-    def jump(self) -> None:
-        """Move the time to the next timer."""
-        self._now = max(self._now, self._scheduled[0]._when)  # type: ignore[attr-defined]
+    def _run_once(self) -> None:
+        """Run what is ready. If nothing is, move the time to the next timer first."""
+        ready, timers = self._ready, self._timers
+        if not ready:
+            while timers and timers[0][2]._cancelled:  # type: ignore[attr-defined]
+                heapq.heappop(timers)
+            if not timers:
+                raise DeadlockError
+            self._now = max(self._now, timers[0][0])
+        now = self._now + RESOLUTION
+        while timers and timers[0][0] < now:
+            timer = heapq.heappop(timers)[2]
+            if not timer._cancelled:  # type: ignore[attr-defined]
+                ready.append(timer)
+        for _ in range(len(ready)):
+            _run(ready.popleft())
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
         """Run a callback in the next turn, unless its process is dead or frozen."""
@@ -137,36 +141,32 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             if not process.alive:
                 return timer
             if when < process.frozen_until:
-                timer._when = process.frozen_until
-        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
-        timer._scheduled = True
+                timer._when = when = process.frozen_until  # type: ignore[attr-defined]
+        heapq.heappush(self._timers, (when, next(self._numbers), timer))
         return timer
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """A cancelled timer stays until its time comes."""
 
     def purge(self, process: Process) -> None:
         """Drop everything that a process waits for."""
-        for handle in (*self._ready, *self._scheduled):  # type: ignore[attr-defined]
-            if not handle._cancelled and handle._context.get(PROCESS) is process:
+        for handle in (*self._ready, *(timer for _, _, timer in self._timers)):
+            if not handle._cancelled and handle._context.get(PROCESS) is process:  # type: ignore[attr-defined]
                 handle.cancel()
 
     def postpone(self, process: Process) -> None:
         """Move everything that a process waits for to the end of its freeze."""
-        for timer in self._scheduled:  # type: ignore[attr-defined]
-            if timer._context.get(PROCESS) is process:
-                timer._when = max(timer._when, process.frozen_until)
-        heapq.heapify(self._scheduled)  # type: ignore[attr-defined]
-        ready = list(self._ready)  # type: ignore[attr-defined]
-        self._ready.clear()  # type: ignore[attr-defined]
+        end = process.frozen_until
+        ready = [handle for handle in self._ready if handle._context.get(PROCESS) is process]  # type: ignore[attr-defined]
+        self._timers = [
+            (max(when, end) if timer._context.get(PROCESS) is process else when, number, timer)  # type: ignore[attr-defined]
+            for when, number, timer in self._timers
+        ]
         for handle in ready:
-            if handle._context.get(PROCESS) is process:
-                heapq.heappush(
-                    self._scheduled,
-                    later := asyncio.TimerHandle(  # type: ignore[attr-defined]
-                        process.frozen_until, handle._run, (), self, contextvars.Context()
-                    ),
-                )
-                later._scheduled = True
-            else:
-                self._ready.append(handle)  # type: ignore[attr-defined]
+            self._ready.remove(handle)
+            later = asyncio.TimerHandle(end, _run, (handle,), self, contextvars.Context())
+            self._timers.append((end, next(self._numbers), later))
+        heapq.heapify(self._timers)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Record what nothing handled."""
@@ -176,11 +176,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
         """Do nothing: no signal arrives from outside."""
 
-    def _process_events(self, event_list: list[Any]) -> None:
-        """There are none."""
 
-    def _write_to_self(self) -> None:
-        """There is no other thread."""
+def _run(handle: asyncio.Handle) -> None:
+    if not handle._cancelled:  # type: ignore[attr-defined]
+        handle._run()
 
 
 class Stream:

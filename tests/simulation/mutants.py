@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import pytest
 
-from workqueue.worker import consumer, lease, retirement, settlement, slot
-from workqueue_operator.broker import connection, declare, depth_poller, doorbell
+from workqueue.worker import consumer, lease, retirement, settlement, slot, tokens
+from workqueue_operator.broker import connection, declare, depth_poller, doorbell, limits
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube import resync, secrets, store
-from workqueue_operator.reconcile import finalize, queue, reporter
+from workqueue_operator.reconcile import finalize, queue, recurring, reporter
 from workqueue_operator.reconcile import reconciler as reconciler_module
 from workqueue_operator.scaling import decide, depth, gather, scale, wake
 from workqueue_operator.workers import apply, client, retire, target
@@ -351,6 +351,39 @@ def _(patches: pytest.MonkeyPatch) -> None:
 
     patches.setattr(finalize.Finalizer, "_require_idle_workers", nothing)
     patches.setattr(finalize.Finalizer, "_ensure_a_worker", nothing)
+
+
+# -- limits and recurring messages -----------------------------------------------------------------------
+
+
+@mutant("no token", "a handler starts without a token of the limit")
+def _(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(tokens.Tokens, "take", lambda *_: True)
+
+
+@mutant("tokens added", "tokens that workers hold are taken for missing ones, and others are added")
+def _(patches: pytest.MonkeyPatch) -> None:
+    async def ensure(_limits: Any, limit: Any, broker: Any) -> None:
+        await broker.declare_queue(limit.queue)
+        await limits._fill(limit, broker)
+
+    patches.setattr(limits.Limits, "ensure", ensure)
+
+
+@mutant("slot not recorded", "a new leader does not know which recurring messages were published")
+def _(patches: pytest.MonkeyPatch) -> None:
+    async def nothing(runner: Any, workqueue: Any, _progress: Any) -> None:
+        runner._unrecorded.discard(workqueue.metadata.uid)
+
+    patches.setattr(recurring.RecurringRunner, "_write", nothing)
+
+
+@mutant("slots of a gap", "a new leader begins with the next slot of a recurring message")
+def _(patches: pytest.MonkeyPatch) -> None:
+    async def read(_runner: Any, _workqueue: Any) -> dict[str, Any]:
+        return {}
+
+    patches.setattr(recurring.RecurringRunner, "_read", read)
 
 
 # -- the worker ------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from tests.simulation.apiserver import Key, Object
@@ -13,10 +14,13 @@ from tests.simulation.controllers import is_ready
 from tests.simulation.rabbit import ModelConsumer, ModelMessage, ModelQueue
 from tests.simulation.stage import Stage, WorkQueueKey
 from tests.simulation.workers import WorkerProcess
+from tests.simulation.world import BEGIN
 from workqueue_operator import __main__ as main
 from workqueue_operator.api.reasons import Reason
+from workqueue_operator.api.workqueue import timestamp
 from workqueue_operator.broker.doorbell import PRIORITY
 from workqueue_operator.names import ANNOTATION_DELETION_COST, workload_name
+from workqueue_operator.scaling import slots
 
 WAKES_WITHIN: Final = 12.0
 """Seconds until the first message of an idle, healthy WorkQueue has raised the count."""
@@ -30,8 +34,23 @@ MARGIN: Final = 45.0
 NAMED_WITHIN: Final = 90.0
 """Seconds until a waiting message has a worker or an obstacle that a condition names."""
 
+LOST_FOR: Final = 1.0
+"""Seconds after which a worker knows that a delivery is lost."""
+
+RECURS_WITHIN: Final = 60.0
+"""Seconds within which a recurring message is published, or counts as missed."""
+
+FIRST_SLOT: Final = 15.0
+"""Seconds until an operator knows a new entry."""
+
 HELD_WITHIN: Final = 25.0
 """Seconds for which an operator may hold a message."""
+
+SURPLUS_LEAVES_WITHIN: Final = 75.0
+"""Seconds, beyond the scale-in delay, within which workers without messages are removed."""
+
+RANG: Final = 30.0
+"""Seconds after a ring within which the count may go to zero without a doorbell: the pass of the ring follows."""
 
 CONTRADICTS: Final = 40.0
 """Seconds for which the status may differ from the state."""
@@ -54,6 +73,9 @@ CAUSE: Final = 260.0
 FLOOD: Final = 400
 """Writes in ten seconds for each WorkQueue: an operator that writes more never pauses."""
 
+PASSES: Final = 120
+"""Passes in ten seconds for each WorkQueue: one that fails more often does not pause."""
+
 TASK_ENDS_WITHIN: Final = 30.0
 """Seconds within which a pass and the write of a report end."""
 
@@ -72,14 +94,23 @@ class Properties:
         self._contradictions: dict[tuple[WorkQueueKey, str], float] = {}
         self._unserved: dict[WorkQueueKey, float] = {}
         self._rung: dict[ModelMessage, ModelConsumer] = {}
+        self._rang_at: dict[ModelQueue, float] = {}
+        self._idle_since: dict[WorkQueueKey, float] = {}
         self._writes: deque[tuple[float, int]] = deque()
         self._most_messages: dict[WorkQueueKey, deque[tuple[float, int]]] = {}
+        self._waiting: dict[WorkQueueKey, deque[tuple[float, int]]] = {}
+        self._passes: dict[WorkQueueKey, deque[int]] = {}
         self._last_conditions: dict[WorkQueueKey, dict[str, str]] = {}
         stage.cluster.on_scale_in = self._on_scale_in
+        stage.cluster.on_copy = self._on_copy
+        stage.cluster.on_handler = self._on_handler
+        stage.before_recurring_ends = self._check_recurring
+        stage.cluster.server.on_count_conflict = self._on_count_conflict
         stage.cluster.server.on_write.append(self._on_write)
         for rabbit in set(stage.cluster.rabbits.values()):
             rabbit.on_delete = self._on_delete
             rabbit.on_delivery = self._on_delivery
+            rabbit.on_own_publish = self._on_own_publish
 
     # -- at each event -------------------------------------------------------------------------------
 
@@ -105,12 +136,16 @@ class Properties:
         deployment = self._cluster.server.objects.get(key)
         if deployment is None or deployment["spec"]["template"] != replicaset["spec"]["template"]:
             return True
+        return self._replicasets(key) > 1
+
+    def _replicasets(self, key: Key) -> int:
+        """How many ReplicaSets of a Deployment have pods."""
         owned = [
             body
             for other, body in self._cluster.server.of("replicasets")
             if other[1] == key[1] and body["metadata"]["ownerReferences"][0]["name"] == key[2]
         ]
-        return sum(bool(one["spec"]["replicas"] or one["status"].get("replicas")) for one in owned) > 1
+        return sum(bool(one["spec"]["replicas"] or one["status"].get("replicas")) for one in owned)
 
     def _on_write(
         self, writer: str, _kind: str, key: Key, before: Object | None, after: Object | None
@@ -132,7 +167,8 @@ class Properties:
         name = key[2].removesuffix("-worker")
         workqueue_key = (key[1], name)
         if before["spec"]["template"] != after["spec"]["template"]:
-            self._world.tell(writer, f"{key[1]}/{name}: a new template")
+            changed = list(_differing(before["spec"]["template"], after["spec"]["template"]))
+            self._world.tell(writer, f"{key[1]}/{name}: a new template: {', '.join(changed)}")
             self._require_cause(workqueue_key)
         if was == now:
             return
@@ -159,6 +195,10 @@ class Properties:
                 )
         if now > was:
             self._require_need(workqueue_key, body, now)
+            return
+        self._require_nothing_waits(workqueue_key, body, was, now)
+        if now == 0 and queue is not None:
+            self._require_doorbell(workqueue_key, body, queue)
 
     def _is_owner(self, key: WorkQueueKey) -> bool:
         """Whether no older WorkQueue names the same queue."""
@@ -179,6 +219,127 @@ class Properties:
         metadata = self._cluster.server.objects["workqueues", key[0], key[1]]["metadata"]
         return metadata["creationTimestamp"], metadata["uid"]
 
+    def _require_seen(self, key: Key, was: int) -> None:
+        """An operator changes only a count that it has seen."""
+        operator = self._cluster._current()
+        if operator is None or operator.parts is None:
+            return
+        seen = operator.parts.store.deployment(key[1], key[2])
+        if seen is not None and seen["spec"].get("replicas", 1) != was:
+            self._world.violated(
+                "a count was changed unseen", f"{key[1]}/{key[2]}: {seen['spec'].get('replicas')} was {was}"
+            )
+
+    def _on_count_conflict(self, _writer: str, key: Key) -> None:
+        """Without another writer, the operator knows the count that it has written."""
+        stage = self._stage
+        if stage.healthy_for("server", "operator") < RANG or not self._is_owner((key[1], self._named(key))):
+            return
+        if self._world.now - stage.foreign_write.get(key, -1e9) > FOREIGN:
+            self._world.violated("the operator conflicts with itself", f"{key[1]}/{key[2]}")
+
+    @staticmethod
+    def _named(key: Key) -> str:
+        return key[2].removesuffix("-worker")
+
+    def _require_nothing_waits(self, key: WorkQueueKey, body: Object, was: int, now: int) -> None:
+        """No scale-in leaves fewer workers than the messages ask for that have been waiting."""
+        scaling, recent = body["spec"]["scaling"], self._waiting.get(key)
+        if not recent or recent[-1][0] - recent[0][0] < WAITS_TOO - 2.0:
+            return
+        least = min(n for _, n in recent)
+        need = min(-(-least // (scaling.get("messagesPerReplica") or max(least, 1))), scaling["maxReplicas"])
+        if now < min(need, was):
+            self._world.violated(
+                "count lowered while messages wait",
+                f"{key[0]}/{key[1]}: {was} -> {now}, at least {least} waited",
+            )
+
+    def _require_doorbell(self, key: WorkQueueKey, body: Object, queue: ModelQueue) -> None:
+        """Before the count goes to zero, something notices the next message."""
+        stage = self._stage
+        pods = [body for other, body in self._cluster.server.of("pods") if self._is_pod_of(key, other, body)]
+        if body["spec"]["scaling"].get("wake") == "Poll" or not pods:
+            return
+        if stage.healthy_for(f"broker {stage.broker(key)}", f"wq {key[0]}/{key[1]}", "operator") < RANG:
+            return
+        rang = self._world.now - self._rang_at.get(queue, -1e9) < RANG
+        if not rang and not any(one.priority == PRIORITY for one in queue.consumers):
+            self._world.violated("step to zero without a doorbell", f"{key[0]}/{key[1]}")
+
+    @staticmethod
+    def _is_pod_of(key: WorkQueueKey, pod_key: Key, pod: Object) -> bool:
+        return (
+            pod_key[1] == key[0]
+            and pod["metadata"]["labels"].get("workqueue.dev/workqueue") == key[1]
+            and pod["status"]["phase"] not in {"Failed", "Succeeded"}
+        )
+
+    def _on_handler(self, worker: WorkerProcess, _message: Any) -> None:
+        """Never more handlers run than the limit allows. A handler whose token was lost is the exception."""
+        limit = worker.config.limit_queue
+        rabbit = worker.rabbit()
+        if limit is None or rabbit is None or (tokens := rabbit.queues.get(limit)) is None:
+            return
+        running = 1
+        for other in self._cluster.workers:
+            held = other.runtime.consumer.tokens
+            if other.config.limit_queue != limit or other.rabbit() is not rabbit or held is None:
+                continue
+            if held._without or not other.is_connected:
+                return
+            running += len(other.running())
+        if running > tokens.arguments["x-max-length"]:
+            self._world.violated("more handlers than the limit", f"{running} of {limit}")
+
+    def _on_own_publish(self, message: ModelMessage) -> None:
+        """A slot of a recurring message is published once, unless an Event names it."""
+        if "/" not in message.original:
+            return
+        stage, name = self._stage, message.original.partition("/")[0]
+        stage.published[message.original] += 1
+        key = next(key for key in stage.workqueues if key[1] == name)
+        stage.confirmed[message.original] = key
+        self._world.tell("operator", f"publishes {message.original}")
+        named = any(message.original in said for other, _, said in stage.told if other == key)
+        if stage.published[message.original] > 1 and not named:
+            self._world.violated("a recurring message repeats", f"{message.original}, and no Event says so")
+
+    def _check_recurring(self) -> None:
+        """Each slot is published, unless an Event says that it was missed."""
+        for key, one in self._stage.workqueues.items():
+            if key in self._stage.paused_recurring or len(self._claimants(key)) > 1:
+                continue
+            for entry in one.spec.get("recurring", ()):
+                every = entry["everySeconds"]
+                for number in range(1, int((self._world.now - RECURS_WITHIN) // every) + 1):
+                    slot = BEGIN + timedelta(seconds=number * every)
+                    if number * every > FIRST_SLOT and not self._is_accounted_for(key, entry["name"], slot):
+                        self._world.violated("a recurring message is missing", f"{key[0]}/{key[1]}: {slot}")
+
+    def _is_accounted_for(self, key: WorkQueueKey, name: str, slot: datetime) -> bool:
+        if self._stage.published.get(slots.message_id(key[1], name, slot)):
+            return True
+        for other, reason, said in self._stage.told:
+            if other == key and reason is Reason.RECURRING_MISSED:
+                first, last = said.partition(" from ")[2].partition(". ")[0].split(" to ")
+                if first <= timestamp(slot) <= last:
+                    return True
+        return False
+
+    def _on_copy(self, worker: WorkerProcess, message: str) -> None:
+        """A worker publishes no copy of a message that RabbitMQ has taken back."""
+        stage, key = self._stage, (worker.namespace, worker.workqueue)
+        queue = stage.queue(key)
+        if queue is None or message in stage.exempt:
+            return
+        held = [one for one, channel in queue.unacked.items() if channel.connection.process is worker.process]
+        if any(one.original == message for one in held):
+            return
+        known = [one for one in queue.messages if one.original == message]
+        if all(self._world.now - one.requeued_at > LOST_FOR for one in known):
+            self._world.violated("copy of a lost delivery", f"{message} by {worker.pod}")
+
     def _was_edited(self, key: WorkQueueKey) -> bool:
         return self._stage.healthy_for(f"wq {key[0]}/{key[1]}") < FOREIGN
 
@@ -198,7 +359,8 @@ class Properties:
 
     def _require_cause(self, key: WorkQueueKey) -> None:
         """Workers are replaced only after a user changed what they depend on."""
-        if self._world.now - self._stage.changed_template[key] > CAUSE:
+        # After a restart, a younger WorkQueue on the same queue may come first for a moment.
+        if self._world.now - self._stage.changed_template[key] > CAUSE and self._is_owner(key):
             self._world.violated("workers replaced without cause", f"{key[0]}/{key[1]}")
 
     def _on_delivery(self, queue: ModelQueue, consumer: ModelConsumer, message: ModelMessage) -> None:
@@ -208,6 +370,7 @@ class Properties:
         if self._rung.get(message) is consumer:
             self._world.violated("a message rings twice", f"{message.original} of {queue.name}")
         self._rung[message] = consumer
+        self._rang_at[queue] = self._world.now
 
     def _on_delete(self, queue: ModelQueue, by: Any) -> None:
         """Only a user deletes a queue with confirmed messages."""
@@ -255,6 +418,7 @@ class Properties:
             if not rabbit.down and not rabbit.hung:
                 self._check_held(rabbit)
         self._check_writes(now)
+        self._check_passes()
         for key in stage.workqueues:
             self._check_workqueue(key, now)
 
@@ -267,6 +431,14 @@ class Properties:
                 "the operator floods the API server",
                 f"{self._writes[-1][1] - self._writes[0][1]} writes in 10 s",
             )
+
+    def _check_passes(self) -> None:
+        """A pass that fails is followed by a pause."""
+        for key, count in self._stage.passes.items():
+            recent = self._passes.setdefault(key, deque([0], maxlen=11))
+            recent.append(count)
+            if (many := recent[-1] - recent[0]) > PASSES:
+                self._world.violated("passes without a pause", f"{key[0]}/{key[1]}: {many} in 10 s")
 
     def _check_held(self, rabbit: Any) -> None:
         """No message is held by an operator without end."""
@@ -297,10 +469,15 @@ class Properties:
         recent.append((now, count))
         while recent[0][0] < now - 60.0:
             recent.popleft()
+        waiting = self._waiting.setdefault(key, deque())
+        waiting.append((now, len(queue.ready) if queue is not None else 0))
+        while waiting[0][0] < now - WAITS_TOO:
+            waiting.popleft()
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._unserved.pop(key, None)
             return
         self._check_waiting(key, body, queue, now)
+        self._check_surplus(key, body, queue, now)
         self._check_contradictions(key, body, queue, now)
 
     def _check_waiting(self, key: WorkQueueKey, body: Object, queue: ModelQueue | None, now: float) -> None:
@@ -334,6 +511,31 @@ class Properties:
             self._world.violated(
                 "no obstacle is named", f"{key[0]}/{key[1]}: waiting for {now - since:.0f} s"
             )
+
+    def _check_surplus(self, key: WorkQueueKey, body: Object, queue: ModelQueue | None, now: float) -> None:
+        """Workers without messages are removed, also under a quota that refuses pods."""
+        spec, stage = body["spec"], self._stage
+        deployment = self._cluster.server.get("deployments", key[0], workload_name(key[1]))
+        scopes = [scope for scope in stage.scopes(key) if not scope.startswith("quota")]
+        fewest = min(spec["scaling"]["minReplicas"], spec["scaling"]["maxReplicas"])
+        if (
+            deployment is None
+            or queue is None
+            or queue.messages
+            or deployment["spec"].get("replicas", 1) <= fewest
+            or spec.get("suspend")
+            or "replicas" in spec
+            # Other targets also ask for workers while they measure.
+            or "messagesPerReplica" not in spec["scaling"]
+            or len(self._claimants(key)) > 1
+            or stage.healthy_for(*scopes) < MARGIN
+            or self._replicasets(("deployments", key[0], workload_name(key[1]))) > 1
+        ):
+            self._idle_since.pop(key, None)
+            return
+        since = self._idle_since.setdefault(key, now)
+        if now - since > spec["scaling"]["scaleInDelaySeconds"] + SURPLUS_LEAVES_WITHIN:
+            self._world.violated("surplus stays", f"{key[0]}/{key[1]}: for {now - since:.0f} s")
 
     def _check_contradictions(
         self, key: WorkQueueKey, body: Object, queue: ModelQueue | None, now: float
@@ -499,6 +701,18 @@ class Properties:
 
 
 _ALL: Final = ("QueueDeclared", "DepthKnown", "WorkloadApplied", "WorkersAvailable", "ScalingActive", "Ready")
+
+
+def _differing(before: Any, after: Any, path: str = "") -> Iterator[str]:
+    """The paths at which two objects differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in sorted(before.keys() | after.keys()):
+            yield from _differing(before.get(name), after.get(name), f"{path}.{name}")
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for number, pair in enumerate(zip(before, after, strict=True)):
+            yield from _differing(*pair, f"{path}[{number}]")
+    elif before != after:
+        yield f"{path.removeprefix('.')}={after}"
 
 
 def _names_obstacle(body: Object) -> bool:

@@ -8,6 +8,7 @@ queues have sent to it. The model itself never loses a message.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ LATENCY: Final = 0.001
 COUNTS_LAG: Final = 0.004
 """Seconds by which the counts of a passive declare lag behind, at most."""
 
+STORED_AGAIN: Final = 0.5
+"""Seconds until RabbitMQ looks again whether it can store a message."""
+
 HEARTBEAT_LOSS: Final = 10.0
 """Seconds after which a silent peer counts as lost."""
 
@@ -52,6 +56,7 @@ class ModelMessage:
     redelivered: bool = False
     deliveries: int = 0
     at: float = 0.0
+    requeued_at: float = -1e9
     size: int = 100
     routing_key: str = ""
 
@@ -91,6 +96,11 @@ class ModelQueue:
     @property
     def is_quorum(self) -> bool:
         return self.arguments.get("x-queue-type") == "quorum"
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes no more messages. Only waiting ones count."""
+        return len(self.ready) >= self.arguments.get("x-max-length", math.inf)
 
     @property
     def messages(self) -> list[ModelMessage]:
@@ -140,6 +150,7 @@ class ModelQueue:
         if self.unacked.pop(message, None) is None:
             return
         message.redelivered = True
+        message.requeued_at = self.rabbit.world.now
         counts = failed or self.rabbit.version.nack_counts_as_delivery
         if self.is_quorum and counts:
             message.deliveries += 1
@@ -219,6 +230,8 @@ class ModelChannel:
         self._on_close: list[Any] = []
         self._on_cancel: list[Any] = []
         self._callbacks: list[tuple[Any, tuple[Any, ...], bool]] = []
+        self._on_return: list[Any] = []
+        self._on_confirm: Any = None
         # The server's side.
         self.prefetch = 1_000_000
         self.gone = False
@@ -239,6 +252,45 @@ class ModelChannel:
 
     def add_callback(self, callback: Any, replies: list[Any], one_shot: bool = True) -> None:
         self._callbacks.append((callback, tuple(replies), one_shot))
+
+    def add_on_return_callback(self, callback: Any) -> None:
+        self._on_return.append(callback)
+
+    def confirm_delivery(self, ack_nack_callback: Any, callback: Any = None) -> None:
+        self._on_confirm = ack_nack_callback
+        self._call(lambda: self._reply(callback, spec.Confirm.SelectOk()))
+
+    def basic_publish(
+        self, exchange: str, routing_key: str, body: bytes, properties: Any, mandatory: bool = False
+    ) -> None:
+        self._require_open()
+        headers = dict(properties.headers or {})
+        message = ModelMessage(properties.message_id, body, headers, routing_key=routing_key)
+        self.connection.send(self, lambda: self._publish(exchange, message, mandatory))
+
+    def _publish(self, exchange: str, message: ModelMessage, mandatory: bool) -> None:
+        rabbit = self.connection.rabbit
+        found = rabbit.routed(exchange, message.routing_key)
+        if self.gone:
+            return
+        if found is not None and found.is_full:
+            self.answer(self._confirmed, spec.Basic.Nack(1))
+            return
+        done = rabbit.publish(exchange, message)
+        if done is None:
+            # No majority, or an alarm: it is stored and confirmed when that is over.
+            rabbit.world.later(STORED_AGAIN, self._publish, exchange, message, mandatory)
+            return
+        if done:
+            rabbit.on_own_publish(message)
+        elif mandatory:
+            for callback in self._on_return:
+                self.answer(callback, self, SimpleNamespace(reply_text="NO_ROUTE"))
+        self.answer(self._confirmed, spec.Basic.Ack(1))
+
+    def _confirmed(self, method: Any) -> None:
+        if not self.is_closed:
+            self._on_confirm(SimpleNamespace(method=method))
 
     def basic_qos(self, prefetch_count: int, callback: Any = None) -> None:
         def carry_out() -> None:
@@ -299,12 +351,21 @@ class ModelChannel:
 
         self._call(carry_out)
 
-    def exchange_declare(self, exchange: str, *, callback: Any, **_: Any) -> None:
-        self._call(lambda: self._reply(callback, None))
+    def exchange_declare(self, exchange: str, *, callback: Any, passive: bool = False, **_: Any) -> None:
+        def carry_out() -> None:
+            exchanges = self.connection.rabbit.exchanges
+            if passive and exchange not in exchanges:
+                self.close_by_broker(404, f"NOT_FOUND - no exchange '{exchange}'")
+                return
+            exchanges.add(exchange)
+            self._reply(callback, None)
+
+        self._call(carry_out)
 
     def exchange_delete(self, exchange: str, *, callback: Any) -> None:
         def carry_out() -> None:
             self.connection.rabbit.bindings.pop(exchange, None)
+            self.connection.rabbit.exchanges.discard(exchange)
             self._reply(callback, None)
 
         self._call(carry_out)
@@ -702,7 +763,7 @@ class Rabbit:
         down: whether it refuses connections.
         hung: whether it takes connections and frames and answers nothing.
         alarm: whether it confirms nothing that is published.
-        on_ack, on_delete, on_delivery: heard by the properties.
+        on_ack, on_delete, on_delivery, on_own_publish: heard by the properties.
     """
 
     def __init__(self, world: World, name: str, version: BrokerVersion) -> None:
@@ -712,6 +773,7 @@ class Rabbit:
         self.queues: dict[str, ModelQueue] = {}
         self.bindings: dict[str, set[tuple[str, str, bool]]] = {}
         """By topic exchange: pattern, target, and whether that is a queue."""
+        self.exchanges: set[str] = set()
         self.connections: list[ModelConnection] = []
         self.passwords: dict[str, str] = {"user": "secret"}
         self.down = False
@@ -723,6 +785,8 @@ class Rabbit:
         self.cut_from: set[Process] = set()
         self.on_ack: Callable[[ModelQueue, ModelMessage], None] = lambda _queue, _message: None
         self.on_delivery: Callable[[ModelQueue, ModelConsumer, ModelMessage], None] = lambda *_: None
+        self.on_own_publish: Callable[[ModelMessage], None] = lambda _message: None
+        """Called with each message that an operator publishes and RabbitMQ stores."""
         self.on_delete: Callable[[ModelQueue, ModelConnection | None], None] = lambda _queue, _by: None
 
     def latency(self) -> float:

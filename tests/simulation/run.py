@@ -77,6 +77,19 @@ def _recorded(stage: Stage) -> Any:
         current = stage.cluster._current()
         if current is not None:
             current.parts, current.reconciler = parts, reconciler
+        reconcile, tell = reconciler.reconcile, parts.recurring._tell
+
+        def told(workqueue: Any, reason: Any, message: str) -> None:
+            stage.told.append((workqueue.key, reason, message))
+            tell(workqueue, reason, message)
+
+        parts.recurring._tell = told
+
+        def counted(key: Any) -> Any:
+            stage.passes[key] += 1
+            return reconcile(key)
+
+        reconciler.reconcile = counted  # type: ignore[method-assign]
         return reconciler
 
     main.Reconciler = made  # type: ignore[assignment,misc]

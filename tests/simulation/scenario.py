@@ -6,6 +6,7 @@ A scenario is data. So a failing one can be run again without some of its steps.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -75,6 +76,19 @@ class Scenario:
         return replace(self, steps=tuple(s for n, s in enumerate(self.steps) if n not in left_out))
 
 
+@dataclass(frozen=True)
+class _Size:
+    """How much happens in a run: numbers to choose from."""
+
+    workqueues: tuple[int, ...]
+    bursts: tuple[int, ...]
+    faults: tuple[int, ...]
+
+
+_SMALL: Final = _Size((1, 1, 2), (1, 2, 3), (1, 2, 2, 3))
+_LARGE: Final = _Size((2, 2, 3), (3, 4, 5), (3, 4, 5, 6, 8))
+
+
 def host(number: int) -> str:
     """The address of a broker."""
     return f"10.1.0.{number + 1}"
@@ -84,10 +98,17 @@ def draw(seed: int) -> Scenario:
     """Draw a scenario."""
     chance = random.Random(f"scenario {seed}")
     brokers = chance.choice([1, 1, 2, 2, 3])
-    workqueues = tuple(_workqueue(chance, number, brokers) for number in range(chance.choice([1, 2, 2, 3])))
+    # Most runs are small. A small one costs a third of a large one.
+    size = _SMALL if chance.random() < 0.6 else _LARGE
+    workqueues = tuple(
+        _workqueue(chance, number, brokers) for number in range(chance.choice(size.workqueues))
+    )
     if chance.random() < 0.15:
         workqueues += (_twin(chance, workqueues[0]),)
-    steps = [*_load(chance, workqueues), *_faults(chance, workqueues, brokers)]
+    workqueues = tuple(
+        _with_features(random.Random(f"features {seed} {one.name}"), one) for one in workqueues
+    )
+    steps = [*_load(chance, workqueues, size), *_faults(chance, workqueues, brokers, size)]
     return Scenario(
         seed,
         brokers,
@@ -130,6 +151,21 @@ def _workqueue(chance: random.Random, number: int, brokers: int) -> WorkQueueSpe
     )
 
 
+def _with_features(chance: random.Random, one: WorkQueueSpec) -> WorkQueueSpec:
+    """Some WorkQueues have a limit, or recurring messages."""
+    if one.name == "twin":
+        return one
+    added: dict[str, Any] = {}
+    if chance.random() < 0.2:
+        added["limits"] = {"concurrency": chance.choice([2, 3])}
+        if chance.random() < 0.5:
+            added["limits"]["group"] = "shared"
+    if chance.random() < 0.15:
+        every = chance.choice([20, 30, 60])
+        added["recurring"] = [{"name": "tick", "everySeconds": every, "body": "0.3 ok", "missed": "Skip"}]
+    return replace(one, spec={**one.spec, **added})
+
+
 def _twin(chance: random.Random, one: WorkQueueSpec) -> WorkQueueSpec:
     """A second WorkQueue on the same queue, through another address of its broker."""
     queue = {**one.spec["queue"], "name": one.queue, "deletionPolicy": chance.choice(["Delete", "Retain"])}
@@ -137,17 +173,19 @@ def _twin(chance: random.Random, one: WorkQueueSpec) -> WorkQueueSpec:
     return WorkQueueSpec("twins", "twin", one.host.replace("10.1.0.", "10.1.1."), spec)
 
 
-def _load(chance: random.Random, workqueues: tuple[WorkQueueSpec, ...]) -> list[Step]:
+def _load(chance: random.Random, workqueues: tuple[WorkQueueSpec, ...], size: _Size) -> list[Step]:
     steps = []
     for workqueue in workqueues:
         if workqueue.name == "twin":
             continue
-        for _ in range(chance.choice([2, 3, 4, 5])):
+        for _ in range(chance.choice(size.bursts)):
             at = chance.uniform(8.0, LAST + 20.0)
             for _ in range(chance.choice([1, 1, 2, 4])):
                 count = chance.choice([1, 1, 2, 3, 6, 12])
                 seconds = chance.choice([0.05, 0.3, 1.0, 3.0, 8.0, 20.0])
                 kind = chance.choice(["ok"] * 8 + ["fails", "fails once", "crashes"])
+                if "limits" in workqueue.spec:
+                    seconds = min(seconds, 1.0)
                 if seconds >= 8.0:
                     # So that the workers can handle everything before the end.
                     count, kind = min(count, 3), "ok"
@@ -159,10 +197,10 @@ def _load(chance: random.Random, workqueues: tuple[WorkQueueSpec, ...]) -> list[
 
 
 _BROKER: Final = {
-    "broker restarts": (1.0, 30.0),
-    "broker hangs": (3.0, 40.0),
+    "broker restarts": (1.0, 70.0),
+    "broker hangs": (3.0, 70.0),
     "connections are lost": (0.0, 0.0),
-    "queue loses its majority": (5.0, 60.0),
+    "queue loses its majority": (5.0, 110.0),
     "queue elects a leader": (0.3, 4.0),
     "broker has a memory alarm": (5.0, 60.0),
     "broker is slow": (5.0, 40.0),
@@ -174,12 +212,14 @@ _API: Final = {
     "API server is slow": (5.0, 60.0),
     "API server refuses requests": (5.0, 40.0),
     "API server loses answers": (5.0, 40.0),
+    "API server refuses statuses": (3.0, 10.0),
+    "API server refuses one count": (0.0, 0.0),
     "all watches lag": (5.0, 60.0),
     "watch lags": (5.0, 60.0),
     "watch breaks": (0.5, 20.0),
     "ReplicaSet controller sees pods late": (5.0, 60.0),
     "ReplicaSet controller sees sets late": (5.0, 60.0),
-    "Deployment controller stands still": (3.0, 50.0),
+    "Deployment controller stands still": (3.0, 70.0),
     "ReplicaSet controller stands still": (3.0, 50.0),
 }
 _PODS: Final = {
@@ -192,7 +232,7 @@ _PODS: Final = {
     "confirms are late": (10.0, 60.0),
 }
 _POLICY: Final = {
-    "quota limits pods": (20.0, 120.0),
+    "quota limits pods": (60.0, 180.0),
     "policy limits replicas": (20.0, 120.0),
     "webhook refuses new templates": (20.0, 120.0),
 }
@@ -201,6 +241,13 @@ _OPERATOR: Final = {
     "operator is restarted": (0.5, 3.0),
     "operator is frozen": (1.0, 25.0),
 }
+_SCALE_IN: Final = {
+    "operator is killed in a scale-in": (30.0, 60.0),
+    "operator is frozen in a scale-in": (30.0, 60.0),
+    "API server queues requests in a scale-in": (30.0, 60.0),
+}
+"""The fault comes at the next scale-in within this time."""
+
 _USERS: Final = {
     "user changes the image": (0.0, 0.0),
     "user sets a bad image": (10.0, 40.0),
@@ -212,38 +259,122 @@ _USERS: Final = {
     "user deletes the WorkQueue": (5.0, 20.0),
     "user deletes the queue": (0.0, 0.0),
 }
-_KINDS: Final = (_BROKER, _API, _API, _PODS, _PODS, _POLICY, _OPERATOR, _USERS, _USERS)
+_KINDS: Final = (_BROKER, _API, _API, _PODS, _PODS, _POLICY, _OPERATOR, _SCALE_IN, _USERS, _USERS)
 
 
-def _faults(chance: random.Random, workqueues: tuple[WorkQueueSpec, ...], brokers: int) -> list[Step]:
+def _faults(
+    chance: random.Random, workqueues: tuple[WorkQueueSpec, ...], brokers: int, size: _Size
+) -> list[Step]:
     steps = []
-    for _ in range(chance.choice([1, 2, 3, 4, 5, 6, 8])):
+    for _ in range(chance.choice(size.faults)):
         kind = chance.choice(_KINDS)
         what = chance.choice(list(kind))
         least, most = kind[what]
         seconds = round(chance.uniform(least, most), 1)
         at = round(chance.uniform(FIRST, LAST), 1)
         steps.append(Step(at, what, _arguments(chance, what, workqueues, brokers), seconds))
-        steps += _companions(chance, steps[-1], workqueues)
+        steps += _story(chance, steps[-1], workqueues)
     return steps
 
 
-def _companions(chance: random.Random, step: Step, workqueues: tuple[WorkQueueSpec, ...]) -> list[Step]:
-    """What makes a fault matter: a change that a webhook refuses, a backlog that a quota limits."""
-    near = [one for one in workqueues if one.namespace in step.arguments and one.name != "twin"]
-    if not near or chance.random() < 0.4:
+def _story(chance: random.Random, step: Step, workqueues: tuple[WorkQueueSpec, ...]) -> list[Step]:
+    """What makes a fault matter: messages and other faults at the right moment.
+
+    A fault at a random moment mostly meets a cluster at rest.
+    """
+    make = _STORIES.get(step.what)
+    own = [one for one in workqueues if one.name != "twin"]
+    named = [one for one in own if one.key == step.arguments[:2]]
+    touched = named or [one for one in own if {one.namespace, one.host} & set(step.arguments)]
+    if make is None or chance.random() < 0.4:
         return []
-    one = chance.choice(near)
-    backlog = Step(step.at + chance.uniform(1.0, 3.0), "publish", (*one.key, 8, 5.0, "ok"))
-    late = Step(step.at + chance.uniform(60.0, 80.0), "publish", (*one.key, 1, 1.0, "ok"))
-    match step.what:
-        case "webhook refuses new templates":
-            return [Step(step.at + 1.0, "user changes the image", one.key), late]
-        case "quota limits pods" | "policy limits replicas" | "pods are unreachable":
-            return [backlog]
-        case "queue loses its majority" | "queue elects a leader":
-            return [Step(step.at + chance.uniform(0.0, 4.0), "publish", (*one.key, 3, 3.0, "ok"))]
-    return []
+    return make(chance, step, chance.choice(touched or own), own)
+
+
+def _publish(
+    step: Step, after: float, one: WorkQueueSpec, count: int, seconds: float, kind: str = "ok"
+) -> Step:
+    return Step(step.at + after, "publish", (*one.key, count, seconds, kind))
+
+
+def _workers_come_and_go(chance: random.Random, step: Step, one: WorkQueueSpec, _: Any) -> list[Step]:
+    moments = [chance.uniform(0.0, max(step.seconds, 20.0)) for _ in range(6)]
+    return [_publish(step, after, one, 1, chance.choice([0.05, 1.0])) for after in moments]
+
+
+def _change_is_refused(chance: random.Random, step: Step, one: WorkQueueSpec, _: Any) -> list[Step]:
+    later = _publish(step, chance.uniform(60.0, 80.0), one, 1, 1.0)
+    return [Step(step.at + 1.0, "user changes the image", one.key), later]
+
+
+def _backlog(chance: random.Random, step: Step, one: WorkQueueSpec, _: Any) -> list[Step]:
+    return [_publish(step, chance.uniform(1.0, 3.0), one, 8, 5.0)]
+
+
+def _election_meets_messages(chance: random.Random, step: Step, one: WorkQueueSpec, _: Any) -> list[Step]:
+    return [_publish(step, chance.uniform(0.0, 4.0), one, 3, 3.0)]
+
+
+def _doorbell_goes_without_majority(
+    chance: random.Random, step: Step, one: WorkQueueSpec, own: list[WorkQueueSpec]
+) -> list[Step]:
+    """The operator has to cancel a doorbell that RabbitMQ does not answer for. A neighbour's must still ring."""
+    beside = [other for other in own if other is not one and other.host == one.host]
+    if not beside:
+        return _election_meets_messages(chance, step, one, own)
+    pinned = Step(step.at + 2.0, "user pins the count", (*one.key, 1), 15.0)
+    return [pinned, _publish(step, chance.uniform(8.0, 25.0), chance.choice(beside), 1, 1.0)]
+
+
+def _copies_meet_an_outage(_: Any, step: Step, one: WorkQueueSpec, __: Any) -> list[Step]:
+    return [_publish(step, -3.0, one, 4, 3.0, "fails"), _publish(step, -2.0, one, 2, 3.0, "fails once")]
+
+
+def _scale_in_waits_for_a_controller(_: Any, step: Step, one: WorkQueueSpec, __: Any) -> list[Step]:
+    """It waits for longer than the leases of the workers last. Then messages come."""
+    later = [_publish(step, after, one, 1, 8.0) for after in (34.0, 38.0, 42.0, 46.0, 50.0)]
+    return [_publish(step, -8.0, one, 6, 0.3), *later]
+
+
+def _scale_in(chance: random.Random, step: Step, one: WorkQueueSpec, _: Any) -> list[Step]:
+    return [
+        _publish(step, -chance.uniform(6.0, 15.0), one, 6, 1.0),
+        _publish(step, -chance.uniform(2.0, 5.0), one, 3, 3.0),
+    ]
+
+
+def _new_leader_meets_a_sick_server(chance: random.Random, step: Step, *_: Any) -> list[Step]:
+    fault = chance.choice(["API server refuses requests", "API server is down"])
+    return [Step(step.at + step.seconds - 0.2, fault, (), round(chance.uniform(2.0, 10.0), 1))]
+
+
+def _write_is_seen_late(_: Any, step: Step, one: WorkQueueSpec, __: Any) -> list[Step]:
+    lags = Step(step.at - 1.0, "watch lags", ("deployments", 6.0), 10.0)
+    return [lags, _publish(step, 0.3, one, 3, 1.0)]
+
+
+_STORIES: Final[dict[str, Callable[..., list[Step]]]] = {
+    "API server is slow": _workers_come_and_go,
+    "API server refuses requests": _workers_come_and_go,
+    "API server loses answers": _workers_come_and_go,
+    "API server refuses statuses": lambda _, step, one, __: [_publish(step, 0.1, one, 1, 0.05)],
+    "API server refuses one count": lambda _, step, one, __: [_publish(step, 0.0, one, 1, 1.0)],
+    "Deployment controller stands still": _scale_in_waits_for_a_controller,
+    "webhook refuses new templates": _change_is_refused,
+    "quota limits pods": _backlog,
+    "policy limits replicas": _backlog,
+    "pods are unreachable": _backlog,
+    "queue elects a leader": _election_meets_messages,
+    "queue loses its majority": _doorbell_goes_without_majority,
+    "broker restarts": _copies_meet_an_outage,
+    "connections are lost": _copies_meet_an_outage,
+    "operator is killed": _new_leader_meets_a_sick_server,
+    "operator is restarted": _new_leader_meets_a_sick_server,
+    "operator is killed in a scale-in": _scale_in,
+    "operator is frozen in a scale-in": _scale_in,
+    "API server queues requests in a scale-in": _scale_in,
+    "user scales the Deployment": _write_is_seen_late,
+}
 
 
 def _arguments(  # noqa: C901, PLR0911, PLR0912 - one case for each step
@@ -282,8 +413,6 @@ def _arguments(  # noqa: C901, PLR0911, PLR0912 - one case for each step
             return (*workqueue.key, chance.choice([0, 1, 2, 4]))
         case "user moves to another broker":
             return (*workqueue.key, host(chance.randrange(brokers)))
-        case "operator is killed" | "operator is restarted" | "operator is frozen":
-            return ()
     if what.startswith(("user", "queue")):
         return workqueue.key
     return ()

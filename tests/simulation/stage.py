@@ -29,6 +29,9 @@ class Stage:
         confirmed: the messages that a publisher knows to be safe, and their WorkQueues.
         exempt: messages that a user has deleted.
         foreign_write: when something else than the operator last wrote the count of a Deployment.
+        told: what operators have said about recurring messages: WorkQueue, reason, message.
+        published: how often RabbitMQ has stored each recurring message, by its id.
+        passes: how many passes each WorkQueue has had.
         changed_template: when a user last changed what a pod template depends on.
     """
 
@@ -47,8 +50,17 @@ class Stage:
         self.handled: set[str] = set()
         self.foreign_write: dict[Key, float] = {}
         self.changed_template: dict[WorkQueueKey, float] = defaultdict(float)
+        self.told: list[tuple[WorkQueueKey, Any, str]] = []
+        self.published: dict[str, int] = defaultdict(int)
+        self.paused_recurring: set[WorkQueueKey] = set()
+        """WorkQueues whose user has stopped all of it for a while."""
+        self.passes: dict[WorkQueueKey, int] = defaultdict(int)
         self.expected_exits = 0
         self.quiet_from = 0.0
+        self.before_recurring_ends: Callable[[], None] = lambda: None
+        self._retires: dict[Callable[..., None], Callable[[Any], None]] = {}
+        """Faults that wait for a worker to agree to leave."""
+        self.cluster.on_retired = self._on_retired
         self._passwords = 0
         self._images = 1
         self.cluster.on_handled = lambda _worker, message: self.handled.add(message.properties.message_id)
@@ -62,6 +74,7 @@ class Stage:
             "pods",
             "operator",
             f"ns {key[0]}",
+            f"quota {key[0]}",
             f"wq {key[0]}/{key[1]}",
             f"broker {self.broker(key)}",
         ]
@@ -107,6 +120,10 @@ class Stage:
             last = max(last, step.at + step.seconds + 1.0)
         self.quiet_from = last
         await asyncio.sleep(last)
+        self.before_recurring_ends()
+        for key, one in self.workqueues.items():
+            if "recurring" in one.spec:
+                self._edit(key, lambda spec: {k: v for k, v in spec.items() if k != "recurring"})
 
     def _put(self, one: WorkQueueSpec) -> None:
         body = {"apiVersion": "workqueue.dev/v1alpha1", "kind": "WorkQueue", "metadata": {}, "spec": one.spec}
@@ -116,7 +133,7 @@ class Stage:
         if step.what != "publish" or step.arguments[2] > 0:
             self.world.tell("publisher" if step.what == "publish" else "FAULT", str(step))
         method: Callable[..., tuple[list[str], Callable[[], object] | None]] = getattr(
-            self, step.what.replace(" ", "_")
+            self, step.what.replace(" ", "_").replace("-", "_")
         )
         scopes, undo = (
             method(*step.arguments)
@@ -248,7 +265,8 @@ class Stage:
         weather = self.cluster.server.weather
         before = getattr(weather, name)
         setattr(weather, name, value)
-        return ["api"], lambda: setattr(
+        # A watch that lags is no fault of the server.
+        return ["api"] if name == "lag" else ["api", "server"], lambda: setattr(
             weather, name, type(weather)().__getattribute__(name) if name != "denies" else before
         )
 
@@ -263,6 +281,14 @@ class Stage:
 
     def API_server_loses_answers(self) -> Any:  # noqa: N802
         return self._weather("loses_answers", self.world.random.choice([0.1, 0.4]))
+
+    def API_server_refuses_statuses(self) -> Any:  # noqa: N802
+        return [], self._weather("refuses_statuses", True)[1]
+
+    def API_server_refuses_one_count(self) -> Any:  # noqa: N802
+        """Too little to make anything sick: the operator writes it again."""
+        self.cluster.server.weather.refuses_counts = 1
+        return [], None
 
     def all_watches_lag(self) -> Any:
         return self._weather("lag", self.world.random.choice([0.5, 3.0]))
@@ -349,6 +375,67 @@ class Stage:
 
         return [], undo
 
+    # -- in a scale-in -------------------------------------------------------------------------------
+
+    def operator_is_killed_in_a_scale_in(self) -> Any:
+        def kill(key: WorkQueueKey) -> None:
+            scopes, undo = self.operator_is_killed()
+            self._for_a_while(3.0, scopes, undo)
+            self.world.later(self.world.random.uniform(0.0, 10.0), self._publish, key, Task(3.0, "ok"), 0)
+
+        return self._in_next_scale_in("operator is killed", kill)
+
+    def operator_is_frozen_in_a_scale_in(self) -> Any:
+        def freeze(key: WorkQueueKey) -> None:
+            seconds = self.world.random.choice([1.0, 4.0, 12.0])
+            scopes, undo = self.operator_is_frozen(seconds=seconds)
+            self._for_a_while(seconds, scopes, undo)
+            self.world.later(self.world.random.uniform(0.0, 10.0), self._publish, key, Task(3.0, "ok"), 0)
+
+        return self._in_next_scale_in("operator is frozen", freeze)
+
+    def API_server_queues_requests_in_a_scale_in(self) -> Any:  # noqa: N802
+        def queue(key: WorkQueueKey) -> None:
+            seconds = self.world.random.choice([2.0, 7.8, 7.8])
+            self._for_a_while(45.0, *self._weather("queues", seconds))
+            # When the lease of the worker ends, there are messages.
+            for after in range(24, 34, 2):
+                self.world.later(after, self._publish, key, Task(6.0, "ok"), 0)
+
+        return self._in_next_scale_in("API server queues requests", queue)
+
+    def _in_next_scale_in(self, what: str, fault: Callable[[WorkQueueKey], None]) -> Any:
+        """Let a fault happen shortly after a worker has agreed to leave."""
+
+        def happen(key: WorkQueueKey) -> None:
+            self.world.tell("FAULT", f"{what} in the scale-in of {key[0]}/{key[1]}")
+            fault(key)
+
+        def soon(worker: Any) -> None:
+            if not self._retires.pop(happen, None):
+                return
+            pause = self.world.random.choice([0.0, 0.003, 0.006, 0.012, 0.05])
+            self.world.later(pause, happen, (worker.namespace, worker.workqueue))
+
+        self._retires[happen] = soon
+        return [], lambda: self._retires.pop(happen, None)
+
+    def _on_retired(self, worker: Any) -> None:
+        for soon in list(self._retires.values()):
+            soon(worker)
+
+    def _for_a_while(self, seconds: float, scopes: list[str], undo: Callable[[], object] | None) -> None:
+        for scope in scopes:
+            self._sick(scope)
+
+        def over() -> None:
+            if undo is not None:
+                undo()
+            for scope in scopes:
+                self._well(scope)
+
+        self.world.later(seconds, over)
+
     # -- quota and admission -------------------------------------------------------------------------
 
     def _deny(
@@ -371,7 +458,7 @@ class Stage:
             ]
             return f"exceeded quota: pods={most}" if len(alive) >= most else None
 
-        return [f"ns {namespace}"], self._deny(f"quota {namespace}", denies)
+        return [f"quota {namespace}"], self._deny(f"quota {namespace}", denies)
 
     def policy_limits_replicas(self, namespace: str, most: int) -> Any:
         def denies(plural: str, before: Object | None, after: Object) -> str | None:
@@ -381,7 +468,8 @@ class Stage:
             was = before["spec"].get("replicas", 1) if before is not None else 0
             return f"policy: at most {most} replicas" if wanted > most and wanted > was else None
 
-        return [f"ns {namespace}"], self._deny(f"policy {namespace}", denies)
+        # At least one worker may run.
+        return [], self._deny(f"policy {namespace}", denies)
 
     def webhook_refuses_new_templates(self, namespace: str) -> Any:
         def denies(plural: str, before: Object | None, after: Object) -> str | None:
@@ -474,6 +562,7 @@ class Stage:
 
     def user_suspends(self, namespace: str, name: str) -> Any:
         key = namespace, name
+        self.paused_recurring.add(key)
         scopes = self._edit(key, lambda spec: {**spec, "suspend": True})
         return scopes, lambda: self._edit(key, lambda spec: {**spec, "suspend": False})
 
@@ -512,6 +601,7 @@ class Stage:
                 if queue.name.startswith(old.name):
                     self.exempt.update(message.original for message in queue.messages)
         self.changed_template[key] = self.world.now
+        self.paused_recurring.add(key)
         self.hosts[key] = host
         one = self.workqueues[key]
         password = self.cluster.rabbits[host].passwords["user"]
@@ -533,6 +623,7 @@ class Stage:
         if self.workqueues[key].spec["queue"]["deletionPolicy"] == "Delete" and name != "twin":
             queue = self.queue(key)
             self.exempt.update(message.original for message in (queue.messages if queue else ()))
+        self.paused_recurring.add(key)
         self.cluster.server.delete("user", ("workqueues", *key))
         scope = f"wq {namespace}/{name}"
 

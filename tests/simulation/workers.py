@@ -206,6 +206,7 @@ class Publisher:
             return
         if (rabbit := self._reachable(future)) is None:
             return
+        self._worker.cluster.on_copy(self._worker, str(outgoing.message_id))
         message = ModelMessage(
             str(outgoing.message_id),
             outgoing.body,
@@ -365,6 +366,16 @@ class WorkerProcess:
         """Messages that it has and has not settled."""
         return self.runtime.consumer.held()
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether RabbitMQ has its connection, too."""
+        model = self.runtime.consumer.connection._model  # type: ignore[attr-defined]
+        return model is not None and model.alive
+
+    def running(self) -> list[Delivery]:
+        """The messages in handlers, without those that RabbitMQ has taken back."""
+        return [delivery for delivery in self.handlers._running if delivery.lease.held]
+
     # -- its end -------------------------------------------------------------------------------------
 
     def terminate(self) -> None:
@@ -416,6 +427,7 @@ def _config(environment: dict[str, Any], pod: Object) -> RunConfig:
         wake_deliveries=0,
         timeout_seconds=float(environment.get(Variable.TIMEOUT_SECONDS) or 300),
         concurrency=int(environment.get(Variable.CONCURRENCY) or 1),
+        limit_queue=environment.get(Variable.LIMIT_QUEUE),
         grace_seconds=float(environment.get(Variable.GRACE_SECONDS) or 300),
         port=0,
         port_is_default=False,
@@ -501,6 +513,8 @@ async def _answer(
         purpose = Purpose.RETIRE if method == "POST" else Purpose.RESUME
         await threads.in_thread(_Request._retire, request, purpose)
         said = heard[0]
+        if purpose is Purpose.RETIRE and said[0] == HTTPStatus.OK:
+            worker.cluster.on_retired(worker)
     if not answer.done():
         answer.set_result(said)
 

@@ -86,7 +86,7 @@ HOMELESS = pod("h", running=False, ready=False, started=False, scheduled=False)
         ([pod(name, running=False) for name in "abc"], {}, 2, ["a", "b"], []),
         ([pod("a", running=False), HOMELESS, C], {"c": worker()}, 1, ["h"], []),
         ([A, STARTING, C], {"a": worker(), "c": worker()}, 2, [], ["a", "c"]),
-        ([A, replace(STARTING, scheduled=False), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
+        ([A, replace(STARTING, scheduled=False), C], {"a": worker(), "c": worker()}, 1, [], ["a"]),
         ([A, replace(STARTING, failure=BROKEN), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
         ([A, replace(STARTING, created=NOW - 90), C], {"a": worker(), "c": worker()}, 1, ["b"], []),
         ([A, CRASHED, C], {"a": worker(), "c": worker()}, 1, [], ["a"]),
@@ -545,6 +545,15 @@ async def test_pod_that_kubernetes_prefers_after_the_marks_stops_scale_in(stays:
     outcome = await scene.carry_out(RetirePlan((), (A,)), [A, B])
     assert (scene.lowered, scene.workers.resumed) == ([], ["a"])
     assert says(outcome, Reason.POD_NOT_READY, f"Pod {stays.name} ")
+
+
+async def test_pod_whose_worker_runs_when_it_is_marked_stays() -> None:
+    dead = pod("d", running=False, ready=False)
+    scene = Scene()
+    scene.after_marks = [A, replace(dead, running=True)]
+    outcome = await scene.carry_out(RetirePlan((dead,), ()), [A, dead])
+    assert scene.happened == ["mark d"]
+    assert says(outcome, Reason.POD_NOT_READY, "The worker of pod d has just started")
 
 
 async def test_terminating_pod_cancels_the_scale_in() -> None:

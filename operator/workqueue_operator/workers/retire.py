@@ -119,7 +119,7 @@ FIRST_LOOK: Final = 0.02
 """Seconds from the marks to the first look: about as long as an idle Kubernetes takes to count."""
 
 START_SECONDS: Final = 60.0
-"""Seconds within which a scheduled pod may have a running worker that the kubelet has not reported yet."""
+"""Seconds from its creation within which a pod may have a running worker that the kubelet has not reported yet."""
 
 ENDED_FOR: Final = 30.0
 """Seconds for which the kubelet must not start a crashed worker, so that its pod may be removed without a question:
@@ -155,9 +155,10 @@ def plan(
 
 
 def _may_start(pod: PodView, now: float) -> bool:
-    """Whether the kubelet may have started its worker, or may do so before the count is lowered."""
-    if not pod.scheduled:
-        return False
+    """Whether the kubelet may have started its worker, or may do so before the count is lowered.
+
+    Also a new pod without a node: it gets one within moments, and a slow watch shows that late.
+    """
     if pod.restarts_at is not None:
         return pod.restarts_at < now + ENDED_FOR
     return pod.failure is None and now - pod.created < START_SECONDS
@@ -220,6 +221,8 @@ class Retirer:
             obstacle = UNSEEN if not seen else TOO_SLOW if self._clock.monotonic() >= deadline else None
             # A pod that stays may have lost its readiness, or have got a successor, since the marks.
             obstacle = obstacle or _outranked(_staying(steps, going), leaving)
+            # The answer to its mark shows what the watch has not shown yet.
+            obstacle = obstacle or _started(steps, chosen.dead)
             if obstacle is not None:
                 await self._resume(agreed, keys)
                 return RetireOutcome(0, None, answers, obstacle)
@@ -345,6 +348,18 @@ def _none_leaves(staying: Sequence[PodView]) -> Unknown:
         Reason.POD_NOT_READY,
         f"The worker of pod {first} starts or has crashed, and may take a message before the kubelet reports that it "
         "runs. The pod stays until the worker answers, or the kubelet waits for long before the next start.",
+    )
+
+
+def _started(steps: RetireSteps, dead: Sequence[PodView]) -> Unknown | None:
+    """Whether a pod that was not asked has a running worker."""
+    not_asked = {pod.uid for pod in dead}
+    first = next((pod.name for pod in steps.pods() if pod.uid in not_asked and pod.running), None)
+    if first is None:
+        return None
+    return Unknown(
+        Reason.POD_NOT_READY,
+        f"The worker of pod {first} has just started and was not asked. It stays until it agrees to leave.",
     )
 
 
