@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import marshal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partialmethod
-from types import SimpleNamespace
 from typing import Any, Final, cast
 
 import pytest
@@ -25,7 +23,8 @@ from tests.simulation.loop import PROCESS, Process
 from tests.simulation.rabbit import ModelMessage, Rabbit
 from tests.simulation.workers import Task, WorkerProcess, http_of
 from tests.simulation.world import World
-from workqueue.contract.topology import BrokerVersion
+from workqueue.contract.headers import DUE_AT
+from workqueue.contract.topology import BrokerVersion, delay_route
 from workqueue.worker import consumer, drain, retirement
 from workqueue_operator import __main__ as main
 from workqueue_operator.api.reasons import Reason
@@ -34,7 +33,8 @@ from workqueue_operator.broker import connection as broker_connection
 from workqueue_operator.broker import management
 from workqueue_operator.config import Config
 from workqueue_operator.errors import ReconcileError
-from workqueue_operator.kube import json_map, watch
+from workqueue_operator.kube import watch
+from workqueue_operator.kube.json_map import JsonMap
 from workqueue_operator.kube.store import Store
 from workqueue_operator.workers import client as workers_client
 
@@ -220,12 +220,17 @@ class Cluster:
         made.add_on_close_callback(lambda _, reason: None if closed.done() else closed.set_result(reason))
         return made
 
-    def publish(self, host: str, queue: str, task: Task) -> str | None:
+    def publish(self, host: str, queue: str, task: Task, delay: float = 0.0) -> str | None:
         """Publish one message; return its id if it was confirmed."""
         self._numbers += 1
-        name = f"{queue}-{self._numbers}"
-        confirmed = self.rabbits[host].publish("", ModelMessage(name, task.body(), routing_key=queue))
-        return name if confirmed else None
+        name, rabbit, exchange = f"{queue}-{self._numbers}", self.rabbits[host], ""
+        message = ModelMessage(name, task.body(), routing_key=queue)
+        if delay and not rabbit.down:
+            route = delay_route(queue, delay)
+            rabbit.declare(route.plan)
+            exchange, message.routing_key = route.exchange, route.routing_key
+            message.headers[DUE_AT] = round((self.world.unix() + delay) * 1000)
+        return name if rabbit.publish(exchange, message) else None
 
     # -- operators -----------------------------------------------------------------------------------
 
@@ -275,9 +280,12 @@ async def _open(broker: Any, cluster: Cluster) -> Any:
     return await cluster.open_connection(broker)
 
 
-def _packed(value: Any, separators: object = None) -> bytes:
-    """What `JsonMap` stores, in a form that costs less time. Without separators: the text that it seeks there."""
-    return value.encode() if separators is None else marshal.dumps(value, 2)
+def _share_objects(patches: pytest.MonkeyPatch) -> None:
+    """Let the store keep objects instead of JSON text. Nothing changes an object that it has read there."""
+    texts: Any = JsonMap
+    patches.setattr(texts, "__getitem__", lambda self, key: self._texts[key])
+    patches.setattr(texts, "__setitem__", lambda self, key, body: self._texts.__setitem__(key, body))
+    patches.setattr(texts, "containing", lambda self, _text: iter(list(self._texts.values())))
 
 
 def _remembered(validate: Callable[[Object], WorkQueue]) -> Callable[[Object], WorkQueue]:
@@ -300,7 +308,7 @@ def installed(cluster: Cluster) -> Iterator[None]:
     worker_threads: Any = threads
     for module in (consumer, drain, retirement):
         patches.setattr(module, "threading", worker_threads)
-    patches.setattr(json_map, "json", SimpleNamespace(loads=marshal.loads, dumps=_packed))
+    _share_objects(patches)
     patches.setattr(WorkQueue, "model_validate", _remembered(WorkQueue.model_validate))
     patches.setattr(main, "connect", cluster.connect)
     patches.setattr(main, "Endpoint", _NoEndpoint)

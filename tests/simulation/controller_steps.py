@@ -89,7 +89,7 @@ def deployment() -> Object:
 
 
 def state(site: Site) -> dict[str, Any]:
-    """What both must agree on. Pods are told apart by their marks alone, since the order of creation is chance."""
+    """What both must agree on. Pods are only counted, since the order of their creation is chance."""
     (one,) = site.objects("deployments")
     sets = sorted(site.objects("replicasets"), key=lambda found: found["metadata"]["creationTimestamp"])
     pods = [pod for pod in site.objects("pods") if not pod["metadata"].get("deletionTimestamp")]

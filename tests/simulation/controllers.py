@@ -101,6 +101,10 @@ class _Controller(ABC):
         """Bring one object to what its spec asks."""
 
 
+class _ConflictError(Exception):
+    """A controller's copy of an object is old."""
+
+
 class DeploymentController(_Controller):
     """Makes ReplicaSets, and moves the replicas from the old ones to the new one."""
 
@@ -147,7 +151,11 @@ class DeploymentController(_Controller):
                 self._server.put(self.name, ("replicasets", key[1], name), made)
             return
         old = [one for one in sets if one is not newest]
-        self._roll(deployment, newest, old)
+        try:
+            self._roll(deployment, newest, old)
+        except _ConflictError:
+            # The event that is on its way starts another sync. The status stays as it is.
+            return
         self._report(key, deployment, newest, sets)
 
     def _hash(self, template: Object) -> str:
@@ -187,9 +195,9 @@ class DeploymentController(_Controller):
         metadata = replicaset["metadata"]
         key = ("replicasets", metadata["namespace"], metadata["name"])
         live = self._server.objects.get(key)
-        if live is not None and live["metadata"]["resourceVersion"] == metadata["resourceVersion"]:
-            self._server.put(self.name, key, {**live, "spec": {**live["spec"], "replicas": replicas}})
-        # Otherwise it is a conflict, and the event that is on its way starts another sync.
+        if live is None or live["metadata"]["resourceVersion"] != metadata["resourceVersion"]:
+            raise _ConflictError
+        self._server.put(self.name, key, {**live, "spec": {**live["spec"], "replicas": replicas}})
 
     def _report(self, key: Key, deployment: Object, newest: Object, sets: list[Object]) -> None:
         failure = next(

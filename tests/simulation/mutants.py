@@ -118,6 +118,16 @@ def _(patches: pytest.MonkeyPatch) -> None:
     real = retire._may_start
 
 
+@mutant(
+    "unscheduled is dead", "a new pod whose node the watch does not show yet is removed without a question"
+)
+def _(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(retire, "_may_start", lambda pod, now: pod.scheduled and real(pod, now))
+    patches.setattr(retire, "_started", lambda *_: None)
+
+    real = retire._may_start
+
+
 @mutant("busy not asked", "idle workers are removed without a question")
 def _(patches: pytest.MonkeyPatch) -> None:
     async def agree(_workers: Any, addresses: Any, _keys: Any) -> Any:
@@ -211,7 +221,8 @@ def _(patches: pytest.MonkeyPatch) -> None:
         return found if isinstance(found, decide.Depth) else decide.Depth(0, 0, 0)
 
     real = depth.judge
-    patches.setattr(gather, "judge", judge)
+    for module in (depth, gather):
+        patches.setattr(module, "judge", judge)
 
 
 @mutant("quota", "a quota that admits fewer pods than the count makes scale-in impossible")

@@ -15,9 +15,10 @@ from tests.simulation.rabbit import ModelConsumer, ModelMessage, ModelQueue
 from tests.simulation.stage import Stage, WorkQueueKey
 from tests.simulation.workers import WorkerProcess
 from tests.simulation.world import BEGIN
+from workqueue.contract.headers import DUE_AT
 from workqueue_operator import __main__ as main
 from workqueue_operator.api.reasons import Reason
-from workqueue_operator.api.workqueue import timestamp
+from workqueue_operator.api.workqueue import WorkQueue, timestamp
 from workqueue_operator.broker.doorbell import PRIORITY
 from workqueue_operator.names import ANNOTATION_DELETION_COST, workload_name
 from workqueue_operator.scaling import slots
@@ -36,6 +37,15 @@ NAMED_WITHIN: Final = 90.0
 
 LOST_FOR: Final = 1.0
 """Seconds after which a worker knows that a delivery is lost."""
+
+MILLISECOND: Final = 0.001
+"""The precision of the time at which a message is due."""
+
+LATE: Final = 5.0
+"""Seconds by which a delayed message may be late. A worker uses a new delay queue only after two seconds."""
+
+LONGEST_DELAY: Final = 90.0
+"""Seconds without a fault after which no message was on its way during one."""
 
 RECURS_WITHIN: Final = 60.0
 """Seconds within which a recurring message is published, or counts as missed."""
@@ -111,6 +121,7 @@ class Properties:
             rabbit.on_delete = self._on_delete
             rabbit.on_delivery = self._on_delivery
             rabbit.on_own_publish = self._on_own_publish
+            rabbit.on_push = self._on_push
 
     # -- at each event -------------------------------------------------------------------------------
 
@@ -304,6 +315,19 @@ class Properties:
         named = any(message.original in said for other, _, said in stage.told if other == key)
         if stage.published[message.original] > 1 and not named:
             self._world.violated("a recurring message repeats", f"{message.original}, and no Event says so")
+
+    def _on_push(self, queue: ModelQueue, message: ModelMessage) -> None:
+        """A delayed message comes at its time: never before, and soon after it while the broker is well."""
+        due_at, stage = message.headers.get(DUE_AT), self._stage
+        keys = [key for key in stage.workqueues if stage.queue(key) is queue]
+        if due_at is None or not keys:
+            return
+        late = self._world.unix() - due_at / 1000
+        if late < -MILLISECOND:
+            self._world.violated("a delayed message is early", f"{message.original}: {-late:.3f} s")
+        scopes = [f"broker {stage.broker(keys[0])}", *(f"wq {key[0]}/{key[1]}" for key in keys)]
+        if late > LATE and stage.healthy_for(*scopes) > LONGEST_DELAY:
+            self._world.violated("a delayed message is late", f"{message.original}: {late:.1f} s")
 
     def _check_recurring(self) -> None:
         """Each slot is published, unless an Event says that it was missed."""
@@ -517,7 +541,7 @@ class Properties:
         spec, stage = body["spec"], self._stage
         deployment = self._cluster.server.get("deployments", key[0], workload_name(key[1]))
         scopes = [scope for scope in stage.scopes(key) if not scope.startswith("quota")]
-        fewest = min(spec["scaling"]["minReplicas"], spec["scaling"]["maxReplicas"])
+        fewest = _fewest(body)
         if (
             deployment is None
             or queue is None
@@ -641,7 +665,7 @@ class Properties:
             return
         if queue.messages:
             yield f"{len(queue.messages)} messages"
-        minimum = min(body["spec"]["scaling"]["minReplicas"], body["spec"]["scaling"]["maxReplicas"])
+        minimum = _fewest(body)
         if deployment["spec"]["replicas"] != minimum:
             yield f"{deployment['spec']['replicas']} replicas instead of {minimum}"
         pods = [
@@ -713,6 +737,12 @@ def _differing(before: Any, after: Any, path: str = "") -> Iterator[str]:
             yield from _differing(*pair, f"{path}[{number}]")
     elif before != after:
         yield f"{path.removeprefix('.')}={after}"
+
+
+def _fewest(body: Object) -> int:
+    """The count of an idle WorkQueue."""
+    spec = WorkQueue.model_validate(body).spec
+    return min(spec.scaling.min_replicas, spec.most_replicas)
 
 
 def _names_obstacle(body: Object) -> bool:

@@ -27,7 +27,7 @@ from pika.exceptions import (
 
 from tests.simulation.loop import Process, Stream
 from tests.simulation.world import World
-from workqueue.contract.topology import BrokerVersion
+from workqueue.contract.topology import BrokerVersion, Plan
 
 LATENCY: Final = 0.001
 COUNTS_LAG: Final = 0.004
@@ -109,6 +109,7 @@ class ModelQueue:
 
     def push(self, message: ModelMessage) -> None:
         message.at = self.rabbit.world.now
+        self.rabbit.on_push(self, message)
         self.ready.append(message)
         self.most = max(self.most, len(self.ready) + len(self.unacked))
         self.deliver()
@@ -763,7 +764,7 @@ class Rabbit:
         down: whether it refuses connections.
         hung: whether it takes connections and frames and answers nothing.
         alarm: whether it confirms nothing that is published.
-        on_ack, on_delete, on_delivery, on_own_publish: heard by the properties.
+        on_ack, on_delete, on_delivery, on_push, on_own_publish: heard by the properties.
     """
 
     def __init__(self, world: World, name: str, version: BrokerVersion) -> None:
@@ -785,6 +786,7 @@ class Rabbit:
         self.cut_from: set[Process] = set()
         self.on_ack: Callable[[ModelQueue, ModelMessage], None] = lambda _queue, _message: None
         self.on_delivery: Callable[[ModelQueue, ModelConsumer, ModelMessage], None] = lambda *_: None
+        self.on_push: Callable[[ModelQueue, ModelMessage], None] = lambda *_: None
         self.on_own_publish: Callable[[ModelMessage], None] = lambda _message: None
         """Called with each message that an operator publishes and RabbitMQ stores."""
         self.on_delete: Callable[[ModelQueue, ModelConnection | None], None] = lambda _queue, _by: None
@@ -803,6 +805,17 @@ class Rabbit:
         """Create a queue."""
         made = self.queues[name] = ModelQueue(self, name, arguments)
         return made
+
+    def declare(self, plan: Plan) -> bool:
+        """Make what is missing; return whether a queue was."""
+        new = [queue for queue in plan.queues if queue.name not in self.queues]
+        for queue in new:
+            self.make(queue.name, queue.arguments)
+        for step in plan.step_bindings:
+            self.bind(step.source, step.routing_key, step.exchange, is_queue=False)
+        for binding in plan.bindings:
+            self.bind(binding.exchange, binding.routing_key, binding.queue, is_queue=True)
+        return bool(new)
 
     def delete(self, name: str, by: ModelConnection | None = None) -> None:
         """Delete a queue and its messages."""

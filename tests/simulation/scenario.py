@@ -108,7 +108,11 @@ def draw(seed: int) -> Scenario:
     workqueues = tuple(
         _with_features(random.Random(f"features {seed} {one.name}"), one) for one in workqueues
     )
-    steps = [*_load(chance, workqueues, size), *_faults(chance, workqueues, brokers, size)]
+    steps = [
+        *_load(chance, workqueues, size),
+        *_faults(chance, workqueues, brokers, size),
+        *_delayed(random.Random(f"delays {seed}"), workqueues),
+    ]
     return Scenario(
         seed,
         brokers,
@@ -194,6 +198,25 @@ def _load(chance: random.Random, workqueues: tuple[WorkQueueSpec, ...], size: _S
                 steps.append(Step(at, "publish", (*workqueue.key, count, seconds, kind)))
                 at += chance.uniform(0.5, 20.0)
     return [step for step in steps if step.at < LAST + 40.0]
+
+
+def _delayed(chance: random.Random, workqueues: tuple[WorkQueueSpec, ...]) -> list[Step]:
+    """Messages that are due later."""
+    return [
+        Step(
+            chance.uniform(10.0, LAST),
+            "publish later",
+            (
+                *one.key,
+                chance.choice([1, 2]),
+                chance.choice([0.05, 1.0]),
+                chance.choice([1.0, 4.5, 13.0, 40.0]),
+            ),
+        )
+        for one in workqueues
+        if one.name != "twin" and chance.random() < 0.25
+        for _ in range(chance.choice([1, 2]))
+    ]
 
 
 _BROKER: Final = {

@@ -130,8 +130,7 @@ class Stage:
         self.cluster.server.put("user", ("workqueues", *one.key), body)
 
     def _begin(self, step: Step) -> None:
-        if step.what != "publish" or step.arguments[2] > 0:
-            self.world.tell("publisher" if step.what == "publish" else "FAULT", str(step))
+        self.world.tell("publisher" if step.what.startswith("publish") else "FAULT", str(step))
         method: Callable[..., tuple[list[str], Callable[[], object] | None]] = getattr(
             self, step.what.replace(" ", "_").replace("-", "_")
         )
@@ -162,13 +161,19 @@ class Stage:
             self._publish((namespace, name), Task(seconds, kind), 0)
         return [], None
 
-    def _publish(self, key: WorkQueueKey, task: Task, tries: int) -> None:
+    def publish_later(self, namespace: str, name: str, count: int, seconds: float, delay: float) -> Any:
+        """A publisher sends messages that are due after a delay."""
+        for _ in range(count):
+            self._publish((namespace, name), Task(seconds, "ok"), 0, delay)
+        return [], None
+
+    def _publish(self, key: WorkQueueKey, task: Task, tries: int, delay: float = 0.0) -> None:
         queue = self.workqueues[key].queue
-        done = self.cluster.publish(self.hosts[key], queue, task)
+        done = self.cluster.publish(self.hosts[key], queue, task, delay)
         if done is not None:
             self.confirmed[done] = key
         elif tries < 60:
-            self.world.later(PUBLISH_AGAIN, self._publish, key, task, tries + 1)
+            self.world.later(PUBLISH_AGAIN, self._publish, key, task, tries + 1, delay)
 
     def queue(self, key: WorkQueueKey) -> ModelQueue | None:
         """The work queue of a WorkQueue on its present broker."""

@@ -191,14 +191,7 @@ class Publisher:
     def _declare(self, future: Future[bool], plan: Plan) -> None:
         if (rabbit := self._reachable(future)) is None:
             return
-        new = [queue for queue in plan.queues if queue.name not in rabbit.queues]
-        for queue in new:
-            rabbit.make(queue.name, queue.arguments)
-        for step in plan.step_bindings:
-            rabbit.bind(step.source, step.routing_key, step.exchange, is_queue=False)
-        for binding in plan.bindings:
-            rabbit.bind(binding.exchange, binding.routing_key, binding.queue, is_queue=True)
-        future.set_result(bool(new))
+        future.set_result(rabbit.declare(plan))
 
     def _publish(self, future: Future[None], outgoing: Any, is_wanted: Callable[[], bool]) -> None:
         if not is_wanted():
