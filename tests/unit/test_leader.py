@@ -185,6 +185,18 @@ async def test_frozen_leader_neither_writes_nor_releases_after_the_handover(
         await me.win()
 
 
+async def test_frozen_leader_is_lost_although_its_lease_is_free(server: ApiServer, clock: Clock) -> None:
+    """Parts that were refused a write during the freeze write nothing more."""
+    async with candidate(server, clock) as me:
+        await me.win()
+
+        clock.time += LEASE_SECONDS + 1
+        await asyncio.wait_for(me.lost.wait(), 5)
+
+        assert not me.leads
+        assert server.holder == "me"
+
+
 async def test_leader_is_lost_when_another_process_writes_the_lease(server: ApiServer, clock: Clock) -> None:
     async with candidate(server, clock) as me:
         await me.win()

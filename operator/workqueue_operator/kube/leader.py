@@ -112,6 +112,9 @@ class Leadership:
         try:
             while True:
                 await self._clock.sleep(pause)
+                if not self.leads:
+                    # After a freeze, even if nobody has taken the Lease: a write may have been refused already.
+                    return
                 pause = RENEW_SECONDS if await self._succeeds(self._renew_once()) else LOOK_SECONDS
                 if not self.leads:
                     return
