@@ -17,7 +17,7 @@ from tests.simulation.apiserver import ApiServer, Key, Object, labelled
 from tests.simulation.world import World
 from workqueue_operator.names import ANNOTATION_DELETION_COST, WORKER_CONTAINER
 
-BURST_FIRST: Final = 1
+REPLICASETS: Final = "replicaset-controller"
 READY_PROBE: Final = 1.0
 RESTART_SECONDS: Final = 0.5
 BACK_OFF: Final = (10.0, 40.0)
@@ -232,7 +232,7 @@ class ReplicaSetController(_Controller):
     def __init__(
         self, world: World, server: ApiServer, on_scale_in: Callable[[Object, Object], None]
     ) -> None:
-        super().__init__(world, "replicaset-controller")
+        super().__init__(world, REPLICASETS)
         self._server = server
         self._on_scale_in = on_scale_in
         self._expected: dict[Key, _Expected] = {}

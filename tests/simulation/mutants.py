@@ -13,7 +13,7 @@ import pytest
 from workqueue.worker import consumer, lease, retirement, settlement, slot, tokens
 from workqueue_operator.broker import connection, declare, depth_poller, doorbell, limits
 from workqueue_operator.errors import ClusterError, ReconcileError
-from workqueue_operator.kube import resync, secrets, store
+from workqueue_operator.kube import leader, resync, secrets, store
 from workqueue_operator.reconcile import finalize, queue, recurring, reporter
 from workqueue_operator.reconcile import reconciler as reconciler_module
 from workqueue_operator.scaling import decide, depth, gather, scale, wake
@@ -340,6 +340,23 @@ def _(patches: pytest.MonkeyPatch) -> None:
         return None
 
     patches.setattr(apply.WorkloadApplier, "_hand_over_replicas", nothing)
+
+
+@mutant(
+    "frozen leader goes on", "a leader that was frozen for longer than its Lease goes on, without statuses"
+)
+def _(patches: pytest.MonkeyPatch) -> None:
+    async def renew(leadership: Any) -> None:
+        try:
+            while True:
+                await leadership._clock.sleep(leader.RENEW_SECONDS)
+                await leadership._succeeds(leadership._renew_once())
+                if not leadership.leads:
+                    return
+        finally:
+            leadership.lost.set()
+
+    patches.setattr(leader.Leadership, "_renew", renew)
 
 
 @mutant("status forgotten", "a status whose write failed is not written again")
