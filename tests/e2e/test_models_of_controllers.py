@@ -77,6 +77,7 @@ def test_models_agree_with_the_controllers_of_a_real_cluster() -> None:
                 _require_agreement(real, model, name)
     finally:
         asyncio.set_event_loop(None)
+        world.loop.close()
 
 
 def _require_agreement(real: RealSite, model: ModelSite, step: str) -> None:

@@ -58,15 +58,17 @@ class Pace:
 
         After a pause, such as of this process, no more than the burst is due. One more is in progress.
         """
-        tokens = min(int((now - self.until) / _seconds_per_token(limit) + 1e-9), limit.most_tokens + 1)
-        return min(tokens, 1) if self.is_full else tokens
+        return min(self._owed(limit, now), 1 if self.is_full else limit.most_tokens + 1)
 
     def published(self, limit: RateLimit, now: float, tokens: int, taken: int) -> Pace:
         """Return the pace after tokens were published, of which the queue has taken some."""
         if taken < tokens:
             return Pace(now, now if taken else self.used_at)
-        since = max(self.until, now - (limit.most_tokens + 1) * _seconds_per_token(limit))
-        return Pace(since + tokens * _seconds_per_token(limit), now, is_full=False)
+        missed = max(self._owed(limit, now) - (limit.most_tokens + 1), 0)
+        return Pace(self.until + (missed + tokens) * _seconds_per_token(limit), now, is_full=False)
+
+    def _owed(self, limit: RateLimit, now: float) -> int:
+        return int((now - self.until) / _seconds_per_token(limit) + 1e-9)
 
     def pause(self, limit: RateLimit, now: float, *, is_wanted: bool) -> float | None:
         """Return the seconds until the next look; None if only a change of `is_wanted` needs one.

@@ -140,25 +140,19 @@ def needed_slots(waits: Waits, handler_seconds: float, arrivals_per_second: floa
         if due > started:
             needed = max(needed, slots + (due - started) / times.starts(seconds - start))
         elif due:
+            # By the same rule, or the count would swing. Idle slots go first.
             busy = len(waits.busy_seconds)
-            needed = max(needed, _fewest(due, busy, from_busy, one_idle, behind))
+            fewest = _solve(one_idle, behind, due + busy * one_idle - from_busy)
+            if fewest < busy and from_busy:
+                fewest = _solve(from_busy / busy, behind, due)
+            needed = max(needed, fewest)
     return needed
 
 
-def _fewest(due: float, busy: int, from_busy: float, one_idle: float, behind: float) -> float:
-    """Return the fewest slots that start `due` messages by the rule that asks for more, or the count would swing.
-
-    Idle slots go first. The number n solves `rate * n - behind * sqrt(n) = messages`.
-    """
-
-    def solve(rate: float, messages: float) -> float:
-        root = (behind + math.sqrt(behind**2 + 4 * rate * max(messages, 0.0))) / (2 * rate)
-        return root**2
-
-    fewest = solve(one_idle, due + busy * one_idle - from_busy)
-    if fewest < busy and from_busy:
-        return solve(from_busy / busy, due)
-    return fewest
+def _solve(rate: float, behind: float, messages: float) -> float:
+    """Return the number of slots n for which `rate * n - behind * sqrt(n) = messages`."""
+    root = (behind + math.sqrt(behind**2 + 4 * rate * max(messages, 0.0))) / (2 * rate)
+    return root**2
 
 
 def _due(
