@@ -47,6 +47,9 @@ FOREIGN = {
     "list": b"[]",
     "object-without-fields": b"{}",
     "number-as-id": b'{"id": 1, "at": 1}',
+    "json-that-is-too-deep": b"[" * 100_000,
+    "time-that-no-header-can-hold": b'{"id": "x", "at": %d}' % 2**64,
+    "negative-time": b'{"id": "x", "at": -1}',
     "text-as-time": b'{"id": "x", "at": "now"}',
     "id-too-long-for-a-message": b'{"id": "%s", "at": 1}' % (b"x" * 256),
 }

@@ -18,6 +18,9 @@ MOST: Final = 10_000
 LONGEST_ID_BYTES: Final = 255
 """AMQP's limit for a message id."""
 
+_LATEST: Final = 2**53
+"""A time must fit into a header of AMQP."""
+
 CLOCK_SECONDS: Final = 60
 """A timestamp that is further in the future is no time, but perhaps a number of milliseconds."""
 
@@ -43,12 +46,14 @@ class Cancel(NamedTuple):
         """Read a body; None if another program has written it."""
         try:
             found = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(found, dict):
             return None
         message_id, at = found.get("id"), found.get("at")
-        if not isinstance(message_id, str) or len(message_id) > LONGEST_ID_BYTES or not isinstance(at, int):
+        if not isinstance(message_id, str) or len(message_id) > LONGEST_ID_BYTES:
+            return None
+        if not isinstance(at, int) or not 0 <= at <= _LATEST:
             return None
         return cls(message_id, at, found.get("discard") is True)
 
