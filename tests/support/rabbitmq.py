@@ -305,10 +305,13 @@ class Broker:
     def evaluate(self, expression: str) -> str:
         """Evaluate Erlang expressions on the server (takes some milliseconds) and return the printed term."""
         command = ("erl_call", "-sname", self.node, "-c", self._member.cookie, "-e")
-        try:
-            printed = self._run(*command, input=f"{expression}.\n")
-        except _NotConnectedError:  # sometimes on a busy machine; nothing was evaluated
-            printed = self._run(*command, input=f"{expression}.\n")
+
+        def run() -> str:
+            with suppress(_NotConnectedError):  # sometimes on a busy machine; nothing was evaluated
+                return self._run(*command, input=f"{expression}.\n")
+            return ""
+
+        printed = eventually(run, what=f"{self!r} evaluates {expression!r}")
         found = re.fullmatch(r"\{ok, (.*)\}\s*", printed, re.DOTALL)
         if not found:
             raise BrokerError(f"{self!r} answered {printed!r} to {expression!r}.")

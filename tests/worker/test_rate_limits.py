@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -125,22 +124,3 @@ async def test_handlers_start_at_the_rate_also_beside_a_new_leader(
     assert times[-1] - times[0] >= (100 - 2 * most_at_once) / limit.per_second
     after = [at for at in times if at >= before]
     assert after[-1] - before >= (len(after) - most_at_once) / limit.per_second
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 5, 50])
-async def test_rate_holds_within_two_percent_over_a_minute(
-    vhost: VirtualHost, workers: Workers, count: int
-) -> None:
-    several = [workers.start(vhost.url, *RATED) for _ in range(count)]
-    for worker in several:
-        worker.wait_consuming()
-    publish(vhost, *jobs(6_600))
-
-    async with leader(vhost, RateLimit(NAME, 100, 20)):
-        await until(lambda: several[0].events_of("start"))
-        begun = time.time() + 1
-        await asyncio.sleep(62)
-
-    minute = [at for at in starts(several[0].events) if begun <= at < begun + 60]
-    assert 0.98 <= len(minute) / 60 / 100 <= 1.02
