@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-STOOD_FOR = ("thumbs", "thumbnails", "invoices", "receipts")
+STOOD_FOR = ("thumbs", "thumbnails", "invoices", "receipts", "exports")
 """Queues of the readers; `hello` stands for all of them."""
 
 RUN_ELSEWHERE = {
