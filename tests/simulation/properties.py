@@ -299,9 +299,9 @@ class Properties:
             return
         running = 1
         for other in self._cluster.workers:
-            held = other.runtime.consumer.tokens
-            if other.config.limit_queue != limit or other.rabbit() is not rabbit or held is None:
+            if other.config.limit_queue != limit or other.rabbit() is not rabbit:
                 continue
+            [held] = other.runtime.consumer.limits
             if held._without or not other.is_connected:
                 return
             running += len(other.running())

@@ -17,9 +17,7 @@ from workqueue.worker.config import RunConfig
 from workqueue.worker.slot import Delivery, Slot
 
 if TYPE_CHECKING:
-    from workqueue.worker.start_tokens import StartTokens
     from workqueue.worker.token_channel import TokenChannel
-    from workqueue.worker.tokens import Tokens
 
 DEFAULT_CONSUMER_TIMEOUT_SECONDS: Final = 1_800
 """RabbitMQ's own default: it requeues a message that was not settled within this time."""
@@ -54,8 +52,7 @@ class Consumer:
         full: whether the worker has taken all messages that it may take.
         reconnects: how often the connection was opened again.
         slot_count: slots that can take messages. Those beyond the broker's channel_max cannot.
-        tokens: of the limit on handlers that run; None without one.
-        start_tokens: of the limit on handlers that start; None without one.
+        limits: what each handler needs a token of, in this order.
         cancels: the cancelled messages; None if the worker does not learn of them.
     """
 
@@ -95,20 +92,16 @@ class Consumer:
             for number in range(config.concurrency)
         ]
         self.slot_count = len(self.slots)
-        self.tokens: Tokens | None = None
+        self.limits: list[TokenChannel] = []
         if config.limit_queue is not None:
             from workqueue.worker.tokens import Tokens
 
-            self.tokens = Tokens(config.limit_queue, self.connection)
-        self.cancels = Cancels(config.queue, self.connection) if config.hears_cancels else None
-        self.start_tokens: StartTokens | None = None
+            self.limits.append(Tokens(config.limit_queue, self.connection))
         if config.limit_rate_queue is not None:
             from workqueue.worker.start_tokens import StartTokens
 
-            self.start_tokens = StartTokens(config.limit_rate_queue, self.connection)
-        self._token_channels: list[TokenChannel] = [
-            one for one in (self.tokens, self.start_tokens) if one is not None
-        ]
+            self.limits.append(StartTokens(config.limit_rate_queue, self.connection))
+        self.cancels = Cancels(config.queue, self.connection) if config.hears_cancels else None
 
     # Taking messages, or not ----------------------------------------------------------------------------
 
@@ -116,8 +109,8 @@ class Consumer:
         """Take no more messages. This cannot be undone. Call it under the lock."""
         self.draining = True
         self._adjust_slots()
-        if self.tokens is not None:
-            self.tokens.give_back_unused()
+        for limit in self.limits:
+            limit.give_back_unused()
 
     def retire(self, timeout: float) -> int:
         """Stop taking messages if none is unsettled, and return how many are unsettled.
@@ -206,12 +199,12 @@ class Consumer:
     @property
     def waiting_for_token(self) -> int:
         """How many messages wait for a token of a limit."""
-        return sum(one.waiting for one in self._token_channels)
+        return sum(limit.waiting for limit in self.limits)
 
     @property
     def tokens_lost(self) -> int:
         """How many tokens were lost while their handler ran."""
-        return 0 if self.tokens is None else self.tokens.lost
+        return sum(limit.lost for limit in self.limits)
 
     @property
     def last_error(self) -> str | None:
@@ -220,7 +213,7 @@ class Consumer:
             self.connection.last_error
             or self._problem
             or self.handler_problem
-            or next((one.problem for one in self._token_channels if one.problem), None)
+            or next((limit.problem for limit in self.limits if limit.problem), None)
             or self._too_few_channels
         )
 
@@ -235,8 +228,8 @@ class Consumer:
             self._declare()
 
     def _lost(self, _reason: str) -> None:
-        for tokens in self._token_channels:
-            tokens.detach()
+        for limit in self.limits:
+            limit.detach()
         if self.cancels is not None:
             self.cancels.detach()
         for slot in self.slots:
@@ -281,9 +274,9 @@ class Consumer:
                 "The broker's consumer timeout must be raised by a policy for handlers that run this long.",
                 extra={"queue": self._config.queue, "consumer_timeout_milliseconds": wanted * 1000},
             )
-        channels = self.connection.channel_max - len(self._token_channels)
-        for tokens in self._token_channels:
-            tokens.attach()
+        channels = self.connection.channel_max - len(self.limits)
+        for limit in self.limits:
+            limit.attach()
         if self.cancels is not None:
             channels -= 1
         count = min(len(self.slots), channels)
@@ -317,7 +310,7 @@ class Consumer:
     @property
     def _message_seconds(self) -> float:
         """How long a slot may have a message. With a limit, it may first wait for as long as another handler runs."""
-        handlers = 2 if self._token_channels else 1
+        handlers = 2 if self.limits else 1
         return handlers * self._config.timeout_seconds + SETTLING_SECONDS
 
     def _consumer_arguments(self) -> dict[str, Any]:

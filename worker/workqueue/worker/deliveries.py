@@ -127,11 +127,9 @@ class Deliveries:
         self._cancels = consumer.cancels
         if self._cancels is not None:
             self._cancels.on_cancel = self._cancel_by_id
-        self._tokens = consumer.tokens
-        self._start_tokens = consumer.start_tokens
-        for tokens in (self._tokens, self._start_tokens):
-            if tokens is not None:
-                tokens.on_token = self._start_with_token
+        self._limits = consumer.limits
+        for limit in self._limits:
+            limit.on_token = self._start_with_token
 
     def start(self, handler: Handler | Launcher) -> None:
         """Start the threads or processes that run handlers, and the thread that runs the I/O loop.
@@ -300,10 +298,9 @@ class Deliveries:
         delivery.returned = True
         if not self._get_executor().accepts(delivery.slot.number):
             return  # postponed, until `slots_ready`
-        if self._tokens is not None and not self._tokens.take(delivery):
-            return  # postponed, until `_start_with_token`
-        if self._start_tokens is not None and not self._start_tokens.take(delivery):
-            return  # the same
+        for limit in self._limits:
+            if not limit.take(delivery):
+                return  # postponed, until `_start_with_token`
         delivery.returned = False
         delivery.message.deadline = delivery.started + self._config.timeout_seconds
         if delivery.message.deadline < self._next_check:
@@ -317,9 +314,8 @@ class Deliveries:
             self._release_token(delivery)  # its slot has no process now
 
     def _release_token(self, delivery: Delivery) -> None:
-        for tokens in (self._tokens, self._start_tokens):
-            if tokens is not None:
-                tokens.release(delivery)
+        for limit in self._limits:
+            limit.release(delivery)
 
     def _get_executor(self) -> Executor:
         assert self._executor is not None  # noqa: S101 - no message arrives before the start

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from typing import Any, Final
 
 from workqueue.worker.slot import Delivery, SlotConnection
@@ -33,13 +32,7 @@ class StartTokens(TokenChannel):
         self._left_until = 0.0
         self._starts_per_token = 1
         self._consumers: set[str] = set()
-        self._waiting: deque[Delivery] = deque()
         self._granted: set[Delivery] = set()
-
-    @property
-    def waiting(self) -> int:
-        """How many messages wait for a token."""
-        return sum(map(still_waits, tuple(self._waiting)))
 
     def take(self, delivery: Delivery) -> bool:
         """Return whether the handler may start now. Otherwise `on_token` is called when it may."""
@@ -53,9 +46,7 @@ class StartTokens(TokenChannel):
             if not self._consumers:
                 self._ask()
             return True
-        if delivery not in self._waiting:
-            self._waiting.append(delivery)
-            self._ask()
+        self._wait(delivery)
         return False
 
     def release(self, delivery: Delivery) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -36,12 +37,15 @@ class TokenChannel(ABC):
     Attributes:
         on_token: called with a delivery that has waited and got a token.
         problem: why no token can be taken, or None.
+        lost: how many tokens were lost while their handler ran.
     """
 
     def __init__(self, queue: str, connection: SlotConnection) -> None:
         self.queue = queue
         self.on_token: Callable[[Delivery], None] = lambda _delivery: None
         self.problem: str | None = None
+        self.lost = 0
+        self._waiting: deque[Delivery] = deque()
         self._connection = connection
         self._channel: Any = None
         self._backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
@@ -67,9 +71,25 @@ class TokenChannel(ABC):
         self._drop(pauses=True)
 
     @property
-    @abstractmethod
     def waiting(self) -> int:
         """How many messages wait for a token."""
+        return sum(map(still_waits, tuple(self._waiting)))
+
+    @abstractmethod
+    def take(self, delivery: Delivery) -> bool:
+        """Return whether the handler may start now. Otherwise `on_token` is called when it may."""
+
+    @abstractmethod
+    def release(self, delivery: Delivery) -> None:
+        """Take back what the delivery has and does not need any more."""
+
+    def give_back_unused(self) -> None:  # noqa: B027 - for subclasses
+        """Give back the tokens that no handler uses. The worker takes no further messages."""
+
+    def _wait(self, delivery: Delivery) -> None:
+        if delivery not in self._waiting:
+            self._waiting.append(delivery)
+            self._ask()
 
     @property
     def _is_open(self) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from typing import Any, Final
 
 from workqueue.amqp.connection import LONGEST_WAIT_SECONDS as LONGEST_RECONNECT_SECONDS
@@ -56,29 +55,18 @@ class _Token:
 
 
 class Tokens(TokenChannel):
-    """The tokens of one worker.
-
-    Attributes:
-        lost: how many tokens were lost while their handler ran.
-    """
+    """The tokens of one worker."""
 
     def __init__(self, queue: str, connection: SlotConnection) -> None:
         super().__init__(queue, connection)
-        self.lost = 0
         self._requested: set[_Token] = set()
         self._unused: list[_Token] = []
         self._held: dict[Delivery, _Token] = {}
-        self._waiting: deque[Delivery] = deque()
         self._without: set[Delivery] = set()
         """Deliveries whose handler still runs, and whose token was lost."""
         self._starts_from = 0.0
         self._asks_later = False
         self._looks_later = False
-
-    @property
-    def waiting(self) -> int:
-        """How many messages wait for a token."""
-        return sum(map(still_waits, tuple(self._waiting)))
 
     # Called by the worker -------------------------------------------------------------------------------
 
@@ -89,9 +77,7 @@ class Tokens(TokenChannel):
         if self._unused and not self._is_paused:
             self._held[delivery] = self._unused.pop()
             return True
-        if delivery not in self._waiting:
-            self._waiting.append(delivery)
-            self._ask()
+        self._wait(delivery)
         return False
 
     def release(self, delivery: Delivery) -> None:
