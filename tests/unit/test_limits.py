@@ -30,12 +30,16 @@ def member(name: str, created: int, concurrency: int = 5, **metadata: Any) -> Wo
     )
 
 
+def store_of(*workqueues: WorkQueue) -> Store:
+    store = Store(lambda _: None)
+    for body in workqueues:
+        store.put_workqueue(body.model_dump(mode="json", by_alias=True, exclude_none=True))
+    return store
+
+
 def applies_beside(one: WorkQueue, *others: WorkQueue) -> tuple[int, bool]:
     """The concurrency that applies to a WorkQueue, and whether it is not its own."""
-    store = Store(lambda _: None)
-    for body in (one, *others):
-        store.put_workqueue(body.model_dump(mode="json", by_alias=True, exclude_none=True))
-    found = agreed(one, store)
+    found = agreed(one, store_of(one, *others))
     assert found is not None
     assert found.limit.name == "limit.team.shared.handlers"
     return found.limit.concurrency, found.conflict is not None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.support.workqueue import workqueue
-from tests.unit.test_limits import member
+from tests.unit.test_limits import member, store_of
 from workqueue.contract.topology import RateLimit
 from workqueue_operator.broker.rates import BUSY_SECONDS, REST_SECONDS, TICK_SECONDS, Pace
 from workqueue_operator.kube.store import Store
@@ -173,10 +173,7 @@ def rated(name: str, created: int, **limits: Any) -> Any:
 
 def rate_beside(one: Any, *others: Any) -> tuple[float, int, bool]:
     """The rate and the burst that apply to a WorkQueue, and whether they are not its own."""
-    store = Store(lambda _: None)
-    for body in (one, *others):
-        store.put_workqueue(body.model_dump(mode="json", by_alias=True, exclude_none=True))
-    found = agreed_rate(one, store)
+    found = agreed_rate(one, store_of(one, *others))
     assert found is not None
     assert found.limit.name == "limit.team.shared.starts"
     return found.limit.per_second, found.limit.burst, found.conflict is not None

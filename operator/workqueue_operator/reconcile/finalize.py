@@ -28,7 +28,7 @@ from workqueue_operator.kube.views import PodView, deployment_view
 from workqueue_operator.names import ANNOTATION_ABANDON, FINALIZER, workload_name
 from workqueue_operator.ports import Clock, Kubernetes, Workers
 from workqueue_operator.reconcile import status
-from workqueue_operator.reconcile.limits import agreed_rate, handler_limits, rate_limits
+from workqueue_operator.reconcile.limits import CONCURRENCY, RATE, agreed_rate, is_shared
 from workqueue_operator.reconcile.reporter import Event, Reporter
 from workqueue_operator.scaling.decide import Depth
 from workqueue_operator.scaling.depth import QueueReadings, judge
@@ -198,9 +198,9 @@ class Finalizer:
             await declare.require_empty(names, handle.broker)
         await declare.require_unused(workqueue.queue_name, handle.broker)
         await declare.delete(workqueue, names, handle.broker, only_empty=only_empty)
-        if workqueue.limit is not None and not handler_limits(workqueue, self._store):
+        if workqueue.limit is not None and not is_shared(workqueue, self._store, CONCURRENCY):
             await limits.delete(workqueue.limit.name, handle.broker)
-        if workqueue.rate_limit is not None and not rate_limits(workqueue, self._store):
+        if workqueue.rate_limit is not None and not is_shared(workqueue, self._store, RATE):
             self._rates.leave(workqueue.key)
             await handle.broker.delete_queue(workqueue.rate_limit.name)
         if isinstance(listed, Unknown):

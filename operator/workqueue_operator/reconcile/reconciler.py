@@ -486,9 +486,7 @@ class Reconciler:
             await self._parts.rates.ensure(workqueue.key, agreed.limit, handle.broker, is_wanted=not is_idle)
         except ReconcileError as problem:
             return Finding("False", Reason.LIMIT_UNAVAILABLE, problem.message)
-        if agreed.conflict is None:
-            return None
-        return Finding("True", Reason.LIMIT_CONFLICT, agreed.conflict)
+        return _conflict(agreed.conflict)
 
     async def _make_handler_tokens(
         self, workqueue: WorkQueue, state: PassState, handle: BrokerHandle
@@ -508,9 +506,7 @@ class Reconciler:
             finally:
                 await handle.poller.ask(watched)
             state.tokens = made
-        if agreed.conflict is None:
-            return None
-        return Finding("True", Reason.LIMIT_CONFLICT, agreed.conflict)
+        return _conflict(agreed.conflict)
 
     # -- the count -----------------------------------------------------------------------------------
 
@@ -596,6 +592,11 @@ class Reconciler:
             parts.reporter.event(workqueue, Event(decision.reason, message, "Scale"))
         if scaled.error is not None:
             raise scaled.error
+
+
+def _conflict(message: str | None) -> Finding | None:
+    """Return what is wrong within the group of a limit."""
+    return None if message is None else Finding("True", Reason.LIMIT_CONFLICT, message)
 
 
 def _require_first_claim(workqueue: WorkQueue, claimants: Sequence[Key], store: Store) -> None:

@@ -365,7 +365,7 @@ def _step(case: _Case) -> Decision:
 
 
 def _at_most(spec: WorkQueueSpec, bounds: _Bounds, backlog: str) -> Hold:
-    """Hold a count below the one that the backlog asks for."""
+    """Hold a lower count than the backlog asks for."""
     wanted = bounds.wanted
     if spec.limits is not None and bounds.need <= bounds.maximum:
         message = (
