@@ -57,6 +57,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add the WorkQueue and how to connect to its RabbitMQ."""
+    parser.add_argument("name", metavar="NAME", help="the WorkQueue")
+    add_arguments(parser)
+
+
+def run_for(
+    workqueue: WorkQueue,
+    cluster: Cluster,
+    arguments: argparse.Namespace,
+    command: Callable[[argparse.Namespace], int],
+) -> int:
+    """Run a command of `workqueue` for the queue of a WorkQueue, and return its exit code.
+
+    Raises:
+        PluginError, BindingError: as for `connect`.
+    """
+    arguments.queue = workqueue.queue_name
+    with connect(cluster, workqueue, arguments) as arguments.source:
+        return command(arguments)
+
+
 @contextmanager
 def connect(
     cluster: Cluster, workqueue: WorkQueue, arguments: argparse.Namespace

@@ -11,18 +11,11 @@ from workqueue_kubectl.cluster import Cluster
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments. `-n` is the namespace here."""
-    dead.add_arguments(parser, _add_place, limit=("--limit",))
+    dead.add_arguments(parser, broker_access.add_place, limit=("--limit",))
 
 
 def run(cluster: Cluster, arguments: argparse.Namespace) -> int:
     """Run `workqueue dead` for the queue of the WorkQueue, with its exit codes."""
     workqueue = cluster.workqueue(arguments.name)
-    arguments.queue = workqueue.queue_name
     arguments.dead_letter_queue = workqueue.spec.queue.dead_letter_queue
-    with broker_access.connect(cluster, workqueue, arguments) as arguments.source:
-        return dead.run(arguments)
-
-
-def _add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the WorkQueue")
-    broker_access.add_arguments(parser)
+    return broker_access.run_for(workqueue, cluster, arguments, dead.run)
