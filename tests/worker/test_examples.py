@@ -17,7 +17,7 @@ from tests.support.ports import free_port
 from tests.support.rabbitmq import VirtualHost
 from tests.support.rates import add_tokens
 from tests.support.wait import eventually
-from tests.support.worker import ROOT, Workers, publish, take_all
+from tests.support.worker import ROOT, Worker, Workers, publish, take_all
 from workqueue_operator.api.workqueue import WorkQueue
 
 EXAMPLES = ROOT / "examples"
@@ -113,18 +113,23 @@ def test_http_handler_example_in_node_reverses_letters(
     assert take_all(vhost, "jobs.dead")[0][0].headers["x-workqueue-failure-reason"] == "Rejected"
 
 
-def test_reminders_example_delivers_when_due(vhost: VirtualHost, workers: Workers) -> None:
-    folder = EXAMPLES / "reminders"
+def run_example(vhost: VirtualHost, workers: Workers, name: str, handler: str) -> Worker:
+    """Start a worker with the handler of an example, and run the example's program."""
+    folder = EXAMPLES / name
     environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{folder}"}
     worker = workers.start(
-        vhost.url, handler="reminders:remind", queue="reminders", environment=environment
+        vhost.url, handler=f"{name}:{handler}", queue=name, environment=environment
     ).wait_consuming()
-
     subprocess.run(
-        [sys.executable, str(folder / "reminders.py")],
+        [sys.executable, str(folder / f"{name}.py")],
         env=os.environ | environment | {"WORKQUEUE_URL": vhost.url},
         check=True,
     )
+    return worker
+
+
+def test_reminders_example_delivers_when_due(vhost: VirtualHost, workers: Workers) -> None:
+    worker = run_example(vhost, workers, "reminders", "remind")
 
     eventually(lambda: worker.outcomes() == {"acked": 3}, 30)
     carts = re.findall(r"Cart (\d): you left something behind \(([\d.]+) s late\)", worker.log)
@@ -132,17 +137,7 @@ def test_reminders_example_delivers_when_due(vhost: VirtualHost, workers: Worker
 
 
 def test_exports_example_cancels_the_running_export(vhost: VirtualHost, workers: Workers) -> None:
-    folder = EXAMPLES / "exports"
-    environment = {"PYTHONPATH": f"{ROOT / 'worker'}:{folder}"}
-    worker = workers.start(
-        vhost.url, handler="exports:export", queue="exports", environment=environment
-    ).wait_consuming()
-
-    subprocess.run(
-        [sys.executable, str(folder / "exports.py")],
-        env=os.environ | environment | {"WORKQUEUE_URL": vhost.url},
-        check=True,
-    )
+    worker = run_example(vhost, workers, "exports", "export")
 
     eventually(lambda: worker.outcomes() == {"cancelled": 1, "acked": 1})
     assert "Customer 1: cancelled" in worker.log
