@@ -103,23 +103,11 @@ class Cancels:
         own = f"{self._name}.{uuid.uuid4().hex[:16]}"
         exchange = topology.cancels_exchange(self._queue)
         channel.add_on_cancel_callback(lambda _frame: channel.close())
-
-        def consume(_frame: object) -> None:
-            channel.basic_consume(own, self._came, auto_ack=True, callback=lambda _: self._read())
-
-        def bind(_frame: object) -> None:
-            channel.queue_bind(own, exchange.name, "", callback=consume)
-
-        def declare_exchange(_frame: object) -> None:
-            channel.exchange_declare(exchange.name, exchange.type.value.lower(), durable=True, callback=bind)
-
-        channel.queue_declare(
-            own,
-            exclusive=True,
-            auto_delete=True,
-            arguments={"x-queue-type": "classic"},
-            callback=declare_exchange,
-        )
+        # RabbitMQ does one after the other, so only the last one is answered.
+        channel.queue_declare(own, exclusive=True, auto_delete=True, arguments={"x-queue-type": "classic"})
+        channel.exchange_declare(exchange.name, exchange.type.value.lower(), durable=True)
+        channel.queue_bind(own, exchange.name, "")
+        channel.basic_consume(own, self._came, auto_ack=True, callback=lambda _: self._read())
 
     def _came(self, _channel: Any, _method: Any, _properties: Any, body: bytes) -> None:
         cancel = Cancel.decode(body)
