@@ -7,7 +7,7 @@ times. tests/neighbours runs the cheapest form of each row.
     lab          the control plane, RabbitMQ, the stub kubelet and the operator, in a network namespace of their own
     disturb      the tools of the rows: threads that publish, edit, listen and requeue
     rows         the rows: a name, a title, and what is wrong with the neighbours
-    crowd        figures of many WorkQueues in the same lab: storms, idle and busy ones
+    crowd        figures of many WorkQueues in the same lab: storms, idle and busy ones, recurring messages
     probe        wake the healthy WorkQueue and scale it in, in a process of its own
     figures      run the matrix, compare it with a revision before, and make the report
 """

@@ -1,4 +1,5 @@
-"""Figures of many WorkQueues in the lab: storms and their cost in API requests, many idle ones, many busy ones."""
+"""Figures of many WorkQueues in the lab: storms and their cost in API requests, idle and busy ones,
+recurring messages."""
 
 from __future__ import annotations
 
@@ -35,6 +36,10 @@ BARE_CONNECTIONS: Final = 16
 BUSY_CYCLES: Final = 30
 BUSY_SECONDS: Final = 60.0
 CLASSIC: Final[Object] = {"queue": {"type": "Classic"}}
+
+RECURRING_EACH: Final = 50
+RECURRING_SECONDS: Final = 60.0
+MOST_CORE_OF_RECURRING: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -244,6 +249,43 @@ def idle(lab: Lab, count: int) -> Figure:
     )
 
 
+def recurring(lab: Lab, count: int) -> Figure:
+    """Entries of `spec.recurring` whose times have not come: the processor time that they add to the operator."""
+    with _crowd(lab, count // RECURRING_EACH, {}) as (namespace, names):
+        before = _core(lab)
+        entries = [
+            {
+                "name": f"entry-{number}",
+                "cron": f"{number} 3 1 {1 + number % 12} *",
+                "timeZone": "Europe/Berlin",
+            }
+            for number in range(RECURRING_EACH)
+        ]
+        for name in names:
+            lab.change(namespace, name, {"recurring": entries})
+
+        def are_known() -> bool:
+            found = lab.workqueues(namespace).values()
+            return all(len(one["status"].get("recurring", [])) == RECURRING_EACH for one in found)
+
+        eventually(are_known, WAIT_SECONDS, f"{count} entries have a next time")
+        added = _core(lab) - before
+    return Figure(
+        f"{added:+.4f} core ({before:.4f} without them)",
+        added <= MOST_CORE_OF_RECURRING,
+        {"before": before, "added": added},
+    )
+
+
+def _core(lab: Lab) -> float:
+    """Measure the share of a core that the operator uses at rest."""
+    assert lab.operator is not None
+    time.sleep(REST_SECONDS)
+    begun, spent = time.monotonic(), lab.operator.processor()
+    time.sleep(RECURRING_SECONDS)
+    return (lab.operator.processor() - spent) / (time.monotonic() - begun)
+
+
 def busy(lab: Lab, count: int) -> Figure:
     """Many WorkQueues with two busy workers each: the processor time, and the wake of another one."""
     change = {"worker": {"nodeSelector": stub(stubkubelet.BUSY)}, "scaling": {"messagesPerReplica": 1}}
@@ -326,6 +368,7 @@ CROWDS: Final = (
     ),
     Crowd("storm-1000", f"{STORM} of {{:,}} WorkQueues get a message together", _STORM_GOAL, 1000, 40, storm),
     Crowd("idle", "{:,} idle WorkQueues", "<= 80 MiB; restart <= 2 s", 1000, 40, idle),
+    Crowd("recurring", "{:,} recurring messages at rest", "<= 0.01 core", 1000, 100, recurring),
     Crowd(
         "busy",
         "{:,} WorkQueues with two busy workers each",
