@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -179,6 +180,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> NoReturn:
     """Run the worker and end the process, even if the handler has left threads behind."""
+    gc.disable()  # until the worker's own modules are imported, since all of them stay
     closers: list[Callable[[], None]] = []
     try:
         code = _run(arguments, closers)
@@ -262,6 +264,8 @@ def _work(
     from workqueue.worker.runtime import Runtime
 
     runtime = Runtime(config, config.read_binding, on_end=signals.interrupt)
+    gc.freeze()
+    gc.enable()
     endpoint = None
     if config.port:
         from workqueue.worker.endpoint_port import EndpointPort
