@@ -173,15 +173,15 @@ def _safety(broker: Any, kills: int) -> Row:
         make_tokens(vhost, LIMIT)
         _publish(vhost, [b'{"id": %d, "do": "sleep", "seconds": 0.02}' % number for number in range(JOBS)])
         workers = Workers(Path(folder))
-        killed = []
+        killed: dict[int, float] = {}
         try:
             running_now = [_start(workers, vhost) for _ in range(WORKERS)]
             eventually(lambda: running_now[0].events)
             for _ in range(kills):
                 time.sleep(KILL_SECONDS)
                 victim = running_now.pop(0)
+                killed[victim.process.pid] = time.time()
                 victim.kill()
-                killed.append(victim.process.pid)
                 running_now.append(_start(workers, vhost))
             eventually(
                 lambda: len(set(running_now[0].events_of("end"))) == JOBS, DRAIN_SECONDS, "all are handled"

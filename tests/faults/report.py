@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +32,8 @@ class Row:
         unexplained: messages that ended more than once without a cause, or that the test never sent.
         seconds: from the end of the fault until everything was as it should be; None: there was nothing to
             converge to.
+        measured: what else was measured, by what is counted. The table has the highest of each.
+        date: of the injection, in UTC.
     """
 
     fault: str
@@ -39,6 +43,8 @@ class Row:
     duplicates: int
     unexplained: int
     seconds: float | None
+    measured: Mapping[str, float] = field(default_factory=dict)
+    date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d}")
 
 
 class Report:
@@ -56,13 +62,14 @@ class Report:
         duplicates: int,
         unexplained: int,
         seconds: float | None,
+        measured: Mapping[str, float] | None = None,
     ) -> None:
         """Write a row down, then hold it to what is promised.
 
         Raises:
             AssertionError: a message is lost, or a duplicate has no cause.
         """
-        row = Row(fault, rabbitmq, sent, lost, duplicates, unexplained, seconds)
+        row = Row(fault, rabbitmq, sent, lost, duplicates, unexplained, seconds, measured or {})
         if self._file is not None:
             with self._file.open("a") as file:
                 file.write(json.dumps(asdict(row)) + "\n")
@@ -71,7 +78,14 @@ class Report:
             f"{fault} (RabbitMQ {rabbitmq}): {unexplained} messages ended twice without a cause, or were never sent"
         )
 
-    def ledger(self, fault: str, rabbitmq: str, ledger: Ledger, seconds: float | None) -> None:
+    def ledger(
+        self,
+        fault: str,
+        rabbitmq: str,
+        ledger: Ledger,
+        seconds: float | None,
+        measured: Mapping[str, float] | None = None,
+    ) -> None:
         """Write down what a ledger says; the messages that do not balance are named.
 
         Raises:
@@ -87,6 +101,7 @@ class Report:
                 sum(ledger.duplicates.values()),
                 len(ledger.unexplained),
                 seconds,
+                measured,
             )
         except AssertionError as error:
             raise AssertionError(f"{error}: {'; '.join(problems)}") from None

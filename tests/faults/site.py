@@ -342,6 +342,20 @@ def site(broker: Broker, folder: Path, report: Report, **settings: object) -> It
             operator.kill()
 
 
+@contextmanager
+def second_operator(
+    site: Site, folder: Path, **settings: object
+) -> Iterator[tuple[OperatorProcess, ApiProxy]]:
+    """Another process beside the site's own, behind a proxy of its own: (process, proxy)."""
+    with api_proxy(clusternet.listen()) as proxy:
+        kubeconfig = proxy.write_kubeconfig(folder / "second")
+        operator = OperatorProcess(kubeconfig, site.namespace, folder / "second.log", **settings)
+        try:
+            yield operator, proxy
+        finally:
+            operator.kill()
+
+
 def release_all(namespace: str) -> None:
     """Let WorkQueues go whose operator is gone: nothing may keep the namespace."""
     where = f"--namespace={namespace}"

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.report import Report
+from tests.faults.test_limits import LIMIT, RECLAIM_SECONDS, WORKERS, Limited
 from tests.faults.work import QUEUE, Work
+from tests.support.limits import make_tokens
 from tests.support.rabbitmq import RELEASES, VirtualHost
 from tests.support.rabbitmq_cluster import RabbitCluster, rabbit_cluster
 from tests.support.wait import eventually
@@ -30,8 +32,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[RabbitCluster]:
 
 
 @pytest.fixture
-def work(cluster: RabbitCluster, workers: Workers, report: Report) -> Iterator[Work]:
-    """Workers, and a publisher, that know the addresses of all nodes."""
+def queues(cluster: RabbitCluster, workers: Workers, report: Report) -> Iterator[Work]:
+    """Queues, and a publisher that knows the addresses of all nodes."""
     with cluster.nodes[0].new_vhost() as vhost:
         made = Work(
             vhost,
@@ -42,9 +44,15 @@ def work(cluster: RabbitCluster, workers: Workers, report: Report) -> Iterator[W
         )
         made.declare()
         made.await_durable()
-        made.start(2)
         yield made
         cluster.start_missing()
+
+
+@pytest.fixture
+def work(queues: Work) -> Work:
+    """Workers that know the addresses of all nodes, too."""
+    queues.start(2)
+    return queues
 
 
 def test_work_survives_loss_of_quorum_queue_leader(work: Work, cluster: RabbitCluster) -> None:
@@ -65,6 +73,27 @@ def test_work_survives_killed_leader_node(work: Work, cluster: RabbitCluster) ->
         # redelivered after a minute.
         with work.quiet(90):
             node.start()
+
+
+@pytest.mark.timeout(500)
+def test_limit_holds_while_the_node_of_its_tokens_is_down(queues: Work, cluster: RabbitCluster) -> None:
+    """Handlers of workers on other nodes run on, and take the first tokens when the node is back."""
+    work, vhost = queues, queues.vhost.name
+    node = cluster.leader_of(QUEUE, vhost)
+    other = next(one for one in cluster.nodes if one is not node)
+    make_tokens(VirtualHost(node, vhost), LIMIT)
+    limited = Limited(work)
+    limited.start(WORKERS // 2)
+    limited.start(WORKERS // 2, url=other.url_of(vhost))
+    with work.through("concurrency limit: leader's node of three killed (-9)", within=200):
+        limited.keep_busy(LIMIT, do="sleep", seconds=RECLAIM_SECONDS + 25)
+        node.kill()
+        work.vhost, killed_at = VirtualHost(other, vhost), time.monotonic()
+        eventually(lambda: time.monotonic() > killed_at + RECLAIM_SECONDS + 5, RECLAIM_SECONDS + 10)
+        node.start()
+
+    assert limited.most() == LIMIT
+    limited.await_tokens()
 
 
 def test_work_survives_killed_majority(work: Work, cluster: RabbitCluster) -> None:

@@ -8,17 +8,15 @@ import secrets
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.faults.site import NOWHERE, OperatorProcess, Site
-from tests.support import clusternet, helm
-from tests.support.apiproxy import api_proxy
+from tests.faults.site import NOWHERE, Site, second_operator
+from tests.support import helm
 from tests.support.crash import Point
 from tests.support.inside import drain
 from tests.support.kubernetes import CHECKOUT, KubectlError, kubectl, temporary_namespace
@@ -212,18 +210,6 @@ def test_operator_survives_kills_around_each_write(doing: str, place: Site) -> N
 
 
 # -- frozen, doubled, restarted --------------------------------------------------------------------
-
-
-@contextmanager
-def second_operator(site: Site, folder: Path, **settings: object) -> Iterator[tuple[OperatorProcess, Any]]:
-    """Another process beside the site's own, behind a proxy of its own: (process, proxy)."""
-    with api_proxy(clusternet.listen()) as proxy:
-        kubeconfig = proxy.write_kubeconfig(folder / "second")
-        operator = OperatorProcess(kubeconfig, site.namespace, folder / "second.log", **settings)
-        try:
-            yield operator, proxy
-        finally:
-            operator.kill()
 
 
 def test_standby_wakes_queues_after_the_leader_is_killed(place: Site, tmp_path: Path) -> None:

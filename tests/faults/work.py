@@ -25,6 +25,7 @@ from tests.support.rabbitmq import Broker, BrokerError, VirtualHost
 from tests.support.wait import eventually
 from tests.support.worker import THREADS, Worker, Workers, publish, take_all
 from workqueue.amqp.declaration import SAFE_AFTER_SECONDS
+from workqueue.contract import headers
 from workqueue.contract.topology import QueueSettings, QueueType, delay_route, plan
 
 QUEUE: Final = "jobs"
@@ -136,6 +137,9 @@ class Work:
         ledger: of all messages of `through`, and of those a test adds.
         workers: all that `start` has started.
         last_death: when `replace_dead` last found one that had ended, on the monotonic clock.
+        killed: when workers were killed by `kill`, by their process ids.
+        measures: what else is measured for the row, at its end.
+        reasons: why each dead letter is one.
     """
 
     def __init__(
@@ -157,6 +161,9 @@ class Work:
         self._source = Source(self.ledger, self._connect)
         self._events_read = 0
         self.last_death = time.monotonic()
+        self.killed: dict[int, float] = {}
+        self.measures: dict[str, Callable[[], float]] = {}
+        self.reasons: dict[Any, str] = {}
 
     @property
     def broker(self) -> Broker:
@@ -316,13 +323,18 @@ class Work:
 
         eventually(blocked, seconds)
 
-    def replace_dead(self, handler: str = THREADS) -> list[Worker]:
+    def kill(self, worker: Worker) -> None:
+        """SIGKILL, and it is gone."""
+        self.killed[worker.process.pid] = time.time()
+        worker.kill()
+
+    def replace_dead(self, *arguments: str, handler: str = THREADS) -> list[Worker]:
         """Replace each worker that has ended, as Kubernetes does, and return the running ones."""
         dead = [worker for worker in self.workers if worker.process.poll() is not None]
         self.workers = [worker for worker in self.workers if worker not in dead]
         if dead:
             self.last_death = time.monotonic()
-            self.start(len(dead), handler=handler, wait=False)
+            self.start(len(dead), *arguments, handler=handler, wait=False)
         return self.workers
 
     def is_dead(self, number: Any) -> bool:
@@ -380,7 +392,8 @@ class Work:
         seconds = round(time.monotonic() - over, 1) if settled else None
         if not settled:
             self.ledger.read_waiting(self._take_waiting())
-        self._report.ledger(fault, self.broker.version, self.ledger, seconds)
+        measured = {name: measure() for name, measure in self.measures.items()}
+        self._report.ledger(fault, self.broker.version, self.ledger, seconds, measured)
         assert settled, (
             f"{fault}: {sum(self.ledger.waiting.values())} messages still wait after {within:g} s: "
             f"{sorted(self.ledger.waiting, key=str)[:10]}"
@@ -419,7 +432,9 @@ class Work:
             channel.queue_declare(DEAD, passive=True)
             while (got := channel.basic_get(DEAD))[0] is not None:
                 channel.basic_ack(got[0].delivery_tag)
-                self.ledger.read_dead([dead_letter(got[2], got[1].headers)])
+                letter = dead_letter(got[2], got[1].headers)
+                self.ledger.read_dead([letter])
+                self.reasons[letter["id"]] = (got[1].headers or {}).get(headers.FAILURE_REASON, "")
 
     def _take_waiting(self) -> list[dict[str, Any]]:
         for worker in self.workers:

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from typing import Any, Final
+from urllib.parse import quote
 
 import pika
 
@@ -140,6 +141,11 @@ class Rabbit:
         channel = pika.BlockingConnection(parameters).channel()
         channel.confirm_delivery()
         return channel
+
+    def url(self, vhost: str, username: str, password: str) -> str:
+        """The AMQP URL of a virtual host, as the test reaches it."""
+        who = f"{quote(username, safe='')}:{quote(password, safe='')}"
+        return f"amqp://{who}@127.0.0.1:{self._forwarded()}/{quote(vhost, safe='')}"
 
     def publish(self, channel: Any, queue: str, jobs: list[Object]) -> None:
         """Publish JSON jobs, persistent, mandatory, each confirmed."""

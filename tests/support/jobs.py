@@ -25,6 +25,7 @@ def record(event: str, message: Message, job: dict[str, Any]) -> None:
         {
             "event": event,
             "id": job.get("id"),
+            "do": job.get("do", "ok"),
             "attempt": message.attempt,
             "pid": os.getpid(),
             "redelivered": message.redelivered,

@@ -34,6 +34,7 @@ class Ledger:
         done: how often each was handled to its end.
         dead: how often each is in the dead-letter queue.
         waiting: how often each is in the work queue or a delay queue.
+        discarded: the test has asked for their end without a trace; see `docs/cancelling.md`.
         causes: the messages that may have ended more than once, by cause.
     """
 
@@ -42,6 +43,7 @@ class Ledger:
     done: Counter[Id] = field(default_factory=Counter)
     dead: Counter[Id] = field(default_factory=Counter)
     waiting: Counter[Id] = field(default_factory=Counter)
+    discarded: set[Id] = field(default_factory=set)
     causes: dict[str, set[Id]] = field(default_factory=lambda: defaultdict(set))
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _retried: set[tuple[Id, int]] = field(default_factory=set, repr=False)
@@ -96,7 +98,7 @@ class Ledger:
     @property
     def lost(self) -> set[Id]:
         """Confirmed, and nowhere."""
-        return self.confirmed - set(self.ends)
+        return self.confirmed - set(self.ends) - self.discarded
 
     @property
     def duplicates(self) -> dict[Id, int]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import itertools
+import math
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
 
 import pika
 
 from tests.support.rabbitmq import VirtualHost
+from tests.support.worker import Worker
 from workqueue.contract.topology import Limit, limit_queue_name
 
 NAME = limit_queue_name("jobs")
+NONE_KILLED: Final[Mapping[int, float]] = MappingProxyType({})
+_LASTING: Final = frozenset({"sleep", "ignore", "linger"})
 
 
 def make_tokens(vhost: VirtualHost, concurrency: int, name: str = NAME) -> None:
@@ -24,21 +31,46 @@ def make_tokens(vhost: VirtualHost, concurrency: int, name: str = NAME) -> None:
             channel.basic_publish("", queue.name, b"", pika.BasicProperties(delivery_mode=2), mandatory=True)
 
 
-def most_at_once(events: Iterable[dict[str, Any]], killed: Iterable[int] = ()) -> int:
+def most_at_once(events: Iterable[dict[str, Any]], killed: Mapping[int, float] = NONE_KILLED) -> int:
     """Return the highest number of handlers that ran at the same time.
 
     Args:
         events: of tests/support/jobs.py.
-        killed: process ids whose handlers without an end do not count.
+        killed: when processes were killed, by their ids. Their handlers ran until then.
     """
-    running: set[tuple[Any, int]] = set()
-    lost = set(killed)
-    most = 0
+    return max((running for _, running in _running(events, killed)), default=0)
+
+
+def seconds_above(
+    limit: int, events: Iterable[dict[str, Any]], killed: Mapping[int, float] = NONE_KILLED
+) -> float:
+    """Return for how long more handlers ran than the limit allows."""
+    changes = _running(events, killed)
+    return sum(
+        until - since for (since, running), (until, _) in itertools.pairwise(changes) if running > limit
+    )
+
+
+def tokens_lost(worker: Worker) -> int:
+    """Return how many handlers have lost their token while they ran."""
+    metrics: str = worker.request("/metrics")[1]
+    [line] = [line for line in metrics.splitlines() if line.startswith("workqueue_worker_tokens_lost_total{")]
+    return int(float(line.rsplit(" ", 1)[1]))
+
+
+def _running(events: Iterable[dict[str, Any]], killed: Mapping[int, float]) -> list[tuple[float, int]]:
+    """Return how many handlers ran from each moment on."""
+    started: defaultdict[tuple[Any, int, int], deque[tuple[float, str]]] = defaultdict(deque)
+    changes: list[tuple[float, int]] = []
     for event in sorted(events, key=lambda event: float(event["at"])):
-        handler = (event["id"], event["pid"])
-        if event["event"] != "start":
-            running.discard(handler)
-        elif event["pid"] not in lost:
-            running.add(handler)
-        most = max(most, len(running))
-    return most
+        handler, at = (event["id"], event["attempt"], event["pid"]), float(event["at"])
+        if event["event"] == "start":
+            started[handler].append((at, event["do"]))
+        elif started[handler]:
+            changes += [(started[handler].popleft()[0], 1), (at, -1)]
+    for (*_, process), unended in started.items():
+        for at, do in unended:
+            if do in _LASTING:  # others have raised at once
+                changes += [(at, 1), (max(at, killed.get(process, math.inf)), -1)]
+    running = itertools.accumulate(change for _, change in sorted(changes))
+    return [(at, count) for (at, _), count in zip(sorted(changes), running, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -65,3 +66,13 @@ def leader_in_a_thread(vhost: VirtualHost, limit: RateLimit) -> Iterator[None]:
 def starts(events: Iterable[dict[str, Any]]) -> list[float]:
     """Return when handlers started, in order."""
     return sorted(float(event["at"]) for event in events if event["event"] == "start")
+
+
+def burst_of(times: Iterable[float], per_second: float) -> float:
+    """Return the least burst with which a rate allows these starts."""
+    most, lowest = 0.0, math.inf
+    for number, at in enumerate(times):
+        above = number - per_second * at
+        lowest = min(lowest, above)
+        most = max(most, above + 1 - lowest)
+    return most

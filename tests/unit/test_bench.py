@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from hack.bench import environment, report
+from hack.bench import environment, faults, report
 from hack.bench.figures import percentile
 from hack.bench.neighbours.crowd import CROWDS
 from hack.bench.neighbours.figures import KNOWN, meets_goal, told
@@ -136,3 +136,58 @@ def test_neighbour_row_misses_its_goal(cycle: Cycle, life: Life) -> None:
 
 def test_neighbour_rows_have_different_names() -> None:
     assert len(KNOWN) == len(ROWS) + len(CROWDS)
+
+
+# The fault matrix ----------------------------------------------------------------------------------------
+
+PAGE = """before
+<!-- faults: generated -->
+
+Made by hand.
+
+| Fault | RabbitMQ | Times injected |
+| --- | --- | ---: |
+| killed | 4.0.5 | 1 |
+| frozen | 4.0.5 | 2 |
+
+<!-- end of faults -->
+after
+"""
+
+
+def injected(fault: str, **measured: float) -> faults.Row:
+    return {
+        "fault": fault,
+        "rabbitmq": "4.0.5",
+        "sent": 10,
+        "lost": 0,
+        "duplicates": 1,
+        "unexplained": 0,
+        "seconds": 2.0,
+        "measured": measured,
+        "date": "2026-11-27",
+    }
+
+
+def test_partial_run_replaces_and_adds_its_rows() -> None:
+    lines = faults.merged(PAGE, [("killed", "4.0.5", "3"), ("killed", "4.3.6", "1")])
+
+    assert lines == [("killed", "4.0.5", "3"), ("frozen", "4.0.5", "2"), ("killed", "4.3.6", "1")]
+    assert faults.head_of(PAGE) == "Made by hand."
+
+
+def test_row_has_the_highest_of_what_was_measured() -> None:
+    [line] = faults.table([injected("killed", handlers=4, seconds=0.5), injected("killed", handlers=5)])
+
+    assert line == (
+        "killed",
+        "4.0.5",
+        "2",
+        "20",
+        "0",
+        "2",
+        "2.0",
+        "2.0",
+        "5 handlers, 0.5 seconds",
+        "2026-11-27",
+    )

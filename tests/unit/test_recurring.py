@@ -164,6 +164,24 @@ async def test_takeover_in_the_middle_publishes_again_and_says_so(was_published:
     assert await site.events() == {"RecurringUncertain": 1}
 
 
+async def test_event_is_there_before_the_message_is_published_again() -> None:
+    """A leader that ends after it has recorded the message cannot send it any more, and no other knows of it."""
+    site = Site()
+    await site.look()
+    site.broker.fails = [UnconfirmedError("the connection was lost")]
+    await site.clock.advance(20)
+    site.runner.look(workqueue(recurring=site.entries), site.broker)
+    await site.clock.settle()
+    site.take_over()
+    before: list[str] = []
+    site.broker.before = lambda: before.extend(site.cluster.paths("POST"))
+
+    await site.look()
+
+    assert len(before) == 1
+    assert before[0].endswith("/events")
+
+
 async def test_nothing_is_published_that_is_not_recorded() -> None:
     site = Site()
     await site.look()

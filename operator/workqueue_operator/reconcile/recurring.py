@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -139,11 +140,11 @@ class RecurringRunner:
             if not due:
                 return
             results = await asyncio.gather(
-                *(self._publish(workqueue, broker, entry, slot) for entry, slot in due)
+                *(self._publish(workqueue, broker, entry, found) for entry, found in due)
             )
-            for (entry, slot), is_published in zip(due, results, strict=True):
+            for (entry, found), is_published in zip(due, results, strict=True):
                 if is_published:
-                    progress[entry.name] = slots.published(progress[entry.name], slot)
+                    progress[entry.name] = slots.published(progress[entry.name], found.slot)
             if not all(results):
                 self._pause(uid)
             await self._write(workqueue, progress)
@@ -172,10 +173,10 @@ class RecurringRunner:
 
     def _decide(
         self, workqueue: WorkQueue, progress: dict[str, RecurringStatus]
-    ) -> list[tuple[Recurring, datetime]]:
+    ) -> list[tuple[Recurring, Publish]]:
         """Update the progress, and return the slots to publish now: at most one of each entry."""
         now = self._clock.now()
-        due: list[tuple[Recurring, datetime]] = []
+        due: list[tuple[Recurring, Publish]] = []
         entries = {entry.name: entry for entry in workqueue.spec.recurring}
         for name in progress.keys() - entries.keys():
             del progress[name]
@@ -187,14 +188,8 @@ class RecurringRunner:
                 progress.setdefault(name, RecurringStatus(name=name, schedule="", slot=now))
                 continue
             if isinstance(found, Publish):
-                due.append((entry, found.slot))
-                if found.uncertain and (name, found.slot) not in self._unpublished_of(workqueue):
-                    self._tell(
-                        workqueue,
-                        Reason.RECURRING_UNCERTAIN,
-                        f"The message {self._id(workqueue, entry, found.slot)} is published again, because it may "
-                        "or may not have been published.",
-                    )
+                is_uncertain = found.uncertain and (name, found.slot) not in self._unpublished_of(workqueue)
+                due.append((entry, replace(found, uncertain=is_uncertain)))
                 progress[name] = progress[name].model_copy(update={"publishing": found.slot})
                 self._unpublished_of(workqueue).add((name, found.slot))
             elif isinstance(found, Note):
@@ -213,10 +208,12 @@ class RecurringRunner:
         return self._unpublished.setdefault(workqueue.metadata.uid, set())
 
     async def _publish(
-        self, workqueue: WorkQueue, broker: Publishing, entry: Recurring, slot: datetime
+        self, workqueue: WorkQueue, broker: Publishing, entry: Recurring, found: Publish
     ) -> bool:
         """Publish the message of a slot. Returns whether RabbitMQ has confirmed it."""
-        unpublished = self._unpublished_of(workqueue)
+        unpublished, slot = self._unpublished_of(workqueue), found.slot
+        if found.uncertain:
+            await self._tell_uncertain(workqueue, self._id(workqueue, entry, slot))
         try:
             message = OwnMessage(
                 workqueue.queue_name,
@@ -289,6 +286,13 @@ class RecurringRunner:
             manager=RECURRING_FIELD_MANAGER,
         )
         self._unrecorded.discard(workqueue.metadata.uid)
+
+    async def _tell_uncertain(self, workqueue: WorkQueue, message_id: str) -> None:
+        """Send the Event before the message: once the message is recorded, no other leader knows of it."""
+        reason = Reason.RECURRING_UNCERTAIN
+        self._metrics.recurring.labels(reason.value).inc()
+        text = f"The message {message_id} is published again, because it may or may not have been published."
+        await self._reporter.event_now(workqueue, Event(reason, text, "Publish", warning=True))
 
     def _tell(self, workqueue: WorkQueue, reason: Reason, message: str) -> None:
         self._metrics.recurring.labels(reason.value).inc()

@@ -342,6 +342,16 @@ class Reporter:
 
     def event(self, workqueue: WorkQueue, event: Event) -> None:
         """Send one Event soon, and write one log line now. A failure to send is only logged."""
+        if self._is_new(workqueue, event):
+            self._queue_event(_reference_to(workqueue), event)
+
+    async def event_now(self, workqueue: WorkQueue, event: Event) -> None:
+        """Do the same, and return when the API server has the Event: for those that the next leader cannot send."""
+        if self._is_new(workqueue, event):
+            await self._send(self._event_body(_reference_to(workqueue), event))
+
+    def _is_new(self, workqueue: WorkQueue, event: Event) -> bool:
+        """Write one log line. Return whether the Event was not sent a short time ago."""
         (namespace, name), now = workqueue.key, self._clock.monotonic()
         logger.log(
             logging.WARNING if event.warning else logging.INFO,
@@ -357,9 +367,9 @@ class Reporter:
         uid, sent = workqueue.metadata.uid, (event.reason.value, event.message)
         recent = {known: at for known, at in self._sent.get(uid, {}).items() if now - at < EVENT_AGAIN_AFTER}
         if sent in recent:
-            return
+            return False
         self._sent[uid] = {**recent, sent: now}
-        self._queue_event(workqueue_reference(namespace, name, uid), event)
+        return True
 
     def namespace_event(self, namespace: str, event: Event) -> None:
         """Send one Event about a namespace and write one log line."""
@@ -404,6 +414,10 @@ class Reporter:
                 "An Event could not be sent.",
                 extra={"regarding": body["regarding"]["name"], "detail": error.message},
             )
+
+
+def _reference_to(workqueue: WorkQueue) -> dict[str, str]:
+    return workqueue_reference(*workqueue.key, workqueue.metadata.uid)
 
 
 def _says_all_of(shown: Mapping[str, Any], status: Mapping[str, Any]) -> bool:

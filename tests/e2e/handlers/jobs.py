@@ -40,10 +40,12 @@ def record(message: Message) -> None:
     """Take as long as the message says, then publish the result."""
     job = message.json()
     begun = time.time()
+    if job.get("announced"):
+        tell(id=job["id"], event="started")
     deadline = time.monotonic() + job.get("seconds", 0)
     while (left := deadline - time.monotonic()) > 0:
         if message.cancelled.wait(left):
-            tell(id=job["id"], event="interrupted")
+            tell(id=job["id"], event="interrupted", at=time.time())
             return
     done(message, job, begun=begun, ended=time.time())
 

@@ -75,7 +75,7 @@ class StartTokens(TokenChannel):
     def _came(self, channel: Any, method: Any, _properties: Any, body: bytes) -> None:
         if channel is not self._channel:
             return
-        self._note_token()
+        self._note_tokens()
         self._starts_per_token = starts_of(body)
         if not self._needed:
             # In this order: otherwise RabbitMQ could deliver the token to the same consumer.

@@ -45,6 +45,7 @@ class TokenChannel(ABC):
         self.on_token: Callable[[Delivery], None] = lambda _delivery: None
         self.problem: str | None = None
         self.lost = 0
+        self._was_found = False
         self._waiting: deque[Delivery] = deque()
         self._connection = connection
         self._channel: Any = None
@@ -107,8 +108,9 @@ class TokenChannel(ABC):
         """
         self._channel = None
 
-    def _note_token(self) -> None:
-        """Note that a token has arrived."""
+    def _note_tokens(self) -> None:
+        """Note that the queue of the tokens can be used."""
+        self._was_found = True
         self._backoff.reset()
         if self.problem is not None:
             self.problem = None
@@ -137,10 +139,12 @@ class TokenChannel(ABC):
     def _closed(self, channel: Any, error: Exception) -> None:
         if channel is not self._channel:
             return
-        self._drop(pauses=not isinstance(error, ChannelClosedByBroker))
+        is_missing = isinstance(error, ChannelClosedByBroker) and error.reply_code == NOT_FOUND
+        is_lost = is_missing and self._was_found  # otherwise no worker has a token yet
+        self._drop(pauses=is_lost or not isinstance(error, ChannelClosedByBroker))
         if isinstance(error, ChannelClosedByBroker):
             sentence = "The queue of the limit's tokens cannot be used; trying again."
-            if error.reply_code == NOT_FOUND:
+            if is_missing:
                 sentence = "The queue of the limit's tokens does not exist; trying again."
             self._report(sentence, f"{error.reply_code} {error.reply_text}")
             self._reopen()

@@ -27,10 +27,10 @@ LINGER_SECONDS: Final = 0.05
 """A token without a handler goes back after this time."""
 
 RECLAIM_SECONDS: Final = LONGEST_RECONNECT_SECONDS
-"""After tokens were lost with their connection or queue, no handler starts for this time.
+"""After a loss of the connection or the queue, no handler starts for this time after the queue was found again.
 
 The handlers of all workers may still run, and RabbitMQ has all tokens. In this time every worker connects again and
-takes tokens for the handlers that it still runs."""
+takes tokens for the handlers that it still runs. The time of the loss says nothing: an outage may be longer."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,11 @@ class Tokens(TokenChannel):
         self._without: set[Delivery] = set()
         """Deliveries whose handler still runs, and whose token was lost."""
         self._starts_from = 0.0
+        self._must_be_found = False
+        """Whether tokens were lost, and it is not known whether RabbitMQ has their queue."""
         self._asks_later = False
         self._looks_later = False
+        self._is_looking = False
 
     # Called by the worker -------------------------------------------------------------------------------
 
@@ -102,7 +105,7 @@ class Tokens(TokenChannel):
 
     @property
     def _is_paused(self) -> bool:
-        return time.monotonic() < self._starts_from
+        return self._must_be_found or time.monotonic() < self._starts_from
 
     def _use(self, token: _Token, now: float) -> None:
         """Hand a token to a handler that runs without one, or to the message that has waited the longest."""
@@ -142,6 +145,9 @@ class Tokens(TokenChannel):
         """Ask RabbitMQ for as many tokens as are needed."""
         if not self._is_open:
             return
+        if self._must_be_found:
+            self._find()
+            return
         needed = len(self._without)
         waiting = self.waiting
         left = self._starts_from - time.monotonic()
@@ -160,6 +166,22 @@ class Tokens(TokenChannel):
                 ),
             )
 
+    def _find(self) -> None:
+        """Ask for the queue. If RabbitMQ does not have it, it closes the channel."""
+        if self._is_looking:
+            return
+        self._is_looking = True
+        channel = self._channel
+        channel.queue_declare(self.queue, passive=True, callback=lambda _frame: self._found(channel))
+
+    def _found(self, channel: Any) -> None:
+        if channel is not self._channel:
+            return
+        self._must_be_found = False
+        self._starts_from = time.monotonic() + RECLAIM_SECONDS
+        self._note_tokens()
+        self._ask()
+
     def _ask_again(self) -> None:
         self._asks_later = False
         self._ask()
@@ -168,7 +190,7 @@ class Tokens(TokenChannel):
         if channel is not self._channel:
             return
         self._requested.discard(token)
-        self._note_token()
+        self._note_tokens()
         token.delivery_tag = delivery_tag
         token.since = time.monotonic()
         self._use(token, token.since)
@@ -200,5 +222,5 @@ class Tokens(TokenChannel):
         self._held.clear()
         self._unused.clear()
         self._requested.clear()
-        if pauses:
-            self._starts_from = time.monotonic() + RECLAIM_SECONDS
+        self._is_looking = False
+        self._must_be_found |= pauses
