@@ -81,7 +81,7 @@ class _Task(asyncio.Task):  # type: ignore[type-arg]
 
 
 class Handle:
-    """Stands in for asyncio.Handle and asyncio.TimerHandle, which cost twice as much. Half a million are made a run."""
+    """Stands in for asyncio.Handle and asyncio.TimerHandle, which cost twice as much."""
 
     __slots__ = ("_args", "_callback", "_cancelled", "_context", "_when", "process")
 
@@ -142,7 +142,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """Run until the loop stops: first all that is ready, then the time moves to the next timer."""
-        ready, numbers = self._ready, range
+        ready = self._ready
         while not self._stopping:  # type: ignore[attr-defined]
             timers = self._timers
             if not ready:
@@ -150,14 +150,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                     heapq.heappop(timers)
                 if not timers:
                     raise DeadlockError
-                if timers[0][0] > self._now:
-                    self._now = timers[0][0]
+                self._now = max(self._now, timers[0][0])
             now = self._now + RESOLUTION
             while timers and timers[0][0] < now:
                 timer = heapq.heappop(timers)[2]
                 if not timer._cancelled:
                     ready.append(timer)
-            for _ in numbers(len(ready)):
+            for _ in range(len(ready)):
                 self._run(ready.popleft())
 
     def _run(self, handle: Handle) -> None:
