@@ -23,8 +23,9 @@ from tests.simulation.loop import PROCESS, Process
 from tests.simulation.rabbit import ModelMessage, Rabbit
 from tests.simulation.workers import Task, WorkerProcess, http_of
 from tests.simulation.world import World
+from workqueue.contract.cancels import Cancel
 from workqueue.contract.headers import DUE_AT
-from workqueue.contract.topology import BrokerVersion, delay_route
+from workqueue.contract.topology import BrokerVersion, cancels_name, cancels_plan, delay_route
 from workqueue.worker import consumer, drain, retirement
 from workqueue_operator import __main__ as main
 from workqueue_operator.api.reasons import Reason
@@ -134,6 +135,10 @@ class Cluster:
         self.on_handler: Callable[[WorkerProcess, Any], None] = lambda _worker, _message: None
         self.on_handled: Callable[[WorkerProcess, Any], None] = lambda _worker, _message: None
         self.on_copy: Callable[[WorkerProcess, str], None] = lambda _worker, _message: None
+        self.on_dropped: Callable[[WorkerProcess, str], None] = lambda _worker, _message: None
+        """Called with the id of each message that a worker drops because it was cancelled."""
+        self.cancelling: set[tuple[str, str]] = set()
+        """The WorkQueues whose workers learn of cancels. Without any, a worker only costs time by that."""
         self.on_retired: Callable[[WorkerProcess], None] = lambda _worker: None
         self.on_scale_in: Callable[[Object, Object, WorkerProcess | None], None] = (
             lambda _set, _pod, _worker: None
@@ -231,6 +236,15 @@ class Cluster:
             exchange, message.routing_key = route.exchange, route.routing_key
             message.headers[DUE_AT] = round((self.world.unix() + delay) * 1000)
         return name if rabbit.publish(exchange, message) else None
+
+    def cancel(self, host: str, queue: str, message: str, *, discard: bool) -> bool:
+        """Cancel a message as a publisher does; return whether RabbitMQ has stored that."""
+        rabbit = self.rabbits[host]
+        if rabbit.down or queue not in rabbit.queues:
+            return False
+        rabbit.declare(cancels_plan(queue))
+        body = Cancel(message, round(self.world.unix() * 1000), discard).encode()
+        return bool(rabbit.publish(cancels_name(queue), ModelMessage("cancel", body)))
 
     # -- operators -----------------------------------------------------------------------------------
 

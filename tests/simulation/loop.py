@@ -80,6 +80,39 @@ class _Task(asyncio.Task):  # type: ignore[type-arg]
         return self._number
 
 
+class Handle:
+    """Stands in for asyncio.Handle and asyncio.TimerHandle, which cost twice as much."""
+
+    __slots__ = ("_args", "_callback", "_cancelled", "_context", "_when", "process")
+
+    def __init__(
+        self,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        context: contextvars.Context,
+        process: Process | None,
+        when: float = 0.0,
+    ) -> None:
+        self._callback = callback
+        self._args = args
+        self._context = context
+        self._cancelled = False
+        self._when = when
+        self.process = process
+
+    def cancel(self) -> None:
+        """Do not run."""
+        self._cancelled = True
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled."""
+        return self._cancelled
+
+    def when(self) -> float:
+        """The time of a timer."""
+        return self._when
+
+
 class SimulatedLoop(asyncio.BaseEventLoop):
     """The loop.
 
@@ -91,8 +124,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         super().__init__()
         # The story of a seed must not depend on what ran before in this process.
         _Task._numbers = itertools.count()
-        self._ready: deque[asyncio.Handle] = deque()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._ready: deque[Handle] = deque()
+        self._timers: list[tuple[float, int, Handle]] = []
         self._numbers = itertools.count()
         self._now = 1000.0
         self.errors: list[str] = []
@@ -100,72 +133,89 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             lambda loop, work, **named: _Task(work, loop=loop, **named)  # type: ignore[arg-type]
         )
 
+    # Each future and each task asks for it. This answers False without a frame of Python.
+    get_debug = staticmethod(bool)  # type: ignore[assignment]
+
     def time(self) -> float:
         """Return the virtual seconds."""
         return self._now
 
     def _run_once(self) -> None:
-        """Run what is ready. If nothing is, move the time to the next timer first."""
-        ready, timers = self._ready, self._timers
-        if not ready:
-            while timers and timers[0][2]._cancelled:  # type: ignore[attr-defined]
-                heapq.heappop(timers)
-            if not timers:
-                raise DeadlockError
-            self._now = max(self._now, timers[0][0])
-        now = self._now + RESOLUTION
-        while timers and timers[0][0] < now:
-            timer = heapq.heappop(timers)[2]
-            if not timer._cancelled:  # type: ignore[attr-defined]
-                ready.append(timer)
-        for _ in range(len(ready)):
-            _run(ready.popleft())
+        """Run until the loop stops: first all that is ready, then the time moves to the next timer."""
+        ready = self._ready
+        while not self._stopping:  # type: ignore[attr-defined]
+            timers = self._timers
+            if not ready:
+                while timers and timers[0][2]._cancelled:
+                    heapq.heappop(timers)
+                if not timers:
+                    raise DeadlockError
+                self._now = max(self._now, timers[0][0])
+            now = self._now + RESOLUTION
+            while timers and timers[0][0] < now:
+                timer = heapq.heappop(timers)[2]
+                if not timer._cancelled:
+                    ready.append(timer)
+            for _ in range(len(ready)):
+                self._run(ready.popleft())
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+    def _run(self, handle: Handle) -> None:
+        if handle._cancelled:
+            return
+        try:
+            handle._context.run(handle._callback, *handle._args)
+        except Exception as error:  # noqa: BLE001 - it is recorded
+            self.call_exception_handler({"message": f"Exception in {handle._callback!r}", "exception": error})
+
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
         """Run a callback in the next turn, unless its process is dead or frozen."""
-        handle = asyncio.Handle(callback, args, self, context)
-        process = handle._context.get(PROCESS)  # type: ignore[attr-defined]
+        if context is None:
+            context = contextvars.copy_context()
+        process = context.get(PROCESS)
+        handle = Handle(callback, args, context, process)
         if process is not None:
             if not process.alive:
                 return handle
             if self._now < process.frozen_until:
                 return self.call_at(process.frozen_until, callback, *args, context=context)
-        self._ready.append(handle)  # type: ignore[attr-defined]
+        self._ready.append(handle)
         return handle
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        """Run a callback after some seconds, or when its process is no longer frozen."""
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
         """Run a callback at a time, or when its process is no longer frozen."""
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
-        process = timer._context.get(PROCESS)  # type: ignore[attr-defined]
+        if context is None:
+            context = contextvars.copy_context()
+        process = context.get(PROCESS)
+        timer = Handle(callback, args, context, process, when)
         if process is not None:
             if not process.alive:
                 return timer
             if when < process.frozen_until:
-                timer._when = when = process.frozen_until  # type: ignore[attr-defined]
+                timer._when = when = process.frozen_until
         heapq.heappush(self._timers, (when, next(self._numbers), timer))
         return timer
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """A cancelled timer stays until its time comes."""
 
     def purge(self, process: Process) -> None:
         """Drop everything that a process waits for."""
         for handle in (*self._ready, *(timer for _, _, timer in self._timers)):
-            if not handle._cancelled and handle._context.get(PROCESS) is process:  # type: ignore[attr-defined]
+            if handle.process is process:
                 handle.cancel()
 
     def postpone(self, process: Process) -> None:
         """Move everything that a process waits for to the end of its freeze."""
         end = process.frozen_until
-        ready = [handle for handle in self._ready if handle._context.get(PROCESS) is process]  # type: ignore[attr-defined]
-        self._timers = [
-            (max(when, end) if timer._context.get(PROCESS) is process else when, number, timer)  # type: ignore[attr-defined]
+        ready = [handle for handle in self._ready if handle.process is process]
+        self._timers[:] = [
+            (max(when, end) if timer.process is process else when, number, timer)
             for when, number, timer in self._timers
         ]
         for handle in ready:
             self._ready.remove(handle)
-            later = asyncio.TimerHandle(end, _run, (handle,), self, contextvars.Context())
-            self._timers.append((end, next(self._numbers), later))
+            self._timers.append((end, next(self._numbers), handle))
         heapq.heapify(self._timers)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
@@ -175,11 +225,6 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
         """Do nothing: no signal arrives from outside."""
-
-
-def _run(handle: asyncio.Handle) -> None:
-    if not handle._cancelled:  # type: ignore[attr-defined]
-        handle._run()
 
 
 class Stream:
@@ -196,5 +241,6 @@ class Stream:
 
     def send(self, seconds: float, receive: Callable[..., Any], *arguments: Any) -> None:
         """Call a function of the receiver after some seconds, and after everything that was sent before."""
-        self._last = max(self._last + TIE, self._loop.time() + seconds)
-        self._loop.call_at(self._last, receive, *arguments, context=self._context)
+        loop = self._loop
+        self._last = max(self._last + TIE, loop._now + seconds)
+        loop.call_at(self._last, receive, *arguments, context=self._context)

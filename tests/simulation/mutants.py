@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +11,9 @@ from typing import Any, Final
 
 import pytest
 
-from workqueue.worker import consumer, lease, retirement, settlement, slot, tokens
-from workqueue_operator.broker import connection, declare, depth_poller, doorbell, limits
+from workqueue.worker import cancels, consumer, lease, retirement, settlement, slot, start_tokens, tokens
+from workqueue.worker import deliveries as deliveries_module
+from workqueue_operator.broker import connection, declare, depth_poller, doorbell, limits, rates
 from workqueue_operator.errors import ClusterError, ReconcileError
 from workqueue_operator.kube import leader, resync, secrets, store
 from workqueue_operator.reconcile import finalize, queue, recurring, reporter
@@ -381,7 +383,7 @@ def _(patches: pytest.MonkeyPatch) -> None:
     patches.setattr(finalize.Finalizer, "_ensure_a_worker", nothing)
 
 
-# -- limits and recurring messages -----------------------------------------------------------------------
+# -- limits, cancels and recurring messages --------------------------------------------------------------
 
 
 @mutant("no token", "a handler starts without a token of the limit")
@@ -396,6 +398,47 @@ def _(patches: pytest.MonkeyPatch) -> None:
         await limits._fill(limit, broker)
 
     patches.setattr(limits.Limits, "ensure", ensure)
+
+
+@mutant("start without a token", "a handler starts without a token of the limit per second")
+def _(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(start_tokens.StartTokens, "take", lambda *_: True)
+
+
+@mutant("burst of a new leader", "a new leader publishes as many tokens as the burst")
+def _(patches: pytest.MonkeyPatch) -> None:
+    async def run(feeder: Any, identity: Any, feed: Any) -> None:
+        with contextlib.suppress(ReconcileError, connection.QueueMissingError):
+            await feed.broker.publish_tokens(feed.limit.name, b"1", feed.limit.most_tokens)
+        await real(feeder, identity, feed)
+
+    real = rates.RateFeeder._run
+    patches.setattr(rates.RateFeeder, "_run", run)
+
+
+@mutant("pause made up for", "after a pause the operator publishes the tokens of all of it")
+def _(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(rates.Pace, "due", lambda pace, limit, now: pace._owed(limit, now))
+
+
+@mutant("cancel not looked up", "a worker takes a message although it knows its cancel")
+def _(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(cancels.Cancels, "find", lambda *_: None)
+
+
+@mutant("earlier cancels not read", "a worker that starts does not read the earlier cancels")
+def _(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(cancels.Cancels, "_read", cancels.Cancels._recover)
+
+
+@mutant("cancel of another message", "a worker drops each message that it has when one is cancelled")
+def _(patches: pytest.MonkeyPatch) -> None:
+    def cancel_by_id(deliveries: Any, cancel: Any) -> None:
+        for delivery in deliveries._consumer.deliveries():
+            if delivery.lease.held and not delivery.decided and not delivery.abandoned:
+                deliveries._drop(delivery, cancel, was_running=not delivery.returned)
+
+    patches.setattr(deliveries_module.Deliveries, "_cancel_by_id", cancel_by_id)
 
 
 @mutant("slot not recorded", "a new leader does not know which recurring messages were published")

@@ -11,11 +11,12 @@ from typing import Any, Final
 from tests.simulation.apiserver import Key, Object
 from tests.simulation.cluster import OPERATOR, condition
 from tests.simulation.controllers import REPLICASETS, is_ready, labelled
-from tests.simulation.rabbit import ModelConsumer, ModelMessage, ModelQueue
+from tests.simulation.rabbit import ModelChannel, ModelConsumer, ModelMessage, ModelQueue
 from tests.simulation.stage import Stage, WorkQueueKey
 from tests.simulation.workers import WorkerProcess
 from tests.simulation.world import BEGIN
 from workqueue.contract.headers import DUE_AT
+from workqueue.worker.tokens import Tokens
 from workqueue_operator import __main__ as main
 from workqueue_operator.api.reasons import Reason
 from workqueue_operator.api.workqueue import WorkQueue, timestamp
@@ -43,6 +44,9 @@ MILLISECOND: Final = 0.001
 
 LATE: Final = 5.0
 """Seconds by which a delayed message may be late. A worker uses a new delay queue only after two seconds."""
+
+CANCELS_KNOWN: Final = 15.0
+"""Seconds after which a worker knows a cancel. One that starts reads the earlier ones before it takes a message."""
 
 LONGEST_DELAY: Final = 90.0
 """Seconds without a fault after which no message was on its way during one."""
@@ -111,10 +115,16 @@ class Properties:
         self._waiting: dict[WorkQueueKey, deque[tuple[float, int]]] = {}
         self._lost_marks: dict[WorkQueueKey, float] = {}
         self._passes: dict[WorkQueueKey, deque[int]] = {}
+        self._tokens: dict[tuple[str, str], int] = Counter()
+        """How many tokens of a limit per second RabbitMQ has stored, by broker and queue."""
+        self._starts: dict[tuple[str, str], int] = Counter()
+        self._paces: dict[tuple[str, str, Any], tuple[float, float]] = {}
+        """How many tokens an operator may publish to a queue, and when that was calculated."""
         self._last_conditions: dict[WorkQueueKey, dict[str, str]] = {}
         stage.cluster.on_scale_in = self._on_scale_in
         stage.cluster.on_copy = self._on_copy
         stage.cluster.on_handler = self._on_handler
+        stage.cluster.on_dropped = self._on_dropped
         stage.before_recurring_ends = self._check_recurring
         stage.cluster.server.on_count_conflict = self._on_count_conflict
         stage.cluster.server.on_write.append(self._on_write)
@@ -263,6 +273,9 @@ class Properties:
         scaling, recent = body["spec"]["scaling"], self._waiting.get(key)
         if not recent or recent[-1][0] - recent[0][0] < WAITS_TOO - 2.0:
             return
+        if "ratePerSecond" in body["spec"].get("limits", {}):
+            # More workers would not start more handlers.
+            return
         least = min(n for _, n in recent)
         need = min(-(-least // (scaling.get("messagesPerReplica") or max(least, 1))), scaling["maxReplicas"])
         if now < min(need, was):
@@ -291,7 +304,59 @@ class Properties:
             and pod["status"]["phase"] not in {"Failed", "Succeeded"}
         )
 
-    def _on_handler(self, worker: WorkerProcess, _message: Any) -> None:
+    def _on_handler(self, worker: WorkerProcess, message: Any) -> None:
+        self._require_token(worker)
+        self._require_start(worker)
+        self._require_not_cancelled(worker, str(message.properties.message_id))
+
+    def _require_start(self, worker: WorkerProcess) -> None:
+        """Each handler uses up a token of the limit per second. One that RabbitMQ gave twice counts twice."""
+        limit, rabbit = worker.config.limit_rate_queue, worker.rabbit()
+        if limit is None or rabbit is None:
+            return
+        queue, entry = rabbit.queues.get(limit), (rabbit.name, limit)
+        self._starts[entry] += 1
+        tokens = self._tokens[entry] + (queue.lost_deliveries if queue is not None else 0)
+        if queue is not None and self._starts[entry] > tokens:
+            self._world.violated(
+                "starts without a token", f"{self._starts[entry]} starts of {limit}, {tokens} tokens"
+            )
+
+    def _on_token(self, channel: ModelChannel, queue: str) -> None:
+        """An operator publishes tokens at the rate, and after a pause the burst. A new one begins without a burst."""
+        rabbit, now = channel.connection.rabbit, self._world.now
+        self._tokens[rabbit.name, queue] += 1
+        limits = next(
+            one.spec["limits"]
+            for one in self._stage.workqueues.values()
+            if "ratePerSecond" in one.spec.get("limits", {})
+        )
+        # One token is in progress, and one was published before the pause.
+        entry, most = (rabbit.name, queue, channel.connection.process), limits["burst"] + 2.0
+        left, at = self._paces.get(entry, (2.0, now))
+        left = min(left + (now - at) * limits["ratePerSecond"], most) - 1.0
+        self._paces[entry] = left, now
+        if left < -MILLISECOND:
+            self._world.violated(
+                "more tokens than the rate", f"{queue}, by {channel.connection.process.name}"
+            )
+
+    def _require_not_cancelled(self, worker: WorkerProcess, message: str) -> None:
+        """A cancelled message is not started, after the worker has learned of it or a while later."""
+        stage, key = self._stage, (worker.namespace, worker.workqueue)
+        if message in worker.knows_cancels:
+            self._world.violated("a cancelled message is started", f"{message} by {worker.pod}, which knew")
+        cancelled = stage.cancelled.get(message)
+        healthy = stage.healthy_for(f"broker {stage.broker(key)}", f"wq {key[0]}/{key[1]}")
+        if cancelled is not None and min(self._world.now - cancelled, healthy) > CANCELS_KNOWN:
+            self._world.violated("a cancelled message is started", f"{message} by {worker.pod}")
+
+    def _on_dropped(self, worker: WorkerProcess, message: str) -> None:
+        """A worker drops only messages that were cancelled."""
+        if message not in self._stage.cancelled:
+            self._world.violated("a message is dropped without a cancel", f"{message} by {worker.pod}")
+
+    def _require_token(self, worker: WorkerProcess) -> None:
         """Never more handlers run than the limit allows. A handler whose token was lost is the exception."""
         limit = worker.config.limit_queue
         rabbit = worker.rabbit()
@@ -301,15 +366,17 @@ class Properties:
         for other in self._cluster.workers:
             if other.config.limit_queue != limit or other.rabbit() is not rabbit:
                 continue
-            [held] = other.runtime.consumer.limits
+            held = next(one for one in other.runtime.consumer.limits if isinstance(one, Tokens))
             if held._without or not other.is_connected:
                 return
             running += len(other.running())
         if running > tokens.arguments["x-max-length"]:
             self._world.violated("more handlers than the limit", f"{running} of {limit}")
 
-    def _on_own_publish(self, message: ModelMessage) -> None:
+    def _on_own_publish(self, channel: ModelChannel, message: ModelMessage) -> None:
         """A slot of a recurring message is published once, unless an Event names it."""
+        if message.is_transient:
+            self._on_token(channel, message.routing_key)
         if "/" not in message.original:
             return
         stage, name = self._stage, message.original.partition("/")[0]
@@ -324,8 +391,7 @@ class Properties:
     def _on_push(self, queue: ModelQueue, message: ModelMessage) -> None:
         """A delayed message comes at its time: never before, and soon after it while the broker is well."""
         due_at, stage = message.headers.get(DUE_AT), self._stage
-        keys = [key for key in stage.workqueues if stage.queue(key) is queue]
-        if due_at is None or not keys:
+        if due_at is None or not (keys := [key for key in stage.workqueues if stage.queue(key) is queue]):
             return
         late = self._world.unix() - due_at / 1000
         if late < -MILLISECOND:

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from pika.exceptions import (
 
 from tests.simulation.loop import Process, Stream
 from tests.simulation.world import World
-from workqueue.contract.topology import BrokerVersion, Plan
+from workqueue.contract.topology import BrokerVersion, ExchangeType, Plan
 
 LATENCY: Final = 0.001
 COUNTS_LAG: Final = 0.004
@@ -35,6 +35,8 @@ COUNTS_LAG: Final = 0.004
 
 STORED_AGAIN: Final = 0.5
 """Seconds until RabbitMQ looks again whether it can store a message."""
+
+OFFSET: Final = "x-stream-offset"
 
 HEARTBEAT_LOSS: Final = 10.0
 """Seconds after which a silent peer counts as lost."""
@@ -59,6 +61,8 @@ class ModelMessage:
     requeued_at: float = -1e9
     size: int = 100
     routing_key: str = ""
+    is_transient: bool = False
+    """A classic queue loses it when RabbitMQ restarts."""
 
 
 @dataclass(eq=False)
@@ -70,6 +74,7 @@ class ModelConsumer:
     callback: Any
     priority: int
     held: int = 0
+    auto_ack: bool = False
 
 
 class ModelQueue:
@@ -90,6 +95,8 @@ class ModelQueue:
         self.waiting_since: float | None = None
         self.most = 0
         """The most messages in it since a property last looked."""
+        self.lost_deliveries = 0
+        """How often a delivery ended with its channel, so that its message returned."""
         self._turn = itertools.count()
         self._expiry = 0.0
 
@@ -123,8 +130,9 @@ class ModelQueue:
                 break
             message = self.ready.popleft()
             self._note_waiting()
-            consumer.held += 1
-            self.unacked[message] = consumer.channel
+            if not consumer.auto_ack:
+                consumer.held += 1
+                self.unacked[message] = consumer.channel
             self.rabbit.on_delivery(self, consumer, message)
             consumer.channel.deliver(self, consumer, message)
         self._note_waiting()
@@ -216,6 +224,32 @@ class ModelQueue:
         self.expire()
 
 
+class ModelStream(ModelQueue):
+    """A stream: keeps everything, and sends it to each consumer from the place that it asks for."""
+
+    def __init__(self, rabbit: Rabbit, name: str, arguments: Mapping[str, Any]) -> None:
+        super().__init__(rabbit, name, arguments)
+        self.records: list[ModelMessage] = []
+
+    def push(self, message: ModelMessage) -> None:
+        message.headers = {**message.headers, OFFSET: len(self.records)}
+        message.at = self.rabbit.world.now
+        self.records.append(message)
+        for consumer in self.consumers:
+            consumer.channel.deliver(self, consumer, message)
+
+    def deliver(self) -> None:
+        """Records are sent when they come, and when a consumer does."""
+
+    def begin(self, consumer: ModelConsumer, place: str) -> None:
+        """Send the records that exist."""
+        for record in self.records if place == "first" else self.records[-1:]:
+            consumer.channel.deliver(self, consumer, record)
+
+    def requeue(self, message: ModelMessage, *, failed: bool) -> None:
+        """A stream keeps its records."""
+
+
 class ModelChannel:
     """A channel: pika's side with its interface, and the server's side."""
 
@@ -233,6 +267,7 @@ class ModelChannel:
         self._callbacks: list[tuple[Any, tuple[Any, ...], bool]] = []
         self._on_return: list[Any] = []
         self._on_confirm: Any = None
+        self._published = itertools.count(1)
         # The server's side.
         self.prefetch = 1_000_000
         self.gone = False
@@ -262,32 +297,35 @@ class ModelChannel:
         self._call(lambda: self._reply(callback, spec.Confirm.SelectOk()))
 
     def basic_publish(
-        self, exchange: str, routing_key: str, body: bytes, properties: Any, mandatory: bool = False
+        self, exchange: str, routing_key: str, body: bytes, properties: Any = None, mandatory: bool = False
     ) -> None:
         self._require_open()
-        headers = dict(properties.headers or {})
-        message = ModelMessage(properties.message_id, body, headers, routing_key=routing_key)
-        self.connection.send(self, lambda: self._publish(exchange, message, mandatory))
+        message = ModelMessage("token", body, routing_key=routing_key, is_transient=properties is None)
+        if properties is not None:
+            message.original, message.headers = properties.message_id, dict(properties.headers or {})
+        tag = next(self._published)
+        self.connection.send(self, lambda: self._publish(exchange, message, mandatory, tag))
 
-    def _publish(self, exchange: str, message: ModelMessage, mandatory: bool) -> None:
+    def _publish(self, exchange: str, message: ModelMessage, mandatory: bool, tag: int) -> None:
         rabbit = self.connection.rabbit
         found = rabbit.routed(exchange, message.routing_key)
         if self.gone:
             return
         if found is not None and found.is_full:
-            self.answer(self._confirmed, spec.Basic.Nack(1))
+            self.answer(self._confirmed, spec.Basic.Nack(tag))
             return
         done = rabbit.publish(exchange, message)
         if done is None:
             # No majority, or an alarm: it is stored and confirmed when that is over.
-            rabbit.world.later(STORED_AGAIN, self._publish, exchange, message, mandatory)
+            rabbit.world.later(STORED_AGAIN, self._publish, exchange, message, mandatory, tag)
             return
         if done:
-            rabbit.on_own_publish(message)
+            rabbit.on_own_publish(self, message)
         elif mandatory:
+            returned = SimpleNamespace(reply_text="NO_ROUTE", routing_key=message.routing_key)
             for callback in self._on_return:
-                self.answer(callback, self, SimpleNamespace(reply_text="NO_ROUTE"))
-        self.answer(self._confirmed, spec.Basic.Ack(1))
+                self.answer(callback, self, returned)
+        self.answer(self._confirmed, spec.Basic.Ack(tag))
 
     def _confirmed(self, method: Any) -> None:
         if not self.is_closed:
@@ -295,6 +333,7 @@ class ModelChannel:
 
     def basic_qos(self, prefetch_count: int, callback: Any = None) -> None:
         def carry_out() -> None:
+            # Also ends a chunk of a stream.
             self.prefetch = prefetch_count
             self._reply(callback, spec.Basic.QosOk())
 
@@ -352,9 +391,13 @@ class ModelChannel:
 
         self._call(carry_out)
 
-    def exchange_declare(self, exchange: str, *, callback: Any, passive: bool = False, **_: Any) -> None:
+    def exchange_declare(
+        self, exchange: str, exchange_type: Any = None, *, callback: Any, passive: bool = False, **_: Any
+    ) -> None:
         def carry_out() -> None:
             exchanges = self.connection.rabbit.exchanges
+            if exchange_type == "fanout":
+                self.connection.rabbit.fanouts.setdefault(exchange, {})
             if passive and exchange not in exchanges:
                 self.close_by_broker(404, f"NOT_FOUND - no exchange '{exchange}'")
                 return
@@ -366,6 +409,7 @@ class ModelChannel:
     def exchange_delete(self, exchange: str, *, callback: Any) -> None:
         def carry_out() -> None:
             self.connection.rabbit.bindings.pop(exchange, None)
+            self.connection.rabbit.fanouts.pop(exchange, None)
             self.connection.rabbit.exchanges.discard(exchange)
             self._reply(callback, None)
 
@@ -413,6 +457,7 @@ class ModelChannel:
         queue: str,
         on_message_callback: Any,
         arguments: Mapping[str, Any] | None = None,
+        auto_ack: bool = False,
         callback: Any = None,
     ) -> str:
         tag = f"ctag{self.channel_number}.{next(self._tags)}"
@@ -429,8 +474,11 @@ class ModelChannel:
                 self.close_by_broker(406, "PRECONDITION_FAILED - invalid arg 'x-consumer-timeout'")
                 return
             priority = (arguments or {}).get("x-priority", 0)
-            found.consumers.append(ModelConsumer(self, tag, on_message_callback, priority))
+            consumer = ModelConsumer(self, tag, on_message_callback, priority, auto_ack=auto_ack)
+            found.consumers.append(consumer)
             self._reply(callback, spec.Basic.ConsumeOk(tag))
+            if isinstance(found, ModelStream):
+                found.begin(consumer, (arguments or {})[OFFSET])
             found.deliver()
 
         self._call(carry_out)
@@ -453,7 +501,9 @@ class ModelChannel:
 
         self._call(carry_out)
 
-    def basic_ack(self, delivery_tag: int) -> None:
+    def basic_ack(self, delivery_tag: int, *, multiple: bool = False) -> None:
+        if multiple:  # only of the records of a stream, for which it changes nothing
+            return
         self._require_open()
         self.connection.send(self, lambda: self._settle(delivery_tag, "ack"))
 
@@ -578,7 +628,8 @@ class ModelChannel:
 
     def deliver(self, queue: ModelQueue, consumer: ModelConsumer, message: ModelMessage) -> None:
         tag = next(self._delivery_tags)
-        self._unsettled[tag] = queue, message, consumer
+        if not consumer.auto_ack:
+            self._unsettled[tag] = queue, message, consumer
         self.answer(self._arrive, consumer, tag, message, message.redelivered, queue.name)
 
     def _settle(self, tag: int, how: str) -> None:
@@ -613,6 +664,7 @@ class ModelChannel:
             if len(queue.consumers) != before:
                 touched[queue.name] = queue
         for queue, message, _ in list(self._unsettled.values()):
+            queue.lost_deliveries += 1
             queue.requeue(message, failed=True)
             touched[queue.name] = queue
         self._unsettled.clear()
@@ -737,6 +789,8 @@ class ModelConnection:
             channel.leave()
         for queue in self.exclusive:
             self.rabbit.queues.pop(queue, None)
+            for bound in self.rabbit.fanouts.values():
+                bound.pop(queue, None)
 
     def lose(self, reason: str = "Connection reset by peer") -> None:
         """The connection breaks, and both sides learn of it."""
@@ -774,6 +828,8 @@ class Rabbit:
         self.queues: dict[str, ModelQueue] = {}
         self.bindings: dict[str, set[tuple[str, str, bool]]] = {}
         """By topic exchange: pattern, target, and whether that is a queue."""
+        self.fanouts: dict[str, dict[str, None]] = {}
+        """By fanout exchange: the queues that are bound to it, in order."""
         self.exchanges: set[str] = set()
         self.connections: list[ModelConnection] = []
         self.passwords: dict[str, str] = {"user": "secret"}
@@ -787,8 +843,8 @@ class Rabbit:
         self.on_ack: Callable[[ModelQueue, ModelMessage], None] = lambda _queue, _message: None
         self.on_delivery: Callable[[ModelQueue, ModelConsumer, ModelMessage], None] = lambda *_: None
         self.on_push: Callable[[ModelQueue, ModelMessage], None] = lambda *_: None
-        self.on_own_publish: Callable[[ModelMessage], None] = lambda _message: None
-        """Called with each message that an operator publishes and RabbitMQ stores."""
+        self.on_own_publish: Callable[[ModelChannel, ModelMessage], None] = lambda _channel, _message: None
+        """Called with each message that an operator publishes and RabbitMQ stores, and with its channel."""
         self.on_delete: Callable[[ModelQueue, ModelConnection | None], None] = lambda _queue, _by: None
 
     def latency(self) -> float:
@@ -803,7 +859,8 @@ class Rabbit:
 
     def make(self, name: str, arguments: Mapping[str, Any]) -> ModelQueue:
         """Create a queue."""
-        made = self.queues[name] = ModelQueue(self, name, arguments)
+        kind = ModelStream if arguments.get("x-queue-type") == "stream" else ModelQueue
+        made = self.queues[name] = kind(self, name, arguments)
         return made
 
     def declare(self, plan: Plan) -> bool:
@@ -813,6 +870,8 @@ class Rabbit:
             self.make(queue.name, queue.arguments)
         for step in plan.step_bindings:
             self.bind(step.source, step.routing_key, step.exchange, is_queue=False)
+        if plan.exchange is not None and plan.exchange.type is ExchangeType.FANOUT:
+            self.fanouts.setdefault(plan.exchange.name, {})
         for binding in plan.bindings:
             self.bind(binding.exchange, binding.routing_key, binding.queue, is_queue=True)
         return bool(new)
@@ -822,6 +881,8 @@ class Rabbit:
         queue = self.queues.pop(name)
         for exchange, bindings in self.bindings.items():
             self.bindings[exchange] = {one for one in bindings if one[1:] != (name, True)}
+        for bound in self.fanouts.values():
+            bound.pop(name, None)
         self.on_delete(queue, by)
         for consumer in queue.consumers:
             consumer.channel.cancel_by_broker(consumer)
@@ -855,11 +916,20 @@ class Rabbit:
         return None
 
     def bind(self, exchange: str, pattern: str, target: str, *, is_queue: bool) -> None:
-        """Bind a queue or an exchange to a topic exchange."""
+        """Bind a queue or an exchange to a topic exchange, or a queue to a fanout exchange."""
+        if exchange in self.fanouts:
+            self.fanouts[exchange][target] = None
+            return
         self.bindings.setdefault(exchange, set()).add((pattern, target, is_queue))
 
     def publish(self, exchange: str, message: ModelMessage) -> bool | None:
         """Take a message from a publisher. True: confirmed. False: returned. None: no confirm."""
+        if exchange in self.fanouts:
+            if self.down or self.hung or self.alarm:
+                return None
+            for name in list(self.fanouts[exchange]):
+                self.queues[name].push(replace(message))
+            return True
         found = self.routed(exchange, message.routing_key)
         if self.down or self.hung or self.alarm or (found is not None and found.leaderless):
             return None
@@ -874,6 +944,9 @@ class Rabbit:
         """Stop: every connection is lost, and no other is taken."""
         self.down = True
         self.drop_connections()
+        for queue in self.queues.values():
+            if any(message.is_transient for message in queue.ready):
+                queue.ready = deque(message for message in queue.ready if not message.is_transient)
 
     def start(self) -> None:
         """Start again. Messages and queues have stayed."""

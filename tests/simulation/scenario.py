@@ -108,10 +108,12 @@ def draw(seed: int) -> Scenario:
     workqueues = tuple(
         _with_features(random.Random(f"features {seed} {one.name}"), one) for one in workqueues
     )
+    workqueues = tuple(_with_rate(random.Random(f"rate {seed}"), one) for one in workqueues)
     steps = [
         *_load(chance, workqueues, size),
         *_faults(chance, workqueues, brokers, size),
         *_delayed(random.Random(f"delays {seed}"), workqueues),
+        *_cancelled(random.Random(f"cancels {seed}"), workqueues),
     ]
     return Scenario(
         seed,
@@ -170,6 +172,15 @@ def _with_features(chance: random.Random, one: WorkQueueSpec) -> WorkQueueSpec:
     return replace(one, spec={**one.spec, **added})
 
 
+def _with_rate(chance: random.Random, one: WorkQueueSpec) -> WorkQueueSpec:
+    """Some WorkQueues limit the starts of handlers. Those of one seed have the same numbers, as a group must."""
+    per_second, burst = chance.choice([0.5, 1, 2, 5]), chance.choice([1, 2, 4])
+    if one.name not in chance.choice([(), (), (), (), (), (), (), (), ("q0",), ("q0", "q1")]):
+        return one
+    limits = {**one.spec.get("limits", {}), "ratePerSecond": per_second, "burst": burst}
+    return replace(one, spec={**one.spec, "limits": limits})
+
+
 def _twin(chance: random.Random, one: WorkQueueSpec) -> WorkQueueSpec:
     """A second WorkQueue on the same queue, through another address of its broker."""
     queue = {**one.spec["queue"], "name": one.queue, "deletionPolicy": chance.choice(["Delete", "Retain"])}
@@ -217,6 +228,28 @@ def _delayed(chance: random.Random, workqueues: tuple[WorkQueueSpec, ...]) -> li
         if one.name != "twin" and chance.random() < 0.25
         for _ in range(chance.choice([1, 2]))
     ]
+
+
+def _cancelled(chance: random.Random, workqueues: tuple[WorkQueueSpec, ...]) -> list[Step]:
+    """Messages that a user cancels: before, while and after a handler runs, and before other workers start."""
+    steps = []
+    for one in workqueues:
+        if one.name == "twin" or chance.random() > 0.1:
+            continue
+        for _ in range(chance.choice([1, 2])):
+            at = chance.uniform(10.0, LAST)
+            seconds, later = chance.choice([0.3, 1.0, 3.0]), chance.choice([0.0, 4.5, 13.0])
+            what = ("publish later", later) if later else ("publish", "ok")
+            steps.append(Step(at, what[0], (*one.key, chance.choice([2, 4, 6]), seconds, what[1])))
+            steps += [
+                Step(
+                    at + chance.uniform(0.01, 8.0),
+                    "user cancels a message",
+                    (*one.key, chance.randrange(1000), chance.random() < 0.5),
+                )
+                for _ in range(chance.choice([1, 2, 3]))
+            ]
+    return steps
 
 
 _BROKER: Final = {

@@ -50,6 +50,11 @@ class Stage:
         self.handled: set[str] = set()
         self.foreign_write: dict[Key, float] = {}
         self.changed_template: dict[WorkQueueKey, float] = defaultdict(float)
+        self.cancelled: dict[str, float] = {}
+        """When RabbitMQ stored the cancel of a message, by its id."""
+        self.cluster.cancelling = {
+            step.arguments[:2] for step in scenario.steps if step.what.startswith("user cancels")
+        }
         self.told: list[tuple[WorkQueueKey, Any, str]] = []
         self.published: dict[str, int] = defaultdict(int)
         self.paused_recurring: set[WorkQueueKey] = set()
@@ -174,6 +179,29 @@ class Stage:
             self.confirmed[done] = key
         elif tries < 60:
             self.world.later(PUBLISH_AGAIN, self._publish, key, task, tries + 1, delay)
+
+    def user_cancels_a_message(self, namespace: str, name: str, number: int, discard: bool) -> Any:
+        key = namespace, name
+        open_ones = [
+            one
+            for one, owner in self.confirmed.items()
+            if owner == key
+            and one not in self.handled
+            and one not in self.exempt
+            and one not in self.cancelled
+        ]
+        if open_ones:
+            self._cancel(key, open_ones[number % len(open_ones)], discard, 0)
+        return [], None
+
+    def _cancel(self, key: WorkQueueKey, message: str, discard: bool, tries: int) -> None:
+        if self.cluster.cancel(self.hosts[key], self.workqueues[key].queue, message, discard=discard):
+            self.cancelled.setdefault(message, self.world.now)
+            self.world.tell("publisher", f"cancels {message}{' and discards it' if discard else ''}")
+            if discard:
+                self.exempt.add(message)
+        elif tries < 60:
+            self.world.later(PUBLISH_AGAIN, self._cancel, key, message, discard, tries + 1)
 
     def queue(self, key: WorkQueueKey) -> ModelQueue | None:
         """The work queue of a WorkQueue on its present broker."""

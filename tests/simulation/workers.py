@@ -314,6 +314,8 @@ class WorkerProcess:
         self.process = Process(self.loop, self.pod)
         self.ended = False
         self.ready = False
+        self.knows_cancels: set[str] = set()
+        """The ids of messages that it knows to be cancelled."""
         self._on_end = on_end
         spec = pod["spec"]
         environment = {one["name"]: one.get("value") for one in spec["containers"][0]["env"]}
@@ -321,7 +323,8 @@ class WorkerProcess:
             v["secret"]["secretName"] for v in spec["volumes"] if v["name"] == "workqueue-binding"
         )
         self.workqueue = pod["metadata"]["labels"]["workqueue.dev/workqueue"]
-        self.config = _config(environment, pod)
+        hears = (self.namespace, self.workqueue) in cluster.cancelling
+        self.config = _config(environment, pod)._replace(hears_cancels=hears)
         self.handlers = Handlers(self)
         self.process.run(self._begin)
 
@@ -335,12 +338,31 @@ class WorkerProcess:
         self.runtime.deliveries._executor = self.handlers  # type: ignore[assignment]
         self.runtime.deliveries._publisher = Publisher(self)  # type: ignore[assignment]
         self.runtime.deliveries.ready = True
+        self._watch_cancels()
         self.retirement = Retirement(self.runtime.consumer, self._key, self.uid)
         self.endpoint = Endpoint.__new__(Endpoint)
         self.endpoint.runtime = self.runtime
         self.endpoint.retirement = self.retirement
         self.runtime.consumer.connection.begin()
         self.loop.call_later(0.1, self._now_ready, context=self.process.context)
+
+    def _watch_cancels(self) -> None:
+        """Note the cancels that the worker learns of, and the messages that it drops because of one."""
+        cancels, deliveries = self.runtime.consumer.cancels, self.runtime.deliveries
+        if cancels is None:
+            return
+        came, drop = cancels._came, deliveries._drop
+
+        def heard(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            came(channel, method, properties, body)
+            self.knows_cancels.add(json.loads(body)["id"])
+
+        def dropped(delivery: Delivery, cancel: Any, **named: Any) -> None:
+            self.cluster.on_dropped(self, str(delivery.properties.message_id))
+            drop(delivery, cancel, **named)
+
+        cancels._came = heard  # type: ignore[method-assign]
+        deliveries._drop = dropped  # type: ignore[method-assign]
 
     def _now_ready(self) -> None:
         self.ready = True
@@ -421,6 +443,7 @@ def _config(environment: dict[str, Any], pod: Object) -> RunConfig:
         timeout_seconds=float(environment.get(Variable.TIMEOUT_SECONDS) or 300),
         concurrency=int(environment.get(Variable.CONCURRENCY) or 1),
         limit_queue=environment.get(Variable.LIMIT_QUEUE),
+        limit_rate_queue=environment.get(Variable.LIMIT_RATE_QUEUE),
         grace_seconds=float(environment.get(Variable.GRACE_SECONDS) or 300),
         port=0,
         port_is_default=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 from workqueue_operator.api.workqueue import WorkQueue
@@ -16,8 +17,16 @@ def workqueue(
     **spec: Any,
 ) -> WorkQueue:
     """A WorkQueue with a python handler; `worker` and `spec` are laid over it."""
+    # The API server counts the changes of a spec.
+    generation = 3 + (zlib.crc32(repr((spec, worker)).encode()) if spec or worker else 0)
     body: dict[str, Any] = {
-        "metadata": {"name": name, "namespace": "team", "uid": "uid-1", "generation": 3, **(metadata or {})},
+        "metadata": {
+            "name": name,
+            "namespace": "team",
+            "uid": "uid-1",
+            "generation": generation,
+            **(metadata or {}),
+        },
         "spec": {"connectionSecretRef": {"name": "rabbitmq"}, **spec},
         "status": status or {},
     }

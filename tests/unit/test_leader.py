@@ -197,6 +197,26 @@ async def test_frozen_leader_is_lost_although_its_lease_is_free(server: ApiServe
         assert server.holder == "me"
 
 
+async def test_leader_is_lost_when_a_renewal_is_answered_after_the_end_of_its_lease(
+    server: ApiServer, clock: Clock
+) -> None:
+    """Between the end of the Lease and the answer, a write may have been refused."""
+    async with candidate(server, clock) as me:
+        await me.win()
+
+        answers = iter([(1.0, ClusterError(0, "no answer")), (3.0, None)])
+
+        def late(request: Request) -> Any:
+            seconds, error = next(answers, (0.0, None))
+            clock.time += seconds
+            return error or server._serve(request)
+
+        server.answer("PUT", "/leases", late)
+        await asyncio.wait_for(me.lost.wait(), 5)
+
+        assert server.holder == "me"
+
+
 async def test_leader_is_lost_when_another_process_writes_the_lease(server: ApiServer, clock: Clock) -> None:
     async with candidate(server, clock) as me:
         await me.win()

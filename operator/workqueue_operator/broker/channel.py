@@ -9,6 +9,8 @@ call waits for that channel, and the queue gets no further call until it has ans
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +48,9 @@ SHARE_OF_CHANNELS: Final = 8
 """Calls of one kind that exceed PLACE_SECONDS may keep one in this many of the connection's channels."""
 
 Send: TypeAlias = Callable[[PikaChannel, Callable[[Any], None]], object]
+
+
+_NO_WAIT: Final = contextlib.nullcontext()
 
 
 class ChannelRefusedError(Exception):
@@ -165,13 +170,19 @@ class _Running:
     """A call without an answer so far.
 
     Attributes:
+        answer: of the broker, also after the caller has given up.
         has_place: whether it counts towards the calls that others wait for.
-        timer: ends that.
+        timer: ends that, and then the wait of the caller.
+        caller: gets the answer; None if the caller awaits `answer`.
+        until: when the caller gives up, on the event loop's clock.
     """
 
     channel: CallChannel
+    answer: asyncio.Future[Any]
     has_place: bool = True
     timer: asyncio.TimerHandle | None = None
+    caller: asyncio.Future[Any] | None = None
+    until: float = 0.0
 
 
 class Calls:
@@ -219,36 +230,54 @@ class Calls:
         silence = self._silences.get(queue)
         if silence is not None and (loop.time() < silence.retry_at or silence.outstanding >= SILENT_CALLS):
             raise self._no_answer()
-        answer: asyncio.Future[Any] | None = None
+        until = loop.time() + self._seconds
         try:
-            async with asyncio.timeout(self._seconds):
-                answer = await self.begin(send)
-                said = await asyncio.shield(answer)
+            async with asyncio.timeout_at(until) if self._places.locked() else _NO_WAIT:
+                await self._take_place()
         except TimeoutError:
-            if answer is None:
-                raise ChannelLostError("the broker is busy with calls about other queues") from None
-            self._note_silence(queue, answer)
+            raise ChannelLostError("the broker is busy with calls about other queues") from None
+        # Polls are most of what the operator does, so this has one future and one timer instead of asyncio's timeout
+        # and shield.
+        caller: asyncio.Future[Any] = loop.create_future()
+        running = self._begin(send, caller, until)
+        try:
+            said = await caller
+        except TimeoutError:
+            self._note_silence(queue, running.answer)
             raise self._no_answer() from None
         except ChannelRefusedError:
             self._silences.pop(queue, None)
             raise
         finally:
-            del answer
+            del running, caller
         self._silences.pop(queue, None)
         return said
 
     async def begin(self, send: Send) -> asyncio.Future[Any]:
         """Send a call as soon as a channel is free. Returns as `CallChannel.begin` does."""
+        await self._take_place()
+        return self._begin(send).answer
+
+    async def _take_place(self) -> None:
         self.waiting += 1
         try:
             await self._places.acquire()
         finally:
             self.waiting -= 1
-        running = _Running(self._idle.pop() if self._idle else CallChannel(self._connection))
-        answer = running.channel.begin(send)
-        running.timer = asyncio.get_running_loop().call_later(PLACE_SECONDS, self._on_slow, running)
-        answer.add_done_callback(partial(self._on_end, running))
-        return answer
+
+    def _begin(
+        self, send: Send, caller: asyncio.Future[Any] | None = None, until: float = math.inf
+    ) -> _Running:
+        loop = asyncio.get_running_loop()
+        channel = self._idle.pop() if self._idle else CallChannel(self._connection)
+        running = _Running(channel, channel.begin(send), caller=caller, until=until)
+        slow_at = loop.time() + PLACE_SECONDS
+        if until < slow_at:
+            running.timer = loop.call_at(until, self._on_late, running, slow_at)
+        else:
+            running.timer = loop.call_at(slow_at, self._on_slow, running)
+        running.answer.add_done_callback(partial(self._on_end, running))
+        return running
 
     def _on_slow(self, running: _Running) -> None:
         """Let another call begin although this one has no answer, unless very many have none."""
@@ -256,10 +285,25 @@ class Calls:
             self._slow += 1
             running.has_place = False
             self._places.release()
+        if running.caller is not None and not running.caller.done():
+            loop = asyncio.get_running_loop()
+            running.timer = loop.call_at(running.until, self._on_late, running, None)
+
+    def _on_late(self, running: _Running, slow_at: float | None) -> None:
+        """End the wait of the caller. The answer may still come."""
+        if slow_at is not None:
+            running.timer = asyncio.get_running_loop().call_at(slow_at, self._on_slow, running)
+        if running.caller is not None and not running.caller.done():
+            running.caller.set_exception(TimeoutError())
 
     def _on_end(self, running: _Running, answer: asyncio.Future[Any]) -> None:
         # Otherwise asyncio would log the error of a call whose caller has given up.
-        answer.exception()
+        error, caller = answer.exception(), running.caller
+        if caller is not None and not caller.done():
+            if error is None:
+                caller.set_result(answer.result())
+            else:
+                caller.set_exception(error)
         if running.timer is not None:
             running.timer.cancel()
         if running.has_place:

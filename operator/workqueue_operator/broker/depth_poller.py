@@ -228,30 +228,62 @@ class DepthPoller:
     async def _round(self, entries: list[PolledQueue]) -> None:
         """Poll queues, a few at a time. A queue that does not answer soon is left behind with its poll."""
         for start in range(0, len(entries), IDLE_CHUNK):
-            polls = {
-                self._begin(entry)
-                for entry in entries[start : start + IDLE_CHUNK]
-                if entry not in self._polling
-            }
-            while polls:
-                _, polls = await asyncio.wait(polls, timeout=PLACE_SECONDS)
+            polls = _Polls()
+            for entry in entries[start : start + IDLE_CHUNK]:
+                if entry not in self._polling:
+                    polls.running += 1
+                    self._polling[entry] = asyncio.create_task(self._look(entry, polls))
+            while polls.running:
+                await polls.wait(PLACE_SECONDS)
                 if not self._broker.polls_wait:
                     break
 
-    def _begin(self, polled: PolledQueue) -> asyncio.Task[None]:
-        poll = self._polling[polled] = asyncio.create_task(self._look(polled))
-        poll.add_done_callback(lambda _: self._polling.pop(polled, None))
-        return poll
-
-    async def _look(self, polled: PolledQueue) -> None:
+    async def _look(self, polled: PolledQueue, polls: _Polls) -> None:
         before = _numbers(polled.last)
         try:
             await self._record(polled, self._broker.poll)
         except Exception:
             # An unexpected error in one poll must not stop the rounds.
             logger.exception("Polling a queue failed.", extra={"queue": polled.queue})
+        finally:
+            self._polling.pop(polled, None)
+            polls.end_one()
         if _numbers(polled.last) != before:
             self._wake(polled.key)
+
+
+class _Polls:
+    """Polls that run at the same time. It costs less than `asyncio.wait`, which adds a callback to each.
+
+    Attributes:
+        running: those without an answer.
+    """
+
+    __slots__ = ("_ended", "running")
+
+    def __init__(self) -> None:
+        self.running = 0
+        self._ended: asyncio.Future[None] | None = None
+
+    def end_one(self) -> None:
+        """Note an answer."""
+        self.running -= 1
+        if not self.running:
+            self._release()
+
+    async def wait(self, seconds: float) -> None:
+        """Return when all have ended, or after some seconds."""
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        timer = loop.call_later(seconds, self._release)
+        try:
+            await self._ended
+        finally:
+            timer.cancel()
+
+    def _release(self) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
 
 
 def _numbers(answer: QueueCounts | QueueMissing | ReconcileError | None) -> object:

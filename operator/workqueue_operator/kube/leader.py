@@ -115,8 +115,10 @@ class Leadership:
                 if not self.leads:
                     # After a freeze, even if nobody has taken the Lease: a write may have been refused already.
                     return
+                held_until = self._valid_until
                 pause = RENEW_SECONDS if await self._succeeds(self._renew_once()) else LOOK_SECONDS
-                if not self.leads:
+                if not self.leads or self._clock.monotonic() >= held_until:
+                    # The same for an answer that came after the end of the Lease that it renews.
                     return
         finally:
             self.lost.set()

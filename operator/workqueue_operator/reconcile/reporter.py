@@ -85,6 +85,7 @@ class _Report:
 
     Attributes:
         wanted: the status from the last pass.
+        digests: of `wanted`, with and without numbers; None until they are needed.
         written: the last write; None before the first.
         failures: failed writes in a row.
         not_before: the monotonic time before which nothing is written, after a failure.
@@ -93,10 +94,17 @@ class _Report:
 
     key: Key
     wanted: Mapping[str, Any]
+    digests: tuple[bytes, bytes] | None = None
     written: Written | None = None
     failures: int = 0
     not_before: float = 0.0
     timer: Timer | None = None
+
+    def digest(self) -> tuple[bytes, bytes]:
+        """Return the digests of the status, with and without numbers. Most passes do not change it."""
+        if self.digests is None:
+            self.digests = _digests(self.wanted)
+        return self.digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +227,9 @@ class Reporter:
         if report is None:
             self._reports[uid] = _Report(workqueue.key, status)
         else:
-            report.wanted = _with_times_of(report.wanted, status)
+            wanted = _with_times_of(report.wanted, status)
+            if wanted != report.wanted:
+                report.wanted, report.digests = wanted, None
         self._offer(uid)
 
     def _offer(self, uid: str, *, hurry: bool = False) -> None:
@@ -247,12 +257,13 @@ class Reporter:
         if written is None:
             if shown == report.wanted:
                 # An earlier process wrote it.
-                report.written = Written(digest(shown), digest(_without_numbers(shown)), now)
+                report.written = Written(*_digests(shown), now)
                 return None
             return report.not_before - now
-        if written.whole == digest(report.wanted) and _says_all_of(shown, report.wanted):
+        whole, without_numbers = report.digest()
+        if written.whole == whole and _says_all_of(shown, report.wanted):
             return None
-        only_numbers = written.without_numbers == digest(_without_numbers(report.wanted))
+        only_numbers = written.without_numbers == without_numbers
         return max(written.at + (NUMBERS_EVERY if only_numbers else STATUS_EVERY), report.not_before) - now
 
     async def _write(self, uid: str) -> None:
@@ -279,9 +290,7 @@ class Reporter:
             self._on_failure(report, uid, error)
         else:
             report.failures = 0
-            report.written = Written(
-                digest(status), digest(_without_numbers(status)), self._clock.monotonic()
-            )
+            report.written = Written(*_digests(status), self._clock.monotonic())
             self._store.put_workqueue(answer, our_status=True)
             self._offer(uid)
 
@@ -418,6 +427,10 @@ class Reporter:
 
 def _reference_to(workqueue: WorkQueue) -> dict[str, str]:
     return workqueue_reference(*workqueue.key, workqueue.metadata.uid)
+
+
+def _digests(status: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    return digest(status), digest(_without_numbers(status))
 
 
 def _says_all_of(shown: Mapping[str, Any], status: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from workqueue_operator.api.reasons import Reason, Unknown
 from workqueue_operator.api.workqueue import WorkQueue
@@ -40,6 +40,18 @@ REFUSED_AGAIN: Final = (1.0, 60.0)
 _CONFLICT: Final = 409
 
 
+class _Inputs(NamedTuple):
+    """What the rendered Deployment of one WorkQueue depends on. The API server counts changes of the spec.
+
+    Attributes:
+        generation: of the WorkQueue; 0 if it is not known.
+    """
+
+    generation: int
+    broker: str
+    proven_hash: str | None
+
+
 @dataclass(slots=True)
 class Applied:
     """What was last applied for one WorkQueue. It saves needless applies.
@@ -47,11 +59,13 @@ class Applied:
     Attributes:
         generation: of the Deployment after the operator's apply, or after its last scaling.
         digest: of the rendered Deployment.
+        inputs: what it was rendered from. Rendering costs more than the rest of a pass.
     """
 
     uid: str
     generation: int
     digest: bytes
+    inputs: _Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +156,18 @@ class WorkloadApplier:
         if seen is not None:
             _require_ours(seen, workqueue)
         before = None if seen is None else deployment_view(seen)
-        wanted = render.deployment(
-            workqueue,
-            self._defaults,
-            broker=broker or (before.broker if before else ""),
-            proven_hash=proven_hash or (before.proven_hash if before else None),
+        inputs = _Inputs(
+            workqueue.metadata.generation,
+            broker or (before.broker if before else ""),
+            proven_hash or (before.proven_hash if before else None),
         )
         uid = workqueue.metadata.uid
         refusal = self._refusals.get(uid)
+        if refusal is None and seen is not None and self._is_unchanged(workqueue, inputs, seen):
+            return Ensured(seen)
+        wanted = render.deployment(
+            workqueue, self._defaults, broker=inputs.broker, proven_hash=inputs.proven_hash
+        )
         if refusal is None and seen is not None and self._is_applied(workqueue, wanted, seen):
             return Ensured(seen)
         if (
@@ -173,13 +191,26 @@ class WorkloadApplier:
             self._refusals.pop(uid, None)
         except ReconcileError as problem:
             why = self._refuse(workqueue, wanted, problem)
-        self._applied[uid] = Applied(live["metadata"]["uid"], live["metadata"]["generation"], digest(wanted))
+        metadata = live["metadata"]
+        self._applied[uid] = Applied(metadata["uid"], metadata["generation"], digest(wanted), inputs)
         return Ensured(live, why)
 
     def next_attempt(self, workqueue: WorkQueue) -> float | None:
         """Return the monotonic time of the next attempt after a refusal; None without one."""
         refusal = self._refusals.get(workqueue.metadata.uid)
         return None if refusal is None else refusal.until
+
+    def _is_unchanged(self, workqueue: WorkQueue, inputs: _Inputs, seen: Object) -> bool:
+        """Whether the last apply was of the same inputs, and nothing has changed the Deployment since."""
+        applied = self._applied.get(workqueue.metadata.uid)
+        return (
+            applied is not None
+            and inputs.generation > 0
+            and applied.inputs == inputs
+            and applied.uid == seen["metadata"]["uid"]
+            and applied.generation >= seen["metadata"]["generation"]
+            and _contains(seen["metadata"], render.metadata(workqueue))
+        )
 
     def _is_applied(self, workqueue: WorkQueue, wanted: Object, seen: Object) -> bool:
         """Whether no apply is necessary now."""

@@ -118,7 +118,7 @@ def deployment(workqueue: WorkQueue, defaults: Defaults, *, broker: str, proven_
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": _metadata(workqueue),
+        "metadata": metadata(workqueue),
         "spec": {
             "selector": {"matchLabels": pod_selector(name)},
             "revisionHistoryLimit": 2,
@@ -146,7 +146,7 @@ def disruption_budget(workqueue: WorkQueue) -> Object:
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": _metadata(workqueue),
+        "metadata": metadata(workqueue),
         "spec": {
             "maxUnavailable": worker.disruption.max_unavailable,
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
@@ -174,7 +174,7 @@ def network_policy(workqueue: WorkQueue, defaults: Defaults) -> Object:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": _metadata(workqueue),
+        "metadata": metadata(workqueue),
         "spec": {
             "podSelector": {"matchLabels": pod_selector(workqueue.metadata.name)},
             "policyTypes": ["Ingress"],
@@ -188,13 +188,14 @@ def retirement_secret(workqueue: WorkQueue, key: bytes) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {**_metadata(workqueue), "name": retirement_secret_name(workqueue.metadata.name)},
+        "metadata": {**metadata(workqueue), "name": retirement_secret_name(workqueue.metadata.name)},
         "type": RETIREMENT_SECRET_TYPE,
         "data": {RETIREMENT_KEY: base64.b64encode(key).decode()},
     }
 
 
-def _metadata(workqueue: WorkQueue) -> Object:
+def metadata(workqueue: WorkQueue) -> Object:
+    """The metadata that the Deployment and the objects beside it have in common."""
     return {
         "name": workload_name(workqueue.metadata.name),
         "namespace": workqueue.metadata.namespace,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -46,7 +46,7 @@ class TLS:
     server_name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Binding:
     """Where RabbitMQ is, and the credentials for it.
 
@@ -71,7 +71,7 @@ class Binding:
         """The key for calls to workers that have no retirement key: the password, else the private key."""
         return (self.password or (self.tls.private_key if self.tls else "")).encode()
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """A text that two bindings share if and only if one connection can serve both. Secrets are hashed."""
         import hashlib  # a worker does not need it, and it loads OpenSSL
@@ -83,7 +83,7 @@ class Binding:
         )
         return f"{self.display}#{secret.hexdigest()[:16]}"
 
-    @property
+    @cached_property
     def display(self) -> str:
         """Addresses and virtual host as a URL without credentials, for messages."""
         where = ",".join(

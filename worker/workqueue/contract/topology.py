@@ -23,6 +23,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from functools import cache
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
@@ -348,11 +349,14 @@ def step_name(queue: str, step: Step) -> str:
     return f"{queue}.retry.{'high' if step.is_high else 'step'}.{text}"
 
 
+@cache
+def _steps_by_suffix() -> dict[str, Step]:
+    return {step_name("", step): step for step in STEPS}
+
+
 def step_of(name: str, queue: str) -> Step | None:
     """Return the step of a delay queue of the work queue `queue`; None when `name` is no such queue."""
-    if not name.startswith(f"{queue}.retry."):
-        return None
-    return next((step for step in STEPS if step_name(queue, step) == name), None)
+    return _steps_by_suffix().get(name.removeprefix(queue)) if name.startswith(queue) else None
 
 
 def is_delay_queue(name: str, queue: str) -> bool:
