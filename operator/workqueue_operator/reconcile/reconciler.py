@@ -602,7 +602,7 @@ def _conflict(message: str | None) -> Finding | None:
 def _require_first_claim(workqueue: WorkQueue, claimants: Sequence[Key], store: Store) -> None:
     """Of several WorkQueues on one queue, the oldest has it."""
     for other in claimants:
-        if store.is_older(other, workqueue.key):
+        if other != workqueue.key and store.is_older(other, workqueue.key):
             raise ReconcileError(
                 Reason.QUEUE_CLAIMED,
                 f"The queue {workqueue.queue_name!r} belongs to {_named(other, workqueue)} on the same broker. "
