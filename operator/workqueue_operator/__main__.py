@@ -11,7 +11,7 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
@@ -67,6 +67,10 @@ PATIENCE: Final = 5.0
 
 FLUSH_SECONDS: Final = 2.0
 """Seconds after that for writing the last statuses and Events."""
+
+WATCH_WITHIN: Final = 10.0
+"""Seconds after the first LISTs within which the watch begins, also in a standby. Until then the passes work from
+those LISTs. kopf handles each listed object again, which takes longer than installing its doorbell."""
 
 COLLECT_AFTER: Final = (10_000, 20, 50)
 """Thresholds of the garbage collector. A pass makes thousands of objects that reference counting frees. With Python's
@@ -212,10 +216,7 @@ class Operator:
                 change = usable_namespaces_change(cluster, config.namespaces, namespaces)
                 running.append(asyncio.create_task(change, name="namespaces"))
                 running[-1].add_done_callback(lambda _: self._stop.set())
-            watching = asyncio.create_task(
-                watch.run(store, namespaces, identity=config.pod_name, started=self._listen_to_signals),
-                name="kopf",
-            )
+            watching = asyncio.create_task(self._watch(queue, store, namespaces), name="kopf")
             watching.add_done_callback(self._on_watch_end)
             running.append(watching)
             if await self._unless_ended(self._win(WarmBrokers(store, ownership, secrets, brokers))):
@@ -228,6 +229,13 @@ class Operator:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    async def _watch(self, queue: ReconcileQueue, store: Store, namespaces: Sequence[str]) -> None:
+        """Watch, after the first passes: kopf lists everything once more, and a doorbell must not wait for that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WATCH_WITHIN):
+                await queue.caught_up()
+        await watch.run(store, namespaces, identity=self._config.pod_name, started=self._listen_to_signals)
 
     async def _win(self, standby: WarmBrokers) -> None:
         """Wait for the Lease, and keep the broker connections open until then."""

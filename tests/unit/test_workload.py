@@ -158,6 +158,7 @@ async def test_unchanged_deployment_is_reapplied_in_its_turn_after_restart(
     woken: list[tuple[str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(module, "VERIFY_AFTER", 0.01)
     monkeypatch.setattr(module, "VERIFY_EVERY", 0.01)
     seen = live(wanted())
     assert (await workload.ensure(workqueue(), seen)).deployment is seen

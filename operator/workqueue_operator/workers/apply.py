@@ -31,6 +31,9 @@ from workqueue_operator.workers.retirement_key import RetirementKeys
 
 logger = logging.getLogger(__name__)
 
+VERIFY_AFTER: Final = 10.0
+"""Seconds after the first pass until the first Deployment is applied only as a check: doorbells go first."""
+
 VERIFY_EVERY: Final = 0.2
 """Seconds between two Deployments that are applied after a restart only as a check."""
 
@@ -107,7 +110,7 @@ class WorkloadApplier:
         self._applied: dict[str, Applied] = {}
         self._refusals: dict[str, _Refusal] = {}
         self._turns: dict[str, float] = {}
-        self._last_turn = 0.0
+        self._last_turn: float | None = None
 
     def forget(self, uid: str) -> None:
         """The WorkQueue is deleted. Kubernetes deletes what it owns."""
@@ -275,7 +278,8 @@ class WorkloadApplier:
         uid, now = workqueue.metadata.uid, self._clock.monotonic()
         turn = self._turns.get(uid)
         if turn is None:
-            turn = self._turns[uid] = self._last_turn = max(self._last_turn, now) + VERIFY_EVERY
+            last = now + VERIFY_AFTER if self._last_turn is None else max(self._last_turn, now)
+            turn = self._turns[uid] = self._last_turn = last + VERIFY_EVERY
             self._clock.call_later(turn - now, lambda: self._wake(workqueue.key))
         return now >= turn
 
