@@ -138,7 +138,7 @@ class Operator:
             return EXIT_FAILED
         try:
             await self._lead()
-        except (ClusterError, LeadershipLostError) as error:
+        except (ClusterError, ConfigurationError, LeadershipLostError) as error:
             logger.error("The operator cannot continue.", extra={"detail": str(error)})  # noqa: TRY400
             self._exit_code = self._exit_code or EXIT_FAILED
         finally:
@@ -155,7 +155,7 @@ class Operator:
                 clients.push_async_callback(self._clusters[-1].close)
             cluster = self._clusters[0]
             if self._config.leader_election:
-                election = await connect(self._config.kubeconfig)
+                election = await connect()
                 clients.push_async_callback(election.close)
                 self._leadership = Leadership(
                     election,
@@ -369,7 +369,7 @@ class Operator:
     # -- health --------------------------------------------------------------------------------------
 
     async def _connect(self, connections: int = CONNECTIONS) -> Cluster:
-        return await connect(self._config.kubeconfig, self._fence, connections)
+        return await connect(self._fence, connections)
 
     def _fence(self) -> None:
         if self._leadership is not None:
