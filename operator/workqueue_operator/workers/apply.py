@@ -31,11 +31,12 @@ from workqueue_operator.workers.retirement_key import RetirementKeys
 
 logger = logging.getLogger(__name__)
 
-VERIFY_AFTER: Final = 10.0
-"""Seconds after the first pass until the first Deployment is applied only as a check: doorbells go first."""
+TURNS_BEGIN_AFTER: Final = 10.0
+"""Seconds after the first pass until the first turn: after a restart, doorbells go first."""
 
-VERIFY_EVERY: Final = 0.2
-"""Seconds between two Deployments that are applied after a restart only as a check."""
+TURN_SECONDS: Final = 0.2
+"""Seconds between two turns. Deployments are applied in turns as a check after a restart, and to note that their
+template is proven. Nothing waits for either, and hundreds at once would delay the counts of queues that wake."""
 
 REFUSED_AGAIN: Final = (1.0, 60.0)
 """Seconds: the first and the longest delay before the operator repeats a refused write."""
@@ -50,11 +51,13 @@ class Applied:
     Attributes:
         generation: of the Deployment after the operator's apply, or after its last scaling.
         digest: of the rendered Deployment.
+        but_proof: the same without what a proven template changes.
     """
 
     uid: str
     generation: int
     digest: bytes
+    but_proof: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,12 @@ class WorkloadApplier:
             and self._clock.monotonic() < refusal.until
         ):
             return _as_far_as_admitted(seen, refusal.why)
-        no_key = await self._ensure_key(workqueue)
+        if refusal is None and seen is not None and self._only_proof_differs(workqueue, wanted, seen):
+            if not self._has_turn(workqueue):
+                return Ensured(seen)
+            only_proof, no_key = True, None
+        else:
+            only_proof, no_key = False, await self._ensure_key(workqueue)
         try:
             live = await self._apply_deployment(workqueue, wanted, seen)
         except ReconcileError as problem:
@@ -172,11 +180,15 @@ class WorkloadApplier:
         try:
             if no_key is not None:
                 raise no_key
-            await self._apply_others(workqueue)
+            if not only_proof:
+                await self._apply_others(workqueue)
             self._refusals.pop(uid, None)
         except ReconcileError as problem:
             why = self._refuse(workqueue, wanted, problem)
-        self._applied[uid] = Applied(live["metadata"]["uid"], live["metadata"]["generation"], digest(wanted))
+        self._turns.pop(uid, None)
+        self._applied[uid] = Applied(
+            live["metadata"]["uid"], live["metadata"]["generation"], digest(wanted), _but_proof(wanted)
+        )
         return Ensured(live, why)
 
     def next_attempt(self, workqueue: WorkQueue) -> float | None:
@@ -189,11 +201,15 @@ class WorkloadApplier:
         applied = self._applied.get(workqueue.metadata.uid)
         if applied is None:
             return _is_of(seen, wanted) and not self._has_turn(workqueue)
+        return applied.digest == digest(wanted) and _is_untouched(applied, seen, wanted)
+
+    def _only_proof_differs(self, workqueue: WorkQueue, wanted: Object, seen: Object) -> bool:
+        """Whether the last apply differs from `wanted` only because a pod of the template has been Ready since."""
+        applied = self._applied.get(workqueue.metadata.uid)
         return (
-            applied.uid == seen["metadata"]["uid"]
-            and applied.generation >= seen["metadata"]["generation"]
-            and applied.digest == digest(wanted)
-            and _contains(seen["metadata"], wanted["metadata"])
+            applied is not None
+            and applied.but_proof == _but_proof(wanted)
+            and _is_untouched(applied, seen, wanted)
         )
 
     def _refuse(self, workqueue: WorkQueue, wanted: Object, problem: ReconcileError) -> Unknown:
@@ -270,16 +286,15 @@ class WorkloadApplier:
         return live is None or live["spec"].get("replicas", 1) != observed
 
     def _has_turn(self, workqueue: WorkQueue) -> bool:
-        """Whether this Deployment of an earlier process may be applied now. Otherwise a timer adds its WorkQueue
-        later.
+        """Whether this Deployment may be applied now. Otherwise a timer adds its WorkQueue later.
 
         After a restart all Deployments look correct, and very likely are, so urgent work goes first.
         """
         uid, now = workqueue.metadata.uid, self._clock.monotonic()
         turn = self._turns.get(uid)
         if turn is None:
-            last = now + VERIFY_AFTER if self._last_turn is None else max(self._last_turn, now)
-            turn = self._turns[uid] = self._last_turn = last + VERIFY_EVERY
+            last = now + TURNS_BEGIN_AFTER if self._last_turn is None else max(self._last_turn, now)
+            turn = self._turns[uid] = self._last_turn = last + TURN_SECONDS
             self._clock.call_later(turn - now, lambda: self._wake(workqueue.key))
         return now >= turn
 
@@ -371,6 +386,19 @@ def _is_of(live: Object, wanted: Object) -> bool:
         body["spec"]["template"].get("metadata", {}).get("annotations", {}) for body in (live, wanted)
     ]
     return bool(annotations[0].get(ANNOTATION_TEMPLATE_HASH) == annotations[1][ANNOTATION_TEMPLATE_HASH])
+
+
+def _but_proof(wanted: Object) -> bytes:
+    return digest({**wanted, "spec": {**wanted["spec"], "strategy": None}})
+
+
+def _is_untouched(applied: Applied, seen: Object, wanted: Object) -> bool:
+    """Whether the Deployment is as the operator has left it, as far as that can be seen."""
+    return (
+        applied.uid == seen["metadata"]["uid"]
+        and applied.generation >= seen["metadata"]["generation"]
+        and _contains(seen["metadata"], wanted["metadata"])
+    )
 
 
 def _as_far_as_admitted(seen: Object | None, why: Unknown) -> Ensured:
