@@ -69,8 +69,11 @@ FLUSH_SECONDS: Final = 2.0
 """Seconds after that for writing the last statuses and Events."""
 
 WATCH_WITHIN: Final = 10.0
-"""Seconds after the first LISTs within which the watch begins, also in a standby. Until then the passes work from
-those LISTs. kopf handles each listed object again, which takes longer than installing its doorbell."""
+"""Seconds after the first LISTs within which the watch begins. Until then the passes work from those LISTs. kopf
+handles each listed object again, which takes longer than installing its doorbell."""
+
+STANDS_BY_AFTER: Final = 1.0
+"""Seconds after which a process that has not won the Lease begins to watch."""
 
 COLLECT_AFTER: Final = (10_000, 20, 50)
 """Thresholds of the garbage collector. A pass makes thousands of objects that reference counting frees. With Python's
@@ -113,6 +116,7 @@ class Operator:
         self._clusters: list[Cluster] = []
         self._serving = False
         self._leading = False
+        self._stands_by = asyncio.Event()
 
     async def run(self) -> int:
         """Serve until a signal arrives or a fatal error occurs.
@@ -232,9 +236,12 @@ class Operator:
 
     async def _watch(self, queue: ReconcileQueue, store: Store, namespaces: Sequence[str]) -> None:
         """Watch, after the first passes: kopf lists everything once more, and a doorbell must not wait for that."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(WATCH_WITHIN):
-                await queue.caught_up()
+        ends = {asyncio.create_task(queue.caught_up()), asyncio.create_task(self._stands_by.wait())}
+        try:
+            await asyncio.wait(ends, timeout=WATCH_WITHIN, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
         await watch.run(store, namespaces, identity=self._config.pod_name, started=self._listen_to_signals)
 
     async def _win(self, standby: WarmBrokers) -> None:
@@ -242,9 +249,11 @@ class Operator:
         if self._leadership is None:
             return
         warming = asyncio.create_task(standby.run(), name="warm brokers")
+        begins = asyncio.get_running_loop().call_later(STANDS_BY_AFTER, self._stands_by.set)
         try:
             await self._leadership.win()
         finally:
+            begins.cancel()
             warming.cancel()
             await asyncio.gather(warming, return_exceptions=True)
         await standby.hand_over()
