@@ -9,6 +9,7 @@ conditions of others survive.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class _Report:
     """The status of one WorkQueue.
 
     Attributes:
-        wanted: the status from the last pass.
+        text: the status from the last pass, as JSON. It takes a third of the memory of the dicts.
         written: the last write; None before the first.
         failures: failed writes in a row.
         not_before: the monotonic time before which nothing is written, after a failure.
@@ -92,11 +93,17 @@ class _Report:
     """
 
     key: Key
-    wanted: Mapping[str, Any]
+    text: str
     written: Written | None = None
     failures: int = 0
     not_before: float = 0.0
     timer: Timer | None = None
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """The status from the last pass."""
+        found: dict[str, Any] = json.loads(self.text)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +224,9 @@ class Reporter:
         ]
         report = self._reports.get(uid)
         if report is None:
-            self._reports[uid] = _Report(workqueue.key, status)
+            self._reports[uid] = _Report(workqueue.key, json.dumps(status))
         else:
-            report.wanted = _with_times_of(report.wanted, status)
+            report.text = json.dumps(_with_times_of(report.wanted, status))
         self._offer(uid)
 
     def _offer(self, uid: str, *, hurry: bool = False) -> None:
@@ -242,17 +249,17 @@ class Reporter:
 
     def _due_in(self, report: _Report, uid: str) -> float | None:
         """Return the seconds until the report may be written; None when the WorkQueue shows it already."""
-        written, shown = report.written, self._shown(report.key, uid)
+        written, wanted, shown = report.written, report.wanted, self._shown(report.key, uid)
         now = self._clock.monotonic()
         if written is None:
-            if shown == report.wanted:
+            if shown == wanted:
                 # An earlier process wrote it.
                 report.written = Written(digest(shown), digest(_without_numbers(shown)), now)
                 return None
             return report.not_before - now
-        if written.whole == digest(report.wanted) and _says_all_of(shown, report.wanted):
+        if written.whole == digest(wanted) and _says_all_of(shown, wanted):
             return None
-        only_numbers = written.without_numbers == digest(_without_numbers(report.wanted))
+        only_numbers = written.without_numbers == digest(_without_numbers(wanted))
         return max(written.at + (NUMBERS_EVERY if only_numbers else STATUS_EVERY), report.not_before) - now
 
     async def _write(self, uid: str) -> None:
@@ -269,7 +276,7 @@ class Reporter:
                     "kind": KIND,
                     # With the uid, the API server refuses the write if another object of this name has replaced it.
                     "metadata": {"name": name, "namespace": namespace, "uid": uid},
-                    "status": dict(status),
+                    "status": status,
                 },
                 manager=STATUS_FIELD_MANAGER,
             )

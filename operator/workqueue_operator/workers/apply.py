@@ -290,12 +290,13 @@ class WorkloadApplier:
 
         After a restart all Deployments look correct, and very likely are, so urgent work goes first.
         """
-        uid, now = workqueue.metadata.uid, self._clock.monotonic()
+        # The timer keeps the key only. After a restart, 1,000 WorkQueues would take 10 MiB until their turn.
+        uid, key, now = workqueue.metadata.uid, workqueue.key, self._clock.monotonic()
         turn = self._turns.get(uid)
         if turn is None:
             last = now + TURNS_BEGIN_AFTER if self._last_turn is None else max(self._last_turn, now)
             turn = self._turns[uid] = self._last_turn = last + TURN_SECONDS
-            self._clock.call_later(turn - now, lambda: self._wake(workqueue.key))
+            self._clock.call_later(turn - now, lambda: self._wake(key))
         return now >= turn
 
     async def _ensure_key(self, workqueue: WorkQueue) -> Exception | None:
